@@ -1,0 +1,68 @@
+"""retrodistill: distil strong, slow rankers into small, fast retrievers and compact indexes.
+
+Names are imported on first use, so that ``import retrodistill`` is instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from retrodistill.api import distill, evaluate
+    from retrodistill.candidates import mine
+    from retrodistill.collections import Collection, load_collection
+    from retrodistill.errors import UserError
+    from retrodistill.indexes import AsymmetricIndex, build_index
+    from retrodistill.models import Encoder, load_encoder
+    from retrodistill.pipeline import run_recipe
+    from retrodistill.runs import Run, fuse, read_run, write_run
+    from retrodistill.teachers import score
+
+_HOMES = {
+    "AsymmetricIndex": "retrodistill.indexes",
+    "Collection": "retrodistill.collections",
+    "Encoder": "retrodistill.models",
+    "Run": "retrodistill.runs",
+    "UserError": "retrodistill.errors",
+    "build_index": "retrodistill.indexes",
+    "distill": "retrodistill.api",
+    "evaluate": "retrodistill.api",
+    "fuse": "retrodistill.runs",
+    "load_collection": "retrodistill.collections",
+    "load_encoder": "retrodistill.models",
+    "mine": "retrodistill.candidates",
+    "read_run": "retrodistill.runs",
+    "run_recipe": "retrodistill.pipeline",
+    "score": "retrodistill.teachers",
+    "write_run": "retrodistill.runs",
+}
+
+__all__ = [
+    "AsymmetricIndex",
+    "Collection",
+    "Encoder",
+    "Run",
+    "UserError",
+    "build_index",
+    "distill",
+    "evaluate",
+    "fuse",
+    "load_collection",
+    "load_encoder",
+    "mine",
+    "read_run",
+    "run_recipe",
+    "score",
+    "write_run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'retrodistill' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOMES)

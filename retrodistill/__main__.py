@@ -1,0 +1,5 @@
+"""``python -m retrodistill``, and what torchrun starts."""
+
+from retrodistill.cli import main
+
+main()

@@ -1,0 +1,155 @@
+"""Distil and evaluate from Python, in one call each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from retrodistill.collections import Collection, Texts, load_collection
+from retrodistill.errors import UserError
+from retrodistill.files import make_folder
+from retrodistill.measures.ranking import DEFAULT_MEASURES, evaluate_run, means
+from retrodistill.models import Encoder, load_encoder, load_retriever
+from retrodistill.pipeline.students import distil
+from retrodistill.recipe import StudentSettings
+from retrodistill.runs.run import Run
+from retrodistill.teachers import load_teacher
+from retrodistill.teachers.recorded import RecordedTeacher
+from retrodistill.training.material import Material
+from retrodistill.training.settings import CandidateSettings, StageSettings, TextSettings, TrainingSettings
+
+_STATIC_TRAINING = TrainingSettings(epochs=12, learning_rate=1e-3, batch_size=64)
+_DENSE_TRAINING = TrainingSettings(epochs=4, learning_rate=5e-5, batch_size=32)
+
+
+def distill(  # noqa: PLR0913 - one call for what a recipe says
+    collection: Collection | str,
+    target: Any,
+    *,
+    student: str = "static",
+    objective: str | Sequence[str] = "kl",
+    space: str | Encoder = "dense:all-MiniLM-L6-v2",
+    queries: str = "auto",
+    towers: str = "query",
+    training: TrainingSettings | None = None,
+    stages: Sequence[StageSettings] | None = None,
+    out: str | os.PathLike[str] = "out/student",
+    seed: int = 0,
+) -> Encoder:
+    """Distil a student; killed at any moment, the same call goes on where it stopped.
+
+    Args:
+        collection: A collection or what `load_collection` takes.
+        target: What teaches: a run of teacher scores (from `score` and `fuse`), a teacher, or a model name.
+        student: ``static`` or ``dense:NAME``.
+        objective: ``kl``, ``margin-mse``, ``margin-mse-all`` (on lists), ``leaf`` (aligns to the space), or several,
+            summed.
+        space: The dense model whose document vectors the student's queries search.
+        queries: Split that trains.
+        towers: ``query``: documents stay as they are; ``both``: the student encodes its own documents.
+        training: How long and how fast; defaults that suit the kind of student.
+        stages: A curriculum in place of the one stage that the arguments above describe.
+        out: Folder of the student, an ordinary sentence-transformers folder.
+        seed: Of everything that draws.
+
+    Returns:
+        The student, ready for `build_index`.
+
+    Raises:
+        UserError: Something does not fit; nothing is half-written.
+    """
+    corpus = load_collection(collection)
+    teacher = load_teacher(target)
+    names = [objective] if isinstance(objective, str) else list(objective)
+    default = _STATIC_TRAINING if student == "static" else _DENSE_TRAINING
+    stage = {
+        "objectives": names,
+        "towers": towers,
+        "training": (training or default).model_dump(),
+        "texts": TextSettings().model_dump(),
+        "candidates": CandidateSettings(depth=100).model_dump(),
+    }
+    settings = StudentSettings.model_validate(
+        {
+            "model": student,
+            "stages": [one.model_dump() for one in stages] if stages else [stage],
+            "documents": "student" if towers == "both" else "space",
+            "control": None,
+        }
+    )
+    folder = Path(out)
+    asked = corpus.split(queries)
+    if isinstance(teacher, RecordedTeacher):
+        asked = _recorded_queries(corpus, teacher.run)
+    material = Material(corpus, asked, teacher, load_encoder(space), make_folder(folder.parent), seed)
+    return distil(folder.name, settings, material, folder).encoder
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` measured.
+
+    Attributes:
+        means: ``{system: {measure: mean over all judged queries}}``.
+        per_query: ``{system: table query_id, measures}``.
+        runs: ``{system: run}``.
+    """
+
+    means: dict[str, dict[str, float]]
+    per_query: dict[str, pa.Table]
+    runs: dict[str, Run]
+
+    def __str__(self) -> str:
+        measures = list(next(iter(self.means.values())))
+        width = max(len("system"), *map(len, self.means))
+        head = "  ".join(["system".ljust(width), *(measure.rjust(10) for measure in measures)])
+        rows = [
+            "  ".join([name.ljust(width), *(f"{values[measure]:10.4f}" for measure in measures)])
+            for name, values in self.means.items()
+        ]
+        return "\n".join([head, *rows])
+
+
+def evaluate(
+    systems: Mapping[str, Any] | Any,
+    collection: Collection | str,
+    split: str = "test",
+    *,
+    measures: Sequence[str] = DEFAULT_MEASURES,
+    depth: int = 1000,
+) -> Evaluation:
+    """Measure systems on a split; queries without results count 0.
+
+    Args:
+        systems: ``{name: system}``, or one system: a model name, a run, an index, an encoder, an ensemble.
+        collection: A collection or what `load_collection` takes.
+        split: Whose judgements count.
+        measures: ``ndcg@k``, ``mrr@k``, ``recall@k``, ``map@k``, ``precision@k``.
+        depth: Documents retrieved per query; cut to the corpus.
+
+    Raises:
+        UserError: The split has no judgements, or a system cannot search.
+    """
+    corpus = load_collection(collection)
+    queries, qrels = corpus.split(split), corpus.relevance(split).to_dict()
+    named = systems if isinstance(systems, Mapping) else {str(getattr(systems, "name", systems)): systems}
+    if not named:
+        raise UserError("no system to evaluate; give at least one.")
+    runs, tables = {}, {}
+    for name, system in named.items():
+        retriever = load_retriever(system)
+        # One more than asked for: a document that is the query itself is left out before the cut, as in beir.
+        runs[name] = retriever.retrieve(corpus, queries, min(depth + 1, len(corpus.documents)))
+        runs[name] = runs[name].without({query: query for query in queries.ids}).top(depth).renamed(name)
+        tables[name] = evaluate_run(runs[name], qrels, measures)
+    return Evaluation({name: means(table) for name, table in tables.items()}, tables, runs)
+
+
+def _recorded_queries(collection: Collection, run: Run) -> Texts:
+    run.require(collection.queries.ids, collection.documents.ids)
+    return collection.queries.select(run.query_ids)

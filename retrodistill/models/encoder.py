@@ -1,0 +1,167 @@
+"""Encoders: a sentence-transformers model with the contract that indexes hold it to."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from retrodistill.errors import UserError
+from retrodistill.files import digest
+from retrodistill.manifest import Manifest
+from retrodistill.models.loading import load_bi_encoder
+from retrodistill.models.names import ModelName, parse_model_name
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+Role = Literal["query", "document"]
+STUDENT_MANIFEST = "retrodistill.json"
+
+
+class Encoder:
+    """Turns queries and documents into vectors whose inner product is the score.
+
+    A model whose similarity is cosine gives unit vectors here, so that inner product means the same everywhere.
+
+    Args:
+        model: The sentence-transformers model.
+        name: ``kind:name`` as the user wrote it.
+        student: The manifest of a student that retrodistill trained, if it is one.
+    """
+
+    def __init__(self, model: SentenceTransformer, name: str, student: Manifest | None = None) -> None:
+        self.model = model
+        self.name = name
+        self.student = student
+
+    @property
+    def dimension(self) -> int:
+        """Width of a vector."""
+        width = self.model.get_embedding_dimension()
+        if width is None:
+            raise UserError(f"model {self.name} does not say its embedding dimension; its last module must.")
+        return width
+
+    @property
+    def similarity(self) -> str:
+        """``cosine`` or ``dot``.
+
+        Raises:
+            UserError: The model asks for a distance, which a retriever here does not use.
+        """
+        name = str(self.model.similarity_fn_name)
+        if name not in ("cosine", "dot"):
+            raise UserError(f"model {self.name} uses similarity {name!r}; a retriever uses cosine or dot.")
+        return name
+
+    @property
+    def is_static(self) -> bool:
+        """Whether it is a token table (no transformer)."""
+        return type(self.model[0]).__name__ == "StaticEmbedding"
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """Digest of all parameters and buffers, by name."""
+        hasher = hashlib.blake2b(digest_size=8)
+        for key, tensor in sorted(self.model.state_dict().items()):
+            hasher.update(key.encode())
+            hasher.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return hasher.hexdigest()
+
+    def contract(self, role: Role) -> dict[str, Any]:
+        """All that decides the vector of a text: weights, modules, prompt, length, similarity, dimension."""
+        return {
+            "weights": self.weights_digest,
+            "modules": [type(module).__name__ for module in self.model],
+            "prompt": self.prompt(role),
+            "max_length": _finite(self.model.max_seq_length),
+            "similarity": self.similarity,
+            "dimension": self.dimension,
+        }
+
+    @cached_property
+    def document_space(self) -> str:
+        """Fingerprint of the space that this model's documents lie in."""
+        return digest(self.contract("document"))
+
+    @property
+    def query_space(self) -> str:
+        """Fingerprint of the document space that this model's queries search: its own, or the one it was aligned to."""
+        if self.student is not None and "query_space" in self.student.about:
+            return str(self.student.about["query_space"])
+        return self.document_space
+
+    def fingerprint(self, role: Role) -> str:
+        """Fingerprint of what decides the vectors of this role."""
+        return digest(self.contract(role))
+
+    def prompt(self, role: Role) -> str:
+        """The model's own prompt for the role; empty if it has none."""
+        prompts = self.model.prompts or {}
+        names = {"query": ("query",), "document": ("document", "passage", "corpus")}[role]
+        for name in names:
+            if prompts.get(name):
+                return str(prompts[name])
+        default = self.model.default_prompt_name
+        return str(prompts.get(default, "")) if default else ""
+
+    def encode(self, texts: Sequence[str], role: Role, *, batch_size: int = 32) -> np.ndarray:
+        """Encode texts.
+
+        Returns:
+            (n, dimension) float32; unit vectors for cosine models.
+
+        Raises:
+            UserError: A vector is not finite.
+        """
+        if not len(texts):
+            return np.zeros((0, self.dimension), dtype=np.float32)
+        vectors = self.model.encode(
+            list(texts),
+            prompt=self.prompt(role),
+            batch_size=batch_size,
+            show_progress_bar=False,
+            convert_to_numpy=True,
+            normalize_embeddings=self.similarity == "cosine",
+        ).astype(np.float32, copy=False)
+        if not np.isfinite(vectors).all():
+            row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+            raise UserError(f"model {self.name} gives a vector that is not finite for {texts[row][:60]!r}.")
+        return vectors
+
+    def __repr__(self) -> str:
+        return f"Encoder({self.name}, {self.dimension} dimensions, {self.similarity})"
+
+
+def load_encoder(source: str | Path | ModelName | Encoder | SentenceTransformer) -> Encoder:
+    """Load an encoder by its name; an `Encoder` or a SentenceTransformer object is taken as it is.
+
+    Raises:
+        UserError: Not a model name, not an encoder's kind, or not to be found.
+    """
+    if isinstance(source, Encoder):
+        return source
+    if not isinstance(source, (str, Path, ModelName)):
+        return Encoder(source, f"dense:{source.model_card_data.model_id or 'in-memory'}")
+    name = source if isinstance(source, ModelName) else parse_model_name(str(source))
+    if name.kind not in ("dense", "static"):
+        raise UserError(f"model {name} is no encoder; an encoder is 'dense:NAME' or 'static:NAME'.")
+    manifest = None
+    if (Path(name.name) / STUDENT_MANIFEST).exists():
+        manifest = Manifest.read(name.name, STUDENT_MANIFEST)
+    encoder = Encoder(load_bi_encoder(name.name), str(name), manifest)
+    if name.kind == "static" and not encoder.is_static:
+        raise UserError(
+            f"model {name.name} is not a token table but {type(encoder.model[0]).__name__}; "
+            f"name it 'dense:{name.name}'."
+        )
+    return encoder
+
+
+def _finite(length: float | None) -> int | None:
+    return None if length is None or length == float("inf") else int(length)

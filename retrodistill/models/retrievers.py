@@ -1,0 +1,182 @@
+"""Retrievers: what finds documents for queries and returns a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from retrodistill.collections.collection import Collection
+from retrodistill.collections.texts import Texts
+from retrodistill.errors import UserError
+from retrodistill.models.embeddings import embed
+from retrodistill.models.encoder import Encoder, load_encoder
+from retrodistill.models.lexical import BM25
+from retrodistill.models.names import ModelName, parse_model_name
+from retrodistill.models.vectors import check_finite, exact_search, flat_index
+from retrodistill.runs.formats import read_run
+from retrodistill.runs.run import Run
+
+
+@runtime_checkable
+class Retriever(Protocol):
+    """Finds documents of a collection."""
+
+    name: str
+
+    def retrieve(self, collection: Collection, queries: Texts, k: int) -> Run:
+        """The best k documents of each query, fewer where the ranker finds fewer."""
+        ...
+
+    def responder(self, collection: Collection, k: int) -> Callable[[str], Any]:
+        """A function that answers one query text the way a server would, nothing cached: for timing."""
+        ...
+
+    def bytes_per_document(self, collection: Collection) -> float | None:
+        """Bytes that serving keeps per document; None where nothing is known."""
+        ...
+
+
+class LexicalRetriever:
+    """BM25 over the whole collection."""
+
+    name = "bm25"
+
+    def retrieve(self, collection: Collection, queries: Texts, k: int) -> Run:
+        """The k best documents that share a term with the query."""
+        rows, scores = BM25(collection.documents).search(queries.texts, k)
+        return Run.from_matrix(queries.ids, collection.documents.ids, rows, scores, name=self.name)
+
+    def responder(self, collection: Collection, k: int) -> Callable[[str], Any]:
+        """Tokenises, scores and cuts."""
+        ranker = BM25(collection.documents)
+        return lambda text: ranker.search([text], k)
+
+    def bytes_per_document(self, collection: Collection) -> float | None:
+        """Of the inverted index."""
+        return BM25(collection.documents).bytes_per_document
+
+
+class DenseRetriever:
+    """Exact inner-product search with one encoder for both sides, or two.
+
+    Args:
+        documents: Encodes the documents.
+        queries: Encodes the queries, into the documents' space; the same encoder by default.
+        name: What the run is called; the query encoder's name by default.
+
+    Raises:
+        UserError: The query encoder's space is not the documents'.
+    """
+
+    def __init__(self, documents: Encoder, queries: Encoder | None = None, name: str | None = None) -> None:
+        self.documents, self.queries = documents, queries or documents
+        self.name = name or self.queries.name
+        require_space(self.queries, documents.document_space, documents.dimension, documents.name)
+
+    def retrieve(self, collection: Collection, queries: Texts, k: int) -> Run:
+        """The k documents of highest inner product."""
+        ids = collection.documents.ids
+        vectors = embed(self.documents, collection.documents.texts, "document")
+        check_finite(vectors, ids, self.documents.name)
+        rows, scores = exact_search(embed(self.queries, queries.texts, "query"), vectors, k)
+        return Run.from_matrix(queries.ids, ids, rows, scores, name=self.name)
+
+    def responder(self, collection: Collection, k: int) -> Callable[[str], Any]:
+        """Encodes and searches a flat index."""
+        index = flat_index(embed(self.documents, collection.documents.texts, "document"))
+        return lambda text: index.search(self.queries.encode([text], "query"), k)
+
+    def bytes_per_document(self, collection: Collection) -> float | None:
+        """float32 vectors."""
+        return 4.0 * self.documents.dimension
+
+
+class RecordedRetriever:
+    """A run that was made before, by whomever."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.name = run, run.name
+
+    def retrieve(self, collection: Collection, queries: Texts, k: int) -> Run:
+        """The k best recorded documents of each query; queries that were not recorded have none."""
+        self.run.require({*collection.queries.ids, *queries.ids}, collection.documents.ids)
+        return self.run.select(queries.ids).top(k)
+
+    def responder(self, collection: Collection, k: int) -> Callable[[str], Any]:
+        """There is none.
+
+        Raises:
+            UserError: Always: a recorded run cannot be timed.
+        """
+        raise UserError(f"run {self.name} is recorded and answers no new query; it has no latency.")
+
+    def bytes_per_document(self, collection: Collection) -> float | None:
+        """Unknown."""
+        return None
+
+
+def load_retriever(source: Any) -> Retriever:
+    """A retriever from a model name (``bm25``, ``dense:...``, ``static:...``, ``run:FILE``) or an object.
+
+    Objects: a `Retriever`, a `Run`, an `Encoder`, a SentenceTransformer.
+
+    Raises:
+        UserError: A name whose kind cannot search on its own.
+    """
+    if isinstance(source, Retriever):
+        return source
+    if isinstance(source, Run):
+        return RecordedRetriever(source)
+    if not isinstance(source, (str, Path, ModelName)):
+        return DenseRetriever(load_encoder(source))
+    name = source if isinstance(source, ModelName) else parse_model_name(str(source))
+    if name.kind == "bm25":
+        return LexicalRetriever()
+    if name.kind == "run":
+        return RecordedRetriever(read_run(name.name))
+    if name.kind in ("dense", "static"):
+        return DenseRetriever(load_encoder(name))
+    raise UserError(
+        f"model {name} scores pairs and cannot search a corpus; mine candidates with bm25, dense, static "
+        "or run, and use it as a teacher."
+    )
+
+
+def require_space(queries: Encoder, space: str, dimension: int, documents: str) -> None:
+    """Check that a query encoder's vectors belong among the documents'.
+
+    Raises:
+        UserError: Another dimension, or a space it was neither made for nor aligned to.
+    """
+    if queries.dimension != dimension:
+        raise UserError(
+            f"queries by {queries.name} have {queries.dimension} dimensions, the documents by {documents} have "
+            f"{dimension}; use the encoder that made the documents or one distilled into its space."
+        )
+    if queries.query_space != space:
+        raise UserError(
+            f"queries by {queries.name} belong to space {queries.query_space}, the documents by {documents} lie in "
+            f"{space}; use the encoder that made the documents or one distilled into its space."
+        )
+
+
+def check_k(k: int, documents: int) -> None:
+    """Refuse to ask for more documents than there are.
+
+    Raises:
+        UserError: k is below 1 or above the number of documents.
+    """
+    if not 1 <= k <= documents:
+        raise UserError(f"k={k}: the corpus has {documents} documents; choose k from 1 to {documents}.")
+
+
+def check_queries(texts: list[str]) -> None:
+    """Refuse empty queries.
+
+    Raises:
+        UserError: A query has no text; its place is named.
+    """
+    empty = [place for place, text in enumerate(texts) if not text.strip()]
+    if empty:
+        raise UserError(f"query {empty[0] + 1} of {len(texts)} is empty; a query needs at least one word.")

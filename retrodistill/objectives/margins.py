@@ -1,0 +1,44 @@
+"""Objectives that see differences of scores within a list."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from retrodistill.objectives.masks import check_lists, full_mask
+
+
+def margin_mse(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, pairs: str = "positive") -> Tensor:
+    """Mean squared difference between the student's margins and the teacher's.
+
+    ``mean(((s_i - s_j) - (t_i - t_j))^2)`` with signed margins of raw scores: no sigmoid, no temperature, no
+    absolute value (Hofstaetter et al. 2020, arXiv 2010.02666, eq. 8).
+
+    Args:
+        scores: (batch, n) student scores, any scale that the student can learn to give.
+        targets: (batch, n) raw teacher scores, higher is better. Masked places may hold anything, NaN too.
+        mask: (batch, n) bool, true where there is a candidate.
+        pairs: ``positive``: the teacher's best candidate of each list against each other one, the paper's form with
+            the teacher as judge; ``all``: every pair of candidates.
+
+    Returns:
+        Scalar float32: the mean over all margins of the batch; 0 where no list has two candidates.
+
+    Raises:
+        UserError: Shapes that differ.
+    """
+    check_lists(scores, targets)
+    valid = full_mask(scores, mask)
+    scores = scores.float()
+    targets = targets.float().masked_fill(~valid, 0.0)
+    # A margin of differences is a difference of residuals: (s_i - s_j) - (t_i - t_j) = r_i - r_j.
+    residuals = (scores - targets).masked_fill(~valid, 0.0)
+    if pairs == "all":
+        counted = valid[:, :, None] & valid[:, None, :]
+        counted = counted & torch.ones_like(counted[0]).triu(diagonal=1)
+        margins = residuals[:, :, None] - residuals[:, None, :]
+    else:
+        best = targets.masked_fill(~valid, -torch.inf).argmax(dim=1, keepdim=True)
+        counted = valid.scatter(1, best, value=False)
+        margins = residuals.gather(1, best) - residuals
+    return (margins**2).masked_fill(~counted, 0.0).sum() / counted.sum().clamp(min=1)

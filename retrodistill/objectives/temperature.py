@@ -1,0 +1,60 @@
+"""Temperatures from the measured spread of scores: a teacher's scale is its own, so no fixed number fits."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from retrodistill.errors import UserError
+from retrodistill.runs.calibration import flat, list_moments
+from retrodistill.runs.run import Run
+
+
+def spread(run: Run) -> float:
+    """Mean over the lists of the standard deviation (population) of their scores, in the unit of the scores.
+
+    Lists of one candidate have none and do not count.
+
+    Raises:
+        UserError: No list has two different scores.
+    """
+    deviation = list_moments(run)[1]
+    deviation = deviation[(np.diff(run.bounds) > 1) & (deviation > 0)]
+    if not len(deviation):
+        raise flat(run)
+    return float(deviation.mean())
+
+
+def temperature_for(run: Run, sharpness: float) -> float:
+    """The temperature at which the mean list has a standard deviation of `sharpness` logits.
+
+    Args:
+        run: Scores of the ranker that the temperature is for.
+        sharpness: Above 0; about 1 is gentle, 4 leaves the first few candidates most of the mass.
+
+    Raises:
+        UserError: A sharpness that is not above 0, or a flat run.
+    """
+    if sharpness <= 0:
+        raise UserError(f"sharpness={sharpness}: it lies above 0.")
+    return spread(run) / sharpness
+
+
+def check_trainable(run: Run) -> tuple[Run, dict[str, int]]:
+    """Drop lists that a list objective learns nothing from, and count them.
+
+    Returns:
+        The run with lists of at least two different scores, and ``{"single": .., "flat": ..}`` lists dropped.
+
+    Raises:
+        UserError: No list is left: one candidate per query, or all scores equal.
+    """
+    sizes, deviation = np.diff(run.bounds), list_moments(run)[1]
+    single, level = sizes < 2, (sizes >= 2) & (deviation == 0)
+    if single.all():
+        raise UserError(
+            f"run {run.name}: every query has one candidate, and a list objective needs at least two; mine deeper."
+        )
+    if (single | level).all():
+        raise flat(run)
+    kept = run.filter(~(single | level)[run.query_codes])
+    return kept, {"single": int(single.sum()), "flat": int(level.sum())}

@@ -1,0 +1,100 @@
+"""What a recipe names, loaded and checked before any work starts."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from retrodistill.collections import Collection, Texts, leak_warning, leaks_between, load_collection
+from retrodistill.errors import UserError
+from retrodistill.files import make_folder
+from retrodistill.indexes.factory import vectors_to_train
+from retrodistill.models.encoder import Encoder, load_encoder
+from retrodistill.models.loading import quiet_libraries
+from retrodistill.recipe import Recipe
+from retrodistill.teachers.ensemble import Ensemble
+from retrodistill.teachers.loading import load_teacher
+from retrodistill.teachers.protocol import Teacher
+from retrodistill.teachers.recorded import RecordedTeacher
+from retrodistill.training.material import Material
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe with everything that it names at hand.
+
+    Attributes:
+        recipe: The recipe.
+        out: Where results go.
+        collection: Documents, queries, judgements.
+        train: Training queries, none of them a test query.
+        test: Test queries.
+        space: Encodes the documents of static students' indexes.
+        teacher: Scores lists.
+        notes: What a reader of the results should know.
+    """
+
+    recipe: Recipe
+    out: Path
+    collection: Collection
+    train: Texts
+    test: Texts
+    space: Encoder
+    teacher: Teacher
+    notes: list[str]
+
+    @property
+    def material(self) -> Material:
+        """What the stages of a student that searches the space draw on."""
+        return Material(self.collection, self.train, self.teacher, self.space, self.out, self.recipe.seed)
+
+
+def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
+    """Load and check all that a recipe names; writes nothing but the output folder.
+
+    Raises:
+        UserError: Something is missing or does not fit.
+    """
+    folder = make_folder(out)
+    collection = load_collection(recipe.collection)
+    test = collection.split(recipe.split.test)
+    collection.relevance(recipe.split.test)
+    train = collection.split(recipe.split.train)
+    notes = list(collection.warnings)
+    leaked = leaks_between(train, test)
+    if warning := leak_warning(leaked):
+        notes.append(warning)
+    barred = {leak.train_id for leak in leaked}
+    train = train.select([query for query in train.ids if query not in barred])
+    with quiet_libraries():
+        space = load_encoder(recipe.space)
+        teacher = _teacher(recipe, space)
+    _check(recipe, collection, train, teacher)
+    return Job(recipe, folder, collection, train, test, space, teacher, notes)
+
+
+def _teacher(recipe: Recipe, space: Encoder) -> Teacher:
+    members = [load_teacher(space if one.model == recipe.space else one.model) for one in recipe.teacher]
+    if not members:
+        return load_teacher(space)
+    if len(members) == 1:
+        return members[0]
+    return Ensemble(members, [one.weight for one in recipe.teacher], recipe.fusion)
+
+
+def _check(recipe: Recipe, collection: Collection, train: Texts, teacher: Teacher) -> None:
+    """What would otherwise fail after long work."""
+    wanted, documents = vectors_to_train(recipe.index.factory, 1), len(collection.documents)
+    if documents < wanted:
+        raise UserError(
+            f"factory {recipe.index.factory!r} needs at least {wanted} documents to train, collection "
+            f"{collection.name} has {documents}; choose a smaller one, e.g. 'SQ8'."
+        )
+    if isinstance(teacher, RecordedTeacher):
+        teacher.run.require(collection.queries.ids, collection.documents.ids)
+        if not set(teacher.run.query_ids) & set(train.ids):
+            raise UserError(
+                f"run {teacher.name} has rows for none of the {len(train)} training queries; record some "
+                f"of split {recipe.split.train!r}."
+            )

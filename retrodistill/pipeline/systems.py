@@ -1,0 +1,122 @@
+"""The systems of a job's table, and how each is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from retrodistill.indexes.asymmetric import AsymmetricIndex
+from retrodistill.indexes.factory import set_parameters
+from retrodistill.measures.latency import query_latency
+from retrodistill.measures.ranking import evaluate_run, means
+from retrodistill.measures.significance import compare_paired
+from retrodistill.models.retrievers import DenseRetriever, LexicalRetriever, Retriever
+from retrodistill.pipeline.job import Job
+from retrodistill.pipeline.students import Distilled
+from retrodistill.progress import say
+from retrodistill.reports.results import System
+from retrodistill.runs.run import Run
+from retrodistill.teachers.ensemble import Ensemble
+from retrodistill.teachers.recorded import RecordedTeacher
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A system before it is measured."""
+
+    name: str
+    role: str
+    retriever: Retriever
+    documents_by: str
+    queries_by: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measured system: its row, its results and its value for each query."""
+
+    system: System
+    run: Run
+    per_query: pa.Table
+
+
+def baselines(job: Job) -> list[Candidate]:
+    """BM25, the space's own model, and what the students learn from where that is something else."""
+    space = job.space.name
+    found = [
+        Candidate("bm25", "baseline", LexicalRetriever(), "bm25", "bm25"),
+        Candidate("teacher", "teacher", DenseRetriever(job.space), space, space),
+    ]
+    if isinstance(job.teacher, Ensemble):
+        by = " + ".join(
+            f"{weight:g} {member.name}" for member, weight in zip(job.teacher.members, job.teacher.weights, strict=True)
+        )
+        found.append(Candidate("ensemble", "teacher", job.teacher, by, by))
+    return found
+
+
+def of_student(student: Distilled, index: AsymmetricIndex, role: str) -> Candidate:
+    """A student behind its index."""
+    return Candidate(student.name, role, index, student.documents.name, _shown(student.encoder.name))
+
+
+def measure(candidate: Candidate, job: Job) -> Measured:
+    """Retrieve the test queries, measure each, time some."""
+    settings = job.recipe.evaluation
+    say(f"measuring {candidate.name}")
+    retriever = candidate.retriever
+    if isinstance(retriever, AsymmetricIndex) and job.recipe.index.parameters:
+        set_parameters(retriever.index, job.recipe.index.parameters)
+    run = retriever.retrieve(job.collection, job.test, min(settings.depth, len(job.collection.documents)))
+    per_query = evaluate_run(run, job.collection.relevance(job.recipe.split.test).to_dict())
+    timing = None
+    if settings.latency_queries:
+        respond = retriever.responder(job.collection, min(100, len(job.collection.documents)))
+        timing = query_latency(respond, job.test.texts[: settings.latency_queries])
+    row: dict[str, Any] = {
+        "name": candidate.name,
+        "role": candidate.role,
+        **means(per_query),
+        "query_ms": timing,
+        "bytes_per_document": retriever.bytes_per_document(job.collection),
+        "documents_by": candidate.documents_by,
+        "queries_by": candidate.queries_by,
+    }
+    return Measured(System.model_validate(row), run.top(settings.depth).renamed(candidate.name), per_query)
+
+
+def target_name(job: Job) -> str | None:
+    """The system that the students learn from; None for a recorded run that does not cover the test queries."""
+    if isinstance(job.teacher, RecordedTeacher):
+        return None
+    return "ensemble" if isinstance(job.teacher, Ensemble) else "teacher"
+
+
+def with_retention(measured: list[Measured], target: str | None) -> list[System]:
+    """The rows, each with the share of the target's nDCG@10 that it keeps."""
+    scores = {one.system.name: one.system.ndcg10 for one in measured}
+    ceiling = scores.get(target or "")
+    return [
+        one.system
+        if not ceiling or one.system.role == "teacher"
+        else one.system.model_copy(update={"retention": (one.system.ndcg10 or 0.0) / ceiling})
+        for one in measured
+    ]
+
+
+def comparisons(measured: list[Measured], seed: int, which: str = "ndcg@10") -> list[dict[str, Any]]:
+    """Each student against every system that is no student, on the same queries."""
+    found = []
+    for student in (one for one in measured if one.system.role == "student"):
+        for other in (one for one in measured if one.system.role != "student"):
+            values = compare_paired(student.per_query[which].to_numpy(), other.per_query[which].to_numpy(), seed=seed)
+            found.append({"a": student.system.name, "b": other.system.name, "measure": which, **values})
+    return found
+
+
+def _shown(name: str) -> str:
+    """A student's name without the folders above it."""
+    kind, _, place = name.partition(":")
+    return f"{kind}:{place.rstrip('/').rsplit('/', 1)[-1]}"

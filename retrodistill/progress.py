@@ -1,0 +1,43 @@
+"""One progress bar for long work, on standard error, with rate and time left."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+_quiet = False
+
+
+def set_quiet(quiet: bool) -> None:
+    """Show no bars (for ``--json`` and ``--quiet``)."""
+    global _quiet  # noqa: PLW0603 - one switch for the process, set by the command line
+    _quiet = quiet
+
+
+def is_quiet() -> bool:
+    """Whether bars are off."""
+    return _quiet
+
+
+def bar(total: int, what: str, unit: str) -> Any:
+    """Show a bar over `total` units, for a ``with`` statement; off a terminal it is a line every ten seconds."""
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        desc=what,
+        unit=f" {unit}",
+        disable=_quiet,
+        leave=False,
+        dynamic_ncols=terminal,
+        mininterval=0.1 if terminal else 10,
+        delay=1,
+        smoothing=0.1,
+    )
+
+
+def say(line: str) -> None:
+    """One line about what is going on, on standard error."""
+    if not _quiet:
+        tqdm.write(line, file=sys.stderr)

@@ -1,0 +1,84 @@
+"""Training curves: the loss, and the agreement with the teacher, of each student."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from retrodistill.reports import svg
+from retrodistill.reports.results import Results
+
+_MOST_POINTS = 300
+_Points = list[tuple[float, float]]
+_LINES = {"agreement": "first", "mean_cosine": "second"}
+_SAID = {"agreement": "agreement", "mean_cosine": "mean cosine"}
+
+
+def curves(results: Results) -> str:
+    """Two figures a student, as HTML; empty where nothing was recorded."""
+    return "".join(_student(name, curve) for name, curve in results.curves.items())
+
+
+def _student(name: str, curve: dict[str, list[dict[str, Any]]]) -> str:
+    losses = _points(curve.get("losses", []), "loss")
+    monitors = {key: _points(curve.get("monitors", []), key) for key in _LINES}
+    drawn = {_LINES[key]: points for key, points in monitors.items() if points}
+    keys = [
+        f'<b class="key {_LINES[key]}">{_SAID[key]}</b> {_ends(points)}' for key, points in monitors.items() if points
+    ]
+    loss = _figure({"first": losses}, "loss", f"<b>Loss</b> {_ends(losses)}", smooth=True)
+    agreement = _figure(drawn, "agreement", "; ".join(keys) or f"<b>Agreement</b> {_ends([])}")
+    return f'<h3>{escape(name)}</h3><div class="figures">{loss}{agreement}</div>'
+
+
+def _points(rows: Sequence[dict[str, Any]], key: str) -> _Points:
+    pairs = ((row["step"], row.get(key)) for row in rows)
+    return sorted((step, value) for step, value in pairs if step is not None and value is not None)
+
+
+def _figure(lines: dict[str, _Points], title: str, about: str, smooth: bool = False) -> str:
+    every = [point for points in lines.values() for point in points]
+    if len({step for step, _ in every}) < 2:
+        return f'<figure class="empty"><figcaption>{about}</figcaption></figure>'
+    x = svg.linear([step for step, _ in every], svg.LEFT, svg.WIDTH - svg.RIGHT, room=0.0)
+    y = svg.linear([value for _, value in every], svg.HEIGHT - svg.BOTTOM, svg.TOP)
+    parts = [svg.axes(x, y, "step", title)]
+    for kind, points in lines.items():
+        placed = [(x(step), y(value)) for step, value in _thin(points)]
+        faint = " faint" if smooth and len(placed) >= 60 else ""
+        parts.append(_line(placed, kind + faint))
+        if faint:
+            parts.append(_line(_running_mean(placed), kind))
+    return f"<figure>{svg.figure(''.join(parts), title)}<figcaption>{about}</figcaption></figure>"
+
+
+def _line(points: _Points, kind: str) -> str:
+    dots = ""
+    if len(points) <= 30:
+        dots = "".join(f'<circle class="dot {kind}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in points)
+    return (f'<path class="line {kind}" d="{svg.path(points)}"/>' if len(points) > 1 else "") + dots
+
+
+def _ends(points: _Points) -> str:
+    if not points:
+        return "was not recorded"
+    if len(points) == 1:
+        return f"{points[0][1]:.3g}, one point, at step {points[0][0]:g}"
+    return f"from {points[0][1]:.3g} to {points[-1][1]:.3g}"
+
+
+def _thin(points: _Points) -> _Points:
+    """Mean of each stretch of steps, so that a long training is no heavier a page than a short one."""
+    size = -(-len(points) // _MOST_POINTS)
+    stretches = [points[at : at + size] for at in range(0, len(points), size)]
+    return [_mean(stretch) for stretch in stretches]
+
+
+def _running_mean(points: _Points) -> _Points:
+    reach = max(len(points) // 50, 1)
+    return [(x, _mean(points[max(at - reach, 0) : at + reach + 1])[1]) for at, (x, _) in enumerate(points)]
+
+
+def _mean(points: _Points) -> tuple[float, float]:
+    return sum(x for x, _ in points) / len(points), sum(y for _, y in points) / len(points)

@@ -1,0 +1,227 @@
+"""What results.json says: typed records, checked when made and when read."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from retrodistill.errors import UserError, unknown
+
+Role = Literal["baseline", "teacher", "control", "student"]
+ROLES: tuple[str, ...] = get_args(Role)
+COMPARISON_KEYS = ("a", "b", "measure", "difference", "interval", "p")
+CURVE_KEYS = ("losses", "monitors")
+POINT_KEYS = ("step", "loss", "agreement", "mean_cosine")
+
+
+class Record(BaseModel):
+    """Base of the records: frozen, refuses unknown keys, NaN and infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
+
+
+class System(Record):
+    """One measured system.
+
+    Attributes:
+        name: The user's word for it.
+        role: What it is here: baseline, teacher, control or student.
+        ndcg10, mrr10, recall100: Means over the queries, 0 to 1; None where there are no relevance judgements. In
+            JSON ``ndcg@10``, ``mrr@10``, ``recall@100``.
+        retention: Share of the teaching system's nDCG@10 that was kept; None for the teacher, or where undefined.
+        bytes_per_document: Size of the index over the number of documents.
+        query_ms: Milliseconds a query: at least ``p50`` and ``p95``.
+        documents_by, queries_by: What encodes each side.
+    """
+
+    name: str = Field(min_length=1)
+    role: Role
+    ndcg10: float | None = Field(validation_alias="ndcg@10", serialization_alias="ndcg@10", ge=0, le=1)
+    mrr10: float | None = Field(default=None, validation_alias="mrr@10", serialization_alias="mrr@10", ge=0, le=1)
+    recall100: float | None = Field(
+        default=None, validation_alias="recall@100", serialization_alias="recall@100", ge=0, le=1
+    )
+    retention: float | None = Field(default=None, ge=0)
+    bytes_per_document: float | None = Field(default=None, ge=0)
+    query_ms: dict[str, float] | None = None
+    documents_by: str = ""
+    queries_by: str = ""
+
+    @field_validator("query_ms")
+    @classmethod
+    def _percentiles(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        if value is not None and (not {"p50", "p95"} <= value.keys() or min(value.values()) < 0):
+            raise ValueError("query_ms needs p50 and p95, in milliseconds, none below 0")
+        return value
+
+
+class Hit(Record):
+    """A document in a ranking: its text is already shortened; score is raw, higher is better."""
+
+    document_id: str
+    text: str
+    relevant: bool
+    score: float
+
+
+class Example(Record):
+    """A query with the rankings of the teaching system and of the student, best first."""
+
+    query: str
+    relevant: list[str]
+    teacher: list[Hit]
+    student: list[Hit]
+
+
+class Results(Record):
+    """Everything a report says.
+
+    Attributes:
+        collection, split: What was measured on.
+        queries: Number of queries in the means.
+        systems: Every system, in the order of the table.
+        name: The recipe's name; empty where there was none.
+        command: The command that gives these numbers again.
+        hardware, versions: As in a manifest.
+        seconds: Wall time of each stage, by its name.
+        seed: The recipe's seed.
+        taught_by: Name of the system that is the student's target; None where nothing was distilled.
+        comparisons: ``{"a", "b", "measure", "difference", "interval", "p"}``; difference is a minus b.
+        curves: By student, ``{"losses": [{"step", "loss"}], "monitors": [{"step", "agreement", "mean_cosine"}]}``.
+        examples: Queries with both rankings.
+        notes: Warnings worth a reader's eye.
+        provenance: Fingerprints and the like, by name; values may be nested.
+    """
+
+    collection: str
+    split: str
+    queries: int = Field(ge=0)
+    systems: list[System] = Field(min_length=1)
+    name: str = ""
+    command: str = ""
+    hardware: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    seconds: dict[str, float] = {}
+    seed: int | None = None
+    taught_by: str | None = None
+    comparisons: list[dict[str, Any]] = []
+    curves: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    examples: list[Example] = []
+    notes: list[str] = []
+    provenance: dict[str, Any] = {}
+
+    @property
+    def teacher(self) -> System | None:
+        """The system that taught; None where nothing was distilled."""
+        return self.system(self.taught_by) if self.taught_by is not None else None
+
+    def system(self, name: str) -> System:
+        """The system of this name.
+
+        Raises:
+            UserError: There is none.
+        """
+        for system in self.systems:
+            if system.name == name:
+                return system
+        raise unknown("system", name, [system.name for system in self.systems])
+
+    def with_role(self, role: Role) -> list[System]:
+        """The systems of one role, in order."""
+        return [system for system in self.systems if system.role == role]
+
+    def to_json(self) -> dict[str, Any]:
+        """The dictionary to write as results.json."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    @classmethod
+    def from_json(cls, content: Any) -> Results:
+        """Read the dictionary of a results.json.
+
+        Raises:
+            UserError: A key is missing, unknown or holds what cannot be; says which and why.
+        """
+        if not isinstance(content, dict):
+            raise UserError(f"results.json should hold one object, not {type(content).__name__}; is it another file?")
+        try:
+            return cls.model_validate(content, strict=True)
+        except ValidationError as error:
+            raise _user_error(error) from error
+
+    @field_validator("comparisons")
+    @classmethod
+    def _whole_comparisons(cls, comparisons: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for number, comparison in enumerate(comparisons):
+            lacking = [key for key in COMPARISON_KEYS if key not in comparison]
+            if lacking:
+                raise ValueError(f"comparison {number} lacks {', '.join(lacking)}")
+            low, high = _interval(comparison["interval"], number)
+            for key, value in (("difference", comparison["difference"]), ("p", comparison["p"]), ("low", low)):
+                if not _is_number(value):
+                    raise ValueError(f"comparison {number}: {key} is {value!r}, not a number")
+            if low > high:
+                raise ValueError(f"comparison {number}: the interval [{low}, {high}] is upside down")
+            if not 0 <= comparison["p"] <= 1:
+                raise ValueError(f"comparison {number}: p is {comparison['p']}, not between 0 and 1")
+        return comparisons
+
+    @field_validator("curves")
+    @classmethod
+    def _steps(cls, curves: dict[str, Any]) -> dict[str, Any]:
+        for name, curve in curves.items():
+            for key in curve:
+                if key not in CURVE_KEYS:
+                    raise ValueError(f"curve of {name!r}: {unknown('key', key, CURVE_KEYS)}")
+            points = [point for key in CURVE_KEYS for point in curve.get(key, [])]
+            if any(point.get("step") is None for point in points):
+                raise ValueError(f"curve of {name!r}: a point lacks its step")
+            for key, value in ((key, point.get(key)) for point in points for key in POINT_KEYS):
+                if value is not None and not _is_number(value):
+                    raise ValueError(f"curve of {name!r}: {key} is {value!r}, not a number")
+        return curves
+
+    @model_validator(mode="after")
+    def _names_known(self) -> Results:
+        names = [system.name for system in self.systems]
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise ValueError(f"two systems are named {twice[0]!r}; give each its own name")
+        told = [] if self.taught_by is None else [("taught_by", self.taught_by)]
+        told += [("comparison", comparison[side]) for comparison in self.comparisons for side in ("a", "b")]
+        for what, name in told:
+            if name not in names:
+                raise ValueError(f"{what}: {unknown('system', name, names)}")
+        return self
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _interval(value: Any, number: int) -> tuple[float, float]:
+    if not isinstance(value, list | tuple) or len(value) != 2 or not all(_is_number(end) for end in value):
+        raise ValueError(f"comparison {number}: interval is {value!r}, not two numbers [low, high]")
+    return value[0], value[1]
+
+
+def _user_error(error: ValidationError) -> UserError:
+    """Say the first thing that is wrong, with the place where it stands."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return unknown(f"key {place} in results.json:", first["loc"][-1], _keys_at(first["loc"][:-1]))
+    if first["type"] == "missing":
+        return UserError(f"results.json lacks {place}.")
+    reason = first["msg"].removeprefix("Value error, ")
+    came = f", not {first['input']!r:.60}" if isinstance(first["input"], str | int | float | None) else ""
+    return UserError(f"results.json, {place or 'as a whole'}: {reason[:1].lower() + reason[1:]}{came}.")
+
+
+def _keys_at(place: tuple[int | str, ...]) -> list[str]:
+    models: dict[str, type[Record]] = {"systems": System, "examples": Example, "teacher": Hit, "student": Hit}
+    names = [part for part in place if isinstance(part, str)]
+    model = models[names[-1]] if names else Results
+    return [str(field.serialization_alias or name) for name, field in model.model_fields.items()]

@@ -1,0 +1,7 @@
+"""The run, a table (query_id, document_id, score): files, top-k, union, fusion, calibration."""
+
+from retrodistill.runs.formats import read_run, write_run
+from retrodistill.runs.fusion import fuse, union
+from retrodistill.runs.run import Run
+
+__all__ = ["Run", "fuse", "read_run", "union", "write_run"]

@@ -1,0 +1,171 @@
+"""Calibration: bring scores of different rankers onto one scale, by objects that are fitted once and saved."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from retrodistill.errors import UserError, unknown
+from retrodistill.files import read_json, write_json
+from retrodistill.runs.run import Run
+
+
+class Calibration(Protocol):
+    """A monotone map of a run's scores, fitted on a run and applied to any other of the same ranker."""
+
+    name: ClassVar[str]
+
+    @classmethod
+    def fit(cls, run: Run) -> Calibration:
+        """Measure what the map needs on the scores of a run."""
+        ...
+
+    def apply(self, run: Run) -> Run:
+        """The same pairs with calibrated scores."""
+        ...
+
+
+@dataclass(frozen=True)
+class ZScore:
+    """(score - mean) / deviation, both measured once over every pair of the fitted run.
+
+    Attributes:
+        mean: Mean of the fitted scores.
+        deviation: Their standard deviation (population), above 0.
+    """
+
+    mean: float
+    deviation: float
+    name: ClassVar[str] = "zscore"
+
+    @classmethod
+    def fit(cls, run: Run) -> ZScore:
+        """Mean and deviation of all scores of the run.
+
+        Raises:
+            UserError: All scores are equal.
+        """
+        deviation = float(np.std(run.scores)) if len(run) else 0.0
+        if deviation == 0.0:
+            raise flat(run)
+        return cls(float(np.mean(run.scores)), deviation)
+
+    def apply(self, run: Run) -> Run:
+        """Calibrated scores, zero mean and unit deviation on the fitted run."""
+        return run.with_scores((run.scores - self.mean) / self.deviation)
+
+
+@dataclass(frozen=True)
+class ZScorePerQuery:
+    """(score - mean) / deviation of each query's own list; a flat list becomes 0 throughout.
+
+    The lists must be alike for this to be fair: mean and deviation of ten near-equal top documents say nothing
+    about a ranker's scale. Use candidates with depth, or the whole corpus.
+    """
+
+    name: ClassVar[str] = "zscore-per-query"
+
+    @classmethod
+    def fit(cls, run: Run) -> ZScorePerQuery:
+        """Nothing to measure: each list has its own statistics; a run that is flat throughout is refused."""
+        if len(run) and float(np.std(run.scores)) == 0.0:
+            raise flat(run)
+        return cls()
+
+    def apply(self, run: Run) -> Run:
+        """Calibrated scores, zero mean and unit deviation within each query."""
+        mean, deviation = list_moments(run)
+        safe = np.where(deviation > 0, deviation, 1.0)
+        codes = run.query_codes
+        return run.with_scores((run.scores - mean[codes]) / safe[codes])
+
+
+@dataclass(frozen=True)
+class MinMaxPerQuery:
+    """(score - lowest) / (highest - lowest) of each query's own list, in 0..1; a flat list becomes 0 throughout."""
+
+    name: ClassVar[str] = "minmax"
+
+    @classmethod
+    def fit(cls, run: Run) -> MinMaxPerQuery:
+        """Nothing to measure: each list has its own range; a run that is flat throughout is refused."""
+        if len(run) and float(np.ptp(run.scores)) == 0.0:
+            raise flat(run)
+        return cls()
+
+    def apply(self, run: Run) -> Run:
+        """Calibrated scores in 0..1."""
+        codes, starts = run.query_codes, run.bounds[:-1]
+        if not len(run):
+            return run
+        lowest, highest = np.minimum.reduceat(run.scores, starts), np.maximum.reduceat(run.scores, starts)
+        spread = np.where(highest > lowest, highest - lowest, 1.0)
+        return run.with_scores((run.scores - lowest[codes]) / spread[codes])
+
+
+CALIBRATIONS: dict[str, type[Calibration]] = {kind.name: kind for kind in (ZScore, ZScorePerQuery, MinMaxPerQuery)}
+
+
+def fit_calibration(name: str, run: Run) -> Calibration:
+    """Fit the calibration called `name` on a run.
+
+    Raises:
+        UserError: Unknown name, or a run whose scores are all equal.
+    """
+    if name not in CALIBRATIONS:
+        raise unknown("calibration", name, CALIBRATIONS)
+    return CALIBRATIONS[name].fit(run)
+
+
+def save_calibration(calibration: Calibration, path: str | os.PathLike[str]) -> None:
+    """Write a fitted calibration as JSON."""
+    write_json(path, as_dict(calibration))
+
+
+def load_calibration(path: str | os.PathLike[str]) -> Calibration:
+    """Read a fitted calibration.
+
+    Raises:
+        UserError: The file is missing, is not JSON or names an unknown calibration.
+    """
+    return from_dict(read_json(path))
+
+
+def as_dict(calibration: Calibration) -> dict[str, Any]:
+    """JSON form: its name and what was fitted."""
+    return {"calibration": calibration.name, **asdict(calibration)}  # type: ignore[call-overload]
+
+
+def from_dict(content: dict[str, Any]) -> Calibration:
+    """The calibration of its JSON form.
+
+    Raises:
+        UserError: Unknown name or other fields than it has.
+    """
+    fields = dict(content)
+    name = fields.pop("calibration", None)
+    if name not in CALIBRATIONS:
+        raise unknown("calibration", name, CALIBRATIONS)
+    try:
+        return CALIBRATIONS[name](**fields)
+    except TypeError as error:
+        raise UserError(f"calibration {name}: {error}.") from error
+
+
+def list_moments(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (population) of each query's scores, two (queries,) float64 arrays."""
+    codes, count = run.query_codes, np.diff(run.bounds)
+    mean = np.bincount(codes, run.scores, minlength=len(count)) / count
+    variance = np.bincount(codes, (run.scores - mean[codes]) ** 2, minlength=len(count)) / count
+    return mean, np.sqrt(variance)
+
+
+def flat(run: Run) -> UserError:
+    """The error for a run whose scores say nothing."""
+    return UserError(
+        f"run {run.name}: all {len(run)} scores are equal, so there is nothing to learn or to calibrate; "
+        "check what scored it (a saturated sigmoid gives such scores: use raw logits)."
+    )

@@ -1,0 +1,167 @@
+"""Run files: TREC, Parquet and JSONL, both ways; the ending names the format."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from retrodistill.errors import UserError, unknown
+from retrodistill.files import atomic_file
+from retrodistill.runs.run import Run
+
+_TREC_ENDINGS = (".run", ".trec", ".txt", ".tsv")
+
+
+def read_run(path: str | os.PathLike[str], name: str | None = None) -> Run:
+    """Read a run file: TREC (.run, .trec, .txt), Parquet (.parquet) or JSONL (.jsonl), TREC and JSONL also as .gz.
+
+    TREC's rank column is ignored: scores decide, ties by document id ascending.
+
+    Raises:
+        UserError: The file is missing, of an unknown ending, malformed (file and line are named), empty, or holds
+            NaN, infinite or double scores.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no run file {path}; give a .run, .trec, .parquet or .jsonl file.")
+    reader = _by_ending(path, _READERS)
+    run = reader(path, name)
+    if not len(run):
+        raise UserError(f"run file {path} is empty; a run has at least one line.")
+    return run
+
+
+def write_run(run: Run, path: str | os.PathLike[str]) -> None:
+    """Write a run in the format that the ending names, in rank order, atomically.
+
+    TREC and JSONL carry scores to the last bit (shortest text that reads back equal).
+
+    Raises:
+        UserError: Unknown ending, or the place is not writable.
+    """
+    path = Path(path)
+    writer = _by_ending(path, _WRITERS)
+    with atomic_file(path) as temporary:
+        writer(run.ranked(), temporary, path.suffix == ".gz")
+
+
+def _by_ending(path: Path, table: dict[str, Callable]) -> Callable:
+    suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
+    ending = suffixes[-1] if suffixes else ""
+    if ending in _TREC_ENDINGS:
+        ending = ".run"
+    if ending not in table:
+        raise unknown("run file ending", ending or path.name, [*_TREC_ENDINGS, ".parquet", ".jsonl"])
+    return table[ending]
+
+
+def _open(path: Path) -> IO[str]:
+    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    with _open(path) as file:
+        try:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, line
+        except (OSError, EOFError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} cannot be read as text: {error}; it may be cut short.") from error
+
+
+def _read_rows(path: Path, name: str | None, parse: Callable[[str], tuple[str, str, float, str | None]]) -> Run:
+    queries, documents, scores, tag = [], [], [], None
+    for number, line in _lines(path):
+        try:
+            query, document, score, found = parse(line)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}, line {number}: {error}; wanted {_FORMS[parse]}.") from error
+        if not math.isfinite(score):
+            raise UserError(
+                f"{path}, line {number}: score {score} of query {query!r}, document {document!r} is not "
+                "finite; leave a pair without a score out."
+            )
+        tag = tag or found
+        queries.append(query)
+        documents.append(document)
+        scores.append(score)
+    return Run.from_arrays(queries, documents, scores, name=name or tag or path.name.split(".")[0])
+
+
+def _parse_trec(line: str) -> tuple[str, str, float, str | None]:
+    fields = line.split()
+    if len(fields) not in (5, 6):
+        raise ValueError(f"{len(fields)} columns")
+    return fields[0], fields[2], float(fields[4]), fields[5] if len(fields) == 6 else None
+
+
+def _parse_json(line: str) -> tuple[str, str, float, str | None]:
+    row = json.loads(line)
+    return str(row["query_id"]), str(row["document_id"]), float(row["score"]), row.get("run")
+
+
+_FORMS: dict[Callable, str] = {
+    _parse_trec: "'query Q0 document rank score tag'",
+    _parse_json: '{"query_id": .., "document_id": .., "score": ..}',
+}
+
+
+def _read_trec(path: Path, name: str | None) -> Run:
+    return _read_rows(path, name, _parse_trec)
+
+
+def _read_jsonl(path: Path, name: str | None) -> Run:
+    return _read_rows(path, name, _parse_json)
+
+
+def _read_parquet(path: Path, name: str | None) -> Run:
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{path} is not a whole Parquet file ({str(error).splitlines()[0]}); make it again.") from error
+    stored = (table.schema.metadata or {}).get(b"run", b"").decode()
+    return Run.from_table(table, name or stored or path.stem)
+
+
+def _text_out(temporary: Path, compressed: bool) -> IO[str]:
+    return gzip.open(temporary, "wt", encoding="utf-8") if compressed else temporary.open("w", encoding="utf-8")
+
+
+def _write_trec(run: Run, temporary: Path, compressed: bool) -> None:
+    tag = "_".join(run.name.split()) or "run"
+    with _text_out(temporary, compressed) as file:
+        for query, documents, scores in run:
+            for rank, (document, score) in enumerate(zip(documents, scores.tolist(), strict=True), start=1):
+                file.write(f"{query} Q0 {document} {rank} {score!r} {tag}\n")
+
+
+def _write_jsonl(run: Run, temporary: Path, compressed: bool) -> None:
+    with _text_out(temporary, compressed) as file:
+        for query, documents, scores in run:
+            for document, score in zip(documents, scores.tolist(), strict=True):
+                row = {"query_id": query, "document_id": document, "score": score, "run": run.name}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _write_parquet(run: Run, temporary: Path, compressed: bool) -> None:
+    pq.write_table(run.table.replace_schema_metadata({"run": run.name}), temporary, compression="zstd")
+
+
+_READERS: dict[str, Callable[[Path, str | None], Run]] = {
+    ".run": _read_trec,
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+}
+_WRITERS: dict[str, Callable[[Run, Path, bool], None]] = {
+    ".run": _write_trec,
+    ".jsonl": _write_jsonl,
+    ".parquet": _write_parquet,
+}

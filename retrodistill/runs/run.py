@@ -1,0 +1,293 @@
+"""The run: the one currency that passes between stages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from retrodistill.errors import UserError, sample_of
+from retrodistill.files import digest
+
+Scores = Mapping[str, Mapping[str, float]]
+_IDS = pa.dictionary(pa.int32(), pa.string())
+_ID_COLUMNS = ("query_id", "document_id")
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A table (query_id, document_id, score[, sources]): candidates, teacher scores or search results.
+
+    Rows of one query stand together, queries in the order of their first row. Scores are float64, raw, higher is
+    better. `sources`, where present, says who proposed a candidate (names joined by ``+``).
+
+    Attributes:
+        table: The Arrow table; ids are dictionary-encoded.
+        name: What made it; becomes the TREC tag.
+    """
+
+    table: pa.Table
+    name: str = "run"
+
+    @classmethod
+    def from_arrays(
+        cls,
+        query_ids: Sequence[str] | pa.Array,
+        document_ids: Sequence[str] | pa.Array,
+        scores: Sequence[float] | np.ndarray,
+        *,
+        sources: Sequence[str] | pa.Array | None = None,
+        name: str = "run",
+    ) -> Run:
+        """Build from three parallel columns of equal length, and check them.
+
+        Raises:
+            UserError: A score is NaN or infinite, or a (query, document) pair stands twice.
+        """
+        columns: dict[str, pa.Array] = {
+            "query_id": _as_ids(query_ids),
+            "document_id": _as_ids(document_ids),
+            "score": pa.array(np.asarray(scores, dtype=np.float64)),
+        }
+        if sources is not None:
+            columns["sources"] = _as_ids(sources)
+        return cls.from_table(pa.table(columns), name)
+
+    @classmethod
+    def from_table(cls, table: pa.Table, name: str = "run") -> Run:
+        """Build from an Arrow table with at least query_id, document_id and score, and check it."""
+        missing = [column for column in (*_ID_COLUMNS, "score") if column not in table.column_names]
+        if missing:
+            raise UserError(
+                f"run {name}: no column {missing[0]!r} among {table.column_names}; a run has query_id, "
+                "document_id and score."
+            )
+        kept = [column for column in (*_ID_COLUMNS, "score", "sources") if column in table.column_names]
+        columns = {
+            column: table[column].cast(pa.float64()) if column == "score" else _as_ids(table[column]) for column in kept
+        }
+        run = cls(pa.table(columns), name)
+        run._check()
+        codes = run.query_codes
+        if len(codes) and np.any(np.diff(codes) < 0):
+            run = cls(run.table.take(pa.array(np.argsort(codes, kind="stable"))), name)
+        return run
+
+    @classmethod
+    def from_dict(cls, scores: Scores, name: str = "run") -> Run:
+        """Build from ``{query_id: {document_id: score}}``, the form of pytrec_eval and beir."""
+        rows = [(query, document, score) for query, found in scores.items() for document, score in found.items()]
+        queries, documents, values = zip(*rows, strict=True) if rows else ((), (), ())
+        return cls.from_arrays(list(queries), list(documents), list(values), name=name)
+
+    @classmethod
+    def from_matrix(
+        cls,
+        query_ids: Sequence[str],
+        document_ids: Sequence[str],
+        rows: np.ndarray,
+        scores: np.ndarray,
+        *,
+        name: str = "run",
+    ) -> Run:
+        """Build from padded search results.
+
+        Args:
+            query_ids: One id per row, length q.
+            document_ids: The corpus' ids, which `rows` points into.
+            rows: (q, k) integers; a negative one is an empty place and is dropped.
+            scores: (q, k) scores, higher is better.
+            name: What made it.
+        """
+        found = rows >= 0
+        codes = np.repeat(np.arange(len(query_ids), dtype=np.int32), found.sum(axis=1))
+        queries = pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(list(query_ids), pa.string()))
+        documents = pa.DictionaryArray.from_arrays(
+            pa.array(rows[found].astype(np.int32)), pa.array(list(document_ids), pa.string())
+        )
+        return cls.from_arrays(queries, documents, scores[found], name=name)
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    @cached_property
+    def query_ids(self) -> list[str]:
+        """The queries that have at least one row, in order."""
+        return list(self._queries[0])
+
+    @property
+    def query_codes(self) -> np.ndarray:
+        """(rows,) int64: for each row, its query's place in `query_ids`."""
+        return self._queries[1]
+
+    @cached_property
+    def document_ids(self) -> np.ndarray:
+        """(rows,) object array of document ids."""
+        return self.table["document_id"].to_numpy(zero_copy_only=False)
+
+    @cached_property
+    def scores(self) -> np.ndarray:
+        """(rows,) float64 scores."""
+        return self.table["score"].to_numpy()
+
+    @cached_property
+    def bounds(self) -> np.ndarray:
+        """(queries + 1,) int64: rows of query i are ``bounds[i]:bounds[i + 1]``."""
+        return np.concatenate([[0], np.cumsum(np.bincount(self.query_codes, minlength=len(self.query_ids)))])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the content, independent of row order within a query."""
+        ranked = self.ranked()
+        hashed = pc.binary_join_element_wise(
+            ranked.table["query_id"].cast(pa.string()), ranked.table["document_id"].cast(pa.string()), "\t"
+        )
+        return digest(_column_digest(hashed), _column_digest(ranked.table["score"]))
+
+    def __iter__(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """Yield (query id, document ids, scores) for each query, in row order."""
+        for place, query in enumerate(self.query_ids):
+            rows = slice(self.bounds[place], self.bounds[place + 1])
+            yield query, self.document_ids[rows], self.scores[rows]
+
+    def to_dict(self) -> dict[str, dict[str, float]]:
+        """``{query_id: {document_id: score}}`` with plain Python floats."""
+        return {query: dict(zip(ids, scores.tolist(), strict=True)) for query, ids, scores in self}
+
+    def ranked(self) -> Run:
+        """Rows of each query in rank order: score descending, then document id ascending (as text)."""
+        dictionary, documents = id_codes(self.table["document_id"])
+        by_text = np.empty(len(dictionary), dtype=np.int64)
+        by_text[np.argsort(dictionary, kind="stable")] = np.arange(len(dictionary))
+        order = np.lexsort((by_text[documents], -self.scores, self.query_codes))
+        return Run(self.table.take(pa.array(order)), self.name)
+
+    def top(self, k: int) -> Run:
+        """The best k documents of each query, in rank order; fewer where a query has fewer."""
+        ranked = self.ranked()
+        rank = np.arange(len(ranked)) - ranked.bounds[ranked.query_codes]
+        return ranked._keep(rank < k)
+
+    def select(self, query_ids: Iterable[str]) -> Run:
+        """Rows of the given queries only; unknown ones are passed over."""
+        wanted = set(query_ids)
+        known = np.array([query in wanted for query in self.query_ids], dtype=bool)
+        return self._keep(known[self.query_codes])
+
+    def without(self, pairs: Mapping[str, str]) -> Run:
+        """Rows less one document per query: ``{query_id: document_id}`` (self-matches, source documents)."""
+        barred = np.array([pairs.get(query, "") for query in self.query_ids], dtype=object)
+        return self._keep(self.document_ids != barred[self.query_codes])
+
+    def filter(self, keep: np.ndarray) -> Run:
+        """Rows where `keep` (rows,) bool is true."""
+        return self._keep(np.asarray(keep, dtype=bool))
+
+    def with_scores(self, scores: np.ndarray, name: str | None = None) -> Run:
+        """The same pairs with other scores (rows,).
+
+        Raises:
+            UserError: A score is NaN or infinite.
+        """
+        column = self.table.column_names.index("score")
+        table = self.table.set_column(column, "score", pa.array(np.asarray(scores, dtype=np.float64)))
+        run = Run(table, name or self.name)
+        run._check_scores()
+        return run
+
+    def renamed(self, name: str) -> Run:
+        """The same run under another name."""
+        return Run(self.table, name)
+
+    def require(self, query_ids: Iterable[str], document_ids: Iterable[str]) -> None:
+        """Check that every id of the run is known.
+
+        Raises:
+            UserError: Names the unknown ids, with their count.
+        """
+        for what, column, known in (
+            ("query", "query_id", set(query_ids)),
+            ("document", "document_id", set(document_ids)),
+        ):
+            unknown = sorted(set(id_codes(self.table[column])[0]) - known)
+            if unknown:
+                raise UserError(
+                    f"run {self.name}: {len(unknown)} {what} ids are not in the collection ({sample_of(unknown)}); "
+                    "use a run made on this collection."
+                )
+
+    @cached_property
+    def _queries(self) -> tuple[list[str], np.ndarray]:
+        dictionary, codes = id_codes(self.table["query_id"])
+        _, first = np.unique(codes, return_index=True)
+        order = codes[np.sort(first)]
+        place = np.full(len(dictionary), -1, dtype=np.int64)
+        place[order] = np.arange(len(order))
+        return [str(dictionary[code]) for code in order], place[codes]
+
+    def _keep(self, mask: np.ndarray) -> Run:
+        return Run(self.table.filter(pa.array(mask)), self.name)
+
+    def _check(self) -> None:
+        self._check_scores()
+        queries, documents = id_codes(self.table["query_id"])[1], id_codes(self.table["document_id"])[1]
+        pairs = queries * (int(documents.max(initial=0)) + 1) + documents
+        unique, first = np.unique(pairs, return_index=True)
+        if len(unique) < len(pairs):
+            twice = np.setdiff1d(np.arange(len(pairs)), first)
+            query, document = (self.table[column][int(twice[0])].as_py() for column in _ID_COLUMNS)
+            raise UserError(
+                f"run {self.name}: {len(twice)} pairs stand twice, first query {query!r} with document {document!r}; "
+                "keep one score per pair."
+            )
+
+    def _check_scores(self) -> None:
+        bad = ~np.isfinite(self.scores)
+        if bad.any():
+            row = int(np.flatnonzero(bad)[0])
+            query, document = (self.table[column][row].as_py() for column in _ID_COLUMNS)
+            raise UserError(
+                f"run {self.name}: {int(bad.sum())} scores are NaN or infinite, first query {query!r} with document "
+                f"{document!r}; every score must be a finite number: leave a pair without a score out."
+            )
+
+
+def _as_ids(values: Sequence[str] | pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Dictionary-encoded strings; numbers become strings."""
+    array = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(list(values))
+    if isinstance(array, pa.ChunkedArray):
+        array = (
+            array.unify_dictionaries().combine_chunks()
+            if pa.types.is_dictionary(array.type)
+            else (array.combine_chunks())
+        )
+        if isinstance(array, pa.ChunkedArray):
+            array = array.chunk(0) if array.num_chunks else pa.array([], pa.string())
+    if pa.types.is_dictionary(array.type):
+        return array if array.type == _IDS else array.cast(_IDS)
+    return array.cast(pa.string()).dictionary_encode()
+
+
+def id_codes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """(dictionary as object array, (rows,) int64 codes) of a dictionary column, unused entries left out."""
+    array = column.unify_dictionaries().combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = array.chunk(0) if array.num_chunks else pa.array([], _IDS)
+    codes = array.indices.to_numpy().astype(np.int64)
+    dictionary = np.asarray(array.dictionary.to_pylist(), dtype=object)
+    used, codes = np.unique(codes, return_inverse=True)
+    return dictionary[used], codes
+
+
+def _column_digest(column: pa.ChunkedArray) -> str:
+    import hashlib
+
+    hasher = hashlib.blake2b(digest_size=16)
+    for chunk in column.chunks:
+        hasher.update(("\n".join(map(str, chunk.to_pylist()))).encode())
+        hasher.update(b"\n")
+    return hasher.hexdigest()

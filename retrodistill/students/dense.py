@@ -1,0 +1,73 @@
+"""Dense students: any bi-encoder, its first layers if wanted, a projection to the teacher's width saved inside."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from retrodistill.errors import UserError
+from retrodistill.models.encoder import Encoder
+from retrodistill.models.loading import load_bi_encoder
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+
+def dense_student(
+    source: str,
+    *,
+    layers: int | None = None,
+    dimension: int | None = None,
+    similarity: Literal["cosine", "dot"] | None = None,
+    max_length: int | None = None,
+    seed: int = 0,
+) -> SentenceTransformer:
+    """Build a dense student.
+
+    Args:
+        source: Folder or hub name of a sentence-transformers model to start from.
+        layers: Keep the first so many transformer layers.
+        dimension: Width of its vectors: where it differs from the model's, a linear map without bias is added as the
+            model's last module but the normalisation, and saved with it (LEAF, arXiv 2509.12539).
+        similarity: ``cosine`` or ``dot``; the model's own by default.
+        max_length: Tokens kept of a text; the model's own by default.
+        seed: Of the projection's initial values.
+
+    Raises:
+        UserError: The model is not to be found, has fewer layers, or the maximum length is above what it can read.
+    """
+    import torch
+    from sentence_transformers.base.modules import Dense
+    from sentence_transformers.sentence_transformer.modules import Normalize
+
+    model = load_bi_encoder(source, layers=layers)
+    if similarity is not None:
+        model.similarity_fn_name = similarity
+    if max_length is not None:
+        _set_max_length(model, max_length, source)
+    width = Encoder(model, f"dense:{source}").dimension
+    if dimension is None or dimension == width:
+        return model
+    modules = [module for module in model if not isinstance(module, Normalize)]
+    torch.manual_seed(seed)
+    projection = Dense(width, dimension, bias=False, activation_function=torch.nn.Identity())
+    torch.nn.init.orthogonal_(projection.linear.weight)
+    modules.append(projection)
+    if str(model.similarity_fn_name) == "cosine":
+        modules.append(Normalize())
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(
+        modules=modules,
+        device=str(model.device),
+        similarity_fn_name=model.similarity_fn_name,
+        prompts={name: prompt for name, prompt in model.prompts.items() if prompt},
+        default_prompt_name=model.default_prompt_name,
+    )
+
+
+def _set_max_length(model: SentenceTransformer, max_length: int, source: str) -> None:
+    transformer: Any = model[0].auto_model
+    longest = getattr(transformer.config, "max_position_embeddings", None)
+    if max_length < 1 or (longest is not None and max_length > longest):
+        raise UserError(f"max_length={max_length}: model {source} reads 1 to {longest} tokens.")
+    model.max_seq_length = max_length

@@ -1,0 +1,122 @@
+"""Static students: a token table and a mean, thousands of queries a second on one core."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from retrodistill.collections.texts import Texts
+from retrodistill.errors import UserError, unknown
+from retrodistill.models.encoder import Encoder
+from retrodistill.progress import bar
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+    from tokenizers import Tokenizer
+
+INITIALISATIONS = {
+    "teacher": "each token encoded by the teacher on its own, times its inverse document frequency in the corpus",
+    "teacher-flat": "each token encoded by the teacher on its own",
+    "words": "the teacher's input word embeddings, times the inverse document frequency (only at the same width)",
+    "random": "normal noise (a control)",
+}
+_TOKENS_AT_ONCE = 256
+
+
+def static_student(
+    teacher: Encoder, corpus: Texts, *, initialise: str = "teacher", seed: int = 0
+) -> SentenceTransformer:
+    """Build a static encoder in the teacher's space: `StaticEmbedding` over the teacher's tokenizer, then `Normalize`.
+
+    Token rows come from the teacher as in model2vec; they are weighted by smoothed inverse document frequencies of
+    the corpus, log((1 + n) / (1 + df)) + 1, so that the mean favours telling words from the start (the role that SIF
+    weights, Arora et al. 2017, play there).
+
+    Args:
+        teacher: A transformer encoder with a fast tokenizer.
+        corpus: Texts that document frequencies are counted on.
+        initialise: One of `INITIALISATIONS`.
+        seed: For ``random``.
+
+    Returns:
+        An ordinary SentenceTransformer of the teacher's width, cosine if the teacher is.
+
+    Raises:
+        UserError: Unknown initialisation, a teacher without a fast tokenizer, or widths that do not fit.
+    """
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
+
+    if initialise not in INITIALISATIONS:
+        raise unknown("initialisation", initialise, INITIALISATIONS)
+    tokenizer = fast_tokenizer(teacher)
+    if initialise == "random":
+        rows = np.random.default_rng(seed).standard_normal((tokenizer.get_vocab_size(), teacher.dimension))
+    elif initialise == "words":
+        rows = _word_embeddings(teacher)
+    else:
+        rows = _token_embeddings(teacher, tokenizer)
+    if initialise in ("teacher", "words"):
+        rows = rows * inverse_document_frequencies(tokenizer, corpus)[:, None]
+    table = StaticEmbedding(tokenizer, embedding_weights=torch.from_numpy(rows.astype(np.float32)))
+    modules: list[torch.nn.Module] = [table] + ([Normalize()] if teacher.similarity == "cosine" else [])
+    similarity: Any = teacher.similarity
+    return SentenceTransformer(modules=modules, device="cpu", similarity_fn_name=similarity)
+
+
+def fast_tokenizer(teacher: Encoder) -> Tokenizer:
+    """A copy of the teacher's tokenizer, without truncation (it would cut long queries silently) and padding.
+
+    Raises:
+        UserError: The teacher has no fast tokenizer.
+    """
+    from tokenizers import Tokenizer
+
+    backend = getattr(teacher.model.tokenizer, "backend_tokenizer", teacher.model.tokenizer)
+    if not isinstance(backend, Tokenizer):
+        raise UserError(f"model {teacher.name} has no fast tokenizer, which a static student shares; choose another.")
+    tokenizer = Tokenizer.from_str(backend.to_str())
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def inverse_document_frequencies(tokenizer: Tokenizer, corpus: Texts, block: int = 1000) -> np.ndarray:
+    """(vocabulary,) float64 of log((1 + n) / (1 + df)) + 1, the highest value for tokens that never occur."""
+    frequency = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
+    for start in range(0, len(corpus), block):
+        for encoding in tokenizer.encode_batch(corpus.slice(start, start + block), add_special_tokens=False):
+            frequency[np.unique(encoding.ids)] += 1
+    return np.log((1 + len(corpus)) / (1 + frequency)) + 1
+
+
+def _token_embeddings(teacher: Encoder, tokenizer: Tokenizer) -> np.ndarray:
+    """(vocabulary, dimension) of each token between the special tokens, through the whole teacher."""
+    import torch
+
+    special = list(teacher.model.tokenizer("", add_special_tokens=True)["input_ids"])
+    before, after = special[: (len(special) + 1) // 2], special[(len(special) + 1) // 2 :]
+    size = tokenizer.get_vocab_size()
+    rows = np.empty((size, teacher.dimension), dtype=np.float32)
+    teacher.model.eval()
+    with bar(size, "token table", "tokens") as progress, torch.inference_mode():
+        for start in range(0, size, _TOKENS_AT_ONCE):
+            ids = [[*before, token, *after] for token in range(start, min(start + _TOKENS_AT_ONCE, size))]
+            inputs = torch.tensor(ids, device=teacher.model.device)
+            features = {"input_ids": inputs, "attention_mask": torch.ones_like(inputs)}
+            rows[start : start + len(ids)] = teacher.model(features)["sentence_embedding"].float().cpu().numpy()
+            progress.update(len(ids))
+    return rows
+
+
+def _word_embeddings(teacher: Encoder) -> np.ndarray:
+    transformer: Any = teacher.model[0].auto_model
+    rows = transformer.get_input_embeddings().weight.detach().float().cpu().numpy()
+    if rows.shape[1] != teacher.dimension:
+        raise UserError(
+            f"model {teacher.name} has word embeddings of {rows.shape[1]} dimensions and vectors of "
+            f"{teacher.dimension}; initialise the table from 'teacher'."
+        )
+    return rows

@@ -1,0 +1,69 @@
+"""A bi-encoder as a teacher: inner products of stored embeddings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from retrodistill.collections.collection import Collection
+from retrodistill.collections.texts import Texts
+from retrodistill.files import digest
+from retrodistill.models.embeddings import embed, seconds_to_embed
+from retrodistill.models.encoder import Encoder, Role
+from retrodistill.models.vectors import pair_products
+from retrodistill.runs.run import Run
+from retrodistill.teachers.corpus_scores import CorpusScorer
+from retrodistill.teachers.protocol import Work, pair_positions
+
+
+class DenseTeacher:
+    """Inner products (cosines for cosine models), prompts of the model applied.
+
+    Args:
+        encoder: The bi-encoder.
+        root: Folder of the embedding stores; the shared cache by default.
+    """
+
+    def __init__(self, encoder: Encoder, root: Path | None = None) -> None:
+        self.encoder, self.root, self.name = encoder, root, encoder.name
+
+    def fingerprint(self, collection: Collection) -> str:
+        """Both roles' contracts."""
+        return digest(self.encoder.fingerprint("query"), self.encoder.fingerprint("document"))
+
+    def score(self, collection: Collection, queries: Texts, candidates: Run) -> Run:
+        """The candidates with inner products; each text is embedded once, ever."""
+        rows, columns = pair_positions(collection, queries, candidates)
+        query_rows, query_texts = _distinct(rows, queries)
+        document_rows, document_texts = _distinct(columns, collection.documents)
+        scores = pair_products(
+            embed(self.encoder, query_texts, "query", self.root),
+            embed(self.encoder, document_texts, "document", self.root),
+            query_rows,
+            document_rows,
+        )
+        return candidates.with_scores(scores, self.name)
+
+    def corpus_scorer(self, collection: Collection, queries: Texts) -> CorpusScorer:
+        """Inner products with the whole corpus, a block of queries at a time."""
+        documents = embed(self.encoder, collection.documents.texts, "document", self.root)
+        vectors = embed(self.encoder, queries.texts, "query", self.root)
+        return lambda rows: vectors[rows] @ documents.T
+
+    def remaining(self, collection: Collection, queries: Texts, candidates: Run) -> Work:
+        """Texts that have no embedding yet, on both sides."""
+        rows, columns = pair_positions(collection, queries, candidates)
+        sides: list[tuple[list[str], Role]] = [
+            (_distinct(rows, queries)[1], "query"),
+            (_distinct(columns, collection.documents)[1], "document"),
+        ]
+        counted = [seconds_to_embed(self.encoder, texts, role, self.root) for texts, role in sides]
+        return Work(sum(items for items, _ in counted), "texts", sum(seconds for _, seconds in counted))
+
+
+def _distinct(positions: np.ndarray, texts: Texts) -> tuple[np.ndarray, list[str]]:
+    """For each position its place among the distinct ones, and the distinct ones' texts."""
+    distinct, places = np.unique(positions, return_inverse=True)
+    every = texts.texts
+    return places, [every[position] for position in distinct]

@@ -1,0 +1,58 @@
+"""Scoring: candidates by every teacher, resumable, and the plan of what is left."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from retrodistill.collections.collection import Collection
+from retrodistill.collections.texts import Texts
+from retrodistill.runs.run import Run
+from retrodistill.teachers.loading import load_teacher
+from retrodistill.teachers.protocol import Work
+
+
+def score(
+    collection: Collection,
+    candidates: Run,
+    teachers: Sequence[Any],
+    *,
+    queries: Texts | None = None,
+    store: str | os.PathLike[str] | None = None,
+) -> list[Run]:
+    """Score candidates by teachers; killed at any moment, it goes on where it stopped.
+
+    Args:
+        collection: Where the texts are.
+        candidates: The pairs.
+        teachers: Model names or objects (see `load_teacher`).
+        queries: The queries' texts, where they are not the collection's own (pseudo-queries).
+        store: Folder for scores and embeddings; the shared cache by default.
+
+    Returns:
+        One run per teacher with raw scores, each over the same pairs.
+
+    Raises:
+        UserError: Unknown ids, a pair without a score, a store of another teacher.
+    """
+    root = None if store is None else Path(store)
+    wanted = queries or collection.queries
+    return [load_teacher(teacher, root).score(collection, wanted, candidates) for teacher in teachers]
+
+
+def remaining(
+    collection: Collection,
+    candidates: Run,
+    teachers: Sequence[Any],
+    *,
+    queries: Texts | None = None,
+    store: str | os.PathLike[str] | None = None,
+) -> dict[str, Work]:
+    """What each teacher still has to do, and how long it will take; arguments as for `score`."""
+    root = None if store is None else Path(store)
+    loaded = [load_teacher(teacher, root) for teacher in teachers]
+    return {
+        teacher.name: teacher.remaining(collection, queries or collection.queries, candidates) for teacher in loaded
+    }

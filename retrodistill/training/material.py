@@ -1,0 +1,128 @@
+"""What a stage trains on: texts, teacher embeddings, candidates with teacher scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from retrodistill.candidates.mining import mine
+from retrodistill.collections.collection import Collection
+from retrodistill.collections.texts import Texts
+from retrodistill.errors import UserError
+from retrodistill.files import atomic_file, digest
+from retrodistill.models.encoder import Encoder
+from retrodistill.objectives.temperature import check_trainable, temperature_for
+from retrodistill.progress import say
+from retrodistill.runs.formats import read_run, write_run
+from retrodistill.runs.run import Run
+from retrodistill.teachers.corpus_scores import corpus_scores
+from retrodistill.teachers.dense import DenseTeacher
+from retrodistill.teachers.ensemble import Ensemble
+from retrodistill.teachers.protocol import Teacher
+from retrodistill.teachers.recorded import RecordedTeacher
+from retrodistill.training.lists import Lists, lists_from_run, lists_over_corpus
+from retrodistill.training.settings import CandidateSettings, StageSettings
+from retrodistill.training.texts import TrainingTexts, training_texts
+
+_SPREAD_SAMPLE = 512  # rows of a corpus matrix that its spread is measured on
+
+
+@dataclass(frozen=True)
+class Material:
+    """What all stages of one student share.
+
+    Attributes:
+        collection: The corpus.
+        queries: Training queries; possibly none.
+        teacher: What scores lists.
+        space: The dense encoder whose vectors the student aligns to (LEAF) and whose documents it searches; None
+            where the student encodes its own documents.
+        folder: For what is computed on the way.
+        seed: Of the sampling of texts.
+    """
+
+    collection: Collection
+    queries: Texts
+    teacher: Teacher
+    space: Encoder | None
+    folder: Path
+    seed: int = 0
+
+    def texts(self, stage: StageSettings) -> TrainingTexts:
+        """The stage's texts; a recorded teacher knows real queries only."""
+        queries = self.queries if stage.texts.queries else self.queries.select([])
+        titles, sentences = stage.texts.titles, stage.texts.sentences
+        if isinstance(self.teacher, RecordedTeacher) and stage.needs_lists:
+            known = set(self.teacher.run.query_ids)
+            queries = queries.select([query for query in queries.ids if query in known])
+            titles, sentences = False, 0
+        return training_texts(self.collection, queries, titles=titles, sentences=sentences, seed=self.seed)
+
+    def lists(self, stage: StageSettings, texts: TrainingTexts) -> tuple[Lists, float]:
+        """Candidates with teacher scores, and the scores' measured spread.
+
+        Raises:
+            UserError: Nothing in them to learn from.
+        """
+        hide = not stage.is_contrastive
+        if stage.candidates.depth == "all":
+            scores = self._corpus_scores(texts.texts)
+            sample = np.linspace(0, len(scores) - 1, min(_SPREAD_SAMPLE, len(scores)), dtype=int)
+            spread = float(np.mean(np.std(scores[sample], axis=1)))
+            if spread == 0:
+                raise UserError(f"teacher {self.teacher.name} scores all documents equal; there is nothing to learn.")
+            return lists_over_corpus(scores, texts.sources, hide_source=hide), spread
+        run, dropped = check_trainable(self.scored(stage.candidates, texts.texts))
+        if any(dropped.values()):
+            say(f"left out: {dropped['single']} queries with one candidate, {dropped['flat']} with equal scores")
+        documents = self.collection.documents
+        return lists_from_run(run, texts.texts, documents, texts.sources, hide_source=hide), temperature_for(run, 1.0)
+
+    def scored(self, settings: CandidateSettings, texts: Texts) -> Run:
+        """Mine and score candidates; kept in the folder and taken from there when nothing has changed."""
+        sources = settings.sources or default_sources(self.teacher)
+        key = digest(
+            self.collection.documents.fingerprint,
+            texts.fingerprint,
+            self.teacher.fingerprint(self.collection),
+            sources,
+            settings.depth,
+            settings.random,
+            self.seed,
+        )
+        path = self.folder / "scores" / f"{key}.parquet"
+        if path.exists():
+            return read_run(path)
+        run = self.teacher.score(self.collection, texts, self.candidates(settings, texts))
+        write_run(run, path)
+        return run
+
+    def candidates(self, settings: CandidateSettings, texts: Texts) -> Run:
+        """Mine candidates; a recorded teacher's are its own rows."""
+        if isinstance(self.teacher, RecordedTeacher):
+            return self.teacher.run.select(texts.ids)
+        sources = settings.sources or default_sources(self.teacher)
+        depth = min(int(settings.depth), len(self.collection.documents))
+        return mine(self.collection, texts, sources, depth, random=settings.random, seed=self.seed)
+
+    def _corpus_scores(self, texts: Texts) -> np.ndarray:
+        documents = self.collection.documents
+        key = digest(documents.fingerprint, texts.fingerprint, self.teacher.fingerprint(self.collection))
+        path = self.folder / "scores" / f"{key}.npy"
+        if not path.exists():
+            with atomic_file(path) as temporary:
+                out = np.lib.format.open_memmap(
+                    temporary, mode="w+", dtype=np.float32, shape=(len(texts), len(documents))
+                )
+                corpus_scores(self.collection, texts, self.teacher, out)
+                out.flush()
+        return np.load(path, mmap_mode="r")
+
+
+def default_sources(teacher: Teacher) -> list[str]:
+    """Who proposes candidates where the recipe does not say: bm25 and the dense members of the teacher."""
+    members = teacher.members if isinstance(teacher, Ensemble) else [teacher]
+    dense = [member.name for member in members if isinstance(member, DenseTeacher)]
+    return ["bm25", *dense]

@@ -1,0 +1,155 @@
+"""Settings of training, as recipes write them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TextSettings(Settings):
+    """Which texts a stage trains on.
+
+    Attributes:
+        queries: The training split's queries.
+        repeat_queries: Take them so many times in an epoch, where pseudo-queries would drown them.
+        titles: Every document's title.
+        sentences: So many sentences of each document.
+    """
+
+    queries: bool = True
+    repeat_queries: int = Field(default=1, ge=1)
+    titles: bool = True
+    sentences: int = Field(default=3, ge=0)
+
+
+class CandidateSettings(Settings):
+    """Whom the teacher scores.
+
+    Attributes:
+        sources: Retrievers that propose; by default bm25 and the dense teachers, or the recorded run.
+        depth: Documents per query and source, or ``all`` for the whole corpus (teachers that score it at no cost).
+        random: So many documents of the corpus drawn for each query besides.
+    """
+
+    sources: list[str] | None = None
+    depth: int | Literal["all"] = 100
+    random: int = Field(default=0, ge=0)
+
+    @field_validator("depth")
+    @classmethod
+    def _positive(cls, depth: int | str) -> int | str:
+        if depth != "all" and int(depth) < 1:
+            raise ValueError("depth is at least 1, or 'all'")
+        return depth
+
+
+class ObjectiveSettings(Settings):
+    """One term of a stage's loss.
+
+    Attributes:
+        name: A key of `retrodistill.objectives.registry.OBJECTIVES`.
+        weight: Of the term in the sum.
+        student_temperature: Student scores are divided by it; cosines need about .05 (a scale of 20).
+        sharpness: The teacher's temperature is its measured spread over this: lists then have a standard deviation of
+            so many logits.
+        teacher_temperature: A fixed temperature in place of the measured one.
+    """
+
+    name: str
+    weight: float = Field(default=1.0, gt=0)
+    student_temperature: float = Field(default=0.05, gt=0)
+    sharpness: float = Field(default=1.0, gt=0)
+    teacher_temperature: float | None = Field(default=None, gt=0)
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        from retrodistill.errors import unknown
+        from retrodistill.objectives.registry import OBJECTIVES
+
+        if name not in OBJECTIVES:
+            raise ValueError(str(unknown("objective", name, OBJECTIVES)))
+        return name
+
+
+class TrainingSettings(Settings):
+    """How long and how fast; AdamW throughout.
+
+    Attributes:
+        epochs: Passes over the training texts.
+        max_steps: Stop after so many steps; 0 for no bound.
+        batch_size: Texts (or groups) per step and device.
+        learning_rate: Peak.
+        warmup: Share of the steps during which the rate rises linearly.
+        schedule: What the rate does after.
+        weight_decay: AdamW's.
+        seed: Of data order and dropout.
+    """
+
+    epochs: float = Field(default=1.0, gt=0)
+    max_steps: int = Field(default=0, ge=0)
+    batch_size: int = Field(default=64, ge=1)
+    learning_rate: float = Field(default=2e-5, gt=0)
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    schedule: Literal["linear", "constant", "cosine"] = "linear"
+    weight_decay: float = Field(default=0.0, ge=0)
+    seed: int = 0
+
+
+class GroupSettings(Settings):
+    """Groups of training both towers, where documents are encoded with gradients.
+
+    Attributes:
+        documents: Per query.
+        sampler: How they are drawn from the list.
+        draws: Groups per query and epoch.
+    """
+
+    documents: int = Field(default=8, ge=2)
+    sampler: str = "stratified"
+    draws: int = Field(default=1, ge=1)
+
+
+class StageSettings(Settings):
+    """One stage of training.
+
+    Attributes:
+        objectives: Terms of the loss, summed; a bare name stands for its defaults.
+        towers: ``query`` trains the query side against stored document embeddings; ``both`` encodes documents too.
+        texts: What is trained on.
+        candidates: Whom the teacher scores; needed by list objectives.
+        groups: How groups are drawn for ``both``.
+        training: How long and how fast.
+    """
+
+    objectives: list[ObjectiveSettings] = Field(min_length=1)
+    towers: Literal["query", "both"] = "query"
+    texts: TextSettings = TextSettings()
+    candidates: CandidateSettings = CandidateSettings()
+    groups: GroupSettings = GroupSettings()
+    training: TrainingSettings = TrainingSettings()
+
+    @field_validator("objectives", mode="before")
+    @classmethod
+    def _names(cls, given: Any) -> Any:
+        terms = [given] if isinstance(given, (str, dict)) else given
+        return [{"name": term} if isinstance(term, str) else term for term in terms]
+
+    @property
+    def needs_lists(self) -> bool:
+        """Whether some objective sees candidates."""
+        from retrodistill.objectives.registry import LIST_OBJECTIVES
+
+        return any(term.name in LIST_OBJECTIVES for term in self.objectives)
+
+    @property
+    def is_contrastive(self) -> bool:
+        """Whether some objective needs the pseudo-query's own document in its list."""
+        return any(term.name == "contrastive" for term in self.objectives)

@@ -1,0 +1,61 @@
+"""Training texts: real queries, and pseudo-queries made of the documents where there are few or none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from retrodistill.collections.collection import Collection
+from retrodistill.collections.sentences import sample_sentences, source_document, title_texts
+from retrodistill.collections.texts import Texts
+from retrodistill.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainingTexts:
+    """Queries and pseudo-queries, in one order.
+
+    Attributes:
+        texts: Their ids and texts.
+        sources: (n,) int64 corpus position of the document that a pseudo-query was taken from; -1 for real queries.
+    """
+
+    texts: Texts
+    sources: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def training_texts(
+    collection: Collection, queries: Texts, *, titles: bool = True, sentences: int = 3, seed: int = 0
+) -> TrainingTexts:
+    """Gather what a student learns to encode.
+
+    Args:
+        collection: Where titles and sentences come from.
+        queries: Real queries, possibly none.
+        titles: Take every document's title.
+        sentences: So many sentences of each document, drawn without replacement.
+        seed: Of the drawing.
+
+    Raises:
+        UserError: Nothing is left to train on.
+    """
+    parts = [queries]
+    if titles:
+        parts.append(title_texts(collection))
+    if sentences:
+        parts.append(sample_sentences(collection, sentences, seed))
+    texts = parts[0]
+    for part in parts[1:]:
+        texts = texts + part
+    if not len(texts):
+        raise UserError(
+            f"collection {collection.name}: no query and no text of documents to train on; give a split with queries, "
+            "or set texts.titles or texts.sentences."
+        )
+    sources = [source_document(text_id) for text_id in texts.ids[len(queries) :]]
+    positions = collection.documents.positions([source or "" for source in sources])
+    return TrainingTexts(texts, np.concatenate([np.full(len(queries), -1, dtype=np.int64), positions]))

@@ -1,0 +1,179 @@
+"""Training through the sentence-transformers trainer: checkpoints, resumption, torchrun."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retrodistill.distributed import is_main, processes
+from retrodistill.files import make_folder
+from retrodistill.progress import bar
+from retrodistill.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    import datasets
+    from sentence_transformers import SentenceTransformer
+    from torch import nn
+
+_CHECKPOINTS = 5  # over a run
+_LOOKS = 10  # of the monitors over a run
+
+
+@dataclass
+class History:
+    """What a training run looked like.
+
+    Attributes:
+        steps: Optimiser steps taken.
+        seconds: Wall-clock seconds, of this process since its last start.
+        losses: ``{"step": .., "loss": .., term: ..}`` at intervals.
+        monitors: ``{"step": .., measure: ..}`` at intervals.
+    """
+
+    steps: int = 0
+    seconds: float = 0.0
+    losses: list[dict[str, float]] = field(default_factory=list)
+    monitors: list[dict[str, float]] = field(default_factory=list)
+
+
+Monitor = Callable[[], dict[str, float]]
+
+
+def train(
+    model: SentenceTransformer,
+    loss: nn.Module,
+    dataset: datasets.Dataset,
+    settings: TrainingSettings,
+    folder: Path,
+    *,
+    prompts: dict[str, str] | None = None,
+    monitor: Monitor | None = None,
+    what: str = "training",
+) -> History:
+    """Train a model in place; taken up at its last whole checkpoint if it was killed.
+
+    Args:
+        model: The student.
+        loss: A sentence-transformers loss.
+        dataset: Text columns in the loss' order and an integer ``label``.
+        settings: How long and how fast.
+        folder: For checkpoints; they are the caller's to remove once the model is saved.
+        prompts: Prompt of each text column: the trainer applies none by itself.
+        monitor: Called at intervals and at the end; its measures are recorded.
+        what: Title of the progress bar.
+    """
+    from sentence_transformers import SentenceTransformerTrainer
+    from transformers import PrinterCallback, ProgressCallback
+
+    make_folder(folder)
+    arguments = _arguments(model, settings, folder, len(dataset), prompts or {})
+    history = History()
+    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
+    trainer = SentenceTransformerTrainer(model=model, args=arguments, train_dataset=dataset, loss=loss)
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    trainer.add_callback(_watcher(history, monitor, what))
+    result = trainer.train(resume_from_checkpoint=_last_whole_checkpoint(folder))
+    history.steps = trainer.state.global_step
+    history.seconds = float(result.metrics.get("train_runtime", 0.0))
+    model.eval()
+    return history
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Delete the checkpoints of a finished training."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _arguments(
+    model: SentenceTransformer, settings: TrainingSettings, folder: Path, rows: int, prompts: dict[str, str]
+) -> Any:
+    from sentence_transformers import SentenceTransformerTrainingArguments
+
+    steps = math.ceil(math.ceil(rows / (settings.batch_size * processes())) * settings.epochs)
+    steps = min(steps, settings.max_steps) if settings.max_steps else steps
+    return SentenceTransformerTrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        warmup_steps=math.ceil(settings.warmup * steps),
+        lr_scheduler_type=settings.schedule if settings.schedule != "constant" else "constant_with_warmup",
+        weight_decay=settings.weight_decay,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        save_strategy="steps",
+        save_steps=max(1, math.ceil(steps / _CHECKPOINTS)),
+        save_total_limit=2,
+        logging_strategy="steps",
+        logging_steps=max(1, steps // 50),
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=str(model.device) == "cpu",
+        dataloader_pin_memory=str(model.device).startswith("cuda"),
+        prompts=prompts or None,
+    )
+
+
+def _last_whole_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end; cut ones are deleted, so that nothing takes them for whole."""
+    whole: list[tuple[int, Path]] = []
+    for checkpoint in folder.glob("checkpoint-*"):
+        try:  # the trainer writes its state last
+            json.loads((checkpoint / "trainer_state.json").read_text())
+            whole.append((int(checkpoint.name.split("-")[1]), checkpoint))
+        except (OSError, ValueError):
+            shutil.rmtree(checkpoint, ignore_errors=True)
+    return str(max(whole)[1]) if whole else None
+
+
+def _watcher(history: History, monitor: Monitor | None, what: str) -> Any:
+    """A callback that keeps losses and monitors, and shows the bar."""
+    from transformers import TrainerCallback
+
+    class Watcher(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.every = max(1, state.max_steps // _LOOKS)
+            self.bar = bar(state.max_steps, what, "steps")
+            self.bar.update(state.global_step)
+            history.losses = [_losses(entry) for entry in state.log_history if "loss" in entry]
+            self._look(state.global_step)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.bar.update(1)
+            if state.global_step % self.every == 0 and state.global_step < state.max_steps:
+                self._look(state.global_step)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+            if logs and "loss" in logs:
+                history.losses.append({"step": state.global_step, **_losses(logs)})
+                self.bar.set_postfix(loss=f"{float(logs['loss']):.4g}")
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.bar.close()
+            self._look(state.global_step)
+
+        def _look(self, step: int) -> None:
+            if monitor is not None and is_main():
+                history.monitors.append({"step": step, **monitor()})
+
+    return Watcher()
+
+
+def _losses(entry: dict[str, Any]) -> dict[str, float]:
+    """The loss and its terms out of a log entry."""
+    skipped = ("epoch", "grad_norm", "learning_rate")
+    return {name: float(value) for name, value in entry.items() if name not in skipped}
+
+
+def text_dataset(columns: Mapping[str, Sequence[str]], labels: Sequence[int]) -> datasets.Dataset:
+    """A dataset of text columns in order and the label rows."""
+    from datasets import Dataset
+
+    return Dataset.from_dict({**{name: list(texts) for name, texts in columns.items()}, "label": list(labels)})

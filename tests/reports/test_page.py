@@ -1,0 +1,184 @@
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from sample_results import example, hit, results, system
+
+from retrodistill.errors import UserError
+from retrodistill.reports import page_text, write_page
+
+VOID = {"meta", "link", "input", "br"}
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text; refuses tags that do not close in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.words = [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+class TestSelfContained:
+    def test_nothing_is_loaded(self):
+        page = Page(page_text(results()))
+        loaded = [attrs[key] for _, attrs in page.tags for key in ("src", "href", "data", "srcset") if key in attrs]
+        assert loaded == ["data:,"]
+        assert not re.search(r"@import|url\(|https?:", page_text(results()))
+
+    def test_only_its_own_script_runs(self):
+        page = Page(page_text(results()))
+        assert len(page.all("script")) == 1
+        policy = next(attrs["content"] for attrs in page.all("meta") if "http-equiv" in attrs)
+        assert policy.startswith("default-src 'none'")
+        assert not [key for _, attrs in page.tags for key in attrs if key.startswith("on")]
+
+    def test_the_same_results_give_the_same_bytes(self, tmp_path):
+        write_page(results(), tmp_path / "a.html")
+        write_page(results(), tmp_path / "b.html")
+        assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+        assert sorted(file.name for file in tmp_path.iterdir()) == ["a.html", "b.html"]
+
+    def test_a_folder_that_cannot_be_made_is_said(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(UserError, match="cannot write"):
+            write_page(results(), tmp_path / "file" / "report.html")
+
+
+class TestEscaping:
+    EVIL = "</script><script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
+
+    def test_nothing_from_outside_becomes_markup(self):
+        evil = self.EVIL
+        changed = results(
+            collection=evil,
+            split=evil,
+            name=evil,
+            command=evil,
+            hardware={evil: evil},
+            versions={evil: evil},
+            seconds={evil: 1.0},
+            taught_by=evil,
+            systems=[
+                system(evil, "teacher", documents_by=evil, queries_by=evil),
+                system("student", documents_by=evil, bytes_per_document=None),
+            ],
+            comparisons=[{**results().comparisons[0], "b": evil, "measure": evil}],
+            curves={evil: results().curves["student"]},
+            examples=[example(evil, relevant=[evil], teacher=[hit(evil, evil)])],
+            notes=[evil],
+            provenance={evil: {evil: [evil]}},
+        )
+        text = page_text(changed)
+        page = Page(text)
+        assert len(page.all("script")) == 1
+        assert page.all("img") == []
+        assert "alert(2)" in text
+
+    def test_the_text_itself_is_still_read(self):
+        page = Page(page_text(results(examples=[example(teacher=[hit(text="a <script> & b")])])))
+        assert "a <script> & b" in page.words
+
+
+class TestContent:
+    def test_the_answer_comes_first(self):
+        text = page_text(results())
+        assert "keeps 94.1%" in text[text.index("<h1>") : text.index("</h1>")]
+        assert text.index("<h1>") < text.index("<table")
+
+    def test_heads_sort_by_button_and_say_so(self):
+        page = Page(page_text(results()))
+        assert [attrs["aria-sort"] for attrs in page.all("th") if "aria-sort" in attrs] == ["none"] * 10
+        assert len(page.all("button")) == 10
+
+    def test_cells_carry_the_exact_number(self):
+        values = [attrs["data-value"] for attrs in Page(page_text(results())).all("td") if "data-value" in attrs]
+        assert values[:7] == ["0.686", "0.655", "0.94", "", "0.42", "0.8", ""]
+
+    def test_two_fronts_and_two_curves(self):
+        labels = [attrs["aria-label"] for attrs in Page(page_text(results())).all("svg") if "aria-label" in attrs]
+        expected = ["nDCG@10 against median query time, ms", "nDCG@10 against bytes per document", "loss", "agreement"]
+        assert labels == expected
+
+    def test_examples_open_and_are_searched(self):
+        page = Page(page_text(results()))
+        assert len(page.all("details")) == 2
+        assert [attrs["type"] for attrs in page.all("input")] == ["search"]
+        assert "lost" in page.words
+
+    def test_provenance_command_seed_and_notes(self):
+        words = Page(page_text(results(notes=["Mind the gap."]))).words
+        for expected in (results().command, "teacher.dense", "22bb", "seed", "7", "12 min 14 s", "Mind the gap."):
+            assert expected in words
+
+
+def everywhere(**changed):
+    return [system(one.name, one.role, **changed) for one in results().systems]
+
+
+class TestEdges:
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            {"comparisons": []},
+            {"systems": [system("bm25", "baseline")], "taught_by": None, "comparisons": []},
+            {"systems": everywhere(query_ms=None, bytes_per_document=None)},
+            {"systems": everywhere(ndcg10=None, retention=None)},
+            {"systems": everywhere(ndcg10=0.0, retention=None, query_ms={"p50": 0.0, "p95": 0.0})},
+            {"curves": {}},
+            {"curves": {"student": {}}},
+            {"curves": {"student": {"losses": [{"step": 1, "loss": 0.5}], "monitors": [{"step": 1}]}}},
+            {"curves": {"student": {"losses": [{"step": at, "loss": 0.0, "rate": 1e-5} for at in range(5000)]}}},
+            {"examples": [example(teacher=[], student=[], relevant=[])]},
+            {"examples": [], "seconds": {}, "hardware": {}, "versions": {}, "provenance": {}, "command": ""},
+            {"seconds": {"mine": 0.0}},
+            {"systems": [*results().systems, system("very-long-" * 30), system("学生モデル" * 9)]},
+            {"collection": "עברית", "examples": [example("שאלה", teacher=[hit(text="本文")])]},
+        ],
+    )  # fmt: skip
+    def test_the_page_still_stands(self, changed):
+        text = page_text(results(**changed))
+        Page(text)
+        assert not re.search(r"\b(nan|inf|None)\b", text)
+        assert len(text) < 200_000
+
+    def test_a_point_is_told_in_words_where_one_makes_no_line(self):
+        text = page_text(results(curves={"student": {"losses": [{"step": 5, "loss": 0.5}]}}))
+        assert "0.5, one point, at step 5" in text
+        assert "<b>Agreement</b> was not recorded" in text
+
+    def test_systems_without_a_cost_are_named(self):
+        assert "Not measured: bm25." in page_text(results())
+
+    def test_what_was_read_back_gives_the_same_page(self):
+        again = type(results()).from_json(json.loads(json.dumps(results().to_json())))
+        assert page_text(again) == page_text(results())
+
+
+class TestImport:
+    def test_the_package_alone_loads_neither_rich_nor_pydantic(self):
+        code = "import sys, retrodistill.reports; print('rich' in sys.modules, 'pydantic' in sys.modules)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["False", "False"]
