@@ -53,9 +53,10 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         _sync(temporary)
         os.replace(temporary, target)
     except OSError as error:
-        raise UserError(f"cannot write {target}: {_reason(error)}; nothing was left there.") from error
+        raise _not_written(target, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -67,19 +68,17 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     make_folder(target.parent)
+    if target.exists() and not target.is_dir():
+        raise UserError(f"cannot write {target}: a file of that name stands there; choose another folder.")
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
-    temporary.mkdir()
-    old = temporary.with_suffix(".old")
     try:
+        temporary.mkdir()
         yield temporary
-        if target.exists():
-            os.replace(target, old)
-        os.replace(temporary, target)
+        _take_place(temporary, target)
     except OSError as error:
-        raise UserError(f"cannot write {target}: {_reason(error)}; nothing was left there.") from error
+        raise _not_written(target, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -93,12 +92,14 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file.
 
     Raises:
-        UserError: It is missing or is not JSON.
+        UserError: It is missing, cannot be read or is not JSON.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"no file {path}.") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {_reason(error)}.") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is not JSON ({error}); it may be cut short: delete it and make it again.") from error
 
@@ -126,5 +127,25 @@ def _sync(path: Path) -> None:
             os.fsync(file.fileno())
 
 
+def _take_place(temporary: Path, target: Path) -> None:
+    """Put a folder where another may stand; the other comes back if that fails."""
+    if not target.exists():
+        os.replace(temporary, target)
+        return
+    old = temporary.with_suffix(".old")
+    os.replace(target, old)
+    try:
+        os.replace(temporary, target)
+    except OSError:
+        os.replace(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _not_written(target: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write {target}: {_reason(error)}; nothing half-written was left there.")
+
+
 def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
+    said = (error.strerror or str(error) or type(error).__name__).splitlines()[0]
+    return said[:1].lower() + said[1:]

@@ -65,8 +65,10 @@ class Manifest:
         content = read_json(path)
         try:
             return cls(content["artifact"], content["inputs"], content["settings"], content["about"])
-        except (KeyError, TypeError) as error:
+        except KeyError as error:
             raise UserError(f"{path} is not a retrodistill manifest: it lacks {error}.") from error
+        except TypeError as error:
+            raise UserError(f"{path} is not a retrodistill manifest: it is no JSON object.") from error
 
     def matches(self, folder: str | os.PathLike[str], name: str = FILE_NAME) -> bool:
         """Whether the folder holds an artifact made from the same inputs with the same settings."""

@@ -10,6 +10,18 @@ from tqdm import tqdm
 _quiet = False
 
 
+class _Lines:
+    """Standard error for logs: a line where a terminal would redraw one."""
+
+    def write(self, text: str) -> None:
+        line = text.strip("\r\n ")
+        if line:
+            sys.stderr.write(f"{line}\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 def set_quiet(quiet: bool) -> None:
     """Show no bars (for ``--json`` and ``--quiet``)."""
     global _quiet  # noqa: PLW0603 - one switch for the process, set by the command line
@@ -25,6 +37,7 @@ def bar(total: int, what: str, unit: str) -> Any:
     """Show a bar over `total` units, for a ``with`` statement; off a terminal it is a line every ten seconds."""
     terminal = sys.stderr.isatty()
     return tqdm(
+        file=sys.stderr if terminal else _Lines(),
         total=total,
         desc=what,
         unit=f" {unit}",

@@ -20,8 +20,10 @@ import pyarrow.parquet as pq
 from retrodistill.errors import UserError
 from retrodistill.files import atomic_file, make_folder
 from retrodistill.manifest import FILE_NAME, Manifest
+from retrodistill.progress import say
 
 _COMPACT_ABOVE = 32  # parts; more make opening slow
+_WAIT_SECONDS = 1.0  # before we say that another process holds the store
 
 
 def text_keys(texts: Sequence[str]) -> np.ndarray:
@@ -32,7 +34,7 @@ def text_keys(texts: Sequence[str]) -> np.ndarray:
 
 def slug(name: str) -> str:
     """A file name for a model name: letters, digits, dots and dashes, at most 60 characters."""
-    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")[-60:] or "model"
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name)[-60:].strip("-.") or "model"
 
 
 class PartStore:
@@ -51,9 +53,10 @@ class PartStore:
         self.folder = make_folder(folder)
         self.ending = ending
         self._lock = filelock.FileLock(self.folder / ".lock")
-        with self._lock:
-            if not (self.folder / FILE_NAME).exists():
-                owner.write(self.folder)
+        if not (self.folder / FILE_NAME).exists():  # else a writer's lock would keep readers out for hours
+            with self.writing():
+                if not (self.folder / FILE_NAME).exists():
+                    owner.write(self.folder)
         found = Manifest.read(self.folder)
         if found.fingerprint != owner.fingerprint:
             raise UserError(
@@ -64,8 +67,16 @@ class PartStore:
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Hold the store against other processes, so that no key is computed twice; released when a process dies."""
-        with self._lock:
+        try:
+            self._lock.acquire(timeout=_WAIT_SECONDS)
+        except filelock.Timeout:
+            say(f"waiting for another process that writes to {self.folder}")
+            self._lock.acquire()
+        try:
+            self._sweep()
             yield
+        finally:
+            self._lock.release()
 
     def parts(self) -> list[pa.Table]:
         """The parts that are whole on disk, in the order of their names.
@@ -73,7 +84,11 @@ class PartStore:
         Raises:
             UserError: A part is cut short or altered.
         """
-        return [self._read(path) for path in sorted(self.folder.glob(f"part-*{self.ending}"))]
+        while True:
+            try:
+                return [self._read(path) for path in self._paths()]
+            except FileNotFoundError:  # another process merged the parts since they were listed
+                continue
 
     def append(self, table: pa.Table) -> None:
         """Add one part; it is there whole or not at all."""
@@ -81,7 +96,7 @@ class PartStore:
 
     def compact(self) -> None:
         """Merge many parts into one; call it while writing."""
-        paths = sorted(self.folder.glob(f"part-*{self.ending}"))
+        paths = self._paths()
         if len(paths) <= _COMPACT_ABOVE:
             return
         merged = pa.concat_tables([self._read(path) for path in paths])
@@ -89,12 +104,22 @@ class PartStore:
         for path in paths:  # a kill between the two leaves rows twice with equal values: readers take the first
             path.unlink()
 
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob(f"part-*{self.ending}"))
+
+    def _sweep(self) -> None:
+        """Remove what a killed writer left half-written; nobody else writes while the lock is held."""
+        for leftover in self.folder.glob(f".part-*{self.ending}.*.part"):
+            leftover.unlink(missing_ok=True)
+
     def _read(self, path: Path) -> pa.Table:
         try:
             if self.ending == ".parquet":
-                return pq.read_table(path)
+                return pq.read_table(path, page_checksum_verification=True)
             with pa.memory_map(str(path)) as source:
                 return pa.ipc.open_file(source).read_all()
+        except FileNotFoundError:
+            raise
         except (OSError, pa.ArrowException) as error:
             raise UserError(
                 f"{path} is cut short or altered ({str(error).splitlines()[0]}); delete this file and its rows will "
@@ -104,7 +129,7 @@ class PartStore:
     def _write(self, table: pa.Table, name: str) -> None:
         with atomic_file(self.folder / name) as temporary:
             if self.ending == ".parquet":
-                pq.write_table(table, temporary, compression="zstd")
+                pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
             else:
                 with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
                     writer.write_table(table)

@@ -21,7 +21,7 @@ def keep_below_margin(run: Run, positives: dict[str, str], margin: float) -> Run
     Raises:
         UserError: A positive has no score in the run.
     """
-    if margin < 0:
+    if not margin >= 0:  # NaN too
         raise UserError(f"margin={margin}: it is 0 or more, in the unit of the teacher's scores.")
     ceiling, is_positive = _ceilings(run, positives, lambda score: score - margin)
     return run.filter(is_positive | (run.scores <= ceiling))
@@ -51,7 +51,7 @@ def _ceilings(
     run: Run, positives: dict[str, str], limit: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each row the highest score that a negative may have, and whether the row is the positive."""
-    wanted = np.array([positives.get(query, "") for query in run.query_ids], dtype=object)
+    wanted = np.array([positives.get(query) for query in run.query_ids], dtype=object)
     is_positive = run.document_ids == wanted[run.query_codes]
     score = np.full(len(run.query_ids), np.nan)
     score[run.query_codes[is_positive]] = run.scores[is_positive]

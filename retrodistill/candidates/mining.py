@@ -34,11 +34,14 @@ def mine(
         seed: Of the drawing.
 
     Returns:
-        A run with `sources` (names joined by ``+``), ordered by the sum of reciprocal ranks.
+        A run with `sources` (names joined by ``+``), ordered by the sum of reciprocal ranks over the sources; what
+        was drawn at random only stands last, with score 0.
 
     Raises:
         UserError: No source, a depth below 1, a split without queries, or a source that cannot search.
     """
+    if isinstance(sources, str):
+        raise UserError(f"sources={sources!r}: give a list, e.g. [{sources!r}].")
     if not sources:
         raise UserError("no source of candidates; give at least one, e.g. ['bm25'].")
     if depth < 1 or random < 0:
@@ -47,4 +50,4 @@ def mine(
     runs = [load_retriever(source).retrieve(collection, wanted, depth) for source in sources]
     if random:
         runs.append(random_documents(wanted.ids, collection.documents.ids, random, seed))
-    return union(runs)
+    return union(runs, weights=[1.0] * len(sources) + [0.0] * (len(runs) - len(sources)))

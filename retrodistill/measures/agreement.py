@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from retrodistill.errors import UserError
 from retrodistill.runs.run import Run
 
 
@@ -15,8 +16,15 @@ def rank_agreement(student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
         teacher: (queries, k) document numbers, best first; -1 where the teacher has fewer.
 
     Returns:
-        (queries,) float64 in 0..1; 1 where both lists are the same.
+        (queries,) float64 in 0..1; 1 where both lists are the same, 0 where the teacher has none.
+
+    Raises:
+        UserError: Lists of different shapes.
     """
+    if student.shape != teacher.shape or teacher.ndim != 2:
+        raise UserError(
+            f"rankings of shape {student.shape} by the student and {teacher.shape} by the teacher; both are (queries, k)."
+        )
     k = teacher.shape[1]
     gains, discounts = np.arange(k, 0, -1), 1 / np.log2(np.arange(2, k + 2))
     same = (student[:, :, None] == teacher[:, None, :]) & (teacher >= 0)[:, None, :]

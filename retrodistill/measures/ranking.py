@@ -21,7 +21,8 @@ def evaluate_run(
     """Measure a run per query, equal to beir's `EvaluateRetrieval` on complete runs.
 
     Every judged query counts: one without results has 0 throughout. A document whose id is the query's own is left
-    out, as in beir (ArguAna, Quora). Ties go by document id, ascending.
+    out, as in beir (ArguAna, Quora). Ties go as in trec_eval, by document id descending, so that the figures are
+    those that anyone gets from the written run file.
 
     Args:
         run: Search results. Queries without judgements are passed over.
@@ -39,17 +40,13 @@ def evaluate_run(
     if not qrels:
         raise UserError("no judged query to measure on; choose a split with judgements.")
     cuts = [_parse(measure) for measure in measures]
-    clean = run.select(qrels).without({query: query for query in run.query_ids}).ranked()
-    ranks = clean.with_scores(-(np.arange(len(clean)) - clean.bounds[clean.query_codes]).astype(np.float64))
+    scores = run.select(qrels).without({query: query for query in run.query_ids}).to_dict()
+    asked = {_NAMES[name] if name == "mrr" else f"{_NAMES[name]}.{cut}" for name, cut in cuts}
+    evaluator = pytrec_eval.RelevanceEvaluator({query: dict(documents) for query, documents in qrels.items()}, asked)
+    found = evaluator.evaluate({query: scores.get(query, {}) for query in qrels})
     columns: dict[str, list] = {"query_id": list(qrels)}
     for measure, (name, cut) in zip(measures, cuts, strict=True):
-        scores = (ranks.top(cut) if name == "mrr" else ranks).to_dict()
-        asked = _NAMES[name] if name == "mrr" else f"{_NAMES[name]}.{cut}"
-        key = _NAMES[name] if name == "mrr" else f"{_NAMES[name]}_{cut}"
-        found = pytrec_eval.RelevanceEvaluator(
-            {query: dict(documents) for query, documents in qrels.items()}, {asked}
-        ).evaluate({query: scores.get(query, {}) for query in qrels})
-        columns[measure] = [float(found.get(query, {}).get(key, 0.0)) for query in qrels]
+        columns[measure] = [_value(found.get(query, {}), name, cut) for query in qrels]
     return pa.table(columns)
 
 
@@ -57,6 +54,14 @@ def means(per_query: pa.Table) -> dict[str, float]:
     """Mean of each measure over all queries."""
     names = [name for name in per_query.column_names if name != "query_id"]
     return {name: float(np.mean(per_query[name].to_numpy())) for name in names}
+
+
+def _value(found: Mapping[str, float], name: str, cut: int) -> float:
+    """One measure of one query; a reciprocal rank below 1 / cut lies beyond the cut."""
+    if name != "mrr":
+        return float(found.get(f"{_NAMES[name]}_{cut}", 0.0))
+    reciprocal = float(found.get(_NAMES[name], 0.0))
+    return reciprocal if reciprocal >= 1 / cut - 1e-9 else 0.0
 
 
 def _parse(measure: str) -> tuple[str, int]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Role = Literal["query", "document"]
 STUDENT_MANIFEST = "retrodistill.json"
+_WITHOUT_EFFECT = ("modality_config",)  # how inputs are routed; it follows from the classes
+IN_MEMORY = "in-memory"  # name of a model object that was never saved
 
 
 class Encoder:
@@ -64,20 +66,29 @@ class Encoder:
         """Whether it is a token table (no transformer)."""
         return type(self.model[0]).__name__ == "StaticEmbedding"
 
+    @property
+    def _is_plain_table(self) -> bool:
+        """Whether a mean of rows, normalised or not, is all that it does, on the CPU."""
+        rest = {type(module).__name__ for module in list(self.model)[1:]}
+        return self.is_static and rest <= {"Normalize"} and str(self.model.device) == "cpu"
+
     @cached_property
     def weights_digest(self) -> str:
         """Digest of all parameters and buffers, by name."""
+        import torch
+
         hasher = hashlib.blake2b(digest_size=8)
         for key, tensor in sorted(self.model.state_dict().items()):
             hasher.update(key.encode())
-            hasher.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+            plain = tensor.detach().cpu().contiguous().flatten()
+            hasher.update(plain.view(torch.uint8).numpy().tobytes())  # bytes: numpy has no bfloat16
         return hasher.hexdigest()
 
     def contract(self, role: Role) -> dict[str, Any]:
-        """All that decides the vector of a text: weights, modules, prompt, length, similarity, dimension."""
+        """All that decides the vector of a text: weights, modules (pooling!), prompt, length, similarity, dimension."""
         return {
             "weights": self.weights_digest,
-            "modules": [type(module).__name__ for module in self.model],
+            "modules": [_module(module) for module in self.model],
             "prompt": self.prompt(role),
             "max_length": _finite(self.model.max_seq_length),
             "similarity": self.similarity,
@@ -121,17 +132,36 @@ class Encoder:
         """
         if not len(texts):
             return np.zeros((0, self.dimension), dtype=np.float32)
-        vectors = self.model.encode(
+        vectors = self._encode_table(texts, role) if self._is_plain_table else self._encode(texts, role, batch_size)
+        if not np.isfinite(vectors).all():
+            row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+            raise UserError(f"model {self.name} gives a vector that is not finite for {texts[row][:60]!r}.")
+        return vectors
+
+    def _encode(self, texts: Sequence[str], role: Role, batch_size: int) -> np.ndarray:
+        return self.model.encode(
             list(texts),
             prompt=self.prompt(role),
+            task=role,  # which tower, where the model has a Router
             batch_size=batch_size,
             show_progress_bar=False,
             convert_to_numpy=True,
             normalize_embeddings=self.similarity == "cosine",
         ).astype(np.float32, copy=False)
-        if not np.isfinite(vectors).all():
-            row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
-            raise UserError(f"model {self.name} gives a vector that is not finite for {texts[row][:60]!r}.")
+
+    def _encode_table(self, texts: Sequence[str], role: Role) -> np.ndarray:
+        """As the model does, without its overhead, which is several times the work of one query."""
+        module: Any = self.model[0]
+        table = module.embedding.weight.detach().cpu().numpy()
+        prompt = self.prompt(role)
+        encodings = module.tokenizer.encode_batch([prompt + text for text in texts], add_special_tokens=False)
+        vectors = np.zeros((len(texts), table.shape[1]), dtype=np.float32)
+        for row, encoding in enumerate(encodings):
+            if encoding.ids:
+                vectors[row] = table[encoding.ids].mean(axis=0)
+        if self.similarity == "cosine":
+            lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+            vectors /= np.where(lengths > 0, lengths, 1.0)
         return vectors
 
     def __repr__(self) -> str:
@@ -147,7 +177,12 @@ def load_encoder(source: str | Path | ModelName | Encoder | SentenceTransformer)
     if isinstance(source, Encoder):
         return source
     if not isinstance(source, (str, Path, ModelName)):
-        return Encoder(source, f"dense:{source.model_card_data.model_id or 'in-memory'}")
+        if not hasattr(source, "model_card_data") or not hasattr(source, "similarity_fn_name"):
+            raise UserError(
+                f"an encoder cannot be made from {type(source).__name__}; give 'dense:NAME', 'static:NAME' or a "
+                "SentenceTransformer."
+            )
+        return Encoder(source, f"dense:{source.model_card_data.model_id or IN_MEMORY}")
     name = source if isinstance(source, ModelName) else parse_model_name(str(source))
     if name.kind not in ("dense", "static"):
         raise UserError(f"model {name} is no encoder; an encoder is 'dense:NAME' or 'static:NAME'.")
@@ -161,6 +196,12 @@ def load_encoder(source: str | Path | ModelName | Encoder | SentenceTransformer)
             f"name it 'dense:{name.name}'."
         )
     return encoder
+
+
+def _module(module: Any) -> list[Any]:
+    """Class and settings of a module: two poolings of the same weights give two spaces."""
+    settings = module.get_config_dict() if hasattr(module, "get_config_dict") else {}
+    return [type(module).__name__, {key: value for key, value in settings.items() if key not in _WITHOUT_EFFECT}]
 
 
 def _finite(length: float | None) -> int | None:

@@ -17,7 +17,9 @@ def keep_first_layers(model: SentenceTransformer, layers: int) -> None:
     Raises:
         UserError: The model has no layer stack that we can find, or fewer layers than asked for.
     """
-    transformer: Any = model[0].auto_model
+    transformer: Any = getattr(model[0], "auto_model", None)
+    if transformer is None:
+        raise UserError(f"a model of {type(model[0]).__name__} has no layers to cut; leave 'layers' out.")
     stack, owner, attribute = _layer_stack(transformer)
     if not 1 <= layers <= len(stack):
         raise UserError(f"layers={layers}: the model has {len(stack)}; choose 1 to {len(stack)}.")

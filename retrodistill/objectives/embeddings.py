@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from retrodistill.errors import UserError
+from retrodistill.objectives.masks import at_least_float32
 
 
 def leaf(student: Tensor, teacher: Tensor) -> Tensor:
@@ -28,4 +29,4 @@ def leaf(student: Tensor, teacher: Tensor) -> Tensor:
             f"student embeddings of shape {tuple(student.shape)}, teacher's {tuple(teacher.shape)}; give the student a "
             "projection to the teacher's width (dimension: teacher)."
         )
-    return ((student.float() - teacher.float()) ** 2).sum(dim=1).mean()
+    return ((at_least_float32(student) - at_least_float32(teacher)) ** 2).sum(dim=1).mean()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from retrodistill.objectives.masks import check_lists, full_mask
+from retrodistill.errors import unknown
+from retrodistill.objectives.masks import at_least_float32, check_lists, full_mask
+
+PAIRS = ("positive", "all")
 
 
 def margin_mse(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, pairs: str = "positive") -> Tensor:
@@ -25,12 +28,14 @@ def margin_mse(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, p
         Scalar float32: the mean over all margins of the batch; 0 where no list has two candidates.
 
     Raises:
-        UserError: Shapes that differ.
+        UserError: Shapes that differ, or unknown `pairs`.
     """
+    if pairs not in PAIRS:
+        raise unknown("choice of pairs", pairs, PAIRS)
     check_lists(scores, targets)
     valid = full_mask(scores, mask)
-    scores = scores.float()
-    targets = targets.float().masked_fill(~valid, 0.0)
+    scores = at_least_float32(scores)
+    targets = at_least_float32(targets).masked_fill(~valid, 0.0)
     # A margin of differences is a difference of residuals: (s_i - s_j) - (t_i - t_j) = r_i - r_j.
     residuals = (scores - targets).masked_fill(~valid, 0.0)
     if pairs == "all":

@@ -36,9 +36,20 @@ def check_lists(scores: Tensor, targets: Tensor) -> None:
         )
 
 
-def log_softmax(scores: Tensor, mask: Tensor) -> Tensor:
-    """(batch, n) log-probabilities over the unmasked places of each row, about -1e30 in masked ones."""
-    return torch.log_softmax(scores.float().masked_fill(~mask, _NOTHING), dim=-1)
+def at_least_float32(scores: Tensor) -> Tensor:
+    """Scores in float32 (float64 stays): half precision overflows at 65504 and squares badly."""
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+
+def log_softmax(scores: Tensor, mask: Tensor, temperature: float) -> Tensor:
+    """(batch, n) log-probabilities of scores / temperature over the unmasked places, about -1e30 in masked ones.
+
+    Raises:
+        UserError: A temperature that is not above 0.
+    """
+    if not temperature > 0:
+        raise UserError(f"temperature={temperature}: it lies above 0.")
+    return torch.log_softmax((at_least_float32(scores) / temperature).masked_fill(~mask, _NOTHING), dim=-1)
 
 
 def mean_over_lists(values: Tensor, usable: Tensor) -> Tensor:

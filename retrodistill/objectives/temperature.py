@@ -34,7 +34,7 @@ def temperature_for(run: Run, sharpness: float) -> float:
     Raises:
         UserError: A sharpness that is not above 0, or a flat run.
     """
-    if sharpness <= 0:
+    if not sharpness > 0:  # NaN too
         raise UserError(f"sharpness={sharpness}: it lies above 0.")
     return spread(run) / sharpness
 
@@ -46,10 +46,12 @@ def check_trainable(run: Run) -> tuple[Run, dict[str, int]]:
         The run with lists of at least two different scores, and ``{"single": .., "flat": ..}`` lists dropped.
 
     Raises:
-        UserError: No list is left: one candidate per query, or all scores equal.
+        UserError: No list is left: an empty run, one candidate per query, or all scores equal.
     """
     sizes, deviation = np.diff(run.bounds), list_moments(run)[1]
     single, level = sizes < 2, (sizes >= 2) & (deviation == 0)
+    if not len(run):
+        raise UserError(f"run {run.name} is empty; a list objective needs queries with at least two candidates each.")
     if single.all():
         raise UserError(
             f"run {run.name}: every query has one candidate, and a list objective needs at least two; mine deeper."

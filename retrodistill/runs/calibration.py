@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Protocol
@@ -11,6 +12,9 @@ import numpy as np
 from retrodistill.errors import UserError, unknown
 from retrodistill.files import read_json, write_json
 from retrodistill.runs.run import Run
+
+
+_WITHIN = " within each query"
 
 
 class Calibration(Protocol):
@@ -41,6 +45,13 @@ class ZScore:
     deviation: float
     name: ClassVar[str] = "zscore"
 
+    def __post_init__(self) -> None:
+        if not (_is_finite(self.mean) and _is_finite(self.deviation) and self.deviation > 0):
+            raise UserError(
+                f"calibration zscore: mean={self.mean!r}, deviation={self.deviation!r}; both are finite numbers and "
+                "the deviation lies above 0."
+            )
+
     @classmethod
     def fit(cls, run: Run) -> ZScore:
         """Mean and deviation of all scores of the run.
@@ -48,10 +59,9 @@ class ZScore:
         Raises:
             UserError: All scores are equal.
         """
-        deviation = float(np.std(run.scores)) if len(run) else 0.0
-        if deviation == 0.0:
+        if not len(run) or np.ptp(run.scores) == 0:
             raise flat(run)
-        return cls(float(np.mean(run.scores)), deviation)
+        return cls(float(np.mean(run.scores)), float(np.std(run.scores)))
 
     def apply(self, run: Run) -> Run:
         """Calibrated scores, zero mean and unit deviation on the fitted run."""
@@ -70,9 +80,12 @@ class ZScorePerQuery:
 
     @classmethod
     def fit(cls, run: Run) -> ZScorePerQuery:
-        """Nothing to measure: each list has its own statistics; a run that is flat throughout is refused."""
-        if len(run) and float(np.std(run.scores)) == 0.0:
-            raise flat(run)
+        """Nothing to measure: each list has its own statistics.
+
+        Raises:
+            UserError: Every list is flat, so that nothing would be left.
+        """
+        _refuse_flat_lists(run)
         return cls()
 
     def apply(self, run: Run) -> Run:
@@ -91,17 +104,18 @@ class MinMaxPerQuery:
 
     @classmethod
     def fit(cls, run: Run) -> MinMaxPerQuery:
-        """Nothing to measure: each list has its own range; a run that is flat throughout is refused."""
-        if len(run) and float(np.ptp(run.scores)) == 0.0:
-            raise flat(run)
+        """Nothing to measure: each list has its own range.
+
+        Raises:
+            UserError: Every list is flat, so that nothing would be left.
+        """
+        _refuse_flat_lists(run)
         return cls()
 
     def apply(self, run: Run) -> Run:
         """Calibrated scores in 0..1."""
-        codes, starts = run.query_codes, run.bounds[:-1]
-        if not len(run):
-            return run
-        lowest, highest = np.minimum.reduceat(run.scores, starts), np.maximum.reduceat(run.scores, starts)
+        codes = run.query_codes
+        lowest, highest = list_extremes(run)
         spread = np.where(highest > lowest, highest - lowest, 1.0)
         return run.with_scores((run.scores - lowest[codes]) / spread[codes])
 
@@ -131,7 +145,10 @@ def load_calibration(path: str | os.PathLike[str]) -> Calibration:
     Raises:
         UserError: The file is missing, is not JSON or names an unknown calibration.
     """
-    return from_dict(read_json(path))
+    try:
+        return from_dict(read_json(path))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def as_dict(calibration: Calibration) -> dict[str, Any]:
@@ -143,10 +160,12 @@ def from_dict(content: dict[str, Any]) -> Calibration:
     """The calibration of its JSON form.
 
     Raises:
-        UserError: Unknown name or other fields than it has.
+        UserError: Unknown name, other fields than it has, or values that are not finite.
     """
+    if not isinstance(content, dict) or "calibration" not in content:
+        raise UserError("not a fitted calibration: a JSON object with the key 'calibration' was wanted.")
     fields = dict(content)
-    name = fields.pop("calibration", None)
+    name = str(fields.pop("calibration"))
     if name not in CALIBRATIONS:
         raise unknown("calibration", name, CALIBRATIONS)
     try:
@@ -156,16 +175,39 @@ def from_dict(content: dict[str, Any]) -> Calibration:
 
 
 def list_moments(run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation (population) of each query's scores, two (queries,) float64 arrays."""
+    """Mean and standard deviation (population) of each query's scores, two (queries,) float64 arrays.
+
+    The deviation of a flat list is exactly 0: three times 0.1 has a mean of 0.10000000000000002.
+    """
     codes, count = run.query_codes, np.diff(run.bounds)
     mean = np.bincount(codes, run.scores, minlength=len(count)) / count
     variance = np.bincount(codes, (run.scores - mean[codes]) ** 2, minlength=len(count)) / count
-    return mean, np.sqrt(variance)
+    lowest, highest = list_extremes(run)
+    return mean, np.where(highest > lowest, np.sqrt(variance), 0.0)
+
+
+def list_extremes(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest score of each query, two (queries,) float64 arrays."""
+    if not len(run):
+        return np.zeros(0), np.zeros(0)
+    starts = run.bounds[:-1]
+    return np.minimum.reduceat(run.scores, starts), np.maximum.reduceat(run.scores, starts)
 
 
 def flat(run: Run) -> UserError:
     """The error for a run whose scores say nothing."""
     return UserError(
-        f"run {run.name}: all {len(run)} scores are equal, so there is nothing to learn or to calibrate; "
-        "check what scored it (a saturated sigmoid gives such scores: use raw logits)."
+        f"run {run.name}: all {len(run)} scores are equal{_WITHIN if len(run) and np.ptp(run.scores) else ''}, so there "
+        "is nothing to learn or to calibrate; check what scored it (a saturated sigmoid gives such scores: use raw "
+        "logits)."
     )
+
+
+def _refuse_flat_lists(run: Run) -> None:
+    lowest, highest = list_extremes(run)
+    if len(run) and not (highest > lowest).any():
+        raise flat(run)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import product
 
@@ -13,14 +14,20 @@ from retrodistill.runs.calibration import Calibration, fit_calibration
 from retrodistill.runs.run import Run
 
 METHODS = ("zscore", "zscore-per-query", "minmax", "reciprocal-rank")
+MISSING = ("error", "mean")
 _RECIPROCAL_RANK_OFFSET = 60  # k of Cormack, Clarke and Buettcher (SIGIR 2009)
 
 
-def union(runs: Sequence[Run], name: str = "candidates") -> Run:
+def union(runs: Sequence[Run], name: str = "candidates", *, weights: Sequence[float] | None = None) -> Run:
     """All pairs of all runs, with who proposed each kept in the `sources` column.
 
-    The score is the sum of reciprocal ranks, so that the union has an order that favours no ranker's scale.
+    The score is the weighted sum of reciprocal ranks, so that the union has an order that favours no ranker's scale;
+    a run of weight 0 adds pairs and no order.
+
+    Raises:
+        UserError: No run, more than 8, or weights that do not fit.
     """
+    weights = check_weights(len(runs), weights)
     pairs, scores = align(runs, name)
     present = ~np.isnan(scores)
     labels = (
@@ -36,7 +43,7 @@ def union(runs: Sequence[Run], name: str = "candidates") -> Run:
     sources = [labels[tuple(row)] for row in present.tolist()]
     queries, documents = pairs.table["query_id"], pairs.table["document_id"]
     return Run.from_arrays(
-        queries, documents, reciprocal_ranks(runs, [1.0] * len(runs), pairs, scores), sources=sources, name=name
+        queries, documents, reciprocal_ranks(runs, weights, pairs, scores), sources=sources, name=name
     ).ranked()
 
 
@@ -63,15 +70,20 @@ def fuse(
         name: The name of the result.
 
     Raises:
-        UserError: Unknown method, weights that do not fit, a flat run, or pairs that a run did not score.
+        UserError: Unknown method, weights or calibrations that do not fit, a flat run, or pairs that a run did not
+            score.
     """
-    weights = _weights(runs, weights)
-    if method not in METHODS:
-        raise unknown("fusion method", method, METHODS)
+    weights = check_weights(len(runs), weights)
+    check_method(method)
+    if missing not in MISSING:
+        raise unknown("treatment of missing scores", missing, MISSING)
+    if not any(len(run) for run in runs):
+        return Run.from_dict({}, name)
     if method == "reciprocal-rank":
         pairs, scores = align(runs, name)
         return pairs.with_scores(reciprocal_ranks(runs, weights, pairs, scores))
-    fitted = calibrations or [fit_calibration(method, run) for run in runs]
+    fitted = [fit_calibration(method, run) for run in runs] if calibrations is None else calibrations
+    check_calibrations(len(runs), fitted)
     pairs, scores = align([calibration.apply(run) for calibration, run in zip(fitted, runs, strict=True)], name)
     absent = np.isnan(scores)
     if absent.any() and missing != "mean":
@@ -80,9 +92,19 @@ def fuse(
             f"fusion: {runs[column].name} has no score for {int(absent[:, column].sum())} of {len(pairs)} pairs; "
             "score the same candidates by every teacher, or set missing to 'mean'."
         )
-    shares = np.where(absent, 0.0, np.asarray(weights))
-    total = np.nansum(scores * shares, axis=1)
-    return pairs.with_scores(total if method == "minmax" else total / shares.sum(axis=1))
+    mean = _weighted_mean(scores, np.asarray(weights))
+    return pairs.with_scores(mean * sum(weights) if method == "minmax" else mean)
+
+
+def _weighted_mean(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(rows,) weighted mean of (rows, runs) scores over the runs that have one."""
+    shares = np.where(np.isnan(scores), 0.0, weights)
+    weight = shares.sum(axis=1)
+    if (weight == 0).any():
+        raise UserError(
+            f"fusion: {int((weight == 0).sum())} pairs have scores only from runs of weight 0; leave those runs out."
+        )
+    return np.nansum(scores * shares, axis=1) / weight
 
 
 def reciprocal_ranks(runs: Sequence[Run], weights: Sequence[float], pairs: Run, scores: np.ndarray) -> np.ndarray:
@@ -97,10 +119,37 @@ def reciprocal_ranks(runs: Sequence[Run], weights: Sequence[float], pairs: Run, 
     return total
 
 
-def _weights(runs: Sequence[Run], weights: Sequence[float] | None) -> list[float]:
-    given = [1.0] * len(runs) if weights is None else [float(weight) for weight in weights]
-    if len(given) != len(runs) or min(given, default=0) < 0 or sum(given) <= 0:
+def check_weights(runs: int, weights: Sequence[float] | None) -> list[float]:
+    """One weight per run: those given, or 1 for each.
+
+    Raises:
+        UserError: No run, another number of weights than of runs, one below 0 or not finite, or none above 0.
+    """
+    if not runs:
+        raise UserError("no run was given; give at least one.")
+    given = [1.0] * runs if weights is None else [float(weight) for weight in weights]
+    if len(given) != runs or not all(0 <= weight < math.inf for weight in given) or sum(given) <= 0:
         raise UserError(
-            f"fusion: {len(given)} weights {given} for {len(runs)} runs; give one per run, none below 0, not all 0."
+            f"fusion: {len(given)} weights {given} for {runs} runs; give one per run, none below 0, not all 0."
         )
     return given
+
+
+def check_method(method: str) -> None:
+    """Refuse a fusion method that there is not.
+
+    Raises:
+        UserError: The nearest method is named.
+    """
+    if method not in METHODS:
+        raise unknown("fusion method", method, METHODS)
+
+
+def check_calibrations(runs: int, calibrations: Sequence[Calibration]) -> None:
+    """Refuse another number of calibrations than of runs.
+
+    Raises:
+        UserError: They differ.
+    """
+    if len(calibrations) != runs:
+        raise UserError(f"fusion: {len(calibrations)} calibrations for {runs} runs; give one per run, in their order.")

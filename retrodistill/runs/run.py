@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from retrodistill.collections.texts import column_digest
 from retrodistill.errors import UserError, sample_of
 from retrodistill.files import digest
 
@@ -46,20 +48,28 @@ class Run:
         """Build from three parallel columns of equal length, and check them.
 
         Raises:
-            UserError: A score is NaN or infinite, or a (query, document) pair stands twice.
+            UserError: Columns of different length, a missing id, a score that is NaN, infinite or no number, or a
+                (query, document) pair that stands twice.
         """
         columns: dict[str, pa.Array] = {
-            "query_id": _as_ids(query_ids),
-            "document_id": _as_ids(document_ids),
-            "score": pa.array(np.asarray(scores, dtype=np.float64)),
+            "query_id": _as_ids(query_ids, name),
+            "document_id": _as_ids(document_ids, name),
+            "score": _as_scores(scores, name),
         }
         if sources is not None:
-            columns["sources"] = _as_ids(sources)
+            columns["sources"] = _as_ids(sources, name)
+        lengths = {column: len(values) for column, values in columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise UserError(f"run {name}: columns of different length ({lengths}); give one value per pair in each.")
         return cls.from_table(pa.table(columns), name)
 
     @classmethod
     def from_table(cls, table: pa.Table, name: str = "run") -> Run:
-        """Build from an Arrow table with at least query_id, document_id and score, and check it."""
+        """Build from an Arrow table with at least query_id, document_id and score, and check it.
+
+        Raises:
+            UserError: As `from_arrays`, or a column is missing.
+        """
         missing = [column for column in (*_ID_COLUMNS, "score") if column not in table.column_names]
         if missing:
             raise UserError(
@@ -68,7 +78,8 @@ class Run:
             )
         kept = [column for column in (*_ID_COLUMNS, "score", "sources") if column in table.column_names]
         columns = {
-            column: table[column].cast(pa.float64()) if column == "score" else _as_ids(table[column]) for column in kept
+            column: _as_scores(table[column], name) if column == "score" else _as_ids(table[column], name)
+            for column in kept
         }
         run = cls(pa.table(columns), name)
         run._check()
@@ -106,8 +117,9 @@ class Run:
         found = rows >= 0
         codes = np.repeat(np.arange(len(query_ids), dtype=np.int32), found.sum(axis=1))
         queries = pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(list(query_ids), pa.string()))
+        used, places = np.unique(rows[found], return_inverse=True)  # so that a run does not carry the corpus' ids
         documents = pa.DictionaryArray.from_arrays(
-            pa.array(rows[found].astype(np.int32)), pa.array(list(document_ids), pa.string())
+            pa.array(places.astype(np.int32)), pa.array([document_ids[row] for row in used], pa.string())
         )
         return cls.from_arrays(queries, documents, scores[found], name=name)
 
@@ -141,12 +153,13 @@ class Run:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of the content, independent of row order within a query."""
-        ranked = self.ranked()
-        hashed = pc.binary_join_element_wise(
-            ranked.table["query_id"].cast(pa.string()), ranked.table["document_id"].cast(pa.string()), "\t"
-        )
-        return digest(_column_digest(hashed), _column_digest(ranked.table["score"]))
+        """Digest of pairs and scores, independent of the order of rows and queries; sources do not count."""
+        (queries, query_codes), (documents, document_codes) = (id_codes(self.table[column]) for column in _ID_COLUMNS)
+        by_query, by_document = np.argsort(queries, kind="stable"), np.argsort(documents, kind="stable")
+        order = np.lexsort((np.argsort(by_document)[document_codes], np.argsort(by_query)[query_codes]))
+        ids = self.table.select(_ID_COLUMNS).take(pa.array(order))
+        scores = hashlib.blake2b((self.scores[order] + 0.0).tobytes(), digest_size=16)  # -0.0 counts as 0.0
+        return digest(*(column_digest(ids[column].chunks) for column in _ID_COLUMNS), scores.hexdigest())
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         """Yield (query id, document ids, scores) for each query, in row order."""
@@ -180,7 +193,7 @@ class Run:
 
     def without(self, pairs: Mapping[str, str]) -> Run:
         """Rows less one document per query: ``{query_id: document_id}`` (self-matches, source documents)."""
-        barred = np.array([pairs.get(query, "") for query in self.query_ids], dtype=object)
+        barred = np.array([pairs.get(query) for query in self.query_ids], dtype=object)
         return self._keep(self.document_ids != barred[self.query_codes])
 
     def filter(self, keep: np.ndarray) -> Run:
@@ -256,38 +269,40 @@ class Run:
             )
 
 
-def _as_ids(values: Sequence[str] | pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Dictionary-encoded strings; numbers become strings."""
-    array = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(list(values))
-    if isinstance(array, pa.ChunkedArray):
-        array = (
-            array.unify_dictionaries().combine_chunks()
-            if pa.types.is_dictionary(array.type)
-            else (array.combine_chunks())
-        )
-        if isinstance(array, pa.ChunkedArray):
-            array = array.chunk(0) if array.num_chunks else pa.array([], pa.string())
-    if pa.types.is_dictionary(array.type):
-        return array if array.type == _IDS else array.cast(_IDS)
-    return array.cast(pa.string()).dictionary_encode()
+def _as_ids(values: Sequence[str] | pa.Array | pa.ChunkedArray, name: str) -> pa.Array:
+    """Dictionary-encoded strings, each once in the dictionary; numbers become strings."""
+    try:
+        array = _one_chunk(values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(list(values)))
+        array = array.cast(_IDS) if pa.types.is_dictionary(array.type) else array.cast(pa.string()).dictionary_encode()
+    except (pa.ArrowException, TypeError) as error:
+        raise UserError(f"run {name}: ids must be strings ({str(error).splitlines()[0]}).") from error
+    if array.null_count or array.dictionary.null_count:
+        raise UserError(f"run {name}: {array.cast(pa.string()).null_count} ids are missing; every row needs both ids.")
+    if pc.count_distinct(array.dictionary).as_py() < len(array.dictionary):
+        array = array.cast(pa.string()).dictionary_encode()
+    return array
+
+
+def _as_scores(values: Sequence[float] | np.ndarray | pa.ChunkedArray, name: str) -> pa.Array:
+    """float64 scores; a missing one is NaN."""
+    try:
+        if isinstance(values, (pa.Array, pa.ChunkedArray)):
+            return pa.array(_one_chunk(values).cast(pa.float64()).to_numpy(zero_copy_only=False))
+        return pa.array(np.asarray(values, dtype=np.float64))
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise UserError(f"run {name}: scores must be numbers ({str(error).splitlines()[0]}).") from error
+
+
+def _one_chunk(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    if pa.types.is_dictionary(column.type):
+        column = column.unify_dictionaries()
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
 
 
 def id_codes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """(dictionary as object array, (rows,) int64 codes) of a dictionary column, unused entries left out."""
-    array = column.unify_dictionaries().combine_chunks()
-    if isinstance(array, pa.ChunkedArray):
-        array = array.chunk(0) if array.num_chunks else pa.array([], _IDS)
-    codes = array.indices.to_numpy().astype(np.int64)
-    dictionary = np.asarray(array.dictionary.to_pylist(), dtype=object)
-    used, codes = np.unique(codes, return_inverse=True)
-    return dictionary[used], codes
-
-
-def _column_digest(column: pa.ChunkedArray) -> str:
-    import hashlib
-
-    hasher = hashlib.blake2b(digest_size=16)
-    for chunk in column.chunks:
-        hasher.update(("\n".join(map(str, chunk.to_pylist()))).encode())
-        hasher.update(b"\n")
-    return hasher.hexdigest()
+    array = _one_chunk(column)
+    used, codes = np.unique(array.indices.to_numpy().astype(np.int64), return_inverse=True)
+    return np.asarray(array.dictionary.take(pa.array(used)).to_pylist(), dtype=object), codes

@@ -66,8 +66,10 @@ def dense_student(
 
 
 def _set_max_length(model: SentenceTransformer, max_length: int, source: str) -> None:
-    transformer: Any = model[0].auto_model
+    transformer: Any = getattr(model[0], "auto_model", None)
+    if transformer is None:
+        raise UserError(f"max_length={max_length}: model {source} is no transformer and reads texts of any length.")
     longest = getattr(transformer.config, "max_position_embeddings", None)
     if max_length < 1 or (longest is not None and max_length > longest):
-        raise UserError(f"max_length={max_length}: model {source} reads 1 to {longest} tokens.")
+        raise UserError(f"max_length={max_length}: model {source} reads 1 to {longest or 'any number of'} tokens.")
     model.max_seq_length = max_length

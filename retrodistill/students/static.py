@@ -8,6 +8,7 @@ import numpy as np
 
 from retrodistill.collections.texts import Texts
 from retrodistill.errors import UserError, unknown
+from retrodistill.files import atomic_file, cache_folder, digest
 from retrodistill.models.encoder import Encoder
 from retrodistill.progress import bar
 
@@ -93,7 +94,16 @@ def inverse_document_frequencies(tokenizer: Tokenizer, corpus: Texts, block: int
 
 
 def _token_embeddings(teacher: Encoder, tokenizer: Tokenizer) -> np.ndarray:
-    """(vocabulary, dimension) of each token between the special tokens, through the whole teacher."""
+    """(vocabulary, dimension) of each token between the special tokens, through the teacher; kept in the cache."""
+    path = cache_folder() / "token-tables" / f"{teacher.weights_digest}-{digest(tokenizer.to_str())}.npy"
+    if not path.exists():
+        rows = _encode_tokens(teacher, tokenizer)
+        with atomic_file(path) as temporary, temporary.open("wb") as file:
+            np.save(file, rows)
+    return np.load(path)
+
+
+def _encode_tokens(teacher: Encoder, tokenizer: Tokenizer) -> np.ndarray:
     import torch
 
     special = list(teacher.model.tokenizer("", add_special_tokens=True)["input_ids"])

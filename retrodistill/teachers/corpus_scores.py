@@ -77,10 +77,12 @@ def require_corpus_teacher(teacher: Teacher) -> CorpusTeacher:
 
 
 def mean_of_zscores(matrices: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
-    """(q, n) float32 weighted mean of row-wise z-scores; a flat row becomes 0."""
+    """(q, n) float32 weighted mean of row-wise z-scores, moments in float64; a flat row becomes 0."""
     total = np.zeros(matrices[0].shape, dtype=np.float32)
     for matrix, weight in zip(matrices, weights, strict=True):
-        deviation = matrix.std(axis=1, keepdims=True)
-        centred = matrix - matrix.mean(axis=1, keepdims=True)
-        total += weight / sum(weights) * centred / np.where(deviation > 0, deviation, 1.0)
+        mean = matrix.mean(axis=1, keepdims=True, dtype=np.float64)
+        deviation = matrix.std(axis=1, keepdims=True, dtype=np.float64)
+        flat = matrix.max(axis=1, keepdims=True) == matrix.min(axis=1, keepdims=True)
+        scale = np.where(flat, 0.0, weight / sum(weights) / np.where(flat, 1.0, deviation))
+        total += ((matrix - mean) * scale).astype(np.float32)
     return total

@@ -36,13 +36,15 @@ class CrossEncoderTeacher:
 
     @cached_property
     def _owner(self) -> Manifest:
+        import torch
+
         hasher = hashlib.blake2b(digest_size=8)
         for key, tensor in sorted(self.model.state_dict().items()):
             hasher.update(key.encode())
-            hasher.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+            hasher.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         settings = {
             "max_length": self.model.max_seq_length,
-            "dtype": "float32",
+            "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
             "activation": "identity",
             "prompt": (self.model.prompts or {}).get(self.model.default_prompt_name or "", ""),
         }

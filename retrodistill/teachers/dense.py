@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from retrodistill.collections.collection import Collection
 from retrodistill.collections.texts import Texts
 from retrodistill.files import digest
@@ -14,7 +12,7 @@ from retrodistill.models.encoder import Encoder, Role
 from retrodistill.models.vectors import pair_products
 from retrodistill.runs.run import Run
 from retrodistill.teachers.corpus_scores import CorpusScorer
-from retrodistill.teachers.protocol import Work, pair_positions
+from retrodistill.teachers.protocol import Work, distinct, pair_positions
 
 
 class DenseTeacher:
@@ -35,8 +33,8 @@ class DenseTeacher:
     def score(self, collection: Collection, queries: Texts, candidates: Run) -> Run:
         """The candidates with inner products; each text is embedded once, ever."""
         rows, columns = pair_positions(collection, queries, candidates)
-        query_rows, query_texts = _distinct(rows, queries)
-        document_rows, document_texts = _distinct(columns, collection.documents)
+        query_rows, query_texts = distinct(rows, queries)
+        document_rows, document_texts = distinct(columns, collection.documents)
         scores = pair_products(
             embed(self.encoder, query_texts, "query", self.root),
             embed(self.encoder, document_texts, "document", self.root),
@@ -55,15 +53,9 @@ class DenseTeacher:
         """Texts that have no embedding yet, on both sides."""
         rows, columns = pair_positions(collection, queries, candidates)
         sides: list[tuple[list[str], Role]] = [
-            (_distinct(rows, queries)[1], "query"),
-            (_distinct(columns, collection.documents)[1], "document"),
+            (distinct(rows, queries)[1], "query"),
+            (distinct(columns, collection.documents)[1], "document"),
         ]
         counted = [seconds_to_embed(self.encoder, texts, role, self.root) for texts, role in sides]
         return Work(sum(items for items, _ in counted), "texts", sum(seconds for _, seconds in counted))
 
-
-def _distinct(positions: np.ndarray, texts: Texts) -> tuple[np.ndarray, list[str]]:
-    """For each position its place among the distinct ones, and the distinct ones' texts."""
-    distinct, places = np.unique(positions, return_inverse=True)
-    every = texts.texts
-    return places, [every[position] for position in distinct]

@@ -11,7 +11,7 @@ from retrodistill.errors import UserError
 from retrodistill.files import digest
 from retrodistill.models.retrievers import Retriever, load_retriever
 from retrodistill.runs.calibration import Calibration
-from retrodistill.runs.fusion import fuse, union
+from retrodistill.runs.fusion import check_calibrations, check_method, check_weights, fuse, union
 from retrodistill.runs.run import Run
 from retrodistill.teachers.corpus_scores import CorpusScorer, mean_of_zscores, require_corpus_teacher
 from retrodistill.teachers.dense import DenseTeacher
@@ -31,6 +31,9 @@ class Ensemble:
         calibrations: Fitted ones, for methods whose statistics come from a whole run.
         depth: Candidates per member that `retrieve` fuses.
         name: What its runs are called.
+
+    Raises:
+        UserError: No member, an unknown method, or weights or calibrations that do not fit.
     """
 
     def __init__(
@@ -46,7 +49,9 @@ class Ensemble:
         if not members:
             raise UserError("an ensemble without members; give at least one teacher.")
         self.members = list(members)
-        self.weights = [float(weight) for weight in (weights or [1.0] * len(members))]
+        self.weights = check_weights(len(members), weights)
+        check_method(method)
+        check_calibrations(len(members), members if calibrations is None else calibrations)
         self.method, self.calibrations, self.depth, self.name = method, calibrations, depth, name
 
     def fingerprint(self, collection: Collection) -> str:

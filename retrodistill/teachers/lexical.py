@@ -23,8 +23,8 @@ class LexicalTeacher:
 
     def score(self, collection: Collection, queries: Texts, candidates: Run) -> Run:
         """The candidates with BM25 scores."""
+        columns = pair_positions(collection, queries, candidates)[1]
         ordered = queries.select(candidates.query_ids)
-        columns = pair_positions(collection, ordered, candidates)[1]
         scores = np.empty(len(candidates))
         for place, corpus_scores in enumerate(BM25(collection.documents).scores(ordered.texts)):
             rows = slice(candidates.bounds[place], candidates.bounds[place + 1])

@@ -64,7 +64,13 @@ def pair_positions(collection: Collection, queries: Texts, candidates: Run) -> t
 
 
 def pair_texts(collection: Collection, queries: Texts, candidates: Run) -> tuple[list[str], list[str]]:
-    """The texts of each pair, two parallel lists of (rows,)."""
-    rows, columns = pair_positions(collection, queries, candidates)
-    query_texts, document_texts = queries.texts, collection.documents.texts
-    return [query_texts[row] for row in rows], [document_texts[column] for column in columns]
+    """The texts of each pair, two parallel lists of (rows,); only the texts that are named become Python strings."""
+    sides = zip((queries, collection.documents), pair_positions(collection, queries, candidates), strict=True)
+    (query_places, query_texts), (document_places, document_texts) = (distinct(rows, texts) for texts, rows in sides)
+    return [query_texts[place] for place in query_places], [document_texts[place] for place in document_places]
+
+
+def distinct(positions: np.ndarray, texts: Texts) -> tuple[np.ndarray, list[str]]:
+    """For each of the (n,) positions its place among the distinct ones, and the texts of the distinct ones."""
+    chosen, places = np.unique(positions, return_inverse=True)
+    return places, texts.select([texts.ids[position] for position in chosen]).texts

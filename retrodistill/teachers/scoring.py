@@ -9,9 +9,10 @@ from typing import Any
 
 from retrodistill.collections.collection import Collection
 from retrodistill.collections.texts import Texts
+from retrodistill.errors import UserError
 from retrodistill.runs.run import Run
 from retrodistill.teachers.loading import load_teacher
-from retrodistill.teachers.protocol import Work
+from retrodistill.teachers.protocol import Teacher, Work
 
 
 def score(
@@ -37,9 +38,8 @@ def score(
     Raises:
         UserError: Unknown ids, a pair without a score, a store of another teacher.
     """
-    root = None if store is None else Path(store)
-    wanted = queries or collection.queries
-    return [load_teacher(teacher, root).score(collection, wanted, candidates) for teacher in teachers]
+    wanted = collection.queries if queries is None else queries
+    return [teacher.score(collection, wanted, candidates) for teacher in _load(teachers, store)]
 
 
 def remaining(
@@ -51,8 +51,13 @@ def remaining(
     store: str | os.PathLike[str] | None = None,
 ) -> dict[str, Work]:
     """What each teacher still has to do, and how long it will take; arguments as for `score`."""
+    wanted = collection.queries if queries is None else queries
+    return {teacher.name: teacher.remaining(collection, wanted, candidates) for teacher in _load(teachers, store)}
+
+
+def _load(teachers: Sequence[Any], store: str | os.PathLike[str] | None) -> list[Teacher]:
+    """All of them before the first works, so that a wrong name fails before hours of scoring."""
+    if isinstance(teachers, str):
+        raise UserError(f"teachers={teachers!r}: give a list, e.g. [{teachers!r}].")
     root = None if store is None else Path(store)
-    loaded = [load_teacher(teacher, root) for teacher in teachers]
-    return {
-        teacher.name: teacher.remaining(collection, queries or collection.queries, candidates) for teacher in loaded
-    }
+    return [load_teacher(teacher, root) for teacher in teachers]

@@ -57,8 +57,8 @@ class HeldOutMonitor:
                 f"{measures['mean_cosine']:.3f}; lower the learning rate."
             )
         if self.documents is not None:
-            k = self.teacher_rows.shape[1]
+            k = min(self.teacher_rows.shape[1], len(self.documents))
             scores = queries @ self.documents.T
             best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-            measures["agreement"] = float(np.mean(rank_agreement(best, self.teacher_rows)))
+            measures["agreement"] = float(np.mean(rank_agreement(best, self.teacher_rows[:, :k])))
         return measures

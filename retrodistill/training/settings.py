@@ -90,6 +90,7 @@ class TrainingSettings(Settings):
         warmup: Share of the steps during which the rate rises linearly.
         schedule: What the rate does after.
         weight_decay: AdamW's.
+        max_gradient_norm: Gradients are scaled down to it; 0 leaves them. Token tables do better without.
         seed: Of data order and dropout.
     """
 
@@ -100,6 +101,7 @@ class TrainingSettings(Settings):
     warmup: float = Field(default=0.1, ge=0, lt=1)
     schedule: Literal["linear", "constant", "cosine"] = "linear"
     weight_decay: float = Field(default=0.0, ge=0)
+    max_gradient_norm: float = Field(default=1.0, ge=0)
     seed: int = 0
 
 

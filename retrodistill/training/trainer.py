@@ -106,6 +106,7 @@ def _arguments(
         warmup_steps=math.ceil(settings.warmup * steps),
         lr_scheduler_type=settings.schedule if settings.schedule != "constant" else "constant_with_warmup",
         weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_gradient_norm,
         seed=settings.seed,
         data_seed=settings.seed,
         save_strategy="steps",

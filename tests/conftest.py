@@ -1,0 +1,118 @@
+"""A tiny collection and tiny models, made once per session; no test touches the network or the user's cache."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+
+from retrodistill.collections import Collection, load_collection
+from retrodistill.progress import set_quiet
+
+TOPICS = {
+    "cardio": "heart artery blood pressure vessel pulse valve stroke cholesterol vein".split(),
+    "astro": "star planet orbit telescope galaxy comet moon nebula gravity rocket".split(),
+    "food": "bread cheese olive pepper sugar flour butter garlic onion recipe".split(),
+    "music": "violin piano chord melody rhythm drum opera tenor cello flute".split(),
+    "law": "court judge jury verdict contract statute appeal witness lawyer trial".split(),
+    "ocean": "wave coral reef whale tide current island shore shark plankton".split(),
+}
+FILLERS = "the of and a in study shows that with new for is was by".split()
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("RETRODISTILL_CACHE", str(tmp_path / "cache"))
+    set_quiet(True)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """A BEIR folder: 60 documents, 48 train, 6 dev and 12 test queries about six topics."""
+    folder = tmp_path_factory.mktemp("tiny")
+    generator = random.Random(0)
+    documents, queries, judged = [], [], {"train": [], "dev": [], "test": []}
+    for number in range(60):
+        topic = list(TOPICS)[number % len(TOPICS)]
+        words = generator.sample(TOPICS[topic], 5)
+        title = f"{words[0]} and {words[1]}"
+        body = " ".join(
+            f"{generator.choice(FILLERS)} {word} {generator.choice(FILLERS)} {generator.choice(words)} today."
+            for word in words
+        )
+        documents.append({"_id": f"d{number}", "title": title, "text": body})
+        if number < 48 or number >= 54:
+            asked = " ".join(generator.sample(words, 3))
+            split = "train" if number < 42 else "dev" if number < 48 else "test"
+            queries.append({"_id": f"q{number}", "text": f"what {asked}"})
+            judged[split].append((f"q{number}", f"d{number}", 1))
+    for number in range(6):
+        topic = list(TOPICS)[number]
+        queries.append({"_id": f"t{number}", "text": f"all about {' '.join(TOPICS[topic][:2])}"})
+        judged["test"] += [(f"t{number}", f"d{place}", 1 + place % 2) for place in range(number, 60, 6)]
+    _write_lines(folder / "corpus.jsonl", documents)
+    _write_lines(folder / "queries.jsonl", queries)
+    (folder / "qrels").mkdir()
+    for split, rows in judged.items():
+        lines = ["query-id\tcorpus-id\tscore", *("\t".join(map(str, row)) for row in rows)]
+        (folder / "qrels" / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture
+def tiny(tiny_folder) -> Collection:
+    """The tiny collection, loaded."""
+    return load_collection(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> str:
+    """Folder of a bi-encoder: two BERT layers of width 32, word tokens of the tiny collection, mean, cosine."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+
+    folder = tmp_path_factory.mktemp("models")
+    bert = _bert(folder / "bert")
+    model = SentenceTransformer(modules=[Transformer(str(bert), max_seq_length=64), Pooling(32), Normalize()])
+    model.save_pretrained(str(folder / "bi-encoder"), create_model_card=False)
+    return str(folder / "bi-encoder")
+
+
+@pytest.fixture(scope="session")
+def tiny_cross_encoder(tmp_path_factory) -> str:
+    """Folder of a cross-encoder with one label, two BERT layers of width 32."""
+    from sentence_transformers import CrossEncoder
+
+    folder = tmp_path_factory.mktemp("cross")
+    model = CrossEncoder(str(_bert(folder / "bert")), num_labels=1)
+    model.save_pretrained(str(folder / "cross-encoder"))
+    return str(folder / "cross-encoder")
+
+
+def _bert(folder):
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    torch.manual_seed(0)
+    words = sorted({word for topic in TOPICS.values() for word in topic} | set(FILLERS) | {"what", "all", "about"})
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "today", *words]
+    folder.mkdir(parents=True)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=64)
+    config = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+    return folder
+
+
+def _write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
