@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from retrodistill.collections import Collection, Texts, load_collection
 from retrodistill.errors import UserError
-from retrodistill.files import make_folder
+from retrodistill.files import check_replaceable
 from retrodistill.measures.ranking import DEFAULT_MEASURES, evaluate_run, means
 from retrodistill.models import Encoder, load_encoder, load_retriever
+from retrodistill.models.encoder import STUDENT_MANIFEST
 from retrodistill.pipeline.students import distil
-from retrodistill.recipe import StudentSettings
+from retrodistill.recipe import StudentSettings, validated
 from retrodistill.runs.run import Run
 from retrodistill.teachers import load_teacher
 from retrodistill.teachers.recorded import RecordedTeacher
@@ -63,8 +63,6 @@ def distill(  # noqa: PLR0913 - one call for what a recipe says
     Raises:
         UserError: Something does not fit; nothing is half-written.
     """
-    corpus = load_collection(collection)
-    teacher = load_teacher(target)
     names = [objective] if isinstance(objective, str) else list(objective)
     default = _STATIC_TRAINING if student == "static" else _DENSE_TRAINING
     stage = {
@@ -74,19 +72,22 @@ def distill(  # noqa: PLR0913 - one call for what a recipe says
         "texts": TextSettings().model_dump(),
         "candidates": CandidateSettings(depth=100).model_dump(),
     }
-    settings = StudentSettings.model_validate(
+    settings = validated(
+        StudentSettings,
         {
             "model": student,
             "stages": [one.model_dump() for one in stages] if stages else [stage],
             "documents": "student" if towers == "both" else "space",
             "control": None,
-        }
+        },
+        "distill",
     )
-    folder = Path(out)
+    folder = check_replaceable(out, STUDENT_MANIFEST)
+    corpus, teacher = load_collection(collection), load_teacher(target)
     asked = corpus.split(queries)
     if isinstance(teacher, RecordedTeacher):
         asked = _recorded_queries(corpus, teacher.run)
-    material = Material(corpus, asked, teacher, load_encoder(space), make_folder(folder.parent), seed)
+    material = Material(corpus, asked, teacher, load_encoder(space), folder.parent, seed)
     return distil(folder.name, settings, material, folder).encoder
 
 

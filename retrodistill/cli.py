@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,8 +148,10 @@ def index(
 ) -> None:
     """Build an asymmetric index: a plain FAISS file, ids and a manifest."""
     from retrodistill.collections import load_collection
+    from retrodistill.files import check_replaceable
     from retrodistill.indexes import build_index
 
+    check_replaceable(out, "index.faiss")
     built = build_index(load_collection(collection), documents, queries, factory)
     built.save(out)
     say(f"{len(built)} documents, {built.bytes_per_document():.0f} bytes each, in {out}")
@@ -168,6 +172,7 @@ def search(
     from retrodistill.indexes import AsymmetricIndex
     from retrodistill.models.retrievers import check_queries
 
+    set_quiet(as_json)
     check_queries(query)
     texts = load_collection(collection).documents if collection else None
     found = AsymmetricIndex.load(folder, queries, parameters=parameters).search(query, k)
@@ -201,6 +206,7 @@ def evaluate(
     from retrodistill.indexes import AsymmetricIndex
     from retrodistill.measures.ranking import DEFAULT_MEASURES
 
+    set_quiet(as_json)
     systems: dict[str, Any] = {name: AsymmetricIndex.load(name) if Path(name).is_dir() else name for name in system}
     result = evaluate_systems(systems, collection, split, measures=measure or DEFAULT_MEASURES)
     if as_json:
@@ -236,18 +242,41 @@ def methods() -> None:
             _print(f"  {name:<17} {line}")
 
 
-def main() -> None:
-    """Run the command line: a user's mistake is one line and exit status 2."""
+class _Stopped(BaseException):
+    """Ctrl-C: click would take a KeyboardInterrupt for a wish to abort."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line: a user's mistake is one line and exit status 2.
+
+    Args:
+        arguments: What stands behind the program's name; those of this process by default.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    before = signal.signal(signal.SIGINT, _stop)
     try:
         with _quiet_libraries():
-            app()
+            app(arguments)
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
-    except KeyboardInterrupt:
+        _fail(str(error))
+    except OSError as error:  # a full disk or a closed folder that no stage has foreseen
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        _fail(f"cannot write {error.filename or 'a file'}: {(error.strerror or str(error)).lower()}.")
+    except _Stopped:
         sys.stderr.write("stopped; the same command goes on from here\n")
         sys.exit(130)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _stop(*_: object) -> None:
+    raise _Stopped
+
+
+def _fail(mistake: str) -> None:
+    sys.stderr.write(f"error: {' '.join(mistake.split())}\n")
+    sys.exit(2)
 
 
 def _run_and_print(recipe: str, out: Path, overrides: list[str], as_json: bool) -> None:

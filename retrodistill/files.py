@@ -81,6 +81,27 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_replaceable(path: str | os.PathLike[str], mark: str) -> Path:
+    """Check that a folder may be written or replaced: it is absent, empty, or an older artifact of the same kind.
+
+    Args:
+        path: The folder.
+        mark: Name of a file that only such an artifact holds.
+
+    Raises:
+        UserError: Something else stands there, which would be lost.
+    """
+    folder = Path(path)
+    folder = folder if folder.name else folder.resolve()  # "." has no name to put a temporary folder beside
+    if folder.is_dir():
+        if any(folder.iterdir()) and not (folder / mark).is_file():
+            raise UserError(f"{folder} holds other files (no {mark} among them), which would be lost; choose another.")
+    elif folder.exists() or folder.is_symlink():
+        raise UserError(f"{folder} is no folder; choose another place.")
+    make_folder(folder.parent)
+    return folder
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write a value as indented JSON, atomically; NaN is refused."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pydantic
 import yaml
@@ -16,6 +17,9 @@ from retrodistill.errors import UserError, unknown
 from retrodistill.models.names import parse_model_name
 from retrodistill.students.static import INITIALISATIONS
 from retrodistill.training.settings import Settings, StageSettings
+
+Checked = TypeVar("Checked", bound=Settings)
+SYSTEMS = ("bm25", "teacher", "ensemble", "target", "recorded", "control")  # names in results.json
 
 
 class SplitSettings(Settings):
@@ -56,6 +60,7 @@ class StudentSettings(Settings):
         layers: First transformer layers of a dense student to keep.
         dimension: Width of its vectors, or ``space`` for that of the documents.
         max_length: Tokens of a text that a dense student reads.
+        lexical: Width of a lexical half that is put beside a dense student's vector; for stages with towers: lexical.
         documents: Who encodes the documents of its index: ``space``, or the ``student`` itself.
         stages: Its training, in order.
         control: The control beside it: ``untrained`` (as it starts), or ``contrastive`` (the same stages, list
@@ -67,6 +72,7 @@ class StudentSettings(Settings):
     layers: int | None = Field(default=None, ge=1)
     dimension: int | Literal["space"] | None = None
     max_length: int | None = Field(default=None, ge=1)
+    lexical: int | None = Field(default=None, ge=1)
     documents: Literal["space", "student"] = "space"
     stages: list[StageSettings] = Field(min_length=1)
     control: Literal["untrained", "contrastive"] | None = "untrained"
@@ -89,8 +95,23 @@ class StudentSettings(Settings):
 
     @model_validator(mode="after")
     def _documents_fit(self) -> StudentSettings:
-        if self.documents == "space" and any(stage.towers == "both" for stage in self.stages):
-            raise ValueError("a stage with towers: both moves the student's documents; set documents: student")
+        moving = [stage.towers for stage in self.stages if stage.towers != "query"]
+        if self.documents == "space" and (moving or self.lexical):
+            what = f"a stage with towers: {moving[0]}" if moving else "a lexical half"
+            raise ValueError(f"{what} moves the student's documents; set documents: student")
+        if self.lexical is None and "lexical" in moving:
+            raise ValueError(
+                "a stage with towers: lexical needs a lexical half; set the student's lexical to its width"
+            )
+        if self.lexical is not None and (
+            self.model == "static" or set(moving) != {"lexical"} or len(moving) < len(self.stages)
+        ):
+            raise ValueError("a lexical half is for dense students, and all their stages have towers: lexical")
+        if self.documents == "student" and any(one.towers == "query" and one.needs_lists for one in self.stages):
+            raise ValueError(
+                "a list objective with towers: query learns against stored documents, which documents: student moves "
+                "away; set towers: both, or documents: space"
+            )
         return self
 
 
@@ -159,8 +180,10 @@ class Recipe(Settings):
     @field_validator("teacher", mode="before")
     @classmethod
     def _members(cls, given: Any) -> Any:
-        members = [given] if isinstance(given, (str, dict)) else given
-        return [{"model": member} if isinstance(member, str) else member for member in members or []]
+        members = [given] if isinstance(given, (str, dict)) else given or []
+        if not isinstance(members, (list, tuple)):
+            return members  # pydantic says what is wanted
+        return [{"model": member} if isinstance(member, str) else member for member in members]
 
     @field_validator("fusion")
     @classmethod
@@ -174,9 +197,12 @@ class Recipe(Settings):
     @field_validator("students")
     @classmethod
     def _free_names(cls, students: dict[str, StudentSettings]) -> dict[str, StudentSettings]:
-        reserved = {"bm25", "teacher", "ensemble", "recorded", "control"} & set(students)
-        if reserved:
-            raise ValueError(f"a student cannot be called {reserved.pop()!r}, the name of another system")
+        controls = {f"{name}-control" for name, student in students.items() if student.control}
+        for name in students:
+            if name in SYSTEMS or name in controls:
+                raise ValueError(f"a student cannot be called {name!r}, the name of another system")
+            if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", name):
+                raise ValueError(f"a student cannot be called {name!r}; its name is a folder's: letters, digits, . + -")
         return students
 
 
@@ -190,17 +216,9 @@ def load_recipe(source: str | os.PathLike[str], overrides: Sequence[str] = ()) -
     Raises:
         UserError: Missing file, not YAML, an unknown key (the nearest is named), or a value that does not fit.
     """
-    path = Path(source)
-    if not path.is_file():
-        packaged = resources.files("retrodistill") / "recipes" / f"{source}.yaml"
-        if not packaged.is_file():
-            raise UserError(f"no recipe {source}: no such file, and no packaged recipe of that name (there is: demo).")
-        text = packaged.read_text(encoding="utf-8")
-    else:
-        text = path.read_text(encoding="utf-8")
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        content = yaml.safe_load(_text_of(source))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{source} is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
         raise UserError(f"{source} holds no recipe: wanted keys such as name, collection, students.")
@@ -209,16 +227,34 @@ def load_recipe(source: str | os.PathLike[str], overrides: Sequence[str] = ()) -
     return parse_recipe(content, str(source))
 
 
+def _text_of(source: str | os.PathLike[str]) -> str:
+    path = Path(source)
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    packaged = resources.files("retrodistill") / "recipes"
+    names = sorted(entry.name.removesuffix(".yaml") for entry in packaged.iterdir() if entry.name.endswith(".yaml"))
+    if str(source) not in names:
+        raise UserError(
+            f"no recipe {source}: no such file, and no packaged recipe of that name (there is: {', '.join(names)})."
+        )
+    return (packaged / f"{source}.yaml").read_text(encoding="utf-8")
+
+
 def parse_recipe(content: dict[str, Any], source: str = "recipe") -> Recipe:
     """A recipe from its dictionary.
 
     Raises:
         UserError: An unknown key or a value that does not fit; where it stands is named.
     """
+    return validated(Recipe, content, source)
+
+
+def validated(model: type[Checked], content: dict[str, Any], source: str) -> Checked:
+    """Settings of any kind from their dictionary; errors as for `parse_recipe`."""
     try:
-        return Recipe.model_validate(content)
+        return model.model_validate(content)
     except pydantic.ValidationError as error:
-        raise _first_mistake(error, source) from error
+        raise _first_mistake(error, model, source) from error
 
 
 def recipe_yaml(recipe: Recipe) -> str:
@@ -269,34 +305,39 @@ def _step(place: Any, key: str, override: str) -> Any:
     return place[key]
 
 
-def _first_mistake(error: pydantic.ValidationError, source: str) -> UserError:
+def _first_mistake(error: pydantic.ValidationError, model: type[Settings], source: str) -> UserError:
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function-", "literal[")))
-    more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    path = _place(first)
+    others = len({tuple(_place(one)) for one in error.errors()}) - 1
+    more = f" ({others} more)" if others else ""
     if first["type"] == "extra_forbidden":
-        *parents, key = first["loc"]
-        known = _keys_at(Recipe, [str(part) for part in parents])
-        return UserError(
-            f"{source}: {unknown('key', key, known)} It stands in {'.'.join(map(str, parents)) or 'top'}{more}."
-        )
-    message = first["msg"].removeprefix("Value error, ")
+        *parents, key = path
+        known = _keys_at(model, parents)
+        return UserError(f"{source}: {unknown('key', key, known)} It stands in {'.'.join(parents) or 'top'}{more}.")
+    # One value that fits none of several types fails once for each.
+    alternatives = [one["msg"].removeprefix("Value error, ") for one in error.errors() if _place(one) == path]
+    message = " or ".join([alternatives[0], *(one.removeprefix("Input should be ") for one in alternatives[1:])])
     given = first.get("input")
     shown = (
         "" if isinstance(given, (dict, list)) or first["type"] in ("missing", "value_error") else f", came {given!r}"
     )
-    return UserError(f"{source}: {where or 'recipe'}: {message}{shown}{more}.".replace("..", "."))
+    return UserError(f"{source}: {'.'.join(path) or 'recipe'}: {message.rstrip('.')}{shown}{more}.")
+
+
+def _place(mistake: Any) -> list[str]:
+    """Keys and numbers that lead to a mistake, without pydantic's names of the types that it tried."""
+    return [str(part) for part in mistake["loc"] if part not in ("int", "str") and "[" not in str(part)]
 
 
 def _keys_at(model: Any, path: Sequence[str]) -> list[str]:
-    """The known keys of the settings that a path of keys leads to."""
+    """The known keys of the settings that a path of keys leads to; names of students and numbers are passed over."""
     for part in path:
-        if isinstance(model, type) and issubclass(model, Settings) and part in model.model_fields:
-            model = _settings_within(model.model_fields[part].annotation)
+        if part in model.model_fields:
+            model = _settings_within(model.model_fields[part].annotation) or model
     return list(model.model_fields)
 
 
 def _settings_within(annotation: Any) -> Any:
-    """The settings class inside ``X``, ``list[X]`` or ``dict[str, X]``."""
-    arguments = getattr(annotation, "__args__", ())
-    inner = [argument for argument in arguments if isinstance(argument, type) and issubclass(argument, Settings)]
-    return inner[0] if inner else annotation
+    """The settings class that is ``X``, or stands inside ``list[X]`` or ``dict[str, X]``; else None."""
+    options = (annotation, *getattr(annotation, "__args__", ()))
+    return next((one for one in options if isinstance(one, type) and issubclass(one, Settings)), None)

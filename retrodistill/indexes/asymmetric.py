@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 from retrodistill.collections.collection import Collection
 from retrodistill.collections.texts import Texts
 from retrodistill.errors import UserError
-from retrodistill.files import atomic_folder, file_digest, make_folder
-from retrodistill.indexes.factory import build_faiss, set_parameters
-from retrodistill.manifest import Manifest
+from retrodistill.files import atomic_folder, check_replaceable, file_digest
+from retrodistill.indexes.factory import build_faiss, empty_index, set_parameters
+from retrodistill.manifest import FILE_NAME, Manifest
 from retrodistill.models.embeddings import embed
-from retrodistill.models.encoder import Encoder, load_encoder
+from retrodistill.models.encoder import IN_MEMORY, Encoder, load_encoder
 from retrodistill.models.retrievers import check_k, check_queries, require_space
 from retrodistill.models.vectors import check_finite
 from retrodistill.runs.run import Run
@@ -152,12 +152,12 @@ class AsymmetricIndex:
         """Write ``index.faiss`` (any FAISS program reads it), ``ids.parquet`` (by FAISS row) and ``manifest.json``.
 
         Raises:
-            UserError: The folder is not writable or the disk is full; what stood there stays.
+            UserError: The folder is not writable, the disk is full, or the folder holds something else than an index;
+                what stood there stays.
         """
         import faiss
 
-        target = Path(folder)
-        make_folder(target.parent)
+        target = check_replaceable(folder, _FAISS_FILE)
         with atomic_folder(target) as temporary:
             try:
                 faiss.write_index(self.index, str(temporary / _FAISS_FILE))
@@ -201,6 +201,8 @@ class AsymmetricIndex:
         path = Path(folder)
         if not path.is_dir():
             raise UserError(f"no index folder {path}; build one with 'retrodistill index'.")
+        if not (path / FILE_NAME).is_file():
+            raise UserError(f"folder {path} holds no index (no {FILE_NAME}); a model is named 'dense:{path}'.")
         manifest = Manifest.read(path)
         if manifest.artifact != "index":
             raise UserError(f"{path} holds no index but {manifest.artifact}; give an index' folder.")
@@ -211,7 +213,8 @@ class AsymmetricIndex:
         if parameters:
             set_parameters(index, parameters)
         ids = pq.read_table(path / _IDS_FILE)["document_id"].to_pylist()
-        encoder = load_encoder(_resolve(path, manifest.about["queries_by"]) if queries is None else queries)
+        asking = _resolve(path, manifest.about["queries_by"]) if queries is None else queries
+        encoder = None if asking is None else load_encoder(asking)
         return cls(
             index, ids, Space(**manifest.about["space"]), encoder, manifest.settings["factory"], manifest.about["name"]
         )
@@ -224,9 +227,14 @@ class AsymmetricIndex:
             raise UserError("this index has no query encoder; give one, or search by vectors.")
         return self.queries
 
-    def _queries_by(self, folder: Path) -> str:
-        """The query encoder's name; a folder is named relative to the index, so that both can move together."""
-        kind, _, place = self._query_encoder().name.partition(":")
+    def _queries_by(self, folder: Path) -> str | None:
+        """The query encoder's name; a folder is named relative to the index, so that both can move together.
+
+        None where there is no encoder, or one that was never saved: it is given again when the index is loaded.
+        """
+        kind, _, place = self.queries.name.partition(":") if self.queries else ("", "", IN_MEMORY)
+        if place == IN_MEMORY:
+            return None
         return f"{kind}:{os.path.relpath(place, folder)}" if Path(place).is_dir() else f"{kind}:{place}"
 
 
@@ -249,6 +257,7 @@ def build_index(
     encoder = load_encoder(documents)
     asking = encoder if queries is None else load_encoder(queries)
     require_space(asking, encoder.document_space, encoder.dimension, encoder.name)
+    empty_index(factory, encoder.dimension, len(collection.documents))
     vectors = embed(encoder, collection.documents.texts, "document")
     check_finite(vectors, collection.documents.ids, encoder.name)
     index = build_faiss(factory, np.ascontiguousarray(vectors))
@@ -260,6 +269,8 @@ def _numbered(queries: str | Sequence[str]) -> Texts:
     return Texts.from_pairs((str(number), text) for number, text in enumerate(texts))
 
 
-def _resolve(folder: Path, name: str) -> str:
+def _resolve(folder: Path, name: str | None) -> str | None:
+    if name is None:
+        return None
     kind, _, place = name.partition(":")
     return f"{kind}:{folder / place}" if (folder / place).is_dir() else name

@@ -20,24 +20,48 @@ def build_faiss(factory: str, vectors: np.ndarray) -> Any:
     Raises:
         UserError: The string does not parse, or there are too few vectors to train it (FAISS would abort the process).
     """
+    index = empty_index(factory, vectors.shape[1], len(vectors))
+    try:
+        if not index.is_trained:
+            index.train(vectors)
+        index.add(vectors)
+    except RuntimeError as error:
+        raise UserError(
+            f"factory {factory!r} cannot be filled with {len(vectors)} vectors of {vectors.shape[1]} dimensions "
+            f"({_reason(error)}); choose another, e.g. 'SQ8' or 'Flat'."
+        ) from error
+    return index
+
+
+def empty_index(factory: str, dimension: int, vectors: int, parameters: str | None = None) -> Any:
+    """An inner-product index before training: the check that is made before any work starts.
+
+    Args:
+        factory: A FAISS factory string.
+        dimension: Width of the vectors.
+        vectors: How many it will be trained on and filled with.
+        parameters: Search parameters that it must know.
+
+    Raises:
+        UserError: The string does not parse for this width, there are too few vectors, or parameters do not fit.
+    """
     import faiss
 
     try:
-        index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
         raise UserError(
-            f"factory {factory!r} does not parse for {vectors.shape[1]} dimensions ({_reason(error)}); examples: "
+            f"factory {factory!r} does not parse for {dimension} dimensions ({_reason(error)}); examples: "
             "'Flat', 'SQ8', 'OPQ48,PQ48', 'IVF64,Flat'."
         ) from error
-    if not index.is_trained:
-        wanted = vectors_to_train(factory, vectors.shape[1])
-        if len(vectors) < wanted:
-            raise UserError(
-                f"factory {factory!r} needs at least {wanted} vectors to train, there are {len(vectors)}; "
-                "choose a smaller one, e.g. 'SQ8' or 'Flat'."
-            )
-        index.train(vectors)
-    index.add(vectors)
+    wanted = 1 if index.is_trained else vectors_to_train(factory, dimension)
+    if vectors < wanted:
+        raise UserError(
+            f"factory {factory!r} needs at least {wanted} vectors to train, there are {vectors}; "
+            "choose a smaller one, e.g. 'SQ8' or 'Flat'."
+        )
+    if parameters:
+        set_parameters(index, parameters)
     return index
 
 

@@ -23,7 +23,8 @@ def rank_agreement(student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
     """
     if student.shape != teacher.shape or teacher.ndim != 2:
         raise UserError(
-            f"rankings of shape {student.shape} by the student and {teacher.shape} by the teacher; both are (queries, k)."
+            f"rankings of shape {student.shape} by the student and {teacher.shape} by the teacher; "
+            "both are (queries, k)."
         )
     k = teacher.shape[1]
     gains, discounts = np.arange(k, 0, -1), 1 / np.log2(np.arange(2, k + 2))

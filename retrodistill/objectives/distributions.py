@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from retrodistill.errors import UserError
 from retrodistill.objectives.masks import check_lists, full_mask, log_softmax, mean_over_lists
 
 

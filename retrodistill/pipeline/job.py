@@ -9,15 +9,19 @@ from pathlib import Path
 from retrodistill.collections import Collection, Texts, leak_warning, leaks_between, load_collection
 from retrodistill.errors import UserError
 from retrodistill.files import make_folder
-from retrodistill.indexes.factory import vectors_to_train
+from retrodistill.indexes.factory import empty_index
 from retrodistill.models.encoder import Encoder, load_encoder
 from retrodistill.models.loading import quiet_libraries
 from retrodistill.recipe import Recipe
+from retrodistill.teachers.corpus_scores import require_corpus_teacher
+from retrodistill.teachers.cross_encoder import CrossEncoderTeacher
 from retrodistill.teachers.ensemble import Ensemble
 from retrodistill.teachers.loading import load_teacher
 from retrodistill.teachers.protocol import Teacher
 from retrodistill.teachers.recorded import RecordedTeacher
 from retrodistill.training.material import Material
+
+_RERANKED = 100  # candidates per member of an ensemble with a cross-encoder, where test queries are measured
 
 
 @dataclass(frozen=True)
@@ -47,16 +51,17 @@ class Job:
     @property
     def material(self) -> Material:
         """What the stages of a student that searches the space draw on."""
-        return Material(self.collection, self.train, self.teacher, self.space, self.out, self.recipe.seed)
+        return Material(
+            self.collection, self.train, self.teacher, self.space, self.out, self.recipe.seed, barred=self.test
+        )
 
 
 def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
-    """Load and check all that a recipe names; writes nothing but the output folder.
+    """Load and check all that a recipe names; then, and only then, the output folder is made.
 
     Raises:
         UserError: Something is missing or does not fit.
     """
-    folder = make_folder(out)
     collection = load_collection(recipe.collection)
     test = collection.split(recipe.split.test)
     collection.relevance(recipe.split.test)
@@ -70,8 +75,8 @@ def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
     with quiet_libraries():
         space = load_encoder(recipe.space)
         teacher = _teacher(recipe, space)
-    _check(recipe, collection, train, teacher)
-    return Job(recipe, folder, collection, train, test, space, teacher, notes)
+    _check(recipe, collection, train, space, teacher)
+    return Job(recipe, make_folder(out), collection, train, test, space, teacher, notes)
 
 
 def _teacher(recipe: Recipe, space: Encoder) -> Teacher:
@@ -80,17 +85,19 @@ def _teacher(recipe: Recipe, space: Encoder) -> Teacher:
         return load_teacher(space)
     if len(members) == 1:
         return members[0]
-    return Ensemble(members, [one.weight for one in recipe.teacher], recipe.fusion)
+    slow = any(isinstance(member, CrossEncoderTeacher) for member in members)
+    depth = _RERANKED if slow else recipe.evaluation.depth
+    return Ensemble(members, [one.weight for one in recipe.teacher], recipe.fusion, depth=depth)
 
 
-def _check(recipe: Recipe, collection: Collection, train: Texts, teacher: Teacher) -> None:
+def _check(recipe: Recipe, collection: Collection, train: Texts, space: Encoder, teacher: Teacher) -> None:
     """What would otherwise fail after long work."""
-    wanted, documents = vectors_to_train(recipe.index.factory, 1), len(collection.documents)
-    if documents < wanted:
-        raise UserError(
-            f"factory {recipe.index.factory!r} needs at least {wanted} documents to train, collection "
-            f"{collection.name} has {documents}; choose a smaller one, e.g. 'SQ8'."
-        )
+    empty_index(recipe.index.factory, space.dimension, len(collection.documents), recipe.index.parameters)
+    for name, student in recipe.students.items():
+        if any(stage.needs_lists and stage.candidates.depth == "all" for stage in student.stages):
+            if isinstance(teacher, RecordedTeacher):
+                raise UserError(f"student {name}: a recorded run holds lists; leave candidates.depth out, not 'all'.")
+            require_corpus_teacher(teacher)
     if isinstance(teacher, RecordedTeacher):
         teacher.run.require(collection.queries.ids, collection.documents.ids)
         if not set(teacher.run.query_ids) & set(train.ids):

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from retrodistill.models.embeddings import seconds_to_embed
-from retrodistill.models.encoder import STUDENT_MANIFEST
+from retrodistill.models.encoder import STUDENT_MANIFEST, Encoder, load_encoder
+from retrodistill.models.names import parse_model_name
 from retrodistill.pipeline.job import Job, open_job
 from retrodistill.pipeline.students import student_manifest
 from retrodistill.recipe import load_recipe
+from retrodistill.teachers.dense import DenseTeacher
+from retrodistill.teachers.ensemble import Ensemble
 from retrodistill.teachers.protocol import Work
 from retrodistill.training.settings import StageSettings
 
@@ -40,15 +43,33 @@ def plan_recipe(
 
 
 def _stage_work(job: Job, stage: StageSettings) -> Work:
+    """What a stage still needs of its teachers.
+
+    Mining needs the embeddings of its dense sources: until these are made, their texts are what is counted and the
+    pairs of a cross-encoder cannot be told.
+    """
     material = job.material
     texts = material.texts(stage).texts
-    if not stage.needs_lists or stage.candidates.depth == "all":
-        return Work(*_with_unit(seconds_to_embed(job.space, texts.texts, "query")))
+    encoders = _encoders(job, stage)
+    counted = [seconds_to_embed(encoder, texts.texts, "query") for encoder in encoders]
+    documents = job.collection.documents.texts  # those of the space are a step of their own
+    counted += [seconds_to_embed(encoder, documents, "document") for encoder in encoders if encoder is not job.space]
+    missing = Work(sum(items for items, _ in counted), "texts", sum(seconds for _, seconds in counted))
+    if missing.items or not stage.needs_lists or stage.candidates.depth == "all":
+        return missing
     return job.teacher.remaining(job.collection, texts, material.candidates(stage.candidates, texts))
 
 
-def _with_unit(counted: tuple[int, float]) -> tuple[int, str, float]:
-    return counted[0], "texts", counted[1]
+def _encoders(job: Job, stage: StageSettings) -> list[Encoder]:
+    """Whose embeddings a stage needs: to align to them, to mine with them, to score with them."""
+    if not stage.needs_lists:
+        return [job.space]
+    members = job.teacher.members if isinstance(job.teacher, Ensemble) else [job.teacher]
+    found = {member.name: member.encoder for member in members if isinstance(member, DenseTeacher)}
+    for source in stage.candidates.sources or []:
+        if source not in found and parse_model_name(source).kind in ("dense", "static"):
+            found[source] = job.space if source == job.recipe.space else load_encoder(source)
+    return list(found.values())
 
 
 def _step(step: str, work: Work) -> dict[str, Any]:

@@ -121,6 +121,8 @@ def _write(job: Job, measured: list[Measured], students: list[Distilled], second
     notes = list(job.notes)
     if isinstance(job.teacher, RecordedTeacher):
         notes.append(_coverage(job))
+    elif target is None:
+        notes.append(f"{job.teacher.name} taught the student; it cannot search on its own and is not in the table.")
     curves: dict[str, Any] = {name: student.curves for name, student in trained.items()}
     results = Results(
         collection=job.collection.name,

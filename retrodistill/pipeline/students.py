@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from retrodistill.distributed import barrier, is_main, main_first
 from retrodistill.errors import UserError
-from retrodistill.files import atomic_folder
+from retrodistill.files import atomic_folder, check_replaceable
 from retrodistill.manifest import Manifest
 from retrodistill.models.encoder import STUDENT_MANIFEST, Encoder
 from retrodistill.models.loading import quiet_libraries
@@ -17,8 +17,10 @@ from retrodistill.objectives.registry import LIST_OBJECTIVES
 from retrodistill.progress import say
 from retrodistill.recipe import StudentSettings
 from retrodistill.students.dense import dense_student
-from retrodistill.students.saving import load_student, save_student
+from retrodistill.students.hybrid import hybrid_student, is_hybrid
+from retrodistill.students.saving import disk_errors, load_student, save_student
 from retrodistill.students.static import static_student
+from retrodistill.training.lexical import store_vectors
 from retrodistill.training.material import Material
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.stages import run_stage
@@ -60,6 +62,7 @@ def distil(name: str, settings: StudentSettings, material: Material, folder: Pat
         UserError: The settings do not fit the material.
     """
     manifest = student_manifest(settings, material)
+    check_replaceable(folder, STUDENT_MANIFEST)
     if not manifest.matches(folder, STUDENT_MANIFEST):
         barrier()
         _train(name, settings, material, manifest, folder)
@@ -126,9 +129,11 @@ def _train(name: str, settings: StudentSettings, material: Material, manifest: M
             remove_checkpoints(place)
         barrier()
     if is_main():
-        own = Encoder(model, "dense:student")
-        space = own.document_space if settings.documents == "student" else _space(material).document_space
-        save_student(model, replace(manifest, about={**about, "query_space": space}), folder)
+        # A student that encodes its own documents searches its own space, whatever that becomes on disk.
+        aligned = {"query_space": _space(material).document_space} if settings.documents == "space" else {}
+        saved = save_student(model, replace(manifest, about={**about, **aligned}), folder)
+        if is_hybrid(saved.model):
+            store_vectors(saved, material.collection.documents.texts, "document")
         shutil.rmtree(work, ignore_errors=True)
 
 
@@ -162,26 +167,30 @@ def build_student(settings: StudentSettings, material: Material) -> SentenceTran
     if settings.model == "static":
         return static_student(space, material.collection.documents, initialise=settings.initialise, seed=material.seed)
     dimension = space.dimension if settings.dimension == "space" else settings.dimension
-    return dense_student(
+    model = dense_student(
         settings.model.partition(":")[2],
         layers=settings.layers,
         dimension=dimension,
         max_length=settings.max_length,
         seed=material.seed,
     )
+    if settings.lexical:
+        return hybrid_student(model, settings.lexical, material.collection.documents, seed=material.seed)
+    return model
 
 
 def _material_for(settings: StudentSettings, material: Material) -> Material:
     """A student that encodes its own documents searches its own space."""
-    return material if settings.documents == "space" else replace(material, space=None)
+    return replace(material, own_documents=settings.documents == "student")
 
 
 def _keep(model: SentenceTransformer, manifest: Manifest, about: dict[str, Any], place: Path) -> None:
-    with atomic_folder(place) as temporary:
+    with atomic_folder(place) as temporary, disk_errors():
         model.save_pretrained(str(temporary), create_model_card=False)
         replace(manifest, about=about).write(temporary, STUDENT_MANIFEST)
 
 
 def _described(stage: StageSettings) -> str:
     terms = " + ".join(f"{term.weight:g} {term.name}" if term.weight != 1 else term.name for term in stage.objectives)
-    return f"{terms}, {'query tower' if stage.towers == 'query' else 'both towers'}"
+    towers = {"query": "query tower", "both": "both towers", "lexical": "lexical half"}[stage.towers]
+    return f"{terms}, {towers}"

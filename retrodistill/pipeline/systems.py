@@ -12,25 +12,28 @@ from retrodistill.indexes.factory import set_parameters
 from retrodistill.measures.latency import query_latency
 from retrodistill.measures.ranking import evaluate_run, means
 from retrodistill.measures.significance import compare_paired
-from retrodistill.models.retrievers import DenseRetriever, LexicalRetriever, Retriever
+from retrodistill.models.retrievers import DenseRetriever, LexicalRetriever, Retriever, load_retriever
 from retrodistill.pipeline.job import Job
 from retrodistill.pipeline.students import Distilled
 from retrodistill.progress import say
 from retrodistill.reports.results import System
 from retrodistill.runs.run import Run
+from retrodistill.teachers.dense import DenseTeacher
 from retrodistill.teachers.ensemble import Ensemble
+from retrodistill.teachers.lexical import LexicalTeacher
 from retrodistill.teachers.recorded import RecordedTeacher
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A system before it is measured."""
+    """A system before it is measured; one that is not `served` has neither latency nor bytes per document."""
 
     name: str
     role: str
     retriever: Retriever
     documents_by: str
     queries_by: str
+    served: bool = True
 
 
 @dataclass(frozen=True)
@@ -43,17 +46,22 @@ class Measured:
 
 
 def baselines(job: Job) -> list[Candidate]:
-    """BM25, the space's own model, and what the students learn from where that is something else."""
+    """BM25, the space's own model, and what the students learn from where that is something else and can search."""
     space = job.space.name
     found = [
         Candidate("bm25", "baseline", LexicalRetriever(), "bm25", "bm25"),
         Candidate("teacher", "teacher", DenseRetriever(job.space), space, space),
     ]
-    if isinstance(job.teacher, Ensemble):
+    target = target_name(job)
+    if target == "target":
+        model = load_retriever(job.teacher.encoder)  # type: ignore[attr-defined]
+        found.append(Candidate(target, "teacher", model, job.teacher.name, job.teacher.name))
+    if isinstance(job.teacher, Ensemble) and target:
         by = " + ".join(
             f"{weight:g} {member.name}" for member, weight in zip(job.teacher.members, job.teacher.weights, strict=True)
         )
-        found.append(Candidate("ensemble", "teacher", job.teacher, by, by))
+        served = all(isinstance(member, (LexicalTeacher, DenseTeacher)) for member in job.teacher.members)
+        found.append(Candidate("ensemble", "teacher", job.teacher, by, by, served))
     return found
 
 
@@ -72,7 +80,7 @@ def measure(candidate: Candidate, job: Job) -> Measured:
     run = retriever.retrieve(job.collection, job.test, min(settings.depth, len(job.collection.documents)))
     per_query = evaluate_run(run, job.collection.relevance(job.recipe.split.test).to_dict())
     timing = None
-    if settings.latency_queries:
+    if settings.latency_queries and candidate.served:
         respond = retriever.responder(job.collection, min(100, len(job.collection.documents)))
         timing = query_latency(respond, job.test.texts[: settings.latency_queries])
     row: dict[str, Any] = {
@@ -80,7 +88,7 @@ def measure(candidate: Candidate, job: Job) -> Measured:
         "role": candidate.role,
         **means(per_query),
         "query_ms": timing,
-        "bytes_per_document": retriever.bytes_per_document(job.collection),
+        "bytes_per_document": retriever.bytes_per_document(job.collection) if candidate.served else None,
         "documents_by": candidate.documents_by,
         "queries_by": candidate.queries_by,
     }
@@ -88,10 +96,19 @@ def measure(candidate: Candidate, job: Job) -> Measured:
 
 
 def target_name(job: Job) -> str | None:
-    """The system that the students learn from; None for a recorded run that does not cover the test queries."""
-    if isinstance(job.teacher, RecordedTeacher):
-        return None
-    return "ensemble" if isinstance(job.teacher, Ensemble) else "teacher"
+    """The system that the students learn from: ``teacher`` where that is the space's own model.
+
+    None where it cannot answer test queries: a recorded run, an ensemble with one, a cross-encoder on its own.
+    """
+    teacher = job.teacher
+    if isinstance(teacher, Ensemble):
+        recorded = any(isinstance(member, RecordedTeacher) for member in teacher.members)
+        return None if recorded else "ensemble"
+    if isinstance(teacher, LexicalTeacher):
+        return "bm25"
+    if isinstance(teacher, DenseTeacher):
+        return "teacher" if teacher.encoder.contract("query") == job.space.contract("query") else "target"
+    return None
 
 
 def with_retention(measured: list[Measured], target: str | None) -> list[System]:
@@ -100,7 +117,7 @@ def with_retention(measured: list[Measured], target: str | None) -> list[System]
     ceiling = scores.get(target or "")
     return [
         one.system
-        if not ceiling or one.system.role == "teacher"
+        if not ceiling or one.system.role == "teacher" or one.system.name == target
         else one.system.model_copy(update={"retention": (one.system.ndcg10 or 0.0) / ceiling})
         for one in measured
     ]

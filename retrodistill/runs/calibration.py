@@ -14,9 +14,6 @@ from retrodistill.files import read_json, write_json
 from retrodistill.runs.run import Run
 
 
-_WITHIN = " within each query"
-
-
 class Calibration(Protocol):
     """A monotone map of a run's scores, fitted on a run and applied to any other of the same ranker."""
 
@@ -177,13 +174,13 @@ def from_dict(content: dict[str, Any]) -> Calibration:
 def list_moments(run: Run) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation (population) of each query's scores, two (queries,) float64 arrays.
 
-    The deviation of a flat list is exactly 0: three times 0.1 has a mean of 0.10000000000000002.
+    A flat list has exactly its score and 0: the sum of three times 0.1, by 3, is 0.10000000000000002.
     """
     codes, count = run.query_codes, np.diff(run.bounds)
     mean = np.bincount(codes, run.scores, minlength=len(count)) / count
     variance = np.bincount(codes, (run.scores - mean[codes]) ** 2, minlength=len(count)) / count
     lowest, highest = list_extremes(run)
-    return mean, np.where(highest > lowest, np.sqrt(variance), 0.0)
+    return np.where(highest > lowest, mean, lowest), np.where(highest > lowest, np.sqrt(variance), 0.0)
 
 
 def list_extremes(run: Run) -> tuple[np.ndarray, np.ndarray]:
@@ -196,10 +193,10 @@ def list_extremes(run: Run) -> tuple[np.ndarray, np.ndarray]:
 
 def flat(run: Run) -> UserError:
     """The error for a run whose scores say nothing."""
+    where = " within each query" if len(run) and np.ptp(run.scores) else ""
     return UserError(
-        f"run {run.name}: all {len(run)} scores are equal{_WITHIN if len(run) and np.ptp(run.scores) else ''}, so there "
-        "is nothing to learn or to calibrate; check what scored it (a saturated sigmoid gives such scores: use raw "
-        "logits)."
+        f"run {run.name}: all {len(run)} scores are equal{where}, so there is nothing to learn or to calibrate; "
+        "check what scored it (a saturated sigmoid gives such scores: use raw logits)."
     )
 
 

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import io
 import json
 import math
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retrodistill.errors import UserError, unknown
 from retrodistill.files import atomic_file
-from retrodistill.runs.run import Run
+from retrodistill.runs.run import Run, id_codes
 
 _TREC_ENDINGS = (".run", ".trec", ".txt", ".tsv")
 
 
 def read_run(path: str | os.PathLike[str], name: str | None = None) -> Run:
-    """Read a run file: TREC (.run, .trec, .txt), Parquet (.parquet) or JSONL (.jsonl), TREC and JSONL also as .gz.
+    """Read a run file: TREC (.run, .trec, .txt, .tsv) or JSONL (.jsonl), both also as .gz, or Parquet (.parquet).
 
     TREC's rank column is ignored: scores decide, ties by document id ascending.
 
@@ -33,7 +36,10 @@ def read_run(path: str | os.PathLike[str], name: str | None = None) -> Run:
     if not path.is_file():
         raise UserError(f"no run file {path}; give a .run, .trec, .parquet or .jsonl file.")
     reader = _by_ending(path, _READERS)
-    run = reader(path, name)
+    try:
+        run = reader(path, name)
+    except UserError as error:
+        raise error if str(path) in str(error) else UserError(f"{path}: {error}") from error
     if not len(run):
         raise UserError(f"run file {path} is empty; a run has at least one line.")
     return run
@@ -45,7 +51,7 @@ def write_run(run: Run, path: str | os.PathLike[str]) -> None:
     TREC and JSONL carry scores to the last bit (shortest text that reads back equal).
 
     Raises:
-        UserError: Unknown ending, or the place is not writable.
+        UserError: Unknown ending, an id with a space for TREC, or the place is not writable.
     """
     path = Path(path)
     writer = _by_ending(path, _WRITERS)
@@ -54,27 +60,30 @@ def write_run(run: Run, path: str | os.PathLike[str]) -> None:
 
 
 def _by_ending(path: Path, table: dict[str, Callable]) -> Callable:
-    suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
-    ending = suffixes[-1] if suffixes else ""
-    if ending in _TREC_ENDINGS:
-        ending = ".run"
-    if ending not in table:
-        raise unknown("run file ending", ending or path.name, [*_TREC_ENDINGS, ".parquet", ".jsonl"])
-    return table[ending]
+    compressed = path.suffix == ".gz"
+    ending = (path.with_suffix("") if compressed else path).suffix.lower()
+    known = ".run" if ending in _TREC_ENDINGS else ending
+    if known not in table or (compressed and known == ".parquet"):
+        text_endings = [*_TREC_ENDINGS, ".jsonl"]
+        options = [*text_endings, ".parquet", *(f"{one}.gz" for one in text_endings)]
+        raise unknown("run file ending", ending + ".gz" * compressed or path.name, options)
+    return table[known]
 
 
 def _open(path: Path) -> IO[str]:
-    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig")
+    return path.open(encoding="utf-8-sig")  # a byte order mark would become part of the first query's id
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with _open(path) as file:
-        try:
+    try:
+        with _open(path) as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield number, line
-        except (OSError, EOFError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} cannot be read as text: {error}; it may be cut short.") from error
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as text: {error}; it may be cut short.") from error
 
 
 def _read_rows(path: Path, name: str | None, parse: Callable[[str], tuple[str, str, float, str | None]]) -> Run:
@@ -82,7 +91,7 @@ def _read_rows(path: Path, name: str | None, parse: Callable[[str], tuple[str, s
     for number, line in _lines(path):
         try:
             query, document, score, found = parse(line)
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             raise UserError(f"{path}, line {number}: {error}; wanted {_FORMS[parse]}.") from error
         if not math.isfinite(score):
             raise UserError(
@@ -105,7 +114,12 @@ def _parse_trec(line: str) -> tuple[str, str, float, str | None]:
 
 def _parse_json(line: str) -> tuple[str, str, float, str | None]:
     row = json.loads(line)
-    return str(row["query_id"]), str(row["document_id"]), float(row["score"]), row.get("run")
+    if not isinstance(row, dict):
+        raise ValueError("no JSON object")
+    for key, kinds in (("query_id", (str, int)), ("document_id", (str, int)), ("score", (int, float))):
+        if not isinstance(row.get(key), kinds):
+            raise ValueError(f"{key} is {row.get(key)!r}")
+    return str(row["query_id"]), str(row["document_id"]), float(row["score"]), str(row.get("run") or "") or None
 
 
 _FORMS: dict[Callable, str] = {
@@ -125,22 +139,39 @@ def _read_jsonl(path: Path, name: str | None) -> Run:
 def _read_parquet(path: Path, name: str | None) -> Run:
     try:
         table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} is not a whole Parquet file ({str(error).splitlines()[0]}); make it again.") from error
     stored = (table.schema.metadata or {}).get(b"run", b"").decode()
     return Run.from_table(table, name or stored or path.stem)
 
 
-def _text_out(temporary: Path, compressed: bool) -> IO[str]:
-    return gzip.open(temporary, "wt", encoding="utf-8") if compressed else temporary.open("w", encoding="utf-8")
+@contextlib.contextmanager
+def _text_out(temporary: Path, compressed: bool) -> Iterator[IO[str]]:
+    """Text that is the same byte for byte on every system and at any time: gzip's header keeps no name and no time."""
+    with contextlib.ExitStack() as stack:
+        out: Any = stack.enter_context(temporary.open("wb"))
+        if compressed:
+            out = stack.enter_context(gzip.GzipFile(filename="", mode="wb", fileobj=out, mtime=0))
+        yield stack.enter_context(io.TextIOWrapper(out, encoding="utf-8", newline="\n"))
 
 
 def _write_trec(run: Run, temporary: Path, compressed: bool) -> None:
     tag = "_".join(run.name.split()) or "run"
+    _refuse_spaces(run)
     with _text_out(temporary, compressed) as file:
         for query, documents, scores in run:
             for rank, (document, score) in enumerate(zip(documents, scores.tolist(), strict=True), start=1):
                 file.write(f"{query} Q0 {document} {rank} {score!r} {tag}\n")
+
+
+def _refuse_spaces(run: Run) -> None:
+    for column in ("query_id", "document_id"):
+        for id_ in id_codes(run.table[column])[0]:
+            if id_.split() != [id_]:
+                raise UserError(
+                    f"run {run.name}: {column} {id_!r} is empty or has a space, which a TREC line cannot hold; "
+                    "write .parquet or .jsonl instead."
+                )
 
 
 def _write_jsonl(run: Run, temporary: Path, compressed: bool) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retrodistill.files import atomic_folder
+from retrodistill.files import atomic_folder, check_replaceable
 from retrodistill.manifest import Manifest
 from retrodistill.models.encoder import STUDENT_MANIFEST, Encoder, load_encoder
 
@@ -23,12 +25,31 @@ def save_student(model: SentenceTransformer, manifest: Manifest, folder: str | o
         folder: An ordinary sentence-transformers folder appears here.
 
     Raises:
-        UserError: The folder is not writable.
+        UserError: The folder is not writable, the disk is full, or something else stands there.
     """
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(check_replaceable(folder, STUDENT_MANIFEST)) as temporary, disk_errors():
         model.save_pretrained(str(temporary), create_model_card=False)
         manifest.write(temporary, STUDENT_MANIFEST)
     return load_student(folder)
+
+
+@contextlib.contextmanager
+def disk_errors() -> Iterator[None]:
+    """Raise what a full disk makes torch and safetensors raise as the OSError that it is."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        if not is_disk_error(error):
+            raise
+        raise OSError(str(error).strip().splitlines()[0]) from error
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Whether a library's error is about writing: they put the system's words into their own classes."""
+    words = ("No space left", "os error", "PytorchStreamWriter", "inline_container", "File too large", "quota")
+    return isinstance(error, OSError) or any(word in str(error) for word in words)
 
 
 def load_student(folder: str | os.PathLike[str]) -> Encoder:

@@ -31,8 +31,8 @@ def static_student(
     """Build a static encoder in the teacher's space: `StaticEmbedding` over the teacher's tokenizer, then `Normalize`.
 
     Token rows come from the teacher as in model2vec; they are weighted by smoothed inverse document frequencies of
-    the corpus, log((1 + n) / (1 + df)) + 1, so that the mean favours telling words from the start (the role that SIF
-    weights, Arora et al. 2017, play there).
+    the corpus, in 0..1, so that the mean favours telling words from the start (the role that SIF weights, Arora et al.
+    2017, play there).
 
     Args:
         teacher: A transformer encoder with a fast tokenizer.
@@ -85,12 +85,12 @@ def fast_tokenizer(teacher: Encoder) -> Tokenizer:
 
 
 def inverse_document_frequencies(tokenizer: Tokenizer, corpus: Texts, block: int = 1000) -> np.ndarray:
-    """(vocabulary,) float64 of log((1 + n) / (1 + df)) + 1, the highest value for tokens that never occur."""
+    """(vocabulary,) float64 of log(1 + n / (df + 1/2)) / log(1 + 2n), in 0..1; 1 for tokens that never occur."""
     frequency = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
     for start in range(0, len(corpus), block):
         for encoding in tokenizer.encode_batch(corpus.slice(start, start + block), add_special_tokens=False):
             frequency[np.unique(encoding.ids)] += 1
-    return np.log((1 + len(corpus)) / (1 + frequency)) + 1
+    return np.log1p(len(corpus) / (frequency + 0.5)) / np.log1p(2 * max(len(corpus), 1))
 
 
 def _token_embeddings(teacher: Encoder, tokenizer: Tokenizer) -> np.ndarray:

@@ -58,4 +58,3 @@ class DenseTeacher:
         ]
         counted = [seconds_to_embed(self.encoder, texts, role, self.root) for texts, role in sides]
         return Work(sum(items for items, _ in counted), "texts", sum(seconds for _, seconds in counted))
-

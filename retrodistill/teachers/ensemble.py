@@ -51,7 +51,8 @@ class Ensemble:
         self.members = list(members)
         self.weights = check_weights(len(members), weights)
         check_method(method)
-        check_calibrations(len(members), members if calibrations is None else calibrations)
+        if calibrations is not None:
+            check_calibrations(len(members), calibrations)
         self.method, self.calibrations, self.depth, self.name = method, calibrations, depth, name
 
     def fingerprint(self, collection: Collection) -> str:

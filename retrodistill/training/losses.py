@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -60,6 +60,33 @@ _LISTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 
 
+class ListView(NamedTuple):
+    """Lists of a batch.
+
+    Attributes:
+        candidates: (batch, n) or (1, n) corpus positions, -1 for padding.
+        targets: (batch, n) teacher scores.
+        mask: (batch, n) bool, true where there is a candidate that counts.
+        positives: (batch,) place of the pseudo-query's own document, -1 for none.
+    """
+
+    candidates: np.ndarray
+    targets: Tensor
+    mask: Tensor
+    positives: Tensor
+
+
+def list_view(lists: Lists, rows: np.ndarray, device: torch.device) -> ListView:
+    """The lists of some texts, on a device; `rows` (batch,) are the texts' rows."""
+    targets = torch.from_numpy(np.ascontiguousarray(lists.scores[rows], dtype=np.float32)).to(device)
+    everything = np.arange(lists.scores.shape[1])[None, :]
+    candidates = everything if lists.documents is None else lists.documents[rows]
+    mask = (candidates >= 0) & (candidates != lists.hidden[rows][:, None])
+    at = (candidates == lists.positives[rows][:, None]) & mask & (lists.positives[rows] >= 0)[:, None]
+    places = np.where(at.any(axis=1), at.argmax(axis=1), -1)
+    return ListView(candidates, targets, torch.from_numpy(mask).to(device), torch.from_numpy(places).to(device))
+
+
 class StoredTargetsLoss(nn.Module):
     """Trains the query tower alone, against what is stored: embeddings of the same texts, or documents' vectors.
 
@@ -112,10 +139,12 @@ class StoredTargetsLoss(nn.Module):
         queries, rows = _unit(embeddings[0], self._cosine), labels.cpu().numpy().astype(np.int64)
         parts: dict[str, Tensor] = {}
         if any(term.sees_lists for term in self.terms):
-            lists = self._score(queries, rows)
+            scores, view = self._score(queries, rows)
         for term in self.terms:
             value = (
-                term.on_lists(*lists) if term.sees_lists else leaf(queries, _tensor(self._embeddings[rows], queries))  # type: ignore[index]
+                term.on_lists(scores, view.targets, view.mask, view.positives)
+                if term.sees_lists
+                else leaf(queries, _tensor(self._embeddings[rows], queries))  # type: ignore[index]
             )
             parts[term.name] = term.weight * value
         return parts
@@ -124,25 +153,17 @@ class StoredTargetsLoss(nn.Module):
         """What the model card tells of the loss."""
         return {"terms": [vars(term) for term in self.terms]}
 
-    def _score(self, queries: Tensor, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Student scores, teacher scores, mask (each (batch, n)) and places of the positives (batch,)."""
-        lists = self._lists
-        if lists is None or self._documents is None:
+    def _score(self, queries: Tensor, rows: np.ndarray) -> tuple[Tensor, ListView]:
+        """Student scores (batch, n) and the lists they belong to."""
+        if self._lists is None or self._documents is None:
             raise UserError("list objectives need lists and documents.")
-        targets = _tensor(lists.scores[rows], queries)
-        if lists.documents is None:
+        view = list_view(self._lists, rows, queries.device)
+        if self._lists.documents is None:
             if self._corpus is None:
                 self._corpus = _tensor(self._documents, queries)
-            scores = queries @ self._corpus.T
-            candidates = np.arange(targets.shape[1])[None, :]
-        else:
-            candidates = lists.documents[rows]
-            vectors = _tensor(self._documents[np.maximum(candidates, 0)], queries)
-            scores = torch.einsum("bd,bnd->bn", queries, vectors)
-        mask = (candidates >= 0) & (candidates != lists.hidden[rows][:, None])
-        at = (candidates == lists.positives[rows][:, None]) & mask & (lists.positives[rows] >= 0)[:, None]
-        places = np.where(at.any(axis=1), at.argmax(axis=1), -1)
-        return scores, targets, torch.from_numpy(mask).to(scores.device), torch.from_numpy(places).to(scores.device)
+            return queries @ self._corpus.T, view
+        vectors = _tensor(self._documents[np.maximum(view.candidates, 0)], queries)
+        return torch.einsum("bd,bnd->bn", queries, vectors), view
 
 
 class GroupsLoss(nn.Module):

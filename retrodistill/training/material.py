@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from retrodistill.candidates.mining import mine
+from retrodistill.candidates.samplers import random_documents
 from retrodistill.collections.collection import Collection
 from retrodistill.collections.texts import Texts
 from retrodistill.errors import UserError
@@ -15,6 +16,7 @@ from retrodistill.files import atomic_file, digest
 from retrodistill.models.encoder import Encoder
 from retrodistill.objectives.temperature import check_trainable, temperature_for
 from retrodistill.progress import say
+from retrodistill.runs.align import align
 from retrodistill.runs.formats import read_run, write_run
 from retrodistill.runs.run import Run
 from retrodistill.teachers.corpus_scores import corpus_scores
@@ -38,9 +40,11 @@ class Material:
         queries: Training queries; possibly none.
         teacher: What scores lists.
         space: The dense encoder whose vectors the student aligns to (LEAF) and whose documents it searches; None
-            where the student encodes its own documents.
+            where there is none.
         folder: For what is computed on the way.
         seed: Of the sampling of texts.
+        own_documents: The student encodes its own documents, and is not trained against those of the space.
+        barred: Queries that must not be trained on, by text: pseudo-queries that equal one are left out.
     """
 
     collection: Collection
@@ -49,16 +53,20 @@ class Material:
     space: Encoder | None
     folder: Path
     seed: int = 0
+    own_documents: bool = False
+    barred: Texts | None = None
 
     def texts(self, stage: StageSettings) -> TrainingTexts:
         """The stage's texts; a recorded teacher knows real queries only."""
         queries = self.queries if stage.texts.queries else self.queries.select([])
         titles, sentences = stage.texts.titles, stage.texts.sentences
-        if isinstance(self.teacher, RecordedTeacher) and stage.needs_lists:
+        if isinstance(self.teacher, RecordedTeacher) and not stage.aligns:
             known = set(self.teacher.run.query_ids)
             queries = queries.select([query for query in queries.ids if query in known])
             titles, sentences = False, 0
-        return training_texts(self.collection, queries, titles=titles, sentences=sentences, seed=self.seed)
+        return training_texts(
+            self.collection, queries, titles=titles, sentences=sentences, seed=self.seed, barred=self.barred
+        )
 
     def lists(self, stage: StageSettings, texts: TrainingTexts) -> tuple[Lists, float]:
         """Candidates with teacher scores, and the scores' measured spread.
@@ -77,8 +85,11 @@ class Material:
         run, dropped = check_trainable(self.scored(stage.candidates, texts.texts))
         if any(dropped.values()):
             say(f"left out: {dropped['single']} queries with one candidate, {dropped['flat']} with equal scores")
-        documents = self.collection.documents
-        return lists_from_run(run, texts.texts, documents, texts.sources, hide_source=hide), temperature_for(run, 1.0)
+        spread, documents = temperature_for(run, 1.0), self.collection.documents
+        if isinstance(self.teacher, RecordedTeacher) and stage.candidates.random:
+            drawn = random_documents(run.query_ids, documents.ids, stage.candidates.random, self.seed)
+            run = with_unlisted(run, drawn)
+        return lists_from_run(run, texts.texts, documents, texts.sources, hide_source=hide), spread
 
     def scored(self, settings: CandidateSettings, texts: Texts) -> Run:
         """Mine and score candidates; kept in the folder and taken from there when nothing has changed."""
@@ -119,6 +130,20 @@ class Material:
                 corpus_scores(self.collection, texts, self.teacher, out)
                 out.flush()
         return np.load(path, mmap_mode="r")
+
+
+def with_unlisted(run: Run, drawn: Run) -> Run:
+    """A recorded run with documents that it does not list, which get the lowest score of their query's list.
+
+    Whoever recorded the run left them out because they were worse than what it lists: nothing is known but that.
+
+    Args:
+        run: The recorded scores.
+        drawn: Pairs to add, of the same queries; those that are listed keep their score.
+    """
+    pairs, scores = align([run, drawn], run.name)
+    lowest = np.minimum.reduceat(run.scores, run.bounds[:-1])
+    return pairs.with_scores(np.where(np.isnan(scores[:, 0]), lowest[pairs.query_codes], scores[:, 0]))
 
 
 def default_sources(teacher: Teacher) -> list[str]:

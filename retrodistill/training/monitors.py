@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,14 +35,14 @@ class HeldOutMonitor:
         student: The encoder in training.
         texts: Held-out query texts.
         teacher_rows: (queries, k) corpus positions that the teacher ranks highest, best first, -1 where fewer.
-        documents: (corpus, d) stored document vectors; None where the student encodes documents itself and only
+        documents: Gives (corpus, d) document vectors; None where the student encodes documents itself and only
             collapse can be watched cheaply.
     """
 
     student: Encoder
     texts: Sequence[str]
     teacher_rows: np.ndarray
-    documents: np.ndarray | None
+    documents: Callable[[], np.ndarray] | None
 
     def __call__(self) -> dict[str, float]:
         """``agreement`` (nDCG@k of the student's ranking, the teacher's top k as graded truth) and ``mean_cosine``."""
@@ -57,8 +57,9 @@ class HeldOutMonitor:
                 f"{measures['mean_cosine']:.3f}; lower the learning rate."
             )
         if self.documents is not None:
-            k = min(self.teacher_rows.shape[1], len(self.documents))
-            scores = queries @ self.documents.T
+            documents = self.documents()
+            k = min(self.teacher_rows.shape[1], len(documents))
+            scores = queries @ documents.T
             best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
             measures["agreement"] = float(np.mean(rank_agreement(best, self.teacher_rows[:, :k])))
         return measures

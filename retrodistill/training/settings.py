@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 class Settings(BaseModel):
     """Base of all settings: frozen, and unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TextSettings(Settings):
@@ -35,12 +35,28 @@ class CandidateSettings(Settings):
     Attributes:
         sources: Retrievers that propose; by default bm25 and the dense teachers, or the recorded run.
         depth: Documents per query and source, or ``all`` for the whole corpus (teachers that score it at no cost).
-        random: So many documents of the corpus drawn for each query besides.
+        random: So many documents of the corpus drawn for each query besides. A recorded run has no scores for them:
+            they count as the lowest of its list.
     """
 
     sources: list[str] | None = None
     depth: int | Literal["all"] = 100
     random: int = Field(default=0, ge=0)
+
+    @field_validator("sources")
+    @classmethod
+    def _can_search(cls, sources: list[str] | None) -> list[str] | None:
+        from retrodistill.errors import UserError
+        from retrodistill.models.names import parse_model_name
+
+        for source in sources or []:
+            try:
+                kind = parse_model_name(source).kind
+            except UserError as error:
+                raise ValueError(str(error)) from error
+            if kind == "cross-encoder":
+                raise ValueError(f"{source!r} scores pairs and proposes no candidates; name it as a teacher")
+        return sources
 
     @field_validator("depth")
     @classmethod
@@ -118,13 +134,24 @@ class GroupSettings(Settings):
     sampler: str = "stratified"
     draws: int = Field(default=1, ge=1)
 
+    @field_validator("sampler")
+    @classmethod
+    def _known(cls, sampler: str) -> str:
+        from retrodistill.candidates.samplers import SAMPLERS
+        from retrodistill.errors import unknown
+
+        if sampler not in SAMPLERS:
+            raise ValueError(str(unknown("sampler", sampler, SAMPLERS)))
+        return sampler
+
 
 class StageSettings(Settings):
     """One stage of training.
 
     Attributes:
         objectives: Terms of the loss, summed; a bare name stands for its defaults.
-        towers: ``query`` trains the query side against stored document embeddings; ``both`` encodes documents too.
+        towers: ``query`` trains the query side against stored document embeddings; ``both`` encodes documents too;
+            ``lexical`` trains the lexical half of a hybrid student, on both sides, against stored dense halves.
         texts: What is trained on.
         candidates: Whom the teacher scores; needed by list objectives.
         groups: How groups are drawn for ``both``.
@@ -132,7 +159,7 @@ class StageSettings(Settings):
     """
 
     objectives: list[ObjectiveSettings] = Field(min_length=1)
-    towers: Literal["query", "both"] = "query"
+    towers: Literal["query", "both", "lexical"] = "query"
     texts: TextSettings = TextSettings()
     candidates: CandidateSettings = CandidateSettings()
     groups: GroupSettings = GroupSettings()
@@ -142,6 +169,8 @@ class StageSettings(Settings):
     @classmethod
     def _names(cls, given: Any) -> Any:
         terms = [given] if isinstance(given, (str, dict)) else given
+        if not isinstance(terms, (list, tuple)):
+            return terms  # pydantic says what is wanted
         return [{"name": term} if isinstance(term, str) else term for term in terms]
 
     @property
@@ -150,6 +179,13 @@ class StageSettings(Settings):
         from retrodistill.objectives.registry import LIST_OBJECTIVES
 
         return any(term.name in LIST_OBJECTIVES for term in self.objectives)
+
+    @property
+    def aligns(self) -> bool:
+        """Whether some objective sees the teacher's embeddings, so that texts without candidates teach too."""
+        from retrodistill.objectives.registry import EMBEDDING_OBJECTIVES
+
+        return any(term.name in EMBEDDING_OBJECTIVES for term in self.objectives)
 
     @property
     def is_contrastive(self) -> bool:

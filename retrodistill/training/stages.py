@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from retrodistill.errors import UserError
 from retrodistill.models.embeddings import embed
 from retrodistill.models.encoder import Encoder
 from retrodistill.models.vectors import exact_search
+from retrodistill.students.hybrid import dense_half
+from retrodistill.training.lexical import LexicalHalfLoss, token_bags
 from retrodistill.training.lists import Lists, sampled_groups
 from retrodistill.training.losses import GroupsLoss, StoredTargetsLoss, Term
 from retrodistill.training.material import Material
@@ -55,9 +58,8 @@ def run_stage(model: SentenceTransformer, stage: StageSettings, material: Materi
     student = Encoder(model, "dense:student")
     with main_first():
         prepared = prepare(student, stage, material)
-    if stage.towers == "both":
-        return _train_both(student, stage, material, prepared, folder, what)
-    return _train_query_tower(student, stage, material, prepared, folder, what)
+    by_towers = {"query": _train_query_tower, "both": _train_both, "lexical": _train_lexical}
+    return by_towers[stage.towers](student, stage, material, prepared, folder, what)
 
 
 def prepare(student: Encoder, stage: StageSettings, material: Material) -> Prepared:
@@ -69,12 +71,13 @@ def prepare(student: Encoder, stage: StageSettings, material: Material) -> Prepa
         for one in stage.objectives
     ]
     documents = _stored_documents(student, material) if stage.towers == "query" else None
-    return Prepared(texts, lists, terms, documents, _held_out(texts, material.seed))
+    return Prepared(texts, lists, terms, documents, _held_out(texts, lists, material.seed))
 
 
 def _stored_documents(student: Encoder, material: Material) -> np.ndarray:
     """(corpus, d) vectors that the query tower is trained against."""
-    documents = embed(material.space or student, material.collection.documents.texts, "document")
+    encoder = student if material.own_documents or material.space is None else material.space
+    documents = embed(encoder, material.collection.documents.texts, "document")
     if documents.shape[1] != student.dimension:
         raise UserError(
             f"the student has {student.dimension} dimensions, the stored documents {documents.shape[1]}; set "
@@ -86,19 +89,39 @@ def _stored_documents(student: Encoder, material: Material) -> np.ndarray:
 def _train_query_tower(
     student: Encoder, stage: StageSettings, material: Material, prepared: Prepared, folder: Path, what: str
 ) -> History:
-    texts = prepared.texts
+    texts, stored = prepared.texts, prepared.documents
+    if stored is None:
+        raise UserError("a stage with towers: query needs stored documents.")
     teacher_vectors = None
     if any(not term.sees_lists for term in prepared.terms):
         if material.space is None:
             raise UserError("objective 'leaf' needs a dense teacher to align to; set 'space' to one.")
         teacher_vectors = embed(material.space, texts.texts.texts, "query")
     loss = StoredTargetsLoss(
-        student.model, prepared.terms, embeddings=teacher_vectors, documents=prepared.documents, lists=prepared.lists
+        student.model, prepared.terms, embeddings=teacher_vectors, documents=stored, lists=prepared.lists
     )
     rows = _training_rows(prepared, stage)
     every = texts.texts.texts
     dataset = text_dataset({"text": [every[row] for row in rows]}, rows.tolist())
-    monitor = _monitor(student, prepared, teacher_vectors)
+    monitor = _monitor(student, prepared, teacher_vectors, lambda: stored)
+    prompts = {"text": student.prompt("query")} if student.prompt("query") else None
+    return train(student.model, loss, dataset, stage.training, folder, prompts=prompts, monitor=monitor, what=what)
+
+
+def _train_lexical(
+    student: Encoder, stage: StageSettings, material: Material, prepared: Prepared, folder: Path, what: str
+) -> History:
+    if prepared.lists is None:
+        raise UserError("a stage with towers: lexical needs a list objective.")
+    dense, texts = dense_half(student.model, student.name), prepared.texts.texts.texts
+    corpus = material.collection.documents.texts
+    with main_first():
+        queries, documents = embed(dense, texts, "query"), embed(dense, corpus, "document")
+    bags = token_bags(student.model, corpus, student.prompt("document"))
+    loss = LexicalHalfLoss(student.model, prepared.terms, queries, documents, bags, prepared.lists)
+    rows = _training_rows(prepared, stage)
+    dataset = text_dataset({"text": [texts[row] for row in rows]}, rows.tolist())
+    monitor = _monitor(student, prepared, None, loss.document_vectors)
     prompts = {"text": student.prompt("query")} if student.prompt("query") else None
     return train(student.model, loss, dataset, stage.training, folder, prompts=prompts, monitor=monitor, what=what)
 
@@ -129,17 +152,25 @@ def _train_both(
         stage.training,
         folder,
         prompts={name: prompt for name, prompt in prompts.items() if prompt} or None,
-        monitor=_monitor(student, prepared, None),
+        monitor=_monitor(student, prepared, None, None),
         what=what,
     )
 
 
-def _held_out(texts: TrainingTexts, seed: int) -> np.ndarray:
+def _held_out(texts: TrainingTexts, lists: Lists | None, seed: int) -> np.ndarray:
     """Rows kept for the monitor: real queries where there are any, at most one in ten and at most 64."""
-    real = np.flatnonzero(texts.sources < 0)
-    pool = real if len(real) >= 10 else np.arange(len(texts))
+    known = np.ones(len(texts), dtype=bool) if lists is None else _list_sizes(lists) >= 2
+    real = np.flatnonzero(known & (texts.sources < 0))
+    pool = real if len(real) >= 10 else np.flatnonzero(known)
     count = min(_HELD_OUT, len(pool) // 10)
     return np.sort(np.random.default_rng(seed).choice(pool, count, replace=False))
+
+
+def _list_sizes(lists: Lists) -> np.ndarray:
+    """(texts,) int64 candidates that count."""
+    if lists.documents is None:
+        return lists.scores.shape[1] - (lists.hidden >= 0).astype(np.int64)
+    return ((lists.documents >= 0) & (lists.documents != lists.hidden[:, None])).sum(axis=1)
 
 
 def _training_rows(prepared: Prepared, stage: StageSettings) -> np.ndarray:
@@ -147,8 +178,8 @@ def _training_rows(prepared: Prepared, stage: StageSettings) -> np.ndarray:
     usable = np.ones(len(prepared.texts), dtype=bool)
     usable[prepared.held_out] = False
     lists = prepared.lists
-    if lists is not None and lists.documents is not None:
-        usable &= ((lists.documents >= 0) & (lists.documents != lists.hidden[:, None])).sum(axis=1) >= 2
+    if lists is not None and not stage.aligns:
+        usable &= _list_sizes(lists) >= 2
     if stage.is_contrastive:
         usable &= prepared.texts.sources >= 0
     rows = np.flatnonzero(usable)
@@ -158,13 +189,15 @@ def _training_rows(prepared: Prepared, stage: StageSettings) -> np.ndarray:
     return np.concatenate([rows, *[real] * (stage.texts.repeat_queries - 1)])
 
 
-def _monitor(student: Encoder, prepared: Prepared, teacher_vectors: np.ndarray | None) -> HeldOutMonitor | None:
+def _monitor(
+    student: Encoder, prepared: Prepared, teacher_vectors: np.ndarray | None, documents: Callable[[], np.ndarray] | None
+) -> HeldOutMonitor | None:
     held_out = prepared.held_out
     if len(held_out) < 2:
         return None
     every = prepared.texts.texts.texts
     rows = _teacher_rows(prepared, teacher_vectors, _AGREEMENT_DEPTH)
-    return HeldOutMonitor(student, [every[row] for row in held_out], rows, prepared.documents)
+    return HeldOutMonitor(student, [every[row] for row in held_out], rows, documents)
 
 
 def _teacher_rows(prepared: Prepared, teacher_vectors: np.ndarray | None, k: int) -> np.ndarray:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrodistill.collections.collection import Collection
+from retrodistill.collections.collection import Collection, leaks_between
 from retrodistill.collections.sentences import sample_sentences, source_document, title_texts
 from retrodistill.collections.texts import Texts
 from retrodistill.errors import UserError
@@ -29,7 +29,13 @@ class TrainingTexts:
 
 
 def training_texts(
-    collection: Collection, queries: Texts, *, titles: bool = True, sentences: int = 3, seed: int = 0
+    collection: Collection,
+    queries: Texts,
+    *,
+    titles: bool = True,
+    sentences: int = 3,
+    seed: int = 0,
+    barred: Texts | None = None,
 ) -> TrainingTexts:
     """Gather what a student learns to encode.
 
@@ -39,18 +45,16 @@ def training_texts(
         titles: Take every document's title.
         sentences: So many sentences of each document, drawn without replacement.
         seed: Of the drawing.
+        barred: Test queries: a title or sentence with the text of one, punctuation and case aside, is left out.
 
     Raises:
         UserError: Nothing is left to train on.
     """
-    parts = [queries]
+    texts = queries
     if titles:
-        parts.append(title_texts(collection))
+        texts = texts + _without(title_texts(collection), barred)
     if sentences:
-        parts.append(sample_sentences(collection, sentences, seed))
-    texts = parts[0]
-    for part in parts[1:]:
-        texts = texts + part
+        texts = texts + _without(sample_sentences(collection, sentences, seed), barred)
     if not len(texts):
         raise UserError(
             f"collection {collection.name}: no query and no text of documents to train on; give a split with queries, "
@@ -59,3 +63,8 @@ def training_texts(
     sources = [source_document(text_id) for text_id in texts.ids[len(queries) :]]
     positions = collection.documents.positions([source or "" for source in sources])
     return TrainingTexts(texts, np.concatenate([np.full(len(queries), -1, dtype=np.int64), positions]))
+
+
+def _without(drawn: Texts, barred: Texts | None) -> Texts:
+    leaked = {leak.train_id for leak in leaks_between(drawn, barred)} if barred is not None else set()
+    return drawn.select([text_id for text_id in drawn.ids if text_id not in leaked]) if leaked else drawn

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrodistill.distributed import is_main, processes
+from retrodistill.errors import UserError
 from retrodistill.files import make_folder
 from retrodistill.progress import bar
+from retrodistill.students.saving import is_disk_error
 from retrodistill.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -67,7 +69,11 @@ def train(
         prompts: Prompt of each text column: the trainer applies none by itself.
         monitor: Called at intervals and at the end; its measures are recorded.
         what: Title of the progress bar.
+
+    Raises:
+        UserError: Checkpoints cannot be written: a full disk.
     """
+    from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformerTrainer
     from transformers import PrinterCallback, ProgressCallback
 
@@ -79,7 +85,15 @@ def train(
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     trainer.add_callback(_watcher(history, monitor, what))
-    result = trainer.train(resume_from_checkpoint=_last_whole_checkpoint(folder))
+    try:
+        result = trainer.train(resume_from_checkpoint=_last_whole_checkpoint(folder))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not is_disk_error(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"cannot write checkpoints into {folder}: {reason[:160]}; free some space and go on."
+        ) from error
     history.steps = trainer.state.global_step
     history.seconds = float(result.metrics.get("train_runtime", 0.0))
     model.eval()

@@ -1,0 +1,174 @@
+"""Training the lexical half of hybrid students, on both sides at once, against stored dense halves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse
+import torch
+from torch import Tensor, nn
+
+from retrodistill.distributed import processes
+from retrodistill.errors import UserError
+from retrodistill.models.embeddings import EmbeddingStore
+from retrodistill.models.encoder import Encoder, Role
+from retrodistill.students.hybrid import dense_half, lexical_table
+from retrodistill.training.lists import Lists
+from retrodistill.training.losses import Term, list_view
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+_BLOCK = 4096
+
+
+class LexicalHalfLoss(nn.Module):
+    """Scores by whole vectors, gradients for the token table alone.
+
+    The corpus is a sparse matrix of token counts, so that its lexical halves are one product per step, whatever the
+    length of the documents.
+
+    Args:
+        model: A hybrid student; all but its table is frozen by this.
+        terms: List objectives.
+        queries: (texts, d) stored dense halves of the training texts.
+        documents: (corpus, d) stored dense halves of the corpus.
+        bags: (corpus, vocabulary) token counts over the root of the text's length, see `token_bags`.
+        lists: Candidates and teacher scores.
+
+    Raises:
+        UserError: An embedding objective among the terms.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        terms: Sequence[Term],
+        queries: np.ndarray,
+        documents: np.ndarray,
+        bags: scipy.sparse.csr_matrix,
+        lists: Lists,
+    ) -> None:
+        super().__init__()
+        for term in terms:
+            if not term.sees_lists:
+                raise UserError(f"objective {term.name!r} aligns single texts; the lexical half learns from lists.")
+        model.requires_grad_(False)
+        lexical_table(model).requires_grad_(True)
+        self.model = model
+        self.terms = list(terms)
+        self._table = lexical_table(model)
+        self._queries, self._documents, self._bags, self._lists = queries, documents, bags, lists
+        if processes() > 1:  # the table is used outside the wrapped model's forward, which would average gradients
+            self._table.register_hook(_mean_over_processes)
+
+    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
+        """Weighted terms by name, from the tokens of the one text column and the rows of the texts (batch,)."""
+        features = next(iter(sentence_features))
+        rows = labels.cpu().numpy().astype(np.int64)
+        mask = features["attention_mask"].float()
+        summed = (nn.functional.embedding(features["input_ids"], self._table) * mask[:, :, None]).sum(dim=1)
+        lexical = summed / mask.sum(dim=1, keepdim=True).clamp(min=1).sqrt()
+        queries = _joined(_tensor(self._queries[rows], lexical), lexical)
+        view = list_view(self._lists, rows, queries.device)
+        if self._lists.documents is None:
+            scores = queries @ self._vectors(np.arange(self._bags.shape[0])).T
+        else:
+            needed, places = np.unique(np.maximum(view.candidates, 0), return_inverse=True)
+            vectors = self._vectors(needed)[torch.from_numpy(places.reshape(view.candidates.shape)).to(queries.device)]
+            scores = torch.einsum("bd,bnd->bn", queries, vectors)
+        return {
+            term.name: term.weight * term.on_lists(scores, view.targets, view.mask, view.positives)
+            for term in self.terms
+        }
+
+    def document_vectors(self) -> np.ndarray:
+        """(corpus, d + width) float32 unit vectors with the table as it stands."""
+        with torch.no_grad():
+            blocks = [
+                self._vectors(np.arange(start, min(start + _BLOCK, self._bags.shape[0]))).cpu().numpy()
+                for start in range(0, self._bags.shape[0], _BLOCK)
+            ]
+        return np.concatenate(blocks)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """What the model card tells of the loss."""
+        return {"terms": [vars(term) for term in self.terms]}
+
+    def _vectors(self, rows: np.ndarray) -> Tensor:
+        bags = self._bags if len(rows) == self._bags.shape[0] else self._bags[rows]
+        lexical: Tensor = _SparseProduct.apply(bags, self._table)
+        return _joined(_tensor(self._documents[rows], lexical), lexical)
+
+
+class _SparseProduct(torch.autograd.Function):
+    """bags @ table, with the gradient for the table; torch has none for its CSR products on every device."""
+
+    @staticmethod
+    def forward(ctx: Any, bags: scipy.sparse.csr_matrix, table: Tensor) -> Tensor:
+        ctx.bags = bags
+        return _csr(bags, table) @ table
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        return None, _csr(ctx.bags.T.tocsr(), gradient) @ gradient.contiguous()
+
+
+def _mean_over_processes(gradient: Tensor) -> Tensor:
+    torch.distributed.all_reduce(gradient)
+    return gradient / processes()
+
+
+def token_bags(model: SentenceTransformer, texts: Sequence[str], prompt: str = "") -> scipy.sparse.csr_matrix:
+    """(texts, vocabulary) float32: how often each token stands in the text as the model reads it, over sqrt(n).
+
+    Args:
+        model: A hybrid student; its maximum length cuts.
+        texts: Documents.
+        prompt: Put before each.
+    """
+    indptr, indices, values = [0], [], []
+    for start in range(0, len(texts), _BLOCK):
+        block = [prompt + text for text in texts[start : start + _BLOCK]]
+        encoded = model.tokenizer(block, truncation=True, max_length=model.max_seq_length)["input_ids"]
+        for ids in encoded:
+            tokens, counts = np.unique(ids, return_counts=True)
+            indices.append(tokens)
+            values.append(counts / np.sqrt(max(len(ids), 1)))
+            indptr.append(indptr[-1] + len(tokens))
+    shape = (len(texts), lexical_table(model).shape[0])
+    return scipy.sparse.csr_matrix(
+        (np.concatenate(values).astype(np.float32), np.concatenate(indices).astype(np.int64), indptr), shape=shape
+    )
+
+
+def store_vectors(student: Encoder, texts: Sequence[str], role: Role) -> None:
+    """Put a hybrid's vectors of texts into its embedding store, from stored dense halves: nothing is encoded again."""
+    store = EmbeddingStore(student, role)
+    missing = store.missing(texts)
+    if not missing:
+        return
+    dense = EmbeddingStore(dense_half(student.model, student.name), role)
+    dense.fill(missing)
+    table = lexical_table(student.model).detach().cpu().numpy()
+    for start in range(0, len(missing), _BLOCK):
+        block = missing[start : start + _BLOCK]
+        lexical = token_bags(student.model, block, student.prompt(role)) @ table
+        joined = np.concatenate([dense.gather(block), lexical], axis=1)
+        store.put(block, (joined / np.linalg.norm(joined, axis=1, keepdims=True)).astype(np.float32))
+
+
+def _joined(dense: Tensor, lexical: Tensor) -> Tensor:
+    return nn.functional.normalize(torch.cat([dense, lexical], dim=1), dim=1)
+
+
+def _tensor(values: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(like.device)
+
+
+def _csr(matrix: scipy.sparse.csr_matrix, like: Tensor) -> Tensor:
+    starts, columns = (torch.from_numpy(part.astype(np.int64)) for part in (matrix.indptr, matrix.indices))
+    values = torch.from_numpy(matrix.data.astype(np.float32))
+    return torch.sparse_csr_tensor(starts, columns, values, size=list(matrix.shape)).to(like.device)

@@ -1,0 +1,80 @@
+import json
+import re
+
+import numpy as np
+import pytest
+from random_runs import random_scores
+
+from retrodistill.errors import UserError
+from retrodistill.runs import Run
+from retrodistill.runs.calibration import (
+    CALIBRATIONS,
+    ZScore,
+    fit_calibration,
+    list_moments,
+    load_calibration,
+    save_calibration,
+)
+
+RUN = Run.from_dict(random_scores(3, depth=(2, 12)))
+
+
+class TestFitted:
+    @pytest.mark.parametrize("name", list(CALIBRATIONS))
+    def test_saves_and_loads_to_the_bit(self, name, tmp_path):
+        fitted = fit_calibration(name, RUN)
+        save_calibration(fitted, tmp_path / "c.json")
+        loaded = load_calibration(tmp_path / "c.json")
+        assert loaded == fitted
+        assert loaded.apply(RUN).scores.tolist() == fitted.apply(RUN).scores.tolist()
+
+    @pytest.mark.parametrize("name", list(CALIBRATIONS))
+    @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
+    def test_keeps_the_order_of_every_list_and_forgets_the_scale(self, name, scale):
+        run = RUN.with_scores(RUN.scores * scale + 3 * scale)
+        calibrated = fit_calibration(name, run).apply(run)
+        assert np.allclose(calibrated.scores, fit_calibration(name, RUN).apply(RUN).scores)
+        for (_, _, before), (_, _, after) in zip(run, calibrated, strict=True):
+            assert (np.sign(np.subtract.outer(before, before)) == np.sign(np.round(np.subtract.outer(after, after), 9))).all()
+
+    def test_zscore_applies_what_was_fitted_on_another_run(self):
+        fitted = fit_calibration("zscore", Run.from_dict({"q": {"a": 0.0, "b": 10.0}}))
+        assert fitted == ZScore(5.0, 5.0)
+        assert fitted.apply(Run.from_dict({"p": {"z": 20.0}})).to_dict() == {"p": {"z": 3.0}}
+
+
+class TestMoments:
+    def test_are_numpys_and_0_for_flat_lists(self):
+        run = Run.from_dict({**RUN.to_dict(), "flat": dict.fromkeys("abc", 0.1), "single": {"a": 7.0}})
+        means, deviations = list_moments(run)
+        for place, (query, _, scores) in enumerate(run):
+            assert means[place] == pytest.approx(scores.mean())
+            assert deviations[place] == (0.0 if query in ("flat", "single") else pytest.approx(scores.std()))
+
+
+class TestRefusals:
+    def test_an_unknown_name(self):
+        with pytest.raises(UserError, match="unknown calibration 'zscores'. Did you mean 'zscore'?"):
+            fit_calibration("zscores", RUN)
+
+    def test_an_empty_run_has_no_moments(self):
+        with pytest.raises(UserError, match="all 0 scores are equal"):
+            fit_calibration("zscore", Run.from_dict({}))
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ([1, 2], "not a fitted calibration"),
+            ({}, "not a fitted calibration"),
+            ({"calibration": "zcore"}, "unknown calibration 'zcore'. Did you mean 'zscore'?"),
+            ({"calibration": "zscore", "mean": 0.0}, "calibration zscore: .*deviation"),
+            ({"calibration": "minmax", "more": 1}, "calibration minmax: .*more"),
+            ({"calibration": "zscore", "mean": 0.0, "deviation": 0.0}, "the deviation lies above 0"),
+            ({"calibration": "zscore", "mean": "x", "deviation": 1.0}, "both are finite numbers"),
+        ],
+    )
+    def test_a_file_that_is_none_is_named(self, content, message, tmp_path):
+        path = tmp_path / "c.json"
+        path.write_text(json.dumps(content))
+        with pytest.raises(UserError, match=f"^{re.escape(str(path))}: .*{message}"):
+            load_calibration(path)

@@ -1,0 +1,110 @@
+"""Hybrid students: the loss sees what the saved model gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+from retrodistill.errors import UserError
+from retrodistill.models.embeddings import EmbeddingStore
+from retrodistill.models.encoder import Encoder, load_encoder
+from retrodistill.students.dense import dense_student
+from retrodistill.students.hybrid import dense_half, hybrid_student, is_hybrid, lexical_table
+from retrodistill.training.lexical import LexicalHalfLoss, store_vectors, token_bags
+from retrodistill.training.lists import lists_over_corpus
+from retrodistill.training.losses import Term
+
+
+@pytest.fixture
+def hybrid(tiny, tiny_model):
+    return hybrid_student(dense_student(tiny_model), 16, tiny.documents)
+
+
+@pytest.fixture
+def loss(hybrid, tiny):
+    dense = dense_half(hybrid, "dense:student")
+    texts = tiny.split("train")
+    scores = np.random.default_rng(0).standard_normal((len(texts), len(tiny.documents))).astype(np.float32)
+    return LexicalHalfLoss(
+        hybrid, [Term("kl")], dense.encode(texts.texts, "query"), dense.encode(tiny.documents.texts, "document"),
+        token_bags(hybrid, tiny.documents.texts), lists_over_corpus(scores, np.full(len(texts), -1)),
+    )
+
+
+class TestModel:
+    def test_a_vector_is_the_dense_half_beside_the_root_mean_sum_of_rows(self, hybrid, tiny):
+        text = tiny.documents.texts[0]
+        dense = dense_half(hybrid, "dense:student").encode([text], "document")[0]
+        ids = hybrid.tokenizer(text)["input_ids"]
+        lexical = lexical_table(hybrid).detach().numpy()[ids].sum(axis=0) / np.sqrt(len(ids))
+        expected = np.concatenate([dense, lexical])
+        assert hybrid.encode(text) == pytest.approx(expected / np.linalg.norm(expected), abs=1e-6)
+
+    def test_it_saves_and_loads_as_a_stock_folder(self, hybrid, tiny, tmp_path):
+        hybrid.save_pretrained(str(tmp_path / "hybrid"), create_model_card=False)
+        loaded = SentenceTransformer(str(tmp_path / "hybrid"))
+        assert is_hybrid(loaded)
+        assert loaded.get_embedding_dimension() == 48
+        assert np.array_equal(loaded.encode(tiny.documents.texts[:3]), hybrid.encode(tiny.documents.texts[:3]))
+
+    def test_its_dense_half_is_the_model_it_started_from(self, hybrid, tiny_model):
+        start = load_encoder(f"dense:{tiny_model}")
+        assert dense_half(hybrid, "dense:student").fingerprint("document") == start.fingerprint("document")
+
+    def test_special_tokens_start_at_zero(self, hybrid):
+        assert not lexical_table(hybrid)[hybrid.tokenizer.all_special_ids].any()
+
+    def test_an_odd_sum_of_widths_is_refused(self, tiny, tiny_model):
+        with pytest.raises(UserError, match="sum must be even"):
+            hybrid_student(dense_student(tiny_model), 15, tiny.documents)
+
+    def test_a_plain_model_has_no_dense_half(self, tiny_model):
+        with pytest.raises(UserError, match="no lexical half"):
+            dense_half(dense_student(tiny_model), "dense:plain")
+
+
+class TestLoss:
+    def test_its_document_vectors_are_the_models(self, loss, hybrid, tiny):
+        assert loss.document_vectors() == pytest.approx(hybrid.encode(tiny.documents.texts), abs=1e-5)
+
+    def test_its_value_is_the_objective_on_encoded_vectors(self, loss, hybrid, tiny):
+        texts = tiny.split("train").texts[:4]
+        features = hybrid.preprocess(texts)
+        value = loss([features], torch.arange(4))["kl"]
+        scores = torch.from_numpy(hybrid.encode(texts) @ hybrid.encode(tiny.documents.texts).T)
+        targets = torch.from_numpy(loss._lists.scores[:4])
+        teacher = torch.softmax(targets, dim=1)
+        expected = (teacher * (teacher.log() - torch.log_softmax(scores / 0.05, dim=1))).sum(dim=1).mean()
+        assert value.item() == pytest.approx(expected.item(), abs=1e-4)
+
+    def test_its_gradient_is_that_of_finite_differences(self, loss, hybrid, tiny):
+        features = hybrid.preprocess(tiny.split("train").texts[:4])
+        table = lexical_table(hybrid)
+        loss([features], torch.arange(4))["kl"].backward()
+        token = int(features["input_ids"][0, 1])
+        step = 1e-2
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                table[token, 0] += sign * step
+                values.append(loss([features], torch.arange(4))["kl"].item())
+                table[token, 0] -= sign * step
+        assert table.grad[token, 0].item() == pytest.approx((values[0] - values[1]) / (2 * step), rel=0.05, abs=1e-3)
+
+    def test_only_the_table_learns(self, loss, hybrid):
+        learning = [name for name, parameter in hybrid.named_parameters() if parameter.requires_grad]
+        assert len(learning) == 1
+        assert learning[0].endswith("emb_layer.weight")
+
+
+class TestStoredVectors:
+    def test_they_are_what_the_model_encodes(self, hybrid, tiny):
+        student = Encoder(hybrid, "dense:hybrid")
+        store_vectors(student, tiny.documents.texts, "document")
+        stored = EmbeddingStore(student, "document")
+        assert not stored.missing(tiny.documents.texts)
+        assert stored.gather(tiny.documents.texts) == pytest.approx(
+            student.encode(tiny.documents.texts, "document"), abs=1e-5
+        )

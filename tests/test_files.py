@@ -1,0 +1,191 @@
+import errno
+import hashlib
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from retrodistill import files
+from retrodistill.errors import UserError
+from retrodistill.files import (
+    atomic_file,
+    atomic_folder,
+    cache_folder,
+    digest,
+    file_digest,
+    folder_bytes,
+    make_folder,
+    read_json,
+    write_json,
+)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class TestAtomicFile:
+    def test_appears_whole_and_only_at_the_end(self, tmp_path):
+        with atomic_file(tmp_path / "new" / "a.txt") as temporary:
+            temporary.write_text("half")
+            assert not (tmp_path / "new" / "a.txt").exists()
+            temporary.write_text("whole")
+        assert names(tmp_path / "new") == ["a.txt"]
+        assert (tmp_path / "new" / "a.txt").read_text() == "whole"
+
+    @pytest.mark.parametrize("error", [RuntimeError("x"), KeyboardInterrupt(), SystemExit(1)])
+    def test_a_failure_in_the_middle_leaves_the_old_file(self, error, tmp_path):
+        path = tmp_path / "a.txt"
+        path.write_text("old")
+        with pytest.raises(type(error)), atomic_file(path) as temporary:
+            temporary.write_text("half")
+            raise error
+        assert (names(tmp_path), path.read_text()) == (["a.txt"], "old")
+
+    @pytest.mark.parametrize("step", ["_sync", "os.replace"])
+    def test_a_full_disk_is_one_line_and_leaves_the_old_file(self, step, tmp_path, monkeypatch):
+        path = tmp_path / "a.txt"
+        path.write_text("old")
+        monkeypatch.setattr(f"retrodistill.files.{step}", full)
+        with (
+            pytest.raises(UserError, match="^cannot write .*a.txt: no space left on device; nothing half-written"),
+            atomic_file(path) as temporary,
+        ):
+            temporary.write_text("new")
+        assert (names(tmp_path), path.read_text()) == (["a.txt"], "old")
+
+    def test_a_name_that_the_system_refuses_is_one_line(self, tmp_path):
+        with pytest.raises(UserError, match="file name too long"), atomic_file(tmp_path / ("x" * 250)) as temporary:
+            temporary.write_text("")
+        assert names(tmp_path) == []
+
+    def test_a_writer_that_writes_nothing_is_an_error(self, tmp_path):
+        with pytest.raises(UserError, match="cannot write .*no such file"), atomic_file(tmp_path / "a"):
+            pass
+
+    def test_a_reason_of_many_lines_becomes_one(self, tmp_path):
+        with pytest.raises(UserError) as caught, atomic_file(tmp_path / "a"):
+            raise OSError("Failed:\nmuch more\nDetail")
+        assert str(caught.value).count("\n") == 0
+
+
+class TestAtomicFolder:
+    @staticmethod
+    def write(folder, text):
+        with atomic_folder(folder) as temporary:
+            (temporary / "inner").mkdir()
+            (temporary / "inner" / "a").write_text(text)
+
+    def test_takes_the_place_of_the_old_one_whole(self, tmp_path):
+        self.write(tmp_path / "out", "old")
+        (tmp_path / "out" / "extra").write_text("goes away")
+        self.write(tmp_path / "out", "new")
+        assert names(tmp_path) == ["out"]
+        assert names(tmp_path / "out") == ["inner"]
+        assert (tmp_path / "out" / "inner" / "a").read_text() == "new"
+
+    def test_a_failure_in_the_middle_leaves_the_old_one(self, tmp_path):
+        self.write(tmp_path / "out", "old")
+        with pytest.raises(RuntimeError), atomic_folder(tmp_path / "out") as temporary:
+            (temporary / "a").write_text("half")
+            raise RuntimeError
+        assert names(tmp_path) == ["out"]
+        assert (tmp_path / "out" / "inner" / "a").read_text() == "old"
+
+    def test_the_old_one_comes_back_when_the_new_one_cannot_take_its_place(self, tmp_path, monkeypatch):
+        self.write(tmp_path / "out", "old")
+        real, calls = os.replace, []
+
+        def second_fails(source, target):
+            calls.append(target)
+            if len(calls) == 2:
+                full()
+            real(source, target)
+
+        monkeypatch.setattr(files.os, "replace", second_fails)
+        with pytest.raises(UserError, match="cannot write .*out: no space left on device"):
+            self.write(tmp_path / "out", "new")
+        assert names(tmp_path) == ["out"]
+        assert (tmp_path / "out" / "inner" / "a").read_text() == "old"
+
+    def test_a_full_disk_at_once_is_one_line(self, tmp_path, monkeypatch):
+        make_folder(tmp_path)
+        monkeypatch.setattr(Path, "mkdir", lambda path, **options: None if options else full())
+        with pytest.raises(UserError, match="cannot write .*out: no space left"), atomic_folder(tmp_path / "out"):
+            pass
+
+    def test_a_file_of_that_name_is_left_alone(self, tmp_path):
+        (tmp_path / "out").write_text("mine")
+        with pytest.raises(UserError, match="a file of that name stands there"), atomic_folder(tmp_path / "out"):
+            pass
+        assert (tmp_path / "out").read_text() == "mine"
+
+
+class TestFolders:
+    def test_a_place_below_a_file_is_refused(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        for path in (tmp_path / "file", tmp_path / "file" / "below"):
+            with pytest.raises(UserError, match=f"cannot write to {re.escape(str(path))}: .*; choose a writable folder"):
+                make_folder(path)
+
+    def test_a_folder_that_is_not_writable_is_refused(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(files.os, "access", lambda path, mode: False)  # the tests may run as root
+        with pytest.raises(UserError, match="permission denied; choose a writable folder"):
+            make_folder(tmp_path)
+
+    def test_the_cache_is_where_the_environment_says(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("RETRODISTILL_CACHE", str(tmp_path))
+        assert cache_folder() == tmp_path
+        monkeypatch.setenv("RETRODISTILL_CACHE", "")
+        assert cache_folder().name == "retrodistill"
+
+    def test_bytes_count_all_files_below(self, tmp_path):
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a" / "x").write_bytes(b"12345")
+        (tmp_path / "y").write_bytes(b"12")
+        assert folder_bytes(tmp_path) == 7
+
+
+class TestJson:
+    def test_goes_through_unchanged(self, tmp_path):
+        value = {"ü": [1, 0.1, None, True], "b": {"c": "\n"}}
+        write_json(tmp_path / "a.json", value)
+        assert read_json(tmp_path / "a.json") == value
+        assert "ü" in (tmp_path / "a.json").read_text(encoding="utf-8")
+
+    def test_nan_is_refused_and_nothing_is_written(self, tmp_path):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            write_json(tmp_path / "a.json", float("nan"))
+        assert names(tmp_path) == []
+
+    @pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xff"])
+    def test_a_file_cut_short_is_named(self, content, tmp_path):
+        (tmp_path / "a.json").write_bytes(content)
+        with pytest.raises(UserError, match="a.json is not JSON .*; it may be cut short: delete it and make it again"):
+            read_json(tmp_path / "a.json")
+
+    def test_a_missing_file_and_a_folder_are_named(self, tmp_path):
+        with pytest.raises(UserError, match="no file .*a.json"):
+            read_json(tmp_path / "a.json")
+        with pytest.raises(UserError, match="cannot read .*: is a directory"):
+            read_json(tmp_path)
+
+
+class TestDigests:
+    def test_depend_on_content_and_not_on_the_order_of_keys(self):
+        assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
+        assert re.fullmatch("[0-9a-f]{16}", digest("x"))
+
+    def test_different_values_differ(self):
+        values = [(1,), ("1",), (1, 2), ([1, 2],), (None,), ("",), (), ({"a": 1},), ({"a": 2},), (True,), (0.1,)]
+        assert len({digest(*value) for value in values}) == len(values)
+
+    def test_of_a_file_are_hashlibs(self, tmp_path):
+        (tmp_path / "a").write_bytes(b"abc" * 100000)
+        assert file_digest(tmp_path / "a", "sha256") == hashlib.sha256(b"abc" * 100000).hexdigest()
+        assert file_digest(tmp_path / "a") == hashlib.blake2b(b"abc" * 100000).hexdigest()

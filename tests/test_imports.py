@@ -1,0 +1,91 @@
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import retrodistill
+
+PACKAGE = Path(retrodistill.__file__).parent
+BASE = ["errors", "files", "manifest", "stores", "progress", "distributed"]
+LINE = [
+    "collections", "runs", "measures", "models", "candidates", "teachers", "objectives", "students", "training",
+    "indexes", "reports", "recipe", "pipeline", "api", "cli",
+]  # fmt: skip
+TOP = ["__init__", "__main__"]
+
+
+def stage(path):
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported_stages(path):
+    """First part below `retrodistill` of every import in a file, those inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        modules = []
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            modules = [node.module]
+            if node.module == "retrodistill":
+                modules = [f"retrodistill.{alias.name}" for alias in node.names]
+        found |= {module.split(".")[1] for module in modules if module.startswith("retrodistill.")}
+    return found
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+class TestLine:
+    def test_every_module_has_its_place(self):
+        assert {stage(path) for path in FILES} == {*BASE, *LINE, *TOP}
+
+    @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+    def test_imports_point_backwards(self, path):
+        own = stage(path)
+        allowed = set(BASE)
+        if own in LINE:
+            allowed |= set(LINE[: LINE.index(own) + 1])
+        if own in TOP:
+            allowed |= set(LINE)
+        assert imported_stages(path) - {"__version__"} <= allowed
+
+    def test_base_modules_do_not_go_in_circles(self):
+        needs = {name: imported_stages(PACKAGE / f"{name}.py") for name in BASE}
+        while ready := [name for name, others in needs.items() if not others]:
+            needs = {name: others - set(ready) for name, others in needs.items() if name not in ready}
+        assert needs == {}
+
+
+class TestPublicNames:
+    def test_there_are_at_most_16_and_all_resolve(self):
+        assert len(retrodistill.__all__) <= 16
+        assert sorted(retrodistill.__all__) == dir(retrodistill)
+        for name in retrodistill.__all__:
+            assert getattr(retrodistill, name) is not None
+
+    @pytest.mark.parametrize("folder", [name for name in LINE if (PACKAGE / name).is_dir()])
+    def test_those_of_every_folder_resolve(self, folder):
+        module = importlib.import_module(f"retrodistill.{folder}")
+        for name in getattr(module, "__all__", []):
+            assert hasattr(module, name)
+
+    def test_another_name_is_an_attribute_error(self):
+        with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+            retrodistill.nonsense  # noqa: B018
+
+
+class TestInstantImport:
+    @pytest.mark.parametrize("module", ["retrodistill", "retrodistill.cli"])
+    def test_loads_no_heavy_library(self, module):
+        code = (
+            f"import sys, {module}; "
+            "print(*sorted({'torch', 'sentence_transformers', 'faiss', 'transformers', 'datasets', 'bm25s'} & "
+            "set(sys.modules)))"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == []
