@@ -15,7 +15,7 @@ from retrodistill.files import check_replaceable
 from retrodistill.measures.ranking import DEFAULT_MEASURES, evaluate_run, means
 from retrodistill.models import Encoder, load_encoder, load_retriever
 from retrodistill.models.encoder import STUDENT_MANIFEST
-from retrodistill.pipeline.students import distil
+from retrodistill.pipeline.students import distil, remove_work
 from retrodistill.recipe import StudentSettings, validated
 from retrodistill.runs.run import Run
 from retrodistill.teachers import load_teacher
@@ -88,7 +88,9 @@ def distill(  # noqa: PLR0913 - one call for what a recipe says
     if isinstance(teacher, RecordedTeacher):
         asked = _recorded_queries(corpus, teacher.run)
     material = Material(corpus, asked, teacher, load_encoder(space), folder.parent, seed)
-    return distil(folder.name, settings, material, folder).encoder
+    made = distil(folder.name, settings, material, folder)
+    remove_work(folder.parent)
+    return made.encoder
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,24 @@ def tiny_cross_encoder(tmp_path_factory) -> str:
     return str(folder / "cross-encoder")
 
 
+@pytest.fixture(scope="session")
+def tiny_static(tmp_path_factory, tiny_model) -> str:
+    """Folder of a token table of width 32 over the tiny model's tokenizer, made without retrodistill."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(f"{tiny_model}/tokenizer.json")
+    tokenizer.no_truncation()
+    rows = torch.randn(tokenizer.get_vocab_size(), 32, generator=torch.Generator().manual_seed(1))
+    table = StaticEmbedding(tokenizer, embedding_weights=rows)
+    model = SentenceTransformer(modules=[table, Normalize()], similarity_fn_name="cosine", device="cpu")
+    folder = tmp_path_factory.mktemp("static")
+    model.save_pretrained(str(folder / "table"), create_model_card=False)
+    return str(folder / "table")
+
+
 def _bert(folder):
     import torch
     from transformers import BertConfig, BertModel, BertTokenizerFast

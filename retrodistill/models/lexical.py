@@ -11,6 +11,7 @@ import filelock
 import numpy as np
 
 from retrodistill.collections.texts import Texts
+from retrodistill.errors import UserError
 from retrodistill.files import atomic_folder, cache_folder, digest, make_folder
 
 if TYPE_CHECKING:
@@ -76,10 +77,16 @@ class BM25:
                 index = bm25s.BM25(method=_SETTINGS["method"], k1=_SETTINGS["k1"], b=_SETTINGS["b"])
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # a corpus without terms divides by zero
-                    index.index(_tokenize(self.documents.texts), show_progress=False)
+                    index.index(_some_term(_tokenize(self.documents.texts)), show_progress=False)
                 with atomic_folder(folder) as temporary:
                     index.save(temporary, show_progress=False)
-        return bm25s.BM25.load(folder, mmap=True)
+        try:
+            return bm25s.BM25.load(folder, mmap=True)
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"BM25 index {folder} is cut short or altered ({reason}); delete this folder and it is built again."
+            ) from error
 
 
 def top_rows(scores: np.ndarray, k: int) -> np.ndarray:
@@ -91,6 +98,11 @@ def top_rows(scores: np.ndarray, k: int) -> np.ndarray:
     level = np.flatnonzero(scores == threshold)[: k - len(above)]
     rows = np.sort(np.concatenate([above, level]))
     return rows[np.argsort(-scores[rows], kind="stable")]
+
+
+def _some_term(terms: list[list[str]]) -> list[list[str]]:
+    """The corpus' terms; bm25s needs one at least, so a corpus without any gets one that no query has."""
+    return terms if any(terms) else [["\0"], *terms[1:]]
 
 
 def _tokenize(texts: list[str]) -> list[list[str]]:

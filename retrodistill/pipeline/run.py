@@ -19,7 +19,7 @@ from retrodistill.indexes.asymmetric import AsymmetricIndex, build_index
 from retrodistill.manifest import Manifest, hardware, library_versions
 from retrodistill.pipeline.examples import example_searches, spread_out
 from retrodistill.pipeline.job import Job, open_job
-from retrodistill.pipeline.students import Distilled, contrastive_twin, distil, untrained
+from retrodistill.pipeline.students import Distilled, contrastive_twin, distil, remove_work, untrained
 from retrodistill.pipeline.systems import (
     Measured,
     baselines,
@@ -79,7 +79,9 @@ def run_recipe(
             candidates.append(of_student(made, _index(job, made), role))
     with _timed(seconds, "evaluate"):
         measured = [measure(candidate, job) for candidate in candidates]
-    return _write(job, measured, [made for made, _ in distilled], seconds, command)
+    results = _write(job, measured, [made for made, _ in distilled], seconds, command)
+    remove_work(job.out / "students")
+    return results
 
 
 def _entries(recipe: Recipe) -> Iterator[tuple[str, StudentSettings, str]]:

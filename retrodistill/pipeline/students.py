@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retrodistill.distributed import barrier, is_main, main_first
+from retrodistill.distributed import barrier, is_main
 from retrodistill.errors import UserError
 from retrodistill.files import atomic_folder, check_replaceable
 from retrodistill.manifest import Manifest
@@ -24,7 +24,7 @@ from retrodistill.training.lexical import store_vectors
 from retrodistill.training.material import Material
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.stages import run_stage
-from retrodistill.training.trainer import remove_checkpoints
+from retrodistill.training.trainer import History, remove_checkpoints
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -56,7 +56,8 @@ def distil(name: str, settings: StudentSettings, material: Material, folder: Pat
         name: The system's name.
         settings: What it is and how it is trained.
         material: Texts, teacher and space.
-        folder: Where the student goes; checkpoints lie beside it until it is done.
+        folder: Where the student goes. Stages and checkpoints lie beside it, in `work_folder`, which the caller removes
+            when all students of the job are done.
 
     Raises:
         UserError: The settings do not fit the material.
@@ -65,7 +66,7 @@ def distil(name: str, settings: StudentSettings, material: Material, folder: Pat
     check_replaceable(folder, STUDENT_MANIFEST)
     if not manifest.matches(folder, STUDENT_MANIFEST):
         barrier()
-        _train(name, settings, material, manifest, folder)
+        _train(name, settings, material, folder)
         barrier()
     with quiet_libraries():
         encoder = load_student(folder)
@@ -109,56 +110,67 @@ def _space(material: Material) -> Encoder:
     return material.space
 
 
-def _train(name: str, settings: StudentSettings, material: Material, manifest: Manifest, folder: Path) -> None:
-    work = folder.parent / f".{folder.name}.training"
-    model, done, about = _start(settings, material, manifest, work)
-    for number, stage in enumerate(settings.stages):
-        if number < done:
-            continue
+def _train(name: str, settings: StudentSettings, material: Material, folder: Path) -> None:
+    """Train stage by stage; what stands behind a stage is kept under the fingerprint of all that led there.
+
+    So a killed job goes on behind its last whole stage, and a control takes over the stages it shares.
+    """
+    work = work_folder(folder.parent)
+    ways = [_up_to(settings, material, number) for number in range(len(settings.stages) + 1)]
+    model, done, about = _start(settings, material, ways, work)
+    for number, stage in enumerate(settings.stages[done:], start=done):
         what = f"{name}, stage {number + 1} of {len(settings.stages)}"
         say(f"{what}: {_described(stage)}")
-        place = work / f"checkpoints-{number}"
-        history = run_stage(model, stage, _material_for(settings, material), place, what)
-        offset = about["steps"]
-        about["seconds"] += history.seconds
-        about["steps"] += history.steps
-        for curve, entries in (("losses", history.losses), ("monitors", history.monitors)):
-            about["curves"][curve] += [{**entry, "step": entry["step"] + offset} for entry in entries]
+        place = work / f"{ways[number + 1].fingerprint}-checkpoints"
+        about = _grown(about, run_stage(model, stage, _material_for(settings, material), place, what))
         if is_main():
-            _keep(model, manifest, {**about, "stages_done": number + 1}, work / "model")
+            _keep(model, ways[number + 1], about, work / ways[number + 1].fingerprint)
             remove_checkpoints(place)
         barrier()
     if is_main():
         # A student that encodes its own documents searches its own space, whatever that becomes on disk.
         aligned = {"query_space": _space(material).document_space} if settings.documents == "space" else {}
-        saved = save_student(model, replace(manifest, about={**about, **aligned}), folder)
+        saved = save_student(model, replace(ways[-1], about={**about, **aligned}), folder)
         if is_hybrid(saved.model):
             store_vectors(saved, material.collection.documents.texts, "document")
-        shutil.rmtree(work, ignore_errors=True)
+
+
+def work_folder(students: Path) -> Path:
+    """Where stages and checkpoints of the students in a folder lie until all of them are done."""
+    return students / ".training"
+
+
+def remove_work(students: Path) -> None:
+    """Delete what was kept on the way to the students in a folder."""
+    shutil.rmtree(work_folder(students), ignore_errors=True)
+
+
+def _up_to(settings: StudentSettings, material: Material, stages: int) -> Manifest:
+    """The manifest of a student behind its first stages."""
+    return student_manifest(settings.model_copy(update={"stages": settings.stages[:stages]}), material)
 
 
 def _start(
-    settings: StudentSettings, material: Material, manifest: Manifest, work: Path
+    settings: StudentSettings, material: Material, ways: list[Manifest], work: Path
 ) -> tuple[SentenceTransformer, int, dict[str, Any]]:
-    """The model, how many stages it has behind it, and their record; from the work folder if it is of this job."""
-    kept = work / "model"
-    if manifest.matches(kept, STUDENT_MANIFEST):
-        about = Manifest.read(kept, STUDENT_MANIFEST).about
-        with quiet_libraries():
-            return load_student(kept).model, about["stages_done"], about
-    with main_first():
-        if is_main() and _owner(work) != manifest.fingerprint:
-            shutil.rmtree(work, ignore_errors=True)
-            work.mkdir(parents=True)
-            (work / "owner").write_text(manifest.fingerprint)
+    """The model behind the last stage that is kept, how many stages that is, and their record."""
+    for done in range(len(ways) - 1, 0, -1):
+        kept = work / ways[done].fingerprint
+        if ways[done].matches(kept, STUDENT_MANIFEST):
+            with quiet_libraries():
+                return load_student(kept).model, done, Manifest.read(kept, STUDENT_MANIFEST).about
     model = build_student(settings, material)
     return model, 0, {"seconds": 0.0, "steps": 0, "curves": {"losses": [], "monitors": []}}
 
 
-def _owner(work: Path) -> str | None:
-    """Whose checkpoints lie in a work folder: those of other settings must not be resumed."""
-    path = work / "owner"
-    return path.read_text() if path.exists() else None
+def _grown(about: dict[str, Any], history: History) -> dict[str, Any]:
+    """The record with one more stage, steps counted through."""
+    added = {"losses": history.losses, "monitors": history.monitors}
+    curves = {
+        curve: [*about["curves"][curve], *({**entry, "step": entry["step"] + about["steps"]} for entry in entries)]
+        for curve, entries in added.items()
+    }
+    return {"seconds": about["seconds"] + history.seconds, "steps": about["steps"] + history.steps, "curves": curves}
 
 
 def build_student(settings: StudentSettings, material: Material) -> SentenceTransformer:

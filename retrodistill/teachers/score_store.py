@@ -89,7 +89,8 @@ class ScoreStore:
         return len(todo), len(todo) * (time.perf_counter() - start) / len(probe)
 
     def _checked(self, pairs: Sequence[tuple[str, str]], scores: np.ndarray) -> np.ndarray:
-        values = np.asarray(scores, dtype=np.float32)
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused below
+            values = np.asarray(scores, dtype=np.float32)
         if values.shape != (len(pairs),):
             raise UserError(
                 f"teacher {self.name} gave scores of shape {values.shape} for {len(pairs)} pairs; one each."

@@ -1,0 +1,95 @@
+"""Processes that fill a store slowly and log what they compute, for tests that kill them."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+PAIRS = [(f"query {number % 7}", f"document {number}") for number in range(300)]
+TEXTS = [f"text {number} {'word ' * (number % 5)}" for number in range(300)]
+PART = 16
+
+
+def fake_score(pair):
+    return np.float32(zlib.crc32("|".join(pair).encode()) / 2**32)
+
+
+def fake_vector(text):
+    return np.random.default_rng(zlib.crc32(text.encode())).normal(size=8).astype(np.float32)
+
+
+class Log:
+    """A file with one line per computed thing; it lives on when its process is killed."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def add(self, thing):
+        with self.path.open("a") as file:
+            file.write(f"{thing}\n")
+
+    def counts(self):
+        return Counter(self.path.read_text().splitlines()) if self.path.exists() else Counter()
+
+
+class LoggedScorer:
+    def __init__(self, log, delay=0.0):
+        self.log, self.delay = Log(Path(log)), delay
+
+    def __call__(self, pairs):
+        for pair in pairs:
+            self.log.add("|".join(pair))
+            time.sleep(self.delay)
+        return np.array([fake_score(pair) for pair in pairs])
+
+
+class LoggedEncoder:
+    """What the embedding store needs of an encoder."""
+
+    name, dimension, is_static = "dense:fake", 8, False
+
+    def __init__(self, log, delay=0.0, version="1"):
+        self.log, self.delay, self.version = Log(Path(log)), delay, version
+
+    def fingerprint(self, role):
+        return f"{role}{self.version}"
+
+    def contract(self, role):
+        return {"role": role, "version": self.version}
+
+    def encode(self, texts, role, *, batch_size):
+        for text in texts:
+            self.log.add(text)
+            time.sleep(self.delay)
+        return np.stack([fake_vector(text) for text in texts])
+
+
+def start(code, *arguments):
+    """A Python process that runs `code` with `arguments` as sys.argv[1:]."""
+    header = "import sys\nfrom pathlib import Path\nfrom store_children import *\n"
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    return subprocess.Popen(
+        [sys.executable, "-c", header + textwrap.dedent(code), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": paths},
+        stderr=subprocess.PIPE,
+    )
+
+
+def kill_after(process, log, things):
+    """SIGKILL once so many things were computed; returns how many were."""
+    deadline = time.monotonic() + 60
+    while sum(log.counts().values()) < things:
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise RuntimeError(f"the child ended early: {process.communicate()[1].decode()}")
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    return sum(log.counts().values())

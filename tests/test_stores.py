@@ -1,0 +1,221 @@
+import hashlib
+import threading
+
+import filelock
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from retrodistill import stores
+from retrodistill.errors import UserError
+from retrodistill.manifest import FILE_NAME, Manifest
+from retrodistill.stores import KeyIndex, PartStore, slug, text_keys
+
+OWNER = Manifest("teacher", {"weights": "abc"}, {"max_length": 64})
+KINDS = [".parquet", ".arrow"]
+
+
+def table(*values):
+    return pa.table({"key": pa.array(values, pa.int64())})
+
+
+def keys(store):
+    return [value for part in store.parts() for value in part["key"].to_pylist()]
+
+
+@pytest.fixture(params=KINDS)
+def ending(request):
+    return request.param
+
+
+@pytest.fixture
+def store(tmp_path, ending, monkeypatch):
+    monkeypatch.setattr(stores, "_COMPACT_ABOVE", 3)
+    return PartStore(tmp_path / "store", OWNER, ending)
+
+
+class TestParts:
+    def test_are_kept_in_order_across_opening(self, store, ending):
+        for values in ((1, 2), (3,), (4, 5)):
+            store.append(table(*values))
+        assert keys(PartStore(store.folder, OWNER, ending)) == [1, 2, 3, 4, 5]
+
+    def test_a_half_written_part_does_not_count_and_is_swept_by_the_next_writer(self, store, ending):
+        store.append(table(1))
+        leftover = store.folder / f".part-000001-abcd{ending}.12345678.part"
+        leftover.write_bytes(b"half")
+        assert keys(PartStore(store.folder, OWNER, ending)) == [1]
+        with store.writing():
+            assert not leftover.exists()
+
+    @pytest.mark.parametrize("damage", [lambda data: data[:-7], lambda data: data[: len(data) // 2], lambda data: b""])
+    def test_one_cut_short_is_named_and_can_be_deleted(self, store, ending, damage):
+        store.append(table(*range(1000)))
+        store.append(table(7))
+        path = sorted(store.folder.glob("part-*"))[0]
+        path.write_bytes(damage(path.read_bytes()))
+        with pytest.raises(UserError, match=rf"{path.name} is cut short or altered .*; delete this file") as caught:
+            store.parts()
+        assert "\n" not in str(caught.value)
+        path.unlink()
+        assert keys(store) == [7]
+
+    def test_altered_bytes_in_parquet_are_noticed(self, tmp_path):
+        store = PartStore(tmp_path / "store", OWNER, ".parquet")
+        store.append(pa.table({"score": np.random.default_rng(0).normal(size=1000)}))
+        path = next(store.folder.glob("part-*"))
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(UserError, match="cut short or altered"):
+            store.parts()
+
+    def test_arrow_parts_are_memory_mapped(self, tmp_path):
+        store = PartStore(tmp_path / "store", OWNER, ".arrow")
+        store.append(table(*range(200_000)))
+        before = pa.total_allocated_bytes()
+        part = store.parts()[0]
+        assert pa.total_allocated_bytes() - before < 10_000
+        assert part["key"].chunk(0).to_numpy(zero_copy_only=True)[-1] == 199_999
+
+    def test_a_full_disk_leaves_the_parts_as_they_were(self, store, monkeypatch):
+        store.append(table(1))
+        monkeypatch.setattr("retrodistill.files._sync", lambda path: (_ for _ in ()).throw(OSError(28, "No space left")))
+        with pytest.raises(UserError, match="cannot write .*part-000001.*no space left"):
+            store.append(table(2))
+        assert sorted(path.name[:5] for path in store.folder.glob("*part*")) == ["part-"]
+        assert keys(store) == [1]
+
+
+class TestCompaction:
+    def test_keeps_every_row_and_one_part(self, store):
+        for value in range(3):
+            store.append(table(value))
+        store.compact()
+        assert len(store.parts()) == 3
+        store.append(table(3))
+        store.compact()
+        assert len(store.parts()) == 1
+        store.append(table(4))
+        assert keys(store) == [0, 1, 2, 3, 4]
+
+    def test_a_kill_between_merge_and_removal_leaves_equal_answers(self, store, ending, monkeypatch):
+        for value in range(5):
+            store.append(table(value, value + 10))
+        unlink = type(store.folder).unlink
+        gone = []
+
+        def killed(path, missing_ok=False):
+            if path.name.startswith("part-"):
+                if len(gone) == 2:
+                    raise KeyboardInterrupt
+                gone.append(path)
+            unlink(path, missing_ok=missing_ok)
+
+        monkeypatch.setattr(type(store.folder), "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.compact()
+        monkeypatch.undo()
+        again = PartStore(store.folder, OWNER, ending)
+        found = np.array(keys(again))
+        index = KeyIndex(found)
+        assert set(found) == {value + more for value in range(5) for more in (0, 10)}
+        assert found[index.find(np.arange(5))].tolist() == [0, 1, 2, 3, 4]
+        again.append(table(99))
+        again.compact()
+        assert set(keys(again)) == {*found, 99}
+
+    def test_a_reader_that_listed_the_parts_before_looks_again(self, store, ending):
+        reader = PartStore(store.folder, OWNER, ending)
+        for value in range(4):
+            store.append(table(value))
+        real, listed = reader._paths, []
+
+        def stale():
+            listed.append(real())
+            if len(listed) == 1:
+                store.compact()
+            return listed[-1]
+
+        reader._paths = stale
+        assert keys(reader) == [0, 1, 2, 3]
+        assert len(listed) == 2
+
+
+class TestOwner:
+    def test_another_is_refused_and_nothing_changes(self, store, ending):
+        store.append(table(1))
+        other = Manifest("teacher", {"weights": "xyz"}, {"max_length": 64})
+        with pytest.raises(UserError, match="belongs to another teacher: it holds .*abc.* wanted .*xyz.*; choose another"):
+            PartStore(store.folder, other, ending)
+        assert keys(PartStore(store.folder, OWNER, ending)) == [1]
+
+    def test_a_manifest_cut_short_is_refused(self, store, ending):
+        (store.folder / FILE_NAME).write_text('{"artifact"')
+        with pytest.raises(UserError, match=r"manifest.json is not JSON .*cut short"):
+            PartStore(store.folder, OWNER, ending)
+
+    def test_a_place_that_cannot_be_written_is_refused(self, tmp_path, ending):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(UserError, match="cannot write to .*; choose a writable folder"):
+            PartStore(tmp_path / "file" / "store", OWNER, ending)
+
+
+class TestLock:
+    def test_readers_do_not_wait_for_a_writer(self, store, ending):
+        found = []
+        reader = threading.Thread(target=lambda: found.append(PartStore(store.folder, OWNER, ending).parts()))
+        with store.writing():
+            reader.start()
+            reader.join(20)
+            assert found == [[]]
+
+    def test_a_second_writer_says_that_it_waits(self, store, monkeypatch):
+        told, other = [], filelock.FileLock(store.folder / ".lock")
+        monkeypatch.setattr(stores, "_WAIT_SECONDS", 0.01)
+        monkeypatch.setattr(stores, "say", lambda line: (told.append(line), other.release()))
+        other.acquire()
+        with store.writing():
+            assert told == [f"waiting for another process that writes to {store.folder}"]
+        monkeypatch.setattr(stores, "say", told.append)
+        with store.writing():
+            assert len(told) == 1
+
+    def test_is_given_back_after_a_failure(self, store):
+        with pytest.raises(RuntimeError), store.writing():
+            raise RuntimeError
+        with filelock.FileLock(store.folder / ".lock", timeout=1):
+            pass
+
+
+class TestKeys:
+    def test_are_blake2b_of_the_text(self):
+        found = text_keys(["a", "ü", "", "a"])
+        assert found.dtype == np.dtype("<u8")
+        assert found[1] == int.from_bytes(hashlib.blake2b("ü".encode(), digest_size=8).digest(), "little")
+        assert found[0] == found[3]
+        assert len(set(found.tolist())) == 3
+        assert len(text_keys([])) == 0
+
+    def test_index_is_the_brute_force(self):
+        generator = np.random.default_rng(0)
+        for size in (0, 1, 50):
+            held = generator.integers(0, 40, size).astype(np.uint64)
+            asked = generator.integers(0, 50, 30).astype(np.uint64)
+            place = {}
+            for row, key in enumerate(held.tolist()):
+                place.setdefault(key, row)
+            assert KeyIndex(held).find(asked).tolist() == [place.get(key, -1) for key in asked.tolist()]
+
+    @pytest.mark.parametrize(
+        ("name", "wanted"),
+        [
+            ("dense:sentence-transformers/all-MiniLM-L6-v2", "dense-sentence-transformers-all-MiniLM-L6-v2"),
+            ("a b/ü", "a-b"),
+            ("..", "model"),
+            ("/", "model"),
+            ("x" * 100, "x" * 60),
+        ],
+    )
+    def test_slug_is_a_safe_file_name(self, name, wanted):
+        assert slug(name) == wanted
