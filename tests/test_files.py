@@ -29,6 +29,12 @@ def full(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def fail_in(writing, write, error):
+    with writing as temporary:
+        write(temporary)
+        raise error
+
+
 class TestAtomicFile:
     def test_appears_whole_and_only_at_the_end(self, tmp_path):
         with atomic_file(tmp_path / "new" / "a.txt") as temporary:
@@ -42,9 +48,8 @@ class TestAtomicFile:
     def test_a_failure_in_the_middle_leaves_the_old_file(self, error, tmp_path):
         path = tmp_path / "a.txt"
         path.write_text("old")
-        with pytest.raises(type(error)), atomic_file(path) as temporary:
-            temporary.write_text("half")
-            raise error
+        with pytest.raises(type(error)):
+            fail_in(atomic_file(path), lambda temporary: temporary.write_text("half"), error)
         assert (names(tmp_path), path.read_text()) == (["a.txt"], "old")
 
     @pytest.mark.parametrize("step", ["_sync", "os.replace"])
@@ -53,7 +58,7 @@ class TestAtomicFile:
         path.write_text("old")
         monkeypatch.setattr(f"retrodistill.files.{step}", full)
         with (
-            pytest.raises(UserError, match="^cannot write .*a.txt: no space left on device; nothing half-written"),
+            pytest.raises(UserError, match=r"^cannot write .*a.txt: no space left on device; nothing half-written"),
             atomic_file(path) as temporary,
         ):
             temporary.write_text("new")
@@ -65,7 +70,7 @@ class TestAtomicFile:
         assert names(tmp_path) == []
 
     def test_a_writer_that_writes_nothing_is_an_error(self, tmp_path):
-        with pytest.raises(UserError, match="cannot write .*no such file"), atomic_file(tmp_path / "a"):
+        with pytest.raises(UserError, match=r"cannot write .*no such file"), atomic_file(tmp_path / "a"):
             pass
 
     def test_a_reason_of_many_lines_becomes_one(self, tmp_path):
@@ -91,9 +96,10 @@ class TestAtomicFolder:
 
     def test_a_failure_in_the_middle_leaves_the_old_one(self, tmp_path):
         self.write(tmp_path / "out", "old")
-        with pytest.raises(RuntimeError), atomic_folder(tmp_path / "out") as temporary:
-            (temporary / "a").write_text("half")
-            raise RuntimeError
+        with pytest.raises(RuntimeError):
+            fail_in(
+                atomic_folder(tmp_path / "out"), lambda temporary: (temporary / "a").write_text("half"), RuntimeError()
+            )
         assert names(tmp_path) == ["out"]
         assert (tmp_path / "out" / "inner" / "a").read_text() == "old"
 
@@ -108,7 +114,7 @@ class TestAtomicFolder:
             real(source, target)
 
         monkeypatch.setattr(files.os, "replace", second_fails)
-        with pytest.raises(UserError, match="cannot write .*out: no space left on device"):
+        with pytest.raises(UserError, match=r"cannot write .*out: no space left on device"):
             self.write(tmp_path / "out", "new")
         assert names(tmp_path) == ["out"]
         assert (tmp_path / "out" / "inner" / "a").read_text() == "old"
@@ -116,7 +122,7 @@ class TestAtomicFolder:
     def test_a_full_disk_at_once_is_one_line(self, tmp_path, monkeypatch):
         make_folder(tmp_path)
         monkeypatch.setattr(Path, "mkdir", lambda path, **options: None if options else full())
-        with pytest.raises(UserError, match="cannot write .*out: no space left"), atomic_folder(tmp_path / "out"):
+        with pytest.raises(UserError, match=r"cannot write .*out: no space left"), atomic_folder(tmp_path / "out"):
             pass
 
     def test_a_file_of_that_name_is_left_alone(self, tmp_path):
@@ -130,7 +136,9 @@ class TestFolders:
     def test_a_place_below_a_file_is_refused(self, tmp_path):
         (tmp_path / "file").write_text("")
         for path in (tmp_path / "file", tmp_path / "file" / "below"):
-            with pytest.raises(UserError, match=f"cannot write to {re.escape(str(path))}: .*; choose a writable folder"):
+            with pytest.raises(
+                UserError, match=f"cannot write to {re.escape(str(path))}: .*; choose a writable folder"
+            ):
                 make_folder(path)
 
     def test_a_folder_that_is_not_writable_is_refused(self, tmp_path, monkeypatch):
@@ -166,13 +174,13 @@ class TestJson:
     @pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xff"])
     def test_a_file_cut_short_is_named(self, content, tmp_path):
         (tmp_path / "a.json").write_bytes(content)
-        with pytest.raises(UserError, match="a.json is not JSON .*; it may be cut short: delete it and make it again"):
+        with pytest.raises(UserError, match=r"a.json is not JSON .*; it may be cut short: delete it and make it again"):
             read_json(tmp_path / "a.json")
 
     def test_a_missing_file_and_a_folder_are_named(self, tmp_path):
-        with pytest.raises(UserError, match="no file .*a.json"):
+        with pytest.raises(UserError, match=r"no file .*a.json"):
             read_json(tmp_path / "a.json")
-        with pytest.raises(UserError, match="cannot read .*: is a directory"):
+        with pytest.raises(UserError, match=r"cannot read .*: is a directory"):
             read_json(tmp_path)
 
 

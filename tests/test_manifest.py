@@ -49,7 +49,7 @@ class TestManifest:
 class TestRefusals:
     def test_nothing_there(self, tmp_path):
         assert not MANIFEST.matches(tmp_path)
-        with pytest.raises(UserError, match="no file .*manifest.json"):
+        with pytest.raises(UserError, match=r"no file .*manifest.json"):
             Manifest.read(tmp_path)
 
     @pytest.mark.parametrize(

@@ -80,8 +80,10 @@ class TestParts:
 
     def test_a_full_disk_leaves_the_parts_as_they_were(self, store, monkeypatch):
         store.append(table(1))
-        monkeypatch.setattr("retrodistill.files._sync", lambda path: (_ for _ in ()).throw(OSError(28, "No space left")))
-        with pytest.raises(UserError, match="cannot write .*part-000001.*no space left"):
+        monkeypatch.setattr(
+            "retrodistill.files._sync", lambda path: (_ for _ in ()).throw(OSError(28, "No space left"))
+        )
+        with pytest.raises(UserError, match=r"cannot write .*part-000001.*no space left"):
             store.append(table(2))
         assert sorted(path.name[:5] for path in store.folder.glob("*part*")) == ["part-"]
         assert keys(store) == [1]
@@ -146,7 +148,9 @@ class TestOwner:
     def test_another_is_refused_and_nothing_changes(self, store, ending):
         store.append(table(1))
         other = Manifest("teacher", {"weights": "xyz"}, {"max_length": 64})
-        with pytest.raises(UserError, match="belongs to another teacher: it holds .*abc.* wanted .*xyz.*; choose another"):
+        with pytest.raises(
+            UserError, match=r"belongs to another teacher: it holds .*abc.* wanted .*xyz.*; choose another"
+        ):
             PartStore(store.folder, other, ending)
         assert keys(PartStore(store.folder, OWNER, ending)) == [1]
 
@@ -157,7 +161,7 @@ class TestOwner:
 
     def test_a_place_that_cannot_be_written_is_refused(self, tmp_path, ending):
         (tmp_path / "file").write_text("")
-        with pytest.raises(UserError, match="cannot write to .*; choose a writable folder"):
+        with pytest.raises(UserError, match=r"cannot write to .*; choose a writable folder"):
             PartStore(tmp_path / "file" / "store", OWNER, ending)
 
 

@@ -199,25 +199,14 @@ class AsymmetricIndex:
         import faiss
 
         path = Path(folder)
-        if not path.is_dir():
-            raise UserError(f"no index folder {path}; build one with 'retrodistill index'.")
-        if not (path / FILE_NAME).is_file():
-            raise UserError(f"folder {path} holds no index (no {FILE_NAME}); a model is named 'dense:{path}'.")
-        manifest = Manifest.read(path)
-        if manifest.artifact != "index":
-            raise UserError(f"{path} holds no index but {manifest.artifact}; give an index' folder.")
-        for name, checksum in manifest.about["checksums"].items():
-            if not (path / name).is_file() or file_digest(path / name) != checksum:
-                raise UserError(f"{path / name} is missing, cut short or altered (checksum); build the index again.")
+        factory, about = _checked_manifest(path)
         index = faiss.read_index(str(path / _FAISS_FILE), faiss.IO_FLAG_MMAP if memory_map else 0)
         if parameters:
             set_parameters(index, parameters)
         ids = pq.read_table(path / _IDS_FILE)["document_id"].to_pylist()
-        asking = _resolve(path, manifest.about["queries_by"]) if queries is None else queries
+        asking = _resolve(path, about["queries_by"]) if queries is None else queries
         encoder = None if asking is None else load_encoder(asking)
-        return cls(
-            index, ids, Space(**manifest.about["space"]), encoder, manifest.settings["factory"], manifest.about["name"]
-        )
+        return cls(index, ids, Space(**about["space"]), encoder, factory, about["name"])
 
     def _encode(self, texts: list[str]) -> np.ndarray:
         return self._query_encoder().encode(texts, "query")
@@ -262,6 +251,26 @@ def build_index(
     check_finite(vectors, collection.documents.ids, encoder.name)
     index = build_faiss(factory, np.ascontiguousarray(vectors))
     return AsymmetricIndex(index, collection.documents.ids, Space.of(encoder), asking, factory, name)
+
+
+def _checked_manifest(path: Path) -> tuple[str, dict[str, Any]]:
+    """Factory and ``about`` of an index whose files are whole."""
+    if not path.is_dir():
+        raise UserError(f"no index folder {path}; build one with 'retrodistill index'.")
+    if not (path / FILE_NAME).is_file():
+        raise UserError(f"folder {path} holds no index (no {FILE_NAME}); a model is named 'dense:{path}'.")
+    manifest = Manifest.read(path)
+    if manifest.artifact != "index":
+        raise UserError(f"{path} holds no index but {manifest.artifact}; give an index' folder.")
+    about = manifest.about
+    lacking = {"space", "name", "queries_by", "checksums"} - set(about)
+    if lacking or "factory" not in manifest.settings:
+        lost = min(lacking, default="factory")
+        raise UserError(f"{path / FILE_NAME} is no whole manifest of an index: it lacks {lost!r}; build it again.")
+    for name, checksum in about["checksums"].items():
+        if not (path / name).is_file() or file_digest(path / name) != checksum:
+            raise UserError(f"{path / name} is missing, cut short or altered (checksum); build the index again.")
+    return manifest.settings["factory"], about
 
 
 def _numbered(queries: str | Sequence[str]) -> Texts:

@@ -2,7 +2,8 @@
 
 A single dense vector of a frozen model cannot tell what a lexical teacher knows; training all its layers on long
 documents is dear. The lexical half is a token table, summed over the tokens that the transformer reads anyway, so it
-costs nothing to encode, and little to train: the dense half is stored. All modules are sentence-transformers' own.
+costs nothing to encode, and little to train: what the transformer gives is stored, and only the table and a linear map
+of the pooled vector learn. All modules are sentence-transformers' own.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ _ADDED = 4  # modules behind the dense model's own: table, hand-over, pooling, n
 def hybrid_student(base: SentenceTransformer, width: int, corpus: Texts, *, seed: int = 0) -> SentenceTransformer:
     """Put a lexical half beside a dense model.
 
-    ``v(x) = normalise([dense(x) ; sum_i table[x_i] / sqrt(n)])`` over the n tokens of x. The table starts as Gaussian
-    rows of expected length 1 times inverse document frequencies in 0..1: inner products of the lexical halves are then
-    a random projection (Johnson and Lindenstrauss 1984) of IDF-weighted term overlap.
+    ``v(x) = normalise([W dense(x) ; sum_i table[x_i] / sqrt(n)])`` over the n tokens of x. W starts as the identity.
+    The table starts as Gaussian rows of expected length 1 times inverse document frequencies in 0..1: inner products of
+    the lexical halves are then a random projection (Johnson and Lindenstrauss 1984) of IDF-weighted term overlap.
 
     Args:
         base: The dense model; cosine.
@@ -109,3 +110,9 @@ def lexical_table(model: SentenceTransformer) -> Any:
     """The (vocabulary, width) parameter of a hybrid's lexical half."""
     module: Any = model[len(model) - _ADDED]
     return module.emb_layer.weight
+
+
+def dense_map(model: SentenceTransformer) -> Any:
+    """The (d, d) parameter W of a hybrid's dense half."""
+    module: Any = model[len(model) - _ADDED + 1]
+    return module.linear.weight

@@ -52,6 +52,11 @@ def static_student(
 
     if initialise not in INITIALISATIONS:
         raise unknown("initialisation", initialise, INITIALISATIONS)
+    if teacher.is_static:
+        raise UserError(
+            f"model {teacher.name} is a token table itself; a static student starts from a transformer: name a "
+            "'dense:NAME' as the space."
+        )
     tokenizer = fast_tokenizer(teacher)
     if initialise == "random":
         rows = np.random.default_rng(seed).standard_normal((tokenizer.get_vocab_size(), teacher.dimension))
@@ -95,7 +100,7 @@ def inverse_document_frequencies(tokenizer: Tokenizer, corpus: Texts, block: int
 
 def _token_embeddings(teacher: Encoder, tokenizer: Tokenizer) -> np.ndarray:
     """(vocabulary, dimension) of each token between the special tokens, through the teacher; kept in the cache."""
-    path = cache_folder() / "token-tables" / f"{teacher.weights_digest}-{digest(tokenizer.to_str())}.npy"
+    path = cache_folder() / "token-tables" / f"{teacher.document_space}-{digest(tokenizer.to_str())}.npy"
     if not path.exists():
         rows = _encode_tokens(teacher, tokenizer)
         with atomic_file(path) as temporary, temporary.open("wb") as file:

@@ -1,4 +1,4 @@
-"""Training the lexical half of hybrid students, on both sides at once, against stored dense halves."""
+"""Training hybrid students on both sides at once: the token table and the dense half's map; all else is stored."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from retrodistill.distributed import processes
 from retrodistill.errors import UserError
 from retrodistill.models.embeddings import EmbeddingStore
 from retrodistill.models.encoder import Encoder, Role
-from retrodistill.students.hybrid import dense_half, lexical_table
+from retrodistill.students.hybrid import dense_half, dense_map, lexical_table
 from retrodistill.training.lists import Lists
 from retrodistill.training.losses import Term, list_view
 
@@ -25,13 +25,13 @@ _BLOCK = 4096
 
 
 class LexicalHalfLoss(nn.Module):
-    """Scores by whole vectors, gradients for the token table alone.
+    """Scores by whole vectors, gradients for the token table and the dense half's map.
 
     The corpus is a sparse matrix of token counts, so that its lexical halves are one product per step, whatever the
     length of the documents.
 
     Args:
-        model: A hybrid student; all but its table is frozen by this.
+        model: A hybrid student; all but its table and map is frozen by this.
         terms: List objectives.
         queries: (texts, d) stored dense halves of the training texts.
         documents: (corpus, d) stored dense halves of the corpus.
@@ -56,13 +56,13 @@ class LexicalHalfLoss(nn.Module):
             if not term.sees_lists:
                 raise UserError(f"objective {term.name!r} aligns single texts; the lexical half learns from lists.")
         model.requires_grad_(False)
-        lexical_table(model).requires_grad_(True)
+        self._table, self._map = lexical_table(model).requires_grad_(True), dense_map(model).requires_grad_(True)
         self.model = model
         self.terms = list(terms)
-        self._table = lexical_table(model)
         self._queries, self._documents, self._bags, self._lists = queries, documents, bags, lists
-        if processes() > 1:  # the table is used outside the wrapped model's forward, which would average gradients
-            self._table.register_hook(_mean_over_processes)
+        if processes() > 1:  # they are used outside the wrapped model's forward, which would average gradients
+            for parameter in (self._table, self._map):
+                parameter.register_hook(_mean_over_processes)
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
         """Weighted terms by name, from the tokens of the one text column and the rows of the texts (batch,)."""
@@ -71,7 +71,7 @@ class LexicalHalfLoss(nn.Module):
         mask = features["attention_mask"].float()
         summed = (nn.functional.embedding(features["input_ids"], self._table) * mask[:, :, None]).sum(dim=1)
         lexical = summed / mask.sum(dim=1, keepdim=True).clamp(min=1).sqrt()
-        queries = _joined(_tensor(self._queries[rows], lexical), lexical)
+        queries = self._joined(self._queries[rows], lexical)
         view = list_view(self._lists, rows, queries.device)
         if self._lists.documents is None:
             scores = queries @ self._vectors(np.arange(self._bags.shape[0])).T
@@ -100,7 +100,11 @@ class LexicalHalfLoss(nn.Module):
     def _vectors(self, rows: np.ndarray) -> Tensor:
         bags = self._bags if len(rows) == self._bags.shape[0] else self._bags[rows]
         lexical: Tensor = _SparseProduct.apply(bags, self._table)
-        return _joined(_tensor(self._documents[rows], lexical), lexical)
+        return self._joined(self._documents[rows], lexical)
+
+    def _joined(self, dense: np.ndarray, lexical: Tensor) -> Tensor:
+        mapped = torch.from_numpy(np.ascontiguousarray(dense, dtype=np.float32)).to(lexical.device) @ self._map.T
+        return nn.functional.normalize(torch.cat([mapped, lexical], dim=1), dim=1)
 
 
 class _SparseProduct(torch.autograd.Function):
@@ -152,20 +156,12 @@ def store_vectors(student: Encoder, texts: Sequence[str], role: Role) -> None:
         return
     dense = EmbeddingStore(dense_half(student.model, student.name), role)
     dense.fill(missing)
-    table = lexical_table(student.model).detach().cpu().numpy()
+    table, turn = (part.detach().cpu().numpy() for part in (lexical_table(student.model), dense_map(student.model)))
     for start in range(0, len(missing), _BLOCK):
         block = missing[start : start + _BLOCK]
         lexical = token_bags(student.model, block, student.prompt(role)) @ table
-        joined = np.concatenate([dense.gather(block), lexical], axis=1)
+        joined = np.concatenate([dense.gather(block) @ turn.T, lexical], axis=1)
         store.put(block, (joined / np.linalg.norm(joined, axis=1, keepdims=True)).astype(np.float32))
-
-
-def _joined(dense: Tensor, lexical: Tensor) -> Tensor:
-    return nn.functional.normalize(torch.cat([dense, lexical], dim=1), dim=1)
-
-
-def _tensor(values: np.ndarray, like: Tensor) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(like.device)
 
 
 def _csr(matrix: scipy.sparse.csr_matrix, like: Tensor) -> Tensor:

@@ -69,5 +69,5 @@ class TestRefusals:
             mine(tiny, "test", sources, **options)
 
     def test_a_split_without_queries(self, tiny):
-        with pytest.raises(UserError, match="collection .* has no split 'validation'; splits: train"):
+        with pytest.raises(UserError, match=r"collection .* has no split 'validation'; splits: train"):
             mine(tiny, "validation", ["bm25"])

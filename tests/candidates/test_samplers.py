@@ -45,7 +45,7 @@ class TestSamplePlaces:
             assert np.abs(counts - 1000).max() < 5 * 28
 
     def test_refusals(self):
-        with pytest.raises(UserError, match="unknown sampler 'topk'. Did you mean 'top-k'?"):
+        with pytest.raises(UserError, match=r"unknown sampler 'topk'. Did you mean 'top-k'?"):
             draw("topk", 10, 2)
         with pytest.raises(UserError, match="a group of 0 documents; take at least 1"):
             draw("random", 10, 0)
@@ -73,7 +73,9 @@ class TestRandomDocuments:
         assert all(set(ids) == set(self.CORPUS) for _, ids, _ in run)
 
     def test_nothing_from_nothing(self):
-        assert len(random_documents([], self.CORPUS, 5, 0)) == len(random_documents(self.QUERIES, self.CORPUS, 0, 0)) == 0
+        assert (
+            len(random_documents([], self.CORPUS, 5, 0)) == len(random_documents(self.QUERIES, self.CORPUS, 0, 0)) == 0
+        )
 
     def test_every_document_is_drawn_alike(self):
         run = random_documents([str(number) for number in range(4000)], self.CORPUS, 5, 0)

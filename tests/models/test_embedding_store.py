@@ -93,7 +93,7 @@ class TestRefusals:
         embed(encoder, TEXTS, "query", tmp_path)
         path = sorted(tmp_path.rglob("part-*"))[3]
         path.write_bytes(path.read_bytes()[:-40])
-        with pytest.raises(UserError, match=f"{path.name} is cut short or altered .*; delete this file"):
+        with pytest.raises(UserError, match=rf"{path.name} is cut short or altered .*; delete this file"):
             embed(encoder, TEXTS, "query", tmp_path)
         path.unlink()
         rest = LoggedEncoder(tmp_path / "rest")
@@ -101,7 +101,7 @@ class TestRefusals:
         assert sum(rest.log.counts().values()) == PART
 
     def test_a_text_that_was_not_embedded(self, tmp_path, encoder):
-        with pytest.raises(UserError, match="2 texts are not in the store; embed them first"):
+        with pytest.raises(UserError, match=r"2 texts are not in the store; embed them first"):
             EmbeddingStore(encoder, "query", tmp_path).gather(["a", "b"])
 
 

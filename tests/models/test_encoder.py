@@ -81,7 +81,7 @@ class TestEncoding:
         model = load_bi_encoder(tiny_model)
         with torch.no_grad():
             model[0].auto_model.embeddings.word_embeddings.weight[model.tokenizer.vocab["violin"]] = float("nan")
-        with pytest.raises(UserError, match="gives a vector that is not finite for 'the violin'.$"):
+        with pytest.raises(UserError, match=r"gives a vector that is not finite for 'the violin'.$"):
             load_encoder(model).encode(["star", "the violin"], "query")
 
     def test_a_token_table_is_what_sentence_transformers_gives(self, tiny_static):
@@ -148,20 +148,20 @@ class TestLoading:
         assert load_encoder(model).model is model
 
     def test_what_is_no_model(self):
-        with pytest.raises(UserError, match="^an encoder cannot be made from int; give 'dense:NAME', "):
+        with pytest.raises(UserError, match=r"^an encoder cannot be made from int; give 'dense:NAME', "):
             load_encoder(5)
 
     @pytest.mark.parametrize("name", ["bm25", "cross-encoder:x", "run:x.run"])
     def test_kinds_that_do_not_encode(self, name):
-        with pytest.raises(UserError, match=f"^model {name} is no encoder; "):
+        with pytest.raises(UserError, match=rf"^model {name} is no encoder; "):
             load_encoder(name)
 
     def test_a_transformer_is_not_static(self, tiny_model):
-        with pytest.raises(UserError, match=f"is not a token table but Transformer; name it 'dense:{tiny_model}'.$"):
+        with pytest.raises(UserError, match=rf"is not a token table but Transformer; name it 'dense:{tiny_model}'.$"):
             load_encoder(f"static:{tiny_model}")
 
     def test_a_model_that_ranks_by_distance(self, tiny_model):
         model = load_bi_encoder(tiny_model)
         model.similarity_fn_name = "euclidean"
-        with pytest.raises(UserError, match="uses similarity 'euclidean'; a retriever uses cosine or dot.$"):
+        with pytest.raises(UserError, match=r"uses similarity 'euclidean'; a retriever uses cosine or dot.$"):
             Encoder(model, "dense:x").encode(["a"], "query")

@@ -27,9 +27,9 @@ class TestKeepFirstLayers:
 
     @pytest.mark.parametrize("layers", [0, 3, -1])
     def test_as_many_as_there_are(self, tiny_model, layers):
-        with pytest.raises(UserError, match=f"^layers={layers}: the model has 2; choose 1 to 2.$"):
+        with pytest.raises(UserError, match=rf"^layers={layers}: the model has 2; choose 1 to 2.$"):
             load_bi_encoder(tiny_model, layers=layers)
 
     def test_a_token_table_has_none(self, tiny_static):
-        with pytest.raises(UserError, match="^a model of StaticEmbedding has no layers to cut; leave 'layers' out.$"):
+        with pytest.raises(UserError, match=r"^a model of StaticEmbedding has no layers to cut; leave 'layers' out.$"):
             load_bi_encoder(tiny_static, layers=1)

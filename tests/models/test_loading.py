@@ -24,17 +24,19 @@ class TestFolders:
         assert {tensor.dtype for tensor in load_bi_encoder(str(tmp_path / "half")).parameters()} == {torch.float32}
 
     def test_a_missing_folder(self, tmp_path):
-        with pytest.raises(UserError, match=f"^no model folder {tmp_path}/none; give an existing folder or a hub name"):
+        with pytest.raises(
+            UserError, match=rf"^no model folder {tmp_path}/none; give an existing folder or a hub name"
+        ):
             load_bi_encoder(f"{tmp_path}/none")
 
     def test_a_folder_that_is_no_model(self, tmp_path):
-        with pytest.raises(UserError, match=f"^folder {tmp_path} is not a sentence-transformers model"):
+        with pytest.raises(UserError, match=rf"^folder {tmp_path} is not a sentence-transformers model"):
             load_bi_encoder(str(tmp_path))
 
     def test_weights_that_are_cut_short(self, copied):
         weights = copied / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:2000])
-        with pytest.raises(UserError, match="is not a sentence-transformers model") as caught:
+        with pytest.raises(UserError, match=r"is not a sentence-transformers model") as caught:
             load_bi_encoder(str(copied))
         assert "\n" not in str(caught.value)
 
@@ -56,14 +58,16 @@ class TestCrossEncoders:
         CrossEncoder(tiny_cross_encoder, num_labels=2, model_kwargs={"ignore_mismatched_sizes": True}).save_pretrained(
             str(tmp_path / "two")
         )
-        with pytest.raises(UserError, match="gives 2 scores per pair; a ranker gives one"):
+        with pytest.raises(UserError, match=r"gives 2 scores per pair; a ranker gives one"):
             load_cross_encoder(str(tmp_path / "two"))
 
 
 class TestTheHub:
     def test_a_name_that_cannot_be_found_offline_is_one_line_at_once(self):
         start = time.monotonic()
-        with pytest.raises(UserError, match="^model 'nobody/none' is no folder here and the hub does not give") as error:
+        with pytest.raises(
+            UserError, match=r"^model 'nobody/none' is no folder here and the hub does not give"
+        ) as error:
             load_bi_encoder("nobody/none")
         assert "\n" not in str(error.value)
         assert time.monotonic() - start < 10
@@ -80,13 +84,13 @@ class TestTheHub:
 
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(requests, "head", unreachable)
-        with pytest.raises(UserError, match="the hub does not give it"):
+        with pytest.raises(UserError, match=r"the hub does not give it"):
             load_bi_encoder("nobody/none")
         assert asked == [5]
         assert constants.HF_HUB_OFFLINE is False
 
     def test_a_name_that_no_hub_could_have(self):
-        with pytest.raises(UserError, match="the hub does not give it"):
+        with pytest.raises(UserError, match=r"the hub does not give it"):
             load_bi_encoder("what is this?")
 
 
@@ -110,7 +114,10 @@ class TestThePackagedMiniLM:
 
     def test_other_bytes_are_refused_by_every_name_of_it(self, package):
         for name in ("all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"):
-            with pytest.raises(UserError, match=r"^packaged all-MiniLM-L6-v2: sha256 of its weights is 9a129038d9a0\.\.\., wanted 53aa51172d14"):
+            with pytest.raises(
+                UserError,
+                match=r"^packaged all-MiniLM-L6-v2: sha256 of its weights is 9a129038d9a0\.\.\., wanted 53aa51172d14",
+            ):
                 load_bi_encoder(name)
 
     def test_without_the_package_the_line_says_which_extra_carries_it(self, monkeypatch):

@@ -22,14 +22,14 @@ class TestMistakes:
             parse_model_name("dens:x")
 
     def test_a_bare_name_is_told_how_names_are_written(self):
-        with pytest.raises(UserError, match="A model is named kind:name, e.g. 'dense:all-MiniLM-L6-v2'"):
+        with pytest.raises(UserError, match=r"A model is named kind:name, e.g. 'dense:all-MiniLM-L6-v2'"):
             parse_model_name("all-MiniLM-L6-v2")
 
     @pytest.mark.parametrize("text", ["dense", "dense:", "run:", "cross-encoder"])
     def test_a_kind_without_its_name(self, text):
-        with pytest.raises(UserError, match=f"^model {text!r} has no name; write '{text.rstrip(':')}:NAME', "):
+        with pytest.raises(UserError, match=rf"^model {text!r} has no name; write '{text.rstrip(':')}:NAME', "):
             parse_model_name(text)
 
     def test_a_name_where_none_belongs(self):
-        with pytest.raises(UserError, match="^model 'bm25:lucene': bm25 takes no name; write 'bm25'.$"):
+        with pytest.raises(UserError, match=r"^model 'bm25:lucene': bm25 takes no name; write 'bm25'.$"):
             parse_model_name("bm25:lucene")

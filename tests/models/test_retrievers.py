@@ -38,7 +38,7 @@ class TestExactSearch:
     def test_documents_that_are_not_finite_are_named(self, vectors, bad):
         documents = vectors[1]
         documents[[3, 8], 2] = bad
-        with pytest.raises(UserError, match="^model x: 2 vectors are NaN or infinite \\('d3', 'd8'\\); "):
+        with pytest.raises(UserError, match=r"^model x: 2 vectors are NaN or infinite \('d3', 'd8'\); "):
             check_finite(documents, [f"d{row}" for row in range(50)], "model x")
 
 
@@ -46,7 +46,9 @@ class TestRetrieving:
     def test_dense_is_exact_search_of_encodings(self, tiny, tiny_model):
         encoder = load_encoder(f"dense:{tiny_model}")
         run = load_retriever(encoder).retrieve(tiny, tiny.split("test"), 5)
-        products = encoder.encode(tiny.split("test").texts, "query") @ encoder.encode(tiny.documents.texts, "document").T
+        products = (
+            encoder.encode(tiny.split("test").texts, "query") @ encoder.encode(tiny.documents.texts, "document").T
+        )
         for (_, found, scores), row in zip(run, products, strict=True):
             np.testing.assert_allclose(scores, -np.sort(-row)[:5], atol=1e-5)
             np.testing.assert_allclose(row[tiny.documents.positions(found)], scores, atol=1e-5)
@@ -65,11 +67,11 @@ class TestRetrieving:
             assert found.to_dict() == {"q0": {"d2": 3.0, "d3": 2.0}}
 
     def test_a_recorded_run_with_unknown_ids(self, tiny):
-        with pytest.raises(UserError, match="1 document ids are not in the collection \\('nowhere'\\)"):
+        with pytest.raises(UserError, match=r"1 document ids are not in the collection \('nowhere'\)"):
             RecordedRetriever(Run.from_dict({"q0": {"nowhere": 1.0}})).retrieve(tiny, tiny.split("train"), 2)
 
     def test_a_recorded_run_cannot_be_timed(self, tiny):
-        with pytest.raises(UserError, match="is recorded and answers no new query"):
+        with pytest.raises(UserError, match=r"is recorded and answers no new query"):
             RecordedRetriever(Run.from_dict({"q0": {"d0": 1.0}})).responder(tiny, 2)
 
     def test_responders_answer_as_the_retriever_does(self, tiny, tiny_model):
@@ -93,7 +95,7 @@ class TestLoading:
         assert load_retriever(name).name == name
 
     def test_a_cross_encoder_cannot_search(self):
-        with pytest.raises(UserError, match="^model cross-encoder:x scores pairs and cannot search a corpus; mine"):
+        with pytest.raises(UserError, match=r"^model cross-encoder:x scores pairs and cannot search a corpus; mine"):
             load_retriever("cross-encoder:x")
 
     def test_objects_are_retrievers(self, tiny_model):
@@ -103,23 +105,27 @@ class TestLoading:
 class TestSpaces:
     def test_queries_of_another_space_are_refused(self, tiny_model, tiny_static):
         documents, queries = load_encoder(f"dense:{tiny_model}"), load_encoder(f"static:{tiny_static}")
-        with pytest.raises(UserError, match="belong to space [0-9a-f]{16}, the documents by .* lie in [0-9a-f]{16}; use"):
+        with pytest.raises(
+            UserError, match=r"belong to space [0-9a-f]{16}, the documents by .* lie in [0-9a-f]{16}; use"
+        ):
             DenseRetriever(documents, queries)
 
     def test_queries_of_another_width_are_refused(self, tiny_model):
         from retrodistill.students import dense_student
 
         documents, queries = load_encoder(f"dense:{tiny_model}"), load_encoder(dense_student(tiny_model, dimension=8))
-        with pytest.raises(UserError, match="have 8 dimensions, the documents by .* have 32; use the encoder that made"):
+        with pytest.raises(
+            UserError, match=r"have 8 dimensions, the documents by .* have 32; use the encoder that made"
+        ):
             DenseRetriever(documents, queries)
 
 
 class TestChecks:
     @pytest.mark.parametrize("k", [0, -1, 61])
     def test_k_beyond_the_corpus(self, k):
-        with pytest.raises(UserError, match=f"^k={k}: the corpus has 60 documents; choose k from 1 to 60.$"):
+        with pytest.raises(UserError, match=rf"^k={k}: the corpus has 60 documents; choose k from 1 to 60.$"):
             check_k(k, 60)
 
     def test_the_empty_query_is_named_by_its_place(self):
-        with pytest.raises(UserError, match="^query 2 of 3 is empty; a query needs at least one word.$"):
+        with pytest.raises(UserError, match=r"^query 2 of 3 is empty; a query needs at least one word.$"):
             check_queries(["a", " \n", "c"])

@@ -35,7 +35,9 @@ class TestFitted:
         calibrated = fit_calibration(name, run).apply(run)
         assert np.allclose(calibrated.scores, fit_calibration(name, RUN).apply(RUN).scores)
         for (_, _, before), (_, _, after) in zip(run, calibrated, strict=True):
-            assert (np.sign(np.subtract.outer(before, before)) == np.sign(np.round(np.subtract.outer(after, after), 9))).all()
+            assert (
+                np.sign(np.subtract.outer(before, before)) == np.sign(np.round(np.subtract.outer(after, after), 9))
+            ).all()
 
     def test_zscore_applies_what_was_fitted_on_another_run(self):
         fitted = fit_calibration("zscore", Run.from_dict({"q": {"a": 0.0, "b": 10.0}}))
@@ -54,7 +56,7 @@ class TestMoments:
 
 class TestRefusals:
     def test_an_unknown_name(self):
-        with pytest.raises(UserError, match="unknown calibration 'zscores'. Did you mean 'zscore'?"):
+        with pytest.raises(UserError, match=r"unknown calibration 'zscores'. Did you mean 'zscore'?"):
             fit_calibration("zscores", RUN)
 
     def test_an_empty_run_has_no_moments(self):

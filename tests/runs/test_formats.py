@@ -33,7 +33,7 @@ class TestRoundTrip:
         for ending in (".jsonl", ".parquet"):
             write_run(run, tmp_path / f"x{ending}")
             assert read_run(tmp_path / f"x{ending}").to_dict() == run.to_dict()
-        with pytest.raises(UserError, match="query_id 'q 1' is empty or has a space, .* write .parquet or .jsonl"):
+        with pytest.raises(UserError, match=r"query_id 'q 1' is empty or has a space, .* write .parquet or .jsonl"):
             write_run(run, tmp_path / "x.run")
         assert not list(tmp_path.glob("*.run"))
 
@@ -111,7 +111,7 @@ class TestRefusals:
     def test_a_damaged_archive(self, damage, tmp_path):
         path = tmp_path / "x.run.gz"
         path.write_bytes(damage(gzip.compress("".join(f"q Q0 d{n} 1 {n / 7} t\n" for n in range(500)).encode())))
-        with pytest.raises(UserError, match="x.run.gz cannot be read as text"):
+        with pytest.raises(UserError, match=r"x.run.gz cannot be read as text"):
             read_run(path)
 
     def test_a_parquet_table_that_is_no_run(self, tmp_path):
@@ -122,7 +122,7 @@ class TestRefusals:
 
     def test_a_missing_file(self, tmp_path):
         for path in (tmp_path / "x.run", tmp_path):
-            with pytest.raises(UserError, match="no run file .*; give a .run, .trec, .parquet or .jsonl file"):
+            with pytest.raises(UserError, match=r"no run file .*; give a .run, .trec, .parquet or .jsonl file"):
                 read_run(path)
 
     @pytest.mark.parametrize(
@@ -171,12 +171,12 @@ class TestFailedWriting:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr(formats.pq, "write_table", full)
-        with pytest.raises(UserError, match="cannot write .*x.parquet: no space left on device; nothing half-written"):
+        with pytest.raises(UserError, match=r"cannot write .*x.parquet: no space left on device; nothing half-written"):
             write_run(self.NEW, path)
         assert [file.name for file in tmp_path.iterdir()] == ["x.parquet"]
         assert read_run(path).to_dict() == self.OLD.to_dict()
 
     def test_a_place_below_a_file_is_one_line(self, tmp_path):
         (tmp_path / "file").write_text(json.dumps(1))
-        with pytest.raises(UserError, match="cannot write to .*file: .*; choose a writable folder"):
+        with pytest.raises(UserError, match=r"cannot write to .*file: .*; choose a writable folder"):
             write_run(self.NEW, tmp_path / "file" / "x.run")

@@ -139,7 +139,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("weights", [[1.0], [1, 2, 3], [0, 0], [-1, 2], [float("nan"), 1], [float("inf"), 1]])
     def test_weights_that_do_not_fit(self, weights):
-        with pytest.raises(UserError, match="weights .* for 2 runs; give one per run, none below 0, not all 0"):
+        with pytest.raises(UserError, match=r"weights .* for 2 runs; give one per run, none below 0, not all 0"):
             fuse([self.RUN, self.RUN], weights)
 
     def test_no_run(self):
@@ -149,7 +149,7 @@ class TestRefusals:
             union([])
 
     def test_an_unknown_method_names_the_nearest(self):
-        with pytest.raises(UserError, match="unknown fusion method 'z-score'. Did you mean 'zscore'?"):
+        with pytest.raises(UserError, match=r"unknown fusion method 'z-score'. Did you mean 'zscore'?"):
             fuse([self.RUN], method="z-score")
 
     def test_another_number_of_calibrations(self):
@@ -183,7 +183,9 @@ class TestUnion:
         close(united, wanted)
         for query, ids, scores in united:
             assert ids.tolist() == ranking(dict(zip(ids, scores, strict=True))), query
-        rows = zip(*(united.table[column].to_pylist() for column in ("query_id", "document_id", "sources")), strict=True)
+        rows = zip(
+            *(united.table[column].to_pylist() for column in ("query_id", "document_id", "sources")), strict=True
+        )
         for query, document, sources in rows:
             assert sources == "+".join(name for name, one in dictionaries.items() if document in one.get(query, {}))
 

@@ -128,7 +128,9 @@ class TestRanking:
         assert {query: ids.tolist() for query, ids, _ in top} == {
             query: ranking(found)[:k] for query, found in scores.items()
         }
-        assert all(value == scores[query][id_] for query, found in top.to_dict().items() for id_, value in found.items())
+        assert all(
+            value == scores[query][id_] for query, found in top.to_dict().items() for id_, value in found.items()
+        )
 
     def test_extreme_scores_keep_their_order(self):
         scores = {"a": 1e308, "b": -1e308, "c": 5e-324, "d": 0.0, "e": 1 + 2**-52, "f": 1.0}
@@ -174,7 +176,12 @@ class TestFingerprint:
 
     @pytest.mark.parametrize(
         "other",
-        [{"q": {"a": 1.0}}, {"q": {"a": 1.0, "b": 2.0000001}}, {"q": {"a": 2.0, "b": 1.0}}, {"p": {"a": 1.0, "b": 2.0}}],
+        [
+            {"q": {"a": 1.0}},
+            {"q": {"a": 1.0, "b": 2.0000001}},
+            {"q": {"a": 2.0, "b": 1.0}},
+            {"p": {"a": 1.0, "b": 2.0}},
+        ],
     )
     def test_depends_on_pairs_and_scores(self, other):
         assert Run.from_dict(other).fingerprint != Run.from_dict({"q": {"a": 1.0, "b": 2.0}}).fingerprint

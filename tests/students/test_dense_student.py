@@ -11,7 +11,9 @@ TEXTS = ["what star planet orbit", "bread and cheese"]
 
 class TestStarting:
     def test_without_settings_it_is_the_model(self, tiny_model):
-        np.testing.assert_array_equal(dense_student(tiny_model).encode(TEXTS), load_bi_encoder(tiny_model).encode(TEXTS))
+        np.testing.assert_array_equal(
+            dense_student(tiny_model).encode(TEXTS), load_bi_encoder(tiny_model).encode(TEXTS)
+        )
 
     def test_its_first_layers(self, tiny_model):
         student = dense_student(tiny_model, layers=1)
@@ -68,13 +70,13 @@ class TestTheProjection:
 class TestMistakes:
     @pytest.mark.parametrize("length", [0, 65])
     def test_a_length_that_the_model_cannot_read(self, tiny_model, length):
-        with pytest.raises(UserError, match=f"^max_length={length}: model {tiny_model} reads 1 to 64 tokens.$"):
+        with pytest.raises(UserError, match=rf"^max_length={length}: model {tiny_model} reads 1 to 64 tokens.$"):
             dense_student(tiny_model, max_length=length)
 
     def test_a_length_for_a_token_table(self, tiny_static):
-        with pytest.raises(UserError, match="is no transformer and reads texts of any length.$"):
+        with pytest.raises(UserError, match=r"is no transformer and reads texts of any length.$"):
             dense_student(tiny_static, max_length=16)
 
     def test_too_many_layers(self, tiny_model):
-        with pytest.raises(UserError, match="^layers=9: the model has 2; choose 1 to 2.$"):
+        with pytest.raises(UserError, match=r"^layers=9: the model has 2; choose 1 to 2.$"):
             dense_student(tiny_model, layers=9)

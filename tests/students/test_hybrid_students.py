@@ -11,7 +11,7 @@ from retrodistill.errors import UserError
 from retrodistill.models.embeddings import EmbeddingStore
 from retrodistill.models.encoder import Encoder, load_encoder
 from retrodistill.students.dense import dense_student
-from retrodistill.students.hybrid import dense_half, hybrid_student, is_hybrid, lexical_table
+from retrodistill.students.hybrid import dense_half, dense_map, hybrid_student, is_hybrid, lexical_table
 from retrodistill.training.lexical import LexicalHalfLoss, store_vectors, token_bags
 from retrodistill.training.lists import lists_over_corpus
 from retrodistill.training.losses import Term
@@ -28,8 +28,12 @@ def loss(hybrid, tiny):
     texts = tiny.split("train")
     scores = np.random.default_rng(0).standard_normal((len(texts), len(tiny.documents))).astype(np.float32)
     return LexicalHalfLoss(
-        hybrid, [Term("kl")], dense.encode(texts.texts, "query"), dense.encode(tiny.documents.texts, "document"),
-        token_bags(hybrid, tiny.documents.texts), lists_over_corpus(scores, np.full(len(texts), -1)),
+        hybrid,
+        [Term("kl")],
+        dense.encode(texts.texts, "query"),
+        dense.encode(tiny.documents.texts, "document"),
+        token_bags(hybrid, tiny.documents.texts),
+        lists_over_corpus(scores, np.full(len(texts), -1)),
     )
 
 
@@ -93,15 +97,16 @@ class TestLoss:
                 table[token, 0] -= sign * step
         assert table.grad[token, 0].item() == pytest.approx((values[0] - values[1]) / (2 * step), rel=0.05, abs=1e-3)
 
-    def test_only_the_table_learns(self, loss, hybrid):
+    def test_only_the_table_and_the_map_learn(self, loss, hybrid):
         learning = [name for name, parameter in hybrid.named_parameters() if parameter.requires_grad]
-        assert len(learning) == 1
-        assert learning[0].endswith("emb_layer.weight")
+        assert [name.split(".", 1)[1] for name in learning] == ["emb_layer.weight", "linear.weight"]
 
 
 class TestStoredVectors:
     def test_they_are_what_the_model_encodes(self, hybrid, tiny):
         student = Encoder(hybrid, "dense:hybrid")
+        with torch.no_grad():
+            dense_map(hybrid).add_(0.1 * torch.randn(32, 32))
         store_vectors(student, tiny.documents.texts, "document")
         stored = EmbeddingStore(student, "document")
         assert not stored.missing(tiny.documents.texts)

@@ -118,9 +118,13 @@ class TestRefusals:
         def scorer(pairs):
             return np.array([bad if document == "document 5" else 1.0 for _, document in pairs])
 
-        with pytest.raises(UserError, match="not finite for 'query 5' and 'document 5'; nothing of this batch was kept"):
+        with pytest.raises(
+            UserError, match="not finite for 'query 5' and 'document 5'; nothing of this batch was kept"
+        ):
             store.fill(QUERIES, DOCUMENTS, scorer)
-        assert len(store._store.parts()) == (len(PAIRS) - 1) // PART  # 'document 5' is among the shortest: the last part
+        assert (
+            len(store._store.parts()) == (len(PAIRS) - 1) // PART
+        )  # 'document 5' is among the shortest: the last part
         with pytest.raises(UserError, match="pairs are not in the store of fake; score them first"):
             store.gather(["query 5"], ["document 5"])
 
@@ -161,7 +165,7 @@ class TestPlan:
         clock = iter([100.0, 101.6])
         monkeypatch.setattr(score_store.time, "perf_counter", lambda: next(clock))
         probed = []
-        items, seconds = store.seconds(QUERIES * 2, DOCUMENTS * 2, lambda pairs: probed.extend(pairs))
+        items, seconds = store.seconds(QUERIES * 2, DOCUMENTS * 2, probed.extend)
         assert (items, len(probed)) == (300, 32)
         assert seconds == pytest.approx(300 * 1.6 / 32)
         assert len(store.missing(QUERIES, DOCUMENTS)) == 300

@@ -1,0 +1,26 @@
+"""Any run file is a teacher: nothing but its scores is needed, neither the model nor its API."""
+
+import sys
+
+import retrodistill as rd
+
+
+def main(
+    run: str = "teacher.run",
+    source: str = "demo",
+    space: str = "dense:all-MiniLM-L6-v2",
+    out: str = "out/example",
+) -> dict[str, dict[str, float]]:
+    """Distil from a TREC, Parquet or JSONL file."""
+    collection = rd.load_collection(source)
+    student = rd.distill(
+        collection, f"run:{run}", student="static", objective=["kl", "leaf"], space=space, out=f"{out}/recorded"
+    )
+    index = rd.build_index(collection, documents=space, queries=student)
+    result = rd.evaluate({"teacher": space, "student": index}, collection, "test")
+    print(result)
+    return result.means
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,256 @@
+import math
+
+import pytest
+import torch
+from brute_lists import KINDS, brute_kl, brute_margin, lists, log_softmax
+
+from retrodistill.errors import UserError
+from retrodistill.objectives import contrastive, kl_divergence, margin_mse
+from retrodistill.objectives.registry import EMBEDDING_OBJECTIVES, LIST_OBJECTIVES, OBJECTIVES
+
+FORMS = ["positive", "all"]
+OF_LISTS = {
+    "kl": kl_divergence,
+    "margin positive": margin_mse,
+    "margin all": lambda *given, **named: margin_mse(*given, **named, pairs="all"),
+}
+SEEDS = range(4)
+
+
+@pytest.fixture(params=OF_LISTS)
+def objective(request):
+    return OF_LISTS[request.param]
+
+
+class TestBruteForce:
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("seed", SEEDS)
+    @pytest.mark.parametrize("temperatures", [(1.0, 1.0), (0.05, 2.5)])
+    def test_kl(self, seed, kind, temperatures):
+        scores, targets, mask = lists(seed, kind=kind)
+        student, teacher = temperatures
+        found = kl_divergence(scores, targets, mask, student_temperature=student, teacher_temperature=teacher)
+        assert found.item() == pytest.approx(brute_kl(scores, targets, mask, *temperatures), rel=1e-9, abs=1e-12)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("seed", SEEDS)
+    @pytest.mark.parametrize("pairs", FORMS)
+    def test_margin_mse(self, seed, kind, pairs):
+        scores, targets, mask = lists(seed, kind=kind)
+        found = margin_mse(scores, targets, mask, pairs=pairs)
+        assert found.item() == pytest.approx(brute_margin(scores, targets, mask, pairs), rel=1e-9)
+
+    @pytest.mark.parametrize("seed", SEEDS)
+    def test_contrastive(self, seed):
+        scores, _, mask = lists(seed)
+        positives = torch.tensor([0, 2, -1, int(mask[3].int().argmax()), int(mask[4].int().argmax())])
+        wanted = []
+        for row, place in ((3, positives[3]), (4, positives[4])):
+            valid = mask[row].nonzero().squeeze(1).tolist()
+            if len(valid) >= 2:
+                wanted.append(-log_softmax(scores[row, valid].tolist(), 0.05)[valid.index(place)])
+        found = contrastive(scores, positives, mask).item()
+        assert found == pytest.approx(sum(wanted) / max(len(wanted), 1), rel=1e-9)
+
+    def test_margin_worked_by_hand(self):
+        scores, targets = torch.tensor([[1.0, 3.0, 0.0]]), torch.tensor([[10.0, 7.0, 8.0]])
+        # margins of the student: 1-3 = -2, 1-0 = 1; of the teacher: 3, 2: (-5)^2 and (-1)^2
+        assert margin_mse(scores, targets).item() == pytest.approx((25 + 1) / 2)
+        # all pairs: the third is student 3, teacher -1: 4^2
+        assert margin_mse(scores, targets, pairs="all").item() == pytest.approx((25 + 1 + 16) / 3)
+
+
+class TestReferences:
+    @pytest.mark.parametrize("seed", SEEDS)
+    def test_kl_is_torchs(self, seed):
+        scores, targets, _ = lists(seed, kind="full")
+        wanted = torch.nn.functional.kl_div(
+            (scores / 0.5).log_softmax(1), (targets / 2).log_softmax(1), log_target=True, reduction="batchmean"
+        )
+        found = kl_divergence(scores, targets, student_temperature=0.5, teacher_temperature=2.0)
+        torch.testing.assert_close(found, wanted)
+
+    def test_kl_is_scipys(self):
+        from scipy.special import softmax
+        from scipy.stats import entropy
+
+        scores, targets, _ = lists(7, kind="full")
+        wanted = entropy(softmax(targets.numpy(), axis=1), softmax(scores.numpy(), axis=1), axis=1).mean()
+        assert kl_divergence(scores, targets).item() == pytest.approx(wanted)
+
+    def test_contrastive_is_torchs_cross_entropy(self):
+        scores, _, _ = lists(3, kind="full")
+        positives = torch.tensor([0, 5, 2, 2, 1])
+        wanted = torch.nn.functional.cross_entropy(scores / 0.05, positives)
+        torch.testing.assert_close(contrastive(scores, positives), wanted)
+
+    def test_margin_and_kl_are_those_of_sentence_transformers(self):
+        from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss, MarginMSELoss
+
+        generator = torch.Generator().manual_seed(0)
+        query, positive, *negatives = (torch.randn(4, 8, generator=generator) for _ in range(5))
+        scores = torch.stack([(query * one).sum(1) for one in (positive, *negatives)], dim=1)
+        targets = torch.randn(4, 4, generator=generator)
+        targets[:, 0] += 10  # their positive is the first column, ours the teacher's best
+        embeddings = [query, positive, *negatives]
+        margins = targets[:, :1] - targets[:, 1:]
+        torch.testing.assert_close(
+            margin_mse(scores, targets), MarginMSELoss(None).compute_loss_from_embeddings(embeddings, margins)
+        )
+        theirs = DistillKLDivLoss(None, temperature=2.0).compute_loss_from_embeddings(embeddings, targets)
+        ours = kl_divergence(scores, targets, student_temperature=2.0, teacher_temperature=2.0)
+        torch.testing.assert_close(ours * 2.0**2, theirs)  # they multiply by the temperature squared
+
+
+class TestMasks:
+    def test_gradients_of_masked_places_are_exactly_0_and_the_others_finite(self, objective):
+        scores, targets, mask = lists(1)
+        scores.requires_grad_()
+        objective(scores, targets, mask).backward()
+        assert (scores.grad[~mask] == 0).all()
+        assert torch.isfinite(scores.grad).all()
+        assert (scores.grad[2:][mask[2:]] != 0).any()
+        assert (scores.grad[1] == 0).all(), "a list of one candidate teaches nothing"
+
+    def test_what_stands_in_masked_places_does_not_matter(self, objective):
+        scores, targets, mask = lists(2)
+        clean = [torch.where(mask, one, torch.zeros_like(one)) for one in (scores, targets)]
+        torch.testing.assert_close(objective(scores, targets, mask), objective(*clean, mask), rtol=0, atol=0)
+
+    @pytest.mark.parametrize("kind", ["single", "nothing"])
+    def test_lists_without_a_pair_give_0_with_a_gradient_of_0(self, objective, kind):
+        scores, targets, mask = lists(3, kind=kind)
+        scores.requires_grad_()
+        loss = objective(scores, targets, mask)
+        loss.backward()
+        assert loss.item() == 0
+        assert (scores.grad == 0).all()
+
+    def test_padding_changes_nothing(self, objective):
+        scores, targets, _ = lists(4, kind="full")
+        padding = torch.full((5, 3), math.nan, dtype=torch.float64)
+        mask = torch.cat([torch.ones(5, 6), torch.zeros(5, 3)], dim=1)
+        padded = objective(torch.cat([scores, padding], 1), torch.cat([targets, padding], 1), mask)
+        torch.testing.assert_close(padded, objective(scores, targets))
+
+    def test_masked_contrastive_has_clean_gradients(self):
+        scores, _, mask = lists(1)
+        scores.requires_grad_()
+        contrastive(scores, mask.int().argmax(dim=1), mask).backward()
+        assert (scores.grad[~mask] == 0).all()
+        assert torch.isfinite(scores.grad).all()
+
+    def test_contrastive_leaves_lists_without_a_positive_out(self):
+        scores = torch.tensor([[1.0, 2.0], [5.0, 0.0]])
+        only = contrastive(scores[:1], torch.tensor([1]))
+        assert contrastive(scores, torch.tensor([1, -1])) == only
+        assert contrastive(scores, torch.tensor([1, 0]), torch.tensor([[1, 1], [0, 1]])) == only
+        assert contrastive(scores, torch.tensor([-1, -1])) == 0
+
+
+class TestInvariances:
+    @pytest.mark.parametrize("shift", [-1e3, 1e3])
+    def test_a_shift_of_a_list_changes_nothing(self, objective, shift):
+        scores, targets, mask = lists(5)
+        shifts = shift * torch.arange(5, dtype=torch.float64)[:, None]
+        for moved in ((scores + shifts, targets), (scores, targets + shifts), (scores + shifts, targets - shifts)):
+            torch.testing.assert_close(objective(*moved, mask), objective(scores, targets, mask), rtol=1e-8, atol=1e-9)
+
+    def test_the_order_of_candidates_changes_nothing(self, objective):
+        scores, targets, mask = lists(6)
+        order = torch.randperm(6, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(
+            objective(scores[:, order], targets[:, order], mask[:, order]), objective(scores, targets, mask)
+        )
+
+    def test_it_is_0_exactly_where_the_student_agrees_up_to_a_shift(self, objective):
+        _, targets, mask = lists(7)
+        assert objective(targets + 3, targets, mask).item() == pytest.approx(0, abs=1e-12)
+
+    def test_margins_are_signed(self):
+        scores, targets = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+        assert margin_mse(scores, targets).item() == 4.0
+
+    def test_temperature_is_a_scale(self):
+        scores, targets, mask = lists(8)
+        halved = kl_divergence(scores, targets, mask, student_temperature=0.5, teacher_temperature=2.0)
+        torch.testing.assert_close(halved, kl_divergence(scores * 2, targets / 2, mask))
+
+
+class TestTies:
+    def test_flat_lists_are_finite_and_pull_the_student_flat(self, objective):
+        targets = torch.full((2, 4), 0.1)
+        scores = torch.randn(2, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        loss = objective(scores, targets)
+        loss.backward()
+        assert loss.item() > 0
+        assert torch.isfinite(scores.grad).all()
+        assert (torch.sign(scores.grad) * torch.sign(scores - scores.mean(1, keepdim=True))).sum() > 0
+
+    def test_of_equal_bests_the_first_is_the_positive(self):
+        scores, targets = torch.tensor([[1.0, 5.0, 0.0]]), torch.tensor([[2.0, 2.0, 0.0]])
+        # (1-5 - 0)^2 = 16 and (1-0 - 2)^2 = 1
+        assert margin_mse(scores, targets).item() == pytest.approx(17 / 2)
+
+
+class TestPrecision:
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_half_precision_is_computed_in_float32(self, objective, dtype):
+        scores, targets, mask = (one.to(dtype) if one.is_floating_point() else one for one in lists(9, scale=300.0))
+        found = objective(scores, targets, mask)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, objective(scores.float(), targets.float(), mask), rtol=0, atol=0)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_a_small_temperature_does_not_overflow_half_precision(self, dtype):
+        scores = torch.tensor([[9e3, 8.9e3]], dtype=dtype)
+        assert torch.isfinite(kl_divergence(scores, scores.flip(1), student_temperature=0.05))
+        assert torch.isfinite(contrastive(scores, torch.tensor([1])))
+
+    def test_scores_of_1e4_stay_finite_and_right(self, objective):
+        scores, targets, mask = lists(10, scale=1e4)
+        found = objective(scores.float().requires_grad_(), targets.float(), mask)
+        assert found.item() == pytest.approx(objective(scores, targets, mask).item(), rel=1e-4)
+
+    def test_gradients_are_those_of_finite_differences(self, objective):
+        scores, targets, mask = lists(11)
+        scores = torch.where(mask, scores, torch.zeros_like(scores)).requires_grad_()
+        assert torch.autograd.gradcheck(lambda s: objective(s, targets, mask), [scores])
+
+    def test_contrastive_gradients_are_those_of_finite_differences(self):
+        scores, _, mask = lists(12)
+        scores = torch.where(mask, scores, torch.zeros_like(scores)).requires_grad_()
+        positives = mask.int().argmax(dim=1)
+        assert torch.autograd.gradcheck(lambda s: contrastive(s, positives, mask, student_temperature=0.5), [scores])
+
+
+class TestRefusals:
+    def test_shapes_that_differ(self, objective):
+        with pytest.raises(UserError, match=r"scores of shape \(2, 3\) and teacher scores of shape \(2, 4\)"):
+            objective(torch.zeros(2, 3), torch.zeros(2, 4))
+        with pytest.raises(UserError, match=r"both are \(batch, candidates\)"):
+            objective(torch.zeros(3), torch.zeros(3))
+        with pytest.raises(UserError, match=r"mask of shape \(3,\) for scores of shape \(2, 3\)"):
+            objective(torch.zeros(2, 3), torch.zeros(2, 3), torch.ones(3))
+
+    @pytest.mark.parametrize("temperature", [0, -1.0, math.nan])
+    def test_temperatures_that_are_not_above_0(self, temperature):
+        scores = torch.zeros(2, 3)
+        for given in ({"student_temperature": temperature}, {"teacher_temperature": temperature}):
+            with pytest.raises(UserError, match=r"temperature=.*: it lies above 0"):
+                kl_divergence(scores, scores, **given)
+
+    def test_unknown_pairs(self):
+        with pytest.raises(UserError, match=r"unknown choice of pairs 'al'. Did you mean 'all'?"):
+            margin_mse(torch.zeros(2, 3), torch.zeros(2, 3), pairs="al")
+
+    def test_positives_of_another_shape(self):
+        with pytest.raises(UserError, match=r"positives of shape \(3,\)"):
+            contrastive(torch.zeros(2, 3), torch.zeros(3, dtype=torch.long))
+
+
+class TestRegistry:
+    def test_names_are_the_users_words_with_one_line_each(self):
+        assert set(OBJECTIVES) == {*LIST_OBJECTIVES, *EMBEDDING_OBJECTIVES}
+        assert {"kl", "margin-mse", "margin-mse-all", "contrastive", "leaf"} == set(OBJECTIVES)
+        assert not any("\n" in line for line in OBJECTIVES.values())

@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+
+from retrodistill.collections import Texts
+from retrodistill.errors import UserError
+from retrodistill.runs import Run
+from retrodistill.training.lists import lists_from_run, lists_over_corpus, sampled_groups
+
+TEXTS = Texts.from_pairs([("q0", "a"), ("q1", "b"), ("q2", "c")])
+CORPUS = Texts.from_pairs([(f"d{number}", "x") for number in range(6)])
+RUN = Run.from_dict({"q2": {"d5": 1.0, "d0": 3.0}, "q0": {"d1": 0.5, "d2": 2.0, "d3": 1.0}})
+SOURCES = np.array([-1, -1, 0])
+
+
+class TestFromARun:
+    def test_lists_stand_in_the_order_of_the_texts_best_first_and_padded(self):
+        lists = lists_from_run(RUN, TEXTS, CORPUS, SOURCES)
+        assert lists.documents.tolist() == [[2, 3, 1], [-1, -1, -1], [0, 5, -1]]
+        assert lists.scores[0].tolist() == [2.0, 1.0, 0.5]
+        assert lists.scores[2, :2].tolist() == [3.0, 1.0]
+
+    def test_a_pseudo_query_hides_its_source(self):
+        assert lists_from_run(RUN, TEXTS, CORPUS, SOURCES).hidden.tolist() == [-1, -1, 0]
+        shown = lists_from_run(RUN, TEXTS, CORPUS, SOURCES, hide_source=False)
+        assert shown.hidden.tolist() == [-1, -1, -1]
+        assert shown.positives.tolist() == [-1, -1, 0]
+
+    def test_unknown_ids_are_refused(self):
+        with pytest.raises(UserError, match=r"1 document ids are not in the collection"):
+            lists_from_run(Run.from_dict({"q0": {"d9": 1.0}}), TEXTS, CORPUS, SOURCES)
+
+
+class TestGroups:
+    def test_each_is_drawn_from_its_own_list_with_its_scores(self):
+        rows, documents, scores = sampled_groups(lists_from_run(RUN, TEXTS, CORPUS, SOURCES), 2, "random", 0, draws=5)
+        assert rows.tolist() == [0] * 5  # q1 has no candidate, q2 one besides its source
+        known = RUN.to_dict()["q0"]
+        for group, values in zip(documents, scores, strict=True):
+            assert len(set(group)) == 2
+            assert [known[f"d{document}"] for document in group] == values.tolist()
+
+    def test_the_best_is_always_in(self):
+        documents = sampled_groups(lists_from_run(RUN, TEXTS, CORPUS, SOURCES), 2, "stratified", 3, draws=9)[1]
+        assert (documents[:, 0] == 2).all()
+
+    def test_short_lists_are_padded(self):
+        rows, documents, _ = sampled_groups(
+            lists_from_run(RUN, TEXTS, CORPUS, SOURCES, hide_source=False), 3, "top-k", 0
+        )
+        assert rows.tolist() == [0, 2]
+        assert documents.tolist() == [[2, 3, 1], [0, 5, -1]]
+
+    def test_the_seed_decides(self):
+        lists = lists_from_run(
+            Run.from_dict({"q0": {f"d{number}": float(number) for number in range(6)}}), TEXTS, CORPUS, SOURCES
+        )
+        drawn = [sampled_groups(lists, 3, "random", seed, draws=4)[1].tolist() for seed in (0, 0, 1)]
+        assert drawn[0] == drawn[1] != drawn[2]
+
+    def test_groups_of_one(self):
+        with pytest.raises(UserError, match=r"^groups of 1 documents; a list objective needs at least 2.$"):
+            sampled_groups(lists_from_run(RUN, TEXTS, CORPUS, SOURCES), 1, "top-k", 0)
+
+    def test_one_candidate_per_query(self):
+        single = lists_from_run(Run.from_dict({"q0": {"d1": 1.0}, "q1": {"d2": 1.0}}), TEXTS, CORPUS, SOURCES)
+        with pytest.raises(
+            UserError, match=r"^no query has two candidates, and a list objective needs at least two; mine"
+        ):
+            sampled_groups(single, 2, "top-k", 0)
+
+    def test_the_whole_corpus_is_no_list_to_draw_from(self):
+        with pytest.raises(UserError, match=r"set candidates.depth to a number, not 'all'"):
+            sampled_groups(lists_over_corpus(np.zeros((3, 6)), SOURCES), 2, "top-k", 0)

@@ -1,0 +1,197 @@
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from retrodistill.errors import UserError
+from retrodistill.models import load_encoder
+from retrodistill.models.loading import load_bi_encoder
+from retrodistill.models.vectors import exact_search
+from retrodistill.training.lists import lists_over_corpus
+from retrodistill.training.losses import StoredTargetsLoss, Term
+from retrodistill.training.monitors import HeldOutMonitor
+from retrodistill.training.settings import TrainingSettings
+from retrodistill.training.trainer import remove_checkpoints, text_dataset, train
+
+SETTINGS = TrainingSettings(epochs=2, batch_size=8, learning_rate=1e-3, warmup=0, seed=3)
+
+
+def digest(model):
+    return load_encoder(model).weights_digest
+
+
+def aligned(folder, texts, targets, place, settings=SETTINGS, **options):
+    """Align a copy of the model in `folder` to some vectors."""
+    model = load_bi_encoder(folder)
+    dataset = text_dataset({"text": texts}, range(len(texts)))
+    loss = StoredTargetsLoss(model, [Term("leaf")], embeddings=targets)
+    return model, train(model, loss, dataset, settings, Path(place), **options)
+
+
+@pytest.fixture
+def texts(tiny):
+    return tiny.documents.texts
+
+
+@pytest.fixture
+def targets(texts):
+    vectors = np.random.default_rng(0).standard_normal((len(texts), 32)).astype("f4")
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+class TestLearning:
+    def test_the_loss_goes_down_and_the_student_comes_to_agree(self, tiny, tiny_model, tiny_static, tmp_path):
+        teacher, model = load_encoder(f"dense:{tiny_model}"), load_bi_encoder(tiny_static)
+        student, queries = load_encoder(model), tiny.split("train").texts
+        documents = teacher.encode(tiny.documents.texts, "document")
+        documents -= documents.mean(axis=0)
+        scores = teacher.encode(queries, "query") @ documents.T
+        lists = lists_over_corpus(scores / scores.std(), np.full(len(queries), -1))
+        loss = StoredTargetsLoss(model, [Term("kl", student_temperature=0.2)], documents=documents, lists=lists)
+        monitor = HeldOutMonitor(student, queries, np.argsort(-scores, axis=1)[:, :10], lambda: documents)
+        settings = TrainingSettings(epochs=30, batch_size=16, learning_rate=0.1)
+        dataset = text_dataset({"text": queries}, range(len(queries)))
+        history = train(model, loss, dataset, settings, tmp_path / "work", monitor=monitor)
+        assert history.losses[-1]["loss"] < 0.5 * history.losses[0]["loss"]
+        assert history.monitors[0]["agreement"] < 0.5
+        assert history.monitors[-1]["agreement"] > 0.8
+        assert (history.monitors[0]["step"], history.monitors[-1]["step"]) == (0, history.steps)
+
+    def test_terms_are_logged_by_name(self, tiny_model, texts, targets, tmp_path):
+        _, history = aligned(tiny_model, texts, targets, tmp_path / "work")
+        assert history.steps == 16
+        assert history.seconds > 0
+        assert {"step", "loss", "leaf"} <= set(history.losses[0])
+
+    def test_the_models_prompts_are_applied_in_training(self, tiny_model, texts, targets, tmp_path, monkeypatch):
+        seen = []
+        forward = StoredTargetsLoss.forward
+
+        def listening(self, sentence_features, labels):
+            features = list(sentence_features)
+            seen.extend(self.model.tokenizer.batch_decode(features[0]["input_ids"]))
+            return forward(self, features, labels)
+
+        monkeypatch.setattr(StoredTargetsLoss, "forward", listening)
+        aligned(tiny_model, texts[:8], targets[:8], tmp_path / "work", prompts={"text": "all about "})
+        assert seen
+        assert all("all about" in text for text in seen)
+
+    def test_steps_are_bounded(self, tiny_model, texts, targets, tmp_path):
+        settings = SETTINGS.model_copy(update={"max_steps": 3})
+        assert aligned(tiny_model, texts, targets, tmp_path / "work", settings)[1].steps == 3
+
+
+class TestRepeating:
+    def test_the_same_seed_gives_the_same_bytes(self, tiny_model, texts, targets, tmp_path):
+        one, same = (digest(aligned(tiny_model, texts, targets, tmp_path / name)[0]) for name in "ab")
+        assert one == same
+
+    def test_another_seed_gives_others(self, tiny_model, texts, targets, tmp_path):
+        other = SETTINGS.model_copy(update={"seed": 4})
+        assert digest(aligned(tiny_model, texts, targets, tmp_path / "a")[0]) != digest(
+            aligned(tiny_model, texts, targets, tmp_path / "b", other)[0]
+        )
+
+
+class TestResuming:
+    def test_a_training_that_was_finished_is_not_done_again(self, tiny_model, texts, targets, tmp_path):
+        first, _ = aligned(tiny_model, texts, targets, tmp_path / "work")
+        again, history = aligned(tiny_model, texts, targets, tmp_path / "work")
+        assert digest(again) == digest(first)
+        assert history.steps == 16
+
+    def test_an_earlier_checkpoint_leads_to_the_same_bytes_and_a_torn_one_is_passed_over(
+        self, tiny_model, texts, targets, tmp_path
+    ):
+        first, whole = aligned(tiny_model, texts, targets, tmp_path / "work")
+        checkpoints = sorted((tmp_path / "work").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+        assert len(checkpoints) == 2
+        state = checkpoints[-1] / "trainer_state.json"
+        state.write_text(state.read_text()[:40])
+        again, history = aligned(tiny_model, texts, targets, tmp_path / "work")
+        assert digest(again) == digest(first)
+        assert [entry["step"] for entry in history.losses] == [entry["step"] for entry in whole.losses]
+
+    def test_a_folder_without_its_state_is_deleted(self, tiny_model, texts, targets, tmp_path):
+        torn = tmp_path / "work" / "checkpoint-99"
+        torn.mkdir(parents=True)
+        (torn / "model.safetensors").write_bytes(b"half")
+        fresh, _ = aligned(tiny_model, texts, targets, tmp_path / "clean")
+        assert digest(aligned(tiny_model, texts, targets, tmp_path / "work")[0]) == digest(fresh)
+        assert not torn.exists()
+
+    def test_checkpoints_are_removed_when_asked(self, tmp_path):
+        (tmp_path / "work" / "checkpoint-1").mkdir(parents=True)
+        remove_checkpoints(tmp_path / "work")
+        assert not (tmp_path / "work").exists()
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import numpy as np
+from retrodistill.models import load_encoder
+from retrodistill.models.loading import load_bi_encoder
+from retrodistill.training.losses import StoredTargetsLoss, Term
+from retrodistill.training.settings import TrainingSettings
+from retrodistill.training.trainer import text_dataset, train
+
+folder, work, slow = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
+if slow:
+    import time
+    whole = StoredTargetsLoss.forward
+    def slowly(self, features, labels):
+        time.sleep(slow)
+        return whole(self, features, labels)
+    StoredTargetsLoss.forward = slowly
+model = load_bi_encoder(folder)
+texts = [f"star planet {word}" for word in "heart artery bread cheese violin piano court judge wave coral".split()] * 4
+targets = np.random.default_rng(0).standard_normal((40, 32)).astype("f4")
+targets /= np.linalg.norm(targets, axis=1, keepdims=True)
+loss = StoredTargetsLoss(model, [Term("leaf")], embeddings=targets)
+settings = TrainingSettings(epochs=4, batch_size=4, learning_rate=1e-3)
+train(model, loss, text_dataset({"text": texts}, range(40)), settings, work)
+print(load_encoder(model).weights_digest)
+"""
+
+
+class TestKilling:
+    def run(self, folder, work, slow):
+        command = [sys.executable, "-c", PROGRAM, folder, str(work), str(slow)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+    def test_killed_and_run_again_it_gives_the_bytes_of_an_unkilled_run(self, tiny_model, tmp_path):
+        unkilled = self.run(tiny_model, tmp_path / "whole", 0)
+        killed = self.run(tiny_model, tmp_path / "work", 0.1)
+        deadline = time.monotonic() + 90
+        while not list((tmp_path / "work").glob("checkpoint-*/trainer_state.json")):
+            assert time.monotonic() < deadline, "no checkpoint appeared"
+            time.sleep(0.02)
+        killed.send_signal(signal.SIGKILL)
+        assert killed.wait() == -signal.SIGKILL
+        assert killed.stdout.read() == ""
+        resumed = self.run(tiny_model, tmp_path / "work", 0)
+        expected, found = unkilled.communicate()[0].strip(), resumed.communicate()[0].strip()
+        assert len(expected) == 16
+        assert found == expected
+
+
+class TestFullDisks:
+    def test_a_checkpoint_that_cannot_be_written_is_one_line(self, tiny_model, texts, targets, tmp_path, monkeypatch):
+        def full(*_, **__):
+            raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0\nmore")
+
+        monkeypatch.setattr(torch, "save", full)
+        with pytest.raises(UserError, match=r"^cannot write checkpoints into .*work: .*; free some space and go on.$"):
+            aligned(tiny_model, texts, targets, tmp_path / "work")
+
+    def test_another_error_is_not_hidden(self, tiny_model, texts, targets, tmp_path, monkeypatch):
+        monkeypatch.setattr(StoredTargetsLoss, "forward", lambda *_: exact_search(None, None, 1))
+        with pytest.raises((TypeError, AttributeError)):
+            aligned(tiny_model, texts, targets, tmp_path / "work")

@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+
+from retrodistill.collections import Collection, Texts
+from retrodistill.errors import UserError
+from retrodistill.training.texts import training_texts
+
+
+@pytest.fixture
+def small():
+    documents = {
+        "a": ("On stars", "A star shines. Planets orbit it. Comets come back."),
+        "b": ("", "Bread is baked. Cheese is aged."),
+        "c": ("What is law?", "Courts decide cases."),
+    }
+    return Collection.from_parts("small", documents, {"q1": "shining star", "t1": "what IS law"}, {})
+
+
+class TestGathering:
+    def test_queries_come_first_and_have_no_source(self, tiny):
+        texts = training_texts(tiny, tiny.split("train"), titles=True, sentences=2)
+        assert texts.texts.ids[:42] == tiny.split("train").ids
+        assert (texts.sources[:42] == -1).all()
+        assert (texts.sources[42:] >= 0).all()
+
+    def test_as_many_as_asked_for(self, tiny):
+        assert len(training_texts(tiny, tiny.split("train"), titles=True, sentences=1)) == 42 + 60 + 60
+        assert len(training_texts(tiny, tiny.split("train"), titles=False, sentences=0)) == 42
+        assert len(training_texts(tiny, tiny.split("train").select([]), titles=True, sentences=0)) == 60
+
+    def test_every_pseudo_query_stands_in_its_source(self, tiny):
+        texts = training_texts(tiny, tiny.split("train").select([]), titles=True, sentences=3)
+        documents = tiny.documents.texts
+        for text, source in zip(texts.texts.texts, texts.sources, strict=True):
+            assert text in documents[source]
+
+    def test_untitled_documents_give_no_title(self, small):
+        texts = training_texts(small, Texts.from_pairs([]), titles=True, sentences=0)
+        assert texts.texts.texts == ["On stars", "What is law?"]
+        assert texts.sources.tolist() == [0, 2]
+
+    def test_at_most_so_many_sentences_of_each_document(self, small):
+        for count, expected in ((1, 3), (2, 5), (9, 6)):
+            assert len(training_texts(small, Texts.from_pairs([]), titles=False, sentences=count)) == expected
+
+    def test_the_seed_decides_which(self, small):
+        drawn = {
+            seed: training_texts(small, Texts.from_pairs([]), titles=False, sentences=1, seed=seed).texts.texts
+            for seed in range(6)
+        }
+        assert drawn[0] == training_texts(small, Texts.from_pairs([]), titles=False, sentences=1, seed=0).texts.texts
+        assert len({tuple(texts) for texts in drawn.values()}) > 1
+
+
+class TestLeaks:
+    def test_a_title_that_is_a_test_query_is_left_out_whatever_its_case(self, small):
+        barred = small.queries.select(["t1"])
+        texts = training_texts(small, Texts.from_pairs([]), titles=True, sentences=3, barred=barred)
+        assert "What is law?" not in texts.texts.texts
+        assert "On stars" in texts.texts.texts
+        free = training_texts(small, Texts.from_pairs([]), titles=True, sentences=3)
+        assert len(texts) == len(free) - 1
+        np.testing.assert_array_equal(np.unique(texts.sources), [0, 1, 2])
+
+
+class TestNothing:
+    def test_it_says_what_to_give(self, tiny):
+        with pytest.raises(
+            UserError, match=r"no query and no text of documents to train on; give a split with queries"
+        ):
+            training_texts(tiny, tiny.split("train").select([]), titles=False, sentences=0)
