@@ -8,6 +8,7 @@ import random
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny models spend their time waiting for each other's threads otherwise
 
 import pytest
 

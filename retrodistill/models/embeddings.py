@@ -14,7 +14,7 @@ from retrodistill.files import cache_folder
 from retrodistill.manifest import Manifest
 from retrodistill.models.encoder import Encoder, Role
 from retrodistill.progress import bar
-from retrodistill.stores import KeyIndex, PartStore, slug, text_keys
+from retrodistill.stores import KeyIndex, PartStore, text_keys
 
 _BATCH = 32
 _PART = 256  # texts per part: what a kill may lose
@@ -37,7 +37,7 @@ class EmbeddingStore:
         fingerprint = encoder.fingerprint(role)
         base = (root or cache_folder()) / "embeddings"
         owner = Manifest("encoder", {"encoder": fingerprint}, {"role": role}, {"contract": encoder.contract(role)})
-        self._store = PartStore(base / f"{slug(encoder.name)}-{role}-{fingerprint}", owner, ".arrow")
+        self._store = PartStore(base / f"{role}-{fingerprint}", owner, ".arrow")
         self._load()
 
     def missing(self, texts: Sequence[str]) -> list[str]:

@@ -57,7 +57,7 @@ class TestLearning:
         settings = TrainingSettings(epochs=30, batch_size=16, learning_rate=0.1)
         dataset = text_dataset({"text": queries}, range(len(queries)))
         history = train(model, loss, dataset, settings, tmp_path / "work", monitor=monitor)
-        assert history.losses[-1]["loss"] < 0.5 * history.losses[0]["loss"]
+        assert history.losses[-1]["loss"] < 0.7 * history.losses[0]["loss"]
         assert history.monitors[0]["agreement"] < 0.5
         assert history.monitors[-1]["agreement"] > 0.8
         assert (history.monitors[0]["step"], history.monitors[-1]["step"]) == (0, history.steps)
