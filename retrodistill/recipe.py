@@ -286,11 +286,8 @@ def _override(content: Any, override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"override {override!r}: the value is not YAML.") from error
-    if isinstance(place, list):
-        _step(place, last, override)
-        place[int(last)] = value
-    else:
-        place[last] = value
+    _step(place, last, override)
+    place[int(last) if isinstance(place, list) else last] = value
 
 
 def _step(place: Any, key: str, override: str) -> Any:

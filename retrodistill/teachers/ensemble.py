@@ -10,7 +10,7 @@ from retrodistill.collections.texts import Texts
 from retrodistill.errors import UserError
 from retrodistill.files import digest
 from retrodistill.models.retrievers import Retriever, load_retriever
-from retrodistill.runs.calibration import Calibration
+from retrodistill.runs.calibration import Calibration, MinMaxPerQuery, ZScorePerQuery
 from retrodistill.runs.fusion import check_calibrations, check_method, check_weights, fuse, union
 from retrodistill.runs.run import Run
 from retrodistill.teachers.corpus_scores import CorpusScorer, mean_of_zscores, require_corpus_teacher
@@ -18,6 +18,8 @@ from retrodistill.teachers.dense import DenseTeacher
 from retrodistill.teachers.lexical import LexicalTeacher
 from retrodistill.teachers.protocol import Teacher, Work
 from retrodistill.teachers.recorded import RecordedTeacher
+
+_PER_QUERY = {kind.name: kind for kind in (ZScorePerQuery, MinMaxPerQuery)}  # these have nothing to fit
 
 
 class Ensemble:
@@ -66,8 +68,13 @@ class Ensemble:
         return self.fuse(runs)
 
     def fuse(self, runs: Sequence[Run]) -> Run:
-        """Fuse runs of the members, in their order."""
-        return fuse(runs, self.weights, self.method, calibrations=self.calibrations, name=self.name)
+        """Fuse runs of the members, in their order.
+
+        A member that is flat throughout has no say: one query that shares no term with any document is no mistake.
+        """
+        kind = _PER_QUERY.get(self.method)
+        calibrations = [kind() for _ in runs] if kind and self.calibrations is None else self.calibrations
+        return fuse(runs, self.weights, self.method, calibrations=calibrations, name=self.name)
 
     def corpus_scorer(self, collection: Collection, queries: Texts) -> CorpusScorer:
         """Fused scores, z-scored per query over the whole corpus, a block of queries at a time.

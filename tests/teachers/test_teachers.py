@@ -388,3 +388,14 @@ class TestLoading:
 
         with pytest.raises(UserError, match="1 query ids are not in the collection"):
             score(tiny, Run.from_dict({"q1": {"d1": 1.0}}), ["bm25"], queries=Texts.from_pairs([]))
+
+
+class TestEnsembleOnOneQuery:
+    def test_a_member_that_finds_nothing_has_no_say(self, tiny, tiny_model):
+        from retrodistill.collections import Texts
+
+        asked = Texts.from_pairs([("q", "xylograph")])
+        dense = load_teacher(f"dense:{tiny_model}")
+        found = Ensemble([load_teacher("bm25"), dense], [0.3, 0.7]).retrieve(tiny, asked, 5)
+        alone = Ensemble([dense]).retrieve(tiny, asked, 5)
+        assert found.document_ids.tolist() == alone.document_ids.tolist()
