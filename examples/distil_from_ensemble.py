@@ -12,7 +12,9 @@ def main(source: str = "demo", space: str = "dense:all-MiniLM-L6-v2", out: str =
     scores = rd.score(collection, pool, ["bm25", space])
     target = rd.fuse(scores, weights=[0.3, 0.7], method="zscore-per-query")
     rd.write_run(target, f"{out}/target.run")
-    student = rd.distill(collection, target, student="static", objective=["kl", "leaf"], space=space, out=f"{out}/fused")
+    student = rd.distill(
+        collection, target, student="static", objective=["kl", "leaf"], space=space, out=f"{out}/fused"
+    )
     index = rd.build_index(collection, documents=space, queries=student)
     print(rd.evaluate({"bm25": "bm25", "teacher": space, "student": index}, collection, "test"))
     return target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,17 +11,18 @@ from typing import Any
 import pyarrow as pa
 
 from retrodistill.collections import Collection, Texts, load_collection
+from retrodistill.distributed import is_main
 from retrodistill.errors import UserError
 from retrodistill.files import check_replaceable
 from retrodistill.measures.ranking import DEFAULT_MEASURES, evaluate_run, means
 from retrodistill.models import Encoder, load_encoder, load_retriever
 from retrodistill.models.encoder import STUDENT_MANIFEST
-from retrodistill.pipeline.students import distil, remove_work
+from retrodistill.pipeline.students import distil
 from retrodistill.recipe import StudentSettings, validated
 from retrodistill.runs.run import Run
 from retrodistill.teachers import load_teacher
 from retrodistill.teachers.recorded import RecordedTeacher
-from retrodistill.training.material import Material
+from retrodistill.training.material import Material, check_recorded
 from retrodistill.training.settings import CandidateSettings, StageSettings, TextSettings, TrainingSettings
 
 _STATIC_TRAINING = TrainingSettings(epochs=12, learning_rate=1e-3, batch_size=64)
@@ -72,12 +74,13 @@ def distill(  # noqa: PLR0913 - one call for what a recipe says
         "texts": TextSettings().model_dump(),
         "candidates": CandidateSettings(depth=100).model_dump(),
     }
+    curriculum = [one.model_dump() for one in stages] if stages else [stage]
     settings = validated(
         StudentSettings,
         {
             "model": student,
-            "stages": [one.model_dump() for one in stages] if stages else [stage],
-            "documents": "student" if towers == "both" else "space",
+            "stages": curriculum,
+            "documents": "student" if any(one["towers"] == "both" for one in curriculum) else "space",
             "control": None,
         },
         "distill",
@@ -87,9 +90,11 @@ def distill(  # noqa: PLR0913 - one call for what a recipe says
     asked = corpus.split(queries)
     if isinstance(teacher, RecordedTeacher):
         asked = _recorded_queries(corpus, teacher.run)
-    material = Material(corpus, asked, teacher, load_encoder(space), folder.parent, seed)
-    made = distil(folder.name, settings, material, folder)
-    remove_work(folder.parent)
+    check_recorded(teacher, asked, settings.stages)
+    work = folder.with_name(f".{folder.name}.work")  # its own, since another student may be in training beside it
+    made = distil(folder.name, settings, Material(corpus, asked, teacher, load_encoder(space), work, seed), folder)
+    if is_main():
+        shutil.rmtree(work, ignore_errors=True)
     return made.encoder
 
 

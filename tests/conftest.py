@@ -16,14 +16,14 @@ from retrodistill.collections import Collection, load_collection
 from retrodistill.progress import set_quiet
 
 TOPICS = {
-    "cardio": "heart artery blood pressure vessel pulse valve stroke cholesterol vein".split(),
-    "astro": "star planet orbit telescope galaxy comet moon nebula gravity rocket".split(),
-    "food": "bread cheese olive pepper sugar flour butter garlic onion recipe".split(),
-    "music": "violin piano chord melody rhythm drum opera tenor cello flute".split(),
-    "law": "court judge jury verdict contract statute appeal witness lawyer trial".split(),
-    "ocean": "wave coral reef whale tide current island shore shark plankton".split(),
+    "cardio": ["heart", "artery", "blood", "pressure", "vessel", "pulse", "valve", "stroke", "cholesterol", "vein"],
+    "astro": ["star", "planet", "orbit", "telescope", "galaxy", "comet", "moon", "nebula", "gravity", "rocket"],
+    "food": ["bread", "cheese", "olive", "pepper", "sugar", "flour", "butter", "garlic", "onion", "recipe"],
+    "music": ["violin", "piano", "chord", "melody", "rhythm", "drum", "opera", "tenor", "cello", "flute"],
+    "law": ["court", "judge", "jury", "verdict", "contract", "statute", "appeal", "witness", "lawyer", "trial"],
+    "ocean": ["wave", "coral", "reef", "whale", "tide", "current", "island", "shore", "shark", "plankton"],
 }
-FILLERS = "the of and a in study shows that with new for is was by".split()
+FILLERS = ["the", "of", "and", "a", "in", "study", "shows", "that", "with", "new", "for", "is", "was", "by"]
 
 
 @pytest.fixture(autouse=True)
@@ -125,7 +125,11 @@ def _bert(folder):
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
     tokenizer = BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=64)
     config = BertConfig(
-        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
         max_position_embeddings=64,
     )
     BertModel(config).save_pretrained(str(folder))

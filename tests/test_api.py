@@ -84,14 +84,24 @@ class TestDistill:
             StageSettings(objectives=["kl", "margin-mse"], training=QUICK),
         ]
         student = rd.distill(tiny, space, space=space, stages=stages, out=tmp_path / "student")
-        assert student.student.about["stages_done"] == 2 if "stages_done" in student.student.about else True
         assert [stage["objectives"][0]["name"] for stage in student.student.settings["stages"]] == ["leaf", "kl"]
+
+    def test_nothing_is_left_beside_the_student(self, tiny, space, target, tmp_path):
+        rd.distill(tiny, target, space=space, training=QUICK, out=tmp_path / "made" / "student")
+        assert [path.name for path in (tmp_path / "made").iterdir()] == ["student"]
 
     def test_a_dense_student_with_both_towers(self, tiny, space, tiny_model, target, tmp_path):
         student = rd.distill(
             tiny, target, student=f"dense:{tiny_model}", space=space, towers="both", training=QUICK, out=tmp_path / "s"
         )
         assert student.query_space == student.document_space != load_encoder(space).document_space
+
+    def test_stages_decide_who_encodes_the_documents(self, tiny, space, tiny_model, tmp_path):
+        stages = [StageSettings(objectives="kl", towers="both", candidates={"depth": 5}, training={"max_steps": 1})]
+        student = rd.distill(
+            tiny, space, student=f"dense:{tiny_model}", space=space, stages=stages, out=tmp_path / "student"
+        )
+        assert student.query_space == student.document_space
 
 
 class TestDistillsMistakes:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retrodistill.collections import Collection, Texts, leak_warning, leaks_between, load_collection
-from retrodistill.errors import UserError
 from retrodistill.files import make_folder
 from retrodistill.indexes.factory import empty_index
 from retrodistill.models.encoder import Encoder, load_encoder
@@ -19,7 +18,7 @@ from retrodistill.teachers.ensemble import Ensemble
 from retrodistill.teachers.loading import load_teacher
 from retrodistill.teachers.protocol import Teacher
 from retrodistill.teachers.recorded import RecordedTeacher
-from retrodistill.training.material import Material
+from retrodistill.training.material import Material, check_recorded
 
 _RERANKED = 100  # candidates per member of an ensemble with a cross-encoder, where test queries are measured
 
@@ -93,15 +92,9 @@ def _teacher(recipe: Recipe, space: Encoder) -> Teacher:
 def _check(recipe: Recipe, collection: Collection, train: Texts, space: Encoder, teacher: Teacher) -> None:
     """What would otherwise fail after long work."""
     empty_index(recipe.index.factory, space.dimension, len(collection.documents), recipe.index.parameters)
-    for name, student in recipe.students.items():
-        if any(stage.needs_lists and stage.candidates.depth == "all" for stage in student.stages):
-            if isinstance(teacher, RecordedTeacher):
-                raise UserError(f"student {name}: a recorded run holds lists; leave candidates.depth out, not 'all'.")
-            require_corpus_teacher(teacher)
     if isinstance(teacher, RecordedTeacher):
         teacher.run.require(collection.queries.ids, collection.documents.ids)
-        if not set(teacher.run.query_ids) & set(train.ids):
-            raise UserError(
-                f"run {teacher.name} has rows for none of the {len(train)} training queries; record some "
-                f"of split {recipe.split.train!r}."
-            )
+    for student in recipe.students.values():
+        check_recorded(teacher, train, student.stages)
+        if any(stage.needs_lists and stage.candidates.depth == "all" for stage in student.stages):
+            require_corpus_teacher(teacher)

@@ -80,7 +80,7 @@ def run_recipe(
     with _timed(seconds, "evaluate"):
         measured = [measure(candidate, job) for candidate in candidates]
     results = _write(job, measured, [made for made, _ in distilled], seconds, command)
-    remove_work(job.out / "students")
+    remove_work(job.material)
     return results
 
 

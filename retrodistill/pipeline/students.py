@@ -56,8 +56,8 @@ def distil(name: str, settings: StudentSettings, material: Material, folder: Pat
         name: The system's name.
         settings: What it is and how it is trained.
         material: Texts, teacher and space.
-        folder: Where the student goes. Stages and checkpoints lie beside it, in `work_folder`, which the caller removes
-            when all students of the job are done.
+        folder: Where the student goes. Stages and checkpoints lie in `work_folder`, which the caller removes when all
+            students of the job are done.
 
     Raises:
         UserError: The settings do not fit the material.
@@ -115,7 +115,7 @@ def _train(name: str, settings: StudentSettings, material: Material, folder: Pat
 
     So a killed job goes on behind its last whole stage, and a control takes over the stages it shares.
     """
-    work = work_folder(folder.parent)
+    work = work_folder(material)
     ways = [_up_to(settings, material, number) for number in range(len(settings.stages) + 1)]
     model, done, about = _start(settings, material, ways, work)
     for number, stage in enumerate(settings.stages[done:], start=done):
@@ -135,14 +135,14 @@ def _train(name: str, settings: StudentSettings, material: Material, folder: Pat
             store_vectors(saved, material.collection.documents.texts, "document")
 
 
-def work_folder(students: Path) -> Path:
-    """Where stages and checkpoints of the students in a folder lie until all of them are done."""
-    return students / ".training"
+def work_folder(material: Material) -> Path:
+    """Where stages and checkpoints of a job's students lie until all of them are done."""
+    return material.folder / ".training"
 
 
-def remove_work(students: Path) -> None:
-    """Delete what was kept on the way to the students in a folder."""
-    shutil.rmtree(work_folder(students), ignore_errors=True)
+def remove_work(material: Material) -> None:
+    """Delete what was kept on the way to a job's students."""
+    shutil.rmtree(work_folder(material), ignore_errors=True)
 
 
 def _up_to(settings: StudentSettings, material: Material, stages: int) -> Manifest:
@@ -197,7 +197,7 @@ def _material_for(settings: StudentSettings, material: Material) -> Material:
 
 
 def _keep(model: SentenceTransformer, manifest: Manifest, about: dict[str, Any], place: Path) -> None:
-    with atomic_folder(place) as temporary, disk_errors():
+    with atomic_folder(place) as temporary, disk_errors(), quiet_libraries():
         model.save_pretrained(str(temporary), create_model_card=False)
         replace(manifest, about=about).write(temporary, STUDENT_MANIFEST)
 

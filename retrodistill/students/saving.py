@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from retrodistill.files import atomic_folder, check_replaceable
 from retrodistill.manifest import Manifest
 from retrodistill.models.encoder import STUDENT_MANIFEST, Encoder, load_encoder
+from retrodistill.models.loading import quiet_libraries
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -27,7 +28,7 @@ def save_student(model: SentenceTransformer, manifest: Manifest, folder: str | o
     Raises:
         UserError: The folder is not writable, the disk is full, or something else stands there.
     """
-    with atomic_folder(check_replaceable(folder, STUDENT_MANIFEST)) as temporary, disk_errors():
+    with atomic_folder(check_replaceable(folder, STUDENT_MANIFEST)) as temporary, disk_errors(), quiet_libraries():
         model.save_pretrained(str(temporary), create_model_card=False)
         manifest.write(temporary, STUDENT_MANIFEST)
     return load_student(folder)

@@ -10,6 +10,7 @@ from retrodistill.collections.texts import Texts
 from retrodistill.errors import UserError, unknown
 from retrodistill.files import atomic_file, cache_folder, digest
 from retrodistill.models.encoder import Encoder
+from retrodistill.models.loading import device
 from retrodistill.progress import bar
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def static_student(
     table = StaticEmbedding(tokenizer, embedding_weights=torch.from_numpy(rows.astype(np.float32)))
     modules: list[torch.nn.Module] = [table] + ([Normalize()] if teacher.similarity == "cosine" else [])
     similarity: Any = teacher.similarity
-    return SentenceTransformer(modules=modules, device="cpu", similarity_fn_name=similarity)
+    return SentenceTransformer(modules=modules, device=device(), similarity_fn_name=similarity)
 
 
 def fast_tokenizer(teacher: Encoder) -> Tokenizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,6 +145,22 @@ def with_unlisted(run: Run, drawn: Run) -> Run:
     pairs, scores = align([run, drawn], run.name)
     lowest = np.minimum.reduceat(run.scores, run.bounds[:-1])
     return pairs.with_scores(np.where(np.isnan(scores[:, 0]), lowest[pairs.query_codes], scores[:, 0]))
+
+
+def check_recorded(teacher: Teacher, queries: Texts, stages: Sequence[StageSettings]) -> None:
+    """Check, before any stage runs, that a recorded run can teach the lists of all that need them.
+
+    Raises:
+        UserError: It holds nothing for these queries, or nothing to learn from: one candidate each, equal scores.
+    """
+    if not isinstance(teacher, RecordedTeacher) or not any(stage.needs_lists for stage in stages):
+        return
+    if any(stage.needs_lists and stage.candidates.depth == "all" for stage in stages):
+        raise UserError(f"{teacher.name} is recorded and holds lists: leave candidates.depth out, it cannot be 'all'.")
+    known = teacher.run.select(queries.ids)
+    if not len(known):
+        raise UserError(f"{teacher.name} has rows for none of the {len(queries)} training queries; record some.")
+    check_trainable(known)
 
 
 def default_sources(teacher: Teacher) -> list[str]:

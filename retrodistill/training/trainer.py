@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from retrodistill.distributed import is_main, processes
 from retrodistill.errors import UserError
 from retrodistill.files import make_folder
+from retrodistill.models.loading import quiet_libraries
 from retrodistill.progress import bar
 from retrodistill.students.saving import is_disk_error
 from retrodistill.training.settings import TrainingSettings
@@ -86,7 +87,8 @@ def train(
         trainer.remove_callback(callback)
     trainer.add_callback(_watcher(history, monitor, what))
     try:
-        result = trainer.train(resume_from_checkpoint=_last_whole_checkpoint(folder))
+        with quiet_libraries():  # a bar for every checkpoint otherwise
+            result = trainer.train(resume_from_checkpoint=_last_whole_checkpoint(folder))
     except (OSError, RuntimeError, SafetensorError) as error:
         if not is_disk_error(error):
             raise

@@ -1,0 +1,38 @@
+import pytest
+import yaml
+
+from retrodistill import cli
+
+
+@pytest.fixture
+def call(capsys):
+    """Run the command line in this process: (exit status, standard output, standard error)."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return stopped.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def quick(tiny_folder, tiny_model, tmp_path_factory):
+    """A small recipe file."""
+    content = {
+        "name": "quick",
+        "collection": str(tiny_folder),
+        "space": f"dense:{tiny_model}",
+        "students": {
+            "student": {
+                "model": "static",
+                "control": None,
+                "stages": [{"objectives": "leaf", "training": {"epochs": 1, "learning_rate": 0.01}}],
+            }
+        },
+        "evaluation": {"latency_queries": 2, "examples": 1},
+    }
+    path = tmp_path_factory.mktemp("recipes") / "quick.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
