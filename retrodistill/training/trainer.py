@@ -83,7 +83,8 @@ def train(
     history = History()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     trainer = SentenceTransformerTrainer(model=model, args=arguments, train_dataset=dataset, loss=loss)
-    for callback in (PrinterCallback, ProgressCallback):
+    # The card is not written with the student; collecting examples for it takes time and shows a bar of its own.
+    for callback in (PrinterCallback, ProgressCallback, trainer.model_card_callback_class):
         trainer.remove_callback(callback)
     trainer.add_callback(_watcher(history, monitor, what))
     try:
