@@ -171,7 +171,7 @@ def _watcher(history: History, monitor: Monitor | None, what: str) -> Any:
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
             if logs and "loss" in logs:
                 history.losses.append({"step": state.global_step, **_losses(logs)})
-                self.bar.set_postfix(loss=f"{float(logs['loss']):.4g}")
+                self.bar.set_postfix(loss=f"{float(logs['loss']):.4g}", refresh=False)
 
         def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.bar.close()
