@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from retrodistill.distributed import processes
-from retrodistill.errors import UserError
 from retrodistill.models.embeddings import EmbeddingStore
 from retrodistill.models.encoder import Encoder, Role
 from retrodistill.students.hybrid import dense_half, dense_map, lexical_table
 from retrodistill.training.lists import Lists
-from retrodistill.training.losses import Term, list_view
+from retrodistill.training.losses import Term, TermsLoss, list_view, lists_only
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 _BLOCK = 4096
 
 
-class LexicalHalfLoss(nn.Module):
+class LexicalHalfLoss(TermsLoss):
     """Scores by whole vectors, gradients for the token table and the dense half's map.
 
     The corpus is a sparse matrix of token counts, so that its lexical halves are one product per step, whatever the
@@ -52,13 +51,10 @@ class LexicalHalfLoss(nn.Module):
         lists: Lists,
     ) -> None:
         super().__init__()
-        for term in terms:
-            if not term.sees_lists:
-                raise UserError(f"objective {term.name!r} aligns single texts; the lexical half learns from lists.")
+        self.terms = lists_only(terms)
         model.requires_grad_(False)
         self._table, self._map = lexical_table(model).requires_grad_(True), dense_map(model).requires_grad_(True)
         self.model = model
-        self.terms = list(terms)
         self._queries, self._documents, self._bags, self._lists = queries, documents, bags, lists
         if processes() > 1:  # they are used outside the wrapped model's forward, which would average gradients
             for parameter in (self._table, self._map):
@@ -92,10 +88,6 @@ class LexicalHalfLoss(nn.Module):
                 for start in range(0, self._bags.shape[0], _BLOCK)
             ]
         return np.concatenate(blocks)
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """What the model card tells of the loss."""
-        return {"terms": [vars(term) for term in self.terms]}
 
     def _vectors(self, rows: np.ndarray) -> Tensor:
         bags = self._bags if len(rows) == self._bags.shape[0] else self._bags[rows]

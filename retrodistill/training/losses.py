@@ -87,7 +87,17 @@ def list_view(lists: Lists, rows: np.ndarray, device: torch.device) -> ListView:
     return ListView(candidates, targets, torch.from_numpy(mask).to(device), torch.from_numpy(places).to(device))
 
 
-class StoredTargetsLoss(nn.Module):
+class TermsLoss(nn.Module):
+    """A loss of weighted terms, as the model card of sentence-transformers tells it."""
+
+    terms: list[Term]
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The terms with their weights and temperatures."""
+        return {"terms": [vars(term) for term in self.terms]}
+
+
+class StoredTargetsLoss(TermsLoss):
     """Trains the query tower alone, against what is stored: embeddings of the same texts, or documents' vectors.
 
     The trainer's label is the row of the text. Nothing but the text is encoded, so a list may be the whole corpus.
@@ -149,10 +159,6 @@ class StoredTargetsLoss(nn.Module):
             parts[term.name] = term.weight * value
         return parts
 
-    def get_config_dict(self) -> dict[str, Any]:
-        """What the model card tells of the loss."""
-        return {"terms": [vars(term) for term in self.terms]}
-
     def _score(self, queries: Tensor, rows: np.ndarray) -> tuple[Tensor, ListView]:
         """Student scores (batch, n) and the lists they belong to."""
         if self._lists is None or self._documents is None:
@@ -166,7 +172,7 @@ class StoredTargetsLoss(nn.Module):
         return torch.einsum("bd,bnd->bn", queries, vectors), view
 
 
-class GroupsLoss(nn.Module):
+class GroupsLoss(TermsLoss):
     """Trains both towers: columns query, document_1..n, and the row of the group as label.
 
     Args:
@@ -190,12 +196,9 @@ class GroupsLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self.terms = list(terms)
+        self.terms = lists_only(terms)
         self._cosine = str(model.similarity_fn_name) == "cosine"
         self._scores, self._mask, self._positives = scores, mask, positives
-        for term in terms:
-            if not term.sees_lists:
-                raise UserError(f"objective {term.name!r} aligns single texts; use it in a stage with towers: query.")
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
         """Encode all columns and add up the terms."""
@@ -217,9 +220,17 @@ class GroupsLoss(nn.Module):
         targets = _tensor(self._scores[rows], scores)
         return {term.name: term.weight * term.on_lists(scores, targets, mask, positives) for term in self.terms}
 
-    def get_config_dict(self) -> dict[str, Any]:
-        """What the model card tells of the loss."""
-        return {"terms": [vars(term) for term in self.terms]}
+
+def lists_only(terms: Sequence[Term]) -> list[Term]:
+    """The terms, where all of them see lists.
+
+    Raises:
+        UserError: One aligns single texts.
+    """
+    for term in terms:
+        if not term.sees_lists:
+            raise UserError(f"objective {term.name!r} aligns single texts; use it in a stage with towers: query.")
+    return list(terms)
 
 
 def _unit(embeddings: Tensor, cosine: bool) -> Tensor:

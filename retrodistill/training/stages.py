@@ -100,12 +100,8 @@ def _train_query_tower(
     loss = StoredTargetsLoss(
         student.model, prepared.terms, embeddings=teacher_vectors, documents=stored, lists=prepared.lists
     )
-    rows = _training_rows(prepared, stage)
-    every = texts.texts.texts
-    dataset = text_dataset({"text": [every[row] for row in rows]}, rows.tolist())
     monitor = _monitor(student, prepared, teacher_vectors, lambda: stored)
-    prompts = {"text": student.prompt("query")} if student.prompt("query") else None
-    return train(student.model, loss, dataset, stage.training, folder, prompts=prompts, monitor=monitor, what=what)
+    return _train_on_texts(student, stage, prepared, loss, monitor, folder, what)
 
 
 def _train_lexical(
@@ -119,9 +115,22 @@ def _train_lexical(
         queries, documents = embed(dense, texts, "query"), embed(dense, corpus, "document")
     bags = token_bags(student.model, corpus, student.prompt("document"))
     loss = LexicalHalfLoss(student.model, prepared.terms, queries, documents, bags, prepared.lists)
-    rows = _training_rows(prepared, stage)
-    dataset = text_dataset({"text": [texts[row] for row in rows]}, rows.tolist())
     monitor = _monitor(student, prepared, None, loss.document_vectors)
+    return _train_on_texts(student, stage, prepared, loss, monitor, folder, what)
+
+
+def _train_on_texts(
+    student: Encoder,
+    stage: StageSettings,
+    prepared: Prepared,
+    loss: StoredTargetsLoss | LexicalHalfLoss,
+    monitor: HeldOutMonitor | None,
+    folder: Path,
+    what: str,
+) -> History:
+    """Train on single texts, each labelled with its row: what it is scored against is stored."""
+    rows, texts = _training_rows(prepared, stage), prepared.texts.texts.texts
+    dataset = text_dataset({"text": [texts[row] for row in rows]}, rows.tolist())
     prompts = {"text": student.prompt("query")} if student.prompt("query") else None
     return train(student.model, loss, dataset, stage.training, folder, prompts=prompts, monitor=monitor, what=what)
 
