@@ -67,7 +67,9 @@ def baselines(job: Job) -> list[Candidate]:
 
 def of_student(student: Distilled, index: AsymmetricIndex, role: str) -> Candidate:
     """A student behind its index."""
-    return Candidate(student.name, role, index, student.documents.name, _shown(student.encoder.name))
+    own = _shown(student.encoder.name)
+    documents = own if student.documents is student.encoder else student.documents.name
+    return Candidate(student.name, role, index, documents, own)
 
 
 def measure(candidate: Candidate, job: Job) -> Measured:

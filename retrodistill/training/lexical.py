@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -159,4 +160,6 @@ def store_vectors(student: Encoder, texts: Sequence[str], role: Role) -> None:
 def _csr(matrix: scipy.sparse.csr_matrix, like: Tensor) -> Tensor:
     starts, columns = (torch.from_numpy(part.astype(np.int64)) for part in (matrix.indptr, matrix.indices))
     values = torch.from_numpy(matrix.data.astype(np.float32))
-    return torch.sparse_csr_tensor(starts, columns, values, size=list(matrix.shape)).to(like.device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that CSR is in beta; its result is tested here
+        return torch.sparse_csr_tensor(starts, columns, values, size=list(matrix.shape)).to(like.device)
