@@ -8,7 +8,7 @@ import retrodistill as rd
 def main(source: str = "demo", space: str = "dense:all-MiniLM-L6-v2", out: str = "out/example") -> rd.Run:
     """Everything between the stages is a run, so each of them can be written, read and replaced."""
     collection = rd.load_collection(source)
-    pool = rd.mine(collection, "train", ["bm25", space], depth=50, random=20)
+    pool = rd.mine(collection, "auto", ["bm25", space], depth=50, random=20)
     scores = rd.score(collection, pool, ["bm25", space])
     target = rd.fuse(scores, weights=[0.3, 0.7], method="zscore-per-query")
     rd.write_run(target, f"{out}/target.run")

@@ -10,20 +10,22 @@ from typing import Any
 
 import pyarrow as pa
 
-from retrodistill.collections import Collection, Texts, load_collection
+from retrodistill.collections import Collection, load_collection
 from retrodistill.distributed import is_main
 from retrodistill.errors import UserError
-from retrodistill.files import check_replaceable
+from retrodistill.files import check_replaceable, exclusive
 from retrodistill.measures.ranking import DEFAULT_MEASURES, evaluate_run, means
 from retrodistill.models import Encoder, load_encoder, load_retriever
 from retrodistill.models.encoder import STUDENT_MANIFEST
 from retrodistill.pipeline.students import distil
+from retrodistill.progress import say
 from retrodistill.recipe import StudentSettings, validated
 from retrodistill.runs.run import Run
 from retrodistill.teachers import load_teacher
 from retrodistill.teachers.recorded import RecordedTeacher
 from retrodistill.training.material import Material, check_recorded
 from retrodistill.training.settings import CandidateSettings, StageSettings, TextSettings, TrainingSettings
+from retrodistill.training.texts import training_queries
 
 _STATIC_TRAINING = TrainingSettings(epochs=12, learning_rate=1e-3, batch_size=64)
 _DENSE_TRAINING = TrainingSettings(epochs=4, learning_rate=5e-5, batch_size=32)
@@ -38,7 +40,7 @@ def distill(  # noqa: PLR0913 - one call for what a recipe says
     space: str | Encoder = "dense:all-MiniLM-L6-v2",
     queries: str = "auto",
     towers: str = "query",
-    training: TrainingSettings | None = None,
+    training: TrainingSettings | Mapping[str, Any] | None = None,
     stages: Sequence[StageSettings] | None = None,
     out: str | os.PathLike[str] = "out/student",
     seed: int = 0,
@@ -52,7 +54,8 @@ def distill(  # noqa: PLR0913 - one call for what a recipe says
         objective: ``kl``, ``margin-mse``, ``margin-mse-all`` (on lists), ``leaf`` (aligns to the space), or several,
             summed.
         space: The dense model whose document vectors the student's queries search.
-        queries: Split that trains.
+        queries: Split that trains; ``auto`` takes train, else queries that stand in no split. Test queries are left out
+            whatever the split, and a recorded run teaches by its rows for these queries alone.
         towers: ``query``: documents stay as they are; ``both``: the student encodes its own documents.
         training: How long and how fast; defaults that suit the kind of student.
         stages: A curriculum in place of the one stage that the arguments above describe.
@@ -70,7 +73,7 @@ def distill(  # noqa: PLR0913 - one call for what a recipe says
     stage = {
         "objectives": names,
         "towers": towers,
-        "training": (training or default).model_dump(),
+        "training": training if isinstance(training, Mapping) else (training or default).model_dump(),
         "texts": TextSettings().model_dump(),
         "candidates": CandidateSettings(depth=100).model_dump(),
     }
@@ -87,14 +90,19 @@ def distill(  # noqa: PLR0913 - one call for what a recipe says
     )
     folder = check_replaceable(out, STUDENT_MANIFEST)
     corpus, teacher = load_collection(collection), load_teacher(target)
-    asked = corpus.split(queries)
+    test = corpus.split("test") if "test" in corpus.split_sizes else None
+    asked, warning = training_queries(corpus, queries, test)
+    if warning:
+        say(warning)
     if isinstance(teacher, RecordedTeacher):
-        asked = _recorded_queries(corpus, teacher.run)
+        teacher.run.require(corpus.queries.ids, corpus.documents.ids)
     check_recorded(teacher, asked, settings.stages)
     work = folder.with_name(f".{folder.name}.work")  # its own, since another student may be in training beside it
-    made = distil(folder.name, settings, Material(corpus, asked, teacher, load_encoder(space), work, seed), folder)
-    if is_main():
-        shutil.rmtree(work, ignore_errors=True)
+    material = Material(corpus, asked, teacher, load_encoder(space), work, seed, barred=test)
+    with exclusive(work / ".lock"):
+        made = distil(folder.name, settings, material, folder)
+        if is_main():
+            shutil.rmtree(work, ignore_errors=True)
     return made.encoder
 
 
@@ -154,10 +162,8 @@ def evaluate(
         # One more than asked for: a document that is the query itself is left out before the cut, as in beir.
         runs[name] = retriever.retrieve(corpus, queries, min(depth + 1, len(corpus.documents)))
         runs[name] = runs[name].without({query: query for query in queries.ids}).top(depth).renamed(name)
+        lacking = len(queries) - len(runs[name].query_ids)
+        if lacking:
+            say(f"{name}: {lacking} of {len(queries)} queries have no results; they count 0")
         tables[name] = evaluate_run(runs[name], qrels, measures)
     return Evaluation({name: means(table) for name, table in tables.items()}, tables, runs)
-
-
-def _recorded_queries(collection: Collection, run: Run) -> Texts:
-    run.require(collection.queries.ids, collection.documents.ids)
-    return collection.queries.select(run.query_ids)

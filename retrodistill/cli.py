@@ -63,7 +63,7 @@ def mine(
     collection: CollectionOption,
     out: RunOption,
     source: Annotated[list[str], typer.Option(help="bm25, dense:NAME, run:FILE; may be given several times.")],
-    split: Annotated[str, typer.Option(help="Queries to mine for.")] = "train",
+    split: Annotated[str, typer.Option(help="Queries to mine for; auto is train, else those in no split.")] = "auto",
     depth: Annotated[int, typer.Option(help="Documents per query and source.", min=1)] = 100,
     random: Annotated[int, typer.Option(help="Documents drawn from the corpus besides.", min=0)] = 0,
     seed: int = 0,

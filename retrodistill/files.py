@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 import platformdirs
 
+from retrodistill.distributed import is_main
 from retrodistill.errors import UserError
 
 
@@ -100,6 +102,30 @@ def check_replaceable(path: str | os.PathLike[str], mark: str) -> Path:
         raise UserError(f"{folder} is no folder; choose another place.")
     make_folder(folder.parent)
     return folder
+
+
+@contextlib.contextmanager
+def exclusive(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold a lock file while working in a folder; the main process of several does it for all.
+
+    Raises:
+        UserError: Another process holds it.
+    """
+    if not is_main():
+        yield
+        return
+    make_folder(Path(path).parent)
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise UserError(
+            f"another run is working in {Path(path).parent}; wait for it or choose another output folder."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

@@ -3,6 +3,7 @@ import pytest
 
 import retrodistill as rd
 from retrodistill.errors import UserError
+from retrodistill.files import exclusive
 from retrodistill.measures import evaluate_run
 from retrodistill.models import load_encoder
 from retrodistill.models.vectors import exact_search
@@ -179,3 +180,24 @@ class TestEvaluate:
     def test_an_unknown_measure(self, tiny):
         with pytest.raises(UserError, match=r"^unknown measure 'ndgc@10'. Did you mean 'ndcg@k'\?"):
             rd.evaluate("bm25", tiny, measures=["ndgc@10"])
+
+
+class TestWhatIsTrainedOn:
+    def test_a_recorded_run_of_test_queries_alone_is_refused(self, tiny, tiny_model, tmp_path):
+        run = rd.mine(tiny, "test", ["bm25"], 10)
+        with pytest.raises(UserError, match="none of the"):
+            rd.distill(tiny, run, student="static", space=f"dense:{tiny_model}", out=tmp_path / "student")
+
+    def test_a_recorded_run_of_all_queries_teaches_by_the_training_ones(self, tiny, tiny_model, tmp_path):
+        space = f"dense:{tiny_model}"
+        for name, split in (("whole", "all"), ("train", "train")):
+            run = rd.mine(tiny, split, ["bm25"], 10)
+            rd.distill(tiny, run, student="static", space=space, out=tmp_path / name, training={"epochs": 1})
+        made = [rd.load_encoder(f"static:{tmp_path / name}").weights_digest for name in ("whole", "train")]
+        assert made[0] == made[1]
+
+    def test_a_second_call_into_the_same_folder_waits_its_turn(self, tiny, tiny_model, tmp_path):
+        with exclusive(tmp_path / ".student.work" / ".lock"), pytest.raises(UserError, match="another run is working"):
+            rd.distill(
+                tiny, f"dense:{tiny_model}", objective="leaf", space=f"dense:{tiny_model}", out=tmp_path / "student"
+            )

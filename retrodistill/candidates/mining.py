@@ -47,6 +47,8 @@ def mine(
     if depth < 1 or random < 0:
         raise UserError(f"depth={depth}, random={random}: depth is at least 1 and random at least 0.")
     wanted = collection.split(queries) if isinstance(queries, str) else queries
+    if not len(wanted):
+        raise UserError(f"collection {collection.name} has no queries to mine for in {queries!r}; name another split.")
     runs = [load_retriever(source).retrieve(collection, wanted, depth) for source in sources]
     if random:
         runs.append(random_documents(wanted.ids, collection.documents.ids, random, seed))

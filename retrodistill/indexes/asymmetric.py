@@ -83,6 +83,10 @@ class AsymmetricIndex:
         if queries is not None:
             require_space(queries, space.fingerprint, space.dimension, space.documents_by)
 
+    def __repr__(self) -> str:
+        asking = "no query encoder" if self.queries is None else f"queries by {self.queries.name}"
+        return f"AsymmetricIndex({len(self)} documents by {self.space.documents_by}, {asking}, {self.factory})"
+
     def __len__(self) -> int:
         return len(self.ids)
 

@@ -154,6 +154,11 @@ def require_space(queries: Encoder, space: str, dimension: int, documents: str) 
             f"queries by {queries.name} have {queries.dimension} dimensions, the documents by {documents} have "
             f"{dimension}; use the encoder that made the documents or one distilled into its space."
         )
+    if queries.query_space != space and queries.name == documents:
+        raise UserError(
+            f"{queries.name} encodes queries only, for documents of another model; build an index of those documents "
+            "with it and give the index' folder."
+        )
     if queries.query_space != space:
         raise UserError(
             f"queries by {queries.name} belong to space {queries.query_space}, the documents by {documents} lie in "

@@ -6,12 +6,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from retrodistill.collections import Collection, Texts, leak_warning, leaks_between, load_collection
-from retrodistill.files import make_folder
+from retrodistill.collections import Collection, Texts, load_collection
+from retrodistill.errors import UserError
 from retrodistill.indexes.factory import empty_index
 from retrodistill.models.encoder import Encoder, load_encoder
 from retrodistill.models.loading import quiet_libraries
-from retrodistill.recipe import Recipe
+from retrodistill.recipe import Recipe, StudentSettings
 from retrodistill.teachers.corpus_scores import require_corpus_teacher
 from retrodistill.teachers.cross_encoder import CrossEncoderTeacher
 from retrodistill.teachers.ensemble import Ensemble
@@ -19,6 +19,7 @@ from retrodistill.teachers.loading import load_teacher
 from retrodistill.teachers.protocol import Teacher
 from retrodistill.teachers.recorded import RecordedTeacher
 from retrodistill.training.material import Material, check_recorded
+from retrodistill.training.texts import training_queries
 
 _RERANKED = 100  # candidates per member of an ensemble with a cross-encoder, where test queries are measured
 
@@ -56,7 +57,7 @@ class Job:
 
 
 def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
-    """Load and check all that a recipe names; then, and only then, the output folder is made.
+    """Load and check all that a recipe names; nothing is written.
 
     Raises:
         UserError: Something is missing or does not fit.
@@ -64,18 +65,13 @@ def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
     collection = load_collection(recipe.collection)
     test = collection.split(recipe.split.test)
     collection.relevance(recipe.split.test)
-    train = collection.split(recipe.split.train)
-    notes = list(collection.warnings)
-    leaked = leaks_between(train, test)
-    if warning := leak_warning(leaked):
-        notes.append(warning)
-    barred = {leak.train_id for leak in leaked}
-    train = train.select([query for query in train.ids if query not in barred])
+    train, warning = training_queries(collection, recipe.split.train, test)
+    notes = [*collection.warnings, *([warning] if warning else [])]
     with quiet_libraries():
         space = load_encoder(recipe.space)
         teacher = _teacher(recipe, space)
     _check(recipe, collection, train, space, teacher)
-    return Job(recipe, make_folder(out), collection, train, test, space, teacher, notes)
+    return Job(recipe, Path(out), collection, train, test, space, teacher, notes)
 
 
 def _teacher(recipe: Recipe, space: Encoder) -> Teacher:
@@ -89,12 +85,22 @@ def _teacher(recipe: Recipe, space: Encoder) -> Teacher:
     return Ensemble(members, [one.weight for one in recipe.teacher], recipe.fusion, depth=depth)
 
 
+def _check_control(student: StudentSettings) -> None:
+    listed = [stage for stage in student.stages if stage.needs_lists]
+    if student.control == "contrastive" and any(not (one.texts.titles or one.texts.sentences) for one in listed):
+        raise UserError(
+            "control: contrastive learns from pseudo-queries and their own documents; set texts.titles or "
+            "texts.sentences, or control: untrained."
+        )
+
+
 def _check(recipe: Recipe, collection: Collection, train: Texts, space: Encoder, teacher: Teacher) -> None:
     """What would otherwise fail after long work."""
     empty_index(recipe.index.factory, space.dimension, len(collection.documents), recipe.index.parameters)
     if isinstance(teacher, RecordedTeacher):
         teacher.run.require(collection.queries.ids, collection.documents.ids)
     for student in recipe.students.values():
+        _check_control(student)
         check_recorded(teacher, train, student.stages)
         if any(stage.needs_lists and stage.candidates.depth == "all" for stage in student.stages):
             require_corpus_teacher(teacher)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from retrodistill.distributed import is_main, main_first
 from retrodistill.errors import UserError
-from retrodistill.files import atomic_file, write_json
+from retrodistill.files import atomic_file, exclusive, make_folder, write_json
 from retrodistill.indexes.asymmetric import AsymmetricIndex, build_index
 from retrodistill.manifest import Manifest, hardware, library_versions
 from retrodistill.pipeline.examples import example_searches, spread_out
@@ -64,6 +64,13 @@ def run_recipe(
     seconds: Seconds = {}
     with _timed(seconds, "load"), main_first():
         job = open_job(settings, out)
+    make_folder(job.out)
+    with exclusive(job.out / ".lock"):
+        return _run(job, seconds, command)
+
+
+def _run(job: Job, seconds: Seconds, command: str) -> Results:
+    settings = job.recipe
     if is_main():
         with atomic_file(job.out / "recipe.yaml") as temporary:
             temporary.write_text(recipe_yaml(settings), encoding="utf-8")

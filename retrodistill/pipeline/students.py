@@ -20,7 +20,7 @@ from retrodistill.students.dense import dense_student
 from retrodistill.students.hybrid import hybrid_student, is_hybrid
 from retrodistill.students.saving import disk_errors, load_student, save_student
 from retrodistill.students.static import static_student
-from retrodistill.training.lexical import store_vectors
+from retrodistill.training.hybrid import store_vectors
 from retrodistill.training.material import Material
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.stages import run_stage
@@ -65,6 +65,8 @@ def distil(name: str, settings: StudentSettings, material: Material, folder: Pat
     manifest = student_manifest(settings, material)
     check_replaceable(folder, STUDENT_MANIFEST)
     if not manifest.matches(folder, STUDENT_MANIFEST):
+        if (folder / STUDENT_MANIFEST).exists():
+            say(f"{name}: its settings or what it is made from have changed; it is trained again and replaced")
         barrier()
         _train(name, settings, material, folder)
         barrier()

@@ -20,7 +20,7 @@ _IDS = pa.dictionary(pa.int32(), pa.string())
 _ID_COLUMNS = ("query_id", "document_id")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Run:
     """A table (query_id, document_id, score[, sources]): candidates, teacher scores or search results.
 
@@ -122,6 +122,9 @@ class Run:
             pa.array(places.astype(np.int32)), pa.array([document_ids[row] for row in used], pa.string())
         )
         return cls.from_arrays(queries, documents, scores[found], name=name)
+
+    def __repr__(self) -> str:
+        return f"Run({self.name}: {len(self.query_ids)} queries, {len(self)} rows)"
 
     def __len__(self) -> int:
         return self.table.num_rows

@@ -107,7 +107,6 @@ class TrainingSettings(Settings):
         schedule: What the rate does after.
         weight_decay: AdamW's.
         max_gradient_norm: Gradients are scaled down to it; 0 leaves them. Token tables do better without.
-        seed: Of data order and dropout.
     """
 
     epochs: float = Field(default=1.0, gt=0)
@@ -118,7 +117,6 @@ class TrainingSettings(Settings):
     schedule: Literal["linear", "constant", "cosine"] = "linear"
     weight_decay: float = Field(default=0.0, ge=0)
     max_gradient_norm: float = Field(default=1.0, ge=0)
-    seed: int = 0
 
 
 class GroupSettings(Settings):

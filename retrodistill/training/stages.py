@@ -15,7 +15,7 @@ from retrodistill.models.embeddings import embed
 from retrodistill.models.encoder import Encoder
 from retrodistill.models.vectors import exact_search
 from retrodistill.students.hybrid import dense_half
-from retrodistill.training.lexical import LexicalHalfLoss, token_bags
+from retrodistill.training.hybrid import LexicalHalfLoss, token_bags
 from retrodistill.training.lists import Lists, sampled_groups
 from retrodistill.training.losses import GroupsLoss, StoredTargetsLoss, Term
 from retrodistill.training.material import Material
@@ -101,7 +101,7 @@ def _train_query_tower(
         student.model, prepared.terms, embeddings=teacher_vectors, documents=stored, lists=prepared.lists
     )
     monitor = _monitor(student, prepared, teacher_vectors, lambda: stored)
-    return _train_on_texts(student, stage, prepared, loss, monitor, folder, what)
+    return _train_on_texts(student, stage, material.seed, prepared, loss, monitor, folder, what)
 
 
 def _train_lexical(
@@ -116,12 +116,13 @@ def _train_lexical(
     bags = token_bags(student.model, corpus, student.prompt("document"))
     loss = LexicalHalfLoss(student.model, prepared.terms, queries, documents, bags, prepared.lists)
     monitor = _monitor(student, prepared, None, loss.document_vectors)
-    return _train_on_texts(student, stage, prepared, loss, monitor, folder, what)
+    return _train_on_texts(student, stage, material.seed, prepared, loss, monitor, folder, what)
 
 
 def _train_on_texts(
     student: Encoder,
     stage: StageSettings,
+    seed: int,
     prepared: Prepared,
     loss: StoredTargetsLoss | LexicalHalfLoss,
     monitor: HeldOutMonitor | None,
@@ -132,7 +133,9 @@ def _train_on_texts(
     rows, texts = _training_rows(prepared, stage), prepared.texts.texts.texts
     dataset = text_dataset({"text": [texts[row] for row in rows]}, rows.tolist())
     prompts = {"text": student.prompt("query")} if student.prompt("query") else None
-    return train(student.model, loss, dataset, stage.training, folder, prompts=prompts, monitor=monitor, what=what)
+    return train(
+        student.model, loss, dataset, stage.training, folder, seed=seed, prompts=prompts, monitor=monitor, what=what
+    )
 
 
 def _train_both(
@@ -142,7 +145,7 @@ def _train_both(
         raise UserError("a stage with towers: both needs a list objective.")
     groups = stage.groups
     rows, documents, scores = sampled_groups(
-        prepared.lists, groups.documents, groups.sampler, stage.training.seed, groups.draws
+        prepared.lists, groups.documents, groups.sampler, material.seed, groups.draws
     )
     allowed = np.isin(rows, _training_rows(prepared, stage))
     rows, documents, scores = rows[allowed], documents[allowed], scores[allowed]
@@ -160,6 +163,7 @@ def _train_both(
         text_dataset(columns, range(len(rows))),
         stage.training,
         folder,
+        seed=material.seed,
         prompts={name: prompt for name, prompt in prompts.items() if prompt} or None,
         monitor=_monitor(student, prepared, None, None),
         what=what,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrodistill.collections.collection import Collection, leaks_between
+from retrodistill.collections.collection import Collection, leak_warning, leaks_between
 from retrodistill.collections.sentences import sample_sentences, source_document, title_texts
 from retrodistill.collections.texts import Texts
 from retrodistill.errors import UserError
@@ -26,6 +26,21 @@ class TrainingTexts:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+
+def training_queries(collection: Collection, split: str, test: Texts | None) -> tuple[Texts, str | None]:
+    """The queries of a split that may be trained on: none of them a test query, by id or by text.
+
+    Returns:
+        The queries, and a line that says how many were dropped, or None.
+
+    Raises:
+        UserError: There is no such split.
+    """
+    train = collection.split(split)
+    leaked = leaks_between(train, test) if test is not None else []
+    barred = {leak.train_id for leak in leaked}
+    return train.select([query for query in train.ids if query not in barred]), leak_warning(leaked)
 
 
 def training_texts(

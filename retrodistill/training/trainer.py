@@ -48,13 +48,14 @@ class History:
 Monitor = Callable[[], dict[str, float]]
 
 
-def train(
+def train(  # noqa: PLR0913 - what a training run is made of
     model: SentenceTransformer,
     loss: nn.Module,
     dataset: datasets.Dataset,
     settings: TrainingSettings,
     folder: Path,
     *,
+    seed: int = 0,
     prompts: dict[str, str] | None = None,
     monitor: Monitor | None = None,
     what: str = "training",
@@ -67,6 +68,7 @@ def train(
         dataset: Text columns in the loss' order and an integer ``label``.
         settings: How long and how fast.
         folder: For checkpoints; they are the caller's to remove once the model is saved.
+        seed: Of data order and dropout.
         prompts: Prompt of each text column: the trainer applies none by itself.
         monitor: Called at intervals and at the end; its measures are recorded.
         what: Title of the progress bar.
@@ -79,7 +81,7 @@ def train(
     from transformers import PrinterCallback, ProgressCallback
 
     make_folder(folder)
-    arguments = _arguments(model, settings, folder, len(dataset), prompts or {})
+    arguments = _arguments(model, settings, folder, len(dataset), prompts or {}, seed)
     history = History()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     trainer = SentenceTransformerTrainer(model=model, args=arguments, train_dataset=dataset, loss=loss)
@@ -109,7 +111,7 @@ def remove_checkpoints(folder: Path) -> None:
 
 
 def _arguments(
-    model: SentenceTransformer, settings: TrainingSettings, folder: Path, rows: int, prompts: dict[str, str]
+    model: SentenceTransformer, settings: TrainingSettings, folder: Path, rows: int, prompts: dict[str, str], seed: int
 ) -> Any:
     from sentence_transformers import SentenceTransformerTrainingArguments
 
@@ -124,8 +126,8 @@ def _arguments(
         lr_scheduler_type=settings.schedule if settings.schedule != "constant" else "constant_with_warmup",
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_gradient_norm,
-        seed=settings.seed,
-        data_seed=settings.seed,
+        seed=seed,
+        data_seed=seed,
         save_strategy="steps",
         save_steps=max(1, math.ceil(steps / _CHECKPOINTS)),
         save_total_limit=2,

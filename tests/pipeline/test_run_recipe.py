@@ -109,7 +109,7 @@ class TestOtherStudents:
         student["stages"][0] |= {"towers": "both", "groups": {"documents": 4}}
         student["stages"][0]["texts"] = {"titles": True, "sentences": 0}
         results = run_recipe(parse_recipe(dense_content), tmp_path / "out")
-        assert results.system("student").documents_by.endswith("students/student")
+        assert results.system("student").documents_by == "dense:student"
         assert results.system("student").bytes_per_document < 80
         assert results.system("control").ndcg10 is not None
 
@@ -273,13 +273,13 @@ class TestCrossEncoders:
 
 
 class TestPlanning:
-    def test_it_counts_and_writes_nothing_but_the_folder(self, content, write_recipe, tmp_path, monkeypatch):
+    def test_it_counts_and_writes_nothing(self, content, write_recipe, tmp_path, monkeypatch):
         no_training(monkeypatch)
         steps = plan_recipe(write_recipe(content), tmp_path / "out")
         assert (steps[0]["items"], steps[0]["unit"]) == (60, "texts")
         assert [step["step"].split(":")[0] for step in steps[1:]] == ["student, stage 1", "student, stage 2"]
         assert steps[1]["items"] > 42
-        assert list((tmp_path / "out").iterdir()) == []
+        assert not (tmp_path / "out").exists()
         assert not list((tmp_path / "cache").rglob("part-*"))
 
     def test_pairs_of_a_cross_encoder_are_counted(self, dense_content, tiny_cross_encoder, write_recipe, tmp_path):

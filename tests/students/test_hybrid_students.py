@@ -12,7 +12,7 @@ from retrodistill.models.embeddings import EmbeddingStore
 from retrodistill.models.encoder import Encoder, load_encoder
 from retrodistill.students.dense import dense_student
 from retrodistill.students.hybrid import dense_half, dense_map, hybrid_student, is_hybrid, lexical_table
-from retrodistill.training.lexical import LexicalHalfLoss, store_vectors, token_bags
+from retrodistill.training.hybrid import LexicalHalfLoss, store_vectors, token_bags
 from retrodistill.training.lists import lists_over_corpus
 from retrodistill.training.losses import Term
 
