@@ -151,6 +151,8 @@ class Recipe(Settings):
         split: Training and test queries.
         space: The dense model whose documents are indexed and whose space static students search.
         teacher: Who scores lists; one model or several, fused. By default the space's model.
+        ensemble: Members of an ensemble that is measured beside the students without teaching them; where the teacher
+            has several members, it is that ensemble.
         fusion: How several are fused.
         students: By name; the names become systems in results.json.
         index: How the students' indexes are built.
@@ -164,6 +166,7 @@ class Recipe(Settings):
     split: SplitSettings = SplitSettings()
     space: str = "dense:all-MiniLM-L6-v2"
     teacher: list[TeacherSettings] = Field(default_factory=list)
+    ensemble: list[TeacherSettings] = Field(default_factory=list)
     fusion: str = "zscore-per-query"
     students: dict[str, StudentSettings] = Field(min_length=1)
     index: IndexSettings = IndexSettings()
@@ -177,7 +180,7 @@ class Recipe(Settings):
             raise ValueError(f"the space is a 'dense:NAME', not {space!r}")
         return space
 
-    @field_validator("teacher", mode="before")
+    @field_validator("teacher", "ensemble", mode="before")
     @classmethod
     def _members(cls, given: Any) -> Any:
         members = [given] if isinstance(given, (str, dict)) else given or []

@@ -11,7 +11,7 @@ from retrodistill.errors import UserError
 from retrodistill.indexes.factory import empty_index
 from retrodistill.models.encoder import Encoder, load_encoder
 from retrodistill.models.loading import quiet_libraries
-from retrodistill.recipe import Recipe, StudentSettings
+from retrodistill.recipe import Recipe, StudentSettings, TeacherSettings
 from retrodistill.teachers.corpus_scores import require_corpus_teacher
 from retrodistill.teachers.cross_encoder import CrossEncoderTeacher
 from retrodistill.teachers.ensemble import Ensemble
@@ -37,6 +37,7 @@ class Job:
         space: Encodes the documents of static students' indexes.
         teacher: Scores lists.
         notes: What a reader of the results should know.
+        beside: An ensemble that is measured and does not teach.
     """
 
     recipe: Recipe
@@ -47,6 +48,7 @@ class Job:
     space: Encoder
     teacher: Teacher
     notes: list[str]
+    beside: Teacher | None = None
 
     @property
     def material(self) -> Material:
@@ -69,20 +71,21 @@ def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
     notes = [*collection.warnings, *([warning] if warning else [])]
     with quiet_libraries():
         space = load_encoder(recipe.space)
-        teacher = _teacher(recipe, space)
+        teacher = _teacher(recipe, recipe.teacher, space)
+        beside = _teacher(recipe, recipe.ensemble, space) if recipe.ensemble else None
     _check(recipe, collection, train, space, teacher)
-    return Job(recipe, Path(out), collection, train, test, space, teacher, notes)
+    return Job(recipe, Path(out), collection, train, test, space, teacher, notes, beside)
 
 
-def _teacher(recipe: Recipe, space: Encoder) -> Teacher:
-    members = [load_teacher(space if one.model == recipe.space else one.model) for one in recipe.teacher]
+def _teacher(recipe: Recipe, named: list[TeacherSettings], space: Encoder) -> Teacher:
+    members = [load_teacher(space if one.model == recipe.space else one.model) for one in named]
     if not members:
         return load_teacher(space)
     if len(members) == 1:
         return members[0]
     slow = any(isinstance(member, CrossEncoderTeacher) for member in members)
     depth = _RERANKED if slow else recipe.evaluation.depth
-    return Ensemble(members, [one.weight for one in recipe.teacher], recipe.fusion, depth=depth)
+    return Ensemble(members, [one.weight for one in named], recipe.fusion, depth=depth)
 
 
 def _check_control(student: StudentSettings) -> None:

@@ -56,13 +56,17 @@ def baselines(job: Job) -> list[Candidate]:
     if target == "target":
         model = load_retriever(job.teacher.encoder)  # type: ignore[attr-defined]
         found.append(Candidate(target, "teacher", model, job.teacher.name, job.teacher.name))
-    if isinstance(job.teacher, Ensemble) and target:
-        by = " + ".join(
-            f"{weight:g} {member.name}" for member, weight in zip(job.teacher.members, job.teacher.weights, strict=True)
-        )
-        served = all(isinstance(member, (LexicalTeacher, DenseTeacher)) for member in job.teacher.members)
-        found.append(Candidate("ensemble", "teacher", job.teacher, by, by, served))
-    return found
+    if isinstance(job.teacher, Ensemble):
+        return [*found, *([_ensemble(job.teacher, "teacher")] if target else [])]
+    return [*found, *([_ensemble(job.beside, "baseline")] if isinstance(job.beside, Ensemble) else [])]
+
+
+def _ensemble(ensemble: Ensemble, role: str) -> Candidate:
+    by = " + ".join(
+        f"{weight:g} {member.name}" for member, weight in zip(ensemble.members, ensemble.weights, strict=True)
+    )
+    served = all(isinstance(member, (LexicalTeacher, DenseTeacher)) for member in ensemble.members)
+    return Candidate("ensemble", role, ensemble, by, by, served)
 
 
 def of_student(student: Distilled, index: AsymmetricIndex, role: str) -> Candidate:
