@@ -95,7 +95,7 @@ def inverse_document_frequencies(tokenizer: Tokenizer, corpus: Texts, block: int
     frequency = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
     for start in range(0, len(corpus), block):
         for encoding in tokenizer.encode_batch(corpus.slice(start, start + block), add_special_tokens=False):
-            frequency[np.unique(encoding.ids)] += 1
+            frequency[np.unique(np.asarray(encoding.ids, dtype=np.int64))] += 1  # a document may be empty
     return np.log1p(len(corpus) / (frequency + 0.5)) / np.log1p(2 * max(len(corpus), 1))
 
 
