@@ -80,13 +80,16 @@ def train(  # noqa: PLR0913 - what a training run is made of
     from sentence_transformers import SentenceTransformerTrainer
     from transformers import PrinterCallback, ProgressCallback
 
+    class Trainer(SentenceTransformerTrainer):
+        def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+            """None: no card is written with the student, and examples for it take time and a bar of their own."""
+
     make_folder(folder)
     arguments = _arguments(model, settings, folder, len(dataset), prompts or {}, seed)
     history = History()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
-    trainer = SentenceTransformerTrainer(model=model, args=arguments, train_dataset=dataset, loss=loss)
-    # The card is not written with the student; collecting examples for it takes time and shows a bar of its own.
-    for callback in (PrinterCallback, ProgressCallback, trainer.model_card_callback_class):
+    trainer = Trainer(model=model, args=arguments, train_dataset=dataset, loss=loss)
+    for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     trainer.add_callback(_watcher(history, monitor, what))
     try:
