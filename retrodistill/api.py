@@ -22,7 +22,6 @@ from retrodistill.progress import say
 from retrodistill.recipe import StudentSettings, validated
 from retrodistill.runs.run import Run
 from retrodistill.teachers import load_teacher
-from retrodistill.teachers.recorded import RecordedTeacher
 from retrodistill.training.material import Material, check_recorded
 from retrodistill.training.settings import CandidateSettings, StageSettings, TextSettings, TrainingSettings
 from retrodistill.training.texts import training_queries
@@ -94,9 +93,7 @@ def distill(  # noqa: PLR0913 - one call for what a recipe says
     asked, warning = training_queries(corpus, queries, test)
     if warning:
         say(warning)
-    if isinstance(teacher, RecordedTeacher):
-        teacher.run.require(corpus.queries.ids, corpus.documents.ids)
-    check_recorded(teacher, asked, settings.stages)
+    check_recorded(teacher, corpus, asked, settings.stages)
     work = folder.with_name(f".{folder.name}.work")  # its own, since another student may be in training beside it
     material = Material(corpus, asked, teacher, load_encoder(space), work, seed, barred=test)
     with exclusive(work / ".lock"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,7 @@ from retrodistill.files import digest
 from retrodistill.manifest import Manifest
 from retrodistill.models.loading import load_bi_encoder
 from retrodistill.models.names import ModelName, parse_model_name
+from retrodistill.models.weights import weights_digest
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -75,14 +75,7 @@ class Encoder:
     @cached_property
     def weights_digest(self) -> str:
         """Digest of all parameters and buffers, by name."""
-        import torch
-
-        hasher = hashlib.blake2b(digest_size=8)
-        for key, tensor in sorted(self.model.state_dict().items()):
-            hasher.update(key.encode())
-            plain = tensor.detach().cpu().contiguous().flatten()
-            hasher.update(plain.view(torch.uint8).numpy().tobytes())  # bytes: numpy has no bfloat16
-        return hasher.hexdigest()
+        return weights_digest(self.model)
 
     def contract(self, role: Role) -> dict[str, Any]:
         """All that decides the vector of a text: weights, modules (pooling!), prompt, length, similarity, dimension."""

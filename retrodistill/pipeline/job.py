@@ -17,7 +17,6 @@ from retrodistill.teachers.cross_encoder import CrossEncoderTeacher
 from retrodistill.teachers.ensemble import Ensemble
 from retrodistill.teachers.loading import load_teacher
 from retrodistill.teachers.protocol import Teacher
-from retrodistill.teachers.recorded import RecordedTeacher
 from retrodistill.training.material import Material, check_recorded
 from retrodistill.training.texts import training_queries
 
@@ -100,10 +99,8 @@ def _check_control(student: StudentSettings) -> None:
 def _check(recipe: Recipe, collection: Collection, train: Texts, space: Encoder, teacher: Teacher) -> None:
     """What would otherwise fail after long work."""
     empty_index(recipe.index.factory, space.dimension, len(collection.documents), recipe.index.parameters)
-    if isinstance(teacher, RecordedTeacher):
-        teacher.run.require(collection.queries.ids, collection.documents.ids)
     for student in recipe.students.values():
         _check_control(student)
-        check_recorded(teacher, train, student.stages)
+        check_recorded(teacher, collection, train, student.stages)
         if any(stage.needs_lists and stage.candidates.depth == "all" for stage in student.stages):
             require_corpus_teacher(teacher)

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retrodistill.distributed import is_main, main_first
-from retrodistill.errors import UserError
 from retrodistill.files import atomic_file, exclusive, make_folder, write_json
 from retrodistill.indexes.asymmetric import AsymmetricIndex, build_index
 from retrodistill.manifest import Manifest, hardware, library_versions
@@ -129,7 +128,7 @@ def _write(job: Job, measured: list[Measured], students: list[Distilled], second
     shown = next(iter(recipe.students))
     notes = list(job.notes)
     if isinstance(job.teacher, RecordedTeacher):
-        notes.append(_coverage(job))
+        notes.append(_coverage(job, job.teacher))
     elif target is None:
         notes.append(f"{job.teacher.name} taught the student; it cannot search on its own and is not in the table.")
     curves: dict[str, Any] = {name: student.curves for name, student in trained.items()}
@@ -171,13 +170,11 @@ def _write_per_query(measured: list[Measured], path: Path) -> None:
         pq.write_table(pa.concat_tables(tables), temporary)
 
 
-def _coverage(job: Job) -> str:
-    if not isinstance(job.teacher, RecordedTeacher):
-        raise UserError("only a recorded teacher has coverage.")
-    known = set(job.teacher.run.query_ids)
+def _coverage(job: Job, teacher: RecordedTeacher) -> str:
+    known = set(teacher.run.query_ids)
     train, test = (sum(query in known for query in split.ids) for split in (job.train, job.test))
     return (
-        f"{job.teacher.name} has scores for {train} of {len(job.train)} training queries, which taught the student, "
+        f"{teacher.name} has scores for {train} of {len(job.train)} training queries, which taught the student, "
         f"and for {test} of {len(job.test)} test queries, which nothing here used; it is not in the table."
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from retrodistill.collections.collection import Collection
 from retrodistill.collections.texts import Texts
 from retrodistill.manifest import Manifest
+from retrodistill.models.weights import weights_digest
 from retrodistill.runs.run import Run
 from retrodistill.teachers.protocol import Work, pair_texts
 from retrodistill.teachers.score_store import ScoreStore
@@ -36,19 +36,13 @@ class CrossEncoderTeacher:
 
     @cached_property
     def _owner(self) -> Manifest:
-        import torch
-
-        hasher = hashlib.blake2b(digest_size=8)
-        for key, tensor in sorted(self.model.state_dict().items()):
-            hasher.update(key.encode())
-            hasher.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         settings = {
             "max_length": self.model.max_seq_length,
             "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
             "activation": "identity",
             "prompt": (self.model.prompts or {}).get(self.model.default_prompt_name or "", ""),
         }
-        return Manifest("teacher", {"weights": hasher.hexdigest()}, settings, {"name": self.name})
+        return Manifest("teacher", {"weights": weights_digest(self.model)}, settings, {"name": self.name})
 
     def fingerprint(self, collection: Collection) -> str:
         """Weights, maximum length, prompt, dtype, activation."""

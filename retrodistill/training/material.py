@@ -147,13 +147,17 @@ def with_unlisted(run: Run, drawn: Run) -> Run:
     return pairs.with_scores(np.where(np.isnan(scores[:, 0]), lowest[pairs.query_codes], scores[:, 0]))
 
 
-def check_recorded(teacher: Teacher, queries: Texts, stages: Sequence[StageSettings]) -> None:
-    """Check, before any stage runs, that a recorded run can teach the lists of all that need them.
+def check_recorded(teacher: Teacher, collection: Collection, queries: Texts, stages: Sequence[StageSettings]) -> None:
+    """Check, before any stage runs, that a recorded run fits the collection and can teach the lists that are needed.
 
     Raises:
-        UserError: It holds nothing for these queries, or nothing to learn from: one candidate each, equal scores.
+        UserError: It names unknown ids, holds nothing for these queries, or nothing to learn from: one candidate each,
+            equal scores.
     """
-    if not isinstance(teacher, RecordedTeacher) or not any(stage.needs_lists for stage in stages):
+    if not isinstance(teacher, RecordedTeacher):
+        return
+    teacher.run.require(collection.queries.ids, collection.documents.ids)
+    if not any(stage.needs_lists for stage in stages):
         return
     if any(stage.needs_lists and stage.candidates.depth == "all" for stage in stages):
         raise UserError(f"{teacher.name} is recorded and holds lists: leave candidates.depth out, it cannot be 'all'.")
