@@ -16,7 +16,7 @@ from retrodistill.errors import UserError
 from retrodistill.files import check_replaceable, exclusive
 from retrodistill.measures.ranking import DEFAULT_MEASURES, evaluate_run, means
 from retrodistill.models import Encoder, load_encoder, load_retriever
-from retrodistill.models.encoder import STUDENT_MANIFEST
+from retrodistill.models.contract import STUDENT_MANIFEST
 from retrodistill.pipeline.students import distil
 from retrodistill.progress import say
 from retrodistill.recipe import StudentSettings, validated

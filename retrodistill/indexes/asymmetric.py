@@ -4,49 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from retrodistill.collections.collection import Collection
 from retrodistill.collections.texts import Texts
-from retrodistill.errors import UserError
-from retrodistill.files import atomic_folder, check_replaceable, file_digest
-from retrodistill.indexes.factory import build_faiss, empty_index, set_parameters
-from retrodistill.manifest import FILE_NAME, Manifest
+from retrodistill.errors import UserError, sample_of
+from retrodistill.indexes.factory import set_parameters
+from retrodistill.indexes.stored import StoredIndex, name_of
+from retrodistill.models.contract import Space
 from retrodistill.models.embeddings import embed
-from retrodistill.models.encoder import IN_MEMORY, Encoder, load_encoder
-from retrodistill.models.retrievers import check_k, check_queries, require_space
-from retrodistill.models.vectors import check_finite
+from retrodistill.models.encoder import Encoder, load_encoder
+from retrodistill.models.retrievers import as_queries, check_k
+from retrodistill.models.vectors import check_finite, leading
 from retrodistill.runs.run import Run
 
-_FAISS_FILE, _IDS_FILE = "index.faiss", "ids.parquet"
-
-
-@dataclass(frozen=True)
-class Space:
-    """The space that an index' documents lie in: its contract with query encoders.
-
-    Attributes:
-        fingerprint: Of model weights, prompt, maximum length, similarity and dimension.
-        dimension: Width of a vector.
-        similarity: ``cosine`` (unit vectors) or ``dot``.
-        documents_by: Name of the encoder that made them.
-    """
-
-    fingerprint: str
-    dimension: int
-    similarity: str
-    documents_by: str
-
-    @classmethod
-    def of(cls, encoder: Encoder) -> Space:
-        """The space of an encoder's documents."""
-        return cls(encoder.document_space, encoder.dimension, encoder.similarity, encoder.name)
+_FAISS_FILE = "index.faiss"
 
 
 class AsymmetricIndex:
@@ -54,11 +29,13 @@ class AsymmetricIndex:
 
     Args:
         index: The filled FAISS index.
-        ids: (n,) document ids, by FAISS row.
+        ids: (n,) document ids, in the order in which they were added.
         space: Where the documents lie.
         queries: Encodes queries; None to search by vectors only.
         factory: The string that it was built from.
         name: What its runs are called.
+        labels: (n,) int64, ascending: by what the FAISS index names the documents; their places by default.
+        documents: Encodes documents that are added as texts; loaded by the space's name where it is needed.
 
     Raises:
         UserError: The query encoder belongs to another space, or the number of ids is not that of the vectors.
@@ -72,6 +49,9 @@ class AsymmetricIndex:
         queries: Encoder | None = None,
         factory: str = "Flat",
         name: str = "index",
+        *,
+        labels: np.ndarray | None = None,
+        documents: Encoder | None = None,
     ) -> None:
         if index.ntotal != len(ids) or index.d != space.dimension:
             raise UserError(
@@ -79,9 +59,10 @@ class AsymmetricIndex:
                 f"{space.dimension}; the files do not belong together: build the index again."
             )
         self.index, self.ids, self.space, self.factory, self.name = index, list(ids), space, factory, name
-        self.queries = queries
+        self.labels = np.arange(len(self.ids)) if labels is None else np.asarray(labels, dtype=np.int64)
+        self.queries, self._documents = queries, documents
         if queries is not None:
-            require_space(queries, space.fingerprint, space.dimension, space.documents_by)
+            space.admit(queries)
 
     def __repr__(self) -> str:
         asking = "no query encoder" if self.queries is None else f"queries by {self.queries.name}"
@@ -89,6 +70,53 @@ class AsymmetricIndex:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def add(self, documents: Texts) -> None:
+        """Encode documents by the encoder of the space and index them, trained parts as they are.
+
+        Raises:
+            UserError: An id that is there already, or the space's encoder is not at hand.
+        """
+        self._check_new(documents.ids)
+        self.add_vectors(documents.ids, embed(self._document_encoder(), documents.texts, "document"))
+
+    def add_vectors(self, ids: Sequence[str], vectors: np.ndarray) -> None:
+        """Index (n, encoder's dimension) float32 vectors of the documents' space.
+
+        Raises:
+            UserError: An id that is there already or twice, another dimension, or vectors that are not finite.
+        """
+        self._check_new(ids)
+        vectors = self._shaped(vectors, "documents")
+        if len(ids) != len(vectors):
+            raise UserError(f"{len(ids)} ids for {len(vectors)} vectors; give one id per vector.")
+        check_finite(vectors, list(ids), "documents")
+        labels = np.arange(len(ids)) + (int(self.labels[-1]) + 1 if len(self) else 0)
+        if _keeps_labels(self.index):
+            self.index.add_with_ids(vectors, labels)
+        else:
+            self.index.add(vectors)
+        self.ids += list(ids)
+        self.labels = np.concatenate([self.labels, labels])
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """Remove documents.
+
+        Raises:
+            UserError: Ids that are not there, or a kind of FAISS index that cannot forget (HNSW, refined ones).
+        """
+        wanted = set(ids)
+        gone = np.fromiter((one in wanted for one in self.ids), dtype=bool, count=len(self.ids))
+        if int(gone.sum()) != len(wanted):
+            raise UserError(f"cannot remove {sample_of(sorted(wanted - set(self.ids)))}: not in the index.")
+        try:
+            self.index.remove_ids(self.labels[gone])
+        except RuntimeError as error:
+            raise UserError(
+                f"an index of factory {self.factory!r} cannot remove documents; build it again without them."
+            ) from error
+        self.ids = [one for one, out in zip(self.ids, gone, strict=True) if not out]
+        self.labels = self.labels[~gone] if _keeps_labels(self.index) else np.arange(len(self.ids))
 
     def search(self, queries: str | Sequence[str] | Texts, k: int = 10) -> Run:
         """Search by text.
@@ -103,15 +131,14 @@ class AsymmetricIndex:
         Raises:
             UserError: No query encoder, an empty query, or k beyond the index.
         """
-        asked = queries if isinstance(queries, Texts) else _numbered(queries)
-        check_queries(asked.texts)
+        asked = as_queries(queries)
         return self.search_vectors(self._encode(asked.texts), k, asked.ids)
 
     def search_vectors(self, vectors: np.ndarray, k: int = 10, query_ids: Sequence[str] | None = None) -> Run:
         """Search by vectors that an admitted encoder made.
 
         Args:
-            vectors: (q, dimension) float32.
+            vectors: (q, encoder's dimension) float32.
             k: Documents per query, 1 to the size of the index.
             query_ids: (q,) ids; "0", "1"... by default.
 
@@ -119,16 +146,11 @@ class AsymmetricIndex:
             UserError: Another dimension, vectors that are not finite, or k beyond the index.
         """
         check_k(k, len(self))
-        vectors = np.ascontiguousarray(np.atleast_2d(vectors), dtype=np.float32)
-        if vectors.shape[1] != self.space.dimension:
-            raise UserError(
-                f"queries of {vectors.shape[1]} dimensions, the index has {self.space.dimension}; use the "
-                f"encoder of its documents ({self.space.documents_by}) or one distilled into its space."
-            )
+        vectors = self._shaped(vectors, "queries")
         names = list(query_ids) if query_ids is not None else [str(number) for number in range(len(vectors))]
         check_finite(vectors, names, "queries")
-        scores, rows = self.index.search(vectors, k)
-        return Run.from_matrix(names, self.ids, rows, scores, name=self.name).ranked()
+        scores, labels = self.index.search(vectors, k)
+        return Run.from_matrix(names, self.ids, self._places(labels), scores, name=self.name).ranked()
 
     def retrieve(self, collection: Collection, queries: Texts, k: int) -> Run:
         """As `search`, for a collection that it was built on; k is cut to its size.
@@ -144,7 +166,7 @@ class AsymmetricIndex:
     def responder(self, collection: Collection, k: int) -> Callable[[str], Any]:
         """Encodes and searches one query."""
         k = min(k, len(self))
-        return lambda text: self.index.search(self._encode([text]), k)
+        return lambda text: self.index.search(self._shaped(self._encode([text]), "queries"), k)
 
     def bytes_per_document(self, collection: Collection | None = None) -> float | None:
         """Size of the FAISS index as a file, codebooks included, per document."""
@@ -153,7 +175,7 @@ class AsymmetricIndex:
         return len(faiss.serialize_index(self.index)) / len(self)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``index.faiss`` (any FAISS program reads it), ``ids.parquet`` (by FAISS row) and ``manifest.json``.
+        """Write ``index.faiss`` (any FAISS program reads it), ``ids.parquet`` (ids by FAISS label) and a manifest.
 
         Raises:
             UserError: The folder is not writable, the disk is full, or the folder holds something else than an index;
@@ -161,24 +183,10 @@ class AsymmetricIndex:
         """
         import faiss
 
-        target = check_replaceable(folder, _FAISS_FILE)
-        with atomic_folder(target) as temporary:
-            try:
-                faiss.write_index(self.index, str(temporary / _FAISS_FILE))
-            except RuntimeError as error:
-                raise OSError(str(error).strip().splitlines()[-1]) from error
-            pq.write_table(pa.table({"document_id": pa.array(self.ids, pa.string())}), temporary / _IDS_FILE)
-            checksums = {name: file_digest(temporary / name) for name in (_FAISS_FILE, _IDS_FILE)}
-            about = {
-                "space": asdict(self.space),
-                "documents": len(self),
-                "name": self.name,
-                "queries_by": self._queries_by(target),
-                "checksums": checksums,
-            }
-            Manifest("index", {"space": self.space.fingerprint, **checksums}, {"factory": self.factory}, about).write(
-                temporary
-            )
+        stored = StoredIndex(
+            "faiss", {"factory": self.factory}, self.space, self.ids, self.name, name_of(self.queries), self.labels
+        )
+        stored.write(folder, lambda place: faiss.write_index(self.index, str(place / _FAISS_FILE)))
 
     @classmethod
     def load(
@@ -202,15 +210,17 @@ class AsymmetricIndex:
         """
         import faiss
 
-        path = Path(folder)
-        factory, about = _checked_manifest(path)
-        index = faiss.read_index(str(path / _FAISS_FILE), faiss.IO_FLAG_MMAP if memory_map else 0)
+        stored = StoredIndex.open(folder)
+        if stored.kind != "faiss":
+            raise UserError(f"{folder} holds an index of kind {stored.kind}, not a FAISS index; load it as such.")
+        index = faiss.read_index(str(Path(folder) / _FAISS_FILE), faiss.IO_FLAG_MMAP if memory_map else 0)
         if parameters:
             set_parameters(index, parameters)
-        ids = pq.read_table(path / _IDS_FILE)["document_id"].to_pylist()
-        asking = _resolve(path, about["queries_by"]) if queries is None else queries
+        asking = stored.queries_by if queries is None else queries
         encoder = None if asking is None else load_encoder(asking)
-        return cls(index, ids, Space(**about["space"]), encoder, factory, about["name"])
+        return cls(
+            index, stored.ids, stored.space, encoder, stored.settings["factory"], stored.name, labels=stored.labels
+        )
 
     def _encode(self, texts: list[str]) -> np.ndarray:
         return self._query_encoder().encode(texts, "query")
@@ -220,70 +230,43 @@ class AsymmetricIndex:
             raise UserError("this index has no query encoder; give one, or search by vectors.")
         return self.queries
 
-    def _queries_by(self, folder: Path) -> str | None:
-        """The query encoder's name; a folder is named relative to the index, so that both can move together.
+    def _document_encoder(self) -> Encoder:
+        if self._documents is None:
+            found = load_encoder(self.space.documents_by)
+            if found.document_space != self.space.fingerprint:
+                raise UserError(
+                    f"{found.name} is no longer the model that made the documents "
+                    f"({'; '.join(self.space.differences(found))}); add vectors of the index' space instead."
+                )
+            self._documents = found
+        return self._documents
 
-        None where there is no encoder, or one that was never saved: it is given again when the index is loaded.
-        """
-        kind, _, place = self.queries.name.partition(":") if self.queries else ("", "", IN_MEMORY)
-        if place == IN_MEMORY:
-            return None
-        return f"{kind}:{os.path.relpath(place, folder)}" if Path(place).is_dir() else f"{kind}:{place}"
+    def _shaped(self, vectors: np.ndarray, what: str) -> np.ndarray:
+        """Vectors of the encoder as the index holds them: float32, truncated."""
+        vectors = np.ascontiguousarray(np.atleast_2d(vectors), dtype=np.float32)
+        if vectors.shape[1] != self.space.encoded:
+            raise UserError(
+                f"{what} of {vectors.shape[1]} dimensions, the index has {self.space.encoded}; use the "
+                f"encoder of its documents ({self.space.documents_by}) or one distilled into its space."
+            )
+        return leading(vectors, self.space.truncation, unit=self.space.norm == "unit")
 
+    def _places(self, labels: np.ndarray) -> np.ndarray:
+        """Places in `ids` of FAISS labels; -1 where FAISS found fewer than k."""
+        places = np.searchsorted(self.labels, labels)
+        return np.where(labels < 0, -1, places)
 
-def build_index(
-    collection: Collection, documents: Any, queries: Any = None, factory: str = "Flat", *, name: str = "index"
-) -> AsymmetricIndex:
-    """Embed a collection and index it.
-
-    Args:
-        collection: What to index.
-        documents: Name or object of the encoder of documents.
-        queries: Name or object of the encoder of queries; the documents' by default.
-        factory: A FAISS factory string.
-        name: What its runs are called.
-
-    Raises:
-        UserError: The query encoder belongs to another space, vectors that are not finite, or a factory that does not
-            parse or cannot be trained on so few.
-    """
-    encoder = load_encoder(documents)
-    asking = encoder if queries is None else load_encoder(queries)
-    require_space(asking, encoder.document_space, encoder.dimension, encoder.name)
-    empty_index(factory, encoder.dimension, len(collection.documents))
-    vectors = embed(encoder, collection.documents.texts, "document")
-    check_finite(vectors, collection.documents.ids, encoder.name)
-    index = build_faiss(factory, np.ascontiguousarray(vectors))
-    return AsymmetricIndex(index, collection.documents.ids, Space.of(encoder), asking, factory, name)
+    def _check_new(self, ids: Sequence[str]) -> None:
+        known = set(self.ids)
+        twice = [one for one in ids if one in known] or [one for one in set(ids) if list(ids).count(one) > 1]
+        if twice:
+            raise UserError(f"{sample_of(twice)}: in the index already, or twice; remove or rename them first.")
 
 
-def _checked_manifest(path: Path) -> tuple[str, dict[str, Any]]:
-    """Factory and ``about`` of an index whose files are whole."""
-    if not path.is_dir():
-        raise UserError(f"no index folder {path}; build one with 'retrodistill index'.")
-    if not (path / FILE_NAME).is_file():
-        raise UserError(f"folder {path} holds no index (no {FILE_NAME}); a model is named 'dense:{path}'.")
-    manifest = Manifest.read(path)
-    if manifest.artifact != "index":
-        raise UserError(f"{path} holds no index but {manifest.artifact}; give an index' folder.")
-    about = manifest.about
-    lacking = {"space", "name", "queries_by", "checksums"} - set(about)
-    if lacking or "factory" not in manifest.settings:
-        lost = min(lacking, default="factory")
-        raise UserError(f"{path / FILE_NAME} is no whole manifest of an index: it lacks {lost!r}; build it again.")
-    for name, checksum in about["checksums"].items():
-        if not (path / name).is_file() or file_digest(path / name) != checksum:
-            raise UserError(f"{path / name} is missing, cut short or altered (checksum); build the index again.")
-    return manifest.settings["factory"], about
+def _keeps_labels(index: Any) -> bool:
+    """Whether documents keep their labels when others are removed (inverted lists), or move up."""
+    import faiss
 
-
-def _numbered(queries: str | Sequence[str]) -> Texts:
-    texts = [queries] if isinstance(queries, str) else list(queries)
-    return Texts.from_pairs((str(number), text) for number, text in enumerate(texts))
-
-
-def _resolve(folder: Path, name: str | None) -> str | None:
-    if name is None:
-        return None
-    kind, _, place = name.partition(":")
-    return f"{kind}:{folder / place}" if (folder / place).is_dir() else name
+    while isinstance(index, faiss.IndexPreTransform):
+        index = faiss.downcast_index(index.index)
+    return isinstance(index, faiss.IndexIVF)

@@ -12,7 +12,8 @@ import pyarrow as pa
 from retrodistill.errors import UserError
 from retrodistill.files import cache_folder
 from retrodistill.manifest import Manifest
-from retrodistill.models.encoder import Encoder, Role
+from retrodistill.models.contract import Role
+from retrodistill.models.encoder import Encoder
 from retrodistill.progress import bar
 from retrodistill.stores import KeyIndex, PartStore, text_keys
 

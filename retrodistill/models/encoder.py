@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from retrodistill.errors import UserError
-from retrodistill.files import digest
 from retrodistill.manifest import Manifest
+from retrodistill.models.contract import IN_MEMORY, STUDENT_MANIFEST, Role, TextModel
 from retrodistill.models.loading import load_bi_encoder
 from retrodistill.models.names import ModelName, parse_model_name
-from retrodistill.models.weights import weights_digest
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-Role = Literal["query", "document"]
-STUDENT_MANIFEST = "retrodistill.json"
-_WITHOUT_EFFECT = ("modality_config",)  # how inputs are routed; it follows from the classes
-IN_MEMORY = "in-memory"  # name of a model object that was never saved
 
-
-class Encoder:
+class Encoder(TextModel):
     """Turns queries and documents into vectors whose inner product is the score.
 
     A model whose similarity is cosine gives unit vectors here, so that inner product means the same everywhere.
@@ -35,31 +28,6 @@ class Encoder:
         name: ``kind:name`` as the user wrote it.
         student: The manifest of a student that retrodistill trained, if it is one.
     """
-
-    def __init__(self, model: SentenceTransformer, name: str, student: Manifest | None = None) -> None:
-        self.model = model
-        self.name = name
-        self.student = student
-
-    @property
-    def dimension(self) -> int:
-        """Width of a vector."""
-        width = self.model.get_embedding_dimension()
-        if width is None:
-            raise UserError(f"model {self.name} does not say its embedding dimension; its last module must.")
-        return width
-
-    @property
-    def similarity(self) -> str:
-        """``cosine`` or ``dot``.
-
-        Raises:
-            UserError: The model asks for a distance, which a retriever here does not use.
-        """
-        name = str(self.model.similarity_fn_name)
-        if name not in ("cosine", "dot"):
-            raise UserError(f"model {self.name} uses similarity {name!r}; a retriever uses cosine or dot.")
-        return name
 
     @property
     def is_static(self) -> bool:
@@ -71,48 +39,6 @@ class Encoder:
         """Whether a mean of rows, normalised or not, is all that it does, on the CPU."""
         rest = {type(module).__name__ for module in list(self.model)[1:]}
         return self.is_static and rest <= {"Normalize"} and str(self.model.device) == "cpu"
-
-    @cached_property
-    def weights_digest(self) -> str:
-        """Digest of all parameters and buffers, by name."""
-        return weights_digest(self.model)
-
-    def contract(self, role: Role) -> dict[str, Any]:
-        """All that decides the vector of a text: weights, modules (pooling!), prompt, length, similarity, dimension."""
-        return {
-            "weights": self.weights_digest,
-            "modules": [_module(module) for module in self.model],
-            "prompt": self.prompt(role),
-            "max_length": _finite(self.model.max_seq_length),
-            "similarity": self.similarity,
-            "dimension": self.dimension,
-        }
-
-    @cached_property
-    def document_space(self) -> str:
-        """Fingerprint of the space that this model's documents lie in."""
-        return digest(self.contract("document"))
-
-    @property
-    def query_space(self) -> str:
-        """Fingerprint of the document space that this model's queries search: its own, or the one it was aligned to."""
-        if self.student is not None and "query_space" in self.student.about:
-            return str(self.student.about["query_space"])
-        return self.document_space
-
-    def fingerprint(self, role: Role) -> str:
-        """Fingerprint of what decides the vectors of this role."""
-        return digest(self.contract(role))
-
-    def prompt(self, role: Role) -> str:
-        """The model's own prompt for the role; empty if it has none."""
-        prompts = self.model.prompts or {}
-        names = {"query": ("query",), "document": ("document", "passage", "corpus")}[role]
-        for name in names:
-            if prompts.get(name):
-                return str(prompts[name])
-        default = self.model.default_prompt_name
-        return str(prompts.get(default, "")) if default else ""
 
     def encode(self, texts: Sequence[str], role: Role, *, batch_size: int = 32) -> np.ndarray:
         """Encode texts.
@@ -157,9 +83,6 @@ class Encoder:
             vectors /= np.where(lengths > 0, lengths, 1.0)
         return vectors
 
-    def __repr__(self) -> str:
-        return f"Encoder({self.name}, {self.dimension} dimensions, {self.similarity})"
-
 
 def load_encoder(source: str | Path | ModelName | Encoder | SentenceTransformer) -> Encoder:
     """Load an encoder by its name; an `Encoder` or a SentenceTransformer object is taken as it is.
@@ -189,13 +112,3 @@ def load_encoder(source: str | Path | ModelName | Encoder | SentenceTransformer)
             f"name it 'dense:{name.name}'."
         )
     return encoder
-
-
-def _module(module: Any) -> list[Any]:
-    """Class and settings of a module: two poolings of the same weights give two spaces."""
-    settings = module.get_config_dict() if hasattr(module, "get_config_dict") else {}
-    return [type(module).__name__, {key: value for key, value in settings.items() if key not in _WITHOUT_EFFECT}]
-
-
-def _finite(length: float | None) -> int | None:
-    return None if length is None or length == float("inf") else int(length)

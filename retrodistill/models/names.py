@@ -10,6 +10,9 @@ KINDS = {
     "bm25": "lexical search, stemmed English BM25 (bm25s); takes no name",
     "dense": "a sentence-transformers bi-encoder: folder or hub name",
     "static": "a static token-table encoder (StaticEmbedding): folder or hub name",
+    "sparse": "a learned sparse encoder (SparseEncoder): folder or hub name",
+    "multi-vector": "a late-interaction encoder (MultiVectorEncoder): folder or hub name",
+    "vectors": "document or query vectors that were made elsewhere, an API's say: a file or folder",
     "cross-encoder": "a sentence-transformers cross-encoder, raw logits: folder or hub name",
     "run": "recorded scores: a run file (.run, .trec, .parquet, .jsonl)",
 }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from retrodistill.collections.collection import Collection
 from retrodistill.collections.texts import Texts
 from retrodistill.errors import UserError
+from retrodistill.models.contract import Space
 from retrodistill.models.embeddings import embed
 from retrodistill.models.encoder import Encoder, load_encoder
 from retrodistill.models.lexical import BM25
@@ -72,7 +73,7 @@ class DenseRetriever:
     def __init__(self, documents: Encoder, queries: Encoder | None = None, name: str | None = None) -> None:
         self.documents, self.queries = documents, queries or documents
         self.name = name or self.queries.name
-        require_space(self.queries, documents.document_space, documents.dimension, documents.name)
+        Space.of(documents).admit(self.queries)
 
     def retrieve(self, collection: Collection, queries: Texts, k: int) -> Run:
         """The k documents of highest inner product."""
@@ -143,29 +144,6 @@ def load_retriever(source: Any) -> Retriever:
     )
 
 
-def require_space(queries: Encoder, space: str, dimension: int, documents: str) -> None:
-    """Check that a query encoder's vectors belong among the documents'.
-
-    Raises:
-        UserError: Another dimension, or a space it was neither made for nor aligned to.
-    """
-    if queries.dimension != dimension:
-        raise UserError(
-            f"queries by {queries.name} have {queries.dimension} dimensions, the documents by {documents} have "
-            f"{dimension}; use the encoder that made the documents or one distilled into its space."
-        )
-    if queries.query_space != space and queries.name == documents:
-        raise UserError(
-            f"{queries.name} encodes queries only, for documents of another model; build an index of those documents "
-            "with it and give the index' folder."
-        )
-    if queries.query_space != space:
-        raise UserError(
-            f"queries by {queries.name} belong to space {queries.query_space}, the documents by {documents} lie in "
-            f"{space}; use the encoder that made the documents or one distilled into its space."
-        )
-
-
 def check_k(k: int, documents: int) -> None:
     """Refuse to ask for more documents than there are.
 
@@ -174,6 +152,19 @@ def check_k(k: int, documents: int) -> None:
     """
     if not 1 <= k <= documents:
         raise UserError(f"k={k}: the corpus has {documents} documents; choose k from 1 to {documents}.")
+
+
+def as_queries(queries: str | Sequence[str] | Texts) -> Texts:
+    """One text, several (their ids are "0", "1"...), or queries with ids: checked, as queries with ids.
+
+    Raises:
+        UserError: A query has no text.
+    """
+    if not isinstance(queries, Texts):
+        texts = [queries] if isinstance(queries, str) else list(queries)
+        queries = Texts.from_pairs((str(number), text) for number, text in enumerate(texts))
+    check_queries(queries.texts)
+    return queries
 
 
 def check_queries(texts: list[str]) -> None:

@@ -43,6 +43,20 @@ def pair_products(queries: np.ndarray, documents: np.ndarray, q: np.ndarray, d: 
     return scores
 
 
+def leading(vectors: np.ndarray, dimensions: int | None, *, unit: bool) -> np.ndarray:
+    """The leading dimensions of (n, d) vectors (Matryoshka truncation), made unit vectors again where they are to be.
+
+    None leaves the vectors as they are.
+    """
+    if dimensions is None or dimensions == vectors.shape[1]:
+        return vectors
+    cut = np.ascontiguousarray(vectors[:, :dimensions])
+    if not unit:
+        return cut
+    lengths = np.linalg.norm(cut, axis=1, keepdims=True)
+    return cut / np.where(lengths > 0, lengths, 1.0)
+
+
 def check_finite(vectors: np.ndarray, ids: list[str], what: str) -> None:
     """Refuse NaN and infinite vectors by name: a NaN document is never found, an infinite one always.
 

@@ -6,8 +6,9 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from retrodistill.models.contract import STUDENT_MANIFEST
 from retrodistill.models.embeddings import seconds_to_embed
-from retrodistill.models.encoder import STUDENT_MANIFEST, Encoder, load_encoder
+from retrodistill.models.encoder import Encoder, load_encoder
 from retrodistill.models.names import parse_model_name
 from retrodistill.pipeline.job import Job, open_job
 from retrodistill.pipeline.students import student_manifest

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from retrodistill.distributed import is_main, main_first
 from retrodistill.files import atomic_file, exclusive, make_folder, write_json
-from retrodistill.indexes.asymmetric import AsymmetricIndex, build_index
+from retrodistill.indexes import AsymmetricIndex, build_index
 from retrodistill.manifest import Manifest, hardware, library_versions
 from retrodistill.pipeline.examples import example_searches, spread_out
 from retrodistill.pipeline.job import Job, open_job

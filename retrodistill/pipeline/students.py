@@ -11,7 +11,8 @@ from retrodistill.distributed import barrier, is_main
 from retrodistill.errors import UserError
 from retrodistill.files import atomic_folder, check_replaceable
 from retrodistill.manifest import Manifest
-from retrodistill.models.encoder import STUDENT_MANIFEST, Encoder
+from retrodistill.models.contract import STUDENT_MANIFEST
+from retrodistill.models.encoder import Encoder
 from retrodistill.models.loading import quiet_libraries
 from retrodistill.objectives.registry import LIST_OBJECTIVES
 from retrodistill.progress import say

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from retrodistill.files import atomic_folder, check_replaceable
 from retrodistill.manifest import Manifest
-from retrodistill.models.encoder import STUDENT_MANIFEST, Encoder, load_encoder
+from retrodistill.models.contract import STUDENT_MANIFEST
+from retrodistill.models.encoder import Encoder, load_encoder
 from retrodistill.models.loading import quiet_libraries
 
 if TYPE_CHECKING:

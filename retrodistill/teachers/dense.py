@@ -7,8 +7,9 @@ from pathlib import Path
 from retrodistill.collections.collection import Collection
 from retrodistill.collections.texts import Texts
 from retrodistill.files import digest
+from retrodistill.models.contract import Role
 from retrodistill.models.embeddings import embed, seconds_to_embed
-from retrodistill.models.encoder import Encoder, Role
+from retrodistill.models.encoder import Encoder
 from retrodistill.models.vectors import pair_products
 from retrodistill.runs.run import Run
 from retrodistill.teachers.corpus_scores import CorpusScorer

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from retrodistill.distributed import processes
+from retrodistill.models.contract import Role
 from retrodistill.models.embeddings import EmbeddingStore
-from retrodistill.models.encoder import Encoder, Role
+from retrodistill.models.encoder import Encoder
 from retrodistill.students.hybrid import dense_half, dense_map, lexical_table
 from retrodistill.training.lists import Lists
 from retrodistill.training.losses import Term, TermsLoss, list_view, lists_only

@@ -124,10 +124,10 @@ MISTAKES = {
         "run {recipe} --out {dir}/made teacher=run:{dir}/flat.run students.student.stages.0.objectives=kl",
         "equal",
     ),
-    "queries of another model": ("search {dir}/index star --queries {static}", "belong to space"),
+    "queries of another model": ("search {dir}/index star --queries {static}", "do not belong among documents by"),
     "an index for queries of another model": (
         "index --collection {tiny} --documents {space} --queries {static} --out {dir}/made",
-        "belong to space",
+        "do not belong among documents by",
     ),
     "a factory that does not parse": (
         "index --collection {tiny} --documents {space} --factory Flatt --out {dir}/made",

@@ -99,13 +99,14 @@ class TestRefusals:
     def test_documents_with_nan_vectors_are_named(self, tiny, teacher, monkeypatch):
         vectors = teacher.encode(tiny.documents.texts, "document")
         vectors[[4, 7]] = np.nan
-        monkeypatch.setattr("retrodistill.indexes.asymmetric.embed", lambda *_: vectors)
+        monkeypatch.setattr("retrodistill.indexes.building.embed", lambda *_: vectors)
         with pytest.raises(UserError, match=r"2 vectors are NaN or infinite \('d4', 'd7'\); embed these again"):
             build_index(tiny, teacher)
 
     def test_queries_of_another_space(self, tiny, teacher, tiny_static):
         with pytest.raises(
-            UserError, match=r"belong to space .*; use the encoder that made the documents or one distilled"
+            UserError,
+            match=r"do not belong among documents by .*; use the encoder that made the documents",
         ):
             build_index(tiny, teacher, f"static:{tiny_static}")
 
@@ -113,11 +114,11 @@ class TestRefusals:
         model = load_bi_encoder(tiny_model)
         with torch.no_grad():
             next(iter(model.parameters())).view(-1)[0] += 1e-3
-        with pytest.raises(UserError, match=r"belong to space"):
+        with pytest.raises(UserError, match=r"do not belong among documents by"):
             build_index(tiny, teacher, model)
 
     def test_too_few_vectors_are_refused_before_embedding(self, tiny, teacher, monkeypatch):
-        monkeypatch.setattr("retrodistill.indexes.asymmetric.embed", lambda *_: pytest.fail("embedded first"))
+        monkeypatch.setattr("retrodistill.indexes.building.embed", lambda *_: pytest.fail("embedded first"))
         with pytest.raises(UserError, match=r"^factory 'OPQ4,PQ4' needs at least 256 vectors to train, there are 60; "):
             build_index(tiny, teacher, factory="OPQ4,PQ4")
 
@@ -187,7 +188,7 @@ class TestSaving:
     def test_without_its_manifest_the_student_is_a_stranger(self, index, student, tmp_path):
         index.save(tmp_path / "index")
         (tmp_path / "student" / "retrodistill.json").unlink()
-        with pytest.raises(UserError, match=r"belong to space"):
+        with pytest.raises(UserError, match=r"do not belong among documents by"):
             AsymmetricIndex.load(tmp_path / "index", f"static:{tmp_path / 'student'}")
 
     def test_a_model_object_is_given_again(self, tiny, tiny_model, tmp_path):

@@ -4,7 +4,7 @@ import torch
 
 from retrodistill.errors import UserError
 from retrodistill.manifest import Manifest
-from retrodistill.models.encoder import STUDENT_MANIFEST
+from retrodistill.models.contract import STUDENT_MANIFEST
 from retrodistill.models.loading import load_bi_encoder
 from retrodistill.students import dense_student, load_student, save_student
 

@@ -1,0 +1,136 @@
+"""The folder of an index: files of its kind, the documents' ids, and a manifest with checksums and the contract."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from retrodistill.errors import UserError, unknown
+from retrodistill.files import atomic_folder, check_replaceable, file_digest
+from retrodistill.manifest import FILE_NAME, Manifest
+from retrodistill.models.contract import IN_MEMORY, Space, TextModel
+
+IDS_FILE = "ids.parquet"
+KINDS = ("faiss", "inverted", "multi-vector")
+_ABOUT = ("space", "name", "queries_by", "checksums")
+
+
+@dataclass(frozen=True)
+class StoredIndex:
+    """What the folder of every kind of index says.
+
+    Attributes:
+        kind: One of `KINDS`.
+        settings: How it was built, as JSON values.
+        space: Where its documents lie.
+        ids: (n,) document ids.
+        name: What its runs are called.
+        queries_by: Name of the query encoder, relative to the folder where it is a folder; None for none.
+        labels: (n,) int64 by which its files name the documents; their places by default.
+        about: What else is good to know.
+    """
+
+    kind: str
+    settings: dict[str, Any]
+    space: Space
+    ids: Sequence[str]
+    name: str
+    queries_by: str | None = None
+    labels: np.ndarray | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, folder: str | os.PathLike[str], write_files: Callable[[Path], None]) -> None:
+        """Write a folder: the kind's own files by `write_files`, then ids and manifest; whole or not at all.
+
+        Raises:
+            UserError: The folder is not writable, the disk is full, or it holds something else than an index; what
+                stood there stays.
+        """
+        target = check_replaceable(folder, IDS_FILE)
+        with atomic_folder(target) as temporary:
+            try:
+                write_files(temporary)
+            except RuntimeError as error:  # FAISS
+                raise OSError(str(error).strip().splitlines()[-1]) from error
+            labels = np.arange(len(self.ids)) if self.labels is None else self.labels
+            table = {"document_id": pa.array(list(self.ids), pa.string()), "label": pa.array(labels, pa.int64())}
+            pq.write_table(pa.table(table), temporary / IDS_FILE)
+            checksums = {file.name: file_digest(file) for file in sorted(temporary.iterdir())}
+            about = {
+                "space": self.space.to_json(),
+                "documents": len(self.ids),
+                "name": self.name,
+                "queries_by": _relative(self.queries_by, target),
+                "checksums": checksums,
+                **self.about,
+            }
+            inputs = {"space": self.space.fingerprint, **checksums}
+            Manifest("index", inputs, {"kind": self.kind, **self.settings}, about).write(temporary)
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> StoredIndex:
+        """Read and check a folder; the kind's own files are known to be whole afterwards.
+
+        Raises:
+            UserError: No index, or a file that is missing, cut short or altered.
+        """
+        path = Path(folder)
+        if not path.is_dir():
+            raise UserError(f"no index folder {path}; build one with 'retrodistill index'.")
+        if not (path / FILE_NAME).is_file():
+            raise UserError(f"folder {path} holds no index (no {FILE_NAME}); a model is named 'dense:{path}'.")
+        manifest = Manifest.read(path)
+        if manifest.artifact != "index":
+            raise UserError(f"{path} holds no index but {manifest.artifact}; give an index' folder.")
+        settings, about = dict(manifest.settings), dict(manifest.about)
+        lacking = [key for key in _ABOUT if key not in about] + [key for key in ("kind",) if key not in settings]
+        if lacking:
+            raise UserError(
+                f"{path / FILE_NAME} is no whole manifest of an index: it lacks {lacking[0]!r}; build it again."
+            )
+        kind = settings.pop("kind")
+        if kind not in KINDS:
+            raise unknown("kind of index", kind, KINDS)
+        for name, checksum in about["checksums"].items():
+            if not (path / name).is_file() or file_digest(path / name) != checksum:
+                raise UserError(f"{path / name} is missing, cut short or altered (checksum); build the index again.")
+        ids = pq.read_table(path / IDS_FILE)
+        return cls(
+            kind,
+            settings,
+            Space.from_json(about["space"]),
+            ids["document_id"].to_pylist(),
+            about["name"],
+            _absolute(about["queries_by"], path),
+            ids["label"].to_numpy(),
+            {key: value for key, value in about.items() if key not in (*_ABOUT, "documents")},
+        )
+
+
+def name_of(queries: TextModel | None) -> str | None:
+    """A query encoder's name for the manifest; None for one that was never saved: it is given again at loading."""
+    if queries is None or queries.name.partition(":")[2] == IN_MEMORY:
+        return None
+    return queries.name
+
+
+def _relative(name: str | None, folder: Path) -> str | None:
+    """A folder is named relative to the index, so that both can move together."""
+    if name is None:
+        return None
+    kind, _, place = name.partition(":")
+    return f"{kind}:{os.path.relpath(place, folder)}" if Path(place).is_dir() else name
+
+
+def _absolute(name: str | None, folder: Path) -> str | None:
+    if name is None:
+        return None
+    kind, _, place = name.partition(":")
+    return f"{kind}:{folder / place}" if (folder / place).is_dir() else name
