@@ -30,7 +30,8 @@ class TestHelp:
         status, out, _ = call(command, "--help")
         assert status == 0
         function = "run_command" if command == "run" else command
-        for name in inspect.signature(getattr(cli, function)).parameters:
+        parameters = next(one.callback for one in cli.app.registered_commands if one.callback.__name__ == function)
+        for name in inspect.signature(parameters).parameters:
             option = {"as_json": "json"}.get(name, name).replace("_", "-")
             assert re.search(rf"--{option}\b|{option.upper()}", out, re.IGNORECASE), name
 

@@ -1,0 +1,92 @@
+"""Commands around recipes: demo, run, methods."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from retrodistill.cli.app import DryOption, JsonOption, OutOption, app, duration, show
+from retrodistill.progress import set_quiet
+
+
+@app.command()
+def demo(out: OutOption = Path("out/demo"), as_json: JsonOption = False) -> None:
+    """Run the main job on the demonstration corpus (Python's own documentation), offline, in minutes."""
+    _run_andshow("demo", out, [], as_json)
+
+
+@app.command("run")
+def run_command(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or 'demo'.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value ...")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder; out/RECIPE by default.")] = None,
+    dry_run: DryOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a recipe, or take it up again where it stopped."""
+    folder = out or Path("out") / Path(recipe).stem
+    if dry_run:
+        _plan(recipe, folder, overrides or [], as_json)
+    else:
+        _run_andshow(recipe, folder, overrides or [], as_json)
+
+
+@app.command()
+def methods() -> None:
+    """List every kind of model, objective, initialisation, fusion, sampler and packaged recipe."""
+    from retrodistill.candidates.samplers import SAMPLERS
+    from retrodistill.models.names import KINDS
+    from retrodistill.objectives.registry import OBJECTIVES
+    from retrodistill.runs.calibration import CALIBRATIONS
+    from retrodistill.students.static import INITIALISATIONS
+
+    calibrations = {name: (kind.__doc__ or "").splitlines()[0] for name, kind in CALIBRATIONS.items()}
+    fusions = {**calibrations, "reciprocal-rank": "Weighted sum of 1 / (60 + rank)."}
+    recipes = {"demo": "The main job on Python's documentation strings; see configs/ for the others."}
+    for title, table in (
+        ("models", KINDS),
+        ("objectives", OBJECTIVES),
+        ("static initialisations", INITIALISATIONS),
+        ("fusions", fusions),
+        ("samplers", SAMPLERS),
+        ("packaged recipes", recipes),
+    ):
+        show(title)
+        for name, line in table.items():
+            show(f"  {name:<17} {line}")
+
+
+def _run_andshow(recipe: str, out: Path, overrides: list[str], as_json: bool) -> None:
+    from retrodistill.pipeline import run_recipe
+
+    set_quiet(as_json)
+    command = f"retrodistill {shlex.join(sys.argv[1:])}"
+    results = run_recipe(recipe, out, overrides, command=command)
+    if as_json:
+        show(json.dumps(results.to_json(), ensure_ascii=False))
+        return
+    from retrodistill.reports.table import examples_text, table_text
+
+    show(table_text(results))
+    if results.examples:
+        show("\n" + examples_text(results))
+    for note in results.notes:
+        show(f"note: {note}")
+    show(f"\n{out / 'results.json'}\n{out / 'report.html'}")
+
+
+def _plan(recipe: str, out: Path, overrides: list[str], as_json: bool) -> None:
+    from retrodistill.pipeline.plan import plan_recipe
+
+    set_quiet(as_json)
+    steps = plan_recipe(recipe, out, overrides)
+    if as_json:
+        show(json.dumps(steps))
+        return
+    for step in steps:
+        show(f"{step['step']}: {step['items']} {step['unit']} left, about {duration(step['seconds'])}")

@@ -1,0 +1,92 @@
+"""Commands from candidates to students: mine, score, distill."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from retrodistill.cli.app import CollectionOption, DryOption, OutOption, RunOption, StoreOption, app, duration, show
+from retrodistill.errors import UserError
+from retrodistill.progress import say
+
+
+@app.command()
+def mine(
+    collection: CollectionOption,
+    out: RunOption,
+    source: Annotated[list[str], typer.Option(help="bm25, dense:NAME, run:FILE; may be given several times.")],
+    split: Annotated[str, typer.Option(help="Queries to mine for; auto is train, else those in no split.")] = "auto",
+    depth: Annotated[int, typer.Option(help="Documents per query and source.", min=1)] = 100,
+    random: Annotated[int, typer.Option(help="Documents drawn from the corpus besides.", min=0)] = 0,
+    seed: int = 0,
+) -> None:
+    """Propose candidates for queries: a run."""
+    from retrodistill.candidates import mine as mine_candidates
+    from retrodistill.collections import load_collection
+    from retrodistill.runs import write_run
+
+    run = mine_candidates(load_collection(collection), split, source, depth, random=random, seed=seed)
+    write_run(run, out)
+    say(f"{len(run)} candidates of {len(run.query_ids)} queries in {out}")
+
+
+@app.command()
+def score(
+    collection: CollectionOption,
+    candidates: RunOption,
+    teacher: Annotated[
+        list[str], typer.Option(help="bm25, dense:NAME, cross-encoder:NAME, run:FILE; several are fused.")
+    ],
+    out: RunOption,
+    weight: Annotated[list[float] | None, typer.Option(help="One per teacher, in their order.")] = None,
+    fusion: Annotated[
+        str, typer.Option(help="zscore, zscore-per-query, minmax or reciprocal-rank.")
+    ] = "zscore-per-query",
+    store: StoreOption = None,
+    dry_run: DryOption = False,
+) -> None:
+    """Score candidates by one teacher or several; killed at any moment, it goes on where it stopped."""
+    from retrodistill.collections import load_collection
+    from retrodistill.runs import fuse, read_run, write_run
+    from retrodistill.teachers import remaining
+    from retrodistill.teachers import score as score_candidates
+
+    corpus, pool = load_collection(collection), read_run(candidates)
+    if weight and len(weight) != len(teacher):
+        raise UserError(f"{len(weight)} weights for {len(teacher)} teachers; give one per teacher.")
+    if dry_run:
+        for name, work in remaining(corpus, pool, teacher, store=store).items():
+            show(f"{name}: {work.items} {work.unit} left, about {duration(work.seconds)}")
+        return
+    runs = score_candidates(corpus, pool, teacher, store=store)
+    write_run(runs[0] if len(runs) == 1 else fuse(runs, weight, fusion), out)
+    say(f"{len(pool)} scores in {out}")
+
+
+@app.command()
+def distill(
+    collection: CollectionOption,
+    target: Annotated[str, typer.Option(help="What teaches: run:FILE, dense:NAME, bm25...")],
+    out: OutOption = Path("out/student"),
+    student: Annotated[str, typer.Option(help="static, or dense:NAME.")] = "static",
+    objective: Annotated[list[str] | None, typer.Option(help="kl, margin-mse, leaf...; several are summed.")] = None,
+    space: Annotated[str, typer.Option(help="Dense model whose documents are searched.")] = "dense:all-MiniLM-L6-v2",
+    towers: Annotated[str, typer.Option(help="query, or both.")] = "query",
+    seed: int = 0,
+) -> None:
+    """Distil one student from a target; for curricula, controls and reports use 'run RECIPE'."""
+    from retrodistill.api import distill as distil_student
+
+    made = distil_student(
+        collection,
+        target,
+        student=student,
+        objective=objective or ["kl"],
+        space=space,
+        towers=towers,
+        out=out,
+        seed=seed,
+    )
+    say(f"{made} in {out}")
