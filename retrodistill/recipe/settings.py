@@ -1,16 +1,10 @@
-"""Recipes: YAML, typed; unknown keys are refused with the nearest known one."""
+"""What a recipe says, typed; unknown keys are refused with the nearest known one."""
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Sequence
-from importlib import resources
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import pydantic
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from retrodistill.errors import UserError, unknown
@@ -18,7 +12,6 @@ from retrodistill.models.names import parse_model_name
 from retrodistill.students.static import INITIALISATIONS
 from retrodistill.training.settings import Settings, StageSettings
 
-Checked = TypeVar("Checked", bound=Settings)
 SYSTEMS = ("bm25", "teacher", "ensemble", "target", "recorded", "control")  # names in results.json
 
 
@@ -209,62 +202,6 @@ class Recipe(Settings):
         return students
 
 
-def load_recipe(source: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and apply overrides.
-
-    Args:
-        source: A YAML file, or the name of a packaged recipe (``demo``).
-        overrides: ``key.path=value`` each; the value is YAML. Lists are reached by number: ``stages.0.training...``.
-
-    Raises:
-        UserError: Missing file, not YAML, an unknown key (the nearest is named), or a value that does not fit.
-    """
-    try:
-        content = yaml.safe_load(_text_of(source))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{source} is not YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{source} holds no recipe: wanted keys such as name, collection, students.")
-    for override in overrides:
-        _override(content, override)
-    return parse_recipe(content, str(source))
-
-
-def _text_of(source: str | os.PathLike[str]) -> str:
-    path = Path(source)
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    packaged = resources.files("retrodistill") / "recipes"
-    names = sorted(entry.name.removesuffix(".yaml") for entry in packaged.iterdir() if entry.name.endswith(".yaml"))
-    if str(source) not in names:
-        raise UserError(
-            f"no recipe {source}: no such file, and no packaged recipe of that name (there is: {', '.join(names)})."
-        )
-    return (packaged / f"{source}.yaml").read_text(encoding="utf-8")
-
-
-def parse_recipe(content: dict[str, Any], source: str = "recipe") -> Recipe:
-    """A recipe from its dictionary.
-
-    Raises:
-        UserError: An unknown key or a value that does not fit; where it stands is named.
-    """
-    return validated(Recipe, content, source)
-
-
-def validated(model: type[Checked], content: dict[str, Any], source: str) -> Checked:
-    """Settings of any kind from their dictionary; errors as for `parse_recipe`."""
-    try:
-        return model.model_validate(content)
-    except pydantic.ValidationError as error:
-        raise _first_mistake(error, model, source) from error
-
-
-def recipe_yaml(recipe: Recipe) -> str:
-    """The resolved recipe, defaults written out."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
 def parse_model_name_or_error(text: str) -> Any:
     """As `parse_model_name`, raising ValueError, which pydantic collects."""
     try:
@@ -275,69 +212,3 @@ def parse_model_name_or_error(text: str) -> Any:
 
 def _model_name(text: str) -> str:
     return str(parse_model_name_or_error(text))
-
-
-def _override(content: Any, override: str) -> None:
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise UserError(f"override {override!r}: wanted key.path=value, e.g. index.factory=SQ8.")
-    *parents, last = path.split(".")
-    place = content
-    for key in parents:
-        place = _step(place, key, override)
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"override {override!r}: the value is not YAML.") from error
-    _step(place, last, override)
-    place[int(last) if isinstance(place, list) else last] = value
-
-
-def _step(place: Any, key: str, override: str) -> Any:
-    if isinstance(place, list):
-        if not key.isdigit() or int(key) >= len(place):
-            raise UserError(f"override {override!r}: {key!r} is no place of a list of {len(place)}.")
-        return place[int(key)]
-    if not isinstance(place, dict):
-        raise UserError(f"override {override!r}: there is nothing below the value before {key!r}.")
-    if place.get(key) is None:
-        place[key] = {}
-    return place[key]
-
-
-def _first_mistake(error: pydantic.ValidationError, model: type[Settings], source: str) -> UserError:
-    first = error.errors()[0]
-    path = _place(first)
-    others = len({tuple(_place(one)) for one in error.errors()}) - 1
-    more = f" ({others} more)" if others else ""
-    if first["type"] == "extra_forbidden":
-        *parents, key = path
-        known = _keys_at(model, parents)
-        return UserError(f"{source}: {unknown('key', key, known)} It stands in {'.'.join(parents) or 'top'}{more}.")
-    # One value that fits none of several types fails once for each.
-    alternatives = [one["msg"].removeprefix("Value error, ") for one in error.errors() if _place(one) == path]
-    message = " or ".join([alternatives[0], *(one.removeprefix("Input should be ") for one in alternatives[1:])])
-    given = first.get("input")
-    shown = (
-        "" if isinstance(given, (dict, list)) or first["type"] in ("missing", "value_error") else f", came {given!r}"
-    )
-    return UserError(f"{source}: {'.'.join(path) or 'recipe'}: {message.rstrip('.')}{shown}{more}.")
-
-
-def _place(mistake: Any) -> list[str]:
-    """Keys and numbers that lead to a mistake, without pydantic's names of the types that it tried."""
-    return [str(part) for part in mistake["loc"] if part not in ("int", "str") and "[" not in str(part)]
-
-
-def _keys_at(model: Any, path: Sequence[str]) -> list[str]:
-    """The known keys of the settings that a path of keys leads to; names of students and numbers are passed over."""
-    for part in path:
-        if part in model.model_fields:
-            model = _settings_within(model.model_fields[part].annotation) or model
-    return list(model.model_fields)
-
-
-def _settings_within(annotation: Any) -> Any:
-    """The settings class that is ``X``, or stands inside ``list[X]`` or ``dict[str, X]``; else None."""
-    options = (annotation, *getattr(annotation, "__args__", ()))
-    return next((one for one in options if isinstance(one, type) and issubclass(one, Settings)), None)
