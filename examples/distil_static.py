@@ -3,9 +3,10 @@
 import sys
 
 import retrodistill as rd
+from retrodistill.indexes import AsymmetricIndex
 
 
-def main(source: str = "demo", space: str = "dense:all-MiniLM-L6-v2", out: str = "out/example") -> rd.AsymmetricIndex:
+def main(source: str = "demo", space: str = "dense:all-MiniLM-L6-v2", out: str = "out/example") -> AsymmetricIndex:
     """Distil from queries, titles and sentences of the collection; documents stay as they are."""
     collection = rd.load_collection(source)
     student = rd.distill(collection, space, student="static", objective="leaf", space=space, out=f"{out}/student")

@@ -13,14 +13,13 @@ if TYPE_CHECKING:
     from retrodistill.candidates import mine
     from retrodistill.collections import Collection, load_collection
     from retrodistill.errors import UserError
-    from retrodistill.indexes import AsymmetricIndex, build_index
+    from retrodistill.indexes import build_index, load_index
     from retrodistill.models import Encoder, load_encoder
     from retrodistill.pipeline import run_recipe
     from retrodistill.runs import Run, fuse, read_run, write_run
     from retrodistill.teachers import score
 
 _HOMES = {
-    "AsymmetricIndex": "retrodistill.indexes",
     "Collection": "retrodistill.collections",
     "Encoder": "retrodistill.models",
     "Run": "retrodistill.runs",
@@ -31,6 +30,7 @@ _HOMES = {
     "fuse": "retrodistill.runs",
     "load_collection": "retrodistill.collections",
     "load_encoder": "retrodistill.models",
+    "load_index": "retrodistill.indexes",
     "mine": "retrodistill.candidates",
     "read_run": "retrodistill.runs",
     "run_recipe": "retrodistill.pipeline",
@@ -39,7 +39,6 @@ _HOMES = {
 }
 
 __all__ = [
-    "AsymmetricIndex",
     "Collection",
     "Encoder",
     "Run",
@@ -50,6 +49,7 @@ __all__ = [
     "fuse",
     "load_collection",
     "load_encoder",
+    "load_index",
     "mine",
     "read_run",
     "run_recipe",

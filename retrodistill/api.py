@@ -5,26 +5,23 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
-
-import pyarrow as pa
 
 from retrodistill.collections import Collection, load_collection
 from retrodistill.distributed import is_main
-from retrodistill.errors import UserError
+from retrodistill.evaluation.evaluating import Evaluation, evaluate
 from retrodistill.files import check_replaceable, exclusive
-from retrodistill.measures.ranking import DEFAULT_MEASURES, evaluate_run, means
-from retrodistill.models import Encoder, load_encoder, load_retriever
+from retrodistill.models import Encoder, load_encoder
 from retrodistill.models.contract import STUDENT_MANIFEST
 from retrodistill.pipeline.students import distil
 from retrodistill.progress import say
 from retrodistill.recipe import StudentSettings, validated
-from retrodistill.runs.run import Run
 from retrodistill.teachers import load_teacher
 from retrodistill.training.material import Material, check_recorded
 from retrodistill.training.settings import CandidateSettings, StageSettings, TextSettings, TrainingSettings
 from retrodistill.training.texts import training_queries
+
+__all__ = ["Evaluation", "distill", "evaluate"]
 
 _STATIC_TRAINING = TrainingSettings(epochs=12, learning_rate=1e-3, batch_size=64)
 _DENSE_TRAINING = TrainingSettings(epochs=4, learning_rate=5e-5, batch_size=32)
@@ -101,66 +98,3 @@ def distill(  # noqa: PLR0913 - one call for what a recipe says
         if is_main():
             shutil.rmtree(work, ignore_errors=True)
     return made.encoder
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What `evaluate` measured.
-
-    Attributes:
-        means: ``{system: {measure: mean over all judged queries}}``.
-        per_query: ``{system: table query_id, measures}``.
-        runs: ``{system: run}``.
-    """
-
-    means: dict[str, dict[str, float]]
-    per_query: dict[str, pa.Table]
-    runs: dict[str, Run]
-
-    def __str__(self) -> str:
-        measures = list(next(iter(self.means.values())))
-        width = max(len("system"), *map(len, self.means))
-        head = "  ".join(["system".ljust(width), *(measure.rjust(10) for measure in measures)])
-        rows = [
-            "  ".join([name.ljust(width), *(f"{values[measure]:10.4f}" for measure in measures)])
-            for name, values in self.means.items()
-        ]
-        return "\n".join([head, *rows])
-
-
-def evaluate(
-    systems: Mapping[str, Any] | Any,
-    collection: Collection | str,
-    split: str = "test",
-    *,
-    measures: Sequence[str] = DEFAULT_MEASURES,
-    depth: int = 1000,
-) -> Evaluation:
-    """Measure systems on a split; queries without results count 0.
-
-    Args:
-        systems: ``{name: system}``, or one system: a model name, a run, an index, an encoder, an ensemble.
-        collection: A collection or what `load_collection` takes.
-        split: Whose judgements count.
-        measures: ``ndcg@k``, ``mrr@k``, ``recall@k``, ``map@k``, ``precision@k``.
-        depth: Documents retrieved per query; cut to the corpus.
-
-    Raises:
-        UserError: The split has no judgements, or a system cannot search.
-    """
-    corpus = load_collection(collection)
-    queries, qrels = corpus.split(split), corpus.relevance(split).to_dict()
-    named = systems if isinstance(systems, Mapping) else {str(getattr(systems, "name", systems)): systems}
-    if not named:
-        raise UserError("no system to evaluate; give at least one.")
-    runs, tables = {}, {}
-    for name, system in named.items():
-        retriever = load_retriever(system)
-        # One more than asked for: a document that is the query itself is left out before the cut, as in beir.
-        runs[name] = retriever.retrieve(corpus, queries, min(depth + 1, len(corpus.documents)))
-        runs[name] = runs[name].without({query: query for query in queries.ids}).top(depth).renamed(name)
-        lacking = len(queries) - len(runs[name].query_ids)
-        if lacking:
-            say(f"{name}: {lacking} of {len(queries)} queries have no results; they count 0")
-        tables[name] = evaluate_run(runs[name], qrels, measures)
-    return Evaluation({name: means(table) for name, table in tables.items()}, tables, runs)

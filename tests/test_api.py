@@ -33,7 +33,7 @@ class TestTheWayThrough:
         student = rd.distill(tiny, target, space=space, objective="kl", training=QUICK, out=tmp_path / "student")
         index = rd.build_index(tiny, documents=space, queries=student, factory="SQ8")
         index.save(tmp_path / "index")
-        found = rd.AsymmetricIndex.load(tmp_path / "index").search("star planet", 3)
+        found = rd.load_index(tmp_path / "index").search("star planet", 3)
         results = rd.evaluate({"teacher": space, "student": index}, tiny, "test")
         assert len(found) == 3
         assert set(results.means) == {"teacher", "student"}

@@ -35,7 +35,7 @@ class TestExamples:
 
     def test_distil_static(self, tiny_folder, model, tmp_path):
         index = load("distil_static").main(str(tiny_folder), model, str(tmp_path))
-        assert len(rd.AsymmetricIndex.load(tmp_path / "index")) == len(index) == 60
+        assert len(rd.load_index(tmp_path / "index")) == len(index) == 60
 
     def test_distil_from_ensemble(self, tiny_folder, model, tmp_path):
         target = load("distil_from_ensemble").main(str(tiny_folder), model, str(tmp_path))

@@ -12,7 +12,7 @@ PACKAGE = Path(retrodistill.__file__).parent
 BASE = ["errors", "files", "manifest", "stores", "progress", "distributed"]
 LINE = [
     "collections", "runs", "measures", "models", "candidates", "teachers", "objectives", "students", "training",
-    "indexes", "reports", "recipe", "pipeline", "api", "cli",
+    "quantisers", "indexes", "exports", "reports", "evaluation", "recipe", "pipeline", "api", "cli",
 ]  # fmt: skip
 TOP = ["__init__", "__main__"]
 

@@ -1,36 +1,87 @@
-"""Commands that measure: evaluate."""
+"""Commands that measure: evaluate, compare."""
 
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from retrodistill.cli.app import CollectionOption, JsonOption, app, show
+from retrodistill.cli.app import JsonOption, app, show
 from retrodistill.progress import set_quiet
+
+SplitOption = Annotated[
+    str | None, typer.Option(help="Whose judgements count; BEIR's by default: test, and dev for msmarco.")
+]
+TeacherOption = Annotated[
+    str | None, typer.Option(help="Measure agreement with it too: dense:NAME, cross-encoder:NAME, bm25, run:FILE.")
+]
 
 
 @app.command()
-def evaluate(
-    system: Annotated[list[str], typer.Argument(help="dense:NAME, static:NAME, bm25, run:FILE, or an index' folder.")],
-    collection: CollectionOption,
-    split: Annotated[str, typer.Option(help="Whose judgements count.")] = "test",
-    measure: Annotated[list[str] | None, typer.Option(help="ndcg@k, mrr@k, recall@k, map@k, precision@k.")] = None,
+def evaluate(  # noqa: PLR0913, PLR0917 - one option each
+    system: Annotated[
+        list[str],
+        typer.Argument(help="dense:NAME, bm25, run:FILE..., an index' folder, or rerank:TEACHER@SOURCE (top 100)."),
+    ],
+    collection: Annotated[
+        list[str], typer.Option(help="BEIR folder, beir/NAME, ir_datasets:ID, hf:NAME, or demo; several times.")
+    ],
+    split: SplitOption = None,
+    measure: Annotated[
+        list[str] | None, typer.Option(help="ndcg@k, mrr@k, map@k, recall@k, precision@k, hole@k; BEIR's by default.")
+    ] = None,
+    depth: Annotated[int, typer.Option(help="Documents retrieved per query.", min=1)] = 1000,
+    teacher: TeacherOption = None,
+    cost: Annotated[bool, typer.Option("--cost", help="Measure latency, memory and throughput too.")] = False,
+    threads: Annotated[int, typer.Option(help="Threads of torch and FAISS where cost is measured.", min=1)] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for COLLECTION/runs/NAME.run and results; what is there is kept.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure systems on a collection; queries without results count 0."""
-    from retrodistill.api import evaluate as evaluate_systems
-    from retrodistill.indexes import AsymmetricIndex
-    from retrodistill.measures.ranking import DEFAULT_MEASURES
+    """Measure systems on collections by BEIR's rules; queries without results count 0."""
+    from retrodistill.evaluation.benchmark import benchmark
+    from retrodistill.evaluation.evaluating import Wanted
 
     set_quiet(as_json)
-    systems: dict[str, Any] = {name: AsymmetricIndex.load(name) if Path(name).is_dir() else name for name in system}
-    result = evaluate_systems(systems, collection, split, measures=measure or DEFAULT_MEASURES)
-    if as_json:
-        count = len(next(iter(result.per_query.values())))
-        rows = [{"name": name, **values} for name, values in result.means.items()]
-        show(json.dumps({"collection": collection, "split": split, "queries": count, "systems": rows}))
+    wanted = Wanted(split, measure, depth, teacher, threads if cost else None)
+    made = benchmark(system, collection, wanted, out)
+    if not as_json:
+        show(str(made))
+    elif len(made.evaluations) == 1:
+        show(json.dumps(made.evaluations[0].results(_command()).to_json(), ensure_ascii=False))
     else:
-        show(str(result))
+        show(json.dumps(made.to_json(), ensure_ascii=False))
+
+
+@app.command()
+def compare(  # noqa: PLR0913, PLR0917 - one option each
+    system: Annotated[
+        list[str],
+        typer.Argument(help="An evaluated folder (all its systems), FOLDER:SYSTEM, or what evaluate takes; 2 or more."),
+    ],
+    collection: Annotated[
+        str | None, typer.Option(help="For systems that are measured now, and for the queries' texts.")
+    ] = None,
+    split: SplitOption = None,
+    measure: Annotated[str, typer.Option(help="What is compared.")] = "ndcg@10",
+    teacher: TeacherOption = None,
+    every_pair: Annotated[bool, typer.Option("--every-pair", help="Each with each, not with the first.")] = False,
+    shown: Annotated[int, typer.Option(help="Queries won and lost to list.", min=0)] = 5,
+    seed: int = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare systems with the first on the same queries: is a difference real, and which queries made it?"""
+    from retrodistill.evaluation.gathering import Asked, compare_named
+
+    set_quiet(as_json)
+    made = compare_named(system, Asked(collection, split, measure, teacher, every_pair, shown, seed))
+    show(json.dumps(made.to_json(), ensure_ascii=False) if as_json else str(made))
+
+
+def _command() -> str:
+    return f"retrodistill {shlex.join(sys.argv[1:])}"

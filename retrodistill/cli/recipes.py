@@ -41,7 +41,7 @@ def methods() -> None:
     """List every kind of model, objective, initialisation, fusion, sampler and packaged recipe."""
     from retrodistill.candidates.samplers import SAMPLERS
     from retrodistill.models.names import KINDS
-    from retrodistill.objectives.registry import OBJECTIVES
+    from retrodistill.objectives.registry import CLASS_OBJECTIVES, OBJECTIVES, REGULARISERS, TOKEN_OBJECTIVES
     from retrodistill.runs.calibration import CALIBRATIONS
     from retrodistill.students.static import INITIALISATIONS
 
@@ -51,6 +51,8 @@ def methods() -> None:
     for title, table in (
         ("models", KINDS),
         ("objectives", OBJECTIVES),
+        ("objectives in Python, on tokens and classes", {**TOKEN_OBJECTIVES, **CLASS_OBJECTIVES}),
+        ("regularisers of sparse students", REGULARISERS),
         ("static initialisations", INITIALISATIONS),
         ("fusions", fusions),
         ("samplers", SAMPLERS),

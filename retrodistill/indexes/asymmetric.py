@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,19 @@ import numpy as np
 from retrodistill.collections.collection import Collection
 from retrodistill.collections.texts import Texts
 from retrodistill.errors import UserError, sample_of
-from retrodistill.indexes.factory import set_parameters
+from retrodistill.indexes.factory import read_parameters, set_parameters, written_parameters
+from retrodistill.indexes.parts import can_remove, file_bytes, keeps_labels, read_faiss
 from retrodistill.indexes.stored import StoredIndex, name_of
+from retrodistill.indexes.tuning import Tuned, exact_labels, tune
 from retrodistill.models.contract import Space
 from retrodistill.models.embeddings import embed
 from retrodistill.models.encoder import Encoder, load_encoder
 from retrodistill.models.retrievers import as_queries, check_k
-from retrodistill.models.vectors import check_finite, leading
+from retrodistill.models.vectors import check_finite, exact_search, leading
 from retrodistill.runs.run import Run
 
 _FAISS_FILE = "index.faiss"
+_UNIT = 1e-3  # by how much a unit vector's length may be off: float16 stores
 
 
 class AsymmetricIndex:
@@ -61,6 +65,8 @@ class AsymmetricIndex:
         self.index, self.ids, self.space, self.factory, self.name = index, list(ids), space, factory, name
         self.labels = np.arange(len(self.ids)) if labels is None else np.asarray(labels, dtype=np.int64)
         self.queries, self._documents = queries, documents
+        self._parameters: dict[str, int] = {}
+        self._mapped = False
         if queries is not None:
             space.admit(queries)
 
@@ -71,11 +77,60 @@ class AsymmetricIndex:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def parameters(self) -> str | None:
+        """FAISS search parameters that were chosen, e.g. ``nprobe=16``; saved with the index; None for none.
+
+        Those that are set later are added to those set before.
+
+        Raises:
+            UserError: The index does not know them.
+        """
+        return written_parameters(self._parameters) or None
+
+    @parameters.setter
+    def parameters(self, parameters: str | None) -> None:
+        if parameters:
+            set_parameters(self.index, parameters)
+            self._parameters |= read_parameters(parameters)
+
+    def tune(
+        self,
+        queries: str | Sequence[str] | Texts | np.ndarray,
+        recall: float = 0.95,
+        k: int = 10,
+        *,
+        documents: Texts | np.ndarray | None = None,
+    ) -> Tuned:
+        """Set nprobe, efSearch and k_factor_rf to the smallest that find a wanted share of exact search's k best.
+
+        Args:
+            queries: Held out: training queries or sentences of documents, never test queries; or their vectors.
+            recall: The share that is wanted, above 0 and up to 1.
+            k: Documents per query.
+            documents: What exact search is done over, where the index holds codes only: the documents' texts (embedded,
+                or taken from the store), or their (n, encoder's dimension) vectors in the order of `ids`.
+
+        Returns:
+            What was set and what it reaches; its text says so. `parameters` holds it, and `save` keeps it.
+
+        Raises:
+            UserError: No queries, k beyond the index, or codes without `documents`.
+        """
+        check_k(k, len(self))
+        if not isinstance(queries, np.ndarray):
+            queries = embed(self._query_encoder(), as_queries(queries).texts, "query")
+        asked = self._shaped(queries, "queries")
+        check_finite(asked, [str(row) for row in range(len(asked))], "queries")
+        tuned = tune(self.index, asked, self._exact(asked, k, documents), recall=recall, k=k)
+        self.parameters = tuned.parameters
+        return tuned
+
     def add(self, documents: Texts) -> None:
         """Encode documents by the encoder of the space and index them, trained parts as they are.
 
         Raises:
-            UserError: An id that is there already, or the space's encoder is not at hand.
+            UserError: An id that is there already, a memory-mapped index, or the space's encoder is not at hand.
         """
         self._check_new(documents.ids)
         self.add_vectors(documents.ids, embed(self._document_encoder(), documents.texts, "document"))
@@ -84,7 +139,8 @@ class AsymmetricIndex:
         """Index (n, encoder's dimension) float32 vectors of the documents' space.
 
         Raises:
-            UserError: An id that is there already or twice, another dimension, or vectors that are not finite.
+            UserError: An id that is there already or twice, another dimension, vectors that are not finite, or a
+                memory-mapped index.
         """
         self._check_new(ids)
         vectors = self._shaped(vectors, "documents")
@@ -92,7 +148,7 @@ class AsymmetricIndex:
             raise UserError(f"{len(ids)} ids for {len(vectors)} vectors; give one id per vector.")
         check_finite(vectors, list(ids), "documents")
         labels = np.arange(len(ids)) + (int(self.labels[-1]) + 1 if len(self) else 0)
-        if _keeps_labels(self.index):
+        if keeps_labels(self.index):
             self.index.add_with_ids(vectors, labels)
         else:
             self.index.add(vectors)
@@ -103,20 +159,21 @@ class AsymmetricIndex:
         """Remove documents.
 
         Raises:
-            UserError: Ids that are not there, or a kind of FAISS index that cannot forget (HNSW, refined ones).
+            UserError: Ids that are not there, a memory-mapped index, or a kind of FAISS index that cannot forget (HNSW,
+                refined and fast-scan ones); nothing is changed.
         """
+        self._check_changeable()
         wanted = set(ids)
         gone = np.fromiter((one in wanted for one in self.ids), dtype=bool, count=len(self.ids))
         if int(gone.sum()) != len(wanted):
-            raise UserError(f"cannot remove {sample_of(sorted(wanted - set(self.ids)))}: not in the index.")
-        try:
-            self.index.remove_ids(self.labels[gone])
-        except RuntimeError as error:
+            raise UserError(f"cannot remove {sample_of(sorted(wanted - set(self.ids), key=str))}: not in the index.")
+        if not can_remove(self.index):
             raise UserError(
                 f"an index of factory {self.factory!r} cannot remove documents; build it again without them."
-            ) from error
+            )
+        self.index.remove_ids(self.labels[gone])
         self.ids = [one for one, out in zip(self.ids, gone, strict=True) if not out]
-        self.labels = self.labels[~gone] if _keeps_labels(self.index) else np.arange(len(self.ids))
+        self.labels = self.labels[~gone] if keeps_labels(self.index) else np.arange(len(self.ids))
 
     def search(self, queries: str | Sequence[str] | Texts, k: int = 10) -> Run:
         """Search by text.
@@ -143,14 +200,17 @@ class AsymmetricIndex:
             query_ids: (q,) ids; "0", "1"... by default.
 
         Raises:
-            UserError: Another dimension, vectors that are not finite, or k beyond the index.
+            UserError: Another dimension, vectors that are not finite, another number of ids, or k beyond the index.
         """
         check_k(k, len(self))
         vectors = self._shaped(vectors, "queries")
         names = list(query_ids) if query_ids is not None else [str(number) for number in range(len(vectors))]
+        if len(names) != len(vectors):
+            raise UserError(f"{len(names)} query ids for {len(vectors)} vectors; give one id per vector.")
         check_finite(vectors, names, "queries")
         scores, labels = self.index.search(vectors, k)
-        return Run.from_matrix(names, self.ids, self._places(labels), scores, name=self.name).ranked()
+        places = np.where(labels < 0, -1, np.searchsorted(self.labels, labels))  # -1 where FAISS found fewer than k
+        return Run.from_matrix(names, self.ids, places, scores, name=self.name).ranked()
 
     def retrieve(self, collection: Collection, queries: Texts, k: int) -> Run:
         """As `search`, for a collection that it was built on; k is cut to its size.
@@ -169,10 +229,8 @@ class AsymmetricIndex:
         return lambda text: self.index.search(self._shaped(self._encode([text]), "queries"), k)
 
     def bytes_per_document(self, collection: Collection | None = None) -> float | None:
-        """Size of the FAISS index as a file, codebooks included, per document."""
-        import faiss
-
-        return len(faiss.serialize_index(self.index)) / len(self)
+        """Size of the FAISS index as a file, codebooks included, per document; None for an empty index."""
+        return file_bytes(self.index) / len(self) if len(self) else None
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``index.faiss`` (any FAISS program reads it), ``ids.parquet`` (ids by FAISS label) and a manifest.
@@ -183,9 +241,8 @@ class AsymmetricIndex:
         """
         import faiss
 
-        stored = StoredIndex(
-            "faiss", {"factory": self.factory}, self.space, self.ids, self.name, name_of(self.queries), self.labels
-        )
+        settings = {"factory": self.factory} | ({"parameters": self.parameters} if self.parameters else {})
+        stored = StoredIndex("faiss", settings, self.space, self.ids, self.name, name_of(self.queries), self.labels)
         stored.write(folder, lambda place: faiss.write_index(self.index, str(place / _FAISS_FILE)))
 
     @classmethod
@@ -202,25 +259,44 @@ class AsymmetricIndex:
         Args:
             folder: Where it was saved.
             queries: Name or object of the query encoder; by default the one it was saved with.
-            parameters: FAISS search parameters, e.g. ``nprobe=16``.
-            memory_map: Leave the vectors on disk.
+            parameters: FAISS search parameters, e.g. ``nprobe=16``; they go before those that it was saved with.
+            memory_map: Leave the vectors on disk, or codes, lists and graph; such an index is searched and tuned, and
+                not changed. FAISS reads its fast-scan kinds (``PQ16x4fs``, ``RaBitQfs``) into memory all the same.
 
         Raises:
-            UserError: A file is missing, cut short or altered, or the query encoder belongs to another space.
+            UserError: A file is missing, cut short or altered, the query encoder belongs to another space, or the index
+                does not know the parameters.
         """
-        import faiss
-
         stored = StoredIndex.open(folder)
         if stored.kind != "faiss":
             raise UserError(f"{folder} holds an index of kind {stored.kind}, not a FAISS index; load it as such.")
-        index = faiss.read_index(str(Path(folder) / _FAISS_FILE), faiss.IO_FLAG_MMAP if memory_map else 0)
-        if parameters:
-            set_parameters(index, parameters)
+        index = read_faiss(Path(folder) / _FAISS_FILE, memory_map=memory_map)
         asking = stored.queries_by if queries is None else queries
         encoder = None if asking is None else load_encoder(asking)
-        return cls(
-            index, stored.ids, stored.space, encoder, stored.settings["factory"], stored.name, labels=stored.labels
-        )
+        factory = stored.settings["factory"]
+        loaded = cls(index, stored.ids, stored.space, encoder, factory, stored.name, labels=stored.labels)
+        loaded.parameters = stored.settings.get("parameters")
+        loaded.parameters = parameters
+        loaded._mapped = memory_map
+        return loaded
+
+    def _exact(self, queries: np.ndarray, k: int, documents: Texts | np.ndarray | None) -> np.ndarray:
+        """Labels (q, k) of the best documents by exact search."""
+        if documents is None:
+            found = exact_labels(self.index, queries, k)
+            if found is None:
+                raise UserError(
+                    f"an index of factory {self.factory!r} does not hold its documents' exact vectors, which tuning "
+                    "compares with; give documents=, their texts or vectors."
+                )
+            return found
+        if isinstance(documents, Texts):
+            documents = embed(self._document_encoder(), documents.select(self.ids).texts, "document")
+        vectors = self._shaped(documents, "documents")
+        if len(vectors) != len(self):
+            raise UserError(f"{len(vectors)} vectors to tune by for {len(self)} documents; give one for each of `ids`.")
+        check_finite(vectors, self.ids, "documents")
+        return self.labels[exact_search(queries, vectors, k)[0]]
 
     def _encode(self, texts: list[str]) -> np.ndarray:
         return self._query_encoder().encode(texts, "query")
@@ -242,31 +318,34 @@ class AsymmetricIndex:
         return self._documents
 
     def _shaped(self, vectors: np.ndarray, what: str) -> np.ndarray:
-        """Vectors of the encoder as the index holds them: float32, truncated."""
+        """Vectors of the encoder as the index holds them: float32, truncated, of unit length where it is by cosine."""
         vectors = np.ascontiguousarray(np.atleast_2d(vectors), dtype=np.float32)
         if vectors.shape[1] != self.space.encoded:
             raise UserError(
                 f"{what} of {vectors.shape[1]} dimensions, the index has {self.space.encoded}; use the "
                 f"encoder of its documents ({self.space.documents_by}) or one distilled into its space."
             )
-        return leading(vectors, self.space.truncation, unit=self.space.norm == "unit")
-
-    def _places(self, labels: np.ndarray) -> np.ndarray:
-        """Places in `ids` of FAISS labels; -1 where FAISS found fewer than k."""
-        places = np.searchsorted(self.labels, labels)
-        return np.where(labels < 0, -1, places)
+        unit = self.space.norm == "unit"
+        vectors = leading(vectors, self.space.truncation, unit=unit)
+        return _of_unit_length(vectors) if unit else vectors
 
     def _check_new(self, ids: Sequence[str]) -> None:
+        self._check_changeable()
+        strange = [one for one in ids if not isinstance(one, str)]
+        if strange:
+            raise UserError(f"document id {strange[0]!r} is {type(strange[0]).__name__}; ids are strings.")
         known = set(self.ids)
-        twice = [one for one in ids if one in known] or [one for one in set(ids) if list(ids).count(one) > 1]
+        twice = [one for one in ids if one in known] or [one for one, times in Counter(ids).items() if times > 1]
         if twice:
             raise UserError(f"{sample_of(twice)}: in the index already, or twice; remove or rename them first.")
 
+    def _check_changeable(self) -> None:
+        if self._mapped:
+            raise UserError("a memory-mapped index cannot be changed; load it without memory_map.")
 
-def _keeps_labels(index: Any) -> bool:
-    """Whether documents keep their labels when others are removed (inverted lists), or move up."""
-    import faiss
 
-    while isinstance(index, faiss.IndexPreTransform):
-        index = faiss.downcast_index(index.index)
-    return isinstance(index, faiss.IndexIVF)
+def _of_unit_length(vectors: np.ndarray) -> np.ndarray:
+    """Vectors from an API or a file may have any length; those that are of unit length stay as they are."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    off = (np.abs(lengths - 1) > _UNIT) & (lengths > 0) & np.isfinite(lengths)
+    return vectors / np.where(off, lengths, np.float32(1)) if off.any() else vectors

@@ -8,12 +8,45 @@ from typing import Any
 import numpy as np
 
 from retrodistill.collections.collection import Collection
+from retrodistill.errors import UserError
 from retrodistill.indexes.asymmetric import AsymmetricIndex
-from retrodistill.indexes.factory import build_faiss, empty_index
+from retrodistill.indexes.auto import choose_factory
+from retrodistill.indexes.factory import build_faiss, empty_index, set_parameters
+from retrodistill.indexes.impacts import InvertedSettings
+from retrodistill.indexes.inverted import InvertedIndex, build_inverted
+from retrodistill.indexes.multi_vector import MultiVectorIndex, MultiVectorSettings
+from retrodistill.indexes.protocol import Index
+from retrodistill.indexes.stored import kind_of
+from retrodistill.indexes.token_building import build_multi_vector
+from retrodistill.models.any_model import load_text_model
 from retrodistill.models.contract import Space
 from retrodistill.models.embeddings import embed
-from retrodistill.models.encoder import load_encoder
+from retrodistill.models.encoder import Encoder, load_encoder
+from retrodistill.models.multi_vector import MultiVectorModel
+from retrodistill.models.sparse import SparseTextEncoder
+from retrodistill.models.vector_files import bound
 from retrodistill.models.vectors import check_finite, leading
+from retrodistill.progress import say
+from retrodistill.training.settings import Settings
+
+
+class FaissSettings(Settings):
+    """How dense vectors are indexed.
+
+    Attributes:
+        factory: A FAISS factory string, or ``auto``: chosen from the number of documents and what is wanted.
+        parameters: FAISS search parameters, e.g. ``nprobe=16``.
+        truncate: Keep so many leading dimensions of the vectors, of both sides (Matryoshka students keep most of their
+            quality; arXiv 2205.13147); unit vectors stay so.
+        bytes: Per document, that ``auto`` stays within.
+        recall: Share of the exact ten neighbours that ``auto`` should find.
+    """
+
+    factory: str = "Flat"
+    parameters: str | None = None
+    truncate: int | None = None
+    bytes: int | None = None
+    recall: float | None = None
 
 
 def build_index(
@@ -24,35 +57,97 @@ def build_index(
     *,
     name: str = "index",
     truncate: int | None = None,
-) -> AsymmetricIndex:
-    """Embed a collection and index it.
+    settings: FaissSettings | InvertedSettings | MultiVectorSettings | None = None,
+) -> Index:
+    """Embed a collection and index it: dense vectors in FAISS, sparse ones inverted, token vectors for MaxSim.
 
     Args:
         collection: What to index.
-        documents: Name or object of the encoder of documents.
+        documents: Name or object of the encoder of documents; its kind decides the kind of index.
         queries: Name or object of the encoder of queries; the documents' by default.
-        factory: A FAISS factory string.
+        factory: A FAISS factory string, or ``auto``: short for ``settings=FaissSettings(factory=...)``.
         name: What its runs are called.
-        truncate: Keep so many leading dimensions of the vectors, of both sides (Matryoshka students keep most of their
-            quality; arXiv 2205.13147); unit vectors stay so.
+        truncate: Leading dimensions to keep: short for ``settings=FaissSettings(truncate=...)``.
+        settings: Of the kind of index.
+
+    Returns:
+        An `AsymmetricIndex`, `InvertedIndex` or `MultiVectorIndex`.
 
     Raises:
-        UserError: The query encoder belongs to another space, vectors that are not finite, or a factory that does not
-            parse or cannot be trained on so few.
+        UserError: The query encoder belongs to another space, settings of another kind of index, vectors that are not
+            finite, or a factory that does not parse or cannot be trained on so few.
     """
-    encoder = load_encoder(documents)
-    asking = encoder if queries is None else load_encoder(queries)
-    space = Space.of(encoder, truncate)
-    space.admit(asking)
-    empty_index(factory, space.dimension, len(collection.documents))
-    vectors = leading(embed(encoder, collection.documents.texts, "document"), truncate, unit=space.norm == "unit")
-    check_finite(vectors, collection.documents.ids, encoder.name)
-    index = build_faiss(factory, np.ascontiguousarray(vectors))
-    return AsymmetricIndex(index, collection.documents.ids, space, asking, factory, name, documents=encoder)
+    encoder = load_text_model(documents)
+    if not isinstance(encoder, Encoder) and (factory != "Flat" or truncate is not None):
+        raise UserError(f"documents by {encoder.name} are not in a FAISS index: leave factory and truncate out.")
+    if isinstance(encoder, SparseTextEncoder):
+        return build_inverted(collection, encoder, queries, _of(settings, InvertedSettings, encoder), name=name)
+    if isinstance(encoder, MultiVectorModel):
+        wanted = _of(settings, MultiVectorSettings, encoder)
+        return build_multi_vector(collection.documents, encoder, queries, wanted, name=name)
+    dense = _of(settings, FaissSettings, encoder) or FaissSettings(factory=factory, truncate=truncate)
+    return _build_dense(collection, encoder, queries, dense, name)  # type: ignore[arg-type]  # the kind that is left
+
+
+def resolved(settings: FaissSettings, documents: int, dimension: int) -> tuple[str, str | None]:
+    """The factory and the search parameters, chosen and told where they are ``auto``.
+
+    Raises:
+        UserError: Nothing fits what is wanted.
+    """
+    if settings.factory != "auto":
+        return settings.factory, settings.parameters
+    choice = choose_factory(documents, dimension, bytes_per_document=settings.bytes, recall=settings.recall)
+    say(choice.reason)
+    return choice.factory, settings.parameters or choice.parameters
 
 
 def load_index(
     folder: str | os.PathLike[str], queries: Any = None, *, parameters: str | None = None, memory_map: bool = False
+) -> Index:
+    """Load an index of any kind.
+
+    Args:
+        folder: Where it was saved.
+        queries: Name or object of the query encoder; by default the one it was saved with.
+        parameters: FAISS search parameters, e.g. ``nprobe=16``.
+        memory_map: Leave vectors or postings on disk (token vectors always stay there).
+
+    Raises:
+        UserError: A file is missing, cut short or altered, the query encoder belongs to another space, or parameters
+            for an index that is not FAISS.
+    """
+    kind = kind_of(folder)
+    if kind == "faiss":
+        return AsymmetricIndex.load(folder, queries, parameters=parameters, memory_map=memory_map)
+    if parameters:
+        raise UserError(f"search parameters {parameters!r} are for FAISS, and {folder} is an index of kind {kind}.")
+    if kind == "inverted":
+        return InvertedIndex.load(folder, queries, memory_map=memory_map)
+    return MultiVectorIndex.load(folder, queries)
+
+
+def _build_dense(
+    collection: Collection, encoder: Encoder, queries: Any, settings: FaissSettings, name: str
 ) -> AsymmetricIndex:
-    """Load an index of any kind; arguments and errors as `AsymmetricIndex.load`."""
-    return AsymmetricIndex.load(folder, queries, parameters=parameters, memory_map=memory_map)
+    asking = encoder if queries is None else load_encoder(queries)
+    space, texts = Space.of(encoder, settings.truncate), collection.documents
+    space.admit(asking)
+    factory, parameters = resolved(settings, len(texts), space.dimension)
+    empty_index(factory, space.dimension, len(texts), parameters)
+    encoder, asking = bound(encoder, collection), bound(asking, collection)
+    vectors = leading(embed(encoder, texts.texts, "document"), settings.truncate, unit=space.norm == "unit")
+    check_finite(vectors, texts.ids, encoder.name)
+    index = build_faiss(factory, np.ascontiguousarray(vectors))
+    built = AsymmetricIndex(index, texts.ids, space, asking, factory, name, documents=encoder)
+    if parameters:
+        set_parameters(index, parameters)
+        built.parameters = parameters
+    return built
+
+
+def _of(settings: Any, kind: Any, encoder: Any) -> Any:
+    """The settings, where they are of this kind or none."""
+    if settings is not None and not isinstance(settings, kind):
+        raise UserError(f"documents by {encoder.name} take {kind.__name__}, not {type(settings).__name__}.")
+    return settings

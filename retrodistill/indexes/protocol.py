@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+from retrodistill.collections.collection import Collection
 from retrodistill.collections.texts import Texts
 from retrodistill.models.contract import Space
 from retrodistill.models.retrievers import Retriever
@@ -42,6 +43,10 @@ class Index(Retriever, Protocol):
         Raises:
             UserError: An empty query, k beyond the index, or no query encoder.
         """
+        ...
+
+    def bytes_per_document(self, collection: Collection | None = None) -> float | None:
+        """Bytes that serving keeps per document."""
         ...
 
     def save(self, folder: str | os.PathLike[str]) -> None:

@@ -81,23 +81,9 @@ class StoredIndex:
         Raises:
             UserError: No index, or a file that is missing, cut short or altered.
         """
-        path = Path(folder)
-        if not path.is_dir():
-            raise UserError(f"no index folder {path}; build one with 'retrodistill index'.")
-        if not (path / FILE_NAME).is_file():
-            raise UserError(f"folder {path} holds no index (no {FILE_NAME}); a model is named 'dense:{path}'.")
-        manifest = Manifest.read(path)
-        if manifest.artifact != "index":
-            raise UserError(f"{path} holds no index but {manifest.artifact}; give an index' folder.")
+        path, manifest = Path(folder), _manifest(Path(folder))
         settings, about = dict(manifest.settings), dict(manifest.about)
-        lacking = [key for key in _ABOUT if key not in about] + [key for key in ("kind",) if key not in settings]
-        if lacking:
-            raise UserError(
-                f"{path / FILE_NAME} is no whole manifest of an index: it lacks {lacking[0]!r}; build it again."
-            )
         kind = settings.pop("kind")
-        if kind not in KINDS:
-            raise unknown("kind of index", kind, KINDS)
         for name, checksum in about["checksums"].items():
             if not (path / name).is_file() or file_digest(path / name) != checksum:
                 raise UserError(f"{path / name} is missing, cut short or altered (checksum); build the index again.")
@@ -112,6 +98,35 @@ class StoredIndex:
             ids["label"].to_numpy(),
             {key: value for key, value in about.items() if key not in (*_ABOUT, "documents")},
         )
+
+
+def kind_of(folder: str | os.PathLike[str]) -> str:
+    """The kind of the index in a folder, one of `KINDS`; its files are not checked yet.
+
+    Raises:
+        UserError: No index.
+    """
+    return str(_manifest(Path(folder)).settings["kind"])
+
+
+def _manifest(path: Path) -> Manifest:
+    """The whole manifest of an index' folder."""
+    if not path.is_dir():
+        raise UserError(f"no index folder {path}; build one with 'retrodistill index'.")
+    if not (path / FILE_NAME).is_file():
+        raise UserError(f"folder {path} holds no index (no {FILE_NAME}); a model is named 'dense:{path}'.")
+    manifest = Manifest.read(path)
+    if manifest.artifact != "index":
+        raise UserError(f"{path} holds no index but {manifest.artifact}; give an index' folder.")
+    lacking = [key for key in _ABOUT if key not in manifest.about] + [
+        key for key in ("kind",) if key not in manifest.settings
+    ]
+    if lacking:
+        what = f"it lacks {lacking[0]!r}; build it again"
+        raise UserError(f"{path / FILE_NAME} is no whole manifest of an index: {what}.")
+    if manifest.settings["kind"] not in KINDS:
+        raise unknown("kind of index", manifest.settings["kind"], KINDS)
+    return manifest
 
 
 def name_of(queries: TextModel | None) -> str | None:

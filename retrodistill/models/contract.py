@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal
 
@@ -58,19 +58,43 @@ class TextModel:
 
     @cached_property
     def weights_digest(self) -> str:
-        """Digest of all parameters and buffers, by name."""
-        return weights_digest(self.model)
+        """Digest of all parameters and buffers that documents go through, by name."""
+        return self._weights["document"]
+
+    @property
+    def truncation(self) -> int | None:
+        """Leading dimensions that the model itself keeps (``truncate_dim``); None where that is all of them."""
+        if getattr(self.model, "truncate_dim", None) is None:
+            return None
+        with self.model.truncate_embeddings(None):
+            full = self.model.get_embedding_dimension()
+        return None if full is not None and full <= self.model.truncate_dim else int(self.model.truncate_dim)
+
+    def modules(self, role: Role) -> list[Any]:
+        """The modules that texts of a role go through: of a Router its route for the role, then what follows.
+
+        Raises:
+            UserError: A Router has no route for the role.
+        """
+        return [one for module in self.model for one in _routed(module, role, self.name)]
 
     def contract(self, role: Role) -> dict[str, Any]:
-        """All that decides the vector of a text: weights, modules (pooling!), prompt, length, similarity, dimension."""
-        return {
-            "weights": self.weights_digest,
-            "modules": [_module(module) for module in self.model],
+        """All that decides the vector of a text: weights, modules (pooling!), prompt, length, similarity, dimension.
+
+        Of a Router only the role's own route counts: a model that sends documents through another model's modules puts
+        them into that model's space. ``truncation`` stands there only where the model has one, so that fingerprints of
+        those without stay what they are.
+        """
+        modules = self.modules(role)
+        contract = {
+            "weights": self._weights[role],
+            "modules": [_module(module) for module in modules],
             "prompt": self.prompt(role),
-            "max_length": _finite(self.model.max_seq_length),
+            "max_length": _length(modules[0]),
             "similarity": self.similarity,
             "dimension": self.dimension,
         }
+        return contract if self.truncation is None else {**contract, "truncation": self.truncation}
 
     @cached_property
     def document_space(self) -> str:
@@ -98,6 +122,16 @@ class TextModel:
         default = self.model.default_prompt_name
         return str(prompts.get(default, "")) if default else ""
 
+    @cached_property
+    def _weights(self) -> dict[Role, str]:
+        from torch import nn
+
+        paths = {"query": self.modules("query"), "document": self.modules("document")}
+        documents = weights_digest(nn.Sequential(*paths["document"]))
+        shared = all(one is other for one, other in zip(*paths.values(), strict=False))
+        is_one = shared and len(paths["query"]) == len(paths["document"])
+        return {"document": documents, "query": documents if is_one else weights_digest(nn.Sequential(*paths["query"]))}
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name}, {self.dimension} dimensions, {self.similarity})"
 
@@ -113,6 +147,8 @@ class Space:
         documents_by: Name of the encoder that made them.
         truncation: The index keeps so many leading dimensions of the encoder's vectors (Matryoshka); None for all.
         contract: What the fingerprint is of, so that a refusal can say what differs.
+        query_contract: The same for the queries of that model, by which its own query prompt is held to; empty where it
+            is not known.
     """
 
     fingerprint: str
@@ -121,6 +157,7 @@ class Space:
     documents_by: str
     truncation: int | None = None
     contract: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    query_contract: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, encoder: TextModel, truncation: int | None = None) -> Space:
@@ -141,6 +178,7 @@ class Space:
             encoder.name,
             truncation,
             encoder.contract("document"),
+            encoder.contract("query"),
         )
 
     @property
@@ -159,22 +197,41 @@ class Space:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Space:
-        """The space of a manifest."""
-        return cls(**{key: value for key, value in content.items() if key != "norm"})
+        """The space of a manifest.
+
+        Raises:
+            UserError: It lacks something, or holds what this version does not know.
+        """
+        known = {one.name for one in fields(cls)}
+        lacking = [key for key in ("fingerprint", "dimension", "similarity", "documents_by") if key not in content]
+        strange = [key for key in content if key not in known and key != "norm"]
+        if lacking or strange:
+            what = f"lacks {lacking[0]!r}" if lacking else f"holds {strange[0]!r}, which this version does not know"
+            raise UserError(f"the manifest's space {what}; build the index again.")
+        return cls(**{key: value for key, value in content.items() if key in known})
 
     def admit(self, queries: TextModel) -> None:
         """Check that a query encoder's vectors belong among these documents.
 
         Raises:
-            UserError: It neither made the documents nor was distilled into their space; says what differs.
+            UserError: It neither is the model that made the documents nor was distilled into their space, or it is that
+                model and asks with another prompt; says what differs.
         """
         if queries.dimension != self.encoded:
+            cut = f" (cut to {queries.truncation})" if queries.truncation else ""
             raise UserError(
-                f"queries by {queries.name} have {queries.dimension} dimensions, the documents by {self.documents_by} "
-                f"have {self.encoded}; use the encoder that made the documents or one distilled into its space."
+                f"queries by {queries.name} have {queries.dimension} dimensions{cut}, the documents by "
+                f"{self.documents_by} have {self.encoded}; use the encoder that made the documents or one distilled "
+                "into its space."
             )
-        if queries.query_space == self.fingerprint:
+        differences = "; ".join(self.differences(queries))
+        if not differences:
             return
+        if queries.query_space == self.fingerprint:
+            raise UserError(
+                f"{queries.name} is the model of these documents but asks otherwise ({differences}); set it so, or "
+                "build the index with the model as it is now: documents are not embedded again."
+            )
         if queries.name == self.documents_by and queries.query_space != queries.document_space:
             raise UserError(
                 f"{queries.name} encodes queries only, for documents of another model; build an index of those "
@@ -182,23 +239,68 @@ class Space:
             )
         raise UserError(
             f"queries by {queries.name} do not belong among documents by {self.documents_by} "
-            f"({'; '.join(self.differences(queries))}); use the encoder that made the documents or one distilled into "
+            f"({differences}); use the encoder that made the documents or one distilled into "
             "its space."
         )
 
     def differences(self, queries: TextModel) -> list[str]:
-        """What keeps a query encoder out, one short phrase each; empty for one that is admitted."""
+        """What keeps a query encoder out, one short phrase each; empty for one that is admitted.
+
+        The documents' own model is held to its query prompt too: with another one, its queries are none that these
+        documents were embedded for. A model that sends queries through weights of their own (a Router's query tower
+        beside the documents' tower) says by that itself which documents they are for, as a student's manifest does.
+        """
         if queries.query_space == self.fingerprint:
-            return []
+            if queries.document_space != self.fingerprint or not self.query_contract:
+                return []  # distilled into the space; or the index does not say how its model asks
+            own, wanted = queries.contract("query"), self.query_contract
+            has_own_tower = own.get("weights") != wanted.get("weights")
+            return [] if has_own_tower else [f"query {one}" for one in _differing(own, wanted)]
         if queries.query_space != queries.document_space:
             return [f"it was distilled into space {queries.query_space}, the documents lie in {self.fingerprint}"]
-        own = queries.contract("document")
-        found = [
-            f"other {key}" if key in ("weights", "modules") else f"{key} {own[key]!r}, wanted {wanted!r}"
-            for key, wanted in self.contract.items()
-            if own.get(key) != wanted
-        ]
+        found = list(_differing(queries.contract("document"), self.contract))
         return found or [f"space {queries.query_space}, wanted {self.fingerprint}"]
+
+
+def _differing(own: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
+    """Short phrases; settings of modules are told apart only where the weights agree: else it is another model."""
+    keys = {**wanted, **own} if "weights" in wanted else wanted
+    for key in keys:
+        if own.get(key) == wanted.get(key):
+            continue
+        if key == "modules" and own.get("weights") == wanted["weights"]:
+            yield _differing_modules(own["modules"], wanted["modules"])
+        elif key in ("weights", "modules"):
+            yield f"other {key}"
+        else:
+            yield f"{key} {own.get(key)!r}, wanted {wanted.get(key)!r}"
+
+
+def _differing_modules(own: list[Any], wanted: list[Any]) -> str:
+    if [name for name, _ in own] != [name for name, _ in wanted]:
+        return "modules {}, wanted {}".format(*(", ".join(name for name, _ in one) for one in (own, wanted)))
+    name, mine, theirs = next(
+        (name, mine, theirs) for (name, mine), (_, theirs) in zip(own, wanted, strict=True) if mine != theirs
+    )
+    key = next(key for key in {**theirs, **mine} if mine.get(key) != theirs.get(key))
+    return f"{name} has {key} {mine.get(key)!r}, wanted {theirs.get(key)!r}"
+
+
+def _routed(module: Any, role: Role, name: str) -> Iterator[Any]:
+    """A module, or what a Router sends texts of a role through (sentence-transformers' order of looking)."""
+    if not hasattr(module, "sub_modules"):
+        yield module
+        return
+    mapped = ((role, "text"), (role, None), (None, "text"), (None, None))
+    routes = [module.route_mappings[one] for one in mapped if one in module.route_mappings]
+    route = next((one for one in (*routes, role, "text") if one in module.sub_modules), None)
+    if route is None:
+        raise UserError(
+            f"model {name} has no route for a {role} (routes: {', '.join(module.sub_modules)}); "
+            "a Router needs 'query' and 'document'."
+        )
+    for one in module.sub_modules[route]:
+        yield from _routed(one, role, name)
 
 
 def _module(module: Any) -> list[Any]:
@@ -207,5 +309,10 @@ def _module(module: Any) -> list[Any]:
     return [type(module).__name__, {key: value for key, value in settings.items() if key not in _WITHOUT_EFFECT}]
 
 
-def _finite(length: float | None) -> int | None:
-    return None if length is None or length == float("inf") else int(length)
+def _length(module: Any) -> int | None:
+    """Tokens that a first module reads; a token table reads what its tokenizer leaves, whatever it reports."""
+    length = getattr(module, "max_seq_length", None)
+    if length is None or length == float("inf"):
+        cut = getattr(getattr(module, "tokenizer", None), "truncation", None)
+        return int(cut["max_length"]) if isinstance(cut, dict) else None
+    return int(length)

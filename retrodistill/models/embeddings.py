@@ -14,6 +14,7 @@ from retrodistill.files import cache_folder
 from retrodistill.manifest import Manifest
 from retrodistill.models.contract import Role
 from retrodistill.models.encoder import Encoder
+from retrodistill.models.vector_files import VectorFile
 from retrodistill.progress import bar
 from retrodistill.stores import KeyIndex, PartStore, text_keys
 
@@ -104,12 +105,12 @@ class EmbeddingStore:
 
 
 def embed(encoder: Encoder, texts: Sequence[str], role: Role, root: Path | None = None) -> np.ndarray:
-    """Embed texts through the store of the encoder; a static encoder is faster than its store and skips it.
+    """Embed texts through the store of the encoder; a static encoder and recorded vectors are faster and skip it.
 
     Returns:
         (n, dimension) float32.
     """
-    if encoder.is_static:
+    if encoder.is_static or isinstance(encoder, VectorFile):
         return encoder.encode(texts, role, batch_size=1024)
     store = EmbeddingStore(encoder, role, root)
     store.fill(texts)
@@ -118,7 +119,7 @@ def embed(encoder: Encoder, texts: Sequence[str], role: Role, root: Path | None 
 
 def seconds_to_embed(encoder: Encoder, texts: Sequence[str], role: Role, root: Path | None = None) -> tuple[int, float]:
     """How many texts are still to embed, and the seconds this takes at the rate measured on up to 64 of them."""
-    if encoder.is_static:
+    if encoder.is_static or isinstance(encoder, VectorFile):
         return 0, 0.0
     missing = EmbeddingStore(encoder, role, root).missing(texts)
     if not missing:

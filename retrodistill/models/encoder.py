@@ -38,7 +38,7 @@ class Encoder(TextModel):
     def _is_plain_table(self) -> bool:
         """Whether a mean of rows, normalised or not, is all that it does, on the CPU."""
         rest = {type(module).__name__ for module in list(self.model)[1:]}
-        return self.is_static and rest <= {"Normalize"} and str(self.model.device) == "cpu"
+        return self.is_static and rest <= {"Normalize"} and self.truncation is None and str(self.model.device) == "cpu"
 
     def encode(self, texts: Sequence[str], role: Role, *, batch_size: int = 32) -> np.ndarray:
         """Encode texts.
@@ -87,6 +87,9 @@ class Encoder(TextModel):
 def load_encoder(source: str | Path | ModelName | Encoder | SentenceTransformer) -> Encoder:
     """Load an encoder by its name; an `Encoder` or a SentenceTransformer object is taken as it is.
 
+    Vectors of a file (``vectors:PATH``) are an encoder that knows its space and encodes nothing until it is bound to a
+    collection.
+
     Raises:
         UserError: Not a model name, not an encoder's kind, or not to be found.
     """
@@ -100,8 +103,12 @@ def load_encoder(source: str | Path | ModelName | Encoder | SentenceTransformer)
             )
         return Encoder(source, f"dense:{source.model_card_data.model_id or IN_MEMORY}")
     name = source if isinstance(source, ModelName) else parse_model_name(str(source))
+    if name.kind == "vectors":
+        from retrodistill.models.vector_files import VectorFile
+
+        return VectorFile.open(name.name)
     if name.kind not in ("dense", "static"):
-        raise UserError(f"model {name} is no encoder; an encoder is 'dense:NAME' or 'static:NAME'.")
+        raise UserError(f"model {name} is no encoder; an encoder is 'dense:NAME', 'static:NAME' or 'vectors:PATH'.")
     manifest = None
     if (Path(name.name) / STUDENT_MANIFEST).exists():
         manifest = Manifest.read(name.name, STUDENT_MANIFEST)

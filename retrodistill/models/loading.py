@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from retrodistill.errors import UserError
-from retrodistill.files import file_digest
+from retrodistill.files import file_digest, read_json
 
 if TYPE_CHECKING:
-    from sentence_transformers import CrossEncoder, SentenceTransformer
+    from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
 
 Model = TypeVar("Model")
 PACKAGED_NAME = "all-MiniLM-L6-v2"
@@ -71,6 +71,50 @@ def load_cross_encoder(name: str, *, max_length: int | None = None) -> CrossEnco
     if model.num_labels != 1:
         raise UserError(f"cross-encoder {name} gives {model.num_labels} scores per pair; a ranker gives one.")
     return model
+
+
+def load_multi_vector(name: str) -> MultiVectorEncoder:
+    """Load a multi-vector encoder in float32: of sentence-transformers, PyLate or Stanford's ColBERT.
+
+    Raises:
+        UserError: As `load_bi_encoder`; or another kind of model, which sentence-transformers would give a random
+            projection.
+    """
+    import torch
+    from sentence_transformers import MultiVectorEncoder
+
+    def load(place: str) -> MultiVectorEncoder:
+        if not _is_multi_vector(place):
+            raise UserError(
+                f"model {name} is no multi-vector encoder: its tokens were not trained for late interaction; train a "
+                f"student from it, or name it 'dense:{name}'."
+            )
+        return MultiVectorEncoder(place, device=device(), model_kwargs={"dtype": torch.float32})
+
+    with quiet_libraries():
+        return _found(name, load)
+
+
+def load_sparse(name: str) -> SparseEncoder:
+    """Load a sparse encoder in float32; a plain masked language model is one too (as SPLADE's are published).
+
+    Raises:
+        UserError: As `load_bi_encoder`; or another kind of model, which sentence-transformers would give a random
+            vocabulary.
+    """
+    import torch
+    from sentence_transformers import SparseEncoder
+
+    def load(place: str) -> SparseEncoder:
+        if not _is_sparse(place):
+            raise UserError(
+                f"model {name} is no sparse encoder: it has no weights for a vocabulary; train a student from it, or "
+                f"name it 'dense:{name}'."
+            )
+        return SparseEncoder(place, device=device(), model_kwargs={"dtype": torch.float32})
+
+    with quiet_libraries():
+        return _found(name, load)
 
 
 def device() -> str:
@@ -153,6 +197,32 @@ def _loaded(place: str, load: Callable[[str], Model], otherwise: str) -> Model:
     except (*expected, SafetensorError, HfHubHTTPError, HFValidationError) as error:
         reason: Any = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"{otherwise} ({reason[0][:160].rstrip('.')}).") from error
+
+
+def _is_multi_vector(place: str) -> bool:
+    """Whether a folder or hub name says that it is a late-interaction model."""
+    from sentence_transformers.util import load_file_path
+
+    def said(file: str, key: str) -> Any:
+        found = load_file_path(place, file)
+        return None if found is None else read_json(found).get(key)
+
+    if said("config_sentence_transformers.json", "model_type") in ("MultiVectorEncoder", "ColBERT"):  # PyLate's
+        return True
+    architectures = said("config.json", "architectures") or []
+    return any(one == "HF_ColBERT" or one.endswith("ForRetrieval") for one in architectures)
+
+
+def _is_sparse(place: str) -> bool:
+    """Whether a folder or hub name says that it is a sparse encoder, or is a plain masked language model."""
+    from sentence_transformers.util import load_file_path
+
+    said = load_file_path(place, "config_sentence_transformers.json")
+    if said is not None or load_file_path(place, "modules.json") is not None:
+        return said is not None and read_json(said).get("model_type") == "SparseEncoder"
+    config = load_file_path(place, "config.json")
+    architectures = (None if config is None else read_json(config).get("architectures")) or []
+    return any(one.endswith("ForMaskedLM") for one in architectures)
 
 
 @contextlib.contextmanager

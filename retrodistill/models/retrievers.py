@@ -9,11 +9,16 @@ from typing import Any, Protocol, runtime_checkable
 from retrodistill.collections.collection import Collection
 from retrodistill.collections.texts import Texts
 from retrodistill.errors import UserError
-from retrodistill.models.contract import Space
+from retrodistill.models.any_model import load_text_model
+from retrodistill.models.contract import Space, TextModel
 from retrodistill.models.embeddings import embed
 from retrodistill.models.encoder import Encoder, load_encoder
 from retrodistill.models.lexical import BM25
+from retrodistill.models.multi_vector import MultiVectorModel
 from retrodistill.models.names import ModelName, parse_model_name
+from retrodistill.models.sparse import SparseTextEncoder
+from retrodistill.models.sparse_retriever import SparseRetriever
+from retrodistill.models.vector_files import bound
 from retrodistill.models.vectors import check_finite, exact_search, flat_index
 from retrodistill.runs.formats import read_run
 from retrodistill.runs.run import Run
@@ -78,15 +83,16 @@ class DenseRetriever:
     def retrieve(self, collection: Collection, queries: Texts, k: int) -> Run:
         """The k documents of highest inner product."""
         ids = collection.documents.ids
-        vectors = embed(self.documents, collection.documents.texts, "document")
+        vectors = embed(bound(self.documents, collection), collection.documents.texts, "document")
         check_finite(vectors, ids, self.documents.name)
-        rows, scores = exact_search(embed(self.queries, queries.texts, "query"), vectors, k)
+        rows, scores = exact_search(embed(bound(self.queries, collection), queries.texts, "query"), vectors, k)
         return Run.from_matrix(queries.ids, ids, rows, scores, name=self.name)
 
     def responder(self, collection: Collection, k: int) -> Callable[[str], Any]:
         """Encodes and searches a flat index."""
-        index = flat_index(embed(self.documents, collection.documents.texts, "document"))
-        return lambda text: index.search(self.queries.encode([text], "query"), k)
+        index = flat_index(embed(bound(self.documents, collection), collection.documents.texts, "document"))
+        encoder = bound(self.queries, collection)
+        return lambda text: index.search(encoder.encode([text], "query"), k)
 
     def bytes_per_document(self, collection: Collection) -> float | None:
         """float32 vectors."""
@@ -118,9 +124,9 @@ class RecordedRetriever:
 
 
 def load_retriever(source: Any) -> Retriever:
-    """A retriever from a model name (``bm25``, ``dense:...``, ``static:...``, ``run:FILE``) or an object.
+    """A retriever from a model name (``bm25``, ``dense:...``, ``sparse:...``, ``run:FILE``...) or an object.
 
-    Objects: a `Retriever`, a `Run`, an `Encoder`, a SentenceTransformer.
+    Objects: a `Retriever` (an index too), a `Run`, an encoder, a sentence-transformers model.
 
     Raises:
         UserError: A name whose kind cannot search on its own.
@@ -130,18 +136,29 @@ def load_retriever(source: Any) -> Retriever:
     if isinstance(source, Run):
         return RecordedRetriever(source)
     if not isinstance(source, (str, Path, ModelName)):
-        return DenseRetriever(load_encoder(source))
+        return _of_encoder(load_text_model(source))
     name = source if isinstance(source, ModelName) else parse_model_name(str(source))
     if name.kind == "bm25":
         return LexicalRetriever()
     if name.kind == "run":
         return RecordedRetriever(read_run(name.name))
-    if name.kind in ("dense", "static"):
-        return DenseRetriever(load_encoder(name))
+    if name.kind != "cross-encoder":
+        return _of_encoder(load_text_model(name))
     raise UserError(
-        f"model {name} scores pairs and cannot search a corpus; mine candidates with bm25, dense, static "
+        f"model {name} scores pairs and cannot search a corpus; mine candidates with bm25, dense, static, sparse "
         "or run, and use it as a teacher."
     )
+
+
+def _of_encoder(encoder: TextModel) -> Retriever:
+    if isinstance(encoder, SparseTextEncoder):
+        return SparseRetriever(encoder)
+    if isinstance(encoder, MultiVectorModel):
+        raise UserError(
+            f"{encoder.name} searches through its token vectors, which are stored first: build an index with "
+            "'retrodistill index' (build_index in Python) and give that."
+        )
+    return DenseRetriever(encoder)  # type: ignore[arg-type]  # the kind that is left
 
 
 def check_k(k: int, documents: int) -> None:

@@ -1,7 +1,59 @@
-"""Objectives: pure functions of (batch, n) float32 lists with a mask, or of (batch, d) embeddings."""
+"""Objectives: pure functions of masked (batch, n) float32 lists, of embeddings, of tokens, of term weights."""
 
-from retrodistill.objectives.distributions import contrastive, kl_divergence
-from retrodistill.objectives.embeddings import leaf
+from retrodistill.objectives.classes import PseudoClasses, class_log_probabilities, lelp, pseudo_classes
+from retrodistill.objectives.distributions import (
+    balanced_kl,
+    contrastive,
+    in_batch_contrastive,
+    kl_divergence,
+    listnet,
+    reverse_kl,
+    without_forgetting,
+)
+from retrodistill.objectives.embeddings import cosine, leaf, mi_alpha, norm_and_direction, relation_matching
+from retrodistill.objectives.interpolation import InterpolationSchedule, taid
 from retrodistill.objectives.margins import margin_mse
+from retrodistill.objectives.masks import usable_lists
+from retrodistill.objectives.pairwise import lambda_loss, ranknet
+from retrodistill.objectives.permutations import listmle, plackett_luce, pld
+from retrodistill.objectives.pointwise import mse
+from retrodistill.objectives.sparsity import anti_zero, flops, l1, outside_top_k, top_k, whole_batch
+from retrodistill.objectives.tokens import token_relations
+from retrodistill.objectives.transport import sinkhorn
 
-__all__ = ["contrastive", "kl_divergence", "leaf", "margin_mse"]
+__all__ = [
+    "InterpolationSchedule",
+    "PseudoClasses",
+    "anti_zero",
+    "balanced_kl",
+    "class_log_probabilities",
+    "contrastive",
+    "cosine",
+    "flops",
+    "in_batch_contrastive",
+    "kl_divergence",
+    "l1",
+    "lambda_loss",
+    "leaf",
+    "lelp",
+    "listmle",
+    "listnet",
+    "margin_mse",
+    "mi_alpha",
+    "mse",
+    "norm_and_direction",
+    "outside_top_k",
+    "plackett_luce",
+    "pld",
+    "pseudo_classes",
+    "ranknet",
+    "relation_matching",
+    "reverse_kl",
+    "sinkhorn",
+    "taid",
+    "token_relations",
+    "top_k",
+    "usable_lists",
+    "whole_batch",
+    "without_forgetting",
+]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from retrodistill.errors import UserError
-from retrodistill.objectives.masks import check_lists, full_mask, log_softmax, mean_over_lists
+from retrodistill.objectives.masks import check_lists, check_positives, full_mask, log_softmax, mean_over_lists
 
 
 def kl_divergence(
@@ -34,12 +35,133 @@ def kl_divergence(
     Raises:
         UserError: Shapes that differ, or a temperature that is not above 0.
     """
-    check_lists(scores, targets)
-    valid = full_mask(scores, mask)
-    student = log_softmax(scores, valid, student_temperature)
-    teacher = log_softmax(targets, valid, teacher_temperature)
-    terms = (teacher.exp() * (teacher - student)).masked_fill(~valid, 0.0)
-    return mean_over_lists(terms.sum(dim=1), valid.sum(dim=1) >= 2)
+    student, teacher, valid = _logs(scores, targets, mask, student_temperature, teacher_temperature)
+    return mean_over_lists(_divergence(teacher, student, valid), valid.sum(dim=1) >= 2)
+
+
+def reverse_kl(
+    scores: Tensor,
+    targets: Tensor,
+    mask: Tensor | None = None,
+    *,
+    student_temperature: float = 1.0,
+    teacher_temperature: float = 1.0,
+) -> Tensor:
+    """Reverse Kullback-Leibler divergence, from the student's distribution to the teacher's.
+
+    ``mean_b sum_i q_i (log q_i - log p_i)``, p and q as in `kl_divergence`. It punishes mass where the teacher has
+    none, so the student may keep to a few of the teacher's favourites (Distill-VQ's best with lists, arXiv 2204.00185).
+
+    Args:
+        scores: (batch, n) student scores.
+        targets: (batch, n) teacher scores, higher is better. Masked places may hold anything, NaN too.
+        mask: (batch, n) bool, true where there is a candidate.
+        student_temperature: Above 0.
+        teacher_temperature: Above 0.
+
+    Returns:
+        Scalar float32 in nats, 0 or more: the mean over the lists with at least two candidates, 0 where none has.
+
+    Raises:
+        UserError: Shapes that differ, or a temperature that is not above 0.
+    """
+    student, teacher, valid = _logs(scores, targets, mask, student_temperature, teacher_temperature)
+    return mean_over_lists(_divergence(student, teacher, valid), valid.sum(dim=1) >= 2)
+
+
+def balanced_kl(
+    scores: Tensor,
+    targets: Tensor,
+    mask: Tensor | None = None,
+    *,
+    student_temperature: float = 1.0,
+    teacher_temperature: float = 1.0,
+) -> Tensor:
+    """Forward and reverse KL, weighed in each list by the gap of the entropies (BD-KD, arXiv 2212.12965).
+
+    ``mean_b w KL(p || q) + (1 - w) KL(q || p)`` with ``w = sigmoid(H(p) - H(q))`` and no gradient through w: a student
+    surer than its teacher is spread by the forward divergence, one less sure is drawn together by the reverse.
+    The balance per sample by the entropy gap is the paper's; its weights were not at hand, and the logistic function
+    is this package's choice.
+
+    Args:
+        scores: (batch, n) student scores.
+        targets: (batch, n) teacher scores, higher is better. Masked places may hold anything, NaN too.
+        mask: (batch, n) bool, true where there is a candidate.
+        student_temperature: Above 0.
+        teacher_temperature: Above 0.
+
+    Returns:
+        Scalar float32 in nats, 0 or more: the mean over the lists with at least two candidates, 0 where none has.
+
+    Raises:
+        UserError: Shapes that differ, or a temperature that is not above 0.
+    """
+    student, teacher, valid = _logs(scores, targets, mask, student_temperature, teacher_temperature)
+    with torch.no_grad():
+        weights = torch.sigmoid(_entropy(teacher, valid) - _entropy(student, valid))
+    forward, backward = _divergence(teacher, student, valid), _divergence(student, teacher, valid)
+    return mean_over_lists(weights * forward + (1 - weights) * backward, valid.sum(dim=1) >= 2)
+
+
+def listnet(
+    scores: Tensor,
+    targets: Tensor,
+    mask: Tensor | None = None,
+    *,
+    student_temperature: float = 1.0,
+    teacher_temperature: float = 1.0,
+) -> Tensor:
+    """ListNet: cross-entropy of the top-one probabilities (Cao et al. 2007, ICML).
+
+    ``mean_b -sum_i p_i log q_i``, p and q as in `kl_divergence`: the same gradient, a value that is higher by the
+    teacher's entropy.
+
+    Args:
+        scores: (batch, n) student scores.
+        targets: (batch, n) teacher scores, higher is better. Masked places may hold anything, NaN too.
+        mask: (batch, n) bool, true where there is a candidate.
+        student_temperature: Above 0.
+        teacher_temperature: Above 0.
+
+    Returns:
+        Scalar float32 in nats: the mean over the lists with at least two candidates, 0 where none has.
+
+    Raises:
+        UserError: Shapes that differ, or a temperature that is not above 0.
+    """
+    student, teacher, valid = _logs(scores, targets, mask, student_temperature, teacher_temperature)
+    crossed = -(teacher.exp() * student).masked_fill(~valid, 0.0).sum(dim=1)
+    return mean_over_lists(crossed, valid.sum(dim=1) >= 2)
+
+
+def without_forgetting(
+    scores: Tensor, start_scores: Tensor, mask: Tensor | None = None, *, student_temperature: float = 1.0
+) -> Tensor:
+    """Learning without forgetting: KL from the student as it was to the student as it is, on its list scores.
+
+    `kl_divergence` with the frozen student of the stage's start for a teacher and one temperature for both (Li and
+    Hoiem 2016, arXiv 1606.09282; on lists in PROD, WWW 2023). It teaches nothing: weigh it beside another objective.
+
+    Args:
+        scores: (batch, n) student scores.
+        start_scores: (batch, n) scores of the student of the stage's start for the same candidates.
+        mask: (batch, n) bool, true where there is a candidate.
+        student_temperature: Above 0, of both.
+
+    Returns:
+        Scalar float32 in nats, 0 or more, 0 at the stage's start.
+
+    Raises:
+        UserError: Shapes that differ, or a temperature that is not above 0.
+    """
+    return kl_divergence(
+        scores,
+        start_scores.detach(),
+        mask,
+        student_temperature=student_temperature,
+        teacher_temperature=student_temperature,
+    )
 
 
 def contrastive(
@@ -62,13 +184,64 @@ def contrastive(
     Raises:
         UserError: Shapes that differ, or a temperature that is not above 0.
     """
-    if scores.ndim != 2 or positives.shape != scores.shape[:1]:
-        raise UserError(
-            f"scores of shape {tuple(scores.shape)} and positives of shape {tuple(positives.shape)}; they are "
-            "(batch, candidates) and (batch,)."
-        )
+    check_positives(scores, positives)
     valid = full_mask(scores, mask)
     logs = log_softmax(scores, valid, student_temperature)
     places = positives.clamp(min=0)[:, None]
     usable = (positives >= 0) & valid.gather(1, places).squeeze(1) & (valid.sum(dim=1) >= 2)
     return mean_over_lists(-logs.gather(1, places).squeeze(1), usable)
+
+
+def in_batch_contrastive(
+    scores: Tensor,
+    false_negatives: Tensor | None = None,
+    known: Tensor | None = None,
+    *,
+    student_temperature: float = 0.05,
+) -> Tensor:
+    """InfoNCE with in-batch negatives: each text's own document among those of all texts (arXiv 2004.04906).
+
+    ``mean_i -log(exp(s_ii / T) / sum_j exp(s_ij / T))`` over the j that are no false negatives of i.
+
+    Args:
+        scores: (batch, batch) student scores of text i with the document of text j.
+        false_negatives: (batch, batch) bool, true where the document of text j is right for text i too, as where two
+            texts share a document; the diagonal is not read.
+        known: (batch,) bool, true where a text has a document of its own; all where None.
+        student_temperature: Above 0.
+
+    Returns:
+        Scalar float32 in nats: the mean over the texts with a document and at least one negative.
+
+    Raises:
+        UserError: Scores that are not square, masks of another shape, or a temperature that is not above 0.
+    """
+    if scores.ndim != 2 or scores.shape[0] != scores.shape[1]:
+        raise UserError(f"scores of shape {tuple(scores.shape)}; in-batch scores are (batch, batch).")
+    own = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+    places = torch.arange(len(scores), device=scores.device)
+    valid = torch.ones_like(own) if false_negatives is None else ~full_mask(scores, false_negatives) | own
+    if known is not None:
+        check_positives(scores, known)
+        valid = valid & known.bool()[None, :]
+        places = torch.where(known.bool(), places, torch.full_like(places, -1))
+    return contrastive(scores, places, valid, student_temperature=student_temperature)
+
+
+def _logs(
+    scores: Tensor, targets: Tensor, mask: Tensor | None, student_temperature: float, teacher_temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities of student and teacher, and the mask."""
+    check_lists(scores, targets)
+    valid = full_mask(scores, mask)
+    return log_softmax(scores, valid, student_temperature), log_softmax(targets, valid, teacher_temperature), valid
+
+
+def _divergence(of: Tensor, to: Tensor, valid: Tensor) -> Tensor:
+    """(batch,) KL(of || to) of log-probabilities."""
+    return (of.exp() * (of - to)).masked_fill(~valid, 0.0).sum(dim=1)
+
+
+def _entropy(logs: Tensor, valid: Tensor) -> Tensor:
+    """(batch,) entropies in nats."""
+    return -(logs.exp() * logs).masked_fill(~valid, 0.0).sum(dim=1)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity, normalize
 
 from retrodistill.errors import UserError
 from retrodistill.objectives.masks import at_least_float32
@@ -24,9 +28,146 @@ def leaf(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         UserError: Shapes that differ: the student's projection must lead to the teacher's width.
     """
+    student, teacher = _checked(student, teacher)
+    return ((student - teacher) ** 2).sum(dim=1).mean()
+
+
+def cosine(student: Tensor, teacher: Tensor) -> Tensor:
+    """Cosine distance between the student's and the teacher's embedding of the same text: the direction alone.
+
+    ``mean_b 1 - <s, t> / (|s| |t|)``; between unit vectors half of `leaf`.
+
+    Args:
+        student: (batch, d) student embeddings.
+        teacher: (batch, d) teacher embeddings.
+
+    Returns:
+        Scalar float32 from 0 to 2; a zero vector counts 1 and has no gradient to speak of.
+
+    Raises:
+        UserError: Shapes that differ: the student's projection must lead to the teacher's width.
+    """
+    student, teacher = _checked(student, teacher)
+    return (1 - cosine_similarity(student, teacher, dim=1)).mean()
+
+
+def relation_matching(student: Tensor, teacher: Tensor) -> Tensor:
+    """Match who is like whom: cosines between all pairs of the batch's texts, the student's against the teacher's.
+
+    ``mean over i < j of (cos(s_i, s_j) - cos(t_i, t_j))^2`` (similarity-preserving distillation, Tung and Mori 2019,
+    arXiv 1907.09682, with plain cosines for its row-normalised Gram matrices). Widths may differ and rotations do not
+    count, so the student gets a space of its own: neither index nor queries can be shared with the teacher.
+
+    Args:
+        student: (batch, d) student embeddings.
+        teacher: (batch, e) teacher embeddings of the same texts.
+
+    Returns:
+        Scalar float32 from 0 to 4; 0 for a batch of one.
+
+    Raises:
+        UserError: Batches that differ.
+    """
+    if student.ndim != 2 or teacher.ndim != 2 or len(student) != len(teacher):
+        raise UserError(
+            f"student embeddings of shape {tuple(student.shape)}, teacher's {tuple(teacher.shape)}; both are (batch, "
+            "dimensions) of the same texts."
+        )
+    unit = [normalize(at_least_float32(side), dim=1) for side in (student, teacher)]
+    apart = (unit[0] @ unit[0].T - unit[1] @ unit[1].T).triu(diagonal=1)
+    return (apart**2).sum() / max(len(student) * (len(student) - 1) // 2, 1)
+
+
+def norm_and_direction(student: Tensor, teacher: Tensor, centres: Tensor | None = None) -> Tensor:
+    """ND: reward a long student embedding that points the teacher's way, up to the teacher's length.
+
+    ``mean_b 1 - <s, e> / max(|s|, |t|)`` with the unit vector e (Wang et al. 2023, arXiv 2305.17007). There e is the
+    direction of the teacher's mean over the text's class; retrieval has no classes, so without `centres` it is the
+    direction of the teacher's own embedding. Under |t| it pulls at length and direction, beyond at direction alone.
+    For dot-product students: at length 1 on both sides it is `cosine`.
+
+    Args:
+        student: (batch, d) student embeddings, not normalised.
+        teacher: (batch, d) teacher embeddings, not normalised.
+        centres: (batch, d) mean teacher embedding of each text's class, where there are classes.
+
+    Returns:
+        Scalar float32 from 0 to 2.
+
+    Raises:
+        UserError: Shapes that differ: the student's projection must lead to the teacher's width.
+    """
+    student, teacher = _checked(student, teacher)
+    directions = normalize(teacher if centres is None else _checked(student, centres)[1], dim=1)
+    longest = torch.maximum(student.norm(dim=1), teacher.norm(dim=1)).clamp(min=1e-12)
+    return (1 - (student * directions).sum(dim=1) / longest).mean()
+
+
+def mi_alpha(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    temperature: float = 0.05,
+    alpha: float = 0.9,
+    log_baseline: float = 1.0,
+) -> Tensor:
+    """MI-alpha: minus a lower bound on the mutual information of the two embeddings (Distiller, arXiv 2109.11105).
+
+    The interpolated bound of Poole et al. 2019 (arXiv 1905.06922),
+    ``I = 1 + E[log(e^f(x, y) / (alpha m(y) + (1 - alpha) q))] - E[m'(y) / (alpha m'(y) + (1 - alpha) q)]``
+    with the student's embedding y, the teacher's x, the critic f = cos / temperature, m(y) the mean of e^f over the
+    batch's teacher embeddings, m'(y) the same without the text's own (as if independent), and q a baseline. alpha = 1
+    is InfoNCE, log(batch) minus its cross-entropy, of low variance and at most log(batch); alpha toward 0 is NWJ's
+    bound, of less bias and more variance.
+
+    The bound is Poole et al.'s. What was recalled of Distiller is that it maximises this bound between layers;
+    its learnt critic and baseline networks are not reproduced: parameters on a loss are lost at a checkpoint, so the
+    critic is the cosine that retrieval uses, and q is a constant.
+
+    Args:
+        student: (batch, d) student embeddings.
+        teacher: (batch, d) teacher embeddings of the same texts.
+        temperature: Of the critic, above 0.
+        alpha: Above 0, at most 1.
+        log_baseline: log q; NWJ's is 1.
+
+    Returns:
+        Scalar float32 in nats, -1 - log(batch / alpha) or more; 0 with a gradient of 0 for a batch of one.
+
+    Raises:
+        UserError: Shapes that differ, or a temperature or alpha out of range.
+    """
+    if not (temperature > 0 and 0 < alpha <= 1):
+        raise UserError(f"temperature={temperature}, alpha={alpha}: the first lies above 0, the second in (0, 1].")
+    student, teacher = _checked(student, teacher)
+    count = len(student)
+    if count < 2:
+        return (student * 0.0).sum()
+    critic = normalize(student, dim=1) @ normalize(teacher, dim=1).T / temperature
+    own = torch.eye(count, dtype=torch.bool, device=critic.device)
+    others = critic.masked_fill(own, -torch.inf).logsumexp(dim=1) - math.log(count - 1)
+    everyone = critic.logsumexp(dim=1) - math.log(count)
+    joint = critic.diagonal() - _mixed(everyone, alpha, log_baseline)
+    marginal = (others - _mixed(others, alpha, log_baseline)).exp()
+    return marginal.mean() - joint.mean() - 1
+
+
+def _mixed(logs: Tensor, alpha: float, log_baseline: float) -> Tensor:
+    """log(alpha e^logs + (1 - alpha) e^log_baseline)."""
+    if alpha == 1:
+        return logs
+    return torch.logaddexp(logs + math.log(alpha), torch.full_like(logs, log_baseline + math.log1p(-alpha)))
+
+
+def _checked(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float32.
+
+    Raises:
+        UserError: Shapes that differ.
+    """
     if student.shape != teacher.shape:
         raise UserError(
             f"student embeddings of shape {tuple(student.shape)}, teacher's {tuple(teacher.shape)}; give the student a "
             "projection to the teacher's width (dimension: teacher)."
         )
-    return ((at_least_float32(student) - at_least_float32(teacher)) ** 2).sum(dim=1).mean()
+    return at_least_float32(student), at_least_float32(teacher)

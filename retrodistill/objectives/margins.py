@@ -39,11 +39,12 @@ def margin_mse(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, p
     # A margin of differences is a difference of residuals: (s_i - s_j) - (t_i - t_j) = r_i - r_j.
     residuals = (scores - targets).masked_fill(~valid, 0.0)
     if pairs == "all":
-        counted = valid[:, :, None] & valid[:, None, :]
-        counted = counted & torch.ones_like(counted[0]).triu(diagonal=1)
-        margins = residuals[:, :, None] - residuals[:, None, :]
-    else:
-        best = targets.masked_fill(~valid, -torch.inf).argmax(dim=1, keepdim=True)
-        counted = valid.scatter(1, best, value=False)
-        margins = residuals.gather(1, best) - residuals
+        # sum_{i<j} (r_i - r_j)^2 = n sum_i (r_i - mean r)^2: no (batch, n, n) tensor, so a list may be a whole corpus.
+        sizes = valid.sum(dim=1)
+        means = residuals.sum(dim=1) / sizes.clamp(min=1)
+        spreads = ((residuals - means[:, None]) ** 2).masked_fill(~valid, 0.0).sum(dim=1)
+        return (sizes * spreads).sum() / (sizes * (sizes - 1) // 2).sum().clamp(min=1)
+    best = targets.masked_fill(~valid, -torch.inf).argmax(dim=1, keepdim=True)
+    counted = valid.scatter(1, best, value=False)
+    margins = residuals.gather(1, best) - residuals
     return (margins**2).masked_fill(~counted, 0.0).sum() / counted.sum().clamp(min=1)

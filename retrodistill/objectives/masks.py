@@ -7,7 +7,7 @@ from torch import Tensor
 
 from retrodistill.errors import UserError
 
-_NOTHING = -1e30  # finite, so that 0 x it stays 0 and gradients stay finite; float32 lists reach no further than 1e4
+NOTHING = -1e30  # finite, so that 0 x it stays 0 and gradients stay finite; float32 lists reach no further than 1e4
 
 
 def full_mask(scores: Tensor, mask: Tensor | None) -> Tensor:
@@ -36,6 +36,19 @@ def check_lists(scores: Tensor, targets: Tensor) -> None:
         )
 
 
+def check_positives(scores: Tensor, positives: Tensor) -> None:
+    """Refuse places of positives that do not fit their lists.
+
+    Raises:
+        UserError: Not (batch, n) scores with (batch,) places.
+    """
+    if scores.ndim != 2 or positives.shape != scores.shape[:1]:
+        raise UserError(
+            f"scores of shape {tuple(scores.shape)} and positives of shape {tuple(positives.shape)}; they are "
+            "(batch, candidates) and (batch,)."
+        )
+
+
 def at_least_float32(scores: Tensor) -> Tensor:
     """Scores in float32 (float64 stays): half precision overflows at 65504 and squares badly."""
     return scores.to(torch.promote_types(scores.dtype, torch.float32))
@@ -49,9 +62,53 @@ def log_softmax(scores: Tensor, mask: Tensor, temperature: float) -> Tensor:
     """
     if not temperature > 0:
         raise UserError(f"temperature={temperature}: it lies above 0.")
-    return torch.log_softmax((at_least_float32(scores) / temperature).masked_fill(~mask, _NOTHING), dim=-1)
+    return torch.log_softmax((at_least_float32(scores) / temperature).masked_fill(~mask, NOTHING), dim=-1)
 
 
 def mean_over_lists(values: Tensor, usable: Tensor) -> Tensor:
     """Mean of (batch,) values over the usable lists; 0, with a gradient of 0, where none is."""
     return torch.where(usable, values, torch.zeros_like(values)).sum() / usable.sum().clamp(min=1)
+
+
+def unusable_lists(targets: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    """Which lists a teacher's scores teach nothing in, by reason; a list has at most one.
+
+    - ``single``: fewer than two candidates;
+    - ``not finite``: a NaN or infinite score at a candidate;
+    - ``flat``: all scores equal;
+    - ``saturated``: at least three candidates, and more than half of all, share the highest score, as when a sigmoid
+      ends at 1: the order among the best is lost. (Ties at the bottom are common and harmless.)
+
+    Args:
+        targets: (batch, n) teacher scores, higher is better. Masked places may hold anything.
+        mask: (batch, n) bool, true where there is a candidate.
+
+    Returns:
+        (batch,) bool for each reason.
+    """
+    valid = full_mask(targets, mask)
+    sizes = valid.sum(dim=1)
+    single = sizes < 2
+    broken = ~single & (valid & ~torch.isfinite(targets)).any(dim=1)
+    sound = ~single & ~broken
+    highest = targets.masked_fill(~valid, -torch.inf).amax(dim=1)
+    lowest = targets.masked_fill(~valid, torch.inf).amin(dim=1)
+    flat = sound & (highest == lowest)
+    on_top = (valid & (targets == highest[:, None])).sum(dim=1)
+    saturated = sound & ~flat & (on_top >= 3) & (2 * on_top > sizes)
+    return {"single": single, "not finite": broken, "flat": flat, "saturated": saturated}
+
+
+def usable_lists(targets: Tensor, mask: Tensor | None = None) -> tuple[Tensor, dict[str, int]]:
+    """The lists that a teacher's scores can teach, and how many others there are, by reason.
+
+    Args:
+        targets: (batch, n) teacher scores, higher is better. Masked places may hold anything.
+        mask: (batch, n) bool, true where there is a candidate.
+
+    Returns:
+        (batch,) bool, and the number of lists left out for each reason of `unusable_lists`.
+    """
+    reasons = unusable_lists(targets, mask)
+    usable = ~torch.stack(list(reasons.values())).any(dim=0)
+    return usable, {reason: int(lists.sum()) for reason, lists in reasons.items()}

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from retrodistill.collections import Collection, Texts, load_collection
 from retrodistill.errors import UserError
+from retrodistill.indexes.building import resolved
 from retrodistill.indexes.factory import empty_index
 from retrodistill.models.encoder import Encoder, load_encoder
 from retrodistill.models.loading import quiet_libraries
+from retrodistill.quantisers.start import factory_for, read_form
 from retrodistill.recipe import Recipe, StudentSettings, TeacherSettings
 from retrodistill.teachers.corpus_scores import require_corpus_teacher
 from retrodistill.teachers.cross_encoder import CrossEncoderTeacher
@@ -96,9 +98,30 @@ def _check_control(student: StudentSettings) -> None:
         )
 
 
+def _check_index(recipe: Recipe, collection: Collection, space: Encoder) -> None:
+    index, documents = recipe.index, len(collection.documents)
+    if index.learn:
+        form = read_form(learned_factory(recipe, space), space.dimension)
+        if documents < form.vectors_to_train:
+            raise UserError(
+                f"learning a quantiser takes at least {form.vectors_to_train} documents, there are {documents}; set "
+                "index.factory to one with 4-bit codes, e.g. 'OPQ16,PQ16x4', or leave index.learn out."
+            )
+        return
+    width = min(index.truncate or space.dimension, space.dimension)
+    factory, parameters = resolved(index.faiss, documents, width)
+    empty_index(factory, width, documents, parameters)
+
+
+def learned_factory(recipe: Recipe, space: Encoder) -> str:
+    """The factory that learning starts from: as written, or OPQ of the bytes wanted (16 by default)."""
+    written = recipe.index.factory not in ("Flat", "auto")
+    return recipe.index.factory if written else factory_for(recipe.index.bytes or 16, space.dimension)
+
+
 def _check(recipe: Recipe, collection: Collection, train: Texts, space: Encoder, teacher: Teacher) -> None:
     """What would otherwise fail after long work."""
-    empty_index(recipe.index.factory, space.dimension, len(collection.documents), recipe.index.parameters)
+    _check_index(recipe, collection, space)
     for student in recipe.students.values():
         _check_control(student)
         check_recorded(teacher, collection, train, student.stages)

@@ -14,10 +14,12 @@ import pyarrow.parquet as pq
 
 from retrodistill.distributed import is_main, main_first
 from retrodistill.files import atomic_file, exclusive, make_folder, write_json
-from retrodistill.indexes import AsymmetricIndex, build_index
+from retrodistill.indexes import Index, build_index, load_index
 from retrodistill.manifest import Manifest, hardware, library_versions
+from retrodistill.models.encoder import Encoder
 from retrodistill.pipeline.examples import example_searches, spread_out
 from retrodistill.pipeline.job import Job, open_job
+from retrodistill.pipeline.quantised import Curves, quantised
 from retrodistill.pipeline.students import Distilled, contrastive_twin, distil, remove_work, untrained
 from retrodistill.pipeline.systems import (
     Measured,
@@ -25,6 +27,7 @@ from retrodistill.pipeline.systems import (
     comparisons,
     measure,
     of_student,
+    space_row,
     target_name,
     with_retention,
 )
@@ -83,9 +86,13 @@ def _run(job: Job, seconds: Seconds, command: str) -> Results:
     for made, role in distilled:
         with _timed(seconds, f"index {made.name}"):
             candidates.append(of_student(made, _index(job, made), role))
+    curves = {made.name: made.curves for made, _ in distilled if made.curves["losses"]}
+    if settings.index.learn:
+        compressed, curves = quantised(job, seconds)
+        candidates += compressed
     with _timed(seconds, "evaluate"):
         measured = [measure(candidate, job) for candidate in candidates]
-    results = _write(job, measured, [made for made, _ in distilled], seconds, command)
+    results = _write(job, measured, [made for made, _ in distilled], curves, seconds, command)
     remove_work(job.material)
     return results
 
@@ -99,39 +106,46 @@ def _entries(recipe: Recipe) -> Iterator[tuple[str, StudentSettings, str]]:
         yield name, student, "student"
 
 
-def _index(job: Job, student: Distilled) -> AsymmetricIndex:
+def _index(job: Job, student: Distilled) -> Index:
     """The student's index, built or loaded."""
-    folder, factory = job.out / "indexes" / student.name, job.recipe.index.factory
+    folder, wanted = job.out / "indexes" / student.name, job.recipe.index
     inputs = {
         "documents": job.collection.documents.fingerprint,
         "space": student.documents.document_space,
         "queries": student.encoder.fingerprint("query"),
     }
-    made_from = Manifest("index of a student", inputs, {"factory": factory})
+    made_from = Manifest("index of a student", inputs, wanted.model_dump(mode="json"))
     if made_from.matches(folder, "made-from.json"):
-        return AsymmetricIndex.load(folder, student.encoder)
-    index = build_index(job.collection, student.documents, student.encoder, factory, name=student.name)
+        return load_index(folder, student.encoder)
+    settings = wanted.faiss if isinstance(student.documents, Encoder) else None
+    index = build_index(job.collection, student.documents, student.encoder, name=student.name, settings=settings)
     index.save(folder)
     made_from.write(folder, "made-from.json")
     return index
 
 
-def _write(job: Job, measured: list[Measured], students: list[Distilled], seconds: Seconds, command: str) -> Results:
+def _write(
+    job: Job,
+    measured: list[Measured],
+    students: list[Distilled],
+    curves: Curves,
+    seconds: Seconds,
+    command: str,
+) -> Results:
     recipe, target = job.recipe, target_name(job)
     for one in measured:
         write_run(one.run, job.out / "runs" / f"{one.system.name}.run")
     _write_per_query(measured, job.out / "per-query.parquet")
-    trained = {student.name: student for student in students if student.curves["losses"]}
-    for name, student in trained.items():
-        seconds[f"train {name}"] = student.seconds
+    for student in students:
+        if student.name in curves:
+            seconds[f"train {student.name}"] = student.seconds
     by_name = {one.system.name: one for one in measured}
-    shown = next(iter(recipe.students))
+    shown = next(iter(recipe.students), "distilled")
     notes = list(job.notes)
     if isinstance(job.teacher, RecordedTeacher):
         notes.append(_coverage(job, job.teacher))
     elif target is None:
         notes.append(f"{job.teacher.name} taught the student; it cannot search on its own and is not in the table.")
-    curves: dict[str, Any] = {name: student.curves for name, student in trained.items()}
     results = Results(
         collection=job.collection.name,
         split=recipe.split.test,
@@ -150,7 +164,7 @@ def _write(job: Job, measured: list[Measured], students: list[Distilled], second
             job.collection,
             recipe.split.test,
             spread_out(job.test.ids, recipe.evaluation.examples),
-            by_name[target or "teacher"],
+            by_name[target or space_row(job)],
             by_name[shown],
         ),
         notes=notes,

@@ -14,7 +14,7 @@ from retrodistill.manifest import Manifest
 from retrodistill.models.contract import STUDENT_MANIFEST
 from retrodistill.models.encoder import Encoder
 from retrodistill.models.loading import quiet_libraries
-from retrodistill.objectives.registry import LIST_OBJECTIVES
+from retrodistill.objectives.registry import LIST_OBJECTIVES, TEACHERLESS
 from retrodistill.progress import say
 from retrodistill.recipe import StudentSettings
 from retrodistill.students.dense import dense_student
@@ -87,9 +87,10 @@ def contrastive_twin(settings: StudentSettings) -> StudentSettings:
     """The same student and stages, with list objectives replaced by InfoNCE: training without a teacher's scores."""
     stages = []
     for stage in settings.stages:
+        taught = [term.name in LIST_OBJECTIVES and term.name not in TEACHERLESS for term in stage.objectives]
         terms = [
-            term.model_copy(update={"name": "contrastive"}) if term.name in LIST_OBJECTIVES else term
-            for term in stage.objectives
+            term.model_copy(update={"name": "contrastive"}) if learns else term
+            for term, learns in zip(stage.objectives, taught, strict=True)
         ]
         stages.append(stage.model_copy(update={"objectives": terms}))
     return settings.model_copy(update={"stages": stages, "control": None})

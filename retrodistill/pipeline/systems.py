@@ -7,8 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from retrodistill.indexes.asymmetric import AsymmetricIndex
-from retrodistill.indexes.factory import set_parameters
+from retrodistill.indexes.protocol import Index
 from retrodistill.measures.latency import query_latency
 from retrodistill.measures.ranking import evaluate_run, means
 from retrodistill.measures.significance import compare_paired
@@ -50,7 +49,7 @@ def baselines(job: Job) -> list[Candidate]:
     space = job.space.name
     found = [
         Candidate("bm25", "baseline", LexicalRetriever(), "bm25", "bm25"),
-        Candidate("teacher", "teacher", DenseRetriever(job.space), space, space),
+        Candidate(space_row(job), "teacher", DenseRetriever(job.space), space, space),
     ]
     target = target_name(job)
     if target == "target":
@@ -69,7 +68,7 @@ def _ensemble(ensemble: Ensemble, role: str) -> Candidate:
     return Candidate("ensemble", role, ensemble, by, by, served)
 
 
-def of_student(student: Distilled, index: AsymmetricIndex, role: str) -> Candidate:
+def of_student(student: Distilled, index: Index, role: str) -> Candidate:
     """A student behind its index."""
     own = _shown(student.encoder.name)
     documents = own if student.documents is student.encoder else student.documents.name
@@ -81,8 +80,6 @@ def measure(candidate: Candidate, job: Job) -> Measured:
     settings = job.recipe.evaluation
     say(f"measuring {candidate.name}")
     retriever = candidate.retriever
-    if isinstance(retriever, AsymmetricIndex) and job.recipe.index.parameters:
-        set_parameters(retriever.index, job.recipe.index.parameters)
     run = retriever.retrieve(job.collection, job.test, min(settings.depth, len(job.collection.documents)))
     per_query = evaluate_run(run, job.collection.relevance(job.recipe.split.test).to_dict())
     timing = None
@@ -101,6 +98,11 @@ def measure(candidate: Candidate, job: Job) -> Measured:
     return Measured(System.model_validate(row), run.top(settings.depth).renamed(candidate.name), per_query)
 
 
+def space_row(job: Job) -> str:
+    """The space's own model on both sides: ``teacher``, or ``exact`` where an index of its vectors is learned."""
+    return "exact" if job.recipe.index.learn else "teacher"
+
+
 def target_name(job: Job) -> str | None:
     """The system that the students learn from: ``teacher`` where that is the space's own model.
 
@@ -113,7 +115,7 @@ def target_name(job: Job) -> str | None:
     if isinstance(teacher, LexicalTeacher):
         return "bm25"
     if isinstance(teacher, DenseTeacher):
-        return "teacher" if teacher.encoder.contract("query") == job.space.contract("query") else "target"
+        return space_row(job) if teacher.encoder.contract("query") == job.space.contract("query") else "target"
     return None
 
 

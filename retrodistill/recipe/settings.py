@@ -8,11 +8,13 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from retrodistill.errors import UserError, unknown
+from retrodistill.indexes.building import FaissSettings
 from retrodistill.models.names import parse_model_name
+from retrodistill.quantisers.settings import QuantiserSettings
 from retrodistill.students.static import INITIALISATIONS
-from retrodistill.training.settings import Settings, StageSettings
+from retrodistill.training.settings import Settings, StageSettings, TextSettings
 
-SYSTEMS = ("bm25", "teacher", "ensemble", "target", "recorded", "control")  # names in results.json
+SYSTEMS = ("bm25", "teacher", "exact", "ensemble", "target", "recorded", "control", "opq")  # names in results.json
 
 
 class SplitSettings(Settings):
@@ -112,12 +114,35 @@ class IndexSettings(Settings):
     """How the index is built.
 
     Attributes:
-        factory: A FAISS factory string.
+        factory: A FAISS factory string, or ``auto``: chosen from the number of documents, `bytes` and `recall`.
         parameters: FAISS search parameters, e.g. ``nprobe=16``.
+        truncate: Leading dimensions of the vectors to keep (Matryoshka).
+        bytes: Of a document's code, for ``auto`` and for `learn`, where it chooses the factory.
+        recall: Share of the exact ten neighbours that ``auto`` should find.
+        learn: Learn the quantiser from a teacher (Distill-VQ): in a recipe without students, whose systems are
+            ``exact``, ``opq``, ``distilled`` and ``distilled-queries``.
+        texts: What `learn` takes for queries.
     """
 
     factory: str = "Flat"
     parameters: str | None = None
+    truncate: int | None = Field(default=None, ge=1)
+    bytes: int | None = Field(default=None, ge=1)
+    recall: float | None = Field(default=None, gt=0, le=1)
+    learn: QuantiserSettings | None = None
+    texts: TextSettings = TextSettings()
+
+    @property
+    def faiss(self) -> FaissSettings:
+        """How vectors are indexed where no quantiser is learned; bytes or recall alone mean ``auto``."""
+        auto = self.factory == "Flat" and (self.bytes or self.recall)
+        return FaissSettings(
+            factory="auto" if auto else self.factory,
+            parameters=self.parameters,
+            truncate=self.truncate,
+            bytes=self.bytes,
+            recall=self.recall,
+        )
 
 
 class EvaluationSettings(Settings):
@@ -147,7 +172,7 @@ class Recipe(Settings):
         ensemble: Members of an ensemble that is measured beside the students without teaching them; where the teacher
             has several members, it is that ensemble.
         fusion: How several are fused.
-        students: By name; the names become systems in results.json.
+        students: By name; the names become systems in results.json. None in a recipe that learns an index.
         index: How the students' indexes are built.
         evaluation: How systems are measured.
         seed: Of everything that draws.
@@ -161,7 +186,7 @@ class Recipe(Settings):
     teacher: list[TeacherSettings] = Field(default_factory=list)
     ensemble: list[TeacherSettings] = Field(default_factory=list)
     fusion: str = "zscore-per-query"
-    students: dict[str, StudentSettings] = Field(min_length=1)
+    students: dict[str, StudentSettings] = Field(default_factory=dict)
     index: IndexSettings = IndexSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     seed: int = 0
@@ -189,6 +214,12 @@ class Recipe(Settings):
         if method not in METHODS:
             raise ValueError(str(unknown("fusion method", method, METHODS)))
         return method
+
+    @model_validator(mode="after")
+    def _makes_something(self) -> Recipe:
+        if bool(self.students) == bool(self.index.learn):
+            raise ValueError("give students, or index.learn to compress the space's documents: one of the two")
+        return self
 
     @field_validator("students")
     @classmethod

@@ -6,9 +6,10 @@ import math
 from collections import Counter
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from retrodistill.errors import UserError, unknown
+from retrodistill.reports.measured import Agreement, Bin, Cost, Record, Timing
 
 Role = Literal["baseline", "teacher", "control", "student"]
 ROLES: tuple[str, ...] = get_args(Role)
@@ -17,10 +18,9 @@ CURVE_KEYS = ("losses", "monitors")
 POINT_KEYS = ("step", "loss", "agreement", "mean_cosine")
 
 
-class Record(BaseModel):
-    """Base of the records: frozen, refuses unknown keys, NaN and infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
+def _share(alias: str) -> Any:
+    """A mean between 0 and 1 under its measure's name; None where it was not measured."""
+    return Field(default=None, validation_alias=alias, serialization_alias=alias, ge=0, le=1)
 
 
 class System(Record):
@@ -29,26 +29,34 @@ class System(Record):
     Attributes:
         name: The user's word for it.
         role: What it is here: baseline, teacher, control or student.
-        ndcg10, mrr10, recall100: Means over the queries, 0 to 1; None where there are no relevance judgements. In
-            JSON ``ndcg@10``, ``mrr@10``, ``recall@100``.
+        ndcg10, mrr10, map1000, recall10, recall100, recall1000, hole10: Means over the queries, 0 to 1; None where
+            there are no relevance judgements, or it was not measured. In JSON ``ndcg@10``, ``map@1000``...
+        measures: Means of any other measures, by name.
         retention: Share of the teaching system's nDCG@10 that was kept; None for the teacher, or where undefined.
         bytes_per_document: Size of the index over the number of documents.
         query_ms: Milliseconds a query: at least ``p50`` and ``p95``.
         documents_by, queries_by: What encodes each side.
+        agreement: With a teacher; None where none was asked.
+        cost: What serving takes beyond `query_ms`; None where it was not measured.
     """
 
     name: str = Field(min_length=1)
     role: Role
     ndcg10: float | None = Field(validation_alias="ndcg@10", serialization_alias="ndcg@10", ge=0, le=1)
-    mrr10: float | None = Field(default=None, validation_alias="mrr@10", serialization_alias="mrr@10", ge=0, le=1)
-    recall100: float | None = Field(
-        default=None, validation_alias="recall@100", serialization_alias="recall@100", ge=0, le=1
-    )
+    mrr10: float | None = _share("mrr@10")
+    map1000: float | None = _share("map@1000")
+    recall10: float | None = _share("recall@10")
+    recall100: float | None = _share("recall@100")
+    recall1000: float | None = _share("recall@1000")
+    hole10: float | None = _share("hole@10")
+    measures: dict[str, float] = Field(default_factory=dict)
     retention: float | None = Field(default=None, ge=0)
     bytes_per_document: float | None = Field(default=None, ge=0)
     query_ms: dict[str, float] | None = None
     documents_by: str = ""
     queries_by: str = ""
+    agreement: Agreement | None = None
+    cost: Cost | None = None
 
     @field_validator("query_ms")
     @classmethod
@@ -102,16 +110,16 @@ class Results(Record):
     systems: list[System] = Field(min_length=1)
     name: str = ""
     command: str = ""
-    hardware: dict[str, Any] = {}
-    versions: dict[str, str] = {}
-    seconds: dict[str, float] = {}
+    hardware: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    seconds: dict[str, float] = Field(default_factory=dict)
     seed: int | None = None
     taught_by: str | None = None
-    comparisons: list[dict[str, Any]] = []
-    curves: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    examples: list[Example] = []
-    notes: list[str] = []
-    provenance: dict[str, Any] = {}
+    comparisons: list[dict[str, Any]] = Field(default_factory=list)
+    curves: dict[str, dict[str, list[dict[str, Any]]]] = Field(default_factory=dict)
+    examples: list[Example] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
+    provenance: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def teacher(self) -> System | None:
@@ -221,7 +229,16 @@ def _user_error(error: ValidationError) -> UserError:
 
 
 def _keys_at(place: tuple[int | str, ...]) -> list[str]:
-    models: dict[str, type[Record]] = {"systems": System, "examples": Example, "teacher": Hit, "student": Hit}
+    models: dict[str, type[Record]] = {
+        "systems": System,
+        "examples": Example,
+        "teacher": Hit,
+        "student": Hit,
+        "agreement": Agreement,
+        "calibration": Bin,
+        "cost": Cost,
+        "timings": Timing,
+    }
     names = [part for part in place if isinstance(part, str)]
     model = models[names[-1]] if names else Results
     return [str(field.serialization_alias or name) for name, field in model.model_fields.items()]

@@ -17,7 +17,7 @@ from retrodistill.models.embeddings import EmbeddingStore
 from retrodistill.models.encoder import Encoder
 from retrodistill.students.hybrid import dense_half, dense_map, lexical_table
 from retrodistill.training.lists import Lists
-from retrodistill.training.losses import Term, TermsLoss, list_view, lists_only
+from retrodistill.training.terms import Term, TermsLoss, list_view, lists_only, unusable_counts
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -53,7 +53,9 @@ class LexicalHalfLoss(TermsLoss):
         lists: Lists,
     ) -> None:
         super().__init__()
-        self.terms = lists_only(terms)
+        self.terms = lists_only(terms, frozenset({"taid"}))
+        if any(term.reads_scores for term in terms):
+            self._report(unusable_counts(lists))
         model.requires_grad_(False)
         self._table, self._map = lexical_table(model).requires_grad_(True), dense_map(model).requires_grad_(True)
         self.model = model
@@ -77,10 +79,7 @@ class LexicalHalfLoss(TermsLoss):
             needed, places = np.unique(np.maximum(view.candidates, 0), return_inverse=True)
             vectors = self._vectors(needed)[torch.from_numpy(places.reshape(view.candidates.shape)).to(queries.device)]
             scores = torch.einsum("bd,bnd->bn", queries, vectors)
-        return {
-            term.name: term.weight * term.on_lists(scores, view.targets, view.mask, view.positives)
-            for term in self.terms
-        }
+        return self.list_terms(scores, view.targets, view.mask, view.positives)
 
     def document_vectors(self) -> np.ndarray:
         """(corpus, d + width) float32 unit vectors with the table as it stands."""

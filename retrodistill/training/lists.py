@@ -64,40 +64,67 @@ def lists_from_run(run: Run, texts: Texts, corpus: Texts, sources: np.ndarray, *
 
 
 def sampled_groups(
-    lists: Lists, size: int, sampler: str, seed: int, draws: int = 1
+    lists: Lists, size: int, sampler: str, seed: int, draws: int = 1, *, depth: int = 100, random: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draw small groups from long lists, for training that encodes its documents.
 
     Args:
-        lists: Candidates, best first.
+        lists: Candidates, best first; or the whole corpus.
         size: Documents per group, at least 2.
         sampler: One of `retrodistill.candidates.samplers.SAMPLERS`.
         seed: Of the drawing.
         draws: Groups per text.
+        depth: Of the whole corpus, the sampler draws from so many that the teacher scores best.
+        random: Of the whole corpus, so many more documents are drawn; one that is in the group already is left out.
 
     Returns:
-        rows (g,) int64 of the texts, documents (g, size) int32 with -1 padding, scores (g, size) float32; texts with
-        fewer than two candidates give none.
+        rows (g,) int64 of the texts, documents (g, size + random) int32 with -1 padding, scores of that shape float32;
+        texts with fewer than two candidates give none.
 
     Raises:
-        UserError: Lists over the whole corpus, groups of fewer than two, or no text with two candidates.
+        UserError: Groups of fewer than two, no text with two candidates, or random documents beside lists that are not
+            the whole corpus.
     """
-    if lists.documents is None:
-        raise UserError("training both towers draws groups from lists; set candidates.depth to a number, not 'all'.")
     if size < 2:
         raise UserError(f"groups of {size} documents; a list objective needs at least 2.")
+    if random and lists.documents is not None:
+        raise UserError(
+            f"groups.random={random} draws from lists over the whole corpus; with candidates.depth set to a number, "
+            "set candidates.random."
+        )
     generator = np.random.default_rng(seed)
     rows, documents, scores = [], [], []
     for _ in range(draws):
-        for row, (candidates, values) in enumerate(zip(lists.documents, lists.scores, strict=True)):
-            usable = np.flatnonzero((candidates >= 0) & (candidates != lists.hidden[row]))
-            if len(usable) < 2:
+        for row in range(len(lists)):
+            candidates, values = _ranked(lists, row, depth)
+            if len(candidates) < 2:
                 continue
-            places = usable[sample_places(sampler, len(usable), size, generator)]
-            padding = size - len(places)
+            taken = sample_places(sampler, len(candidates), size, generator)
+            group, given = candidates[taken], values[taken]
+            if random:
+                drawn = generator.choice(lists.scores.shape[1], min(random, lists.scores.shape[1]), replace=False)
+                drawn = drawn[~np.isin(drawn, group) & (drawn != lists.hidden[row])]
+                group = np.concatenate([group, drawn])
+                given = np.concatenate([given, lists.scores[row, drawn]])
+            padding = size + random - len(group)
             rows.append(row)
-            documents.append(np.pad(candidates[places], (0, padding), constant_values=-1))
-            scores.append(np.pad(values[places], (0, padding)))
+            documents.append(np.pad(group.astype(np.int32), (0, padding), constant_values=-1))
+            scores.append(np.pad(given, (0, padding)))
     if not rows:
         raise UserError("no query has two candidates, and a list objective needs at least two; mine deeper.")
     return np.array(rows), np.stack(documents), np.stack(scores)
+
+
+def _ranked(lists: Lists, row: int, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """Candidates of a text that count and their scores, best first; of the whole corpus the `depth` best."""
+    if lists.documents is not None:
+        usable = (lists.documents[row] >= 0) & (lists.documents[row] != lists.hidden[row])
+        return lists.documents[row][usable], lists.scores[row][usable]
+    values = np.array(lists.scores[row])
+    if lists.hidden[row] >= 0:
+        values[lists.hidden[row]] = -np.inf
+    available = len(values) - int(lists.hidden[row] >= 0)
+    depth = min(depth, available)
+    best = np.argpartition(-values, depth - 1)[:depth] if depth else np.zeros(0, dtype=np.int64)
+    best = best[np.argsort(-values[best], kind="stable")]
+    return best, values[best].astype(np.float32)

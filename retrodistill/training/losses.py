@@ -1,100 +1,34 @@
-"""The thin modules between the pure objectives and the sentence-transformers trainer."""
+"""The thin modules between the terms of a stage and the sentence-transformers trainer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from retrodistill.errors import UserError, unknown
-from retrodistill.objectives.distributions import contrastive, kl_divergence
-from retrodistill.objectives.embeddings import leaf
-from retrodistill.objectives.margins import margin_mse
-from retrodistill.objectives.registry import LIST_OBJECTIVES, OBJECTIVES
+from retrodistill.errors import UserError
+from retrodistill.objectives import usable_lists
+from retrodistill.objectives.pairwise import check_width
+from retrodistill.objectives.registry import NEED_MORE
 from retrodistill.training.lists import Lists
+from retrodistill.training.terms import (
+    InBatch,
+    ListView,
+    Term,
+    TermsLoss,
+    check_positives_known,
+    list_view,
+    lists_only,
+    unusable_counts,
+)
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-
-@dataclass(frozen=True)
-class Term:
-    """One weighted objective with its temperatures settled.
-
-    Attributes:
-        name: Its name in the registry.
-        weight: Its weight in the sum.
-        student_temperature: Student scores are divided by it.
-        teacher_temperature: Teacher scores are divided by it.
-    """
-
-    name: str
-    weight: float = 1.0
-    student_temperature: float = 0.05
-    teacher_temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.name not in OBJECTIVES:
-            raise unknown("objective", self.name, OBJECTIVES)
-
-    @property
-    def sees_lists(self) -> bool:
-        """Whether it needs candidates; the others need the teacher's embeddings."""
-        return self.name in LIST_OBJECTIVES
-
-    def on_lists(self, scores: Tensor, targets: Tensor, mask: Tensor, positives: Tensor) -> Tensor:
-        """The term of (batch, n) lists, unweighted; `positives` (batch,) are places, -1 for none."""
-        if self.name == "contrastive":
-            return contrastive(scores, positives, mask, student_temperature=self.student_temperature)
-        return _LISTS[self.name](scores / self.student_temperature, targets / self.teacher_temperature, mask)
-
-
-_LISTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "kl": kl_divergence,
-    "margin-mse": margin_mse,
-    "margin-mse-all": lambda scores, targets, mask: margin_mse(scores, targets, mask, pairs="all"),
-}
-
-
-class ListView(NamedTuple):
-    """Lists of a batch.
-
-    Attributes:
-        candidates: (batch, n) or (1, n) corpus positions, -1 for padding.
-        targets: (batch, n) teacher scores.
-        mask: (batch, n) bool, true where there is a candidate that counts.
-        positives: (batch,) place of the pseudo-query's own document, -1 for none.
-    """
-
-    candidates: np.ndarray
-    targets: Tensor
-    mask: Tensor
-    positives: Tensor
-
-
-def list_view(lists: Lists, rows: np.ndarray, device: torch.device) -> ListView:
-    """The lists of some texts, on a device; `rows` (batch,) are the texts' rows."""
-    targets = torch.from_numpy(np.ascontiguousarray(lists.scores[rows], dtype=np.float32)).to(device)
-    everything = np.arange(lists.scores.shape[1])[None, :]
-    candidates = everything if lists.documents is None else lists.documents[rows]
-    mask = (candidates >= 0) & (candidates != lists.hidden[rows][:, None])
-    at = (candidates == lists.positives[rows][:, None]) & mask & (lists.positives[rows] >= 0)[:, None]
-    places = np.where(at.any(axis=1), at.argmax(axis=1), -1)
-    return ListView(candidates, targets, torch.from_numpy(mask).to(device), torch.from_numpy(places).to(device))
-
-
-class TermsLoss(nn.Module):
-    """A loss of weighted terms, as the model card of sentence-transformers tells it."""
-
-    terms: list[Term]
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """The terms with their weights and temperatures."""
-        return {"terms": [vars(term) for term in self.terms]}
+_PAIRWISE = frozenset({"ranknet", "lambdaloss"})
 
 
 class StoredTargetsLoss(TermsLoss):
@@ -110,7 +44,7 @@ class StoredTargetsLoss(TermsLoss):
         lists: Candidates and teacher scores, for list objectives.
 
     Raises:
-        UserError: An objective lacks what it learns from.
+        UserError: An objective lacks what it learns from, or no list teaches anything.
     """
 
     def __init__(
@@ -133,43 +67,73 @@ class StoredTargetsLoss(TermsLoss):
                 raise UserError(f"objective {term.name!r} needs candidates with teacher scores and stored documents.")
             if not term.sees_lists and embeddings is None:
                 raise UserError(f"objective {term.name!r} needs a dense teacher, whose embeddings it aligns to.")
+            if term.name in _PAIRWISE and lists is not None:
+                check_width(lists.scores.shape[1])
+            if term.name == "nd" and self._cosine:
+                raise UserError("objective 'nd' shapes lengths, and a cosine student has none; take cosine or leaf.")
+        if lists is not None:
+            check_positives_known(terms, lists.positives)
+        if lists is not None and any(term.reads_scores for term in terms):
+            self._report(unusable_counts(lists))
+        self._keep_start(model)
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
         """Encode the one text column and add up the terms."""
-        embeddings = [self.model(features)["sentence_embedding"] for features in sentence_features]
-        return self.compute_loss_from_embeddings(embeddings, labels)
+        columns = list(sentence_features)
+        start = self._start_embeddings(columns)
+        return self.compute_loss_from_embeddings(
+            [self.model(features)["sentence_embedding"] for features in columns], labels, start
+        )
 
-    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor) -> dict[str, Tensor]:
+    def compute_loss_from_embeddings(
+        self, embeddings: list[Tensor], labels: Tensor, start_embeddings: list[Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """Weighted terms by name; the trainer sums and logs them.
 
         Args:
             embeddings: One tensor (batch, d): the texts by the student.
             labels: (batch,) integer rows of the texts.
+            start_embeddings: The same by the student of the stage's start, for ``lwf``.
         """
         queries, rows = _unit(embeddings[0], self._cosine), labels.cpu().numpy().astype(np.int64)
         parts: dict[str, Tensor] = {}
         if any(term.sees_lists for term in self.terms):
-            scores, view = self._score(queries, rows)
-        for term in self.terms:
-            value = (
-                term.on_lists(scores, view.targets, view.mask, view.positives)
-                if term.sees_lists
-                else leaf(queries, _tensor(self._embeddings[rows], queries))  # type: ignore[index]
+            if self._lists is None:
+                raise UserError("list objectives need lists and documents.")
+            view = list_view(self._lists, rows, queries.device)
+            start = None
+            if start_embeddings is not None:
+                start = self._score(_unit(start_embeddings[0], self._cosine), view)
+            parts = self.list_terms(
+                self._score(queries, view),
+                view.targets,
+                view.mask,
+                view.positives,
+                start_scores=start,
+                in_batch=self._in_batch(queries, rows),
             )
-            parts[term.name] = term.weight * value
+        for term in self.terms:
+            if not term.sees_lists:
+                value = term.on_embeddings(queries, _tensor(self._embeddings[rows], queries))  # type: ignore[index]
+                parts[term.name] = parts.get(term.name, 0.0) + term.weight * value
         return parts
 
-    def _score(self, queries: Tensor, rows: np.ndarray) -> tuple[Tensor, ListView]:
-        """Student scores (batch, n) and the lists they belong to."""
+    def _score(self, queries: Tensor, view: ListView) -> Tensor:
+        """(batch, n) student scores of the lists."""
         if self._lists is None or self._documents is None:
             raise UserError("list objectives need lists and documents.")
-        view = list_view(self._lists, rows, queries.device)
         if self._lists.documents is None:
             if self._corpus is None:
                 self._corpus = _tensor(self._documents, queries)
-            return queries @ self._corpus.T, view
+            return queries @ self._corpus.T
         vectors = _tensor(self._documents[np.maximum(view.candidates, 0)], queries)
-        return torch.einsum("bd,bnd->bn", queries, vectors), view
+        return torch.einsum("bd,bnd->bn", queries, vectors)
+
+    def _in_batch(self, queries: Tensor, rows: np.ndarray) -> InBatch | None:
+        if self._lists is None or self._documents is None or not _asked(self.terms, "in-batch"):
+            return None
+        own = self._lists.positives[rows]
+        return _in_batch(queries @ _tensor(self._documents[np.maximum(own, 0)], queries).T, own)
 
 
 class GroupsLoss(TermsLoss):
@@ -181,9 +145,11 @@ class GroupsLoss(TermsLoss):
         scores: (groups, n) float32 teacher scores.
         mask: (groups, n) bool, true where there is a document.
         positives: (groups,) place of the pseudo-query's own document, -1 for none.
+        documents: (groups, n) corpus positions, by which ``in-batch`` knows documents that two groups share.
 
     Raises:
-        UserError: An embedding objective among the terms.
+        UserError: An embedding objective among the terms, one that lacks what it learns from, or no group that
+            teaches anything.
     """
 
     def __init__(
@@ -193,44 +159,70 @@ class GroupsLoss(TermsLoss):
         scores: np.ndarray,
         mask: np.ndarray,
         positives: np.ndarray,
+        documents: np.ndarray | None = None,
     ) -> None:
         super().__init__()
         self.model = model
-        self.terms = lists_only(terms)
+        self.terms = lists_only(terms, NEED_MORE)
         self._cosine = str(model.similarity_fn_name) == "cosine"
+        check_positives_known(terms, positives)
         self._scores, self._mask, self._positives = scores, mask, positives
+        self._own: np.ndarray | None = None
+        if documents is not None:
+            own = np.take_along_axis(documents, np.maximum(positives, 0)[:, None], axis=1)[:, 0]
+            self._own = np.where(positives >= 0, own, -1)
+        elif _asked(terms, "in-batch"):
+            raise UserError("objective 'in-batch' needs the groups' corpus positions, to know who shares a document.")
+        if any(term.reads_scores for term in terms):
+            usable, counts = usable_lists(torch.from_numpy(scores), torch.from_numpy(mask))
+            self._report({"usable": int(usable.sum()), **counts})
+        self._keep_start(model)
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
         """Encode all columns and add up the terms."""
-        embeddings = [self.model(features)["sentence_embedding"] for features in sentence_features]
-        return self.compute_loss_from_embeddings(embeddings, labels)
+        columns = list(sentence_features)
+        start = self._start_embeddings(columns)
+        return self.compute_loss_from_embeddings(
+            [self.model(features)["sentence_embedding"] for features in columns], labels, start
+        )
 
-    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor) -> dict[str, Tensor]:
+    def compute_loss_from_embeddings(
+        self, embeddings: list[Tensor], labels: Tensor, start_embeddings: list[Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """Weighted terms by name.
 
         Args:
             embeddings: n + 1 tensors (batch, d): the queries, then the documents of each place.
             labels: (batch,) integer rows of the groups.
+            start_embeddings: The same by the student of the stage's start, for ``lwf``.
         """
-        sides = [_unit(side, self._cosine) for side in embeddings]
-        queries, rows = sides[0], labels.cpu().numpy().astype(np.int64)
-        scores = torch.einsum("bd,bnd->bn", queries, torch.stack(sides[1:], dim=1))
+        queries, documents, scores = self._scored(embeddings)
+        rows = labels.cpu().numpy().astype(np.int64)
         mask = torch.from_numpy(self._mask[rows]).to(scores.device)
         positives = torch.from_numpy(self._positives[rows]).to(scores.device)
         targets = _tensor(self._scores[rows], scores)
-        return {term.name: term.weight * term.on_lists(scores, targets, mask, positives) for term in self.terms}
+        start = None if start_embeddings is None else self._scored(start_embeddings)[2]
+        in_batch = None
+        if self._own is not None and _asked(self.terms, "in-batch"):
+            places = positives.clamp(min=0)
+            in_batch = _in_batch(queries @ documents[torch.arange(len(rows)), places].T, self._own[rows])
+        return self.list_terms(scores, targets, mask, positives, start_scores=start, in_batch=in_batch)
+
+    def _scored(self, embeddings: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (batch, d), documents (batch, n, d) and their scores (batch, n)."""
+        queries, *sides = (_unit(side, self._cosine) for side in embeddings)
+        documents = torch.stack(sides, dim=1)
+        return queries, documents, torch.einsum("bd,bnd->bn", queries, documents)
 
 
-def lists_only(terms: Sequence[Term]) -> list[Term]:
-    """The terms, where all of them see lists.
+def _asked(terms: Sequence[Term], name: str) -> bool:
+    return any(term.name == name for term in terms)
 
-    Raises:
-        UserError: One aligns single texts.
-    """
-    for term in terms:
-        if not term.sees_lists:
-            raise UserError(f"objective {term.name!r} aligns single texts; use it in a stage with towers: query.")
-    return list(terms)
+
+def _in_batch(scores: Tensor, own: np.ndarray) -> InBatch:
+    """(batch, batch) scores with who shares a document; `own` (batch,) are corpus positions, -1 for none."""
+    positions = torch.from_numpy(np.asarray(own, dtype=np.int64)).to(scores.device)
+    return InBatch(scores, positions[:, None] == positions[None, :], positions >= 0)
 
 
 def _unit(embeddings: Tensor, cosine: bool) -> Tensor:

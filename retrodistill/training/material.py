@@ -77,7 +77,7 @@ class Material:
         """
         hide = not stage.is_contrastive
         if stage.candidates.depth == "all":
-            scores = self._corpus_scores(texts.texts)
+            scores = self.corpus_scores(texts.texts)
             sample = np.linspace(0, len(scores) - 1, min(_SPREAD_SAMPLE, len(scores)), dtype=int)
             spread = float(np.mean(np.std(scores[sample], axis=1)))
             if spread == 0:
@@ -119,7 +119,8 @@ class Material:
         depth = min(int(settings.depth), len(self.collection.documents))
         return mine(self.collection, texts, sources, depth, random=settings.random, seed=self.seed)
 
-    def _corpus_scores(self, texts: Texts) -> np.ndarray:
+    def corpus_scores(self, texts: Texts) -> np.ndarray:
+        """(texts, corpus) float32 teacher scores, memory-mapped from the folder, where they are kept."""
         documents = self.collection.documents
         key = digest(documents.fingerprint, texts.fingerprint, self.teacher.fingerprint(self.collection))
         path = self.folder / "scores" / f"{key}.npy"

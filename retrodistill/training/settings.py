@@ -120,17 +120,21 @@ class TrainingSettings(Settings):
 
 
 class GroupSettings(Settings):
-    """Groups of training both towers, where documents are encoded with gradients.
+    """Groups of a few documents per query, where documents take part in training.
 
     Attributes:
         documents: Per query.
         sampler: How they are drawn from the list.
         draws: Groups per query and epoch.
+        depth: Of a list over the whole corpus, the sampler draws from so many of the teacher's best.
+        random: Of a list over the whole corpus, so many more documents are drawn from all of it.
     """
 
     documents: int = Field(default=8, ge=2)
     sampler: str = "stratified"
     draws: int = Field(default=1, ge=1)
+    depth: int = Field(default=100, ge=2)
+    random: int = Field(default=0, ge=0)
 
     @field_validator("sampler")
     @classmethod
@@ -143,24 +147,56 @@ class GroupSettings(Settings):
         return sampler
 
 
+class RegulariserSettings(Settings):
+    """What keeps a sparse student sparse.
+
+    Attributes:
+        name: A key of `retrodistill.objectives.registry.REGULARISERS`.
+        weight: Of its value in the loss, once warm.
+        side: Whose term weights it sees.
+        terms: How many of a text's terms ``top-k`` lets live.
+        warmup: Share of the steps over which the weight grows, with the square of the step.
+    """
+
+    name: str
+    weight: float = Field(gt=0)
+    side: Literal["document", "query"] = "document"
+    terms: int = Field(default=128, ge=1)
+    warmup: float = Field(default=1 / 3, ge=0, le=1)
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        from retrodistill.errors import unknown
+        from retrodistill.objectives.registry import REGULARISERS
+
+        if name not in REGULARISERS:
+            raise ValueError(str(unknown("regulariser", name, REGULARISERS)))
+        return name
+
+
 class StageSettings(Settings):
     """One stage of training.
 
     Attributes:
         objectives: Terms of the loss, summed; a bare name stands for its defaults.
         towers: ``query`` trains the query side against stored document embeddings; ``both`` encodes documents too;
-            ``lexical`` trains the lexical half of a hybrid student, on both sides, against stored dense halves.
+            ``lexical`` trains the lexical half of a hybrid student, on both sides, against stored dense halves;
+            ``head`` trains what a sparse or multi-vector student has behind its transformer, on both sides, against
+            stored hidden states, at a small part of the cost of ``both``.
         texts: What is trained on.
         candidates: Whom the teacher scores; needed by list objectives.
-        groups: How groups are drawn for ``both``.
+        groups: How groups are drawn for ``both`` and ``head``.
+        regularisers: What keeps a sparse student sparse.
         training: How long and how fast.
     """
 
     objectives: list[ObjectiveSettings] = Field(min_length=1)
-    towers: Literal["query", "both", "lexical"] = "query"
+    towers: Literal["query", "both", "lexical", "head"] = "query"
     texts: TextSettings = TextSettings()
     candidates: CandidateSettings = CandidateSettings()
     groups: GroupSettings = GroupSettings()
+    regularisers: list[RegulariserSettings] = Field(default_factory=list)
     training: TrainingSettings = TrainingSettings()
 
     @field_validator("objectives", mode="before")
@@ -188,4 +224,6 @@ class StageSettings(Settings):
     @property
     def is_contrastive(self) -> bool:
         """Whether some objective needs the pseudo-query's own document in its list."""
-        return any(term.name == "contrastive" for term in self.objectives)
+        from retrodistill.objectives.registry import NEED_POSITIVES
+
+        return any(term.name in NEED_POSITIVES for term in self.objectives)

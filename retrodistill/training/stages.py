@@ -93,9 +93,10 @@ def _train_query_tower(
     if stored is None:
         raise UserError("a stage with towers: query needs stored documents.")
     teacher_vectors = None
-    if any(not term.sees_lists for term in prepared.terms):
+    aligning = [term.name for term in prepared.terms if not term.sees_lists]
+    if aligning:
         if material.space is None:
-            raise UserError("objective 'leaf' needs a dense teacher to align to; set 'space' to one.")
+            raise UserError(f"objective {aligning[0]!r} needs a dense teacher to align to; set 'space' to one.")
         teacher_vectors = embed(material.space, texts.texts.texts, "query")
     loss = StoredTargetsLoss(
         student.model, prepared.terms, embeddings=teacher_vectors, documents=stored, lists=prepared.lists
@@ -151,7 +152,7 @@ def _train_both(
     rows, documents, scores = rows[allowed], documents[allowed], scores[allowed]
     at = (documents == prepared.lists.positives[rows][:, None]) & (documents >= 0)
     positives = np.where(at.any(axis=1), at.argmax(axis=1), -1)
-    loss = GroupsLoss(student.model, prepared.terms, scores, documents >= 0, positives)
+    loss = GroupsLoss(student.model, prepared.terms, scores, documents >= 0, positives, documents)
     query_texts, document_texts = prepared.texts.texts.texts, material.collection.documents.texts
     columns = {"query": [query_texts[row] for row in rows]}
     for place in range(groups.documents):  # a masked place holds the empty text, which the loss never counts

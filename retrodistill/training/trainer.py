@@ -17,6 +17,7 @@ from retrodistill.files import make_folder
 from retrodistill.models.loading import quiet_libraries
 from retrodistill.progress import bar
 from retrodistill.students.saving import is_disk_error
+from retrodistill.training.objective_state import objective_keeper
 from retrodistill.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def train(  # noqa: PLR0913 - what a training run is made of
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     trainer.add_callback(_watcher(history, monitor, what))
+    trainer.add_callback(objective_keeper(loss))
     try:
         with quiet_libraries():  # a bar for every checkpoint otherwise
             result = trainer.train(resume_from_checkpoint=_last_whole_checkpoint(folder))

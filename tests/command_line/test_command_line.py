@@ -16,7 +16,20 @@ from retrodistill import cli
 from retrodistill.runs import read_run
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("demo", "run", "mine", "score", "distill", "index", "search", "evaluate", "methods")
+COMMANDS = (
+    "demo",
+    "run",
+    "mine",
+    "score",
+    "distill",
+    "index",
+    "check",
+    "search",
+    "export",
+    "evaluate",
+    "compare",
+    "methods",
+)
 
 
 def program(*arguments, **options):
@@ -32,7 +45,7 @@ class TestHelp:
         function = "run_command" if command == "run" else command
         parameters = next(one.callback for one in cli.app.registered_commands if one.callback.__name__ == function)
         for name in inspect.signature(parameters).parameters:
-            option = {"as_json": "json"}.get(name, name).replace("_", "-")
+            option = {"as_json": "json", "place": "index", "bytes_wanted": "bytes"}.get(name, name).replace("_", "-")
             assert re.search(rf"--{option}\b|{option.upper()}", out, re.IGNORECASE), name
 
     def test_it_loads_no_heavy_library(self):

@@ -1,12 +1,13 @@
 import copy
 import math
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from beir.retrieval.evaluation import EvaluateRetrieval
 
 from retrodistill.errors import UserError
-from retrodistill.measures import evaluate_run, means
+from retrodistill.measures import evaluate_run, means, ranking
 from retrodistill.runs import Run
 
 CUTS = [1, 3, 10, 100]
@@ -136,9 +137,51 @@ class TestPerQuery:
 class TestRefusals:
     @pytest.mark.parametrize("name", ["ndgc@10", "ndcg", "ndcg@0", "ndcg@x", "NDCG@10"])
     def test_an_unknown_measure(self, name):
-        with pytest.raises(UserError, match=f"unknown measure '{name}'.*Known: map@k, mrr@k, ndcg@k"):
+        with pytest.raises(UserError, match=f"unknown measure '{name}'.*Known: hole@k, map@k, mrr@k, ndcg@k"):
             evaluate_run(Run.from_dict({"a": {"x": 1.0}}), {"a": {"x": 1}}, [name])
 
     def test_no_judged_query(self):
         with pytest.raises(UserError, match="no judged query to measure on; choose a split with judgements"):
             evaluate_run(Run.from_dict({"a": {"x": 1.0}}), {})
+
+
+class TestHoles:
+    QRELS: ClassVar = {"q": {"a": 2, "b": 0}, "p": {"x": 1}, "none": {"x": 1}}
+
+    def test_is_the_share_of_the_top_that_nobody_judged_for_this_query(self):
+        run = Run.from_dict({"q": {"a": 4.0, "x": 3.0, "b": 2.0, "y": 1.0}, "p": {"x": 1.0}})
+        table = evaluate_run(run, self.QRELS, ["hole@2", "hole@3", "hole@10"])
+        assert table["hole@2"].to_pylist() == [0.5, 0.0, 0.0]
+        assert table["hole@3"].to_pylist() == pytest.approx([1 / 3, 0.0, 0.0])
+        assert table["hole@10"].to_pylist() == pytest.approx([0.5, 0.0, 0.0])
+
+    def test_stands_beside_graded_measures_of_the_same_name_in_trec_eval(self):
+        table = evaluate_run(Run.from_dict({"q": {"b": 2.0, "y": 1.0}}), self.QRELS, ["precision@2", "hole@2"])
+        assert table["precision@2"].to_pylist() == [0.0, 0.0, 0.0]
+        assert table["hole@2"].to_pylist() == [0.5, 0.0, 0.0]
+
+
+class TestIrMeasures:
+    @pytest.mark.parametrize("seed", range(3))
+    def test_equals_it_per_query_where_nothing_ties(self, seed):
+        ir = pytest.importorskip("ir_measures")
+        qrels, run = random_case(seed + 40, ties=False)
+        names = {"ndcg": "nDCG", "map": "AP", "recall": "R", "precision": "P", "mrr": "RR"}
+        theirs = {f"{name}@{k}": ir.parse_measure(f"{names[name]}@{k}") for name in names for k in (3, 10, 100)}
+        found = evaluate_run(Run.from_dict(run), qrels, [*theirs, "hole@10"])
+        wanted = {}
+        for value in ir.iter_calc([*theirs.values(), ir.Judged @ 10], qrels, run):
+            wanted[str(value.measure), value.query_id] = value.value
+        for name, measure in theirs.items():
+            for query, value in zip(found["query_id"].to_pylist(), found[name].to_pylist(), strict=True):
+                assert value == pytest.approx(wanted[str(measure), query], abs=1e-5), (name, query)
+        for query, value in zip(found["query_id"].to_pylist(), found["hole@10"].to_pylist(), strict=True):
+            assert 1 - value == pytest.approx(wanted["Judged@10", query])
+
+
+class TestManyQueries:
+    def test_blocks_of_queries_give_the_same_values(self, monkeypatch):
+        qrels, run = random_case(3, ties=True)
+        whole = evaluate_run(Run.from_dict(run), qrels, MEASURES)
+        monkeypatch.setattr(ranking, "_BLOCK", 4)
+        assert evaluate_run(Run.from_dict(run), qrels, MEASURES).equals(whole)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from retrodistill.errors import UserError
-from retrodistill.measures import compare_paired, significance
+from retrodistill.measures import compare_paired, holm, outcomes, significance, smallest_difference
 
 
 def exact_p(differences):
@@ -83,3 +83,59 @@ class TestComparePaired:
     def test_what_cannot_be_paired_is_refused(self, a, b, message):
         with pytest.raises(UserError, match=message):
             compare_paired(np.array(a), np.array(b))
+
+
+class TestHolm:
+    def test_worked_by_hand(self):
+        # ascending .01, .02, .03, .04: times 4, 3, 2, 1 is .04, .06, .06, .04, and none may fall below the one before
+        assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+
+    def test_one_comparison_stays_and_none_passes_1(self):
+        assert holm([0.3]) == [0.3]
+        assert holm([0.9, 0.8, 0.7]) == [1.0, 1.0, 1.0]
+        assert holm([]) == []
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_rejects_what_the_step_down_procedure_rejects(self, seed):
+        p = np.random.default_rng(seed).random(7) ** 4
+        corrected = holm(p)
+        for level in (0.01, 0.05, 0.2):
+            rejected = set()
+            for step, at in enumerate(np.argsort(p)):
+                if p[at] > level / (len(p) - step):
+                    break
+                rejected.add(int(at))
+            assert {at for at, value in enumerate(corrected) if value <= level} == rejected
+
+    @pytest.mark.parametrize("bad", [-0.1, 1.1, np.nan])
+    def test_what_is_no_probability_is_refused(self, bad):
+        with pytest.raises(UserError, match="each lies between 0 and 1"):
+            holm([0.5, bad])
+
+
+class TestSmallestDifference:
+    def test_is_2_80_standard_errors(self):
+        differences = np.random.default_rng(0).normal(size=400)
+        assert smallest_difference(differences) == pytest.approx(
+            (1.959964 + 0.841621) * differences.std(ddof=1) / 20, rel=1e-6
+        )
+
+    def test_such_a_difference_is_found_four_times_in_five(self):
+        from scipy.stats import ttest_1samp
+
+        generator, found = np.random.default_rng(1), []
+        shift = smallest_difference(generator.normal(size=100_000)) * np.sqrt(100_000 / 200)
+        for _ in range(1500):
+            found.append(ttest_1samp(generator.normal(shift, size=200), 0).pvalue < 0.05)
+        assert np.mean(found) == pytest.approx(0.8, abs=0.035)  # three standard errors
+
+    def test_is_not_defined_for_one_query_and_0_where_nothing_varies(self):
+        assert smallest_difference(np.array([0.3])) is None
+        assert smallest_difference(np.zeros(10)) == 0
+
+
+class TestOutcomes:
+    def test_wins_ties_and_losses_of_the_first(self):
+        a, b = np.array([1.0, 0.5, 0.2, 0.0, 0.3]), np.array([0.5, 0.5, 0.2 + 1e-12, 0.4, 0.1])
+        assert outcomes(a, b) == {"wins": 2, "ties": 2, "losses": 1}
+        assert outcomes(b, a) == {"wins": 1, "ties": 2, "losses": 2}

@@ -35,28 +35,164 @@ def rows(scores, targets, mask):
         yield [s[place] for place in places], [t[place] for place in places]
 
 
-def log_softmax(values, temperature):
+def log_softmax(values, temperature=1.0):
     highest = max(values)
     total = sum(math.exp((value - highest) / temperature) for value in values)
     return [(value - highest) / temperature - math.log(total) for value in values]
 
 
+def softmax(values):
+    return [math.exp(value) for value in log_softmax(values)]
+
+
+def divergence(of, to):
+    return sum(math.exp(a) * (a - b) for a, b in zip(of, to, strict=True))
+
+
+def entropy(logs):
+    return -sum(math.exp(one) * one for one in logs)
+
+
+def mean(found):
+    return sum(found) / max(len(found), 1)
+
+
+def per_list(value):
+    """The mean of `value(student, teacher)` over the lists of at least two candidates."""
+
+    def brute(scores, targets, mask):
+        return mean([value(s, t) for s, t in rows(scores, targets, mask) if len(s) >= 2])
+
+    return brute
+
+
+def over_items(values):
+    """The mean over all `values(student, teacher)` of lists of at least two candidates."""
+
+    def brute(scores, targets, mask):
+        return mean([one for s, t in rows(scores, targets, mask) if len(s) >= 2 for one in values(s, t)])
+
+    return brute
+
+
 def brute_kl(scores, targets, mask, student_temperature=1.0, teacher_temperature=1.0):
-    found = []
-    for s, t in rows(scores, targets, mask):
-        if len(s) >= 2:
-            p, q = log_softmax(t, teacher_temperature), log_softmax(s, student_temperature)
-            found.append(sum(math.exp(a) * (a - b) for a, b in zip(p, q, strict=True)))
-    return sum(found) / max(len(found), 1)
+    value = per_list(lambda s, t: divergence(log_softmax(t, teacher_temperature), log_softmax(s, student_temperature)))
+    return value(scores, targets, mask)
 
 
-def brute_margin(scores, targets, mask, pairs):
-    found = []
-    for s, t in rows(scores, targets, mask):
-        if pairs == "all":
-            chosen = [(i, j) for i in range(len(s)) for j in range(i + 1, len(s))]
-        else:
-            best = t.index(max(t)) if t else None
-            chosen = [(best, j) for j in range(len(s)) if j != best]
-        found += [((s[i] - s[j]) - (t[i] - t[j])) ** 2 for i, j in chosen]
-    return sum(found) / max(len(found), 1)
+def balanced(s, t):
+    p, q = log_softmax(t), log_softmax(s)
+    weight = 1 / (1 + math.exp(entropy(q) - entropy(p)))
+    return weight * divergence(p, q) + (1 - weight) * divergence(q, p)
+
+
+def crossed(s, t):
+    return -sum(math.exp(a) * b for a, b in zip(log_softmax(t), log_softmax(s), strict=True))
+
+
+def margins_of_best(s, t):
+    best = t.index(max(t))
+    return [((s[best] - s[j]) - (t[best] - t[j])) ** 2 for j in range(len(s)) if j != best]
+
+
+def margins_of_all(s, t):
+    return [((s[i] - s[j]) - (t[i] - t[j])) ** 2 for i in range(len(s)) for j in range(i + 1, len(s))]
+
+
+def logistic(value):
+    """log(1 + exp(-value))."""
+    return max(-value, 0.0) + math.log1p(math.exp(-abs(value)))
+
+
+def ordered_pairs(t):
+    return [(i, j) for i in range(len(t)) for j in range(len(t)) if t[i] > t[j]]
+
+
+def ranknet_pairs(s, t):
+    return [logistic(s[i] - s[j]) for i, j in ordered_pairs(t)]
+
+
+def lambda_sum(s, t, weighting="ndcg-loss2++", mu=10.0, gains=None):
+    gains = [math.exp(one - max(t)) for one in t] if gains is None else gains
+    ideal = sum(gain / math.log2(2 + place) for place, gain in enumerate(sorted(gains, reverse=True)))
+    rank = [1 + sum(1 for other in s if other > one) for one in s]
+
+    def discount(place):
+        return 1 / math.log2(1 + place)
+
+    total = 0.0
+    for i, j in ordered_pairs(t):
+        apart = abs(gains[i] - gains[j]) / ideal
+        swapped = abs(discount(rank[i]) - discount(rank[j]))
+        distance = abs(rank[i] - rank[j])
+        stepped = abs(discount(distance) - discount(distance + 1))
+        weight = {"lambdarank": swapped, "ndcg-loss2": stepped, "ndcg-loss2++": swapped + mu * stepped}[weighting]
+        total += apart * weight * logistic(s[i] - s[j]) / math.log(2)
+    return total
+
+
+def choices(s, order, weights):
+    """Plackett-Luce, choice by choice: what is left is written out."""
+    total = 0.0
+    for step, place in enumerate(order):
+        left = [s[other] for other in order[step:]]
+        total += weights[step] * (max(left) + math.log(sum(math.exp(one - max(left)) for one in left)) - s[place])
+    return total
+
+
+def by_teacher(t):
+    return sorted(range(len(t)), key=lambda place: -t[place])
+
+
+def listmle_sum(s, t):
+    return choices(s, by_teacher(t), [1.0] * len(s))
+
+
+def pld_sum(s, t, positive=None):
+    order = by_teacher(t)
+    if positive is not None:
+        order = [positive, *(place for place in order if place != positive)]
+    return choices(s, order, [softmax(t)[place] for place in order])
+
+
+def brute_sinkhorn(scores, targets, mask, entropy=0.1, iterations=20):
+    usable = [(s, t) for s, t in rows(scores, targets, mask) if len(s) >= 2]
+    if not usable:
+        return 0.0
+    width = max(len(s) for s, _ in usable)
+    sides = []
+    for side in (0, 1):
+        sides.append([])
+        for pair in usable:
+            values = softmax(pair[side])
+            sides[side].append([values[place] for place in by_teacher(pair[1])] + [0.0] * (width - len(values)))
+    costs = [[sum(abs(a - b) for a, b in zip(q, p, strict=True)) for p in sides[1]] for q in sides[0]]
+    plan = [[math.exp(-cost / entropy) for cost in row] for row in costs]
+    for _ in range(iterations):
+        plan = [[one / sum(row) for one in row] for row in plan]
+        sums = [sum(row[column] for row in plan) for column in range(len(plan))]
+        plan = [[one / total for one, total in zip(row, sums, strict=True)] for row in plan]
+    total = sum(a * b for one, two in zip(plan, costs, strict=True) for a, b in zip(one, two, strict=True))
+    return total / len(costs)
+
+
+def taid_value(s, t, share=0.6):
+    mixed = [(1 - share) * a + share * b for a, b in zip(s, t, strict=True)]
+    return divergence(log_softmax(mixed), log_softmax(s))
+
+
+BRUTE = {
+    "kl": brute_kl,
+    "reverse-kl": per_list(lambda s, t: divergence(log_softmax(s), log_softmax(t))),
+    "balanced-kl": per_list(balanced),
+    "listnet": per_list(crossed),
+    "mse": over_items(lambda s, t: [(a - b) ** 2 for a, b in zip(s, t, strict=True)]),
+    "margin-mse": over_items(margins_of_best),
+    "margin-mse-all": over_items(margins_of_all),
+    "ranknet": over_items(ranknet_pairs),
+    "lambdaloss": per_list(lambda_sum),
+    "listmle": per_list(listmle_sum),
+    "pld": per_list(pld_sum),
+    "sinkhorn": brute_sinkhorn,
+    "taid": per_list(taid_value),
+}

@@ -5,14 +5,33 @@ import torch
 from retrodistill.errors import UserError
 from retrodistill.models import load_encoder
 from retrodistill.models.loading import load_bi_encoder
-from retrodistill.objectives import contrastive, kl_divergence, leaf, margin_mse
+from retrodistill.objectives import (
+    contrastive,
+    in_batch_contrastive,
+    kl_divergence,
+    lambda_loss,
+    leaf,
+    listmle,
+    margin_mse,
+    mi_alpha,
+    mse,
+    pld,
+    relation_matching,
+    sinkhorn,
+    taid,
+    without_forgetting,
+)
+from retrodistill.objectives.registry import EMBEDDING_OBJECTIVES, LIST_OBJECTIVES, NEED_MORE
+from retrodistill.progress import set_quiet
 from retrodistill.training.lists import Lists, lists_over_corpus
-from retrodistill.training.losses import GroupsLoss, StoredTargetsLoss, Term
+from retrodistill.training.losses import GroupsLoss, StoredTargetsLoss
+from retrodistill.training.terms import Term, lists_only, unusable_counts
 
 TEXTS = ["what star planet", "violin chord", "bread", "judge"]
 DOCUMENTS = np.random.default_rng(0).standard_normal((5, 32)).astype("f4")
 SCORES = np.random.default_rng(1).standard_normal((4, 3)).astype("f4")
 PLACES = np.array([[0, 1, 2], [4, 3, -1], [2, 0, 1], [3, -1, -1]], dtype=np.int32)
+SCORES_OF_ALL = np.random.default_rng(2).standard_normal((4, 5)).astype("f4")
 NONE = np.full(4, -1)
 ROWS = [2, 0, 1]
 KL = Term("kl", student_temperature=0.1, teacher_temperature=0.5)
@@ -40,6 +59,34 @@ class TestTerms:
         with pytest.raises(UserError, match=r"^unknown objective 'laef'. Did you mean 'leaf'\?"):
             Term("laef")
 
+    def test_those_that_need_more_are_refused_where_lists_are_all_there_is(self):
+        for name in NEED_MORE:
+            with pytest.raises(
+                UserError, match=rf"^objective '{name}' needs more than lists and works with towers: qu"
+            ):
+                lists_only([Term(name)])
+            with pytest.raises(UserError, match=rf"^objective '{name}' needs more than lists"):
+                Term(name).on_lists(torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(1, 2), torch.tensor([-1]))
+
+    @pytest.mark.parametrize("name", sorted(set(LIST_OBJECTIVES) - NEED_MORE - {"contrastive"}))
+    def test_lists_that_teach_nothing_count_nothing(self, name):
+        targets = torch.tensor([[3.0, 1.0, 2.0], [5.0, 5.0, 5.0], [1.0, float("nan"), 2.0], [1.0, 0.0, 0.0]])
+        mask = torch.tensor([[1, 1, 1], [1, 1, 1], [1, 1, 1], [1, 0, 0]], dtype=torch.bool)
+        scores = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        positives = torch.full((4,), -1)
+        found = Term(name).on_lists(scores, targets, mask, positives)
+        alone = Term(name).on_lists(scores[:1], targets[:1], mask[:1], positives[:1])
+        torch.testing.assert_close(found, alone)
+        found.backward()
+        assert (scores.grad[0] != 0).any()
+        assert (scores.grad[1:] == 0).all()
+
+    def test_pld_puts_the_known_document_first(self):
+        scores, targets = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+        mask, positives = torch.ones(3, 4, dtype=torch.bool), torch.tensor([2, -1, 0])
+        found = Term("pld", student_temperature=0.5).on_lists(scores, targets, mask, positives)
+        torch.testing.assert_close(found, pld(scores / 0.5, targets, mask, positives))
+
 
 class TestStoredTargets:
     def test_alignment_is_the_squared_distance_to_the_stored_rows(self, model):
@@ -55,6 +102,10 @@ class TestStoredTargets:
             ("kl", kl_divergence),
             ("margin-mse", margin_mse),
             ("margin-mse-all", lambda s, t, m: margin_mse(s, t, m, pairs="all")),
+            ("mse", lambda s, t, m: mse(s, t, m, free_zero=True)),
+            ("lambdaloss", lambda_loss),
+            ("listmle", listmle),
+            ("sinkhorn", sinkhorn),
         ],
     )
     def test_lists_are_the_pure_objective_of_products_with_stored_documents(self, model, name, pure):
@@ -86,6 +137,97 @@ class TestStoredTargets:
         products = encoded(model, TEXTS) @ torch.from_numpy(DOCUMENTS).T
         assert total(found) == pytest.approx(float(contrastive(products, torch.from_numpy(sources))), rel=1e-4)
 
+    @pytest.mark.parametrize("name", sorted(LIST_OBJECTIVES))
+    def test_any_list_objective_reaches_the_student(self, model, name):
+        lists = lists_over_corpus(SCORES_OF_ALL, np.array([1, 3, -1, 0]), hide_source=False)
+        loss = StoredTargetsLoss(model, [Term(name)], documents=DOCUMENTS, lists=lists)
+        loss.progress = 0.0
+        with torch.no_grad():
+            next(model.parameters()).add_(0.1)  # the student has moved on since the stage's start
+        parts = loss([features(model, TEXTS)], torch.arange(4))
+        assert list(parts) == [name]
+        sum(parts.values()).backward()
+        assert sum(float(one.grad.abs().sum()) for one in model.parameters() if one.grad is not None) > 0
+
+    def test_in_batch_takes_the_own_documents_of_the_batch_and_spares_shared_ones(self, model):
+        sources = np.array([1, 3, -1, 1])
+        lists = lists_over_corpus(np.zeros((4, 5), dtype="f4"), sources, hide_source=False)
+        loss = StoredTargetsLoss(model, [Term("in-batch", student_temperature=0.2)], documents=DOCUMENTS, lists=lists)
+        found = loss([features(model, TEXTS)], torch.arange(4))
+        scores = encoded(model, TEXTS) @ torch.from_numpy(DOCUMENTS[np.maximum(sources, 0)]).T
+        shared = torch.tensor([[0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]])
+        expected = in_batch_contrastive(scores, shared, torch.from_numpy(sources >= 0), student_temperature=0.2)
+        assert total(found) == pytest.approx(float(expected), rel=1e-4)
+
+    def test_lwf_compares_with_the_student_as_it_was_given(self, model):
+        lists = Lists(PLACES, SCORES, NONE, NONE)
+        before = encoded(model, TEXTS) @ torch.from_numpy(DOCUMENTS).T
+        loss = StoredTargetsLoss(model, [Term("lwf", student_temperature=0.5)], documents=DOCUMENTS, lists=lists)
+        model.eval()
+        assert total(loss([features(model, TEXTS)], torch.arange(4))) == pytest.approx(0, abs=1e-6)
+        with torch.no_grad():
+            next(model.parameters()).mul_(-1.5)
+        after = encoded(model, TEXTS) @ torch.from_numpy(DOCUMENTS).T
+        places = torch.from_numpy(PLACES.astype(np.int64))
+        sides = [one.gather(1, places.clamp(min=0)) for one in (after, before)]
+        expected = without_forgetting(*sides, places >= 0, student_temperature=0.5)
+        assert float(expected) > 1e-3
+        assert total(loss([features(model, TEXTS)], torch.arange(4))) == pytest.approx(float(expected), rel=1e-4)
+
+    def test_taid_moves_its_target_on_and_wants_to_be_told_how_far_training_is(self, model):
+        lists = lists_over_corpus(SCORES_OF_ALL, NONE)
+        loss = StoredTargetsLoss(
+            model.eval(), [Term("taid", student_temperature=0.1)], documents=DOCUMENTS, lists=lists
+        )
+        products = encoded(model, TEXTS) @ torch.from_numpy(DOCUMENTS).T
+        with pytest.raises(UserError, match=r"^objective 'taid' must be told how far training is"):
+            loss([features(model, TEXTS)], torch.arange(4))
+        for progress, t in ((0.0, 0.4), (0.5, 0.4), (1.0, 0.7)):
+            loss.progress = progress
+            found = total(loss([features(model, TEXTS)], torch.arange(4)))
+            assert found == pytest.approx(float(taid(products / 0.1, torch.from_numpy(SCORES_OF_ALL), t=t)), rel=1e-4)
+        state = loss.objective_state()
+        assert state["0"]["t"] == 1.0
+        other = StoredTargetsLoss(model, [Term("taid")], documents=DOCUMENTS, lists=lists)
+        other.load_objective_state(state)
+        assert other.objective_state() == state
+
+    @pytest.mark.parametrize(
+        ("name", "pure"),
+        [
+            ("relations", relation_matching),
+            ("mi-alpha", lambda s, t: mi_alpha(s, t, temperature=0.05)),
+            ("cosine", lambda s, t: leaf(s, torch.nn.functional.normalize(t, dim=1)) / 2),
+        ],
+    )
+    def test_embeddings_are_the_pure_objective_of_the_stored_rows(self, model, name, pure):
+        loss = StoredTargetsLoss(model, [Term(name)], embeddings=DOCUMENTS)
+        found = loss([features(model, [TEXTS[row] for row in ROWS])], torch.tensor(ROWS))
+        expected = pure(encoded(model, [TEXTS[row] for row in ROWS]), torch.from_numpy(DOCUMENTS[ROWS]))
+        assert total(found) == pytest.approx(float(expected), rel=1e-4)
+
+    def test_every_embedding_objective_is_one_that_terms_know(self, model):
+        model.similarity_fn_name = "dot"
+        for name in EMBEDDING_OBJECTIVES:
+            found = StoredTargetsLoss(model, [Term(name)], embeddings=DOCUMENTS)(
+                [features(model, TEXTS)], torch.arange(4)
+            )
+            assert torch.isfinite(found[name])
+
+    def test_terms_of_one_name_are_added_up(self, model):
+        lists = Lists(PLACES, SCORES, NONE, NONE)
+        both = StoredTargetsLoss(model.eval(), [KL, Term("kl", 3.0)], documents=DOCUMENTS, lists=lists)
+        found = total(both([features(model, TEXTS)], torch.arange(4)))
+        alone = [
+            total(
+                StoredTargetsLoss(model, [one], documents=DOCUMENTS, lists=lists)(
+                    [features(model, TEXTS)], torch.arange(4)
+                )
+            )
+            for one in both.terms
+        ]
+        assert found == pytest.approx(sum(alone), rel=1e-5)
+
     def test_terms_are_summed_by_weight_and_named(self, model):
         stored = DOCUMENTS[:4]
         lists = Lists(PLACES, SCORES, NONE, NONE)
@@ -104,6 +246,12 @@ class TestStoredTargets:
         with pytest.raises(UserError, match=r"^objective 'leaf' needs a dense teacher, whose embeddings it aligns to"):
             StoredTargetsLoss(model, [Term("leaf")], documents=DOCUMENTS)
 
+        with pytest.raises(UserError, match=r"^objective 'nd' shapes lengths, and a cosine student has none"):
+            StoredTargetsLoss(model, [Term("nd")], embeddings=DOCUMENTS)
+        wide = lists_over_corpus(np.zeros((4, 2000), dtype="f4"), NONE)
+        with pytest.raises(UserError, match=r"^lists of 2000 candidates; objectives over pairs take at most 1024"):
+            StoredTargetsLoss(model, [Term("ranknet")], documents=DOCUMENTS, lists=wide)
+
     def test_its_settings_stand_in_the_model_card(self, model):
         assert StoredTargetsLoss(model, [Term("leaf")], embeddings=DOCUMENTS).get_config_dict()["terms"][0] == {
             "name": "leaf",
@@ -111,6 +259,50 @@ class TestStoredTargets:
             "student_temperature": 0.05,
             "teacher_temperature": 1.0,
         }
+
+
+class TestUnusableLists:
+    LISTS = Lists(
+        np.array([[0, 1, 2, 3], [0, 1, 2, 3], [0, 1, -1, -1], [0, -1, -1, -1], [0, 1, 2, 3]], dtype=np.int32),
+        np.array([[4, 3, 2, 1], [1, 1, 1, 1], [2, 2, 9, 9], [1, 0, 0, 0], [1, 1, 1, 0.5]], dtype=np.float32),
+        np.full(5, -1),
+        np.full(5, -1),
+    )
+
+    def test_they_are_counted_by_reason(self):
+        assert unusable_counts(self.LISTS) == {"usable": 1, "single": 1, "not finite": 0, "flat": 2, "saturated": 1}
+
+    def test_a_hidden_source_is_no_candidate(self):
+        hidden = Lists(self.LISTS.documents[2:3], np.array([[1, 2, 0, 0]], dtype="f4"), np.array([1]), np.array([1]))
+        assert unusable_counts(hidden)["single"] == 1
+
+    def test_they_are_told_and_kept_before_training(self, model, capsys):
+        set_quiet(False)
+        loss = StoredTargetsLoss(model, [KL], documents=DOCUMENTS, lists=self.LISTS)
+        assert "left out: 2 lists with equal scores, 1 lists with a tied top" in capsys.readouterr().err
+        assert loss.left_out == {"single": 1, "not finite": 0, "flat": 2, "saturated": 1}
+
+    def test_a_control_without_a_teacher_does_not_mind(self, model):
+        lists = Lists(self.LISTS.documents, self.LISTS.scores, self.LISTS.hidden, np.zeros(5, dtype=np.int64))
+        assert StoredTargetsLoss(model, [Term("contrastive")], documents=DOCUMENTS, lists=lists).left_out == {}
+
+    def test_a_control_without_a_positive_is_refused(self, model):
+        for name in ("contrastive", "in-batch"):
+            wanted = rf"^objective '{name}' needs texts with a document of their own: take texts.titles"
+            with pytest.raises(UserError, match=wanted):
+                StoredTargetsLoss(model, [Term(name)], documents=DOCUMENTS, lists=self.LISTS)
+            with pytest.raises(UserError, match=wanted):
+                GroupsLoss(model, [Term(name)], SCORES, PLACES >= 0, NONE, PLACES)
+
+    def test_nothing_but_such_lists_is_refused(self, model):
+        flat = Lists(*(part[1:4] for part in vars(self.LISTS).values()))
+        with pytest.raises(
+            UserError,
+            match=r"^no list teaches anything: 1 with fewer than two candidates; 2 lists with equal scores. M",
+        ):
+            StoredTargetsLoss(model, [KL], documents=DOCUMENTS, lists=flat)
+        with pytest.raises(UserError, match=r"^no list teaches anything: 0 with fewer"):
+            GroupsLoss(model, [KL], np.ones((2, 3), dtype="f4"), np.ones((2, 3), dtype=bool), NONE[:2])
 
 
 class TestGroups:
@@ -143,6 +335,36 @@ class TestGroups:
         vectors = [torch.randn(1, 32, requires_grad=True) for _ in range(3)]
         sum(loss.compute_loss_from_embeddings(vectors, torch.tensor([0])).values()).backward()
         assert all(float(vector.grad.abs().sum()) > 0 for vector in vectors)
+
+    def test_in_batch_takes_the_groups_own_documents(self, model):
+        documents = np.array([[4, 7], [7, 9]])
+        loss = GroupsLoss(model, [Term("in-batch")], SCORES[:2, :2], self.MASK, np.array([1, 0]), documents)
+        vectors = torch.nn.functional.normalize(
+            torch.randn(3, 2, 32, generator=torch.Generator().manual_seed(0)), dim=2
+        )
+        found = loss.compute_loss_from_embeddings(list(vectors), torch.arange(2))
+        assert total(found) == 0  # both own document 7: there is no negative left
+        documents[1, 0] = 8
+        loss = GroupsLoss(model, [Term("in-batch")], SCORES[:2, :2], self.MASK, np.array([1, 0]), documents)
+        own = torch.stack([vectors[2, 0], vectors[1, 1]])
+        expected = in_batch_contrastive(vectors[0] @ own.T)
+        found = loss.compute_loss_from_embeddings(list(vectors), torch.arange(2))
+        assert total(found) == pytest.approx(float(expected), rel=1e-5)
+        with pytest.raises(UserError, match=r"^objective 'in-batch' needs the groups' corpus positions"):
+            GroupsLoss(model, [Term("in-batch")], SCORES[:2, :2], self.MASK, np.array([1, 0]))
+
+    def test_lwf_and_taid_work_on_both_towers(self, model):
+        loss = GroupsLoss(
+            model.eval(), [Term("lwf"), Term("taid")], SCORES[:1, :2], np.ones((1, 2), dtype=bool), np.array([-1])
+        )
+        loss.progress = 0.0
+        texts = [["star"], ["bread"], ["chord"]]
+        found = loss([features(model, side) for side in texts], torch.tensor([0]))
+        assert float(found["lwf"]) == pytest.approx(0, abs=1e-6)
+        assert float(found["taid"]) > 0
+        with torch.no_grad():
+            next(model.parameters()).mul_(-1.5)
+        assert float(loss([features(model, side) for side in texts], torch.tensor([0]))["lwf"]) > 1e-4
 
     def test_alignment_belongs_elsewhere(self, model):
         with pytest.raises(

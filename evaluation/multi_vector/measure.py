@@ -1,0 +1,225 @@
+"""Token codecs and MUVERA on the tokens of an untrained encoder: quality, bytes, latency. Resumable; see README.md.
+
+python evaluation/multi_vector/measure.py data/scifact out/multi-vector
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from retrodistill.collections import load_collection
+from retrodistill.files import read_json, write_json
+from retrodistill.indexes.maxsim import maxsim
+from retrodistill.indexes.multi_vector import MultiVectorIndex, MultiVectorSettings
+from retrodistill.indexes.muvera import MuveraSettings
+from retrodistill.indexes.tokens import TokenStore
+from retrodistill.measures import evaluate_run, means
+from retrodistill.models.contract import Space
+from retrodistill.models.multi_vector import Tokens, load_multi_vector_encoder, principal_directions, token_encoder
+from retrodistill.runs.formats import read_run, write_run
+from retrodistill.runs.run import Run
+
+CODECS = {
+    "float32": {"codec": "float32"},
+    "float16": {"codec": "float16"},
+    "sq8": {"codec": "sq8"},
+    "residual4": {"codec": "residual", "bits": 4},
+    "residual2": {"codec": "residual", "bits": 2},
+    "residual1": {"codec": "residual", "bits": 1},
+    **{
+        f"{codec}{size}": {"codec": codec, "bytes": size} for size in (16, 32, 8, 4) for codec in ("pq", "distilled-pq")
+    },
+}
+MUVERA = {
+    "R10 k3 p8": {"repetitions": 10, "k_sim": 3, "d_proj": 8},
+    "R20 k4 p8": {"repetitions": 20, "k_sim": 4, "d_proj": 8},
+    "R20 k4 p16": {"repetitions": 20, "k_sim": 4, "d_proj": 16},
+    "R20 k4 p16 PQ": {"repetitions": 20, "k_sim": 4, "d_proj": 16, "factory": "PQ640np"},
+    "R40 k4 p16": {"repetitions": 40, "k_sim": 4, "d_proj": 16},
+    "R40 k5 p16": {"repetitions": 40, "k_sim": 5, "d_proj": 16},
+    "R40 k4 p16 to 2560": {"repetitions": 40, "k_sim": 4, "d_proj": 16, "final": 2560},
+}
+CANDIDATES = (100, 200, 1000)
+POOL = 500  # documents of exact search that a codec ranks: an eleventh of the work, the same first ten (see README.md)
+
+
+def main() -> None:
+    """Measure all that is not recorded yet."""
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("collection")
+    arguments.add_argument("out", type=Path)
+    arguments.add_argument("--length", type=int, default=180, help="tokens that documents are cut to")
+    arguments.add_argument("--only", default="", help="systems whose name begins so")
+    given = arguments.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    bench = Bench(given.collection, given.out, given.length)
+    bench.record("exact 128", lambda: bench.exact(128), given.only)
+    for name, settings in CODECS.items():
+        bench.record(f"codec {name}", lambda settings=settings: bench.codec(settings), given.only)
+    for name, settings in MUVERA.items():
+        bench.record(f"muvera {name}", lambda settings=settings: bench.muvera(settings), given.only)
+    for width in (96, 384):
+        bench.record(f"exact {width}", lambda width=width: bench.exact(width), given.only)
+
+
+class Bench:
+    """The vectors, the exact runs and the record of results."""
+
+    def __init__(self, collection: str, out: Path, length: int) -> None:
+        self.collection, self.out, self.length = load_collection(collection), out, length
+        self.test = self.collection.split("test")
+        self.qrels = self.collection.relevance("test").to_dict()
+        self._held: dict[tuple[str, int], Tokens] = {}
+
+    def record(self, name: str, measure: Callable[[], dict], only: str) -> None:
+        """Measure once; print."""
+        path = self.out / "results.json"
+        known = read_json(path) if path.is_file() else {}
+        if name not in known and name.startswith(only):
+            known[name] = measure()
+            write_json(path, known)
+        if name in known:
+            print(name, json.dumps(known[name]), flush=True)
+
+    def tokens(self, part: str, width: int) -> Tokens:
+        """Token vectors of `documents`, `test` or `train`, projected to a width and kept as files for the peer."""
+        if (part, width) not in self._held:
+            files = [self.out / f"{part}-{width}.{kind}.npy" for kind in ("vectors", "bounds")]
+            if not all(file.is_file() for file in files):
+                made = self._encoded(part) if width == 384 else self._projected(part, width)
+                np.save(files[0], made.vectors.astype(np.float16))
+                np.save(files[1], made.bounds)
+            vectors, bounds = (np.load(file) for file in files)
+            self._held[part, width] = Tokens(vectors.astype(np.float32), bounds)
+        return self._held[part, width]
+
+    def exact(self, width: int) -> dict:
+        """All documents by exact MaxSim."""
+        index = self._index({"codec": "float32"}, width)
+        found = self._searched(index, width, keep=self.out / f"exact-{width}.parquet")
+        if width == 128:  # what peer_fast_plaid.py reads beside the vectors
+            write_json(self.out / "ids.json", {"documents": self.collection.documents.ids, "test": self.test.ids})
+            best = {query: list(documents) for query, documents, _ in self._exact_run().top(10)}
+            write_json(self.out / "exact-top10.json", best)
+        return found
+
+    def codec(self, settings: dict) -> dict:
+        """The same through a codec, at 128 dimensions."""
+        start = time.perf_counter()
+        index = self._index(settings, 128)
+        seconds = time.perf_counter() - start
+        return {"build_s": round(seconds, 1), **self._searched(index, 128, pool=self._exact_run())}
+
+    def muvera(self, settings: dict) -> dict:
+        """Candidates by MUVERA, ranked by MaxSim over float16 tokens."""
+        base = self._index({"codec": "float16"}, 128)
+        queries, exact = self.tokens("test", 128), self._exact_run().top(10)
+        found: dict = {}
+        for number in CANDIDATES:
+            chosen = MultiVectorSettings(codec="float16", muvera=MuveraSettings(candidates=number, **settings))
+            start = time.perf_counter()
+            proposer = found.get("index") and found["index"].proposer
+            if proposer is not None:
+                proposer.muvera.settings = chosen.muvera
+            index = MultiVectorIndex(base.store, base.ids, base.space, None, chosen, proposer=proposer)
+            if proposer is None:
+                found["build_s"] = round(time.perf_counter() - start, 1)
+                found["dimension"] = index.proposer.muvera.dimension
+                found["encoding_bytes"] = round(index.proposer.nbytes / len(index))
+            found["index"] = index
+            measured = self._searched(index, 128, timed=50)
+            proposed = [{base.ids[row] for row in rows} for rows in index.proposer.candidates(queries, 10)]
+            hits = [len(rows & set(ids)) / 10 for rows, (_, ids, _) in zip(proposed, exact, strict=True)]
+            found[str(number)] = {"in_candidates": round(float(np.mean(hits)), 4), **measured}
+        found.pop("index")
+        return found
+
+    def _exact_run(self) -> Run:
+        path = self.out / "exact-128.parquet"
+        if not path.is_file():
+            self.exact(128)
+        return read_run(path)
+
+    def _index(self, settings: dict, width: int) -> MultiVectorIndex:
+        space = Space("measured", width, "maxsim", "multi-vector:measured")
+        training = self.tokens("train", width) if settings["codec"] == "distilled-pq" else None
+        documents = self.tokens("documents", width)
+        ids = self.collection.documents.ids
+        index = MultiVectorIndex.of_tokens(
+            documents, ids, space, None, MultiVectorSettings(**settings), training=training
+        )
+        folder = self.out / "stores" / "-".join(str(value) for value in (*settings.values(), width))
+        folder.mkdir(parents=True, exist_ok=True)
+        index.store.save(folder)  # measured as it is served: memory-mapped
+        index.store = TokenStore.load(folder)
+        return index
+
+    def _searched(
+        self, index: MultiVectorIndex, width: int, keep: Path | None = None, timed: int = 10, pool: Run | None = None
+    ) -> dict:
+        """Quality over all documents, or over those of a pool; milliseconds over what the index itself ranks."""
+        queries = self.tokens("test", width)
+        if pool is None:
+            run = index.search_tokens(queries, POOL, self.test.ids)
+        else:
+            run = self._reranked(index, queries, pool)
+        if keep is not None:
+            write_run(run, keep)
+        seconds = []
+        for row in np.linspace(0, len(queries) - 1, timed).astype(int):
+            one = queries.slice(row, row + 1)
+            seconds.append(min(_timed(lambda one=one: index._best(one, 10)) for _ in range(3)))
+        measured = means(evaluate_run(run, self.qrels, ["ndcg@10", "recall@100"]))
+        best = self._exact_run().top(10).to_dict()
+        shared = [len(set(best[query]) & set(documents)) / 10 for query, documents, _ in run.top(10)]
+        return {
+            "exact_top10": round(float(np.mean(shared)), 4),
+            **{name: round(value, 4) for name, value in measured.items()},
+            "bytes_per_token": index.store.codec.bytes_per_vector,
+            "bytes_per_document": round(index.bytes_per_document() or 0),
+            "ms": round(1000 * float(np.median(seconds)), 1),
+        }
+
+    def _reranked(self, index: MultiVectorIndex, queries: Tokens, pool: Run) -> Run:
+        """The exact run's documents by the index' own token vectors."""
+        found = []
+        for row, (_, documents, _) in enumerate(pool):
+            tokens = index.store.gather(self.collection.documents.positions(documents))
+            found.append(maxsim(queries.slice(row, row + 1), tokens)[0])
+        return pool.with_scores(np.concatenate(found)).ranked()
+
+    def _encoded(self, part: str) -> Tokens:
+        encoder = load_multi_vector_encoder(token_encoder("all-MiniLM-L6-v2", document_length=self.length))
+        if part != "documents":
+            return encoder.encode(self.collection.split(part).texts, "query")
+        blocks = []
+        for start in range(0, len(self.collection.documents), 512):
+            found = encoder.encode(self.collection.documents.slice(start, start + 512), "document")
+            blocks += [found[row].astype(np.float16) for row in range(len(found))]
+            print(f"encoded {len(blocks)} documents", flush=True)
+        return Tokens.of(blocks, 384)
+
+    def _projected(self, part: str, width: int) -> Tokens:
+        """As `token_encoder` does: the principal directions of tokens of documents, then unit length."""
+        sample = self.tokens("documents", 384).vectors
+        rows = np.random.default_rng(0).choice(len(sample), min(50_000, len(sample)), replace=False)
+        directions = principal_directions(sample[rows])[:width]
+        whole = self.tokens(part, 384)
+        vectors = np.concatenate([block @ directions.T for block in np.array_split(whole.vectors, 32)])
+        return Tokens(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), whole.bounds)
+
+
+def _timed(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""What the index command builds from its options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retrodistill.cli.app import show
+from retrodistill.errors import UserError
+
+if TYPE_CHECKING:
+    from retrodistill.collections import Collection
+    from retrodistill.indexes import Index
+    from retrodistill.indexes.learned import LearnedIndex
+
+_OF = {  # options of each kind of index
+    "faiss": ("factory", "bytes", "recall", "truncate", "learn", "learn_queries"),
+    "multi-vector": ("codec", "muvera"),
+    "inverted": ("bits",),
+}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The options of the index command, None or false where they were not given."""
+
+    factory: str | None = None
+    bytes: int | None = None
+    recall: float | None = None
+    truncate: int | None = None
+    learn: bool = False
+    learn_queries: bool = False
+    codec: str | None = None
+    muvera: bool = False
+    bits: int | None = None
+    seed: int = 0
+
+    def check(self, kind: str) -> None:
+        """Refuse options of another kind of index.
+
+        Raises:
+            UserError: Names the first.
+        """
+        given = [one.name for one in fields(self) if one.name != "seed" and getattr(self, one.name)]
+        strange = [name for name in given if name not in _OF[kind]]
+        if strange:
+            option = strange[0].replace("_", "-")
+            known = ", ".join(f"--{name.replace('_', '-')}" for name in _OF[kind])
+            raise UserError(f"--{option} does not fit an index of kind {kind}, which takes {known}.")
+        if self.learn and (self.truncate or self.recall):
+            raise UserError("--learn takes --bytes or --factory; leave --truncate and --recall out.")
+        if (self.recall or self.bytes) and not self.learn and self.factory not in (None, "auto"):
+            raise UserError(f"--bytes and --recall choose the factory; leave --factory {self.factory} out.")
+
+
+def build(source: str, documents: str, queries: str | None, wanted: Wanted, out: Path) -> Index:
+    """Build and save an index; what was asked is checked before any work starts."""
+    from retrodistill.collections import load_collection
+    from retrodistill.files import check_replaceable
+    from retrodistill.indexes import FaissSettings, InvertedSettings, MultiVectorSettings, build_index
+    from retrodistill.indexes.muvera import MuveraSettings
+    from retrodistill.indexes.stored import IDS_FILE
+    from retrodistill.models.any_model import load_text_model
+    from retrodistill.models.multi_vector import MultiVectorModel
+    from retrodistill.models.sparse import SparseTextEncoder
+    from retrodistill.recipe import validated
+
+    check_replaceable(out, IDS_FILE)
+    collection, encoder = load_collection(source), load_text_model(documents)
+    settings: Any
+    if isinstance(encoder, SparseTextEncoder):
+        wanted.check("inverted")
+        settings = validated(InvertedSettings, {} if wanted.bits is None else {"bits": wanted.bits}, "index")
+    elif isinstance(encoder, MultiVectorModel):
+        wanted.check("multi-vector")
+        given = {"codec": wanted.codec} if wanted.codec else {}
+        muvera = MuveraSettings() if wanted.muvera else None
+        settings = validated(MultiVectorSettings, {**given, "muvera": muvera}, "index")
+    else:
+        wanted.check("faiss")
+        if wanted.learn:
+            return _learned(collection, encoder, queries, wanted, out)
+        chosen = "auto" if wanted.bytes or wanted.recall else "Flat"
+        settings = FaissSettings(
+            factory=wanted.factory or chosen, bytes=wanted.bytes, recall=wanted.recall, truncate=wanted.truncate
+        )
+    built = build_index(collection, encoder, queries, settings=settings)
+    built.save(out)
+    return built
+
+
+def _learned(collection: Collection, encoder: Any, queries: str | None, wanted: Wanted, out: Path) -> Index:
+    """Learn a quantiser, save it, and tell what OPQ gives at the same bytes."""
+    from retrodistill.indexes.learned import learn_index, save_query_map, texts_to_learn_from
+    from retrodistill.models.encoder import load_encoder
+    from retrodistill.quantisers import QuantiserSettings
+
+    found = learn_index(
+        collection,
+        encoder,
+        texts_to_learn_from(collection, seed=wanted.seed),
+        queries=None if queries is None else load_encoder(queries),
+        target=wanted.factory or wanted.bytes or 16,
+        settings=QuantiserSettings(query_map=wanted.learn_queries, seed=wanted.seed),
+    )
+    if found.learned.query_map is not None:
+        save_query_map(found, out.with_name(f"{out.name}.queries"))
+    found.index.save(out)
+    show(_told(found))
+    return found.index
+
+
+def _told(found: LearnedIndex) -> str:
+    before, after = found.learned.agreement
+    kept = "" if found.learned.improved else " Nothing learned was better: the index is its start."
+    return (
+        f"agreement with exact search on held-out queries (0 to 1): {after:.4f}, OPQ at the same bytes "
+        f"({found.learned.factory}) {before:.4f}.{kept}"
+    )

@@ -1,0 +1,89 @@
+"""Agreement of systems with a teacher on one collection; judgements are needed for the ceiling alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from retrodistill.collections.collection import Collection
+from retrodistill.collections.texts import Texts
+from retrodistill.errors import UserError
+from retrodistill.evaluation.streaming import retrieve
+from retrodistill.evaluation.systems import searcher
+from retrodistill.measures.agreement import kendall, overlap, ranking_overlap, score_bins
+from retrodistill.measures.ranking import Grades, evaluate_run, means
+from retrodistill.reports.measured import Agreement, Bin
+from retrodistill.runs.align import align, look_up
+from retrodistill.runs.run import Run
+from retrodistill.teachers.loading import load_teacher
+from retrodistill.teachers.protocol import Teacher
+from retrodistill.teachers.recorded import RecordedTeacher
+
+DEPTH = 100  # documents a query: of the teacher's list, and of the candidates that it re-ranks
+
+
+def agreements(
+    teacher: Any, runs: Mapping[str, Run], collection: Collection, queries: Texts, qrels: Grades | None
+) -> dict[str, Agreement]:
+    """How far each run ranks as the teacher does.
+
+    A teacher that can search is compared by its own search; one that scores pairs only (a cross-encoder) by its order
+    of the documents that any of the runs has in its top 100, the same list for all.
+
+    Args:
+        teacher: What `load_teacher` takes.
+        runs: Of the systems; documents that are their own query are left out.
+        collection: Where they searched.
+        queries: What they were asked.
+        qrels: Judgements for the ceiling; None where there are none.
+
+    Raises:
+        UserError: The teacher cannot be loaded, or has a score for none of the queries.
+    """
+    judge = load_teacher(teacher)
+    own = {query: query for query in queries.ids}
+    tops = {name: run.select(queries.ids).without(own).top(DEPTH) for name, run in runs.items()}
+    search = searcher(judge)
+    if search is None:
+        wanted = _scored(judge, collection, queries, align(list(tops.values()))[0])
+    else:
+        wanted = retrieve(search, collection, queries, min(DEPTH + 1, len(collection.documents)))
+    wanted = wanted.without(own).top(DEPTH)
+    if not len(wanted):
+        raise UserError(f"teacher {judge.name} has no score for any of the {len(queries)} queries; use another.")
+    return {
+        name: _agreement(judge, runs[name].select(queries.ids).without(own), top, wanted, (collection, queries), qrels)
+        for name, top in tops.items()
+    }
+
+
+def _agreement(
+    teacher: Teacher, run: Run, top: Run, wanted: Run, asked: tuple[Collection, Texts], qrels: Grades | None
+) -> Agreement:
+    scored = _scored(teacher, *asked, top)
+    taus = list(kendall(run, wanted, DEPTH).values())
+    ceiling = means(evaluate_run(scored, qrels, ["ndcg@10"]))["ndcg@10"] if qrels else None
+    return Agreement(
+        teacher=teacher.name,
+        overlap10=_mean(overlap(run, wanted, 10)),
+        rank_biased_overlap=min(1.0, _mean(ranking_overlap(run, wanted, depth=DEPTH))),
+        kendall_tau=float(np.mean(taus)) if taus else None,
+        ceiling=ceiling,
+        calibration=[Bin(**point) for point in score_bins(look_up(top, scored), scored.scores)],  # type: ignore[arg-type]
+    )
+
+
+def _scored(teacher: Teacher, collection: Collection, queries: Texts, pairs: Run) -> Run:
+    """The pairs with the teacher's scores; of a recorded teacher, those that it has."""
+    if not isinstance(teacher, RecordedTeacher):
+        return teacher.score(collection, queries, pairs)
+    teacher.run.require({*collection.queries.ids, *queries.ids}, collection.documents.ids)
+    scores = look_up(teacher.run, pairs)
+    known = np.isfinite(scores)
+    return pairs.filter(known).with_scores(scores[known], teacher.name)
+
+
+def _mean(values: Mapping[str, float]) -> float:
+    return float(np.mean(list(values.values())))

@@ -1,0 +1,122 @@
+"""Several collections: BEIR's table, with its rows, its mean, and a folder that is taken up again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrodistill.collections import Collection
+from retrodistill.errors import UserError
+from retrodistill.evaluation.evaluating import Evaluation, Wanted, evaluate_on
+from retrodistill.evaluation.rules import CQADUPSTACK, sources
+from retrodistill.evaluation.systems import Candidate, named_systems
+from retrodistill.files import write_json
+from retrodistill.progress import say
+
+Means = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What was measured on several collections.
+
+    Attributes:
+        evaluations: One per collection, in the order given, without runs.
+        rows: The table's row of each evaluation: the collection's name, or what it is a part of.
+    """
+
+    evaluations: list[Evaluation]
+    rows: list[str]
+
+    @property
+    def table(self) -> dict[str, Means]:
+        """``{row: {system: {measure: mean}}}``: CQADupStack's row is the mean over its forums (macro), as in BEIR.
+
+        A collection without judgements has no row.
+        """
+        table: dict[str, Means] = {}
+        for row in dict.fromkeys(self.rows):
+            parts = [made.means for made, own in zip(self.evaluations, self.rows, strict=True) if own == row]
+            if all(parts):
+                table[row] = _mean_of(parts)
+        return table
+
+    @property
+    def means(self) -> Means:
+        """``{system: {measure: mean over the rows of the table}}``: every data set counts the same."""
+        return _mean_of(list(self.table.values()))
+
+    def to_json(self) -> dict[str, Any]:
+        """All results, the rows of the table, and the means."""
+        return {
+            "collections": [made.results().to_json() for made in self.evaluations],
+            "table": self.table,
+            "means": self.means,
+        }
+
+    def __str__(self) -> str:
+        from retrodistill.evaluation.tables import benchmark_text
+
+        return benchmark_text(self)
+
+
+def benchmark(
+    systems: Mapping[str, Any] | Sequence[Any] | Any,
+    collections: Sequence[Collection | str],
+    wanted: Wanted | None = None,
+    out: str | Path | None = None,
+) -> Benchmark:
+    """Measure systems on collections by BEIR's rules; killed at any moment, it goes on where it stopped in its folder.
+
+    Args:
+        systems: As for `evaluate`. In the name of a run or an index, ``{collection}`` stands for each collection's
+            name: ``run:runs/{collection}.run``.
+        collections: What `load_collection` takes; ``beir/cqadupstack`` is its twelve forums and one row.
+        wanted: What to measure.
+        out: Folder; each collection has one of its own below, as `evaluate` leaves it; ``benchmark.json`` has the
+            table.
+
+    Raises:
+        UserError: As `evaluate`, or two collections have one name.
+    """
+    named, wanted = named_systems(systems), (wanted or Wanted()).with_teacher()
+    listed = sources(collections)
+    if not listed:
+        raise UserError("no collection to measure on; give at least one.")
+    loaded: dict[str, Candidate] = {}
+    evaluations: list[Evaluation] = []
+    rows = []
+    for number, source in enumerate(listed, start=1):
+        collection = source.load()
+        if collection.name in {made.collection for made in evaluations}:
+            raise UserError(f"two collections are named {collection.name}; rename the folder of one.")
+        if len(listed) > 1:
+            say(f"{collection.name} ({number} of {len(listed)})")
+        folder = None if out is None else Path(out) / collection.name
+        made = evaluate_on(named, collection, replace(wanted, place=source.place), loaded, folder)
+        evaluations.append(made if len(listed) == 1 else made.without_runs())
+        rows.append(source.row or collection.name)
+    made_all = Benchmark(evaluations, rows)
+    if out is not None:
+        write_json(Path(out) / "benchmark.json", made_all.to_json())
+    return made_all
+
+
+def row_title(row: str, benchmark: Benchmark) -> str:
+    """A row with what it is a mean of."""
+    count = benchmark.rows.count(row)
+    return f"{row} (mean of {count})" if row == CQADUPSTACK else row
+
+
+def _mean_of(parts: Sequence[Means]) -> Means:
+    """Means over parts that have the same systems and measures."""
+    if not parts:
+        return {}
+    return {
+        system: {measure: float(np.mean([part[system][measure] for part in parts])) for measure in measures}
+        for system, measures in parts[0].items()
+    }

@@ -1,0 +1,274 @@
+"""Measure systems on one collection."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from retrodistill.collections import Collection, Texts, load_collection
+from retrodistill.errors import UserError
+from retrodistill.evaluation.agreement import agreements
+from retrodistill.evaluation.cost import measure_cost
+from retrodistill.evaluation.folder import Folder, Kept, check_file_names
+from retrodistill.evaluation.rules import split_of, version_note
+from retrodistill.evaluation.streaming import retrieve
+from retrodistill.evaluation.systems import Candidate, candidates_for, named_systems
+from retrodistill.files import exclusive, write_json
+from retrodistill.manifest import Manifest, hardware, library_versions
+from retrodistill.measures.ranking import BEIR_MEASURES, Grades, evaluate_run, means, parse_measure
+from retrodistill.progress import say
+from retrodistill.reports.measured import Agreement, Cost
+from retrodistill.reports.results import Results, System
+from retrodistill.runs.run import Run
+from retrodistill.teachers.loading import load_teacher
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to measure.
+
+    Attributes:
+        split: Whose judgements count; None for BEIR's rule: test, and dev for msmarco.
+        measures: ``ndcg@k``, ``mrr@k``, ``map@k``, ``recall@k``, ``precision@k``, ``hole@k``; None for BEIR's, less
+            those deeper than `depth`.
+        depth: Documents retrieved per query; cut to the corpus.
+        teacher: Agreement with this one is measured too; None for none.
+        cost_threads: Cost is measured too, on so many threads; None for not.
+        place: What the collection was loaded from, for the process that measures memory; None leaves that out.
+
+    Raises:
+        UserError: An unknown measure, a depth or a number of threads below 1.
+    """
+
+    split: str | None = None
+    measures: Sequence[str] | None = None
+    depth: int = 1000
+    teacher: Any = None
+    cost_threads: int | None = None
+    place: str | None = None
+
+    def __post_init__(self) -> None:
+        for what, number in (("depth", self.depth), ("threads", self.cost_threads)):
+            if number is not None and number < 1:
+                raise UserError(f"{what} {number}: give at least 1.")
+        for measure in self.columns:
+            parse_measure(measure)
+
+    def with_teacher(self) -> Wanted:
+        """The same, the teacher loaded: a wrong name fails before any work, and several collections load it once."""
+        return self if self.teacher is None else replace(self, teacher=load_teacher(self.teacher))
+
+    @property
+    def columns(self) -> list[str]:
+        """The measures by name."""
+        if self.measures is not None:
+            return list(dict.fromkeys(self.measures))
+        # Of fewer documents than the cut, a recall would be another system's.
+        return [measure for measure in BEIR_MEASURES if parse_measure(measure)[1] <= max(self.depth, 10)]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` measured on one collection.
+
+    Attributes:
+        collection: Its name.
+        split: Whose judgements counted.
+        queries: How many there are.
+        rows: The systems, as in results.json.
+        per_query: ``{system: table query_id, measures}``; empty where there are no judgements.
+        notes: What a reader must know.
+        provenance: Fingerprints, by name.
+    """
+
+    collection: str
+    split: str
+    queries: int
+    rows: list[System]
+    per_query: dict[str, pa.Table]
+    notes: list[str] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    kept: dict[str, Kept] = field(default_factory=dict, repr=False)
+
+    @property
+    def means(self) -> dict[str, dict[str, float]]:
+        """``{system: {measure: mean over all judged queries}}``."""
+        return {name: means(table) for name, table in self.per_query.items()}
+
+    @cached_property
+    def runs(self) -> dict[str, Run]:
+        """``{system: run}``; read from the folder where there is one."""
+        return {name: kept.results() for name, kept in self.kept.items()}
+
+    def without_runs(self) -> Evaluation:
+        """The same, runs that are in memory dropped: of many collections they would fill it."""
+        return replace(self, kept={name: one for name, one in self.kept.items() if isinstance(one.run, Path)})
+
+    def results(self, command: str = "") -> Results:
+        """The evaluation as results.json holds it."""
+        return Results(
+            collection=self.collection,
+            split=self.split,
+            queries=self.queries,
+            systems=self.rows,
+            command=command,
+            hardware=hardware(),
+            versions=library_versions(),
+            notes=self.notes,
+            provenance=self.provenance,
+        )
+
+    def __str__(self) -> str:
+        from retrodistill.evaluation.tables import evaluation_text
+
+        return evaluation_text(self)
+
+
+def evaluate(
+    systems: Mapping[str, Any] | Sequence[Any] | Any,
+    collection: Collection | str,
+    split: str | None = None,
+    *,
+    measures: Sequence[str] | None = None,
+    depth: int = 1000,
+    teacher: Any = None,
+    cost_threads: int | None = None,
+    out: str | Path | None = None,
+) -> Evaluation:
+    """Measure systems on one collection, by BEIR's rules; queries without results count 0.
+
+    Args:
+        systems: ``{name: system}``, a list, or one: a model name, an index or its folder, a run, an encoder, an
+            ensemble, or ``rerank:TEACHER@SOURCE``.
+        collection: A collection or what `load_collection` takes.
+        split: Whose judgements count; BEIR's by default: test, and dev for msmarco.
+        measures: ``ndcg@k``, ``mrr@k``, ``recall@k``, ``map@k``, ``precision@k``, ``hole@k``; BEIR's by default.
+        depth: Documents retrieved per query; cut to the corpus.
+        teacher: Measure agreement with this teacher too; it needs no judgements.
+        cost_threads: Measure cost too, on so many threads; it needs no judgements.
+        out: Folder of the collection, for ``runs/NAME.run``, ``per-query.parquet``, ``results.json``; what stands there
+            from the same systems and settings is not measured again.
+
+    Raises:
+        UserError: There are no judgements and nothing else to measure, or a system cannot search.
+    """
+    place = None if isinstance(collection, Collection) else str(collection)
+    wanted = Wanted(split, measures, depth, teacher, cost_threads, place).with_teacher()
+    folder = None if out is None else Path(out)
+    return evaluate_on(named_systems(systems), load_collection(collection), wanted, {}, folder)
+
+
+def evaluate_on(
+    systems: Mapping[str, Any], collection: Collection, wanted: Wanted, loaded: dict[str, Candidate], out: Path | None
+) -> Evaluation:
+    """As `evaluate`; systems that hold for other collections too are loaded once, into `loaded`."""
+    split = split_of(collection, wanted.split)
+    queries = collection.split(split)
+    qrels, notes = _judgements(collection, split, wanted)
+    candidates = candidates_for(systems, collection.name, loaded)
+    if out is None:
+        return _evaluate(candidates, collection, (split, queries, qrels), wanted, None, notes)
+    settings = {
+        "split": split,
+        "measures": wanted.columns,
+        "depth": wanted.depth,
+        "cost": wanted.cost_threads,
+    }
+    check_file_names(systems)
+    folder = Folder(out, Manifest("evaluation", {"collection": collection.fingerprint}, settings))
+    with exclusive(out / ".lock"):
+        made = _evaluate(candidates, collection, (split, queries, qrels), wanted, folder, notes)
+        if made.per_query:
+            folder.write_per_query(made.per_query)
+        write_json(out / "results.json", made.results().to_json())
+    return made
+
+
+def _judgements(collection: Collection, split: str, wanted: Wanted) -> tuple[Grades | None, list[str]]:
+    """The judgements, None where the collection has none at all; and what a reader must know."""
+    if collection.qrels:
+        note = version_note(collection, split)
+        return collection.relevance(split).to_dict(), [note] if note else []
+    if wanted.teacher is None and wanted.cost_threads is None:
+        raise UserError(
+            f"collection {collection.name} has no relevance judgements, so there is no quality to measure; "
+            "give a teacher for agreement with it, or ask for cost."
+        )
+    return None, [f"{collection.name} has no relevance judgements: quality is not measured."]
+
+
+def _evaluate(
+    candidates: Sequence[Candidate],
+    collection: Collection,
+    asked: tuple[str, Texts, Grades | None],
+    wanted: Wanted,
+    folder: Folder | None,
+    notes: list[str],
+) -> Evaluation:
+    split, queries, qrels = asked
+    kept = {}
+    for candidate in candidates:
+        fingerprint = candidate.fingerprint(collection) if folder is not None else None
+        found = folder.find(candidate.name, fingerprint) if folder is not None else None
+        if found is None:
+            found = _measure(candidate, collection, queries, qrels, wanted)
+            if folder is not None:
+                found = folder.keep(candidate.name, fingerprint, found)
+        kept[candidate.name] = found
+    agreed: dict[str, Agreement] = {}
+    if wanted.teacher is not None:
+        runs = {name: one.results() for name, one in kept.items()}
+        agreed = agreements(wanted.teacher, runs, collection, queries, qrels)
+    tables = {name: one.per_query for name, one in kept.items() if one.per_query is not None}
+    return Evaluation(
+        collection=collection.name,
+        split=split,
+        queries=len(queries),
+        rows=[_row(candidate, kept[candidate.name], agreed.get(candidate.name)) for candidate in candidates],
+        per_query=tables,
+        notes=notes,
+        provenance={"collection": collection.fingerprint, "documents": str(len(collection.documents))},
+        kept=kept,
+    )
+
+
+def _measure(
+    candidate: Candidate, collection: Collection, queries: Texts, qrels: Grades | None, wanted: Wanted
+) -> Kept:
+    # One more than asked for: a document that is the query itself is left out before the cut, as in beir.
+    run = retrieve(candidate.retriever, collection, queries, min(wanted.depth + 1, len(collection.documents)))
+    run = run.without({query: query for query in queries.ids}).top(wanted.depth).renamed(candidate.name)
+    lacking = len(queries) - len(run.query_ids)
+    if lacking:
+        say(f"{candidate.name}: {lacking} of {len(queries)} queries have no results; they count 0")
+    cost = None
+    if wanted.cost_threads is not None:
+        cost = measure_cost(candidate, collection, queries.texts, wanted.cost_threads, wanted.place)
+    table = None if qrels is None else evaluate_run(run, qrels, wanted.columns)
+    size = candidate.retriever.bytes_per_document(collection)
+    return Kept(table, run, size, None if cost is None else cost.model_dump(mode="json", by_alias=True))
+
+
+def _row(candidate: Candidate, kept: Kept, agreement: Agreement | None) -> System:
+    values = {} if kept.per_query is None else means(kept.per_query)
+    named = {str(one.serialization_alias) for one in System.model_fields.values() if one.serialization_alias}
+    cost = None if kept.cost is None else Cost.model_validate(kept.cost)
+    row = {
+        "name": candidate.name,
+        "role": "baseline",
+        "ndcg@10": None,
+        **{name: value for name, value in values.items() if name in named},
+        "measures": {name: value for name, value in values.items() if name not in named},
+        "bytes_per_document": kept.bytes_per_document,
+        "query_ms": None if cost is None else cost.timings[0].total,
+        "documents_by": candidate.documents_by,
+        "queries_by": candidate.queries_by,
+        "agreement": agreement,
+        "cost": cost,
+    }
+    return System.model_validate(row)

@@ -1,0 +1,134 @@
+"""The folder of an evaluation: what a system measured on a collection is kept, and not measured again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from retrodistill.errors import UserError
+from retrodistill.files import atomic_file, atomic_folder, file_digest, make_folder
+from retrodistill.manifest import FILE_NAME, Manifest
+from retrodistill.runs.formats import read_run, write_run
+from retrodistill.runs.run import Run, id_codes
+from retrodistill.stores import slug
+
+PER_QUERY = "per-query.parquet"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What was measured of a system.
+
+    Attributes:
+        per_query: query_id and a column per measure; None where there are no judgements.
+        run: Its results, or the file that holds them.
+        bytes_per_document: What serving keeps; None where nothing is known.
+        cost: As `Cost` in JSON; None where it was not measured.
+    """
+
+    per_query: pa.Table | None
+    run: Run | Path
+    bytes_per_document: float | None = None
+    cost: dict[str, Any] | None = None
+
+    def results(self) -> Run:
+        """The run, read where it is on disk."""
+        return read_run(self.run) if isinstance(self.run, Path) else self.run
+
+
+class Folder:
+    """``runs/NAME.run``, ``systems/NAME/`` and, at the end, ``per-query.parquet`` and ``results.json``.
+
+    Args:
+        path: Of one collection.
+        wanted: What decides a measurement beside the system: collection, split, measures, depth.
+    """
+
+    def __init__(self, path: Path, wanted: Manifest) -> None:
+        self.path, self.wanted = make_folder(path), wanted
+
+    def find(self, name: str, fingerprint: str | None) -> Kept | None:
+        """What was measured of a system; None where it was something else, or is not whole."""
+        place = self._place(name)
+        if fingerprint is None or not self._manifest(name, fingerprint).matches(place):
+            return None
+        about = Manifest.read(place).about
+        run = self.path / "runs" / about["run"]
+        if not run.is_file() or file_digest(run) != about["checksum"]:
+            return None
+        per_query = pq.read_table(place / PER_QUERY) if (place / PER_QUERY).is_file() else None
+        return Kept(per_query, run, about["bytes_per_document"], about["cost"])
+
+    def keep(self, name: str, fingerprint: str | None, measured: Kept) -> Kept:
+        """Write what was measured, the run first, the manifest last; gives it back with the run on disk."""
+        run = measured.results()
+        file = self.path / "runs" / f"{slug(name)}{'.run' if _fits_trec(run) else '.parquet'}"
+        write_run(run, file)
+        about = {
+            "run": file.name,
+            "checksum": file_digest(file),
+            "bytes_per_document": measured.bytes_per_document,
+            "cost": measured.cost,
+        }
+        with atomic_folder(self._place(name)) as temporary:
+            if measured.per_query is not None:
+                pq.write_table(measured.per_query, temporary / PER_QUERY)
+            self._manifest(name, fingerprint or "unknown", about).write(temporary, FILE_NAME)
+        return replace(measured, run=file)
+
+    def write_per_query(self, tables: dict[str, pa.Table]) -> None:
+        """All systems' values in one table: system, query_id, measures."""
+        rows = [table.add_column(0, "system", pa.array([name] * len(table))) for name, table in tables.items()]
+        with atomic_file(self.path / PER_QUERY) as temporary:
+            pq.write_table(pa.concat_tables(rows), temporary)
+
+    def _place(self, name: str) -> Path:
+        return self.path / "systems" / slug(name)
+
+    def _manifest(self, name: str, fingerprint: str, about: dict[str, Any] | None = None) -> Manifest:
+        inputs = {**self.wanted.inputs, "system": fingerprint}
+        return Manifest("evaluation", inputs, {**self.wanted.settings, "name": name}, about or {})
+
+
+def check_file_names(names: Iterable[str]) -> None:
+    """Refuse systems whose names are the same in letters and digits: their files would be one.
+
+    Raises:
+        UserError: Names the two.
+    """
+    taken: dict[str, str] = {}
+    for name in names:
+        other = taken.setdefault(slug(name), name)
+        if other != name:
+            raise UserError(f"{other!r} and {name!r} would both be written to {slug(name)}.run; rename one.")
+
+
+def read_per_query(folder: str | Path) -> dict[str, pa.Table]:
+    """The systems of an evaluated folder: by name, a table query_id and measures, as `run` and `evaluate` leave it.
+
+    Raises:
+        UserError: There is none, or it is no such table; where folders below hold one, they are named.
+    """
+    path = Path(folder) / PER_QUERY
+    if not path.is_file():
+        below = sorted(str(file.parent) for file in Path(folder).glob(f"*/{PER_QUERY}"))
+        hint = f"; choose one of its collections: {', '.join(below)}" if below else ""
+        raise UserError(f"no {PER_QUERY} in {folder}{hint}.")
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} is not a whole Parquet file ({str(error).splitlines()[0]}); make it again.") from error
+    if not {"system", "query_id"} <= set(table.column_names):
+        raise UserError(f"{path} has the columns {', '.join(table.column_names)}; wanted system, query_id, measures.")
+    names = list(dict.fromkeys(table["system"].to_pylist()))
+    return {name: table.filter(pc.equal(table["system"], name)).drop_columns(["system"]) for name in names}
+
+
+def _fits_trec(run: Run) -> bool:
+    return all(id_.split() == [id_] for column in ("query_id", "document_id") for id_ in id_codes(run.table[column])[0])

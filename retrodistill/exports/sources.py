@@ -1,0 +1,162 @@
+"""Where the exact vectors of an index' documents come from."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrodistill.collections.collection import Collection
+from retrodistill.errors import UserError
+from retrodistill.exports.payload import texts_of
+from retrodistill.exports.records import Exportable, dense_records, multi_vector_records, pin, sparse_records
+from retrodistill.indexes.asymmetric import AsymmetricIndex
+from retrodistill.indexes.building import load_index
+from retrodistill.indexes.inverted import InvertedIndex
+from retrodistill.indexes.multi_vector import MultiVectorIndex
+from retrodistill.indexes.stored import name_of
+from retrodistill.models.contract import Space, TextModel
+from retrodistill.models.embeddings import embed
+from retrodistill.models.encoder import Encoder, load_encoder
+from retrodistill.models.multi_vector import MultiVectorModel, load_multi_vector_encoder
+from retrodistill.models.names import KINDS, ModelName, parse_model_name
+from retrodistill.models.sparse import SparseTextEncoder, load_sparse_encoder
+from retrodistill.models.sparse_store import embed_sparse
+from retrodistill.models.vector_files import bound
+from retrodistill.models.vectors import leading
+
+
+def exportable(source: Any, collection: Collection | None = None) -> Exportable:
+    """The exact vectors of an index' documents.
+
+    Of dense documents another system is given the vectors that their encoder made, not codes: that system quantises for
+    itself, and a code of a code loses twice. A FAISS index that holds its vectors as they were (Flat, HNSW, IVF and
+    refined ones over Flat) gives them; for any other factory the documents are embedded again, which the store of
+    embeddings answers where they were embedded on this machine. Impacts of an inverted index and tokens of a
+    multi-vector index are taken as the index scores them: pruned and decoded; with ``bits: null`` and the codec
+    ``float32`` or ``float16`` they are the encoder's.
+
+    Args:
+        source: An `Exportable`, an index or its folder, a dense or sparse encoder or its name.
+        collection: Where to take texts that have to be embedded (again).
+
+    Raises:
+        UserError: Texts have to be embedded and no collection is given or it lacks documents, or the documents'
+            encoder is not at hand; or something that cannot be exported.
+    """
+    if isinstance(source, Exportable):
+        return source
+    if isinstance(source, (str, Path, ModelName)):
+        source = _loaded(source)
+    if isinstance(source, AsymmetricIndex):
+        return _of_faiss(source, collection)
+    if isinstance(source, InvertedIndex):
+        return _of_postings(source)
+    if isinstance(source, MultiVectorIndex):
+        by = _asked_by(source.queries)
+        return multi_vector_records(source.ids, source.store, source.space, name=source.name, queries_by=by)
+    if isinstance(source, MultiVectorModel):
+        raise UserError(f"{source.name}: token vectors are exported from an index; build one of codec 'float16' first.")
+    if isinstance(source, (Encoder, SparseTextEncoder)):
+        return _of_encoder(source, collection)
+    raise UserError(f"a {type(source).__name__} cannot be exported; give an index, its folder, or an encoder's name.")
+
+
+def _loaded(source: str | Path | ModelName) -> Any:
+    kind = source.kind if isinstance(source, ModelName) else str(source).partition(":")[0]
+    if kind not in KINDS:
+        return load_index(str(source))
+    name = source if isinstance(source, ModelName) else parse_model_name(str(source))
+    loaders = {"sparse": load_sparse_encoder, "multi-vector": load_multi_vector_encoder}
+    return loaders.get(kind, load_encoder)(name)
+
+
+def _of_postings(index: InvertedIndex) -> Exportable:
+    own = index.queries
+    asking = _asked_by(own) if isinstance(own, TextModel) else None if own is None else index.space.documents_by
+    return sparse_records(index.ids, index.postings.matrix(), index.space, name=index.name, queries_by=asking)
+
+
+def _of_encoder(encoder: Encoder | SparseTextEncoder, collection: Collection | None) -> Exportable:
+    if collection is None:
+        raise UserError(f"{encoder.name} has no documents of its own to export; give a collection.")
+    ids, texts = collection.documents.ids, collection.documents.texts
+    if isinstance(encoder, SparseTextEncoder):
+        records = sparse_records(ids, embed_sparse(encoder, texts, "document"), Space.of(encoder))
+    else:
+        records = dense_records(ids, embed(bound(encoder, collection), texts, "document"), Space.of(encoder))
+    return replace(
+        records,
+        fingerprint=pin(ids, encoder.fingerprint("document"), collection.documents.fingerprint),
+        name=encoder.name,
+        queries_by=_asked_by(encoder),
+    )
+
+
+def _of_faiss(index: AsymmetricIndex, collection: Collection | None) -> Exportable:
+    vectors, pinned = _held(index), None
+    if vectors is None:
+        if collection is None:
+            raise UserError(
+                f"an index of factory {index.factory!r} holds codes, not vectors; give the collection, so that its "
+                "documents can be embedded again, or export an index of factory 'Flat'."
+            )
+        encoder = _document_encoder(index)
+        texts = texts_of(collection.documents, index.ids)
+        embedded = embed(bound(encoder, collection), texts.texts, "document")
+        vectors = leading(embedded, index.space.truncation, unit=index.space.norm == "unit")
+        pinned = pin(index.ids, index.space.fingerprint, index.space.dimension, texts.fingerprint)
+    records = dense_records(index.ids, vectors, index.space, name=index.name, queries_by=_asked_by(index.queries))
+    return records if pinned is None else replace(records, fingerprint=pinned)
+
+
+def _asked_by(queries: TextModel | None) -> str | None:
+    """Name of the query encoder; a folder is named in full, since what is exported is searched from anywhere."""
+    name = name_of(queries)
+    if name is None:
+        return None
+    kind, _, place = name.partition(":")
+    return f"{kind}:{os.path.abspath(place)}" if os.path.isdir(place) else name
+
+
+def _document_encoder(index: AsymmetricIndex) -> Encoder:
+    own = index.queries
+    found = own if own is not None and own.document_space == index.space.fingerprint else None
+    found = found or load_encoder(index.space.documents_by)
+    if found.document_space != index.space.fingerprint:
+        raise UserError(
+            f"{found.name} is no longer the model that made the documents "
+            f"({'; '.join(index.space.differences(found))}); export an index of factory 'Flat', or build it again."
+        )
+    return found
+
+
+def _held(index: AsymmetricIndex) -> np.ndarray | None:
+    """(n, d) vectors of a FAISS index as they were added; None where it holds codes or turned them."""
+    import faiss
+
+    inner = faiss.downcast_index(index.index)
+    if isinstance(inner, faiss.IndexRefineFlat):
+        inner = faiss.downcast_index(inner.refine_index)
+    if isinstance(inner, faiss.IndexIVFFlat):
+        return _of_lists(inner, index.labels)
+    if isinstance(inner, (faiss.IndexFlat, faiss.IndexHNSWFlat)):
+        return inner.reconstruct_n(0, inner.ntotal)
+    return None
+
+
+def _of_lists(ivf: Any, labels: np.ndarray) -> np.ndarray:
+    """Vectors of inverted lists in the order of their labels; read beside the index, which stays as it is."""
+    import faiss
+
+    vectors = np.empty((len(labels), ivf.d), dtype=np.float32)
+    for number in range(ivf.nlist):
+        size = ivf.invlists.list_size(number)
+        if size:
+            ids = faiss.rev_swig_ptr(ivf.invlists.get_ids(number), size)
+            codes = faiss.rev_swig_ptr(ivf.invlists.get_codes(number), size * ivf.code_size)
+            vectors[np.searchsorted(labels, ids)] = codes.view(np.float32).reshape(size, ivf.d)
+    return vectors

@@ -1,0 +1,332 @@
+"""The inverted index: sparse documents by term, with quantised impacts, or in Seismic."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_array, issparse, vstack
+
+from retrodistill.collections.collection import Collection
+from retrodistill.collections.texts import Texts
+from retrodistill.errors import UserError, sample_of
+from retrodistill.indexes.impacts import InvertedSettings, make_postings, read_postings, strongest
+from retrodistill.indexes.seismic import SeismicPostings, seismic
+from retrodistill.indexes.stored import StoredIndex, name_of
+from retrodistill.models.contract import Space
+from retrodistill.models.postings import Postings, check_weights, search_rows
+from retrodistill.models.retrievers import as_queries, check_k
+from retrodistill.models.sparse import SparseTextEncoder, load_sparse_encoder
+from retrodistill.models.sparse_store import embed_sparse
+from retrodistill.models.token_weights import TokenWeights
+from retrodistill.runs.run import Run
+
+
+class InvertedIndex:
+    """Postings of the documents' terms, their ids, the space's contract and a query encoder that it admits.
+
+    Args:
+        postings: The filled `Postings` or `SeismicPostings`.
+        ids: (n,) document ids, in the order in which they were added.
+        space: Where the documents lie.
+        queries: Encodes queries: an encoder, or `TokenWeights`, which need no model; None to search by vectors only.
+        settings: How it was built.
+        name: What its runs are called.
+        documents: Encodes documents that are added as texts; loaded by the space's name where it is needed.
+
+    Raises:
+        UserError: The query encoder belongs to another space, or the number of ids is not that of the documents.
+    """
+
+    def __init__(
+        self,
+        postings: Postings | SeismicPostings,
+        ids: Sequence[str],
+        space: Space,
+        queries: SparseTextEncoder | TokenWeights | None = None,
+        settings: InvertedSettings | None = None,
+        name: str = "index",
+        *,
+        documents: SparseTextEncoder | None = None,
+    ) -> None:
+        if postings.documents != len(ids) or postings.terms != space.dimension:
+            raise UserError(
+                f"postings of {postings.documents} documents over {postings.terms} terms with {len(ids)} ids and a "
+                f"space of {space.dimension}; the files do not belong together: build the index again."
+            )
+        self.postings, self.ids, self.space, self.name = postings, list(ids), space, name
+        self.settings, self.queries, self._documents = settings or InvertedSettings(), queries, documents
+        self._queries_by: str | None = None
+        if isinstance(queries, SparseTextEncoder):
+            space.admit(queries)
+            self._queries_by = name_of(queries)
+
+    @classmethod
+    def from_csr(
+        cls,
+        ids: Sequence[str],
+        matrix: Any,
+        space: Space,
+        queries: SparseTextEncoder | TokenWeights | None = None,
+        settings: InvertedSettings | None = None,
+        name: str = "index",
+        *,
+        documents: SparseTextEncoder | None = None,
+    ) -> InvertedIndex:
+        """Index (n, terms) weights of any scipy sparse form: zero or above, finite; rows may be empty.
+
+        Raises:
+            UserError: As the class; or ids that stand twice, another number of terms, or weights that are NaN,
+                infinite or negative (named).
+        """
+        nothing = Postings.from_csr(csr_array((0, space.dimension), dtype=np.float32))
+        index = cls(nothing, [], space, queries, settings, name, documents=documents)
+        index.add_vectors(ids, matrix)
+        return index
+
+    def __repr__(self) -> str:
+        return (
+            f"InvertedIndex({len(self)} documents by {self.space.documents_by}, {self.space.dimension} terms, "
+            f"{self.settings.backend}{f', {self.settings.bits} bits' if self.postings.bits else ''})"
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def without_terms(self) -> list[str]:
+        """Ids of documents that hold no term: they count, and no query finds them."""
+        counts = np.diff(self.postings.matrix().indptr)
+        return [self.ids[row] for row in np.flatnonzero(counts == 0)]
+
+    def add(self, documents: Texts) -> None:
+        """Encode documents by the encoder of the space and index them.
+
+        Raises:
+            UserError: An id that is there already, or the space's encoder is not at hand.
+        """
+        self._check_new(documents.ids)
+        self.add_vectors(documents.ids, embed_sparse(self._document_encoder(), documents.texts, "document"))
+
+    def add_vectors(self, ids: Sequence[str], vectors: Any) -> None:
+        """Index (n, terms) weights of the documents' space; codes that are there change only where a step must grow.
+
+        Raises:
+            UserError: An id that is there already or twice, another number of terms, or weights that are NaN, infinite
+                or negative.
+        """
+        self._check_new(ids)
+        added = self._shaped(vectors, "documents")
+        if len(ids) != added.shape[0]:
+            raise UserError(f"{len(ids)} ids for {added.shape[0]} vectors; give one id per vector.")
+        check_weights(added, ids, "documents")
+        added = strongest(added, self.settings.prune)
+        self._fill(csr_array(vstack([self.postings.matrix(), added], format="csr")) if len(self) else added)
+        self.ids += list(ids)
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """Remove documents; codes of those that stay stay as they are.
+
+        Raises:
+            UserError: Ids that are not there.
+        """
+        wanted = set(ids)
+        kept = np.array([one not in wanted for one in self.ids], dtype=bool)
+        if len(self) - int(kept.sum()) != len(wanted):
+            raise UserError(f"cannot remove {sample_of(sorted(wanted - set(self.ids)))}: not in the index.")
+        self._fill(self.postings.matrix()[np.flatnonzero(kept)])
+        self.ids = [one for one, stays in zip(self.ids, kept, strict=True) if stays]
+
+    def search(self, queries: str | Sequence[str] | Texts, k: int = 10) -> Run:
+        """Search by text.
+
+        Args:
+            queries: One text, several (their ids are "0", "1"...), or queries with ids.
+            k: Documents per query, 1 to the size of the index; fewer come back where fewer score above zero.
+
+        Returns:
+            A run in rank order.
+
+        Raises:
+            UserError: No query encoder, an empty query, or k beyond the index.
+        """
+        asked = as_queries(queries)
+        return self.search_vectors(self._encode(asked.texts), k, asked.ids)
+
+    def search_vectors(self, vectors: Any, k: int = 10, query_ids: Sequence[str] | None = None) -> Run:
+        """Search by sparse vectors that an admitted encoder made.
+
+        Args:
+            vectors: (q, terms) weights of any scipy sparse form; negative ones count against a document.
+            k: Documents per query, 1 to the size of the index.
+            query_ids: (q,) ids; "0", "1"... by default.
+
+        Raises:
+            UserError: Another number of terms, weights that are not finite, or k beyond the index.
+        """
+        check_k(k, len(self))
+        asked = self._shaped(vectors, "queries")
+        names = list(query_ids) if query_ids is not None else [str(number) for number in range(asked.shape[0])]
+        check_weights(asked, names, "queries", negative=True)
+        rows, scores = search_rows(self.postings, asked, k)
+        return Run.from_matrix(names, self.ids, rows, scores, name=self.name).ranked()
+
+    def retrieve(self, collection: Collection, queries: Texts, k: int) -> Run:
+        """As `search`, for a collection that it was built on; k is cut to its size.
+
+        Raises:
+            UserError: The collection lacks documents of the index.
+        """
+        if isinstance(self.queries, SparseTextEncoder):
+            vectors = embed_sparse(self.queries, queries.texts, "query")
+        else:
+            vectors = self._encode(queries.texts)
+        run = self.search_vectors(vectors, min(k, len(self)), queries.ids)
+        run.require(queries.ids, collection.documents.ids)
+        return run
+
+    def responder(self, collection: Collection, k: int) -> Callable[[str], Any]:
+        """Encodes and searches one query."""
+        k = min(k, len(self))
+
+        def respond(text: str) -> Any:
+            query = self._encode([text])
+            return self.postings.search(query.indices, query.data, k)
+
+        return respond
+
+    def bytes_per_document(self, collection: Collection | None = None) -> float | None:
+        """Size of the postings as stored (document numbers, impacts, steps, pointers), per document."""
+        return self.postings.nbytes / len(self) if len(self) else None
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the postings, ids and a manifest; of inference-free queries also their tokenizer and weights.
+
+        Raises:
+            UserError: The folder is not writable, the disk is full, or the folder holds something else than an index;
+                what stood there stays.
+        """
+        weights = self._token_weights()
+        about = {} if weights is None else {"token_weights": weights.settings()}
+        stored = StoredIndex(
+            "inverted", self.settings.kept(), self.space, self.ids, self.name, self._queries_by, about=about
+        )
+
+        def write(place: Path) -> None:
+            self.postings.write(place)
+            if weights is not None:
+                weights.write(place)
+
+        stored.write(folder, write)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], queries: Any = None, *, memory_map: bool = False) -> InvertedIndex:
+        """Load an index; where its queries are inference-free, no model is loaded and torch is not imported.
+
+        Args:
+            folder: Where it was saved.
+            queries: Name or object of the query encoder; by default the one it was saved with.
+            memory_map: Leave the postings on disk (not for seismic).
+
+        Raises:
+            UserError: A file is missing, cut short or altered, the query encoder belongs to another space, or Seismic
+                is not installed.
+        """
+        stored = StoredIndex.open(folder)
+        if stored.kind != "inverted":
+            raise UserError(f"{folder} holds an index of kind {stored.kind}, not an inverted index; load it as such.")
+        settings, place = InvertedSettings.stored(stored.settings, folder), Path(folder)
+        postings = read_postings(place, len(stored.ids), stored.space.dimension, settings, memory_map=memory_map)
+        encoder: SparseTextEncoder | TokenWeights | None = None
+        if queries is None and "token_weights" in stored.about:
+            encoder = TokenWeights.read(place, stored.about["token_weights"])
+        else:
+            asking = stored.queries_by if queries is None else queries
+            encoder = None if asking is None else load_sparse_encoder(asking)
+        index = cls(postings, stored.ids, stored.space, encoder, settings, stored.name)
+        if queries is None:
+            index._queries_by = stored.queries_by
+        return index
+
+    def _fill(self, matrix: csr_array) -> None:
+        """Put (documents, terms) weights in the place of the postings."""
+        scales = self.postings.scales if isinstance(self.postings, Postings) and self.postings.bits else None
+        self.postings = make_postings(matrix, self.settings, scales)
+
+    def _encode(self, texts: list[str]) -> csr_array:
+        if self.queries is None:
+            raise UserError("this index has no query encoder; give one, or search by vectors.")
+        if isinstance(self.queries, TokenWeights):
+            return self.queries.encode(texts)
+        return self.queries.encode(texts, "query")
+
+    def _token_weights(self) -> TokenWeights | None:
+        return self.queries.token_weights("query") if isinstance(self.queries, SparseTextEncoder) else self.queries
+
+    def _document_encoder(self) -> SparseTextEncoder:
+        if self._documents is None:
+            found = load_sparse_encoder(self.space.documents_by)
+            if found.document_space != self.space.fingerprint:
+                raise UserError(
+                    f"{found.name} is no longer the model that made the documents "
+                    f"({'; '.join(self.space.differences(found))}); add vectors of the index' space instead."
+                )
+            self._documents = found
+        return self._documents
+
+    def _shaped(self, vectors: Any, what: str) -> csr_array:
+        """Vectors as CSR without stored zeros, checked against the vocabulary."""
+        if not issparse(vectors):
+            raise UserError(
+                f"{what} of type {type(vectors).__name__}; give a scipy sparse array of (n, terms) weights."
+            )
+        shaped = csr_array(vectors, dtype=np.float32, copy=True)
+        if shaped.shape[1] != self.space.dimension:
+            raise UserError(
+                f"{what} over {shaped.shape[1]} terms, the index has {self.space.dimension}; use the encoder of its "
+                f"documents ({self.space.documents_by}) or one distilled into its space."
+            )
+        shaped.sum_duplicates()
+        shaped.eliminate_zeros()
+        return shaped
+
+    def _check_new(self, ids: Sequence[str]) -> None:
+        known = set(self.ids)
+        twice = [one for one, count in Counter(ids).items() if one in known or count > 1]
+        if twice:
+            raise UserError(f"{sample_of(twice)}: in the index already, or twice; remove or rename them first.")
+
+
+def build_inverted(
+    collection: Collection,
+    documents: Any,
+    queries: Any = None,
+    settings: InvertedSettings | None = None,
+    *,
+    name: str = "index",
+) -> InvertedIndex:
+    """Encode a collection by a sparse encoder and index it.
+
+    Args:
+        collection: What to index.
+        documents: Name (``sparse:...``) or object of the encoder of documents.
+        queries: Name or object of the encoder of queries; the documents' by default.
+        settings: How to index.
+        name: What its runs are called.
+
+    Raises:
+        UserError: The query encoder belongs to another space, weights that are not finite or negative, or Seismic is
+            asked for and not installed.
+    """
+    if settings is not None and settings.backend == "seismic":
+        seismic()
+    encoder = load_sparse_encoder(documents)
+    asking = encoder if queries is None else load_sparse_encoder(queries)
+    space = Space.of(encoder)
+    space.admit(asking)
+    vectors = embed_sparse(encoder, collection.documents.texts, "document")
+    return InvertedIndex.from_csr(collection.documents.ids, vectors, space, asking, settings, name, documents=encoder)

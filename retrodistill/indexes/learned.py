@@ -1,0 +1,139 @@
+"""Indexes whose quantiser is learned from a teacher (Distill-VQ), beside the OPQ index that it starts from."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from retrodistill.collections.collection import Collection
+from retrodistill.collections.texts import Texts
+from retrodistill.errors import UserError
+from retrodistill.indexes.asymmetric import AsymmetricIndex
+from retrodistill.manifest import Manifest
+from retrodistill.models.contract import Space
+from retrodistill.models.embeddings import embed
+from retrodistill.models.encoder import Encoder
+from retrodistill.models.vectors import check_finite
+from retrodistill.quantisers import Learned, QuantiserSettings, factory_for, learn_quantiser
+from retrodistill.quantisers.query_map import query_student
+from retrodistill.quantisers.start import read_form
+from retrodistill.quantisers.targets import Teacher
+from retrodistill.students.saving import save_student
+from retrodistill.training.settings import TextSettings
+from retrodistill.training.texts import TrainingTexts, training_queries, training_texts
+
+
+@dataclass(frozen=True)
+class LearnedIndex:
+    """A learned index, what it started from, and how learning went.
+
+    Attributes:
+        index: The learned index.
+        start: The OPQ index at the same bytes, over the same documents.
+        learned: History, held-out agreement, the query map where one was learned.
+    """
+
+    index: AsymmetricIndex
+    start: AsymmetricIndex
+    learned: Learned
+
+
+def texts_to_learn_from(
+    collection: Collection, split: str = "auto", texts: TextSettings | None = None, *, seed: int = 0
+) -> TrainingTexts:
+    """The queries of a split, and titles and sentences as pseudo-queries; none of them a test query."""
+    texts = texts or TextSettings()
+    test = collection.split("test") if "test" in collection.split_sizes else None
+    queries = training_queries(collection, split, test)[0] if texts.queries else Texts.from_pairs([])
+    return training_texts(collection, queries, titles=texts.titles, sentences=texts.sentences, seed=seed, barred=test)
+
+
+def learn_index(
+    collection: Collection,
+    documents: Encoder,
+    texts: TrainingTexts,
+    *,
+    queries: Encoder | None = None,
+    target: int | str = 16,
+    settings: QuantiserSettings | None = None,
+    teacher: np.ndarray | None = None,
+    name: str = "distilled",
+) -> LearnedIndex:
+    """Embed a collection and learn a quantiser of it.
+
+    Args:
+        collection: What to index.
+        documents: Encoder of the documents, whose vectors stay as they are.
+        texts: Queries and pseudo-queries to learn from.
+        queries: Encoder of the queries, of the documents' space; the documents' by default.
+        target: Bytes of a document's codes, or the factory of the start, e.g. ``OPQ16,PQ16``, ``OPQ16,IVF64,PQ16``.
+        settings: How it is learned.
+        teacher: (texts, n) scores of a better ranker, any scale; the exact dense scores by default.
+        name: What its runs are called.
+
+    Raises:
+        UserError: Too few documents, vectors that are not finite, a factory that cannot be learned, or queries of
+            another space.
+    """
+    asking = documents if queries is None else queries
+    space = Space.of(documents)
+    space.admit(asking)
+    factory = factory_for(target, documents.dimension) if isinstance(target, int) else target
+    read_form(factory, documents.dimension)
+    ids = collection.documents.ids
+    vectors = np.ascontiguousarray(embed(documents, collection.documents.texts, "document"))
+    check_finite(vectors, ids, documents.name)
+    asked = np.ascontiguousarray(embed(asking, texts.texts.texts, "query"))
+    found = learn_quantiser(
+        vectors,
+        asked,
+        factory,
+        settings or QuantiserSettings(),
+        sources=texts.sources,
+        teacher=None if teacher is None else _on_the_scale_of(asked, vectors, teacher),
+        names=ids,
+    )
+
+    def behind(index: Any, called: str) -> AsymmetricIndex:
+        return AsymmetricIndex(index, ids, space, asking, factory, called, documents=documents)
+
+    return LearnedIndex(behind(found.index, name), behind(found.start, "opq"), found)
+
+
+def save_query_map(found: LearnedIndex, folder: str | os.PathLike[str], manifest: Manifest | None = None) -> Encoder:
+    """Save the query encoder with the learned map at its end, as the query encoder of the learned index.
+
+    Args:
+        found: With a query map.
+        folder: An ordinary sentence-transformers folder appears here.
+        manifest: What it was made from.
+
+    Raises:
+        UserError: No query map was learned, or the folder holds something else.
+    """
+    index, query_map = found.index, found.learned.query_map
+    if query_map is None or index.queries is None:
+        raise UserError("no query map was learned; set query_map.")
+    made_from = manifest or Manifest("student", {"space": index.space.fingerprint}, found.learned.settings.model_dump())
+    about = {**made_from.about, "query_space": index.space.fingerprint}
+    index.queries = save_student(query_student(index.queries, query_map), replace(made_from, about=about), folder)
+    return index.queries
+
+
+def _on_the_scale_of(queries: np.ndarray, documents: np.ndarray, scores: np.ndarray) -> Teacher:
+    """A ranker's scores with each query's mean and standard deviation of the dense scores: one scale, one temperature.
+
+    A query whose scores are all equal keeps the dense ones.
+    """
+
+    def teach(rows: np.ndarray) -> np.ndarray:
+        usual, better = queries[rows] @ documents.T, np.asarray(scores[rows], dtype=np.float32)
+        spread = better.std(axis=1, keepdims=True)
+        standard = (better - better.mean(axis=1, keepdims=True)) / np.where(spread > 0, spread, 1.0)
+        rescaled = usual.mean(axis=1, keepdims=True) + usual.std(axis=1, keepdims=True) * standard
+        return np.where(spread > 0, rescaled, usual).astype(np.float32)
+
+    return teach

@@ -1,0 +1,338 @@
+"""The multi-vector index: token vectors on disk, ranked by exact MaxSim, with or without candidates by MUVERA."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from retrodistill.collections.collection import Collection
+from retrodistill.collections.texts import Texts
+from retrodistill.errors import UserError, sample_of
+from retrodistill.indexes.codecs import CodecSettings, fit_codec
+from retrodistill.indexes.maxsim import best_documents
+from retrodistill.indexes.muvera import MuveraSettings
+from retrodistill.indexes.proposals import FAISS_FILE, Proposer
+from retrodistill.indexes.stored import StoredIndex, name_of
+from retrodistill.indexes.token_distillation import Lessons
+from retrodistill.indexes.tokens import CODES_FILE, TokenStore, check_tokens
+from retrodistill.manifest import FILE_NAME
+from retrodistill.models.contract import Space
+from retrodistill.models.multi_vector import MultiVectorModel, Tokens, load_multi_vector_encoder
+from retrodistill.models.retrievers import as_queries, check_k
+from retrodistill.runs.run import Run
+
+_BLOCK = 256  # documents that are encoded at once
+
+
+class MultiVectorSettings(CodecSettings):
+    """How a multi-vector index keeps token vectors and finds documents by them.
+
+    Attributes:
+        muvera: Candidates by fixed-dimensional encodings, which exact MaxSim then ranks; None ranks all documents.
+    """
+
+    muvera: MuveraSettings | None = None
+
+
+class MultiVectorIndex:
+    """A token store, the documents' ids, the space's contract and a query encoder that it admits.
+
+    Args:
+        store: The documents' token vectors.
+        ids: (n,) document ids, in the order in which they were added.
+        space: Where the documents lie.
+        queries: Encodes queries; None to search by token vectors only.
+        settings: How it was built.
+        name: What its runs are called.
+        proposer: MUVERA's encodings of the documents in a FAISS index; made from the store where the settings ask for
+            it and None is given.
+        documents: Encodes documents that are added as texts; loaded by the space's name where it is needed.
+
+    Raises:
+        UserError: The query encoder belongs to another space, or store, ids and encodings are not of one index.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        ids: Sequence[str],
+        space: Space,
+        queries: MultiVectorModel | None = None,
+        settings: MultiVectorSettings | None = None,
+        name: str = "index",
+        *,
+        proposer: Proposer | None = None,
+        documents: MultiVectorModel | None = None,
+    ) -> None:
+        if len(store) != len(ids) or store.codec.dimension != space.dimension:
+            raise UserError(
+                f"token store of {len(store)} documents of {store.codec.dimension} dimensions with {len(ids)} ids and "
+                f"a space of {space.dimension}; the files do not belong together: build the index again."
+            )
+        self.store, self.ids, self.space, self.name = store, list(ids), space, name
+        self.settings = settings or MultiVectorSettings()
+        self.queries, self._documents = queries, documents
+        if queries is not None:
+            space.admit(queries)
+        if proposer is None and self.settings.muvera is not None:
+            proposer = Proposer.build(self.settings.muvera, store)
+        if proposer is not None and len(proposer) != len(store):
+            raise UserError(
+                f"{CODES_FILE} holds {len(store)} documents, {FAISS_FILE} {len(proposer)} encodings; the token store "
+                "does not match its FAISS file: build the index again."
+            )
+        self.proposer = proposer
+
+    @classmethod
+    def of_tokens(
+        cls,
+        tokens: Tokens,
+        ids: Sequence[str],
+        space: Space,
+        queries: MultiVectorModel | None = None,
+        settings: MultiVectorSettings | None = None,
+        name: str = "index",
+        *,
+        training: Tokens | None = None,
+    ) -> MultiVectorIndex:
+        """An index of token vectors that are at hand; the codec is fitted on those of a sample of the documents.
+
+        Args:
+            tokens: Of the documents.
+            ids: Of the documents.
+            space: Where they lie.
+            queries: Encodes queries; None to search by token vectors only.
+            settings: Codec and candidates.
+            name: What its runs are called.
+            training: Token vectors of training queries, for ``distilled-pq``.
+
+        Raises:
+            UserError: As the class, or token vectors that are not finite, a document without any, or too few to fit on.
+        """
+        check_tokens(tokens, ids, "documents")
+        settings = settings or MultiVectorSettings()
+        sample = Tokens.of([tokens[row] for row in sampled_rows(len(tokens), settings)], tokens.dimension)
+        lessons = None if training is None else Lessons(training, np.full(len(training), -1))
+        store = TokenStore.empty(fit_codec(settings, sample, len(tokens.vectors), lessons))
+        store.append(tokens)
+        return cls(store, ids, space, queries, settings, name)
+
+    def __repr__(self) -> str:
+        asking = "no query encoder" if self.queries is None else f"queries by {self.queries.name}"
+        by = "all" if self.settings.muvera is None else f"MUVERA's {self.settings.muvera.candidates}"
+        return (
+            f"MultiVectorIndex({len(self)} documents by {self.space.documents_by}, {asking}, {self.settings.codec}, "
+            f"MaxSim over {by})"
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def add(self, documents: Texts) -> None:
+        """Encode documents by the encoder of the space and index them, fitted parts as they are.
+
+        Raises:
+            UserError: An id that is there already, or the space's encoder is not at hand.
+        """
+        self._check_new(documents.ids)
+        encoder = self._document_encoder()
+        for start in range(0, len(documents), _BLOCK):
+            stop = min(start + _BLOCK, len(documents))
+            self.add_tokens(documents.ids[start:stop], encoder.encode(documents.slice(start, stop), "document"))
+
+    def add_tokens(self, ids: Sequence[str], tokens: Tokens) -> None:
+        """Index documents by their token vectors, of the documents' space.
+
+        Raises:
+            UserError: An id that is there already or twice, another dimension, vectors that are not finite, or a
+                document without any.
+        """
+        self._check_new(ids)
+        self._check_dimension(tokens, "documents")
+        check_tokens(tokens, ids, "documents")
+        self.store.append(tokens)
+        self.ids += list(ids)
+        if self.proposer is not None:
+            self.proposer.add(self.store.gather(np.arange(len(self) - len(ids), len(self))))
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """Remove documents: from the search at once, from the token store's files when it is saved.
+
+        Their encodings stay in the FAISS index, whose kinds cannot all forget, and are passed over.
+
+        Raises:
+            UserError: Ids that are not there.
+        """
+        wanted = set(ids)
+        gone = np.fromiter((one in wanted for one in self.ids), dtype=bool, count=len(self.ids))
+        if int(gone.sum()) != len(wanted):
+            raise UserError(f"cannot remove {sample_of(sorted(wanted - set(self.ids)))}: not in the index.")
+        self.store = self.store.without(gone)
+        self.ids = [one for one, out in zip(self.ids, gone, strict=True) if not out]
+        if self.proposer is not None:
+            self.proposer.forget(gone)
+
+    def search(self, queries: str | Sequence[str] | Texts, k: int = 10) -> Run:
+        """Search by text.
+
+        Args:
+            queries: One text, several (their ids are "0", "1"...), or queries with ids.
+            k: Documents per query, 1 to the size of the index.
+
+        Returns:
+            A run in rank order, MaxSim as score.
+
+        Raises:
+            UserError: No query encoder, an empty query, or k beyond the index.
+        """
+        asked = as_queries(queries)
+        return self.search_tokens(self._query_encoder().encode(asked.texts, "query"), k, asked.ids)
+
+    def search_tokens(self, tokens: Tokens, k: int = 10, query_ids: Sequence[str] | None = None) -> Run:
+        """Search by token vectors that an admitted encoder made.
+
+        Args:
+            tokens: Of the queries.
+            k: Documents per query, 1 to the size of the index.
+            query_ids: One per query; "0", "1"... by default.
+
+        Raises:
+            UserError: Another dimension, vectors that are not finite, a query without any, or k beyond the index.
+        """
+        check_k(k, len(self))
+        names = list(query_ids) if query_ids is not None else [str(number) for number in range(len(tokens))]
+        self._check_dimension(tokens, "queries")
+        check_tokens(tokens, names, "queries")
+        rows, scores = self._best(tokens, k)
+        return Run.from_matrix(names, self.ids, rows, scores, name=self.name).ranked()
+
+    def retrieve(self, collection: Collection, queries: Texts, k: int) -> Run:
+        """As `search`, for a collection that it was built on; k is cut to its size.
+
+        Raises:
+            UserError: The collection lacks documents of the index.
+        """
+        run = self.search(queries, min(k, len(self)))
+        run.require(queries.ids, collection.documents.ids)
+        return run
+
+    def responder(self, collection: Collection, k: int) -> Callable[[str], Any]:
+        """Encodes and searches one query."""
+        encoder, k = self._query_encoder(), min(k, len(self))
+        return lambda text: self._best(encoder.encode([text], "query"), k)
+
+    def bytes_per_document(self, collection: Collection | None = None) -> float | None:
+        """Of token codes, offsets, codec and MUVERA's FAISS index."""
+        return (self.store.nbytes + (0 if self.proposer is None else self.proposer.nbytes)) / len(self)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the token store, MUVERA's encodings (a plain FAISS file), ``ids.parquet`` and a manifest.
+
+        Raises:
+            UserError: The folder is not writable, the disk is full, or the folder holds something else than an index;
+                what stood there stays.
+        """
+        settings = self.settings.model_dump(mode="json")
+        labels = None if self.proposer is None else self.proposer.labels
+        stored = StoredIndex("multi-vector", settings, self.space, self.ids, self.name, name_of(self.queries), labels)
+
+        def write_files(place: Path) -> None:
+            self.store.save(place)
+            if self.proposer is not None:
+                self.proposer.save(place)
+
+        stored.write(folder, write_files)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], queries: Any = None, *, memory_map: bool = True) -> MultiVectorIndex:
+        """Load an index.
+
+        Args:
+            folder: Where it was saved.
+            queries: Name or object of the query encoder; by default the one it was saved with.
+            memory_map: Leave the tokens' codes on disk; else they are read at once.
+
+        Raises:
+            UserError: A file is missing, cut short, altered or of another index, or the query encoder belongs to
+                another space.
+        """
+        stored = StoredIndex.open(folder)
+        if stored.kind != "multi-vector":
+            raise UserError(f"{folder} holds an index of kind {stored.kind}, not multi-vector; load it as such.")
+        settings = _settings(stored.settings, folder)
+        store = TokenStore.load(Path(folder))
+        if not memory_map:
+            store.parts = [np.array(part) for part in store.parts]
+        proposer = None
+        if settings.muvera is not None:
+            labels = np.asarray(stored.labels)
+            proposer = Proposer.load(settings.muvera, store.codec.dimension, Path(folder), labels)
+        asking = stored.queries_by if queries is None else queries
+        encoder = None if asking is None else load_multi_vector_encoder(asking)
+        return cls(store, stored.ids, stored.space, encoder, settings, stored.name, proposer=proposer)
+
+    def _best(self, tokens: Tokens, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows (q, k) and scores; -1 where the candidates are fewer than k."""
+        if self.proposer is None:
+            rows, scores = best_documents(tokens, self.store.blocks(), k)
+        else:
+            rows = np.full((len(tokens), k), -1, dtype=np.int64)
+            scores = np.zeros((len(tokens), k), dtype=np.float32)
+            for query, candidates in enumerate(self.proposer.candidates(tokens, k)):
+                found, score = best_documents(tokens.slice(query, query + 1), [(0, self.store.gather(candidates))], k)
+                rows[query, : found.shape[1]] = candidates[found[0]]
+                scores[query, : found.shape[1]] = score[0]
+        if self.space.similarity == "meanmaxsim":
+            scores = scores / tokens.lengths[:, None]
+        return rows, scores
+
+    def _query_encoder(self) -> MultiVectorModel:
+        if self.queries is None:
+            raise UserError("this index has no query encoder; give one, or search by token vectors.")
+        return self.queries
+
+    def _document_encoder(self) -> MultiVectorModel:
+        if self._documents is None:
+            found = load_multi_vector_encoder(self.space.documents_by)
+            if found.document_space != self.space.fingerprint:
+                raise UserError(
+                    f"{found.name} is no longer the model that made the documents "
+                    f"({'; '.join(self.space.differences(found))}); add token vectors of the index' space instead."
+                )
+            self._documents = found
+        return self._documents
+
+    def _check_dimension(self, tokens: Tokens, what: str) -> None:
+        if tokens.dimension != self.space.dimension:
+            raise UserError(
+                f"{what} of {tokens.dimension} dimensions, the index has {self.space.dimension}; use the encoder of "
+                f"its documents ({self.space.documents_by}) or one distilled into its space."
+            )
+
+    def _check_new(self, ids: Sequence[str]) -> None:
+        known = set(self.ids)
+        twice = [one for one in ids if one in known] or [one for one in set(ids) if list(ids).count(one) > 1]
+        if twice:
+            raise UserError(f"{sample_of(twice)}: in the index already, or twice; remove or rename them first.")
+
+
+def sampled_rows(documents: int, settings: CodecSettings) -> np.ndarray:
+    """Rows of the documents that a codec is fitted on, ascending."""
+    random = np.random.default_rng(settings.seed)
+    return np.sort(random.choice(documents, min(documents, settings.sample), replace=False))
+
+
+def _settings(stored: dict[str, Any], folder: str | os.PathLike[str]) -> MultiVectorSettings:
+    try:
+        return MultiVectorSettings(**stored)
+    except ValidationError as error:
+        mistake = error.errors()[0]
+        raise UserError(
+            f"{Path(folder) / FILE_NAME}: setting {'.'.join(map(str, mistake['loc']))!r} of the index does not stand "
+            f"({mistake['msg']}); build the index again."
+        ) from error

@@ -1,0 +1,114 @@
+"""Build a multi-vector index from texts, block by block: memory does not grow with the corpus, a kill loses a block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from retrodistill.collections.sentences import sentences
+from retrodistill.collections.texts import Texts
+from retrodistill.files import cache_folder, digest, exclusive
+from retrodistill.indexes.codec import Codec
+from retrodistill.indexes.codecs import check_codec, fit_codec
+from retrodistill.indexes.factory import empty_index
+from retrodistill.indexes.multi_vector import MultiVectorIndex, MultiVectorSettings, sampled_rows
+from retrodistill.indexes.muvera import Muvera
+from retrodistill.indexes.token_distillation import Lessons
+from retrodistill.indexes.tokens import TokenStore, TokenWriter, check_tokens
+from retrodistill.models.contract import Space
+from retrodistill.models.multi_vector import MultiVectorModel, Tokens, load_multi_vector_encoder
+from retrodistill.progress import bar
+
+_BLOCK = 256  # documents: what a kill may lose
+
+
+def build_multi_vector(
+    texts: Texts,
+    documents: Any,
+    queries: Any = None,
+    settings: MultiVectorSettings | None = None,
+    *,
+    name: str = "index",
+    training: Sequence[str] = (),
+) -> MultiVectorIndex:
+    """Encode documents and index their tokens.
+
+    Codes are written to the shared cache as they come, where a build that was killed goes on and where the index reads
+    them, memory-mapped; `MultiVectorIndex.save` copies them into the index' own folder.
+
+    Args:
+        texts: The documents.
+        documents: Name or object of their multi-vector encoder.
+        queries: Name or object of the encoder of queries; the documents' by default.
+        settings: Codec and candidates.
+        name: What its runs are called.
+        training: Texts of training queries that ``distilled-pq`` learns from besides sentences of the documents.
+
+    Raises:
+        UserError: The query encoder belongs to another space, settings that do not fit the vectors or so few documents,
+            vectors that are not finite, or a document without tokens.
+    """
+    settings = settings or MultiVectorSettings()
+    encoder = load_multi_vector_encoder(documents)
+    asking = encoder if queries is None else load_multi_vector_encoder(queries)
+    space = Space.of(encoder)
+    space.admit(asking)
+    check_codec(settings, space.dimension)
+    if settings.muvera is not None:
+        empty_index(settings.muvera.factory, Muvera(settings.muvera, space.dimension).dimension, len(texts))
+    store = _encoded(texts, encoder, asking, settings, training)
+    return MultiVectorIndex(store, texts.ids, space, asking, settings, name, documents=encoder)
+
+
+def _encoded(
+    texts: Texts,
+    encoder: MultiVectorModel,
+    asking: MultiVectorModel,
+    settings: MultiVectorSettings,
+    training: Sequence[str],
+) -> TokenStore:
+    """The store of these texts in the cache, finished where it was left."""
+    codec = settings.model_dump(mode="json", exclude={"muvera"})
+    taught = [asking.fingerprint("query"), *training] if settings.codec == "distilled-pq" else []
+    folder = cache_folder() / "tokens" / digest(encoder.document_space, texts.fingerprint, codec, taught)
+    found: dict[int, np.ndarray] = {}  # the sample's tokens, which need not be encoded twice
+
+    def fit() -> Codec:
+        if settings.codec in ("float32", "float16"):
+            return fit_codec(settings, Tokens.of([], encoder.dimension))
+        rows = sampled_rows(len(texts), settings)
+        found.update(zip(rows.tolist(), _tokens(texts, rows, encoder), strict=True))
+        sample = Tokens.of([found[row] for row in rows.tolist()], encoder.dimension)
+        lessons = _lessons(texts, rows, asking, training) if settings.codec == "distilled-pq" else None
+        return fit_codec(settings, sample, len(sample.vectors) * len(texts) // len(rows), lessons)
+
+    with exclusive(folder / ".lock"), bar(len(texts), f"token vectors ({encoder.name})", "texts") as progress:
+        writer = TokenWriter(folder, fit)
+        progress.update(writer.documents)
+        for start in range(writer.documents, len(texts), _BLOCK):
+            rows = np.arange(start, min(start + _BLOCK, len(texts)))
+            absent = np.array([row for row in rows if row not in found], dtype=np.int64)
+            found.update(zip(absent.tolist(), _tokens(texts, absent, encoder), strict=True))
+            writer.append(Tokens.of([found.pop(row) for row in rows.tolist()], encoder.dimension))
+            progress.update(len(rows))
+        return writer.finish()
+
+
+def _tokens(texts: Texts, rows: np.ndarray, encoder: MultiVectorModel) -> list[np.ndarray]:
+    """Checked token vectors of each row."""
+    wanted = texts.table.take(rows)
+    ids, contents = wanted["id"].to_pylist(), wanted["text"].to_pylist()
+    tokens = encoder.encode(contents, "document")
+    check_tokens(tokens, ids, f"documents by {encoder.name}")
+    return [tokens[place] for place in range(len(tokens))]
+
+
+def _lessons(texts: Texts, rows: np.ndarray, asking: MultiVectorModel, training: Sequence[str]) -> Lessons:
+    """Training queries, and a sentence from the middle of each sampled document."""
+    found = [sentences(text) for text in texts.table.take(rows)["text"].to_pylist()]
+    drawn = [(place, pieces[len(pieces) // 2]) for place, pieces in enumerate(found) if pieces]
+    sources = [-1] * len(training) + [place for place, _ in drawn]
+    asked = [*training, *(text for _, text in drawn)]
+    return Lessons(asking.encode(asked, "query"), np.array(sources, dtype=np.int64))

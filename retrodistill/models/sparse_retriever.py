@@ -1,0 +1,61 @@
+"""Exact sparse search as a retriever."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from scipy.sparse import csr_array
+
+from retrodistill.collections.collection import Collection
+from retrodistill.collections.texts import Texts
+from retrodistill.models.contract import Space
+from retrodistill.models.postings import Postings, check_weights, search_rows
+from retrodistill.models.sparse import SparseTextEncoder
+from retrodistill.models.sparse_store import embed_sparse
+from retrodistill.runs.run import Run
+
+
+class SparseRetriever:
+    """Exact inner-product search with one sparse encoder for both sides, or two.
+
+    Args:
+        documents: Encodes the documents.
+        queries: Encodes the queries, into the documents' space; the same encoder by default.
+        name: What the run is called; the query encoder's name by default.
+
+    Raises:
+        UserError: The query encoder's space is not the documents'.
+    """
+
+    def __init__(
+        self, documents: SparseTextEncoder, queries: SparseTextEncoder | None = None, name: str | None = None
+    ) -> None:
+        self.documents, self.queries = documents, queries or documents
+        self.name = name or self.queries.name
+        Space.of(documents).admit(self.queries)
+
+    def retrieve(self, collection: Collection, queries: Texts, k: int) -> Run:
+        """The k documents of highest inner product among those that share a term with the query."""
+        asked = embed_sparse(self.queries, queries.texts, "query")
+        rows, scores = search_rows(self._postings(collection), asked, min(k, len(collection.documents)))
+        return Run.from_matrix(queries.ids, collection.documents.ids, rows, scores, name=self.name)
+
+    def responder(self, collection: Collection, k: int) -> Callable[[str], Any]:
+        """Encodes and searches."""
+        postings = self._postings(collection)
+
+        def respond(text: str) -> Any:
+            query: csr_array = self.queries.encode([text], "query")
+            return postings.search(query.indices, query.data, k)
+
+        return respond
+
+    def bytes_per_document(self, collection: Collection) -> float | None:
+        """Of exact float32 postings."""
+        return self._postings(collection).nbytes / len(collection.documents)
+
+    def _postings(self, collection: Collection) -> Postings:
+        vectors = embed_sparse(self.documents, collection.documents.texts, "document")
+        check_weights(vectors, collection.documents.ids, self.documents.name)
+        return Postings.from_csr(vectors)

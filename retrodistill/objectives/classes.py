@@ -1,0 +1,170 @@
+"""Objectives that see classes of queries: pseudo-classes where the real ones are too few to teach much."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retrodistill.errors import UserError
+from retrodistill.objectives.masks import at_least_float32
+
+
+@dataclass(frozen=True)
+class PseudoClasses:
+    """Each class split along linear projections of the teacher's embeddings (LELP, arXiv 2409.20449).
+
+    Attributes:
+        centres: (classes, d) float32 mean teacher embedding of each class.
+        directions: (classes, parts, d) float32 projections; a text belongs to the part it leans to most.
+        scales: (classes,) float32 root mean square of the projections within the class.
+    """
+
+    centres: np.ndarray
+    directions: np.ndarray
+    scales: np.ndarray
+
+    def targets(self, embeddings: Tensor, class_probabilities: Tensor, temperature: float = 1.0) -> Tensor:
+        """The teacher's distribution over pseudo-classes.
+
+        ``p_cs = p_c softmax_s(<h - centre_c, direction_cs> / (scale_c temperature))``: over the parts of a class it
+        sums to the teacher's probability of the class.
+
+        Args:
+            embeddings: (batch, d) teacher embeddings.
+            class_probabilities: (batch, classes) of the teacher.
+            temperature: Above 0.
+
+        Returns:
+            (batch, classes x parts) float32, the parts of a class side by side.
+
+        Raises:
+            UserError: Shapes that differ, or a temperature that is not above 0.
+        """
+        if not temperature > 0:
+            raise UserError(f"temperature={temperature}: it lies above 0.")
+        count, width = self.centres.shape
+        if embeddings.shape[1:] != (width,) or class_probabilities.shape != (len(embeddings), count):
+            raise UserError(
+                f"embeddings of shape {tuple(embeddings.shape)} with class probabilities of shape "
+                f"{tuple(class_probabilities.shape)}; wanted (batch, {width}) and (batch, {count})."
+            )
+        embeddings = at_least_float32(embeddings)
+        centres, directions, scales = (
+            torch.from_numpy(part).to(embeddings) for part in (self.centres, self.directions, self.scales)
+        )
+        leaning = torch.einsum("bcd,csd->bcs", embeddings[:, None, :] - centres, directions)
+        parts = torch.softmax(leaning / (scales[:, None] * temperature), dim=2)
+        return (at_least_float32(class_probabilities)[:, :, None] * parts).flatten(1)
+
+
+def pseudo_classes(
+    embeddings: np.ndarray, labels: np.ndarray, parts: int, *, weights: np.ndarray | None = None, seed: int = 0
+) -> PseudoClasses:
+    """Find the projections that split each class (LELP, arXiv 2409.20449).
+
+    Per class: centre its teacher embeddings, take away what the teacher's own class weights see (a student learns that
+    from the class probabilities), keep the `parts` principal directions and rotate them at random, so that the
+    variance is spread over the parts. The steps are the paper's as its summaries tell them; details of the
+    normalisation (unit root mean square per class) are this package's.
+
+    Args:
+        embeddings: (texts, d) teacher embeddings of the training texts.
+        labels: (texts,) integer class of each, from 0 without a gap.
+        parts: Pseudo-classes per class, 2 or more.
+        weights: (classes, d) the teacher's last layer, where it has one.
+        seed: Of the rotations.
+
+    Raises:
+        UserError: Shapes that differ, parts out of range, or a class that does not spread over so many directions.
+    """
+    if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1] or not len(labels):
+        raise UserError(f"embeddings of shape {embeddings.shape} and labels of shape {labels.shape}; (n, d) and (n,).")
+    count = int(labels.max()) + 1
+    if set(np.unique(labels)) != set(range(count)):
+        raise UserError("labels are not 0, 1, .. without a gap; number the classes that have texts.")
+    if parts < 2:
+        raise UserError(f"parts={parts}: a class is split into at least 2.")
+    seen = _row_space(weights, embeddings.shape[1])
+    generator = np.random.default_rng(seed)
+    centres, directions, scales = [], [], []
+    for label in range(count):
+        rows = embeddings[labels == label].astype(np.float64)
+        centre = rows.mean(axis=0)
+        rest = (rows - centre) - (rows - centre) @ seen.T @ seen
+        _, strengths, principal = np.linalg.svd(rest, full_matrices=False)
+        rank = int((strengths > 1e-6 * max(strengths[0], 1e-30)).sum())
+        if rank < parts:
+            raise UserError(
+                f"class {label}: its {len(rows)} texts spread over {rank} directions, and {parts} parts need as many; "
+                "lower parts or take more texts."
+            )
+        rotation = np.linalg.qr(generator.standard_normal((parts, parts)))[0]
+        directions.append(rotation @ principal[:parts])
+        centres.append(centre)
+        scales.append(np.sqrt(((rest @ directions[-1].T) ** 2).mean()))
+    stacked = (np.asarray(part, dtype=np.float32) for part in (centres, directions, scales))
+    return PseudoClasses(*stacked)
+
+
+def lelp(logits: Tensor, targets: Tensor, *, student_temperature: float = 1.0) -> Tensor:
+    """LELP's loss: KL divergence from the teacher's pseudo-class distribution to the student's (arXiv 2409.20449).
+
+    ``mean_b sum_k p_k (log p_k - log softmax(z / T)_k)``.
+
+    Args:
+        logits: (batch, classes x parts) of the student.
+        targets: (batch, classes x parts) probabilities, see `PseudoClasses.targets`.
+        student_temperature: Above 0.
+
+    Returns:
+        Scalar float32 in nats, 0 or more.
+
+    Raises:
+        UserError: Shapes that differ, or a temperature that is not above 0.
+    """
+    if logits.ndim != 2 or logits.shape != targets.shape:
+        raise UserError(
+            f"logits of shape {tuple(logits.shape)}, targets of shape {tuple(targets.shape)}; both are (batch, classes "
+            "x parts)."
+        )
+    if not student_temperature > 0:
+        raise UserError(f"temperature={student_temperature}: it lies above 0.")
+    logs = torch.log_softmax(at_least_float32(logits) / student_temperature, dim=1)
+    targets = at_least_float32(targets)
+    return (torch.special.xlogy(targets, targets) - targets * logs).sum(dim=1).mean()
+
+
+def class_log_probabilities(logits: Tensor, parts: int) -> Tensor:
+    """What a student of pseudo-classes says about the real ones: the sum over each class's parts.
+
+    Args:
+        logits: (batch, classes x parts) of the student.
+        parts: Per class.
+
+    Returns:
+        (batch, classes) float32 log-probabilities.
+
+    Raises:
+        UserError: A width that is no multiple of `parts`.
+    """
+    if parts < 1 or logits.shape[1] % parts:
+        raise UserError(f"{logits.shape[1]} logits are no multiple of parts={parts}.")
+    logs = torch.log_softmax(at_least_float32(logits), dim=1)
+    return logs.unflatten(1, (-1, parts)).logsumexp(dim=2)
+
+
+def _row_space(weights: np.ndarray | None, width: int) -> np.ndarray:
+    """(rank, d) orthonormal rows that span the given ones; none without weights.
+
+    Raises:
+        UserError: Weights of another width.
+    """
+    if weights is None:
+        return np.zeros((0, width))
+    if weights.ndim != 2 or weights.shape[1] != width:
+        raise UserError(f"weights of shape {weights.shape} for embeddings of width {width}.")
+    _, strengths, rows = np.linalg.svd(weights.astype(np.float64), full_matrices=False)
+    return rows[strengths > 1e-10 * max(strengths.max(initial=0.0), 1e-30)]

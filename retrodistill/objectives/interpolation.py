@@ -1,0 +1,113 @@
+"""Objectives whose target moves from the student to the teacher while it learns."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+from torch import Tensor
+
+from retrodistill.errors import UserError
+from retrodistill.objectives.distributions import kl_divergence
+from retrodistill.objectives.masks import at_least_float32, check_lists
+
+
+def taid(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, t: float) -> Tensor:
+    """TAID: KL divergence to a target between student and teacher (Shing et al., ICLR 2025, arXiv 2501.16937).
+
+    ``KL(softmax((1 - t) stopgrad(s) + t T) || softmax(s))``, T the teacher's scores. Logits are mixed, so both sides
+    need one scale: divide both by their temperatures first. At t = 1 it is `kl_divergence`, at 0 nothing is learnt.
+
+    Args:
+        scores: (batch, n) student scores over their temperature.
+        targets: (batch, n) teacher scores over theirs, higher is better. Masked places may hold anything, NaN too.
+        mask: (batch, n) bool, true where there is a candidate.
+        t: From 0 to 1; see `InterpolationSchedule`.
+
+    Returns:
+        Scalar float32 in nats, 0 or more: the mean over the lists with at least two candidates.
+
+    Raises:
+        UserError: Shapes that differ, or a t outside 0 to 1.
+    """
+    if not 0 <= t <= 1:
+        raise UserError(f"t={t}: it lies from 0 to 1.")
+    check_lists(scores, targets)
+    mixed = (1 - t) * at_least_float32(scores).detach() + t * at_least_float32(targets)
+    return kl_divergence(scores, mixed, mask)
+
+
+@dataclass
+class InterpolationSchedule:
+    """TAID's adaptive t: from `start` to `end`, never below the straight line, faster while the loss falls.
+
+    After a step with loss J: ``m = beta m + (1 - beta) (J_before - J) / J_before`` and
+    ``t = min(end, max(start + (end - start) progress, t + alpha sigmoid(m) (1 - t)))`` (arXiv 2501.16937, algorithm 1
+    as the authors' code has it). All of it is state: a resumed training needs `state`.
+
+    Attributes:
+        start: First t, from 0 up to `end`.
+        end: Last t, at most 1.
+        alpha: Size of an adaptive step, from 0 to 1.
+        beta: Of the momentum, from 0 to under 1.
+        t: Where it stands.
+        momentum: Smoothed relative fall of the loss.
+        loss: Loss of the step before; infinite before the first.
+        progress: Share of the training that is done, as last told.
+    """
+
+    start: float = 0.4
+    end: float = 1.0
+    alpha: float = 5e-4
+    beta: float = 0.99
+    t: float = -1.0
+    momentum: float = 0.0
+    loss: float = math.inf
+    progress: float = -1.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.start <= self.end <= 1 and 0 <= self.alpha <= 1 and 0 <= self.beta < 1):
+            raise UserError(
+                f"start={self.start}, end={self.end}, alpha={self.alpha}, beta={self.beta}: 0 <= start <= end <= 1, "
+                "alpha from 0 to 1, beta from 0 to under 1."
+            )
+        self.t = self.t if self.t >= 0 else self.start
+
+    def update(self, loss: float, progress: float) -> None:
+        """Move on after a step; a second call at the same progress changes nothing.
+
+        Args:
+            loss: The step's `taid`, 0 or more.
+            progress: Share of the training's steps that are done, from 0 to 1.
+        """
+        if progress == self.progress or not math.isfinite(loss):
+            return
+        self.progress = progress
+        if math.isfinite(self.loss):
+            fall = (self.loss - loss) / (self.loss + 1e-15)
+            self.momentum = self.beta * self.momentum + (1 - self.beta) * fall
+            step = self.alpha * _sigmoid(self.momentum) * (1 - self.t)
+            line = self.start + (self.end - self.start) * progress
+            self.t = min(self.end, max(line, self.t + step))
+        self.loss = loss
+
+    def state(self) -> dict[str, float]:
+        """All that a checkpoint must keep, JSON-ready."""
+        values = asdict(self)
+        return {name: value for name, value in values.items() if math.isfinite(value)}
+
+    @classmethod
+    def from_state(cls, state: dict[str, float]) -> InterpolationSchedule:
+        """Take up where `state` was written.
+
+        Raises:
+            UserError: Another thing's state.
+        """
+        if not set(state) <= set(cls.__dataclass_fields__):
+            raise UserError(f"a state of TAID's schedule with {', '.join(sorted(state))}; it is another file's.")
+        return cls(**{name: float(value) for name, value in state.items()})
+
+
+def _sigmoid(value: float) -> float:
+    """Logistic function that does not overflow: one bad batch may make the relative fall huge."""
+    return 1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value))

@@ -1,0 +1,98 @@
+"""Objectives that see a list as an order: choices without replacement under the Plackett-Luce model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from retrodistill.objectives.masks import (
+    NOTHING,
+    at_least_float32,
+    check_lists,
+    check_positives,
+    full_mask,
+    log_softmax,
+    mean_over_lists,
+)
+
+
+def plackett_luce(scores: Tensor, order: Tensor, weights: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    """Weighted negative log-likelihood of given orders, choice by choice.
+
+    ``sum_k a_k [logsumexp_{l >= k} s_pi(l) - s_pi(k)]`` (Plackett 1975; Luce 1959). Weights (1, 0, ..) give InfoNCE of
+    the first, all 1 ListMLE.
+
+    Args:
+        scores: (batch, n) student scores over their temperature.
+        order: (batch, n) integer places pi, the first choice first, masked places last.
+        weights: (batch, n) weights of the choices, in their order; 1 where None.
+        mask: (batch, n) bool, true where there is a candidate.
+
+    Returns:
+        (batch,) float32 in nats, 0 or more for weights of 0 or more; masked places count nothing.
+    """
+    valid = full_mask(scores, mask)
+    ordered = at_least_float32(scores).masked_fill(~valid, NOTHING).gather(1, order)
+    counted = valid.gather(1, order)
+    left = ordered.flip(1).logcumsumexp(dim=1).flip(1)
+    losses = left - ordered if weights is None else weights * (left - ordered)
+    return losses.masked_fill(~counted, 0.0).sum(dim=1)
+
+
+def listmle(scores: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
+    """ListMLE: negative log-likelihood of the teacher's order (Xia et al. 2008, ICML).
+
+    ``mean_b sum_k [logsumexp_{l >= k} s_pi(l) - s_pi(k)]``, pi the teacher's order, ties in the order of the list.
+    Every place counts alike, so that long lists are ruled by their tail: keep them short, or take `pld`.
+
+    Args:
+        scores: (batch, n) student scores over their temperature.
+        targets: (batch, n) teacher scores, higher is better. Masked places may hold anything, NaN too.
+        mask: (batch, n) bool, true where there is a candidate.
+
+    Returns:
+        Scalar float32 in nats: a sum over each list's places, the mean over the lists with at least two candidates.
+
+    Raises:
+        UserError: Shapes that differ.
+    """
+    check_lists(scores, targets)
+    valid = full_mask(scores, mask)
+    return mean_over_lists(plackett_luce(scores, _order(targets, valid), mask=valid), valid.sum(dim=1) >= 2)
+
+
+def pld(scores: Tensor, targets: Tensor, mask: Tensor | None = None, positives: Tensor | None = None) -> Tensor:
+    """Plackett-Luce distillation: the teacher's order, each choice weighed by its confidence (arXiv 2506.12542).
+
+    ``mean_b sum_k a_k [logsumexp_{l >= k} s_pi(l) - s_pi(k)]`` with a = softmax(t)_pi and pi the positive first, then
+    the teacher's order.
+
+    Args:
+        scores: (batch, n) student scores over their temperature.
+        targets: (batch, n) teacher scores over theirs, higher is better. Masked places may hold anything, NaN too.
+        mask: (batch, n) bool, true where there is a candidate.
+        positives: (batch,) integer place of the document known to be right, negative where there is none: then, as
+            where this is None, the teacher's best comes first.
+
+    Returns:
+        Scalar float32 in nats: the mean over the lists with at least two candidates.
+
+    Raises:
+        UserError: Shapes that differ.
+    """
+    check_lists(scores, targets)
+    valid = full_mask(scores, mask)
+    order = _order(targets, valid)
+    if positives is not None:
+        check_positives(scores, positives)
+        known = (positives >= 0) & valid.gather(1, positives.clamp(min=0)[:, None]).squeeze(1)
+        first = (order == positives[:, None]) & known[:, None]
+        order = order.gather(1, (~first).to(torch.int8).argsort(dim=1, stable=True))
+    weights = log_softmax(targets, valid, 1.0).exp().gather(1, order)
+    return mean_over_lists(plackett_luce(scores, order, weights, valid), valid.sum(dim=1) >= 2)
+
+
+def _order(targets: Tensor, valid: Tensor) -> Tensor:
+    """(batch, n) places, best first, ties in the order of the list, masked places last."""
+    cleaned = at_least_float32(targets).masked_fill(~valid, -torch.inf)
+    return cleaned.argsort(dim=1, descending=True, stable=True)

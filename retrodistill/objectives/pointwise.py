@@ -1,0 +1,36 @@
+"""Objectives that see each candidate's score alone."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from retrodistill.objectives.masks import at_least_float32, check_lists, full_mask
+
+
+def mse(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, free_zero: bool = False) -> Tensor:
+    """Squared difference of the scores themselves (Hinton et al. 2015, arXiv 1503.02531, section 2.1).
+
+    ``mean((s_i - t_i + c)^2)`` with c = 0, or with `free_zero` the c that fits the batch best, minus the mean of
+    s_i - t_i. Both sides need one scale, and without `free_zero` one zero: cosines can never reach logits around -8.
+    Either way scores stay comparable across queries, which `margin_mse` gives up.
+
+    Args:
+        scores: (batch, n) student scores.
+        targets: (batch, n) teacher scores, higher is better. Masked places may hold anything, NaN too.
+        mask: (batch, n) bool, true where there is a candidate.
+        free_zero: Leave one constant for the whole batch out of account.
+
+    Returns:
+        Scalar float32: the mean over all candidates of the lists with at least two; 0 where there is no such list.
+
+    Raises:
+        UserError: Shapes that differ.
+    """
+    check_lists(scores, targets)
+    valid = full_mask(scores, mask)
+    valid = valid & (valid.sum(dim=1, keepdim=True) >= 2)
+    count = valid.sum().clamp(min=1)
+    residuals = (at_least_float32(scores) - at_least_float32(targets)).masked_fill(~valid, 0.0)
+    if free_zero:
+        residuals = (residuals - residuals.sum() / count).masked_fill(~valid, 0.0)
+    return (residuals**2).sum() / count

@@ -1,0 +1,132 @@
+"""Regularisers that see the term weights of a batch: how many are alive, and that not all of them die.
+
+All are functions of one (texts, terms) tensor. `flops` is a statistic of the whole batch: its value over two halves
+is not the mean of its values, so that several processes must gather first (`whole_batch`) or the number of devices
+changes what is learnt. `l1`, `outside_top_k` and `anti_zero` are means over texts.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from retrodistill.distributed import processes
+from retrodistill.errors import UserError
+from retrodistill.objectives.masks import at_least_float32
+
+
+def flops(weights: Tensor) -> Tensor:
+    """FLOPS: the expected number of products of a search, made smooth (Paria et al. 2020, arXiv 2004.05665).
+
+    ``sum_j (mean_i |w_ij|)^2`` over the whole batch (see `whole_batch`): terms that many texts share cost most.
+
+    Args:
+        weights: (texts, terms) term weights.
+
+    Returns:
+        Scalar float32, 0 or more.
+
+    Raises:
+        UserError: Not a table of at least one text.
+    """
+    return (_checked(weights).abs().mean(dim=0) ** 2).sum()
+
+
+def l1(weights: Tensor) -> Tensor:
+    """Mean over the texts of the sum of their weights: ``mean_i sum_j |w_ij|``.
+
+    Args:
+        weights: (texts, terms) term weights.
+
+    Returns:
+        Scalar float32, 0 or more.
+
+    Raises:
+        UserError: Not a table of at least one text.
+    """
+    return _checked(weights).abs().sum(dim=1).mean()
+
+
+def top_k(weights: Tensor, k: int) -> Tensor:
+    """Each text's k highest weights, all others 0; of equal ones an arbitrary k stay.
+
+    Args:
+        weights: (texts, terms) term weights.
+        k: 1 or more; all stay where there are no more terms.
+
+    Returns:
+        (texts, terms) of the same type; gradients flow to what stays.
+
+    Raises:
+        UserError: Not a table of at least one text, or a k under 1.
+    """
+    _checked(weights)
+    if k < 1:
+        raise UserError(f"k={k}: at least 1 term stays.")
+    places = weights.topk(min(k, weights.shape[1]), dim=1).indices
+    return torch.zeros_like(weights).scatter(1, places, weights.gather(1, places))
+
+
+def outside_top_k(weights: Tensor, k: int) -> Tensor:
+    """What `top_k` would cut off, as a penalty: ``mean_i sum_j |w_ij|`` over the terms outside text i's k highest.
+
+    0 exactly where no text has more than k live terms, so that cutting at index time changes nothing.
+
+    Args:
+        weights: (texts, terms) term weights, 0 or more.
+        k: 1 or more.
+
+    Returns:
+        Scalar float32, 0 or more.
+
+    Raises:
+        UserError: Not a table of at least one text, or a k under 1.
+    """
+    checked = _checked(weights)
+    return l1(checked - top_k(checked, k))
+
+
+def anti_zero(weights: Tensor, floor: float = 0.1) -> Tensor:
+    """Keep texts from losing all their terms: ``mean_i 1 / (floor + sum_j |w_ij|)^2``.
+
+    DiSCo (arXiv 2410.14609) names such a term beside no FLOPS; the inverse square is recalled from SPLADE's code, not
+    read, and the floor, which bounds an empty text's loss and gradient, is this package's.
+
+    Args:
+        weights: (texts, terms) term weights.
+        floor: Above 0.
+
+    Returns:
+        Scalar float32 from 0 to 1 / floor^2.
+
+    Raises:
+        UserError: Not a table of at least one text, or a floor that is not above 0.
+    """
+    if not floor > 0:
+        raise UserError(f"floor={floor}: it lies above 0.")
+    return ((floor + _checked(weights).abs().sum(dim=1)) ** -2).mean()
+
+
+def whole_batch(weights: Tensor) -> Tensor:
+    """The texts of all processes, in the order of their ranks, with gradients; the same tensor where there is one.
+
+    Every process then has the same loss, and the mean of gradients over processes is that of one process with the
+    whole batch. Processes hold equally many texts, as the trainer's loaders give them.
+
+    Args:
+        weights: (texts, terms) of this process.
+
+    Returns:
+        (texts x processes, terms).
+    """
+    if processes() == 1:
+        return weights
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(list(all_gather(weights)))
+
+
+def _checked(weights: Tensor) -> Tensor:
+    if weights.ndim != 2 or not len(weights):
+        raise UserError(f"term weights of shape {tuple(weights.shape)}; they are (texts, terms), at least one text.")
+    return at_least_float32(weights)

@@ -1,0 +1,45 @@
+"""Objectives that see the token embeddings of one text by teacher and student."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from retrodistill.errors import UserError
+from retrodistill.objectives.masks import at_least_float32, full_mask
+
+
+def token_relations(
+    student: Tensor, teacher: Tensor, mask: Tensor | None = None, *, across_texts: bool = False
+) -> Tensor:
+    """TRG: match the similarity matrices of tokens, the student's against the teacher's (arXiv 2306.12442).
+
+    ``mean over pairs i < j of (cos(s_i, s_j) - cos(t_i, t_j))^2`` over the real tokens of each text, or of the batch.
+    Widths may differ; tokens may not: both sides read the text through one tokeniser. The token graph within and
+    across texts is the paper's; the squared difference stands for its softmax over sampled tokens, and its
+    contextual loss is not built.
+
+    Args:
+        student: (batch, tokens, d) student token embeddings.
+        teacher: (batch, tokens, e) teacher token embeddings of the same tokens.
+        mask: (batch, tokens) bool, true where there is a token. Masked places may hold anything, NaN too.
+        across_texts: Pairs over the whole batch; (batch x tokens)^2 similarities.
+
+    Returns:
+        Scalar float32 from 0 to 4: the mean over all pairs of the batch; 0 where no text has two tokens.
+
+    Raises:
+        UserError: Texts or tokens that differ.
+    """
+    if student.ndim != 3 or teacher.ndim != 3 or student.shape[:2] != teacher.shape[:2]:
+        raise UserError(
+            f"student tokens of shape {tuple(student.shape)}, teacher's {tuple(teacher.shape)}; both are (batch, "
+            "tokens, dimensions) of the same tokens, so both models need one tokeniser and one maximum length."
+        )
+    valid = full_mask(student[:, :, 0], mask)
+    if across_texts:
+        student, teacher, valid = (one.flatten(0, 1)[None] for one in (student, teacher, valid))
+    cleaned = (at_least_float32(side).masked_fill(~valid[:, :, None], 0.0) for side in (student, teacher))
+    ours, theirs = ((unit @ unit.mT) for unit in (normalize(side, dim=2) for side in cleaned))
+    pairs = (valid[:, :, None] & valid[:, None, :]).triu(diagonal=1)
+    return ((ours - theirs) ** 2).masked_fill(~pairs, 0.0).sum() / pairs.sum().clamp(min=1)

@@ -1,0 +1,88 @@
+"""Cross-encoder students: a small one from a large one, an ensemble's run or labels; re-ranker and teacher after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from retrodistill.errors import UserError
+from retrodistill.files import digest
+from retrodistill.manifest import Manifest
+from retrodistill.models.contract import Role
+from retrodistill.models.layers import keep_first_layers
+from retrodistill.models.loading import load_cross_encoder
+from retrodistill.models.weights import weights_digest
+
+if TYPE_CHECKING:
+    from sentence_transformers import CrossEncoder
+
+
+class CrossEncoderStudent:
+    """Scores pairs of a query and a document by reading both at once; it has no vectors and no space.
+
+    Args:
+        model: The sentence-transformers model, with an identity activation and one label.
+        name: ``cross-encoder:name``.
+        student: The manifest of a student that retrodistill trained.
+    """
+
+    def __init__(self, model: CrossEncoder, name: str, student: Manifest | None = None) -> None:
+        self.model, self.name, self.student = model, name, student
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """Digest of all parameters and buffers."""
+        return weights_digest(self.model)
+
+    def fingerprint(self, role: Role) -> str:
+        """Fingerprint of what decides a score: one for both roles, since both texts are read together."""
+        return digest(self.weights_digest, self.model.max_seq_length, self.prompt(role))
+
+    def prompt(self, role: Role) -> str:
+        """The model's own prompt, which stands before a pair; empty if it has none."""
+        return str((self.model.prompts or {}).get(self.model.default_prompt_name or "", ""))
+
+    def score(self, pairs: Sequence[tuple[str, str]], *, batch_size: int = 32) -> np.ndarray:
+        """(n,) float32 raw logits of (query, document) pairs, higher is better."""
+        import torch
+
+        if not len(pairs):
+            return np.zeros(0, dtype=np.float32)
+        logits = self.model.predict(
+            list(pairs), batch_size=batch_size, activation_fn=torch.nn.Identity(), show_progress_bar=False
+        )
+        return np.asarray(logits, dtype=np.float32)
+
+    def __repr__(self) -> str:
+        return f"CrossEncoderStudent({self.name}, {self.model.max_seq_length} tokens)"
+
+
+def cross_encoder_student(
+    source: str, *, layers: int | None = None, max_length: int | None = None, seed: int = 0
+) -> CrossEncoder:
+    """A cross-encoder to start from, in float32, with one raw logit per pair.
+
+    Args:
+        source: Folder or hub name: a cross-encoder, or any transformer or bi-encoder, which gets a fresh last layer.
+        layers: Keep the first so many transformer layers.
+        max_length: Tokens of a pair; the model's own limit by default.
+        seed: Of a fresh last layer.
+
+    Raises:
+        UserError: Not to be found, more than one score per pair, more layers than there are, or a longer text than it
+            reads.
+    """
+    import torch
+
+    torch.manual_seed(seed)
+    model = load_cross_encoder(source, max_length=max_length)
+    if layers is not None:
+        keep_first_layers(model, layers)
+    config: Any = getattr(getattr(model[0], "auto_model", None), "config", None)
+    longest = getattr(config, "max_position_embeddings", None)
+    if max_length is not None and longest is not None and max_length > longest:
+        raise UserError(f"max_length={max_length}: model {source} reads 1 to {longest} tokens.")
+    return model

@@ -1,0 +1,108 @@
+import json
+import subprocess
+
+import pytest
+
+from retrodistill.evaluation import evaluate, memory
+from retrodistill.evaluation.cost import measure_cost
+from retrodistill.evaluation.systems import load_candidate
+from retrodistill.indexes import build_index
+from retrodistill.reports import Results
+from retrodistill.runs import Run
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    """The mathematics of the clock is held elsewhere."""
+    monkeypatch.setattr("retrodistill.evaluation.cost._QUERIES", 2)
+    monkeypatch.setattr("retrodistill.evaluation.cost._machine_rate", lambda _: 1e9)
+
+
+class TestWhatIsMeasured:
+    def test_of_a_dense_model_both_stages_in_both_batches(self, tiny, space):
+        found = measure_cost(load_candidate("x", space), tiny, tiny.split("test").texts, threads=1)
+        assert [one.batch for one in found.timings] == [1, 32]
+        for one in found.timings:
+            assert set(one.encode) == set(one.search) == set(one.total) == {"p50", "p95", "p99"}
+            assert 0 < one.search["p50"] <= one.total["p99"]
+        assert found.total_bytes == 60 * 4 * 32
+        assert found.encoder == space
+        assert found.tokens_per_second > 0
+        assert found.matrix_share > 0
+        assert found.encode_seconds >= 0
+
+    def test_of_bm25_there_is_no_encoder(self, tiny):
+        found = measure_cost(load_candidate("x", "bm25"), tiny, tiny.split("test").texts)
+        assert found.encoder is found.tokens_per_second is found.encode_seconds is None
+        assert len(found.timings) == 2
+
+    def test_of_an_index_its_query_encoder(self, tiny, space, tiny_static, tmp_path):
+        build_index(tiny, space, factory="SQ8").save(tmp_path / "index")
+        found = measure_cost(load_candidate("x", tmp_path / "index"), tiny, tiny.split("test").texts)
+        assert found.encoder.startswith("dense:")
+        assert found.encode_seconds is None
+        assert found.timings[0].search["p50"] > 0
+
+    def test_of_a_retriever_that_only_answers_the_whole(self, tiny, space):
+        inner = load_candidate("x", space).retriever
+
+        class Opaque:
+            name = "opaque"
+            retrieve, responder, bytes_per_document = inner.retrieve, inner.responder, inner.bytes_per_document
+
+        found = measure_cost(load_candidate("x", Opaque()), tiny, tiny.split("test").texts)
+        assert [(one.batch, one.encode, one.search) for one in found.timings] == [(1, None, None)]
+
+    def test_of_one_that_tells_its_stages_these(self, tiny, space):
+        inner = load_candidate("x", space).retriever
+
+        class Telling:
+            name = "telling"
+            retrieve, responder, bytes_per_document = inner.retrieve, inner.responder, inner.bytes_per_document
+
+            def stages(self, collection, k):
+                return list, len
+
+        assert measure_cost(load_candidate("x", Telling()), tiny, ["a"]).timings[1].search is not None
+
+    def test_what_answers_no_new_query_has_none(self, tiny, space):
+        run = Run.from_dict({"t0": {"d0": 1.0}})
+        assert measure_cost(load_candidate("x", run), tiny, ["a"]) is None
+        assert measure_cost(load_candidate("x", f"rerank:{space}@bm25"), tiny, ["a"]) is None
+
+    def test_tokens_are_those_that_the_model_reads(self, tiny, space):
+        from retrodistill.evaluation.cost import _tokenizer
+
+        encoder = load_candidate("x", space).retriever.documents
+        count = _tokenizer(encoder)
+        assert count(["star planet", "star"]) == (2 + 2) + (1 + 2)  # [CLS] and [SEP] each
+        assert count(["star " * 500]) == encoder.model.max_seq_length
+
+
+class TestMemory:
+    def test_is_that_of_a_process_of_its_own(self, tiny_folder):
+        found = memory.peak_memory("bm25", str(tiny_folder), ["star"], 1)
+        assert 20e6 < found < 4e9
+
+    def test_where_it_fails_there_is_no_figure(self, tiny_folder, monkeypatch):
+        failed = subprocess.CompletedProcess([], 1, "", "Traceback\nMemoryError")
+        monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+        assert memory.peak_memory("bm25", str(tiny_folder), ["star"], 1) is None
+
+
+class TestInAnEvaluation:
+    def test_it_stands_in_results_json_and_is_kept(self, tiny, tiny_folder, space, tmp_path, monkeypatch):
+        monkeypatch.setattr("retrodistill.evaluation.cost.peak_memory", lambda *_: 12345)
+        made = evaluate(["bm25", space], str(tiny_folder), cost_threads=1, out=tmp_path)
+        again = Results.from_json(json.loads((tmp_path / "results.json").read_text()))
+        assert again.system(space).cost == made.rows[1].cost
+        assert again.system(space).query_ms == made.rows[1].cost.timings[0].total
+        assert again.system("bm25").cost.peak_bytes == 12345
+        monkeypatch.setattr("retrodistill.evaluation.evaluating.measure_cost", lambda *_: pytest.fail("measured again"))
+        assert evaluate(["bm25", space], str(tiny_folder), cost_threads=1, out=tmp_path).rows == made.rows
+        assert "tokens/s" in str(made)
+
+    def test_without_judgements_too(self, unjudged):
+        made = evaluate("bm25", unjudged, cost_threads=1)
+        assert made.rows[0].cost.timings[0].queries_per_second > 0
+        assert made.rows[0].cost.peak_bytes is None  # a collection in memory: no other process has it

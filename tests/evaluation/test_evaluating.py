@@ -1,0 +1,183 @@
+import copy
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from beir.retrieval.evaluation import EvaluateRetrieval
+
+from retrodistill.collections import Collection
+from retrodistill.errors import UserError
+from retrodistill.evaluation import evaluate
+from retrodistill.evaluation.folder import read_per_query
+from retrodistill.indexes import build_index
+from retrodistill.reports import Results
+from retrodistill.runs import Run, read_run, write_run
+
+
+class TestFigures:
+    def test_all_of_beirs_measures_equal_its_own_evaluation(self, tiny, space):
+        made = evaluate(space, tiny)
+        qrels = tiny.relevance("test").to_dict()
+        wanted = EvaluateRetrieval.evaluate(copy.deepcopy(qrels), made.runs[space].to_dict(), [10, 100, 1000])
+        theirs = {name.lower(): value for part in wanted for name, value in part.items()}
+        for name in ("ndcg@10", "map@1000", "recall@10", "recall@100", "recall@1000"):
+            assert made.means[space][name] == pytest.approx(theirs[name], abs=1e-5), name
+
+    def test_a_document_that_is_the_query_takes_no_place(self):
+        documents = {"a": "star planet", "b": "star", "c": "bread"}
+        collection = Collection.from_parts("self", documents, {"a": "star planet"}, {"test": {"a": {"b": 1}}})
+        made = evaluate("bm25", collection, depth=1, measures=["recall@1"])
+        assert made.runs["bm25"].to_dict()["a"].keys() == {"b"}
+        assert made.means["bm25"]["recall@1"] == 1
+
+    def test_measures_deeper_than_the_run_are_not_claimed(self, tiny):
+        assert "recall@1000" not in evaluate("bm25", tiny, depth=100).means["bm25"]
+        assert "recall@100" in evaluate("bm25", tiny, depth=100).means["bm25"]
+
+    def test_queries_without_results_count_0(self, tiny):
+        made = evaluate({"one": Run.from_dict({"t0": {"d0": 1.0}})}, tiny)
+        assert len(made.per_query["one"]) == made.queries == 12
+        assert np.count_nonzero(made.per_query["one"]["ndcg@10"].to_numpy()) <= 1
+
+
+class TestResults:
+    def test_have_the_form_of_a_results_json(self, tiny, space):
+        content = evaluate(["bm25", space], tiny, measures=["ndcg@10", "map@1000", "ndcg@3"]).results("the command")
+        content = json.loads(json.dumps(content.to_json()))
+        again = Results.from_json(content)
+        assert (again.collection, again.split, again.queries) == (tiny.name, "test", 12)
+        assert content["systems"][0]["map@1000"] == again.system("bm25").map1000 > 0
+        assert set(content["systems"][0]["measures"]) == {"ndcg@3"}
+        assert again.system(space).documents_by == again.system(space).queries_by == space
+        assert again.system(space).bytes_per_document == 4 * 32
+
+    def test_an_index_names_both_its_models(self, tiny, space):
+        row = evaluate({"index": build_index(tiny, space)}, tiny).rows[0]
+        assert (row.documents_by, row.queries_by) == (space, space)
+
+    def test_the_text_has_a_row_a_system(self, tiny, space):
+        lines = str(evaluate(["bm25", space], tiny)).splitlines()
+        assert lines[0].split()[:3] == ["system", "ndcg@10", "mrr@10"]
+        assert lines[1].startswith("bm25")
+
+
+class TestFolder:
+    def test_holds_runs_values_and_results(self, tiny, space, tmp_path):
+        made = evaluate({"bm25": "bm25", "a model": space}, tiny, out=tmp_path)
+        assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["a-model.run", "bm25.run"]
+        assert read_run(tmp_path / "runs" / "bm25.run").fingerprint == made.runs["bm25"].fingerprint
+        values = pq.read_table(tmp_path / "per-query.parquet")
+        assert values.column_names[:3] == ["system", "query_id", "ndcg@10"]
+        assert read_per_query(tmp_path)["a model"].equals(made.per_query["a model"])
+        assert Results.from_json(json.loads((tmp_path / "results.json").read_text())).queries == 12
+
+    def test_the_written_run_gives_the_same_figures(self, tiny, space, tmp_path):
+        made = evaluate({"model": space}, tiny, out=tmp_path)
+        again = evaluate({"again": f"run:{tmp_path / 'runs' / 'model.run'}"}, tiny)
+        assert again.means["again"] == made.means["model"]
+
+    def test_what_was_measured_is_not_measured_again(self, tiny, space, tmp_path, monkeypatch):
+        first = evaluate(["bm25", space], tiny, out=tmp_path)
+        monkeypatch.setattr("retrodistill.evaluation.evaluating.retrieve", lambda *_: pytest.fail("searched again"))
+        again = evaluate(["bm25", space], tiny, out=tmp_path)
+        assert again.means == first.means
+        assert again.runs[space].fingerprint == first.runs[space].fingerprint
+        assert [row.bytes_per_document for row in again.rows] == [row.bytes_per_document for row in first.rows]
+
+    @pytest.mark.parametrize("change", ["depth", "measures", "system", "collection", "run", "half"])
+    def test_anything_else_is_measured_anew(self, tiny, small, space, tmp_path, change):
+        run = Run.from_dict({"t0": {"d0": 1.0, "d6": 0.5}}, "x")
+        evaluate({"x": run}, tiny, out=tmp_path)
+        options = {"depth": 1} if change == "depth" else {"measures": ["ndcg@3"]} if change == "measures" else {}
+        collection, system = small("other") if change == "collection" else tiny, run
+        if change == "system":
+            system = Run.from_dict({"t0": {"d0": 1.0, "d6": 5.0}})
+        if change == "collection":
+            system = Run.from_dict({"q0": {"d0": 1.0}})
+        if change == "run":
+            (tmp_path / "runs" / "x.run").write_text("t0 Q0 d0 1 3.0 x\n")
+        if change == "half":
+            (tmp_path / "systems" / "x" / "manifest.json").unlink()
+        made = evaluate({"x": system}, collection, out=tmp_path, **options)
+        assert made.means == evaluate({"x": system}, collection, **options).means
+        assert made.runs["x"].fingerprint == evaluate({"x": system}, collection, **options).runs["x"].fingerprint
+
+    def test_an_index_in_memory_is_measured_every_time(self, tiny, space, tmp_path):
+        index = build_index(tiny, space)
+        before = evaluate({"index": index}, tiny, out=tmp_path).means
+        index.remove(["d0", "d1", "d2"])
+        assert evaluate({"index": index}, tiny, out=tmp_path).means != before
+
+    def test_an_index_on_disk_is_known_by_its_manifest(self, tiny, space, tmp_path, monkeypatch):
+        build_index(tiny, space).save(tmp_path / "index")
+        evaluate({"index": str(tmp_path / "index")}, tiny, out=tmp_path / "out")
+        index = build_index(tiny, space)
+        index.remove(["d0"])
+        index.save(tmp_path / "index")
+        made = evaluate({"index": str(tmp_path / "index")}, tiny, out=tmp_path / "out")
+        assert "d0" not in set(made.runs["index"].document_ids)
+
+    def test_ids_that_no_trec_line_can_hold_are_kept_as_parquet(self, tmp_path):
+        collection = Collection.from_parts(
+            "odd", {"a b": "star", "c": "sun"}, {"q": "star"}, {"test": {"q": {"a b": 1}}}
+        )
+        assert evaluate("bm25", collection, out=tmp_path).means["bm25"]["recall@10"] == 1
+        assert [path.name for path in (tmp_path / "runs").iterdir()] == ["bm25.parquet"]
+        assert evaluate("bm25", collection, out=tmp_path).runs["bm25"].document_ids.tolist() == ["a b"]
+
+    def test_names_that_would_share_a_file_are_refused(self, tiny, tmp_path):
+        with pytest.raises(UserError, match=r"'a:b' and 'a-b' would both be written to a-b\.run"):
+            evaluate({"a:b": "bm25", "a-b": "bm25"}, tiny, out=tmp_path / "out")
+        assert len(evaluate({"a:b": "bm25", "a-b": "bm25"}, tiny).means) == 2
+
+
+class TestWithoutJudgements:
+    def test_it_says_so_in_one_line(self, unjudged):
+        with pytest.raises(UserError, match=r"unjudged has no relevance judgements.* give a teacher") as error:
+            evaluate("bm25", unjudged)
+        assert "\n" not in str(error.value)
+
+    def test_agreement_needs_none(self, unjudged, space, tmp_path):
+        made = evaluate({"model": space, "lexical": "bm25"}, unjudged, teacher="bm25", out=tmp_path)
+        assert made.means == {}
+        assert (made.split, made.queries) == ("all", 2)
+        assert made.rows[1].agreement.overlap10 == 1
+        assert made.rows[0].ndcg10 is made.rows[0].agreement.ceiling is None
+        assert "unjudged has no relevance judgements" in str(made)
+        assert Results.from_json(json.loads((tmp_path / "results.json").read_text())).notes == made.notes
+        again = evaluate({"model": space, "lexical": "bm25"}, unjudged, teacher="bm25", out=tmp_path)
+        assert again.rows == made.rows
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"split": "holdout"}, "has no split 'holdout'; splits: "),
+            ({"split": "all"}, "has no judgements for split 'all'"),
+            ({"depth": 0}, "depth 0: give at least 1"),
+            ({"cost_threads": 0}, "threads 0: give at least 1"),
+            ({"measures": ["ndgc@10"]}, "Did you mean 'ndcg@k'"),
+            ({"teacher": "dens:x"}, "unknown model kind 'dens'"),
+        ],
+    )
+    def test_each_is_refused_before_any_work(self, tiny, tmp_path, monkeypatch, options, message):
+        monkeypatch.setattr("retrodistill.evaluation.evaluating.retrieve", lambda *_: pytest.fail("searched"))
+        with pytest.raises(UserError, match=message):
+            evaluate("bm25", tiny, out=tmp_path / "out", **options)
+        assert not (tmp_path / "out").exists()
+
+    def test_a_system_given_twice(self, tiny):
+        with pytest.raises(UserError, match="'bm25' is given twice"):
+            evaluate(["bm25", "bm25"], tiny)
+
+    def test_a_run_with_unknown_ids(self, tiny, tmp_path):
+        write_run(Run.from_dict({"t0": {"d0": 1.0, "elsewhere": 2.0}}), tmp_path / "strange.run")
+        with pytest.raises(UserError, match=r"1 document ids are not in the collection \('elsewhere'\)"):
+            evaluate(f"run:{tmp_path / 'strange.run'}", tiny)
+
+    def test_a_run_with_a_pair_twice(self, tiny, tmp_path):
+        (tmp_path / "twice.run").write_text("t0 Q0 d0 1 2.0 x\nt0 Q0 d0 2 1.0 x\n")
+        with pytest.raises(UserError, match="1 pairs stand twice, first query 't0' with document 'd0'"):
+            evaluate(f"run:{tmp_path / 'twice.run'}", tiny)

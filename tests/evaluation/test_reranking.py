@@ -1,0 +1,68 @@
+import pytest
+
+from retrodistill.errors import UserError
+from retrodistill.evaluation import evaluate
+from retrodistill.evaluation.reranking import Reranker, load_reranker
+from retrodistill.evaluation.systems import load_candidate
+from retrodistill.models.retrievers import LexicalRetriever, load_retriever
+from retrodistill.runs import Run, write_run
+from retrodistill.teachers import load_teacher
+
+
+class TestReranker:
+    def test_orders_the_sources_first_documents_by_the_teacher(self, tiny, space):
+        queries = tiny.split("test")
+        found = Reranker(load_teacher(space), LexicalRetriever(), 5).retrieve(tiny, queries, 10)
+        candidates = LexicalRetriever().retrieve(tiny, queries, 60).top(5)
+        wanted = load_teacher(space).score(tiny, queries, candidates)
+        assert found.fingerprint == wanted.fingerprint
+        assert set(found.top(1).document_ids) != set(candidates.top(1).document_ids)
+
+    def test_gives_no_more_than_asked(self, tiny, space):
+        found = Reranker(load_teacher(space), LexicalRetriever(), 5).retrieve(tiny, tiny.split("test"), 2)
+        assert all(len(documents) <= 2 for _, documents, _ in found)
+
+    def test_a_cross_encoder_over_a_run_file_by_name(self, tiny, tiny_cross_encoder, tmp_path):
+        write_run(Run.from_dict({"t0": {"d0": 2.0, "d6": 1.0, "d12": 0.5}}), tmp_path / "first@stage.run")
+        name = f"rerank@2:cross-encoder:{tiny_cross_encoder}@run:{tmp_path / 'first@stage.run'}"
+        made = evaluate(name, tiny)
+        assert set(made.runs[name].document_ids) == {"d0", "d6"}
+        assert made.rows[0].name == name
+
+    def test_what_decides_its_results_is_known(self, tiny, space, tiny_model):
+        prints = [
+            load_candidate("x", name).fingerprint(tiny)
+            for name in (
+                f"rerank:{space}@bm25",
+                f"rerank@50:{space}@bm25",
+                f"rerank:{space}@{space}",
+                f"rerank:bm25@{space}",
+            )
+        ]
+        assert None not in prints
+        assert len(set(prints)) == 4
+        assert load_candidate("y", f"rerank:{space}@bm25").fingerprint(tiny) == prints[0]
+
+    def test_it_has_the_sources_size_and_no_latency(self, tiny, space):
+        reranker = load_reranker(f"rerank:bm25@{space}")
+        assert reranker.bytes_per_document(tiny) == load_retriever(space).bytes_per_document(tiny)
+        with pytest.raises(UserError, match="has no latency here"):
+            reranker.responder(tiny, 10)
+
+
+class TestNames:
+    def test_the_depth_stands_behind_the_verb(self):
+        found = load_reranker("rerank@7:bm25@bm25")
+        assert (found.depth, found.name) == (7, "rerank@7:bm25@bm25")
+        assert load_reranker("rerank:bm25@bm25").depth == 100
+
+    @pytest.mark.parametrize(
+        "name", ["rerank:bm25", "rerank:bm25@", "rerank@x:bm25@bm25", "rerank:@bm25", "rerank:a@b:c"]
+    )
+    def test_another_form_is_refused_with_the_form(self, name):
+        with pytest.raises(UserError, match="write rerank:TEACHER@SOURCE"):
+            load_candidate("x", name)
+
+    def test_a_depth_of_nothing(self):
+        with pytest.raises(UserError, match="top 0; give at least 1"):
+            load_reranker("rerank@0:bm25@bm25")

@@ -1,0 +1,305 @@
+import sys
+import uuid
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from qdrant_child import killed
+from qdrant_client import QdrantClient, models
+from records_of import IDS, dense, multi_vector, of_kind, space, sparse
+
+from retrodistill.collections import Collection
+from retrodistill.errors import UserError
+from retrodistill.exports import QdrantSettings, dense_records, export_qdrant, load_qdrant
+from retrodistill.exports import qdrant as module
+from retrodistill.exports.points import QUANTISATIONS
+from retrodistill.exports.qdrant_collection import QdrantCollection, point_id
+
+NAME = QdrantSettings(name="c")
+
+
+@pytest.fixture
+def client():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the client's remarks about its embedded mode are not for users
+        client = QdrantClient(":memory:")
+        yield client
+        client.close()
+
+
+@pytest.fixture
+def titled():
+    documents = {one: ("" if one == "0" else f"title of {row}", f"text {row}") for row, one in enumerate(IDS)}
+    return Collection.from_parts("titled", documents, {}, {})
+
+
+def points(client, name="c"):
+    return client.scroll(name, limit=1000, with_vectors=True)[0]
+
+
+class TestVectors:
+    @pytest.mark.parametrize(("similarity", "distance"), [("dot", "Dot"), ("cosine", "Cosine")])
+    def test_dense_ones_arrive_under_their_space_s_distance(self, client, similarity, distance):
+        records, vectors = dense(similarity)
+        report = export_qdrant(records, None, client, NAME)
+        assert (report.documents, report.written, report.agreement) == (40, 40, 1.0)
+        assert report.difference < 1e-6
+        assert client.get_collection("c").config.params.vectors["dense"].distance == distance
+        stored = {point.payload["document_id"]: point.vector["dense"] for point in points(client)}
+        np.testing.assert_allclose([stored[one] for one in IDS], vectors, atol=1e-6)
+
+    def test_a_search_ranks_as_the_inner_product(self, client):
+        records, vectors = dense()
+        export_qdrant(records, None, client, NAME)
+        query = np.ones(6)
+        found = client.query_points("c", query=query.tolist(), using="dense", limit=5).points
+        best = np.argsort(-(vectors @ query))[:5]
+        assert [point.payload["document_id"] for point in found] == [IDS[row] for row in best]
+        np.testing.assert_allclose([point.score for point in found], (vectors @ query)[best], rtol=1e-5)
+
+    def test_sparse_ones_arrive_entry_by_entry(self, client):
+        records, rows = sparse()
+        assert export_qdrant(records, None, client, NAME).agreement == 1.0
+        stored = {point.payload["document_id"]: point.vector for point in points(client)}
+        for row, one in enumerate(IDS):
+            wanted = rows[[row]].tocoo()
+            if one == "0":  # it has no entry
+                assert stored[one] == {}
+                continue
+            assert stored[one]["sparse"].indices == wanted.coords[1].tolist()
+            np.testing.assert_allclose(stored[one]["sparse"].values, wanted.data, rtol=1e-6)
+
+    def test_token_vectors_are_compared_by_max_sim(self, client):
+        records, tokens = multi_vector()
+        assert export_qdrant(records, None, client, NAME).agreement == 1.0
+        query = np.eye(4, dtype=np.float32)[:2]
+        found = client.query_points("c", query=query.tolist(), using="multi-vector", limit=50).points
+        scores = {one: sum((tokens[row] @ query.T).max(axis=0)) for row, one in enumerate(IDS) if len(tokens[row])}
+        assert len(found) == 39  # the one without tokens is a point and is never found
+        assert client.count("c").count == 40
+        for point in found:
+            assert point.score == pytest.approx(scores[point.payload["document_id"]], rel=1e-5)
+        assert [point.payload["document_id"] for point in found] == sorted(scores, key=scores.get, reverse=True)
+
+
+class TestPayload:
+    def test_ids_of_any_form_come_back_and_points_are_uuids(self, client):
+        export_qdrant(dense()[0], None, client, NAME)
+        found = {point.payload["document_id"]: point.id for point in points(client)}
+        assert set(found) == set(IDS)
+        assert found == {one: point_id(one) for one in IDS}
+        assert all(str(uuid.UUID(point)) == point for point in found.values())
+
+    def test_titles_but_no_texts_by_default(self, client, titled):
+        export_qdrant(dense()[0], titled, client)
+        found = {point.payload["document_id"]: point.payload for point in points(client, "titled")}
+        assert found["plain"] == {"document_id": "plain", "title": "title of 0"}
+        assert found["0"] == {"document_id": "0"}  # it has no title
+
+    def test_texts_on_demand(self, client, titled):
+        export_qdrant(dense()[0], titled, client, QdrantSettings(texts=True))
+        assert all(point.payload["text"].startswith("text ") for point in points(client, "titled"))
+
+    def test_a_collection_without_some_documents(self, client, titled):
+        records = dense(ids=[*IDS[:3], "stranger", "other"])[0]
+        with pytest.raises(UserError, match=r"lacks 2 documents of the index \('stranger', 'other'\)"):
+            export_qdrant(records, titled, client)
+
+    def test_texts_without_a_collection(self, client):
+        with pytest.raises(UserError, match="there is no collection to take them from"):
+            export_qdrant(dense()[0], None, client, QdrantSettings(texts=True))
+
+
+class TestResuming:
+    def test_a_process_that_was_killed(self, tmp_path):
+        killed(
+            "from qdrant_client.local.persistence import CollectionPersistence\n"
+            "die_after(CollectionPersistence, 'persist', 8)\n"  # in the middle of the third batch
+            "export_qdrant(dense()[0], None, sys.argv[1], QdrantSettings(name='c', batch=3))",
+            tmp_path / "qdrant",
+        )
+        with pytest.raises(UserError, match=r"holds 8 of 40 documents and is not verified.*run the same export again"):
+            load_qdrant(f"qdrant:{tmp_path / 'qdrant'}#c")
+        report = export_qdrant(dense()[0], None, tmp_path / "qdrant", NAME)
+        assert (report.documents, report.written, report.agreement) == (40, 32, 1.0)
+        again = QdrantClient(path=str(tmp_path / "qdrant"))
+        assert sorted(point.payload["document_id"] for point in points(again)) == sorted(IDS)
+        again.close()
+
+    @pytest.mark.parametrize("kind", ["dense", "sparse", "multi-vector"])
+    def test_an_error_in_the_middle(self, client, kind, monkeypatch):
+        put, calls = QdrantCollection.put, []
+
+        def failing(self, kind, points):
+            put(self, kind, points[:2])
+            calls.append(1)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(QdrantCollection, "put", failing)
+        with pytest.raises(KeyboardInterrupt):
+            export_qdrant(of_kind(kind), None, client, NAME)
+        monkeypatch.undo()
+        assert client.count("c").count == 2
+        report = export_qdrant(of_kind(kind), None, client, QdrantSettings(name="c", batch=7))
+        assert (report.written, report.documents) == (38, 40)
+        assert sorted(point.payload["document_id"] for point in points(client)) == sorted(IDS)
+
+    def test_nothing_is_written_twice(self, client):
+        export_qdrant(dense()[0], None, client, NAME)
+        assert export_qdrant(dense()[0], None, client, NAME).written == 0
+        assert client.count("c").count == 40
+
+
+class TestAnotherSource:
+    def test_other_vectors(self, client):
+        export_qdrant(dense()[0], None, client, NAME)
+        with pytest.raises(UserError, match=r"^collection 'c' in Qdrant at .* holds something else \(vectors \w+"):
+            export_qdrant(dense(seed=7)[0], None, client, NAME)
+        assert client.count("c").count == 40
+
+    def test_other_settings(self, client, titled):
+        export_qdrant(dense()[0], titled, client)
+        with pytest.raises(UserError, match=r"\(texts none, wanted \w+; texts False, wanted True\); choose"):
+            export_qdrant(dense()[0], titled, client, QdrantSettings(texts=True))
+
+    def test_a_collection_of_somebody_else_stays_as_it_is(self, client):
+        client.create_collection("c", vectors_config=models.VectorParams(size=2, distance=models.Distance.DOT))
+        client.upsert("c", [models.PointStruct(id=1, vector=[1.0, 2.0])])
+        with pytest.raises(UserError, match=r"holds something else \(retrodistill did not make it\)"):
+            export_qdrant(dense()[0], None, client, NAME)
+        assert client.count("c").count == 1
+
+    def test_a_folder_of_something_else(self, tmp_path):
+        (tmp_path / "thesis.tex").write_text("x")
+        with pytest.raises(UserError, match="holds other files"):
+            export_qdrant(dense()[0], None, tmp_path)
+
+
+class TestVerification:
+    @pytest.fixture
+    def exported(self, client):
+        export_qdrant(dense()[0], None, client, NAME)
+        return client
+
+    def test_an_altered_vector(self, exported):
+        vector = models.PointVectors(id=point_id("d7"), vector={"dense": [9.0] * 6})
+        exported.update_vectors("c", [vector])
+        with pytest.raises(UserError, match=r"other vectors or ids than the source for 1 of 40 documents \('d7'\)"):
+            export_qdrant(dense()[0], None, exported, NAME)
+
+    def test_an_altered_id(self, exported):
+        exported.set_payload("c", {"document_id": "d9"}, points=[point_id("d7")])
+        with pytest.raises(UserError, match=r"for 1 of 40 documents \('d7'\)"):
+            export_qdrant(dense()[0], None, exported, NAME)
+
+    @pytest.mark.parametrize("kind", ["sparse", "multi-vector"])
+    def test_a_vector_that_was_swapped(self, client, kind):
+        export_qdrant(of_kind(kind), None, client, NAME)
+        other = client.retrieve("c", [point_id("d8")], with_vectors=True)[0].vector
+        client.update_vectors("c", [models.PointVectors(id=point_id("d7"), vector=other)])
+        with pytest.raises(UserError, match=r"for 1 of 40 documents \('d7'\)"):
+            export_qdrant(of_kind(kind), None, client, NAME)
+
+    def test_a_point_too_many(self, exported):
+        exported.upsert("c", [models.PointStruct(id=1, vector={"dense": [1.0] * 6})])
+        with pytest.raises(UserError, match="holds 41 points, the source 40 documents"):
+            export_qdrant(dense()[0], None, exported, NAME)
+
+    def test_rankings_that_differ(self, exported, monkeypatch):
+        monkeypatch.setattr(QdrantCollection, "ask", lambda self, kind, queries, k, **_: [[("d1", 1.0)]] * len(queries))
+        with pytest.raises(UserError, match=r"finds \d+\.\d% of the exact top 10 of 40 documents, wanted 100%"):
+            export_qdrant(dense()[0], None, exported, NAME)
+
+    def test_what_failed_is_not_taken_for_verified(self, exported):
+        exported.update_vectors("c", [models.PointVectors(id=point_id("d7"), vector={"dense": [9.0] * 6})])
+        with pytest.raises(UserError, match="other vectors"):
+            export_qdrant(dense()[0], None, exported, NAME)
+        assert not QdrantCollection(exported, "c", "here").is_verified
+
+    def test_ties_may_stand_in_any_order(self, client):
+        vectors = np.ones((40, 6), dtype=np.float32)
+        vectors[::2, 0] = 2
+        records = dense_records(IDS, vectors, dense()[0].space)
+        assert export_qdrant(records, None, client, NAME).agreement == 1.0
+
+
+class TestQuantisation:
+    @pytest.mark.parametrize("name", QUANTISATIONS)
+    @pytest.mark.parametrize("kind", ["dense", "multi-vector"])
+    def test_it_arrives_in_the_collection(self, client, kind, name):
+        report = export_qdrant(of_kind(kind), None, client, QdrantSettings(name="c", quantisation=name))
+        config = client.get_collection("c").config.params.vectors[kind].quantization_config
+        assert list(config.model_dump()) == [name]
+        assert report.agreement == 1.0  # an embedded Qdrant searches exactly all the same
+
+    def test_none_by_default(self, client):
+        export_qdrant(dense()[0], None, client, NAME)
+        assert client.get_collection("c").config.params.vectors["dense"].quantization_config is None
+
+    def test_an_unknown_one(self):
+        with pytest.raises(UserError, match=r"unknown quantisation 'scaler'. Did you mean 'scalar'?"):
+            QdrantSettings(quantisation="scaler")
+
+    def test_of_sparse_vectors(self, client):
+        with pytest.raises(UserError, match="Qdrant quantises no sparse vectors"):
+            export_qdrant(of_kind("sparse"), None, client, QdrantSettings(quantisation="scalar"))
+        assert not client.get_collections().collections
+
+
+class TestBatches:
+    @pytest.mark.parametrize(
+        ("kind", "dimension", "wanted"),
+        [
+            ("dense", 384, 256),
+            ("dense", 4096, 244),
+            ("multi-vector", 128, 15),
+            ("multi-vector", 4096, 1),
+            ("sparse", 9, 256),
+        ],
+    )
+    def test_they_fit_into_a_request(self, kind, dimension, wanted):
+        records = replace(of_kind(kind), space=space(dimension, "dot"))
+        assert module.batch_size(records) == wanted
+
+
+class TestBadInput:
+    def test_the_package_is_missing(self, monkeypatch, tmp_path):
+        monkeypatch.setitem(sys.modules, "qdrant_client", None)
+        with pytest.raises(UserError, match=r"needs the package qdrant-client.*pip install retrodistill\[qdrant\]"):
+            export_qdrant(dense()[0], None, tmp_path / "q")
+        with pytest.raises(UserError, match="needs the package qdrant-client"):
+            load_qdrant(f"qdrant:{tmp_path}")
+
+    def test_no_server(self):
+        with pytest.raises(UserError, match=r"^Qdrant at http://127.0.0.1:1 does not answer \(.*refused\)"):
+            export_qdrant(dense()[0], None, "http://127.0.0.1:1", NAME)
+
+    def test_a_folder_in_use(self, tmp_path):
+        holder = QdrantClient(path=str(tmp_path / "q"))
+        with pytest.raises(UserError, match="is in use by another process"):
+            export_qdrant(dense()[0], None, tmp_path / "q", NAME)
+        holder.close()
+
+    def test_a_name_that_qdrant_refuses(self, client):
+        with pytest.raises(UserError, match="refuses: Collection name cannot contain '/'"):
+            export_qdrant(dense()[0], None, client, QdrantSettings(name="a/b"))
+
+    @pytest.mark.parametrize("settings", [{"batch": 0}, {"sample": 0}, {"shards": -1}, {"agreement": 1.5}])
+    def test_settings_out_of_range(self, settings):
+        with pytest.raises(UserError, match=r"^\w+=-?[\d.]+: "):
+            QdrantSettings(**settings)
+
+    def test_a_damaged_folder(self, tmp_path):
+        export_qdrant(dense()[0], None, tmp_path / "q", NAME)
+        database = tmp_path / "q" / "collection" / "c" / "storage.sqlite"
+        database.write_bytes(database.read_bytes()[:5000])
+        with pytest.raises(UserError, match="is cut short or altered"):
+            load_qdrant(f"qdrant:{tmp_path / 'q'}")
+
+    def test_many_documents_in_a_folder_are_remarked_on(self, client, monkeypatch):
+        said = []
+        monkeypatch.setattr(module, "say", said.append)
+        monkeypatch.setattr(module, "_MANY", 39)
+        export_qdrant(dense()[0], None, client, NAME)
+        assert said == ["40 documents: an embedded Qdrant is meant for up to 39; a server takes more."]

@@ -1,0 +1,203 @@
+import functools
+
+import numpy as np
+import pytest
+from ragged_tokens import ragged
+
+from retrodistill.errors import UserError
+from retrodistill.indexes.codecs import CODECS, CodecSettings, fit_codec, load_codec, save_codec
+from retrodistill.indexes.maxsim import maxsim
+from retrodistill.indexes.residuals import ResidualCodec
+from retrodistill.indexes.token_distillation import Lessons, _Lists
+from retrodistill.models.multi_vector import Tokens
+
+DOCUMENTS = ragged(300)
+VECTORS = DOCUMENTS.vectors  # about 2,000 of 16 dimensions
+
+
+def one_text(vectors):
+    return Tokens(vectors, np.array([0, len(vectors)]))
+
+
+@functools.cache
+def fitted(codec, **settings):
+    sample = VECTORS[:400] if codec == "pq" else VECTORS
+    return fit_codec(CodecSettings(codec=codec, **{"bytes": 4, **settings}), one_text(sample))
+
+
+def error(codec, vectors=VECTORS):
+    return float(np.mean(np.sum((codec.decode(codec.encode(vectors)) - vectors) ** 2, axis=1)))
+
+
+class TestEveryCodec:
+    @pytest.mark.parametrize(
+        ("name", "width"), [("float32", 64), ("float16", 32), ("sq8", 16), ("pq", 4), ("residual", 6)]
+    )
+    def test_a_code_has_the_bytes_it_says(self, name, width):
+        codec = fitted(name)
+        codes = codec.encode(VECTORS)
+        assert codes.dtype == np.uint8
+        assert codes.shape == (len(VECTORS), codec.bytes_per_vector) == (len(VECTORS), width)
+
+    @pytest.mark.parametrize(
+        ("name", "most"), [("float32", 0), ("float16", 1e-6), ("sq8", 1e-3), ("pq", 0.3), ("residual", 0.2)]
+    )
+    def test_decoded_vectors_are_near(self, name, most):
+        assert error(fitted(name)) <= most
+
+    @pytest.mark.parametrize("name", ["float32", "float16", "sq8", "pq", "residual"])
+    def test_it_decodes_the_same_after_saving(self, name, tmp_path):
+        codec = fitted(name)
+        codes = codec.encode(VECTORS[:50])
+        save_codec(codec, tmp_path)
+        loaded = load_codec(tmp_path)
+        np.testing.assert_array_equal(loaded.decode(codes), codec.decode(codes))
+        np.testing.assert_array_equal(loaded.encode(VECTORS[:50]), codes)
+        assert (loaded.bytes_per_vector, loaded.own_bytes) == (codec.bytes_per_vector, codec.own_bytes)
+
+    @pytest.mark.parametrize("name", ["float32", "float16", "sq8", "pq", "residual"])
+    def test_a_vector_has_the_same_code_in_any_company(self, name):
+        codec = fitted(name)
+        np.testing.assert_array_equal(codec.encode(VECTORS[7:8])[0], codec.encode(VECTORS)[7])
+
+    @pytest.mark.parametrize("name", ["sq8", "pq", "residual"])
+    def test_it_encodes_nothing_to_nothing(self, name):
+        codec = fitted(name)
+        assert codec.encode(VECTORS[:0]).shape == (0, codec.bytes_per_vector)
+        assert codec.decode(codec.encode(VECTORS[:0])).shape == (0, 16)
+
+
+class TestResiduals:
+    def test_codes_by_hand(self):
+        """Two centroids; dimension 0 is cut at -.1, 0, .1 into -.2, -.05, .05, .2, dimension 1 at tenfold."""
+        cutoffs = np.array([[-0.1, -1], [0, 0], [0.1, 1]], dtype=np.float32)
+        values = np.array([[-0.2, -2], [-0.05, -0.5], [0.05, 0.5], [0.2, 2]], dtype=np.float32)
+        centroids = np.array([[0, 0], [10, 10]], dtype=np.float32)
+        codec = ResidualCodec(centroids, cutoffs, values, unit=False)
+        codes = codec.encode(np.array([[10.3, 9.7], [-0.04, 5]], dtype=np.float32))
+        np.testing.assert_array_equal(codes, [[1, 0, 3 | 1 << 2], [0, 0, 1 | 3 << 2]])
+        np.testing.assert_allclose(codec.decode(codes), [[10.2, 9.5], [-0.05, 2]], atol=1e-6)
+
+    def test_more_bits_are_nearer(self):
+        errors = [error(fitted("residual", bits=bits, centroids=16)) for bits in (1, 2, 4)]
+        assert errors[0] > 1.5 * errors[1] > 3 * errors[2]
+
+    def test_a_bucket_decodes_to_the_mean_of_what_fell_into_it(self):
+        raw = ragged(300, unit=False).vectors
+        codec = fit_codec(CodecSettings(codec="residual", centroids=1, bits=2), one_text(raw))
+        codes = codec.encode(raw)
+        first = codes[:, 2] & 3
+        for bucket in range(4):
+            inside = first == bucket
+            assert 0.2 < inside.mean() < 0.3  # quantiles
+            np.testing.assert_allclose(codec.decode(codes)[inside, 0], raw[inside, 0].mean(), atol=1e-4)
+
+    def test_widths_that_fill_no_byte(self):
+        vectors = ragged(200, dimension=13).vectors
+        codec = fit_codec(CodecSettings(codec="residual", bits=2, centroids=8), one_text(vectors))
+        assert codec.bytes_per_vector == 2 + 4
+        assert codec.decode(codec.encode(vectors)).shape == vectors.shape
+        assert error(codec, vectors) < 0.2
+
+    def test_the_seed_decides(self):
+        codes = [fitted("residual", seed=seed, centroids=16).encode(VECTORS) for seed in (3, 3, 4)]
+        np.testing.assert_array_equal(codes[0], codes[1])
+        assert (codes[0] != codes[2]).any()
+
+
+class TestUnitLength:
+    @pytest.mark.parametrize("name", ["pq", "residual"])
+    def test_unit_vectors_decode_to_unit_vectors(self, name):
+        codec = fitted(name)
+        lengths = np.linalg.norm(codec.decode(codec.encode(VECTORS)), axis=1)
+        np.testing.assert_allclose(lengths, 1, atol=1e-5)
+
+    def test_others_keep_their_length(self):
+        raw = 3 * ragged(300, unit=False).vectors
+        codec = fit_codec(CodecSettings(codec="residual", bits=4), one_text(raw))
+        lengths = np.linalg.norm(codec.decode(codec.encode(raw)), axis=1)
+        assert np.corrcoef(lengths, np.linalg.norm(raw, axis=1))[0, 1] > 0.9
+
+
+class TestRefusals:
+    def test_bytes_that_do_not_divide_the_dimension(self):
+        with pytest.raises(UserError, match=r"^codec 'pq' of 5 bytes: .* choose bytes from 1, 2, 4, 8, 16.$"):
+            fitted("pq", bytes=5)
+
+    def test_too_few_vectors_for_codebooks(self):
+        with pytest.raises(UserError, match=r"fitted on at least 256 token vectors, there are 100; choose 'sq8'"):
+            fit_codec(CodecSettings(codec="pq", bytes=4), one_text(VECTORS[:100]))
+
+    def test_more_centroids_than_vectors(self):
+        with pytest.raises(
+            UserError, match=r"^64 centroids are fitted on at least as many token vectors, there are 10"
+        ):
+            fit_codec(CodecSettings(codec="residual", centroids=64), one_text(VECTORS[:10]))
+
+    def test_a_file_that_is_missing(self, tmp_path):
+        save_codec(fitted("sq8"), tmp_path)
+        (tmp_path / "tokens.codec.faiss").unlink()
+        with pytest.raises(UserError, match=r"^no file .*tokens.codec.faiss, without which"):
+            load_codec(tmp_path)
+
+    def test_every_codec_can_be_asked_for(self):
+        assert [CodecSettings(codec=name).codec for name in CODECS] == list(CODECS)
+
+
+class TestDistilledCodebooks:
+    @pytest.fixture(scope="class")
+    def lessons(self):
+        queries = ragged(120, seed=7, longest=6)
+        return Lessons(queries, np.full(len(queries), -1))
+
+    @pytest.fixture(scope="class")
+    def start(self):
+        return fit_codec(CodecSettings(codec="pq", bytes=2), DOCUMENTS)
+
+    @pytest.fixture(scope="class")
+    def learned(self, start, lessons):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("retrodistill.indexes.token_distillation._STEPS", 60)
+            return fit_codec(CodecSettings(codec="distilled-pq", bytes=2), DOCUMENTS, lessons=lessons)
+
+    def test_codes_are_those_of_its_start(self, start, learned):
+        np.testing.assert_array_equal(learned.encode(VECTORS), start.encode(VECTORS))
+        assert learned.bytes_per_vector == 2
+
+    def test_it_orders_documents_more_like_maxsim_for_queries_that_it_never_saw(self, start, learned):
+        queries = ragged(60, seed=8, longest=6)
+        exact = maxsim(queries, DOCUMENTS)
+
+        def agreement(codec):
+            found = maxsim(queries, Tokens(codec.decode(codec.encode(DOCUMENTS.vectors)), DOCUMENTS.bounds))
+            best = [set(np.argsort(-scores)[:10]) for scores in exact]
+            return np.mean([len(one & set(np.argsort(-scores)[:10])) for one, scores in zip(best, found, strict=True)])
+
+        assert agreement(learned) > agreement(start)
+
+    def test_the_scores_it_learns_by_are_those_of_search(self, start, lessons):
+        lists = _Lists(start.index, DOCUMENTS, lessons, unit=True)
+        queries, rows = np.array([3, 50]), np.array([1, 9, 200])
+        quantised = lists.codec(start.index)
+        decoded = Tokens(quantised.decode(quantised.encode(DOCUMENTS.vectors)), DOCUMENTS.bounds)
+        wanted = maxsim(lessons.queries, decoded)[np.ix_(queries, rows)]
+        np.testing.assert_allclose(lists._scores(queries, rows).detach().numpy(), wanted, atol=1e-4)
+
+    def test_a_sentence_is_not_taught_by_its_own_document(self, start):
+        own = DOCUMENTS.slice(0, 30)
+        lists = _Lists(start.index, DOCUMENTS, Lessons(own, np.arange(30)), unit=True)
+        assert all(row not in lists.nearest[row] for row in range(30))
+        plain = _Lists(start.index, DOCUMENTS, Lessons(own, np.full(30, -1)), unit=True)
+        assert all(row in plain.nearest[row] for row in range(30))
+
+    def test_it_decodes_the_same_after_saving(self, learned, tmp_path):
+        codes = learned.encode(VECTORS[:50])
+        save_codec(learned, tmp_path)
+        np.testing.assert_array_equal(load_codec(tmp_path).decode(codes), learned.decode(codes))
+
+    def test_too_few_queries(self, start, lessons):
+        few = Lessons(lessons.queries.slice(0, 5), lessons.sources[:5])
+        with pytest.raises(
+            UserError, match=r"learns from at least 20 queries, there are 5; give more or choose 'pq'.$"
+        ):
+            fit_codec(CodecSettings(codec="distilled-pq", bytes=2), DOCUMENTS, lessons=few)

@@ -1,0 +1,172 @@
+import numpy as np
+import pytest
+from ragged_tokens import brute_maxsim, ragged
+
+from retrodistill.errors import UserError
+from retrodistill.indexes.codecs import CodecSettings, fit_codec
+from retrodistill.indexes.maxsim import best_documents, maxsim
+from retrodistill.indexes.tokens import TokenStore, TokenWriter, check_tokens
+from retrodistill.models.multi_vector import Tokens
+
+DOCUMENTS = ragged(50)
+
+
+def plain():
+    return fit_codec(CodecSettings(codec="float32"), DOCUMENTS)
+
+
+def filled(*parts):
+    store = TokenStore.empty(plain())
+    for part in parts or (DOCUMENTS,):
+        store.append(part)
+    return store
+
+
+def same(found, wanted):
+    np.testing.assert_array_equal(found.bounds, wanted.bounds)
+    np.testing.assert_array_equal(found.vectors, wanted.vectors)
+
+
+class TestReading:
+    @pytest.mark.parametrize("rows", [[3], [7, 2, 2, 40], [], list(range(10, 20)), list(range(50))])
+    def test_documents_by_row_in_the_order_asked_for(self, rows):
+        found = filled(DOCUMENTS.slice(0, 15), DOCUMENTS.slice(15, 50)).gather(np.array(rows, dtype=np.int64))
+        same(found, Tokens.of([DOCUMENTS[row] for row in rows], 16))
+
+    @pytest.mark.parametrize("tokens", [1, 30, 10_000])
+    def test_blocks_are_all_documents_once(self, tokens):
+        blocks = list(filled().blocks(tokens))
+        assert [first for first, _ in blocks] == np.cumsum([0, *(len(block) for _, block in blocks)])[:-1].tolist()
+        same(Tokens.of([block[row] for _, block in blocks for row in range(len(block))], 16), DOCUMENTS)
+
+    def test_it_counts_its_bytes(self):
+        store = filled()
+        assert store.tokens == len(DOCUMENTS.vectors)
+        assert store.nbytes == DOCUMENTS.vectors.nbytes + 8 * 51
+
+
+class TestRemoving:
+    def test_the_others_stay_as_they_were(self):
+        gone = np.zeros(50, dtype=bool)
+        gone[[0, 13, 49]] = True
+        store = filled().without(gone)
+        same(store.gather(np.arange(47)), Tokens.of([DOCUMENTS[row] for row in np.flatnonzero(~gone)], 16))
+
+    def test_saving_leaves_their_codes_out(self, tmp_path):
+        gone = np.arange(50) < 20
+        filled().without(gone).save(tmp_path)
+        assert (tmp_path / "tokens.bin").stat().st_size == 64 * DOCUMENTS.lengths[20:].sum()
+        same(TokenStore.load(tmp_path).gather(np.arange(30)), DOCUMENTS.slice(20, 50))
+
+
+class TestFiles:
+    def test_a_loaded_store_is_memory_mapped(self, tmp_path):
+        filled().save(tmp_path)
+        store = TokenStore.load(tmp_path)
+        assert isinstance(store.parts[0], np.memmap)
+        same(store.gather(np.arange(50)), DOCUMENTS)
+
+    def test_a_loaded_store_grows_without_touching_its_files(self, tmp_path):
+        filled(DOCUMENTS.slice(0, 40)).save(tmp_path)
+        before = (tmp_path / "tokens.bin").read_bytes()
+        store = TokenStore.load(tmp_path)
+        store.append(DOCUMENTS.slice(40, 50))
+        same(store.gather(np.arange(50)), DOCUMENTS)
+        assert (tmp_path / "tokens.bin").read_bytes() == before
+
+    def test_an_empty_store(self, tmp_path):
+        TokenStore.empty(plain()).save(tmp_path)
+        assert len(TokenStore.load(tmp_path)) == 0
+
+    @pytest.mark.parametrize("cut", [1, 64, 640])
+    def test_one_cut_short_is_refused(self, tmp_path, cut):
+        filled().save(tmp_path)
+        with (tmp_path / "tokens.bin").open("r+b") as file:
+            file.truncate((tmp_path / "tokens.bin").stat().st_size - cut)
+        with pytest.raises(UserError, match=r"tokens.bin holds \d+ tokens of 64 bytes, tokens.bounds.npy counts"):
+            TokenStore.load(tmp_path)
+
+    @pytest.mark.parametrize("name", ["tokens.bin", "tokens.bounds.npy"])
+    def test_one_without_a_file_is_refused(self, tmp_path, name):
+        filled().save(tmp_path)
+        (tmp_path / name).unlink()
+        with pytest.raises(UserError, match=f"^no file .*{name}"):
+            TokenStore.load(tmp_path)
+
+
+class TestWriting:
+    def test_it_writes_what_it_was_given(self, tmp_path):
+        writer = TokenWriter(tmp_path, plain)
+        for start in range(0, 50, 10):
+            writer.append(DOCUMENTS.slice(start, start + 10))
+        same(writer.finish().gather(np.arange(50)), DOCUMENTS)
+
+    @pytest.mark.parametrize(("file", "cut"), [("tokens.bin", 1), ("tokens.bin", 700), ("tokens.lengths.bin", 3)])
+    def test_a_kill_between_writes_loses_only_documents_that_are_not_whole(self, tmp_path, file, cut):
+        TokenWriter(tmp_path, plain).append(DOCUMENTS.slice(0, 30))
+        with (tmp_path / file).open("r+b") as opened:
+            opened.truncate((tmp_path / file).stat().st_size - cut)
+        writer = TokenWriter(tmp_path, self.never)
+        assert 0 < writer.documents < 30
+        writer.append(DOCUMENTS.slice(writer.documents, 50))
+        same(writer.finish().gather(np.arange(50)), DOCUMENTS)
+
+    def test_codes_without_their_lengths_are_written_again(self, tmp_path):
+        writer = TokenWriter(tmp_path, plain)
+        writer.append(DOCUMENTS.slice(0, 10))
+        with (tmp_path / "tokens.bin").open("ab") as file:
+            file.write(b"half a document")
+        again = TokenWriter(tmp_path, self.never)
+        assert again.documents == 10
+        again.append(DOCUMENTS.slice(10, 50))
+        same(again.finish().gather(np.arange(50)), DOCUMENTS)
+
+    @staticmethod
+    def never():
+        raise AssertionError("the codec was saved and need not be fitted again")
+
+
+class TestMaxsim:
+    def test_equals_a_loop(self):
+        queries = ragged(7, seed=3)
+        np.testing.assert_allclose(maxsim(queries, DOCUMENTS), brute_maxsim(queries, DOCUMENTS), atol=1e-5)
+
+    @pytest.mark.parametrize("k", [1, 5, 50])
+    @pytest.mark.parametrize("tokens", [20, 10_000])
+    def test_the_best_of_blocks_are_the_best_of_all(self, k, tokens):
+        queries = ragged(7, seed=3)
+        scores = maxsim(queries, DOCUMENTS)
+        rows, found = best_documents(queries, filled().blocks(tokens), k)
+        np.testing.assert_allclose(found, -np.sort(-scores, axis=1)[:, :k], atol=1e-5)
+        np.testing.assert_allclose(np.take_along_axis(scores, rows, axis=1), found, atol=1e-5)
+
+    def test_equal_documents_come_in_their_order(self):
+        twice = Tokens.of([DOCUMENTS[0]] * 30, 16)
+        blocks = [(start, twice.slice(start, start + 3)) for start in range(0, 30, 3)]
+        rows, _ = best_documents(ragged(2, seed=3), blocks, 2)
+        np.testing.assert_array_equal(rows, [[0, 1], [0, 1]])
+
+    def test_many_query_tokens_are_cut_into_blocks(self, monkeypatch):
+        queries = ragged(20, seed=3)
+        whole = maxsim(queries, DOCUMENTS)
+        monkeypatch.setattr("retrodistill.indexes.maxsim._QUERY_TOKENS", 15)
+        np.testing.assert_allclose(maxsim(queries, DOCUMENTS), whole, atol=1e-5)
+
+
+class TestChecks:
+    @pytest.mark.parametrize("bad", [np.nan, np.inf])
+    def test_vectors_that_are_not_finite_are_named_by_text(self, bad):
+        vectors = ragged(4).vectors.copy()
+        tokens = Tokens(vectors, ragged(4).bounds)
+        vectors[[tokens.bounds[1], tokens.bounds[3]]] = bad
+        with pytest.raises(UserError, match=r"^documents: 2 token vectors of 2 texts are NaN or infinite \('b', 'd'\)"):
+            check_tokens(tokens, ["a", "b", "c", "d"], "documents")
+
+    def test_a_text_without_tokens_is_named(self):
+        tokens = Tokens(np.ones((3, 2), dtype=np.float32), np.array([0, 2, 2, 3]))
+        with pytest.raises(UserError, match=r"^documents: 1 have no token \('y'\)"):
+            check_tokens(tokens, ["x", "y", "z"], "documents")
+
+    def test_another_number_of_ids(self):
+        with pytest.raises(UserError, match=r"^documents: 3 ids for the tokens of 4 texts"):
+            check_tokens(ragged(4), ["a", "b", "c"], "documents")

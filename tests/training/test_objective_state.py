@@ -1,0 +1,72 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from retrodistill.errors import UserError
+from retrodistill.models.loading import load_bi_encoder
+from retrodistill.training.lists import lists_over_corpus
+from retrodistill.training.losses import StoredTargetsLoss
+from retrodistill.training.objective_state import STATE_FILE, objective_keeper
+from retrodistill.training.terms import Term
+from retrodistill.training.trainer import text_dataset
+
+TEXTS = ["star planet", "violin chord", "bread cheese", "judge jury", "wave coral", "heart valve", "piano", "court"]
+GENERATOR = np.random.default_rng(0)
+DOCUMENTS = GENERATOR.standard_normal((6, 32)).astype("f4")
+LISTS = lists_over_corpus(GENERATOR.standard_normal((8, 6)).astype("f4"), np.full(8, -1))
+
+
+def taught(folder, place, name="taid", resume=None):
+    """Train six steps with checkpoints; the loss that was left."""
+    from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+
+    model = load_bi_encoder(folder)
+    loss = StoredTargetsLoss(model, [Term(name, student_temperature=0.2)], documents=DOCUMENTS, lists=LISTS)
+    arguments = SentenceTransformerTrainingArguments(
+        str(place), max_steps=6, per_device_train_batch_size=4, save_steps=2, save_strategy="steps", report_to="none",
+        disable_tqdm=True, use_cpu=True, learning_rate=1e-3,
+    )  # fmt: skip
+    trainer = SentenceTransformerTrainer(
+        model=model, args=arguments, train_dataset=text_dataset({"text": TEXTS}, range(8)), loss=loss
+    )
+    trainer.add_callback(objective_keeper(loss))
+    trainer.train(resume_from_checkpoint=resume)
+    return loss
+
+
+class TestKeeping:
+    def test_a_resumed_training_goes_on_with_its_schedule(self, tiny_model, tmp_path):
+        whole = taught(tiny_model, tmp_path / "work").objective_state()
+        assert whole["0"]["t"] > 0.85
+        saved = json.loads((tmp_path / "work" / "checkpoint-4" / STATE_FILE).read_text())
+        assert saved["losses"][0]["0"]["t"] < whole["0"]["t"]
+        resumed = taught(tiny_model, tmp_path / "work", resume=str(tmp_path / "work" / "checkpoint-4"))
+        for name, value in whole["0"].items():
+            assert resumed.objective_state()["0"][name] == pytest.approx(value, rel=1e-6), name
+
+    def test_without_its_file_it_goes_on_along_the_straight_line(self, tiny_model, tmp_path):
+        taught(tiny_model, tmp_path / "work")
+        (tmp_path / "work" / "checkpoint-4" / STATE_FILE).unlink()
+        resumed = taught(tiny_model, tmp_path / "work", resume=str(tmp_path / "work" / "checkpoint-4"))
+        assert resumed.objective_state()["0"]["t"] >= 0.4 + 0.6 * 5 / 6
+
+    def test_another_file_in_its_place_is_refused(self, tiny_model, tmp_path):
+        taught(tiny_model, tmp_path / "work")
+        checkpoint = tmp_path / "work" / "checkpoint-4"
+        (checkpoint / STATE_FILE).write_text("[]")
+        with pytest.raises(UserError, match=rf"{STATE_FILE} holds no objectives' state; delete its checkpoint"):
+            taught(tiny_model, tmp_path / "work", resume=str(checkpoint))
+        shutil.rmtree(checkpoint)
+
+    def test_objectives_without_state_leave_no_file(self, tiny_model, tmp_path):
+        loss = taught(tiny_model, tmp_path / "work", name="kl")
+        assert loss.objective_state() == {}
+        assert not list((tmp_path / "work").glob(f"*/{STATE_FILE}"))
+        assert loss.progress == pytest.approx(5 / 6)
+
+    def test_other_losses_are_left_alone(self):
+        keeper = objective_keeper(torch.nn.Linear(2, 2))
+        keeper.on_step_begin(None, type("State", (), {"global_step": 0, "max_steps": 3}), None)
