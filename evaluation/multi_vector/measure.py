@@ -15,12 +15,12 @@ import numpy as np
 
 from retrodistill.collections import load_collection
 from retrodistill.files import read_json, write_json
-from retrodistill.indexes.maxsim import maxsim
 from retrodistill.indexes.multi_vector import MultiVectorIndex, MultiVectorSettings
 from retrodistill.indexes.muvera import MuveraSettings
 from retrodistill.indexes.tokens import TokenStore
 from retrodistill.measures import evaluate_run, means
 from retrodistill.models.contract import Space
+from retrodistill.models.maxsim import maxsim
 from retrodistill.models.multi_vector import Tokens, load_multi_vector_encoder, principal_directions, token_encoder
 from retrodistill.runs.formats import read_run, write_run
 from retrodistill.runs.run import Run

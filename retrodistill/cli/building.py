@@ -50,8 +50,8 @@ class Wanted:
             raise UserError(f"--{option} does not fit an index of kind {kind}, which takes {known}.")
         if self.learn and (self.truncate or self.recall):
             raise UserError("--learn takes --bytes or --factory; leave --truncate and --recall out.")
-        if (self.recall or self.bytes) and not self.learn and self.factory not in (None, "auto"):
-            raise UserError(f"--bytes and --recall choose the factory; leave --factory {self.factory} out.")
+        if self.bytes and not self.learn and self.factory not in (None, "auto"):
+            raise UserError(f"--bytes chooses the factory; leave --factory {self.factory} out.")
 
 
 def build(source: str, documents: str, queries: str | None, wanted: Wanted, out: Path) -> Index:

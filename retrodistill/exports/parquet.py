@@ -72,6 +72,12 @@ class ParquetReport:
     bytes: int
     seconds: float
 
+    def __str__(self) -> str:
+        return (
+            f"{self.documents} documents ({self.kind}) in {self.parts} Parquet files, {self.bytes / 1e6:.1f} MB, in "
+            f"{self.folder}; read back and equal ({self.seconds:.0f} s)"
+        )
+
 
 def export_parquet(
     source: Any,

@@ -94,6 +94,12 @@ class QdrantReport:
     agreement: float
     seconds: float
 
+    def __str__(self) -> str:
+        return (
+            f"{self.documents} documents ({self.kind}) in {self.address}, {self.written} written now "
+            f"({self.seconds:.0f} s); of {self.sampled} sampled, the top ten agree to {self.agreement:.1%}"
+        )
+
 
 def export_qdrant(
     source: Any,

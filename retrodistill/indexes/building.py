@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from retrodistill.collections.collection import Collection
+from retrodistill.collections.texts import Texts
 from retrodistill.errors import UserError
 from retrodistill.indexes.asymmetric import AsymmetricIndex
 from retrodistill.indexes.auto import choose_factory
@@ -28,6 +29,10 @@ from retrodistill.models.vector_files import bound
 from retrodistill.models.vectors import check_finite, leading
 from retrodistill.progress import say
 from retrodistill.training.settings import Settings
+from retrodistill.training.texts import training_queries, training_texts
+
+_NEIGHBOURS = 10  # of the recall that is tuned for
+_TUNED_ON, _FEW = 200, 20  # queries
 
 
 class FaissSettings(Settings):
@@ -39,7 +44,8 @@ class FaissSettings(Settings):
         truncate: Keep so many leading dimensions of the vectors, of both sides (Matryoshka students keep most of their
             quality; arXiv 2205.13147); unit vectors stay so.
         bytes: Per document, that ``auto`` stays within.
-        recall: Share of the exact ten neighbours that ``auto`` should find.
+        recall: Share of the exact ten neighbours to find: ``auto`` chooses by it, and nprobe, efSearch and the refining
+            factor are tuned to it on training queries or sentences, unless `parameters` are given.
     """
 
     factory: str = "Flat"
@@ -143,7 +149,19 @@ def _build_dense(
     if parameters:
         set_parameters(index, parameters)
         built.parameters = parameters
+    if settings.recall and not settings.parameters:
+        tuned = built.tune(_held_out(collection), settings.recall, min(_NEIGHBOURS, len(texts)), documents=texts)
+        say(str(tuned))
     return built
+
+
+def _held_out(collection: Collection) -> Texts:
+    """Queries to tune on, at most 200: those that may be trained on, else sentences of the documents."""
+    test = collection.split("test") if "test" in collection.split_sizes else None
+    queries = training_queries(collection, "auto", test)[0]
+    found = queries if len(queries) >= _FEW else training_texts(collection, queries, titles=False, sentences=1).texts
+    step = max(1, len(found) // _TUNED_ON)
+    return found.select(found.ids[::step][:_TUNED_ON])
 
 
 def _of(settings: Any, kind: Any, encoder: Any) -> Any:

@@ -14,7 +14,6 @@ from retrodistill.collections.collection import Collection
 from retrodistill.collections.texts import Texts
 from retrodistill.errors import UserError, sample_of
 from retrodistill.indexes.codecs import CodecSettings, fit_codec
-from retrodistill.indexes.maxsim import best_documents
 from retrodistill.indexes.muvera import MuveraSettings
 from retrodistill.indexes.proposals import FAISS_FILE, Proposer
 from retrodistill.indexes.stored import StoredIndex, name_of
@@ -22,6 +21,7 @@ from retrodistill.indexes.token_distillation import Lessons
 from retrodistill.indexes.tokens import CODES_FILE, TokenStore, check_tokens
 from retrodistill.manifest import FILE_NAME
 from retrodistill.models.contract import Space
+from retrodistill.models.maxsim import best_documents
 from retrodistill.models.multi_vector import MultiVectorModel, Tokens, load_multi_vector_encoder
 from retrodistill.models.retrievers import as_queries, check_k
 from retrodistill.runs.run import Run

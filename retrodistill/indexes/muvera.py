@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 from pydantic import Field
 
-from retrodistill.indexes.maxsim import blocks_of
+from retrodistill.models.maxsim import blocks_of
 from retrodistill.models.multi_vector import Tokens
 from retrodistill.training.settings import Settings
 
@@ -31,6 +31,7 @@ class MuveraSettings(Settings):
         d_proj: Dimensions that a token is projected to within a partition; None keeps all of them.
         final: Dimensions that the whole encoding is sketched to (count sketch); None leaves it as it is.
         factory: The FAISS factory of the encodings.
+        parameters: FAISS search parameters, e.g. ``nprobe=16``.
         candidates: Documents of a query that exact MaxSim ranks; at least the k asked for.
         seed: Of all random directions, signs and sketches.
     """
@@ -40,6 +41,7 @@ class MuveraSettings(Settings):
     d_proj: int | None = Field(default=16, ge=1)
     final: int | None = Field(default=None, ge=1)
     factory: str = "SQ8"
+    parameters: str | None = None
     candidates: int = Field(default=200, ge=1)
     seed: int = 0
 

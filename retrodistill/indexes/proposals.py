@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from retrodistill.errors import UserError
-from retrodistill.indexes.factory import build_faiss, empty_index
+from retrodistill.indexes.factory import build_faiss, empty_index, set_parameters
 from retrodistill.indexes.muvera import Muvera, MuveraSettings
 from retrodistill.indexes.tokens import CODES_FILE, TokenStore
 from retrodistill.models.multi_vector import Tokens
@@ -25,10 +25,15 @@ class Proposer:
         muvera: Makes the encodings.
         index: The filled FAISS index of encodings.
         labels: (n,) int64, ascending: by what the FAISS index names the documents that are left.
+
+    Raises:
+        UserError: The FAISS index does not know the settings' search parameters.
     """
 
     def __init__(self, muvera: Muvera, index: Any, labels: np.ndarray) -> None:
         self.muvera, self.index, self.labels = muvera, index, labels
+        if muvera.settings.parameters is not None:
+            set_parameters(index, muvera.settings.parameters)
 
     @classmethod
     def build(cls, settings: MuveraSettings, store: TokenStore) -> Proposer:

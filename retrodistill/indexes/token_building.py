@@ -57,7 +57,8 @@ def build_multi_vector(
     space.admit(asking)
     check_codec(settings, space.dimension)
     if settings.muvera is not None:
-        empty_index(settings.muvera.factory, Muvera(settings.muvera, space.dimension).dimension, len(texts))
+        width = Muvera(settings.muvera, space.dimension).dimension
+        empty_index(settings.muvera.factory, width, len(texts), settings.muvera.parameters)
     store = _encoded(texts, encoder, asking, settings, training)
     return MultiVectorIndex(store, texts.ids, space, asking, settings, name, documents=encoder)
 

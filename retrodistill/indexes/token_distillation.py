@@ -18,7 +18,7 @@ import numpy as np
 
 from retrodistill.errors import UserError
 from retrodistill.indexes.codec import Codec, unit_rows
-from retrodistill.indexes.maxsim import maxsim
+from retrodistill.models.maxsim import maxsim
 from retrodistill.models.multi_vector import Tokens
 from retrodistill.progress import bar
 

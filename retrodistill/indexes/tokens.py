@@ -11,7 +11,7 @@ from retrodistill.errors import UserError, sample_of
 from retrodistill.files import make_folder
 from retrodistill.indexes.codec import Codec
 from retrodistill.indexes.codecs import load_codec, save_codec
-from retrodistill.indexes.maxsim import blocks_of
+from retrodistill.models.maxsim import blocks_of
 from retrodistill.models.multi_vector import Tokens
 
 CODES_FILE = "tokens.bin"

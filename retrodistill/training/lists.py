@@ -99,7 +99,7 @@ def sampled_groups(
             candidates, values = _ranked(lists, row, depth)
             if len(candidates) < 2:
                 continue
-            taken = sample_places(sampler, len(candidates), size, generator)
+            taken = _with_own(sample_places(sampler, len(candidates), size, generator), candidates, lists.positives[row])
             group, given = candidates[taken], values[taken]
             if random:
                 drawn = generator.choice(lists.scores.shape[1], min(random, lists.scores.shape[1]), replace=False)
@@ -115,6 +115,15 @@ def sampled_groups(
     return np.array(rows), np.stack(documents), np.stack(scores)
 
 
+def _with_own(taken: np.ndarray, candidates: np.ndarray, own: int) -> np.ndarray:
+    """The places with that of the text's own document, for controls that need it; others never see it in their lists.
+
+    It takes the last place drawn.
+    """
+    at = np.flatnonzero(candidates == own) if own >= 0 else []
+    return taken if not len(at) or at[0] in taken else np.concatenate([taken[:-1], at])
+
+
 def _ranked(lists: Lists, row: int, depth: int) -> tuple[np.ndarray, np.ndarray]:
     """Candidates of a text that count and their scores, best first; of the whole corpus the `depth` best."""
     if lists.documents is not None:
@@ -126,5 +135,8 @@ def _ranked(lists: Lists, row: int, depth: int) -> tuple[np.ndarray, np.ndarray]
     available = len(values) - int(lists.hidden[row] >= 0)
     depth = min(depth, available)
     best = np.argpartition(-values, depth - 1)[:depth] if depth else np.zeros(0, dtype=np.int64)
+    own = lists.positives[row]
+    if own >= 0 and own != lists.hidden[row] and own not in best:  # a control needs it, wherever the teacher has it
+        best = np.concatenate([best[:-1], [own]])
     best = best[np.argsort(-values[best], kind="stable")]
     return best, values[best].astype(np.float32)

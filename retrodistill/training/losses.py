@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from retrodistill.errors import UserError
-from retrodistill.objectives import usable_lists
+from retrodistill.objectives import usable_lists, whole_batch
 from retrodistill.objectives.pairwise import check_width
 from retrodistill.objectives.registry import NEED_MORE
+from retrodistill.students.kinds import kind_of
 from retrodistill.training.lists import Lists
+from retrodistill.training.regularisers import Regulariser, regularised, sparse_only
+from retrodistill.training.scorers import PairScorer, VectorScorer, scorer_of
 from retrodistill.training.terms import (
     InBatch,
     ListView,
@@ -80,7 +83,7 @@ class StoredTargetsLoss(TermsLoss):
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
         """Encode the one text column and add up the terms."""
         columns = list(sentence_features)
-        start = self._start_embeddings(columns)
+        start = self._start_encoded(columns, VectorScorer(self._cosine))
         return self.compute_loss_from_embeddings(
             [self.model(features)["sentence_embedding"] for features in columns], labels, start
         )
@@ -137,7 +140,7 @@ class StoredTargetsLoss(TermsLoss):
 
 
 class GroupsLoss(TermsLoss):
-    """Trains both towers: columns query, document_1..n, and the row of the group as label.
+    """Trains both towers of any kind of student: columns query, document_1..n, and the row of the group as label.
 
     Args:
         model: The student, which encodes both sides.
@@ -146,25 +149,30 @@ class GroupsLoss(TermsLoss):
         mask: (groups, n) bool, true where there is a document.
         positives: (groups,) place of the pseudo-query's own document, -1 for none.
         documents: (groups, n) corpus positions, by which ``in-batch`` knows documents that two groups share.
+        regularisers: Of a sparse student's term weights.
 
     Raises:
-        UserError: An embedding objective among the terms, one that lacks what it learns from, or no group that
-            teaches anything.
+        UserError: An embedding objective among the terms, one that lacks what it learns from, a regulariser for a
+            student without term weights, or no group that teaches anything.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what groups are made of
         self,
-        model: SentenceTransformer,
+        model: Any,
         terms: Sequence[Term],
         scores: np.ndarray,
         mask: np.ndarray,
         positives: np.ndarray,
         documents: np.ndarray | None = None,
+        regularisers: Sequence[Regulariser] = (),
     ) -> None:
         super().__init__()
         self.model = model
+        self.scorer = scorer_of(model)
         self.terms = lists_only(terms, NEED_MORE)
-        self._cosine = str(model.similarity_fn_name) == "cosine"
+        self._regularisers = sparse_only(regularisers, kind_of(model))
+        if _asked(terms, "in-batch") and isinstance(self.scorer, PairScorer):
+            raise UserError("objective 'in-batch' needs vectors, and a cross-encoder has none; take contrastive.")
         check_positives_known(terms, positives)
         self._scores, self._mask, self._positives = scores, mask, positives
         self._own: np.ndarray | None = None
@@ -178,41 +186,48 @@ class GroupsLoss(TermsLoss):
             self._report({"usable": int(usable.sum()), **counts})
         self._keep_start(model)
 
-    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
-        """Encode all columns and add up the terms."""
-        columns = list(sentence_features)
-        start = self._start_embeddings(columns)
-        return self.compute_loss_from_embeddings(
-            [self.model(features)["sentence_embedding"] for features in columns], labels, start
-        )
-
-    def compute_loss_from_embeddings(
-        self, embeddings: list[Tensor], labels: Tensor, start_embeddings: list[Tensor] | None = None
+    def forward(
+        self, sentence_features: Iterable[Any], labels: Tensor, prompt: str | None = None, task: str | None = None
     ) -> dict[str, Tensor]:
-        """Weighted terms by name.
+        """Encode all columns and add up the terms.
 
         Args:
-            embeddings: n + 1 tensors (batch, d): the queries, then the documents of each place.
+            sentence_features: Of each column; of a cross-encoder its texts.
+            labels: (batch,) integer rows of the groups.
+            prompt: What the trainer of cross-encoders hands over; the model's own is read from it.
+            task: As `prompt`.
+        """
+        columns = list(sentence_features)
+        start = self._start_encoded(columns, self.scorer)
+        return self.compute_loss_from_embeddings(self.scorer.encode(self.model, columns), labels, start)
+
+    def compute_loss_from_embeddings(
+        self, embeddings: list[Any], labels: Tensor, start_embeddings: list[Any] | None = None
+    ) -> dict[str, Tensor]:
+        """Weighted terms by name, and regularisers by name and side.
+
+        Args:
+            embeddings: What the scorer encodes the columns to; of single vectors n + 1 tensors (batch, d): the queries,
+                then the documents of each place.
             labels: (batch,) integer rows of the groups.
             start_embeddings: The same by the student of the stage's start, for ``lwf``.
         """
-        queries, documents, scores = self._scored(embeddings)
+        scores = self.scorer.lists(embeddings)
         rows = labels.cpu().numpy().astype(np.int64)
         mask = torch.from_numpy(self._mask[rows]).to(scores.device)
         positives = torch.from_numpy(self._positives[rows]).to(scores.device)
         targets = _tensor(self._scores[rows], scores)
-        start = None if start_embeddings is None else self._scored(start_embeddings)[2]
+        start = None if start_embeddings is None else self.scorer.lists(start_embeddings)
         in_batch = None
         if self._own is not None and _asked(self.terms, "in-batch"):
-            places = positives.clamp(min=0)
-            in_batch = _in_batch(queries @ documents[torch.arange(len(rows)), places].T, self._own[rows])
-        return self.list_terms(scores, targets, mask, positives, start_scores=start, in_batch=in_batch)
-
-    def _scored(self, embeddings: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (batch, d), documents (batch, n, d) and their scores (batch, n)."""
-        queries, *sides = (_unit(side, self._cosine) for side in embeddings)
-        documents = torch.stack(sides, dim=1)
-        return queries, documents, torch.einsum("bd,bnd->bn", queries, documents)
+            in_batch = _in_batch(self.scorer.across(embeddings, positives.clamp(min=0)), self._own[rows])
+        parts = self.list_terms(scores, targets, mask, positives, start_scores=start, in_batch=in_batch)
+        if self._regularisers:
+            queries, *sides = (side.float() for side in embeddings)
+            documents, there = torch.cat(sides), mask.T.reshape(-1)  # a masked place holds the empty text
+            documents = whole_batch(documents)[whole_batch(there[:, None].float())[:, 0] > 0]
+            parts |= regularised(self._regularisers, whole_batch(queries), documents, self.progress)
+        return parts
 
 
 def _asked(terms: Sequence[Term], name: str) -> bool:

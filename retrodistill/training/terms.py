@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,9 +17,7 @@ from retrodistill.errors import UserError, unknown
 from retrodistill.objectives.registry import LIST_OBJECTIVES, NEED_MORE, NEED_POSITIVES, OBJECTIVES, TEACHERLESS
 from retrodistill.progress import say
 from retrodistill.training.lists import Lists
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+from retrodistill.training.scorers import Scorer
 
 _BLOCK = 1024
 _REASONS = {
@@ -212,7 +210,7 @@ class TermsLoss(nn.Module):
         self.progress: float | None = None
         self.left_out: dict[str, int] = {}
         self._schedules: dict[int, pure.InterpolationSchedule] = {}
-        self._start: SentenceTransformer | None = None
+        self._start: Any = None
 
     def list_terms(
         self,
@@ -283,18 +281,19 @@ class TermsLoss(nn.Module):
             schedule.update(float(loss), self.progress)
         return value
 
-    def _keep_start(self, model: SentenceTransformer) -> None:
+    def _keep_start(self, model: nn.Module) -> None:
         """Freeze a copy of the student as it is, where a term compares with it."""
         if any(term.name == "lwf" for term in self.terms):
             self._start = copy.deepcopy(model).requires_grad_(False)
 
-    def _start_embeddings(self, features: Sequence[dict[str, Tensor]]) -> list[Tensor] | None:
-        """Embeddings by the student of the stage's start, without dropout; None where no term asks."""
+    def _start_encoded(self, columns: Sequence[Any], scorer: Scorer) -> list[Any] | None:
+        """The columns by the student of the stage's start, without dropout; None where no term asks."""
         if self._start is None:
             return None
         self._start.eval()
         with torch.no_grad():  # a model writes into the features that it is given
-            return [self._start(dict(column))["sentence_embedding"] for column in features]
+            copies = [dict(column) if isinstance(column, Mapping) else column for column in columns]
+            return scorer.encode(self._start, copies)
 
     def _report(self, counts: dict[str, int]) -> None:
         """Keep, tell and check how many lists teach nothing.

@@ -8,13 +8,13 @@ from ragged_tokens import ragged
 from retrodistill.collections import Texts
 from retrodistill.errors import UserError
 from retrodistill.files import file_digest
-from retrodistill.indexes.maxsim import maxsim
 from retrodistill.indexes.multi_vector import MultiVectorIndex, MultiVectorSettings
 from retrodistill.indexes.muvera import MuveraSettings
 from retrodistill.indexes.proposals import Proposer
 from retrodistill.indexes.protocol import Index
 from retrodistill.indexes.token_building import build_multi_vector
 from retrodistill.models.contract import Space
+from retrodistill.models.maxsim import maxsim
 from retrodistill.models.multi_vector import MultiVectorModel, Tokens, load_multi_vector_encoder, token_encoder
 
 DOCUMENTS, QUERIES = ragged(60, seed=1), ragged(8, seed=2)
@@ -96,6 +96,15 @@ class TestMuvera:
         exact = maxsim(QUERIES, DOCUMENTS)
         for row, (_, documents, scores) in enumerate(found):
             np.testing.assert_allclose(exact[row][[IDS.index(one) for one in documents]], scores, atol=1e-5)
+
+    def test_search_parameters_are_set_and_kept(self, tmp_path):
+        lists = {"factory": "IVF8,Flat", "candidates": 60}
+        few, all_lists = (
+            index_of(muvera=MUVERA.model_copy(update={**lists, "parameters": probes})) for probes in (None, "nprobe=8")
+        )
+        assert len(few.search_tokens(QUERIES, 60)) < len(all_lists.search_tokens(QUERIES, 60)) == 8 * 60
+        all_lists.save(tmp_path / "index")
+        assert len(MultiVectorIndex.load(tmp_path / "index").search_tokens(QUERIES, 60)) == 8 * 60
 
     def test_a_factory_is_checked_before_documents_are_encoded(self, tiny, encoder, monkeypatch):
         monkeypatch.setattr(MultiVectorModel, "encode", None)

@@ -6,9 +6,9 @@ from ragged_tokens import ragged
 
 from retrodistill.errors import UserError
 from retrodistill.indexes.codecs import CODECS, CodecSettings, fit_codec, load_codec, save_codec
-from retrodistill.indexes.maxsim import maxsim
 from retrodistill.indexes.residuals import ResidualCodec
 from retrodistill.indexes.token_distillation import Lessons, _Lists
+from retrodistill.models.maxsim import maxsim
 from retrodistill.models.multi_vector import Tokens
 
 DOCUMENTS = ragged(300)

@@ -4,8 +4,8 @@ from ragged_tokens import brute_maxsim, ragged
 
 from retrodistill.errors import UserError
 from retrodistill.indexes.codecs import CodecSettings, fit_codec
-from retrodistill.indexes.maxsim import best_documents, maxsim
 from retrodistill.indexes.tokens import TokenStore, TokenWriter, check_tokens
+from retrodistill.models.maxsim import best_documents, maxsim
 from retrodistill.models.multi_vector import Tokens
 
 DOCUMENTS = ragged(50)
@@ -149,7 +149,7 @@ class TestMaxsim:
     def test_many_query_tokens_are_cut_into_blocks(self, monkeypatch):
         queries = ragged(20, seed=3)
         whole = maxsim(queries, DOCUMENTS)
-        monkeypatch.setattr("retrodistill.indexes.maxsim._QUERY_TOKENS", 15)
+        monkeypatch.setattr("retrodistill.models.maxsim._QUERY_TOKENS", 15)
         np.testing.assert_allclose(maxsim(queries, DOCUMENTS), whole, atol=1e-5)
 
 

@@ -1,0 +1,64 @@
+"""Heads: what a student has behind its transformer, which can be trained against stored hidden states alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from retrodistill.errors import UserError
+from retrodistill.models.contract import Role
+from retrodistill.models.multi_vector import MultiVectorModel
+from retrodistill.models.sparse import SparseTextEncoder
+
+_BEHIND = ("Dense", "Normalize", "SpladePooling")  # what a head consists of
+
+
+def head_of(student: SparseTextEncoder | MultiVectorModel) -> Any:
+    """The linear map behind the transformer: to the vocabulary of a sparse student, to the width of token vectors.
+
+    Raises:
+        UserError: There is none that can be trained on its own.
+    """
+    found = [part for part in student.modules("document") if type(part).__name__ == "Dense"]
+    if len(found) == 1 and found[0].module_input_name == "token_embeddings" and not found[0].use_residual:
+        return found[0]
+    if isinstance(student, SparseTextEncoder):
+        raise UserError(
+            f"model {student.name} has its term head inside the transformer; towers: head trains one that stands "
+            "behind it, as students from bi-encoders have: start from one, or set towers: both."
+        )
+    raise UserError(
+        f"model {student.name} has no projection behind its transformer for towers: head to train; set the student's "
+        "dimension below the transformer's width, or towers: both."
+    )
+
+
+def backbone_of(student: SparseTextEncoder | MultiVectorModel, role: Role) -> list[Any]:
+    """The modules in front of and around the head: they give hidden states and the mask of tokens that count."""
+    return [part for part in student.modules(role) if type(part).__name__ not in _BEHIND]
+
+
+def query_weights_of(student: SparseTextEncoder) -> Any:
+    """The (vocabulary,) parameter of inference-free queries.
+
+    Raises:
+        UserError: Queries go through a model.
+    """
+    parts = student.modules("query")
+    if [type(part).__name__ for part in parts] != ["SparseStaticEmbedding"]:
+        raise UserError(
+            "towers: head trains a sparse student with queries: inference-free; where a model encodes queries, set "
+            "towers: both."
+        )
+    return parts[0].weight
+
+
+def activations_of(student: SparseTextEncoder) -> int:
+    """How many times log(1 + x) is taken of a positive logit before the maximum over tokens: once or twice.
+
+    Raises:
+        UserError: The pooling sums over tokens.
+    """
+    pooling = next((part for part in student.modules("document") if type(part).__name__ == "SpladePooling"), None)
+    if pooling is None or pooling.pooling_strategy != "max":
+        raise UserError(f"model {student.name} does not take the maximum over tokens; set towers: both.")
+    return 2 if pooling.activation_function == "log1p_relu" else 1

@@ -1,0 +1,244 @@
+"""Losses that train a head against stored hidden states: no transformer runs, and no vocabulary is walked through.
+
+An inference-free sparse score is ``sum_t w_t log(1 + relu(max_i <d_t, h_i> + b_t))`` over the query's terms t and the
+document's hidden states h_i: MaxSim (ColBERT, arXiv 2004.12832) with a vector for each term in place of the query's
+token vectors. So both kinds train alike, and a step of a sparse student touches the terms of its queries only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from retrodistill import objectives as pure
+from retrodistill.distributed import processes
+from retrodistill.models.multi_vector import MultiVectorModel
+from retrodistill.models.sparse import SparseTextEncoder
+from retrodistill.objectives.registry import NEED_MORE
+from retrodistill.students.heads import activations_of, head_of, query_weights_of
+from retrodistill.training.groups import Groups
+from retrodistill.training.losses import in_batch_of
+from retrodistill.training.regularisers import Regulariser, regularised
+from retrodistill.training.states import States
+from retrodistill.training.terms import Term, TermsLoss, lists_only
+
+_REGULARISED = 32  # documents drawn for each step, whose weights of the batch's terms the regularisers see
+
+
+class HeadLoss(TermsLoss):
+    """What both kinds share: one text column, whose label is the row of its group.
+
+    Args:
+        model: The student; all but its head is frozen by this.
+        terms: List objectives.
+        groups: Documents and teacher scores of each text.
+        documents: Hidden states of the corpus.
+        trained: Parameters that learn.
+
+    Raises:
+        UserError: An embedding objective among the terms, one that lacks what it learns from, or no group that teaches
+            anything.
+    """
+
+    def __init__(
+        self, model: Any, terms: Sequence[Term], groups: Groups, documents: States, trained: Sequence[nn.Parameter]
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.terms = lists_only(terms, NEED_MORE)
+        groups.check(terms)
+        if any(term.reads_scores for term in terms):
+            self._report(groups.usable())
+        self._groups, self._documents = groups, documents
+        model.requires_grad_(False)
+        self._trained = [parameter.requires_grad_(True) for parameter in trained]
+        self._began: list[Tensor] | None = None
+        if any(term.name == "lwf" for term in terms):
+            self._began = [parameter.detach().clone() for parameter in trained]
+        if processes() > 1:  # they are used outside the wrapped model's forward, which would average gradients
+            for parameter in self._trained:
+                parameter.register_hook(_mean_over_processes)
+
+    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
+        """Weighted terms by name, and regularisers by name and side."""
+        features = next(iter(sentence_features))
+        rows = labels.cpu().numpy().astype(np.int64)
+        queries = self.queries(features, rows)
+        scores = self.lists(self._trained, queries, self._groups.documents[rows])
+        mask, positives, targets = self._groups.tensors(rows, scores.device)
+        began = in_batch = None
+        if self._began is not None:
+            with torch.no_grad():
+                began = self.lists(self._began, queries, self._groups.documents[rows])
+        if any(term.name == "in-batch" for term in self.terms):
+            own = self._groups.own[rows]
+            matrix = self.lists(self._trained, queries, np.tile(np.maximum(own, 0), (len(rows), 1)))
+            in_batch = in_batch_of(matrix, own)
+        parts = self.list_terms(scores, targets, mask, positives, start_scores=began, in_batch=in_batch)
+        return parts | self.regularised(queries)
+
+    def queries(self, features: dict[str, Tensor], rows: np.ndarray) -> Any:
+        """What a batch's queries are to `lists`."""
+        raise NotImplementedError
+
+    def lists(self, parameters: Sequence[Tensor], queries: Any, documents: np.ndarray) -> Tensor:
+        """(batch, n) scores of each query with its own documents, by some parameters.
+
+        Args:
+            parameters: As those that learn.
+            queries: As `queries` gives.
+            documents: (batch, n) corpus positions, -1 for padding, whose score is 0.
+        """
+        raise NotImplementedError
+
+    def regularised(self, queries: Any) -> dict[str, Tensor]:
+        """Regularisers by name and side; none by default."""
+        return {}
+
+
+class TermHeadLoss(HeadLoss):
+    """Of inference-free sparse students: a vector and a bias for each term, and the terms' weights in queries.
+
+    Args:
+        student: The student.
+        terms: List objectives.
+        groups: Documents and teacher scores of each text.
+        documents: Hidden states of the corpus.
+        regularisers: Of term weights. They see the terms of the batch's queries in documents drawn from the corpus:
+            other terms have no gradient in this step, and FLOPS is a sum over terms.
+        seed: Of the drawing.
+
+    Raises:
+        UserError: As `HeadLoss`; or the student's queries, head or pooling are others.
+    """
+
+    def __init__(
+        self,
+        student: SparseTextEncoder,
+        terms: Sequence[Term],
+        groups: Groups,
+        documents: States,
+        regularisers: Sequence[Regulariser] = (),
+        seed: int = 0,
+    ) -> None:
+        head, weights = head_of(student), query_weights_of(student)
+        super().__init__(student.model, terms, groups, documents, [head.linear.weight, head.linear.bias, weights])
+        self._logarithms = activations_of(student)
+        self._cosine = student.similarity == "cosine"
+        self._regularisers = list(regularisers)
+        self._seed = seed
+
+    def queries(self, features: dict[str, Tensor], rows: np.ndarray) -> list[Tensor]:
+        """The distinct terms of each text."""
+        ids, mask = features["input_ids"], features["attention_mask"].bool()
+        return [torch.unique(ids[row][mask[row]]) for row in range(len(ids))]
+
+    def lists(self, parameters: Sequence[Tensor], queries: list[Tensor], documents: np.ndarray) -> Tensor:
+        """(batch, n) scores."""
+        vectors, biases, weights = parameters
+        used = torch.unique(torch.cat(queries))
+        vectors, biases, weights = vectors[used], biases[used], weights[used]  # once: else each query costs a table
+        scores = []
+        for terms, row in zip(queries, documents, strict=True):
+            places, there = torch.searchsorted(used, terms), np.flatnonzero(row >= 0)
+            alive = self.weights(vectors[places], biases[places], row[there])
+            full = alive.new_zeros(len(row))
+            scores.append(full.index_put((torch.from_numpy(there).to(full.device),), alive @ weights[places]))
+        return torch.stack(scores)
+
+    def weights(self, vectors: Tensor, biases: Tensor, documents: np.ndarray) -> Tensor:
+        """(documents, terms) weights of some terms in some documents.
+
+        Args:
+            vectors: (terms, d) of the head.
+            biases: (terms,) of the head.
+            documents: (m,) corpus positions.
+        """
+        states, lengths = self._documents.gather(documents, vectors.device)
+        weights = torch.relu(segment_max(states @ vectors.T, lengths) + biases)
+        for _ in range(self._logarithms):
+            weights = torch.log1p(weights)
+        return weights
+
+    def regularised(self, queries: list[Tensor]) -> dict[str, Tensor]:
+        """Regularisers of the batch's terms in documents drawn for this step."""
+        if not self._regularisers:
+            return {}
+        vectors, biases, weights = self._trained
+        used = torch.unique(torch.cat(queries))
+        generator = np.random.default_rng([self._seed, round(1e6 * (self.progress or 0.0))])
+        size = min(_REGULARISED, len(self._documents))
+        drawn = np.sort(generator.choice(len(self._documents), size, replace=False))
+        alive = self.weights(vectors[used], biases[used], drawn)
+        present = torch.stack([torch.isin(used, terms) for terms in queries])
+        asked = present * weights[used]
+        return regularised(
+            self._regularisers, pure.whole_batch(asked) if processes() == 1 else asked, alive, self.progress
+        )
+
+
+class TokenHeadLoss(HeadLoss):
+    """Of multi-vector students: the projection of token states, on both sides.
+
+    Args:
+        student: The student.
+        terms: List objectives.
+        groups: Documents and teacher scores of each text.
+        documents: Hidden states of the corpus.
+        queries: Hidden states of the training texts, in their order.
+
+    Raises:
+        UserError: As `HeadLoss`; or the student has no projection.
+    """
+
+    def __init__(
+        self, student: MultiVectorModel, terms: Sequence[Term], groups: Groups, documents: States, queries: States
+    ) -> None:
+        linear = head_of(student).linear
+        trained = [linear.weight, *([linear.bias] if linear.bias is not None else [])]
+        super().__init__(student.model, terms, groups, documents, trained)
+        self._states = queries
+        self._unit = any(type(part).__name__ == "Normalize" for part in student.modules("document"))
+
+    def queries(self, features: dict[str, Tensor], rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Hidden states of the batch's texts, one after the other, and how many each has."""
+        return self._states.gather(self._groups.rows[rows], features["input_ids"].device)
+
+    def lists(self, parameters: Sequence[Tensor], queries: tuple[Tensor, Tensor], documents: np.ndarray) -> Tensor:
+        """(batch, n) mean MaxSim."""
+        needed, places = np.unique(np.maximum(documents, 0), return_inverse=True)
+        states, lengths = self._documents.gather(needed, queries[0].device)
+        asking = self.project(parameters, queries[0]).split(queries[1].tolist())
+        tokens = self.project(parameters, states).split(lengths.tolist())
+        scores = []
+        for query, row, there in zip(asking, places.reshape(documents.shape), documents >= 0, strict=True):
+            own = [tokens[place] for place in row]
+            counts = lengths[torch.from_numpy(row).to(lengths.device)]
+            best = segment_max(torch.cat(own) @ query.T, counts)
+            scores.append(best.mean(dim=1) * torch.from_numpy(there).to(best.device))
+        return torch.stack(scores)
+
+    def project(self, parameters: Sequence[Tensor], states: Tensor) -> Tensor:
+        """(tokens, dimension) token vectors of hidden states."""
+        projected = nn.functional.linear(states, *parameters)
+        return nn.functional.normalize(projected, dim=1) if self._unit else projected
+
+
+def segment_max(values: Tensor, lengths: Tensor) -> Tensor:
+    """(segments, columns) maxima over consecutive rows; 0 for an empty segment.
+
+    Args:
+        values: (rows, columns).
+        lengths: (segments,) int64, adding up to the rows.
+    """
+    found: Tensor = torch.segment_reduce(values, "max", lengths=lengths, axis=0, initial=None, unsafe=False)
+    return torch.where((lengths > 0)[:, None], found, torch.zeros_like(found))
+
+
+def _mean_over_processes(gradient: Tensor) -> Tensor:
+    torch.distributed.all_reduce(gradient)
+    return gradient / processes()
