@@ -13,6 +13,7 @@ from retrodistill.evaluation.evaluating import Evaluation, evaluate
 from retrodistill.files import check_replaceable, exclusive
 from retrodistill.models import Encoder, load_encoder
 from retrodistill.models.contract import STUDENT_MANIFEST
+from retrodistill.models.vector_files import bound
 from retrodistill.pipeline.students import distil
 from retrodistill.progress import say
 from retrodistill.recipe import StudentSettings, validated
@@ -92,7 +93,7 @@ def distill(  # noqa: PLR0913 - one call for what a recipe says
         say(warning)
     check_recorded(teacher, corpus, asked, settings.stages)
     work = folder.with_name(f".{folder.name}.work")  # its own, since another student may be in training beside it
-    material = Material(corpus, asked, teacher, load_encoder(space), work, seed, barred=test)
+    material = Material(corpus, asked, teacher, bound(load_encoder(space), corpus), work, seed, barred=test)
     with exclusive(work / ".lock"):
         made = distil(folder.name, settings, material, folder)
         if is_main():

@@ -30,7 +30,10 @@ from retrodistill.training.texts import training_queries, training_texts
 HERE = Path(__file__).parent
 SIZES = (4, 8, 16, 32, 48, 96)
 FIXED = {"rabitq": ("RaBitQ", "RaBitQ2"), "scalar": ("SQ4", "SQ8")}
-LEARNED = {"distilled": {"transform": "rotation"}, "distilled-queries": {"transform": "free"}}
+LEARNED: dict[str, dict[str, Any]] = {
+    "distilled": {},
+    "distilled-queries": {"transform": "rotation", "query_map": True},
+}
 
 
 class Bench:
@@ -67,6 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("collections", nargs="*", default=["../shared/data/scifact", "../shared/data/nfcorpus"])
     parser.add_argument("--model", default="dense:all-MiniLM-L6-v2")
+    parser.add_argument("--systems", nargs="*", default=list(LEARNED))
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=HERE)
@@ -80,25 +84,28 @@ def main() -> None:
                 flat = start_flat(bench.documents)
                 keep(file, f"{bench.name}/exact", {"bytes": 4 * bench.documents.shape[1], "ndcg": bench.measure(flat)})
                 others(bench, file)
-            product(bench, size, options.seed, file)
+            product(bench, size, options, file)
     (options.out / "curve.md").write_text(table(read(file)), encoding="utf-8")
     draw(read(file), options.out)
 
 
-def product(bench: Bench, size: int, seed: int, file: Path) -> None:
+def product(bench: Bench, size: int, options: argparse.Namespace, file: Path) -> None:
     """PQ, OPQ and what is learned from it, at so many bytes."""
-    wanted = [f"{bench.name}/{system}/{size}" for system in ("pq", "opq", *LEARNED)]
+    wanted = [f"{bench.name}/{system}/{size}" for system in ("pq", "opq", *options.systems)]
     if all(key in read(file) for key in wanted):
         return
+    seed = options.seed
     pq = start_index(f"PQ{size}", bench.documents, seed=seed)
     keep(file, wanted[0], {"bytes": size, "ndcg": bench.measure(pq)})
     begin = time.perf_counter()
     opq = start_index(factory_for(size, bench.documents.shape[1]), bench.documents, seed=seed)
     seconds = time.perf_counter() - begin
     keep(file, wanted[1], {"bytes": size, "ndcg": bench.measure(opq), "seconds": round(seconds, 1)})
-    for system, chosen in LEARNED.items():
+    for system in options.systems:
+        if f"{bench.name}/{system}/{size}" in read(file):
+            continue
         begin = time.perf_counter()
-        settings = QuantiserSettings(seed=seed, **chosen)
+        settings = QuantiserSettings(seed=seed, **LEARNED[system])
         learned = learn_quantiser(bench.documents, bench.asked, opq, settings, sources=bench.sources)
         seconds = time.perf_counter() - begin
         before, after = learned.agreement

@@ -10,7 +10,7 @@ from retrodistill.collections.collection import Collection
 from retrodistill.collections.texts import BATCH, Texts
 from retrodistill.errors import UserError
 
-_SENTENCE, _TITLE = "sentence:", "title:"
+_SENTENCE, _TITLE, _DOCUMENT = "sentence:", "title:", "document:"
 # The end of a sentence: its mark, closing quotes or brackets, and white space.
 _END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s)")
 _PARAGRAPH = re.compile(r"\n\s*\n")
@@ -71,10 +71,16 @@ def title_texts(collection: Collection) -> Texts:
     )
 
 
+def document_texts(collection: Collection) -> Texts:
+    """Each document's whole text as a pseudo-query, ids ``document:<document id>``; none where there is no text."""
+    return Texts.from_pairs((f"{_DOCUMENT}{id_}", text) for id_, text in _pairs(collection.documents) if text.strip())
+
+
 def source_document(id_: str) -> str | None:
     """The document that a pseudo-query was drawn from; None for any other query."""
-    if id_.startswith(_TITLE):
-        return id_.removeprefix(_TITLE)
+    for whole in (_TITLE, _DOCUMENT):
+        if id_.startswith(whole):
+            return id_.removeprefix(whole)
     if id_.startswith(_SENTENCE):
         return id_.removeprefix(_SENTENCE).rpartition(":")[0] or None
     return None

@@ -21,6 +21,7 @@ from retrodistill.models.contract import Space
 from retrodistill.models.embeddings import embed
 from retrodistill.models.encoder import Encoder, load_encoder
 from retrodistill.models.retrievers import as_queries, check_k
+from retrodistill.models.vector_files import bound
 from retrodistill.models.vectors import check_finite, exact_search, leading
 from retrodistill.runs.run import Run
 
@@ -218,7 +219,7 @@ class AsymmetricIndex:
         Raises:
             UserError: The collection lacks documents of the index.
         """
-        vectors = embed(self._query_encoder(), queries.texts, "query")
+        vectors = embed(bound(self._query_encoder(), collection), queries.texts, "query")
         run = self.search_vectors(vectors, min(k, len(self)), queries.ids)
         run.require(queries.ids, collection.documents.ids)
         return run

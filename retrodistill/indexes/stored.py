@@ -141,11 +141,11 @@ def _relative(name: str | None, folder: Path) -> str | None:
     if name is None:
         return None
     kind, _, place = name.partition(":")
-    return f"{kind}:{os.path.relpath(place, folder)}" if Path(place).is_dir() else name
+    return f"{kind}:{os.path.relpath(place, folder)}" if Path(place).exists() else name
 
 
 def _absolute(name: str | None, folder: Path) -> str | None:
     if name is None:
         return None
     kind, _, place = name.partition(":")
-    return f"{kind}:{folder / place}" if (folder / place).is_dir() else name
+    return f"{kind}:{folder / place}" if (folder / place).exists() else name

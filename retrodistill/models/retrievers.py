@@ -12,7 +12,7 @@ from retrodistill.errors import UserError
 from retrodistill.models.any_model import load_text_model
 from retrodistill.models.contract import Space, TextModel
 from retrodistill.models.embeddings import embed
-from retrodistill.models.encoder import Encoder, load_encoder
+from retrodistill.models.encoder import Encoder
 from retrodistill.models.lexical import BM25
 from retrodistill.models.multi_vector import MultiVectorModel
 from retrodistill.models.names import ModelName, parse_model_name

@@ -12,6 +12,7 @@ from retrodistill.indexes.building import resolved
 from retrodistill.indexes.factory import empty_index
 from retrodistill.models.encoder import Encoder, load_encoder
 from retrodistill.models.loading import quiet_libraries
+from retrodistill.models.vector_files import VectorFile, bound
 from retrodistill.quantisers.start import factory_for, read_form
 from retrodistill.recipe import Recipe, StudentSettings, TeacherSettings
 from retrodistill.teachers.corpus_scores import require_corpus_teacher
@@ -71,11 +72,29 @@ def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
     train, warning = training_queries(collection, recipe.split.train, test)
     notes = [*collection.warnings, *([warning] if warning else [])]
     with quiet_libraries():
-        space = load_encoder(recipe.space)
+        space = bound(load_encoder(recipe.space), collection)
         teacher = _teacher(recipe, recipe.teacher, space)
         beside = _teacher(recipe, recipe.ensemble, space) if recipe.ensemble else None
     _check(recipe, collection, train, space, teacher)
-    return Job(recipe, Path(out), collection, train, test, space, teacher, notes, beside)
+    job = Job(recipe, Path(out), collection, train, test, space, teacher, notes, beside)
+    _check_vectors(job)
+    return job
+
+
+def _check_vectors(job: Job) -> None:
+    """Where the space is a file, what its students learn from must be in it."""
+    if isinstance(job.space, VectorFile):
+        for student in job.recipe.students.values():
+            for stage in student.stages:
+                if stage.aligns:
+                    job.space.require(job.material.texts(stage).texts, "query")
+        if not can_answer(job):
+            job.notes.append(f"{job.space.name} has no vectors for the test queries; the teacher is not in the table.")
+
+
+def can_answer(job: Job) -> bool:
+    """Whether the space's own model can be asked the test queries."""
+    return not (isinstance(job.space, VectorFile) and len(job.space.missing(job.test.texts, "query")))
 
 
 def _teacher(recipe: Recipe, named: list[TeacherSettings], space: Encoder) -> Teacher:

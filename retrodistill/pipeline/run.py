@@ -111,7 +111,7 @@ def _index(job: Job, student: Distilled) -> Index:
     folder, wanted = job.out / "indexes" / student.name, job.recipe.index
     inputs = {
         "documents": job.collection.documents.fingerprint,
-        "space": student.documents.document_space,
+        "space": student.documents.fingerprint("document"),
         "queries": student.encoder.fingerprint("query"),
     }
     made_from = Manifest("index of a student", inputs, wanted.model_dump(mode="json"))
@@ -164,7 +164,7 @@ def _write(
             job.collection,
             recipe.split.test,
             spread_out(job.test.ids, recipe.evaluation.examples),
-            by_name[target or space_row(job)],
+            by_name.get(target or space_row(job), by_name["bm25"]),
             by_name[shown],
         ),
         notes=notes,

@@ -12,8 +12,9 @@ from retrodistill.errors import UserError
 from retrodistill.files import atomic_folder, check_replaceable
 from retrodistill.manifest import Manifest
 from retrodistill.models.contract import STUDENT_MANIFEST
-from retrodistill.models.encoder import Encoder
+from retrodistill.models.encoder import Encoder, load_encoder
 from retrodistill.models.loading import quiet_libraries
+from retrodistill.models.vector_files import VectorFile
 from retrodistill.objectives.registry import LIST_OBJECTIVES, TEACHERLESS
 from retrodistill.progress import say
 from retrodistill.recipe import StudentSettings
@@ -102,7 +103,7 @@ def student_manifest(settings: StudentSettings, material: Material) -> Manifest:
         "corpus": material.collection.documents.fingerprint,
         "queries": material.queries.fingerprint,
         "teacher": material.teacher.fingerprint(material.collection),
-        "space": _space(material).document_space,
+        "space": _space(material).fingerprint("document"),
     }
     kept = settings.model_dump(mode="json", exclude={"control"})
     return Manifest("student", inputs, {**kept, "seed": material.seed})
@@ -181,7 +182,9 @@ def build_student(settings: StudentSettings, material: Material) -> SentenceTran
     """The student before training."""
     space = _space(material)
     if settings.model == "static":
-        return static_student(space, material.collection.documents, initialise=settings.initialise, seed=material.seed)
+        lent = load_encoder(settings.tokenizer) if isinstance(space, VectorFile) else None
+        corpus = material.collection.documents
+        return static_student(space, corpus, initialise=settings.initialise, seed=material.seed, tokenizer=lent)
     dimension = space.dimension if settings.dimension == "space" else settings.dimension
     model = dense_student(
         settings.model.partition(":")[2],

@@ -12,7 +12,8 @@ from retrodistill.measures.latency import query_latency
 from retrodistill.measures.ranking import evaluate_run, means
 from retrodistill.measures.significance import compare_paired
 from retrodistill.models.retrievers import DenseRetriever, LexicalRetriever, Retriever, load_retriever
-from retrodistill.pipeline.job import Job
+from retrodistill.models.vector_files import VectorFile
+from retrodistill.pipeline.job import Job, can_answer
 from retrodistill.pipeline.students import Distilled
 from retrodistill.progress import say
 from retrodistill.reports.results import System
@@ -49,8 +50,10 @@ def baselines(job: Job) -> list[Candidate]:
     space = job.space.name
     found = [
         Candidate("bm25", "baseline", LexicalRetriever(), "bm25", "bm25"),
-        Candidate(space_row(job), "teacher", DenseRetriever(job.space), space, space),
     ]
+    if can_answer(job):
+        recorded = isinstance(job.space, VectorFile)  # looking vectors up is not what its API takes
+        found.append(Candidate(space_row(job), "teacher", DenseRetriever(job.space), space, space, served=not recorded))
     target = target_name(job)
     if target == "target":
         model = load_retriever(job.teacher.encoder)  # type: ignore[attr-defined]
@@ -115,6 +118,8 @@ def target_name(job: Job) -> str | None:
     if isinstance(teacher, LexicalTeacher):
         return "bm25"
     if isinstance(teacher, DenseTeacher):
+        if not can_answer(job) and teacher.encoder.name == job.space.name:
+            return None
         return space_row(job) if teacher.encoder.contract("query") == job.space.contract("query") else "target"
     return None
 

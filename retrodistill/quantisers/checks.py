@@ -27,7 +27,7 @@ def checked(vectors: np.ndarray, what: str, names: Sequence[str] | None = None) 
         raise UserError(f"{len(names)} ids for {len(table)} {what}; give one id per vector.")
     bad = np.flatnonzero(~np.isfinite(table).all(axis=1))
     if len(bad):
-        which = [names[row] for row in bad] if names is not None else [f"row {row}" for row in bad]
+        which = [names[int(row)] for row in bad] if names is not None else [f"row {row}" for row in bad]
         raise UserError(
             f"{what}: {len(bad)} vectors are NaN or infinite ({sample_of(which)}); embed them again or leave them out."
         )

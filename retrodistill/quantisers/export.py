@@ -25,7 +25,7 @@ def to_faiss(codes: Codes) -> Any:
     if codes.centroids is None:
         inner = faiss.IndexPQ(width, subspaces, codes.bits, faiss.METRIC_INNER_PRODUCT)
     else:
-        coarse = faiss.IndexFlatIP(width)
+        coarse: Any = faiss.IndexFlatIP(width)
         coarse.add(_float32(codes.centroids))
         inner = faiss.IndexIVFPQ(coarse, width, len(codes.centroids), subspaces, codes.bits, faiss.METRIC_INNER_PRODUCT)
         coarse.this.disown()
@@ -35,7 +35,7 @@ def to_faiss(codes: Codes) -> Any:
     _fill(inner, codes)
     if not codes.rotated:
         return inner
-    rotation = faiss.LinearTransform(codes.rotation.shape[1], width, False)
+    rotation: Any = faiss.LinearTransform(codes.rotation.shape[1], width, False)
     faiss.copy_array_to_vector(_float32(codes.rotation).ravel(), rotation.A)
     rotation.is_trained = True
     rotation.set_is_orthonormal()

@@ -58,9 +58,9 @@ def query_student(encoder: Encoder, query_map: np.ndarray) -> SentenceTransforme
 def reconstructed(index: Any) -> np.ndarray:
     """(n, d) float32 documents as a product-quantised FAISS index tells them, in the vectors' own space.
 
-    ``queries @ reconstructed(index).T`` are the index's scores. Given as the stored document vectors of a stage with
-    ``towers: query``, they let a query encoder be fine-tuned against the index itself: Distill-VQ's joint learning, with
-    the codes kept.
+    ``queries @ reconstructed(index).T`` are the index's scores. As the stored document vectors of a stage with
+    ``towers: query`` they let a query encoder be fine-tuned against the index itself: Distill-VQ's joint learning,
+    with the codes kept.
 
     Raises:
         UserError: Not a PQ or IVF-PQ index, behind at most one linear transform.

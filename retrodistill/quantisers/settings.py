@@ -8,8 +8,6 @@ from pydantic import Field
 
 from retrodistill.training.settings import Settings
 
-OBJECTIVES = ("kl", "reverse-kl", "listnet", "margin-mse", "mse")
-
 
 class QuantiserSettings(Settings):
     """How codebooks, rotation, lists and query map are learned; the defaults serve all sizes and collections.
@@ -22,9 +20,9 @@ class QuantiserSettings(Settings):
         transform: ``free`` learns any linear map in the rotation's place: FAISS applies it to queries, and to documents
             that are added later; ``rotation`` keeps it at right angles; ``fixed`` leaves the start's. A factory without
             OPQ has none to learn.
-        codes: ``kept`` learns codebooks under the start's codes; ``scored`` also chooses each document's codes again,
-            a few times, so that the scores of the queries near it come out best; ``nearest`` takes the nearest
-            codewords, as FAISS does.
+        codes: ``kept`` learns codebooks under the start's codes; ``nearest`` takes the nearest codewords anew at every
+            look at the held-out queries. Kept codes come out far better: learned codewords have left the places that
+            distance speaks of.
         lists: With IVF: ``fixed`` keeps each document in its list, ``reassigned`` moves it to the list of the highest
             inner product with the learned centroids.
         list_weight: Of the term that makes the lists' scores (query times centroid) like the teacher's.
@@ -50,22 +48,21 @@ class QuantiserSettings(Settings):
     sharpness: float = Field(default=2.0, gt=0)
     temperature: float | None = Field(default=None, gt=0)
     transform: Literal["free", "rotation", "fixed"] = "free"
-    codes: Literal["kept", "scored", "nearest"] = "kept"
-    everywhere: float = Field(default=1.0, ge=0)
+    codes: Literal["kept", "nearest"] = "kept"
     lists: Literal["fixed", "reassigned"] = "fixed"
     list_weight: float = Field(default=1.0, ge=0)
-    steps: int = Field(default=400, ge=1)
+    steps: int = Field(default=3000, ge=1)
     batch_size: int = Field(default=64, ge=1)
     real_share: float = Field(default=0.75, ge=0, le=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=2e-3, gt=0)
     whole: int = Field(default=16384, ge=1)
     depth: int = Field(default=100, ge=2)
     sampled: int = Field(default=2048, ge=0)
     query_map: bool = False
-    query_map_rate: float = Field(default=1e-3, gt=0)
+    query_map_rate: float = Field(default=2e-3, gt=0)
     query_map_weight: float = Field(default=0.0, ge=0)
     held_out: float = Field(default=0.15, gt=0, lt=1)
     held_out_most: int = Field(default=500, ge=1)
-    evaluations: int = Field(default=10, ge=1)
-    start_iterations: int = Field(default=50, ge=1)
+    evaluations: int = Field(default=15, ge=1)
+    start_iterations: int = Field(default=20, ge=1)
     seed: int = Field(default=0, ge=0)

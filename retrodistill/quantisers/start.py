@@ -144,14 +144,14 @@ def factory_hint(subspaces: int, dimension: int) -> str:
     return repr(factory_for(fitting, dimension))
 
 
-def start_index(factory: str, documents: np.ndarray, *, seed: int = 0, iterations: int = 50) -> Any:
+def start_index(factory: str, documents: np.ndarray, *, seed: int = 0, iterations: int = 20) -> Any:
     """Train and fill the FAISS index that learning starts from, and that its results are shown beside.
 
     Args:
         factory: `read_form` says which.
         documents: (n, d) float32, finite.
         seed: Of the k-means.
-        iterations: OPQ's rounds of codebooks and rotation; FAISS's own default is 50.
+        iterations: OPQ's rounds of codebooks and rotation; FAISS would take 50, and comes out no better.
 
     Raises:
         UserError: Too few documents (FAISS would abort the process), or a factory that cannot be learned.
@@ -164,10 +164,10 @@ def start_index(factory: str, documents: np.ndarray, *, seed: int = 0, iteration
             f"factory {factory!r} needs at least {form.vectors_to_train} documents to train, there are "
             f"{len(documents)}; choose fewer lists, 4-bit codes (16 codewords) or a scalar quantiser ('SQ8')."
         )
-    index = faiss.index_factory(documents.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
-    inner = index
+    index: Any = faiss.index_factory(documents.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+    inner: Any = index
     if form.rotated:
-        rotation = faiss.downcast_VectorTransform(index.chain.at(0))
+        rotation: Any = faiss.downcast_VectorTransform(index.chain.at(0))
         rotation.niter = iterations
         # OPQ trains for 8-bit codes unless it is handed a quantiser of the size that follows.
         inside = faiss.ProductQuantizer(form.width, form.subspaces, form.bits)
@@ -199,11 +199,13 @@ def read_index(index: Any) -> Codes:
     """
     import faiss
 
-    rotation, inner = None, faiss.downcast_index(index)
+    rotation = None
+    inner: Any = faiss.downcast_index(index)
     if isinstance(inner, faiss.IndexPreTransform):
-        if inner.chain.size() != 1:
-            raise UserError(f"an index behind {inner.chain.size()} transforms cannot be learned; one rotation can.")
-        linear: Any = faiss.downcast_VectorTransform(inner.chain.at(0))
+        chain: Any = inner.chain
+        if chain.size() != 1:
+            raise UserError(f"an index behind {chain.size()} transforms cannot be learned; one rotation can.")
+        linear: Any = faiss.downcast_VectorTransform(chain.at(0))
         rotation = faiss.vector_to_array(linear.A).reshape(linear.d_out, linear.d_in).copy()
         inner = faiss.downcast_index(inner.index)
     if isinstance(inner, faiss.IndexIVFPQ):

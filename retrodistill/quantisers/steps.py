@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -12,14 +14,13 @@ from retrodistill.objectives.margins import margin_mse
 from retrodistill.objectives.pointwise import mse
 from retrodistill.quantisers.assignment import nearest_codes, nearest_lists
 from retrodistill.quantisers.quantiser import Quantiser
-from retrodistill.quantisers.scored import Audience, audience, scored_codes
 from retrodistill.quantisers.settings import QuantiserSettings
 from retrodistill.quantisers.start import Codes
 from retrodistill.quantisers.targets import Targets
 
 _TOP = 10
 _WARM = 0.1
-_OBJECTIVES = {
+_OBJECTIVES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "kl": kl_divergence,
     "reverse-kl": reverse_kl,
     "listnet": listnet,
@@ -54,7 +55,6 @@ class Learner:
         self.temperature = settings.temperature or targets.spread(training) / settings.sharpness
         self.wanted = targets.best(self.held, min(_TOP, len(documents)))
         self.near = None if len(documents) <= settings.whole else self._near(training)
-        self.audience: Audience | None = None
         self.quantiser = Quantiser(start, settings.transform)
         self.map = nn.Parameter(torch.eye(documents.shape[1]), requires_grad=settings.query_map)
         self.unit = bool(np.allclose(np.linalg.norm(queries, axis=1), 1.0, atol=1e-3))
@@ -119,15 +119,7 @@ class Learner:
             quantiser.lists = lists
         if self.settings.codes == "nearest":
             moved = torch.arange(len(self.documents))
-        if self.settings.codes == "scored":
-            if self.audience is None:
-                rows = np.concatenate([self.real, self.pseudo])
-                self.audience = audience(self.targets, rows, self.sources, len(self.documents), self.temperature)
-            everyone = self._asked(np.arange(len(self.queries)))
-            quantiser.codes.copy_(
-                scored_codes(quantiser, self.documents, everyone, self.audience, self.settings.everywhere)
-            )
-        elif moved is not None and len(moved):
+        if moved is not None and len(moved):
             quantiser.codes[moved] = nearest_codes(quantiser, self.documents[moved], moved)
 
     def parts(self) -> Codes:

@@ -14,6 +14,15 @@ from retrodistill.quantisers.settings import QuantiserSettings
 from retrodistill.students.static import INITIALISATIONS
 from retrodistill.training.settings import Settings, StageSettings, TextSettings
 
+STARTS = ("dense", "sparse", "multi-vector", "cross-encoder")
+OWN_DOCUMENTS = ("sparse", "multi-vector", "cross-encoder")
+TOWERS = {
+    "static": ("query", "both"),
+    "dense": ("query", "both", "lexical"),
+    "sparse": ("head", "both"),
+    "multi-vector": ("head", "both"),
+    "cross-encoder": ("both",),
+}
 SYSTEMS = ("bm25", "teacher", "exact", "ensemble", "target", "recorded", "control", "opq")  # names in results.json
 
 
@@ -50,13 +59,18 @@ class StudentSettings(Settings):
     """One student.
 
     Attributes:
-        model: ``static`` (a token table made from the space's model) or ``dense:NAME`` to start from.
+        model: ``static`` (a token table made from the space's model), or ``kind:NAME`` to start from: ``dense``;
+            ``sparse`` or ``multi-vector``, where NAME may be a model of that kind or a bi-encoder; ``cross-encoder``.
         initialise: How a token table starts.
-        layers: First transformer layers of a dense student to keep.
-        dimension: Width of its vectors, or ``space`` for that of the documents.
-        max_length: Tokens of a text that a dense student reads.
+        layers: First transformer layers to keep; of all kinds but ``static``.
+        dimension: Width of its vectors, or ``space`` for that of the documents; of a multi-vector student, of a token's.
+        max_length: Tokens of a text that it reads, of a multi-vector student those of a document, of a cross-encoder
+            those of a pair.
         lexical: Width of a lexical half that is put beside a dense student's vector; for stages with towers: lexical.
-        documents: Who encodes the documents of its index: ``space``, or the ``student`` itself.
+        queries: How a sparse student encodes queries: by the ``model``, or ``inference-free``, a weight per token.
+        expansion: A multi-vector student's queries are filled up to so many tokens with the mask token.
+        documents: Who encodes the documents of its index: ``space``, or the ``student`` itself. Sparse and multi-vector
+            students encode their own.
         stages: Its training, in order.
         control: The control beside it: ``untrained`` (as it starts), or ``contrastive`` (the same stages, list
             objectives replaced by InfoNCE on pseudo-queries and their own documents).
@@ -68,17 +82,28 @@ class StudentSettings(Settings):
     dimension: int | Literal["space"] | None = None
     max_length: int | None = Field(default=None, ge=1)
     lexical: int | None = Field(default=None, ge=1)
+    queries: Literal["model", "inference-free"] = "model"
+    expansion: int | None = Field(default=None, ge=1)
     documents: Literal["space", "student"] = "space"
     stages: list[StageSettings] = Field(min_length=1)
     control: Literal["untrained", "contrastive"] | None = "untrained"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_documents(cls, given: Any) -> Any:
+        """Students without a dense vector search documents of their own, whether or not the recipe says so."""
+        if not isinstance(given, dict) or str(given.get("model")).partition(":")[0] not in OWN_DOCUMENTS:
+            return given
+        return {"documents": "student", **given}
 
     @field_validator("model")
     @classmethod
     def _parses(cls, model: str) -> str:
         if model == "static":
             return model
-        if parse_model_name_or_error(model).kind != "dense":
-            raise ValueError(f"a student starts from 'static' or 'dense:NAME', not {model!r}")
+        if parse_model_name_or_error(model).kind not in STARTS:
+            names = ", ".join(repr(f"{kind}:NAME") for kind in STARTS)
+            raise ValueError(f"a student starts from 'static', {names}, not {model!r}")
         return model
 
     @field_validator("initialise")
@@ -87,6 +112,42 @@ class StudentSettings(Settings):
         if name not in INITIALISATIONS:
             raise ValueError(str(unknown("initialisation", name, INITIALISATIONS)))
         return name
+
+    @property
+    def kind(self) -> str:
+        """``static``, ``dense``, ``sparse``, ``multi-vector`` or ``cross-encoder``."""
+        return self.model.partition(":")[0]
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> StudentSettings:
+        only = {"queries": ("sparse",), "expansion": ("multi-vector",), "lexical": ("dense",)}
+        only["dimension"] = ("dense", "multi-vector", "static")
+        for option, kinds in only.items():
+            if option in self.model_fields_set and getattr(self, option) is not None and self.kind not in kinds:
+                if option == "lexical":
+                    raise ValueError("a lexical half is for dense students, and all their stages have towers: lexical")
+                raise ValueError(f"{option} is for {' and '.join(kinds)} students; this one is {self.kind}")
+        if self.kind == "multi-vector" and self.dimension == "space":
+            raise ValueError("a multi-vector student's dimension is a number: that of a token's vector")
+        if self.kind in OWN_DOCUMENTS and self.documents == "space":
+            raise ValueError(f"a {self.kind} student has no vectors in a dense space; set documents: student")
+        return self
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> StudentSettings:
+        for stage in self.stages:
+            wanted = TOWERS[self.kind]
+            if stage.towers not in wanted:
+                raise ValueError(
+                    f"towers: {stage.towers} does not train {self.kind} students; set towers: {' or '.join(wanted)}"
+                )
+            if stage.regularisers and self.kind != "sparse":
+                raise ValueError(f"regularisers see term weights, and a {self.kind} student has none; leave them out")
+            if stage.towers == "head" and self.kind == "sparse" and self.queries != "inference-free":
+                raise ValueError("towers: head trains sparse students with queries: inference-free; or set towers: both")
+            if self.kind in OWN_DOCUMENTS and stage.aligns:
+                raise ValueError(f"a {self.kind} student has no embedding to align; take list objectives")
+        return self
 
     @model_validator(mode="after")
     def _documents_fit(self) -> StudentSettings:
@@ -98,9 +159,7 @@ class StudentSettings(Settings):
             raise ValueError(
                 "a stage with towers: lexical needs a lexical half; set the student's lexical to its width"
             )
-        if self.lexical is not None and (
-            self.model == "static" or set(moving) != {"lexical"} or len(moving) < len(self.stages)
-        ):
+        if self.lexical is not None and (set(moving) != {"lexical"} or len(moving) < len(self.stages)):
             raise ValueError("a lexical half is for dense students, and all their stages have towers: lexical")
         if self.documents == "student" and any(one.towers == "query" and one.needs_lists for one in self.stages):
             raise ValueError(
@@ -194,8 +253,8 @@ class Recipe(Settings):
     @field_validator("space")
     @classmethod
     def _is_dense(cls, space: str) -> str:
-        if parse_model_name_or_error(space).kind not in ("dense", "static"):
-            raise ValueError(f"the space is a 'dense:NAME', not {space!r}")
+        if parse_model_name_or_error(space).kind not in ("dense", "static", "vectors"):
+            raise ValueError(f"the space is a 'dense:NAME' or 'vectors:PATH', not {space!r}")
         return space
 
     @field_validator("teacher", "ensemble", mode="before")

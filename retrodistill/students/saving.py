@@ -6,23 +6,25 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from retrodistill.files import atomic_folder, check_replaceable
+from retrodistill.errors import unknown
+from retrodistill.files import atomic_folder, check_replaceable, read_json
 from retrodistill.manifest import Manifest
 from retrodistill.models.contract import STUDENT_MANIFEST
-from retrodistill.models.encoder import Encoder, load_encoder
-from retrodistill.models.loading import quiet_libraries
+from retrodistill.models.encoder import load_encoder
+from retrodistill.models.loading import load_cross_encoder, quiet_libraries
+from retrodistill.models.multi_vector import load_multi_vector_encoder
+from retrodistill.models.sparse import load_sparse_encoder
+from retrodistill.students.cross_encoder import CrossEncoderStudent
+from retrodistill.students.kinds import CLASSES, AnyStudent
 
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
 
-
-def save_student(model: SentenceTransformer, manifest: Manifest, folder: str | os.PathLike[str]) -> Encoder:
+def save_student(model: Any, manifest: Manifest, folder: str | os.PathLike[str]) -> AnyStudent:
     """Save a student, whole or not at all, and load it back as the encoder that users will load.
 
     Args:
-        model: The trained model.
+        model: The trained model, of any kind.
         manifest: What it was made from; ``about.query_space`` names the document space that its queries search.
         folder: An ordinary sentence-transformers folder appears here.
 
@@ -54,8 +56,32 @@ def is_disk_error(error: BaseException) -> bool:
     return isinstance(error, OSError) or any(word in str(error) for word in words)
 
 
-def load_student(folder: str | os.PathLike[str]) -> Encoder:
-    """Load a student's folder; static ones are told from dense ones by their first module."""
-    encoder = load_encoder(f"dense:{Path(folder)}")
-    encoder.name = f"{'static' if encoder.is_static else 'dense'}:{Path(folder)}"
+def load_student(folder: str | os.PathLike[str]) -> AnyStudent:
+    """Load a student's folder, of any kind; static ones are told from dense ones by their first module.
+
+    Raises:
+        UserError: No sentence-transformers folder, or of an unknown kind.
+    """
+    place = Path(folder)
+    kind = _kind(place)
+    if kind == "sparse":
+        return load_sparse_encoder(f"sparse:{place}")
+    if kind == "multi-vector":
+        return load_multi_vector_encoder(f"multi-vector:{place}")
+    if kind == "cross-encoder":
+        return CrossEncoderStudent(load_cross_encoder(str(place)), f"cross-encoder:{place}", _manifest(place))
+    encoder = load_encoder(f"dense:{place}")
+    encoder.name = f"{'static' if encoder.is_static else 'dense'}:{place}"
     return encoder
+
+
+def _kind(folder: Path) -> str:
+    path = folder / "config_sentence_transformers.json"
+    said = read_json(path).get("model_type", "SentenceTransformer") if path.exists() else "SentenceTransformer"
+    if said not in CLASSES:
+        raise unknown("class of student", said, CLASSES)
+    return CLASSES[said]
+
+
+def _manifest(folder: Path) -> Manifest | None:
+    return Manifest.read(folder, STUDENT_MANIFEST) if (folder / STUDENT_MANIFEST).exists() else None

@@ -9,9 +9,12 @@ import numpy as np
 from retrodistill.collections.texts import Texts
 from retrodistill.errors import UserError, unknown
 from retrodistill.files import atomic_file, cache_folder, digest
+from retrodistill.models.embeddings import embed
 from retrodistill.models.encoder import Encoder
 from retrodistill.models.loading import device
+from retrodistill.models.vector_files import VectorFile
 from retrodistill.progress import bar
+from retrodistill.students.fitted import fitted_rows
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -21,13 +24,14 @@ INITIALISATIONS = {
     "teacher": "each token encoded by the teacher on its own, times its inverse document frequency in the corpus",
     "teacher-flat": "each token encoded by the teacher on its own",
     "words": "the teacher's input word embeddings, times the inverse document frequency (only at the same width)",
+    "fitted": "rows whose mean comes closest to the documents' vectors, in closed form; no text is encoded for it",
     "random": "normal noise (a control)",
 }
 _TOKENS_AT_ONCE = 256
 
 
 def static_student(
-    teacher: Encoder, corpus: Texts, *, initialise: str = "teacher", seed: int = 0
+    teacher: Encoder, corpus: Texts, *, initialise: str = "teacher", seed: int = 0, tokenizer: Encoder | None = None
 ) -> SentenceTransformer:
     """Build a static encoder in the teacher's space: `StaticEmbedding` over the teacher's tokenizer, then `Normalize`.
 
@@ -40,6 +44,7 @@ def static_student(
         corpus: Texts that document frequencies are counted on.
         initialise: One of `INITIALISATIONS`.
         seed: For ``random``.
+        tokenizer: Whose tokenizer the table has, where the teacher is a file of vectors and has none.
 
     Returns:
         An ordinary SentenceTransformer of the teacher's width, cosine if the teacher is.
@@ -58,16 +63,24 @@ def static_student(
             f"model {teacher.name} is a token table itself; a static student starts from a transformer: name a "
             "'dense:NAME' as the space."
         )
-    tokenizer = fast_tokenizer(teacher)
+    if isinstance(teacher, VectorFile) and (tokenizer is None or initialise not in ("fitted", "random")):
+        raise UserError(
+            f"{teacher.name} has vectors and no model: a static student in its space needs another model's tokenizer "
+            "and initialise: fitted."
+        )
+    tokens = fast_tokenizer(teacher if tokenizer is None or not isinstance(teacher, VectorFile) else tokenizer)
     if initialise == "random":
-        rows = np.random.default_rng(seed).standard_normal((tokenizer.get_vocab_size(), teacher.dimension))
+        rows = np.random.default_rng(seed).standard_normal((tokens.get_vocab_size(), teacher.dimension))
     elif initialise == "words":
         rows = _word_embeddings(teacher)
+    elif initialise == "fitted":
+        vectors = embed(teacher, corpus.texts, "document")
+        rows = fitted_rows(tokens, corpus, vectors, inverse_document_frequencies(tokens, corpus), seed)
     else:
-        rows = _token_embeddings(teacher, tokenizer)
+        rows = _token_embeddings(teacher, tokens)
     if initialise in ("teacher", "words"):
-        rows = rows * inverse_document_frequencies(tokenizer, corpus)[:, None]
-    table = StaticEmbedding(tokenizer, embedding_weights=torch.from_numpy(rows.astype(np.float32)))
+        rows = rows * inverse_document_frequencies(tokens, corpus)[:, None]
+    table = StaticEmbedding(tokens, embedding_weights=torch.from_numpy(rows.astype(np.float32)))
     modules: list[torch.nn.Module] = [table] + ([Normalize()] if teacher.similarity == "cosine" else [])
     similarity: Any = teacher.similarity
     return SentenceTransformer(modules=modules, device=device(), similarity_fn_name=similarity)

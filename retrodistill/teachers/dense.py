@@ -10,6 +10,7 @@ from retrodistill.files import digest
 from retrodistill.models.contract import Role
 from retrodistill.models.embeddings import embed, seconds_to_embed
 from retrodistill.models.encoder import Encoder
+from retrodistill.models.vector_files import bound
 from retrodistill.models.vectors import pair_products
 from retrodistill.runs.run import Run
 from retrodistill.teachers.corpus_scores import CorpusScorer
@@ -34,11 +35,12 @@ class DenseTeacher:
     def score(self, collection: Collection, queries: Texts, candidates: Run) -> Run:
         """The candidates with inner products; each text is embedded once, ever."""
         rows, columns = pair_positions(collection, queries, candidates)
+        encoder = bound(self.encoder, collection)
         query_rows, query_texts = distinct(rows, queries)
         document_rows, document_texts = distinct(columns, collection.documents)
         scores = pair_products(
-            embed(self.encoder, query_texts, "query", self.root),
-            embed(self.encoder, document_texts, "document", self.root),
+            embed(encoder, query_texts, "query", self.root),
+            embed(encoder, document_texts, "document", self.root),
             query_rows,
             document_rows,
         )
@@ -46,8 +48,9 @@ class DenseTeacher:
 
     def corpus_scorer(self, collection: Collection, queries: Texts) -> CorpusScorer:
         """Inner products with the whole corpus, a block of queries at a time."""
-        documents = embed(self.encoder, collection.documents.texts, "document", self.root)
-        vectors = embed(self.encoder, queries.texts, "query", self.root)
+        encoder = bound(self.encoder, collection)
+        documents = embed(encoder, collection.documents.texts, "document", self.root)
+        vectors = embed(encoder, queries.texts, "query", self.root)
         return lambda rows: vectors[rows] @ documents.T
 
     def remaining(self, collection: Collection, queries: Texts, candidates: Run) -> Work:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from retrodistill import objectives as pure
 from retrodistill.distributed import processes
+from retrodistill.errors import UserError
 from retrodistill.models.multi_vector import MultiVectorModel
 from retrodistill.models.sparse import SparseTextEncoder
 from retrodistill.objectives.registry import NEED_MORE
@@ -23,7 +24,7 @@ from retrodistill.students.heads import activations_of, head_of, query_weights_o
 from retrodistill.training.groups import Groups
 from retrodistill.training.losses import in_batch_of
 from retrodistill.training.regularisers import Regulariser, regularised
-from retrodistill.training.states import States
+from retrodistill.students.states import States
 from retrodistill.training.terms import Term, TermsLoss, lists_only
 
 _REGULARISED = 32  # documents drawn for each step, whose weights of the batch's terms the regularisers see
@@ -39,6 +40,9 @@ class HeadLoss(TermsLoss):
         documents: Hidden states of the corpus.
         trained: Parameters that learn.
 
+    Attributes:
+        documents: Hidden states of the corpus.
+
     Raises:
         UserError: An embedding objective among the terms, one that lacks what it learns from, or no group that teaches
             anything.
@@ -53,7 +57,8 @@ class HeadLoss(TermsLoss):
         groups.check(terms)
         if any(term.reads_scores for term in terms):
             self._report(groups.usable())
-        self._groups, self._documents = groups, documents
+        self.documents = documents
+        self._groups = groups
         model.requires_grad_(False)
         self._trained = [parameter.requires_grad_(True) for parameter in trained]
         self._began: list[Tensor] | None = None
@@ -76,8 +81,7 @@ class HeadLoss(TermsLoss):
                 began = self.lists(self._began, queries, self._groups.documents[rows])
         if any(term.name == "in-batch" for term in self.terms):
             own = self._groups.own[rows]
-            matrix = self.lists(self._trained, queries, np.tile(np.maximum(own, 0), (len(rows), 1)))
-            in_batch = in_batch_of(matrix, own)
+            in_batch = in_batch_of(self.matrix(queries, np.maximum(own, 0)), own)
         parts = self.list_terms(scores, targets, mask, positives, start_scores=began, in_batch=in_batch)
         return parts | self.regularised(queries)
 
@@ -92,6 +96,15 @@ class HeadLoss(TermsLoss):
             parameters: As those that learn.
             queries: As `queries` gives.
             documents: (batch, n) corpus positions, -1 for padding, whose score is 0.
+        """
+        raise NotImplementedError
+
+    def matrix(self, queries: Any, documents: np.ndarray) -> Tensor:
+        """(queries, documents) scores of every query with every document, by the parameters that learn.
+
+        Args:
+            queries: As `queries` gives.
+            documents: (m,) corpus positions.
         """
         raise NotImplementedError
 
@@ -126,9 +139,10 @@ class TermHeadLoss(HeadLoss):
         seed: int = 0,
     ) -> None:
         head, weights = head_of(student), query_weights_of(student)
+        if student.similarity != "dot":
+            raise UserError("towers: head trains sparse students of the dot product; this one uses the cosine.")
         super().__init__(student.model, terms, groups, documents, [head.linear.weight, head.linear.bias, weights])
         self._logarithms = activations_of(student)
-        self._cosine = student.similarity == "cosine"
         self._regularisers = list(regularisers)
         self._seed = seed
 
@@ -150,6 +164,20 @@ class TermHeadLoss(HeadLoss):
             scores.append(full.index_put((torch.from_numpy(there).to(full.device),), alive @ weights[places]))
         return torch.stack(scores)
 
+    def matrix(self, queries: list[Tensor], documents: np.ndarray) -> Tensor:
+        """(queries, documents) scores."""
+        vectors, biases, weights = self._trained
+        used = torch.unique(torch.cat(queries))
+        asked = torch.stack([torch.isin(used, terms) for terms in queries]) * weights[used]
+        return asked @ self.weights(vectors[used], biases[used], documents).T
+
+    def alive(self, documents: np.ndarray) -> tuple[list[int], int]:
+        """How many terms each of some documents has, and how many there are."""
+        vectors, biases, _ = self._trained
+        with torch.no_grad():
+            counts = [int((self.weights(vectors, biases, documents[one : one + 1]) > 0).sum()) for one in range(len(documents))]
+        return counts, len(biases)
+
     def weights(self, vectors: Tensor, biases: Tensor, documents: np.ndarray) -> Tensor:
         """(documents, terms) weights of some terms in some documents.
 
@@ -158,7 +186,7 @@ class TermHeadLoss(HeadLoss):
             biases: (terms,) of the head.
             documents: (m,) corpus positions.
         """
-        states, lengths = self._documents.gather(documents, vectors.device)
+        states, lengths = self.documents.gather(documents, vectors.device)
         weights = torch.relu(segment_max(states @ vectors.T, lengths) + biases)
         for _ in range(self._logarithms):
             weights = torch.log1p(weights)
@@ -169,16 +197,13 @@ class TermHeadLoss(HeadLoss):
         if not self._regularisers:
             return {}
         vectors, biases, weights = self._trained
-        used = torch.unique(torch.cat(queries))
+        used = _of_all_processes(torch.unique(torch.cat(queries)), len(weights))
         generator = np.random.default_rng([self._seed, round(1e6 * (self.progress or 0.0))])
-        size = min(_REGULARISED, len(self._documents))
-        drawn = np.sort(generator.choice(len(self._documents), size, replace=False))
+        size = min(_REGULARISED, len(self.documents))
+        drawn = np.sort(generator.choice(len(self.documents), size, replace=False))
         alive = self.weights(vectors[used], biases[used], drawn)
-        present = torch.stack([torch.isin(used, terms) for terms in queries])
-        asked = present * weights[used]
-        return regularised(
-            self._regularisers, pure.whole_batch(asked) if processes() == 1 else asked, alive, self.progress
-        )
+        asked = torch.stack([torch.isin(used, terms) for terms in queries]) * weights[used]
+        return regularised(self._regularisers, pure.whole_batch(asked), alive, self.progress)
 
 
 class TokenHeadLoss(HeadLoss):
@@ -211,7 +236,7 @@ class TokenHeadLoss(HeadLoss):
     def lists(self, parameters: Sequence[Tensor], queries: tuple[Tensor, Tensor], documents: np.ndarray) -> Tensor:
         """(batch, n) mean MaxSim."""
         needed, places = np.unique(np.maximum(documents, 0), return_inverse=True)
-        states, lengths = self._documents.gather(needed, queries[0].device)
+        states, lengths = self.documents.gather(needed, queries[0].device)
         asking = self.project(parameters, queries[0]).split(queries[1].tolist())
         tokens = self.project(parameters, states).split(lengths.tolist())
         scores = []
@@ -221,6 +246,13 @@ class TokenHeadLoss(HeadLoss):
             best = segment_max(torch.cat(own) @ query.T, counts)
             scores.append(best.mean(dim=1) * torch.from_numpy(there).to(best.device))
         return torch.stack(scores)
+
+    def matrix(self, queries: tuple[Tensor, Tensor], documents: np.ndarray) -> Tensor:
+        """(queries, documents) mean MaxSim."""
+        states, lengths = self.documents.gather(documents, queries[0].device)
+        tokens = self.project(self._trained, states)
+        asking = self.project(self._trained, queries[0]).split(queries[1].tolist())
+        return torch.stack([segment_max(tokens @ query.T, lengths).mean(dim=1) for query in asking])
 
     def project(self, parameters: Sequence[Tensor], states: Tensor) -> Tensor:
         """(tokens, dimension) token vectors of hidden states."""
@@ -237,6 +269,15 @@ def segment_max(values: Tensor, lengths: Tensor) -> Tensor:
     """
     found: Tensor = torch.segment_reduce(values, "max", lengths=lengths, axis=0, initial=None, unsafe=False)
     return torch.where((lengths > 0)[:, None], found, torch.zeros_like(found))
+
+
+def _of_all_processes(terms: Tensor, vocabulary: int) -> Tensor:
+    """Terms that a text of any process has, so that FLOPS does not depend on how many there are."""
+    if processes() == 1:
+        return terms
+    flags = torch.zeros(vocabulary, dtype=torch.int32, device=terms.device).index_fill(0, terms, 1)
+    torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
+    return flags.nonzero()[:, 0]
 
 
 def _mean_over_processes(gradient: Tensor) -> Tensor:

@@ -136,7 +136,7 @@ class StoredTargetsLoss(TermsLoss):
         if self._lists is None or self._documents is None or not _asked(self.terms, "in-batch"):
             return None
         own = self._lists.positives[rows]
-        return _in_batch(queries @ _tensor(self._documents[np.maximum(own, 0)], queries).T, own)
+        return in_batch_of(queries @ _tensor(self._documents[np.maximum(own, 0)], queries).T, own)
 
 
 class GroupsLoss(TermsLoss):
@@ -156,7 +156,7 @@ class GroupsLoss(TermsLoss):
             student without term weights, or no group that teaches anything.
     """
 
-    def __init__(  # noqa: PLR0913 - what groups are made of
+    def __init__(
         self,
         model: Any,
         terms: Sequence[Term],
@@ -220,7 +220,7 @@ class GroupsLoss(TermsLoss):
         start = None if start_embeddings is None else self.scorer.lists(start_embeddings)
         in_batch = None
         if self._own is not None and _asked(self.terms, "in-batch"):
-            in_batch = _in_batch(self.scorer.across(embeddings, positives.clamp(min=0)), self._own[rows])
+            in_batch = in_batch_of(self.scorer.across(embeddings, positives.clamp(min=0)), self._own[rows])
         parts = self.list_terms(scores, targets, mask, positives, start_scores=start, in_batch=in_batch)
         if self._regularisers:
             queries, *sides = (side.float() for side in embeddings)
@@ -234,7 +234,7 @@ def _asked(terms: Sequence[Term], name: str) -> bool:
     return any(term.name == name for term in terms)
 
 
-def _in_batch(scores: Tensor, own: np.ndarray) -> InBatch:
+def in_batch_of(scores: Tensor, own: np.ndarray) -> InBatch:
     """(batch, batch) scores with who shares a document; `own` (batch,) are corpus positions, -1 for none."""
     positions = torch.from_numpy(np.asarray(own, dtype=np.int64)).to(scores.device)
     return InBatch(scores, positions[:, None] == positions[None, :], positions >= 0)

@@ -60,13 +60,19 @@ class Material:
     def texts(self, stage: StageSettings) -> TrainingTexts:
         """The stage's texts; a recorded teacher knows real queries only."""
         queries = self.queries if stage.texts.queries else self.queries.select([])
-        titles, sentences = stage.texts.titles, stage.texts.sentences
+        titles, sentences, documents = stage.texts.titles, stage.texts.sentences, stage.texts.documents
         if isinstance(self.teacher, RecordedTeacher) and not stage.aligns:
             known = set(self.teacher.run.query_ids)
             queries = queries.select([query for query in queries.ids if query in known])
-            titles, sentences = False, 0
+            titles, sentences, documents = False, 0, False
         return training_texts(
-            self.collection, queries, titles=titles, sentences=sentences, seed=self.seed, barred=self.barred
+            self.collection,
+            queries,
+            titles=titles,
+            sentences=sentences,
+            documents=documents,
+            seed=self.seed,
+            barred=self.barred,
         )
 
     def lists(self, stage: StageSettings, texts: TrainingTexts) -> tuple[Lists, float]:

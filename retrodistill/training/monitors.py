@@ -12,6 +12,7 @@ from retrodistill.models.encoder import Encoder
 from retrodistill.progress import say
 
 _COLLAPSED = 0.98
+Monitored = Callable[[], dict[str, float]]
 
 
 def mean_cosine(vectors: np.ndarray) -> float:
@@ -63,3 +64,25 @@ class HeldOutMonitor:
             best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
             measures["agreement"] = float(np.mean(rank_agreement(best, self.teacher_rows[:, :k])))
         return measures
+
+
+@dataclass
+class RankMonitor:
+    """Agreement with the teacher on held-out queries, whatever gives the scores; and what else is to be watched.
+
+    Attributes:
+        scores: Gives (queries, n) student scores, -inf where there is no document.
+        teacher_rows: (queries, k) places that the teacher ranks highest, best first, -1 where fewer.
+        also: Gives more measures.
+    """
+
+    scores: Callable[[], np.ndarray]
+    teacher_rows: np.ndarray
+    also: Callable[[], dict[str, float]] | None = None
+
+    def __call__(self) -> dict[str, float]:
+        """``agreement`` (nDCG@k of the student's ranking, the teacher's top k as graded truth), and the others."""
+        k = self.teacher_rows.shape[1]
+        best = np.argsort(-self.scores(), axis=1, kind="stable")[:, :k]
+        measures = {"agreement": float(np.mean(rank_agreement(best, self.teacher_rows[:, : best.shape[1]])))}
+        return measures | (self.also() if self.also is not None else {})

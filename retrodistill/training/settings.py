@@ -21,12 +21,14 @@ class TextSettings(Settings):
         repeat_queries: Take them so many times in an epoch, where pseudo-queries would drown them.
         titles: Every document's title.
         sentences: So many sentences of each document.
+        documents: Every document's whole text: all that has a vector where the space is a file of vectors.
     """
 
     queries: bool = True
     repeat_queries: int = Field(default=1, ge=1)
     titles: bool = True
     sentences: int = Field(default=3, ge=0)
+    documents: bool = False
 
 
 class CandidateSettings(Settings):

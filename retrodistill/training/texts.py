@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from retrodistill.collections.collection import Collection, leak_warning, leaks_between
-from retrodistill.collections.sentences import sample_sentences, source_document, title_texts
+from retrodistill.collections.sentences import document_texts, sample_sentences, source_document, title_texts
 from retrodistill.collections.texts import Texts
 from retrodistill.errors import UserError
 
@@ -49,6 +49,7 @@ def training_texts(
     *,
     titles: bool = True,
     sentences: int = 3,
+    documents: bool = False,
     seed: int = 0,
     barred: Texts | None = None,
 ) -> TrainingTexts:
@@ -59,6 +60,7 @@ def training_texts(
         queries: Real queries, possibly none.
         titles: Take every document's title.
         sentences: So many sentences of each document, drawn without replacement.
+        documents: Take every document's whole text.
         seed: Of the drawing.
         barred: Test queries: a title or sentence with the text of one, punctuation and case aside, is left out.
 
@@ -70,10 +72,12 @@ def training_texts(
         texts = texts + _without(title_texts(collection), barred)
     if sentences:
         texts = texts + _without(sample_sentences(collection, sentences, seed), barred)
+    if documents:
+        texts = texts + _without(document_texts(collection), barred)
     if not len(texts):
         raise UserError(
             f"collection {collection.name}: no query and no text of documents to train on; give a split with queries, "
-            "or set texts.titles or texts.sentences."
+            "or set texts.titles, texts.sentences or texts.documents."
         )
     sources = [source_document(text_id) for text_id in texts.ids[len(queries) :]]
     positions = collection.documents.positions([source or "" for source in sources])

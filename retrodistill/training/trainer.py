@@ -16,15 +16,16 @@ from retrodistill.errors import UserError
 from retrodistill.files import make_folder
 from retrodistill.models.loading import quiet_libraries
 from retrodistill.progress import bar
+from retrodistill.students.kinds import kind_of
 from retrodistill.students.saving import is_disk_error
 from retrodistill.training.objective_state import objective_keeper
 from retrodistill.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     import datasets
-    from sentence_transformers import SentenceTransformer
     from torch import nn
 
+_QUERY_COLUMNS = ("query", "text")  # a Router sends the others through the documents' route
 _CHECKPOINTS = 5  # over a run
 _LOOKS = 10  # of the monitors over a run
 
@@ -38,19 +39,21 @@ class History:
         seconds: Wall-clock seconds, of this process since its last start.
         losses: ``{"step": .., "loss": .., term: ..}`` at intervals.
         monitors: ``{"step": .., measure: ..}`` at intervals.
+        notes: What a reader of the results should know.
     """
 
     steps: int = 0
     seconds: float = 0.0
     losses: list[dict[str, float]] = field(default_factory=list)
     monitors: list[dict[str, float]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 Monitor = Callable[[], dict[str, float]]
 
 
 def train(  # noqa: PLR0913 - what a training run is made of
-    model: SentenceTransformer,
+    model: Any,
     loss: nn.Module,
     dataset: datasets.Dataset,
     settings: TrainingSettings,
@@ -64,7 +67,7 @@ def train(  # noqa: PLR0913 - what a training run is made of
     """Train a model in place; taken up at its last whole checkpoint if it was killed.
 
     Args:
-        model: The student.
+        model: The student, of any kind.
         loss: A sentence-transformers loss.
         dataset: Text columns in the loss' order and an integer ``label``.
         settings: How long and how fast.
@@ -78,15 +81,11 @@ def train(  # noqa: PLR0913 - what a training run is made of
         UserError: Checkpoints cannot be written: a full disk.
     """
     from safetensors import SafetensorError
-    from sentence_transformers import SentenceTransformerTrainer
     from transformers import PrinterCallback, ProgressCallback
 
-    class Trainer(SentenceTransformerTrainer):
-        def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
-            """None: no card is written with the student, and examples for it take time and a bar of their own."""
-
     make_folder(folder)
-    arguments = _arguments(model, settings, folder, len(dataset), prompts or {}, seed)
+    Trainer, Arguments = _trainer_of(model)  # noqa: N806 - classes
+    arguments = Arguments(**_arguments(model, settings, folder, dataset, prompts or {}, seed))
     history = History()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     trainer = Trainer(model=model, args=arguments, train_dataset=dataset, loss=loss)
@@ -115,14 +114,39 @@ def remove_checkpoints(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _arguments(
-    model: SentenceTransformer, settings: TrainingSettings, folder: Path, rows: int, prompts: dict[str, str], seed: int
-) -> Any:
-    from sentence_transformers import SentenceTransformerTrainingArguments
+def _trainer_of(model: Any) -> tuple[type[Any], type[Any]]:
+    """The trainer of a kind of student, and its arguments."""
+    import sentence_transformers
 
+    name = {
+        "dense": "SentenceTransformerTrain",
+        "sparse": "SparseEncoderTrain",
+        "multi-vector": "MultiVectorEncoderTrain",
+        "cross-encoder": "CrossEncoderTrain",
+    }[kind_of(model)]
+    base: type[Any] = getattr(sentence_transformers, f"{name}er")
+
+    class Trainer(base):
+        def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+            """None: no card is written with the student, and examples for it take time and a bar of their own."""
+
+    return Trainer, getattr(sentence_transformers, f"{name}ingArguments")
+
+
+def _arguments(
+    model: Any,
+    settings: TrainingSettings,
+    folder: Path,
+    dataset: datasets.Dataset,
+    prompts: dict[str, str],
+    seed: int,
+) -> dict[str, Any]:
+    rows = len(dataset)
     steps = math.ceil(math.ceil(rows / (settings.batch_size * processes())) * settings.epochs)
     steps = min(steps, settings.max_steps) if settings.max_steps else steps
-    return SentenceTransformerTrainingArguments(
+    routed = any(hasattr(module, "sub_modules") for module in model)
+    roles = {name: "query" if name in _QUERY_COLUMNS else "document" for name in dataset.column_names if name != "label"}
+    found = dict(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=settings.batch_size,
@@ -142,8 +166,10 @@ def _arguments(
         disable_tqdm=True,
         use_cpu=str(model.device) == "cpu",
         dataloader_pin_memory=str(model.device).startswith("cuda"),
-        prompts=prompts or None,
     )
+    if kind_of(model) == "cross-encoder":  # it puts its own prompt in front of a pair
+        return found
+    return {**found, "prompts": prompts or None, "router_mapping": roles if routed else None}
 
 
 def _last_whole_checkpoint(folder: Path) -> str | None:

@@ -26,6 +26,12 @@ def tokens(tmp_path_factory, tiny_model):
     return f"multi-vector:{folder / 'model'}"
 
 
+@pytest.fixture(scope="module")
+def models(tiny_model, sparse, tokens):
+    """A model of each kind, by its kind of index."""
+    return {"faiss": f"dense:{tiny_model}", "inverted": sparse, "multi-vector": tokens}
+
+
 @pytest.fixture
 def build(call, tiny_folder, tmp_path):
     """Build an index at tmp_path/index."""
@@ -42,16 +48,15 @@ class TestKinds:
     @pytest.mark.parametrize(
         ("kind", "options", "made"),
         [
-            ("dense", ["--factory", "SQ8"], AsymmetricIndex),
-            ("sparse", ["--bits", "16"], InvertedIndex),
-            ("tokens", ["--codec", "sq8"], MultiVectorIndex),
+            ("faiss", ["--factory", "SQ8"], AsymmetricIndex),
+            ("inverted", ["--bits", "16"], InvertedIndex),
+            ("multi-vector", ["--codec", "sq8"], MultiVectorIndex),
         ],
     )
     def test_the_encoder_decides_and_each_is_searched_and_measured_alike(
-        self, build, call, tiny_folder, tiny_model, sparse, tokens, kind, options, made
+        self, build, call, tiny_folder, models, kind, options, made
     ):
-        model = {"dense": f"dense:{tiny_model}", "sparse": sparse, "tokens": tokens}[kind]
-        place, (status, _, _) = build(model, *options)
+        place, (status, _, _) = build(models[kind], *options)
         assert status == 0
         assert isinstance(load_index(place), made)
         status, out, _ = call("search", place, "star planet", "--k", 3, "--collection", tiny_folder)
@@ -94,9 +99,9 @@ class TestChecking:
 
 
 class TestExporting:
-    @pytest.mark.parametrize("kind", ["dense", "sparse", "tokens"])
-    def test_to_qdrant_and_back(self, build, call, tiny_folder, tiny_model, sparse, tokens, tmp_path, kind):
-        place, _ = build({"dense": f"dense:{tiny_model}", "sparse": sparse, "tokens": tokens}[kind])
+    @pytest.mark.parametrize("kind", ["faiss", "inverted", "multi-vector"])
+    def test_to_qdrant_and_back(self, build, call, tiny_folder, models, tmp_path, kind):
+        place, _ = build(models[kind])
         options = ["--to", "qdrant", "--collection", tiny_folder, "--out", tmp_path / "qdrant", "--name", "tiny"]
         status, out, _ = call("export", place, *options)
         assert status == 0

@@ -33,7 +33,9 @@ class TestQueryStudent:
         student = query_student(load_encoder(f"dense:{tiny_model}"), turn)
         student.save_pretrained(str(tmp_path / "student"), create_model_card=False)
         again = load_encoder(f"dense:{tmp_path / 'student'}")
-        np.testing.assert_allclose(again.encode(ASKED, "query"), load_encoder(student).encode(ASKED, "query"), atol=1e-6)
+        np.testing.assert_allclose(
+            again.encode(ASKED, "query"), load_encoder(student).encode(ASKED, "query"), atol=1e-6
+        )
 
     def test_refuses_a_map_of_another_width(self, tiny_model):
         with pytest.raises(UserError, match=r"shape \(8, 8\) for vectors of 32 dimensions"):
@@ -45,9 +47,7 @@ class TestLearnedMap:
         vectors = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
         settings = QuantiserSettings(steps=10, evaluations=2, start_iterations=1, batch_size=8)
         plain = learn_quantiser(vectors, vectors[:30], "OPQ2,PQ2x4", settings)
-        mapped = learn_quantiser(
-            vectors, vectors[:30], "OPQ2,PQ2x4", settings.model_copy(update={"query_map": True})
-        )
+        mapped = learn_quantiser(vectors, vectors[:30], "OPQ2,PQ2x4", settings.model_copy(update={"query_map": True}))
         assert plain.query_map is None
         assert mapped.query_map is None or mapped.query_map.shape == (8, 8)
         assert mapped.improved == (mapped.query_map is not None)

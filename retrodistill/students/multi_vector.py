@@ -1,0 +1,108 @@
+"""Multi-vector students: a vector per token, of any transformer (ColBERT, arXiv 2004.12832)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from retrodistill.errors import UserError
+from retrodistill.models.layers import keep_first_layers
+from retrodistill.models.loading import load_multi_vector
+from retrodistill.models.multi_vector import MultiVectorModel, principal_directions, token_encoder
+
+if TYPE_CHECKING:
+    from sentence_transformers import MultiVectorEncoder
+
+_FITTED_ON = 256  # documents that a projection's directions are fitted on
+
+
+def multi_vector_student(
+    source: str,
+    corpus: Sequence[str],
+    *,
+    dimension: int | None = None,
+    layers: int | None = None,
+    max_length: int | None = None,
+    expansion: int | None = None,
+) -> MultiVectorEncoder:
+    """A multi-vector encoder to start from.
+
+    A multi-vector encoder starts as it is. A bi-encoder's transformer gets a projection, which begins with the
+    directions that keep inner products of its tokens best, and unit length for each token.
+
+    Args:
+        source: Folder or hub name of a multi-vector encoder or a bi-encoder.
+        corpus: Documents that the projection is fitted on.
+        dimension: Width of a token vector; the transformer's by default.
+        layers: Keep the first so many transformer layers.
+        max_length: Tokens of a document; the model's own by default.
+        expansion: Fill queries up to so many tokens with the mask token, whose vectors count (query augmentation).
+
+    Raises:
+        UserError: Not to be found, no transformer, a width or a number of layers that it does not have, or no token
+            to expand with.
+    """
+    try:
+        model = load_multi_vector(source)
+    except UserError:
+        model = _from_bi_encoder(source, corpus, dimension, layers, max_length)
+    else:
+        if dimension is not None and dimension != model.get_embedding_dimension():
+            raise UserError(
+                f"dimension={dimension}: model {source} has token vectors of {model.get_embedding_dimension()} "
+                "dimensions; leave dimension out, or start from a bi-encoder."
+            )
+        if layers is not None:
+            keep_first_layers(model, layers)
+        if max_length is not None:
+            model[0].document_length = max_length  # type: ignore[assignment]
+    if expansion is not None:
+        try:
+            model[0].query_expansion = {"strategy": "min", "attend": False, "length": expansion}  # type: ignore[assignment]
+        except ValueError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"expansion={expansion}: model {source} cannot expand queries ({reason[:160]})") from error
+    return model
+
+
+def _from_bi_encoder(
+    source: str, corpus: Sequence[str], dimension: int | None, layers: int | None, max_length: int | None
+) -> MultiVectorEncoder:
+    if layers is None and dimension is None:
+        return token_encoder(source, document_length=max_length)
+    plain = token_encoder(source, document_length=max_length)
+    if layers is not None:
+        keep_first_layers(plain, layers)  # type: ignore[arg-type]
+    width = int(plain.get_embedding_dimension() or 0)
+    if dimension is None or dimension == width:
+        return plain
+    if not 1 <= dimension <= width:
+        raise UserError(f"dimension={dimension}: tokens by {source} have {width}; choose from 1 to {width}.")
+    rows = np.unique(np.linspace(0, len(corpus) - 1, min(_FITTED_ON, len(corpus)), dtype=int))
+    tokens = MultiVectorModel(plain, f"multi-vector:{source}").encode([corpus[row] for row in rows], "document")
+    return _projected(plain, principal_directions(tokens.vectors)[:dimension])
+
+
+def _projected(plain: MultiVectorEncoder, directions: np.ndarray) -> MultiVectorEncoder:
+    """The model with a linear map without bias behind its transformer."""
+    import torch
+    from sentence_transformers import MultiVectorEncoder
+    from sentence_transformers.base.modules import Dense
+
+    transformer, *rest = list(plain)
+    projection: Any = Dense(
+        directions.shape[1],
+        directions.shape[0],
+        bias=False,
+        activation_function=None,
+        module_input_name="token_embeddings",
+    )
+    projection.linear.weight.data.copy_(torch.from_numpy(np.ascontiguousarray(directions)))
+    return MultiVectorEncoder(
+        modules=[transformer, projection.to(plain.device), *rest],
+        device=str(plain.device),
+        prompts={name: prompt for name, prompt in (plain.prompts or {}).items() if prompt},
+        similarity_fn_name="maxsim",
+    )

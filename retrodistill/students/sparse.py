@@ -1,0 +1,236 @@
+"""Sparse students: SPLADE heads on any transformer, and queries that need no model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from retrodistill.collections.texts import Texts
+from retrodistill.errors import UserError
+from retrodistill.models.encoder import Encoder
+from retrodistill.models.layers import keep_first_layers
+from retrodistill.models.loading import device, load_bi_encoder, load_sparse
+from retrodistill.models.sparse import SparseTextEncoder
+from retrodistill.students.states import stored_states
+from retrodistill.students.static import fast_tokenizer, inverse_document_frequencies
+
+if TYPE_CHECKING:
+    from sentence_transformers import SparseEncoder
+
+Queries = Literal["model", "inference-free"]
+_AT_MOST = 20000  # documents whose hidden states a head starts from
+_BLOCK = 256
+_OWN = float(np.e - 1)  # logit of a text's own token at the start: log(1 + logit) is 1
+_RIDGE = 1e-3  # of the mean variance, on the covariance within terms
+_NEVER = -1.0  # bias of terms that no text may have
+_MEASURED = 128  # texts that sparsity is measured on
+
+
+def sparse_student(
+    source: str,
+    corpus: Texts,
+    *,
+    queries: Queries = "model",
+    layers: int | None = None,
+    max_length: int | None = None,
+) -> SparseEncoder:
+    """A sparse encoder to start from: log(1 + relu(logit)), maximum over tokens (SPLADE, arXiv 2109.10086).
+
+    A sparse encoder or masked language model starts as it is. A bi-encoder's transformer, which has no weights for a
+    vocabulary, gets a linear head that finds each token in its hidden state, see `lexical_start`: it begins as a
+    lexical model, each text weighing its own tokens, instead of as noise over the whole vocabulary.
+
+    Args:
+        source: Folder or hub name of a sparse encoder, a masked language model or a bi-encoder.
+        corpus: Documents that heads and query weights start from.
+        queries: ``model``: queries are encoded as documents are. ``inference-free``: each token of a query has one
+            weight, at first its inverse document frequency (arXiv 2411.04403), and no model runs.
+        layers: Keep the first so many transformer layers.
+        max_length: Tokens of a text; the model's own by default.
+
+    Returns:
+        A SparseEncoder of stock modules: it saves and loads without this package.
+
+    Raises:
+        UserError: Not to be found, no transformer with a fast tokenizer, fewer layers, or longer texts than it reads.
+    """
+    from sentence_transformers import SparseEncoder
+    from sentence_transformers.base.modules import Router
+    from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
+
+    base = _start(source, corpus, layers, max_length)
+    routed = any(hasattr(module, "sub_modules") for module in base)
+    if queries == "model" or routed:
+        if queries == "model" and SparseTextEncoder(base, f"sparse:{source}").is_inference_free:
+            raise UserError(f"model {source} has inference-free queries; set the student's queries to that.")
+        return base
+    transformer: Any = base[0]
+    tokenizer = transformer.tokenizer
+    weights = _inverse_frequencies(tokenizer, corpus, f"sparse:{source}")
+    table = SparseStaticEmbedding(tokenizer, weight=_tensor(weights))
+    router = Router({"query": [table], "document": list(base)}, default_route=None, allow_empty_key=False)
+    return SparseEncoder(
+        modules=[router], device=device(), prompts=_prompts(base), similarity_fn_name=base.similarity_fn_name
+    )
+
+
+def _start(source: str, corpus: Texts, layers: int | None, max_length: int | None) -> SparseEncoder:
+    from sentence_transformers import SparseEncoder
+    from sentence_transformers.base.modules import Dense, Transformer
+    from sentence_transformers.sparse_encoder.modules import SpladePooling
+
+    try:
+        base = load_sparse(source)
+    except UserError:
+        bi_encoder = load_bi_encoder(source)  # says what is wrong where it is neither
+    else:
+        return _cut(base, source, layers, max_length)
+    transformer = bi_encoder[0]
+    if not isinstance(transformer, Transformer):
+        raise UserError(
+            f"model {source} is {type(transformer).__name__} and has no contextual tokens; a sparse student starts "
+            "from a transformer."
+        )
+    fast_tokenizer(Encoder(bi_encoder, f"dense:{source}"))
+    _cut(bi_encoder, source, layers, max_length)
+    width, size = int(transformer.get_embedding_dimension()), len(transformer.tokenizer)
+    head = Dense(width, size, activation_function=None, module_input_name="token_embeddings").to(bi_encoder.device)
+    model = SparseEncoder(
+        modules=[transformer, head, SpladePooling("max", embedding_dimension=size)],
+        device=str(bi_encoder.device),
+        prompts=_prompts(bi_encoder),
+        similarity_fn_name="dot",
+    )
+    vectors, biases = lexical_start(SparseTextEncoder(model, f"sparse:{source}"), corpus)
+    head.linear.weight.data.copy_(_tensor(vectors))
+    head.linear.bias.data.copy_(_tensor(biases))
+    return model
+
+
+def lexical_start(student: SparseTextEncoder, corpus: Texts) -> tuple[np.ndarray, np.ndarray]:
+    """A term head that finds each token in its hidden state: linear discriminants, tied to the token embeddings.
+
+    With m_v the mean hidden state of token v and S the covariance of states within tokens, Fisher's discriminant is
+    ``d_v = S^-1 m_v``, ``b_v = -1/2 <d_v, m_v>``: 0 half-way to the mean. Each is scaled so that m_v itself has the
+    logit e - 1, which becomes weight 1. Tokens that the documents do not hold take their mean from their input
+    embedding, by the linear map that fits those of the others best: so the head is tied to the token embeddings, through
+    the transformer. Special tokens never get weight.
+
+    Args:
+        student: Its transformer is used, its head is not.
+        corpus: Documents; at most 20,000 of them, evenly spread.
+
+    Returns:
+        (vocabulary, d) float32 vectors and (vocabulary,) float32 biases.
+    """
+    transformer: Any = student.modules("document")[0]
+    tokenizer = transformer.tokenizer
+    rows = np.unique(np.linspace(0, len(corpus) - 1, min(_AT_MOST, len(corpus)), dtype=int))
+    every = corpus.texts
+    texts = [every[row] for row in rows]
+    states = stored_states(student, texts, "document")
+    counts = np.zeros(len(tokenizer), dtype=np.int64)
+    means = np.zeros((len(tokenizer), states.width))
+    moments = np.zeros((states.width, states.width))
+    for start in range(0, len(texts), _BLOCK):
+        stop = min(start + _BLOCK, len(texts))
+        ids = _ids(student, texts[start:stop])
+        held = states.gather(np.arange(start, stop))[0].numpy()
+        moments += held.T @ held
+        order = np.argsort(ids, kind="stable")
+        present, first = np.unique(ids[order], return_index=True)
+        means[present] += np.add.reduceat(held[order], first, axis=0)
+        counts += np.bincount(ids, minlength=len(counts))
+    seen = counts > 0
+    means[seen] /= counts[seen, None]
+    within = (moments - (means[seen] * counts[seen, None]).T @ means[seen]) / counts.sum()
+    within += np.eye(len(within)) * max(_RIDGE * np.trace(within) / len(within), 1e-9)
+    means[~seen] = _from_embeddings(transformer, means, counts)[~seen]
+    vectors = np.linalg.solve(within, means.T).T
+    strengths = (vectors * means).sum(axis=1) / 2
+    floor = np.quantile(strengths[seen], 0.02)  # words whose states tell little would be scaled up to noise
+    scales = _OWN / np.maximum(strengths, max(floor, 1e-9))
+    vectors, biases = vectors * scales[:, None], -strengths * scales
+    never = tokenizer.all_special_ids
+    vectors[never], biases[never] = 0.0, _NEVER
+    return vectors.astype(np.float32), biases.astype(np.float32)
+
+
+def sparsity(student: SparseTextEncoder, documents: Texts, queries: Texts) -> dict[str, float]:
+    """Terms per text and FLOPS, on at most 128 texts of each side.
+
+    Returns:
+        ``terms`` and ``query_terms``: mean numbers of terms; ``flops``: expected products of a query with a document,
+        ``sum_j p_j(query) p_j(document)`` with p_j the share of texts that have term j (arXiv 2004.05665).
+    """
+    found = [student.encode(_spread(texts), role) for texts, role in ((queries, "query"), (documents, "document"))]  # type: ignore[arg-type]
+    asked, held = ((vectors != 0).mean(axis=0) for vectors in found)
+    terms = [float(np.diff(vectors.indptr).mean()) for vectors in found]
+    return {"terms": terms[1], "query_terms": terms[0], "flops": float(np.asarray(asked).ravel() @ np.asarray(held).ravel())}
+
+
+def _spread(texts: Texts) -> list[str]:
+    rows = np.unique(np.linspace(0, len(texts) - 1, min(_MEASURED, len(texts)), dtype=int))
+    every = texts.texts
+    return [every[row] for row in rows]
+
+
+def _from_embeddings(transformer: Any, means: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """(vocabulary, d) mean hidden states as a linear map of the input embeddings gives them (ridge regression)."""
+    embeddings = transformer.auto_model.get_input_embeddings().weight.detach().float().cpu().numpy()
+    inputs = np.zeros((len(counts), embeddings.shape[1] + 1))
+    rows = min(len(counts), len(embeddings))
+    inputs[:rows, :-1], inputs[:, -1] = embeddings[:rows], 1.0
+    weighed = inputs * np.sqrt(np.minimum(counts, 100))[:, None]  # frequent words would decide alone otherwise
+    gram = weighed.T @ weighed
+    gram += np.eye(len(gram)) * max(1e-3 * np.trace(gram) / len(gram), 1e-9)
+    fitted = np.linalg.solve(gram, weighed.T @ (means * np.sqrt(np.minimum(counts, 100))[:, None]))
+    return inputs @ fitted
+
+
+def _ids(student: SparseTextEncoder, texts: list[str]) -> np.ndarray:
+    """Token numbers as the document route reads the texts, one text after the other."""
+    prompt = student.prompt("document") or None
+    features = student.model.preprocess(texts, prompt=prompt, task="document")
+    ids: np.ndarray = features["input_ids"][features["attention_mask"].bool()].numpy()
+    return ids
+
+
+def _inverse_frequencies(tokenizer: Any, corpus: Texts, name: str) -> np.ndarray:
+    """(vocabulary,) inverse document frequencies in 0..1; 0 for special tokens."""
+    from tokenizers import Tokenizer
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise UserError(f"model {name} has no fast tokenizer, which inference-free queries need; choose another.")
+    own = Tokenizer.from_str(backend.to_str())
+    own.no_truncation()
+    own.no_padding()
+    weights = inverse_document_frequencies(own, corpus)
+    weights = np.pad(weights, (0, max(0, len(tokenizer) - len(weights))), constant_values=1.0)
+    weights[tokenizer.all_special_ids] = 0.0
+    return weights.astype(np.float32)
+
+
+def _cut(model: Any, source: str, layers: int | None, max_length: int | None) -> Any:
+    if layers is not None:
+        keep_first_layers(model, layers)
+    if max_length is not None:
+        first: Any = model[0]
+        longest = getattr(getattr(first, "auto_model", None), "config", None)
+        longest = getattr(longest, "max_position_embeddings", None)
+        if longest is None or max_length > longest:
+            raise UserError(f"max_length={max_length}: model {source} reads 1 to {longest or 'its own number of'} tokens.")
+        first.max_seq_length = max_length
+    return model
+
+
+def _prompts(model: Any) -> dict[str, str]:
+    return {name: prompt for name, prompt in (model.prompts or {}).items() if prompt}
+
+
+def _tensor(array: np.ndarray) -> Any:
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(array))

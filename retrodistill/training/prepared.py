@@ -1,0 +1,98 @@
+"""What a stage needs before it trains: texts, lists, settled terms, and queries that are held out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from retrodistill.errors import UserError
+from retrodistill.models.vectors import exact_search
+from retrodistill.training.lists import Lists
+from retrodistill.training.material import Material
+from retrodistill.training.settings import StageSettings
+from retrodistill.training.terms import Term
+from retrodistill.training.texts import TrainingTexts
+
+_HELD_OUT = 64
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A stage's texts with all that is stored about them."""
+
+    texts: TrainingTexts
+    lists: Lists | None
+    terms: list[Term]
+    held_out: np.ndarray
+
+
+def prepare(stage: StageSettings, material: Material) -> Prepared:
+    """Gather texts, score lists, settle temperatures and hold some queries out."""
+    texts = material.texts(stage)
+    lists, spread = material.lists(stage, texts) if stage.needs_lists else (None, 1.0)
+    terms = [
+        Term(one.name, one.weight, one.student_temperature, one.teacher_temperature or spread / one.sharpness)
+        for one in stage.objectives
+    ]
+    return Prepared(texts, lists, terms, _held_out(texts, lists, material.seed))
+
+
+def _held_out(texts: TrainingTexts, lists: Lists | None, seed: int) -> np.ndarray:
+    """Rows kept for the monitor: real queries where there are any, at most one in ten and at most 64."""
+    known = np.ones(len(texts), dtype=bool) if lists is None else list_sizes(lists) >= 2
+    real = np.flatnonzero(known & (texts.sources < 0))
+    pool = real if len(real) >= 10 else np.flatnonzero(known)
+    count = min(_HELD_OUT, len(pool) // 10)
+    return np.sort(np.random.default_rng(seed).choice(pool, count, replace=False))
+
+
+def list_sizes(lists: Lists) -> np.ndarray:
+    """(texts,) int64 candidates that count."""
+    if lists.documents is None:
+        return lists.scores.shape[1] - (lists.hidden >= 0).astype(np.int64)
+    return ((lists.documents >= 0) & (lists.documents != lists.hidden[:, None])).sum(axis=1)
+
+
+def training_rows(prepared: Prepared, stage: StageSettings) -> np.ndarray:
+    """Rows to train on: not held out, with a usable list, real queries repeated as asked."""
+    usable = np.ones(len(prepared.texts), dtype=bool)
+    usable[prepared.held_out] = False
+    lists = prepared.lists
+    if lists is not None and not stage.aligns:
+        usable &= list_sizes(lists) >= 2
+    if stage.is_contrastive:
+        usable &= prepared.texts.sources >= 0
+    rows = np.flatnonzero(usable)
+    if not len(rows):
+        raise UserError("no training text is left that the objective can learn from; mine deeper or add texts.")
+    real = rows[prepared.texts.sources[rows] < 0]
+    return np.concatenate([rows, *[real] * (stage.texts.repeat_queries - 1)])
+
+
+def teacher_rows(
+    prepared: Prepared, k: int, teacher_vectors: np.ndarray | None = None, documents: np.ndarray | None = None
+) -> np.ndarray:
+    """(held out, k) corpus positions that the teacher ranks highest; -1 where it has fewer.
+
+    Args:
+        prepared: Of the stage.
+        k: How many.
+        teacher_vectors: (texts, d) teacher embeddings, for stages without lists.
+        documents: (corpus, d) document vectors, for stages without lists.
+
+    Raises:
+        UserError: Neither lists nor vectors.
+    """
+    held_out, lists = prepared.held_out, prepared.lists
+    if lists is None:
+        if teacher_vectors is None or documents is None:
+            raise UserError("a stage without lists needs teacher embeddings and stored documents.")
+        return exact_search(teacher_vectors[held_out], documents, k)[0]
+    scores = np.array(lists.scores[held_out])
+    if lists.documents is None:
+        return np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    candidates = lists.documents[held_out]
+    order = np.argsort(np.where(candidates >= 0, -scores, np.inf), axis=1, kind="stable")[:, :k]
+    rows = np.take_along_axis(candidates, order, axis=1)
+    return np.pad(rows, ((0, 0), (0, k - rows.shape[1])), constant_values=-1)
