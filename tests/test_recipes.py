@@ -108,10 +108,14 @@ class TestWrongValues:
             (["teacher"], 5, "x.yaml: teacher: Input should be a valid list, came 5"),
             (["teacher"], "bm26", "x.yaml: teacher.0.model: unknown model kind 'bm26'. Did you mean 'bm25'?"),
             (["fusion"], "zscor", "x.yaml: fusion: unknown fusion method 'zscor'. Did you mean 'zscore'?"),
-            (["space"], "bm25", "x.yaml: space: the space is a 'dense:NAME', not 'bm25'"),
+            (["space"], "bm25", "x.yaml: space: the space is a 'dense:NAME' or 'vectors:PATH', not 'bm25'"),
             (["students"], {}, "x.yaml: recipe: give students, or index.learn to compress"),
             (["students"], ["s"], "x.yaml: students: Input should be a valid dictionary"),
-            (["students", "s", "model"], "bm25", "x.yaml: students.s.model: a student starts from 'static' or 'dense"),
+            (
+                ["students", "s", "model"],
+                "bm25",
+                "x.yaml: students.s.model: a student starts from 'static', 'dense:NAME', 'sparse",
+            ),
             (["students", "s", "stages"], [], "x.yaml: students.s.stages: List should have at least 1 item"),
             (
                 ["students", "s", "dimension"],

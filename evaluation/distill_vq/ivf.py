@@ -73,7 +73,7 @@ def corpus(options: argparse.Namespace) -> tuple[np.ndarray, ...]:
         collection = load_collection(folder)
         test = collection.split("test")
         real, _ = training_queries(collection, "auto", test)
-        texts = training_texts(collection, real, sentences=1, barred=test)
+        texts = training_texts(collection, real, sentences=0, barred=test)
         documents.append(embed(encoder, collection.documents.texts, "document"))
         asked.append(embed(encoder, texts.texts.texts, "query"))
         sources.append(np.where(texts.sources < 0, -1, texts.sources + before))

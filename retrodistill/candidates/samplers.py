@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from retrodistill.candidates.topics import balanced_places
 from retrodistill.errors import UserError, unknown
 from retrodistill.runs.run import Run
 
@@ -13,6 +14,7 @@ SAMPLERS = {
     "top-k": "the best by the teacher",
     "stratified": "the best one, then one drawn from each of equally many ranks",
     "random": "the best one, then uniformly from the rest of the list",
+    "margin-balanced": "the best one, then by margins to it: a bin of equal width uniformly, one from it (TAS-B)",
 }
 
 
@@ -35,7 +37,9 @@ def random_documents(query_ids: Sequence[str], document_ids: Sequence[str], coun
     return Run.from_matrix(query_ids, document_ids, rows, np.zeros(rows.shape), name="random")
 
 
-def sample_places(name: str, available: int, count: int, generator: np.random.Generator) -> np.ndarray:
+def sample_places(
+    name: str, available: int, count: int, generator: np.random.Generator, scores: np.ndarray | None = None
+) -> np.ndarray:
     """Choose places of a list that is ranked by the teacher, best first.
 
     The best document is always taken: it is the positive of margin objectives.
@@ -45,12 +49,13 @@ def sample_places(name: str, available: int, count: int, generator: np.random.Ge
         available: Length of the list, at least 1.
         count: How many to take, at least 1; all places where the list is shorter.
         generator: Where chance comes from.
+        scores: (available,) the teacher's, best first; only ``margin-balanced`` asks for them.
 
     Returns:
         (min(count, available),) int64 ascending places.
 
     Raises:
-        UserError: Unknown sampler.
+        UserError: Unknown sampler, or one that asks for scores where there are none.
     """
     if name not in SAMPLERS:
         raise unknown("sampler", name, SAMPLERS)
@@ -60,6 +65,11 @@ def sample_places(name: str, available: int, count: int, generator: np.random.Ge
         return np.arange(min(count, available))
     if count == 1:
         return np.zeros(1, dtype=np.int64)
+    if name == "margin-balanced":
+        if scores is None:
+            raise UserError("sampler margin-balanced needs the teacher's scores of the list; give them.")
+        margins = np.asarray(scores[0] - scores[1:], dtype=np.float64)
+        return np.concatenate([[0], 1 + np.sort(balanced_places(margins, count - 1, generator))])
     if name == "random":
         return np.concatenate([[0], np.sort(generator.choice(np.arange(1, available), count - 1, replace=False))])
     edges = np.linspace(1, available, count).round().astype(np.int64)

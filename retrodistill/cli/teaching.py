@@ -33,7 +33,7 @@ def mine(
 
 
 @app.command()
-def score(
+def score(  # noqa: PLR0913, PLR0917 - one option each
     collection: CollectionOption,
     candidates: RunOption,
     teacher: Annotated[
@@ -44,25 +44,44 @@ def score(
     fusion: Annotated[
         str, typer.Option(help="zscore, zscore-per-query, minmax or reciprocal-rank.")
     ] = "zscore-per-query",
+    budget: Annotated[
+        str | None, typer.Option(help="Score only so many of the pairs, e.g. 5000 or 25%, chosen by their own scores.")
+    ] = None,
+    budget_by: Annotated[
+        str, typer.Option(help="robust (what the candidates' scores leave open), or random.")
+    ] = "robust",
+    seed: Annotated[int, typer.Option(help="Of the choice of pairs.")] = 0,
     store: StoreOption = None,
     dry_run: DryOption = False,
 ) -> None:
     """Score candidates by one teacher or several; killed at any moment, it goes on where it stopped."""
+    from retrodistill.candidates.budget import choose_pairs
     from retrodistill.collections import load_collection
     from retrodistill.runs import fuse, read_run, write_run
-    from retrodistill.teachers import remaining
+    from retrodistill.teachers import load_teacher, remaining
     from retrodistill.teachers import score as score_candidates
 
     corpus, pool = load_collection(collection), read_run(candidates)
     if weight and len(weight) != len(teacher):
         raise UserError(f"{len(weight)} weights for {len(teacher)} teachers; give one per teacher.")
+    chosen = choose_pairs(pool, budget, budget_by, seed=seed) if budget is not None else None
+    pairs = pool if chosen is None else chosen.run
     if dry_run:
-        for name, work in remaining(corpus, pool, teacher, store=store).items():
-            show(f"{name}: {work.items} {work.unit} left, about {duration(work.seconds)}")
+        teachers = [load_teacher(name, store) for name in teacher]
+        every = remaining(corpus, pool, teachers, store=store)
+        left = every if chosen is None else remaining(corpus, pairs, teachers, store=store)
+        if chosen is not None:
+            show(str(chosen))
+        for name, work in left.items():
+            whole = every[name]
+            beside = "" if chosen is None else f" (all pairs: {whole.items}, about {duration(whole.seconds)})"
+            show(f"{name}: {work.items} {work.unit} left, about {duration(work.seconds)}{beside}")
         return
-    runs = score_candidates(corpus, pool, teacher, store=store)
+    runs = score_candidates(corpus, pairs, teacher, store=store)
     write_run(runs[0] if len(runs) == 1 else fuse(runs, weight, fusion), out)
-    say(f"{len(pool)} scores in {out}")
+    if chosen is not None:
+        say(str(chosen))
+    say(f"{len(pairs)} scores in {out}")
 
 
 @app.command()

@@ -12,7 +12,7 @@ from retrodistill.collections.texts import Texts
 from retrodistill.errors import UserError
 from retrodistill.indexes.asymmetric import AsymmetricIndex
 from retrodistill.indexes.auto import choose_factory
-from retrodistill.indexes.factory import build_faiss, empty_index, set_parameters
+from retrodistill.indexes.factory import build_faiss, empty_index
 from retrodistill.indexes.impacts import InvertedSettings
 from retrodistill.indexes.inverted import InvertedIndex, build_inverted
 from retrodistill.indexes.multi_vector import MultiVectorIndex, MultiVectorSettings
@@ -31,7 +31,7 @@ from retrodistill.progress import say
 from retrodistill.training.settings import Settings
 from retrodistill.training.texts import training_queries, training_texts
 
-_NEIGHBOURS = 10  # of the recall that is tuned for
+_NEIGHBOURS, _RECALL = 10, 0.95  # what ``auto`` tunes for where no recall is wanted
 _TUNED_ON, _FEW = 200, 20  # queries
 
 
@@ -146,11 +146,9 @@ def _build_dense(
     check_finite(vectors, texts.ids, encoder.name)
     index = build_faiss(factory, np.ascontiguousarray(vectors))
     built = AsymmetricIndex(index, texts.ids, space, asking, factory, name, documents=encoder)
-    if parameters:
-        set_parameters(index, parameters)
-        built.parameters = parameters
-    if settings.recall and not settings.parameters:
-        tuned = built.tune(_held_out(collection), settings.recall, min(_NEIGHBOURS, len(texts)), documents=texts)
+    built.parameters = parameters
+    if (settings.recall or (settings.factory == "auto" and parameters)) and not settings.parameters:
+        tuned = built.tune(_held_out(collection), settings.recall or _RECALL, min(_NEIGHBOURS, len(texts)), documents=texts)
         say(str(tuned))
     return built
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from retrodistill.collections.sentences import title_texts
 from retrodistill.distributed import barrier, is_main
 from retrodistill.errors import UserError
 from retrodistill.files import atomic_folder, check_replaceable
@@ -14,22 +15,25 @@ from retrodistill.manifest import Manifest
 from retrodistill.models.contract import STUDENT_MANIFEST
 from retrodistill.models.encoder import Encoder, load_encoder
 from retrodistill.models.loading import quiet_libraries
+from retrodistill.models.sparse import SparseTextEncoder
 from retrodistill.models.vector_files import VectorFile
 from retrodistill.objectives.registry import LIST_OBJECTIVES, TEACHERLESS
 from retrodistill.progress import say
 from retrodistill.recipe import StudentSettings
+from retrodistill.students.cross_encoder import cross_encoder_student
 from retrodistill.students.dense import dense_student
 from retrodistill.students.hybrid import hybrid_student, is_hybrid
+from retrodistill.students.kinds import AnyStudent, as_student
+from retrodistill.students.multi_vector import multi_vector_student
 from retrodistill.students.saving import disk_errors, load_student, save_student
+from retrodistill.students.sparse import sparse_student, sparsity
 from retrodistill.students.static import static_student
 from retrodistill.training.hybrid import store_vectors
 from retrodistill.training.material import Material
+from retrodistill.training.regularisers import SparsityAlarm
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.stages import run_stage
 from retrodistill.training.trainer import History, remove_checkpoints
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
 
 
 @dataclass(frozen=True)
@@ -38,17 +42,19 @@ class Distilled:
 
     Attributes:
         name: The system's name.
-        encoder: The student.
-        documents: Who encodes the documents that it searches.
+        encoder: The student: an `Encoder`, `SparseTextEncoder`, `MultiVectorModel` or `CrossEncoderStudent`.
+        documents: Who encodes the documents that it searches; a cross-encoder itself, which encodes none.
         seconds: Training time.
         curves: Losses and monitors of all stages, steps counted through.
+        notes: What a reader of the results should know about it.
     """
 
     name: str
-    encoder: Encoder
-    documents: Encoder
+    encoder: AnyStudent
+    documents: AnyStudent
     seconds: float
     curves: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def distil(name: str, settings: StudentSettings, material: Material, folder: Path) -> Distilled:
@@ -76,7 +82,7 @@ def distil(name: str, settings: StudentSettings, material: Material, folder: Pat
         encoder = load_student(folder)
     about = Manifest.read(folder, STUDENT_MANIFEST).about
     documents = _space(material) if settings.documents == "space" else encoder
-    return Distilled(name, encoder, documents, about["seconds"], about["curves"])
+    return Distilled(name, encoder, documents, about["seconds"], about["curves"], about.get("notes", []))
 
 
 def untrained(settings: StudentSettings) -> StudentSettings:
@@ -135,9 +141,23 @@ def _train(name: str, settings: StudentSettings, material: Material, folder: Pat
     if is_main():
         # A student that encodes its own documents searches its own space, whatever that becomes on disk.
         aligned = {"query_space": _space(material).document_space} if settings.documents == "space" else {}
-        saved = save_student(model, replace(ways[-1], about={**about, **aligned}), folder)
-        if is_hybrid(saved.model):
+        about = {**about, **aligned, **_sparsity(model, about, material)}
+        saved = save_student(model, replace(ways[-1], about=about), folder)
+        if isinstance(saved, Encoder) and is_hybrid(saved.model):
             store_vectors(saved, material.collection.documents.texts, "document")
+
+
+def _sparsity(model: Any, about: dict[str, Any], material: Material) -> dict[str, Any]:
+    """Terms per text and FLOPS of a sparse student, for its manifest; an alarm where it is empty or dense."""
+    student = as_student(model)
+    if not isinstance(student, SparseTextEncoder):
+        return {}
+    documents = material.collection.documents
+    queries = material.queries if len(material.queries) else title_texts(material.collection)
+    measured = sparsity(student, documents, queries)
+    alarm = SparsityAlarm()
+    alarm([round(measured["terms"])], student.dimension, final=True)
+    return {"sparsity": measured, "notes": [*about.get("notes", []), *alarm.notes]}
 
 
 def work_folder(material: Material) -> Path:
@@ -157,7 +177,7 @@ def _up_to(settings: StudentSettings, material: Material, stages: int) -> Manife
 
 def _start(
     settings: StudentSettings, material: Material, ways: list[Manifest], work: Path
-) -> tuple[SentenceTransformer, int, dict[str, Any]]:
+) -> tuple[Any, int, dict[str, Any]]:
     """The model behind the last stage that is kept, how many stages that is, and their record."""
     for done in range(len(ways) - 1, 0, -1):
         kept = work / ways[done].fingerprint
@@ -175,26 +195,47 @@ def _grown(about: dict[str, Any], history: History) -> dict[str, Any]:
         curve: [*about["curves"][curve], *({**entry, "step": entry["step"] + about["steps"]} for entry in entries)]
         for curve, entries in added.items()
     }
-    return {"seconds": about["seconds"] + history.seconds, "steps": about["steps"] + history.steps, "curves": curves}
+    return {
+        "seconds": about["seconds"] + history.seconds,
+        "steps": about["steps"] + history.steps,
+        "curves": curves,
+        "notes": [*about.get("notes", []), *history.notes],
+    }
 
 
-def build_student(settings: StudentSettings, material: Material) -> SentenceTransformer:
+def build_student(settings: StudentSettings, material: Material) -> Any:
     """The student before training."""
     space = _space(material)
     if settings.model == "static":
         lent = load_encoder(settings.tokenizer) if isinstance(space, VectorFile) else None
         corpus = material.collection.documents
         return static_student(space, corpus, initialise=settings.initialise, seed=material.seed, tokenizer=lent)
+    source, corpus = settings.model.partition(":")[2], material.collection.documents
+    layers, max_length = settings.layers, settings.max_length
+    if settings.kind == "sparse":
+        return sparse_student(source, corpus, queries=settings.queries, layers=layers, max_length=max_length)
+    if settings.kind == "multi-vector":
+        width = None if settings.dimension == "space" else settings.dimension
+        return multi_vector_student(
+            source,
+            corpus.texts,
+            dimension=width,
+            layers=layers,
+            max_length=max_length,
+            expansion=settings.expansion,
+        )
+    if settings.kind == "cross-encoder":
+        return cross_encoder_student(source, layers=layers, max_length=max_length, seed=material.seed)
     dimension = space.dimension if settings.dimension == "space" else settings.dimension
     model = dense_student(
-        settings.model.partition(":")[2],
-        layers=settings.layers,
+        source,
+        layers=layers,
         dimension=dimension,
-        max_length=settings.max_length,
+        max_length=max_length,
         seed=material.seed,
     )
     if settings.lexical:
-        return hybrid_student(model, settings.lexical, material.collection.documents, seed=material.seed)
+        return hybrid_student(model, settings.lexical, corpus, seed=material.seed)
     return model
 
 
@@ -203,7 +244,7 @@ def _material_for(settings: StudentSettings, material: Material) -> Material:
     return replace(material, own_documents=settings.documents == "student")
 
 
-def _keep(model: SentenceTransformer, manifest: Manifest, about: dict[str, Any], place: Path) -> None:
+def _keep(model: Any, manifest: Manifest, about: dict[str, Any], place: Path) -> None:
     with atomic_folder(place) as temporary, disk_errors(), quiet_libraries():
         model.save_pretrained(str(temporary), create_model_card=False)
         replace(manifest, about=about).write(temporary, STUDENT_MANIFEST)
@@ -211,5 +252,5 @@ def _keep(model: SentenceTransformer, manifest: Manifest, about: dict[str, Any],
 
 def _described(stage: StageSettings) -> str:
     terms = " + ".join(f"{term.weight:g} {term.name}" if term.weight != 1 else term.name for term in stage.objectives)
-    towers = {"query": "query tower", "both": "both towers", "lexical": "lexical half"}[stage.towers]
+    towers = {"query": "query tower", "both": "both towers", "lexical": "lexical half", "head": "head"}[stage.towers]
     return f"{terms}, {towers}"

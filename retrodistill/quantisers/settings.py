@@ -64,5 +64,5 @@ class QuantiserSettings(Settings):
     held_out: float = Field(default=0.15, gt=0, lt=1)
     held_out_most: int = Field(default=500, ge=1)
     evaluations: int = Field(default=15, ge=1)
-    start_iterations: int = Field(default=20, ge=1)
+    start_iterations: int = Field(default=50, ge=1)
     seed: int = Field(default=0, ge=0)

@@ -62,8 +62,9 @@ class StudentSettings(Settings):
         model: ``static`` (a token table made from the space's model), or ``kind:NAME`` to start from: ``dense``;
             ``sparse`` or ``multi-vector``, where NAME may be a model of that kind or a bi-encoder; ``cross-encoder``.
         initialise: How a token table starts.
+        tokenizer: Whose tokenizer a token table has, a ``dense:NAME``, where the space is a file of vectors.
         layers: First transformer layers to keep; of all kinds but ``static``.
-        dimension: Width of its vectors, or ``space`` for that of the documents; of a multi-vector student, of a token's.
+        dimension: Width of its vectors, or ``space`` for that of the documents; of a multi-vector student, a token's.
         max_length: Tokens of a text that it reads, of a multi-vector student those of a document, of a cross-encoder
             those of a pair.
         lexical: Width of a lexical half that is put beside a dense student's vector; for stages with towers: lexical.
@@ -78,6 +79,7 @@ class StudentSettings(Settings):
 
     model: str
     initialise: str = "teacher"
+    tokenizer: str | None = None
     layers: int | None = Field(default=None, ge=1)
     dimension: int | Literal["space"] | None = None
     max_length: int | None = Field(default=None, ge=1)
@@ -120,7 +122,11 @@ class StudentSettings(Settings):
 
     @model_validator(mode="after")
     def _options_fit(self) -> StudentSettings:
-        only = {"queries": ("sparse",), "expansion": ("multi-vector",), "lexical": ("dense",)}
+        only: dict[str, tuple[str, ...]] = {
+            "queries": ("sparse",),
+            "expansion": ("multi-vector",),
+            "lexical": ("dense",),
+        }
         only["dimension"] = ("dense", "multi-vector", "static")
         for option, kinds in only.items():
             if option in self.model_fields_set and getattr(self, option) is not None and self.kind not in kinds:
@@ -144,7 +150,9 @@ class StudentSettings(Settings):
             if stage.regularisers and self.kind != "sparse":
                 raise ValueError(f"regularisers see term weights, and a {self.kind} student has none; leave them out")
             if stage.towers == "head" and self.kind == "sparse" and self.queries != "inference-free":
-                raise ValueError("towers: head trains sparse students with queries: inference-free; or set towers: both")
+                raise ValueError(
+                    "towers: head trains sparse students with queries: inference-free; or set towers: both"
+                )
             if self.kind in OWN_DOCUMENTS and stage.aligns:
                 raise ValueError(f"a {self.kind} student has no embedding to align; take list objectives")
         return self

@@ -80,7 +80,7 @@ def cross_encoder_student(
     torch.manual_seed(seed)
     model = load_cross_encoder(source, max_length=max_length)
     if layers is not None:
-        keep_first_layers(model, layers)
+        keep_first_layers(model, layers)  # type: ignore[arg-type]
     config: Any = getattr(getattr(model[0], "auto_model", None), "config", None)
     longest = getattr(config, "max_position_embeddings", None)
     if max_length is not None and longest is not None and max_length > longest:

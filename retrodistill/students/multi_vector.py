@@ -55,7 +55,7 @@ def multi_vector_student(
                 "dimensions; leave dimension out, or start from a bi-encoder."
             )
         if layers is not None:
-            keep_first_layers(model, layers)
+            keep_first_layers(model, layers)  # type: ignore[arg-type]
         if max_length is not None:
             model[0].document_length = max_length  # type: ignore[assignment]
     if expansion is not None:

@@ -69,7 +69,8 @@ def sparse_student(
     tokenizer = transformer.tokenizer
     weights = _inverse_frequencies(tokenizer, corpus, f"sparse:{source}")
     table = SparseStaticEmbedding(tokenizer, weight=_tensor(weights))
-    router = Router({"query": [table], "document": list(base)}, default_route=None, allow_empty_key=False)
+    parts: list[Any] = list(base.children())
+    router = Router({"query": [table], "document": parts}, default_route=None, allow_empty_key=False)
     return SparseEncoder(
         modules=[router], device=device(), prompts=_prompts(base), similarity_fn_name=base.similarity_fn_name
     )
@@ -114,8 +115,8 @@ def lexical_start(student: SparseTextEncoder, corpus: Texts) -> tuple[np.ndarray
     With m_v the mean hidden state of token v and S the covariance of states within tokens, Fisher's discriminant is
     ``d_v = S^-1 m_v``, ``b_v = -1/2 <d_v, m_v>``: 0 half-way to the mean. Each is scaled so that m_v itself has the
     logit e - 1, which becomes weight 1. Tokens that the documents do not hold take their mean from their input
-    embedding, by the linear map that fits those of the others best: so the head is tied to the token embeddings, through
-    the transformer. Special tokens never get weight.
+    embedding, by the linear map that fits those of the others best: so the head is tied to the token embeddings,
+    through the transformer. Special tokens never get weight.
 
     Args:
         student: Its transformer is used, its head is not.
@@ -167,7 +168,11 @@ def sparsity(student: SparseTextEncoder, documents: Texts, queries: Texts) -> di
     found = [student.encode(_spread(texts), role) for texts, role in ((queries, "query"), (documents, "document"))]  # type: ignore[arg-type]
     asked, held = ((vectors != 0).mean(axis=0) for vectors in found)
     terms = [float(np.diff(vectors.indptr).mean()) for vectors in found]
-    return {"terms": terms[1], "query_terms": terms[0], "flops": float(np.asarray(asked).ravel() @ np.asarray(held).ravel())}
+    return {
+        "terms": terms[1],
+        "query_terms": terms[0],
+        "flops": float(np.asarray(asked).ravel() @ np.asarray(held).ravel()),
+    }
 
 
 def _spread(texts: Texts) -> list[str]:
@@ -221,7 +226,9 @@ def _cut(model: Any, source: str, layers: int | None, max_length: int | None) ->
         longest = getattr(getattr(first, "auto_model", None), "config", None)
         longest = getattr(longest, "max_position_embeddings", None)
         if longest is None or max_length > longest:
-            raise UserError(f"max_length={max_length}: model {source} reads 1 to {longest or 'its own number of'} tokens.")
+            raise UserError(
+                f"max_length={max_length}: model {source} reads 1 to {longest or 'its own number of'} tokens."
+            )
         first.max_seq_length = max_length
     return model
 

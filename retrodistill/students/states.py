@@ -78,9 +78,7 @@ def stored_states(
     backbone = backbone_of(student, role)
     settings = [[type(part).__name__, part.get_config_dict()] for part in backbone]
     length = getattr(backbone[0], "max_seq_length", None)
-    key = digest(
-        weights_digest(nn.Sequential(*backbone)), settings, length, student.prompt(role), role, digest(*texts)
-    )
+    key = digest(weights_digest(nn.Sequential(*backbone)), settings, length, student.prompt(role), role, digest(*texts))
     folder = (root or cache_folder()) / "states" / key
     if not (folder / _PLACES).exists():
         with atomic_folder(folder) as temporary:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from retrodistill.distributed import main_first
 from retrodistill.errors import UserError
+from retrodistill.models.contract import Role
 from retrodistill.models.encoder import Encoder
 from retrodistill.models.multi_vector import MultiVectorModel
 from retrodistill.models.sparse import SparseTextEncoder
 from retrodistill.students.kinds import AnyStudent, kind_of
+from retrodistill.students.states import stored_states
 from retrodistill.training.groups import Groups, require_groups
 from retrodistill.training.head_monitors import head_monitor
 from retrodistill.training.heads import HeadLoss, TermHeadLoss, TokenHeadLoss
@@ -22,7 +27,6 @@ from retrodistill.training.monitors import HeldOutMonitor, Monitored, RankMonito
 from retrodistill.training.prepared import Prepared, training_rows
 from retrodistill.training.regularisers import Regulariser, SparsityAlarm, sparse_only
 from retrodistill.training.settings import StageSettings
-from retrodistill.students.states import stored_states
 from retrodistill.training.trainer import History, text_dataset, train
 
 _LOOKED_AT = 16  # held-out groups that a monitor encodes; documents cost as much there as in training
@@ -150,10 +154,12 @@ def _monitor(
             found = loss.scorer.lists(loss.scorer.encode(student.model, _features(student, columns)))
         return np.where(shown.mask, found.float().cpu().numpy(), -np.inf)
 
+    sparse = cast("SparseTextEncoder", student)
+
     def terms() -> dict[str, float]:
         documents = sorted({text for column in columns[1:3] for text in column if text})
         with _evaluating(student.model):
-            vectors = student.encode(documents, "document")  # type: ignore[union-attr]
+            vectors = sparse.encode(documents, "document")
         alive = np.diff(vectors.indptr)
         alarm(alive.tolist(), vectors.shape[1])
         return {"terms": float(alive.mean())}
@@ -167,7 +173,7 @@ def _monitor(
     return RankMonitor(scores, ranked, watch)
 
 
-def _features(student: AnyStudent, columns: list[list[str]]) -> list[object]:
+def _features(student: AnyStudent, columns: list[list[str]]) -> list[Any]:
     """A batch as the trainer would hand it over: features of each column, a cross-encoder's texts."""
     from sentence_transformers.util import batch_to_device
 
@@ -175,21 +181,19 @@ def _features(student: AnyStudent, columns: list[list[str]]) -> list[object]:
         return list(columns)
     found = []
     for place, column in enumerate(columns):
-        role = "document" if place else "query"
+        role: Role = "document" if place else "query"
         features = student.model.preprocess(column, prompt=student.prompt(role) or None, task=role)
         features.setdefault("task", role)
         found.append(batch_to_device(features, student.model.device))
     return found
 
 
-class _evaluating:
+@contextlib.contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
     """A model without dropout for a while."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self._model, self._training = model, model.training
-
-    def __enter__(self) -> None:
-        self._model.eval()
-
-    def __exit__(self, *_: object) -> None:
-        self._model.train(self._training)
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -10,11 +10,11 @@ import torch
 
 from retrodistill.models.multi_vector import MultiVectorModel
 from retrodistill.models.sparse import SparseTextEncoder
-from retrodistill.training.heads import HeadLoss, TermHeadLoss
+from retrodistill.students.states import stored_states
+from retrodistill.training.heads import HeadLoss
 from retrodistill.training.monitors import RankMonitor
 from retrodistill.training.prepared import Prepared, teacher_rows
 from retrodistill.training.regularisers import SparsityAlarm
-from retrodistill.students.states import stored_states
 
 _DEPTH = 10
 _DOCUMENTS = 1000  # that held-out queries are ranked over, those that the teacher ranks highest among them
@@ -55,11 +55,11 @@ def head_monitor(
 
     def terms() -> dict[str, float]:
         counted = sample[np.linspace(0, len(sample) - 1, min(_COUNTED, len(sample)), dtype=int)]
-        alive, vocabulary = loss.alive(counted)  # type: ignore[attr-defined]
+        alive, vocabulary = loss.alive(counted)
         alarm(alive, vocabulary)
-        return {"terms": float(np.mean(alive))}
+        return {"terms": float(np.mean(alive))} if vocabulary else {}
 
-    return RankMonitor(scores, ranked, terms if isinstance(loss, TermHeadLoss) else None)
+    return RankMonitor(scores, ranked, terms)
 
 
 def _queries(loss: HeadLoss, student: SparseTextEncoder | MultiVectorModel, texts: Sequence[str]) -> Any:

@@ -21,10 +21,10 @@ from retrodistill.models.multi_vector import MultiVectorModel
 from retrodistill.models.sparse import SparseTextEncoder
 from retrodistill.objectives.registry import NEED_MORE
 from retrodistill.students.heads import activations_of, head_of, query_weights_of
+from retrodistill.students.states import States
 from retrodistill.training.groups import Groups
 from retrodistill.training.losses import in_batch_of
 from retrodistill.training.regularisers import Regulariser, regularised
-from retrodistill.students.states import States
 from retrodistill.training.terms import Term, TermsLoss, lists_only
 
 _REGULARISED = 32  # documents drawn for each step, whose weights of the batch's terms the regularisers see
@@ -108,6 +108,10 @@ class HeadLoss(TermsLoss):
         """
         raise NotImplementedError
 
+    def alive(self, documents: np.ndarray) -> tuple[list[int], int]:
+        """How many terms each of some documents has, and how many there are: none where there is no vocabulary."""
+        return [], 0
+
     def regularised(self, queries: Any) -> dict[str, Tensor]:
         """Regularisers by name and side; none by default."""
         return {}
@@ -175,7 +179,10 @@ class TermHeadLoss(HeadLoss):
         """How many terms each of some documents has, and how many there are."""
         vectors, biases, _ = self._trained
         with torch.no_grad():
-            counts = [int((self.weights(vectors, biases, documents[one : one + 1]) > 0).sum()) for one in range(len(documents))]
+            counts = [
+                int((self.weights(vectors, biases, documents[one : one + 1]) > 0).sum())
+                for one in range(len(documents))
+            ]
         return counts, len(biases)
 
     def weights(self, vectors: Tensor, biases: Tensor, documents: np.ndarray) -> Tensor:

@@ -99,7 +99,9 @@ def sampled_groups(
             candidates, values = _ranked(lists, row, depth)
             if len(candidates) < 2:
                 continue
-            taken = _with_own(sample_places(sampler, len(candidates), size, generator), candidates, lists.positives[row])
+            taken = _with_own(
+                sample_places(sampler, len(candidates), size, generator), candidates, lists.positives[row]
+            )
             group, given = candidates[taken], values[taken]
             if random:
                 drawn = generator.choice(lists.scores.shape[1], min(random, lists.scores.shape[1]), replace=False)
@@ -120,7 +122,7 @@ def _with_own(taken: np.ndarray, candidates: np.ndarray, own: int) -> np.ndarray
 
     It takes the last place drawn.
     """
-    at = np.flatnonzero(candidates == own) if own >= 0 else []
+    at = np.flatnonzero((candidates == own) & (candidates >= 0))
     return taken if not len(at) or at[0] in taken else np.concatenate([taken[:-1], at])
 
 

@@ -145,28 +145,30 @@ def _arguments(
     steps = math.ceil(math.ceil(rows / (settings.batch_size * processes())) * settings.epochs)
     steps = min(steps, settings.max_steps) if settings.max_steps else steps
     routed = any(hasattr(module, "sub_modules") for module in model)
-    roles = {name: "query" if name in _QUERY_COLUMNS else "document" for name in dataset.column_names if name != "label"}
-    found = dict(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        warmup_steps=math.ceil(settings.warmup * steps),
-        lr_scheduler_type=settings.schedule if settings.schedule != "constant" else "constant_with_warmup",
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_gradient_norm,
-        seed=seed,
-        data_seed=seed,
-        save_strategy="steps",
-        save_steps=max(1, math.ceil(steps / _CHECKPOINTS)),
-        save_total_limit=2,
-        logging_strategy="steps",
-        logging_steps=max(1, steps // 50),
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=str(model.device) == "cpu",
-        dataloader_pin_memory=str(model.device).startswith("cuda"),
-    )
+    roles = {
+        name: "query" if name in _QUERY_COLUMNS else "document" for name in dataset.column_names if name != "label"
+    }
+    found = {
+        "output_dir": str(folder),
+        "max_steps": steps,
+        "per_device_train_batch_size": settings.batch_size,
+        "learning_rate": settings.learning_rate,
+        "warmup_steps": math.ceil(settings.warmup * steps),
+        "lr_scheduler_type": settings.schedule if settings.schedule != "constant" else "constant_with_warmup",
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_gradient_norm,
+        "seed": seed,
+        "data_seed": seed,
+        "save_strategy": "steps",
+        "save_steps": max(1, math.ceil(steps / _CHECKPOINTS)),
+        "save_total_limit": 2,
+        "logging_strategy": "steps",
+        "logging_steps": max(1, steps // 50),
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": str(model.device) == "cpu",
+        "dataloader_pin_memory": str(model.device).startswith("cuda"),
+    }
     if kind_of(model) == "cross-encoder":  # it puts its own prompt in front of a pair
         return found
     return {**found, "prompts": prompts or None, "router_mapping": roles if routed else None}

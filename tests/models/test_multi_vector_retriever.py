@@ -43,14 +43,14 @@ class TestStore:
         assert TokenVectors(encoder, "query").missing(TEXTS) == TEXTS[:3]
 
     def test_many_parts_are_one_store(self, encoder, monkeypatch):
-        monkeypatch.setattr("retrodistill.models.token_vectors._PART", 1)
+        monkeypatch.setattr("retrodistill.models.text_store._PART", 1)
         texts = [f"star {word}" for word in ("orbit", "planet", "comet", "moon", "court judge jury")]
         found, wanted = embed_tokens(encoder, texts, "document"), encoder.encode(texts, "document")
         np.testing.assert_allclose(found.vectors, wanted.vectors, atol=1e-3)
         assert embed_tokens(encoder, [], "document").vectors.shape == (0, 32)
 
     def test_a_text_that_is_not_there(self, encoder):
-        with pytest.raises(UserError, match=r"^1 texts are not in the store; encode them first.$"):
+        with pytest.raises(UserError, match=r"^1 texts are not in the store; embed them first.$"):
             TokenVectors(encoder, "document").gather(["nobody"])
 
 

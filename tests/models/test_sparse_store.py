@@ -5,7 +5,7 @@ from sparse_models import inference_free, splade
 from store_children import TEXTS
 
 from retrodistill.errors import UserError
-from retrodistill.models import sparse_store
+from retrodistill.models import text_store
 from retrodistill.models.sparse import load_sparse_encoder
 from retrodistill.models.sparse_store import SparseStore, embed_sparse
 
@@ -43,7 +43,7 @@ def wanted(text):
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch):
-    monkeypatch.setattr(sparse_store, "_PART", 16)
+    monkeypatch.setattr(text_store, "_PART", 16)
 
 
 class TestStore:
@@ -74,7 +74,7 @@ class TestStore:
         assert embed_sparse(CountingEncoder(), [], "document", tmp_path).shape == (0, 100)
 
     def test_what_is_not_there_is_refused(self, tmp_path):
-        with pytest.raises(UserError, match=r"^2 texts are not in the store; encode them first\.$"):
+        with pytest.raises(UserError, match=r"^2 texts are not in the store; embed them first\.$"):
             SparseStore(CountingEncoder(), "document", tmp_path).gather(TEXTS[:2])
 
     def test_a_damaged_part_is_named(self, tmp_path):

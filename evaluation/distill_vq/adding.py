@@ -1,0 +1,75 @@
+"""What documents lose that are added after learning: FAISS codes them by the nearest codewords.
+
+    python evaluation/distill_vq/adding.py ../shared/data/nfcorpus
+
+Learns on nine tenths of the documents and adds the last tenth with ``index.add``; OPQ is treated alike. Writes
+adding.json: the agreement of the ranking of test queries with exact search's (nDCG with the exact top 10 as gains),
+over the learned documents alone and over the added ones alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from curve import HERE, Bench, keep, read
+
+from retrodistill.measures.agreement import rank_agreement
+from retrodistill.models.vectors import exact_search
+from retrodistill.quantisers import QuantiserSettings, factory_for, learn_quantiser, read_index, start_index
+
+
+def main() -> None:
+    """Measure what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("collections", nargs="*", default=["../shared/data/nfcorpus"])
+    parser.add_argument("--model", default="dense:all-MiniLM-L6-v2")
+    parser.add_argument("--bytes", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=HERE)
+    options = parser.parse_args()
+    for folder in options.collections:
+        measure(Bench(folder, options.model), options)
+
+
+def measure(bench: Bench, options: argparse.Namespace) -> None:
+    """OPQ, and what is learned from it with a free map and with a rotation."""
+    file = options.out / "adding.json"
+    order = np.random.default_rng(options.seed).permutation(len(bench.documents))
+    first, later = np.sort(order[len(order) // 10 :]), np.sort(order[: len(order) // 10])
+    place = np.full(len(order), -1)
+    place[first] = np.arange(len(first))
+    sources = np.where(bench.sources >= 0, place[bench.sources], -1)
+    asked = (bench.sources < 0) | (sources >= 0)  # no pseudo-query of a document that is not there yet
+    documents = np.ascontiguousarray(bench.documents[first])
+    factory = factory_for(options.bytes, documents.shape[1])
+    start = start_index(factory, documents, seed=options.seed)
+
+    def look(index: Any) -> dict[str, float]:
+        index.add(np.ascontiguousarray(bench.documents[later]))
+        rebuilt = read_index(index).rebuilt()
+        parts = {
+            "learned": (rebuilt[: len(first)], documents),
+            "added": (rebuilt[len(first) :], bench.documents[later]),
+        }
+        found = {}
+        for name, (quantised, exact) in parts.items():
+            rows, wanted = (exact_search(bench.test, vectors, 10)[0] for vectors in (quantised, exact))
+            found[name] = float(rank_agreement(rows, wanted).mean())
+        return found
+
+    for transform in ("free", "rotation"):
+        key = f"{bench.name}/{transform}"
+        if key not in read(file):
+            settings = QuantiserSettings(seed=options.seed, steps=options.steps, transform=transform)
+            learned = learn_quantiser(documents, bench.asked[asked], start, settings, sources=sources[asked])
+            keep(file, key, look(learned.index))
+    if f"{bench.name}/opq" not in read(file):
+        keep(file, f"{bench.name}/opq", look(start))
+
+
+if __name__ == "__main__":
+    main()

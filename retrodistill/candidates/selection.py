@@ -1,0 +1,128 @@
+"""Which queries a stage trains on, and whose scores teach them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from retrodistill.collections.qrels import Qrels
+from retrodistill.errors import UserError, sample_of
+from retrodistill.runs.run import Run
+
+Positives = Mapping[str, Collection[str]]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The queries that a stage trains on, and why the others are not among them; the counts sum to `queries`.
+
+    Attributes:
+        query_ids: The selected queries, in the order of the teacher's run.
+        queries: Queries of the teacher's run.
+        unlabelled: Without a positive.
+        teacher_wrong: The teacher ranks no positive first.
+        not_ranked: The student's run lacks the query.
+        student_right: The student ranks a positive above the range.
+        too_far: The student ranks the positives below the range, or none at all.
+    """
+
+    query_ids: list[str]
+    queries: int
+    unlabelled: int
+    teacher_wrong: int
+    not_ranked: int
+    student_right: int
+    too_far: int
+
+
+def prod_selection(teacher: Run, student: Run, positives: Positives, ranks: tuple[int, int] = (2, 15)) -> Selection:
+    """Queries on which the teacher is right and the student is wrong, yet not hopeless (PROD, WWW 2023, last stage).
+
+    Selected is a query of which the teacher ranks a positive first and the student ranks its best positive within
+    `ranks`. PROD knows one positive for each query; where there are several, the best counts.
+
+    Args:
+        teacher: Its scores.
+        student: Its scores, of the same candidates or of a search as deep as the range.
+        positives: Relevant documents by query: labels (`labelled`), or pseudo-labels of an ensemble where there are
+            none (`pseudo_labelled`). Say in the results which it was.
+        ranks: First and last rank of the student that is selected, from 1, inclusive; the first is at least 2.
+
+    Raises:
+        UserError: Ranks that are no range, or a range that starts where the student is right.
+    """
+    first, last = ranks
+    if not 2 <= first <= last:
+        raise UserError(
+            f"ranks={first}, {last}: the first is at least 2, where the student is wrong, and not the last."
+        )
+    top = {query: documents[0] for query, documents, _ in teacher.top(1)}
+    found = {query: documents for query, documents, _ in student.top(last)}
+
+    def standing(query: str, best: str) -> str:
+        relevant = positives.get(query, ())
+        if not relevant:
+            return "unlabelled"
+        if best not in relevant:
+            return "teacher_wrong"
+        if query not in found:
+            return "not_ranked"
+        rank = next((place for place, document in enumerate(found[query], start=1) if document in relevant), last + 1)
+        return "student_right" if rank < first else "too_far" if rank > last else "selected"
+
+    told = {query: standing(query, best) for query, best in top.items()}
+    counts = Counter(told.values())
+    names = ("unlabelled", "teacher_wrong", "not_ranked", "student_right", "too_far")
+    chosen = [query for query, what in told.items() if what == "selected"]
+    return Selection(chosen, len(told), *(counts[name] for name in names))
+
+
+def labelled(qrels: Qrels) -> dict[str, set[str]]:
+    """Positives by label: judged documents with a grade above 0."""
+    found: dict[str, set[str]] = {}
+    for row in qrels.table.to_pylist():
+        if row["relevance"] > 0:
+            found.setdefault(row["query_id"], set()).add(row["document_id"])
+    return found
+
+
+def pseudo_labelled(run: Run) -> dict[str, set[str]]:
+    """Positives where nobody judged: what an ensemble ranks first.
+
+    They are no labels. Take an ensemble that is more than the teacher of the stage, which is right by definition where
+    its own first document counts as the positive.
+    """
+    return {query: {documents[0]} for query, documents, _ in run.top(1)}
+
+
+def rewritten(run: Run, raw_of: Mapping[str, str]) -> Run:
+    """The scores of better queries as the target of the raw ones: "a better query is the teacher" (DiSCo).
+
+    A better query is a rewrite, an expansion, a generated query, one with an instruction. Conversations need no map,
+    since their rewrites have the ids of the raw queries.
+
+    Args:
+        run: Teacher scores by the better queries' ids.
+        raw_of: Raw query's id by the better query's id, one to one; fuse the runs of several rewriters first.
+
+    Raises:
+        UserError: A query of the run has no raw query, or two have the same one.
+    """
+    lost = [query for query in run.query_ids if query not in raw_of]
+    if lost:
+        raise UserError(
+            f"run {run.name}: {len(lost)} queries stand for no raw query ({sample_of(lost)}); say for each whose it is."
+        )
+    raw = [raw_of[query] for query in run.query_ids]
+    twice = [query for query, times in Counter(raw).items() if times > 1]
+    if twice:
+        raise UserError(
+            f"run {run.name}: {len(twice)} raw queries have several better ones ({sample_of(twice)}); score each "
+            "rewriter's queries to a run of its own and fuse the runs."
+        )
+    ids = pa.DictionaryArray.from_arrays(pa.array(run.query_codes, pa.int32()), pa.array(raw, pa.string()))
+    column = run.table.column_names.index("query_id")
+    return Run(run.table.set_column(column, "query_id", ids), run.name)

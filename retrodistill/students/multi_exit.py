@@ -1,0 +1,298 @@
+"""Multi-exit students: one model, usable behind several of its layers (ModularStarEncoder, arXiv 2503.03008).
+
+The modules are sentence-transformers' own: a transformer that gives all its layers, and a Router with a route for each
+exit, which pools that layer's tokens. So a saved folder loads without this package, as the deepest exit by default and
+as any other by ``encode(texts, task="exit-4")``; that runs all layers. `load_exit` and `exit_model` cut the layers
+above the exit, which is what makes it fast, and give an ordinary model.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from retrodistill.errors import UserError
+from retrodistill.models.layers import keep_first_layers
+from retrodistill.models.loading import load_bi_encoder
+from retrodistill.objectives.distributions import kl_divergence
+from retrodistill.objectives.masks import full_mask
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+_ROUTE = "exit-"
+_PROBE = ["An exit gives what its first layers alone give."]
+
+
+class EmbeddingLoss(Protocol):
+    """A loss that takes embeddings of the columns of a batch, as those of `retrodistill.training.losses` do."""
+
+    def compute_loss_from_embeddings(
+        self, embeddings: list[Tensor], labels: Tensor, start_embeddings: list[Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Weighted terms by name."""
+        ...
+
+
+def multi_exit(model: SentenceTransformer, exits: Sequence[int], *, project: bool = False) -> SentenceTransformer:
+    """Give a bi-encoder exits behind some of its layers.
+
+    Its last layer is the deepest exit always, with the model's own modules behind it: there nothing changes. The other
+    exits get copies of them.
+
+    Args:
+        model: A transformer and what pools it; its modules are taken over.
+        exits: Layers, counted from 1.
+        project: Give each exit but the deepest a linear map of its own behind the pooling, at first the identity.
+
+    Returns:
+        A SentenceTransformer of stock modules.
+
+    Raises:
+        UserError: No transformer, layers that it does not have, or one whose first layers alone give something else.
+    """
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Dense, Router, Transformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, WeightedLayerPooling
+
+    transformer, *behind = list(model)
+    kinds = [type(module) for module in behind]
+    if not isinstance(transformer, Transformer) or Pooling not in kinds:
+        raise UserError("exits are made in a transformer with a pooling behind it; this student is another model.")
+    count = int(transformer.auto_model.config.num_hidden_layers)
+    if not exits or len(set(exits)) < len(exits) or not all(1 <= layer <= count for layer in exits):
+        raise UserError(f"exits={list(exits)}: the model has layers 1 to {count}; name some of them, each once.")
+    width = int(transformer.get_embedding_dimension())
+    dimension = [module.get_embedding_dimension() for module in behind if hasattr(module, "get_embedding_dimension")][
+        -1
+    ]
+    routes: dict[str, list[Any]] = {}
+    for layer in sorted({*exits} - {count}):
+        picked = torch.zeros(count + 1)
+        picked[layer] = 1.0  # the one before the first layer is the embeddings'
+        modules: list[Any] = copy.deepcopy(behind)
+        if project:
+            dense = Dense(
+                dimension, dimension, bias=False, activation_function=nn.Identity(), init_weight=torch.eye(dimension)
+            )
+            end = len(modules) - 1 if isinstance(modules[-1], Normalize) else len(modules)
+            modules.insert(end, dense)
+        weights = nn.Parameter(picked, requires_grad=False)
+        pick = WeightedLayerPooling(width, num_hidden_layers=count, layer_start=0, layer_weights=weights)
+        routes[f"{_ROUTE}{layer}"] = [pick, *modules]
+    deepest = f"{_ROUTE}{count}"
+    routes = {deepest: behind, **routes}  # a Router's width is that of its first route
+    transformer.auto_model.config.output_hidden_states = True
+    towers: dict[tuple[str | None, Any], str] = {("query", None): deepest, ("document", None): deepest}
+    found = _with_modules(model, [transformer, Router(routes, default_route=deepest, route_mappings=towers)])
+    for layer in exits_of(found)[:-1]:
+        whole = found.encode(_PROBE, task=f"{_ROUTE}{layer}", convert_to_tensor=True, show_progress_bar=False)
+        alone = exit_model(found, layer).encode(_PROBE, convert_to_tensor=True, show_progress_bar=False)
+        if not torch.allclose(whole, alone, atol=1e-3):
+            raise UserError(
+                f"exits={list(exits)}: {type(transformer.auto_model).__name__} does something behind its last layer, so "
+                "that its first layers alone give other vectors; take a model of another architecture."
+            )
+    return found
+
+
+def exits_of(model: SentenceTransformer) -> list[int]:
+    """Layers behind which a model can be left, the deepest last; empty for a model without exits."""
+    router: Any = list(model)[-1]
+    names = list(getattr(router, "sub_modules", []))
+    if not names or not all(name.startswith(_ROUTE) for name in names):
+        return []
+    return sorted(int(name.removeprefix(_ROUTE)) for name in names)
+
+
+def exit_model(model: SentenceTransformer, layer: int) -> SentenceTransformer:
+    """One exit as an ordinary model: the first layers, its pooling, its projection; a copy, of stock modules.
+
+    Raises:
+        UserError: The model has no such exit.
+    """
+    exits = exits_of(model)
+    if layer not in exits:
+        has = f"exits {', '.join(map(str, exits))}" if exits else "no exits"
+        raise UserError(f"exit={layer}: the model has {has}.")
+    transformer, router = (copy.deepcopy(module) for module in model)
+    modules = [module for module in _behind(router, layer) if not hasattr(module, "layer_weights")]
+    transformer.auto_model.config.output_hidden_states = False
+    found = _with_modules(model, [transformer, *modules])
+    keep_first_layers(found, layer)
+    return found
+
+
+def load_exit(folder: str | os.PathLike[str], layer: int) -> SentenceTransformer:
+    """One exit of a saved multi-exit model.
+
+    Raises:
+        UserError: No model there, or it has no such exit.
+    """
+    return exit_model(load_bi_encoder(str(folder)), layer)
+
+
+def embeddings_by_exit(model: nn.Module, features: dict[str, Any]) -> dict[int, Tensor]:
+    """The embeddings of all exits from one run through the layers, deepest last, with gradients.
+
+    Args:
+        model: Of `multi_exit`, or what wraps it in distributed training.
+        features: A tokenised batch.
+
+    Returns:
+        (batch, d) by layer.
+    """
+    inner: Any = getattr(model, "module", model)
+    out = model(features)
+    exits = exits_of(inner)
+    if not exits or "all_layer_embeddings" not in out:
+        raise UserError("the model has no exits; make them by students.multi_exit.multi_exit first.")
+    found = {}
+    for layer in exits[:-1]:
+        state = {**out, "token_embeddings": out["all_layer_embeddings"][layer]}
+        for module in _behind(list(inner)[-1], layer):
+            if not hasattr(module, "layer_weights"):  # it would stack all layers to take one
+                state = module(state)
+        found[layer] = state["sentence_embedding"]
+    return {**found, exits[-1]: out["sentence_embedding"]}
+
+
+def multi_exit_kl(
+    scores_by_exit: Sequence[Tensor],
+    mask: Tensor | None = None,
+    weights: Sequence[float] | None = None,
+    *,
+    temperature: float = 0.05,
+) -> Tensor:
+    """The deepest exit teaches the others: KL on the scores of the same candidates.
+
+    ``sum_e w_e KL(softmax(s_deepest / T) || softmax(s_e / T))``, without a gradient to the deepest exit. The weighted
+    sum over exits and deep ones guiding shallow ones are of arXiv 2503.03008; the divergence is this package's choice.
+
+    Args:
+        scores_by_exit: (batch, n) scores by each exit, the deepest last.
+        mask: (batch, n) bool, true where there is a candidate.
+        weights: Of each exit but the deepest; 1 by default.
+        temperature: Above 0, of all exits.
+
+    Returns:
+        Scalar float32 in nats, 0 or more; 0 for a single exit.
+
+    Raises:
+        UserError: No exit, another number of weights, or as `kl_divergence`.
+    """
+    if not scores_by_exit:
+        raise UserError("multi_exit_kl of no exit; give the scores by each, the deepest last.")
+    *shallow, deepest = scores_by_exit
+    full_mask(deepest, mask)
+    weights = [1.0] * len(shallow) if weights is None else list(weights)
+    if len(weights) != len(shallow):
+        raise UserError(f"{len(weights)} weights for {len(shallow)} exits besides the deepest; give one for each.")
+    total = deepest.new_zeros((), dtype=torch.promote_types(deepest.dtype, torch.float32))
+    for weight, scores in zip(weights, shallow, strict=True):
+        kl = kl_divergence(
+            scores, deepest.detach(), mask, student_temperature=temperature, teacher_temperature=temperature
+        )
+        total = total + weight * kl
+    return total
+
+
+class MultiExitLoss(nn.Module):
+    """Applies a loss at every exit, and lets the deepest teach the others; the layers run once a column.
+
+    Args:
+        model: Of `multi_exit`.
+        losses: By exit: what it learns from labels. The same loss may stand at several, unless it remembers (``taid``).
+        weights: Of the exits' terms, by exit; 1 by default.
+        kl_weight: Of `multi_exit_kl`; 0 for none.
+        temperature: Of the divergence.
+
+    Raises:
+        UserError: The losses are not those of the model's exits.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        losses: Mapping[int, EmbeddingLoss],
+        *,
+        weights: Mapping[int, float] | None = None,
+        kl_weight: float = 1.0,
+        temperature: float = 0.05,
+    ) -> None:
+        super().__init__()
+        exits = exits_of(model)
+        if set(losses) != set(exits) or not set(weights or {}) <= set(exits):
+            raise UserError(f"losses for exits {sorted(losses)}; the model has {exits}: give one for each.")
+        self.model = model
+        self.losses = nn.ModuleDict({str(layer): losses[layer] for layer in exits})  # type: ignore[misc]
+        self._weights = {layer: float((weights or {}).get(layer, 1.0)) for layer in exits}
+        self._kl_weight, self._temperature = kl_weight, temperature
+        self._cosine = str(model.similarity_fn_name) == "cosine"
+        for name, parameter in model.named_parameters():  # which layer an exit takes is no matter of learning
+            if name.endswith("layer_weights"):
+                parameter.requires_grad_(False)
+
+    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
+        """Terms by name, those of exits but the deepest as ``name@exit-4``, and the divergence as ``exits``."""
+        columns = [embeddings_by_exit(self.model, features) for features in sentence_features]
+        exits = list(self._weights)
+        parts: dict[str, Tensor] = {}
+        for layer in exits:
+            loss: Any = self.losses[str(layer)]
+            found = loss.compute_loss_from_embeddings([column[layer] for column in columns], labels)
+            suffix = "" if layer == exits[-1] else f"@{_ROUTE}{layer}"
+            parts |= {name + suffix: self._weights[layer] * value for name, value in found.items()}
+        if self._kl_weight and len(exits) > 1:
+            scored = [in_batch_similarities([column[layer] for column in columns], self._cosine) for layer in exits]
+            kl = multi_exit_kl(
+                [scores for scores, _ in scored],
+                scored[0][1],
+                [self._weights[layer] for layer in exits[:-1]],
+                temperature=self._temperature,
+            )
+            parts["exits"] = self._kl_weight * kl
+        return parts
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Weights of exits and of the divergence, for the model card."""
+        return {"exits": self._weights, "kl_weight": self._kl_weight, "temperature": self._temperature}
+
+
+def in_batch_similarities(columns: Sequence[Tensor], cosine: bool) -> tuple[Tensor, Tensor]:
+    """What the divergence between exits sees: scores of each text with others of the batch.
+
+    Args:
+        columns: (batch, d) embeddings: of queries, then of documents; or of single texts alone.
+        cosine: Make them unit vectors.
+
+    Returns:
+        (batch, n) float32 scores of each query with all documents of the batch, or of each text with the others; and
+        their mask, which leaves out a text with itself.
+    """
+    queries, *documents = (nn.functional.normalize(one.float(), dim=1) if cosine else one.float() for one in columns)
+    scores = queries @ (torch.cat(documents) if documents else queries).T
+    mask = torch.ones_like(scores, dtype=torch.bool)
+    return scores, mask if documents else mask.fill_diagonal_(False)
+
+
+def _behind(router: Any, layer: int) -> list[Any]:
+    return list(router.sub_modules[f"{_ROUTE}{layer}"])
+
+
+def _with_modules(model: SentenceTransformer, modules: list[Any]) -> SentenceTransformer:
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(
+        modules=modules,
+        device=str(model.device),
+        similarity_fn_name=model.similarity_fn_name,
+        prompts={name: prompt for name, prompt in (model.prompts or {}).items() if prompt},
+        default_prompt_name=model.default_prompt_name,
+        truncate_dim=model.truncate_dim,
+    )

@@ -1,0 +1,107 @@
+"""Token pooling after training: hierarchical clusters of a document's tokens (Clavié et al. 2024, arXiv 2409.14683).
+
+The comparison beside clustered students, at the same number of vectors. The clustering itself is
+sentence-transformers' own, Ward's linkage on cosine distances; here it is given the number of vectors to end at.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sentence_transformers.multi_vector_encoder.modules import BaseTokenPooling, HierarchicalTokenPooling
+from torch import Tensor
+
+from retrodistill.errors import UserError
+from retrodistill.students.clustering import Wanted, check_wanted, vectors_kept
+
+if TYPE_CHECKING:
+    from sentence_transformers import MultiVectorEncoder
+
+
+class FixedTokenPooling(BaseTokenPooling):
+    """Pools the tokens of documents to a number of vectors by Ward's linkage; queries are left alone.
+
+    For one whole factor, a HierarchicalTokenPooling of sentence-transformers does nearly the same (it rounds the number
+    down), and a model with it loads without this package.
+
+    Args:
+        vectors: Vectors of a document: a number, or a share of its tokens between 0 and 1.
+        protected: First tokens that stay as they are, and count: one, for the text's own.
+        normalise: Give pooled vectors length 1.
+        tasks: Whose tokens are pooled.
+
+    Raises:
+        UserError: No number of vectors, or a negative number of protected tokens.
+    """
+
+    config_keys: list[str] = ["vectors", "protected", "normalise", "tasks"]  # noqa: RUF012 - the base's
+
+    def __init__(
+        self, vectors: Wanted, *, protected: int = 1, normalise: bool = True, tasks: list[str] | None = None
+    ) -> None:
+        super().__init__(tasks=tasks)
+        check_wanted("vectors", vectors)
+        if protected < 0:
+            raise UserError(f"protected={protected}: it is 0 or more.")
+        self.vectors, self.protected, self.normalise = vectors, protected, normalise
+
+    def pool_one(self, embedding: Tensor, **kwargs: Any) -> Tensor:
+        """(vectors, d) of one document's (tokens, d)."""
+        return pooled(embedding, self.vectors, protected=self.protected, normalise=self.normalise)
+
+
+def pooled(tokens: Tensor, vectors: Wanted, *, protected: int = 1, normalise: bool = True) -> Tensor:
+    """Pool the tokens of one text.
+
+    Args:
+        tokens: (n, d), of unit length.
+        vectors: How many are left: a number, or a share of n between 0 and 1, rounded up.
+        protected: First tokens that stay as they are, and count; fewer where no vector would be left for the rest.
+        normalise: Give the vectors length 1; a text that is not pooled stays as it is.
+
+    Returns:
+        (k, d), k the number wanted or all there are; fewer where tokens are equal. The same for the same tokens.
+
+    Raises:
+        UserError: Not (n, d), no number of vectors, or a negative number of protected tokens.
+    """
+    check_wanted("vectors", vectors)
+    if tokens.ndim != 2 or protected < 0:
+        raise UserError(
+            f"tokens of shape {tuple(tokens.shape)}, {protected} protected; wanted (tokens, dimensions) and 0 or more."
+        )
+    kept = int(vectors_kept(vectors, torch.tensor(len(tokens))))
+    if kept >= len(tokens):
+        return tokens
+    protected = min(protected, kept - 1)
+    # the library keeps the floor of (n - protected) / factor: the half makes it certain
+    factor = (len(tokens) - protected) / (kept - protected + 0.5)
+    ward = HierarchicalTokenPooling(factor, num_protected_tokens=protected, normalize_embeddings=normalise)
+    return ward.pool_one(tokens)
+
+
+def with_pooling(model: MultiVectorEncoder, vectors: Wanted, *, protected: int = 1) -> MultiVectorEncoder:
+    """A multi-vector encoder whose documents are pooled; it shares its weights with the given one.
+
+    Args:
+        model: Without pooling.
+        vectors: Of a document: a number, or a share of its tokens between 0 and 1.
+        protected: First tokens that stay as they are, and count.
+
+    Raises:
+        UserError: No number of vectors, or the model pools its tokens already.
+    """
+    from sentence_transformers import MultiVectorEncoder
+
+    modules: list[Any] = list(model)
+    for module in modules:
+        if isinstance(module, BaseTokenPooling):
+            raise UserError(f"the model pools its tokens by {type(module).__name__} already; start from one without.")
+    return MultiVectorEncoder(
+        modules=[*modules, FixedTokenPooling(vectors, protected=protected)],
+        device=str(model.device),
+        prompts={name: prompt for name, prompt in (model.prompts or {}).items() if prompt},
+        default_prompt_name=model.default_prompt_name,
+        similarity_fn_name=model.similarity_fn_name,
+    )

@@ -1,0 +1,78 @@
+import pytest
+
+from retrodistill.candidates.selection import labelled, prod_selection, pseudo_labelled, rewritten
+from retrodistill.collections.qrels import Qrels
+from retrodistill.errors import UserError
+from retrodistill.runs.run import Run
+
+
+def run_of(**lists):
+    """Documents of each query, best first, as single letters."""
+    return Run.from_dict({query: {name: -place for place, name in enumerate(names)} for query, names in lists.items()})
+
+
+POSITIVES = {query: {"p"} for query in ("wrong", "right", "missed", "late", "hopeless", "absent", "unknown")}
+
+
+class TestProdSelection:
+    TEACHER = run_of(wrong="pab", right="pab", missed="pab", late="pab", hopeless="apb", absent="pab", bare="pab")
+    STUDENT = run_of(wrong="apb", right="pab", missed="abc", late="abcp", hopeless="apb", bare="apb")
+
+    def test_a_worked_example(self):
+        found = prod_selection(self.TEACHER, self.STUDENT, POSITIVES, ranks=(2, 3))
+        assert found.query_ids == ["wrong"]
+        assert (found.queries, found.unlabelled, found.teacher_wrong, found.not_ranked) == (7, 1, 1, 1)
+        assert (found.student_right, found.too_far) == (1, 2)
+
+    def test_both_ends_of_the_range_count(self):
+        student = run_of(**{f"q{rank}": "abcdefg"[: rank - 1] + "p" for rank in range(1, 7)})
+        teacher = run_of(**{f"q{rank}": "pab" for rank in range(1, 7)})
+        positives = {f"q{rank}": {"p"} for rank in range(1, 7)}
+        assert prod_selection(teacher, student, positives, (3, 5)).query_ids == ["q3", "q4", "q5"]
+        found = prod_selection(teacher, student, positives, (3, 5))
+        assert (found.student_right, found.too_far) == (2, 1)
+
+    def test_15_ranks_by_default(self):
+        letters = "abcdefghijklmno"
+        student = run_of(in_=letters[:14] + "p", out=letters + "p")
+        found = prod_selection(run_of(in_="p", out="p"), student, {"in_": ["p"], "out": ["p"]})
+        assert found.query_ids == ["in_"]
+
+    def test_of_several_positives_the_best_of_the_student_counts(self):
+        teacher, student = run_of(q="pra", r="pra"), run_of(q="rpa", r="arp")
+        assert prod_selection(teacher, student, {"q": {"p", "r"}, "r": {"p", "r"}}).query_ids == ["r"]
+
+    def test_ties_are_broken_by_the_id(self):
+        teacher = Run.from_dict({"q": {"b": 1.0, "a": 1.0}})
+        assert prod_selection(teacher, run_of(q="ba"), {"q": {"a"}}).query_ids == ["q"]
+
+    @pytest.mark.parametrize("ranks", [(1, 15), (0, 3), (5, 4)])
+    def test_ranks_that_select_nothing_sensible(self, ranks):
+        with pytest.raises(UserError, match="the first is at least 2"):
+            prod_selection(self.TEACHER, self.STUDENT, POSITIVES, ranks)
+
+
+class TestPositives:
+    def test_labels_are_judgements_above_0(self):
+        qrels = Qrels.from_dict({"q": {"a": 2, "b": 0, "c": 1}, "r": {"a": -1}})
+        assert labelled(qrels) == {"q": {"a", "c"}}
+
+    def test_pseudo_labels_are_what_the_ensemble_ranks_first(self):
+        assert pseudo_labelled(run_of(q="ba", r="c")) == {"q": {"b"}, "r": {"c"}}
+
+
+class TestRewritten:
+    RUN = run_of(w1="ab", w2="ca")
+
+    def test_the_scores_go_to_the_raw_queries(self):
+        found = rewritten(self.RUN, {"w1": "raw one", "w2": "raw two", "w3": "other"})
+        assert found.to_dict() == {"raw one": {"a": 0, "b": -1}, "raw two": {"c": 0, "a": -1}}
+        assert found.query_ids == ["raw one", "raw two"]
+
+    def test_a_query_of_nobody(self):
+        with pytest.raises(UserError, match="1 queries stand for no raw query"):
+            rewritten(self.RUN, {"w1": "raw"})
+
+    def test_two_rewrites_of_one_query_are_to_be_fused(self):
+        with pytest.raises(UserError, match="1 raw queries have several better ones"):
+            rewritten(self.RUN, {"w1": "raw", "w2": "raw"})

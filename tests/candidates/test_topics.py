@@ -1,0 +1,192 @@
+import numpy as np
+import pytest
+import torch
+from accelerate.data_loader import BatchSamplerShard, skip_first_batches
+from torch.utils.data import BatchSampler, DataLoader
+
+from retrodistill.candidates.samplers import sample_places
+from retrodistill.candidates.topics import (
+    balanced_places,
+    cluster_topics,
+    margin_bins,
+    topic_batches,
+    topic_count,
+    topic_plan,
+)
+from retrodistill.errors import UserError
+
+TOPICS = np.repeat([0, 1, 2, 3], [17, 30, 9, 11])
+ROWS = list(range(len(TOPICS)))
+
+
+class TestClusters:
+    def blobs(self):
+        generator = np.random.default_rng(0)
+        centres = np.eye(5)[np.repeat(np.arange(5), 20)]
+        return (centres + 0.01 * generator.normal(size=centres.shape)).astype(np.float32)
+
+    def test_texts_that_lie_together_are_one_topic(self):
+        topics = cluster_topics(self.blobs(), 5, seed=1).reshape(5, 20)
+        assert (topics == topics[:, :1]).all()
+        assert set(topics[:, 0]) == set(range(5))
+
+    def test_the_seed_decides(self):
+        points = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
+        first, again, other = (cluster_topics(points, 12, seed).tolist() for seed in (3, 3, 4))
+        assert first == again != other
+
+    @pytest.mark.parametrize("topics", [0, 101])
+    def test_more_topics_than_texts_or_none(self, topics):
+        with pytest.raises(UserError, match=f"{topics} topics of 100 training texts"):
+            cluster_topics(self.blobs(), topics)
+
+    def test_vectors_that_are_not_finite(self):
+        points = self.blobs()
+        points[3, 2] = np.nan
+        with pytest.raises(UserError, match="1 embeddings of training texts are not finite"):
+            cluster_topics(points, 5)
+
+    def test_about_six_batches_a_topic(self):
+        assert (topic_count(400_000, 32), topic_count(100, 32)) == (2083, 1)
+
+
+class TestPlan:
+    def test_every_row_stands_in_one_batch(self):
+        for size in range(1, 70):
+            assert sorted(np.concatenate(topic_plan(TOPICS, size, seed=0)).tolist()) == ROWS
+
+    def test_all_batches_are_full_but_the_last(self):
+        for size in range(1, 70):
+            sizes = [len(batch) for batch in topic_plan(TOPICS, size, seed=0)]
+            assert sizes[:-1] == [size] * (len(sizes) - 1)
+            assert 0 < sizes[-1] <= size
+
+    def test_as_many_batches_of_one_topic_as_its_rows_fill(self):
+        plan = topic_plan(TOPICS, 4, seed=0)
+        pure = [TOPICS[batch[0]] for batch in plan if len(batch) == 4 and len(set(TOPICS[batch])) == 1]
+        assert [pure.count(topic) for topic in range(4)] == [4, 7, 2, 2]
+
+    def test_seed_and_epoch_decide_the_order(self):
+        first, again, seed, epoch = (
+            [batch.tolist() for batch in topic_plan(TOPICS, 4, *given)] for given in ((0, 0), (0, 0), (1, 0), (0, 1))
+        )
+        assert first == again
+        assert len({str(plan) for plan in (first, seed, epoch)}) == 3
+
+    def test_every_row_comes_at_every_time(self):
+        # 14 rows of one topic in 7 batches of 2: over many epochs each row is in the first batch 2 times in 14
+        first = np.concatenate([topic_plan(np.zeros(14), 2, 0, epoch)[0] for epoch in range(2000)])
+        counts = np.bincount(first, minlength=14)
+        assert np.abs(counts - 2000 / 7).max() < 5 * np.sqrt(2000 / 7 * 6 / 7)
+
+
+class TestBatchSampler:
+    def made(self, drop_last=False, seed=0, rows=ROWS):
+        return topic_batches(TOPICS)(
+            rows,
+            batch_size=4,
+            drop_last=drop_last,
+            valid_label_columns=["label"],
+            generator=torch.Generator(),
+            seed=seed,
+        )
+
+    def test_is_what_torch_and_the_trainer_take(self):
+        loader = DataLoader(ROWS, batch_sampler=self.made())
+        assert isinstance(self.made(), BatchSampler)
+        assert len(loader) == 17
+        assert [batch.tolist() for batch in loader] == [batch.tolist() for batch in topic_plan(TOPICS, 4, 0)]
+
+    def test_drop_last(self):
+        batches = list(self.made(drop_last=True))
+        assert len(batches) == len(self.made(drop_last=True)) == 16
+        assert {len(batch) for batch in batches} == {4}
+
+    def test_an_epoch_has_its_own_order_whatever_was_read_before(self):
+        read, fresh = self.made(), self.made()
+        list(read)
+        before = list(read)
+        for sampler in (read, fresh):
+            sampler.set_epoch(3)
+        assert list(read) == list(fresh) != before
+
+    def test_resuming_skips_what_was_seen(self):
+        whole = [batch.tolist() for batch in DataLoader(ROWS, batch_sampler=self.made())]
+        resumed = skip_first_batches(DataLoader(ROWS, batch_sampler=self.made()), 5)
+        assert [batch.tolist() for batch in resumed] == whole[5:]
+
+    def test_devices_share_the_batches_of_an_epoch(self):
+        shards = [list(BatchSamplerShard(self.made(), 2, place, even_batches=False)) for place in (0, 1)]
+        assert sorted(row for shard in shards for batch in shard for row in batch) == ROWS
+
+    def test_topics_of_other_rows_are_refused(self):
+        with pytest.raises(UserError, match="67 topics for 3 training rows"):
+            self.made(rows=[0, 1, 2])
+
+    def test_the_trainer_uses_it(self, tiny_model, tmp_path):
+        from datasets import Dataset
+        from sentence_transformers import (
+            SentenceTransformer,
+            SentenceTransformerTrainer,
+            SentenceTransformerTrainingArguments,
+        )
+
+        arguments = SentenceTransformerTrainingArguments(
+            str(tmp_path), per_device_train_batch_size=4, batch_sampler=topic_batches(TOPICS), use_cpu=True, seed=5
+        )
+        dataset = Dataset.from_dict({"text": [f"star {row}" for row in ROWS], "label": ROWS})
+        model = SentenceTransformer(tiny_model, device="cpu")
+        trainer = SentenceTransformerTrainer(model, arguments, train_dataset=dataset, loss=torch.nn.Identity())
+        labels = [batch["label"].tolist() for batch in trainer.get_train_dataloader()]
+        assert labels == [batch.tolist() for batch in topic_plan(TOPICS, 4, seed=5)]
+
+
+class TestMarginBins:
+    def test_bins_have_equal_width_not_equal_size(self):
+        margins = np.array([0.0, 0.05, 0.09, 0.11, 0.5, 0.99, 1.0])
+        assert margin_bins(margins).tolist() == [0, 0, 0, 1, 5, 9, 9]
+
+    def test_the_same_as_a_histogram(self):
+        margins = np.random.default_rng(0).normal(size=500)
+        counts = np.histogram(margins, bins=10)[0]
+        assert np.bincount(margin_bins(margins), minlength=10).tolist() == counts.tolist()
+
+    def test_equal_margins_are_one_bin(self):
+        assert margin_bins(np.full(3, 2.5)).tolist() == [0, 0, 0]
+
+
+class TestBalancedSampling:
+    #: 90 candidates with a margin near 1, three near .5, one at 0: three bins of ten have any
+    MARGINS = np.concatenate([np.full(90, 1.0), [0.5, 0.51, 0.52], [0.0]])
+
+    def drawn(self, count, seeds):
+        return [balanced_places(self.MARGINS, count, np.random.default_rng(seed)) for seed in range(seeds)]
+
+    def test_bins_are_drawn_alike_and_candidates_within_them(self):
+        first = np.concatenate(self.drawn(1, 3000))
+        # each bin 1000 times, deviation sqrt(3000 x 1/3 x 2/3) = 26; each of three in the middle bin 333 times
+        assert abs((first < 90).sum() - 1000) < 5 * 26
+        assert abs((first == 93).sum() - 1000) < 5 * 26
+        assert np.abs(np.bincount(first, minlength=94)[90:93] - 333).max() < 5 * np.sqrt(333)
+        assert np.abs(np.bincount(first, minlength=94)[:90] - 1000 / 90).max() < 30
+
+    def test_nothing_is_drawn_twice(self):
+        for places in self.drawn(94, 3):
+            assert sorted(places.tolist()) == list(range(94))
+
+    def test_a_bin_that_is_used_up_is_passed_over(self):
+        assert all({90, 91, 92, 93} <= set(places.tolist()) for places in self.drawn(40, 20))
+
+    def test_is_a_sampler_of_groups(self):
+        scores = np.concatenate([[2.0], 2.0 - self.MARGINS[::-1]])  # best first: margins 0, .52, .51, .5, then 90 of 1
+        groups = [
+            sample_places("margin-balanced", 95, 3, np.random.default_rng(seed), scores.astype(np.float32))
+            for seed in range(500)
+        ]
+        assert all(group[0] == 0 and (np.diff(group) > 0).all() and len(group) == 3 for group in groups)
+        # two draws from three bins: the lone candidate of the lowest is in 1 - (2/3)^2 to 2/3 of the groups
+        assert 0.5 < np.mean([1 in group for group in groups]) < 0.72
+
+    def test_a_sampler_without_scores_is_refused(self):
+        with pytest.raises(UserError, match="needs the teacher's scores"):
+            sample_places("margin-balanced", 95, 3, np.random.default_rng(0))

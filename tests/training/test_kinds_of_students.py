@@ -1,0 +1,186 @@
+"""Every kind of student through a stage of a recipe: what moves, that it learns, that it resumes and comes back."""
+
+import numpy as np
+import pytest
+import torch
+
+from retrodistill.errors import UserError
+from retrodistill.models import load_encoder
+from retrodistill.pipeline.students import build_student, distil
+from retrodistill.recipe.settings import StudentSettings
+from retrodistill.students.heads import head_of
+from retrodistill.students.kinds import as_student
+from retrodistill.teachers.loading import load_teacher
+from retrodistill.training.material import Material
+from retrodistill.training.settings import StageSettings
+from retrodistill.training.stages import run_stage
+
+FAMILIES = ["margin-mse", "ranknet", "listmle", "sinkhorn", "taid", "lwf"]  # kl trains everywhere else in this file
+KINDS = ["dense", "sparse", "inference-free", "multi-vector", "cross-encoder"]
+WITH_HEAD = ["inference-free", "multi-vector"]
+SHORT = {"epochs": 1, "max_steps": 2, "batch_size": 4, "learning_rate": 1e-3, "warmup": 0}
+
+
+@pytest.fixture
+def material(tiny, tiny_model, tmp_path):
+    space = load_encoder(f"dense:{tiny_model}")
+    return Material(tiny, tiny.split("train"), load_teacher("bm25"), space, tmp_path / "out")
+
+
+def stage(towers, objectives="kl", **more):
+    given = {
+        "objectives": objectives,
+        "towers": towers,
+        "texts": {"titles": False, "sentences": 0},
+        "candidates": {"depth": "all"},
+        "groups": {"documents": 4, "random": 4},
+        "training": SHORT,
+    }
+    return StageSettings.model_validate({**given, **more})
+
+
+@pytest.fixture
+def chosen(tiny_model, tiny_cross_encoder):
+    students = {
+        "dense": {"model": f"dense:{tiny_model}", "documents": "student"},
+        "sparse": {"model": f"sparse:{tiny_model}"},
+        "inference-free": {"model": f"sparse:{tiny_model}", "queries": "inference-free"},
+        "multi-vector": {"model": f"multi-vector:{tiny_model}", "dimension": 16},
+        "cross-encoder": {"model": f"cross-encoder:{tiny_cross_encoder}"},
+    }
+
+    def chosen(kind, *stages, **more):
+        given = {**students[kind], "stages": list(stages), "control": None, **more}
+        return StudentSettings.model_validate(given)
+
+    return chosen
+
+
+@pytest.fixture
+def trained(chosen, material, tmp_path):
+    """A student of a kind through one stage: the model, its weights before, and the history."""
+
+    def trained(kind, one):
+        model = build_student(chosen(kind, one), material)
+        before = {name: value.detach().clone() for name, value in model.named_parameters()}
+        return model, before, run_stage(model, one, material, tmp_path / "work", "training")
+
+    return trained
+
+
+def moved(before, model):
+    return {name for name, value in model.named_parameters() if not torch.equal(before[name], value)}
+
+
+class TestBothTowers:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_every_kind_learns_its_lists(self, kind, trained):
+        steps = {"epochs": 8, "batch_size": 8, "learning_rate": 3e-3, "warmup": 0}
+        kl = {"name": "kl", "student_temperature": 0.05}
+        if kind == "cross-encoder":  # noise at first: it has to learn to read
+            kl, steps = {"name": "kl", "student_temperature": 0.2}, {**steps, "epochs": 20, "learning_rate": 1e-3}
+        model, before, history = trained(kind, stage("both", kl, training=steps))
+        first, last = (np.mean([one["loss"] for one in part]) for part in (history.losses[:5], history.losses[-5:]))
+        assert last < 0.97 * first
+        assert len(moved(before, model)) > 20
+        assert {"step", "agreement"} <= set(history.monitors[-1])
+
+    @pytest.mark.parametrize("name", FAMILIES)
+    @pytest.mark.parametrize("kind", ["sparse", "multi-vector", "cross-encoder"])
+    def test_any_list_objective_trains_any_kind(self, kind, name, trained):
+        model, before, history = trained(kind, stage("both", ["kl", name] if name == "lwf" else name))
+        assert np.isfinite(history.losses[-1]["loss"])
+        assert moved(before, model)
+
+
+class TestHead:
+    @pytest.mark.parametrize("kind", WITH_HEAD)
+    def test_only_the_head_moves_and_the_loss_falls(self, kind, trained):
+        steps = {"epochs": 10, "batch_size": 8, "learning_rate": 2e-2, "warmup": 0}
+        model, before, history = trained(kind, stage("head", training=steps))
+        assert history.losses[-1]["loss"] < 0.9 * history.losses[0]["loss"]
+        head = head_of(as_student(model)).linear
+        names = {name for name, value in model.named_parameters() if value is head.weight or value is head.bias}
+        if kind == "inference-free":
+            names |= {name for name in before if name.endswith("sub_modules.query.0.weight")}
+        assert moved(before, model) == names
+        assert all(parameter.requires_grad for parameter in model.parameters())  # for a stage behind this one
+
+    @pytest.mark.parametrize("name", FAMILIES)
+    @pytest.mark.parametrize("kind", WITH_HEAD)
+    def test_any_list_objective_trains_one(self, kind, name, trained):
+        model, before, history = trained(kind, stage("head", ["kl", name] if name == "lwf" else name))
+        assert np.isfinite(history.losses[-1]["loss"])
+        assert moved(before, model)
+
+    @pytest.mark.parametrize("name", ["contrastive", "in-batch"])
+    @pytest.mark.parametrize("kind", WITH_HEAD)
+    def test_controls_find_each_texts_own_document_in_its_group(self, kind, name, trained):
+        titles = {"titles": True, "sentences": 0}
+        model, before, history = trained(kind, stage("head", name, texts=titles))
+        assert history.losses[-1][name] > 0
+        assert moved(before, model)
+
+    def test_it_is_refused_where_there_is_none(self, chosen, material, tiny_model, tmp_path):
+        one = stage("head")
+        model = build_student(chosen("multi-vector", one, dimension=None), material)
+        with pytest.raises(UserError, match=r"^model multi-vector:student has no projection behind its transformer"):
+            run_stage(model, one, material, tmp_path / "work", "training")
+        model = build_student(chosen("dense", stage("both")), material)
+        with pytest.raises(UserError, match=r"^towers: head is for sparse and multi-vector students"):
+            run_stage(model, one, material, tmp_path / "work", "training")
+
+
+class TestStudentsOfARecipe:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_they_come_back_from_their_folder_with_equal_scores(self, kind, chosen, material, tmp_path):
+        settings = chosen(kind, stage("head" if kind in WITH_HEAD else "both"))
+        made = distil("student", settings, material, tmp_path / "student")
+        again = distil("student", settings, material, tmp_path / "student")
+        texts = ["star planet orbit", "judge"]
+        assert made.encoder.fingerprint("query") == again.encoder.fingerprint("query")
+        assert made.documents is made.encoder
+        if kind == "cross-encoder":
+            pairs = [(text, "a star") for text in texts]
+            np.testing.assert_array_equal(made.encoder.score(pairs), again.encoder.score(pairs))
+            return
+        for role in ("query", "document"):
+            found = [one.encoder.encode(texts, role) for one in (made, again)]
+            found = [getattr(one, "vectors", one) for one in found]
+            assert (abs(found[0] - found[1])).max() == 0
+
+    def test_a_sparse_one_tells_its_terms_and_products(self, chosen, material, tmp_path):
+        made = distil("student", chosen("inference-free", stage("head")), material, tmp_path / "student")
+        about = made.encoder.student.about["sparsity"]
+        vectors = made.encoder.encode(material.collection.documents.texts, "document")
+        assert about["terms"] == pytest.approx(np.diff(vectors.indptr).mean())
+        asked = made.encoder.encode(material.queries.texts, "query")
+        products = (asked != 0).astype(float) @ (vectors != 0).astype(float).T
+        assert about["flops"] == pytest.approx(products.mean())
+
+    @pytest.mark.parametrize("kind", ["inference-free", "multi-vector", "cross-encoder"])
+    def test_a_killed_training_goes_on_to_equal_weights(self, kind, chosen, material, tmp_path, monkeypatch):
+        from retrodistill.training import losses, heads
+
+        towers = "both" if kind == "cross-encoder" else "head"
+        one = stage(towers, training={**SHORT, "max_steps": 6})
+        models = [build_student(chosen(kind, one), material) for _ in range(2)]
+        run_stage(models[0], one, material, tmp_path / "whole", "training")
+        loss = losses.GroupsLoss if towers == "both" else heads.HeadLoss
+        forward, calls = loss.forward, []
+
+        def killed(self, *arguments, **options):
+            calls.append(0)
+            if len(calls) == 5:
+                raise KeyboardInterrupt
+            return forward(self, *arguments, **options)
+
+        monkeypatch.setattr(loss, "forward", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_stage(models[1], one, material, tmp_path / "cut", "training")
+        monkeypatch.setattr(loss, "forward", forward)
+        model = build_student(chosen(kind, one), material)
+        history = run_stage(model, one, material, tmp_path / "cut", "training")
+        assert history.steps == 6
+        for left, right in zip(models[0].parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(left, right, rtol=0, atol=0)
