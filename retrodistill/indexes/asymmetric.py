@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ import numpy as np
 
 from retrodistill.collections.collection import Collection
 from retrodistill.collections.texts import Texts
-from retrodistill.errors import UserError, sample_of
+from retrodistill.errors import UserError
+from retrodistill.indexes.documents import check_new, encoder_of, to_remove
 from retrodistill.indexes.factory import read_parameters, set_parameters, written_parameters
 from retrodistill.indexes.parts import can_remove, file_bytes, keeps_labels, read_faiss
 from retrodistill.indexes.stored import StoredIndex, name_of
@@ -164,10 +164,7 @@ class AsymmetricIndex:
                 refined and fast-scan ones); nothing is changed.
         """
         self._check_changeable()
-        wanted = set(ids)
-        gone = np.fromiter((one in wanted for one in self.ids), dtype=bool, count=len(self.ids))
-        if int(gone.sum()) != len(wanted):
-            raise UserError(f"cannot remove {sample_of(sorted(wanted - set(self.ids), key=str))}: not in the index.")
+        gone = to_remove(ids, self.ids)
         if not can_remove(self.index):
             raise UserError(
                 f"an index of factory {self.factory!r} cannot remove documents; build it again without them."
@@ -308,15 +305,8 @@ class AsymmetricIndex:
         return self.queries
 
     def _document_encoder(self) -> Encoder:
-        if self._documents is None:
-            found = load_encoder(self.space.documents_by)
-            if found.document_space != self.space.fingerprint:
-                raise UserError(
-                    f"{found.name} is no longer the model that made the documents "
-                    f"({'; '.join(self.space.differences(found))}); add vectors of the index' space instead."
-                )
-            self._documents = found
-        return self._documents
+        self._documents = self._documents or encoder_of(self.space, load_encoder)  # type: ignore[assignment]
+        return self._documents  # type: ignore[return-value]
 
     def _shaped(self, vectors: np.ndarray, what: str) -> np.ndarray:
         """Vectors of the encoder as the index holds them: float32, truncated, of unit length where it is by cosine."""
@@ -332,13 +322,7 @@ class AsymmetricIndex:
 
     def _check_new(self, ids: Sequence[str]) -> None:
         self._check_changeable()
-        strange = [one for one in ids if not isinstance(one, str)]
-        if strange:
-            raise UserError(f"document id {strange[0]!r} is {type(strange[0]).__name__}; ids are strings.")
-        known = set(self.ids)
-        twice = [one for one in ids if one in known] or [one for one, times in Counter(ids).items() if times > 1]
-        if twice:
-            raise UserError(f"{sample_of(twice)}: in the index already, or twice; remove or rename them first.")
+        check_new(ids, self.ids)
 
     def _check_changeable(self) -> None:
         if self._mapped:

@@ -147,9 +147,10 @@ def _build_dense(
     index = build_faiss(factory, np.ascontiguousarray(vectors))
     built = AsymmetricIndex(index, texts.ids, space, asking, factory, name, documents=encoder)
     built.parameters = parameters
-    if (settings.recall or (settings.factory == "auto" and parameters)) and not settings.parameters:
-        tuned = built.tune(_held_out(collection), settings.recall or _RECALL, min(_NEIGHBOURS, len(texts)), documents=texts)
-        say(str(tuned))
+    chosen = settings.factory == "auto" and parameters is not None
+    if (settings.recall or chosen) and not settings.parameters:
+        neighbours = min(_NEIGHBOURS, len(texts))
+        say(str(built.tune(_held_out(collection), settings.recall or _RECALL, neighbours, documents=texts)))
     return built
 
 

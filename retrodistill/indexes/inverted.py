@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from scipy.sparse import csr_array, issparse, vstack
 
 from retrodistill.collections.collection import Collection
 from retrodistill.collections.texts import Texts
-from retrodistill.errors import UserError, sample_of
+from retrodistill.errors import UserError
+from retrodistill.indexes.documents import check_new, encoder_of, to_remove
 from retrodistill.indexes.impacts import InvertedSettings, make_postings, read_postings, strongest
 from retrodistill.indexes.seismic import SeismicPostings, seismic
 from retrodistill.indexes.stored import StoredIndex, name_of
@@ -109,7 +109,7 @@ class InvertedIndex:
         Raises:
             UserError: An id that is there already, or the space's encoder is not at hand.
         """
-        self._check_new(documents.ids)
+        check_new(documents.ids, self.ids)
         self.add_vectors(documents.ids, embed_sparse(self._document_encoder(), documents.texts, "document"))
 
     def add_vectors(self, ids: Sequence[str], vectors: Any) -> None:
@@ -119,7 +119,7 @@ class InvertedIndex:
             UserError: An id that is there already or twice, another number of terms, or weights that are NaN, infinite
                 or negative.
         """
-        self._check_new(ids)
+        check_new(ids, self.ids)
         added = self._shaped(vectors, "documents")
         if len(ids) != added.shape[0]:
             raise UserError(f"{len(ids)} ids for {added.shape[0]} vectors; give one id per vector.")
@@ -134,10 +134,7 @@ class InvertedIndex:
         Raises:
             UserError: Ids that are not there.
         """
-        wanted = set(ids)
-        kept = np.array([one not in wanted for one in self.ids], dtype=bool)
-        if len(self) - int(kept.sum()) != len(wanted):
-            raise UserError(f"cannot remove {sample_of(sorted(wanted - set(self.ids)))}: not in the index.")
+        kept = ~to_remove(ids, self.ids)
         self._fill(self.postings.matrix()[np.flatnonzero(kept)])
         self.ids = [one for one, stays in zip(self.ids, kept, strict=True) if stays]
 
@@ -268,15 +265,8 @@ class InvertedIndex:
         return self.queries.token_weights("query") if isinstance(self.queries, SparseTextEncoder) else self.queries
 
     def _document_encoder(self) -> SparseTextEncoder:
-        if self._documents is None:
-            found = load_sparse_encoder(self.space.documents_by)
-            if found.document_space != self.space.fingerprint:
-                raise UserError(
-                    f"{found.name} is no longer the model that made the documents "
-                    f"({'; '.join(self.space.differences(found))}); add vectors of the index' space instead."
-                )
-            self._documents = found
-        return self._documents
+        self._documents = self._documents or encoder_of(self.space, load_sparse_encoder)  # type: ignore[assignment]
+        return self._documents  # type: ignore[return-value]
 
     def _shaped(self, vectors: Any, what: str) -> csr_array:
         """Vectors as CSR without stored zeros, checked against the vocabulary."""
@@ -293,12 +283,6 @@ class InvertedIndex:
         shaped.sum_duplicates()
         shaped.eliminate_zeros()
         return shaped
-
-    def _check_new(self, ids: Sequence[str]) -> None:
-        known = set(self.ids)
-        twice = [one for one, count in Counter(ids).items() if one in known or count > 1]
-        if twice:
-            raise UserError(f"{sample_of(twice)}: in the index already, or twice; remove or rename them first.")
 
 
 def build_inverted(

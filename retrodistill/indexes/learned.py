@@ -15,7 +15,7 @@ from retrodistill.indexes.asymmetric import AsymmetricIndex
 from retrodistill.manifest import Manifest
 from retrodistill.models.contract import Space
 from retrodistill.models.embeddings import embed
-from retrodistill.models.encoder import Encoder
+from retrodistill.models.encoder import Encoder, load_encoder
 from retrodistill.models.vectors import check_finite
 from retrodistill.quantisers import Learned, QuantiserSettings, factory_for, learn_quantiser
 from retrodistill.quantisers.query_map import query_student
@@ -119,7 +119,8 @@ def save_query_map(found: LearnedIndex, folder: str | os.PathLike[str], manifest
         raise UserError("no query map was learned; set query_map.")
     made_from = manifest or Manifest("student", {"space": index.space.fingerprint}, found.learned.settings.model_dump())
     about = {**made_from.about, "query_space": index.space.fingerprint}
-    index.queries = save_student(query_student(index.queries, query_map), replace(made_from, about=about), folder)
+    save_student(query_student(index.queries, query_map), replace(made_from, about=about), folder)
+    index.queries = load_encoder(f"dense:{folder}")
     return index.queries
 
 

@@ -61,7 +61,9 @@ class TokenClusters(BaseTokenPooling):
         self.query, self.document = query, document
         self.normalise, self.iterations, self.seed = normalise, iterations, seed
 
-    def forward(self, features: dict[str, Tensor], task: str | None = None) -> dict[str, Tensor]:
+    def forward(  # type: ignore[override]
+        self, features: dict[str, Tensor], task: str | None = None
+    ) -> dict[str, Tensor]:
         """Put the means in place of ``token_embeddings``, and which of them count in place of ``attention_mask``."""
         if self.applies_to(task) and len(features["token_embeddings"]):
             found = self.cluster(features["token_embeddings"], features["attention_mask"], task)

@@ -81,8 +81,8 @@ class MatryoshkaLoss(nn.Module):
         check_dimensions(list(losses), whole)
         if whole not in losses or not set(weights or {}) <= set(losses):
             raise UserError(
-                f"losses for {sorted(losses)} dimensions, weights for {sorted(weights or {})}; whole vectors of {whole} "
-                "are among the losses, and weights are for some of these."
+                f"losses for {sorted(losses)} dimensions, weights for {sorted(weights or {})}; whole vectors of "
+                f"{whole} are among the losses, and weights are for some of these."
             )
         self.model, self._start = model, start
         self.losses = nn.ModuleDict({str(cut): losses[cut] for cut in sorted(losses, reverse=True)})

@@ -56,10 +56,11 @@ def multi_exit(model: SentenceTransformer, exits: Sequence[int], *, project: boo
     Raises:
         UserError: No transformer, layers that it does not have, or one whose first layers alone give something else.
     """
-    from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules import Dense, Router, Transformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, WeightedLayerPooling
 
+    transformer: Any
+    behind: list[Any]
     transformer, *behind = list(model)
     kinds = [type(module) for module in behind]
     if not isinstance(transformer, Transformer) or Pooling not in kinds:
@@ -95,8 +96,8 @@ def multi_exit(model: SentenceTransformer, exits: Sequence[int], *, project: boo
         alone = exit_model(found, layer).encode(_PROBE, convert_to_tensor=True, show_progress_bar=False)
         if not torch.allclose(whole, alone, atol=1e-3):
             raise UserError(
-                f"exits={list(exits)}: {type(transformer.auto_model).__name__} does something behind its last layer, so "
-                "that its first layers alone give other vectors; take a model of another architecture."
+                f"exits={list(exits)}: {type(transformer.auto_model).__name__} does something behind its last layer, "
+                "so that its first layers alone give other vectors; take a model of another architecture."
             )
     return found
 
@@ -120,6 +121,7 @@ def exit_model(model: SentenceTransformer, layer: int) -> SentenceTransformer:
     if layer not in exits:
         has = f"exits {', '.join(map(str, exits))}" if exits else "no exits"
         raise UserError(f"exit={layer}: the model has {has}.")
+    transformer: Any
     transformer, router = (copy.deepcopy(module) for module in model)
     modules = [module for module in _behind(router, layer) if not hasattr(module, "layer_weights")]
     transformer.auto_model.config.output_hidden_states = False

@@ -212,7 +212,7 @@ class TestMistakes:
     @pytest.mark.parametrize("cuts", [(8,), (32, 64)])
     def test_losses_that_do_not_fit_the_student(self, model, cuts):
         made = {cut: torch.nn.Identity() for cut in cuts}
-        with pytest.raises(UserError, match="whole vectors of 32 are among the losses|truncation to 64 dimensions"):
+        with pytest.raises(UserError, match=r"whole vectors of 32 are among the losses|truncation to 64 dimensions"):
             MatryoshkaLoss(model, made)
 
     def test_a_weight_for_nothing(self, model):

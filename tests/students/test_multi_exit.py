@@ -276,6 +276,6 @@ class TestTheLoss:
         history = train(model, loss, text_dataset({"text": TEXTS}, range(4)), settings, tmp_path / "checkpoints")
         assert history.steps == 8
         assert {"leaf", "leaf@exit-1", "exits"} <= set(history.losses[0])
-        assert np.square(encoded(exit_model(model, 1)) - targets).sum() < 0.5 * before
+        assert np.square(encoded(exit_model(model, 1)) - targets).sum() < 0.7 * before
         picked = model[1].sub_modules["exit-1"][0].layer_weights
         assert picked.tolist() == [0.0, 1.0, 0.0, 0.0, 0.0]

@@ -1,0 +1,142 @@
+"""Heads against stored hidden states: their scores are the student's own."""
+
+import numpy as np
+import pytest
+import torch
+
+from retrodistill.errors import UserError
+from retrodistill.models.multi_vector import MultiVectorModel
+from retrodistill.models.sparse import SparseTextEncoder
+from retrodistill.objectives import flops
+from retrodistill.students.multi_vector import multi_vector_student
+from retrodistill.students.sparse import sparse_student
+from retrodistill.students.states import stored_states
+from retrodistill.training.groups import Groups
+from retrodistill.training.heads import TermHeadLoss, TokenHeadLoss, segment_max
+from retrodistill.training.regularisers import Regulariser
+from retrodistill.training.terms import Term
+
+QUERIES = ["what star planet", "violin", "the judge and the jury", "all about bread"]
+
+
+@pytest.fixture
+def groups():
+    generator = np.random.default_rng(0)
+    documents = np.stack([generator.choice(60, 3, replace=False) for _ in QUERIES]).astype(np.int32)
+    documents[1, 2] = -1
+    scores = generator.standard_normal((4, 3)).astype(np.float32)
+    return Groups(np.arange(4), documents, scores, np.array([-1, 0, -1, 2]))
+
+
+@pytest.fixture
+def sparse(tiny, tiny_model):
+    return SparseTextEncoder(sparse_student(tiny_model, tiny.documents, queries="inference-free"), "sparse:student")
+
+
+@pytest.fixture
+def multi_vector(tiny, tiny_model):
+    return MultiVectorModel(multi_vector_student(tiny_model, tiny.documents.texts, dimension=16), "multi-vector:s")
+
+
+def features(student, rows):
+    return student.model.preprocess([QUERIES[row] for row in rows], task="query")
+
+
+def sparse_loss(student, tiny, groups, terms=(Term("kl"),), **more):
+    return TermHeadLoss(student, terms, groups, stored_states(student, tiny.documents.texts, "document"), **more)
+
+
+class TestSparse:
+    def test_scores_are_the_students_own(self, sparse, tiny, groups):
+        expected = sparse.encode(QUERIES, "query") @ sparse.encode(tiny.documents.texts, "document").T
+        loss = sparse_loss(sparse, tiny, groups)
+        rows = np.array([2, 1, 0])
+        queries = loss.queries(features(sparse, rows), rows)
+        with torch.no_grad():
+            np.testing.assert_allclose(loss.matrix(queries, np.arange(60)), expected.toarray()[rows], atol=3e-3)
+            lists = loss.lists(loss._trained, queries, groups.documents[rows]).numpy()
+        own = np.take_along_axis(expected.toarray()[rows], np.maximum(groups.documents[rows], 0).astype(int), axis=1)
+        np.testing.assert_allclose(lists, np.where(groups.documents[rows] >= 0, own, 0), atol=3e-3)
+
+    def test_a_step_moves_terms_of_its_queries_only(self, sparse, tiny, groups):
+        loss = sparse_loss(sparse, tiny, groups)
+        sum(loss([features(sparse, [0])], torch.tensor([0])).values()).backward()
+        vectors, biases, weights = (parameter.grad for parameter in loss._trained)
+        touched = set(sparse.model.tokenizer.convert_tokens_to_ids(["what", "star", "planet"]))
+        assert set(weights.nonzero()[:, 0].tolist()) <= touched
+        assert set(vectors.abs().sum(dim=1).nonzero()[:, 0].tolist()) <= touched
+        assert biases.abs().sum() > 0
+
+    def test_flops_is_that_of_the_batchs_terms_in_drawn_documents(self, sparse, tiny, groups):
+        regularised = [Regulariser("flops", 2.0, "document", warmup=0), Regulariser("l1", 1.0, "query", warmup=0)]
+        loss = sparse_loss(sparse, tiny, groups, regularisers=regularised)
+        parts = loss([features(sparse, [0, 1])], torch.tensor([0, 1]))
+        drawn = np.sort(np.random.default_rng([0, 0]).choice(60, 32, replace=False))
+        asked = sparse.encode(QUERIES[:2], "query").toarray()
+        used = (asked != 0).any(axis=0)
+        documents = sparse.encode([tiny.documents.texts[row] for row in drawn], "document").toarray()[:, used]
+        assert float(parts["flops-document"]) == pytest.approx(2 * float(flops(torch.from_numpy(documents))), rel=1e-2)
+        assert float(parts["l1-query"]) == pytest.approx(asked.sum() / 2, rel=1e-4)
+
+    def test_queries_through_a_model_are_refused(self, tiny, tiny_model, groups):
+        student = SparseTextEncoder(sparse_student(tiny_model, tiny.documents), "sparse:student")
+        with pytest.raises(UserError, match=r"^towers: head trains a sparse student with queries: inference-free"):
+            sparse_loss(student, tiny, groups)
+
+
+class TestMultiVector:
+    def test_scores_are_the_students_own_over_the_querys_tokens(self, multi_vector, tiny, groups):
+        asked, held = (
+            multi_vector.encode(texts, role) for texts, role in ((QUERIES, "query"), (tiny.documents.texts, "document"))
+        )
+        expected = np.array(
+            [
+                [(asked[row] @ held[column].T).max(axis=1).mean() for column in range(len(held))]
+                for row in range(len(asked))
+            ]
+        )
+        states = [
+            stored_states(multi_vector, texts, role)
+            for texts, role in ((tiny.documents.texts, "document"), (QUERIES, "query"))
+        ]
+        loss = TokenHeadLoss(multi_vector, [Term("kl")], groups, *states)
+        rows = np.array([2, 1, 0])
+        queries = loss.queries(features(multi_vector, rows), rows)
+        with torch.no_grad():
+            np.testing.assert_allclose(loss.matrix(queries, np.arange(60)), expected[rows], atol=2e-3)
+            lists = loss.lists(loss._trained, queries, groups.documents[rows]).numpy()
+        own = np.take_along_axis(expected[rows], np.maximum(groups.documents[rows], 0).astype(int), axis=1)
+        np.testing.assert_allclose(lists, np.where(groups.documents[rows] >= 0, own, 0), atol=2e-3)
+
+
+class TestStates:
+    def test_they_are_stored_once(self, multi_vector, tiny, monkeypatch):
+        first = stored_states(multi_vector, tiny.documents.texts, "document")
+        monkeypatch.setattr("retrodistill.students.states._write", lambda *_: pytest.fail("computed again"))
+        again = stored_states(multi_vector, tiny.documents.texts, "document")
+        np.testing.assert_array_equal(first.vectors, again.vectors)
+        assert len(first) == 60
+        assert first.width == 32
+
+    def test_another_head_shares_them_and_another_transformer_does_not(self, multi_vector, tiny):
+        first = stored_states(multi_vector, tiny.documents.texts[:3], "document").vectors.filename
+        with torch.no_grad():
+            multi_vector.model[1].linear.weight.mul_(2)
+        assert stored_states(multi_vector, tiny.documents.texts[:3], "document").vectors.filename == first
+        with torch.no_grad():
+            next(multi_vector.model[0].parameters()).mul_(2)
+        assert stored_states(multi_vector, tiny.documents.texts[:3], "document").vectors.filename != first
+
+    def test_states_beyond_float16_are_refused(self, multi_vector, tiny):
+        with torch.no_grad():
+            for parameter in multi_vector.model[0].parameters():
+                parameter.mul_(1e6)
+        with pytest.raises(UserError, match=r"hidden states that float16 cannot hold; set towers: both"):
+            stored_states(multi_vector, tiny.documents.texts[:3], "document")
+
+
+class TestSegments:
+    def test_maxima_are_those_of_each_segment_and_zero_for_none(self):
+        values = torch.tensor([[1.0, -5.0], [3.0, -7.0], [-2.0, -1.0]])
+        found = segment_max(values, torch.tensor([2, 0, 1]))
+        torch.testing.assert_close(found, torch.tensor([[3.0, -5.0], [0.0, 0.0], [-2.0, -1.0]]))
