@@ -4,7 +4,7 @@
 
 Learns on nine tenths of the documents and adds the last tenth with ``index.add``; OPQ is treated alike. Writes
 adding.json: the agreement of the ranking of test queries with exact search's (nDCG with the exact top 10 as gains),
-over the learned documents alone and over the added ones alone.
+over the learned documents alone, the added ones alone, and all together.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ def measure(bench: Bench, options: argparse.Namespace) -> None:
         parts = {
             "learned": (rebuilt[: len(first)], documents),
             "added": (rebuilt[len(first) :], bench.documents[later]),
+            "together": (rebuilt, np.concatenate([documents, bench.documents[later]])),
         }
         found = {}
         for name, (quantised, exact) in parts.items():

@@ -5,7 +5,7 @@ The binning and the drawing of bins follow the authors' training loader; how an 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,18 +84,23 @@ def topic_plan(topics: np.ndarray, batch_size: int, seed: int, epoch: int = 0) -
     return [full[place] for place in generator.permutation(len(full))] + short
 
 
-def topic_batches(topics: Sequence[int] | np.ndarray) -> Callable[..., BatchSampler]:
+class TopicBatches:
     """What to give a sentence-transformers trainer as ``batch_sampler``, for batches of one topic.
 
     The order depends on the trainer's seed and the epoch alone, so a training that is taken up skips what it has seen,
     and the devices of a distributed one agree without exchanging anything.
 
+    A class and not a closure, since the trainer saves its arguments with every checkpoint.
+
     Args:
         topics: (n,) topic of each row of the training dataset.
     """
-    codes = np.asarray(topics)
 
-    def make(
+    def __init__(self, topics: Sequence[int] | np.ndarray) -> None:
+        self.topics = np.asarray(topics)
+
+    def __call__(
+        self,
         dataset: Any,
         batch_size: int,
         drop_last: bool,
@@ -103,23 +108,23 @@ def topic_batches(topics: Sequence[int] | np.ndarray) -> Callable[..., BatchSamp
         generator: Any = None,
         seed: int = 0,
     ) -> BatchSampler:
+        """The batches of a dataset; the trainer calls it."""
         from sentence_transformers.base.sampler import DefaultBatchSampler
 
-        if len(dataset) != len(codes):
-            raise UserError(f"{len(codes)} topics for {len(dataset)} training rows; give one per row.")
+        topics = self.topics
+        if len(dataset) != len(topics):
+            raise UserError(f"{len(topics)} topics for {len(dataset)} training rows; give one per row.")
 
-        class TopicBatches(DefaultBatchSampler):
+        class Batches(DefaultBatchSampler):
             def __iter__(self) -> Iterator[list[int]]:
-                for rows in topic_plan(codes, self.batch_size, self.seed, self.epoch):
+                for rows in topic_plan(topics, self.batch_size, self.seed, self.epoch):
                     if len(rows) == self.batch_size or not self.drop_last:
                         yield rows.tolist()
 
             def __len__(self) -> int:
-                return len(codes) // self.batch_size + (not self.drop_last and len(codes) % self.batch_size > 0)
+                return len(topics) // self.batch_size + (not self.drop_last and len(topics) % self.batch_size > 0)
 
-        return TopicBatches(dataset, batch_size, drop_last, valid_label_columns, generator, seed)
-
-    return make
+        return Batches(dataset, batch_size, drop_last, valid_label_columns, generator, seed)
 
 
 def margin_bins(margins: np.ndarray, bins: int = MARGIN_BINS) -> np.ndarray:

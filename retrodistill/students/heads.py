@@ -9,9 +9,6 @@ from retrodistill.models.contract import Role
 from retrodistill.models.multi_vector import MultiVectorModel
 from retrodistill.models.sparse import SparseTextEncoder
 
-_BEHIND = ("Dense", "Normalize", "SpladePooling")  # what a head consists of
-
-
 def head_of(student: SparseTextEncoder | MultiVectorModel) -> Any:
     """The linear map behind the transformer: to the vocabulary of a sparse student, to the width of token vectors.
 
@@ -33,8 +30,10 @@ def head_of(student: SparseTextEncoder | MultiVectorModel) -> Any:
 
 
 def backbone_of(student: SparseTextEncoder | MultiVectorModel, role: Role) -> list[Any]:
-    """The modules in front of and around the head: they give hidden states and the mask of tokens that count."""
-    return [part for part in student.modules(role) if type(part).__name__ not in _BEHIND]
+    """The modules in front of the head, and those that mask tokens: they give hidden states and tell which count."""
+    parts, head = student.modules(role), head_of(student)
+    front = parts[: next((place for place, part in enumerate(parts) if part is head), len(parts))]
+    return front + [part for part in parts[len(front) :] if type(part).__name__ == "MultiVectorMask"]
 
 
 def query_weights_of(student: SparseTextEncoder) -> Any:

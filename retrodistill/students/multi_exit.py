@@ -59,19 +59,15 @@ def multi_exit(model: SentenceTransformer, exits: Sequence[int], *, project: boo
     from sentence_transformers.base.modules import Dense, Router, Transformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, WeightedLayerPooling
 
-    transformer: Any
-    behind: list[Any]
     transformer, *behind = list(model)
-    kinds = [type(module) for module in behind]
-    if not isinstance(transformer, Transformer) or Pooling not in kinds:
+    if type(transformer) is not Transformer or Pooling not in map(type, behind):
         raise UserError("exits are made in a transformer with a pooling behind it; this student is another model.")
     count = int(transformer.auto_model.config.num_hidden_layers)
     if not exits or len(set(exits)) < len(exits) or not all(1 <= layer <= count for layer in exits):
         raise UserError(f"exits={list(exits)}: the model has layers 1 to {count}; name some of them, each once.")
     width = int(transformer.get_embedding_dimension())
-    dimension = [module.get_embedding_dimension() for module in behind if hasattr(module, "get_embedding_dimension")][
-        -1
-    ]
+    sized: list[Any] = [one for one in behind if hasattr(one, "get_embedding_dimension")]
+    dimension = int(sized[-1].get_embedding_dimension())
     routes: dict[str, list[Any]] = {}
     for layer in sorted({*exits} - {count}):
         picked = torch.zeros(count + 1)

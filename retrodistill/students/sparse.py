@@ -38,7 +38,7 @@ def sparse_student(
     """A sparse encoder to start from: log(1 + relu(logit)), maximum over tokens (SPLADE, arXiv 2109.10086).
 
     A sparse encoder or masked language model starts as it is. A bi-encoder's transformer, which has no weights for a
-    vocabulary, gets a linear head that finds each token in its hidden state, see `lexical_start`: it begins as a
+    vocabulary, gets a linear head that finds each token in its unit hidden state, see `lexical_start`: it begins as a
     lexical model, each text weighing its own tokens, instead of as noise over the whole vocabulary.
 
     Args:
@@ -78,7 +78,7 @@ def sparse_student(
 
 def _start(source: str, corpus: Texts, layers: int | None, max_length: int | None) -> SparseEncoder:
     from sentence_transformers import SparseEncoder
-    from sentence_transformers.base.modules import Dense, Transformer
+    from sentence_transformers.base.modules import Dense, Normalize, Transformer
     from sentence_transformers.sparse_encoder.modules import SpladePooling
 
     try:
@@ -97,8 +97,9 @@ def _start(source: str, corpus: Texts, layers: int | None, max_length: int | Non
     _cut(bi_encoder, source, layers, max_length)
     width, size = int(transformer.get_embedding_dimension()), len(transformer.tokenizer)
     head = Dense(width, size, activation_function=None, module_input_name="token_embeddings").to(bi_encoder.device)
+    unit = Normalize(module_input_name="token_embeddings")  # one scale for the heads of all transformers
     model = SparseEncoder(
-        modules=[transformer, head, SpladePooling("max", embedding_dimension=size)],
+        modules=[transformer, unit, head, SpladePooling("max", embedding_dimension=size)],
         device=str(bi_encoder.device),
         prompts=_prompts(bi_encoder),
         similarity_fn_name="dot",

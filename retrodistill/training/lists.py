@@ -100,7 +100,7 @@ def sampled_groups(
             if len(candidates) < 2:
                 continue
             taken = _with_own(
-                sample_places(sampler, len(candidates), size, generator), candidates, lists.positives[row]
+                sample_places(sampler, len(candidates), size, generator, values), candidates, lists.positives[row]
             )
             group, given = candidates[taken], values[taken]
             if random:

@@ -6,7 +6,8 @@ from retrodistill.errors import UserError
 
 
 def draw(name, available, count, seed=0):
-    return sample_places(name, available, count, np.random.default_rng(seed))
+    scores = -np.arange(available, dtype=float)
+    return sample_places(name, available, count, np.random.default_rng(seed), scores)
 
 
 class TestSamplePlaces:

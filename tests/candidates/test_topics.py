@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -6,10 +8,10 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from retrodistill.candidates.samplers import sample_places
 from retrodistill.candidates.topics import (
+    TopicBatches,
     balanced_places,
     cluster_topics,
     margin_bins,
-    topic_batches,
     topic_count,
     topic_plan,
 )
@@ -82,7 +84,7 @@ class TestPlan:
 
 class TestBatchSampler:
     def made(self, drop_last=False, seed=0, rows=ROWS):
-        return topic_batches(TOPICS)(
+        return TopicBatches(TOPICS)(
             rows,
             batch_size=4,
             drop_last=drop_last,
@@ -132,13 +134,15 @@ class TestBatchSampler:
         )
 
         arguments = SentenceTransformerTrainingArguments(
-            str(tmp_path), per_device_train_batch_size=4, batch_sampler=topic_batches(TOPICS), use_cpu=True, seed=5
+            str(tmp_path), per_device_train_batch_size=4, batch_sampler=TopicBatches(TOPICS), use_cpu=True, seed=5
         )
         dataset = Dataset.from_dict({"text": [f"star {row}" for row in ROWS], "label": ROWS})
         model = SentenceTransformer(tiny_model, device="cpu")
         trainer = SentenceTransformerTrainer(model, arguments, train_dataset=dataset, loss=torch.nn.Identity())
         labels = [batch["label"].tolist() for batch in trainer.get_train_dataloader()]
         assert labels == [batch.tolist() for batch in topic_plan(TOPICS, 4, seed=5)]
+        torch.save(arguments, tmp_path / "training_args.bin")  # as with every checkpoint
+        json.dumps(arguments.to_dict())
 
 
 class TestMarginBins:
