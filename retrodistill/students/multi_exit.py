@@ -59,8 +59,9 @@ def multi_exit(model: SentenceTransformer, exits: Sequence[int], *, project: boo
     from sentence_transformers.base.modules import Dense, Router, Transformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, WeightedLayerPooling
 
-    transformer, *behind = list(model)
-    if type(transformer) is not Transformer or Pooling not in map(type, behind):
+    modules: list[Any] = list(model)
+    transformer, behind = modules[0], modules[1:]
+    if Transformer not in type(transformer).__mro__ or Pooling not in map(type, behind):
         raise UserError("exits are made in a transformer with a pooling behind it; this student is another model.")
     count = int(transformer.auto_model.config.num_hidden_layers)
     if not exits or len(set(exits)) < len(exits) or not all(1 <= layer <= count for layer in exits):
@@ -72,7 +73,7 @@ def multi_exit(model: SentenceTransformer, exits: Sequence[int], *, project: boo
     for layer in sorted({*exits} - {count}):
         picked = torch.zeros(count + 1)
         picked[layer] = 1.0  # the one before the first layer is the embeddings'
-        modules: list[Any] = copy.deepcopy(behind)
+        modules = copy.deepcopy(behind)
         if project:
             dense = Dense(
                 dimension, dimension, bias=False, activation_function=nn.Identity(), init_weight=torch.eye(dimension)

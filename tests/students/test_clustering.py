@@ -306,3 +306,13 @@ class TestModels:
             for one in (["C2x4"], ["C2x5"], ["C50"])
         }
         assert len(spaces) == 3
+
+
+class TestLoading:
+    def test_a_saved_folder_loads_by_its_name_without_remote_code(self, tiny_model, tmp_path):
+        from retrodistill.models.multi_vector import load_multi_vector_encoder, token_encoder
+
+        model = with_clusters(token_encoder(tiny_model), "C4x8")
+        model.save_pretrained(str(tmp_path / "clustered"))
+        loaded = load_multi_vector_encoder(f"multi-vector:{tmp_path / 'clustered'}")
+        assert loaded.encode(["star planet orbit comet moon nebula gravity rocket galaxy"], "document").lengths == [8]
