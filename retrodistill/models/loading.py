@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from retrodistill.errors import UserError
-from retrodistill.files import file_digest, read_json, read_json
+from retrodistill.files import file_digest, read_json
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
