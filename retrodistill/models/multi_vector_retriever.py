@@ -7,33 +7,17 @@ from typing import Any
 
 from retrodistill.collections.collection import Collection
 from retrodistill.collections.texts import Texts
-from retrodistill.models.contract import Space
 from retrodistill.models.maxsim import best_documents
 from retrodistill.models.multi_vector import MultiVectorModel, Tokens
 from retrodistill.models.token_vectors import TokenVectors, embed_tokens
+from retrodistill.models.two_sided import TwoSided
 from retrodistill.runs.run import Run
 
 _BLOCK = 256  # documents whose token vectors are in memory at once
 
 
-class MultiVectorRetriever:
-    """Exact MaxSim search with one multi-vector encoder for both sides, or two.
-
-    Args:
-        documents: Encodes the documents.
-        queries: Encodes the queries, into the documents' space; the same encoder by default.
-        name: What the run is called; the query encoder's name by default.
-
-    Raises:
-        UserError: The query encoder's space is not the documents'.
-    """
-
-    def __init__(
-        self, documents: MultiVectorModel, queries: MultiVectorModel | None = None, name: str | None = None
-    ) -> None:
-        self.documents, self.queries = documents, queries or documents
-        self.name = name or self.queries.name
-        Space.of(documents).admit(self.queries)
+class MultiVectorRetriever(TwoSided[MultiVectorModel]):
+    """Exact MaxSim search with one multi-vector encoder for both sides, or two."""
 
     def retrieve(self, collection: Collection, queries: Texts, k: int) -> Run:
         """The k documents of highest MaxSim."""

@@ -10,7 +10,7 @@ from retrodistill.collections.collection import Collection
 from retrodistill.collections.texts import Texts
 from retrodistill.errors import UserError
 from retrodistill.models.any_model import load_text_model
-from retrodistill.models.contract import Space, TextModel
+from retrodistill.models.contract import TextModel
 from retrodistill.models.embeddings import embed
 from retrodistill.models.encoder import Encoder
 from retrodistill.models.lexical import BM25
@@ -18,6 +18,7 @@ from retrodistill.models.multi_vector import MultiVectorModel
 from retrodistill.models.names import ModelName, parse_model_name
 from retrodistill.models.sparse import SparseTextEncoder
 from retrodistill.models.sparse_retriever import SparseRetriever
+from retrodistill.models.two_sided import TwoSided
 from retrodistill.models.vector_files import bound
 from retrodistill.models.vectors import check_finite, exact_search, flat_index
 from retrodistill.runs.formats import read_run
@@ -63,22 +64,8 @@ class LexicalRetriever:
         return BM25(collection.documents).bytes_per_document
 
 
-class DenseRetriever:
-    """Exact inner-product search with one encoder for both sides, or two.
-
-    Args:
-        documents: Encodes the documents.
-        queries: Encodes the queries, into the documents' space; the same encoder by default.
-        name: What the run is called; the query encoder's name by default.
-
-    Raises:
-        UserError: The query encoder's space is not the documents'.
-    """
-
-    def __init__(self, documents: Encoder, queries: Encoder | None = None, name: str | None = None) -> None:
-        self.documents, self.queries = documents, queries or documents
-        self.name = name or self.queries.name
-        Space.of(documents).admit(self.queries)
+class DenseRetriever(TwoSided[Encoder]):
+    """Exact inner-product search with one encoder for both sides, or two."""
 
     def retrieve(self, collection: Collection, queries: Texts, k: int) -> Run:
         """The k documents of highest inner product."""

@@ -9,31 +9,15 @@ from scipy.sparse import csr_array
 
 from retrodistill.collections.collection import Collection
 from retrodistill.collections.texts import Texts
-from retrodistill.models.contract import Space
 from retrodistill.models.postings import Postings, check_weights, search_rows
 from retrodistill.models.sparse import SparseTextEncoder
 from retrodistill.models.sparse_store import embed_sparse
+from retrodistill.models.two_sided import TwoSided
 from retrodistill.runs.run import Run
 
 
-class SparseRetriever:
-    """Exact inner-product search with one sparse encoder for both sides, or two.
-
-    Args:
-        documents: Encodes the documents.
-        queries: Encodes the queries, into the documents' space; the same encoder by default.
-        name: What the run is called; the query encoder's name by default.
-
-    Raises:
-        UserError: The query encoder's space is not the documents'.
-    """
-
-    def __init__(
-        self, documents: SparseTextEncoder, queries: SparseTextEncoder | None = None, name: str | None = None
-    ) -> None:
-        self.documents, self.queries = documents, queries or documents
-        self.name = name or self.queries.name
-        Space.of(documents).admit(self.queries)
+class SparseRetriever(TwoSided[SparseTextEncoder]):
+    """Exact inner-product search with one sparse encoder for both sides, or two."""
 
     def retrieve(self, collection: Collection, queries: Texts, k: int) -> Run:
         """The k documents of highest inner product among those that share a term with the query."""
