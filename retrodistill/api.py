@@ -17,6 +17,7 @@ from retrodistill.models.vector_files import bound
 from retrodistill.pipeline.students import distil
 from retrodistill.progress import say
 from retrodistill.recipe import StudentSettings, validated
+from retrodistill.students.kinds import AnyStudent
 from retrodistill.teachers import load_teacher
 from retrodistill.training.material import Material, check_recorded
 from retrodistill.training.settings import CandidateSettings, StageSettings, TextSettings, TrainingSettings
@@ -41,7 +42,7 @@ def distill(  # noqa: PLR0913 - one call for what a recipe says
     stages: Sequence[StageSettings] | None = None,
     out: str | os.PathLike[str] = "out/student",
     seed: int = 0,
-) -> Encoder:
+) -> AnyStudent:
     """Distil a student; killed at any moment, the same call goes on where it stopped.
 
     Args:

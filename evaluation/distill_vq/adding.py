@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("collections", nargs="*", default=["../shared/data/nfcorpus"])
     parser.add_argument("--model", default="dense:all-MiniLM-L6-v2")
     parser.add_argument("--bytes", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=HERE)
     options = parser.parse_args()

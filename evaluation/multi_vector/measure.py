@@ -40,7 +40,7 @@ MUVERA = {
     "R10 k3 p8": {"repetitions": 10, "k_sim": 3, "d_proj": 8},
     "R20 k4 p8": {"repetitions": 20, "k_sim": 4, "d_proj": 8},
     "R20 k4 p16": {"repetitions": 20, "k_sim": 4, "d_proj": 16},
-    "R20 k4 p16 PQ": {"repetitions": 20, "k_sim": 4, "d_proj": 16, "factory": "PQ640np"},
+    "R20 k4 p16 PQ": {"repetitions": 20, "k_sim": 4, "d_proj": 16, "factory": "PQ640x4"},
     "R40 k4 p16": {"repetitions": 40, "k_sim": 4, "d_proj": 16},
     "R40 k5 p16": {"repetitions": 40, "k_sim": 5, "d_proj": 16},
     "R40 k4 p16 to 2560": {"repetitions": 40, "k_sim": 4, "d_proj": 16, "final": 2560},
@@ -166,7 +166,7 @@ class Bench:
         """Quality over all documents, or over those of a pool; milliseconds of a query, or to rank 200 of the pool."""
         queries = self.tokens("test", width)
         if pool is None:
-            run = index.search_tokens(queries, POOL, self.test.ids)
+            run = index.search_tokens(queries, 100 if index.proposer else POOL, self.test.ids)
         else:
             run = self._reranked(index, queries, pool)
         if keep is not None:

@@ -12,19 +12,27 @@ from retrodistill.errors import UserError
 from retrodistill.indexes.asymmetric import AsymmetricIndex
 from retrodistill.indexes.learned import LearnedIndex, learn_index, save_query_map
 from retrodistill.manifest import Manifest
+from retrodistill.measures.agreement import rank_agreement
+from retrodistill.models.embeddings import embed
+from retrodistill.models.encoder import load_encoder
 from retrodistill.pipeline.job import Job, learned_factory
+from retrodistill.pipeline.students import distil
 from retrodistill.pipeline.systems import Candidate
 from retrodistill.progress import say
 from retrodistill.quantisers import QuantiserSettings
+from retrodistill.quantisers.query_map import reconstructed
+from retrodistill.quantisers.steps import split
+from retrodistill.recipe import StudentSettings
 from retrodistill.teachers.dense import DenseTeacher
 from retrodistill.training.texts import TrainingTexts, training_texts
 
 _MADE_FROM = "made-from.json"
+_AGREEMENT = 10  # documents per query that held-out rankings are compared by
 Curves = dict[str, dict[str, list[dict[str, float]]]]
 
 
 def quantised(job: Job, seconds: dict[str, float]) -> tuple[list[Candidate], Curves]:
-    """The systems ``opq``, ``distilled`` (documents' codes learned) and ``distilled-queries`` (a query map besides).
+    """The systems ``opq``, ``distilled`` (the documents' codes learned) and ``distilled-queries`` (the queries, too).
 
     Args:
         job: Whose recipe has index.learn.
@@ -40,8 +48,43 @@ def quantised(job: Job, seconds: dict[str, float]) -> tuple[list[Candidate], Cur
     fixed = settings.model_copy(update={"query_map": False})
     mapped = settings.model_copy(update={"query_map": True})
     systems, curves = _learned(job, texts, fixed, "distilled", seconds)
-    more, further = _learned(job, texts, mapped, "distilled-queries", seconds)
-    return [*systems, *more], {**curves, **further}
+    if job.recipe.index.encoder is None:
+        more, further = _learned(job, texts, mapped, "distilled-queries", seconds)
+        return [*systems, *more], {**curves, **further}
+    trained, curve = _with_encoder(job, texts, systems[-1].retriever, seconds)  # type: ignore[arg-type]
+    return [*systems, trained], {**curves, trained.name: curve}
+
+
+def _with_encoder(
+    job: Job, texts: TrainingTexts, index: AsymmetricIndex, seconds: dict[str, float]
+) -> tuple[Candidate, dict[str, list[dict[str, float]]]]:
+    """The learned index with a query encoder that was trained against its codes; its own where that was no better.
+
+    Better is measured on the queries that the quantiser was not trained on, and that its encoder is not trained on.
+    """
+    name, stage, settings = "distilled-queries", job.recipe.index.encoder, job.recipe.index.learn
+    rows = split(texts.sources, settings, np.random.default_rng(job.recipe.seed))[1]  # type: ignore[arg-type]
+    held = texts.texts.select([texts.texts.ids[row] for row in rows])
+    away = set(held.ids)
+    student = StudentSettings.model_validate({"model": job.recipe.space, "stages": [stage], "control": None})
+    queries = job.train.select([query for query in job.train.ids if query not in away])
+    material = replace(job.material, queries=queries, stored=reconstructed(index.index))
+    made = distil(name, student, material, job.out / "students" / name)
+    seconds[f"train {name}"] = made.seconds
+    wanted = job.material.corpus_scores(held).argsort(axis=1)[:, ::-1][:, :_AGREEMENT]
+    encoder = load_encoder(made.encoder)  # type: ignore[arg-type]  # a dense one
+    before, after = (
+        float(rank_agreement(index.index.search(embed(one, held.texts, "query"), _AGREEMENT)[1], wanted).mean())
+        for one in (job.space, encoder)
+    )
+    worse = after <= before
+    said = "no better than the untrained one, which is kept" if worse else "better"
+    say(f"{name}: agreement on {len(held)} held-out queries {after:.4f}, before training {before:.4f}: {said}")
+    asking = index.queries if worse else encoder
+    trained = AsymmetricIndex(index.index, index.ids, index.space, asking, index.factory, name)
+    trained.save(job.out / "indexes" / name)
+    by = job.space.name if worse else f"dense:{name}"
+    return Candidate(name, "student", trained, job.space.name, by), made.curves
 
 
 def _texts(job: Job) -> TrainingTexts:

@@ -150,7 +150,7 @@ def _write(
         collection=job.collection.name,
         split=recipe.split.test,
         queries=len(measured[0].per_query),
-        systems=with_retention(measured, target),
+        systems=with_retention(measured, space_row(job) if recipe.index.learn else target),
         name=recipe.name,
         command=command,
         hardware=hardware(),

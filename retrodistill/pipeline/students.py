@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -111,6 +112,8 @@ def student_manifest(settings: StudentSettings, material: Material) -> Manifest:
         "teacher": material.teacher.fingerprint(material.collection),
         "space": _space(material).fingerprint("document"),
     }
+    if material.stored is not None:
+        inputs["stored"] = hashlib.blake2b(material.stored.tobytes(), digest_size=8).hexdigest()
     kept = settings.model_dump(mode="json", exclude={"control"})
     return Manifest("student", inputs, {**kept, "seed": material.seed})
 

@@ -129,7 +129,7 @@ class StudentSettings(Settings):
         }
         only["dimension"] = ("dense", "multi-vector", "static")
         for option, kinds in only.items():
-            if option in self.model_fields_set and getattr(self, option) is not None and self.kind not in kinds:
+            if getattr(self, option) != type(self).model_fields[option].default and self.kind not in kinds:
                 if option == "lexical":
                     raise ValueError("a lexical half is for dense students, and all their stages have towers: lexical")
                 raise ValueError(f"{option} is for {' and '.join(kinds)} students; this one is {self.kind}")
@@ -189,6 +189,8 @@ class IndexSettings(Settings):
         learn: Learn the quantiser from a teacher (Distill-VQ): in a recipe without students, whose systems are
             ``exact``, ``opq``, ``distilled`` and ``distilled-queries``.
         texts: What `learn` takes for queries.
+        encoder: A stage that trains the query encoder against the learned codes, for ``distilled-queries``; without it,
+            a linear map of the queries is learned beside the codes.
     """
 
     factory: str = "Flat"
@@ -198,6 +200,17 @@ class IndexSettings(Settings):
     recall: float | None = Field(default=None, gt=0, le=1)
     learn: QuantiserSettings | None = None
     texts: TextSettings = TextSettings()
+    encoder: StageSettings | None = None
+
+    @model_validator(mode="after")
+    def _encoder_fits(self) -> IndexSettings:
+        if self.encoder is None:
+            return self
+        if self.learn is None:
+            raise ValueError("encoder trains queries for a learned index; set learn")
+        if self.encoder.towers != "query" or not self.encoder.needs_lists:
+            raise ValueError("encoder is a stage with towers: query and a list objective")
+        return self
 
     @property
     def faiss(self) -> FaissSettings:

@@ -9,6 +9,7 @@ from retrodistill.models.contract import Role
 from retrodistill.models.multi_vector import MultiVectorModel
 from retrodistill.models.sparse import SparseTextEncoder
 
+
 def head_of(student: SparseTextEncoder | MultiVectorModel) -> Any:
     """The linear map behind the transformer: to the vocabulary of a sparse student, to the width of token vectors.
 

@@ -22,6 +22,8 @@ Queries = Literal["model", "inference-free"]
 _AT_MOST = 20000  # documents whose hidden states a head starts from
 _BLOCK = 256
 _OWN = float(np.e - 1)  # logit of a text's own token at the start: log(1 + logit) is 1
+_ZERO_AT = 0.7  # of what a token's mean state gives: where its logit is zero at the start
+_DEVIATIONS = 4.5  # of a token that no document holds, at least so many above what all states give
 _RIDGE = 1e-3  # of the mean variance, on the covariance within terms
 _NEVER = -1.0  # bias of terms that no text may have
 _MEASURED = 128  # texts that sparsity is measured on
@@ -114,10 +116,11 @@ def lexical_start(student: SparseTextEncoder, corpus: Texts) -> tuple[np.ndarray
     """A term head that finds each token in its hidden state: linear discriminants, tied to the token embeddings.
 
     With m_v the mean hidden state of token v and S the covariance of states within tokens, Fisher's discriminant is
-    ``d_v = S^-1 m_v``, ``b_v = -1/2 <d_v, m_v>``: 0 half-way to the mean. Each is scaled so that m_v itself has the
-    logit e - 1, which becomes weight 1. Tokens that the documents do not hold take their mean from their input
-    embedding, by the linear map that fits those of the others best: so the head is tied to the token embeddings,
-    through the transformer. Special tokens never get weight.
+    ``d_v = S^-1 m_v``. Its bias puts the zero at .7 of what m_v gives, and its scale gives m_v the logit e - 1, which
+    becomes weight 1. Tokens that the documents do not hold take their mean state from their input embedding, by the
+    linear map that fits those of the others best: so the head is tied to the token embeddings, through the transformer.
+    Their zero stands at least 4.5 standard deviations above what all states give, so that none is had by chance.
+    Special tokens never get weight.
 
     Args:
         student: Its transformer is used, its head is not.
@@ -150,10 +153,14 @@ def lexical_start(student: SparseTextEncoder, corpus: Texts) -> tuple[np.ndarray
     within += np.eye(len(within)) * max(_RIDGE * np.trace(within) / len(within), 1e-9)
     means[~seen] = _from_embeddings(transformer, means, counts)[~seen]
     vectors = np.linalg.solve(within, means.T).T
-    strengths = (vectors * means).sum(axis=1) / 2
+    strengths = (vectors * means).sum(axis=1)  # what a token's mean state gives
+    mean = (means * counts[:, None]).sum(axis=0) / counts.sum()
+    scatter = moments / counts.sum() - np.outer(mean, mean)
+    chance = vectors @ mean + _DEVIATIONS * np.sqrt(np.maximum(((vectors @ scatter) * vectors).sum(axis=1), 0))
+    zeros = np.where(seen, _ZERO_AT * strengths, np.maximum(_ZERO_AT * strengths, chance))
     floor = np.quantile(strengths[seen], 0.02)  # words whose states tell little would be scaled up to noise
-    scales = _OWN / np.maximum(strengths, max(floor, 1e-9))
-    vectors, biases = vectors * scales[:, None], -strengths * scales
+    scales = _OWN / np.maximum(np.maximum(strengths - zeros, (1 - _ZERO_AT) / 2 * strengths), max(floor / 10, 1e-9))
+    vectors, biases = vectors * scales[:, None], -zeros * scales
     never = tokenizer.all_special_ids
     vectors[never], biases[never] = 0.0, _NEVER
     return vectors.astype(np.float32), biases.astype(np.float32)

@@ -46,6 +46,8 @@ class Material:
         seed: Of the sampling of texts.
         own_documents: The student encodes its own documents, and is not trained against those of the space.
         barred: Queries that must not be trained on, by text: pseudo-queries that equal one are left out.
+        stored: (corpus, d) vectors that query towers are trained against in place of the space's, e.g. as the codes of
+            a quantised index tell them.
     """
 
     collection: Collection
@@ -56,6 +58,7 @@ class Material:
     seed: int = 0
     own_documents: bool = False
     barred: Texts | None = None
+    stored: np.ndarray | None = None
 
     def texts(self, stage: StageSettings) -> TrainingTexts:
         """The stage's texts; a recorded teacher knows real queries only."""

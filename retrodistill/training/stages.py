@@ -60,7 +60,9 @@ def _dense(student: AnyStudent, towers: str) -> Encoder:
 def _stored_documents(student: Encoder, material: Material) -> np.ndarray:
     """(corpus, d) vectors that the query tower is trained against."""
     encoder = student if material.own_documents or material.space is None else material.space
-    documents = embed(encoder, material.collection.documents.texts, "document")
+    documents = material.stored
+    if documents is None:
+        documents = embed(encoder, material.collection.documents.texts, "document")
     if documents.shape[1] != student.dimension:
         raise UserError(
             f"the student has {student.dimension} dimensions, the stored documents {documents.shape[1]}; set "
