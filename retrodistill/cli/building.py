@@ -102,7 +102,9 @@ def _learned(collection: Collection, encoder: Any, queries: str | None, wanted: 
         texts_to_learn_from(collection, seed=wanted.seed),
         queries=None if queries is None else load_encoder(queries),
         target=wanted.factory or wanted.bytes or 16,
-        settings=QuantiserSettings(query_map=wanted.learn_queries, seed=wanted.seed),
+        settings=QuantiserSettings(
+            query_map=wanted.learn_queries, transform="rotation" if wanted.learn_queries else "free", seed=wanted.seed
+        ),
     )
     if found.learned.query_map is not None:
         save_query_map(found, out.with_name(f"{out.name}.queries"))

@@ -46,7 +46,8 @@ def quantised(job: Job, seconds: dict[str, float]) -> tuple[list[Candidate], Cur
         raise UserError("a recipe without index.learn compresses nothing; set it.")
     texts = _texts(job)
     fixed = settings.model_copy(update={"query_map": False})
-    mapped = settings.model_copy(update={"query_map": True})
+    # A free transform is a map of the queries already; beside it stands the same map outside of the index.
+    mapped = settings.model_copy(update={"query_map": True, "transform": "rotation"})
     systems, curves = _learned(job, texts, fixed, "distilled", seconds)
     if job.recipe.index.encoder is None:
         more, further = _learned(job, texts, mapped, "distilled-queries", seconds)

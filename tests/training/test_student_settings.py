@@ -1,0 +1,85 @@
+import pydantic
+import pytest
+
+from retrodistill.recipe.settings import StudentSettings
+from retrodistill.training.settings import RegulariserSettings, StageSettings
+
+
+def student(model, towers="both", objectives="kl", **more):
+    stage = {"objectives": objectives, "towers": towers, **more.pop("stage", {})}
+    return StudentSettings.model_validate({"model": model, "stages": [stage], **more})
+
+
+class TestKinds:
+    @pytest.mark.parametrize("model", ["sparse:x", "multi-vector:x", "cross-encoder:x"])
+    def test_those_without_a_dense_vector_search_their_own_documents(self, model):
+        assert student(model).documents == "student"
+        assert student(model).kind == model.partition(":")[0]
+        with pytest.raises(pydantic.ValidationError, match=r"has no vectors in a dense space; set documents: student"):
+            student(model, documents="space")
+
+    @pytest.mark.parametrize(
+        ("model", "towers", "wanted"),
+        [
+            ("static", "head", "query or both"),
+            ("dense:x", "head", "query or both or lexical"),
+            ("sparse:x", "query", "head or both"),
+            ("multi-vector:x", "lexical", "head or both"),
+            ("cross-encoder:x", "head", "both"),
+        ],
+    )
+    def test_towers_that_a_kind_does_not_have(self, model, towers, wanted):
+        with pytest.raises(pydantic.ValidationError, match=rf"does not train .* students; set towers: {wanted}"):
+            student(model, towers)
+
+    @pytest.mark.parametrize(
+        ("model", "option", "value"),
+        [
+            ("dense:x", "queries", "inference-free"),
+            ("sparse:x", "expansion", 32),
+            ("sparse:x", "dimension", 64),
+            ("cross-encoder:x", "dimension", 64),
+            ("multi-vector:x", "queries", "model"),
+        ],
+    )
+    def test_options_of_another_kind(self, model, option, value):
+        with pytest.raises(pydantic.ValidationError, match=rf"{option} is for .* students; this one is"):
+            student(model, **{option: value})
+
+    def test_a_head_needs_inference_free_queries(self):
+        assert student("sparse:x", "head", queries="inference-free").queries == "inference-free"
+        with pytest.raises(pydantic.ValidationError, match=r"towers: head trains sparse students with queries: inf"):
+            student("sparse:x", "head")
+
+    def test_there_is_nothing_to_align(self):
+        with pytest.raises(pydantic.ValidationError, match=r"has no embedding to align; take list objectives"):
+            student("multi-vector:x", objectives=["kl", "leaf"])
+
+    def test_a_tokens_width_is_a_number(self):
+        with pytest.raises(pydantic.ValidationError, match=r"dimension is a number: that of a token's vector"):
+            student("multi-vector:x", dimension="space")
+
+
+class TestRegularisers:
+    def test_they_are_for_sparse_students(self):
+        stage = {"regularisers": [{"name": "flops", "weight": 0.01}]}
+        assert student("sparse:x", stage=stage).stages[0].regularisers[0].side == "document"
+        with pytest.raises(pydantic.ValidationError, match=r"regularisers see term weights, and a dense student has"):
+            student("dense:x", documents="student", stage=stage)
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"name": "flop", "weight": 1}, r"unknown regulariser 'flop'. Did you mean 'flops'\?"),
+            ({"name": "l1", "weight": 0}, r"greater than 0"),
+            ({"name": "l1", "weight": 1, "side": "both"}, r"'document' or 'query'"),
+            ({"name": "top-k", "weight": 1, "terms": 0}, r"greater than or equal to 1"),
+            ({"name": "l1", "weight": 1, "warmup": 2}, r"less than or equal to 1"),
+        ],
+    )
+    def test_mistakes(self, given, message):
+        with pytest.raises(pydantic.ValidationError, match=message):
+            RegulariserSettings.model_validate(given)
+
+    def test_stages_have_none_by_default(self):
+        assert StageSettings(objectives="kl").regularisers == []
