@@ -31,6 +31,7 @@ class TestExamples:
             "distil_from_ensemble",
             "recorded_teacher",
             "own_corpus",
+            "learned_index",
         }
 
     def test_distil_static(self, tiny_folder, model, tmp_path):
@@ -49,3 +50,8 @@ class TestExamples:
     def test_own_corpus(self, model, tmp_path):
         found = load("own_corpus").main(str(tmp_path / "shop"), model)
         assert len(found) == 2
+
+    def test_learned_index(self, tiny_folder, model, tmp_path):
+        means = load("learned_index").main(str(tiny_folder), model, str(tmp_path), "OPQ4,PQ4x4")
+        assert set(means) == {"exact", "opq", "learned"}
+        assert len(rd.load_index(tmp_path / "index")) == 60

@@ -82,7 +82,8 @@ class Bench:
         path = self.out / "results.json"
         known = read_json(path) if path.is_file() else {}
         if name not in known and name.startswith(only):
-            known[name] = measure()
+            found = measure()
+            known = {**(read_json(path) if path.is_file() else {}), name: found}
             write_json(path, known)
         if name in known:
             print(name, json.dumps(known[name]), flush=True)

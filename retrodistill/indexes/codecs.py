@@ -32,7 +32,8 @@ class CodecSettings(Settings):
         bits: Of a dimension's residual under ``residual``.
         centroids: Under ``residual``; by default PLAID's rule (arXiv 2205.09707), 16 sqrt(tokens) down to a power of
             two, as far as the sample carries it.
-        sample: Documents whose tokens the codec is fitted on.
+        sample: Documents whose tokens the codec is fitted on; by default 1,000, and 5,000 for ``distilled-pq``, which
+            learns from the order of documents and wants some that are near each other.
         seed: Of the sample and of k-means.
     """
 
@@ -40,8 +41,13 @@ class CodecSettings(Settings):
     bytes: int = Field(default=16, ge=1)
     bits: Literal[1, 2, 4] = 2
     centroids: int | None = Field(default=None, ge=1, le=MOST_CENTROIDS)
-    sample: int = Field(default=1000, ge=1)
+    sample: int | None = Field(default=None, ge=1)
     seed: int = 0
+
+    @property
+    def sampled(self) -> int:
+        """Documents of the sample."""
+        return self.sample or (5000 if self.codec == "distilled-pq" else 1000)
 
 
 class PlainCodec(Codec):

@@ -324,7 +324,7 @@ class MultiVectorIndex:
 def sampled_rows(documents: int, settings: CodecSettings) -> np.ndarray:
     """Rows of the documents that a codec is fitted on, ascending."""
     random = np.random.default_rng(settings.seed)
-    return np.sort(random.choice(documents, min(documents, settings.sample), replace=False))
+    return np.sort(random.choice(documents, min(documents, settings.sampled), replace=False))
 
 
 def _settings(stored: dict[str, Any], folder: str | os.PathLike[str]) -> MultiVectorSettings:

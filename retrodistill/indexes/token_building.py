@@ -22,6 +22,7 @@ from retrodistill.models.multi_vector import MultiVectorModel, Tokens, load_mult
 from retrodistill.progress import bar
 
 _BLOCK = 256  # documents: what a kill may lose
+_SENTENCES = 500  # pseudo-queries for learned codebooks
 
 
 def build_multi_vector(
@@ -107,9 +108,10 @@ def _tokens(texts: Texts, rows: np.ndarray, encoder: MultiVectorModel) -> list[n
 
 
 def _lessons(texts: Texts, rows: np.ndarray, asking: MultiVectorModel, training: Sequence[str]) -> Lessons:
-    """Training queries, and a sentence from the middle of each sampled document."""
-    found = [sentences(text) for text in texts.table.take(rows)["text"].to_pylist()]
-    drawn = [(place, pieces[len(pieces) // 2]) for place, pieces in enumerate(found) if pieces]
+    """Training queries, and a sentence from the middle of some sampled documents."""
+    places = np.linspace(0, len(rows) - 1, min(len(rows), _SENTENCES)).astype(np.int64)
+    found = [sentences(text) for text in texts.table.take(rows[places])["text"].to_pylist()]
+    drawn = [(place, pieces[len(pieces) // 2]) for place, pieces in zip(places.tolist(), found, strict=True) if pieces]
     sources = [-1] * len(training) + [place for place, _ in drawn]
     asked = [*training, *(text for _, text in drawn)]
     return Lessons(asking.encode(asked, "query"), np.array(sources, dtype=np.int64))

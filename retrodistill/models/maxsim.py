@@ -8,7 +8,7 @@ import numpy as np
 
 from retrodistill.models.multi_vector import Tokens
 
-_QUERY_TOKENS = 1024  # of a block: with 16,384 document tokens its products take 64 MiB
+_QUERY_TOKENS, _DOCUMENT_TOKENS = 1024, 16384  # of a block, whose products take 64 MiB
 
 
 def maxsim(queries: Tokens, documents: Tokens) -> np.ndarray:
@@ -22,11 +22,12 @@ def maxsim(queries: Tokens, documents: Tokens) -> np.ndarray:
         (queries, documents) float32.
     """
     scores = np.empty((len(queries), len(documents)), dtype=np.float32)
-    for start, stop in blocks_of(queries.bounds, _QUERY_TOKENS):
-        part = queries.slice(start, stop)
-        products = part.vectors @ documents.vectors.T
-        nearest = np.maximum.reduceat(products, documents.bounds[:-1], axis=1)
-        scores[start:stop] = np.add.reduceat(nearest, part.bounds[:-1], axis=0)
+    for first, last in blocks_of(documents.bounds, _DOCUMENT_TOKENS):
+        found = documents.slice(first, last)
+        for start, stop in blocks_of(queries.bounds, _QUERY_TOKENS):
+            asked = queries.slice(start, stop)
+            nearest = np.maximum.reduceat(asked.vectors @ found.vectors.T, found.bounds[:-1], axis=1)
+            scores[start:stop, first:last] = np.add.reduceat(nearest, asked.bounds[:-1], axis=0)
     return scores
 
 

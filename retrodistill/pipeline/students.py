@@ -210,7 +210,7 @@ def build_student(settings: StudentSettings, material: Material) -> Any:
     """The student before training."""
     space = _space(material)
     if settings.model == "static":
-        lent = load_encoder(settings.tokenizer) if isinstance(space, VectorFile) else None
+        lent = load_encoder(settings.tokenizer) if settings.tokenizer and isinstance(space, VectorFile) else None
         corpus = material.collection.documents
         return static_student(space, corpus, initialise=settings.initialise, seed=material.seed, tokenizer=lent)
     source, corpus = settings.model.partition(":")[2], material.collection.documents

@@ -66,7 +66,7 @@ class Groups:
         documents = np.take_along_axis(self.documents, np.maximum(self.positives, 0)[:, None], axis=1)[:, 0]
         return np.where(self.positives >= 0, documents, -1)
 
-    def of(self, rows: np.ndarray, times: int = 1) -> Groups:
+    def of(self, rows: np.ndarray, times: int = 0) -> Groups:
         """The groups of some texts.
 
         Args:

@@ -146,10 +146,11 @@ class TestMaxsim:
         rows, _ = best_documents(ragged(2, seed=3), blocks, 2)
         np.testing.assert_array_equal(rows, [[0, 1], [0, 1]])
 
-    def test_many_query_tokens_are_cut_into_blocks(self, monkeypatch):
+    @pytest.mark.parametrize("limit", ["_QUERY_TOKENS", "_DOCUMENT_TOKENS"])
+    def test_many_tokens_are_cut_into_blocks(self, monkeypatch, limit):
         queries = ragged(20, seed=3)
         whole = maxsim(queries, DOCUMENTS)
-        monkeypatch.setattr("retrodistill.models.maxsim._QUERY_TOKENS", 15)
+        monkeypatch.setattr(f"retrodistill.models.maxsim.{limit}", 15)
         np.testing.assert_allclose(maxsim(queries, DOCUMENTS), whole, atol=1e-5)
 
 

@@ -23,8 +23,11 @@ def small(path, tiny_folder, tiny_model, run):
         if member["model"] != "bm25":
             member["model"] = f"run:{run}" if member["model"].startswith("run:") else model
     for student in content["students"].values():
-        student["model"] = student["model"] if student["model"] == "static" else model
+        kind = student["model"].partition(":")[0]
+        student["model"] = "static" if kind == "static" else f"{kind}:{tiny_model}"
         student["lexical"] = 16 if student["lexical"] else None
+        student["max_length"] = 32 if student["max_length"] else None
+        student["dimension"] = 16 if isinstance(student["dimension"], int) else student["dimension"]
         for stage in student["stages"]:
             stage["training"] |= {"max_steps": 3}
             stage["candidates"] |= {"random": min(stage["candidates"]["random"], 5)}

@@ -42,8 +42,8 @@ def features(student, rows):
     return student.model.preprocess([QUERIES[row] for row in rows], task="query")
 
 
-def sparse_loss(student, tiny, groups, terms=(Term("kl"),), **more):
-    return TermHeadLoss(student, terms, groups, stored_states(student, tiny.documents.texts, "document"), **more)
+def sparse_loss(student, tiny, groups, **more):
+    return TermHeadLoss(student, [Term("kl")], groups, stored_states(student, tiny.documents.texts, "document"), **more)
 
 
 class TestSparse:

@@ -4,7 +4,7 @@ import pytest
 from retrodistill.collections import Texts
 from retrodistill.errors import UserError
 from retrodistill.runs import Run
-from retrodistill.training.lists import lists_from_run, lists_over_corpus, sampled_groups
+from retrodistill.training.lists import lists_from_run, sampled_groups
 
 TEXTS = Texts.from_pairs([("q0", "a"), ("q1", "b"), ("q2", "c")])
 CORPUS = Texts.from_pairs([(f"d{number}", "x") for number in range(6)])
@@ -67,7 +67,3 @@ class TestGroups:
             UserError, match=r"^no query has two candidates, and a list objective needs at least two; mine"
         ):
             sampled_groups(single, 2, "top-k", 0)
-
-    def test_the_whole_corpus_is_no_list_to_draw_from(self):
-        with pytest.raises(UserError, match=r"set candidates.depth to a number, not 'all'"):
-            sampled_groups(lists_over_corpus(np.zeros((3, 6)), SOURCES), 2, "top-k", 0)

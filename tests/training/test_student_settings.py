@@ -39,7 +39,7 @@ class TestKinds:
             ("sparse:x", "expansion", 32),
             ("sparse:x", "dimension", 64),
             ("cross-encoder:x", "dimension", 64),
-            ("multi-vector:x", "queries", "model"),
+            ("multi-vector:x", "queries", "inference-free"),
         ],
     )
     def test_options_of_another_kind(self, model, option, value):
