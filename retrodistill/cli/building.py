@@ -57,16 +57,15 @@ class Wanted:
 def build(source: str, documents: str, queries: str | None, wanted: Wanted, out: Path) -> Index:
     """Build and save an index; what was asked is checked before any work starts."""
     from retrodistill.collections import load_collection
-    from retrodistill.files import check_replaceable
     from retrodistill.indexes import FaissSettings, InvertedSettings, MultiVectorSettings, build_index
     from retrodistill.indexes.muvera import MuveraSettings
-    from retrodistill.indexes.stored import IDS_FILE
+    from retrodistill.indexes.stored import replaceable
     from retrodistill.models.any_model import load_text_model
     from retrodistill.models.multi_vector import MultiVectorModel
     from retrodistill.models.sparse import SparseTextEncoder
     from retrodistill.recipe import validated
 
-    check_replaceable(out, IDS_FILE)
+    replaceable(out)
     collection, encoder = load_collection(source), load_text_model(documents)
     settings: Any
     if isinstance(encoder, SparseTextEncoder):

@@ -21,6 +21,7 @@ from retrodistill.models.any_model import load_text_model
 from retrodistill.models.contract import IN_MEMORY
 from retrodistill.models.encoder import Encoder
 from retrodistill.models.retrievers import Retriever, check_k, load_retriever
+from retrodistill.models.token_weights import TokenWeights
 from retrodistill.models.vector_files import VectorFile, bound
 from retrodistill.runs.run import Run
 
@@ -61,8 +62,8 @@ class Check:
         documents_by: Name of the encoder of the index' documents.
         admitted_as: Why: ``it is their own model``, or ``distilled into their space``.
         queries: How many were asked.
-        shared: By depth, the mean share (0 to 1) of the neighbours by the teacher's queries on this index that the
-            encoder's queries find there too; empty where the teacher cannot be asked.
+        shared: By depth, the mean share (0 to 1) of the neighbours that the teacher finds by exact search which this
+            index finds with the encoder's queries; empty where the teacher cannot be asked.
         sides: The ways to answer, measured.
         notes: What could not be measured, and why.
     """
@@ -83,7 +84,9 @@ class Check:
         lines = [f"{self.queries_by} is admitted among documents by {self.documents_by}: {self.admitted_as}."]
         if self.shared:
             shares = ", ".join(f"{share:.1%} of the top {depth}" for depth, share in self.shared.items())
-            lines.append(f"Neighbours shared with the teacher's own queries: {shares} ({self.queries} queries).")
+            lines.append(f"Neighbours shared with the teacher's own exact search: {shares} ({self.queries} queries).")
+        if not self.sides:
+            return "\n".join([*lines, *self.notes])
         head = ["", *self.sides[0].quality, "p50 ms", "p95 ms", "docs/s", "documents by", "queries by"]
         rows = [head, *(_cells(side) for side in self.sides)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
@@ -125,6 +128,8 @@ def check(
             query.
     """
     given = getattr(index, "queries", None) if queries is None else queries
+    if isinstance(given, TokenWeights):  # an inverted index that was loaded without its model
+        given = index.space.documents_by
     if given is None:
         raise UserError("this index has no query encoder; give one to check.")
     student = _loaded(given, collection)
@@ -151,7 +156,7 @@ def check(
         index.space.documents_by,
         "it is their own model" if student.document_space == index.space.fingerprint else "distilled into their space",
         len(asked),
-        _shared(runs[ways[-1].name], runs[_OWN], k) if _OWN in runs else {},
+        _shared(runs[_OWN if len(ways) == 2 else ways[-1].name], runs["teacher"], k) if "teacher" in runs else {},
         [
             Side(
                 way.name,

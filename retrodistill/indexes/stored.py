@@ -12,13 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retrodistill.errors import UserError, unknown
+from retrodistill.errors import UserError, sample_of, unknown
 from retrodistill.files import atomic_folder, check_replaceable, file_digest
 from retrodistill.manifest import FILE_NAME, Manifest
 from retrodistill.models.contract import IN_MEMORY, Space, TextModel
 
 IDS_FILE = "ids.parquet"
 KINDS = ("faiss", "inverted", "multi-vector")
+_BESIDE = ("made-from.json",)  # what a job keeps in the folder
 _ABOUT = ("space", "name", "queries_by", "checksums")
 
 
@@ -53,7 +54,7 @@ class StoredIndex:
             UserError: The folder is not writable, the disk is full, or it holds something else than an index; what
                 stood there stays.
         """
-        target = check_replaceable(folder, IDS_FILE)
+        target = replaceable(folder)
         with atomic_folder(target) as temporary:
             try:
                 write_files(temporary)
@@ -98,6 +99,24 @@ class StoredIndex:
             ids["label"].to_numpy(),
             {key: value for key, value in about.items() if key not in (*_ABOUT, "documents")},
         )
+
+
+def replaceable(folder: str | os.PathLike[str]) -> Path:
+    """Check that an index may be written here: the folder is absent, empty, or an older index and nothing else.
+
+    Raises:
+        UserError: Files or folders of somebody else's, which would be lost.
+    """
+    target = check_replaceable(folder, IDS_FILE)
+    if not (target / FILE_NAME).is_file():
+        return target
+    known = {FILE_NAME, *_BESIDE, *Manifest.read(target).about.get("checksums", {})}
+    strange = sorted(entry.name for entry in target.iterdir() if entry.name not in known)
+    if strange:
+        raise UserError(
+            f"{target} holds an index and {sample_of(strange)}, which would be lost; choose another folder."
+        )
+    return target
 
 
 def kind_of(folder: str | os.PathLike[str]) -> str:

@@ -15,6 +15,7 @@ from retrodistill.models.embeddings import embed
 from retrodistill.models.encoder import Encoder
 from retrodistill.models.lexical import BM25
 from retrodistill.models.multi_vector import MultiVectorModel
+from retrodistill.models.multi_vector_retriever import MultiVectorRetriever
 from retrodistill.models.names import ModelName, parse_model_name
 from retrodistill.models.sparse import SparseTextEncoder
 from retrodistill.models.sparse_retriever import SparseRetriever
@@ -141,10 +142,7 @@ def _of_encoder(encoder: TextModel) -> Retriever:
     if isinstance(encoder, SparseTextEncoder):
         return SparseRetriever(encoder)
     if isinstance(encoder, MultiVectorModel):
-        raise UserError(
-            f"{encoder.name} searches through its token vectors, which are stored first: build an index with "
-            "'retrodistill index' (build_index in Python) and give that."
-        )
+        return MultiVectorRetriever(encoder)
     return DenseRetriever(encoder)  # type: ignore[arg-type]  # the kind that is left
 
 

@@ -91,6 +91,13 @@ class TestChecking:
         status, out, _ = call("check", place, "--collection", tiny_folder, "--latency-queries", 0, "--json")
         assert json.loads(out)["shared"]["10"] == 1.0
 
+    @pytest.mark.parametrize("kind", ["inverted", "multi-vector"])
+    def test_of_every_kind(self, build, call, tiny_folder, models, kind):
+        place, _ = build(models[kind])
+        status, out, _ = call("check", place, "--collection", tiny_folder, "--latency-queries", 0, "--json")
+        assert status == 0
+        assert json.loads(out)["shared"]["10"] > 0.9  # impacts of 8 bits
+
     def test_a_stranger_is_told_what_differs(self, build, call, tiny_folder, tiny_model, tiny_static):
         place, _ = build(f"dense:{tiny_model}")
         status, out, err = call("check", place, "--collection", tiny_folder, "--queries", f"static:{tiny_static}")

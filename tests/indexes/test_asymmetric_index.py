@@ -284,6 +284,13 @@ class TestPlaces:
             index.save(tmp_path / "letters")
         assert [path.name for path in (tmp_path / "letters").iterdir()] == ["dear.txt"]
 
+    def test_somebodys_file_beside_an_index_is_not_lost(self, index, tmp_path):
+        index.save(tmp_path / "index")
+        (tmp_path / "index" / "dear.txt").write_text("x")
+        with pytest.raises(UserError, match=r"holds an index and 'dear.txt', which would be lost; choose another"):
+            index.save(tmp_path / "index")
+        assert (tmp_path / "index" / "dear.txt").read_text() == "x"
+
     def test_a_file_is_not_replaced(self, index, tmp_path):
         (tmp_path / "index").write_text("x")
         with pytest.raises(UserError, match=r"index is no folder; choose another place.$"):
