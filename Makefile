@@ -2,7 +2,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test install clean
+DATA ?= data
+
+.PHONY: demo test studies install clean
 
 # The main job on the demonstration corpus; results in out/demo/.
 demo: install
@@ -14,6 +16,10 @@ test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	HF_HUB_OFFLINE=1 $(BIN)/pytest
+
+# The studies of evaluation/studies on the collections in $(DATA); takes up where it stopped.
+studies: install
+	$(BIN)/python evaluation/studies/run.py --data $(DATA)
 
 install: .venv/.installed
 

@@ -14,6 +14,7 @@ from retrodistill.files import check_replaceable, exclusive
 from retrodistill.models import Encoder, load_encoder
 from retrodistill.models.contract import STUDENT_MANIFEST
 from retrodistill.models.vector_files import bound
+from retrodistill.pipeline.cards import write_student_card
 from retrodistill.pipeline.students import distil
 from retrodistill.progress import say
 from retrodistill.recipe import StudentSettings, validated
@@ -81,7 +82,7 @@ def distill(  # noqa: PLR0913 - one call for what a recipe says
         {
             "model": student,
             "stages": curriculum,
-            "documents": "student" if any(one["towers"] == "both" for one in curriculum) else "space",
+            "documents": "student" if any(one["towers"] in ("both", "head") for one in curriculum) else "space",
             "control": None,
         },
         "distill",
@@ -98,5 +99,6 @@ def distill(  # noqa: PLR0913 - one call for what a recipe says
     with exclusive(work / ".lock"):
         made = distil(folder.name, settings, material, folder)
         if is_main():
+            write_student_card(folder, folder.name, material, encoder=made.encoder)
             shutil.rmtree(work, ignore_errors=True)
     return made.encoder

@@ -32,11 +32,27 @@ class TestExamples:
             "recorded_teacher",
             "own_corpus",
             "learned_index",
+            "distil_dense",
+            "distil_multi_vector",
+            "distil_sparse",
+            "distil_reranker",
         }
 
     def test_distil_static(self, tiny_folder, model, tmp_path):
         index = load("distil_static").main(str(tiny_folder), model, str(tmp_path))
         assert len(rd.load_index(tmp_path / "index")) == len(index) == 60
+
+    def test_distil_dense(self, tiny_folder, model, tmp_path):
+        found = load("distil_dense").main(str(tiny_folder), model, str(tmp_path / "out"), "1")
+        assert list(found)[-4:] == ["control", "control@exit-1", "student", "student@exit-1"]
+
+    def test_distil_multi_vector(self, tiny_folder, tiny_model, tmp_path):
+        found = load("distil_multi_vector").main(str(tiny_folder), tiny_model, str(tmp_path / "out"), "16")
+        assert found["unclustered"] >= found["student"] > 0
+
+    def test_distil_sparse(self, tiny_folder, tiny_model, tmp_path):
+        found = load("distil_sparse").main(str(tiny_folder), tiny_model, str(tmp_path / "out"))
+        assert list(found)[-2:] == ["control", "student"]
 
     def test_distil_from_ensemble(self, tiny_folder, model, tmp_path):
         target = load("distil_from_ensemble").main(str(tiny_folder), model, str(tmp_path))
@@ -55,3 +71,9 @@ class TestExamples:
         means = load("learned_index").main(str(tiny_folder), model, str(tmp_path), "OPQ4,PQ4x4")
         assert set(means) == {"exact", "opq", "learned"}
         assert len(rd.load_index(tmp_path / "index")) == 60
+
+    @pytest.mark.parametrize("kind", ["tk", "prett", "cross-encoder"])
+    def test_distil_reranker(self, kind, tiny_folder, model, tmp_path):
+        means = load("distil_reranker").main(str(tiny_folder), model, model.replace("dense", kind), str(tmp_path))
+        assert set(means) == {"bm25", "teacher", "student"}
+        assert min(one["ndcg@10"] for one in means.values()) > 0

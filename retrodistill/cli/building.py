@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from retrodistill.indexes import Index
     from retrodistill.indexes.learned import LearnedIndex
 
+_FLOAT = 32  # bits of an impact that is kept as it is
 _OF = {  # options of each kind of index
     "faiss": ("factory", "bytes", "recall", "truncate", "learn", "learn_queries"),
     "multi-vector": ("codec", "muvera"),
-    "inverted": ("bits",),
+    "inverted": ("bits", "backend", "prune", "query_cut", "heap_factor"),
 }
 
 
@@ -34,6 +35,10 @@ class Wanted:
     codec: str | None = None
     muvera: bool = False
     bits: int | None = None
+    backend: str | None = None
+    prune: int | None = None
+    query_cut: int | None = None
+    heap_factor: float | None = None
     seed: int = 0
 
     def check(self, kind: str) -> None:
@@ -42,7 +47,8 @@ class Wanted:
         Raises:
             UserError: Names the first.
         """
-        given = [one.name for one in fields(self) if one.name != "seed" and getattr(self, one.name)]
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "seed"}
+        given = [name for name, value in values.items() if value not in (None, False)]
         strange = [name for name in given if name not in _OF[kind]]
         if strange:
             option = strange[0].replace("_", "-")
@@ -70,7 +76,11 @@ def build(source: str, documents: str, queries: str | None, wanted: Wanted, out:
     settings: Any
     if isinstance(encoder, SparseTextEncoder):
         wanted.check("inverted")
-        settings = validated(InvertedSettings, {} if wanted.bits is None else {"bits": wanted.bits}, "index")
+        asked: dict[str, Any] = {name: getattr(wanted, name) for name in _OF["inverted"]}
+        given = {name: value for name, value in asked.items() if value is not None}
+        if given.get("bits") == _FLOAT:
+            given["bits"] = None
+        settings = validated(InvertedSettings, given, "index")
     elif isinstance(encoder, MultiVectorModel):
         wanted.check("multi-vector")
         given = {"codec": wanted.codec} if wanted.codec else {}
@@ -91,15 +101,16 @@ def build(source: str, documents: str, queries: str | None, wanted: Wanted, out:
 
 def _learned(collection: Collection, encoder: Any, queries: str | None, wanted: Wanted, out: Path) -> Index:
     """Learn a quantiser, save it, and tell what OPQ gives at the same bytes."""
-    from retrodistill.indexes.learned import learn_index, save_query_map, texts_to_learn_from
+    from retrodistill.indexes.learned import learn_index, save_query_map, texts_with_vectors
     from retrodistill.models.encoder import load_encoder
     from retrodistill.quantisers import QuantiserSettings
 
+    asking = None if queries is None else load_encoder(queries)
     found = learn_index(
         collection,
         encoder,
-        texts_to_learn_from(collection, seed=wanted.seed),
-        queries=None if queries is None else load_encoder(queries),
+        texts_with_vectors(collection, asking or encoder, seed=wanted.seed),
+        queries=asking,
         target=wanted.factory or wanted.bytes or 16,
         settings=QuantiserSettings(
             query_map=wanted.learn_queries, transform="rotation" if wanted.learn_queries else "free", seed=wanted.seed

@@ -44,7 +44,11 @@ def index(  # noqa: PLR0913, PLR0917 - one option each
     ] = False,
     codec: Annotated[str | None, typer.Option(help="Multi-vector: float16, sq8, pq, residual, distilled-pq.")] = None,
     muvera: Annotated[bool, typer.Option("--muvera", help="Multi-vector: candidates by MUVERA encodings.")] = False,
-    bits: Annotated[int | None, typer.Option(help="Sparse: of an impact, 4, 8 or 16.")] = None,
+    bits: Annotated[int | None, typer.Option(help="Sparse: of an impact, 4, 8, 16, or 32 for exact weights.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Sparse: exact, or seismic (approximate, large corpora).")] = None,
+    prune: Annotated[int | None, typer.Option(help="Sparse: keep so many terms of a document.", min=1)] = None,
+    query_cut: Annotated[int | None, typer.Option(help="Seismic: heaviest terms that choose lists.", min=1)] = None,
+    heap_factor: Annotated[float | None, typer.Option(help="Seismic: 0 to 1; lower is faster, finds less.")] = None,
     seed: int = 0,
 ) -> None:
     """Build an index: files of its kind, ids and a manifest with the contract of its space."""
@@ -60,6 +64,10 @@ def index(  # noqa: PLR0913, PLR0917 - one option each
         codec=codec,
         muvera=muvera,
         bits=bits,
+        backend=backend,
+        prune=prune,
+        query_cut=query_cut,
+        heap_factor=heap_factor,
         seed=seed,
     )
     built = build(collection, documents, queries, wanted, out)
@@ -102,7 +110,7 @@ def check(  # noqa: PLR0913, PLR0917 - one option each
 def search(
     place: Annotated[str, typer.Argument(metavar="INDEX", help="An index' folder, or qdrant:FOLDER_OR_URL#NAME.")],
     query: Annotated[list[str], typer.Argument(help="One or more queries.")],
-    k: Annotated[int, typer.Option(help="Documents per query.")] = 10,
+    k: Annotated[int | None, typer.Option(help="Documents per query; 10, or all of fewer.", min=1)] = None,
     queries: Annotated[str | None, typer.Option(help="Another query encoder, of the index' space.")] = None,
     collection: Annotated[str | None, typer.Option(help="Show the documents' texts from this collection.")] = None,
     parameters: Annotated[str | None, typer.Option(help="FAISS search parameters, e.g. nprobe=16.")] = None,

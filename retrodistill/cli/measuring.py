@@ -48,7 +48,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one option each
     from retrodistill.evaluation.evaluating import Wanted
 
     set_quiet(as_json)
-    wanted = Wanted(split, measure, depth, teacher, threads if cost else None)
+    wanted = Wanted(split, measure, depth, teacher, threads if cost else None, command=_command())
     made = benchmark(system, collection, wanted, out)
     if not as_json:
         show(str(made))

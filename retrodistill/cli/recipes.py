@@ -38,12 +38,14 @@ def run_command(
 
 @app.command()
 def methods() -> None:
-    """List every kind of model, objective, initialisation, fusion, sampler and packaged recipe."""
+    """List every kind of model, objective, labels, initialisation, fusion, sampler, budget and packaged recipe."""
+    from retrodistill.candidates.budget import BUDGETS
     from retrodistill.candidates.samplers import SAMPLERS
     from retrodistill.models.names import KINDS
     from retrodistill.objectives.registry import CLASS_OBJECTIVES, OBJECTIVES, REGULARISERS, TOKEN_OBJECTIVES
     from retrodistill.runs.calibration import CALIBRATIONS
     from retrodistill.students.static import INITIALISATIONS
+    from retrodistill.teachers.labels import LABELS
 
     calibrations = {name: (kind.__doc__ or "").splitlines()[0] for name, kind in CALIBRATIONS.items()}
     fusions = {**calibrations, "reciprocal-rank": "Weighted sum of 1 / (60 + rank)."}
@@ -56,6 +58,8 @@ def methods() -> None:
         ("static initialisations", INITIALISATIONS),
         ("fusions", fusions),
         ("samplers", SAMPLERS),
+        ("labelling budgets", BUDGETS),
+        ("labels of a stage's teacher", LABELS),
         ("packaged recipes", recipes),
     ):
         show(title)

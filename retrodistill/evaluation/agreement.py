@@ -25,7 +25,14 @@ DEPTH = 100  # documents a query: of the teacher's list, and of the candidates t
 
 
 def agreements(
-    teacher: Any, runs: Mapping[str, Run], collection: Collection, queries: Texts, qrels: Grades | None
+    teacher: Any,
+    runs: Mapping[str, Run],
+    collection: Collection,
+    queries: Texts,
+    qrels: Grades | None,
+    *,
+    wanted: Run | None = None,
+    rescore: bool = True,
 ) -> dict[str, Agreement]:
     """How far each run ranks as the teacher does.
 
@@ -38,6 +45,9 @@ def agreements(
         collection: Where they searched.
         queries: What they were asked.
         qrels: Judgements for the ceiling; None where there are none.
+        wanted: The teacher's own results where they are known already.
+        rescore: Score every system's top 100 by the teacher, for the ceiling and the calibration; where False, there is
+            no ceiling, and the calibration has the pairs that `wanted` holds.
 
     Raises:
         UserError: The teacher cannot be loaded, or has a score for none of the queries.
@@ -46,27 +56,30 @@ def agreements(
     own = {query: query for query in queries.ids}
     tops = {name: run.select(queries.ids).without(own).top(DEPTH) for name, run in runs.items()}
     search = searcher(judge)
-    if search is None:
+    if wanted is not None:
+        wanted = wanted.select(queries.ids)
+    elif search is None:
         wanted = _scored(judge, collection, queries, align(list(tops.values()))[0])
     else:
         wanted = retrieve(search, collection, queries, min(DEPTH + 1, len(collection.documents)))
-    wanted = wanted.without(own).top(DEPTH)
+    known, wanted = wanted, wanted.without(own).top(DEPTH)
     if not len(wanted):
         raise UserError(f"teacher {judge.name} has no score for any of the {len(queries)} queries; use another.")
-    return {
-        name: _agreement(judge, runs[name].select(queries.ids).without(own), top, wanted, (collection, queries), qrels)
-        for name, top in tops.items()
-    }
+    found = {}
+    for name, top in tops.items():
+        scored = _scored(judge, collection, queries, top) if rescore else _recorded(known, top, judge.name)
+        ceiling = means(evaluate_run(scored, qrels, ["ndcg@10"]))["ndcg@10"] if qrels and rescore else None
+        whole = runs[name].select(queries.ids).without(own)
+        found[name] = _agreement(judge.name, (whole, top), (wanted, scored), ceiling)
+    return found
 
 
-def _agreement(
-    teacher: Teacher, run: Run, top: Run, wanted: Run, asked: tuple[Collection, Texts], qrels: Grades | None
-) -> Agreement:
-    scored = _scored(teacher, *asked, top)
+def _agreement(teacher: str, own: tuple[Run, Run], judged: tuple[Run, Run], ceiling: float | None) -> Agreement:
+    """Of a system's whole run and its top, and of the teacher's list and its scores of that top."""
+    (run, top), (wanted, scored) = own, judged
     taus = list(kendall(run, wanted, DEPTH).values())
-    ceiling = means(evaluate_run(scored, qrels, ["ndcg@10"]))["ndcg@10"] if qrels else None
     return Agreement(
-        teacher=teacher.name,
+        teacher=teacher,
         overlap10=_mean(overlap(run, wanted, 10)),
         rank_biased_overlap=min(1.0, _mean(ranking_overlap(run, wanted, depth=DEPTH))),
         kendall_tau=float(np.mean(taus)) if taus else None,
@@ -80,9 +93,14 @@ def _scored(teacher: Teacher, collection: Collection, queries: Texts, pairs: Run
     if not isinstance(teacher, RecordedTeacher):
         return teacher.score(collection, queries, pairs)
     teacher.run.require({*collection.queries.ids, *queries.ids}, collection.documents.ids)
-    scores = look_up(teacher.run, pairs)
+    return _recorded(teacher.run, pairs, teacher.name)
+
+
+def _recorded(run: Run, pairs: Run, name: str) -> Run:
+    """The pairs that a run holds, with its scores."""
+    scores = look_up(run, pairs)
     known = np.isfinite(scores)
-    return pairs.filter(known).with_scores(scores[known], teacher.name)
+    return pairs.filter(known).with_scores(scores[known], name)
 
 
 def _mean(values: Mapping[str, float]) -> float:

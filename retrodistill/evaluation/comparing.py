@@ -80,23 +80,41 @@ def compare(
     queries, values = _aligned(systems, measure)
     names = list(systems)
     pairs = combinations(names, 2) if every_pair else ((names[0], other) for other in names[1:])
-    found = []
-    for b, a in pairs:  # the later minus the earlier: what the change brought
-        differences = values[a] - values[b]
-        found.append(
-            {
-                "a": a,
-                "b": b,
-                "measure": measure,
-                **compare_paired(values[a], values[b], seed=seed),
-                "smallest": smallest_difference(differences),
-                **outcomes(values[a], values[b]),
-                "changed": _changed(queries, values[a], values[b], shown, texts or {}),
-            }
-        )
+    # The later minus the earlier: what the change brought.
+    found = paired_tests([(later, earlier) for earlier, later in pairs], values, measure, seed)
+    for one in found:
+        one["changed"] = _changed(queries, values[one["a"]], values[one["b"]], shown, texts or {})
+    return Comparison(measure, len(queries), {name: float(values[name].mean()) for name in names}, found)
+
+
+def paired_tests(
+    pairs: Sequence[tuple[str, str]], values: Mapping[str, np.ndarray], measure: str, seed: int = 0
+) -> list[dict[str, Any]]:
+    """The comparisons of results.json, each a against b, corrected for all of them together.
+
+    Args:
+        pairs: Names (a, b).
+        values: By name, (queries,) values of one measure, the queries in one order.
+        measure: Its name.
+        seed: Of the resampling.
+
+    Returns:
+        As `Comparison.comparisons`, without ``changed``.
+    """
+    found = [
+        {
+            "a": a,
+            "b": b,
+            "measure": measure,
+            **compare_paired(values[a], values[b], seed=seed),
+            "smallest": smallest_difference(values[a] - values[b]),
+            **outcomes(values[a], values[b]),
+        }
+        for a, b in pairs
+    ]
     for one, corrected in zip(found, holm([one["p"] for one in found]), strict=True):
         one["p_holm"] = corrected
-    return Comparison(measure, len(queries), {name: float(values[name].mean()) for name in names}, found)
+    return found
 
 
 def _aligned(systems: Mapping[str, pa.Table], measure: str) -> tuple[list[str], dict[str, np.ndarray]]:

@@ -13,6 +13,7 @@ from retrodistill.collections.collection import Collection
 from retrodistill.errors import UserError
 from retrodistill.evaluation.memory import peak_memory
 from retrodistill.evaluation.reranking import Reranker
+from retrodistill.evaluation.student_reranking import StudentReranker
 from retrodistill.evaluation.systems import Candidate
 from retrodistill.indexes.asymmetric import AsymmetricIndex
 from retrodistill.manifest import Manifest
@@ -54,13 +55,16 @@ def measure_cost(
         place: What the collection was loaded from, for the process that measures memory; None leaves that out.
 
     Returns:
-        None for what answers no new query: a recorded run, a re-ranker.
+        None for what answers no new query: a recorded run, a teacher that re-ranks, a student that re-ranks another
+        system than bm25.
 
     Raises:
         UserError: No query, or fewer than one thread.
     """
     retriever, asked = candidate.retriever, list(texts[:_QUERIES])
     if isinstance(retriever, (RecordedRetriever, Reranker)):
+        return None
+    if isinstance(retriever, StudentReranker) and not retriever.can_be_timed:
         return None
     if not asked:
         raise UserError("no query to time; choose a split that has some.")

@@ -15,13 +15,16 @@ from retrodistill.errors import UserError
 from retrodistill.evaluation.agreement import agreements
 from retrodistill.evaluation.cost import measure_cost
 from retrodistill.evaluation.folder import Folder, Kept, check_file_names
+from retrodistill.evaluation.report import with_differences
 from retrodistill.evaluation.rules import split_of, version_note
 from retrodistill.evaluation.streaming import retrieve
 from retrodistill.evaluation.systems import Candidate, candidates_for, named_systems
 from retrodistill.files import exclusive, write_json
 from retrodistill.manifest import Manifest, hardware, library_versions
 from retrodistill.measures.ranking import BEIR_MEASURES, Grades, evaluate_run, means, parse_measure
+from retrodistill.models.retrievers import Retriever
 from retrodistill.progress import say
+from retrodistill.reports import write_page
 from retrodistill.reports.measured import Agreement, Cost
 from retrodistill.reports.results import Results, System
 from retrodistill.runs.run import Run
@@ -40,6 +43,7 @@ class Wanted:
         teacher: Agreement with this one is measured too; None for none.
         cost_threads: Cost is measured too, on so many threads; None for not.
         place: What the collection was loaded from, for the process that measures memory; None leaves that out.
+        command: What to print as the command that gives these numbers again.
 
     Raises:
         UserError: An unknown measure, a depth or a number of threads below 1.
@@ -51,6 +55,7 @@ class Wanted:
     teacher: Any = None
     cost_threads: int | None = None
     place: str | None = None
+    command: str = ""
 
     def __post_init__(self) -> None:
         for what, number in (("depth", self.depth), ("threads", self.cost_threads)):
@@ -185,21 +190,31 @@ def evaluate_on(
         made = _evaluate(candidates, collection, (split, queries, qrels), wanted, folder, notes)
         if made.per_query:
             folder.write_per_query(made.per_query)
-        write_json(out / "results.json", made.results().to_json())
+        results = with_differences(made, collection, qrels, wanted.command)
+        write_json(out / "results.json", results.to_json())
+        write_page(results, out / "report.html")
     return made
 
 
 def _judgements(collection: Collection, split: str, wanted: Wanted) -> tuple[Grades | None, list[str]]:
     """The judgements, None where the collection has none at all; and what a reader must know."""
     if collection.qrels:
-        note = version_note(collection, split)
-        return collection.relevance(split).to_dict(), [note] if note else []
+        notes = [version_note(collection, split), _depth_note(wanted)]
+        return collection.relevance(split).to_dict(), [note for note in notes if note]
     if wanted.teacher is None and wanted.cost_threads is None:
         raise UserError(
             f"collection {collection.name} has no relevance judgements, so there is no quality to measure; "
             "give a teacher for agreement with it, or ask for cost."
         )
     return None, [f"{collection.name} has no relevance judgements: quality is not measured."]
+
+
+def _depth_note(wanted: Wanted) -> str | None:
+    """Measures that look deeper than what is retrieved are lower than their name says."""
+    deep = [measure for measure in wanted.columns if parse_measure(measure)[1] > max(wanted.depth, 10)]
+    if not deep:
+        return None
+    return f"{', '.join(deep)}: only {wanted.depth} documents a query were retrieved (depth), so it counts no deeper."
 
 
 def _evaluate(
@@ -237,12 +252,17 @@ def _evaluate(
     )
 
 
+def search(retriever: Retriever, collection: Collection, queries: Texts, depth: int) -> Run:
+    """The best `depth` documents of each query; a document that is the query itself is left out, as in beir."""
+    own = any(query in collection.documents for query in queries.ids)
+    run = retrieve(retriever, collection, queries, min(depth + own, len(collection.documents)))
+    return run.without({query: query for query in queries.ids}).top(depth)
+
+
 def _measure(
     candidate: Candidate, collection: Collection, queries: Texts, qrels: Grades | None, wanted: Wanted
 ) -> Kept:
-    # One more than asked for: a document that is the query itself is left out before the cut, as in beir.
-    run = retrieve(candidate.retriever, collection, queries, min(wanted.depth + 1, len(collection.documents)))
-    run = run.without({query: query for query in queries.ids}).top(wanted.depth).renamed(candidate.name)
+    run = search(candidate.retriever, collection, queries, wanted.depth).renamed(candidate.name)
     lacking = len(queries) - len(run.query_ids)
     if lacking:
         say(f"{candidate.name}: {lacking} of {len(queries)} queries have no results; they count 0")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,11 +39,11 @@ class Kept:
 
     def results(self) -> Run:
         """The run, read where it is on disk."""
-        return read_run(self.run) if isinstance(self.run, Path) else self.run
+        return read_run(self.run, may_be_empty=True) if isinstance(self.run, Path) else self.run
 
 
 class Folder:
-    """``runs/NAME.run``, ``systems/NAME/`` and, at the end, ``per-query.parquet`` and ``results.json``.
+    """``runs/NAME.run``, ``systems/NAME/``; at the end ``per-query.parquet``, ``results.json``, ``report.html``.
 
     Args:
         path: Of one collection.
@@ -83,10 +83,24 @@ class Folder:
         return replace(measured, run=file)
 
     def write_per_query(self, tables: dict[str, pa.Table]) -> None:
-        """All systems' values in one table: system, query_id, measures."""
-        rows = [table.add_column(0, "system", pa.array([name] * len(table))) for name, table in tables.items()]
+        """All systems' values in one table: system, query_id, measures; those first that were measured before."""
+        every = {**{name: table for name, table in self._before() if name not in tables}, **tables}
+        rows = [table.add_column(0, "system", pa.array([name] * len(table))) for name, table in every.items()]
         with atomic_file(self.path / PER_QUERY) as temporary:
             pq.write_table(pa.concat_tables(rows), temporary)
+
+    def _before(self) -> Iterator[tuple[str, pa.Table]]:
+        """Systems that were measured on the same queries by the same measures, by name, the oldest first."""
+        found = []
+        for place in sorted((self.path / "systems").glob(f"*/{FILE_NAME}")):
+            kept = Manifest.read(place.parent)
+            here = {"collection": self.wanted.inputs.get("collection"), **self.wanted.settings, "cost": None}
+            there = {"collection": kept.inputs.get("collection"), **kept.settings, "cost": None}
+            name = there.pop("name", None)
+            if there == here and isinstance(name, str) and (place.parent / PER_QUERY).is_file():
+                found.append((place.stat().st_mtime_ns, name, place.parent / PER_QUERY))
+        for _, name, file in sorted(found):
+            yield name, pq.read_table(file)
 
     def _place(self, name: str) -> Path:
         return self.path / "systems" / slug(name)

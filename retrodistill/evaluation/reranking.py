@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from retrodistill.collections.collection import Collection
 from retrodistill.collections.texts import Texts
 from retrodistill.errors import UserError
+from retrodistill.evaluation.student_reranking import DEPTH, StudentReranker, first_documents
+from retrodistill.indexes.building import load_index
 from retrodistill.models.names import KINDS
 from retrodistill.models.retrievers import Retriever, load_retriever
 from retrodistill.runs.run import Run
+from retrodistill.students.cross_encoder import CrossEncoderStudent
+from retrodistill.teachers.cross_encoder import CrossEncoderTeacher
 from retrodistill.teachers.loading import load_teacher
 from retrodistill.teachers.protocol import Teacher
 
-DEPTH = 100
-_FORM = "rerank:TEACHER@SOURCE or rerank@DEPTH:TEACHER@SOURCE, e.g. rerank:cross-encoder:NAME@bm25"
+_FORM = (
+    "rerank:TEACHER@SOURCE or rerank@DEPTH:TEACHER@SOURCE, e.g. rerank:cross-encoder:NAME@bm25, where SOURCE is a "
+    "model's name, run:FILE or an index' folder"
+)
 
 
 class Reranker:
@@ -40,9 +47,7 @@ class Reranker:
 
     def retrieve(self, collection: Collection, queries: Texts, k: int) -> Run:
         """The candidates in the teacher's order, at most `depth` a query."""
-        # One more, and none that is its own query: such a one is left out of the results, and would cost a place.
-        found = self.source.retrieve(collection, queries, min(self.depth + 1, len(collection.documents)))
-        candidates = found.without({query: query for query in queries.ids}).top(self.depth)
+        candidates = first_documents(self.source, collection, queries, self.depth)
         return self.teacher.score(collection, queries, candidates).top(k).renamed(self.name)
 
     def responder(self, collection: Collection, k: int) -> Callable[[str], Any]:
@@ -58,8 +63,10 @@ class Reranker:
         return self.source.bytes_per_document(collection)
 
 
-def load_reranker(text: str) -> Reranker:
+def load_reranker(text: str) -> Reranker | StudentReranker:
     """Read ``rerank:TEACHER@SOURCE``, such as ``rerank@50:cross-encoder:NAME@run:FILE``.
+
+    A folder stands for ``cross-encoder:FOLDER``: what students that re-rank are saved as.
 
     Raises:
         UserError: Another form, or a teacher or source that cannot be found.
@@ -67,7 +74,23 @@ def load_reranker(text: str) -> Reranker:
     # The source begins behind the last @ that a kind of model follows: names of models and files may hold one.
     kinds = "|".join(map(re.escape, KINDS))
     parsed = re.fullmatch(rf"rerank(?:@(\d+))?:(.+)@((?:{kinds})(?::.+)?)", text)
-    if parsed is None:
+    parts = _of_an_index(text) if parsed is None else parsed.groups()
+    if parts is None:
         raise UserError(f"{text!r} is no re-ranker; write {_FORM}.")
-    depth, teacher, source = parsed.groups()
-    return Reranker(load_teacher(teacher), load_retriever(source), int(depth or DEPTH), text)
+    depth, teacher, source = parts
+    named = f"cross-encoder:{teacher}" if Path(teacher).expanduser().is_dir() else teacher
+    finder: Retriever = load_index(source) if Path(source).expanduser().is_dir() else load_retriever(source)
+    judge, first = load_teacher(named), int(depth or DEPTH)
+    if isinstance(judge, CrossEncoderTeacher):
+        return StudentReranker(CrossEncoderStudent(judge.model, judge.name), finder, first, text)
+    return Reranker(judge, finder, first, text)
+
+
+def _of_an_index(text: str) -> tuple[str | None, str, str] | None:
+    """Depth, teacher and source where what stands behind an @ is an index' folder; None where none is."""
+    parsed = re.fullmatch(r"rerank(?:@(\d+))?:(.+)", text)
+    if parsed is None:
+        return None
+    depth, rest = parsed.groups()
+    splits = [(rest[: at.start()], rest[at.end() :]) for at in re.finditer("@", rest)]
+    return next(((depth, *sides) for sides in splits if all(sides) and Path(sides[1]).expanduser().is_dir()), None)

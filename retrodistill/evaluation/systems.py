@@ -10,6 +10,7 @@ from typing import Any
 from retrodistill.collections.collection import Collection
 from retrodistill.errors import UserError
 from retrodistill.evaluation.reranking import Reranker, load_reranker
+from retrodistill.evaluation.student_reranking import StudentReranker
 from retrodistill.files import digest
 from retrodistill.indexes.building import load_index
 from retrodistill.manifest import Manifest
@@ -57,12 +58,16 @@ class Candidate:
         """What encodes the documents; empty where nothing is known."""
         if isinstance(self.retriever, LexicalRetriever):
             return "bm25"
+        if isinstance(self.retriever, StudentReranker):
+            return self.retriever.candidates_by
         space = getattr(self.retriever, "space", None)
         return space.documents_by if space is not None else _name_of(self.retriever, "documents")
 
     @property
     def queries_by(self) -> str:
         """What encodes the queries; empty where nothing is known."""
+        if isinstance(self.retriever, StudentReranker):
+            return self.retriever.student.name
         return "bm25" if isinstance(self.retriever, LexicalRetriever) else _name_of(self.retriever, "queries")
 
 
@@ -135,9 +140,10 @@ def _fingerprint(retriever: Retriever, collection: Collection) -> str | None:
         return BM25(collection.documents).fingerprint
     if isinstance(retriever, RecordedRetriever):
         return retriever.run.fingerprint
-    if isinstance(retriever, Reranker):
-        source = _fingerprint(retriever.source, collection)
-        return source and digest("rerank", retriever.teacher.fingerprint(collection), source, retriever.depth)
+    if isinstance(retriever, (Reranker, StudentReranker)):
+        source, student = _fingerprint(retriever.source, collection), getattr(retriever, "student", None)
+        judge = student.fingerprint("query") if student else retriever.teacher.fingerprint(collection)  # type: ignore[union-attr]
+        return source and digest("rerank", judge, source, retriever.depth)
     if isinstance(retriever, Teacher):
         return digest("retrieve", retriever.fingerprint(collection))
     if hasattr(retriever, "ids"):  # an index in memory: what it holds, nobody has digested

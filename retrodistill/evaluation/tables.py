@@ -172,6 +172,6 @@ def _cost(systems: Sequence[System]) -> str:
 def _changed(comparison: dict) -> str:
     lines = [f"queries that changed most: {comparison['a']} − {comparison['b']}"]
     for one in comparison["changed"]:
-        text = words.shorten(one["text"] or "", _WIDTH - 40)
-        lines.append(f"  {words.signed(one['difference'])}  {one['b']:.3f} → {one['a']:.3f}  {one['query_id']}: {text}")
+        text = f": {words.shorten(one['text'], _WIDTH - 40)}" if one["text"] else ""
+        lines.append(f"  {words.signed(one['difference'])}  {one['b']:.3f} → {one['a']:.3f}  {one['query_id']}{text}")
     return "\n".join(lines)

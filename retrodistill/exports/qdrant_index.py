@@ -16,7 +16,7 @@ from retrodistill.models.contract import Space, TextModel
 from retrodistill.models.embeddings import embed
 from retrodistill.models.encoder import Encoder, load_encoder
 from retrodistill.models.multi_vector import load_multi_vector_encoder
-from retrodistill.models.retrievers import as_queries, check_k
+from retrodistill.models.retrievers import Queries, as_queries, wanted_depth
 from retrodistill.models.sparse import SparseTextEncoder, load_sparse_encoder
 from retrodistill.models.sparse_store import embed_sparse
 from retrodistill.models.vector_files import bound
@@ -69,12 +69,12 @@ class QdrantIndex:
     def __len__(self) -> int:
         return self.there.count
 
-    def search(self, queries: str | Sequence[str] | Texts, k: int = 10) -> Run:
+    def search(self, queries: Queries, k: int | None = None) -> Run:
         """Search by text.
 
         Args:
-            queries: One text, several (their ids are "0", "1"...), or queries with ids.
-            k: Documents per query, 1 to the number of documents.
+            queries: One text, several (their ids are "0", "1"...), or queries with ids: a mapping of them, or `Texts`.
+            k: Documents per query, 1 to the number of documents; 10 by default, or all of fewer.
 
         Returns:
             A run in rank order; sparse and multi-vector queries may find fewer.
@@ -83,21 +83,21 @@ class QdrantIndex:
             UserError: No query encoder, an empty query, k beyond the collection, or Qdrant does not answer.
         """
         asked = as_queries(queries)
-        check_k(k, len(self))
+        k = wanted_depth(k, len(self))
         return self.search_vectors(self._encoder().encode(asked.texts, "query"), k, asked.ids)
 
-    def search_vectors(self, vectors: Any, k: int = 10, query_ids: Sequence[str] | None = None) -> Run:
+    def search_vectors(self, vectors: Any, k: int | None = None, query_ids: Sequence[str] | None = None) -> Run:
         """Search by vectors that an admitted encoder made.
 
         Args:
             vectors: (q, encoder's dimension) float32, (q, vocabulary) CSR, or `Tokens`, by the kind of the documents.
-            k: Documents per query, 1 to the number of documents.
+            k: Documents per query, 1 to the number of documents; 10 by default, or all of fewer.
             query_ids: (q,) ids; "0", "1"... by default.
 
         Raises:
             UserError: k beyond the collection, or Qdrant refuses or does not answer.
         """
-        check_k(k, len(self))
+        k = wanted_depth(k, len(self))
         answers = self.there.ask(self.kind, self._cut(vectors), k, quantised=self.quantised)
         if self.space.similarity == "meanmaxsim":
             answers = [

@@ -12,21 +12,20 @@ import numpy as np
 from retrodistill.collections.collection import Collection
 from retrodistill.collections.texts import Texts
 from retrodistill.errors import UserError
-from retrodistill.indexes.documents import check_new, encoder_of, to_remove
+from retrodistill.indexes.documents import check_lengths, check_new, encoder_of, of_unit_length, to_remove
 from retrodistill.indexes.factory import read_parameters, set_parameters, written_parameters
 from retrodistill.indexes.parts import can_remove, file_bytes, keeps_labels, read_faiss
-from retrodistill.indexes.stored import StoredIndex, name_of
+from retrodistill.indexes.stored import StoredIndex, built_in, name_of
 from retrodistill.indexes.tuning import Tuned, exact_labels, tune
 from retrodistill.models.contract import Space
 from retrodistill.models.embeddings import embed
 from retrodistill.models.encoder import Encoder, load_encoder
-from retrodistill.models.retrievers import as_queries, check_k
+from retrodistill.models.retrievers import Queries, as_queries, check_k, wanted_depth
 from retrodistill.models.vector_files import bound
 from retrodistill.models.vectors import check_finite, exact_search, leading
 from retrodistill.runs.run import Run
 
 _FAISS_FILE = "index.faiss"
-_UNIT = 1e-3  # by how much a unit vector's length may be off: float16 stores
 
 
 class AsymmetricIndex:
@@ -67,6 +66,7 @@ class AsymmetricIndex:
         self.labels = np.arange(len(self.ids)) if labels is None else np.asarray(labels, dtype=np.int64)
         self.queries, self._documents = queries, documents
         self._parameters: dict[str, int] = {}
+        self.build_seconds: float | None = None
         self._mapped = False
         if queries is not None:
             space.admit(queries)
@@ -97,7 +97,7 @@ class AsymmetricIndex:
 
     def tune(
         self,
-        queries: str | Sequence[str] | Texts | np.ndarray,
+        queries: Queries | np.ndarray,
         recall: float = 0.95,
         k: int = 10,
         *,
@@ -134,16 +134,25 @@ class AsymmetricIndex:
             UserError: An id that is there already, a memory-mapped index, or the space's encoder is not at hand.
         """
         self._check_new(documents.ids)
-        self.add_vectors(documents.ids, embed(self._document_encoder(), documents.texts, "document"))
+        # An empty text may have a zero vector: it is there, and no query finds it.
+        self._add(documents.ids, embed(self._document_encoder(), documents.texts, "document"))
 
     def add_vectors(self, ids: Sequence[str], vectors: np.ndarray) -> None:
         """Index (n, encoder's dimension) float32 vectors of the documents' space.
 
         Raises:
-            UserError: An id that is there already or twice, another dimension, vectors that are not finite, or a
-                memory-mapped index.
+            UserError: An id that is there already or twice, another dimension, vectors that are not finite, zero (by
+                cosine) or beyond all use, or a memory-mapped index.
         """
         self._check_new(ids)
+        given = np.atleast_2d(np.asarray(vectors, dtype=np.float32))
+        if len(ids) == len(given):
+            check_finite(given, list(ids), "documents")
+            check_lengths(given, ids, unit=self.space.norm == "unit")
+        self._add(ids, given)
+
+    def _add(self, ids: Sequence[str], vectors: np.ndarray) -> None:
+        """Index vectors whose ids are new."""
         vectors = self._shaped(vectors, "documents")
         if len(ids) != len(vectors):
             raise UserError(f"{len(ids)} ids for {len(vectors)} vectors; give one id per vector.")
@@ -173,12 +182,12 @@ class AsymmetricIndex:
         self.ids = [one for one, out in zip(self.ids, gone, strict=True) if not out]
         self.labels = self.labels[~gone] if keeps_labels(self.index) else np.arange(len(self.ids))
 
-    def search(self, queries: str | Sequence[str] | Texts, k: int = 10) -> Run:
+    def search(self, queries: Queries, k: int | None = None) -> Run:
         """Search by text.
 
         Args:
-            queries: One text, several (their ids are "0", "1"...), or queries with ids.
-            k: Documents per query, 1 to the size of the index.
+            queries: One text, several (their ids are "0", "1"...), or queries with ids: a mapping of them, or `Texts`.
+            k: Documents per query, 1 to the size of the index; 10 by default, or all of fewer.
 
         Returns:
             A run in rank order.
@@ -189,18 +198,18 @@ class AsymmetricIndex:
         asked = as_queries(queries)
         return self.search_vectors(self._encode(asked.texts), k, asked.ids)
 
-    def search_vectors(self, vectors: np.ndarray, k: int = 10, query_ids: Sequence[str] | None = None) -> Run:
+    def search_vectors(self, vectors: np.ndarray, k: int | None = None, query_ids: Sequence[str] | None = None) -> Run:
         """Search by vectors that an admitted encoder made.
 
         Args:
             vectors: (q, encoder's dimension) float32.
-            k: Documents per query, 1 to the size of the index.
+            k: Documents per query, 1 to the size of the index; 10 by default, or all of fewer.
             query_ids: (q,) ids; "0", "1"... by default.
 
         Raises:
             UserError: Another dimension, vectors that are not finite, another number of ids, or k beyond the index.
         """
-        check_k(k, len(self))
+        k = wanted_depth(k, len(self))
         vectors = self._shaped(vectors, "queries")
         names = list(query_ids) if query_ids is not None else [str(number) for number in range(len(vectors))]
         if len(names) != len(vectors):
@@ -240,7 +249,16 @@ class AsymmetricIndex:
         import faiss
 
         settings = {"factory": self.factory} | ({"parameters": self.parameters} if self.parameters else {})
-        stored = StoredIndex("faiss", settings, self.space, self.ids, self.name, name_of(self.queries), self.labels)
+        stored = StoredIndex(
+            "faiss",
+            settings,
+            self.space,
+            self.ids,
+            self.name,
+            name_of(self.queries),
+            self.labels,
+            built_in(self.build_seconds),
+        )
         stored.write(folder, lambda place: faiss.write_index(self.index, str(place / _FAISS_FILE)))
 
     @classmethod
@@ -275,6 +293,7 @@ class AsymmetricIndex:
         loaded = cls(index, stored.ids, stored.space, encoder, factory, stored.name, labels=stored.labels)
         loaded.parameters = stored.settings.get("parameters")
         loaded.parameters = parameters
+        loaded.build_seconds = stored.about.get("build_seconds")
         loaded._mapped = memory_map
         return loaded
 
@@ -318,7 +337,7 @@ class AsymmetricIndex:
             )
         unit = self.space.norm == "unit"
         vectors = leading(vectors, self.space.truncation, unit=unit)
-        return _of_unit_length(vectors) if unit else vectors
+        return of_unit_length(vectors) if unit else vectors
 
     def _check_new(self, ids: Sequence[str]) -> None:
         self._check_changeable()
@@ -327,10 +346,3 @@ class AsymmetricIndex:
     def _check_changeable(self) -> None:
         if self._mapped:
             raise UserError("a memory-mapped index cannot be changed; load it without memory_map.")
-
-
-def _of_unit_length(vectors: np.ndarray) -> np.ndarray:
-    """Vectors from an API or a file may have any length; those that are of unit length stay as they are."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    off = (np.abs(lengths - 1) > _UNIT) & (lengths > 0) & np.isfinite(lengths)
-    return vectors / np.where(off, lengths, np.float32(1)) if off.any() else vectors

@@ -27,6 +27,7 @@ class Choice:
         reason: One sentence, to print.
         bytes_per_document: Of codes and links; codebooks, rotation and centroids, which do not grow, and 8 bytes of
             label in inverted lists come on top.
+        fixed_bytes: Of codebooks and rotation. OPQ is no choice where they make the index larger than exact vectors.
         recall: Share of exact search's ten best that it keeps, as measured (see `choose_factory`).
     """
 
@@ -35,6 +36,7 @@ class Choice:
     reason: str
     bytes_per_document: float
     recall: float
+    fixed_bytes: int = 0
 
 
 class _Code(NamedTuple):
@@ -44,6 +46,7 @@ class _Code(NamedTuple):
     name: str
     size: float
     recall: float
+    fixed: int = 0
 
 
 def choose_factory(
@@ -54,7 +57,7 @@ def choose_factory(
     How vectors are stored: without a wish ``Flat`` below 20,000 documents and ``SQ8`` from there; with a recall only,
     the fewest bytes that keep it; with bytes, what keeps most within them (and the reason says so where that is less
     than the recall that is wanted). Scalar codes down to d/2 bytes; below that OPQ where it can be trained (256 and d
-    vectors at least), else RaBitQ, which needs no training.
+    vectors at least) and its codebooks do not outweigh what it saves, else RaBitQ, which needs neither.
 
     How they are found: by a scan below 20,000 documents; by a graph (HNSW) from 20,000 to 500,000 where its 272 bytes
     per document fit and codes are scalar; by inverted lists from 100,000 otherwise, some 4 sqrt(n) of them and an
@@ -94,7 +97,8 @@ def choose_factory(
         best = max(options, key=lambda one: one.recall)
     else:
         best = options[0] if documents < _GRAPH_FROM else next(one for one in options if "SQ8" in one.factory)
-    return Choice(best.factory, best.parameters, _reason(best, documents, bytes_per_document, recall), *best[2:4])
+    reason = _reason(best, documents, bytes_per_document, recall)
+    return Choice(best.factory, best.parameters, reason, best.bytes_per_document, best.recall, best.fixed)
 
 
 class _Option(NamedTuple):
@@ -103,6 +107,7 @@ class _Option(NamedTuple):
     bytes_per_document: float
     recall: float
     how: str
+    fixed: int = 0
 
 
 def _codes(documents: int, dimension: int) -> list[_Code]:
@@ -115,11 +120,13 @@ def _codes(documents: int, dimension: int) -> list[_Code]:
         _Code("", "SQ6", math.ceil(0.75 * dimension), 0.96),
         _Code("", "SQ4", math.ceil(0.5 * dimension), round(0.92 * crowd, 3)),
     ]
-    if documents >= max(256, dimension):
+    fixed = 4 * dimension * (dimension + 256)  # OPQ's rotation, and codebooks of 256 codewords
+    if documents >= max(256, dimension) and fixed < 4 * dimension * documents:
         parts = [part for part in range(dimension // 4, 0, -1) if dimension % part == 0]
         codes += [
-            _Code(f"OPQ{part},", f"PQ{part}", part, round(crowd * _product_recall(part / dimension), 3))
+            _Code(f"OPQ{part},", f"PQ{part}", part, round(crowd * _product_recall(part / dimension), 3), fixed)
             for part in parts
+            if fixed + part * documents < 4 * dimension * documents
         ]
     else:
         codes += [
@@ -160,11 +167,12 @@ def _found(code: _Code, documents: int, dimension: int, most: float | None, reca
         code.size,
         round(kept * code.recall, 3),
         f"{lists} inverted lists",
+        code.fixed + 4 * lists * dimension,
     )
 
 
 def _scan(code: _Code) -> _Option:
-    return _Option(code.prefix + code.name, None, code.size, code.recall, "a scan")
+    return _Option(code.prefix + code.name, None, code.size, code.recall, "a scan", code.fixed)
 
 
 def _reason(option: _Option, documents: int, most: float | None, recall: float | None) -> str:
@@ -172,9 +180,10 @@ def _reason(option: _Option, documents: int, most: float | None, recall: float |
     wishes += [f"at most {most:g} bytes each"] if most is not None else []
     wishes += [f"recall@10 of {recall:g}"] if recall is not None else []
     short = recall is not None and option.recall < recall
+    besides = f" and {option.fixed / 1e6:,.1f} MB of codebooks" if option.fixed else ""
     share = f"some {option.recall:.2f}" if option.recall < 1 else "all"
     return (
         f"auto: {option.factory} for {', '.join(wishes)}: {option.how}, {option.bytes_per_document:,.0f} bytes a "
-        f"document, keeps {share} of exact search's ten best"
+        f"document{besides}, keeps {share} of exact search's ten best"
         + ("; no kind within these bytes keeps what is wanted." if short else ".")
     )

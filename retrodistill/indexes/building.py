@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 import numpy as np
@@ -144,8 +145,10 @@ def _build_dense(
     encoder, asking = bound(encoder, collection), bound(asking, collection)
     vectors = leading(embed(encoder, texts.texts, "document"), settings.truncate, unit=space.norm == "unit")
     check_finite(vectors, texts.ids, encoder.name)
+    start = time.perf_counter()
     index = build_faiss(factory, np.ascontiguousarray(vectors))
     built = AsymmetricIndex(index, texts.ids, space, asking, factory, name, documents=encoder)
+    built.build_seconds = time.perf_counter() - start
     built.parameters = parameters
     chosen = settings.factory == "auto" and parameters is not None
     if (settings.recall or chosen) and not settings.parameters:

@@ -213,7 +213,8 @@ def _check_documents(index: Index, collection: Collection) -> None:
 
 def _asked(collection: Collection, split: str) -> tuple[Texts, dict[str, dict[str, int]]]:
     """The queries, and their judgements where there are any."""
-    asked = collection.split(split if collection.qrels else "all")
+    unjudged = not collection.qrels and split == "test"  # the default: all queries where nobody has judged
+    asked = collection.split("all" if unjudged else split)
     return asked, collection.relevance(split).to_dict() if split in collection.qrels else {}
 
 

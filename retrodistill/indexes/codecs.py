@@ -12,6 +12,7 @@ from retrodistill.errors import UserError, unknown
 from retrodistill.files import read_json, write_json
 from retrodistill.indexes.codec import Codec, unit_rows
 from retrodistill.indexes.factory import vectors_to_train
+from retrodistill.indexes.parts import quiet_clustering
 from retrodistill.indexes.residuals import MOST_CENTROIDS, ResidualCodec, fit_residuals, plaid_centroids
 from retrodistill.indexes.token_distillation import DistilledCodec, Lessons, distil_codebooks
 from retrodistill.models.multi_vector import Tokens
@@ -187,5 +188,6 @@ def _trained(factory: str, sample: np.ndarray) -> Any:
     if factory.startswith("OPQ"):
         rotation: Any = faiss.downcast_VectorTransform(index.chain.at(0))
         rotation.niter = _ROTATIONS
-    index.train(sample)
+    with quiet_clustering(index):
+        index.train(sample)
     return index

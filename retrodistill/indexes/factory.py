@@ -8,8 +8,17 @@ from typing import Any
 import numpy as np
 
 from retrodistill.errors import UserError
-from retrodistill.indexes.parts import EUCLIDEAN, fewest_vectors, flaw, inside, known_parameters, transforms
+from retrodistill.indexes.parts import (
+    EUCLIDEAN,
+    fewest_vectors,
+    flaw,
+    inside,
+    known_parameters,
+    quiet_clustering,
+    transforms,
+)
 from retrodistill.models.vectors import check_finite
+from retrodistill.progress import say
 
 EXAMPLES = "'Flat', 'SQ8', 'OPQ48,PQ48', 'IVF64,Flat', 'HNSW32', 'RaBitQ,Refine(SQ8)'"
 _LONGEST = 200  # characters; FAISS' parser recurses
@@ -17,6 +26,7 @@ _MOST_LINKS = 512
 _MOST_BITS = 16
 _WIDEST = 2**16
 _MOST_LISTS = 2**22
+_PER_CENTROID = 39  # vectors, below which FAISS warns
 
 
 def build_faiss(factory: str, vectors: np.ndarray) -> Any:
@@ -43,7 +53,9 @@ def build_faiss(factory: str, vectors: np.ndarray) -> Any:
             part.do_polysemous_training = False
     try:
         if not index.is_trained:
-            index.train(vectors)
+            with quiet_clustering(index) as centroids:
+                _tell_few(factory, len(vectors), centroids)
+                index.train(vectors)
         _keep_means(index)
         index.add(vectors)
     except (RuntimeError, MemoryError) as error:
@@ -139,6 +151,15 @@ def set_parameters(index: Any, parameters: str) -> None:
     space = faiss.ParameterSpace()
     for name, value in wanted.items():
         space.set_index_parameter(index, name, value)
+
+
+def _tell_few(factory: str, vectors: int, centroids: int) -> None:
+    """One line where k-means has fewer vectors than it asks for, in the place of FAISS' own for each codebook."""
+    if vectors < centroids * _PER_CENTROID:
+        say(
+            f"{factory}: {vectors:,} vectors train {centroids:,} centroids, and k-means asks for "
+            f"{centroids * _PER_CENTROID:,}: codes may be coarse; 'SQ8' and 'Flat' need none."
+        )
 
 
 def _parsed(factory: str, dimension: int) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from retrodistill.errors import UserError
 from retrodistill.indexes.documents import check_new, encoder_of, to_remove
 from retrodistill.indexes.impacts import InvertedSettings, make_postings, read_postings, strongest
 from retrodistill.indexes.seismic import SeismicPostings, seismic
-from retrodistill.indexes.stored import StoredIndex, name_of
+from retrodistill.indexes.stored import StoredIndex, built_in, name_of
 from retrodistill.models.contract import Space
 from retrodistill.models.postings import Postings, check_weights, search_rows
-from retrodistill.models.retrievers import as_queries, check_k
+from retrodistill.models.retrievers import Queries, as_queries, wanted_depth
 from retrodistill.models.sparse import SparseTextEncoder, load_sparse_encoder
 from retrodistill.models.sparse_store import embed_sparse
 from retrodistill.models.token_weights import TokenWeights
@@ -60,6 +61,7 @@ class InvertedIndex:
             )
         self.postings, self.ids, self.space, self.name = postings, list(ids), space, name
         self.settings, self.queries, self._documents = settings or InvertedSettings(), queries, documents
+        self.build_seconds: float | None = None
         self._queries_by: str | None = None
         if isinstance(queries, SparseTextEncoder):
             space.admit(queries)
@@ -138,12 +140,13 @@ class InvertedIndex:
         self._fill(self.postings.matrix()[np.flatnonzero(kept)])
         self.ids = [one for one, stays in zip(self.ids, kept, strict=True) if stays]
 
-    def search(self, queries: str | Sequence[str] | Texts, k: int = 10) -> Run:
+    def search(self, queries: Queries, k: int | None = None) -> Run:
         """Search by text.
 
         Args:
-            queries: One text, several (their ids are "0", "1"...), or queries with ids.
-            k: Documents per query, 1 to the size of the index; fewer come back where fewer score above zero.
+            queries: One text, several (their ids are "0", "1"...), or queries with ids: a mapping of them, or `Texts`.
+            k: Documents per query, 1 to the size of the index; 10 by default; fewer come back where fewer score
+                above zero.
 
         Returns:
             A run in rank order.
@@ -154,18 +157,18 @@ class InvertedIndex:
         asked = as_queries(queries)
         return self.search_vectors(self._encode(asked.texts), k, asked.ids)
 
-    def search_vectors(self, vectors: Any, k: int = 10, query_ids: Sequence[str] | None = None) -> Run:
+    def search_vectors(self, vectors: Any, k: int | None = None, query_ids: Sequence[str] | None = None) -> Run:
         """Search by sparse vectors that an admitted encoder made.
 
         Args:
             vectors: (q, terms) weights of any scipy sparse form; negative ones count against a document.
-            k: Documents per query, 1 to the size of the index.
+            k: Documents per query, 1 to the size of the index; 10 by default, or all of fewer.
             query_ids: (q,) ids; "0", "1"... by default.
 
         Raises:
             UserError: Another number of terms, weights that are not finite, or k beyond the index.
         """
-        check_k(k, len(self))
+        k = wanted_depth(k, len(self))
         asked = self._shaped(vectors, "queries")
         names = list(query_ids) if query_ids is not None else [str(number) for number in range(asked.shape[0])]
         check_weights(asked, names, "queries", negative=True)
@@ -196,6 +199,13 @@ class InvertedIndex:
 
         return respond
 
+    def stages(
+        self, collection: Collection, k: int
+    ) -> tuple[Callable[[list[str]], csr_array], Callable[[csr_array], Any]]:
+        """Encoding of queries, and search by them: for timing."""
+        k = min(k, len(self))
+        return self._encode, lambda vectors: search_rows(self.postings, vectors, k)
+
     def bytes_per_document(self, collection: Collection | None = None) -> float | None:
         """Size of the postings as stored (document numbers, impacts, steps, pointers), per document."""
         return self.postings.nbytes / len(self) if len(self) else None
@@ -209,6 +219,7 @@ class InvertedIndex:
         """
         weights = self._token_weights()
         about = {} if weights is None else {"token_weights": weights.settings()}
+        about |= built_in(self.build_seconds)
         stored = StoredIndex(
             "inverted", self.settings.kept(), self.space, self.ids, self.name, self._queries_by, about=about
         )
@@ -245,6 +256,7 @@ class InvertedIndex:
             asking = stored.queries_by if queries is None else queries
             encoder = None if asking is None else load_sparse_encoder(asking)
         index = cls(postings, stored.ids, stored.space, encoder, settings, stored.name)
+        index.build_seconds = stored.about.get("build_seconds")
         if queries is None:
             index._queries_by = stored.queries_by
         return index
@@ -313,4 +325,7 @@ def build_inverted(
     space = Space.of(encoder)
     space.admit(asking)
     vectors = embed_sparse(encoder, collection.documents.texts, "document")
-    return InvertedIndex.from_csr(collection.documents.ids, vectors, space, asking, settings, name, documents=encoder)
+    start, ids = time.perf_counter(), collection.documents.ids
+    built = InvertedIndex.from_csr(ids, vectors, space, asking, settings, name, documents=encoder)
+    built.build_seconds = time.perf_counter() - start
+    return built

@@ -16,6 +16,7 @@ from retrodistill.manifest import Manifest
 from retrodistill.models.contract import Space
 from retrodistill.models.embeddings import embed
 from retrodistill.models.encoder import Encoder, load_encoder
+from retrodistill.models.vector_files import VectorFile, bound
 from retrodistill.models.vectors import check_finite
 from retrodistill.quantisers import Learned, QuantiserSettings, factory_for, learn_quantiser
 from retrodistill.quantisers.query_map import query_student
@@ -48,7 +49,39 @@ def texts_to_learn_from(
     texts = texts or TextSettings()
     test = collection.split("test") if "test" in collection.split_sizes else None
     queries = training_queries(collection, split, test)[0] if texts.queries else Texts.from_pairs([])
-    return training_texts(collection, queries, titles=texts.titles, sentences=texts.sentences, seed=seed, barred=test)
+    return training_texts(
+        collection,
+        queries,
+        titles=texts.titles,
+        sentences=texts.sentences,
+        documents=texts.documents,
+        seed=seed,
+        barred=test,
+    )
+
+
+def texts_with_vectors(collection: Collection, asking: Encoder, *, seed: int = 0) -> TrainingTexts:
+    """As `texts_to_learn_from`, for the encoder that asks: one that only looks vectors up has none of sentences.
+
+    Such a one learns from the queries that it has vectors of, and from whole documents where a text has the same vector
+    as a query.
+
+    Raises:
+        UserError: It has vectors of no training query, and documents' vectors are no queries'.
+    """
+    if not isinstance(asking, VectorFile):
+        return texts_to_learn_from(collection, seed=seed)
+    known = asking.bind(collection)
+    settings = TextSettings(titles=False, sentences=0, documents=known.is_symmetric)
+    found = texts_to_learn_from(collection, texts=settings, seed=seed)
+    places = np.setdiff1d(np.arange(len(found)), known.missing(found.texts.texts, "query"))
+    if not len(places):
+        raise UserError(
+            f"{asking.name} has vectors of no training query; embed some (queries.*), or give a query encoder that was "
+            "distilled into its space."
+        )
+    ids = found.texts.ids
+    return TrainingTexts(found.texts.select([ids[place] for place in places]), found.sources[places])
 
 
 def learn_index(
@@ -83,6 +116,9 @@ def learn_index(
     space.admit(asking)
     factory = factory_for(target, documents.dimension) if isinstance(target, int) else target
     read_form(factory, documents.dimension)
+    documents, asking = bound(documents, collection), bound(asking, collection)
+    if isinstance(asking, VectorFile):
+        asking.require(texts.texts, "query")
     ids = collection.documents.ids
     vectors = np.ascontiguousarray(embed(documents, collection.documents.texts, "document"))
     check_finite(vectors, ids, documents.name)

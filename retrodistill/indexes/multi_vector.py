@@ -12,18 +12,19 @@ from pydantic import ValidationError
 
 from retrodistill.collections.collection import Collection
 from retrodistill.collections.texts import Texts
-from retrodistill.errors import UserError, sample_of
+from retrodistill.errors import UserError
 from retrodistill.indexes.codecs import CodecSettings, fit_codec
+from retrodistill.indexes.documents import check_new, encoder_of, to_remove
 from retrodistill.indexes.muvera import MuveraSettings
 from retrodistill.indexes.proposals import FAISS_FILE, Proposer
-from retrodistill.indexes.stored import StoredIndex, name_of
+from retrodistill.indexes.stored import StoredIndex, built_in, name_of
 from retrodistill.indexes.token_distillation import Lessons
 from retrodistill.indexes.tokens import CODES_FILE, TokenStore, check_tokens
 from retrodistill.manifest import FILE_NAME
 from retrodistill.models.contract import Space
 from retrodistill.models.maxsim import best_documents
 from retrodistill.models.multi_vector import MultiVectorModel, Tokens, load_multi_vector_encoder
-from retrodistill.models.retrievers import as_queries, check_k
+from retrodistill.models.retrievers import Queries, as_queries, wanted_depth
 from retrodistill.runs.run import Run
 
 _BLOCK = 256  # documents that are encoded at once
@@ -77,6 +78,7 @@ class MultiVectorIndex:
         self.store, self.ids, self.space, self.name = store, list(ids), space, name
         self.settings = settings or MultiVectorSettings()
         self.queries, self._documents = queries, documents
+        self.build_seconds: float | None = None
         if queries is not None:
             space.admit(queries)
         if proposer is None and self.settings.muvera is not None:
@@ -139,7 +141,7 @@ class MultiVectorIndex:
         Raises:
             UserError: An id that is there already, or the space's encoder is not at hand.
         """
-        self._check_new(documents.ids)
+        check_new(documents.ids, self.ids)
         encoder = self._document_encoder()
         for start in range(0, len(documents), _BLOCK):
             stop = min(start + _BLOCK, len(documents))
@@ -152,7 +154,7 @@ class MultiVectorIndex:
             UserError: An id that is there already or twice, another dimension, vectors that are not finite, or a
                 document without any.
         """
-        self._check_new(ids)
+        check_new(ids, self.ids)
         self._check_dimension(tokens, "documents")
         check_tokens(tokens, ids, "documents")
         self.store.append(tokens)
@@ -168,21 +170,18 @@ class MultiVectorIndex:
         Raises:
             UserError: Ids that are not there.
         """
-        wanted = set(ids)
-        gone = np.fromiter((one in wanted for one in self.ids), dtype=bool, count=len(self.ids))
-        if int(gone.sum()) != len(wanted):
-            raise UserError(f"cannot remove {sample_of(sorted(wanted - set(self.ids)))}: not in the index.")
+        gone = to_remove(ids, self.ids)
         self.store = self.store.without(gone)
         self.ids = [one for one, out in zip(self.ids, gone, strict=True) if not out]
         if self.proposer is not None:
             self.proposer.forget(gone)
 
-    def search(self, queries: str | Sequence[str] | Texts, k: int = 10) -> Run:
+    def search(self, queries: Queries, k: int | None = None) -> Run:
         """Search by text.
 
         Args:
-            queries: One text, several (their ids are "0", "1"...), or queries with ids.
-            k: Documents per query, 1 to the size of the index.
+            queries: One text, several (their ids are "0", "1"...), or queries with ids: a mapping of them, or `Texts`.
+            k: Documents per query, 1 to the size of the index; 10 by default, or all of fewer.
 
         Returns:
             A run in rank order, MaxSim as score.
@@ -193,18 +192,18 @@ class MultiVectorIndex:
         asked = as_queries(queries)
         return self.search_tokens(self._query_encoder().encode(asked.texts, "query"), k, asked.ids)
 
-    def search_tokens(self, tokens: Tokens, k: int = 10, query_ids: Sequence[str] | None = None) -> Run:
+    def search_tokens(self, tokens: Tokens, k: int | None = None, query_ids: Sequence[str] | None = None) -> Run:
         """Search by token vectors that an admitted encoder made.
 
         Args:
             tokens: Of the queries.
-            k: Documents per query, 1 to the size of the index.
+            k: Documents per query, 1 to the size of the index; 10 by default, or all of fewer.
             query_ids: One per query; "0", "1"... by default.
 
         Raises:
             UserError: Another dimension, vectors that are not finite, a query without any, or k beyond the index.
         """
-        check_k(k, len(self))
+        k = wanted_depth(k, len(self))
         names = list(query_ids) if query_ids is not None else [str(number) for number in range(len(tokens))]
         self._check_dimension(tokens, "queries")
         check_tokens(tokens, names, "queries")
@@ -226,6 +225,11 @@ class MultiVectorIndex:
         encoder, k = self._query_encoder(), min(k, len(self))
         return lambda text: self._best(encoder.encode([text], "query"), k)
 
+    def stages(self, collection: Collection, k: int) -> tuple[Callable[[list[str]], Tokens], Callable[[Tokens], Any]]:
+        """Encoding of queries, and search by their token vectors: for timing."""
+        encoder, k = self._query_encoder(), min(k, len(self))
+        return lambda texts: encoder.encode(texts, "query"), lambda tokens: self._best(tokens, k)
+
     def bytes_per_document(self, collection: Collection | None = None) -> float | None:
         """Of token codes, offsets, codec and MUVERA's FAISS index."""
         return (self.store.nbytes + (0 if self.proposer is None else self.proposer.nbytes)) / len(self)
@@ -239,7 +243,16 @@ class MultiVectorIndex:
         """
         settings = self.settings.model_dump(mode="json")
         labels = None if self.proposer is None else self.proposer.labels
-        stored = StoredIndex("multi-vector", settings, self.space, self.ids, self.name, name_of(self.queries), labels)
+        stored = StoredIndex(
+            "multi-vector",
+            settings,
+            self.space,
+            self.ids,
+            self.name,
+            name_of(self.queries),
+            labels,
+            built_in(self.build_seconds),
+        )
 
         def write_files(place: Path) -> None:
             self.store.save(place)
@@ -274,7 +287,9 @@ class MultiVectorIndex:
             proposer = Proposer.load(settings.muvera, store.codec.dimension, Path(folder), labels)
         asking = stored.queries_by if queries is None else queries
         encoder = None if asking is None else load_multi_vector_encoder(asking)
-        return cls(store, stored.ids, stored.space, encoder, settings, stored.name, proposer=proposer)
+        loaded = cls(store, stored.ids, stored.space, encoder, settings, stored.name, proposer=proposer)
+        loaded.build_seconds = stored.about.get("build_seconds")
+        return loaded
 
     def _best(self, tokens: Tokens, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows (q, k) and scores; -1 where the candidates are fewer than k."""
@@ -297,15 +312,8 @@ class MultiVectorIndex:
         return self.queries
 
     def _document_encoder(self) -> MultiVectorModel:
-        if self._documents is None:
-            found = load_multi_vector_encoder(self.space.documents_by)
-            if found.document_space != self.space.fingerprint:
-                raise UserError(
-                    f"{found.name} is no longer the model that made the documents "
-                    f"({'; '.join(self.space.differences(found))}); add token vectors of the index' space instead."
-                )
-            self._documents = found
-        return self._documents
+        self._documents = self._documents or encoder_of(self.space, load_multi_vector_encoder)  # type: ignore[assignment]
+        return self._documents  # type: ignore[return-value]
 
     def _check_dimension(self, tokens: Tokens, what: str) -> None:
         if tokens.dimension != self.space.dimension:
@@ -313,12 +321,6 @@ class MultiVectorIndex:
                 f"{what} of {tokens.dimension} dimensions, the index has {self.space.dimension}; use the encoder of "
                 f"its documents ({self.space.documents_by}) or one distilled into its space."
             )
-
-    def _check_new(self, ids: Sequence[str]) -> None:
-        known = set(self.ids)
-        twice = [one for one in ids if one in known] or [one for one in set(ids) if list(ids).count(one) > 1]
-        if twice:
-            raise UserError(f"{sample_of(twice)}: in the index already, or twice; remove or rename them first.")
 
 
 def sampled_rows(documents: int, settings: CodecSettings) -> np.ndarray:

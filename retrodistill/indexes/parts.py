@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -78,6 +79,39 @@ def fewest_vectors(index: Any) -> int:
         elif isinstance(step, (faiss.PCAMatrix, faiss.ITQTransform)):
             fewest = max(fewest, step.d_out)
     return fewest
+
+
+@contextlib.contextmanager
+def quiet_clustering(index: Any) -> Iterator[int]:
+    """Let an untrained index' k-means say nothing of few vectors; what it computes stays the same.
+
+    Yields:
+        The most centroids that any of its parts learns; 1 for none.
+    """
+    import faiss
+
+    most, given = 1, []
+    for step in transforms(index):
+        if isinstance(step, faiss.OPQMatrix):
+            # OPQ trains a quantiser of its own; one that is given can be told to be quiet. FAISS does not own it.
+            step.pq = quantiser = faiss.ProductQuantizer(step.d_out, step.M, 8)
+            quantiser.cp.min_points_per_centroid = 1
+            given.append((step, quantiser))
+            most = max(most, quantiser.ksub)
+    for part in inside(index):
+        if isinstance(part, faiss.IndexIVF):
+            part.cp.min_points_per_centroid = 1
+            most = max(most, part.nlist)
+        for name, centroids in (("pq", lambda codes: codes.ksub), ("rq", lambda codes: 1)):
+            if hasattr(part, name):
+                codes = getattr(part, name)
+                codes.cp.min_points_per_centroid = 1
+                most = max(most, centroids(codes))
+    try:
+        yield most
+    finally:
+        for step, _ in given:
+            step.pq = None
 
 
 def keeps_labels(index: Any) -> bool:

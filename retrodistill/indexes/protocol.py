@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from retrodistill.collections.collection import Collection
 from retrodistill.collections.texts import Texts
 from retrodistill.models.contract import Space
-from retrodistill.models.retrievers import Retriever
+from retrodistill.models.retrievers import Queries, Retriever
 from retrodistill.runs.run import Run
 
 
@@ -37,8 +36,8 @@ class Index(Retriever, Protocol):
         """
         ...
 
-    def search(self, queries: str | Sequence[str] | Texts, k: int = 10) -> Run:
-        """The k best documents of each query, as a run in rank order.
+    def search(self, queries: Queries, k: int | None = None) -> Run:
+        """The k best documents of each query (10, or all of fewer, by default), as a run in rank order.
 
         Raises:
             UserError: An empty query, k beyond the index, or no query encoder.

@@ -148,6 +148,11 @@ def _manifest(path: Path) -> Manifest:
     return manifest
 
 
+def built_in(seconds: float | None) -> dict[str, Any]:
+    """What the manifest says of the wall time that building took; nothing where it is not known."""
+    return {} if seconds is None else {"build_seconds": round(seconds, 3)}
+
+
 def name_of(queries: TextModel | None) -> str | None:
     """A query encoder's name for the manifest; None for one that was never saved: it is given again at loading."""
     if queries is None or queries.name.partition(":")[2] == IN_MEMORY:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from retrodistill.indexes.token_distillation import Lessons
 from retrodistill.indexes.tokens import TokenStore, TokenWriter, check_tokens
 from retrodistill.models.contract import Space
 from retrodistill.models.multi_vector import MultiVectorModel, Tokens, load_multi_vector_encoder
+from retrodistill.models.token_vectors import TokenVectors
 from retrodistill.progress import bar
 
 _BLOCK = 256  # documents: what a kill may lose
@@ -60,8 +62,11 @@ def build_multi_vector(
     if settings.muvera is not None:
         width = Muvera(settings.muvera, space.dimension).dimension
         empty_index(settings.muvera.factory, width, len(texts), settings.muvera.parameters)
+    start = time.perf_counter()
     store = _encoded(texts, encoder, asking, settings, training)
-    return MultiVectorIndex(store, texts.ids, space, asking, settings, name, documents=encoder)
+    built = MultiVectorIndex(store, texts.ids, space, asking, settings, name, documents=encoder)
+    built.build_seconds = time.perf_counter() - start  # tokens are encoded as they are stored: this counts both
+    return built
 
 
 def _encoded(
@@ -75,13 +80,14 @@ def _encoded(
     codec = settings.model_dump(mode="json", exclude={"muvera"})
     taught = [asking.fingerprint("query"), *training] if settings.codec == "distilled-pq" else []
     folder = cache_folder() / "tokens" / digest(encoder.document_space, texts.fingerprint, codec, taught)
+    store = TokenVectors(encoder, "document")
     found: dict[int, np.ndarray] = {}  # the sample's tokens, which need not be encoded twice
 
     def fit() -> Codec:
         if settings.codec in ("float32", "float16"):
             return fit_codec(settings, Tokens.of([], encoder.dimension))
         rows = sampled_rows(len(texts), settings)
-        found.update(zip(rows.tolist(), _tokens(texts, rows, encoder), strict=True))
+        found.update(zip(rows.tolist(), _tokens(texts, rows, encoder, store), strict=True))
         sample = Tokens.of([found[row] for row in rows.tolist()], encoder.dimension)
         lessons = _lessons(texts, rows, asking, training) if settings.codec == "distilled-pq" else None
         return fit_codec(settings, sample, len(sample.vectors) * len(texts) // len(rows), lessons)
@@ -92,17 +98,17 @@ def _encoded(
         for start in range(writer.documents, len(texts), _BLOCK):
             rows = np.arange(start, min(start + _BLOCK, len(texts)))
             absent = np.array([row for row in rows if row not in found], dtype=np.int64)
-            found.update(zip(absent.tolist(), _tokens(texts, absent, encoder), strict=True))
+            found.update(zip(absent.tolist(), _tokens(texts, absent, encoder, store), strict=True))
             writer.append(Tokens.of([found.pop(row) for row in rows.tolist()], encoder.dimension))
             progress.update(len(rows))
         return writer.finish()
 
 
-def _tokens(texts: Texts, rows: np.ndarray, encoder: MultiVectorModel) -> list[np.ndarray]:
-    """Checked token vectors of each row."""
+def _tokens(texts: Texts, rows: np.ndarray, encoder: MultiVectorModel, store: TokenVectors) -> list[np.ndarray]:
+    """Checked token vectors of each row: out of the store where all are there, which is not filled by this."""
     wanted = texts.table.take(rows)
     ids, contents = wanted["id"].to_pylist(), wanted["text"].to_pylist()
-    tokens = encoder.encode(contents, "document")
+    tokens = encoder.encode(contents, "document") if store.missing(contents) else store.gather(contents)
     check_tokens(tokens, ids, f"documents by {encoder.name}")
     return [tokens[place] for place in range(len(tokens))]
 

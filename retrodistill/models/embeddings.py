@@ -22,17 +22,6 @@ class EmbeddingStore(TextStore):
 
     folder = "embeddings"
 
-    def put(self, texts: Sequence[str], vectors: np.ndarray) -> None:
-        """Add vectors that were computed otherwise, (n, dimension) float32; texts already there keep theirs."""
-        with self._store.writing():
-            self._load()
-            place = {text: row for row, text in enumerate(texts)}
-            absent = self.missing(texts)
-            if absent:
-                self._append(absent, vectors[[place[text] for text in absent]])
-            self._store.compact()
-        self._load()
-
     def gather(self, texts: Sequence[str]) -> np.ndarray:
         """(n, dimension) float32 vectors of embedded texts.
 

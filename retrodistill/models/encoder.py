@@ -12,7 +12,7 @@ from retrodistill.errors import UserError
 from retrodistill.manifest import Manifest
 from retrodistill.models.contract import IN_MEMORY, STUDENT_MANIFEST, Role, TextModel
 from retrodistill.models.loading import load_bi_encoder
-from retrodistill.models.names import ModelName, parse_model_name
+from retrodistill.models.names import ModelName, parse_model_name, split_exit
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -109,9 +109,9 @@ def load_encoder(source: str | Path | ModelName | Encoder | SentenceTransformer)
         return VectorFile.open(name.name)
     if name.kind not in ("dense", "static"):
         raise UserError(f"model {name} is no encoder; an encoder is 'dense:NAME', 'static:NAME' or 'vectors:PATH'.")
-    manifest = None
-    if (Path(name.name) / STUDENT_MANIFEST).exists():
-        manifest = Manifest.read(name.name, STUDENT_MANIFEST)
+    manifest, folder = None, split_exit(name.name)[0]
+    if (Path(folder) / STUDENT_MANIFEST).exists():
+        manifest = Manifest.read(folder, STUDENT_MANIFEST)
     encoder = Encoder(load_bi_encoder(name.name), str(name), manifest)
     if name.kind == "static" and not encoder.is_static:
         raise UserError(

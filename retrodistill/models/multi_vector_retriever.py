@@ -32,6 +32,11 @@ class MultiVectorRetriever(TwoSided[MultiVectorModel]):
         documents = list(self._blocks(collection))
         return lambda text: best_documents(self.queries.encode([text], "query"), documents, k)
 
+    def stages(self, collection: Collection, k: int) -> tuple[Callable[[list[str]], Tokens], Callable[[Tokens], Any]]:
+        """Encoding of queries, and MaxSim with every document, whose token vectors are in memory: for timing."""
+        documents = list(self._blocks(collection))
+        return lambda texts: self.queries.encode(texts, "query"), lambda tokens: best_documents(tokens, documents, k)
+
     def bytes_per_document(self, collection: Collection) -> float | None:
         """float16 vectors of its tokens."""
         tokens = sum(len(block.vectors) for _, block in self._blocks(collection))

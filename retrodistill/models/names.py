@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from retrodistill.errors import UserError, unknown
 
@@ -15,6 +17,7 @@ KINDS = {
     "vectors": "document or query vectors that were made elsewhere, an API's say: a file or folder",
     "cross-encoder": "a sentence-transformers cross-encoder, raw logits: folder or hub name",
     "run": "recorded scores: a run file (.run, .trec, .parquet, .jsonl)",
+    "judgements": "relevance judgements of a split that is not measured, as a teacher: judgements:train",
 }
 _NAMELESS = ("bm25",)
 
@@ -50,3 +53,11 @@ def parse_model_name(text: str) -> ModelName:
     if kind not in _NAMELESS and not name:
         raise UserError(f"model {text!r} has no name; write '{kind}:NAME', {KINDS[kind]}.")
     return ModelName(kind, name)
+
+
+def split_exit(name: str) -> tuple[str, int | None]:
+    """A model's folder or hub name and the layer of ``@exit-4`` behind it, None without; a folder of that name wins."""
+    found = re.fullmatch(r"(.+)@exit-(\d+)", name)
+    if found is None or Path(name).expanduser().exists():
+        return name, None
+    return found[1], int(found[2])

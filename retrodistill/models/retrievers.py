@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -24,6 +24,9 @@ from retrodistill.models.vector_files import bound
 from retrodistill.models.vectors import check_finite, exact_search, flat_index
 from retrodistill.runs.formats import read_run
 from retrodistill.runs.run import Run
+
+Queries = str | Sequence[str] | Mapping[str, str] | Texts
+DEPTH = 10  # documents per query where nobody says how many
 
 
 @runtime_checkable
@@ -156,15 +159,30 @@ def check_k(k: int, documents: int) -> None:
         raise UserError(f"k={k}: the corpus has {documents} documents; choose k from 1 to {documents}.")
 
 
-def as_queries(queries: str | Sequence[str] | Texts) -> Texts:
+def wanted_depth(k: int | None, documents: int) -> int:
+    """The k that is asked for, or 10 where none is: all documents where there are fewer.
+
+    Raises:
+        UserError: k is below 1 or above the number of documents, or there is no document.
+    """
+    k = min(DEPTH, documents) if k is None and documents else k or 0
+    check_k(k, documents)
+    return k
+
+
+def as_queries(queries: Queries) -> Texts:
     """One text, several (their ids are "0", "1"...), or queries with ids: checked, as queries with ids.
 
     Raises:
-        UserError: A query has no text.
+        UserError: A query has no text, or is none.
     """
     if not isinstance(queries, Texts):
-        texts = [queries] if isinstance(queries, str) else list(queries)
-        queries = Texts.from_pairs((str(number), text) for number, text in enumerate(texts))
+        listed = [queries] if isinstance(queries, str) else queries
+        pairs = list(listed.items() if isinstance(listed, Mapping) else enumerate(listed))
+        for id_, text in pairs:
+            if not isinstance(text, str):
+                raise UserError(f"query {id_!r} is {type(text).__name__}; give texts, or a mapping of ids to texts.")
+        queries = Texts.from_pairs((str(id_), text) for id_, text in pairs)
     check_queries(queries.texts)
     return queries
 

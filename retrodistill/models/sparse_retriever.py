@@ -35,6 +35,13 @@ class SparseRetriever(TwoSided[SparseTextEncoder]):
 
         return respond
 
+    def stages(
+        self, collection: Collection, k: int
+    ) -> tuple[Callable[[list[str]], csr_array], Callable[[csr_array], Any]]:
+        """Encoding of queries, and search by them: for timing."""
+        postings = self._postings(collection)
+        return lambda texts: self.queries.encode(texts, "query"), lambda vectors: search_rows(postings, vectors, k)
+
     def bytes_per_document(self, collection: Collection) -> float | None:
         """Of exact float32 postings."""
         return self._postings(collection).nbytes / len(collection.documents)

@@ -65,6 +65,21 @@ class TextStore(ABC):
             self._store.compact()
         self._load()
 
+    def put(self, texts: Sequence[str], vectors: Any) -> None:
+        """Add what was computed otherwise, as the encoder gives it; texts already there keep theirs."""
+        with self._store.writing():
+            self._load()
+            place = {text: row for row, text in enumerate(texts)}
+            absent = self.missing(texts)
+            if absent:
+                self._append(absent, self._select(vectors, [place[text] for text in absent]))
+            self._store.compact()
+        self._load()
+
+    def _select(self, vectors: Any, rows: list[int]) -> Any:
+        """Some rows of what the encoder gave."""
+        return vectors[rows]
+
     def _append(self, texts: Sequence[str], vectors: Any) -> None:
         self._store.append(pa.table({"key": pa.array(text_keys(texts)), **self._columns(vectors)}))
 

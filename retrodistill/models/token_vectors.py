@@ -33,6 +33,9 @@ class TokenVectors(TextStore):
             found.append(vectors[start:stop].astype(np.float32))
         return Tokens.of(found, self.encoder.dimension)
 
+    def _select(self, vectors: Tokens, rows: list[int]) -> Tokens:
+        return Tokens.of([vectors[row] for row in rows], vectors.dimension)
+
     def _columns(self, vectors: Tokens) -> dict[str, pa.Array]:
         flat = pa.array(vectors.vectors.astype(np.float16).ravel())
         rows = pa.FixedSizeListArray.from_arrays(flat, vectors.dimension)

@@ -14,6 +14,7 @@ from retrodistill.collections.collection import Collection
 from retrodistill.collections.texts import Texts
 from retrodistill.errors import UserError, sample_of, unknown
 from retrodistill.files import digest, read_json
+from retrodistill.manifest import FILE_NAME, Manifest
 from retrodistill.models.contract import Role
 from retrodistill.models.encoder import Encoder
 from retrodistill.models.vector_tables import ENDINGS, VectorTable, read_vectors
@@ -61,6 +62,26 @@ class About:
         if about.model is not None and (not isinstance(about.model, str) or not about.model.strip()):
             raise UserError(f"{path}: model is {about.model!r}; wanted its name.")
         return about
+
+    @classmethod
+    def of_export(cls, folder: Path) -> About:
+        """What the manifest of a Parquet export says of the encoder of its documents; nothing known without one.
+
+        Raises:
+            UserError: It holds no dense vectors.
+        """
+        if not (folder / FILE_NAME).is_file():
+            return cls()
+        manifest = Manifest.read(folder)
+        if manifest.settings.get("kind") != "dense":
+            raise UserError(f"{folder} holds {manifest.settings.get('kind')} vectors; vectors: reads dense ones.")
+        space = manifest.about["space"]
+        prompts = {
+            role: str(space[key]["prompt"])
+            for role, key in (("document", "contract"), ("query", "query_contract"))
+            if space.get(key, {}).get("prompt")
+        }
+        return cls(space["documents_by"], space["similarity"], prompts)
 
 
 @dataclass(frozen=True)
@@ -117,13 +138,15 @@ class VectorFile(Encoder):
     def open(cls, path: str | Path) -> VectorFile:
         """Open a file of document vectors, or a folder with ``documents.*``, perhaps ``queries.*`` and ``about.json``.
 
+        A folder that ``export --to parquet`` wrote is read too; its manifest stands for ``about.json``.
+
         Raises:
             UserError: As `read_vectors`; or the folder holds no documents, or queries of another width.
         """
         place = Path(path).expanduser()
         if not place.is_dir():
             return cls(f"vectors:{path}", read_vectors(place, unit=True), None, About())
-        about = About.read(place / ABOUT_FILE) if (place / ABOUT_FILE).exists() else About()
+        about = About.read(place / ABOUT_FILE) if (place / ABOUT_FILE).exists() else About.of_export(place)
         unit = about.similarity == "cosine"
         documents, queries = _only(place, "documents"), _only(place, "queries")
         if documents is None:
@@ -275,6 +298,8 @@ def bound(encoder: Encoder, collection: Collection) -> Encoder:
 def _only(folder: Path, stem: str) -> Path | None:
     """The one file of a name in a folder, whatever it ends in."""
     found = [folder / f"{stem}{ending}" for ending in ENDINGS if (folder / f"{stem}{ending}").is_file()]
+    if not found and any((folder / stem).glob("*.parquet")):
+        return folder / stem  # the parts of an export
     if len(found) > 1:
         raise UserError(f"folder {folder} holds {' and '.join(one.name for one in found)}; keep one of them.")
     return found[0] if found else None

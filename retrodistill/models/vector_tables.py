@@ -56,8 +56,9 @@ def read_vectors(path: str | Path, *, unit: bool, with_texts: bool = False) -> V
     """Read a file of vectors.
 
     Args:
-        path: ``.parquet`` or ``.jsonl`` with ``_id`` (``id``, ``document_id``, ``query_id``), ``vector``
-            (``embedding``) and perhaps ``text``; or ``NAME.npy`` (n, d) with ids in ``NAME.ids.txt``, one a line.
+        path: ``.parquet`` (or a folder of such parts) or ``.jsonl`` with ``_id`` (``id``, ``document_id``,
+            ``query_id``), ``vector`` (``embedding``) and perhaps ``text``; or ``NAME.npy`` (n, d) with ids in
+            ``NAME.ids.txt``, one a line.
         unit: They are compared by cosine: lengths do not count and become 1.
         with_texts: Take what vectors are of from the file where it says so.
 
@@ -66,11 +67,13 @@ def read_vectors(path: str | Path, *, unit: bool, with_texts: bool = False) -> V
             widths, NaN, infinite, or zero where they are compared by cosine. Ids are named.
     """
     file = Path(path)
-    if not file.is_file():
+    parts = sorted(file.glob("*.parquet")) if file.is_dir() else []
+    if not file.is_file() and not parts:
         raise UserError(f"no file of vectors {file}; give one of {', '.join(ENDINGS)}.")
-    if file.suffix not in ENDINGS:
+    if not parts and file.suffix not in ENDINGS:
         raise UserError(f"{file} is no file of vectors: it ends in {file.suffix!r}, wanted {', '.join(ENDINGS)}.")
-    ids, vectors, said = {".parquet": _parquet, ".jsonl": _lines, ".npy": _array}[file.suffix](file)
+    readers = {".parquet": _parquet, ".jsonl": _lines, ".npy": _array}
+    ids, vectors, said = _parquet(file) if parts else readers[file.suffix](file)
     if not len(ids) or not vectors.shape[1]:
         raise UserError(f"{file} holds no vector; wanted one for each document.")
     twice = [one for one, count in Counter(ids).items() if count > 1]

@@ -16,7 +16,7 @@ from retrodistill.objectives.margins import margin_mse
 from retrodistill.objectives.masks import usable_lists
 from retrodistill.objectives.pairwise import lambda_loss, ranknet
 from retrodistill.objectives.permutations import listmle, plackett_luce, pld
-from retrodistill.objectives.pointwise import mse
+from retrodistill.objectives.pointwise import binary_cross_entropy, mse
 from retrodistill.objectives.sparsity import anti_zero, flops, l1, outside_top_k, top_k, whole_batch
 from retrodistill.objectives.tokens import token_relations
 from retrodistill.objectives.transport import sinkhorn
@@ -26,6 +26,7 @@ __all__ = [
     "PseudoClasses",
     "anti_zero",
     "balanced_kl",
+    "binary_cross_entropy",
     "class_log_probabilities",
     "contrastive",
     "cosine",

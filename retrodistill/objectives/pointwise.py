@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from retrodistill.objectives.masks import at_least_float32, check_lists, full_mask
 
@@ -34,3 +34,29 @@ def mse(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, free_zer
     if free_zero:
         residuals = (residuals - residuals.sum() / count).masked_fill(~valid, 0.0)
     return (residuals**2).sum() / count
+
+
+def binary_cross_entropy(scores: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Cross-entropy of each candidate alone with a soft label (Trans-Encoder, ICLR 2022, arXiv 2109.13059).
+
+    ``mean(log(1 + exp(s_i)) - y_i s_i)``, which is ``-y log sigmoid(s) - (1 - y) log(1 - sigmoid(s))``. Its least value
+    is the entropy of the labels and not 0. What the scores add up to counts here, as with no objective of margins.
+
+    Args:
+        scores: (batch, n) student scores, raw logits.
+        labels: (batch, n) from 0 to 1. Masked places may hold anything, NaN too.
+        mask: (batch, n) bool, true where there is a candidate.
+
+    Returns:
+        Scalar float32: the mean over all candidates of the lists with at least two; 0 where there is no such list.
+
+    Raises:
+        UserError: Shapes that differ.
+    """
+    check_lists(scores, labels)
+    valid = full_mask(scores, mask)
+    valid = valid & (valid.sum(dim=1, keepdim=True) >= 2)
+    logits = at_least_float32(scores).masked_fill(~valid, 0.0)
+    wanted = at_least_float32(labels).masked_fill(~valid, 0.0)
+    losses = (nn.functional.softplus(logits) - wanted * logits).masked_fill(~valid, 0.0)
+    return losses.sum() / valid.sum().clamp(min=1)

@@ -8,6 +8,7 @@ LIST_OBJECTIVES = {
     "balanced-kl": "both, weighed in each list by the gap of the entropies (BD-KD, arXiv 2212.12965)",
     "listnet": "cross-entropy of the top-one probabilities (Cao et al. 2007)",
     "mse": "squared difference of the scores themselves, up to one constant for the batch",
+    "bce": "cross-entropy of each candidate alone with a soft label from 0 to 1 (Trans-Encoder, arXiv 2109.13059)",
     "margin-mse": "squared difference of margins, the teacher's best against each (arXiv 2010.02666)",
     "margin-mse-all": "squared difference of margins over all pairs of a list",
     "ranknet": "logistic loss of every pair that the teacher orders (Burges et al. 2005)",

@@ -4,26 +4,41 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from retrodistill.collections import Collection, Texts, load_collection
+from retrodistill.collections.qrels import Qrels
+from retrodistill.collections.rewrites import asked_better
 from retrodistill.errors import UserError
+from retrodistill.evaluation.examples import spread_out
 from retrodistill.indexes.building import resolved
 from retrodistill.indexes.factory import empty_index
+from retrodistill.measures.ranking import Grades
 from retrodistill.models.encoder import Encoder, load_encoder
 from retrodistill.models.loading import quiet_libraries
 from retrodistill.models.vector_files import VectorFile, bound
+from retrodistill.pipeline.questions import Questions, questions_of
+from retrodistill.pipeline.stage_teachers import NamedTeachers
 from retrodistill.quantisers.start import factory_for, read_form
 from retrodistill.recipe import Recipe, StudentSettings, TeacherSettings
+from retrodistill.recipe.forms import check_cuts
 from retrodistill.teachers.corpus_scores import require_corpus_teacher
 from retrodistill.teachers.cross_encoder import CrossEncoderTeacher
 from retrodistill.teachers.ensemble import Ensemble
 from retrodistill.teachers.loading import load_teacher
 from retrodistill.teachers.protocol import Teacher
 from retrodistill.training.material import Material, check_recorded
-from retrodistill.training.texts import training_queries
+from retrodistill.training.settings import StageSettings
 
 _RERANKED = 100  # candidates per member of an ensemble with a cross-encoder, where test queries are measured
+
+
+_HELD_OUT = 300  # queries kept from training where nothing is judged: a fifth of them, at most so many
+_UNJUDGED = (
+    "{} has no relevance judgements, so quality is not measured; agreement and cost are, on {} of its {} queries, "
+    "which are kept from training."
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +55,8 @@ class Job:
         teacher: Scores lists.
         notes: What a reader of the results should know.
         beside: An ensemble that is measured and does not teach.
+        questions: Where the queries come from, and what the teacher is asked in their place.
+        teachers: Teachers that stages name.
     """
 
     recipe: Recipe
@@ -51,12 +68,57 @@ class Job:
     teacher: Teacher
     notes: list[str]
     beside: Teacher | None = None
+    questions: Questions | None = None
+    teachers: NamedTeachers | None = None
+
+    @property
+    def asked_test(self) -> Texts:
+        """The test queries as teachers are asked them: rewrites where there are."""
+        rewrites = self.rewrites
+        return self.test if rewrites is None else asked_better(self.test, rewrites)
+
+    @property
+    def rewrites(self) -> Texts | None:
+        """What teachers are asked in the place of queries; None where the same."""
+        return None if self.questions is None else self.questions.rewrites
+
+    @cached_property
+    def labels(self) -> Qrels:
+        """Judgements of the training queries, of all splits but the one that is measured."""
+        train = set(self.train.ids)
+        return Qrels.from_rows(
+            (row["query_id"], row["document_id"], row["relevance"])
+            for split, judged in self.collection.qrels.items()
+            if split != self.recipe.split.test
+            for row in judged.table.to_pylist()
+            if row["query_id"] in train
+        )
+
+    @property
+    def split(self) -> str:
+        """The test queries' split; ``unjudged`` where the collection has no judgements at all."""
+        return self.recipe.split.test if self.collection.qrels else "unjudged"
+
+    @cached_property
+    def grades(self) -> Grades | None:
+        """Judgements of the test queries; None where the collection has none at all."""
+        return self.collection.relevance(self.split).to_dict() if self.collection.qrels else None
 
     @property
     def material(self) -> Material:
         """What the stages of a student that searches the space draw on."""
         return Material(
-            self.collection, self.train, self.teacher, self.space, self.out, self.recipe.seed, barred=self.test
+            self.collection,
+            self.train,
+            self.teacher,
+            self.space,
+            self.out,
+            self.recipe.seed,
+            barred=self.test if self.questions is None else self.questions.barred,
+            rewrites=self.rewrites,
+            labels=self.labels if _reads_labels(self.recipe) else None,
+            labeller=self.beside,
+            teachers=self.teachers,
         )
 
 
@@ -66,19 +128,40 @@ def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
     Raises:
         UserError: Something is missing or does not fit.
     """
-    collection = load_collection(recipe.collection)
-    test = collection.split(recipe.split.test)
-    collection.relevance(recipe.split.test)
-    train, warning = training_queries(collection, recipe.split.train, test)
-    notes = [*collection.warnings, *([warning] if warning else [])]
+    questions = questions_of(
+        recipe, load_collection(recipe.collection), lambda collection: _test_queries(collection, recipe.split.test)
+    )
+    collection, train, test = questions.collection, questions.train, questions.test
+    notes = [*collection.warnings, *questions.notes]
+    if not collection.qrels:
+        notes = [*collection.warnings, _UNJUDGED.format(collection.name, len(test), len(collection.queries))]
     with quiet_libraries():
         space = bound(load_encoder(recipe.space), collection)
         teacher = _teacher(recipe, recipe.teacher, space)
         beside = _teacher(recipe, recipe.ensemble, space) if recipe.ensemble else None
-    _check(recipe, collection, train, space, teacher)
-    job = Job(recipe, Path(out), collection, train, test, space, teacher, notes, beside)
+        members = teacher.members if isinstance(teacher, Ensemble) else [teacher]
+        known = {one.model: member for one, member in zip(recipe.teacher, members, strict=False)}
+        teachers = NamedTeachers(recipe.teacher, recipe.fusion, space, recipe.space, recipe.students, Path(out), known)
+        for stage in _stages(recipe):
+            teachers.load(stage)
+    job = Job(recipe, Path(out), collection, train, test, space, teacher, notes, beside, questions, teachers)
+    _check(job)
     _check_vectors(job)
     return job
+
+
+def _test_queries(collection: Collection, split: str) -> Texts:
+    """The split's queries; of a collection without any judgement, some of its queries, evenly drawn.
+
+    Raises:
+        UserError: The split has no judgements, or there is no query at all.
+    """
+    if collection.qrels:
+        asked = collection.split(split)
+        collection.relevance(split)
+        return asked
+    asked = collection.split("all")
+    return asked.select(spread_out(asked.ids, min(_HELD_OUT, max(1, len(asked) // 5))))
 
 
 def _check_vectors(job: Job) -> None:
@@ -86,15 +169,15 @@ def _check_vectors(job: Job) -> None:
     if isinstance(job.space, VectorFile):
         for student in job.recipe.students.values():
             for stage in student.stages:
-                if stage.aligns:
-                    job.space.require(job.material.texts(stage).texts, "query")
+                if stage.aligns or stage.batches == "topics":
+                    job.space.require(job.material.asked(job.material.texts(stage).texts), "query")
         if not can_answer(job):
             job.notes.append(f"{job.space.name} has no vectors for the test queries; the teacher is not in the table.")
 
 
 def can_answer(job: Job) -> bool:
     """Whether the space's own model can be asked the test queries."""
-    return not (isinstance(job.space, VectorFile) and len(job.space.missing(job.test.texts, "query")))
+    return not (isinstance(job.space, VectorFile) and len(job.space.missing(job.asked_test.texts, "query")))
 
 
 def _teacher(recipe: Recipe, named: list[TeacherSettings], space: Encoder) -> Teacher:
@@ -109,7 +192,7 @@ def _teacher(recipe: Recipe, named: list[TeacherSettings], space: Encoder) -> Te
 
 
 def _check_control(student: StudentSettings) -> None:
-    listed = [stage for stage in student.stages if stage.needs_lists]
+    listed = [stage for stage in student.stages if stage.needs_lists and stage.positives == "own"]
     if student.control == "contrastive" and any(not (one.texts.titles or one.texts.sentences) for one in listed):
         raise UserError(
             "control: contrastive learns from pseudo-queries and their own documents; set texts.titles or "
@@ -127,9 +210,11 @@ def _check_index(recipe: Recipe, collection: Collection, space: Encoder) -> None
                 "index.factory to one with 4-bit codes, e.g. 'OPQ16,PQ16x4', or leave index.learn out."
             )
         return
-    width = min(index.truncate or space.dimension, space.dimension)
-    factory, parameters = resolved(index.faiss, documents, width)
-    empty_index(factory, width, documents, parameters)
+    check_cuts(recipe, space.dimension)
+    for cut in (index.truncate, *recipe.evaluation.truncations):
+        width = min(cut or space.dimension, space.dimension)
+        factory, parameters = resolved(index.faiss, documents, width)
+        empty_index(factory, width, documents, parameters)
 
 
 def learned_factory(recipe: Recipe, space: Encoder) -> str:
@@ -138,11 +223,30 @@ def learned_factory(recipe: Recipe, space: Encoder) -> str:
     return recipe.index.factory if written else factory_for(recipe.index.bytes or 16, space.dimension)
 
 
-def _check(recipe: Recipe, collection: Collection, train: Texts, space: Encoder, teacher: Teacher) -> None:
+def _check(job: Job) -> None:
     """What would otherwise fail after long work."""
-    _check_index(recipe, collection, space)
-    for student in recipe.students.values():
+    _check_index(job.recipe, job.collection, job.space)
+    for student in job.recipe.students.values():
         _check_control(student)
-        check_recorded(teacher, collection, train, student.stages)
-        if any(stage.needs_lists and stage.candidates.depth == "all" for stage in student.stages):
+    for stage in _stages(job.recipe):
+        if _needs_labels(stage):
+            job.material.judged()
+        if job.teachers is None or job.teachers.needs_students(stage):
+            continue
+        teacher = job.material.taught(stage).teacher
+        check_recorded(teacher, job.collection, job.train, [stage])
+        if stage.needs_lists and stage.candidates.depth == "all":
             require_corpus_teacher(teacher)
+
+
+def _stages(recipe: Recipe) -> list[StageSettings]:
+    stages = [stage for student in recipe.students.values() for stage in student.stages]
+    return stages if recipe.index.encoder is None else [*stages, recipe.index.encoder]
+
+
+def _reads_labels(recipe: Recipe) -> bool:
+    return any(_needs_labels(stage) for stage in _stages(recipe))
+
+
+def _needs_labels(stage: StageSettings) -> bool:
+    return "labels" in (stage.positives, stage.selection.positives if stage.selection else "")

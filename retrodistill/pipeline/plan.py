@@ -15,7 +15,9 @@ from retrodistill.pipeline.students import student_manifest
 from retrodistill.recipe import load_recipe
 from retrodistill.teachers.dense import DenseTeacher
 from retrodistill.teachers.ensemble import Ensemble
-from retrodistill.teachers.protocol import Work
+from retrodistill.teachers.labels import SoftLabels
+from retrodistill.teachers.protocol import Teacher, Work
+from retrodistill.training.list_settings import CURRENT_STUDENT
 from retrodistill.training.settings import StageSettings
 
 
@@ -39,8 +41,18 @@ def plan_recipe(
             steps.append(_step(f"{name}: distilled already", Work(0, "stages", 0.0)))
             continue
         for number, stage in enumerate(student.stages, start=1):
-            steps.append(_step(f"{name}, stage {number}: teacher {job.teacher.name}", _stage_work(job, stage)))
+            steps.append(_stage_step(job, stage, f"{name}, stage {number}"))
     return steps
+
+
+def _stage_step(job: Job, stage: StageSettings, what: str) -> dict[str, Any]:
+    """A stage's step; what depends on a student that is not trained yet cannot be counted."""
+    named = " + ".join(one.model for one in stage.teacher) or job.teacher.name
+    if job.teachers is not None and job.teachers.needs_students(stage):
+        return _step(f"{what}: teacher {named}, known when that student stands there", Work(0, "pairs", 0.0))
+    if CURRENT_STUDENT in (stage.candidates.sources or []):
+        return _step(f"{what}: teacher {named}, candidates known when the student stands there", Work(0, "pairs", 0.0))
+    return _step(f"{what}: teacher {named}", _stage_work(job, stage))
 
 
 def _stage_work(job: Job, stage: StageSettings) -> Work:
@@ -49,23 +61,24 @@ def _stage_work(job: Job, stage: StageSettings) -> Work:
     Mining needs the embeddings of its dense sources: until these are made, their texts are what is counted and the
     pairs of a cross-encoder cannot be told.
     """
-    material = job.material
+    material = job.material.taught(stage)
     texts = material.texts(stage).texts
-    encoders = _encoders(job, stage)
-    counted = [seconds_to_embed(encoder, texts.texts, "query") for encoder in encoders]
+    asked = material.asked(texts)
+    encoders = _encoders(job, stage, material.teacher)
+    counted = [seconds_to_embed(encoder, asked.texts, "query") for encoder in encoders]
     documents = job.collection.documents.texts  # those of the space are a step of their own
     counted += [seconds_to_embed(encoder, documents, "document") for encoder in encoders if encoder is not job.space]
     missing = Work(sum(items for items, _ in counted), "texts", sum(seconds for _, seconds in counted))
     if missing.items or not stage.needs_lists or stage.candidates.depth == "all":
         return missing
-    return job.teacher.remaining(job.collection, texts, material.candidates(stage.candidates, texts))
+    return material.teacher.remaining(job.collection, asked, material.candidates(stage, texts))
 
 
-def _encoders(job: Job, stage: StageSettings) -> list[Encoder]:
+def _encoders(job: Job, stage: StageSettings, teacher: Teacher) -> list[Encoder]:
     """Whose embeddings a stage needs: to align to them, to mine with them, to score with them."""
     if not stage.needs_lists:
         return [job.space]
-    members = job.teacher.members if isinstance(job.teacher, Ensemble) else [job.teacher]
+    members = teacher.members if isinstance(teacher, (Ensemble, SoftLabels)) else [teacher]
     found = {member.name: member.encoder for member in members if isinstance(member, DenseTeacher)}
     for source in stage.candidates.sources or []:
         if source not in found and parse_model_name(source).kind in ("dense", "static"):

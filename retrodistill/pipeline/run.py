@@ -6,36 +6,35 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retrodistill.distributed import is_main, main_first
+from retrodistill.evaluation.student_reranking import StudentReranker
 from retrodistill.files import atomic_file, exclusive, make_folder, write_json
-from retrodistill.indexes import Index, build_index, load_index
-from retrodistill.manifest import Manifest, hardware, library_versions
+from retrodistill.indexes import build_index, load_index
+from retrodistill.manifest import Manifest
 from retrodistill.models.encoder import Encoder
-from retrodistill.pipeline.examples import example_searches, spread_out
+from retrodistill.models.multi_vector import MultiVectorModel
+from retrodistill.models.retrievers import LexicalRetriever, Retriever
+from retrodistill.models.sparse import SparseTextEncoder
+from retrodistill.pipeline.cards import write_cards
+from retrodistill.pipeline.forms import forms_of, truncated_teachers, vectors_note
 from retrodistill.pipeline.job import Job, open_job
 from retrodistill.pipeline.quantised import Curves, quantised
+from retrodistill.pipeline.reporting import report
 from retrodistill.pipeline.students import Distilled, contrastive_twin, distil, remove_work, untrained
-from retrodistill.pipeline.systems import (
-    Measured,
-    baselines,
-    comparisons,
-    measure,
-    of_student,
-    space_row,
-    target_name,
-    with_retention,
-)
+from retrodistill.pipeline.systems import Measured, baselines, measure, of_student
 from retrodistill.recipe import Recipe, StudentSettings, load_recipe, recipe_yaml
+from retrodistill.recipe.forms import beside_names, unclustered
 from retrodistill.reports import write_page
 from retrodistill.reports.results import Results
 from retrodistill.runs.formats import write_run
-from retrodistill.teachers.recorded import RecordedTeacher
+from retrodistill.students.cross_encoder import CrossEncoderStudent
+from retrodistill.students.stored_search import StoredStatesRetriever, store_documents
 
 Seconds = dict[str, float]
 
@@ -82,10 +81,15 @@ def _run(job: Job, seconds: Seconds, command: str) -> Results:
             distilled.append((distil(name, student, job.material, job.out / "students" / name), role))
     if not is_main():
         raise SystemExit(0)  # the other processes of torchrun have done their part
-    candidates = baselines(job)
-    for made, role in distilled:
+    candidates = baselines(job) + truncated_teachers(job)
+    for made, role, truncate in forms_of(job, distilled):
         with _timed(seconds, f"index {made.name}"):
-            candidates.append(of_student(made, _index(job, made), role))
+            candidates.append(of_student(made, _searcher(job, made, truncate), role))
+    if note := vectors_note(candidates):
+        job.notes.append(note)
+    if job.rewrites is not None and settings.students:  # what the first student makes of a better query
+        first = next(one for one in candidates if one.name == next(iter(settings.students)))
+        candidates.append(replace(first, name="rewrites", role="baseline", rewritten=True))
     curves = {made.name: made.curves for made, _ in distilled if made.curves["losses"]}
     if settings.index.learn:
         compressed, curves = quantised(job, seconds)
@@ -93,22 +97,35 @@ def _run(job: Job, seconds: Seconds, command: str) -> Results:
     with _timed(seconds, "evaluate"):
         measured = [measure(candidate, job) for candidate in candidates]
     results = _write(job, measured, [made for made, _ in distilled], curves, seconds, command)
+    write_cards(job, [made for made, _ in distilled], results)
     remove_work(job.material)
     return results
 
 
 def _entries(recipe: Recipe) -> Iterator[tuple[str, StudentSettings, str]]:
-    """Every student behind its control, which is named ``control`` where there is one student only."""
+    """Every student behind its control, which is named ``control`` where there is one student only.
+
+    A clustered one stands behind the same student without clusters too.
+    """
+    beside = beside_names(recipe.students)
     for name, student in recipe.students.items():
         if student.control:
             control = untrained(student) if student.control == "untrained" else contrastive_twin(student)
             yield "control" if len(recipe.students) == 1 else f"{name}-control", control, "control"
+        if name in beside:
+            yield beside[name].unclustered, unclustered(student), "baseline"
         yield name, student, "student"
 
 
-def _index(job: Job, student: Distilled) -> Index:
-    """The student's index, built or loaded."""
+def _searcher(job: Job, student: Distilled, truncate: int | None = None) -> Retriever:
+    """The student's index, built or loaded; or what scores all documents in its place, or the first of BM25."""
+    if isinstance(student.encoder, CrossEncoderStudent):
+        return StudentReranker(student.encoder, LexicalRetriever(), job.recipe.evaluation.rerank, student.name)
+    if job.recipe.evaluation.exhaustive and isinstance(student.encoder, (SparseTextEncoder, MultiVectorModel)):
+        return StoredStatesRetriever(student.encoder, student.name)
     folder, wanted = job.out / "indexes" / student.name, job.recipe.index
+    if truncate is not None:
+        wanted = wanted.model_copy(update={"truncate": truncate})
     inputs = {
         "documents": job.collection.documents.fingerprint,
         "space": student.documents.fingerprint("document"),
@@ -117,6 +134,8 @@ def _index(job: Job, student: Distilled) -> Index:
     made_from = Manifest("index of a student", inputs, wanted.model_dump(mode="json"))
     if made_from.matches(folder, "made-from.json"):
         return load_index(folder, student.encoder)
+    if isinstance(student.documents, (SparseTextEncoder, MultiVectorModel)):
+        store_documents(student.documents, job.collection.documents.texts)
     settings = wanted.faiss if isinstance(student.documents, Encoder) else None
     index = build_index(job.collection, student.documents, student.encoder, name=student.name, settings=settings)
     index.save(folder)
@@ -132,76 +151,31 @@ def _write(
     seconds: Seconds,
     command: str,
 ) -> Results:
-    recipe, target = job.recipe, target_name(job)
     for one in measured:
         write_run(one.run, job.out / "runs" / f"{one.system.name}.run")
     _write_per_query(measured, job.out / "per-query.parquet")
     for student in students:
         if student.name in curves:
             seconds[f"train {student.name}"] = student.seconds
-    by_name = {one.system.name: one for one in measured}
-    shown = next(iter(recipe.students), "distilled")
-    notes = list(job.notes)
-    if isinstance(job.teacher, RecordedTeacher):
-        notes.append(_coverage(job, job.teacher))
-    elif target is None:
-        notes.append(f"{job.teacher.name} taught the student; it cannot search on its own and is not in the table.")
-    results = Results(
-        collection=job.collection.name,
-        split=recipe.split.test,
-        queries=len(measured[0].per_query),
-        systems=with_retention(measured, space_row(job) if recipe.index.learn else target),
-        name=recipe.name,
-        command=command,
-        hardware=hardware(),
-        versions=library_versions(),
-        seconds={name: round(value, 2) for name, value in seconds.items()},
-        seed=recipe.seed,
-        taught_by=target,
-        comparisons=comparisons(measured, recipe.seed),
-        curves=curves,
-        examples=example_searches(
-            job.collection,
-            recipe.split.test,
-            spread_out(job.test.ids, recipe.evaluation.examples),
-            by_name.get(target or space_row(job), by_name["bm25"]),
-            by_name[shown],
-        ),
-        notes=notes,
-        provenance=_provenance(job, students),
-    )
+    results = report(job, measured, students, curves, seconds, command)
     write_json(job.out / "results.json", results.to_json())
     write_page(results, job.out / "report.html")
-    Manifest("job", {"collection": job.collection.fingerprint}, recipe.model_dump(mode="json")).write(job.out)
+    Manifest("job", {"collection": job.collection.fingerprint}, job.recipe.model_dump(mode="json")).write(job.out)
     return results
 
 
 def _write_per_query(measured: list[Measured], path: Path) -> None:
+    """One table of all systems; none where nothing was judged."""
     tables = [
-        one.per_query.add_column(0, "system", pa.array([one.system.name] * len(one.per_query))) for one in measured
+        one.per_query.add_column(0, "system", pa.array([one.system.name] * len(one.per_query)))
+        for one in measured
+        if one.per_query is not None
     ]
+    if not tables:
+        path.unlink(missing_ok=True)  # of judgements that there were before
+        return
     with atomic_file(path) as temporary:
         pq.write_table(pa.concat_tables(tables), temporary)
-
-
-def _coverage(job: Job, teacher: RecordedTeacher) -> str:
-    known = set(teacher.run.query_ids)
-    train, test = (sum(query in known for query in split.ids) for split in (job.train, job.test))
-    return (
-        f"{teacher.name} has scores for {train} of {len(job.train)} training queries, which taught the student, "
-        f"and for {test} of {len(job.test)} test queries, which nothing here used; it is not in the table."
-    )
-
-
-def _provenance(job: Job, students: list[Distilled]) -> dict[str, Any]:
-    return {
-        "collection": job.collection.fingerprint,
-        "documents": str(len(job.collection.documents)),
-        "training queries": str(len(job.train)),
-        "space": f"{job.space.name} {job.space.document_space}",
-        "teacher": f"{job.teacher.name} {job.teacher.fingerprint(job.collection)}",
-        **{f"student {student.name}": student.encoder.fingerprint("query") for student in students},
-    }
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from retrodistill.collections.sentences import title_texts
+from retrodistill.collections.texts import Texts
 from retrodistill.distributed import barrier, is_main
 from retrodistill.errors import UserError
 from retrodistill.files import atomic_folder, check_replaceable
@@ -21,10 +22,14 @@ from retrodistill.models.vector_files import VectorFile
 from retrodistill.objectives.registry import LIST_OBJECTIVES, TEACHERLESS
 from retrodistill.progress import say
 from retrodistill.recipe import StudentSettings
+from retrodistill.recipe.forms import unclustered
+from retrodistill.recipe.settings import RERANKERS
+from retrodistill.students.clustering import with_clusters
 from retrodistill.students.cross_encoder import cross_encoder_student
 from retrodistill.students.dense import dense_student
 from retrodistill.students.hybrid import hybrid_student, is_hybrid
 from retrodistill.students.kinds import AnyStudent, as_student
+from retrodistill.students.multi_exit import multi_exit
 from retrodistill.students.multi_vector import multi_vector_student
 from retrodistill.students.saving import disk_errors, load_student, save_student
 from retrodistill.students.sparse import sparse_student, sparsity
@@ -100,7 +105,7 @@ def contrastive_twin(settings: StudentSettings) -> StudentSettings:
             term.model_copy(update={"name": "contrastive"}) if learns else term
             for term, learns in zip(stage.objectives, taught, strict=True)
         ]
-        stages.append(stage.model_copy(update={"objectives": terms}))
+        stages.append(stage.model_copy(update={"objectives": terms, "selection": None}))
     return settings.model_copy(update={"stages": stages, "control": None})
 
 
@@ -112,6 +117,16 @@ def student_manifest(settings: StudentSettings, material: Material) -> Manifest:
         "teacher": material.teacher.fingerprint(material.collection),
         "space": _space(material).fingerprint("document"),
     }
+    if material.rewrites is not None:
+        inputs["rewrites"] = material.asked(material.queries).fingerprint
+    for number, stage in enumerate(settings.stages, start=1):
+        if stage.has_own_teacher and material.teachers is not None:
+            inputs[f"teacher of stage {number}"] = material.teachers.fingerprint(stage, material)
+        wanted = stage.selection.positives if stage.selection is not None else stage.positives
+        if "labels" in (wanted, stage.positives):
+            inputs["labels"] = material.judged().fingerprint
+        if wanted == "ensemble" and not stage.teacher and material.labeller is not None:
+            inputs["labeller"] = material.labeller.fingerprint(material.collection)
     if material.stored is not None:
         inputs["stored"] = hashlib.blake2b(material.stored.tobytes(), digest_size=8).hexdigest()
     kept = settings.model_dump(mode="json", exclude={"control"})
@@ -129,25 +144,51 @@ def _train(name: str, settings: StudentSettings, material: Material, folder: Pat
 
     So a killed job goes on behind its last whole stage, and a control takes over the stages it shares.
     """
-    work = work_folder(material)
-    ways = [_up_to(settings, material, number) for number in range(len(settings.stages) + 1)]
-    model, done, about = _start(settings, material, ways, work)
-    for number, stage in enumerate(settings.stages[done:], start=done):
-        what = f"{name}, stage {number + 1} of {len(settings.stages)}"
-        say(f"{what}: {_described(stage)}")
-        place = work / f"{ways[number + 1].fingerprint}-checkpoints"
-        about = _grown(about, run_stage(model, stage, _material_for(settings, material), place, what))
-        if is_main():
-            _keep(model, ways[number + 1], about, work / ways[number + 1].fingerprint)
-            remove_checkpoints(place)
-        barrier()
+    model, about, way = _trained(name, settings, material, len(settings.stages))
     if is_main():
         # A student that encodes its own documents searches its own space, whatever that becomes on disk.
         aligned = {"query_space": _space(material).document_space} if settings.documents == "space" else {}
         about = {**about, **aligned, **_sparsity(model, about, material)}
-        saved = save_student(model, replace(ways[-1], about=about), folder)
+        saved = save_student(model, replace(way, about=about), folder)
         if isinstance(saved, Encoder) and is_hybrid(saved.model):
             store_vectors(saved, material.collection.documents.texts, "document")
+
+
+def _trained(
+    name: str, settings: StudentSettings, material: Material, stages: int
+) -> tuple[Any, dict[str, Any], Manifest]:
+    """The model behind its first stages, their record, and its manifest."""
+    work = work_folder(material)
+    ways = [standing_manifest(settings, material, number) for number in range(stages + 1)]
+    model, done, about = _start(settings, material, ways, work)
+    for number, stage in enumerate(settings.stages[done:stages], start=done):
+        what = f"{name}, stage {number + 1} of {len(settings.stages)}"
+        model = _clustered(model, settings, number)
+        taught = material.taught(stage)  # which may train another student first
+        say(f"{what}: {_described(stage)}")
+        place = work / f"{ways[number + 1].fingerprint}-checkpoints"
+        about = _grown(about, run_stage(model, stage, _material_for(settings, taught), place, what))
+        if is_main():
+            _keep(model, ways[number + 1], about, work / ways[number + 1].fingerprint)
+            remove_checkpoints(place)
+        barrier()
+    return model, about, ways[-1]
+
+
+def stand_behind(name: str, settings: StudentSettings, material: Material, stages: int, folder: Path) -> AnyStudent:
+    """A student behind its first stages, trained as far as that where it is not.
+
+    Args:
+        name: The system's name.
+        settings: What it is.
+        material: Of the job.
+        stages: How many stages it is to have behind it; 0 for the student as it starts.
+        folder: Where the finished student lies, if it does.
+    """
+    if standing_manifest(settings, material, stages).matches(folder, STUDENT_MANIFEST):
+        with quiet_libraries():
+            return load_student(folder)
+    return as_student(_trained(name, settings, material, stages)[0])
 
 
 def _sparsity(model: Any, about: dict[str, Any], material: Material) -> dict[str, Any]:
@@ -173,9 +214,17 @@ def remove_work(material: Material) -> None:
     shutil.rmtree(work_folder(material), ignore_errors=True)
 
 
-def _up_to(settings: StudentSettings, material: Material, stages: int) -> Manifest:
-    """The manifest of a student behind its first stages."""
-    return student_manifest(settings.model_copy(update={"stages": settings.stages[:stages]}), material)
+def standing_manifest(settings: StudentSettings, material: Material, stages: int) -> Manifest:
+    """The manifest of a student behind its first stages; before clusters it is that of the unclustered student."""
+    plain = settings.stages and settings.clustered_from > 1 and stages < settings.clustered_from
+    whole = unclustered(settings) if plain else settings
+    return student_manifest(whole.model_copy(update={"stages": settings.stages[:stages]}), material)
+
+
+def _clustered(model: Any, settings: StudentSettings, stage: int) -> Any:
+    """The model as a stage, from 0, finds it: with clusters from the stage on that begins with them."""
+    begins = settings.clustered_from - 1 if settings.stages else 0
+    return with_clusters(model, settings.clusters) if settings.clusters and stage == begins else model
 
 
 def _start(
@@ -203,6 +252,7 @@ def _grown(about: dict[str, Any], history: History) -> dict[str, Any]:
         "steps": about["steps"] + history.steps,
         "curves": curves,
         "notes": [*about.get("notes", []), *history.notes],
+        "stages": [*about.get("stages", []), history.learned],
     }
 
 
@@ -216,10 +266,18 @@ def build_student(settings: StudentSettings, material: Material) -> Any:
     source, corpus = settings.model.partition(":")[2], material.collection.documents
     layers, max_length = settings.layers, settings.max_length
     if settings.kind == "sparse":
-        return sparse_student(source, corpus, queries=settings.queries, layers=layers, max_length=max_length)
+        return sparse_student(
+            source,
+            corpus,
+            queries=settings.queries,
+            head=settings.head,
+            lexical_terms=settings.lexical_terms,
+            layers=layers,
+            max_length=max_length,
+        )
     if settings.kind == "multi-vector":
         width = None if settings.dimension == "space" else settings.dimension
-        return multi_vector_student(
+        tokens = multi_vector_student(
             source,
             corpus.texts,
             dimension=width,
@@ -227,8 +285,9 @@ def build_student(settings: StudentSettings, material: Material) -> Any:
             max_length=max_length,
             expansion=settings.expansion,
         )
-    if settings.kind == "cross-encoder":
-        return cross_encoder_student(source, layers=layers, max_length=max_length, seed=material.seed)
+        return _clustered(tokens, settings, 0)
+    if settings.kind in RERANKERS:
+        return _reranker(settings, source, corpus, material.seed)
     dimension = space.dimension if settings.dimension == "space" else settings.dimension
     model = dense_student(
         source,
@@ -239,7 +298,23 @@ def build_student(settings: StudentSettings, material: Material) -> Any:
     )
     if settings.lexical:
         return hybrid_student(model, settings.lexical, corpus, seed=material.seed)
-    return model
+    return multi_exit(model, settings.exits, project=settings.project_exits) if settings.exits else model
+
+
+def _reranker(settings: StudentSettings, source: str, corpus: Texts, seed: int) -> Any:
+    """A student that scores pairs, before training."""
+    layers, max_length = settings.layers, settings.max_length
+    width = None if settings.dimension == "space" else settings.dimension
+    if settings.kind == "prett":
+        from retrodistill.students.prett import prett_student
+
+        cut = {"join": settings.join, "layers": layers, "dimension": width, "max_length": max_length}
+        return prett_student(source, corpus.texts, **cut, seed=seed)
+    if settings.kind == "tk":
+        from retrodistill.students.tk import tk_student
+
+        return tk_student(source, corpus.texts, layers=layers or 2, dimension=width, max_length=max_length)
+    return cross_encoder_student(source, layers=layers, max_length=max_length, seed=seed)
 
 
 def _material_for(settings: StudentSettings, material: Material) -> Material:

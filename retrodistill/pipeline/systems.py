@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from retrodistill.indexes.protocol import Index
+from retrodistill.evaluation.comparing import paired_tests
+from retrodistill.evaluation.evaluating import search
+from retrodistill.evaluation.student_reranking import StudentReranker
 from retrodistill.measures.latency import query_latency
 from retrodistill.measures.ranking import evaluate_run, means
-from retrodistill.measures.significance import compare_paired
 from retrodistill.models.retrievers import DenseRetriever, LexicalRetriever, Retriever, load_retriever
 from retrodistill.models.vector_files import VectorFile
 from retrodistill.pipeline.job import Job, can_answer
@@ -18,6 +20,7 @@ from retrodistill.pipeline.students import Distilled
 from retrodistill.progress import say
 from retrodistill.reports.results import System
 from retrodistill.runs.run import Run
+from retrodistill.students.stored_search import StoredStatesRetriever
 from retrodistill.teachers.dense import DenseTeacher
 from retrodistill.teachers.ensemble import Ensemble
 from retrodistill.teachers.lexical import LexicalTeacher
@@ -26,7 +29,10 @@ from retrodistill.teachers.recorded import RecordedTeacher
 
 @dataclass(frozen=True)
 class Candidate:
-    """A system before it is measured; one that is not `served` has neither latency nor bytes per document."""
+    """A system before it is measured; one that is not `served` has neither latency nor bytes per document.
+
+    Teachers are asked the rewrites of test queries, where a recipe has such, and so is whoever is `rewritten`.
+    """
 
     name: str
     role: str
@@ -34,15 +40,16 @@ class Candidate:
     documents_by: str
     queries_by: str
     served: bool = True
+    rewritten: bool = False
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A measured system: its row, its results and its value for each query."""
+    """A measured system: its row, its results and, where there are judgements, its values for each query."""
 
     system: System
     run: Run
-    per_query: pa.Table
+    per_query: pa.Table | None
 
 
 def baselines(job: Job) -> list[Candidate]:
@@ -71,11 +78,14 @@ def _ensemble(ensemble: Ensemble, role: str) -> Candidate:
     return Candidate("ensemble", role, ensemble, by, by, served)
 
 
-def of_student(student: Distilled, index: Index, role: str) -> Candidate:
-    """A student behind its index."""
+def of_student(student: Distilled, index: Retriever, role: str) -> Candidate:
+    """A student behind its index; nothing is served without one."""
     own = _shown(student.encoder.name)
     documents = own if student.documents is student.encoder else student.documents.name
-    return Candidate(student.name, role, index, documents, own)
+    if isinstance(index, StudentReranker):
+        own = f"{index.student.kind}:{student.name}"
+        documents = index.candidates_by
+    return Candidate(student.name, role, index, documents, own, served=not isinstance(index, StoredStatesRetriever))
 
 
 def measure(candidate: Candidate, job: Job) -> Measured:
@@ -83,22 +93,25 @@ def measure(candidate: Candidate, job: Job) -> Measured:
     settings = job.recipe.evaluation
     say(f"measuring {candidate.name}")
     retriever = candidate.retriever
-    run = retriever.retrieve(job.collection, job.test, min(settings.depth, len(job.collection.documents)))
-    per_query = evaluate_run(run, job.collection.relevance(job.recipe.split.test).to_dict())
+    rewritten = job.rewrites is not None and (candidate.rewritten or candidate.role == "teacher")
+    asked = job.asked_test if rewritten else job.test
+    run = search(retriever, job.collection, asked, settings.depth)
+    per_query = None if job.grades is None else evaluate_run(run, job.grades)
     timing = None
     if settings.latency_queries and candidate.served:
         respond = retriever.responder(job.collection, min(100, len(job.collection.documents)))
-        timing = query_latency(respond, job.test.texts[: settings.latency_queries])
+        timing = query_latency(respond, asked.texts[: settings.latency_queries])
     row: dict[str, Any] = {
         "name": candidate.name,
         "role": candidate.role,
-        **means(per_query),
+        "ndcg@10": None,
+        **({} if per_query is None else means(per_query)),
         "query_ms": timing,
         "bytes_per_document": retriever.bytes_per_document(job.collection) if candidate.served else None,
         "documents_by": candidate.documents_by,
-        "queries_by": candidate.queries_by,
+        "queries_by": f"{candidate.queries_by} (rewrites)" if rewritten else candidate.queries_by,
     }
-    return Measured(System.model_validate(row), run.top(settings.depth).renamed(candidate.name), per_query)
+    return Measured(System.model_validate(row), run.renamed(candidate.name), per_query)
 
 
 def space_row(job: Job) -> str:
@@ -124,7 +137,7 @@ def target_name(job: Job) -> str | None:
     return None
 
 
-def with_retention(measured: list[Measured], target: str | None) -> list[System]:
+def with_retention(measured: Sequence[Measured], target: str | None) -> list[System]:
     """The rows, each with the share of the target's nDCG@10 that it keeps."""
     scores = {one.system.name: one.system.ndcg10 for one in measured}
     ceiling = scores.get(target or "")
@@ -136,14 +149,12 @@ def with_retention(measured: list[Measured], target: str | None) -> list[System]
     ]
 
 
-def comparisons(measured: list[Measured], seed: int, which: str = "ndcg@10") -> list[dict[str, Any]]:
-    """Each student against every system that is no student, on the same queries."""
-    found = []
-    for student in (one for one in measured if one.system.role == "student"):
-        for other in (one for one in measured if one.system.role != "student"):
-            values = compare_paired(student.per_query[which].to_numpy(), other.per_query[which].to_numpy(), seed=seed)
-            found.append({"a": student.system.name, "b": other.system.name, "measure": which, **values})
-    return found
+def comparisons(measured: Sequence[Measured], seed: int, which: str = "ndcg@10") -> list[dict[str, Any]]:
+    """Each student against every system that is no student, on the same queries; none without judgements."""
+    values = {one.system.name: one.per_query[which].to_numpy() for one in measured if one.per_query is not None}
+    judged = [one.system for one in measured if one.per_query is not None]
+    pairs = [(a.name, b.name) for a in judged if a.role == "student" for b in judged if b.role != "student"]
+    return paired_tests(pairs, values, which, seed)
 
 
 def _shown(name: str) -> str:

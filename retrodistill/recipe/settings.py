@@ -8,22 +8,34 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from retrodistill.errors import UserError, unknown
-from retrodistill.indexes.building import FaissSettings
 from retrodistill.models.names import parse_model_name
-from retrodistill.quantisers.settings import QuantiserSettings
+from retrodistill.recipe.conversations import ConversationSettings
+from retrodistill.recipe.forms import FormSettings, beside_names, check_forms
+from retrodistill.recipe.index import IndexSettings
+from retrodistill.recipe.order import check_teachers
 from retrodistill.students.static import INITIALISATIONS
-from retrodistill.training.settings import Settings, StageSettings, TextSettings
+from retrodistill.training.list_settings import CURRENT_STUDENT
+from retrodistill.training.settings import (
+    Settings,
+    StageSettings,
+    TeacherSettings,
+    teacher_members,
+)
 
-STARTS = ("dense", "sparse", "multi-vector", "cross-encoder")
-OWN_DOCUMENTS = ("sparse", "multi-vector", "cross-encoder")
+RERANKERS = ("cross-encoder", "prett", "tk")
+STARTS = ("dense", "sparse", "multi-vector", *RERANKERS)
+OWN_DOCUMENTS = ("sparse", "multi-vector", *RERANKERS)
 TOWERS = {
     "static": ("query", "both"),
     "dense": ("query", "both", "lexical"),
     "sparse": ("head", "both"),
     "multi-vector": ("head", "both"),
     "cross-encoder": ("both",),
+    "prett": ("head", "both"),
+    "tk": ("head", "both"),
 }
-SYSTEMS = ("bm25", "teacher", "exact", "ensemble", "target", "recorded", "control", "opq")  # names in results.json
+# Names in results.json.
+SYSTEMS = ("bm25", "teacher", "exact", "ensemble", "target", "recorded", "control", "opq", "rewrites")
 
 
 class SplitSettings(Settings):
@@ -31,47 +43,35 @@ class SplitSettings(Settings):
 
     Attributes:
         train: A split; ``auto`` takes train, else queries that stand in no split, else none (pseudo-queries only).
-        test: The split that is measured, by its judgements.
+        test: The split that is measured, by its judgements. Of a collection without any, a fifth of its queries (300 at
+            most) is: agreement and cost, not quality.
     """
 
     train: str = "auto"
     test: str = "test"
 
 
-class TeacherSettings(Settings):
-    """One member of the teacher.
-
-    Attributes:
-        model: ``kind:name``.
-        weight: In the fusion.
-    """
-
-    model: str
-    weight: float = Field(default=1.0, ge=0)
-
-    @field_validator("model")
-    @classmethod
-    def _parses(cls, model: str) -> str:
-        return _model_name(model)
-
-
-class StudentSettings(Settings):
-    """One student.
+class StudentSettings(FormSettings):
+    """One student; its forms are those of `FormSettings`.
 
     Attributes:
         model: ``static`` (a token table made from the space's model), or ``kind:NAME`` to start from: ``dense``;
-            ``sparse`` or ``multi-vector``, where NAME may be a model of that kind or a bi-encoder; ``cross-encoder``.
+            ``sparse`` or ``multi-vector``, where NAME may be a model of that kind or a bi-encoder; ``cross-encoder``;
+            ``prett`` from a cross-encoder or bi-encoder, ``tk`` from a bi-encoder.
         initialise: How a token table starts.
         tokenizer: Whose tokenizer a token table has, a ``dense:NAME``, where the space is a file of vectors.
-        layers: First transformer layers to keep; of all kinds but ``static``.
-        dimension: Width of its vectors, or ``space`` for that of the documents; of a multi-vector student, a token's.
-        max_length: Tokens of a text that it reads, of a multi-vector student those of a document, of a cross-encoder
-            those of a pair.
+        layers: First transformer layers to keep; of all kinds but ``static``. Of a tk student those that give tokens
+            their context, 2 by default.
+        join: Layers of a prett student that read query and document apart; two thirds of them by default.
+        dimension: Width of its vectors, or ``space`` for that of the documents; of a multi-vector student, a token's;
+            of a prett or tk student, what is stored of a document's token.
+        max_length: Tokens of a text that it reads, of a multi-vector, prett or tk student those of a document, of a
+            cross-encoder those of a pair.
         lexical: Width of a lexical half that is put beside a dense student's vector; for stages with towers: lexical.
         queries: How a sparse student encodes queries: by the ``model``, or ``inference-free``, a weight per token.
         expansion: A multi-vector student's queries are filled up to so many tokens with the mask token.
         documents: Who encodes the documents of its index: ``space``, or the ``student`` itself. Sparse and multi-vector
-            students encode their own.
+            students encode their own; those that score pairs re-rank BM25's (see `EvaluationSettings.rerank`).
         stages: Its training, in order.
         control: The control beside it: ``untrained`` (as it starts), or ``contrastive`` (the same stages, list
             objectives replaced by InfoNCE on pseudo-queries and their own documents).
@@ -81,6 +81,7 @@ class StudentSettings(Settings):
     initialise: str = "teacher"
     tokenizer: str | None = None
     layers: int | None = Field(default=None, ge=1)
+    join: int | None = Field(default=None, ge=0)
     dimension: int | Literal["space"] | None = None
     max_length: int | None = Field(default=None, ge=1)
     lexical: int | None = Field(default=None, ge=1)
@@ -103,6 +104,9 @@ class StudentSettings(Settings):
     def _parses(cls, model: str) -> str:
         if model == "static":
             return model
+        kind, _, name = model.partition(":")
+        if kind in RERANKERS and name:
+            return model
         if parse_model_name_or_error(model).kind not in STARTS:
             names = ", ".join(repr(f"{kind}:NAME") for kind in STARTS)
             raise ValueError(f"a student starts from 'static', {names}, not {model!r}")
@@ -117,7 +121,7 @@ class StudentSettings(Settings):
 
     @property
     def kind(self) -> str:
-        """``static``, ``dense``, ``sparse``, ``multi-vector`` or ``cross-encoder``."""
+        """``static``, ``dense``, ``sparse``, ``multi-vector``, ``cross-encoder``, ``prett`` or ``tk``."""
         return self.model.partition(":")[0]
 
     @model_validator(mode="after")
@@ -127,14 +131,15 @@ class StudentSettings(Settings):
             "expansion": ("multi-vector",),
             "lexical": ("dense",),
         }
-        only["dimension"] = ("dense", "multi-vector", "static")
+        only["dimension"] = ("dense", "multi-vector", "static", "prett", "tk")
+        only["join"] = ("prett",)
         for option, kinds in only.items():
             if getattr(self, option) != type(self).model_fields[option].default and self.kind not in kinds:
                 if option == "lexical":
                     raise ValueError("a lexical half is for dense students, and all their stages have towers: lexical")
                 raise ValueError(f"{option} is for {' and '.join(kinds)} students; this one is {self.kind}")
-        if self.kind == "multi-vector" and self.dimension == "space":
-            raise ValueError("a multi-vector student's dimension is a number: that of a token's vector")
+        if self.kind in ("multi-vector", "prett", "tk") and self.dimension == "space":
+            raise ValueError(f"a {self.kind} student's dimension is a number: that of a token's vector")
         if self.kind in OWN_DOCUMENTS and self.documents == "space":
             raise ValueError(f"a {self.kind} student has no vectors in a dense space; set documents: student")
         return self
@@ -153,8 +158,15 @@ class StudentSettings(Settings):
                 raise ValueError(
                     "towers: head trains sparse students with queries: inference-free; or set towers: both"
                 )
+            if self.kind in RERANKERS and CURRENT_STUDENT in (stage.candidates.sources or []):
+                raise ValueError(f"a {self.kind} student cannot search and proposes no candidates; take bm25, or dense")
             if self.kind in OWN_DOCUMENTS and stage.aligns:
                 raise ValueError(f"a {self.kind} student has no embedding to align; take list objectives")
+        return self
+
+    @model_validator(mode="after")
+    def _forms_fit(self) -> StudentSettings:
+        check_forms(self)
         return self
 
     @model_validator(mode="after")
@@ -177,66 +189,26 @@ class StudentSettings(Settings):
         return self
 
 
-class IndexSettings(Settings):
-    """How the index is built.
-
-    Attributes:
-        factory: A FAISS factory string, or ``auto``: chosen from the number of documents, `bytes` and `recall`.
-        parameters: FAISS search parameters, e.g. ``nprobe=16``.
-        truncate: Leading dimensions of the vectors to keep (Matryoshka).
-        bytes: Of a document's code, for ``auto`` and for `learn`, where it chooses the factory.
-        recall: Share of the exact ten neighbours that ``auto`` should find.
-        learn: Learn the quantiser from a teacher (Distill-VQ): in a recipe without students, whose systems are
-            ``exact``, ``opq``, ``distilled`` and ``distilled-queries``.
-        texts: What `learn` takes for queries.
-        encoder: A stage that trains the query encoder against the learned codes, for ``distilled-queries``; without it,
-            a linear map of the queries is learned beside the codes.
-    """
-
-    factory: str = "Flat"
-    parameters: str | None = None
-    truncate: int | None = Field(default=None, ge=1)
-    bytes: int | None = Field(default=None, ge=1)
-    recall: float | None = Field(default=None, gt=0, le=1)
-    learn: QuantiserSettings | None = None
-    texts: TextSettings = TextSettings()
-    encoder: StageSettings | None = None
-
-    @model_validator(mode="after")
-    def _encoder_fits(self) -> IndexSettings:
-        if self.encoder is None:
-            return self
-        if self.learn is None:
-            raise ValueError("encoder trains queries for a learned index; set learn")
-        if self.encoder.towers != "query" or not self.encoder.needs_lists:
-            raise ValueError("encoder is a stage with towers: query and a list objective")
-        return self
-
-    @property
-    def faiss(self) -> FaissSettings:
-        """How vectors are indexed where no quantiser is learned; bytes or recall alone mean ``auto``."""
-        auto = self.factory == "Flat" and (self.bytes or self.recall)
-        return FaissSettings(
-            factory="auto" if auto else self.factory,
-            parameters=self.parameters,
-            truncate=self.truncate,
-            bytes=self.bytes,
-            recall=self.recall,
-        )
-
-
 class EvaluationSettings(Settings):
     """How systems are measured.
 
     Attributes:
         depth: Documents retrieved per query; cut to the corpus.
         latency_queries: Test queries whose answering is timed; 0 for none.
-        examples: Searches shown, teacher beside student.
+        examples: Searches shown, teacher beside student, evenly drawn; with 0, none that were won or lost either.
+        exhaustive: Search sparse and multi-vector students by the hidden states that towers: head stored, without
+            building their indexes: the same rankings in a part of the time, with neither latency nor bytes.
+        truncations: Dense and static students are measured by so many leading dimensions of their vectors besides, and
+            so is the space's own model: systems such as ``student@128`` and ``teacher@128``.
+        rerank: Documents of BM25 that a student which scores pairs orders: cross-encoder, prett, tk.
     """
 
     depth: int = Field(default=1000, ge=10)
     latency_queries: int = Field(default=100, ge=0)
     examples: int = Field(default=5, ge=0)
+    exhaustive: bool = False
+    truncations: list[int] = Field(default_factory=list)
+    rerank: int = Field(default=100, ge=1)
 
 
 class Recipe(Settings):
@@ -247,6 +219,9 @@ class Recipe(Settings):
         about: A sentence or two for people.
         collection: What `load_collection` takes.
         split: Training and test queries.
+        conversations: Queries that lean on what was said before, in place of the collection's; their rewrites are what
+            the teacher is asked. A path, or settings.
+        rewrites: Better queries for the teacher, a JSONL of {query_id, text}: expanded, generated, instructed ones.
         space: The dense model whose documents are indexed and whose space static students search.
         teacher: Who scores lists; one model or several, fused. By default the space's model.
         ensemble: Members of an ensemble that is measured beside the students without teaching them; where the teacher
@@ -262,6 +237,8 @@ class Recipe(Settings):
     about: str = ""
     collection: str = "demo"
     split: SplitSettings = SplitSettings()
+    conversations: ConversationSettings | None = None
+    rewrites: str | None = None
     space: str = "dense:all-MiniLM-L6-v2"
     teacher: list[TeacherSettings] = Field(default_factory=list)
     ensemble: list[TeacherSettings] = Field(default_factory=list)
@@ -281,10 +258,12 @@ class Recipe(Settings):
     @field_validator("teacher", "ensemble", mode="before")
     @classmethod
     def _members(cls, given: Any) -> Any:
-        members = [given] if isinstance(given, (str, dict)) else given or []
-        if not isinstance(members, (list, tuple)):
-            return members  # pydantic says what is wanted
-        return [{"model": member} if isinstance(member, str) else member for member in members]
+        return teacher_members(given)
+
+    @field_validator("conversations", mode="before")
+    @classmethod
+    def _path(cls, given: Any) -> Any:
+        return {"path": given} if isinstance(given, str) else given
 
     @field_validator("fusion")
     @classmethod
@@ -301,12 +280,41 @@ class Recipe(Settings):
             raise ValueError("give students, or index.learn to compress the space's documents: one of the two")
         return self
 
+    @model_validator(mode="after")
+    def _states_are_stored(self) -> Recipe:
+        for name, student in self.students.items():
+            lacking = student.kind in ("sparse", "multi-vector") and student.stages[-1].towers != "head"
+            if self.evaluation.exhaustive and lacking:
+                raise ValueError(f"evaluation.exhaustive reads what towers: head stored, and {name} ends with another")
+        return self
+
+    @model_validator(mode="after")
+    def _truncations_fit(self) -> Recipe:
+        cuts = self.evaluation.truncations
+        if len(set(cuts)) < len(cuts) or min(cuts, default=1) < 1:
+            raise ValueError("evaluation.truncations are numbers of dimensions, from 1, each named once")
+        if cuts and not any(student.kind in ("static", "dense") for student in self.students.values()):
+            raise ValueError("evaluation.truncations cut vectors of dense and static students, and there is none")
+        return self
+
+    @model_validator(mode="after")
+    def _queries_fit(self) -> Recipe:
+        if self.conversations and self.rewrites:
+            raise ValueError("conversations bring rewrites of their own; leave rewrites out")
+        return self
+
+    @model_validator(mode="after")
+    def _teachers_fit(self) -> Recipe:
+        check_teachers(self)
+        return self
+
     @field_validator("students")
     @classmethod
     def _free_names(cls, students: dict[str, StudentSettings]) -> dict[str, StudentSettings]:
-        controls = {f"{name}-control" for name, student in students.items() if student.control}
+        others = {f"{name}-control" for name, student in students.items() if student.control}
+        others |= {name for names in beside_names(students).values() for name in names}
         for name in students:
-            if name in SYSTEMS or name in controls:
+            if name in SYSTEMS or name in others:
                 raise ValueError(f"a student cannot be called {name!r}, the name of another system")
             if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", name):
                 raise ValueError(f"a student cannot be called {name!r}; its name is a folder's: letters, digits, . + -")
@@ -319,7 +327,3 @@ def parse_model_name_or_error(text: str) -> Any:
         return parse_model_name(text)
     except UserError as error:
         raise ValueError(str(error)) from error
-
-
-def _model_name(text: str) -> str:
-    return str(parse_model_name_or_error(text))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from retrodistill.reports import svg
+from retrodistill.reports import markup, svg
 from retrodistill.reports.results import Results
 
 _MOST_POINTS = 300
@@ -15,9 +15,10 @@ _LINES = {"agreement": "first", "mean_cosine": "second"}
 _SAID = {"agreement": "agreement", "mean_cosine": "mean cosine"}
 
 
-def curves(results: Results) -> str:
-    """Two figures a student, as HTML; empty where nothing was recorded."""
-    return "".join(_student(name, curve) for name, curve in results.curves.items())
+def training(results: Results) -> str:
+    """Two figures a student; empty where nothing was recorded."""
+    drawn = "".join(_student(name, curve) for name, curve in results.curves.items())
+    return markup.section("training", "Training", drawn) if drawn else ""
 
 
 def _student(name: str, curve: dict[str, list[dict[str, Any]]]) -> str:
@@ -56,7 +57,7 @@ def _figure(lines: dict[str, _Points], title: str, about: str, smooth: bool = Fa
 def _line(points: _Points, kind: str) -> str:
     dots = ""
     if len(points) <= 30:
-        dots = "".join(f'<circle class="dot {kind}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in points)
+        dots = "".join(svg.dot(point, kind) for point in points)
     return (f'<path class="line {kind}" d="{svg.path(points)}"/>' if len(points) > 1 else "") + dots
 
 

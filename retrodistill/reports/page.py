@@ -5,24 +5,33 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+from collections.abc import Mapping
 from html import escape
 
 from retrodistill.files import atomic_file
-from retrodistill.reports import sections
+from retrodistill.reports.agreement import agreement
+from retrodistill.reports.compression import compression
+from retrodistill.reports.curves import training
+from retrodistill.reports.differences import differences
+from retrodistill.reports.front import front
+from retrodistill.reports.queries import queries
 from retrodistill.reports.results import Results
 from retrodistill.reports.script import SCRIPT
+from retrodistill.reports.sections import notes, opening, provenance
 from retrodistill.reports.style import STYLE
+from retrodistill.reports.systems import systems
 
-_PARTS = (
-    sections.opening,
-    sections.notes,
-    sections.systems,
-    sections.comparisons,
-    sections.costs,
-    sections.training,
-    sections.examples,
-    sections.provenance,
-)
+# What follows the answer: the word in the list of contents, and what writes it.
+_PARTS = {
+    "Systems": systems,
+    "Differences": differences,
+    "Cost": front,
+    "Training": training,
+    "Agreement": agreement,
+    "Compression": compression,
+    "Queries": queries,
+    "Provenance": provenance,
+}
 
 
 def write_page(results: Results, path: str | os.PathLike[str]) -> None:
@@ -32,13 +41,15 @@ def write_page(results: Results, path: str | os.PathLike[str]) -> None:
         UserError: It cannot be written there.
     """
     with atomic_file(path) as temporary:
-        temporary.write_text(page_text(results), encoding="utf-8", newline="\n")
+        # A name of a file that is no UTF-8 stands as a question mark rather than stopping the job.
+        temporary.write_text(page_text(results), encoding="utf-8", errors="replace", newline="\n")
 
 
 def page_text(results: Results) -> str:
     """The page as text; the same results give the same page."""
     title = escape(f"{results.name or 'retrodistill'} · {results.collection}")
-    body = "\n".join(part for part in (make(results) for make in _PARTS) if part)
+    made = {word: part for word, make in _PARTS.items() if (part := make(results))}
+    body = "\n".join([opening(results), _contents(made), notes(results), *made.values()])
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -50,11 +61,19 @@ def page_text(results: Results) -> str:
 <style>{STYLE}</style>
 </head>
 <body>
+<main>
 {body}
+</main>
 <script>{SCRIPT}</script>
 </body>
 </html>
 """
+
+
+def _contents(parts: Mapping[str, str]) -> str:
+    """Links to the sections; each begins with its id."""
+    links = " ".join(f'<a href="#{part.split(chr(34), 2)[1]}">{word}</a>' for word, part in parts.items())
+    return f'<nav aria-label="Contents">{links}</nav>'
 
 
 def _policy() -> str:

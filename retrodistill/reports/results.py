@@ -67,21 +67,32 @@ class System(Record):
 
 
 class Hit(Record):
-    """A document in a ranking: its text is already shortened; score is raw, higher is better."""
+    """A document in a ranking: its title and text are already shortened; score is raw, higher is better."""
 
     document_id: str
     text: str
     relevant: bool
     score: float
+    title: str = ""
 
 
 class Example(Record):
-    """A query with the rankings of the teaching system and of the student, best first."""
+    """A query with the rankings of the reference (the teaching system, where there is one) and of the student.
+
+    Attributes:
+        query, query_id: Its text and its id.
+        relevant: Ids of the documents that were judged relevant.
+        teacher, student: The reference's and the student's ranking, best first; `Results.sides` names the two.
+        teacher_value, student_value: nDCG@10 of this query; None where there are no judgements.
+    """
 
     query: str
     relevant: list[str]
     teacher: list[Hit]
     student: list[Hit]
+    query_id: str = ""
+    teacher_value: float | None = Field(default=None, ge=0, le=1)
+    student_value: float | None = Field(default=None, ge=0, le=1)
 
 
 class Results(Record):
@@ -97,9 +108,15 @@ class Results(Record):
         seconds: Wall time of each stage, by its name.
         seed: The recipe's seed.
         taught_by: Name of the system that is the student's target; None where nothing was distilled.
-        comparisons: ``{"a", "b", "measure", "difference", "interval", "p"}``; difference is a minus b.
+        kept_of: Name of the system that `System.retention` is a share of; None for the teaching one.
+        comparisons: ``{"a", "b", "measure", "difference", "interval", "p"}``; difference is a minus b. Perhaps also
+            ``p_holm`` (corrected for all comparisons here), ``smallest`` (detectable difference, None for none), and
+            ``wins``, ``ties``, ``losses`` of a.
         curves: By student, ``{"losses": [{"step", "loss"}], "monitors": [{"step", "agreement", "mean_cosine"}]}``.
-        examples: Queries with both rankings.
+        sides: Names of the two systems whose rankings the queries show, the reference first; empty where unknown.
+        examples: Queries with both rankings, evenly drawn.
+        won, lost: Queries that the second of `sides` answers better, or worse, than the first, from the largest
+            difference on.
         notes: Warnings worth a reader's eye.
         provenance: Fingerprints and the like, by name; values may be nested.
     """
@@ -115,9 +132,13 @@ class Results(Record):
     seconds: dict[str, float] = Field(default_factory=dict)
     seed: int | None = None
     taught_by: str | None = None
+    kept_of: str | None = None
     comparisons: list[dict[str, Any]] = Field(default_factory=list)
     curves: dict[str, dict[str, list[dict[str, Any]]]] = Field(default_factory=dict)
+    sides: list[str] = Field(default_factory=list)
     examples: list[Example] = Field(default_factory=list)
+    won: list[Example] = Field(default_factory=list)
+    lost: list[Example] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
     provenance: dict[str, Any] = Field(default_factory=dict)
 
@@ -125,6 +146,11 @@ class Results(Record):
     def teacher(self) -> System | None:
         """The system that taught; None where nothing was distilled."""
         return self.system(self.taught_by) if self.taught_by is not None else None
+
+    @property
+    def yardstick(self) -> System | None:
+        """The system that `System.retention` is a share of; None for none."""
+        return self.teacher if self.kept_of is None else self.system(self.kept_of)
 
     def system(self, name: str) -> System:
         """The system of this name.
@@ -172,8 +198,10 @@ class Results(Record):
                     raise ValueError(f"comparison {number}: {key} is {value!r}, not a number")
             if low > high:
                 raise ValueError(f"comparison {number}: the interval [{low}, {high}] is upside down")
-            if not 0 <= comparison["p"] <= 1:
-                raise ValueError(f"comparison {number}: p is {comparison['p']}, not between 0 and 1")
+            for key in ("p", "p_holm"):
+                value = comparison.get(key, 0.0)
+                if not (_is_number(value) and 0 <= value <= 1):
+                    raise ValueError(f"comparison {number}: {key} is {value!r}, not between 0 and 1")
         return comparisons
 
     @field_validator("curves")
@@ -198,6 +226,10 @@ class Results(Record):
         if twice:
             raise ValueError(f"two systems are named {twice[0]!r}; give each its own name")
         told = [] if self.taught_by is None else [("taught_by", self.taught_by)]
+        told += [] if self.kept_of is None else [("kept_of", self.kept_of)]
+        told += [("sides", name) for name in self.sides]
+        if len(self.sides) not in (0, 2):
+            raise ValueError(f"sides names {len(self.sides)} systems; the rankings shown are of two")
         told += [("comparison", comparison[side]) for comparison in self.comparisons for side in ("a", "b")]
         for what, name in told:
             if name not in names:
@@ -232,6 +264,8 @@ def _keys_at(place: tuple[int | str, ...]) -> list[str]:
     models: dict[str, type[Record]] = {
         "systems": System,
         "examples": Example,
+        "won": Example,
+        "lost": Example,
         "teacher": Hit,
         "student": Hit,
         "agreement": Agreement,

@@ -1,4 +1,4 @@
-"""The page's script: sorting and searching. Without it the page still reads whole."""
+"""The page's script: sorting, searching, opening for print. Without it the page still reads whole."""
 
 SCRIPT = """
 "use strict";
@@ -21,15 +21,36 @@ for (const table of document.querySelectorAll("table.sortable")) {
     body.append(...(order === "none" ? first : [...first].sort(compare)));
   }));
 }
-const examples = [...document.querySelectorAll("details.example")];
-const search = document.getElementById("search");
-if (search) {
-  const texts = examples.map(one => one.textContent.toLowerCase());
-  search.addEventListener("input", () => {
-    const words = search.value.toLowerCase().split(/\\s+/).filter(Boolean);
-    examples.forEach((one, at) => { one.hidden = !words.every(word => texts[at].includes(word)); });
-    const shown = examples.filter(one => !one.hidden).length;
-    document.getElementById("found").textContent = shown + " of " + examples.length;
+for (const box of document.querySelectorAll("input[type=search]")) {
+  const area = document.getElementById(box.getAttribute("aria-controls"));
+  const found = document.getElementById(box.dataset.found);
+  const items = [...area.querySelectorAll("[data-item]")];
+  const texts = items.map(one => one.textContent.toLowerCase());
+  const groups = [...area.querySelectorAll(".group")], none = area.querySelector(".none");
+  box.addEventListener("input", () => {
+    const words = box.value.toLowerCase().split(/\\s+/).filter(Boolean);
+    items.forEach((one, at) => { one.hidden = !words.every(word => texts[at].includes(word)); });
+    groups.forEach(one => { one.hidden = !one.querySelector("[data-item]:not([hidden])"); });
+    const shown = items.filter(one => !one.hidden).length;
+    if (none) none.hidden = shown > 0;
+    found.textContent = shown + " of " + items.length + " " + found.dataset.what;
   });
+  box.parentElement.hidden = false;
 }
+for (const tools of document.querySelectorAll(".tools")) {
+  tools.addEventListener("click", event => {
+    const { open, close } = event.target.dataset, area = document.getElementById(open || close);
+    if (area) for (const one of area.querySelectorAll("details:not([hidden])")) one.open = Boolean(open);
+  });
+  tools.hidden = false;
+}
+let opened = [];
+addEventListener("beforeprint", () => {
+  // Paper shows what the reader opened; where that is nothing, the first of each group stand for the rest.
+  if (document.querySelector("details[open]")) return;
+  for (const group of document.querySelectorAll(".group"))
+    opened.push(...[...group.querySelectorAll("details:not([hidden])")].slice(0, 2));
+  for (const one of opened) one.open = true;
+});
+addEventListener("afterprint", () => { for (const one of opened.splice(0)) one.open = false; });
 """

@@ -88,6 +88,11 @@ def marker(role: str, x: float, y: float) -> str:
     return f'<g class="mark {role}" transform="translate({x:.1f} {y:.1f})">{_SHAPES[role]}</g>'
 
 
+def dot(place: tuple[float, float], kind: str) -> str:
+    """A point of a line."""
+    return f'<circle class="dot {kind}" cx="{place[0]:.1f}" cy="{place[1]:.1f}" r="3"/>'
+
+
 def icon(role: str) -> str:
     """The shape of a role as a small picture to stand in a line of text."""
     shape = f'<g class="mark {role}">{_SHAPES[role]}</g>'

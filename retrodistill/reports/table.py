@@ -68,13 +68,16 @@ def table_text(results: Results, width: int = WIDTH) -> str:
 
 
 def examples_text(results: Results, shown: int = 5, width: int = WIDTH) -> str:
-    """The first queries with the top 3 of the teacher (left) and of the student (right); ✓ marks the relevant ones."""
-    return "\n\n".join(_example_text(example, width) for example in results.examples[:shown])
+    """The first queries with the top 3 of the reference, and beside them the student’s; ✓ marks the relevant ones."""
+    return "\n\n".join(
+        _example_text(example, results.sides or ["teacher", "student"], width) for example in results.examples[:shown]
+    )
 
 
-def _example_text(example: Example, width: int) -> str:
+def _example_text(example: Example, sides: list[str], width: int) -> str:
     half = (width - 3) // 2
-    lines = [f"› {words.shorten(example.query, width - 2)}", _side_by_side("  teacher", "  student", half)]
+    heads = [f"  {words.shorten_name(name, half - 2)}" for name in sides]
+    lines = [f"› {words.shorten(example.query, width - 2)}", _side_by_side(heads[0], heads[1], half)]
     for rank in range(min(_DEPTH, max(len(example.teacher), len(example.student), 1))):
         teacher, student = (_hit_text(hits, rank, half) for hits in (example.teacher, example.student))
         lines.append(_side_by_side(teacher, student, half))
@@ -87,7 +90,7 @@ def _hit_text(hits: list[Hit], rank: int, width: int) -> str:
     hit = hits[rank]
     mark = "✓" if hit.relevant else " "
     name = words.shorten_name(hit.document_id, 14)
-    return f"{mark} {rank + 1} {words.shorten(f'{name}: {hit.text}', width - 4)}"
+    return f"{mark} {rank + 1} {words.shorten(f'{name}: {hit.title} {hit.text}', width - 4)}"
 
 
 def _side_by_side(left: str, right: str, half: int) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.cells import cell_len
 
 from retrodistill.reports.results import Hit, System
@@ -62,6 +65,11 @@ def signed(value: float) -> str:
 def probability(value: float) -> str:
     """``p = 0.012`` or ``p < 0.001``."""
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
+def corrected(comparison: Mapping[str, Any]) -> float:
+    """The p that decides: corrected for several comparisons where that was done."""
+    return float(comparison.get("p_holm", comparison["p"]))
 
 
 def plain(text: str) -> str:

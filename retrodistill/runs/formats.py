@@ -23,10 +23,11 @@ from retrodistill.runs.run import Run, id_codes
 _TREC_ENDINGS = (".run", ".trec", ".txt", ".tsv")
 
 
-def read_run(path: str | os.PathLike[str], name: str | None = None) -> Run:
+def read_run(path: str | os.PathLike[str], name: str | None = None, *, may_be_empty: bool = False) -> Run:
     """Read a run file: TREC (.run, .trec, .txt, .tsv) or JSONL (.jsonl), both also as .gz, or Parquet (.parquet).
 
-    TREC's rank column is ignored: scores decide, ties by document id ascending.
+    TREC's rank column is ignored: scores decide, ties by document id ascending. `may_be_empty` is for what a system
+    found: that can be nothing.
 
     Raises:
         UserError: The file is missing, of an unknown ending, malformed (file and line are named), empty, or holds
@@ -40,8 +41,11 @@ def read_run(path: str | os.PathLike[str], name: str | None = None) -> Run:
         run = reader(path, name)
     except UserError as error:
         raise error if str(path) in str(error) else UserError(f"{path}: {error}") from error
-    if not len(run):
-        raise UserError(f"run file {path} is empty; a run has at least one line.")
+    if not len(run) and not may_be_empty:
+        raise UserError(
+            f"run file {path} is empty: it was cut short, or its system found no document for any query; make it again "
+            "or leave it out."
+        )
     return run
 
 

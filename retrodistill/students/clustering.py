@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Wanted = int | float  # a number of vectors, or a share of a text's tokens
 _SAME = 1e-6  # of two squared lengths: a smaller squared distance is rounding
+_TEXTS = 32  # clustered at once where they come without padding
 _PARTS = 10_000  # a share is so fine
 
 
@@ -95,6 +96,31 @@ class TokenClusters(BaseTokenPooling):
             means, kept = _packed(means, sizes > 0)
         return means.to(tokens.dtype), kept
 
+    def cluster_flat(self, tokens: Tensor, lengths: Tensor, task: str) -> tuple[Tensor, Tensor]:
+        """The means of texts that stand one after the other, without padding.
+
+        Args:
+            tokens: (sum of lengths, d).
+            lengths: (texts,) int64.
+            task: ``query`` or ``document``.
+
+        Returns:
+            (sum of counts, d) and (texts,) int64 counts, texts in their order.
+        """
+        if not self.applies_to(task) or not len(lengths):
+            return tokens, lengths
+        texts = tokens.split(lengths.tolist())
+        order = torch.argsort(lengths, stable=True)  # texts of a length together: little is padding
+        parts, counts = [], torch.zeros_like(lengths)
+        for rows in order.split(_TEXTS):
+            padded = nn.utils.rnn.pad_sequence([texts[row] for row in rows.tolist()], batch_first=True)
+            mask = torch.arange(padded.shape[1], device=padded.device) < lengths[rows, None]
+            vectors, kept = self.cluster(padded, mask, task)
+            parts.append(vectors[kept])
+            counts[rows] = kept.sum(dim=1)
+        found = torch.arange(len(texts), device=tokens.device)[order].repeat_interleave(counts[order])
+        return torch.cat(parts)[torch.argsort(found, stable=True)], counts
+
     def pool(  # type: ignore[override]
         self,
         embeddings: list[Tensor] | Tensor,
@@ -156,6 +182,22 @@ def with_clusters(
     )
 
 
+def without_clusters(model: Any) -> Any:
+    """A model without its clusters, which shares its weights; one that has none, of any kind, as it is."""
+    from sentence_transformers import MultiVectorEncoder
+
+    modules = [module for module in model if not isinstance(module, TokenClusters)] if _has_clusters(model) else []
+    if not modules:
+        return model
+    return MultiVectorEncoder(
+        modules=modules,
+        device=str(model.device),
+        prompts={name: prompt for name, prompt in (model.prompts or {}).items() if prompt},
+        default_prompt_name=model.default_prompt_name,
+        similarity_fn_name=model.similarity_fn_name,
+    )
+
+
 def cluster_sizes(name: str) -> tuple[Wanted, Wanted]:
     """Read the paper's names: ``C8x32`` is 8 vectors a query and 32 a document, ``C25`` 25% of the tokens of both.
 
@@ -169,6 +211,10 @@ def cluster_sizes(name: str) -> tuple[Wanted, Wanted]:
     raise UserError(
         f"clusters={name!r}: give C8x32 for 8 vectors a query and 32 a document, or C25 for 25% of the tokens."
     )
+
+
+def _has_clusters(model: Any) -> bool:
+    return isinstance(model, nn.Sequential) and any(isinstance(module, TokenClusters) for module in model)
 
 
 def check_wanted(what: str, wanted: Wanted) -> None:

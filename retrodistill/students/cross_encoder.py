@@ -32,6 +32,11 @@ class CrossEncoderStudent:
     def __init__(self, model: CrossEncoder, name: str, student: Manifest | None = None) -> None:
         self.model, self.name, self.student = model, name, student
 
+    @property
+    def kind(self) -> str:
+        """``cross-encoder``; or ``prett`` or ``tk``, which can read documents alone and store them."""
+        return str(getattr(self.model[0], "kind", "cross-encoder"))
+
     @cached_property
     def weights_digest(self) -> str:
         """Digest of all parameters and buffers."""

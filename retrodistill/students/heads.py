@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from sentence_transformers.multi_vector_encoder.modules import BaseTokenPooling
+
 from retrodistill.errors import UserError
 from retrodistill.models.contract import Role
 from retrodistill.models.multi_vector import MultiVectorModel
 from retrodistill.models.sparse import SparseTextEncoder
+from retrodistill.students.clustering import TokenClusters
 
 
 def head_of(student: SparseTextEncoder | MultiVectorModel) -> Any:
@@ -35,6 +38,23 @@ def backbone_of(student: SparseTextEncoder | MultiVectorModel, role: Role) -> li
     parts, head = student.modules(role), head_of(student)
     front = parts[: next((place for place, part in enumerate(parts) if part is head), len(parts))]
     return front + [part for part in parts[len(front) :] if type(part).__name__ == "MultiVectorMask"]
+
+
+def clusters_of(student: MultiVectorModel) -> TokenClusters | None:
+    """The module that puts the means of clusters in place of token vectors; None where each token has its own.
+
+    Raises:
+        UserError: The student pools its tokens otherwise, and no gradient would flow.
+    """
+    pooling = [part for part in student.modules("document") if isinstance(part, BaseTokenPooling)]
+    if not pooling:
+        return None
+    if len(pooling) > 1 or not isinstance(pooling[0], TokenClusters):
+        raise UserError(
+            f"model {student.name} pools its tokens by {type(pooling[0]).__name__}, which is for after training; set "
+            "the student's clusters."
+        )
+    return pooling[0]
 
 
 def query_weights_of(student: SparseTextEncoder) -> Any:

@@ -2,14 +2,13 @@
 
 The modules are sentence-transformers' own: a transformer that gives all its layers, and a Router with a route for each
 exit, which pools that layer's tokens. So a saved folder loads without this package, as the deepest exit by default and
-as any other by ``encode(texts, task="exit-4")``; that runs all layers. `load_exit` and `exit_model` cut the layers
-above the exit, which is what makes it fast, and give an ordinary model.
+as any other by ``encode(texts, task="exit-4")``; that runs all layers. `load_exit`, `exit_model` and the model name
+``dense:FOLDER@exit-4`` cut the layers above the exit, which is what makes it fast, and give an ordinary model.
 """
 
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,15 +16,24 @@ import torch
 from torch import Tensor, nn
 
 from retrodistill.errors import UserError
-from retrodistill.models.layers import keep_first_layers
-from retrodistill.models.loading import load_bi_encoder
+from retrodistill.models.exits import ROUTE, behind_exit, exit_model, exits_of, load_exit, with_modules
 from retrodistill.objectives.distributions import kl_divergence
 from retrodistill.objectives.masks import full_mask
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-_ROUTE = "exit-"
+__all__ = [
+    "MultiExitLoss",
+    "embeddings_by_exit",
+    "exit_model",
+    "exits_of",
+    "in_batch_similarities",
+    "load_exit",
+    "multi_exit",
+    "multi_exit_kl",
+]
+
 _PROBE = ["An exit gives what its first layers alone give."]
 
 
@@ -82,14 +90,14 @@ def multi_exit(model: SentenceTransformer, exits: Sequence[int], *, project: boo
             modules.insert(end, dense)
         weights = nn.Parameter(picked, requires_grad=False)
         pick = WeightedLayerPooling(width, num_hidden_layers=count, layer_start=0, layer_weights=weights)
-        routes[f"{_ROUTE}{layer}"] = [pick, *modules]
-    deepest = f"{_ROUTE}{count}"
+        routes[f"{ROUTE}{layer}"] = [pick, *modules]
+    deepest = f"{ROUTE}{count}"
     routes = {deepest: behind, **routes}  # a Router's width is that of its first route
     transformer.auto_model.config.output_hidden_states = True
     towers: dict[tuple[str | None, Any], str] = {("query", None): deepest, ("document", None): deepest}
-    found = _with_modules(model, [transformer, Router(routes, default_route=deepest, route_mappings=towers)])
+    found = with_modules(model, [transformer, Router(routes, default_route=deepest, route_mappings=towers)])
     for layer in exits_of(found)[:-1]:
-        whole = found.encode(_PROBE, task=f"{_ROUTE}{layer}", convert_to_tensor=True, show_progress_bar=False)
+        whole = found.encode(_PROBE, task=f"{ROUTE}{layer}", convert_to_tensor=True, show_progress_bar=False)
         alone = exit_model(found, layer).encode(_PROBE, convert_to_tensor=True, show_progress_bar=False)
         if not torch.allclose(whole, alone, atol=1e-3):
             raise UserError(
@@ -97,43 +105,6 @@ def multi_exit(model: SentenceTransformer, exits: Sequence[int], *, project: boo
                 "so that its first layers alone give other vectors; take a model of another architecture."
             )
     return found
-
-
-def exits_of(model: SentenceTransformer) -> list[int]:
-    """Layers behind which a model can be left, the deepest last; empty for a model without exits."""
-    router: Any = list(model)[-1]
-    names = list(getattr(router, "sub_modules", []))
-    if not names or not all(name.startswith(_ROUTE) for name in names):
-        return []
-    return sorted(int(name.removeprefix(_ROUTE)) for name in names)
-
-
-def exit_model(model: SentenceTransformer, layer: int) -> SentenceTransformer:
-    """One exit as an ordinary model: the first layers, its pooling, its projection; a copy, of stock modules.
-
-    Raises:
-        UserError: The model has no such exit.
-    """
-    exits = exits_of(model)
-    if layer not in exits:
-        has = f"exits {', '.join(map(str, exits))}" if exits else "no exits"
-        raise UserError(f"exit={layer}: the model has {has}.")
-    transformer: Any
-    transformer, router = (copy.deepcopy(module) for module in model)
-    modules = [module for module in _behind(router, layer) if not hasattr(module, "layer_weights")]
-    transformer.auto_model.config.output_hidden_states = False
-    found = _with_modules(model, [transformer, *modules])
-    keep_first_layers(found, layer)
-    return found
-
-
-def load_exit(folder: str | os.PathLike[str], layer: int) -> SentenceTransformer:
-    """One exit of a saved multi-exit model.
-
-    Raises:
-        UserError: No model there, or it has no such exit.
-    """
-    return exit_model(load_bi_encoder(str(folder)), layer)
 
 
 def embeddings_by_exit(model: nn.Module, features: dict[str, Any]) -> dict[int, Tensor]:
@@ -154,7 +125,7 @@ def embeddings_by_exit(model: nn.Module, features: dict[str, Any]) -> dict[int, 
     found = {}
     for layer in exits[:-1]:
         state = {**out, "token_embeddings": out["all_layer_embeddings"][layer]}
-        for module in _behind(list(inner)[-1], layer):
+        for module in behind_exit(list(inner)[-1], layer):
             if not hasattr(module, "layer_weights"):  # it would stack all layers to take one
                 state = module(state)
         found[layer] = state["sentence_embedding"]
@@ -210,6 +181,7 @@ class MultiExitLoss(nn.Module):
         weights: Of the exits' terms, by exit; 1 by default.
         kl_weight: Of `multi_exit_kl`; 0 for none.
         temperature: Of the divergence.
+        start: The student as the stage began, for ``lwf``.
 
     Raises:
         UserError: The losses are not those of the model's exits.
@@ -223,12 +195,13 @@ class MultiExitLoss(nn.Module):
         weights: Mapping[int, float] | None = None,
         kl_weight: float = 1.0,
         temperature: float = 0.05,
+        start: nn.Module | None = None,
     ) -> None:
         super().__init__()
         exits = exits_of(model)
         if set(losses) != set(exits) or not set(weights or {}) <= set(exits):
             raise UserError(f"losses for exits {sorted(losses)}; the model has {exits}: give one for each.")
-        self.model = model
+        self.model, self._start = model, start
         self.losses = nn.ModuleDict({str(layer): losses[layer] for layer in exits})  # type: ignore[misc]
         self._weights = {layer: float((weights or {}).get(layer, 1.0)) for layer in exits}
         self._kl_weight, self._temperature = kl_weight, temperature
@@ -239,13 +212,20 @@ class MultiExitLoss(nn.Module):
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
         """Terms by name, those of exits but the deepest as ``name@exit-4``, and the divergence as ``exits``."""
-        columns = [embeddings_by_exit(self.model, features) for features in sentence_features]
+        texts = list(sentence_features)
+        began: list[dict[int, Tensor]] | None = None
+        if self._start is not None:
+            self._start.eval()
+            with torch.no_grad():  # a model writes into the features that it is given
+                began = [embeddings_by_exit(self._start, dict(features)) for features in texts]
+        columns = [embeddings_by_exit(self.model, features) for features in texts]
         exits = list(self._weights)
         parts: dict[str, Tensor] = {}
         for layer in exits:
             loss: Any = self.losses[str(layer)]
-            found = loss.compute_loss_from_embeddings([column[layer] for column in columns], labels)
-            suffix = "" if layer == exits[-1] else f"@{_ROUTE}{layer}"
+            start = None if began is None else [column[layer] for column in began]
+            found = loss.compute_loss_from_embeddings([column[layer] for column in columns], labels, start)
+            suffix = "" if layer == exits[-1] else f"@{ROUTE}{layer}"
             parts |= {name + suffix: self._weights[layer] * value for name, value in found.items()}
         if self._kl_weight and len(exits) > 1:
             scored = [in_batch_similarities([column[layer] for column in columns], self._cosine) for layer in exits]
@@ -278,20 +258,3 @@ def in_batch_similarities(columns: Sequence[Tensor], cosine: bool) -> tuple[Tens
     scores = queries @ (torch.cat(documents) if documents else queries).T
     mask = torch.ones_like(scores, dtype=torch.bool)
     return scores, mask if documents else mask.fill_diagonal_(False)
-
-
-def _behind(router: Any, layer: int) -> list[Any]:
-    return list(router.sub_modules[f"{_ROUTE}{layer}"])
-
-
-def _with_modules(model: SentenceTransformer, modules: list[Any]) -> SentenceTransformer:
-    from sentence_transformers import SentenceTransformer
-
-    return SentenceTransformer(
-        modules=modules,
-        device=str(model.device),
-        similarity_fn_name=model.similarity_fn_name,
-        prompts={name: prompt for name, prompt in (model.prompts or {}).items() if prompt},
-        default_prompt_name=model.default_prompt_name,
-        truncate_dim=model.truncate_dim,
-    )

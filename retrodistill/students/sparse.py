@@ -12,8 +12,11 @@ from retrodistill.models.encoder import Encoder
 from retrodistill.models.layers import keep_first_layers
 from retrodistill.models.loading import device, load_bi_encoder, load_sparse
 from retrodistill.models.sparse import SparseTextEncoder
+from retrodistill.students.heads import head_of
+from retrodistill.students.lexical_terms import LexicalTerms, token_counts
 from retrodistill.students.states import stored_states
 from retrodistill.students.static import fast_tokenizer, inverse_document_frequencies
+from retrodistill.students.vdr import with_vdr_head
 
 if TYPE_CHECKING:
     from sentence_transformers import SparseEncoder
@@ -26,6 +29,7 @@ _ZERO_AT = 0.7  # of what a token's mean state gives: where its logit is zero at
 _DEVIATIONS = 4.5  # of a token that no document holds, at least so many above what all states give
 _RIDGE = 1e-3  # of the mean variance, on the covariance within terms
 _NEVER = -1.0  # bias of terms that no text may have
+_SHARED = 0.5  # strength of a head that has lexical terms beside it, at the start
 _MEASURED = 128  # texts that sparsity is measured on
 
 
@@ -34,6 +38,8 @@ def sparse_student(
     corpus: Texts,
     *,
     queries: Queries = "model",
+    head: Literal["splade", "vdr"] = "splade",
+    lexical_terms: bool = False,
     layers: int | None = None,
     max_length: int | None = None,
 ) -> SparseEncoder:
@@ -48,11 +54,14 @@ def sparse_student(
         corpus: Documents that heads and query weights start from.
         queries: ``model``: queries are encoded as documents are. ``inference-free``: each token of a query has one
             weight, at first its inverse document frequency (arXiv 2411.04403), and no model runs.
+        head: ``splade``, or ``vdr``, see `retrodistill.students.vdr`.
+        lexical_terms: Documents weigh their own tokens as BM25 does, beside what the head finds, see
+            `retrodistill.students.lexical_terms`; of inference-free queries only.
         layers: Keep the first so many transformer layers.
         max_length: Tokens of a text; the model's own by default.
 
     Returns:
-        A SparseEncoder of stock modules: it saves and loads without this package.
+        A SparseEncoder; but with VDR's head or lexical terms of stock modules, so that it loads without this package.
 
     Raises:
         UserError: Not to be found, no transformer with a fast tokenizer, fewer layers, or longer texts than it reads.
@@ -66,16 +75,35 @@ def sparse_student(
     if queries == "model" or routed:
         if queries == "model" and SparseTextEncoder(base, f"sparse:{source}").is_inference_free:
             raise UserError(f"model {source} has inference-free queries; set the student's queries to that.")
-        return base
+        if lexical_terms:
+            raise UserError(
+                "lexical terms are put into a new student with inference-free queries; set lexical_terms: false."
+            )
+        return with_vdr_head(base) if head == "vdr" else base
     transformer: Any = base[0]
     tokenizer = transformer.tokenizer
     weights = _inverse_frequencies(tokenizer, corpus, f"sparse:{source}")
     table = SparseStaticEmbedding(tokenizer, weight=_tensor(weights))
     parts: list[Any] = list(base.children())
+    if lexical_terms:
+        parts.append(_lexical_terms(base, corpus))
     router = Router({"query": [table], "document": parts}, default_route=None, allow_empty_key=False)
     return SparseEncoder(
         modules=[router], device=device(), prompts=_prompts(base), similarity_fn_name=base.similarity_fn_name
     )
+
+
+def _lexical_terms(base: SparseEncoder, corpus: Texts) -> LexicalTerms:
+    """Lexical terms for documents of this length; the head, which finds them too, begins at half its strength."""
+    student = SparseTextEncoder(base, "sparse:student")
+    transformer: Any = base[0]
+    own = LexicalTerms(
+        student.dimension, token_counts(student, corpus.texts)[1].mean(), transformer.tokenizer.all_special_ids
+    )
+    head = head_of(student).linear
+    head.weight.data.mul_(_SHARED)
+    head.bias.data.mul_(_SHARED)
+    return own.to(base.device)
 
 
 def _start(source: str, corpus: Texts, layers: int | None, max_length: int | None) -> SparseEncoder:

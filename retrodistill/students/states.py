@@ -75,20 +75,45 @@ def stored_states(
     Raises:
         UserError: A state is not finite, or too large for float16.
     """
-    backbone = backbone_of(student, role)
-    settings = [[type(part).__name__, part.get_config_dict()] for part in backbone]
-    length = getattr(backbone[0], "max_seq_length", None)
-    key = digest(weights_digest(nn.Sequential(*backbone)), settings, length, student.prompt(role), role, digest(*texts))
-    folder = (root or cache_folder()) / "states" / key
+    folder = _folder(student, texts, role, root)
     if not (folder / _PLACES).exists():
         with atomic_folder(folder) as temporary:
-            _write(student, backbone, texts, role, temporary)
+            _write(student, backbone_of(student, role), texts, role, temporary)
     places = np.load(folder / _PLACES)
     total = int(places[:, 1].sum())
     file = folder / _STATES
     width = file.stat().st_size // (2 * total) if total else 1
     mapped = np.memmap(file, dtype=np.float16, mode="r", shape=(total, width)) if total else np.zeros((0, 1), "f2")
     return States(mapped, places)
+
+
+def has_states(
+    student: SparseTextEncoder | MultiVectorModel, texts: Sequence[str], role: Role, root: Path | None = None
+) -> bool:
+    """Whether `stored_states` would find them all in the cache."""
+    try:
+        return (_folder(student, texts, role, root) / _PLACES).exists()
+    except UserError:  # no head behind a transformer
+        return False
+
+
+def _folder(student: SparseTextEncoder | MultiVectorModel, texts: Sequence[str], role: Role, root: Path | None) -> Path:
+    backbone = backbone_of(student, role)
+    settings = [[type(part).__name__, part.get_config_dict()] for part in backbone]
+    length = getattr(backbone[0], "max_seq_length", None)
+    key = digest(weights_digest(nn.Sequential(*backbone)), settings, length, student.prompt(role), role, digest(*texts))
+    return (root or cache_folder()) / "states" / key
+
+
+def segment_max(values: Tensor, lengths: Tensor) -> Tensor:
+    """(segments, columns) maxima over consecutive rows; 0 for an empty segment.
+
+    Args:
+        values: (rows, columns).
+        lengths: (segments,) int64, adding up to the rows.
+    """
+    found: Tensor = torch.segment_reduce(values, "max", lengths=lengths, axis=0, initial=None, unsafe=False)
+    return torch.where((lengths > 0)[:, None], found, torch.zeros_like(found))
 
 
 def _write(

@@ -23,24 +23,26 @@ class DenseTeacher:
     Args:
         encoder: The bi-encoder.
         root: Folder of the embedding stores; the shared cache by default.
+        documents: Encodes the documents in its place: that whose space the encoder's queries search.
     """
 
-    def __init__(self, encoder: Encoder, root: Path | None = None) -> None:
+    def __init__(self, encoder: Encoder, root: Path | None = None, documents: Encoder | None = None) -> None:
         self.encoder, self.root, self.name = encoder, root, encoder.name
+        self.documents = documents or encoder
 
     def fingerprint(self, collection: Collection) -> str:
         """Both roles' contracts."""
-        return digest(self.encoder.fingerprint("query"), self.encoder.fingerprint("document"))
+        return digest(self.encoder.fingerprint("query"), self.documents.fingerprint("document"))
 
     def score(self, collection: Collection, queries: Texts, candidates: Run) -> Run:
         """The candidates with inner products; each text is embedded once, ever."""
         rows, columns = pair_positions(collection, queries, candidates)
-        encoder = bound(self.encoder, collection)
+        encoder, other = bound(self.encoder, collection), bound(self.documents, collection)
         query_rows, query_texts = distinct(rows, queries)
         document_rows, document_texts = distinct(columns, collection.documents)
         scores = pair_products(
             embed(encoder, query_texts, "query", self.root),
-            embed(encoder, document_texts, "document", self.root),
+            embed(other, document_texts, "document", self.root),
             query_rows,
             document_rows,
         )
@@ -49,16 +51,16 @@ class DenseTeacher:
     def corpus_scorer(self, collection: Collection, queries: Texts) -> CorpusScorer:
         """Inner products with the whole corpus, a block of queries at a time."""
         encoder = bound(self.encoder, collection)
-        documents = embed(encoder, collection.documents.texts, "document", self.root)
+        documents = embed(bound(self.documents, collection), collection.documents.texts, "document", self.root)
         vectors = embed(encoder, queries.texts, "query", self.root)
         return lambda rows: vectors[rows] @ documents.T
 
     def remaining(self, collection: Collection, queries: Texts, candidates: Run) -> Work:
         """Texts that have no embedding yet, on both sides."""
         rows, columns = pair_positions(collection, queries, candidates)
-        sides: list[tuple[list[str], Role]] = [
-            (distinct(rows, queries)[1], "query"),
-            (distinct(columns, collection.documents)[1], "document"),
+        sides: list[tuple[Encoder, list[str], Role]] = [
+            (self.encoder, distinct(rows, queries)[1], "query"),
+            (self.documents, distinct(columns, collection.documents)[1], "document"),
         ]
-        counted = [seconds_to_embed(self.encoder, texts, role, self.root) for texts, role in sides]
+        counted = [seconds_to_embed(encoder, texts, role, self.root) for encoder, texts, role in sides]
         return Work(sum(items for items, _ in counted), "texts", sum(seconds for _, seconds in counted))

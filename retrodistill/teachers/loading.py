@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from retrodistill.runs.formats import read_run
 from retrodistill.runs.run import Run
 from retrodistill.teachers.cross_encoder import CrossEncoderTeacher
 from retrodistill.teachers.dense import DenseTeacher
+from retrodistill.teachers.judgements import JudgementTeacher
 from retrodistill.teachers.lexical import LexicalTeacher
 from retrodistill.teachers.protocol import Teacher
 from retrodistill.teachers.recorded import RecordedTeacher
@@ -34,13 +36,13 @@ def load_teacher(source: Any, store: Path | None = None) -> Teacher:
     if not isinstance(source, (str, Path, ModelName)):
         return _from_object(source, store)
     name = source if isinstance(source, ModelName) else parse_model_name(str(source))
-    if name.kind == "bm25":
-        return LexicalTeacher()
-    if name.kind == "run":
-        return RecordedTeacher(read_run(name.name), str(name))
-    if name.kind == "cross-encoder":
-        return CrossEncoderTeacher(load_cross_encoder(name.name), str(name), store)
-    return DenseTeacher(load_encoder(name), store)
+    by_kind: dict[str, Callable[[], Teacher]] = {
+        "bm25": LexicalTeacher,
+        "run": lambda: RecordedTeacher(read_run(name.name), str(name)),
+        "judgements": lambda: JudgementTeacher(name.name),
+        "cross-encoder": lambda: CrossEncoderTeacher(load_cross_encoder(name.name), str(name), store),
+    }
+    return by_kind.get(name.kind, lambda: DenseTeacher(load_encoder(name), store))()
 
 
 def _from_object(model: Any, store: Path | None) -> Teacher:

@@ -16,8 +16,12 @@ from retrodistill.models.contract import Role
 from retrodistill.models.encoder import Encoder
 from retrodistill.models.multi_vector import MultiVectorModel
 from retrodistill.models.sparse import SparseTextEncoder
+from retrodistill.students.cross_encoder import CrossEncoderStudent
+from retrodistill.students.document_states import below_stored
 from retrodistill.students.kinds import AnyStudent, kind_of
 from retrodistill.students.states import stored_states
+from retrodistill.training.curricula import topic_batches
+from retrodistill.training.forms import loss_of_forms
 from retrodistill.training.groups import Groups, require_groups
 from retrodistill.training.head_monitors import head_monitor
 from retrodistill.training.heads import HeadLoss, TermHeadLoss, TokenHeadLoss
@@ -26,6 +30,7 @@ from retrodistill.training.material import Material
 from retrodistill.training.monitors import HeldOutMonitor, Monitored, RankMonitor
 from retrodistill.training.prepared import Prepared, training_rows
 from retrodistill.training.regularisers import Regulariser, SparsityAlarm, sparse_only
+from retrodistill.training.scorers import scorer_of
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.trainer import History, text_dataset, train
 
@@ -43,17 +48,14 @@ def train_both(
     regularisers = sparse_only([Regulariser.of(one) for one in stage.regularisers], kind_of(student.model))
     every = _groups(stage, material, prepared)
     groups = require_groups(every.of(training_rows(prepared, stage)))
-    loss = GroupsLoss(
-        student.model,
-        prepared.terms,
-        groups.scores,
-        groups.mask,
-        groups.positives,
-        groups.documents,
-        regularisers,
-    )
+
+    def make(cut: int, alone: bool) -> GroupsLoss:
+        given = (groups.scores, groups.mask, groups.positives, groups.documents, regularisers)
+        return GroupsLoss(student.model, prepared.terms, *given, own_tokens=stage.own_tokens, alone=alone)
+
+    loss = loss_of_forms(student, stage, make) if isinstance(student, Encoder) else make(0, True)
     alarm = SparsityAlarm()
-    monitor = _monitor(student, loss, material, prepared, every.of(prepared.held_out, times=1), alarm)
+    monitor = _monitor(student, material, prepared, every.of(prepared.held_out, times=1), alarm)
     prompts = {name: student.prompt("query" if name == "query" else "document") for name in _names(groups)}
     history = train(
         student.model,
@@ -65,6 +67,7 @@ def train_both(
         prompts={name: prompt for name, prompt in prompts.items() if prompt} or None,
         monitor=monitor,
         what=what,
+        batches=topic_batches(stage, material, prepared.texts.texts, groups.rows),
     )
     history.notes = alarm.notes
     return history
@@ -75,9 +78,16 @@ def train_head(
 ) -> History:
     """Train what stands behind the transformer of a sparse or multi-vector student, on both sides.
 
+    Of a PreTT or TK that is what reads query and document together; documents' states below it are stored.
+
     Raises:
         UserError: Another kind of student, no list objective, or nothing to learn from.
     """
+    if isinstance(student, CrossEncoderStudent):
+        with contextlib.ExitStack() as stack:
+            with main_first():
+                stack.enter_context(below_stored(student, material.collection.documents.texts))
+            return train_both(student, stage, material, prepared, folder, what)
     if not isinstance(student, (SparseTextEncoder, MultiVectorModel)):
         raise UserError("towers: head is for sparse and multi-vector students; set towers: query or both.")
     regularisers = sparse_only([Regulariser.of(one) for one in stage.regularisers], kind_of(student.model))
@@ -90,7 +100,7 @@ def train_head(
     frozen = [parameter for parameter in student.model.parameters() if not parameter.requires_grad]
     loss: HeadLoss
     if isinstance(student, SparseTextEncoder):
-        loss = TermHeadLoss(student, prepared.terms, groups, documents, regularisers, material.seed)
+        loss = TermHeadLoss(student, prepared.terms, groups, documents, regularisers, material.seed, corpus)
     else:
         loss = TokenHeadLoss(student, prepared.terms, groups, documents, queries)  # type: ignore[arg-type]
     alarm = SparsityAlarm()
@@ -107,6 +117,7 @@ def train_head(
         prompts={"query": prompt} if prompt else None,
         monitor=monitor,
         what=what,
+        batches=topic_batches(stage, material, prepared.texts.texts, groups.rows),
     )
     student.model.requires_grad_(True)  # a stage behind this one may train all of it
     for parameter in frozen:
@@ -134,7 +145,6 @@ def _columns(groups: Groups, material: Material, prepared: Prepared) -> dict[str
 
 def _monitor(
     student: AnyStudent,
-    loss: GroupsLoss,
     material: Material,
     prepared: Prepared,
     held_out: Groups,
@@ -148,10 +158,11 @@ def _monitor(
     teacher = np.where(shown.mask, shown.scores, -np.inf)
     ranked = np.argsort(-teacher, axis=1, kind="stable")
     ranked = np.where(np.take_along_axis(shown.mask, ranked, axis=1), ranked, -1)
+    scorer = scorer_of(student.model)
 
     def scores() -> np.ndarray:
         with _evaluating(student.model), torch.no_grad():
-            found = loss.scorer.lists(loss.scorer.encode(student.model, _features(student, columns)))
+            found = scorer.lists(scorer.encode(student.model, _features(student, columns)))
         return np.where(shown.mask, found.float().cpu().numpy(), -np.inf)
 
     sparse = cast("SparseTextEncoder", student)

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from retrodistill import objectives as pure
 from retrodistill.distributed import processes
 from retrodistill.errors import UserError
+from retrodistill.models.contract import Role
 from retrodistill.models.multi_vector import MultiVectorModel
 from retrodistill.models.sparse import SparseTextEncoder
 from retrodistill.objectives.registry import NEED_MORE
-from retrodistill.students.heads import activations_of, head_of, query_weights_of
-from retrodistill.students.states import States
+from retrodistill.students.heads import clusters_of, head_of, query_weights_of
+from retrodistill.students.states import States, segment_max
+from retrodistill.students.term_head import TermHead
 from retrodistill.training.groups import Groups
 from retrodistill.training.losses import in_batch_of
 from retrodistill.training.regularisers import Regulariser, regularised
@@ -78,7 +80,7 @@ class HeadLoss(TermsLoss):
         began = in_batch = None
         if self._began is not None:
             with torch.no_grad():
-                began = self.lists(self._began, queries, self._groups.documents[rows])
+                began = self.start_lists(self._began, queries, self._groups.documents[rows])
         if any(term.name == "in-batch" for term in self.terms):
             own = self._groups.own[rows]
             in_batch = in_batch_of(self.matrix(queries, np.maximum(own, 0)), own)
@@ -98,6 +100,10 @@ class HeadLoss(TermsLoss):
             documents: (batch, n) corpus positions, -1 for padding, whose score is 0.
         """
         raise NotImplementedError
+
+    def start_lists(self, parameters: Sequence[Tensor], queries: Any, documents: np.ndarray) -> Tensor:
+        """As `lists`, by the parameters of the stage's start, for ``lwf``."""
+        return self.lists(parameters, queries, documents)
 
     def matrix(self, queries: Any, documents: np.ndarray) -> Tensor:
         """(queries, documents) scores of every query with every document, by the parameters that learn.
@@ -128,6 +134,7 @@ class TermHeadLoss(HeadLoss):
         regularisers: Of term weights. They see the terms of the batch's queries in documents drawn from the corpus:
             other terms have no gradient in this step, and FLOPS is a sum over terms.
         seed: Of the drawing.
+        texts: The corpus, which a student with lexical terms counts.
 
     Raises:
         UserError: As `HeadLoss`; or the student's queries, head or pooling are others.
@@ -141,12 +148,13 @@ class TermHeadLoss(HeadLoss):
         documents: States,
         regularisers: Sequence[Regulariser] = (),
         seed: int = 0,
+        texts: Sequence[str] = (),
     ) -> None:
-        head, weights = head_of(student), query_weights_of(student)
+        self._head = TermHead(student, documents, texts)
+        weights = query_weights_of(student)
         if student.similarity != "dot":
             raise UserError("towers: head trains sparse students of the dot product; this one uses the cosine.")
-        super().__init__(student.model, terms, groups, documents, [head.linear.weight, head.linear.bias, weights])
-        self._logarithms = activations_of(student)
+        super().__init__(student.model, terms, groups, documents, [weights, *self._head.parameters])
         self._regularisers = list(regularisers)
         self._seed = seed
 
@@ -157,64 +165,50 @@ class TermHeadLoss(HeadLoss):
 
     def lists(self, parameters: Sequence[Tensor], queries: list[Tensor], documents: np.ndarray) -> Tensor:
         """(batch, n) scores."""
-        vectors, biases, weights = parameters
         used = torch.unique(torch.cat(queries))
-        vectors, biases, weights = vectors[used], biases[used], weights[used]  # once: else each query costs a table
+        weights, *head = (parameter[used] for parameter in parameters)  # once: else each query costs a table
         scores = []
         for terms, row in zip(queries, documents, strict=True):
             places, there = torch.searchsorted(used, terms), np.flatnonzero(row >= 0)
-            alive = self.weights(vectors[places], biases[places], row[there])
+            alive = self._head.weights([part[places] for part in head], terms, row[there])
             full = alive.new_zeros(len(row))
             scores.append(full.index_put((torch.from_numpy(there).to(full.device),), alive @ weights[places]))
         return torch.stack(scores)
 
     def matrix(self, queries: list[Tensor], documents: np.ndarray) -> Tensor:
         """(queries, documents) scores."""
-        vectors, biases, weights = self._trained
         used = torch.unique(torch.cat(queries))
-        asked = torch.stack([torch.isin(used, terms) for terms in queries]) * weights[used]
-        return asked @ self.weights(vectors[used], biases[used], documents).T
+        weights, *head = (parameter[used] for parameter in self._trained)
+        asked = torch.stack([torch.isin(used, terms) for terms in queries]) * weights
+        return asked @ self._head.weights(head, used, documents).T
 
     def alive(self, documents: np.ndarray) -> tuple[list[int], int]:
         """How many terms each of some documents has, and how many there are."""
-        vectors, biases, _ = self._trained
+        weights, *head = self._trained
+        every = torch.arange(len(weights), device=weights.device)
         with torch.no_grad():
             counts = [
-                int((self.weights(vectors, biases, documents[one : one + 1]) > 0).sum())
+                int((self._head.weights(head, every, documents[one : one + 1]) > 0).sum())
                 for one in range(len(documents))
             ]
-        return counts, len(biases)
-
-    def weights(self, vectors: Tensor, biases: Tensor, documents: np.ndarray) -> Tensor:
-        """(documents, terms) weights of some terms in some documents.
-
-        Args:
-            vectors: (terms, d) of the head.
-            biases: (terms,) of the head.
-            documents: (m,) corpus positions.
-        """
-        states, lengths = self.documents.gather(documents, vectors.device)
-        weights = torch.relu(segment_max(states @ vectors.T, lengths) + biases)
-        for _ in range(self._logarithms):
-            weights = torch.log1p(weights)
-        return weights
+        return counts, len(weights)
 
     def regularised(self, queries: list[Tensor]) -> dict[str, Tensor]:
         """Regularisers of the batch's terms in documents drawn for this step."""
         if not self._regularisers:
             return {}
-        vectors, biases, weights = self._trained
-        used = _of_all_processes(torch.unique(torch.cat(queries)), len(weights))
+        used = _of_all_processes(torch.unique(torch.cat(queries)), len(self._trained[0]))
+        weights, *head = (parameter[used] for parameter in self._trained)
         generator = np.random.default_rng([self._seed, round(1e6 * (self.progress or 0.0))])
         size = min(_REGULARISED, len(self.documents))
         drawn = np.sort(generator.choice(len(self.documents), size, replace=False))
-        alive = self.weights(vectors[used], biases[used], drawn)
-        asked = torch.stack([torch.isin(used, terms) for terms in queries]) * weights[used]
+        alive = self._head.weights(head, used, drawn)
+        asked = torch.stack([torch.isin(used, terms) for terms in queries]) * weights
         return regularised(self._regularisers, pure.whole_batch(asked), alive, self.progress)
 
 
 class TokenHeadLoss(HeadLoss):
-    """Of multi-vector students: the projection of token states, on both sides.
+    """Of multi-vector students: the projection of token states, on both sides; clusters behind it as in the student.
 
     Args:
         student: The student.
@@ -224,7 +218,7 @@ class TokenHeadLoss(HeadLoss):
         queries: Hidden states of the training texts, in their order.
 
     Raises:
-        UserError: As `HeadLoss`; or the student has no projection.
+        UserError: As `HeadLoss`; or the student has no projection, or pools its tokens by more than clusters.
     """
 
     def __init__(
@@ -235,6 +229,7 @@ class TokenHeadLoss(HeadLoss):
         super().__init__(student.model, terms, groups, documents, trained)
         self._states = queries
         self._unit = any(type(part).__name__ == "Normalize" for part in student.modules("document"))
+        self._clusters = clusters_of(student)
 
     def queries(self, features: dict[str, Tensor], rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """Hidden states of the batch's texts, one after the other, and how many each has."""
@@ -243,11 +238,11 @@ class TokenHeadLoss(HeadLoss):
     def lists(self, parameters: Sequence[Tensor], queries: tuple[Tensor, Tensor], documents: np.ndarray) -> Tensor:
         """(batch, n) mean MaxSim."""
         needed, places = np.unique(np.maximum(documents, 0), return_inverse=True)
-        states, lengths = self.documents.gather(needed, queries[0].device)
-        asking = self.project(parameters, queries[0]).split(queries[1].tolist())
-        tokens = self.project(parameters, states).split(lengths.tolist())
+        flat, lengths = self.vectors(parameters, self.documents.gather(needed, queries[0].device), "document")
+        tokens = flat.split(lengths.tolist())
         scores = []
-        for query, row, there in zip(asking, places.reshape(documents.shape), documents >= 0, strict=True):
+        asking = zip(self._asking(parameters, queries), places.reshape(documents.shape), documents >= 0, strict=True)
+        for query, row, there in asking:
             own = [tokens[place] for place in row]
             counts = lengths[torch.from_numpy(row).to(lengths.device)]
             best = segment_max(torch.cat(own) @ query.T, counts)
@@ -256,26 +251,45 @@ class TokenHeadLoss(HeadLoss):
 
     def matrix(self, queries: tuple[Tensor, Tensor], documents: np.ndarray) -> Tensor:
         """(queries, documents) mean MaxSim."""
-        states, lengths = self.documents.gather(documents, queries[0].device)
-        tokens = self.project(self._trained, states)
-        asking = self.project(self._trained, queries[0]).split(queries[1].tolist())
+        states = self.documents.gather(documents, queries[0].device)
+        tokens, lengths = self.vectors(self._trained, states, "document")
+        asking = self._asking(self._trained, queries)
         return torch.stack([segment_max(tokens @ query.T, lengths).mean(dim=1) for query in asking])
+
+    def start_lists(
+        self, parameters: Sequence[Tensor], queries: tuple[Tensor, Tensor], documents: np.ndarray
+    ) -> Tensor:
+        """As `lists`, without clusters: the unclustered student of the stage's start teaches the clustered one."""
+        clusters, self._clusters = self._clusters, None
+        try:
+            return self.lists(parameters, queries, documents)
+        finally:
+            self._clusters = clusters
+
+    def vectors(self, parameters: Sequence[Tensor], states: tuple[Tensor, Tensor], role: Role) -> tuple[Tensor, Tensor]:
+        """The vectors that texts are compared by: projected, and of clusters their means.
+
+        Args:
+            parameters: Of the projection.
+            states: (sum of lengths, d) hidden states, one text after the other, and (texts,) int64 lengths.
+            role: Of the texts.
+
+        Returns:
+            (sum of counts, dimension) and (texts,) int64 counts.
+        """
+        projected, lengths = self.project(parameters, states[0]), states[1]
+        if self._clusters is None:
+            return projected, lengths
+        return self._clusters.cluster_flat(projected, lengths, role)
+
+    def _asking(self, parameters: Sequence[Tensor], queries: tuple[Tensor, Tensor]) -> list[Tensor]:
+        flat, lengths = self.vectors(parameters, queries, "query")
+        return list(flat.split(lengths.tolist()))
 
     def project(self, parameters: Sequence[Tensor], states: Tensor) -> Tensor:
         """(tokens, dimension) token vectors of hidden states."""
         projected = nn.functional.linear(states, *parameters)
         return nn.functional.normalize(projected, dim=1) if self._unit else projected
-
-
-def segment_max(values: Tensor, lengths: Tensor) -> Tensor:
-    """(segments, columns) maxima over consecutive rows; 0 for an empty segment.
-
-    Args:
-        values: (rows, columns).
-        lengths: (segments,) int64, adding up to the rows.
-    """
-    found: Tensor = torch.segment_reduce(values, "max", lengths=lengths, axis=0, initial=None, unsafe=False)
-    return torch.where((lengths > 0)[:, None], found, torch.zeros_like(found))
 
 
 def _of_all_processes(terms: Tensor, vocabulary: int) -> Tensor:

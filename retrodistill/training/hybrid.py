@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import scipy.sparse
@@ -15,14 +15,36 @@ from retrodistill.distributed import processes
 from retrodistill.models.contract import Role
 from retrodistill.models.embeddings import EmbeddingStore
 from retrodistill.models.encoder import Encoder
+from retrodistill.objectives.registry import NEED_MORE
 from retrodistill.students.hybrid import dense_half, dense_map, lexical_table
 from retrodistill.training.lists import Lists
-from retrodistill.training.terms import Term, TermsLoss, list_view, lists_only, unusable_counts
+from retrodistill.training.losses import in_batch_of
+from retrodistill.training.terms import (
+    ListView,
+    Term,
+    TermsLoss,
+    check_positives_known,
+    list_view,
+    lists_only,
+    unusable_counts,
+)
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 _BLOCK = 4096
+
+
+class Parts(NamedTuple):
+    """What learns of a hybrid student.
+
+    Attributes:
+        table: (vocabulary, width) of the lexical half.
+        map: (d, d) of the dense half.
+    """
+
+    table: Tensor
+    map: Tensor
 
 
 class LexicalHalfLoss(TermsLoss):
@@ -40,7 +62,7 @@ class LexicalHalfLoss(TermsLoss):
         lists: Candidates and teacher scores.
 
     Raises:
-        UserError: An embedding objective among the terms.
+        UserError: An embedding objective among the terms, or one that lacks what it learns from.
     """
 
     def __init__(
@@ -53,51 +75,71 @@ class LexicalHalfLoss(TermsLoss):
         lists: Lists,
     ) -> None:
         super().__init__()
-        self.terms = lists_only(terms, frozenset({"taid"}))
+        self.terms = lists_only(terms, NEED_MORE)
+        check_positives_known(terms, lists.positives)
         if any(term.reads_scores for term in terms):
             self._report(unusable_counts(lists))
         model.requires_grad_(False)
-        self._table, self._map = lexical_table(model).requires_grad_(True), dense_map(model).requires_grad_(True)
+        self._trained = Parts(lexical_table(model).requires_grad_(True), dense_map(model).requires_grad_(True))
+        self._began: Parts | None = None
+        if any(term.name == "lwf" for term in terms):
+            self._began = Parts(*(part.detach().clone() for part in self._trained))
         self.model = model
         self._queries, self._documents, self._bags, self._lists = queries, documents, bags, lists
         if processes() > 1:  # they are used outside the wrapped model's forward, which would average gradients
-            for parameter in (self._table, self._map):
+            for parameter in self._trained:
                 parameter.register_hook(_mean_over_processes)
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
         """Weighted terms by name, from the tokens of the one text column and the rows of the texts (batch,)."""
         features = next(iter(sentence_features))
         rows = labels.cpu().numpy().astype(np.int64)
-        mask = features["attention_mask"].float()
-        summed = (nn.functional.embedding(features["input_ids"], self._table) * mask[:, :, None]).sum(dim=1)
-        lexical = summed / mask.sum(dim=1, keepdim=True).clamp(min=1).sqrt()
-        queries = self._joined(self._queries[rows], lexical)
-        view = list_view(self._lists, rows, queries.device)
-        if self._lists.documents is None:
-            scores = queries @ self._vectors(np.arange(self._bags.shape[0])).T
-        else:
-            needed, places = np.unique(np.maximum(view.candidates, 0), return_inverse=True)
-            vectors = self._vectors(needed)[torch.from_numpy(places.reshape(view.candidates.shape)).to(queries.device)]
-            scores = torch.einsum("bd,bnd->bn", queries, vectors)
-        return self.list_terms(scores, view.targets, view.mask, view.positives)
+        view = list_view(self._lists, rows, self._trained.table.device)
+        queries = self._queries_by(self._trained, features, rows)
+        began = in_batch = None
+        if self._began is not None:
+            with torch.no_grad():
+                began = self._score(self._began, self._queries_by(self._began, features, rows), view)
+        if any(term.name == "in-batch" for term in self.terms):
+            own = self._lists.positives[rows]
+            in_batch = in_batch_of(queries @ self._vectors(self._trained, np.maximum(own, 0)).T, own)
+        scores = self._score(self._trained, queries, view)
+        return self.list_terms(scores, view.targets, view.mask, view.positives, start_scores=began, in_batch=in_batch)
 
     def document_vectors(self) -> np.ndarray:
         """(corpus, d + width) float32 unit vectors with the table as it stands."""
         with torch.no_grad():
             blocks = [
-                self._vectors(np.arange(start, min(start + _BLOCK, self._bags.shape[0]))).cpu().numpy()
+                self._vectors(self._trained, np.arange(start, min(start + _BLOCK, self._bags.shape[0]))).cpu().numpy()
                 for start in range(0, self._bags.shape[0], _BLOCK)
             ]
         return np.concatenate(blocks)
 
-    def _vectors(self, rows: np.ndarray) -> Tensor:
-        bags = self._bags if len(rows) == self._bags.shape[0] else self._bags[rows]
-        lexical: Tensor = _SparseProduct.apply(bags, self._table)
-        return self._joined(self._documents[rows], lexical)
+    def _queries_by(self, parts: Parts, features: dict[str, Tensor], rows: np.ndarray) -> Tensor:
+        """(batch, d + width) unit vectors of the texts."""
+        mask = features["attention_mask"].float()
+        summed = (nn.functional.embedding(features["input_ids"], parts.table) * mask[:, :, None]).sum(dim=1)
+        lexical = summed / mask.sum(dim=1, keepdim=True).clamp(min=1).sqrt()
+        return _joined(parts, self._queries[rows], lexical)
 
-    def _joined(self, dense: np.ndarray, lexical: Tensor) -> Tensor:
-        mapped = torch.from_numpy(np.ascontiguousarray(dense, dtype=np.float32)).to(lexical.device) @ self._map.T
-        return nn.functional.normalize(torch.cat([mapped, lexical], dim=1), dim=1)
+    def _score(self, parts: Parts, queries: Tensor, view: ListView) -> Tensor:
+        """(batch, n) scores of the lists."""
+        if self._lists.documents is None:
+            return queries @ self._vectors(parts, np.arange(self._bags.shape[0])).T
+        needed, places = np.unique(np.maximum(view.candidates, 0), return_inverse=True)
+        rows = torch.from_numpy(places.reshape(view.candidates.shape)).to(queries.device)
+        return torch.einsum("bd,bnd->bn", queries, self._vectors(parts, needed)[rows])
+
+    def _vectors(self, parts: Parts, rows: np.ndarray) -> Tensor:
+        """(rows, d + width) unit vectors of documents."""
+        bags = self._bags if len(rows) == self._bags.shape[0] else self._bags[rows]
+        lexical: Tensor = _SparseProduct.apply(bags, parts.table)
+        return _joined(parts, self._documents[rows], lexical)
+
+
+def _joined(parts: Parts, dense: np.ndarray, lexical: Tensor) -> Tensor:
+    mapped = torch.from_numpy(np.ascontiguousarray(dense, dtype=np.float32)).to(lexical.device) @ parts.map.T
+    return nn.functional.normalize(torch.cat([mapped, lexical], dim=1), dim=1)
 
 
 class _SparseProduct(torch.autograd.Function):

@@ -13,7 +13,9 @@ from retrodistill.errors import UserError
 from retrodistill.objectives import usable_lists, whole_batch
 from retrodistill.objectives.pairwise import check_width
 from retrodistill.objectives.registry import NEED_MORE
+from retrodistill.students.clustering import without_clusters
 from retrodistill.students.kinds import kind_of
+from retrodistill.students.vdr import own_tokens, vocabulary_pooling
 from retrodistill.training.lists import Lists
 from retrodistill.training.regularisers import Regulariser, regularised, sparse_only
 from retrodistill.training.scorers import PairScorer, VectorScorer, scorer_of
@@ -45,6 +47,8 @@ class StoredTargetsLoss(TermsLoss):
         embeddings: (texts, d) teacher embeddings, for embedding objectives.
         documents: (corpus, d) document vectors, for list objectives.
         lists: Candidates and teacher scores, for list objectives.
+        alone: False for one of several under a wrapper: another of them tells which lists teach nothing, and the
+            wrapper gives the student of the stage's start.
 
     Raises:
         UserError: An objective lacks what it learns from, or no list teaches anything.
@@ -58,6 +62,7 @@ class StoredTargetsLoss(TermsLoss):
         embeddings: np.ndarray | None = None,
         documents: np.ndarray | None = None,
         lists: Lists | None = None,
+        alone: bool = True,
     ) -> None:
         super().__init__()
         self.model = model
@@ -76,9 +81,10 @@ class StoredTargetsLoss(TermsLoss):
                 raise UserError("objective 'nd' shapes lengths, and a cosine student has none; take cosine or leaf.")
         if lists is not None:
             check_positives_known(terms, lists.positives)
-        if lists is not None and any(term.reads_scores for term in terms):
+        if alone and lists is not None and any(term.reads_scores for term in terms):
             self._report(unusable_counts(lists))
-        self._keep_start(model)
+        if alone:
+            self._keep_start(model)
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
         """Encode the one text column and add up the terms."""
@@ -150,13 +156,16 @@ class GroupsLoss(TermsLoss):
         positives: (groups,) place of the pseudo-query's own document, -1 for none.
         documents: (groups, n) corpus positions, by which ``in-batch`` knows documents that two groups share.
         regularisers: Of a sparse student's term weights.
+        own_tokens: Weight of the objectives on scores of which one side keeps its own tokens only, for VDR's head: the
+            mean over the two sides. Such queries, and such documents, need no model.
+        alone: As of `StoredTargetsLoss`.
 
     Raises:
         UserError: An embedding objective among the terms, one that lacks what it learns from, a regulariser for a
-            student without term weights, or no group that teaches anything.
+            student without term weights, another head than VDR's for `own_tokens`, or no group that teaches anything.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what groups are made of
         self,
         model: Any,
         terms: Sequence[Term],
@@ -165,10 +174,16 @@ class GroupsLoss(TermsLoss):
         positives: np.ndarray,
         documents: np.ndarray | None = None,
         regularisers: Sequence[Regulariser] = (),
+        *,
+        own_tokens: float = 0.0,
+        alone: bool = True,
     ) -> None:
         super().__init__()
         self.model = model
         self.scorer = scorer_of(model)
+        self._own_weight, self._vocabulary = own_tokens, vocabulary_pooling(model) if own_tokens else None
+        if own_tokens and self._vocabulary is None:
+            raise UserError("own_tokens is for sparse students of head: vdr; this one has another.")
         self.terms = lists_only(terms, NEED_MORE)
         self._regularisers = sparse_only(regularisers, kind_of(model))
         if _asked(terms, "in-batch") and isinstance(self.scorer, PairScorer):
@@ -181,10 +196,11 @@ class GroupsLoss(TermsLoss):
             self._own = np.where(positives >= 0, own, -1)
         elif _asked(terms, "in-batch"):
             raise UserError("objective 'in-batch' needs the groups' corpus positions, to know who shares a document.")
-        if any(term.reads_scores for term in terms):
+        if alone and any(term.reads_scores for term in terms):
             usable, counts = usable_lists(torch.from_numpy(scores), torch.from_numpy(mask))
             self._report({"usable": int(usable.sum()), **counts})
-        self._keep_start(model)
+        if alone:  # a clustered student is compared with itself without clusters
+            self._keep_start(without_clusters(model))
 
     def forward(
         self, sentence_features: Iterable[Any], labels: Tensor, prompt: str | None = None, task: str | None = None
@@ -199,7 +215,38 @@ class GroupsLoss(TermsLoss):
         """
         columns = list(sentence_features)
         start = self._start_encoded(columns, self.scorer)
-        return self.compute_loss_from_embeddings(self.scorer.encode(self.model, columns), labels, start)
+        bags = None
+        if self._vocabulary is not None:
+            size, special = self._vocabulary.dimension, self._vocabulary.special
+            bags = [own_tokens(features, size, special) for features in columns]
+        encoded = self.scorer.encode(self.model, columns)
+        parts = self.compute_loss_from_embeddings(encoded, labels, start)
+        return parts if bags is None else parts | self._own_terms(encoded, bags, labels)
+
+    def _own_terms(self, encoded: list[Tensor], bags: list[Tensor], labels: Tensor) -> dict[str, Tensor]:
+        """The list terms where one side keeps its own tokens only, by name and side."""
+        (query, *documents), (bag, *others) = encoded, bags
+        sides = {
+            "query": [query * bag, *documents],
+            "document": [query, *(one * own for one, own in zip(documents, others, strict=True))],
+        }
+        parts: dict[str, Tensor] = {}
+        for side, columns in sides.items():
+            scores = self.scorer.lists(columns)
+            mask, positives, targets = self._of_rows(labels, scores)
+            for term in self.terms:
+                if term.name not in NEED_MORE:
+                    key = f"{term.name}@own-{side}"
+                    value = self._own_weight / 2 * term.weight * term.on_lists(scores, targets, mask, positives)
+                    parts[key] = parts[key] + value if key in parts else value
+        return parts
+
+    def _of_rows(self, labels: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mask (batch, n), positives (batch,) and teacher scores (batch, n) of some groups."""
+        rows = labels.cpu().numpy().astype(np.int64)
+        mask = torch.from_numpy(self._mask[rows]).to(scores.device)
+        positives = torch.from_numpy(self._positives[rows]).to(scores.device)
+        return mask, positives, _tensor(self._scores[rows], scores)
 
     def compute_loss_from_embeddings(
         self, embeddings: list[Any], labels: Tensor, start_embeddings: list[Any] | None = None
@@ -214,9 +261,7 @@ class GroupsLoss(TermsLoss):
         """
         scores = self.scorer.lists(embeddings)
         rows = labels.cpu().numpy().astype(np.int64)
-        mask = torch.from_numpy(self._mask[rows]).to(scores.device)
-        positives = torch.from_numpy(self._positives[rows]).to(scores.device)
-        targets = _tensor(self._scores[rows], scores)
+        mask, positives, targets = self._of_rows(labels, scores)
         start = None if start_embeddings is None else self.scorer.lists(start_embeddings)
         in_batch = None
         if self._own is not None and _asked(self.terms, "in-batch"):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from retrodistill.candidates.mining import mine
 from retrodistill.candidates.samplers import random_documents
 from retrodistill.collections.collection import Collection
+from retrodistill.collections.qrels import Qrels
+from retrodistill.collections.rewrites import asked_better
 from retrodistill.collections.texts import Texts
 from retrodistill.errors import UserError
-from retrodistill.files import atomic_file, digest
+from retrodistill.files import atomic_file, digest, read_json, write_json
 from retrodistill.models.encoder import Encoder
 from retrodistill.objectives.temperature import check_trainable, temperature_for
 from retrodistill.progress import say
@@ -23,13 +25,58 @@ from retrodistill.runs.run import Run
 from retrodistill.teachers.corpus_scores import corpus_scores
 from retrodistill.teachers.dense import DenseTeacher
 from retrodistill.teachers.ensemble import Ensemble
+from retrodistill.teachers.labels import SoftLabels
 from retrodistill.teachers.protocol import Teacher
 from retrodistill.teachers.recorded import RecordedTeacher
+from retrodistill.training.list_settings import CURRENT_STUDENT
 from retrodistill.training.lists import Lists, lists_from_run, lists_over_corpus
-from retrodistill.training.settings import CandidateSettings, StageSettings
+from retrodistill.training.pools import bought, pool_of
+from retrodistill.training.positives import best_labelled
+from retrodistill.training.settings import StageSettings
+from retrodistill.training.standing import Standing
 from retrodistill.training.texts import TrainingTexts, training_texts
 
 _SPREAD_SAMPLE = 512  # rows of a corpus matrix that its spread is measured on
+
+
+class StageTeachers(Protocol):
+    """Gives a stage that names a teacher of its own that teacher."""
+
+    def teacher(self, stage: StageSettings, material: Material) -> Teacher:
+        """The teacher; one that is a student of the same job is trained as far as the stage wants it."""
+        ...
+
+    def fingerprint(self, stage: StageSettings, material: Material) -> str:
+        """Digest of what the teacher is, or of what it will be made from."""
+        ...
+
+
+class Scored(NamedTuple):
+    """What the teacher scored.
+
+    Attributes:
+        run: The scores.
+        notes: What a reader of the results should know of the choice of pairs.
+    """
+
+    run: Run
+    notes: list[str]
+
+
+class TaughtLists(NamedTuple):
+    """Lists with teacher scores.
+
+    Attributes:
+        lists: As objectives see them.
+        spread: Standard deviation of a list's scores, in the mean over lists.
+        run: The scores as a run; None where a list is the whole corpus.
+        notes: What a reader of the results should know.
+    """
+
+    lists: Lists
+    spread: float
+    run: Run | None
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -48,6 +95,11 @@ class Material:
         barred: Queries that must not be trained on, by text: pseudo-queries that equal one are left out.
         stored: (corpus, d) vectors that query towers are trained against in place of the space's, e.g. as the codes of
             a quantised index tell them.
+        rewrites: Better queries by the ids of queries: the teacher is asked these, the student the queries themselves.
+        labels: Judgements of the training queries.
+        labeller: Who says what is right where a stage selects by an ensemble.
+        teachers: Where stages with teachers of their own get them.
+        student: The student as it stands when a stage begins; None before.
     """
 
     collection: Collection
@@ -59,6 +111,38 @@ class Material:
     own_documents: bool = False
     barred: Texts | None = None
     stored: np.ndarray | None = None
+    rewrites: Texts | None = None
+    labels: Qrels | None = None
+    labeller: Teacher | None = None
+    teachers: StageTeachers | None = None
+    student: Standing | None = None
+
+    def taught(self, stage: StageSettings) -> Material:
+        """The material with the stage's teacher in the place of the job's.
+
+        Raises:
+            UserError: The stage names a teacher, and nothing says where it comes from.
+        """
+        if not stage.has_own_teacher:
+            return self
+        if self.teachers is None:
+            raise UserError("a stage with a teacher or labels of its own is for recipes; run it by 'retrodistill run'.")
+        labeller = self.teacher if stage.teacher else self.labeller
+        return replace(self, teacher=self.teachers.teacher(stage, self), labeller=labeller)
+
+    def asked(self, texts: Texts) -> Texts:
+        """The texts as the teacher is asked them: rewrites where there are, the same ids."""
+        return texts if self.rewrites is None else asked_better(texts, self.rewrites)
+
+    def judged(self) -> Qrels:
+        """Judgements of the training queries.
+
+        Raises:
+            UserError: There are none.
+        """
+        if self.labels is None or not len(self.labels):
+            raise UserError("the training queries have no labels; take positives: own, or positives: ensemble.")
+        return self.labels
 
     def texts(self, stage: StageSettings) -> TrainingTexts:
         """The stage's texts; a recorded teacher knows real queries only."""
@@ -78,59 +162,88 @@ class Material:
             barred=self.barred,
         )
 
-    def lists(self, stage: StageSettings, texts: TrainingTexts) -> tuple[Lists, float]:
+    def lists(self, stage: StageSettings, texts: TrainingTexts) -> TaughtLists:
         """Candidates with teacher scores, and the scores' measured spread.
 
         Raises:
             UserError: Nothing in them to learn from.
         """
-        hide = not stage.is_contrastive
+        hide = not stage.needs_own_document
         if stage.candidates.depth == "all":
             scores = self.corpus_scores(texts.texts)
             sample = np.linspace(0, len(scores) - 1, min(_SPREAD_SAMPLE, len(scores)), dtype=int)
             spread = float(np.mean(np.std(scores[sample], axis=1)))
             if spread == 0:
                 raise UserError(f"teacher {self.teacher.name} scores all documents equal; there is nothing to learn.")
-            return lists_over_corpus(scores, texts.sources, hide_source=hide), spread
-        run, dropped = check_trainable(self.scored(stage.candidates, texts.texts))
+            lists = lists_over_corpus(scores, texts.sources, hide_source=hide)
+            return TaughtLists(self._labelled(stage, lists, texts), spread, None, [])
+        scored = self.scored(stage, texts.texts)
+        run, dropped = check_trainable(scored.run)
         if any(dropped.values()):
             say(f"left out: {dropped['single']} queries with one candidate, {dropped['flat']} with equal scores")
         spread, documents = temperature_for(run, 1.0), self.collection.documents
         if isinstance(self.teacher, RecordedTeacher) and stage.candidates.random:
             drawn = random_documents(run.query_ids, documents.ids, stage.candidates.random, self.seed)
             run = with_unlisted(run, drawn)
-        return lists_from_run(run, texts.texts, documents, texts.sources, hide_source=hide), spread
+        lists = lists_from_run(run, texts.texts, documents, texts.sources, hide_source=hide)
+        return TaughtLists(self._labelled(stage, lists, texts), spread, run, scored.notes)
 
-    def scored(self, settings: CandidateSettings, texts: Texts) -> Run:
+    def scored(self, stage: StageSettings, texts: Texts) -> Scored:
         """Mine and score candidates; kept in the folder and taken from there when nothing has changed."""
-        sources = settings.sources or default_sources(self.teacher)
-        key = digest(
+        settings, asked = stage.candidates, self.asked(texts)
+        parts: list[object] = [
             self.collection.documents.fingerprint,
             texts.fingerprint,
             self.teacher.fingerprint(self.collection),
-            sources,
+            self.sources(stage),
             settings.depth,
             settings.random,
             self.seed,
-        )
-        path = self.folder / "scores" / f"{key}.parquet"
+        ]
+        if asked is not texts:
+            parts += ["asked", asked.fingerprint]
+        if self.student is not None and CURRENT_STUDENT in self.sources(stage):
+            parts += [CURRENT_STUDENT, self.student.fingerprint]
+        if stage.positives == "labels":
+            parts += ["labels", self.judged().fingerprint]
+        if settings.budget is not None:
+            parts += ["budget", settings.budget, settings.budget_by, stage.needs_own_document]
+        path = self.folder / "scores" / f"{digest(*parts)}.parquet"
+        about = path.with_suffix(".json")
         if path.exists():
-            return read_run(path)
-        run = self.teacher.score(self.collection, texts, self.candidates(settings, texts))
+            return Scored(read_run(path), read_json(about)["notes"] if about.exists() else [])
+        pairs, notes = self._pairs(stage, texts)
+        run = self.teacher.score(self.collection, asked, pairs)
+        if notes:
+            write_json(about, {"notes": notes})
         write_run(run, path)
-        return run
+        return Scored(run, notes)
 
-    def candidates(self, settings: CandidateSettings, texts: Texts) -> Run:
-        """Mine candidates; a recorded teacher's are its own rows."""
-        if isinstance(self.teacher, RecordedTeacher):
-            return self.teacher.run.select(texts.ids)
-        sources = settings.sources or default_sources(self.teacher)
-        depth = min(int(settings.depth), len(self.collection.documents))
-        return mine(self.collection, texts, sources, depth, random=settings.random, seed=self.seed)
+    def candidates(self, stage: StageSettings, texts: Texts) -> Run:
+        """The pairs that the stage's teacher scores: mined, with the budget's choice of them; a recorded run's rows."""
+        return self._pairs(stage, texts)[0]
+
+    def sources(self, stage: StageSettings) -> list[str]:
+        """Who proposes the stage's candidates."""
+        return stage.candidates.sources or default_sources(self.teacher)
+
+    def _pairs(self, stage: StageSettings, texts: Texts) -> tuple[Run, list[str]]:
+        pool = pool_of(self, stage, texts, self.sources(stage))
+        if stage.candidates.budget is None:
+            return pool, []
+        chosen = bought(self, stage, texts, pool, self.sources(stage))
+        say(str(chosen))
+        return chosen.run, [str(chosen)]
+
+    def _labelled(self, stage: StageSettings, lists: Lists, texts: TrainingTexts) -> Lists:
+        """The lists with labelled documents for positives, where the stage wants these."""
+        if stage.positives == "own":
+            return lists
+        return replace(lists, positives=best_labelled(lists, texts, self.collection.documents, self.judged()))
 
     def corpus_scores(self, texts: Texts) -> np.ndarray:
         """(texts, corpus) float32 teacher scores, memory-mapped from the folder, where they are kept."""
-        documents = self.collection.documents
+        documents, texts = self.collection.documents, self.asked(texts)
         key = digest(documents.fingerprint, texts.fingerprint, self.teacher.fingerprint(self.collection))
         path = self.folder / "scores" / f"{key}.npy"
         if not path.exists():
@@ -179,6 +292,6 @@ def check_recorded(teacher: Teacher, collection: Collection, queries: Texts, sta
 
 def default_sources(teacher: Teacher) -> list[str]:
     """Who proposes candidates where the recipe does not say: bm25 and the dense members of the teacher."""
-    members = teacher.members if isinstance(teacher, Ensemble) else [teacher]
+    members = teacher.members if isinstance(teacher, (Ensemble, SoftLabels)) else [teacher]
     dense = [member.name for member in members if isinstance(member, DenseTeacher)]
-    return ["bm25", *dense]
+    return ["bm25", *(name for name in dense if not name.startswith(f"{CURRENT_STUDENT}:"))]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from retrodistill.errors import UserError
 from retrodistill.models.vectors import exact_search
+from retrodistill.objectives.registry import NEED_POSITIVES
+from retrodistill.training.curricula import selected
 from retrodistill.training.lists import Lists
 from retrodistill.training.material import Material
 from retrodistill.training.settings import StageSettings
@@ -19,23 +22,76 @@ _HELD_OUT = 64
 
 @dataclass(frozen=True)
 class Prepared:
-    """A stage's texts with all that is stored about them."""
+    """A stage's texts with all that is stored about them.
+
+    Attributes:
+        texts: Queries and pseudo-queries.
+        lists: Candidates with teacher scores, where an objective sees them.
+        terms: Objectives with their temperatures.
+        held_out: Rows of texts that are not trained on.
+        chosen: (texts,) bool, which of them may be trained on; None for all.
+        notes: What a reader of the results should know.
+    """
 
     texts: TrainingTexts
     lists: Lists | None
     terms: list[Term]
     held_out: np.ndarray
+    chosen: np.ndarray | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 def prepare(stage: StageSettings, material: Material) -> Prepared:
-    """Gather texts, score lists, settle temperatures and hold some queries out."""
+    """Gather texts, score lists, settle temperatures, hold some queries out and select others.
+
+    Raises:
+        UserError: Nothing to learn from, or labels that are none.
+    """
     texts = material.texts(stage)
-    lists, spread = material.lists(stage, texts) if stage.needs_lists else (None, 1.0)
+    taught = material.lists(stage, texts) if stage.needs_lists else None
+    lists, spread = (taught.lists, taught.spread) if taught is not None else (None, 1.0)
     terms = [
         Term(one.name, one.weight, one.student_temperature, one.teacher_temperature or spread / one.sharpness)
         for one in stage.objectives
     ]
-    return Prepared(texts, lists, terms, _held_out(texts, lists, material.seed))
+    if lists is not None and any(term.name == "bce" for term in terms):
+        _check_labels(lists)
+    held_out, notes = _held_out(texts, lists, material.seed), [] if taught is None else taught.notes
+    if stage.selection is None or taught is None:
+        return Prepared(texts, lists, terms, held_out, notes=notes)
+    chosen = selected(stage.selection, material, texts, taught)
+    return Prepared(texts, lists, terms, held_out, chosen.rows, [*notes, chosen.note])
+
+
+def _check_labels(lists: Lists) -> None:
+    there = np.ones(lists.scores.shape, dtype=bool) if lists.documents is None else lists.documents >= 0
+    scores = lists.scores[there]
+    if len(scores) and not 0 <= scores.min() <= scores.max() <= 1:
+        raise UserError(
+            f"bce learns labels from 0 to 1, and the teacher's go from {scores.min():.3g} to {scores.max():.3g}; set "
+            "labels: sigmoid for logits, or cosine."
+        )
+
+
+def learned_from(prepared: Prepared) -> dict[str, Any]:
+    """How much a stage learned from, and at which temperatures: what its model card says.
+
+    Returns:
+        ``texts`` (of them ``queries`` real ones and ``held_out``), ``pairs`` with teacher scores, and by objective
+        ``temperatures``: what student and teacher scores were divided by.
+    """
+    texts, lists = prepared.texts, prepared.lists
+    return {
+        "texts": len(texts),
+        "queries": int((texts.sources < 0).sum()),
+        "held_out": len(prepared.held_out),
+        "pairs": 0 if lists is None else int(list_sizes(lists).sum()),
+        "temperatures": {
+            term.name: {"student": float(term.student_temperature), "teacher": float(term.teacher_temperature)}
+            for term in prepared.terms
+            if term.reads_scores
+        },
+    }
 
 
 def _held_out(texts: TrainingTexts, lists: Lists | None, seed: int) -> np.ndarray:
@@ -61,8 +117,12 @@ def training_rows(prepared: Prepared, stage: StageSettings) -> np.ndarray:
     lists = prepared.lists
     if lists is not None and not stage.aligns:
         usable &= list_sizes(lists) >= 2
-    if stage.is_contrastive:
+    if stage.needs_own_document:
         usable &= prepared.texts.sources >= 0
+    elif lists is not None and all(term.name in NEED_POSITIVES for term in prepared.terms):
+        usable &= (lists.positives >= 0) & (lists.positives != lists.hidden)
+    if prepared.chosen is not None:
+        usable &= prepared.chosen
     rows = np.flatnonzero(usable)
     if not len(rows):
         raise UserError("no training text is left that the objective can learn from; mine deeper or add texts.")

@@ -4,13 +4,29 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from retrodistill.training.base_settings import Settings
+from retrodistill.training.list_settings import (
+    CandidateSettings,
+    SelectionSettings,
+    TeacherSettings,
+    teacher_members,
+)
 
-class Settings(BaseModel):
-    """Base of all settings: frozen, and unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+__all__ = [
+    "CandidateSettings",
+    "GroupSettings",
+    "ObjectiveSettings",
+    "RegulariserSettings",
+    "SelectionSettings",
+    "Settings",
+    "StageSettings",
+    "TeacherSettings",
+    "TextSettings",
+    "TrainingSettings",
+    "teacher_members",
+]
 
 
 class TextSettings(Settings):
@@ -29,43 +45,6 @@ class TextSettings(Settings):
     titles: bool = True
     sentences: int = Field(default=3, ge=0)
     documents: bool = False
-
-
-class CandidateSettings(Settings):
-    """Whom the teacher scores.
-
-    Attributes:
-        sources: Retrievers that propose; by default bm25 and the dense teachers, or the recorded run.
-        depth: Documents per query and source, or ``all`` for the whole corpus (teachers that score it at no cost).
-        random: So many documents of the corpus drawn for each query besides. A recorded run has no scores for them:
-            they count as the lowest of its list.
-    """
-
-    sources: list[str] | None = None
-    depth: int | Literal["all"] = 100
-    random: int = Field(default=0, ge=0)
-
-    @field_validator("sources")
-    @classmethod
-    def _can_search(cls, sources: list[str] | None) -> list[str] | None:
-        from retrodistill.errors import UserError
-        from retrodistill.models.names import parse_model_name
-
-        for source in sources or []:
-            try:
-                kind = parse_model_name(source).kind
-            except UserError as error:
-                raise ValueError(str(error)) from error
-            if kind == "cross-encoder":
-                raise ValueError(f"{source!r} scores pairs and proposes no candidates; name it as a teacher")
-        return sources
-
-    @field_validator("depth")
-    @classmethod
-    def _positive(cls, depth: int | str) -> int | str:
-        if depth != "all" and int(depth) < 1:
-            raise ValueError("depth is at least 1, or 'all'")
-        return depth
 
 
 class ObjectiveSettings(Settings):
@@ -182,23 +161,46 @@ class StageSettings(Settings):
 
     Attributes:
         objectives: Terms of the loss, summed; a bare name stands for its defaults.
+        teacher: Who scores this stage's lists, one or several; by default the recipe's teacher.
+        labels: What becomes of the teacher's scores, one of `retrodistill.teachers.labels.LABELS`: ``bce`` needs
+            ``sigmoid`` (of logits), ``cosine`` or ``mean`` (of recorded labels); those of several are averaged.
         towers: ``query`` trains the query side against stored document embeddings; ``both`` encodes documents too;
             ``lexical`` trains the lexical half of a hybrid student, on both sides, against stored dense halves;
             ``head`` trains what a sparse or multi-vector student has behind its transformer, on both sides, against
             stored hidden states, at a small part of the cost of ``both``.
         texts: What is trained on.
         candidates: Whom the teacher scores; needed by list objectives.
+        selection: Which of the texts are trained on, where not all.
+        positives: What ``contrastive`` and ``in-batch`` take for right: a pseudo-query's ``own`` document, or the
+            training split's ``labels``, of which the best by grade counts; labelled documents join the candidates.
         groups: How groups are drawn for ``both`` and ``head``.
+        batches: ``shuffled``, or of one of the ``topics`` each (TAS-B, arXiv 2104.06967): clusters of the texts'
+            embeddings in the space.
+        topics: How many; by default so many that each makes about six batches.
         regularisers: What keeps a sparse student sparse.
+        matryoshka: The loss is taken on so many leading dimensions of a dense or static student's vectors too.
+        exit_kl: Weight of the divergence by which the deepest exit teaches the others; 1 by default.
+        exit_weights: Weights of what exits learn, by layer; 1 by default.
+        own_tokens: Weight of the objectives on scores of which one side keeps its own tokens only (VDR, ICLR 2024).
         training: How long and how fast.
     """
 
     objectives: list[ObjectiveSettings] = Field(min_length=1)
+    teacher: list[TeacherSettings] = Field(default_factory=list)
+    labels: str = "scores"
     towers: Literal["query", "both", "lexical", "head"] = "query"
     texts: TextSettings = TextSettings()
     candidates: CandidateSettings = CandidateSettings()
+    selection: SelectionSettings | None = None
+    positives: Literal["own", "labels"] = "own"
     groups: GroupSettings = GroupSettings()
+    batches: Literal["shuffled", "topics"] = "shuffled"
+    topics: int | None = Field(default=None, ge=1)
     regularisers: list[RegulariserSettings] = Field(default_factory=list)
+    matryoshka: list[int] = Field(default_factory=list)
+    exit_kl: float | None = Field(default=None, ge=0)
+    exit_weights: dict[int, float] = Field(default_factory=dict)
+    own_tokens: float = Field(default=0.0, ge=0)
     training: TrainingSettings = TrainingSettings()
 
     @field_validator("objectives", mode="before")
@@ -208,6 +210,52 @@ class StageSettings(Settings):
         if not isinstance(terms, (list, tuple)):
             return terms  # pydantic says what is wanted
         return [{"name": term} if isinstance(term, str) else term for term in terms]
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _members(cls, given: Any) -> Any:
+        return teacher_members(given)
+
+    @field_validator("labels")
+    @classmethod
+    def _known_labels(cls, name: str) -> str:
+        from retrodistill.errors import unknown
+        from retrodistill.teachers.labels import LABELS
+
+        if name not in LABELS:
+            raise ValueError(str(unknown("kind of labels", name, LABELS)))
+        return name
+
+    @model_validator(mode="after")
+    def _keys_fit(self) -> StageSettings:
+        wanting = {
+            "teacher": bool(self.teacher),
+            "labels": self.labels != "scores",
+            "selection": self.selection is not None,
+            "candidates.budget": self.candidates.budget is not None,
+        }
+        told = next((key for key, said in wanting.items() if said), None)
+        if told and not self.needs_lists:
+            raise ValueError(f"{told} is about candidates, and no objective of this stage sees any; add one such as kl")
+        if self.labels != "scores" and self.candidates.depth == "all":
+            raise ValueError("labels are made of pairs' scores: set candidates.depth to a number, not 'all'")
+        if self.labels == "scores" and any(term.name == "bce" for term in self.objectives):
+            raise ValueError("bce learns labels from 0 to 1: set labels: sigmoid (of logits), cosine, or mean")
+        if self.positives == "labels" and not self.is_contrastive:
+            raise ValueError("positives: labels is for contrastive and in-batch; add one of them")
+        if self.topics is not None and self.batches != "topics":
+            raise ValueError("topics is for batches: topics; set both, or neither")
+        return self
+
+    @property
+    def has_own_teacher(self) -> bool:
+        """Whether its lists are taught otherwise than by the recipe's teacher as it is."""
+        return bool(self.teacher) or self.labels != "scores"
+
+    @property
+    def needs_own_document(self) -> bool:
+        """Whether pseudo-queries must see the document that they were taken from."""
+        return self.is_contrastive and self.positives == "own"
 
     @property
     def needs_lists(self) -> bool:

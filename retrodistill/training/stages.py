@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from retrodistill.distributed import main_first
 from retrodistill.errors import UserError
@@ -14,13 +16,17 @@ from retrodistill.models.embeddings import embed
 from retrodistill.models.encoder import Encoder
 from retrodistill.students.hybrid import dense_half
 from retrodistill.students.kinds import AnyStudent, as_student
+from retrodistill.students.matryoshka import LeadingVectors
+from retrodistill.training.curricula import topic_batches
+from retrodistill.training.forms import check_matryoshka, loss_of_forms
 from retrodistill.training.group_stages import train_both, train_head
 from retrodistill.training.hybrid import LexicalHalfLoss, token_bags
 from retrodistill.training.losses import StoredTargetsLoss
 from retrodistill.training.material import Material
 from retrodistill.training.monitors import HeldOutMonitor
-from retrodistill.training.prepared import Prepared, prepare, teacher_rows, training_rows
+from retrodistill.training.prepared import Prepared, learned_from, prepare, teacher_rows, training_rows
 from retrodistill.training.settings import StageSettings
+from retrodistill.training.standing import Standing
 from retrodistill.training.trainer import History, text_dataset, train
 
 _AGREEMENT_DEPTH = 10
@@ -40,6 +46,9 @@ def run_stage(model: Any, stage: StageSettings, material: Material, folder: Path
         UserError: The stage lacks what an objective learns from.
     """
     student = as_student(model)
+    check_matryoshka(student, stage)
+    space = None if material.own_documents else material.space
+    material = replace(material, student=Standing(as_student(model), space, material.stored))
     with main_first():
         prepared = prepare(stage, material)
     by_towers: dict[str, Callable[..., History]] = {
@@ -48,7 +57,10 @@ def run_stage(model: Any, stage: StageSettings, material: Material, folder: Path
         "lexical": _train_lexical,
         "head": train_head,
     }
-    return by_towers[stage.towers](student, stage, material, prepared, folder, what)
+    history = by_towers[stage.towers](student, stage, material, prepared, folder, what)
+    history.notes = [*prepared.notes, *history.notes]
+    history.learned = {**learned_from(prepared), "steps": history.steps, "seconds": history.seconds}
+    return history
 
 
 def _dense(student: AnyStudent, towers: str) -> Encoder:
@@ -57,18 +69,10 @@ def _dense(student: AnyStudent, towers: str) -> Encoder:
     return student
 
 
-def _stored_documents(student: Encoder, material: Material) -> np.ndarray:
-    """(corpus, d) vectors that the query tower is trained against."""
-    encoder = student if material.own_documents or material.space is None else material.space
-    documents = material.stored
-    if documents is None:
-        documents = embed(encoder, material.collection.documents.texts, "document")
-    if documents.shape[1] != student.dimension:
-        raise UserError(
-            f"the student has {student.dimension} dimensions, the stored documents {documents.shape[1]}; set "
-            "student.dimension to 'space'."
-        )
-    return documents
+def _standing(material: Material) -> Standing:
+    if material.student is None:
+        raise UserError("a stage's material lacks the student as it stands.")
+    return material.student
 
 
 def _train_query_tower(
@@ -76,18 +80,31 @@ def _train_query_tower(
 ) -> History:
     student, texts = _dense(asked, "query"), prepared.texts
     with main_first():
-        stored = _stored_documents(student, material)
+        stored = _standing(material).vectors(material.collection)
     teacher_vectors = None
     aligning = [term.name for term in prepared.terms if not term.sees_lists]
     if aligning:
         if material.space is None:
             raise UserError(f"objective {aligning[0]!r} needs a dense teacher to align to; set 'space' to one.")
-        teacher_vectors = embed(material.space, texts.texts.texts, "query")
-    loss = StoredTargetsLoss(
-        student.model, prepared.terms, embeddings=teacher_vectors, documents=stored, lists=prepared.lists
-    )
+        teacher_vectors = embed(material.space, material.asked(texts.texts).texts, "query")
+    unit = student.similarity == "cosine"
+
+    def leading(vectors: np.ndarray | None, cut: int) -> Any:
+        return vectors if vectors is None or cut == vectors.shape[1] else LeadingVectors(vectors, cut, unit=unit)
+
+    def make(cut: int, alone: bool) -> StoredTargetsLoss:
+        return StoredTargetsLoss(
+            student.model,
+            prepared.terms,
+            embeddings=leading(teacher_vectors, cut),
+            documents=leading(stored, cut),
+            lists=prepared.lists,
+            alone=alone,
+        )
+
+    loss = loss_of_forms(student, stage, make)
     monitor = _monitor(student, prepared, lambda: stored, teacher_vectors, stored)
-    return _train_on_texts(student, stage, material.seed, prepared, loss, monitor, folder, what)
+    return _train_on_texts(student, stage, material, prepared, loss, monitor, folder, what)
 
 
 def _train_lexical(
@@ -103,15 +120,15 @@ def _train_lexical(
     bags = token_bags(student.model, corpus, student.prompt("document"))
     loss = LexicalHalfLoss(student.model, prepared.terms, queries, documents, bags, prepared.lists)
     monitor = _monitor(student, prepared, loss.document_vectors)
-    return _train_on_texts(student, stage, material.seed, prepared, loss, monitor, folder, what)
+    return _train_on_texts(student, stage, material, prepared, loss, monitor, folder, what)
 
 
 def _train_on_texts(
     student: Encoder,
     stage: StageSettings,
-    seed: int,
+    material: Material,
     prepared: Prepared,
-    loss: StoredTargetsLoss | LexicalHalfLoss,
+    loss: nn.Module,
     monitor: HeldOutMonitor | None,
     folder: Path,
     what: str,
@@ -121,7 +138,16 @@ def _train_on_texts(
     dataset = text_dataset({"text": [texts[row] for row in rows]}, rows.tolist())
     prompts = {"text": student.prompt("query")} if student.prompt("query") else None
     return train(
-        student.model, loss, dataset, stage.training, folder, seed=seed, prompts=prompts, monitor=monitor, what=what
+        student.model,
+        loss,
+        dataset,
+        stage.training,
+        folder,
+        seed=material.seed,
+        prompts=prompts,
+        monitor=monitor,
+        what=what,
+        batches=topic_batches(stage, material, prepared.texts.texts, rows),
     )
 
 

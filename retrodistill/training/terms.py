@@ -67,6 +67,9 @@ class Term:
         """
         if self.name == "contrastive":
             return pure.contrastive(scores, positives, mask, student_temperature=self.student_temperature)
+        if self.name == "bce":  # its labels have their scale
+            usable = pure.usable_lists(targets, mask)[0]
+            return pure.binary_cross_entropy(scores / self.student_temperature, targets, mask & usable[:, None])
         if self.name not in _LISTS and self.name != "pld":
             raise UserError(f"objective {self.name!r} needs more than lists and works with towers: query or both.")
         scores, targets, mask = self.scaled(scores, targets, mask)
@@ -254,6 +257,11 @@ class TermsLoss(nn.Module):
                 value = term.on_lists(scores, targets, mask, positives)
             parts[term.name] = parts.get(term.name, 0.0) + term.weight * value
         return parts
+
+    @property
+    def start(self) -> Any:
+        """The student of the stage's start, where a term compares with it; else None."""
+        return self._start
 
     def objective_state(self) -> dict[str, dict[str, float]]:
         """What a checkpoint must keep for a resumed training: schedules by the place of their term, JSON-ready."""

@@ -40,6 +40,7 @@ class History:
         losses: ``{"step": .., "loss": .., term: ..}`` at intervals.
         monitors: ``{"step": .., measure: ..}`` at intervals.
         notes: What a reader of the results should know.
+        learned: What it learned from, for the model card.
     """
 
     steps: int = 0
@@ -47,6 +48,7 @@ class History:
     losses: list[dict[str, float]] = field(default_factory=list)
     monitors: list[dict[str, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    learned: dict[str, Any] = field(default_factory=dict)
 
 
 Monitor = Callable[[], dict[str, float]]
@@ -63,6 +65,7 @@ def train(  # noqa: PLR0913 - what a training run is made of
     prompts: dict[str, str] | None = None,
     monitor: Monitor | None = None,
     what: str = "training",
+    batches: Any = None,
 ) -> History:
     """Train a model in place; taken up at its last whole checkpoint if it was killed.
 
@@ -76,6 +79,7 @@ def train(  # noqa: PLR0913 - what a training run is made of
         prompts: Prompt of each text column: the trainer applies none by itself.
         monitor: Called at intervals and at the end; its measures are recorded.
         what: Title of the progress bar.
+        batches: What cuts the rows into batches, a `retrodistill.candidates.topics.TopicBatches`; shuffled if None.
 
     Raises:
         UserError: Checkpoints cannot be written: a full disk.
@@ -85,7 +89,8 @@ def train(  # noqa: PLR0913 - what a training run is made of
 
     make_folder(folder)
     Trainer, Arguments = _trainer_of(model)  # noqa: N806 - classes
-    arguments = Arguments(**_arguments(model, settings, folder, dataset, prompts or {}, seed))
+    ordered = {} if batches is None else {"batch_sampler": batches}
+    arguments = Arguments(**_arguments(model, settings, folder, dataset, prompts or {}, seed), **ordered)
     history = History()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     trainer = Trainer(model=model, args=arguments, train_dataset=dataset, loss=loss)

@@ -29,6 +29,7 @@ class TestOneCollection:
         assert status == 0
         run = read_run(tmp_path / "out" / tiny_folder.name / "runs" / "bm25.run")
         assert len(run.query_ids) == 12
+        assert "retrodistill " in (tmp_path / "out" / tiny_folder.name / "report.html").read_text()
         assert call(*asked)[1] == out
 
     def test_a_reranker_agreement_and_cost(self, call, tiny_folder, tiny_model):

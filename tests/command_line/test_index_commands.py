@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from sparse_models import inference_free
 
@@ -71,6 +72,37 @@ class TestKinds:
         assert status == 0
         assert re.search(r"held-out queries \(0 to 1\): 0\.\d{4}, OPQ at the same bytes \(OPQ4,PQ4x4\) 0\.\d{4}", out)
         assert load_index(place).factory == "OPQ4,PQ4x4"
+
+    def test_exact_weights_pruned_documents_and_no_default_depth_beyond_the_index(self, build, call, sparse):
+        place, (status, _, _) = build(sparse, "--bits", "32", "--prune", "4")
+        assert status == 0
+        settings = load_index(place).settings
+        assert (settings.bits, settings.prune) == (None, 4)
+        load = load_index(place)
+        load.remove(load.ids[5:])
+        load.save(place)
+        status, out, _ = call("search", place, "star planet blood heart bread cheese", "--json")
+        assert status == 0
+        assert 0 < len(json.loads(out)) <= 5
+
+    def test_options_of_seismic_are_for_seismic(self, build, sparse):
+        _, (status, _, err) = build(sparse, "--query-cut", "5")
+        assert status == 2
+        assert "query_cut is no setting of the backend 'exact'" in err
+
+    def test_a_quantiser_of_vectors_from_a_file_learns_from_what_they_are_of(
+        self, build, call, tiny, tiny_model, tmp_path
+    ):
+        from retrodistill.models import load_encoder
+
+        vectors = load_encoder(f"dense:{tiny_model}").encode(tiny.documents.texts, "document")
+        (tmp_path / "vectors").mkdir()
+        np.save(tmp_path / "vectors" / "documents.npy", vectors)
+        (tmp_path / "vectors" / "documents.ids.txt").write_text("\n".join(tiny.documents.ids) + "\n")
+        place, (status, out, _) = build(f"vectors:{tmp_path / 'vectors'}", "--learn", "--factory", "OPQ4,PQ4x4")
+        assert status == 0
+        assert "agreement with exact search" in out
+        assert len(load_index(place)) == len(tiny.documents)
 
     def test_search_is_tuned_to_a_recall(self, build, tiny_model):
         place, (status, _, _) = build(f"dense:{tiny_model}", "--factory", "IVF8,Flat", "--recall", "1.0")

@@ -65,6 +65,7 @@ class TestCompare:
         assert "p (Holm)" in text
         assert "80% power" in text
         assert "queries that changed most: same − base" in text
+        assert not any(line.endswith(": ") for line in text.splitlines())  # no text is known of these queries
 
 
 class TestMistakes:

@@ -2,11 +2,15 @@ import json
 import subprocess
 
 import pytest
+from sparse_models import inference_free
 
 from retrodistill.evaluation import evaluate, memory
 from retrodistill.evaluation.cost import measure_cost
 from retrodistill.evaluation.systems import load_candidate
-from retrodistill.indexes import build_index
+from retrodistill.indexes import build_index, load_index
+from retrodistill.manifest import Manifest
+from retrodistill.models.multi_vector import token_encoder
+from retrodistill.models.retrievers import load_retriever
 from retrodistill.reports import Results
 from retrodistill.runs import Run
 
@@ -106,3 +110,33 @@ class TestInAnEvaluation:
         made = evaluate("bm25", unjudged, cost_threads=1)
         assert made.rows[0].cost.timings[0].queries_per_second > 0
         assert made.rows[0].cost.peak_bytes is None  # a collection in memory: no other process has it
+
+
+class TestStagesOfEveryKind:
+    @pytest.mark.parametrize("kind", ["sparse", "multi-vector"])
+    def test_retriever_and_index_tell_encoding_and_search_apart(self, tiny, tiny_model, tmp_path, kind):
+        model = inference_free(tmp_path / "bert") if kind == "sparse" else token_encoder(tiny_model)
+        model.save_pretrained(str(tmp_path / "model"))
+        name, texts = f"{kind}:{tmp_path / 'model'}", tiny.split("test").texts
+        for system in (load_retriever(name), build_index(tiny, name)):
+            encode, search = system.stages(tiny, 3)
+            rows, scores = search(encode(texts[:2]))
+            found = system.retrieve(tiny, tiny.split("test"), 3)
+            query, documents, wanted = next(iter(found))
+            assert query == tiny.split("test").ids[0]
+            assert [tiny.documents.ids[row] for row in rows[0][: len(documents)]] == list(documents)
+            if getattr(getattr(system, "queries", None), "similarity", "") != "meanmaxsim":
+                assert scores[0][: len(wanted)] == pytest.approx(wanted, rel=1e-3)  # stored queries are float16
+
+    @pytest.mark.parametrize("kind", ["dense", "sparse", "multi-vector"])
+    def test_the_manifest_of_an_index_says_how_long_building_took(self, tiny, tiny_model, tmp_path, kind):
+        if kind != "dense":
+            model = inference_free(tmp_path / "bert") if kind == "sparse" else token_encoder(tiny_model)
+            model.save_pretrained(str(tmp_path / "model"))
+        name = f"dense:{tiny_model}" if kind == "dense" else f"{kind}:{tmp_path / 'model'}"
+        index = build_index(tiny, name)
+        index.save(tmp_path / "index")
+        said = Manifest.read(tmp_path / "index").about["build_seconds"]
+        assert said == pytest.approx(index.build_seconds, abs=1e-3)
+        load_index(tmp_path / "index").save(tmp_path / "copy")
+        assert Manifest.read(tmp_path / "copy").about["build_seconds"] == said

@@ -35,6 +35,10 @@ class TestFigures:
         assert "recall@1000" not in evaluate("bm25", tiny, depth=100).means["bm25"]
         assert "recall@100" in evaluate("bm25", tiny, depth=100).means["bm25"]
 
+    def test_one_that_is_asked_for_all_the_same_has_a_note(self, tiny):
+        made = evaluate("bm25", tiny, measures=["recall@1000", "ndcg@10"], depth=20)
+        assert made.notes == ["recall@1000: only 20 documents a query were retrieved (depth), so it counts no deeper."]
+
     def test_queries_without_results_count_0(self, tiny):
         made = evaluate({"one": Run.from_dict({"t0": {"d0": 1.0}})}, tiny)
         assert len(made.per_query["one"]) == made.queries == 12
@@ -71,6 +75,27 @@ class TestFolder:
         assert values.column_names[:3] == ["system", "query_id", "ndcg@10"]
         assert read_per_query(tmp_path)["a model"].equals(made.per_query["a model"])
         assert Results.from_json(json.loads((tmp_path / "results.json").read_text())).queries == 12
+
+    def test_systems_that_were_measured_before_stay_beside_the_new_ones(self, tiny, space, tmp_path):
+        first = evaluate({"bm25": "bm25"}, tiny, out=tmp_path)
+        second = evaluate({"model": space}, tiny, out=tmp_path, cost_threads=1)
+        values = read_per_query(tmp_path)
+        assert list(values) == ["bm25", "model"]
+        assert values["bm25"].equals(first.per_query["bm25"])
+        assert values["model"].equals(second.per_query["model"])
+
+    def test_those_of_another_split_or_by_other_measures_do_not(self, tiny, space, tmp_path):
+        evaluate({"bm25": "bm25"}, tiny, "dev", out=tmp_path)
+        evaluate({"shallow": "bm25"}, tiny, measures=["mrr@10"], out=tmp_path)
+        evaluate({"model": space}, tiny, out=tmp_path)
+        assert list(read_per_query(tmp_path)) == ["model"]
+
+    def test_a_system_that_finds_nothing_counts_0_and_is_known_again(self, tmp_path):
+        strange = Collection.from_parts(
+            "strange", {"a": "star", "b": "planet"}, {"q": "zzz"}, {"test": {"q": {"a": 1}}}
+        )
+        for _ in range(2):
+            assert evaluate({"bm25": "bm25"}, strange, out=tmp_path).means["bm25"]["ndcg@10"] == 0
 
     def test_the_written_run_gives_the_same_figures(self, tiny, space, tmp_path):
         made = evaluate({"model": space}, tiny, out=tmp_path)

@@ -4,6 +4,7 @@ from retrodistill.errors import UserError
 from retrodistill.evaluation import evaluate
 from retrodistill.evaluation.reranking import Reranker, load_reranker
 from retrodistill.evaluation.systems import load_candidate
+from retrodistill.indexes import build_index
 from retrodistill.models.retrievers import LexicalRetriever, load_retriever
 from retrodistill.runs import Run, write_run
 from retrodistill.teachers import load_teacher
@@ -28,6 +29,12 @@ class TestReranker:
         made = evaluate(name, tiny)
         assert set(made.runs[name].document_ids) == {"d0", "d6"}
         assert made.rows[0].name == name
+
+    def test_an_index_on_disk_proposes_candidates(self, tiny, space, tmp_path):
+        build_index(tiny, space).save(tmp_path / "an@index")
+        found = evaluate([f"rerank@5:bm25@{tmp_path / 'an@index'}", f"rerank@5:bm25@{space}"], tiny)
+        one, other = found.runs.values()
+        assert one.fingerprint == other.fingerprint
 
     def test_what_decides_its_results_is_known(self, tiny, space, tiny_model):
         prints = [

@@ -76,11 +76,18 @@ class TestRules:
     def test_what_is_chosen(self, documents, wish, factory):
         assert choose_factory(documents, 384, **wish).factory == factory
 
+    @pytest.mark.parametrize("documents", [400, 500, 640, 700, 5_000])
+    def test_codebooks_never_make_it_larger_than_exact_vectors(self, documents):
+        chosen = choose_factory(documents, 384, bytes_per_document=60)
+        assert chosen.fixed_bytes + documents * chosen.bytes_per_document < documents * 4 * 384
+        assert ("OPQ" in chosen.factory) == (documents > 640)
+
     def test_the_reason_is_one_sentence(self):
         chosen = choose_factory(5000, 384, bytes_per_document=48, recall=0.95)
         assert chosen.reason == (
             "auto: OPQ48,PQ48 for 5,000 documents, at most 48 bytes each, recall@10 of 0.95: a scan, 48 bytes a "
-            "document, keeps some 0.75 of exact search's ten best; no kind within these bytes keeps what is wanted."
+            "document and 1.0 MB of codebooks, keeps some 0.75 of exact search's ten best; no kind within these bytes "
+            "keeps what is wanted."
         )
 
     def test_more_recall_never_takes_fewer_bytes(self):

@@ -159,6 +159,12 @@ class TestWithoutJudgements:
         assert all(not side.quality and side.query_ms for side in found.sides)
         assert "No judgements for 'test': quality is not measured." in str(found)
 
+    def test_a_split_that_nobody_has_is_refused_all_the_same(self, tiny, teacher):
+        texts = dict(zip(tiny.documents.ids, tiny.documents.texts, strict=True))
+        log = Collection.from_parts("log", texts, {"a": "star planet"}, {})
+        with pytest.raises(UserError, match=r"has no split 'nonsense'"):
+            check(build_index(log, teacher), log, split="nonsense")
+
 
 class TestVectorsFromAFile:
     @pytest.fixture

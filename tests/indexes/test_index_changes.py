@@ -11,6 +11,7 @@ from retrodistill.errors import UserError
 from retrodistill.indexes import AsymmetricIndex, Space
 from retrodistill.indexes.factory import build_faiss
 from retrodistill.indexes.parts import file_bytes
+from retrodistill.progress import set_quiet
 
 WIDTH = 16
 FORGETTING = [
@@ -223,3 +224,60 @@ class TestSize:
     def test_query_ids_are_one_per_vector(self, vectors):
         with pytest.raises(UserError, match=r"^1 query ids for 2 vectors; give one id per vector.$"):
             indexed(vectors, "Flat").search_vectors(vectors[:2], 1, ["q"])
+
+
+class TestWhatCannotBeAdded:
+    @pytest.mark.parametrize(
+        ("ids", "number", "message"),
+        [
+            (["new"], 0.0, r"^documents: 1 vectors are zero \('new'\), which have no cosine"),
+            (["new"], 1e30, r"^documents: 1 vectors hold numbers beyond 1e\+15 \('new'\)"),
+            ([""], 1.0, r"^document id '' is empty"),
+            ("x", 1.0, r"^document ids are 'x', one string; give a list of them, e.g. \['x'\]"),
+        ],
+    )
+    def test_is_refused_and_nothing_changes(self, vectors, ids, number, message):
+        index = indexed(vectors, "Flat")
+        with pytest.raises(UserError, match=message):
+            index.add_vectors(ids, np.full((1, WIDTH), number, dtype="f4"))
+        assert len(index) == index.index.ntotal == 300
+
+    def test_a_zero_vector_has_a_dot_product(self, vectors):
+        index = indexed(vectors, "Flat", "dot")
+        index.add_vectors(["new"], np.zeros((1, WIDTH), dtype="f4"))
+        assert len(index) == 301
+
+    def test_a_string_is_no_list_of_ids_to_remove(self, vectors):
+        index = indexed(vectors, "Flat")
+        with pytest.raises(UserError, match=r"^document ids are 'd2', one string"):
+            index.remove("d2")
+        assert len(index) == 300
+
+
+class TestFewVectors:
+    def test_faiss_says_nothing_and_one_line_tells_what_it_means(self, vectors, capfd):
+        set_quiet(False)
+        indexed(vectors, "OPQ8,PQ8")
+        said = capfd.readouterr()
+        assert "please provide at least" not in said.out + said.err
+        assert said.err.count("300 vectors train 256 centroids, and k-means asks for 9,984") == 1
+
+    def test_the_codes_are_those_that_faiss_learns_by_itself(self, vectors):
+        alone = faiss.index_factory(WIDTH, "OPQ8,PQ8", faiss.METRIC_INNER_PRODUCT)
+        faiss.downcast_index(alone.index).do_polysemous_training = False
+        alone.train(vectors[:300])
+        alone.add(vectors[:300])
+        ours = build_faiss("OPQ8,PQ8", vectors[:300])
+        np.testing.assert_array_equal(alone.search(vectors[:20], 5)[0], ours.search(vectors[:20], 5)[0])
+
+
+class TestDefaultDepth:
+    @pytest.mark.parametrize(("documents", "found"), [(3, 3), (300, 10)])
+    def test_is_ten_or_all_of_fewer(self, vectors, documents, found):
+        ids = [f"d{row}" for row in range(documents)]
+        index = AsymmetricIndex(build_faiss("Flat", vectors[:documents]), ids, Space("s", WIDTH, "cosine", "dense:m"))
+        assert len(index.search_vectors(vectors[:1])) == found
+
+    def test_a_number_beyond_the_index_is_refused_all_the_same(self, vectors):
+        with pytest.raises(UserError, match=r"k=301: the corpus has 300 documents"):
+            indexed(vectors, "Flat").search_vectors(vectors[:1], 301)

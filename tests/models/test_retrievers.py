@@ -4,7 +4,7 @@ import pytest
 from retrodistill.errors import UserError
 from retrodistill.models import Retriever, load_encoder, load_retriever
 from retrodistill.models.loading import load_bi_encoder
-from retrodistill.models.retrievers import DenseRetriever, RecordedRetriever, check_k, check_queries
+from retrodistill.models.retrievers import DenseRetriever, RecordedRetriever, as_queries, check_k, check_queries
 from retrodistill.models.vectors import check_finite, exact_search, pair_products
 from retrodistill.runs import Run, write_run
 
@@ -130,3 +130,14 @@ class TestChecks:
     def test_the_empty_query_is_named_by_its_place(self):
         with pytest.raises(UserError, match=r"^query 2 of 3 is empty; a query needs at least one word.$"):
             check_queries(["a", " \n", "c"])
+
+
+class TestQueriesAsTheyAreGiven:
+    def test_a_mapping_names_its_queries(self):
+        asked = as_queries({"a": "star", "b": "planet"})
+        assert (asked.ids, asked.texts) == (["a", "b"], ["star", "planet"])
+
+    @pytest.mark.parametrize("given", [{"a": 3}, ["star", None]])
+    def test_what_is_no_text_is_refused(self, given):
+        with pytest.raises(UserError, match=r"^query .* is .*; give texts, or a mapping of ids to texts\.$"):
+            as_queries(given)

@@ -7,6 +7,8 @@ import pytest
 
 from retrodistill.collections import Collection
 from retrodistill.errors import UserError
+from retrodistill.exports import export_parquet
+from retrodistill.exports.parquet import ParquetSettings
 from retrodistill.indexes import build_index
 from retrodistill.manifest import Manifest
 from retrodistill.models import Encoder, load_encoder
@@ -379,3 +381,25 @@ class TestEverywhereElse:
         )
         assert ours.fingerprint(tiny) != theirs.fingerprint(tiny)
         assert ours.remaining(tiny, test, candidates).items == 0
+
+
+class TestParquetExports:
+    def test_are_read_with_the_model_of_their_documents(self, tiny, tiny_model, tmp_path):
+        name = f"dense:{tiny_model}"
+        export_parquet(name, tiny, tmp_path / "export", ParquetSettings(rows=25))
+        found = VectorFile.open(tmp_path / "export").bind(tiny)
+        assert found.about.model == name
+        assert found.similarity == "cosine"
+        texts = tiny.documents.texts
+        np.testing.assert_allclose(
+            found.encode(texts, "document"), load_encoder(name).encode(texts, "document"), atol=1e-5
+        )
+        index = build_index(tiny, f"vectors:{tmp_path / 'export'}", f"vectors:{tmp_path / 'export'}")
+        assert len(index) == len(tiny.documents)
+
+    def test_of_other_kinds_are_refused(self, tmp_path):
+        (tmp_path / "documents").mkdir()
+        pq.write_table(pa.table({"document_id": ["a"]}), tmp_path / "documents" / "part-00000.parquet")
+        Manifest("Parquet export", {}, {"kind": "sparse"}).write(tmp_path)
+        with pytest.raises(UserError, match=r"holds sparse vectors; vectors: reads dense ones\.$"):
+            VectorFile.open(tmp_path)

@@ -181,12 +181,18 @@ def taid_value(s, t, share=0.6):
     return divergence(log_softmax(mixed), log_softmax(s))
 
 
+def soft_label(score, label):
+    """-y log sigmoid(s) - (1 - y) log sigmoid(-s); labels beyond 0..1 are as linear in it."""
+    return label * logistic(score) + (1 - label) * logistic(-score)
+
+
 BRUTE = {
     "kl": brute_kl,
     "reverse-kl": per_list(lambda s, t: divergence(log_softmax(s), log_softmax(t))),
     "balanced-kl": per_list(balanced),
     "listnet": per_list(crossed),
     "mse": over_items(lambda s, t: [(a - b) ** 2 for a, b in zip(s, t, strict=True)]),
+    "bce": over_items(lambda s, t: [soft_label(a, b) for a, b in zip(s, t, strict=True)]),
     "margin-mse": over_items(margins_of_best),
     "margin-mse-all": over_items(margins_of_all),
     "ranknet": over_items(ranknet_pairs),

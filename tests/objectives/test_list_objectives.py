@@ -7,6 +7,7 @@ from brute_lists import BRUTE, KINDS, brute_kl, lists, log_softmax
 from retrodistill.errors import UserError
 from retrodistill.objectives import (
     balanced_kl,
+    binary_cross_entropy,
     contrastive,
     kl_divergence,
     lambda_loss,
@@ -35,6 +36,7 @@ OF_LISTS = {
     "balanced-kl": balanced_kl,
     "listnet": listnet,
     "mse": mse,
+    "bce": binary_cross_entropy,
     "margin-mse": margin_mse,
     "margin-mse-all": lambda *given, **named: margin_mse(*given, **named, pairs="all"),
     "ranknet": ranknet,
@@ -44,7 +46,7 @@ OF_LISTS = {
     "sinkhorn": sinkhorn,
     "taid": lambda *given, **named: taid(*given, **named, t=0.6),
 }
-OF_SHIFTED = sorted(set(OF_LISTS) - {"mse"})
+OF_SHIFTED = sorted(set(OF_LISTS) - {"mse", "bce"})
 ZERO_AT_AGREEMENT = ["kl", "reverse-kl", "balanced-kl", "margin-mse", "margin-mse-all", "taid"]
 PULLS_FLAT = [*ZERO_AT_AGREEMENT, "listnet", "mse"]
 STOPPED = {"balanced-kl", "taid"}  # a part of theirs that depends on the student carries no gradient, on purpose

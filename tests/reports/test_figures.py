@@ -2,27 +2,31 @@ import itertools
 import random
 
 import pytest
+from sample_results import everywhere, results, unjudged, whole
 
-from retrodistill.reports.front import pareto
+from retrodistill.reports.front import front
 from retrodistill.reports.labels import Box, place_labels
 from retrodistill.reports.svg import Scale, number
 
 
-class TestPareto:
-    def test_equals_brute_force(self):
-        draw = random.Random(3)
-        costs = [draw.choice([1.0, 2.0, 3.0, 5.0]) for _ in range(40)]
-        qualities = [round(draw.random(), 3) for _ in range(40)]
-        points = list(zip(costs, qualities, strict=True))
-        beaten = {
-            at
-            for at, (cost, quality) in enumerate(points)
-            if any(c <= cost and q >= quality and (c, q) != (cost, quality) for c, q in points)
-        }
-        assert set(pareto(costs, qualities)) == set(range(40)) - beaten
+class TestFront:
+    def test_names_who_is_not_beaten_by_cost(self):
+        text = front(results())
+        assert "On the front (better costs more): student, ensemble." in text
+        assert "Not measured: bm25." in text  # its bytes
 
-    def test_of_equals_the_first_stands(self):
-        assert pareto([1.0, 1.0], [0.5, 0.5]) == [0]
+    def test_without_quality_there_are_costs_alone(self):
+        text = front(unjudged())
+        assert 'role="img"' not in text
+        assert ">Cost</h2>" in text
+
+    def test_the_costs_in_full_stand_below(self):
+        text = front(whole())
+        for shown in ("7.96 MB", "612 MB", "5,120", "41.0%", "5 min 12 s", "126", "on 1 thread"):
+            assert shown in text
+
+    def test_nothing_measured_is_no_section(self):
+        assert front(results(systems=everywhere(ndcg10=None, retention=None), comparisons=[])) == ""
 
 
 class TestLabels:

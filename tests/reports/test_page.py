@@ -5,7 +5,7 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
-from sample_results import example, hit, results, system
+from sample_results import agreement, everywhere, example, hit, results, system, unjudged, whole
 
 from retrodistill.errors import UserError
 from retrodistill.reports import page_text, write_page
@@ -43,10 +43,19 @@ class Page(HTMLParser):
 
 class TestSelfContained:
     def test_nothing_is_loaded(self):
-        page = Page(page_text(results()))
+        page = Page(page_text(whole()))
         loaded = [attrs[key] for _, attrs in page.tags for key in ("src", "href", "data", "srcset") if key in attrs]
-        assert loaded == ["data:,"]
-        assert not re.search(r"@import|url\(|https?:", page_text(results()))
+        assert [place for place in loaded if not place.startswith("#")] == ["data:,"]
+        assert not re.search(r"@import|url\(|https?:", page_text(whole()))
+
+    def test_every_link_has_its_section(self):
+        page = Page(page_text(whole()))
+        named = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
+        assert [attrs["href"][1:] for attrs in page.all("a")] == [
+            "systems", "differences", "front", "training", "agreement", "compression", "queries", "provenance",
+        ]  # fmt: skip
+        assert {attrs["href"][1:] for attrs in page.all("a")} <= named
+        assert len(named) == sum("id" in attrs for _, attrs in page.tags)
 
     def test_only_its_own_script_runs(self):
         page = Page(page_text(results()))
@@ -83,11 +92,15 @@ class TestEscaping:
             taught_by=evil,
             systems=[
                 system(evil, "teacher", documents_by=evil, queries_by=evil),
-                system("student", documents_by=evil, bytes_per_document=None),
+                system("student", documents_by=evil, agreement=agreement(teacher=evil), measures={evil: 0.5}),
+                system(f"{evil}8", "control", documents_by=evil, bytes_per_document=20.0),
             ],
             comparisons=[{**results().comparisons[0], "b": evil, "measure": evil}],
             curves={evil: results().curves["student"]},
-            examples=[example(evil, relevant=[evil], teacher=[hit(evil, evil)])],
+            examples=[example(evil, relevant=[evil], teacher=[hit(evil, evil, title=evil)], query_id=evil)],
+            won=[example(evil, teacher_value=0.0, student_value=1.0)],
+            lost=[example(evil * 20, relevant=[])],
+            sides=[evil, "student"],
             notes=[evil],
             provenance={evil: {evil: [evil]}},
         )
@@ -111,7 +124,7 @@ class TestContent:
     def test_heads_sort_by_button_and_say_so(self):
         page = Page(page_text(results()))
         assert [attrs["aria-sort"] for attrs in page.all("th") if "aria-sort" in attrs] == ["none"] * 10
-        assert len(page.all("button")) == 10
+        assert sum("data-open" not in attrs and "data-close" not in attrs for attrs in page.all("button")) == 10
 
     def test_cells_carry_the_exact_number(self):
         values = [attrs["data-value"] for attrs in Page(page_text(results())).all("td") if "data-value" in attrs]
@@ -125,7 +138,7 @@ class TestContent:
     def test_examples_open_and_are_searched(self):
         page = Page(page_text(results()))
         assert len(page.all("details")) == 2
-        assert [attrs["type"] for attrs in page.all("input")] == ["search"]
+        assert [attrs["aria-controls"] for attrs in page.all("input")] == ["rows", "queries-list"]
         assert "lost" in page.words
 
     def test_provenance_command_seed_and_notes(self):
@@ -134,8 +147,39 @@ class TestContent:
             assert expected in words
 
 
-def everywhere(**changed):
-    return [system(one.name, one.role, **changed) for one in results().systems]
+class TestWithoutJudgements:
+    def test_it_says_why_quality_is_missing_and_shows_the_rest(self):
+        text = page_text(unjudged())
+        assert "there are no relevance judgements to measure quality with" in text[: text.index("</h1>")]
+        assert "No quality:" in text
+        assert "71% of the ten best documents of ensemble" in text[: text.index("</h1>")]
+        assert 'id="agreement"' in text
+        assert 'id="front"' in text
+        assert "nothing was judged relevant, so nothing is marked" in text
+        assert 'id="differences"' not in text
+
+
+class TestHostileTexts:
+    @pytest.mark.parametrize("letter", ["x", "字", "\u202e", "👩‍🔬", "<b>", "&amp;", "\x00"])
+    def test_ten_thousand_of_anything_are_cut(self, letter):
+        long = letter * 10_000
+        shown = example(
+            long, teacher=[hit(text=long, title=long)], student=[hit(long[:200], long)], relevant=[long] * 99
+        )
+        text = page_text(results(examples=[shown]))
+        Page(text)
+        assert len(text) < 200_000
+        text.encode()
+
+    def test_texts_of_either_direction_are_kept_apart(self):
+        page = Page(page_text(results(examples=[example("שאלה", teacher=[hit(text="עברית")])])))
+        assert all(attrs.get("dir") == "auto" for attrs in page.all("p") if "dir" in attrs)
+        assert "שאלה" in page.words
+        assert len(page.all("bdi")) > 10
+
+    def test_a_name_that_is_no_text_stops_nothing(self, tmp_path):
+        write_page(results(command="run bad-\udcff.yaml"), tmp_path / "a.html")
+        assert "run bad-?.yaml" in (tmp_path / "a.html").read_text(encoding="utf-8")
 
 
 class TestEdges:
@@ -154,6 +198,8 @@ class TestEdges:
             {"examples": [example(teacher=[], student=[], relevant=[])]},
             {"examples": [], "seconds": {}, "hardware": {}, "versions": {}, "provenance": {}, "command": ""},
             {"seconds": {"mine": 0.0}},
+            {"systems": everywhere(agreement=agreement(calibration=[], kendall_tau=None, ceiling=None))},
+            {"won": [example(teacher_value=0.0, student_value=0.0)], "lost": [], "examples": []},
             {"systems": [*results().systems, system("very-long-" * 30), system("学生モデル" * 9)]},
             {"collection": "עברית", "examples": [example("שאלה", teacher=[hit(text="本文")])]},
         ],

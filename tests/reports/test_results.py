@@ -2,7 +2,7 @@ import json
 import math
 
 import pytest
-from sample_results import results, system
+from sample_results import results, system, whole
 
 from retrodistill.errors import UserError
 from retrodistill.reports import Results
@@ -14,7 +14,17 @@ def content(**changed):
 
 class TestRoundTrip:
     def test_the_same_results_come_back_from_a_file(self):
-        assert Results.from_json(json.loads(json.dumps(results().to_json()))) == results()
+        for one in (results(), whole()):
+            assert Results.from_json(json.loads(json.dumps(one.to_json()))) == one
+
+    def test_what_an_earlier_version_wrote_is_read(self):
+        old = content()
+        for key in ("kept_of", "sides", "won", "lost"):
+            del old[key]
+        for one in old["examples"]:
+            for key in ("query_id", "teacher_value", "student_value"):
+                del one[key]
+        assert Results.from_json(old) == results()
 
     def test_the_keys_are_the_measures_names(self):
         first = results().to_json()["systems"][0]
@@ -87,9 +97,19 @@ class TestBadInputIsRefused:
     def test_a_teacher_that_was_not_measured(self):
         self.refused(content(taught_by="ensembel"), "Did you mean 'ensemble'")
 
+    def test_a_reference_that_was_not_measured(self):
+        self.refused(content(kept_of="exakt"), "kept_of: unknown system 'exakt'")
+        self.refused(content(sides=["student"]), "sides names 1 systems")
+        self.refused(content(sides=["student", "studnt"]), "Did you mean 'student'")
+
+    def test_an_unknown_key_of_a_query_that_was_won(self):
+        won = {**content()["examples"][0], "valu": 1.0}
+        self.refused(content(won=[won]), r"won\.0\.valu")
+
     @pytest.mark.parametrize(
         ("changed", "words"),
         [
+            ({"p_holm": 1.5}, "p_holm is 1.5, not between 0 and 1"),
             ({"p": None}, "p is None"),
             ({"p": 1.2}, "not between 0 and 1"),
             ({"interval": [0.1]}, "two numbers"),

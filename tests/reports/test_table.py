@@ -1,5 +1,5 @@
 from rich.cells import cell_len
-from sample_results import example, hit, results, system
+from sample_results import example, hit, results, system, whole
 
 from retrodistill.reports import examples_text, results_table, table_text
 
@@ -64,6 +64,12 @@ class TestExamples:
         assert left.startswith("✓ 1 31715818")
         assert right.startswith("   1 4983")
         assert len(lines) == 5
+
+    def test_the_two_systems_are_named_and_titles_stand_before_texts(self):
+        titled = example(teacher=[hit("1", "the text", title="The title")], student=[])
+        lines = examples_text(whole(examples=[titled])).splitlines()
+        assert lines[1].split() == ["ensemble", "│", "student"]
+        assert "1: The title the text" in lines[2]
 
     def test_fits_a_hundred_columns(self):
         wide = example("質問" * 80, teacher=[hit("d" * 90, "本文" * 200, relevant=True)], student=[])

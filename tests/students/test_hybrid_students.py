@@ -113,3 +113,39 @@ class TestStoredVectors:
         assert stored.gather(tiny.documents.texts) == pytest.approx(
             student.encode(tiny.documents.texts, "document"), abs=1e-5
         )
+
+
+def loss_of(hybrid, tiny, name, sources):
+    dense = dense_half(hybrid, "dense:student")
+    texts = tiny.split("train")
+    scores = np.random.default_rng(0).standard_normal((len(texts), len(tiny.documents))).astype(np.float32)
+    return LexicalHalfLoss(
+        hybrid,
+        [Term(name)],
+        dense.encode(texts.texts, "query"),
+        dense.encode(tiny.documents.texts, "document"),
+        token_bags(hybrid, tiny.documents.texts),
+        lists_over_corpus(scores, sources, hide_source=False),
+    )
+
+
+def value_of(loss, hybrid, texts):
+    features = hybrid.preprocess(texts)
+    return float(next(iter(loss([features], torch.arange(len(texts))).values())).detach())
+
+
+class TestTermsThatNeedMoreThanScores:
+    def test_without_forgetting_is_zero_until_the_student_moves(self, hybrid, tiny):
+        texts = tiny.split("train").texts[:4]
+        loss = loss_of(hybrid, tiny, "lwf", np.full(48, -1))
+        assert value_of(loss, hybrid, texts) == pytest.approx(0, abs=1e-6)
+        with torch.no_grad():
+            lexical_table(hybrid).add_(torch.randn(lexical_table(hybrid).shape, generator=torch.manual_seed(0)))
+        assert value_of(loss, hybrid, texts) > 1e-3
+
+    def test_in_batch_negatives_are_the_other_texts_own_documents(self, hybrid, tiny):
+        texts, own = tiny.split("train").texts[:4], np.arange(48) % 60
+        found = value_of(loss_of(hybrid, tiny, "in-batch", own), hybrid, texts)
+        scores = hybrid.encode(texts) @ hybrid.encode(tiny.documents.texts[:4]).T / 0.05
+        by_hand = np.mean([np.log(np.exp(row - row[place]).sum()) for place, row in enumerate(scores)])
+        assert found == pytest.approx(by_hand, rel=1e-4)

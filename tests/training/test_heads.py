@@ -8,9 +8,11 @@ from retrodistill.errors import UserError
 from retrodistill.models.multi_vector import MultiVectorModel
 from retrodistill.models.sparse import SparseTextEncoder
 from retrodistill.objectives import flops
+from retrodistill.students.clustering import with_clusters
 from retrodistill.students.multi_vector import multi_vector_student
 from retrodistill.students.sparse import sparse_student
 from retrodistill.students.states import stored_states
+from retrodistill.students.token_pooling import with_pooling
 from retrodistill.training.groups import Groups
 from retrodistill.training.heads import TermHeadLoss, TokenHeadLoss, segment_max
 from retrodistill.training.regularisers import Regulariser
@@ -61,7 +63,7 @@ class TestSparse:
     def test_a_step_moves_terms_of_its_queries_only(self, sparse, tiny, groups):
         loss = sparse_loss(sparse, tiny, groups)
         sum(loss([features(sparse, [0])], torch.tensor([0])).values()).backward()
-        vectors, biases, weights = (parameter.grad for parameter in loss._trained)
+        weights, vectors, biases = (parameter.grad for parameter in loss._trained)
         touched = set(sparse.model.tokenizer.convert_tokens_to_ids(["what", "star", "planet"]))
         assert set(weights.nonzero()[:, 0].tolist()) <= touched
         assert set(vectors.abs().sum(dim=1).nonzero()[:, 0].tolist()) <= touched
@@ -107,6 +109,65 @@ class TestMultiVector:
             lists = loss.lists(loss._trained, queries, groups.documents[rows]).numpy()
         own = np.take_along_axis(expected[rows], np.maximum(groups.documents[rows], 0).astype(int), axis=1)
         np.testing.assert_allclose(lists, np.where(groups.documents[rows] >= 0, own, 0), atol=2e-3)
+
+
+class TestClusters:
+    @pytest.fixture
+    def clustered(self, multi_vector):
+        return MultiVectorModel(with_clusters(multi_vector.model, "C2x3"), "multi-vector:s")
+
+    def made(self, student, tiny, groups, *terms):
+        states = [
+            stored_states(student, texts, role)
+            for texts, role in ((tiny.documents.texts, "document"), (QUERIES, "query"))
+        ]
+        return TokenHeadLoss(student, terms or [Term("kl")], groups, *states)
+
+    def scores(self, student, loss, tiny):
+        """(queries, documents) mean MaxSim by the index' own vectors, and by the loss."""
+        asked, held = (
+            student.encode(texts, role) for texts, role in ((QUERIES, "query"), (tiny.documents.texts, "document"))
+        )
+        own = [[(asked[row] @ held[one].T).max(axis=1).mean() for one in range(60)] for row in range(len(asked))]
+        rows = np.arange(4)
+        with torch.no_grad():
+            return np.array(own), loss.matrix(loss.queries(features(student, rows), rows), np.arange(60)).numpy()
+
+    def test_scores_in_training_are_those_of_the_index(self, clustered, multi_vector, tiny, groups):
+        own, found = self.scores(clustered, self.made(clustered, tiny, groups), tiny)
+        np.testing.assert_allclose(found, own, atol=5e-3)  # states are float16: a token may change its cluster
+        plain, _ = self.scores(multi_vector, self.made(multi_vector, tiny, groups), tiny)
+        assert np.abs(plain - own).max() > 0.02
+
+    def test_hidden_states_are_those_of_the_unclustered_student(self, clustered, multi_vector, tiny):
+        files = [
+            stored_states(one, tiny.documents.texts, "document").vectors.filename for one in (clustered, multi_vector)
+        ]
+        assert files[0] == files[1]
+
+    def test_a_step_moves_the_projection_through_the_means(self, clustered, tiny, groups):
+        loss = self.made(clustered, tiny, groups)
+        sum(loss([features(clustered, [0, 3])], torch.tensor([0, 3])).values()).backward()
+        assert torch.isfinite(loss._trained[0].grad).all()
+        assert loss._trained[0].grad.abs().sum() > 0
+
+    def test_the_unclustered_student_of_the_stages_start_teaches(self, clustered, multi_vector, tiny, groups):
+        loss = self.made(clustered, tiny, groups, Term("lwf", student_temperature=0.1))
+        plain = self.made(multi_vector, tiny, groups)
+        rows = np.array([0, 2])
+        queries = loss.queries(features(clustered, rows), rows)
+        with torch.no_grad():
+            start = loss.start_lists(loss._began, queries, groups.documents[rows])
+            torch.testing.assert_close(start, plain.lists(plain._trained, queries, groups.documents[rows]))
+            now = loss.lists(loss._trained, queries, groups.documents[rows])
+        assert (now - start).abs().max() > 0.01
+        value = loss([features(clustered, rows)], torch.from_numpy(rows))["lwf"]
+        assert float(value) > 0
+
+    def test_pooling_after_training_is_not_trained_through(self, multi_vector, tiny, groups):
+        pooled = MultiVectorModel(with_pooling(multi_vector.model, 3), "multi-vector:s")
+        with pytest.raises(UserError, match=r"pools its tokens by FixedTokenPooling, which is for after training"):
+            self.made(pooled, tiny, groups)
 
 
 class TestStates:

@@ -1,0 +1,116 @@
+"""What a study is: a folder with jobs, each a recipe on a collection."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+HERE = Path(__file__).resolve().parent
+LARGE = ["students.*.stages.*.training.max_steps=0", "students.*.stages.*.training.epochs=4"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One recipe on one collection.
+
+    Attributes:
+        name: Of the job within its study.
+        collection: Name of a BEIR collection.
+        recipe: File, from the study's folder.
+        set: Overrides, ``key.path=value`` each.
+        large: Overrides besides, for a GPU; ``*`` in a key stands for every student, every stage.
+        against: Names of the systems that the others are compared with; the first that the job has counts.
+        minutes: On 2 cores, roughly.
+    """
+
+    name: str
+    collection: str
+    recipe: str
+    set: list[str] = field(default_factory=list)
+    large: list[str] = field(default_factory=list)
+    against: list[str] = field(default_factory=list)
+    minutes: float = 5.0
+
+    @property
+    def folder(self) -> str:
+        """Of its results, within those of the study."""
+        return f"{self.name}-{self.collection}"
+
+    def arguments(self, study: Study, data: str, large: bool) -> list[str]:
+        """Of ``retrodistill run``, but for ``--out``."""
+        place = Path(data) / self.collection
+        source = str(place) if place.exists() else f"beir:{self.collection}"
+        recipe = (study.folder / self.recipe).resolve()
+        said = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+        more = [one for override in (self.large if large else []) for one in expanded(override, said)]
+        return [str(recipe), f"collection={source}", *self.set, *more]
+
+    def results(self, out: Path) -> dict[str, Any] | None:
+        """What results.json of the job says; None before it is done."""
+        path = out / self.folder / "results.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+
+@dataclass(frozen=True)
+class Study:
+    """A claim that is put to the test.
+
+    Attributes:
+        name: Of its folder.
+        title: For people.
+        jobs: What is run.
+        compare: Pairs of systems of different jobs, ``job:system`` each, that are compared on every collection.
+    """
+
+    name: str
+    title: str
+    jobs: list[Job]
+    compare: list[list[str]] = field(default_factory=list)
+
+    @property
+    def folder(self) -> Path:
+        """Where it stands."""
+        return HERE / self.name
+
+
+def expanded(override: str, recipe: Any) -> list[str]:
+    """An override for each of what ``*`` stands for in its key.
+
+    Args:
+        override: ``key.path=value``.
+        recipe: What its YAML says.
+    """
+    key, _, value = override.partition("=")
+    ways = [([], recipe)]
+    for part in key.split("."):
+        found = []
+        for path, at in ways:
+            names = list(at) if isinstance(at, dict) else list(range(len(at))) if isinstance(at, list) else []
+            inside = {str(name): at[name] for name in names}
+            found += [([*path, name], inside.get(name)) for name in (inside if part == "*" else [part])]
+        ways = found
+    return [f"{'.'.join(path)}={value}" for path, _ in ways]
+
+
+def studies() -> list[str]:
+    """The names of all studies."""
+    return sorted(path.parent.name for path in HERE.glob("*/study.yaml"))
+
+
+def load_study(name: str) -> Study:
+    """Read ``study.yaml``; a job with several collections counts as several."""
+    path = HERE / name / "study.yaml"
+    if not path.exists():
+        sys.exit(f"there is no study {name!r}; there are {', '.join(studies())}")
+    said = yaml.safe_load(path.read_text(encoding="utf-8"))
+    jobs = []
+    for job in said["jobs"]:
+        settings = {"against": said.get("against", []), "large": said.get("large", LARGE), **job}
+        for collection in settings.pop("collections", ["scifact", "nfcorpus"]):
+            jobs.append(Job(**settings, collection=collection))
+    return Study(name, said["title"], jobs, said.get("compare", []))

@@ -1,0 +1,124 @@
+"""Tables of a study, from what its jobs left behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+from study import Job, Study
+
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
+MEASURE = "ndcg@10"
+
+
+def write_results(study: Study, out: Path) -> bool:
+    """Write ``results.json``, ``per-query.parquet`` and the tables in ``README.md``; whether any job is done."""
+    rows: list[dict[str, Any]] = []
+    values: list[pa.Table] = []
+    texts: list[str] = []
+    for job in study.jobs:
+        results = job.results(out)
+        if results is None:
+            continue
+        per_query = pq.read_table(out / job.folder / "per-query.parquet")
+        found = list(_rows(job, results, per_query))
+        rows += found
+        texts.append(_table(job, results, found))
+        columns = {"job": [job.name] * len(per_query), "collection": [job.collection] * len(per_query)}
+        values.append(pa.table({**columns, **{name: per_query[name] for name in ("system", "query_id", MEASURE)}}))
+    if not rows:
+        return False
+    every = pa.concat_tables(values)
+    texts += _across(study, every)
+    (study.folder / "results.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    pq.write_table(every, study.folder / "per-query.parquet", compression="zstd")
+    _put(study.folder / "README.md", study.title, "\n\n".join(texts))
+    return True
+
+
+def _rows(job: Job, results: dict[str, Any], per_query: pa.Table) -> Iterator[dict[str, Any]]:
+    """A row per system: quality, cost, and the paired difference from the job's reference."""
+    from retrodistill.evaluation.comparing import paired_tests
+
+    names = [system["name"] for system in results["systems"]]
+    reference = next((name for name in job.against if name in names), None)
+    values = {}
+    for name in names:
+        mine = per_query.filter(pa.compute.equal(per_query["system"], name)).sort_by("query_id")
+        values[name] = mine[MEASURE].to_numpy()
+    others = [name for name in names if name != reference]
+    tests = paired_tests([(name, reference) for name in others], values, MEASURE) if reference else []
+    told = {test["a"]: test for test in tests}
+    for system in results["systems"]:
+        test = told.get(system["name"])
+        yield {
+            "job": job.name,
+            "collection": job.collection,
+            "system": system["name"],
+            "role": system["role"],
+            MEASURE: round(system[MEASURE], 4),
+            "recall@100": round(system["recall@100"], 4),
+            "train_seconds": results["seconds"].get(f"train {system['name']}"),
+            "bytes_per_document": system.get("bytes_per_document"),
+            "against": reference,
+            "difference": round(test["difference"], 4) if test else None,
+            "p_holm": round(test["p_holm"], 4) if test else None,
+        }
+
+
+def _across(study: Study, values: pa.Table) -> list[str]:
+    """Lines about pairs of systems of different jobs."""
+    from retrodistill.evaluation.comparing import paired_tests
+
+    lines = []
+    for collection in dict.fromkeys(job.collection for job in study.jobs):
+        for pair in study.compare:
+            measured = {}
+            for name in pair:
+                job, _, system = name.partition(":")
+                wanted = {"collection": collection, "job": job, "system": system}
+                mine = values
+                for column, value in wanted.items():
+                    mine = mine.filter(pa.compute.equal(mine[column], value))
+                measured[name] = mine.sort_by("query_id")[MEASURE].to_numpy()
+            if all(len(one) for one in measured.values()):
+                (test,) = paired_tests([(pair[0], pair[1])], measured, MEASURE)
+                low, high = test["interval"]
+                lines.append(
+                    f"`{pair[0]}` less `{pair[1]}` on {collection}: {test['difference']:+.4f} "
+                    f"[{low:+.4f}, {high:+.4f}], p {test['p']:.3f}."
+                )
+    return lines
+
+
+def _table(job: Job, results: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    reference = next((row["against"] for row in rows), None)
+    title = f"**{job.name}, {job.collection}** ({results['queries']} test queries"
+    title += f"; differences from `{reference}`, p by Holm)" if reference else ")"
+    head = ["system", "nDCG@10", "recall@100", "difference", "p", "training", "bytes/document"]
+    lines = [title, "", f"| {' | '.join(head)} |", "|---|---:|---:|---:|---:|---:|---:|"]
+    for row in rows:
+        seconds, size = row["train_seconds"], row["bytes_per_document"]
+        cells = [
+            row["system"],
+            f"{row[MEASURE]:.4f}",
+            f"{row['recall@100']:.4f}",
+            "" if row["difference"] is None else f"{row['difference']:+.4f}",
+            "" if row["p_holm"] is None else f"{row['p_holm']:.3f}" if row["p_holm"] >= 0.001 else "<.001",
+            "" if seconds is None else f"{seconds:.0f} s",
+            "" if size is None else f"{size:,.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _put(path: Path, title: str, tables: str) -> None:
+    text = path.read_text(encoding="utf-8") if path.exists() else f"# {title}\n\n{BEGIN}\n{END}\n"
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    path.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}", encoding="utf-8")

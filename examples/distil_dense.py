@@ -1,0 +1,24 @@
+"""One query encoder with exits behind several layers: the exit is chosen at load, all search the same documents."""
+
+import sys
+
+import retrodistill as rd
+from retrodistill.recipe import parse_recipe
+
+
+def main(
+    source: str = "demo", model: str = "dense:all-MiniLM-L6-v2", out: str = "out/exits", exits: str = "2,4"
+) -> dict[str, float]:
+    """Align all exits to the model's own space; measure each with its index."""
+    layers = [int(layer) for layer in exits.split(",")]
+    stage = {"objectives": "leaf", "texts": {"sentences": 1}, "exit_kl": 1.0, "training": {"max_steps": 200}}
+    student = {"model": model, "exits": layers, "project_exits": True, "stages": [stage]}
+    recipe = {"name": "exits", "collection": source, "space": model, "students": {"student": student}}
+    results = rd.run_recipe(parse_recipe(recipe), out)
+    fast = rd.load_encoder(f"dense:{out}/students/student@exit-{layers[0]}")
+    print(rd.load_index(f"{out}/indexes/student", fast).search("a question", k=3).to_dict())
+    return {system.name: system.ndcg10 or 0.0 for system in results.systems}
+
+
+if __name__ == "__main__":
+    print(main(*sys.argv[1:]))

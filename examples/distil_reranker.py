@@ -1,0 +1,34 @@
+"""A re-ranker of BM25's first 100 documents, taught by a stronger one: tk, prett or cross-encoder, and its price."""
+
+import sys
+
+import retrodistill as rd
+
+
+def main(
+    source: str = "demo",
+    teacher: str = "dense:all-MiniLM-L6-v2",
+    student: str = "tk:all-MiniLM-L6-v2",
+    out: str = "out/example",
+) -> dict[str, dict[str, float]]:
+    """The documents of tk and prett are read once and stored; a cross-encoder reads every pair anew."""
+    collection = rd.load_collection(source)
+    folder, kind = f"{out}/re-ranker", student.partition(":")[0]
+    rd.distill(
+        collection,
+        teacher,
+        student=student,
+        space=teacher,
+        towers="both" if kind == "cross-encoder" else "head",
+        objective="margin-mse-all",
+        training={"epochs": 1, "batch_size": 16, "learning_rate": 1e-3 if kind == "tk" else 5e-5},
+        out=folder,
+    )
+    systems = {"bm25": "bm25", "teacher": f"rerank:{teacher}@bm25", "student": f"rerank:{folder}@bm25"}
+    result = rd.evaluate(systems, collection, "test")
+    print(result)
+    return result.means
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,90 @@
+"""What a model card says of a student's origin, gathered by whoever trained it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from retrodistill.training.settings import StageSettings
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """Who taught.
+
+    Attributes:
+        members: ``(kind:name, weight)`` of each.
+        fusion: How several are fused; None for one.
+        fingerprint: Of all of them together.
+        recorded: Pairs of a recorded run; None for a teacher that scores.
+    """
+
+    members: Sequence[tuple[str, float]]
+    fusion: str | None = None
+    fingerprint: str = ""
+    recorded: int | None = None
+
+    @property
+    def text(self) -> str:
+        """In a few words: ``bm25`` or ``0.3 bm25 + 0.7 dense:NAME``."""
+        if len(self.members) == 1:
+            return self.members[0][0]
+        return " + ".join(f"{weight:g} {name}" for name, weight in self.members)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """How a student came to be.
+
+    Attributes:
+        name: The system's name in results.json.
+        kind: static, dense, hybrid, sparse, multi-vector, cross-encoder, prett or tk.
+        start: What it was made from, ``kind:NAME``.
+        changes: What was changed before training, by setting: layers, dimension...
+        documents_by: The model that encodes the documents which its queries search; None for itself.
+        collection: Name of what it was trained on.
+        documents, queries: How many of them the collection has for training.
+        teaching: Who taught it.
+        stages: Its training.
+        sources: Of each stage, who proposed candidates; empty where none were needed.
+        learned: Of each stage, what was recorded: see `retrodistill.training.prepared.learned_from`; may be empty.
+        seconds: Wall time of training.
+        seed: Of everything that draws.
+        inputs: Fingerprints of what went in.
+        versions, hardware: Of the training.
+        notes: What a reader should know.
+        base_model: Its start on the Hugging Face hub; None where that is a folder or unknown.
+        own_modules: It has modules of this package in its folder, which sentence-transformers loads only on request.
+        sparsity: Mean terms of a text and products of a pair, of sparse students.
+    """
+
+    name: str
+    kind: str
+    start: str
+    collection: str
+    documents: int
+    queries: int
+    teaching: Teaching
+    stages: Sequence[StageSettings]
+    sources: Sequence[Sequence[str]]
+    changes: dict[str, Any] = field(default_factory=dict)
+    documents_by: str | None = None
+    learned: Sequence[dict[str, Any]] = ()
+    seconds: float = 0.0
+    seed: int = 0
+    inputs: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    hardware: dict[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    base_model: str | None = None
+    own_modules: bool = False
+    sparsity: dict[str, float] | None = None
+
+
+def without_folders(name: str) -> str:
+    """A model's name; of a folder on this machine the last part, since a card is published."""
+    kind, _, place = name.partition(":")
+    path = Path(place)
+    return f"{kind}:{path.name}" if place and (path.is_absolute() or path.exists()) else name

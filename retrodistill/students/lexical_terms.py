@@ -1,0 +1,107 @@
+"""Lexical terms: what a text's own tokens weigh, as BM25 counts them, beside what the head finds in the hidden states.
+
+A head that reads hidden states alone has to find again which words a text has, and loses the rare ones: there are too
+few examples of each. So those are given, with BM25's saturation and a learned weight for each token, and the head adds
+what the words mean (expansion). Untrained, the sum is BM25 over word pieces, but for the head's part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+from sentence_transformers.base.modules.module import Module
+from torch import Tensor, nn
+
+from retrodistill.models.sparse import SparseTextEncoder
+
+_BLOCK = 256
+
+
+class LexicalTerms(Module):
+    """Adds ``relu(c_t) tf (k1 + 1) / (tf + k1 (1 - b + b n / average))`` to the weight of each own token t of a text.
+
+    tf is how often t stands in the text, n how many tokens it has, c_t learned and 1 at first; the saturation is that
+    of BM25 (Robertson and Zaragoza 2009). The class stands in no library: a model with it loads where retrodistill is
+    installed, by `retrodistill.models.loading.load_sparse`, or with sentence-transformers' ``trust_remote_code=True``.
+
+    Args:
+        dimension: Size of the vocabulary.
+        average: Mean number of tokens of a document.
+        special: Tokens that never have weight.
+        k1: Saturation: the larger, the more a repetition counts.
+        b: From 0 to 1, how much length counts.
+    """
+
+    config_keys: list[str] = ["dimension", "average", "special", "k1", "b"]  # noqa: RUF012 - the base's
+
+    def __init__(
+        self, dimension: int, average: float, special: Sequence[int] = (), k1: float = 0.9, b: float = 0.4
+    ) -> None:
+        super().__init__()
+        self.dimension, self.average, self.k1, self.b = dimension, float(average), float(k1), float(b)
+        self.special = [int(one) for one in special]
+        self.weight = nn.Parameter(torch.ones(dimension).index_fill(0, torch.tensor(self.special, dtype=torch.long), 0))
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:  # type: ignore[override]
+        """Add to the (batch, vocabulary) weights of ``sentence_embedding``."""
+        pooled = features["sentence_embedding"]
+        counts = torch.zeros_like(pooled)
+        counts.scatter_add_(1, features["input_ids"], features["attention_mask"].to(counts.dtype))
+        lengths = features["attention_mask"].sum(dim=1, keepdim=True)
+        features["sentence_embedding"] = pooled + torch.relu(self.weight) * self.saturated(counts, lengths)
+        return features
+
+    def saturated(self, counts: Any, lengths: Any) -> Any:
+        """BM25's part of a count, of 0 where there is none; arrays or tensors that fit each other."""
+        return counts * (self.k1 + 1) / (counts + self.k1 * (1 - self.b + self.b * lengths / self.average))
+
+    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
+        """Write settings and weights."""
+        self.save_config(output_path)
+        self.save_torch_weights(output_path, safe_serialization=safe_serialization)
+
+    @classmethod
+    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> LexicalTerms:  # type: ignore[override]
+        """Read them."""
+        hub: dict[str, Any] = {key: kwargs.get(key) for key in ("token", "cache_folder", "revision")}
+        hub["local_files_only"] = kwargs.get("local_files_only", False)
+        config = cls.load_config(model_name_or_path, subfolder=subfolder, **hub)
+        return cls.load_torch_weights(model_name_or_path, subfolder=subfolder, model=cls(**config), **hub)
+
+
+def lexical_terms_of(student: SparseTextEncoder) -> LexicalTerms | None:
+    """The module of a student; None where it has none."""
+    return next((part for part in student.modules("document") if isinstance(part, LexicalTerms)), None)
+
+
+def token_counts(student: SparseTextEncoder, texts: Sequence[str]) -> tuple[csr_array, np.ndarray]:
+    """How often each token stands in each text as the document route reads it, and how many tokens that reads.
+
+    Returns:
+        (texts, vocabulary) float32 and (texts,) int64.
+    """
+    columns, sizes = [], []
+    prompt = student.prompt("document") or None
+    for start in range(0, len(texts), _BLOCK):
+        features = student.model.preprocess(list(texts[start : start + _BLOCK]), prompt=prompt, task="document")
+        mask = features["attention_mask"].bool()
+        columns.append(features["input_ids"][mask].numpy())
+        sizes.append(mask.sum(dim=1).numpy())
+    lengths = np.concatenate([np.zeros(0, dtype=np.int64), *sizes]).astype(np.int64)
+    ids = np.concatenate([np.zeros(0, dtype=np.int64), *columns]).astype(np.int64)
+    rows = np.repeat(np.arange(len(texts)), lengths)
+    counts = csr_array((np.ones(len(ids), dtype=np.float32), (rows, ids)), shape=(len(texts), student.dimension))
+    counts.sum_duplicates()
+    return counts, lengths
+
+
+def saturated_terms(student: SparseTextEncoder, own: LexicalTerms, texts: Sequence[str]) -> csr_array:
+    """(texts, vocabulary) float32 of what `LexicalTerms` adds, before the learned weights."""
+    counts, lengths = token_counts(student, texts)
+    rows = np.repeat(np.arange(len(texts)), np.diff(counts.indptr))
+    counts.data = own.saturated(counts.data, lengths[rows]).astype(np.float32)
+    return counts

@@ -1,0 +1,125 @@
+"""The head of VDR (ICLR 2024): a text in the vocabulary's space, whose own tokens always count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from sentence_transformers.base.modules.module import Module
+from torch import Tensor, nn
+
+from retrodistill.errors import UserError
+
+
+class VocabularyPooling(Module):
+    """``elu(logit) + 1``, maximum over tokens, then the highest terms united with the text's own tokens.
+
+    The class stands in no library: a model with it loads where retrodistill is installed, by
+    `retrodistill.models.loading.load_sparse`, or with sentence-transformers' ``trust_remote_code=True``.
+
+    Args:
+        dimension: Size of the vocabulary.
+        terms: How many of a text's highest terms are kept; its own tokens are kept besides.
+        special: Tokens that never have weight: those of the model, which no text contains.
+
+    Raises:
+        UserError: No term is kept.
+    """
+
+    config_keys: list[str] = ["dimension", "terms", "special"]  # noqa: RUF012 - the base's
+
+    def __init__(self, dimension: int, terms: int = 768, special: Sequence[int] = ()) -> None:
+        super().__init__()
+        if terms < 1:
+            raise UserError(f"terms={terms}: a text keeps at least 1.")
+        self.dimension, self.terms, self.special = dimension, terms, [int(one) for one in special]
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:  # type: ignore[override]
+        """Pool (batch, tokens, vocabulary) logits to (batch, vocabulary) weights, 0 or more."""
+        logits, mask = features["token_embeddings"], features["attention_mask"].bool()
+        highest = logits.masked_fill(~mask[:, :, None], -torch.inf).amax(dim=1)  # elu keeps the order
+        weights = nn.functional.elu(highest) + 1
+        weights = weights.index_fill(1, torch.tensor(self.special, dtype=torch.int64, device=weights.device), 0.0)
+        kept = own_tokens(features, self.dimension, self.special)
+        if self.terms < self.dimension:
+            kept = kept.scatter(1, weights.detach().topk(self.terms, dim=1).indices, True)
+        else:
+            kept = torch.ones_like(kept)
+        features["sentence_embedding"] = weights * kept
+        return features
+
+    def get_embedding_dimension(self) -> int:
+        """Size of the vocabulary."""
+        return self.dimension
+
+    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
+        """Write the settings; there are no weights."""
+        self.save_config(output_path)
+
+
+def own_tokens(features: dict[str, Tensor], dimension: int, special: Sequence[int]) -> Tensor:
+    """(batch, vocabulary) bool: the tokens that each text contains.
+
+    Args:
+        features: With (batch, tokens) ``input_ids`` and ``attention_mask``.
+        dimension: Size of the vocabulary.
+        special: Tokens that do not count.
+    """
+    ids, mask = features["input_ids"], features["attention_mask"].bool()
+    counts = torch.zeros((len(ids), dimension), device=ids.device)
+    counts.scatter_add_(1, ids, mask.to(counts.dtype))
+    return counts.index_fill_(1, torch.tensor(special, dtype=torch.int64, device=ids.device), 0.0) > 0
+
+
+def vocabulary_pooling(model: Any) -> VocabularyPooling | None:
+    """The pooling of a model with this head; None where it has another."""
+    return next((part for part in model if isinstance(part, VocabularyPooling)), None)
+
+
+def own_token_queries(model: Any) -> Any:
+    """The same documents for queries that need no model: each of a query's own tokens has weight 1.
+
+    Args:
+        model: With this head; its documents' route is shared.
+    """
+    from sentence_transformers import SparseEncoder
+    from sentence_transformers.base.modules import Router
+    from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
+
+    pooling = vocabulary_pooling(model)
+    if pooling is None:
+        raise UserError("queries of a text's own tokens are for sparse students of head: vdr; this one has another.")
+    weights = torch.ones(pooling.dimension).index_fill_(0, torch.tensor(pooling.special, dtype=torch.int64), 0.0)
+    query: list[Any] = [SparseStaticEmbedding(model.tokenizer, weight=weights)]
+    documents: list[Any] = list(model)
+    return SparseEncoder(
+        modules=[Router({"query": query, "document": documents}, default_route=None, allow_empty_key=False)],
+        device=str(model.device),
+        prompts={name: prompt for name, prompt in (model.prompts or {}).items() if prompt},
+        similarity_fn_name=model.similarity_fn_name,
+    )
+
+
+def with_vdr_head(model: Any) -> Any:
+    """A sparse encoder whose pooling is this one; it shares its weights with the given one.
+
+    Raises:
+        UserError: It does not pool logits over a vocabulary, or it is routed.
+    """
+    from sentence_transformers import SparseEncoder
+
+    parts = list(model)
+    if vocabulary_pooling(model) is not None:
+        return model
+    if type(parts[-1]).__name__ != "SpladePooling":
+        raise UserError("head: vdr stands behind logits over a vocabulary; start from a bi-encoder or a SPLADE model.")
+    tokenizer = model.tokenizer
+    size = int(model.get_embedding_dimension() or len(tokenizer))
+    pooling = VocabularyPooling(size, special=tokenizer.all_special_ids)
+    return SparseEncoder(
+        modules=[*parts[:-1], pooling],
+        device=str(model.device),
+        prompts={name: prompt for name, prompt in (model.prompts or {}).items() if prompt},
+        similarity_fn_name=model.similarity_fn_name,
+    )

@@ -1,0 +1,88 @@
+"""Pools: whom a stage's teacher might score, and the pairs of them that a budget buys."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from retrodistill.candidates.budget import Budget, choose_pairs
+from retrodistill.candidates.mining import mine
+from retrodistill.candidates.selection import labelled
+from retrodistill.collections.sentences import source_document
+from retrodistill.collections.texts import Texts
+from retrodistill.errors import UserError
+from retrodistill.models.names import parse_model_name
+from retrodistill.runs.fusion import union
+from retrodistill.runs.run import Run
+from retrodistill.teachers.ensemble import Ensemble
+from retrodistill.teachers.loading import load_teacher
+from retrodistill.teachers.recorded import RecordedTeacher
+from retrodistill.training.list_settings import CURRENT_STUDENT
+from retrodistill.training.settings import StageSettings
+
+if TYPE_CHECKING:
+    from retrodistill.training.material import Material
+
+_CHEAP = ("bm25", "dense", "static", "vectors")  # they score any pair at no cost once texts are embedded
+
+
+def pool_of(material: Material, stage: StageSettings, texts: Texts, sources: list[str]) -> Run:
+    """Every pair that the teacher might score.
+
+    Args:
+        material: Of the student.
+        stage: Whose candidates are wanted.
+        texts: The stage's texts, as the student is asked them; retrievers are asked the better ones where there are.
+        sources: Who proposes.
+
+    Raises:
+        UserError: The current student is to propose where there is none.
+    """
+    asked, corpus, settings = material.asked(texts), material.collection, stage.candidates
+    if isinstance(material.teacher, RecordedTeacher):
+        return material.teacher.run.select(texts.ids)  # of labelled documents it knows those that it lists
+    depth = min(int(settings.depth), len(corpus.documents))
+    proposing: list[object] = []
+    for source in sources:
+        if source == CURRENT_STUDENT:
+            if material.student is None:
+                raise UserError("candidates of the current student are known when its stage begins, not before.")
+            proposing.append(material.student.search(corpus, texts, depth))
+        else:
+            proposing.append(source)
+    found = mine(corpus, asked, proposing, depth, random=settings.random, seed=material.seed)
+    return _with_labelled(found, material, texts) if stage.positives == "labels" else found
+
+
+def bought(material: Material, stage: StageSettings, texts: Texts, pool: Run, sources: list[str]) -> Budget:
+    """The pairs that the stage's budget buys, by the fused scores of those who score any pair cheaply.
+
+    Where nobody does, the pool's reciprocal ranks choose. Pairs of a pseudo-query with the document that it was taken
+    from are hidden in training and not bought, unless an objective needs them.
+
+    Raises:
+        UserError: As `choose_pairs`.
+    """
+    settings = stage.candidates
+    if not stage.needs_own_document:
+        own = ((query, source_document(query)) for query in pool.query_ids)
+        pool = pool.without({query: document for query, document in own if document is not None})
+    cheap = [one for one in sources if one != CURRENT_STUDENT and parse_model_name(one).kind in _CHEAP]
+    if cheap:
+        space = material.space
+        scorers = [load_teacher(space if space is not None and one == space.name else one) for one in cheap]
+        pool = Ensemble(scorers).score(material.collection, material.asked(texts), pool)
+    return choose_pairs(pool, settings.budget or 0, settings.budget_by, seed=material.seed)
+
+
+def _with_labelled(found: Run, material: Material, texts: Texts) -> Run:
+    """The pool with the labelled documents of its queries, last in order."""
+    corpus = material.collection.documents
+    judged = ((query, document) for query, named in labelled(material.judged()).items() for document in sorted(named))
+    rows = [(query, document) for query, document in judged if query in texts and document in corpus]
+    if not rows:
+        return found
+    queries, documents = zip(*rows, strict=True)
+    added = Run.from_arrays(list(queries), list(documents), np.zeros(len(rows)), name="labels")
+    return union([found, added], weights=[1.0, 0.0])

@@ -1,0 +1,110 @@
+import json
+
+import pyarrow as pa
+import pytest
+
+from retrodistill.collections import Collection
+from retrodistill.evaluation import evaluate
+from retrodistill.evaluation.examples import Side, side_by_side, snippet, spread_out, won_and_lost
+from retrodistill.measures import compare_paired
+from retrodistill.reports import Results
+from retrodistill.runs import Run
+
+
+@pytest.fixture
+def titled():
+    documents = {f"d{number}": (f"title {number}", f"body {number}") for number in range(9)}
+    judged = {"test": {"a": {"d0": 1, "d1": 0}, "b": {"d2": 2}}}
+    return Collection.from_parts("titled", documents, {"a": "first", "b": "second"}, judged)
+
+
+def side(name, **values):
+    return Side(name, Run.from_dict({"a": {"d0": 1.0}}), values)
+
+
+class TestWonAndLost:
+    def test_from_the_largest_difference_on_without_ties(self):
+        before = side("before", a=0.5, b=0.5, c=0.5, d=0.5, e=0.5)
+        after = side("after", a=0.6, b=0.9, c=0.5, d=0.1, e=0.4)
+        assert won_and_lost(before, after) == (["b", "a"], ["d", "e"])
+        assert won_and_lost(before, after, most=1) == (["b"], ["d"])
+
+    def test_without_values_there_are_none(self):
+        assert won_and_lost(side("x"), side("y")) == ([], [])
+        assert (
+            Side.of("x", Run.from_dict({"a": {"d0": 1.0}}), pa.table({"query_id": ["a"], "mrr@10": [1.0]})).values == {}
+        )
+
+
+class TestSideBySide:
+    def test_five_documents_each_with_what_is_judged(self, titled):
+        full = Run.from_dict({"a": {f"d{number}": float(-number) for number in range(9)}})
+        first, second = side_by_side(
+            titled, titled.relevance("test").to_dict(), ["a", "b"], Side("x", full, {"a": 0.25}), side("y", a=1.0)
+        )
+        assert [hit.document_id for hit in first.teacher] == ["d0", "d1", "d2", "d3", "d4"]
+        assert [hit.relevant for hit in first.teacher] == [True, False, False, False, False]
+        assert (first.teacher[0].title, first.teacher[0].text) == ("title 0", "body 0")
+        assert (first.teacher_value, first.student_value, first.relevant) == (0.25, 1.0, ["d0"])
+        assert second.teacher == second.student == []
+        assert second.relevant == ["d2"]
+
+    def test_without_judgements_nothing_is_marked(self, titled):
+        only = side_by_side(titled, None, ["a"], side("x"), side("y"))[0]
+        assert not only.teacher[0].relevant
+        assert only.relevant == []
+        assert only.teacher_value is None
+
+
+class TestSnippets:
+    def test_short_texts_are_whole_on_one_line(self):
+        assert snippet(" one\n two\tthree ", 20) == "one two three"
+
+    def test_long_ones_are_cut_between_words(self):
+        assert snippet("word " * 5000, 23) == "word word word word…"
+
+    @pytest.mark.parametrize("letter", ["字", "x", "👩"])
+    def test_a_text_without_spaces_is_cut_between_letters(self, letter):
+        assert snippet(letter * 10_000, 50) == letter * 49 + "…"
+
+    def test_what_follows_many_spaces_is_not_lost_unsaid(self):
+        assert snippet("a" + " " * 10_000 + "b", 50) == "a…"
+
+
+def test_evenly_drawn_queries():
+    assert spread_out(list("abcdefghij"), 3) == ["a", "d", "g"]
+    assert spread_out(["a"], 5) == ["a"]
+    assert spread_out(["a"], 0) == []
+
+
+class TestTheReportOfAnEvaluation:
+    def test_each_system_is_compared_with_the_first(self, tiny, space, tmp_path):
+        made = evaluate({"bm25": "bm25", "model": space}, tiny, out=tmp_path)
+        results = Results.from_json(json.loads((tmp_path / "results.json").read_text()))
+        one = results.comparisons[0]
+        values = [made.per_query[name]["ndcg@10"].to_numpy() for name in ("model", "bm25")]
+        assert (one["a"], one["b"]) == ("model", "bm25")
+        assert {key: one[key] for key in ("difference", "interval", "p")} == compare_paired(*values)
+        assert results.sides == ["bm25", "model"]
+        assert len(results.won) == one["wins"]
+        page = (tmp_path / "report.html").read_text()
+        assert "Queries won and lost" in page
+        assert "has the highest nDCG@10" in page
+
+    def test_one_system_has_a_page_too(self, tiny, tmp_path):
+        evaluate("bm25", tiny, out=tmp_path)
+        assert "<h1>1 system was measured" in (tmp_path / "report.html").read_text()
+
+    def test_other_measures_are_compared_where_there_is_no_ndcg(self, tiny, space, tmp_path):
+        evaluate(["bm25", space], tiny, measures=["recall@5"], out=tmp_path)
+        results = Results.from_json(json.loads((tmp_path / "results.json").read_text()))
+        assert results.comparisons[0]["measure"] == "recall@5"
+        assert results.won == results.lost == []
+        assert len(results.examples) == 5
+
+    def test_without_judgements_it_says_so(self, unjudged, space, tmp_path):
+        evaluate({"model": space, "lexical": "bm25"}, unjudged, teacher="bm25", out=tmp_path)
+        page = (tmp_path / "report.html").read_text()
+        assert "there are no relevance judgements to measure quality with" in page
+        assert 'id="agreement"' in page
+        assert "nothing was judged relevant" in page

@@ -1,0 +1,160 @@
+"""Students that re-rank: as the systems of an evaluation, stored or read pair by pair, by name and by recipe."""
+
+import numpy as np
+import pytest
+
+import retrodistill as rd
+from retrodistill.errors import UserError
+from retrodistill.evaluation import evaluate
+from retrodistill.evaluation.reranking import load_reranker
+from retrodistill.evaluation.student_reranking import StudentReranker
+from retrodistill.evaluation.systems import load_candidate
+from retrodistill.models.retrievers import LexicalRetriever, RecordedRetriever
+from retrodistill.recipe import StudentSettings, parse_recipe
+from retrodistill.runs import Run
+from retrodistill.students.cross_encoder import CrossEncoderStudent, cross_encoder_student
+from retrodistill.students.document_states import stored_documents
+from retrodistill.students.prett import prett_student
+from retrodistill.students.tk import tk_student
+
+KINDS = ["cross-encoder", "prett", "tk"]
+SHORT = {"epochs": 1, "max_steps": 2, "batch_size": 4, "learning_rate": 1e-3, "warmup": 0}
+
+
+@pytest.fixture
+def student(tiny, tiny_model, tiny_cross_encoder):
+    def student(kind):
+        texts = tiny.documents.texts
+        model = {
+            "cross-encoder": lambda: cross_encoder_student(tiny_cross_encoder),
+            "prett": lambda: prett_student(tiny_cross_encoder, texts),
+            "tk": lambda: tk_student(tiny_model, texts, layers=1),
+        }[kind]()
+        return CrossEncoderStudent(model.eval(), f"cross-encoder:{kind}")
+
+    return student
+
+
+def recipe(folder, model, towers, **student):
+    stage = {
+        "objectives": "kl",
+        "towers": towers,
+        "texts": {"titles": True, "sentences": 0},
+        "candidates": {"depth": "all"},
+        "groups": {"documents": 4},
+        "training": SHORT,
+    }
+    return parse_recipe(
+        {
+            "name": "x",
+            "collection": str(folder),
+            "space": f"dense:{student.pop('space')}",
+            "students": {"student": {"model": model, "control": "contrastive", "stages": [stage], **student}},
+            "evaluation": {"latency_queries": 2, "examples": 1, "rerank": 5},
+        }
+    )
+
+
+class TestOrder:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_the_sources_first_documents_in_the_order_of_full_passes(self, kind, student, tiny):
+        one, queries = student(kind), tiny.split("test")
+        found = StudentReranker(one, LexicalRetriever(), 5).retrieve(tiny, queries, 10)
+        candidates = LexicalRetriever().retrieve(tiny, queries, 60).without({q: q for q in queries.ids}).top(5)
+        texts = dict(zip(tiny.documents.ids, tiny.documents.texts, strict=True))
+        asked = dict(zip(queries.ids, queries.texts, strict=True))
+        for query, documents, scores in found:
+            listed = next(row[1] for row in candidates if row[0] == query)
+            assert set(documents) == set(listed)
+            pairs = [(asked[query], texts[document]) for document in documents]
+            np.testing.assert_allclose(scores, one.score(pairs), atol=2e-3)  # prett and tk store float16
+
+    def test_gives_no_more_than_asked(self, student, tiny):
+        found = StudentReranker(student("tk"), LexicalRetriever(), 5).retrieve(tiny, tiny.split("test"), 2)
+        assert all(len(documents) <= 2 for _, documents, _ in found)
+
+    @pytest.mark.parametrize("depth", [0, -1])
+    def test_a_depth_of_nothing(self, student, depth):
+        with pytest.raises(UserError, match=rf"top {depth}; give at least 1"):
+            StudentReranker(student("tk"), LexicalRetriever(), depth)
+
+
+class TestCost:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_it_answers_as_it_retrieves(self, kind, student, tiny):
+        reranker, queries = StudentReranker(student(kind), LexicalRetriever(), 5), tiny.split("test")
+        answer = reranker.responder(tiny, 10)
+        for query, _, scores in reranker.retrieve(tiny, queries, 5):
+            given = answer(queries.texts[queries.ids.index(query)])
+            np.testing.assert_allclose(np.sort(given)[::-1], scores, atol=1e-4)
+
+    def test_its_size_is_the_sources_and_what_is_stored(self, student, tiny):
+        source, one = LexicalRetriever().bytes_per_document(tiny), student("tk")
+        stored = stored_documents(one, tiny.documents.texts).bytes_per_document
+        assert stored > 2 * 32
+        assert StudentReranker(one, LexicalRetriever()).bytes_per_document(tiny) == source + stored
+        assert StudentReranker(student("cross-encoder"), LexicalRetriever()).bytes_per_document(tiny) == source
+
+    def test_another_source_has_its_own_time(self, student, tiny):
+        run = RecordedRetriever(Run.from_dict({"t0": {"d0": 2.0, "d6": 1.0}}))
+        with pytest.raises(UserError, match="its source is not bm25"):
+            StudentReranker(student("tk"), run).responder(tiny, 10)
+
+
+class TestByName:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_saved_folder_re_ranks_by_its_name(self, kind, student, tiny, tmp_path):
+        one = student(kind)
+        one.model.save_pretrained(str(tmp_path / "s"), create_model_card=False)
+        by_folder, named = f"rerank@5:{tmp_path / 's'}@bm25", f"rerank@5:cross-encoder:{tmp_path / 's'}@bm25"
+        loaded = load_reranker(by_folder)
+        assert (loaded.depth, loaded.name) == (5, by_folder)
+        assert loaded.student.fingerprint("query") == one.fingerprint("query")
+        made = evaluate([by_folder, named], tiny)
+        assert made.means[by_folder] == made.means[named]
+        assert [row.documents_by for row in made.rows] == ["the first 5 of bm25"] * 2
+
+    def test_what_decides_its_results_is_known(self, student, tiny):
+        prints = [
+            load_candidate("x", StudentReranker(student(kind), LexicalRetriever(), depth)).fingerprint(tiny)
+            for kind, depth in [("tk", 5), ("tk", 6), ("prett", 5)]
+        ]
+        assert None not in prints
+        assert len(set(prints)) == 3
+
+
+class TestByRecipe:
+    @pytest.mark.parametrize(
+        ("kind", "towers"), [("cross-encoder", "both"), ("prett", "both"), ("prett", "head"), ("tk", "head")]
+    )
+    def test_bm25_teacher_control_and_student_are_measured(
+        self, kind, towers, tiny_folder, tiny_model, tiny_cross_encoder, tmp_path
+    ):
+        source = tiny_model if kind == "tk" else tiny_cross_encoder
+        more = {"join": 1} if kind == "prett" else {"layers": 1}
+        results = rd.run_recipe(recipe(tiny_folder, f"{kind}:{source}", towers, space=tiny_model, **more), tmp_path)
+        systems = {one.name: one for one in results.systems}
+        assert set(systems) == {"bm25", "teacher", "control", "student"}
+        for name in ("control", "student"):
+            assert systems[name].documents_by == "the first 5 of bm25"
+            assert systems[name].queries_by == f"{kind}:{name}"
+            assert systems[name].query_ms["p50"] > 0
+        grows = systems["student"].bytes_per_document - systems["bm25"].bytes_per_document
+        assert (grows > 100) == (kind != "cross-encoder")
+        again = evaluate(f"rerank@5:{tmp_path / 'students' / 'student'}@bm25", rd.load_collection(tiny_folder))
+        assert next(iter(again.means.values()))["ndcg@10"] == pytest.approx(systems["student"].ndcg10)
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"model": "tk:x", "join": 1}, "join is for prett students; this one is tk"),
+            ({"model": "prett:x", "dimension": "space"}, "a prett student's dimension is a number"),
+            ({"model": "prett:"}, "unknown model kind 'prett'"),
+            ({"model": "tk:x", "stages": [{"objectives": "kl", "towers": "query"}]}, "set towers: head or both"),
+            ({"model": "tk:x", "stages": [{"objectives": "leaf", "towers": "both"}]}, "has no embedding to align"),
+        ],
+        ids=str,
+    )
+    def test_what_does_not_fit_is_refused(self, given, message):
+        with pytest.raises(ValueError, match=message):
+            StudentSettings.model_validate({"stages": [{"objectives": "kl", "towers": "both"}], **given})

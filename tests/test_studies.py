@@ -1,0 +1,93 @@
+"""The studies under evaluation/: every job is a recipe that loads, and tables come out of what jobs leave behind."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from retrodistill.recipe import load_recipe
+
+HERE = Path(__file__).parents[1] / "evaluation" / "studies"
+sys.path.insert(0, str(HERE))
+
+from study import Job, Study, expanded, load_study, studies  # noqa: E402
+from tables import write_results  # noqa: E402
+
+
+class TestTheStudiesWeShip:
+    @pytest.mark.parametrize("name", studies())
+    def test_every_job_is_a_recipe_that_loads(self, name: str) -> None:
+        study = load_study(name)
+        for job in study.jobs:
+            for large in (False, True):
+                recipe, *overrides = job.arguments(study, "no such folder", large)
+                assert load_recipe(recipe, overrides).collection == f"beir:{job.collection}"
+
+    @pytest.mark.parametrize("name", studies())
+    def test_every_study_has_a_page_of_findings(self, name: str) -> None:
+        page = (HERE / name / "README.md").read_text()
+        assert "## Published" in page
+        assert "## Found" in page
+
+
+class TestTables:
+    @pytest.fixture
+    def done(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Study, Path]:
+        """A study of two jobs, one of which is done."""
+        monkeypatch.setattr("study.HERE", tmp_path / "studies")
+        jobs = [Job("small", name, "recipe.yaml", against=["control"]) for name in ("scifact", "nfcorpus")]
+        study = Study("claim", "A claim", jobs)
+        study.folder.mkdir(parents=True)
+        place = tmp_path / "out" / "small-scifact"
+        place.mkdir(parents=True)
+        systems = [
+            {"name": name, "role": role, "ndcg@10": value, "recall@100": 0.5, "bytes_per_document": 1536.0}
+            for name, role, value in (("control", "control", 0.2), ("student", "student", 0.7))
+        ]
+        results = {"systems": systems, "queries": 20, "seconds": {"train student": 12.4}}
+        (place / "results.json").write_text(json.dumps(results))
+        ids = [str(query) for query in range(20)]
+        rows = {"system": ["control"] * 20 + ["student"] * 20, "query_id": ids * 2, "ndcg@10": [0.2] * 20 + [0.7] * 20}
+        pq.write_table(pa.table(rows), place / "per-query.parquet")
+        return study, tmp_path / "out"
+
+    def test_rows_tell_quality_difference_and_cost(self, done: tuple[Study, Path]) -> None:
+        study, out = done
+        assert write_results(study, out)
+        control, student = json.loads((study.folder / "results.json").read_text())
+        assert (student["difference"], student["against"], student["train_seconds"]) == (0.5, "control", 12.4)
+        assert student["p_holm"] < 0.001
+        assert control["difference"] is None
+        assert len(pq.read_table(study.folder / "per-query.parquet")) == 40
+
+    def test_the_words_of_a_page_stay_where_its_tables_are_written_anew(self, done: tuple[Study, Path]) -> None:
+        study, out = done
+        page = study.folder / "README.md"
+        page.write_text("# A claim\n\nBefore.\n\n<!-- results -->\nold\n<!-- /results -->\n\nAfter.\n")
+        write_results(study, out)
+        first = page.read_text()
+        write_results(study, out)
+        assert page.read_text() == first
+        assert "old" not in first
+        assert first.index("Before.") < first.index("| student | 0.7000 |") < first.index("After.")
+
+    def test_a_study_without_results_writes_nothing(self, done: tuple[Study, Path], tmp_path: Path) -> None:
+        study, _ = done
+        assert not write_results(study, tmp_path / "nothing")
+        assert not (study.folder / "results.json").exists()
+
+
+class TestLargerSettings:
+    def test_a_star_stands_for_every_student_and_stage(self) -> None:
+        recipe = {"students": {"a": {"stages": [{"x": 1}, {}]}, "b": {"stages": [{}]}}}
+        assert expanded("students.*.stages.*.training.epochs=4", recipe) == [
+            "students.a.stages.0.training.epochs=4",
+            "students.a.stages.1.training.epochs=4",
+            "students.b.stages.0.training.epochs=4",
+        ]
+        assert expanded("seed=3", recipe) == ["seed=3"]

@@ -1,0 +1,87 @@
+"""What a recipe may say of a student's form, and what is refused in one line before any work."""
+
+import pydantic
+import pytest
+
+from retrodistill.errors import UserError
+from retrodistill.recipe import parse_recipe
+from retrodistill.recipe.forms import beside_names, check_cuts, unclustered
+from retrodistill.recipe.settings import StudentSettings
+
+
+def student(model, towers="both", **more):
+    stage = {"objectives": "kl", "towers": towers, **more.pop("stage", {})}
+    own = {} if towers == "query" else {"documents": "student"}
+    return StudentSettings.model_validate({"model": model, "stages": [stage], **own, **more})
+
+
+def recipe(students=None, **evaluation):
+    plain = {"s": {"model": "static", "stages": [{"objectives": "leaf", "matryoshka": [64]}]}}
+    return parse_recipe({"name": "x", "students": students or plain, "evaluation": evaluation})
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("model", "given", "message"),
+        [
+            ("dense:x", {"clusters": "C8x32"}, "clusters is for multi-vector students; this one is dense"),
+            ("multi-vector:x", {"clusters": "C8"}, None),
+            ("multi-vector:x", {"clusters": "8x32"}, "give C8x32 for 8 vectors a query and 32 a document"),
+            ("multi-vector:x", {"clustered_from": 2}, "set clusters, e.g. C8x32"),
+            ("multi-vector:x", {"clusters": "C25", "clustered_from": 2}, "clustered_from: 2, and there are 1 stages"),
+            ("multi-vector:x", {"exits": [1]}, "exits is for dense students; this one is multi-vector"),
+            ("dense:x", {"exits": [2, 2]}, "exits are layers, counted from 1, each named once"),
+            ("dense:x", {"exits": [0]}, "exits are layers, counted from 1, each named once"),
+            ("dense:x", {"project_exits": True}, "project_exits is about exits"),
+            ("dense:x", {"stage": {"exit_kl": 1}}, "the student has none; set exits"),
+            ("dense:x", {"stage": {"exit_weights": {1: 2}}}, "the student has none; set exits"),
+            ("dense:x", {"head": "vdr"}, "head is for sparse students; this one is dense"),
+            ("sparse:x", {"head": "vdr", "queries": "inference-free"}, "leave queries out"),
+            ("sparse:x", {"stage": {"own_tokens": 1}}, "own_tokens is for head: vdr"),
+            ("sparse:x", {"stage": {"matryoshka": [8]}}, "and a sparse student has no such"),
+            ("multi-vector:x", {"stage": {"matryoshka": [8]}}, "and a multi-vector student has no such"),
+            ("cross-encoder:x", {"stage": {"matryoshka": [8]}}, "and a cross-encoder student has no such"),
+        ],
+    )
+    def test_forms_of_another_kind_or_without_their_like(self, model, given, message):
+        if message is None:
+            assert student(model, **given).clusters == "C8"
+            return
+        with pytest.raises(pydantic.ValidationError, match=message):
+            student(model, **given)
+
+    def test_a_hybrid_has_neither_exits_nor_leading_dimensions(self):
+        with pytest.raises(pydantic.ValidationError, match="a hybrid student has no such"):
+            student("dense:x", "lexical", lexical=64, stage={"matryoshka": [8]})
+        with pytest.raises(pydantic.ValidationError, match="a student with a lexical half has no exits"):
+            student("dense:x", "lexical", lexical=64, exits=[2])
+
+    def test_truncations_without_a_vector_to_cut(self):
+        sparse = {"s": {"model": "sparse:x", "stages": [{"objectives": "kl", "towers": "both"}]}}
+        with pytest.raises(UserError, match=r"cut vectors of dense and static students, and there is none"):
+            recipe(sparse, truncations=[64])
+        with pytest.raises(UserError, match=r"truncations are numbers of dimensions, from 1, each named once"):
+            recipe(truncations=[64, 64])
+
+    def test_dimensions_that_the_space_does_not_have(self):
+        with pytest.raises(UserError, match=r"^evaluation.truncations: 48 dimensions, and vectors by .* have 32; take"):
+            check_cuts(recipe(truncations=[48]), 32)
+        with pytest.raises(UserError, match=r"^s: matryoshka: 64 dimensions, and vectors by .* have 32"):
+            check_cuts(recipe(), 32)
+        check_cuts(recipe(truncations=[48]), 64)
+
+
+class TestBesideAClusteredStudent:
+    def test_stand_an_unclustered_and_a_pooled_one_by_these_names(self):
+        one, other = student("multi-vector:x", clusters="C8x32"), student("multi-vector:x", clusters="C4x8")
+        assert beside_names({"a": one, "b": student("dense:x")}) == {"a": ("unclustered", "pooled")}
+        assert beside_names({"a": one, "b": other})["b"] == ("b-unclustered", "b-pooled")
+
+    def test_no_student_has_their_names(self):
+        made = student("multi-vector:x", clusters="C8x32").model_dump()
+        with pytest.raises(UserError, match=r"a student cannot be called 'pooled', the name of another system"):
+            recipe({"student": made, "pooled": student("dense:x").model_dump()})
+
+    def test_the_unclustered_one_differs_in_nothing_else(self):
+        made = student("multi-vector:x", clusters="C8x32", control=None)
+        assert unclustered(made) == student("multi-vector:x", control=None)
