@@ -1,4 +1,7 @@
-"""Sixteen bytes a document: a product quantiser learned from exact scores, beside OPQ at the same bytes."""
+"""Sixteen bytes a document: a product quantiser learned from exact scores, beside OPQ at the same bytes.
+
+Minutes on two cores; all examples share the embeddings of the corpus, which the first of them makes.
+"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Your own corpus and query log, in BEIR's layout, without a single label."""
+"""Your own corpus and query log, in BEIR's layout, without a single label. Seconds, the model once loaded."""
 
 import json
 import sys

@@ -1,4 +1,8 @@
-"""Any run file is a teacher: nothing but its scores is needed, neither the model nor its API."""
+"""Any run file is a teacher: nothing but its scores is needed, neither the model nor its API.
+
+By default the run that distil_from_ensemble.py leaves behind; any .run, .trec, .parquet or .jsonl will do. Minutes on
+two cores.
+"""
 
 import sys
 
@@ -6,7 +10,7 @@ import retrodistill as rd
 
 
 def main(
-    run: str = "teacher.run",
+    run: str = "out/example/target.run",
     source: str = "demo",
     space: str = "dense:all-MiniLM-L6-v2",
     out: str = "out/example",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,15 @@ class TestExamples:
             "distil_sparse",
             "distil_reranker",
         }
+
+    @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+    def test_each_is_a_page_that_says_what_it_shows_and_needs_nothing_but_the_package(self, path):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert ast.get_docstring(tree)
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 50
+        imported = [one.module for one in ast.walk(tree) if isinstance(one, ast.ImportFrom)]
+        imported += [alias.name for one in ast.walk(tree) if isinstance(one, ast.Import) for alias in one.names]
+        assert {name.partition(".")[0] for name in imported} <= {"retrodistill", *sys.stdlib_module_names}
 
     def test_distil_static(self, tiny_folder, model, tmp_path):
         index = load("distil_static").main(str(tiny_folder), model, str(tmp_path))

@@ -65,12 +65,14 @@ class Study:
         title: For people.
         jobs: What is run.
         compare: Pairs of systems of different jobs, ``job:system`` each, that are compared on every collection.
+        pivot: Begin with a table of systems by jobs.
     """
 
     name: str
     title: str
     jobs: list[Job]
     compare: list[list[str]] = field(default_factory=list)
+    pivot: bool = False
 
     @property
     def folder(self) -> Path:
@@ -113,4 +115,4 @@ def load_study(name: str) -> Study:
         settings = {"against": said.get("against", []), "large": said.get("large", LARGE), **job}
         for collection in settings.pop("collections", ["scifact", "nfcorpus"]):
             jobs.append(Job(**settings, collection=collection))
-    return Study(name, said["title"], jobs, said.get("compare", []))
+    return Study(name, said["title"], jobs, said.get("compare", []), said.get("pivot", False))

@@ -34,7 +34,7 @@ def write_results(study: Study, out: Path) -> bool:
     if not rows:
         return False
     every = pa.concat_tables(values)
-    texts += _across(study, every)
+    texts = [*([_pivot(rows)] if study.pivot else []), *texts, *_across(study, every)]
     (study.folder / "results.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     pq.write_table(every, study.folder / "per-query.parquet", compression="zstd")
     _put(study.folder / "README.md", study.title, "\n\n".join(texts))
@@ -69,6 +69,21 @@ def _rows(job: Job, results: dict[str, Any], per_query: pa.Table) -> Iterator[di
             "difference": round(test["difference"], 4) if test else None,
             "p_holm": round(test["p_holm"], 4) if test else None,
         }
+
+
+def _pivot(rows: list[dict[str, Any]]) -> str:
+    """nDCG@10 of systems by jobs, students first, the best on average at the top."""
+    jobs = list(dict.fromkeys(f"{row['job']}, {row['collection']}" for row in rows))
+    values: dict[str, dict[str, float]] = {}
+    for row in rows:
+        values.setdefault(row["system"], {})[f"{row['job']}, {row['collection']}"] = row[MEASURE]
+    students = {row["system"] for row in rows if row["role"] == "student"}
+    means = {name: sum(found.values()) / len(found) for name, found in values.items()}
+    lines = [f"| nDCG@10 | {' | '.join(jobs)} |", f"|---|{'---:|' * len(jobs)}"]
+    for name in sorted(values, key=lambda name: (name not in students, -means[name])):
+        cells = [f"{values[name][job]:.4f}" if job in values[name] else "" for job in jobs]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _across(study: Study, values: pa.Table) -> list[str]:

@@ -110,7 +110,7 @@ def check(  # noqa: PLR0913, PLR0917 - one option each
 def search(
     place: Annotated[str, typer.Argument(metavar="INDEX", help="An index' folder, or qdrant:FOLDER_OR_URL#NAME.")],
     query: Annotated[list[str], typer.Argument(help="One or more queries.")],
-    k: Annotated[int | None, typer.Option(help="Documents per query; 10, or all of fewer.", min=1)] = None,
+    k: Annotated[int | None, typer.Option(help="Documents per query; 10, or all of fewer.")] = None,
     queries: Annotated[str | None, typer.Option(help="Another query encoder, of the index' space.")] = None,
     collection: Annotated[str | None, typer.Option(help="Show the documents' texts from this collection.")] = None,
     parameters: Annotated[str | None, typer.Option(help="FAISS search parameters, e.g. nprobe=16.")] = None,

@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 
 from retrodistill.collections.collection import Collection, check_parts, normalised
+from retrodistill.collections.jsonl import read_objects
 from retrodistill.collections.records import id_of, text_of
 from retrodistill.collections.texts import Texts
-from retrodistill.errors import UserError, unknown
+from retrodistill.errors import UserError
 from retrodistill.files import atomic_file
 
 SEPARATOR = " | "
 _REQUIRED = ("conversation_id", "turn", "utterance", "rewrite")
-_KEYS = (*_REQUIRED, "response", "query_id")
+_OPTIONAL = ("response", "query_id")
 _PRONOUN = "it"
 
 
@@ -151,8 +152,8 @@ def read_turns(path: str | os.PathLike[str]) -> list[Turn]:
     """
     lines: dict[tuple[str, object], int] = {}
     turns = []
-    for place, line in _lines(Path(path)):
-        turn = _turn(line, f"{path}, line", place)
+    for place, record in read_objects(Path(path), "turn", _REQUIRED, _OPTIONAL):
+        turn = _turn(record, f"{path}, line", place)
         for what, key in (
             (f"turn {turn.turn} of conversation {turn.conversation_id!r}", (turn.conversation_id, turn.turn)),
             (f"query id {turn.id!r}", ("", turn.id)),
@@ -162,8 +163,6 @@ def read_turns(path: str | os.PathLike[str]) -> list[Turn]:
                     f"{path}, line {place}: {what} stands in line {lines[key]} already; give every turn its own."
                 )
         turns.append(turn)
-    if not turns:
-        raise UserError(f"{path} has no lines; wanted one JSON object a turn, with {', '.join(_REQUIRED)}.")
     return turns
 
 
@@ -171,7 +170,8 @@ def write_turns(turns: Iterable[Turn], path: str | os.PathLike[str]) -> None:
     """Write turns as JSONL, whole or not at all."""
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for turn in turns:
-            kept = {key: value for key in _KEYS if (value := getattr(turn, key)) != "" or key in _REQUIRED}
+            kept = {key: getattr(turn, key) for key in _REQUIRED}
+            kept |= {key: value for key in _OPTIONAL if (value := getattr(turn, key)) != ""}
             file.write(json.dumps(kept, ensure_ascii=False) + "\n")
 
 
@@ -274,19 +274,7 @@ def _words(text: str) -> set[str]:
     return set(normalised(text).split())
 
 
-def _turn(line: str, where: str, place: int) -> Turn:
-    try:
-        record = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{where} {place}: not JSON ({error}); wanted one object a turn.") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{where} {place}: a JSON {type(record).__name__}, not an object; wanted one object a turn.")
-    for key in record:
-        if key not in _KEYS:
-            raise UserError(f"{where} {place}: {unknown('key', key, _KEYS)}")
-    for key in _REQUIRED:
-        if record.get(key) is None:
-            raise UserError(f"{where} {place}: no {key!r}; every turn has {', '.join(_REQUIRED)}.")
+def _turn(record: dict[str, Any], where: str, place: int) -> Turn:
     number = record["turn"]
     if not isinstance(number, int) or isinstance(number, bool):
         raise UserError(f"{where} {place}: 'turn' is {number!r}; wanted an integer.")
@@ -306,17 +294,3 @@ def _said(record: dict[str, Any], key: str, where: str, place: int) -> str:
     if not text.strip():
         raise UserError(f"{where} {place}: {key!r} is empty; every turn has {', '.join(_REQUIRED)}.")
     return text
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, numbered from 1; split at line feeds alone, as texts may hold other breaks."""
-    place = 0
-    try:
-        with path.open("rb") as file:
-            for place, raw in enumerate(file, start=1):
-                if raw.strip():
-                    yield place, raw.decode("utf-8-sig" if place == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}, line {place}: not UTF-8 ({error.reason}); convert the file to UTF-8.") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}.") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from retrodistill.evaluation.streaming import retrieve
 from retrodistill.evaluation.systems import Candidate, candidates_for, named_systems
 from retrodistill.files import exclusive, write_json
 from retrodistill.manifest import Manifest, hardware, library_versions
-from retrodistill.measures.ranking import BEIR_MEASURES, Grades, evaluate_run, means, parse_measure
+from retrodistill.measures.ranking import Grades, evaluate_run, means, measures_within, parse_measure
 from retrodistill.models.retrievers import Retriever
 from retrodistill.progress import say
 from retrodistill.reports import write_page
@@ -71,10 +71,7 @@ class Wanted:
     @property
     def columns(self) -> list[str]:
         """The measures by name."""
-        if self.measures is not None:
-            return list(dict.fromkeys(self.measures))
-        # Of fewer documents than the cut, a recall would be another system's.
-        return [measure for measure in BEIR_MEASURES if parse_measure(measure)[1] <= max(self.depth, 10)]
+        return measures_within(self.depth) if self.measures is None else list(dict.fromkeys(self.measures))
 
 
 @dataclass(frozen=True)
@@ -109,6 +106,15 @@ class Evaluation:
     def runs(self) -> dict[str, Run]:
         """``{system: run}``; read from the folder where there is one."""
         return {name: kept.results() for name, kept in self.kept.items()}
+
+    def only(self, names: Container[str]) -> Evaluation:
+        """The same of some of its systems."""
+        return replace(
+            self,
+            rows=[row for row in self.rows if row.name in names],
+            per_query={name: table for name, table in self.per_query.items() if name in names},
+            kept={name: one for name, one in self.kept.items() if name in names},
+        )
 
     def without_runs(self) -> Evaluation:
         """The same, runs that are in memory dropped: of many collections they would fill it."""
@@ -156,8 +162,12 @@ def evaluate(
         depth: Documents retrieved per query; cut to the corpus.
         teacher: Measure agreement with this teacher too; it needs no judgements.
         cost_threads: Measure cost too, on so many threads; it needs no judgements.
-        out: Folder of the collection, for ``runs/NAME.run``, ``per-query.parquet``, ``results.json``; what stands there
-            from the same systems and settings is not measured again.
+        out: Folder of the collection, for ``runs/NAME.run``, ``per-query.parquet``, ``results.json``,
+            ``report.html``; what stands there from the same systems and settings is not measured again, and other
+            systems that were measured there on the same queries stay in the table, in front.
+
+    Returns:
+        Of the systems given.
 
     Raises:
         UserError: There are no judgements and nothing else to measure, or a system cannot search.
@@ -187,13 +197,13 @@ def evaluate_on(
     check_file_names(systems)
     folder = Folder(out, Manifest("evaluation", {"collection": collection.fingerprint}, settings))
     with exclusive(out / ".lock"):
-        made = _evaluate(candidates, collection, (split, queries, qrels), wanted, folder, notes)
-        if made.per_query:
-            folder.write_per_query(made.per_query)
-        results = with_differences(made, collection, qrels, wanted.command)
+        whole = _evaluate(candidates, collection, (split, queries, qrels), wanted, folder, notes)
+        if whole.per_query:
+            folder.write_per_query(whole.per_query)
+        results = with_differences(whole, collection, qrels, wanted.command)
         write_json(out / "results.json", results.to_json())
         write_page(results, out / "report.html")
-    return made
+    return whole.only(systems)
 
 
 def _judgements(collection: Collection, split: str, wanted: Wanted) -> tuple[Grades | None, list[str]]:
@@ -225,8 +235,9 @@ def _evaluate(
     folder: Folder | None,
     notes: list[str],
 ) -> Evaluation:
+    """Measure what is not in the folder; the evaluation holds what else is there too, of the same kind."""
     split, queries, qrels = asked
-    kept = {}
+    kept = {} if folder is None else folder.before(candidate.name for candidate in candidates)
     for candidate in candidates:
         fingerprint = candidate.fingerprint(collection) if folder is not None else None
         found = folder.find(candidate.name, fingerprint) if folder is not None else None
@@ -244,7 +255,7 @@ def _evaluate(
         collection=collection.name,
         split=split,
         queries=len(queries),
-        rows=[_row(candidate, kept[candidate.name], agreed.get(candidate.name)) for candidate in candidates],
+        rows=[_row(name, one, agreed.get(name)) for name, one in kept.items()],
         per_query=tables,
         notes=notes,
         provenance={"collection": collection.fingerprint, "documents": str(len(collection.documents))},
@@ -271,23 +282,24 @@ def _measure(
         cost = measure_cost(candidate, collection, queries.texts, wanted.cost_threads, wanted.place)
     table = None if qrels is None else evaluate_run(run, qrels, wanted.columns)
     size = candidate.retriever.bytes_per_document(collection)
-    return Kept(table, run, size, None if cost is None else cost.model_dump(mode="json", by_alias=True))
+    told = None if cost is None else cost.model_dump(mode="json", by_alias=True)
+    return Kept(table, run, size, told, candidate.documents_by, candidate.queries_by)
 
 
-def _row(candidate: Candidate, kept: Kept, agreement: Agreement | None) -> System:
+def _row(name: str, kept: Kept, agreement: Agreement | None) -> System:
     values = {} if kept.per_query is None else means(kept.per_query)
     named = {str(one.serialization_alias) for one in System.model_fields.values() if one.serialization_alias}
     cost = None if kept.cost is None else Cost.model_validate(kept.cost)
     row = {
-        "name": candidate.name,
+        "name": name,
         "role": "baseline",
         "ndcg@10": None,
-        **{name: value for name, value in values.items() if name in named},
-        "measures": {name: value for name, value in values.items() if name not in named},
+        **{measure: value for measure, value in values.items() if measure in named},
+        "measures": {measure: value for measure, value in values.items() if measure not in named},
         "bytes_per_document": kept.bytes_per_document,
         "query_ms": None if cost is None else cost.timings[0].total,
-        "documents_by": candidate.documents_by,
-        "queries_by": candidate.queries_by,
+        "documents_by": kept.documents_by,
+        "queries_by": kept.queries_by,
         "agreement": agreement,
         "cost": cost,
     }

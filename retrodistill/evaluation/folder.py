@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,15 @@ class Kept:
         run: Its results, or the file that holds them.
         bytes_per_document: What serving keeps; None where nothing is known.
         cost: As `Cost` in JSON; None where it was not measured.
+        documents_by, queries_by: What encodes each side; empty where nothing is known.
     """
 
     per_query: pa.Table | None
     run: Run | Path
     bytes_per_document: float | None = None
     cost: dict[str, Any] | None = None
+    documents_by: str = ""
+    queries_by: str = ""
 
     def results(self) -> Run:
         """The run, read where it is on disk."""
@@ -56,14 +59,18 @@ class Folder:
     def find(self, name: str, fingerprint: str | None) -> Kept | None:
         """What was measured of a system; None where it was something else, or is not whole."""
         place = self._place(name)
-        if fingerprint is None or not self._manifest(name, fingerprint).matches(place):
-            return None
+        known = fingerprint is not None and self._manifest(name, fingerprint).matches(place)
+        return self._read(place) if known else None
+
+    def _read(self, place: Path) -> Kept | None:
+        """What lies in a system's folder; None where its run is gone or another."""
         about = Manifest.read(place).about
         run = self.path / "runs" / about["run"]
         if not run.is_file() or file_digest(run) != about["checksum"]:
             return None
         per_query = pq.read_table(place / PER_QUERY) if (place / PER_QUERY).is_file() else None
-        return Kept(per_query, run, about["bytes_per_document"], about["cost"])
+        by = (about.get("documents_by", ""), about.get("queries_by", ""))
+        return Kept(per_query, run, about["bytes_per_document"], about["cost"], *by)
 
     def keep(self, name: str, fingerprint: str | None, measured: Kept) -> Kept:
         """Write what was measured, the run first, the manifest last; gives it back with the run on disk."""
@@ -75,6 +82,8 @@ class Folder:
             "checksum": file_digest(file),
             "bytes_per_document": measured.bytes_per_document,
             "cost": measured.cost,
+            "documents_by": measured.documents_by,
+            "queries_by": measured.queries_by,
         }
         with atomic_folder(self._place(name)) as temporary:
             if measured.per_query is not None:
@@ -83,24 +92,23 @@ class Folder:
         return replace(measured, run=file)
 
     def write_per_query(self, tables: dict[str, pa.Table]) -> None:
-        """All systems' values in one table: system, query_id, measures; those first that were measured before."""
-        every = {**{name: table for name, table in self._before() if name not in tables}, **tables}
-        rows = [table.add_column(0, "system", pa.array([name] * len(table))) for name, table in every.items()]
+        """All systems' values in one table: system, query_id, measures."""
+        rows = [table.add_column(0, "system", pa.array([name] * len(table))) for name, table in tables.items()]
         with atomic_file(self.path / PER_QUERY) as temporary:
             pq.write_table(pa.concat_tables(rows), temporary)
 
-    def _before(self) -> Iterator[tuple[str, pa.Table]]:
-        """Systems that were measured on the same queries by the same measures, by name, the oldest first."""
-        found = []
-        for place in sorted((self.path / "systems").glob(f"*/{FILE_NAME}")):
-            kept = Manifest.read(place.parent)
-            here = {"collection": self.wanted.inputs.get("collection"), **self.wanted.settings, "cost": None}
-            there = {"collection": kept.inputs.get("collection"), **kept.settings, "cost": None}
+    def before(self, names: Iterable[str]) -> dict[str, Kept]:
+        """Other systems than `names`, measured before on the same queries by the same measures; the oldest first."""
+        found, taken = [], {self._place(name) for name in names}
+        here = {"collection": self.wanted.inputs.get("collection"), **self.wanted.settings, "cost": None}
+        for place in (self.path / "systems").glob(f"*/{FILE_NAME}"):
+            manifest = Manifest.read(place.parent)
+            there = {"collection": manifest.inputs.get("collection"), **manifest.settings, "cost": None}
             name = there.pop("name", None)
-            if there == here and isinstance(name, str) and (place.parent / PER_QUERY).is_file():
-                found.append((place.stat().st_mtime_ns, name, place.parent / PER_QUERY))
-        for _, name, file in sorted(found):
-            yield name, pq.read_table(file)
+            if there == here and isinstance(name, str) and place.parent not in taken:
+                found.append((place.stat().st_mtime_ns, name, place.parent))
+        read = {name: self._read(place) for _, name, place in sorted(found)}
+        return {name: kept for name, kept in read.items() if kept is not None}
 
     def _place(self, name: str) -> Path:
         return self.path / "systems" / slug(name)

@@ -133,10 +133,13 @@ def learn_index(
         names=ids,
     )
 
-    def behind(index: Any, called: str) -> AsymmetricIndex:
-        return AsymmetricIndex(index, ids, space, asking, factory, called, documents=documents)
+    def behind(index: Any, called: str, seconds: float) -> AsymmetricIndex:
+        built = AsymmetricIndex(index, ids, space, asking, factory, called, documents=documents)
+        built.build_seconds = seconds
+        return built
 
-    return LearnedIndex(behind(found.index, name), behind(found.start, "opq"), found)
+    learned, start = behind(found.index, name, found.seconds), behind(found.start, "opq", found.start_seconds)
+    return LearnedIndex(learned, start, found)
 
 
 def save_query_map(found: LearnedIndex, folder: str | os.PathLike[str], manifest: Manifest | None = None) -> Encoder:

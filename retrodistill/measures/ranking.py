@@ -74,6 +74,11 @@ def parse_measure(measure: str) -> tuple[str, int]:
     return parsed.group(1), int(parsed.group(2))
 
 
+def measures_within(depth: int, measures: Sequence[str] = BEIR_MEASURES) -> list[str]:
+    """Those that look no deeper than `depth`, or than 10: of fewer documents, a recall would be another system's."""
+    return [measure for measure in measures if parse_measure(measure)[1] <= max(depth, 10)]
+
+
 def _judges(qrels: Grades, cuts: Sequence[tuple[str, int]]) -> dict[str, Any]:
     """trec_eval with the grades, and once more with every judged document as relevant: what is no hole."""
     import pytrec_eval

@@ -18,6 +18,7 @@ from retrodistill.models.names import ModelName, parse_model_name
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder
 
+_FITTED_ON = 256
 _OTHER_ROLE = {"document": ("query_length", "query_expansion"), "query": ("document_length",)}
 
 
@@ -200,6 +201,11 @@ def token_encoder(
     projection = Dense(width, dimension, bias=False, activation_function=None, module_input_name="token_embeddings")
     projection.linear.weight.data.copy_(_tensor(directions[:dimension]))
     return model(projection.to(dense.device))
+
+
+def fitted_on(corpus: Sequence[str]) -> list[str]:
+    """The documents that a projection's directions are fitted on: at most 256, evenly drawn."""
+    return [corpus[row] for row in np.unique(np.linspace(0, len(corpus) - 1, min(_FITTED_ON, len(corpus)), dtype=int))]
 
 
 def principal_directions(vectors: np.ndarray) -> np.ndarray:

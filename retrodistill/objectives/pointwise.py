@@ -26,9 +26,7 @@ def mse(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, free_zer
     Raises:
         UserError: Shapes that differ.
     """
-    check_lists(scores, targets)
-    valid = full_mask(scores, mask)
-    valid = valid & (valid.sum(dim=1, keepdim=True) >= 2)
+    valid = _listed(scores, targets, mask)
     count = valid.sum().clamp(min=1)
     residuals = (at_least_float32(scores) - at_least_float32(targets)).masked_fill(~valid, 0.0)
     if free_zero:
@@ -53,10 +51,15 @@ def binary_cross_entropy(scores: Tensor, labels: Tensor, mask: Tensor | None = N
     Raises:
         UserError: Shapes that differ.
     """
-    check_lists(scores, labels)
-    valid = full_mask(scores, mask)
-    valid = valid & (valid.sum(dim=1, keepdim=True) >= 2)
+    valid = _listed(scores, labels, mask)
     logits = at_least_float32(scores).masked_fill(~valid, 0.0)
     wanted = at_least_float32(labels).masked_fill(~valid, 0.0)
     losses = (nn.functional.softplus(logits) - wanted * logits).masked_fill(~valid, 0.0)
     return losses.sum() / valid.sum().clamp(min=1)
+
+
+def _listed(scores: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor:
+    """(batch, n) bool: the candidates of lists with at least two."""
+    check_lists(scores, targets)
+    valid = full_mask(scores, mask)
+    return valid & (valid.sum(dim=1, keepdim=True) >= 2)

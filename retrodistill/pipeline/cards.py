@@ -23,7 +23,7 @@ from retrodistill.students.saving import load_student
 from retrodistill.teachers.ensemble import Ensemble
 from retrodistill.teachers.protocol import Teacher
 from retrodistill.teachers.recorded import RecordedTeacher
-from retrodistill.training.material import Material, default_sources
+from retrodistill.training.material import Material
 
 _TOLD = ("model", "documents", "stages", "control")  # in their own places on the card
 
@@ -42,8 +42,13 @@ def write_cards(job: Job, students: Iterable[Distilled], results: Results) -> No
     loaded = {made.name: made.encoder for made in students}
     for system in results.with_role("student"):
         folder = job.out / "students" / system.name
-        if (folder / STUDENT_MANIFEST).exists() and not _is_spaces(system, job):
+        if _is_student(folder) and not _is_spaces(system, job):
             write_student_card(folder, system.name, job.material, results, loaded.get(system.name))
+
+
+def _is_student(folder: Path) -> bool:
+    """Whether it holds a student that stages trained, and no query map of a learned index, which has no such card."""
+    return (folder / STUDENT_MANIFEST).exists() and "stages" in Manifest.read(folder, STUDENT_MANIFEST).settings
 
 
 def _is_spaces(system: System, job: Job) -> bool:
@@ -76,6 +81,7 @@ def facts_of(folder: Path, name: str, material: Material, student: AnyStudent) -
     manifest, written = Manifest.read(folder, STUDENT_MANIFEST), read_json(folder / STUDENT_MANIFEST)
     settings = StudentSettings.model_validate({key: value for key, value in manifest.settings.items() if key != "seed"})
     about, teacher, collection = manifest.about, material.teacher, material.collection
+    learned = about.get("stages", [])
     start = settings.model
     if start == "static" and material.space is not None:
         start = material.space.name
@@ -91,8 +97,7 @@ def facts_of(folder: Path, name: str, material: Material, student: AnyStudent) -
         queries=len(material.queries),
         teaching=_teaching(teacher, manifest.inputs.get("teacher", "")),
         stages=settings.stages,
-        sources=[_sources(teacher, stage.candidates.sources) if stage.needs_lists else [] for stage in settings.stages],
-        learned=about.get("stages", []),
+        learned=[{**one, "sources": [without_folders(name) for name in one.get("sources", [])]} for one in learned],
         seconds=about.get("seconds", 0.0),
         seed=int(manifest.settings.get("seed", 0)),
         inputs=manifest.inputs,
@@ -111,12 +116,6 @@ def _teaching(teacher: Teacher, fingerprint: str) -> Teaching:
         return Teaching(list(zip(names, teacher.weights, strict=True)), teacher.method, fingerprint)
     recorded = len(teacher.run) if isinstance(teacher, RecordedTeacher) else None
     return Teaching([(without_folders(teacher.name), 1.0)], None, fingerprint, recorded)
-
-
-def _sources(teacher: Teacher, asked: list[str] | None) -> list[str]:
-    if isinstance(teacher, RecordedTeacher):
-        return [without_folders(teacher.name)]
-    return [without_folders(source) for source in asked or default_sources(teacher)]
 
 
 def _changes(settings: StudentSettings) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Forms of what was distilled, each a system of its own: exits, truncations, a clustered student's unclustered twin."""
+"""What a job distils, and its forms, each a system of its own: exits, truncations, what stands beside clusters."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -16,16 +16,18 @@ from retrodistill.models.loading import quiet_libraries
 from retrodistill.models.sparse import SparseTextEncoder
 from retrodistill.models.vector_files import VectorFile
 from retrodistill.pipeline.job import Job, can_answer
-from retrodistill.pipeline.students import Distilled
+from retrodistill.pipeline.students import Distilled, contrastive_twin, untrained
 from retrodistill.pipeline.systems import Candidate, space_row
-from retrodistill.recipe import StudentSettings
-from retrodistill.recipe.forms import beside_names
+from retrodistill.recipe import Recipe, StudentSettings
+from retrodistill.recipe.forms import Beside, beside_names, unclustered
 from retrodistill.students.clustering import cluster_sizes
 from retrodistill.students.hybrid import is_hybrid
 from retrodistill.students.kinds import AnyStudent
 from retrodistill.students.saving import load_student, save_student
 from retrodistill.students.token_pooling import with_pooling
 from retrodistill.students.vdr import own_token_queries, vocabulary_pooling
+
+_OWN_TOKENS = "own-tokens"  # behind the name of a student with VDR's head
 
 
 class Form(NamedTuple):
@@ -40,6 +42,21 @@ class Form(NamedTuple):
     made: Distilled
     role: str
     truncate: int | None = None
+
+
+def entries(recipe: Recipe) -> Iterator[tuple[str, StudentSettings, str]]:
+    """Every student with its name and role, behind its control, which is ``control`` where there is one student only.
+
+    A clustered one stands behind the same student without clusters too.
+    """
+    beside = beside_names(recipe.students)
+    for name, student in recipe.students.items():
+        if student.control:
+            control = untrained(student) if student.control == "untrained" else contrastive_twin(student)
+            yield "control" if len(recipe.students) == 1 else f"{name}-control", control, "control"
+        if name in beside:
+            yield beside[name].unclustered, unclustered(student), "baseline"
+        yield name, student, "student"
 
 
 def forms_of(job: Job, distilled: Iterable[tuple[Distilled, str]]) -> list[Form]:
@@ -58,6 +75,18 @@ def forms_of(job: Job, distilled: Iterable[tuple[Distilled, str]]) -> list[Form]
             name, clustered = pooled[made.name]
             found.append(Form(_pooled(job, made, name, job.recipe.students[clustered]), role))
     return found
+
+
+def planned_forms(job: Job, name: str, student: StudentSettings) -> list[str]:
+    """Names of the forms that a student will be measured in besides, as far as its settings tell."""
+    found = [f"{name}@{ROUTE}{layer}" for layer in sorted(student.exits) if layer != student.layers]
+    if student.head == "vdr":
+        found.append(f"{name}@{_OWN_TOKENS}")
+    if student.kind in ("static", "dense") and not student.lexical:
+        width = student.dimension if isinstance(student.dimension, int) else None
+        width = job.space.dimension if student.documents == "space" else width
+        found += [f"{name}@{cut}" for cut in job.recipe.evaluation.truncations if width is None or cut < width]
+    return found + [names.pooled for names in _beside(job).values() if names.unclustered == name]
 
 
 def truncated_teachers(job: Job) -> list[Candidate]:
@@ -85,7 +114,7 @@ def vectors_note(candidates: Sequence[Candidate]) -> str | None:
     return f"vectors a document: {', '.join(f'{name} {count:.1f}' for name, count in counts.items())}"
 
 
-def _beside(job: Job) -> dict[str, Any]:
+def _beside(job: Job) -> dict[str, Beside]:
     return beside_names(job.recipe.students)
 
 
@@ -110,7 +139,7 @@ def _can_be_cut(made: Distilled) -> int:
 
 def _own_tokens(job: Job, made: Distilled) -> Distilled:
     """A student of VDR's head whose queries are their own tokens: no model runs for them."""
-    name = f"{made.name}@own-tokens"
+    name = f"{made.name}@{_OWN_TOKENS}"
     manifest = Manifest("student", {"student": made.encoder.fingerprint("document")}, {"queries": "own tokens"})
     encoder = _saved(job, name, lambda: own_token_queries(made.encoder.model), manifest)
     return replace(made, name=name, encoder=encoder, notes=[])

@@ -32,8 +32,6 @@ from retrodistill.training.material import Material, check_recorded
 from retrodistill.training.settings import StageSettings
 
 _RERANKED = 100  # candidates per member of an ensemble with a cross-encoder, where test queries are measured
-
-
 _HELD_OUT = 300  # queries kept from training where nothing is judged: a fifth of them, at most so many
 _UNJUDGED = (
     "{} has no relevance judgements, so quality is not measured; agreement and cost are, on {} of its {} queries, "
@@ -229,7 +227,7 @@ def _check(job: Job) -> None:
     for student in job.recipe.students.values():
         _check_control(student)
     for stage in _stages(job.recipe):
-        if _needs_labels(stage):
+        if stage.needs_labels:
             job.material.judged()
         if job.teachers is None or job.teachers.needs_students(stage):
             continue
@@ -245,8 +243,4 @@ def _stages(recipe: Recipe) -> list[StageSettings]:
 
 
 def _reads_labels(recipe: Recipe) -> bool:
-    return any(_needs_labels(stage) for stage in _stages(recipe))
-
-
-def _needs_labels(stage: StageSettings) -> bool:
-    return "labels" in (stage.positives, stage.selection.positives if stage.selection else "")
+    return any(stage.needs_labels for stage in _stages(recipe))

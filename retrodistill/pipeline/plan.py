@@ -10,8 +10,9 @@ from retrodistill.models.contract import STUDENT_MANIFEST
 from retrodistill.models.embeddings import seconds_to_embed
 from retrodistill.models.encoder import Encoder, load_encoder
 from retrodistill.models.names import parse_model_name
+from retrodistill.pipeline.forms import entries, planned_forms
 from retrodistill.pipeline.job import Job, open_job
-from retrodistill.pipeline.students import student_manifest
+from retrodistill.pipeline.students import standing_manifest, student_manifest
 from retrodistill.recipe import load_recipe
 from retrodistill.teachers.dense import DenseTeacher
 from retrodistill.teachers.ensemble import Ensemble
@@ -20,6 +21,9 @@ from retrodistill.teachers.protocol import Teacher, Work
 from retrodistill.training.list_settings import CURRENT_STUDENT
 from retrodistill.training.settings import StageSettings
 
+_DONE = Work(0, "stages", 0.0)
+_UNKNOWN = Work(0, "pairs", 0.0)  # nothing that can be counted yet
+
 
 def plan_recipe(
     recipe: str | os.PathLike[str], out: str | os.PathLike[str], overrides: Sequence[str] = ()
@@ -27,7 +31,8 @@ def plan_recipe(
     """The steps of a recipe, each with what is left and how long it takes at rates measured now.
 
     Returns:
-        ``[{"step": .., "items": .., "unit": .., "seconds": ..}]``; training time is not known before it starts.
+        ``[{"step": .., "items": .., "unit": .., "seconds": ..}]``; training time is not known before it starts. A form
+        that a student is measured in besides is a step without items.
 
     Raises:
         UserError: As `run_recipe`.
@@ -36,22 +41,39 @@ def plan_recipe(
     job = open_job(settings, out)
     documents = seconds_to_embed(job.space, job.collection.documents.texts, "document")
     steps = [_step(f"embed documents by {job.space.name}", Work(documents[0], "texts", documents[1]))]
-    for name, student in settings.students.items():
+    trained: dict[str, str] = {}  # stages that several students share, by fingerprint: who comes to them first
+    scored: dict[str, str] = {}
+    for name, student, _ in entries(settings):
+        if not student.stages:
+            continue  # a control as it starts
         if student_manifest(student, job.material).matches(job.out / "students" / name, STUDENT_MANIFEST):
-            steps.append(_step(f"{name}: distilled already", Work(0, "stages", 0.0)))
+            steps.append(_step(f"{name}: distilled already", _DONE))
             continue
         for number, stage in enumerate(student.stages, start=1):
-            steps.append(_stage_step(job, stage, f"{name}, stage {number}"))
+            what = f"{name}, stage {number}"
+            first = trained.setdefault(standing_manifest(student, job.material, number).fingerprint, what)
+            same = scored.setdefault(_pairs_of(stage), what)
+            shared = _step(f"{what}: the same as {first}", _DONE)
+            steps.append(shared if first != what else _stage_step(job, stage, what, same))
+        steps += [_step(f"{form}: measured besides", _DONE) for form in planned_forms(job, name, student)]
     return steps
 
 
-def _stage_step(job: Job, stage: StageSettings, what: str) -> dict[str, Any]:
+def _pairs_of(stage: StageSettings) -> str:
+    """What decides a stage's texts and pairs: where it is the same, they are made once."""
+    needs = (stage.aligns, stage.needs_lists, stage.needs_own_document)
+    return stage.model_dump_json(include={"teacher", "labels", "texts", "candidates", "positives"}) + str(needs)
+
+
+def _stage_step(job: Job, stage: StageSettings, what: str, same: str) -> dict[str, Any]:
     """A stage's step; what depends on a student that is not trained yet cannot be counted."""
     named = " + ".join(one.model for one in stage.teacher) or job.teacher.name
     if job.teachers is not None and job.teachers.needs_students(stage):
-        return _step(f"{what}: teacher {named}, known when that student stands there", Work(0, "pairs", 0.0))
+        return _step(f"{what}: teacher {named}, known when that student stands there", _UNKNOWN)
     if CURRENT_STUDENT in (stage.candidates.sources or []):
-        return _step(f"{what}: teacher {named}, candidates known when the student stands there", Work(0, "pairs", 0.0))
+        return _step(f"{what}: teacher {named}, candidates known when the student stands there", _UNKNOWN)
+    if same != what:
+        return _step(f"{what}: teacher {named}, texts and pairs as of {same}", Work(0, "pairs", 0.0))
     return _step(f"{what}: teacher {named}", _stage_work(job, stage))
 
 

@@ -22,14 +22,13 @@ from retrodistill.models.multi_vector import MultiVectorModel
 from retrodistill.models.retrievers import LexicalRetriever, Retriever
 from retrodistill.models.sparse import SparseTextEncoder
 from retrodistill.pipeline.cards import write_cards
-from retrodistill.pipeline.forms import forms_of, truncated_teachers, vectors_note
+from retrodistill.pipeline.forms import entries, forms_of, truncated_teachers, vectors_note
 from retrodistill.pipeline.job import Job, open_job
 from retrodistill.pipeline.quantised import Curves, quantised
 from retrodistill.pipeline.reporting import report
-from retrodistill.pipeline.students import Distilled, contrastive_twin, distil, remove_work, untrained
+from retrodistill.pipeline.students import Distilled, distil, remove_work
 from retrodistill.pipeline.systems import Measured, baselines, measure, of_student
-from retrodistill.recipe import Recipe, StudentSettings, load_recipe, recipe_yaml
-from retrodistill.recipe.forms import beside_names, unclustered
+from retrodistill.recipe import Recipe, load_recipe, recipe_yaml
 from retrodistill.reports import write_page
 from retrodistill.reports.results import Results
 from retrodistill.runs.formats import write_run
@@ -76,7 +75,7 @@ def _run(job: Job, seconds: Seconds, command: str) -> Results:
         with atomic_file(job.out / "recipe.yaml") as temporary:
             temporary.write_text(recipe_yaml(settings), encoding="utf-8")
     distilled: list[tuple[Distilled, str]] = []
-    for name, student, role in _entries(settings):
+    for name, student, role in entries(settings):
         with _timed(seconds, f"distil {name}"):
             distilled.append((distil(name, student, job.material, job.out / "students" / name), role))
     if not is_main():
@@ -100,21 +99,6 @@ def _run(job: Job, seconds: Seconds, command: str) -> Results:
     write_cards(job, [made for made, _ in distilled], results)
     remove_work(job.material)
     return results
-
-
-def _entries(recipe: Recipe) -> Iterator[tuple[str, StudentSettings, str]]:
-    """Every student behind its control, which is named ``control`` where there is one student only.
-
-    A clustered one stands behind the same student without clusters too.
-    """
-    beside = beside_names(recipe.students)
-    for name, student in recipe.students.items():
-        if student.control:
-            control = untrained(student) if student.control == "untrained" else contrastive_twin(student)
-            yield "control" if len(recipe.students) == 1 else f"{name}-control", control, "control"
-        if name in beside:
-            yield beside[name].unclustered, unclustered(student), "baseline"
-        yield name, student, "student"
 
 
 def _searcher(job: Job, student: Distilled, truncate: int | None = None) -> Retriever:

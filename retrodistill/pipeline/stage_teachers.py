@@ -16,7 +16,7 @@ from retrodistill.teachers.ensemble import Ensemble
 from retrodistill.teachers.labels import soft_labels
 from retrodistill.teachers.loading import load_teacher
 from retrodistill.teachers.protocol import Teacher
-from retrodistill.training.list_settings import CURRENT_STUDENT, parse_student
+from retrodistill.training.list_settings import CURRENT_STUDENT, is_student, parse_student
 from retrodistill.training.material import Material
 from retrodistill.training.settings import StageSettings
 
@@ -51,12 +51,12 @@ class NamedTeachers:
             UserError: A model that is not to be found.
         """
         for one in self._named(stage) if stage.has_own_teacher else []:
-            if not _is_student(one.model):
+            if not is_student(one.model):
                 self._model(one.model)
 
     def needs_students(self, stage: StageSettings) -> bool:
         """Whether a student teaches the stage, which is known once that one is trained."""
-        return any(_is_student(one.model) for one in stage.teacher)
+        return any(is_student(one.model) for one in stage.teacher)
 
     def teacher(self, stage: StageSettings, material: Material) -> Teacher:
         """The stage's teacher; a student that is to teach is trained as far as that, where it is not.
@@ -79,7 +79,7 @@ class NamedTeachers:
         """Digests of the members: of a student, of what it will be made from."""
         parts = []
         for one in self._named(stage):
-            if _is_student(one.model):
+            if is_student(one.model):
                 name, behind = self._standing(one.model)
                 parts.append(standing_manifest(self.students[name], material, behind).fingerprint)
             else:
@@ -90,7 +90,7 @@ class NamedTeachers:
         return stage.teacher or self.members or [TeacherSettings(model=self.space_name)]
 
     def _member(self, model: str, material: Material) -> Teacher:
-        if not _is_student(model):
+        if not is_student(model):
             return self._model(model)
         name, behind = self._standing(model)
         settings = self.students[name]
@@ -109,7 +109,3 @@ class NamedTeachers:
     def _standing(self, model: str) -> tuple[str, int]:
         name, behind = parse_student(model)
         return name, len(self.students[name].stages) if behind is None else behind
-
-
-def _is_student(model: str) -> bool:
-    return model.startswith(f"{CURRENT_STUDENT}:")

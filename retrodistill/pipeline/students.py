@@ -122,10 +122,10 @@ def student_manifest(settings: StudentSettings, material: Material) -> Manifest:
     for number, stage in enumerate(settings.stages, start=1):
         if stage.has_own_teacher and material.teachers is not None:
             inputs[f"teacher of stage {number}"] = material.teachers.fingerprint(stage, material)
-        wanted = stage.selection.positives if stage.selection is not None else stage.positives
-        if "labels" in (wanted, stage.positives):
+        if stage.needs_labels:
             inputs["labels"] = material.judged().fingerprint
-        if wanted == "ensemble" and not stage.teacher and material.labeller is not None:
+        by_ensemble = stage.selection is not None and stage.selection.positives == "ensemble"
+        if by_ensemble and not stage.teacher and material.labeller is not None:
             inputs["labeller"] = material.labeller.fingerprint(material.collection)
     if material.stored is not None:
         inputs["stored"] = hashlib.blake2b(material.stored.tobytes(), digest_size=8).hexdigest()

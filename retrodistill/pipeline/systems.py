@@ -12,7 +12,7 @@ from retrodistill.evaluation.comparing import paired_tests
 from retrodistill.evaluation.evaluating import search
 from retrodistill.evaluation.student_reranking import StudentReranker
 from retrodistill.measures.latency import query_latency
-from retrodistill.measures.ranking import evaluate_run, means
+from retrodistill.measures.ranking import DEFAULT_MEASURES, evaluate_run, means, measures_within
 from retrodistill.models.retrievers import DenseRetriever, LexicalRetriever, Retriever, load_retriever
 from retrodistill.models.vector_files import VectorFile
 from retrodistill.pipeline.job import Job, can_answer
@@ -96,7 +96,8 @@ def measure(candidate: Candidate, job: Job) -> Measured:
     rewritten = job.rewrites is not None and (candidate.rewritten or candidate.role == "teacher")
     asked = job.asked_test if rewritten else job.test
     run = search(retriever, job.collection, asked, settings.depth)
-    per_query = None if job.grades is None else evaluate_run(run, job.grades)
+    measures = measures_within(settings.depth, DEFAULT_MEASURES)
+    per_query = None if job.grades is None else evaluate_run(run, job.grades, measures)
     timing = None
     if settings.latency_queries and candidate.served:
         respond = retriever.responder(job.collection, min(100, len(job.collection.documents)))

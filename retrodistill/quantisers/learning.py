@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,8 @@ class Learned:
         temperature: That teacher and quantised scores were divided by.
         settings: All of them.
         factory: Of the start.
+        start_seconds: Wall time of building the start.
+        seconds: Wall time of both, learning included.
     """
 
     index: Any
@@ -59,6 +62,8 @@ class Learned:
     temperature: float
     settings: QuantiserSettings
     factory: str
+    start_seconds: float
+    seconds: float
 
     @property
     def bytes_per_document(self) -> int:
@@ -103,7 +108,9 @@ def learn_quantiser(
     settings = settings or QuantiserSettings()
     documents, queries = checked_pair(documents, queries, names)
     sources = checked_sources(sources, len(queries), len(documents))
+    started = time.perf_counter()
     factory, begin = _start(target, documents, settings)
+    start_seconds = time.perf_counter() - started
     from retrodistill.quantisers.steps import Learner  # torch
 
     parts = read_index(begin)
@@ -111,8 +118,9 @@ def learn_quantiser(
     history, best = _train(learner, settings)
     improved = best is not None
     codes, query_map = best if best is not None else (parts, None)
+    index = to_faiss(codes)
     return Learned(
-        index=to_faiss(codes),
+        index=index,
         start=begin,
         codes=codes,
         query_map=query_map,
@@ -121,6 +129,8 @@ def learn_quantiser(
         temperature=learner.temperature,
         settings=settings,
         factory=factory,
+        start_seconds=start_seconds,
+        seconds=time.perf_counter() - started,
     )
 
 

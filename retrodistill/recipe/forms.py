@@ -31,7 +31,7 @@ class FormSettings(Settings):
             ``student@exit-2``.
         project_exits: Give each exit but the deepest a linear map of its own.
         lexical_terms: A sparse student's documents weigh their own tokens as BM25 does, by a learned weight each,
-            beside what the head finds; of inference-free queries only.
+            beside what the head finds; of inference-free queries only. A dense student's lexical half is `lexical`.
         head: Of a sparse student: ``splade``, or ``vdr``, whose texts keep the 768 highest terms and their own tokens;
             ``student@own-tokens`` is then measured besides: the same documents, queries without a model.
     """

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from retrodistill.errors import unknown
-from retrodistill.training.list_settings import CURRENT_STUDENT, parse_student
+from retrodistill.training.list_settings import is_student, parse_student
 from retrodistill.training.settings import StageSettings
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def students_of(stage: StageSettings, students: Mapping[str, StudentSettings]) -
     """
     found = []
     for member in stage.teacher:
-        if not member.model.startswith(f"{CURRENT_STUDENT}:"):
+        if not is_student(member.model):
             continue
         name, behind = parse_student(member.model)
         if name not in students:
@@ -49,7 +49,7 @@ def check_teachers(recipe: Recipe) -> None:
         ValueError: A student as the recipe's teacher, as `check_students_as_teachers`, or a selection in which the
             stage's own teacher would say what is right.
     """
-    if any(one.model.startswith(f"{CURRENT_STUDENT}:") for one in (*recipe.teacher, *recipe.ensemble)):
+    if any(is_student(one.model) for one in (*recipe.teacher, *recipe.ensemble)):
         raise ValueError("a student teaches in a stage, by its teacher key, not as the recipe's teacher")
     check_students_as_teachers(recipe.students)
     for stage in (stage for student in recipe.students.values() for stage in student.stages):

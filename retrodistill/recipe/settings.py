@@ -68,6 +68,7 @@ class StudentSettings(FormSettings):
         max_length: Tokens of a text that it reads, of a multi-vector, prett or tk student those of a document, of a
             cross-encoder those of a pair.
         lexical: Width of a lexical half that is put beside a dense student's vector; for stages with towers: lexical.
+            Sparse students have `lexical_terms` for that.
         queries: How a sparse student encodes queries: by the ``model``, or ``inference-free``, a weight per token.
         expansion: A multi-vector student's queries are filled up to so many tokens with the mask token.
         documents: Who encodes the documents of its index: ``space``, or the ``student`` itself. Sparse and multi-vector
@@ -217,7 +218,7 @@ class Recipe(Settings):
     Attributes:
         name: Of the recipe.
         about: A sentence or two for people.
-        collection: What `load_collection` takes.
+        collection: A BEIR folder, ``beir/NAME``, ``ir_datasets:ID``, ``hf:NAME``, or ``demo``.
         split: Training and test queries.
         conversations: Queries that lean on what was said before, in place of the collection's; their rewrites are what
             the teacher is asked. A path, or settings.

@@ -9,7 +9,7 @@ from typing import Any
 
 from retrodistill.files import atomic_file
 from retrodistill.models.loading import quiet_libraries
-from retrodistill.reports import card_parts
+from retrodistill.reports import card_measures, card_parts, card_usage
 from retrodistill.reports.card_facts import Facts
 from retrodistill.reports.results import Results
 
@@ -54,9 +54,9 @@ def card_text(model: Any, facts: Facts, results: Results | None = None) -> str:
     sections = [
         f"# {card_parts.title(facts)}",
         card_parts.opening(facts, results),
-        f"## Usage\n\n{usage}\n\n{card_parts.package_usage(facts)}",
-        f"## Measured quality\n\n{card_parts.quality(facts, results)}",
-        f"## Cost\n\n{card_parts.cost(facts, results)}",
+        f"## Usage\n\n{usage}\n\n{card_usage.package_usage(facts)}",
+        f"## Measured quality\n\n{card_measures.quality(facts, results)}",
+        f"## Cost\n\n{card_measures.cost(facts, results)}",
         f"## Teacher\n\n{card_parts.teacher(facts)}",
         f"## Training\n\n{card_parts.training(facts)}",
         f"## Model Details\n\n{parts['Model Details']}",
@@ -70,10 +70,10 @@ def card_text(model: Any, facts: Facts, results: Results | None = None) -> str:
 def _usage(model: Any, facts: Facts, own: str) -> str:
     """sentence-transformers' own example, but for two encoders, and for sparse ones: it knows no queries of theirs."""
     if facts.documents_by is not None:
-        return card_parts.asymmetric_usage(model, facts)
+        return card_usage.asymmetric_usage(model, facts)
     if facts.kind == "sparse":
-        return card_parts.sparse_usage(model)
-    holder = f'("{card_parts.placeholder(model)}"'
+        return card_usage.sparse_usage(model)
+    holder = f'("{card_usage.placeholder(model)}"'
     return own.replace(f"{holder})", f"{holder}, trust_remote_code=True)") if facts.own_modules else own
 
 

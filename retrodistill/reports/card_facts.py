@@ -48,7 +48,6 @@ class Facts:
         documents, queries: How many of them the collection has for training.
         teaching: Who taught it.
         stages: Its training.
-        sources: Of each stage, who proposed candidates; empty where none were needed.
         learned: Of each stage, what was recorded: see `retrodistill.training.prepared.learned_from`; may be empty.
         seconds: Wall time of training.
         seed: Of everything that draws.
@@ -68,7 +67,6 @@ class Facts:
     queries: int
     teaching: Teaching
     stages: Sequence[StageSettings]
-    sources: Sequence[Sequence[str]]
     changes: dict[str, Any] = field(default_factory=dict)
     documents_by: str | None = None
     learned: Sequence[dict[str, Any]] = ()
@@ -81,6 +79,17 @@ class Facts:
     base_model: str | None = None
     own_modules: bool = False
     sparsity: dict[str, float] | None = None
+
+    @property
+    def taught_by(self) -> str:
+        """Who taught, in the order of the stages: the recipe's teacher, or the stages' own."""
+        told = [
+            Teaching([(without_folders(one.model), one.weight) for one in stage.teacher]).text
+            if stage.teacher
+            else self.teaching.text
+            for stage in self.stages
+        ]
+        return ", then ".join(dict.fromkeys(told)) or self.teaching.text
 
 
 def without_folders(name: str) -> str:

@@ -2,8 +2,8 @@
 
 The modules are sentence-transformers' own: a transformer that gives all its layers, and a Router with a route for each
 exit, which pools that layer's tokens. So a saved folder loads without this package, as the deepest exit by default and
-as any other by ``encode(texts, task="exit-4")``; that runs all layers. `load_exit`, `exit_model` and the model name
-``dense:FOLDER@exit-4`` cut the layers above the exit, which is what makes it fast, and give an ordinary model.
+as any other by ``encode(texts, task="exit-4")``; that runs all layers. What cuts the layers above an exit, and so
+makes it fast, is `retrodistill.models.exits`.
 """
 
 from __future__ import annotations
@@ -16,23 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from retrodistill.errors import UserError
-from retrodistill.models.exits import ROUTE, behind_exit, exit_model, exits_of, load_exit, with_modules
+from retrodistill.models.exits import ROUTE, behind_exit, exit_model, exits_of, with_modules
 from retrodistill.objectives.distributions import kl_divergence
 from retrodistill.objectives.masks import full_mask
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-
-__all__ = [
-    "MultiExitLoss",
-    "embeddings_by_exit",
-    "exit_model",
-    "exits_of",
-    "in_batch_similarities",
-    "load_exit",
-    "multi_exit",
-    "multi_exit_kl",
-]
 
 _PROBE = ["An exit gives what its first layers alone give."]
 

@@ -10,12 +10,10 @@ import numpy as np
 from retrodistill.errors import UserError
 from retrodistill.models.layers import keep_first_layers
 from retrodistill.models.loading import load_multi_vector
-from retrodistill.models.multi_vector import MultiVectorModel, principal_directions, token_encoder
+from retrodistill.models.multi_vector import MultiVectorModel, fitted_on, principal_directions, token_encoder
 
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder
-
-_FITTED_ON = 256  # documents that a projection's directions are fitted on
 
 
 def multi_vector_student(
@@ -80,8 +78,7 @@ def _from_bi_encoder(
         return plain
     if not 1 <= dimension <= width:
         raise UserError(f"dimension={dimension}: tokens by {source} have {width}; choose from 1 to {width}.")
-    rows = np.unique(np.linspace(0, len(corpus) - 1, min(_FITTED_ON, len(corpus)), dtype=int))
-    tokens = MultiVectorModel(plain, f"multi-vector:{source}").encode([corpus[row] for row in rows], "document")
+    tokens = MultiVectorModel(plain, f"multi-vector:{source}").encode(fitted_on(corpus), "document")
     return _projected(plain, principal_directions(tokens.vectors)[:dimension])
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from retrodistill.errors import UserError
 from retrodistill.models.contract import Role
-from retrodistill.models.multi_vector import principal_directions
+from retrodistill.models.multi_vector import fitted_on, principal_directions
 from retrodistill.students.cross_encoder import cross_encoder_student
 from retrodistill.students.late_interaction import (
     DOCUMENT_LENGTH,
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from sentence_transformers import CrossEncoder
 
-_FITTED_ON = 256  # documents that a compressor's directions are fitted on
 _AT_ONCE = 32
 
 
@@ -188,6 +187,5 @@ def prett_student(
         document_length=max_length or min(DOCUMENT_LENGTH, longest - asked),
     ).to(start.device)
     if dimension is not None:
-        rows = np.unique(np.linspace(0, len(corpus) - 1, min(_FITTED_ON, len(corpus)), dtype=int))
-        module.fit_compressor([corpus[row] for row in rows])
+        module.fit_compressor(fitted_on(corpus))
     return late_interaction(module, start.device)

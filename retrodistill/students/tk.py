@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from retrodistill.errors import UserError
 from retrodistill.models.contract import Role
 from retrodistill.models.loading import load_bi_encoder
-from retrodistill.models.multi_vector import principal_directions
+from retrodistill.models.multi_vector import fitted_on, principal_directions
 from retrodistill.students.late_interaction import (
     DOCUMENT_LENGTH,
     QUERY_LENGTH,
@@ -31,7 +31,6 @@ CENTRES = (1.0, 0.9, 0.7, 0.5, 0.3, 0.1, -0.1, -0.3, -0.5, -0.7, -0.9)
 WIDTH = 0.1
 _LEAST = 1e-10  # below it a kernel counts as empty (the authors' clamp)
 _START = 0.05  # of the weight of the kernel at 1
-_FITTED_ON = 256  # documents that a projection's directions are fitted on
 
 
 class TK(LateInteraction):
@@ -195,8 +194,7 @@ def tk_student(
         if module.gate is not None:
             module.gate.copy_(inverse_frequencies(module, corpus))
         if module.projection is not None:
-            rows = np.unique(np.linspace(0, len(corpus) - 1, min(_FITTED_ON, len(corpus)), dtype=int))
-            side = module.eval().side([corpus[row] for row in rows], "document")
+            side = module.eval().side(fitted_on(corpus), "document")
             directions = principal_directions(side.states[side.mask].cpu().numpy())[:dimension]
             module.projection.weight.copy_(torch.from_numpy(directions.copy()))
     return late_interaction(module, start.device)

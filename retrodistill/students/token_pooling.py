@@ -13,7 +13,7 @@ from sentence_transformers.multi_vector_encoder.modules import BaseTokenPooling,
 from torch import Tensor
 
 from retrodistill.errors import UserError
-from retrodistill.students.clustering import Wanted, check_wanted, vectors_kept
+from retrodistill.students.clustering import Wanted, check_wanted, of_modules, vectors_kept
 
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder
@@ -92,16 +92,8 @@ def with_pooling(model: MultiVectorEncoder, vectors: Wanted, *, protected: int =
     Raises:
         UserError: No number of vectors, or the model pools its tokens already.
     """
-    from sentence_transformers import MultiVectorEncoder
-
     modules: list[Any] = list(model)
     for module in modules:
         if isinstance(module, BaseTokenPooling):
             raise UserError(f"the model pools its tokens by {type(module).__name__} already; start from one without.")
-    return MultiVectorEncoder(
-        modules=[*modules, FixedTokenPooling(vectors, protected=protected)],
-        device=str(model.device),
-        prompts={name: prompt for name, prompt in (model.prompts or {}).items() if prompt},
-        default_prompt_name=model.default_prompt_name,
-        similarity_fn_name=model.similarity_fn_name,
-    )
+    return of_modules(model, [*modules, FixedTokenPooling(vectors, protected=protected)])

@@ -7,10 +7,11 @@ from typing import Any
 
 from retrodistill.errors import UserError
 from retrodistill.models.encoder import Encoder
+from retrodistill.models.exits import exits_of
 from retrodistill.students.hybrid import is_hybrid
 from retrodistill.students.kinds import AnyStudent
 from retrodistill.students.matryoshka import MatryoshkaLoss, check_dimensions
-from retrodistill.students.multi_exit import MultiExitLoss, exits_of
+from retrodistill.students.multi_exit import MultiExitLoss
 from retrodistill.training.settings import StageSettings
 
 Make = Callable[[int, bool], Any]

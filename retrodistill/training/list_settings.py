@@ -29,13 +29,18 @@ class TeacherSettings(Settings):
         from retrodistill.errors import UserError
         from retrodistill.models.names import parse_model_name
 
-        if model.startswith(f"{CURRENT_STUDENT}:"):
+        if is_student(model):
             parse_student(model)
             return model
         try:
             return str(parse_model_name(model))
         except UserError as error:
             raise ValueError(str(error)) from error
+
+
+def is_student(model: str) -> bool:
+    """Whether a teacher's name is that of a student of the recipe: ``student:NAME``."""
+    return model.startswith(f"{CURRENT_STUDENT}:")
 
 
 def parse_student(name: str) -> tuple[str, int | None]:

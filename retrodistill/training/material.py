@@ -28,7 +28,7 @@ from retrodistill.teachers.ensemble import Ensemble
 from retrodistill.teachers.labels import SoftLabels
 from retrodistill.teachers.protocol import Teacher
 from retrodistill.teachers.recorded import RecordedTeacher
-from retrodistill.training.list_settings import CURRENT_STUDENT
+from retrodistill.training.list_settings import CURRENT_STUDENT, is_student
 from retrodistill.training.lists import Lists, lists_from_run, lists_over_corpus
 from retrodistill.training.pools import bought, pool_of
 from retrodistill.training.positives import best_labelled
@@ -294,4 +294,4 @@ def default_sources(teacher: Teacher) -> list[str]:
     """Who proposes candidates where the recipe does not say: bm25 and the dense members of the teacher."""
     members = teacher.members if isinstance(teacher, (Ensemble, SoftLabels)) else [teacher]
     dense = [member.name for member in members if isinstance(member, DenseTeacher)]
-    return ["bm25", *(name for name in dense if not name.startswith(f"{CURRENT_STUDENT}:"))]
+    return ["bm25", *(name for name in dense if not is_student(name))]

@@ -10,6 +10,7 @@ import numpy as np
 from retrodistill.errors import UserError
 from retrodistill.models.vectors import exact_search
 from retrodistill.objectives.registry import NEED_POSITIVES
+from retrodistill.teachers.recorded import RecordedTeacher
 from retrodistill.training.curricula import selected
 from retrodistill.training.lists import Lists
 from retrodistill.training.material import Material
@@ -73,19 +74,22 @@ def _check_labels(lists: Lists) -> None:
         )
 
 
-def learned_from(prepared: Prepared) -> dict[str, Any]:
+def learned_from(prepared: Prepared, stage: StageSettings, material: Material) -> dict[str, Any]:
     """How much a stage learned from, and at which temperatures: what its model card says.
 
     Returns:
-        ``texts`` (of them ``queries`` real ones and ``held_out``), ``pairs`` with teacher scores, and by objective
-        ``temperatures``: what student and teacher scores were divided by.
+        ``texts`` (of them ``queries`` real ones and ``held_out``), ``pairs`` with teacher scores, ``sources`` that
+        proposed these (empty where none were needed), and by objective ``temperatures``: what student and teacher
+        scores were divided by.
     """
+    recorded = isinstance(material.teacher, RecordedTeacher)  # whose rows are the candidates
     texts, lists = prepared.texts, prepared.lists
     return {
         "texts": len(texts),
         "queries": int((texts.sources < 0).sum()),
         "held_out": len(prepared.held_out),
         "pairs": 0 if lists is None else int(list_sizes(lists).sum()),
+        "sources": ([material.teacher.name] if recorded else material.sources(stage)) if stage.needs_lists else [],
         "temperatures": {
             term.name: {"student": float(term.student_temperature), "teacher": float(term.teacher_temperature)}
             for term in prepared.terms

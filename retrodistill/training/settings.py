@@ -181,7 +181,8 @@ class StageSettings(Settings):
         matryoshka: The loss is taken on so many leading dimensions of a dense or static student's vectors too.
         exit_kl: Weight of the divergence by which the deepest exit teaches the others; 1 by default.
         exit_weights: Weights of what exits learn, by layer; 1 by default.
-        own_tokens: Weight of the objectives on scores of which one side keeps its own tokens only (VDR, ICLR 2024).
+        own_tokens: With head: vdr, weight of the objectives on scores of which one side keeps its own tokens only
+            (VDR's masked loss, ICLR 2024); no term gets a weight by it, as by the student's lexical_terms.
         training: How long and how fast.
     """
 
@@ -256,6 +257,11 @@ class StageSettings(Settings):
     def needs_own_document(self) -> bool:
         """Whether pseudo-queries must see the document that they were taken from."""
         return self.is_contrastive and self.positives == "own"
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether judgements of the training queries take part: as positives, or in a selection."""
+        return "labels" in (self.positives, self.selection.positives if self.selection is not None else None)
 
     @property
     def needs_lists(self) -> bool:

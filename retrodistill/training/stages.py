@@ -59,7 +59,8 @@ def run_stage(model: Any, stage: StageSettings, material: Material, folder: Path
     }
     history = by_towers[stage.towers](student, stage, material, prepared, folder, what)
     history.notes = [*prepared.notes, *history.notes]
-    history.learned = {**learned_from(prepared), "steps": history.steps, "seconds": history.seconds}
+    learned = learned_from(prepared, stage, material)
+    history.learned = {**learned, "steps": history.steps, "seconds": history.seconds}
     return history
 
 

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = (
     "demo",
     "run",
+    "keys",
     "mine",
     "score",
     "distill",

@@ -83,6 +83,25 @@ class TestFolder:
         assert list(values) == ["bm25", "model"]
         assert values["bm25"].equals(first.per_query["bm25"])
         assert values["model"].equals(second.per_query["model"])
+        assert [row.name for row in second.rows] == ["model"]
+        written = Results.from_json(json.loads((tmp_path / "results.json").read_text()))
+        assert written.systems == [*first.rows, *second.rows]
+        assert [(one["a"], one["b"]) for one in written.comparisons] == [("model", "bm25")]
+        assert written.sides == ["bm25", "model"]
+
+    def test_agreement_is_of_all_that_stand_there(self, tiny, space, tmp_path):
+        evaluate({"bm25": "bm25"}, tiny, out=tmp_path)
+        made = evaluate({"model": space}, tiny, teacher=space, out=tmp_path)
+        before, now = Results.from_json(json.loads((tmp_path / "results.json").read_text())).systems
+        assert now == made.rows[0]
+        assert now.agreement.overlap10 == 1 > before.agreement.overlap10
+
+    def test_one_whose_run_is_gone_is_left_out(self, tiny, space, tmp_path):
+        evaluate({"bm25": "bm25"}, tiny, out=tmp_path)
+        (tmp_path / "runs" / "bm25.run").unlink()
+        evaluate({"model": space}, tiny, out=tmp_path)
+        assert list(read_per_query(tmp_path)) == ["model"]
+        assert len(json.loads((tmp_path / "results.json").read_text())["systems"]) == 1
 
     def test_those_of_another_split_or_by_other_measures_do_not(self, tiny, space, tmp_path):
         evaluate({"bm25": "bm25"}, tiny, "dev", out=tmp_path)

@@ -9,6 +9,7 @@ from retrodistill.indexes import load_index
 from retrodistill.models import load_encoder
 from retrodistill.models.multi_vector import load_multi_vector_encoder
 from retrodistill.pipeline import run_recipe
+from retrodistill.pipeline.plan import plan_recipe
 from retrodistill.recipe import parse_recipe
 
 STAGE = {
@@ -22,11 +23,11 @@ STAGE = {
 
 
 @pytest.fixture
-def job(tiny_folder, tiny_model, tmp_path):
-    """Runs a job of one student on the tiny collection."""
+def recipe(tiny_folder, tiny_model):
+    """A recipe of one student on the tiny collection."""
 
-    def job(student, **evaluation):
-        recipe = {
+    def recipe(student, **evaluation):
+        return {
             "name": "small",
             "collection": str(tiny_folder),
             "space": f"dense:{tiny_model}",
@@ -34,9 +35,14 @@ def job(tiny_folder, tiny_model, tmp_path):
             "students": {"student": {"model": f"{student.pop('kind')}:{tiny_model}", "control": None, **student}},
             "evaluation": {"latency_queries": 2, "examples": 1, **evaluation},
         }
-        return run_recipe(parse_recipe(recipe), tmp_path / "out")
 
-    return job
+    return recipe
+
+
+@pytest.fixture
+def job(recipe, tmp_path):
+    """Runs a job of one student."""
+    return lambda student, **evaluation: run_recipe(parse_recipe(recipe(student, **evaluation)), tmp_path / "out")
 
 
 class TestAClusteredStudent:
@@ -67,6 +73,18 @@ class TestAClusteredStudent:
         clustered()
         assert len(trained) == 3
 
+    def test_a_plan_lists_all_three_and_counts_what_they_share_once(self, recipe, write_recipe, tmp_path):
+        stages = [STAGE, {**STAGE, "objectives": ["kl", "lwf"]}]
+        student = {"kind": "multi-vector", "dimension": 16, "clusters": "C2x4", "clustered_from": 2, "stages": stages}
+        steps = [one["step"] for one in plan_recipe(write_recipe(recipe(student)), tmp_path / "out")]
+        assert steps[1:] == [
+            "unclustered, stage 1: teacher bm25",
+            "unclustered, stage 2: teacher bm25, texts and pairs as of unclustered, stage 1",
+            "pooled: measured besides",
+            "student, stage 1: the same as unclustered, stage 1",
+            "student, stage 2: teacher bm25, texts and pairs as of unclustered, stage 1",
+        ]
+
     def test_folder_and_index_hold_the_means(self, clustered, tmp_path, tiny):
         clustered()
         student = load_multi_vector_encoder(f"multi-vector:{tmp_path / 'out' / 'students' / 'student'}")
@@ -78,6 +96,13 @@ class TestAClusteredStudent:
 
 
 class TestExits:
+    def test_a_plan_lists_them_and_the_truncations(self, recipe, write_recipe, tmp_path):
+        leaf = {"objectives": "leaf", "texts": STAGE["texts"], "training": STAGE["training"]}
+        student = {"kind": "dense", "exits": [1], "stages": [leaf]}
+        steps = plan_recipe(write_recipe(recipe(student, truncations=[8, 32])), tmp_path / "out")
+        besides = [one["step"] for one in steps if one["step"].endswith("measured besides")]
+        assert besides == ["student@exit-1: measured besides", "student@8: measured besides"]
+
     def test_each_is_measured_and_loads_by_its_name(self, job, tmp_path, tiny_model):
         leaf = {"objectives": "leaf", "texts": STAGE["texts"], "training": STAGE["training"]}
         results = job({"kind": "dense", "exits": [1], "stages": [leaf], "control": "untrained"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from retrodistill.indexes import load_index
+from retrodistill.manifest import Manifest
 from retrodistill.pipeline import run_recipe
 from retrodistill.recipe import parse_recipe
 
@@ -53,3 +54,10 @@ class TestResuming:
         again = run_recipe(recipe(), tmp_path / "out")
         assert [one.ndcg10 for one in again.systems] == [one.ndcg10 for one in first.systems]
         assert again.seconds["learn distilled"] == first.seconds["learn distilled"]
+
+    def test_both_indexes_know_how_long_building_took(self, recipe, tmp_path):
+        run_recipe(recipe(), tmp_path / "out")
+        start, learned = (
+            Manifest.read(tmp_path / "out" / "indexes" / name).about["build_seconds"] for name in ("opq", "distilled")
+        )
+        assert 0 < start < learned

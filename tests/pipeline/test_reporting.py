@@ -38,6 +38,13 @@ class TestOfAJudgedCollection:
         for section in ("systems", "differences", "front", "training", "agreement", "queries", "provenance"):
             assert f'<section id="{section}"' in page
 
+    def test_measures_deeper_than_what_is_retrieved_are_not_claimed(self, quick, tmp_path):
+        quick["evaluation"]["depth"] = 50
+        results = run_recipe(parse_recipe(quick), tmp_path / "out")
+        assert results.system("bm25").recall100 is None
+        assert results.system("bm25").mrr10 > 0
+        assert pq.read_table(tmp_path / "out" / "per-query.parquet").column_names[2:] == ["ndcg@10", "mrr@10"]
+
     def agrees(self, results, out):
         """Every system but the teacher itself, by the recorded runs."""
         assert [one.name for one in results.systems if one.agreement is None] == ["ensemble"]

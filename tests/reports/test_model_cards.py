@@ -33,13 +33,13 @@ def facts(kind="dense", **changed):
         "queries": 809,
         "teaching": Teaching([("bm25", 0.3), ("dense:all-MiniLM-L6-v2", 0.7)], "zscore-per-query", "22bb"),
         "stages": [StageSettings.model_validate({"objectives": [{"name": "kl"}, {"name": "leaf", "weight": 0.5}]})],
-        "sources": [["bm25", "dense:all-MiniLM-L6-v2"]],
         "learned": [
             {
                 "texts": 20000,
                 "queries": 809,
                 "held_out": 64,
                 "pairs": 3200000,
+                "sources": ["bm25", "dense:all-MiniLM-L6-v2"],
                 "temperatures": {"kl": {"student": 0.05, "teacher": 1.25}},
                 "steps": 900,
                 "seconds": 61.0,
@@ -157,9 +157,23 @@ class TestWhatItSays:
         stage = {"objectives": "kl", "teacher": "bm25", "matryoshka": [16, 8], "candidates": {"budget": "25%"}}
         text = card_text(model_of("dense"), facts(stages=[StageSettings.model_validate(stage)], learned=[]))
         assert "- teacher of this stage: 1 `bm25`" in text
-        assert "- matryoshka: [16, 8]" in text
+        assert "that learned from bm25, with retrodistill" in text
+        assert "- matryoshka: 16, 8" in text
         assert "of which the teacher scored 25%" in text
         assert "batches: shuffled" not in text
+
+    def test_several_teachers_in_the_order_of_the_stages(self, model_of):
+        own = {"objectives": "bce", "labels": "sigmoid", "teacher": "cross-encoder:judge"}
+        stages = [StageSettings.model_validate(stage) for stage in ({"objectives": "kl"}, own)]
+        text = card_text(model_of("dense"), facts(stages=stages, learned=[], teaching=Teaching([("bm25", 1.0)])))
+        assert "that learned from bm25, then cross-encoder:judge, with retrodistill" in text
+        assert "- labels: sigmoid" in text
+        assert "Stages with a teacher of their own name it under Training." in text
+
+    def test_its_form(self, model_of):
+        changes = {"clusters": "C8x32", "exits": [2, 4], "project exits": True, "head": "vdr", "lexical terms": True}
+        text = card_text(model_of("dense"), facts(changes=changes))
+        assert ", clusters C8x32, exits 2, 4, project exits, head vdr, lexical terms; trained on" in text
 
     def test_the_measured_table_with_significance(self, text):
         assert "scifact, split test, 300 queries." in text

@@ -9,15 +9,8 @@ from sentence_transformers.util import maxsim
 
 from retrodistill.errors import UserError
 from retrodistill.models.multi_vector import MultiVectorModel, token_encoder
-from retrodistill.students.clustering import (
-    TokenClusters,
-    cluster_means,
-    cluster_sizes,
-    first_centres,
-    k_means,
-    vectors_kept,
-    with_clusters,
-)
+from retrodistill.students.clustering import TokenClusters, cluster_sizes, vectors_kept, with_clusters
+from retrodistill.students.kmeans import cluster_means, first_centres, k_means
 
 LENGTHS = [17, 3, 9, 1, 0, 8]
 TEXTS = ["heart and artery with blood pressure", "the orbit of a planet and a moon today.", "violin"]

@@ -11,14 +11,12 @@ from transformers import BertConfig, BertModel
 
 from retrodistill.errors import UserError
 from retrodistill.models.encoder import Encoder
+from retrodistill.models.exits import exit_model, exits_of, load_exit
 from retrodistill.models.loading import load_bi_encoder
 from retrodistill.students.multi_exit import (
     MultiExitLoss,
     embeddings_by_exit,
-    exit_model,
-    exits_of,
     in_batch_similarities,
-    load_exit,
     multi_exit,
     multi_exit_kl,
 )
