@@ -14,31 +14,29 @@ from retrodistill.files import check_replaceable, exclusive
 from retrodistill.models import Encoder, load_encoder
 from retrodistill.models.contract import STUDENT_MANIFEST
 from retrodistill.models.vector_files import bound
-from retrodistill.pipeline.cards import write_student_card
+from retrodistill.pipeline.cards import Source, write_student_card
 from retrodistill.pipeline.students import distil
 from retrodistill.progress import say
 from retrodistill.recipe import StudentSettings, validated
+from retrodistill.recipe.one_student import one_student
 from retrodistill.students.kinds import AnyStudent
 from retrodistill.teachers import load_teacher
 from retrodistill.training.material import Material, check_recorded
-from retrodistill.training.settings import CandidateSettings, StageSettings, TextSettings, TrainingSettings
+from retrodistill.training.settings import StageSettings, TrainingSettings
 from retrodistill.training.texts import training_queries
 
 __all__ = ["Evaluation", "distill", "evaluate"]
-
-_STATIC_TRAINING = TrainingSettings(epochs=12, learning_rate=1e-3, batch_size=64)
-_DENSE_TRAINING = TrainingSettings(epochs=4, learning_rate=5e-5, batch_size=32)
 
 
 def distill(  # noqa: PLR0913 - one call for what a recipe says
     collection: Collection | str,
     target: Any,
     *,
-    student: str = "static",
-    objective: str | Sequence[str] = "kl",
+    student: str | Mapping[str, Any] = "static",
+    objective: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] = "kl",
     space: str | Encoder = "dense:all-MiniLM-L6-v2",
     queries: str = "auto",
-    towers: str = "query",
+    towers: str | None = None,
     training: TrainingSettings | Mapping[str, Any] | None = None,
     stages: Sequence[StageSettings] | None = None,
     out: str | os.PathLike[str] = "out/student",
@@ -49,44 +47,35 @@ def distill(  # noqa: PLR0913 - one call for what a recipe says
     Args:
         collection: A collection or what `load_collection` takes.
         target: What teaches: a run of teacher scores (from `score` and `fuse`), a teacher, or a model name.
-        student: ``static`` or ``dense:NAME``.
-        objective: ``kl``, ``margin-mse``, ``margin-mse-all`` (on lists), ``leaf`` (aligns to the space), or several,
-            summed.
+        student: ``static``, or ``kind:NAME`` to start from: ``dense``, ``sparse``, ``multi-vector``, ``cross-encoder``,
+            ``prett`` or ``tk``; or a mapping of `retrodistill.recipe.StudentSettings`, such as ``{"model":
+            "multi-vector:all-MiniLM-L6-v2", "dimension": 128}``. What is left out fits the kind. A static or dense
+            student searches the space's documents. The others have documents of their own: a multi-vector student from
+            a bi-encoder token vectors of 128 dimensions, at most half the model's width; a sparse one from a bi-encoder
+            inference-free queries and lexical terms; the last three re-rank what others find.
+        objective: ``kl``, ``margin-mse``, ``margin-mse-all`` (on lists), ``leaf`` (aligns to the space; of static and
+            dense students), or several, summed; a name, whose student temperature then fits the kind, or a mapping.
         space: The dense model whose document vectors the student's queries search.
         queries: Split that trains; ``auto`` takes train, else queries that stand in no split. Test queries are left out
             whatever the split, and a recorded run teaches by its rows for these queries alone.
-        towers: ``query``: documents stay as they are; ``both``: the student encodes its own documents.
-        training: How long and how fast; defaults that suit the kind of student.
+        towers: ``query``: documents stay as they are; ``both``: the student encodes its own documents; ``head``: what
+            stands behind a transformer learns from its stored states. By default query for static and dense students,
+            head for multi-vector, prett and tk students and sparse ones from a bi-encoder, both for the rest.
+        training: How long and how fast; defaults that suit the kind of student, for keys that a mapping lacks too.
         stages: A curriculum in place of the one stage that the arguments above describe.
         out: Folder of the student, an ordinary sentence-transformers folder.
         seed: Of everything that draws.
 
     Returns:
-        The student, ready for `build_index`.
+        The student, ready for `build_index`; one that scores pairs for `evaluate`, as ``rerank:FOLDER@bm25``.
 
     Raises:
         UserError: Something does not fit; nothing is half-written.
     """
-    names = [objective] if isinstance(objective, str) else list(objective)
-    default = _STATIC_TRAINING if student == "static" else _DENSE_TRAINING
-    stage = {
-        "objectives": names,
-        "towers": towers,
-        "training": training if isinstance(training, Mapping) else (training or default).model_dump(),
-        "texts": TextSettings().model_dump(),
-        "candidates": CandidateSettings(depth=100).model_dump(),
-    }
-    curriculum = [one.model_dump() for one in stages] if stages else [stage]
-    settings = validated(
-        StudentSettings,
-        {
-            "model": student,
-            "stages": curriculum,
-            "documents": "student" if any(one["towers"] in ("both", "head") for one in curriculum) else "space",
-            "control": None,
-        },
-        "distill",
-    )
+    objectives = [objective] if isinstance(objective, (str, Mapping)) else list(objective)
+    curriculum = [one.model_dump() for one in stages] if stages else None
+    wanted = one_student(student, objectives=objectives, towers=towers, training=training, stages=curriculum)
+    settings = validated(StudentSettings, wanted, "distill")
     folder = check_replaceable(out, STUDENT_MANIFEST)
     corpus, teacher = load_collection(collection), load_teacher(target)
     test = corpus.split("test") if "test" in corpus.split_sizes else None
@@ -99,6 +88,7 @@ def distill(  # noqa: PLR0913 - one call for what a recipe says
     with exclusive(work / ".lock"):
         made = distil(folder.name, settings, material, folder)
         if is_main():
-            write_student_card(folder, folder.name, material, encoder=made.encoder)
+            source = None if isinstance(collection, Collection) else Source(collection)
+            write_student_card(folder, folder.name, material, encoder=made.encoder, source=source)
             shutil.rmtree(work, ignore_errors=True)
     return made.encoder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import tomllib
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -84,8 +85,15 @@ def library_versions() -> dict[str, str]:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            versions[name] = "absent"
+            versions[name] = (_clone_version() if name == "retrodistill" else None) or "absent"
     return versions
+
+
+def _clone_version() -> str | None:
+    """The version of this package where it runs from a clone that nobody installed."""
+    project = Path(__file__).parents[1] / "pyproject.toml"
+    told = tomllib.loads(project.read_text()).get("project", {}) if project.exists() else {}
+    return str(told["version"]) if told.get("name") == "retrodistill" else None
 
 
 def hardware() -> dict[str, Any]:

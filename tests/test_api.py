@@ -37,7 +37,7 @@ class TestTheWayThrough:
         results = rd.evaluate({"teacher": space, "student": index}, tiny, "test")
         assert len(found) == 3
         assert set(results.means) == {"teacher", "student"}
-        assert "ndcg@10" in str(results)
+        assert "nDCG@10" in str(results)
 
     def test_every_public_name_can_be_had(self):
         assert len(rd.__all__) <= 16
@@ -105,11 +105,62 @@ class TestDistill:
         assert student.query_space == student.document_space
 
 
+class TestKindsOfStudents:
+    @pytest.fixture
+    def made(self, tiny, target, space, tmp_path):
+        def made(student, **options):
+            options = {"training": {"max_steps": 1}, **options}
+            return rd.distill(tiny, target, student=student, space=space, out=tmp_path / "student", **options)
+
+        return made
+
+    @pytest.mark.parametrize(
+        ("kind", "towers", "chosen"),
+        [
+            ("multi-vector", "head", {"dimension": 16}),
+            ("sparse", "head", {"queries": "inference-free", "lexical_terms": True}),
+            ("cross-encoder", "both", {}),
+            ("prett", "head", {}),
+            ("tk", "head", {}),
+        ],
+    )
+    def test_what_is_left_out_fits_the_kind(self, made, tiny_model, kind, towers, chosen):
+        settings = made(f"{kind}:{tiny_model}").student.settings
+        assert settings["documents"] == "student"
+        assert settings["stages"][0]["towers"] == towers
+        assert {key: settings[key] for key in chosen} == chosen
+        assert settings["stages"][0]["training"]["batch_size"] in (16, 32)
+
+    def test_what_is_said_stands(self, made, tiny_model):
+        student = made(
+            {"model": f"multi-vector:{tiny_model}", "dimension": 8},
+            objective={"name": "kl", "student_temperature": 0.5},
+            towers="both",
+        )
+        assert student.student.settings["dimension"] == student.dimension == 8
+        assert student.student.settings["stages"][0]["objectives"][0]["student_temperature"] == 0.5
+
+    def test_a_sparse_student_may_have_a_model_for_queries(self, made, tiny_model):
+        settings = made({"model": f"sparse:{tiny_model}", "queries": "model"}).student.settings
+        assert (settings["stages"][0]["towers"], settings["lexical_terms"]) == ("both", False)
+
+    def test_a_sparse_encoder_goes_on_as_it_is(self, made, tiny_model, tmp_path):
+        made({"model": f"sparse:{tiny_model}"})
+        folder = (tmp_path / "student").rename(tmp_path / "first")
+        settings = made(f"sparse:{folder}").student.settings
+        assert (settings["queries"], settings["stages"][0]["towers"]) == ("inference-free", "both")
+
+
 class TestDistillsMistakes:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
             ({"student": "bm25"}, "distill: model: a student starts from 'static', 'dense:NAME', "),
+            ({"student": "splade:x"}, "distill: model: a student starts from 'static', 'dense:NAME', 'sparse:NAME', "),
+            ({"student": {"dimension": 8}}, "distill: a student needs a model, e.g. student={'model': "),
+            ({"student": {"model": "static", "stages": []}}, "distill: stages is no setting of student here; give "),
+            ({"student": {"model": "static", "width": 3}}, "distill: unknown key 'width'"),
+            ({"student": "sparse:none/such"}, "model 'none/such' is no folder here"),
             ({"objective": "kll"}, "distill: stages.0.objectives.0.name: unknown objective 'kll'. Did you mean 'kl'?"),
             ({"towers": "sideways"}, "distill: stages.0.towers: Input should be 'query', 'both'"),
             ({"space": "bm25"}, "model bm25 is no encoder"),

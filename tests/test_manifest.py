@@ -1,3 +1,7 @@
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
 import pytest
 
 from retrodistill.errors import UserError
@@ -22,6 +26,15 @@ class TestManifest:
         assert content["hardware"] == hardware()
         assert content["hardware"]["cores"] >= 1
         assert content["created"].endswith("+00:00")
+
+    def test_a_clone_that_nobody_installed_knows_its_version(self, monkeypatch):
+        def none(name):
+            raise metadata.PackageNotFoundError(name)
+
+        project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+        monkeypatch.setattr(metadata, "version", none)
+        versions = library_versions()
+        assert (versions["retrodistill"], versions["numpy"]) == (project["version"], "absent")
 
     def test_what_is_only_good_to_know_does_not_decide_a_match(self, tmp_path):
         MANIFEST.write(tmp_path)

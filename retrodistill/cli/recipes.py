@@ -87,7 +87,7 @@ def _run_andshow(recipe: str, out: Path, overrides: list[str], as_json: bool) ->
 
 
 def _plan(recipe: str, out: Path, overrides: list[str], as_json: bool) -> None:
-    from retrodistill.pipeline.plan import plan_recipe
+    from retrodistill.pipeline.plan import SAID, plan_recipe
 
     set_quiet(as_json)
     steps = plan_recipe(recipe, out, overrides)
@@ -95,4 +95,9 @@ def _plan(recipe: str, out: Path, overrides: list[str], as_json: bool) -> None:
         show(json.dumps(steps))
         return
     for step in steps:
-        show(f"{step['step']}: {step['items']} {step['unit']} left, about {duration(step['seconds'])}")
+        left, seconds = f"{step['items']} {step['unit']} left", step["seconds"]
+        time = "time not known before it starts" if seconds is None else f"about {duration(seconds)}"
+        shown = (
+            [step["step"]] if step["unit"] == SAID else [f"{step['step']}: {left}", *([time] if step["items"] else [])]
+        )
+        show(", ".join(shown))

@@ -66,7 +66,8 @@ class Reranker:
 def load_reranker(text: str) -> Reranker | StudentReranker:
     """Read ``rerank:TEACHER@SOURCE``, such as ``rerank@50:cross-encoder:NAME@run:FILE``.
 
-    A folder stands for ``cross-encoder:FOLDER``: what students that re-rank are saved as.
+    A folder stands for ``cross-encoder:FOLDER``: what students that re-rank are saved as; ``prett:FOLDER`` and
+    ``tk:FOLDER`` name them by their own kind.
 
     Raises:
         UserError: Another form, or a teacher or source that cannot be found.

@@ -24,7 +24,7 @@ def evaluation_text(made: Evaluation) -> str:
     if made.means:
         measures = list(next(iter(made.means.values())))
         rows = [[name, *(f"{values[one]:.4f}" for one in measures)] for name, values in made.means.items()]
-        parts.append(columns(["system", *measures], rows))
+        parts.append(columns(["system", *map(words.title, measures)], rows))
     parts += [text for text in (_agreement(made.rows), _cost(made.rows)) if text]
     return "\n\n".join([*parts, *(f"note: {note}" for note in made.notes)])
 
@@ -48,8 +48,8 @@ def benchmark_text(made: Benchmark) -> str:
     mean = [f"mean of {len(table)}", *(f"{means[name][first]:.4f}" for name in systems)]
     whole = [[name, *(f"{means[name][one]:.4f}" for one in measures)] for name in systems]
     parts = [
-        columns([first, *systems], [*rows, mean]),
-        columns([f"mean of {len(table)}", *measures], whole),
+        columns([words.title(first), *systems], [*rows, mean]),
+        columns([f"mean of {len(table)}", *map(words.title, measures)], whole),
         *(text for one in made.evaluations if (text := _beside(one))),
     ]
     return "\n\n".join([*parts, *notes])
@@ -57,8 +57,9 @@ def benchmark_text(made: Benchmark) -> str:
 
 def comparison_text(made: Comparison) -> str:
     """The means, each difference with what can be said of it, and the queries that changed most."""
-    head = f"{made.measure} on {made.queries} queries"
-    means = columns(["system", made.measure], [[name, f"{value:.4f}"] for name, value in made.means.items()])
+    title = words.title(made.measure)
+    head = f"{title} on {made.queries} queries"
+    means = columns(["system", title], [[name, f"{value:.4f}"] for name, value in made.means.items()])
     rows = [
         [
             f"{one['a']} − {one['b']}",
@@ -117,7 +118,7 @@ def _agreement_rows(rows: Sequence[tuple[str, object]]) -> str:
         "overlap@10",
         "rank-biased overlap",
         "Kendall's tau",
-        "ceiling ndcg@10",
+        "ceiling nDCG@10",
     ]
     return columns(
         heads,
@@ -156,8 +157,8 @@ def _cost(systems: Sequence[System]) -> str:
     sizes = [
         [
             name,
-            words.size(None if cost.total_bytes is None else cost.total_bytes / 1e6),
-            words.size(None if cost.peak_bytes is None else cost.peak_bytes / 1e6),
+            words.memory(cost.total_bytes),
+            words.memory(cost.peak_bytes),
             words.size(cost.tokens_per_second),
             words.MISSING if cost.matrix_share is None else f"{cost.matrix_share:.1%}",
             words.MISSING if cost.encode_seconds is None else words.duration(cost.encode_seconds),
@@ -165,7 +166,7 @@ def _cost(systems: Sequence[System]) -> str:
         ]
         for name, cost in found
     ]
-    more = ["", "index MB", "peak MB", "tokens/s", "of matrix rate", "to encode", "to build"]
+    more = ["", "index", "peak memory", "tokens/s", "of matrix rate", "to encode", "to build"]
     return f"{columns(heads, timed)}\n\n{columns(more, sizes)}"
 
 

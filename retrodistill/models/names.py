@@ -16,9 +16,12 @@ KINDS = {
     "multi-vector": "a late-interaction encoder (MultiVectorEncoder): folder or hub name",
     "vectors": "document or query vectors that were made elsewhere, an API's say: a file or folder",
     "cross-encoder": "a sentence-transformers cross-encoder, raw logits: folder or hub name",
+    "prett": "a PreTT re-ranker that was distilled here: its folder",
+    "tk": "a TK re-ranker that was distilled here: its folder",
     "run": "recorded scores: a run file (.run, .trec, .parquet, .jsonl)",
     "judgements": "relevance judgements of a split that is not measured, as a teacher: judgements:train",
 }
+PAIR_KINDS = ("cross-encoder", "prett", "tk")  # they score pairs and search nothing
 _NAMELESS = ("bm25",)
 
 

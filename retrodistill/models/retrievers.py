@@ -16,7 +16,7 @@ from retrodistill.models.encoder import Encoder
 from retrodistill.models.lexical import BM25
 from retrodistill.models.multi_vector import MultiVectorModel
 from retrodistill.models.multi_vector_retriever import MultiVectorRetriever
-from retrodistill.models.names import ModelName, parse_model_name
+from retrodistill.models.names import PAIR_KINDS, ModelName, parse_model_name
 from retrodistill.models.sparse import SparseTextEncoder
 from retrodistill.models.sparse_retriever import SparseRetriever
 from retrodistill.models.two_sided import TwoSided
@@ -133,7 +133,7 @@ def load_retriever(source: Any) -> Retriever:
         return LexicalRetriever()
     if name.kind == "run":
         return RecordedRetriever(read_run(name.name))
-    if name.kind != "cross-encoder":
+    if name.kind not in PAIR_KINDS:
         return _of_encoder(load_text_model(name))
     raise UserError(
         f"model {name} scores pairs and cannot search a corpus; mine candidates with bm25, dense, static, sparse "

@@ -5,17 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from retrodistill.files import read_json
 from retrodistill.manifest import Manifest
 from retrodistill.models.contract import STUDENT_MANIFEST
 from retrodistill.models.loading import quiet_libraries
 from retrodistill.pipeline.job import Job
+from retrodistill.pipeline.questions import MADE
 from retrodistill.pipeline.students import Distilled
 from retrodistill.recipe import StudentSettings
+from retrodistill.recipe.conversations import ConversationSettings
 from retrodistill.reports.card import write_card
-from retrodistill.reports.card_facts import Facts, Teaching, without_folders
+from retrodistill.reports.card_facts import YOURS, Facts, Teaching, Turns, published, without_folders
 from retrodistill.reports.results import Results, System
 from retrodistill.students.hybrid import is_hybrid
 from retrodistill.students.kinds import AnyStudent
@@ -43,7 +45,9 @@ def write_cards(job: Job, students: Iterable[Distilled], results: Results) -> No
     for system in results.with_role("student"):
         folder = job.out / "students" / system.name
         if _is_student(folder) and not _is_spaces(system, job):
-            write_student_card(folder, system.name, job.material, results, loaded.get(system.name))
+            encoder, asked = loaded.get(system.name), job.recipe.conversations
+            source = Source(job.recipe.collection, asked)
+            write_student_card(folder, system.name, job.material, results, encoder, source=source)
 
 
 def _is_student(folder: Path) -> bool:
@@ -56,8 +60,21 @@ def _is_spaces(system: System, job: Job) -> bool:
     return system.queries_by == job.space.name
 
 
+class Source(NamedTuple):
+    """Where the texts of a training come from, as the user wrote it: a collection's name or folder, conversations."""
+
+    collection: str | Path
+    conversations: ConversationSettings | None = None
+
+
 def write_student_card(
-    folder: Path, name: str, material: Material, results: Results | None = None, encoder: AnyStudent | None = None
+    folder: Path,
+    name: str,
+    material: Material,
+    results: Results | None = None,
+    encoder: AnyStudent | None = None,
+    *,
+    source: Source | None = None,
 ) -> None:
     """Write the card of one student.
 
@@ -67,16 +84,17 @@ def write_student_card(
         material: What it was made from.
         results: Where it was measured; None where it was not.
         encoder: The student, if it is loaded.
+        source: Where its collection comes from; None where nobody knows, as of one that was made in memory.
 
     Raises:
         UserError: The folder is no student's, or not writable.
     """
     with quiet_libraries():
         student = encoder or load_student(folder)
-    write_card(student.model, facts_of(folder, name, material, student), folder, results)
+    write_card(student.model, facts_of(folder, name, material, student, source), folder, results)
 
 
-def facts_of(folder: Path, name: str, material: Material, student: AnyStudent) -> Facts:
+def facts_of(folder: Path, name: str, material: Material, student: AnyStudent, source: Source | None = None) -> Facts:
     """What is known of a student: from its manifest, and from what it was made from."""
     manifest, written = Manifest.read(folder, STUDENT_MANIFEST), read_json(folder / STUDENT_MANIFEST)
     settings = StudentSettings.model_validate({key: value for key, value in manifest.settings.items() if key != "seed"})
@@ -107,7 +125,15 @@ def facts_of(folder: Path, name: str, material: Material, student: AnyStudent) -
         base_model=hub_name(start),
         own_modules=_has_own_modules(folder),
         sparsity=about.get("sparsity"),
+        source="" if source is None else published(source.collection),
+        turns=None if source is None or source.conversations is None else _turns(source.conversations),
+        rewritten=material.rewrites is not None,
     )
+
+
+def _turns(asked: ConversationSettings) -> Turns:
+    path = None if asked.path == MADE else f"{YOURS}{Path(asked.path).name}"
+    return Turns(path, asked.history, asked.responses)
 
 
 def _teaching(teacher: Teacher, fingerprint: str) -> Teaching:

@@ -12,16 +12,20 @@ from retrodistill.models.encoder import Encoder, load_encoder
 from retrodistill.models.names import parse_model_name
 from retrodistill.pipeline.forms import entries, planned_forms
 from retrodistill.pipeline.job import Job, open_job
-from retrodistill.pipeline.students import standing_manifest, student_manifest
-from retrodistill.recipe import load_recipe
+from retrodistill.pipeline.students import standing_manifest, student_manifest, work_folder
+from retrodistill.recipe import StudentSettings, load_recipe
+from retrodistill.recipe.settings import RERANKERS
 from retrodistill.teachers.dense import DenseTeacher
 from retrodistill.teachers.ensemble import Ensemble
 from retrodistill.teachers.labels import SoftLabels
 from retrodistill.teachers.protocol import Teacher, Work
 from retrodistill.training.list_settings import CURRENT_STUDENT
+from retrodistill.training.prepared import Prepared, held_out_rows, training_rows
 from retrodistill.training.settings import StageSettings
+from retrodistill.training.trainer import optimiser_steps
 
-_DONE = Work(0, "stages", 0.0)
+SAID = "stages"  # unit of steps that say something and count nothing
+_DONE = Work(0, SAID, 0.0)
 _UNKNOWN = Work(0, "pairs", 0.0)  # nothing that can be counted yet
 
 
@@ -31,8 +35,9 @@ def plan_recipe(
     """The steps of a recipe, each with what is left and how long it takes at rates measured now.
 
     Returns:
-        ``[{"step": .., "items": .., "unit": .., "seconds": ..}]``; training time is not known before it starts. A form
-        that a student is measured in besides is a step without items.
+        ``[{"step": .., "items": .., "unit": .., "seconds": ..}]``; seconds are None where the time is not known before
+        it starts, as that of training, whose items are about so many steps. A form that a student is measured in
+        besides is a step without items.
 
     Raises:
         UserError: As `run_recipe`.
@@ -43,20 +48,62 @@ def plan_recipe(
     steps = [_step(f"embed documents by {job.space.name}", Work(documents[0], "texts", documents[1]))]
     trained: dict[str, str] = {}  # stages that several students share, by fingerprint: who comes to them first
     scored: dict[str, str] = {}
+    systems, indexes = 0, 0
     for name, student, _ in entries(settings):
+        forms = planned_forms(job, name, student)
+        folder = job.out / "students" / name
+        done = student_manifest(student, job.material).matches(folder, STUDENT_MANIFEST)
+        systems += 1 + len(forms)
+        indexes += _indexes(job, student, [name, *forms], done)
         if not student.stages:
             continue  # a control as it starts
-        if student_manifest(student, job.material).matches(job.out / "students" / name, STUDENT_MANIFEST):
+        if done:
             steps.append(_step(f"{name}: distilled already", _DONE))
             continue
+        if (folder / STUDENT_MANIFEST).exists():
+            steps.append(_step(f"{name}: its settings or what it is made from have changed; trained again", _DONE))
         for number, stage in enumerate(student.stages, start=1):
             what = f"{name}, stage {number}"
             first = trained.setdefault(standing_manifest(student, job.material, number).fingerprint, what)
             same = scored.setdefault(_pairs_of(stage), what)
-            shared = _step(f"{what}: the same as {first}", _DONE)
-            steps.append(shared if first != what else _stage_step(job, stage, what, same))
-        steps += [_step(f"{form}: measured besides", _DONE) for form in planned_forms(job, name, student)]
+            if first != what:
+                steps.append(_step(f"{what}: the same as {first}", _DONE))
+            else:
+                steps += [_stage_step(job, stage, what, same), _training_step(job, student, number, what)]
+        steps += [_step(f"{form}: measured besides", _DONE) for form in forms]
+    if systems:
+        steps.append(_untimed("index students' documents", indexes, "indexes"))
+        steps.append(_untimed("measure students, and what they are held against", systems, "systems"))
     return steps
+
+
+def _indexes(job: Job, student: StudentSettings, names: Sequence[str], done: bool) -> int:
+    """How many of a student's systems have an index to be built: all where it changes, else those that lack one."""
+    if student.kind in RERANKERS or (job.recipe.evaluation.exhaustive and student.kind in ("sparse", "multi-vector")):
+        return 0
+    return sum(not (done and (job.out / "indexes" / name / "made-from.json").exists()) for name in names)
+
+
+def _training_step(job: Job, student: StudentSettings, number: int, what: str) -> dict[str, Any]:
+    """A stage's training, counted from 1; what a killed job kept is not trained again."""
+    way = standing_manifest(student, job.material, number)
+    if way.matches(work_folder(job.material) / way.fingerprint, STUDENT_MANIFEST):
+        return _step(f"{what}: trained already", _DONE)
+    count = _steps(job, student.stages[number - 1])
+    if count is None:
+        return _step(f"{what}: train, its steps are known when it begins", _DONE)
+    return _untimed(f"{what}: train", count, "steps")
+
+
+def _steps(job: Job, stage: StageSettings) -> int | None:
+    """About how many steps a stage trains, lists that teach nothing aside; None where a selection decides."""
+    if stage.selection is not None:
+        return stage.training.max_steps or None
+    trains_first = job.teachers is not None and job.teachers.needs_students(stage)
+    texts = (job.material if trains_first else job.material.taught(stage)).texts(stage)
+    prepared = Prepared(texts, None, [], held_out_rows(texts, None, job.recipe.seed))
+    draws = stage.groups.draws if stage.towers in ("both", "head") else 1
+    return optimiser_steps(len(training_rows(prepared, stage)) * draws, stage.training)
 
 
 def _pairs_of(stage: StageSettings) -> str:
@@ -106,6 +153,10 @@ def _encoders(job: Job, stage: StageSettings, teacher: Teacher) -> list[Encoder]
         if source not in found and parse_model_name(source).kind in ("dense", "static"):
             found[source] = job.space if source == job.recipe.space else load_encoder(source)
     return list(found.values())
+
+
+def _untimed(step: str, items: int, unit: str) -> dict[str, Any]:
+    return {"step": step, "items": items, "unit": unit, "seconds": None}
 
 
 def _step(step: str, work: Work) -> dict[str, Any]:

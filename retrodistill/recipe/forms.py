@@ -27,8 +27,8 @@ class FormSettings(Settings):
             same student ``unclustered``, trained the same, and that one ``pooled`` after training to as many vectors.
         clustered_from: First stage, from 1, with clusters; those before train the plain student, for both alike.
             ``lwf`` compares with the plain student of the stage's start.
-        exits: Layers behind which a dense student can be left, besides the last; each is a system such as
-            ``student@exit-2``.
+        exits: Layers behind which a dense student can be left, besides the last (which is the student itself, and is
+            left out where it is named); each is a system such as ``student@exit-2``.
         project_exits: Give each exit but the deepest a linear map of its own.
         lexical_terms: A sparse student's documents weigh their own tokens as BM25 does, by a learned weight each,
             beside what the head finds; of inference-free queries only. A dense student's lexical half is `lexical`.

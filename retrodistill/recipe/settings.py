@@ -106,9 +106,7 @@ class StudentSettings(FormSettings):
         if model == "static":
             return model
         kind, _, name = model.partition(":")
-        if kind in RERANKERS and name:
-            return model
-        if parse_model_name_or_error(model).kind not in STARTS:
+        if kind not in STARTS or not name:
             names = ", ".join(repr(f"{kind}:NAME") for kind in STARTS)
             raise ValueError(f"a student starts from 'static', {names}, not {model!r}")
         return model

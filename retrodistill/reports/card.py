@@ -9,7 +9,7 @@ from typing import Any
 
 from retrodistill.files import atomic_file
 from retrodistill.models.loading import quiet_libraries
-from retrodistill.reports import card_measures, card_parts, card_usage
+from retrodistill.reports import card_forms, card_measures, card_parts, card_usage
 from retrodistill.reports.card_facts import Facts
 from retrodistill.reports.results import Results
 
@@ -50,11 +50,15 @@ def card_text(model: Any, facts: Facts, results: Results | None = None) -> str:
         results: Of a job that has a system of the student's name.
     """
     front, parts = _own_card(model, facts)
-    usage = _usage(model, facts, parts["Usage"])
+    usage = [_usage(model, facts, parts["Usage"]), card_usage.package_usage(facts)]
+    if facts.turns is not None:
+        usage.insert(0, card_usage.conversation(facts.turns))
+    usage += card_forms.usage(model, facts, results)
+    told = "\n\n".join(usage)
     sections = [
         f"# {card_parts.title(facts)}",
         card_parts.opening(facts, results),
-        f"## Usage\n\n{usage}\n\n{card_usage.package_usage(facts)}",
+        f"## Usage\n\n{told}",
         f"## Measured quality\n\n{card_measures.quality(facts, results)}",
         f"## Cost\n\n{card_measures.cost(facts, results)}",
         f"## Teacher\n\n{card_parts.teacher(facts)}",
@@ -72,7 +76,7 @@ def _usage(model: Any, facts: Facts, own: str) -> str:
     if facts.documents_by is not None:
         return card_usage.asymmetric_usage(model, facts)
     if facts.kind == "sparse":
-        return card_usage.sparse_usage(model)
+        return card_usage.sparse_usage(model, facts)
     holder = f'("{card_usage.placeholder(model)}"'
     return own.replace(f"{holder})", f"{holder}, trust_remote_code=True)") if facts.own_modules else own
 

@@ -9,6 +9,9 @@ from typing import Any
 
 from retrodistill.training.settings import StageSettings
 
+YOURS = "FOLDER/OF/"  # stands in examples for wherever a reader has the folder or file that is named behind it
+_PUBLIC = ("beir/", "ir_datasets:")
+
 
 @dataclass(frozen=True)
 class Teaching:
@@ -35,6 +38,21 @@ class Teaching:
 
 
 @dataclass(frozen=True)
+class Turns:
+    """Conversations that were asked in the place of a collection's queries.
+
+    Attributes:
+        path: The file of turns, without folders of this machine; None where they were chained out of the queries.
+        history: At most so many earlier turns stand behind an utterance; None for all.
+        responses: Whether answers are part of the history.
+    """
+
+    path: str | None
+    history: int | None = None
+    responses: bool = True
+
+
+@dataclass(frozen=True)
 class Facts:
     """How a student came to be.
 
@@ -57,6 +75,9 @@ class Facts:
         base_model: Its start on the Hugging Face hub; None where that is a folder or unknown.
         own_modules: It has modules of this package in its folder, which sentence-transformers loads only on request.
         sparsity: Mean terms of a text and products of a pair, of sparse students.
+        source: What `load_collection` takes for the collection, see `published`; a placeholder of its name by default.
+        turns: Conversations that are its queries; None for queries that stand for themselves.
+        rewritten: Teachers were asked better queries than the student.
     """
 
     name: str
@@ -79,6 +100,14 @@ class Facts:
     base_model: str | None = None
     own_modules: bool = False
     sparsity: dict[str, float] | None = None
+    source: str = ""
+    turns: Turns | None = None
+    rewritten: bool = False
+
+    @property
+    def loaded_from(self) -> str:
+        """What a reader gives to `load_collection`."""
+        return self.source or f"{YOURS}{self.collection}"
 
     @property
     def taught_by(self) -> str:
@@ -97,3 +126,15 @@ def without_folders(name: str) -> str:
     kind, _, place = name.partition(":")
     path = Path(place)
     return f"{kind}:{path.name}" if place and (path.is_absolute() or path.exists()) else name
+
+
+def published(source: str | Path) -> str:
+    """A collection's source as a card may show it: public names as they are, of a folder its own name alone."""
+    text = str(source)
+    if isinstance(source, str):
+        if source == "demo" or source.startswith(_PUBLIC):
+            return source
+        if source.startswith("hf:"):
+            place = Path(source.removeprefix("hf:")).expanduser()
+            return f"hf:{YOURS}{place.resolve().name}" if place.is_absolute() or place.exists() else source
+    return f"{YOURS}{Path(text).expanduser().resolve().name}"

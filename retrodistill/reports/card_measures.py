@@ -10,6 +10,7 @@ from retrodistill.reports.card_facts import Facts
 from retrodistill.reports.headline import comparison_of
 from retrodistill.reports.results import Results, System
 
+REWRITES = "rewrites"  # the system that is the first student, asked the rewrites of test queries as teachers are
 _UNMEASURED = "Not measured: the student was saved by a call that trains only. `retrodistill evaluate` measures it."
 
 
@@ -72,7 +73,12 @@ def shortfalls(facts: Facts, results: Results | None) -> list[str]:
     own = results.system(facts.name).ndcg10
     if own is None:
         return []
-    others = [one for one in _beside(facts, results) if one.role in ("control", "baseline") and one.ndcg10 is not None]
+    # What the same student makes of better queries is no competitor of it.
+    others = [
+        one
+        for one in _beside(facts, results)
+        if one.role in ("control", "baseline") and one.ndcg10 is not None and one.name != REWRITES
+    ]
     return [
         f"On {results.collection}, {one.role} {one.name} has nDCG@10 {words.measure(one.ndcg10)}, no less than its own."
         for one in others
@@ -104,15 +110,22 @@ def code(text: str) -> str:
 
 
 def _beside(facts: Facts, results: Results) -> list[System]:
-    """Everything that is no student, but for other students' controls, then the student."""
+    """Everything that is no student, but for other students' controls, then the student and its forms."""
     controls = ("control", f"{facts.name}-control")
     others = [
         one for one in results.systems if one.role != "student" and (one.role != "control" or one.name in controls)
     ]
-    return [*others, results.system(facts.name)]
+    return [*others, results.system(facts.name), *forms(facts, results)]
+
+
+def forms(facts: Facts, results: Results | None) -> list[System]:
+    """The student's exits, truncations and own-token queries, as far as they were measured."""
+    return [] if results is None else [one for one in results.systems if one.name.startswith(f"{facts.name}@")]
 
 
 def _named(system: System) -> str:
+    if system.name == REWRITES:
+        return f"{REWRITES} (the first student, asked the rewrites of the queries)"
     return system.name if system.role in (system.name, "student") else f"{system.name} ({system.role})"
 
 

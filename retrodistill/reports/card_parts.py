@@ -6,13 +6,15 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from pydantic import BaseModel
+
 from retrodistill.objectives.registry import OBJECTIVES
 from retrodistill.reports import words
 from retrodistill.reports.card_facts import Facts, without_folders
 from retrodistill.reports.card_measures import code, in_a_sentence, machine, shortfalls, table
 from retrodistill.reports.card_usage import OF_PAIRS
 from retrodistill.reports.results import Results
-from retrodistill.training.settings import StageSettings
+from retrodistill.training.settings import SelectionSettings, StageSettings
 
 _WORDS = {
     "static": "static encoder (a table of token vectors, no transformer)",
@@ -24,7 +26,9 @@ _WORDS = {
     "prett": "PreTT re-ranker (a cross-encoder whose lower layers read documents alone, so that they are stored)",
     "tk": "TK re-ranker (kernel pooling over stored token vectors)",
 }
-_TOLD = {"objectives", "regularisers", "towers", "texts", "candidates", "teacher", "groups", "training"}  # as lines
+_TOLD = {  # as lines
+    "objectives", "regularisers", "towers", "texts", "candidates", "teacher", "selection", "groups", "training",
+}  # fmt: skip
 _SENTENCE_BERT = """```bibtex
 @inproceedings{reimers-2019-sentence-bert,
     title = "Sentence-BERT: Sentence Embeddings using Siamese BERT-Networks",
@@ -66,6 +70,11 @@ def teacher(facts: Facts) -> str:
         said.append(f"Fused by `{teaching.fusion}`: each teacher's scores are calibrated, then averaged by weight.")
     if teaching.recorded is not None:
         said.append(f"Its scores are a recorded run of {teaching.recorded:,} pairs.")
+    if facts.turns is not None:
+        asked = "the rewrites of the queries" if facts.rewritten else "the conversations as the student is, no rewrites"
+        said.append(f"Teachers were asked {asked}; the student was asked the conversations.")
+    elif facts.rewritten:
+        said.append("Teachers were asked better queries (rewrites) in the place of those that the student was asked.")
     if any(stage.teacher for stage in facts.stages):
         said.append("Stages with a teacher of their own name it under Training.")
     return "\n\n".join(said)
@@ -99,6 +108,8 @@ def _stage(stage: StageSettings, known: dict[str, Any]) -> Iterable[str]:
             f"texts: {known['texts']:,}, of them {known['queries']:,} real queries and {known['held_out']:,} held out "
             "to look at during training"
         )
+    if stage.selection is not None:
+        yield _selection(stage.selection, known)
     if stage.needs_lists:
         depth = "the whole corpus" if stage.candidates.depth == "all" else f"{stage.candidates.depth} from each source"
         drawn = f", {stage.candidates.random} drawn at random besides" if stage.candidates.random else ""
@@ -118,17 +129,34 @@ def _stage(stage: StageSettings, known: dict[str, Any]) -> Iterable[str]:
             yield f"{name.replace('_', ' ')}: {_plain(value)}"
     one = stage.training
     steps = f"{known['steps']:,} steps in {words.duration(known['seconds'])}; " if "steps" in known else ""
+    epochs = f"{one.epochs:g} epoch{'' if one.epochs == 1 else 's'}"
     yield (
-        f"optimisation: {steps}{one.epochs:g} epochs, batches of {one.batch_size}, AdamW, peak learning rate "
+        f"optimisation: {steps}{epochs}, batches of {one.batch_size}, AdamW, peak learning rate "
         f"{one.learning_rate:g}, {one.schedule} schedule"
+    )
+
+
+def _selection(selection: SelectionSettings, known: dict[str, Any]) -> str:
+    first, last = selection.ranks
+    count = f"{known['selected']:,} of {known['texts']:,} texts" if "selected" in known else "texts"
+    right = "as the labels say" if selection.positives == "labels" else "as an ensemble says"
+    return (
+        f"selection: trained on {count}, those on which the teacher is right and the student, as the stage began, "
+        f"wrong (rank {first} to {last}), {right}"
     )
 
 
 def _plain(value: Any) -> str:
     """A setting without the marks of a program."""
+    if isinstance(value, BaseModel):
+        return _plain(value.model_dump(mode="json"))
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_plain(one)}" for name, one in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        return ", ".join(f"{str(name).replace('_', ' ')} {_plain(one)}" for name, one in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_plain, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
 
 
 def provenance(facts: Facts, results: Results | None) -> str:
@@ -161,6 +189,8 @@ def limits(facts: Facts, results: Results | None) -> str:
             "It finds nothing itself, and is fast only where documents' states are stored, as `retrodistill evaluate` "
             "does. Its scores are raw, not probabilities."
         )
+    if facts.turns is not None:
+        lines.append("Its queries are conversations in the form that stands under Usage; it has seen no other form.")
     if facts.own_modules:
         lines.append("It has a module beyond sentence-transformers' own: load it with trust_remote_code=True.")
     lines += shortfalls(facts, results)

@@ -42,20 +42,11 @@ def _times(timing: Timing) -> list[str]:
 
 def _sizes(system: System, cost: Cost) -> str:
     cells = [
-        _bytes(cost.total_bytes),
-        _bytes(cost.peak_bytes),
+        words.memory(cost.total_bytes),
+        words.memory(cost.peak_bytes),
         words.size(cost.tokens_per_second),
         words.MISSING if cost.matrix_share is None else f"{cost.matrix_share:.1%}",
         words.MISSING if cost.encode_seconds is None else words.duration(cost.encode_seconds),
         words.MISSING if cost.build_seconds is None else words.duration(cost.build_seconds),
     ]
     return markup.row(markup.named(system), cells, system.role)
-
-
-def _bytes(value: float | None) -> str:
-    if value is None:
-        return words.MISSING
-    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if value >= limit:
-            return f"{value / limit:.3g} {unit}" if value < 1000 * limit else f"{value / limit:,.0f} {unit}"
-    return f"{value:.0f} bytes"

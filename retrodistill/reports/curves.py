@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from itertools import pairwise
 from typing import Any
 
 from retrodistill.reports import markup, svg
@@ -28,29 +29,55 @@ def _student(name: str, curve: dict[str, list[dict[str, Any]]]) -> str:
     keys = [
         f'<b class="key {_LINES[key]}">{_SAID[key]}</b> {_ends(points)}' for key, points in monitors.items() if points
     ]
-    loss = _figure({"first": losses}, "loss", f"<b>Loss</b> {_ends(losses)}", smooth=True)
-    agreement = _figure(drawn, "agreement", "; ".join(keys) or f"<b>Agreement</b> {_ends([])}")
+    begins = _begins(curve.get("monitors", []))
+    marked = "; dashed: a stage begins" if begins else ""
+    loss = _figure({"first": losses}, "loss", f"<b>Loss</b> {_ends(losses)}{marked}", begins, smooth=True)
+    agreement = _figure(drawn, "agreement", ("; ".join(keys) or f"<b>Agreement</b> {_ends([])}") + marked, begins)
     return f'<h3>{escape(name)}</h3><div class="figures">{loss}{agreement}</div>'
 
 
 def _points(rows: Sequence[dict[str, Any]], key: str) -> _Points:
     pairs = ((row["step"], row.get(key)) for row in rows)
-    return sorted((step, value) for step, value in pairs if step is not None and value is not None)
+    found = [(step, value) for step, value in pairs if step is not None and value is not None]
+    return sorted(found, key=lambda point: point[0])  # of two at one step the earlier stays first
 
 
-def _figure(lines: dict[str, _Points], title: str, about: str, smooth: bool = False) -> str:
+def _begins(monitors: Sequence[dict[str, Any]]) -> list[float]:
+    """Steps at which a later stage begins: the monitors look there twice, behind the one and before the other."""
+    return [one["step"] for one, other in pairwise(monitors) if one["step"] == other["step"]]
+
+
+def _stages(points: _Points, begins: Sequence[float]) -> list[_Points]:
+    """The points stage by stage, since stages differ in objective and held-out texts; none has two at one step."""
+    found: list[_Points] = []
+    for point in points:
+        last = found[-1][-1][0] if found else None
+        if last is None or last == point[0] or any(last <= at < point[0] and found[-1][0][0] < at for at in begins):
+            found.append([])
+        found[-1].append(point)
+    return found
+
+
+def _figure(
+    lines: dict[str, _Points], title: str, about: str, begins: Sequence[float] = (), smooth: bool = False
+) -> str:
     every = [point for points in lines.values() for point in points]
     if len({step for step, _ in every}) < 2:
         return f'<figure class="empty"><figcaption>{about}</figcaption></figure>'
     x = svg.linear([step for step, _ in every], svg.LEFT, svg.WIDTH - svg.RIGHT, room=0.0)
     y = svg.linear([value for _, value in every], svg.HEIGHT - svg.BOTTOM, svg.TOP)
     parts = [svg.axes(x, y, "step", title)]
-    for kind, points in lines.items():
-        placed = [(x(step), y(value)) for step, value in _thin(points)]
-        faint = " faint" if smooth and len(placed) >= 60 else ""
-        parts.append(_line(placed, kind + faint))
-        if faint:
-            parts.append(_line(_running_mean(placed), kind))
+    parts += [
+        f'<path class="grid" stroke-dasharray="3 3" d="M{x(at):.1f} {svg.TOP}V{svg.HEIGHT - svg.BOTTOM}"/>'
+        for at in begins
+    ]
+    for kind, whole in lines.items():
+        for points in _stages(whole, begins):
+            placed = [(x(step), y(value)) for step, value in _thin(points)]
+            faint = " faint" if smooth and len(placed) >= 60 else ""
+            parts.append(_line(placed, kind + faint))
+            if faint:
+                parts.append(_line(_running_mean(placed), kind))
     return f"<figure>{svg.figure(''.join(parts), title)}<figcaption>{about}</figcaption></figure>"
 
 

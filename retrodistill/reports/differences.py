@@ -20,7 +20,7 @@ def differences(results: Results) -> str:
     reach = max(
         [abs(end) for one in compared for end in one["interval"]] + [abs(one["difference"]) for one in compared]
     )
-    measures = {str(one["measure"]) for one in compared}
+    measures = {words.title(str(one["measure"])) for one in compared}
     mean = escape(measures.pop()) if len(measures) == 1 else "mean"
     heads = ["difference", mean, "verdict", "95% interval", "0 at the line", "p", "p (Holm)", "won / tied / lost"]
     rows = [_row(one, reach or 1.0, several=mean == "mean") for one in compared]
@@ -46,7 +46,7 @@ def _about(results: Results) -> str:
 def _row(comparison: Mapping[str, Any], reach: float, several: bool) -> str:
     low, high = comparison["interval"]
     name = f"<bdi>{escape(str(comparison['a']))}</bdi> − <bdi>{escape(str(comparison['b']))}</bdi>"
-    name += f", {escape(str(comparison['measure']))}" if several else ""
+    name += f", {escape(words.title(str(comparison['measure'])))}" if several else ""
     real = "significant" if words.corrected(comparison) < words.ALPHA else "not significant"
     smallest = comparison.get("smallest")
     cells = [

@@ -8,6 +8,8 @@ from typing import Any
 from retrodistill.reports import words
 from retrodistill.reports.results import Results, Role, System
 
+_REWRITES = "rewrites"  # a student asked better queries than it is served with: no competitor
+
 
 def answer(results: Results) -> list[str]:
     """The sentences that a report opens with: what was kept, what it costs, then what qualifies it.
@@ -27,7 +29,7 @@ def answer(results: Results) -> list[str]:
         failed = other.role == "control" and (student.ndcg10 or 0.0) <= (other.ndcg10 or 0.0)
         # A distillation that did not help is the answer, not a remark on it.
         sentences.insert(1 if failed else len(sentences), _against(results, student, other))
-    return [*sentences, *_other_students(results, student)]
+    return [*sentences, *_other_students(results, student), *_picked(results, student)]
 
 
 def best_student(systems: Sequence[System]) -> System | None:
@@ -121,6 +123,7 @@ def _yardsticks(results: Results, student: System) -> list[System]:
     roles: tuple[Role, ...] = ("control", "baseline")
     for role in roles:
         measured = [system for system in results.with_role(role) if system.ndcg10 is not None]
+        measured = [system for system in measured if system.name != _REWRITES]
         chosen.append(max(measured, key=lambda system: system.ndcg10 or 0.0, default=None))
     unlike = [system for system in chosen if system is not None and system is not student]
     return [system for system in unlike if system.ndcg10 is not None and student.ndcg10 is not None]
@@ -157,6 +160,17 @@ def _other_students(results: Results, best: System) -> list[str]:
         return [f"{len(others)} other students were run, too."]
     reach = f"from {words.measure(min(values))} to {words.measure(max(values))}"
     return [f"The {len(others)} other students have nDCG@10 {reach}; {best.name} is the best one."]
+
+
+def _picked(results: Results, best: System) -> list[str]:
+    """That the one which the answer is about was picked by what it is measured on."""
+    measured = [system for system in results.with_role("student") if system.ndcg10 is not None]
+    if len(measured) < 2:
+        return []
+    return [
+        f"{best.name} was picked as the best of {len(measured)} students on these same test queries, so its lead over "
+        "the others is optimistic."
+    ]
 
 
 def _other_student(other: System, best: System) -> str:

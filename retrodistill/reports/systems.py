@@ -44,7 +44,7 @@ def _numbers(system: System) -> dict[str, markup.Cell]:
         "Recall@100": system.recall100,
         "Recall@1000": system.recall1000,
         "holes@10": system.hole10,
-        **system.measures,
+        **{words.title(name): value for name, value in system.measures.items()},
     }
     return {
         **{name: (words.measure(value), value) for name, value in named.items()},

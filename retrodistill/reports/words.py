@@ -46,6 +46,22 @@ def size(value: float | None) -> str:
     return MISSING if value is None else f"{value:,.0f}"
 
 
+def memory(value: float | None) -> str:
+    """Bytes in the unit that shows them: ``912 bytes``, ``37.1 kB``, ``1.54 MB``, ``2.31 GB``."""
+    if value is None:
+        return MISSING
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= limit:
+            return f"{value / limit:.3g} {unit}" if value < 1000 * limit else f"{value / limit:,.0f} {unit}"
+    return f"{value:.0f} bytes"
+
+
+def title(measure: str) -> str:
+    """A measure's name as people read it: ``nDCG@10``, ``MRR@10``; in files, options and settings it is lower case."""
+    name, at, cut = measure.partition("@")
+    return {"ndcg": "nDCG", "mrr": "MRR", "map": "MAP", "recall": "Recall"}.get(name, name) + at + cut
+
+
 def duration(seconds: float) -> str:
     """``0.4 s``, ``12 s``, ``3 min 20 s``, ``2 h 5 min``."""
     if seconds < 10:

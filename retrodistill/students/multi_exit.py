@@ -19,6 +19,7 @@ from retrodistill.errors import UserError
 from retrodistill.models.exits import ROUTE, behind_exit, exit_model, exits_of, with_modules
 from retrodistill.objectives.distributions import kl_divergence
 from retrodistill.objectives.masks import full_mask
+from retrodistill.progress import say
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -44,7 +45,7 @@ def multi_exit(model: SentenceTransformer, exits: Sequence[int], *, project: boo
 
     Args:
         model: A transformer and what pools it; its modules are taken over.
-        exits: Layers, counted from 1.
+        exits: Layers, counted from 1; the last one is left out, and it is said.
         project: Give each exit but the deepest a linear map of its own behind the pooling, at first the identity.
 
     Returns:
@@ -63,6 +64,8 @@ def multi_exit(model: SentenceTransformer, exits: Sequence[int], *, project: boo
     count = int(transformer.auto_model.config.num_hidden_layers)
     if not exits or len(set(exits)) < len(exits) or not all(1 <= layer <= count for layer in exits):
         raise UserError(f"exits={list(exits)}: the model has layers 1 to {count}; name some of them, each once.")
+    if count in exits:
+        say(f"exits: layer {count} is the model's last one, which is the student itself and no exit besides; left out")
     width = int(transformer.get_embedding_dimension())
     sized: list[Any] = [one for one in behind if hasattr(one, "get_embedding_dimension")]
     dimension = int(sized[-1].get_embedding_dimension())

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from retrodistill.errors import UserError
 from retrodistill.models.encoder import load_encoder
 from retrodistill.models.loading import load_cross_encoder
-from retrodistill.models.names import ModelName, parse_model_name
+from retrodistill.models.names import PAIR_KINDS, ModelName, parse_model_name
 from retrodistill.runs.formats import read_run
 from retrodistill.runs.run import Run
 from retrodistill.teachers.cross_encoder import CrossEncoderTeacher
@@ -40,9 +41,22 @@ def load_teacher(source: Any, store: Path | None = None) -> Teacher:
         "bm25": LexicalTeacher,
         "run": lambda: RecordedTeacher(read_run(name.name), str(name)),
         "judgements": lambda: JudgementTeacher(name.name),
-        "cross-encoder": lambda: CrossEncoderTeacher(load_cross_encoder(name.name), str(name), store),
+        **{kind: lambda: _of_pairs(name, store) for kind in PAIR_KINDS},
     }
     return by_kind.get(name.kind, lambda: DenseTeacher(load_encoder(name), store))()
+
+
+def _of_pairs(name: ModelName, store: Path | None) -> Teacher:
+    """A cross-encoder, or a student that is saved as one and named by its own kind.
+
+    Raises:
+        UserError: Not to be found, or a folder of another kind than the name says.
+    """
+    model = load_cross_encoder(name.name)
+    kind = str(getattr(model[0], "kind", "cross-encoder"))
+    if name.kind not in (kind, "cross-encoder"):
+        raise UserError(f"model {name.name} is no {name.kind} student but a {kind}; name it '{kind}:{name.name}'.")
+    return CrossEncoderTeacher(model, str(name), store)
 
 
 def _from_object(model: Any, store: Path | None) -> Teacher:

@@ -57,7 +57,7 @@ def prepare(stage: StageSettings, material: Material) -> Prepared:
     ]
     if lists is not None and any(term.name == "bce" for term in terms):
         _check_labels(lists)
-    held_out, notes = _held_out(texts, lists, material.seed), [] if taught is None else taught.notes
+    held_out, notes = held_out_rows(texts, lists, material.seed), [] if taught is None else taught.notes
     if stage.selection is None or taught is None:
         return Prepared(texts, lists, terms, held_out, notes=notes)
     chosen = selected(stage.selection, material, texts, taught)
@@ -78,9 +78,9 @@ def learned_from(prepared: Prepared, stage: StageSettings, material: Material) -
     """How much a stage learned from, and at which temperatures: what its model card says.
 
     Returns:
-        ``texts`` (of them ``queries`` real ones and ``held_out``), ``pairs`` with teacher scores, ``sources`` that
-        proposed these (empty where none were needed), and by objective ``temperatures``: what student and teacher
-        scores were divided by.
+        ``texts`` (of them ``queries`` real ones, ``held_out``, and ``selected`` where a stage selects), ``pairs`` with
+        teacher scores, ``sources`` that proposed these (empty where none were needed), and by objective
+        ``temperatures``: what student and teacher scores were divided by.
     """
     recorded = isinstance(material.teacher, RecordedTeacher)  # whose rows are the candidates
     texts, lists = prepared.texts, prepared.lists
@@ -88,6 +88,7 @@ def learned_from(prepared: Prepared, stage: StageSettings, material: Material) -
         "texts": len(texts),
         "queries": int((texts.sources < 0).sum()),
         "held_out": len(prepared.held_out),
+        **({} if prepared.chosen is None else {"selected": int(prepared.chosen.sum())}),
         "pairs": 0 if lists is None else int(list_sizes(lists).sum()),
         "sources": ([material.teacher.name] if recorded else material.sources(stage)) if stage.needs_lists else [],
         "temperatures": {
@@ -98,7 +99,7 @@ def learned_from(prepared: Prepared, stage: StageSettings, material: Material) -
     }
 
 
-def _held_out(texts: TrainingTexts, lists: Lists | None, seed: int) -> np.ndarray:
+def held_out_rows(texts: TrainingTexts, lists: Lists | None, seed: int) -> np.ndarray:
     """Rows kept for the monitor: real queries where there are any, at most one in ten and at most 64."""
     known = np.ones(len(texts), dtype=bool) if lists is None else list_sizes(lists) >= 2
     real = np.flatnonzero(known & (texts.sources < 0))

@@ -114,6 +114,12 @@ def train(  # noqa: PLR0913 - what a training run is made of
     return history
 
 
+def optimiser_steps(rows: int, settings: TrainingSettings) -> int:
+    """Steps that a training on so many rows takes."""
+    steps = math.ceil(math.ceil(rows / (settings.batch_size * processes())) * settings.epochs)
+    return min(steps, settings.max_steps) if settings.max_steps else steps
+
+
 def remove_checkpoints(folder: Path) -> None:
     """Delete the checkpoints of a finished training."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -147,8 +153,7 @@ def _arguments(
     seed: int,
 ) -> dict[str, Any]:
     rows = len(dataset)
-    steps = math.ceil(math.ceil(rows / (settings.batch_size * processes())) * settings.epochs)
-    steps = min(steps, settings.max_steps) if settings.max_steps else steps
+    steps = optimiser_steps(rows, settings)
     routed = any(hasattr(module, "sub_modules") for module in model)
     roles = {
         name: "query" if name in _QUERY_COLUMNS else "document" for name in dataset.column_names if name != "label"

@@ -106,7 +106,7 @@ class TestTheWayThrough:
         assert [row["name"] for row in result["systems"]] == [str(index), "bm25", space]
         assert result["queries"] == 12
         status, out, _ = call("evaluate", index, *base, "--measure", "ndcg@3")
-        assert "ndcg@3" in out
+        assert "nDCG@3" in out
 
     def test_a_recipe_and_its_plan(self, call, quick, tmp_path):
         status, out, _ = call("run", quick, "--out", tmp_path / "out", "--dry-run")

@@ -45,7 +45,7 @@ class TestTable:
 
     def test_the_text_is_beirs_table(self, small, space):
         lines = str(benchmark(["bm25", space], [small("one"), small("two", shift=1)])).splitlines()
-        assert lines[0].split()[:2] == ["ndcg@10", "bm25"]
+        assert lines[0].split()[:2] == ["nDCG@10", "bm25"]
         assert [line.split()[0] for line in lines[1:3]] == ["one", "two"]
         assert lines[3].startswith("mean of 2")
 

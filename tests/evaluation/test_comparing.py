@@ -60,7 +60,7 @@ class TestCompare:
 
     def test_the_text_says_it_all(self, three):
         text = str(compare(three, texts={"q0": "what a query"}))
-        assert "ndcg@10 on 40 queries" in text
+        assert "nDCG@10 on 40 queries" in text
         assert "better − base" in text
         assert "p (Holm)" in text
         assert "80% power" in text

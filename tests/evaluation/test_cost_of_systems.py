@@ -105,6 +105,7 @@ class TestInAnEvaluation:
         monkeypatch.setattr("retrodistill.evaluation.evaluating.measure_cost", lambda *_: pytest.fail("measured again"))
         assert evaluate(["bm25", space], str(tiny_folder), cost_threads=1, out=tmp_path).rows == made.rows
         assert "tokens/s" in str(made)
+        assert "12.3 kB" in str(made)  # not 0 MB
 
     def test_without_judgements_too(self, unjudged):
         made = evaluate("bm25", unjudged, cost_threads=1)

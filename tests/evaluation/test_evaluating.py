@@ -62,7 +62,7 @@ class TestResults:
 
     def test_the_text_has_a_row_a_system(self, tiny, space):
         lines = str(evaluate(["bm25", space], tiny)).splitlines()
-        assert lines[0].split()[:3] == ["system", "ndcg@10", "mrr@10"]
+        assert lines[0].split()[:3] == ["system", "nDCG@10", "MRR@10"]
         assert lines[1].startswith("bm25")
 
 

@@ -114,6 +114,20 @@ class TestByName:
         assert made.means[by_folder] == made.means[named]
         assert [row.documents_by for row in made.rows] == ["the first 5 of bm25"] * 2
 
+    @pytest.mark.parametrize("kind", ["prett", "tk"])
+    def test_it_may_be_named_by_its_own_kind(self, kind, student, tmp_path):
+        one = student(kind)
+        one.model.save_pretrained(str(tmp_path / "s"), create_model_card=False)
+        loaded = load_reranker(f"rerank@5:{kind}:{tmp_path / 's'}@bm25")
+        assert isinstance(loaded, StudentReranker)
+        assert (loaded.student.kind, loaded.student.name) == (kind, f"{kind}:{tmp_path / 's'}")
+        assert loaded.student.fingerprint("query") == one.fingerprint("query")
+        other = "tk" if kind == "prett" else "prett"
+        with pytest.raises(UserError, match=rf"is no {other} student but a {kind}; name it '{kind}:"):
+            load_reranker(f"rerank:{other}:{tmp_path / 's'}@bm25")
+        with pytest.raises(UserError, match="scores pairs and cannot search a corpus"):
+            load_candidate("x", f"{kind}:{tmp_path / 's'}x")
+
     def test_what_decides_its_results_is_known(self, student, tiny):
         prints = [
             load_candidate("x", StudentReranker(student(kind), LexicalRetriever(), depth)).fingerprint(tiny)
@@ -149,7 +163,7 @@ class TestByRecipe:
         [
             ({"model": "tk:x", "join": 1}, "join is for prett students; this one is tk"),
             ({"model": "prett:x", "dimension": "space"}, "a prett student's dimension is a number"),
-            ({"model": "prett:"}, "unknown model kind 'prett'"),
+            ({"model": "prett:"}, "a student starts from 'static'"),
             ({"model": "tk:x", "stages": [{"objectives": "kl", "towers": "query"}]}, "set towers: head or both"),
             ({"model": "tk:x", "stages": [{"objectives": "leaf", "towers": "both"}]}, "has no embedding to align"),
         ],

@@ -79,10 +79,15 @@ class TestAClusteredStudent:
         steps = [one["step"] for one in plan_recipe(write_recipe(recipe(student)), tmp_path / "out")]
         assert steps[1:] == [
             "unclustered, stage 1: teacher bm25",
+            "unclustered, stage 1: train",
             "unclustered, stage 2: teacher bm25, texts and pairs as of unclustered, stage 1",
+            "unclustered, stage 2: train",
             "pooled: measured besides",
             "student, stage 1: the same as unclustered, stage 1",
             "student, stage 2: teacher bm25, texts and pairs as of unclustered, stage 1",
+            "student, stage 2: train",
+            "index students' documents",
+            "measure students, and what they are held against",
         ]
 
     def test_folder_and_index_hold_the_means(self, clustered, tmp_path, tiny):

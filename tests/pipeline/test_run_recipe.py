@@ -10,7 +10,6 @@ import pytest
 
 from retrodistill.errors import UserError
 from retrodistill.pipeline import run_recipe
-from retrodistill.pipeline.plan import plan_recipe
 from retrodistill.recipe import load_recipe, parse_recipe
 from retrodistill.runs import Run, read_run, write_run
 
@@ -270,29 +269,6 @@ class TestCrossEncoders:
         results = run_recipe(parse_recipe(dense_content), tmp_path / "out")
         assert results.system("ensemble").ndcg10 is not None
         assert results.system("ensemble").query_ms is None
-
-
-class TestPlanning:
-    def test_it_counts_and_writes_nothing(self, content, write_recipe, tmp_path, monkeypatch):
-        no_training(monkeypatch)
-        steps = plan_recipe(write_recipe(content), tmp_path / "out")
-        assert (steps[0]["items"], steps[0]["unit"]) == (60, "texts")
-        assert [step["step"].split(":")[0] for step in steps[1:]] == ["student, stage 1", "student, stage 2"]
-        assert steps[1]["items"] > 42
-        assert not (tmp_path / "out").exists()
-        assert not list((tmp_path / "cache").rglob("part-*"))
-
-    def test_pairs_of_a_cross_encoder_are_counted(self, dense_content, tiny_cross_encoder, write_recipe, tmp_path):
-        dense_content["teacher"] = f"cross-encoder:{tiny_cross_encoder}"
-        steps = plan_recipe(write_recipe(dense_content), tmp_path / "out")
-        assert steps[-1]["unit"] == "pairs"
-        assert 42 <= steps[-1]["items"] <= 420
-        assert steps[-1]["seconds"] >= 0
-
-    def test_after_the_run_nothing_is_left(self, content, write_recipe, tmp_path):
-        path = write_recipe(content)
-        run_recipe(path, tmp_path / "out")
-        assert [step["items"] for step in plan_recipe(path, tmp_path / "out")] == [0, 0]
 
 
 SLOWLY = """

@@ -4,6 +4,7 @@ import random
 import pytest
 from sample_results import everywhere, results, unjudged, whole
 
+from retrodistill.reports.curves import training
 from retrodistill.reports.front import front
 from retrodistill.reports.labels import Box, place_labels
 from retrodistill.reports.svg import Scale, number
@@ -27,6 +28,26 @@ class TestFront:
 
     def test_nothing_measured_is_no_section(self):
         assert front(results(systems=everywhere(ndcg10=None, retention=None), comparisons=[])) == ""
+
+
+class TestCurves:
+    @staticmethod
+    def drawn(monitors):
+        losses = [{"step": at, "loss": 1 / at} for at in (5, 10, 15, 20)]
+        return training(results(curves={"student": {"losses": losses, "monitors": monitors}}))
+
+    def test_a_stage_begins_where_the_monitors_look_twice(self):
+        values = [(0, 0.1), (10, 0.3), (10, 0.2), (20, 0.4)]
+        html = self.drawn([{"step": step, "agreement": value} for step, value in values])
+        assert html.count("stroke-dasharray") == 2  # in both figures
+        assert html.count("dashed: a stage begins") == 2
+        assert html.count('class="line first"') == 4  # a line a stage
+        assert "from 0.1 to 0.4" in html
+
+    def test_one_stage_is_one_line(self):
+        html = self.drawn([{"step": step, "agreement": step / 20} for step in (0, 10, 20)])
+        assert "dash" not in html
+        assert html.count('class="line first"') == 2
 
 
 class TestLabels:

@@ -47,12 +47,20 @@ class TestTheAnswer:
     def test_the_best_of_two_students_is_the_answer(self):
         told = answer(results(systems=[*results().systems, system("small", ndcg10=0.6, retention=0.819)]))
         assert told[0].startswith("On scifact (test), student,")
-        assert "small has nDCG@10 0.600, 81.9% kept" in told[-1]
+        assert "small has nDCG@10 0.600, 81.9% kept" in told[-2]
+        assert told[-1] == (
+            "student was picked as the best of 2 students on these same test queries, so its lead over the others is "
+            "optimistic."
+        )
+
+    def test_one_student_was_not_picked(self):
+        assert not any("picked" in sentence for sentence in answer(results()))
+        assert not any("picked" in sentence for sentence in answer(unjudged()))
 
     def test_many_other_students_take_one_sentence(self):
         more = [system(f"s{at}", ndcg10=0.5 + at / 100, retention=0.8) for at in range(4)]
         told = answer(results(systems=[*results().systems, *more]))
-        assert told[-1] == "The 4 other students have nDCG@10 from 0.500 to 0.530; student is the best one."
+        assert told[-2] == "The 4 other students have nDCG@10 from 0.500 to 0.530; student is the best one."
         assert sum("other students" in sentence for sentence in told) == 1
 
     def test_no_student(self):

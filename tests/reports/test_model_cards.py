@@ -7,13 +7,18 @@ from huggingface_hub import ModelCard
 from sample_results import results, system
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
+from retrodistill.indexes import build_index
+from retrodistill.models.exits import exit_model
 from retrodistill.reports.card import card_text, write_card
-from retrodistill.reports.card_facts import Facts, Teaching
+from retrodistill.reports.card_facts import Facts, Teaching, Turns, published
 from retrodistill.students.dense import dense_student
 from retrodistill.students.hybrid import hybrid_student
+from retrodistill.students.multi_exit import multi_exit
 from retrodistill.students.multi_vector import multi_vector_student
 from retrodistill.students.prett import prett_student
+from retrodistill.students.sparse import sparse_student
 from retrodistill.students.tk import tk_student
+from retrodistill.students.vdr import own_token_queries
 from retrodistill.training.settings import StageSettings
 
 HEADINGS = [
@@ -233,3 +238,125 @@ class TestWriting:
         written = (tmp_path / "student" / "README.md").read_text(encoding="utf-8")
         SentenceTransformer(str(tmp_path / "student")).save_pretrained(str(tmp_path / "copy"))
         assert (tmp_path / "copy" / "README.md").read_text(encoding="utf-8") == written
+
+
+def python_after(text, words):
+    """The first example in Python behind some words of the card."""
+    return text.split(words)[1].split("```python\n")[1].split("```")[0]
+
+
+class TestSources:
+    def test_public_names_stand_as_they_are_and_folders_without_their_place(self, tmp_path):
+        for name in ("demo", "beir/scifact", "ir_datasets:cranfield", "hf:BeIR/scifact"):
+            assert published(name) == name
+        (tmp_path / "small").mkdir()
+        for source in (tmp_path / "small", str(tmp_path / "small")):
+            assert published(source) == "FOLDER/OF/small"
+        assert published(f"hf:{tmp_path / 'small'}") == "hf:FOLDER/OF/small"
+
+    @pytest.mark.parametrize("kind", ["dense", "tk"])
+    def test_the_example_loads_the_recipes_source(self, model_of, kind):
+        model = model_of(kind)
+        text = card_text(model, facts(kind, source="beir/scifact"))
+        assert 'rd.load_collection("beir/scifact")' in text
+        assert "stands for where you have it" not in text
+        text = card_text(model, facts(kind, collection="small"))
+        assert 'rd.load_collection("FOLDER/OF/small")' in text
+        assert "# FOLDER/OF/... stands for where you have it" in text
+
+    def test_the_example_of_a_reranker_names_its_kind(self, model_of):
+        assert 'rd.evaluate("rerank:tk:FOLDER@bm25", collection)' in card_text(model_of("tk"), facts("tk"))
+
+    def test_the_example_of_the_package_runs(self, model_of, tiny_folder, tmp_path):
+        model = model_of("dense")
+        model.save_pretrained(str(tmp_path / "saved"), create_model_card=False)
+        code = python_after(card_text(model, facts(collection="small")), "With retrodistill, whose index")
+        code = code.replace("FOLDER/OF/small", str(tiny_folder)).replace(":FOLDER", f":{tmp_path / 'saved'}")
+        names = {}
+        exec(code, names)
+        assert len(names["index"].ids) == 60
+
+
+class TestConversations:
+    def test_their_form_and_what_teachers_were_asked(self, model_of):
+        turns = Turns("FOLDER/OF/turns.jsonl", history=3, responses=False)
+        text = card_text(model_of("dense"), facts(turns=turns, rewritten=True, source="beir/scifact"))
+        used = text.split("## Usage")[1].split("## Measured quality")[0]
+        assert "the current utterance first, then the earlier turns, the newest first, at most 3 of them" in used
+        assert "joined by ` | `" in used
+        assert 'load_conversations("FOLDER/OF/turns.jsonl", history=3, responses=False)' in used
+        assert 'conversations.of(rd.load_collection("beir/scifact"))' in used
+        assert 'index.search("How many moons does it have? | Which planet' in used
+        assert "Teachers were asked the rewrites of the queries" in text
+
+    def test_the_control_was_taught_by_conversations(self, model_of):
+        text = card_text(model_of("dense"), facts(turns=Turns(None)))
+        assert "Teachers were asked the conversations as the student is" in text
+        assert "load_conversations" not in text
+
+    def test_what_the_student_makes_of_rewrites_is_no_competitor(self, model_of):
+        rows = [*results().systems, system("rewrites", "baseline", ndcg10=0.9)]
+        text = card_text(model_of("dense"), facts(turns=Turns(None), rewritten=True), results(systems=rows))
+        assert "| rewrites (the first student, asked the rewrites of the queries) | 0.900" in text
+        assert "no less than its own" not in text
+
+
+class TestForms:
+    def test_exits_are_measured_and_told_how_to_use(self, tiny_model, tmp_path):
+        model = multi_exit(dense_student(tiny_model), [1])
+        rows = [*results().systems, system("student@exit-1", ndcg10=0.61, query_ms={"p50": 0.15, "p95": 0.26})]
+        rows += [system("other@exit-1", ndcg10=0.11)]
+        text = card_text(model, facts(), results(systems=rows))
+        assert "| student@exit-1 | 0.610" in text
+        assert "| student@exit-1 | 0.15 / 0.26 |" in text
+        assert "other@exit-1" not in text
+        assert "`dense:FOLDER@exit-1`" in text
+        model.save_pretrained(str(tmp_path / "saved"), create_model_card=False)
+        code = python_after(text, "It can be left behind layer 1 as well")
+        names = {}
+        exec(code.replace("sentence_transformers_model_id", str(tmp_path / "saved")), names)
+        alone = exit_model(model, 1).encode(["Which planet is known as the Red Planet?"])
+        assert names["queries"] == pytest.approx(alone, abs=1e-5)
+
+    def test_truncations_that_were_trained_or_measured(self, model_of):
+        stage = StageSettings.model_validate({"objectives": "kl", "matryoshka": [16]})
+        rows = [*results().systems, system("student@8", ndcg10=0.6)]
+        text = card_text(model_of("dense"), facts(stages=[stage], learned=[]), results(systems=rows))
+        assert "| student@8 | 0.600" in text
+        assert "The leading 16, 8 dimensions are vectors too." in text
+        assert "truncate_dim=8)" in text
+        assert 'rd.build_index(collection, "dense:FOLDER", truncate=8)' in text
+
+    def test_own_token_queries_of_a_vdr_head(self, tiny, tiny_model, tmp_path):
+        model = sparse_student(tiny_model, tiny.documents, head="vdr")
+        model.save_pretrained(str(tmp_path / "saved"), create_model_card=False)
+        rows = [*results().systems, system("student@own-tokens", ndcg10=0.5)]
+        text = card_text(model, facts("sparse", own_modules=True), results(systems=rows))
+        assert "| student@own-tokens | 0.500" in text
+        assert 'SparseEncoder("sentence_transformers_model_id", trust_remote_code=True)' in text
+        code = python_after(text, "Queries can be their own tokens")
+        names = {}
+        exec(code.replace("sentence_transformers_model_id", str(tmp_path / "saved")), names)
+        assert names["queries"].shape[0] == 1
+        index = build_index(tiny, f"sparse:{tmp_path / 'saved'}", own_token_queries(names["model"]))
+        assert len(index.ids) == 60
+
+    def test_a_student_without_forms_tells_of_none(self, model_of):
+        text = card_text(model_of("dense"), facts(), results())
+        assert "It can be left" not in text
+        assert "truncate_dim" not in text
+
+
+class TestSettingsInWords:
+    def test_a_selection_says_how_many_it_left(self, model_of):
+        stage = {"objectives": "kl", "selection": {"ranks": [2, 20]}, "training": {"epochs": 1}}
+        known = {**facts().learned[0], "selected": 312}
+        text = card_text(model_of("dense"), facts(stages=[StageSettings.model_validate(stage)], learned=[known]))
+        assert "selection: trained on 312 of 20,000 texts, those on which the teacher is right" in text
+        assert "(rank 2 to 20), as the labels say" in text
+        assert "1 epoch," in text
+        assert "{'" not in text.split("## Training")[1].split("## Model Details")[0]
+
+    def test_settings_within_settings(self, model_of):
+        changes = {"heads": [{"by_default": True, "width": None}]}
+        assert ", heads by default yes, width none; trained on" in card_text(model_of("dense"), facts(changes=changes))

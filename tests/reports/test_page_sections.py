@@ -28,7 +28,7 @@ class TestSystems:
 
     def test_other_measures_have_columns(self):
         head, first = rows(systems(results(systems=everywhere(measures={"ndcg@3": 0.612}))))[:2]
-        assert "ndcg@3" in head
+        assert "nDCG@3" in head
         assert "0.612" in first
 
     def test_says_of_whom_it_is_kept(self):
@@ -54,10 +54,10 @@ class TestDifferences:
         )
         assert head.startswith("difference mean")
         assert [row.split(" −0.043")[0] for row in both] == [
-            "student − ensemble , ndcg@10",
-            "student − ensemble , mrr@10",
+            "student − ensemble , nDCG@10",
+            "student − ensemble , MRR@10",
         ]
-        assert rows(differences(results()))[0].startswith("difference ndcg@10 verdict")
+        assert rows(differences(results()))[0].startswith("difference nDCG@10 verdict")
 
     def test_an_earlier_comparison_lacks_the_rest_and_is_shown(self):
         assert rows(differences(results()))[1].endswith("significant −0.066 to −0.021 < 0.001 – – –")

@@ -117,6 +117,15 @@ class TestExits:
         with pytest.raises(UserError, match=r"the model has layers 1 to 4; name some of them, each once"):
             multi_exit(load_bi_encoder(four_layers), exits)
 
+    def test_the_last_layer_is_the_student_itself_and_left_out_with_a_word(self, four_layers, monkeypatch):
+        said = []
+        monkeypatch.setattr("retrodistill.students.multi_exit.say", said.append)
+        assert exits_of(multi_exit(load_bi_encoder(four_layers), [1, 4])) == [1, 4]
+        assert len(said) == 1
+        assert "layer 4 is the model's last one" in said[0]
+        multi_exit(load_bi_encoder(four_layers), [1])
+        assert len(said) == 1
+
     def test_an_exit_that_there_is_not(self, model, four_layers):
         with pytest.raises(UserError, match=r"^exit=2: the model has exits 1, 3, 4\.$"):
             exit_model(model, 2)
