@@ -11,6 +11,7 @@ from retrodistill.indexes import build_index
 from retrodistill.models.exits import exit_model
 from retrodistill.reports.card import card_text, write_card
 from retrodistill.reports.card_facts import Facts, Teaching, Turns, published
+from retrodistill.reports.card_usage import placeholder
 from retrodistill.students.dense import dense_student
 from retrodistill.students.hybrid import hybrid_student
 from retrodistill.students.multi_exit import multi_exit
@@ -333,10 +334,10 @@ class TestForms:
         rows = [*results().systems, system("student@own-tokens", ndcg10=0.5)]
         text = card_text(model, facts("sparse", own_modules=True), results(systems=rows))
         assert "| student@own-tokens | 0.500" in text
-        assert 'SparseEncoder("sentence_transformers_model_id", trust_remote_code=True)' in text
+        assert f'SparseEncoder("{placeholder(model)}", trust_remote_code=True)' in text
         code = python_after(text, "Queries can be their own tokens")
         names = {}
-        exec(code.replace("sentence_transformers_model_id", str(tmp_path / "saved")), names)
+        exec(code.replace(placeholder(model), str(tmp_path / "saved")), names)
         assert names["queries"].shape[0] == 1
         index = build_index(tiny, f"sparse:{tmp_path / 'saved'}", own_token_queries(names["model"]))
         assert len(index.ids) == 60
