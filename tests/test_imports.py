@@ -9,7 +9,7 @@ import pytest
 import retrodistill
 
 PACKAGE = Path(retrodistill.__file__).parent
-BASE = ["errors", "files", "manifest", "stores", "progress", "distributed"]
+BASE = ["errors", "files", "manifest", "stores", "progress", "distributed", "allocation"]
 LINE = [
     "collections", "runs", "measures", "models", "candidates", "teachers", "objectives", "students", "training",
     "quantisers", "indexes", "exports", "reports", "evaluation", "recipe", "pipeline", "api", "cli",

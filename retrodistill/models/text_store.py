@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
+from retrodistill.allocation import keep_freed_memory
 from retrodistill.errors import UserError
 from retrodistill.files import cache_folder
 from retrodistill.manifest import Manifest
@@ -54,6 +55,7 @@ class TextStore(ABC):
         """Encode what is missing, longest first, a part at a time; safe to kill and to run twice at once."""
         if not self.missing(texts):
             return
+        keep_freed_memory()
         with self._store.writing():
             self._load()  # another process may have been faster
             todo = sorted(self.missing(texts), key=len, reverse=True)

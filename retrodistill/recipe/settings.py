@@ -13,7 +13,6 @@ from retrodistill.recipe.conversations import ConversationSettings
 from retrodistill.recipe.forms import FormSettings, beside_names, check_forms
 from retrodistill.recipe.index import IndexSettings
 from retrodistill.recipe.order import check_teachers
-from retrodistill.students.static import INITIALISATIONS
 from retrodistill.training.list_settings import CURRENT_STUDENT
 from retrodistill.training.settings import (
     Settings,
@@ -114,6 +113,8 @@ class StudentSettings(FormSettings):
     @field_validator("initialise")
     @classmethod
     def _known(cls, name: str) -> str:
+        from retrodistill.students.static import INITIALISATIONS
+
         if name not in INITIALISATIONS:
             raise ValueError(str(unknown("initialisation", name, INITIALISATIONS)))
         return name

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from sentence_transformers.multi_vector_encoder.modules import BaseTokenPooling
+from typing import TYPE_CHECKING, Any
 
 from retrodistill.errors import UserError
 from retrodistill.models.contract import Role
 from retrodistill.models.multi_vector import MultiVectorModel
 from retrodistill.models.sparse import SparseTextEncoder
-from retrodistill.students.clustering import TokenClusters
+
+if TYPE_CHECKING:
+    from retrodistill.students.clustering import TokenClusters
 
 
 def head_of(student: SparseTextEncoder | MultiVectorModel) -> Any:
@@ -46,6 +46,10 @@ def clusters_of(student: MultiVectorModel) -> TokenClusters | None:
     Raises:
         UserError: The student pools its tokens otherwise, and no gradient would flow.
     """
+    from sentence_transformers.multi_vector_encoder.modules import BaseTokenPooling
+
+    from retrodistill.students.clustering import TokenClusters
+
     pooling = [part for part in student.modules("document") if isinstance(part, BaseTokenPooling)]
     if not pooling:
         return None

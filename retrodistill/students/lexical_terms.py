@@ -17,8 +17,7 @@ from sentence_transformers.base.modules.module import Module
 from torch import Tensor, nn
 
 from retrodistill.models.sparse import SparseTextEncoder
-
-_BLOCK = 256
+from retrodistill.students.token_counts import counted, token_counts
 
 
 class LexicalTerms(Module):
@@ -49,10 +48,9 @@ class LexicalTerms(Module):
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:  # type: ignore[override]
         """Add to the (batch, vocabulary) weights of ``sentence_embedding``."""
         pooled = features["sentence_embedding"]
-        counts = torch.zeros_like(pooled)
-        counts.scatter_add_(1, features["input_ids"], features["attention_mask"].to(counts.dtype))
         lengths = features["attention_mask"].sum(dim=1, keepdim=True)
-        features["sentence_embedding"] = pooled + torch.relu(self.weight) * self.saturated(counts, lengths)
+        saturated = self.saturated(counted(features, self.dimension), lengths)
+        features["sentence_embedding"] = pooled + torch.relu(self.weight) * saturated
         return features
 
     def saturated(self, counts: Any, lengths: Any) -> Any:
@@ -76,27 +74,6 @@ class LexicalTerms(Module):
 def lexical_terms_of(student: SparseTextEncoder) -> LexicalTerms | None:
     """The module of a student; None where it has none."""
     return next((part for part in student.modules("document") if isinstance(part, LexicalTerms)), None)
-
-
-def token_counts(student: SparseTextEncoder, texts: Sequence[str]) -> tuple[csr_array, np.ndarray]:
-    """How often each token stands in each text as the document route reads it, and how many tokens that reads.
-
-    Returns:
-        (texts, vocabulary) float32 and (texts,) int64.
-    """
-    columns, sizes = [], []
-    prompt = student.prompt("document") or None
-    for start in range(0, len(texts), _BLOCK):
-        features = student.model.preprocess(list(texts[start : start + _BLOCK]), prompt=prompt, task="document")
-        mask = features["attention_mask"].bool()
-        columns.append(features["input_ids"][mask].numpy())
-        sizes.append(mask.sum(dim=1).numpy())
-    lengths = np.concatenate([np.zeros(0, dtype=np.int64), *sizes]).astype(np.int64)
-    ids = np.concatenate([np.zeros(0, dtype=np.int64), *columns]).astype(np.int64)
-    rows = np.repeat(np.arange(len(texts)), lengths)
-    counts = csr_array((np.ones(len(ids), dtype=np.float32), (rows, ids)), shape=(len(texts), student.dimension))
-    counts.sum_duplicates()
-    return counts, lengths
 
 
 def saturated_terms(student: SparseTextEncoder, own: LexicalTerms, texts: Sequence[str]) -> csr_array:

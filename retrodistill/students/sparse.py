@@ -13,13 +13,14 @@ from retrodistill.models.layers import keep_first_layers
 from retrodistill.models.loading import device, load_bi_encoder, load_sparse
 from retrodistill.models.sparse import SparseTextEncoder
 from retrodistill.students.heads import head_of
-from retrodistill.students.lexical_terms import LexicalTerms, token_counts
 from retrodistill.students.states import stored_states
 from retrodistill.students.static import fast_tokenizer, inverse_document_frequencies
-from retrodistill.students.vdr import with_vdr_head
+from retrodistill.students.token_counts import token_ids
 
 if TYPE_CHECKING:
     from sentence_transformers import SparseEncoder
+
+    from retrodistill.students.lexical_terms import LexicalTerms
 
 Queries = Literal["model", "inference-free"]
 _AT_MOST = 20000  # documents whose hidden states a head starts from
@@ -79,7 +80,11 @@ def sparse_student(
             raise UserError(
                 "lexical terms are put into a new student with inference-free queries; set lexical_terms: false."
             )
-        return with_vdr_head(base) if head == "vdr" else base
+        if head == "vdr":
+            from retrodistill.students.vdr import with_vdr_head
+
+            return with_vdr_head(base)
+        return base
     transformer: Any = base[0]
     tokenizer = transformer.tokenizer
     weights = _inverse_frequencies(tokenizer, corpus, f"sparse:{source}")
@@ -95,10 +100,12 @@ def sparse_student(
 
 def _lexical_terms(base: SparseEncoder, corpus: Texts) -> LexicalTerms:
     """Lexical terms for documents of this length; the head, which finds them too, begins at half its strength."""
+    from retrodistill.students.lexical_terms import LexicalTerms
+
     student = SparseTextEncoder(base, "sparse:student")
     transformer: Any = base[0]
     own = LexicalTerms(
-        student.dimension, token_counts(student, corpus.texts)[1].mean(), transformer.tokenizer.all_special_ids
+        student.dimension, token_ids(student, corpus.texts)[1].mean(), transformer.tokenizer.all_special_ids
     )
     head = head_of(student).linear
     head.weight.data.mul_(_SHARED)
@@ -168,7 +175,7 @@ def lexical_start(student: SparseTextEncoder, corpus: Texts) -> tuple[np.ndarray
     moments = np.zeros((states.width, states.width))
     for start in range(0, len(texts), _BLOCK):
         stop = min(start + _BLOCK, len(texts))
-        ids = _ids(student, texts[start:stop])
+        ids = token_ids(student, texts[start:stop])[0]
         held = states.gather(np.arange(start, stop))[0].numpy()
         moments += held.T @ held
         order = np.argsort(ids, kind="stable")
@@ -228,14 +235,6 @@ def _from_embeddings(transformer: Any, means: np.ndarray, counts: np.ndarray) ->
     gram += np.eye(len(gram)) * max(1e-3 * np.trace(gram) / len(gram), 1e-9)
     fitted = np.linalg.solve(gram, weighed.T @ (means * np.sqrt(np.minimum(counts, 100))[:, None]))
     return inputs @ fitted
-
-
-def _ids(student: SparseTextEncoder, texts: list[str]) -> np.ndarray:
-    """Token numbers as the document route reads the texts, one text after the other."""
-    prompt = student.prompt("document") or None
-    features = student.model.preprocess(texts, prompt=prompt, task="document")
-    ids: np.ndarray = features["input_ids"][features["attention_mask"].bool()].numpy()
-    return ids
 
 
 def _inverse_frequencies(tokenizer: Any, corpus: Texts, name: str) -> np.ndarray:

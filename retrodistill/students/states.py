@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from retrodistill.allocation import keep_freed_memory
 from retrodistill.errors import UserError
 from retrodistill.files import atomic_folder, cache_folder, digest
 from retrodistill.models.contract import Role
@@ -77,6 +78,7 @@ def stored_states(
     """
     folder = _folder(student, texts, role, root)
     if not (folder / _PLACES).exists():
+        keep_freed_memory()
         with atomic_folder(folder) as temporary:
             _write(student, backbone_of(student, role), texts, role, temporary)
     places = np.load(folder / _PLACES)

@@ -37,9 +37,6 @@ class TermHead:
         self._states = states
         self._own: csr_array | None = saturated_terms(student, own, texts) if own is not None else None
 
-    def __len__(self) -> int:
-        return len(self._states)
-
     def weights(self, chosen: Sequence[Tensor], terms: Tensor, documents: np.ndarray) -> Tensor:
         """(documents, terms) weights of some terms in some documents.
 

@@ -10,6 +10,7 @@ from sentence_transformers.base.modules.module import Module
 from torch import Tensor, nn
 
 from retrodistill.errors import UserError
+from retrodistill.students.token_counts import counted
 
 
 class VocabularyPooling(Module):
@@ -66,10 +67,8 @@ def own_tokens(features: dict[str, Tensor], dimension: int, special: Sequence[in
         dimension: Size of the vocabulary.
         special: Tokens that do not count.
     """
-    ids, mask = features["input_ids"], features["attention_mask"].bool()
-    counts = torch.zeros((len(ids), dimension), device=ids.device)
-    counts.scatter_add_(1, ids, mask.to(counts.dtype))
-    return counts.index_fill_(1, torch.tensor(special, dtype=torch.int64, device=ids.device), 0.0) > 0
+    counts = counted(features, dimension)
+    return counts.index_fill_(1, torch.tensor(special, dtype=torch.int64, device=counts.device), 0.0) > 0
 
 
 def vocabulary_pooling(model: Any) -> VocabularyPooling | None:

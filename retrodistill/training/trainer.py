@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from retrodistill.allocation import keep_freed_memory
 from retrodistill.distributed import is_main, processes
 from retrodistill.errors import UserError
 from retrodistill.files import make_folder
@@ -88,6 +89,7 @@ def train(  # noqa: PLR0913 - what a training run is made of
     from transformers import PrinterCallback, ProgressCallback
 
     make_folder(folder)
+    keep_freed_memory()
     Trainer, Arguments = _trainer_of(model)  # noqa: N806 - classes
     ordered = {} if batches is None else {"batch_sampler": batches}
     arguments = Arguments(**_arguments(model, settings, folder, dataset, prompts or {}, seed), **ordered)
