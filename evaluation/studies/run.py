@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from study import Job, Study, load_study, studies
+from study import SECONDS, Job, Study, load_study, studies
 from tables import write_results
 
 HERE = Path(__file__).resolve().parent
@@ -38,13 +38,15 @@ def main() -> int:
     todo = [(study, job) for study in chosen for job in study.jobs if (args.only or "") in job.folder]
     if args.list:
         for study, job in todo:
-            state = "done" if job.results(out / study.name) else f"about {job.minutes:g} min"
-            print(f"{study.name}/{job.folder}: {state}")
+            told = f"done, {job.seconds(out / study.name) / 60:.1f} min"
+            print(f"{study.name}/{job.folder}: {told if job.results(out / study.name) else f'about {job.minutes:g} min'}")
         return 0
     failed = [] if args.tables else list(_failed(todo, args, out))
     for study in chosen:
         if write_results(study, out / study.name):
             print(f"wrote {study.folder / 'README.md'}")
+    spent = sum(job.seconds(out / study.name) for study, job in todo) / 60
+    print(f"{len(todo)} jobs, {spent:.0f} min of a job; {args.jobs} at a time {spent / args.jobs:.0f} min")
     for name, log in failed:
         print(f"failed: {name}; see {log}", file=sys.stderr)
     return 1 if failed else 0
@@ -53,21 +55,24 @@ def main() -> int:
 def _failed(todo: list[tuple[Study, Job]], args: argparse.Namespace, out: Path) -> Iterator[tuple[str, Path]]:
     """Run the jobs, longest first; names and logs of those that failed."""
     todo = sorted(todo, key=lambda one: -one[1].minutes)
-    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // args.jobs))
 
     def run(one: tuple[Study, Job]) -> tuple[str, Path] | None:
         study, job = one
         folder = out / study.name / job.folder
         folder.mkdir(parents=True, exist_ok=True)
-        log, start = folder / "log.txt", time.perf_counter()
+        log, start, before = folder / "log.txt", time.perf_counter(), job.seconds(out / study.name)
+        new = job.results(out / study.name) is None
         command = [sys.executable, "-m", "retrodistill", "run", *job.arguments(study, args.data, args.large)]
         with log.open("a") as file:
-            environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+            environment = {**os.environ, "OMP_NUM_THREADS": threads}
             told = subprocess.run(
                 [*command, "--out", str(folder)], check=False, stdout=file, stderr=file, env=environment
             ).returncode
-        name = f"{study.name}/{job.folder}"
-        print(f"{name}: {'failed' if told else 'done'}, {(time.perf_counter() - start) / 60:.1f} min", flush=True)
+        name, seconds = f"{study.name}/{job.folder}", time.perf_counter() - start
+        if new:  # one that was done is only looked at
+            (folder / SECONDS).write_text(f"{before + seconds:.1f}\n")
+        print(f"{name}: {'failed' if told else 'done'}, {seconds / 60:.1f} min", flush=True)
         return (name, log) if told else None
 
     with ThreadPoolExecutor(args.jobs) as pool:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 HERE = Path(__file__).resolve().parent
+SECONDS = "seconds.txt"  # in a job's folder: what it took, all its runs together
 LARGE = ["students.*.stages.*.training.max_steps=0", "students.*.stages.*.training.epochs=4"]
 
 
@@ -49,6 +50,11 @@ class Job:
         said = yaml.safe_load(recipe.read_text(encoding="utf-8"))
         more = [one for override in (self.large if large else []) for one in expanded(override, said)]
         return [str(recipe), f"collection={source}", *self.set, *more]
+
+    def seconds(self, out: Path) -> float:
+        """What the job took so far, by the runner's clock; 0 if it never ran."""
+        path = out / self.folder / SECONDS
+        return float(path.read_text()) if path.exists() else 0.0
 
     def results(self, out: Path) -> dict[str, Any] | None:
         """What results.json of the job says; None before it is done."""

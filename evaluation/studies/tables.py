@@ -28,7 +28,7 @@ def write_results(study: Study, out: Path) -> bool:
         per_query = pq.read_table(out / job.folder / "per-query.parquet")
         found = list(_rows(job, results, per_query))
         rows += found
-        texts.append(_table(job, results, found))
+        texts.append(_table(job, results, found, job.seconds(out)))
         columns = {"job": [job.name] * len(per_query), "collection": [job.collection] * len(per_query)}
         values.append(pa.table({**columns, **{name: per_query[name] for name in ("system", "query_id", MEASURE)}}))
     if not rows:
@@ -111,9 +111,10 @@ def _across(study: Study, values: pa.Table) -> list[str]:
     return lines
 
 
-def _table(job: Job, results: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+def _table(job: Job, results: dict[str, Any], rows: list[dict[str, Any]], seconds: float) -> str:
     reference = next((row["against"] for row in rows), None)
     title = f"**{job.name}, {job.collection}** ({results['queries']} test queries"
+    title += f"; {seconds / 60:.0f} minutes of a core" if seconds else ""
     title += f"; differences from `{reference}`, p by Holm)" if reference else ")"
     head = ["system", "nDCG@10", "recall@100", "difference", "p", "training", "bytes/document"]
     lines = [title, "", f"| {' | '.join(head)} |", "|---|---:|---:|---:|---:|---:|---:|"]
