@@ -38,8 +38,8 @@ def main() -> int:
     todo = [(study, job) for study in chosen for job in study.jobs if (args.only or "") in job.folder]
     if args.list:
         for study, job in todo:
-            told = f"done, {job.seconds(out / study.name) / 60:.1f} min"
-            print(f"{study.name}/{job.folder}: {told if job.results(out / study.name) else f'about {job.minutes:g} min'}")
+            done, spent = job.results(out / study.name), job.seconds(out / study.name) / 60
+            print(f"{study.name}/{job.folder}: {f'done, {spent:.1f} min' if done else f'about {job.minutes:g} min'}")
         return 0
     failed = [] if args.tables else list(_failed(todo, args, out))
     for study in chosen:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from retrodistill.errors import UserError
 from retrodistill.models.layers import keep_first_layers
 from retrodistill.models.loading import load_bi_encoder
+from retrodistill.models.rebuilding import with_modules
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -60,17 +61,3 @@ def load_exit(folder: str | os.PathLike[str], layer: int) -> SentenceTransformer
 def behind_exit(router: Any, layer: int) -> list[Any]:
     """The modules of an exit's route."""
     return list(router.sub_modules[f"{ROUTE}{layer}"])
-
-
-def with_modules(model: SentenceTransformer, modules: list[Any]) -> SentenceTransformer:
-    """A model of other modules, all else as it was."""
-    from sentence_transformers import SentenceTransformer
-
-    return SentenceTransformer(
-        modules=modules,
-        device=str(model.device),
-        similarity_fn_name=model.similarity_fn_name,
-        prompts={name: prompt for name, prompt in (model.prompts or {}).items() if prompt},
-        default_prompt_name=model.default_prompt_name,
-        truncate_dim=model.truncate_dim,
-    )

@@ -14,6 +14,7 @@ from retrodistill.manifest import Manifest
 from retrodistill.models.contract import IN_MEMORY, STUDENT_MANIFEST, Role, TextModel
 from retrodistill.models.loading import load_bi_encoder, load_multi_vector
 from retrodistill.models.names import ModelName, parse_model_name
+from retrodistill.models.rebuilding import with_modules
 
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder
@@ -166,7 +167,6 @@ def token_encoder(
     Raises:
         UserError: The bi-encoder has no transformer, or fewer dimensions than wanted.
     """
-    from sentence_transformers import MultiVectorEncoder
     from sentence_transformers.base.modules import Dense, Normalize, Transformer
     from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 
@@ -182,15 +182,13 @@ def token_encoder(
         raise UserError(f"dimension={dimension}: tokens by {source} have {width}; choose from 1 to {width}.")
     if document_length is not None:
         transformer.document_length = document_length
-    prompts = {key: text for key, text in (dense.prompts or {}).items() if text}
 
     def model(*projection: Any) -> MultiVectorEncoder:
-        return MultiVectorEncoder(
-            modules=[transformer, *projection, MultiVectorMask(), Normalize(module_input_name="token_embeddings")],
-            device=str(dense.device),
-            prompts=prompts,
-            similarity_fn_name="maxsim",
+        behind = [MultiVectorMask(), Normalize(module_input_name="token_embeddings")]
+        made: MultiVectorEncoder = with_modules(
+            dense, [transformer, *projection, *behind], "MultiVectorEncoder", "maxsim"
         )
+        return made
 
     if dimension is None or dimension == width:
         return model()

@@ -8,6 +8,7 @@ import numpy as np
 
 from retrodistill.errors import UserError
 from retrodistill.models.encoder import Encoder
+from retrodistill.models.rebuilding import with_modules
 from retrodistill.quantisers.start import read_index
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ def query_student(encoder: Encoder, query_map: np.ndarray) -> SentenceTransforme
         UserError: A map of another width, or an encoder with towers (a Router), whose end is not one.
     """
     import torch
-    from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules import Dense
     from sentence_transformers.sentence_transformer.modules import Normalize
 
@@ -45,14 +45,8 @@ def query_student(encoder: Encoder, query_map: np.ndarray) -> SentenceTransforme
     cosine = encoder.similarity == "cosine"
     # The map was learned on unit vectors: a cosine model without a last normalisation gets one before it.
     before = [] if not cosine or isinstance(own[-1], Normalize) else [Normalize()]
-    model: Any = encoder.model
-    return SentenceTransformer(
-        modules=[*own, *before, projection, *([Normalize()] if cosine else [])],
-        device=str(model.device),
-        similarity_fn_name=model.similarity_fn_name,
-        prompts={name: prompt for name, prompt in model.prompts.items() if prompt},
-        default_prompt_name=model.default_prompt_name,
-    )
+    behind = [Normalize()] if cosine else []
+    return with_modules(encoder.model, [*own, *before, projection, *behind], "SentenceTransformer")
 
 
 def reconstructed(index: Any) -> np.ndarray:

@@ -10,6 +10,7 @@ from sentence_transformers.multi_vector_encoder.modules import BaseTokenPooling
 from torch import Tensor, nn
 
 from retrodistill.errors import UserError
+from retrodistill.models.rebuilding import with_modules
 from retrodistill.students.kmeans import cluster_means, k_means
 
 if TYPE_CHECKING:
@@ -171,26 +172,13 @@ def with_clusters(
                 "without."
             )
     clusters = TokenClusters(query, document, normalise=normalise, iterations=iterations, seed=seed)
-    return of_modules(model, [*modules, clusters])
+    return with_modules(model, [*modules, clusters])
 
 
 def without_clusters(model: Any) -> Any:
     """A model without its clusters, which shares its weights; one that has none, of any kind, as it is."""
     modules = [module for module in model if not isinstance(module, TokenClusters)] if _has_clusters(model) else []
-    return of_modules(model, modules) if modules else model
-
-
-def of_modules(model: MultiVectorEncoder, modules: list[Any]) -> MultiVectorEncoder:
-    """A multi-vector encoder of other modules, all else as it was."""
-    from sentence_transformers import MultiVectorEncoder
-
-    return MultiVectorEncoder(
-        modules=modules,
-        device=str(model.device),
-        prompts={name: prompt for name, prompt in (model.prompts or {}).items() if prompt},
-        default_prompt_name=model.default_prompt_name,
-        similarity_fn_name=model.similarity_fn_name,
-    )
+    return with_modules(model, modules) if modules else model
 
 
 def cluster_sizes(name: str) -> tuple[Wanted, Wanted]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from retrodistill.errors import UserError
 from retrodistill.models.encoder import Encoder
 from retrodistill.models.loading import load_bi_encoder
+from retrodistill.models.rebuilding import with_modules
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -54,15 +55,7 @@ def dense_student(
     modules.append(projection)
     if str(model.similarity_fn_name) == "cosine":
         modules.append(Normalize())
-    from sentence_transformers import SentenceTransformer
-
-    return SentenceTransformer(
-        modules=modules,
-        device=str(model.device),
-        similarity_fn_name=model.similarity_fn_name,
-        prompts={name: prompt for name, prompt in model.prompts.items() if prompt},
-        default_prompt_name=model.default_prompt_name,
-    )
+    return with_modules(model, modules, "SentenceTransformer")
 
 
 def _set_max_length(model: SentenceTransformer, max_length: int, source: str) -> None:

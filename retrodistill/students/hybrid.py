@@ -15,6 +15,7 @@ import numpy as np
 from retrodistill.collections.texts import Texts
 from retrodistill.errors import UserError
 from retrodistill.models.encoder import Encoder
+from retrodistill.models.rebuilding import with_modules
 from retrodistill.students.static import fast_tokenizer, inverse_document_frequencies
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ def hybrid_student(base: SentenceTransformer, width: int, corpus: Texts, *, seed
         UserError: The model is not a cosine model, has no fast tokenizer, or the widths do not add up to an even one.
     """
     import torch
-    from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules import Dense
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, WordEmbeddings
 
@@ -71,13 +71,7 @@ def hybrid_student(base: SentenceTransformer, width: int, corpus: Texts, *, seed
     )
     pooling = Pooling((dense.dimension + width) // 2, ["cls", "mean_sqrt_len_tokens"])
     modules += [WordEmbeddings(base.tokenizer, table, update_embeddings=True), hand_over, pooling, Normalize()]
-    return SentenceTransformer(
-        modules=modules,
-        device=str(base.device),
-        similarity_fn_name="cosine",
-        prompts={name: prompt for name, prompt in base.prompts.items() if prompt},
-        default_prompt_name=base.default_prompt_name,
-    )
+    return with_modules(base, modules, "SentenceTransformer", "cosine")
 
 
 def is_hybrid(model: SentenceTransformer) -> bool:
@@ -92,18 +86,9 @@ def dense_half(model: SentenceTransformer, name: str) -> Encoder:
     Raises:
         UserError: The model is no hybrid.
     """
-    from sentence_transformers import SentenceTransformer
-
     if not is_hybrid(model):
         raise UserError(f"model {name} has no lexical half; set student.lexical to its width.")
-    inner = SentenceTransformer(
-        modules=list(model)[:-_ADDED],
-        device=str(model.device),
-        similarity_fn_name="cosine",
-        prompts={key: prompt for key, prompt in model.prompts.items() if prompt},
-        default_prompt_name=model.default_prompt_name,
-    )
-    return Encoder(inner, name)
+    return Encoder(with_modules(model, list(model)[:-_ADDED], "SentenceTransformer", "cosine"), name)
 
 
 def lexical_table(model: SentenceTransformer) -> Any:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from retrodistill.errors import UserError
-from retrodistill.models.exits import ROUTE, behind_exit, exit_model, exits_of, with_modules
+from retrodistill.models.exits import ROUTE, behind_exit, exit_model, exits_of
+from retrodistill.models.rebuilding import with_modules
 from retrodistill.objectives.distributions import kl_divergence
 from retrodistill.objectives.masks import full_mask
 from retrodistill.progress import say

@@ -11,6 +11,7 @@ from retrodistill.errors import UserError
 from retrodistill.models.layers import keep_first_layers
 from retrodistill.models.loading import load_multi_vector
 from retrodistill.models.multi_vector import MultiVectorModel, fitted_on, principal_directions, token_encoder
+from retrodistill.models.rebuilding import with_modules
 
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder
@@ -85,7 +86,6 @@ def _from_bi_encoder(
 def _projected(plain: MultiVectorEncoder, directions: np.ndarray) -> MultiVectorEncoder:
     """The model with a linear map without bias behind its transformer."""
     import torch
-    from sentence_transformers import MultiVectorEncoder
     from sentence_transformers.base.modules import Dense
 
     transformer, *rest = list(plain)
@@ -97,9 +97,4 @@ def _projected(plain: MultiVectorEncoder, directions: np.ndarray) -> MultiVector
         module_input_name="token_embeddings",
     )
     projection.linear.weight.data.copy_(torch.from_numpy(np.ascontiguousarray(directions)))
-    return MultiVectorEncoder(
-        modules=[transformer, projection.to(plain.device), *rest],
-        device=str(plain.device),
-        prompts={name: prompt for name, prompt in (plain.prompts or {}).items() if prompt},
-        similarity_fn_name="maxsim",
-    )
+    return with_modules(plain, [transformer, projection.to(plain.device), *rest])

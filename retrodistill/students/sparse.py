@@ -10,7 +10,8 @@ from retrodistill.collections.texts import Texts
 from retrodistill.errors import UserError
 from retrodistill.models.encoder import Encoder
 from retrodistill.models.layers import keep_first_layers
-from retrodistill.models.loading import device, load_bi_encoder, load_sparse
+from retrodistill.models.loading import load_bi_encoder, load_sparse
+from retrodistill.models.rebuilding import with_modules
 from retrodistill.models.sparse import SparseTextEncoder
 from retrodistill.students.heads import head_of
 from retrodistill.students.states import stored_states
@@ -67,7 +68,6 @@ def sparse_student(
     Raises:
         UserError: Not to be found, no transformer with a fast tokenizer, fewer layers, or longer texts than it reads.
     """
-    from sentence_transformers import SparseEncoder
     from sentence_transformers.base.modules import Router
     from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
 
@@ -93,9 +93,7 @@ def sparse_student(
     if lexical_terms:
         parts.append(_lexical_terms(base, corpus))
     router = Router({"query": [table], "document": parts}, default_route=None, allow_empty_key=False)
-    return SparseEncoder(
-        modules=[router], device=device(), prompts=_prompts(base), similarity_fn_name=base.similarity_fn_name
-    )
+    return with_modules(base, [router], "SparseEncoder")
 
 
 def _lexical_terms(base: SparseEncoder, corpus: Texts) -> LexicalTerms:
@@ -114,7 +112,6 @@ def _lexical_terms(base: SparseEncoder, corpus: Texts) -> LexicalTerms:
 
 
 def _start(source: str, corpus: Texts, layers: int | None, max_length: int | None) -> SparseEncoder:
-    from sentence_transformers import SparseEncoder
     from sentence_transformers.base.modules import Dense, Normalize, Transformer
     from sentence_transformers.sparse_encoder.modules import SpladePooling
 
@@ -135,12 +132,8 @@ def _start(source: str, corpus: Texts, layers: int | None, max_length: int | Non
     width, size = int(transformer.get_embedding_dimension()), len(transformer.tokenizer)
     head = Dense(width, size, activation_function=None, module_input_name="token_embeddings").to(bi_encoder.device)
     unit = Normalize(module_input_name="token_embeddings")  # one scale for the heads of all transformers
-    model = SparseEncoder(
-        modules=[transformer, unit, head, SpladePooling("max", embedding_dimension=size)],
-        device=str(bi_encoder.device),
-        prompts=_prompts(bi_encoder),
-        similarity_fn_name="dot",
-    )
+    pooling = SpladePooling("max", embedding_dimension=size)
+    model = with_modules(bi_encoder, [transformer, unit, head, pooling], "SparseEncoder", "dot")
     vectors, biases = lexical_start(SparseTextEncoder(model, f"sparse:{source}"), corpus)
     head.linear.weight.data.copy_(_tensor(vectors))
     head.linear.bias.data.copy_(_tensor(biases))
@@ -266,10 +259,6 @@ def _cut(model: Any, source: str, layers: int | None, max_length: int | None) ->
             )
         first.max_seq_length = max_length
     return model
-
-
-def _prompts(model: Any) -> dict[str, str]:
-    return {name: prompt for name, prompt in (model.prompts or {}).items() if prompt}
 
 
 def _tensor(array: np.ndarray) -> Any:

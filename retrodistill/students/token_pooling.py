@@ -13,7 +13,8 @@ from sentence_transformers.multi_vector_encoder.modules import BaseTokenPooling,
 from torch import Tensor
 
 from retrodistill.errors import UserError
-from retrodistill.students.clustering import Wanted, check_wanted, of_modules, vectors_kept
+from retrodistill.models.rebuilding import with_modules
+from retrodistill.students.clustering import Wanted, check_wanted, vectors_kept
 
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder
@@ -96,4 +97,4 @@ def with_pooling(model: MultiVectorEncoder, vectors: Wanted, *, protected: int =
     for module in modules:
         if isinstance(module, BaseTokenPooling):
             raise UserError(f"the model pools its tokens by {type(module).__name__} already; start from one without.")
-    return of_modules(model, [*modules, FixedTokenPooling(vectors, protected=protected)])
+    return with_modules(model, [*modules, FixedTokenPooling(vectors, protected=protected)])

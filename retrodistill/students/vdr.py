@@ -10,6 +10,7 @@ from sentence_transformers.base.modules.module import Module
 from torch import Tensor, nn
 
 from retrodistill.errors import UserError
+from retrodistill.models.rebuilding import with_modules
 from retrodistill.students.token_counts import counted
 
 
@@ -82,7 +83,6 @@ def own_token_queries(model: Any) -> Any:
     Args:
         model: With this head; its documents' route is shared.
     """
-    from sentence_transformers import SparseEncoder
     from sentence_transformers.base.modules import Router
     from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
 
@@ -92,12 +92,8 @@ def own_token_queries(model: Any) -> Any:
     weights = torch.ones(pooling.dimension).index_fill_(0, torch.tensor(pooling.special, dtype=torch.int64), 0.0)
     query: list[Any] = [SparseStaticEmbedding(model.tokenizer, weight=weights)]
     documents: list[Any] = list(model)
-    return SparseEncoder(
-        modules=[Router({"query": query, "document": documents}, default_route=None, allow_empty_key=False)],
-        device=str(model.device),
-        prompts={name: prompt for name, prompt in (model.prompts or {}).items() if prompt},
-        similarity_fn_name=model.similarity_fn_name,
-    )
+    router = Router({"query": query, "document": documents}, default_route=None, allow_empty_key=False)
+    return with_modules(model, [router])
 
 
 def with_vdr_head(model: Any) -> Any:
@@ -106,8 +102,6 @@ def with_vdr_head(model: Any) -> Any:
     Raises:
         UserError: It does not pool logits over a vocabulary, or it is routed.
     """
-    from sentence_transformers import SparseEncoder
-
     parts = list(model)
     if vocabulary_pooling(model) is not None:
         return model
@@ -116,9 +110,4 @@ def with_vdr_head(model: Any) -> Any:
     tokenizer = model.tokenizer
     size = int(model.get_embedding_dimension() or len(tokenizer))
     pooling = VocabularyPooling(size, special=tokenizer.all_special_ids)
-    return SparseEncoder(
-        modules=[*parts[:-1], pooling],
-        device=str(model.device),
-        prompts={name: prompt for name, prompt in (model.prompts or {}).items() if prompt},
-        similarity_fn_name=model.similarity_fn_name,
-    )
+    return with_modules(model, [*parts[:-1], pooling])

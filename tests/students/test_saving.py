@@ -19,7 +19,11 @@ class TestSaving:
     def test_the_encoder_that_comes_back_is_what_was_saved(self, tiny_model, tmp_path):
         student = dense_student(tiny_model, dimension=8)
         encoder = save_student(student, MANIFEST, tmp_path / "student")
-        np.testing.assert_array_equal(encoder.encode(["star"], "query"), student.encode(["star"]))
+        found, wanted = encoder.model.state_dict(), student.state_dict()
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+        # The last bit of a product may depend on where a matrix lies in memory.
+        np.testing.assert_allclose(encoder.encode(["star"], "query"), student.encode(["star"]), atol=1e-6)
         assert encoder.name == f"dense:{tmp_path / 'student'}"
 
     def test_its_queries_belong_to_the_space_of_the_manifest(self, tiny_model, tmp_path):
