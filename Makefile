@@ -3,6 +3,7 @@ BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
 DATA ?= data
+WORKERS ?= 2
 
 .PHONY: demo test studies install clean
 
@@ -15,7 +16,7 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	HF_HUB_OFFLINE=1 $(BIN)/pytest
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -n $(WORKERS)
 
 # The studies of evaluation/studies on the collections in $(DATA); takes up where it stopped.
 studies: install

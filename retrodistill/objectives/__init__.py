@@ -12,7 +12,7 @@ from retrodistill.objectives.distributions import (
 )
 from retrodistill.objectives.embeddings import cosine, leaf, mi_alpha, norm_and_direction, relation_matching
 from retrodistill.objectives.interpolation import InterpolationSchedule, taid
-from retrodistill.objectives.margins import margin_mse
+from retrodistill.objectives.margins import in_batch_margin_mse, margin_mse
 from retrodistill.objectives.masks import usable_lists
 from retrodistill.objectives.pairwise import lambda_loss, ranknet
 from retrodistill.objectives.permutations import listmle, plackett_luce, pld
@@ -32,6 +32,7 @@ __all__ = [
     "cosine",
     "flops",
     "in_batch_contrastive",
+    "in_batch_margin_mse",
     "kl_divergence",
     "l1",
     "lambda_loss",

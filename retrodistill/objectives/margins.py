@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from retrodistill.errors import unknown
-from retrodistill.objectives.masks import at_least_float32, check_lists, full_mask
+from retrodistill.objectives.masks import at_least_float32, check_lists, check_positives, full_mask
 
 PAIRS = ("positive", "all")
 
@@ -48,3 +48,32 @@ def margin_mse(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, p
     counted = valid.scatter(1, best, value=False)
     margins = residuals.gather(1, best) - residuals
     return (margins**2).masked_fill(~counted, 0.0).sum() / counted.sum().clamp(min=1)
+
+
+def in_batch_margin_mse(scores: Tensor, targets: Tensor, positives: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Margin-MSE of each text's own document against the other documents of its batch (TAS-B, arXiv 2104.06967).
+
+    ``mean(((s_i+ - s_ij) - (t_i+ - t_ij))^2)`` over texts i and the batch's documents j: the second half of TAS-B's
+    dual supervision, where a teacher scores documents that were mined for other texts of the same topic.
+
+    Args:
+        scores: (batch, m) student scores of each text with each document of the batch.
+        targets: (batch, m) raw teacher scores, higher is better. Masked places may hold anything, NaN too.
+        positives: (batch,) int64 place of the text's own document; -1 for a text without one, which counts nothing.
+        mask: (batch, m) bool, true where a document counts.
+
+    Returns:
+        Scalar float32: the mean over all margins of the batch; 0 where there is none.
+
+    Raises:
+        UserError: Shapes that differ.
+    """
+    check_lists(scores, targets)
+    check_positives(scores, positives)
+    known = positives >= 0
+    own = positives.clamp(min=0)[:, None]
+    valid = full_mask(scores, mask)
+    counted = valid & known[:, None] & valid.gather(1, own)
+    residuals = at_least_float32(scores) - at_least_float32(targets).masked_fill(~valid, 0.0)
+    margins = (residuals.gather(1, own) - residuals).masked_fill(~counted, 0.0)
+    return (margins**2).sum() / counted.scatter(1, own, value=False).sum().clamp(min=1)

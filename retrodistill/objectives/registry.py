@@ -11,6 +11,7 @@ LIST_OBJECTIVES = {
     "bce": "cross-entropy of each candidate alone with a soft label from 0 to 1 (Trans-Encoder, arXiv 2109.13059)",
     "margin-mse": "squared difference of margins, the teacher's best against each (arXiv 2010.02666)",
     "margin-mse-all": "squared difference of margins over all pairs of a list",
+    "in-batch-margin-mse": "margins of a text's own document against the batch's others (TAS-B, arXiv 2104.06967)",
     "ranknet": "logistic loss of every pair that the teacher orders (Burges et al. 2005)",
     "lambdaloss": "the same pairs, each weighed by what it may change in nDCG (Wang et al. 2018)",
     "listmle": "likelihood of the teacher's whole order (Xia et al. 2008)",
@@ -33,9 +34,9 @@ OBJECTIVES = LIST_OBJECTIVES | EMBEDDING_OBJECTIVES
 # Those that read no teacher score, so that flat lists do not matter to them.
 TEACHERLESS = frozenset({"lwf", "contrastive", "in-batch"})
 # Those that need the pseudo-query's own document, which is shown to no other objective.
-NEED_POSITIVES = frozenset({"contrastive", "in-batch"})
+NEED_POSITIVES = frozenset({"contrastive", "in-batch", "in-batch-margin-mse"})
 # Those that need more than scores: a schedule, the student of the stage's start, the batch's other documents.
-NEED_MORE = frozenset({"taid", "lwf", "in-batch"})
+NEED_MORE = frozenset({"taid", "lwf", "in-batch", "in-batch-margin-mse"})
 
 # Of other kinds of students, by the losses that are built for them.
 TOKEN_OBJECTIVES = {

@@ -45,15 +45,16 @@ class Form(NamedTuple):
 
 
 def entries(recipe: Recipe) -> Iterator[tuple[str, StudentSettings, str]]:
-    """Every student with its name and role, behind its control, which is ``control`` where there is one student only.
+    """Every student with its name and role, behind its control.
 
+    That is called ``control``; of a student beside others that is not called ``student``, ``NAME-control``.
     A clustered one stands behind the same student without clusters too.
     """
     beside = beside_names(recipe.students)
     for name, student in recipe.students.items():
         if student.control:
             control = untrained(student) if student.control == "untrained" else contrastive_twin(student)
-            yield "control" if len(recipe.students) == 1 else f"{name}-control", control, "control"
+            yield "control" if len(recipe.students) == 1 or name == "student" else f"{name}-control", control, "control"
         if name in beside:
             yield beside[name].unclustered, unclustered(student), "baseline"
         yield name, student, "student"

@@ -41,6 +41,8 @@ from retrodistill.training.settings import StageSettings
 from retrodistill.training.stages import run_stage
 from retrodistill.training.trainer import History, remove_checkpoints
 
+_TWINS = {"in-batch-margin-mse": "in-batch"}  # objectives whose control is another than contrastive
+
 
 @dataclass(frozen=True)
 class Distilled:
@@ -102,7 +104,7 @@ def contrastive_twin(settings: StudentSettings) -> StudentSettings:
     for stage in settings.stages:
         taught = [term.name in LIST_OBJECTIVES and term.name not in TEACHERLESS for term in stage.objectives]
         terms = [
-            term.model_copy(update={"name": "contrastive"}) if learns else term
+            term.model_copy(update={"name": _TWINS.get(term.name, "contrastive")}) if learns else term
             for term, learns in zip(stage.objectives, taught, strict=True)
         ]
         stages.append(stage.model_copy(update={"objectives": terms, "selection": None}))

@@ -51,7 +51,9 @@ def train_both(
 
     def make(cut: int, alone: bool) -> GroupsLoss:
         given = (groups.scores, groups.mask, groups.positives, groups.documents, regularisers)
-        return GroupsLoss(student.model, prepared.terms, *given, own_tokens=stage.own_tokens, alone=alone)
+        return GroupsLoss(
+            student.model, prepared.terms, *given, corpus=groups, own_tokens=stage.own_tokens, alone=alone
+        )
 
     loss = loss_of_forms(student, stage, make) if isinstance(student, Encoder) else make(0, True)
     alarm = SparsityAlarm()

@@ -25,12 +25,14 @@ class Groups:
         documents: (g, n) int32 corpus positions, -1 for padding.
         scores: (g, n) float32 teacher scores.
         positives: (g,) int64 place of the pseudo-query's own document, -1 for none.
+        corpus: Lists over the whole corpus that they were drawn from; None where lists are shorter.
     """
 
     rows: np.ndarray
     documents: np.ndarray
     scores: np.ndarray
     positives: np.ndarray
+    corpus: Lists | None = None
 
     @classmethod
     def draw(cls, lists: Lists, settings: GroupSettings, seed: int) -> Groups:
@@ -50,7 +52,8 @@ class Groups:
         )
         own = np.where(lists.positives[rows] == lists.hidden[rows], -1, lists.positives[rows])
         at = (documents == own[:, None]) & (documents >= 0)
-        return cls(rows, documents, scores, np.where(at.any(axis=1), at.argmax(axis=1), -1))
+        whole = lists if lists.documents is None else None
+        return cls(rows, documents, scores, np.where(at.any(axis=1), at.argmax(axis=1), -1), whole)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -79,7 +82,26 @@ class Groups:
         last = np.minimum(last, first + times) if times else last
         spans = [order[start:stop] for start, stop in zip(first, last, strict=True)]
         kept = np.concatenate(spans) if spans else np.zeros(0, dtype=np.int64)
-        return Groups(self.rows[kept], self.documents[kept], self.scores[kept], self.positives[kept])
+        return Groups(self.rows[kept], self.documents[kept], self.scores[kept], self.positives[kept], self.corpus)
+
+    def across(self, rows: np.ndarray, documents: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """The teacher on the texts of some groups with any documents.
+
+        Args:
+            rows: (batch,) groups.
+            documents: (m,) corpus positions, -1 for padding.
+            device: Where they are wanted.
+
+        Returns:
+            (batch, m) float32 scores and (batch, m) bool, false where a document is hidden from its text; None where
+            the teacher did not score the whole corpus.
+        """
+        if self.corpus is None:
+            return None
+        texts = self.rows[rows]
+        scores = np.asarray(self.corpus.scores[texts], dtype=np.float32)[:, np.maximum(documents, 0)]
+        counts = documents[None, :] != self.corpus.hidden[texts][:, None]
+        return torch.from_numpy(scores).to(device), torch.from_numpy(counts).to(device)
 
     def check(self, terms: Sequence[Term]) -> None:
         """Refuse controls without a document that is known to be right.

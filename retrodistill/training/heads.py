@@ -25,7 +25,7 @@ from retrodistill.students.heads import clusters_of, head_of, query_weights_of
 from retrodistill.students.states import States, segment_max
 from retrodistill.students.term_head import TermHead
 from retrodistill.training.groups import Groups
-from retrodistill.training.losses import in_batch_of
+from retrodistill.training.in_batch import across_of, in_batch_of
 from retrodistill.training.regularisers import Regulariser, regularised
 from retrodistill.training.terms import Term, TermsLoss, lists_only
 
@@ -77,14 +77,17 @@ class HeadLoss(TermsLoss):
         queries = self.queries(features, rows)
         scores = self.lists(self._trained, queries, self._groups.documents[rows])
         mask, positives, targets = self._groups.tensors(rows, scores.device)
-        began = in_batch = None
+        began = in_batch = across = None
         if self._began is not None:
             with torch.no_grad():
                 began = self.start_lists(self._began, queries, self._groups.documents[rows])
-        if any(term.name == "in-batch" for term in self.terms):
+        if self.asks("in-batch") or self.asks("in-batch-margin-mse"):
             own = self._groups.own[rows]
-            in_batch = in_batch_of(self.matrix(queries, np.maximum(own, 0)), own)
-        parts = self.list_terms(scores, targets, mask, positives, start_scores=began, in_batch=in_batch)
+            matrix = self.matrix(queries, np.maximum(own, 0))
+            in_batch = in_batch_of(matrix, own)
+            found = self._groups.across(rows, own, matrix.device)
+            across = None if found is None else across_of(matrix, *found, own, own)
+        parts = self.list_terms(scores, targets, mask, positives, start_scores=began, in_batch=in_batch, across=across)
         return parts | self.regularised(queries)
 
     def queries(self, features: dict[str, Tensor], rows: np.ndarray) -> Any:

@@ -17,8 +17,8 @@ from retrodistill.models.embeddings import EmbeddingStore
 from retrodistill.models.encoder import Encoder
 from retrodistill.objectives.registry import NEED_MORE
 from retrodistill.students.hybrid import dense_half, dense_map, lexical_table
+from retrodistill.training.in_batch import across_corpus, in_batch_of
 from retrodistill.training.lists import Lists
-from retrodistill.training.losses import in_batch_of
 from retrodistill.training.terms import (
     ListView,
     Term,
@@ -100,11 +100,22 @@ class LexicalHalfLoss(TermsLoss):
         if self._began is not None:
             with torch.no_grad():
                 began = self._score(self._began, self._queries_by(self._began, features, rows), view)
-        if any(term.name == "in-batch" for term in self.terms):
-            own = self._lists.positives[rows]
+        own = self._lists.positives[rows]
+        if self.asks("in-batch"):
             in_batch = in_batch_of(queries @ self._vectors(self._trained, np.maximum(own, 0)).T, own)
         scores = self._score(self._trained, queries, view)
-        return self.list_terms(scores, view.targets, view.mask, view.positives, start_scores=began, in_batch=in_batch)
+        across = None
+        if self.asks("in-batch-margin-mse") and self._lists.documents is None:
+            across = across_corpus(scores, view.targets, view.mask, own)
+        return self.list_terms(
+            scores,
+            view.targets,
+            view.mask,
+            view.positives,
+            start_scores=began,
+            in_batch=in_batch,
+            across=across,
+        )
 
     def document_vectors(self) -> np.ndarray:
         """(corpus, d + width) float32 unit vectors with the table as it stands."""

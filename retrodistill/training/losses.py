@@ -16,11 +16,12 @@ from retrodistill.objectives.registry import NEED_MORE
 from retrodistill.students.clustering import without_clusters
 from retrodistill.students.kinds import kind_of
 from retrodistill.students.vdr import own_tokens, vocabulary_pooling
+from retrodistill.training.groups import Groups
+from retrodistill.training.in_batch import Across, InBatch, across_corpus, across_of, in_batch_of
 from retrodistill.training.lists import Lists
 from retrodistill.training.regularisers import Regulariser, regularised, sparse_only
 from retrodistill.training.scorers import PairScorer, VectorScorer, scorer_of
 from retrodistill.training.terms import (
-    InBatch,
     ListView,
     Term,
     TermsLoss,
@@ -113,13 +114,17 @@ class StoredTargetsLoss(TermsLoss):
             start = None
             if start_embeddings is not None:
                 start = self._score(_unit(start_embeddings[0], self._cosine), view)
+            scores, across = self._score(queries, view), None
+            if self.asks("in-batch-margin-mse") and self._lists.documents is None:
+                across = across_corpus(scores, view.targets, view.mask, self._lists.positives[rows])
             parts = self.list_terms(
-                self._score(queries, view),
+                scores,
                 view.targets,
                 view.mask,
                 view.positives,
                 start_scores=start,
                 in_batch=self._in_batch(queries, rows),
+                across=across,
             )
         for term in self.terms:
             if not term.sees_lists:
@@ -139,7 +144,7 @@ class StoredTargetsLoss(TermsLoss):
         return torch.einsum("bd,bnd->bn", queries, vectors)
 
     def _in_batch(self, queries: Tensor, rows: np.ndarray) -> InBatch | None:
-        if self._lists is None or self._documents is None or not _asked(self.terms, "in-batch"):
+        if self._lists is None or self._documents is None or not self.asks("in-batch"):
             return None
         own = self._lists.positives[rows]
         return in_batch_of(queries @ _tensor(self._documents[np.maximum(own, 0)], queries).T, own)
@@ -156,6 +161,7 @@ class GroupsLoss(TermsLoss):
         positives: (groups,) place of the pseudo-query's own document, -1 for none.
         documents: (groups, n) corpus positions, by which ``in-batch`` knows documents that two groups share.
         regularisers: Of a sparse student's term weights.
+        corpus: The groups, with the lists over the corpus that they were drawn from, for ``in-batch-margin-mse``.
         own_tokens: Weight of the objectives on scores of which one side keeps its own tokens only, for VDR's head: the
             mean over the two sides. Such queries, and such documents, need no model.
         alone: As of `StoredTargetsLoss`.
@@ -175,6 +181,7 @@ class GroupsLoss(TermsLoss):
         documents: np.ndarray | None = None,
         regularisers: Sequence[Regulariser] = (),
         *,
+        corpus: Groups | None = None,
         own_tokens: float = 0.0,
         alone: bool = True,
     ) -> None:
@@ -186,16 +193,18 @@ class GroupsLoss(TermsLoss):
             raise UserError("own_tokens is for sparse students of head: vdr; this one has another.")
         self.terms = lists_only(terms, NEED_MORE)
         self._regularisers = sparse_only(regularisers, kind_of(model))
-        if _asked(terms, "in-batch") and isinstance(self.scorer, PairScorer):
-            raise UserError("objective 'in-batch' needs vectors, and a cross-encoder has none; take contrastive.")
+        across = next((term.name for term in terms if term.name in ("in-batch", "in-batch-margin-mse")), None)
+        if across and isinstance(self.scorer, PairScorer):
+            raise UserError(f"objective {across!r} needs vectors, and a cross-encoder has none; take contrastive.")
         check_positives_known(terms, positives)
         self._scores, self._mask, self._positives = scores, mask, positives
         self._own: np.ndarray | None = None
+        self._documents, self._corpus = documents, corpus
         if documents is not None:
             own = np.take_along_axis(documents, np.maximum(positives, 0)[:, None], axis=1)[:, 0]
             self._own = np.where(positives >= 0, own, -1)
-        elif _asked(terms, "in-batch"):
-            raise UserError("objective 'in-batch' needs the groups' corpus positions, to know who shares a document.")
+        elif across:
+            raise UserError(f"objective {across!r} needs the groups' corpus positions, to know who shares a document.")
         if alone and any(term.reads_scores for term in terms):
             usable, counts = usable_lists(torch.from_numpy(scores), torch.from_numpy(mask))
             self._report({"usable": int(usable.sum()), **counts})
@@ -264,9 +273,10 @@ class GroupsLoss(TermsLoss):
         mask, positives, targets = self._of_rows(labels, scores)
         start = None if start_embeddings is None else self.scorer.lists(start_embeddings)
         in_batch = None
-        if self._own is not None and _asked(self.terms, "in-batch"):
+        if self._own is not None and self.asks("in-batch"):
             in_batch = in_batch_of(self.scorer.across(embeddings, positives.clamp(min=0)), self._own[rows])
-        parts = self.list_terms(scores, targets, mask, positives, start_scores=start, in_batch=in_batch)
+        across = self._across(embeddings, rows) if self.asks("in-batch-margin-mse") else None
+        parts = self.list_terms(scores, targets, mask, positives, start_scores=start, in_batch=in_batch, across=across)
         if self._regularisers:
             queries, *sides = (side.float() for side in embeddings)
             documents, there = torch.cat(sides), mask.T.reshape(-1)  # a masked place holds the empty text
@@ -274,15 +284,16 @@ class GroupsLoss(TermsLoss):
             parts |= regularised(self._regularisers, whole_batch(queries), documents, self.progress)
         return parts
 
-
-def _asked(terms: Sequence[Term], name: str) -> bool:
-    return any(term.name == name for term in terms)
-
-
-def in_batch_of(scores: Tensor, own: np.ndarray) -> InBatch:
-    """(batch, batch) scores with who shares a document; `own` (batch,) are corpus positions, -1 for none."""
-    positions = torch.from_numpy(np.asarray(own, dtype=np.int64)).to(scores.device)
-    return InBatch(scores, positions[:, None] == positions[None, :], positions >= 0)
+    def _across(self, embeddings: list[Any], rows: np.ndarray) -> Across | None:
+        """Each query with all documents of the batch; None where the teacher's scores of them are not known."""
+        if self._corpus is None or self._documents is None or self._own is None:
+            return None
+        columns = self._documents.shape[1]
+        places = torch.arange(columns)[:, None].expand(columns, len(rows))
+        scores = torch.cat([self.scorer.across(embeddings, column) for column in places], dim=1)
+        documents = self._documents[rows].T.reshape(-1)
+        found = self._corpus.across(rows, documents, scores.device)
+        return None if found is None else across_of(scores, *found, documents, self._own[rows])
 
 
 def _unit(embeddings: Tensor, cosine: bool) -> Tensor:

@@ -171,7 +171,7 @@ class StageSettings(Settings):
         texts: What is trained on.
         candidates: Whom the teacher scores; needed by list objectives.
         selection: Which of the texts are trained on, where not all.
-        positives: What ``contrastive`` and ``in-batch`` take for right: a pseudo-query's ``own`` document, or the
+        positives: What contrastive and in-batch objectives take for right: a pseudo-query's ``own`` document, or the
             training split's ``labels``, of which the best by grade counts; labelled documents join the candidates.
         groups: How groups are drawn for ``both`` and ``head``.
         batches: ``shuffled``, or of one of the ``topics`` each (TAS-B, arXiv 2104.06967): clusters of the texts'
@@ -243,7 +243,9 @@ class StageSettings(Settings):
         if self.labels == "scores" and any(term.name == "bce" for term in self.objectives):
             raise ValueError("bce learns labels from 0 to 1: set labels: sigmoid (of logits), cosine, or mean")
         if self.positives == "labels" and not self.is_contrastive:
-            raise ValueError("positives: labels is for contrastive and in-batch; add one of them")
+            raise ValueError("positives: labels is for contrastive and in-batch objectives; add one of them")
+        if self.candidates.depth != "all" and any(term.name == "in-batch-margin-mse" for term in self.objectives):
+            raise ValueError("in-batch-margin-mse asks the teacher about any document: set candidates.depth: all")
         if self.topics is not None and self.batches != "topics":
             raise ValueError("topics is for batches: topics; set both, or neither")
         return self

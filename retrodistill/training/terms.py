@@ -16,10 +16,12 @@ from retrodistill.distributed import processes
 from retrodistill.errors import UserError, unknown
 from retrodistill.objectives.registry import LIST_OBJECTIVES, NEED_MORE, NEED_POSITIVES, OBJECTIVES, TEACHERLESS
 from retrodistill.progress import say
+from retrodistill.training.in_batch import Across, InBatch
 from retrodistill.training.lists import Lists
 from retrodistill.training.scorers import Scorer
 
 _BLOCK = 1024
+_ALL = "set candidates.depth: all"
 _REASONS = {
     "not finite": "with scores that are no numbers",
     "flat": "with equal scores",
@@ -126,20 +128,6 @@ class ListView(NamedTuple):
     positives: Tensor
 
 
-class InBatch(NamedTuple):
-    """Each text with every text's own document.
-
-    Attributes:
-        scores: (batch, batch) student scores of text i with the own document of text j.
-        same: (batch, batch) bool, true where texts i and j share it.
-        known: (batch,) bool, true where a text has one.
-    """
-
-    scores: Tensor
-    same: Tensor
-    known: Tensor
-
-
 def list_view(lists: Lists, rows: np.ndarray, device: torch.device) -> ListView:
     """The lists of some texts, on a device; `rows` (batch,) are the texts' rows."""
     targets = torch.from_numpy(np.ascontiguousarray(lists.scores[rows], dtype=np.float32)).to(device)
@@ -224,6 +212,7 @@ class TermsLoss(nn.Module):
         *,
         start_scores: Tensor | None = None,
         in_batch: InBatch | None = None,
+        across: Across | None = None,
     ) -> dict[str, Tensor]:
         """Weighted list terms by name; terms of one name are added up.
 
@@ -234,6 +223,7 @@ class TermsLoss(nn.Module):
             positives: (batch,) place of the pseudo-query's own document, -1 for none.
             start_scores: (batch, n) scores by the student of the stage's start, for ``lwf``.
             in_batch: The texts with each other's documents, for ``in-batch``.
+            across: The texts with the batch's documents by their teacher, for ``in-batch-margin-mse``.
 
         Raises:
             UserError: A term lacks what it needs.
@@ -253,6 +243,11 @@ class TermsLoss(nn.Module):
                 if in_batch is None:
                     raise UserError("objective 'in-batch' needs to know which document is whose.")
                 value = pure.in_batch_contrastive(*in_batch, student_temperature=temperature)
+            elif term.name == "in-batch-margin-mse":
+                if across is None:
+                    raise UserError(f"objective {term.name!r} needs the teacher's scores of all documents; {_ALL}.")
+                given = (across.scores / temperature, across.targets / term.teacher_temperature)
+                value = pure.in_batch_margin_mse(*given, across.positives, across.mask)
             else:
                 value = term.on_lists(scores, targets, mask, positives)
             parts[term.name] = parts.get(term.name, 0.0) + term.weight * value
@@ -302,6 +297,10 @@ class TermsLoss(nn.Module):
         with torch.no_grad():  # a model writes into the features that it is given
             copies = [dict(column) if isinstance(column, Mapping) else column for column in columns]
             return scorer.encode(self._start, copies)
+
+    def asks(self, name: str) -> bool:
+        """Whether an objective is among the terms."""
+        return any(term.name == name for term in self.terms)
 
     def _report(self, counts: dict[str, int]) -> None:
         """Keep, tell and check how many lists teach nothing.

@@ -344,7 +344,7 @@ class TestRefusals:
 class TestRegistry:
     def test_names_are_the_users_words_with_one_line_each(self):
         assert set(OBJECTIVES) == {*LIST_OBJECTIVES, *EMBEDDING_OBJECTIVES}
-        assert {*OF_LISTS, "contrastive", "in-batch", "lwf"} == set(LIST_OBJECTIVES)
+        assert {*OF_LISTS, "contrastive", "in-batch", "in-batch-margin-mse", "lwf"} == set(LIST_OBJECTIVES)
         assert not any("\n" in line for line in OBJECTIVES.values())
 
     def test_its_groups_name_what_there_is(self):

@@ -1,5 +1,7 @@
 """The list objectives against other implementations, and the identities that their papers state."""
 
+import math
+
 import pytest
 import torch
 from brute_lists import lambda_sum, lists, pld_sum, rows
@@ -9,6 +11,7 @@ from retrodistill.objectives import (
     balanced_kl,
     contrastive,
     in_batch_contrastive,
+    in_batch_margin_mse,
     kl_divergence,
     lambda_loss,
     listmle,
@@ -291,6 +294,40 @@ class TestInBatch:
             in_batch_contrastive(torch.zeros(2, 3))
         with pytest.raises(UserError, match=r"positives of shape \(3,\)"):
             in_batch_contrastive(torch.zeros(2, 2), None, torch.ones(3))
+
+
+class TestInBatchMargins:
+    def test_they_are_the_squared_differences_of_margins_to_the_own_document(self):
+        generator = torch.Generator().manual_seed(0)
+        scores = torch.randn(3, 4, generator=generator, requires_grad=True)
+        targets = torch.randn(3, 4, generator=generator)
+        targets[0, 3] = math.nan
+        mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1]], dtype=torch.bool)
+        found = in_batch_margin_mse(scores, targets, torch.tensor([2, 0, -1]), mask)
+        pairs = [(0, 2, 0), (0, 2, 1), (1, 0, 1), (1, 0, 2), (1, 0, 3)]
+        by_hand = [
+            (scores[row, own] - scores[row, other] - (targets[row, own] - targets[row, other])) ** 2
+            for row, own, other in pairs
+        ]
+        torch.testing.assert_close(found, torch.stack(by_hand).mean())
+        found.backward()
+        assert (scores.grad[2] == 0).all()  # a text without a document of its own
+        assert scores.grad[0, 3] == 0
+        assert torch.isfinite(scores.grad).all()
+
+    def test_the_positive_need_not_be_the_teachers_best(self):
+        scores, targets = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 3.0]])
+        assert in_batch_margin_mse(scores, targets, torch.tensor([0])) == 4.0
+        assert in_batch_margin_mse(scores, scores + 7, torch.tensor([0])) == 0
+
+    def test_nothing_to_compare_with_teaches_nothing(self):
+        assert in_batch_margin_mse(torch.ones(2, 1), torch.zeros(2, 1), torch.zeros(2, dtype=torch.long)) == 0
+        hidden = torch.tensor([[False, True]])  # the own document itself
+        assert in_batch_margin_mse(torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([0]), hidden) == 0
+
+    def test_shapes_that_differ(self):
+        with pytest.raises(UserError, match=r"positives of shape \(3,\)"):
+            in_batch_margin_mse(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(3, dtype=torch.long))
 
 
 class TestWithoutForgetting:

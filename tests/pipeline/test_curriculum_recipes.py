@@ -15,7 +15,7 @@ ROWS = {
     "labelling-budget": {"bm25", "teacher", "ensemble", "control", "student"},
     "tas-b": {"bm25", "teacher", "ensemble", "control", "student"},
     "disco": {"bm25", "teacher", "ensemble", "control", "student", "rewrites"},
-    "trans-encoder": {"bm25", "teacher", "cross", "bi-control", "bi"},
+    "trans-encoder": {"bm25", "teacher", "cross", "control", "student"},
 }
 NOTES = {"prod": "selection: ", "labelling-budget": "budget: ", "disco": "were made by chaining"}
 

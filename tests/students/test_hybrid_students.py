@@ -149,3 +149,13 @@ class TestTermsThatNeedMoreThanScores:
         scores = hybrid.encode(texts) @ hybrid.encode(tiny.documents.texts[:4]).T / 0.05
         by_hand = np.mean([np.log(np.exp(row - row[place]).sum()) for place, row in enumerate(scores)])
         assert found == pytest.approx(by_hand, rel=1e-4)
+
+    def test_in_batch_margins_are_the_teachers(self, hybrid, tiny):
+        texts, own = tiny.split("train").texts[:4], np.arange(48) % 60
+        loss = loss_of(hybrid, tiny, "in-batch-margin-mse", own)
+        found = value_of(loss, hybrid, texts)
+        term, teacher = loss.terms[0], np.asarray(loss._lists.scores[:4, :4]) / loss.terms[0].teacher_temperature
+        scores = hybrid.encode(texts) @ hybrid.encode(tiny.documents.texts[:4]).T / term.student_temperature
+        off = ~np.eye(4, dtype=bool)
+        margins = (np.diag(scores)[:, None] - scores) - (np.diag(teacher)[:, None] - teacher)
+        assert found == pytest.approx(float((margins[off] ** 2).mean()), rel=1e-4)

@@ -17,6 +17,7 @@ from retrodistill.training.material import Material
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.stages import run_stage
 
+IN_BATCH = ["contrastive", "in-batch", "in-batch-margin-mse"]
 FAMILIES = ["kl", "margin-mse", "ranknet", "listmle", "sinkhorn", "taid", "lwf"]
 KINDS = ["dense", "sparse", "inference-free", "multi-vector", "cross-encoder"]
 WITH_HEAD = ["inference-free", "multi-vector"]
@@ -116,8 +117,8 @@ class TestHead:
     @pytest.mark.parametrize("kind", WITH_HEAD)
     def test_controls_find_each_texts_own_document_in_its_group(self, kind, trained):
         titles = {"titles": True, "sentences": 0}
-        model, before, history = trained(kind, stage("head", ["contrastive", "in-batch"], texts=titles))
-        assert min(history.losses[-1][name] for name in ("contrastive", "in-batch")) > 0
+        model, before, history = trained(kind, stage("head", IN_BATCH, texts=titles))
+        assert min(history.losses[-1][name] for name in IN_BATCH) > 0
         assert moved(before, model)
 
     def test_it_is_refused_where_there_is_none(self, chosen, material, tiny_model, tmp_path):

@@ -23,6 +23,7 @@ from retrodistill.objectives import (
 )
 from retrodistill.objectives.registry import EMBEDDING_OBJECTIVES, LIST_OBJECTIVES, NEED_MORE
 from retrodistill.progress import set_quiet
+from retrodistill.training.groups import Groups
 from retrodistill.training.lists import Lists, lists_over_corpus
 from retrodistill.training.losses import GroupsLoss, StoredTargetsLoss
 from retrodistill.training.terms import Term, lists_only, unusable_counts
@@ -352,6 +353,37 @@ class TestGroups:
         assert total(found) == pytest.approx(float(expected), rel=1e-5)
         with pytest.raises(UserError, match=r"^objective 'in-batch' needs the groups' corpus positions"):
             GroupsLoss(model, [Term("in-batch")], SCORES[:2, :2], self.MASK, np.array([1, 0]))
+
+    def test_in_batch_margins_are_those_of_the_teachers_scores_of_the_corpus(self, model):
+        term = Term("in-batch-margin-mse", student_temperature=0.5, teacher_temperature=2.0)
+        teacher = np.random.default_rng(0).normal(size=(3, 10)).astype(np.float32)
+        lists = Lists(None, teacher, np.array([-1, -1, 4]), np.array([7, 9, 4]))
+        texts, documents = np.array([2, 0]), np.array([[5, 4], [7, 5]])  # document 4 is hidden from text 2
+        positives, mask = np.array([0, 0]), np.array([[True, True], [True, False]])
+        groups = Groups(texts, np.where(mask, documents, -1), SCORES[:2, :2], positives, lists)
+        loss = GroupsLoss(model, [term], SCORES[:2, :2], mask, positives, groups.documents, corpus=groups)
+        generator = torch.Generator().manual_seed(0)
+        vectors = torch.nn.functional.normalize(torch.randn(3, 2, 32, generator=generator), dim=2)
+        found = total(loss.compute_loss_from_embeddings(list(vectors), torch.arange(2)))
+        margins = []
+        for row, (text, own) in enumerate(zip(texts, (5, 7), strict=True)):
+            student = {}  # of a document that stands in the batch, by where it stands
+            for column, place in ((1, 0), (1, 1), (2, 0)):
+                student[column, place] = float(vectors[0, row] @ vectors[column, place]) / 0.5
+            at = {(1, 0): 5, (1, 1): 7, (2, 0): 4}
+            home = next(where for where, document in at.items() if document == own)
+            for where, document in at.items():
+                if where != home and document != lists.hidden[text]:
+                    wanted = (teacher[text, own] - teacher[text, document]) / 2.0
+                    margins.append((student[home] - student[where] - wanted) ** 2)
+        assert len(margins) == 3
+        assert found == pytest.approx(float(np.mean(margins)), rel=1e-4)
+
+    def test_without_the_teacher_on_the_corpus_they_are_refused(self, model):
+        documents = np.array([[4, 7], [8, 9]])
+        loss = GroupsLoss(model, [Term("in-batch-margin-mse")], SCORES[:2, :2], self.MASK, np.array([1, 0]), documents)
+        with pytest.raises(UserError, match=r"^objective 'in-batch-margin-mse' needs the teacher's scores of all docu"):
+            loss.compute_loss_from_embeddings(list(torch.randn(3, 2, 32)), torch.arange(2))
 
     def test_lwf_and_taid_work_on_both_towers(self, model):
         loss = GroupsLoss(
