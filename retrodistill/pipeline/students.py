@@ -9,31 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from retrodistill.collections.sentences import title_texts
-from retrodistill.collections.texts import Texts
 from retrodistill.distributed import barrier, is_main
-from retrodistill.errors import UserError
 from retrodistill.files import atomic_folder, check_replaceable
 from retrodistill.manifest import Manifest
 from retrodistill.models.contract import STUDENT_MANIFEST
-from retrodistill.models.encoder import Encoder, load_encoder
+from retrodistill.models.encoder import Encoder
 from retrodistill.models.loading import quiet_libraries
 from retrodistill.models.sparse import SparseTextEncoder
-from retrodistill.models.vector_files import VectorFile
 from retrodistill.objectives.registry import LIST_OBJECTIVES, TEACHERLESS
+from retrodistill.pipeline.building import build_student, clustered_from_stage, space_of
 from retrodistill.progress import say
 from retrodistill.recipe import StudentSettings
 from retrodistill.recipe.forms import unclustered
-from retrodistill.recipe.settings import RERANKERS
-from retrodistill.students.clustering import with_clusters
-from retrodistill.students.cross_encoder import cross_encoder_student
-from retrodistill.students.dense import dense_student
-from retrodistill.students.hybrid import hybrid_student, is_hybrid
+from retrodistill.students.hybrid import is_hybrid
 from retrodistill.students.kinds import AnyStudent, as_student
-from retrodistill.students.multi_exit import multi_exit
-from retrodistill.students.multi_vector import multi_vector_student
 from retrodistill.students.saving import disk_errors, load_student, save_student
-from retrodistill.students.sparse import sparse_student, sparsity
-from retrodistill.students.static import static_student
+from retrodistill.students.sparse import sparsity
 from retrodistill.training.hybrid import store_vectors
 from retrodistill.training.material import Material
 from retrodistill.training.regularisers import SparsityAlarm
@@ -89,7 +80,7 @@ def distil(name: str, settings: StudentSettings, material: Material, folder: Pat
     with quiet_libraries():
         encoder = load_student(folder)
     about = Manifest.read(folder, STUDENT_MANIFEST).about
-    documents = _space(material) if settings.documents == "space" else encoder
+    documents = space_of(material) if settings.documents == "space" else encoder
     return Distilled(name, encoder, documents, about["seconds"], about["curves"], about.get("notes", []))
 
 
@@ -117,7 +108,7 @@ def student_manifest(settings: StudentSettings, material: Material) -> Manifest:
         "corpus": material.collection.documents.fingerprint,
         "queries": material.queries.fingerprint,
         "teacher": material.teacher.fingerprint(material.collection),
-        "space": _space(material).fingerprint("document"),
+        "space": space_of(material).fingerprint("document"),
     }
     if material.rewrites is not None:
         inputs["rewrites"] = material.asked(material.queries).fingerprint
@@ -135,12 +126,6 @@ def student_manifest(settings: StudentSettings, material: Material) -> Manifest:
     return Manifest("student", inputs, {**kept, "seed": material.seed})
 
 
-def _space(material: Material) -> Encoder:
-    if material.space is None:
-        raise UserError("no space is given; name the dense model whose documents are searched.")
-    return material.space
-
-
 def _train(name: str, settings: StudentSettings, material: Material, folder: Path) -> None:
     """Train stage by stage; what stands behind a stage is kept under the fingerprint of all that led there.
 
@@ -149,7 +134,7 @@ def _train(name: str, settings: StudentSettings, material: Material, folder: Pat
     model, about, way = _trained(name, settings, material, len(settings.stages))
     if is_main():
         # A student that encodes its own documents searches its own space, whatever that becomes on disk.
-        aligned = {"query_space": _space(material).document_space} if settings.documents == "space" else {}
+        aligned = {"query_space": space_of(material).document_space} if settings.documents == "space" else {}
         about = {**about, **aligned, **_sparsity(model, about, material)}
         saved = save_student(model, replace(way, about=about), folder)
         if isinstance(saved, Encoder) and is_hybrid(saved.model):
@@ -165,7 +150,7 @@ def _trained(
     model, done, about = _start(settings, material, ways, work)
     for number, stage in enumerate(settings.stages[done:stages], start=done):
         what = f"{name}, stage {number + 1} of {len(settings.stages)}"
-        model = _clustered(model, settings, number)
+        model = clustered_from_stage(model, settings, number)
         taught = material.taught(stage)  # which may train another student first
         say(f"{what}: {_described(stage)}")
         place = work / f"{ways[number + 1].fingerprint}-checkpoints"
@@ -223,12 +208,6 @@ def standing_manifest(settings: StudentSettings, material: Material, stages: int
     return student_manifest(whole.model_copy(update={"stages": settings.stages[:stages]}), material)
 
 
-def _clustered(model: Any, settings: StudentSettings, stage: int) -> Any:
-    """The model as a stage, from 0, finds it: with clusters from the stage on that begins with them."""
-    begins = settings.clustered_from - 1 if settings.stages else 0
-    return with_clusters(model, settings.clusters) if settings.clusters and stage == begins else model
-
-
 def _start(
     settings: StudentSettings, material: Material, ways: list[Manifest], work: Path
 ) -> tuple[Any, int, dict[str, Any]]:
@@ -256,67 +235,6 @@ def _grown(about: dict[str, Any], history: History) -> dict[str, Any]:
         "notes": [*about.get("notes", []), *history.notes],
         "stages": [*about.get("stages", []), history.learned],
     }
-
-
-def build_student(settings: StudentSettings, material: Material) -> Any:
-    """The student before training."""
-    space = _space(material)
-    if settings.model == "static":
-        lent = load_encoder(settings.tokenizer) if settings.tokenizer and isinstance(space, VectorFile) else None
-        corpus = material.collection.documents
-        return static_student(space, corpus, initialise=settings.initialise, seed=material.seed, tokenizer=lent)
-    source, corpus = settings.model.partition(":")[2], material.collection.documents
-    layers, max_length = settings.layers, settings.max_length
-    if settings.kind == "sparse":
-        return sparse_student(
-            source,
-            corpus,
-            queries=settings.queries,
-            head=settings.head,
-            lexical_terms=settings.lexical_terms,
-            layers=layers,
-            max_length=max_length,
-        )
-    if settings.kind == "multi-vector":
-        width = None if settings.dimension == "space" else settings.dimension
-        tokens = multi_vector_student(
-            source,
-            corpus.texts,
-            dimension=width,
-            layers=layers,
-            max_length=max_length,
-            expansion=settings.expansion,
-        )
-        return _clustered(tokens, settings, 0)
-    if settings.kind in RERANKERS:
-        return _reranker(settings, source, corpus, material.seed)
-    dimension = space.dimension if settings.dimension == "space" else settings.dimension
-    model = dense_student(
-        source,
-        layers=layers,
-        dimension=dimension,
-        max_length=max_length,
-        seed=material.seed,
-    )
-    if settings.lexical:
-        return hybrid_student(model, settings.lexical, corpus, seed=material.seed)
-    return multi_exit(model, settings.exits, project=settings.project_exits) if settings.exits else model
-
-
-def _reranker(settings: StudentSettings, source: str, corpus: Texts, seed: int) -> Any:
-    """A student that scores pairs, before training."""
-    layers, max_length = settings.layers, settings.max_length
-    width = None if settings.dimension == "space" else settings.dimension
-    if settings.kind == "prett":
-        from retrodistill.students.prett import prett_student
-
-        cut = {"join": settings.join, "layers": layers, "dimension": width, "max_length": max_length}
-        return prett_student(source, corpus.texts, **cut, seed=seed)
-    if settings.kind == "tk":
-        from retrodistill.students.tk import tk_student
-
-        return tk_student(source, corpus.texts, layers=layers or 2, dimension=width, max_length=max_length)
-    return cross_encoder_student(source, layers=layers, max_length=max_length, seed=seed)
 
 
 def _material_for(settings: StudentSettings, material: Material) -> Material:

@@ -13,6 +13,7 @@ from retrodistill.errors import UserError
 from retrodistill.models.encoder import Encoder
 from retrodistill.models.exits import exit_model, exits_of, load_exit
 from retrodistill.models.loading import load_bi_encoder
+from retrodistill.students.exit_maps import fit_exit_maps
 from retrodistill.students.multi_exit import (
     MultiExitLoss,
     embeddings_by_exit,
@@ -286,3 +287,41 @@ class TestTheLoss:
         assert np.square(encoded(exit_model(model, 1)) - targets).sum() < 0.7 * before
         picked = model[1].sub_modules["exit-1"][0].layer_weights
         assert picked.tolist() == [0.0, 1.0, 0.0, 0.0, 0.0]
+
+
+class TestFittedMaps:
+    WORDS = "star planet orbit violin chord melody bread cheese olive judge jury court heart artery wave coral"
+
+    def texts(self, count):
+        generator = np.random.default_rng(0)
+        return [" ".join(generator.choice(self.WORDS.split(), size=generator.integers(2, 7))) for _ in range(count)]
+
+    def test_they_are_the_ridge_regression_on_the_deepest_exit(self, four_layers):
+        model, texts = multi_exit(load_bi_encoder(four_layers), [1], project=True), self.texts(200)
+        plain = multi_exit(load_bi_encoder(four_layers), [1])
+        pooled = torch.nn.Sequential(*list(exit_model(plain, 1))[:-1])  # without the last normalisation
+        with torch.no_grad():
+            given = pooled(dict(plain.preprocess(texts)))["sentence_embedding"].double().numpy()
+        wanted = plain.encode(texts).astype(np.float64)
+        fit_exit_maps(model, texts)
+        gram = given.T @ given
+        by_hand = np.linalg.solve(gram + 0.01 * np.trace(gram) / 32 * np.eye(32), given.T @ wanted)
+        found = next(module for module in exit_model(model, 1) if type(module).__name__ == "Dense").linear.weight
+        np.testing.assert_allclose(found.detach().numpy().T, by_hand, atol=1e-4)
+
+    def test_exits_come_nearer_on_other_texts_and_the_deepest_stays(self, four_layers):
+        model = multi_exit(load_bi_encoder(four_layers), [1, 3], project=True)
+        others = self.texts(260)[200:]
+        deepest, before = model.encode(others), [model.encode(others, task=f"exit-{layer}") for layer in (1, 3)]
+        fit_exit_maps(model.train(), self.texts(200))
+        assert model.training
+        np.testing.assert_array_equal(model.encode(others), deepest)
+        for layer, vectors in zip((1, 3), before, strict=True):
+            after = model.encode(others, task=f"exit-{layer}")
+            assert (after * deepest).sum(axis=1).mean() > (vectors * deepest).sum(axis=1).mean() + 0.05
+
+    def test_what_has_no_map_or_no_texts(self, model, four_layers):
+        with pytest.raises(UserError, match=r"^exit 1 has no map of its own; make exits with project_exits"):
+            fit_exit_maps(model, TEXTS)
+        with pytest.raises(UserError, match=r"^exits' maps are fitted to texts"):
+            fit_exit_maps(multi_exit(load_bi_encoder(four_layers), [1], project=True), [])

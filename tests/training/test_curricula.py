@@ -8,7 +8,7 @@ from retrodistill.candidates.budget import choose_pairs
 from retrodistill.collections.qrels import Qrels
 from retrodistill.errors import UserError
 from retrodistill.models import load_encoder
-from retrodistill.pipeline.students import build_student
+from retrodistill.pipeline.building import build_student
 from retrodistill.recipe.settings import StudentSettings
 from retrodistill.runs import Run
 from retrodistill.students.kinds import as_student

@@ -10,7 +10,8 @@ from retrodistill.models import load_encoder
 from retrodistill.models.exits import exit_model
 from retrodistill.models.multi_vector import MultiVectorModel
 from retrodistill.models.vectors import leading
-from retrodistill.pipeline.students import build_student, contrastive_twin
+from retrodistill.pipeline.building import build_student
+from retrodistill.pipeline.students import contrastive_twin
 from retrodistill.recipe.settings import StudentSettings
 from retrodistill.students.clustering import TokenClusters, with_clusters, without_clusters
 from retrodistill.students.kinds import as_student

@@ -6,7 +6,8 @@ import torch
 
 from retrodistill.errors import UserError
 from retrodistill.models import load_encoder
-from retrodistill.pipeline.students import build_student, distil
+from retrodistill.pipeline.building import build_student
+from retrodistill.pipeline.students import distil
 from retrodistill.recipe.settings import StudentSettings
 from retrodistill.students.heads import head_of
 from retrodistill.students.kinds import as_student

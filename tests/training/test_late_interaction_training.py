@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from retrodistill.models import load_encoder
-from retrodistill.pipeline.students import build_student
+from retrodistill.pipeline.building import build_student
 from retrodistill.recipe.settings import StudentSettings
 from retrodistill.teachers.loading import load_teacher
 from retrodistill.training.losses import GroupsLoss
