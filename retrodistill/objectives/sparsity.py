@@ -89,8 +89,9 @@ def outside_top_k(weights: Tensor, k: int) -> Tensor:
 def anti_zero(weights: Tensor, floor: float = 0.1) -> Tensor:
     """Keep texts from losing all their terms: ``mean_i 1 / (floor + sum_j |w_ij|)^2``.
 
-    DiSCo (arXiv 2410.14609) names such a term beside no FLOPS; the inverse square is recalled from SPLADE's code, not
-    read, and the floor, which bounds an empty text's loss and gradient, is this package's.
+    DiSCo (arXiv 2410.14609) has such a term in place of FLOPS. Its authors' code takes ``1 / (sum_ij w_ij)^2`` of the
+    whole batch, which one text with terms keeps small; here every text must have some. The floor, which bounds an empty
+    text's loss and gradient, is this package's too.
 
     Args:
         weights: (texts, terms) term weights.

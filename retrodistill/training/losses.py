@@ -162,8 +162,9 @@ class GroupsLoss(TermsLoss):
         documents: (groups, n) corpus positions, by which ``in-batch`` knows documents that two groups share.
         regularisers: Of a sparse student's term weights.
         corpus: The groups, with the lists over the corpus that they were drawn from, for ``in-batch-margin-mse``.
-        own_tokens: Weight of the objectives on scores of which one side keeps its own tokens only, for VDR's head: the
-            mean over the two sides. Such queries, and such documents, need no model.
+        own_tokens: Weight of the objectives on scores of which one side is its own tokens, each of weight 1, for VDR's
+            head (the semi-parametric half of its loss): the mean over the two sides. Such queries, and such documents,
+            need no model.
         alone: As of `StoredTargetsLoss`.
 
     Raises:
@@ -233,12 +234,9 @@ class GroupsLoss(TermsLoss):
         return parts if bags is None else parts | self._own_terms(encoded, bags, labels)
 
     def _own_terms(self, encoded: list[Tensor], bags: list[Tensor], labels: Tensor) -> dict[str, Tensor]:
-        """The list terms where one side keeps its own tokens only, by name and side."""
-        (query, *documents), (bag, *others) = encoded, bags
-        sides = {
-            "query": [query * bag, *documents],
-            "document": [query, *(one * own for one, own in zip(documents, others, strict=True))],
-        }
+        """The list terms where one side is its own tokens, each of weight 1, by name and side."""
+        (query, *documents), (bag, *others) = encoded, [own.float() for own in bags]
+        sides = {"query": [bag, *documents], "document": [query, *others]}
         parts: dict[str, Tensor] = {}
         for side, columns in sides.items():
             scores = self.scorer.lists(columns)

@@ -181,8 +181,9 @@ class StageSettings(Settings):
         matryoshka: The loss is taken on so many leading dimensions of a dense or static student's vectors too.
         exit_kl: Weight of the divergence by which the deepest exit teaches the others; 1 by default.
         exit_weights: Weights of what exits learn, by layer; 1 by default.
-        own_tokens: With head: vdr, weight of the objectives on scores of which one side keeps its own tokens only
-            (VDR's masked loss, ICLR 2024); no term gets a weight by it, as by the student's lexical_terms.
+        own_tokens: With head: vdr, weight of the objectives on scores of which one side is its own tokens, each of
+            weight 1 (the semi-parametric half of VDR's loss, ICLR 2024); no term learns a weight by it, as by the
+            student's lexical_terms.
         training: How long and how fast.
     """
 

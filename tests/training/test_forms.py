@@ -9,6 +9,7 @@ from retrodistill.errors import UserError
 from retrodistill.models import load_encoder
 from retrodistill.models.exits import exit_model
 from retrodistill.models.multi_vector import MultiVectorModel
+from retrodistill.models.sparse import SparseTextEncoder
 from retrodistill.models.vectors import leading
 from retrodistill.pipeline.building import build_student
 from retrodistill.pipeline.students import contrastive_twin
@@ -16,6 +17,7 @@ from retrodistill.recipe.settings import StudentSettings
 from retrodistill.students.clustering import TokenClusters, with_clusters, without_clusters
 from retrodistill.students.kinds import as_student
 from retrodistill.students.multi_vector import multi_vector_student
+from retrodistill.students.vdr import own_token_queries
 from retrodistill.teachers.loading import load_teacher
 from retrodistill.training.forms import loss_of_forms
 from retrodistill.training.losses import GroupsLoss, StoredTargetsLoss
@@ -160,7 +162,7 @@ class TestOwnTokens:
         _, _, history = trained(settings(f"sparse:{tiny_model}", stage, head="vdr"))
         assert {"kl", "kl@own-query", "kl@own-document"} <= terms_of(history)
 
-    def test_its_scores_are_those_of_masked_vectors(self, material, tiny_model):
+    def test_its_scores_are_those_of_queries_that_need_no_model(self, material, tiny_model):
         stage = {"objectives": "kl", "towers": "both", "own_tokens": 2.0}
         model = build_student(settings(f"sparse:{tiny_model}", stage, head="vdr"), material).eval()
         scores, columns = np.eye(4, 2, dtype="f4"), [TEXTS, TEXTS[::-1], TEXTS[1:] + TEXTS[:1]]
@@ -168,10 +170,10 @@ class TestOwnTokens:
         loss = GroupsLoss(model, terms, scores, np.ones((4, 2), bool), np.zeros(4, int), own_tokens=2.0)
         parts = loss([model.preprocess(column) for column in columns], torch.arange(4))
         student = as_student(model)
-        query, *documents = (torch.from_numpy(student.encode(column, "query").toarray()) for column in columns)
-        for row, text in enumerate(TEXTS):
-            own = model.tokenizer(text, add_special_tokens=False)["input_ids"]
-            query[row] *= torch.zeros_like(query[row]).index_fill_(0, torch.tensor(own), 1.0)
+        documents = [torch.from_numpy(student.encode(column, "document").toarray()) for column in columns[1:]]
+        light = SparseTextEncoder(own_token_queries(model), "sparse:light")  # what is measured beside the student
+        query = torch.from_numpy(light.encode(TEXTS, "query").toarray())
+        assert set(query.unique().tolist()) == {0.0, 1.0}
         expected = terms[0].on_lists(
             torch.stack([(query * one).sum(dim=1) for one in documents], dim=1),
             torch.from_numpy(scores), torch.ones(4, 2, dtype=torch.bool), torch.zeros(4, dtype=torch.int64),
