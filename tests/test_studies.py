@@ -76,6 +76,28 @@ class TestTables:
         assert "old" not in first
         assert first.index("Before.") < first.index("| student | 0.7000 |") < first.index("After.")
 
+    def test_what_another_machine_measured_stays(self, done: tuple[Study, Path]) -> None:
+        study, out = done
+        write_results(study, out)
+        before = json.loads((study.folder / "results.json").read_text())
+        (out / "small-scifact").rename(out / "small-nfcorpus")  # only that collection is measured here
+        (out / "small-nfcorpus" / "seconds.txt").write_text("90.0\n")
+        assert write_results(study, out)
+        rows = json.loads((study.folder / "results.json").read_text())
+        assert rows[:2] == before
+        assert [(row["collection"], row["job_seconds"]) for row in rows[2:]] == [("nfcorpus", 90)] * 2
+        page = (study.folder / "README.md").read_text()
+        assert page.index("small, scifact") < page.index("**small, nfcorpus** (20 test queries; 2 minutes of a core")
+        assert len(pq.read_table(study.folder / "per-query.parquet")) == 80
+
+    def test_a_job_that_is_no_more_leaves_the_tables(self, done: tuple[Study, Path]) -> None:
+        study, out = done
+        write_results(study, out)
+        (out / "small-scifact").rename(out / "other-scifact")
+        other = Study("claim", "A claim", [Job("other", "scifact", "recipe.yaml")])
+        write_results(other, out)
+        assert {row["job"] for row in json.loads((study.folder / "results.json").read_text())} == {"other"}
+
     def test_a_study_without_results_writes_nothing(self, done: tuple[Study, Path], tmp_path: Path) -> None:
         study, _ = done
         assert not write_results(study, tmp_path / "nothing")

@@ -14,34 +14,59 @@ from study import Job, Study
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 MEASURE = "ndcg@10"
+Key = tuple[str, str]  # a job and its collection
 
 
 def write_results(study: Study, out: Path) -> bool:
-    """Write ``results.json``, ``per-query.parquet`` and the tables in ``README.md``; whether any job is done."""
-    rows: list[dict[str, Any]] = []
-    values: list[pa.Table] = []
-    texts: list[str] = []
+    """Write ``results.json``, ``per-query.parquet`` and the tables in ``README.md``; whether any job is done.
+
+    What a job that is not done in `out` gave before stays as it is.
+    """
+    rows, values = _measured_before(study)
+    known = {(job.name, job.collection) for job in study.jobs}
+    rows = {key: found for key, found in rows.items() if key in known}
+    new = False
     for job in study.jobs:
         results = job.results(out)
         if results is None:
             continue
+        new = True
+        key = (job.name, job.collection)
         per_query = pq.read_table(out / job.folder / "per-query.parquet")
-        found = list(_rows(job, results, per_query))
-        rows += found
-        texts.append(_table(job, results, found, job.seconds(out)))
+        rows[key] = list(_rows(job, results, per_query, job.seconds(out)))
         columns = {"job": [job.name] * len(per_query), "collection": [job.collection] * len(per_query)}
-        values.append(pa.table({**columns, **{name: per_query[name] for name in ("system", "query_id", MEASURE)}}))
-    if not rows:
+        values[key] = pa.table({**columns, **{name: per_query[name] for name in ("system", "query_id", MEASURE)}})
+    if not new:
         return False
-    every = pa.concat_tables(values)
-    texts = [*([_pivot(rows)] if study.pivot else []), *texts, *_across(study, every)]
-    (study.folder / "results.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    done = [job for job in study.jobs if (job.name, job.collection) in rows]
+    every = pa.concat_tables([values[job.name, job.collection] for job in done])
+    flat = [row for job in done for row in rows[job.name, job.collection]]
+    tables = [_table(job, rows[job.name, job.collection], values[job.name, job.collection]) for job in done]
+    texts = [*([_pivot(flat)] if study.pivot else []), *tables, *_across(study, every)]
+    (study.folder / "results.json").write_text(json.dumps(flat, indent=1) + "\n", encoding="utf-8")
     pq.write_table(every, study.folder / "per-query.parquet", compression="zstd")
     _put(study.folder / "README.md", study.title, "\n\n".join(texts))
     return True
 
 
-def _rows(job: Job, results: dict[str, Any], per_query: pa.Table) -> Iterator[dict[str, Any]]:
+def _measured_before(study: Study) -> tuple[dict[Key, list[dict[str, Any]]], dict[Key, pa.Table]]:
+    """Rows and values of each query by job and collection, as the study's folder has them."""
+    rows: dict[Key, list[dict[str, Any]]] = {}
+    path = study.folder / "results.json"
+    for row in json.loads(path.read_text(encoding="utf-8")) if path.exists() else []:
+        rows.setdefault((row["job"], row["collection"]), []).append(row)
+    values = {}
+    if rows:
+        every = pq.read_table(study.folder / "per-query.parquet")
+        for job, collection in rows:
+            mine = pa.compute.equal(every["job"], job)
+            values[job, collection] = every.filter(
+                pa.compute.and_(mine, pa.compute.equal(every["collection"], collection))
+            )
+    return rows, values
+
+
+def _rows(job: Job, results: dict[str, Any], per_query: pa.Table, seconds: float) -> Iterator[dict[str, Any]]:
     """A row per system: quality, cost, and the paired difference from the job's reference."""
     from retrodistill.evaluation.comparing import paired_tests
 
@@ -68,6 +93,7 @@ def _rows(job: Job, results: dict[str, Any], per_query: pa.Table) -> Iterator[di
             "against": reference,
             "difference": round(test["difference"], 4) if test else None,
             "p_holm": round(test["p_holm"], 4) if test else None,
+            "job_seconds": round(seconds) or None,
         }
 
 
@@ -111,9 +137,9 @@ def _across(study: Study, values: pa.Table) -> list[str]:
     return lines
 
 
-def _table(job: Job, results: dict[str, Any], rows: list[dict[str, Any]], seconds: float) -> str:
-    reference = next((row["against"] for row in rows), None)
-    title = f"**{job.name}, {job.collection}** ({results['queries']} test queries"
+def _table(job: Job, rows: list[dict[str, Any]], values: pa.Table) -> str:
+    reference, seconds = rows[0]["against"], rows[0].get("job_seconds")
+    title = f"**{job.name}, {job.collection}** ({len(values['query_id'].unique())} test queries"
     title += f"; {seconds / 60:.0f} minutes of a core" if seconds else ""
     title += f"; differences from `{reference}`, p by Holm)" if reference else ")"
     head = ["system", "nDCG@10", "recall@100", "difference", "p", "training", "bytes/document"]
