@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 
 def processes() -> int:
@@ -35,3 +36,21 @@ def barrier() -> None:
         from accelerate import PartialState
 
         PartialState().wait_for_everyone()
+
+
+def average_gradients(parameters: Iterable[Any]) -> None:
+    """Give each parameter the mean of its gradients over all processes; with one process nothing changes.
+
+    Args:
+        parameters: Tensors that require a gradient and are used in every step of every process.
+    """
+    if processes() == 1:
+        return
+    import torch
+
+    def mean(gradient: Any) -> Any:
+        torch.distributed.all_reduce(gradient)
+        return gradient / processes()
+
+    for parameter in parameters:
+        parameter.register_hook(mean)

@@ -96,16 +96,31 @@ def load_multi_vector(name: str) -> MultiVectorEncoder:
         UserError: As `load_bi_encoder`; or another kind of model, which sentence-transformers would give a random
             projection.
     """
-    import torch
-    from sentence_transformers import MultiVectorEncoder
+    why = "no multi-vector encoder: its tokens were not trained for late interaction"
+    found: MultiVectorEncoder = _load_kind(name, "MultiVectorEncoder", _is_multi_vector, why)
+    return found
 
-    def load(place: str) -> MultiVectorEncoder:
-        if not _is_multi_vector(place):
-            raise UserError(
-                f"model {name} is no multi-vector encoder: its tokens were not trained for late interaction; train a "
-                f"student from it, or name it 'dense:{name}'."
-            )
-        return MultiVectorEncoder(
+
+def load_sparse(name: str) -> SparseEncoder:
+    """Load a sparse encoder in float32; a plain masked language model is one too (as SPLADE's are published).
+
+    Raises:
+        UserError: As `load_bi_encoder`; or another kind of model, which sentence-transformers would give a random
+            vocabulary.
+    """
+    why = "no sparse encoder: it has no weights for a vocabulary"
+    found: SparseEncoder = _load_kind(name, "SparseEncoder", _is_sparse, why)
+    return found
+
+
+def _load_kind(name: str, kind: str, fits: Callable[[str], bool], why: str) -> Any:
+    import sentence_transformers
+    import torch
+
+    def load(place: str) -> Any:
+        if not fits(place):
+            raise UserError(f"model {name} is {why}; train a student from it, or name it 'dense:{name}'.")
+        return getattr(sentence_transformers, kind)(
             place,
             device=device(),
             model_kwargs={"dtype": torch.float32},
@@ -129,33 +144,6 @@ def _needs_own_modules(place: str) -> bool:
         return False
     configs = [load_file_path(place, name) for name in ("config.json", "tokenizer_config.json")]
     return not any("auto_map" in read_json(config) for config in configs if config is not None)
-
-
-def load_sparse(name: str) -> SparseEncoder:
-    """Load a sparse encoder in float32; a plain masked language model is one too (as SPLADE's are published).
-
-    Raises:
-        UserError: As `load_bi_encoder`; or another kind of model, which sentence-transformers would give a random
-            vocabulary.
-    """
-    import torch
-    from sentence_transformers import SparseEncoder
-
-    def load(place: str) -> SparseEncoder:
-        if not _is_sparse(place):
-            raise UserError(
-                f"model {name} is no sparse encoder: it has no weights for a vocabulary; train a student from it, or "
-                f"name it 'dense:{name}'."
-            )
-        return SparseEncoder(
-            place,
-            device=device(),
-            model_kwargs={"dtype": torch.float32},
-            trust_remote_code=_needs_own_modules(place),
-        )
-
-    with quiet_libraries():
-        return _found(name, load)
 
 
 def device() -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from retrodistill import objectives as pure
-from retrodistill.distributed import processes
+from retrodistill.distributed import average_gradients, processes
 from retrodistill.errors import UserError
 from retrodistill.models.contract import Role
 from retrodistill.models.multi_vector import MultiVectorModel
@@ -66,9 +66,7 @@ class HeadLoss(TermsLoss):
         self._began: list[Tensor] | None = None
         if any(term.name == "lwf" for term in terms):
             self._began = [parameter.detach().clone() for parameter in trained]
-        if processes() > 1:  # they are used outside the wrapped model's forward, which would average gradients
-            for parameter in self._trained:
-                parameter.register_hook(_mean_over_processes)
+        average_gradients(self._trained)  # used outside the wrapped model's forward, which would do it
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
         """Weighted terms by name, and regularisers by name and side."""
@@ -302,8 +300,3 @@ def _of_all_processes(terms: Tensor, vocabulary: int) -> Tensor:
     flags = torch.zeros(vocabulary, dtype=torch.int32, device=terms.device).index_fill(0, terms, 1)
     torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
     return flags.nonzero()[:, 0]
-
-
-def _mean_over_processes(gradient: Tensor) -> Tensor:
-    torch.distributed.all_reduce(gradient)
-    return gradient / processes()

@@ -11,7 +11,7 @@ import scipy.sparse
 import torch
 from torch import Tensor, nn
 
-from retrodistill.distributed import processes
+from retrodistill.distributed import average_gradients
 from retrodistill.models.contract import Role
 from retrodistill.models.embeddings import EmbeddingStore
 from retrodistill.models.encoder import Encoder
@@ -86,9 +86,7 @@ class LexicalHalfLoss(TermsLoss):
             self._began = Parts(*(part.detach().clone() for part in self._trained))
         self.model = model
         self._queries, self._documents, self._bags, self._lists = queries, documents, bags, lists
-        if processes() > 1:  # they are used outside the wrapped model's forward, which would average gradients
-            for parameter in self._trained:
-                parameter.register_hook(_mean_over_processes)
+        average_gradients(self._trained)  # used outside the wrapped model's forward, which would do it
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
         """Weighted terms by name, from the tokens of the one text column and the rows of the texts (batch,)."""
@@ -164,11 +162,6 @@ class _SparseProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
         return None, _csr(ctx.bags.T.tocsr(), gradient) @ gradient.contiguous()
-
-
-def _mean_over_processes(gradient: Tensor) -> Tensor:
-    torch.distributed.all_reduce(gradient)
-    return gradient / processes()
 
 
 def token_bags(model: SentenceTransformer, texts: Sequence[str], prompt: str = "") -> scipy.sparse.csr_matrix:
