@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from retrodistill.errors import UserError
+from retrodistill.pipeline.forms import entries
 from retrodistill.recipe import Recipe, StudentSettings, load_recipe, parse_recipe, recipe_yaml, validated
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +39,11 @@ class TestTheRecipesWeShip:
     @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
     def test_each_in_configs_parses_and_is_called_what_its_file_is(self, path):
         assert load_recipe(path).name == path.stem
+
+    @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+    def test_each_measures_a_student_beside_its_control(self, path):
+        recipe = load_recipe(path)
+        assert recipe.index.learn or {"control", "student"} <= {name for name, _, _ in entries(recipe)}
 
     def test_the_packaged_demo_parses(self):
         assert load_recipe("demo").collection == "demo"
