@@ -9,6 +9,7 @@ import numpy as np
 from retrodistill.collections.sentences import title_texts
 from retrodistill.collections.texts import Texts
 from retrodistill.errors import UserError
+from retrodistill.models.embeddings import embed
 from retrodistill.models.encoder import Encoder, load_encoder
 from retrodistill.models.vector_files import VectorFile
 from retrodistill.recipe import StudentSettings
@@ -16,7 +17,7 @@ from retrodistill.recipe.settings import RERANKERS
 from retrodistill.students.clustering import with_clusters
 from retrodistill.students.cross_encoder import cross_encoder_student
 from retrodistill.students.dense import dense_student
-from retrodistill.students.exit_maps import fit_exit_maps
+from retrodistill.students.fitted_maps import fit_exit_maps, fit_map
 from retrodistill.students.hybrid import hybrid_student
 from retrodistill.students.multi_exit import multi_exit
 from retrodistill.students.multi_vector import multi_vector_student
@@ -24,7 +25,7 @@ from retrodistill.students.sparse import sparse_student
 from retrodistill.students.static import static_student
 from retrodistill.training.material import Material
 
-_FITTED = 4096  # texts that exits start from
+_FITTED = 4096  # texts that a map starts from
 
 
 def build_student(settings: StudentSettings, material: Material) -> Any:
@@ -59,14 +60,20 @@ def build_student(settings: StudentSettings, material: Material) -> Any:
         return clustered_from_stage(tokens, settings, 0)
     if settings.kind in RERANKERS:
         return _reranker(settings, source, corpus, material.seed)
-    dimension = space.dimension if settings.dimension == "space" else settings.dimension
+    fitted = settings.initialise == "fitted"
+    dimension = space.dimension if settings.dimension == "space" or fitted else settings.dimension
     model = dense_student(
         source,
         layers=layers,
         dimension=dimension,
+        mapped=fitted,
         max_length=max_length,
         seed=material.seed,
     )
+    if fitted:
+        texts = _fitted_texts(material)
+        vectors = embed(space, texts, "query")
+        fit_map(model, texts, vectors, Encoder(model, "dense:student").prompt("query"))
     if settings.lexical:
         return hybrid_student(model, settings.lexical, corpus, seed=material.seed)
     return _with_exits(model, settings, material) if settings.exits else model
@@ -76,10 +83,15 @@ def _with_exits(model: Any, settings: StudentSettings, material: Material) -> An
     """Exits behind a dense student's layers, those with maps of their own fitted to training queries and titles."""
     found = multi_exit(model, settings.exits, project=settings.project_exits)
     if settings.project_exits:
-        texts = [*material.queries.texts, *title_texts(material.collection).texts]
-        rows = np.unique(np.linspace(0, len(texts) - 1, min(_FITTED, len(texts)), dtype=int))
-        fit_exit_maps(found, [texts[row] for row in rows], Encoder(found, "dense:student").prompt("query"))
+        fit_exit_maps(found, _fitted_texts(material), Encoder(found, "dense:student").prompt("query"))
     return found
+
+
+def _fitted_texts(material: Material) -> list[str]:
+    """Training queries and titles, evenly drawn, that maps are fitted to."""
+    texts = [*material.queries.texts, *title_texts(material.collection).texts]
+    rows = np.unique(np.linspace(0, len(texts) - 1, min(_FITTED, len(texts)), dtype=int))
+    return [texts[row] for row in rows]
 
 
 def _reranker(settings: StudentSettings, source: str, corpus: Texts, seed: int) -> Any:

@@ -57,7 +57,8 @@ class StudentSettings(FormSettings):
         model: ``static`` (a token table made from the space's model), or ``kind:NAME`` to start from: ``dense``;
             ``sparse`` or ``multi-vector``, where NAME may be a model of that kind or a bi-encoder; ``cross-encoder``;
             ``prett`` from a cross-encoder or bi-encoder, ``tk`` from a bi-encoder.
-        initialise: How a token table starts.
+        initialise: How a token table starts. ``fitted`` gives a dense student a linear map behind its layers, solved so
+            that its queries come near the space's: for one that ``layers`` cuts.
         tokenizer: Whose tokenizer a token table has, a ``dense:NAME``, where the space is a file of vectors.
         layers: First transformer layers to keep; of all kinds but ``static``. Of a tk student those that give tokens
             their context, 2 by default.
@@ -142,6 +143,17 @@ class StudentSettings(FormSettings):
             raise ValueError(f"a {self.kind} student's dimension is a number: that of a token's vector")
         if self.kind in OWN_DOCUMENTS and self.documents == "space":
             raise ValueError(f"a {self.kind} student has no vectors in a dense space; set documents: student")
+        return self
+
+    @model_validator(mode="after")
+    def _start_fits(self) -> StudentSettings:
+        if self.kind == "static" or self.initialise == "teacher":
+            return self
+        if (self.kind, self.initialise) != ("dense", "fitted") or self.lexical:
+            raise ValueError(
+                f"initialise: {self.initialise} is not for this student: static ones take any, dense ones without a "
+                "lexical half fitted; leave it out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ def dense_student(
     *,
     layers: int | None = None,
     dimension: int | None = None,
+    mapped: bool = False,
     similarity: Literal["cosine", "dot"] | None = None,
     max_length: int | None = None,
     seed: int = 0,
@@ -29,6 +30,7 @@ def dense_student(
         layers: Keep the first so many transformer layers.
         dimension: Width of its vectors: where it differs from the model's, a linear map without bias is added as the
             model's last module but the normalisation, and saved with it (LEAF, arXiv 2509.12539).
+        mapped: Add such a map whatever the width, for `retrodistill.students.fitted_maps.fit_map`.
         similarity: ``cosine`` or ``dot``; the model's own by default.
         max_length: Tokens kept of a text; the model's own by default.
         seed: Of the projection's initial values.
@@ -46,11 +48,11 @@ def dense_student(
     if max_length is not None:
         _set_max_length(model, max_length, source)
     width = Encoder(model, f"dense:{source}").dimension
-    if dimension is None or dimension == width:
+    if not mapped and dimension in (None, width):
         return model
     modules = [module for module in model if not isinstance(module, Normalize)]
     torch.manual_seed(seed)
-    projection = Dense(width, dimension, bias=False, activation_function=torch.nn.Identity())
+    projection = Dense(width, dimension or width, bias=False, activation_function=torch.nn.Identity())
     torch.nn.init.orthogonal_(projection.linear.weight)
     modules.append(projection)
     if str(model.similarity_fn_name) == "cosine":

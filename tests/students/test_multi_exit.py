@@ -13,7 +13,7 @@ from retrodistill.errors import UserError
 from retrodistill.models.encoder import Encoder
 from retrodistill.models.exits import exit_model, exits_of, load_exit
 from retrodistill.models.loading import load_bi_encoder
-from retrodistill.students.exit_maps import fit_exit_maps
+from retrodistill.students.fitted_maps import fit_exit_maps
 from retrodistill.students.multi_exit import (
     MultiExitLoss,
     embeddings_by_exit,
@@ -323,5 +323,5 @@ class TestFittedMaps:
     def test_what_has_no_map_or_no_texts(self, model, four_layers):
         with pytest.raises(UserError, match=r"^exit 1 has no map of its own; make exits with project_exits"):
             fit_exit_maps(model, TEXTS)
-        with pytest.raises(UserError, match=r"^exits' maps are fitted to texts"):
+        with pytest.raises(UserError, match=r"^a map is fitted to texts, and there are none"):
             fit_exit_maps(multi_exit(load_bi_encoder(four_layers), [1], project=True), [])
