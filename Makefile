@@ -3,6 +3,7 @@ BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
 DATA ?= data
+HOURS ?= 2
 WORKERS ?= 2
 
 .PHONY: demo test studies install clean
@@ -18,9 +19,9 @@ test: install
 	$(BIN)/mypy
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -n $(WORKERS)
 
-# The studies of evaluation/studies on the collections in $(DATA); takes up where it stopped.
+# The studies of evaluation/studies on the collections in $(DATA), for two hours; again, it takes up where it stopped.
 studies: install
-	$(BIN)/python evaluation/studies/run.py --data $(DATA)
+	$(BIN)/python evaluation/studies/run.py --data $(DATA) --hours $(HOURS)
 
 install: .venv/.installed
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +18,7 @@ from retrodistill.recipe import load_recipe
 HERE = Path(__file__).parents[1] / "evaluation" / "studies"
 sys.path.insert(0, str(HERE))
 
+import run as runner  # noqa: E402
 from study import Job, Study, expanded, load_study, studies  # noqa: E402
 from tables import write_results  # noqa: E402
 
@@ -113,3 +117,43 @@ class TestLargerSettings:
             "students.b.stages.0.training.epochs=4",
         ]
         assert expanded("seed=3", recipe) == ["seed=3"]
+
+
+class TestRunner:
+    @pytest.fixture
+    def ran(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+        """Commands of jobs in the place of running them; each succeeds and leaves results, but for one called bad."""
+        commands: list[list[str]] = []
+
+        def run(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+            commands.append(command)
+            time.sleep(0.02)
+            folder = Path(command[-1])
+            if folder.name.startswith("bad"):
+                return subprocess.CompletedProcess(command, 2)
+            (folder / "results.json").write_text("{}")
+            return subprocess.CompletedProcess(command, 0)
+
+        monkeypatch.setattr(runner.subprocess, "run", run)
+        return commands
+
+    def outcomes(self, tmp_path: Path, jobs: list[Job], **more: object) -> dict[str, str]:
+        settings = argparse.Namespace(**{"jobs": 2, "data": "none", "large": False, "hours": None, **more})
+        study = Study("budget", "A claim", jobs)
+        return {one.name: one.state for one in runner.run_jobs([(study, job) for job in jobs], settings, tmp_path)}
+
+    def test_a_job_that_fails_stops_no_other_and_each_leaves_its_time(self, tmp_path: Path, ran: list) -> None:
+        jobs = [Job(name, "scifact", "recipe.yaml") for name in ("bad", "good")]
+        told = self.outcomes(tmp_path, jobs)
+        assert told == {"budget/bad-scifact": "failed", "budget/good-scifact": "done"}
+        assert all(job.seconds(tmp_path / "budget") > 0 for job in jobs)
+
+    def test_what_does_not_fit_into_the_hours_is_left_for_the_same_command(self, tmp_path: Path, ran: list) -> None:
+        jobs = [Job("long", "scifact", "recipe.yaml", minutes=50), Job("short", "scifact", "recipe.yaml", minutes=10)]
+        told = self.outcomes(tmp_path, jobs, hours=0.5)
+        assert told == {"budget/long-scifact": "left", "budget/short-scifact": "done"}
+        assert self.outcomes(tmp_path, jobs, hours=1) == dict.fromkeys(told, "done")
+        spent = jobs[1].seconds(tmp_path / "budget")
+        self.outcomes(tmp_path, jobs, hours=0.01)  # all done: only looked at, whatever the time
+        assert jobs[1].seconds(tmp_path / "budget") == spent
+        assert [Path(command[-1]).name for command in ran][:2] == ["short-scifact", "long-scifact"]

@@ -7,13 +7,14 @@ what was measured: `results.json`, `per-query.parquet`. Jobs are ordinary `retro
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from study import SECONDS, Job, Study, load_study, studies
 from tables import write_results
@@ -28,6 +29,7 @@ def main() -> int:
     parser.add_argument("--data", default="data", help="folder of collections in BEIR layout; others are downloaded")
     parser.add_argument("--out", default="out/studies", help="where jobs work and leave their results")
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time; the cores are shared among them")
+    parser.add_argument("--hours", type=float, help="begin no job that would not end within so many hours from now")
     parser.add_argument("--large", action="store_true", help="the studies' larger settings, for a GPU")
     parser.add_argument("--only", help="jobs with this in their name or collection")
     parser.add_argument("--list", action="store_true", help="what would run, and stop")
@@ -41,42 +43,63 @@ def main() -> int:
             done, spent = job.results(out / study.name), job.seconds(out / study.name) / 60
             print(f"{study.name}/{job.folder}: {f'done, {spent:.1f} min' if done else f'about {job.minutes:g} min'}")
         return 0
-    failed = [] if args.tables else list(_failed(todo, args, out))
+    outcomes = [] if args.tables else run_jobs(todo, args, out)
     for study in chosen:
         if write_results(study, out / study.name):
             print(f"wrote {study.folder / 'README.md'}")
     spent = sum(job.seconds(out / study.name) for study, job in todo) / 60
     print(f"{len(todo)} jobs, {spent:.0f} min of a job; {args.jobs} at a time {spent / args.jobs:.0f} min")
-    for name, log in failed:
-        print(f"failed: {name}; see {log}", file=sys.stderr)
+    left = [one.name for one in outcomes if one.state == "left"]
+    if left:
+        print(f"{len(left)} jobs are left, as {args.hours:g} h are over; the same command goes on: {', '.join(left)}")
+    failed = [one for one in outcomes if one.state == "failed"]
+    for one in failed:
+        print(f"failed: {one.name}; see {one.log}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _failed(todo: list[tuple[Study, Job]], args: argparse.Namespace, out: Path) -> Iterator[tuple[str, Path]]:
-    """Run the jobs, longest first; names and logs of those that failed."""
+class Outcome(NamedTuple):
+    """What became of a job.
+
+    Attributes:
+        name: Of its study and itself.
+        state: ``done``, ``failed``, or ``left`` for another time.
+        log: What it printed.
+    """
+
+    name: str
+    state: str
+    log: Path
+
+
+def run_jobs(todo: list[tuple[Study, Job]], args: argparse.Namespace, out: Path) -> list[Outcome]:
+    """Run the jobs, longest first, several at a time."""
     todo = sorted(todo, key=lambda one: -one[1].minutes)
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // args.jobs))
+    end = time.perf_counter() + 3600 * (args.hours or math.inf)
 
-    def run(one: tuple[Study, Job]) -> tuple[str, Path] | None:
+    def run(one: tuple[Study, Job]) -> Outcome:
         study, job = one
         folder = out / study.name / job.folder
-        folder.mkdir(parents=True, exist_ok=True)
-        log, start, before = folder / "log.txt", time.perf_counter(), job.seconds(out / study.name)
+        name, log, start = f"{study.name}/{job.folder}", folder / "log.txt", time.perf_counter()
         new = job.results(out / study.name) is None
+        if new and start + 60 * job.minutes > end:
+            return Outcome(name, "left", log)
+        folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "retrodistill", "run", *job.arguments(study, args.data, args.large)]
+        environment = {**os.environ, "OMP_NUM_THREADS": threads}
         with log.open("a") as file:
-            environment = {**os.environ, "OMP_NUM_THREADS": threads}
-            told = subprocess.run(
+            code = subprocess.run(
                 [*command, "--out", str(folder)], check=False, stdout=file, stderr=file, env=environment
             ).returncode
-        name, seconds = f"{study.name}/{job.folder}", time.perf_counter() - start
+        state, seconds = "failed" if code else "done", time.perf_counter() - start
         if new:  # one that was done is only looked at
-            (folder / SECONDS).write_text(f"{before + seconds:.1f}\n")
-        print(f"{name}: {'failed' if told else 'done'}, {seconds / 60:.1f} min", flush=True)
-        return (name, log) if told else None
+            (folder / SECONDS).write_text(f"{job.seconds(out / study.name) + seconds:.2f}\n")
+        print(f"{name}: {state}, {seconds / 60:.1f} min", flush=True)
+        return Outcome(name, state, log)
 
     with ThreadPoolExecutor(args.jobs) as pool:
-        yield from (failure for failure in pool.map(run, todo) if failure)
+        return list(pool.map(run, todo))
 
 
 if __name__ == "__main__":
