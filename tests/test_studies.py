@@ -38,6 +38,11 @@ class TestTheStudiesWeShip:
         assert "## Published" in page
         assert "## Found" in page
 
+    def test_a_job_is_called_by_its_name_its_collection_or_both(self) -> None:
+        job = Job("asymmetric", "scifact", "recipe.yaml")
+        assert all(job.is_called(words) for words in ("asymmetric", "scifact", "asymmetric-scifact"))
+        assert not any(job.is_called(words) for words in ("symmetric", "metric-sci", "nfcorpus"))
+
 
 class TestTables:
     @pytest.fixture
@@ -152,8 +157,8 @@ class TestRunner:
         jobs = [Job("long", "scifact", "recipe.yaml", minutes=50), Job("short", "scifact", "recipe.yaml", minutes=10)]
         told = self.outcomes(tmp_path, jobs, hours=0.5)
         assert told == {"budget/long-scifact": "left", "budget/short-scifact": "done"}
+        assert [Path(command[-1]).name for command in ran] == ["short-scifact"]
         assert self.outcomes(tmp_path, jobs, hours=1) == dict.fromkeys(told, "done")
         spent = jobs[1].seconds(tmp_path / "budget")
         self.outcomes(tmp_path, jobs, hours=0.01)  # all done: only looked at, whatever the time
         assert jobs[1].seconds(tmp_path / "budget") == spent
-        assert [Path(command[-1]).name for command in ran][:2] == ["short-scifact", "long-scifact"]

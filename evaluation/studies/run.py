@@ -31,13 +31,13 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time; the cores are shared among them")
     parser.add_argument("--hours", type=float, help="begin no job that would not end within so many hours from now")
     parser.add_argument("--large", action="store_true", help="the studies' larger settings, for a GPU")
-    parser.add_argument("--only", help="jobs with this in their name or collection")
+    parser.add_argument("--only", help="jobs of this name, on this collection, or the one called NAME-COLLECTION")
     parser.add_argument("--list", action="store_true", help="what would run, and stop")
     parser.add_argument("--tables", action="store_true", help="write tables from the results that are there, and stop")
     args = parser.parse_args()
     chosen = [load_study(name) for name in args.names or studies()]
     out = Path(args.out) / ("large" if args.large else "")
-    todo = [(study, job) for study in chosen for job in study.jobs if (args.only or "") in job.folder]
+    todo = [(study, job) for study in chosen for job in study.jobs if not args.only or job.is_called(args.only)]
     if args.list:
         for study, job in todo:
             done, spent = job.results(out / study.name), job.seconds(out / study.name) / 60

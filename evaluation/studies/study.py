@@ -42,6 +42,10 @@ class Job:
         """Of its results, within those of the study."""
         return f"{self.name}-{self.collection}"
 
+    def is_called(self, words: str) -> bool:
+        """Whether it is meant by its name, its collection, or both with a stroke between them."""
+        return words in (self.name, self.collection, self.folder)
+
     def arguments(self, study: Study, data: str, large: bool) -> list[str]:
         """Of ``retrodistill run``, but for ``--out``."""
         place = Path(data) / self.collection
