@@ -97,4 +97,6 @@ def _projected(plain: MultiVectorEncoder, directions: np.ndarray) -> MultiVector
         module_input_name="token_embeddings",
     )
     projection.linear.weight.data.copy_(torch.from_numpy(np.ascontiguousarray(directions)))
-    return with_modules(plain, [transformer, projection.to(plain.device), *rest])
+    modules = [transformer, projection.to(plain.device), *rest]
+    made: MultiVectorEncoder = with_modules(plain, modules, "MultiVectorEncoder", "maxsim")
+    return made

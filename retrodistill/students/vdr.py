@@ -93,7 +93,7 @@ def own_token_queries(model: Any) -> Any:
     query: list[Any] = [SparseStaticEmbedding(model.tokenizer, weight=weights)]
     documents: list[Any] = list(model)
     router = Router({"query": query, "document": documents}, default_route=None, allow_empty_key=False)
-    return with_modules(model, [router])
+    return with_modules(model, [router], "SparseEncoder")
 
 
 def with_vdr_head(model: Any) -> Any:
@@ -110,4 +110,4 @@ def with_vdr_head(model: Any) -> Any:
     tokenizer = model.tokenizer
     size = int(model.get_embedding_dimension() or len(tokenizer))
     pooling = VocabularyPooling(size, special=tokenizer.all_special_ids)
-    return with_modules(model, [*parts[:-1], pooling])
+    return with_modules(model, [*parts[:-1], pooling], "SparseEncoder")

@@ -99,7 +99,7 @@ class Groups:
         if self.corpus is None:
             return None
         texts = self.rows[rows]
-        scores = np.asarray(self.corpus.scores[texts], dtype=np.float32)[:, np.maximum(documents, 0)]
+        scores = np.asarray(self.corpus.scores[np.ix_(texts, np.maximum(documents, 0))], dtype=np.float32)
         counts = documents[None, :] != self.corpus.hidden[texts][:, None]
         return torch.from_numpy(scores).to(device), torch.from_numpy(counts).to(device)
 

@@ -83,8 +83,9 @@ class HeadLoss(TermsLoss):
             own = self._groups.own[rows]
             matrix = self.matrix(queries, np.maximum(own, 0))
             in_batch = in_batch_of(matrix, own)
-            found = self._groups.across(rows, own, matrix.device)
-            across = None if found is None else across_of(matrix, *found, own, own)
+            if self.asks("in-batch-margin-mse"):
+                found = self._groups.across(rows, own, matrix.device)
+                across = None if found is None else across_of(matrix, *found, own, own)
         parts = self.list_terms(scores, targets, mask, positives, start_scores=began, in_batch=in_batch, across=across)
         return parts | self.regularised(queries)
 
