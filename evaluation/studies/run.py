@@ -73,8 +73,8 @@ class Outcome(NamedTuple):
 
 
 def run_jobs(todo: list[tuple[Study, Job]], args: argparse.Namespace, out: Path) -> list[Outcome]:
-    """Run the jobs, longest first, several at a time."""
-    todo = sorted(todo, key=lambda one: -one[1].minutes)
+    """Run the jobs several at a time, the longest first, but for those of studies that are marked as last."""
+    todo = sorted(todo, key=lambda one: (one[1].last, -one[1].minutes))
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // args.jobs))
     end = time.perf_counter() + 3600 * (args.hours or math.inf)
 

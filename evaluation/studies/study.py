@@ -26,7 +26,8 @@ class Job:
         set: Overrides, ``key.path=value`` each.
         large: Overrides besides, for a GPU; ``*`` in a key stands for every student, every stage.
         against: Names of the systems that the others are compared with; the first that the job has counts.
-        minutes: On 2 cores, roughly.
+        minutes: Of one core, roughly.
+        last: Begin it when no job without this mark is waiting.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Job:
     large: list[str] = field(default_factory=list)
     against: list[str] = field(default_factory=list)
     minutes: float = 5.0
+    last: bool = False
 
     @property
     def folder(self) -> str:
@@ -120,9 +122,10 @@ def load_study(name: str) -> Study:
     if not path.exists():
         sys.exit(f"there is no study {name!r}; there are {', '.join(studies())}")
     said = yaml.safe_load(path.read_text(encoding="utf-8"))
+    defaults = {"large": LARGE, **{key: said[key] for key in ("against", "large", "last") if key in said}}
     jobs = []
     for job in said["jobs"]:
-        settings = {"against": said.get("against", []), "large": said.get("large", LARGE), **job}
+        settings = {**defaults, **job}
         for collection in settings.pop("collections", ["scifact", "nfcorpus"]):
             jobs.append(Job(**settings, collection=collection))
     return Study(name, said["title"], jobs, said.get("compare", []), said.get("pivot", False))
