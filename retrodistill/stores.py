@@ -1,4 +1,4 @@
-"""Append-only folders of parts: killed at any moment they lose at most the part in flight, and no key stands twice.
+"""Append-only folders of parts: killed at any moment they lose at most the part in flight.
 
 Two kinds share the mechanics: pair scores (Parquet) and embeddings (memory-mapped Arrow files).
 """
@@ -24,6 +24,7 @@ from retrodistill.progress import say
 
 _COMPACT_ABOVE = 32  # parts; more make opening slow
 _WAIT_SECONDS = 1.0  # before we say that another process holds the store
+_KEY_LOCKS = 1024  # files; two sets that share one only wait for each other
 
 
 def text_keys(texts: Sequence[str]) -> np.ndarray:
@@ -65,18 +66,37 @@ class PartStore:
             )
 
     @contextlib.contextmanager
+    def computing(self, keys: np.ndarray) -> Iterator[None]:
+        """Hold some rows' keys against other processes that want the same set of them; of other sets they go on.
+
+        Where two sets share keys, both may compute these at once: the rows are equal, and readers take the first.
+
+        Args:
+            keys: (n,), in any order.
+        """
+        number = int.from_bytes(hashlib.blake2b(np.unique(keys).tobytes(), digest_size=8).digest()) % _KEY_LOCKS
+        with self._held(filelock.FileLock(self.folder / f".computing-{number}.lock")):
+            yield
+
+    @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the store against other processes, so that no key is computed twice; released when a process dies."""
-        try:
-            self._lock.acquire(timeout=_WAIT_SECONDS)
-        except filelock.Timeout:
-            say(f"waiting for another process that writes to {self.folder}")
-            self._lock.acquire()
-        try:
+        """Hold the folder against other processes; for as long as writing takes, not computing."""
+        with self._held(self._lock):
             self._sweep()
             yield
+
+    @contextlib.contextmanager
+    def _held(self, lock: filelock.BaseFileLock) -> Iterator[None]:
+        """Wait for a lock, and say so; it is released when a process dies."""
+        try:
+            lock.acquire(timeout=_WAIT_SECONDS)
+        except filelock.Timeout:
+            say(f"waiting for another process that fills {self.folder}")
+            lock.acquire()
+        try:
+            yield
         finally:
-            self._lock.release()
+            lock.release()
 
     def parts(self) -> list[pa.Table]:
         """The parts that are whole on disk, in the order of their names.
@@ -92,17 +112,20 @@ class PartStore:
 
     def append(self, table: pa.Table) -> None:
         """Add one part; it is there whole or not at all."""
-        self._write(table, f"part-{len(list(self.folder.glob('part-*'))):06d}-{uuid.uuid4().hex[:8]}{self.ending}")
+        with self.writing():
+            number = len(list(self.folder.glob("part-*")))
+            self._write(table, f"part-{number:06d}-{uuid.uuid4().hex[:8]}{self.ending}")
 
     def compact(self) -> None:
-        """Merge many parts into one; call it while writing."""
-        paths = self._paths()
-        if len(paths) <= _COMPACT_ABOVE:
-            return
-        merged = pa.concat_tables([self._read(path) for path in paths])
-        self._write(merged, f"part-000000-{uuid.uuid4().hex[:8]}{self.ending}")
-        for path in paths:  # a kill between the two leaves rows twice with equal values: readers take the first
-            path.unlink()
+        """Merge many parts into one."""
+        with self.writing():
+            paths = self._paths()
+            if len(paths) <= _COMPACT_ABOVE:
+                return
+            merged = pa.concat_tables([self._read(path) for path in paths])
+            self._write(merged, f"part-000000-{uuid.uuid4().hex[:8]}{self.ending}")
+            for path in paths:  # a kill between the two leaves rows twice with equal values: readers take the first
+                path.unlink()
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob(f"part-*{self.ending}"))

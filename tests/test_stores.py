@@ -180,10 +180,25 @@ class TestLock:
         monkeypatch.setattr(stores, "say", lambda line: (told.append(line), other.release()))
         other.acquire()
         with store.writing():
-            assert told == [f"waiting for another process that writes to {store.folder}"]
+            assert told == [f"waiting for another process that fills {store.folder}"]
         monkeypatch.setattr(stores, "say", told.append)
         with store.writing():
             assert len(told) == 1
+
+    def test_two_sets_of_keys_are_computed_at_once_and_the_same_set_by_one(self, store, ending, monkeypatch):
+        other, told = PartStore(store.folder, OWNER, ending), []
+        monkeypatch.setattr(stores, "_WAIT_SECONDS", 0.01)
+        with store.computing(text_keys(["a", "b"])):
+            monkeypatch.setattr(stores, "say", pytest.fail)
+            with other.computing(text_keys(["c", "d"])):
+                other.append(table(1))
+            store.append(table(2))
+        assert keys(store) == [1, 2]
+        first = store.computing(text_keys(["a", "b"]))
+        first.__enter__()
+        monkeypatch.setattr(stores, "say", lambda line: (told.append(line), first.__exit__(None, None, None)))
+        with other.computing(text_keys(["b", "a", "a"])):
+            assert told == [f"waiting for another process that fills {store.folder}"]
 
     def test_is_given_back_after_a_failure(self, store):
         with pytest.raises(RuntimeError), store.writing():

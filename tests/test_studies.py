@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
@@ -142,8 +143,8 @@ class TestRunner:
         monkeypatch.setattr(runner.subprocess, "run", run)
         return commands
 
-    def outcomes(self, tmp_path: Path, jobs: list[Job], **more: object) -> dict[str, str]:
-        settings = argparse.Namespace(**{"jobs": 2, "data": "none", "large": False, "hours": None, **more})
+    def outcomes(self, tmp_path: Path, jobs: list[Job], hours: float = math.inf, lanes: int = 2) -> dict[str, str]:
+        settings = argparse.Namespace(jobs=lanes, data="none", large=False, hours=hours)
         study = Study("budget", "A claim", jobs)
         return {one.name: one.state for one in runner.run_jobs([(study, job) for job in jobs], settings, tmp_path)}
 
@@ -162,3 +163,11 @@ class TestRunner:
         spent = jobs[1].seconds(tmp_path / "budget")
         self.outcomes(tmp_path, jobs, hours=0.01)  # all done: only looked at, whatever the time
         assert jobs[1].seconds(tmp_path / "budget") == spent
+
+    def test_the_longest_begins_first_and_what_is_marked_as_last_after_all_others(
+        self, tmp_path: Path, ran: list
+    ) -> None:
+        todo = [Job("table", "scifact", "recipe.yaml", minutes=50, last=True)]
+        todo += [Job(name, "scifact", "recipe.yaml", minutes=minutes) for name, minutes in (("b", 1), ("a", 9))]
+        self.outcomes(tmp_path, todo, lanes=1)
+        assert [Path(command[-1]).name for command in ran] == ["a-scifact", "b-scifact", "table-scifact"]

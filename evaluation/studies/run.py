@@ -29,7 +29,9 @@ def main() -> int:
     parser.add_argument("--data", default="data", help="folder of collections in BEIR layout; others are downloaded")
     parser.add_argument("--out", default="out/studies", help="where jobs work and leave their results")
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time; the cores are shared among them")
-    parser.add_argument("--hours", type=float, help="begin no job that would not end within so many hours from now")
+    parser.add_argument(
+        "--hours", type=float, default=math.inf, help="begin no job that would not end within so many hours from now"
+    )
     parser.add_argument("--large", action="store_true", help="the studies' larger settings, for a GPU")
     parser.add_argument("--only", help="jobs of this name, on this collection, or the one called NAME-COLLECTION")
     parser.add_argument("--list", action="store_true", help="what would run, and stop")
@@ -76,7 +78,7 @@ def run_jobs(todo: list[tuple[Study, Job]], args: argparse.Namespace, out: Path)
     """Run the jobs several at a time, the longest first, but for those of studies that are marked as last."""
     todo = sorted(todo, key=lambda one: (one[1].last, -one[1].minutes))
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // args.jobs))
-    end = time.perf_counter() + 3600 * (args.hours or math.inf)
+    end = time.perf_counter() + 3600 * args.hours
 
     def run(one: tuple[Study, Job]) -> Outcome:
         study, job = one

@@ -56,7 +56,7 @@ class TextStore(ABC):
         if not self.missing(texts):
             return
         keep_freed_memory()
-        with self._store.writing():
+        with self._store.computing(text_keys(texts)):
             self._load()  # another process may have been faster
             todo = sorted(self.missing(texts), key=len, reverse=True)
             with bar(len(todo), f"embedding ({self.encoder.name}, {self.role})", "texts") as progress:

@@ -54,7 +54,7 @@ class ScoreStore:
         """
         if not len(self.missing(queries, documents)):
             return
-        with self._store.writing():
+        with self._store.computing(_pair_keys(queries, documents)):
             self._load()  # another process may have been faster
             todo = self.missing(queries, documents)
             todo = todo[np.argsort([-len(queries[place]) - len(documents[place]) for place in todo], kind="stable")]

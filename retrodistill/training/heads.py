@@ -7,6 +7,7 @@ token vectors. So both kinds train alike, and a step of a sparse student touches
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ from retrodistill.training.terms import Term, TermsLoss, lists_only
 _REGULARISED = 32  # documents drawn for each step, whose weights of the batch's terms the regularisers see
 
 
-class HeadLoss(TermsLoss):
+class HeadLoss(TermsLoss, ABC):
     """What both kinds share: one text column, whose label is the row of its group.
 
     Args:
@@ -89,10 +90,11 @@ class HeadLoss(TermsLoss):
         parts = self.list_terms(scores, targets, mask, positives, start_scores=began, in_batch=in_batch, across=across)
         return parts | self.regularised(queries)
 
+    @abstractmethod
     def queries(self, features: dict[str, Tensor], rows: np.ndarray) -> Any:
         """What a batch's queries are to `lists`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def lists(self, parameters: Sequence[Tensor], queries: Any, documents: np.ndarray) -> Tensor:
         """(batch, n) scores of each query with its own documents, by some parameters.
 
@@ -101,12 +103,12 @@ class HeadLoss(TermsLoss):
             queries: As `queries` gives.
             documents: (batch, n) corpus positions, -1 for padding, whose score is 0.
         """
-        raise NotImplementedError
 
     def start_lists(self, parameters: Sequence[Tensor], queries: Any, documents: np.ndarray) -> Tensor:
         """As `lists`, by the parameters of the stage's start, for ``lwf``."""
         return self.lists(parameters, queries, documents)
 
+    @abstractmethod
     def matrix(self, queries: Any, documents: np.ndarray) -> Tensor:
         """(queries, documents) scores of every query with every document, by the parameters that learn.
 
@@ -114,7 +116,6 @@ class HeadLoss(TermsLoss):
             queries: As `queries` gives.
             documents: (m,) corpus positions.
         """
-        raise NotImplementedError
 
     def alive(self, documents: np.ndarray) -> tuple[list[int], int]:
         """How many terms each of some documents has, and how many there are: none where there is no vocabulary."""
