@@ -11,8 +11,9 @@ def main(
 ) -> dict[str, float]:
     """Align all exits to the model's own space; measure each with its index."""
     layers = [int(layer) for layer in exits.split(",")]
-    stage = {"objectives": "leaf", "texts": {"sentences": 1}, "exit_kl": 1.0, "training": {"max_steps": 200}}
-    student = {"model": model, "exits": layers, "project_exits": True, "stages": [stage]}
+    training = {"max_steps": 120, "batch_size": 32, "learning_rate": 5e-5, "warmup": 0.1}
+    stage = {"objectives": "leaf", "texts": {"sentences": 1}, "exit_kl": 0.05, "training": training}
+    student = {"model": model, "exits": layers, "project_exits": True, "max_length": 64, "stages": [stage]}
     recipe = {"name": "exits", "collection": source, "space": model, "students": {"student": student}}
     results = rd.run_recipe(parse_recipe(recipe), out)
     fast = rd.load_encoder(f"dense:{out}/students/student@exit-{layers[0]}")

@@ -8,8 +8,8 @@ from retrodistill.recipe import parse_recipe
 
 def main(
     source: str = "demo", model: str = "all-MiniLM-L6-v2", out: str = "out/clustered", dimension: str = "128"
-) -> dict[str, float]:
-    """Learn the projection of frozen tokens from BM25; gives the bytes a document takes in each index."""
+) -> dict[str, dict[str, float]]:
+    """Learn the projection of frozen tokens from an ensemble; gives what each index keeps and takes a document."""
     stage = {
         "objectives": {"name": "kl", "student_temperature": 0.02},
         "towers": "head",
@@ -17,11 +17,18 @@ def main(
         "candidates": {"depth": "all"},
         "training": {"epochs": 1, "batch_size": 32, "learning_rate": 1e-3},
     }
-    student = {"model": f"multi-vector:{model}", "dimension": int(dimension), "clusters": "C8x32", "stages": [stage]}
-    recipe = {"name": "clustered", "collection": source, "space": f"dense:{model}", "teacher": "bm25"}
+    student = {
+        "model": f"multi-vector:{model}",
+        "dimension": int(dimension),
+        "max_length": 180,
+        "clusters": "C8x32",
+        "stages": [stage],
+    }
+    teacher = [{"model": "bm25", "weight": 0.3}, {"model": f"dense:{model}", "weight": 0.7}]
+    recipe = {"name": "clustered", "collection": source, "space": f"dense:{model}", "teacher": teacher}
     results = rd.run_recipe(parse_recipe({**recipe, "students": {"student": student}}), out)
-    names = ("unclustered", "pooled", "student")
-    return {name: results.system(name).bytes_per_document or 0.0 for name in names}
+    found = {name: results.system(name) for name in ("unclustered", "pooled", "student")}
+    return {name: {"ndcg@10": one.ndcg10 or 0.0, "bytes": one.bytes_per_document or 0.0} for name, one in found.items()}
 
 
 if __name__ == "__main__":

@@ -7,16 +7,16 @@ from retrodistill.recipe import parse_recipe
 
 
 def main(source: str = "demo", model: str = "all-MiniLM-L6-v2", out: str = "out/sparse") -> dict[str, float]:
-    """Learn a term head behind the frozen transformer; search an inverted index."""
+    """Learn the terms that BM25's lack by a head behind the frozen transformer; search an inverted index."""
     stage = {
-        "objectives": {"name": "kl", "student_temperature": 0.15},
+        "objectives": {"name": "kl", "sharpness": 1.72, "student_temperature": 1.2},
         "towers": "head",
         "texts": {"sentences": 1},
         "candidates": {"depth": "all"},
-        "regularisers": [{"name": "flops", "weight": 0.003}],
-        "training": {"epochs": 1, "batch_size": 32, "learning_rate": 4e-3, "max_gradient_norm": 0},
+        "regularisers": [{"name": "flops", "weight": 0.01}],
+        "training": {"max_steps": 300, "batch_size": 32, "learning_rate": 4e-3, "max_gradient_norm": 0},
     }
-    student = {"model": f"sparse:{model}", "queries": "inference-free", "stages": [stage]}
+    student = {"model": f"sparse:{model}", "queries": "inference-free", "lexical_terms": True, "stages": [stage]}
     teacher = [{"model": "bm25", "weight": 0.3}, {"model": f"dense:{model}", "weight": 0.7}]
     recipe = {"name": "sparse", "collection": source, "space": f"dense:{model}", "teacher": teacher}
     results = rd.run_recipe(parse_recipe({**recipe, "students": {"student": student}}), out)

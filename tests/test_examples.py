@@ -59,7 +59,7 @@ class TestExamples:
 
     def test_distil_multi_vector(self, tiny_folder, tiny_model, tmp_path):
         found = load("distil_multi_vector").main(str(tiny_folder), tiny_model, str(tmp_path / "out"), "16")
-        assert found["unclustered"] >= found["student"] > 0
+        assert found["unclustered"]["bytes"] >= found["student"]["bytes"] > 0
 
     def test_distil_sparse(self, tiny_folder, tiny_model, tmp_path):
         found = load("distil_sparse").main(str(tiny_folder), tiny_model, str(tmp_path / "out"))
