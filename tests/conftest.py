@@ -32,6 +32,12 @@ def _own_cache(tmp_path, monkeypatch):
     set_quiet(True)
 
 
+@pytest.fixture(autouse=True)
+def _no_process_for_memory(monkeypatch):
+    """Measuring memory starts a process for each system of a job: what that does is tested where it stands."""
+    monkeypatch.setattr("retrodistill.evaluation.cost.peak_memory", lambda *_: 123_000_000)
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
     """A BEIR folder: 60 documents, 48 train, 6 dev and 12 test queries about six topics."""

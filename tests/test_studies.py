@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from retrodistill.collections.beir import PUBLIC
 from retrodistill.recipe import load_recipe
 
 HERE = Path(__file__).parents[1] / "evaluation" / "studies"
@@ -24,6 +25,11 @@ from study import Job, Study, expanded, load_study, studies  # noqa: E402
 from tables import write_results  # noqa: E402
 
 
+def _split(arguments: list[str]) -> tuple[str, list[str]]:
+    recipe, *overrides = arguments
+    return recipe, overrides
+
+
 class TestTheStudiesWeShip:
     @pytest.mark.parametrize("name", studies())
     def test_every_job_is_a_recipe_that_loads(self, name: str) -> None:
@@ -31,7 +37,35 @@ class TestTheStudiesWeShip:
         for job in study.jobs:
             for large in (False, True):
                 recipe, *overrides = job.arguments(study, "no such folder", large)
-                assert load_recipe(recipe, overrides).collection == f"beir:{job.collection}"
+                assert load_recipe(recipe, overrides).collection == f"beir/{job.collection}"
+                assert job.collection in PUBLIC
+
+    @pytest.mark.parametrize("name", studies())
+    def test_larger_settings_are_larger(self, name: str) -> None:
+        study = load_study(name)
+        for job in study.jobs:
+            small, large = (
+                [
+                    (
+                        stage.training.max_steps or math.inf,
+                        stage.training.epochs,
+                        stage.training.batch_size,
+                        math.inf if stage.candidates.depth == "all" else stage.candidates.depth,
+                        stage.candidates.random,
+                        stage.groups.documents,
+                        stage.groups.depth,
+                        stage.texts.sentences,
+                    )
+                    for student in recipe.students.values()
+                    for stage in student.stages
+                ]
+                or [(recipe.index.learn.steps, recipe.index.learn.batch_size)]
+                for recipe in (load_recipe(*_split(job.arguments(study, "none", large))) for large in (False, True))
+            )
+            assert len(small) == len(large)
+            for before, after in zip(small, large, strict=True):
+                assert all(a <= b for a, b in zip(before, after, strict=True)), (job, before, after)
+                assert before != after
 
     @pytest.mark.parametrize("name", studies())
     def test_every_study_has_a_page_of_findings(self, name: str) -> None:
@@ -122,6 +156,7 @@ class TestLargerSettings:
             "students.a.stages.1.training.epochs=4",
             "students.b.stages.0.training.epochs=4",
         ]
+        assert expanded("students.*.stages.1.x=2", recipe) == ["students.a.stages.1.x=2"]  # b has one stage only
         assert expanded("seed=3", recipe) == ["seed=3"]
 
 

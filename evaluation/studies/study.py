@@ -12,7 +12,6 @@ import yaml
 
 HERE = Path(__file__).resolve().parent
 SECONDS = "seconds.txt"  # in a job's folder: what it took, all its runs together
-LARGE = ["students.*.stages.*.training.max_steps=0", "students.*.stages.*.training.epochs=4"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Job:
     def arguments(self, study: Study, data: str, large: bool) -> list[str]:
         """Of ``retrodistill run``, but for ``--out``."""
         place = Path(data) / self.collection
-        source = str(place) if place.exists() else f"beir:{self.collection}"
+        source = str(place) if place.exists() else f"beir/{self.collection}"
         recipe = (study.folder / self.recipe).resolve()
         said = yaml.safe_load(recipe.read_text(encoding="utf-8"))
         more = [one for override in (self.large if large else []) for one in expanded(override, said)]
@@ -93,7 +92,7 @@ class Study:
 
 
 def expanded(override: str, recipe: Any) -> list[str]:
-    """An override for each of what ``*`` stands for in its key.
+    """An override for each of what ``*`` stands for in its key; a list that is too short for a place is passed over.
 
     Args:
         override: ``key.path=value``.
@@ -106,7 +105,8 @@ def expanded(override: str, recipe: Any) -> list[str]:
         for path, at in ways:
             names = list(at) if isinstance(at, dict) else list(range(len(at))) if isinstance(at, list) else []
             inside = {str(name): at[name] for name in names}
-            found += [([*path, name], inside.get(name)) for name in (inside if part == "*" else [part])]
+            chosen = inside if part == "*" else [part] if part in inside or not isinstance(at, list) else []
+            found += [([*path, name], inside.get(name)) for name in chosen]
         ways = found
     return [f"{'.'.join(path)}={value}" for path, _ in ways]
 
@@ -122,7 +122,7 @@ def load_study(name: str) -> Study:
     if not path.exists():
         sys.exit(f"there is no study {name!r}; there are {', '.join(studies())}")
     said = yaml.safe_load(path.read_text(encoding="utf-8"))
-    defaults = {"large": LARGE, **{key: said[key] for key in ("against", "large", "last") if key in said}}
+    defaults = {key: said[key] for key in ("against", "large", "last") if key in said}
     jobs = []
     for job in said["jobs"]:
         settings = {**defaults, **job}

@@ -88,13 +88,18 @@ def _rows(job: Job, results: dict[str, Any], per_query: pa.Table, seconds: float
             "role": system["role"],
             MEASURE: round(system[MEASURE], 4),
             "recall@100": round(system["recall@100"], 4),
-            "train_seconds": results["seconds"].get(f"train {system['name']}"),
+            "train_seconds": next(filter(None, map(results["seconds"].get, _trained(system["name"]))), None),
             "bytes_per_document": system.get("bytes_per_document"),
             "against": reference,
             "difference": round(test["difference"], 4) if test else None,
             "p_holm": round(test["p_holm"], 4) if test else None,
             "job_seconds": round(seconds) or None,
         }
+
+
+def _trained(name: str) -> list[str]:
+    """What results.json calls the training of a system: a student's, or that of a learned index."""
+    return [f"train {name}", f"learn {name}"]
 
 
 def _pivot(rows: list[dict[str, Any]]) -> str:

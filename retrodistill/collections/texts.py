@@ -15,6 +15,7 @@ from retrodistill.errors import UserError, sample_of
 # 64-bit offsets: selecting a large part of a corpus may pass the 2 GiB that one `string` array can hold.
 SCHEMA = pa.schema([("id", pa.string()), ("text", pa.large_string())])
 BATCH = 4096
+_MANY = 200_000  # ids: looking some of them up does not hold all as Python strings
 
 
 class Texts(Mapping[str, str]):
@@ -84,14 +85,23 @@ class Texts(Mapping[str, str]):
     def _places(self) -> dict[str, int]:
         return {id_: place for place, id_ in enumerate(self.ids)}
 
+    def _places_of(self, ids: list[str]) -> dict[str, int]:
+        """The rows of some ids, without keeping all ids as Python strings."""
+        column = self.table["id"]
+        distinct = pa.array(list(dict.fromkeys(ids)), pa.string())
+        rows = np.flatnonzero(pc.is_in(column, value_set=distinct).to_numpy())
+        return dict(zip(column.take(pa.array(rows)).to_pylist(), rows.tolist(), strict=True))
+
     def position(self, id_: str) -> int:
         """The row of an id; KeyError if unknown."""
         return self._places[id_]
 
     def positions(self, ids: Iterable[str]) -> np.ndarray:
         """(n,) int64 rows of `ids`, in their order; -1 for an unknown one."""
-        places = self._places
-        return np.fromiter((places.get(id_, -1) for id_ in ids), dtype=np.int64)
+        wanted = list(ids)
+        few = len(self) > _MANY and len(wanted) * 20 < len(self) and "_places" not in self.__dict__
+        places = self._places_of(wanted) if few else self._places
+        return np.fromiter((places.get(id_, -1) for id_ in wanted), dtype=np.int64, count=len(wanted))
 
     def slice(self, start: int, stop: int) -> list[str]:
         """The texts of rows start to stop (exclusive), as a Python slice counts them."""

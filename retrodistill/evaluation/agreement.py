@@ -37,7 +37,8 @@ def agreements(
     """How far each run ranks as the teacher does.
 
     A teacher that can search is compared by its own search; one that scores pairs only (a cross-encoder) by its order
-    of the documents that any of the runs has in its top 100, the same list for all.
+    of the documents that any of the runs has in its top 100, the same list for all. A recorded teacher is compared on
+    the queries that it has.
 
     Args:
         teacher: What `load_teacher` takes.
@@ -52,7 +53,11 @@ def agreements(
     Raises:
         UserError: The teacher cannot be loaded, or has a score for none of the queries.
     """
-    judge = load_teacher(teacher)
+    judge, asked = load_teacher(teacher), len(queries)
+    if isinstance(judge, RecordedTeacher):
+        known_queries = set(judge.run.query_ids)
+        queries = queries.select([query for query in queries.ids if query in known_queries])
+        qrels = qrels and {query: grades for query, grades in qrels.items() if query in known_queries}
     own = {query: query for query in queries.ids}
     tops = {name: run.select(queries.ids).without(own).top(DEPTH) for name, run in runs.items()}
     search = searcher(judge)
@@ -64,26 +69,32 @@ def agreements(
         wanted = retrieve(search, collection, queries, min(DEPTH + 1, len(collection.documents)))
     known, wanted = wanted, wanted.without(own).top(DEPTH)
     if not len(wanted):
-        raise UserError(f"teacher {judge.name} has no score for any of the {len(queries)} queries; use another.")
+        raise UserError(f"teacher {judge.name} has no score for any of the {asked} queries; use another.")
     found = {}
     for name, top in tops.items():
         scored = _scored(judge, collection, queries, top) if rescore else _recorded(known, top, judge.name)
-        ceiling = means(evaluate_run(scored, qrels, ["ndcg@10"]))["ndcg@10"] if qrels and rescore else None
         whole = runs[name].select(queries.ids).without(own)
-        found[name] = _agreement(judge.name, (whole, top), (wanted, scored), ceiling)
+        quality = {
+            "reached": _ndcg(whole, qrels) if qrels else None,
+            "ceiling": _ndcg(scored, qrels) if qrels and rescore else None,
+        }
+        found[name] = _agreement((judge.name, len(queries)), (whole, top), (wanted, scored), quality)
     return found
 
 
-def _agreement(teacher: str, own: tuple[Run, Run], judged: tuple[Run, Run], ceiling: float | None) -> Agreement:
+def _agreement(
+    judge: tuple[str, int], own: tuple[Run, Run], judged: tuple[Run, Run], quality: Mapping[str, float | None]
+) -> Agreement:
     """Of a system's whole run and its top, and of the teacher's list and its scores of that top."""
-    (run, top), (wanted, scored) = own, judged
+    (teacher, count), (run, top), (wanted, scored) = judge, own, judged
     taus = list(kendall(run, wanted, DEPTH).values())
     return Agreement(
         teacher=teacher,
+        queries=count,
         overlap10=_mean(overlap(run, wanted, 10)),
         rank_biased_overlap=min(1.0, _mean(ranking_overlap(run, wanted, depth=DEPTH))),
         kendall_tau=float(np.mean(taus)) if taus else None,
-        ceiling=ceiling,
+        **quality,
         calibration=[Bin(**point) for point in score_bins(look_up(top, scored), scored.scores)],  # type: ignore[arg-type]
     )
 
@@ -101,6 +112,10 @@ def _recorded(run: Run, pairs: Run, name: str) -> Run:
     scores = look_up(run, pairs)
     known = np.isfinite(scores)
     return pairs.filter(known).with_scores(scores[known], name)
+
+
+def _ndcg(run: Run, qrels: Grades) -> float:
+    return means(evaluate_run(run, qrels, ["ndcg@10"]))["ndcg@10"]
 
 
 def _mean(values: Mapping[str, float]) -> float:

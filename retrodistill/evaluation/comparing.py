@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from retrodistill.errors import UserError, sample_of, unknown
-from retrodistill.measures.significance import compare_paired, holm, outcomes, smallest_difference
+from retrodistill.measures.significance import LEAST, compare_paired, holm, outcomes, smallest_difference
 from retrodistill.reports.measured import Agreement
 
 
@@ -28,6 +28,7 @@ class Comparison:
             the queries with the largest differences, both ways, each ``query_id``, ``text``, ``a``, ``b``,
             ``difference``.
         agreement: With a teacher, by system; empty where none was asked.
+        notes: What a reader must know of the systems.
     """
 
     measure: str
@@ -35,6 +36,7 @@ class Comparison:
     means: dict[str, float]
     comparisons: list[dict[str, Any]]
     agreement: dict[str, Agreement] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """The dictionary for programs."""
@@ -44,6 +46,7 @@ class Comparison:
             "systems": [{"name": name, self.measure: value} for name, value in self.means.items()],
             "comparisons": self.comparisons,
             "agreement": {name: one.model_dump(mode="json", by_alias=True) for name, one in self.agreement.items()},
+            "notes": self.notes,
         }
 
     def __str__(self) -> str:
@@ -121,8 +124,9 @@ def _aligned(systems: Mapping[str, pa.Table], measure: str) -> tuple[list[str], 
     """The queries, in the first system's order, and each system's values in that order."""
     tables: dict[str, dict[str, float]] = {}
     for name, table in systems.items():
-        if measure not in table.column_names:
-            raise unknown(f"measure of {name}", measure, [one for one in table.column_names if one != "query_id"])
+        measures = [one for one in table.column_names if one != "query_id"]
+        if measure not in measures:
+            raise unknown(f"measure of {name}", measure, measures)
         queries, column = table["query_id"].to_pylist(), table[measure].to_pylist()
         if len(set(queries)) < len(queries):
             twice = [query for query in dict.fromkeys(queries) if queries.count(query) > 1]
@@ -158,8 +162,8 @@ def _changed(
     """The largest gains, then the largest losses, each from the largest on."""
     differences = a - b
     order = np.argsort(-differences, kind="stable")
-    gained = [at for at in order[:shown] if differences[at] > 0]
-    lost = [at for at in order[::-1][:shown] if differences[at] < 0]
+    gained = [at for at in order[:shown] if differences[at] > LEAST]
+    lost = [at for at in order[::-1][:shown] if differences[at] < -LEAST]
     return [
         {
             "query_id": queries[at],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -14,21 +14,37 @@ from retrodistill.errors import UserError
 from retrodistill.evaluation.memory import peak_memory
 from retrodistill.evaluation.reranking import Reranker
 from retrodistill.evaluation.student_reranking import StudentReranker
-from retrodistill.evaluation.systems import Candidate
 from retrodistill.indexes.asymmetric import AsymmetricIndex
-from retrodistill.manifest import Manifest
 from retrodistill.measures.cost import fixed_threads, matrix_rate, operations
 from retrodistill.measures.latency import staged_latency
 from retrodistill.models.contract import TextModel
 from retrodistill.models.embeddings import embed
-from retrodistill.models.encoder import Encoder
 from retrodistill.models.lexical import BM25
-from retrodistill.models.retrievers import DenseRetriever, LexicalRetriever, RecordedRetriever
+from retrodistill.models.retrievers import DenseRetriever, LexicalRetriever, RecordedRetriever, Retriever
+from retrodistill.models.vector_files import VectorFile, bound
 from retrodistill.models.vectors import flat_index, leading
 from retrodistill.reports.measured import Cost, Timing
+from retrodistill.teachers.ensemble import Ensemble
 
 DEPTH, BATCHES = 100, (1, 32)
-_QUERIES, _DOCUMENTS, _BATCH, _MEMORY = 100, 128, 32, 20
+_QUERIES, _DOCUMENTS, _BATCH, _WARM_UP, _MEMORY = 100, 64, 32, 8, 20
+
+
+class Rates(NamedTuple):
+    """Throughput of an encoder of documents.
+
+    Attributes:
+        tokens_per_second: That it reads.
+        matrix_share: Of the machine's measured float32 matrix product rate.
+        encode_seconds: For all documents of the collection, at this rate.
+    """
+
+    tokens_per_second: float
+    matrix_share: float
+    encode_seconds: float
+
+
+_RATES: dict[tuple[str, str, int], Rates | None] = {}  # by encoder, collection and threads
 
 Stages = tuple[Callable[[list[str]], Any], Callable[[Any], Any]]
 
@@ -43,53 +59,62 @@ class Staged(Protocol):
 
 
 def measure_cost(
-    candidate: Candidate, collection: Collection, texts: Sequence[str], threads: int = 1, place: str | None = None
+    retriever: Retriever,
+    collection: Collection,
+    texts: Sequence[str],
+    threads: int = 1,
+    *,
+    source: str | None = None,
+    place: str | None = None,
 ) -> Cost | None:
     """Time a system, batch 1 and 32, after a warm-up and on fixed threads; and what else serving takes.
 
     Args:
-        candidate: The system.
+        retriever: The system.
         collection: What it searches; k is 100.
         texts: Queries; the first 100 are asked.
         threads: Of torch and FAISS.
-        place: What the collection was loaded from, for the process that measures memory; None leaves that out.
+        source: What `load_candidate` takes for it, as text, for the process that measures memory; None leaves that out.
+        place: What the collection was loaded from, for the same; None leaves that out.
 
     Returns:
-        None for what answers no new query: a recorded run, a teacher that re-ranks, a student that re-ranks another
-        system than bm25.
+        None for what answers no new query: a recorded run, an encoder of recorded vectors, a teacher that re-ranks, a
+        student that re-ranks another system than bm25, an ensemble with a member that scores pairs only.
 
     Raises:
         UserError: No query, or fewer than one thread.
     """
-    retriever, asked = candidate.retriever, list(texts[:_QUERIES])
-    if isinstance(retriever, (RecordedRetriever, Reranker)):
-        return None
-    if isinstance(retriever, StudentReranker) and not retriever.can_be_timed:
+    asked = list(texts[:_QUERIES])
+    if not answers_new_queries(retriever):
         return None
     if not asked:
         raise UserError("no query to time; choose a split that has some.")
     documents = len(collection.documents)
     with fixed_threads(threads):
-        stages = _stages(candidate, collection, min(DEPTH, documents))
-        if stages is None:
-            answer = retriever.responder(collection, min(DEPTH, documents))
-            timings = [_timing([lambda batch: [answer(text) for text in batch]], asked, 1)]
-        else:
-            timings = [_timing(stages, asked, batch) for batch in BATCHES]
+        stages = _stages(retriever, collection, min(DEPTH, documents))
+        timings = [_timing(stages, asked, batch) for batch in BATCHES]
         throughput = _throughput(retriever, collection, threads)
     each = retriever.bytes_per_document(collection)
     peak = None
-    if candidate.source is not None and place is not None:
-        peak = peak_memory(candidate.source, place, asked[:_MEMORY], threads)
-    built = None if candidate.folder is None else Manifest.read(candidate.folder).about.get("build_seconds")
+    if source is not None and place is not None:
+        peak = peak_memory(source, place, asked[:_MEMORY], threads)
     return Cost(
         threads=threads,
         timings=timings,
         total_bytes=None if each is None else each * documents,
-        build_seconds=built,
+        build_seconds=getattr(retriever, "build_seconds", None),
         peak_bytes=peak,
         **throughput,
     )
+
+
+def answers_new_queries(retriever: Retriever) -> bool:
+    """Whether there is anything to time: not of what was recorded, nor of teachers that keep what they scored."""
+    if isinstance(retriever, (RecordedRetriever, Reranker)):
+        return False
+    if isinstance(retriever, (StudentReranker, Ensemble)):
+        return retriever.can_be_timed
+    return not isinstance(getattr(retriever, "queries", None), VectorFile)
 
 
 def _timing(stages: Sequence[Callable[[Any], Any]], texts: Sequence[str], batch: int) -> Timing:
@@ -98,16 +123,16 @@ def _timing(stages: Sequence[Callable[[Any], Any]], texts: Sequence[str], batch:
     return Timing(batch=batch, encode=encode, search=search, total=total, queries_per_second=round(rate, 2))
 
 
-def _stages(candidate: Candidate, collection: Collection, k: int) -> Stages | None:
-    """Encoding and search apart, where they can be; None where there is only the whole."""
-    retriever = candidate.retriever
+def _stages(retriever: Retriever, collection: Collection, k: int) -> Sequence[Callable[[Any], Any]]:
+    """Encoding and search apart, where they can be; else the whole, one query after the other."""
     if isinstance(retriever, Staged):
         return retriever.stages(collection, k)
     if isinstance(retriever, LexicalRetriever):
         ranker = BM25(collection.documents)
         return list, lambda texts: ranker.search(texts, k)  # it has nothing to encode
     if type(retriever) is DenseRetriever:
-        flat, asking = flat_index(embed(retriever.documents, collection.documents.texts, "document")), retriever.queries
+        documents, asking = bound(retriever.documents, collection), retriever.queries
+        flat = flat_index(embed(documents, collection.documents.texts, "document"))
         return lambda texts: asking.encode(texts, "query"), lambda vectors: flat.search(vectors, k)
     if isinstance(retriever, AsymmetricIndex) and retriever.queries is not None:
         index, encoder, space = retriever.index, retriever.queries, retriever.space
@@ -115,37 +140,54 @@ def _stages(candidate: Candidate, collection: Collection, k: int) -> Stages | No
             lambda texts: leading(encoder.encode(texts, "query"), space.truncation, unit=space.norm == "unit"),
             lambda vectors: index.search(np.ascontiguousarray(vectors), min(k, len(retriever))),
         )
-    return None
+    answer = retriever.responder(collection, k)
+    return [lambda texts: [answer(text) for text in texts]]
 
 
 def _throughput(retriever: Any, collection: Collection, threads: int) -> dict[str, Any]:
-    """Tokens a second of the encoder of documents, else of queries, on a sample of the documents."""
+    """Of the encoder of documents, else of queries, on a sample of the documents; none of recorded vectors."""
     documents = getattr(retriever, "documents", None)
     encoder = documents if isinstance(documents, TextModel) else getattr(retriever, "queries", None)
-    tokens_of = _tokenizer(encoder)
-    if tokens_of is None or not isinstance(encoder, Encoder):
+    if not isinstance(encoder, TextModel) or isinstance(encoder, VectorFile):
         return {}
+    key = (encoder.fingerprint("document"), collection.fingerprint, threads)
+    if key not in _RATES:  # several systems of a table may have their documents by one model
+        _RATES[key] = _rates(encoder, collection, threads)
+    rates = _RATES[key]
+    if rates is None:
+        return {}
+    return {
+        "encoder": encoder.name,
+        "tokens_per_second": rates.tokens_per_second,
+        "matrix_share": rates.matrix_share,
+        "encode_seconds": rates.encode_seconds if encoder is documents else None,
+    }
+
+
+def _rates(encoder: Any, collection: Collection, threads: int) -> Rates | None:
+    """None where the encoder's tokens cannot be counted."""
+    tokens_of = _tokenizer(encoder)
+    if tokens_of is None:
+        return None
     total = len(collection.documents)
     rows = np.linspace(0, total - 1, min(_DOCUMENTS, total), dtype=int)
     texts = [collection.documents.slice(int(row), int(row) + 1)[0] for row in rows]
-    encoder.encode(texts[:_BATCH], "document", batch_size=_BATCH)
+    encoder.encode(texts[:_WARM_UP], "document", batch_size=_BATCH)
     start = time.perf_counter()
     encoder.encode(texts, "document", batch_size=_BATCH)
     seconds = time.perf_counter() - start
     work = operations(lambda: encoder.encode(texts, "document", batch_size=_BATCH))
-    return {
-        "encoder": encoder.name,
-        "tokens_per_second": round(tokens_of(texts) / seconds, 1),
-        "matrix_share": round(work / seconds / _machine_rate(threads), 4),
-        "encode_seconds": round(seconds / len(texts) * total, 2) if encoder is documents else None,
-    }
+    return Rates(
+        round(tokens_of(texts) / seconds, 1),
+        round(work / seconds / _machine_rate(threads), 4),
+        round(seconds / len(texts) * total, 2),
+    )
 
 
-def _tokenizer(encoder: Any) -> Callable[[Sequence[str]], int] | None:
+def _tokenizer(encoder: TextModel) -> Callable[[Sequence[str]], int] | None:
     """Counts the tokens that an encoder reads of documents, its prompt and its maximum length included."""
-    if not isinstance(encoder, Encoder):
-        return None
-    tokenizer: Any = getattr(encoder.model[0], "tokenizer", None)
+    first = encoder.modules("document")[0]
+    tokenizer: Any = getattr(first, "tokenizer", None)
     prompt = encoder.prompt("document")
     if hasattr(tokenizer, "encode_batch"):  # a table's: tokenizers, without special tokens
         return lambda texts: sum(
@@ -153,7 +195,7 @@ def _tokenizer(encoder: Any) -> Callable[[Sequence[str]], int] | None:
         )
     if not callable(tokenizer):
         return None
-    limit = encoder.model.max_seq_length
+    limit = encoder.contract("document")["max_length"]
 
     def count(texts: Sequence[str]) -> int:
         read = tokenizer([prompt + text for text in texts], truncation=limit is not None, max_length=limit)

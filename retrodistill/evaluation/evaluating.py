@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 
 from retrodistill.collections import Collection, Texts, load_collection
-from retrodistill.errors import UserError
+from retrodistill.errors import UserError, sample_of
 from retrodistill.evaluation.agreement import agreements
 from retrodistill.evaluation.cost import measure_cost
-from retrodistill.evaluation.folder import Folder, Kept, check_file_names
+from retrodistill.evaluation.folder import Folder, Kept, check_file_names, write_per_query
 from retrodistill.evaluation.report import with_differences
 from retrodistill.evaluation.rules import split_of, version_note
 from retrodistill.evaluation.streaming import retrieve
@@ -23,10 +23,9 @@ from retrodistill.files import exclusive, write_json
 from retrodistill.manifest import Manifest, hardware, library_versions
 from retrodistill.measures.ranking import Grades, evaluate_run, means, measures_within, parse_measure
 from retrodistill.models.retrievers import Retriever
-from retrodistill.progress import say
 from retrodistill.reports import write_page
 from retrodistill.reports.measured import Agreement, Cost
-from retrodistill.reports.results import Results, System
+from retrodistill.reports.results import Results, System, of_measures
 from retrodistill.runs.run import Run
 from retrodistill.teachers.loading import load_teacher
 
@@ -198,8 +197,7 @@ def evaluate_on(
     folder = Folder(out, Manifest("evaluation", {"collection": collection.fingerprint}, settings))
     with exclusive(out / ".lock"):
         whole = _evaluate(candidates, collection, (split, queries, qrels), wanted, folder, notes)
-        if whole.per_query:
-            folder.write_per_query(whole.per_query)
+        write_per_query(whole.per_query, out)
         results = with_differences(whole, collection, qrels, wanted.command)
         write_json(out / "results.json", results.to_json())
         write_page(results, out / "report.html")
@@ -209,14 +207,14 @@ def evaluate_on(
 def _judgements(collection: Collection, split: str, wanted: Wanted) -> tuple[Grades | None, list[str]]:
     """The judgements, None where the collection has none at all; and what a reader must know."""
     if collection.qrels:
-        notes = [version_note(collection, split), _depth_note(wanted)]
+        notes = [*collection.warnings, version_note(collection, split), _depth_note(wanted)]
         return collection.relevance(split).to_dict(), [note for note in notes if note]
     if wanted.teacher is None and wanted.cost_threads is None:
         raise UserError(
             f"collection {collection.name} has no relevance judgements, so there is no quality to measure; "
             "give a teacher for agreement with it, or ask for cost."
         )
-    return None, [f"{collection.name} has no relevance judgements: quality is not measured."]
+    return None, [*collection.warnings, f"{collection.name} has no relevance judgements: quality is not measured."]
 
 
 def _depth_note(wanted: Wanted) -> str | None:
@@ -257,15 +255,15 @@ def _evaluate(
         queries=len(queries),
         rows=[_row(name, one, agreed.get(name)) for name, one in kept.items()],
         per_query=tables,
-        notes=notes,
-        provenance={"collection": collection.fingerprint, "documents": str(len(collection.documents))},
+        notes=[*notes, *(one.note for one in kept.values() if one.note)],
+        provenance=_provenance(candidates, collection, wanted),
         kept=kept,
     )
 
 
 def search(retriever: Retriever, collection: Collection, queries: Texts, depth: int) -> Run:
     """The best `depth` documents of each query; a document that is the query itself is left out, as in beir."""
-    own = any(query in collection.documents for query in queries.ids)
+    own = bool((collection.documents.positions(queries.ids) >= 0).any())
     run = retrieve(retriever, collection, queries, min(depth + own, len(collection.documents)))
     return run.without({query: query for query in queries.ids}).top(depth)
 
@@ -274,28 +272,47 @@ def _measure(
     candidate: Candidate, collection: Collection, queries: Texts, qrels: Grades | None, wanted: Wanted
 ) -> Kept:
     run = search(candidate.retriever, collection, queries, wanted.depth).renamed(candidate.name)
-    lacking = len(queries) - len(run.query_ids)
-    if lacking:
-        say(f"{candidate.name}: {lacking} of {len(queries)} queries have no results; they count 0")
     cost = None
     if wanted.cost_threads is not None:
-        cost = measure_cost(candidate, collection, queries.texts, wanted.cost_threads, wanted.place)
+        asked = (collection, queries.texts, wanted.cost_threads)
+        cost = measure_cost(candidate.retriever, *asked, source=candidate.source, place=wanted.place)
     table = None if qrels is None else evaluate_run(run, qrels, wanted.columns)
     size = candidate.retriever.bytes_per_document(collection)
     told = None if cost is None else cost.model_dump(mode="json", by_alias=True)
-    return Kept(table, run, size, told, candidate.documents_by, candidate.queries_by)
+    note = _unanswered(candidate.name, run, queries)
+    return Kept(table, run, size, told, candidate.documents_by, candidate.queries_by, note)
+
+
+def _unanswered(name: str, run: Run, queries: Texts) -> str:
+    """Says which queries have no results; empty where all have."""
+    answered = set(run.query_ids)
+    lacking = [query for query in queries.ids if query not in answered]
+    if not lacking:
+        return ""
+    return f"{name}: {len(lacking)} of {len(queries)} queries have no results and count 0 ({sample_of(lacking)})."
+
+
+def _provenance(candidates: Sequence[Candidate], collection: Collection, wanted: Wanted) -> dict[str, Any]:
+    """What the figures were made from: data, systems and teacher by their fingerprints, and how deep was searched."""
+    prints = {one.name: one.fingerprint(collection) for one in candidates}
+    found = {
+        "collection": collection.fingerprint,
+        "documents": str(len(collection.documents)),
+        "depth": str(min(wanted.depth, len(collection.documents))),
+        **{f"system {name}": said for name, said in prints.items() if said is not None},
+    }
+    if wanted.teacher is not None:
+        found["teacher"] = f"{wanted.teacher.name} {wanted.teacher.fingerprint(collection)}"
+    return found
 
 
 def _row(name: str, kept: Kept, agreement: Agreement | None) -> System:
     values = {} if kept.per_query is None else means(kept.per_query)
-    named = {str(one.serialization_alias) for one in System.model_fields.values() if one.serialization_alias}
     cost = None if kept.cost is None else Cost.model_validate(kept.cost)
     row = {
         "name": name,
         "role": "baseline",
-        "ndcg@10": None,
-        **{measure: value for measure, value in values.items() if measure in named},
-        "measures": {measure: value for measure, value in values.items() if measure not in named},
+        **of_measures(values),
         "bytes_per_document": kept.bytes_per_document,
         "query_ms": None if cost is None else cost.timings[0].total,
         "documents_by": kept.documents_by,

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from retrodistill.collections.collection import Collection
 from retrodistill.measures.ranking import Grades
-from retrodistill.reports.results import Example, Hit
+from retrodistill.measures.significance import LEAST
+from retrodistill.reports.results import Example, Hit, Missed
 from retrodistill.runs.run import Run
 
 MEASURE = "ndcg@10"
 CHANGED = 20  # queries to show that are won, and as many that are lost
 _SHOWN = 5  # documents of a ranking
-_TITLE, _TEXT = 160, 300  # letters
-_TIE = 1e-9  # as in `outcomes`
+_TITLE, _TEXT = 160, 1200  # letters
+
+
+class _Place(NamedTuple):
+    """Where a document stands in a ranking, counted from 1, and its score."""
+
+    rank: int
+    score: float
 
 
 @dataclass(frozen=True)
@@ -47,8 +55,8 @@ def won_and_lost(reference: Side, other: Side, most: int = CHANGED) -> tuple[lis
     queries = [query for query in reference.values if query in other.values]
     gains = np.array([other.values[query] - reference.values[query] for query in queries])
     order = np.argsort(-gains, kind="stable")
-    won = [queries[at] for at in order[:most] if gains[at] > _TIE]
-    lost = [queries[at] for at in np.argsort(gains, kind="stable")[:most] if gains[at] < -_TIE]
+    won = [queries[at] for at in order[:most] if gains[at] > LEAST]
+    lost = [queries[at] for at in np.argsort(gains, kind="stable")[:most] if gains[at] < -LEAST]
     return won, lost
 
 
@@ -61,7 +69,7 @@ def spread_out(queries: Sequence[str], count: int) -> list[str]:
 def side_by_side(
     collection: Collection, grades: Grades | None, queries: Sequence[str], reference: Side, other: Side
 ) -> list[Example]:
-    """The top five of both systems for some queries.
+    """The top five of both systems for some queries, and where relevant documents stand that neither has there.
 
     Args:
         collection: Where texts come from.
@@ -70,28 +78,55 @@ def side_by_side(
         reference: One system.
         other: The other, as a rule the student.
     """
+    both = [_rankings(side.run, queries) for side in (reference, other)]
+    relevant = {
+        query: {name for name, grade in (grades or {}).get(query, {}).items() if grade > 0} for query in queries
+    }
+    missed = {query: _missed(relevant[query], [rankings.get(query, {}) for rankings in both]) for query in queries}
+    shown = {name for rankings in both for query in queries for name in _first(rankings.get(query, {}))}
+    shown |= {name for names in missed.values() for name in names}
+    texts = _Shown(collection, sorted(shown))
     found = []
-    tops = [{query: hits for query, *hits in side.run.select(queries).top(_SHOWN)} for side in (reference, other)]
     for query in queries:
-        relevant = {document for document, grade in (grades or {}).get(query, {}).items() if grade > 0}
-        teacher, student = (
-            [_hit(collection, document, float(score), relevant) for document, score in zip(*top[query], strict=True)]
-            if query in top
-            else []
-            for top in tops
-        )
+        teacher, student = (rankings.get(query, {}) for rankings in both)
         found.append(
             Example(
                 query=collection.queries[query],
                 query_id=query,
-                relevant=sorted(relevant),
-                teacher=teacher,
-                student=student,
+                relevant=sorted(relevant[query]),
+                teacher=[texts.hit(name, teacher[name].score, relevant[query]) for name in _first(teacher)],
+                student=[texts.hit(name, student[name].score, relevant[query]) for name in _first(student)],
+                missed=[texts.missed(name, teacher.get(name), student.get(name)) for name in missed[query]],
                 teacher_value=reference.values.get(query),
                 student_value=other.values.get(query),
             )
         )
     return found
+
+
+def _rankings(run: Run, queries: Sequence[str]) -> dict[str, dict[str, _Place]]:
+    """By query, the documents in rank order with rank and score."""
+    return {
+        query: {
+            str(name): _Place(rank, float(score))
+            for rank, (name, score) in enumerate(zip(*found, strict=True), start=1)
+        }
+        for query, *found in run.select(queries).ranked()
+    }
+
+
+def _first(ranking: Mapping[str, _Place]) -> list[str]:
+    return list(ranking)[:_SHOWN]
+
+
+def _missed(relevant: set[str], rankings: Sequence[Mapping[str, _Place]]) -> list[str]:
+    """Relevant documents that no system shows, at most five: those that one found first, then the others by id."""
+    shown = {name for ranking in rankings for name in _first(ranking)}
+
+    def best(name: str) -> tuple[float, str]:
+        return min((ranking[name].rank for ranking in rankings if name in ranking), default=np.inf), name
+
+    return sorted(relevant - shown, key=best)[:_SHOWN]
 
 
 def snippet(text: str, length: int) -> str:
@@ -104,11 +139,20 @@ def snippet(text: str, length: int) -> str:
     return cut[: space if space > 0 else None].rstrip() + "…"
 
 
-def _hit(collection: Collection, document: str, score: float, relevant: set[str]) -> Hit:
-    return Hit(
-        document_id=document,
-        title=snippet(collection.titles[document], _TITLE),
-        text=snippet(collection.bodies[document], _TEXT),
-        relevant=document in relevant,
-        score=score,
-    )
+class _Shown:
+    """Titles and texts of some documents; of a large corpus, no others are looked up."""
+
+    def __init__(self, collection: Collection, names: Sequence[str]) -> None:
+        self.titles, self.bodies = collection.titles.select(names), collection.bodies.select(names)
+
+    def hit(self, name: str, score: float, relevant: set[str]) -> Hit:
+        """A document of a ranking."""
+        return Hit(document_id=name, relevant=name in relevant, score=score, **self._texts(name))
+
+    def missed(self, name: str, teacher: _Place | None, student: _Place | None) -> Missed:
+        """A relevant document that neither system shows."""
+        ranks = [None if place is None else place.rank for place in (teacher, student)]
+        return Missed(document_id=name, teacher_rank=ranks[0], student_rank=ranks[1], **self._texts(name))
+
+    def _texts(self, name: str) -> dict[str, str]:
+        return {"title": snippet(self.titles[name], _TITLE), "text": snippet(self.bodies[name], _TEXT)}

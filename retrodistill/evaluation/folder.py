@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from retrodistill.errors import UserError
 from retrodistill.files import atomic_file, atomic_folder, file_digest, make_folder
 from retrodistill.manifest import FILE_NAME, Manifest
-from retrodistill.runs.formats import read_run, write_run
-from retrodistill.runs.run import Run, id_codes
+from retrodistill.runs.formats import keep_run, read_run
+from retrodistill.runs.run import Run
 from retrodistill.stores import slug
 
 PER_QUERY = "per-query.parquet"
@@ -31,6 +31,7 @@ class Kept:
         bytes_per_document: What serving keeps; None where nothing is known.
         cost: As `Cost` in JSON; None where it was not measured.
         documents_by, queries_by: What encodes each side; empty where nothing is known.
+        note: What a reader must know of it; empty for nothing.
     """
 
     per_query: pa.Table | None
@@ -39,6 +40,7 @@ class Kept:
     cost: dict[str, Any] | None = None
     documents_by: str = ""
     queries_by: str = ""
+    note: str = ""
 
     def results(self) -> Run:
         """The run, read where it is on disk."""
@@ -69,14 +71,13 @@ class Folder:
         if not run.is_file() or file_digest(run) != about["checksum"]:
             return None
         per_query = pq.read_table(place / PER_QUERY) if (place / PER_QUERY).is_file() else None
-        by = (about.get("documents_by", ""), about.get("queries_by", ""))
-        return Kept(per_query, run, about["bytes_per_document"], about["cost"], *by)
+        said = (about.get(key, "") for key in ("documents_by", "queries_by", "note"))
+        return Kept(per_query, run, about["bytes_per_document"], about["cost"], *said)
 
     def keep(self, name: str, fingerprint: str | None, measured: Kept) -> Kept:
         """Write what was measured, the run first, the manifest last; gives it back with the run on disk."""
         run = measured.results()
-        file = self.path / "runs" / f"{slug(name)}{'.run' if _fits_trec(run) else '.parquet'}"
-        write_run(run, file)
+        file = keep_run(run, self.path / "runs" / slug(name))
         about = {
             "run": file.name,
             "checksum": file_digest(file),
@@ -84,18 +85,13 @@ class Folder:
             "cost": measured.cost,
             "documents_by": measured.documents_by,
             "queries_by": measured.queries_by,
+            "note": measured.note,
         }
         with atomic_folder(self._place(name)) as temporary:
             if measured.per_query is not None:
                 pq.write_table(measured.per_query, temporary / PER_QUERY)
             self._manifest(name, fingerprint or "unknown", about).write(temporary, FILE_NAME)
         return replace(measured, run=file)
-
-    def write_per_query(self, tables: dict[str, pa.Table]) -> None:
-        """All systems' values in one table: system, query_id, measures."""
-        rows = [table.add_column(0, "system", pa.array([name] * len(table))) for name, table in tables.items()]
-        with atomic_file(self.path / PER_QUERY) as temporary:
-            pq.write_table(pa.concat_tables(rows), temporary)
 
     def before(self, names: Iterable[str]) -> dict[str, Kept]:
         """Other systems than `names`, measured before on the same queries by the same measures; the oldest first."""
@@ -116,6 +112,17 @@ class Folder:
     def _manifest(self, name: str, fingerprint: str, about: dict[str, Any] | None = None) -> Manifest:
         inputs = {**self.wanted.inputs, "system": fingerprint}
         return Manifest("evaluation", inputs, {**self.wanted.settings, "name": name}, about or {})
+
+
+def write_per_query(tables: Mapping[str, pa.Table], folder: Path) -> None:
+    """All systems' values in one table: system, query_id, measures; none where nothing was judged."""
+    path = folder / PER_QUERY
+    if not tables:
+        path.unlink(missing_ok=True)  # of judgements that there were before
+        return
+    rows = [table.add_column(0, "system", pa.array([name] * len(table))) for name, table in tables.items()]
+    with atomic_file(path) as temporary:
+        pq.write_table(pa.concat_tables(rows), temporary)
 
 
 def check_file_names(names: Iterable[str]) -> None:
@@ -150,7 +157,3 @@ def read_per_query(folder: str | Path) -> dict[str, pa.Table]:
         raise UserError(f"{path} has the columns {', '.join(table.column_names)}; wanted system, query_id, measures.")
     names = list(dict.fromkeys(table["system"].to_pylist()))
     return {name: table.filter(pc.equal(table["system"], name)).drop_columns(["system"]) for name in names}
-
-
-def _fits_trec(run: Run) -> bool:
-    return all(id_.split() == [id_] for column in ("query_id", "document_id") for id_ in id_codes(run.table[column])[0])

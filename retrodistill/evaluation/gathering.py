@@ -59,7 +59,7 @@ class Measured:
         found = next((path for name in names if (path := home / "runs" / name).is_file()), None)
         if found is None:
             raise UserError(f"no run of {self.name} in {home / 'runs'}; agreement needs it: evaluate it again.")
-        return read_run(found)
+        return read_run(found, may_be_empty=True)
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,8 @@ def compare_named(names: Sequence[str], asked: Asked) -> Comparison:
         texts=None if collection is None else collection.queries,
         seed=asked.seed,
     )
+    if made is not None:
+        compared = replace(compared, notes=made.notes)
     if teacher is None or collection is None:
         return compared
     split = split_of(collection, asked.split)

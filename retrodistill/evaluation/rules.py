@@ -55,13 +55,13 @@ def split_of(collection: Collection, split: str | None) -> str:
         return split
     if not collection.qrels:
         return "all"
-    ruled = _SPLITS.get(collection.name, "test")
+    ruled = _SPLITS.get(_beir_name(collection), "test")
     return ruled if ruled in collection.qrels else "test"
 
 
 def version_note(collection: Collection, split: str) -> str | None:
     """What a reader must know of a data set that exists in several versions."""
-    if collection.name != _TOUCHE or split not in collection.qrels:
+    if _beir_name(collection) not in (_TOUCHE, f"{_TOUCHE}-v2") or split not in collection.qrels:
         return None
     count = len(collection.qrels[split])
     if count == _TOUCHE_V2:
@@ -69,10 +69,15 @@ def version_note(collection: Collection, split: str) -> str | None:
     return f"{_TOUCHE} has {count:,} judgements; BEIR's version 2 has {_TOUCHE_V2:,}: not comparable with its table."
 
 
+def _beir_name(collection: Collection) -> str:
+    """What BEIR calls a data set, wherever it was loaded from: ir_datasets puts ``beir-`` before it."""
+    return collection.name.removeprefix("beir-")
+
+
 def _forums(source: str | Path) -> list[Source]:
     """The forums where a source is the whole of CQADupStack; else none."""
-    if source == f"beir/{CQADUPSTACK}":
-        places = [f"beir/{CQADUPSTACK}/{forum}" for forum in FORUMS]
+    if source in (f"beir/{CQADUPSTACK}", f"ir_datasets:beir/{CQADUPSTACK}"):
+        places = [f"{source}/{forum}" for forum in FORUMS]
         return [Source(partial(load_collection, place), place, CQADUPSTACK) for place in places]
     folder = Path(source)
     if folder.name != CQADUPSTACK or not folder.is_dir() or list(folder.glob("corpus.jsonl*")):

@@ -12,6 +12,7 @@ from retrodistill.collections.texts import Texts
 from retrodistill.models.embeddings import EmbeddingStore, embed
 from retrodistill.models.encoder import Encoder
 from retrodistill.models.retrievers import DenseRetriever, Retriever
+from retrodistill.models.vector_files import VectorFile, bound
 from retrodistill.models.vectors import check_finite, exact_search
 from retrodistill.progress import bar
 from retrodistill.runs.run import Run
@@ -39,10 +40,10 @@ def stream(retriever: DenseRetriever, collection: Collection, queries: Texts, k:
 
     documents = collection.documents
     k = min(k, len(documents))
-    asked = embed(retriever.queries, queries.texts, "query")
+    asked = embed(bound(retriever.queries, collection), queries.texts, "query")
     best = faiss.ResultHeap(len(asked), k, keep_max=True)
     with bar(len(documents), f"searching ({retriever.name})", "documents") as progress:
-        for start, vectors in _blocks(retriever.documents, documents):
+        for start, vectors in _blocks(bound(retriever.documents, collection), documents):
             ids = documents.table["id"].slice(start, len(vectors)).to_pylist()
             check_finite(vectors, ids, retriever.documents.name)
             rows, scores = exact_search(asked, vectors, k)
@@ -56,7 +57,8 @@ def stream(retriever: DenseRetriever, collection: Collection, queries: Texts, k:
 
 def _blocks(encoder: Encoder, documents: Texts) -> Iterator[tuple[int, np.ndarray]]:
     """Place of the first document, and vectors, of each block."""
-    store = None if encoder.is_static else EmbeddingStore(encoder, "document")
+    made = encoder.is_static or isinstance(encoder, VectorFile)
+    store = None if made else EmbeddingStore(encoder, "document")
     for start in range(0, len(documents), BLOCK):
         texts = documents.slice(start, start + BLOCK)
         if store is not None and not store.missing(texts):

@@ -82,6 +82,7 @@ def comparison_text(made: Comparison) -> str:
     parts += [_changed(one) for one in made.comparisons if one["changed"]]
     if made.agreement:
         parts.append(_agreement_rows(list(made.agreement.items())))
+    parts += [textwrap.fill(note, _WIDTH) for note in made.notes]
     return "\n\n".join(parts)
 
 
@@ -118,7 +119,9 @@ def _agreement_rows(rows: Sequence[tuple[str, object]]) -> str:
         "overlap@10",
         "rank-biased overlap",
         "Kendall's tau",
+        "nDCG@10",
         "ceiling nDCG@10",
+        "queries",
     ]
     return columns(
         heads,
@@ -128,7 +131,9 @@ def _agreement_rows(rows: Sequence[tuple[str, object]]) -> str:
                 f"{one.overlap10:.3f}",
                 f"{one.rank_biased_overlap:.3f}",
                 words.measure(one.kendall_tau),
+                words.measure(one.reached),
                 words.measure(one.ceiling),
+                words.MISSING if one.queries is None else f"{one.queries:,}",
             ]
             for name, one in found
         ],

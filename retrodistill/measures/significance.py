@@ -10,6 +10,7 @@ import numpy as np
 
 from retrodistill.errors import UserError
 
+LEAST = 1e-9  # a difference of at most this is a tie
 _RESAMPLES = 10_000
 _BLOCK_VALUES = 4_000_000  # resampled at once: bounds the memory at about 100 MB, whatever the number of queries
 
@@ -94,7 +95,7 @@ def smallest_difference(differences: np.ndarray, *, alpha: float = 0.05, power: 
     return float(z * np.std(differences, ddof=1) / np.sqrt(len(differences)))
 
 
-def outcomes(a: np.ndarray, b: np.ndarray, *, least: float = 1e-9) -> dict[str, int]:
+def outcomes(a: np.ndarray, b: np.ndarray, *, least: float = LEAST) -> dict[str, int]:
     """On how many queries the first system wins, ties and loses; differences of at most `least` are ties."""
     differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
     wins, losses = int((differences > least).sum()), int((differences < -least).sum())

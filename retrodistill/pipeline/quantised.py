@@ -168,4 +168,4 @@ def _curve(found: LearnedIndex) -> dict[str, list[dict[str, float]]]:
 
 def _candidate(job: Job, index: AsymmetricIndex, role: Any) -> Candidate:
     by = job.space.name if index.queries is None or index.queries.name == job.space.name else "the same, then a map"
-    return Candidate(index.name, role, index, job.space.name, by)
+    return Candidate(index.name, role, index, job.space.name, by, source=str(job.out / "indexes" / index.name))

@@ -92,16 +92,14 @@ def _agreements(job: Job, measured: Sequence[Measured], target: str | None) -> d
     """
     runs = {one.system.name: one.run for one in measured if one.system.name != target}
     own = next((one.run for one in measured if one.system.name == target), None)
-    queries = job.asked_test
-    if isinstance(job.teacher, RecordedTeacher):
-        known = set(job.teacher.run.query_ids)
-        queries = queries.select([query for query in queries.ids if query in known])
-    if own is None and not (isinstance(job.teacher, RecordedTeacher) and len(queries)):
-        return {}
+    if own is None:
+        recorded = set(job.teacher.run.query_ids) if isinstance(job.teacher, RecordedTeacher) else set()
+        if recorded.isdisjoint(job.asked_test.ids):
+            return {}
     say(f"agreement with {job.teacher.name}")
     members = job.teacher.members if isinstance(job.teacher, Ensemble) else [job.teacher]
     cheap = all(isinstance(member, (LexicalTeacher, DenseTeacher, RecordedTeacher)) for member in members)
-    return agreements(job.teacher, runs, job.collection, queries, job.grades, wanted=own, rescore=cheap)
+    return agreements(job.teacher, runs, job.collection, job.asked_test, job.grades, wanted=own, rescore=cheap)
 
 
 def _notes(job: Job, students: Sequence[Distilled], target: str | None) -> list[str]:

@@ -7,12 +7,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from retrodistill.distributed import is_main, main_first
+from retrodistill.evaluation.folder import write_per_query
 from retrodistill.evaluation.student_reranking import StudentReranker
 from retrodistill.files import atomic_file, exclusive, make_folder, write_json
 from retrodistill.indexes import build_index, load_index
@@ -31,7 +28,7 @@ from retrodistill.pipeline.systems import Measured, baselines, measure, of_stude
 from retrodistill.recipe import Recipe, load_recipe, recipe_yaml
 from retrodistill.reports import write_page
 from retrodistill.reports.results import Results
-from retrodistill.runs.formats import write_run
+from retrodistill.runs.formats import keep_run
 from retrodistill.students.cross_encoder import CrossEncoderStudent
 from retrodistill.students.stored_search import StoredStatesRetriever, store_documents
 
@@ -83,7 +80,7 @@ def _run(job: Job, seconds: Seconds, command: str) -> Results:
     candidates = baselines(job) + truncated_teachers(job)
     for made, role, truncate in forms_of(job, distilled):
         with _timed(seconds, f"index {made.name}"):
-            candidates.append(of_student(made, _searcher(job, made, truncate), role))
+            candidates.append(of_student(job, made, _searcher(job, made, truncate), role))
     if note := vectors_note(candidates):
         job.notes.append(note)
     if job.rewrites is not None and settings.students:  # what the first student makes of a better query
@@ -136,8 +133,8 @@ def _write(
     command: str,
 ) -> Results:
     for one in measured:
-        write_run(one.run, job.out / "runs" / f"{one.system.name}.run")
-    _write_per_query(measured, job.out / "per-query.parquet")
+        keep_run(one.run, job.out / "runs" / one.system.name)
+    write_per_query({one.system.name: one.per_query for one in measured if one.per_query is not None}, job.out)
     for student in students:
         if student.name in curves:
             seconds[f"train {student.name}"] = student.seconds
@@ -146,20 +143,6 @@ def _write(
     write_page(results, job.out / "report.html")
     Manifest("job", {"collection": job.collection.fingerprint}, job.recipe.model_dump(mode="json")).write(job.out)
     return results
-
-
-def _write_per_query(measured: list[Measured], path: Path) -> None:
-    """One table of all systems; none where nothing was judged."""
-    tables = [
-        one.per_query.add_column(0, "system", pa.array([one.system.name] * len(one.per_query)))
-        for one in measured
-        if one.per_query is not None
-    ]
-    if not tables:
-        path.unlink(missing_ok=True)  # of judgements that there were before
-        return
-    with atomic_file(path) as temporary:
-        pq.write_table(pa.concat_tables(tables), temporary)
 
 
 @contextmanager

@@ -9,18 +9,20 @@ from typing import Any
 import pyarrow as pa
 
 from retrodistill.evaluation.comparing import paired_tests
+from retrodistill.evaluation.cost import measure_cost
 from retrodistill.evaluation.evaluating import search
+from retrodistill.evaluation.reranking import Reranker
 from retrodistill.evaluation.student_reranking import StudentReranker
-from retrodistill.measures.latency import query_latency
-from retrodistill.measures.ranking import DEFAULT_MEASURES, evaluate_run, means, measures_within
+from retrodistill.measures.ranking import evaluate_run, means, measures_within
 from retrodistill.models.retrievers import DenseRetriever, LexicalRetriever, Retriever, load_retriever
 from retrodistill.models.vector_files import VectorFile
 from retrodistill.pipeline.job import Job, can_answer
 from retrodistill.pipeline.students import Distilled
 from retrodistill.progress import say
-from retrodistill.reports.results import System
+from retrodistill.reports.results import System, of_measures
 from retrodistill.runs.run import Run
 from retrodistill.students.stored_search import StoredStatesRetriever
+from retrodistill.teachers.cross_encoder import CrossEncoderTeacher
 from retrodistill.teachers.dense import DenseTeacher
 from retrodistill.teachers.ensemble import Ensemble
 from retrodistill.teachers.lexical import LexicalTeacher
@@ -31,7 +33,8 @@ from retrodistill.teachers.recorded import RecordedTeacher
 class Candidate:
     """A system before it is measured; one that is not `served` has neither latency nor bytes per document.
 
-    Teachers are asked the rewrites of test queries, where a recipe has such, and so is whoever is `rewritten`.
+    Teachers are asked the rewrites of test queries, where a recipe has such, and so is whoever is `rewritten`. `source`
+    is what `load_candidate` takes for it, as text, where another process can load it.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Candidate:
     queries_by: str
     served: bool = True
     rewritten: bool = False
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,36 +60,48 @@ def baselines(job: Job) -> list[Candidate]:
     """BM25, the space's own model, and what the students learn from where that is something else and can search."""
     space = job.space.name
     found = [
-        Candidate("bm25", "baseline", LexicalRetriever(), "bm25", "bm25"),
+        Candidate("bm25", "baseline", LexicalRetriever(), "bm25", "bm25", source="bm25"),
     ]
     if can_answer(job):
         recorded = isinstance(job.space, VectorFile)  # looking vectors up is not what its API takes
-        found.append(Candidate(space_row(job), "teacher", DenseRetriever(job.space), space, space, served=not recorded))
+        own = DenseRetriever(job.space)
+        found.append(Candidate(space_row(job), "teacher", own, space, space, served=not recorded, source=space))
     target = target_name(job)
     if target == "target":
-        model = load_retriever(job.teacher.encoder)  # type: ignore[attr-defined]
-        found.append(Candidate(target, "teacher", model, job.teacher.name, job.teacher.name))
+        found.append(_target(job))
     if isinstance(job.teacher, Ensemble):
         return [*found, *([_ensemble(job.teacher, "teacher")] if target else [])]
     return [*found, *([_ensemble(job.beside, "baseline")] if isinstance(job.beside, Ensemble) else [])]
+
+
+def _target(job: Job) -> Candidate:
+    """A teacher of its own row: a dense model other than the space's, or a cross-encoder behind BM25."""
+    teacher = job.teacher
+    if isinstance(teacher, CrossEncoderTeacher):
+        depth = job.recipe.evaluation.rerank
+        ranker = Reranker(teacher, LexicalRetriever(), depth, "target")
+        return Candidate("target", "teacher", ranker, f"the first {depth} of bm25", teacher.name, served=False)
+    model = load_retriever(teacher.encoder)  # type: ignore[attr-defined]
+    return Candidate("target", "teacher", model, teacher.name, teacher.name, source=teacher.name)
 
 
 def _ensemble(ensemble: Ensemble, role: str) -> Candidate:
     by = " + ".join(
         f"{weight:g} {member.name}" for member, weight in zip(ensemble.members, ensemble.weights, strict=True)
     )
-    served = all(isinstance(member, (LexicalTeacher, DenseTeacher)) for member in ensemble.members)
-    return Candidate("ensemble", role, ensemble, by, by, served)
+    return Candidate("ensemble", role, ensemble, by, by, served=ensemble.can_be_timed)
 
 
-def of_student(student: Distilled, index: Retriever, role: str) -> Candidate:
+def of_student(job: Job, student: Distilled, index: Retriever, role: str) -> Candidate:
     """A student behind its index; nothing is served without one."""
-    own = _shown(student.encoder.name)
+    own, source = _shown(student.encoder.name), str(job.out / "indexes" / student.name)
     documents = own if student.documents is student.encoder else student.documents.name
     if isinstance(index, StudentReranker):
-        own = f"{index.student.kind}:{student.name}"
-        documents = index.candidates_by
-    return Candidate(student.name, role, index, documents, own, served=not isinstance(index, StoredStatesRetriever))
+        own, documents = f"{index.student.kind}:{student.name}", index.candidates_by
+        source = f"rerank@{index.depth}:{job.out / 'students' / student.name}@bm25"
+    if isinstance(index, StoredStatesRetriever):
+        return Candidate(student.name, role, index, documents, own, served=False)
+    return Candidate(student.name, role, index, documents, own, source=source)
 
 
 def measure(candidate: Candidate, job: Job) -> Measured:
@@ -96,18 +112,20 @@ def measure(candidate: Candidate, job: Job) -> Measured:
     rewritten = job.rewrites is not None and (candidate.rewritten or candidate.role == "teacher")
     asked = job.asked_test if rewritten else job.test
     run = search(retriever, job.collection, asked, settings.depth)
-    measures = measures_within(settings.depth, DEFAULT_MEASURES)
-    per_query = None if job.grades is None else evaluate_run(run, job.grades, measures)
-    timing = None
+    per_query = None if job.grades is None else evaluate_run(run, job.grades, measures_within(settings.depth))
+    cost = None
     if settings.latency_queries and candidate.served:
-        respond = retriever.responder(job.collection, min(100, len(job.collection.documents)))
-        timing = query_latency(respond, asked.texts[: settings.latency_queries])
+        texts = asked.texts[: settings.latency_queries]
+        source = candidate.source if settings.memory else None
+        cost = measure_cost(
+            retriever, job.collection, texts, settings.threads, source=source, place=job.recipe.collection
+        )
     row: dict[str, Any] = {
         "name": candidate.name,
         "role": candidate.role,
-        "ndcg@10": None,
-        **({} if per_query is None else means(per_query)),
-        "query_ms": timing,
+        **of_measures({} if per_query is None else means(per_query)),
+        "query_ms": None if cost is None else cost.timings[0].total,
+        "cost": cost,
         "bytes_per_document": retriever.bytes_per_document(job.collection) if candidate.served else None,
         "documents_by": candidate.documents_by,
         "queries_by": f"{candidate.queries_by} (rewrites)" if rewritten else candidate.queries_by,
@@ -123,7 +141,8 @@ def space_row(job: Job) -> str:
 def target_name(job: Job) -> str | None:
     """The system that the students learn from: ``teacher`` where that is the space's own model.
 
-    None where it cannot answer test queries: a recorded run, an ensemble with one, a cross-encoder on its own.
+    ``target`` is a row of its own: another dense model, or a cross-encoder that orders BM25's first documents. None
+    where it cannot answer test queries: a recorded run, or an ensemble with one.
     """
     teacher = job.teacher
     if isinstance(teacher, Ensemble):
@@ -131,6 +150,8 @@ def target_name(job: Job) -> str | None:
         return None if recorded else "ensemble"
     if isinstance(teacher, LexicalTeacher):
         return "bm25"
+    if isinstance(teacher, CrossEncoderTeacher):
+        return "target"
     if isinstance(teacher, DenseTeacher):
         if not can_answer(job) and teacher.encoder.name == job.space.name:
             return None

@@ -206,7 +206,10 @@ class EvaluationSettings(Settings):
 
     Attributes:
         depth: Documents retrieved per query; cut to the corpus.
-        latency_queries: Test queries whose answering is timed; 0 for none.
+        latency_queries: Test queries whose answering is timed, at most 100; 0 for no cost at all.
+        threads: Of torch and FAISS while latency and throughput are measured.
+        memory: Measure the highest memory of each system that is served, in a process of its own: some ten seconds
+            each.
         examples: Searches shown, teacher beside student, evenly drawn; with 0, none that were won or lost either.
         exhaustive: Search sparse and multi-vector students by the hidden states that towers: head stored, without
             building their indexes: the same rankings in a part of the time, with neither latency nor bytes.
@@ -216,7 +219,9 @@ class EvaluationSettings(Settings):
     """
 
     depth: int = Field(default=1000, ge=10)
-    latency_queries: int = Field(default=100, ge=0)
+    latency_queries: int = Field(default=100, ge=0, le=100)
+    threads: int = Field(default=1, ge=1)
+    memory: bool = True
     examples: int = Field(default=5, ge=0)
     exhaustive: bool = False
     truncations: list[int] = Field(default_factory=list)

@@ -36,7 +36,9 @@ def agreement(results: Results) -> str:
     rows = (markup.row(markup.named(system), _cells(system, one, judged), system.role) for system, one in found)
     table = markup.table(heads, rows, "Agreement with the teacher")
     told = _AGREEMENT + (_CEILING if judged else "")
-    head = f"Agreement with {escape(' and '.join(teachers))}"
+    counts = {one.queries for _, one in found if one.queries}
+    fewer = counts and max(counts) < results.queries
+    head = f"Agreement with {escape(' and '.join(teachers))}{f', on {max(counts)} queries' if fewer else ''}"
     plots = "".join(_plot(system, one) for system, one in found if len(one.calibration) > 1)
     drawn = f'<h3>Calibration</h3><div class="figures">{plots}</div>{markup.about(_CALIBRATION)}' if plots else ""
     return markup.section("agreement", head, table + markup.about(told) + drawn)
@@ -48,7 +50,8 @@ def _cells(system: System, one: Agreement, judged: bool) -> list[str]:
         words.measure(one.rank_biased_overlap),
         words.measure(one.kendall_tau).replace("-", "−"),
     ]
-    return [*cells, words.measure(system.ndcg10), words.measure(one.ceiling)] if judged else cells
+    reached = system.ndcg10 if one.reached is None else one.reached
+    return [*cells, words.measure(reached), words.measure(one.ceiling)] if judged else cells
 
 
 def _plot(system: System, one: Agreement) -> str:

@@ -8,9 +8,8 @@ from typing import Any
 from retrodistill.reports import words
 from retrodistill.reports.card_facts import Facts
 from retrodistill.reports.headline import comparison_of
-from retrodistill.reports.results import Results, System
+from retrodistill.reports.results import REWRITES, Results, System
 
-REWRITES = "rewrites"  # the system that is the first student, asked the rewrites of test queries as teachers are
 _UNMEASURED = "Not measured: the student was saved by a call that trains only. `retrodistill evaluate` measures it."
 
 

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from retrodistill.reports import words
-from retrodistill.reports.results import Results, Role, System
-
-_REWRITES = "rewrites"  # a student asked better queries than it is served with: no competitor
+from retrodistill.reports.results import REWRITES, Results, Role, System
 
 
 def answer(results: Results) -> list[str]:
@@ -123,7 +121,7 @@ def _yardsticks(results: Results, student: System) -> list[System]:
     roles: tuple[Role, ...] = ("control", "baseline")
     for role in roles:
         measured = [system for system in results.with_role(role) if system.ndcg10 is not None]
-        measured = [system for system in measured if system.name != _REWRITES]
+        measured = [system for system in measured if system.name != REWRITES]
         chosen.append(max(measured, key=lambda system: system.ndcg10 or 0.0, default=None))
     unlike = [system for system in chosen if system is not None and system is not student]
     return [system for system in unlike if system.ndcg10 is not None and student.ndcg10 is not None]

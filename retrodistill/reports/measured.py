@@ -32,18 +32,22 @@ class Agreement(Record):
 
     Attributes:
         teacher: Its name.
+        queries: On how many: those that a recorded teacher has, all of any other; None where it is not known.
         overlap10: Share of the teacher's top 10 among the system's top 10; in JSON ``overlap@10``.
         rank_biased_overlap: Webber et al. 2010, extrapolated, p = .9.
         kendall_tau: Tau-b on the teacher's top 100, mean over the queries where it is defined; None for none.
+        reached: nDCG@10 of the system on these queries; None where there are no judgements.
         ceiling: nDCG@10 of the teacher's ranking of this system's own top 100: what a better order of the same
             candidates could reach, if the teacher is right; None where there are no judgements.
         calibration: Pairs of the system's top 100, in 20 groups by its score.
     """
 
     teacher: str
+    queries: int | None = Field(default=None, ge=1)
     overlap10: float = Field(validation_alias="overlap@10", serialization_alias="overlap@10", ge=0, le=1)
     rank_biased_overlap: float = Field(ge=0, le=1)
     kendall_tau: float | None = Field(default=None, ge=-1, le=1)
+    reached: float | None = Field(default=None, ge=0, le=1)
     ceiling: float | None = Field(default=None, ge=0, le=1)
     calibration: list[Bin] = Field(default_factory=list)
 

@@ -10,7 +10,8 @@ from retrodistill.reports.headline import comparison_of
 from retrodistill.reports.results import Example, Hit, Results
 
 _QUERY, _WHOLE_QUERY = 240, 2000  # letters of a query: on its line, and when opened
-_TITLE, _TEXT, _ID = 200, 400, 80  # letters of a document, for results that others wrote
+_TITLE, _TEXT, _WHOLE, _ID = 200, 300, 2000, 80  # letters of a document: at once, and when asked for more
+_RELEVANT = '<span class="right">✓ relevant</span> '
 _CONTROL = {code: " " for code in range(32) if chr(code) not in "\n\t"}
 
 
@@ -84,6 +85,7 @@ def _example(example: Example, sides: tuple[str, str]) -> str:
     query = f"Query <bdi>{_cut(example.query_id, _ID)}</bdi>. " if example.query_id else ""
     return (
         f'<details class="example" data-item>{summary}{whole}<div class="sides">{rankings}</div>'
+        f"{_missed(example, sides)}"
         f'<p class="about">{query}Judged relevant: {relevant}{more}</p></details>'
     )
 
@@ -120,12 +122,38 @@ def _ranking(head: str, hits: Sequence[Hit]) -> str:
 
 
 def _hit(hit: Hit) -> str:
-    mark = '<span class="right">✓ relevant</span> ' if hit.relevant else ""
+    mark = _RELEVANT if hit.relevant else ""
     score = f'<span class="score">{markup.number(hit.score)}</span>'
-    name = f'<span class="document"><bdi>{_cut(hit.document_id, _ID)}</bdi></span>'
-    title = f'<p class="title" dir="auto">{_cut(hit.title, _TITLE)}</p>' if hit.title else ""
     kind = ' class="relevant"' if hit.relevant else ""
-    return f'<li{kind}><p>{mark}{name} {score}</p>{title}<p dir="auto">{_cut(hit.text, _TEXT)}</p></li>'
+    return f"<li{kind}><p>{mark}{_name(hit.document_id)} {score}</p>{_texts(hit.title, hit.text)}</li>"
+
+
+def _missed(example: Example, sides: tuple[str, str]) -> str:
+    """Relevant documents that neither ranking shows, with the rank in each."""
+    if not example.missed:
+        return ""
+    items = []
+    for one in example.missed:
+        ranks = zip(sides, (one.teacher_rank, one.student_rank), strict=True)
+        told = ", ".join(f"{escape(name)} {rank or words.MISSING}" for name, rank in ranks)
+        head = f'<p>{_RELEVANT}{_name(one.document_id)} <span class="score">rank: <bdi>{told}</bdi></span></p>'
+        items.append(f'<li class="relevant">{head}{_texts(one.title, one.text)}</li>')
+    return f'<div class="missed"><h4>Relevant, and in neither five</h4><ul>{"".join(items)}</ul></div>'
+
+
+def _texts(title: str, text: str) -> str:
+    """Title and beginning of a document; the rest where one asks for it."""
+    head = f'<p class="title" dir="auto">{_cut(title, _TITLE)}</p>' if title else ""
+    if len(text) <= _TEXT:
+        return f'{head}<p dir="auto">{_cut(text, _TEXT)}</p>'
+    space = text.rfind(" ", _TEXT * 3 // 4, _TEXT)
+    at = space if space > 0 else _TEXT
+    rest = f'<details class="more"><summary>more</summary><p dir="auto">{_cut(text[at:], _WHOLE)}</p></details>'
+    return f'{head}<p dir="auto">{_cut(text[:at], _TEXT)} …</p>{rest}'
+
+
+def _name(document_id: str) -> str:
+    return f'<span class="document"><bdi>{_cut(document_id, _ID)}</bdi></span>'
 
 
 def _cut(text: str, length: int) -> str:

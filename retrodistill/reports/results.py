@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -13,6 +14,7 @@ from retrodistill.reports.measured import Agreement, Bin, Cost, Record, Timing
 
 Role = Literal["baseline", "teacher", "control", "student"]
 ROLES: tuple[str, ...] = get_args(Role)
+REWRITES = "rewrites"  # the first student, asked the rewrites of test queries as teachers are: no competitor
 COMPARISON_KEYS = ("a", "b", "measure", "difference", "interval", "p")
 CURVE_KEYS = ("losses", "monitors")
 POINT_KEYS = ("step", "loss", "agreement", "mean_cosine")
@@ -66,6 +68,13 @@ class System(Record):
         return value
 
 
+def of_measures(values: Mapping[str, float]) -> dict[str, Any]:
+    """Means as `System` takes them: those with a field of their own, and the others under ``measures``."""
+    own = {str(one.serialization_alias) for one in System.model_fields.values() if one.serialization_alias}
+    named = {measure: value for measure, value in values.items() if measure in own}
+    return {"ndcg@10": None, **named, "measures": {key: value for key, value in values.items() if key not in own}}
+
+
 class Hit(Record):
     """A document in a ranking: its title and text are already shortened; score is raw, higher is better."""
 
@@ -76,6 +85,16 @@ class Hit(Record):
     title: str = ""
 
 
+class Missed(Record):
+    """A relevant document that neither ranking shows, and its rank in each, from 1; None where it was not found."""
+
+    document_id: str
+    text: str
+    title: str = ""
+    teacher_rank: int | None = Field(default=None, ge=1)
+    student_rank: int | None = Field(default=None, ge=1)
+
+
 class Example(Record):
     """A query with the rankings of the reference (the teaching system, where there is one) and of the student.
 
@@ -83,6 +102,7 @@ class Example(Record):
         query, query_id: Its text and its id.
         relevant: Ids of the documents that were judged relevant.
         teacher, student: The reference's and the student's ranking, best first; `Results.sides` names the two.
+        missed: Relevant documents that neither shows, the best placed first.
         teacher_value, student_value: nDCG@10 of this query; None where there are no judgements.
     """
 
@@ -90,6 +110,7 @@ class Example(Record):
     relevant: list[str]
     teacher: list[Hit]
     student: list[Hit]
+    missed: list[Missed] = Field(default_factory=list)
     query_id: str = ""
     teacher_value: float | None = Field(default=None, ge=0, le=1)
     student_value: float | None = Field(default=None, ge=0, le=1)

@@ -40,16 +40,16 @@ for (const box of document.querySelectorAll("input[type=search]")) {
 for (const tools of document.querySelectorAll(".tools")) {
   tools.addEventListener("click", event => {
     const { open, close } = event.target.dataset, area = document.getElementById(open || close);
-    if (area) for (const one of area.querySelectorAll("details:not([hidden])")) one.open = Boolean(open);
+    if (area) for (const one of area.querySelectorAll("details.example:not([hidden])")) one.open = Boolean(open);
   });
   tools.hidden = false;
 }
 let opened = [];
 addEventListener("beforeprint", () => {
   // Paper shows what the reader opened; where that is nothing, the first of each group stand for the rest.
-  if (document.querySelector("details[open]")) return;
+  if (document.querySelector("details.example[open]")) return;
   for (const group of document.querySelectorAll(".group"))
-    opened.push(...[...group.querySelectorAll("details:not([hidden])")].slice(0, 2));
+    opened.push(...[...group.querySelectorAll("details.example:not([hidden])")].slice(0, 2));
   for (const one of opened) one.open = true;
 });
 addEventListener("afterprint", () => { for (const one of opened.splice(0)) one.open = false; });

@@ -46,7 +46,9 @@ def provenance(results: Results) -> str:
 def _seconds(results: Results) -> str:
     if not results.seconds:
         return ""
-    most, total = max(results.seconds.values()) or 1.0, sum(results.seconds.values())
+    most = max(results.seconds.values()) or 1.0
+    inside = {f"train {stage.removeprefix('distil ')}" for stage in results.seconds if stage.startswith("distil ")}
+    total = sum(seconds for stage, seconds in results.seconds.items() if stage not in inside)
     rows = "".join(
         f'<tr><th scope="row">{escape(stage)}</th><td class="number">{words.duration(seconds)}</td>'
         f'<td class="bar"><svg viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true">'

@@ -105,6 +105,8 @@ ol { margin: 0; padding-left: 1.6rem; font-size: .9rem; }
 li p { margin: 0; }
 ol li { padding: .35rem .5rem; }
 li.relevant { background: var(--mark); }
+.more { border: 0; } .more summary { padding: .1rem 0; font-size: .85em; color: var(--soft); }
+.missed ul { list-style: none; margin: 0 0 .5rem; padding: 0; font-size: .9rem; } .missed li { padding: .35rem .5rem; }
 .right { font-weight: 650; color: var(--good); }
 .score { float: right; }
 pre { background: var(--tint); padding: .8rem 1rem; white-space: pre-wrap; margin: 0; }
@@ -124,7 +126,7 @@ dt { color: var(--soft); } dd { margin: 0; }
 @media print {
   @page { margin: 14mm; }
   body { max-width: none; padding: 0; font-size: 10pt; }
-  .search, .tools, nav, th button::after { display: none; content: none; }
+  .search, .tools, nav, .more:not([open]), th button::after { display: none; content: none; }
   .scroll { overflow: visible; background: none; } table { font-size: 8pt; } th, td { padding: 3pt 4pt; }
   .scroll th, .scroll td { min-width: 0 !important; }
   .figures { grid-template-columns: 1fr 1fr; }

@@ -63,6 +63,25 @@ def write_run(run: Run, path: str | os.PathLike[str]) -> None:
         writer(run.ranked(), temporary, path.suffix == ".gz")
 
 
+def keep_run(run: Run, stem: Path) -> Path:
+    """Write a run as TREC's ``STEM.run``, or as ``STEM.parquet`` where an id holds a space; one of another form goes.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: The place is not writable.
+    """
+    ids = (id_ for column in ("query_id", "document_id") for id_ in id_codes(run.table[column])[0])
+    endings = [".run", ".parquet"]
+    if not all(id_.split() == [id_] for id_ in ids):
+        endings.reverse()
+    file, other = (stem.with_name(stem.name + ending) for ending in endings)
+    write_run(run, file)
+    other.unlink(missing_ok=True)
+    return file
+
+
 def _by_ending(path: Path, table: dict[str, Callable]) -> Callable:
     compressed = path.suffix == ".gz"
     ending = (path.with_suffix("") if compressed else path).suffix.lower()

@@ -105,14 +105,26 @@ class Ensemble:
         runs = [_retriever(member).retrieve(collection, queries, max(k, self.depth)) for member in searchers]
         return self.score(collection, queries, union(runs)).top(k)
 
+    @property
+    def can_be_timed(self) -> bool:
+        """Whether all members answer new queries by themselves: no recorded one, none that scores pairs only."""
+        return all(isinstance(member, (LexicalTeacher, DenseTeacher)) for member in self.members)
+
     def responder(self, collection: Collection, k: int) -> Callable[[str], Any]:
-        """Asks each member for its candidates and fuses their ranked lists: the least that serving it needs."""
+        """Asks each member for its candidates and fuses their ranked lists: the least that serving it needs.
+
+        Raises:
+            UserError: A member answers no new query.
+        """
+        if not self.can_be_timed:
+            raise UserError(f"{self.name} has members that answer no new query by themselves; it has no latency.")
         answers = [_retriever(member).responder(collection, max(k, self.depth)) for member in self.members]
         return lambda text: [answer(text) for answer in answers]
 
     def bytes_per_document(self, collection: Collection) -> float | None:
-        """The members' together; None where one is unknown."""
-        sizes = [_retriever(member).bytes_per_document(collection) for member in self.members]
+        """The members' together, of those that search; None where one is unknown."""
+        searchers = [member for member in self.members if not _scores_pairs_only(member)]
+        sizes = [_retriever(member).bytes_per_document(collection) for member in searchers]
         return sum(size for size in sizes if size is not None) if None not in sizes else None
 
 

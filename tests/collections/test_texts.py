@@ -34,6 +34,15 @@ class TestMapping:
         assert positions.tolist() == [3, -1, 0]
         assert Texts.from_pairs(PAIRS).position("b") == 1
 
+    def test_a_few_positions_of_many_do_not_hold_all_ids(self, monkeypatch):
+        pairs = [(f"d{number}", "x") for number in range(200)]
+        monkeypatch.setattr("retrodistill.collections.texts._MANY", 100)
+        large = chunked(pairs, 64)
+        assert large.positions(["d199", "x", "d0", "d70", "d199"]).tolist() == [199, -1, 0, 70, 199]
+        assert large.select(["d130", "d2"]).ids == ["d130", "d2"]
+        assert "_places" not in large.__dict__
+        assert "ids" not in large.__dict__
+
     @pytest.mark.parametrize(("start", "stop"), [(0, 2), (1, 99), (3, 1), (-2, 4), (0, 0)])
     def test_slices_as_a_list_does(self, start, stop):
         assert chunked(PAIRS, 3).slice(start, stop) == [text for _, text in PAIRS][start:stop]

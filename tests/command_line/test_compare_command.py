@@ -37,6 +37,7 @@ class TestCompare:
         assert status == 0
         assert "mine.run − bm25" in out
         assert "queries that changed most" in out
+        assert "11 of 12 queries have no results and count 0 (" in " ".join(out.split())
 
     def test_one_name_in_two_folders_is_told_apart(self, call, evaluated, tiny_folder, tmp_path):
         again = ["evaluate", "bm25", "--collection", tiny_folder, "--depth", 1, "--out", tmp_path / "second"]

@@ -71,6 +71,17 @@ class TestARecordedTeacher:
         assert found.kendall_tau == pytest.approx(-1)
         assert sum(point.pairs for point in found.calibration) == 2
 
+    def test_the_ceiling_counts_the_queries_that_it_has(self, asked, tmp_path):
+        collection, queries, qrels = asked
+        run = LexicalRetriever().retrieve(collection, queries, 60)
+        half = queries.select(queries.ids[:6])
+        write_run(LexicalRetriever().retrieve(collection, half, 60), tmp_path / "teacher.run")
+        found = agreements(f"run:{tmp_path / 'teacher.run'}", {"x": run}, *asked)["x"]
+        kept = {query: grades for query, grades in qrels.items() if query in half.ids}
+        assert found.queries == 6
+        assert found.ceiling == pytest.approx(means(evaluate_run(run, kept))["ndcg@10"])
+        assert found.reached == pytest.approx(found.ceiling)
+
     def test_one_of_other_queries_is_refused(self, asked, tmp_path):
         write_run(Run.from_dict({"q0": {"d0": 1.0}}), tmp_path / "teacher.run")
         with pytest.raises(UserError, match="no score for any of the 12 queries"):

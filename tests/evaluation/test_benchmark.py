@@ -111,6 +111,13 @@ class TestRules:
         assert split_of(small("nq"), None) == "test"
         assert split_of(small("msmarco", split="dev"), "train") == "train"
 
+    def test_a_data_set_is_the_same_wherever_it_came_from(self, small):
+        assert split_of(small("beir-msmarco", split="dev"), None) == "dev"
+        assert "BEIR's version 2" in version_note(small("beir-webis-touche2020-v2"), "test")
+        found = sources(["ir_datasets:beir/cqadupstack"])
+        assert found[0].place == "ir_datasets:beir/cqadupstack/android"
+        assert [source.row for source in found] == ["cqadupstack"] * 12
+
     def test_without_judgements_every_query_is_asked(self, unjudged):
         assert split_of(unjudged, None) == "all"
 

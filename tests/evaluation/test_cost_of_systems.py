@@ -1,18 +1,22 @@
 import json
 import subprocess
 
+import numpy as np
 import pytest
 from sparse_models import inference_free
 
-from retrodistill.evaluation import evaluate, memory
+from retrodistill.errors import UserError
+from retrodistill.evaluation import cost, evaluate, memory
 from retrodistill.evaluation.cost import measure_cost
 from retrodistill.evaluation.systems import load_candidate
 from retrodistill.indexes import build_index, load_index
 from retrodistill.manifest import Manifest
+from retrodistill.models import load_encoder
 from retrodistill.models.multi_vector import token_encoder
 from retrodistill.models.retrievers import load_retriever
 from retrodistill.reports import Results
 from retrodistill.runs import Run
+from retrodistill.teachers import Ensemble, load_teacher
 
 
 @pytest.fixture(autouse=True)
@@ -22,9 +26,13 @@ def _quick(monkeypatch):
     monkeypatch.setattr("retrodistill.evaluation.cost._machine_rate", lambda _: 1e9)
 
 
+def of(system):
+    return load_candidate("x", system).retriever
+
+
 class TestWhatIsMeasured:
     def test_of_a_dense_model_both_stages_in_both_batches(self, tiny, space):
-        found = measure_cost(load_candidate("x", space), tiny, tiny.split("test").texts, threads=1)
+        found = measure_cost(of(space), tiny, tiny.split("test").texts, threads=1)
         assert [one.batch for one in found.timings] == [1, 32]
         for one in found.timings:
             assert set(one.encode) == set(one.search) == set(one.total) == {"p50", "p95", "p99"}
@@ -36,29 +44,29 @@ class TestWhatIsMeasured:
         assert found.encode_seconds >= 0
 
     def test_of_bm25_there_is_no_encoder(self, tiny):
-        found = measure_cost(load_candidate("x", "bm25"), tiny, tiny.split("test").texts)
+        found = measure_cost(of("bm25"), tiny, tiny.split("test").texts)
         assert found.encoder is found.tokens_per_second is found.encode_seconds is None
         assert len(found.timings) == 2
 
     def test_of_an_index_its_query_encoder(self, tiny, space, tiny_static, tmp_path):
         build_index(tiny, space, factory="SQ8").save(tmp_path / "index")
-        found = measure_cost(load_candidate("x", tmp_path / "index"), tiny, tiny.split("test").texts)
+        found = measure_cost(of(tmp_path / "index"), tiny, tiny.split("test").texts)
         assert found.encoder.startswith("dense:")
         assert found.encode_seconds is None
         assert found.timings[0].search["p50"] > 0
 
     def test_of_a_retriever_that_only_answers_the_whole(self, tiny, space):
-        inner = load_candidate("x", space).retriever
+        inner = of(space)
 
         class Opaque:
             name = "opaque"
             retrieve, responder, bytes_per_document = inner.retrieve, inner.responder, inner.bytes_per_document
 
-        found = measure_cost(load_candidate("x", Opaque()), tiny, tiny.split("test").texts)
-        assert [(one.batch, one.encode, one.search) for one in found.timings] == [(1, None, None)]
+        found = measure_cost(of(Opaque()), tiny, tiny.split("test").texts)
+        assert [(one.batch, one.encode, one.search) for one in found.timings] == [(1, None, None), (32, None, None)]
 
     def test_of_one_that_tells_its_stages_these(self, tiny, space):
-        inner = load_candidate("x", space).retriever
+        inner = of(space)
 
         class Telling:
             name = "telling"
@@ -67,17 +75,52 @@ class TestWhatIsMeasured:
             def stages(self, collection, k):
                 return list, len
 
-        assert measure_cost(load_candidate("x", Telling()), tiny, ["a"]).timings[1].search is not None
+        assert measure_cost(of(Telling()), tiny, ["a"]).timings[1].search is not None
 
     def test_what_answers_no_new_query_has_none(self, tiny, space):
         run = Run.from_dict({"t0": {"d0": 1.0}})
-        assert measure_cost(load_candidate("x", run), tiny, ["a"]) is None
-        assert measure_cost(load_candidate("x", f"rerank:{space}@bm25"), tiny, ["a"]) is None
+        assert measure_cost(of(run), tiny, ["a"]) is None
+        assert measure_cost(of(f"rerank:{space}@bm25"), tiny, ["a"]) is None
+        recorded = Ensemble([load_teacher("bm25"), load_teacher(run)])
+        assert measure_cost(recorded, tiny, ["a"]) is None
+        with pytest.raises(UserError, match="members that answer no new query"):
+            recorded.responder(tiny, 3)
+
+    def test_recorded_vectors_answer_no_new_query_and_are_searched_all_the_same(
+        self, tiny, space, tmp_path, monkeypatch
+    ):
+        encoder = load_encoder(space)
+        np.save(tmp_path / "documents.npy", encoder.encode(tiny.documents.texts, "document"))
+        (tmp_path / "documents.ids.txt").write_text("".join(f"{one}\n" for one in tiny.documents.ids))
+        np.save(tmp_path / "queries.npy", encoder.encode(tiny.queries.texts, "query"))
+        (tmp_path / "queries.ids.txt").write_text("".join(f"{one}\n" for one in tiny.queries.ids))
+        wanted = evaluate(space, tiny).means[space]
+        for held in (10**6, 0):  # a large corpus goes by in blocks
+            monkeypatch.setattr("retrodistill.evaluation.streaming.HELD", held)
+            made = evaluate({"recorded": f"vectors:{tmp_path}"}, tiny, cost_threads=1)
+            assert made.means["recorded"] == pytest.approx(wanted)
+            assert made.rows[0].cost is None
+
+    @pytest.mark.parametrize("kind", ["sparse", "multi-vector"])
+    def test_of_other_encoders_the_throughput_too(self, tiny, tiny_model, tmp_path, kind):
+        model = inference_free(tmp_path / "bert") if kind == "sparse" else token_encoder(tiny_model)
+        model.save_pretrained(str(tmp_path / "model"))
+        found = measure_cost(of(f"{kind}:{tmp_path / 'model'}"), tiny, tiny.split("test").texts)
+        assert found.tokens_per_second > 0
+        assert found.encode_seconds > 0
+
+    def test_one_encoder_of_several_systems_is_measured_once(self, tiny, space, monkeypatch):
+        monkeypatch.setattr(cost, "_RATES", {})
+        first = measure_cost(of(space), tiny, ["a"])
+        monkeypatch.setattr(cost, "_rates", lambda *_: pytest.fail("measured again"))
+        assert measure_cost(of(space), tiny, ["a"]).tokens_per_second == first.tokens_per_second
+        index = measure_cost(build_index(tiny, space), tiny, ["a"])
+        assert (index.tokens_per_second, index.encode_seconds) == (first.tokens_per_second, None)
 
     def test_tokens_are_those_that_the_model_reads(self, tiny, space):
         from retrodistill.evaluation.cost import _tokenizer
 
-        encoder = load_candidate("x", space).retriever.documents
+        encoder = of(space).documents
         count = _tokenizer(encoder)
         assert count(["star planet", "star"]) == (2 + 2) + (1 + 2)  # [CLS] and [SEP] each
         assert count(["star " * 500]) == encoder.model.max_seq_length

@@ -41,7 +41,11 @@ class TestFigures:
 
     def test_queries_without_results_count_0(self, tiny):
         made = evaluate({"one": Run.from_dict({"t0": {"d0": 1.0}})}, tiny)
+        lacking = [query for query in tiny.split("test").ids if query != "t0"][:3]
         assert len(made.per_query["one"]) == made.queries == 12
+        assert made.notes == [
+            f"one: 11 of 12 queries have no results and count 0 ({', '.join(map(repr, lacking))} and 8 more)."
+        ]
         assert np.count_nonzero(made.per_query["one"]["ndcg@10"].to_numpy()) <= 1
 
 
@@ -64,6 +68,15 @@ class TestResults:
         lines = str(evaluate(["bm25", space], tiny)).splitlines()
         assert lines[0].split()[:3] == ["system", "nDCG@10", "MRR@10"]
         assert lines[1].startswith("bm25")
+
+    def test_say_what_is_odd_in_the_data_and_what_they_were_made_from(self, space):
+        documents = {"a": "star planet", "b": "star", "c": "bread"}
+        judged = {"test": {"q": {"a": 1, "elsewhere": 1}}}
+        collection = Collection.from_parts("odd", documents, {"q": "star"}, judged)
+        made = evaluate(["bm25", space], collection, teacher="bm25")
+        assert collection.warnings
+        assert made.notes == collection.warnings
+        assert {"collection", "depth", "system bm25", f"system {space}", "teacher"} <= made.provenance.keys()
 
 
 class TestFolder:

@@ -49,6 +49,16 @@ class TestSideBySide:
         assert second.teacher == second.student == []
         assert second.relevant == ["d2"]
 
+    def test_a_relevant_document_that_neither_shows_comes_with_its_ranks(self, titled):
+        full = Run.from_dict({"a": {f"d{number}": float(-number) for number in range(9)}})
+        back = Run.from_dict({"a": {f"d{number}": float(number) for number in range(3, 9)}})
+        grades = {"a": {"d0": 1, "d5": 1, "d3": 1, "d1": 0}, "b": {"d2": 2}}
+        first, second = side_by_side(titled, grades, ["a", "b"], Side("x", full, {}), Side("y", full, {}))
+        assert [(one.document_id, one.teacher_rank, one.student_rank) for one in first.missed] == [("d5", 6, 6)]
+        assert [(one.document_id, one.teacher_rank, one.text) for one in second.missed] == [("d2", None, "body 2")]
+        (first,) = side_by_side(titled, {"a": {"d3": 1, "d2": 1}}, ["a"], Side("x", back, {}), Side("y", back, {}))
+        assert [(one.document_id, one.student_rank) for one in first.missed] == [("d3", 6), ("d2", None)]
+
     def test_without_judgements_nothing_is_marked(self, titled):
         only = side_by_side(titled, None, ["a"], side("x"), side("y"))[0]
         assert not only.teacher[0].relevant

@@ -260,9 +260,14 @@ class TestRefusalsBeforeAnyWork:
 class TestCrossEncoders:
     def test_one_teaches_from_mined_lists(self, dense_content, tiny_cross_encoder, tmp_path):
         dense_content["teacher"] = f"cross-encoder:{tiny_cross_encoder}"
+        dense_content["evaluation"]["rerank"] = 7
         results = run_recipe(parse_recipe(dense_content), tmp_path / "out")
-        assert results.taught_by is None
-        assert any("cannot search on its own and is not in the table" in note for note in results.notes)
+        assert results.taught_by == "target"
+        target = results.system("target")
+        assert target.documents_by == "the first 7 of bm25"
+        assert target.query_ms is target.cost is None
+        assert results.system("student").retention == pytest.approx(results.system("student").ndcg10 / target.ndcg10)
+        assert results.system("student").agreement.teacher == target.queries_by
 
     def test_with_a_searcher_it_is_measured_and_not_timed(self, dense_content, tiny_cross_encoder, tmp_path):
         dense_content["teacher"] = ["bm25", f"cross-encoder:{tiny_cross_encoder}"]

@@ -4,19 +4,33 @@ import chromium
 import pytest
 from sample_results import example, hit, system, whole
 
+from retrodistill.evaluation import evaluate
 from retrodistill.reports import write_page
 
 pytestmark = pytest.mark.skipif(chromium.find() is None, reason="no Chromium found; install it, or set CHROMIUM to it")
 
 EVIL = "</script><script>window.evil = 1</script><img src=x onerror='window.evil = 2'>"
 NAMES = "[...document.querySelectorAll('#rows tr:not([hidden])')].map(row => row.querySelector('bdi').textContent)"
-SHOWN = "document.querySelectorAll('#queries-list details:not([hidden])').length"
-OPEN = "document.querySelectorAll('details[open]').length"
+SHOWN = "document.querySelectorAll('#queries-list details.example:not([hidden])').length"
+OPEN = "document.querySelectorAll('details.example[open]').length"
 
 
 @pytest.fixture(scope="module")
-def tab(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("chromium")
+def browser(tmp_path_factory):
+    started = chromium.Browser(chromium.find(), tmp_path_factory.mktemp("profile"))
+    try:
+        try:
+            started.call("Browser.getVersion")
+        except RuntimeError as error:
+            pytest.skip(f"{chromium.find()} does not start here: {error}")
+        yield started
+    finally:
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def tab(browser, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
     hostile = example(
         EVIL,
         teacher=[hit(EVIL, EVIL, title=EVIL), hit("long", "x" * 10_000, title="👩\u200d🔬 \u202eעברית")],
@@ -25,17 +39,9 @@ def tab(tmp_path_factory):
     )
     unmeasured = system("no-quality", "baseline", ndcg10=None, queries_by=EVIL)
     write_page(whole(systems=[*whole().systems, unmeasured], examples=[hostile]), folder / "report.html")
-    browser = chromium.Browser(chromium.find(), folder / "profile")
-    try:
-        try:
-            browser.call("Browser.getVersion")
-        except RuntimeError as error:
-            pytest.skip(f"{chromium.find()} does not start here: {error}")
-        opened = chromium.Tab(browser, (folder / "report.html").as_uri())
-        opened.address = (folder / "report.html").as_uri()
-        yield opened
-    finally:
-        browser.close()
+    opened = chromium.Tab(browser, (folder / "report.html").as_uri())
+    opened.address = (folder / "report.html").as_uri()
+    return opened
 
 
 @pytest.fixture(autouse=True)
@@ -136,6 +142,7 @@ class TestTheKeyboard:
         tab.run("document.activeElement.blur(); scrollTo(0, 0); window.reached = new Set();")
         tab.run("document.addEventListener('focusin', event => window.reached.add(event.target))")
         usable = "[...document.querySelectorAll('a, button, input, summary, .scroll')]"
+        tab.run("for (const one of document.querySelectorAll('details.example')) one.open = true")
         for _ in range(tab.run(f"{usable}.length") + 2):
             tab.press("Tab")
         assert tab.run(f"{usable}.filter(one => !window.reached.has(one)).map(one => one.outerHTML.slice(0, 80))") == []
@@ -154,3 +161,22 @@ class TestPaper:
         tab.run("document.querySelector('details').open = true")
         tab.pdf(tmp_path / "report.pdf")
         assert tab.run("window.printed") == tab.run(OPEN) == 1
+
+
+class TestAPageThatAnEvaluationWrote:
+    """Last, for it is another tab of the same browser, whose console is one."""
+
+    def test_it_opens_silently_at_three_widths(self, browser, tab, tiny, tiny_model, tmp_path):
+        asked = tab.requests
+        space = f"dense:{tiny_model}"
+        evaluate(["bm25", space], tiny, teacher=space, cost_threads=1, out=tmp_path / "out")
+        page = chromium.Tab(browser, (tmp_path / "out" / "report.html").as_uri())
+        assert page.run("document.querySelectorAll('details.example').length") > 0
+        assert page.run("document.querySelectorAll('section').length") >= 5
+        for width in (360, 800, 1280):
+            page.size(width)
+            assert page.run("document.documentElement.scrollWidth <= innerWidth")
+            page.screenshot(tmp_path / f"{width}.png")
+            assert (tmp_path / f"{width}.png").stat().st_size > 10_000
+        assert page.complaints == []
+        assert [one for one in page.requests if one not in asked and not one.endswith("/out/report.html")] == []
