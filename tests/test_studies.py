@@ -73,6 +73,22 @@ class TestTheStudiesWeShip:
         assert "## Published" in page
         assert "## Found" in page
 
+    @pytest.mark.parametrize(
+        ("config", "study", "student"),
+        [
+            ("labelling-budget", "budget", "robust-25"),
+            ("prod", "prod", "prod"),
+            ("colbert-crisp", "crisp", "C8x32"),
+            ("tas-b", "tas-b", "tas-b"),
+        ],
+    )
+    def test_a_recipe_whose_figure_is_a_studys_has_its_settings(self, config: str, study: str, student: str) -> None:
+        ours = load_recipe(HERE.parents[1] / "configs" / f"{config}.yaml")
+        theirs = load_recipe(HERE / study / "recipe.yaml")
+        assert (ours.space, ours.teacher) == (theirs.space, theirs.teacher)
+        mine, measured = ours.students["student"], theirs.students[student]
+        assert mine.model_copy(update={"control": None}) == measured.model_copy(update={"control": None})
+
     def test_a_job_is_called_by_its_name_its_collection_or_both(self) -> None:
         job = Job("asymmetric", "scifact", "recipe.yaml")
         assert all(job.is_called(words) for words in ("asymmetric", "scifact", "asymmetric-scifact"))

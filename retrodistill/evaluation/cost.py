@@ -13,6 +13,7 @@ from retrodistill.collections.collection import Collection
 from retrodistill.errors import UserError
 from retrodistill.evaluation.memory import peak_memory
 from retrodistill.evaluation.reranking import Reranker
+from retrodistill.evaluation.streaming import HELD
 from retrodistill.evaluation.student_reranking import StudentReranker
 from retrodistill.indexes.asymmetric import AsymmetricIndex
 from retrodistill.measures.cost import fixed_threads, matrix_rate, operations
@@ -23,6 +24,7 @@ from retrodistill.models.lexical import BM25
 from retrodistill.models.retrievers import DenseRetriever, LexicalRetriever, RecordedRetriever, Retriever
 from retrodistill.models.vector_files import VectorFile, bound
 from retrodistill.models.vectors import flat_index, leading
+from retrodistill.progress import say
 from retrodistill.reports.measured import Cost, Timing
 from retrodistill.teachers.ensemble import Ensemble
 
@@ -79,13 +81,17 @@ def measure_cost(
 
     Returns:
         None for what answers no new query: a recorded run, an encoder of recorded vectors, a teacher that re-ranks, a
-        student that re-ranks another system than bm25, an ensemble with a member that scores pairs only.
+        student that re-ranks another system than bm25, an ensemble with a member that scores pairs only; and for exact
+        dense search of a corpus that is not held in memory.
 
     Raises:
         UserError: No query, or fewer than one thread.
     """
     asked = list(texts[:_QUERIES])
     if not answers_new_queries(retriever):
+        return None
+    if type(retriever) is DenseRetriever and len(collection.documents) > HELD:
+        say(f"{retriever.name}: {len(collection.documents):,} vectors are not held to be timed; build an index of them")
         return None
     if not asked:
         raise UserError("no query to time; choose a split that has some.")

@@ -101,6 +101,11 @@ class TestWhatIsMeasured:
             assert made.means["recorded"] == pytest.approx(wanted)
             assert made.rows[0].cost is None
 
+    def test_exact_search_of_a_large_corpus_is_not_held_for_it(self, tiny, space, monkeypatch):
+        monkeypatch.setattr(cost, "HELD", 59)
+        assert measure_cost(of(space), tiny, ["a"]) is None
+        assert measure_cost(build_index(tiny, space), tiny, ["a"]) is not None
+
     @pytest.mark.parametrize("kind", ["sparse", "multi-vector"])
     def test_of_other_encoders_the_throughput_too(self, tiny, tiny_model, tmp_path, kind):
         model = inference_free(tmp_path / "bert") if kind == "sparse" else token_encoder(tiny_model)
