@@ -14,6 +14,7 @@ from retrodistill.reports.compression import compression
 from retrodistill.reports.curves import training
 from retrodistill.reports.differences import differences
 from retrodistill.reports.front import front
+from retrodistill.reports.names import with_short_names
 from retrodistill.reports.queries import queries
 from retrodistill.reports.results import Results
 from retrodistill.reports.script import SCRIPT
@@ -47,6 +48,7 @@ def write_page(results: Results, path: str | os.PathLike[str]) -> None:
 
 def page_text(results: Results) -> str:
     """The page as text; the same results give the same page."""
+    results = with_short_names(results)
     title = escape(f"{results.name or 'retrodistill'} · {results.collection}")
     made = {word: part for word, make in _PARTS.items() if (part := make(results))}
     body = "\n".join([opening(results), _contents(made), notes(results), *made.values()])
