@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from retrodistill.collections.beir import PUBLIC
+from retrodistill.manifest import Manifest
 from retrodistill.recipe import load_recipe
 
 HERE = Path(__file__).parents[1] / "evaluation" / "studies"
@@ -189,6 +190,8 @@ class TestRunner:
             if folder.name.startswith("bad"):
                 return subprocess.CompletedProcess(command, 2)
             (folder / "results.json").write_text("{}")
+            recipe, *overrides = command[4:-2]
+            Manifest("job", {}, load_recipe(recipe, overrides).model_dump(mode="json")).write(folder)
             return subprocess.CompletedProcess(command, 0)
 
         monkeypatch.setattr(runner.subprocess, "run", run)
@@ -212,7 +215,8 @@ class TestRunner:
         assert [Path(command[-1]).name for command in ran] == ["short-scifact"]
         assert self.outcomes(tmp_path, jobs, hours=1) == dict.fromkeys(told, "done")
         spent = jobs[1].seconds(tmp_path / "budget")
-        self.outcomes(tmp_path, jobs, hours=0.01)  # all done: only looked at, whatever the time
+        assert self.outcomes(tmp_path, jobs, hours=0.01) == dict.fromkeys(told, "done")  # all done, whatever the time
+        assert len(ran) == 2
         assert jobs[1].seconds(tmp_path / "budget") == spent
 
     def test_the_longest_begins_first_and_what_is_marked_as_last_after_all_others(
@@ -222,3 +226,8 @@ class TestRunner:
         todo += [Job(name, "scifact", "recipe.yaml", minutes=minutes) for name, minutes in (("b", 1), ("a", 9))]
         self.outcomes(tmp_path, todo, lanes=1)
         assert [Path(command[-1]).name for command in ran] == ["a-scifact", "b-scifact", "table-scifact"]
+
+    def test_one_whose_settings_changed_is_run_again(self, tmp_path: Path, ran: list) -> None:
+        self.outcomes(tmp_path, [Job("one", "scifact", "recipe.yaml")])
+        self.outcomes(tmp_path, [Job("one", "scifact", "recipe.yaml", set=["seed=1"])])
+        assert [command[-3] for command in ran] == ["collection=beir/scifact", "seed=1"]

@@ -84,8 +84,9 @@ def run_jobs(todo: list[tuple[Study, Job]], args: argparse.Namespace, out: Path)
         study, job = one
         folder = out / study.name / job.folder
         name, log, start = f"{study.name}/{job.folder}", folder / "log.txt", time.perf_counter()
-        new = job.results(out / study.name) is None
-        if new and start + 60 * job.minutes > end:
+        if job.is_done(study, out / study.name, args.data, args.large):
+            return Outcome(name, "done", log)
+        if start + 60 * job.minutes > end:
             return Outcome(name, "left", log)
         folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "retrodistill", "run", *job.arguments(study, args.data, args.large)]
@@ -95,8 +96,7 @@ def run_jobs(todo: list[tuple[Study, Job]], args: argparse.Namespace, out: Path)
                 [*command, "--out", str(folder)], check=False, stdout=file, stderr=file, env=environment
             ).returncode
         state, seconds = "failed" if code else "done", time.perf_counter() - start
-        if new:  # one that was done is only looked at
-            (folder / SECONDS).write_text(f"{job.seconds(out / study.name) + seconds:.2f}\n")
+        (folder / SECONDS).write_text(f"{job.seconds(out / study.name) + seconds:.2f}\n")
         print(f"{name}: {state}, {seconds / 60:.1f} min", flush=True)
         return Outcome(name, state, log)
 

@@ -56,6 +56,17 @@ class Job:
         more = [one for override in (self.large if large else []) for one in expanded(override, said)]
         return [str(recipe), f"collection={source}", *self.set, *more]
 
+    def is_done(self, study: Study, out: Path, data: str, large: bool) -> bool:
+        """Whether its results are there, by the recipe as it is now."""
+        from retrodistill.manifest import FILE_NAME, Manifest
+        from retrodistill.recipe import load_recipe, parse_recipe
+
+        place = out / self.folder
+        if self.results(out) is None or not (place / FILE_NAME).exists():  # the manifest is a job's last file
+            return False
+        recipe, *overrides = self.arguments(study, data, large)
+        return load_recipe(recipe, overrides) == parse_recipe(Manifest.read(place).settings)
+
     def seconds(self, out: Path) -> float:
         """What the job took so far, by the runner's clock; 0 if it never ran."""
         path = out / self.folder / SECONDS

@@ -304,9 +304,19 @@ def _routed(module: Any, role: Role, name: str) -> Iterator[Any]:
 
 
 def _module(module: Any) -> list[Any]:
-    """Class and settings of a module: two poolings of the same weights give two spaces."""
+    """Class and settings of a module: two poolings of the same weights give two spaces.
+
+    As JSON gives them back, for a manifest's are compared with them: a tuple is a list there.
+    """
     settings = module.get_config_dict() if hasattr(module, "get_config_dict") else {}
-    return [type(module).__name__, {key: value for key, value in settings.items() if key not in _WITHOUT_EFFECT}]
+    kept = {key: _as_json(value) for key, value in settings.items() if key not in _WITHOUT_EFFECT}
+    return [type(module).__name__, kept]
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_as_json(one) for one in value]
+    return {key: _as_json(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
 def _length(module: Any) -> int | None:

@@ -51,6 +51,11 @@ class TestCurricula:
         assert {one.name for one in results.systems} == ROWS[name]
         assert name not in NOTES or any(NOTES[name] in note for note in results.notes)
 
+    def test_one_that_is_done_is_taken_up_again(self, shrunk, tmp_path):
+        recipe = parse_recipe(shrunk("labelling-budget"))  # a hybrid, whose index is loaded with its model
+        first, again = (run_recipe(recipe, tmp_path / "out") for _ in range(2))
+        assert [one.ndcg10 for one in again.systems] == [one.ndcg10 for one in first.systems]
+
     @pytest.mark.parametrize("name", ["prod", "labelling-budget"])
     def test_a_plan_counts_what_it_can(self, name, shrunk, tmp_path, write_recipe):
         steps = plan_recipe(write_recipe(shrunk(name), name), tmp_path / "out")
