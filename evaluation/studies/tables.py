@@ -103,7 +103,13 @@ def _trained(name: str) -> list[str]:
 
 
 def _pivot(rows: list[dict[str, Any]]) -> str:
-    """nDCG@10 of systems by jobs, students first, the best on average at the top."""
+    """nDCG@10 of systems by jobs, students first, the best on average at the top; of jobs that share a student."""
+    taught: dict[str, set[str]] = {}
+    for row in rows:
+        if row["role"] == "student":
+            taught.setdefault(row["system"], set()).add(row["job"])
+    shared = {job for jobs in taught.values() if len(jobs) > 1 for job in jobs}
+    rows = [row for row in rows if row["job"] in shared]
     jobs = list(dict.fromkeys(f"{row['job']}, {row['collection']}" for row in rows))
     values: dict[str, dict[str, float]] = {}
     for row in rows:
@@ -145,7 +151,7 @@ def _across(study: Study, values: pa.Table) -> list[str]:
 def _table(job: Job, rows: list[dict[str, Any]], values: pa.Table) -> str:
     reference, seconds = rows[0]["against"], rows[0].get("job_seconds")
     title = f"**{job.name}, {job.collection}** ({len(values['query_id'].unique())} test queries"
-    title += f"; {seconds / 60:.0f} minutes of a core" if seconds else ""
+    title += f"; {max(1, round(seconds / 60))} min of a core" if seconds else ""
     title += f"; differences from `{reference}`, p by Holm)" if reference else ")"
     head = ["system", "nDCG@10", "recall@100", "difference", "p", "training", "bytes/document"]
     lines = [title, "", f"| {' | '.join(head)} |", "|---|---:|---:|---:|---:|---:|---:|"]
