@@ -43,7 +43,9 @@ class TestOfAJudgedCollection:
         results = run_recipe(parse_recipe(quick), tmp_path / "out")
         assert results.system("bm25").recall100 is None
         assert results.system("bm25").mrr10 > 0
-        assert pq.read_table(tmp_path / "out" / "per-query.parquet").column_names[2:] == ["ndcg@10", "mrr@10"]
+        assert pq.read_table(tmp_path / "out" / "per-query.parquet").column_names[2:] == [
+            *("ndcg@10", "mrr@10", "recall@10", "hole@10")
+        ]
 
     def agrees(self, results, out):
         """Every system but the teacher itself, by the recorded runs."""
