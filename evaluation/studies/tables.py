@@ -88,7 +88,7 @@ def _rows(job: Job, results: dict[str, Any], per_query: pa.Table, seconds: float
             "role": system["role"],
             MEASURE: round(system[MEASURE], 4),
             "recall@100": round(system["recall@100"], 4),
-            "train_seconds": next(filter(None, map(results["seconds"].get, _trained(system["name"]))), None),
+            "train_seconds": _train_seconds(results["seconds"], system["name"]),
             "bytes_per_document": system.get("bytes_per_document"),
             "against": reference,
             "difference": round(test["difference"], 4) if test else None,
@@ -97,9 +97,9 @@ def _rows(job: Job, results: dict[str, Any], per_query: pa.Table, seconds: float
         }
 
 
-def _trained(name: str) -> list[str]:
-    """What results.json calls the training of a system: a student's, or that of a learned index."""
-    return [f"train {name}", f"learn {name}"]
+def _train_seconds(seconds: dict[str, float], name: str) -> float | None:
+    """Of a student, or of a learned index; None for what was not trained."""
+    return seconds.get(f"train {name}", seconds.get(f"learn {name}"))
 
 
 def _pivot(rows: list[dict[str, Any]]) -> str:

@@ -236,8 +236,9 @@ def _evaluate(
     """Measure what is not in the folder; the evaluation holds what else is there too, of the same kind."""
     split, queries, qrels = asked
     kept = {} if folder is None else folder.before(candidate.name for candidate in candidates)
+    prints = {candidate.name: candidate.fingerprint(collection) for candidate in candidates}
     for candidate in candidates:
-        fingerprint = candidate.fingerprint(collection) if folder is not None else None
+        fingerprint = prints[candidate.name]
         found = folder.find(candidate.name, fingerprint) if folder is not None else None
         if found is None:
             found = _measure(candidate, collection, queries, qrels, wanted)
@@ -256,7 +257,7 @@ def _evaluate(
         rows=[_row(name, one, agreed.get(name)) for name, one in kept.items()],
         per_query=tables,
         notes=[*notes, *(one.note for one in kept.values() if one.note)],
-        provenance=_provenance(candidates, collection, wanted),
+        provenance=_provenance(prints, collection, wanted),
         kept=kept,
     )
 
@@ -292,9 +293,8 @@ def _unanswered(name: str, run: Run, queries: Texts) -> str:
     return f"{name}: {len(lacking)} of {len(queries)} queries have no results and count 0 ({sample_of(lacking)})."
 
 
-def _provenance(candidates: Sequence[Candidate], collection: Collection, wanted: Wanted) -> dict[str, Any]:
+def _provenance(prints: Mapping[str, str | None], collection: Collection, wanted: Wanted) -> dict[str, Any]:
     """What the figures were made from: data, systems and teacher by their fingerprints, and how deep was searched."""
-    prints = {one.name: one.fingerprint(collection) for one in candidates}
     found = {
         "collection": collection.fingerprint,
         "documents": str(len(collection.documents)),

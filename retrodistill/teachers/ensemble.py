@@ -99,11 +99,16 @@ class Ensemble:
         Raises:
             UserError: No member can search.
         """
-        searchers = [member for member in self.members if not _scores_pairs_only(member)]
+        searchers = self._searchers
         if not searchers:
             raise UserError("no member of the ensemble can search a corpus; add bm25 or a dense teacher.")
         runs = [_retriever(member).retrieve(collection, queries, max(k, self.depth)) for member in searchers]
         return self.score(collection, queries, union(runs)).top(k)
+
+    @property
+    def _searchers(self) -> list[Teacher]:
+        """The members that find documents, not scores of pairs alone."""
+        return [member for member in self.members if not _scores_pairs_only(member)]
 
     @property
     def can_be_timed(self) -> bool:
@@ -123,8 +128,7 @@ class Ensemble:
 
     def bytes_per_document(self, collection: Collection) -> float | None:
         """The members' together, of those that search; None where one is unknown."""
-        searchers = [member for member in self.members if not _scores_pairs_only(member)]
-        sizes = [_retriever(member).bytes_per_document(collection) for member in searchers]
+        sizes = [_retriever(member).bytes_per_document(collection) for member in self._searchers]
         return sum(size for size in sizes if size is not None) if None not in sizes else None
 
 
