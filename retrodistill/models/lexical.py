@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 import filelock
@@ -69,19 +70,19 @@ class BM25:
 
     @cached_property
     def _index(self) -> bm25s.BM25:
-        import bm25s
-
+        library = load_bm25s()
         folder = make_folder(cache_folder() / "bm25") / self.fingerprint
         with filelock.FileLock(f"{folder}.lock"):
             if not folder.exists():
-                index = bm25s.BM25(method=_SETTINGS["method"], k1=_SETTINGS["k1"], b=_SETTINGS["b"])
+                index = library.BM25(method=_SETTINGS["method"], k1=_SETTINGS["k1"], b=_SETTINGS["b"])
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # a corpus without terms divides by zero
                     index.index(_some_term(_tokenize(self.documents.texts)), show_progress=False)
                 with atomic_folder(folder) as temporary:
                     index.save(temporary, show_progress=False)
         try:
-            return bm25s.BM25.load(folder, mmap=True)
+            loaded: bm25s.BM25 = library.BM25.load(folder, mmap=True)
+            return loaded
         except (OSError, ValueError, KeyError, EOFError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
@@ -106,10 +107,9 @@ def _some_term(terms: list[list[str]]) -> list[list[str]]:
 
 
 def _tokenize(texts: list[str]) -> list[list[str]]:
-    import bm25s
     import Stemmer
 
-    terms: Any = bm25s.tokenize(
+    terms: Any = load_bm25s().tokenize(
         texts,
         stopwords=_SETTINGS["stopwords"],
         stemmer=Stemmer.Stemmer(_SETTINGS["stemmer"]),
@@ -117,3 +117,17 @@ def _tokenize(texts: list[str]) -> list[list[str]]:
         show_progress=False,
     )
     return terms
+
+
+@cache
+def load_bm25s() -> Any:
+    """bm25s without JAX: where that is installed, bm25s' import starts it, and it takes most of a GPU's memory."""
+    jax = sys.modules.get("jax")
+    sys.modules["jax"] = None  # type: ignore[assignment]  # Python's way to say that there is none
+    try:
+        import bm25s
+    finally:
+        del sys.modules["jax"]
+        if jax is not None:
+            sys.modules["jax"] = jax
+    return bm25s

@@ -88,6 +88,7 @@ class TrainingSettings(Settings):
         schedule: What the rate does after.
         weight_decay: AdamW's.
         max_gradient_norm: Gradients are scaled down to it; 0 leaves them. Token tables do better without.
+        precision: Of a transformer's products on a GPU; all else, and everything on a CPU, is float32.
     """
 
     epochs: float = Field(default=1.0, gt=0)
@@ -98,6 +99,7 @@ class TrainingSettings(Settings):
     schedule: Literal["linear", "constant", "cosine"] = "linear"
     weight_decay: float = Field(default=0.0, ge=0)
     max_gradient_norm: float = Field(default=1.0, ge=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 class GroupSettings(Settings):

@@ -179,6 +179,7 @@ def _arguments(
         "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": str(model.device) == "cpu",
+        "bf16": settings.precision == "bfloat16" and str(model.device).startswith("cuda"),
         "dataloader_pin_memory": str(model.device).startswith("cuda"),
     }
     if kind_of(model) == "cross-encoder":  # it puts its own prompt in front of a pair

@@ -1,11 +1,15 @@
-import bm25s
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import Stemmer
 
 from retrodistill.collections import Texts
 from retrodistill.errors import UserError
-from retrodistill.models.lexical import BM25, top_rows
+from retrodistill.models.lexical import BM25, load_bm25s, top_rows
+
+bm25s = load_bm25s()
 
 DOCUMENTS = {"a": "stars and planets", "b": "", "c": "a planet orbiting the star", "d": "bread, cheese", "e": "of the"}
 
@@ -64,6 +68,30 @@ class TestTheStoredIndex:
         data.write_bytes(data.read_bytes()[:50])
         with pytest.raises(UserError, match=r"is cut short or altered .*; delete this folder and it is built again"):
             BM25(Texts.from_pairs(DOCUMENTS.items())).search(["star"], 1)
+
+
+class TestImport:
+    """bm25s starts JAX where it is installed, and JAX takes three quarters of a GPU's memory."""
+
+    CODE = (
+        "import sys; {first}from retrodistill.collections import Texts; from retrodistill.models.lexical import BM25\n"
+        "print(BM25(Texts.from_pairs([('a', 'a star')])).search(['star'], 1)[0][0][0], 'jax.lax' in sys.modules, "
+        "'jax' in sys.modules)"
+    )
+
+    def printed(self, tmp_path, monkeypatch, first=""):
+        (tmp_path / "jax").mkdir()
+        (tmp_path / "jax" / "__init__.py").write_text("")
+        (tmp_path / "jax" / "lax.py").write_text("raise SystemExit('JAX was started')")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        code = self.CODE.format(first=first)
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+    def test_it_leaves_jax_alone(self, tmp_path, monkeypatch):
+        assert self.printed(tmp_path, monkeypatch) == ["0", "False", "False"]
+
+    def test_a_program_that_uses_jax_keeps_it(self, tmp_path, monkeypatch):
+        assert self.printed(tmp_path, monkeypatch, first="import jax; ") == ["0", "False", "True"]
 
 
 class TestTopRows:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.multi_vector_encoder.modules import HierarchicalTokenPooling
-from sentence_transformers.util import maxsim
+from sentence_transformers.util import batch_to_device, maxsim
 
 from retrodistill.errors import UserError
 from retrodistill.models.multi_vector import MultiVectorModel, token_encoder
@@ -255,7 +255,7 @@ class TestModels:
 
     def test_training_sees_what_search_sees(self, plain):
         model = with_clusters(plain, "C2x4").eval()
-        found = model(model.preprocess(TEXTS, task="document"), task="document")
+        found = model(batch_to_device(model.preprocess(TEXTS, task="document"), model.device), task="document")
         stored = model.encode_document(TEXTS)
         for row, one in enumerate(stored):
             there = found["token_embeddings"][row][found["attention_mask"][row]]

@@ -6,6 +6,7 @@ import pytest
 from retrodistill.candidates import mine
 from retrodistill.errors import UserError
 from retrodistill.models import load_encoder
+from retrodistill.models.lexical import load_bm25s
 from retrodistill.runs import Run, fuse, write_run
 from retrodistill.runs.calibration import fit_calibration
 from retrodistill.teachers import Ensemble, Teacher, load_teacher, remaining, score
@@ -170,8 +171,9 @@ class TestDense:
 
 class TestLexical:
     def test_equals_bm25s_itself(self, tiny, candidates):
-        import bm25s
         import Stemmer
+
+        bm25s = load_bm25s()
 
         def terms(texts):
             return bm25s.tokenize(

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from sentence_transformers.util import batch_to_device
 
 from retrodistill.errors import UserError
 from retrodistill.models.multi_vector import MultiVectorModel
@@ -41,7 +42,8 @@ def multi_vector(tiny, tiny_model):
 
 
 def features(student, rows):
-    return student.model.preprocess([QUERIES[row] for row in rows], task="query")
+    made = student.model.preprocess([QUERIES[row] for row in rows], task="query")
+    return batch_to_device(made, student.model.device)
 
 
 def sparse_loss(student, tiny, groups, **more):
@@ -55,8 +57,8 @@ class TestSparse:
         rows = np.array([2, 1, 0])
         queries = loss.queries(features(sparse, rows), rows)
         with torch.no_grad():
-            np.testing.assert_allclose(loss.matrix(queries, np.arange(60)), expected.toarray()[rows], atol=3e-3)
-            lists = loss.lists(loss._trained, queries, groups.documents[rows]).numpy()
+            np.testing.assert_allclose(loss.matrix(queries, np.arange(60)).cpu(), expected.toarray()[rows], atol=3e-3)
+            lists = loss.lists(loss._trained, queries, groups.documents[rows]).cpu().numpy()
         own = np.take_along_axis(expected.toarray()[rows], np.maximum(groups.documents[rows], 0).astype(int), axis=1)
         np.testing.assert_allclose(lists, np.where(groups.documents[rows] >= 0, own, 0), atol=3e-3)
 
@@ -105,8 +107,8 @@ class TestMultiVector:
         rows = np.array([2, 1, 0])
         queries = loss.queries(features(multi_vector, rows), rows)
         with torch.no_grad():
-            np.testing.assert_allclose(loss.matrix(queries, np.arange(60)), expected[rows], atol=2e-3)
-            lists = loss.lists(loss._trained, queries, groups.documents[rows]).numpy()
+            np.testing.assert_allclose(loss.matrix(queries, np.arange(60)).cpu(), expected[rows], atol=2e-3)
+            lists = loss.lists(loss._trained, queries, groups.documents[rows]).cpu().numpy()
         own = np.take_along_axis(expected[rows], np.maximum(groups.documents[rows], 0).astype(int), axis=1)
         np.testing.assert_allclose(lists, np.where(groups.documents[rows] >= 0, own, 0), atol=2e-3)
 
@@ -131,7 +133,7 @@ class TestClusters:
         own = [[(asked[row] @ held[one].T).max(axis=1).mean() for one in range(60)] for row in range(len(asked))]
         rows = np.arange(4)
         with torch.no_grad():
-            return np.array(own), loss.matrix(loss.queries(features(student, rows), rows), np.arange(60)).numpy()
+            return np.array(own), loss.matrix(loss.queries(features(student, rows), rows), np.arange(60)).cpu().numpy()
 
     def test_scores_in_training_are_those_of_the_index(self, clustered, multi_vector, tiny, groups):
         own, found = self.scores(clustered, self.made(clustered, tiny, groups), tiny)

@@ -62,6 +62,13 @@ class TestLearning:
         assert history.monitors[-1]["agreement"] > 0.8
         assert (history.monitors[0]["step"], history.monitors[-1]["step"]) == (0, history.steps)
 
+    def test_bfloat16_is_a_gpus(self, tiny_model, texts, targets, tmp_path):
+        trained = set()
+        for precision in ("float32", "bfloat16"):
+            settings = SETTINGS.model_copy(update={"precision": precision})
+            trained.add(digest(aligned(tiny_model, texts, targets, tmp_path / precision, settings)[0]))
+        assert len(trained) == (2 if torch.cuda.is_available() else 1)
+
     def test_terms_are_logged_by_name(self, tiny_model, texts, targets, tmp_path):
         _, history = aligned(tiny_model, texts, targets, tmp_path / "work")
         assert history.steps == 16
