@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -24,6 +25,17 @@ TOPICS = {
     "ocean": ["wave", "coral", "reef", "whale", "tide", "current", "island", "shore", "shark", "plankton"],
 }
 FILLERS = ["the", "of", "and", "a", "in", "study", "shows", "that", "with", "new", "for", "is", "was", "by"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _libraries_are_not_garbage():
+    """Each training collects garbage first; with the libraries in it, that takes longer than the training."""
+    import faiss  # noqa: F401
+    import sentence_transformers  # noqa: F401
+    import transformers.trainer  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

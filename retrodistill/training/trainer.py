@@ -143,6 +143,10 @@ def _trainer_of(model: Any) -> tuple[type[Any], type[Any]]:
         def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
             """None: no card is written with the student, and examples for it take time and a bar of their own."""
 
+        def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+            """A checkpoint's model, without the card that comes with each."""
+            self.model.save_pretrained(output_dir or self.args.output_dir, create_model_card=False)
+
     return Trainer, getattr(sentence_transformers, f"{name}ingArguments")
 
 
