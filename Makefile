@@ -5,6 +5,7 @@ export TOKENIZERS_PARALLELISM := false
 DATA ?= data
 HOURS ?= 2
 WORKERS ?= 2
+LARGE ?=
 
 .PHONY: demo test studies install clean
 
@@ -20,8 +21,9 @@ test: install
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -n $(WORKERS)
 
 # The studies of evaluation/studies on the collections in $(DATA), for two hours; again, it takes up where it stopped.
+# LARGE=1 for their larger settings, which are for a GPU.
 studies: install
-	$(BIN)/python evaluation/studies/run.py --data $(DATA) --hours $(HOURS)
+	$(BIN)/python evaluation/studies/run.py --data $(DATA) --hours $(HOURS) $(if $(LARGE),--large)
 
 install: .venv/.installed
 

@@ -159,6 +159,25 @@ class TestTables:
         write_results(other, out)
         assert {row["job"] for row in json.loads((study.folder / "results.json").read_text())} == {"other"}
 
+    def test_larger_settings_stand_apart(self, done: tuple[Study, Path]) -> None:
+        study, out = done
+        page = study.folder / "README.md"
+        page.write_text("# A claim\n\n<!-- results -->\n<!-- /results -->\n\n## Found\n\nThat it holds.\n")
+        write_results(study, out)
+        small = {path.name: path.read_bytes() for path in study.folder.iterdir()}
+        results = json.loads((out / "small-scifact" / "results.json").read_text())
+        results["hardware"] = {"gpu": "NVIDIA H200"}
+        (out / "small-scifact" / "results.json").write_text(json.dumps(results))
+        (out / "small-scifact" / "seconds.txt").write_text("300.0\n")
+        for _ in range(2):
+            assert write_results(study, out, large=True)
+        assert all((study.folder / name).read_bytes() == small[name] for name in ("results.json", "per-query.parquet"))
+        text = page.read_text()
+        title = "**small, scifact, larger settings** (20 test queries; 5 min on one NVIDIA H200; "
+        assert text.count("| student | 0.7000 |") == 2
+        assert text.index("**small, scifact** (20") < text.index(title) < text.index("## Found")
+        assert len(json.loads((study.folder / "results-large.json").read_text())) == 2
+
     def test_a_study_without_results_writes_nothing(self, done: tuple[Study, Path], tmp_path: Path) -> None:
         study, _ = done
         assert not write_results(study, tmp_path / "nothing")

@@ -30,9 +30,14 @@ def main() -> int:
     parser.add_argument("--out", default="out/studies", help="where jobs work and leave their results")
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time; the cores are shared among them")
     parser.add_argument(
-        "--hours", type=float, default=math.inf, help="begin no job that would not end within so many hours from now"
+        "--hours",
+        type=float,
+        default=math.inf,
+        help="begin no job that would not end within so many hours from now, by its estimate for a core",
     )
-    parser.add_argument("--large", action="store_true", help="the studies' larger settings, for a GPU")
+    parser.add_argument(
+        "--large", action="store_true", help="the studies' larger settings, for a GPU; their tables stand apart"
+    )
     parser.add_argument("--only", help="jobs of this name, on this collection, or the one called NAME-COLLECTION")
     parser.add_argument("--list", action="store_true", help="what would run, and stop")
     parser.add_argument("--tables", action="store_true", help="write tables from the results that are there, and stop")
@@ -47,7 +52,7 @@ def main() -> int:
         return 0
     outcomes = [] if args.tables else run_jobs(todo, args, out)
     for study in chosen:
-        if write_results(study, out / study.name):
+        if write_results(study, out / study.name, args.large):
             print(f"wrote {study.folder / 'README.md'}")
     spent = sum(job.seconds(out / study.name) for study, job in todo) / 60
     print(f"{len(todo)} jobs, {spent:.0f} min of a job; {args.jobs} at a time {spent / args.jobs:.0f} min")

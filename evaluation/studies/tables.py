@@ -5,24 +5,45 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 from study import Job, Study
 
-BEGIN, END = "<!-- results -->", "<!-- /results -->"
 MEASURE = "ndcg@10"
 Key = tuple[str, str]  # a job and its collection
 
 
-def write_results(study: Study, out: Path) -> bool:
+class Kept(NamedTuple):
+    """Where a study's folder keeps what was measured with settings of one size.
+
+    Attributes:
+        rows: File of the systems.
+        values: File of each query.
+        mark: Of the place of the tables in the page.
+        words: Behind a job's name in the tables.
+    """
+
+    rows: str
+    values: str
+    mark: str
+    words: str
+
+
+SMALL = Kept("results.json", "per-query.parquet", "results", "")
+LARGE = Kept("results-large.json", "per-query-large.parquet", "larger settings", ", larger settings")
+
+
+def write_results(study: Study, out: Path, large: bool = False) -> bool:
     """Write ``results.json``, ``per-query.parquet`` and the tables in ``README.md``; whether any job is done.
 
-    What a job that is not done in `out` gave before stays as it is.
+    What a job that is not done in `out` gave before stays as it is. Results of larger settings have files and tables of
+    their own (``results-large.json``, ``per-query-large.parquet``), behind those that stand.
     """
-    rows, values = _measured_before(study)
+    kept = LARGE if large else SMALL
+    rows, values = _measured_before(study, kept)
     known = {(job.name, job.collection) for job in study.jobs}
     rows = {key: found for key, found in rows.items() if key in known}
     new = False
@@ -41,23 +62,23 @@ def write_results(study: Study, out: Path) -> bool:
     done = [job for job in study.jobs if (job.name, job.collection) in rows]
     every = pa.concat_tables([values[job.name, job.collection] for job in done])
     flat = [row for job in done for row in rows[job.name, job.collection]]
-    tables = [_table(job, rows[job.name, job.collection], values[job.name, job.collection]) for job in done]
+    tables = [_table(job, rows[job.name, job.collection], values[job.name, job.collection], kept) for job in done]
     texts = [*([_pivot(flat)] if study.pivot else []), *tables, *_across(study, every)]
-    (study.folder / "results.json").write_text(json.dumps(flat, indent=1) + "\n", encoding="utf-8")
-    pq.write_table(every, study.folder / "per-query.parquet", compression="zstd")
-    _put(study.folder / "README.md", study.title, "\n\n".join(texts))
+    (study.folder / kept.rows).write_text(json.dumps(flat, indent=1) + "\n", encoding="utf-8")
+    pq.write_table(every, study.folder / kept.values, compression="zstd")
+    _put(study.folder / "README.md", study.title, "\n\n".join(texts), kept.mark)
     return True
 
 
-def _measured_before(study: Study) -> tuple[dict[Key, list[dict[str, Any]]], dict[Key, pa.Table]]:
+def _measured_before(study: Study, kept: Kept) -> tuple[dict[Key, list[dict[str, Any]]], dict[Key, pa.Table]]:
     """Rows and values of each query by job and collection, as the study's folder has them."""
     rows: dict[Key, list[dict[str, Any]]] = {}
-    path = study.folder / "results.json"
+    path = study.folder / kept.rows
     for row in json.loads(path.read_text(encoding="utf-8")) if path.exists() else []:
         rows.setdefault((row["job"], row["collection"]), []).append(row)
     values = {}
     if rows:
-        every = pq.read_table(study.folder / "per-query.parquet")
+        every = pq.read_table(study.folder / kept.values)
         for job, collection in rows:
             mine = pa.compute.equal(every["job"], job)
             values[job, collection] = every.filter(
@@ -94,6 +115,7 @@ def _rows(job: Job, results: dict[str, Any], per_query: pa.Table, seconds: float
             "difference": round(test["difference"], 4) if test else None,
             "p_holm": round(test["p_holm"], 4) if test else None,
             "job_seconds": round(seconds) or None,
+            "gpu": results.get("hardware", {}).get("gpu"),
         }
 
 
@@ -148,10 +170,10 @@ def _across(study: Study, values: pa.Table) -> list[str]:
     return lines
 
 
-def _table(job: Job, rows: list[dict[str, Any]], values: pa.Table) -> str:
-    reference, seconds = rows[0]["against"], rows[0].get("job_seconds")
-    title = f"**{job.name}, {job.collection}** ({len(values['query_id'].unique())} test queries"
-    title += f"; {max(1, round(seconds / 60))} min of a core" if seconds else ""
+def _table(job: Job, rows: list[dict[str, Any]], values: pa.Table, kept: Kept) -> str:
+    reference, seconds, gpu = rows[0]["against"], rows[0].get("job_seconds"), rows[0].get("gpu")
+    title = f"**{job.name}, {job.collection}{kept.words}** ({len(values['query_id'].unique())} test queries"
+    title += f"; {max(1, round(seconds / 60))} min {f'on one {gpu}' if gpu else 'of a core'}" if seconds else ""
     title += f"; differences from `{reference}`, p by Holm)" if reference else ")"
     head = ["system", "nDCG@10", "recall@100", "difference", "p", "training", "bytes/document"]
     lines = [title, "", f"| {' | '.join(head)} |", "|---|---:|---:|---:|---:|---:|---:|"]
@@ -170,8 +192,13 @@ def _table(job: Job, rows: list[dict[str, Any]], values: pa.Table) -> str:
     return "\n".join(lines)
 
 
-def _put(path: Path, title: str, tables: str) -> None:
-    text = path.read_text(encoding="utf-8") if path.exists() else f"# {title}\n\n{BEGIN}\n{END}\n"
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    path.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}", encoding="utf-8")
+def _put(path: Path, title: str, tables: str, mark: str) -> None:
+    """Tables between their marks in a page; one that has none gets them behind those of the results, or at its end."""
+    begin, end, results = (f"<!-- {name} -->" for name in (mark, f"/{mark}", f"/{SMALL.mark}"))
+    text = path.read_text(encoding="utf-8") if path.exists() else f"# {title}\n"
+    if begin not in text:
+        before, found, after = text.partition(results)
+        text = f"{before}{found}\n\n{begin}\n{end}{after}" if found else f"{text}\n{begin}\n{end}\n"
+    before, _, rest = text.partition(begin)
+    after = rest.partition(end)[2]
+    path.write_text(f"{before}{begin}\n{tables}\n{end}{after}", encoding="utf-8")
