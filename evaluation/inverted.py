@@ -14,7 +14,6 @@ import argparse
 import importlib.util
 from collections import Counter
 
-import bm25s
 import numpy as np
 import Stemmer
 from scipy.sparse import csc_array, csr_array
@@ -24,6 +23,7 @@ from retrodistill.indexes.impacts import InvertedSettings
 from retrodistill.indexes.inverted import InvertedIndex
 from retrodistill.measures import evaluate_run, means, overlap, query_latency
 from retrodistill.models.contract import Space
+from retrodistill.models.lexical import load_bm25s
 from retrodistill.models.sparse import load_sparse_encoder
 from retrodistill.models.sparse_store import embed_sparse
 
@@ -89,6 +89,7 @@ def table(collection: Collection, split: str, documents: csr_array, queries: csr
 def bm25_vectors(collection: Collection, split: str) -> tuple[csr_array, csr_array]:
     """BM25 as sparse vectors: a document's weights are its terms' scores, a query's how often it says a term."""
     words = {"stopwords": "english", "stemmer": Stemmer.Stemmer("english"), "show_progress": False}
+    bm25s = load_bm25s()
     index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
     index.index(bm25s.tokenize(collection.documents.texts, return_ids=False, **words), show_progress=False)
     arrays = index.scores["data"], index.scores["indices"], index.scores["indptr"]

@@ -160,6 +160,7 @@ def _arguments(
 ) -> dict[str, Any]:
     rows = len(dataset)
     steps = optimiser_steps(rows, settings)
+    on_gpu = str(model.device).startswith("cuda")
     routed = any(hasattr(module, "sub_modules") for module in model)
     roles = {
         name: "query" if name in _QUERY_COLUMNS else "document" for name in dataset.column_names if name != "label"
@@ -183,8 +184,8 @@ def _arguments(
         "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": str(model.device) == "cpu",
-        "bf16": settings.precision == "bfloat16" and str(model.device).startswith("cuda"),
-        "dataloader_pin_memory": str(model.device).startswith("cuda"),
+        "bf16": on_gpu and settings.precision == "bfloat16",
+        "dataloader_pin_memory": on_gpu,
     }
     if kind_of(model) == "cross-encoder":  # it puts its own prompt in front of a pair
         return found
