@@ -171,7 +171,8 @@ class TestSaving:
         again = load_student(tmp_path / "s")
         assert isinstance(module_of(again), PreTT)
         assert module_of(again).get_config_dict() == module_of(one).get_config_dict()
-        np.testing.assert_allclose(again.score(PAIRS), one.score(PAIRS), rtol=1e-6)
+        last_bits = 1e-6 if torch.cuda.is_available() else 0  # on a GPU they were seen to differ
+        np.testing.assert_allclose(again.score(PAIRS), one.score(PAIRS), rtol=last_bits)
         assert again.kind == "prett"
 
     def test_its_fingerprint_tells_the_join(self, student):
