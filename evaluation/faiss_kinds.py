@@ -16,13 +16,13 @@ import time
 import faiss
 import numpy as np
 
-from retrodistill.collections import load_collection
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.data import load_collection
+from retrodistill.encoders import load_encoder
+from retrodistill.encoders.embeddings import embed
+from retrodistill.encoders.vectors import exact_search
 from retrodistill.indexes.factory import build_faiss, set_parameters
 from retrodistill.indexes.parts import file_bytes
-from retrodistill.models import load_encoder
-from retrodistill.models.embeddings import embed
-from retrodistill.models.vectors import exact_search
 
 KINDS = [
     ("Flat", ""),

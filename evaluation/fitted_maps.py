@@ -12,12 +12,12 @@ import argparse
 
 import numpy as np
 
-from retrodistill.collections import load_collection
-from retrodistill.collections.sentences import title_texts
-from retrodistill.models import load_encoder
-from retrodistill.models.embeddings import embed
-from retrodistill.models.encoder import Encoder
-from retrodistill.models.vectors import exact_search
+from retrodistill.data import load_collection
+from retrodistill.data.sentences import title_texts
+from retrodistill.encoders import load_encoder
+from retrodistill.encoders.embeddings import embed
+from retrodistill.encoders.encoder import Encoder
+from retrodistill.encoders.vectors import exact_search
 from retrodistill.students import dense_student
 from retrodistill.students.fitted_maps import fit_map
 

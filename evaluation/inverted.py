@@ -18,14 +18,14 @@ import numpy as np
 import Stemmer
 from scipy.sparse import csc_array, csr_array
 
-from retrodistill.collections import Collection, load_collection
+from retrodistill.data import Collection, load_collection
+from retrodistill.encoders.contract import Space
+from retrodistill.encoders.sparse import load_sparse_encoder
+from retrodistill.encoders.sparse_store import embed_sparse
+from retrodistill.evaluation import evaluate_run, means, overlap, query_latency
 from retrodistill.indexes.impacts import InvertedSettings
 from retrodistill.indexes.inverted import InvertedIndex
-from retrodistill.measures import evaluate_run, means, overlap, query_latency
-from retrodistill.models.contract import Space
-from retrodistill.models.lexical import load_bm25s
-from retrodistill.models.sparse import load_sparse_encoder
-from retrodistill.models.sparse_store import embed_sparse
+from retrodistill.rankers.bm25 import load_bm25s
 
 EXACT = InvertedSettings(bits=None)
 KINDS = [

@@ -3,7 +3,7 @@
 import sys
 
 import retrodistill as rd
-from retrodistill.recipe import parse_recipe
+from retrodistill.recipes import parse_recipe
 
 
 def main(

@@ -7,7 +7,7 @@ import sys
 
 import retrodistill as rd
 from retrodistill.indexes.learned import learn_index, texts_to_learn_from
-from retrodistill.quantisers import QuantiserSettings
+from retrodistill.quantizers import QuantiserSettings
 
 
 def main(

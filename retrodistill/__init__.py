@@ -11,30 +11,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from retrodistill.api import distill, evaluate
     from retrodistill.candidates import mine
-    from retrodistill.collections import Collection, load_collection
-    from retrodistill.errors import UserError
+    from retrodistill.core.errors import UserError
+    from retrodistill.data import Collection, load_collection
+    from retrodistill.encoders import Encoder, load_encoder
     from retrodistill.indexes import build_index, load_index
-    from retrodistill.models import Encoder, load_encoder
-    from retrodistill.pipeline import run_recipe
+    from retrodistill.rankers import score
+    from retrodistill.recipes import run_recipe
     from retrodistill.runs import Run, fuse, read_run, write_run
-    from retrodistill.teachers import score
 
 _HOMES = {
-    "Collection": "retrodistill.collections",
-    "Encoder": "retrodistill.models",
+    "Collection": "retrodistill.data",
+    "Encoder": "retrodistill.encoders",
     "Run": "retrodistill.runs",
-    "UserError": "retrodistill.errors",
+    "UserError": "retrodistill.core.errors",
     "build_index": "retrodistill.indexes",
     "distill": "retrodistill.api",
     "evaluate": "retrodistill.api",
     "fuse": "retrodistill.runs",
-    "load_collection": "retrodistill.collections",
-    "load_encoder": "retrodistill.models",
+    "load_collection": "retrodistill.data",
+    "load_encoder": "retrodistill.encoders",
     "load_index": "retrodistill.indexes",
     "mine": "retrodistill.candidates",
     "read_run": "retrodistill.runs",
-    "run_recipe": "retrodistill.pipeline",
-    "score": "retrodistill.teachers",
+    "run_recipe": "retrodistill.recipes",
+    "score": "retrodistill.rankers",
     "write_run": "retrodistill.runs",
 }
 

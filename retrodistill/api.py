@@ -7,23 +7,23 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from retrodistill.collections import Collection, load_collection
-from retrodistill.distributed import is_main
+from retrodistill.core.distributed import is_main
+from retrodistill.core.files import check_replaceable, exclusive
+from retrodistill.core.progress import say
+from retrodistill.data import Collection, load_collection
+from retrodistill.encoders import Encoder, load_encoder
+from retrodistill.encoders.contract import STUDENT_MANIFEST
+from retrodistill.encoders.vector_files import bound
 from retrodistill.evaluation.evaluating import Evaluation, evaluate
-from retrodistill.files import check_replaceable, exclusive
-from retrodistill.models import Encoder, load_encoder
-from retrodistill.models.contract import STUDENT_MANIFEST
-from retrodistill.models.vector_files import bound
-from retrodistill.pipeline.cards import Source, write_student_card
-from retrodistill.pipeline.students import distil
-from retrodistill.progress import say
-from retrodistill.recipe import StudentSettings, validated
-from retrodistill.recipe.one_student import one_student
+from retrodistill.rankers import load_teacher
+from retrodistill.recipes import StudentSettings, validated
+from retrodistill.recipes.cards import Source, write_student_card
+from retrodistill.recipes.one_student import one_student
+from retrodistill.recipes.students import distil
 from retrodistill.students.kinds import AnyStudent
-from retrodistill.teachers import load_teacher
-from retrodistill.training.material import Material, check_recorded
 from retrodistill.training.settings import StageSettings, TrainingSettings
 from retrodistill.training.texts import training_queries
+from retrodistill.training.training_data import Material, check_recorded
 
 __all__ = ["Evaluation", "distill", "evaluate"]
 
@@ -48,7 +48,7 @@ def distill(  # noqa: PLR0913 - one call for what a recipe says
         collection: A collection or what `load_collection` takes.
         target: What teaches: a run of teacher scores (from `score` and `fuse`), a teacher, or a model name.
         student: ``static``, or ``kind:NAME`` to start from: ``dense``, ``sparse``, ``multi-vector``, ``cross-encoder``,
-            ``prett`` or ``tk``; or a mapping of `retrodistill.recipe.StudentSettings`, such as ``{"model":
+            ``prett`` or ``tk``; or a mapping of `retrodistill.recipes.StudentSettings`, such as ``{"model":
             "multi-vector:all-MiniLM-L6-v2", "dimension": 128}``. What is left out fits the kind. A static or dense
             student searches the space's documents. The others have documents of their own: a multi-vector student from
             a bi-encoder token vectors of 128 dimensions, at most half the model's width; a sparse one from a bi-encoder

@@ -13,8 +13,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # tiny models spend their time waiting for 
 
 import pytest
 
-from retrodistill.collections import Collection, load_collection
-from retrodistill.progress import set_quiet
+from retrodistill.core.progress import set_quiet
+from retrodistill.data import Collection, load_collection
 
 TOPICS = {
     "cardio": ["heart", "artery", "blood", "pressure", "vessel", "pulse", "valve", "stroke", "cholesterol", "vein"],

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 import retrodistill as rd
-from retrodistill.errors import UserError
-from retrodistill.files import exclusive
-from retrodistill.measures import evaluate_run
-from retrodistill.models import load_encoder
-from retrodistill.models.vectors import exact_search
+from retrodistill.core.errors import UserError
+from retrodistill.core.files import exclusive
+from retrodistill.encoders import load_encoder
+from retrodistill.encoders.vectors import exact_search
+from retrodistill.evaluation import evaluate_run
 from retrodistill.training.settings import StageSettings, TrainingSettings
 
 QUICK = TrainingSettings(epochs=1, batch_size=32, learning_rate=0.01)

@@ -1,6 +1,6 @@
 import pytest
 
-from retrodistill.errors import UserError, sample_of, unknown
+from retrodistill.core.errors import UserError, sample_of, unknown
 
 
 class TestUnknown:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from retrodistill import files
-from retrodistill.errors import UserError
-from retrodistill.files import (
+from retrodistill.core import files
+from retrodistill.core.errors import UserError
+from retrodistill.core.files import (
     atomic_file,
     atomic_folder,
     cache_folder,
@@ -56,7 +56,7 @@ class TestAtomicFile:
     def test_a_full_disk_is_one_line_and_leaves_the_old_file(self, step, tmp_path, monkeypatch):
         path = tmp_path / "a.txt"
         path.write_text("old")
-        monkeypatch.setattr(f"retrodistill.files.{step}", full)
+        monkeypatch.setattr(f"retrodistill.core.files.{step}", full)
         with (
             pytest.raises(UserError, match=r"^cannot write .*a.txt: no space left on device; nothing half-written"),
             atomic_file(path) as temporary,

@@ -1,7 +1,7 @@
 import pytest
 
-from retrodistill import progress
-from retrodistill.progress import bar, is_quiet, say, set_quiet
+from retrodistill.core import progress
+from retrodistill.core.progress import bar, is_quiet, say, set_quiet
 
 
 @pytest.fixture

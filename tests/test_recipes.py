@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from retrodistill.errors import UserError
-from retrodistill.pipeline.forms import entries
-from retrodistill.recipe import Recipe, StudentSettings, load_recipe, parse_recipe, recipe_yaml, validated
+from retrodistill.core.errors import UserError
+from retrodistill.recipes import Recipe, StudentSettings, load_recipe, parse_recipe, recipe_yaml, validated
+from retrodistill.recipes.variants import entries
 
 ROOT = Path(__file__).parents[1]
 PLAIN = {"name": "x", "students": {"s": {"model": "static", "stages": [{"objectives": "kl"}]}}}

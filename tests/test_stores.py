@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from retrodistill import stores
-from retrodistill.errors import UserError
-from retrodistill.manifest import FILE_NAME, Manifest
-from retrodistill.stores import KeyIndex, PartStore, slug, text_keys
+from retrodistill.core import stores
+from retrodistill.core.errors import UserError
+from retrodistill.core.manifest import FILE_NAME, Manifest
+from retrodistill.core.stores import KeyIndex, PartStore, slug, text_keys
 
 OWNER = Manifest("teacher", {"weights": "abc"}, {"max_length": 64})
 KINDS = [".parquet", ".arrow"]
@@ -81,7 +81,7 @@ class TestParts:
     def test_a_full_disk_leaves_the_parts_as_they_were(self, store, monkeypatch):
         store.append(table(1))
         monkeypatch.setattr(
-            "retrodistill.files._sync", lambda path: (_ for _ in ()).throw(OSError(28, "No space left"))
+            "retrodistill.core.files._sync", lambda path: (_ for _ in ()).throw(OSError(28, "No space left"))
         )
         with pytest.raises(UserError, match=r"cannot write .*part-000001.*no space left"):
             store.append(table(2))

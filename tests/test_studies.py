@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from retrodistill.collections.beir import PUBLIC
-from retrodistill.manifest import Manifest
-from retrodistill.recipe import load_recipe
+from retrodistill.core.manifest import Manifest
+from retrodistill.data.beir import PUBLIC
+from retrodistill.recipes import load_recipe
 
 HERE = Path(__file__).parents[1] / "evaluation" / "studies"
 sys.path.insert(0, str(HERE))

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from curve import HERE, Bench, keep, read
 
-from retrodistill.measures.agreement import rank_agreement
-from retrodistill.models.vectors import exact_search
-from retrodistill.quantisers import QuantiserSettings, factory_for, learn_quantiser, read_index, start_index
+from retrodistill.encoders.vectors import exact_search
+from retrodistill.quantizers import QuantiserSettings, factory_for, learn_quantiser, read_index, start_index
+from retrodistill.runs.agreement import rank_agreement
 
 
 def main() -> None:

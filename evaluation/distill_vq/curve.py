@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from drawing import draw, table
 
-from retrodistill.collections import load_collection
-from retrodistill.collections.collection import Collection
-from retrodistill.measures.ranking import evaluate_run, means
-from retrodistill.models.embeddings import embed
-from retrodistill.models.encoder import load_encoder
-from retrodistill.quantisers import QuantiserSettings, factory_for, learn_quantiser, start_index
+from retrodistill.data import load_collection
+from retrodistill.data.collection import Collection
+from retrodistill.encoders.embeddings import embed
+from retrodistill.encoders.encoder import load_encoder
+from retrodistill.evaluation.measures import evaluate_run, means
+from retrodistill.quantizers import QuantiserSettings, factory_for, learn_quantiser, start_index
 from retrodistill.runs.run import Run
 from retrodistill.training.texts import training_queries, training_texts
 
@@ -139,7 +139,7 @@ def others(bench: Bench, file: Path) -> None:
 
 def start_flat(documents: np.ndarray) -> Any:
     """Exact search."""
-    from retrodistill.models.vectors import flat_index
+    from retrodistill.encoders.vectors import flat_index
 
     return flat_index(documents)
 

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from curve import HERE, keep, read
 
-from retrodistill.collections import load_collection
+from retrodistill.data import load_collection
+from retrodistill.encoders.embeddings import embed
+from retrodistill.encoders.encoder import load_encoder
+from retrodistill.encoders.vectors import exact_search
 from retrodistill.indexes.factory import set_parameters
-from retrodistill.models.embeddings import embed
-from retrodistill.models.encoder import load_encoder
-from retrodistill.models.vectors import exact_search
-from retrodistill.quantisers import QuantiserSettings, learn_quantiser, start_index
+from retrodistill.quantizers import QuantiserSettings, learn_quantiser, start_index
 from retrodistill.training.texts import training_queries, training_texts
 
 PROBES = (1, 2, 4, 8, 16, 32, 64, 128)

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from retrodistill.collections import load_collection
-from retrodistill.files import read_json, write_json
+from retrodistill.core.files import read_json, write_json
+from retrodistill.data import load_collection
+from retrodistill.encoders.contract import Space
+from retrodistill.encoders.maxsim import maxsim
+from retrodistill.encoders.multi_vector import Tokens, load_multi_vector_encoder, principal_directions, token_encoder
+from retrodistill.evaluation import evaluate_run, means
 from retrodistill.indexes.multi_vector import MultiVectorIndex, MultiVectorSettings
 from retrodistill.indexes.muvera import MuveraSettings
 from retrodistill.indexes.tokens import TokenStore
-from retrodistill.measures import evaluate_run, means
-from retrodistill.models.contract import Space
-from retrodistill.models.maxsim import maxsim
-from retrodistill.models.multi_vector import Tokens, load_multi_vector_encoder, principal_directions, token_encoder
 from retrodistill.runs.formats import read_run, write_run
 from retrodistill.runs.run import Run
 

@@ -58,8 +58,8 @@ class Job:
 
     def is_done(self, study: Study, out: Path, data: str, large: bool) -> bool:
         """Whether its results are there, by the recipe as it is now."""
-        from retrodistill.manifest import FILE_NAME, Manifest
-        from retrodistill.recipe import load_recipe, parse_recipe
+        from retrodistill.core.manifest import FILE_NAME, Manifest
+        from retrodistill.recipes import load_recipe, parse_recipe
 
         place = out / self.folder
         if self.results(out) is None or not (place / FILE_NAME).exists():  # the manifest is a job's last file

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrodistill.errors import UserError, unknown
+from retrodistill.core.errors import UserError, unknown
 from retrodistill.runs.calibration import list_moments
 from retrodistill.runs.run import Run
 

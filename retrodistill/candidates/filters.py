@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 from retrodistill.runs.run import Run
 
 

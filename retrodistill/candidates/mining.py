@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from retrodistill.candidates.samplers import random_documents
-from retrodistill.collections.collection import Collection
-from retrodistill.collections.texts import Texts
-from retrodistill.errors import UserError
-from retrodistill.models.retrievers import load_retriever
+from retrodistill.core.errors import UserError
+from retrodistill.data.collection import Collection
+from retrodistill.data.texts import Texts
+from retrodistill.rankers.retrievers import load_retriever
 from retrodistill.runs.fusion import union
 from retrodistill.runs.run import Run
 

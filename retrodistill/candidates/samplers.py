@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from retrodistill.candidates.topics import balanced_places
-from retrodistill.errors import UserError, unknown
+from retrodistill.core.errors import UserError, unknown
 from retrodistill.runs.run import Run
 
 SAMPLERS = {

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from retrodistill.collections.qrels import Qrels
-from retrodistill.errors import UserError, sample_of
+from retrodistill.core.errors import UserError, sample_of
+from retrodistill.data.qrels import Qrels
 from retrodistill.runs.run import Run
 
 Positives = Mapping[str, Collection[str]]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 
 if TYPE_CHECKING:
     from torch.utils.data import BatchSampler

@@ -15,7 +15,7 @@ from retrodistill.cli import recipes, reference, teaching, indexes, measuring  #
 
 # isort: on
 from retrodistill.cli.app import app
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 
 __all__ = ["app", "main"]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrodistill.cli.app import show
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 
 if TYPE_CHECKING:
-    from retrodistill.collections import Collection
+    from retrodistill.data import Collection
     from retrodistill.indexes import Index
     from retrodistill.indexes.learned import LearnedIndex
 
@@ -62,14 +62,14 @@ class Wanted:
 
 def build(source: str, documents: str, queries: str | None, wanted: Wanted, out: Path) -> Index:
     """Build and save an index; what was asked is checked before any work starts."""
-    from retrodistill.collections import load_collection
+    from retrodistill.data import load_collection
+    from retrodistill.encoders.any_model import load_text_model
+    from retrodistill.encoders.multi_vector import MultiVectorModel
+    from retrodistill.encoders.sparse import SparseTextEncoder
     from retrodistill.indexes import FaissSettings, InvertedSettings, MultiVectorSettings, build_index
     from retrodistill.indexes.muvera import MuveraSettings
     from retrodistill.indexes.stored import replaceable
-    from retrodistill.models.any_model import load_text_model
-    from retrodistill.models.multi_vector import MultiVectorModel
-    from retrodistill.models.sparse import SparseTextEncoder
-    from retrodistill.recipe import validated
+    from retrodistill.recipes import validated
 
     replaceable(out)
     collection, encoder = load_collection(source), load_text_model(documents)
@@ -101,9 +101,9 @@ def build(source: str, documents: str, queries: str | None, wanted: Wanted, out:
 
 def _learned(collection: Collection, encoder: Any, queries: str | None, wanted: Wanted, out: Path) -> Index:
     """Learn a quantiser, save it, and tell what OPQ gives at the same bytes."""
+    from retrodistill.encoders.encoder import load_encoder
     from retrodistill.indexes.learned import learn_index, save_query_map, texts_with_vectors
-    from retrodistill.models.encoder import load_encoder
-    from retrodistill.quantisers import QuantiserSettings
+    from retrodistill.quantizers import QuantiserSettings
 
     asking = None if queries is None else load_encoder(queries)
     found = learn_index(

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retrodistill.cli.app import CollectionOption, JsonOption, OutOption, app, show
-from retrodistill.errors import UserError, unknown
-from retrodistill.progress import say, set_quiet
+from retrodistill.core.errors import UserError, unknown
+from retrodistill.core.progress import say, set_quiet
 
 if TYPE_CHECKING:
     from retrodistill.exports import QdrantIndex
@@ -89,9 +89,9 @@ def check(  # noqa: PLR0913, PLR0917 - one option each
     as_json: JsonOption = False,
 ) -> None:
     """Check a query encoder against an index: is it admitted, what does it keep of the teacher, how fast is it."""
-    from retrodistill.collections import load_collection
+    from retrodistill.data import load_collection
+    from retrodistill.evaluation.check import check as check_index
     from retrodistill.indexes import load_index
-    from retrodistill.indexes.check import check as check_index
 
     set_quiet(as_json)
     made = check_index(
@@ -117,8 +117,8 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Search an index."""
-    from retrodistill.collections import load_collection
-    from retrodistill.models.retrievers import check_queries
+    from retrodistill.data import load_collection
+    from retrodistill.rankers.retrievers import check_queries
 
     set_quiet(as_json)
     check_queries(query)
@@ -161,7 +161,7 @@ def export(  # noqa: PLR0913, PLR0917 - one option each
     as_json: JsonOption = False,
 ) -> None:
     """Export an index to Qdrant (embedded, a server, a cluster) or Parquet; interrupted, it goes on; then verified."""
-    from retrodistill.collections import load_collection
+    from retrodistill.data import load_collection
     from retrodistill.exports import QdrantSettings, export_parquet, export_qdrant
     from retrodistill.exports.parquet import ParquetSettings
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from retrodistill.cli.app import DryOption, JsonOption, OutOption, app, duration, show
-from retrodistill.progress import set_quiet
+from retrodistill.core.progress import set_quiet
 
 
 @app.command()
@@ -41,11 +41,11 @@ def methods() -> None:
     """List every kind of model, objective, labels, initialisation, fusion, sampler, budget and packaged recipe."""
     from retrodistill.candidates.budget import BUDGETS
     from retrodistill.candidates.samplers import SAMPLERS
-    from retrodistill.models.names import KINDS
+    from retrodistill.encoders.names import KINDS
     from retrodistill.objectives.registry import CLASS_OBJECTIVES, OBJECTIVES, REGULARISERS, TOKEN_OBJECTIVES
+    from retrodistill.rankers.labels import LABELS
     from retrodistill.runs.calibration import CALIBRATIONS
     from retrodistill.students.static import INITIALISATIONS
-    from retrodistill.teachers.labels import LABELS
 
     calibrations = {name: (kind.__doc__ or "").splitlines()[0] for name, kind in CALIBRATIONS.items()}
     fusions = {**calibrations, "reciprocal-rank": "Weighted sum of 1 / (60 + rank)."}
@@ -68,7 +68,7 @@ def methods() -> None:
 
 
 def _run_andshow(recipe: str, out: Path, overrides: list[str], as_json: bool) -> None:
-    from retrodistill.pipeline import run_recipe
+    from retrodistill.recipes import run_recipe
 
     set_quiet(as_json)
     command = f"retrodistill {shlex.join(sys.argv[1:])}"
@@ -76,7 +76,7 @@ def _run_andshow(recipe: str, out: Path, overrides: list[str], as_json: bool) ->
     if as_json:
         show(json.dumps(results.to_json(), ensure_ascii=False))
         return
-    from retrodistill.reports.table import examples_text, table_text
+    from retrodistill.report.table import examples_text, table_text
 
     show(table_text(results))
     if results.examples:
@@ -87,7 +87,7 @@ def _run_andshow(recipe: str, out: Path, overrides: list[str], as_json: bool) ->
 
 
 def _plan(recipe: str, out: Path, overrides: list[str], as_json: bool) -> None:
-    from retrodistill.pipeline.plan import SAID, plan_recipe
+    from retrodistill.recipes.plan import SAID, plan_recipe
 
     set_quiet(as_json)
     steps = plan_recipe(recipe, out, overrides)

@@ -11,7 +11,7 @@ import typer
 from retrodistill.cli.app import JsonOption, app, show
 
 if TYPE_CHECKING:
-    from retrodistill.recipe.keys import Key, Section
+    from retrodistill.recipes.keys import Key, Section
 
 _WIDTHS = (20, 24, 12, 38)  # columns: key, values, default, meaning; 100 with the spaces between them
 
@@ -22,7 +22,7 @@ def keys(
     as_json: JsonOption = False,
 ) -> None:
     """List every key of a recipe with its values, default and meaning."""
-    from retrodistill.recipe.keys import recipe_keys
+    from retrodistill.recipes.keys import recipe_keys
 
     sections = recipe_keys(prefix)
     if as_json:

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from retrodistill.cli.app import CollectionOption, DryOption, OutOption, RunOption, StoreOption, app, duration, show
-from retrodistill.errors import UserError
-from retrodistill.progress import say
+from retrodistill.core.errors import UserError
+from retrodistill.core.progress import say
 
 
 @app.command()
@@ -24,7 +24,7 @@ def mine(
 ) -> None:
     """Propose candidates for queries: a run."""
     from retrodistill.candidates import mine as mine_candidates
-    from retrodistill.collections import load_collection
+    from retrodistill.data import load_collection
     from retrodistill.runs import write_run
 
     run = mine_candidates(load_collection(collection), split, source, depth, random=random, seed=seed)
@@ -56,10 +56,10 @@ def score(  # noqa: PLR0913, PLR0917 - one option each
 ) -> None:
     """Score candidates by one teacher or several; killed at any moment, it goes on where it stopped."""
     from retrodistill.candidates.budget import choose_pairs
-    from retrodistill.collections import load_collection
+    from retrodistill.data import load_collection
+    from retrodistill.rankers import load_teacher, remaining
+    from retrodistill.rankers import score as score_candidates
     from retrodistill.runs import fuse, read_run, write_run
-    from retrodistill.teachers import load_teacher, remaining
-    from retrodistill.teachers import score as score_candidates
 
     corpus, pool = load_collection(collection), read_run(candidates)
     if weight and len(weight) != len(teacher):

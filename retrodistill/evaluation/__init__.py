@@ -1,7 +1,28 @@
-"""Evaluation: any system on any collections, by BEIR's rules; comparison, agreement with a teacher, cost."""
+"""Evaluation: any system on any collections, by BEIR's rules; measures, comparison, agreement with a teacher, cost."""
 
 from retrodistill.evaluation.benchmark import Benchmark, benchmark
 from retrodistill.evaluation.comparing import Comparison, compare
 from retrodistill.evaluation.evaluating import Evaluation, Wanted, evaluate
+from retrodistill.evaluation.latency import query_latency, staged_latency
+from retrodistill.evaluation.measures import BEIR_MEASURES, DEFAULT_MEASURES, evaluate_run, means
+from retrodistill.evaluation.significance import compare_paired, holm, outcomes, smallest_difference
 
-__all__ = ["Benchmark", "Comparison", "Evaluation", "Wanted", "benchmark", "compare", "evaluate"]
+__all__ = [
+    "BEIR_MEASURES",
+    "DEFAULT_MEASURES",
+    "Benchmark",
+    "Comparison",
+    "Evaluation",
+    "Wanted",
+    "benchmark",
+    "compare",
+    "compare_paired",
+    "evaluate",
+    "evaluate_run",
+    "holm",
+    "means",
+    "outcomes",
+    "query_latency",
+    "smallest_difference",
+    "staged_latency",
+]

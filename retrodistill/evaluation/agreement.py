@@ -7,19 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from retrodistill.collections.collection import Collection
-from retrodistill.collections.texts import Texts
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.data.collection import Collection
+from retrodistill.data.texts import Texts
+from retrodistill.evaluation.measures import Grades, evaluate_run, means
 from retrodistill.evaluation.streaming import retrieve
 from retrodistill.evaluation.systems import searcher
-from retrodistill.measures.agreement import kendall, overlap, ranking_overlap, score_bins
-from retrodistill.measures.ranking import Grades, evaluate_run, means
-from retrodistill.reports.measured import Agreement, Bin
+from retrodistill.rankers.loading import load_teacher
+from retrodistill.rankers.protocol import Teacher
+from retrodistill.rankers.recorded import RecordedTeacher
+from retrodistill.report.measured import Agreement, Bin
+from retrodistill.runs.agreement import kendall, overlap, ranking_overlap, score_bins
 from retrodistill.runs.align import align, look_up
 from retrodistill.runs.run import Run
-from retrodistill.teachers.loading import load_teacher
-from retrodistill.teachers.protocol import Teacher
-from retrodistill.teachers.recorded import RecordedTeacher
 
 DEPTH = 100  # documents a query: of the teacher's list, and of the candidates that it re-ranks
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from retrodistill.collections import Collection
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.core.files import write_json
+from retrodistill.core.progress import say
+from retrodistill.data import Collection
 from retrodistill.evaluation.evaluating import Evaluation, Wanted, evaluate_on
 from retrodistill.evaluation.rules import CQADUPSTACK, sources
 from retrodistill.evaluation.systems import Candidate, named_systems
-from retrodistill.files import write_json
-from retrodistill.progress import say
 
 Means = dict[str, dict[str, float]]
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from retrodistill.errors import UserError, sample_of, unknown
-from retrodistill.measures.significance import LEAST, compare_paired, holm, outcomes, smallest_difference
-from retrodistill.reports.measured import Agreement
+from retrodistill.core.errors import UserError, sample_of, unknown
+from retrodistill.evaluation.significance import LEAST, compare_paired, holm, outcomes, smallest_difference
+from retrodistill.report.measured import Agreement
 
 
 @dataclass(frozen=True)

@@ -9,24 +9,24 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from retrodistill.collections.collection import Collection
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.core.progress import say
+from retrodistill.data.collection import Collection
+from retrodistill.encoders.contract import TextModel
+from retrodistill.encoders.embeddings import embed
+from retrodistill.encoders.vector_files import VectorFile, bound
+from retrodistill.encoders.vectors import flat_index, leading
+from retrodistill.evaluation.latency import staged_latency
 from retrodistill.evaluation.memory import peak_memory
+from retrodistill.evaluation.rates import fixed_threads, matrix_rate, operations
 from retrodistill.evaluation.reranking import Reranker
 from retrodistill.evaluation.streaming import HELD
 from retrodistill.evaluation.student_reranking import StudentReranker
-from retrodistill.indexes.asymmetric import AsymmetricIndex
-from retrodistill.measures.cost import fixed_threads, matrix_rate, operations
-from retrodistill.measures.latency import staged_latency
-from retrodistill.models.contract import TextModel
-from retrodistill.models.embeddings import embed
-from retrodistill.models.lexical import BM25
-from retrodistill.models.retrievers import DenseRetriever, LexicalRetriever, RecordedRetriever, Retriever
-from retrodistill.models.vector_files import VectorFile, bound
-from retrodistill.models.vectors import flat_index, leading
-from retrodistill.progress import say
-from retrodistill.reports.measured import Cost, Timing
-from retrodistill.teachers.ensemble import Ensemble
+from retrodistill.indexes.faiss_index import AsymmetricIndex
+from retrodistill.rankers.bm25 import BM25
+from retrodistill.rankers.ensemble import Ensemble
+from retrodistill.rankers.retrievers import DenseRetriever, LexicalRetriever, RecordedRetriever, Retriever
+from retrodistill.report.measured import Cost, Timing
 
 DEPTH, BATCHES = 100, (1, 32)
 _QUERIES, _DOCUMENTS, _BATCH, _WARM_UP, _MEMORY = 100, 64, 32, 8, 20

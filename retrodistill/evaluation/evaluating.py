@@ -10,24 +10,24 @@ from typing import Any
 
 import pyarrow as pa
 
-from retrodistill.collections import Collection, Texts, load_collection
-from retrodistill.errors import UserError, sample_of
+from retrodistill.core.errors import UserError, sample_of
+from retrodistill.core.files import exclusive, write_json
+from retrodistill.core.manifest import Manifest, hardware, library_versions
+from retrodistill.data import Collection, Texts, load_collection
 from retrodistill.evaluation.agreement import agreements
 from retrodistill.evaluation.cost import measure_cost
 from retrodistill.evaluation.folder import Folder, Kept, check_file_names, write_per_query
+from retrodistill.evaluation.measures import Grades, evaluate_run, means, measures_within, parse_measure
 from retrodistill.evaluation.report import with_differences
 from retrodistill.evaluation.rules import split_of, version_note
 from retrodistill.evaluation.streaming import retrieve
 from retrodistill.evaluation.systems import Candidate, candidates_for, named_systems
-from retrodistill.files import exclusive, write_json
-from retrodistill.manifest import Manifest, hardware, library_versions
-from retrodistill.measures.ranking import Grades, evaluate_run, means, measures_within, parse_measure
-from retrodistill.models.retrievers import Retriever
-from retrodistill.reports import write_page
-from retrodistill.reports.measured import Agreement, Cost
-from retrodistill.reports.results import Results, System, of_measures
+from retrodistill.rankers.loading import load_teacher
+from retrodistill.rankers.retrievers import Retriever
+from retrodistill.report import write_page
+from retrodistill.report.measured import Agreement, Cost
+from retrodistill.report.results import Results, System, of_measures
 from retrodistill.runs.run import Run
-from retrodistill.teachers.loading import load_teacher
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from retrodistill.collections.collection import Collection
-from retrodistill.measures.ranking import Grades
-from retrodistill.measures.significance import LEAST
-from retrodistill.reports.results import Example, Hit, Missed
+from retrodistill.data.collection import Collection
+from retrodistill.evaluation.measures import Grades
+from retrodistill.evaluation.significance import LEAST
+from retrodistill.report.results import Example, Hit, Missed
 from retrodistill.runs.run import Run
 
 MEASURE = "ndcg@10"

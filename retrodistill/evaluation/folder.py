@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from retrodistill.errors import UserError
-from retrodistill.files import atomic_file, atomic_folder, file_digest, make_folder
-from retrodistill.manifest import FILE_NAME, Manifest
+from retrodistill.core.errors import UserError
+from retrodistill.core.files import atomic_file, atomic_folder, file_digest, make_folder
+from retrodistill.core.manifest import FILE_NAME, Manifest
+from retrodistill.core.stores import slug
 from retrodistill.runs.formats import keep_run, read_run
 from retrodistill.runs.run import Run
-from retrodistill.stores import slug
 
 PER_QUERY = "per-query.parquet"
 

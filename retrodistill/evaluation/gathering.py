@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from retrodistill.collections import load_collection
-from retrodistill.errors import UserError, unknown
+from retrodistill.core.errors import UserError, unknown
+from retrodistill.core.files import read_json
+from retrodistill.core.manifest import FILE_NAME
+from retrodistill.core.stores import slug
+from retrodistill.data import load_collection
 from retrodistill.evaluation.agreement import agreements
 from retrodistill.evaluation.comparing import Comparison, compare
 from retrodistill.evaluation.evaluating import Evaluation, Wanted, evaluate_on
 from retrodistill.evaluation.folder import PER_QUERY, read_per_query
 from retrodistill.evaluation.rules import split_of
-from retrodistill.files import read_json
-from retrodistill.manifest import FILE_NAME
+from retrodistill.rankers.loading import load_teacher
 from retrodistill.runs.formats import read_run
 from retrodistill.runs.run import Run
-from retrodistill.stores import slug
-from retrodistill.teachers.loading import load_teacher
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-from retrodistill.progress import say
+from retrodistill.core.progress import say
 
 
 def peak_memory(system: str, collection: str, queries: list[str], threads: int) -> int | None:
@@ -37,10 +37,10 @@ def peak_memory(system: str, collection: str, queries: list[str], threads: int) 
 def _answer(asked: dict) -> int:
     import resource
 
-    from retrodistill.collections import load_collection
+    from retrodistill.core.progress import set_quiet
+    from retrodistill.data import load_collection
+    from retrodistill.evaluation.rates import fixed_threads
     from retrodistill.evaluation.systems import load_candidate
-    from retrodistill.measures.cost import fixed_threads
-    from retrodistill.progress import set_quiet
 
     set_quiet(True)
     collection = load_collection(asked["collection"])

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from retrodistill.collections.collection import Collection
+from retrodistill.data.collection import Collection
 from retrodistill.evaluation.comparing import paired_tests
 from retrodistill.evaluation.examples import MEASURE, Side, side_by_side, spread_out, won_and_lost
-from retrodistill.measures.ranking import Grades
-from retrodistill.reports.results import Results
+from retrodistill.evaluation.measures import Grades
+from retrodistill.report.results import Results
 
 if TYPE_CHECKING:
     from retrodistill.evaluation.evaluating import Evaluation

@@ -7,18 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from retrodistill.collections.collection import Collection
-from retrodistill.collections.texts import Texts
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.data.collection import Collection
+from retrodistill.data.texts import Texts
+from retrodistill.encoders.names import KINDS
 from retrodistill.evaluation.student_reranking import DEPTH, StudentReranker, first_documents
 from retrodistill.indexes.building import load_index
-from retrodistill.models.names import KINDS
-from retrodistill.models.retrievers import Retriever, load_retriever
+from retrodistill.rankers.cross_encoder import CrossEncoderTeacher
+from retrodistill.rankers.loading import load_teacher
+from retrodistill.rankers.protocol import Teacher
+from retrodistill.rankers.retrievers import Retriever, load_retriever
 from retrodistill.runs.run import Run
 from retrodistill.students.cross_encoder import CrossEncoderStudent
-from retrodistill.teachers.cross_encoder import CrossEncoderTeacher
-from retrodistill.teachers.loading import load_teacher
-from retrodistill.teachers.protocol import Teacher
 
 _FORM = (
     "rerank:TEACHER@SOURCE or rerank@DEPTH:TEACHER@SOURCE, e.g. rerank:cross-encoder:NAME@bm25, where SOURCE is a "

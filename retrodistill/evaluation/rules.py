@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from retrodistill.collections import Collection, load_collection
-from retrodistill.collections.beir import FORUMS, load_folder
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.data import Collection, load_collection
+from retrodistill.data.beir import FORUMS, load_folder
 
 CQADUPSTACK = "cqadupstack"
 _SPLITS = {"msmarco": "dev"}  # its test split is TREC's Deep Learning track of 2019; BEIR's table has dev

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-from retrodistill.collections.collection import Collection
-from retrodistill.collections.texts import Texts
-from retrodistill.models.embeddings import EmbeddingStore, embed
-from retrodistill.models.encoder import Encoder
-from retrodistill.models.retrievers import DenseRetriever, Retriever
-from retrodistill.models.vector_files import VectorFile, bound
-from retrodistill.models.vectors import check_finite, exact_search
-from retrodistill.progress import bar
+from retrodistill.core.progress import bar
+from retrodistill.data.collection import Collection
+from retrodistill.data.texts import Texts
+from retrodistill.encoders.embeddings import EmbeddingStore, embed
+from retrodistill.encoders.encoder import Encoder
+from retrodistill.encoders.vector_files import VectorFile, bound
+from retrodistill.encoders.vectors import check_finite, exact_search
+from retrodistill.rankers.retrievers import DenseRetriever, Retriever
 from retrodistill.runs.run import Run
 
 HELD = (

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from retrodistill.collections.collection import Collection
-from retrodistill.collections.texts import Texts
-from retrodistill.errors import UserError
-from retrodistill.models.lexical import BM25
-from retrodistill.models.retrievers import LexicalRetriever, Retriever
+from retrodistill.core.errors import UserError
+from retrodistill.data.collection import Collection
+from retrodistill.data.texts import Texts
+from retrodistill.rankers.bm25 import BM25
+from retrodistill.rankers.cross_encoder import CrossEncoderTeacher
+from retrodistill.rankers.protocol import pair_positions
+from retrodistill.rankers.retrievers import LexicalRetriever, Retriever
 from retrodistill.runs.run import Run
 from retrodistill.students.cross_encoder import CrossEncoderStudent
-from retrodistill.teachers.cross_encoder import CrossEncoderTeacher
-from retrodistill.teachers.protocol import pair_positions
 
 if TYPE_CHECKING:
     from retrodistill.students.document_states import StoredDocuments

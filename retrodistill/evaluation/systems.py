@@ -7,26 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retrodistill.collections.collection import Collection
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.core.files import digest
+from retrodistill.core.manifest import Manifest
+from retrodistill.data.collection import Collection
+from retrodistill.encoders.contract import TextModel
 from retrodistill.evaluation.reranking import Reranker, load_reranker
 from retrodistill.evaluation.student_reranking import StudentReranker
-from retrodistill.files import digest
 from retrodistill.indexes.building import load_index
-from retrodistill.manifest import Manifest
-from retrodistill.models.contract import TextModel
-from retrodistill.models.lexical import BM25
-from retrodistill.models.retrievers import (
+from retrodistill.rankers.bm25 import BM25
+from retrodistill.rankers.dense import DenseTeacher
+from retrodistill.rankers.lexical import LexicalTeacher
+from retrodistill.rankers.protocol import Teacher
+from retrodistill.rankers.recorded import RecordedTeacher
+from retrodistill.rankers.retrievers import (
     DenseRetriever,
     LexicalRetriever,
     RecordedRetriever,
     Retriever,
     load_retriever,
 )
-from retrodistill.teachers.dense import DenseTeacher
-from retrodistill.teachers.lexical import LexicalTeacher
-from retrodistill.teachers.protocol import Teacher
-from retrodistill.teachers.recorded import RecordedTeacher
 
 PLACE = "{collection}"  # in a run's or index' name: stands for the collection that is measured on
 

@@ -6,8 +6,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from retrodistill.reports import words
-from retrodistill.reports.results import System
+from retrodistill.report import words
+from retrodistill.report.results import System
 
 if TYPE_CHECKING:
     from retrodistill.evaluation.benchmark import Benchmark
@@ -111,7 +111,7 @@ def _agreement(systems: Sequence[System]) -> str:
 
 
 def _agreement_rows(rows: Sequence[tuple[str, object]]) -> str:
-    from retrodistill.reports.measured import Agreement
+    from retrodistill.report.measured import Agreement
 
     found = [(name, one) for name, one in rows if isinstance(one, Agreement)]
     heads = [

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from retrodistill.encoders.multi_vector import Tokens
 from retrodistill.exports.records import Exportable, Kind, Vectors
-from retrodistill.models.multi_vector import Tokens
 
 _QUERY_TOKENS = 32  # of a document that serves as a multi-vector query
 _TIE = 1e-4  # of the query's best score: below it two scores are a tie, and either document may stand in the top

@@ -12,8 +12,8 @@ from pathlib import Path
 from pickle import UnpicklingError  # what an embedded Qdrant's own files raise
 from typing import TYPE_CHECKING, Any
 
-from retrodistill.errors import UserError
-from retrodistill.files import check_replaceable
+from retrodistill.core.errors import UserError
+from retrodistill.core.files import check_replaceable
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient

@@ -12,15 +12,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retrodistill.collections.collection import Collection
-from retrodistill.errors import UserError, unknown
+from retrodistill.core.errors import UserError, unknown
+from retrodistill.core.files import atomic_file, check_replaceable, exclusive, file_digest, make_folder
+from retrodistill.core.manifest import FILE_NAME, Manifest
+from retrodistill.core.progress import bar
+from retrodistill.data.collection import Collection
+from retrodistill.encoders.multi_vector import Tokens
 from retrodistill.exports.payload import Payload, differences
 from retrodistill.exports.records import Exportable, Vectors
 from retrodistill.exports.sources import exportable
-from retrodistill.files import atomic_file, check_replaceable, exclusive, file_digest, make_folder
-from retrodistill.manifest import FILE_NAME, Manifest
-from retrodistill.models.multi_vector import Tokens
-from retrodistill.progress import bar
 
 Number = Literal["float32", "float16"]
 PARTS, VOCABULARY = "documents", "vocabulary.parquet"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from retrodistill.collections.collection import Collection
-from retrodistill.collections.texts import Texts
-from retrodistill.errors import UserError, sample_of
+from retrodistill.core.errors import UserError, sample_of
+from retrodistill.core.manifest import Manifest
+from retrodistill.data.collection import Collection
+from retrodistill.data.texts import Texts
 from retrodistill.exports.records import Exportable
-from retrodistill.manifest import Manifest
 
 
 @dataclass(frozen=True)

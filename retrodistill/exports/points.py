@@ -7,11 +7,11 @@ from typing import Any, Literal
 import numpy as np
 from scipy.sparse import csr_array
 
-from retrodistill.errors import UserError, unknown
+from retrodistill.core.errors import UserError, unknown
+from retrodistill.encoders.contract import Space
+from retrodistill.encoders.multi_vector import Tokens
 from retrodistill.exports.connection import library
 from retrodistill.exports.records import KINDS, Kind, Vectors
-from retrodistill.models.contract import Space
-from retrodistill.models.multi_vector import Tokens
 
 Quantisation = Literal["scalar", "product", "binary"]
 QUANTISATIONS = ("scalar", "product", "binary")

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from retrodistill.collections.collection import Collection
-from retrodistill.errors import UserError, sample_of, unknown
+from retrodistill.core.errors import UserError, sample_of, unknown
+from retrodistill.core.manifest import Manifest
+from retrodistill.core.progress import bar, say
+from retrodistill.core.stores import slug
+from retrodistill.data.collection import Collection
 from retrodistill.exports.checking import agreement, as_queries, sampled_rows, sampled_vectors
 from retrodistill.exports.connection import Address, connected
 from retrodistill.exports.payload import Payload, differences
@@ -18,9 +21,6 @@ from retrodistill.exports.points import QUANTISATIONS, Quantisation, collection_
 from retrodistill.exports.qdrant_collection import VERIFIED, WRITING, QdrantCollection, point_id
 from retrodistill.exports.records import Exportable, flat_values
 from retrodistill.exports.sources import exportable
-from retrodistill.manifest import Manifest
-from retrodistill.progress import bar, say
-from retrodistill.stores import slug
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from retrodistill.errors import UserError, sample_of
+from retrodistill.core.errors import UserError, sample_of
+from retrodistill.core.manifest import Manifest
 from retrodistill.exports.connection import is_embedded, library, telling
 from retrodistill.exports.points import search_parameters, vectors_of
 from retrodistill.exports.records import Kind, Vectors
-from retrodistill.manifest import Manifest
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient

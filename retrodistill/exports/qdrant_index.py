@@ -6,21 +6,21 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from retrodistill.collections.collection import Collection
-from retrodistill.collections.texts import Texts
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.data.collection import Collection
+from retrodistill.data.texts import Texts
+from retrodistill.encoders.contract import Space, TextModel
+from retrodistill.encoders.embeddings import embed
+from retrodistill.encoders.encoder import Encoder, load_encoder
+from retrodistill.encoders.multi_vector import load_multi_vector_encoder
+from retrodistill.encoders.sparse import SparseTextEncoder, load_sparse_encoder
+from retrodistill.encoders.sparse_store import embed_sparse
+from retrodistill.encoders.vector_files import bound
+from retrodistill.encoders.vectors import leading
 from retrodistill.exports.connection import Address, connect
 from retrodistill.exports.qdrant_collection import QdrantCollection
 from retrodistill.exports.records import Kind
-from retrodistill.models.contract import Space, TextModel
-from retrodistill.models.embeddings import embed
-from retrodistill.models.encoder import Encoder, load_encoder
-from retrodistill.models.multi_vector import load_multi_vector_encoder
-from retrodistill.models.retrievers import Queries, as_queries, wanted_depth
-from retrodistill.models.sparse import SparseTextEncoder, load_sparse_encoder
-from retrodistill.models.sparse_store import embed_sparse
-from retrodistill.models.vector_files import bound
-from retrodistill.models.vectors import leading
+from retrodistill.rankers.retrievers import Queries, as_queries, wanted_depth
 from retrodistill.runs.run import Run
 
 _LOADERS: dict[str, Callable[[Any], TextModel]] = {

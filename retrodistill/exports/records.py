@@ -11,10 +11,10 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 from scipy.sparse import csr_array
 
-from retrodistill.errors import UserError, sample_of
-from retrodistill.files import digest
-from retrodistill.models.contract import Space
-from retrodistill.models.multi_vector import Tokens
+from retrodistill.core.errors import UserError, sample_of
+from retrodistill.core.files import digest
+from retrodistill.encoders.contract import Space
+from retrodistill.encoders.multi_vector import Tokens
 
 Kind = Literal["dense", "sparse", "multi-vector"]
 KINDS = ("dense", "sparse", "multi-vector")

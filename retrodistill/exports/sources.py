@@ -9,24 +9,24 @@ from typing import Any
 
 import numpy as np
 
-from retrodistill.collections.collection import Collection
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.data.collection import Collection
+from retrodistill.encoders.contract import Space, TextModel
+from retrodistill.encoders.embeddings import embed
+from retrodistill.encoders.encoder import Encoder, load_encoder
+from retrodistill.encoders.multi_vector import MultiVectorModel, load_multi_vector_encoder
+from retrodistill.encoders.names import KINDS, ModelName, parse_model_name
+from retrodistill.encoders.sparse import SparseTextEncoder, load_sparse_encoder
+from retrodistill.encoders.sparse_store import embed_sparse
+from retrodistill.encoders.vector_files import bound
+from retrodistill.encoders.vectors import leading
 from retrodistill.exports.payload import texts_of
 from retrodistill.exports.records import Exportable, dense_records, multi_vector_records, pin, sparse_records
-from retrodistill.indexes.asymmetric import AsymmetricIndex
 from retrodistill.indexes.building import load_index
+from retrodistill.indexes.faiss_index import AsymmetricIndex
 from retrodistill.indexes.inverted import InvertedIndex
 from retrodistill.indexes.multi_vector import MultiVectorIndex
 from retrodistill.indexes.stored import name_of
-from retrodistill.models.contract import Space, TextModel
-from retrodistill.models.embeddings import embed
-from retrodistill.models.encoder import Encoder, load_encoder
-from retrodistill.models.multi_vector import MultiVectorModel, load_multi_vector_encoder
-from retrodistill.models.names import KINDS, ModelName, parse_model_name
-from retrodistill.models.sparse import SparseTextEncoder, load_sparse_encoder
-from retrodistill.models.sparse_store import embed_sparse
-from retrodistill.models.vector_files import bound
-from retrodistill.models.vectors import leading
 
 
 def exportable(source: Any, collection: Collection | None = None) -> Exportable:

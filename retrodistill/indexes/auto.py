@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 
 _GRAPH_FROM = 20_000  # documents; below, a scan takes under a millisecond or two
 _LISTS_FROM = 100_000  # documents, where links do not fit

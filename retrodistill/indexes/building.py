@@ -8,27 +8,27 @@ from typing import Any
 
 import numpy as np
 
-from retrodistill.collections.collection import Collection
-from retrodistill.collections.texts import Texts
-from retrodistill.errors import UserError
-from retrodistill.indexes.asymmetric import AsymmetricIndex
+from retrodistill.core.errors import UserError
+from retrodistill.core.progress import say
+from retrodistill.data.collection import Collection
+from retrodistill.data.texts import Texts
+from retrodistill.encoders.any_model import load_text_model
+from retrodistill.encoders.contract import Space
+from retrodistill.encoders.embeddings import embed
+from retrodistill.encoders.encoder import Encoder, load_encoder
+from retrodistill.encoders.multi_vector import MultiVectorModel
+from retrodistill.encoders.sparse import SparseTextEncoder
+from retrodistill.encoders.vector_files import bound
+from retrodistill.encoders.vectors import check_finite, leading
 from retrodistill.indexes.auto import choose_factory
 from retrodistill.indexes.factory import build_faiss, empty_index
+from retrodistill.indexes.faiss_index import AsymmetricIndex
 from retrodistill.indexes.impacts import InvertedSettings
 from retrodistill.indexes.inverted import InvertedIndex, build_inverted
 from retrodistill.indexes.multi_vector import MultiVectorIndex, MultiVectorSettings
 from retrodistill.indexes.protocol import Index
 from retrodistill.indexes.stored import kind_of
 from retrodistill.indexes.token_building import build_multi_vector
-from retrodistill.models.any_model import load_text_model
-from retrodistill.models.contract import Space
-from retrodistill.models.embeddings import embed
-from retrodistill.models.encoder import Encoder, load_encoder
-from retrodistill.models.multi_vector import MultiVectorModel
-from retrodistill.models.sparse import SparseTextEncoder
-from retrodistill.models.vector_files import bound
-from retrodistill.models.vectors import check_finite, leading
-from retrodistill.progress import say
 from retrodistill.training.settings import Settings
 from retrodistill.training.texts import training_queries, training_texts
 

@@ -8,14 +8,14 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from retrodistill.errors import UserError, unknown
-from retrodistill.files import read_json, write_json
+from retrodistill.core.errors import UserError, unknown
+from retrodistill.core.files import read_json, write_json
+from retrodistill.encoders.multi_vector import Tokens
 from retrodistill.indexes.codec import Codec, unit_rows
 from retrodistill.indexes.factory import vectors_to_train
 from retrodistill.indexes.parts import quiet_clustering
 from retrodistill.indexes.residuals import MOST_CENTROIDS, ResidualCodec, fit_residuals, plaid_centroids
 from retrodistill.indexes.token_distillation import DistilledCodec, Lessons, distil_codebooks
-from retrodistill.models.multi_vector import Tokens
 from retrodistill.training.settings import Settings
 
 CODECS = ("float32", "float16", "sq8", "pq", "distilled-pq", "residual")

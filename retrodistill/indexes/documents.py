@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from retrodistill.errors import UserError, sample_of
-from retrodistill.models.contract import Space, TextModel
+from retrodistill.core.errors import UserError, sample_of
+from retrodistill.encoders.contract import Space, TextModel
 
 _UNIT = 1e-3  # by how much a unit vector's length may be off: float16 stores
 _LARGEST = 1e15  # squared and summed over a thousand dimensions it is still far from float32's largest

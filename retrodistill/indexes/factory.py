@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.core.progress import say
+from retrodistill.encoders.vectors import check_finite
 from retrodistill.indexes.parts import (
     EUCLIDEAN,
     fewest_vectors,
@@ -17,8 +19,6 @@ from retrodistill.indexes.parts import (
     quiet_clustering,
     transforms,
 )
-from retrodistill.models.vectors import check_finite
-from retrodistill.progress import say
 
 EXAMPLES = "'Flat', 'SQ8', 'OPQ48,PQ48', 'IVF64,Flat', 'HNSW32', 'RaBitQ,Refine(SQ8)'"
 _LONGEST = 200  # characters; FAISS' parser recurses

@@ -10,9 +10,9 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 from scipy.sparse import csr_array
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 from retrodistill.indexes.seismic import SeismicPostings
-from retrodistill.models.postings import Postings
+from retrodistill.rankers.postings import Postings
 from retrodistill.training.settings import Settings
 
 _OF_EXACT, _OF_SEISMIC = {"bits"}, {"query_cut", "heap_factor"}

@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array, issparse, vstack
 
-from retrodistill.collections.collection import Collection
-from retrodistill.collections.texts import Texts
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.data.collection import Collection
+from retrodistill.data.texts import Texts
+from retrodistill.encoders.contract import Space
+from retrodistill.encoders.sparse import SparseTextEncoder, load_sparse_encoder
+from retrodistill.encoders.sparse_store import embed_sparse
+from retrodistill.encoders.token_weights import TokenWeights
 from retrodistill.indexes.documents import check_new, encoder_of, to_remove
 from retrodistill.indexes.impacts import InvertedSettings, make_postings, read_postings, strongest
 from retrodistill.indexes.seismic import SeismicPostings, seismic
 from retrodistill.indexes.stored import StoredIndex, built_in, name_of
-from retrodistill.models.contract import Space
-from retrodistill.models.postings import Postings, check_weights, search_rows
-from retrodistill.models.retrievers import Queries, as_queries, wanted_depth
-from retrodistill.models.sparse import SparseTextEncoder, load_sparse_encoder
-from retrodistill.models.sparse_store import embed_sparse
-from retrodistill.models.token_weights import TokenWeights
+from retrodistill.rankers.postings import Postings, check_weights, search_rows
+from retrodistill.rankers.retrievers import Queries, as_queries, wanted_depth
 from retrodistill.runs.run import Run
 
 

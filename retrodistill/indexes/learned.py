@@ -8,20 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from retrodistill.collections.collection import Collection
-from retrodistill.collections.texts import Texts
-from retrodistill.errors import UserError
-from retrodistill.indexes.asymmetric import AsymmetricIndex
-from retrodistill.manifest import Manifest
-from retrodistill.models.contract import Space
-from retrodistill.models.embeddings import embed
-from retrodistill.models.encoder import Encoder, load_encoder
-from retrodistill.models.vector_files import VectorFile, bound
-from retrodistill.models.vectors import check_finite
-from retrodistill.quantisers import Learned, QuantiserSettings, factory_for, learn_quantiser
-from retrodistill.quantisers.query_map import query_student
-from retrodistill.quantisers.start import read_form
-from retrodistill.quantisers.targets import Teacher
+from retrodistill.core.errors import UserError
+from retrodistill.core.manifest import Manifest
+from retrodistill.data.collection import Collection
+from retrodistill.data.texts import Texts
+from retrodistill.encoders.contract import Space
+from retrodistill.encoders.embeddings import embed
+from retrodistill.encoders.encoder import Encoder, load_encoder
+from retrodistill.encoders.vector_files import VectorFile, bound
+from retrodistill.encoders.vectors import check_finite
+from retrodistill.indexes.faiss_index import AsymmetricIndex
+from retrodistill.quantizers import Learned, QuantiserSettings, factory_for, learn_quantiser
+from retrodistill.quantizers.query_map import query_student
+from retrodistill.quantizers.start import read_form
+from retrodistill.quantizers.targets import Teacher
 from retrodistill.students.saving import save_student
 from retrodistill.training.settings import TextSettings
 from retrodistill.training.texts import TrainingTexts, training_queries, training_texts

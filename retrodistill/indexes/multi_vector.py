@@ -10,9 +10,13 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from retrodistill.collections.collection import Collection
-from retrodistill.collections.texts import Texts
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.core.manifest import FILE_NAME
+from retrodistill.data.collection import Collection
+from retrodistill.data.texts import Texts
+from retrodistill.encoders.contract import Space
+from retrodistill.encoders.maxsim import best_documents
+from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens, load_multi_vector_encoder
 from retrodistill.indexes.codecs import CodecSettings, fit_codec
 from retrodistill.indexes.documents import check_new, encoder_of, to_remove
 from retrodistill.indexes.muvera import MuveraSettings
@@ -20,11 +24,7 @@ from retrodistill.indexes.proposals import FAISS_FILE, Proposer
 from retrodistill.indexes.stored import StoredIndex, built_in, name_of
 from retrodistill.indexes.token_distillation import Lessons
 from retrodistill.indexes.tokens import CODES_FILE, TokenStore, check_tokens
-from retrodistill.manifest import FILE_NAME
-from retrodistill.models.contract import Space
-from retrodistill.models.maxsim import best_documents
-from retrodistill.models.multi_vector import MultiVectorModel, Tokens, load_multi_vector_encoder
-from retrodistill.models.retrievers import Queries, as_queries, wanted_depth
+from retrodistill.rankers.retrievers import Queries, as_queries, wanted_depth
 from retrodistill.runs.run import Run
 
 _BLOCK = 256  # documents that are encoded at once

@@ -15,8 +15,8 @@ from __future__ import annotations
 import numpy as np
 from pydantic import Field
 
-from retrodistill.models.maxsim import blocks_of
-from retrodistill.models.multi_vector import Tokens
+from retrodistill.encoders.maxsim import blocks_of
+from retrodistill.encoders.multi_vector import Tokens
 from retrodistill.training.settings import Settings
 
 _BLOCK = 65536  # tokens that are encoded at once

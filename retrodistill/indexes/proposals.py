@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.encoders.multi_vector import Tokens
 from retrodistill.indexes.factory import build_faiss, empty_index, set_parameters
 from retrodistill.indexes.muvera import Muvera, MuveraSettings
 from retrodistill.indexes.tokens import CODES_FILE, TokenStore
-from retrodistill.models.multi_vector import Tokens
 
 FAISS_FILE = "muvera.faiss"
 _TRAINED_ON = 20_000  # encodings, at most

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import Protocol, runtime_checkable
 
-from retrodistill.collections.collection import Collection
-from retrodistill.collections.texts import Texts
-from retrodistill.models.contract import Space
-from retrodistill.models.retrievers import Queries, Retriever
+from retrodistill.data.collection import Collection
+from retrodistill.data.texts import Texts
+from retrodistill.encoders.contract import Space
+from retrodistill.rankers.retrievers import Queries, Retriever
 from retrodistill.runs.run import Run
 
 

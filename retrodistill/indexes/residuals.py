@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 from retrodistill.indexes.codec import Codec, unit_rows
 
 MOST_CENTROIDS = 2**16  # their numbers take two bytes

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 
 _FILE, _SUFFIX = "seismic", ".index.seismic"  # the library appends the suffix
 _ROWS = "seismic-rows.npy"

@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retrodistill.errors import UserError, sample_of, unknown
-from retrodistill.files import atomic_folder, check_replaceable, file_digest
-from retrodistill.manifest import FILE_NAME, Manifest
-from retrodistill.models.contract import IN_MEMORY, Space, TextModel
+from retrodistill.core.errors import UserError, sample_of, unknown
+from retrodistill.core.files import atomic_folder, check_replaceable, file_digest
+from retrodistill.core.manifest import FILE_NAME, Manifest
+from retrodistill.encoders.contract import IN_MEMORY, Space, TextModel
 
 IDS_FILE = "ids.parquet"
 KINDS = ("faiss", "inverted", "multi-vector")

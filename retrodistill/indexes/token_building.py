@@ -8,9 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from retrodistill.collections.sentences import sentences
-from retrodistill.collections.texts import Texts
-from retrodistill.files import cache_folder, digest, exclusive
+from retrodistill.core.files import cache_folder, digest, exclusive
+from retrodistill.core.progress import bar
+from retrodistill.data.sentences import sentences
+from retrodistill.data.texts import Texts
+from retrodistill.encoders.contract import Space
+from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens, load_multi_vector_encoder
+from retrodistill.encoders.token_vectors import TokenVectors
 from retrodistill.indexes.codec import Codec
 from retrodistill.indexes.codecs import check_codec, fit_codec
 from retrodistill.indexes.factory import empty_index
@@ -18,10 +22,6 @@ from retrodistill.indexes.multi_vector import MultiVectorIndex, MultiVectorSetti
 from retrodistill.indexes.muvera import Muvera
 from retrodistill.indexes.token_distillation import Lessons
 from retrodistill.indexes.tokens import TokenStore, TokenWriter, check_tokens
-from retrodistill.models.contract import Space
-from retrodistill.models.multi_vector import MultiVectorModel, Tokens, load_multi_vector_encoder
-from retrodistill.models.token_vectors import TokenVectors
-from retrodistill.progress import bar
 
 _BLOCK = 256  # documents: what a kill may lose
 _SENTENCES = 500  # pseudo-queries for learned codebooks

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.core.progress import bar
+from retrodistill.encoders.maxsim import maxsim
+from retrodistill.encoders.multi_vector import Tokens
 from retrodistill.indexes.codec import Codec, unit_rows
-from retrodistill.models.maxsim import maxsim
-from retrodistill.models.multi_vector import Tokens
-from retrodistill.progress import bar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -129,7 +129,7 @@ class _Lists:
     def __init__(self, index: Any, documents: Tokens, lessons: Lessons, *, unit: bool) -> None:
         import torch
 
-        from retrodistill.quantisers.start import read_index
+        from retrodistill.quantizers.start import read_index
 
         index.reset()
         index.add(np.ascontiguousarray(documents.vectors))

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from retrodistill.errors import UserError, sample_of
-from retrodistill.files import make_folder
+from retrodistill.core.errors import UserError, sample_of
+from retrodistill.core.files import make_folder
+from retrodistill.encoders.maxsim import blocks_of
+from retrodistill.encoders.multi_vector import Tokens
 from retrodistill.indexes.codec import Codec
 from retrodistill.indexes.codecs import load_codec, save_codec
-from retrodistill.models.maxsim import blocks_of
-from retrodistill.models.multi_vector import Tokens
 
 CODES_FILE = "tokens.bin"
 BOUNDS_FILE = "tokens.bounds.npy"

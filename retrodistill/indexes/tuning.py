@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 from retrodistill.indexes.factory import set_parameters, written_parameters
 from retrodistill.indexes.parts import inside, known_parameters
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 from retrodistill.objectives.masks import at_least_float32
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 from retrodistill.objectives.masks import at_least_float32
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 from retrodistill.objectives.distributions import kl_divergence
 from retrodistill.objectives.masks import at_least_float32, check_lists
 

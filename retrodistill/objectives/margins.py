@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from retrodistill.errors import unknown
+from retrodistill.core.errors import unknown
 from retrodistill.objectives.masks import at_least_float32, check_lists, check_positives, full_mask
 
 PAIRS = ("positive", "all")

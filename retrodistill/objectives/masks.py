@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 
 NOTHING = -1e30  # finite, so that 0 x it stays 0 and gradients stay finite; float32 lists reach no further than 1e4
 

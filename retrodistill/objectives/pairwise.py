@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from retrodistill.errors import UserError, unknown
+from retrodistill.core.errors import UserError, unknown
 from retrodistill.objectives.masks import at_least_float32, check_lists, full_mask, mean_over_lists
 
 WEIGHTINGS = ("lambdarank", "ndcg-loss2", "ndcg-loss2++")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 from retrodistill.runs.calibration import flat, list_moments
 from retrodistill.runs.run import Run
 

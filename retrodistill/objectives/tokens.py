@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 from retrodistill.objectives.masks import at_least_float32, full_mask
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 from retrodistill.runs.run import Run, id_codes
 
 

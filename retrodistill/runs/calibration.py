@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from retrodistill.errors import UserError, unknown
-from retrodistill.files import read_json, write_json
+from retrodistill.core.errors import UserError, unknown
+from retrodistill.core.files import read_json, write_json
 from retrodistill.runs.run import Run
 
 

@@ -16,8 +16,8 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retrodistill.errors import UserError, unknown
-from retrodistill.files import atomic_file
+from retrodistill.core.errors import UserError, unknown
+from retrodistill.core.files import atomic_file
 from retrodistill.runs.run import Run, id_codes
 
 _TREC_ENDINGS = (".run", ".trec", ".txt", ".tsv")

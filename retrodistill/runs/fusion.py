@@ -8,7 +8,7 @@ from itertools import product
 
 import numpy as np
 
-from retrodistill.errors import UserError, unknown
+from retrodistill.core.errors import UserError, unknown
 from retrodistill.runs.align import align
 from retrodistill.runs.calibration import Calibration, fit_calibration
 from retrodistill.runs.run import Run

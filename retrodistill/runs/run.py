@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from retrodistill.collections.texts import column_digest
-from retrodistill.errors import UserError, sample_of
-from retrodistill.files import digest
+from retrodistill.core.errors import UserError, sample_of
+from retrodistill.core.files import digest
+from retrodistill.data.texts import column_digest
 
 Scores = Mapping[str, Mapping[str, float]]
 _IDS = pa.dictionary(pa.int32(), pa.string())

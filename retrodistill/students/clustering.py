@@ -9,8 +9,8 @@ import torch
 from sentence_transformers.multi_vector_encoder.modules import BaseTokenPooling
 from torch import Tensor, nn
 
-from retrodistill.errors import UserError
-from retrodistill.models.rebuilding import with_modules
+from retrodistill.core.errors import UserError
+from retrodistill.encoders.rebuilding import with_modules
 from retrodistill.students.kmeans import cluster_means, k_means
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class TokenClusters(BaseTokenPooling):
     A text's vectors depend on its own tokens and the seed alone, not on its batch, but for rounding.
 
     The class stands in no library: a model with it loads where retrodistill is installed, by
-    `retrodistill.models.loading.load_multi_vector`, or with sentence-transformers' ``trust_remote_code=True``.
+    `retrodistill.encoders.loading.load_multi_vector`, or with sentence-transformers' ``trust_remote_code=True``.
 
     Args:
         query: Vectors of a query: a number, a share of its tokens between 0 and 1, or None to leave queries alone.

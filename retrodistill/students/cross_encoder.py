@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from retrodistill.errors import UserError
-from retrodistill.files import digest
-from retrodistill.manifest import Manifest
-from retrodistill.models.contract import Role
-from retrodistill.models.layers import keep_first_layers
-from retrodistill.models.loading import load_cross_encoder
-from retrodistill.models.weights import weights_digest
+from retrodistill.core.errors import UserError
+from retrodistill.core.files import digest
+from retrodistill.core.manifest import Manifest
+from retrodistill.encoders.contract import Role
+from retrodistill.encoders.layers import keep_first_layers
+from retrodistill.encoders.loading import load_cross_encoder
+from retrodistill.encoders.weights import weights_digest
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from retrodistill.errors import UserError
-from retrodistill.models.encoder import Encoder
-from retrodistill.models.loading import load_bi_encoder
-from retrodistill.models.rebuilding import with_modules
+from retrodistill.core.errors import UserError
+from retrodistill.encoders.encoder import Encoder
+from retrodistill.encoders.loading import load_bi_encoder
+from retrodistill.encoders.rebuilding import with_modules
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from retrodistill.errors import UserError
-from retrodistill.files import atomic_folder, cache_folder, digest
-from retrodistill.models.weights import weights_digest
-from retrodistill.progress import bar
+from retrodistill.core.errors import UserError
+from retrodistill.core.files import atomic_folder, cache_folder, digest
+from retrodistill.core.progress import bar
+from retrodistill.encoders.weights import weights_digest
 from retrodistill.students.cross_encoder import CrossEncoderStudent
 from retrodistill.students.states import States
 

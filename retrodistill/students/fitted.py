@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from retrodistill.collections.texts import Texts
+from retrodistill.data.texts import Texts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

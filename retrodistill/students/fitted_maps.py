@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from retrodistill.errors import UserError
-from retrodistill.models.exits import behind_exit, exits_of
-from retrodistill.progress import bar
+from retrodistill.core.errors import UserError
+from retrodistill.core.progress import bar
+from retrodistill.encoders.exits import behind_exit, exits_of
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

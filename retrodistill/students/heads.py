@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from retrodistill.errors import UserError
-from retrodistill.models.contract import Role
-from retrodistill.models.multi_vector import MultiVectorModel
-from retrodistill.models.sparse import SparseTextEncoder
+from retrodistill.core.errors import UserError
+from retrodistill.encoders.contract import Role
+from retrodistill.encoders.multi_vector import MultiVectorModel
+from retrodistill.encoders.sparse import SparseTextEncoder
 
 if TYPE_CHECKING:
     from retrodistill.students.clustering import TokenClusters

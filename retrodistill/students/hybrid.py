@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from retrodistill.collections.texts import Texts
-from retrodistill.errors import UserError
-from retrodistill.models.encoder import Encoder
-from retrodistill.models.rebuilding import with_modules
+from retrodistill.core.errors import UserError
+from retrodistill.data.texts import Texts
+from retrodistill.encoders.encoder import Encoder
+from retrodistill.encoders.rebuilding import with_modules
 from retrodistill.students.static import fast_tokenizer, inverse_document_frequencies
 
 if TYPE_CHECKING:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from retrodistill.errors import unknown
-from retrodistill.manifest import Manifest
-from retrodistill.models.encoder import Encoder
-from retrodistill.models.multi_vector import MultiVectorModel
-from retrodistill.models.sparse import SparseTextEncoder
+from retrodistill.core.errors import unknown
+from retrodistill.core.manifest import Manifest
+from retrodistill.encoders.encoder import Encoder
+from retrodistill.encoders.multi_vector import MultiVectorModel
+from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.students.cross_encoder import CrossEncoderStudent
 
 CLASSES = {

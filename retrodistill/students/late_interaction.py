@@ -13,8 +13,8 @@ import torch
 from sentence_transformers.base.modules import InputModule
 from torch import Tensor, nn
 
-from retrodistill.errors import UserError, unknown
-from retrodistill.models.contract import Role
+from retrodistill.core.errors import UserError, unknown
+from retrodistill.encoders.contract import Role
 
 QUERY_LENGTH, DOCUMENT_LENGTH = 64, 200
 Precision = Literal["float16", "float32"]

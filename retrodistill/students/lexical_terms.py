@@ -16,7 +16,7 @@ from scipy.sparse import csr_array
 from sentence_transformers.base.modules.module import Module
 from torch import Tensor, nn
 
-from retrodistill.models.sparse import SparseTextEncoder
+from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.students.token_counts import counted, token_counts
 
 
@@ -25,7 +25,7 @@ class LexicalTerms(Module):
 
     tf is how often t stands in the text, n how many tokens it has, c_t learned and 1 at first; the saturation is that
     of BM25 (Robertson and Zaragoza 2009). The class stands in no library: a model with it loads where retrodistill is
-    installed, by `retrodistill.models.loading.load_sparse`, or with sentence-transformers' ``trust_remote_code=True``.
+    installed, by `load_sparse`, or with sentence-transformers' ``trust_remote_code=True``.
 
     Args:
         dimension: Size of the vocabulary.

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from retrodistill.errors import UserError
-from retrodistill.models.vectors import leading
+from retrodistill.core.errors import UserError
+from retrodistill.encoders.vectors import leading
 
 
 class LeadingVectors:

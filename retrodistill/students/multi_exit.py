@@ -3,7 +3,7 @@
 The modules are sentence-transformers' own: a transformer that gives all its layers, and a Router with a route for each
 exit, which pools that layer's tokens. So a saved folder loads without this package, as the deepest exit by default and
 as any other by ``encode(texts, task="exit-4")``; that runs all layers. What cuts the layers above an exit, and so
-makes it fast, is `retrodistill.models.exits`.
+makes it fast, is `retrodistill.encoders.exits`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from retrodistill.errors import UserError
-from retrodistill.models.exits import ROUTE, behind_exit, exit_model, exits_of
-from retrodistill.models.rebuilding import with_modules
+from retrodistill.core.errors import UserError
+from retrodistill.core.progress import say
+from retrodistill.encoders.exits import ROUTE, behind_exit, exit_model, exits_of
+from retrodistill.encoders.rebuilding import with_modules
 from retrodistill.objectives.distributions import kl_divergence
 from retrodistill.objectives.masks import full_mask
-from retrodistill.progress import say
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from retrodistill.errors import UserError
-from retrodistill.models.layers import keep_first_layers
-from retrodistill.models.loading import load_multi_vector
-from retrodistill.models.multi_vector import MultiVectorModel, fitted_on, principal_directions, token_encoder
-from retrodistill.models.rebuilding import with_modules
+from retrodistill.core.errors import UserError
+from retrodistill.encoders.layers import keep_first_layers
+from retrodistill.encoders.loading import load_multi_vector
+from retrodistill.encoders.multi_vector import MultiVectorModel, fitted_on, principal_directions, token_encoder
+from retrodistill.encoders.rebuilding import with_modules
 
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from retrodistill.errors import UserError
-from retrodistill.models.contract import Role
-from retrodistill.models.multi_vector import fitted_on, principal_directions
+from retrodistill.core.errors import UserError
+from retrodistill.encoders.contract import Role
+from retrodistill.encoders.multi_vector import fitted_on, principal_directions
 from retrodistill.students.cross_encoder import cross_encoder_student
 from retrodistill.students.late_interaction import (
     DOCUMENT_LENGTH,

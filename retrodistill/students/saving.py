@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from retrodistill.errors import unknown
-from retrodistill.files import atomic_folder, check_replaceable, read_json
-from retrodistill.manifest import Manifest
-from retrodistill.models.contract import STUDENT_MANIFEST
-from retrodistill.models.encoder import load_encoder
-from retrodistill.models.loading import load_cross_encoder, quiet_libraries
-from retrodistill.models.multi_vector import load_multi_vector_encoder
-from retrodistill.models.sparse import load_sparse_encoder
+from retrodistill.core.errors import unknown
+from retrodistill.core.files import atomic_folder, check_replaceable, read_json
+from retrodistill.core.manifest import Manifest
+from retrodistill.encoders.contract import STUDENT_MANIFEST
+from retrodistill.encoders.encoder import load_encoder
+from retrodistill.encoders.loading import load_cross_encoder, quiet_libraries
+from retrodistill.encoders.multi_vector import load_multi_vector_encoder
+from retrodistill.encoders.sparse import load_sparse_encoder
 from retrodistill.students.cross_encoder import CrossEncoderStudent
 from retrodistill.students.kinds import CLASSES, AnyStudent
 

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from retrodistill.collections.texts import Texts
-from retrodistill.errors import UserError
-from retrodistill.models.encoder import Encoder
-from retrodistill.models.layers import keep_first_layers
-from retrodistill.models.loading import load_bi_encoder, load_sparse
-from retrodistill.models.rebuilding import with_modules
-from retrodistill.models.sparse import SparseTextEncoder
+from retrodistill.core.errors import UserError
+from retrodistill.data.texts import Texts
+from retrodistill.encoders.encoder import Encoder
+from retrodistill.encoders.layers import keep_first_layers
+from retrodistill.encoders.loading import load_bi_encoder, load_sparse
+from retrodistill.encoders.rebuilding import with_modules
+from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.students.heads import head_of
 from retrodistill.students.states import stored_states
 from retrodistill.students.static import fast_tokenizer, inverse_document_frequencies

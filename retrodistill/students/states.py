@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from retrodistill.allocation import keep_freed_memory
-from retrodistill.errors import UserError
-from retrodistill.files import atomic_folder, cache_folder, digest
-from retrodistill.models.contract import Role
-from retrodistill.models.multi_vector import MultiVectorModel
-from retrodistill.models.sparse import SparseTextEncoder
-from retrodistill.models.weights import weights_digest
-from retrodistill.progress import bar
+from retrodistill.core.allocation import keep_freed_memory
+from retrodistill.core.errors import UserError
+from retrodistill.core.files import atomic_folder, cache_folder, digest
+from retrodistill.core.progress import bar
+from retrodistill.encoders.contract import Role
+from retrodistill.encoders.multi_vector import MultiVectorModel
+from retrodistill.encoders.sparse import SparseTextEncoder
+from retrodistill.encoders.weights import weights_digest
 from retrodistill.students.heads import backbone_of
 
 _STATES, _PLACES = "states.bin", "places.npy"

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from retrodistill.collections.texts import Texts
-from retrodistill.errors import UserError, unknown
-from retrodistill.files import atomic_file, cache_folder, digest
-from retrodistill.models.embeddings import embed
-from retrodistill.models.encoder import Encoder
-from retrodistill.models.loading import device
-from retrodistill.models.vector_files import VectorFile
-from retrodistill.progress import bar
+from retrodistill.core.errors import UserError, unknown
+from retrodistill.core.files import atomic_file, cache_folder, digest
+from retrodistill.core.progress import bar
+from retrodistill.data.texts import Texts
+from retrodistill.encoders.embeddings import embed
+from retrodistill.encoders.encoder import Encoder
+from retrodistill.encoders.loading import device
+from retrodistill.encoders.vector_files import VectorFile
 from retrodistill.students.fitted import fitted_rows
 
 if TYPE_CHECKING:

@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 
-from retrodistill.collections.collection import Collection
-from retrodistill.collections.texts import Texts
-from retrodistill.errors import UserError
-from retrodistill.models.maxsim import best_documents
-from retrodistill.models.multi_vector import MultiVectorModel, Tokens
-from retrodistill.models.sparse import SparseTextEncoder
-from retrodistill.models.sparse_store import SparseStore
-from retrodistill.models.text_store import TextStore
-from retrodistill.models.token_vectors import TokenVectors
-from retrodistill.progress import bar
+from retrodistill.core.errors import UserError
+from retrodistill.core.progress import bar
+from retrodistill.data.collection import Collection
+from retrodistill.data.texts import Texts
+from retrodistill.encoders.maxsim import best_documents
+from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens
+from retrodistill.encoders.sparse import SparseTextEncoder
+from retrodistill.encoders.sparse_store import SparseStore
+from retrodistill.encoders.text_store import TextStore
+from retrodistill.encoders.token_vectors import TokenVectors
 from retrodistill.runs.run import Run
 from retrodistill.students.heads import backbone_of
 from retrodistill.students.states import States, has_states, stored_states

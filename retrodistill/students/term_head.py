@@ -9,7 +9,7 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor, nn
 
-from retrodistill.models.sparse import SparseTextEncoder
+from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.students.heads import activations_of, head_of
 from retrodistill.students.lexical_terms import lexical_terms_of, saturated_terms
 from retrodistill.students.states import States, segment_max

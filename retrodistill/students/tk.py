@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from retrodistill.errors import UserError
-from retrodistill.models.contract import Role
-from retrodistill.models.loading import load_bi_encoder
-from retrodistill.models.multi_vector import fitted_on, principal_directions
+from retrodistill.core.errors import UserError
+from retrodistill.encoders.contract import Role
+from retrodistill.encoders.loading import load_bi_encoder
+from retrodistill.encoders.multi_vector import fitted_on, principal_directions
 from retrodistill.students.late_interaction import (
     DOCUMENT_LENGTH,
     QUERY_LENGTH,

@@ -9,7 +9,7 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from retrodistill.models.sparse import SparseTextEncoder
+from retrodistill.encoders.sparse import SparseTextEncoder
 
 _BLOCK = 256
 

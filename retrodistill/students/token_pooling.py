@@ -12,8 +12,8 @@ import torch
 from sentence_transformers.multi_vector_encoder.modules import BaseTokenPooling, HierarchicalTokenPooling
 from torch import Tensor
 
-from retrodistill.errors import UserError
-from retrodistill.models.rebuilding import with_modules
+from retrodistill.core.errors import UserError
+from retrodistill.encoders.rebuilding import with_modules
 from retrodistill.students.clustering import Wanted, check_wanted, vectors_kept
 
 if TYPE_CHECKING:

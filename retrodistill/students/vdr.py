@@ -9,8 +9,8 @@ import torch
 from sentence_transformers.base.modules.module import Module
 from torch import Tensor, nn
 
-from retrodistill.errors import UserError
-from retrodistill.models.rebuilding import with_modules
+from retrodistill.core.errors import UserError
+from retrodistill.encoders.rebuilding import with_modules
 from retrodistill.students.token_counts import counted
 
 
@@ -18,7 +18,7 @@ class VocabularyPooling(Module):
     """``elu(logit) + 1``, maximum over tokens, then the highest terms united with the text's own tokens.
 
     The class stands in no library: a model with it loads where retrodistill is installed, by
-    `retrodistill.models.loading.load_sparse`, or with sentence-transformers' ``trust_remote_code=True``.
+    `retrodistill.encoders.loading.load_sparse`, or with sentence-transformers' ``trust_remote_code=True``.
 
     Args:
         dimension: Size of the vocabulary.

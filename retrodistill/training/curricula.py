@@ -8,17 +8,17 @@ import numpy as np
 
 from retrodistill.candidates.selection import labelled, prod_selection, pseudo_labelled
 from retrodistill.candidates.topics import TopicBatches, cluster_topics, topic_count
-from retrodistill.collections.texts import Texts
-from retrodistill.distributed import main_first
-from retrodistill.errors import UserError
-from retrodistill.files import atomic_file, digest
-from retrodistill.models.embeddings import embed
-from retrodistill.progress import say
+from retrodistill.core.distributed import main_first
+from retrodistill.core.errors import UserError
+from retrodistill.core.files import atomic_file, digest
+from retrodistill.core.progress import say
+from retrodistill.data.texts import Texts
+from retrodistill.encoders.embeddings import embed
 from retrodistill.runs.run import Run
 from retrodistill.training.lists import Lists
-from retrodistill.training.material import Material, TaughtLists
 from retrodistill.training.settings import SelectionSettings, StageSettings
 from retrodistill.training.texts import TrainingTexts
+from retrodistill.training.training_data import Material, TaughtLists
 
 _SHOWN = 100  # documents of a list over the whole corpus among which the positives of an ensemble are looked for
 

@@ -10,29 +10,29 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from retrodistill.distributed import main_first
-from retrodistill.errors import UserError
-from retrodistill.models.contract import Role
-from retrodistill.models.encoder import Encoder
-from retrodistill.models.multi_vector import MultiVectorModel
-from retrodistill.models.sparse import SparseTextEncoder
+from retrodistill.core.distributed import main_first
+from retrodistill.core.errors import UserError
+from retrodistill.encoders.contract import Role
+from retrodistill.encoders.encoder import Encoder
+from retrodistill.encoders.multi_vector import MultiVectorModel
+from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.students.cross_encoder import CrossEncoderStudent
 from retrodistill.students.document_states import below_stored
 from retrodistill.students.kinds import AnyStudent, kind_of
 from retrodistill.students.states import stored_states
 from retrodistill.training.curricula import topic_batches
-from retrodistill.training.forms import loss_of_forms
 from retrodistill.training.groups import Groups, require_groups
 from retrodistill.training.head_monitors import head_monitor
 from retrodistill.training.heads import HeadLoss, TermHeadLoss, TokenHeadLoss
 from retrodistill.training.losses import GroupsLoss
-from retrodistill.training.material import Material
 from retrodistill.training.monitors import HeldOutMonitor, Monitored, RankMonitor
 from retrodistill.training.prepared import Prepared, training_rows
-from retrodistill.training.regularisers import Regulariser, SparsityAlarm, sparse_only
+from retrodistill.training.regularizers import Regulariser, SparsityAlarm, sparse_only
 from retrodistill.training.scorers import scorer_of
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.trainer import History, text_dataset, train
+from retrodistill.training.training_data import Material
+from retrodistill.training.variants import loss_of_forms
 
 _LOOKED_AT = 16  # held-out groups that a monitor encodes; documents cost as much there as in training
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 from retrodistill.objectives import usable_lists
 from retrodistill.training.lists import Lists, sampled_groups
 from retrodistill.training.settings import GroupSettings

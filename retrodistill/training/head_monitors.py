@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from retrodistill.models.multi_vector import MultiVectorModel
-from retrodistill.models.sparse import SparseTextEncoder
+from retrodistill.encoders.multi_vector import MultiVectorModel
+from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.students.states import stored_states
 from retrodistill.training.heads import HeadLoss
 from retrodistill.training.monitors import RankMonitor
 from retrodistill.training.prepared import Prepared, teacher_rows
-from retrodistill.training.regularisers import SparsityAlarm
+from retrodistill.training.regularizers import SparsityAlarm
 
 _DEPTH = 10
 _DOCUMENTS = 1000  # that held-out queries are ranked over, those that the teacher ranks highest among them

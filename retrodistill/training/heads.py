@@ -16,18 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from retrodistill import objectives as pure
-from retrodistill.distributed import average_gradients, processes
-from retrodistill.errors import UserError
-from retrodistill.models.contract import Role
-from retrodistill.models.multi_vector import MultiVectorModel
-from retrodistill.models.sparse import SparseTextEncoder
+from retrodistill.core.distributed import average_gradients, processes
+from retrodistill.core.errors import UserError
+from retrodistill.encoders.contract import Role
+from retrodistill.encoders.multi_vector import MultiVectorModel
+from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.objectives.registry import NEED_MORE
 from retrodistill.students.heads import clusters_of, head_of, query_weights_of
 from retrodistill.students.states import States, segment_max
 from retrodistill.students.term_head import TermHead
 from retrodistill.training.groups import Groups
 from retrodistill.training.in_batch import across_of, in_batch_of
-from retrodistill.training.regularisers import Regulariser, regularised
+from retrodistill.training.regularizers import Regulariser, regularised
 from retrodistill.training.terms import Term, TermsLoss, lists_only
 
 _REGULARISED = 32  # documents drawn for each step, whose weights of the batch's terms the regularisers see

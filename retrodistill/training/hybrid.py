@@ -11,10 +11,10 @@ import scipy.sparse
 import torch
 from torch import Tensor, nn
 
-from retrodistill.distributed import average_gradients
-from retrodistill.models.contract import Role
-from retrodistill.models.embeddings import EmbeddingStore
-from retrodistill.models.encoder import Encoder
+from retrodistill.core.distributed import average_gradients
+from retrodistill.encoders.contract import Role
+from retrodistill.encoders.embeddings import EmbeddingStore
+from retrodistill.encoders.encoder import Encoder
 from retrodistill.objectives.registry import NEED_MORE
 from retrodistill.students.hybrid import dense_half, dense_map, lexical_table
 from retrodistill.training.in_batch import across_corpus, in_batch_of

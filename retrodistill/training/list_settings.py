@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from retrodistill.training.base_settings import Settings
+from retrodistill.core.settings import Settings
 
 CURRENT_STUDENT = "student"  # among the sources of candidates; with a name, among the teachers
 
@@ -26,8 +26,8 @@ class TeacherSettings(Settings):
     @field_validator("model")
     @classmethod
     def _parses(cls, model: str) -> str:
-        from retrodistill.errors import UserError
-        from retrodistill.models.names import parse_model_name
+        from retrodistill.core.errors import UserError
+        from retrodistill.encoders.names import parse_model_name
 
         if is_student(model):
             parse_student(model)
@@ -80,7 +80,7 @@ class CandidateSettings(Settings):
     @classmethod
     def _is_budget(cls, budget: int | str | None) -> int | str | None:
         from retrodistill.candidates.budget import pairs_within
-        from retrodistill.errors import UserError
+        from retrodistill.core.errors import UserError
 
         try:
             if budget is not None:
@@ -93,7 +93,7 @@ class CandidateSettings(Settings):
     @classmethod
     def _is_way(cls, name: str) -> str:
         from retrodistill.candidates.budget import BUDGETS
-        from retrodistill.errors import unknown
+        from retrodistill.core.errors import unknown
 
         if name not in BUDGETS:
             raise ValueError(str(unknown("way to spend a budget", name, BUDGETS)))
@@ -108,8 +108,8 @@ class CandidateSettings(Settings):
     @field_validator("sources")
     @classmethod
     def _can_search(cls, sources: list[str] | None) -> list[str] | None:
-        from retrodistill.errors import UserError
-        from retrodistill.models.names import parse_model_name
+        from retrodistill.core.errors import UserError
+        from retrodistill.encoders.names import parse_model_name
 
         for source in sources or []:
             if source == CURRENT_STUDENT:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from retrodistill.candidates.samplers import sample_places
-from retrodistill.collections.texts import Texts
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.data.texts import Texts
 from retrodistill.runs.run import Run
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 from retrodistill.objectives import usable_lists, whole_batch
 from retrodistill.objectives.pairwise import check_width
 from retrodistill.objectives.registry import NEED_MORE
@@ -19,7 +19,7 @@ from retrodistill.students.vdr import own_tokens, vocabulary_pooling
 from retrodistill.training.groups import Groups
 from retrodistill.training.in_batch import Across, InBatch, across_corpus, across_of, in_batch_of
 from retrodistill.training.lists import Lists
-from retrodistill.training.regularisers import Regulariser, regularised, sparse_only
+from retrodistill.training.regularizers import Regulariser, regularised, sparse_only
 from retrodistill.training.scorers import PairScorer, VectorScorer, scorer_of
 from retrodistill.training.terms import (
     ListView,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrodistill.measures.agreement import rank_agreement
-from retrodistill.models.encoder import Encoder
-from retrodistill.progress import say
+from retrodistill.core.progress import say
+from retrodistill.encoders.encoder import Encoder
+from retrodistill.runs.agreement import rank_agreement
 
 _COLLAPSED = 0.98
 Monitored = Callable[[], dict[str, float]]

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from retrodistill.distributed import is_main
-from retrodistill.errors import UserError
-from retrodistill.files import read_json, write_json
+from retrodistill.core.distributed import is_main
+from retrodistill.core.errors import UserError
+from retrodistill.core.files import read_json, write_json
 from retrodistill.training.terms import TermsLoss
 
 STATE_FILE = "objectives.json"

@@ -9,20 +9,20 @@ import numpy as np
 from retrodistill.candidates.budget import Budget, choose_pairs
 from retrodistill.candidates.mining import mine
 from retrodistill.candidates.selection import labelled
-from retrodistill.collections.sentences import source_document
-from retrodistill.collections.texts import Texts
-from retrodistill.errors import UserError
-from retrodistill.models.names import parse_model_name
+from retrodistill.core.errors import UserError
+from retrodistill.data.sentences import source_document
+from retrodistill.data.texts import Texts
+from retrodistill.encoders.names import parse_model_name
+from retrodistill.rankers.ensemble import Ensemble
+from retrodistill.rankers.loading import load_teacher
+from retrodistill.rankers.recorded import RecordedTeacher
 from retrodistill.runs.fusion import union
 from retrodistill.runs.run import Run
-from retrodistill.teachers.ensemble import Ensemble
-from retrodistill.teachers.loading import load_teacher
-from retrodistill.teachers.recorded import RecordedTeacher
 from retrodistill.training.list_settings import CURRENT_STUDENT
 from retrodistill.training.settings import StageSettings
 
 if TYPE_CHECKING:
-    from retrodistill.training.material import Material
+    from retrodistill.training.training_data import Material
 
 _CHEAP = ("bm25", "dense", "static", "vectors")  # they score any pair at no cost once texts are embedded
 

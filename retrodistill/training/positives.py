@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from retrodistill.collections.qrels import Qrels
-from retrodistill.collections.texts import Texts
+from retrodistill.data.qrels import Qrels
+from retrodistill.data.texts import Texts
 from retrodistill.training.lists import Lists
 from retrodistill.training.texts import TrainingTexts
 

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from retrodistill.errors import UserError
-from retrodistill.models.vectors import exact_search
+from retrodistill.core.errors import UserError
+from retrodistill.encoders.vectors import exact_search
 from retrodistill.objectives.registry import NEED_POSITIVES
-from retrodistill.teachers.recorded import RecordedTeacher
+from retrodistill.rankers.recorded import RecordedTeacher
 from retrodistill.training.curricula import selected
 from retrodistill.training.lists import Lists
-from retrodistill.training.material import Material
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.terms import Term
 from retrodistill.training.texts import TrainingTexts
+from retrodistill.training.training_data import Material
 
 _HELD_OUT = 64
 

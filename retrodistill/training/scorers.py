@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 from retrodistill.students.kinds import kind_of
 
 _NOTHING = torch.finfo(torch.float32).min  # of a token that is not there: loses every maximum, and stays finite

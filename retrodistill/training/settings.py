@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from retrodistill.training.base_settings import Settings
+from retrodistill.core.settings import Settings
 from retrodistill.training.list_settings import (
     CandidateSettings,
     SelectionSettings,
@@ -68,7 +68,7 @@ class ObjectiveSettings(Settings):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        from retrodistill.errors import unknown
+        from retrodistill.core.errors import unknown
         from retrodistill.objectives.registry import OBJECTIVES
 
         if name not in OBJECTIVES:
@@ -123,7 +123,7 @@ class GroupSettings(Settings):
     @classmethod
     def _known(cls, sampler: str) -> str:
         from retrodistill.candidates.samplers import SAMPLERS
-        from retrodistill.errors import unknown
+        from retrodistill.core.errors import unknown
 
         if sampler not in SAMPLERS:
             raise ValueError(str(unknown("sampler", sampler, SAMPLERS)))
@@ -150,7 +150,7 @@ class RegulariserSettings(Settings):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        from retrodistill.errors import unknown
+        from retrodistill.core.errors import unknown
         from retrodistill.objectives.registry import REGULARISERS
 
         if name not in REGULARISERS:
@@ -164,7 +164,7 @@ class StageSettings(Settings):
     Attributes:
         objectives: Terms of the loss, summed; a bare name stands for its defaults.
         teacher: Who scores this stage's lists, one or several; by default the recipe's teacher.
-        labels: What becomes of the teacher's scores, one of `retrodistill.teachers.labels.LABELS`: ``bce`` needs
+        labels: What becomes of the teacher's scores, one of `retrodistill.rankers.labels.LABELS`: ``bce`` needs
             ``sigmoid`` (of logits), ``cosine`` or ``mean`` (of recorded labels); those of several are averaged.
         towers: ``query`` trains the query side against stored document embeddings; ``both`` encodes documents too;
             ``lexical`` trains the lexical half of a hybrid student, on both sides, against stored dense halves;
@@ -223,8 +223,8 @@ class StageSettings(Settings):
     @field_validator("labels")
     @classmethod
     def _known_labels(cls, name: str) -> str:
-        from retrodistill.errors import unknown
-        from retrodistill.teachers.labels import LABELS
+        from retrodistill.core.errors import unknown
+        from retrodistill.rankers.labels import LABELS
 
         if name not in LABELS:
             raise ValueError(str(unknown("kind of labels", name, LABELS)))

@@ -10,24 +10,24 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from retrodistill.distributed import main_first
-from retrodistill.errors import UserError
-from retrodistill.models.embeddings import embed
-from retrodistill.models.encoder import Encoder
+from retrodistill.core.distributed import main_first
+from retrodistill.core.errors import UserError
+from retrodistill.encoders.embeddings import embed
+from retrodistill.encoders.encoder import Encoder
 from retrodistill.students.hybrid import dense_half
 from retrodistill.students.kinds import AnyStudent, as_student
 from retrodistill.students.matryoshka import LeadingVectors
 from retrodistill.training.curricula import topic_batches
-from retrodistill.training.forms import check_matryoshka, loss_of_forms
 from retrodistill.training.group_stages import train_both, train_head
 from retrodistill.training.hybrid import LexicalHalfLoss, token_bags
 from retrodistill.training.losses import StoredTargetsLoss
-from retrodistill.training.material import Material
 from retrodistill.training.monitors import HeldOutMonitor
 from retrodistill.training.prepared import Prepared, learned_from, prepare, teacher_rows, training_rows
 from retrodistill.training.settings import StageSettings
-from retrodistill.training.standing import Standing
+from retrodistill.training.snapshot import Standing
 from retrodistill.training.trainer import History, text_dataset, train
+from retrodistill.training.training_data import Material
+from retrodistill.training.variants import check_matryoshka, loss_of_forms
 
 _AGREEMENT_DEPTH = 10
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from retrodistill import objectives as pure
-from retrodistill.distributed import processes
-from retrodistill.errors import UserError, unknown
+from retrodistill.core.distributed import processes
+from retrodistill.core.errors import UserError, unknown
+from retrodistill.core.progress import say
 from retrodistill.objectives.registry import LIST_OBJECTIVES, NEED_MORE, NEED_POSITIVES, OBJECTIVES, TEACHERLESS
-from retrodistill.progress import say
 from retrodistill.training.in_batch import Across, InBatch
 from retrodistill.training.lists import Lists
 from retrodistill.training.scorers import Scorer

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrodistill.collections.collection import Collection, leak_warning, leaks_between
-from retrodistill.collections.sentences import document_texts, sample_sentences, source_document, title_texts
-from retrodistill.collections.texts import Texts
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.data.collection import Collection, leak_warning, leaks_between
+from retrodistill.data.sentences import document_texts, sample_sentences, source_document, title_texts
+from retrodistill.data.texts import Texts
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retrodistill.allocation import keep_freed_memory
-from retrodistill.distributed import is_main, processes
-from retrodistill.errors import UserError
-from retrodistill.files import make_folder
-from retrodistill.models.loading import quiet_libraries
-from retrodistill.progress import bar
+from retrodistill.core.allocation import keep_freed_memory
+from retrodistill.core.distributed import is_main, processes
+from retrodistill.core.errors import UserError
+from retrodistill.core.files import make_folder
+from retrodistill.core.progress import bar
+from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.students.kinds import kind_of
 from retrodistill.students.saving import is_disk_error
 from retrodistill.training.objective_state import objective_keeper

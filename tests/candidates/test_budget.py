@@ -5,8 +5,8 @@ from typer.testing import CliRunner
 
 from retrodistill.candidates.budget import choose_pairs, gains, pairs_within, robust_weights
 from retrodistill.cli import app
-from retrodistill.collections import load_collection
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.data import load_collection
 from retrodistill.runs import read_run, write_run
 from retrodistill.runs.run import Run
 

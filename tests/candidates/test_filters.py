@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from retrodistill.candidates import keep_below_margin, keep_below_share
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 from retrodistill.runs import Run
 
 RUN = Run.from_dict({"q": {"p": 2.0, "a": 1.0, "b": 1.5, "c": 1.9, "d": 3.0}, "free": {"a": 9.0, "b": 0.0}}, "e5")

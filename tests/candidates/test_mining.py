@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from retrodistill.candidates import mine
-from retrodistill.collections import Collection
-from retrodistill.errors import UserError
-from retrodistill.models import load_retriever
+from retrodistill.core.errors import UserError
+from retrodistill.data import Collection
+from retrodistill.rankers import load_retriever
 from retrodistill.runs import Run, union
 
 

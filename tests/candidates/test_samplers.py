@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from retrodistill.candidates.samplers import SAMPLERS, random_documents, sample_places
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 
 
 def draw(name, available, count, seed=0):

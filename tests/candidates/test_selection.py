@@ -1,8 +1,8 @@
 import pytest
 
 from retrodistill.candidates.selection import labelled, prod_selection, pseudo_labelled, rewritten
-from retrodistill.collections.qrels import Qrels
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.data.qrels import Qrels
 from retrodistill.runs.run import Run
 
 

@@ -15,7 +15,7 @@ from retrodistill.candidates.topics import (
     topic_count,
     topic_plan,
 )
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 
 TOPICS = np.repeat([0, 1, 2, 3], [17, 30, 9, 11])
 ROWS = list(range(len(TOPICS)))

@@ -1,6 +1,6 @@
 import pytest
 
-from retrodistill.collections import Collection
+from retrodistill.data import Collection
 
 
 @pytest.fixture

@@ -1,14 +1,13 @@
 import numpy as np
 import pytest
 
-from retrodistill.collections import load_collection
-from retrodistill.errors import UserError
-from retrodistill.evaluation import evaluate
+from retrodistill.core.errors import UserError
+from retrodistill.data import load_collection
+from retrodistill.evaluation import evaluate, evaluate_run, kendall, means, overlap, ranking_overlap
 from retrodistill.evaluation.agreement import agreements
-from retrodistill.measures import evaluate_run, kendall, means, overlap, ranking_overlap
-from retrodistill.models.retrievers import LexicalRetriever, load_retriever
+from retrodistill.rankers import load_teacher
+from retrodistill.rankers.retrievers import LexicalRetriever, load_retriever
 from retrodistill.runs import Run, write_run
-from retrodistill.teachers import load_teacher
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from retrodistill.collections import load_collection
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.data import load_collection
 from retrodistill.evaluation import Wanted, benchmark
 from retrodistill.evaluation.rules import FORUMS, sources, split_of, version_note
 from retrodistill.runs import Run, write_run

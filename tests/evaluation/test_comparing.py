@@ -2,9 +2,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from retrodistill.errors import UserError
-from retrodistill.evaluation import compare
-from retrodistill.measures import compare_paired, holm, smallest_difference
+from retrodistill.core.errors import UserError
+from retrodistill.evaluation import compare, compare_paired, holm, smallest_difference
 
 
 def table(values, queries=None, measure="ndcg@10"):

@@ -5,18 +5,18 @@ import numpy as np
 import pytest
 from sparse_models import inference_free
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.core.manifest import Manifest
+from retrodistill.encoders import load_encoder
+from retrodistill.encoders.multi_vector import token_encoder
 from retrodistill.evaluation import cost, evaluate, memory
 from retrodistill.evaluation.cost import measure_cost
 from retrodistill.evaluation.systems import load_candidate
 from retrodistill.indexes import build_index, load_index
-from retrodistill.manifest import Manifest
-from retrodistill.models import load_encoder
-from retrodistill.models.multi_vector import token_encoder
-from retrodistill.models.retrievers import load_retriever
-from retrodistill.reports import Results
+from retrodistill.rankers import Ensemble, load_teacher
+from retrodistill.rankers.retrievers import load_retriever
+from retrodistill.report import Results
 from retrodistill.runs import Run
-from retrodistill.teachers import Ensemble, load_teacher
 
 
 @pytest.fixture(autouse=True)

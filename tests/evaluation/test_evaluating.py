@@ -6,12 +6,12 @@ import pyarrow.parquet as pq
 import pytest
 from beir.retrieval.evaluation import EvaluateRetrieval
 
-from retrodistill.collections import Collection
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.data import Collection
 from retrodistill.evaluation import evaluate
 from retrodistill.evaluation.folder import read_per_query
 from retrodistill.indexes import build_index
-from retrodistill.reports import Results
+from retrodistill.report import Results
 from retrodistill.runs import Run, read_run, write_run
 
 

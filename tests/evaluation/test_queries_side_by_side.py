@@ -3,11 +3,10 @@ import json
 import pyarrow as pa
 import pytest
 
-from retrodistill.collections import Collection
-from retrodistill.evaluation import evaluate
+from retrodistill.data import Collection
+from retrodistill.evaluation import compare_paired, evaluate
 from retrodistill.evaluation.examples import Side, side_by_side, snippet, spread_out, won_and_lost
-from retrodistill.measures import compare_paired
-from retrodistill.reports import Results
+from retrodistill.report import Results
 from retrodistill.runs import Run
 
 

@@ -1,13 +1,13 @@
 import pytest
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 from retrodistill.evaluation import evaluate
 from retrodistill.evaluation.reranking import Reranker, load_reranker
 from retrodistill.evaluation.systems import load_candidate
 from retrodistill.indexes import build_index
-from retrodistill.models.retrievers import LexicalRetriever, load_retriever
+from retrodistill.rankers import load_teacher
+from retrodistill.rankers.retrievers import LexicalRetriever, load_retriever
 from retrodistill.runs import Run, write_run
-from retrodistill.teachers import load_teacher
 
 
 class TestReranker:

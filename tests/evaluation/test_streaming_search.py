@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from retrodistill.collections import Texts
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.data import Texts
+from retrodistill.encoders import load_encoder
+from retrodistill.encoders.embeddings import EmbeddingStore
 from retrodistill.evaluation import evaluate, streaming
-from retrodistill.models import load_encoder
-from retrodistill.models.embeddings import EmbeddingStore
-from retrodistill.models.retrievers import DenseRetriever
+from retrodistill.rankers.retrievers import DenseRetriever
 
 
 @pytest.fixture(params=["dense", "static"])

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 import retrodistill as rd
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 from retrodistill.evaluation import evaluate
 from retrodistill.evaluation.reranking import load_reranker
 from retrodistill.evaluation.student_reranking import StudentReranker
 from retrodistill.evaluation.systems import load_candidate
-from retrodistill.models.retrievers import LexicalRetriever, RecordedRetriever
-from retrodistill.recipe import StudentSettings, parse_recipe
+from retrodistill.rankers.retrievers import LexicalRetriever, RecordedRetriever
+from retrodistill.recipes import StudentSettings, parse_recipe
 from retrodistill.runs import Run
 from retrodistill.students.cross_encoder import CrossEncoderStudent, cross_encoder_student
 from retrodistill.students.document_states import stored_documents

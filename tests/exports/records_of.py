@@ -3,9 +3,9 @@
 import numpy as np
 from scipy.sparse import csr_array
 
+from retrodistill.encoders.contract import Space
+from retrodistill.encoders.multi_vector import Tokens
 from retrodistill.exports import dense_records, multi_vector_records, sparse_records
-from retrodistill.models.contract import Space
-from retrodistill.models.multi_vector import Tokens
 
 IDS = ["plain", "ünï çødé/文書 #1", "x" * 3000, "0", " spaced ", "a\nb", *(f"d{number}" for number in range(34))]
 

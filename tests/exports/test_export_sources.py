@@ -4,15 +4,15 @@ import pytest
 from records_of import IDS, dense, multi_vector, space, sparse
 from scipy.sparse import csr_array
 
-from retrodistill.collections import Collection
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.data import Collection
+from retrodistill.encoders import load_encoder
+from retrodistill.encoders.multi_vector import Tokens
 from retrodistill.exports import dense_records, exportable, multi_vector_records, sparse_records
 from retrodistill.exports.checking import agreement, as_queries, scores_of
 from retrodistill.indexes import AsymmetricIndex, build_index
 from retrodistill.indexes.inverted import InvertedIndex, InvertedSettings
 from retrodistill.indexes.multi_vector import MultiVectorIndex, MultiVectorSettings
-from retrodistill.models import load_encoder
-from retrodistill.models.multi_vector import Tokens
 
 
 @pytest.fixture

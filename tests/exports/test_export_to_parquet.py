@@ -8,12 +8,12 @@ import pytest
 from qdrant_child import killed
 from records_of import IDS, dense, multi_vector, of_kind, sparse
 
-from retrodistill.collections import Collection
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.core.files import file_digest
+from retrodistill.core.manifest import Manifest
+from retrodistill.data import Collection
+from retrodistill.encoders.vector_tables import read_vectors
 from retrodistill.exports import ParquetSettings, export_parquet
-from retrodistill.files import file_digest
-from retrodistill.manifest import Manifest
-from retrodistill.models.vector_tables import read_vectors
 
 SMALL = ParquetSettings(rows=7)
 

@@ -9,8 +9,8 @@ from qdrant_child import killed
 from qdrant_client import QdrantClient, models
 from records_of import IDS, dense, multi_vector, of_kind, space, sparse
 
-from retrodistill.collections import Collection
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.data import Collection
 from retrodistill.exports import QdrantSettings, dense_records, export_qdrant, load_qdrant
 from retrodistill.exports import qdrant as module
 from retrodistill.exports.points import QUANTISATIONS

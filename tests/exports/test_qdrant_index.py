@@ -5,14 +5,14 @@ import pytest
 from qdrant_client import QdrantClient, models
 from records_of import IDS, dense, multi_vector, space, sparse
 
-from retrodistill.collections import load_collection
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.data import load_collection
+from retrodistill.encoders.multi_vector import Tokens
 from retrodistill.exports import QdrantIndex, QdrantSettings, export_qdrant, load_qdrant, multi_vector_records
 from retrodistill.exports.connection import Address
 from retrodistill.exports.qdrant_collection import QdrantCollection
 from retrodistill.indexes import build_index
-from retrodistill.models.multi_vector import Tokens
-from retrodistill.models.retrievers import Retriever
+from retrodistill.rankers.retrievers import Retriever
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@ import pytest
 from qdrant_server import running
 from records_of import IDS, dense, of_kind
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 from retrodistill.exports import QdrantSettings, export_qdrant, load_qdrant
 from retrodistill.exports.qdrant_collection import QdrantCollection
 

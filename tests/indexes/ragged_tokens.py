@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from retrodistill.models.multi_vector import Tokens
+from retrodistill.encoders.multi_vector import Tokens
 
 
 def ragged(texts, dimension=16, *, seed=0, longest=12, unit=True):

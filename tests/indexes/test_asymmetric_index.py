@@ -8,12 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from retrodistill.collections import Collection, Texts
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.core.manifest import Manifest
+from retrodistill.data import Collection, Texts
+from retrodistill.encoders import Encoder, load_encoder
+from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.indexes import AsymmetricIndex, Space, build_index
-from retrodistill.manifest import Manifest
-from retrodistill.models import Encoder, load_encoder
-from retrodistill.models.loading import load_bi_encoder
 from retrodistill.students import save_student
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 from retrodistill.indexes.auto import choose_factory
 from retrodistill.indexes.factory import build_faiss, empty_index, set_parameters
 

@@ -7,14 +7,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from retrodistill.api import evaluate
-from retrodistill.collections import Collection
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.core.manifest import Manifest
+from retrodistill.data import Collection
+from retrodistill.encoders import Encoder, load_encoder
+from retrodistill.encoders.loading import load_bi_encoder
+from retrodistill.encoders.vector_files import VectorFile
+from retrodistill.evaluation.check import check
 from retrodistill.indexes import build_index
-from retrodistill.indexes.check import check
-from retrodistill.manifest import Manifest
-from retrodistill.models import Encoder, load_encoder
-from retrodistill.models.loading import load_bi_encoder
-from retrodistill.models.vector_files import VectorFile
 from retrodistill.students import save_student
 
 

@@ -2,7 +2,7 @@ import faiss
 import numpy as np
 import pytest
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 from retrodistill.indexes.factory import build_faiss, empty_index, read_parameters, set_parameters, vectors_to_train
 from retrodistill.indexes.parts import file_bytes, read_faiss
 

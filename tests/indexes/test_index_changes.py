@@ -6,12 +6,12 @@ import faiss
 import numpy as np
 import pytest
 
-from retrodistill.collections import Texts
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.core.progress import set_quiet
+from retrodistill.data import Texts
 from retrodistill.indexes import AsymmetricIndex, Space
 from retrodistill.indexes.factory import build_faiss
 from retrodistill.indexes.parts import file_bytes
-from retrodistill.progress import set_quiet
 
 WIDTH = 16
 FORGETTING = [

@@ -2,12 +2,12 @@ import faiss
 import numpy as np
 import pytest
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.encoders import load_encoder
 from retrodistill.indexes import build_index
-from retrodistill.indexes.asymmetric import AsymmetricIndex
 from retrodistill.indexes.factory import build_faiss, set_parameters
+from retrodistill.indexes.faiss_index import AsymmetricIndex
 from retrodistill.indexes.tuning import exact_labels, shared, tune
-from retrodistill.models import load_encoder
 
 
 @pytest.fixture(scope="module")

@@ -9,15 +9,15 @@ import pytest
 from scipy.sparse import csr_array
 from sparse_models import inference_free, saved, splade
 
-from retrodistill.collections import Texts
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.data import Texts
+from retrodistill.encoders.contract import Space
+from retrodistill.encoders.sparse import load_sparse_encoder
 from retrodistill.indexes import Index, build_index
 from retrodistill.indexes.impacts import InvertedSettings, strongest
 from retrodistill.indexes.inverted import InvertedIndex, build_inverted
-from retrodistill.models.contract import Space
-from retrodistill.models.retrievers import Retriever
-from retrodistill.models.sparse import load_sparse_encoder
-from retrodistill.models.sparse_retriever import SparseRetriever
+from retrodistill.rankers.retrievers import Retriever
+from retrodistill.rankers.sparse import SparseRetriever
 
 EXACT = InvertedSettings(bits=None)
 SPACE = Space("of-a-test", 4, "dot", "sparse:elsewhere")

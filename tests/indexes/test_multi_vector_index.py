@@ -5,17 +5,17 @@ import numpy as np
 import pytest
 from ragged_tokens import ragged
 
-from retrodistill.collections import Texts
-from retrodistill.errors import UserError
-from retrodistill.files import file_digest
+from retrodistill.core.errors import UserError
+from retrodistill.core.files import file_digest
+from retrodistill.data import Texts
+from retrodistill.encoders.contract import Space
+from retrodistill.encoders.maxsim import maxsim
+from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens, load_multi_vector_encoder, token_encoder
 from retrodistill.indexes.multi_vector import MultiVectorIndex, MultiVectorSettings
 from retrodistill.indexes.muvera import MuveraSettings
 from retrodistill.indexes.proposals import Proposer
 from retrodistill.indexes.protocol import Index
 from retrodistill.indexes.token_building import build_multi_vector
-from retrodistill.models.contract import Space
-from retrodistill.models.maxsim import maxsim
-from retrodistill.models.multi_vector import MultiVectorModel, Tokens, load_multi_vector_encoder, token_encoder
 
 DOCUMENTS, QUERIES = ragged(60, seed=1), ragged(8, seed=2)
 IDS = [f"d{number}" for number in range(60)]

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from ragged_tokens import brute_maxsim, ragged
 
+from retrodistill.encoders.multi_vector import Tokens
 from retrodistill.indexes.muvera import Muvera, MuveraSettings
-from retrodistill.models.multi_vector import Tokens
 
 DOCUMENTS, QUERIES = ragged(80, seed=1, longest=30), ragged(20, seed=2, longest=8)
 EXACT = brute_maxsim(QUERIES, DOCUMENTS)

@@ -5,11 +5,11 @@ import pytest
 from scipy.sparse import csr_array, random_array
 from sparse_models import inference_free
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.encoders.contract import Space
 from retrodistill.indexes.impacts import InvertedSettings
 from retrodistill.indexes.inverted import InvertedIndex, build_inverted
-from retrodistill.models.contract import Space
-from retrodistill.models.postings import Postings, search_rows
+from retrodistill.rankers.postings import Postings, search_rows
 
 SEISMIC = InvertedSettings(backend="seismic")
 SPACE = Space("of-a-test", 300, "dot", "sparse:elsewhere")

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from ragged_tokens import ragged
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.encoders.maxsim import maxsim
+from retrodistill.encoders.multi_vector import Tokens
 from retrodistill.indexes.codecs import CODECS, CodecSettings, fit_codec, load_codec, save_codec
 from retrodistill.indexes.residuals import ResidualCodec
 from retrodistill.indexes.token_distillation import Lessons, _Lists
-from retrodistill.models.maxsim import maxsim
-from retrodistill.models.multi_vector import Tokens
 
 DOCUMENTS = ragged(300)
 VECTORS = DOCUMENTS.vectors  # about 2,000 of 16 dimensions

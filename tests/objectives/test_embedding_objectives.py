@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 from retrodistill.objectives import cosine, leaf, mi_alpha, norm_and_direction, relation_matching
 
 OF_PAIRS = {"leaf": leaf, "cosine": cosine, "nd": norm_and_direction, "mi-alpha": mi_alpha}

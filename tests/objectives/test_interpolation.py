@@ -5,7 +5,7 @@ import pytest
 import torch
 from brute_lists import lists
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 from retrodistill.objectives import InterpolationSchedule, kl_divergence, taid
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 from retrodistill.objectives import leaf
 
 

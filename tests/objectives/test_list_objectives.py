@@ -4,7 +4,7 @@ import pytest
 import torch
 from brute_lists import BRUTE, KINDS, brute_kl, lists, log_softmax
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 from retrodistill.objectives import (
     balanced_kl,
     binary_cross_entropy,

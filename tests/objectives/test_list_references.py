@@ -6,7 +6,7 @@ import pytest
 import torch
 from brute_lists import lambda_sum, lists, pld_sum, rows
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 from retrodistill.objectives import (
     balanced_kl,
     contrastive,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 from retrodistill.objectives import class_log_probabilities, lelp, pseudo_classes
 
 GENERATOR = np.random.default_rng(0)

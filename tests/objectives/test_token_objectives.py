@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 from retrodistill.objectives import relation_matching, token_relations
 
 

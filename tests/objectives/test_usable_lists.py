@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 from retrodistill.objectives import usable_lists
 
 NONE = {"single": 0, "not finite": 0, "flat": 0, "saturated": 0}

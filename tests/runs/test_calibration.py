@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from random_runs import random_scores
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 from retrodistill.runs import Run
 from retrodistill.runs.calibration import (
     CALIBRATIONS,

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from random_runs import random_scores
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 from retrodistill.runs import Run, formats, read_run, write_run
 
 ENDINGS = [".run", ".trec", ".txt", ".tsv", ".jsonl", ".parquet", ".run.gz", ".jsonl.gz", ".RUN"]

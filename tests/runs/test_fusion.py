@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from random_runs import random_scores, ranking
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 from retrodistill.runs import Run, fuse, union
 from retrodistill.runs.calibration import fit_calibration
 

@@ -3,7 +3,7 @@ import pyarrow as pa
 import pytest
 from random_runs import random_scores, ranking
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 from retrodistill.runs import Run, fuse, union
 from retrodistill.runs.align import align, look_up
 

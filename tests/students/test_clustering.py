@@ -7,8 +7,8 @@ from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.multi_vector_encoder.modules import HierarchicalTokenPooling
 from sentence_transformers.util import batch_to_device, maxsim
 
-from retrodistill.errors import UserError
-from retrodistill.models.multi_vector import MultiVectorModel, token_encoder
+from retrodistill.core.errors import UserError
+from retrodistill.encoders.multi_vector import MultiVectorModel, token_encoder
 from retrodistill.students.clustering import TokenClusters, cluster_sizes, vectors_kept, with_clusters
 from retrodistill.students.kmeans import cluster_means, first_centres, k_means
 
@@ -303,7 +303,7 @@ class TestModels:
 
 class TestLoading:
     def test_a_saved_folder_loads_by_its_name_without_remote_code(self, tiny_model, tmp_path):
-        from retrodistill.models.multi_vector import load_multi_vector_encoder, token_encoder
+        from retrodistill.encoders.multi_vector import load_multi_vector_encoder, token_encoder
 
         model = with_clusters(token_encoder(tiny_model), "C4x8")
         model.save_pretrained(str(tmp_path / "clustered"))

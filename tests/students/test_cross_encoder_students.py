@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.rankers.loading import load_teacher
 from retrodistill.students.cross_encoder import CrossEncoderStudent, cross_encoder_student
 from retrodistill.students.saving import load_student
-from retrodistill.teachers.loading import load_teacher
 
 PAIRS = [("a star", "the comet and the moon"), ("court", "bread and butter")]
 

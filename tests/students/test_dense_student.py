@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from retrodistill.errors import UserError
-from retrodistill.models.loading import load_bi_encoder
+from retrodistill.core.errors import UserError
+from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.students import dense_student
 
 TEXTS = ["what star planet orbit", "bread and cheese"]

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from retrodistill.errors import UserError
-from retrodistill.models.embeddings import embed
-from retrodistill.models.encoder import load_encoder
-from retrodistill.models.loading import load_bi_encoder
-from retrodistill.pipeline.building import build_student
-from retrodistill.recipe.settings import StudentSettings
+from retrodistill.core.errors import UserError
+from retrodistill.encoders.embeddings import embed
+from retrodistill.encoders.encoder import load_encoder
+from retrodistill.encoders.loading import load_bi_encoder
+from retrodistill.rankers.loading import load_teacher
+from retrodistill.recipes.building import build_student
+from retrodistill.recipes.settings import StudentSettings
 from retrodistill.students import dense_student
 from retrodistill.students.fitted_maps import fit_map
-from retrodistill.teachers.loading import load_teacher
-from retrodistill.training.material import Material
+from retrodistill.training.training_data import Material
 
 STAGES = [{"objectives": "leaf"}]
 

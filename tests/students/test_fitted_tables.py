@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from retrodistill.collections import Texts
-from retrodistill.errors import UserError
-from retrodistill.models import load_encoder
-from retrodistill.models.vector_files import About, VectorFile
-from retrodistill.models.vector_tables import VectorTable
+from retrodistill.core.errors import UserError
+from retrodistill.data import Texts
+from retrodistill.encoders import load_encoder
+from retrodistill.encoders.vector_files import About, VectorFile
+from retrodistill.encoders.vector_tables import VectorTable
 from retrodistill.students import static_student
 from retrodistill.students.fitted import _PENALTIES, _left_out, _shares, fitted_rows
 from retrodistill.students.static import fast_tokenizer, inverse_document_frequencies

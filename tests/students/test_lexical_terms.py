@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from retrodistill.collections import Collection
-from retrodistill.errors import UserError
-from retrodistill.models.loading import load_sparse
-from retrodistill.models.sparse import SparseTextEncoder
+from retrodistill.core.errors import UserError
+from retrodistill.data import Collection
+from retrodistill.encoders.loading import load_sparse
+from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.students.heads import head_of
 from retrodistill.students.lexical_terms import LexicalTerms, lexical_terms_of
 from retrodistill.students.sparse import sparse_student

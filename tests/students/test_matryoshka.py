@@ -5,10 +5,10 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from retrodistill.errors import UserError
-from retrodistill.models import load_encoder
-from retrodistill.models.loading import load_bi_encoder
-from retrodistill.models.vectors import leading
+from retrodistill.core.errors import UserError
+from retrodistill.encoders import load_encoder
+from retrodistill.encoders.loading import load_bi_encoder
+from retrodistill.encoders.vectors import leading
 from retrodistill.objectives import kl_divergence, leaf, without_forgetting
 from retrodistill.students.matryoshka import LeadingVectors, MatryoshkaLoss
 from retrodistill.training.lists import Lists, lists_over_corpus

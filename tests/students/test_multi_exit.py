@@ -9,10 +9,10 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from torch.nn.functional import kl_div, log_softmax, normalize
 from transformers import BertConfig, BertModel
 
-from retrodistill.errors import UserError
-from retrodistill.models.encoder import Encoder
-from retrodistill.models.exits import exit_model, exits_of, load_exit
-from retrodistill.models.loading import load_bi_encoder
+from retrodistill.core.errors import UserError
+from retrodistill.encoders.encoder import Encoder
+from retrodistill.encoders.exits import exit_model, exits_of, load_exit
+from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.students.fitted_maps import fit_exit_maps
 from retrodistill.students.multi_exit import (
     MultiExitLoss,

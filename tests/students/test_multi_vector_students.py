@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from retrodistill.errors import UserError
-from retrodistill.models.multi_vector import MultiVectorModel, load_multi_vector_encoder
+from retrodistill.core.errors import UserError
+from retrodistill.encoders.multi_vector import MultiVectorModel, load_multi_vector_encoder
 from retrodistill.students.heads import head_of
 from retrodistill.students.multi_vector import multi_vector_student
 

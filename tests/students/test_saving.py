@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from retrodistill.errors import UserError
-from retrodistill.manifest import Manifest
-from retrodistill.models.contract import STUDENT_MANIFEST
-from retrodistill.models.loading import load_bi_encoder
+from retrodistill.core.errors import UserError
+from retrodistill.core.manifest import Manifest
+from retrodistill.encoders.contract import STUDENT_MANIFEST
+from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.students import dense_student, load_student, save_student
 
 MANIFEST = Manifest("student", {"corpus": "c"}, {"seed": 3}, {"query_space": "0123456789abcdef", "seconds": 1.5})

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from retrodistill.collections import Texts
-from retrodistill.errors import UserError
-from retrodistill.manifest import Manifest
-from retrodistill.models import load_encoder
-from retrodistill.models.loading import load_bi_encoder
+from retrodistill.core.errors import UserError
+from retrodistill.core.manifest import Manifest
+from retrodistill.data import Texts
+from retrodistill.encoders import load_encoder
+from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.students import save_student, static_student
 from retrodistill.students.static import INITIALISATIONS, fast_tokenizer, inverse_document_frequencies
 

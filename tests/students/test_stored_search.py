@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retrodistill.collections import Collection
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.data import Collection
+from retrodistill.encoders.multi_vector import MultiVectorModel
+from retrodistill.encoders.sparse import SparseTextEncoder
+from retrodistill.encoders.sparse_store import SparseStore
+from retrodistill.encoders.token_vectors import TokenVectors
 from retrodistill.indexes import build_index
 from retrodistill.indexes.impacts import InvertedSettings
 from retrodistill.indexes.multi_vector import MultiVectorSettings
-from retrodistill.models.multi_vector import MultiVectorModel
-from retrodistill.models.sparse import SparseTextEncoder
-from retrodistill.models.sparse_store import SparseStore
-from retrodistill.models.token_vectors import TokenVectors
 from retrodistill.runs.run import Run
 from retrodistill.students.kinds import as_student
 from retrodistill.students.multi_vector import multi_vector_student

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 from retrodistill.students.cross_encoder import CrossEncoderStudent
 from retrodistill.students.document_states import below_stored, module_of, stored_documents
 from retrodistill.students.saving import load_student

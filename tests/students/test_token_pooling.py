@@ -5,8 +5,8 @@ from scipy.cluster.hierarchy import fcluster, ward
 from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.multi_vector_encoder.modules import HierarchicalTokenPooling
 
-from retrodistill.errors import UserError
-from retrodistill.models.multi_vector import MultiVectorModel, token_encoder
+from retrodistill.core.errors import UserError
+from retrodistill.encoders.multi_vector import MultiVectorModel, token_encoder
 from retrodistill.students.clustering import with_clusters
 from retrodistill.students.token_pooling import FixedTokenPooling, pooled, with_pooling
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from sparse_models import masked_model
 
-from retrodistill.errors import UserError
-from retrodistill.models.contract import Space
-from retrodistill.models.sparse import SparseTextEncoder, load_sparse_encoder
+from retrodistill.core.errors import UserError
+from retrodistill.encoders.contract import Space
+from retrodistill.encoders.sparse import SparseTextEncoder, load_sparse_encoder
 from retrodistill.students.sparse import sparse_student
 from retrodistill.students.vdr import (
     VocabularyPooling,

@@ -5,24 +5,24 @@ import pytest
 import torch
 
 from retrodistill.candidates.budget import choose_pairs
-from retrodistill.collections.qrels import Qrels
-from retrodistill.errors import UserError
-from retrodistill.models import load_encoder
-from retrodistill.pipeline.building import build_student
-from retrodistill.recipe.settings import StudentSettings
+from retrodistill.core.errors import UserError
+from retrodistill.data.qrels import Qrels
+from retrodistill.encoders import load_encoder
+from retrodistill.rankers.ensemble import Ensemble
+from retrodistill.rankers.loading import load_teacher
+from retrodistill.rankers.recorded import RecordedTeacher
+from retrodistill.recipes.building import build_student
+from retrodistill.recipes.settings import StudentSettings
 from retrodistill.runs import Run
 from retrodistill.students.kinds import as_student
-from retrodistill.teachers.ensemble import Ensemble
-from retrodistill.teachers.loading import load_teacher
-from retrodistill.teachers.recorded import RecordedTeacher
 from retrodistill.training import trainer
 from retrodistill.training.curricula import selected, topic_batches
 from retrodistill.training.losses import StoredTargetsLoss
-from retrodistill.training.material import Material
 from retrodistill.training.prepared import prepare, training_rows
 from retrodistill.training.settings import SelectionSettings, StageSettings
+from retrodistill.training.snapshot import Standing
 from retrodistill.training.stages import run_stage
-from retrodistill.training.standing import Standing
+from retrodistill.training.training_data import Material
 
 SHORT = {"epochs": 1, "max_steps": 2, "batch_size": 4, "learning_rate": 1e-3, "warmup": 0}
 QUERIES_ONLY = {"titles": False, "sentences": 0}

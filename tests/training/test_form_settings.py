@@ -3,10 +3,10 @@
 import pydantic
 import pytest
 
-from retrodistill.errors import UserError
-from retrodistill.recipe import parse_recipe
-from retrodistill.recipe.forms import beside_names, check_cuts, unclustered
-from retrodistill.recipe.settings import StudentSettings
+from retrodistill.core.errors import UserError
+from retrodistill.recipes import parse_recipe
+from retrodistill.recipes.settings import StudentSettings
+from retrodistill.recipes.variant_settings import beside_names, check_cuts, unclustered
 
 
 def student(model, towers="both", **more):

@@ -5,26 +5,26 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from retrodistill.errors import UserError
-from retrodistill.models import load_encoder
-from retrodistill.models.exits import exit_model
-from retrodistill.models.multi_vector import MultiVectorModel
-from retrodistill.models.sparse import SparseTextEncoder
-from retrodistill.models.vectors import leading
-from retrodistill.pipeline.building import build_student
-from retrodistill.pipeline.students import contrastive_twin
-from retrodistill.recipe.settings import StudentSettings
+from retrodistill.core.errors import UserError
+from retrodistill.encoders import load_encoder
+from retrodistill.encoders.exits import exit_model
+from retrodistill.encoders.multi_vector import MultiVectorModel
+from retrodistill.encoders.sparse import SparseTextEncoder
+from retrodistill.encoders.vectors import leading
+from retrodistill.rankers.loading import load_teacher
+from retrodistill.recipes.building import build_student
+from retrodistill.recipes.settings import StudentSettings
+from retrodistill.recipes.students import contrastive_twin
 from retrodistill.students.clustering import TokenClusters, with_clusters, without_clusters
 from retrodistill.students.kinds import as_student
 from retrodistill.students.multi_vector import multi_vector_student
 from retrodistill.students.vdr import own_token_queries
-from retrodistill.teachers.loading import load_teacher
-from retrodistill.training.forms import loss_of_forms
 from retrodistill.training.losses import GroupsLoss, StoredTargetsLoss
-from retrodistill.training.material import Material
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.stages import run_stage
 from retrodistill.training.terms import Term
+from retrodistill.training.training_data import Material
+from retrodistill.training.variants import loss_of_forms
 
 TEXTS = ["what star planet", "violin chord and melody", "bread", "judge"]
 SHORT = {"epochs": 1, "max_steps": 3, "batch_size": 8, "learning_rate": 1e-3, "warmup": 0}

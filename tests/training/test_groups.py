@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
 from retrodistill.training.groups import Groups, require_groups
 from retrodistill.training.lists import Lists, lists_over_corpus, sampled_groups
 from retrodistill.training.settings import GroupSettings

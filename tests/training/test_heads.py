@@ -5,9 +5,9 @@ import pytest
 import torch
 from sentence_transformers.util import batch_to_device
 
-from retrodistill.errors import UserError
-from retrodistill.models.multi_vector import MultiVectorModel
-from retrodistill.models.sparse import SparseTextEncoder
+from retrodistill.core.errors import UserError
+from retrodistill.encoders.multi_vector import MultiVectorModel
+from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.objectives import flops
 from retrodistill.students.clustering import with_clusters
 from retrodistill.students.multi_vector import multi_vector_student
@@ -16,7 +16,7 @@ from retrodistill.students.states import stored_states
 from retrodistill.students.token_pooling import with_pooling
 from retrodistill.training.groups import Groups
 from retrodistill.training.heads import TermHeadLoss, TokenHeadLoss, segment_max
-from retrodistill.training.regularisers import Regulariser
+from retrodistill.training.regularizers import Regulariser
 from retrodistill.training.terms import Term
 
 QUERIES = ["what star planet", "violin", "the judge and the jury", "all about bread"]

@@ -4,19 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-from retrodistill.errors import UserError
-from retrodistill.models import load_encoder
-from retrodistill.pipeline.building import build_student
-from retrodistill.pipeline.students import distil
-from retrodistill.recipe.settings import StudentSettings
+from retrodistill.core.errors import UserError
+from retrodistill.encoders import load_encoder
+from retrodistill.rankers.loading import load_teacher
+from retrodistill.recipes.building import build_student
+from retrodistill.recipes.settings import StudentSettings
+from retrodistill.recipes.students import distil
 from retrodistill.students.heads import head_of
 from retrodistill.students.kinds import as_student
-from retrodistill.teachers.loading import load_teacher
 from retrodistill.training.heads import HeadLoss
 from retrodistill.training.losses import GroupsLoss
-from retrodistill.training.material import Material
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.stages import run_stage
+from retrodistill.training.training_data import Material
 
 IN_BATCH = ["contrastive", "in-batch", "in-batch-margin-mse"]
 FAMILIES = ["kl", "margin-mse", "ranknet", "listmle", "sinkhorn", "taid", "lwf"]

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from retrodistill.models import load_encoder
-from retrodistill.pipeline.building import build_student
-from retrodistill.recipe.settings import StudentSettings
-from retrodistill.teachers.loading import load_teacher
+from retrodistill.encoders import load_encoder
+from retrodistill.rankers.loading import load_teacher
+from retrodistill.recipes.building import build_student
+from retrodistill.recipes.settings import StudentSettings
 from retrodistill.training.losses import GroupsLoss
-from retrodistill.training.material import Material
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.stages import run_stage
+from retrodistill.training.training_data import Material
 
 FAMILIES = ["kl", "margin-mse", "ranknet", "listmle", "sinkhorn", "taid", "lwf", "contrastive"]
 KINDS = ["prett", "tk"]

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from retrodistill.collections import Texts
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.data import Texts
 from retrodistill.runs import Run
 from retrodistill.training.lists import lists_from_run, sampled_groups
 

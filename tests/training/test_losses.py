@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from retrodistill.errors import UserError
-from retrodistill.models import load_encoder
-from retrodistill.models.loading import load_bi_encoder
+from retrodistill.core.errors import UserError
+from retrodistill.core.progress import set_quiet
+from retrodistill.encoders import load_encoder
+from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.objectives import (
     contrastive,
     in_batch_contrastive,
@@ -22,7 +23,6 @@ from retrodistill.objectives import (
     without_forgetting,
 )
 from retrodistill.objectives.registry import EMBEDDING_OBJECTIVES, LIST_OBJECTIVES, NEED_MORE
-from retrodistill.progress import set_quiet
 from retrodistill.training.groups import Groups
 from retrodistill.training.lists import Lists, lists_over_corpus
 from retrodistill.training.losses import GroupsLoss, StoredTargetsLoss

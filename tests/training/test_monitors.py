@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from retrodistill.models import load_encoder
-from retrodistill.models.vectors import exact_search
-from retrodistill.progress import set_quiet
+from retrodistill.core.progress import set_quiet
+from retrodistill.encoders import load_encoder
+from retrodistill.encoders.vectors import exact_search
 from retrodistill.training.monitors import HeldOutMonitor, mean_cosine
 
 TEXTS = ["star planet", "violin", "court judge jury", "bread"]

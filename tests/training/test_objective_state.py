@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from retrodistill.errors import UserError
-from retrodistill.models.loading import load_bi_encoder
+from retrodistill.core.errors import UserError
+from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.training.lists import lists_over_corpus
 from retrodistill.training.losses import StoredTargetsLoss
 from retrodistill.training.objective_state import STATE_FILE, objective_keeper

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from retrodistill import objectives as pure
-from retrodistill.errors import UserError
-from retrodistill.training.regularisers import Regulariser, SparsityAlarm, regularised, sparse_only
+from retrodistill.core.errors import UserError
+from retrodistill.training.regularizers import Regulariser, SparsityAlarm, regularised, sparse_only
 
 WEIGHTS = torch.tensor([[0.0, 2.0, 1.0], [4.0, 0.0, 0.0]])
 

@@ -3,9 +3,9 @@ import pytest
 import torch
 from sentence_transformers.util import maxsim
 
-from retrodistill.errors import UserError
-from retrodistill.models.loading import load_bi_encoder, load_cross_encoder
-from retrodistill.models.multi_vector import token_encoder
+from retrodistill.core.errors import UserError
+from retrodistill.encoders.loading import load_bi_encoder, load_cross_encoder
+from retrodistill.encoders.multi_vector import token_encoder
 from retrodistill.students.cross_encoder import CrossEncoderStudent
 from retrodistill.training.scorers import PairScorer, TokenBatch, TokenScorer, VectorScorer, max_sim, scorer_of
 

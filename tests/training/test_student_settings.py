@@ -1,7 +1,7 @@
 import pydantic
 import pytest
 
-from retrodistill.recipe.settings import StudentSettings
+from retrodistill.recipes.settings import StudentSettings
 from retrodistill.training.settings import RegulariserSettings, StageSettings
 
 

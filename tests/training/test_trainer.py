@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from retrodistill.errors import UserError
-from retrodistill.models import load_encoder
-from retrodistill.models.loading import load_bi_encoder
-from retrodistill.models.vectors import exact_search
+from retrodistill.core.errors import UserError
+from retrodistill.encoders import load_encoder
+from retrodistill.encoders.loading import load_bi_encoder
+from retrodistill.encoders.vectors import exact_search
 from retrodistill.training.lists import lists_over_corpus
 from retrodistill.training.losses import StoredTargetsLoss, Term
 from retrodistill.training.monitors import HeldOutMonitor
@@ -141,8 +141,8 @@ PROGRAM = """
 import sys
 from pathlib import Path
 import numpy as np
-from retrodistill.models import load_encoder
-from retrodistill.models.loading import load_bi_encoder
+from retrodistill.encoders import load_encoder
+from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.training.losses import StoredTargetsLoss, Term
 from retrodistill.training.settings import TrainingSettings
 from retrodistill.training.trainer import text_dataset, train

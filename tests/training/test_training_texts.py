@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from retrodistill.collections import Collection, Texts
-from retrodistill.errors import UserError
+from retrodistill.core.errors import UserError
+from retrodistill.data import Collection, Texts
 from retrodistill.training.texts import training_texts
 
 

@@ -1,0 +1,180 @@
+"""Checked records: what every source of a collection is read into, and where each one stood."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from retrodistill.core.errors import UserError
+
+_MISSING = object()
+_DEV = ("validation", "valid", "val", "dev")
+_INT32 = range(-(2**31), 2**31)
+
+
+class Document(NamedTuple):
+    """A document and the place (line or row, from 1) where it stood."""
+
+    place: int
+    id: str
+    title: str
+    body: str
+
+
+class Query(NamedTuple):
+    """A query and the place (line or row, from 1) where it stood."""
+
+    place: int
+    id: str
+    text: str
+
+
+class Judgement(NamedTuple):
+    """A relevance judgement and the place (line or row, from 1) where it stood."""
+
+    place: int
+    query_id: str
+    document_id: str
+    relevance: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """A collection that can be read, more than once: each field is called for a fresh, streaming pass.
+
+    Attributes:
+        documents: Yields every document.
+        queries: Yields every query.
+        qrels: By split, yields every judgement.
+        where: What to call places in a message, for ``documents`` and ``queries``: ``"/data/x/corpus.jsonl, line"``.
+        warnings: What the source already found odd.
+    """
+
+    documents: Callable[[], Iterator[Document]]
+    queries: Callable[[], Iterator[Query]]
+    qrels: Mapping[str, Callable[[], Iterator[Judgement]]]
+    where: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def document_of(record: Mapping[str, Any], where: str, place: int) -> Document:
+    """Check a document record with _id, text and perhaps title.
+
+    A null or missing title is '', and so is a null text; a missing text is an error: the field may have another name.
+
+    Raises:
+        UserError: It names `where` and `place`.
+    """
+    title = record.get("title")
+    body = record.get("text", _MISSING)
+    if body is _MISSING:
+        raise UserError(
+            f"{where} {place}: a document has no 'text' (fields: {_names(record)}); "
+            'wanted {"_id": ..., "title": ..., "text": ...}.'
+        )
+    return Document(
+        place,
+        id_of(record.get("_id", _MISSING), "_id", where, place, record),
+        "" if title is None else text_of(title, "title", where, place),
+        "" if body is None else text_of(body, "text", where, place),
+    )
+
+
+def query_of(record: Mapping[str, Any], where: str, place: int) -> Query:
+    """Check a query record with _id and text.
+
+    Raises:
+        UserError: It names `where` and `place`.
+    """
+    id_ = id_of(record.get("_id", _MISSING), "_id", where, place, record)
+    if "text" not in record:
+        raise UserError(
+            f"{where} {place}: query {id_!r} has no 'text' (fields: {_names(record)}); "
+            'wanted {"_id": ..., "text": ...}.'
+        )
+    return Query(place, id_, text_of(record["text"], "text", where, place))
+
+
+def id_of(value: object, name: str, where: str, place: int, record: Mapping[str, Any] | None = None) -> str:
+    """An id as a string; integers become strings.
+
+    Raises:
+        UserError: It is missing, empty or of another type.
+    """
+    if isinstance(value, str) and value:
+        return text_of(value, name, where, place)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if value is _MISSING:
+        fields = f" (fields: {_names(record)})" if record is not None else ""
+        raise UserError(f"{where} {place}: {name!r} is missing{fields}; give every line an id.")
+    raise UserError(f"{where} {place}: {name!r} is {_shown(value)}; wanted a string that is not empty, or an integer.")
+
+
+def text_of(value: object, name: str, where: str, place: int) -> str:
+    """A text, checked to be a string that UTF-8 can hold.
+
+    Raises:
+        UserError: It is not.
+    """
+    if not isinstance(value, str):
+        raise UserError(f"{where} {place}: {name!r} is {_shown(value)}; wanted a string.")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{where} {place}: {name!r} holds half a character ({value[error.start]!a}, a lone "
+                "surrogate) which is not text; write the file again as UTF-8."
+            ) from error
+    return value
+
+
+def relevance_of(value: object, where: str, place: int) -> int:
+    """A relevance grade: an integer, or text or a float that is exactly one.
+
+    Raises:
+        UserError: It is not an integer of 32 bits.
+    """
+    try:
+        grade = int(value) if isinstance(value, str | int) else None
+        if isinstance(value, float) and value.is_integer():
+            grade = int(value)
+    except ValueError:
+        grade = None
+    if grade is None or grade not in _INT32:
+        raise UserError(
+            f"{where} {place}: the score {value!r} is not an integer; wanted a relevance grade such as 0, 1 or 2."
+        )
+    return grade
+
+
+def split_name(given: str) -> str:
+    """The name of a split here: 'validation' (valid, val) is 'dev', others stay."""
+    return "dev" if given.lower() in _DEV else given
+
+
+def fields_named(columns: list[str], wanted: Mapping[str, tuple[str, ...]], where: str) -> dict[str, str]:
+    """Find columns under any of their usual names: ``{"query_id": ("query-id", "query_id")}``.
+
+    Raises:
+        UserError: A column is absent.
+    """
+    found = {}
+    for field_name, names in wanted.items():
+        found[field_name] = next((name for name in names if name in columns), "")
+        if not found[field_name]:
+            raise UserError(f"{where}: no column {names[0]!r} among {columns}; rename the column that holds it.")
+    return found
+
+
+def _names(record: Mapping[str, Any]) -> str:
+    return ", ".join(map(repr, record)) or "none"
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "null"
+    shown = repr(value)
+    return f"{shown if len(shown) < 40 else shown[:37] + '...'} ({type(value).__name__})"

@@ -1,0 +1,123 @@
+"""Queries without queries: sentences and titles of the documents themselves."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+
+from retrodistill.core.errors import UserError
+from retrodistill.data.collection import Collection
+from retrodistill.data.texts import BATCH, Texts
+
+_SENTENCE, _TITLE, _DOCUMENT = "sentence:", "title:", "document:"
+# The end of a sentence: its mark, closing quotes or brackets, and white space.
+_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s)")
+_PARAGRAPH = re.compile(r"\n\s*\n")
+_OPENING = "\"'“‘([{"
+# Those that hardly ever end a sentence; after others (etc., Inc.) a capital letter decides.
+_ABBREVIATIONS = re.compile(
+    r"e\.g|i\.e|cf|vs|al|figs?|eqs?|refs?|vols?|pp|ch|sect?|tab|approx|ca|dept|dr|mr|mrs|ms|prof|st|viz|eds?|"
+    r"jan|feb|apr|jun|jul|aug|sept?|oct|nov|dec",
+    re.IGNORECASE,
+)
+
+
+def sentences(text: str, minimum_words: int = 3) -> list[str]:
+    """Split a text into sentences.
+
+    A mark (. ! ?) followed by white space ends a sentence unless it follows an abbreviation or an initial, or a
+    lower-case letter comes next; in tokenised text, where the mark stands apart (``a wing . the flow``), case is not
+    asked. An empty line always ends one. For scripts that put spaces between words.
+
+    Args:
+        text: Any text.
+        minimum_words: Shorter sentences are left out.
+
+    Returns:
+        The sentences, white space collapsed.
+    """
+    pieces = (piece for paragraph in _PARAGRAPH.split(text) for piece in _pieces(paragraph))
+    return [piece for piece in pieces if len(piece.split()) >= minimum_words]
+
+
+def sample_sentences(collection: Collection, per_document: int, seed: int) -> Texts:
+    """Draw sentences of each document as pseudo-queries.
+
+    The draw depends on the seed and the document's id alone: adding or reordering documents changes no other's.
+
+    Args:
+        collection: Where the documents are; titles are not drawn from.
+        per_document: At most so many of each document.
+        seed: Another seed draws others.
+
+    Returns:
+        Texts with ids ``sentence:<document id>:<place of the sentence in the document>``, in document order.
+
+    Raises:
+        UserError: `per_document` is not positive.
+    """
+    if per_document < 1:
+        raise UserError(f"per_document is {per_document}; wanted at least 1 sentence of each document.")
+    return Texts.from_pairs(_drawn(collection, per_document, seed))
+
+
+def title_texts(collection: Collection) -> Texts:
+    """Each document's title as a pseudo-query, ids ``title:<document id>``; none where title or body is empty."""
+    return Texts.from_pairs(
+        (f"{_TITLE}{id_}", title)
+        for (id_, title), (_, body) in zip(_pairs(collection.titles), _pairs(collection.bodies), strict=True)
+        if title.strip() and body.strip()
+    )
+
+
+def document_texts(collection: Collection) -> Texts:
+    """Each document's whole text as a pseudo-query, ids ``document:<document id>``; none where there is no text."""
+    return Texts.from_pairs((f"{_DOCUMENT}{id_}", text) for id_, text in _pairs(collection.documents) if text.strip())
+
+
+def source_document(id_: str) -> str | None:
+    """The document that a pseudo-query was drawn from; None for any other query."""
+    for whole in (_TITLE, _DOCUMENT):
+        if id_.startswith(whole):
+            return id_.removeprefix(whole)
+    if id_.startswith(_SENTENCE):
+        return id_.removeprefix(_SENTENCE).rpartition(":")[0] or None
+    return None
+
+
+def _drawn(collection: Collection, per_document: int, seed: int) -> Iterator[tuple[str, str]]:
+    for id_, body in _pairs(collection.bodies):
+        found = sentences(body)
+        # A string seeds by its SHA-512, the same in every process.
+        chosen = random.Random(f"{seed}:{id_}").sample(range(len(found)), min(per_document, len(found)))
+        for place in sorted(chosen):
+            yield f"{_SENTENCE}{id_}:{place}", found[place]
+
+
+def _pairs(texts: Texts) -> Iterator[tuple[str, str]]:
+    for batch in texts.table.to_batches(max_chunksize=BATCH):
+        yield from zip(batch.column("id").to_pylist(), batch.column("text").to_pylist(), strict=True)
+
+
+def _pieces(paragraph: str) -> Iterator[str]:
+    text = " ".join(paragraph.split())
+    start = 0
+    for mark in _END.finditer(text):
+        if _ends(text[start : mark.start()], text[mark.start()], text[mark.end() :].lstrip()[:2].lstrip(_OPENING)):
+            yield text[start : mark.end()].strip()
+            start = mark.end()
+    if text[start:].strip():
+        yield text[start:].strip()
+
+
+def _ends(before: str, mark: str, following: str) -> bool:
+    """Whether a mark ends the sentence `before` it, given what follows."""
+    apart = before.endswith(" ")
+    last = (before.rsplit(maxsplit=1) or [""])[-1].lstrip(_OPENING)
+    if mark == ".":
+        is_initial = len(last) == 1 and last.isalpha() and (last.isupper() or apart)
+        is_number = last.lower() in {"no", "nos"} and following[:1].isdigit()
+        if is_initial or is_number or _ABBREVIATIONS.fullmatch(last) or re.fullmatch(r"(?:[A-Za-z]\.)+[A-Za-z]", last):
+            return False
+    return apart or not following[:1].islower()

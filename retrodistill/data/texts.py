@@ -1,0 +1,209 @@
+"""Texts by id: what documents, queries and pseudo-queries all are."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from retrodistill.core.errors import UserError, sample_of
+
+# 64-bit offsets: selecting a large part of a corpus may pass the 2 GiB that one `string` array can hold.
+SCHEMA = pa.schema([("id", pa.string()), ("text", pa.large_string())])
+BATCH = 4096
+_MANY = 200_000  # ids: looking some of them up does not hold all as Python strings
+
+
+class Texts(Mapping[str, str]):
+    """An ordered, immutable mapping from id to text, backed by an Arrow table that may be memory-mapped.
+
+    Holding one costs no memory beyond the table; texts become Python strings when asked for. Looking up by id keeps the
+    ids (not the texts) as Python strings from then on.
+
+    Attributes:
+        table: Columns id (string) and text (large_string), one row per text, no nulls.
+    """
+
+    def __init__(self, table: pa.Table, fingerprint: str | None = None) -> None:
+        """Wrap a table with columns id and text (any string type).
+
+        Args:
+            table: Further columns are dropped. Ids must be unique, which `from_pairs`, `select` and `+` check.
+            fingerprint: The content digest where it is already known (from a manifest); else computed when asked for.
+        """
+        self.table = table.select(SCHEMA.names).cast(SCHEMA)
+        nulls = sum(self.table[name].null_count for name in SCHEMA.names)
+        if nulls:
+            raise UserError(f"texts: {nulls} ids or texts are null; give '' for an empty text, and every text an id.")
+        if fingerprint is not None:
+            self.__dict__["fingerprint"] = fingerprint
+
+    @classmethod
+    def from_pairs(cls, pairs: Iterable[tuple[str, str]]) -> Texts:
+        """Build in memory from (id, text) pairs.
+
+        Raises:
+            UserError: An id stands twice.
+        """
+        batches = list(pair_batches(pairs))
+        texts = cls(pa.Table.from_batches(batches, schema=SCHEMA))
+        texts._refuse_duplicates()
+        return texts
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.ids)
+
+    def __contains__(self, id_: object) -> bool:
+        return id_ in self._places
+
+    def __getitem__(self, id_: str) -> str:
+        return self.table["text"][self._places[id_]].as_py()
+
+    def __repr__(self) -> str:
+        return f"Texts({len(self)} texts)"
+
+    __hash__ = None  # type: ignore[assignment]  # a Mapping compares by content; say so rather than hash by identity
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """All ids, in order."""
+        return self.table["id"].to_pylist()
+
+    @property
+    def texts(self) -> list[str]:
+        """All texts, in order; made anew each time, since it holds the whole corpus."""
+        return self.table["text"].to_pylist()
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {id_: place for place, id_ in enumerate(self.ids)}
+
+    def _places_of(self, ids: list[str]) -> dict[str, int]:
+        """The rows of some ids, without keeping all ids as Python strings."""
+        column = self.table["id"]
+        distinct = pa.array(list(dict.fromkeys(ids)), pa.string())
+        rows = np.flatnonzero(pc.is_in(column, value_set=distinct).to_numpy())
+        return dict(zip(column.take(pa.array(rows)).to_pylist(), rows.tolist(), strict=True))
+
+    def position(self, id_: str) -> int:
+        """The row of an id; KeyError if unknown."""
+        return self._places[id_]
+
+    def positions(self, ids: Iterable[str]) -> np.ndarray:
+        """(n,) int64 rows of `ids`, in their order; -1 for an unknown one."""
+        wanted = list(ids)
+        few = len(self) > _MANY and len(wanted) * 20 < len(self) and "_places" not in self.__dict__
+        places = self._places_of(wanted) if few else self._places
+        return np.fromiter((places.get(id_, -1) for id_ in wanted), dtype=np.int64, count=len(wanted))
+
+    def slice(self, start: int, stop: int) -> list[str]:
+        """The texts of rows start to stop (exclusive), as a Python slice counts them."""
+        start, stop, _ = slice(start, stop).indices(len(self))
+        return self.table["text"].slice(start, max(0, stop - start)).to_pylist()
+
+    def select(self, ids: Sequence[str]) -> Texts:
+        """The texts of `ids`, in that order.
+
+        Raises:
+            UserError: An id is unknown, or stands twice.
+        """
+        rows = self.positions(ids)
+        if len(rows) and rows.min() < 0:
+            missing = [id_ for id_, row in zip(ids, rows, strict=True) if row < 0]
+            raise UserError(
+                f"no text with id {sample_of(missing)}: {len(missing)} of {len(rows)} ids are unknown; "
+                f"select among the {len(self)} ids there are."
+            )
+        selected = Texts(_take(self.table, rows))
+        selected._refuse_duplicates()
+        return selected
+
+    def __add__(self, other: Texts) -> Texts:
+        """Both, one after the other; an id that stands in both raises UserError."""
+        joined = Texts(pa.concat_tables([self.table, other.table]))
+        joined._refuse_duplicates()
+        return joined
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of ids and texts in order, 32 hexadecimal digits; does not depend on how the table is chunked."""
+        parts = column_digest(self.table["id"].chunks) + column_digest(self.table["text"].chunks)
+        return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
+
+    def _refuse_duplicates(self) -> None:
+        twice = duplicates(self.table["id"])
+        if twice:
+            raise UserError(f"texts: id {sample_of(twice)} stands more than once; ids must be unique.")
+
+
+def pair_batches(pairs: Iterable[tuple[str, str]]) -> Iterator[pa.RecordBatch]:
+    """Turn (id, text) pairs into record batches of `SCHEMA`, a few thousand rows each."""
+    ids: list[str] = []
+    texts: list[str] = []
+    for id_, text in pairs:
+        ids.append(id_)
+        texts.append(text)
+        if len(ids) == BATCH:
+            yield _batch(ids, texts)
+            ids, texts = [], []
+    if ids:
+        yield _batch(ids, texts)
+
+
+def duplicates(ids: pa.ChunkedArray) -> list[str]:
+    """The ids that stand more than once, in order of their first row."""
+    if pc.count_distinct(ids).as_py() == len(ids):
+        return []
+    counts = pc.value_counts(ids)
+    return counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist()
+
+
+def column_digest(arrays: Iterable[pa.Array]) -> str:
+    """Digest of a column of strings given in pieces, 32 hexadecimal digits; the same for every way to cut it.
+
+    Lengths and bytes are hashed apart, straight from Arrow's buffers, at the speed of the hash.
+    """
+    lengths, content = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
+    for piece in arrays:
+        if len(piece) == 0:
+            continue
+        array = piece.cast(pa.large_string())
+        is_null = array.is_null().to_numpy(zero_copy_only=False)
+        filled = pc.fill_null(array, "")
+        offsets = np.frombuffer(filled.buffers()[1], np.int64)[filled.offset : filled.offset + len(filled) + 1]
+        lengths.update(np.where(is_null, -1, np.diff(offsets)).tobytes())  # null is not the same as ''
+        content.update(memoryview(filled.buffers()[2] or b"")[offsets[0] : offsets[-1]])
+    return hashlib.blake2b(lengths.digest() + content.digest(), digest_size=16).hexdigest()
+
+
+def _batch(ids: list[str], texts: list[str]) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array(ids, pa.string()), pa.array(texts, pa.large_string())], schema=SCHEMA)
+
+
+def _take(table: pa.Table, rows: np.ndarray) -> pa.Table:
+    """Rows of a chunked table, in the given order.
+
+    `Table.take` joins all chunks of strings first, which would read a memory-mapped corpus whole into memory: here each
+    chunk is asked for its own rows, and only the result is put in order.
+    """
+    batches = table.to_batches()
+    if len(rows) == 0 or len(batches) < 2:
+        return table.take(pa.array(rows, pa.int64()))
+    starts = np.concatenate([[0], np.cumsum([batch.num_rows for batch in batches])])
+    chunk = np.searchsorted(starts, rows, side="right") - 1
+    order = np.argsort(chunk, kind="stable")
+    bounds = np.flatnonzero(np.diff(chunk[order])) + 1
+    taken = [
+        batches[chunk[group[0]]].take(pa.array(rows[group] - starts[chunk[group[0]]]))
+        for group in np.split(order, bounds)
+    ]
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    return pa.Table.from_batches(taken, schema=table.schema).take(pa.array(back))

@@ -1,0 +1,348 @@
+"""The asymmetric index: documents by one encoder, queries by another that was distilled into its space."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrodistill.core.errors import UserError
+from retrodistill.data.collection import Collection
+from retrodistill.data.texts import Texts
+from retrodistill.encoders.contract import Space
+from retrodistill.encoders.embeddings import embed
+from retrodistill.encoders.encoder import Encoder, load_encoder
+from retrodistill.encoders.vector_files import bound
+from retrodistill.encoders.vectors import check_finite, exact_search, leading
+from retrodistill.indexes.documents import check_lengths, check_new, encoder_of, of_unit_length, to_remove
+from retrodistill.indexes.factory import read_parameters, set_parameters, written_parameters
+from retrodistill.indexes.parts import can_remove, file_bytes, keeps_labels, read_faiss
+from retrodistill.indexes.stored import StoredIndex, built_in, name_of
+from retrodistill.indexes.tuning import Tuned, exact_labels, tune
+from retrodistill.rankers.retrievers import Queries, as_queries, check_k, wanted_depth
+from retrodistill.runs.run import Run
+
+_FAISS_FILE = "index.faiss"
+
+
+class AsymmetricIndex:
+    """A plain FAISS index, the documents' ids, the space's contract and a query encoder that it admits.
+
+    Args:
+        index: The filled FAISS index.
+        ids: (n,) document ids, in the order in which they were added.
+        space: Where the documents lie.
+        queries: Encodes queries; None to search by vectors only.
+        factory: The string that it was built from.
+        name: What its runs are called.
+        labels: (n,) int64, ascending: by what the FAISS index names the documents; their places by default.
+        documents: Encodes documents that are added as texts; loaded by the space's name where it is needed.
+
+    Raises:
+        UserError: The query encoder belongs to another space, or the number of ids is not that of the vectors.
+    """
+
+    def __init__(
+        self,
+        index: Any,
+        ids: Sequence[str],
+        space: Space,
+        queries: Encoder | None = None,
+        factory: str = "Flat",
+        name: str = "index",
+        *,
+        labels: np.ndarray | None = None,
+        documents: Encoder | None = None,
+    ) -> None:
+        if index.ntotal != len(ids) or index.d != space.dimension:
+            raise UserError(
+                f"index of {index.ntotal} vectors of {index.d} dimensions with {len(ids)} ids and a space of "
+                f"{space.dimension}; the files do not belong together: build the index again."
+            )
+        self.index, self.ids, self.space, self.factory, self.name = index, list(ids), space, factory, name
+        self.labels = np.arange(len(self.ids)) if labels is None else np.asarray(labels, dtype=np.int64)
+        self.queries, self._documents = queries, documents
+        self._parameters: dict[str, int] = {}
+        self.build_seconds: float | None = None
+        self._mapped = False
+        if queries is not None:
+            space.admit(queries)
+
+    def __repr__(self) -> str:
+        asking = "no query encoder" if self.queries is None else f"queries by {self.queries.name}"
+        return f"AsymmetricIndex({len(self)} documents by {self.space.documents_by}, {asking}, {self.factory})"
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def parameters(self) -> str | None:
+        """FAISS search parameters that were chosen, e.g. ``nprobe=16``; saved with the index; None for none.
+
+        Those that are set later are added to those set before.
+
+        Raises:
+            UserError: The index does not know them.
+        """
+        return written_parameters(self._parameters) or None
+
+    @parameters.setter
+    def parameters(self, parameters: str | None) -> None:
+        if parameters:
+            set_parameters(self.index, parameters)
+            self._parameters |= read_parameters(parameters)
+
+    def tune(
+        self,
+        queries: Queries | np.ndarray,
+        recall: float = 0.95,
+        k: int = 10,
+        *,
+        documents: Texts | np.ndarray | None = None,
+    ) -> Tuned:
+        """Set nprobe, efSearch and k_factor_rf to the smallest that find a wanted share of exact search's k best.
+
+        Args:
+            queries: Held out: training queries or sentences of documents, never test queries; or their vectors.
+            recall: The share that is wanted, above 0 and up to 1.
+            k: Documents per query.
+            documents: What exact search is done over, where the index holds codes only: the documents' texts (embedded,
+                or taken from the store), or their (n, encoder's dimension) vectors in the order of `ids`.
+
+        Returns:
+            What was set and what it reaches; its text says so. `parameters` holds it, and `save` keeps it.
+
+        Raises:
+            UserError: No queries, k beyond the index, or codes without `documents`.
+        """
+        check_k(k, len(self))
+        if not isinstance(queries, np.ndarray):
+            queries = embed(self._query_encoder(), as_queries(queries).texts, "query")
+        asked = self._shaped(queries, "queries")
+        check_finite(asked, [str(row) for row in range(len(asked))], "queries")
+        tuned = tune(self.index, asked, self._exact(asked, k, documents), recall=recall, k=k)
+        self.parameters = tuned.parameters
+        return tuned
+
+    def add(self, documents: Texts) -> None:
+        """Encode documents by the encoder of the space and index them, trained parts as they are.
+
+        Raises:
+            UserError: An id that is there already, a memory-mapped index, or the space's encoder is not at hand.
+        """
+        self._check_new(documents.ids)
+        # An empty text may have a zero vector: it is there, and no query finds it.
+        self._add(documents.ids, embed(self._document_encoder(), documents.texts, "document"))
+
+    def add_vectors(self, ids: Sequence[str], vectors: np.ndarray) -> None:
+        """Index (n, encoder's dimension) float32 vectors of the documents' space.
+
+        Raises:
+            UserError: An id that is there already or twice, another dimension, vectors that are not finite, zero (by
+                cosine) or beyond all use, or a memory-mapped index.
+        """
+        self._check_new(ids)
+        given = np.atleast_2d(np.asarray(vectors, dtype=np.float32))
+        if len(ids) == len(given):
+            check_finite(given, list(ids), "documents")
+            check_lengths(given, ids, unit=self.space.norm == "unit")
+        self._add(ids, given)
+
+    def _add(self, ids: Sequence[str], vectors: np.ndarray) -> None:
+        """Index vectors whose ids are new."""
+        vectors = self._shaped(vectors, "documents")
+        if len(ids) != len(vectors):
+            raise UserError(f"{len(ids)} ids for {len(vectors)} vectors; give one id per vector.")
+        check_finite(vectors, list(ids), "documents")
+        labels = np.arange(len(ids)) + (int(self.labels[-1]) + 1 if len(self) else 0)
+        if keeps_labels(self.index):
+            self.index.add_with_ids(vectors, labels)
+        else:
+            self.index.add(vectors)
+        self.ids += list(ids)
+        self.labels = np.concatenate([self.labels, labels])
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """Remove documents.
+
+        Raises:
+            UserError: Ids that are not there, a memory-mapped index, or a kind of FAISS index that cannot forget (HNSW,
+                refined and fast-scan ones); nothing is changed.
+        """
+        self._check_changeable()
+        gone = to_remove(ids, self.ids)
+        if not can_remove(self.index):
+            raise UserError(
+                f"an index of factory {self.factory!r} cannot remove documents; build it again without them."
+            )
+        self.index.remove_ids(self.labels[gone])
+        self.ids = [one for one, out in zip(self.ids, gone, strict=True) if not out]
+        self.labels = self.labels[~gone] if keeps_labels(self.index) else np.arange(len(self.ids))
+
+    def search(self, queries: Queries, k: int | None = None) -> Run:
+        """Search by text.
+
+        Args:
+            queries: One text, several (their ids are "0", "1"...), or queries with ids: a mapping of them, or `Texts`.
+            k: Documents per query, 1 to the size of the index; 10 by default, or all of fewer.
+
+        Returns:
+            A run in rank order.
+
+        Raises:
+            UserError: No query encoder, an empty query, or k beyond the index.
+        """
+        asked = as_queries(queries)
+        return self.search_vectors(self._encode(asked.texts), k, asked.ids)
+
+    def search_vectors(self, vectors: np.ndarray, k: int | None = None, query_ids: Sequence[str] | None = None) -> Run:
+        """Search by vectors that an admitted encoder made.
+
+        Args:
+            vectors: (q, encoder's dimension) float32.
+            k: Documents per query, 1 to the size of the index; 10 by default, or all of fewer.
+            query_ids: (q,) ids; "0", "1"... by default.
+
+        Raises:
+            UserError: Another dimension, vectors that are not finite, another number of ids, or k beyond the index.
+        """
+        k = wanted_depth(k, len(self))
+        vectors = self._shaped(vectors, "queries")
+        names = list(query_ids) if query_ids is not None else [str(number) for number in range(len(vectors))]
+        if len(names) != len(vectors):
+            raise UserError(f"{len(names)} query ids for {len(vectors)} vectors; give one id per vector.")
+        check_finite(vectors, names, "queries")
+        scores, labels = self.index.search(vectors, k)
+        places = np.where(labels < 0, -1, np.searchsorted(self.labels, labels))  # -1 where FAISS found fewer than k
+        return Run.from_matrix(names, self.ids, places, scores, name=self.name).ranked()
+
+    def retrieve(self, collection: Collection, queries: Texts, k: int) -> Run:
+        """As `search`, for a collection that it was built on; k is cut to its size.
+
+        Raises:
+            UserError: The collection lacks documents of the index.
+        """
+        vectors = embed(bound(self._query_encoder(), collection), queries.texts, "query")
+        run = self.search_vectors(vectors, min(k, len(self)), queries.ids)
+        run.require(queries.ids, collection.documents.ids)
+        return run
+
+    def responder(self, collection: Collection, k: int) -> Callable[[str], Any]:
+        """Encodes and searches one query."""
+        k = min(k, len(self))
+        return lambda text: self.index.search(self._shaped(self._encode([text]), "queries"), k)
+
+    def bytes_per_document(self, collection: Collection | None = None) -> float | None:
+        """Size of the FAISS index as a file, codebooks included, per document; None for an empty index."""
+        return file_bytes(self.index) / len(self) if len(self) else None
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``index.faiss`` (any FAISS program reads it), ``ids.parquet`` (ids by FAISS label) and a manifest.
+
+        Raises:
+            UserError: The folder is not writable, the disk is full, or the folder holds something else than an index;
+                what stood there stays.
+        """
+        import faiss
+
+        settings = {"factory": self.factory} | ({"parameters": self.parameters} if self.parameters else {})
+        stored = StoredIndex(
+            "faiss",
+            settings,
+            self.space,
+            self.ids,
+            self.name,
+            name_of(self.queries),
+            self.labels,
+            built_in(self.build_seconds),
+        )
+        stored.write(folder, lambda place: faiss.write_index(self.index, str(place / _FAISS_FILE)))
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        queries: Any = None,
+        *,
+        parameters: str | None = None,
+        memory_map: bool = False,
+    ) -> AsymmetricIndex:
+        """Load an index.
+
+        Args:
+            folder: Where it was saved.
+            queries: Name or object of the query encoder; by default the one it was saved with.
+            parameters: FAISS search parameters, e.g. ``nprobe=16``; they go before those that it was saved with.
+            memory_map: Leave the vectors on disk, or codes, lists and graph; such an index is searched and tuned, and
+                not changed. FAISS reads its fast-scan kinds (``PQ16x4fs``, ``RaBitQfs``) into memory all the same.
+
+        Raises:
+            UserError: A file is missing, cut short or altered, the query encoder belongs to another space, or the index
+                does not know the parameters.
+        """
+        stored = StoredIndex.open(folder)
+        if stored.kind != "faiss":
+            raise UserError(f"{folder} holds an index of kind {stored.kind}, not a FAISS index; load it as such.")
+        index = read_faiss(Path(folder) / _FAISS_FILE, memory_map=memory_map)
+        asking = stored.queries_by if queries is None else queries
+        encoder = None if asking is None else load_encoder(asking)
+        factory = stored.settings["factory"]
+        loaded = cls(index, stored.ids, stored.space, encoder, factory, stored.name, labels=stored.labels)
+        loaded.parameters = stored.settings.get("parameters")
+        loaded.parameters = parameters
+        loaded.build_seconds = stored.about.get("build_seconds")
+        loaded._mapped = memory_map
+        return loaded
+
+    def _exact(self, queries: np.ndarray, k: int, documents: Texts | np.ndarray | None) -> np.ndarray:
+        """Labels (q, k) of the best documents by exact search."""
+        if documents is None:
+            found = exact_labels(self.index, queries, k)
+            if found is None:
+                raise UserError(
+                    f"an index of factory {self.factory!r} does not hold its documents' exact vectors, which tuning "
+                    "compares with; give documents=, their texts or vectors."
+                )
+            return found
+        if isinstance(documents, Texts):
+            documents = embed(self._document_encoder(), documents.select(self.ids).texts, "document")
+        vectors = self._shaped(documents, "documents")
+        if len(vectors) != len(self):
+            raise UserError(f"{len(vectors)} vectors to tune by for {len(self)} documents; give one for each of `ids`.")
+        check_finite(vectors, self.ids, "documents")
+        return self.labels[exact_search(queries, vectors, k)[0]]
+
+    def _encode(self, texts: list[str]) -> np.ndarray:
+        return self._query_encoder().encode(texts, "query")
+
+    def _query_encoder(self) -> Encoder:
+        if self.queries is None:
+            raise UserError("this index has no query encoder; give one, or search by vectors.")
+        return self.queries
+
+    def _document_encoder(self) -> Encoder:
+        self._documents = self._documents or encoder_of(self.space, load_encoder)  # type: ignore[assignment]
+        return self._documents  # type: ignore[return-value]
+
+    def _shaped(self, vectors: np.ndarray, what: str) -> np.ndarray:
+        """Vectors of the encoder as the index holds them: float32, truncated, of unit length where it is by cosine."""
+        vectors = np.ascontiguousarray(np.atleast_2d(vectors), dtype=np.float32)
+        if vectors.shape[1] != self.space.encoded:
+            raise UserError(
+                f"{what} of {vectors.shape[1]} dimensions, the index has {self.space.encoded}; use the "
+                f"encoder of its documents ({self.space.documents_by}) or one distilled into its space."
+            )
+        unit = self.space.norm == "unit"
+        vectors = leading(vectors, self.space.truncation, unit=unit)
+        return of_unit_length(vectors) if unit else vectors
+
+    def _check_new(self, ids: Sequence[str]) -> None:
+        self._check_changeable()
+        check_new(ids, self.ids)
+
+    def _check_changeable(self) -> None:
+        if self._mapped:
+            raise UserError("a memory-mapped index cannot be changed; load it without memory_map.")

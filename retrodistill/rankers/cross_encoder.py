@@ -1,0 +1,73 @@
+"""A cross-encoder as a teacher: raw logits, kept in a store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from retrodistill.core.manifest import Manifest
+from retrodistill.data.collection import Collection
+from retrodistill.data.texts import Texts
+from retrodistill.encoders.weights import weights_digest
+from retrodistill.rankers.protocol import Work, pair_texts
+from retrodistill.rankers.score_store import ScoreStore
+from retrodistill.runs.run import Run
+
+if TYPE_CHECKING:
+    from sentence_transformers import CrossEncoder
+
+
+class CrossEncoderTeacher:
+    """Raw float32 logits of a sentence-transformers cross-encoder (no sigmoid: it saturates and ties the top).
+
+    Args:
+        model: The cross-encoder, with an identity activation.
+        name: ``cross-encoder:NAME``.
+        root: Folder of score stores; the shared cache by default.
+        batch_size: Pairs per forward pass.
+    """
+
+    def __init__(self, model: CrossEncoder, name: str, root: Path | None = None, batch_size: int = 32) -> None:
+        self.model, self.name, self.root, self.batch_size = model, name, root, batch_size
+
+    @cached_property
+    def _owner(self) -> Manifest:
+        settings = {
+            "max_length": self.model.max_seq_length,
+            "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
+            "activation": "identity",
+            "prompt": (self.model.prompts or {}).get(self.model.default_prompt_name or "", ""),
+        }
+        return Manifest("teacher", {"weights": weights_digest(self.model)}, settings, {"name": self.name})
+
+    def fingerprint(self, collection: Collection) -> str:
+        """Weights, maximum length, prompt, dtype, activation."""
+        return self._owner.fingerprint
+
+    def score(self, collection: Collection, queries: Texts, candidates: Run) -> Run:
+        """The candidates with logits; pairs in the store are not scored again."""
+        store = ScoreStore(self.name, self._owner, self.root)
+        pairs = pair_texts(collection, queries, candidates)
+        store.fill(*pairs, self._logits)
+        return candidates.with_scores(store.gather(*pairs), self.name)
+
+    def remaining(self, collection: Collection, queries: Texts, candidates: Run) -> Work:
+        """Pairs that are not in the store."""
+        store = ScoreStore(self.name, self._owner, self.root)
+        items, seconds = store.seconds(*pair_texts(collection, queries, candidates), self._logits)
+        return Work(items, "pairs", seconds)
+
+    def _logits(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        import torch
+
+        return self.model.predict(
+            list(pairs),
+            batch_size=self.batch_size,
+            activation_fn=torch.nn.Identity(),
+            show_progress_bar=False,
+            convert_to_numpy=True,
+        )

@@ -1,0 +1,196 @@
+"""Exact search among sparse vectors: for each term, the documents that hold it and their impacts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csc_array, csr_array
+
+from retrodistill.core.errors import UserError, sample_of, unknown
+from retrodistill.rankers.bm25 import top_rows
+
+BITS = (4, 8, 16)  # of a quantised impact; 4: two to a byte
+_PARTS = ("bounds", "rows", "impacts", "scales")
+
+
+@dataclass(frozen=True, eq=False)
+class Postings:
+    """Impacts by term, exact or quantised in steps of the term's largest weight / (2^bits - 1), at least one step.
+
+    Attributes:
+        bounds: (terms + 1,) unsigned; postings of term t are ``bounds[t]:bounds[t + 1]``.
+        rows: (postings,) unsigned; documents, ascending within a term.
+        impacts: (postings,) float32 weights, or unsigned codes; with 4 bits (ceil(postings / 2),), low half first.
+        scales: (terms,) float32 weight of one step; empty for exact weights.
+        documents: Number of documents, those without any term included.
+        bits: Of a code; None for exact weights.
+    """
+
+    bounds: np.ndarray
+    rows: np.ndarray
+    impacts: np.ndarray
+    scales: np.ndarray
+    documents: int
+    bits: int | None = None
+
+    @classmethod
+    def from_csr(cls, matrix: csr_array, bits: int | None = None, scales: np.ndarray | None = None) -> Postings:
+        """Postings of (documents, terms) weights.
+
+        Args:
+            matrix: Positive weights; zeros are no postings.
+            bits: None for exact float32 weights, or 16, 8 or 4.
+            scales: (terms,) least weight of one step, e.g. of postings that grow: codes of terms that do not exceed
+                their scale stay as they are.
+
+        Raises:
+            UserError: Another number of bits.
+        """
+        if bits is not None and bits not in BITS:
+            raise unknown("bits of an impact", bits, [str(known) for known in (*BITS, None)])
+        columns = csc_array(matrix, dtype=np.float32)
+        columns.eliminate_zeros()
+        columns.sort_indices()
+        bounds = columns.indptr.astype(_unsigned(columns.nnz))
+        rows = columns.indices.astype(_unsigned(matrix.shape[0]))
+        if bits is None:
+            return cls(bounds, rows, columns.data, np.zeros(0, dtype=np.float32), matrix.shape[0])
+        levels = 2**bits - 1
+        least = np.zeros(matrix.shape[1], dtype=np.float32) if scales is None else scales
+        held = np.flatnonzero(np.diff(columns.indptr))  # reduceat gives no sense for empty terms
+        steps = least.astype(np.float32)
+        if len(held):
+            largest = np.maximum.reduceat(columns.data, columns.indptr[held])
+            steps[held] = np.maximum(steps[held], largest / np.float32(levels))
+        per_posting = np.repeat(np.maximum(steps, np.finfo(np.float32).tiny), np.diff(columns.indptr))
+        codes = np.clip(np.rint(columns.data / per_posting), 1, levels).astype(np.uint16 if bits == 16 else np.uint8)
+        return cls(bounds, rows, _packed(codes) if bits == 4 else codes, steps, matrix.shape[0], bits)
+
+    @property
+    def terms(self) -> int:
+        """Number of terms of the vocabulary."""
+        return len(self.bounds) - 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays, as stored."""
+        return sum(getattr(self, part).nbytes for part in _PARTS)
+
+    def matrix(self) -> csr_array:
+        """(documents, terms) float32 weights, as the postings hold them."""
+        weights = self._codes(0, len(self.rows)).astype(np.float32, copy=False)
+        bounds = np.asarray(self.bounds).astype(np.int64)
+        if self.bits is not None:
+            weights = weights * np.repeat(self.scales, np.diff(bounds))
+        columns = csc_array(
+            (weights, np.asarray(self.rows).astype(np.int64), bounds), shape=(self.documents, self.terms)
+        )
+        return csr_array(columns)
+
+    def scores(self, terms: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """(documents,) float32 inner products with one query.
+
+        Args:
+            terms: (m,) integers, each once.
+            weights: (m,) float32.
+        """
+        scores = np.zeros(self.documents, dtype=np.float32)
+        for term, weight in zip(terms.tolist(), weights.tolist(), strict=True):
+            start, stop = int(self.bounds[term]), int(self.bounds[term + 1])
+            if start == stop:
+                continue
+            step = np.float32(weight) if self.bits is None else np.float32(weight) * self.scales[term]
+            # a document stands once in a term's postings, so that += by rows loses nothing
+            scores[self.rows[start:stop]] += np.multiply(self._codes(start, stop), step, dtype=np.float32)
+        return scores
+
+    def search(self, terms: np.ndarray, weights: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The at most k documents of highest positive score.
+
+        Args:
+            terms: (m,) integers, each once.
+            weights: (m,) float32.
+            k: At most the number of documents.
+
+        Returns:
+            rows (found,) int64 and scores (found,) float32, best first, equal ones by row.
+        """
+        scores = self.scores(terms, weights)
+        best = top_rows(scores, min(k, self.documents))
+        best = best[scores[best] > 0]
+        return best, scores[best]
+
+    def write(self, folder: Path) -> None:
+        """Write one ``.npy`` file per array."""
+        for part in _PARTS:
+            np.save(folder / _file(part), getattr(self, part), allow_pickle=False)
+
+    @classmethod
+    def read(cls, folder: Path, documents: int, bits: int | None, *, memory_map: bool = False) -> Postings:
+        """Read what `write` wrote; `memory_map` leaves the arrays on disk."""
+        mode: Any = "r" if memory_map else None
+
+        def array(part: str) -> np.ndarray:  # of the base class: its slices cost a fraction of a memmap's own
+            return np.asarray(np.load(folder / _file(part), mmap_mode=mode, allow_pickle=False))
+
+        return cls(array("bounds"), array("rows"), array("impacts"), array("scales"), documents, bits)
+
+    def _codes(self, start: int, stop: int) -> np.ndarray:
+        """Impacts or codes of the postings from start to stop."""
+        if self.bits != 4:
+            return self.impacts[start:stop]
+        pairs = self.impacts[start // 2 : (stop + 1) // 2]
+        codes = np.empty(2 * len(pairs), dtype=np.uint8)
+        codes[0::2], codes[1::2] = pairs & 15, pairs >> 4
+        return codes[start % 2 : start % 2 + stop - start]
+
+
+def search_rows(postings: Any, queries: csr_array, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Search postings (or what searches alike) by each row of (q, terms) queries.
+
+    Returns:
+        rows (q, k) int64, -1 in empty places, and scores (q, k) float32, best first.
+    """
+    rows = np.full((queries.shape[0], k), -1, dtype=np.int64)
+    scores = np.zeros((queries.shape[0], k), dtype=np.float32)
+    for place in range(queries.shape[0]):
+        held = slice(queries.indptr[place], queries.indptr[place + 1])
+        found, values = postings.search(queries.indices[held], queries.data[held], k)
+        rows[place, : len(found)], scores[place, : len(found)] = found, values
+    return rows, scores
+
+
+def check_weights(matrix: csr_array, ids: Sequence[str], what: str, *, negative: bool = False) -> None:
+    """Refuse weights that are NaN, infinite or, unless `negative` ones are welcome, below zero; by name.
+
+    Raises:
+        UserError: Names the first few ids.
+    """
+    bad = ~np.isfinite(matrix.data)
+    kinds = "NaN or infinite" if negative else "NaN, infinite or negative"
+    if not negative:
+        bad |= matrix.data < 0
+    if bad.any():
+        rows = np.unique(np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))[bad])
+        raise UserError(
+            f"{what}: {len(rows)} vectors hold weights that are {kinds} ({sample_of(ids[row] for row in rows)}); "
+            "encode these again or leave them out."
+        )
+
+
+def _file(part: str) -> str:
+    return f"postings-{part}.npy"
+
+
+def _unsigned(largest: int) -> Any:
+    """The narrowest unsigned type for 0 to `largest`."""
+    return np.min_scalar_type(max(largest, 256))  # 16 bits at least: 8 save nothing that counts
+
+
+def _packed(codes: np.ndarray) -> np.ndarray:
+    even = np.concatenate([codes, np.zeros(len(codes) % 2, dtype=np.uint8)])
+    return (even[0::2] | (even[1::2] << 4)).astype(np.uint8)

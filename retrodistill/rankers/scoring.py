@@ -1,0 +1,63 @@
+"""Scoring: candidates by every teacher, resumable, and the plan of what is left."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from retrodistill.core.errors import UserError
+from retrodistill.data.collection import Collection
+from retrodistill.data.texts import Texts
+from retrodistill.rankers.loading import load_teacher
+from retrodistill.rankers.protocol import Teacher, Work
+from retrodistill.runs.run import Run
+
+
+def score(
+    collection: Collection,
+    candidates: Run,
+    teachers: Sequence[Any],
+    *,
+    queries: Texts | None = None,
+    store: str | os.PathLike[str] | None = None,
+) -> list[Run]:
+    """Score candidates by teachers; killed at any moment, it goes on where it stopped.
+
+    Args:
+        collection: Where the texts are.
+        candidates: The pairs.
+        teachers: Model names or objects (see `load_teacher`).
+        queries: The queries' texts, where they are not the collection's own (pseudo-queries).
+        store: Folder for scores and embeddings; the shared cache by default.
+
+    Returns:
+        One run per teacher with raw scores, each over the same pairs.
+
+    Raises:
+        UserError: Unknown ids, a pair without a score, a store of another teacher.
+    """
+    wanted = collection.queries if queries is None else queries
+    return [teacher.score(collection, wanted, candidates) for teacher in _load(teachers, store)]
+
+
+def remaining(
+    collection: Collection,
+    candidates: Run,
+    teachers: Sequence[Any],
+    *,
+    queries: Texts | None = None,
+    store: str | os.PathLike[str] | None = None,
+) -> dict[str, Work]:
+    """What each teacher still has to do, and how long it will take; arguments as for `score`."""
+    wanted = collection.queries if queries is None else queries
+    return {teacher.name: teacher.remaining(collection, wanted, candidates) for teacher in _load(teachers, store)}
+
+
+def _load(teachers: Sequence[Any], store: str | os.PathLike[str] | None) -> list[Teacher]:
+    """All of them before the first works, so that a wrong name fails before hours of scoring."""
+    if isinstance(teachers, str):
+        raise UserError(f"teachers={teachers!r}: give a list, e.g. [{teachers!r}].")
+    root = None if store is None else Path(store)
+    return [load_teacher(teacher, root) for teacher in teachers]

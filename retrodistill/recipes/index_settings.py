@@ -1,0 +1,57 @@
+"""How a recipe's index is built."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from retrodistill.indexes.building import FaissSettings
+from retrodistill.quantizers.settings import QuantiserSettings
+from retrodistill.training.settings import Settings, StageSettings, TextSettings
+
+
+class IndexSettings(Settings):
+    """How the index is built.
+
+    Attributes:
+        factory: A FAISS factory string, or ``auto``: chosen from the number of documents, `bytes` and `recall`.
+        parameters: FAISS search parameters, e.g. ``nprobe=16``.
+        truncate: Leading dimensions of the vectors to keep (Matryoshka).
+        bytes: Of a document's code, for ``auto`` and for `learn`, where it chooses the factory.
+        recall: Share of the exact ten neighbours that ``auto`` should find.
+        learn: Learn the quantiser from a teacher (Distill-VQ): in a recipe without students, whose systems are
+            ``exact``, ``opq``, ``distilled`` and ``distilled-queries``.
+        texts: What `learn` takes for queries.
+        encoder: A stage that trains the query encoder against the learned codes, for ``distilled-queries``; without it,
+            a linear map of the queries is learned beside the codes.
+    """
+
+    factory: str = "Flat"
+    parameters: str | None = None
+    truncate: int | None = Field(default=None, ge=1)
+    bytes: int | None = Field(default=None, ge=1)
+    recall: float | None = Field(default=None, gt=0, le=1)
+    learn: QuantiserSettings | None = None
+    texts: TextSettings = TextSettings()
+    encoder: StageSettings | None = None
+
+    @model_validator(mode="after")
+    def _encoder_fits(self) -> IndexSettings:
+        if self.encoder is None:
+            return self
+        if self.learn is None:
+            raise ValueError("encoder trains queries for a learned index; set learn")
+        if self.encoder.towers != "query" or not self.encoder.needs_lists:
+            raise ValueError("encoder is a stage with towers: query and a list objective")
+        return self
+
+    @property
+    def faiss(self) -> FaissSettings:
+        """How vectors are indexed where no quantiser is learned; bytes or recall alone mean ``auto``."""
+        auto = self.factory == "Flat" and (self.bytes or self.recall)
+        return FaissSettings(
+            factory="auto" if auto else self.factory,
+            parameters=self.parameters,
+            truncate=self.truncate,
+            bytes=self.bytes,
+            recall=self.recall,
+        )

@@ -1,0 +1,246 @@
+"""What a recipe names, loaded and checked before any work starts."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from retrodistill.core.errors import UserError
+from retrodistill.data import Collection, Texts, load_collection
+from retrodistill.data.qrels import Qrels
+from retrodistill.data.rewrites import asked_better
+from retrodistill.encoders.encoder import Encoder, load_encoder
+from retrodistill.encoders.loading import quiet_libraries
+from retrodistill.encoders.vector_files import VectorFile, bound
+from retrodistill.evaluation.examples import spread_out
+from retrodistill.evaluation.measures import Grades
+from retrodistill.indexes.building import resolved
+from retrodistill.indexes.factory import empty_index
+from retrodistill.quantizers.start import factory_for, read_form
+from retrodistill.rankers.corpus_scores import require_corpus_teacher
+from retrodistill.rankers.cross_encoder import CrossEncoderTeacher
+from retrodistill.rankers.ensemble import Ensemble
+from retrodistill.rankers.loading import load_teacher
+from retrodistill.rankers.protocol import Teacher
+from retrodistill.recipes.questions import Questions, questions_of
+from retrodistill.recipes.settings import Recipe, StudentSettings, TeacherSettings
+from retrodistill.recipes.stage_teachers import NamedTeachers
+from retrodistill.recipes.variant_settings import check_cuts
+from retrodistill.training.settings import StageSettings
+from retrodistill.training.training_data import Material, check_recorded
+
+_RERANKED = 100  # candidates per member of an ensemble with a cross-encoder, where test queries are measured
+_HELD_OUT = 300  # queries kept from training where nothing is judged: a fifth of them, at most so many
+_UNJUDGED = (
+    "{} has no relevance judgements, so quality is not measured; agreement and cost are, on {} of its {} queries, "
+    "which are kept from training."
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe with everything that it names at hand.
+
+    Attributes:
+        recipe: The recipe.
+        out: Where results go.
+        collection: Documents, queries, judgements.
+        train: Training queries, none of them a test query.
+        test: Test queries.
+        space: Encodes the documents of static students' indexes.
+        teacher: Scores lists.
+        notes: What a reader of the results should know.
+        beside: An ensemble that is measured and does not teach.
+        questions: Where the queries come from, and what the teacher is asked in their place.
+        teachers: Teachers that stages name.
+    """
+
+    recipe: Recipe
+    out: Path
+    collection: Collection
+    train: Texts
+    test: Texts
+    space: Encoder
+    teacher: Teacher
+    notes: list[str]
+    beside: Teacher | None = None
+    questions: Questions | None = None
+    teachers: NamedTeachers | None = None
+
+    @property
+    def asked_test(self) -> Texts:
+        """The test queries as teachers are asked them: rewrites where there are."""
+        rewrites = self.rewrites
+        return self.test if rewrites is None else asked_better(self.test, rewrites)
+
+    @property
+    def rewrites(self) -> Texts | None:
+        """What teachers are asked in the place of queries; None where the same."""
+        return None if self.questions is None else self.questions.rewrites
+
+    @cached_property
+    def labels(self) -> Qrels:
+        """Judgements of the training queries, of all splits but the one that is measured."""
+        train = set(self.train.ids)
+        return Qrels.from_rows(
+            (row["query_id"], row["document_id"], row["relevance"])
+            for split, judged in self.collection.qrels.items()
+            if split != self.recipe.split.test
+            for row in judged.table.to_pylist()
+            if row["query_id"] in train
+        )
+
+    @property
+    def split(self) -> str:
+        """The test queries' split; ``unjudged`` where the collection has no judgements at all."""
+        return self.recipe.split.test if self.collection.qrels else "unjudged"
+
+    @cached_property
+    def grades(self) -> Grades | None:
+        """Judgements of the test queries; None where the collection has none at all."""
+        return self.collection.relevance(self.split).to_dict() if self.collection.qrels else None
+
+    @property
+    def material(self) -> Material:
+        """What the stages of a student that searches the space draw on."""
+        return Material(
+            self.collection,
+            self.train,
+            self.teacher,
+            self.space,
+            self.out,
+            self.recipe.seed,
+            barred=self.test if self.questions is None else self.questions.barred,
+            rewrites=self.rewrites,
+            labels=self.labels if _reads_labels(self.recipe) else None,
+            labeller=self.beside,
+            teachers=self.teachers,
+        )
+
+
+def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
+    """Load and check all that a recipe names; nothing is written.
+
+    Raises:
+        UserError: Something is missing or does not fit.
+    """
+    questions = questions_of(
+        recipe, load_collection(recipe.collection), lambda collection: _test_queries(collection, recipe.split.test)
+    )
+    collection, train, test = questions.collection, questions.train, questions.test
+    notes = [*collection.warnings, *questions.notes]
+    if not collection.qrels:
+        notes = [*collection.warnings, _UNJUDGED.format(collection.name, len(test), len(collection.queries))]
+    with quiet_libraries():
+        space = bound(load_encoder(recipe.space), collection)
+        teacher = _teacher(recipe, recipe.teacher, space)
+        beside = _teacher(recipe, recipe.ensemble, space) if recipe.ensemble else None
+        members = teacher.members if isinstance(teacher, Ensemble) else [teacher]
+        known = {one.model: member for one, member in zip(recipe.teacher, members, strict=False)}
+        teachers = NamedTeachers(recipe.teacher, recipe.fusion, space, recipe.space, recipe.students, Path(out), known)
+        for stage in _stages(recipe):
+            teachers.load(stage)
+    job = Job(recipe, Path(out), collection, train, test, space, teacher, notes, beside, questions, teachers)
+    _check(job)
+    _check_vectors(job)
+    return job
+
+
+def _test_queries(collection: Collection, split: str) -> Texts:
+    """The split's queries; of a collection without any judgement, some of its queries, evenly drawn.
+
+    Raises:
+        UserError: The split has no judgements, or there is no query at all.
+    """
+    if collection.qrels:
+        asked = collection.split(split)
+        collection.relevance(split)
+        return asked
+    asked = collection.split("all")
+    return asked.select(spread_out(asked.ids, min(_HELD_OUT, max(1, len(asked) // 5))))
+
+
+def _check_vectors(job: Job) -> None:
+    """Where the space is a file, what its students learn from must be in it."""
+    if isinstance(job.space, VectorFile):
+        for student in job.recipe.students.values():
+            for stage in student.stages:
+                if stage.aligns or stage.batches == "topics":
+                    job.space.require(job.material.asked(job.material.texts(stage).texts), "query")
+        if not can_answer(job):
+            job.notes.append(f"{job.space.name} has no vectors for the test queries; the teacher is not in the table.")
+
+
+def can_answer(job: Job) -> bool:
+    """Whether the space's own model can be asked the test queries."""
+    return not (isinstance(job.space, VectorFile) and len(job.space.missing(job.asked_test.texts, "query")))
+
+
+def _teacher(recipe: Recipe, named: list[TeacherSettings], space: Encoder) -> Teacher:
+    members = [load_teacher(space if one.model == recipe.space else one.model) for one in named]
+    if not members:
+        return load_teacher(space)
+    if len(members) == 1:
+        return members[0]
+    slow = any(isinstance(member, CrossEncoderTeacher) for member in members)
+    depth = _RERANKED if slow else recipe.evaluation.depth
+    return Ensemble(members, [one.weight for one in named], recipe.fusion, depth=depth)
+
+
+def _check_control(student: StudentSettings) -> None:
+    listed = [stage for stage in student.stages if stage.needs_lists and stage.positives == "own"]
+    if student.control == "contrastive" and any(not (one.texts.titles or one.texts.sentences) for one in listed):
+        raise UserError(
+            "control: contrastive learns from pseudo-queries and their own documents; set texts.titles or "
+            "texts.sentences, or control: untrained."
+        )
+
+
+def _check_index(recipe: Recipe, collection: Collection, space: Encoder) -> None:
+    index, documents = recipe.index, len(collection.documents)
+    if index.learn:
+        form = read_form(learned_factory(recipe, space), space.dimension)
+        if documents < form.vectors_to_train:
+            raise UserError(
+                f"learning a quantiser takes at least {form.vectors_to_train} documents, there are {documents}; set "
+                "index.factory to one with 4-bit codes, e.g. 'OPQ16,PQ16x4', or leave index.learn out."
+            )
+        return
+    check_cuts(recipe, space.dimension)
+    for cut in (index.truncate, *recipe.evaluation.truncations):
+        width = min(cut or space.dimension, space.dimension)
+        factory, parameters = resolved(index.faiss, documents, width)
+        empty_index(factory, width, documents, parameters)
+
+
+def learned_factory(recipe: Recipe, space: Encoder) -> str:
+    """The factory that learning starts from: as written, or OPQ of the bytes wanted (16 by default)."""
+    written = recipe.index.factory not in ("Flat", "auto")
+    return recipe.index.factory if written else factory_for(recipe.index.bytes or 16, space.dimension)
+
+
+def _check(job: Job) -> None:
+    """What would otherwise fail after long work."""
+    _check_index(job.recipe, job.collection, job.space)
+    for student in job.recipe.students.values():
+        _check_control(student)
+    for stage in _stages(job.recipe):
+        if stage.needs_labels:
+            job.material.judged()
+        if job.teachers is None or job.teachers.needs_students(stage):
+            continue
+        teacher = job.material.taught(stage).teacher
+        check_recorded(teacher, job.collection, job.train, [stage])
+        if stage.needs_lists and stage.candidates.depth == "all":
+            require_corpus_teacher(teacher)
+
+
+def _stages(recipe: Recipe) -> list[StageSettings]:
+    stages = [stage for student in recipe.students.values() for stage in student.stages]
+    return stages if recipe.index.encoder is None else [*stages, recipe.index.encoder]
+
+
+def _reads_labels(recipe: Recipe) -> bool:
+    return any(stage.needs_labels for stage in _stages(recipe))

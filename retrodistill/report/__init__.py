@@ -1,0 +1,44 @@
+"""Reports: results.json as typed records, the table for a terminal, and the page."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from retrodistill.report.headline import answer
+    from retrodistill.report.page import page_text, write_page
+    from retrodistill.report.results import Example, Hit, Results, System
+    from retrodistill.report.table import examples_text, results_table, table_text
+
+_HOMES = {
+    "Example": "results",
+    "Hit": "results",
+    "Results": "results",
+    "System": "results",
+    "answer": "headline",
+    "examples_text": "table",
+    "page_text": "page",
+    "results_table": "table",
+    "table_text": "table",
+    "write_page": "page",
+}
+
+__all__ = [
+    "Example",
+    "Hit",
+    "Results",
+    "System",
+    "answer",
+    "examples_text",
+    "page_text",
+    "results_table",
+    "table_text",
+    "write_page",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,299 @@
+"""What results.json says: typed records, checked when made and when read."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from retrodistill.core.errors import UserError, unknown
+from retrodistill.report.measured import Agreement, Bin, Cost, Record, Timing
+
+Role = Literal["baseline", "teacher", "control", "student"]
+ROLES: tuple[str, ...] = get_args(Role)
+REWRITES = "rewrites"  # the first student, asked the rewrites of test queries as teachers are: no competitor
+COMPARISON_KEYS = ("a", "b", "measure", "difference", "interval", "p")
+CURVE_KEYS = ("losses", "monitors")
+POINT_KEYS = ("step", "loss", "agreement", "mean_cosine")
+
+
+def _share(alias: str) -> Any:
+    """A mean between 0 and 1 under its measure's name; None where it was not measured."""
+    return Field(default=None, validation_alias=alias, serialization_alias=alias, ge=0, le=1)
+
+
+class System(Record):
+    """One measured system.
+
+    Attributes:
+        name: The user's word for it.
+        role: What it is here: baseline, teacher, control or student.
+        ndcg10, mrr10, map1000, recall10, recall100, recall1000, hole10: Means over the queries, 0 to 1; None where
+            there are no relevance judgements, or it was not measured. In JSON ``ndcg@10``, ``map@1000``...
+        measures: Means of any other measures, by name.
+        retention: Share of the teaching system's nDCG@10 that was kept; None for the teacher, or where undefined.
+        bytes_per_document: Size of the index over the number of documents.
+        query_ms: Milliseconds a query: at least ``p50`` and ``p95``.
+        documents_by, queries_by: What encodes each side.
+        agreement: With a teacher; None where none was asked.
+        cost: What serving takes beyond `query_ms`; None where it was not measured.
+    """
+
+    name: str = Field(min_length=1)
+    role: Role
+    ndcg10: float | None = Field(validation_alias="ndcg@10", serialization_alias="ndcg@10", ge=0, le=1)
+    mrr10: float | None = _share("mrr@10")
+    map1000: float | None = _share("map@1000")
+    recall10: float | None = _share("recall@10")
+    recall100: float | None = _share("recall@100")
+    recall1000: float | None = _share("recall@1000")
+    hole10: float | None = _share("hole@10")
+    measures: dict[str, float] = Field(default_factory=dict)
+    retention: float | None = Field(default=None, ge=0)
+    bytes_per_document: float | None = Field(default=None, ge=0)
+    query_ms: dict[str, float] | None = None
+    documents_by: str = ""
+    queries_by: str = ""
+    agreement: Agreement | None = None
+    cost: Cost | None = None
+
+    @field_validator("query_ms")
+    @classmethod
+    def _percentiles(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        if value is not None and (not {"p50", "p95"} <= value.keys() or min(value.values()) < 0):
+            raise ValueError("query_ms needs p50 and p95, in milliseconds, none below 0")
+        return value
+
+
+def of_measures(values: Mapping[str, float]) -> dict[str, Any]:
+    """Means as `System` takes them: those with a field of their own, and the others under ``measures``."""
+    own = {str(one.serialization_alias) for one in System.model_fields.values() if one.serialization_alias}
+    named = {measure: value for measure, value in values.items() if measure in own}
+    return {"ndcg@10": None, **named, "measures": {key: value for key, value in values.items() if key not in own}}
+
+
+class Hit(Record):
+    """A document in a ranking: its title and text are already shortened; score is raw, higher is better."""
+
+    document_id: str
+    text: str
+    relevant: bool
+    score: float
+    title: str = ""
+
+
+class Missed(Record):
+    """A relevant document that neither ranking shows, and its rank in each, from 1; None where it was not found."""
+
+    document_id: str
+    text: str
+    title: str = ""
+    teacher_rank: int | None = Field(default=None, ge=1)
+    student_rank: int | None = Field(default=None, ge=1)
+
+
+class Example(Record):
+    """A query with the rankings of the reference (the teaching system, where there is one) and of the student.
+
+    Attributes:
+        query, query_id: Its text and its id.
+        relevant: Ids of the documents that were judged relevant.
+        teacher, student: The reference's and the student's ranking, best first; `Results.sides` names the two.
+        missed: Relevant documents that neither shows, the best placed first.
+        teacher_value, student_value: nDCG@10 of this query; None where there are no judgements.
+    """
+
+    query: str
+    relevant: list[str]
+    teacher: list[Hit]
+    student: list[Hit]
+    missed: list[Missed] = Field(default_factory=list)
+    query_id: str = ""
+    teacher_value: float | None = Field(default=None, ge=0, le=1)
+    student_value: float | None = Field(default=None, ge=0, le=1)
+
+
+class Results(Record):
+    """Everything a report says.
+
+    Attributes:
+        collection, split: What was measured on.
+        queries: Number of queries in the means.
+        systems: Every system, in the order of the table.
+        name: The recipe's name; empty where there was none.
+        command: The command that gives these numbers again.
+        hardware, versions: As in a manifest.
+        seconds: Wall time of each stage, by its name.
+        seed: The recipe's seed.
+        taught_by: Name of the system that is the student's target; None where nothing was distilled.
+        kept_of: Name of the system that `System.retention` is a share of; None for the teaching one.
+        comparisons: ``{"a", "b", "measure", "difference", "interval", "p"}``; difference is a minus b. Perhaps also
+            ``p_holm`` (corrected for all comparisons here), ``smallest`` (detectable difference, None for none), and
+            ``wins``, ``ties``, ``losses`` of a.
+        curves: By student, ``{"losses": [{"step", "loss"}], "monitors": [{"step", "agreement", "mean_cosine"}]}``.
+        sides: Names of the two systems whose rankings the queries show, the reference first; empty where unknown.
+        examples: Queries with both rankings, evenly drawn.
+        won, lost: Queries that the second of `sides` answers better, or worse, than the first, from the largest
+            difference on.
+        notes: Warnings worth a reader's eye.
+        provenance: Fingerprints and the like, by name; values may be nested.
+    """
+
+    collection: str
+    split: str
+    queries: int = Field(ge=0)
+    systems: list[System] = Field(min_length=1)
+    name: str = ""
+    command: str = ""
+    hardware: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    seconds: dict[str, float] = Field(default_factory=dict)
+    seed: int | None = None
+    taught_by: str | None = None
+    kept_of: str | None = None
+    comparisons: list[dict[str, Any]] = Field(default_factory=list)
+    curves: dict[str, dict[str, list[dict[str, Any]]]] = Field(default_factory=dict)
+    sides: list[str] = Field(default_factory=list)
+    examples: list[Example] = Field(default_factory=list)
+    won: list[Example] = Field(default_factory=list)
+    lost: list[Example] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
+    provenance: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def teacher(self) -> System | None:
+        """The system that taught; None where nothing was distilled."""
+        return self.system(self.taught_by) if self.taught_by is not None else None
+
+    @property
+    def yardstick(self) -> System | None:
+        """The system that `System.retention` is a share of; None for none."""
+        return self.teacher if self.kept_of is None else self.system(self.kept_of)
+
+    def system(self, name: str) -> System:
+        """The system of this name.
+
+        Raises:
+            UserError: There is none.
+        """
+        for system in self.systems:
+            if system.name == name:
+                return system
+        raise unknown("system", name, [system.name for system in self.systems])
+
+    def with_role(self, role: Role) -> list[System]:
+        """The systems of one role, in order."""
+        return [system for system in self.systems if system.role == role]
+
+    def to_json(self) -> dict[str, Any]:
+        """The dictionary to write as results.json."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    @classmethod
+    def from_json(cls, content: Any) -> Results:
+        """Read the dictionary of a results.json.
+
+        Raises:
+            UserError: A key is missing, unknown or holds what cannot be; says which and why.
+        """
+        if not isinstance(content, dict):
+            raise UserError(f"results.json should hold one object, not {type(content).__name__}; is it another file?")
+        try:
+            return cls.model_validate(content, strict=True)
+        except ValidationError as error:
+            raise _user_error(error) from error
+
+    @field_validator("comparisons")
+    @classmethod
+    def _whole_comparisons(cls, comparisons: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for number, comparison in enumerate(comparisons):
+            lacking = [key for key in COMPARISON_KEYS if key not in comparison]
+            if lacking:
+                raise ValueError(f"comparison {number} lacks {', '.join(lacking)}")
+            low, high = _interval(comparison["interval"], number)
+            for key, value in (("difference", comparison["difference"]), ("p", comparison["p"]), ("low", low)):
+                if not _is_number(value):
+                    raise ValueError(f"comparison {number}: {key} is {value!r}, not a number")
+            if low > high:
+                raise ValueError(f"comparison {number}: the interval [{low}, {high}] is upside down")
+            for key in ("p", "p_holm"):
+                value = comparison.get(key, 0.0)
+                if not (_is_number(value) and 0 <= value <= 1):
+                    raise ValueError(f"comparison {number}: {key} is {value!r}, not between 0 and 1")
+        return comparisons
+
+    @field_validator("curves")
+    @classmethod
+    def _steps(cls, curves: dict[str, Any]) -> dict[str, Any]:
+        for name, curve in curves.items():
+            for key in curve:
+                if key not in CURVE_KEYS:
+                    raise ValueError(f"curve of {name!r}: {unknown('key', key, CURVE_KEYS)}")
+            points = [point for key in CURVE_KEYS for point in curve.get(key, [])]
+            if any(point.get("step") is None for point in points):
+                raise ValueError(f"curve of {name!r}: a point lacks its step")
+            for key, value in ((key, point.get(key)) for point in points for key in POINT_KEYS):
+                if value is not None and not _is_number(value):
+                    raise ValueError(f"curve of {name!r}: {key} is {value!r}, not a number")
+        return curves
+
+    @model_validator(mode="after")
+    def _names_known(self) -> Results:
+        names = [system.name for system in self.systems]
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise ValueError(f"two systems are named {twice[0]!r}; give each its own name")
+        told = [] if self.taught_by is None else [("taught_by", self.taught_by)]
+        told += [] if self.kept_of is None else [("kept_of", self.kept_of)]
+        told += [("sides", name) for name in self.sides]
+        if len(self.sides) not in (0, 2):
+            raise ValueError(f"sides names {len(self.sides)} systems; the rankings shown are of two")
+        told += [("comparison", comparison[side]) for comparison in self.comparisons for side in ("a", "b")]
+        for what, name in told:
+            if name not in names:
+                raise ValueError(f"{what}: {unknown('system', name, names)}")
+        return self
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _interval(value: Any, number: int) -> tuple[float, float]:
+    if not isinstance(value, list | tuple) or len(value) != 2 or not all(_is_number(end) for end in value):
+        raise ValueError(f"comparison {number}: interval is {value!r}, not two numbers [low, high]")
+    return value[0], value[1]
+
+
+def _user_error(error: ValidationError) -> UserError:
+    """Say the first thing that is wrong, with the place where it stands."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return unknown(f"key {place} in results.json:", first["loc"][-1], _keys_at(first["loc"][:-1]))
+    if first["type"] == "missing":
+        return UserError(f"results.json lacks {place}.")
+    reason = first["msg"].removeprefix("Value error, ")
+    came = f", not {first['input']!r:.60}" if isinstance(first["input"], str | int | float | None) else ""
+    return UserError(f"results.json, {place or 'as a whole'}: {reason[:1].lower() + reason[1:]}{came}.")
+
+
+def _keys_at(place: tuple[int | str, ...]) -> list[str]:
+    models: dict[str, type[Record]] = {
+        "systems": System,
+        "examples": Example,
+        "won": Example,
+        "lost": Example,
+        "teacher": Hit,
+        "student": Hit,
+        "agreement": Agreement,
+        "calibration": Bin,
+        "cost": Cost,
+        "timings": Timing,
+    }
+    names = [part for part in place if isinstance(part, str)]
+    model = models[names[-1]] if names else Results
+    return [str(field.serialization_alias or name) for name, field in model.model_fields.items()]

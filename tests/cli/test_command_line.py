@@ -1,0 +1,187 @@
+import inspect
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from retrodistill import cli
+from retrodistill.runs import read_run
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = (
+    "demo",
+    "run",
+    "keys",
+    "mine",
+    "score",
+    "distill",
+    "index",
+    "check",
+    "search",
+    "export",
+    "evaluate",
+    "compare",
+    "methods",
+)
+
+
+def program(*arguments, **options):
+    command = [sys.executable, "-m", "retrodistill", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, **options)
+
+
+class TestHelp:
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_each_command_lists_its_options(self, call, command):
+        status, out, _ = call(command, "--help")
+        assert status == 0
+        function = "run_command" if command == "run" else command
+        parameters = next(one.callback for one in cli.app.registered_commands if one.callback.__name__ == function)
+        for name in inspect.signature(parameters).parameters:
+            option = {"as_json": "json", "place": "index", "bytes_wanted": "bytes"}.get(name, name).replace("_", "-")
+            assert re.search(rf"--{option}\b|{option.upper()}", out, re.IGNORECASE), name
+
+    def test_it_loads_no_heavy_library(self):
+        heavy = "'torch', 'faiss', 'transformers', 'datasets'"
+        checked = f"import sys, retrodistill.cli; print([name for name in ({heavy}) if name in sys.modules])"
+        done = subprocess.run([sys.executable, "-c", checked], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "[]"
+
+    def test_the_command_itself_lists_its_verbs(self):
+        done = program("--help")
+        assert done.returncode == 0
+        assert all(command in done.stdout for command in COMMANDS)
+
+    def test_methods_lists_every_kind_with_a_line(self, call):
+        from retrodistill.encoders.names import KINDS
+        from retrodistill.objectives.registry import OBJECTIVES
+
+        status, out, _ = call("methods")
+        assert status == 0
+        for name in (*KINDS, *OBJECTIVES, "zscore", "reciprocal-rank", "stratified", "demo"):
+            assert re.search(rf"^  {re.escape(name)} +\S", out, re.MULTILINE), name
+
+
+class TestTheWayThrough:
+    def test_from_candidates_to_measures(self, call, tiny_folder, tiny_model, tmp_path):
+        space, base = f"dense:{tiny_model}", ["--collection", tiny_folder]
+        mined, scored = tmp_path / "mined.run", tmp_path / "scored.run"
+        assert call("mine", *base, "--source", "bm25", "--source", space, "--depth", 10, "--out", mined)[0] == 0
+        pool = read_run(mined)
+        assert len(pool.query_ids) == 42
+
+        teachers = ["--teacher", "bm25", "--teacher", space, "--weight", 0.3, "--weight", 0.7]
+        store = ["--store", tmp_path / "store"]
+        status, out, _ = call("score", *base, "--candidates", mined, *teachers, "--out", scored, *store, "--dry-run")
+        assert status == 0
+        assert re.search(r"^bm25: 0 pairs left, about 0 s$", out, re.MULTILINE)
+        assert re.search(rf"^{re.escape(space)}: \d+ texts left, about \d+ s$", out, re.MULTILINE)
+        assert not scored.exists()
+        assert call("score", *base, "--candidates", mined, *teachers, "--out", scored, *store)[0] == 0
+        assert len(read_run(scored)) == len(pool)
+
+        student, index = tmp_path / "student", tmp_path / "index"
+        asked = ["--target", f"run:{scored}", "--space", space, "--out", student]
+        assert call("distill", *base, *asked)[0] == 0
+        assert call("index", *base, "--documents", space, "--queries", f"static:{student}", "--out", index)[0] == 0
+
+        status, out, _ = call("search", index, "star planet", "violin", "--k", 2, "--json")
+        rows = json.loads(out)
+        assert status == 0
+        assert [row["query"] for row in rows] == ["star planet"] * 2 + ["violin"] * 2
+        status, out, _ = call("search", index, "star planet", "--k", 1, "--collection", tiny_folder)
+        assert re.fullmatch(r"0\.\d{4}  d\d+  \w.*\n", out)
+
+        status, out, _ = call("evaluate", index, "bm25", space, *base, "--json")
+        result = json.loads(out)
+        assert status == 0
+        assert [row["name"] for row in result["systems"]] == [str(index), "bm25", space]
+        assert result["queries"] == 12
+        status, out, _ = call("evaluate", index, *base, "--measure", "ndcg@3")
+        assert "nDCG@3" in out
+
+    def test_a_recipe_and_its_plan(self, call, quick, tmp_path):
+        status, out, _ = call("run", quick, "--out", tmp_path / "out", "--dry-run")
+        assert status == 0
+        assert re.search(r"^embed documents by .*: 60 texts left, about \d+ s$", out, re.MULTILINE)
+        status, out, _ = call("run", quick, "--out", tmp_path / "out", "index.factory=SQ8", "--json")
+        assert status == 0
+        assert json.loads(out) == json.loads((tmp_path / "out" / "results.json").read_text())
+        assert yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())["index"]["factory"] == "SQ8"
+        status, out, _ = call("run", quick, "--out", tmp_path / "out", "index.factory=SQ8")
+        assert status == 0
+        assert "student" in out
+        assert out.rstrip().endswith("report.html")
+        status, out, _ = call("run", quick, "--out", tmp_path / "out", "--dry-run", "--json")
+        assert json.loads(out)[0]["items"] == 0
+
+
+class TestMistakes:
+    def test_in_a_process_of_its_own_nothing_else_is_said(self, tiny_folder, tmp_path):
+        done = program(
+            "index", "--collection", tiny_folder, "--documents", "dense:nobody/none", "--out", tmp_path / "made"
+        )
+        assert done.returncode == 2
+        assert done.stdout == ""
+        assert done.stderr.count("\n") == 1
+        assert done.stderr.startswith("error: model 'nobody/none' is no folder here")
+        assert not (tmp_path / "made").exists()
+
+
+class TestStopping:
+    def test_control_c_says_how_to_go_on(self, quick, tmp_path):
+        slow = quick.read_text().replace("epochs: 1", "epochs: 4000")
+        (tmp_path / "slow.yaml").write_text(slow)
+        command = [
+            sys.executable,
+            "-m",
+            "retrodistill",
+            "run",
+            str(tmp_path / "slow.yaml"),
+            "--out",
+            str(tmp_path / "o"),
+        ]
+        process = subprocess.Popen([*command, "--json"], stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 90
+        while not list((tmp_path / "o").glob(".training/*")):
+            assert time.monotonic() < deadline, "training did not begin"
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert err.splitlines()[-1] == "stopped; the same command goes on from here"
+        assert "Traceback" not in err
+
+
+class TestTwoProcesses:
+    def test_torchrun_runs_a_recipe_to_its_end_and_one_process_writes(self, quick, tmp_path):
+        torchrun = Path(sys.executable).with_name("torchrun")
+        command = [
+            torchrun,
+            "--nproc-per-node",
+            "2",
+            "--master-port",
+            str(20000 + os.getpid() % 20000),
+            "-m",
+            "retrodistill",
+            "run",
+            quick,
+            "--out",
+            tmp_path / "out",
+            "--json",
+            "students.student.stages.0.training.max_steps=3",
+        ]
+        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False, cwd=ROOT)
+        assert done.returncode == 0, done.stderr[-2000:]
+        results = json.loads(done.stdout)
+        assert results == json.loads((tmp_path / "out" / "results.json").read_text())
+        assert np.isfinite(results["systems"][-1]["ndcg@10"])
+        assert not (tmp_path / "out" / ".training").exists()

@@ -1,0 +1,192 @@
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from retrodistill.cli.reference import keys_text
+from retrodistill.core.errors import UserError
+from retrodistill.recipes import Recipe, load_recipe, parse_recipe
+from retrodistill.recipes.keys import CHOICES, meanings, recipe_keys
+from retrodistill.training.settings import Settings
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+PAGE = (CONFIGS / "README.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"```yaml (\w+)\n(.*?)```", PAGE, re.DOTALL)
+COMMANDS = re.findall(r"^    retrodistill run (configs/.*?)(?: --.*|  #.*)?$", PAGE, re.MULTILINE)
+STAGE = {"objectives": "leaf"}
+SECTIONS = recipe_keys()
+KEYS = {".".join(key.path): key for section in SECTIONS for key in section.keys}
+
+
+def mistake_with(settings, name):
+    """What a settings class says to nonsense in one of its keys; nothing where it is taken."""
+    try:
+        settings.model_validate({name: "no-such-thing"})
+    except ValueError as error:
+        return next((one["msg"] for one in error.errors() if one["loc"] == (name,)), "")
+    return ""
+
+
+def whole(kind, content):
+    """A recipe around a part of one."""
+    if kind == "stage":
+        kind, content = "student", {"model": "dense:m", "stages": [content]}
+    if kind == "student":
+        kind, content = "recipe", {"students": {"student": content}}
+    if kind == "index":
+        return {"name": "x", "index": content}
+    return {"name": "x", "students": {"student": {"model": "static", "stages": [STAGE]}}, **content}
+
+
+class TestKeys:
+    def test_every_field_of_every_class_is_there_with_a_meaning(self):
+        for section in SECTIONS:
+            assert {key.path[-1] for key in section.keys} == set(section.settings.model_fields)
+            assert all(key.meaning for key in section.keys)
+
+    def test_all_that_recipes_set_is_a_key(self):
+        def paths(content, path=()):
+            if isinstance(content, dict):
+                for name, inner in content.items():
+                    yield from paths(inner, (*path, "NAME" if path == ("students",) else name))
+            elif isinstance(content, list) and content and isinstance(content[0], dict):
+                for inner in content:
+                    yield from paths(inner, (*path, "N"))
+            else:
+                yield path
+
+        for file in CONFIGS.glob("*.yaml"):
+            for path in paths(load_recipe(file).model_dump(mode="json")):
+                key = ".".join(path)
+                assert key in KEYS or ".".join(path[:-1]).endswith("exit_weights"), key
+
+    def test_a_closed_choice_is_what_its_validator_knows(self):
+        found = {}
+        for section in SECTIONS:
+            for key in section.keys:
+                told = mistake_with(section.settings, key.path[-1])
+                if "Known: " in told and "model kind" not in told:
+                    found[section.settings, key.path[-1]] = told.partition("Known: ")[2].rstrip(".").split(", ")
+        assert {one: sorted(options) for one, options in CHOICES.items()} == found
+
+    def test_settings_that_stand_by_default_have_the_defaults_of_their_class(self):
+        for section in SECTIONS:
+            for field in section.settings.model_fields.values():
+                if isinstance(field.default, Settings):
+                    assert field.default == type(field.default)()
+
+    @pytest.mark.parametrize(
+        ("key", "values", "default"),
+        [
+            ("name", "text", None),
+            ("fusion", "zscore | zscore-per-query | minmax | reciprocal-rank", "zscore-per-query"),
+            ("students", "settings by name", {}),
+            ("students.NAME.control", "untrained | contrastive | null", "untrained"),
+            ("students.NAME.dimension", "integer | space | null", None),
+            ("students.NAME.stages", "list of settings (at least 1)", None),
+            ("students.NAME.stages.N.exit_weights", "numbers by integer", {}),
+            ("students.NAME.stages.N.candidates.sources", "list of text | null", None),
+            ("students.NAME.stages.N.selection.ranks", "list of 2 integers", [2, 15]),
+            ("index.encoder.training.warmup", "number ≥ 0 and < 1", 0.1),
+            ("evaluation.exhaustive", "true or false", False),
+        ],
+    )
+    def test_types_bounds_and_defaults_in_words(self, key, values, default):
+        assert (KEYS[key].values, KEYS[key].default) == (values, default)
+        assert KEYS[key].needed == (key in ("name", "students.NAME.stages"))
+
+    def test_meanings_come_from_the_docstring_and_those_of_bases(self):
+        class Base(Settings):
+            """A.
+
+            Attributes:
+                low: Of the ``base``,
+                    on two lines.
+            """
+
+        class Derived(Base):
+            """B.
+
+            Attributes:
+                high: One of `retrodistill.some.place.THINGS`: all.
+            """
+
+        assert meanings(Derived) == {"low": "Of the `base`, on two lines.", "high": "One of `THINGS`: all."}
+
+
+class TestPrefixes:
+    @pytest.mark.parametrize("prefix", ["students.stages.training", "students.mine.stages.0.training"])
+    def test_names_and_places_may_be_left_out(self, prefix):
+        first, second = recipe_keys(prefix)
+        assert [".".join(key.path) for key in first.keys] == ["students.NAME.stages.N.training"]
+        assert "epochs" in [key.path[-1] for key in second.keys]
+
+    def test_one_key_alone(self):
+        (section,) = recipe_keys("index.factory")
+        assert [key.path for key in section.keys] == [("index", "factory")]
+
+    @pytest.mark.parametrize(
+        ("prefix", "message"),
+        [
+            ("teachr", "unknown key 'teachr'. Did you mean 'teacher'?"),
+            ("students.stages.towrs", "unknown key below students.NAME.stages 'towrs'. Did you mean 'towers'?"),
+            ("index.factory.first", "there is no key below index.factory"),
+        ],
+    )
+    def test_one_that_is_none(self, prefix, message):
+        with pytest.raises(UserError) as error:
+            recipe_keys(prefix)
+        assert str(error.value).startswith(message)
+
+
+class TestCommand:
+    def test_no_line_is_wider_than_a_hundred_columns(self):
+        assert max(map(len, keys_text(SECTIONS).splitlines())) <= 100
+
+    def test_settings_that_stand_twice_are_told_once(self, call):
+        status, out, _ = call("keys")
+        assert status == 0
+        assert "\nindex.encoder: the keys of students.NAME.stages.N\n" in out
+        assert out.count("\nlearning_rate ") == 2
+
+    def test_they_are_told_in_full_where_they_are_asked_for(self, call):
+        _, out, _ = call("keys", "index.encoder")
+        assert "\nindex.encoder.training\n" in out
+
+    def test_for_programs(self, call):
+        status, out, _ = call("keys", "--json", "students.stages.groups.sampler")
+        (key,) = json.loads(out)["keys"]
+        assert status == 0
+        assert (key["key"], key["default"]) == ("students.NAME.stages.N.groups.sampler", "stratified")
+        assert "margin-balanced" in key["options"]
+
+    def test_a_mistake_is_one_line(self, call):
+        status, _, err = call("keys", "studnets")
+        assert status == 2
+        assert "Did you mean 'students'?" in err
+
+
+class TestThePageOfRecipes:
+    def test_it_has_what_the_command_prints(self):
+        shown = PAGE.partition("<!-- keys -->\n```text\n")[2].partition("\n```\n<!-- /keys -->")[0]
+        assert shown == keys_text(SECTIONS), "put the output of `retrodistill keys` between its markers"
+
+    def test_every_recipe_has_a_row(self):
+        rows = re.findall(r"^\| `([\w-]+\.yaml)` \|", PAGE, re.MULTILINE)
+        assert sorted(rows) == sorted(path.name for path in CONFIGS.glob("*.yaml"))
+
+    @pytest.mark.parametrize(("kind", "text"), SNIPPETS)
+    def test_each_snippet_is_a_valid_part_of_a_recipe(self, kind, text):
+        assert len(text.splitlines()) <= 10
+        assert isinstance(parse_recipe(whole(kind, yaml.safe_load(text))), Recipe)
+
+    def test_no_snippet_escapes(self):
+        assert len(SNIPPETS) == PAGE.count("```yaml") > 10
+
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_each_command_is_one_that_runs(self, command):
+        source, *overrides = shlex.split(command)
+        assert load_recipe(CONFIGS.parent / source, overrides).students

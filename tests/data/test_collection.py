@@ -1,0 +1,133 @@
+import pytest
+
+from retrodistill.core.errors import UserError
+from retrodistill.data import Collection, Qrels, Texts, leak_warning, leaks, leaks_between
+
+
+def small(qrels=None, queries=None, documents=None):
+    return Collection.from_parts(
+        "small",
+        documents or {"d1": ("Cats", "They sleep."), "d2": "Dogs bark.", "d3": ""},
+        {"q1": "cats", "q2": "dogs", "q3": "birds"} if queries is None else queries,
+        {"test": {"q2": {"d2": 1}}, "train": {"q3": {"d1": 0}, "q1": {"d1": 2, "d2": -1}}} if qrels is None else qrels,
+    )
+
+
+class TestDocuments:
+    def test_text_is_title_and_text_joined_by_one_space_and_stripped(self):
+        collection = small(documents={"a": ("Title", "body"), "b": ("", "body"), "c": ("Title", ""), "d": (" ", " ")})
+        assert collection.documents.texts == ["Title body", "body", "Title", ""]
+        assert collection.title("a") == "Title"
+        assert collection.bodies["a"] == "body"
+
+    def test_documents_without_text_are_kept_and_named(self):
+        assert small().documents_without_text == ["d3"]
+        assert small().warnings == ["1 documents have no text ('d3'): they are kept and can never be found."]
+
+    def test_no_documents_is_an_error(self):
+        with pytest.raises(UserError, match="there are no documents"):
+            Collection.from_parts("none", {}, {}, {})
+
+
+class TestSplits:
+    def test_queries_come_in_the_order_of_the_queries_file(self):
+        assert small().split("train").ids == ["q1", "q3"]
+        assert small().split("test").ids == ["q2"]
+        assert list(small().qrels) == ["train", "test"]
+
+    def test_all_and_unjudged(self):
+        collection = small(qrels={"test": {"q2": {"d2": 1}}})
+        assert collection.split("all").ids == ["q1", "q2", "q3"]
+        assert collection.split("unjudged").ids == ["q1", "q3"]
+
+    @pytest.mark.parametrize(
+        ("qrels", "expected"),
+        [({"train": {"q1": {"d1": 1}}}, ["q1"]), ({"test": {"q1": {"d1": 1}}}, ["q2", "q3"]), ({}, ["q1", "q2", "q3"])],
+    )
+    def test_auto_is_train_else_unjudged(self, qrels, expected):
+        assert small(qrels=qrels).split("auto").ids == expected
+
+    def test_auto_is_empty_where_every_query_is_a_test_query(self):
+        everything = {"test": {query: {"d1": 1} for query in ("q1", "q2", "q3")}}
+        assert len(small(qrels=everything).split("auto")) == 0
+
+    @pytest.mark.parametrize("name", ["dev", "Train", ""])
+    def test_an_absent_split_lists_those_there_are(self, name):
+        with pytest.raises(UserError) as caught:
+            small().split(name)
+        assert str(caught.value) == (
+            f"collection small has no split {name!r}; splits: train (2 queries), test (1 queries), all (3 queries)."
+        )
+
+    def test_a_split_without_queries_says_so(self):
+        with pytest.raises(UserError, match="has no queries in split 'unjudged'"):
+            small(qrels={"test": {query: {"d1": 1} for query in ("q1", "q2", "q3")}}).split("unjudged")
+        with pytest.raises(UserError, match="has no queries in split 'dev'; splits: all"):
+            small(qrels={"dev": {"unheard": {"d1": 1}}}, queries={"q": "x"}).split("dev")
+
+    def test_relevance_of_an_absent_split_lists_judged_ones(self):
+        with pytest.raises(UserError, match=r"no judgements for split 'all'; splits: train \(2 queries\), test"):
+            small().relevance("all")
+
+    def test_a_pseudo_splits_name_cannot_be_taken(self):
+        with pytest.raises(UserError, match=r"called 'all'.*rename it"):
+            small(qrels={"all": {"q1": {"d1": 1}}})
+
+
+class TestJudgements:
+    def test_zero_and_negative_grades_are_kept(self):
+        assert small().relevance("train").to_dict() == {"q3": {"d1": 0}, "q1": {"d1": 2, "d2": -1}}
+        assert len(small().relevance("train")) == 3
+
+    def test_of_a_pair_given_twice_the_last_counts(self):
+        assert Qrels.from_rows([("q", "d", 1), ("q", "e", 1), ("q", "d", 2)]).to_dict() == {"q": {"d": 2, "e": 1}}
+
+    def test_unknown_queries_are_dropped_and_unknown_documents_kept_both_counted(self):
+        collection = small(qrels={"test": {"q1": {"d1": 1, "gone": 1, "lost": 1}, "nobody": {"d1": 1, "d2": 1}}})
+        assert collection.relevance("test").to_dict() == {"q1": {"d1": 1, "gone": 1, "lost": 1}}
+        assert collection.warnings[1:] == [
+            "test: 2 judgements of 1 unknown queries ('nobody') are dropped.",
+            "test: 2 judgements name 2 documents that the corpus lacks ('gone', 'lost'): kept, they count against "
+            "recall as in beir.",
+        ]
+
+    def test_fingerprint_does_not_depend_on_row_order_but_on_grades(self):
+        rows = [("q", "d", 1), ("q", "e", 2), ("p", "d", 1)]
+        assert Qrels.from_rows(rows).fingerprint == Qrels.from_rows(rows[::-1]).fingerprint
+        assert Qrels.from_rows(rows).fingerprint != Qrels.from_rows([*rows, ("q", "d", 2)]).fingerprint
+
+
+class TestFingerprint:
+    def test_covers_documents_queries_and_judgements(self):
+        variants = [
+            small(),
+            small(queries={"q1": "cats", "q2": "dogs", "q3": "bird"}),
+            small(documents={"d1": ("Cats", "They sleep!"), "d2": "Dogs bark.", "d3": ""}),
+            small(qrels={"test": {"q2": {"d2": 2}}}),
+        ]
+        assert len({collection.fingerprint for collection in variants}) == 4
+        assert small().fingerprint == small().fingerprint
+
+
+LEAKY = {"1": "What is a CAT?", "2": "what  is a cat", "3": "dogs", "4": "???", "5": "!!"}
+
+
+class TestLeaks:
+    def test_found_by_id_and_by_normalised_text(self):
+        judged = {"train": {"1": {"d1": 1}, "3": {"d1": 1}, "4": {"d1": 1}}, "test": {"2": {"d1": 1}, "3": {"d2": 1}}}
+        found = leaks(small(queries=LEAKY, qrels=judged))
+        assert [(leak.train_id, leak.test_id, leak.text) for leak in found] == [
+            ("1", "2", "What is a CAT?"),
+            ("3", "3", "dogs"),
+        ]
+        assert leak_warning(found) == (
+            "2 training queries are also test queries, by id or by text ('What is a CAT?', 'dogs'): they are dropped "
+            "from training."
+        )
+
+    def test_texts_of_punctuation_alone_are_not_the_same_text(self):
+        assert leaks_between(Texts.from_pairs([("4", "???")]), Texts.from_pairs([("5", "!!")])) == []
+
+    def test_no_leak_no_warning(self):
+        assert leaks(small()) == []
+        assert leak_warning([]) is None

@@ -1,0 +1,101 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import Stemmer
+
+from retrodistill.core.errors import UserError
+from retrodistill.data import Texts
+from retrodistill.rankers.bm25 import BM25, load_bm25s, top_rows
+
+bm25s = load_bm25s()
+
+DOCUMENTS = {"a": "stars and planets", "b": "", "c": "a planet orbiting the star", "d": "bread, cheese", "e": "of the"}
+
+
+@pytest.fixture
+def ranker():
+    return BM25(Texts.from_pairs(DOCUMENTS.items()))
+
+
+class TestScores:
+    def test_they_are_those_of_bm25s(self, ranker):
+        options = {"stopwords": "english", "stemmer": Stemmer.Stemmer("english"), "show_progress": False}
+        direct = bm25s.BM25()
+        direct.index(bm25s.tokenize(list(DOCUMENTS.values()), **options), show_progress=False)
+        for query in ("planets orbit", "bread", "stars stars cheese"):
+            terms = bm25s.tokenize([query], return_ids=False, **options)[0]
+            np.testing.assert_allclose(next(ranker.scores([query])), direct.get_scores(terms), rtol=1e-6)
+
+    @pytest.mark.parametrize("query", ["", "of the", "zebra unicorn", "?!"])
+    def test_a_query_without_known_words_scores_nothing(self, ranker, query):
+        assert not next(ranker.scores([query])).any()
+        rows, scores = ranker.search([query], 3)
+        assert (rows == -1).all()
+        assert (scores == 0).all()
+
+    def test_unknown_words_beside_known_ones_change_nothing(self, ranker):
+        np.testing.assert_array_equal(next(ranker.scores(["bread zebra"])), next(ranker.scores(["bread"])))
+
+    def test_a_document_without_text_is_never_found(self, ranker):
+        rows, _ = ranker.search(["stars planets bread"], 5)
+        assert sorted(rows[0][rows[0] >= 0]) == [0, 2, 3]
+
+    def test_a_corpus_without_any_term(self):
+        ranker = BM25(Texts.from_pairs([("a", ""), ("b", "the of")]))
+        assert (ranker.search(["star"], 2)[0] == -1).all()
+
+    def test_k_is_cut_to_the_corpus(self, ranker):
+        assert ranker.search(["star"], 99)[0].shape == (1, 5)
+
+
+class TestTheStoredIndex:
+    def test_it_is_built_once(self, ranker, monkeypatch):
+        ranker.search(["star"], 1)
+        monkeypatch.setattr(bm25s.BM25, "index", lambda *_, **__: pytest.fail("built twice"))
+        again = BM25(Texts.from_pairs(DOCUMENTS.items()))
+        np.testing.assert_array_equal(next(again.scores(["star"])), next(ranker.scores(["star"])))
+
+    def test_another_corpus_has_its_own(self, ranker):
+        other = BM25(Texts.from_pairs([*DOCUMENTS.items(), ("f", "star")]))
+        assert other.fingerprint != ranker.fingerprint
+        assert len(next(other.scores(["star"]))) == 6
+
+    def test_one_that_was_cut_is_named(self, ranker, tmp_path):
+        ranker.search(["star"], 1)
+        (data,) = (tmp_path / "cache" / "bm25").rglob("data.csc.index.npy")
+        data.write_bytes(data.read_bytes()[:50])
+        with pytest.raises(UserError, match=r"is cut short or altered .*; delete this folder and it is built again"):
+            BM25(Texts.from_pairs(DOCUMENTS.items())).search(["star"], 1)
+
+
+class TestImport:
+    """bm25s starts JAX where it is installed, and JAX takes three quarters of a GPU's memory."""
+
+    CODE = (
+        "import sys; {first}from retrodistill.data import Texts; from retrodistill.rankers.bm25 import BM25\n"
+        "print(BM25(Texts.from_pairs([('a', 'a star')])).search(['star'], 1)[0][0][0], 'jax.lax' in sys.modules, "
+        "'jax' in sys.modules)"
+    )
+
+    def printed(self, tmp_path, monkeypatch, first=""):
+        (tmp_path / "jax").mkdir()
+        (tmp_path / "jax" / "__init__.py").write_text("")
+        (tmp_path / "jax" / "lax.py").write_text("raise SystemExit('JAX was started')")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        code = self.CODE.format(first=first)
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+    def test_it_leaves_jax_alone(self, tmp_path, monkeypatch):
+        assert self.printed(tmp_path, monkeypatch) == ["0", "False", "False"]
+
+    def test_a_program_that_uses_jax_keeps_it(self, tmp_path, monkeypatch):
+        assert self.printed(tmp_path, monkeypatch, first="import jax; ") == ["0", "False", "True"]
+
+
+class TestTopRows:
+    def test_ties_go_by_row_as_in_a_stable_sort(self):
+        scores = np.random.default_rng(0).integers(0, 4, size=50).astype(np.float32)
+        for k in (1, 7, 49, 50, 60):
+            np.testing.assert_array_equal(top_rows(scores, k), np.argsort(-scores, kind="stable")[:k])

@@ -1,0 +1,187 @@
+import copy
+import math
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from beir.retrieval.evaluation import EvaluateRetrieval
+
+from retrodistill.core.errors import UserError
+from retrodistill.evaluation import evaluate_run, means, ranking
+from retrodistill.runs import Run
+
+CUTS = [1, 3, 10, 100]
+MEASURES = [f"{name}@{k}" for name in ("ndcg", "map", "recall", "precision") for k in CUTS]
+
+
+def random_case(seed, ties):
+    """Graded qrels and a run over the same queries; with ties the scores have five levels."""
+    generator = np.random.default_rng(seed)
+    qrels, run = {}, {}
+    for number in range(25):
+        query, documents = f"q{number}", [str(document) for document in generator.permutation(150)]
+        judged = generator.integers(1, 30)
+        qrels[query] = {document: int(generator.integers(0, 4)) for document in documents[:judged]}
+        found = generator.choice(documents, 110, replace=False)
+        scores = generator.integers(0, 5, 110) / 4 if ties else generator.permutation(110) / 7
+        run[query] = {str(document): float(score) for document, score in zip(found, scores, strict=True)}
+    return qrels, run
+
+
+def by_beir(qrels, run):
+    complete = {query: dict(run.get(query, {})) for query in qrels}
+    found = {}
+    for part in EvaluateRetrieval.evaluate(copy.deepcopy(qrels), complete, CUTS):
+        for name, value in part.items():
+            measure, cut = name.lower().split("@")
+            found[f"{'precision' if measure == 'p' else measure}@{cut}"] = value
+    return found
+
+
+def trec_ranking(scores):
+    """trec_eval's: score descending, ties by document id descending."""
+    return sorted(scores, key=lambda document: (scores[document], document), reverse=True)
+
+
+def brute(measure, judged, scores):
+    name, cut = measure.split("@")
+    ranked, relevant = trec_ranking(scores), {document for document, grade in judged.items() if grade > 0}
+    top = ranked[: int(cut)]
+    hits = [place for place, document in enumerate(top, start=1) if document in relevant]
+    if name == "mrr":
+        return 1 / hits[0] if hits else 0.0
+    if name == "precision":
+        return len(hits) / int(cut)
+    if not relevant:
+        return 0.0
+    if name == "recall":
+        return len(hits) / len(relevant)
+    if name == "map":
+        return sum(number / place for number, place in enumerate(hits, start=1)) / len(relevant)
+    ideal = sorted(judged.values(), reverse=True)[: int(cut)]
+    gains = [judged.get(document, 0) for document in top]
+    return sum(gain / math.log2(place + 1) for place, gain in enumerate(gains, start=1)) / sum(
+        gain / math.log2(place + 1) for place, gain in enumerate(ideal, start=1)
+    )
+
+
+class TestBeir:
+    @pytest.mark.parametrize("ties", [False, True])
+    @pytest.mark.parametrize("seed", range(4))
+    def test_equals_evaluate_retrieval_on_complete_runs(self, seed, ties):
+        qrels, run = random_case(seed, ties)
+        found = means(evaluate_run(Run.from_dict(run), qrels, MEASURES))
+        wanted = by_beir(qrels, run)
+        assert set(found) == set(wanted)
+        for name, value in found.items():
+            assert round(value, 5) == pytest.approx(wanted[name], abs=1.01e-5), name
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_equals_its_mrr_where_nothing_ties(self, seed):
+        qrels, run = random_case(seed, ties=False)
+        found = means(evaluate_run(Run.from_dict(run), qrels, ["mrr@3", "mrr@10"]))
+        (wanted,) = [EvaluateRetrieval.evaluate_custom(qrels, run, [3, 10], "mrr")]
+        assert found["mrr@3"] == pytest.approx(wanted["MRR@3"], abs=1e-5)
+        assert found["mrr@10"] == pytest.approx(wanted["MRR@10"], abs=1e-5)
+
+    def test_missing_queries_equal_beir_padded_with_nothing(self):
+        qrels, run = random_case(9, ties=True)
+        for query in ("q3", "q7"):
+            del run[query]
+        found = evaluate_run(Run.from_dict(run), qrels, MEASURES)
+        wanted = by_beir(qrels, run)
+        for name, value in means(found).items():
+            assert value == pytest.approx(wanted[name], abs=1e-5), name
+        row = found["query_id"].to_pylist().index("q3")
+        assert all(found[name][row].as_py() == 0 for name in MEASURES)
+
+    def test_a_document_with_the_querys_own_id_is_left_out(self):
+        qrels = {"1": {"2": 1}}
+        run = {"1": {"1": 9.0, "2": 1.0}}
+        assert (
+            means(evaluate_run(Run.from_dict(run), qrels, ["ndcg@1"]))["ndcg@1"] == by_beir(qrels, run)["ndcg@1"] == 1
+        )
+
+
+class TestPerQuery:
+    @pytest.mark.parametrize("seed", range(3))
+    def test_values_are_the_brute_force(self, seed):
+        qrels, run = random_case(seed + 20, ties=True)
+        del run["q4"]
+        measures = [*MEASURES, "mrr@3", "mrr@10"]
+        table = evaluate_run(Run.from_dict(run), qrels, measures)
+        assert table.column_names == ["query_id", *measures]
+        assert table["query_id"].to_pylist() == list(qrels)
+        for measure in measures:
+            wanted = [brute(measure, qrels[query], run.get(query, {})) for query in qrels]
+            np.testing.assert_allclose(table[measure].to_numpy(), wanted, atol=1e-6, err_msg=measure)
+
+    def test_means_are_over_all_judged_queries(self):
+        table = evaluate_run(Run.from_dict({"a": {"x": 1.0}}), {"a": {"x": 1}, "b": {"y": 1}}, ["ndcg@10"])
+        assert means(table) == {"ndcg@10": 0.5}
+
+    def test_queries_without_judgements_are_passed_over(self):
+        table = evaluate_run(Run.from_dict({"a": {"x": 1.0}, "z": {"x": 1.0}}), {"a": {"x": 1}})
+        assert table["query_id"].to_pylist() == ["a"]
+
+    def test_a_reciprocal_rank_beyond_the_cut_is_0(self):
+        run = Run.from_dict({"q": {f"d{place:02}": -float(place) for place in range(20)}})
+        for place in range(20):
+            values = means(evaluate_run(run, {"q": {f"d{place:02}": 1}}, ["mrr@10"]))
+            assert values["mrr@10"] == pytest.approx(1 / (place + 1) if place < 10 else 0.0)
+
+    def test_an_empty_run_has_0_throughout(self):
+        assert means(evaluate_run(Run.from_dict({}), {"a": {"x": 1}})) == {"ndcg@10": 0, "mrr@10": 0, "recall@100": 0}
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("name", ["ndgc@10", "ndcg", "ndcg@0", "ndcg@x", "NDCG@10"])
+    def test_an_unknown_measure(self, name):
+        with pytest.raises(UserError, match=f"unknown measure '{name}'.*Known: hole@k, map@k, mrr@k, ndcg@k"):
+            evaluate_run(Run.from_dict({"a": {"x": 1.0}}), {"a": {"x": 1}}, [name])
+
+    def test_no_judged_query(self):
+        with pytest.raises(UserError, match="no judged query to measure on; choose a split with judgements"):
+            evaluate_run(Run.from_dict({"a": {"x": 1.0}}), {})
+
+
+class TestHoles:
+    QRELS: ClassVar = {"q": {"a": 2, "b": 0}, "p": {"x": 1}, "none": {"x": 1}}
+
+    def test_is_the_share_of_the_top_that_nobody_judged_for_this_query(self):
+        run = Run.from_dict({"q": {"a": 4.0, "x": 3.0, "b": 2.0, "y": 1.0}, "p": {"x": 1.0}})
+        table = evaluate_run(run, self.QRELS, ["hole@2", "hole@3", "hole@10"])
+        assert table["hole@2"].to_pylist() == [0.5, 0.0, 0.0]
+        assert table["hole@3"].to_pylist() == pytest.approx([1 / 3, 0.0, 0.0])
+        assert table["hole@10"].to_pylist() == pytest.approx([0.5, 0.0, 0.0])
+
+    def test_stands_beside_graded_measures_of_the_same_name_in_trec_eval(self):
+        table = evaluate_run(Run.from_dict({"q": {"b": 2.0, "y": 1.0}}), self.QRELS, ["precision@2", "hole@2"])
+        assert table["precision@2"].to_pylist() == [0.0, 0.0, 0.0]
+        assert table["hole@2"].to_pylist() == [0.5, 0.0, 0.0]
+
+
+class TestIrMeasures:
+    @pytest.mark.parametrize("seed", range(3))
+    def test_equals_it_per_query_where_nothing_ties(self, seed):
+        ir = pytest.importorskip("ir_measures")
+        qrels, run = random_case(seed + 40, ties=False)
+        names = {"ndcg": "nDCG", "map": "AP", "recall": "R", "precision": "P", "mrr": "RR"}
+        theirs = {f"{name}@{k}": ir.parse_measure(f"{names[name]}@{k}") for name in names for k in (3, 10, 100)}
+        found = evaluate_run(Run.from_dict(run), qrels, [*theirs, "hole@10"])
+        wanted = {}
+        for value in ir.iter_calc([*theirs.values(), ir.Judged @ 10], qrels, run):
+            wanted[str(value.measure), value.query_id] = value.value
+        for name, measure in theirs.items():
+            for query, value in zip(found["query_id"].to_pylist(), found[name].to_pylist(), strict=True):
+                assert value == pytest.approx(wanted[str(measure), query], abs=1e-5), (name, query)
+        for query, value in zip(found["query_id"].to_pylist(), found["hole@10"].to_pylist(), strict=True):
+            assert 1 - value == pytest.approx(wanted["Judged@10", query])
+
+
+class TestManyQueries:
+    def test_blocks_of_queries_give_the_same_values(self, monkeypatch):
+        qrels, run = random_case(3, ties=True)
+        whole = evaluate_run(Run.from_dict(run), qrels, MEASURES)
+        monkeypatch.setattr(ranking, "_BLOCK", 4)
+        assert evaluate_run(Run.from_dict(run), qrels, MEASURES).equals(whole)

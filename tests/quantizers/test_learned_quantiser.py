@@ -1,0 +1,214 @@
+import numpy as np
+import pytest
+
+from retrodistill.core.errors import UserError
+from retrodistill.quantizers import QuantiserSettings, factory_for, learn_quantiser, read_index, start_index, to_faiss
+from retrodistill.quantizers.query_map import reconstructed
+
+faiss = pytest.importorskip("faiss")
+
+FACTORIES = ["PQ8", "PQ8x4", "OPQ8,PQ8x4", "OPQ8_24,PQ8x4", "OPQ4,PQ4", "IVF8,PQ8x4", "OPQ8,IVF8,PQ8x4"]
+QUICK = QuantiserSettings(steps=20, evaluations=4, start_iterations=2, batch_size=16)
+
+
+def unit(vectors):
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def documents():
+    """300 unit vectors around 20 centres, of 32 dimensions."""
+    generator = np.random.default_rng(0)
+    centres = generator.normal(size=(20, 32))
+    return unit(centres[generator.integers(20, size=300)] + 0.7 * generator.normal(size=(300, 32)))
+
+
+@pytest.fixture(scope="module")
+def queries(documents):
+    """Queries near the first hundred documents, all turned the same way: the documents' spread is not theirs."""
+    generator = np.random.default_rng(1)
+    return unit(documents[:100] + 0.3 * generator.normal(size=(100, 32)) * np.linspace(0, 2, 32))
+
+
+def all_scores(index, queries):
+    """(q, n) scores of a filled index, every list probed."""
+    inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
+    if isinstance(inner, faiss.IndexIVFPQ):
+        inner.nprobe = inner.nlist
+    scores, rows = index.search(queries, index.ntotal)
+    table = np.empty_like(scores)
+    np.put_along_axis(table, rows, scores, axis=1)
+    return table
+
+
+class TestFactoryFor:
+    @pytest.mark.parametrize(
+        ("bytes_", "dimension", "lists", "bits", "factory"),
+        [
+            (16, 384, None, 8, "OPQ16_384,PQ16"),
+            (20, 384, None, 8, "OPQ20_380,PQ20"),
+            (16, 384, None, 4, "OPQ32_384,PQ32x4"),
+            (16, 384, 64, 8, "OPQ16_384,IVF64,PQ16"),
+        ],
+    )
+    def test_takes_the_widest_space_that_the_subspaces_divide(self, bytes_, dimension, lists, bits, factory):
+        assert factory_for(bytes_, dimension, lists, bits) == factory
+
+    def test_gives_the_bytes_that_were_asked_for(self, documents):
+        for bits in (4, 8):
+            index = start_index(factory_for(5, 32, bits=bits), documents, iterations=1)
+            assert faiss.downcast_index(index.index).code_size == 5 == read_index(index).bytes_per_document
+
+    @pytest.mark.parametrize(("bytes_", "bits"), [(0, 8), (33, 8), (17, 4), (4, 6)])
+    def test_refuses_what_does_not_fit(self, bytes_, bits):
+        with pytest.raises(UserError):
+            factory_for(bytes_, 32, bits=bits)
+
+
+class TestExport:
+    @pytest.mark.parametrize("factory", FACTORIES)
+    def test_a_start_that_is_read_and_written_is_the_same_index(self, documents, queries, factory, tmp_path):
+        start = start_index(factory, documents, iterations=2)
+        faiss.write_index(to_faiss(read_index(start)), str(tmp_path / "index"))
+        again = faiss.read_index(str(tmp_path / "index"))
+        np.testing.assert_array_equal(all_scores(again, queries), all_scores(start, queries))
+
+    @pytest.mark.parametrize("factory", FACTORIES)
+    def test_learned_scores_are_those_of_torch_and_of_the_rebuilt_documents(self, documents, queries, factory):
+        import torch
+
+        from retrodistill.quantizers.quantizer import Quantiser
+
+        learned = learn_quantiser(documents, queries, factory, QUICK)
+        by_faiss = all_scores(learned.index, queries)
+        by_torch = Quantiser(learned.codes, "fixed")(torch.from_numpy(queries)).detach().numpy()
+        np.testing.assert_allclose(by_torch, by_faiss, atol=1e-5)
+        np.testing.assert_allclose(queries @ reconstructed(learned.index).T, by_faiss, atol=1e-5)
+
+    @pytest.mark.parametrize("factory", ["OPQ8,PQ8x4", "OPQ8,IVF8,PQ8x4"])
+    def test_documents_can_be_added_later_and_are_found(self, documents, queries, factory):
+        index = learn_quantiser(documents, queries, factory, QUICK).index
+        index.add(documents[:10])
+        assert all_scores(index, queries).shape == (100, 310)
+
+
+class TestLearning:
+    def test_agrees_better_with_exact_search_than_its_start(self, documents, queries):
+        settings = QuantiserSettings(steps=150, evaluations=5, start_iterations=5, batch_size=32)
+        learned = learn_quantiser(documents, queries, "OPQ4,PQ4x4", settings)
+        before, after = learned.agreement
+        assert learned.improved
+        assert after > before
+        assert learned.history[0].agreement == before
+
+    def test_gives_the_start_back_where_nothing_was_better(self, documents, queries):
+        settings = QUICK.model_copy(update={"temperature": 1e-4, "learning_rate": 10.0})
+        learned = learn_quantiser(documents, queries, "OPQ8,PQ8x4", settings)
+        assert not learned.improved
+        np.testing.assert_array_equal(all_scores(learned.index, queries), all_scores(learned.start, queries))
+
+    @pytest.mark.parametrize("changed", [{}, {"query_map": True}, {"whole": 100, "sampled": 50, "depth": 20}])
+    def test_the_same_seed_gives_the_same_bytes(self, documents, queries, changed):
+        settings = QUICK.model_copy(update=changed)
+        first, second = (learn_quantiser(documents, queries, "OPQ8,IVF8,PQ8x4", settings) for _ in range(2))
+        assert faiss.serialize_index(first.index).tobytes() == faiss.serialize_index(second.index).tobytes()
+
+    @pytest.mark.parametrize("objective", ["kl", "reverse-kl", "listnet", "margin-mse", "mse"])
+    def test_every_objective_lowers_its_loss(self, documents, queries, objective):
+        settings = QuantiserSettings(objective=objective, steps=60, evaluations=3, start_iterations=2, batch_size=64)
+        history = learn_quantiser(documents, queries, "OPQ4,PQ4x4", settings).history
+        assert history[-1].loss < history[1].loss
+
+    def test_kept_codes_and_fixed_lists_are_those_of_the_start(self, documents, queries):
+        learned = learn_quantiser(documents, queries, "OPQ8,IVF8,PQ8x4", QUICK)
+        start = read_index(learned.start)
+        np.testing.assert_array_equal(learned.codes.codes, start.codes)
+        np.testing.assert_array_equal(learned.codes.lists, start.lists)
+
+    def test_a_rotation_stays_at_right_angles(self, documents, queries):
+        settings = QUICK.model_copy(update={"transform": "rotation", "learning_rate": 0.01})
+        rotation = learn_quantiser(documents, queries, "OPQ8_24,PQ8x4", settings).codes.rotation
+        np.testing.assert_allclose(rotation @ rotation.T, np.eye(24), atol=1e-4)
+
+    def test_a_large_corpus_is_sampled_and_still_learned(self, documents, queries):
+        settings = QuantiserSettings(
+            steps=100, evaluations=5, start_iterations=2, batch_size=16, whole=100, depth=20, sampled=30
+        )
+        before, after = learn_quantiser(documents, queries, "OPQ4,PQ4x4", settings).agreement
+        assert after > before
+
+    def test_a_pseudo_query_is_not_shown_its_own_document(self, documents, queries):
+        from retrodistill.quantizers.steps import Learner
+        from retrodistill.quantizers.targets import Targets
+
+        sources = np.arange(100)
+        parts = read_index(start_index("PQ4x4", documents))
+        learner = Learner(parts, Targets(queries, documents), sources, QUICK)
+        _, mask = learner._targets(np.array([3, 7]), None)
+        assert [np.flatnonzero(~row).tolist() for row in mask.numpy()] == [[3], [7]]
+
+
+class TestTeacher:
+    def test_a_run_reorders_its_candidates_and_leaves_the_rest(self, documents, queries):
+        from retrodistill.quantizers import run_teacher
+        from retrodistill.runs.run import Run
+
+        names, asked = [f"d{row}" for row in range(300)], [f"q{row}" for row in range(100)]
+        run = Run.from_dict({"q1": {"d5": 1.0, "d6": 9.0, "d7": 2.0}})
+        taught = run_teacher(run, asked, names, queries, documents)(np.array([0, 1]))
+        exact = queries[:2] @ documents.T
+        np.testing.assert_allclose(taught[0], exact[0], atol=1e-6)
+        np.testing.assert_allclose(np.delete(taught[1], [5, 6, 7]), np.delete(exact[1], [5, 6, 7]), atol=1e-6)
+        assert np.argsort(-taught[1, 5:8]).tolist() == [1, 2, 0]
+        assert taught[1, 5:8].mean() == pytest.approx(exact[1, 5:8].mean(), abs=1e-6)
+
+    def test_a_run_of_other_queries_is_refused(self, documents, queries):
+        from retrodistill.quantizers import run_teacher
+        from retrodistill.runs.run import Run
+
+        run = Run.from_dict({"elsewhere": {"d5": 1.0}})
+        with pytest.raises(UserError, match="knows none of the 100 training queries"):
+            run_teacher(run, [f"q{row}" for row in range(100)], ["d5"], queries, documents[:1])
+
+    def test_the_quantiser_moves_toward_a_better_ranker(self, documents, queries):
+        other = documents * np.linspace(0, 3, 32, dtype=np.float32)
+        settings = QuantiserSettings(steps=150, evaluations=5, start_iterations=3, batch_size=32)
+        learned = learn_quantiser(documents, queries, 4, settings, teacher=lambda rows: queries[rows] @ other.T)
+        before, after = learned.agreement
+        assert after > before + 0.05
+
+
+class TestBadInput:
+    def test_too_few_documents(self, documents, queries):
+        with pytest.raises(UserError, match="needs at least 256 documents to train, there are 200"):
+            learn_quantiser(documents[:200], queries, 4)
+
+    def test_opq_is_refused_below_its_width_where_faiss_would_abort(self, documents, queries):
+        with pytest.raises(UserError, match="needs at least 32 documents to train, there are 20"):
+            learn_quantiser(documents[:20], queries, "OPQ4,PQ4x4")
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf])
+    def test_vectors_that_are_not_finite_are_named(self, documents, queries, bad):
+        broken = documents.copy()
+        broken[4, 2] = bad
+        with pytest.raises(UserError, match=r"1 vectors are NaN or infinite \('row 4'\)"):
+            learn_quantiser(broken, queries, 4)
+        with pytest.raises(UserError, match="'doc4'"):
+            learn_quantiser(broken, queries, 4, names=[f"doc{row}" for row in range(300)])
+
+    def test_two_dimensions(self, documents, queries):
+        with pytest.raises(UserError, match="documents of 32 dimensions and queries of 16"):
+            learn_quantiser(documents, queries[:, :16], 4)
+
+    def test_no_queries(self, documents, queries):
+        with pytest.raises(UserError, match="no training queries"):
+            learn_quantiser(documents, queries[:0], 4)
+
+    @pytest.mark.parametrize("target", [0, 33, "Flat", "HNSW32", "PQ7", "OPQ4,PQ8", "OPQ4,IVF0,PQ4", "SQ8"])
+    def test_a_target_that_does_not_fit(self, documents, queries, target):
+        with pytest.raises(UserError):
+            learn_quantiser(documents, queries, target)
+
+    def test_an_index_of_other_documents(self, documents, queries):
+        with pytest.raises(UserError, match="fill it with these documents"):
+            learn_quantiser(documents, queries, start_index("PQ4x4", documents[:100]))

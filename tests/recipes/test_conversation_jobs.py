@@ -1,0 +1,169 @@
+"""Better queries teach: conversations with rewrites, and rewrites of any kind (DiSCo)."""
+
+import json
+
+import numpy as np
+import pytest
+
+from retrodistill.core.errors import UserError
+from retrodistill.data import load_collection
+from retrodistill.data.rewrites import asked_better
+from retrodistill.encoders import load_encoder
+from retrodistill.recipes import parse_recipe, run_recipe
+from retrodistill.recipes.job import open_job
+from retrodistill.recipes.plan import plan_recipe
+from retrodistill.recipes.students import student_manifest
+
+
+@pytest.fixture
+def written(tmp_path):
+    def written(lines, name="asked.jsonl"):
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return str(path)
+
+    return written
+
+
+@pytest.fixture
+def turns(tiny_folder):
+    """Two turns a conversation: the second asks for "more" of what the first named; train and test apart."""
+    loaded, found = load_collection(tiny_folder), []
+    for split in ("train", "test"):
+        queries = loaded.split(split)
+        for number in range(0, len(queries) - 1, 2):
+            for place in (0, 1):
+                id_, text = queries.ids[number + place], queries.texts[number + place]
+                said = text if place == 0 else "what about all of that"
+                found.append(
+                    {"conversation_id": f"{split}{number}", "turn": place, "utterance": said, "rewrite": text}
+                    | {"query_id": id_, "response": "today."}
+                )
+    return found
+
+
+@pytest.fixture
+def job_of(dense_content, tmp_path):
+    def job_of(**more):
+        return open_job(parse_recipe({**dense_content, **more}), tmp_path / "job")
+
+    return job_of
+
+
+class TestConversations:
+    def test_students_are_asked_them_and_teachers_their_rewrites(self, job_of, written, turns):
+        job = job_of(conversations=written(turns))
+        rewrites = {one["query_id"]: one["rewrite"] for one in turns}
+        assert all(job.rewrites[query] == rewrites[query] for query in [*job.train.ids, *job.test.ids])
+        second = next(one for one in turns if one["turn"] == 1)
+        assert job.collection.queries[second["query_id"]].startswith("what about all of that | today. | what ")
+        told = f"{len(turns)} queries of {len(turns) // 2} conversations in the place"
+        assert any(told in note for note in job.notes)
+        stage = job.recipe.students["student"].stages[0]
+        texts = job.material.texts(stage).texts
+        assert texts.texts == job.train.texts
+        run = job.material.scored(stage, texts).run
+        by_rewrites = job.teacher.score(job.collection, asked_better(texts, job.rewrites), run).to_dict()
+        for query, scores in run.to_dict().items():
+            assert scores == pytest.approx(by_rewrites[query], abs=1e-6)
+
+    def test_history_can_be_cut(self, job_of, written, turns):
+        path = written(turns)
+        job = job_of(conversations={"path": path, "history": 0})
+        assert set(job.train.texts) == {one["utterance"] for one in turns if one["query_id"] in job.train}
+
+    def test_the_control_asks_teachers_what_students_are_asked(self, job_of, written, turns):
+        job = job_of(conversations={"path": written(turns), "teacher": "raw"})
+        assert job.rewrites is None
+        assert job.asked_test.texts == job.test.texts
+        assert any("as the students are" in note for note in job.notes)
+
+    def test_they_can_be_made_and_it_is_said(self, job_of):
+        job = job_of(conversations="made")
+        assert any("were made by chaining" in note and "no conversations of people" in note for note in job.notes)
+        assert not set(job.train.ids) & set(job.test.ids)
+        assert any(" | " in text for text in job.test.texts)
+
+    def test_the_same_student_with_other_rewrites_is_another(self, job_of, written, turns):
+        prints = []
+        for shown in (turns, [{**one, "rewrite": one["rewrite"] + " today"} for one in turns]):
+            job = job_of(conversations=written(shown))
+            prints.append(student_manifest(job.recipe.students["student"], job.material).fingerprint)
+        assert prints[0] != prints[1]
+
+    def test_test_rewrites_are_not_trained_on(self, job_of, written, turns):
+        stolen = next(one["rewrite"] for one in turns if one["conversation_id"].startswith("test"))
+        train = next(one for one in turns if one["conversation_id"].startswith("train"))
+        job = job_of(conversations=written([{**one, "rewrite": stolen} if one is train else one for one in turns]))
+        assert train["query_id"] not in job.train
+        assert any("1 training queries have the rewrite of a test query" in note for note in job.notes)
+        assert stolen in job.material.barred.texts
+
+    def test_the_job_measures_teachers_by_rewrites_and_students_by_what_is_asked(
+        self, dense_content, written, turns, tmp_path, tiny_model
+    ):
+        recipe = parse_recipe({**dense_content, "conversations": written(turns)})
+        results = run_recipe(recipe, tmp_path / "out")
+        rows = {one.name: one for one in results.systems}
+        assert list(rows) == ["bm25", "teacher", "ensemble", "student", "rewrites"]
+        assert rows["teacher"].queries_by.endswith("(rewrites)")
+        assert rows["rewrites"].queries_by.endswith("(rewrites)")
+        assert not rows["student"].queries_by.endswith("(rewrites)")
+        job = open_job(recipe, tmp_path / "out")
+        space = load_encoder(f"dense:{tiny_model}")
+        asked, documents = space.encode(job.asked_test.texts, "query"), job.collection.documents
+        best = np.argsort(-(asked @ space.encode(documents.texts, "document").T), axis=1, kind="stable")[:, 0]
+        lines = (tmp_path / "out" / "runs" / "teacher.run").read_text().splitlines()
+        first = {line.split()[0]: line.split()[2] for line in lines if line.split()[3] == "1"}
+        assert first == {query: documents.ids[row] for query, row in zip(job.test.ids, best, strict=True)}
+
+    def test_the_plan_counts_what_the_teacher_is_asked(self, dense_content, written, turns, tmp_path, write_recipe):
+        path = write_recipe({**dense_content, "conversations": written(turns)})
+        steps = plan_recipe(path, tmp_path / "out")
+        assert any(step["items"] > 0 for step in steps)
+        assert not (tmp_path / "out").exists()
+
+
+class TestRewrites:
+    def test_some_queries_have_better_ones(self, job_of, written, tiny):
+        better = [
+            {"query_id": query, "text": f"all about {tiny.queries[query]}"} for query in tiny.split("train").ids[:9]
+        ]
+        job = job_of(rewrites=written(better))
+        assert any("rewrites of 9 of 60 queries" in note for note in job.notes)
+        assert job.train.texts == tiny.split("train").texts
+        assert job.asked_test.texts == job.test.texts
+        assert sum(text.startswith("all about") for text in job.material.asked(job.train).texts) == 9
+
+    def test_alignment_is_to_the_better_querys_embedding(self, dense_content, written, tiny, tmp_path, monkeypatch):
+        from retrodistill.training import stages
+
+        better = [{"query_id": query, "text": "heart artery blood"} for query in tiny.split("train").ids]
+        changed = dense_content
+        changed["students"]["student"]["stages"][0] |= {"objectives": "leaf", "training": {"max_steps": 1}}
+        seen = []
+
+        class Listening(stages.StoredTargetsLoss):
+            def __init__(self, *given, **named):
+                seen.append(named["embeddings"])
+                super().__init__(*given, **named)
+
+        monkeypatch.setattr(stages, "StoredTargetsLoss", Listening)
+        run_recipe(parse_recipe({**changed, "rewrites": written(better)}), tmp_path / "out")
+        assert np.ptp(seen[0], axis=0).max() < 1e-6  # all of one text
+
+    @pytest.mark.parametrize(
+        ("lines", "message"),
+        [
+            ([{"query_id": "nobody", "text": "x"}], "1 rewrites are of no query of the collection"),
+            ([{"query_id": "t0", "text": "x"}], "no training query has a rewrite"),
+        ],
+    )
+    def test_those_that_do_not_fit_are_refused(self, job_of, written, lines, message):
+        with pytest.raises(UserError) as error:
+            job_of(rewrites=written(lines))
+        assert message in str(error.value)
+
+    def test_conversations_bring_their_own(self, job_of, written, turns):
+        with pytest.raises(UserError, match=r"conversations bring rewrites of their own"):
+            job_of(conversations=written(turns), rewrites="any.jsonl")

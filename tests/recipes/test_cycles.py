@@ -1,0 +1,196 @@
+"""Stages with teachers of their own, and students that teach each other (Trans-Encoder)."""
+
+import copy
+import shutil
+
+import numpy as np
+import pytest
+
+from retrodistill.core.errors import UserError
+from retrodistill.encoders import load_encoder
+from retrodistill.encoders.contract import STUDENT_MANIFEST
+from retrodistill.rankers.cross_encoder import CrossEncoderTeacher
+from retrodistill.rankers.dense import DenseTeacher
+from retrodistill.rankers.ensemble import Ensemble
+from retrodistill.rankers.labels import SoftLabels
+from retrodistill.recipes import parse_recipe, run_recipe
+from retrodistill.recipes import students as pipeline_students
+from retrodistill.recipes.job import open_job
+from retrodistill.recipes.plan import plan_recipe
+from retrodistill.recipes.students import distil, stand_behind, standing_manifest
+
+LISTS = {"candidates": {"depth": 4, "sources": ["bm25"]}, "texts": {"titles": False, "sentences": 0}}
+QUICK = {"max_steps": 2, "batch_size": 4, "learning_rate": 1e-3, "warmup": 0}
+
+
+def to_cross(teacher):
+    bce = {"name": "bce", "student_temperature": 1.0}
+    return {**LISTS, "objectives": bce, "towers": "both", "teacher": teacher, "labels": "cosine", "training": QUICK}
+
+
+def to_bi(teacher):
+    mse = {"name": "mse", "student_temperature": 1.0, "teacher_temperature": 1.0}
+    return {**LISTS, "objectives": mse, "teacher": teacher, "labels": "sigmoid", "training": QUICK}
+
+
+@pytest.fixture
+def cycle(content, tiny_model, tiny_cross_encoder):
+    """Two cycles without labels: the bi-encoder as it starts, then each other."""
+    changed = copy.deepcopy(content)
+    changed["teacher"] = []
+    changed["students"] = {
+        "cross": {
+            "model": f"cross-encoder:{tiny_cross_encoder}",
+            "control": None,
+            "stages": [to_cross("student:bi@0"), to_cross("student:bi@1")],
+        },
+        "bi": {
+            "model": f"dense:{tiny_model}",
+            "control": None,
+            "stages": [to_bi("student:cross@1"), to_bi("student:cross")],
+        },
+    }
+    return changed
+
+
+def trained_order(monkeypatch):
+    seen, run_stage = [], pipeline_students.run_stage
+
+    def listening(model, stage, material, folder, what):
+        seen.append(what)
+        return run_stage(model, stage, material, folder, what)
+
+    monkeypatch.setattr(pipeline_students, "run_stage", listening)
+    return seen
+
+
+class TestCycle:
+    def test_stages_run_in_the_order_in_which_they_need_each_other_each_once(self, cycle, tmp_path, monkeypatch):
+        seen = trained_order(monkeypatch)
+        results = run_recipe(parse_recipe(cycle), tmp_path / "out")
+        assert seen == [f"{name}, stage {number} of 2" for number in (1, 2) for name in ("cross", "bi")]
+        assert {"cross", "bi"} <= {one.name for one in results.systems}
+        run_recipe(parse_recipe(cycle), tmp_path / "out")
+        assert len(seen) == 4  # nothing is trained again
+
+    def test_a_lost_student_is_made_again_to_the_same_bytes(self, cycle, tmp_path, monkeypatch):
+        recipe = parse_recipe(cycle)
+        run_recipe(recipe, tmp_path / "out")
+        bi = tmp_path / "out" / "students" / "bi"
+        before = load_encoder(f"dense:{bi}").weights_digest
+        shutil.rmtree(bi)
+        seen = trained_order(monkeypatch)
+        run_recipe(recipe, tmp_path / "out")
+        assert load_encoder(f"dense:{bi}").weights_digest == before
+        assert "bi, stage 2 of 2" in seen
+
+    def test_the_bi_encoder_labels_by_mapped_cosines_with_the_spaces_documents(self, cycle, tmp_path):
+        job = open_job(parse_recipe(cycle), tmp_path / "out")
+        stage = job.recipe.students["cross"].stages[0]
+        taught = job.material.taught(stage)
+        assert isinstance(taught.teacher, SoftLabels)
+        texts = taught.texts(stage).texts
+        run = taught.scored(stage, texts).run
+        query, documents, labels = next(iter(run))
+        space = job.space
+        cosines = (
+            space.encode([texts[query]], "query")
+            @ space.encode([job.collection.documents[document] for document in documents], "document").T
+        )
+        assert labels.tolist() == pytest.approx(((1 + cosines[0]) / 2).tolist(), abs=1e-5)
+
+    def test_a_student_is_a_teacher_as_it_stood_behind_that_stage(self, cycle, tmp_path):
+        job = open_job(parse_recipe(cycle), tmp_path / "out")
+        students = job.recipe.students
+        for number, stage in enumerate(students["bi"].stages, start=1):
+            member = job.material.taught(stage).teacher.members[0]
+            assert isinstance(member, CrossEncoderTeacher)
+            standing = stand_behind("cross", students["cross"], job.material, number, tmp_path / "none")
+            pairs = [("what star", "star and planet"), ("what bread", "court and judge")]
+            assert np.allclose(member._logits(pairs), standing.score(pairs))
+
+    def test_mutual_is_the_mean_of_two_students_labels(self, cycle, tiny_cross_encoder, tmp_path):
+        other = copy.deepcopy(cycle["students"]["cross"])
+        cycle["students"]["cross-2"] = {**other, "stages": [to_cross("student:bi@0")]}
+        cycle["students"]["bi"]["stages"] = [to_bi(["student:cross@1", "student:cross-2"])]
+        cycle["students"]["cross"]["stages"] = [to_cross("student:bi@0")]
+        job = open_job(parse_recipe(cycle), tmp_path / "out")
+        stage = job.recipe.students["bi"].stages[0]
+        taught = job.material.taught(stage)
+        texts = taught.texts(stage).texts
+        found = taught.scored(stage, texts).run
+        scores = [member.score(job.collection, texts, found).scores for member in taught.teacher.members]
+        wanted = np.mean([1 / (1 + np.exp(-one)) for one in scores], axis=0)
+        assert found.scores.tolist() == pytest.approx(wanted.tolist(), abs=1e-6)
+
+    def test_what_taught_a_stage_is_part_of_the_students_fingerprint(self, cycle, tmp_path):
+        prints = []
+        for rate in (1e-3, 2e-3):
+            cycle["students"]["cross"]["stages"][1]["training"] = {**QUICK, "learning_rate": rate}
+            job = open_job(parse_recipe(cycle), tmp_path / "out")
+            prints.append([standing_manifest(job.recipe.students["bi"], job.material, n).fingerprint for n in (1, 2)])
+        assert prints[0][0] == prints[1][0]  # the first stage was taught by the cross-encoder behind its first
+        assert prints[0][1] != prints[1][1]
+
+    def test_a_plan_says_what_it_cannot_count(self, cycle, tmp_path, write_recipe):
+        steps = [one["step"] for one in plan_recipe(write_recipe(cycle), tmp_path / "out")]
+        assert "cross, stage 1: teacher student:bi@0, known when that student stands there" in steps
+
+
+class TestTeachersOfStages:
+    def test_a_stage_may_have_its_own(self, dense_content, tiny_model, tmp_path):
+        stage = dense_content["students"]["student"]["stages"][0]
+        stages = [stage, {**stage, "teacher": "bm25"}, {**stage, "teacher": ["bm25", f"dense:{tiny_model}"]}]
+        stages.append({**stage, "labels": "mean"})
+        dense_content["students"]["student"]["stages"] = stages
+        job = open_job(parse_recipe(dense_content), tmp_path / "out")
+        teachers = [job.material.taught(one).teacher for one in job.recipe.students["student"].stages]
+        assert teachers[0] is job.teacher
+        assert [teachers[1].name, teachers[2].name] == ["bm25", "ensemble"]
+        assert isinstance(teachers[2], Ensemble)
+        assert isinstance(teachers[2].members[1], DenseTeacher)
+        assert teachers[2].members[1].encoder is job.space
+        assert [member.name for member in teachers[3].members] == ["bm25", f"dense:{tiny_model}"]
+        made = distil("student", job.recipe.students["student"], job.material, tmp_path / "out" / "student")
+        assert len(made.curves["losses"]) >= 4
+        manifest = (tmp_path / "out" / "student" / STUDENT_MANIFEST).read_text()
+        assert "teacher of stage 2" in manifest
+        assert "teacher of stage 1" not in manifest
+
+    def test_one_that_scores_pairs_is_refused_for_a_whole_corpus_before_any_work(
+        self, dense_content, tiny_cross_encoder, tmp_path
+    ):
+        dense_content["students"]["student"]["stages"][0] |= {
+            "teacher": f"cross-encoder:{tiny_cross_encoder}",
+            "candidates": {"depth": "all"},
+        }
+        with pytest.raises(UserError, match=r"scores pairs and cannot score a whole corpus"):
+            open_job(parse_recipe(dense_content), tmp_path / "out")
+
+    @pytest.mark.parametrize(
+        ("where", "teacher", "message"),
+        [
+            (("bi", 0), "student:bj", "unknown student 'bj'. Did you mean 'bi'"),
+            (("bi", 0), "student:cross@3", "cross has 2 stages"),
+            (("cross", 0), "student:bi", "students wait for each other: "),
+            (("bi", 1), "student:bi", "students wait for each other: bi@2 -> bi@2"),
+        ],
+    )
+    def test_students_that_cannot_teach(self, cycle, where, teacher, message):
+        name, number = where
+        cycle["students"][name]["stages"][number]["teacher"] = teacher
+        with pytest.raises(UserError) as error:
+            parse_recipe(cycle)
+        assert message in str(error.value)
+        assert "\n" not in str(error.value)
+
+    def test_a_student_is_no_teacher_of_the_whole_recipe(self, cycle):
+        with pytest.raises(UserError, match=r"a student teaches in a stage, by its teacher key"):
+            parse_recipe({**cycle, "teacher": "student:bi"})
+
+    def test_an_ensemble_that_is_the_stages_teacher_cannot_say_what_is_right(self, dense_content):
+        dense_content["students"]["student"]["stages"][0]["selection"] = {"positives": "ensemble"}
+        with pytest.raises(UserError, match=r"right by definition where the stage's own teacher says what is"):
+            parse_recipe(dense_content)
+        dense_content["students"]["student"]["stages"][0]["teacher"] = "bm25"
+        parse_recipe(dense_content)

@@ -1,0 +1,62 @@
+"""Jobs that compress: what is learned is kept, and taken up again."""
+
+from __future__ import annotations
+
+import pytest
+
+from retrodistill.core.manifest import Manifest
+from retrodistill.indexes import load_index
+from retrodistill.recipes import parse_recipe, run_recipe
+
+
+@pytest.fixture
+def recipe(tiny_folder, tiny_model):
+    def make(**index):
+        content = {
+            "name": "compressed",
+            "collection": str(tiny_folder),
+            "space": f"dense:{tiny_model}",
+            "index": {"factory": "OPQ4,PQ4x4", "learn": {"steps": 20}, **index},
+            "evaluation": {"latency_queries": 0, "examples": 1},
+        }
+        return parse_recipe(content)
+
+    return make
+
+
+ENCODER = {
+    "objectives": {"name": "kl", "sharpness": 2.0},
+    "candidates": {"depth": "all"},
+    "training": {"max_steps": 2, "learning_rate": 1e-3},
+}
+
+
+class TestTheQueryEncoder:
+    def test_it_is_trained_against_the_codes_and_kept_where_it_is_better(self, recipe, tmp_path):
+        results = run_recipe(recipe(encoder=ENCODER), tmp_path / "out")
+        assert [one.name for one in results.systems][-3:] == ["opq", "distilled", "distilled-queries"]
+        index = load_index(tmp_path / "out" / "indexes" / "distilled-queries")
+        kept = results.system("distilled-queries").queries_by == "dense:distilled-queries"
+        assert index.queries.name.endswith("students/distilled-queries") == kept
+        assert len(index.search("star planet", 3)) == 3
+
+    def test_it_needs_a_learned_index_and_lists(self, recipe, tiny_folder):
+        with pytest.raises(Exception, match="encoder trains queries for a learned index; set learn"):
+            recipe(encoder=ENCODER, learn=None)
+        with pytest.raises(Exception, match="encoder is a stage with towers: query and a list objective"):
+            recipe(encoder={**ENCODER, "objectives": "leaf"})
+
+
+class TestResuming:
+    def test_a_second_run_learns_nothing_again(self, recipe, tmp_path):
+        first = run_recipe(recipe(), tmp_path / "out")
+        again = run_recipe(recipe(), tmp_path / "out")
+        assert [one.ndcg10 for one in again.systems] == [one.ndcg10 for one in first.systems]
+        assert again.seconds["learn distilled"] == first.seconds["learn distilled"]
+
+    def test_both_indexes_know_how_long_building_took(self, recipe, tmp_path):
+        run_recipe(recipe(), tmp_path / "out")
+        start, learned = (
+            Manifest.read(tmp_path / "out" / "indexes" / name).about["build_seconds"] for name in ("opq", "distilled")
+        )
+        assert 0 < start < learned

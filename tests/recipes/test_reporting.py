@@ -1,0 +1,128 @@
+"""What a job says of itself beyond its figures: agreement, corrected tests, queries won and lost, no judgements."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from retrodistill.evaluation import holm, overlap
+from retrodistill.recipes import parse_recipe, run_recipe
+from retrodistill.report import Results
+from retrodistill.runs import Run, read_run, write_run
+
+
+@pytest.fixture
+def quick(content):
+    """The static student of an ensemble, a few steps of alignment."""
+    content["students"]["student"]["stages"] = [{"objectives": "leaf", "training": {"max_steps": 5}}]
+    return content
+
+
+class TestOfAJudgedCollection:
+    @pytest.fixture
+    def done(self, quick, tmp_path):
+        run_recipe(parse_recipe(quick), tmp_path / "out")
+        return Results.from_json(json.loads((tmp_path / "out" / "results.json").read_text())), tmp_path / "out"
+
+    def test_everything_that_the_page_tells(self, done):
+        results, out = done
+        self.agrees(results, out)
+        self.is_corrected(results)
+        self.won_and_lost_follow_the_values(results, out)
+        page = (out / "report.html").read_text()
+        for section in ("systems", "differences", "front", "training", "agreement", "queries", "provenance"):
+            assert f'<section id="{section}"' in page
+
+    def test_measures_deeper_than_what_is_retrieved_are_not_claimed(self, quick, tmp_path):
+        quick["evaluation"]["depth"] = 50
+        results = run_recipe(parse_recipe(quick), tmp_path / "out")
+        assert results.system("bm25").recall100 is None
+        assert results.system("bm25").mrr10 > 0
+        assert pq.read_table(tmp_path / "out" / "per-query.parquet").column_names[2:] == [
+            *("ndcg@10", "mrr@10", "recall@10", "hole@10")
+        ]
+
+    def agrees(self, results, out):
+        """Every system but the teacher itself, by the recorded runs."""
+        assert [one.name for one in results.systems if one.agreement is None] == ["ensemble"]
+        runs = [read_run(out / "runs" / f"{name}.run") for name in ("student", "ensemble")]
+        told = results.system("student").agreement
+        assert told.overlap10 == pytest.approx(np.mean(list(overlap(*runs, 10).values())))
+        assert told.teacher == "ensemble"
+        assert told.ceiling is not None
+        assert len(told.calibration) > 1
+
+    def is_corrected(self, results):
+        compared = results.comparisons
+        assert [one["p_holm"] for one in compared] == holm([one["p"] for one in compared])
+        assert all(one["wins"] + one["ties"] + one["losses"] == 12 for one in compared)
+
+    def won_and_lost_follow_the_values(self, results, out):
+        assert results.sides == ["ensemble", "student"]
+        values = {
+            (row["system"], row["query_id"]): row["ndcg@10"]
+            for row in pq.read_table(out / "per-query.parquet").to_pylist()
+        }
+        gains = [
+            values["student", query] - values["ensemble", query] for query in sorted({query for _, query in values})
+        ]
+        assert len(results.won) == sum(gain > 1e-9 for gain in gains)
+        assert len(results.lost) == sum(gain < -1e-9 for gain in gains)
+        for one in [*results.won, *results.lost]:
+            assert one.student_value == values["student", one.query_id]
+            assert one.teacher_value == values["ensemble", one.query_id]
+        lost = [one.student_value - one.teacher_value for one in results.lost]
+        assert lost == sorted(lost)
+
+
+class TestWithoutJudgements:
+    def test_agreement_and_cost_are_measured_and_the_page_says_why_quality_is_not(self, quick, tiny_folder, tmp_path):
+        folder = shutil.copytree(tiny_folder, tmp_path / "bare")
+        shutil.rmtree(folder / "qrels")
+        quick["collection"] = str(folder)
+        results = run_recipe(parse_recipe(quick), tmp_path / "out")
+        assert (results.split, results.queries) == ("unjudged", 12)
+        assert results.provenance["training queries"] == "48"  # none of them is measured
+        for system in results.systems:
+            assert system.ndcg10 is system.retention is None
+            assert system.query_ms["p50"] > 0
+            assert (system.agreement is None) == (system.name == "ensemble")
+        assert results.comparisons == results.won == results.lost == []
+        assert len(results.examples) == 2
+        assert any("bare has no relevance judgements" in note for note in results.notes)
+        page = (tmp_path / "out" / "report.html").read_text()
+        assert "there are no relevance judgements to measure quality with" in page
+        assert not (tmp_path / "out" / "per-query.parquet").exists()
+        assert Results.from_json(json.loads((tmp_path / "out" / "results.json").read_text())) == results
+
+
+class TestTeachersThatCannotSearch:
+    def test_agreement_with_a_recorded_one_is_on_the_queries_that_it_has(self, quick, tiny, tmp_path):
+        asked = [*tiny.split("train").ids[:30], "t0", "t1"]
+        rows = {query: {f"d{place}": float(60 - place) for place in range(8)} for query in asked}
+        write_run(Run.from_dict(rows), tmp_path / "teacher.run")
+        quick["teacher"] = f"run:{tmp_path / 'teacher.run'}"
+        results = run_recipe(parse_recipe(quick), tmp_path / "out")
+        wanted = Run.from_dict({query: rows[query] for query in ("t0", "t1")})
+        found = read_run(tmp_path / "out" / "runs" / "student.run")
+        assert results.system("student").agreement.overlap10 == np.mean(list(overlap(found, wanted, 10).values()))
+        assert any(
+            "and for 2 of 12 test queries, on which agreement with it is measured" in note for note in results.notes
+        )
+
+    def test_one_whose_scores_are_dear_is_not_asked_again(self, quick, tiny_cross_encoder, tmp_path, monkeypatch):
+        quick["teacher"] = ["bm25", f"cross-encoder:{tiny_cross_encoder}"]
+        asked = []
+        from retrodistill.rankers.ensemble import Ensemble
+
+        whole = Ensemble.score
+        monkeypatch.setattr(Ensemble, "score", lambda *given: asked.append(given) or whole(*given))
+        results = run_recipe(parse_recipe(quick), tmp_path / "out")
+        assert len(asked) == 1  # to find the ensemble's own ranking
+        told = results.system("student").agreement
+        assert told.ceiling is None
+        assert 0 <= told.overlap10 <= 1
