@@ -19,7 +19,7 @@ import Stemmer
 from scipy.sparse import csc_array, csr_array
 
 from retrodistill.data import Collection, load_collection
-from retrodistill.encoders.contract import Space
+from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.sparse import load_sparse_encoder
 from retrodistill.encoders.sparse_store import embed_sparse
 from retrodistill.evaluation import evaluate_run, means, overlap, query_latency
@@ -59,7 +59,7 @@ def main() -> None:
 def table(collection: Collection, split: str, documents: csr_array, queries: csr_array, model: str) -> str:
     """A row per kind of index."""
     texts, qrels = collection.split(split), collection.relevance(split).to_dict()
-    space = Space("of-this-table", documents.shape[1], "dot", model)
+    space = EmbeddingSpace("of-this-table", documents.shape[1], "dot", model)
     rows = {text: queries[[place]] for place, text in enumerate(texts.texts)}
     asked = list(rows)
     lines = [

@@ -1,4 +1,4 @@
-"""Sixteen bytes a document: a product quantiser learned from exact scores, beside OPQ at the same bytes.
+"""Sixteen bytes a document: a product quantizer learned from exact scores, beside OPQ at the same bytes.
 
 Minutes on two cores; all examples share the embeddings of the corpus, which the first of them makes.
 """
@@ -7,7 +7,7 @@ import sys
 
 import retrodistill as rd
 from retrodistill.indexes.learned import learn_index, texts_to_learn_from
-from retrodistill.quantizers import QuantiserSettings
+from retrodistill.quantizers import QuantizerSettings
 
 
 def main(
@@ -15,7 +15,7 @@ def main(
 ) -> dict[str, dict[str, float]]:
     """Learn from queries, titles and sentences of the collection; no label is used."""
     collection = rd.load_collection(source)
-    settings = QuantiserSettings(steps=1000)
+    settings = QuantizerSettings(steps=1000)
     found = learn_index(
         collection, rd.load_encoder(model), texts_to_learn_from(collection), target=factory, settings=settings
     )

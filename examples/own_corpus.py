@@ -15,7 +15,7 @@ QUERY_LOG = {"1": "how do I send something back", "2": "do you deliver to other 
 
 
 def main(folder: str = "out/own-corpus", space: str = "dense:all-MiniLM-L6-v2") -> rd.Run:
-    """Write the folder, distil from the log and the documents' own sentences, search with words nobody logged."""
+    """Write the folder, distill from the log and the documents' own sentences, search with words nobody logged."""
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     documents = [{"_id": name, "title": title, "text": text} for name, (title, text) in DOCUMENTS.items()]
@@ -23,7 +23,9 @@ def main(folder: str = "out/own-corpus", space: str = "dense:all-MiniLM-L6-v2") 
     for file, rows in (("corpus.jsonl", documents), ("queries.jsonl", queries)):
         (place / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
     collection = rd.load_collection(place)
-    student = rd.distill(collection, space, student="static", objective="leaf", space=space, out=place / "student")
+    student = rd.distill(
+        collection, space, student="static", objective="leaf", document_encoder=space, out=place / "student"
+    )
     index = rd.build_index(collection, documents=space, queries=student)
     found = index.search("is my toaster covered", k=2)
     print(found.to_dict())

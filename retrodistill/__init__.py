@@ -1,4 +1,4 @@
-"""retrodistill: distil strong, slow rankers into small, fast retrievers and compact indexes.
+"""retrodistill: distill strong, slow rankers into small, fast retrievers and compact indexes.
 
 Names are imported on first use, so that ``import retrodistill`` is instant.
 """

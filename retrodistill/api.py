@@ -1,4 +1,4 @@
-"""Distil and evaluate from Python, in one call each."""
+"""Distill and evaluate from Python, in one call each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from retrodistill.core.distributed import is_main
 from retrodistill.core.files import check_replaceable, exclusive
-from retrodistill.core.progress import say
+from retrodistill.core.progress import log
 from retrodistill.data import Collection, load_collection
 from retrodistill.encoders import Encoder, load_encoder
 from retrodistill.encoders.contract import STUDENT_MANIFEST
@@ -19,11 +19,11 @@ from retrodistill.rankers import load_teacher
 from retrodistill.recipes import StudentSettings, validated
 from retrodistill.recipes.cards import Source, write_student_card
 from retrodistill.recipes.one_student import one_student
-from retrodistill.recipes.students import distil
+from retrodistill.recipes.students import train_student
 from retrodistill.students.kinds import AnyStudent
 from retrodistill.training.settings import StageSettings, TrainingSettings
 from retrodistill.training.texts import training_queries
-from retrodistill.training.training_data import Material, check_recorded
+from retrodistill.training.training_data import TrainingData, check_recorded
 
 __all__ = ["Evaluation", "distill", "evaluate"]
 
@@ -34,15 +34,15 @@ def distill(  # noqa: PLR0913 - one call for what a recipe says
     *,
     student: str | Mapping[str, Any] = "static",
     objective: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] = "kl",
-    space: str | Encoder = "dense:all-MiniLM-L6-v2",
+    document_encoder: str | Encoder = "dense:all-MiniLM-L6-v2",
     queries: str = "auto",
-    towers: str | None = None,
+    train: str | None = None,
     training: TrainingSettings | Mapping[str, Any] | None = None,
     stages: Sequence[StageSettings] | None = None,
     out: str | os.PathLike[str] = "out/student",
     seed: int = 0,
 ) -> AnyStudent:
-    """Distil a student; killed at any moment, the same call goes on where it stopped.
+    """Distill a student; killed at any moment, the same call goes on where it stopped.
 
     Args:
         collection: A collection or what `load_collection` takes.
@@ -55,12 +55,13 @@ def distill(  # noqa: PLR0913 - one call for what a recipe says
             inference-free queries and lexical terms; the last three re-rank what others find.
         objective: ``kl``, ``margin-mse``, ``margin-mse-all`` (on lists), ``leaf`` (aligns to the space; of static and
             dense students), or several, summed; a name, whose student temperature then fits the kind, or a mapping.
-        space: The dense model whose document vectors the student's queries search.
+        document_encoder: The dense model whose document vectors the student's queries search.
         queries: Split that trains; ``auto`` takes train, else queries that stand in no split. Test queries are left out
             whatever the split, and a recorded run teaches by its rows for these queries alone.
-        towers: ``query``: documents stay as they are; ``both``: the student encodes its own documents; ``head``: what
-            stands behind a transformer learns from its stored states. By default query for static and dense students,
-            head for multi-vector, prett and tk students and sparse ones from a bi-encoder, both for the rest.
+        train: ``query_encoder``: documents stay as they are; ``both_encoders``: the student encodes its own documents;
+            ``head``: what stands behind a transformer learns from its stored states. By default ``query_encoder`` for
+            static and dense students, ``head`` for multi-vector, prett and tk students and sparse ones from a
+            bi-encoder, ``both_encoders`` for the rest.
         training: How long and how fast; defaults that suit the kind of student, for keys that a mapping lacks too.
         stages: A curriculum in place of the one stage that the arguments above describe.
         out: Folder of the student, an ordinary sentence-transformers folder.
@@ -74,21 +75,23 @@ def distill(  # noqa: PLR0913 - one call for what a recipe says
     """
     objectives = [objective] if isinstance(objective, (str, Mapping)) else list(objective)
     curriculum = [one.model_dump() for one in stages] if stages else None
-    wanted = one_student(student, objectives=objectives, towers=towers, training=training, stages=curriculum)
+    wanted = one_student(student, objectives=objectives, train=train, training=training, stages=curriculum)
     settings = validated(StudentSettings, wanted, "distill")
     folder = check_replaceable(out, STUDENT_MANIFEST)
     corpus, teacher = load_collection(collection), load_teacher(target)
     test = corpus.split("test") if "test" in corpus.split_sizes else None
     asked, warning = training_queries(corpus, queries, test)
     if warning:
-        say(warning)
+        log(warning)
     check_recorded(teacher, corpus, asked, settings.stages)
     work = folder.with_name(f".{folder.name}.work")  # its own, since another student may be in training beside it
-    material = Material(corpus, asked, teacher, bound(load_encoder(space), corpus), work, seed, barred=test)
+    data = TrainingData(
+        corpus, asked, teacher, bound(load_encoder(document_encoder), corpus), work, seed, excluded_queries=test
+    )
     with exclusive(work / ".lock"):
-        made = distil(folder.name, settings, material, folder)
+        made = train_student(folder.name, settings, data, folder)
         if is_main():
             source = None if isinstance(collection, Collection) else Source(collection)
-            write_student_card(folder, folder.name, material, encoder=made.encoder, source=source)
+            write_student_card(folder, folder.name, data, encoder=made.encoder, source=source)
             shutil.rmtree(work, ignore_errors=True)
     return made.encoder

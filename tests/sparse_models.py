@@ -17,7 +17,7 @@ VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "today", *WORDS
 
 
 def masked_model(folder, vocabulary=VOCABULARY, length=64):
-    """Folder of a masked language model whose head favours the tokens that it reads, so that it can search."""
+    """Folder of a masked language model whose head favors the tokens that it reads, so that it can search."""
     torch.manual_seed(0)
     folder.mkdir(parents=True)
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")

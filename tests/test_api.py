@@ -30,7 +30,9 @@ class TestTheWayThrough:
         pool = rd.mine(tiny, "train", ["bm25", space], depth=10)
         scores = rd.score(tiny, pool, ["bm25", space], store=tmp_path / "scores")
         target = rd.fuse(scores)
-        student = rd.distill(tiny, target, space=space, objective="kl", training=QUICK, out=tmp_path / "student")
+        student = rd.distill(
+            tiny, target, document_encoder=space, objective="kl", training=QUICK, out=tmp_path / "student"
+        )
         index = rd.build_index(tiny, documents=space, queries=student, factory="SQ8")
         index.save(tmp_path / "index")
         found = rd.load_index(tmp_path / "index").search("star planet", 3)
@@ -50,7 +52,7 @@ class TestTheWayThrough:
 class TestDistill:
     def test_training_brings_the_student_towards_the_target(self, tiny, space, target, tmp_path):
         settings = TrainingSettings(epochs=20, batch_size=16, learning_rate=0.05)
-        student = rd.distill(tiny, target, space=space, training=settings, out=tmp_path / "student")
+        student = rd.distill(tiny, target, document_encoder=space, training=settings, out=tmp_path / "student")
         queries, documents = (
             tiny.queries.select(target.query_ids),
             load_encoder(space).encode(tiny.documents.texts, "document"),
@@ -69,14 +71,14 @@ class TestDistill:
         assert agreement(student) > agreement(load_encoder(space)) + 0.1
 
     def test_the_student_searches_the_space_and_knows_its_place(self, tiny, space, target, tmp_path):
-        student = rd.distill(tiny, target, space=space, training=QUICK, out=tmp_path / "student")
+        student = rd.distill(tiny, target, document_encoder=space, training=QUICK, out=tmp_path / "student")
         assert student.name == f"static:{tmp_path / 'student'}"
         assert student.query_space == load_encoder(space).document_space
 
     def test_the_same_call_again_only_loads(self, tiny, space, target, tmp_path, monkeypatch):
-        first = rd.distill(tiny, target, space=space, training=QUICK, out=tmp_path / "student")
+        first = rd.distill(tiny, target, document_encoder=space, training=QUICK, out=tmp_path / "student")
         monkeypatch.setattr("retrodistill.training.stages.train", lambda *_, **__: pytest.fail("trained again"))
-        again = rd.distill(tiny, target, space=space, training=QUICK, out=tmp_path / "student")
+        again = rd.distill(tiny, target, document_encoder=space, training=QUICK, out=tmp_path / "student")
         assert again.weights_digest == first.weights_digest
 
     def test_a_curriculum_of_stages(self, tiny, space, tmp_path):
@@ -84,23 +86,31 @@ class TestDistill:
             StageSettings(objectives="leaf", training=QUICK),
             StageSettings(objectives=["kl", "margin-mse"], training=QUICK),
         ]
-        student = rd.distill(tiny, space, space=space, stages=stages, out=tmp_path / "student")
+        student = rd.distill(tiny, space, document_encoder=space, stages=stages, out=tmp_path / "student")
         assert [stage["objectives"][0]["name"] for stage in student.student.settings["stages"]] == ["leaf", "kl"]
 
     def test_nothing_is_left_beside_the_student(self, tiny, space, target, tmp_path):
-        rd.distill(tiny, target, space=space, training=QUICK, out=tmp_path / "made" / "student")
+        rd.distill(tiny, target, document_encoder=space, training=QUICK, out=tmp_path / "made" / "student")
         assert [path.name for path in (tmp_path / "made").iterdir()] == ["student"]
 
     def test_a_dense_student_with_both_towers(self, tiny, space, tiny_model, target, tmp_path):
         student = rd.distill(
-            tiny, target, student=f"dense:{tiny_model}", space=space, towers="both", training=QUICK, out=tmp_path / "s"
+            tiny,
+            target,
+            student=f"dense:{tiny_model}",
+            document_encoder=space,
+            train="both_encoders",
+            training=QUICK,
+            out=tmp_path / "s",
         )
         assert student.query_space == student.document_space != load_encoder(space).document_space
 
     def test_stages_decide_who_encodes_the_documents(self, tiny, space, tiny_model, tmp_path):
-        stages = [StageSettings(objectives="kl", towers="both", candidates={"depth": 5}, training={"max_steps": 1})]
+        stages = [
+            StageSettings(objectives="kl", train="both_encoders", candidates={"depth": 5}, training={"max_steps": 1})
+        ]
         student = rd.distill(
-            tiny, space, student=f"dense:{tiny_model}", space=space, stages=stages, out=tmp_path / "student"
+            tiny, space, student=f"dense:{tiny_model}", document_encoder=space, stages=stages, out=tmp_path / "student"
         )
         assert student.query_space == student.document_space
 
@@ -110,24 +120,26 @@ class TestKindsOfStudents:
     def made(self, tiny, target, space, tmp_path):
         def made(student, **options):
             options = {"training": {"max_steps": 1}, **options}
-            return rd.distill(tiny, target, student=student, space=space, out=tmp_path / "student", **options)
+            return rd.distill(
+                tiny, target, student=student, document_encoder=space, out=tmp_path / "student", **options
+            )
 
         return made
 
     @pytest.mark.parametrize(
-        ("kind", "towers", "chosen"),
+        ("kind", "train", "chosen"),
         [
             ("multi-vector", "head", {"dimension": 16}),
             ("sparse", "head", {"queries": "inference-free", "lexical_terms": True}),
-            ("cross-encoder", "both", {}),
+            ("cross-encoder", "both_encoders", {}),
             ("prett", "head", {}),
             ("tk", "head", {}),
         ],
     )
-    def test_what_is_left_out_fits_the_kind(self, made, tiny_model, kind, towers, chosen):
+    def test_what_is_left_out_fits_the_kind(self, made, tiny_model, kind, train, chosen):
         settings = made(f"{kind}:{tiny_model}").student.settings
         assert settings["documents"] == "student"
-        assert settings["stages"][0]["towers"] == towers
+        assert settings["stages"][0]["train"] == train
         assert {key: settings[key] for key in chosen} == chosen
         assert settings["stages"][0]["training"]["batch_size"] in (16, 32)
 
@@ -135,20 +147,20 @@ class TestKindsOfStudents:
         student = made(
             {"model": f"multi-vector:{tiny_model}", "dimension": 8},
             objective={"name": "kl", "student_temperature": 0.5},
-            towers="both",
+            train="both_encoders",
         )
         assert student.student.settings["dimension"] == student.dimension == 8
         assert student.student.settings["stages"][0]["objectives"][0]["student_temperature"] == 0.5
 
     def test_a_sparse_student_may_have_a_model_for_queries(self, made, tiny_model):
         settings = made({"model": f"sparse:{tiny_model}", "queries": "model"}).student.settings
-        assert (settings["stages"][0]["towers"], settings["lexical_terms"]) == ("both", False)
+        assert (settings["stages"][0]["train"], settings["lexical_terms"]) == ("both_encoders", False)
 
     def test_a_sparse_encoder_goes_on_as_it_is(self, made, tiny_model, tmp_path):
         made({"model": f"sparse:{tiny_model}"})
         folder = (tmp_path / "student").rename(tmp_path / "first")
         settings = made(f"sparse:{folder}").student.settings
-        assert (settings["queries"], settings["stages"][0]["towers"]) == ("inference-free", "both")
+        assert (settings["queries"], settings["stages"][0]["train"]) == ("inference-free", "both_encoders")
 
 
 class TestDistillsMistakes:
@@ -162,35 +174,40 @@ class TestDistillsMistakes:
             ({"student": {"model": "static", "width": 3}}, "distill: unknown key 'width'"),
             ({"student": "sparse:none/such"}, "model 'none/such' is no folder here"),
             ({"objective": "kll"}, "distill: stages.0.objectives.0.name: unknown objective 'kll'. Did you mean 'kl'?"),
-            ({"towers": "sideways"}, "distill: stages.0.towers: Input should be 'query', 'both'"),
-            ({"space": "bm25"}, "model bm25 is no encoder"),
+            ({"train": "sideways"}, "distill: stages.0.train: Input should be 'query_encoder', 'both_encoders'"),
+            ({"document_encoder": "bm25"}, "model bm25 is no encoder"),
             ({"queries": "holdout"}, "collection tiny0 has no split 'holdout'"),
             ({"objective": []}, "distill: stages.0.objectives: List should have at least 1 item"),
         ],
     )
     def test_each_is_one_line_before_any_work(self, tiny, target, space, tmp_path, options, message):
         with pytest.raises(UserError) as error:
-            rd.distill(tiny, target, **{"space": space, "out": tmp_path / "student", **options})
+            rd.distill(tiny, target, **{"document_encoder": space, "out": tmp_path / "student", **options})
         assert str(error.value).startswith(message)
         assert "\n" not in str(error.value)
         assert not (tmp_path / "student").exists()
 
     def test_a_target_with_one_candidate_per_query(self, tiny, space, target, tmp_path):
         with pytest.raises(UserError, match=r"every query has one candidate, and a list objective needs at least two"):
-            rd.distill(tiny, target.top(1), space=space, out=tmp_path / "student")
+            rd.distill(tiny, target.top(1), document_encoder=space, out=tmp_path / "student")
 
     def test_a_target_whose_scores_are_all_equal(self, tiny, space, target, tmp_path):
         with pytest.raises(UserError, match=r"equal"):
-            rd.distill(tiny, target.with_scores(np.ones(len(target))), space=space, out=tmp_path / "student")
+            rd.distill(tiny, target.with_scores(np.ones(len(target))), document_encoder=space, out=tmp_path / "student")
 
     def test_a_target_of_unknown_queries(self, tiny, space, tmp_path):
         with pytest.raises(UserError, match=r"1 query ids are not in the collection \('who'\)"):
-            rd.distill(tiny, rd.Run.from_dict({"who": {"d0": 1.0, "d1": 2.0}}), space=space, out=tmp_path / "student")
+            rd.distill(
+                tiny,
+                rd.Run.from_dict({"who": {"d0": 1.0, "d1": 2.0}}),
+                document_encoder=space,
+                out=tmp_path / "student",
+            )
 
     def test_the_folder_of_something_else(self, tiny, space, target, tmp_path):
         (tmp_path / "notes.txt").write_text("x")
         with pytest.raises(UserError, match=r"holds other files .* would be lost"):
-            rd.distill(tiny, target, space=space, out=tmp_path)
+            rd.distill(tiny, target, document_encoder=space, out=tmp_path)
 
 
 class TestEvaluate:
@@ -220,7 +237,7 @@ class TestEvaluate:
             ({"x": "cross-encoder:y"}, "test", "model cross-encoder:y scores pairs and cannot search a corpus"),
             ({"x": 5}, "test", "an encoder cannot be made from int"),
             ("bm25", "holdout", "collection tiny0 has no split 'holdout'"),
-            ("bm25", "all", "collection tiny0 has no judgements for split 'all'"),
+            ("bm25", "all", "collection tiny0 has no judgments for split 'all'"),
         ],
     )
     def test_mistakes(self, tiny, systems, split, message):
@@ -237,18 +254,22 @@ class TestWhatIsTrainedOn:
     def test_a_recorded_run_of_test_queries_alone_is_refused(self, tiny, tiny_model, tmp_path):
         run = rd.mine(tiny, "test", ["bm25"], 10)
         with pytest.raises(UserError, match="none of the"):
-            rd.distill(tiny, run, student="static", space=f"dense:{tiny_model}", out=tmp_path / "student")
+            rd.distill(tiny, run, student="static", document_encoder=f"dense:{tiny_model}", out=tmp_path / "student")
 
     def test_a_recorded_run_of_all_queries_teaches_by_the_training_ones(self, tiny, tiny_model, tmp_path):
         space = f"dense:{tiny_model}"
         for name, split in (("whole", "all"), ("train", "train")):
             run = rd.mine(tiny, split, ["bm25"], 10)
-            rd.distill(tiny, run, student="static", space=space, out=tmp_path / name, training={"epochs": 1})
+            rd.distill(tiny, run, student="static", document_encoder=space, out=tmp_path / name, training={"epochs": 1})
         made = [rd.load_encoder(f"static:{tmp_path / name}").weights_digest for name in ("whole", "train")]
         assert made[0] == made[1]
 
     def test_a_second_call_into_the_same_folder_waits_its_turn(self, tiny, tiny_model, tmp_path):
         with exclusive(tmp_path / ".student.work" / ".lock"), pytest.raises(UserError, match="another run is working"):
             rd.distill(
-                tiny, f"dense:{tiny_model}", objective="leaf", space=f"dense:{tiny_model}", out=tmp_path / "student"
+                tiny,
+                f"dense:{tiny_model}",
+                objective="leaf",
+                document_encoder=f"dense:{tiny_model}",
+                out=tmp_path / "student",
             )

@@ -29,15 +29,15 @@ def model(tiny_model):
 class TestExamples:
     def test_none_is_without_a_test(self):
         assert {path.stem for path in EXAMPLES.glob("*.py")} == {
-            "distil_static",
-            "distil_from_ensemble",
+            "distill_static",
+            "distill_from_ensemble",
             "recorded_teacher",
             "own_corpus",
             "learned_index",
-            "distil_dense",
-            "distil_multi_vector",
-            "distil_sparse",
-            "distil_reranker",
+            "distill_dense",
+            "distill_multi_vector",
+            "distill_sparse",
+            "distill_reranker",
         }
 
     @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
@@ -50,23 +50,23 @@ class TestExamples:
         assert {name.partition(".")[0] for name in imported} <= {"retrodistill", *sys.stdlib_module_names}
 
     def test_distil_static(self, tiny_folder, model, tmp_path):
-        index = load("distil_static").main(str(tiny_folder), model, str(tmp_path))
+        index = load("distill_static").main(str(tiny_folder), model, str(tmp_path))
         assert len(rd.load_index(tmp_path / "index")) == len(index) == 60
 
     def test_distil_dense(self, tiny_folder, model, tmp_path):
-        found = load("distil_dense").main(str(tiny_folder), model, str(tmp_path / "out"), "1")
+        found = load("distill_dense").main(str(tiny_folder), model, str(tmp_path / "out"), "1")
         assert list(found)[-4:] == ["control", "control@exit-1", "student", "student@exit-1"]
 
     def test_distil_multi_vector(self, tiny_folder, tiny_model, tmp_path):
-        found = load("distil_multi_vector").main(str(tiny_folder), tiny_model, str(tmp_path / "out"), "16")
+        found = load("distill_multi_vector").main(str(tiny_folder), tiny_model, str(tmp_path / "out"), "16")
         assert found["unclustered"]["bytes"] >= found["student"]["bytes"] > 0
 
     def test_distil_sparse(self, tiny_folder, tiny_model, tmp_path):
-        found = load("distil_sparse").main(str(tiny_folder), tiny_model, str(tmp_path / "out"))
+        found = load("distill_sparse").main(str(tiny_folder), tiny_model, str(tmp_path / "out"))
         assert list(found)[-2:] == ["control", "student"]
 
     def test_distil_from_ensemble(self, tiny_folder, model, tmp_path):
-        target = load("distil_from_ensemble").main(str(tiny_folder), model, str(tmp_path))
+        target = load("distill_from_ensemble").main(str(tiny_folder), model, str(tmp_path))
         assert rd.read_run(tmp_path / "target.run").fingerprint == target.fingerprint
 
     def test_recorded_teacher(self, tiny, tiny_folder, model, tmp_path):
@@ -85,6 +85,6 @@ class TestExamples:
 
     @pytest.mark.parametrize("kind", ["tk", "prett", "cross-encoder"])
     def test_distil_reranker(self, kind, tiny_folder, model, tmp_path):
-        means = load("distil_reranker").main(str(tiny_folder), model, model.replace("dense", kind), str(tmp_path))
+        means = load("distill_reranker").main(str(tiny_folder), model, model.replace("dense", kind), str(tmp_path))
         assert set(means) == {"bm25", "teacher", "student"}
         assert min(one["ndcg@10"] for one in means.values()) > 0

@@ -1,7 +1,7 @@
 import pytest
 
 from retrodistill.core import progress
-from retrodistill.core.progress import bar, is_quiet, say, set_quiet
+from retrodistill.core.progress import bar, is_quiet, log, set_quiet
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ class TestQuiet:
     def test_shows_nothing(self, capsys):
         set_quiet(True)
         assert is_quiet()
-        say("hello")
+        log("hello")
         with bar(3, "scoring", "pairs") as shown:
             shown.update(3)
         captured = capsys.readouterr()
@@ -25,7 +25,7 @@ class TestQuiet:
 @pytest.mark.usefixtures("loud")
 class TestLoud:
     def test_a_line_goes_to_standard_error(self, capsys):
-        say("hello")
+        log("hello")
         captured = capsys.readouterr()
         assert (captured.out, captured.err) == ("", "hello\n")
 

@@ -1,4 +1,5 @@
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,7 @@ class TestUnknownKeys:
             (["split", "trian"], "train", "split"),
             (["index", "factry"], "factory", "index"),
             (["evaluation", "dept"], "depth", "evaluation"),
-            (["students", "s", "initialize"], "initialise", "students.s"),
+            (["students", "s", "initalize"], "initialize", "students.s"),
             (["students", "s", "stages", 0, "trainig"], "training", "students.s.stages.0"),
             (["students", "s", "stages", 0, "training", "epoch"], "epochs", "students.s.stages.0.training"),
             (["students", "s", "stages", 0, "texts", "title"], "titles", "students.s.stages.0.texts"),
@@ -87,6 +88,20 @@ class TestUnknownKeys:
             parse_recipe(content, "my.yaml")
         assert str(error.value).startswith(f"my.yaml: unknown key {path[-1]!r}. Did you mean {nearest!r}? Known: ")
         assert f"It stands in {where}" in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("path", "name"),
+        [
+            (["space"], "document_encoder"),
+            (["students", "s", "lexical"], "lexical_dim"),
+            (["students", "s", "stages", 0, "towers"], "train (query_encoder, both_encoders, lexical or head)"),
+        ],
+    )
+    def test_a_renamed_key_names_its_new_name(self, content, path, name):
+        put(content, path, 1)
+        where = ".".join(map(str, path))
+        with pytest.raises(UserError, match=re.escape(f"my.yaml: {where} was renamed to {name}.")):
+            parse_recipe(content, "my.yaml")
 
     def test_in_an_objective(self, content):
         stage_of(content)["objectives"] = [{"name": "kl", "student_temprature": 1}]
@@ -114,7 +129,11 @@ class TestWrongValues:
             (["teacher"], 5, "x.yaml: teacher: Input should be a valid list, came 5"),
             (["teacher"], "bm26", "x.yaml: teacher.0.model: unknown model kind 'bm26'. Did you mean 'bm25'?"),
             (["fusion"], "zscor", "x.yaml: fusion: unknown fusion method 'zscor'. Did you mean 'zscore'?"),
-            (["space"], "bm25", "x.yaml: space: the space is a 'dense:NAME' or 'vectors:PATH', not 'bm25'"),
+            (
+                ["document_encoder"],
+                "bm25",
+                "x.yaml: document_encoder: the document encoder is a 'dense:NAME' or 'vectors:PATH', not 'bm25'",
+            ),
             (["students"], {}, "x.yaml: recipe: give students, or index.learn to compress"),
             (["students"], ["s"], "x.yaml: students: Input should be a valid dictionary"),
             (
@@ -129,9 +148,9 @@ class TestWrongValues:
                 "x.yaml: students.s.dimension: Input should be a valid integer, u",
             ),
             (
-                ["students", "s", "initialise"],
+                ["students", "s", "initialize"],
                 "techer",
-                "x.yaml: students.s.initialise: unknown initialisation 'techer'",
+                "x.yaml: students.s.initialize: unknown initialization 'techer'",
             ),
             (["students", "s", "control"], "no", "x.yaml: students.s.control: Input should be 'untrained' or 'contras"),
             (
@@ -155,8 +174,12 @@ class TestWrongValues:
             ("objectives", "kll", "unknown objective 'kll'. Did you mean 'kl'?"),
             ("objectives", 5, "Input should be a valid list, came 5"),
             ("objectives", [], "List should have at least 1 item"),
-            ("towers", "sideways", "Input should be 'query', 'both'"),
-            ("towers", "both", "a stage with towers: both moves the student's documents; set documents: student"),
+            ("train", "sideways", "Input should be 'query_encoder', 'both_encoders'"),
+            (
+                "train",
+                "both_encoders",
+                "a stage with train: both_encoders moves the student's documents; set documents: student",
+            ),
             (
                 "candidates",
                 {"depth": "alll"},
@@ -182,7 +205,7 @@ class TestWrongValues:
 
     def test_documents_that_training_would_move_away(self, content):
         content["students"]["s"]["documents"] = "student"
-        with pytest.raises(UserError, match=r"learns against stored documents, which documents: student moves away"):
+        with pytest.raises(UserError, match=r"learns against stored documents, and documents: student moves them"):
             parse_recipe(content)
 
     @pytest.mark.parametrize("name", ["bm25", "teacher", "ensemble", "control", "a/b", "..", "", "s-control"])
@@ -226,8 +249,8 @@ class TestOverrides:
         [
             ("index.factory", "wanted key.path=value, e.g. index.factory=SQ8"),
             ("=5", "wanted key.path=value"),
-            ("students.s.stages.1.towers=both", "'1' is no place of a list of 1"),
-            ("students.s.stages.first.towers=both", "'first' is no place of a list of 1"),
+            ("students.s.stages.1.train=both", "'1' is no place of a list of 1"),
+            ("students.s.stages.first.train=both", "'first' is no place of a list of 1"),
             ("students.s.stages.3=x", "'3' is no place of a list of 1"),
             ("name.first=x", "there is nothing below the value before 'first'"),
             ("name.first.second=x", "there is nothing below the value before 'first'"),

@@ -177,11 +177,11 @@ class TestLock:
     def test_a_second_writer_says_that_it_waits(self, store, monkeypatch):
         told, other = [], filelock.FileLock(store.folder / ".lock")
         monkeypatch.setattr(stores, "_WAIT_SECONDS", 0.01)
-        monkeypatch.setattr(stores, "say", lambda line: (told.append(line), other.release()))
+        monkeypatch.setattr(stores, "log", lambda line: (told.append(line), other.release()))
         other.acquire()
         with store.writing():
             assert told == [f"waiting for another process that fills {store.folder}"]
-        monkeypatch.setattr(stores, "say", told.append)
+        monkeypatch.setattr(stores, "log", told.append)
         with store.writing():
             assert len(told) == 1
 
@@ -189,14 +189,14 @@ class TestLock:
         other, told = PartStore(store.folder, OWNER, ending), []
         monkeypatch.setattr(stores, "_WAIT_SECONDS", 0.01)
         with store.computing(text_keys(["a", "b"])):
-            monkeypatch.setattr(stores, "say", pytest.fail)
+            monkeypatch.setattr(stores, "log", pytest.fail)
             with other.computing(text_keys(["c", "d"])):
                 other.append(table(1))
             store.append(table(2))
         assert keys(store) == [1, 2]
         first = store.computing(text_keys(["a", "b"]))
         first.__enter__()
-        monkeypatch.setattr(stores, "say", lambda line: (told.append(line), first.__exit__(None, None, None)))
+        monkeypatch.setattr(stores, "log", lambda line: (told.append(line), first.__exit__(None, None, None)))
         with other.computing(text_keys(["b", "a", "a"])):
             assert told == [f"waiting for another process that fills {store.folder}"]
 

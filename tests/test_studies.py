@@ -77,7 +77,7 @@ class TestTheStudiesWeShip:
     @pytest.mark.parametrize(
         ("config", "study", "student"),
         [
-            ("labelling-budget", "budget", "robust-25"),
+            ("labeling-budget", "budget", "robust-25"),
             ("prod", "prod", "prod"),
             ("colbert-crisp", "crisp", "C8x32"),
             ("tas-b", "tas-b", "tas-b"),
@@ -86,7 +86,7 @@ class TestTheStudiesWeShip:
     def test_a_recipe_whose_figure_is_a_studys_has_its_settings(self, config: str, study: str, student: str) -> None:
         ours = load_recipe(HERE.parents[1] / "configs" / f"{config}.yaml")
         theirs = load_recipe(HERE / study / "recipe.yaml")
-        assert (ours.space, ours.teacher) == (theirs.space, theirs.teacher)
+        assert (ours.document_encoder, ours.teacher) == (theirs.document_encoder, theirs.teacher)
         mine, measured = ours.students["student"], theirs.students[student]
         assert mine.model_copy(update={"control": None}) == measured.model_copy(update={"control": None})
 

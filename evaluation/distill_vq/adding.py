@@ -17,7 +17,7 @@ import numpy as np
 from curve import HERE, Bench, keep, read
 
 from retrodistill.encoders.vectors import exact_search
-from retrodistill.quantizers import QuantiserSettings, factory_for, learn_quantiser, read_index, start_index
+from retrodistill.quantizers import QuantizerSettings, factory_for, learn_quantizer, read_index, start_index
 from retrodistill.runs.agreement import rank_agreement
 
 
@@ -57,16 +57,16 @@ def measure(bench: Bench, options: argparse.Namespace) -> None:
             "together": (rebuilt, np.concatenate([documents, bench.documents[later]])),
         }
         found = {}
-        for name, (quantised, exact) in parts.items():
-            rows, wanted = (exact_search(bench.test, vectors, 10)[0] for vectors in (quantised, exact))
+        for name, (quantized, exact) in parts.items():
+            rows, wanted = (exact_search(bench.test, vectors, 10)[0] for vectors in (quantized, exact))
             found[name] = float(rank_agreement(rows, wanted).mean())
         return found
 
     for transform in ("free", "rotation"):
         key = f"{bench.name}/{transform}"
         if key not in read(file):
-            settings = QuantiserSettings(seed=options.seed, steps=options.steps, transform=transform)
-            learned = learn_quantiser(documents, bench.asked[asked], start, settings, sources=sources[asked])
+            settings = QuantizerSettings(seed=options.seed, steps=options.steps, transform=transform)
+            learned = learn_quantizer(documents, bench.asked[asked], start, settings, sources=sources[asked])
             keep(file, key, look(learned.index))
     if f"{bench.name}/opq" not in read(file):
         keep(file, f"{bench.name}/opq", look(start))

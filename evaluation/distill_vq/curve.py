@@ -1,4 +1,4 @@
-"""Quality against bytes: PQ, OPQ, RaBitQ, scalar, and quantisers learned by distillation, on the same vectors.
+"""Quality against bytes: PQ, OPQ, RaBitQ, scalar, and quantizers learned by distillation, on the same vectors.
 
     python evaluation/distill_vq/curve.py ../shared/data/scifact ../shared/data/nfcorpus
 
@@ -23,7 +23,7 @@ from retrodistill.data.collection import Collection
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import load_encoder
 from retrodistill.evaluation.measures import evaluate_run, means
-from retrodistill.quantizers import QuantiserSettings, factory_for, learn_quantiser, start_index
+from retrodistill.quantizers import QuantizerSettings, factory_for, learn_quantizer, start_index
 from retrodistill.runs.run import Run
 from retrodistill.training.texts import training_queries, training_texts
 
@@ -49,7 +49,7 @@ class Bench:
         self.name = self.collection.name
         encoder, test = load_encoder(model), self.collection.split("test")
         asked, _ = training_queries(self.collection, "auto", test)
-        texts = training_texts(self.collection, asked, barred=test)
+        texts = training_texts(self.collection, asked, excluded_queries=test)
         self.sources = texts.sources
         self.documents = embed(encoder, self.collection.documents.texts, "document")
         self.asked = embed(encoder, texts.texts.texts, "query")
@@ -105,8 +105,8 @@ def product(bench: Bench, size: int, options: argparse.Namespace, file: Path) ->
         if f"{bench.name}/{system}/{size}" in read(file):
             continue
         begin = time.perf_counter()
-        settings = QuantiserSettings(seed=seed, **LEARNED[system])
-        learned = learn_quantiser(bench.documents, bench.asked, opq, settings, sources=bench.sources)
+        settings = QuantizerSettings(seed=seed, **LEARNED[system])
+        learned = learn_quantizer(bench.documents, bench.asked, opq, settings, sources=bench.sources)
         seconds = time.perf_counter() - begin
         before, after = learned.agreement
         keep(
@@ -123,7 +123,7 @@ def product(bench: Bench, size: int, options: argparse.Namespace, file: Path) ->
 
 
 def others(bench: Bench, file: Path) -> None:
-    """RaBitQ behind a random rotation, and scalar quantisers, at the bytes they cost."""
+    """RaBitQ behind a random rotation, and scalar quantizers, at the bytes they cost."""
     import faiss
 
     for system, factories in FIXED.items():

@@ -57,9 +57,9 @@ def draw(points: dict[str, dict[str, Any]], folder: Path) -> None:
     for axis, name in zip(axes[0], names, strict=True):
         exact = points[f"{name}/exact"]["ndcg"]
         for system, curve in curves(points, name).items():
-            colour, marker, line = STYLE[system]
+            color, marker, line = STYLE[system]
             sizes, shares = zip(*((size, 100 * value / exact) for size, value in curve), strict=True)
-            axis.plot(sizes, shares, color=colour, marker=marker, linestyle=line, label=NAMES[system], markersize=5)
+            axis.plot(sizes, shares, color=color, marker=marker, linestyle=line, label=NAMES[system], markersize=5)
         axis.axhline(100, color="#222222", linewidth=0.8)
         axis.set_xscale("log", base=2)
         ticks = [4, 8, 16, 32, 48, 96, 192, 384]

@@ -3,7 +3,7 @@
     python evaluation/distill_vq/ivf.py ../shared/data/scifact ../shared/data/nfcorpus ../shared/data/cranfield
 
 The corpus is the documents of the collections and copies of them, each with Gaussian noise added whose length is half
-the vector's (unit vectors again afterwards): a corpus of that size with many near neighbours, not one of that many
+the vector's (unit vectors again afterwards): a corpus of that size with many near neighbors, not one of that many
 texts. Recall@k is the share of exact search's top 10 among the k found. Writes ivf.json, which keeps every finished
 system, and ivf.md.
 """
@@ -23,7 +23,7 @@ from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import load_encoder
 from retrodistill.encoders.vectors import exact_search
 from retrodistill.indexes.factory import set_parameters
-from retrodistill.quantizers import QuantiserSettings, learn_quantiser, start_index
+from retrodistill.quantizers import QuantizerSettings, learn_quantizer, start_index
 from retrodistill.training.texts import training_queries, training_texts
 
 PROBES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -57,9 +57,9 @@ def main() -> None:
     for name, chosen in SYSTEMS.items():
         if name in read(file):
             continue
-        settings = QuantiserSettings(seed=options.seed, steps=options.steps, **chosen)
+        settings = QuantizerSettings(seed=options.seed, steps=options.steps, **chosen)
         begin = time.perf_counter()
-        learned = learn_quantiser(documents, asked, start, settings, sources=sources)
+        learned = learn_quantizer(documents, asked, start, settings, sources=sources)
         point = {"seconds": round(time.perf_counter() - begin), "agreement": learned.agreement}
         keep(file, name, point | {"recall": recall(learned.index, test, exact)})
     (options.out / "ivf.md").write_text(table(read(file)), encoding="utf-8")
@@ -73,7 +73,7 @@ def corpus(options: argparse.Namespace) -> tuple[np.ndarray, ...]:
         collection = load_collection(folder)
         test = collection.split("test")
         real, _ = training_queries(collection, "auto", test)
-        texts = training_texts(collection, real, sentences=0, barred=test)
+        texts = training_texts(collection, real, sentences=0, excluded_queries=test)
         documents.append(embed(encoder, collection.documents.texts, "document"))
         asked.append(embed(encoder, texts.texts.texts, "query"))
         sources.append(np.where(texts.sources < 0, -1, texts.sources + before))

@@ -15,7 +15,7 @@ import numpy as np
 
 from retrodistill.core.files import read_json, write_json
 from retrodistill.data import load_collection
-from retrodistill.encoders.contract import Space
+from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.maxsim import maxsim
 from retrodistill.encoders.multi_vector import Tokens, load_multi_vector_encoder, principal_directions, token_encoder
 from retrodistill.evaluation import evaluate_run, means
@@ -148,7 +148,7 @@ class Bench:
         return read_run(path)
 
     def _index(self, settings: dict, width: int) -> MultiVectorIndex:
-        space = Space("measured", width, "maxsim", "multi-vector:measured")
+        space = EmbeddingSpace("measured", width, "maxsim", "multi-vector:measured")
         training = self.tokens("train", width) if settings["codec"] == "distilled-pq" else None
         documents = self.tokens("documents", width)
         ids = self.collection.documents.ids

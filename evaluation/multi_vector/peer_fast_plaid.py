@@ -72,7 +72,7 @@ def ragged(folder: Path, part: str, width: int) -> list[torch.Tensor]:
 
 
 def grades(path: Path) -> dict[str, dict[str, int]]:
-    """Judgements of a BEIR file."""
+    """Judgments of a BEIR file."""
     found: dict[str, dict[str, int]] = {}
     with path.open() as file:
         for row in csv.DictReader(file, delimiter="\t"):

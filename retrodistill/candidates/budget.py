@@ -1,4 +1,4 @@
-"""The labelling budget: which pairs are worth the score of an expensive teacher."""
+"""The labeling budget: which pairs are worth the score of an expensive teacher."""
 
 from __future__ import annotations
 
@@ -133,11 +133,11 @@ def gains(run: Run) -> np.ndarray:
 def robust_weights(gain: np.ndarray, mistakes: float = 0.1, least: int = 1) -> np.ndarray:
     """Robust active distillation's distribution over points (Baykal et al., ICLR 2023, arXiv 2210.01213).
 
-    The distribution q that maximises the gain sum_i q_i g_i when an adversary takes away the m points on which the
+    The distribution q that maximizes the gain sum_i q_i g_i when an adversary takes away the m points on which the
     teacher is wrong. With g sorted downwards and H_k = sum_{i <= k} 1 / g_i: k* = argmax (k - m) / H_k, then q_i is
     (1 / g_i) / H_k* for i <= k* and 0 below. So nothing goes to what is confident already, and among what is open most
     goes to what the teacher is likely to get right. The solution was recalled, not read, and is checked against the
-    linear programme in the tests. How the paper sets m was not read: `mistakes` and `least` are our own.
+    linear program in the tests. How the paper sets m was not read: `mistakes` and `least` are our own.
 
     Args:
         gain: (n,) above 0.

@@ -22,7 +22,7 @@ class Selection:
     Attributes:
         query_ids: The selected queries, in the order of the teacher's run.
         queries: Queries of the teacher's run.
-        unlabelled: Without a positive.
+        unlabeled: Without a positive.
         teacher_wrong: The teacher ranks no positive first.
         not_ranked: The student's run lacks the query.
         student_right: The student ranks a positive above the range.
@@ -31,7 +31,7 @@ class Selection:
 
     query_ids: list[str]
     queries: int
-    unlabelled: int
+    unlabeled: int
     teacher_wrong: int
     not_ranked: int
     student_right: int
@@ -47,8 +47,8 @@ def prod_selection(teacher: Run, student: Run, positives: Positives, ranks: tupl
     Args:
         teacher: Its scores.
         student: Its scores, of the same candidates or of a search as deep as the range.
-        positives: Relevant documents by query: labels (`labelled`), or pseudo-labels of an ensemble where there are
-            none (`pseudo_labelled`). Say in the results which it was.
+        positives: Relevant documents by query: labels (`labeled`), or pseudo-labels of an ensemble where there are
+            none (`pseudo_labeled`). Say in the results which it was.
         ranks: First and last rank of the student that is selected, from 1, inclusive; the first is at least 2.
 
     Raises:
@@ -65,7 +65,7 @@ def prod_selection(teacher: Run, student: Run, positives: Positives, ranks: tupl
     def standing(query: str, best: str) -> str:
         relevant = positives.get(query, ())
         if not relevant:
-            return "unlabelled"
+            return "unlabeled"
         if best not in relevant:
             return "teacher_wrong"
         if query not in found:
@@ -75,12 +75,12 @@ def prod_selection(teacher: Run, student: Run, positives: Positives, ranks: tupl
 
     told = {query: standing(query, best) for query, best in top.items()}
     counts = Counter(told.values())
-    names = ("unlabelled", "teacher_wrong", "not_ranked", "student_right", "too_far")
+    names = ("unlabeled", "teacher_wrong", "not_ranked", "student_right", "too_far")
     chosen = [query for query, what in told.items() if what == "selected"]
     return Selection(chosen, len(told), *(counts[name] for name in names))
 
 
-def labelled(qrels: Qrels) -> dict[str, set[str]]:
+def labeled(qrels: Qrels) -> dict[str, set[str]]:
     """Positives by label: judged documents with a grade above 0."""
     found: dict[str, set[str]] = {}
     for row in qrels.table.to_pylist():
@@ -89,7 +89,7 @@ def labelled(qrels: Qrels) -> dict[str, set[str]]:
     return found
 
 
-def pseudo_labelled(run: Run) -> dict[str, set[str]]:
+def pseudo_labeled(run: Run) -> dict[str, set[str]]:
     """Positives where nobody judged: what an ensemble ranks first.
 
     They are no labels. Take an ensemble that is more than the teacher of the stage, which is right by definition where

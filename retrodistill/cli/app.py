@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    help="Distil strong, slow rankers into small, fast retrievers, and prove on BEIR what was kept.",
+    help="Distill strong, slow rankers into small, fast retrievers, and prove on BEIR what was kept.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

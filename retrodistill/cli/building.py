@@ -23,7 +23,7 @@ _OF = {  # options of each kind of index
 
 
 @dataclass(frozen=True)
-class Wanted:
+class IndexOptions:
     """The options of the index command, None or false where they were not given."""
 
     factory: str | None = None
@@ -60,7 +60,7 @@ class Wanted:
             raise UserError(f"--bytes chooses the factory; leave --factory {self.factory} out.")
 
 
-def build(source: str, documents: str, queries: str | None, wanted: Wanted, out: Path) -> Index:
+def build(source: str, documents: str, queries: str | None, wanted: IndexOptions, out: Path) -> Index:
     """Build and save an index; what was asked is checked before any work starts."""
     from retrodistill.data import load_collection
     from retrodistill.encoders.any_model import load_text_model
@@ -99,11 +99,11 @@ def build(source: str, documents: str, queries: str | None, wanted: Wanted, out:
     return built
 
 
-def _learned(collection: Collection, encoder: Any, queries: str | None, wanted: Wanted, out: Path) -> Index:
-    """Learn a quantiser, save it, and tell what OPQ gives at the same bytes."""
+def _learned(collection: Collection, encoder: Any, queries: str | None, wanted: IndexOptions, out: Path) -> Index:
+    """Learn a quantizer, save it, and tell what OPQ gives at the same bytes."""
     from retrodistill.encoders.encoder import load_encoder
     from retrodistill.indexes.learned import learn_index, save_query_map, texts_with_vectors
-    from retrodistill.quantizers import QuantiserSettings
+    from retrodistill.quantizers import QuantizerSettings
 
     asking = None if queries is None else load_encoder(queries)
     found = learn_index(
@@ -112,7 +112,7 @@ def _learned(collection: Collection, encoder: Any, queries: str | None, wanted: 
         texts_with_vectors(collection, asking or encoder, seed=wanted.seed),
         queries=asking,
         target=wanted.factory or wanted.bytes or 16,
-        settings=QuantiserSettings(
+        settings=QuantizerSettings(
             query_map=wanted.learn_queries, transform="rotation" if wanted.learn_queries else "free", seed=wanted.seed
         ),
     )

@@ -12,7 +12,7 @@ import typer
 
 from retrodistill.cli.app import CollectionOption, JsonOption, OutOption, app, show
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.core.progress import say, set_quiet
+from retrodistill.core.progress import log, set_quiet
 
 if TYPE_CHECKING:
     from retrodistill.exports import QdrantIndex
@@ -37,7 +37,7 @@ def index(  # noqa: PLR0913, PLR0917 - one option each
     recall: Annotated[float | None, typer.Option(help="Share of the exact 10 to find: for auto; then tuned.")] = None,
     truncate: Annotated[int | None, typer.Option(help="Keep so many leading dimensions (Matryoshka).", min=1)] = None,
     learn: Annotated[
-        bool, typer.Option("--learn", help="Learn the quantiser from exact scores (Distill-VQ); 16 bytes by default.")
+        bool, typer.Option("--learn", help="Learn the quantizer from exact scores (Distill-VQ); 16 bytes by default.")
     ] = False,
     learn_queries: Annotated[
         bool, typer.Option("--learn-queries", help="With --learn: a linear map of the queries besides, in OUT.queries.")
@@ -52,9 +52,9 @@ def index(  # noqa: PLR0913, PLR0917 - one option each
     seed: int = 0,
 ) -> None:
     """Build an index: files of its kind, ids and a manifest with the contract of its space."""
-    from retrodistill.cli.building import Wanted, build
+    from retrodistill.cli.building import IndexOptions, build
 
-    wanted = Wanted(
+    wanted = IndexOptions(
         factory=factory,
         bytes=bytes_wanted,
         recall=recall,
@@ -71,7 +71,7 @@ def index(  # noqa: PLR0913, PLR0917 - one option each
         seed=seed,
     )
     built = build(collection, documents, queries, wanted, out)
-    say(f"{len(built)} documents, {built.bytes_per_document():.0f} bytes each, in {out}")
+    log(f"{len(built)} documents, {built.bytes_per_document():.0f} bytes each, in {out}")
 
 
 @app.command()
@@ -136,7 +136,7 @@ def search(
         for document, score in zip(documents, scores.tolist(), strict=True)
     ]
     if texts is not None and rows and not any("text" in row for row in rows):
-        say(f"none of these documents is in {collection}: it is another corpus")
+        log(f"none of these documents is in {collection}: it is another corpus")
     if as_json:
         show(json.dumps(rows, ensure_ascii=False))
         return
@@ -154,7 +154,7 @@ def export(  # noqa: PLR0913, PLR0917 - one option each
     ] = None,
     name: Annotated[str | None, typer.Option(help="Of the Qdrant collection; the collection's by default.")] = None,
     texts: Annotated[bool, typer.Option("--texts", help="Keep the documents' texts, too.")] = False,
-    quantisation: Annotated[str | None, typer.Option(help="Qdrant: scalar, product or binary.")] = None,
+    quantization: Annotated[str | None, typer.Option(help="Qdrant: scalar, product or binary.")] = None,
     shards: Annotated[int | None, typer.Option(help="Of a Qdrant cluster's collection.", min=1)] = None,
     replicas: Annotated[int | None, typer.Option(help="Of each shard.", min=1)] = None,
     batch: Annotated[int | None, typer.Option(help="Documents per request.", min=1)] = None,
@@ -175,7 +175,7 @@ def export(  # noqa: PLR0913, PLR0917 - one option each
         settings = QdrantSettings(
             name=name,
             texts=texts,
-            quantisation=quantisation,  # type: ignore[arg-type]  # checked by the settings
+            quantization=quantization,  # type: ignore[arg-type]  # checked by the settings
             shards=shards,
             replicas=replicas,
             batch=batch,

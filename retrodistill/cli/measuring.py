@@ -14,7 +14,7 @@ from retrodistill.cli.app import JsonOption, app, show
 from retrodistill.core.progress import set_quiet
 
 SplitOption = Annotated[
-    str | None, typer.Option(help="Whose judgements count; BEIR's by default: test, and dev for msmarco.")
+    str | None, typer.Option(help="Whose judgments count; BEIR's by default: test, and dev for msmarco.")
 ]
 TeacherOption = Annotated[
     str | None, typer.Option(help="Measure agreement with it too: dense:NAME, cross-encoder:NAME, bm25, run:FILE.")
@@ -45,10 +45,10 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one option each
 ) -> None:
     """Measure systems on collections by BEIR's rules; queries without results count 0."""
     from retrodistill.evaluation.benchmark import benchmark
-    from retrodistill.evaluation.evaluating import Wanted
+    from retrodistill.evaluation.evaluating import EvaluationConfig
 
     set_quiet(as_json)
-    wanted = Wanted(split, measure, depth, teacher, threads if cost else None, command=_command())
+    wanted = EvaluationConfig(split, measure, depth, teacher, threads if cost else None, command=_command())
     made = benchmark(system, collection, wanted, out)
     if not as_json:
         show(str(made))
@@ -76,10 +76,10 @@ def compare(  # noqa: PLR0913, PLR0917 - one option each
     as_json: JsonOption = False,
 ) -> None:
     """Compare systems with the first on the same queries: is a difference real, and which queries made it?"""
-    from retrodistill.evaluation.gathering import Asked, compare_named
+    from retrodistill.evaluation.gathering import ComparisonConfig, compare_named
 
     set_quiet(as_json)
-    made = compare_named(system, Asked(collection, split, measure, teacher, every_pair, shown, seed))
+    made = compare_named(system, ComparisonConfig(collection, split, measure, teacher, every_pair, shown, seed))
     show(json.dumps(made.to_json(), ensure_ascii=False) if as_json else str(made))
 
 

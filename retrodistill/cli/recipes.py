@@ -38,14 +38,14 @@ def run_command(
 
 @app.command()
 def methods() -> None:
-    """List every kind of model, objective, labels, initialisation, fusion, sampler, budget and packaged recipe."""
+    """List every kind of model, objective, labels, initialization, fusion, sampler, budget and packaged recipe."""
     from retrodistill.candidates.budget import BUDGETS
     from retrodistill.candidates.samplers import SAMPLERS
     from retrodistill.encoders.names import KINDS
-    from retrodistill.objectives.registry import CLASS_OBJECTIVES, OBJECTIVES, REGULARISERS, TOKEN_OBJECTIVES
+    from retrodistill.objectives.registry import CLASS_OBJECTIVES, OBJECTIVES, REGULARIZERS, TOKEN_OBJECTIVES
     from retrodistill.rankers.labels import LABELS
     from retrodistill.runs.calibration import CALIBRATIONS
-    from retrodistill.students.static import INITIALISATIONS
+    from retrodistill.students.static import INITIALIZATIONS
 
     calibrations = {name: (kind.__doc__ or "").splitlines()[0] for name, kind in CALIBRATIONS.items()}
     fusions = {**calibrations, "reciprocal-rank": "Weighted sum of 1 / (60 + rank)."}
@@ -54,11 +54,11 @@ def methods() -> None:
         ("models", KINDS),
         ("objectives", OBJECTIVES),
         ("objectives in Python, on tokens and classes", {**TOKEN_OBJECTIVES, **CLASS_OBJECTIVES}),
-        ("regularisers of sparse students", REGULARISERS),
-        ("static initialisations", INITIALISATIONS),
+        ("regularizers of sparse students", REGULARIZERS),
+        ("static initializations", INITIALIZATIONS),
         ("fusions", fusions),
         ("samplers", SAMPLERS),
-        ("labelling budgets", BUDGETS),
+        ("labeling budgets", BUDGETS),
         ("labels of a stage's teacher", LABELS),
         ("packaged recipes", recipes),
     ):

@@ -9,7 +9,7 @@ import typer
 
 from retrodistill.cli.app import CollectionOption, DryOption, OutOption, RunOption, StoreOption, app, duration, show
 from retrodistill.core.errors import UserError
-from retrodistill.core.progress import say
+from retrodistill.core.progress import log
 
 
 @app.command()
@@ -29,7 +29,7 @@ def mine(
 
     run = mine_candidates(load_collection(collection), split, source, depth, random=random, seed=seed)
     write_run(run, out)
-    say(f"{len(run)} candidates of {len(run.query_ids)} queries in {out}")
+    log(f"{len(run)} candidates of {len(run.query_ids)} queries in {out}")
 
 
 @app.command()
@@ -80,8 +80,8 @@ def score(  # noqa: PLR0913, PLR0917 - one option each
     runs = score_candidates(corpus, pairs, teacher, store=store)
     write_run(runs[0] if len(runs) == 1 else fuse(runs, weight, fusion), out)
     if chosen is not None:
-        say(str(chosen))
-    say(f"{len(pairs)} scores in {out}")
+        log(str(chosen))
+    log(f"{len(pairs)} scores in {out}")
 
 
 @app.command()
@@ -89,23 +89,28 @@ def distill(
     collection: CollectionOption,
     target: Annotated[str, typer.Option(help="What teaches: run:FILE, dense:NAME, bm25...")],
     out: OutOption = Path("out/student"),
-    student: Annotated[str, typer.Option(help="static, or dense:NAME.")] = "static",
+    student: Annotated[str, typer.Option(help="static, or kind:NAME, e.g. dense:NAME, sparse:NAME.")] = "static",
     objective: Annotated[list[str] | None, typer.Option(help="kl, margin-mse, leaf...; several are summed.")] = None,
-    space: Annotated[str, typer.Option(help="Dense model whose documents are searched.")] = "dense:all-MiniLM-L6-v2",
-    towers: Annotated[str, typer.Option(help="query, or both.")] = "query",
+    document_encoder: Annotated[
+        str, typer.Option(help="Dense model whose documents are searched.")
+    ] = "dense:all-MiniLM-L6-v2",
+    train: Annotated[
+        str | None,
+        typer.Option(help="query_encoder, both_encoders or head; by default what suits the kind of student."),
+    ] = None,
     seed: int = 0,
 ) -> None:
-    """Distil one student from a target; for curricula, controls and reports use 'run RECIPE'."""
-    from retrodistill.api import distill as distil_student
+    """Distill one student from a target; for curricula, controls and reports use 'run RECIPE'."""
+    from retrodistill.api import distill as distill_student
 
-    made = distil_student(
+    made = distill_student(
         collection,
         target,
         student=student,
         objective=objective or ["kl"],
-        space=space,
-        towers=towers,
+        document_encoder=document_encoder,
+        train=train,
         out=out,
         seed=seed,
     )
-    say(f"{made} in {out}")
+    log(f"{made} in {out}")

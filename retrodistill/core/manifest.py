@@ -91,7 +91,7 @@ def library_versions() -> dict[str, str]:
 
 def _clone_version() -> str | None:
     """The version of this package where it runs from a clone that nobody installed."""
-    project = Path(__file__).parents[1] / "pyproject.toml"
+    project = Path(__file__).parents[2] / "pyproject.toml"
     told = tomllib.loads(project.read_text()).get("project", {}) if project.exists() else {}
     return str(told["version"]) if told.get("name") == "retrodistill" else None
 

@@ -50,7 +50,7 @@ def bar(total: int, what: str, unit: str) -> Any:
     )
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     """One line about what is going on, on standard error."""
     if not _quiet:
         tqdm.write(line, file=sys.stderr)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_file, make_folder
 from retrodistill.core.manifest import FILE_NAME, Manifest
-from retrodistill.core.progress import say
+from retrodistill.core.progress import log
 
 _COMPACT_ABOVE = 32  # parts; more make opening slow
 _WAIT_SECONDS = 1.0  # before we say that another process holds the store
@@ -91,7 +91,7 @@ class PartStore:
         try:
             lock.acquire(timeout=_WAIT_SECONDS)
         except filelock.Timeout:
-            say(f"waiting for another process that fills {self.folder}")
+            log(f"waiting for another process that fills {self.folder}")
             lock.acquire()
         try:
             yield

@@ -19,7 +19,7 @@ from retrodistill.core.files import cache_folder, file_digest, make_folder
 from retrodistill.data.collection import Collection
 from retrodistill.data.records import (
     Document,
-    Judgement,
+    Judgment,
     Query,
     Source,
     document_of,
@@ -65,7 +65,7 @@ def load_folder(path: Path, name: str | None = None) -> Collection:
             "queries.jsonl and qrels/<split>.tsv."
         )
     if queries is None and judged:
-        raise UserError(f"{path} has judgements but no queries.jsonl; put it beside corpus.jsonl.")
+        raise UserError(f"{path} has judgments but no queries.jsonl; put it beside corpus.jsonl.")
     files = {"corpus": corpus, "queries": queries, **{f"qrels {split}": file for split, file in judged.items()}}
     try:
         digests = {what: file_digest(file) for what, file in files.items() if file is not None}
@@ -135,7 +135,7 @@ def _source(corpus: Path, queries: Path | None, judged: dict[str, Path]) -> Sour
     return Source(
         documents=partial(_documents, corpus),
         queries=partial(_queries, queries) if queries else lambda: iter(()),
-        qrels={split: partial(_judgements, file) for split, file in judged.items()},
+        qrels={split: partial(_judgments, file) for split, file in judged.items()},
         where={"documents": f"{corpus}, line", "queries": f"{queries}, line"},
         warnings=unasked,
     )
@@ -157,7 +157,7 @@ def _queries(path: Path) -> Iterator[Query]:
         raise UserError(f"{path} is empty: it holds no query; wanted one JSON object a line, or no file at all.")
 
 
-def _judgements(path: Path) -> Iterator[Judgement]:
+def _judgments(path: Path) -> Iterator[Judgment]:
     where = f"{path}, line"
     for place, line in _lines(path):
         # beir reads these with the csv module, which unquotes; one line at a time, a stray quote stays in its line.
@@ -171,7 +171,7 @@ def _judgements(path: Path) -> Iterator[Judgement]:
         if place == 1 and {query.lower(), document.lower(), score.lower()} & _HEADERS:
             continue
         relevance = relevance_of(score, where, place)
-        yield Judgement(
+        yield Judgment(
             place, id_of(query, "query-id", where, place), id_of(document, "corpus-id", where, place), relevance
         )
 

@@ -19,9 +19,9 @@ PSEUDO_SPLITS = ("all", "unjudged", "auto")
 
 
 class Collection:
-    """Documents, queries and relevance judgements.
+    """Documents, queries and relevance judgments.
 
-    Judgements follow beir 2.2. Its `GenericDataLoader` never looks a judged document up and its `EvaluateRetrieval`
+    Judgments follow beir 2.2. Its `GenericDataLoader` never looks a judged document up and its `EvaluateRetrieval`
     counts it, so a relevant document that the corpus lacks counts against recall and the ideal gain: those rows are
     kept. A judged query that is not in queries.jsonl makes beir's loader raise KeyError: those rows are dropped. Both
     are counted in `warnings`.
@@ -32,7 +32,7 @@ class Collection:
         titles: The titles alone; '' where there is none. Same ids, same order.
         bodies: The texts without the title. Same ids, same order.
         queries: All queries.
-        qrels: Judgements by split, in the order train, dev, test, others.
+        qrels: Judgments by split, in the order train, dev, test, others.
         warnings: What is odd in the data, one line each, with counts.
     """
 
@@ -96,7 +96,7 @@ class Collection:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of documents, queries and judgements."""
+        """Digest of documents, queries and judgments."""
         judged = {split: qrels.fingerprint for split, qrels in self.qrels.items()}
         return digest(self.documents.fingerprint, self.queries.fingerprint, judged)
 
@@ -130,14 +130,14 @@ class Collection:
         return self.queries.select(self._unjudged if name == "unjudged" else self._in_order(self.qrels[name].query_ids))
 
     def relevance(self, split: str) -> Qrels:
-        """The judgements of a split.
+        """The judgments of a split.
 
         Raises:
             UserError: The split has none; the message lists those that have.
         """
         if split not in self.qrels:
             judged = {name: size for name, size in self.split_sizes.items() if name not in PSEUDO_SPLITS}
-            raise UserError(f"collection {self.name} has no judgements for split {split!r}; {self._listed(judged)}.")
+            raise UserError(f"collection {self.name} has no judgments for split {split!r}; {self._listed(judged)}.")
         return self.qrels[split]
 
     @cached_property
@@ -166,7 +166,7 @@ class Leak:
 
     Attributes:
         train_id: Its id among the training queries.
-        test_id: The test query's id; the same, or one with the same normalised text.
+        test_id: The test query's id; the same, or one with the same normalized text.
         text: The training query's text.
     """
 
@@ -176,7 +176,7 @@ class Leak:
 
 
 def leaks(collection: Collection, train: str = "train", test: str = "test") -> list[Leak]:
-    """Queries that stand in both splits, by id or by normalised text; at most one entry per training query.
+    """Queries that stand in both splits, by id or by normalized text; at most one entry per training query.
 
     Raises:
         UserError: One of the splits does not exist.
@@ -188,11 +188,11 @@ def leaks_between(train: Texts, test: Texts) -> list[Leak]:
     """As `leaks`, for any two sets of queries: titles drawn as pseudo-queries may be test queries too."""
     by_text: dict[str, str] = {}
     for id_, text in zip(test.ids, test.texts, strict=True):
-        by_text.setdefault(normalised(text), id_)
+        by_text.setdefault(normalized(text), id_)
     by_text.pop("", None)
     found = []
     for id_, text in zip(train.ids, train.texts, strict=True):
-        twin = id_ if id_ in test else by_text.get(normalised(text))
+        twin = id_ if id_ in test else by_text.get(normalized(text))
         if twin is not None:
             found.append(Leak(id_, twin, text))
     return found
@@ -208,7 +208,7 @@ def leak_warning(found: list[Leak]) -> str | None:
     )
 
 
-def normalised(text: str) -> str:
+def normalized(text: str) -> str:
     """Casefolded, with every run of whitespace and punctuation made one space."""
     return re.sub(r"[\W_]+", " ", text.casefold()).strip()
 
@@ -219,10 +219,10 @@ def full_text(title: str, body: str) -> str:
 
 
 def check_parts(documents: Texts, queries: Texts, qrels: Mapping[str, Qrels]) -> tuple[dict[str, Qrels], list[str]]:
-    """Drop judgements of unknown queries and say what is odd.
+    """Drop judgments of unknown queries and say what is odd.
 
     Returns:
-        The judgements that are left, and warnings, one line each.
+        The judgments that are left, and warnings, one line each.
 
     Raises:
         UserError: A split has the name of a pseudo-split.
@@ -230,7 +230,7 @@ def check_parts(documents: Texts, queries: Texts, qrels: Mapping[str, Qrels]) ->
     for split in qrels:
         if split in PSEUDO_SPLITS:
             raise UserError(
-                f"a split of the judgements is called {split!r}, which stands for something else here "
+                f"a split of the judgments is called {split!r}, which stands for something else here "
                 f"({', '.join(PSEUDO_SPLITS)}); rename it."
             )
     warnings = _empty_warnings(documents, queries)
@@ -242,7 +242,7 @@ def check_parts(documents: Texts, queries: Texts, qrels: Mapping[str, Qrels]) ->
         kept[split] = Qrels(judged.table.filter(is_known))
         if dropped:
             warnings.append(
-                f"{split}: {len(judged) - len(kept[split])} judgements of {len(dropped)} unknown queries "
+                f"{split}: {len(judged) - len(kept[split])} judgments of {len(dropped)} unknown queries "
                 f"({sample_of(dropped)}) are dropped."
             )
         warnings += _unknown_documents(split, kept[split], documents)
@@ -272,6 +272,6 @@ def _unknown_documents(split: str, judged: Qrels, documents: Texts) -> list[str]
         return []
     rows = pc.sum(pc.is_in(judged.table["document_id"], value_set=pa.array(sorted(unknown), pa.string()))).as_py()
     return [
-        f"{split}: {rows} judgements name {len(unknown)} documents that the corpus lacks "
+        f"{split}: {rows} judgments name {len(unknown)} documents that the corpus lacks "
         f"({sample_of(sorted(unknown))}): kept, they count against recall as in beir."
     ]

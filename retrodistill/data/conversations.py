@@ -15,7 +15,7 @@ import numpy as np
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_file
-from retrodistill.data.collection import Collection, check_parts, normalised
+from retrodistill.data.collection import Collection, check_parts, normalized
 from retrodistill.data.jsonl import read_objects
 from retrodistill.data.records import id_of, text_of
 from retrodistill.data.texts import Texts
@@ -36,7 +36,7 @@ class Turn:
         utterance: What was asked, as it was asked.
         rewrite: The same as a question that stands for itself.
         response: What was answered, '' where that is not known.
-        query_id: Id of the turn as a query, so that judgements fit; ``<conversation_id>_<turn>`` where it is ''.
+        query_id: Id of the turn as a query, so that judgments fit; ``<conversation_id>_<turn>`` where it is ''.
     """
 
     conversation_id: str
@@ -112,11 +112,11 @@ class Conversations:
     def of(self, collection: Collection, raw: bool = True) -> Collection:
         """The collection with these queries in place of its own, for training and measuring.
 
-        Judgements are kept where they name one of these queries by its id; others are dropped and counted in
+        Judgments are kept where they name one of these queries by its id; others are dropped and counted in
         `Collection.warnings`.
 
         Args:
-            collection: Documents and judgements.
+            collection: Documents and judgments.
             raw: Whether the raw queries, or the rewrites.
         """
         queries = self.raw if raw else self.rewrites
@@ -191,7 +191,7 @@ def make_turns(queries: Texts, length: int = 4, *, common: float = 0.05, seed: i
         seed: Of the order in which conversations are begun.
 
     Returns:
-        Turns, from 1, of conversations of at least two; a query without a neighbour is in none.
+        Turns, from 1, of conversations of at least two; a query without a neighbor is in none.
 
     Raises:
         UserError: A length below 2, or no two queries that share a word.
@@ -271,7 +271,7 @@ def _shortened(text: str, said: set[str]) -> str:
 
 
 def _words(text: str) -> set[str]:
-    return set(normalised(text).split())
+    return set(normalized(text).split())
 
 
 def _turn(record: dict[str, Any], where: str, place: int) -> Turn:

@@ -27,8 +27,8 @@ from typing import NamedTuple
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import file_digest
-from retrodistill.data.collection import Collection, normalised
-from retrodistill.data.records import Document, Judgement, Query, Source
+from retrodistill.data.collection import Collection, normalized
+from retrodistill.data.records import Document, Judgment, Query, Source
 from retrodistill.data.sentences import sentences
 from retrodistill.data.stored import cached
 
@@ -87,12 +87,12 @@ def entries(modules: dict[str, Path]) -> list[Entry]:
         for owner, text in _strings(name, modules[name]):
             entry = _entry(owner, text)
             if entry is not None:
-                found.setdefault(normalised(entry.document), entry)
+                found.setdefault(normalized(entry.document), entry)
     # An id may come twice (a property and its setter, two branches of an `if`): the first is kept.
     unique = list({entry.id: entry for entry in reversed(found.values())}.values())[::-1]
-    asked = Counter(normalised(entry.query) for entry in unique)
+    asked = Counter(normalized(entry.query) for entry in unique)
     return [
-        entry if asked[normalised(entry.query)] == 1 or not entry.query
+        entry if asked[normalized(entry.query)] == 1 or not entry.query
         else entry._replace(query="", document=f"{entry.query} {entry.document}")
         for entry in unique
     ]  # fmt: skip
@@ -107,8 +107,8 @@ def split_of(document_id: str) -> str:
 def _source(found: list[Entry]) -> Source:
     asked = [(place, entry) for place, entry in enumerate(found, start=1) if entry.query]
 
-    def judged(split: str) -> Iterator[Judgement]:
-        return (Judgement(place, _query_id(e.id), e.id, 1) for place, e in asked if split_of(e.id) == split)
+    def judged(split: str) -> Iterator[Judgment]:
+        return (Judgment(place, _query_id(e.id), e.id, 1) for place, e in asked if split_of(e.id) == split)
 
     return Source(
         documents=lambda: (Document(place, e.id, "", e.document) for place, e in enumerate(found, start=1)),
@@ -171,7 +171,7 @@ def _entry(owner: str, text: str) -> Entry | None:
         len(query.split()) in _QUERY_WORDS
         and not _SIGNATURE.match(query)
         and len(document.split()) >= _DOCUMENT_WORDS
-        and normalised(query) not in normalised(document)
+        and normalized(query) not in normalized(document)
     )
     if fit:
         return Entry(owner, query, document)

@@ -12,7 +12,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection
 from retrodistill.data.records import (
     Document,
-    Judgement,
+    Judgment,
     Query,
     Source,
     document_of,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _ID = {"_id": ("_id", "id")}
-_JUDGEMENT = {
+_JUDGMENT = {
     "query_id": ("query-id", "query_id"),
     "document_id": ("corpus-id", "corpus_id", "document_id"),
     "score": ("score", "relevance"),
@@ -40,7 +40,7 @@ _BATCH = 1024
 def load_huggingface(name: str) -> Collection:
     """Load a dataset repository, or a folder laid out like one.
 
-    It has the configurations ``corpus`` (_id, title, text) and ``queries`` (_id, text). The judgements (query-id,
+    It has the configurations ``corpus`` (_id, title, text) and ``queries`` (_id, text). The judgments (query-id,
     corpus-id, score; one split each for train, validation or dev, test) are its configuration ``qrels`` or
     ``default``, or the repository ``<name>-qrels``. No code of a repository is run.
 
@@ -84,7 +84,7 @@ def from_datasets(corpus: Dataset, queries: Dataset, qrels: Mapping[str, Dataset
     if len(corpus) == 0:
         raise UserError(f"{name}: the corpus is empty; give at least one document.")
     if len(queries) == 0 and any(len(rows) for rows in qrels.values()):
-        raise UserError(f"{name}: the queries are empty and yet there are judgements; give the queries they judge.")
+        raise UserError(f"{name}: the queries are empty and yet there are judgments; give the queries they judge.")
     by_split = {split_name(split): rows for split, rows in qrels.items()}
     if len(by_split) < len(qrels):
         raise UserError(f"{name}: two of the splits {', '.join(qrels)} are both 'dev'; keep one of them.")
@@ -98,7 +98,7 @@ def _source(corpus: Dataset, queries: Dataset, qrels: Mapping[str, Dataset], nam
     return Source(
         documents=partial(_documents, corpus, corpus_row),
         queries=partial(_queries, queries, query_row),
-        qrels={split: partial(_judgements, rows, f"{name}, qrels {split}, row") for split, rows in qrels.items()},
+        qrels={split: partial(_judgments, rows, f"{name}, qrels {split}, row") for split, rows in qrels.items()},
         where={"documents": corpus_row, "queries": query_row},
     )
 
@@ -113,9 +113,9 @@ def _queries(rows: Dataset, where: str) -> Iterator[Query]:
         yield query_of(record, where, place)
 
 
-def _judgements(rows: Dataset, where: str) -> Iterator[Judgement]:
-    for place, record in _records(rows, _JUDGEMENT, where):
-        yield Judgement(
+def _judgments(rows: Dataset, where: str) -> Iterator[Judgment]:
+    for place, record in _records(rows, _JUDGMENT, where):
+        yield Judgment(
             place,
             id_of(record["query_id"], "query-id", where, place),
             id_of(record["document_id"], "corpus-id", where, place),
@@ -139,7 +139,7 @@ def _tables(rows: Dataset) -> Iterator[Any]:
 
 def _digest(rows: Dataset, where: str) -> dict[str, str]:
     """Digest of each column that may be read; `Dataset` has a fingerprint, but of its history, not of its content."""
-    names = [name for name in rows.column_names if name in {"_id", "id", "title", "text"} | _judgement_columns()]
+    names = [name for name in rows.column_names if name in {"_id", "id", "title", "text"} | _judgment_columns()]
     import pyarrow as pa
 
     try:
@@ -154,8 +154,8 @@ def _digest(rows: Dataset, where: str) -> dict[str, str]:
         ) from error
 
 
-def _judgement_columns() -> set[str]:
-    return {name for names in _JUDGEMENT.values() for name in names}
+def _judgment_columns() -> set[str]:
+    return {name for names in _JUDGMENT.values() for name in names}
 
 
 def _loaded(name: str, configuration: str | None) -> dict[str, Dataset]:

@@ -12,7 +12,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection
 from retrodistill.data.records import (
     Document,
-    Judgement,
+    Judgment,
     Query,
     Source,
     id_of,
@@ -28,9 +28,9 @@ _SPLITS = ("train", "dev", "test")
 def load_irdatasets(dataset_id: str) -> Collection:
     """Load an ir_datasets collection.
 
-    Such an id carries the split in its name. An id with judgements of its own is that one split, called by the last
-    part of the id that is train, dev (validation) or test, and test if none is. An id without judgements is a parent:
-    each id one level below it that has judgements becomes a split, by its last part. Queries are those of the id and
+    Such an id carries the split in its name. An id with judgments of its own is that one split, called by the last
+    part of the id that is train, dev (validation) or test, and test if none is. An id without judgments is a parent:
+    each id one level below it that has judgments becomes a split, by its last part. Queries are those of the id and
     of its splits together.
 
     Args:
@@ -77,7 +77,7 @@ def _source(package: Any, dataset_id: str, dataset: Any) -> Source:
         documents=partial(_guarded, dataset_id, partial(_documents, dataset, f"{where}, document")),
         queries=partial(_guarded, dataset_id, partial(_queries, asked, f"{where}, query")),
         qrels={
-            name: partial(_guarded, dataset_id, partial(_judgements, part, f"{where}, judgement of {name}"))
+            name: partial(_guarded, dataset_id, partial(_judgments, part, f"{where}, judgment of {name}"))
             for name, part in splits.items()
         },
         where={"documents": f"{where}, document", "queries": f"{where}, query"},
@@ -124,9 +124,9 @@ def _queries(datasets: list[Any], where: str) -> Iterator[Query]:
                 yield query
 
 
-def _judgements(dataset: Any, where: str) -> Iterator[Judgement]:
+def _judgments(dataset: Any, where: str) -> Iterator[Judgment]:
     for place, row in enumerate(dataset.qrels_iter(), start=1):
-        yield Judgement(
+        yield Judgment(
             place,
             id_of(row.query_id, "query_id", where, place),
             id_of(row.doc_id, "doc_id", where, place),

@@ -1,4 +1,4 @@
-"""Relevance judgements of one split."""
+"""Relevance judgments of one split."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCHEMA = pa.schema([("query_id", pa.string()), ("document_id", pa.string()), ("r
 
 @dataclass(frozen=True, eq=False)
 class Qrels:
-    """Judgements: one row per (query, document) pair. Zero and negative grades are kept: judged, not relevant.
+    """Judgments: one row per (query, document) pair. Zero and negative grades are kept: judged, not relevant.
 
     Attributes:
         table: Columns query_id, document_id (string), relevance (int32); queries in order of their first row.

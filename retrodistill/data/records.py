@@ -30,8 +30,8 @@ class Query(NamedTuple):
     text: str
 
 
-class Judgement(NamedTuple):
-    """A relevance judgement and the place (line or row, from 1) where it stood."""
+class Judgment(NamedTuple):
+    """A relevance judgment and the place (line or row, from 1) where it stood."""
 
     place: int
     query_id: str
@@ -46,14 +46,14 @@ class Source:
     Attributes:
         documents: Yields every document.
         queries: Yields every query.
-        qrels: By split, yields every judgement.
+        qrels: By split, yields every judgment.
         where: What to call places in a message, for ``documents`` and ``queries``: ``"/data/x/corpus.jsonl, line"``.
         warnings: What the source already found odd.
     """
 
     documents: Callable[[], Iterator[Document]]
     queries: Callable[[], Iterator[Query]]
-    qrels: Mapping[str, Callable[[], Iterator[Judgement]]]
+    qrels: Mapping[str, Callable[[], Iterator[Judgment]]]
     where: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 

@@ -27,7 +27,7 @@ def sentences(text: str, minimum_words: int = 3) -> list[str]:
     """Split a text into sentences.
 
     A mark (. ! ?) followed by white space ends a sentence unless it follows an abbreviation or an initial, or a
-    lower-case letter comes next; in tokenised text, where the mark stands apart (``a wing . the flow``), case is not
+    lower-case letter comes next; in tokenized text, where the mark stands apart (``a wing . the flow``), case is not
     asked. An empty line always ends one. For scripts that put spaces between words.
 
     Args:

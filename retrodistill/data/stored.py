@@ -13,9 +13,9 @@ import pyarrow as pa
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_folder, cache_folder, digest, make_folder, read_json, write_json
 from retrodistill.data.collection import Collection, check_parts, full_text
-from retrodistill.data.qrels import SCHEMA as JUDGEMENTS
+from retrodistill.data.qrels import SCHEMA as JUDGMENTS
 from retrodistill.data.qrels import Qrels
-from retrodistill.data.records import Document, Judgement, Query, Source
+from retrodistill.data.records import Document, Judgment, Query, Source
 from retrodistill.data.texts import BATCH, Texts, duplicates, pair_batches
 from retrodistill.data.texts import SCHEMA as TEXTS
 
@@ -66,17 +66,17 @@ def write(folder: Path, source: Source) -> None:
     _refuse_duplicates(queries, source.queries, source.where.get("queries", "queries, row"))
     judged, repeated = {}, []
     for split, rows in source.qrels.items():
-        judged[split], again = _judgements(rows())
+        judged[split], again = _judgments(rows())
         if again:
             repeated.append(
-                f"{split}: {again} judgements repeat a pair of query and document; the last one counts, as in beir."
+                f"{split}: {again} judgments repeat a pair of query and document; the last one counts, as in beir."
             )
     texts, asked = Texts(documents), Texts(queries)
     kept, warnings = check_parts(texts, asked, judged)
     # A split's name may hold what a file's name may not.
     files = {split: f"qrels-{place}.arrow" for place, split in enumerate(kept)}
     for split, qrels in kept.items():
-        _write_table(folder / files[split], JUDGEMENTS, iter(qrels.table.to_batches()))
+        _write_table(folder / files[split], JUDGMENTS, iter(qrels.table.to_batches()))
     write_json(
         folder / "collection.json",
         {
@@ -124,7 +124,7 @@ def _document_batches(rows: Iterator[Document]) -> Iterator[pa.RecordBatch]:
         yield pa.record_batch(list(columns), schema=_DOCUMENTS)
 
 
-def _judgements(rows: Iterator[Judgement]) -> tuple[Qrels, int]:
+def _judgments(rows: Iterator[Judgment]) -> tuple[Qrels, int]:
     count = 0
 
     def counted() -> Iterator[tuple[str, str, int]]:

@@ -137,7 +137,7 @@ class TextModel:
 
 
 @dataclass(frozen=True)
-class Space:
+class EmbeddingSpace:
     """The space that an index' documents lie in: its contract with query encoders.
 
     Attributes:
@@ -160,7 +160,7 @@ class Space:
     query_contract: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def of(cls, encoder: TextModel, truncation: int | None = None) -> Space:
+    def of(cls, encoder: TextModel, truncation: int | None = None) -> EmbeddingSpace:
         """The space of an encoder's documents.
 
         Raises:
@@ -196,7 +196,7 @@ class Space:
         return {**asdict(self), "norm": self.norm}
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Space:
+    def from_json(cls, content: dict[str, Any]) -> EmbeddingSpace:
         """The space of a manifest.
 
         Raises:
@@ -210,7 +210,7 @@ class Space:
             raise UserError(f"the manifest's space {what}; build the index again.")
         return cls(**{key: value for key, value in content.items() if key in known})
 
-    def admit(self, queries: TextModel) -> None:
+    def check_query_encoder(self, queries: TextModel) -> None:
         """Check that a query encoder's vectors belong among these documents.
 
         Raises:

@@ -36,7 +36,7 @@ class Encoder(TextModel):
 
     @property
     def _is_plain_table(self) -> bool:
-        """Whether a mean of rows, normalised or not, is all that it does, on the CPU."""
+        """Whether a mean of rows, normalized or not, is all that it does, on the CPU."""
         rest = {type(module).__name__ for module in list(self.model)[1:]}
         return self.is_static and rest <= {"Normalize"} and self.truncation is None and str(self.model.device) == "cpu"
 

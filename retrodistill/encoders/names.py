@@ -19,7 +19,7 @@ KINDS = {
     "prett": "a PreTT re-ranker that was distilled here: its folder",
     "tk": "a TK re-ranker that was distilled here: its folder",
     "run": "recorded scores: a run file (.run, .trec, .parquet, .jsonl)",
-    "judgements": "relevance judgements of a split that is not measured, as a teacher: judgements:train",
+    "judgments": "relevance judgments of a split that is not measured, as a teacher: judgments:train",
 }
 PAIR_KINDS = ("cross-encoder", "prett", "tk")  # they score pairs and search nothing
 _NAMELESS = ("bm25",)

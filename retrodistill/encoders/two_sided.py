@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar
 
-from retrodistill.encoders.contract import Space, TextModel
+from retrodistill.encoders.contract import EmbeddingSpace, TextModel
 
 Model = TypeVar("Model", bound=TextModel)
 
@@ -24,4 +24,4 @@ class TwoSided(Generic[Model]):
     def __init__(self, documents: Model, queries: Model | None = None, name: str | None = None) -> None:
         self.documents, self.queries = documents, queries or documents
         self.name = name or self.queries.name
-        Space.of(documents).admit(self.queries)
+        EmbeddingSpace.of(documents).check_query_encoder(self.queries)

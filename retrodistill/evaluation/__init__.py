@@ -2,7 +2,7 @@
 
 from retrodistill.evaluation.benchmark import Benchmark, benchmark
 from retrodistill.evaluation.comparing import Comparison, compare
-from retrodistill.evaluation.evaluating import Evaluation, Wanted, evaluate
+from retrodistill.evaluation.evaluating import Evaluation, EvaluationConfig, evaluate
 from retrodistill.evaluation.latency import query_latency, staged_latency
 from retrodistill.evaluation.measures import BEIR_MEASURES, DEFAULT_MEASURES, evaluate_run, means
 from retrodistill.evaluation.significance import compare_paired, holm, outcomes, smallest_difference
@@ -13,7 +13,7 @@ __all__ = [
     "Benchmark",
     "Comparison",
     "Evaluation",
-    "Wanted",
+    "EvaluationConfig",
     "benchmark",
     "compare",
     "compare_paired",

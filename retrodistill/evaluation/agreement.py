@@ -1,4 +1,4 @@
-"""Agreement of systems with a teacher on one collection; judgements are needed for the ceiling alone."""
+"""Agreement of systems with a teacher on one collection; judgments are needed for the ceiling alone."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def agreements(
         runs: Of the systems; documents that are their own query are left out.
         collection: Where they searched.
         queries: What they were asked.
-        qrels: Judgements for the ceiling; None where there are none.
+        qrels: Judgments for the ceiling; None where there are none.
         wanted: The teacher's own results where they are known already.
         rescore: Score every system's top 100 by the teacher, for the ceiling and the calibration; where False, there is
             no ceiling, and the calibration has the pairs that `wanted` holds.

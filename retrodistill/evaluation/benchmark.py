@@ -11,9 +11,9 @@ import numpy as np
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import write_json
-from retrodistill.core.progress import say
+from retrodistill.core.progress import log
 from retrodistill.data import Collection
-from retrodistill.evaluation.evaluating import Evaluation, Wanted, evaluate_on
+from retrodistill.evaluation.evaluating import Evaluation, EvaluationConfig, evaluate_on
 from retrodistill.evaluation.rules import CQADUPSTACK, sources
 from retrodistill.evaluation.systems import Candidate, named_systems
 
@@ -36,7 +36,7 @@ class Benchmark:
     def table(self) -> dict[str, Means]:
         """``{row: {system: {measure: mean}}}``: CQADupStack's row is the mean over its forums (macro), as in BEIR.
 
-        A collection without judgements has no row.
+        A collection without judgments has no row.
         """
         table: dict[str, Means] = {}
         for row in dict.fromkeys(self.rows):
@@ -67,7 +67,7 @@ class Benchmark:
 def benchmark(
     systems: Mapping[str, Any] | Sequence[Any] | Any,
     collections: Sequence[Collection | str],
-    wanted: Wanted | None = None,
+    wanted: EvaluationConfig | None = None,
     out: str | Path | None = None,
 ) -> Benchmark:
     """Measure systems on collections by BEIR's rules; killed at any moment, it goes on where it stopped in its folder.
@@ -83,7 +83,7 @@ def benchmark(
     Raises:
         UserError: As `evaluate`, or two collections have one name.
     """
-    named, wanted = named_systems(systems), (wanted or Wanted()).with_teacher()
+    named, wanted = named_systems(systems), (wanted or EvaluationConfig()).with_teacher()
     listed = sources(collections)
     if not listed:
         raise UserError("no collection to measure on; give at least one.")
@@ -95,7 +95,7 @@ def benchmark(
         if collection.name in {made.collection for made in evaluations}:
             raise UserError(f"two collections are named {collection.name}; rename the folder of one.")
         if len(listed) > 1:
-            say(f"{collection.name} ({number} of {len(listed)})")
+            log(f"{collection.name} ({number} of {len(listed)})")
         folder = None if out is None else Path(out) / collection.name
         made = evaluate_on(named, collection, replace(wanted, place=source.place), loaded, folder)
         evaluations.append(made if len(listed) == 1 else made.without_runs())

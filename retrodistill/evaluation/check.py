@@ -40,7 +40,7 @@ class Side:
             this index).
         documents_by: Name of the encoder of documents.
         queries_by: Name of the encoder of queries.
-        quality: Mean of each measure over the judged queries; empty without judgements.
+        quality: Mean of each measure over the judged queries; empty without judgments.
         query_ms: ``p50`` and ``p95`` of single queries, encoding included; None where none was timed.
         documents_per_second: How fast this side's documents are embedded here; None where that cannot be told.
     """
@@ -62,7 +62,7 @@ class Check:
         documents_by: Name of the encoder of the index' documents.
         admitted_as: Why: ``it is their own model``, or ``distilled into their space``.
         queries: How many were asked.
-        shared: By depth, the mean share (0 to 1) of the neighbours that the teacher finds by exact search which this
+        shared: By depth, the mean share (0 to 1) of the neighbors that the teacher finds by exact search which this
             index finds with the encoder's queries; empty where the teacher cannot be asked.
         sides: The ways to answer, measured.
         notes: What could not be measured, and why.
@@ -84,7 +84,7 @@ class Check:
         lines = [f"{self.queries_by} is admitted among documents by {self.documents_by}: {self.admitted_as}."]
         if self.shared:
             shares = ", ".join(f"{share:.1%} of the top {depth}" for depth, share in self.shared.items())
-            lines.append(f"Neighbours shared with the teacher's own exact search: {shares} ({self.queries} queries).")
+            lines.append(f"Neighbors shared with the teacher's own exact search: {shares} ({self.queries} queries).")
         if not self.sides:
             return "\n".join([*lines, *self.notes])
         head = ["", *self.sides[0].quality, "p50 ms", "p95 ms", "docs/s", "documents by", "queries by"]
@@ -118,8 +118,8 @@ def check(
         collection: What it was built on.
         queries: The query encoder, by name or object; the index' own by default.
         teacher: The encoder of the documents; by default the index names it.
-        k: Depth of the first comparison of neighbours and of nDCG, and what a timed query asks for.
-        split: Whose queries are asked; all there are where the collection has no judgements.
+        k: Depth of the first comparison of neighbors and of nDCG, and what a timed query asks for.
+        split: Whose queries are asked; all there are where the collection has no judgments.
         latency_queries: So many are timed; 0 for none.
         symmetric: Also embed the documents by the query encoder, once, to see what keeping the teacher's gains.
 
@@ -133,12 +133,12 @@ def check(
     if given is None:
         raise UserError("this index has no query encoder; give one to check.")
     student = _loaded(given, collection)
-    index.space.admit(student)
+    index.space.check_query_encoder(student)
     own = _teacher(index, teacher, collection)
     _check_documents(index, collection)
     check_k(k, len(index))
     asked, judged = _asked(collection, split)
-    notes = [] if judged else [f"No judgements for {split!r}: quality is not measured."]
+    notes = [] if judged else [f"No judgments for {split!r}: quality is not measured."]
     ways: list[_Way] = []
     if isinstance(own, VectorFile) and len(own.missing(asked.texts, "query")):
         notes.append(f"{own.name} has no vectors for these queries: the teacher's own are not compared.")
@@ -212,7 +212,7 @@ def _check_documents(index: Index, collection: Collection) -> None:
 
 
 def _asked(collection: Collection, split: str) -> tuple[Texts, dict[str, dict[str, int]]]:
-    """The queries, and their judgements where there are any."""
+    """The queries, and their judgments where there are any."""
     unjudged = not collection.qrels and split == "test"  # the default: all queries where nobody has judged
     asked = collection.split("all" if unjudged else split)
     return asked, collection.relevance(split).to_dict() if split in collection.qrels else {}
@@ -226,7 +226,7 @@ def _asked_by(index: Any, encoder: Any) -> Retriever:
 
 
 def _shared(run: Run, own: Run, k: int) -> dict[int, float]:
-    """By depth, the mean share of the teacher's neighbours that are found."""
+    """By depth, the mean share of the teacher's neighbors that are found."""
     deepest = min(_DEPTH, int(np.diff(own.bounds).min()))
     return {depth: float(np.mean(list(overlap(run, own, depth).values()))) for depth in sorted({k, max(k, deepest)})}
 
@@ -234,7 +234,7 @@ def _shared(run: Run, own: Run, k: int) -> dict[int, float]:
 def _latency(way: _Way, collection: Collection, k: int, texts: list[str]) -> dict[str, float] | None:
     if not texts or isinstance(way.queries, VectorFile):  # looking a vector up is not what its API takes
         return None
-    return query_latency(way.retriever.responder(collection, k), texts)
+    return query_latency(way.retriever.query_fn(collection, k), texts)
 
 
 def _documents_per_second(encoder: Any, collection: Collection) -> float | None:

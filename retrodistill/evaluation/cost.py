@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.progress import say
+from retrodistill.core.progress import log
 from retrodistill.data.collection import Collection
 from retrodistill.encoders.contract import TextModel
 from retrodistill.encoders.embeddings import embed
@@ -22,7 +22,7 @@ from retrodistill.evaluation.rates import fixed_threads, matrix_rate, operations
 from retrodistill.evaluation.reranking import Reranker
 from retrodistill.evaluation.streaming import HELD
 from retrodistill.evaluation.student_reranking import StudentReranker
-from retrodistill.indexes.faiss_index import AsymmetricIndex
+from retrodistill.indexes.faiss_index import FaissIndex
 from retrodistill.rankers.bm25 import BM25
 from retrodistill.rankers.ensemble import Ensemble
 from retrodistill.rankers.retrievers import DenseRetriever, LexicalRetriever, RecordedRetriever, Retriever
@@ -55,7 +55,7 @@ Stages = tuple[Callable[[list[str]], Any], Callable[[Any], Any]]
 class Staged(Protocol):
     """A retriever that tells encoding and search apart; any may offer this."""
 
-    def stages(self, collection: Collection, k: int) -> Stages:
+    def timed_stages(self, collection: Collection, k: int) -> Stages:
         """Two functions: query texts to what is searched with, and that to results; nothing cached."""
         ...
 
@@ -91,7 +91,7 @@ def measure_cost(
     if not answers_new_queries(retriever):
         return None
     if type(retriever) is DenseRetriever and len(collection.documents) > HELD:
-        say(f"{retriever.name}: {len(collection.documents):,} vectors are not held to be timed; build an index of them")
+        log(f"{retriever.name}: {len(collection.documents):,} vectors are not held to be timed; build an index of them")
         return None
     if not asked:
         raise UserError("no query to time; choose a split that has some.")
@@ -132,7 +132,7 @@ def _timing(stages: Sequence[Callable[[Any], Any]], texts: Sequence[str], batch:
 def _stages(retriever: Retriever, collection: Collection, k: int) -> Sequence[Callable[[Any], Any]]:
     """Encoding and search apart, where they can be; else the whole, one query after the other."""
     if isinstance(retriever, Staged):
-        return retriever.stages(collection, k)
+        return retriever.timed_stages(collection, k)
     if isinstance(retriever, LexicalRetriever):
         ranker = BM25(collection.documents)
         return list, lambda texts: ranker.search(texts, k)  # it has nothing to encode
@@ -140,13 +140,13 @@ def _stages(retriever: Retriever, collection: Collection, k: int) -> Sequence[Ca
         documents, asking = bound(retriever.documents, collection), retriever.queries
         flat = flat_index(embed(documents, collection.documents.texts, "document"))
         return lambda texts: asking.encode(texts, "query"), lambda vectors: flat.search(vectors, k)
-    if isinstance(retriever, AsymmetricIndex) and retriever.queries is not None:
+    if isinstance(retriever, FaissIndex) and retriever.queries is not None:
         index, encoder, space = retriever.index, retriever.queries, retriever.space
         return (
             lambda texts: leading(encoder.encode(texts, "query"), space.truncation, unit=space.norm == "unit"),
             lambda vectors: index.search(np.ascontiguousarray(vectors), min(k, len(retriever))),
         )
-    answer = retriever.responder(collection, k)
+    answer = retriever.query_fn(collection, k)
     return [lambda texts: [answer(text) for text in texts]]
 
 

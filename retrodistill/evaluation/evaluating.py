@@ -16,7 +16,7 @@ from retrodistill.core.manifest import Manifest, hardware, library_versions
 from retrodistill.data import Collection, Texts, load_collection
 from retrodistill.evaluation.agreement import agreements
 from retrodistill.evaluation.cost import measure_cost
-from retrodistill.evaluation.folder import Folder, Kept, check_file_names, write_per_query
+from retrodistill.evaluation.folder import CachedResult, Folder, check_file_names, write_per_query
 from retrodistill.evaluation.measures import Grades, evaluate_run, means, measures_within, parse_measure
 from retrodistill.evaluation.report import with_differences
 from retrodistill.evaluation.rules import split_of, version_note
@@ -31,11 +31,11 @@ from retrodistill.runs.run import Run
 
 
 @dataclass(frozen=True)
-class Wanted:
+class EvaluationConfig:
     """What to measure.
 
     Attributes:
-        split: Whose judgements count; None for BEIR's rule: test, and dev for msmarco.
+        split: Whose judgments count; None for BEIR's rule: test, and dev for msmarco.
         measures: ``ndcg@k``, ``mrr@k``, ``map@k``, ``recall@k``, ``precision@k``, ``hole@k``; None for BEIR's, less
             those deeper than `depth`.
         depth: Documents retrieved per query; cut to the corpus.
@@ -63,7 +63,7 @@ class Wanted:
         for measure in self.columns:
             parse_measure(measure)
 
-    def with_teacher(self) -> Wanted:
+    def with_teacher(self) -> EvaluationConfig:
         """The same, the teacher loaded: a wrong name fails before any work, and several collections load it once."""
         return self if self.teacher is None else replace(self, teacher=load_teacher(self.teacher))
 
@@ -79,10 +79,10 @@ class Evaluation:
 
     Attributes:
         collection: Its name.
-        split: Whose judgements counted.
+        split: Whose judgments counted.
         queries: How many there are.
         rows: The systems, as in results.json.
-        per_query: ``{system: table query_id, measures}``; empty where there are no judgements.
+        per_query: ``{system: table query_id, measures}``; empty where there are no judgments.
         notes: What a reader must know.
         provenance: Fingerprints, by name.
     """
@@ -94,7 +94,7 @@ class Evaluation:
     per_query: dict[str, pa.Table]
     notes: list[str] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
-    kept: dict[str, Kept] = field(default_factory=dict, repr=False)
+    kept: dict[str, CachedResult] = field(default_factory=dict, repr=False)
 
     @property
     def means(self) -> dict[str, dict[str, float]]:
@@ -156,11 +156,11 @@ def evaluate(
         systems: ``{name: system}``, a list, or one: a model name, an index or its folder, a run, an encoder, an
             ensemble, or ``rerank:TEACHER@SOURCE``.
         collection: A collection or what `load_collection` takes.
-        split: Whose judgements count; BEIR's by default: test, and dev for msmarco.
+        split: Whose judgments count; BEIR's by default: test, and dev for msmarco.
         measures: ``ndcg@k``, ``mrr@k``, ``recall@k``, ``map@k``, ``precision@k``, ``hole@k``; BEIR's by default.
         depth: Documents retrieved per query; cut to the corpus.
-        teacher: Measure agreement with this teacher too; it needs no judgements.
-        cost_threads: Measure cost too, on so many threads; it needs no judgements.
+        teacher: Measure agreement with this teacher too; it needs no judgments.
+        cost_threads: Measure cost too, on so many threads; it needs no judgments.
         out: Folder of the collection, for ``runs/NAME.run``, ``per-query.parquet``, ``results.json``,
             ``report.html``; what stands there from the same systems and settings is not measured again, and other
             systems that were measured there on the same queries stay in the table, in front.
@@ -169,21 +169,25 @@ def evaluate(
         Of the systems given.
 
     Raises:
-        UserError: There are no judgements and nothing else to measure, or a system cannot search.
+        UserError: There are no judgments and nothing else to measure, or a system cannot search.
     """
     place = None if isinstance(collection, Collection) else str(collection)
-    wanted = Wanted(split, measures, depth, teacher, cost_threads, place).with_teacher()
+    wanted = EvaluationConfig(split, measures, depth, teacher, cost_threads, place).with_teacher()
     folder = None if out is None else Path(out)
     return evaluate_on(named_systems(systems), load_collection(collection), wanted, {}, folder)
 
 
 def evaluate_on(
-    systems: Mapping[str, Any], collection: Collection, wanted: Wanted, loaded: dict[str, Candidate], out: Path | None
+    systems: Mapping[str, Any],
+    collection: Collection,
+    wanted: EvaluationConfig,
+    loaded: dict[str, Candidate],
+    out: Path | None,
 ) -> Evaluation:
     """As `evaluate`; systems that hold for other collections too are loaded once, into `loaded`."""
     split = split_of(collection, wanted.split)
     queries = collection.split(split)
-    qrels, notes = _judgements(collection, split, wanted)
+    qrels, notes = _judgments(collection, split, wanted)
     candidates = candidates_for(systems, collection.name, loaded)
     if out is None:
         return _evaluate(candidates, collection, (split, queries, qrels), wanted, None, notes)
@@ -204,20 +208,20 @@ def evaluate_on(
     return whole.only(systems)
 
 
-def _judgements(collection: Collection, split: str, wanted: Wanted) -> tuple[Grades | None, list[str]]:
-    """The judgements, None where the collection has none at all; and what a reader must know."""
+def _judgments(collection: Collection, split: str, wanted: EvaluationConfig) -> tuple[Grades | None, list[str]]:
+    """The judgments, None where the collection has none at all; and what a reader must know."""
     if collection.qrels:
         notes = [*collection.warnings, version_note(collection, split), _depth_note(wanted)]
         return collection.relevance(split).to_dict(), [note for note in notes if note]
     if wanted.teacher is None and wanted.cost_threads is None:
         raise UserError(
-            f"collection {collection.name} has no relevance judgements, so there is no quality to measure; "
+            f"collection {collection.name} has no relevance judgments, so there is no quality to measure; "
             "give a teacher for agreement with it, or ask for cost."
         )
-    return None, [*collection.warnings, f"{collection.name} has no relevance judgements: quality is not measured."]
+    return None, [*collection.warnings, f"{collection.name} has no relevance judgments: quality is not measured."]
 
 
-def _depth_note(wanted: Wanted) -> str | None:
+def _depth_note(wanted: EvaluationConfig) -> str | None:
     """Measures that look deeper than what is retrieved are lower than their name says."""
     deep = [measure for measure in wanted.columns if parse_measure(measure)[1] > max(wanted.depth, 10)]
     if not deep:
@@ -229,7 +233,7 @@ def _evaluate(
     candidates: Sequence[Candidate],
     collection: Collection,
     asked: tuple[str, Texts, Grades | None],
-    wanted: Wanted,
+    wanted: EvaluationConfig,
     folder: Folder | None,
     notes: list[str],
 ) -> Evaluation:
@@ -270,8 +274,8 @@ def search(retriever: Retriever, collection: Collection, queries: Texts, depth: 
 
 
 def _measure(
-    candidate: Candidate, collection: Collection, queries: Texts, qrels: Grades | None, wanted: Wanted
-) -> Kept:
+    candidate: Candidate, collection: Collection, queries: Texts, qrels: Grades | None, wanted: EvaluationConfig
+) -> CachedResult:
     run = search(candidate.retriever, collection, queries, wanted.depth).renamed(candidate.name)
     cost = None
     if wanted.cost_threads is not None:
@@ -281,7 +285,7 @@ def _measure(
     size = candidate.retriever.bytes_per_document(collection)
     told = None if cost is None else cost.model_dump(mode="json", by_alias=True)
     note = _unanswered(candidate.name, run, queries)
-    return Kept(table, run, size, told, candidate.documents_by, candidate.queries_by, note)
+    return CachedResult(table, run, size, told, candidate.documents_by, candidate.queries_by, note)
 
 
 def _unanswered(name: str, run: Run, queries: Texts) -> str:
@@ -293,7 +297,7 @@ def _unanswered(name: str, run: Run, queries: Texts) -> str:
     return f"{name}: {len(lacking)} of {len(queries)} queries have no results and count 0 ({sample_of(lacking)})."
 
 
-def _provenance(prints: Mapping[str, str | None], collection: Collection, wanted: Wanted) -> dict[str, Any]:
+def _provenance(prints: Mapping[str, str | None], collection: Collection, wanted: EvaluationConfig) -> dict[str, Any]:
     """What the figures were made from: data, systems and teacher by their fingerprints, and how deep was searched."""
     found = {
         "collection": collection.fingerprint,
@@ -306,7 +310,7 @@ def _provenance(prints: Mapping[str, str | None], collection: Collection, wanted
     return found
 
 
-def _row(name: str, kept: Kept, agreement: Agreement | None) -> System:
+def _row(name: str, kept: CachedResult, agreement: Agreement | None) -> System:
     values = {} if kept.per_query is None else means(kept.per_query)
     cost = None if kept.cost is None else Cost.model_validate(kept.cost)
     row = {

@@ -35,7 +35,7 @@ class Side:
     Attributes:
         name: The system's.
         run: Its results.
-        values: nDCG@10 by query; empty where there are no judgements.
+        values: nDCG@10 by query; empty where there are no judgments.
     """
 
     name: str
@@ -73,7 +73,7 @@ def side_by_side(
 
     Args:
         collection: Where texts come from.
-        grades: Judgements that mark what is relevant; None for none.
+        grades: Judgments that mark what is relevant; None for none.
         queries: Ids of the queries to show, in this order.
         reference: One system.
         other: The other, as a rule the student.

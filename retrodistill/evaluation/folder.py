@@ -22,11 +22,11 @@ PER_QUERY = "per-query.parquet"
 
 
 @dataclass(frozen=True)
-class Kept:
+class CachedResult:
     """What was measured of a system.
 
     Attributes:
-        per_query: query_id and a column per measure; None where there are no judgements.
+        per_query: query_id and a column per measure; None where there are no judgments.
         run: Its results, or the file that holds them.
         bytes_per_document: What serving keeps; None where nothing is known.
         cost: As `Cost` in JSON; None where it was not measured.
@@ -58,13 +58,13 @@ class Folder:
     def __init__(self, path: Path, wanted: Manifest) -> None:
         self.path, self.wanted = make_folder(path), wanted
 
-    def find(self, name: str, fingerprint: str | None) -> Kept | None:
+    def find(self, name: str, fingerprint: str | None) -> CachedResult | None:
         """What was measured of a system; None where it was something else, or is not whole."""
         place = self._place(name)
         known = fingerprint is not None and self._manifest(name, fingerprint).matches(place)
         return self._read(place) if known else None
 
-    def _read(self, place: Path) -> Kept | None:
+    def _read(self, place: Path) -> CachedResult | None:
         """What lies in a system's folder; None where its run is gone or another."""
         about = Manifest.read(place).about
         run = self.path / "runs" / about["run"]
@@ -72,9 +72,9 @@ class Folder:
             return None
         per_query = pq.read_table(place / PER_QUERY) if (place / PER_QUERY).is_file() else None
         said = (about.get(key, "") for key in ("documents_by", "queries_by", "note"))
-        return Kept(per_query, run, about["bytes_per_document"], about["cost"], *said)
+        return CachedResult(per_query, run, about["bytes_per_document"], about["cost"], *said)
 
-    def keep(self, name: str, fingerprint: str | None, measured: Kept) -> Kept:
+    def keep(self, name: str, fingerprint: str | None, measured: CachedResult) -> CachedResult:
         """Write what was measured, the run first, the manifest last; gives it back with the run on disk."""
         run = measured.results()
         file = keep_run(run, self.path / "runs" / slug(name))
@@ -93,7 +93,7 @@ class Folder:
             self._manifest(name, fingerprint or "unknown", about).write(temporary, FILE_NAME)
         return replace(measured, run=file)
 
-    def before(self, names: Iterable[str]) -> dict[str, Kept]:
+    def before(self, names: Iterable[str]) -> dict[str, CachedResult]:
         """Other systems than `names`, measured before on the same queries by the same measures; the oldest first."""
         found, taken = [], {self._place(name) for name in names}
         here = {"collection": self.wanted.inputs.get("collection"), **self.wanted.settings, "cost": None}
@@ -118,7 +118,7 @@ def write_per_query(tables: Mapping[str, pa.Table], folder: Path) -> None:
     """All systems' values in one table: system, query_id, measures; none where nothing was judged."""
     path = folder / PER_QUERY
     if not tables:
-        path.unlink(missing_ok=True)  # of judgements that there were before
+        path.unlink(missing_ok=True)  # of judgments that there were before
         return
     rows = [table.add_column(0, "system", pa.array([name] * len(table))) for name, table in tables.items()]
     with atomic_file(path) as temporary:

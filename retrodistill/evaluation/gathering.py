@@ -15,7 +15,7 @@ from retrodistill.core.stores import slug
 from retrodistill.data import load_collection
 from retrodistill.evaluation.agreement import agreements
 from retrodistill.evaluation.comparing import Comparison, compare
-from retrodistill.evaluation.evaluating import Evaluation, Wanted, evaluate_on
+from retrodistill.evaluation.evaluating import Evaluation, EvaluationConfig, evaluate_on
 from retrodistill.evaluation.folder import PER_QUERY, read_per_query
 from retrodistill.evaluation.rules import split_of
 from retrodistill.rankers.loading import load_teacher
@@ -63,7 +63,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ComparisonConfig:
     """How to compare.
 
     Attributes:
@@ -85,7 +85,7 @@ class Asked:
     seed: int = 0
 
 
-def compare_named(names: Sequence[str], asked: Asked) -> Comparison:
+def compare_named(names: Sequence[str], asked: ComparisonConfig) -> Comparison:
     """Compare what is named.
 
     Args:
@@ -95,7 +95,7 @@ def compare_named(names: Sequence[str], asked: Asked) -> Comparison:
     Raises:
         UserError: As `compare` and `evaluate`; or a collection is needed and not given.
     """
-    wanted = Wanted(asked.split, [asked.measure])
+    wanted = EvaluationConfig(asked.split, [asked.measure])
     collection = None if asked.collection is None else load_collection(asked.collection)
     teacher = None if asked.teacher is None else load_teacher(asked.teacher)
     if teacher is not None and collection is None:

@@ -17,7 +17,7 @@ _AT_LEAST = 20  # answers, before time may stop the measurement
 def query_latency(
     respond: Callable[[str], Any], texts: Sequence[str], *, warm_up: int = 10, repeats: int = 3, seconds: float = 10.0
 ) -> dict[str, float]:
-    """Time a responder one query at a time.
+    """Time a query_fn one query at a time.
 
     Args:
         respond: Answers one query text, all of encoding and search included.

@@ -27,7 +27,7 @@ def evaluate_run(run: Run, qrels: Grades, measures: Sequence[str] = DEFAULT_MEAS
     those that anyone gets from the written run file.
 
     Args:
-        run: Search results. Queries without judgements are passed over.
+        run: Search results. Queries without judgments are passed over.
         qrels: ``{query_id: {document_id: relevance}}``, graded; nDCG has linear gains (trec_eval).
         measures: ``ndcg@k``, ``mrr@k``, ``recall@k``, ``map@k``, ``precision@k`` or ``hole@k``, the share of the top k
             that nobody judged for this query (1 - ir_measures' Judged@k; beir's own `hole` asks whether a document was
@@ -40,7 +40,7 @@ def evaluate_run(run: Run, qrels: Grades, measures: Sequence[str] = DEFAULT_MEAS
         UserError: Unknown measure, or no judged query.
     """
     if not qrels:
-        raise UserError("no judged query to measure on; choose a split with judgements.")
+        raise UserError("no judged query to measure on; choose a split with judgments.")
     cuts = [parse_measure(measure) for measure in measures]
     judges = _judges(qrels, cuts)
     values: dict[str, list[float]] = {}

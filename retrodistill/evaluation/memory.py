@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-from retrodistill.core.progress import say
+from retrodistill.core.progress import log
 
 
 def peak_memory(system: str, collection: str, queries: list[str], threads: int) -> int | None:
@@ -29,7 +29,7 @@ def peak_memory(system: str, collection: str, queries: list[str], threads: int) 
     done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, check=False)
     if done.returncode != 0 or not done.stdout.strip().isdigit():
         reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        say(f"{system}: its memory was not measured ({reason[:120]})")
+        log(f"{system}: its memory was not measured ({reason[:120]})")
         return None
     return int(done.stdout)
 
@@ -46,7 +46,7 @@ def _answer(asked: dict) -> int:
     collection = load_collection(asked["collection"])
     retriever = load_candidate(asked["system"], asked["system"]).retriever
     with fixed_threads(asked["threads"]):
-        answer = retriever.responder(collection, min(100, len(collection.documents)))
+        answer = retriever.query_fn(collection, min(100, len(collection.documents)))
         for query in asked["queries"]:
             answer(query)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

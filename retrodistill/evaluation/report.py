@@ -26,7 +26,7 @@ def with_differences(made: Evaluation, collection: Collection, grades: Grades | 
     Args:
         made: What was measured.
         collection: On what.
-        grades: Its judgements; None for none.
+        grades: Its judgments; None for none.
         command: What to print as the command that gives these numbers again.
     """
     results = made.results(command)

@@ -50,7 +50,7 @@ class Reranker:
         candidates = first_documents(self.source, collection, queries, self.depth)
         return self.teacher.score(collection, queries, candidates).top(k).renamed(self.name)
 
-    def responder(self, collection: Collection, k: int) -> Callable[[str], Any]:
+    def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
         """There is none: teachers keep what they scored, so that asking again would time a look-up.
 
         Raises:

@@ -49,7 +49,7 @@ def sources(given: Iterable[Collection | str | Path]) -> list[Source]:
 def split_of(collection: Collection, split: str | None) -> str:
     """The split that counts: the one asked for, else BEIR's, which is test, and dev for msmarco.
 
-    Without any judgements it is ``all``: there is no quality to measure, and the rest can be.
+    Without any judgments it is ``all``: there is no quality to measure, and the rest can be.
     """
     if split is not None:
         return split
@@ -65,8 +65,8 @@ def version_note(collection: Collection, split: str) -> str | None:
         return None
     count = len(collection.qrels[split])
     if count == _TOUCHE_V2:
-        return f"{_TOUCHE} is version 2 ({count:,} judgements), the one in BEIR's zip: not comparable with v1 or v3."
-    return f"{_TOUCHE} has {count:,} judgements; BEIR's version 2 has {_TOUCHE_V2:,}: not comparable with its table."
+        return f"{_TOUCHE} is version 2 ({count:,} judgments), the one in BEIR's zip: not comparable with v1 or v3."
+    return f"{_TOUCHE} has {count:,} judgments; BEIR's version 2 has {_TOUCHE_V2:,}: not comparable with its table."
 
 
 def _beir_name(collection: Collection) -> str:

@@ -25,7 +25,7 @@ def compare_paired(a: np.ndarray, b: np.ndarray, *, seed: int = 0) -> dict[str, 
 
     Returns:
         ``difference`` (mean of a - b), ``interval`` (95% bootstrap, percentile) and ``p`` (two-sided paired
-        randomisation test with 10,000 sign flips; Smucker et al. 2007).
+        randomization test with 10,000 sign flips; Smucker et al. 2007).
 
     Raises:
         UserError: The queries differ in number, there are none, or a value is not finite.

@@ -71,7 +71,7 @@ class StudentReranker:
             run = CrossEncoderTeacher(self.student.model, self.student.name).score(collection, queries, candidates)
         return run.top(k).renamed(self.name)
 
-    def responder(self, collection: Collection, k: int) -> Callable[[str], Any]:
+    def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
         """Searches by BM25 and scores what it finds, nothing of the query cached.
 
         Raises:

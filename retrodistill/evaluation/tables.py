@@ -74,7 +74,7 @@ def comparison_text(made: Comparison) -> str:
     ]
     heads = ["difference", "mean", "95% interval", "p", "p (Holm)", "wins/ties/losses", "detectable"]
     told = (
-        "p: paired randomisation test; Holm: corrected for the number of comparisons; detectable: the smallest "
+        "p: paired randomization test; Holm: corrected for the number of comparisons; detectable: the smallest "
         "difference that so many queries show with 80% power at p < .05: 2.80 s / √n, s the standard deviation of the "
         "differences."
     )

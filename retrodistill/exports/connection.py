@@ -114,7 +114,7 @@ def connect(place: str, *, create: bool = False) -> QdrantClient:
 
 
 def is_embedded(client: QdrantClient) -> bool:
-    """Whether the client itself keeps the points: it searches exactly and ignores indexing, quantisation and shards."""
+    """Whether the client itself keeps the points: it searches exactly and ignores indexing, quantization and shards."""
     options = client.init_options
     return options["path"] is not None or options["location"] == ":memory:"
 

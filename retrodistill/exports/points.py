@@ -8,13 +8,13 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.encoders.contract import Space
+from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.multi_vector import Tokens
 from retrodistill.exports.connection import library
 from retrodistill.exports.records import KINDS, Kind, Vectors
 
-Quantisation = Literal["scalar", "product", "binary"]
-QUANTISATIONS = ("scalar", "product", "binary")
+Quantization = Literal["scalar", "product", "binary"]
+QUANTIZATIONS = ("scalar", "product", "binary")
 
 
 def vectors_of(kind: Kind, vectors: Vectors) -> list[Any]:
@@ -53,27 +53,27 @@ def distance_between(kind: Kind, stored: Any, vectors: Vectors) -> float:
     return float(np.abs(left - right).max(initial=0.0)) if left.shape == right.shape else float("inf")
 
 
-def collection_config(kind: Kind, space: Space, quantisation: Quantisation | None) -> dict[str, Any]:
+def collection_config(kind: Kind, space: EmbeddingSpace, quantization: Quantization | None) -> dict[str, Any]:
     """Arguments of `QdrantClient.create_collection` that say what a vector is; the vector's name is its kind.
 
     Unit vectors are compared by cosine, so that clients which give other queries see cosines; all else by inner
     product. MaxSim is Qdrant's multivector comparator over inner products.
 
     Raises:
-        UserError: An unknown kind or quantisation, or a quantisation of sparse vectors, which Qdrant has none for.
+        UserError: An unknown kind or quantization, or a quantization of sparse vectors, which Qdrant has none for.
     """
     models = library().models
     if kind not in KINDS:
         raise unknown("kind of vectors", kind, KINDS)
     if kind == "sparse":
-        if quantisation is not None:
-            raise UserError(f"quantisation {quantisation!r}: Qdrant quantises no sparse vectors; leave it out.")
+        if quantization is not None:
+            raise UserError(f"quantization {quantization!r}: Qdrant quantizes no sparse vectors; leave it out.")
         return {"vectors_config": {}, "sparse_vectors_config": {kind: models.SparseVectorParams()}}
     unit = kind == "dense" and space.norm == "unit"
     parameters = models.VectorParams(
         size=space.dimension,
         distance=models.Distance.COSINE if unit else models.Distance.DOT,
-        quantization_config=_quantisation(quantisation),
+        quantization_config=_quantization(quantization),
         multivector_config=(
             models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM)
             if kind == "multi-vector"
@@ -89,7 +89,7 @@ def search_parameters() -> Any:
     return models.SearchParams(quantization=models.QuantizationSearchParams(rescore=True, oversampling=2.0))
 
 
-def _quantisation(name: str | None) -> Any:
+def _quantization(name: str | None) -> Any:
     """One byte a number, one byte for four float32 numbers' worth (x16), or one bit a number; codes stay in memory."""
     models = library().models
     if name is None:
@@ -102,4 +102,4 @@ def _quantisation(name: str | None) -> Any:
         return models.ProductQuantization(product=product)
     if name == "binary":
         return models.BinaryQuantization(binary=models.BinaryQuantizationConfig(always_ram=True))
-    raise unknown("quantisation", name, QUANTISATIONS)
+    raise unknown("quantization", name, QUANTIZATIONS)

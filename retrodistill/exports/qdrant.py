@@ -11,13 +11,13 @@ import numpy as np
 
 from retrodistill.core.errors import UserError, sample_of, unknown
 from retrodistill.core.manifest import Manifest
-from retrodistill.core.progress import bar, say
+from retrodistill.core.progress import bar, log
 from retrodistill.core.stores import slug
 from retrodistill.data.collection import Collection
 from retrodistill.exports.checking import agreement, as_queries, sampled_rows, sampled_vectors
 from retrodistill.exports.connection import Address, connected
 from retrodistill.exports.payload import Payload, differences
-from retrodistill.exports.points import QUANTISATIONS, Quantisation, collection_config, distance_between, vectors_of
+from retrodistill.exports.points import QUANTIZATIONS, Quantization, collection_config, distance_between, vectors_of
 from retrodistill.exports.qdrant_collection import VERIFIED, WRITING, QdrantCollection, point_id
 from retrodistill.exports.records import Exportable, flat_values
 from retrodistill.exports.sources import exportable
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from qdrant_client import QdrantClient
 
 _DEPTH = 10  # of the rankings that are compared
-_EXACT = 1e-4  # of the largest number of a vector: what float32 and a second normalisation leave
+_EXACT = 1e-4  # of the largest number of a vector: what float32 and a second normalization leave
 _NUMBERS = 1_000_000  # of a request; 20 characters each
 _TOKENS = 512  # of a long document
 _MANY = 20_000  # points; qdrant-client keeps those of an embedded collection in memory and compares one by one
@@ -39,7 +39,7 @@ class QdrantSettings:
     Attributes:
         name: Of the Qdrant collection; by default the collection's, or the index'.
         texts: Keep each document's text in its payload, too.
-        quantisation: ``scalar`` (1 byte a number), ``product`` (a quarter of that), ``binary`` (1 bit) or None. The
+        quantization: ``scalar`` (1 byte a number), ``product`` (a quarter of that), ``binary`` (1 bit) or None. The
             vectors themselves are kept, and rank what the codes find. An embedded Qdrant records it and searches
             exactly.
         shards: Of the collection, on a cluster; Qdrant's choice by default.
@@ -47,12 +47,12 @@ class QdrantSettings:
         batch: Documents per request; by default as many as a server takes at its own defaults, at most 256.
         sample: So many documents are compared number by number, and their vectors asked as queries.
         agreement: The least mean share of the exact top 10 that Qdrant has to find for them where it searches
-            approximately (HNSW); an embedded Qdrant has to find all, a quantised collection is only reported on.
+            approximately (HNSW); an embedded Qdrant has to find all, a quantized collection is only reported on.
     """
 
     name: str | None = None
     texts: bool = False
-    quantisation: Quantisation | None = None
+    quantization: Quantization | None = None
     shards: int | None = None
     replicas: int | None = None
     batch: int | None = None
@@ -64,8 +64,8 @@ class QdrantSettings:
             given = getattr(self, what)
             if given is not None and given < 1:
                 raise UserError(f"{what}={given}: give a number of at least 1.")
-        if self.quantisation is not None and self.quantisation not in QUANTISATIONS:
-            raise unknown("quantisation", self.quantisation, QUANTISATIONS)
+        if self.quantization is not None and self.quantization not in QUANTIZATIONS:
+            raise unknown("quantization", self.quantization, QUANTIZATIONS)
         if not 0 <= self.agreement <= 1:
             raise UserError(f"agreement={self.agreement}: a share is from 0 to 1.")
 
@@ -132,13 +132,13 @@ def export_qdrant(
     start, settings = time.perf_counter(), settings or QdrantSettings()
     with connected(target, create=True) as client:  # before documents are embedded for hours
         records = exportable(source, collection)
-        config = collection_config(records.kind, records.space, settings.quantisation)
+        config = collection_config(records.kind, records.space, settings.quantization)
         payload = Payload.of(records, collection, texts=settings.texts)
         name = settings.name or slug(collection.name if collection is not None else records.name)
         there = QdrantCollection(client, name, "the client's place" if client is target else str(target))
         if there.embedded and len(records) > _MANY:
-            say(f"{len(records)} documents: an embedded Qdrant is meant for up to {_MANY}; a server takes more.")
-        decisive = {"texts": settings.texts, "quantisation": settings.quantisation}
+            log(f"{len(records)} documents: an embedded Qdrant is meant for up to {_MANY}; a server takes more.")
+        decisive = {"texts": settings.texts, "quantization": settings.quantization}
         manifest = payload.manifest("Qdrant collection", records, decisive)
         resumed = _open(there, manifest, {**config, **_spread(settings)})
         written = _write(there, records, payload, settings.batch, resumed=resumed)
@@ -228,11 +228,11 @@ def verify(there: QdrantCollection, records: Exportable, settings: QdrantSetting
     rows = sampled_rows(len(records), settings.sample)
     difference = _largest_difference(there, records, rows)
     queries = as_queries(sampled_vectors(records, rows))
-    answers = there.ask(records.kind, queries, _DEPTH, quantised=settings.quantisation is not None)
+    answers = there.ask(records.kind, queries, _DEPTH, quantized=settings.quantization is not None)
     place = {one: row for row, one in enumerate(records.ids)}
     found = [np.array([place.get(one, -1) for one, _ in answer], dtype=np.int64) for answer in answers]
     share = float(agreement(records, queries, found, min(_DEPTH, len(records))).mean())
-    wanted = 1.0 if there.embedded else 0.0 if settings.quantisation else settings.agreement
+    wanted = 1.0 if there.embedded else 0.0 if settings.quantization else settings.agreement
     if share < wanted:
         raise UserError(
             f"{there} finds {share:.1%} of the exact top {_DEPTH} of {len(rows)} documents, wanted {wanted:.0%}; wait "

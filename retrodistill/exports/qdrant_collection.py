@@ -148,21 +148,21 @@ class QdrantCollection:
             vector = point.vector.get(kind) if isinstance(point.vector, dict) else None
             yield str(point.id), vector, point.payload or {}
 
-    def ask(self, kind: Kind, queries: Vectors, k: int, *, quantised: bool = False) -> list[list[tuple[str, float]]]:
+    def ask(self, kind: Kind, queries: Vectors, k: int, *, quantized: bool = False) -> list[list[tuple[str, float]]]:
         """(document id, score) of the at most k best documents of each query; none for one without entry or token.
 
         Args:
             kind: Of the vectors.
             queries: Query vectors of that kind.
             k: Depth.
-            quantised: Whether codes find the documents, so that their vectors are to rank them.
+            quantized: Whether codes find the documents, so that their vectors are to rank them.
 
         Raises:
             UserError: Qdrant refuses or does not answer, or holds points of others.
         """
         models = library().models
         asked = vectors_of(kind, queries)
-        parameters = search_parameters() if quantised and not self.embedded else None
+        parameters = search_parameters() if quantized and not self.embedded else None
         answers: list[list[tuple[str, float]]] = [[] for _ in asked]
         full = [place for place, vector in enumerate(asked) if vector is not None]
         for start in range(0, len(full), _ASKED):

@@ -9,7 +9,7 @@ from typing import Any
 from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.encoders.contract import Space, TextModel
+from retrodistill.encoders.contract import EmbeddingSpace, TextModel
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder, load_encoder
 from retrodistill.encoders.multi_vector import load_multi_vector_encoder
@@ -54,13 +54,13 @@ class QdrantIndex:
             )
         self.there = there
         self.kind: Kind = settings["kind"]
-        self.quantised: bool = settings["quantisation"] is not None
-        self.space = Space.from_json(about["space"])
+        self.quantized: bool = settings["quantization"] is not None
+        self.space = EmbeddingSpace.from_json(about["space"])
         self.name: str = about["name"]
         asking = about["queries_by"] if queries is None else queries
         self.queries = None if asking is None else _LOADERS[self.kind](asking)
         if self.queries is not None:
-            self.space.admit(self.queries)
+            self.space.check_query_encoder(self.queries)
 
     def __repr__(self) -> str:
         asking = "no query encoder" if self.queries is None else f"queries by {self.queries.name}"
@@ -98,7 +98,7 @@ class QdrantIndex:
             UserError: k beyond the collection, or Qdrant refuses or does not answer.
         """
         k = wanted_depth(k, len(self))
-        answers = self.there.ask(self.kind, self._cut(vectors), k, quantised=self.quantised)
+        answers = self.there.ask(self.kind, self._cut(vectors), k, quantized=self.quantized)
         if self.space.similarity == "meanmaxsim":
             answers = [
                 [(document, score / length) for document, score in found]
@@ -128,12 +128,12 @@ class QdrantIndex:
         run.require(queries.ids, collection.documents.ids)
         return run
 
-    def responder(self, collection: Collection, k: int) -> Callable[[str], Any]:
+    def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
         """Encodes one query and asks Qdrant."""
         k, encoder = min(k, len(self)), self._encoder()
 
         def respond(text: str) -> Any:
-            return self.there.ask(self.kind, self._cut(encoder.encode([text], "query")), k, quantised=self.quantised)
+            return self.there.ask(self.kind, self._cut(encoder.encode([text], "query")), k, quantized=self.quantized)
 
         return respond
 

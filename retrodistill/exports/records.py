@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import digest
-from retrodistill.encoders.contract import Space
+from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.multi_vector import Tokens
 
 Kind = Literal["dense", "sparse", "multi-vector"]
@@ -42,7 +42,7 @@ class Exportable:
 
     kind: Kind
     ids: Sequence[str]
-    space: Space
+    space: EmbeddingSpace
     block: Callable[[int, int], Any]
     fingerprint: str
     name: str = "index"
@@ -61,7 +61,12 @@ class Exportable:
 
 
 def dense_records(
-    ids: Sequence[str], vectors: np.ndarray, space: Space, *, name: str = "index", queries_by: str | None = None
+    ids: Sequence[str],
+    vectors: np.ndarray,
+    space: EmbeddingSpace,
+    *,
+    name: str = "index",
+    queries_by: str | None = None,
 ) -> Exportable:
     """Records of (n, d) vectors, memory-mapped or not.
 
@@ -81,7 +86,7 @@ def dense_records(
 def sparse_records(
     ids: Sequence[str],
     weights: csr_array,
-    space: Space,
+    space: EmbeddingSpace,
     *,
     name: str = "index",
     queries_by: str | None = None,
@@ -119,7 +124,7 @@ class TokenSource(Protocol):
 def multi_vector_records(
     ids: Sequence[str],
     tokens: Tokens | TokenSource,
-    space: Space,
+    space: EmbeddingSpace,
     *,
     name: str = "index",
     queries_by: str | None = None,
@@ -143,7 +148,9 @@ def multi_vector_records(
     return _pinned(Exportable("multi-vector", ids, space, block, "", name, queries_by))
 
 
-def _of_store(ids: Sequence[str], store: TokenSource, space: Space, name: str, queries_by: str | None) -> Exportable:
+def _of_store(
+    ids: Sequence[str], store: TokenSource, space: EmbeddingSpace, name: str, queries_by: str | None
+) -> Exportable:
     width = store.gather(np.zeros(min(1, len(store)), dtype=np.int64)).dimension
     _check_shape(len(ids), len(store), width, space)
 
@@ -193,7 +200,7 @@ def _pinned(records: Exportable) -> Exportable:
     return replace(records, fingerprint=pin(records.ids, records.kind, content.hexdigest()))
 
 
-def _check_shape(ids: int, rows: int, width: int, space: Space) -> None:
+def _check_shape(ids: int, rows: int, width: int, space: EmbeddingSpace) -> None:
     if rows != ids or width != space.dimension:
         raise UserError(
             f"{ids} ids and a space of {space.dimension} dimensions with {rows} documents of {width}; they do not "

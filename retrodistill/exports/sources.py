@@ -11,7 +11,7 @@ import numpy as np
 
 from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection
-from retrodistill.encoders.contract import Space, TextModel
+from retrodistill.encoders.contract import EmbeddingSpace, TextModel
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder, load_encoder
 from retrodistill.encoders.multi_vector import MultiVectorModel, load_multi_vector_encoder
@@ -23,7 +23,7 @@ from retrodistill.encoders.vectors import leading
 from retrodistill.exports.payload import texts_of
 from retrodistill.exports.records import Exportable, dense_records, multi_vector_records, pin, sparse_records
 from retrodistill.indexes.building import load_index
-from retrodistill.indexes.faiss_index import AsymmetricIndex
+from retrodistill.indexes.faiss_index import FaissIndex
 from retrodistill.indexes.inverted import InvertedIndex
 from retrodistill.indexes.multi_vector import MultiVectorIndex
 from retrodistill.indexes.stored import name_of
@@ -32,7 +32,7 @@ from retrodistill.indexes.stored import name_of
 def exportable(source: Any, collection: Collection | None = None) -> Exportable:
     """The exact vectors of an index' documents.
 
-    Of dense documents another system is given the vectors that their encoder made, not codes: that system quantises for
+    Of dense documents another system is given the vectors that their encoder made, not codes: that system quantizes for
     itself, and a code of a code loses twice. A FAISS index that holds its vectors as they were (Flat, HNSW, IVF and
     refined ones over Flat) gives them; for any other factory the documents are embedded again, which the store of
     embeddings answers where they were embedded on this machine. Impacts of an inverted index and tokens of a
@@ -51,7 +51,7 @@ def exportable(source: Any, collection: Collection | None = None) -> Exportable:
         return source
     if isinstance(source, (str, Path, ModelName)):
         source = _loaded(source)
-    if isinstance(source, AsymmetricIndex):
+    if isinstance(source, FaissIndex):
         return _of_faiss(source, collection)
     if isinstance(source, InvertedIndex):
         return _of_postings(source)
@@ -85,9 +85,9 @@ def _of_encoder(encoder: Encoder | SparseTextEncoder, collection: Collection | N
         raise UserError(f"{encoder.name} has no documents of its own to export; give a collection.")
     ids, texts = collection.documents.ids, collection.documents.texts
     if isinstance(encoder, SparseTextEncoder):
-        records = sparse_records(ids, embed_sparse(encoder, texts, "document"), Space.of(encoder))
+        records = sparse_records(ids, embed_sparse(encoder, texts, "document"), EmbeddingSpace.of(encoder))
     else:
-        records = dense_records(ids, embed(bound(encoder, collection), texts, "document"), Space.of(encoder))
+        records = dense_records(ids, embed(bound(encoder, collection), texts, "document"), EmbeddingSpace.of(encoder))
     return replace(
         records,
         fingerprint=pin(ids, encoder.fingerprint("document"), collection.documents.fingerprint),
@@ -96,7 +96,7 @@ def _of_encoder(encoder: Encoder | SparseTextEncoder, collection: Collection | N
     )
 
 
-def _of_faiss(index: AsymmetricIndex, collection: Collection | None) -> Exportable:
+def _of_faiss(index: FaissIndex, collection: Collection | None) -> Exportable:
     vectors, pinned = _held(index), None
     if vectors is None:
         if collection is None:
@@ -122,7 +122,7 @@ def _asked_by(queries: TextModel | None) -> str | None:
     return f"{kind}:{os.path.abspath(place)}" if os.path.isdir(place) else name
 
 
-def _document_encoder(index: AsymmetricIndex) -> Encoder:
+def _document_encoder(index: FaissIndex) -> Encoder:
     own = index.queries
     found = own if own is not None and own.document_space == index.space.fingerprint else None
     found = found or load_encoder(index.space.documents_by)
@@ -134,7 +134,7 @@ def _document_encoder(index: AsymmetricIndex) -> Encoder:
     return found
 
 
-def _held(index: AsymmetricIndex) -> np.ndarray | None:
+def _held(index: FaissIndex) -> np.ndarray | None:
     """(n, d) vectors of a FAISS index as they were added; None where it holds codes or turned them."""
     import faiss
 

@@ -13,7 +13,7 @@ _GRAPH_FROM = 20_000  # documents; below, a scan takes under a millisecond or tw
 _LISTS_FROM = 100_000  # documents, where links do not fit
 _GRAPH_TO = 500_000  # documents; beyond, building the graph takes longer than training and filling lists
 _LINKS = 272  # bytes of HNSW32's links per document
-_CROWDED = 0.93  # what coarse codes keep of their recall where documents have near neighbours
+_CROWDED = 0.93  # what coarse codes keep of their recall where documents have near neighbors
 _PER_WORD = 39  # vectors per codeword or list that k-means asks for
 
 
@@ -23,7 +23,7 @@ class Choice:
 
     Attributes:
         factory: A FAISS factory string that can be trained on the corpus.
-        parameters: Search parameters to begin with; None where it has none. `AsymmetricIndex.tune` finds better ones.
+        parameters: Search parameters to begin with; None where it has none. `FaissIndex.tune` finds better ones.
         reason: One sentence, to print.
         bytes_per_document: Of codes and links; codebooks, rotation and centroids, which do not grow, and 8 bytes of
             label in inverted lists come on top.
@@ -66,7 +66,7 @@ def choose_factory(
     Recall is what MiniLM vectors (384 dimensions) kept, rounded down: scans on SciFact and NFCorpus (see
     ``evaluation/faiss_kinds.py``), graphs on 26,000 and 123,000 perturbed copies of both, lists of scalar codes on the
     123,000 only. Lists of OPQ are an estimate. Real documents are harder to find by lists than copies: an eighth of 64
-    lists kept .89 on SciFact and .80 on NFCorpus. So tune: `AsymmetricIndex.tune` measures and sets.
+    lists kept .89 on SciFact and .80 on NFCorpus. So tune: `FaissIndex.tune` measures and sets.
 
     Args:
         documents: How many there are.

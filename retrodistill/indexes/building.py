@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.progress import say
+from retrodistill.core.progress import log
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_model import load_text_model
-from retrodistill.encoders.contract import Space
+from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder, load_encoder
 from retrodistill.encoders.multi_vector import MultiVectorModel
@@ -22,7 +22,7 @@ from retrodistill.encoders.vector_files import bound
 from retrodistill.encoders.vectors import check_finite, leading
 from retrodistill.indexes.auto import choose_factory
 from retrodistill.indexes.factory import build_faiss, empty_index
-from retrodistill.indexes.faiss_index import AsymmetricIndex
+from retrodistill.indexes.faiss_index import FaissIndex
 from retrodistill.indexes.impacts import InvertedSettings
 from retrodistill.indexes.inverted import InvertedIndex, build_inverted
 from retrodistill.indexes.multi_vector import MultiVectorIndex, MultiVectorSettings
@@ -45,7 +45,7 @@ class FaissSettings(Settings):
         truncate: Keep so many leading dimensions of the vectors, of both sides (Matryoshka students keep most of their
             quality; arXiv 2205.13147); unit vectors stay so.
         bytes: Per document, that ``auto`` stays within.
-        recall: Share of the exact ten neighbours to find: ``auto`` chooses by it, and nprobe, efSearch and the refining
+        recall: Share of the exact ten neighbors to find: ``auto`` chooses by it, and nprobe, efSearch and the refining
             factor are tuned to it on training queries or sentences, unless `parameters` are given.
     """
 
@@ -78,7 +78,7 @@ def build_index(
         settings: Of the kind of index.
 
     Returns:
-        An `AsymmetricIndex`, `InvertedIndex` or `MultiVectorIndex`.
+        An `FaissIndex`, `InvertedIndex` or `MultiVectorIndex`.
 
     Raises:
         UserError: The query encoder belongs to another space, settings of another kind of index, vectors that are not
@@ -105,7 +105,7 @@ def resolved(settings: FaissSettings, documents: int, dimension: int) -> tuple[s
     if settings.factory != "auto":
         return settings.factory, settings.parameters
     choice = choose_factory(documents, dimension, bytes_per_document=settings.bytes, recall=settings.recall)
-    say(choice.reason)
+    log(choice.reason)
     return choice.factory, settings.parameters or choice.parameters
 
 
@@ -126,7 +126,7 @@ def load_index(
     """
     kind = kind_of(folder)
     if kind == "faiss":
-        return AsymmetricIndex.load(folder, queries, parameters=parameters, memory_map=memory_map)
+        return FaissIndex.load(folder, queries, parameters=parameters, memory_map=memory_map)
     if parameters:
         raise UserError(f"search parameters {parameters!r} are for FAISS, and {folder} is an index of kind {kind}.")
     if kind == "inverted":
@@ -136,10 +136,10 @@ def load_index(
 
 def _build_dense(
     collection: Collection, encoder: Encoder, queries: Any, settings: FaissSettings, name: str
-) -> AsymmetricIndex:
+) -> FaissIndex:
     asking = encoder if queries is None else load_encoder(queries)
-    space, texts = Space.of(encoder, settings.truncate), collection.documents
-    space.admit(asking)
+    space, texts = EmbeddingSpace.of(encoder, settings.truncate), collection.documents
+    space.check_query_encoder(asking)
     factory, parameters = resolved(settings, len(texts), space.dimension)
     empty_index(factory, space.dimension, len(texts), parameters)
     encoder, asking = bound(encoder, collection), bound(asking, collection)
@@ -147,13 +147,13 @@ def _build_dense(
     check_finite(vectors, texts.ids, encoder.name)
     start = time.perf_counter()
     index = build_faiss(factory, np.ascontiguousarray(vectors))
-    built = AsymmetricIndex(index, texts.ids, space, asking, factory, name, documents=encoder)
+    built = FaissIndex(index, texts.ids, space, asking, factory, name, documents=encoder)
     built.build_seconds = time.perf_counter() - start
     built.parameters = parameters
     chosen = settings.factory == "auto" and parameters is not None
     if (settings.recall or chosen) and not settings.parameters:
-        neighbours = min(_NEIGHBOURS, len(texts))
-        say(str(built.tune(_held_out(collection), settings.recall or _RECALL, neighbours, documents=texts)))
+        neighbors = min(_NEIGHBOURS, len(texts))
+        log(str(built.tune(_held_out(collection), settings.recall or _RECALL, neighbors, documents=texts)))
     return built
 
 

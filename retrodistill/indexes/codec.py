@@ -16,7 +16,7 @@ class Codec(ABC):
         dimension: d.
         bytes_per_vector: Width of a code.
         unit: Whether decoded vectors are given length 1, as the vectors had that it was fitted on.
-        index: The FAISS quantiser that it encodes with, or None.
+        index: The FAISS quantizer that it encodes with, or None.
     """
 
     kind: str
@@ -34,7 +34,7 @@ class Codec(ABC):
         """(n, d) float32 vectors, as near as the codec keeps them."""
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What was fitted besides the FAISS quantiser."""
+        """What was fitted besides the FAISS quantizer."""
         return {}
 
     @property

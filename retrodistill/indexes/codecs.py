@@ -1,4 +1,4 @@
-"""How token vectors are stored: whole, by scalars, by product quantisers, or as residuals to centroids."""
+"""How token vectors are stored: whole, by scalars, by product quantizers, or as residuals to centroids."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from retrodistill.indexes.codec import Codec, unit_rows
 from retrodistill.indexes.factory import vectors_to_train
 from retrodistill.indexes.parts import quiet_clustering
 from retrodistill.indexes.residuals import MOST_CENTROIDS, ResidualCodec, fit_residuals, plaid_centroids
-from retrodistill.indexes.token_distillation import DistilledCodec, Lessons, distil_codebooks
+from retrodistill.indexes.token_distillation import DistilledCodec, Lessons, distill_codebooks
 from retrodistill.training.settings import Settings
 
 CODECS = ("float32", "float16", "sq8", "pq", "distilled-pq", "residual")
@@ -69,10 +69,10 @@ class PlainCodec(Codec):
 
 
 class FaissCodec(Codec):
-    """The codes of a trained FAISS quantiser: SQ8, or PQ behind a rotation.
+    """The codes of a trained FAISS quantizer: SQ8, or PQ behind a rotation.
 
     Args:
-        index: The quantiser; it need hold no vectors.
+        index: The quantizer; it need hold no vectors.
         kind: ``sq8`` or ``pq``.
         unit: Give decoded vectors length 1.
     """
@@ -95,7 +95,7 @@ def check_codec(settings: CodecSettings, dimension: int) -> None:
     """Refuse settings that do not fit vectors of a dimension, before any is made.
 
     Raises:
-        UserError: The bytes of a product quantiser do not divide the dimension.
+        UserError: The bytes of a product quantizer do not divide the dimension.
     """
     if settings.codec in ("pq", "distilled-pq") and dimension % settings.bytes:
         fitting = [width for width in range(1, dimension + 1) if dimension % width == 0]
@@ -129,12 +129,12 @@ def fit_codec(
     if settings.codec == "residual":
         centroids = settings.centroids or plaid_centroids(total or len(vectors), len(vectors))
         return fit_residuals(vectors, centroids, settings.bits, settings.seed, unit=unit)
-    quantiser = _trained(f"OPQ{settings.bytes},PQ{settings.bytes}np", vectors)
+    quantizer = _trained(f"OPQ{settings.bytes},PQ{settings.bytes}np", vectors)
     if settings.codec == "pq":
-        return FaissCodec(quantiser, "pq", unit=unit)
+        return FaissCodec(quantizer, "pq", unit=unit)
     if lessons is None:
         raise UserError("codec 'distilled-pq' learns from queries; give some, or choose 'pq', which needs none.")
-    return distil_codebooks(quantiser, sample, lessons, settings.seed, unit=unit)
+    return distill_codebooks(quantizer, sample, lessons, settings.seed, unit=unit)
 
 
 def load_codec(folder: Path) -> Codec:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.encoders.contract import Space, TextModel
+from retrodistill.encoders.contract import EmbeddingSpace, TextModel
 
 _UNIT = 1e-3  # by how much a unit vector's length may be off: float16 stores
 _LARGEST = 1e15  # squared and summed over a thousand dimensions it is still far from float32's largest
@@ -86,7 +86,7 @@ def _check_list(ids: Sequence[str]) -> None:
         raise UserError(f"document ids are {ids!r}, one string; give a list of them, e.g. [{ids!r}].")
 
 
-def encoder_of(space: Space, load: Callable[[str], TextModel]) -> TextModel:
+def encoder_of(space: EmbeddingSpace, load: Callable[[str], TextModel]) -> TextModel:
     """The encoder that made a space's documents, by its name, for documents that are added as texts.
 
     Raises:

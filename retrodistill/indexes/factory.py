@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.progress import say
+from retrodistill.core.progress import log
 from retrodistill.encoders.vectors import check_finite
 from retrodistill.indexes.parts import (
     EUCLIDEAN,
@@ -33,7 +33,7 @@ def build_faiss(factory: str, vectors: np.ndarray) -> Any:
     """Build, train and fill an inner-product index.
 
     PCA and ITQ subtract the mean of the documents, which reorders inner products (on MiniLM's NFCorpus vectors
-    ``PCA192,Flat`` keeps .55 of the ten best, without the mean .91); here they only rotate and cut. Product quantisers
+    ``PCA192,Flat`` keeps .55 of the ten best, without the mean .91); here they only rotate and cut. Product quantizers
     skip the polysemous ordering of their codewords, which nothing here searches by and which takes most of the time.
 
     Args:
@@ -156,7 +156,7 @@ def set_parameters(index: Any, parameters: str) -> None:
 def _tell_few(factory: str, vectors: int, centroids: int) -> None:
     """One line where k-means has fewer vectors than it asks for, in the place of FAISS' own for each codebook."""
     if vectors < centroids * _PER_CENTROID:
-        say(
+        log(
             f"{factory}: {vectors:,} vectors train {centroids:,} centroids, and k-means asks for "
             f"{centroids * _PER_CENTROID:,}: codes may be coarse; 'SQ8' and 'Flat' need none."
         )

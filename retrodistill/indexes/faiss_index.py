@@ -12,7 +12,7 @@ import numpy as np
 from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.encoders.contract import Space
+from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder, load_encoder
 from retrodistill.encoders.vector_files import bound
@@ -28,7 +28,7 @@ from retrodistill.runs.run import Run
 _FAISS_FILE = "index.faiss"
 
 
-class AsymmetricIndex:
+class FaissIndex:
     """A plain FAISS index, the documents' ids, the space's contract and a query encoder that it admits.
 
     Args:
@@ -49,7 +49,7 @@ class AsymmetricIndex:
         self,
         index: Any,
         ids: Sequence[str],
-        space: Space,
+        space: EmbeddingSpace,
         queries: Encoder | None = None,
         factory: str = "Flat",
         name: str = "index",
@@ -69,11 +69,11 @@ class AsymmetricIndex:
         self.build_seconds: float | None = None
         self._mapped = False
         if queries is not None:
-            space.admit(queries)
+            space.check_query_encoder(queries)
 
     def __repr__(self) -> str:
         asking = "no query encoder" if self.queries is None else f"queries by {self.queries.name}"
-        return f"AsymmetricIndex({len(self)} documents by {self.space.documents_by}, {asking}, {self.factory})"
+        return f"FaissIndex({len(self)} documents by {self.space.documents_by}, {asking}, {self.factory})"
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -230,7 +230,7 @@ class AsymmetricIndex:
         run.require(queries.ids, collection.documents.ids)
         return run
 
-    def responder(self, collection: Collection, k: int) -> Callable[[str], Any]:
+    def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
         """Encodes and searches one query."""
         k = min(k, len(self))
         return lambda text: self.index.search(self._shaped(self._encode([text]), "queries"), k)
@@ -269,7 +269,7 @@ class AsymmetricIndex:
         *,
         parameters: str | None = None,
         memory_map: bool = False,
-    ) -> AsymmetricIndex:
+    ) -> FaissIndex:
         """Load an index.
 
         Args:

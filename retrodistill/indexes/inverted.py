@@ -1,4 +1,4 @@
-"""The inverted index: sparse documents by term, with quantised impacts, or in Seismic."""
+"""The inverted index: sparse documents by term, with quantized impacts, or in Seismic."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scipy.sparse import csr_array, issparse, vstack
 from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.encoders.contract import Space
+from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.sparse import SparseTextEncoder, load_sparse_encoder
 from retrodistill.encoders.sparse_store import embed_sparse
 from retrodistill.encoders.token_weights import TokenWeights
@@ -47,7 +47,7 @@ class InvertedIndex:
         self,
         postings: Postings | SeismicPostings,
         ids: Sequence[str],
-        space: Space,
+        space: EmbeddingSpace,
         queries: SparseTextEncoder | TokenWeights | None = None,
         settings: InvertedSettings | None = None,
         name: str = "index",
@@ -64,7 +64,7 @@ class InvertedIndex:
         self.build_seconds: float | None = None
         self._queries_by: str | None = None
         if isinstance(queries, SparseTextEncoder):
-            space.admit(queries)
+            space.check_query_encoder(queries)
             self._queries_by = name_of(queries)
 
     @classmethod
@@ -72,7 +72,7 @@ class InvertedIndex:
         cls,
         ids: Sequence[str],
         matrix: Any,
-        space: Space,
+        space: EmbeddingSpace,
         queries: SparseTextEncoder | TokenWeights | None = None,
         settings: InvertedSettings | None = None,
         name: str = "index",
@@ -189,7 +189,7 @@ class InvertedIndex:
         run.require(queries.ids, collection.documents.ids)
         return run
 
-    def responder(self, collection: Collection, k: int) -> Callable[[str], Any]:
+    def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
         """Encodes and searches one query."""
         k = min(k, len(self))
 
@@ -199,7 +199,7 @@ class InvertedIndex:
 
         return respond
 
-    def stages(
+    def timed_stages(
         self, collection: Collection, k: int
     ) -> tuple[Callable[[list[str]], csr_array], Callable[[csr_array], Any]]:
         """Encoding of queries, and search by them: for timing."""
@@ -322,8 +322,8 @@ def build_inverted(
         seismic()
     encoder = load_sparse_encoder(documents)
     asking = encoder if queries is None else load_sparse_encoder(queries)
-    space = Space.of(encoder)
-    space.admit(asking)
+    space = EmbeddingSpace.of(encoder)
+    space.check_query_encoder(asking)
     vectors = embed_sparse(encoder, collection.documents.texts, "document")
     start, ids = time.perf_counter(), collection.documents.ids
     built = InvertedIndex.from_csr(ids, vectors, space, asking, settings, name, documents=encoder)

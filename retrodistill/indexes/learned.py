@@ -1,4 +1,4 @@
-"""Indexes whose quantiser is learned from a teacher (Distill-VQ), beside the OPQ index that it starts from."""
+"""Indexes whose quantizer is learned from a teacher (Distill-VQ), beside the OPQ index that it starts from."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.encoders.contract import Space
+from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder, load_encoder
 from retrodistill.encoders.vector_files import VectorFile, bound
 from retrodistill.encoders.vectors import check_finite
-from retrodistill.indexes.faiss_index import AsymmetricIndex
-from retrodistill.quantizers import Learned, QuantiserSettings, factory_for, learn_quantiser
+from retrodistill.indexes.faiss_index import FaissIndex
+from retrodistill.quantizers import Learned, QuantizerSettings, factory_for, learn_quantizer
 from retrodistill.quantizers.query_map import query_student
 from retrodistill.quantizers.start import read_form
 from retrodistill.quantizers.targets import Teacher
@@ -37,8 +37,8 @@ class LearnedIndex:
         learned: History, held-out agreement, the query map where one was learned.
     """
 
-    index: AsymmetricIndex
-    start: AsymmetricIndex
+    index: FaissIndex
+    start: FaissIndex
     learned: Learned
 
 
@@ -56,7 +56,7 @@ def texts_to_learn_from(
         sentences=texts.sentences,
         documents=texts.documents,
         seed=seed,
-        barred=test,
+        excluded_queries=test,
     )
 
 
@@ -91,11 +91,11 @@ def learn_index(
     *,
     queries: Encoder | None = None,
     target: int | str = 16,
-    settings: QuantiserSettings | None = None,
+    settings: QuantizerSettings | None = None,
     teacher: np.ndarray | None = None,
     name: str = "distilled",
 ) -> LearnedIndex:
-    """Embed a collection and learn a quantiser of it.
+    """Embed a collection and learn a quantizer of it.
 
     Args:
         collection: What to index.
@@ -112,8 +112,8 @@ def learn_index(
             another space.
     """
     asking = documents if queries is None else queries
-    space = Space.of(documents)
-    space.admit(asking)
+    space = EmbeddingSpace.of(documents)
+    space.check_query_encoder(asking)
     factory = factory_for(target, documents.dimension) if isinstance(target, int) else target
     read_form(factory, documents.dimension)
     documents, asking = bound(documents, collection), bound(asking, collection)
@@ -123,18 +123,18 @@ def learn_index(
     vectors = np.ascontiguousarray(embed(documents, collection.documents.texts, "document"))
     check_finite(vectors, ids, documents.name)
     asked = np.ascontiguousarray(embed(asking, texts.texts.texts, "query"))
-    found = learn_quantiser(
+    found = learn_quantizer(
         vectors,
         asked,
         factory,
-        settings or QuantiserSettings(),
+        settings or QuantizerSettings(),
         sources=texts.sources,
         teacher=None if teacher is None else _on_the_scale_of(asked, vectors, teacher),
         names=ids,
     )
 
-    def behind(index: Any, called: str, seconds: float) -> AsymmetricIndex:
-        built = AsymmetricIndex(index, ids, space, asking, factory, called, documents=documents)
+    def behind(index: Any, called: str, seconds: float) -> FaissIndex:
+        built = FaissIndex(index, ids, space, asking, factory, called, documents=documents)
         built.build_seconds = seconds
         return built
 

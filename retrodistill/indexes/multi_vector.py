@@ -14,7 +14,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import FILE_NAME
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.encoders.contract import Space
+from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.maxsim import best_documents
 from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens, load_multi_vector_encoder
 from retrodistill.indexes.codecs import CodecSettings, fit_codec
@@ -62,7 +62,7 @@ class MultiVectorIndex:
         self,
         store: TokenStore,
         ids: Sequence[str],
-        space: Space,
+        space: EmbeddingSpace,
         queries: MultiVectorModel | None = None,
         settings: MultiVectorSettings | None = None,
         name: str = "index",
@@ -80,7 +80,7 @@ class MultiVectorIndex:
         self.queries, self._documents = queries, documents
         self.build_seconds: float | None = None
         if queries is not None:
-            space.admit(queries)
+            space.check_query_encoder(queries)
         if proposer is None and self.settings.muvera is not None:
             proposer = Proposer.build(self.settings.muvera, store)
         if proposer is not None and len(proposer) != len(store):
@@ -95,7 +95,7 @@ class MultiVectorIndex:
         cls,
         tokens: Tokens,
         ids: Sequence[str],
-        space: Space,
+        space: EmbeddingSpace,
         queries: MultiVectorModel | None = None,
         settings: MultiVectorSettings | None = None,
         name: str = "index",
@@ -220,12 +220,14 @@ class MultiVectorIndex:
         run.require(queries.ids, collection.documents.ids)
         return run
 
-    def responder(self, collection: Collection, k: int) -> Callable[[str], Any]:
+    def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
         """Encodes and searches one query."""
         encoder, k = self._query_encoder(), min(k, len(self))
         return lambda text: self._best(encoder.encode([text], "query"), k)
 
-    def stages(self, collection: Collection, k: int) -> tuple[Callable[[list[str]], Tokens], Callable[[Tokens], Any]]:
+    def timed_stages(
+        self, collection: Collection, k: int
+    ) -> tuple[Callable[[list[str]], Tokens], Callable[[Tokens], Any]]:
         """Encoding of queries, and search by their token vectors: for timing."""
         encoder, k = self._query_encoder(), min(k, len(self))
         return lambda texts: encoder.encode(texts, "query"), lambda tokens: self._best(tokens, k)

@@ -60,7 +60,7 @@ def fewest_vectors(index: Any) -> int:
     """The fewest vectors that an untrained index and all its parts can be trained on.
 
     Codewords and lists need one each; OPQ trains 256 codewords in its output width and ends the process on less than
-    that width; residual quantisers take principal components first, as many as a vector has dimensions.
+    that width; residual quantizers take principal components first, as many as a vector has dimensions.
     """
     import faiss
 
@@ -93,11 +93,11 @@ def quiet_clustering(index: Any) -> Iterator[int]:
     most, given = 1, []
     for step in transforms(index):
         if isinstance(step, faiss.OPQMatrix):
-            # OPQ trains a quantiser of its own; one that is given can be told to be quiet. FAISS does not own it.
-            step.pq = quantiser = faiss.ProductQuantizer(step.d_out, step.M, 8)
-            quantiser.cp.min_points_per_centroid = 1
-            given.append((step, quantiser))
-            most = max(most, quantiser.ksub)
+            # OPQ trains a quantizer of its own; one that is given can be told to be quiet. FAISS does not own it.
+            step.pq = quantizer = faiss.ProductQuantizer(step.d_out, step.M, 8)
+            quantizer.cp.min_points_per_centroid = 1
+            given.append((step, quantizer))
+            most = max(most, quantizer.ksub)
     for part in inside(index):
         if isinstance(part, faiss.IndexIVF):
             part.cp.min_points_per_centroid = 1
@@ -200,11 +200,11 @@ def _flaw_of_kind(part: Any) -> str | None:
     if name not in _KINDS:
         return f"{name} is not among the kinds used here: Flat, SQ, PQ, RaBitQ, HNSW, IVF, RQ, LSQ and refined ones"
     if any(hasattr(part, codes) and getattr(part, codes).M > _MOST_RESIDUALS for codes in ("rq", "lsq")):
-        return f"residual quantisers have at most {_MOST_RESIDUALS} codewords a vector"
+        return f"residual quantizers have at most {_MOST_RESIDUALS} codewords a vector"
     if isinstance(part, faiss.IndexRefine) and _class_of(part.refine_index) not in _REFINING:
         return "refine by RFlat, Refine(SQ8), Refine(SQfp16) or Refine(PQ...)"
     if isinstance(part, faiss.IndexIVF) and part.nlist < (wanted := fewest_vectors(part.quantizer)):
-        return f"the quantiser of its lists needs at least {wanted} lists to train, there are {part.nlist}"
+        return f"the quantizer of its lists needs at least {wanted} lists to train, there are {part.nlist}"
     return None
 
 

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.encoders.contract import Space
+from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.rankers.retrievers import Queries, Retriever
 from retrodistill.runs.run import Run
 
@@ -22,7 +22,7 @@ class Index(Retriever, Protocol):
     """
 
     ids: list[str]
-    space: Space
+    space: EmbeddingSpace
 
     def __len__(self) -> int:
         """Number of documents."""

@@ -117,7 +117,7 @@ def plaid_centroids(total: int, sample: int) -> int:
 
 
 def _bucket_decoder(values: np.ndarray, width: int) -> Any:
-    """Packed buckets are the codes of a product quantiser whose codebooks list all combinations in a byte."""
+    """Packed buckets are the codes of a product quantizer whose codebooks list all combinations in a byte."""
     import faiss
 
     levels, dimension = values.shape

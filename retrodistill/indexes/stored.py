@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from retrodistill.core.errors import UserError, sample_of, unknown
 from retrodistill.core.files import atomic_folder, check_replaceable, file_digest
 from retrodistill.core.manifest import FILE_NAME, Manifest
-from retrodistill.encoders.contract import IN_MEMORY, Space, TextModel
+from retrodistill.encoders.contract import IN_MEMORY, EmbeddingSpace, TextModel
 
 IDS_FILE = "ids.parquet"
 KINDS = ("faiss", "inverted", "multi-vector")
@@ -40,7 +40,7 @@ class StoredIndex:
 
     kind: str
     settings: dict[str, Any]
-    space: Space
+    space: EmbeddingSpace
     ids: Sequence[str]
     name: str
     queries_by: str | None = None
@@ -92,7 +92,7 @@ class StoredIndex:
         return cls(
             kind,
             settings,
-            Space.from_json(about["space"]),
+            EmbeddingSpace.from_json(about["space"]),
             ids["document_id"].to_pylist(),
             about["name"],
             _absolute(about["queries_by"], path),

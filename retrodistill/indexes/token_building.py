@@ -12,7 +12,7 @@ from retrodistill.core.files import cache_folder, digest, exclusive
 from retrodistill.core.progress import bar
 from retrodistill.data.sentences import sentences
 from retrodistill.data.texts import Texts
-from retrodistill.encoders.contract import Space
+from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens, load_multi_vector_encoder
 from retrodistill.encoders.token_vectors import TokenVectors
 from retrodistill.indexes.codec import Codec
@@ -56,8 +56,8 @@ def build_multi_vector(
     settings = settings or MultiVectorSettings()
     encoder = load_multi_vector_encoder(documents)
     asking = encoder if queries is None else load_multi_vector_encoder(queries)
-    space = Space.of(encoder)
-    space.admit(asking)
+    space = EmbeddingSpace.of(encoder)
+    space.check_query_encoder(asking)
     check_codec(settings, space.dimension)
     if settings.muvera is not None:
         width = Muvera(settings.muvera, space.dimension).dimension

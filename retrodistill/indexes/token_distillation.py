@@ -1,9 +1,9 @@
 """Distill-VQ for token vectors: codebooks that reproduce the MaxSim of the vectors themselves (arXiv 2204.00185).
 
 The start is OPQ on a sample of documents. Codes stay as OPQ chose them; codebooks and rotation are learned so that, for
-training queries, the scores of quantised documents make the lists that exact MaxSim makes:
+training queries, the scores of quantized documents make the lists that exact MaxSim makes:
 
-    loss = KL( softmax(maxsim(Q, D) / T) || softmax(maxsim(Q, quantised D) / T) )
+    loss = KL( softmax(maxsim(Q, D) / T) || softmax(maxsim(Q, quantized D) / T) )
 
 over each query's best documents and others. Tokens are encoded by the start and decoded by what was learned, so that
 any document, seen or not, has the codes that the codebooks were learned for.
@@ -49,7 +49,7 @@ class Lessons:
 
 
 class DistilledCodec(Codec):
-    """Codes of a product quantiser, decoded by codebooks and a transform that were learned.
+    """Codes of a product quantizer, decoded by codebooks and a transform that were learned.
 
     Args:
         index: The OPQ that encodes.
@@ -82,7 +82,7 @@ class DistilledCodec(Codec):
         return unit_rows(vectors) if self.unit else vectors
 
 
-def distil_codebooks(index: Any, documents: Tokens, lessons: Lessons, seed: int, *, unit: bool) -> DistilledCodec:
+def distill_codebooks(index: Any, documents: Tokens, lessons: Lessons, seed: int, *, unit: bool) -> DistilledCodec:
     """Learn codebooks and transform by the MaxSim of a sample of documents.
 
     Args:
@@ -108,15 +108,15 @@ def distil_codebooks(index: Any, documents: Tokens, lessons: Lessons, seed: int,
     training = order[len(held) :]
     lists = _Lists(index, documents, lessons, unit=unit)
     fixed = [lists.batch(held[start : start + _QUERIES], random) for start in range(0, len(held), _QUERIES)]
-    optimiser = torch.optim.Adam([lists.transform, lists.books], lr=_RATE)
+    optimizer = torch.optim.Adam([lists.transform, lists.books], lr=_RATE)
     best, kept = lists.mean_loss(fixed), lists.codec(index)
     with bar(_STEPS, "learning codebooks of tokens", "steps") as progress:
         for step in range(1, _STEPS + 1):
-            for group in optimiser.param_groups:
+            for group in optimizer.param_groups:
                 group["lr"] = _RATE * min(1.0, 10 * step / _STEPS) * (1 - (step - 1) / _STEPS)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             lists.loss(lists.batch(random.choice(training, min(_QUERIES, len(training)), False), random)).backward()
-            optimiser.step()
+            optimizer.step()
             progress.update(1)
             if step % (_STEPS // _EVALUATIONS) == 0 and (loss := lists.mean_loss(fixed)) < best:
                 best, kept = loss, lists.codec(index)
@@ -124,7 +124,7 @@ def distil_codebooks(index: Any, documents: Tokens, lessons: Lessons, seed: int,
 
 
 class _Lists:
-    """Lists of documents for batches of queries, their exact scores, and the scores of their quantised tokens."""
+    """Lists of documents for batches of queries, their exact scores, and the scores of their quantized tokens."""
 
     def __init__(self, index: Any, documents: Tokens, lessons: Lessons, *, unit: bool) -> None:
         import torch
@@ -177,7 +177,7 @@ class _Lists:
         return DistilledCodec(index, *arrays, unit=self.unit)
 
     def _scores(self, queries: np.ndarray, rows: np.ndarray) -> Tensor:
-        """(queries, rows) MaxSim of quantised documents, padded to the longest of the batch."""
+        """(queries, rows) MaxSim of quantized documents, padded to the longest of the batch."""
         import torch
 
         asked = [self.lessons.queries[row] for row in queries]

@@ -67,7 +67,7 @@ def tune(index: Any, queries: np.ndarray, exact: np.ndarray, *, recall: float = 
         k: How many documents per query.
 
     Raises:
-        UserError: No queries, a recall outside 0 to 1, or fewer exact neighbours than k.
+        UserError: No queries, a recall outside 0 to 1, or fewer exact neighbors than k.
     """
     if not 0 < recall <= 1:
         raise UserError(f"recall={recall:g}: choose a share above 0 and up to 1, e.g. 0.95.")
@@ -75,7 +75,7 @@ def tune(index: Any, queries: np.ndarray, exact: np.ndarray, *, recall: float = 
         raise UserError("no queries to tune on; give training queries or sentences of the documents.")
     if exact.shape[0] != len(queries) or not 1 <= k <= exact.shape[1]:
         raise UserError(
-            f"exact neighbours of shape {exact.shape} for {len(queries)} queries and k={k}; wanted k for each query."
+            f"exact neighbors of shape {exact.shape} for {len(queries)} queries and k={k}; wanted k for each query."
         )
 
     def measured(values: dict[str, int]) -> float:

@@ -17,12 +17,12 @@ class PseudoClasses:
     """Each class split along linear projections of the teacher's embeddings (LELP, arXiv 2409.20449).
 
     Attributes:
-        centres: (classes, d) float32 mean teacher embedding of each class.
+        centers: (classes, d) float32 mean teacher embedding of each class.
         directions: (classes, parts, d) float32 projections; a text belongs to the part it leans to most.
         scales: (classes,) float32 root mean square of the projections within the class.
     """
 
-    centres: np.ndarray
+    centers: np.ndarray
     directions: np.ndarray
     scales: np.ndarray
 
@@ -45,17 +45,17 @@ class PseudoClasses:
         """
         if not temperature > 0:
             raise UserError(f"temperature={temperature}: it lies above 0.")
-        count, width = self.centres.shape
+        count, width = self.centers.shape
         if embeddings.shape[1:] != (width,) or class_probabilities.shape != (len(embeddings), count):
             raise UserError(
                 f"embeddings of shape {tuple(embeddings.shape)} with class probabilities of shape "
                 f"{tuple(class_probabilities.shape)}; wanted (batch, {width}) and (batch, {count})."
             )
         embeddings = at_least_float32(embeddings)
-        centres, directions, scales = (
-            torch.from_numpy(part).to(embeddings) for part in (self.centres, self.directions, self.scales)
+        centers, directions, scales = (
+            torch.from_numpy(part).to(embeddings) for part in (self.centers, self.directions, self.scales)
         )
-        leaning = torch.einsum("bcd,csd->bcs", embeddings[:, None, :] - centres, directions)
+        leaning = torch.einsum("bcd,csd->bcs", embeddings[:, None, :] - centers, directions)
         parts = torch.softmax(leaning / (scales[:, None] * temperature), dim=2)
         return (at_least_float32(class_probabilities)[:, :, None] * parts).flatten(1)
 
@@ -65,10 +65,10 @@ def pseudo_classes(
 ) -> PseudoClasses:
     """Find the projections that split each class (LELP, arXiv 2409.20449).
 
-    Per class: centre its teacher embeddings, take away what the teacher's own class weights see (a student learns that
+    Per class: center its teacher embeddings, take away what the teacher's own class weights see (a student learns that
     from the class probabilities), keep the `parts` principal directions and rotate them at random, so that the
     variance is spread over the parts. The steps are the paper's as its summaries tell them; details of the
-    normalisation (unit root mean square per class) are this package's.
+    normalization (unit root mean square per class) are this package's.
 
     Args:
         embeddings: (texts, d) teacher embeddings of the training texts.
@@ -89,11 +89,11 @@ def pseudo_classes(
         raise UserError(f"parts={parts}: a class is split into at least 2.")
     seen = _row_space(weights, embeddings.shape[1])
     generator = np.random.default_rng(seed)
-    centres, directions, scales = [], [], []
+    centers, directions, scales = [], [], []
     for label in range(count):
         rows = embeddings[labels == label].astype(np.float64)
-        centre = rows.mean(axis=0)
-        rest = (rows - centre) - (rows - centre) @ seen.T @ seen
+        center = rows.mean(axis=0)
+        rest = (rows - center) - (rows - center) @ seen.T @ seen
         _, strengths, principal = np.linalg.svd(rest, full_matrices=False)
         rank = int((strengths > 1e-6 * max(strengths[0], 1e-30)).sum())
         if rank < parts:
@@ -103,9 +103,9 @@ def pseudo_classes(
             )
         rotation = np.linalg.qr(generator.standard_normal((parts, parts)))[0]
         directions.append(rotation @ principal[:parts])
-        centres.append(centre)
+        centers.append(center)
         scales.append(np.sqrt(((rest @ directions[-1].T) ** 2).mean()))
-    stacked = (np.asarray(part, dtype=np.float32) for part in (centres, directions, scales))
+    stacked = (np.asarray(part, dtype=np.float32) for part in (centers, directions, scales))
     return PseudoClasses(*stacked)
 
 

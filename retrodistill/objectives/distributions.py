@@ -50,7 +50,7 @@ def reverse_kl(
     """Reverse Kullback-Leibler divergence, from the student's distribution to the teacher's.
 
     ``mean_b sum_i q_i (log q_i - log p_i)``, p and q as in `kl_divergence`. It punishes mass where the teacher has
-    none, so the student may keep to a few of the teacher's favourites (Distill-VQ's best with lists, arXiv 2204.00185).
+    none, so the student may keep to a few of the teacher's favorites (Distill-VQ's best with lists, arXiv 2204.00185).
 
     Args:
         scores: (batch, n) student scores.

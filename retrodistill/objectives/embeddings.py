@@ -55,7 +55,7 @@ def relation_matching(student: Tensor, teacher: Tensor) -> Tensor:
     """Match who is like whom: cosines between all pairs of the batch's texts, the student's against the teacher's.
 
     ``mean over i < j of (cos(s_i, s_j) - cos(t_i, t_j))^2`` (similarity-preserving distillation, Tung and Mori 2019,
-    arXiv 1907.09682, with plain cosines for its row-normalised Gram matrices). Widths may differ and rotations do not
+    arXiv 1907.09682, with plain cosines for its row-normalized Gram matrices). Widths may differ and rotations do not
     count, so the student gets a space of its own: neither index nor queries can be shared with the teacher.
 
     Args:
@@ -78,18 +78,18 @@ def relation_matching(student: Tensor, teacher: Tensor) -> Tensor:
     return (apart**2).sum() / max(len(student) * (len(student) - 1) // 2, 1)
 
 
-def norm_and_direction(student: Tensor, teacher: Tensor, centres: Tensor | None = None) -> Tensor:
+def norm_and_direction(student: Tensor, teacher: Tensor, centers: Tensor | None = None) -> Tensor:
     """ND: reward a long student embedding that points the teacher's way, up to the teacher's length.
 
     ``mean_b 1 - <s, e> / max(|s|, |t|)`` with the unit vector e (Wang et al. 2023, arXiv 2305.17007). There e is the
-    direction of the teacher's mean over the text's class; retrieval has no classes, so without `centres` it is the
+    direction of the teacher's mean over the text's class; retrieval has no classes, so without `centers` it is the
     direction of the teacher's own embedding. Under |t| it pulls at length and direction, beyond at direction alone.
     For dot-product students: at length 1 on both sides it is `cosine`.
 
     Args:
-        student: (batch, d) student embeddings, not normalised.
-        teacher: (batch, d) teacher embeddings, not normalised.
-        centres: (batch, d) mean teacher embedding of each text's class, where there are classes.
+        student: (batch, d) student embeddings, not normalized.
+        teacher: (batch, d) teacher embeddings, not normalized.
+        centers: (batch, d) mean teacher embedding of each text's class, where there are classes.
 
     Returns:
         Scalar float32 from 0 to 2.
@@ -98,7 +98,7 @@ def norm_and_direction(student: Tensor, teacher: Tensor, centres: Tensor | None 
         UserError: Shapes that differ: the student's projection must lead to the teacher's width.
     """
     student, teacher = _checked(student, teacher)
-    directions = normalize(teacher if centres is None else _checked(student, centres)[1], dim=1)
+    directions = normalize(teacher if centers is None else _checked(student, centers)[1], dim=1)
     longest = torch.maximum(student.norm(dim=1), teacher.norm(dim=1)).clamp(min=1e-12)
     return (1 - (student * directions).sum(dim=1) / longest).mean()
 
@@ -120,8 +120,8 @@ def mi_alpha(
     is InfoNCE, log(batch) minus its cross-entropy, of low variance and at most log(batch); alpha toward 0 is NWJ's
     bound, of less bias and more variance.
 
-    The bound is Poole et al.'s. What was recalled of Distiller is that it maximises this bound between layers;
-    its learnt critic and baseline networks are not reproduced: parameters on a loss are lost at a checkpoint, so the
+    The bound is Poole et al.'s. What was recalled of Distiller is that it maximizes this bound between layers;
+    its learned critic and baseline networks are not reproduced: parameters on a loss are lost at a checkpoint, so the
     critic is the cosine that retrieval uses, and q is a constant.
 
     Args:

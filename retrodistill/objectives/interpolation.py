@@ -16,7 +16,7 @@ def taid(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, t: floa
     """TAID: KL divergence to a target between student and teacher (Shing et al., ICLR 2025, arXiv 2501.16937).
 
     ``KL(softmax((1 - t) stopgrad(s) + t T) || softmax(s))``, T the teacher's scores. Logits are mixed, so both sides
-    need one scale: divide both by their temperatures first. At t = 1 it is `kl_divergence`, at 0 nothing is learnt.
+    need one scale: divide both by their temperatures first. At t = 1 it is `kl_divergence`, at 0 nothing is learned.
 
     Args:
         scores: (batch, n) student scores over their temperature.

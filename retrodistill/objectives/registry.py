@@ -45,7 +45,7 @@ TOKEN_OBJECTIVES = {
 CLASS_OBJECTIVES = {
     "lelp": "pseudo-classes from linear projections of the teacher's embeddings (arXiv 2409.20449)",
 }
-REGULARISERS = {
+REGULARIZERS = {
     "flops": "squared mean weight of each term over the batch (arXiv 2004.05665)",
     "l1": "sum of a text's term weights",
     "top-k": "sum of the term weights outside a text's k highest",

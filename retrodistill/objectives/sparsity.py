@@ -1,8 +1,8 @@
-"""Regularisers that see the term weights of a batch: how many are alive, and that not all of them die.
+"""Regularizers that see the term weights of a batch: how many are alive, and that not all of them die.
 
 All are functions of one (texts, terms) tensor. `flops` is a statistic of the whole batch: its value over two halves
 is not the mean of its values, so that several processes must gather first (`whole_batch`) or the number of devices
-changes what is learnt. `l1`, `outside_top_k` and `anti_zero` are means over texts.
+changes what is learned. `l1`, `outside_top_k` and `anti_zero` are means over texts.
 """
 
 from __future__ import annotations

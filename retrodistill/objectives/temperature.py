@@ -24,19 +24,19 @@ def spread(run: Run) -> float:
     return float(deviation.mean())
 
 
-def temperature_for(run: Run, sharpness: float) -> float:
-    """The temperature at which the mean list has a standard deviation of `sharpness` logits.
+def temperature_for(run: Run, target_std: float) -> float:
+    """The temperature at which the mean list has a standard deviation of `target_std` logits.
 
     Args:
         run: Scores of the ranker that the temperature is for.
-        sharpness: Above 0; about 1 is gentle, 4 leaves the first few candidates most of the mass.
+        target_std: Above 0; about 1 is gentle, 4 leaves the first few candidates most of the mass.
 
     Raises:
-        UserError: A sharpness that is not above 0, or a flat run.
+        UserError: A target_std that is not above 0, or a flat run.
     """
-    if not sharpness > 0:  # NaN too
-        raise UserError(f"sharpness={sharpness}: it lies above 0.")
-    return spread(run) / sharpness
+    if not target_std > 0:  # NaN too
+        raise UserError(f"target_std={target_std}: it lies above 0.")
+    return spread(run) / target_std
 
 
 def check_trainable(run: Run) -> tuple[Run, dict[str, int]]:

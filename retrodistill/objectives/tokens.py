@@ -15,7 +15,7 @@ def token_relations(
     """TRG: match the similarity matrices of tokens, the student's against the teacher's (arXiv 2306.12442).
 
     ``mean over pairs i < j of (cos(s_i, s_j) - cos(t_i, t_j))^2`` over the real tokens of each text, or of the batch.
-    Widths may differ; tokens may not: both sides read the text through one tokeniser. The token graph within and
+    Widths may differ; tokens may not: both sides read the text through one tokenizer. The token graph within and
     across texts is the paper's; the squared difference stands for its softmax over sampled tokens, and its
     contextual loss is not built.
 
@@ -34,7 +34,7 @@ def token_relations(
     if student.ndim != 3 or teacher.ndim != 3 or student.shape[:2] != teacher.shape[:2]:
         raise UserError(
             f"student tokens of shape {tuple(student.shape)}, teacher's {tuple(teacher.shape)}; both are (batch, "
-            "tokens, dimensions) of the same tokens, so both models need one tokeniser and one maximum length."
+            "tokens, dimensions) of the same tokens, so both models need one tokenizer and one maximum length."
         )
     valid = full_mask(student[:, :, 0], mask)
     if across_texts:

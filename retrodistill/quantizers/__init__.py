@@ -1,8 +1,8 @@
-"""Quantisers: product quantisers learned by distillation, exported as plain FAISS indexes."""
+"""Quantizers: product quantizers learned by distillation, exported as plain FAISS indexes."""
 
 from retrodistill.quantizers.export import to_faiss
-from retrodistill.quantizers.learning import Learned, Point, learn_quantiser
-from retrodistill.quantizers.settings import QuantiserSettings
+from retrodistill.quantizers.learning import Learned, Point, learn_quantizer
+from retrodistill.quantizers.settings import QuantizerSettings
 from retrodistill.quantizers.start import Codes, factory_for, read_index, start_index
 from retrodistill.quantizers.targets import run_teacher
 
@@ -10,9 +10,9 @@ __all__ = [
     "Codes",
     "Learned",
     "Point",
-    "QuantiserSettings",
+    "QuantizerSettings",
     "factory_for",
-    "learn_quantiser",
+    "learn_quantizer",
     "read_index",
     "run_teacher",
     "start_index",

@@ -1,4 +1,4 @@
-"""Distilling a vector quantiser: its scores are trained to rank as the teacher does."""
+"""Distilling a vector quantizer: its scores are trained to rank as the teacher does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from retrodistill.core.progress import bar
 from retrodistill.quantizers.checks import checked_pair, checked_sources
 from retrodistill.quantizers.export import to_faiss
-from retrodistill.quantizers.settings import QuantiserSettings
+from retrodistill.quantizers.settings import QuantizerSettings
 from retrodistill.quantizers.start import Codes, factory_for, read_form, read_index, start_index
 from retrodistill.quantizers.targets import Targets, Teacher
 
@@ -27,7 +27,7 @@ class Point:
     Attributes:
         step: After so many steps.
         loss: Mean over the steps since the last look; NaN before the first.
-        agreement: With the teacher's top 10 (nDCG of the quantised ranking with the teacher's ranks as gains), 0 to 1.
+        agreement: With the teacher's top 10 (nDCG of the quantized ranking with the teacher's ranks as gains), 0 to 1.
     """
 
     step: int
@@ -37,7 +37,7 @@ class Point:
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """A learned quantiser beside what it started from.
+    """A learned quantizer beside what it started from.
 
     Attributes:
         index: The filled FAISS index, plain.
@@ -46,7 +46,7 @@ class Learned:
         query_map: (d, d) float32: multiply query vectors by its transpose before search; None where none was learned.
         history: Looks at the held-out queries, the first at the start.
         improved: Whether the held-out queries got better; if not, `index` is the start.
-        temperature: That teacher and quantised scores were divided by.
+        temperature: That teacher and quantized scores were divided by.
         settings: All of them.
         factory: Of the start.
         start_seconds: Wall time of building the start.
@@ -60,7 +60,7 @@ class Learned:
     history: tuple[Point, ...]
     improved: bool
     temperature: float
-    settings: QuantiserSettings
+    settings: QuantizerSettings
     factory: str
     start_seconds: float
     seconds: float
@@ -76,17 +76,17 @@ class Learned:
         return self.history[0].agreement, max(point.agreement for point in self.history)
 
 
-def learn_quantiser(
+def learn_quantizer(
     documents: np.ndarray,
     queries: np.ndarray,
     target: int | str | Any,
-    settings: QuantiserSettings | None = None,
+    settings: QuantizerSettings | None = None,
     *,
     sources: np.ndarray | None = None,
     teacher: Teacher | None = None,
     names: Sequence[str] | None = None,
 ) -> Learned:
-    """Learn a product quantiser by distillation (Distill-VQ, Xiao et al. 2022, arXiv 2204.00185).
+    """Learn a product quantizer by distillation (Distill-VQ, Xiao et al. 2022, arXiv 2204.00185).
 
     Args:
         documents: (n, d) float32 vectors; the index holds them in this order.
@@ -105,7 +105,7 @@ def learn_quantiser(
     Raises:
         UserError: Too few or bad vectors, queries of another dimension or none, a target that does not fit.
     """
-    settings = settings or QuantiserSettings()
+    settings = settings or QuantizerSettings()
     documents, queries = checked_pair(documents, queries, names)
     sources = checked_sources(sources, len(queries), len(documents))
     started = time.perf_counter()
@@ -134,7 +134,7 @@ def learn_quantiser(
     )
 
 
-def _start(target: int | str | Any, documents: np.ndarray, settings: QuantiserSettings) -> tuple[str, Any]:
+def _start(target: int | str | Any, documents: np.ndarray, settings: QuantizerSettings) -> tuple[str, Any]:
     """The factory's name and the filled index to begin with."""
     from retrodistill.core.errors import UserError
 
@@ -150,12 +150,12 @@ def _start(target: int | str | Any, documents: np.ndarray, settings: QuantiserSe
     return type(target).__name__, target
 
 
-def _train(learner: Learner, settings: QuantiserSettings) -> tuple[list[Point], tuple[Codes, np.ndarray | None] | None]:
+def _train(learner: Learner, settings: QuantizerSettings) -> tuple[list[Point], tuple[Codes, np.ndarray | None] | None]:
     """The looks at the held-out queries, and the best parts, or None where nothing was better than the start."""
     history = [Point(0, float("nan"), learner.agreement())]
     best, losses = None, []
     looks = {round(settings.steps * look / settings.evaluations) for look in range(1, settings.evaluations + 1)} - {0}
-    with bar(settings.steps, "learning the quantiser", "steps") as progress:
+    with bar(settings.steps, "learning the quantizer", "steps") as progress:
         for step in range(1, settings.steps + 1):
             losses.append(learner.step())
             progress.update()

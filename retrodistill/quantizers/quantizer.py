@@ -1,4 +1,4 @@
-"""The product quantiser with gradients: what FAISS computes at search, in torch."""
+"""The product quantizer with gradients: what FAISS computes at search, in torch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from retrodistill.quantizers.start import Codes
 
 
-class Quantiser(nn.Module):
+class Quantizer(nn.Module):
     """Scores queries against coded documents as FAISS does: ``<A q, codewords + centroid>``.
 
     Args:
         start: The parts to begin with.
-        transform: ``free``, ``rotation`` or ``fixed`` (`QuantiserSettings.transform`).
+        transform: ``free``, ``rotation`` or ``fixed`` (`QuantizerSettings.transform`).
     """
 
     def __init__(self, start: Codes, transform: str) -> None:
@@ -48,11 +48,11 @@ class Quantiser(nn.Module):
     def list_scores(self, queries: Tensor) -> Tensor:
         """(batch, lists) inner products with the centroids: which lists are probed."""
         if self.centroids is None:
-            raise ValueError("a quantiser without lists has no centroids")
+            raise ValueError("a quantizer without lists has no centroids")
         return (queries @ self.transform.T) @ self.centroids.T
 
     def tangent(self) -> None:
-        """Take from the rotation's gradient what would only bend it, before a step of the optimiser."""
+        """Take from the rotation's gradient what would only bend it, before a step of the optimizer."""
         if self.kind == "rotation" and self.transform.grad is not None:
             inward = self.transform.grad @ self.transform.detach().T
             self.transform.grad -= (inward + inward.T) / 2 @ self.transform.detach()

@@ -23,7 +23,7 @@ def query_student(encoder: Encoder, query_map: np.ndarray) -> SentenceTransforme
         query_map: (d, d) float32, `Learned.query_map`.
 
     Returns:
-        A sentence-transformers model of the encoder's modules, a linear map without bias, and a normalisation where
+        A sentence-transformers model of the encoder's modules, a linear map without bias, and a normalization where
         its similarity is cosine; it saves and loads as any.
 
     Raises:
@@ -43,18 +43,18 @@ def query_student(encoder: Encoder, query_map: np.ndarray) -> SentenceTransforme
     with torch.no_grad():
         projection.linear.weight.copy_(torch.from_numpy(query_map))
     cosine = encoder.similarity == "cosine"
-    # The map was learned on unit vectors: a cosine model without a last normalisation gets one before it.
+    # The map was learned on unit vectors: a cosine model without a last normalization gets one before it.
     before = [] if not cosine or isinstance(own[-1], Normalize) else [Normalize()]
     behind = [Normalize()] if cosine else []
     return with_modules(encoder.model, [*own, *before, projection, *behind], "SentenceTransformer")
 
 
 def reconstructed(index: Any) -> np.ndarray:
-    """(n, d) float32 documents as a product-quantised FAISS index tells them, in the vectors' own space.
+    """(n, d) float32 documents as a product-quantized FAISS index tells them, in the vectors' own space.
 
     ``queries @ reconstructed(index).T`` are the index's scores. As the stored document vectors of a stage with
-    ``towers: query`` they let a query encoder be fine-tuned against the index itself: Distill-VQ's joint learning,
-    with the codes kept.
+    ``train: query_encoder`` they let a query encoder be fine-tuned against the index itself: Distill-VQ's
+    joint learning, with the codes kept.
 
     Raises:
         UserError: Not a PQ or IVF-PQ index, behind at most one linear transform.

@@ -1,4 +1,4 @@
-"""Settings of learning a quantiser, as recipes write them."""
+"""Settings of learning a quantizer, as recipes write them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pydantic import Field
 from retrodistill.training.settings import Settings
 
 
-class QuantiserSettings(Settings):
+class QuantizerSettings(Settings):
     """How codebooks, rotation, lists and query map are learned; the defaults serve all sizes and collections.
 
     Attributes:
-        objective: What makes the quantised scores of a list like the teacher's.
-        sharpness: The temperature is the standard deviation of a query's teacher scores over the corpus, averaged over
+        objective: What makes the quantized scores of a list like the teacher's.
+        target_std: The temperature is the standard deviation of a query's teacher scores over the corpus, averaged over
             queries, divided by this. (At temperature 1 the softmax of cosines is flat and teaches nothing.)
         temperature: A fixed temperature in place of the measured one.
         transform: ``free`` learns any linear map in the rotation's place: FAISS applies it to queries, and to documents
@@ -45,7 +45,7 @@ class QuantiserSettings(Settings):
     """
 
     objective: Literal["kl", "reverse-kl", "listnet", "margin-mse", "mse"] = "kl"
-    sharpness: float = Field(default=2.0, gt=0)
+    target_std: float = Field(default=2.0, gt=0)
     temperature: float | None = Field(default=None, gt=0)
     transform: Literal["free", "rotation", "fixed"] = "free"
     codes: Literal["kept", "nearest"] = "kept"

@@ -1,4 +1,4 @@
-"""Where learning starts: a FAISS product quantiser, its parts read out as arrays."""
+"""Where learning starts: a FAISS product quantizer, its parts read out as arrays."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WANTED = "'PQ16', 'OPQ16,PQ16', 'OPQ16,PQ16x4' or 'OPQ16,IVF64,PQ16'"
 
 @dataclass(frozen=True, eq=False)
 class Codes:
-    """A product quantiser and the documents that it holds.
+    """A product quantizer and the documents that it holds.
 
     A document is rebuilt as ``(codeword_1 .. codeword_M + centroid of its list) @ rotation``.
 
@@ -162,14 +162,14 @@ def start_index(factory: str, documents: np.ndarray, *, seed: int = 0, iteration
     if len(documents) < form.vectors_to_train:
         raise UserError(
             f"factory {factory!r} needs at least {form.vectors_to_train} documents to train, there are "
-            f"{len(documents)}; choose fewer lists, 4-bit codes (16 codewords) or a scalar quantiser ('SQ8')."
+            f"{len(documents)}; choose fewer lists, 4-bit codes (16 codewords) or a scalar quantizer ('SQ8')."
         )
     index: Any = faiss.index_factory(documents.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
     inner: Any = index
     if form.rotated:
         rotation: Any = faiss.downcast_VectorTransform(index.chain.at(0))
         rotation.niter = iterations
-        # OPQ trains for 8-bit codes unless it is handed a quantiser of the size that follows.
+        # OPQ trains for 8-bit codes unless it is handed a quantizer of the size that follows.
         inside = faiss.ProductQuantizer(form.width, form.subspaces, form.bits)
         inside.cp.seed = seed + 1234
         inside.cp.min_points_per_centroid = 1
@@ -192,7 +192,7 @@ def start_index(factory: str, documents: np.ndarray, *, seed: int = 0, iteration
 
 
 def read_index(index: Any) -> Codes:
-    """The parts of a FAISS product quantiser (PQ or IVF-PQ, with or without a rotation before it).
+    """The parts of a FAISS product quantizer (PQ or IVF-PQ, with or without a rotation before it).
 
     Raises:
         UserError: Another kind of index.

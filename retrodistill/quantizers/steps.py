@@ -1,4 +1,4 @@
-"""The steps of learning: batches, loss, optimiser, held-out agreement."""
+"""The steps of learning: batches, loss, optimizer, held-out agreement."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from retrodistill.objectives.distributions import kl_divergence, listnet, revers
 from retrodistill.objectives.margins import margin_mse
 from retrodistill.objectives.pointwise import mse
 from retrodistill.quantizers.assignment import nearest_codes, nearest_lists
-from retrodistill.quantizers.quantizer import Quantiser
-from retrodistill.quantizers.settings import QuantiserSettings
+from retrodistill.quantizers.quantizer import Quantizer
+from retrodistill.quantizers.settings import QuantizerSettings
 from retrodistill.quantizers.start import Codes
 from retrodistill.quantizers.targets import Targets
 from retrodistill.runs.agreement import rank_agreement
@@ -30,7 +30,7 @@ _OBJECTIVES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 
 class Learner:
-    """Quantiser, query map, batches and optimiser of one run of learning.
+    """Quantizer, query map, batches and optimizer of one run of learning.
 
     Args:
         start: Parts to begin with.
@@ -44,7 +44,7 @@ class Learner:
         start: Codes,
         targets: Targets,
         sources: np.ndarray,
-        settings: QuantiserSettings,
+        settings: QuantizerSettings,
     ) -> None:
         self.settings, self.sources, self.targets = settings, sources, targets
         documents, queries = targets.documents, targets.queries
@@ -52,21 +52,21 @@ class Learner:
         self.generator = np.random.default_rng(settings.seed)
         training, self.held = split(sources, settings, self.generator)
         self.real, self.pseudo = training[sources[training] < 0], training[sources[training] >= 0]
-        self.temperature = settings.temperature or targets.spread(training) / settings.sharpness
+        self.temperature = settings.temperature or targets.spread(training) / settings.target_std
         self.wanted = targets.best(self.held, min(_TOP, len(documents)))
         self.near = None if len(documents) <= settings.whole else self._near(training)
-        self.quantiser = Quantiser(start, settings.transform)
+        self.quantizer = Quantizer(start, settings.transform)
         self.map = nn.Parameter(torch.eye(documents.shape[1]), requires_grad=settings.query_map)
         self.unit = bool(np.allclose(np.linalg.norm(queries, axis=1), 1.0, atol=1e-3))
-        self.optimiser = torch.optim.Adam(
+        self.optimizer = torch.optim.Adam(
             [
-                {"params": list(self.quantiser.parameters()), "lr": settings.learning_rate},
+                {"params": list(self.quantizer.parameters()), "lr": settings.learning_rate},
                 {"params": [self.map], "lr": settings.query_map_rate},
             ]
         )
         warm = max(1, round(_WARM * settings.steps))
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimiser, lambda step: min(1.0, (step + 1) / warm) * max(0.0, 1 - step / settings.steps)
+            self.optimizer, lambda step: min(1.0, (step + 1) / warm) * max(0.0, 1 - step / settings.steps)
         )
 
     def step(self) -> float:
@@ -76,33 +76,33 @@ class Learner:
         targets, mask = self._targets(rows, columns)
         asked = self._asked(rows)
         where = None if columns is None else torch.from_numpy(columns)
-        loss = self._loss(self.quantiser(asked, where), targets, mask)
-        if self.quantiser.centroids is not None and self.quantiser.lists is not None and self.settings.list_weight:
-            lists = self.quantiser.lists if where is None else self.quantiser.lists[where]
-            by_list = self.quantiser.list_scores(asked)[:, lists]
+        loss = self._loss(self.quantizer(asked, where), targets, mask)
+        if self.quantizer.centroids is not None and self.quantizer.lists is not None and self.settings.list_weight:
+            lists = self.quantizer.lists if where is None else self.quantizer.lists[where]
+            by_list = self.quantizer.list_scores(asked)[:, lists]
             loss = loss + self.settings.list_weight * self._loss(by_list, targets, mask)
         if self.settings.query_map and self.settings.query_map_weight:
             away = self.map - torch.eye(len(self.map))
             loss = loss + self.settings.query_map_weight * away.square().sum()
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         loss.backward()
-        self.quantiser.tangent()
-        self.optimiser.step()
+        self.quantizer.tangent()
+        self.optimizer.step()
         self.schedule.step()
-        self.quantiser.straighten()
+        self.quantizer.straighten()
         return float(loss.detach())
 
     @torch.no_grad()
     def agreement(self) -> float:
-        """Of the quantised ranking with the teacher's top 10 on held-out queries; with lists, an eighth is probed."""
-        found, rebuilt = [], self.quantiser.rebuilt()
+        """Of the quantized ranking with the teacher's top 10 on held-out queries; with lists, an eighth is probed."""
+        found, rebuilt = [], self.quantizer.rebuilt()
         for start in range(0, len(self.held), 128):
             asked = self._asked(self.held[start : start + 128])
-            scores = (asked @ self.quantiser.transform.T) @ rebuilt.T
-            if self.quantiser.centroids is not None and self.quantiser.lists is not None:
-                by_list = self.quantiser.list_scores(asked)
+            scores = (asked @ self.quantizer.transform.T) @ rebuilt.T
+            if self.quantizer.centroids is not None and self.quantizer.lists is not None:
+                by_list = self.quantizer.list_scores(asked)
                 probed = by_list >= by_list.topk(max(1, by_list.shape[1] // 8), dim=1).values[:, -1:]
-                scores = scores.masked_fill(~probed[:, self.quantiser.lists], -torch.inf)
+                scores = scores.masked_fill(~probed[:, self.quantizer.lists], -torch.inf)
             found.append(scores.topk(self.wanted.shape[1], dim=1).indices.numpy())
         return float(rank_agreement(np.concatenate(found), self.wanted).mean())
 
@@ -111,20 +111,20 @@ class Learner:
         """Choose lists and codes again, where the settings say so; not in the last third of the steps."""
         if step > self.settings.steps * 2 / 3:
             return
-        quantiser = self.quantiser
+        quantizer = self.quantizer
         moved = None
-        if quantiser.lists is not None and self.settings.lists == "reassigned":
-            lists = nearest_lists(quantiser, self.documents)
-            moved = torch.nonzero(lists != quantiser.lists)[:, 0]
-            quantiser.lists = lists
+        if quantizer.lists is not None and self.settings.lists == "reassigned":
+            lists = nearest_lists(quantizer, self.documents)
+            moved = torch.nonzero(lists != quantizer.lists)[:, 0]
+            quantizer.lists = lists
         if self.settings.codes == "nearest":
             moved = torch.arange(len(self.documents))
         if moved is not None and len(moved):
-            quantiser.codes[moved] = nearest_codes(quantiser, self.documents[moved], moved)
+            quantizer.codes[moved] = nearest_codes(quantizer, self.documents[moved], moved)
 
     def parts(self) -> Codes:
-        """The quantiser's parts as they are now."""
-        return self.quantiser.parts()
+        """The quantizer's parts as they are now."""
+        return self.quantizer.parts()
 
     def map_as_array(self) -> np.ndarray | None:
         """(d, d) float32 query map as it is now, None where none is learned."""
@@ -177,7 +177,7 @@ class Learner:
 
 
 def split(
-    sources: np.ndarray, settings: QuantiserSettings, generator: np.random.Generator
+    sources: np.ndarray, settings: QuantizerSettings, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows to train on and rows held out: real queries where there are at least 20, else any."""
     real = np.flatnonzero(sources < 0)

@@ -1,4 +1,4 @@
-"""What the quantised scores are to become like: exact dense scores, or those of a better ranker."""
+"""What the quantized scores are to become like: exact dense scores, or those of a better ranker."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ class Ensemble:
         """Whether all members answer new queries by themselves: no recorded one, none that scores pairs only."""
         return all(isinstance(member, (LexicalTeacher, DenseTeacher)) for member in self.members)
 
-    def responder(self, collection: Collection, k: int) -> Callable[[str], Any]:
+    def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
         """Asks each member for its candidates and fuses their ranked lists: the least that serving it needs.
 
         Raises:
@@ -123,7 +123,7 @@ class Ensemble:
         """
         if not self.can_be_timed:
             raise UserError(f"{self.name} has members that answer no new query by themselves; it has no latency.")
-        answers = [_retriever(member).responder(collection, max(k, self.depth)) for member in self.members]
+        answers = [_retriever(member).query_fn(collection, max(k, self.depth)) for member in self.members]
         return lambda text: [answer(text) for answer in answers]
 
     def bytes_per_document(self, collection: Collection) -> float | None:

@@ -12,7 +12,7 @@ from retrodistill.encoders.loading import load_cross_encoder
 from retrodistill.encoders.names import PAIR_KINDS, ModelName, parse_model_name
 from retrodistill.rankers.cross_encoder import CrossEncoderTeacher
 from retrodistill.rankers.dense import DenseTeacher
-from retrodistill.rankers.judgements import JudgementTeacher
+from retrodistill.rankers.judgments import JudgmentTeacher
 from retrodistill.rankers.lexical import LexicalTeacher
 from retrodistill.rankers.protocol import Teacher
 from retrodistill.rankers.recorded import RecordedTeacher
@@ -40,7 +40,7 @@ def load_teacher(source: Any, store: Path | None = None) -> Teacher:
     by_kind: dict[str, Callable[[], Teacher]] = {
         "bm25": LexicalTeacher,
         "run": lambda: RecordedTeacher(read_run(name.name), str(name)),
-        "judgements": lambda: JudgementTeacher(name.name),
+        "judgments": lambda: JudgmentTeacher(name.name),
         **{kind: lambda: _of_pairs(name, store) for kind in PAIR_KINDS},
     }
     return by_kind.get(name.kind, lambda: DenseTeacher(load_encoder(name), store))()

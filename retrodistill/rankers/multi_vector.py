@@ -27,12 +27,14 @@ class MultiVectorRetriever(TwoSided[MultiVectorModel]):
             scores = scores / asked.lengths[:, None]
         return Run.from_matrix(queries.ids, collection.documents.ids, rows, scores, name=self.name)
 
-    def responder(self, collection: Collection, k: int) -> Callable[[str], Any]:
+    def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
         """Encodes and compares with every document, whose token vectors are in memory."""
         documents = list(self._blocks(collection))
         return lambda text: best_documents(self.queries.encode([text], "query"), documents, k)
 
-    def stages(self, collection: Collection, k: int) -> tuple[Callable[[list[str]], Tokens], Callable[[Tokens], Any]]:
+    def timed_stages(
+        self, collection: Collection, k: int
+    ) -> tuple[Callable[[list[str]], Tokens], Callable[[Tokens], Any]]:
         """Encoding of queries, and MaxSim with every document, whose token vectors are in memory: for timing."""
         documents = list(self._blocks(collection))
         return lambda texts: self.queries.encode(texts, "query"), lambda tokens: best_documents(tokens, documents, k)

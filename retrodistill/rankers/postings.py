@@ -13,13 +13,13 @@ from scipy.sparse import csc_array, csr_array
 from retrodistill.core.errors import UserError, sample_of, unknown
 from retrodistill.rankers.bm25 import top_rows
 
-BITS = (4, 8, 16)  # of a quantised impact; 4: two to a byte
+BITS = (4, 8, 16)  # of a quantized impact; 4: two to a byte
 _PARTS = ("bounds", "rows", "impacts", "scales")
 
 
 @dataclass(frozen=True, eq=False)
 class Postings:
-    """Impacts by term, exact or quantised in steps of the term's largest weight / (2^bits - 1), at least one step.
+    """Impacts by term, exact or quantized in steps of the term's largest weight / (2^bits - 1), at least one step.
 
     Attributes:
         bounds: (terms + 1,) unsigned; postings of term t are ``bounds[t]:bounds[t + 1]``.

@@ -39,7 +39,7 @@ class Retriever(Protocol):
         """The best k documents of each query, fewer where the ranker finds fewer."""
         ...
 
-    def responder(self, collection: Collection, k: int) -> Callable[[str], Any]:
+    def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
         """A function that answers one query text the way a server would, nothing cached: for timing."""
         ...
 
@@ -58,8 +58,8 @@ class LexicalRetriever:
         rows, scores = BM25(collection.documents).search(queries.texts, k)
         return Run.from_matrix(queries.ids, collection.documents.ids, rows, scores, name=self.name)
 
-    def responder(self, collection: Collection, k: int) -> Callable[[str], Any]:
-        """Tokenises, scores and cuts."""
+    def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
+        """Tokenizes, scores and cuts."""
         ranker = BM25(collection.documents)
         return lambda text: ranker.search([text], k)
 
@@ -79,7 +79,7 @@ class DenseRetriever(TwoSided[Encoder]):
         rows, scores = exact_search(embed(bound(self.queries, collection), queries.texts, "query"), vectors, k)
         return Run.from_matrix(queries.ids, ids, rows, scores, name=self.name)
 
-    def responder(self, collection: Collection, k: int) -> Callable[[str], Any]:
+    def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
         """Encodes and searches a flat index."""
         index = flat_index(embed(bound(self.documents, collection), collection.documents.texts, "document"))
         encoder = bound(self.queries, collection)
@@ -101,7 +101,7 @@ class RecordedRetriever:
         self.run.require({*collection.queries.ids, *queries.ids}, collection.documents.ids)
         return self.run.select(queries.ids).top(k)
 
-    def responder(self, collection: Collection, k: int) -> Callable[[str], Any]:
+    def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
         """There is none.
 
         Raises:

@@ -25,7 +25,7 @@ class SparseRetriever(TwoSided[SparseTextEncoder]):
         rows, scores = search_rows(self._postings(collection), asked, min(k, len(collection.documents)))
         return Run.from_matrix(queries.ids, collection.documents.ids, rows, scores, name=self.name)
 
-    def responder(self, collection: Collection, k: int) -> Callable[[str], Any]:
+    def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
         """Encodes and searches."""
         postings = self._postings(collection)
 
@@ -35,7 +35,7 @@ class SparseRetriever(TwoSided[SparseTextEncoder]):
 
         return respond
 
-    def stages(
+    def timed_stages(
         self, collection: Collection, k: int
     ) -> tuple[Callable[[list[str]], csr_array], Callable[[csr_array], Any]]:
         """Encoding of queries, and search by them: for timing."""

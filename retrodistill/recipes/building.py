@@ -22,19 +22,19 @@ from retrodistill.students.multi_exit import multi_exit
 from retrodistill.students.multi_vector import multi_vector_student
 from retrodistill.students.sparse import sparse_student
 from retrodistill.students.static import static_student
-from retrodistill.training.training_data import Material
+from retrodistill.training.training_data import TrainingData
 
 _FITTED = 4096  # texts that a map starts from
 
 
-def build_student(settings: StudentSettings, material: Material) -> Any:
+def build_student(settings: StudentSettings, data: TrainingData) -> Any:
     """The student before training."""
-    space = space_of(material)
+    space = space_of(data)
     if settings.model == "static":
         lent = load_encoder(settings.tokenizer) if settings.tokenizer and isinstance(space, VectorFile) else None
-        corpus = material.collection.documents
-        return static_student(space, corpus, initialise=settings.initialise, seed=material.seed, tokenizer=lent)
-    source, corpus = settings.model.partition(":")[2], material.collection.documents
+        corpus = data.collection.documents
+        return static_student(space, corpus, initialize=settings.initialize, seed=data.seed, tokenizer=lent)
+    source, corpus = settings.model.partition(":")[2], data.collection.documents
     layers, max_length = settings.layers, settings.max_length
     if settings.kind == "sparse":
         return sparse_student(
@@ -58,8 +58,8 @@ def build_student(settings: StudentSettings, material: Material) -> Any:
         )
         return clustered_from_stage(tokens, settings, 0)
     if settings.kind in RERANKERS:
-        return _reranker(settings, source, corpus, material.seed)
-    fitted = settings.initialise == "fitted"
+        return _reranker(settings, source, corpus, data.seed)
+    fitted = settings.initialize == "fitted"
     dimension = space.dimension if settings.dimension == "space" or fitted else settings.dimension
     model = dense_student(
         source,
@@ -67,28 +67,28 @@ def build_student(settings: StudentSettings, material: Material) -> Any:
         dimension=dimension,
         mapped=fitted,
         max_length=max_length,
-        seed=material.seed,
+        seed=data.seed,
     )
     if fitted:
-        texts = _fitted_texts(material)
+        texts = _fitted_texts(data)
         vectors = embed(space, texts, "query")
         fit_map(model, texts, vectors, Encoder(model, "dense:student").prompt("query"))
-    if settings.lexical:
-        return hybrid_student(model, settings.lexical, corpus, seed=material.seed)
-    return _with_exits(model, settings, material) if settings.exits else model
+    if settings.lexical_dim:
+        return hybrid_student(model, settings.lexical_dim, corpus, seed=data.seed)
+    return _with_exits(model, settings, data) if settings.exits else model
 
 
-def _with_exits(model: Any, settings: StudentSettings, material: Material) -> Any:
+def _with_exits(model: Any, settings: StudentSettings, data: TrainingData) -> Any:
     """Exits behind a dense student's layers, those with maps of their own fitted to training queries and titles."""
     found = multi_exit(model, settings.exits, project=settings.project_exits)
     if settings.project_exits:
-        fit_exit_maps(found, _fitted_texts(material), Encoder(found, "dense:student").prompt("query"))
+        fit_exit_maps(found, _fitted_texts(data), Encoder(found, "dense:student").prompt("query"))
     return found
 
 
-def _fitted_texts(material: Material) -> list[str]:
+def _fitted_texts(data: TrainingData) -> list[str]:
     """Training queries and titles, evenly drawn, that maps are fitted to."""
-    texts = [*material.queries.texts, *title_texts(material.collection).texts]
+    texts = [*data.queries.texts, *title_texts(data.collection).texts]
     rows = np.unique(np.linspace(0, len(texts) - 1, min(_FITTED, len(texts)), dtype=int))
     return [texts[row] for row in rows]
 
@@ -115,12 +115,12 @@ def clustered_from_stage(model: Any, settings: StudentSettings, stage: int) -> A
     return with_clusters(model, settings.clusters) if settings.clusters and stage == begins else model
 
 
-def space_of(material: Material) -> Encoder:
+def space_of(data: TrainingData) -> Encoder:
     """The space of a job.
 
     Raises:
         UserError: It has none.
     """
-    if material.space is None:
+    if data.space is None:
         raise UserError("no space is given; name the dense model whose documents are searched.")
-    return material.space
+    return data.space

@@ -25,7 +25,7 @@ from retrodistill.report.results import Results, System
 from retrodistill.students.hybrid import is_hybrid
 from retrodistill.students.kinds import AnyStudent
 from retrodistill.students.saving import load_student
-from retrodistill.training.training_data import Material
+from retrodistill.training.training_data import TrainingData
 
 _TOLD = ("model", "documents", "stages", "control")  # in their own places on the card
 
@@ -47,7 +47,7 @@ def write_cards(job: Job, students: Iterable[Distilled], results: Results) -> No
         if _is_student(folder) and not _is_spaces(system, job):
             encoder, asked = loaded.get(system.name), job.recipe.conversations
             source = Source(job.recipe.collection, asked)
-            write_student_card(folder, system.name, job.material, results, encoder, source=source)
+            write_student_card(folder, system.name, job.training_data, results, encoder, source=source)
 
 
 def _is_student(folder: Path) -> bool:
@@ -70,7 +70,7 @@ class Source(NamedTuple):
 def write_student_card(
     folder: Path,
     name: str,
-    material: Material,
+    data: TrainingData,
     results: Results | None = None,
     encoder: AnyStudent | None = None,
     *,
@@ -81,7 +81,7 @@ def write_student_card(
     Args:
         folder: Where it lies, with its manifest.
         name: The system's name.
-        material: What it was made from.
+        data: What it was made from.
         results: Where it was measured; None where it was not.
         encoder: The student, if it is loaded.
         source: Where its collection comes from; None where nobody knows, as of one that was made in memory.
@@ -91,28 +91,28 @@ def write_student_card(
     """
     with quiet_libraries():
         student = encoder or load_student(folder)
-    write_card(student.model, facts_of(folder, name, material, student, source), folder, results)
+    write_card(student.model, facts_of(folder, name, data, student, source), folder, results)
 
 
-def facts_of(folder: Path, name: str, material: Material, student: AnyStudent, source: Source | None = None) -> Facts:
+def facts_of(folder: Path, name: str, data: TrainingData, student: AnyStudent, source: Source | None = None) -> Facts:
     """What is known of a student: from its manifest, and from what it was made from."""
     manifest, written = Manifest.read(folder, STUDENT_MANIFEST), read_json(folder / STUDENT_MANIFEST)
     settings = StudentSettings.model_validate({key: value for key, value in manifest.settings.items() if key != "seed"})
-    about, teacher, collection = manifest.about, material.teacher, material.collection
+    about, teacher, collection = manifest.about, data.teacher, data.collection
     learned = about.get("stages", [])
     start = settings.model
-    if start == "static" and material.space is not None:
-        start = material.space.name
-    aligned = settings.documents == "space" and material.space is not None
+    if start == "static" and data.space is not None:
+        start = data.space.name
+    aligned = settings.documents == "frozen" and data.space is not None
     return Facts(
         name=name,
         kind="hybrid" if settings.kind == "dense" and is_hybrid(student.model) else settings.kind,  # type: ignore[arg-type]
         start=without_folders(start),
         changes=_changes(settings),
-        documents_by=without_folders(material.space.name) if aligned and material.space is not None else None,
+        documents_by=without_folders(data.space.name) if aligned and data.space is not None else None,
         collection=collection.name,
         documents=len(collection.documents),
-        queries=len(material.queries),
+        queries=len(data.queries),
         teaching=_teaching(teacher, manifest.inputs.get("teacher", "")),
         stages=settings.stages,
         learned=[{**one, "sources": [without_folders(name) for name in one.get("sources", [])]} for one in learned],
@@ -127,7 +127,7 @@ def facts_of(folder: Path, name: str, material: Material, student: AnyStudent, s
         sparsity=about.get("sparsity"),
         source="" if source is None else published(source.collection),
         turns=None if source is None or source.conversations is None else _turns(source.conversations),
-        rewritten=material.rewrites is not None,
+        rewritten=data.rewrites is not None,
     )
 
 

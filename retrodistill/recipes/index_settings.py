@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from retrodistill.indexes.building import FaissSettings
-from retrodistill.quantizers.settings import QuantiserSettings
+from retrodistill.quantizers.settings import QuantizerSettings
 from retrodistill.training.settings import Settings, StageSettings, TextSettings
 
 
@@ -17,8 +17,8 @@ class IndexSettings(Settings):
         parameters: FAISS search parameters, e.g. ``nprobe=16``.
         truncate: Leading dimensions of the vectors to keep (Matryoshka).
         bytes: Of a document's code, for ``auto`` and for `learn`, where it chooses the factory.
-        recall: Share of the exact ten neighbours that ``auto`` should find.
-        learn: Learn the quantiser from a teacher (Distill-VQ): in a recipe without students, whose systems are
+        recall: Share of the exact ten neighbors that ``auto`` should find.
+        learn: Learn the quantizer from a teacher (Distill-VQ): in a recipe without students, whose systems are
             ``exact``, ``opq``, ``distilled`` and ``distilled-queries``.
         texts: What `learn` takes for queries.
         encoder: A stage that trains the query encoder against the learned codes, for ``distilled-queries``; without it,
@@ -30,7 +30,7 @@ class IndexSettings(Settings):
     truncate: int | None = Field(default=None, ge=1)
     bytes: int | None = Field(default=None, ge=1)
     recall: float | None = Field(default=None, gt=0, le=1)
-    learn: QuantiserSettings | None = None
+    learn: QuantizerSettings | None = None
     texts: TextSettings = TextSettings()
     encoder: StageSettings | None = None
 
@@ -40,13 +40,13 @@ class IndexSettings(Settings):
             return self
         if self.learn is None:
             raise ValueError("encoder trains queries for a learned index; set learn")
-        if self.encoder.towers != "query" or not self.encoder.needs_lists:
-            raise ValueError("encoder is a stage with towers: query and a list objective")
+        if self.encoder.train != "query_encoder" or not self.encoder.needs_lists:
+            raise ValueError("encoder is a stage with train: query_encoder and a list objective")
         return self
 
     @property
     def faiss(self) -> FaissSettings:
-        """How vectors are indexed where no quantiser is learned; bytes or recall alone mean ``auto``."""
+        """How vectors are indexed where no quantizer is learned; bytes or recall alone mean ``auto``."""
         auto = self.factory == "Flat" and (self.bytes or self.recall)
         return FaissSettings(
             factory="auto" if auto else self.factory,

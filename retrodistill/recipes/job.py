@@ -29,12 +29,12 @@ from retrodistill.recipes.settings import Recipe, StudentSettings, TeacherSettin
 from retrodistill.recipes.stage_teachers import NamedTeachers
 from retrodistill.recipes.variant_settings import check_cuts
 from retrodistill.training.settings import StageSettings
-from retrodistill.training.training_data import Material, check_recorded
+from retrodistill.training.training_data import TrainingData, check_recorded
 
 _RERANKED = 100  # candidates per member of an ensemble with a cross-encoder, where test queries are measured
 _HELD_OUT = 300  # queries kept from training where nothing is judged: a fifth of them, at most so many
 _UNJUDGED = (
-    "{} has no relevance judgements, so quality is not measured; agreement and cost are, on {} of its {} queries, "
+    "{} has no relevance judgments, so quality is not measured; agreement and cost are, on {} of its {} queries, "
     "which are kept from training."
 )
 
@@ -46,7 +46,7 @@ class Job:
     Attributes:
         recipe: The recipe.
         out: Where results go.
-        collection: Documents, queries, judgements.
+        collection: Documents, queries, judgments.
         train: Training queries, none of them a test query.
         test: Test queries.
         space: Encodes the documents of static students' indexes.
@@ -82,7 +82,7 @@ class Job:
 
     @cached_property
     def labels(self) -> Qrels:
-        """Judgements of the training queries, of all splits but the one that is measured."""
+        """Judgments of the training queries, of all splits but the one that is measured."""
         train = set(self.train.ids)
         return Qrels.from_rows(
             (row["query_id"], row["document_id"], row["relevance"])
@@ -94,28 +94,28 @@ class Job:
 
     @property
     def split(self) -> str:
-        """The test queries' split; ``unjudged`` where the collection has no judgements at all."""
+        """The test queries' split; ``unjudged`` where the collection has no judgments at all."""
         return self.recipe.split.test if self.collection.qrels else "unjudged"
 
     @cached_property
     def grades(self) -> Grades | None:
-        """Judgements of the test queries; None where the collection has none at all."""
+        """Judgments of the test queries; None where the collection has none at all."""
         return self.collection.relevance(self.split).to_dict() if self.collection.qrels else None
 
     @property
-    def material(self) -> Material:
+    def training_data(self) -> TrainingData:
         """What the stages of a student that searches the space draw on."""
-        return Material(
+        return TrainingData(
             self.collection,
             self.train,
             self.teacher,
             self.space,
             self.out,
             self.recipe.seed,
-            barred=self.test if self.questions is None else self.questions.barred,
+            excluded_queries=self.test if self.questions is None else self.questions.excluded_queries,
             rewrites=self.rewrites,
             labels=self.labels if _reads_labels(self.recipe) else None,
-            labeller=self.beside,
+            labeler=self.beside,
             teachers=self.teachers,
         )
 
@@ -134,12 +134,14 @@ def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
     if not collection.qrels:
         notes = [*collection.warnings, _UNJUDGED.format(collection.name, len(test), len(collection.queries))]
     with quiet_libraries():
-        space = bound(load_encoder(recipe.space), collection)
+        space = bound(load_encoder(recipe.document_encoder), collection)
         teacher = _teacher(recipe, recipe.teacher, space)
         beside = _teacher(recipe, recipe.ensemble, space) if recipe.ensemble else None
         members = teacher.members if isinstance(teacher, Ensemble) else [teacher]
         known = {one.model: member for one, member in zip(recipe.teacher, members, strict=False)}
-        teachers = NamedTeachers(recipe.teacher, recipe.fusion, space, recipe.space, recipe.students, Path(out), known)
+        teachers = NamedTeachers(
+            recipe.teacher, recipe.fusion, space, recipe.document_encoder, recipe.students, Path(out), known
+        )
         for stage in _stages(recipe):
             teachers.load(stage)
     job = Job(recipe, Path(out), collection, train, test, space, teacher, notes, beside, questions, teachers)
@@ -149,10 +151,10 @@ def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
 
 
 def _test_queries(collection: Collection, split: str) -> Texts:
-    """The split's queries; of a collection without any judgement, some of its queries, evenly drawn.
+    """The split's queries; of a collection without any judgment, some of its queries, evenly drawn.
 
     Raises:
-        UserError: The split has no judgements, or there is no query at all.
+        UserError: The split has no judgments, or there is no query at all.
     """
     if collection.qrels:
         asked = collection.split(split)
@@ -168,7 +170,7 @@ def _check_vectors(job: Job) -> None:
         for student in job.recipe.students.values():
             for stage in student.stages:
                 if stage.aligns or stage.batches == "topics":
-                    job.space.require(job.material.asked(job.material.texts(stage).texts), "query")
+                    job.space.require(job.training_data.teacher_queries(job.training_data.texts(stage).texts), "query")
         if not can_answer(job):
             job.notes.append(f"{job.space.name} has no vectors for the test queries; the teacher is not in the table.")
 
@@ -179,7 +181,7 @@ def can_answer(job: Job) -> bool:
 
 
 def _teacher(recipe: Recipe, named: list[TeacherSettings], space: Encoder) -> Teacher:
-    members = [load_teacher(space if one.model == recipe.space else one.model) for one in named]
+    members = [load_teacher(space if one.model == recipe.document_encoder else one.model) for one in named]
     if not members:
         return load_teacher(space)
     if len(members) == 1:
@@ -190,7 +192,7 @@ def _teacher(recipe: Recipe, named: list[TeacherSettings], space: Encoder) -> Te
 
 
 def _check_control(student: StudentSettings) -> None:
-    listed = [stage for stage in student.stages if stage.needs_lists and stage.positives == "own"]
+    listed = [stage for stage in student.stages if stage.needs_lists and stage.positives == "source_document"]
     if student.control == "contrastive" and any(not (one.texts.titles or one.texts.sentences) for one in listed):
         raise UserError(
             "control: contrastive learns from pseudo-queries and their own documents; set texts.titles or "
@@ -204,7 +206,7 @@ def _check_index(recipe: Recipe, collection: Collection, space: Encoder) -> None
         form = read_form(learned_factory(recipe, space), space.dimension)
         if documents < form.vectors_to_train:
             raise UserError(
-                f"learning a quantiser takes at least {form.vectors_to_train} documents, there are {documents}; set "
+                f"learning a quantizer takes at least {form.vectors_to_train} documents, there are {documents}; set "
                 "index.factory to one with 4-bit codes, e.g. 'OPQ16,PQ16x4', or leave index.learn out."
             )
         return
@@ -228,10 +230,10 @@ def _check(job: Job) -> None:
         _check_control(student)
     for stage in _stages(job.recipe):
         if stage.needs_labels:
-            job.material.judged()
+            job.training_data.qrels()
         if job.teachers is None or job.teachers.needs_students(stage):
             continue
-        teacher = job.material.taught(stage).teacher
+        teacher = job.training_data.with_stage_teacher(stage).teacher
         check_recorded(teacher, job.collection, job.train, [stage])
         if stage.needs_lists and stage.candidates.depth == "all":
             require_corpus_teacher(teacher)

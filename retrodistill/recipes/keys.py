@@ -15,16 +15,16 @@ from pydantic.fields import FieldInfo
 from retrodistill.candidates.budget import BUDGETS
 from retrodistill.candidates.samplers import SAMPLERS
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.objectives.registry import OBJECTIVES, REGULARISERS
+from retrodistill.objectives.registry import OBJECTIVES, REGULARIZERS
 from retrodistill.rankers.labels import LABELS
 from retrodistill.recipes.settings import Recipe, StudentSettings
 from retrodistill.runs.fusion import METHODS
-from retrodistill.students.static import INITIALISATIONS
+from retrodistill.students.static import INITIALIZATIONS
 from retrodistill.training.settings import (
     CandidateSettings,
     GroupSettings,
     ObjectiveSettings,
-    RegulariserSettings,
+    RegularizerSettings,
     Settings,
     StageSettings,
 )
@@ -32,10 +32,10 @@ from retrodistill.training.settings import (
 NAME, PLACE = "NAME", "N"  # in a path: of a student, and in a list, from 0
 CHOICES: dict[tuple[type[Settings], str], tuple[str, ...]] = {
     (Recipe, "fusion"): tuple(METHODS),
-    (StudentSettings, "initialise"): tuple(INITIALISATIONS),
+    (StudentSettings, "initialize"): tuple(INITIALIZATIONS),
     (StageSettings, "labels"): tuple(LABELS),
     (ObjectiveSettings, "name"): tuple(OBJECTIVES),
-    (RegulariserSettings, "name"): tuple(REGULARISERS),
+    (RegularizerSettings, "name"): tuple(REGULARIZERS),
     (CandidateSettings, "budget_by"): tuple(BUDGETS),
     (GroupSettings, "sampler"): tuple(SAMPLERS),
 }  # text whose validator knows a closed list

@@ -10,6 +10,16 @@ import pydantic
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.training.settings import Settings
 
+# Keys of version 0.1.0 and the names that replaced them.
+RENAMED = {
+    "space": "document_encoder",
+    "towers": "train (query_encoder, both_encoders, lexical or head)",
+    "lexical": "lexical_dim",
+    "initialise": "initialize",
+    "regularisers": "regularizers",
+    "sharpness": "target_std",
+}
+
 Checked = TypeVar("Checked", bound=Settings)
 
 
@@ -29,6 +39,8 @@ def _first_mistake(error: pydantic.ValidationError, model: type[Settings], sourc
     if first["type"] == "extra_forbidden":
         *parents, key = path
         known = _keys_at(model, parents)
+        if key in RENAMED and RENAMED[key].partition(" ")[0] in known:
+            return UserError(f"{source}: {'.'.join(path)} was renamed to {RENAMED[key]}{more}.")
         return UserError(f"{source}: {unknown('key', key, known)} It stands in {'.'.join(parents) or 'top'}{more}.")
     # One value that fits none of several types fails once for each.
     alternatives = [one["msg"].removeprefix("Value error, ") for one in error.errors() if _place(one) == path]

@@ -20,23 +20,23 @@ class Fitting:
     """How one kind of student learns, where nothing else is said; values as in the recipes of configs/.
 
     Attributes:
-        towers: What is trained.
+        train: What is trained.
         training: How long and how fast.
         temperature: That its scores are divided by; None for the default, which is meant for cosines.
-        regularisers: What keeps it sparse.
+        regularizers: What keeps it sparse.
     """
 
-    towers: str
+    train: str
     training: dict[str, Any]
     temperature: float | None = None
-    regularisers: list[dict[str, Any]] = field(default_factory=list)
+    regularizers: list[dict[str, Any]] = field(default_factory=list)
 
 
 _FITTING = {
-    "static": Fitting("query", {"epochs": 12, "learning_rate": 1e-3, "batch_size": 64}),
-    "dense": Fitting("query", {"epochs": 4, "learning_rate": 5e-5, "batch_size": 32}),
+    "static": Fitting("query_encoder", {"epochs": 12, "learning_rate": 1e-3, "batch_size": 64}),
+    "dense": Fitting("query_encoder", {"epochs": 4, "learning_rate": 5e-5, "batch_size": 32}),
     "multi-vector": Fitting("head", {"learning_rate": 1e-3, "batch_size": 32, "warmup": 0.05}, 0.02),
-    "cross-encoder": Fitting("both", {"learning_rate": 5e-5, "batch_size": 16}, 1.0),
+    "cross-encoder": Fitting("both_encoders", {"learning_rate": 5e-5, "batch_size": 16}, 1.0),
     "prett": Fitting("head", {"learning_rate": 1e-4, "batch_size": 16}, 1.0),
     "tk": Fitting("head", {"learning_rate": 3e-3, "batch_size": 16, "warmup": 0.05}, 1.0),
 }
@@ -48,20 +48,20 @@ _TERM_HEAD = Fitting(
     [{"name": "flops", "weight": 0.01}],
 )
 _SPLADE = Fitting(
-    "both",
+    "both_encoders",
     _WHOLE,
     0.3,
     [{"name": "flops", "weight": 0.003}, {"name": "flops", "weight": 0.003, "side": "query"}],
 )
-_INFERENCE_FREE = Fitting("both", _WHOLE, 1.2, [{"name": "flops", "weight": 0.01}])
-_VDR = Fitting("both", _WHOLE, 1.0)  # has a fixed number of terms already
+_INFERENCE_FREE = Fitting("both_encoders", _WHOLE, 1.2, [{"name": "flops", "weight": 0.01}])
+_VDR = Fitting("both_encoders", _WHOLE, 1.0)  # has a fixed number of terms already
 
 
 def one_student(
     given: str | Mapping[str, Any],
     *,
     objectives: list[Any],
-    towers: str | None,
+    train: str | None,
     training: TrainingSettings | Mapping[str, Any] | None,
     stages: list[dict[str, Any]] | None,
 ) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def one_student(
     Args:
         given: Its model, or a mapping of `StudentSettings` without ``stages`` and ``control``.
         objectives: Of its one stage; a bare name gets the temperature that the scores of this kind need.
-        towers: Of its one stage.
+        train: Of its one stage.
         training: Of its one stage; keys that are left out are chosen, too.
         stages: A curriculum in place of that stage.
 
@@ -87,31 +87,31 @@ def one_student(
     if kind in _ADDED and name:
         said = {**_ADDED[kind](said, name), **said}
     fit = _fitting(kind, said)
-    chosen = towers or ("lexical" if said.get("lexical") else fit.towers)
+    chosen = train or ("lexical" if said.get("lexical_dim") else fit.train)
     curriculum = stages or [_stage(fit, objectives, chosen, training)]
-    own = kind in OWN_DOCUMENTS or any(stage["towers"] != "query" for stage in curriculum)
-    return {"documents": "student" if own else "space", **said, "stages": curriculum, "control": None}
+    own = kind in OWN_DOCUMENTS or any(stage["train"] != "query_encoder" for stage in curriculum)
+    return {"documents": "student" if own else "frozen", **said, "stages": curriculum, "control": None}
 
 
 def _stage(
-    fit: Fitting, objectives: list[Any], towers: str, training: TrainingSettings | Mapping[str, Any] | None
+    fit: Fitting, objectives: list[Any], train: str, training: TrainingSettings | Mapping[str, Any] | None
 ) -> dict[str, Any]:
     terms = objectives
     if fit.temperature is not None:
         terms = [
             {"name": one, "student_temperature": fit.temperature} if isinstance(one, str) else one for one in terms
         ]
-    default = _WHOLE if towers == "both" and fit.towers == "head" else fit.training
+    default = _WHOLE if train == "both_encoders" and fit.train == "head" else fit.training
     stage = {
         "objectives": terms,
-        "towers": towers,
+        "train": train,
         "training": training.model_dump()
         if isinstance(training, TrainingSettings)
         else {**default, **(training or {})},
         "texts": TextSettings().model_dump(),
         "candidates": CandidateSettings(depth=_DEPTH).model_dump(),
     }
-    return {**stage, "regularisers": fit.regularisers} if fit.regularisers else stage
+    return {**stage, "regularizers": fit.regularizers} if fit.regularizers else stage
 
 
 def _fitting(kind: str, said: Mapping[str, Any]) -> Fitting:

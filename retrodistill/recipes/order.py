@@ -12,11 +12,11 @@ from retrodistill.training.settings import StageSettings
 if TYPE_CHECKING:
     from retrodistill.recipes.settings import Recipe, StudentSettings
 
-Standing = tuple[str, int]  # a student's name, and how many stages it has behind it
+StageOfStudent = tuple[str, int]  # a student's name, and how many stages it has behind it
 _TEACHING_KINDS = ("static", "dense", "cross-encoder")
 
 
-def students_of(stage: StageSettings, students: Mapping[str, StudentSettings]) -> list[Standing]:
+def students_of(stage: StageSettings, students: Mapping[str, StudentSettings]) -> list[StageOfStudent]:
     """The students that teach a stage.
 
     Raises:
@@ -67,9 +67,9 @@ def check_students_as_teachers(students: Mapping[str, StudentSettings]) -> None:
     Raises:
         ValueError: As `students_of`, or a stage needs a student that needs this stage.
     """
-    done: set[Standing] = set()
+    done: set[StageOfStudent] = set()
 
-    def visit(standing: Standing, above: tuple[Standing, ...]) -> None:
+    def visit(standing: StageOfStudent, above: tuple[StageOfStudent, ...]) -> None:
         if standing in above:
             circle = " -> ".join(f"{name}@{behind}" for name, behind in (*above[above.index(standing) :], standing))
             raise ValueError(f"students wait for each other: {circle}; name earlier stages, e.g. student:NAME@1")

@@ -17,12 +17,12 @@ from retrodistill.rankers.protocol import Teacher, Work
 from retrodistill.recipes.job import Job, open_job
 from retrodistill.recipes.loading import load_recipe
 from retrodistill.recipes.settings import RERANKERS, StudentSettings
-from retrodistill.recipes.students import standing_manifest, student_manifest, work_folder
-from retrodistill.recipes.variants import entries, planned_forms
+from retrodistill.recipes.students import manifest_after_stage, student_manifest, work_folder
+from retrodistill.recipes.variants import entries, planned_variants
 from retrodistill.training.list_settings import CURRENT_STUDENT
 from retrodistill.training.prepared import Prepared, held_out_rows, training_rows
 from retrodistill.training.settings import StageSettings
-from retrodistill.training.trainer import optimiser_steps
+from retrodistill.training.trainer import optimizer_steps
 
 SAID = "stages"  # unit of steps that say something and count nothing
 _DONE = Work(0, SAID, 0.0)
@@ -50,9 +50,9 @@ def plan_recipe(
     scored: dict[str, str] = {}
     systems, indexes = 0, 0
     for name, student, _ in entries(settings):
-        forms = planned_forms(job, name, student)
+        forms = planned_variants(job, name, student)
         folder = job.out / "students" / name
-        done = student_manifest(student, job.material).matches(folder, STUDENT_MANIFEST)
+        done = student_manifest(student, job.training_data).matches(folder, STUDENT_MANIFEST)
         systems += 1 + len(forms)
         indexes += _indexes(job, student, [name, *forms], done)
         if not student.stages:
@@ -64,7 +64,7 @@ def plan_recipe(
             steps.append(_step(f"{name}: its settings or what it is made from have changed; trained again", _DONE))
         for number, stage in enumerate(student.stages, start=1):
             what = f"{name}, stage {number}"
-            first = trained.setdefault(standing_manifest(student, job.material, number).fingerprint, what)
+            first = trained.setdefault(manifest_after_stage(student, job.training_data, number).fingerprint, what)
             same = scored.setdefault(_pairs_of(stage), what)
             if first != what:
                 steps.append(_step(f"{what}: the same as {first}", _DONE))
@@ -86,8 +86,8 @@ def _indexes(job: Job, student: StudentSettings, names: Sequence[str], done: boo
 
 def _training_step(job: Job, student: StudentSettings, number: int, what: str) -> dict[str, Any]:
     """A stage's training, counted from 1; what a killed job kept is not trained again."""
-    way = standing_manifest(student, job.material, number)
-    if way.matches(work_folder(job.material) / way.fingerprint, STUDENT_MANIFEST):
+    way = manifest_after_stage(student, job.training_data, number)
+    if way.matches(work_folder(job.training_data) / way.fingerprint, STUDENT_MANIFEST):
         return _step(f"{what}: trained already", _DONE)
     count = _steps(job, student.stages[number - 1])
     if count is None:
@@ -100,10 +100,10 @@ def _steps(job: Job, stage: StageSettings) -> int | None:
     if stage.selection is not None:
         return stage.training.max_steps or None
     trains_first = job.teachers is not None and job.teachers.needs_students(stage)
-    texts = (job.material if trains_first else job.material.taught(stage)).texts(stage)
+    texts = (job.training_data if trains_first else job.training_data.with_stage_teacher(stage)).texts(stage)
     prepared = Prepared(texts, None, [], held_out_rows(texts, None, job.recipe.seed))
-    draws = stage.groups.draws if stage.towers in ("both", "head") else 1
-    return optimiser_steps(len(training_rows(prepared, stage)) * draws, stage.training)
+    draws = stage.groups.draws if stage.train in ("both_encoders", "head") else 1
+    return optimizer_steps(len(training_rows(prepared, stage)) * draws, stage.training)
 
 
 def _pairs_of(stage: StageSettings) -> str:
@@ -130,17 +130,17 @@ def _stage_work(job: Job, stage: StageSettings) -> Work:
     Mining needs the embeddings of its dense sources: until these are made, their texts are what is counted and the
     pairs of a cross-encoder cannot be told.
     """
-    material = job.material.taught(stage)
-    texts = material.texts(stage).texts
-    asked = material.asked(texts)
-    encoders = _encoders(job, stage, material.teacher)
+    data = job.training_data.with_stage_teacher(stage)
+    texts = data.texts(stage).texts
+    asked = data.teacher_queries(texts)
+    encoders = _encoders(job, stage, data.teacher)
     counted = [seconds_to_embed(encoder, asked.texts, "query") for encoder in encoders]
     documents = job.collection.documents.texts  # those of the space are a step of their own
     counted += [seconds_to_embed(encoder, documents, "document") for encoder in encoders if encoder is not job.space]
     missing = Work(sum(items for items, _ in counted), "texts", sum(seconds for _, seconds in counted))
     if missing.items or not stage.needs_lists or stage.candidates.depth == "all":
         return missing
-    return material.teacher.remaining(job.collection, asked, material.candidates(stage, texts))
+    return data.teacher.remaining(job.collection, asked, data.candidates(stage, texts))
 
 
 def _encoders(job: Job, stage: StageSettings, teacher: Teacher) -> list[Encoder]:
@@ -151,7 +151,7 @@ def _encoders(job: Job, stage: StageSettings, teacher: Teacher) -> list[Encoder]
     found = {member.name: member.encoder for member in members if isinstance(member, DenseTeacher)}
     for source in stage.candidates.sources or []:
         if source not in found and parse_model_name(source).kind in ("dense", "static"):
-            found[source] = job.space if source == job.recipe.space else load_encoder(source)
+            found[source] = job.space if source == job.recipe.document_encoder else load_encoder(source)
     return list(found.values())
 
 

@@ -1,4 +1,4 @@
-"""A job that compresses the space's documents: OPQ, and quantisers learned from the teacher, at the same bytes."""
+"""A job that compresses the space's documents: OPQ, and quantizers learned from the teacher, at the same bytes."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
-from retrodistill.core.progress import say
+from retrodistill.core.progress import log
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import load_encoder
-from retrodistill.indexes.faiss_index import AsymmetricIndex
+from retrodistill.indexes.faiss_index import FaissIndex
 from retrodistill.indexes.learned import LearnedIndex, learn_index, save_query_map
-from retrodistill.quantizers import QuantiserSettings
+from retrodistill.quantizers import QuantizerSettings
 from retrodistill.quantizers.query_map import reconstructed
 from retrodistill.quantizers.steps import split
 from retrodistill.rankers.dense import DenseTeacher
 from retrodistill.recipes.job import Job, learned_factory
 from retrodistill.recipes.settings import StudentSettings
-from retrodistill.recipes.students import distil
+from retrodistill.recipes.students import train_student
 from retrodistill.recipes.systems import Candidate
 from retrodistill.runs.agreement import rank_agreement
 from retrodistill.training.texts import TrainingTexts, training_texts
@@ -31,7 +31,7 @@ _AGREEMENT = 10  # documents per query that held-out rankings are compared by
 Curves = dict[str, dict[str, list[dict[str, float]]]]
 
 
-def quantised(job: Job, seconds: dict[str, float]) -> tuple[list[Candidate], Curves]:
+def quantized(job: Job, seconds: dict[str, float]) -> tuple[list[Candidate], Curves]:
     """The systems ``opq``, ``distilled`` (the documents' codes learned) and ``distilled-queries`` (the queries, too).
 
     Args:
@@ -57,22 +57,22 @@ def quantised(job: Job, seconds: dict[str, float]) -> tuple[list[Candidate], Cur
 
 
 def _with_encoder(
-    job: Job, texts: TrainingTexts, index: AsymmetricIndex, seconds: dict[str, float]
+    job: Job, texts: TrainingTexts, index: FaissIndex, seconds: dict[str, float]
 ) -> tuple[Candidate, dict[str, list[dict[str, float]]]]:
     """The learned index with a query encoder that was trained against its codes; its own where that was no better.
 
-    Better is measured on the queries that the quantiser was not trained on, and that its encoder is not trained on.
+    Better is measured on the queries that the quantizer was not trained on, and that its encoder is not trained on.
     """
     name, stage, settings = "distilled-queries", job.recipe.index.encoder, job.recipe.index.learn
     rows = split(texts.sources, settings, np.random.default_rng(job.recipe.seed))[1]  # type: ignore[arg-type]
     held = texts.texts.select([texts.texts.ids[row] for row in rows])
     away = set(held.ids)
-    student = StudentSettings.model_validate({"model": job.recipe.space, "stages": [stage], "control": None})
+    student = StudentSettings.model_validate({"model": job.recipe.document_encoder, "stages": [stage], "control": None})
     queries = job.train.select([query for query in job.train.ids if query not in away])
-    material = replace(job.material, queries=queries, stored=reconstructed(index.index))
-    made = distil(name, student, material, job.out / "students" / name)
+    data = replace(job.training_data, queries=queries, stored=reconstructed(index.index))
+    made = train_student(name, student, data, job.out / "students" / name)
     seconds[f"train {name}"] = made.seconds
-    wanted = job.material.corpus_scores(held).argsort(axis=1)[:, ::-1][:, :_AGREEMENT]
+    wanted = job.training_data.corpus_scores(held).argsort(axis=1)[:, ::-1][:, :_AGREEMENT]
     encoder = load_encoder(made.encoder)  # type: ignore[arg-type]  # a dense one
     before, after = (
         float(rank_agreement(index.index.search(embed(one, held.texts, "query"), _AGREEMENT)[1], wanted).mean())
@@ -80,9 +80,9 @@ def _with_encoder(
     )
     worse = after <= before
     said = "no better than the untrained one, which is kept" if worse else "better"
-    say(f"{name}: agreement on {len(held)} held-out queries {after:.4f}, before training {before:.4f}: {said}")
+    log(f"{name}: agreement on {len(held)} held-out queries {after:.4f}, before training {before:.4f}: {said}")
     asking = index.queries if worse else encoder
-    trained = AsymmetricIndex(index.index, index.ids, index.space, asking, index.factory, name)
+    trained = FaissIndex(index.index, index.ids, index.space, asking, index.factory, name)
     trained.save(job.out / "indexes" / name)
     by = job.space.name if worse else f"dense:{name}"
     return Candidate(name, "student", trained, job.space.name, by), made.curves
@@ -97,7 +97,7 @@ def _texts(job: Job) -> TrainingTexts:
         titles=wanted.titles,
         sentences=wanted.sentences,
         seed=job.recipe.seed,
-        barred=job.test,
+        excluded_queries=job.test,
     )
 
 
@@ -106,11 +106,11 @@ def _teacher_scores(job: Job, texts: TrainingTexts) -> np.ndarray | None:
     teacher = job.teacher
     if isinstance(teacher, DenseTeacher) and teacher.encoder.contract("query") == job.space.contract("query"):
         return None
-    return job.material.corpus_scores(texts.texts)
+    return job.training_data.corpus_scores(texts.texts)
 
 
 def _learned(
-    job: Job, texts: TrainingTexts, settings: QuantiserSettings, name: str, seconds: dict[str, float]
+    job: Job, texts: TrainingTexts, settings: QuantizerSettings, name: str, seconds: dict[str, float]
 ) -> tuple[list[Candidate], Curves]:
     """A learned index of the job, loaded where it stands already; the one without a query map comes with its start."""
     settings = settings.model_copy(update={"seed": job.recipe.seed})
@@ -136,14 +136,14 @@ def _learned(
         )
         taken = time.perf_counter() - begin
         if not found.learned.improved:
-            say(f"{name}: nothing that was learned ranks held-out queries better than its start, which is kept")
+            log(f"{name}: nothing that was learned ranks held-out queries better than its start, which is kept")
         made_from = replace(made_from, about={"seconds": taken, "curves": _curve(found)})
         _keep(job, found, made_from)
     about = Manifest.read(folder, _MADE_FROM).about
     seconds[f"learn {name}"] = about["seconds"]
-    systems = [_candidate(job, AsymmetricIndex.load(folder), "student")]
+    systems = [_candidate(job, FaissIndex.load(folder), "student")]
     if not settings.query_map:
-        systems.insert(0, _candidate(job, AsymmetricIndex.load(start_folder), "control"))
+        systems.insert(0, _candidate(job, FaissIndex.load(start_folder), "control"))
     return systems, {name: about["curves"]}
 
 
@@ -166,6 +166,6 @@ def _curve(found: LearnedIndex) -> dict[str, list[dict[str, float]]]:
     }
 
 
-def _candidate(job: Job, index: AsymmetricIndex, role: Any) -> Candidate:
+def _candidate(job: Job, index: FaissIndex, role: Any) -> Candidate:
     by = job.space.name if index.queries is None or index.queries.name == job.space.name else "the same, then a map"
     return Candidate(index.name, role, index, job.space.name, by, source=str(job.out / "indexes" / index.name))

@@ -40,7 +40,7 @@ class Questions:
     notes: list[str]
 
     @property
-    def barred(self) -> Texts:
+    def excluded_queries(self) -> Texts:
         """Texts that must not be trained on: the test queries, and their rewrites."""
         if self.rewrites is None:
             return self.test

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from retrodistill.core.manifest import hardware, library_versions
-from retrodistill.core.progress import say
+from retrodistill.core.progress import log
 from retrodistill.evaluation.agreement import agreements
 from retrodistill.evaluation.examples import Side, side_by_side, spread_out, won_and_lost
 from retrodistill.rankers.dense import DenseTeacher
@@ -96,7 +96,7 @@ def _agreements(job: Job, measured: Sequence[Measured], target: str | None) -> d
         recorded = set(job.teacher.run.query_ids) if isinstance(job.teacher, RecordedTeacher) else set()
         if recorded.isdisjoint(job.asked_test.ids):
             return {}
-    say(f"agreement with {job.teacher.name}")
+    log(f"agreement with {job.teacher.name}")
     members = job.teacher.members if isinstance(job.teacher, Ensemble) else [job.teacher]
     cheap = all(isinstance(member, (LexicalTeacher, DenseTeacher, RecordedTeacher)) for member in members)
     return agreements(job.teacher, runs, job.collection, job.asked_test, job.grades, wanted=own, rescore=cheap)

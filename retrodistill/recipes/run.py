@@ -21,12 +21,12 @@ from retrodistill.rankers.retrievers import LexicalRetriever, Retriever
 from retrodistill.recipes.cards import write_cards
 from retrodistill.recipes.job import Job, open_job
 from retrodistill.recipes.loading import load_recipe, recipe_yaml
-from retrodistill.recipes.quantized import Curves, quantised
+from retrodistill.recipes.quantized import Curves, quantized
 from retrodistill.recipes.reporting import report
 from retrodistill.recipes.settings import Recipe
-from retrodistill.recipes.students import Distilled, distil, remove_work
+from retrodistill.recipes.students import Distilled, remove_work, train_student
 from retrodistill.recipes.systems import Measured, baselines, measure, of_student
-from retrodistill.recipes.variants import entries, forms_of, truncated_teachers, vectors_note
+from retrodistill.recipes.variants import entries, truncated_teachers, variants_of, vectors_note
 from retrodistill.report import write_page
 from retrodistill.report.results import Results
 from retrodistill.runs.formats import keep_run
@@ -74,12 +74,12 @@ def _run(job: Job, seconds: Seconds, command: str) -> Results:
             temporary.write_text(recipe_yaml(settings), encoding="utf-8")
     distilled: list[tuple[Distilled, str]] = []
     for name, student, role in entries(settings):
-        with _timed(seconds, f"distil {name}"):
-            distilled.append((distil(name, student, job.material, job.out / "students" / name), role))
+        with _timed(seconds, f"distill {name}"):
+            distilled.append((train_student(name, student, job.training_data, job.out / "students" / name), role))
     if not is_main():
         raise SystemExit(0)  # the other processes of torchrun have done their part
     candidates = baselines(job) + truncated_teachers(job)
-    for made, role, truncate in forms_of(job, distilled):
+    for made, role, truncate in variants_of(job, distilled):
         with _timed(seconds, f"index {made.name}"):
             candidates.append(of_student(job, made, _searcher(job, made, truncate), role))
     if note := vectors_note(candidates):
@@ -89,13 +89,13 @@ def _run(job: Job, seconds: Seconds, command: str) -> Results:
         candidates.append(replace(first, name="rewrites", role="baseline", rewritten=True))
     curves = {made.name: made.curves for made, _ in distilled if made.curves["losses"]}
     if settings.index.learn:
-        compressed, curves = quantised(job, seconds)
+        compressed, curves = quantized(job, seconds)
         candidates += compressed
     with _timed(seconds, "evaluate"):
         measured = [measure(candidate, job) for candidate in candidates]
     results = _write(job, measured, [made for made, _ in distilled], curves, seconds, command)
     write_cards(job, [made for made, _ in distilled], results)
-    remove_work(job.material)
+    remove_work(job.training_data)
     return results
 
 

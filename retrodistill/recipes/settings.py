@@ -12,7 +12,7 @@ from retrodistill.encoders.names import parse_model_name
 from retrodistill.recipes.conversation_settings import ConversationSettings
 from retrodistill.recipes.index_settings import IndexSettings
 from retrodistill.recipes.order import check_teachers
-from retrodistill.recipes.variant_settings import FormSettings, beside_names, check_forms
+from retrodistill.recipes.variant_settings import VariantSettings, beside_names, check_variants
 from retrodistill.training.list_settings import CURRENT_STUDENT
 from retrodistill.training.settings import (
     Settings,
@@ -24,14 +24,14 @@ from retrodistill.training.settings import (
 RERANKERS = ("cross-encoder", "prett", "tk")
 STARTS = ("dense", "sparse", "multi-vector", *RERANKERS)
 OWN_DOCUMENTS = ("sparse", "multi-vector", *RERANKERS)
-TOWERS = {
-    "static": ("query", "both"),
-    "dense": ("query", "both", "lexical"),
-    "sparse": ("head", "both"),
-    "multi-vector": ("head", "both"),
-    "cross-encoder": ("both",),
-    "prett": ("head", "both"),
-    "tk": ("head", "both"),
+TRAINABLE_PARTS = {
+    "static": ("query_encoder", "both_encoders"),
+    "dense": ("query_encoder", "both_encoders", "lexical"),
+    "sparse": ("head", "both_encoders"),
+    "multi-vector": ("head", "both_encoders"),
+    "cross-encoder": ("both_encoders",),
+    "prett": ("head", "both_encoders"),
+    "tk": ("head", "both_encoders"),
 }
 # Names in results.json.
 SYSTEMS = ("bm25", "teacher", "exact", "ensemble", "target", "recorded", "control", "opq", "rewrites")
@@ -42,7 +42,7 @@ class SplitSettings(Settings):
 
     Attributes:
         train: A split; ``auto`` takes train, else queries that stand in no split, else none (pseudo-queries only).
-        test: The split that is measured, by its judgements. Of a collection without any, a fifth of its queries (300 at
+        test: The split that is measured, by its judgments. Of a collection without any, a fifth of its queries (300 at
             most) is: agreement and cost, not quality.
     """
 
@@ -50,14 +50,14 @@ class SplitSettings(Settings):
     test: str = "test"
 
 
-class StudentSettings(FormSettings):
-    """One student; its forms are those of `FormSettings`.
+class StudentSettings(VariantSettings):
+    """One student; its forms are those of `VariantSettings`.
 
     Attributes:
         model: ``static`` (a token table made from the space's model), or ``kind:NAME`` to start from: ``dense``;
             ``sparse`` or ``multi-vector``, where NAME may be a model of that kind or a bi-encoder; ``cross-encoder``;
             ``prett`` from a cross-encoder or bi-encoder, ``tk`` from a bi-encoder.
-        initialise: How a token table starts. ``fitted`` gives a dense student a linear map behind its layers, solved so
+        initialize: How a token table starts. ``fitted`` gives a dense student a linear map behind its layers, solved so
             that its queries come near the space's: for one that ``layers`` cuts.
         tokenizer: Whose tokenizer a token table has, a ``dense:NAME``, where the space is a file of vectors.
         layers: First transformer layers to keep; of all kinds but ``static``. Of a tk student those that give tokens
@@ -67,7 +67,7 @@ class StudentSettings(FormSettings):
             of a prett or tk student, what is stored of a document's token.
         max_length: Tokens of a text that it reads, of a multi-vector, prett or tk student those of a document, of a
             cross-encoder those of a pair.
-        lexical: Width of a lexical half that is put beside a dense student's vector; for stages with towers: lexical.
+        lexical_dim: Width of the lexical half beside a dense student's vector; for stages with train: lexical.
             Sparse students have `lexical_terms` for that.
         queries: How a sparse student encodes queries: by the ``model``, or ``inference-free``, a weight per token.
         expansion: A multi-vector student's queries are filled up to so many tokens with the mask token.
@@ -79,16 +79,16 @@ class StudentSettings(FormSettings):
     """
 
     model: str
-    initialise: str = "teacher"
+    initialize: str = "teacher"
     tokenizer: str | None = None
     layers: int | None = Field(default=None, ge=1)
     join: int | None = Field(default=None, ge=0)
     dimension: int | Literal["space"] | None = None
     max_length: int | None = Field(default=None, ge=1)
-    lexical: int | None = Field(default=None, ge=1)
+    lexical_dim: int | None = Field(default=None, ge=1)
     queries: Literal["model", "inference-free"] = "model"
     expansion: int | None = Field(default=None, ge=1)
-    documents: Literal["space", "student"] = "space"
+    documents: Literal["frozen", "student"] = "frozen"
     stages: list[StageSettings] = Field(min_length=1)
     control: Literal["untrained", "contrastive"] | None = "untrained"
 
@@ -111,13 +111,13 @@ class StudentSettings(FormSettings):
             raise ValueError(f"a student starts from 'static', {names}, not {model!r}")
         return model
 
-    @field_validator("initialise")
+    @field_validator("initialize")
     @classmethod
     def _known(cls, name: str) -> str:
-        from retrodistill.students.static import INITIALISATIONS
+        from retrodistill.students.static import INITIALIZATIONS
 
-        if name not in INITIALISATIONS:
-            raise ValueError(str(unknown("initialisation", name, INITIALISATIONS)))
+        if name not in INITIALIZATIONS:
+            raise ValueError(str(unknown("initialization", name, INITIALIZATIONS)))
         return name
 
     @property
@@ -130,28 +130,28 @@ class StudentSettings(FormSettings):
         only: dict[str, tuple[str, ...]] = {
             "queries": ("sparse",),
             "expansion": ("multi-vector",),
-            "lexical": ("dense",),
+            "lexical_dim": ("dense",),
         }
         only["dimension"] = ("dense", "multi-vector", "static", "prett", "tk")
         only["join"] = ("prett",)
         for option, kinds in only.items():
             if getattr(self, option) != type(self).model_fields[option].default and self.kind not in kinds:
-                if option == "lexical":
-                    raise ValueError("a lexical half is for dense students, and all their stages have towers: lexical")
+                if option == "lexical_dim":
+                    raise ValueError("a lexical half is for dense students, and all their stages have train: lexical")
                 raise ValueError(f"{option} is for {' and '.join(kinds)} students; this one is {self.kind}")
         if self.kind in ("multi-vector", "prett", "tk") and self.dimension == "space":
             raise ValueError(f"a {self.kind} student's dimension is a number: that of a token's vector")
-        if self.kind in OWN_DOCUMENTS and self.documents == "space":
+        if self.kind in OWN_DOCUMENTS and self.documents == "frozen":
             raise ValueError(f"a {self.kind} student has no vectors in a dense space; set documents: student")
         return self
 
     @model_validator(mode="after")
     def _start_fits(self) -> StudentSettings:
-        if self.kind == "static" or self.initialise == "teacher":
+        if self.kind == "static" or self.initialize == "teacher":
             return self
-        if (self.kind, self.initialise) != ("dense", "fitted") or self.lexical:
+        if (self.kind, self.initialize) != ("dense", "fitted") or self.lexical_dim:
             raise ValueError(
-                f"initialise: {self.initialise} is not for this student: static ones take any, dense ones without a "
+                f"initialize: {self.initialize} is not for this student: static ones take any, dense ones without a "
                 "lexical half fitted; leave it out"
             )
         return self
@@ -159,16 +159,16 @@ class StudentSettings(FormSettings):
     @model_validator(mode="after")
     def _stages_fit(self) -> StudentSettings:
         for stage in self.stages:
-            wanted = TOWERS[self.kind]
-            if stage.towers not in wanted:
+            wanted = TRAINABLE_PARTS[self.kind]
+            if stage.train not in wanted:
                 raise ValueError(
-                    f"towers: {stage.towers} does not train {self.kind} students; set towers: {' or '.join(wanted)}"
+                    f"train: {stage.train} does not train {self.kind} students; set train: {' or '.join(wanted)}"
                 )
-            if stage.regularisers and self.kind != "sparse":
-                raise ValueError(f"regularisers see term weights, and a {self.kind} student has none; leave them out")
-            if stage.towers == "head" and self.kind == "sparse" and self.queries != "inference-free":
+            if stage.regularizers and self.kind != "sparse":
+                raise ValueError(f"regularizers see term weights, and a {self.kind} student has none; leave them out")
+            if stage.train == "head" and self.kind == "sparse" and self.queries != "inference-free":
                 raise ValueError(
-                    "towers: head trains sparse students with queries: inference-free; or set towers: both"
+                    "train: head trains sparse students with queries: inference-free; or set train: both_encoders"
                 )
             if self.kind in RERANKERS and CURRENT_STUDENT in (stage.candidates.sources or []):
                 raise ValueError(f"a {self.kind} student cannot search and proposes no candidates; take bm25, or dense")
@@ -178,25 +178,25 @@ class StudentSettings(FormSettings):
 
     @model_validator(mode="after")
     def _forms_fit(self) -> StudentSettings:
-        check_forms(self)
+        check_variants(self)
         return self
 
     @model_validator(mode="after")
     def _documents_fit(self) -> StudentSettings:
-        moving = [stage.towers for stage in self.stages if stage.towers != "query"]
-        if self.documents == "space" and (moving or self.lexical):
-            what = f"a stage with towers: {moving[0]}" if moving else "a lexical half"
+        moving = [stage.train for stage in self.stages if stage.train != "query_encoder"]
+        if self.documents == "frozen" and (moving or self.lexical_dim):
+            what = f"a stage with train: {moving[0]}" if moving else "a lexical half"
             raise ValueError(f"{what} moves the student's documents; set documents: student")
-        if self.lexical is None and "lexical" in moving:
+        if self.lexical_dim is None and "lexical" in moving:
             raise ValueError(
-                "a stage with towers: lexical needs a lexical half; set the student's lexical to its width"
+                "a stage with train: lexical needs a lexical half; set the student's lexical_dim to its width"
             )
-        if self.lexical is not None and (set(moving) != {"lexical"} or len(moving) < len(self.stages)):
-            raise ValueError("a lexical half is for dense students, and all their stages have towers: lexical")
-        if self.documents == "student" and any(one.towers == "query" and one.needs_lists for one in self.stages):
+        if self.lexical_dim is not None and (set(moving) != {"lexical"} or len(moving) < len(self.stages)):
+            raise ValueError("a lexical half is for dense students, and all their stages have train: lexical")
+        if self.documents == "student" and any(one.train == "query_encoder" and one.needs_lists for one in self.stages):
             raise ValueError(
-                "a list objective with towers: query learns against stored documents, which documents: student moves "
-                "away; set towers: both, or documents: space"
+                "a list objective with train: query_encoder learns against stored documents, and documents: student "
+                "moves them; set train: both_encoders, or documents: frozen"
             )
         return self
 
@@ -211,7 +211,7 @@ class EvaluationSettings(Settings):
         memory: Measure the highest memory of each system that is served, in a process of its own: some ten seconds
             each.
         examples: Searches shown, teacher beside student, evenly drawn; with 0, none that were won or lost either.
-        exhaustive: Search sparse and multi-vector students by the hidden states that towers: head stored, without
+        exhaustive: Search sparse and multi-vector students by the hidden states that train: head stored, without
             building their indexes: the same rankings in a part of the time, with neither latency nor bytes.
         truncations: Dense and static students are measured by so many leading dimensions of their vectors besides, and
             so is the space's own model: systems such as ``student@128`` and ``teacher@128``.
@@ -239,7 +239,7 @@ class Recipe(Settings):
         conversations: Queries that lean on what was said before, in place of the collection's; their rewrites are what
             the teacher is asked. A path, or settings.
         rewrites: Better queries for the teacher, a JSONL of {query_id, text}: expanded, generated, instructed ones.
-        space: The dense model whose documents are indexed and whose space static students search.
+        document_encoder: The dense model whose documents are indexed and whose space static students search.
         teacher: Who scores lists; one model or several, fused. By default the space's model.
         ensemble: Members of an ensemble that is measured beside the students without teaching them; where the teacher
             has several members, it is that ensemble.
@@ -256,7 +256,7 @@ class Recipe(Settings):
     split: SplitSettings = SplitSettings()
     conversations: ConversationSettings | None = None
     rewrites: str | None = None
-    space: str = "dense:all-MiniLM-L6-v2"
+    document_encoder: str = "dense:all-MiniLM-L6-v2"
     teacher: list[TeacherSettings] = Field(default_factory=list)
     ensemble: list[TeacherSettings] = Field(default_factory=list)
     fusion: str = "zscore-per-query"
@@ -265,11 +265,11 @@ class Recipe(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     seed: int = 0
 
-    @field_validator("space")
+    @field_validator("document_encoder")
     @classmethod
     def _is_dense(cls, space: str) -> str:
         if parse_model_name_or_error(space).kind not in ("dense", "static", "vectors"):
-            raise ValueError(f"the space is a 'dense:NAME' or 'vectors:PATH', not {space!r}")
+            raise ValueError(f"the document encoder is a 'dense:NAME' or 'vectors:PATH', not {space!r}")
         return space
 
     @field_validator("teacher", "ensemble", mode="before")
@@ -300,9 +300,9 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _states_are_stored(self) -> Recipe:
         for name, student in self.students.items():
-            lacking = student.kind in ("sparse", "multi-vector") and student.stages[-1].towers != "head"
+            lacking = student.kind in ("sparse", "multi-vector") and student.stages[-1].train != "head"
             if self.evaluation.exhaustive and lacking:
-                raise ValueError(f"evaluation.exhaustive reads what towers: head stored, and {name} ends with another")
+                raise ValueError(f"evaluation.exhaustive reads what train: head stored, and {name} ends with another")
         return self
 
     @model_validator(mode="after")

@@ -14,11 +14,11 @@ from retrodistill.rankers.labels import soft_labels
 from retrodistill.rankers.loading import load_teacher
 from retrodistill.rankers.protocol import Teacher
 from retrodistill.recipes.settings import StudentSettings, TeacherSettings
-from retrodistill.recipes.students import stand_behind, standing_manifest
+from retrodistill.recipes.students import manifest_after_stage, student_after_stage
 from retrodistill.students.cross_encoder import CrossEncoderStudent
 from retrodistill.training.list_settings import CURRENT_STUDENT, is_student, parse_student
 from retrodistill.training.settings import StageSettings
-from retrodistill.training.training_data import Material
+from retrodistill.training.training_data import TrainingData
 
 
 @dataclass(frozen=True)
@@ -58,48 +58,48 @@ class NamedTeachers:
         """Whether a student teaches the stage, which is known once that one is trained."""
         return any(is_student(one.model) for one in stage.teacher)
 
-    def teacher(self, stage: StageSettings, material: Material) -> Teacher:
+    def teacher(self, stage: StageSettings, data: TrainingData) -> Teacher:
         """The stage's teacher; a student that is to teach is trained as far as that, where it is not.
 
         Args:
             stage: Which names it, or wants labels of the recipe's.
-            material: Of the job, for training students.
+            data: Of the job, for training students.
 
         Raises:
             UserError: A model is not to be found, or a student cannot be trained.
         """
         named = self._named(stage)
-        members = [self._member(one.model, material) for one in named]
+        members = [self._member(one.model, data) for one in named]
         weights = [one.weight for one in named]
         if stage.labels != "scores":
             return soft_labels(members, stage.labels, weights)
         return members[0] if len(members) == 1 else Ensemble(members, weights, self.fusion)
 
-    def fingerprint(self, stage: StageSettings, material: Material) -> str:
+    def fingerprint(self, stage: StageSettings, data: TrainingData) -> str:
         """Digests of the members: of a student, of what it will be made from."""
         parts = []
         for one in self._named(stage):
             if is_student(one.model):
                 name, behind = self._standing(one.model)
-                parts.append(standing_manifest(self.students[name], material, behind).fingerprint)
+                parts.append(manifest_after_stage(self.students[name], data, behind).fingerprint)
             else:
-                parts.append(self._model(one.model).fingerprint(material.collection))
+                parts.append(self._model(one.model).fingerprint(data.collection))
         return "+".join(parts)
 
     def _named(self, stage: StageSettings) -> list[TeacherSettings]:
         return stage.teacher or self.members or [TeacherSettings(model=self.space_name)]
 
-    def _member(self, model: str, material: Material) -> Teacher:
+    def _member(self, model: str, data: TrainingData) -> Teacher:
         if not is_student(model):
             return self._model(model)
         name, behind = self._standing(model)
         settings = self.students[name]
-        student = stand_behind(name, settings, material, behind, self.out / "students" / name)
+        student = student_after_stage(name, settings, data, behind, self.out / "students" / name)
         called = f"{CURRENT_STUDENT}:{name}@{behind}"
         if isinstance(student, CrossEncoderStudent):
             return CrossEncoderTeacher(student.model, called)
         encoder = Encoder(student.model, called)
-        return DenseTeacher(encoder, documents=self.space if settings.documents == "space" else None)
+        return DenseTeacher(encoder, documents=self.space if settings.documents == "frozen" else None)
 
     def _model(self, model: str) -> Teacher:
         if model not in self.loaded:

@@ -1,4 +1,4 @@
-"""Distil the students of a recipe: skip what is done, go on where it stopped."""
+"""Distill the students of a recipe: skip what is done, go on where it stopped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from retrodistill.core.distributed import barrier, is_main
 from retrodistill.core.files import atomic_folder, check_replaceable
 from retrodistill.core.manifest import Manifest
-from retrodistill.core.progress import say
+from retrodistill.core.progress import log
 from retrodistill.data.sentences import title_texts
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.encoder import Encoder
@@ -30,7 +30,7 @@ from retrodistill.training.regularizers import SparsityAlarm
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.stages import run_stage
 from retrodistill.training.trainer import History, remove_checkpoints
-from retrodistill.training.training_data import Material
+from retrodistill.training.training_data import TrainingData
 
 _TWINS = {"in-batch-margin-mse": "in-batch"}  # objectives whose control is another than contrastive
 
@@ -56,31 +56,31 @@ class Distilled:
     notes: list[str] = field(default_factory=list)
 
 
-def distil(name: str, settings: StudentSettings, material: Material, folder: Path) -> Distilled:
-    """Distil one student, or load it where it stands already.
+def train_student(name: str, settings: StudentSettings, data: TrainingData, folder: Path) -> Distilled:
+    """Distill one student, or load it where it stands already.
 
     Args:
         name: The system's name.
         settings: What it is and how it is trained.
-        material: Texts, teacher and space.
+        data: Texts, teacher and space.
         folder: Where the student goes. Stages and checkpoints lie in `work_folder`, which the caller removes when all
             students of the job are done.
 
     Raises:
-        UserError: The settings do not fit the material.
+        UserError: The settings do not fit the data.
     """
-    manifest = student_manifest(settings, material)
+    manifest = student_manifest(settings, data)
     check_replaceable(folder, STUDENT_MANIFEST)
     if not manifest.matches(folder, STUDENT_MANIFEST):
         if (folder / STUDENT_MANIFEST).exists():
-            say(f"{name}: its settings or what it is made from have changed; it is trained again and replaced")
+            log(f"{name}: its settings or what it is made from have changed; it is trained again and replaced")
         barrier()
-        _train(name, settings, material, folder)
+        _train(name, settings, data, folder)
         barrier()
     with quiet_libraries():
         encoder = load_student(folder)
     about = Manifest.read(folder, STUDENT_MANIFEST).about
-    documents = space_of(material) if settings.documents == "space" else encoder
+    documents = space_of(data) if settings.documents == "frozen" else encoder
     return Distilled(name, encoder, documents, about["seconds"], about["curves"], about.get("notes", []))
 
 
@@ -102,59 +102,59 @@ def contrastive_twin(settings: StudentSettings) -> StudentSettings:
     return settings.model_copy(update={"stages": stages, "control": None})
 
 
-def student_manifest(settings: StudentSettings, material: Material) -> Manifest:
+def student_manifest(settings: StudentSettings, data: TrainingData) -> Manifest:
     """What a student is made from; its control counts as a student of its own."""
     inputs = {
-        "corpus": material.collection.documents.fingerprint,
-        "queries": material.queries.fingerprint,
-        "teacher": material.teacher.fingerprint(material.collection),
-        "space": space_of(material).fingerprint("document"),
+        "corpus": data.collection.documents.fingerprint,
+        "queries": data.queries.fingerprint,
+        "teacher": data.teacher.fingerprint(data.collection),
+        "space": space_of(data).fingerprint("document"),
     }
-    if material.rewrites is not None:
-        inputs["rewrites"] = material.asked(material.queries).fingerprint
+    if data.rewrites is not None:
+        inputs["rewrites"] = data.teacher_queries(data.queries).fingerprint
     for number, stage in enumerate(settings.stages, start=1):
-        if stage.has_own_teacher and material.teachers is not None:
-            inputs[f"teacher of stage {number}"] = material.teachers.fingerprint(stage, material)
+        if stage.has_own_teacher and data.teachers is not None:
+            inputs[f"teacher of stage {number}"] = data.teachers.fingerprint(stage, data)
         if stage.needs_labels:
-            inputs["labels"] = material.judged().fingerprint
+            inputs["labels"] = data.qrels().fingerprint
         by_ensemble = stage.selection is not None and stage.selection.positives == "ensemble"
-        if by_ensemble and not stage.teacher and material.labeller is not None:
-            inputs["labeller"] = material.labeller.fingerprint(material.collection)
-    if material.stored is not None:
-        inputs["stored"] = hashlib.blake2b(material.stored.tobytes(), digest_size=8).hexdigest()
+        if by_ensemble and not stage.teacher and data.labeler is not None:
+            inputs["labeler"] = data.labeler.fingerprint(data.collection)
+    if data.stored is not None:
+        inputs["stored"] = hashlib.blake2b(data.stored.tobytes(), digest_size=8).hexdigest()
     kept = settings.model_dump(mode="json", exclude={"control"})
-    return Manifest("student", inputs, {**kept, "seed": material.seed})
+    return Manifest("student", inputs, {**kept, "seed": data.seed})
 
 
-def _train(name: str, settings: StudentSettings, material: Material, folder: Path) -> None:
+def _train(name: str, settings: StudentSettings, data: TrainingData, folder: Path) -> None:
     """Train stage by stage; what stands behind a stage is kept under the fingerprint of all that led there.
 
     So a killed job goes on behind its last whole stage, and a control takes over the stages it shares.
     """
-    model, about, way = _trained(name, settings, material, len(settings.stages))
+    model, about, way = _trained(name, settings, data, len(settings.stages))
     if is_main():
         # A student that encodes its own documents searches its own space, whatever that becomes on disk.
-        aligned = {"query_space": space_of(material).document_space} if settings.documents == "space" else {}
-        about = {**about, **aligned, **_sparsity(model, about, material)}
+        aligned = {"query_space": space_of(data).document_space} if settings.documents == "frozen" else {}
+        about = {**about, **aligned, **_sparsity(model, about, data)}
         saved = save_student(model, replace(way, about=about), folder)
         if isinstance(saved, Encoder) and is_hybrid(saved.model):
-            store_vectors(saved, material.collection.documents.texts, "document")
+            store_vectors(saved, data.collection.documents.texts, "document")
 
 
 def _trained(
-    name: str, settings: StudentSettings, material: Material, stages: int
+    name: str, settings: StudentSettings, data: TrainingData, stages: int
 ) -> tuple[Any, dict[str, Any], Manifest]:
     """The model behind its first stages, their record, and its manifest."""
-    work = work_folder(material)
-    ways = [standing_manifest(settings, material, number) for number in range(stages + 1)]
-    model, done, about = _start(settings, material, ways, work)
+    work = work_folder(data)
+    ways = [manifest_after_stage(settings, data, number) for number in range(stages + 1)]
+    model, done, about = _start(settings, data, ways, work)
     for number, stage in enumerate(settings.stages[done:stages], start=done):
         what = f"{name}, stage {number + 1} of {len(settings.stages)}"
         model = clustered_from_stage(model, settings, number)
-        taught = material.taught(stage)  # which may train another student first
-        say(f"{what}: {_described(stage)}")
+        taught = data.with_stage_teacher(stage)  # which may train another student first
+        log(f"{what}: {_described(stage)}")
         place = work / f"{ways[number + 1].fingerprint}-checkpoints"
-        about = _grown(about, run_stage(model, stage, _material_for(settings, taught), place, what))
+        about = _grown(about, run_stage(model, stage, _data_for(settings, taught), place, what))
         if is_main():
             _keep(model, ways[number + 1], about, work / ways[number + 1].fingerprint)
             remove_checkpoints(place)
@@ -162,54 +162,56 @@ def _trained(
     return model, about, ways[-1]
 
 
-def stand_behind(name: str, settings: StudentSettings, material: Material, stages: int, folder: Path) -> AnyStudent:
+def student_after_stage(
+    name: str, settings: StudentSettings, data: TrainingData, stages: int, folder: Path
+) -> AnyStudent:
     """A student behind its first stages, trained as far as that where it is not.
 
     Args:
         name: The system's name.
         settings: What it is.
-        material: Of the job.
+        data: Of the job.
         stages: How many stages it is to have behind it; 0 for the student as it starts.
         folder: Where the finished student lies, if it does.
     """
-    if standing_manifest(settings, material, stages).matches(folder, STUDENT_MANIFEST):
+    if manifest_after_stage(settings, data, stages).matches(folder, STUDENT_MANIFEST):
         with quiet_libraries():
             return load_student(folder)
-    return as_student(_trained(name, settings, material, stages)[0])
+    return as_student(_trained(name, settings, data, stages)[0])
 
 
-def _sparsity(model: Any, about: dict[str, Any], material: Material) -> dict[str, Any]:
+def _sparsity(model: Any, about: dict[str, Any], data: TrainingData) -> dict[str, Any]:
     """Terms per text and FLOPS of a sparse student, for its manifest; an alarm where it is empty or dense."""
     student = as_student(model)
     if not isinstance(student, SparseTextEncoder):
         return {}
-    documents = material.collection.documents
-    queries = material.queries if len(material.queries) else title_texts(material.collection)
+    documents = data.collection.documents
+    queries = data.queries if len(data.queries) else title_texts(data.collection)
     measured = sparsity(student, documents, queries)
     alarm = SparsityAlarm()
     alarm([round(measured["terms"])], student.dimension, final=True)
     return {"sparsity": measured, "notes": [*about.get("notes", []), *alarm.notes]}
 
 
-def work_folder(material: Material) -> Path:
+def work_folder(data: TrainingData) -> Path:
     """Where stages and checkpoints of a job's students lie until all of them are done."""
-    return material.folder / ".training"
+    return data.folder / ".training"
 
 
-def remove_work(material: Material) -> None:
+def remove_work(data: TrainingData) -> None:
     """Delete what was kept on the way to a job's students."""
-    shutil.rmtree(work_folder(material), ignore_errors=True)
+    shutil.rmtree(work_folder(data), ignore_errors=True)
 
 
-def standing_manifest(settings: StudentSettings, material: Material, stages: int) -> Manifest:
+def manifest_after_stage(settings: StudentSettings, data: TrainingData, stages: int) -> Manifest:
     """The manifest of a student behind its first stages; before clusters it is that of the unclustered student."""
     plain = settings.stages and settings.clustered_from > 1 and stages < settings.clustered_from
     whole = unclustered(settings) if plain else settings
-    return student_manifest(whole.model_copy(update={"stages": settings.stages[:stages]}), material)
+    return student_manifest(whole.model_copy(update={"stages": settings.stages[:stages]}), data)
 
 
 def _start(
-    settings: StudentSettings, material: Material, ways: list[Manifest], work: Path
+    settings: StudentSettings, data: TrainingData, ways: list[Manifest], work: Path
 ) -> tuple[Any, int, dict[str, Any]]:
     """The model behind the last stage that is kept, how many stages that is, and their record."""
     for done in range(len(ways) - 1, 0, -1):
@@ -217,7 +219,7 @@ def _start(
         if ways[done].matches(kept, STUDENT_MANIFEST):
             with quiet_libraries():
                 return load_student(kept).model, done, Manifest.read(kept, STUDENT_MANIFEST).about
-    model = build_student(settings, material)
+    model = build_student(settings, data)
     return model, 0, {"seconds": 0.0, "steps": 0, "curves": {"losses": [], "monitors": []}}
 
 
@@ -237,9 +239,9 @@ def _grown(about: dict[str, Any], history: History) -> dict[str, Any]:
     }
 
 
-def _material_for(settings: StudentSettings, material: Material) -> Material:
+def _data_for(settings: StudentSettings, data: TrainingData) -> TrainingData:
     """A student that encodes its own documents searches its own space."""
-    return replace(material, own_documents=settings.documents == "student")
+    return replace(data, own_documents=settings.documents == "student")
 
 
 def _keep(model: Any, manifest: Manifest, about: dict[str, Any], place: Path) -> None:
@@ -250,5 +252,10 @@ def _keep(model: Any, manifest: Manifest, about: dict[str, Any], place: Path) ->
 
 def _described(stage: StageSettings) -> str:
     terms = " + ".join(f"{term.weight:g} {term.name}" if term.weight != 1 else term.name for term in stage.objectives)
-    towers = {"query": "query tower", "both": "both towers", "lexical": "lexical half", "head": "head"}[stage.towers]
-    return f"{terms}, {towers}"
+    trained = {
+        "query_encoder": "query encoder",
+        "both_encoders": "both encoders",
+        "lexical": "lexical half",
+        "head": "head",
+    }
+    return f"{terms}, {trained[stage.train]}"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from retrodistill.core.progress import say
+from retrodistill.core.progress import log
 from retrodistill.encoders.vector_files import VectorFile
 from retrodistill.evaluation.comparing import paired_tests
 from retrodistill.evaluation.cost import measure_cost
@@ -49,7 +49,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Measured:
-    """A measured system: its row, its results and, where there are judgements, its values for each query."""
+    """A measured system: its row, its results and, where there are judgments, its values for each query."""
 
     system: System
     run: Run
@@ -107,7 +107,7 @@ def of_student(job: Job, student: Distilled, index: Retriever, role: str) -> Can
 def measure(candidate: Candidate, job: Job) -> Measured:
     """Retrieve the test queries, measure each, time some."""
     settings = job.recipe.evaluation
-    say(f"measuring {candidate.name}")
+    log(f"measuring {candidate.name}")
     retriever = candidate.retriever
     rewritten = job.rewrites is not None and (candidate.rewritten or candidate.role == "teacher")
     asked = job.asked_test if rewritten else job.test
@@ -172,7 +172,7 @@ def with_retention(measured: Sequence[Measured], target: str | None) -> list[Sys
 
 
 def comparisons(measured: Sequence[Measured], seed: int, which: str = "ndcg@10") -> list[dict[str, Any]]:
-    """Each student against every system that is no student, on the same queries; none without judgements."""
+    """Each student against every system that is no student, on the same queries; none without judgments."""
     values = {one.system.name: one.per_query[which].to_numpy() for one in measured if one.per_query is not None}
     judged = [one.system for one in measured if one.per_query is not None]
     pairs = [(a.name, b.name) for a in judged if a.role == "student" for b in judged if b.role != "student"]

@@ -18,7 +18,7 @@ _WHOSE = {"clusters": "multi-vector", "exits": "dense", "head": "sparse", "lexic
 _CUT = ("static", "dense")  # kinds whose vectors can be truncated
 
 
-class FormSettings(Settings):
+class VariantSettings(Settings):
     """What a student may be besides its kind.
 
     Attributes:
@@ -63,18 +63,18 @@ class FormSettings(Settings):
         return exits
 
 
-class Beside(NamedTuple):
+class VariantNames(NamedTuple):
     """Names of the systems that stand beside a clustered student."""
 
     unclustered: str
     pooled: str
 
 
-def beside_names(students: Mapping[str, StudentSettings]) -> dict[str, Beside]:
+def beside_names(students: Mapping[str, StudentSettings]) -> dict[str, VariantNames]:
     """By clustered student; its name stands in front where there are several."""
     clustered = [name for name, student in students.items() if student.clusters]
     prefixes = {name: "" if len(clustered) == 1 else f"{name}-" for name in clustered}
-    return {name: Beside(f"{prefix}unclustered", f"{prefix}pooled") for name, prefix in prefixes.items()}
+    return {name: VariantNames(f"{prefix}unclustered", f"{prefix}pooled") for name, prefix in prefixes.items()}
 
 
 def check_cuts(recipe: Recipe, space: int) -> None:
@@ -89,11 +89,13 @@ def check_cuts(recipe: Recipe, space: int) -> None:
     """
     given = [("evaluation.truncations", cut) for cut in recipe.evaluation.truncations]
     for name, student in recipe.students.items():
-        if student.documents == "space":
+        if student.documents == "frozen":
             given += [(f"{name}: matryoshka", cut) for stage in student.stages for cut in stage.matryoshka]
     for what, cut in given:
         if not 1 <= cut <= space:
-            raise UserError(f"{what}: {cut} dimensions, and vectors by {recipe.space} have {space}; take 1 to {space}.")
+            raise UserError(
+                f"{what}: {cut} dimensions, and vectors by {recipe.document_encoder} have {space}; take 1 to {space}."
+            )
 
 
 def unclustered(student: StudentSettings) -> StudentSettings:
@@ -101,7 +103,7 @@ def unclustered(student: StudentSettings) -> StudentSettings:
     return student.model_copy(update={"clusters": None, "clustered_from": 1, "control": None})
 
 
-def check_forms(student: StudentSettings) -> None:
+def check_variants(student: StudentSettings) -> None:
     """Refuse forms that a student of its kind, or of its stages, cannot have.
 
     Raises:
@@ -117,7 +119,7 @@ def check_forms(student: StudentSettings) -> None:
         raise ValueError(f"clustered_from: {student.clustered_from}, and there are {len(student.stages)} stages")
     if student.project_exits and not student.exits:
         raise ValueError("project_exits is about exits; set exits, e.g. [2, 4]")
-    if student.exits and student.lexical:
+    if student.exits and student.lexical_dim:
         raise ValueError("a student with a lexical half has no exits; leave one of the two out")
     if student.head == "vdr" and student.queries != "model":
         raise ValueError("head: vdr encodes queries as it does documents; leave queries out")
@@ -130,8 +132,8 @@ def check_forms(student: StudentSettings) -> None:
 def _check_stage(student: StudentSettings, stage: StageSettings) -> None:
     if (stage.exit_kl is not None or stage.exit_weights) and not student.exits:
         raise ValueError("exit_kl and exit_weights are about exits, and the student has none; set exits, e.g. [2, 4]")
-    if stage.matryoshka and (student.kind not in _CUT or stage.towers == "lexical"):
-        what = "a hybrid" if stage.towers == "lexical" else f"a {student.kind}"
+    if stage.matryoshka and (student.kind not in _CUT or stage.train == "lexical"):
+        what = "a hybrid" if stage.train == "lexical" else f"a {student.kind}"
         raise ValueError(f"matryoshka cuts one vector a text to its leading dimensions, and {what} student has no such")
     if stage.own_tokens and student.head != "vdr":
         raise ValueError("own_tokens is for head: vdr, whose texts always keep their own tokens; leave it out")

@@ -1,4 +1,4 @@
-"""What a job distils, and its forms, each a system of its own: exits, truncations, what stands beside clusters."""
+"""What a job distills, and its forms, each a system of its own: exits, truncations, what stands beside clusters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from retrodistill.recipes.job import Job, can_answer
 from retrodistill.recipes.settings import Recipe, StudentSettings
 from retrodistill.recipes.students import Distilled, contrastive_twin, untrained
 from retrodistill.recipes.systems import Candidate, space_row
-from retrodistill.recipes.variant_settings import Beside, beside_names, unclustered
+from retrodistill.recipes.variant_settings import VariantNames, beside_names, unclustered
 from retrodistill.students.clustering import cluster_sizes
 from retrodistill.students.hybrid import is_hybrid
 from retrodistill.students.kinds import AnyStudent
@@ -30,7 +30,7 @@ from retrodistill.students.vdr import own_token_queries, vocabulary_pooling
 _OWN_TOKENS = "own-tokens"  # behind the name of a student with VDR's head
 
 
-class Form(NamedTuple):
+class Variant(NamedTuple):
     """A form of a distilled student.
 
     Attributes:
@@ -60,32 +60,32 @@ def entries(recipe: Recipe) -> Iterator[tuple[str, StudentSettings, str]]:
         yield name, student, "student"
 
 
-def forms_of(job: Job, distilled: Iterable[tuple[Distilled, str]]) -> list[Form]:
+def variants_of(job: Job, distilled: Iterable[tuple[Distilled, str]]) -> list[Variant]:
     """Every student with its exits, its truncations and what stands beside a clustered one, in the table's order."""
     pooled = {names.unclustered: (names.pooled, clustered) for clustered, names in _beside(job).items()}
     found = []
     for made, role in distilled:
-        found.append(Form(made, role))
-        found += [Form(one, role) for one in _exits(made)]
+        found.append(Variant(made, role))
+        found += [Variant(one, role) for one in _exits(made)]
         if isinstance(made.encoder, SparseTextEncoder) and vocabulary_pooling(made.encoder.model) is not None:
-            found.append(Form(_own_tokens(job, made), role))
+            found.append(Variant(_own_tokens(job, made), role))
         for cut in job.recipe.evaluation.truncations:
             if cut < _can_be_cut(made):
-                found.append(Form(replace(made, name=f"{made.name}@{cut}", notes=[]), role, cut))
+                found.append(Variant(replace(made, name=f"{made.name}@{cut}", notes=[]), role, cut))
         if made.name in pooled:
             name, clustered = pooled[made.name]
-            found.append(Form(_pooled(job, made, name, job.recipe.students[clustered]), role))
+            found.append(Variant(_pooled(job, made, name, job.recipe.students[clustered]), role))
     return found
 
 
-def planned_forms(job: Job, name: str, student: StudentSettings) -> list[str]:
+def planned_variants(job: Job, name: str, student: StudentSettings) -> list[str]:
     """Names of the forms that a student will be measured in besides, as far as its settings tell."""
     found = [f"{name}@{ROUTE}{layer}" for layer in sorted(student.exits) if layer != student.layers]
     if student.head == "vdr":
         found.append(f"{name}@{_OWN_TOKENS}")
-    if student.kind in ("static", "dense") and not student.lexical:
+    if student.kind in ("static", "dense") and not student.lexical_dim:
         width = student.dimension if isinstance(student.dimension, int) else None
-        width = job.space.dimension if student.documents == "space" else width
+        width = job.space.dimension if student.documents == "frozen" else width
         found += [f"{name}@{cut}" for cut in job.recipe.evaluation.truncations if width is None or cut < width]
     return found + [names.pooled for names in _beside(job).values() if names.unclustered == name]
 
@@ -115,7 +115,7 @@ def vectors_note(candidates: Sequence[Candidate]) -> str | None:
     return f"vectors a document: {', '.join(f'{name} {count:.1f}' for name, count in counts.items())}"
 
 
-def _beside(job: Job) -> dict[str, Beside]:
+def _beside(job: Job) -> dict[str, VariantNames]:
     return beside_names(job.recipe.students)
 
 

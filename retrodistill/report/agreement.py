@@ -1,4 +1,4 @@
-"""Agreement with the teacher: how far each system ranks as it does; no judgement is needed but for the ceiling."""
+"""Agreement with the teacher: how far each system ranks as it does; no judgment is needed but for the ceiling."""
 
 from __future__ import annotations
 

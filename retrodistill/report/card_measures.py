@@ -19,7 +19,7 @@ def in_a_sentence(facts: Facts, results: Results | None) -> str:
         return "Its quality has not been measured."
     student = results.system(facts.name)
     if student.ndcg10 is None:
-        return f"{results.collection} has no judgements to measure its quality with."
+        return f"{results.collection} has no judgments to measure its quality with."
     said = f"nDCG@10 {words.measure(student.ndcg10)} on {results.collection} ({results.split})"
     taught = results.teacher
     if student.retention is None or taught is None:
@@ -40,7 +40,7 @@ def quality(facts: Facts, results: Results | None) -> str:
         rows.append([f"**{cell}**" if mine and cell else cell for cell in cells])
     said = (
         f"{results.collection}, split {results.split}, {results.queries:,} queries. "
-        "The difference is the student's minus the system's; p by a paired randomisation test, the interval by "
+        "The difference is the student's minus the system's; p by a paired randomization test, the interval by "
         "bootstrap; `kept` is the share of the teacher's nDCG@10."
     )
     return f"{said}\n\n{table(heads, rows)}"

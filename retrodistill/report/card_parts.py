@@ -26,8 +26,14 @@ _WORDS = {
     "prett": "PreTT re-ranker (a cross-encoder whose lower layers read documents alone, so that they are stored)",
     "tk": "TK re-ranker (kernel pooling over stored token vectors)",
 }
+_TRAINED = {
+    "query_encoder": "the query encoder",
+    "both_encoders": "both encoders",
+    "lexical": "the lexical half",
+    "head": "the head",
+}
 _TOLD = {  # as lines
-    "objectives", "regularisers", "towers", "texts", "candidates", "teacher", "selection", "groups", "training",
+    "objectives", "regularizers", "train", "texts", "candidates", "teacher", "selection", "groups", "training",
 }  # fmt: skip
 _SENTENCE_BERT = """```bibtex
 @inproceedings{reimers-2019-sentence-bert,
@@ -97,12 +103,12 @@ def training(facts: Facts) -> str:
 
 def _stage(stage: StageSettings, known: dict[str, Any]) -> Iterable[str]:
     yield "objectives: " + " + ".join(f"{term.weight:g} {term.name}" for term in stage.objectives)
-    if stage.regularisers:
-        yield "regularisers: " + ", ".join(f"{one.weight:g} {one.name} ({one.side}s)" for one in stage.regularisers)
+    if stage.regularizers:
+        yield "regularizers: " + ", ".join(f"{one.weight:g} {one.name} ({one.side}s)" for one in stage.regularizers)
     if stage.teacher:
         members = [f"{one.weight:g} {code(without_folders(one.model))}" for one in stage.teacher]
         yield f"teacher of this stage: {' + '.join(members)}"
-    yield f"trains: {'both towers' if stage.towers == 'both' else f'the {stage.towers} side'}"
+    yield f"trains: {_TRAINED[stage.train]}"
     if known:
         yield (
             f"texts: {known['texts']:,}, of them {known['queries']:,} real queries and {known['held_out']:,} held out "
@@ -131,7 +137,7 @@ def _stage(stage: StageSettings, known: dict[str, Any]) -> Iterable[str]:
     steps = f"{known['steps']:,} steps in {words.duration(known['seconds'])}; " if "steps" in known else ""
     epochs = f"{one.epochs:g} epoch{'' if one.epochs == 1 else 's'}"
     yield (
-        f"optimisation: {steps}{epochs}, batches of {one.batch_size}, AdamW, peak learning rate "
+        f"optimization: {steps}{epochs}, batches of {one.batch_size}, AdamW, peak learning rate "
         f"{one.learning_rate:g}, {one.schedule} schedule"
     )
 
@@ -179,7 +185,7 @@ def limits(facts: Facts, results: Results | None) -> str:
             "vectors of any other model mean nothing to it."
         )
     if "stored" in facts.inputs:
-        lines.append("It was trained against the codes of one quantised index, and is at its best with that index.")
+        lines.append("It was trained against the codes of one quantized index, and is at its best with that index.")
     if facts.kind == "static":
         lines.append("It sees no order of words; a text without a known token has a zero vector.")
     if facts.kind == "cross-encoder":
@@ -195,7 +201,7 @@ def limits(facts: Facts, results: Results | None) -> str:
         lines.append("It has a module beyond sentence-transformers' own: load it with trust_remote_code=True.")
     lines += shortfalls(facts, results)
     lines += facts.notes
-    lines.append("Its licence is for its publisher to state: models and texts that it was made from have theirs.")
+    lines.append("Its license is for its publisher to state: models and texts that it was made from have theirs.")
     return "\n".join(f"- {words.plain(line)}" for line in lines)
 
 

@@ -30,7 +30,7 @@ def differences(results: Results) -> str:
 
 def _about(results: Results) -> str:
     told = (
-        "p: two-sided paired randomisation test over the queries, 10,000 sign flips; interval: bootstrap over the "
+        "p: two-sided paired randomization test over the queries, 10,000 sign flips; interval: bootstrap over the "
         "queries. "
     )
     if len(results.comparisons) > 1 and any("p_holm" in one for one in results.comparisons):

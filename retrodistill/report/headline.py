@@ -21,7 +21,7 @@ def answer(results: Results) -> list[str]:
     sentences = [_kept(results, student), _cost(results, student)]
     if student.agreement is not None:
         share = f"{student.agreement.overlap10:.0%} of the ten best documents of {student.agreement.teacher}"
-        # Without judgements this is all that says how good it is.
+        # Without judgments this is all that says how good it is.
         sentences.insert(1 if student.ndcg10 is None else 2, f"{student.name} finds {share} among its own ten.")
     for other in _yardsticks(results, student):
         failed = other.role == "control" and (student.ndcg10 or 0.0) <= (other.ndcg10 or 0.0)
@@ -31,7 +31,7 @@ def answer(results: Results) -> list[str]:
 
 
 def best_student(systems: Sequence[System]) -> System | None:
-    """The student with the highest nDCG@10; the first one where there are no judgements."""
+    """The student with the highest nDCG@10; the first one where there are no judgments."""
     students = [system for system in systems if system.role == "student"]
     return max(students, key=lambda system: -1.0 if system.ndcg10 is None else system.ndcg10, default=None)
 
@@ -55,7 +55,7 @@ def _measured_only(results: Results) -> str:
     counted = "1 system was" if len(systems) == 1 else f"{len(systems)} systems were"
     measured = [system for system in systems if system.ndcg10 is not None]
     if not measured:
-        return f"{counted} run on {place}; there are no relevance judgements to measure quality with."
+        return f"{counted} run on {place}; there are no relevance judgments to measure quality with."
     best = max(measured, key=lambda system: system.ndcg10 or 0.0)
     return f"{counted} measured on {place}: {best.name} has the highest nDCG@10, {words.measure(best.ndcg10)}."
 
@@ -78,7 +78,7 @@ def _kept(results: Results, student: System) -> str:
     teacher, place = results.teacher, _place(results)
     if student.ndcg10 is None:
         source = "" if teacher is None else f" was distilled from {teacher.name} and"
-        return f"{student.name}{source} was run on {place}; there are no relevance judgements to measure quality with."
+        return f"{student.name}{source} was run on {place}; there are no relevance judgments to measure quality with."
     base = results.yardstick
     if base is None:
         return f"{student.name} has nDCG@10 {words.measure(student.ndcg10)} on {place}; its teacher was not measured."

@@ -15,7 +15,7 @@ Cell = tuple[str, float | None]
 
 def section(name: str, head: str, content: str) -> str:
     """A section with its heading, to be linked to by its name."""
-    return f'<section id="{name}" aria-labelledby="{name}-head"><h2 id="{name}-head">{head}</h2>{content}</section>'
+    return f'<section id="{name}" aria-labeledby="{name}-head"><h2 id="{name}-head">{head}</h2>{content}</section>'
 
 
 def about(text: str) -> str:

@@ -28,7 +28,7 @@ class Bin(Record):
 
 
 class Agreement(Record):
-    """How far a system ranks as a teacher does; no relevance judgement is needed but for the ceiling.
+    """How far a system ranks as a teacher does; no relevance judgment is needed but for the ceiling.
 
     Attributes:
         teacher: Its name.
@@ -36,9 +36,9 @@ class Agreement(Record):
         overlap10: Share of the teacher's top 10 among the system's top 10; in JSON ``overlap@10``.
         rank_biased_overlap: Webber et al. 2010, extrapolated, p = .9.
         kendall_tau: Tau-b on the teacher's top 100, mean over the queries where it is defined; None for none.
-        reached: nDCG@10 of the system on these queries; None where there are no judgements.
+        reached: nDCG@10 of the system on these queries; None where there are no judgments.
         ceiling: nDCG@10 of the teacher's ranking of this system's own top 100: what a better order of the same
-            candidates could reach, if the teacher is right; None where there are no judgements.
+            candidates could reach, if the teacher is right; None where there are no judgments.
         calibration: Pairs of the system's top 100, in 20 groups by its score.
     """
 

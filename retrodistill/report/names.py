@@ -50,7 +50,7 @@ def short_names(names: Iterable[str]) -> Mapping[str, str]:
 def short_name(name: str) -> str:
     """``run:/data/runs/mine.run`` as ``run:mine.run``, ``rerank:cross-encoder:out/a/b@bm25`` with ``b`` for its folder.
 
-    A hub's ``organisation/model`` stays whole.
+    A hub's ``organization/model`` stays whole.
     """
     return "".join(_without_folders(part) for part in _SEPARATORS.split(name))
 

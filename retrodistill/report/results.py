@@ -32,7 +32,7 @@ class System(Record):
         name: The user's word for it.
         role: What it is here: baseline, teacher, control or student.
         ndcg10, mrr10, map1000, recall10, recall100, recall1000, hole10: Means over the queries, 0 to 1; None where
-            there are no relevance judgements, or it was not measured. In JSON ``ndcg@10``, ``map@1000``...
+            there are no relevance judgments, or it was not measured. In JSON ``ndcg@10``, ``map@1000``...
         measures: Means of any other measures, by name.
         retention: Share of the teaching system's nDCG@10 that was kept; None for the teacher, or where undefined.
         bytes_per_document: Size of the index over the number of documents.
@@ -103,7 +103,7 @@ class Example(Record):
         relevant: Ids of the documents that were judged relevant.
         teacher, student: The reference's and the student's ranking, best first; `Results.sides` names the two.
         missed: Relevant documents that neither shows, the best placed first.
-        teacher_value, student_value: nDCG@10 of this query; None where there are no judgements.
+        teacher_value, student_value: nDCG@10 of this query; None where there are no judgments.
     """
 
     query: str

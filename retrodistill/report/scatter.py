@@ -1,4 +1,4 @@
-"""Quality over a cost, on a logarithmic axis: each system a labelled mark, lines between some of them."""
+"""Quality over a cost, on a logarithmic axis: each system a labeled mark, lines between some of them."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def _seconds(results: Results) -> str:
     if not results.seconds:
         return ""
     most = max(results.seconds.values()) or 1.0
-    inside = {f"train {stage.removeprefix('distil ')}" for stage in results.seconds if stage.startswith("distil ")}
+    inside = {f"train {stage.removeprefix('distill ')}" for stage in results.seconds if stage.startswith("distill ")}
     total = sum(seconds for stage, seconds in results.seconds.items() if stage not in inside)
     rows = "".join(
         f'<tr><th scope="row">{escape(stage)}</th><td class="number">{words.duration(seconds)}</td>'

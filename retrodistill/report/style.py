@@ -1,4 +1,4 @@
-"""The page's style sheet: light, dark, phone and print; the colours are Okabe and Ito's, safe for the colour-blind."""
+"""The page's style sheet: light, dark, phone and print; the colors are Okabe and Ito's, safe for the color-blind."""
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1a1d21; --soft: #59616b; --line: #d8dce1; --tint: #f4f6f8;

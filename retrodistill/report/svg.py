@@ -9,7 +9,7 @@ from html import escape
 
 WIDTH, HEIGHT = 380, 270
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 46
-# Shapes differ as well as colours, so that a role is told without colour: centred on 0, 0.
+# Shapes differ as well as colors, so that a role is told without color: centred on 0, 0.
 _SHAPES = {
     "baseline": '<path d="M-5.5 -5.5H5.5V5.5H-5.5Z"/>',
     "teacher": '<path d="M0 -7.5L7 0L0 7.5L-7 0Z"/>',

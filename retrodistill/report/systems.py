@@ -24,7 +24,7 @@ def _about(results: Results) -> str:
     told = []
     if all(system.ndcg10 is None for system in results.systems):
         told.append(
-            f"<b>No quality:</b> {escape(results.collection)} has no relevance judgements for these queries, so "
+            f"<b>No quality:</b> {escape(results.collection)} has no relevance judgments for these queries, so "
             "nothing says which documents are right. Agreement with the teacher and cost need none."
         )
     if results.yardstick is not None and any(system.retention is not None for system in results.systems):

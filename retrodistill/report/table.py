@@ -138,6 +138,6 @@ def _share(wanted: list[int], left: int) -> list[int]:
 
 
 def _fold(name: str) -> list[str]:
-    """A model's name on two lines, its kind above, the organisation left out: the part that differs stays readable."""
+    """A model's name on two lines, its kind above, the organization left out: the part that differs stays readable."""
     kind, colon, rest = name.partition(":")
     return [kind + colon, rest.rsplit("/", 1)[-1]] if rest else [name]

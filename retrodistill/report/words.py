@@ -102,7 +102,7 @@ def shorten(text: str, width: int) -> str:
 
 
 def shorten_name(name: str, width: int) -> str:
-    """Cut a name to fit: first the organisation before a slash goes, then the middle, since names differ at the end."""
+    """Cut a name to fit: first the organization before a slash goes, then the middle, since names differ at the end."""
     name = plain(name)
     if cell_len(name) > width and "/" in name:
         kind, colon, rest = name.partition(":")

@@ -1,4 +1,4 @@
-"""Agreement of a student's rankings with its teacher's; no relevance judgement is needed."""
+"""Agreement of a student's rankings with its teacher's; no relevance judgment is needed."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _RECIPROCAL_RANK_OFFSET = 60  # k of Cormack, Clarke and Buettcher (SIGIR 2009)
 def union(runs: Sequence[Run], name: str = "candidates", *, weights: Sequence[float] | None = None) -> Run:
     """All pairs of all runs, with who proposed each kept in the `sources` column.
 
-    The score is the weighted sum of reciprocal ranks, so that the union has an order that favours no ranker's scale;
+    The score is the weighted sum of reciprocal ranks, so that the union has an order that favors no ranker's scale;
     a run of weight 0 adds pairs and no order.
 
     Raises:

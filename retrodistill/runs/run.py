@@ -196,8 +196,8 @@ class Run:
 
     def without(self, pairs: Mapping[str, str]) -> Run:
         """Rows less one document per query: ``{query_id: document_id}`` (self-matches, source documents)."""
-        barred = np.array([pairs.get(query) for query in self.query_ids], dtype=object)
-        return self._keep(self.document_ids != barred[self.query_codes])
+        excluded_queries = np.array([pairs.get(query) for query in self.query_ids], dtype=object)
+        return self._keep(self.document_ids != excluded_queries[self.query_codes])
 
     def filter(self, keep: np.ndarray) -> Run:
         """Rows where `keep` (rows,) bool is true."""

@@ -16,7 +16,7 @@ from retrodistill.students.kmeans import cluster_means, k_means
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder
 
-Wanted = int | float  # a number of vectors, or a share of a text's tokens
+ClusterSize = int | float  # a number of vectors, or a share of a text's tokens
 _TEXTS = 32  # clustered at once where they come without padding
 _PARTS = 10_000  # a share is so fine
 
@@ -36,7 +36,7 @@ class TokenClusters(BaseTokenPooling):
         document: The same of a document, and of texts without a task.
         normalise: Give the means length 1, as the tokens have it.
         iterations: Of Lloyd's algorithm, at most.
-        seed: Of the first centres.
+        seed: Of the first centers.
 
     Raises:
         UserError: No number of vectors, or no iteration.
@@ -46,8 +46,8 @@ class TokenClusters(BaseTokenPooling):
 
     def __init__(
         self,
-        query: Wanted | None = None,
-        document: Wanted | None = None,
+        query: ClusterSize | None = None,
+        document: ClusterSize | None = None,
         *,
         normalise: bool = True,
         iterations: int = 10,
@@ -57,7 +57,7 @@ class TokenClusters(BaseTokenPooling):
         super().__init__(tasks=[role for role, vectors in wanted.items() if vectors is not None])
         for role, vectors in wanted.items():
             if vectors is not None:
-                check_wanted(role, vectors)
+                check_cluster_size(role, vectors)
         if iterations < 1:
             raise UserError(f"iterations={iterations}: k-means takes at least 1.")
         self.query, self.document = query, document
@@ -158,7 +158,7 @@ def with_clusters(
         sizes: As `cluster_sizes` reads it, e.g. ``C8x32``.
         normalise: Give the means length 1.
         iterations: Of k-means.
-        seed: Of the first centres.
+        seed: Of the first centers.
 
     Raises:
         UserError: Not such a name, or the model pools its tokens already.
@@ -181,7 +181,7 @@ def without_clusters(model: Any) -> Any:
     return with_modules(model, modules) if modules else model
 
 
-def cluster_sizes(name: str) -> tuple[Wanted, Wanted]:
+def cluster_sizes(name: str) -> tuple[ClusterSize, ClusterSize]:
     """Read the paper's names: ``C8x32`` is 8 vectors a query and 32 a document, ``C25`` 25% of the tokens of both.
 
     Raises:
@@ -200,7 +200,7 @@ def _has_clusters(model: Any) -> bool:
     return isinstance(model, nn.Sequential) and any(isinstance(module, TokenClusters) for module in model)
 
 
-def check_wanted(what: str, wanted: Wanted) -> None:
+def check_cluster_size(what: str, wanted: ClusterSize) -> None:
     """Refuse what is neither a number of vectors nor a share of tokens.
 
     Raises:
@@ -213,7 +213,7 @@ def check_wanted(what: str, wanted: Wanted) -> None:
         )
 
 
-def vectors_kept(wanted: Wanted, lengths: Tensor) -> Tensor:
+def vectors_kept(wanted: ClusterSize, lengths: Tensor) -> Tensor:
     """(batch,) int64 vectors of texts of (batch,) lengths: at most all, of a share its ceiling."""
     if isinstance(wanted, int):
         return lengths.clamp(max=wanted)

@@ -29,7 +29,7 @@ def dense_student(
         source: Folder or hub name of a sentence-transformers model to start from.
         layers: Keep the first so many transformer layers.
         dimension: Width of its vectors: where it differs from the model's, a linear map without bias is added as the
-            model's last module but the normalisation, and saved with it (LEAF, arXiv 2509.12539).
+            model's last module but the normalization, and saved with it (LEAF, arXiv 2509.12539).
         mapped: Add such a map whatever the width, for `retrodistill.students.fitted_maps.fit_map`.
         similarity: ``cosine`` or ``dot``; the model's own by default.
         max_length: Tokens kept of a text; the model's own by default.

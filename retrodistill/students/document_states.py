@@ -193,7 +193,9 @@ def _write(late: LateInteraction, texts: Sequence[str], to: Path, *, packed: boo
             side = late.side([texts[row] for row in rows], "document")
             kept = (late.packed(side.states) if packed else side.states)[side.mask].float()
             if dtype == np.float16 and not bool((kept.abs() <= _LARGEST).all()):
-                raise UserError(f"the {late.kind} student has states that float16 cannot hold; set towers: both.")
+                raise UserError(
+                    f"the {late.kind} student has states that float16 cannot hold; set train: both_encoders."
+                )
             file.write(kept.cpu().numpy().astype(dtype).tobytes())
             counts = side.mask.sum(dim=1).cpu().numpy()
             places[rows, 0] = written + np.concatenate([[0], np.cumsum(counts)[:-1]])

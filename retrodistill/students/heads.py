@@ -24,12 +24,12 @@ def head_of(student: SparseTextEncoder | MultiVectorModel) -> Any:
         return found[0]
     if isinstance(student, SparseTextEncoder):
         raise UserError(
-            f"model {student.name} has its term head inside the transformer; towers: head trains one that stands "
-            "behind it, as students from bi-encoders have: start from one, or set towers: both."
+            f"model {student.name} has its term head inside the transformer; train: head trains one that stands "
+            "behind it, as students from bi-encoders have: start from one, or set train: both_encoders."
         )
     raise UserError(
-        f"model {student.name} has no projection behind its transformer for towers: head to train; set the student's "
-        "dimension below the transformer's width, or towers: both."
+        f"model {student.name} has no projection behind its transformer for train: head to train; set the student's "
+        "dimension below the transformer's width, or train: both_encoders."
     )
 
 
@@ -70,8 +70,8 @@ def query_weights_of(student: SparseTextEncoder) -> Any:
     parts = student.modules("query")
     if [type(part).__name__ for part in parts] != ["SparseStaticEmbedding"]:
         raise UserError(
-            "towers: head trains a sparse student with queries: inference-free; where a model encodes queries, set "
-            "towers: both."
+            "train: head trains a sparse student with queries: inference-free; where a model encodes queries, set "
+            "train: both_encoders."
         )
     return parts[0].weight
 
@@ -84,5 +84,5 @@ def activations_of(student: SparseTextEncoder) -> int:
     """
     pooling = next((part for part in student.modules("document") if type(part).__name__ == "SpladePooling"), None)
     if pooling is None or pooling.pooling_strategy != "max":
-        raise UserError(f"model {student.name} does not take the maximum over tokens; set towers: both.")
+        raise UserError(f"model {student.name} does not take the maximum over tokens; set train: both_encoders.")
     return 2 if pooling.activation_function == "log1p_relu" else 1

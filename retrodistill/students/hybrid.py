@@ -21,7 +21,7 @@ from retrodistill.students.static import fast_tokenizer, inverse_document_freque
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-_ADDED = 4  # modules behind the dense model's own: table, hand-over, pooling, normalisation
+_ADDED = 4  # modules behind the dense model's own: table, hand-over, pooling, normalization
 
 
 def hybrid_student(base: SentenceTransformer, width: int, corpus: Texts, *, seed: int = 0) -> SentenceTransformer:
@@ -51,7 +51,9 @@ def hybrid_student(base: SentenceTransformer, width: int, corpus: Texts, *, seed
     if dense.similarity != "cosine":
         raise UserError("a lexical half is added to cosine models; this one uses the dot product.")
     if width < 1 or (dense.dimension + width) % 2:
-        raise UserError(f"lexical={width}: with the dense half's {dense.dimension} dimensions the sum must be even.")
+        raise UserError(
+            f"lexical_dim={width}: with the dense half's {dense.dimension} dimensions the sum must be even."
+        )
     tokenizer = fast_tokenizer(dense)
     weights = inverse_document_frequencies(tokenizer, corpus)
     weights[base.tokenizer.all_special_ids] = 0.0
@@ -87,7 +89,7 @@ def dense_half(model: SentenceTransformer, name: str) -> Encoder:
         UserError: The model is no hybrid.
     """
     if not is_hybrid(model):
-        raise UserError(f"model {name} has no lexical half; set student.lexical to its width.")
+        raise UserError(f"model {name} has no lexical half; set student.lexical_dim to its width.")
     return Encoder(with_modules(model, list(model)[:-_ADDED], "SentenceTransformer", "cosine"), name)
 
 

@@ -11,14 +11,14 @@ _SAME = 1e-6  # of two squared lengths: a smaller squared distance is rounding
 def k_means(tokens: Tensor, mask: Tensor, counts: Tensor, *, iterations: int, seed: int) -> Tensor:
     """Lloyd's algorithm on each text of a batch, from `first_centres`.
 
-    A cluster that loses all its members keeps its centre, and may end empty.
+    A cluster that loses all its members keeps its center, and may end empty.
 
     Args:
         tokens: (batch, tokens, d) float32, 0 where masked.
         mask: (batch, tokens) bool, true first and false after.
         counts: (batch,) int64 clusters of each text; where it has no more tokens, each is a cluster of its own.
         iterations: At most so many; it ends where nothing changes.
-        seed: Of the first centres.
+        seed: Of the first centers.
 
     Returns:
         (batch, tokens) int64 clusters, -1 where masked.
@@ -30,17 +30,17 @@ def k_means(tokens: Tensor, mask: Tensor, counts: Tensor, *, iterations: int, se
         most = int(counts.max())
         alive = torch.arange(most, device=tokens.device) < counts[:, None]
         first = first_centres(tokens, mask, most, seed)
-        centres = tokens.gather(1, first[:, :, None].expand(-1, -1, tokens.shape[2]))
+        centers = tokens.gather(1, first[:, :, None].expand(-1, -1, tokens.shape[2]))
         found = torch.full_like(clusters, -1)
         for _ in range(iterations):
-            # argmin |x - c|^2 without |x|^2, which is the same for all centres
-            near = tokens @ centres.mT - centres.square().sum(dim=2)[:, None, :] / 2
+            # argmin |x - c|^2 without |x|^2, which is the same for all centers
+            near = tokens @ centers.mT - centers.square().sum(dim=2)[:, None, :] / 2
             nearest = near.masked_fill(~alive[:, None, :], -torch.inf).argmax(dim=2)
             if torch.equal(nearest, found):
                 break
             found = nearest
             means, sizes = cluster_means(tokens, found.masked_fill(~mask, -1), most)
-            centres = torch.where((sizes > 0)[:, :, None], means, centres)
+            centers = torch.where((sizes > 0)[:, :, None], means, centers)
         clusters = torch.where(alone, clusters, found)
     return clusters.masked_fill(~mask, -1)
 
@@ -48,8 +48,8 @@ def k_means(tokens: Tensor, mask: Tensor, counts: Tensor, *, iterations: int, se
 def first_centres(tokens: Tensor, mask: Tensor, most: int, seed: int) -> Tensor:
     """Tokens that k-means starts from: k-means++ (Arthur and Vassilvitskii 2007) with draws fixed by the seed.
 
-    The j-th centre of every text is drawn by the same j-th number between 0 and 1, on the cumulated squared distances
-    to the nearest centre before it: so a text has the same centres in any batch.
+    The j-th center of every text is drawn by the same j-th number between 0 and 1, on the cumulated squared distances
+    to the nearest center before it: so a text has the same centers in any batch.
 
     Args:
         tokens: (batch, tokens, d) float32, 0 where masked.
@@ -66,7 +66,7 @@ def first_centres(tokens: Tensor, mask: Tensor, most: int, seed: int) -> Tensor:
     products = tokens @ tokens.mT
     squares = products.diagonal(dim1=1, dim2=2)
     chosen = torch.minimum((draws[0] * (last + 1)).long(), last)
-    centres, distances = [chosen], torch.full_like(squares, torch.inf)
+    centers, distances = [chosen], torch.full_like(squares, torch.inf)
     for draw in draws[1:]:
         sums = squares + squares[rows, chosen][:, None]
         apart = sums - 2 * products[rows, chosen]
@@ -74,8 +74,8 @@ def first_centres(tokens: Tensor, mask: Tensor, most: int, seed: int) -> Tensor:
         cumulated = distances.cumsum(dim=1)
         chosen = torch.searchsorted(cumulated, draw * cumulated[:, -1:], right=True)[:, 0]
         chosen = torch.minimum(chosen, last)
-        centres.append(chosen)
-    return torch.stack(centres, dim=1)
+        centers.append(chosen)
+    return torch.stack(centers, dim=1)
 
 
 def cluster_means(tokens: Tensor, clusters: Tensor, most: int) -> tuple[Tensor, Tensor]:

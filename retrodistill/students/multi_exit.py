@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.progress import say
+from retrodistill.core.progress import log
 from retrodistill.encoders.exits import ROUTE, behind_exit, exit_model, exits_of
 from retrodistill.encoders.rebuilding import with_modules
 from retrodistill.objectives.distributions import kl_divergence
@@ -67,7 +67,7 @@ def multi_exit(model: SentenceTransformer, exits: Sequence[int], *, project: boo
     if not exits or len(set(exits)) < len(exits) or not all(1 <= layer <= count for layer in exits):
         raise UserError(f"exits={list(exits)}: the model has layers 1 to {count}; name some of them, each once.")
     if count in exits:
-        say(f"exits: layer {count} is the model's last one, which is the student itself and no exit besides; left out")
+        log(f"exits: layer {count} is the model's last one, which is the student itself and no exit besides; left out")
     width = int(transformer.get_embedding_dimension())
     sized: list[Any] = [one for one in behind if hasattr(one, "get_embedding_dimension")]
     dimension = int(sized[-1].get_embedding_dimension())
@@ -106,7 +106,7 @@ def embeddings_by_exit(model: nn.Module, features: dict[str, Any]) -> dict[int, 
 
     Args:
         model: Of `multi_exit`, or what wraps it in distributed training.
-        features: A tokenised batch.
+        features: A tokenized batch.
 
     Returns:
         (batch, d) by layer.

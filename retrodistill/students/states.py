@@ -137,7 +137,9 @@ def _write(
             counts = mask.sum(dim=1).cpu().numpy()
             kept = states[mask].float()
             if not bool((kept.abs() <= _LARGEST).all()):
-                raise UserError(f"model {student.name} has hidden states that float16 cannot hold; set towers: both.")
+                raise UserError(
+                    f"model {student.name} has hidden states that float16 cannot hold; set train: both_encoders."
+                )
             file.write(kept.cpu().numpy().astype(np.float16).tobytes())
             places[rows, 0] = written + np.concatenate([[0], np.cumsum(counts)[:-1]])
             places[rows, 1] = counts

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from tokenizers import Tokenizer
 
-INITIALISATIONS = {
+INITIALIZATIONS = {
     "teacher": "each token encoded by the teacher on its own, times its inverse document frequency in the corpus",
     "teacher-flat": "each token encoded by the teacher on its own",
     "words": "the teacher's input word embeddings, times the inverse document frequency (only at the same width)",
@@ -31,18 +31,18 @@ _TOKENS_AT_ONCE = 256
 
 
 def static_student(
-    teacher: Encoder, corpus: Texts, *, initialise: str = "teacher", seed: int = 0, tokenizer: Encoder | None = None
+    teacher: Encoder, corpus: Texts, *, initialize: str = "teacher", seed: int = 0, tokenizer: Encoder | None = None
 ) -> SentenceTransformer:
     """Build a static encoder in the teacher's space: `StaticEmbedding` over the teacher's tokenizer, then `Normalize`.
 
     Token rows come from the teacher as in model2vec; they are weighted by smoothed inverse document frequencies of
-    the corpus, in 0..1, so that the mean favours telling words from the start (the role that SIF weights, Arora et al.
+    the corpus, in 0..1, so that the mean favors telling words from the start (the role that SIF weights, Arora et al.
     2017, play there).
 
     Args:
         teacher: A transformer encoder with a fast tokenizer.
         corpus: Texts that document frequencies are counted on.
-        initialise: One of `INITIALISATIONS`.
+        initialize: One of `INITIALIZATIONS`.
         seed: For ``random``.
         tokenizer: Whose tokenizer the table has, where the teacher is a file of vectors and has none.
 
@@ -50,35 +50,35 @@ def static_student(
         An ordinary SentenceTransformer of the teacher's width, cosine if the teacher is.
 
     Raises:
-        UserError: Unknown initialisation, a teacher without a fast tokenizer, or widths that do not fit.
+        UserError: Unknown initialization, a teacher without a fast tokenizer, or widths that do not fit.
     """
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
 
-    if initialise not in INITIALISATIONS:
-        raise unknown("initialisation", initialise, INITIALISATIONS)
+    if initialize not in INITIALIZATIONS:
+        raise unknown("initialization", initialize, INITIALIZATIONS)
     if teacher.is_static:
         raise UserError(
             f"model {teacher.name} is a token table itself; a static student starts from a transformer: name a "
             "'dense:NAME' as the space."
         )
-    if isinstance(teacher, VectorFile) and (tokenizer is None or initialise not in ("fitted", "random")):
+    if isinstance(teacher, VectorFile) and (tokenizer is None or initialize not in ("fitted", "random")):
         raise UserError(
             f"{teacher.name} has vectors and no model: a static student in its space needs another model's tokenizer "
-            "and initialise: fitted."
+            "and initialize: fitted."
         )
     tokens = fast_tokenizer(teacher if tokenizer is None or not isinstance(teacher, VectorFile) else tokenizer)
-    if initialise == "random":
+    if initialize == "random":
         rows = np.random.default_rng(seed).standard_normal((tokens.get_vocab_size(), teacher.dimension))
-    elif initialise == "words":
+    elif initialize == "words":
         rows = _word_embeddings(teacher)
-    elif initialise == "fitted":
+    elif initialize == "fitted":
         vectors = embed(teacher, corpus.texts, "document")
         rows = fitted_rows(tokens, corpus, vectors, inverse_document_frequencies(tokens, corpus), seed)
     else:
         rows = _token_embeddings(teacher, tokens)
-    if initialise in ("teacher", "words"):
+    if initialize in ("teacher", "words"):
         rows = rows * inverse_document_frequencies(tokens, corpus)[:, None]
     table = StaticEmbedding(tokens, embedding_weights=torch.from_numpy(rows.astype(np.float32)))
     modules: list[torch.nn.Module] = [table] + ([Normalize()] if teacher.similarity == "cosine" else [])
@@ -146,6 +146,6 @@ def _word_embeddings(teacher: Encoder) -> np.ndarray:
     if rows.shape[1] != teacher.dimension:
         raise UserError(
             f"model {teacher.name} has word embeddings of {rows.shape[1]} dimensions and vectors of "
-            f"{teacher.dimension}; initialise the table from 'teacher'."
+            f"{teacher.dimension}; initialize the table from 'teacher'."
         )
     return rows

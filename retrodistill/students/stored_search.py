@@ -65,7 +65,7 @@ class StoredStatesRetriever:
             rows, scores = best_documents(asked, token_blocks(self.student, states), k)
         return Run.from_matrix(queries.ids, corpus.ids, rows, scores, name=self.name)
 
-    def responder(self, collection: Collection, k: int) -> Callable[[str], Any]:
+    def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
         """There is none: this is no way to serve.
 
         Raises:
@@ -93,7 +93,7 @@ class StoredStatesRetriever:
 
 
 def store_documents(student: SparseTextEncoder | MultiVectorModel, texts: Sequence[str]) -> None:
-    """Put a student's document vectors into its store where the cache has hidden states, as towers: head leaves it.
+    """Put a student's document vectors into its store where the cache has hidden states, as train: head leaves it.
 
     No transformer runs for its index then. float16 states change a value by a thousandth.
 

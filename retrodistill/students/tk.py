@@ -91,11 +91,11 @@ class TK(LateInteraction):
         self.alpha = nn.Parameter(torch.tensor(0.5))
         self.projection = nn.Linear(width, dimension, bias=False) if dimension else None
         self.gate = nn.Parameter(torch.ones(config.vocab_size)) if gated else None
-        centres = torch.tensor(CENTRES)
+        centers = torch.tensor(CENTRES)
         # A soft count of matches, so that few lists are enough to begin with (the paper draws small random weights).
-        self.logs = nn.Parameter(_START * centres.clamp(min=0))
+        self.logs = nn.Parameter(_START * centers.clamp(min=0))
         self.means = nn.Parameter(torch.zeros(len(CENTRES)))
-        self.register_buffer("centres", centres)
+        self.register_buffer("centers", centers)
         # in the weights' digest, since these decide scores as weights do
         self.register_buffer("read", torch.tensor([query_length, document_length, int(precision == "float16")]))
 
@@ -118,7 +118,7 @@ class TK(LateInteraction):
 
     def compare(self, queries: Side, documents: Tensor, mask: Tensor) -> Tensor:
         """(n,) scores; a document without tokens scores as one without any match."""
-        sums = kernel_sums(self.packed(queries.states) @ documents.transpose(1, 2), mask, self.centres)
+        sums = kernel_sums(self.packed(queries.states) @ documents.transpose(1, 2), mask, self.centers)
         weights = queries.mask.float() if self.gate is None else queries.mask * self.gate[queries.ids]
         logs = torch.log2(sums.clamp(min=_LEAST))
         means = sums / mask.sum(dim=1).clamp(min=1)[:, None, None]
@@ -136,18 +136,18 @@ class TK(LateInteraction):
         return BertModel(config, add_pooling_layer=False)
 
 
-def kernel_sums(match: Tensor, mask: Tensor, centres: Tensor, width: float = WIDTH) -> Tensor:
+def kernel_sums(match: Tensor, mask: Tensor, centers: Tensor, width: float = WIDTH) -> Tensor:
     """(n, query tokens, kernels): how much of a document lies at each kernel, for each of the query's tokens.
 
     Args:
         match: (n, query tokens, document tokens) cosines.
         mask: (n, document tokens) bool, true where there is a token.
-        centres: (kernels,) mu.
+        centers: (kernels,) mu.
         width: sigma of all kernels.
     """
     there = mask[:, None, :].to(match.dtype)
     return torch.stack(
-        [(torch.exp((match - centre) ** 2 * (-0.5 / width**2)) * there).sum(dim=2) for centre in centres], dim=2
+        [(torch.exp((match - center) ** 2 * (-0.5 / width**2)) * there).sum(dim=2) for center in centers], dim=2
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.rebuilding import with_modules
-from retrodistill.students.clustering import Wanted, check_wanted, vectors_kept
+from retrodistill.students.clustering import ClusterSize, check_cluster_size, vectors_kept
 
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder
@@ -39,10 +39,10 @@ class FixedTokenPooling(BaseTokenPooling):
     config_keys: list[str] = ["vectors", "protected", "normalise", "tasks"]  # noqa: RUF012 - the base's
 
     def __init__(
-        self, vectors: Wanted, *, protected: int = 1, normalise: bool = True, tasks: list[str] | None = None
+        self, vectors: ClusterSize, *, protected: int = 1, normalise: bool = True, tasks: list[str] | None = None
     ) -> None:
         super().__init__(tasks=tasks)
-        check_wanted("vectors", vectors)
+        check_cluster_size("vectors", vectors)
         if protected < 0:
             raise UserError(f"protected={protected}: it is 0 or more.")
         self.vectors, self.protected, self.normalise = vectors, protected, normalise
@@ -52,7 +52,7 @@ class FixedTokenPooling(BaseTokenPooling):
         return pooled(embedding, self.vectors, protected=self.protected, normalise=self.normalise)
 
 
-def pooled(tokens: Tensor, vectors: Wanted, *, protected: int = 1, normalise: bool = True) -> Tensor:
+def pooled(tokens: Tensor, vectors: ClusterSize, *, protected: int = 1, normalise: bool = True) -> Tensor:
     """Pool the tokens of one text.
 
     Args:
@@ -67,7 +67,7 @@ def pooled(tokens: Tensor, vectors: Wanted, *, protected: int = 1, normalise: bo
     Raises:
         UserError: Not (n, d), no number of vectors, or a negative number of protected tokens.
     """
-    check_wanted("vectors", vectors)
+    check_cluster_size("vectors", vectors)
     if tokens.ndim != 2 or protected < 0:
         raise UserError(
             f"tokens of shape {tuple(tokens.shape)}, {protected} protected; wanted (tokens, dimensions) and 0 or more."
@@ -82,7 +82,7 @@ def pooled(tokens: Tensor, vectors: Wanted, *, protected: int = 1, normalise: bo
     return ward.pool_one(tokens)
 
 
-def with_pooling(model: MultiVectorEncoder, vectors: Wanted, *, protected: int = 1) -> MultiVectorEncoder:
+def with_pooling(model: MultiVectorEncoder, vectors: ClusterSize, *, protected: int = 1) -> MultiVectorEncoder:
     """A multi-vector encoder whose documents are pooled; it shares its weights with the given one.
 
     Args:

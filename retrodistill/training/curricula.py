@@ -6,19 +6,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from retrodistill.candidates.selection import labelled, prod_selection, pseudo_labelled
+from retrodistill.candidates.selection import labeled, prod_selection, pseudo_labeled
 from retrodistill.candidates.topics import TopicBatches, cluster_topics, topic_count
 from retrodistill.core.distributed import main_first
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_file, digest
-from retrodistill.core.progress import say
+from retrodistill.core.progress import log
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.embeddings import embed
 from retrodistill.runs.run import Run
 from retrodistill.training.lists import Lists
 from retrodistill.training.settings import SelectionSettings, StageSettings
 from retrodistill.training.texts import TrainingTexts
-from retrodistill.training.training_data import Material, TaughtLists
+from retrodistill.training.training_data import TaughtLists, TrainingData
 
 _SHOWN = 100  # documents of a list over the whole corpus among which the positives of an ensemble are looked for
 
@@ -35,34 +35,34 @@ class Selected(NamedTuple):
     note: str
 
 
-def selected(wanted: SelectionSettings, material: Material, texts: TrainingTexts, taught: TaughtLists) -> Selected:
+def selected(wanted: SelectionSettings, data: TrainingData, texts: TrainingTexts, taught: TaughtLists) -> Selected:
     """Texts on which the teacher is right and the student, as it stands, wrong.
 
     Raises:
         UserError: Nothing says what is right, or no text is left.
     """
-    corpus, last = material.collection.documents, wanted.ranks[1]
-    if material.student is None:
+    corpus, last = data.collection.documents, wanted.ranks[1]
+    if data.student is None:
         raise UserError("a selection by the student is known when its stage begins, not before.")
     teacher = _hidden_out(taught.run or best_of(taught.lists, texts.texts, corpus), taught.lists, texts, corpus)
     if wanted.positives == "labels":
-        right = labelled(material.judged())
-    elif material.labeller is None:
+        right = labeled(data.qrels())
+    elif data.labeler is None:
         raise UserError("selection.positives: ensemble needs a teacher beside the stage's; name an ensemble.")
     else:
-        scored = material.labeller.score(material.collection, material.asked(texts.texts), teacher.top(_SHOWN))
-        right = {query: set(documents) for query, documents in pseudo_labelled(scored).items()}
-    student = material.student.ranks(material.collection, texts.texts, teacher, last + 1)
+        scored = data.labeler.score(data.collection, data.teacher_queries(texts.texts), teacher.top(_SHOWN))
+        right = {query: set(documents) for query, documents in pseudo_labeled(scored).items()}
+    student = data.student.ranks(data.collection, texts.texts, teacher, last + 1)
     found = prod_selection(teacher, _hidden_out(student, taught.lists, texts, corpus), right, wanted.ranks)
     note = (
         f"selection: {len(found.query_ids)} of {found.queries} queries (teacher right, student at rank "
-        f"{wanted.ranks[0]} to {last}; positives by {wanted.positives}); left out: {found.unlabelled} without a "
+        f"{wanted.ranks[0]} to {last}; positives by {wanted.positives}); left out: {found.unlabeled} without a "
         f"positive, teacher wrong {found.teacher_wrong}, student right {found.student_right}, student further off "
         f"{found.too_far}" + (f", not ranked {found.not_ranked}" if found.not_ranked else "")
     )
     if not found.query_ids:
         raise UserError(f"nothing is selected to train on; widen selection.ranks, or leave selection out. {note}")
-    say(note)
+    log(note)
     rows = np.zeros(len(texts), dtype=bool)
     rows[texts.texts.positions(found.query_ids)] = True
     return Selected(rows, note)
@@ -95,7 +95,7 @@ def _hidden_out(run: Run, lists: Lists, texts: TrainingTexts, corpus: Texts) -> 
     return run.without(hidden)
 
 
-def topic_batches(stage: StageSettings, material: Material, texts: Texts, rows: np.ndarray) -> TopicBatches | None:
+def topic_batches(stage: StageSettings, data: TrainingData, texts: Texts, rows: np.ndarray) -> TopicBatches | None:
     """Batches of one topic each, where the stage wants them.
 
     Texts are clustered by their embeddings in the space, as the teacher is asked them; the clusters are kept in the
@@ -103,7 +103,7 @@ def topic_batches(stage: StageSettings, material: Material, texts: Texts, rows: 
 
     Args:
         stage: The stage.
-        material: Of the student.
+        data: Of the student.
         texts: The stage's texts.
         rows: (n,) rows of the texts that are trained on, one for each row of the training's dataset.
 
@@ -112,16 +112,16 @@ def topic_batches(stage: StageSettings, material: Material, texts: Texts, rows: 
     """
     if stage.batches != "topics":
         return None
-    if material.space is None:
+    if data.space is None:
         raise UserError("batches: topics clusters texts by their embeddings in the space; set 'space'.")
     used, places = np.unique(rows, return_inverse=True)
-    trained = material.asked(texts.select([texts.ids[row] for row in used]))
+    trained = data.teacher_queries(texts.select([texts.ids[row] for row in used]))
     topics = stage.topics or topic_count(len(rows), stage.training.batch_size)
-    key = digest(trained.fingerprint, material.space.fingerprint("query"), topics, material.seed)
-    path = material.folder / "topics" / f"{key}.npy"
+    key = digest(trained.fingerprint, data.space.fingerprint("query"), topics, data.seed)
+    path = data.folder / "topics" / f"{key}.npy"
     with main_first():
         if not path.exists():
-            codes = cluster_topics(embed(material.space, trained.texts, "query"), topics, material.seed)
+            codes = cluster_topics(embed(data.space, trained.texts, "query"), topics, data.seed)
             with atomic_file(path) as temporary, temporary.open("wb") as file:
                 np.save(file, codes)
     return TopicBatches(np.load(path)[places])

@@ -27,56 +27,56 @@ from retrodistill.training.heads import HeadLoss, TermHeadLoss, TokenHeadLoss
 from retrodistill.training.losses import GroupsLoss
 from retrodistill.training.monitors import HeldOutMonitor, Monitored, RankMonitor
 from retrodistill.training.prepared import Prepared, training_rows
-from retrodistill.training.regularizers import Regulariser, SparsityAlarm, sparse_only
+from retrodistill.training.regularizers import Regularizer, SparsityAlarm, sparse_only
 from retrodistill.training.scorers import scorer_of
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.trainer import History, text_dataset, train
-from retrodistill.training.training_data import Material
-from retrodistill.training.variants import loss_of_forms
+from retrodistill.training.training_data import TrainingData
+from retrodistill.training.variants import loss_of_variants
 
 _LOOKED_AT = 16  # held-out groups that a monitor encodes; documents cost as much there as in training
 
 
 def train_both(
-    student: AnyStudent, stage: StageSettings, material: Material, prepared: Prepared, folder: Path, what: str
+    student: AnyStudent, stage: StageSettings, data: TrainingData, prepared: Prepared, folder: Path, what: str
 ) -> History:
     """Train both sides of a student of any kind, documents encoded with gradients.
 
     Raises:
         UserError: No list objective, or nothing to learn from.
     """
-    regularisers = sparse_only([Regulariser.of(one) for one in stage.regularisers], kind_of(student.model))
-    every = _groups(stage, material, prepared)
+    regularizers = sparse_only([Regularizer.of(one) for one in stage.regularizers], kind_of(student.model))
+    every = _groups(stage, data, prepared)
     groups = require_groups(every.of(training_rows(prepared, stage)))
 
     def make(cut: int, alone: bool) -> GroupsLoss:
-        given = (groups.scores, groups.mask, groups.positives, groups.documents, regularisers)
+        given = (groups.scores, groups.mask, groups.positives, groups.documents, regularizers)
         return GroupsLoss(
             student.model, prepared.terms, *given, corpus=groups, own_tokens=stage.own_tokens, alone=alone
         )
 
-    loss = loss_of_forms(student, stage, make) if isinstance(student, Encoder) else make(0, True)
+    loss = loss_of_variants(student, stage, make) if isinstance(student, Encoder) else make(0, True)
     alarm = SparsityAlarm()
-    monitor = _monitor(student, material, prepared, every.of(prepared.held_out, times=1), alarm)
+    monitor = _monitor(student, data, prepared, every.of(prepared.held_out, times=1), alarm)
     prompts = {name: student.prompt("query" if name == "query" else "document") for name in _names(groups)}
     history = train(
         student.model,
         loss,
-        text_dataset(_columns(groups, material, prepared), range(len(groups))),
+        text_dataset(_columns(groups, data, prepared), range(len(groups))),
         stage.training,
         folder,
-        seed=material.seed,
+        seed=data.seed,
         prompts={name: prompt for name, prompt in prompts.items() if prompt} or None,
         monitor=monitor,
         what=what,
-        batches=topic_batches(stage, material, prepared.texts.texts, groups.rows),
+        batches=topic_batches(stage, data, prepared.texts.texts, groups.rows),
     )
     history.notes = alarm.notes
     return history
 
 
 def train_head(
-    student: AnyStudent, stage: StageSettings, material: Material, prepared: Prepared, folder: Path, what: str
+    student: AnyStudent, stage: StageSettings, data: TrainingData, prepared: Prepared, folder: Path, what: str
 ) -> History:
     """Train what stands behind the transformer of a sparse or multi-vector student, on both sides.
 
@@ -88,25 +88,27 @@ def train_head(
     if isinstance(student, CrossEncoderStudent):
         with contextlib.ExitStack() as stack:
             with main_first():
-                stack.enter_context(below_stored(student, material.collection.documents.texts))
-            return train_both(student, stage, material, prepared, folder, what)
+                stack.enter_context(below_stored(student, data.collection.documents.texts))
+            return train_both(student, stage, data, prepared, folder, what)
     if not isinstance(student, (SparseTextEncoder, MultiVectorModel)):
-        raise UserError("towers: head is for sparse and multi-vector students; set towers: query or both.")
-    regularisers = sparse_only([Regulariser.of(one) for one in stage.regularisers], kind_of(student.model))
-    every = _groups(stage, material, prepared)
+        raise UserError(
+            "train: head is for sparse and multi-vector students; set train: query_encoder or both_encoders."
+        )
+    regularizers = sparse_only([Regularizer.of(one) for one in stage.regularizers], kind_of(student.model))
+    every = _groups(stage, data, prepared)
     groups = require_groups(every.of(training_rows(prepared, stage)))
-    corpus, texts = material.collection.documents.texts, prepared.texts.texts.texts
+    corpus, texts = data.collection.documents.texts, prepared.texts.texts.texts
     with main_first():
         documents = stored_states(student, corpus, "document")
         queries = stored_states(student, texts, "query") if isinstance(student, MultiVectorModel) else None
     frozen = [parameter for parameter in student.model.parameters() if not parameter.requires_grad]
     loss: HeadLoss
     if isinstance(student, SparseTextEncoder):
-        loss = TermHeadLoss(student, prepared.terms, groups, documents, regularisers, material.seed, corpus)
+        loss = TermHeadLoss(student, prepared.terms, groups, documents, regularizers, data.seed, corpus)
     else:
         loss = TokenHeadLoss(student, prepared.terms, groups, documents, queries)  # type: ignore[arg-type]
     alarm = SparsityAlarm()
-    monitor = head_monitor(loss, student, prepared, alarm, material.seed)
+    monitor = head_monitor(loss, student, prepared, alarm, data.seed)
     columns = {"query": [texts[row] for row in groups.rows]}
     prompt = student.prompt("query")
     history = train(
@@ -115,11 +117,11 @@ def train_head(
         text_dataset(columns, range(len(groups))),
         stage.training,
         folder,
-        seed=material.seed,
+        seed=data.seed,
         prompts={"query": prompt} if prompt else None,
         monitor=monitor,
         what=what,
-        batches=topic_batches(stage, material, prepared.texts.texts, groups.rows),
+        batches=topic_batches(stage, data, prepared.texts.texts, groups.rows),
     )
     student.model.requires_grad_(True)  # a stage behind this one may train all of it
     for parameter in frozen:
@@ -128,26 +130,26 @@ def train_head(
     return history
 
 
-def _groups(stage: StageSettings, material: Material, prepared: Prepared) -> Groups:
+def _groups(stage: StageSettings, data: TrainingData, prepared: Prepared) -> Groups:
     if prepared.lists is None:
-        raise UserError(f"a stage with towers: {stage.towers} needs a list objective.")
-    return Groups.draw(prepared.lists, stage.groups, material.seed)
+        raise UserError(f"a stage with train: {stage.train} needs a list objective.")
+    return Groups.draw(prepared.lists, stage.groups, data.seed)
 
 
 def _names(groups: Groups) -> list[str]:
     return ["query", *(f"document_{place + 1}" for place in range(groups.documents.shape[1]))]
 
 
-def _columns(groups: Groups, material: Material, prepared: Prepared) -> dict[str, list[str]]:
+def _columns(groups: Groups, data: TrainingData, prepared: Prepared) -> dict[str, list[str]]:
     """Texts of the columns; a masked place holds the empty text, which the loss never counts."""
-    queries, documents = prepared.texts.texts.texts, material.collection.documents.texts
+    queries, documents = prepared.texts.texts.texts, data.collection.documents.texts
     sides = [[documents[row] if row >= 0 else "" for row in column] for column in groups.documents.T]
     return dict(zip(_names(groups), [[queries[row] for row in groups.rows], *sides], strict=True))
 
 
 def _monitor(
     student: AnyStudent,
-    material: Material,
+    data: TrainingData,
     prepared: Prepared,
     held_out: Groups,
     alarm: SparsityAlarm,
@@ -156,7 +158,7 @@ def _monitor(
     if len(held_out) < 2:
         return None
     shown = held_out.of(held_out.rows[:_LOOKED_AT], times=1)
-    columns = list(_columns(shown, material, prepared).values())
+    columns = list(_columns(shown, data, prepared).values())
     teacher = np.where(shown.mask, shown.scores, -np.inf)
     ranked = np.argsort(-teacher, axis=1, kind="stable")
     ranked = np.where(np.take_along_axis(shown.mask, ranked, axis=1), ranked, -1)

@@ -27,10 +27,10 @@ from retrodistill.students.states import States, segment_max
 from retrodistill.students.term_head import TermHead
 from retrodistill.training.groups import Groups
 from retrodistill.training.in_batch import across_of, in_batch_of
-from retrodistill.training.regularizers import Regulariser, regularised
+from retrodistill.training.regularizers import Regularizer, regularized
 from retrodistill.training.terms import Term, TermsLoss, lists_only
 
-_REGULARISED = 32  # documents drawn for each step, whose weights of the batch's terms the regularisers see
+_REGULARIZED = 32  # documents drawn for each step, whose weights of the batch's terms the regularizers see
 
 
 class HeadLoss(TermsLoss, ABC):
@@ -70,7 +70,7 @@ class HeadLoss(TermsLoss, ABC):
         average_gradients(self._trained)  # used outside the wrapped model's forward, which would do it
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
-        """Weighted terms by name, and regularisers by name and side."""
+        """Weighted terms by name, and regularizers by name and side."""
         features = next(iter(sentence_features))
         rows = labels.cpu().numpy().astype(np.int64)
         queries = self.queries(features, rows)
@@ -88,7 +88,7 @@ class HeadLoss(TermsLoss, ABC):
                 found = self._groups.across(rows, own, matrix.device)
                 across = None if found is None else across_of(matrix, *found, own, own)
         parts = self.list_terms(scores, targets, mask, positives, start_scores=began, in_batch=in_batch, across=across)
-        return parts | self.regularised(queries)
+        return parts | self.regularized(queries)
 
     @abstractmethod
     def queries(self, features: dict[str, Tensor], rows: np.ndarray) -> Any:
@@ -121,8 +121,8 @@ class HeadLoss(TermsLoss, ABC):
         """How many terms each of some documents has, and how many there are: none where there is no vocabulary."""
         return [], 0
 
-    def regularised(self, queries: Any) -> dict[str, Tensor]:
-        """Regularisers by name and side; none by default."""
+    def regularized(self, queries: Any) -> dict[str, Tensor]:
+        """Regularizers by name and side; none by default."""
         return {}
 
 
@@ -134,7 +134,7 @@ class TermHeadLoss(HeadLoss):
         terms: List objectives.
         groups: Documents and teacher scores of each text.
         documents: Hidden states of the corpus.
-        regularisers: Of term weights. They see the terms of the batch's queries in documents drawn from the corpus:
+        regularizers: Of term weights. They see the terms of the batch's queries in documents drawn from the corpus:
             other terms have no gradient in this step, and FLOPS is a sum over terms.
         seed: Of the drawing.
         texts: The corpus, which a student with lexical terms counts.
@@ -149,16 +149,16 @@ class TermHeadLoss(HeadLoss):
         terms: Sequence[Term],
         groups: Groups,
         documents: States,
-        regularisers: Sequence[Regulariser] = (),
+        regularizers: Sequence[Regularizer] = (),
         seed: int = 0,
         texts: Sequence[str] = (),
     ) -> None:
         self._head = TermHead(student, documents, texts)
         weights = query_weights_of(student)
         if student.similarity != "dot":
-            raise UserError("towers: head trains sparse students of the dot product; this one uses the cosine.")
+            raise UserError("train: head trains sparse students of the dot product; this one uses the cosine.")
         super().__init__(student.model, terms, groups, documents, [weights, *self._head.parameters])
-        self._regularisers = list(regularisers)
+        self._regularizers = list(regularizers)
         self._seed = seed
 
     def queries(self, features: dict[str, Tensor], rows: np.ndarray) -> list[Tensor]:
@@ -196,18 +196,18 @@ class TermHeadLoss(HeadLoss):
             ]
         return counts, len(weights)
 
-    def regularised(self, queries: list[Tensor]) -> dict[str, Tensor]:
-        """Regularisers of the batch's terms in documents drawn for this step."""
-        if not self._regularisers:
+    def regularized(self, queries: list[Tensor]) -> dict[str, Tensor]:
+        """Regularizers of the batch's terms in documents drawn for this step."""
+        if not self._regularizers:
             return {}
         used = _of_all_processes(torch.unique(torch.cat(queries)), len(self._trained[0]))
         weights, *head = (parameter[used] for parameter in self._trained)
         generator = np.random.default_rng([self._seed, round(1e6 * (self.progress or 0.0))])
-        size = min(_REGULARISED, len(self.documents))
+        size = min(_REGULARIZED, len(self.documents))
         drawn = np.sort(generator.choice(len(self.documents), size, replace=False))
         alive = self._head.weights(head, used, drawn)
         asked = torch.stack([torch.isin(used, terms) for terms in queries]) * weights
-        return regularised(self._regularisers, pure.whole_batch(asked), alive, self.progress)
+        return regularized(self._regularizers, pure.whole_batch(asked), alive, self.progress)
 
 
 class TokenHeadLoss(HeadLoss):

@@ -19,7 +19,7 @@ from retrodistill.students.vdr import own_tokens, vocabulary_pooling
 from retrodistill.training.groups import Groups
 from retrodistill.training.in_batch import Across, InBatch, across_corpus, across_of, in_batch_of
 from retrodistill.training.lists import Lists
-from retrodistill.training.regularizers import Regulariser, regularised, sparse_only
+from retrodistill.training.regularizers import Regularizer, regularized, sparse_only
 from retrodistill.training.scorers import PairScorer, VectorScorer, scorer_of
 from retrodistill.training.terms import (
     ListView,
@@ -151,7 +151,7 @@ class StoredTargetsLoss(TermsLoss):
 
 
 class GroupsLoss(TermsLoss):
-    """Trains both towers of any kind of student: columns query, document_1..n, and the row of the group as label.
+    """Trains both encoders of any kind of student: columns query, document_1..n, and the row of the group as label.
 
     Args:
         model: The student, which encodes both sides.
@@ -160,7 +160,7 @@ class GroupsLoss(TermsLoss):
         mask: (groups, n) bool, true where there is a document.
         positives: (groups,) place of the pseudo-query's own document, -1 for none.
         documents: (groups, n) corpus positions, by which ``in-batch`` knows documents that two groups share.
-        regularisers: Of a sparse student's term weights.
+        regularizers: Of a sparse student's term weights.
         corpus: The groups, with the lists over the corpus that they were drawn from, for ``in-batch-margin-mse``.
         own_tokens: Weight of the objectives on scores of which one side is its own tokens, each of weight 1, for VDR's
             head (the semi-parametric half of its loss): the mean over the two sides. Such queries, and such documents,
@@ -168,7 +168,7 @@ class GroupsLoss(TermsLoss):
         alone: As of `StoredTargetsLoss`.
 
     Raises:
-        UserError: An embedding objective among the terms, one that lacks what it learns from, a regulariser for a
+        UserError: An embedding objective among the terms, one that lacks what it learns from, a regularizer for a
             student without term weights, another head than VDR's for `own_tokens`, or no group that teaches anything.
     """
 
@@ -180,7 +180,7 @@ class GroupsLoss(TermsLoss):
         mask: np.ndarray,
         positives: np.ndarray,
         documents: np.ndarray | None = None,
-        regularisers: Sequence[Regulariser] = (),
+        regularizers: Sequence[Regularizer] = (),
         *,
         corpus: Groups | None = None,
         own_tokens: float = 0.0,
@@ -193,7 +193,7 @@ class GroupsLoss(TermsLoss):
         if own_tokens and self._vocabulary is None:
             raise UserError("own_tokens is for sparse students of head: vdr; this one has another.")
         self.terms = lists_only(terms, NEED_MORE)
-        self._regularisers = sparse_only(regularisers, kind_of(model))
+        self._regularizers = sparse_only(regularizers, kind_of(model))
         across = next((term.name for term in terms if term.name in ("in-batch", "in-batch-margin-mse")), None)
         if across and isinstance(self.scorer, PairScorer):
             raise UserError(f"objective {across!r} needs vectors, and a cross-encoder has none; take contrastive.")
@@ -258,7 +258,7 @@ class GroupsLoss(TermsLoss):
     def compute_loss_from_embeddings(
         self, embeddings: list[Any], labels: Tensor, start_embeddings: list[Any] | None = None
     ) -> dict[str, Tensor]:
-        """Weighted terms by name, and regularisers by name and side.
+        """Weighted terms by name, and regularizers by name and side.
 
         Args:
             embeddings: What the scorer encodes the columns to; of single vectors n + 1 tensors (batch, d): the queries,
@@ -275,11 +275,11 @@ class GroupsLoss(TermsLoss):
             in_batch = in_batch_of(self.scorer.across(embeddings, positives.clamp(min=0)), self._own[rows])
         across = self._across(embeddings, rows) if self.asks("in-batch-margin-mse") else None
         parts = self.list_terms(scores, targets, mask, positives, start_scores=start, in_batch=in_batch, across=across)
-        if self._regularisers:
+        if self._regularizers:
             queries, *sides = (side.float() for side in embeddings)
             documents, there = torch.cat(sides), mask.T.reshape(-1)  # a masked place holds the empty text
             documents = whole_batch(documents)[whole_batch(there[:, None].float())[:, 0] > 0]
-            parts |= regularised(self._regularisers, whole_batch(queries), documents, self.progress)
+            parts |= regularized(self._regularizers, whole_batch(queries), documents, self.progress)
         return parts
 
     def _across(self, embeddings: list[Any], rows: np.ndarray) -> Across | None:
@@ -295,7 +295,7 @@ class GroupsLoss(TermsLoss):
 
 
 def _unit(embeddings: Tensor, cosine: bool) -> Tensor:
-    """float32, of length 1 for cosine students, whether or not their last module normalises."""
+    """float32, of length 1 for cosine students, whether or not their last module normalizes."""
     return nn.functional.normalize(embeddings.float(), dim=1) if cosine else embeddings.float()
 
 

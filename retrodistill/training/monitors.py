@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrodistill.core.progress import say
+from retrodistill.core.progress import log
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.runs.agreement import rank_agreement
 
@@ -53,7 +53,7 @@ class HeldOutMonitor:
         self.student.model.train(training)
         measures = {"mean_cosine": mean_cosine(queries)} if len(queries) > 1 else {}
         if measures and measures["mean_cosine"] > _COLLAPSED:
-            say(
+            log(
                 f"warning: the student has collapsed: held-out queries have a mean cosine of "
                 f"{measures['mean_cosine']:.3f}; lower the learning rate."
             )

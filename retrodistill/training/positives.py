@@ -1,4 +1,4 @@
-"""Labelled documents as positives, beside a teacher's scores."""
+"""Labeled documents as positives, beside a teacher's scores."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from retrodistill.training.lists import Lists
 from retrodistill.training.texts import TrainingTexts
 
 
-def best_labelled(lists: Lists, texts: TrainingTexts, corpus: Texts, labels: Qrels) -> np.ndarray:
-    """(texts,) int64 corpus position of each text's positive: of its labelled documents in the list the best.
+def best_labeled(lists: Lists, texts: TrainingTexts, corpus: Texts, labels: Qrels) -> np.ndarray:
+    """(texts,) int64 corpus position of each text's positive: of its labeled documents in the list the best.
 
     Best is the highest grade, then the teacher's score. The others stay in the list, so that a contrastive objective
-    counts them as negatives, as it does where one document of several is labelled.
+    counts them as negatives, as it does where one document of several is labeled.
 
     Args:
         lists: Candidates and teacher scores.
         texts: Their texts; pseudo-queries keep the document that they were taken from.
         corpus: The documents.
-        labels: Judgements; a grade above 0 is a positive.
+        labels: Judgments; a grade above 0 is a positive.
     """
     found = texts.sources.copy()
     places = {query: row for row, query in enumerate(texts.texts.ids)}

@@ -16,7 +16,7 @@ from retrodistill.training.lists import Lists
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.terms import Term
 from retrodistill.training.texts import TrainingTexts
-from retrodistill.training.training_data import Material
+from retrodistill.training.training_data import TrainingData
 
 _HELD_OUT = 64
 
@@ -42,25 +42,25 @@ class Prepared:
     notes: list[str] = field(default_factory=list)
 
 
-def prepare(stage: StageSettings, material: Material) -> Prepared:
+def prepare(stage: StageSettings, data: TrainingData) -> Prepared:
     """Gather texts, score lists, settle temperatures, hold some queries out and select others.
 
     Raises:
         UserError: Nothing to learn from, or labels that are none.
     """
-    texts = material.texts(stage)
-    taught = material.lists(stage, texts) if stage.needs_lists else None
+    texts = data.texts(stage)
+    taught = data.lists(stage, texts) if stage.needs_lists else None
     lists, spread = (taught.lists, taught.spread) if taught is not None else (None, 1.0)
     terms = [
-        Term(one.name, one.weight, one.student_temperature, one.teacher_temperature or spread / one.sharpness)
+        Term(one.name, one.weight, one.student_temperature, one.teacher_temperature or spread / one.target_std)
         for one in stage.objectives
     ]
     if lists is not None and any(term.name == "bce" for term in terms):
         _check_labels(lists)
-    held_out, notes = held_out_rows(texts, lists, material.seed), [] if taught is None else taught.notes
+    held_out, notes = held_out_rows(texts, lists, data.seed), [] if taught is None else taught.notes
     if stage.selection is None or taught is None:
         return Prepared(texts, lists, terms, held_out, notes=notes)
-    chosen = selected(stage.selection, material, texts, taught)
+    chosen = selected(stage.selection, data, texts, taught)
     return Prepared(texts, lists, terms, held_out, chosen.rows, [*notes, chosen.note])
 
 
@@ -74,7 +74,7 @@ def _check_labels(lists: Lists) -> None:
         )
 
 
-def learned_from(prepared: Prepared, stage: StageSettings, material: Material) -> dict[str, Any]:
+def learned_from(prepared: Prepared, stage: StageSettings, data: TrainingData) -> dict[str, Any]:
     """How much a stage learned from, and at which temperatures: what its model card says.
 
     Returns:
@@ -82,7 +82,7 @@ def learned_from(prepared: Prepared, stage: StageSettings, material: Material) -
         teacher scores, ``sources`` that proposed these (empty where none were needed), and by objective
         ``temperatures``: what student and teacher scores were divided by.
     """
-    recorded = isinstance(material.teacher, RecordedTeacher)  # whose rows are the candidates
+    recorded = isinstance(data.teacher, RecordedTeacher)  # whose rows are the candidates
     texts, lists = prepared.texts, prepared.lists
     return {
         "texts": len(texts),
@@ -90,7 +90,7 @@ def learned_from(prepared: Prepared, stage: StageSettings, material: Material) -
         "held_out": len(prepared.held_out),
         **({} if prepared.chosen is None else {"selected": int(prepared.chosen.sum())}),
         "pairs": 0 if lists is None else int(list_sizes(lists).sum()),
-        "sources": ([material.teacher.name] if recorded else material.sources(stage)) if stage.needs_lists else [],
+        "sources": ([data.teacher.name] if recorded else data.sources(stage)) if stage.needs_lists else [],
         "temperatures": {
             term.name: {"student": float(term.student_temperature), "teacher": float(term.teacher_temperature)}
             for term in prepared.terms

@@ -1,4 +1,4 @@
-"""Regularisers of sparse students: what keeps texts at few terms, and at some; and the alarms when it fails."""
+"""Regularizers of sparse students: what keeps texts at few terms, and at some; and the alarms when it fails."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from torch import Tensor
 
 from retrodistill import objectives as pure
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.core.progress import say
-from retrodistill.objectives.registry import REGULARISERS
-from retrodistill.training.settings import RegulariserSettings
+from retrodistill.core.progress import log
+from retrodistill.objectives.registry import REGULARIZERS
+from retrodistill.training.settings import RegularizerSettings
 
 _DENSE = 0.1  # share of the vocabulary that an inverted index does not pay for any more
 _EMPTY = 0.1  # share of texts without a term
 
 
 @dataclass(frozen=True)
-class Regulariser:
-    """One weighted regulariser of a stage.
+class Regularizer:
+    """One weighted regularizer of a stage.
 
     Attributes:
-        name: One of `retrodistill.objectives.registry.REGULARISERS`.
+        name: One of `retrodistill.objectives.registry.REGULARIZERS`.
         weight: In the loss, once warm.
         side: Whose weights it sees: ``document`` or ``query``.
         terms: How many of a text's terms ``top-k`` lets live.
@@ -36,11 +36,11 @@ class Regulariser:
     warmup: float = 1 / 3
 
     def __post_init__(self) -> None:
-        if self.name not in REGULARISERS:
-            raise unknown("regulariser", self.name, REGULARISERS)
+        if self.name not in REGULARIZERS:
+            raise unknown("regularizer", self.name, REGULARIZERS)
 
     @classmethod
-    def of(cls, settings: RegulariserSettings) -> Regulariser:
+    def of(cls, settings: RegularizerSettings) -> Regularizer:
         """As a recipe writes it."""
         return cls(settings.name, settings.weight, settings.side, settings.terms, settings.warmup)
 
@@ -65,34 +65,34 @@ class Regulariser:
         return pure.anti_zero(weights)
 
 
-def regularised(
-    regularisers: Sequence[Regulariser], queries: Tensor, documents: Tensor, progress: float | None
+def regularized(
+    regularizers: Sequence[Regularizer], queries: Tensor, documents: Tensor, progress: float | None
 ) -> dict[str, Tensor]:
     """Weighted values by ``name-side``; those of one name and side are added up.
 
     Args:
-        regularisers: Of the stage.
+        regularizers: Of the stage.
         queries: (texts, terms) term weights.
         documents: (texts, terms) term weights.
         progress: Share of the steps done.
     """
     parts: dict[str, Tensor] = {}
-    for one in regularisers:
+    for one in regularizers:
         key = f"{one.name}-{one.side}"
         value = one(documents if one.side == "document" else queries, progress)
         parts[key] = parts[key] + value if key in parts else value
     return parts
 
 
-def sparse_only(regularisers: Sequence[Regulariser], kind: str) -> list[Regulariser]:
-    """The regularisers, where the student has term weights.
+def sparse_only(regularizers: Sequence[Regularizer], kind: str) -> list[Regularizer]:
+    """The regularizers, where the student has term weights.
 
     Raises:
         UserError: It has none.
     """
-    if regularisers and kind != "sparse":
-        raise UserError(f"regulariser {regularisers[0].name!r} sees term weights; a {kind} student has none.")
-    return list(regularisers)
+    if regularizers and kind != "sparse":
+        raise UserError(f"regularizer {regularizers[0].name!r} sees term weights; a {kind} student has none.")
+    return list(regularizers)
 
 
 class SparsityAlarm:
@@ -120,7 +120,7 @@ class SparsityAlarm:
             self._say(
                 "empty",
                 f"the student collapses: {100 * empty:.0f}% of the documents looked at have no term; lower the "
-                "regularisers' weights or add anti-zero",
+                "regularizers' weights or add anti-zero",
             )
         if final and mean > _DENSE * vocabulary:
             self._say(
@@ -133,4 +133,4 @@ class SparsityAlarm:
         if reason not in self._said:
             self._said.add(reason)
             self.notes.append(line)
-            say(f"warning: {line}")
+            log(f"warning: {line}")

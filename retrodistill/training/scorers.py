@@ -21,7 +21,7 @@ class TokenBatch(NamedTuple):
     """Token vectors of a batch of texts.
 
     Attributes:
-        vectors: (batch, tokens, d), of unit length where the model normalises.
+        vectors: (batch, tokens, d), of unit length where the model normalizes.
         mask: (batch, tokens) bool, true where a token counts.
     """
 

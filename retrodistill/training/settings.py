@@ -18,7 +18,7 @@ __all__ = [
     "CandidateSettings",
     "GroupSettings",
     "ObjectiveSettings",
-    "RegulariserSettings",
+    "RegularizerSettings",
     "SelectionSettings",
     "Settings",
     "StageSettings",
@@ -54,7 +54,7 @@ class ObjectiveSettings(Settings):
         name: A key of `retrodistill.objectives.registry.OBJECTIVES`.
         weight: Of the term in the sum.
         student_temperature: Student scores are divided by it; cosines need about .05 (a scale of 20).
-        sharpness: The teacher's temperature is its measured spread over this: lists then have a standard deviation of
+        target_std: The teacher's temperature is its measured spread over this: lists then have a standard deviation of
             so many logits.
         teacher_temperature: A fixed temperature in place of the measured one.
     """
@@ -62,7 +62,7 @@ class ObjectiveSettings(Settings):
     name: str
     weight: float = Field(default=1.0, gt=0)
     student_temperature: float = Field(default=0.05, gt=0)
-    sharpness: float = Field(default=1.0, gt=0)
+    target_std: float = Field(default=1.0, gt=0)
     teacher_temperature: float | None = Field(default=None, gt=0)
 
     @field_validator("name")
@@ -130,11 +130,11 @@ class GroupSettings(Settings):
         return sampler
 
 
-class RegulariserSettings(Settings):
+class RegularizerSettings(Settings):
     """What keeps a sparse student sparse.
 
     Attributes:
-        name: A key of `retrodistill.objectives.registry.REGULARISERS`.
+        name: A key of `retrodistill.objectives.registry.REGULARIZERS`.
         weight: Of its value in the loss, once warm.
         side: Whose term weights it sees.
         terms: How many of a text's terms ``top-k`` lets live.
@@ -151,10 +151,10 @@ class RegulariserSettings(Settings):
     @classmethod
     def _known(cls, name: str) -> str:
         from retrodistill.core.errors import unknown
-        from retrodistill.objectives.registry import REGULARISERS
+        from retrodistill.objectives.registry import REGULARIZERS
 
-        if name not in REGULARISERS:
-            raise ValueError(str(unknown("regulariser", name, REGULARISERS)))
+        if name not in REGULARIZERS:
+            raise ValueError(str(unknown("regularizer", name, REGULARIZERS)))
         return name
 
 
@@ -166,20 +166,22 @@ class StageSettings(Settings):
         teacher: Who scores this stage's lists, one or several; by default the recipe's teacher.
         labels: What becomes of the teacher's scores, one of `retrodistill.rankers.labels.LABELS`: ``bce`` needs
             ``sigmoid`` (of logits), ``cosine`` or ``mean`` (of recorded labels); those of several are averaged.
-        towers: ``query`` trains the query side against stored document embeddings; ``both`` encodes documents too;
+        train: ``query_encoder`` trains the query side against stored document embeddings; ``both_encoders`` encodes
+            documents with gradients too;
             ``lexical`` trains the lexical half of a hybrid student, on both sides, against stored dense halves;
             ``head`` trains what a sparse or multi-vector student has behind its transformer, on both sides, against
-            stored hidden states, at a small part of the cost of ``both``.
+            stored hidden states, at a small part of the cost of ``both_encoders``.
         texts: What is trained on.
         candidates: Whom the teacher scores; needed by list objectives.
         selection: Which of the texts are trained on, where not all.
-        positives: What contrastive and in-batch objectives take for right: a pseudo-query's ``own`` document, or the
-            training split's ``labels``, of which the best by grade counts; labelled documents join the candidates.
-        groups: How groups are drawn for ``both`` and ``head``.
+        positives: What contrastive and in-batch objectives take for right: a pseudo-query's ``source_document``, the
+            one that it was taken from, or the training split's ``labels``, of which the best by grade counts; labeled
+            documents join the candidates.
+        groups: How groups are drawn for ``both_encoders`` and ``head``.
         batches: ``shuffled``, or of one of the ``topics`` each (TAS-B, arXiv 2104.06967): clusters of the texts'
             embeddings in the space.
         topics: How many; by default so many that each makes about six batches.
-        regularisers: What keeps a sparse student sparse.
+        regularizers: What keeps a sparse student sparse.
         matryoshka: The loss is taken on so many leading dimensions of a dense or static student's vectors too.
         exit_kl: Weight of the divergence by which the deepest exit teaches the others; 1 by default.
         exit_weights: Weights of what exits learn, by layer; 1 by default.
@@ -192,15 +194,15 @@ class StageSettings(Settings):
     objectives: list[ObjectiveSettings] = Field(min_length=1)
     teacher: list[TeacherSettings] = Field(default_factory=list)
     labels: str = "scores"
-    towers: Literal["query", "both", "lexical", "head"] = "query"
+    train: Literal["query_encoder", "both_encoders", "lexical", "head"] = "query_encoder"
     texts: TextSettings = TextSettings()
     candidates: CandidateSettings = CandidateSettings()
     selection: SelectionSettings | None = None
-    positives: Literal["own", "labels"] = "own"
+    positives: Literal["source_document", "labels"] = "source_document"
     groups: GroupSettings = GroupSettings()
     batches: Literal["shuffled", "topics"] = "shuffled"
     topics: int | None = Field(default=None, ge=1)
-    regularisers: list[RegulariserSettings] = Field(default_factory=list)
+    regularizers: list[RegularizerSettings] = Field(default_factory=list)
     matryoshka: list[int] = Field(default_factory=list)
     exit_kl: float | None = Field(default=None, ge=0)
     exit_weights: dict[int, float] = Field(default_factory=dict)
@@ -261,11 +263,11 @@ class StageSettings(Settings):
     @property
     def needs_own_document(self) -> bool:
         """Whether pseudo-queries must see the document that they were taken from."""
-        return self.is_contrastive and self.positives == "own"
+        return self.is_contrastive and self.positives == "source_document"
 
     @property
     def needs_labels(self) -> bool:
-        """Whether judgements of the training queries take part: as positives, or in a selection."""
+        """Whether judgments of the training queries take part: as positives, or in a selection."""
         return "labels" in (self.positives, self.selection.positives if self.selection is not None else None)
 
     @property

@@ -25,7 +25,7 @@ from retrodistill.training.hybrid import store_vectors
 from retrodistill.training.list_settings import CURRENT_STUDENT
 
 
-class Standing:
+class StudentSnapshot:
     """A student before a stage.
 
     Args:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from retrodistill import objectives as pure
 from retrodistill.core.distributed import processes
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.core.progress import say
+from retrodistill.core.progress import log
 from retrodistill.objectives.registry import LIST_OBJECTIVES, NEED_MORE, NEED_POSITIVES, OBJECTIVES, TEACHERLESS
 from retrodistill.training.in_batch import Across, InBatch
 from retrodistill.training.lists import Lists
@@ -73,7 +73,9 @@ class Term:
             usable = pure.usable_lists(targets, mask)[0]
             return pure.binary_cross_entropy(scores / self.student_temperature, targets, mask & usable[:, None])
         if self.name not in _LISTS and self.name != "pld":
-            raise UserError(f"objective {self.name!r} needs more than lists and works with towers: query or both.")
+            raise UserError(
+                f"objective {self.name!r} needs more than lists and works with train: query_encoder or both_encoders."
+            )
         scores, targets, mask = self.scaled(scores, targets, mask)
         if self.name == "pld":
             return pure.pld(scores, targets, mask, positives)
@@ -179,9 +181,13 @@ def lists_only(terms: Sequence[Term], beyond: frozenset[str] = frozenset()) -> l
     """
     for term in terms:
         if not term.sees_lists:
-            raise UserError(f"objective {term.name!r} aligns single texts; use it in a stage with towers: query.")
+            raise UserError(
+                f"objective {term.name!r} aligns single texts; use it in a stage with train: query_encoder."
+            )
         if term.name in NEED_MORE - beyond:
-            raise UserError(f"objective {term.name!r} needs more than lists and works with towers: query or both.")
+            raise UserError(
+                f"objective {term.name!r} needs more than lists and works with train: query_encoder or both_encoders."
+            )
     return list(terms)
 
 
@@ -317,4 +323,4 @@ class TermsLoss(nn.Module):
                 "deeper, or take the teacher's raw scores."
             )
         if told:
-            say(f"left out: {', '.join(told)}")
+            log(f"left out: {', '.join(told)}")

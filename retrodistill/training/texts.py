@@ -39,8 +39,8 @@ def training_queries(collection: Collection, split: str, test: Texts | None) -> 
     """
     train = collection.split(split)
     leaked = leaks_between(train, test) if test is not None else []
-    barred = {leak.train_id for leak in leaked}
-    return train.select([query for query in train.ids if query not in barred]), leak_warning(leaked)
+    excluded_queries = {leak.train_id for leak in leaked}
+    return train.select([query for query in train.ids if query not in excluded_queries]), leak_warning(leaked)
 
 
 def training_texts(
@@ -51,7 +51,7 @@ def training_texts(
     sentences: int = 3,
     documents: bool = False,
     seed: int = 0,
-    barred: Texts | None = None,
+    excluded_queries: Texts | None = None,
 ) -> TrainingTexts:
     """Gather what a student learns to encode.
 
@@ -62,18 +62,18 @@ def training_texts(
         sentences: So many sentences of each document, drawn without replacement.
         documents: Take every document's whole text.
         seed: Of the drawing.
-        barred: Test queries: a title or sentence with the text of one, punctuation and case aside, is left out.
+        excluded_queries: Test queries; a title or sentence that equals one, punctuation and case aside, is left out.
 
     Raises:
         UserError: Nothing is left to train on.
     """
     texts = queries
     if titles:
-        texts = texts + _without(title_texts(collection), barred)
+        texts = texts + _without(title_texts(collection), excluded_queries)
     if sentences:
-        texts = texts + _without(sample_sentences(collection, sentences, seed), barred)
+        texts = texts + _without(sample_sentences(collection, sentences, seed), excluded_queries)
     if documents:
-        texts = texts + _without(document_texts(collection), barred)
+        texts = texts + _without(document_texts(collection), excluded_queries)
     if not len(texts):
         raise UserError(
             f"collection {collection.name}: no query and no text of documents to train on; give a split with queries, "
@@ -84,6 +84,8 @@ def training_texts(
     return TrainingTexts(texts, np.concatenate([np.full(len(queries), -1, dtype=np.int64), positions]))
 
 
-def _without(drawn: Texts, barred: Texts | None) -> Texts:
-    leaked = {leak.train_id for leak in leaks_between(drawn, barred)} if barred is not None else set()
+def _without(drawn: Texts, excluded_queries: Texts | None) -> Texts:
+    leaked = (
+        {leak.train_id for leak in leaks_between(drawn, excluded_queries)} if excluded_queries is not None else set()
+    )
     return drawn.select([text_id for text_id in drawn.ids if text_id not in leaked]) if leaked else drawn

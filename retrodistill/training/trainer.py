@@ -36,7 +36,7 @@ class History:
     """What a training run looked like.
 
     Attributes:
-        steps: Optimiser steps taken.
+        steps: Optimizer steps taken.
         seconds: Wall-clock seconds, of this process since its last start.
         losses: ``{"step": .., "loss": .., term: ..}`` at intervals.
         monitors: ``{"step": .., measure: ..}`` at intervals.
@@ -116,7 +116,7 @@ def train(  # noqa: PLR0913 - what a training run is made of
     return history
 
 
-def optimiser_steps(rows: int, settings: TrainingSettings) -> int:
+def optimizer_steps(rows: int, settings: TrainingSettings) -> int:
     """Steps that a training on so many rows takes."""
     steps = math.ceil(math.ceil(rows / (settings.batch_size * processes())) * settings.epochs)
     return min(steps, settings.max_steps) if settings.max_steps else steps
@@ -159,7 +159,7 @@ def _arguments(
     seed: int,
 ) -> dict[str, Any]:
     rows = len(dataset)
-    steps = optimiser_steps(rows, settings)
+    steps = optimizer_steps(rows, settings)
     on_gpu = str(model.device).startswith("cuda")
     routed = any(hasattr(module, "sub_modules") for module in model)
     roles = {

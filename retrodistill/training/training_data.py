@@ -12,7 +12,7 @@ import numpy as np
 from retrodistill.candidates.samplers import random_documents
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_file, digest, read_json, write_json
-from retrodistill.core.progress import say
+from retrodistill.core.progress import log
 from retrodistill.data.collection import Collection
 from retrodistill.data.qrels import Qrels
 from retrodistill.data.rewrites import asked_better
@@ -30,10 +30,10 @@ from retrodistill.runs.formats import read_run, write_run
 from retrodistill.runs.run import Run
 from retrodistill.training.list_settings import CURRENT_STUDENT, is_student
 from retrodistill.training.lists import Lists, lists_from_run, lists_over_corpus
-from retrodistill.training.pools import bought, pool_of
-from retrodistill.training.positives import best_labelled
+from retrodistill.training.pools import candidate_pool, select_within_budget
+from retrodistill.training.positives import best_labeled
 from retrodistill.training.settings import StageSettings
-from retrodistill.training.snapshot import Standing
+from retrodistill.training.snapshot import StudentSnapshot
 from retrodistill.training.texts import TrainingTexts, training_texts
 
 _SPREAD_SAMPLE = 512  # rows of a corpus matrix that its spread is measured on
@@ -42,11 +42,11 @@ _SPREAD_SAMPLE = 512  # rows of a corpus matrix that its spread is measured on
 class StageTeachers(Protocol):
     """Gives a stage that names a teacher of its own that teacher."""
 
-    def teacher(self, stage: StageSettings, material: Material) -> Teacher:
+    def teacher(self, stage: StageSettings, data: TrainingData) -> Teacher:
         """The teacher; one that is a student of the same job is trained as far as the stage wants it."""
         ...
 
-    def fingerprint(self, stage: StageSettings, material: Material) -> str:
+    def fingerprint(self, stage: StageSettings, data: TrainingData) -> str:
         """Digest of what the teacher is, or of what it will be made from."""
         ...
 
@@ -80,7 +80,7 @@ class TaughtLists(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Material:
+class TrainingData:
     """What all stages of one student share.
 
     Attributes:
@@ -92,12 +92,12 @@ class Material:
         folder: For what is computed on the way.
         seed: Of the sampling of texts.
         own_documents: The student encodes its own documents, and is not trained against those of the space.
-        barred: Queries that must not be trained on, by text: pseudo-queries that equal one are left out.
+        excluded_queries: Queries that must not be trained on, by text: pseudo-queries that equal one are left out.
         stored: (corpus, d) vectors that query towers are trained against in place of the space's, e.g. as the codes of
-            a quantised index tell them.
+            a quantized index tell them.
         rewrites: Better queries by the ids of queries: the teacher is asked these, the student the queries themselves.
-        labels: Judgements of the training queries.
-        labeller: Who says what is right where a stage selects by an ensemble.
+        labels: Judgments of the training queries.
+        labeler: Who says what is right where a stage selects by an ensemble.
         teachers: Where stages with teachers of their own get them.
         student: The student as it stands when a stage begins; None before.
     """
@@ -109,16 +109,16 @@ class Material:
     folder: Path
     seed: int = 0
     own_documents: bool = False
-    barred: Texts | None = None
+    excluded_queries: Texts | None = None
     stored: np.ndarray | None = None
     rewrites: Texts | None = None
     labels: Qrels | None = None
-    labeller: Teacher | None = None
+    labeler: Teacher | None = None
     teachers: StageTeachers | None = None
-    student: Standing | None = None
+    student: StudentSnapshot | None = None
 
-    def taught(self, stage: StageSettings) -> Material:
-        """The material with the stage's teacher in the place of the job's.
+    def with_stage_teacher(self, stage: StageSettings) -> TrainingData:
+        """The data with the stage's teacher in the place of the job's.
 
         Raises:
             UserError: The stage names a teacher, and nothing says where it comes from.
@@ -127,21 +127,23 @@ class Material:
             return self
         if self.teachers is None:
             raise UserError("a stage with a teacher or labels of its own is for recipes; run it by 'retrodistill run'.")
-        labeller = self.teacher if stage.teacher else self.labeller
-        return replace(self, teacher=self.teachers.teacher(stage, self), labeller=labeller)
+        labeler = self.teacher if stage.teacher else self.labeler
+        return replace(self, teacher=self.teachers.teacher(stage, self), labeler=labeler)
 
-    def asked(self, texts: Texts) -> Texts:
+    def teacher_queries(self, texts: Texts) -> Texts:
         """The texts as the teacher is asked them: rewrites where there are, the same ids."""
         return texts if self.rewrites is None else asked_better(texts, self.rewrites)
 
-    def judged(self) -> Qrels:
-        """Judgements of the training queries.
+    def qrels(self) -> Qrels:
+        """Judgments of the training queries.
 
         Raises:
             UserError: There are none.
         """
         if self.labels is None or not len(self.labels):
-            raise UserError("the training queries have no labels; take positives: own, or positives: ensemble.")
+            raise UserError(
+                "the training queries have no labels; take positives: source_document, or positives: ensemble."
+            )
         return self.labels
 
     def texts(self, stage: StageSettings) -> TrainingTexts:
@@ -159,7 +161,7 @@ class Material:
             sentences=sentences,
             documents=documents,
             seed=self.seed,
-            barred=self.barred,
+            excluded_queries=self.excluded_queries,
         )
 
     def lists(self, stage: StageSettings, texts: TrainingTexts) -> TaughtLists:
@@ -176,21 +178,21 @@ class Material:
             if spread == 0:
                 raise UserError(f"teacher {self.teacher.name} scores all documents equal; there is nothing to learn.")
             lists = lists_over_corpus(scores, texts.sources, hide_source=hide)
-            return TaughtLists(self._labelled(stage, lists, texts), spread, None, [])
+            return TaughtLists(self._labeled(stage, lists, texts), spread, None, [])
         scored = self.scored(stage, texts.texts)
         run, dropped = check_trainable(scored.run)
         if any(dropped.values()):
-            say(f"left out: {dropped['single']} queries with one candidate, {dropped['flat']} with equal scores")
+            log(f"left out: {dropped['single']} queries with one candidate, {dropped['flat']} with equal scores")
         spread, documents = temperature_for(run, 1.0), self.collection.documents
         if isinstance(self.teacher, RecordedTeacher) and stage.candidates.random:
             drawn = random_documents(run.query_ids, documents.ids, stage.candidates.random, self.seed)
             run = with_unlisted(run, drawn)
         lists = lists_from_run(run, texts.texts, documents, texts.sources, hide_source=hide)
-        return TaughtLists(self._labelled(stage, lists, texts), spread, run, scored.notes)
+        return TaughtLists(self._labeled(stage, lists, texts), spread, run, scored.notes)
 
     def scored(self, stage: StageSettings, texts: Texts) -> Scored:
         """Mine and score candidates; kept in the folder and taken from there when nothing has changed."""
-        settings, asked = stage.candidates, self.asked(texts)
+        settings, asked = stage.candidates, self.teacher_queries(texts)
         parts: list[object] = [
             self.collection.documents.fingerprint,
             texts.fingerprint,
@@ -205,7 +207,7 @@ class Material:
         if self.student is not None and CURRENT_STUDENT in self.sources(stage):
             parts += [CURRENT_STUDENT, self.student.fingerprint]
         if stage.positives == "labels":
-            parts += ["labels", self.judged().fingerprint]
+            parts += ["labels", self.qrels().fingerprint]
         if settings.budget is not None:
             parts += ["budget", settings.budget, settings.budget_by, stage.needs_own_document]
         path = self.folder / "scores" / f"{digest(*parts)}.parquet"
@@ -228,22 +230,22 @@ class Material:
         return stage.candidates.sources or default_sources(self.teacher)
 
     def _pairs(self, stage: StageSettings, texts: Texts) -> tuple[Run, list[str]]:
-        pool = pool_of(self, stage, texts, self.sources(stage))
+        pool = candidate_pool(self, stage, texts, self.sources(stage))
         if stage.candidates.budget is None:
             return pool, []
-        chosen = bought(self, stage, texts, pool, self.sources(stage))
-        say(str(chosen))
+        chosen = select_within_budget(self, stage, texts, pool, self.sources(stage))
+        log(str(chosen))
         return chosen.run, [str(chosen)]
 
-    def _labelled(self, stage: StageSettings, lists: Lists, texts: TrainingTexts) -> Lists:
-        """The lists with labelled documents for positives, where the stage wants these."""
-        if stage.positives == "own":
+    def _labeled(self, stage: StageSettings, lists: Lists, texts: TrainingTexts) -> Lists:
+        """The lists with labeled documents for positives, where the stage wants these."""
+        if stage.positives == "source_document":
             return lists
-        return replace(lists, positives=best_labelled(lists, texts, self.collection.documents, self.judged()))
+        return replace(lists, positives=best_labeled(lists, texts, self.collection.documents, self.qrels()))
 
     def corpus_scores(self, texts: Texts) -> np.ndarray:
         """(texts, corpus) float32 teacher scores, memory-mapped from the folder, where they are kept."""
-        documents, texts = self.collection.documents, self.asked(texts)
+        documents, texts = self.collection.documents, self.teacher_queries(texts)
         key = digest(documents.fingerprint, texts.fingerprint, self.teacher.fingerprint(self.collection))
         path = self.folder / "scores" / f"{key}.npy"
         if not path.exists():

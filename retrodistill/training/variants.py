@@ -30,7 +30,7 @@ def check_matryoshka(student: AnyStudent, stage: StageSettings) -> None:
     check_dimensions(stage.matryoshka, student.dimension)
 
 
-def loss_of_forms(student: Encoder, stage: StageSettings, make: Make) -> Any:
+def loss_of_variants(student: Encoder, stage: StageSettings, make: Make) -> Any:
     """The loss of a stage at all exits and truncations that the student and the stage have; itself where there is none.
 
     Args:

@@ -67,7 +67,7 @@ class TestRobustWeights:
         return each[mistakes:].sum()
 
     def optimum(self, gain, mistakes):
-        """The same game as a linear programme: max sum q g - m t - sum u, with u >= q g - t, on the simplex."""
+        """The same game as a linear program: max sum q g - m t - sum u, with u >= q g - t, on the simplex."""
         n = len(gain)
         costs = np.concatenate([-gain, [mistakes], np.ones(n)])
         above = np.hstack([np.diag(gain), -np.ones((n, 1)), -np.eye(n)])

@@ -1,6 +1,6 @@
 import pytest
 
-from retrodistill.candidates.selection import labelled, prod_selection, pseudo_labelled, rewritten
+from retrodistill.candidates.selection import labeled, prod_selection, pseudo_labeled, rewritten
 from retrodistill.core.errors import UserError
 from retrodistill.data.qrels import Qrels
 from retrodistill.runs.run import Run
@@ -21,7 +21,7 @@ class TestProdSelection:
     def test_a_worked_example(self):
         found = prod_selection(self.TEACHER, self.STUDENT, POSITIVES, ranks=(2, 3))
         assert found.query_ids == ["wrong"]
-        assert (found.queries, found.unlabelled, found.teacher_wrong, found.not_ranked) == (7, 1, 1, 1)
+        assert (found.queries, found.unlabeled, found.teacher_wrong, found.not_ranked) == (7, 1, 1, 1)
         assert (found.student_right, found.too_far) == (1, 2)
 
     def test_both_ends_of_the_range_count(self):
@@ -53,12 +53,12 @@ class TestProdSelection:
 
 
 class TestPositives:
-    def test_labels_are_judgements_above_0(self):
+    def test_labels_are_judgments_above_0(self):
         qrels = Qrels.from_dict({"q": {"a": 2, "b": 0, "c": 1}, "r": {"a": -1}})
-        assert labelled(qrels) == {"q": {"a", "c"}}
+        assert labeled(qrels) == {"q": {"a", "c"}}
 
     def test_pseudo_labels_are_what_the_ensemble_ranks_first(self):
-        assert pseudo_labelled(run_of(q="ba", r="c")) == {"q": {"b"}, "r": {"c"}}
+        assert pseudo_labeled(run_of(q="ba", r="c")) == {"q": {"b"}, "r": {"c"}}
 
 
 class TestRewritten:

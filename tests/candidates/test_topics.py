@@ -24,8 +24,8 @@ ROWS = list(range(len(TOPICS)))
 class TestClusters:
     def blobs(self):
         generator = np.random.default_rng(0)
-        centres = np.eye(5)[np.repeat(np.arange(5), 20)]
-        return (centres + 0.01 * generator.normal(size=centres.shape)).astype(np.float32)
+        centers = np.eye(5)[np.repeat(np.arange(5), 20)]
+        return (centers + 0.01 * generator.normal(size=centers.shape)).astype(np.float32)
 
     def test_texts_that_lie_together_are_one_topic(self):
         topics = cluster_topics(self.blobs(), 5, seed=1).reshape(5, 20)

@@ -23,7 +23,7 @@ def quick(tiny_folder, tiny_model, tmp_path_factory):
     content = {
         "name": "quick",
         "collection": str(tiny_folder),
-        "space": f"dense:{tiny_model}",
+        "document_encoder": f"dense:{tiny_model}",
         "students": {
             "student": {
                 "model": "static",

@@ -89,7 +89,7 @@ class TestTheWayThrough:
         assert len(read_run(scored)) == len(pool)
 
         student, index = tmp_path / "student", tmp_path / "index"
-        asked = ["--target", f"run:{scored}", "--space", space, "--out", student]
+        asked = ["--target", f"run:{scored}", "--document-encoder", space, "--out", student]
         assert call("distill", *base, *asked)[0] == 0
         assert call("index", *base, "--documents", space, "--queries", f"static:{student}", "--out", index)[0] == 0
 

@@ -77,15 +77,15 @@ class TestMistakes:
         assert message in err
         assert not (tmp_path / "made" / tiny_folder.name / "results.json").exists()
 
-    def test_no_judgements_at_all(self, call, tiny_folder, tmp_path):
+    def test_no_judgments_at_all(self, call, tiny_folder, tmp_path):
         folder = shutil.copytree(tiny_folder, tmp_path / "bare")
         shutil.rmtree(folder / "qrels")
         status, out, err = call("evaluate", "bm25", "--collection", folder)
         assert (status, out) == (2, "")
         assert err == (
-            "error: collection bare has no relevance judgements, so there is no quality to measure; give a teacher for "
+            "error: collection bare has no relevance judgments, so there is no quality to measure; give a teacher for "
             "agreement with it, or ask for cost.\n"
         )
         status, out, _ = call("evaluate", "bm25", "--collection", folder, "--teacher", "bm25")
         assert status == 0
-        assert "note: bare has no relevance judgements" in out
+        assert "note: bare has no relevance judgments" in out

@@ -8,7 +8,7 @@ import pytest
 from sparse_models import inference_free
 
 from retrodistill.encoders.multi_vector import token_encoder
-from retrodistill.indexes import AsymmetricIndex, InvertedIndex, MultiVectorIndex, load_index
+from retrodistill.indexes import FaissIndex, InvertedIndex, MultiVectorIndex, load_index
 
 pytest.importorskip("qdrant_client")
 
@@ -49,7 +49,7 @@ class TestKinds:
     @pytest.mark.parametrize(
         ("kind", "options", "made"),
         [
-            ("faiss", ["--factory", "SQ8"], AsymmetricIndex),
+            ("faiss", ["--factory", "SQ8"], FaissIndex),
             ("inverted", ["--bits", "16"], InvertedIndex),
             ("multi-vector", ["--codec", "sq8"], MultiVectorIndex),
         ],
@@ -67,7 +67,7 @@ class TestKinds:
         assert status == 0
         assert json.loads(out)["systems"][0]["ndcg@10"] > 0
 
-    def test_a_quantiser_is_learned_beside_opq(self, build, tiny_model):
+    def test_a_quantizer_is_learned_beside_opq(self, build, tiny_model):
         place, (status, out, _) = build(f"dense:{tiny_model}", "--learn-queries", "--factory", "OPQ4,PQ4x4")
         assert status == 0
         assert re.search(r"held-out queries \(0 to 1\): 0\.\d{4}, OPQ at the same bytes \(OPQ4,PQ4x4\) 0\.\d{4}", out)
@@ -90,7 +90,7 @@ class TestKinds:
         assert status == 2
         assert "query_cut is no setting of the backend 'exact'" in err
 
-    def test_a_quantiser_of_vectors_from_a_file_learns_from_what_they_are_of(
+    def test_a_quantizer_of_vectors_from_a_file_learns_from_what_they_are_of(
         self, build, call, tiny, tiny_model, tmp_path
     ):
         from retrodistill.encoders import load_encoder

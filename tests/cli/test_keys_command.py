@@ -132,7 +132,7 @@ class TestPrefixes:
         ("prefix", "message"),
         [
             ("teachr", "unknown key 'teachr'. Did you mean 'teacher'?"),
-            ("students.stages.towrs", "unknown key below students.NAME.stages 'towrs'. Did you mean 'towers'?"),
+            ("students.stages.trian", "unknown key below students.NAME.stages 'trian'. Did you mean 'train'?"),
             ("index.factory.first", "there is no key below index.factory"),
         ],
     )

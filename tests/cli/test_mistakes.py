@@ -53,7 +53,7 @@ def places(tiny_folder, tiny_model, tiny_static, tiny_cross_encoder, quick, tmp_
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return {
         "tiny": tiny_folder,
-        "space": space,
+        "encoder": space,
         "static": f"static:{tiny_static}",
         "dir": tmp_path,
         "recipe": quick,
@@ -68,11 +68,11 @@ MISTAKES = {
         "unknown key 'idnex'. Did you mean 'index'?",
     ),
     "an unknown objective": (
-        "distill --collection {tiny} --target bm25 --space {space} --objective kll --out {dir}/made",
+        "distill --collection {tiny} --target bm25 --document-encoder {encoder} --objective kll --out {dir}/made",
         "unknown objective 'kll'",
     ),
     "an unknown student": (
-        "distill --collection {tiny} --target bm25 --space {space} --student bm25 --out {dir}/made",
+        "distill --collection {tiny} --target bm25 --document-encoder {encoder} --student bm25 --out {dir}/made",
         "a student starts from",
     ),
     "no such recipe": ("run nowhere.yaml --out {dir}/made", "no recipe nowhere.yaml"),
@@ -95,12 +95,12 @@ MISTAKES = {
         "has no split 'holdout'",
     ),
     "a run with NaN": (
-        "distill --collection {tiny} --target run:{dir}/nan.run --space {space} --out {dir}/made",
+        "distill --collection {tiny} --target run:{dir}/nan.run --document-encoder {encoder} --out {dir}/made",
         "line 1: score nan",
     ),
     "a run with NaN to evaluate": ("evaluate run:{dir}/nan.run --collection {tiny}", "line 1: score nan"),
     "a run with unknown ids": (
-        "distill --collection {tiny} --target run:{dir}/strange.run --space {space} --out {dir}/made",
+        "distill --collection {tiny} --target run:{dir}/strange.run --document-encoder {encoder} --out {dir}/made",
         "1 document ids are not in the collection",
     ),
     "candidates with unknown ids": (
@@ -109,7 +109,7 @@ MISTAKES = {
     ),
     "an empty run": ("evaluate run:{dir}/empty.run --collection {tiny}", "is empty"),
     "one candidate per query": (
-        "distill --collection {tiny} --target run:{dir}/single.run --space {space} --out {dir}/made",
+        "distill --collection {tiny} --target run:{dir}/single.run --document-encoder {encoder} --out {dir}/made",
         "needs at least two",
     ),
     "one candidate per query in a recipe": (
@@ -117,7 +117,7 @@ MISTAKES = {
         "needs at least two",
     ),
     "all scores equal": (
-        "distill --collection {tiny} --target run:{dir}/flat.run --space {space} --out {dir}/made",
+        "distill --collection {tiny} --target run:{dir}/flat.run --document-encoder {encoder} --out {dir}/made",
         "equal",
     ),
     "all scores equal in a recipe": (
@@ -126,15 +126,15 @@ MISTAKES = {
     ),
     "queries of another model": ("search {dir}/index star --queries {static}", "do not belong among documents by"),
     "an index for queries of another model": (
-        "index --collection {tiny} --documents {space} --queries {static} --out {dir}/made",
+        "index --collection {tiny} --documents {encoder} --queries {static} --out {dir}/made",
         "do not belong among documents by",
     ),
     "a factory that does not parse": (
-        "index --collection {tiny} --documents {space} --factory Flatt --out {dir}/made",
+        "index --collection {tiny} --documents {encoder} --factory Flatt --out {dir}/made",
         "does not parse",
     ),
     "too few documents for a factory": (
-        "index --collection {tiny} --documents {space} --factory OPQ4,PQ4 --out {dir}/made",
+        "index --collection {tiny} --documents {encoder} --factory OPQ4,PQ4 --out {dir}/made",
         "needs at least 256 vectors",
     ),
     "an index that was cut": ("search {dir}/cut star", "cut short or altered"),
@@ -162,7 +162,7 @@ MISTAKES = {
         "2 weights for 1 teachers",
     ),
     "an unknown fusion": (
-        "score --collection {tiny} --candidates {dir}/good.run --teacher bm25 --teacher {space} "
+        "score --collection {tiny} --candidates {dir}/good.run --teacher bm25 --teacher {encoder} "
         "--fusion zscor --out {dir}/made.run",
         "Did you mean 'zscore'?",
     ),
@@ -177,11 +177,11 @@ MISTAKES = {
         "cannot write to",
     ),
     "an unwritable place for a student": (
-        "distill --collection {tiny} --target bm25 --space {space} --out {dir}/file/made",
+        "distill --collection {tiny} --target bm25 --document-encoder {encoder} --out {dir}/file/made",
         "cannot write to",
     ),
     "an unwritable place for an index": (
-        "index --collection {tiny} --documents {space} --out {dir}/file/made",
+        "index --collection {tiny} --documents {encoder} --out {dir}/file/made",
         "cannot write to",
     ),
     "an unwritable place for scores": (
@@ -211,8 +211,8 @@ class TestMistakes:
         from retrodistill.core.manifest import Manifest
         from retrodistill.students import dense_student, save_student
 
-        space = load_encoder(places["space"])
-        narrow = dense_student(places["space"].removeprefix("dense:"), dimension=8)
+        space = load_encoder(places["encoder"])
+        narrow = dense_student(places["encoder"].removeprefix("dense:"), dimension=8)
         save_student(narrow, Manifest("student", about={"query_space": space.document_space}), tmp_path / "narrow")
         capsys.readouterr()
         status, out, err = call("search", places["dir"] / "index", "star", "--queries", f"dense:{tmp_path / 'narrow'}")
@@ -247,7 +247,16 @@ class TestFullDisks:
         asked = {
             "mine": ["--collection", tiny_folder, "--source", space, "--out", tmp_path / "made.run"],
             "index": ["--collection", tiny_folder, "--documents", space, "--out", tmp_path / "made"],
-            "distill": ["--collection", tiny_folder, "--target", space, "--space", space, "--out", tmp_path / "made"],
+            "distill": [
+                "--collection",
+                tiny_folder,
+                "--target",
+                space,
+                "--document-encoder",
+                space,
+                "--out",
+                tmp_path / "made",
+            ],
             "run": [quick, "--out", tmp_path / "made"],
         }[command]
         status, out, err = call(command, *asked)

@@ -28,7 +28,7 @@ def refused(folder, cache):
 
 
 class TestLoading:
-    def test_reads_documents_queries_and_judgements(self, make_folder):
+    def test_reads_documents_queries_and_judgments(self, make_folder):
         collection = load_folder(make_folder())
         assert collection.name == "small"
         assert collection.documents.texts == ["Cats Cats sleep most of the day.", *(d["text"] for d in DOCUMENTS[1:])]
@@ -111,7 +111,7 @@ class TestLoading:
         assert collection.documents_without_text == ["b"]
         assert "1 documents have no text ('b')" in collection.warnings[0]
 
-    def test_without_judgements_every_query_is_unjudged(self, make_folder):
+    def test_without_judgments_every_query_is_unjudged(self, make_folder):
         assert load_folder(make_folder(qrels={})).split("auto").ids == ["q1", "q2", "q3"]
 
     def test_documents_alone_are_a_collection_without_queries(self, make_folder):
@@ -124,7 +124,7 @@ class TestLoading:
             collection.split("test")
 
 
-class TestJudgements:
+class TestJudgments:
     def load(self, make_folder, rows):
         return load_folder(make_folder(qrels={"test": rows}))
 
@@ -146,7 +146,7 @@ class TestJudgements:
         collection = self.load(make_folder, HEADER + "q1\td1\t1\nq1\td1\t2\n")
         assert collection.relevance("test").to_dict() == {"q1": {"d1": 2}}
         assert collection.warnings == [
-            "test: 1 judgements repeat a pair of query and document; the last one counts, as in beir."
+            "test: 1 judgments repeat a pair of query and document; the last one counts, as in beir."
         ]
 
     def test_unknown_ids_are_warned_of(self, make_folder):
@@ -222,10 +222,10 @@ class TestRefusals:
         message = refused(tmp_path / "forums", cache)
         assert "it has no corpus.jsonl (but its folders android do: name one of them)" in message
 
-    def test_judgements_without_queries(self, make_folder, cache):
+    def test_judgments_without_queries(self, make_folder, cache):
         folder = make_folder()
         (folder / "queries.jsonl").unlink()
-        assert "has judgements but no queries.jsonl" in refused(folder, cache)
+        assert "has judgments but no queries.jsonl" in refused(folder, cache)
 
     def test_two_files_for_one_split(self, make_folder, cache):
         assert "are both the split 'dev'" in refused(make_folder(qrels={"dev": HEADER, "validation": HEADER}), cache)

@@ -66,7 +66,7 @@ class TestSplits:
             small(qrels={"dev": {"unheard": {"d1": 1}}}, queries={"q": "x"}).split("dev")
 
     def test_relevance_of_an_absent_split_lists_judged_ones(self):
-        with pytest.raises(UserError, match=r"no judgements for split 'all'; splits: train \(2 queries\), test"):
+        with pytest.raises(UserError, match=r"no judgments for split 'all'; splits: train \(2 queries\), test"):
             small().relevance("all")
 
     def test_a_pseudo_splits_name_cannot_be_taken(self):
@@ -74,7 +74,7 @@ class TestSplits:
             small(qrels={"all": {"q1": {"d1": 1}}})
 
 
-class TestJudgements:
+class TestJudgments:
     def test_zero_and_negative_grades_are_kept(self):
         assert small().relevance("train").to_dict() == {"q3": {"d1": 0}, "q1": {"d1": 2, "d2": -1}}
         assert len(small().relevance("train")) == 3
@@ -86,8 +86,8 @@ class TestJudgements:
         collection = small(qrels={"test": {"q1": {"d1": 1, "gone": 1, "lost": 1}, "nobody": {"d1": 1, "d2": 1}}})
         assert collection.relevance("test").to_dict() == {"q1": {"d1": 1, "gone": 1, "lost": 1}}
         assert collection.warnings[1:] == [
-            "test: 2 judgements of 1 unknown queries ('nobody') are dropped.",
-            "test: 2 judgements name 2 documents that the corpus lacks ('gone', 'lost'): kept, they count against "
+            "test: 2 judgments of 1 unknown queries ('nobody') are dropped.",
+            "test: 2 judgments name 2 documents that the corpus lacks ('gone', 'lost'): kept, they count against "
             "recall as in beir.",
         ]
 
@@ -98,7 +98,7 @@ class TestJudgements:
 
 
 class TestFingerprint:
-    def test_covers_documents_queries_and_judgements(self):
+    def test_covers_documents_queries_and_judgments(self):
         variants = [
             small(),
             small(queries={"q1": "cats", "q2": "dogs", "q3": "bird"}),
@@ -113,7 +113,7 @@ LEAKY = {"1": "What is a CAT?", "2": "what  is a cat", "3": "dogs", "4": "???", 
 
 
 class TestLeaks:
-    def test_found_by_id_and_by_normalised_text(self):
+    def test_found_by_id_and_by_normalized_text(self):
         judged = {"train": {"1": {"d1": 1}, "3": {"d1": 1}, "4": {"d1": 1}}, "test": {"2": {"d1": 1}, "3": {"d2": 1}}}
         found = leaks(small(queries=LEAKY, qrels=judged))
         assert [(leak.train_id, leak.test_id, leak.text) for leak in found] == [

@@ -5,7 +5,7 @@ import pytest
 
 from retrodistill.core.errors import UserError
 from retrodistill.data import Collection, Texts
-from retrodistill.data.collection import normalised
+from retrodistill.data.collection import normalized
 from retrodistill.data.conversations import (
     Conversations,
     Turn,
@@ -77,7 +77,7 @@ class TestRawQueries:
 
 
 class TestOfACollection:
-    def test_judgements_follow_the_ids(self):
+    def test_judgments_follow_the_ids(self):
         documents = {"d1": "a heart valve", "d2": "a comet"}
         queries = {"q1": "does a heart valve leak", "q2": "other"}
         collection = Collection.from_parts("x", documents, queries, {"test": {"q1": {"d1": 1}, "q2": {"d2": 1}}})
@@ -172,7 +172,7 @@ class TestMadeConversations:
         made = Conversations.from_turns(turns)
         assert sum(turn.utterance != turn.rewrite for turn in turns) >= 10
         for id_, rewrite in made.rewrites.items():
-            assert set(normalised(rewrite).split()) <= set(normalised(made.raw[id_]).split())
+            assert set(normalized(rewrite).split()) <= set(normalized(made.raw[id_]).split())
 
     def test_every_query_is_in_at_most_one_conversation_of_two_to_length_turns(self, tiny):
         turns = make_turns(tiny.queries, 3)

@@ -4,7 +4,7 @@ import pytest
 
 from retrodistill.core.errors import UserError
 from retrodistill.data import load_collection
-from retrodistill.data.collection import normalised
+from retrodistill.data.collection import normalized
 from retrodistill.data.demo import entries, split_of
 
 MODULE = '''
@@ -90,12 +90,12 @@ class TestDemo:
                 assert judged == {document: 1}
                 assert query == f"q:{document}"
                 assert split == split_of(document)
-                assert normalised(demo.queries[query]) not in normalised(demo.documents[document])
+                assert normalized(demo.queries[query]) not in normalized(demo.documents[document])
                 assert len(demo.documents[document].split()) >= 12
 
     def test_texts_stand_once_and_have_no_title(self, demo):
-        assert max(Counter(map(normalised, demo.documents.texts)).values()) == 1
-        assert max(Counter(map(normalised, demo.queries.texts)).values()) == 1
+        assert max(Counter(map(normalized, demo.documents.texts)).values()) == 1
+        assert max(Counter(map(normalized, demo.queries.texts)).values()) == 1
         assert set(demo.titles.texts) == {""}
 
     def test_nothing_comes_from_tests_or_toys(self, demo):

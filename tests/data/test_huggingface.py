@@ -117,17 +117,17 @@ class TestRepositories:
             "dev": {"q2": {"d1": 1}},
         }
 
-    def test_judgements_may_be_a_repository_of_their_own(self, repository, tmp_path):
+    def test_judgments_may_be_a_repository_of_their_own(self, repository, tmp_path):
         folder = repository(qrels="")
         for name in ("train", "dev"):
             (folder / f"{name}.jsonl").unlink()
-        judgements = tmp_path / "pets-qrels"
-        judgements.mkdir()
-        (judgements / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\n")
+        judgments = tmp_path / "pets-qrels"
+        judgments.mkdir()
+        (judgments / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\n")
         collection = load_collection(f"hf:{folder}")
         assert collection.relevance("test").to_dict() == {"q1": {"d1": 1}}
 
-    def test_without_judgements_the_missing_repository_is_named(self, repository, cache):
+    def test_without_judgments_the_missing_repository_is_named(self, repository, cache):
         with pytest.raises(UserError, match="pets-qrels"):
             load_collection(f"hf:{repository(qrels='')}")
         assert left_in(cache) == []

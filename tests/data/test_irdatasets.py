@@ -28,7 +28,7 @@ REGISTRY = {
     "pets": Dataset(DOCS, [ONE, TWO, THREE]),
     "pets/train": Dataset(DOCS, [ONE], [Qrel("q1", "d1", 1, "0")]),
     "pets/validation": Dataset(DOCS, [TWO], [Qrel("q2", "d2", 2, "0")]),
-    "pets/unlabelled": Dataset(DOCS, [THREE]),
+    "pets/unlabeled": Dataset(DOCS, [THREE]),
     "pets/train/tiny": Dataset(DOCS, [ONE], [Qrel("q1", "d2", 1, "0")]),
     "abstracts": Dataset([Fields("d1", "text")], [ONE], [Qrel("q1", "d1", 1, "0")]),
     "queries-only": Dataset(None, [ONE]),
@@ -63,7 +63,7 @@ class TestLoading:
     @pytest.mark.parametrize(
         ("name", "split"), [("pets/train", "train"), ("pets/train/tiny", "train"), ("pets/validation", "dev")]
     )
-    def test_an_id_with_judgements_is_that_split_alone(self, name, split):
+    def test_an_id_with_judgments_is_that_split_alone(self, name, split):
         collection = load_collection(f"ir_datasets:{name}")
         assert list(collection.qrels) == [split]
         assert collection.name == name.replace("/", "-")

@@ -11,7 +11,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders import Encoder, load_encoder
-from retrodistill.encoders.contract import Space
+from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.students import save_student
 
@@ -24,7 +24,7 @@ def teacher(tiny_model):
 
 @pytest.fixture
 def space(teacher):
-    return Space.of(teacher)
+    return EmbeddingSpace.of(teacher)
 
 
 def prompted(folder, **others):
@@ -40,7 +40,7 @@ def rebuilt(folder, *modules, similarity="cosine"):
     return load_encoder(model)
 
 
-def by_towers(queries, documents, **others):
+def by_part(queries, documents, **others):
     """A Router of two models' modules."""
     model = SentenceTransformer(modules=[Router({"query": queries, "document": documents}, **others)], device="cpu")
     model.prompts = {"query": "query: ", "document": "passage: "}
@@ -49,26 +49,26 @@ def by_towers(queries, documents, **others):
 
 class TestWhoIsAdmitted:
     def test_the_model_itself_loaded_again(self, space, tiny_model):
-        space.admit(load_encoder(prompted(tiny_model)))
+        space.check_query_encoder(load_encoder(prompted(tiny_model)))
         assert space.differences(load_encoder(prompted(tiny_model))) == []
 
     def test_a_student_whose_manifest_names_the_space(self, space, teacher, tiny_static, tmp_path):
         manifest = Manifest("student", about={"query_space": teacher.document_space})
-        space.admit(save_student(load_bi_encoder(tiny_static), manifest, tmp_path / "student"))
+        space.check_query_encoder(save_student(load_bi_encoder(tiny_static), manifest, tmp_path / "student"))
 
     def test_a_student_of_another_space_is_told_both(self, space, tiny_static):
         student = Encoder(load_bi_encoder(tiny_static), "static:s", Manifest("student", about={"query_space": "abc"}))
         with pytest.raises(UserError, match=rf"was distilled into space abc, the documents lie in {space.fingerprint}"):
-            space.admit(student)
+            space.check_query_encoder(student)
 
     def test_a_student_among_its_own_documents(self, tiny_static):
         student = Encoder(load_bi_encoder(tiny_static), "static:s", Manifest("student", about={"query_space": "abc"}))
         with pytest.raises(UserError, match=r"^static:s encodes queries only, for documents of another model; build"):
-            Space.of(student).admit(student)
+            EmbeddingSpace.of(student).check_query_encoder(student)
 
     def test_the_same_table_without_its_manifest(self, space, tiny_static):
         with pytest.raises(UserError, match=r"other weights; other modules"):
-            space.admit(load_encoder(load_bi_encoder(tiny_static)))
+            space.check_query_encoder(load_encoder(load_bi_encoder(tiny_static)))
 
 
 class TestWhatDiffers:
@@ -76,7 +76,7 @@ class TestWhatDiffers:
 
     def refused(self, space, encoder):
         with pytest.raises(UserError) as caught:
-            space.admit(encoder)
+            space.check_query_encoder(encoder)
         return str(caught.value)
 
     def test_weights(self, space, tiny_model):
@@ -91,7 +91,7 @@ class TestWhatDiffers:
         encoder = rebuilt(tiny_model, first, Pooling(32, "cls"), last)
         assert space.differences(encoder) == ["Pooling has pooling_mode 'cls', wanted 'mean'"]
 
-    def test_normalisation(self, space, tiny_model):
+    def test_normalization(self, space, tiny_model):
         encoder = rebuilt(tiny_model, *list(load_bi_encoder(tiny_model))[:2])
         assert space.differences(encoder) == ["modules Transformer, Pooling, wanted Transformer, Pooling, Normalize"]
 
@@ -117,15 +117,15 @@ class TestWhatDiffers:
         model = prompted(tiny_model)
         model.truncate_dim = 16
         assert "have 16 dimensions (cut to 16), the documents by" in self.refused(space, load_encoder(model))
-        whole = Space.of(load_encoder(model))
+        whole = EmbeddingSpace.of(load_encoder(model))
         assert "have 32 dimensions, the documents" in self.refused(whole, load_encoder(prompted(tiny_model)))
 
     def test_truncation_against_a_model_that_is_as_narrow(self, tiny_model):
         cut, narrow = load_bi_encoder(tiny_model), load_bi_encoder(tiny_model)
         cut.truncate_dim = 8
         narrow = rebuilt(tiny_model, *list(narrow)[:2], Dense(32, 8))
-        assert "truncation 8, wanted None" in Space.of(narrow).differences(load_encoder(cut))
-        assert "truncation None, wanted 8" in Space.of(load_encoder(cut)).differences(narrow)
+        assert "truncation 8, wanted None" in EmbeddingSpace.of(narrow).differences(load_encoder(cut))
+        assert "truncation None, wanted 8" in EmbeddingSpace.of(load_encoder(cut)).differences(narrow)
 
     def test_all_of_them_at_once_in_one_line(self, space, tiny_model):
         model = prompted(tiny_model, document="")
@@ -136,7 +136,7 @@ class TestWhatDiffers:
 
 
 class TestTheQueryPrompt:
-    """It moves no document, but a model that asks with another one finds other neighbours."""
+    """It moves no document, but a model that asks with another one finds other neighbors."""
 
     def test_the_documents_lie_where_they_lay(self, space, tiny_model):
         assert load_encoder(prompted(tiny_model, query="what is ")).document_space == space.fingerprint
@@ -147,7 +147,7 @@ class TestTheQueryPrompt:
             match=r"is the model of these documents but asks otherwise \(query prompt 'what is ', wanted 'query: '\); "
             r"set it so, or build the index with the model as it is now: documents are not embedded again.$",
         ):
-            space.admit(load_encoder(prompted(tiny_model, query="what is ")))
+            space.check_query_encoder(load_encoder(prompted(tiny_model, query="what is ")))
 
     def test_the_same_model_without_one_is_refused(self, space, tiny_model):
         assert space.differences(load_encoder(prompted(tiny_model, query=""))) == ["query prompt '', wanted 'query: '"]
@@ -155,12 +155,14 @@ class TestTheQueryPrompt:
     def test_a_student_asks_as_it_was_trained_to(self, space, teacher, tiny_static):
         student = load_bi_encoder(tiny_static)
         student.prompts = {"query": "find "}
-        space.admit(Encoder(student, "static:s", Manifest("student", about={"query_space": teacher.document_space})))
+        space.check_query_encoder(
+            Encoder(student, "static:s", Manifest("student", about={"query_space": teacher.document_space}))
+        )
 
     def test_a_space_that_was_kept_without_it_holds_nobody_to_it(self, space, tiny_model):
         content = space.to_json()
         del content["query_contract"]
-        Space.from_json(content).admit(load_encoder(prompted(tiny_model, query="what is ")))
+        EmbeddingSpace.from_json(content).check_query_encoder(load_encoder(prompted(tiny_model, query="what is ")))
 
 
 class TestTruncation:
@@ -192,7 +194,7 @@ class TestTruncation:
         table, normalise = load_bi_encoder(tiny_static)
         whole = rebuilt(tiny_static, table, normalise)
         assert whole.contract("document")["max_length"] is None
-        space = Space.of(whole)
+        space = EmbeddingSpace.of(whole)
         tokenizer = copy.deepcopy(table.tokenizer)
         tokenizer.enable_truncation(4)
         short = StaticEmbedding(tokenizer, embedding_weights=table.embedding.weight.detach().clone())
@@ -201,36 +203,36 @@ class TestTruncation:
 
 class TestRouters:
     def test_documents_that_go_through_a_models_modules_lie_in_its_space(self, space, tiny_model, tiny_static):
-        pair = by_towers(list(load_bi_encoder(tiny_static)), list(load_bi_encoder(tiny_model)))
+        pair = by_part(list(load_bi_encoder(tiny_static)), list(load_bi_encoder(tiny_model)))
         assert pair.document_space == space.fingerprint
         assert pair.fingerprint("query") != space.fingerprint
 
     def test_its_query_tower_is_for_those_documents(self, space, tiny_model, tiny_static):
-        pair = by_towers(list(load_bi_encoder(tiny_static)), list(load_bi_encoder(tiny_model)))
-        space.admit(pair)
-        Space.of(pair).admit(pair)
-        Space.of(pair).admit(load_encoder(prompted(tiny_model)))
+        pair = by_part(list(load_bi_encoder(tiny_static)), list(load_bi_encoder(tiny_model)))
+        space.check_query_encoder(pair)
+        EmbeddingSpace.of(pair).check_query_encoder(pair)
+        EmbeddingSpace.of(pair).check_query_encoder(load_encoder(prompted(tiny_model)))
 
     def test_another_document_tower_is_refused(self, space, tiny_model, tiny_static):
-        pair = by_towers(list(load_bi_encoder(tiny_model)), list(load_bi_encoder(tiny_static)))
+        pair = by_part(list(load_bi_encoder(tiny_model)), list(load_bi_encoder(tiny_static)))
         assert space.differences(pair)[:2] == ["other weights", "other modules"]
 
     def test_one_tower_for_both_is_held_to_the_query_prompt(self, space, tiny_model):
         tower = list(load_bi_encoder(tiny_model))
-        same = by_towers(tower, tower)
-        space.admit(same)
+        same = by_part(tower, tower)
+        space.check_query_encoder(same)
         same.model.prompts = {"query": "what ", "document": "passage: "}
         assert space.differences(same) == ["query prompt 'what ', wanted 'query: '"]
 
     def test_what_follows_the_router_counts(self, tiny_model, tiny_static):
-        towers = [list(load_bi_encoder(folder))[:-1] for folder in (tiny_static, tiny_model)]
-        model = SentenceTransformer(modules=[Router.for_query_document(*towers), Normalize()], device="cpu")
+        train = [list(load_bi_encoder(folder))[:-1] for folder in (tiny_static, tiny_model)]
+        model = SentenceTransformer(modules=[Router.for_query_document(*train), Normalize()], device="cpu")
         assert load_encoder(model).document_space == load_encoder(load_bi_encoder(tiny_model)).document_space
 
     def test_routes_by_a_mapping(self, tiny_model, tiny_static):
-        towers = {"q": list(load_bi_encoder(tiny_static)), "d": list(load_bi_encoder(tiny_model))}
+        train = {"q": list(load_bi_encoder(tiny_static)), "d": list(load_bi_encoder(tiny_model))}
         routes = {("query", "text"): "q", ("document", None): "d"}
-        encoder = load_encoder(SentenceTransformer(modules=[Router(towers, route_mappings=routes)], device="cpu"))
+        encoder = load_encoder(SentenceTransformer(modules=[Router(train, route_mappings=routes)], device="cpu"))
         assert encoder.document_space == load_encoder(load_bi_encoder(tiny_model)).document_space
         assert [type(one).__name__ for one in encoder.modules("query")] == ["StaticEmbedding", "Normalize"]
         words = ["star planet"]
@@ -243,12 +245,12 @@ class TestRouters:
         with pytest.raises(
             UserError, match=r"has no route for a document \(routes: left\); a Router needs 'query' and"
         ):
-            Space.of(load_encoder(model))
+            EmbeddingSpace.of(load_encoder(model))
 
 
 class TestTheSpaceOnDisk:
     def test_it_comes_back_and_refuses_alike(self, space, tiny_model):
-        again = Space.from_json(json.loads(json.dumps(space.to_json())))
+        again = EmbeddingSpace.from_json(json.loads(json.dumps(space.to_json())))
         assert again == space
         assert (again.contract, again.query_contract) == (space.contract, space.query_contract)
         other = load_encoder(prompted(tiny_model, document="text: ", query="what "))
@@ -262,13 +264,13 @@ class TestTheSpaceOnDisk:
         content = space.to_json()
         del content[key]
         with pytest.raises(UserError, match=rf"^the manifest's space lacks '{key}'; build the index again.$"):
-            Space.from_json(content)
+            EmbeddingSpace.from_json(content)
 
     def test_one_of_a_later_version(self, space):
         with pytest.raises(UserError, match=r"^the manifest's space holds 'curvature', which this version does not"):
-            Space.from_json({**space.to_json(), "curvature": -1})
+            EmbeddingSpace.from_json({**space.to_json(), "curvature": -1})
 
     @pytest.mark.parametrize("width", [0, 33])
     def test_a_truncation_that_is_no_part_of_the_vector(self, teacher, width):
         with pytest.raises(UserError, match=rf"^truncation to {width} dimensions: .* have 32; choose from 1 to 32.$"):
-            Space.of(teacher, width)
+            EmbeddingSpace.of(teacher, width)

@@ -54,15 +54,15 @@ class TestEncoding:
     def test_a_router_sends_each_role_through_its_tower(self, tiny_model, tiny_static):
         from sentence_transformers.base.modules import Router
 
-        towers = [list(load_bi_encoder(folder)) for folder in (tiny_static, tiny_model)]
-        model = SentenceTransformer(modules=[Router.for_query_document(*towers)], device="cpu")
+        train = [list(load_bi_encoder(folder)) for folder in (tiny_static, tiny_model)]
+        model = SentenceTransformer(modules=[Router.for_query_document(*train)], device="cpu")
         encoder = load_encoder(model)
         words = ["star planet", "violin"]
         np.testing.assert_allclose(encoder.encode(words, "query"), model.encode_query(words), atol=1e-6)
         np.testing.assert_allclose(encoder.encode(words, "document"), model.encode_document(words), atol=1e-6)
         assert not np.allclose(model.encode_query(words), model.encode_document(words))
 
-    def test_cosine_models_give_unit_vectors_even_without_a_normalising_module(self, tiny_model):
+    def test_cosine_models_give_unit_vectors_even_without_a_normalizing_module(self, tiny_model):
         modules = [module for module in load_bi_encoder(tiny_model) if not isinstance(module, Normalize)]
         model = SentenceTransformer(modules=modules, similarity_fn_name="cosine", device="cpu")
         assert not np.allclose(np.linalg.norm(model.encode(TEXTS), axis=1), 1)

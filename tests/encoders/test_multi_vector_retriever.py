@@ -70,7 +70,7 @@ class TestRetriever:
     def test_it_answers_as_its_responder_does(self, tiny, encoder):
         retriever = MultiVectorRetriever(encoder)
         queries = tiny.split("test")
-        rows, _ = retriever.responder(tiny, 3)(queries.texts[0])
+        rows, _ = retriever.query_fn(tiny, 3)(queries.texts[0])
         run = retriever.retrieve(tiny, queries, 3).to_dict()
         assert [tiny.documents.ids[row] for row in rows[0]] == list(run[queries.ids[0]])
 

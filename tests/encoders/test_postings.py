@@ -61,7 +61,7 @@ class TestExact:
         assert len(Postings.from_csr(csr_array(([0.0, 1.0], ([0, 1], [0, 0])), shape=(2, 1))).rows) == 1
 
 
-class TestQuantised:
+class TestQuantized:
     @pytest.mark.parametrize("bits", BITS)
     def test_each_weight_is_within_half_a_step(self, matrix, bits):
         step = matrix.max(axis=0).toarray().ravel() / (2**bits - 1)

@@ -73,15 +73,15 @@ class TestRetrieving:
 
     def test_a_recorded_run_cannot_be_timed(self, tiny):
         with pytest.raises(UserError, match=r"is recorded and answers no new query"):
-            RecordedRetriever(Run.from_dict({"q0": {"d0": 1.0}})).responder(tiny, 2)
+            RecordedRetriever(Run.from_dict({"q0": {"d0": 1.0}})).query_fn(tiny, 2)
 
     def test_responders_answer_as_the_retriever_does(self, tiny, tiny_model):
         query = tiny.split("test").texts[0]
         dense, lexical = load_retriever(f"dense:{tiny_model}"), load_retriever("bm25")
         first = next(iter(dense.retrieve(tiny, tiny.split("test"), 3)))
-        assert [tiny.documents.ids[row] for row in dense.responder(tiny, 3)(query)[1][0]] == list(first[1])
+        assert [tiny.documents.ids[row] for row in dense.query_fn(tiny, 3)(query)[1][0]] == list(first[1])
         first = next(iter(lexical.retrieve(tiny, tiny.split("test"), 3)))
-        np.testing.assert_allclose(lexical.responder(tiny, 3)(query)[1][0], first[2], rtol=1e-6)
+        np.testing.assert_allclose(lexical.query_fn(tiny, 3)(query)[1][0], first[2], rtol=1e-6)
 
     def test_dense_vectors_cost_four_bytes_a_dimension(self, tiny, tiny_model):
         assert load_retriever(f"dense:{tiny_model}").bytes_per_document(tiny) == 128

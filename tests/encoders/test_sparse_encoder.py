@@ -13,7 +13,7 @@ from sparse_models import VOCABULARY, inference_free, masked_model, saved, splad
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders import load_encoder
-from retrodistill.encoders.contract import Space
+from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.loading import load_sparse
 from retrodistill.encoders.sparse import SparseTextEncoder, load_sparse_encoder
 from retrodistill.encoders.token_weights import TokenWeights
@@ -175,13 +175,13 @@ class TestContract:
         other = load_sparse_encoder(inference_free(tmp_path / "other", torch.ones(len(VOCABULARY))))
         assert one.document_space == other.document_space
         assert one.fingerprint("query") != other.fingerprint("query")
-        Space.of(one).admit(other)
+        EmbeddingSpace.of(one).check_query_encoder(other)
 
     def test_how_many_terms_are_kept_counts(self, tmp_path):
         one = load_sparse_encoder(splade(tmp_path / "one"))
         other = load_sparse_encoder(splade(tmp_path / "other", max_active_dims=3))
         with pytest.raises(UserError, match=r"most_terms 3, wanted None"):
-            Space.of(one).admit(other)
+            EmbeddingSpace.of(one).check_query_encoder(other)
 
     def test_another_vocabulary_of_the_same_size(self, tmp_path):
         swapped = [*VOCABULARY[:10], *reversed(VOCABULARY[10:])]
@@ -193,7 +193,7 @@ class TestContract:
         one = load_sparse_encoder(splade(tmp_path / "one"))
         assert one.contract("document")["weights"] == other.contract("document")["weights"]
         with pytest.raises(UserError, match=r"do not belong among documents by .*vocabulary '\w+', wanted '\w+'"):
-            Space.of(one).admit(other)
+            EmbeddingSpace.of(one).check_query_encoder(other)
 
 
 class TestLoading:

@@ -9,7 +9,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
 from retrodistill.data import Collection
 from retrodistill.encoders import Encoder, load_encoder
-from retrodistill.encoders.contract import Space
+from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.embeddings import embed, seconds_to_embed
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.vector_files import VectorFile, bound
@@ -238,14 +238,14 @@ class TestTheSpace:
         one, two = VectorFile.open(folder), VectorFile.open(other)
         assert one.document_space == two.document_space
         assert one.fingerprint("document") != two.fingerprint("document")
-        Space.of(one).admit(two)
+        EmbeddingSpace.of(one).check_query_encoder(two)
 
     def test_vectors_without_a_name_are_their_own(self, tmp_path):
         one = VectorFile.open(write_npy(tmp_path / "v.npy", IDS, VECTORS))
         two = VectorFile.open(write_npy(tmp_path / "w.npy", IDS, VECTORS[::-1].copy()))
         assert VectorFile.open(write_jsonl(tmp_path / "v.jsonl", IDS, VECTORS)).document_space == one.document_space
         with pytest.raises(UserError, match=r"do not belong .*\(model 'vectors \w+', wanted 'vectors \w+'\)"):
-            Space.of(one).admit(two)
+            EmbeddingSpace.of(one).check_query_encoder(two)
 
     @pytest.mark.parametrize(
         ("changed", "difference"),
@@ -257,20 +257,20 @@ class TestTheSpace:
         ],
     )
     def test_what_differs_is_named(self, folder, changed, difference):
-        space = Space.of(VectorFile.open(folder))
+        space = EmbeddingSpace.of(VectorFile.open(folder))
         (folder / "about.json").write_text(json.dumps({"model": "acme/embed-1", **changed}))
         assert space.differences(VectorFile.open(folder)) == [difference]
 
     def test_a_model_that_runs_here_is_another(self, folder, api):
         with pytest.raises(UserError, match=r"model None, wanted 'acme/embed-1'"):
-            Space.of(VectorFile.open(folder)).admit(api)
+            EmbeddingSpace.of(VectorFile.open(folder)).check_query_encoder(api)
         with pytest.raises(UserError, match=r"other weights; other modules; .*model 'acme/embed-1', wanted None"):
-            Space.of(api).admit(VectorFile.open(folder))
+            EmbeddingSpace.of(api).check_query_encoder(VectorFile.open(folder))
 
     def test_a_student_distilled_into_it(self, folder, tiny_static):
-        space = Space.of(VectorFile.open(folder))
+        space = EmbeddingSpace.of(VectorFile.open(folder))
         manifest = Manifest("student", about={"query_space": space.fingerprint})
-        space.admit(Encoder(load_bi_encoder(tiny_static), "static:s", manifest))
+        space.check_query_encoder(Encoder(load_bi_encoder(tiny_static), "static:s", manifest))
 
 
 class TestLookingUp:

@@ -10,7 +10,7 @@ def space(tiny_model):
 
 @pytest.fixture
 def unjudged():
-    """A collection without any judgement."""
+    """A collection without any judgment."""
     documents = {f"d{number}": f"star number {number} in galaxy {number % 3}" for number in range(12)}
     return Collection.from_parts("unjudged", documents, {"a": "star 3", "b": "galaxy 2"}, {})
 

@@ -4,9 +4,15 @@ import numpy as np
 import pytest
 
 from retrodistill.core.errors import UserError
-from retrodistill.evaluation import kendall, overlap, rank_agreement, ranking_overlap, score_bins
 from retrodistill.runs import Run
-from retrodistill.runs.agreement import rank_biased_overlap
+from retrodistill.runs.agreement import (
+    kendall,
+    overlap,
+    rank_agreement,
+    rank_biased_overlap,
+    ranking_overlap,
+    score_bins,
+)
 
 
 def brute(student, teacher):

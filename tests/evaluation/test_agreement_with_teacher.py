@@ -3,11 +3,12 @@ import pytest
 
 from retrodistill.core.errors import UserError
 from retrodistill.data import load_collection
-from retrodistill.evaluation import evaluate, evaluate_run, kendall, means, overlap, ranking_overlap
+from retrodistill.evaluation import evaluate, evaluate_run, means
 from retrodistill.evaluation.agreement import agreements
 from retrodistill.rankers import load_teacher
 from retrodistill.rankers.retrievers import LexicalRetriever, load_retriever
 from retrodistill.runs import Run, write_run
+from retrodistill.runs.agreement import kendall, overlap, ranking_overlap
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 
 from retrodistill.core.errors import UserError
 from retrodistill.data import load_collection
-from retrodistill.evaluation import Wanted, benchmark
+from retrodistill.evaluation import EvaluationConfig, benchmark
 from retrodistill.evaluation.rules import FORUMS, sources, split_of, version_note
 from retrodistill.runs import Run, write_run
 
@@ -54,10 +54,10 @@ class TestTable:
         assert str(made) == str(made.evaluations[0])
         assert len(made.evaluations[0].runs) == 1
 
-    def test_a_collection_without_judgements_has_no_row(self, small, unjudged):
-        made = benchmark("bm25", [small("one"), unjudged], Wanted(teacher="bm25"))
+    def test_a_collection_without_judgments_has_no_row(self, small, unjudged):
+        made = benchmark("bm25", [small("one"), unjudged], EvaluationConfig(teacher="bm25"))
         assert list(made.table) == ["one"]
-        assert "note: unjudged has no relevance judgements" in str(made)
+        assert "note: unjudged has no relevance judgments" in str(made)
 
     def test_runs_of_several_collections_are_not_held(self, small):
         assert all(not one.runs for one in benchmark("bm25", [small("one"), small("two")]).evaluations)
@@ -118,7 +118,7 @@ class TestRules:
         assert found[0].place == "ir_datasets:beir/cqadupstack/android"
         assert [source.row for source in found] == ["cqadupstack"] * 12
 
-    def test_without_judgements_every_query_is_asked(self, unjudged):
+    def test_without_judgments_every_query_is_asked(self, unjudged):
         assert split_of(unjudged, None) == "all"
 
     def test_the_version_of_touche_is_said(self, small):

@@ -60,7 +60,7 @@ class TestWhatIsMeasured:
 
         class Opaque:
             name = "opaque"
-            retrieve, responder, bytes_per_document = inner.retrieve, inner.responder, inner.bytes_per_document
+            retrieve, query_fn, bytes_per_document = inner.retrieve, inner.query_fn, inner.bytes_per_document
 
         found = measure_cost(of(Opaque()), tiny, tiny.split("test").texts)
         assert [(one.batch, one.encode, one.search) for one in found.timings] == [(1, None, None), (32, None, None)]
@@ -70,9 +70,9 @@ class TestWhatIsMeasured:
 
         class Telling:
             name = "telling"
-            retrieve, responder, bytes_per_document = inner.retrieve, inner.responder, inner.bytes_per_document
+            retrieve, query_fn, bytes_per_document = inner.retrieve, inner.query_fn, inner.bytes_per_document
 
-            def stages(self, collection, k):
+            def timed_stages(self, collection, k):
                 return list, len
 
         assert measure_cost(of(Telling()), tiny, ["a"]).timings[1].search is not None
@@ -84,7 +84,7 @@ class TestWhatIsMeasured:
         recorded = Ensemble([load_teacher("bm25"), load_teacher(run)])
         assert measure_cost(recorded, tiny, ["a"]) is None
         with pytest.raises(UserError, match="members that answer no new query"):
-            recorded.responder(tiny, 3)
+            recorded.query_fn(tiny, 3)
 
     def test_recorded_vectors_answer_no_new_query_and_are_searched_all_the_same(
         self, tiny, space, tmp_path, monkeypatch
@@ -155,7 +155,7 @@ class TestInAnEvaluation:
         assert "tokens/s" in str(made)
         assert "12.3 kB" in str(made)  # not 0 MB
 
-    def test_without_judgements_too(self, unjudged):
+    def test_without_judgments_too(self, unjudged):
         made = evaluate("bm25", unjudged, cost_threads=1)
         assert made.rows[0].cost.timings[0].queries_per_second > 0
         assert made.rows[0].cost.peak_bytes is None  # a collection in memory: no other process has it
@@ -168,7 +168,7 @@ class TestStagesOfEveryKind:
         model.save_pretrained(str(tmp_path / "model"))
         name, texts = f"{kind}:{tmp_path / 'model'}", tiny.split("test").texts
         for system in (load_retriever(name), build_index(tiny, name)):
-            encode, search = system.stages(tiny, 3)
+            encode, search = system.timed_stages(tiny, 3)
             rows, scores = search(encode(texts[:2]))
             found = system.retrieve(tiny, tiny.split("test"), 3)
             query, documents, wanted = next(iter(found))

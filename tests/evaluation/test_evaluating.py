@@ -189,9 +189,9 @@ class TestFolder:
         assert len(evaluate({"a:b": "bm25", "a-b": "bm25"}, tiny).means) == 2
 
 
-class TestWithoutJudgements:
+class TestWithoutJudgments:
     def test_it_says_so_in_one_line(self, unjudged):
-        with pytest.raises(UserError, match=r"unjudged has no relevance judgements.* give a teacher") as error:
+        with pytest.raises(UserError, match=r"unjudged has no relevance judgments.* give a teacher") as error:
             evaluate("bm25", unjudged)
         assert "\n" not in str(error.value)
 
@@ -201,7 +201,7 @@ class TestWithoutJudgements:
         assert (made.split, made.queries) == ("all", 2)
         assert made.rows[1].agreement.overlap10 == 1
         assert made.rows[0].ndcg10 is made.rows[0].agreement.ceiling is None
-        assert "unjudged has no relevance judgements" in str(made)
+        assert "unjudged has no relevance judgments" in str(made)
         assert Results.from_json(json.loads((tmp_path / "results.json").read_text())).notes == made.notes
         again = evaluate({"model": space, "lexical": "bm25"}, unjudged, teacher="bm25", out=tmp_path)
         assert again.rows == made.rows
@@ -212,7 +212,7 @@ class TestMistakes:
         ("options", "message"),
         [
             ({"split": "holdout"}, "has no split 'holdout'; splits: "),
-            ({"split": "all"}, "has no judgements for split 'all'"),
+            ({"split": "all"}, "has no judgments for split 'all'"),
             ({"depth": 0}, "depth 0: give at least 1"),
             ({"cost_threads": 0}, "threads 0: give at least 1"),
             ({"measures": ["ndgc@10"]}, "Did you mean 'ndcg@k'"),

@@ -58,7 +58,7 @@ class TestSideBySide:
         (first,) = side_by_side(titled, {"a": {"d3": 1, "d2": 1}}, ["a"], Side("x", back, {}), Side("y", back, {}))
         assert [(one.document_id, one.student_rank) for one in first.missed] == [("d3", 6), ("d2", None)]
 
-    def test_without_judgements_nothing_is_marked(self, titled):
+    def test_without_judgments_nothing_is_marked(self, titled):
         only = side_by_side(titled, None, ["a"], side("x"), side("y"))[0]
         assert not only.teacher[0].relevant
         assert only.relevant == []
@@ -111,9 +111,9 @@ class TestTheReportOfAnEvaluation:
         assert results.won == results.lost == []
         assert len(results.examples) == 5
 
-    def test_without_judgements_it_says_so(self, unjudged, space, tmp_path):
+    def test_without_judgments_it_says_so(self, unjudged, space, tmp_path):
         evaluate({"model": space, "lexical": "bm25"}, unjudged, teacher="bm25", out=tmp_path)
         page = (tmp_path / "report.html").read_text()
-        assert "there are no relevance judgements to measure quality with" in page
+        assert "there are no relevance judgments to measure quality with" in page
         assert 'id="agreement"' in page
         assert "nothing was judged relevant" in page

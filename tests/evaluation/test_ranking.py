@@ -7,7 +7,8 @@ import pytest
 from beir.retrieval.evaluation import EvaluateRetrieval
 
 from retrodistill.core.errors import UserError
-from retrodistill.evaluation import evaluate_run, means, ranking
+from retrodistill.evaluation import evaluate_run, means
+from retrodistill.evaluation import measures as ranking
 from retrodistill.runs import Run
 
 CUTS = [1, 3, 10, 100]
@@ -120,7 +121,7 @@ class TestPerQuery:
         table = evaluate_run(Run.from_dict({"a": {"x": 1.0}}), {"a": {"x": 1}, "b": {"y": 1}}, ["ndcg@10"])
         assert means(table) == {"ndcg@10": 0.5}
 
-    def test_queries_without_judgements_are_passed_over(self):
+    def test_queries_without_judgments_are_passed_over(self):
         table = evaluate_run(Run.from_dict({"a": {"x": 1.0}, "z": {"x": 1.0}}), {"a": {"x": 1}})
         assert table["query_id"].to_pylist() == ["a"]
 
@@ -141,7 +142,7 @@ class TestRefusals:
             evaluate_run(Run.from_dict({"a": {"x": 1.0}}), {"a": {"x": 1}}, [name])
 
     def test_no_judged_query(self):
-        with pytest.raises(UserError, match="no judged query to measure on; choose a split with judgements"):
+        with pytest.raises(UserError, match="no judged query to measure on; choose a split with judgments"):
             evaluate_run(Run.from_dict({"a": {"x": 1.0}}), {})
 
 

@@ -54,7 +54,7 @@ class TestReranker:
         reranker = load_reranker(f"rerank:bm25@{space}")
         assert reranker.bytes_per_document(tiny) == load_retriever(space).bytes_per_document(tiny)
         with pytest.raises(UserError, match="has no latency here"):
-            reranker.responder(tiny, 10)
+            reranker.query_fn(tiny, 10)
 
 
 class TestNames:

@@ -35,10 +35,10 @@ def student(tiny, tiny_model, tiny_cross_encoder):
     return student
 
 
-def recipe(folder, model, towers, **student):
+def recipe(folder, model, train, **student):
     stage = {
         "objectives": "kl",
-        "towers": towers,
+        "train": train,
         "texts": {"titles": True, "sentences": 0},
         "candidates": {"depth": "all"},
         "groups": {"documents": 4},
@@ -48,7 +48,7 @@ def recipe(folder, model, towers, **student):
         {
             "name": "x",
             "collection": str(folder),
-            "space": f"dense:{student.pop('space')}",
+            "document_encoder": f"dense:{student.pop('space')}",
             "students": {"student": {"model": model, "control": "contrastive", "stages": [stage], **student}},
             "evaluation": {"latency_queries": 2, "examples": 1, "rerank": 5},
         }
@@ -83,7 +83,7 @@ class TestCost:
     @pytest.mark.parametrize("kind", KINDS)
     def test_it_answers_as_it_retrieves(self, kind, student, tiny):
         reranker, queries = StudentReranker(student(kind), LexicalRetriever(), 5), tiny.split("test")
-        answer = reranker.responder(tiny, 10)
+        answer = reranker.query_fn(tiny, 10)
         for query, _, scores in reranker.retrieve(tiny, queries, 5):
             given = answer(queries.texts[queries.ids.index(query)])
             np.testing.assert_allclose(np.sort(given)[::-1], scores, atol=1e-4)
@@ -98,7 +98,7 @@ class TestCost:
     def test_another_source_has_its_own_time(self, student, tiny):
         run = RecordedRetriever(Run.from_dict({"t0": {"d0": 2.0, "d6": 1.0}}))
         with pytest.raises(UserError, match="its source is not bm25"):
-            StudentReranker(student("tk"), run).responder(tiny, 10)
+            StudentReranker(student("tk"), run).query_fn(tiny, 10)
 
 
 class TestByName:
@@ -139,14 +139,15 @@ class TestByName:
 
 class TestByRecipe:
     @pytest.mark.parametrize(
-        ("kind", "towers"), [("cross-encoder", "both"), ("prett", "both"), ("prett", "head"), ("tk", "head")]
+        ("kind", "train"),
+        [("cross-encoder", "both_encoders"), ("prett", "both_encoders"), ("prett", "head"), ("tk", "head")],
     )
     def test_bm25_teacher_control_and_student_are_measured(
-        self, kind, towers, tiny_folder, tiny_model, tiny_cross_encoder, tmp_path
+        self, kind, train, tiny_folder, tiny_model, tiny_cross_encoder, tmp_path
     ):
         source = tiny_model if kind == "tk" else tiny_cross_encoder
         more = {"join": 1} if kind == "prett" else {"layers": 1}
-        results = rd.run_recipe(recipe(tiny_folder, f"{kind}:{source}", towers, space=tiny_model, **more), tmp_path)
+        results = rd.run_recipe(recipe(tiny_folder, f"{kind}:{source}", train, space=tiny_model, **more), tmp_path)
         systems = {one.name: one for one in results.systems}
         assert set(systems) == {"bm25", "teacher", "control", "student"}
         for name in ("control", "student"):
@@ -164,11 +165,14 @@ class TestByRecipe:
             ({"model": "tk:x", "join": 1}, "join is for prett students; this one is tk"),
             ({"model": "prett:x", "dimension": "space"}, "a prett student's dimension is a number"),
             ({"model": "prett:"}, "a student starts from 'static'"),
-            ({"model": "tk:x", "stages": [{"objectives": "kl", "towers": "query"}]}, "set towers: head or both"),
-            ({"model": "tk:x", "stages": [{"objectives": "leaf", "towers": "both"}]}, "has no embedding to align"),
+            ({"model": "tk:x", "stages": [{"objectives": "kl", "train": "query_encoder"}]}, "set train: head or both"),
+            (
+                {"model": "tk:x", "stages": [{"objectives": "leaf", "train": "both_encoders"}]},
+                "has no embedding to align",
+            ),
         ],
         ids=str,
     )
     def test_what_does_not_fit_is_refused(self, given, message):
         with pytest.raises(ValueError, match=message):
-            StudentSettings.model_validate({"stages": [{"objectives": "kl", "towers": "both"}], **given})
+            StudentSettings.model_validate({"stages": [{"objectives": "kl", "train": "both_encoders"}], **given})

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.sparse import csr_array
 
-from retrodistill.encoders.contract import Space
+from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.multi_vector import Tokens
 from retrodistill.exports import dense_records, multi_vector_records, sparse_records
 
@@ -11,7 +11,7 @@ IDS = ["plain", "ünï çødé/文書 #1", "x" * 3000, "0", " spaced ", "a\nb", 
 
 
 def space(dimension, similarity):
-    return Space("space-1", dimension, similarity, "dense:in-memory", contract={"dimension": dimension})
+    return EmbeddingSpace("space-1", dimension, similarity, "dense:in-memory", contract={"dimension": dimension})
 
 
 def dense(similarity="dot", *, seed=0, ids=IDS):

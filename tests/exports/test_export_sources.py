@@ -10,7 +10,7 @@ from retrodistill.encoders import load_encoder
 from retrodistill.encoders.multi_vector import Tokens
 from retrodistill.exports import dense_records, exportable, multi_vector_records, sparse_records
 from retrodistill.exports.checking import agreement, as_queries, scores_of
-from retrodistill.indexes import AsymmetricIndex, build_index
+from retrodistill.indexes import FaissIndex, build_index
 from retrodistill.indexes.inverted import InvertedIndex, InvertedSettings
 from retrodistill.indexes.multi_vector import MultiVectorIndex, MultiVectorSettings
 
@@ -42,7 +42,7 @@ class TestFaissIndexes:
     @pytest.mark.parametrize("factory", ["SQ8", "RR8,Flat", "IVF2,SQ8"])
     def test_codes_are_not_documents_are_embedded_again(self, factory):
         filled = _filled(factory, np.random.default_rng(0).normal(size=(30, 8)))
-        index = AsymmetricIndex(filled, [str(row) for row in range(30)], space(8, "dot"), factory=factory)
+        index = FaissIndex(filled, [str(row) for row in range(30)], space(8, "dot"), factory=factory)
         with pytest.raises(UserError, match=f"factory '{factory}' holds codes, not vectors; give the collection"):
             exportable(index)
 

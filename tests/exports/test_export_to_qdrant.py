@@ -13,7 +13,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.data import Collection
 from retrodistill.exports import QdrantSettings, dense_records, export_qdrant, load_qdrant
 from retrodistill.exports import qdrant as module
-from retrodistill.exports.points import QUANTISATIONS
+from retrodistill.exports.points import QUANTIZATIONS
 from retrodistill.exports.qdrant_collection import QdrantCollection, point_id
 
 NAME = QdrantSettings(name="c")
@@ -224,11 +224,11 @@ class TestVerification:
         assert export_qdrant(records, None, client, NAME).agreement == 1.0
 
 
-class TestQuantisation:
-    @pytest.mark.parametrize("name", QUANTISATIONS)
+class TestQuantization:
+    @pytest.mark.parametrize("name", QUANTIZATIONS)
     @pytest.mark.parametrize("kind", ["dense", "multi-vector"])
     def test_it_arrives_in_the_collection(self, client, kind, name):
-        report = export_qdrant(of_kind(kind), None, client, QdrantSettings(name="c", quantisation=name))
+        report = export_qdrant(of_kind(kind), None, client, QdrantSettings(name="c", quantization=name))
         config = client.get_collection("c").config.params.vectors[kind].quantization_config
         assert list(config.model_dump()) == [name]
         assert report.agreement == 1.0  # an embedded Qdrant searches exactly all the same
@@ -238,12 +238,12 @@ class TestQuantisation:
         assert client.get_collection("c").config.params.vectors["dense"].quantization_config is None
 
     def test_an_unknown_one(self):
-        with pytest.raises(UserError, match=r"unknown quantisation 'scaler'. Did you mean 'scalar'?"):
-            QdrantSettings(quantisation="scaler")
+        with pytest.raises(UserError, match=r"unknown quantization 'scaler'. Did you mean 'scalar'?"):
+            QdrantSettings(quantization="scaler")
 
     def test_of_sparse_vectors(self, client):
-        with pytest.raises(UserError, match="Qdrant quantises no sparse vectors"):
-            export_qdrant(of_kind("sparse"), None, client, QdrantSettings(quantisation="scalar"))
+        with pytest.raises(UserError, match="Qdrant quantizes no sparse vectors"):
+            export_qdrant(of_kind("sparse"), None, client, QdrantSettings(quantization="scalar"))
         assert not client.get_collections().collections
 
 
@@ -299,7 +299,7 @@ class TestBadInput:
 
     def test_many_documents_in_a_folder_are_remarked_on(self, client, monkeypatch):
         said = []
-        monkeypatch.setattr(module, "say", said.append)
+        monkeypatch.setattr(module, "log", said.append)
         monkeypatch.setattr(module, "_MANY", 39)
         export_qdrant(dense()[0], None, client, NAME)
         assert said == ["40 documents: an embedded Qdrant is meant for up to 39; a server takes more."]

@@ -69,7 +69,7 @@ class TestSearching:
             assert isinstance(there, Retriever)
             assert len(there) == 60
             assert there.bytes_per_document(tiny) is None
-            answer = there.responder(tiny, 4)("star planet")[0]
+            answer = there.query_fn(tiny, 4)("star planet")[0]
             assert [document for document, _ in answer] == list(there.search("star planet", 4).document_ids)
 
     def test_k_is_cut_for_a_collection_and_refused_for_a_query(self, tiny, address):

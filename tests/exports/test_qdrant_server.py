@@ -46,7 +46,7 @@ class TestByUrl:
         assert [(one["field_name"], one["field_schema"]) for one in server.indexed] == [("document_id", "keyword")]
 
     def test_codes_find_and_vectors_rank(self, server):
-        export_qdrant(dense()[0], None, server.url, QdrantSettings(name="c", quantisation="binary"))
+        export_qdrant(dense()[0], None, server.url, QdrantSettings(name="c", quantization="binary"))
         assert server.created[0]["vectors"]["dense"]["quantization_config"] == {"binary": {"always_ram": True}}
         asked = [(one.quantization.rescore, one.quantization.oversampling) for one in server.searched]
         assert asked == [(True, 2.0)] * 40
@@ -73,7 +73,7 @@ class TestApproximateSearch:
         assert report.agreement == pytest.approx(0.8)
 
     def test_codes_are_reported_on(self, forgetful):
-        report = export_qdrant(dense()[0], None, forgetful.url, QdrantSettings(name="c", quantisation="scalar"))
+        report = export_qdrant(dense()[0], None, forgetful.url, QdrantSettings(name="c", quantization="scalar"))
         assert report.agreement == pytest.approx(0.8)
 
 

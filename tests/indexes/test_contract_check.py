@@ -44,7 +44,7 @@ def best(collection, queries, documents, k):
 
 
 class TestAnAdmittedStudent:
-    def test_shared_neighbours_are_those_of_the_teachers_own_queries(self, tiny, teacher, student, index):
+    def test_shared_neighbors_are_those_of_the_teachers_own_queries(self, tiny, teacher, student, index):
         found, test = check(index, tiny, latency_queries=0), tiny.split("test")
         documents = teacher.encode(tiny.documents.texts, "document")
         lists = [best(tiny, one.encode(test.texts, "query"), documents, 10) for one in (student, teacher)]
@@ -149,15 +149,15 @@ class TestRefusals:
             check(index, tiny, k=k)
 
 
-class TestWithoutJudgements:
-    def test_neighbours_and_latency_only(self, tiny, teacher, student):
+class TestWithoutJudgments:
+    def test_neighbors_and_latency_only(self, tiny, teacher, student):
         texts = dict(zip(tiny.documents.ids, tiny.documents.texts, strict=True))
         log = Collection.from_parts("log", texts, {"a": "star planet", "b": "bread cheese"}, {})
         found = check(build_index(log, teacher, student), log, latency_queries=2)
         assert found.queries == 2
         assert set(found.shared) == {10, 60}
         assert all(not side.quality and side.query_ms for side in found.sides)
-        assert "No judgements for 'test': quality is not measured." in str(found)
+        assert "No judgments for 'test': quality is not measured." in str(found)
 
     def test_a_split_that_nobody_has_is_refused_all_the_same(self, tiny, teacher):
         texts = dict(zip(tiny.documents.ids, tiny.documents.texts, strict=True))

@@ -126,7 +126,7 @@ class TestBuilding:
             ("IVF99999999999,Flat", "at most 4194304 lists"),
             ("PCA64,Flat", "64 dimensions cannot be taken out of 16"),
             ("OPQ3,SQ8", "OPQ3: the width 16 is no multiple of 3"),
-            ("RQ200x4", "residual quantisers have at most 64 codewords"),
+            ("RQ200x4", "residual quantizers have at most 64 codewords"),
             ("NSG16", "IndexNSGFlat is not among the kinds used here"),
             ("IDMap,Flat", "IndexIDMap is not among the kinds used here"),
             ("(" * 3000, "longer than 200 characters"),
@@ -197,9 +197,9 @@ class TestTooFewVectors:
         ):
             build_faiss("IVF4M,Flat", vectors)
 
-    def test_a_quantiser_of_lists_is_trained_on_the_lists(self, vectors):
+    def test_a_quantizer_of_lists_is_trained_on_the_lists(self, vectors):
         with pytest.raises(
-            UserError, match=r"\(the quantiser of its lists needs at least 16 lists to train, there are 8\)"
+            UserError, match=r"\(the quantizer of its lists needs at least 16 lists to train, there are 8\)"
         ):
             build_faiss("IVF8(PQ4x4),Flat", vectors)
 

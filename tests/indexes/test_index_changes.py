@@ -9,7 +9,7 @@ import pytest
 from retrodistill.core.errors import UserError
 from retrodistill.core.progress import set_quiet
 from retrodistill.data import Texts
-from retrodistill.indexes import AsymmetricIndex, Space
+from retrodistill.indexes import EmbeddingSpace, FaissIndex
 from retrodistill.indexes.factory import build_faiss
 from retrodistill.indexes.parts import file_bytes
 
@@ -32,8 +32,8 @@ def vectors():
 
 def indexed(vectors, factory, similarity="cosine"):
     index = build_faiss(factory, vectors[:300])
-    found = AsymmetricIndex(
-        index, [f"d{row}" for row in range(300)], Space("s", WIDTH, similarity, "dense:m"), factory=factory
+    found = FaissIndex(
+        index, [f"d{row}" for row in range(300)], EmbeddingSpace("s", WIDTH, similarity, "dense:m"), factory=factory
     )
     if "IVF" in factory:
         found.parameters = "nprobe=4"
@@ -68,7 +68,7 @@ class TestRemoving:
         index.remove(["d5", "new0"])
         index.add_vectors(["d3"], vectors[302:303])
         index.save(tmp_path / "index")
-        for one in (index, AsymmetricIndex.load(tmp_path / "index")):
+        for one in (index, FaissIndex.load(tmp_path / "index")):
             found = one.search_vectors(vectors[301:303], len(one)).to_dict()
             assert set(found["0"]) == set(one.ids) == set(index.ids)
             assert list(found["0"]).index("new1") < 10
@@ -168,8 +168,8 @@ class TestLengths:
 
     @pytest.mark.parametrize("similarity", ["cosine", "dot"])
     def test_truncation_on_both_sides(self, vectors, similarity):
-        space = Space("s", 6, similarity, "dense:m", 6, {"dimension": WIDTH})
-        index = AsymmetricIndex(build_faiss("Flat", np.ones((1, 6), dtype="f4")), ["first"], space)
+        space = EmbeddingSpace("s", 6, similarity, "dense:m", 6, {"dimension": WIDTH})
+        index = FaissIndex(build_faiss("Flat", np.ones((1, 6), dtype="f4")), ["first"], space)
         index.add_vectors(["cut"], vectors[:1])
         query, document = vectors[5][:6], vectors[0][:6]
         if similarity == "cosine":
@@ -183,7 +183,7 @@ class TestMemoryMapping:
     def pair(self, request, vectors, tmp_path):
         index = indexed(vectors, request.param)
         index.save(tmp_path / "index")
-        return index, AsymmetricIndex.load(tmp_path / "index", memory_map=True)
+        return index, FaissIndex.load(tmp_path / "index", memory_map=True)
 
     def test_it_answers_the_same(self, vectors, pair):
         index, mapped = pair
@@ -207,7 +207,7 @@ class TestMemoryMapping:
         expected = index.search_vectors(vectors[:20], 9).to_dict()
         mapped.save(tmp_path / "index")
         assert mapped.search_vectors(vectors[:20], 9).to_dict() == expected
-        assert AsymmetricIndex.load(tmp_path / "index").search_vectors(vectors[:20], 9).to_dict() == expected
+        assert FaissIndex.load(tmp_path / "index").search_vectors(vectors[:20], 9).to_dict() == expected
 
 
 class TestSize:
@@ -275,7 +275,9 @@ class TestDefaultDepth:
     @pytest.mark.parametrize(("documents", "found"), [(3, 3), (300, 10)])
     def test_is_ten_or_all_of_fewer(self, vectors, documents, found):
         ids = [f"d{row}" for row in range(documents)]
-        index = AsymmetricIndex(build_faiss("Flat", vectors[:documents]), ids, Space("s", WIDTH, "cosine", "dense:m"))
+        index = FaissIndex(
+            build_faiss("Flat", vectors[:documents]), ids, EmbeddingSpace("s", WIDTH, "cosine", "dense:m")
+        )
         assert len(index.search_vectors(vectors[:1])) == found
 
     def test_a_number_beyond_the_index_is_refused_all_the_same(self, vectors):

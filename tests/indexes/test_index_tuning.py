@@ -6,7 +6,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.encoders import load_encoder
 from retrodistill.indexes import build_index
 from retrodistill.indexes.factory import build_faiss, set_parameters
-from retrodistill.indexes.faiss_index import AsymmetricIndex
+from retrodistill.indexes.faiss_index import FaissIndex
 from retrodistill.indexes.tuning import exact_labels, shared, tune
 
 
@@ -93,8 +93,8 @@ class TestTuning:
         with pytest.raises(UserError, match=r"^no queries to tune on; give training queries"):
             tune(build_faiss("Flat", vectors), np.zeros((0, 24), dtype="f4"), exact[:0])
 
-    def test_too_few_neighbours(self, vectors, queries, exact):
-        with pytest.raises(UserError, match=r"^exact neighbours of shape \(40, 10\) for 40 queries and k=20"):
+    def test_too_few_neighbors(self, vectors, queries, exact):
+        with pytest.raises(UserError, match=r"^exact neighbors of shape \(40, 10\) for 40 queries and k=20"):
             tune(build_faiss("Flat", vectors), queries, exact, k=20)
 
 
@@ -124,7 +124,7 @@ class TestOnAnIndex:
         tuned = index.tune(tiny.split("train"), recall=1.0)
         assert (index.parameters, tuned.recall) == (tuned.parameters, 1.0)
         index.save(tmp_path / "index")
-        loaded = AsymmetricIndex.load(tmp_path / "index")
+        loaded = FaissIndex.load(tmp_path / "index")
         assert loaded.parameters == tuned.parameters
         assert loaded.index.nprobe == int(tuned.parameters.removeprefix("nprobe="))
 
@@ -132,7 +132,7 @@ class TestOnAnIndex:
         index = build_index(tiny, teacher, factory="IVF8,RaBitQ,RFlat")
         index.parameters = "nprobe=2,k_factor_rf=3"
         index.save(tmp_path / "index")
-        loaded = AsymmetricIndex.load(tmp_path / "index", parameters="nprobe=5")
+        loaded = FaissIndex.load(tmp_path / "index", parameters="nprobe=5")
         assert loaded.parameters == "nprobe=5,k_factor_rf=3"
         assert faiss.downcast_index(loaded.index.base_index).nprobe == 5
         assert loaded.index.k_factor == 3

@@ -11,7 +11,7 @@ from sparse_models import inference_free, saved, splade
 
 from retrodistill.core.errors import UserError
 from retrodistill.data import Texts
-from retrodistill.encoders.contract import Space
+from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.sparse import load_sparse_encoder
 from retrodistill.indexes import Index, build_index
 from retrodistill.indexes.impacts import InvertedSettings, strongest
@@ -20,7 +20,7 @@ from retrodistill.rankers.retrievers import Retriever
 from retrodistill.rankers.sparse import SparseRetriever
 
 EXACT = InvertedSettings(bits=None)
-SPACE = Space("of-a-test", 4, "dot", "sparse:elsewhere")
+SPACE = EmbeddingSpace("of-a-test", 4, "dot", "sparse:elsewhere")
 ROWS = csr_array(np.array([[1.0, 2, 0, 0], [0, 0, 0, 0], [0, 1, 3, 0], [5, 0, 0, 1]]))
 
 
@@ -72,7 +72,7 @@ class TestSearching:
         assert index.retrieve(tiny, tiny.split("test"), 1000).to_dict() == wanted.to_dict()
 
     def test_it_answers_as_its_responder_does(self, tiny, index):
-        rows, scores = index.responder(tiny, 3)("star planet")
+        rows, scores = index.query_fn(tiny, 3)("star planet")
         run = index.search("star planet", 3)
         assert [index.ids[row] for row in rows] == list(run.document_ids)
         np.testing.assert_allclose(scores, run.scores)
@@ -93,7 +93,7 @@ class TestSearching:
         assert list(index.search_vectors(query(1, 0, 0, 0), 3).document_ids) == ["a", "b", "c"]
 
     @pytest.mark.parametrize("bits", [16, 8])
-    def test_quantised_impacts_keep_the_ranking(self, tiny, free_name, index, bits):
+    def test_quantized_impacts_keep_the_ranking(self, tiny, free_name, index, bits):
         rough = build_inverted(tiny, free_name, settings=InvertedSettings(bits=bits))
         wanted = index.search(tiny.split("test"), 10)
         found = rough.search(tiny.split("test"), 10)
@@ -112,7 +112,7 @@ class TestSearching:
         queries = tiny.split("test")
         assert plain.retrieve(tiny, queries, 10).ranked().to_dict() == index.retrieve(tiny, queries, 10).to_dict()
         assert plain.bytes_per_document(tiny) == index.bytes_per_document()
-        rows, _ = plain.responder(tiny, 5)("star planet")
+        rows, _ = plain.query_fn(tiny, 5)("star planet")
         assert [index.ids[row] for row in rows] == list(index.search("star planet", 5).document_ids)
 
 

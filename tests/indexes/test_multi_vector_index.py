@@ -8,7 +8,7 @@ from ragged_tokens import ragged
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import file_digest
 from retrodistill.data import Texts
-from retrodistill.encoders.contract import Space
+from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.maxsim import maxsim
 from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens, load_multi_vector_encoder, token_encoder
 from retrodistill.indexes.multi_vector import MultiVectorIndex, MultiVectorSettings
@@ -19,7 +19,7 @@ from retrodistill.indexes.token_building import build_multi_vector
 
 DOCUMENTS, QUERIES = ragged(60, seed=1), ragged(8, seed=2)
 IDS = [f"d{number}" for number in range(60)]
-SPACE = Space("somewhere", 16, "maxsim", "multi-vector:someone")
+SPACE = EmbeddingSpace("somewhere", 16, "maxsim", "multi-vector:someone")
 MUVERA = MuveraSettings(repetitions=8, k_sim=3, d_proj=8, factory="Flat", candidates=20)
 
 
@@ -53,7 +53,7 @@ class TestExactSearch:
             np.testing.assert_allclose(scores[row][[IDS.index(one) for one in documents]], found, atol=1e-5)
 
     def test_mean_maxsim_divides_by_the_query(self):
-        space = Space("somewhere", 16, "meanmaxsim", "multi-vector:someone")
+        space = EmbeddingSpace("somewhere", 16, "meanmaxsim", "multi-vector:someone")
         index = MultiVectorIndex.of_tokens(DOCUMENTS, IDS, space, None, MultiVectorSettings(codec="float32"))
         found, wanted = index.search_tokens(QUERIES, 5), index_of().search_tokens(QUERIES, 5)
         np.testing.assert_array_equal(found.document_ids, wanted.document_ids)
@@ -164,7 +164,7 @@ class TestOfTexts:
 
     def test_it_answers_as_its_responder_does(self, tiny, encoder):
         index = build_multi_vector(tiny.documents, encoder)
-        rows = index.responder(tiny, 3)("star planet")[0][0]
+        rows = index.query_fn(tiny, 3)("star planet")[0][0]
         assert [index.ids[row] for row in rows] == list(index.search("star planet", 3).document_ids)
 
     def test_documents_are_added_as_texts(self, tiny, encoder):

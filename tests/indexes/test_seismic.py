@@ -6,13 +6,13 @@ from scipy.sparse import csr_array, random_array
 from sparse_models import inference_free
 
 from retrodistill.core.errors import UserError
-from retrodistill.encoders.contract import Space
+from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.indexes.impacts import InvertedSettings
 from retrodistill.indexes.inverted import InvertedIndex, build_inverted
 from retrodistill.rankers.postings import Postings, search_rows
 
 SEISMIC = InvertedSettings(backend="seismic")
-SPACE = Space("of-a-test", 300, "dot", "sparse:elsewhere")
+SPACE = EmbeddingSpace("of-a-test", 300, "dot", "sparse:elsewhere")
 IDS = [f"d{number}" for number in range(2000)]
 installed = pytest.mark.skipif(importlib.util.find_spec("seismic") is None, reason="Seismic is not installed")
 
@@ -78,7 +78,9 @@ class TestSearching:
 
     def test_a_vocabulary_beyond_16_bits(self):
         wide = csr_array(([1.0, 2.0], ([0, 1], [5, 99_999])), shape=(2, 100_000))
-        index = InvertedIndex.from_csr(["a", "b"], wide, Space("s", 100_000, "dot", "sparse:x"), settings=SEISMIC)
+        index = InvertedIndex.from_csr(
+            ["a", "b"], wide, EmbeddingSpace("s", 100_000, "dot", "sparse:x"), settings=SEISMIC
+        )
         assert index.search_vectors(wide[[1]], 2).to_dict() == {"0": {"b": 4.0}}
 
 

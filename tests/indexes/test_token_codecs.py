@@ -178,8 +178,8 @@ class TestDistilledCodebooks:
     def test_the_scores_it_learns_by_are_those_of_search(self, start, lessons):
         lists = _Lists(start.index, DOCUMENTS, lessons, unit=True)
         queries, rows = np.array([3, 50]), np.array([1, 9, 200])
-        quantised = lists.codec(start.index)
-        decoded = Tokens(quantised.decode(quantised.encode(DOCUMENTS.vectors)), DOCUMENTS.bounds)
+        quantized = lists.codec(start.index)
+        decoded = Tokens(quantized.decode(quantized.encode(DOCUMENTS.vectors)), DOCUMENTS.bounds)
         wanted = maxsim(lessons.queries, decoded)[np.ix_(queries, rows)]
         np.testing.assert_allclose(lists._scores(queries, rows).detach().numpy(), wanted, atol=1e-4)
 

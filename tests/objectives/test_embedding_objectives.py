@@ -38,8 +38,8 @@ class TestBruteForce:
 
     def test_nd(self):
         student, teacher = embeddings(3)
-        centres = embeddings(4)[0]
-        for given, directions in ((None, teacher), (centres, centres)):
+        centers = embeddings(4)[0]
+        for given, directions in ((None, teacher), (centers, centers)):
             wanted = []
             for s, t, e in zip(student.tolist(), teacher.tolist(), directions.tolist(), strict=True):
                 longest = max(math.sqrt(dot(s, s)), math.sqrt(dot(t, t)))

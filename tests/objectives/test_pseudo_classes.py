@@ -21,7 +21,7 @@ class TestProjections:
         assert found.directions.shape == (2, 3, 8)
         for label in range(2):
             rows = EMBEDDINGS[label == LABELS].astype("f8")
-            np.testing.assert_allclose(found.centres[label], rows.mean(0), rtol=1e-5)
+            np.testing.assert_allclose(found.centers[label], rows.mean(0), rtol=1e-5)
             values, vectors = np.linalg.eigh(np.cov(rows.T))
             principal = vectors[:, np.argsort(values)[::-1][:3]]
             projector = found.directions[label].T @ found.directions[label]
@@ -49,7 +49,7 @@ class TestTargets:
         for row in range(4):
             wanted = []
             for label in range(2):
-                leaning = classes.directions[label] @ (EMBEDDINGS[row] - classes.centres[label])
+                leaning = classes.directions[label] @ (EMBEDDINGS[row] - classes.centers[label])
                 wanted += list(probabilities[row, label] * softmax(leaning / (classes.scales[label] * 0.7)))
             np.testing.assert_allclose(found[row].numpy(), wanted, rtol=1e-4)
         np.testing.assert_allclose(found.unflatten(1, (2, 3)).sum(2).numpy(), probabilities, rtol=1e-5)

@@ -39,17 +39,17 @@ class TestSpread:
 
 
 class TestTemperature:
-    @pytest.mark.parametrize("sharpness", [0.5, 1.0, 4.0])
+    @pytest.mark.parametrize("target_std", [0.5, 1.0, 4.0])
     @pytest.mark.parametrize("scale", [0.01, 1.0, 1e4])
-    def test_brings_the_mean_list_to_the_asked_deviation(self, sharpness, scale):
+    def test_brings_the_mean_list_to_the_asked_deviation(self, target_std, scale):
         run = random_run(scale)
-        logits = run.with_scores(run.scores / temperature_for(run, sharpness))
-        assert np.mean([np.std(scores) for _, _, scores in logits]) == pytest.approx(sharpness)
+        logits = run.with_scores(run.scores / temperature_for(run, target_std))
+        assert np.mean([np.std(scores) for _, _, scores in logits]) == pytest.approx(target_std)
 
-    @pytest.mark.parametrize("sharpness", [0, -1, float("nan")])
-    def test_a_sharpness_that_is_not_above_0_is_refused(self, sharpness):
-        with pytest.raises(UserError, match=r"sharpness=.*: it lies above 0"):
-            temperature_for(random_run(), sharpness)
+    @pytest.mark.parametrize("target_std", [0, -1, float("nan")])
+    def test_a_sharpness_that_is_not_above_0_is_refused(self, target_std):
+        with pytest.raises(UserError, match=r"target_std=.*: it lies above 0"):
+            temperature_for(random_run(), target_std)
 
 
 class TestTrainable:

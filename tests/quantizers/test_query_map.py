@@ -3,7 +3,7 @@ import pytest
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.encoder import load_encoder
-from retrodistill.quantizers import QuantiserSettings, learn_quantiser
+from retrodistill.quantizers import QuantizerSettings, learn_quantizer
 from retrodistill.quantizers.query_map import query_student
 
 ASKED = ["heart and artery", "star and planet", "bread"]
@@ -45,9 +45,9 @@ class TestQueryStudent:
 class TestLearnedMap:
     def test_there_is_none_unless_asked_for(self):
         vectors = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
-        settings = QuantiserSettings(steps=10, evaluations=2, start_iterations=1, batch_size=8)
-        plain = learn_quantiser(vectors, vectors[:30], "OPQ2,PQ2x4", settings)
-        mapped = learn_quantiser(vectors, vectors[:30], "OPQ2,PQ2x4", settings.model_copy(update={"query_map": True}))
+        settings = QuantizerSettings(steps=10, evaluations=2, start_iterations=1, batch_size=8)
+        plain = learn_quantizer(vectors, vectors[:30], "OPQ2,PQ2x4", settings)
+        mapped = learn_quantizer(vectors, vectors[:30], "OPQ2,PQ2x4", settings.model_copy(update={"query_map": True}))
         assert plain.query_map is None
         assert mapped.query_map is None or mapped.query_map.shape == (8, 8)
         assert mapped.improved == (mapped.query_map is not None)
@@ -61,8 +61,8 @@ class TestLearnedMap:
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         queries = vectors[:200, ::-1] * np.linspace(1, 3, 16, dtype=np.float32)
         queries = (queries / np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32)
-        settings = QuantiserSettings(steps=80, evaluations=4, start_iterations=2, batch_size=32, query_map=True)
-        learned = learn_quantiser(vectors, queries, "OPQ4,PQ4x4", settings)
+        settings = QuantizerSettings(steps=80, evaluations=4, start_iterations=2, batch_size=32, query_map=True)
+        learned = learn_quantizer(vectors, queries, "OPQ4,PQ4x4", settings)
         assert learned.query_map is not None
         held = split(np.full(200, -1), settings, np.random.default_rng(settings.seed))[1]
         exact = np.argsort(-(queries[held] @ vectors.T), axis=1)[:, :10]

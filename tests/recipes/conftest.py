@@ -12,7 +12,7 @@ def content(tiny_folder, tiny_model):
     return {
         "name": "small",
         "collection": str(tiny_folder),
-        "space": f"dense:{tiny_model}",
+        "document_encoder": f"dense:{tiny_model}",
         "teacher": [{"model": "bm25", "weight": 0.3}, {"model": f"dense:{tiny_model}", "weight": 0.7}],
         "students": {
             "student": {

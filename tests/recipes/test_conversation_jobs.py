@@ -60,9 +60,9 @@ class TestConversations:
         told = f"{len(turns)} queries of {len(turns) // 2} conversations in the place"
         assert any(told in note for note in job.notes)
         stage = job.recipe.students["student"].stages[0]
-        texts = job.material.texts(stage).texts
+        texts = job.training_data.texts(stage).texts
         assert texts.texts == job.train.texts
-        run = job.material.scored(stage, texts).run
+        run = job.training_data.scored(stage, texts).run
         by_rewrites = job.teacher.score(job.collection, asked_better(texts, job.rewrites), run).to_dict()
         for query, scores in run.to_dict().items():
             assert scores == pytest.approx(by_rewrites[query], abs=1e-6)
@@ -88,7 +88,7 @@ class TestConversations:
         prints = []
         for shown in (turns, [{**one, "rewrite": one["rewrite"] + " today"} for one in turns]):
             job = job_of(conversations=written(shown))
-            prints.append(student_manifest(job.recipe.students["student"], job.material).fingerprint)
+            prints.append(student_manifest(job.recipe.students["student"], job.training_data).fingerprint)
         assert prints[0] != prints[1]
 
     def test_test_rewrites_are_not_trained_on(self, job_of, written, turns):
@@ -97,7 +97,7 @@ class TestConversations:
         job = job_of(conversations=written([{**one, "rewrite": stolen} if one is train else one for one in turns]))
         assert train["query_id"] not in job.train
         assert any("1 training queries have the rewrite of a test query" in note for note in job.notes)
-        assert stolen in job.material.barred.texts
+        assert stolen in job.training_data.excluded_queries.texts
 
     def test_the_job_measures_teachers_by_rewrites_and_students_by_what_is_asked(
         self, dense_content, written, turns, tmp_path, tiny_model
@@ -133,7 +133,7 @@ class TestRewrites:
         assert any("rewrites of 9 of 60 queries" in note for note in job.notes)
         assert job.train.texts == tiny.split("train").texts
         assert job.asked_test.texts == job.test.texts
-        assert sum(text.startswith("all about") for text in job.material.asked(job.train).texts) == 9
+        assert sum(text.startswith("all about") for text in job.training_data.teacher_queries(job.train).texts) == 9
 
     def test_alignment_is_to_the_better_querys_embedding(self, dense_content, written, tiny, tmp_path, monkeypatch):
         from retrodistill.training import stages

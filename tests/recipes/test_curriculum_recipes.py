@@ -11,12 +11,12 @@ from retrodistill.recipes.plan import plan_recipe
 CONFIGS = Path(__file__).parents[2] / "configs"
 ROWS = {
     "prod": {"bm25", "teacher", "ensemble", "control", "student"},
-    "labelling-budget": {"bm25", "teacher", "ensemble", "control", "student"},
+    "labeling-budget": {"bm25", "teacher", "ensemble", "control", "student"},
     "tas-b": {"bm25", "teacher", "ensemble", "control", "student"},
     "disco": {"bm25", "teacher", "ensemble", "control", "student", "rewrites"},
     "trans-encoder": {"bm25", "teacher", "cross", "control", "student"},
 }
-NOTES = {"prod": "selection: ", "labelling-budget": "budget: ", "disco": "were made by chaining"}
+NOTES = {"prod": "selection: ", "labeling-budget": "budget: ", "disco": "were made by chaining"}
 
 
 @pytest.fixture
@@ -51,11 +51,11 @@ class TestCurricula:
         assert name not in NOTES or any(NOTES[name] in note for note in results.notes)
 
     def test_one_that_is_done_is_taken_up_again(self, shrunk, tmp_path):
-        recipe = parse_recipe(shrunk("labelling-budget"))  # a hybrid, whose index is loaded with its model
+        recipe = parse_recipe(shrunk("labeling-budget"))  # a hybrid, whose index is loaded with its model
         first, again = (run_recipe(recipe, tmp_path / "out") for _ in range(2))
         assert [one.ndcg10 for one in again.systems] == [one.ndcg10 for one in first.systems]
 
-    @pytest.mark.parametrize("name", ["prod", "labelling-budget"])
+    @pytest.mark.parametrize("name", ["prod", "labeling-budget"])
     def test_a_plan_counts_what_it_can(self, name, shrunk, tmp_path, write_recipe):
         steps = plan_recipe(write_recipe(shrunk(name), name), tmp_path / "out")
         assert all(step["items"] >= 0 for step in steps)

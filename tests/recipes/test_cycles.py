@@ -17,7 +17,7 @@ from retrodistill.recipes import parse_recipe, run_recipe
 from retrodistill.recipes import students as pipeline_students
 from retrodistill.recipes.job import open_job
 from retrodistill.recipes.plan import plan_recipe
-from retrodistill.recipes.students import distil, stand_behind, standing_manifest
+from retrodistill.recipes.students import manifest_after_stage, student_after_stage, train_student
 
 LISTS = {"candidates": {"depth": 4, "sources": ["bm25"]}, "texts": {"titles": False, "sentences": 0}}
 QUICK = {"max_steps": 2, "batch_size": 4, "learning_rate": 1e-3, "warmup": 0}
@@ -25,7 +25,14 @@ QUICK = {"max_steps": 2, "batch_size": 4, "learning_rate": 1e-3, "warmup": 0}
 
 def to_cross(teacher):
     bce = {"name": "bce", "student_temperature": 1.0}
-    return {**LISTS, "objectives": bce, "towers": "both", "teacher": teacher, "labels": "cosine", "training": QUICK}
+    return {
+        **LISTS,
+        "objectives": bce,
+        "train": "both_encoders",
+        "teacher": teacher,
+        "labels": "cosine",
+        "training": QUICK,
+    }
 
 
 def to_bi(teacher):
@@ -56,9 +63,9 @@ def cycle(content, tiny_model, tiny_cross_encoder):
 def trained_order(monkeypatch):
     seen, run_stage = [], pipeline_students.run_stage
 
-    def listening(model, stage, material, folder, what):
+    def listening(model, stage, data, folder, what):
         seen.append(what)
-        return run_stage(model, stage, material, folder, what)
+        return run_stage(model, stage, data, folder, what)
 
     monkeypatch.setattr(pipeline_students, "run_stage", listening)
     return seen
@@ -87,7 +94,7 @@ class TestCycle:
     def test_the_bi_encoder_labels_by_mapped_cosines_with_the_spaces_documents(self, cycle, tmp_path):
         job = open_job(parse_recipe(cycle), tmp_path / "out")
         stage = job.recipe.students["cross"].stages[0]
-        taught = job.material.taught(stage)
+        taught = job.training_data.with_stage_teacher(stage)
         assert isinstance(taught.teacher, SoftLabels)
         texts = taught.texts(stage).texts
         run = taught.scored(stage, texts).run
@@ -103,9 +110,9 @@ class TestCycle:
         job = open_job(parse_recipe(cycle), tmp_path / "out")
         students = job.recipe.students
         for number, stage in enumerate(students["bi"].stages, start=1):
-            member = job.material.taught(stage).teacher.members[0]
+            member = job.training_data.with_stage_teacher(stage).teacher.members[0]
             assert isinstance(member, CrossEncoderTeacher)
-            standing = stand_behind("cross", students["cross"], job.material, number, tmp_path / "none")
+            standing = student_after_stage("cross", students["cross"], job.training_data, number, tmp_path / "none")
             pairs = [("what star", "star and planet"), ("what bread", "court and judge")]
             assert np.allclose(member._logits(pairs), standing.score(pairs))
 
@@ -116,7 +123,7 @@ class TestCycle:
         cycle["students"]["cross"]["stages"] = [to_cross("student:bi@0")]
         job = open_job(parse_recipe(cycle), tmp_path / "out")
         stage = job.recipe.students["bi"].stages[0]
-        taught = job.material.taught(stage)
+        taught = job.training_data.with_stage_teacher(stage)
         texts = taught.texts(stage).texts
         found = taught.scored(stage, texts).run
         scores = [member.score(job.collection, texts, found).scores for member in taught.teacher.members]
@@ -128,7 +135,9 @@ class TestCycle:
         for rate in (1e-3, 2e-3):
             cycle["students"]["cross"]["stages"][1]["training"] = {**QUICK, "learning_rate": rate}
             job = open_job(parse_recipe(cycle), tmp_path / "out")
-            prints.append([standing_manifest(job.recipe.students["bi"], job.material, n).fingerprint for n in (1, 2)])
+            prints.append(
+                [manifest_after_stage(job.recipe.students["bi"], job.training_data, n).fingerprint for n in (1, 2)]
+            )
         assert prints[0][0] == prints[1][0]  # the first stage was taught by the cross-encoder behind its first
         assert prints[0][1] != prints[1][1]
 
@@ -144,14 +153,14 @@ class TestTeachersOfStages:
         stages.append({**stage, "labels": "mean"})
         dense_content["students"]["student"]["stages"] = stages
         job = open_job(parse_recipe(dense_content), tmp_path / "out")
-        teachers = [job.material.taught(one).teacher for one in job.recipe.students["student"].stages]
+        teachers = [job.training_data.with_stage_teacher(one).teacher for one in job.recipe.students["student"].stages]
         assert teachers[0] is job.teacher
         assert [teachers[1].name, teachers[2].name] == ["bm25", "ensemble"]
         assert isinstance(teachers[2], Ensemble)
         assert isinstance(teachers[2].members[1], DenseTeacher)
         assert teachers[2].members[1].encoder is job.space
         assert [member.name for member in teachers[3].members] == ["bm25", f"dense:{tiny_model}"]
-        made = distil("student", job.recipe.students["student"], job.material, tmp_path / "out" / "student")
+        made = train_student("student", job.recipe.students["student"], job.training_data, tmp_path / "out" / "student")
         assert len(made.curves["losses"]) >= 4
         manifest = (tmp_path / "out" / "student" / STUDENT_MANIFEST).read_text()
         assert "teacher of stage 2" in manifest

@@ -19,11 +19,11 @@ def test_an_empty_document_is_kept_and_stops_nothing(kind, content, tiny_folder,
     if kind == "hybrid":
         content["students"]["student"] = {
             "model": f"dense:{tiny_model}",
-            "lexical": 16,
+            "lexical_dim": 16,
             "documents": "student",
             "control": "contrastive",
             "stages": [
-                {"objectives": "kl", "towers": "lexical", "candidates": {"depth": "all"}, "training": {"max_steps": 3}}
+                {"objectives": "kl", "train": "lexical", "candidates": {"depth": "all"}, "training": {"max_steps": 3}}
             ],
         }
     results = run_recipe(parse_recipe(content), tmp_path / "out")

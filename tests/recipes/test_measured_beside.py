@@ -20,7 +20,7 @@ FORMS = {  # systems of recipes whose student has several forms
         *[f"{name}{cut}" for name in ("control", "student") for cut in ("", "@16", "@8")],
     ],
 }
-CURRICULA = ("prod", "labelling-budget", "tas-b", "disco", "trans-encoder")  # see test_curriculum_recipes.py
+CURRICULA = ("prod", "labeling-budget", "tas-b", "disco", "trans-encoder")  # see test_curriculum_recipes.py
 EVERY = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 CONFIGS = [path for path in EVERY if path.stem not in CURRICULA]
 
@@ -29,14 +29,14 @@ def small(path, tiny_folder, tiny_model, run):
     """The recipe as it stands, on the tiny collection, with the tiny model and a few steps."""
     content = load_recipe(path).model_dump(mode="json")
     model = f"dense:{tiny_model}"
-    content |= {"collection": str(tiny_folder), "space": model}
+    content |= {"collection": str(tiny_folder), "document_encoder": model}
     for member in [*content["teacher"], *content["ensemble"]]:
         if member["model"] != "bm25":
             member["model"] = f"run:{run}" if member["model"].startswith("run:") else model
     for student in content["students"].values():
         kind = student["model"].partition(":")[0]
         student["model"] = "static" if kind == "static" else f"{kind}:{tiny_model}"
-        student["lexical"] = 16 if student["lexical"] else None
+        student["lexical_dim"] = 16 if student["lexical_dim"] else None
         student["max_length"] = 32 if student["max_length"] else None
         student["dimension"] = 16 if isinstance(student["dimension"], int) else student["dimension"]
         student["join"] = 1 if student["join"] else None

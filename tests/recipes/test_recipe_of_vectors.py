@@ -29,12 +29,12 @@ def recipe(place, tiny_folder, tiny_model, **texts):
         "texts": {"queries": False, "titles": False, "sentences": 0, "documents": True, **texts},
         "training": {"epochs": 2, "learning_rate": 1e-3},
     }
-    student = {"model": "static", "initialise": "fitted", "tokenizer": f"dense:{tiny_model}", "stages": [stage]}
+    student = {"model": "static", "initialize": "fitted", "tokenizer": f"dense:{tiny_model}", "stages": [stage]}
     return parse_recipe(
         {
             "name": "vectors",
             "collection": str(tiny_folder),
-            "space": f"vectors:{place}",
+            "document_encoder": f"vectors:{place}",
             "students": {"student": student},
             "evaluation": {"latency_queries": 2},
         }

@@ -1,4 +1,4 @@
-"""What a job says of itself beyond its figures: agreement, corrected tests, queries won and lost, no judgements."""
+"""What a job says of itself beyond its figures: agreement, corrected tests, queries won and lost, no judgments."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from retrodistill.evaluation import holm, overlap
+from retrodistill.evaluation import holm
 from retrodistill.recipes import parse_recipe, run_recipe
 from retrodistill.report import Results
 from retrodistill.runs import Run, read_run, write_run
+from retrodistill.runs.agreement import overlap
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ class TestOfAJudgedCollection:
         assert lost == sorted(lost)
 
 
-class TestWithoutJudgements:
+class TestWithoutJudgments:
     def test_agreement_and_cost_are_measured_and_the_page_says_why_quality_is_not(self, quick, tiny_folder, tmp_path):
         folder = shutil.copytree(tiny_folder, tmp_path / "bare")
         shutil.rmtree(folder / "qrels")
@@ -93,9 +94,9 @@ class TestWithoutJudgements:
             assert (system.agreement is None) == (system.name == "ensemble")
         assert results.comparisons == results.won == results.lost == []
         assert len(results.examples) == 2
-        assert any("bare has no relevance judgements" in note for note in results.notes)
+        assert any("bare has no relevance judgments" in note for note in results.notes)
         page = (tmp_path / "out" / "report.html").read_text()
-        assert "there are no relevance judgements to measure quality with" in page
+        assert "there are no relevance judgments to measure quality with" in page
         assert not (tmp_path / "out" / "per-query.parquet").exists()
         assert Results.from_json(json.loads((tmp_path / "out" / "results.json").read_text())) == results
 

@@ -31,7 +31,7 @@ class TestAStaticStudentOfAnEnsemble:
         assert written == json.loads(json.dumps(results.to_json()))
         assert [one["name"] for one in written["systems"]] == ["bm25", "teacher", "ensemble", "control", "student"]
         assert (written["split"], written["queries"], written["taught_by"]) == ("test", 12, "ensemble")
-        assert {"load", "evaluate", "distil student", "index student", "train student"} <= set(written["seconds"])
+        assert {"load", "evaluate", "distill student", "index student", "train student"} <= set(written["seconds"])
         for system in written["systems"]:
             assert 0 <= system["ndcg@10"] <= 1
             assert {"p50", "p95"} <= set(system["query_ms"])
@@ -104,7 +104,7 @@ class TestOtherStudents:
     def test_both_towers_encode_their_own_documents(self, dense_content, tmp_path):
         student = dense_content["students"]["student"]
         student |= {"documents": "student", "dimension": 16, "control": "contrastive"}
-        student["stages"][0] |= {"towers": "both", "groups": {"documents": 4}}
+        student["stages"][0] |= {"train": "both_encoders", "groups": {"documents": 4}}
         student["stages"][0]["texts"] = {"titles": True, "sentences": 0}
         results = run_recipe(parse_recipe(dense_content), tmp_path / "out")
         assert results.system("student").documents_by == "dense:student"
@@ -116,7 +116,7 @@ class TestOtherStudents:
         student |= {"documents": "student", "dimension": "space"}
         student["stages"] = [
             {"objectives": "leaf", "texts": {"sentences": 0}, "training": {"max_steps": 2}},
-            {**student["stages"][0], "towers": "both"},
+            {**student["stages"][0], "train": "both_encoders"},
         ]
         assert run_recipe(parse_recipe(dense_content), tmp_path / "out").system("student").ndcg10 is not None
 
@@ -169,7 +169,7 @@ class TestRecordedTeachers:
 
 
 class TestCollectionsWithoutTrainingQueries:
-    def test_with_test_judgements_only_pseudo_queries_teach(self, content, tiny_folder, tmp_path):
+    def test_with_test_judgments_only_pseudo_queries_teach(self, content, tiny_folder, tmp_path):
         folder = tmp_path / "testonly"
         shutil.copytree(tiny_folder, folder)
         wanted = {f"q{number}" for number in range(54, 60)} | {f"t{number}" for number in range(6)}
@@ -217,7 +217,7 @@ class TestRefusalsBeforeAnyWork:
             ),
             ({"index": {"factory": "Flatt"}}, "factory 'Flatt' does not parse for 32 dimensions"),
             ({"index": {"parameters": "nprobe=8"}}, "search parameters 'nprobe=8' do not fit this index"),
-            ({"space": "dense:nobody/none"}, "model 'nobody/none' is no folder here"),
+            ({"document_encoder": "dense:nobody/none"}, "model 'nobody/none' is no folder here"),
             ({"teacher": "run:/nowhere.run"}, "no run file /nowhere.run"),
             ({"collection": "/nowhere"}, "no collection '/nowhere'"),
         ],

@@ -40,7 +40,7 @@ class TestCardsOfOneCall:
         pool = rd.mine(tiny, "train", ["bm25"], depth=10)
         target = rd.score(tiny, pool, ["bm25"])[0]
         quick = TrainingSettings(epochs=1, batch_size=32, learning_rate=0.01)
-        rd.distill(tiny, target, space=f"dense:{tiny_model}", training=quick, out=tmp_path / "student")
+        rd.distill(tiny, target, document_encoder=f"dense:{tiny_model}", training=quick, out=tmp_path / "student")
         card = ModelCard.load(tmp_path / "student" / "README.md")
         assert card.data.eval_results is None
         assert "Its quality has not been measured." in card.text

@@ -156,7 +156,7 @@ def cost(**changed):
 
 
 def unjudged():
-    """Without any judgement: agreement and cost are there, quality is not."""
+    """Without any judgment: agreement and cost are there, quality is not."""
     first = whole()
     rows = [
         system(

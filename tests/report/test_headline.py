@@ -76,9 +76,9 @@ class TestTheAnswer:
             "other is 0.040 nDCG@10 above the baseline bm25 (significant: interval +0.020 to +0.060, p < 0.001)."
         ]
 
-    def test_no_judgements_leave_agreement_and_cost(self):
+    def test_no_judgments_leave_agreement_and_cost(self):
         told = answer(unjudged())
-        assert "there are no relevance judgements to measure quality with" in told[0]
+        assert "there are no relevance judgments to measure quality with" in told[0]
         assert told[1] == "student finds 71% of the ten best documents of ensemble among its own ten."
         assert told[2].startswith("student answers a query in")
         assert len(told) == 3

@@ -221,10 +221,10 @@ class TestUnmeasured:
         assert "Its quality has not been measured." in text
         assert "Serving was not measured." in text
 
-    def test_a_collection_without_judgements(self, model_of):
+    def test_a_collection_without_judgments(self, model_of):
         blind = system(ndcg10=None, mrr10=None, recall100=None, retention=None)
         text = card_text(model_of("dense"), facts(), results(systems=[blind], taught_by=None, comparisons=[]))
-        assert "scifact has no judgements" in text
+        assert "scifact has no judgments" in text
         assert "model-index" not in yaml.safe_load(text.split("---\n")[1])
 
     def test_an_older_student_without_a_record_of_its_stages(self, model_of):

@@ -147,10 +147,10 @@ class TestContent:
             assert expected in words
 
 
-class TestWithoutJudgements:
+class TestWithoutJudgments:
     def test_it_says_why_quality_is_missing_and_shows_the_rest(self):
         text = page_text(unjudged())
-        assert "there are no relevance judgements to measure quality with" in text[: text.index("</h1>")]
+        assert "there are no relevance judgments to measure quality with" in text[: text.index("</h1>")]
         assert "No quality:" in text
         assert "71% of the ten best documents of ensemble" in text[: text.index("</h1>")]
         assert 'id="agreement"' in text

@@ -83,7 +83,7 @@ class TestAgreement:
         student = next(row for row in rows(agreement_section(whole())) if row.startswith("student"))
         assert student == "student 0.713 0.740 −0.520 0.690 0.721"
 
-    def test_without_judgements_quality_has_no_column(self):
+    def test_without_judgments_quality_has_no_column(self):
         student = next(row for row in rows(agreement_section(unjudged())) if row.startswith("student"))
         assert student == "student 0.713 0.740 −0.520"
         assert "Ceiling" not in agreement_section(unjudged())
@@ -164,7 +164,7 @@ class TestQueries:
     def test_without_values_the_first_relevant_documents_tell(self):
         assert "first relevant: teacher 1, student 2 lost" in plain(queries(results()))
 
-    def test_without_judgements_what_is_shared_tells(self):
+    def test_without_judgments_what_is_shared_tells(self):
         told = plain(queries(results(examples=[example(relevant=[])])))
         assert "2 of 3 of the documents shown are the same" in told
 

@@ -20,7 +20,7 @@ from retrodistill.report.page import page_text
         ("..", ".."),
     ],
 )
-def test_folders_go_and_organisations_stay(name, short):
+def test_folders_go_and_organizations_stay(name, short):
     assert short_name(name) == short
 
 

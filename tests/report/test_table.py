@@ -34,7 +34,7 @@ class TestTable:
         assert "107.0%" in row(text, "student")
 
     def test_fits_a_hundred_columns_with_long_and_wide_names(self):
-        long = system("学生" * 40, documents_by="dense:organisation/" + "model-" * 20, queries_by="x" * 90)
+        long = system("学生" * 40, documents_by="dense:organization/" + "model-" * 20, queries_by="x" * 90)
         text = table_text(results(systems=[*results().systems, long]))
         assert max(cell_len(line) for line in text.splitlines()) <= 100
 

@@ -143,9 +143,9 @@ class TestCuts:
         scores = random_scores(seed)
         run = Run.from_dict(scores)
         assert run.select(["q1", "q4", "unknown"]).to_dict() == {q: f for q, f in scores.items() if q in ("q1", "q4")}
-        barred = {query: ranking(found)[0] for query, found in scores.items() if query != "q3"}
-        left = {q: {d: s for d, s in found.items() if d != barred.get(q)} for q, found in scores.items()}
-        assert run.without(barred).to_dict() == {q: found for q, found in left.items() if found}
+        excluded_queries = {query: ranking(found)[0] for query, found in scores.items() if query != "q3"}
+        left = {q: {d: s for d, s in found.items() if d != excluded_queries.get(q)} for q, found in scores.items()}
+        assert run.without(excluded_queries).to_dict() == {q: found for q, found in left.items() if found}
         positive = {q: {d: s for d, s in found.items() if s > 0} for q, found in scores.items()}
         assert run.filter(run.scores > 0).to_dict() == {q: found for q, found in positive.items() if found}
 

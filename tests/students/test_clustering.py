@@ -36,15 +36,15 @@ def clustered(module, texts, task="document", **how):
     return [one[there] for one, there in zip(vectors, mask, strict=True)]
 
 
-def lloyd(points, centres, iterations):
+def lloyd(points, centers, iterations):
     """Plain k-means of one text, every step spelt out."""
-    centres = [centre.clone() for centre in centres]
+    centers = [center.clone() for center in centers]
     for _ in range(iterations):
-        found = [int(np.argmin([float((point - centre).square().sum()) for centre in centres])) for point in points]
-        for which in range(len(centres)):
+        found = [int(np.argmin([float((point - center).square().sum()) for center in centers])) for point in points]
+        for which in range(len(centers)):
             members = [point for point, own in zip(points, found, strict=True) if own == which]
             if members:
-                centres[which] = torch.stack(members).mean(dim=0)
+                centers[which] = torch.stack(members).mean(dim=0)
     return found
 
 
@@ -74,10 +74,10 @@ class TestKMeans:
         assert torch.cdist(tokens, means).argmin(dim=2).equal(found)
 
     def test_finds_groups_that_lie_apart(self):
-        centres = torch.eye(6)[:4]
+        centers = torch.eye(6)[:4]
         own = torch.tensor([0, 3, 1, 1, 2, 0, 3, 2, 2, 0])
         noise = 0.01 * torch.randn(10, 6, generator=torch.Generator().manual_seed(0))
-        tokens = (centres[own] + noise)[None]
+        tokens = (centers[own] + noise)[None]
         found = k_means(tokens, torch.ones(1, 10, dtype=torch.bool), torch.tensor([4]), iterations=10, seed=0)[0]
         assert (found[:, None] == found).equal(own[:, None] == own)
 
@@ -129,7 +129,7 @@ class TestTheMeans:
         assert not jacobian[0, :, :, 1].any()
         assert not jacobian[1, :, :, 0].any()
 
-    def test_gradients_pass_the_normalisation(self):
+    def test_gradients_pass_the_normalization(self):
         tokens, mask = padded(ragged([6]), filling=0.0)
         weights = torch.randn(1, 2, 6, dtype=torch.float32, generator=torch.Generator().manual_seed(1))
         given = tokens.clone().requires_grad_(True)

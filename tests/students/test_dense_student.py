@@ -28,7 +28,7 @@ class TestStarting:
 
 
 class TestTheProjection:
-    def test_it_stands_before_the_normalisation(self, tiny_model):
+    def test_it_stands_before_the_normalization(self, tiny_model):
         student = dense_student(tiny_model, dimension=8)
         assert [type(module).__name__ for module in student] == ["Transformer", "Pooling", "Dense", "Normalize"]
         assert student.encode(TEXTS).shape == (2, 8)

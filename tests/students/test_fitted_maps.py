@@ -15,7 +15,7 @@ from retrodistill.recipes.building import build_student
 from retrodistill.recipes.settings import StudentSettings
 from retrodistill.students import dense_student
 from retrodistill.students.fitted_maps import fit_map
-from retrodistill.training.training_data import Material
+from retrodistill.training.training_data import TrainingData
 
 STAGES = [{"objectives": "leaf"}]
 
@@ -34,7 +34,7 @@ class TestFitMap:
         model, vectors = dense_student(tiny_model, mapped=True), 3.0 * load_bi_encoder(tiny_model).encode(texts)
         fit_map(model.train(), texts, vectors)
         assert model.training
-        given = torch.nn.Sequential(*list(model)[:-2])  # before the map and the normalisation
+        given = torch.nn.Sequential(*list(model)[:-2])  # before the map and the normalization
         model.eval()
         with torch.no_grad():
             before = given(dict(model.preprocess(texts)))["sentence_embedding"].double().numpy()
@@ -58,17 +58,17 @@ class TestFitMap:
 class TestInRecipes:
     def test_a_student_starts_nearer_to_a_space_that_is_not_its_own(self, tiny, tiny_model, tiny_static, tmp_path):
         space = load_encoder(f"static:{tiny_static}")
-        material = Material(tiny, tiny.split("train"), load_teacher("bm25"), space, tmp_path)
+        data = TrainingData(tiny, tiny.split("train"), load_teacher("bm25"), space, tmp_path)
         asked = tiny.split("test").texts
         wanted, found = embed(space, asked, "query"), {}
         for start in ("teacher", "fitted"):
-            chosen = StudentSettings(model=f"dense:{tiny_model}", dimension="space", initialise=start, stages=STAGES)
-            found[start] = (build_student(chosen, material).encode(asked) * wanted).sum(axis=1).mean()
+            chosen = StudentSettings(model=f"dense:{tiny_model}", dimension="space", initialize=start, stages=STAGES)
+            found[start] = (build_student(chosen, data).encode(asked) * wanted).sum(axis=1).mean()
         assert found["fitted"] > found["teacher"] + 0.1
 
     @pytest.mark.parametrize(
-        "given", [{"initialise": "words"}, {"initialise": "fitted", "lexical": 8, "documents": "student"}]
+        "given", [{"initialize": "words"}, {"initialize": "fitted", "lexical_dim": 8, "documents": "student"}]
     )
     def test_other_starts_are_for_static_students(self, given):
-        with pytest.raises(ValueError, match=f"initialise: {given['initialise']} is not for this student"):
-            StudentSettings(model="dense:x", stages=[{"objectives": "kl", "towers": "query"}], **given)
+        with pytest.raises(ValueError, match=f"initialize: {given['initialize']} is not for this student"):
+            StudentSettings(model="dense:x", stages=[{"objectives": "kl", "train": "query_encoder"}], **given)

@@ -71,16 +71,16 @@ class TestAStudentOfVectors:
         return VectorFile("vectors:api", table, None, About("acme/embed-1")).bind(tiny)
 
     def test_it_starts_near_the_vectors(self, vectors, tiny, encoder):
-        model = static_student(vectors, tiny.documents, initialise="fitted", tokenizer=encoder)
+        model = static_student(vectors, tiny.documents, initialize="fitted", tokenizer=encoder)
         student = load_encoder(model)
         texts = tiny.documents.texts
         cosines = np.sum(student.encode(texts, "document") * vectors.encode(texts, "document"), axis=1)
         assert (student.dimension, student.similarity) == (32, "cosine")
         assert cosines.mean() > 0.95
 
-    @pytest.mark.parametrize("initialise", ["teacher", "words"])
-    def test_it_cannot_start_from_a_model_that_is_not_there(self, vectors, tiny, encoder, initialise):
-        with pytest.raises(UserError, match=r"^vectors:api has vectors and no model: .* and initialise: fitted.$"):
-            static_student(vectors, tiny.documents, initialise=initialise, tokenizer=encoder)
+    @pytest.mark.parametrize("initialize", ["teacher", "words"])
+    def test_it_cannot_start_from_a_model_that_is_not_there(self, vectors, tiny, encoder, initialize):
+        with pytest.raises(UserError, match=r"^vectors:api has vectors and no model: .* and initialize: fitted.$"):
+            static_student(vectors, tiny.documents, initialize=initialize, tokenizer=encoder)
         with pytest.raises(UserError, match=r"needs another model's tokenizer"):
-            static_student(vectors, tiny.documents, initialise="fitted")
+            static_student(vectors, tiny.documents, initialize="fitted")

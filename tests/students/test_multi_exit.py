@@ -120,7 +120,7 @@ class TestExits:
 
     def test_the_last_layer_is_the_student_itself_and_left_out_with_a_word(self, four_layers, monkeypatch):
         said = []
-        monkeypatch.setattr("retrodistill.students.multi_exit.say", said.append)
+        monkeypatch.setattr("retrodistill.students.multi_exit.log", said.append)
         assert exits_of(multi_exit(load_bi_encoder(four_layers), [1, 4])) == [1, 4]
         assert len(said) == 1
         assert "layer 4 is the model's last one" in said[0]
@@ -299,7 +299,7 @@ class TestFittedMaps:
     def test_they_are_the_ridge_regression_on_the_deepest_exit(self, four_layers):
         model, texts = multi_exit(load_bi_encoder(four_layers), [1], project=True), self.texts(200)
         plain = multi_exit(load_bi_encoder(four_layers), [1])
-        pooled = torch.nn.Sequential(*list(exit_model(plain, 1))[:-1])  # without the last normalisation
+        pooled = torch.nn.Sequential(*list(exit_model(plain, 1))[:-1])  # without the last normalization
         with torch.no_grad():
             given = pooled(dict(plain.preprocess(texts)))["sentence_embedding"].double().numpy()
         wanted = plain.encode(texts).astype(np.float64)

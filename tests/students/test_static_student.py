@@ -11,7 +11,7 @@ from retrodistill.data import Texts
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.students import save_student, static_student
-from retrodistill.students.static import INITIALISATIONS, fast_tokenizer, inverse_document_frequencies
+from retrodistill.students.static import INITIALIZATIONS, fast_tokenizer, inverse_document_frequencies
 
 WORDS = ["star", "violin", "court", "unheard-of-word"]
 
@@ -36,20 +36,20 @@ class TestTheTokenTable:
             np.testing.assert_allclose(rows[tokenizer.token_to_id(word)], expected, atol=1e-5)
 
     def test_flat_leaves_the_idf_out(self, teacher, corpus):
-        rows = static_student(teacher, corpus, initialise="teacher-flat")[0].embedding.weight.detach().numpy()
+        rows = static_student(teacher, corpus, initialize="teacher-flat")[0].embedding.weight.detach().numpy()
         np.testing.assert_allclose(
             rows[fast_tokenizer(teacher).token_to_id("star")], teacher.encode(["star"], "document")[0], atol=1e-5
         )
 
     def test_words_are_the_teachers_input_embeddings_times_the_idf(self, teacher, corpus):
-        rows = static_student(teacher, corpus, initialise="words")[0].embedding.weight.detach().numpy()
+        rows = static_student(teacher, corpus, initialize="words")[0].embedding.weight.detach().numpy()
         inputs = teacher.model[0].auto_model.get_input_embeddings().weight.detach().numpy()
         idf = inverse_document_frequencies(fast_tokenizer(teacher), corpus)
         np.testing.assert_allclose(rows, inputs * idf[:, None], rtol=1e-5)
 
     def test_random_rows_follow_the_seed(self, teacher, corpus):
         tables = [
-            static_student(teacher, corpus, initialise="random", seed=seed)[0].embedding.weight.detach().numpy()
+            static_student(teacher, corpus, initialize="random", seed=seed)[0].embedding.weight.detach().numpy()
             for seed in (0, 0, 1)
         ]
         np.testing.assert_array_equal(tables[0], tables[1])
@@ -86,16 +86,16 @@ class TestTheEncoder:
         static_student(teacher, corpus)
         assert teacher.model.tokenizer.backend_tokenizer.to_str() == before
 
-    def test_a_dot_teacher_gives_a_student_without_normalisation(self, tiny_model, corpus):
+    def test_a_dot_teacher_gives_a_student_without_normalization(self, tiny_model, corpus):
         model = load_bi_encoder(tiny_model)
         model.similarity_fn_name = "dot"
         student = static_student(load_encoder(model), corpus)
         assert [type(module).__name__ for module in student] == ["StaticEmbedding"]
         assert str(student.similarity_fn_name) == "dot"
 
-    @pytest.mark.parametrize("initialise", sorted(INITIALISATIONS))
-    def test_saved_it_loads_as_a_plain_sentence_transformer(self, teacher, corpus, initialise, tmp_path):
-        student = static_student(teacher, corpus, initialise=initialise)
+    @pytest.mark.parametrize("initialize", sorted(INITIALIZATIONS))
+    def test_saved_it_loads_as_a_plain_sentence_transformer(self, teacher, corpus, initialize, tmp_path):
+        student = static_student(teacher, corpus, initialize=initialize)
         texts = [*WORDS, "star " * 300 + "violin"]
         save_student(student, Manifest("student"), tmp_path / "student")
         np.testing.assert_array_equal(
@@ -118,20 +118,20 @@ class TestTheEncoder:
 
 
 class TestMistakes:
-    def test_an_unknown_initialisation(self, teacher, corpus):
-        with pytest.raises(UserError, match=r"^unknown initialisation 'techer'. Did you mean 'teacher'\? Known: "):
-            static_student(teacher, corpus, initialise="techer")
+    def test_an_unknown_initialization(self, teacher, corpus):
+        with pytest.raises(UserError, match=r"^unknown initialization 'techer'. Did you mean 'teacher'\? Known: "):
+            static_student(teacher, corpus, initialize="techer")
 
     def test_word_embeddings_of_another_width(self, tiny_model, corpus):
         from retrodistill.students import dense_student
 
         narrow = load_encoder(dense_student(tiny_model, dimension=8))
         with pytest.raises(
-            UserError, match=r"has word embeddings of 32 dimensions and vectors of 8; initialise the table"
+            UserError, match=r"has word embeddings of 32 dimensions and vectors of 8; initialize the table"
         ):
-            static_student(narrow, corpus, initialise="words")
+            static_student(narrow, corpus, initialize="words")
 
-    @pytest.mark.parametrize("initialise", ["teacher", "words"])
-    def test_a_teacher_that_is_a_token_table_itself(self, tiny_static, corpus, initialise):
+    @pytest.mark.parametrize("initialize", ["teacher", "words"])
+    def test_a_teacher_that_is_a_token_table_itself(self, tiny_static, corpus, initialize):
         with pytest.raises(UserError, match=r"is a token table itself; a static student starts from a transformer"):
-            static_student(load_encoder(f"static:{tiny_static}"), corpus, initialise=initialise)
+            static_student(load_encoder(f"static:{tiny_static}"), corpus, initialize=initialize)

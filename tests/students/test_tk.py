@@ -57,8 +57,8 @@ def by_hand(late, query, document):
     for token, one in zip(ids, left, strict=True):
         weight = 1.0 if late.gate is None else float(late.gate[token])
         cosines = [one @ other / np.linalg.norm(one) / np.linalg.norm(other) for other in right]
-        for centre, log_weight, mean_weight in zip(CENTRES, late.logs, late.means, strict=True):
-            count = sum(math.exp(-((cosine - centre) ** 2) / (2 * 0.1**2)) for cosine in cosines)
+        for center, log_weight, mean_weight in zip(CENTRES, late.logs, late.means, strict=True):
+            count = sum(math.exp(-((cosine - center) ** 2) / (2 * 0.1**2)) for cosine in cosines)
             total += weight * float(log_weight) * math.log2(max(count, 1e-10))
             total += weight * float(mean_weight) * count / max(1, len(right))
     return total

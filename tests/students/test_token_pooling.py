@@ -59,7 +59,7 @@ class TestPooling:
         assert torch.equal(pooled(tokens, 5), tokens)
         assert torch.equal(pooled(tokens, 9), tokens)
 
-    def test_means_without_normalisation(self):
+    def test_means_without_normalization(self):
         tokens = unit(6)
         torch.testing.assert_close(pooled(tokens, 1, normalise=False)[0], tokens.mean(dim=0))
 

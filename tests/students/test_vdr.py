@@ -6,7 +6,7 @@ import torch
 from sparse_models import masked_model
 
 from retrodistill.core.errors import UserError
-from retrodistill.encoders.contract import Space
+from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.sparse import SparseTextEncoder, load_sparse_encoder
 from retrodistill.students.sparse import sparse_student
 from retrodistill.students.vdr import (
@@ -106,7 +106,7 @@ class TestStudent:
         own_token_queries(student.model).save_pretrained(str(tmp_path / "own"), create_model_card=False)
         own = load_sparse_encoder(f"sparse:{tmp_path / 'own'}")
         assert own.is_inference_free
-        Space.of(student).admit(own)
+        EmbeddingSpace.of(student).check_query_encoder(own)
         np.testing.assert_array_equal(
             own.encode(TEXTS, "document").toarray(), student.encode(TEXTS, "document").toarray()
         )

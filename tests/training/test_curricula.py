@@ -1,4 +1,4 @@
-"""Curricula of a stage: budgets, topics, selections, labelled positives, candidates of the student itself."""
+"""Curricula of a stage: budgets, topics, selections, labeled positives, candidates of the student itself."""
 
 import numpy as np
 import pytest
@@ -20,26 +20,26 @@ from retrodistill.training.curricula import selected, topic_batches
 from retrodistill.training.losses import StoredTargetsLoss
 from retrodistill.training.prepared import prepare, training_rows
 from retrodistill.training.settings import SelectionSettings, StageSettings
-from retrodistill.training.snapshot import Standing
+from retrodistill.training.snapshot import StudentSnapshot
 from retrodistill.training.stages import run_stage
-from retrodistill.training.training_data import Material
+from retrodistill.training.training_data import TrainingData
 
 SHORT = {"epochs": 1, "max_steps": 2, "batch_size": 4, "learning_rate": 1e-3, "warmup": 0}
 QUERIES_ONLY = {"titles": False, "sentences": 0}
 
 
 @pytest.fixture
-def material(tiny, tiny_model, tmp_path):
+def data(tiny, tiny_model, tmp_path):
     space = load_encoder(f"dense:{tiny_model}")
-    return Material(
+    return TrainingData(
         tiny, tiny.split("train"), load_teacher("bm25"), space, tmp_path / "out", labels=tiny.relevance("train")
     )
 
 
-def changed(material, **more):
+def changed(data, **more):
     from dataclasses import replace
 
-    return replace(material, **more)
+    return replace(data, **more)
 
 
 def stage(**more):
@@ -47,77 +47,77 @@ def stage(**more):
     return StageSettings.model_validate({**given, **more})
 
 
-def standing(material):
-    return Standing(as_student(load_encoder(material.space).model), material.space)
+def standing(data):
+    return StudentSnapshot(as_student(load_encoder(data.space).model), data.space)
 
 
 class TestBudget:
-    def bought(self, material, **budget):
+    def select_within_budget(self, data, **budget):
         one = stage(candidates={"depth": 10, "sources": ["bm25"], **budget})
-        return material.scored(one, material.texts(one).texts)
+        return data.scored(one, data.texts(one).texts)
 
-    def test_the_teacher_scores_so_many_pairs_and_no_more(self, material):
-        every = self.bought(material)
-        some = self.bought(material, budget="25%")
+    def test_the_teacher_scores_so_many_pairs_and_no_more(self, data):
+        every = self.select_within_budget(data)
+        some = self.select_within_budget(data, budget="25%")
         assert len(every.run) > len(some.run) == round(len(every.run) / 4)
         assert every.notes == []
         assert some.notes[0].startswith(f"budget: {len(some.run)} of {len(every.run)} pairs (24.9%)")
 
-    def test_they_are_chosen_by_the_scores_of_the_cheap_sources(self, material):
+    def test_they_are_chosen_by_the_scores_of_the_cheap_sources(self, data):
         one = stage(candidates={"depth": 10, "sources": ["bm25"]})
-        texts = material.texts(one).texts
-        scored = Ensemble([load_teacher("bm25")]).score(material.collection, texts, material.candidates(one, texts))
-        wanted = choose_pairs(scored, 60, "robust", seed=material.seed).run
-        found = self.bought(material, budget=60).run
+        texts = data.texts(one).texts
+        scored = Ensemble([load_teacher("bm25")]).score(data.collection, texts, data.candidates(one, texts))
+        wanted = choose_pairs(scored, 60, "robust", seed=data.seed).run
+        found = self.select_within_budget(data, budget=60).run
         pairs = [set(zip(run.table["query_id"].to_pylist(), run.document_ids, strict=True)) for run in (found, wanted)]
         assert pairs[0] == pairs[1]
 
-    def test_ways_and_sizes_are_stored_apart_and_what_was_bought_is_told_again(self, material):
-        robust, random = (self.bought(material, budget=60, budget_by=by) for by in ("robust", "random"))
+    def test_ways_and_sizes_are_stored_apart_and_what_was_bought_is_told_again(self, data):
+        robust, random = (self.select_within_budget(data, budget=60, budget_by=by) for by in ("robust", "random"))
         assert robust.run.fingerprint != random.run.fingerprint
         assert "by random" in random.notes[0]
-        assert self.bought(material, budget=60, budget_by="random").notes == random.notes  # from the folder
-        assert len(list((material.folder / "scores").glob("*.parquet"))) == 2
+        assert self.select_within_budget(data, budget=60, budget_by="random").notes == random.notes  # from the folder
+        assert len(list((data.folder / "scores").glob("*.parquet"))) == 2
 
-    def test_no_pair_is_bought_that_training_hides(self, material):
+    def test_no_pair_is_bought_that_training_hides(self, data):
         one = stage(candidates={"depth": 10, "sources": ["bm25"], "budget": "100%"}, texts={"sentences": 0})
-        found = material.scored(one, material.texts(one).texts).run
+        found = data.scored(one, data.texts(one).texts).run
         for query, documents, _ in found:
             assert not (query.startswith("title:") and query.removeprefix("title:") in documents)
 
-    def test_it_is_told_in_the_stages_notes(self, material, tiny_model, tmp_path):
+    def test_it_is_told_in_the_stages_notes(self, data, tiny_model, tmp_path):
         one = stage(candidates={"depth": 10, "sources": ["bm25"], "budget": "50%"})
         student = StudentSettings.model_validate({"model": f"dense:{tiny_model}", "stages": [one], "control": None})
-        history = run_stage(build_student(student, material), one, material, tmp_path / "work", "training")
+        history = run_stage(build_student(student, data), one, data, tmp_path / "work", "training")
         assert history.notes[0].startswith("budget: ")
 
 
 class TestTopics:
-    def test_batches_are_of_the_trained_rows_clusters_and_stored(self, material, monkeypatch):
+    def test_batches_are_of_the_trained_rows_clusters_and_stored(self, data, monkeypatch):
         one = stage(batches="topics", topics=6)
-        texts = material.texts(one).texts
+        texts = data.texts(one).texts
         rows = np.array([0, 3, 3, 7, 12, 20, 31, 40])
-        first = topic_batches(one, material, texts, rows)
+        first = topic_batches(one, data, texts, rows)
         assert len(first.topics) == len(rows)
         assert first.topics[1] == first.topics[2]
         monkeypatch.setattr("retrodistill.training.curricula.cluster_topics", lambda *_: pytest.fail("clustered again"))
-        assert topic_batches(one, material, texts, rows).topics.tolist() == first.topics.tolist()
+        assert topic_batches(one, data, texts, rows).topics.tolist() == first.topics.tolist()
 
-    def test_none_where_they_are_shuffled(self, material):
+    def test_none_where_they_are_shuffled(self, data):
         one = stage()
-        assert topic_batches(one, material, material.texts(one).texts, np.arange(8)) is None
+        assert topic_batches(one, data, data.texts(one).texts, np.arange(8)) is None
 
-    def test_more_topics_than_texts_are_refused(self, material):
+    def test_more_topics_than_texts_are_refused(self, data):
         one = stage(batches="topics", topics=9)
         with pytest.raises(UserError, match=r"9 topics of 8 training texts"):
-            topic_batches(one, material, material.texts(one).texts, np.arange(8))
+            topic_batches(one, data, data.texts(one).texts, np.arange(8))
 
-    def test_a_training_that_is_taken_up_sees_the_same_batches_in_every_epoch(self, material, tiny_model, tmp_path):
+    def test_a_training_that_is_taken_up_sees_the_same_batches_in_every_epoch(self, data, tiny_model, tmp_path):
         one = stage(batches="topics", topics=4, training={**SHORT, "epochs": 3, "max_steps": 0})
         student = StudentSettings.model_validate({"model": f"dense:{tiny_model}", "stages": [one], "control": None})
 
         def trained(folder, killed_after=None):
-            seen, model = [], build_student(student, material)
+            seen, model = [], build_student(student, data)
             forward = StoredTargetsLoss.forward
 
             def listening(self, features, labels):
@@ -129,7 +129,7 @@ class TestTopics:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(StoredTargetsLoss, "forward", listening)
                 patch.setattr(trainer, "_CHECKPOINTS", 6)
-                run_stage(model, one, material, folder, "training")
+                run_stage(model, one, data, folder, "training")
             return seen, load_encoder(model).weights_digest
 
         whole, weights = trained(tmp_path / "whole")
@@ -146,8 +146,8 @@ class TestTopics:
         assert first == second
         assert whole[:steps] != whole[steps : 2 * steps]
 
-    @pytest.mark.parametrize("towers", ["head", "both"])
-    def test_groups_are_batched_by_their_texts(self, towers, material, tiny_model, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("train", ["head", "both_encoders"])
+    def test_groups_are_batched_by_their_texts(self, train, data, tiny_model, tmp_path, monkeypatch):
         from retrodistill.training import group_stages
 
         made = []
@@ -155,7 +155,7 @@ class TestTopics:
             group_stages, "topic_batches", lambda *given: made.append(topic_batches(*given)) or made[-1]
         )
         one = stage(
-            towers=towers,
+            train=train,
             objectives="margin-mse",
             batches="topics",
             topics=4,
@@ -164,22 +164,22 @@ class TestTopics:
         student = StudentSettings.model_validate(
             {"model": f"multi-vector:{tiny_model}", "dimension": 8, "stages": [one], "control": None}
         )
-        history = run_stage(build_student(student, material), one, material, tmp_path / "work", "training")
+        history = run_stage(build_student(student, data), one, data, tmp_path / "work", "training")
         assert history.steps == 2
-        assert len(made[0].topics) > len(material.queries)  # a topic for each of a text's groups
+        assert len(made[0].topics) > len(data.queries)  # a topic for each of a text's groups
 
 
 class TestSelection:
-    def taught(self, material, one):
-        texts = material.texts(one)
-        return texts, material.lists(one, texts)
+    def taught(self, data, one):
+        texts = data.texts(one)
+        return texts, data.lists(one, texts)
 
-    def test_the_teacher_is_right_and_the_student_wrong_within_the_ranks(self, material):
-        material = changed(material, student=standing(material))
-        texts, taught = self.taught(material, stage())
-        found = selected(SelectionSettings(ranks=(2, 6)), material, texts, taught)
-        right = material.judged().to_dict()
-        own = material.student.search(material.collection, texts.texts, 60)
+    def test_the_teacher_is_right_and_the_student_wrong_within_the_ranks(self, data):
+        data = changed(data, student=standing(data))
+        texts, taught = self.taught(data, stage())
+        found = selected(SelectionSettings(ranks=(2, 6)), data, texts, taught)
+        right = data.qrels().to_dict()
+        own = data.student.search(data.collection, texts.texts, 60)
         best = {query: documents for query, documents, _ in taught.run.top(1)}
         ranks = {query: documents.tolist() for query, documents, _ in own}
         for row, query in enumerate(texts.texts.ids):
@@ -189,64 +189,65 @@ class TestSelection:
         assert 0 < found.rows.sum() < len(found.rows)
         assert found.note.startswith(f"selection: {found.rows.sum()} of ")
 
-    def test_lists_over_the_corpus_are_selected_from_alike(self, material):
-        material = changed(material, student=standing(material))
-        texts, taught = self.taught(material, stage(candidates={"depth": "all"}))
+    def test_lists_over_the_corpus_are_selected_from_alike(self, data):
+        data = changed(data, student=standing(data))
+        texts, taught = self.taught(data, stage(candidates={"depth": "all"}))
         assert taught.run is None
-        found = selected(SelectionSettings(ranks=(2, 6)), material, texts, taught)
-        same = selected(SelectionSettings(ranks=(2, 6)), material, *self.taught(material, stage()))
+        found = selected(SelectionSettings(ranks=(2, 6)), data, texts, taught)
+        same = selected(SelectionSettings(ranks=(2, 6)), data, *self.taught(data, stage()))
         assert found.rows.tolist() == same.rows.tolist()
 
-    def test_an_ensemble_says_what_is_right_where_nobody_labelled(self, material):
-        material = changed(material, student=standing(material), labels=None, labeller=load_teacher("bm25"))
-        texts, taught = self.taught(material, stage())
-        found = selected(SelectionSettings(positives="ensemble"), material, texts, taught)
+    def test_an_ensemble_says_what_is_right_where_nobody_labeled(self, data):
+        data = changed(data, student=standing(data), labels=None, labeler=load_teacher("bm25"))
+        texts, taught = self.taught(data, stage())
+        found = selected(SelectionSettings(positives="ensemble"), data, texts, taught)
         assert "teacher wrong 0" in found.note  # bm25 agrees with itself
         assert found.rows.any()
 
-    def test_only_what_is_selected_is_trained_on(self, material):
+    def test_only_what_is_selected_is_trained_on(self, data):
         one = stage(selection={"ranks": [2, 6]})
-        prepared = prepare(one, changed(material, student=standing(material)))
+        prepared = prepare(one, changed(data, student=standing(data)))
         rows = training_rows(prepared, one)
         assert prepared.chosen[rows].all()
         assert not set(rows.tolist()) & set(prepared.held_out.tolist())
         assert prepared.notes[-1].startswith("selection: ")
 
-    def test_nothing_selected_is_said_in_one_line(self, material):
+    def test_nothing_selected_is_said_in_one_line(self, data):
         teacher = RecordedTeacher(
-            Run.from_dict({query: {"d1": 2.0, "d2": 1.0} for query in material.queries.ids if query != "q1"})
+            Run.from_dict({query: {"d1": 2.0, "d2": 1.0} for query in data.queries.ids if query != "q1"})
         )
-        material = changed(material, student=standing(material), teacher=teacher)
+        data = changed(data, student=standing(data), teacher=teacher)
         with pytest.raises(UserError, match=r"^nothing is selected to train on; widen selection.*teacher wrong 4"):
-            prepare(stage(selection={}), material)
+            prepare(stage(selection={}), data)
 
-    def test_labels_are_wanted_where_there_are_none(self, material):
+    def test_labels_are_wanted_where_there_are_none(self, data):
         with pytest.raises(UserError, match=r"the training queries have no labels"):
-            prepare(stage(selection={}), changed(material, student=standing(material), labels=Qrels.from_dict({})))
+            prepare(stage(selection={}), changed(data, student=standing(data), labels=Qrels.from_dict({})))
 
-    def test_a_cross_encoder_ranks_the_candidates(self, material, tiny_cross_encoder, tmp_path):
-        one = stage(towers="both", groups={"documents": 3}, selection={"ranks": [2, 10]})
+    def test_a_cross_encoder_ranks_the_candidates(self, data, tiny_cross_encoder, tmp_path):
+        one = stage(train="both_encoders", groups={"documents": 3}, selection={"ranks": [2, 10]})
         student = StudentSettings.model_validate(
             {"model": f"cross-encoder:{tiny_cross_encoder}", "stages": [one], "control": None}
         )
         history = run_stage(
-            build_student(student, material), one, changed(material, own_documents=True), tmp_path / "work", "training"
+            build_student(student, data), one, changed(data, own_documents=True), tmp_path / "work", "training"
         )
         assert "not ranked" not in history.notes[0]
 
 
 class TestProd:
     @pytest.mark.parametrize(
-        ("model", "towers"), [("static", "query"), ("dense", "query"), ("multi-vector", "head"), ("sparse", "head")]
+        ("model", "train"),
+        [("static", "query_encoder"), ("dense", "query_encoder"), ("multi-vector", "head"), ("sparse", "head")],
     )
-    def test_a_stage_of_it_trains_any_student_that_can_search(self, model, towers, material, tiny_model, tmp_path):
+    def test_a_stage_of_it_trains_any_student_that_can_search(self, model, train, data, tiny_model, tmp_path):
         one = stage(
             objectives=[
                 {"name": "contrastive", "weight": 0.1},
-                {"name": "kl", "weight": 0.9, "sharpness": 0.25},
+                {"name": "kl", "weight": 0.9, "target_std": 0.25},
                 {"name": "lwf", "weight": 1.0},
             ],
-            towers=towers,
+            train=train,
             positives="labels",
             candidates={"sources": ["bm25", "student"], "depth": 8},
             groups={"documents": 4},
@@ -257,10 +258,10 @@ class TestProd:
             given |= {"documents": "student"}
         given |= {"multi-vector": {"dimension": 8}, "sparse": {"queries": "inference-free"}}.get(model, {})
         settings = StudentSettings.model_validate(given)
-        material = changed(material, own_documents=settings.documents == "student")
-        student = build_student(settings, material)
+        data = changed(data, own_documents=settings.documents == "student")
+        student = build_student(settings, data)
         before = [value.detach().clone() for value in student.parameters()]
-        history = run_stage(student, one, material, tmp_path / "work", "training")
+        history = run_stage(student, one, data, tmp_path / "work", "training")
         assert {"contrastive", "kl", "lwf"} <= set(history.losses[-1])
         assert any(not torch.equal(*pair) for pair in zip(before, student.parameters(), strict=True))
 
@@ -269,64 +270,64 @@ ITS_OWN = {"candidates": {"sources": ["student"], "depth": 5}}
 
 
 class TestCandidatesOfTheStudent:
-    def test_they_are_what_it_finds_among_the_spaces_documents(self, material):
-        material = changed(material, student=standing(material))
-        texts = material.texts(stage(**ITS_OWN)).texts
-        found = material.candidates(stage(**ITS_OWN), texts)
+    def test_they_are_what_it_finds_among_the_spaces_documents(self, data):
+        data = changed(data, student=standing(data))
+        texts = data.texts(stage(**ITS_OWN)).texts
+        found = data.candidates(stage(**ITS_OWN), texts)
         queries, documents = (
-            material.space.encode(side, role)
-            for side, role in ((texts.texts, "query"), (material.collection.documents.texts, "document"))
+            data.space.encode(side, role)
+            for side, role in ((texts.texts, "query"), (data.collection.documents.texts, "document"))
         )
         best = np.argsort(-(queries @ documents.T), axis=1, kind="stable")[:, :5]
-        ids = material.collection.documents.ids
+        ids = data.collection.documents.ids
         wanted = {query: {ids[row] for row in rows} for query, rows in zip(texts.ids, best, strict=True)}
         assert {query: set(named) for query, named, _ in found} == wanted
         assert set(found.table["sources"].to_pylist()) == {"student"}
 
-    def test_scores_of_another_student_are_not_taken(self, material):
+    def test_scores_of_another_student_are_not_taken(self, data):
         one, paths = stage(**ITS_OWN), []
         for shift in (0.0, 0.5):
-            student = standing(material)
+            student = standing(data)
             with torch.no_grad():
                 next(student.student.model.parameters()).add_(shift * torch.randn(32, generator=torch.Generator()))
-            material = changed(material, student=student)
-            material.scored(one, material.texts(one).texts)
-            paths.append(len(list((material.folder / "scores").glob("*.parquet"))))
+            data = changed(data, student=student)
+            data.scored(one, data.texts(one).texts)
+            paths.append(len(list((data.folder / "scores").glob("*.parquet"))))
         assert paths == [1, 2]
 
-    def test_before_a_stage_there_is_no_current_student(self, material):
+    def test_before_a_stage_there_is_no_current_student(self, data):
         with pytest.raises(UserError, match=r"candidates of the current student are known when its stage begins"):
-            material.candidates(stage(**ITS_OWN), material.texts(stage(**ITS_OWN)).texts)
+            data.candidates(stage(**ITS_OWN), data.texts(stage(**ITS_OWN)).texts)
 
 
-class TestLabelledPositives:
-    def test_the_best_by_grade_then_by_the_teacher(self, material):
-        queries = material.queries
+class TestLabeledPositives:
+    def test_the_best_by_grade_then_by_the_teacher(self, data):
+        queries = data.queries
         labels = {queries.ids[0]: {"d5": 1, "d6": 2, "d7": 2}, queries.ids[1]: {"d8": 0}, queries.ids[2]: {"gone": 1}}
-        material = changed(material, labels=Qrels.from_dict(labels))
+        data = changed(data, labels=Qrels.from_dict(labels))
         one = stage(objectives=["kl", "contrastive"], positives="labels", texts={"sentences": 0})
-        texts = material.texts(one)
-        lists = material.lists(one, texts).lists
-        corpus = material.collection.documents
+        texts = data.texts(one)
+        lists = data.lists(one, texts).lists
+        corpus = data.collection.documents
         scores = dict(zip(lists.documents[0].tolist(), lists.scores[0].tolist(), strict=True))
         best = max(("d6", "d7"), key=lambda document: scores[corpus.position(document)])
         assert lists.positives[0] == corpus.position(best)
         assert lists.positives[1:3].tolist() == [-1, -1]
         assert (lists.hidden == texts.sources).all()  # a pseudo-query's own document is still shown to nobody
-        rows = training_rows(prepare(one, changed(material, student=standing(material))), one)
+        rows = training_rows(prepare(one, changed(data, student=standing(data))), one)
         assert (texts.sources[rows] < 0).any()
         assert (texts.sources[rows] >= 0).any()
 
-    def test_they_join_the_candidates(self, material):
+    def test_they_join_the_candidates(self, data):
         one = stage(objectives=["kl", "contrastive"], positives="labels", candidates={"depth": 1, "sources": ["bm25"]})
-        pool = material.candidates(one, material.texts(one).texts).to_dict()
-        for query, judged in material.judged().to_dict().items():
+        pool = data.candidates(one, data.texts(one).texts).to_dict()
+        for query, judged in data.qrels().to_dict().items():
             assert set(judged) <= set(pool[query])
 
-    def test_with_nothing_but_a_control_only_labelled_queries_train(self, material):
-        labels = Qrels.from_dict({material.queries.ids[row]: {"d5": 1} for row in range(20)})
+    def test_with_nothing_but_a_control_only_labeled_queries_train(self, data):
+        labels = Qrels.from_dict({data.queries.ids[row]: {"d5": 1} for row in range(20)})
         one = stage(objectives="contrastive", positives="labels")
-        prepared = prepare(one, changed(material, labels=labels, student=standing(material)))
+        prepared = prepare(one, changed(data, labels=labels, student=standing(data)))
         assert set(training_rows(prepared, one).tolist()) <= set(range(20))
 
 
@@ -354,11 +355,11 @@ class TestKeysThatDoNotFit:
             stage(**change)
         assert message in str(error.value)
 
-    def test_labels_beyond_0_and_1_are_refused_before_training(self, material):
-        teacher = RecordedTeacher(Run.from_dict({query: {"d1": 2.0, "d2": 1.0} for query in material.queries.ids}))
+    def test_labels_beyond_0_and_1_are_refused_before_training(self, data):
+        teacher = RecordedTeacher(Run.from_dict({query: {"d1": 2.0, "d2": 1.0} for query in data.queries.ids}))
         with pytest.raises(UserError, match=r"bce learns labels from 0 to 1, and the teacher's go from 1 to 2"):
-            prepare(stage(objectives="bce", labels="mean"), changed(material, teacher=teacher))
+            prepare(stage(objectives="bce", labels="mean"), changed(data, teacher=teacher))
 
-    def test_a_teacher_of_its_own_is_for_recipes(self, material):
+    def test_a_teacher_of_its_own_is_for_recipes(self, data):
         with pytest.raises(UserError, match=r"a teacher or labels of its own is for recipes"):
-            material.taught(stage(teacher="bm25"))
+            data.with_stage_teacher(stage(teacher="bm25"))

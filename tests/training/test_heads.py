@@ -16,7 +16,7 @@ from retrodistill.students.states import stored_states
 from retrodistill.students.token_pooling import with_pooling
 from retrodistill.training.groups import Groups
 from retrodistill.training.heads import TermHeadLoss, TokenHeadLoss, segment_max
-from retrodistill.training.regularizers import Regulariser
+from retrodistill.training.regularizers import Regularizer
 from retrodistill.training.terms import Term
 
 QUERIES = ["what star planet", "violin", "the judge and the jury", "all about bread"]
@@ -72,8 +72,8 @@ class TestSparse:
         assert biases.abs().sum() > 0
 
     def test_flops_is_that_of_the_batchs_terms_in_drawn_documents(self, sparse, tiny, groups):
-        regularised = [Regulariser("flops", 2.0, "document", warmup=0), Regulariser("l1", 1.0, "query", warmup=0)]
-        loss = sparse_loss(sparse, tiny, groups, regularisers=regularised)
+        regularized = [Regularizer("flops", 2.0, "document", warmup=0), Regularizer("l1", 1.0, "query", warmup=0)]
+        loss = sparse_loss(sparse, tiny, groups, regularizers=regularized)
         parts = loss([features(sparse, [0, 1])], torch.tensor([0, 1]))
         drawn = np.sort(np.random.default_rng([0, 0]).choice(60, 32, replace=False))
         asked = sparse.encode(QUERIES[:2], "query").toarray()
@@ -84,7 +84,7 @@ class TestSparse:
 
     def test_queries_through_a_model_are_refused(self, tiny, tiny_model, groups):
         student = SparseTextEncoder(sparse_student(tiny_model, tiny.documents), "sparse:student")
-        with pytest.raises(UserError, match=r"^towers: head trains a sparse student with queries: inference-free"):
+        with pytest.raises(UserError, match=r"^train: head trains a sparse student with queries: inference-free"):
             sparse_loss(student, tiny, groups)
 
 
@@ -194,7 +194,7 @@ class TestStates:
         with torch.no_grad():
             for parameter in multi_vector.model[0].parameters():
                 parameter.mul_(1e6)
-        with pytest.raises(UserError, match=r"hidden states that float16 cannot hold; set towers: both"):
+        with pytest.raises(UserError, match=r"hidden states that float16 cannot hold; set train: both_encoders"):
             stored_states(multi_vector, tiny.documents.texts[:3], "document")
 
 

@@ -9,14 +9,14 @@ from retrodistill.encoders import load_encoder
 from retrodistill.rankers.loading import load_teacher
 from retrodistill.recipes.building import build_student
 from retrodistill.recipes.settings import StudentSettings
-from retrodistill.recipes.students import distil
+from retrodistill.recipes.students import train_student
 from retrodistill.students.heads import head_of
 from retrodistill.students.kinds import as_student
 from retrodistill.training.heads import HeadLoss
 from retrodistill.training.losses import GroupsLoss
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.stages import run_stage
-from retrodistill.training.training_data import Material
+from retrodistill.training.training_data import TrainingData
 
 IN_BATCH = ["contrastive", "in-batch", "in-batch-margin-mse"]
 FAMILIES = ["kl", "margin-mse", "ranknet", "listmle", "sinkhorn", "taid", "lwf"]
@@ -26,15 +26,15 @@ SHORT = {"epochs": 1, "max_steps": 2, "batch_size": 4, "learning_rate": 1e-3, "w
 
 
 @pytest.fixture
-def material(tiny, tiny_model, tmp_path):
+def data(tiny, tiny_model, tmp_path):
     space = load_encoder(f"dense:{tiny_model}")
-    return Material(tiny, tiny.split("train"), load_teacher("bm25"), space, tmp_path / "out")
+    return TrainingData(tiny, tiny.split("train"), load_teacher("bm25"), space, tmp_path / "out")
 
 
-def stage(towers, objectives="kl", **more):
+def stage(train, objectives="kl", **more):
     given = {
         "objectives": objectives,
-        "towers": towers,
+        "train": train,
         "texts": {"titles": False, "sentences": 0},
         "candidates": {"depth": "all"},
         "groups": {"documents": 4, "random": 4},
@@ -61,13 +61,13 @@ def chosen(tiny_model, tiny_cross_encoder):
 
 
 @pytest.fixture
-def trained(chosen, material, tmp_path):
+def trained(chosen, data, tmp_path):
     """A student of a kind through one stage: the model, its weights before, and the history."""
 
     def trained(kind, one):
-        model = build_student(chosen(kind, one), material)
+        model = build_student(chosen(kind, one), data)
         before = {name: value.detach().clone() for name, value in model.named_parameters()}
-        return model, before, run_stage(model, one, material, tmp_path / "work", "training")
+        return model, before, run_stage(model, one, data, tmp_path / "work", "training")
 
     return trained
 
@@ -83,7 +83,7 @@ class TestBothTowers:
         kl = {"name": "kl", "student_temperature": 0.05}
         if kind == "cross-encoder":  # noise at first: it has to learn to read
             kl, steps = {"name": "kl", "student_temperature": 0.2}, {**steps, "epochs": 20, "learning_rate": 1e-3}
-        model, before, history = trained(kind, stage("both", kl, training=steps))
+        model, before, history = trained(kind, stage("both_encoders", kl, training=steps))
         first, last = (np.mean([one["loss"] for one in part]) for part in (history.losses[:5], history.losses[-5:]))
         assert last < 0.97 * first
         assert len(moved(before, model)) > 20
@@ -91,7 +91,7 @@ class TestBothTowers:
 
     @pytest.mark.parametrize("kind", ["sparse", "multi-vector", "cross-encoder"])
     def test_any_list_objective_trains_any_kind(self, kind, trained):
-        model, before, history = trained(kind, stage("both", FAMILIES))
+        model, before, history = trained(kind, stage("both_encoders", FAMILIES))
         assert all(np.isfinite(history.losses[-1][name]) for name in FAMILIES)
         assert moved(before, model)
 
@@ -122,22 +122,22 @@ class TestHead:
         assert min(history.losses[-1][name] for name in IN_BATCH) > 0
         assert moved(before, model)
 
-    def test_it_is_refused_where_there_is_none(self, chosen, material, tiny_model, tmp_path):
+    def test_it_is_refused_where_there_is_none(self, chosen, data, tiny_model, tmp_path):
         one = stage("head")
-        model = build_student(chosen("multi-vector", one, dimension=None), material)
+        model = build_student(chosen("multi-vector", one, dimension=None), data)
         with pytest.raises(UserError, match=r"^model multi-vector:student has no projection behind its transformer"):
-            run_stage(model, one, material, tmp_path / "work", "training")
-        model = build_student(chosen("dense", stage("both")), material)
-        with pytest.raises(UserError, match=r"^towers: head is for sparse and multi-vector students"):
-            run_stage(model, one, material, tmp_path / "work", "training")
+            run_stage(model, one, data, tmp_path / "work", "training")
+        model = build_student(chosen("dense", stage("both_encoders")), data)
+        with pytest.raises(UserError, match=r"^train: head is for sparse and multi-vector students"):
+            run_stage(model, one, data, tmp_path / "work", "training")
 
 
 class TestStudentsOfARecipe:
     @pytest.mark.parametrize("kind", KINDS)
-    def test_they_come_back_from_their_folder_with_equal_scores(self, kind, chosen, material, tmp_path):
-        settings = chosen(kind, stage("head" if kind in WITH_HEAD else "both"))
-        made = distil("student", settings, material, tmp_path / "student")
-        again = distil("student", settings, material, tmp_path / "student")
+    def test_they_come_back_from_their_folder_with_equal_scores(self, kind, chosen, data, tmp_path):
+        settings = chosen(kind, stage("head" if kind in WITH_HEAD else "both_encoders"))
+        made = train_student("student", settings, data, tmp_path / "student")
+        again = train_student("student", settings, data, tmp_path / "student")
         texts = ["star planet orbit", "judge"]
         assert made.encoder.fingerprint("query") == again.encoder.fingerprint("query")
         assert made.documents is made.encoder
@@ -150,22 +150,22 @@ class TestStudentsOfARecipe:
             found = [getattr(one, "vectors", one) for one in found]
             assert (abs(found[0] - found[1])).max() == 0
 
-    def test_a_sparse_one_tells_its_terms_and_products(self, chosen, material, tmp_path):
-        made = distil("student", chosen("inference-free", stage("head")), material, tmp_path / "student")
+    def test_a_sparse_one_tells_its_terms_and_products(self, chosen, data, tmp_path):
+        made = train_student("student", chosen("inference-free", stage("head")), data, tmp_path / "student")
         about = made.encoder.student.about["sparsity"]
-        vectors = made.encoder.encode(material.collection.documents.texts, "document")
+        vectors = made.encoder.encode(data.collection.documents.texts, "document")
         assert about["terms"] == pytest.approx(np.diff(vectors.indptr).mean())
-        asked = made.encoder.encode(material.queries.texts, "query")
+        asked = made.encoder.encode(data.queries.texts, "query")
         products = (asked != 0).astype(float) @ (vectors != 0).astype(float).T
         assert about["flops"] == pytest.approx(products.mean())
 
     @pytest.mark.parametrize("kind", ["inference-free", "multi-vector", "cross-encoder"])
-    def test_a_killed_training_goes_on_to_equal_weights(self, kind, chosen, material, tmp_path, monkeypatch):
-        towers = "both" if kind == "cross-encoder" else "head"
-        one = stage(towers, training={**SHORT, "max_steps": 6})
-        models = [build_student(chosen(kind, one), material) for _ in range(2)]
-        run_stage(models[0], one, material, tmp_path / "whole", "training")
-        loss = GroupsLoss if towers == "both" else HeadLoss
+    def test_a_killed_training_goes_on_to_equal_weights(self, kind, chosen, data, tmp_path, monkeypatch):
+        train = "both_encoders" if kind == "cross-encoder" else "head"
+        one = stage(train, training={**SHORT, "max_steps": 6})
+        models = [build_student(chosen(kind, one), data) for _ in range(2)]
+        run_stage(models[0], one, data, tmp_path / "whole", "training")
+        loss = GroupsLoss if train == "both_encoders" else HeadLoss
         forward, calls = loss.forward, []
 
         def killed(self, *arguments, **options):
@@ -176,10 +176,10 @@ class TestStudentsOfARecipe:
 
         monkeypatch.setattr(loss, "forward", killed)
         with pytest.raises(KeyboardInterrupt):
-            run_stage(models[1], one, material, tmp_path / "cut", "training")
+            run_stage(models[1], one, data, tmp_path / "cut", "training")
         monkeypatch.setattr(loss, "forward", forward)
-        model = build_student(chosen(kind, one), material)
-        history = run_stage(model, one, material, tmp_path / "cut", "training")
+        model = build_student(chosen(kind, one), data)
+        history = run_stage(model, one, data, tmp_path / "cut", "training")
         assert history.steps == 6
         for left, right in zip(models[0].parameters(), model.parameters(), strict=True):
             torch.testing.assert_close(left, right, rtol=0, atol=0)

@@ -11,7 +11,7 @@ from retrodistill.recipes.settings import StudentSettings
 from retrodistill.training.losses import GroupsLoss
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.stages import run_stage
-from retrodistill.training.training_data import Material
+from retrodistill.training.training_data import TrainingData
 
 FAMILIES = ["kl", "margin-mse", "ranknet", "listmle", "sinkhorn", "taid", "lwf", "contrastive"]
 KINDS = ["prett", "tk"]
@@ -19,26 +19,26 @@ SHORT = {"epochs": 1, "max_steps": 2, "batch_size": 4, "learning_rate": 1e-3, "w
 
 
 @pytest.fixture
-def material(tiny, tiny_model, tmp_path):
+def data(tiny, tiny_model, tmp_path):
     space = load_encoder(f"dense:{tiny_model}")
-    return Material(tiny, tiny.split("train"), load_teacher("bm25"), space, tmp_path / "out")
+    return TrainingData(tiny, tiny.split("train"), load_teacher("bm25"), space, tmp_path / "out")
 
 
 @pytest.fixture
-def model(material, tiny_model, tiny_cross_encoder):
+def model(data, tiny_model, tiny_cross_encoder):
     def model(kind, stage):
         given = {"prett": {"model": f"prett:{tiny_cross_encoder}", "join": 1}, "tk": {"model": f"tk:{tiny_model}"}}
         settings = {**given[kind], "dimension": 16, "stages": [stage], "control": None}
-        return build_student(StudentSettings.model_validate(settings), material)
+        return build_student(StudentSettings.model_validate(settings), data)
 
     return model
 
 
-def stage(towers, objectives="kl", titles=False, **training):
+def stage(train, objectives="kl", titles=False, **training):
     return StageSettings.model_validate(
         {
             "objectives": objectives,
-            "towers": towers,
+            "train": train,
             "texts": {"titles": titles, "sentences": 0},
             "candidates": {"depth": "all"},
             "groups": {"documents": 4, "random": 2},
@@ -48,33 +48,33 @@ def stage(towers, objectives="kl", titles=False, **training):
 
 
 class TestObjectives:
-    @pytest.mark.parametrize("towers", ["head", "both"])
+    @pytest.mark.parametrize("train", ["head", "both_encoders"])
     @pytest.mark.parametrize("kind", KINDS)
-    def test_any_of_lists_trains_it(self, kind, towers, model, material, tmp_path):
-        one = stage(towers, FAMILIES, titles=True)
+    def test_any_of_lists_trains_it(self, kind, train, model, data, tmp_path):
+        one = stage(train, FAMILIES, titles=True)
         student = model(kind, one)
         before = {name: weights.detach().clone() for name, weights in student.named_parameters()}
-        history = run_stage(student, one, material, tmp_path / "work", "training")
+        history = run_stage(student, one, data, tmp_path / "work", "training")
         assert all(np.isfinite(history.losses[-1][name]) for name in FAMILIES)
         still = {name for name, weights in student.named_parameters() if torch.equal(before[name], weights)}
         below = {id(weights) for weights in student[0].lower_parameters()}
         lower = {name for name, weights in student.named_parameters() if id(weights) in below}
-        assert still == (lower if towers == "head" else set())
+        assert still == (lower if train == "head" else set())
         assert {"step", "agreement"} <= set(history.monitors[-1])
 
 
 class TestLearning:
-    def test_tk_agrees_with_its_teacher_soon(self, model, material, tmp_path):
+    def test_tk_agrees_with_its_teacher_soon(self, model, data, tmp_path):
         one = stage("head", max_steps=40, epochs=8, batch_size=8, learning_rate=1e-2)
-        history = run_stage(model("tk", one), one, material, tmp_path / "work", "training")
+        history = run_stage(model("tk", one), one, data, tmp_path / "work", "training")
         first, last = (np.mean([each["loss"] for each in part]) for part in (history.losses[:5], history.losses[-5:]))
         assert last < 0.9 * first
 
     @pytest.mark.parametrize("kind", KINDS)
-    def test_a_killed_training_goes_on_to_equal_weights(self, kind, model, material, tmp_path, monkeypatch):
+    def test_a_killed_training_goes_on_to_equal_weights(self, kind, model, data, tmp_path, monkeypatch):
         one = stage("head", max_steps=6)
         students = [model(kind, one) for _ in range(2)]
-        run_stage(students[0], one, material, tmp_path / "whole", "training")
+        run_stage(students[0], one, data, tmp_path / "whole", "training")
         forward, calls = GroupsLoss.forward, []
 
         def killed(self, *arguments, **options):
@@ -85,9 +85,9 @@ class TestLearning:
 
         monkeypatch.setattr(GroupsLoss, "forward", killed)
         with pytest.raises(KeyboardInterrupt):
-            run_stage(students[1], one, material, tmp_path / "cut", "training")
+            run_stage(students[1], one, data, tmp_path / "cut", "training")
         monkeypatch.setattr(GroupsLoss, "forward", forward)
         again = model(kind, one)
-        assert run_stage(again, one, material, tmp_path / "cut", "training").steps == 6
+        assert run_stage(again, one, data, tmp_path / "cut", "training").steps == 6
         for left, right in zip(students[0].parameters(), again.parameters(), strict=True):
             torch.testing.assert_close(left, right, rtol=0, atol=0)

@@ -62,9 +62,7 @@ class TestTerms:
 
     def test_those_that_need_more_are_refused_where_lists_are_all_there_is(self):
         for name in NEED_MORE:
-            with pytest.raises(
-                UserError, match=rf"^objective '{name}' needs more than lists and works with towers: qu"
-            ):
+            with pytest.raises(UserError, match=rf"^objective '{name}' needs more than lists and works with train: qu"):
                 lists_only([Term(name)])
             with pytest.raises(UserError, match=rf"^objective '{name}' needs more than lists"):
                 Term(name).on_lists(torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(1, 2), torch.tensor([-1]))
@@ -400,6 +398,6 @@ class TestGroups:
 
     def test_alignment_belongs_elsewhere(self, model):
         with pytest.raises(
-            UserError, match=r"^objective 'leaf' aligns single texts; use it in a stage with towers: que"
+            UserError, match=r"^objective 'leaf' aligns single texts; use it in a stage with train: que"
         ):
             GroupsLoss(model, [Term("leaf")], SCORES, PLACES >= 0, NONE)

@@ -24,7 +24,7 @@ class TestStages:
 
     def test_settings_do_not_change(self):
         with pytest.raises(pydantic.ValidationError, match=r"frozen"):
-            StageSettings(objectives="kl").towers = "both"
+            StageSettings(objectives="kl").train = "both_encoders"
 
 
 class TestMistakes:

@@ -2,11 +2,11 @@ import pydantic
 import pytest
 
 from retrodistill.recipes.settings import StudentSettings
-from retrodistill.training.settings import RegulariserSettings, StageSettings
+from retrodistill.training.settings import RegularizerSettings, StageSettings
 
 
-def student(model, towers="both", objectives="kl", **more):
-    stage = {"objectives": objectives, "towers": towers, **more.pop("stage", {})}
+def student(model, train="both_encoders", objectives="kl", **more):
+    stage = {"objectives": objectives, "train": train, **more.pop("stage", {})}
     return StudentSettings.model_validate({"model": model, "stages": [stage], **more})
 
 
@@ -16,21 +16,21 @@ class TestKinds:
         assert student(model).documents == "student"
         assert student(model).kind == model.partition(":")[0]
         with pytest.raises(pydantic.ValidationError, match=r"has no vectors in a dense space; set documents: student"):
-            student(model, documents="space")
+            student(model, documents="frozen")
 
     @pytest.mark.parametrize(
-        ("model", "towers", "wanted"),
+        ("model", "train", "wanted"),
         [
-            ("static", "head", "query or both"),
-            ("dense:x", "head", "query or both or lexical"),
-            ("sparse:x", "query", "head or both"),
-            ("multi-vector:x", "lexical", "head or both"),
-            ("cross-encoder:x", "head", "both"),
+            ("static", "head", "query_encoder or both_encoders"),
+            ("dense:x", "head", "query_encoder or both_encoders or lexical"),
+            ("sparse:x", "query_encoder", "head or both_encoders"),
+            ("multi-vector:x", "lexical", "head or both_encoders"),
+            ("cross-encoder:x", "head", "both_encoders"),
         ],
     )
-    def test_towers_that_a_kind_does_not_have(self, model, towers, wanted):
-        with pytest.raises(pydantic.ValidationError, match=rf"does not train .* students; set towers: {wanted}"):
-            student(model, towers)
+    def test_towers_that_a_kind_does_not_have(self, model, train, wanted):
+        with pytest.raises(pydantic.ValidationError, match=rf"does not train .* students; set train: {wanted}"):
+            student(model, train)
 
     @pytest.mark.parametrize(
         ("model", "option", "value"),
@@ -48,7 +48,7 @@ class TestKinds:
 
     def test_a_head_needs_inference_free_queries(self):
         assert student("sparse:x", "head", queries="inference-free").queries == "inference-free"
-        with pytest.raises(pydantic.ValidationError, match=r"towers: head trains sparse students with queries: inf"):
+        with pytest.raises(pydantic.ValidationError, match=r"train: head trains sparse students with queries: inf"):
             student("sparse:x", "head")
 
     def test_there_is_nothing_to_align(self):
@@ -60,17 +60,17 @@ class TestKinds:
             student("multi-vector:x", dimension="space")
 
 
-class TestRegularisers:
+class TestRegularizers:
     def test_they_are_for_sparse_students(self):
-        stage = {"regularisers": [{"name": "flops", "weight": 0.01}]}
-        assert student("sparse:x", stage=stage).stages[0].regularisers[0].side == "document"
-        with pytest.raises(pydantic.ValidationError, match=r"regularisers see term weights, and a dense student has"):
+        stage = {"regularizers": [{"name": "flops", "weight": 0.01}]}
+        assert student("sparse:x", stage=stage).stages[0].regularizers[0].side == "document"
+        with pytest.raises(pydantic.ValidationError, match=r"regularizers see term weights, and a dense student has"):
             student("dense:x", documents="student", stage=stage)
 
     @pytest.mark.parametrize(
         ("given", "message"),
         [
-            ({"name": "flop", "weight": 1}, r"unknown regulariser 'flop'. Did you mean 'flops'\?"),
+            ({"name": "flop", "weight": 1}, r"unknown regularizer 'flop'. Did you mean 'flops'\?"),
             ({"name": "l1", "weight": 0}, r"greater than 0"),
             ({"name": "l1", "weight": 1, "side": "both"}, r"'document' or 'query'"),
             ({"name": "top-k", "weight": 1, "terms": 0}, r"greater than or equal to 1"),
@@ -79,7 +79,7 @@ class TestRegularisers:
     )
     def test_mistakes(self, given, message):
         with pytest.raises(pydantic.ValidationError, match=message):
-            RegulariserSettings.model_validate(given)
+            RegularizerSettings.model_validate(given)
 
     def test_stages_have_none_by_default(self):
-        assert StageSettings(objectives="kl").regularisers == []
+        assert StageSettings(objectives="kl").regularizers == []

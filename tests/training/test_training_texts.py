@@ -54,8 +54,8 @@ class TestGathering:
 
 class TestLeaks:
     def test_a_title_that_is_a_test_query_is_left_out_whatever_its_case(self, small):
-        barred = small.queries.select(["t1"])
-        texts = training_texts(small, Texts.from_pairs([]), titles=True, sentences=3, barred=barred)
+        excluded_queries = small.queries.select(["t1"])
+        texts = training_texts(small, Texts.from_pairs([]), titles=True, sentences=3, excluded_queries=excluded_queries)
         assert "What is law?" not in texts.texts.texts
         assert "On stars" in texts.texts.texts
         free = training_texts(small, Texts.from_pairs([]), titles=True, sentences=3)

@@ -16,7 +16,7 @@ def main(source: str = "demo", space: str = "dense:all-MiniLM-L6-v2", out: str =
     target = rd.fuse(scores, weights=[0.3, 0.7], method="zscore-per-query")
     rd.write_run(target, f"{out}/target.run")
     student = rd.distill(
-        collection, target, student="static", objective=["kl", "leaf"], space=space, out=f"{out}/fused"
+        collection, target, student="static", objective=["kl", "leaf"], document_encoder=space, out=f"{out}/fused"
     )
     index = rd.build_index(collection, documents=space, queries=student)
     print(rd.evaluate({"bm25": "bm25", "teacher": space, "student": index}, collection, "test"))

@@ -3,7 +3,7 @@ import torch
 
 from retrodistill import objectives as pure
 from retrodistill.core.errors import UserError
-from retrodistill.training.regularizers import Regulariser, SparsityAlarm, regularised, sparse_only
+from retrodistill.training.regularizers import Regularizer, SparsityAlarm, regularized, sparse_only
 
 WEIGHTS = torch.tensor([[0.0, 2.0, 1.0], [4.0, 0.0, 0.0]])
 
@@ -14,26 +14,26 @@ class TestValues:
         [("flops", 4.0 + 1.0 + 0.25), ("l1", 3.5), ("top-k", 0.5), ("anti-zero", (3.1**-2 + 4.1**-2) / 2)],
     )
     def test_each_is_its_formula(self, name, expected):
-        assert float(Regulariser(name, 1.0, terms=1).value(WEIGHTS)) == pytest.approx(expected)
+        assert float(Regularizer(name, 1.0, terms=1).value(WEIGHTS)) == pytest.approx(expected)
 
     def test_the_weight_grows_with_the_square_of_the_step(self):
-        one = Regulariser("l1", 2.0, warmup=0.5)
+        one = Regularizer("l1", 2.0, warmup=0.5)
         found = [float(one(WEIGHTS, progress)) for progress in (0.0, 0.25, 0.5, 1.0)]
         assert found == pytest.approx([0.0, 7.0 / 4, 7.0, 7.0])
         assert float(one(WEIGHTS, None)) == pytest.approx(7.0)
 
     def test_sides_are_told_apart_and_equals_added_up(self):
-        given = [Regulariser("l1", 1.0), Regulariser("l1", 2.0), Regulariser("flops", 1.0, "query")]
-        parts = regularised(given, 2 * WEIGHTS, WEIGHTS, None)
+        given = [Regularizer("l1", 1.0), Regularizer("l1", 2.0), Regularizer("flops", 1.0, "query")]
+        parts = regularized(given, 2 * WEIGHTS, WEIGHTS, None)
         assert {name: float(value) for name, value in parts.items()} == pytest.approx(
             {"l1-document": 10.5, "flops-query": float(pure.flops(2 * WEIGHTS))}
         )
 
     def test_students_without_term_weights_are_refused(self):
-        with pytest.raises(UserError, match=r"^regulariser 'l1' sees term weights; a dense student has none"):
-            sparse_only([Regulariser("l1", 1.0)], "dense")
-        with pytest.raises(UserError, match=r"^unknown regulariser 'flop'. Did you mean 'flops'\?"):
-            Regulariser("flop", 1.0)
+        with pytest.raises(UserError, match=r"^regularizer 'l1' sees term weights; a dense student has none"):
+            sparse_only([Regularizer("l1", 1.0)], "dense")
+        with pytest.raises(UserError, match=r"^unknown regularizer 'flop'. Did you mean 'flops'\?"):
+            Regularizer("flop", 1.0)
 
 
 class TestAlarm:
@@ -44,7 +44,7 @@ class TestAlarm:
         for _ in range(2):
             alarm([0, 5, 4, 6], 1000)
         assert alarm.notes == [
-            "the student collapses: 25% of the documents looked at have no term; lower the regularisers' weights or "
+            "the student collapses: 25% of the documents looked at have no term; lower the regularizers' weights or "
             "add anti-zero"
         ]
 

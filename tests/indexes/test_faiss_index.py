@@ -13,7 +13,7 @@ from retrodistill.core.manifest import Manifest
 from retrodistill.data import Collection, Texts
 from retrodistill.encoders import Encoder, load_encoder
 from retrodistill.encoders.loading import load_bi_encoder
-from retrodistill.indexes import AsymmetricIndex, Space, build_index
+from retrodistill.indexes import EmbeddingSpace, FaissIndex, build_index
 from retrodistill.students import save_student
 
 
@@ -58,7 +58,7 @@ class TestSearching:
         assert len(index.retrieve(tiny, tiny.split("test"), 1000)) == 60 * 12
 
     def test_it_answers_as_its_responder_does(self, tiny, index):
-        rows = index.responder(tiny, 3)("star planet")[1][0]
+        rows = index.query_fn(tiny, 3)("star planet")[1][0]
         assert [index.ids[row] for row in rows] == list(index.search("star planet", 3).document_ids)
 
     def test_fewer_results_than_k_are_no_false_documents(self, tiny, teacher):
@@ -128,7 +128,7 @@ class TestRefusals:
         with pytest.raises(
             UserError, match=r"^index of 2 vectors of 32 dimensions with 3 ids .*: build the index again"
         ):
-            AsymmetricIndex(flat, ["a", "b", "c"], Space.of(teacher))
+            FaissIndex(flat, ["a", "b", "c"], EmbeddingSpace.of(teacher))
 
     def test_a_collection_that_lacks_documents_of_the_index(self, tiny, index):
         other = Collection.from_parts("other", {"d0": "star"}, {"q": "star"}, {})
@@ -140,7 +140,7 @@ class TestSaving:
     def test_it_comes_back_with_the_same_answers(self, tiny, teacher, student, tmp_path):
         built = build_index(tiny, teacher, student, factory="SQ8", name="student")
         built.save(tmp_path / "index")
-        loaded = AsymmetricIndex.load(tmp_path / "index")
+        loaded = FaissIndex.load(tmp_path / "index")
         assert (loaded.name, loaded.factory, loaded.space) == ("student", "SQ8", built.space)
         assert loaded.search("star planet", 9).to_dict() == built.search("star planet", 9).to_dict()
 
@@ -156,15 +156,15 @@ class TestSaving:
 
     def test_memory_mapped_it_answers_the_same(self, index, tmp_path):
         index.save(tmp_path / "index")
-        mapped = AsymmetricIndex.load(tmp_path / "index", memory_map=True)
+        mapped = FaissIndex.load(tmp_path / "index", memory_map=True)
         assert mapped.search("star", 3).to_dict() == index.search("star", 3).to_dict()
 
     def test_parameters_are_set_at_loading(self, tiny, teacher, tmp_path):
         build_index(tiny, teacher, factory="IVF8,Flat").save(tmp_path / "index")
-        loaded = AsymmetricIndex.load(tmp_path / "index", parameters="nprobe=8")
+        loaded = FaissIndex.load(tmp_path / "index", parameters="nprobe=8")
         assert len(loaded.search("star", 60)) == 60
         with pytest.raises(UserError, match=r"^search parameters 'efSearch=8' do not fit this index"):
-            AsymmetricIndex.load(tmp_path / "index", parameters="efSearch=8")
+            FaissIndex.load(tmp_path / "index", parameters="efSearch=8")
 
     def test_bytes_per_document_are_those_of_the_file(self, index, tmp_path):
         index.save(tmp_path / "index")
@@ -177,33 +177,33 @@ class TestSaving:
         shutil.move(tmp_path / "student", tmp_path / "here" / "student")
         built.save(tmp_path / "here" / "index")
         shutil.move(tmp_path / "here", tmp_path / "there")
-        moved = AsymmetricIndex.load(tmp_path / "there" / "index")
+        moved = FaissIndex.load(tmp_path / "there" / "index")
         assert moved.search("star", 5).to_dict() == built.search("star", 5).to_dict()
 
     def test_a_student_of_the_space_is_admitted_from_anywhere(self, index, student, tmp_path):
         index.save(tmp_path / "index")
         shutil.move(tmp_path / "student", tmp_path / "moved")
-        assert len(AsymmetricIndex.load(tmp_path / "index", f"static:{tmp_path / 'moved'}").search("star", 5)) == 5
+        assert len(FaissIndex.load(tmp_path / "index", f"static:{tmp_path / 'moved'}").search("star", 5)) == 5
 
     def test_without_its_manifest_the_student_is_a_stranger(self, index, student, tmp_path):
         index.save(tmp_path / "index")
         (tmp_path / "student" / "retrodistill.json").unlink()
         with pytest.raises(UserError, match=r"do not belong among documents by"):
-            AsymmetricIndex.load(tmp_path / "index", f"static:{tmp_path / 'student'}")
+            FaissIndex.load(tmp_path / "index", f"static:{tmp_path / 'student'}")
 
     def test_a_model_object_is_given_again(self, tiny, tiny_model, tmp_path):
         model = load_bi_encoder(tiny_model)
         built = build_index(tiny, Encoder(model, "dense:in-memory"))
         built.save(tmp_path / "index")
         with pytest.raises(UserError, match=r"^this index has no query encoder; give one, or search by vectors.$"):
-            AsymmetricIndex.load(tmp_path / "index").search("star", 3)
-        again = AsymmetricIndex.load(tmp_path / "index", model)
+            FaissIndex.load(tmp_path / "index").search("star", 3)
+        again = FaissIndex.load(tmp_path / "index", model)
         assert again.search("star", 3).to_dict() == built.search("star", 3).to_dict()
 
     def test_vectors_can_be_searched_without_an_encoder(self, index, tmp_path):
-        bare = AsymmetricIndex(index.index, index.ids, index.space)
+        bare = FaissIndex(index.index, index.ids, index.space)
         bare.save(tmp_path / "index")
-        loaded = AsymmetricIndex.load(tmp_path / "index")
+        loaded = FaissIndex.load(tmp_path / "index")
         assert loaded.search_vectors(np.ones(32), 2).to_dict() == bare.search_vectors(np.ones(32), 2).to_dict()
 
 
@@ -227,12 +227,12 @@ class TestDamage:
         with pytest.raises(
             UserError, match=rf"^{saved / name} is missing, cut short or altered .checksum.; build the ind"
         ):
-            AsymmetricIndex.load(saved)
+            FaissIndex.load(saved)
 
     def test_a_manifest_that_is_cut(self, saved):
         (saved / "manifest.json").write_text((saved / "manifest.json").read_text()[:50])
         with pytest.raises(UserError, match=r"manifest.json is not JSON .*; it may be cut short"):
-            AsymmetricIndex.load(saved)
+            FaissIndex.load(saved)
 
     def test_a_manifest_that_lacks_something(self, saved):
         content = json.loads((saved / "manifest.json").read_text())
@@ -241,34 +241,34 @@ class TestDamage:
         with pytest.raises(
             UserError, match=r"manifest.json is no whole manifest of an index: it lacks 'space'; build it"
         ):
-            AsymmetricIndex.load(saved)
+            FaissIndex.load(saved)
 
     def test_no_folder(self, tmp_path):
         with pytest.raises(
             UserError, match=rf"^no index folder {tmp_path}/none; build one with 'retrodistill index'.$"
         ):
-            AsymmetricIndex.load(tmp_path / "none")
+            FaissIndex.load(tmp_path / "none")
 
     def test_a_models_folder_is_no_index(self, tiny_model):
         with pytest.raises(
             UserError, match=rf"holds no index .no manifest.json.; a model is named 'dense:{tiny_model}'.$"
         ):
-            AsymmetricIndex.load(tiny_model)
+            FaissIndex.load(tiny_model)
 
     def test_another_artifacts_folder(self, tmp_path):
         Manifest("candidates").write(tmp_path)
         with pytest.raises(UserError, match=r"holds no index but candidates; give an index' folder.$"):
-            AsymmetricIndex.load(tmp_path)
+            FaissIndex.load(tmp_path)
 
     def test_its_query_encoder_is_gone(self, tiny, teacher, student, tmp_path):
         build_index(tiny, teacher, student).save(tmp_path / "index")
         shutil.rmtree(tmp_path / "student")
         with pytest.raises(UserError, match=r"^(no model folder|model) .*student"):
-            AsymmetricIndex.load(tmp_path / "index")
+            FaissIndex.load(tmp_path / "index")
 
     def test_a_space_that_is_not_the_files(self, index):
         with pytest.raises(UserError, match=r"do not belong together"):
-            AsymmetricIndex(index.index, index.ids, replace(index.space, dimension=16))
+            FaissIndex(index.index, index.ids, replace(index.space, dimension=16))
 
 
 class TestPlaces:
@@ -306,5 +306,5 @@ class TestPlaces:
         with pytest.raises(UserError, match=r"^cannot write .*index: .*No space left on device; nothing") as error:
             build_index(tiny, teacher, factory="SQ8").save(tmp_path / "index")
         assert "\n" not in str(error.value)
-        assert AsymmetricIndex.load(tmp_path / "index").factory == "Flat"
+        assert FaissIndex.load(tmp_path / "index").factory == "Flat"
         assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "index"]

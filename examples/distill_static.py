@@ -1,4 +1,4 @@
-"""A static query encoder for documents that MiniLM has embedded: distil it without labels, index, search, measure.
+"""A static query encoder for documents that MiniLM has embedded: distill it without labels, index, search, measure.
 
 Minutes on two cores; all examples share the embeddings of the corpus, which the first of them makes.
 """
@@ -6,13 +6,15 @@ Minutes on two cores; all examples share the embeddings of the corpus, which the
 import sys
 
 import retrodistill as rd
-from retrodistill.indexes import AsymmetricIndex
+from retrodistill.indexes import FaissIndex
 
 
-def main(source: str = "demo", space: str = "dense:all-MiniLM-L6-v2", out: str = "out/example") -> AsymmetricIndex:
-    """Distil from queries, titles and sentences of the collection; documents stay as they are."""
+def main(source: str = "demo", space: str = "dense:all-MiniLM-L6-v2", out: str = "out/example") -> FaissIndex:
+    """Distill from queries, titles and sentences of the collection; documents stay as they are."""
     collection = rd.load_collection(source)
-    student = rd.distill(collection, space, student="static", objective="leaf", space=space, out=f"{out}/student")
+    student = rd.distill(
+        collection, space, student="static", objective="leaf", document_encoder=space, out=f"{out}/student"
+    )
     index = rd.build_index(collection, documents=space, queries=student, factory="Flat")
     index.save(f"{out}/index")
     print(index.search(collection.queries.texts[0], k=3).to_dict())

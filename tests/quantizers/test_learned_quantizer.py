@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 
 from retrodistill.core.errors import UserError
-from retrodistill.quantizers import QuantiserSettings, factory_for, learn_quantiser, read_index, start_index, to_faiss
+from retrodistill.quantizers import QuantizerSettings, factory_for, learn_quantizer, read_index, start_index, to_faiss
 from retrodistill.quantizers.query_map import reconstructed
 
 faiss = pytest.importorskip("faiss")
 
 FACTORIES = ["PQ8", "PQ8x4", "OPQ8,PQ8x4", "OPQ8_24,PQ8x4", "OPQ4,PQ4", "IVF8,PQ8x4", "OPQ8,IVF8,PQ8x4"]
-QUICK = QuantiserSettings(steps=20, evaluations=4, start_iterations=2, batch_size=16)
+QUICK = QuantizerSettings(steps=20, evaluations=4, start_iterations=2, batch_size=16)
 
 
 def unit(vectors):
@@ -17,10 +17,10 @@ def unit(vectors):
 
 @pytest.fixture(scope="module")
 def documents():
-    """300 unit vectors around 20 centres, of 32 dimensions."""
+    """300 unit vectors around 20 centers, of 32 dimensions."""
     generator = np.random.default_rng(0)
-    centres = generator.normal(size=(20, 32))
-    return unit(centres[generator.integers(20, size=300)] + 0.7 * generator.normal(size=(300, 32)))
+    centers = generator.normal(size=(20, 32))
+    return unit(centers[generator.integers(20, size=300)] + 0.7 * generator.normal(size=(300, 32)))
 
 
 @pytest.fixture(scope="module")
@@ -77,25 +77,25 @@ class TestExport:
     def test_learned_scores_are_those_of_torch_and_of_the_rebuilt_documents(self, documents, queries, factory):
         import torch
 
-        from retrodistill.quantizers.quantizer import Quantiser
+        from retrodistill.quantizers.quantizer import Quantizer
 
-        learned = learn_quantiser(documents, queries, factory, QUICK)
+        learned = learn_quantizer(documents, queries, factory, QUICK)
         by_faiss = all_scores(learned.index, queries)
-        by_torch = Quantiser(learned.codes, "fixed")(torch.from_numpy(queries)).detach().numpy()
+        by_torch = Quantizer(learned.codes, "fixed")(torch.from_numpy(queries)).detach().numpy()
         np.testing.assert_allclose(by_torch, by_faiss, atol=1e-5)
         np.testing.assert_allclose(queries @ reconstructed(learned.index).T, by_faiss, atol=1e-5)
 
     @pytest.mark.parametrize("factory", ["OPQ8,PQ8x4", "OPQ8,IVF8,PQ8x4"])
     def test_documents_can_be_added_later_and_are_found(self, documents, queries, factory):
-        index = learn_quantiser(documents, queries, factory, QUICK).index
+        index = learn_quantizer(documents, queries, factory, QUICK).index
         index.add(documents[:10])
         assert all_scores(index, queries).shape == (100, 310)
 
 
 class TestLearning:
     def test_agrees_better_with_exact_search_than_its_start(self, documents, queries):
-        settings = QuantiserSettings(steps=150, evaluations=5, start_iterations=5, batch_size=32)
-        learned = learn_quantiser(documents, queries, "OPQ4,PQ4x4", settings)
+        settings = QuantizerSettings(steps=150, evaluations=5, start_iterations=5, batch_size=32)
+        learned = learn_quantizer(documents, queries, "OPQ4,PQ4x4", settings)
         before, after = learned.agreement
         assert learned.improved
         assert after > before
@@ -103,38 +103,38 @@ class TestLearning:
 
     def test_gives_the_start_back_where_nothing_was_better(self, documents, queries):
         settings = QUICK.model_copy(update={"temperature": 1e-4, "learning_rate": 10.0})
-        learned = learn_quantiser(documents, queries, "OPQ8,PQ8x4", settings)
+        learned = learn_quantizer(documents, queries, "OPQ8,PQ8x4", settings)
         assert not learned.improved
         np.testing.assert_array_equal(all_scores(learned.index, queries), all_scores(learned.start, queries))
 
     @pytest.mark.parametrize("changed", [{}, {"query_map": True}, {"whole": 100, "sampled": 50, "depth": 20}])
     def test_the_same_seed_gives_the_same_bytes(self, documents, queries, changed):
         settings = QUICK.model_copy(update=changed)
-        first, second = (learn_quantiser(documents, queries, "OPQ8,IVF8,PQ8x4", settings) for _ in range(2))
+        first, second = (learn_quantizer(documents, queries, "OPQ8,IVF8,PQ8x4", settings) for _ in range(2))
         assert faiss.serialize_index(first.index).tobytes() == faiss.serialize_index(second.index).tobytes()
 
     @pytest.mark.parametrize("objective", ["kl", "reverse-kl", "listnet", "margin-mse", "mse"])
     def test_every_objective_lowers_its_loss(self, documents, queries, objective):
-        settings = QuantiserSettings(objective=objective, steps=60, evaluations=3, start_iterations=2, batch_size=64)
-        history = learn_quantiser(documents, queries, "OPQ4,PQ4x4", settings).history
+        settings = QuantizerSettings(objective=objective, steps=60, evaluations=3, start_iterations=2, batch_size=64)
+        history = learn_quantizer(documents, queries, "OPQ4,PQ4x4", settings).history
         assert history[-1].loss < history[1].loss
 
     def test_kept_codes_and_fixed_lists_are_those_of_the_start(self, documents, queries):
-        learned = learn_quantiser(documents, queries, "OPQ8,IVF8,PQ8x4", QUICK)
+        learned = learn_quantizer(documents, queries, "OPQ8,IVF8,PQ8x4", QUICK)
         start = read_index(learned.start)
         np.testing.assert_array_equal(learned.codes.codes, start.codes)
         np.testing.assert_array_equal(learned.codes.lists, start.lists)
 
     def test_a_rotation_stays_at_right_angles(self, documents, queries):
         settings = QUICK.model_copy(update={"transform": "rotation", "learning_rate": 0.01})
-        rotation = learn_quantiser(documents, queries, "OPQ8_24,PQ8x4", settings).codes.rotation
+        rotation = learn_quantizer(documents, queries, "OPQ8_24,PQ8x4", settings).codes.rotation
         np.testing.assert_allclose(rotation @ rotation.T, np.eye(24), atol=1e-4)
 
     def test_a_large_corpus_is_sampled_and_still_learned(self, documents, queries):
-        settings = QuantiserSettings(
+        settings = QuantizerSettings(
             steps=100, evaluations=5, start_iterations=2, batch_size=16, whole=100, depth=20, sampled=30
         )
-        before, after = learn_quantiser(documents, queries, "OPQ4,PQ4x4", settings).agreement
+        before, after = learn_quantizer(documents, queries, "OPQ4,PQ4x4", settings).agreement
         assert after > before
 
     def test_a_pseudo_query_is_not_shown_its_own_document(self, documents, queries):
@@ -170,10 +170,10 @@ class TestTeacher:
         with pytest.raises(UserError, match="knows none of the 100 training queries"):
             run_teacher(run, [f"q{row}" for row in range(100)], ["d5"], queries, documents[:1])
 
-    def test_the_quantiser_moves_toward_a_better_ranker(self, documents, queries):
+    def test_the_quantizer_moves_toward_a_better_ranker(self, documents, queries):
         other = documents * np.linspace(0, 3, 32, dtype=np.float32)
-        settings = QuantiserSettings(steps=150, evaluations=5, start_iterations=3, batch_size=32)
-        learned = learn_quantiser(documents, queries, 4, settings, teacher=lambda rows: queries[rows] @ other.T)
+        settings = QuantizerSettings(steps=150, evaluations=5, start_iterations=3, batch_size=32)
+        learned = learn_quantizer(documents, queries, 4, settings, teacher=lambda rows: queries[rows] @ other.T)
         before, after = learned.agreement
         assert after > before + 0.05
 
@@ -181,34 +181,34 @@ class TestTeacher:
 class TestBadInput:
     def test_too_few_documents(self, documents, queries):
         with pytest.raises(UserError, match="needs at least 256 documents to train, there are 200"):
-            learn_quantiser(documents[:200], queries, 4)
+            learn_quantizer(documents[:200], queries, 4)
 
     def test_opq_is_refused_below_its_width_where_faiss_would_abort(self, documents, queries):
         with pytest.raises(UserError, match="needs at least 32 documents to train, there are 20"):
-            learn_quantiser(documents[:20], queries, "OPQ4,PQ4x4")
+            learn_quantizer(documents[:20], queries, "OPQ4,PQ4x4")
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf])
     def test_vectors_that_are_not_finite_are_named(self, documents, queries, bad):
         broken = documents.copy()
         broken[4, 2] = bad
         with pytest.raises(UserError, match=r"1 vectors are NaN or infinite \('row 4'\)"):
-            learn_quantiser(broken, queries, 4)
+            learn_quantizer(broken, queries, 4)
         with pytest.raises(UserError, match="'doc4'"):
-            learn_quantiser(broken, queries, 4, names=[f"doc{row}" for row in range(300)])
+            learn_quantizer(broken, queries, 4, names=[f"doc{row}" for row in range(300)])
 
     def test_two_dimensions(self, documents, queries):
         with pytest.raises(UserError, match="documents of 32 dimensions and queries of 16"):
-            learn_quantiser(documents, queries[:, :16], 4)
+            learn_quantizer(documents, queries[:, :16], 4)
 
     def test_no_queries(self, documents, queries):
         with pytest.raises(UserError, match="no training queries"):
-            learn_quantiser(documents, queries[:0], 4)
+            learn_quantizer(documents, queries[:0], 4)
 
     @pytest.mark.parametrize("target", [0, 33, "Flat", "HNSW32", "PQ7", "OPQ4,PQ8", "OPQ4,IVF0,PQ4", "SQ8"])
     def test_a_target_that_does_not_fit(self, documents, queries, target):
         with pytest.raises(UserError):
-            learn_quantiser(documents, queries, target)
+            learn_quantizer(documents, queries, target)
 
     def test_an_index_of_other_documents(self, documents, queries):
         with pytest.raises(UserError, match="fill it with these documents"):
-            learn_quantiser(documents, queries, start_index("PQ4x4", documents[:100]))
+            learn_quantizer(documents, queries, start_index("PQ4x4", documents[:100]))

@@ -23,8 +23,8 @@ from retrodistill.training.losses import GroupsLoss, StoredTargetsLoss
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.stages import run_stage
 from retrodistill.training.terms import Term
-from retrodistill.training.training_data import Material
-from retrodistill.training.variants import loss_of_forms
+from retrodistill.training.training_data import TrainingData
+from retrodistill.training.variants import loss_of_variants
 
 TEXTS = ["what star planet", "violin chord and melody", "bread", "judge"]
 SHORT = {"epochs": 1, "max_steps": 3, "batch_size": 8, "learning_rate": 1e-3, "warmup": 0}
@@ -33,9 +33,9 @@ TITLES = {"titles": True, "sentences": 0}
 
 
 @pytest.fixture
-def material(tiny, tiny_model, tmp_path):
+def data(tiny, tiny_model, tmp_path):
     space = load_encoder(f"dense:{tiny_model}")
-    return Material(tiny, tiny.split("train"), load_teacher("bm25"), space, tmp_path / "out")
+    return TrainingData(tiny, tiny.split("train"), load_teacher("bm25"), space, tmp_path / "out")
 
 
 def settings(model, stage, **more):
@@ -44,13 +44,13 @@ def settings(model, stage, **more):
 
 
 @pytest.fixture
-def trained(material, tmp_path):
+def trained(data, tmp_path):
     """A student through its one stage: settings, the model before it, the model behind it, and the history."""
 
     def trained(chosen):
         one = chosen.stages[0]
-        own = Material(**{**vars(material), "own_documents": chosen.documents == "student"})
-        model, before = (build_student(chosen, material) for _ in range(2))
+        own = TrainingData(**{**vars(data), "own_documents": chosen.documents == "student"})
+        model, before = (build_student(chosen, data) for _ in range(2))
         return before, model, run_stage(model, one, own, tmp_path / "work", "training")
 
     return trained
@@ -69,15 +69,15 @@ class TestMatryoshka:
         assert {f"{name}{cut}" for name in ("leaf", "kl") for cut in ("", "@16", "@8")} <= terms_of(history)
 
     def test_of_both_towers_too(self, trained, tiny_model):
-        stage = {"objectives": ["kl", "lwf", "taid"], "towers": "both", "matryoshka": [8], **LISTS}
+        stage = {"objectives": ["kl", "lwf", "taid"], "train": "both_encoders", "matryoshka": [8], **LISTS}
         _, _, history = trained(settings(f"dense:{tiny_model}", stage, documents="student"))
         assert {"kl", "kl@8", "lwf", "lwf@8", "taid", "taid@8"} <= terms_of(history)
 
-    def test_leading_dimensions_learn_the_teachers_leading_dimensions(self, trained, material):
+    def test_leading_dimensions_learn_the_teachers_leading_dimensions(self, trained, data):
         steps = {**SHORT, "max_steps": 0, "epochs": 20, "learning_rate": 1e-2}
         before, model, _ = trained(settings("static", {"objectives": "leaf", "matryoshka": [4], "training": steps}))
-        texts = material.queries.texts
-        teacher = leading(material.space.encode(texts, "query"), 4, unit=True)
+        texts = data.queries.texts
+        teacher = leading(data.space.encode(texts, "query"), 4, unit=True)
         cosines = [
             (leading(as_student(one).encode(texts, "query"), 4, unit=True) * teacher).sum() for one in (before, model)
         ]
@@ -85,7 +85,7 @@ class TestMatryoshka:
 
     def test_without_any_the_loss_is_the_plain_one(self, tiny_model):
         encoder = load_encoder(f"dense:{tiny_model}")
-        loss = loss_of_forms(encoder, StageSettings(objectives="leaf"), lambda *_: _leaf(encoder))
+        loss = loss_of_variants(encoder, StageSettings(objectives="leaf"), lambda *_: _leaf(encoder))
         assert isinstance(loss, StoredTargetsLoss)
 
     def test_more_dimensions_than_there_are(self, trained, tiny_model):
@@ -113,21 +113,24 @@ class TestExits:
         assert history.losses[-1]["leaf@exit-1"] == 0
 
     def test_with_leading_dimensions_at_each(self, trained, tiny_model):
-        stage = {"objectives": "kl", "towers": "both", "matryoshka": [8], **LISTS}
+        stage = {"objectives": "kl", "train": "both_encoders", "matryoshka": [8], **LISTS}
         _, _, history = trained(settings(f"dense:{tiny_model}", stage, exits=[1], documents="student"))
         assert {"kl", "kl@8", "kl@exit-1", "kl@8@exit-1", "exits"} <= terms_of(history)
 
-    def test_the_student_of_the_stages_start_is_compared_exit_by_exit(self, tiny_model, material):
+    def test_the_student_of_the_stages_start_is_compared_exit_by_exit(self, tiny_model, data):
         chosen = settings(
-            f"dense:{tiny_model}", {"objectives": ["kl", "lwf"], "towers": "both"}, exits=[1], documents="student"
+            f"dense:{tiny_model}",
+            {"objectives": ["kl", "lwf"], "train": "both_encoders"},
+            exits=[1],
+            documents="student",
         )
-        model = build_student(chosen, material).eval()
+        model = build_student(chosen, data).eval()
         given = (np.eye(4, 2, dtype="f4"), np.ones((4, 2), bool), np.zeros(4, int), np.tile(np.arange(2), (4, 1)))
 
         def make(cut, alone):
             return GroupsLoss(model, [Term("kl"), Term("lwf")], *given, alone=alone)
 
-        loss = loss_of_forms(as_student(model), chosen.stages[0], make)
+        loss = loss_of_variants(as_student(model), chosen.stages[0], make)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
@@ -143,10 +146,10 @@ class TestControls:
         [
             ("static", {"matryoshka": [8]}, {}),
             ("dense", {}, {"exits": [1]}),
-            ("multi-vector", {"towers": "head"}, {"dimension": 16, "clusters": "C2x3"}),
-            ("multi-vector", {"towers": "both"}, {"clusters": "C50"}),
-            ("sparse", {"towers": "both"}, {}),
-            ("sparse", {"towers": "both", "own_tokens": 1.0}, {"head": "vdr"}),
+            ("multi-vector", {"train": "head"}, {"dimension": 16, "clusters": "C2x3"}),
+            ("multi-vector", {"train": "both_encoders"}, {"clusters": "C50"}),
+            ("sparse", {"train": "both_encoders"}, {}),
+            ("sparse", {"train": "both_encoders", "own_tokens": 1.0}, {"head": "vdr"}),
         ],
     )
     def test_every_form_has_a_contrastive_one(self, model, stage, more, trained, tiny_model):
@@ -158,13 +161,13 @@ class TestControls:
 
 class TestOwnTokens:
     def test_one_side_keeps_its_own_tokens(self, trained, tiny_model):
-        stage = {"objectives": "kl", "towers": "both", "own_tokens": 2.0, **LISTS}
+        stage = {"objectives": "kl", "train": "both_encoders", "own_tokens": 2.0, **LISTS}
         _, _, history = trained(settings(f"sparse:{tiny_model}", stage, head="vdr"))
         assert {"kl", "kl@own-query", "kl@own-document"} <= terms_of(history)
 
-    def test_its_scores_are_those_of_queries_that_need_no_model(self, material, tiny_model):
-        stage = {"objectives": "kl", "towers": "both", "own_tokens": 2.0}
-        model = build_student(settings(f"sparse:{tiny_model}", stage, head="vdr"), material).eval()
+    def test_its_scores_are_those_of_queries_that_need_no_model(self, data, tiny_model):
+        stage = {"objectives": "kl", "train": "both_encoders", "own_tokens": 2.0}
+        model = build_student(settings(f"sparse:{tiny_model}", stage, head="vdr"), data).eval()
         scores, columns = np.eye(4, 2, dtype="f4"), [TEXTS, TEXTS[::-1], TEXTS[1:] + TEXTS[:1]]
         terms = [Term("kl", student_temperature=1.0)]
         loss = GroupsLoss(model, terms, scores, np.ones((4, 2), bool), np.zeros(4, int), own_tokens=2.0)
@@ -180,8 +183,8 @@ class TestOwnTokens:
         )  # fmt: skip
         torch.testing.assert_close(parts["kl@own-query"], expected, atol=1e-4, rtol=1e-4)
 
-    def test_another_head_is_refused(self, tiny_model, material):
-        model = build_student(settings(f"sparse:{tiny_model}", {"objectives": "kl", "towers": "both"}), material)
+    def test_another_head_is_refused(self, tiny_model, data):
+        model = build_student(settings(f"sparse:{tiny_model}", {"objectives": "kl", "train": "both_encoders"}), data)
         with pytest.raises(UserError, match=r"^own_tokens is for sparse students of head: vdr"):
             GroupsLoss(model, [Term("kl")], np.eye(4, 2), np.ones((4, 2), bool), np.zeros(4, int), own_tokens=1.0)
 

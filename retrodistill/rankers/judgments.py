@@ -1,4 +1,4 @@
-"""Relevance judgements as a teacher: for training a cross-encoder where no ranker is at hand to teach."""
+"""Relevance judgments as a teacher: for training a cross-encoder where no ranker is at hand to teach."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from retrodistill.rankers.protocol import Work
 from retrodistill.runs.run import Run
 
 
-class JudgementTeacher:
-    """Scores a pair by its grade in a split's judgements; a document that nobody judged counts as not relevant.
+class JudgmentTeacher:
+    """Scores a pair by its grade in a split's judgments; a document that nobody judged counts as not relevant.
 
     Queries of other splits and pseudo-queries have equal scores throughout and teach nothing: training leaves them out
     and counts them.
 
     Args:
-        split: Whose judgements: ``train``, ``dev``, any but the one that is measured.
+        split: Whose judgments: ``train``, ``dev``, any but the one that is measured.
 
     Raises:
-        UserError: The test split: a number from a student that saw its judgements is void.
+        UserError: The test split: a number from a student that saw its judgments is void.
     """
 
     def __init__(self, split: str) -> None:
         if split == "test":
-            raise UserError("judgements:test would teach what is measured; take judgements:train.")
-        self.split, self.name = split, f"judgements:{split}"
+            raise UserError("judgments:test would teach what is measured; take judgments:train.")
+        self.split, self.name = split, f"judgments:{split}"
 
     def fingerprint(self, collection: Collection) -> str:
-        """Digest of the judgements."""
-        return digest("judgements", collection.relevance(self.split).fingerprint)
+        """Digest of the judgments."""
+        return digest("judgments", collection.relevance(self.split).fingerprint)
 
     def score(self, collection: Collection, queries: Texts, candidates: Run) -> Run:
         """The candidates with their grades; negative grades count as 0.
 
         Raises:
-            UserError: The split has no judgements, or the candidates name unknown ids.
+            UserError: The split has no judgments, or the candidates name unknown ids.
         """
         candidates.require({*collection.queries.ids, *queries.ids}, collection.documents.ids)
         grades = collection.relevance(self.split).to_dict()

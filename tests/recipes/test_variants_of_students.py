@@ -13,7 +13,7 @@ from retrodistill.recipes.plan import plan_recipe
 
 STAGE = {
     "objectives": "kl",
-    "towers": "head",
+    "train": "head",
     "texts": {"titles": False, "sentences": 0},
     "candidates": {"depth": "all"},
     "groups": {"documents": 4, "random": 4},
@@ -29,7 +29,7 @@ def recipe(tiny_folder, tiny_model):
         return {
             "name": "small",
             "collection": str(tiny_folder),
-            "space": f"dense:{tiny_model}",
+            "document_encoder": f"dense:{tiny_model}",
             "teacher": "bm25",
             "students": {"student": {"model": f"{student.pop('kind')}:{tiny_model}", "control": None, **student}},
             "evaluation": {"latency_queries": 2, "examples": 1, **evaluation},
@@ -122,7 +122,7 @@ class TestExits:
         assert load_index(tmp_path / "out" / "indexes" / "student@exit-1").queries.name == found.name
 
     def test_of_a_student_with_documents_of_its_own(self, job):
-        both = {**STAGE, "towers": "both"}
+        both = {**STAGE, "train": "both_encoders"}
         results = job({"kind": "dense", "exits": [1], "stages": [both], "documents": "student"})
         assert results.system("student@exit-1").documents_by == "dense:student@exit-1"
 

@@ -14,7 +14,7 @@ def main(
     training = {"max_steps": 120, "batch_size": 32, "learning_rate": 5e-5, "warmup": 0.1}
     stage = {"objectives": "leaf", "texts": {"sentences": 1}, "exit_kl": 0.05, "training": training}
     student = {"model": model, "exits": layers, "project_exits": True, "max_length": 64, "stages": [stage]}
-    recipe = {"name": "exits", "collection": source, "space": model, "students": {"student": student}}
+    recipe = {"name": "exits", "collection": source, "document_encoder": model, "students": {"student": student}}
     results = rd.run_recipe(parse_recipe(recipe), out)
     fast = rd.load_encoder(f"dense:{out}/students/student@exit-{layers[0]}")
     print(rd.load_index(f"{out}/indexes/student", fast).search("a question", k=3).to_dict())

@@ -15,7 +15,7 @@ def recipe(tiny_folder, tiny_model):
         content = {
             "name": "compressed",
             "collection": str(tiny_folder),
-            "space": f"dense:{tiny_model}",
+            "document_encoder": f"dense:{tiny_model}",
             "index": {"factory": "OPQ4,PQ4x4", "learn": {"steps": 20}, **index},
             "evaluation": {"latency_queries": 0, "examples": 1},
         }
@@ -25,7 +25,7 @@ def recipe(tiny_folder, tiny_model):
 
 
 ENCODER = {
-    "objectives": {"name": "kl", "sharpness": 2.0},
+    "objectives": {"name": "kl", "target_std": 2.0},
     "candidates": {"depth": "all"},
     "training": {"max_steps": 2, "learning_rate": 1e-3},
 }
@@ -43,7 +43,7 @@ class TestTheQueryEncoder:
     def test_it_needs_a_learned_index_and_lists(self, recipe, tiny_folder):
         with pytest.raises(Exception, match="encoder trains queries for a learned index; set learn"):
             recipe(encoder=ENCODER, learn=None)
-        with pytest.raises(Exception, match="encoder is a stage with towers: query and a list objective"):
+        with pytest.raises(Exception, match="encoder is a stage with train: query_encoder and a list objective"):
             recipe(encoder={**ENCODER, "objectives": "leaf"})
 
 

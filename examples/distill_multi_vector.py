@@ -12,7 +12,7 @@ def main(
     """Learn the projection of frozen tokens from an ensemble; gives what each index keeps and takes a document."""
     stage = {
         "objectives": {"name": "kl", "student_temperature": 0.02},
-        "towers": "head",
+        "train": "head",
         "texts": {"sentences": 0},
         "candidates": {"depth": "all"},
         "training": {"epochs": 1, "batch_size": 32, "learning_rate": 1e-3},
@@ -25,7 +25,7 @@ def main(
         "stages": [stage],
     }
     teacher = [{"model": "bm25", "weight": 0.3}, {"model": f"dense:{model}", "weight": 0.7}]
-    recipe = {"name": "clustered", "collection": source, "space": f"dense:{model}", "teacher": teacher}
+    recipe = {"name": "clustered", "collection": source, "document_encoder": f"dense:{model}", "teacher": teacher}
     results = rd.run_recipe(parse_recipe({**recipe, "students": {"student": student}}), out)
     found = {name: results.system(name) for name in ("unclustered", "pooled", "student")}
     return {name: {"ndcg@10": one.ndcg10 or 0.0, "bytes": one.bytes_per_document or 0.0} for name, one in found.items()}

@@ -9,9 +9,9 @@ from retrodistill.recipes.settings import StudentSettings
 from retrodistill.recipes.variant_settings import beside_names, check_cuts, unclustered
 
 
-def student(model, towers="both", **more):
-    stage = {"objectives": "kl", "towers": towers, **more.pop("stage", {})}
-    own = {} if towers == "query" else {"documents": "student"}
+def student(model, train="both_encoders", **more):
+    stage = {"objectives": "kl", "train": train, **more.pop("stage", {})}
+    own = {} if train == "query_encoder" else {"documents": "student"}
     return StudentSettings.model_validate({"model": model, "stages": [stage], **own, **more})
 
 
@@ -52,12 +52,12 @@ class TestMistakes:
 
     def test_a_hybrid_has_neither_exits_nor_leading_dimensions(self):
         with pytest.raises(pydantic.ValidationError, match="a hybrid student has no such"):
-            student("dense:x", "lexical", lexical=64, stage={"matryoshka": [8]})
+            student("dense:x", "lexical", lexical_dim=64, stage={"matryoshka": [8]})
         with pytest.raises(pydantic.ValidationError, match="a student with a lexical half has no exits"):
-            student("dense:x", "lexical", lexical=64, exits=[2])
+            student("dense:x", "lexical", lexical_dim=64, exits=[2])
 
     def test_truncations_without_a_vector_to_cut(self):
-        sparse = {"s": {"model": "sparse:x", "stages": [{"objectives": "kl", "towers": "both"}]}}
+        sparse = {"s": {"model": "sparse:x", "stages": [{"objectives": "kl", "train": "both_encoders"}]}}
         with pytest.raises(UserError, match=r"cut vectors of dense and static students, and there is none"):
             recipe(sparse, truncations=[64])
         with pytest.raises(UserError, match=r"truncations are numbers of dimensions, from 1, each named once"):
