@@ -163,11 +163,6 @@ def file_digest(path: str | os.PathLike[str], algorithm: str = "blake2b") -> str
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-def folder_bytes(path: str | os.PathLike[str]) -> int:
-    """Size of all files below a folder, in bytes."""
-    return sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
-
-
 def _sync(path: Path) -> None:
     if path.is_file():
         with path.open("rb") as file:

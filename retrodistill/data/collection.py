@@ -141,11 +141,6 @@ class Collection:
         return self.qrels[split]
 
     @cached_property
-    def documents_without_text(self) -> list[str]:
-        """Ids of documents with neither title nor text; they are kept, and can never be found."""
-        return empty_ids(self.documents)
-
-    @cached_property
     def _unjudged(self) -> list[str]:
         judged = {query for qrels in self.qrels.values() for query in qrels.query_ids}
         return [query for query in self.queries.ids if query not in judged]

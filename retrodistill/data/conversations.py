@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from retrodistill.core.errors import UserError
-from retrodistill.core.files import atomic_file
+from retrodistill.core.errors import UserError, sample_of
 from retrodistill.data.collection import Collection, check_parts, normalized
-from retrodistill.data.jsonl import read_objects
+from retrodistill.data.jsonl import read_records
 from retrodistill.data.records import id_of, text_of
 from retrodistill.data.texts import Texts
 
@@ -152,7 +150,7 @@ def read_turns(path: str | os.PathLike[str]) -> list[Turn]:
     """
     lines: dict[tuple[str, object], int] = {}
     turns = []
-    for place, record in read_objects(Path(path), "turn", _REQUIRED, _OPTIONAL):
+    for place, record in read_records(Path(path), "turn", _REQUIRED, _OPTIONAL):
         turn = _turn(record, f"{path}, line", place)
         for what, key in (
             (f"turn {turn.turn} of conversation {turn.conversation_id!r}", (turn.conversation_id, turn.turn)),
@@ -166,13 +164,49 @@ def read_turns(path: str | os.PathLike[str]) -> list[Turn]:
     return turns
 
 
-def write_turns(turns: Iterable[Turn], path: str | os.PathLike[str]) -> None:
-    """Write turns as JSONL, whole or not at all."""
-    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for turn in turns:
-            kept = {key: getattr(turn, key) for key in _REQUIRED}
-            kept |= {key: value for key in _OPTIONAL if (value := getattr(turn, key)) != ""}
-            file.write(json.dumps(kept, ensure_ascii=False) + "\n")
+def load_rewrites(path: str | os.PathLike[str]) -> Texts:
+    """Read a JSONL of ``{"query_id": .., "text": ..}``, one better query for each query that has one.
+
+    Raises:
+        UserError: It cannot be read or is empty, or a line is no such object, has an empty text or repeats a query; the
+            message names the line.
+    """
+    first: dict[str, int] = {}
+    pairs: list[tuple[str, str]] = []
+    where = f"{path}, line"
+    for number, record in read_records(Path(path), "rewrite", ("query_id", "text")):
+        query = id_of(record["query_id"], "query_id", where, number)
+        text = text_of(record["text"], "text", where, number)
+        if not text.strip():
+            raise UserError(f"{where} {number}: 'text' is empty; leave a query without a rewrite out.")
+        if first.setdefault(query, number) != number:
+            raise UserError(f"{where} {number}: query {query!r} has a rewrite in line {first[query]} already.")
+        pairs.append((query, text))
+    return Texts.from_pairs(pairs)
+
+
+def asked_better(texts: Texts, better: Texts) -> Texts:
+    """The texts in their order, each replaced by its better query where it has one."""
+    known = dict(zip(better.ids, better.texts, strict=True))
+    return Texts.from_pairs((id_, known.get(id_, text)) for id_, text in zip(texts.ids, texts.texts, strict=True))
+
+
+def check_rewrites(better: Texts, queries: Texts, where: str) -> str:
+    """Check that rewrites are for these queries.
+
+    Returns:
+        A line for the results: how many queries have one, and that the others stand for themselves.
+
+    Raises:
+        UserError: A rewrite of an unknown query, or none at all for these.
+    """
+    lost = [query for query in better.ids if query not in queries]
+    if lost:
+        raise UserError(f"{where}: {len(lost)} rewrites are of no query of the collection ({sample_of(lost)}).")
+    return (
+        f"the teacher was asked rewrites of {len(better)} of {len(queries)} queries, and the others as they are; the "
+        "students are asked the queries themselves."
+    )
 
 
 def make_turns(queries: Texts, length: int = 4, *, common: float = 0.05, seed: int = 0) -> list[Turn]:

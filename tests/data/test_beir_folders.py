@@ -41,7 +41,7 @@ class TestLoading:
     def test_second_load_opens_the_cache_and_reads_no_line(self, make_folder, monkeypatch):
         folder = make_folder()
         first = load_folder(folder)
-        monkeypatch.setattr("retrodistill.data.beir._lines", None)
+        monkeypatch.setattr("retrodistill.data.beir.read_lines", None)
         second = load_folder(folder)
         assert second.fingerprint == first.fingerprint
         assert list(second.documents.items()) == list(first.documents.items())
@@ -108,7 +108,6 @@ class TestLoading:
         corpus = [{"_id": "a", "title": None, "text": "x"}, {"_id": "b", "title": None, "text": None}]
         collection = load_folder(make_folder(corpus, qrels={}))
         assert collection.documents.texts == ["x", ""]
-        assert collection.documents_without_text == ["b"]
         assert "1 documents have no text ('b')" in collection.warnings[0]
 
     def test_without_judgments_every_query_is_unjudged(self, make_folder):
@@ -349,7 +348,6 @@ class TestRealCollections:
         assert len(collection.documents) == documents
         assert collection.split_sizes == sizes
         assert {split: len(qrels) for split, qrels in collection.qrels.items()} == rows
-        assert len(collection.documents_without_text) == (2 if name == "cranfield" else 0)
 
     def test_cranfields_empty_documents_are_named(self):
         assert load_collection(str(SHARED / "cranfield")).warnings == [

@@ -12,7 +12,6 @@ from retrodistill.data.conversations import (
     load_conversations,
     make_turns,
     read_turns,
-    write_turns,
 )
 
 TURNS = [
@@ -105,7 +104,8 @@ class TestFile:
 
     def test_reads_what_was_written(self, tmp_path):
         turns = [*TURNS, Turn("c3", 7, "ü", "größer", query_id="own")]
-        write_turns(turns, tmp_path / "turns.jsonl")
+        rows = [{key: value for key, value in vars(turn).items() if value} for turn in turns]
+        (tmp_path / "turns.jsonl").write_text("\n".join(map(json.dumps, rows)))
         assert read_turns(tmp_path / "turns.jsonl") == turns
         assert load_conversations(tmp_path / "turns.jsonl", history=0).raw["own"] == "ü"
 
