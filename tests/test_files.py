@@ -126,7 +126,7 @@ class TestAtomicFolder:
 
     def test_a_file_of_that_name_is_left_alone(self, tmp_path):
         (tmp_path / "out").write_text("mine")
-        with pytest.raises(UserError, match="a file of that name stands there"), atomic_folder(tmp_path / "out"):
+        with pytest.raises(UserError, match="a file has that name"), atomic_folder(tmp_path / "out"):
             pass
         assert (tmp_path / "out").read_text() == "mine"
 

@@ -43,7 +43,7 @@ _HEADERS = {"query-id", "query_id", "qid", "corpus-id", "corpus_id", "score", "r
 
 
 def load_folder(path: Path, name: str | None = None) -> Collection:
-    """Load a folder with corpus.jsonl, queries.jsonl and qrels/<split>.tsv, each perhaps with .gz behind.
+    """Load a folder with corpus.jsonl, queries.jsonl and qrels/<split>.tsv, each optionally as .gz.
 
     The files are read once, checked line by line, into the cache; the same files are opened from there ever after.
     Without qrels every query is unjudged; without queries and qrels too, the collection has documents only.

@@ -1,4 +1,4 @@
-"""Conversations and their rewrites: raw queries that lean on what was said before, and the same queries in full."""
+"""Conversations: raw queries that depend on earlier turns, and their self-contained rewrites."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Turn:
         conversation_id: Which conversation.
         turn: Its place there; any integers that grow.
         utterance: What was asked, as it was asked.
-        rewrite: The same as a question that stands for itself.
+        rewrite: The same question, self-contained.
         response: What was answered, '' where that is not known.
         query_id: Id of the turn as a query, so that judgments fit; ``<conversation_id>_<turn>`` where it is ''.
     """
@@ -77,7 +77,7 @@ class Conversations:
         Args:
             turns: In any order.
             separator: Between utterances; ``" [SEP] "`` is one token to BERT's relatives and three to others.
-            history: At most so many earlier turns; None for all.
+            history: At most this many earlier turns; None for all.
             responses: Whether answers are part of the history.
 
         Raises:
@@ -97,14 +97,14 @@ class Conversations:
             twice = next((turn.turn for turn, after in itertools.pairwise(talk) if turn.turn == after.turn), None)
             if twice is not None:
                 raise UserError(f"conversation {name!r} has turn {twice} twice; number its turns.")
-            said: list[str] = []  # the latest first; a response follows its utterance and so stands before it here
+            earlier: list[str] = []  # the latest first; a response follows its utterance, so it comes first here
             sizes: list[int] = []
             for turn in talk:
                 kept = sum(sizes[:history])
-                raw.append((turn.id, separator.join([turn.utterance, *said[:kept]])))
+                raw.append((turn.id, separator.join([turn.utterance, *earlier[:kept]])))
                 rewrites.append((turn.id, turn.rewrite))
                 exchange = [turn.response] * (responses and bool(turn.response)) + [turn.utterance]
-                said, sizes = exchange + said, [len(exchange), *sizes]
+                earlier, sizes = exchange + earlier, [len(exchange), *sizes]
         return cls(Texts.from_pairs(raw), Texts.from_pairs(rewrites), len(talks))
 
     def of(self, collection: Collection, raw: bool = True) -> Collection:
@@ -142,7 +142,7 @@ def load_conversations(
 
 
 def read_turns(path: str | os.PathLike[str]) -> list[Turn]:
-    """Read a JSONL of turns, with keys conversation_id, turn, utterance, rewrite and perhaps response, query_id.
+    """Read a JSONL of turns, with keys conversation_id, turn, utterance, rewrite and optionally response, query_id.
 
     Raises:
         UserError: The file cannot be read or is empty, or a line is no JSON object, lacks a key or has an unknown one,
@@ -158,7 +158,7 @@ def read_turns(path: str | os.PathLike[str]) -> list[Turn]:
         ):
             if lines.setdefault(key, place) != place:
                 raise UserError(
-                    f"{path}, line {place}: {what} stands in line {lines[key]} already; give every turn its own."
+                    f"{path}, line {place}: {what} is in line {lines[key]} already; give every turn its own."
                 )
         turns.append(turn)
     return turns
@@ -168,8 +168,8 @@ def load_rewrites(path: str | os.PathLike[str]) -> Texts:
     """Read a JSONL of ``{"query_id": .., "text": ..}``, one better query for each query that has one.
 
     Raises:
-        UserError: It cannot be read or is empty, or a line is no such object, has an empty text or repeats a query; the
-            message names the line.
+        UserError: It cannot be read or is empty, or a line is malformed, has an empty text or repeats a query; the message
+            names the line.
     """
     first: dict[str, int] = {}
     pairs: list[tuple[str, str]] = []
@@ -204,7 +204,7 @@ def check_rewrites(better: Texts, queries: Texts, where: str) -> str:
     if lost:
         raise UserError(f"{where}: {len(lost)} rewrites are of no query of the collection ({sample_of(lost)}).")
     return (
-        f"the teacher was asked rewrites of {len(better)} of {len(queries)} queries, and the others as they are; the "
+        f"the teacher was asked rewrites of {len(better)} of {len(queries)} queries, and the others unchanged; the "
         "students are asked the queries themselves."
     )
 
@@ -212,15 +212,15 @@ def check_rewrites(better: Texts, queries: Texts, where: str) -> str:
 def make_turns(queries: Texts, length: int = 4, *, common: float = 0.05, seed: int = 0) -> list[Turn]:
     """Make synthetic conversations out of the queries of a collection.
 
-    They are no conversations of people, and their rewrites are perfect: they show that the machinery works and how much
-    a student makes of the history, not how it does on real dialogue. A conversation is a chain of queries, each sharing
-    words with the one before it. The words that an earlier query has said are dropped from the utterance, the first of
+    They are not real dialogue and their rewrites are perfect. They show that the code works and how much a student uses
+    the history, not how good it is on real conversations. A conversation is a chain of queries, each sharing
+    words with the previous one. The words that an earlier query has said are dropped from the utterance, the first of
     them replaced by "it"; the query itself is the rewrite, under its own id. A word is dropped only after it was
     uttered, so the history of a turn always holds what its utterance lacks.
 
     Args:
         queries: Of one split, so that no test query becomes the history of a training query.
-        length: At most so many turns, at least 2; each query is in at most one conversation.
+        length: At most this many turns, at least 2; each query is in at most one conversation.
         common: Words in more than this share of the queries (and in more than two) link nothing and are never dropped.
         seed: Of the order in which conversations are begun.
 
@@ -240,10 +240,10 @@ def make_turns(queries: Texts, length: int = 4, *, common: float = 0.05, seed: i
     ids, texts = queries.ids, queries.texts
     turns = []
     for chain in chains:
-        said: set[str] = set()
+        earlier: set[str] = set()
         for number, row in enumerate(chain, start=1):
-            turns.append(Turn(ids[chain[0]], number, _shortened(texts[row], said), texts[row], query_id=ids[row]))
-            said |= words[row]
+            turns.append(Turn(ids[chain[0]], number, _shortened(texts[row], earlier), texts[row], query_id=ids[row]))
+            earlier |= words[row]
     if not turns:
         raise UserError(
             f"no two of {len(queries)} queries share a word that is not common; no conversation can be made."
@@ -260,13 +260,13 @@ def _chains(words: Sequence[set[str]], spread: Counter[str], length: int, order:
     free = set(order)
     chains = []
     for start in order:
-        chain, said = [start], set(words[start])
+        chain, earlier = [start], set(words[start])
         while start in free and len(chain) < length:
-            following = _following(words, spread, holders, chain[-1], said, free)
+            following = _following(words, spread, holders, chain[-1], earlier, free)
             if following is None:
                 break
             chain.append(following)
-            said |= words[following]
+            earlier |= words[following]
         if len(chain) > 1:
             chains.append(chain)
             free -= set(chain)
@@ -278,24 +278,24 @@ def _following(
     spread: Counter[str],
     holders: dict[str, list[int]],
     last: int,
-    said: set[str],
+    earlier: set[str],
     free: set[int],
 ) -> int | None:
     """The free query that shares the rarest words with the last one and brings a new word; None where there is none."""
     weight: dict[int, float] = {}
     for word in sorted(words[last]):
         for row in holders[word]:
-            if row in free and not words[row] <= said:
+            if row in free and not words[row] <= earlier:
                 weight[row] = weight.get(row, 0.0) + 1 / spread[word]
     return max(weight, key=lambda row: (weight[row], -row)) if weight else None
 
 
-def _shortened(text: str, said: set[str]) -> str:
+def _shortened(text: str, earlier: set[str]) -> str:
     """The text without the words that were said, the first run of them replaced by a pronoun."""
     kept: list[str] = []
     dropped = False
     for word in text.split():
-        if (parts := _words(word)) and parts <= said:
+        if (parts := _words(word)) and parts <= earlier:
             if not dropped:
                 kept.append(_PRONOUN)
             dropped = True
@@ -316,14 +316,14 @@ def _turn(record: dict[str, Any], where: str, place: int) -> Turn:
     return Turn(
         id_of(record["conversation_id"], "conversation_id", where, place),
         number,
-        _said(record, "utterance", where, place),
-        _said(record, "rewrite", where, place),
+        _string(record, "utterance", where, place),
+        _string(record, "rewrite", where, place),
         "" if response is None else text_of(response, "response", where, place).strip(),
         "" if query_id is None else id_of(query_id, "query_id", where, place),
     )
 
 
-def _said(record: dict[str, Any], key: str, where: str, place: int) -> str:
+def _string(record: dict[str, Any], key: str, where: str, place: int) -> str:
     text = text_of(record[key], key, where, place)
     if not text.strip():
         raise UserError(f"{where} {place}: {key!r} is empty; every turn has {', '.join(_REQUIRED)}.")

@@ -165,8 +165,8 @@ BAD_CORPORA = {
     "text a list": (GOOD + '\n{"_id": "d2", "text": ["x"]}', "line 3: 'text' is ['x'] (list); wanted a string"),
     "no text": ('{"_id": "d1", "contents": "x"}', "line 1: a document has no 'text' (fields: '_id', 'contents')"),
     "title a number": ('{"_id": "d1", "title": 3, "text": "x"}', "line 1: 'title' is 3 (int)"),
-    "duplicate id": (GOOD + "\n" + GOOD, "corpus.jsonl, line 3: id 'd1' already stands on line 1; ids must be unique"),
-    "duplicate as text": ('{"_id": 1, "text": "x"}\n{"_id": "1", "text": "y"}', "line 2: id '1' already stands"),
+    "duplicate id": (GOOD + "\n" + GOOD, "corpus.jsonl, line 3: id 'd1' is already on line 1; ids must be unique"),
+    "duplicate as text": ('{"_id": 1, "text": "x"}\n{"_id": "1", "text": "y"}', "line 2: id '1' is already"),
     "empty": ("", "corpus.jsonl is empty: it holds no document"),
     "only blank lines": ("\n \n", "corpus.jsonl is empty"),
     "undecodable bytes": (GOOD.encode() + b'{"_id": "d2", "text": "caf\xe9"}', "line 2: not UTF-8 (byte 0xe9 at 26)"),
@@ -178,7 +178,7 @@ BAD_QUERIES = {
     "empty": ("", "queries.jsonl is empty: it holds no query"),
     "null text": ('{"_id": "q", "text": null}', "queries.jsonl, line 1: 'text' is null; wanted a string"),
     "no text": ('{"_id": "q", "query": "x"}', "line 1: query 'q' has no 'text' (fields: '_id', 'query')"),
-    "duplicate id": ('{"_id": "q", "text": "x"}\n' * 3, "queries.jsonl, line 2: id 'q' already stands on line 1"),
+    "duplicate id": ('{"_id": "q", "text": "x"}\n' * 3, "queries.jsonl, line 2: id 'q' is already on line 1"),
 }
 BAD_QRELS = {
     "two columns": (HEADER + "q1\td1\n", "test.tsv, line 2: 2 columns between tabs ('q1\\td1'); wanted 3: query-id"),

@@ -85,7 +85,7 @@ class TestRefusals:
             ("x.run", "q Q0 a 1 high t\n", "line 1: could not convert string to float: 'high'; wanted"),
             ("x.run", "q Q0 a 1 1 t\n\nq Q0 b 2 nan t\n", "line 3: score nan of query 'q', document 'b' is not finite"),
             ("x.run", "q Q0 a 1 inf t\n", "line 1: score inf of query 'q'"),
-            ("x.run", "q Q0 a 1 1 t\nq Q0 a 2 1 t\n", "1 pairs stand twice, first query 'q' with document 'a'"),
+            ("x.run", "q Q0 a 1 1 t\nq Q0 a 2 1 t\n", "1 pairs appear twice, first query 'q' with document 'a'"),
             ("x.run", "", "is empty: it was cut short, or its system found no document"),
             ("x.run", "\n\n", "is empty: it was cut short, or its system found no document"),
             ("x.run", b"q Q0 \xff\xfe 1 1 t\n", "line 1: not UTF-8"),
