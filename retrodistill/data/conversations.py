@@ -168,8 +168,7 @@ def load_rewrites(path: str | os.PathLike[str]) -> Texts:
     """Read a JSONL of ``{"query_id": .., "text": ..}``, one better query for each query that has one.
 
     Raises:
-        UserError: It cannot be read or is empty, or a line is malformed, has an empty text or repeats a query; the message
-            names the line.
+        UserError: It cannot be read or is empty, or a line is malformed, has an empty text or repeats a query.
     """
     first: dict[str, int] = {}
     pairs: list[tuple[str, str]] = []
