@@ -69,7 +69,7 @@ class TestRefusals:
         ("content", "message"),
         [
             ("{", "is not JSON"),
-            ("[]", "is not a retrodistill manifest: it is no JSON object"),
+            ("[]", "is not a retrodistill manifest: it is not a JSON object"),
             ('{"artifact": "index"}', "is not a retrodistill manifest: it lacks 'inputs'"),
         ],
     )

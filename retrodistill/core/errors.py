@@ -1,4 +1,4 @@
-"""The one error that a user's mistake raises, and the words it is said in."""
+"""The one error that a user's mistake raises, and helpers for its message."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     make_folder(target.parent)
     if target.exists() and not target.is_dir():
-        raise UserError(f"cannot write {target}: a file of that name stands there; choose another folder.")
+        raise UserError(f"cannot write {target}: a file has that name; choose another folder.")
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         temporary.mkdir()
@@ -91,7 +91,7 @@ def check_replaceable(path: str | os.PathLike[str], mark: str) -> Path:
         mark: Name of a file that only such an artifact holds.
 
     Raises:
-        UserError: Something else stands there, which would be lost.
+        UserError: Another kind of artifact is there and would be lost.
     """
     folder = Path(path)
     folder = folder if folder.name else folder.resolve()  # "." has no name to put a temporary folder beside
@@ -99,7 +99,7 @@ def check_replaceable(path: str | os.PathLike[str], mark: str) -> Path:
         if any(folder.iterdir()) and not (folder / mark).is_file():
             raise UserError(f"{folder} holds other files (no {mark} among them), which would be lost; choose another.")
     elif folder.exists() or folder.is_symlink():
-        raise UserError(f"{folder} is no folder; choose another place.")
+        raise UserError(f"{folder} is not a folder; choose another path.")
     make_folder(folder.parent)
     return folder
 
@@ -163,11 +163,6 @@ def file_digest(path: str | os.PathLike[str], algorithm: str = "blake2b") -> str
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-def folder_bytes(path: str | os.PathLike[str]) -> int:
-    """Size of all files below a folder, in bytes."""
-    return sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
-
-
 def _sync(path: Path) -> None:
     if path.is_file():
         with path.open("rb") as file:
@@ -175,7 +170,7 @@ def _sync(path: Path) -> None:
 
 
 def _take_place(temporary: Path, target: Path) -> None:
-    """Put a folder where another may stand; the other comes back if that fails."""
+    """Move a folder to a path that may exist; the old one is restored if that fails."""
     if not target.exists():
         os.replace(temporary, target)
         return
@@ -194,5 +189,5 @@ def _not_written(target: Path, error: OSError) -> UserError:
 
 
 def _reason(error: OSError) -> str:
-    said = (error.strerror or str(error) or type(error).__name__).splitlines()[0]
-    return said[:1].lower() + said[1:]
+    reason = (error.strerror or str(error) or type(error).__name__).splitlines()[0]
+    return reason[:1].lower() + reason[1:]

@@ -26,7 +26,7 @@ class Manifest:
         artifact: What it is: ``"candidates"``, ``"index"``, ``"student"``...
         inputs: Fingerprint of each thing that went in, by name.
         settings: The settings it was made with, seeds included (JSON values).
-        about: What it is good to know and does not decide a match (counts, seconds, contracts).
+        about: Facts that do not decide a match (counts, seconds, contracts).
     """
 
     artifact: str
@@ -69,7 +69,7 @@ class Manifest:
         except KeyError as error:
             raise UserError(f"{path} is not a retrodistill manifest: it lacks {error}.") from error
         except TypeError as error:
-            raise UserError(f"{path} is not a retrodistill manifest: it is no JSON object.") from error
+            raise UserError(f"{path} is not a retrodistill manifest: it is not a JSON object.") from error
 
     def matches(self, folder: str | os.PathLike[str], name: str = FILE_NAME) -> bool:
         """Whether the folder holds an artifact made from the same inputs with the same settings."""
@@ -92,8 +92,8 @@ def library_versions() -> dict[str, str]:
 def _clone_version() -> str | None:
     """The version of this package where it runs from a clone that nobody installed."""
     project = Path(__file__).parents[2] / "pyproject.toml"
-    told = tomllib.loads(project.read_text()).get("project", {}) if project.exists() else {}
-    return str(told["version"]) if told.get("name") == "retrodistill" else None
+    about = tomllib.loads(project.read_text()).get("project", {}) if project.exists() else {}
+    return str(about["version"]) if about.get("name") == "retrodistill" else None
 
 
 def hardware() -> dict[str, Any]:

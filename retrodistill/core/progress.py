@@ -28,11 +28,6 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
-def is_quiet() -> bool:
-    """Whether bars are off."""
-    return _quiet
-
-
 def bar(total: int, what: str, unit: str) -> Any:
     """Show a bar over `total` units, for a ``with`` statement; off a terminal it is a line every ten seconds."""
     terminal = sys.stderr.isatty()

@@ -159,7 +159,7 @@ class PartStore:
 
 
 class KeyIndex:
-    """Where a key stands among rows: sorted keys and the row of each, the first where one stands twice."""
+    """Rows of keys: sorted keys and the row of each, the first where one appears twice."""
 
     def __init__(self, keys: np.ndarray) -> None:
         self.keys, self.rows = np.unique(keys, return_index=True)

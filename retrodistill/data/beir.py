@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import csv
 import difflib
-import gzip
-import json
 import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import cache_folder, file_digest, make_folder
 from retrodistill.data.collection import Collection
+from retrodistill.data.jsonl import read_lines, read_objects
 from retrodistill.data.records import (
     Document,
     Judgment,
@@ -40,12 +38,12 @@ FORUMS = (
     "android", "english", "gaming", "gis", "mathematica", "physics", "programmers", "stats", "tex", "unix",
     "webmasters", "wordpress",
 )  # fmt: skip
+_WANTED = '{"_id": ..., "text": ...}'
 _HEADERS = {"query-id", "query_id", "qid", "corpus-id", "corpus_id", "score", "relevance"}
-_BOM = b"\xef\xbb\xbf"
 
 
 def load_folder(path: Path, name: str | None = None) -> Collection:
-    """Load a folder with corpus.jsonl, queries.jsonl and qrels/<split>.tsv, each perhaps with .gz behind.
+    """Load a folder with corpus.jsonl, queries.jsonl and qrels/<split>.tsv, each optionally as .gz.
 
     The files are read once, checked line by line, into the cache; the same files are opened from there ever after.
     Without qrels every query is unjudged; without queries and qrels too, the collection has documents only.
@@ -143,7 +141,7 @@ def _source(corpus: Path, queries: Path | None, judged: dict[str, Path]) -> Sour
 
 def _documents(path: Path) -> Iterator[Document]:
     where, place = f"{path}, line", 0
-    for place, record in _objects(path):
+    for place, record in read_objects(path, _WANTED):
         yield document_of(record, where, place)
     if not place:
         raise UserError(f"{path} is empty: it holds no document; wanted one JSON object a line.")
@@ -151,7 +149,7 @@ def _documents(path: Path) -> Iterator[Document]:
 
 def _queries(path: Path) -> Iterator[Query]:
     where, place = f"{path}, line", 0
-    for place, record in _objects(path):
+    for place, record in read_objects(path, _WANTED):
         yield query_of(record, where, place)
     if not place:
         raise UserError(f"{path} is empty: it holds no query; wanted one JSON object a line, or no file at all.")
@@ -159,7 +157,7 @@ def _queries(path: Path) -> Iterator[Query]:
 
 def _judgments(path: Path) -> Iterator[Judgment]:
     where = f"{path}, line"
-    for place, line in _lines(path):
+    for place, line in read_lines(path):
         # beir reads these with the csv module, which unquotes; one line at a time, a stray quote stays in its line.
         row = next(csv.reader([line], delimiter="\t")) if '"' in line else line.split("\t")
         if len(row) != 3:
@@ -174,40 +172,6 @@ def _judgments(path: Path) -> Iterator[Judgment]:
         yield Judgment(
             place, id_of(query, "query-id", where, place), id_of(document, "corpus-id", where, place), relevance
         )
-
-
-def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for place, line in _lines(path):
-        try:
-            record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise UserError(f"{path}, line {place}: not JSON ({error}); wanted one object a line.") from error
-        if not isinstance(record, dict):
-            raise UserError(
-                f"{path}, line {place}: a JSON {type(record).__name__}, not an object; "
-                'wanted {"_id": ..., "text": ...}.'
-            )
-        yield place, record
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, with their number from 1; split at line feeds alone, as texts may hold other breaks."""
-    place = 0
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for place, raw in enumerate(file, start=1):
-                line = raw.removeprefix(_BOM) if place == 1 else raw
-                if line.strip():
-                    yield place, line.decode("utf-8").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}, line {place}: not UTF-8 (byte 0x{error.object[error.start]:02x} at {error.start}); "
-            "convert the file to UTF-8."
-        ) from error
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}, after line {place}: not a whole gzip file ({error}); fetch it again.") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}.") from error
 
 
 def _jsonl(path: Path, stem: str) -> Path | None:

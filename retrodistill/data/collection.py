@@ -141,11 +141,6 @@ class Collection:
         return self.qrels[split]
 
     @cached_property
-    def documents_without_text(self) -> list[str]:
-        """Ids of documents with neither title nor text; they are kept, and can never be found."""
-        return empty_ids(self.documents)
-
-    @cached_property
     def _unjudged(self) -> list[str]:
         judged = {query for qrels in self.qrels.values() for query in qrels.query_ids}
         return [query for query in self.queries.ids if query not in judged]
@@ -176,7 +171,7 @@ class Leak:
 
 
 def leaks(collection: Collection, train: str = "train", test: str = "test") -> list[Leak]:
-    """Queries that stand in both splits, by id or by normalized text; at most one entry per training query.
+    """Queries in both splits, by id or by normalized text; at most one entry per training query.
 
     Raises:
         UserError: One of the splits does not exist.
@@ -230,7 +225,7 @@ def check_parts(documents: Texts, queries: Texts, qrels: Mapping[str, Qrels]) ->
     for split in qrels:
         if split in PSEUDO_SPLITS:
             raise UserError(
-                f"a split of the judgments is called {split!r}, which stands for something else here "
+                f"a split of the judgments is called {split!r}, a reserved name "
                 f"({', '.join(PSEUDO_SPLITS)}); rename it."
             )
     warnings = _empty_warnings(documents, queries)
@@ -256,11 +251,11 @@ def empty_ids(texts: Texts) -> list[str]:
 
 
 def _empty_warnings(documents: Texts, queries: Texts) -> list[str]:
-    told = (
+    kinds = (
         ("documents have no text", documents, "they are kept and can never be found"),
         ("queries have no text", queries, "they are kept and find nothing"),
     )
-    return [f"{len(ids)} {what} ({sample_of(ids)}): {so}." for what, texts, so in told if (ids := empty_ids(texts))]
+    return [f"{len(ids)} {what} ({sample_of(ids)}): {so}." for what, texts, so in kinds if (ids := empty_ids(texts))]
 
 
 def _unknown_documents(split: str, judged: Qrels, documents: Texts) -> list[str]:

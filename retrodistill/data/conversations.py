@@ -1,9 +1,8 @@
-"""Conversations and their rewrites: raw queries that lean on what was said before, and the same queries in full."""
+"""Conversations: raw queries that depend on earlier turns, and their self-contained rewrites."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from retrodistill.core.errors import UserError
-from retrodistill.core.files import atomic_file
+from retrodistill.core.errors import UserError, sample_of
 from retrodistill.data.collection import Collection, check_parts, normalized
-from retrodistill.data.jsonl import read_objects
+from retrodistill.data.jsonl import read_records
 from retrodistill.data.records import id_of, text_of
 from retrodistill.data.texts import Texts
 
@@ -34,7 +32,7 @@ class Turn:
         conversation_id: Which conversation.
         turn: Its place there; any integers that grow.
         utterance: What was asked, as it was asked.
-        rewrite: The same as a question that stands for itself.
+        rewrite: The same question, self-contained.
         response: What was answered, '' where that is not known.
         query_id: Id of the turn as a query, so that judgments fit; ``<conversation_id>_<turn>`` where it is ''.
     """
@@ -79,7 +77,7 @@ class Conversations:
         Args:
             turns: In any order.
             separator: Between utterances; ``" [SEP] "`` is one token to BERT's relatives and three to others.
-            history: At most so many earlier turns; None for all.
+            history: At most this many earlier turns; None for all.
             responses: Whether answers are part of the history.
 
         Raises:
@@ -99,14 +97,14 @@ class Conversations:
             twice = next((turn.turn for turn, after in itertools.pairwise(talk) if turn.turn == after.turn), None)
             if twice is not None:
                 raise UserError(f"conversation {name!r} has turn {twice} twice; number its turns.")
-            said: list[str] = []  # the latest first; a response follows its utterance and so stands before it here
+            earlier: list[str] = []  # the latest first; a response follows its utterance, so it comes first here
             sizes: list[int] = []
             for turn in talk:
                 kept = sum(sizes[:history])
-                raw.append((turn.id, separator.join([turn.utterance, *said[:kept]])))
+                raw.append((turn.id, separator.join([turn.utterance, *earlier[:kept]])))
                 rewrites.append((turn.id, turn.rewrite))
                 exchange = [turn.response] * (responses and bool(turn.response)) + [turn.utterance]
-                said, sizes = exchange + said, [len(exchange), *sizes]
+                earlier, sizes = exchange + earlier, [len(exchange), *sizes]
         return cls(Texts.from_pairs(raw), Texts.from_pairs(rewrites), len(talks))
 
     def of(self, collection: Collection, raw: bool = True) -> Collection:
@@ -144,7 +142,7 @@ def load_conversations(
 
 
 def read_turns(path: str | os.PathLike[str]) -> list[Turn]:
-    """Read a JSONL of turns, with keys conversation_id, turn, utterance, rewrite and perhaps response, query_id.
+    """Read a JSONL of turns, with keys conversation_id, turn, utterance, rewrite and optionally response, query_id.
 
     Raises:
         UserError: The file cannot be read or is empty, or a line is no JSON object, lacks a key or has an unknown one,
@@ -152,7 +150,7 @@ def read_turns(path: str | os.PathLike[str]) -> list[Turn]:
     """
     lines: dict[tuple[str, object], int] = {}
     turns = []
-    for place, record in read_objects(Path(path), "turn", _REQUIRED, _OPTIONAL):
+    for place, record in read_records(Path(path), "turn", _REQUIRED, _OPTIONAL):
         turn = _turn(record, f"{path}, line", place)
         for what, key in (
             (f"turn {turn.turn} of conversation {turn.conversation_id!r}", (turn.conversation_id, turn.turn)),
@@ -160,33 +158,68 @@ def read_turns(path: str | os.PathLike[str]) -> list[Turn]:
         ):
             if lines.setdefault(key, place) != place:
                 raise UserError(
-                    f"{path}, line {place}: {what} stands in line {lines[key]} already; give every turn its own."
+                    f"{path}, line {place}: {what} is in line {lines[key]} already; give every turn its own."
                 )
         turns.append(turn)
     return turns
 
 
-def write_turns(turns: Iterable[Turn], path: str | os.PathLike[str]) -> None:
-    """Write turns as JSONL, whole or not at all."""
-    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for turn in turns:
-            kept = {key: getattr(turn, key) for key in _REQUIRED}
-            kept |= {key: value for key in _OPTIONAL if (value := getattr(turn, key)) != ""}
-            file.write(json.dumps(kept, ensure_ascii=False) + "\n")
+def load_rewrites(path: str | os.PathLike[str]) -> Texts:
+    """Read a JSONL of ``{"query_id": .., "text": ..}``, one better query for each query that has one.
+
+    Raises:
+        UserError: It cannot be read or is empty, or a line is malformed, has an empty text or repeats a query.
+    """
+    first: dict[str, int] = {}
+    pairs: list[tuple[str, str]] = []
+    where = f"{path}, line"
+    for number, record in read_records(Path(path), "rewrite", ("query_id", "text")):
+        query = id_of(record["query_id"], "query_id", where, number)
+        text = text_of(record["text"], "text", where, number)
+        if not text.strip():
+            raise UserError(f"{where} {number}: 'text' is empty; leave a query without a rewrite out.")
+        if first.setdefault(query, number) != number:
+            raise UserError(f"{where} {number}: query {query!r} has a rewrite in line {first[query]} already.")
+        pairs.append((query, text))
+    return Texts.from_pairs(pairs)
+
+
+def asked_better(texts: Texts, better: Texts) -> Texts:
+    """The texts in their order, each replaced by its better query where it has one."""
+    known = dict(zip(better.ids, better.texts, strict=True))
+    return Texts.from_pairs((id_, known.get(id_, text)) for id_, text in zip(texts.ids, texts.texts, strict=True))
+
+
+def check_rewrites(better: Texts, queries: Texts, where: str) -> str:
+    """Check that rewrites are for these queries.
+
+    Returns:
+        A line for the results: how many queries have one, and that the others stand for themselves.
+
+    Raises:
+        UserError: A rewrite of an unknown query, or none at all for these.
+    """
+    lost = [query for query in better.ids if query not in queries]
+    if lost:
+        raise UserError(f"{where}: {len(lost)} rewrites are of no query of the collection ({sample_of(lost)}).")
+    return (
+        f"the teacher was asked rewrites of {len(better)} of {len(queries)} queries, and the others unchanged; the "
+        "students are asked the queries themselves."
+    )
 
 
 def make_turns(queries: Texts, length: int = 4, *, common: float = 0.05, seed: int = 0) -> list[Turn]:
     """Make synthetic conversations out of the queries of a collection.
 
-    They are no conversations of people, and their rewrites are perfect: they show that the machinery works and how much
-    a student makes of the history, not how it does on real dialogue. A conversation is a chain of queries, each sharing
-    words with the one before it. The words that an earlier query has said are dropped from the utterance, the first of
+    They are not real dialogue and their rewrites are perfect. They show that the code works and how much a student uses
+    the history, not how good it is on real conversations. A conversation is a chain of queries, each sharing
+    words with the previous one. The words that an earlier query has said are dropped from the utterance, the first of
     them replaced by "it"; the query itself is the rewrite, under its own id. A word is dropped only after it was
     uttered, so the history of a turn always holds what its utterance lacks.
 
     Args:
         queries: Of one split, so that no test query becomes the history of a training query.
-        length: At most so many turns, at least 2; each query is in at most one conversation.
+        length: At most this many turns, at least 2; each query is in at most one conversation.
         common: Words in more than this share of the queries (and in more than two) link nothing and are never dropped.
         seed: Of the order in which conversations are begun.
 
@@ -206,10 +239,10 @@ def make_turns(queries: Texts, length: int = 4, *, common: float = 0.05, seed: i
     ids, texts = queries.ids, queries.texts
     turns = []
     for chain in chains:
-        said: set[str] = set()
+        earlier: set[str] = set()
         for number, row in enumerate(chain, start=1):
-            turns.append(Turn(ids[chain[0]], number, _shortened(texts[row], said), texts[row], query_id=ids[row]))
-            said |= words[row]
+            turns.append(Turn(ids[chain[0]], number, _shortened(texts[row], earlier), texts[row], query_id=ids[row]))
+            earlier |= words[row]
     if not turns:
         raise UserError(
             f"no two of {len(queries)} queries share a word that is not common; no conversation can be made."
@@ -226,13 +259,13 @@ def _chains(words: Sequence[set[str]], spread: Counter[str], length: int, order:
     free = set(order)
     chains = []
     for start in order:
-        chain, said = [start], set(words[start])
+        chain, earlier = [start], set(words[start])
         while start in free and len(chain) < length:
-            following = _following(words, spread, holders, chain[-1], said, free)
+            following = _following(words, spread, holders, chain[-1], earlier, free)
             if following is None:
                 break
             chain.append(following)
-            said |= words[following]
+            earlier |= words[following]
         if len(chain) > 1:
             chains.append(chain)
             free -= set(chain)
@@ -244,24 +277,24 @@ def _following(
     spread: Counter[str],
     holders: dict[str, list[int]],
     last: int,
-    said: set[str],
+    earlier: set[str],
     free: set[int],
 ) -> int | None:
     """The free query that shares the rarest words with the last one and brings a new word; None where there is none."""
     weight: dict[int, float] = {}
     for word in sorted(words[last]):
         for row in holders[word]:
-            if row in free and not words[row] <= said:
+            if row in free and not words[row] <= earlier:
                 weight[row] = weight.get(row, 0.0) + 1 / spread[word]
     return max(weight, key=lambda row: (weight[row], -row)) if weight else None
 
 
-def _shortened(text: str, said: set[str]) -> str:
+def _shortened(text: str, earlier: set[str]) -> str:
     """The text without the words that were said, the first run of them replaced by a pronoun."""
     kept: list[str] = []
     dropped = False
     for word in text.split():
-        if (parts := _words(word)) and parts <= said:
+        if (parts := _words(word)) and parts <= earlier:
             if not dropped:
                 kept.append(_PRONOUN)
             dropped = True
@@ -282,14 +315,14 @@ def _turn(record: dict[str, Any], where: str, place: int) -> Turn:
     return Turn(
         id_of(record["conversation_id"], "conversation_id", where, place),
         number,
-        _said(record, "utterance", where, place),
-        _said(record, "rewrite", where, place),
+        _string(record, "utterance", where, place),
+        _string(record, "rewrite", where, place),
         "" if response is None else text_of(response, "response", where, place).strip(),
         "" if query_id is None else id_of(query_id, "query_id", where, place),
     )
 
 
-def _said(record: dict[str, Any], key: str, where: str, place: int) -> str:
+def _string(record: dict[str, Any], key: str, where: str, place: int) -> str:
     text = text_of(record[key], key, where, place)
     if not text.strip():
         raise UserError(f"{where} {place}: {key!r} is empty; every turn has {', '.join(_REQUIRED)}.")

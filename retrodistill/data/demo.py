@@ -80,7 +80,7 @@ def entries(modules: dict[str, Path]) -> list[Entry]:
         modules: Source file by module name.
 
     Returns:
-        One entry per distinct text, in order of module name and line; every query stands once.
+        One entry per distinct text, in order of module name and line; every query appears once.
     """
     found: dict[str, Entry] = {}
     for name in sorted(modules):

@@ -54,7 +54,7 @@ def load_huggingface(name: str) -> Collection:
         raise UserError("hf: names no dataset; write hf:<name or folder>, such as hf:BeIR/scifact.")
     from datasets import get_dataset_config_names
 
-    with _told(name):
+    with _library_errors(name):
         configurations = get_dataset_config_names(name)
     absent = [wanted for wanted in ("corpus", "queries") if wanted not in configurations]
     if absent:
@@ -73,7 +73,7 @@ def from_datasets(corpus: Dataset, queries: Dataset, qrels: Mapping[str, Dataset
     Their content is copied once into the cache, under its digest, and memory-mapped from there.
 
     Args:
-        corpus: Columns _id, text and perhaps title.
+        corpus: Columns _id, text and optionally title.
         queries: Columns _id and text.
         qrels: By split, columns query-id, corpus-id, score. The split 'validation' is called 'dev'.
         name: Short name of the collection.
@@ -161,7 +161,7 @@ def _judgment_columns() -> set[str]:
 def _loaded(name: str, configuration: str | None) -> dict[str, Dataset]:
     from datasets import load_dataset
 
-    with _told(name):
+    with _library_errors(name):
         return dict(load_dataset(name, configuration))
 
 
@@ -175,7 +175,7 @@ def _only(name: str, configuration: str) -> Dataset:
 
 
 @contextlib.contextmanager
-def _told(name: str) -> Iterator[None]:
+def _library_errors(name: str) -> Iterator[None]:
     from datasets.exceptions import DatasetNotFoundError
 
     try:

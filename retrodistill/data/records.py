@@ -59,7 +59,7 @@ class Source:
 
 
 def document_of(record: Mapping[str, Any], where: str, place: int) -> Document:
-    """Check a document record with _id, text and perhaps title.
+    """Check a document record with _id, text and optionally title.
 
     A null or missing title is '', and so is a null text; a missing text is an error: the field may have another name.
 

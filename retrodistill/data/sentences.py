@@ -48,7 +48,7 @@ def sample_sentences(collection: Collection, per_document: int, seed: int) -> Te
 
     Args:
         collection: Where the documents are; titles are not drawn from.
-        per_document: At most so many of each document.
+        per_document: At most this many of each document.
         seed: Another seed draws others.
 
     Returns:

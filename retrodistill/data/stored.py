@@ -57,7 +57,7 @@ def write(folder: Path, source: Source) -> None:
     """Read a source to its end and write it as Arrow files and collection.json.
 
     Raises:
-        UserError: An id stands twice, there are no documents, or whatever the source finds.
+        UserError: An id appears twice, there are no documents, or whatever the source finds.
     """
     _write_table(folder / "documents.arrow", _DOCUMENTS, _document_batches(source.documents()))
     _write_table(folder / "queries.arrow", TEXTS, pair_batches((query.id, query.text) for query in source.queries()))
@@ -147,10 +147,10 @@ def _refuse_duplicates(table: pa.Table, again: Callable[[], Iterator[Any]], wher
         if row.id != twice[0]:
             continue
         if first is not None:
-            more = f" ({len(twice) - 1} more ids stand twice)" if len(twice) > 1 else ""
+            more = f" ({len(twice) - 1} more ids appear twice)" if len(twice) > 1 else ""
             unit = where.rpartition(" ")[2]
             raise UserError(
-                f"{where} {row.place}: id {row.id!r} already stands on {unit} {first}{more}; ids must be unique."
+                f"{where} {row.place}: id {row.id!r} is already on {unit} {first}{more}; ids must be unique."
             )
         first = row.place
 

@@ -47,7 +47,7 @@ class Texts(Mapping[str, str]):
         """Build in memory from (id, text) pairs.
 
         Raises:
-            UserError: An id stands twice.
+            UserError: An id appears twice.
         """
         batches = list(pair_batches(pairs))
         texts = cls(pa.Table.from_batches(batches, schema=SCHEMA))
@@ -112,7 +112,7 @@ class Texts(Mapping[str, str]):
         """The texts of `ids`, in that order.
 
         Raises:
-            UserError: An id is unknown, or stands twice.
+            UserError: An id is unknown, or appears twice.
         """
         rows = self.positions(ids)
         if len(rows) and rows.min() < 0:
@@ -126,7 +126,7 @@ class Texts(Mapping[str, str]):
         return selected
 
     def __add__(self, other: Texts) -> Texts:
-        """Both, one after the other; an id that stands in both raises UserError."""
+        """Both, one after the other; an id that is in both raises UserError."""
         joined = Texts(pa.concat_tables([self.table, other.table]))
         joined._refuse_duplicates()
         return joined
@@ -140,7 +140,7 @@ class Texts(Mapping[str, str]):
     def _refuse_duplicates(self) -> None:
         twice = duplicates(self.table["id"])
         if twice:
-            raise UserError(f"texts: id {sample_of(twice)} stands more than once; ids must be unique.")
+            raise UserError(f"texts: id {sample_of(twice)} appears more than once; ids must be unique.")
 
 
 def pair_batches(pairs: Iterable[tuple[str, str]]) -> Iterator[pa.RecordBatch]:
@@ -158,7 +158,7 @@ def pair_batches(pairs: Iterable[tuple[str, str]]) -> Iterator[pa.RecordBatch]:
 
 
 def duplicates(ids: pa.ChunkedArray) -> list[str]:
-    """The ids that stand more than once, in order of their first row."""
+    """The ids that appear more than once, in order of their first row."""
     if pc.count_distinct(ids).as_py() == len(ids):
         return []
     counts = pc.value_counts(ids)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from retrodistill.encoders.multi_vector import Tokens
+from retrodistill.runs.top_k import top_k
 
 _QUERY_TOKENS, _DOCUMENT_TOKENS = 1024, 16384  # of a block, whose products take 64 MiB
 
@@ -66,5 +67,5 @@ def blocks_of(bounds: np.ndarray, tokens: int) -> Iterable[tuple[int, int]]:
 
 def _top(rows: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows come in ascending order or already cut best first, so that a stable sort keeps ties by row."""
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    order = top_k(scores, k)
     return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)

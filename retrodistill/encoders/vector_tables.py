@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from retrodistill.core.errors import UserError, sample_of
+from retrodistill.data.jsonl import read_objects
 from retrodistill.encoders.vectors import check_finite
 
 ENDINGS = (".parquet", ".jsonl", ".npy")
@@ -161,21 +162,8 @@ def _array(file: Path) -> _Read:
 
 
 def _records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        with file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                where = f"{file}, line {number}"
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise UserError(f"{where} is not JSON; it may be cut short: write it again.") from error
-                if not isinstance(record, dict):
-                    raise UserError(f'{where}: wanted {{"_id": ..., "vector": [...]}}.')
-                yield where, record
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8; write it again.") from error
+    for number, record in read_objects(file, '{"_id": ..., "vector": [...]}'):
+        yield f"{file}, line {number}", record
 
 
 def _column(names: Sequence[str], wanted: Sequence[str], where: str | Path) -> str:

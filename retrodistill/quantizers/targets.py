@@ -11,6 +11,7 @@ import numpy as np
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.vectors import exact_search
 from retrodistill.runs.run import Run, id_codes
+from retrodistill.runs.top_k import top_k
 
 _VALUES_KEPT = 150_000_000  # 600 MB
 
@@ -64,7 +65,7 @@ class Targets:
         found = []
         for start in range(0, len(rows), 256):
             scores = self.scores(rows[start : start + 256])
-            found.append(np.argsort(-scores, axis=1, kind="stable")[:, :k])
+            found.append(top_k(scores, k))
         return np.concatenate(found)
 
     def spread(self, rows: np.ndarray) -> float:

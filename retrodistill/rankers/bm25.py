@@ -14,6 +14,7 @@ import numpy as np
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_folder, cache_folder, digest, make_folder
 from retrodistill.data.texts import Texts
+from retrodistill.runs.top_k import top_k
 
 if TYPE_CHECKING:
     import bm25s
@@ -54,7 +55,7 @@ class BM25:
         rows = np.full((len(texts), k), -1, dtype=np.int64)
         found = np.zeros((len(texts), k), dtype=np.float32)
         for place, scores in enumerate(self.scores(texts)):
-            best = top_rows(scores, k)
+            best = top_k(scores, k)
             best = best[scores[best] > 0]
             rows[place, : len(best)], found[place, : len(best)] = best, scores[best]
         return rows, found
@@ -88,17 +89,6 @@ class BM25:
             raise UserError(
                 f"BM25 index {folder} is cut short or altered ({reason}); delete this folder and it is built again."
             ) from error
-
-
-def top_rows(scores: np.ndarray, k: int) -> np.ndarray:
-    """Rows of the k highest scores, highest first, equal ones by row."""
-    if k >= len(scores):
-        return np.argsort(-scores, kind="stable")
-    threshold = -np.partition(-scores, k - 1)[k - 1]
-    above = np.flatnonzero(scores > threshold)
-    level = np.flatnonzero(scores == threshold)[: k - len(above)]
-    rows = np.sort(np.concatenate([above, level]))
-    return rows[np.argsort(-scores[rows], kind="stable")]
 
 
 def _some_term(terms: list[list[str]]) -> list[list[str]]:

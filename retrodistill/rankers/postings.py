@@ -11,7 +11,7 @@ import numpy as np
 from scipy.sparse import csc_array, csr_array
 
 from retrodistill.core.errors import UserError, sample_of, unknown
-from retrodistill.rankers.bm25 import top_rows
+from retrodistill.runs.top_k import top_k
 
 BITS = (4, 8, 16)  # of a quantized impact; 4: two to a byte
 _PARTS = ("bounds", "rows", "impacts", "scales")
@@ -120,7 +120,7 @@ class Postings:
             rows (found,) int64 and scores (found,) float32, best first, equal ones by row.
         """
         scores = self.scores(terms, weights)
-        best = top_rows(scores, min(k, self.documents))
+        best = top_k(scores, min(k, self.documents))
         best = best[scores[best] > 0]
         return best, scores[best]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from retrodistill.core.errors import UserError
 from retrodistill.data import Collection, Texts, load_collection
+from retrodistill.data.conversations import asked_better
 from retrodistill.data.qrels import Qrels
-from retrodistill.data.rewrites import asked_better
 from retrodistill.encoders.encoder import Encoder, load_encoder
 from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.encoders.vector_files import VectorFile, bound

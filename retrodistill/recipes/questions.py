@@ -8,8 +8,14 @@ from dataclasses import dataclass
 from retrodistill.core.errors import UserError
 from retrodistill.data import Collection, Texts
 from retrodistill.data.collection import leaks_between
-from retrodistill.data.conversations import Conversations, load_conversations, make_turns
-from retrodistill.data.rewrites import asked_better, check_rewrites, load_rewrites
+from retrodistill.data.conversations import (
+    Conversations,
+    asked_better,
+    check_rewrites,
+    load_conversations,
+    load_rewrites,
+    make_turns,
+)
 from retrodistill.recipes.conversation_settings import ConversationSettings
 from retrodistill.recipes.settings import Recipe
 from retrodistill.training.texts import training_queries

@@ -62,13 +62,13 @@ def rank_biased_overlap(student: Sequence[Hashable], teacher: Sequence[Hashable]
         0..1; 1 for the same lists, 0 where they share nothing or one is empty.
 
     Raises:
-        UserError: p outside 0..1, or a document stands twice.
+        UserError: p outside 0..1, or a document appears twice.
     """
     if not 0 < p < 1:
         raise UserError(f"rank-biased overlap with p={p}; p lies between 0 and 1, both excluded.")
     short, long = sorted((list(student), list(teacher)), key=len)
     if len(set(short)) < len(short) or len(set(long)) < len(long):
-        raise UserError("a document stands twice in a ranking; rank-biased overlap needs each once.")
+        raise UserError("a document appears twice in a ranking; rank-biased overlap needs each once.")
     s, l = len(short), len(long)  # noqa: E741 - the letters of the paper
     if not s:
         return 0.0

@@ -1,16 +1,14 @@
-"""Calibration: bring scores of different rankers onto one scale, by objects that are fitted once and saved."""
+"""Calibration: bring scores of different rankers onto one scale, by maps that are fitted once."""
 
 from __future__ import annotations
 
 import math
-import os
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Protocol
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import numpy as np
 
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.core.files import read_json, write_json
 from retrodistill.runs.run import Run
 
 
@@ -129,46 +127,6 @@ def fit_calibration(name: str, run: Run) -> Calibration:
     if name not in CALIBRATIONS:
         raise unknown("calibration", name, CALIBRATIONS)
     return CALIBRATIONS[name].fit(run)
-
-
-def save_calibration(calibration: Calibration, path: str | os.PathLike[str]) -> None:
-    """Write a fitted calibration as JSON."""
-    write_json(path, as_dict(calibration))
-
-
-def load_calibration(path: str | os.PathLike[str]) -> Calibration:
-    """Read a fitted calibration.
-
-    Raises:
-        UserError: The file is missing, is not JSON or names an unknown calibration.
-    """
-    try:
-        return from_dict(read_json(path))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-
-
-def as_dict(calibration: Calibration) -> dict[str, Any]:
-    """JSON form: its name and what was fitted."""
-    return {"calibration": calibration.name, **asdict(calibration)}  # type: ignore[call-overload]
-
-
-def from_dict(content: dict[str, Any]) -> Calibration:
-    """The calibration of its JSON form.
-
-    Raises:
-        UserError: Unknown name, other fields than it has, or values that are not finite.
-    """
-    if not isinstance(content, dict) or "calibration" not in content:
-        raise UserError("not a fitted calibration: a JSON object with the key 'calibration' was wanted.")
-    fields = dict(content)
-    name = str(fields.pop("calibration"))
-    if name not in CALIBRATIONS:
-        raise unknown("calibration", name, CALIBRATIONS)
-    try:
-        return CALIBRATIONS[name](**fields)
-    except TypeError as error:
-        raise UserError(f"calibration {name}: {error}.") from error
 
 
 def list_moments(run: Run) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,6 @@ import io
 import json
 import math
 import os
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.files import atomic_file
+from retrodistill.data.jsonl import read_lines
 from retrodistill.runs.run import Run, id_codes
 
 _TREC_ENDINGS = (".run", ".trec", ".txt", ".tsv")
@@ -93,25 +93,9 @@ def _by_ending(path: Path, table: dict[str, Callable]) -> Callable:
     return table[known]
 
 
-def _open(path: Path) -> IO[str]:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig")
-    return path.open(encoding="utf-8-sig")  # a byte order mark would become part of the first query's id
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        with _open(path) as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, line
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as text: {error}; it may be cut short.") from error
-
-
 def _read_rows(path: Path, name: str | None, parse: Callable[[str], tuple[str, str, float, str | None]]) -> Run:
     queries, documents, scores, tag = [], [], [], None
-    for number, line in _lines(path):
+    for number, line in read_lines(path):
         try:
             query, document, score, found = parse(line)
         except ValueError as error:

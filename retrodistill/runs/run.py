@@ -24,7 +24,7 @@ _ID_COLUMNS = ("query_id", "document_id")
 class Run:
     """A table (query_id, document_id, score[, sources]): candidates, teacher scores or search results.
 
-    Rows of one query stand together, queries in the order of their first row. Scores are float64, raw, higher is
+    Rows of one query are adjacent, queries in the order of their first row. Scores are float64, raw, higher is
     better. `sources`, where present, says who proposed a candidate (names joined by ``+``).
 
     Attributes:
@@ -49,7 +49,7 @@ class Run:
 
         Raises:
             UserError: Columns of different length, a missing id, a score that is NaN, infinite or no number, or a
-                (query, document) pair that stands twice.
+                (query, document) pair that appears twice.
         """
         columns: dict[str, pa.Array] = {
             "query_id": _as_ids(query_ids, name),
@@ -189,7 +189,7 @@ class Run:
         return ranked._keep(rank < k)
 
     def select(self, query_ids: Iterable[str]) -> Run:
-        """Rows of the given queries only; unknown ones are passed over."""
+        """Rows of the given queries only; unknown ones are ignored."""
         wanted = set(query_ids)
         known = np.array([query in wanted for query in self.query_ids], dtype=bool)
         return self._keep(known[self.query_codes])
@@ -257,7 +257,7 @@ class Run:
             twice = np.setdiff1d(np.arange(len(pairs)), first)
             query, document = (self.table[column][int(twice[0])].as_py() for column in _ID_COLUMNS)
             raise UserError(
-                f"run {self.name}: {len(twice)} pairs stand twice, first query {query!r} with document {document!r}; "
+                f"run {self.name}: {len(twice)} pairs appear twice, first query {query!r} with document {document!r}; "
                 "keep one score per pair."
             )
 

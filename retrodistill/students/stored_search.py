@@ -25,6 +25,7 @@ from retrodistill.encoders.sparse_store import SparseStore
 from retrodistill.encoders.text_store import TextStore
 from retrodistill.encoders.token_vectors import TokenVectors
 from retrodistill.runs.run import Run
+from retrodistill.runs.top_k import top_k
 from retrodistill.students.heads import backbone_of
 from retrodistill.students.states import States, has_states, stored_states
 from retrodistill.students.term_head import TermHead
@@ -87,7 +88,7 @@ class StoredStatesRetriever:
         blocks = [np.arange(start, min(start + _BLOCK, len(states))) for start in range(0, len(states), _BLOCK)]
         weights = np.concatenate([head.weights(chosen, terms, block).cpu().numpy() for block in blocks])
         scores = asked[:, used] @ weights.T
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        order = top_k(scores, k)
         best = np.take_along_axis(scores, order, axis=1)
         return Run.from_matrix(queries.ids, corpus.ids, np.where(best > 0, order, -1), best, name=self.name)
 

@@ -15,6 +15,7 @@ from retrodistill.core.progress import log
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.embeddings import embed
 from retrodistill.runs.run import Run
+from retrodistill.runs.top_k import top_k
 from retrodistill.training.lists import Lists
 from retrodistill.training.settings import SelectionSettings, StageSettings
 from retrodistill.training.texts import TrainingTexts
@@ -82,8 +83,7 @@ def best_of(lists: Lists, texts: Texts, corpus: Texts, depth: int = _SHOWN) -> R
     scores = np.empty((len(lists), depth), dtype=np.float64)
     for row in range(len(lists)):
         values = np.asarray(lists.scores[row])
-        best = np.argpartition(-values, depth - 1)[:depth]
-        rows[row] = best[np.argsort(-values[best], kind="stable")]
+        rows[row] = top_k(values, depth)
         scores[row] = values[rows[row]]
     return Run.from_matrix(texts.ids, corpus.ids, rows, scores, name="teacher")
 

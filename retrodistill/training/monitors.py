@@ -10,6 +10,7 @@ import numpy as np
 from retrodistill.core.progress import log
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.runs.agreement import rank_agreement
+from retrodistill.runs.top_k import top_k
 
 _COLLAPSED = 0.98
 Monitored = Callable[[], dict[str, float]]
@@ -61,7 +62,7 @@ class HeldOutMonitor:
             documents = self.documents()
             k = min(self.teacher_rows.shape[1], len(documents))
             scores = queries @ documents.T
-            best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+            best = top_k(scores, k)
             measures["agreement"] = float(np.mean(rank_agreement(best, self.teacher_rows[:, :k])))
         return measures
 
@@ -83,6 +84,6 @@ class RankMonitor:
     def __call__(self) -> dict[str, float]:
         """``agreement`` (nDCG@k of the student's ranking, the teacher's top k as graded truth), and the others."""
         k = self.teacher_rows.shape[1]
-        best = np.argsort(-self.scores(), axis=1, kind="stable")[:, :k]
+        best = top_k(self.scores(), k)
         measures = {"agreement": float(np.mean(rank_agreement(best, self.teacher_rows[:, : best.shape[1]])))}
         return measures | (self.also() if self.also is not None else {})

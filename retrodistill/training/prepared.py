@@ -11,6 +11,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.encoders.vectors import exact_search
 from retrodistill.objectives.registry import NEED_POSITIVES
 from retrodistill.rankers.recorded import RecordedTeacher
+from retrodistill.runs.top_k import top_k
 from retrodistill.training.curricula import selected
 from retrodistill.training.lists import Lists
 from retrodistill.training.settings import StageSettings
@@ -156,8 +157,8 @@ def teacher_rows(
         return exact_search(teacher_vectors[held_out], documents, k)[0]
     scores = np.array(lists.scores[held_out])
     if lists.documents is None:
-        return np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return top_k(scores, k)
     candidates = lists.documents[held_out]
-    order = np.argsort(np.where(candidates >= 0, -scores, np.inf), axis=1, kind="stable")[:, :k]
+    order = top_k(np.where(candidates >= 0, scores, -np.inf), k)
     rows = np.take_along_axis(candidates, order, axis=1)
     return np.pad(rows, ((0, 0), (0, k - rows.shape[1])), constant_values=-1)

@@ -14,8 +14,8 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_file, digest, read_json, write_json
 from retrodistill.core.progress import log
 from retrodistill.data.collection import Collection
+from retrodistill.data.conversations import asked_better
 from retrodistill.data.qrels import Qrels
-from retrodistill.data.rewrites import asked_better
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.objectives.temperature import check_trainable, temperature_for

@@ -62,7 +62,7 @@ class TestMistakes:
             (["cross-encoder:x"], "scores pairs and cannot search"),
             (["bm25", "--teacher", "dens:x"], "Did you mean 'dense'?"),
             (["run:{}/strange.run"], "1 query ids are not in the collection ('nobody')"),
-            (["run:{}/twice.run"], "1 pairs stand twice"),
+            (["run:{}/twice.run"], "1 pairs appear twice"),
             (["run:{}/nan.run"], "score nan of query 't0'"),
         ],
     )

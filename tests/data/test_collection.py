@@ -21,7 +21,6 @@ class TestDocuments:
         assert collection.bodies["a"] == "body"
 
     def test_documents_without_text_are_kept_and_named(self):
-        assert small().documents_without_text == ["d3"]
         assert small().warnings == ["1 documents have no text ('d3'): they are kept and can never be found."]
 
     def test_no_documents_is_an_error(self):

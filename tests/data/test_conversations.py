@@ -12,7 +12,6 @@ from retrodistill.data.conversations import (
     load_conversations,
     make_turns,
     read_turns,
-    write_turns,
 )
 
 TURNS = [
@@ -72,7 +71,7 @@ class TestRawQueries:
             Conversations.from_turns([])
         with pytest.raises(UserError, match="history=-1"):
             Conversations.from_turns(TURNS, history=-1)
-        with pytest.raises(UserError, match="id 'x' stands more than once"):
+        with pytest.raises(UserError, match="id 'x' appears more than once"):
             Conversations.from_turns([Turn("a", 1, "u", "r", query_id="x"), Turn("b", 1, "u", "r", query_id="x")])
 
 
@@ -105,7 +104,8 @@ class TestFile:
 
     def test_reads_what_was_written(self, tmp_path):
         turns = [*TURNS, Turn("c3", 7, "ü", "größer", query_id="own")]
-        write_turns(turns, tmp_path / "turns.jsonl")
+        rows = [{key: value for key, value in vars(turn).items() if value} for turn in turns]
+        (tmp_path / "turns.jsonl").write_text("\n".join(map(json.dumps, rows)))
         assert read_turns(tmp_path / "turns.jsonl") == turns
         assert load_conversations(tmp_path / "turns.jsonl", history=0).raw["own"] == "ü"
 
@@ -121,8 +121,8 @@ class TestFile:
             (line(turn=2, rewrite=" "), r"line 2: 'rewrite' is empty"),
             (line(turn=2, utterance=""), r"line 2: 'utterance' is empty"),
             (line(turn=2, rewrite=5), r"line 2: 'rewrite' is 5 \(int\); wanted a string"),
-            (line(), r"line 2: turn 1 of conversation 'c1' stands in line 1 already"),
-            (line(turn=2, query_id="c1_1"), r"line 2: query id 'c1_1' stands in line 1 already"),
+            (line(), r"line 2: turn 1 of conversation 'c1' is in line 1 already"),
+            (line(turn=2, query_id="c1_1"), r"line 2: query id 'c1_1' is in line 1 already"),
             (line(turn=2, rewritten="r"), r"line 2: unknown key 'rewritten'\. Did you mean 'rewrite'\?"),
             (line(turn="2"), r"line 2: 'turn' is '2'; wanted an integer"),
             (line(turn=True), r"line 2: 'turn' is True; wanted an integer"),

@@ -67,7 +67,7 @@ class TestInMemory:
     @pytest.mark.parametrize(
         ("corpus", "queries", "qrels", "message"),
         [
-            ([{"_id": "a", "text": "x"}] * 2, QUERIES, [], "c, corpus, row 2: id 'a' already stands on row 1"),
+            ([{"_id": "a", "text": "x"}] * 2, QUERIES, [], "c, corpus, row 2: id 'a' is already on row 1"),
             ([{"_id": "a", "text": 3}], QUERIES, [], "c, corpus, row 1: 'text' is 3 (int)"),
             ([{"_id": "a", "body": "x"}], QUERIES, [], "c, corpus, row 1: a document has no 'text'"),
             ([{"name": "a", "text": "x"}], QUERIES, [], "c, corpus, row: no column '_id' among ['name', 'text']"),

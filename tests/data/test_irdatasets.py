@@ -98,7 +98,7 @@ class TestRefusals:
         assert "ir_datasets:queries-only has no documents" in self.refused("queries-only", cache)
 
     def test_a_query_with_two_texts(self, cache, package):
-        assert "query 2: id 'q1' already stands on query 1" in self.refused("changed", cache)
+        assert "query 2: id 'q1' is already on query 1" in self.refused("changed", cache)
 
     def test_a_failed_download_is_one_line(self, cache, package, monkeypatch):
         def offline():

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from retrodistill.core.errors import UserError
-from retrodistill.data.rewrites import asked_better, check_rewrites, load_rewrites
+from retrodistill.data.conversations import asked_better, check_rewrites, load_rewrites
 from retrodistill.data.texts import Texts
 
 

@@ -80,9 +80,9 @@ class TestJoining:
         assert list(joined.items()) == PAIRS
 
     def test_duplicate_ids_are_refused(self):
-        with pytest.raises(UserError, match="id 'b' stands more than once"):
+        with pytest.raises(UserError, match="id 'b' appears more than once"):
             Texts.from_pairs(PAIRS[:2]) + Texts.from_pairs(PAIRS[1:])
-        with pytest.raises(UserError, match="id 'a' stands more than once"):
+        with pytest.raises(UserError, match="id 'a' appears more than once"):
             Texts.from_pairs([("a", "x"), ("a", "y")])
 
 

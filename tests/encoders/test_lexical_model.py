@@ -7,7 +7,7 @@ import Stemmer
 
 from retrodistill.core.errors import UserError
 from retrodistill.data import Texts
-from retrodistill.rankers.bm25 import BM25, load_bm25s, top_rows
+from retrodistill.rankers.bm25 import BM25, load_bm25s
 
 bm25s = load_bm25s()
 
@@ -92,10 +92,3 @@ class TestImport:
 
     def test_a_program_that_uses_jax_keeps_it(self, tmp_path, monkeypatch):
         assert self.printed(tmp_path, monkeypatch, first="import jax; ") == ["0", "False", "True"]
-
-
-class TestTopRows:
-    def test_ties_go_by_row_as_in_a_stable_sort(self):
-        scores = np.random.default_rng(0).integers(0, 4, size=50).astype(np.float32)
-        for k in (1, 7, 49, 50, 60):
-            np.testing.assert_array_equal(top_rows(scores, k), np.argsort(-scores, kind="stable")[:k])

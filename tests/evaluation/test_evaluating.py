@@ -236,5 +236,5 @@ class TestMistakes:
 
     def test_a_run_with_a_pair_twice(self, tiny, tmp_path):
         (tmp_path / "twice.run").write_text("t0 Q0 d0 1 2.0 x\nt0 Q0 d0 2 1.0 x\n")
-        with pytest.raises(UserError, match="1 pairs stand twice, first query 't0' with document 'd0'"):
+        with pytest.raises(UserError, match="1 pairs appear twice, first query 't0' with document 'd0'"):
             evaluate(f"run:{tmp_path / 'twice.run'}", tiny)

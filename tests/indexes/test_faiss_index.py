@@ -293,7 +293,7 @@ class TestPlaces:
 
     def test_a_file_is_not_replaced(self, index, tmp_path):
         (tmp_path / "index").write_text("x")
-        with pytest.raises(UserError, match=r"index is no folder; choose another place.$"):
+        with pytest.raises(UserError, match=r"index is not a folder; choose another path.$"):
             index.save(tmp_path / "index")
 
     def test_a_full_disk_leaves_the_older_index(self, tiny, teacher, index, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 
 from retrodistill.core.errors import UserError
 from retrodistill.data import load_collection
-from retrodistill.data.rewrites import asked_better
+from retrodistill.data.conversations import asked_better
 from retrodistill.encoders import load_encoder
 from retrodistill.recipes import parse_recipe, run_recipe
 from retrodistill.recipes.job import open_job

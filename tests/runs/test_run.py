@@ -58,7 +58,7 @@ class TestConstruction:
     def test_a_dictionary_that_names_an_id_twice_is_made_whole(self):
         queries = pa.DictionaryArray.from_arrays(pa.array([0, 1], pa.int32()), pa.array(["q", "q"]))
         assert Run.from_arrays(queries, ["a", "b"], [1, 2]).query_ids == ["q"]
-        with pytest.raises(UserError, match="1 pairs stand twice, first query 'q' with document 'a'"):
+        with pytest.raises(UserError, match="1 pairs appear twice, first query 'q' with document 'a'"):
             Run.from_arrays(queries, ["a", "a"], [1, 2])
 
     def test_sources_are_kept_through_every_cut(self):
@@ -79,7 +79,7 @@ class TestRefusals:
             Run.from_dict({"q": {"a": 1.0, "b": 0.0}}).with_scores(np.array([1.0, bad], dtype=float))
 
     def test_double_pairs_are_counted_and_the_first_is_named(self):
-        with pytest.raises(UserError, match="2 pairs stand twice, first query 'q' with document 'a'"):
+        with pytest.raises(UserError, match="2 pairs appear twice, first query 'q' with document 'a'"):
             Run.from_arrays(["q", "q", "p", "q"], ["a", "a", "a", "a"], [1, 1, 1, 2])
 
     @pytest.mark.parametrize(
