@@ -22,7 +22,7 @@ test: install
 
 # The documentation site in out/site/; a warning, such as a link that leads nowhere, is an error.
 docs: install
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo out/site/index.html
 
 # The studies of evaluation/studies on the collections in $(DATA), for two hours; again, it takes up where it stopped.

@@ -180,7 +180,7 @@ class TestSite:
     def test_it_builds_without_a_warning_and_with_no_broken_link(self, tmp_path):
         pytest.importorskip("mkdocs", reason="the docs extra is not installed")
         built = subprocess.run(
-            [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")],
+            [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
             cwd=ROOT,
             env={"PATH": "", "PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "NO_MKDOCS_2_WARNING": "1"},
             capture_output=True,
