@@ -3,11 +3,11 @@ import pytest
 
 from retrodistill.core.errors import UserError
 from retrodistill.data import load_collection
-from retrodistill.report.terminal import evaluation_text
 from retrodistill.evaluation import evaluate, evaluate_run, means
 from retrodistill.evaluation.agreement import agreements
 from retrodistill.rankers import load_teacher
 from retrodistill.rankers.retrievers import LexicalRetriever, load_retriever
+from retrodistill.report.terminal import evaluation_text
 from retrodistill.runs import Run, write_run
 from retrodistill.runs.agreement import kendall, overlap, ranking_overlap
 
