@@ -9,8 +9,8 @@ import numpy as np
 
 from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection
+from retrodistill.data.conversations import asked_better
 from retrodistill.data.qrels import Qrels
-from retrodistill.data.rewrites import asked_better
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.rankers.protocol import Teacher

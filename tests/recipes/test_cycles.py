@@ -17,7 +17,7 @@ from retrodistill.rankers.labels import SoftLabels
 from retrodistill.recipes import parse_recipe, run_recipe
 from retrodistill.recipes import students as pipeline_students
 from retrodistill.recipes.job import open_job
-from retrodistill.recipes.order import training_order
+from retrodistill.recipes.order import students_of, training_order
 from retrodistill.recipes.plan import plan_recipe
 from retrodistill.recipes.stage_teachers import manifest_after_stage
 from retrodistill.recipes.students import _Workshop, train_students
@@ -82,10 +82,10 @@ def workshop(job):
 
 def stage_data(job, stage):
     """The stage's data; students that teach it are trained as far as that."""
-    made = workshop(job)
-    for name, behind in made.pending() if job.teachers.needs_students(stage) else []:
-        if behind < len(job.recipe.students[name].stages):
-            made.advance(name, behind)
+    made, needed = workshop(job), {state for state in students_of(stage, job.recipe.students) if state[1]}
+    for state in made.pending():
+        if needed and not all(made._saved(state) for state in needed):
+            made.advance(*state)
     return job.teachers.data_of(stage, job.training_data, made._student_after)
 
 
