@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 
-from retrodistill.objectives.classes import PseudoClasses, class_log_probabilities, lelp, pseudo_classes
+from retrodistill.objectives.classes import PseudoClasses, classes_of, lelp, pseudo_classes
 from retrodistill.objectives.distributions import (
     balanced_kl,
     contrastive,
@@ -33,7 +33,7 @@ __all__ = [
     "anti_zero",
     "balanced_kl",
     "binary_cross_entropy",
-    "class_log_probabilities",
+    "classes_of",
     "contrastive",
     "cosine",
     "flops",

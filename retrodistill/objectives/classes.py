@@ -10,6 +10,7 @@ from torch import Tensor
 
 from retrodistill.core.errors import UserError
 from retrodistill.objectives.masks import at_least_float32
+from retrodistill.objectives.registry import objective
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,35 @@ class PseudoClasses:
         leaning = torch.einsum("bcd,csd->bcs", embeddings[:, None, :] - centers, directions)
         parts = torch.softmax(leaning / (scales[:, None] * temperature), dim=2)
         return (at_least_float32(class_probabilities)[:, :, None] * parts).flatten(1)
+
+    def logits(self, embeddings: Tensor, temperature: float = 1.0) -> Tensor:
+        """What embeddings say of the pseudo-classes, by the teacher's centers and directions: log-probabilities.
+
+        ``log softmax_c(<h, center_c> / temperature) + log softmax_s(<h - center_c, direction_cs> / scale_c)``: the
+        logarithm of `targets` where the class probabilities are the softmax of the products with the centers.
+
+        Args:
+            embeddings: (batch, d), in the teacher's space.
+            temperature: Of the classes, above 0.
+
+        Returns:
+            (batch, classes x parts) float32.
+
+        Raises:
+            UserError: Embeddings of another width than the teacher's.
+        """
+        if embeddings.shape[1:] != self.centers.shape[1:]:
+            raise UserError(
+                f"embeddings of shape {tuple(embeddings.shape)} for pseudo-classes of width {self.centers.shape[1]}; "
+                "objective 'lelp' is for students of the teacher's width (dimension: space), without matryoshka."
+            )
+        embeddings = at_least_float32(embeddings)
+        centers, directions, scales = (
+            torch.from_numpy(part).to(embeddings) for part in (self.centers, self.directions, self.scales)
+        )
+        classes = torch.log_softmax(embeddings @ centers.T / temperature, dim=1)
+        leaning = torch.einsum("bcd,csd->bcs", embeddings[:, None, :] - centers, directions)
+        return (classes[:, :, None] + torch.log_softmax(leaning / scales[:, None], dim=2)).flatten(1)
 
 
 def pseudo_classes(
@@ -137,23 +167,64 @@ def lelp(logits: Tensor, targets: Tensor, *, student_temperature: float = 1.0) -
     return (torch.special.xlogy(targets, targets) - targets * logs).sum(dim=1).mean()
 
 
-def class_log_probabilities(logits: Tensor, parts: int) -> Tensor:
-    """What a student of pseudo-classes says about the real ones: the sum over each class's parts.
+@objective(
+    "lelp",
+    "pseudo-classes along linear projections of the teacher's embeddings (LELP, arXiv 2409.20449)",
+    ("student", "teacher", "classes", "student_temperature"),
+    sees="embeddings",
+)
+def pseudo_class_alignment(student: Tensor, teacher: Tensor, classes: PseudoClasses, temperature: float) -> Tensor:
+    """LELP for a student in the teacher's space: both embeddings are classified by the teacher's projections.
+
+    The paper's student learns a layer of its own for the pseudo-classes. Parameters of a loss are neither saved nor
+    resumed, so here the teacher's centers and directions classify both sides, and only the student's embedding learns.
 
     Args:
-        logits: (batch, classes x parts) of the student.
-        parts: Per class.
+        student: (batch, d) student embeddings.
+        teacher: (batch, d) teacher embeddings of the same texts.
+        classes: Of the training texts.
+        temperature: Of the classes, for both sides, above 0.
 
     Returns:
-        (batch, classes) float32 log-probabilities.
+        Scalar float32 in nats, 0 or more; 0 with a gradient of 0 where the embeddings are equal.
 
     Raises:
-        UserError: A width that is no multiple of `parts`.
+        UserError: Another width than the classes'.
     """
-    if parts < 1 or logits.shape[1] % parts:
-        raise UserError(f"{logits.shape[1]} logits are no multiple of parts={parts}.")
-    logs = torch.log_softmax(at_least_float32(logits), dim=1)
-    return logs.unflatten(1, (-1, parts)).logsumexp(dim=2)
+    logits = classes.logits(student, temperature)
+    teacher = at_least_float32(teacher)
+    probabilities = torch.softmax(teacher @ torch.from_numpy(classes.centers).to(teacher).T / temperature, dim=1)
+    return lelp(logits, classes.targets(teacher, probabilities))
+
+
+def classes_of(
+    embeddings: np.ndarray, documents: np.ndarray, parts: int, *, largest: int = 1024, seed: int = 0
+) -> PseudoClasses:
+    """Pseudo-classes of training texts whose class is the document that is right for them.
+
+    Args:
+        embeddings: (texts, d) teacher embeddings.
+        documents: (texts,) integer corpus position of the document that is right, -1 where none is known.
+        parts: Pseudo-classes per class, 2 or more.
+        largest: At most so many classes, those of the most texts: a step costs texts x classes x parts products.
+        seed: Of the rotations.
+
+    Raises:
+        UserError: No document is right for more than `parts` different texts.
+    """
+    known = np.flatnonzero(documents >= 0)
+    # Equal texts spread over no direction, so a class counts its different embeddings.
+    different = known[np.unique(np.column_stack([documents[known], embeddings[known]]), axis=0, return_index=True)[1]]
+    names, sizes = np.unique(documents[different], return_counts=True)
+    names = names[np.argsort(-sizes, kind="stable")][: min(largest, int((sizes > parts).sum()))]
+    if not len(names):
+        raise UserError(
+            f"objective 'lelp' needs documents that are right for more than parts={parts} training texts; there is "
+            "none. Lower parts, take more texts.sentences, or set positives: labels."
+        )
+    names = np.sort(names)
+    rows = np.sort(different[np.isin(documents[different], names)])
+    return pseudo_classes(embeddings[rows], np.searchsorted(names, documents[rows]), parts, seed=seed)
 
 
 def _row_space(weights: np.ndarray | None, width: int) -> np.ndarray:

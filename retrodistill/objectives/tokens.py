@@ -7,8 +7,15 @@ from torch.nn.functional import normalize
 
 from retrodistill.core.errors import UserError
 from retrodistill.objectives.masks import at_least_float32, full_mask
+from retrodistill.objectives.registry import objective
 
 
+@objective(
+    "token-relations",
+    "cosines between a text's tokens, as a multi-vector teacher has them (TRG, arXiv 2306.12442)",
+    ("student_tokens", "teacher_tokens", "token_mask"),
+    sees="tokens",
+)
 def token_relations(
     student: Tensor, teacher: Tensor, mask: Tensor | None = None, *, across_texts: bool = False
 ) -> Tensor:

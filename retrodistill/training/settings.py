@@ -60,6 +60,7 @@ class ObjectiveSettings(Settings):
         target_std: The teacher's temperature is its measured spread over this: lists then have a standard deviation of
             so many logits.
         teacher_temperature: A fixed temperature in place of the measured one.
+        parts: Pseudo-classes that ``lelp`` makes of each class of texts: those that one document is right for.
     """
 
     name: str
@@ -67,6 +68,7 @@ class ObjectiveSettings(Settings):
     student_temperature: float = Field(default=0.05, gt=0)
     target_std: float = Field(default=1.0, gt=0)
     teacher_temperature: float | None = Field(default=None, gt=0)
+    parts: int = Field(default=2, ge=2)
 
     @field_validator("name")
     @classmethod
@@ -247,8 +249,8 @@ class StageSettings(Settings):
             raise ValueError("labels are made of pairs' scores: set candidates.depth to a number, not 'all'")
         if self.labels == "scores" and any(term.objective.needs("labels") for term in self.objectives):
             raise ValueError("bce learns labels from 0 to 1: set labels: sigmoid (of logits), cosine, or mean")
-        if self.positives == "labels" and not self.is_contrastive:
-            raise ValueError("positives: labels is for contrastive and in-batch objectives; add one of them")
+        if self.positives == "labels" and not (self.is_contrastive or self.needs_classes):
+            raise ValueError("positives: labels is for lelp, contrastive and in-batch objectives; add one of them")
         if self.candidates.depth != "all" and any(term.objective.needs("batch_targets") for term in self.objectives):
             raise ValueError("in-batch-margin-mse asks the teacher about any document: set candidates.depth: all")
         if self.topics is not None and self.batches != "topics":
@@ -279,6 +281,11 @@ class StageSettings(Settings):
     def aligns(self) -> bool:
         """Whether some objective sees the teacher's embeddings, so that texts without candidates teach too."""
         return any(term.objective.sees == "embeddings" for term in self.objectives)
+
+    @property
+    def needs_classes(self) -> bool:
+        """Whether some objective sees pseudo-classes of the training texts."""
+        return any(term.objective.needs("classes") for term in self.objectives)
 
     @property
     def is_contrastive(self) -> bool:
