@@ -20,7 +20,7 @@ from retrodistill.recipes import StudentSettings, validated
 from retrodistill.recipes.cards import Source, write_student_card
 from retrodistill.recipes.one_student import one_student
 from retrodistill.recipes.students import train_student
-from retrodistill.students.kinds import AnyStudent
+from retrodistill.students.saving import AnyStudent
 from retrodistill.training.settings import StageSettings, TrainingSettings
 from retrodistill.training.texts import training_queries
 from retrodistill.training.training_data import TrainingData, check_recorded

@@ -9,26 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from retrodistill.core.distributed import barrier, is_main
-from retrodistill.core.files import atomic_folder, check_replaceable
+from retrodistill.core.files import atomic_folder, check_replaceable, disk_errors
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.progress import log
-from retrodistill.data.sentences import title_texts
 from retrodistill.encoders.contract import STUDENT_MANIFEST
-from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import quiet_libraries
-from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.objectives.registry import LIST_OBJECTIVES, TEACHERLESS
 from retrodistill.recipes.building import build_student, clustered_from_stage, space_of
 from retrodistill.recipes.settings import StudentSettings
 from retrodistill.recipes.variant_settings import unclustered
-from retrodistill.students.hybrid import is_hybrid
-from retrodistill.students.kinds import AnyStudent, as_student
-from retrodistill.students.saving import disk_errors, load_student, save_student
-from retrodistill.students.sparse import sparsity
-from retrodistill.training.hybrid import store_vectors
-from retrodistill.training.regularizers import SparsityAlarm
+from retrodistill.students.registry import as_student, kind_of
+from retrodistill.students.saving import AnyStudent, load_student, save_student
+from retrodistill.students.stages import run_stage
 from retrodistill.training.settings import StageSettings
-from retrodistill.training.stages import run_stage
 from retrodistill.training.trainer import History, remove_checkpoints
 from retrodistill.training.training_data import TrainingData
 
@@ -135,10 +128,12 @@ def _train(name: str, settings: StudentSettings, data: TrainingData, folder: Pat
     if is_main():
         # A student that encodes its own documents searches its own space, whatever that becomes on disk.
         aligned = {"query_space": space_of(data).document_space} if settings.documents == "frozen" else {}
-        about = {**about, **aligned, **_sparsity(model, about, data)}
-        saved = save_student(model, replace(way, about=about), folder)
-        if isinstance(saved, Encoder) and is_hybrid(saved.model):
-            store_vectors(saved, data.collection.documents.texts, "document")
+        kind = kind_of(model)
+        described, notes = kind.describe(as_student(model), data)
+        noted = {"notes": [*about.get("notes", []), *notes]} if described else {}
+        saved = save_student(model, replace(way, about={**about, **aligned, **described, **noted}), folder)
+        if kind.is_dense:  # a hybrid's document vectors come from its stored dense halves
+            kind.store_documents(saved, data.collection.documents.texts)
 
 
 def _trained(
@@ -178,19 +173,6 @@ def student_after_stage(
         with quiet_libraries():
             return load_student(folder)
     return as_student(_trained(name, settings, data, stages)[0])
-
-
-def _sparsity(model: Any, about: dict[str, Any], data: TrainingData) -> dict[str, Any]:
-    """Terms per text and FLOPS of a sparse student, for its manifest; an alarm where it is empty or dense."""
-    student = as_student(model)
-    if not isinstance(student, SparseTextEncoder):
-        return {}
-    documents = data.collection.documents
-    queries = data.queries if len(data.queries) else title_texts(data.collection)
-    measured = sparsity(student, documents, queries)
-    alarm = SparsityAlarm()
-    alarm([round(measured["terms"])], student.dimension, final=True)
-    return {"sparsity": measured, "notes": [*about.get("notes", []), *alarm.notes]}
 
 
 def work_folder(data: TrainingData) -> Path:

@@ -14,14 +14,14 @@ from retrodistill.rankers.recorded import RecordedTeacher
 from retrodistill.recipes.building import build_student
 from retrodistill.recipes.settings import StudentSettings
 from retrodistill.runs import Run
-from retrodistill.students.kinds import as_student
+from retrodistill.students.registry import as_student
+from retrodistill.students.stages import run_stage
 from retrodistill.training import trainer
 from retrodistill.training.curricula import selected, topic_batches
 from retrodistill.training.losses import StoredTargetsLoss
 from retrodistill.training.prepared import prepare, training_rows
 from retrodistill.training.settings import SelectionSettings, StageSettings
 from retrodistill.training.snapshot import StudentSnapshot
-from retrodistill.training.stages import run_stage
 from retrodistill.training.training_data import TrainingData
 
 SHORT = {"epochs": 1, "max_steps": 2, "batch_size": 4, "learning_rate": 1e-3, "warmup": 0}
