@@ -13,6 +13,7 @@ from retrodistill.core.distributed import is_main, main_first
 from retrodistill.core.files import atomic_file, exclusive, make_folder, write_json
 from retrodistill.core.manifest import Manifest
 from retrodistill.evaluation.folder import write_per_query
+from retrodistill.evaluation.results import Results
 from retrodistill.evaluation.student_reranking import StudentReranker
 from retrodistill.indexes import build_index, load_index
 from retrodistill.rankers.retrievers import LexicalRetriever, Retriever
@@ -26,7 +27,6 @@ from retrodistill.recipes.students import Distilled, remove_work, train_student
 from retrodistill.recipes.systems import Measured, baselines, measure, of_student
 from retrodistill.recipes.variants import entries, truncated_teachers, variants_of, vectors_note
 from retrodistill.report import write_page
-from retrodistill.report.results import Results
 from retrodistill.runs.formats import keep_run
 from retrodistill.students.registry import kind_of
 

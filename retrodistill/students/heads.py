@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from retrodistill.core.distributed import average_gradients
-from retrodistill.objectives.registry import NEED_MORE
 from retrodistill.students.states import States
 from retrodistill.training.group_stages import StageRun, draw_groups, fit
 from retrodistill.training.groups import Groups, require_groups
@@ -55,7 +54,7 @@ class HeadLoss(TermsLoss, ABC):
     ) -> None:
         super().__init__()
         self.model = model
-        self.terms = lists_only(terms, NEED_MORE)
+        self.terms = lists_only(terms)
         groups.check(terms)
         if any(term.reads_scores for term in terms):
             self._report(groups.usable())
@@ -79,11 +78,11 @@ class HeadLoss(TermsLoss, ABC):
         if self._began is not None:
             with torch.no_grad():
                 began = self.start_lists(self._began, queries, self._groups.documents[rows])
-        if self.asks("in-batch") or self.asks("in-batch-margin-mse"):
+        if self.asks("own_scores") or self.asks("batch_scores"):
             own = self._groups.own[rows]
             matrix = self.matrix(queries, np.maximum(own, 0))
             in_batch = in_batch_of(matrix, own)
-            if self.asks("in-batch-margin-mse"):
+            if self.asks("batch_scores"):
                 found = self._groups.across(rows, own, matrix.device)
                 across = None if found is None else across_of(matrix, *found, own, own)
         parts = self.list_terms(scores, targets, mask, positives, start_scores=began, in_batch=in_batch, across=across)

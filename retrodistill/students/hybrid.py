@@ -25,7 +25,6 @@ from retrodistill.encoders.contract import Role
 from retrodistill.encoders.embeddings import EmbeddingStore, embed
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.rebuilding import with_modules
-from retrodistill.objectives.registry import NEED_MORE
 from retrodistill.students.dense import KIND as DENSE
 from retrodistill.students.dense import start_dense
 from retrodistill.students.dense_training import held_out_monitor, train_on_texts
@@ -171,7 +170,7 @@ class LexicalHalfLoss(TermsLoss):
         lists: Lists,
     ) -> None:
         super().__init__()
-        self.terms = lists_only(terms, NEED_MORE)
+        self.terms = lists_only(terms)
         check_positives_known(terms, lists.positives)
         if any(term.reads_scores for term in terms):
             self._report(unusable_counts(lists))
@@ -195,11 +194,11 @@ class LexicalHalfLoss(TermsLoss):
             with torch.no_grad():
                 began = self._score(self._began, self._queries_by(self._began, features, rows), view)
         own = self._lists.positives[rows]
-        if self.asks("in-batch"):
+        if self.asks("own_scores"):
             in_batch = in_batch_of(queries @ self._vectors(self._trained, np.maximum(own, 0)).T, own)
         scores = self._score(self._trained, queries, view)
         across = None
-        if self.asks("in-batch-margin-mse") and self._lists.documents is None:
+        if self.asks("batch_scores") and self._lists.documents is None:
             across = across_corpus(scores, view.targets, view.mask, own)
         return self.list_terms(
             scores,
