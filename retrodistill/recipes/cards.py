@@ -23,8 +23,7 @@ from retrodistill.recipes.students import Distilled
 from retrodistill.report.card import write_card
 from retrodistill.report.card_facts import YOURS, Facts, Teaching, Turns, published, without_folders
 from retrodistill.students.hybrid import is_hybrid
-from retrodistill.students.kinds import AnyStudent
-from retrodistill.students.saving import load_student
+from retrodistill.students.saving import AnyStudent, load_student
 from retrodistill.training.training_data import TrainingData
 
 _TOLD = ("model", "documents", "stages", "control")  # in their own places on the card

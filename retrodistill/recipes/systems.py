@@ -26,7 +26,7 @@ from retrodistill.rankers.retrievers import DenseRetriever, LexicalRetriever, Re
 from retrodistill.recipes.job import Job, can_answer
 from retrodistill.recipes.students import Distilled
 from retrodistill.runs.run import Run
-from retrodistill.students.stored_search import StoredStatesRetriever
+from retrodistill.students.states import StoredStatesRetriever
 
 
 @dataclass(frozen=True)

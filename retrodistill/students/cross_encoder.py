@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest
 from retrodistill.core.manifest import Manifest
-from retrodistill.encoders.contract import Role
+from retrodistill.encoders.contract import STUDENT_MANIFEST, Role
 from retrodistill.encoders.layers import keep_first_layers
 from retrodistill.encoders.loading import load_cross_encoder
 from retrodistill.encoders.weights import weights_digest
@@ -19,6 +20,9 @@ from retrodistill.students.registry import Kind, StageDefaults
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
+
+    from retrodistill.training.group_stages import StageRun
+    from retrodistill.training.trainer import History
 
 
 class CrossEncoderStudent:
@@ -94,6 +98,19 @@ def cross_encoder_student(
     return model
 
 
+def load_pairs(folder: str) -> CrossEncoderStudent:
+    """Load a student that scores pairs."""
+    has_manifest = (Path(folder) / STUDENT_MANIFEST).exists()
+    manifest = Manifest.read(folder, STUDENT_MANIFEST) if has_manifest else None
+    return CrossEncoderStudent(load_cross_encoder(folder), f"cross-encoder:{folder}", manifest)
+
+
+def _train(run: StageRun) -> History:
+    from retrodistill.students.pair_training import train_pairs
+
+    return train_pairs(run)
+
+
 KIND = Kind(
     "cross-encoder",
     library_class="CrossEncoder",
@@ -101,7 +118,9 @@ KIND = Kind(
     start=lambda settings, data: cross_encoder_student(
         settings.model.partition(":")[2], layers=settings.layers, max_length=settings.max_length, seed=data.seed
     ),
+    load=load_pairs,
     wrap=CrossEncoderStudent,
+    train=_train,
     parts=("both_encoders",),
     defaults=lambda _: StageDefaults("both_encoders", {"learning_rate": 5e-5, "batch_size": 16}, 1.0),
     can_search=False,

@@ -16,7 +16,6 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_folder, cache_folder, digest
 from retrodistill.core.progress import bar
 from retrodistill.encoders.weights import weights_digest
-from retrodistill.students.cross_encoder import CrossEncoderStudent
 from retrodistill.students.states import States
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ class StoredDocuments:
         states: What is stored, in the corpus' order.
     """
 
-    student: CrossEncoderStudent
+    student: Any
     states: States
 
     @property
@@ -86,7 +85,7 @@ class TextStates:
         return self
 
 
-def stored_documents(student: CrossEncoderStudent, texts: Sequence[str], root: Path | None = None) -> StoredDocuments:
+def stored_documents(student: Any, texts: Sequence[str], root: Path | None = None) -> StoredDocuments:
     """Documents as a student serves them, from the cache or into it.
 
     Args:
@@ -101,7 +100,7 @@ def stored_documents(student: CrossEncoderStudent, texts: Sequence[str], root: P
 
 
 @contextlib.contextmanager
-def below_stored(student: CrossEncoderStudent, documents: Sequence[str], root: Path | None = None) -> Iterator[None]:
+def below_stored(student: Any, documents: Sequence[str], root: Path | None = None) -> Iterator[None]:
     """Freeze what a late-interaction student does before it compares, and take documents' states of it from a store.
 
     Training then moves what stands behind: PreTT's upper layers, TK's projection, gate and kernel weights.
@@ -128,7 +127,7 @@ def below_stored(student: CrossEncoderStudent, documents: Sequence[str], root: P
             parameter.requires_grad_(True)
 
 
-def module_of(student: CrossEncoderStudent) -> LateInteraction:
+def module_of(student: Any) -> LateInteraction:
     """The PreTT or TK of a student.
 
     Raises:
@@ -152,7 +151,7 @@ def padded(states: States, rows: np.ndarray) -> tuple[Tensor, Tensor]:
     return found, mask
 
 
-def _states(student: CrossEncoderStudent, texts: Sequence[str], *, packed: bool, root: Path | None) -> States:
+def _states(student: Any, texts: Sequence[str], *, packed: bool, root: Path | None) -> States:
     """As packed: by all weights and in the student's precision; as read: by what `lower` is made of, in float16."""
     late = module_of(student)
     dtype = np.dtype(np.float32 if packed and late.precision == "float32" else np.float16)
@@ -168,7 +167,7 @@ def _states(student: CrossEncoderStudent, texts: Sequence[str], *, packed: bool,
     return States(mapped, places)
 
 
-def _made_by(student: CrossEncoderStudent, *, packed: bool) -> list[Any]:
+def _made_by(student: Any, *, packed: bool) -> list[Any]:
     """What decides stored states; training the rest leaves those of `lower` as they are."""
     late = module_of(student)
     if packed:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.contract import Role
 from retrodistill.encoders.multi_vector import fitted_on, principal_directions
-from retrodistill.students.cross_encoder import CrossEncoderStudent, cross_encoder_student
+from retrodistill.students.cross_encoder import CrossEncoderStudent, cross_encoder_student, load_pairs
 from retrodistill.students.late_interaction import (
     DOCUMENT_LENGTH,
     QUERY_LENGTH,
@@ -26,6 +26,7 @@ from retrodistill.students.late_interaction import (
     require_bert,
     through,
 )
+from retrodistill.students.pair_training import train_pairs
 from retrodistill.students.registry import Kind, StageDefaults
 
 if TYPE_CHECKING:
@@ -206,7 +207,9 @@ KIND = Kind(
         max_length=settings.max_length,
         seed=data.seed,
     ),
+    load=load_pairs,
     wrap=CrossEncoderStudent,
+    train=train_pairs,
     owns=lambda model: type(model[0]) is PreTT,
     parts=("head", "both_encoders"),
     defaults=lambda _: StageDefaults("head", {"learning_rate": 1e-4, "batch_size": 16}, 1.0),
