@@ -21,7 +21,7 @@ from retrodistill.students.registry import Kind, StageDefaults
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
-    from retrodistill.training.group_stages import StageRun
+    from retrodistill.training.stages import StageRun
     from retrodistill.training.trainer import History
 
 

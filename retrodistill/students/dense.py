@@ -17,7 +17,7 @@ from retrodistill.students.registry import Kind, StageDefaults
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from retrodistill.training.group_stages import StageRun
+    from retrodistill.training.stages import StageRun
     from retrodistill.training.trainer import History
 
 _FITTED = 4096  # texts that a map is fitted to

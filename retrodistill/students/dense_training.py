@@ -14,12 +14,12 @@ from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.exits import exits_of
 from retrodistill.students.matryoshka import LeadingVectors, MatryoshkaLoss
 from retrodistill.students.multi_exit import MultiExitLoss
-from retrodistill.training.group_stages import BothEncoders, StageRun, fit, train_both
-from retrodistill.training.losses import StoredTargetsLoss
+from retrodistill.training.loss import DistillationLoss, TeacherVectors
 from retrodistill.training.monitors import HeldOutMonitor
 from retrodistill.training.prepared import teacher_rows, training_rows
-from retrodistill.training.scorers import VectorScorer
+from retrodistill.training.scorers import StoredVectorScorer, VectorScorer
 from retrodistill.training.settings import StageSettings
+from retrodistill.training.stages import BothEncoders, StageRun, fit, train_both
 from retrodistill.training.trainer import History
 
 _AGREEMENT_DEPTH = 10
@@ -55,7 +55,7 @@ def _train_query_encoder(run: StageRun) -> History:
     with main_first():
         stored = data.student.vectors(data.collection)
     teacher_vectors = None
-    aligning = [term.name for term in prepared.terms if not term.sees_lists]
+    aligning = [term.name for term in prepared.terms if term.objective.sees == "embeddings"]
     if aligning:
         if data.space is None:
             raise UserError(f"objective {aligning[0]!r} needs a dense teacher to align to; set 'document_encoder'.")
@@ -65,15 +65,10 @@ def _train_query_encoder(run: StageRun) -> History:
     def leading(vectors: np.ndarray | None, cut: int) -> Any:
         return vectors if vectors is None or cut == vectors.shape[1] else LeadingVectors(vectors, cut, unit=unit)
 
-    def make(cut: int, alone: bool) -> StoredTargetsLoss:
-        return StoredTargetsLoss(
-            student.model,
-            prepared.terms,
-            embeddings=leading(teacher_vectors, cut),
-            documents=leading(stored, cut),
-            lists=prepared.lists,
-            alone=alone,
-        )
+    def make(cut: int, alone: bool) -> DistillationLoss:
+        scorer = StoredVectorScorer(unit, leading(stored, cut))
+        teacher = TeacherVectors(leading(teacher_vectors, cut), prepared.classes)
+        return DistillationLoss(student.model, prepared.terms, scorer, prepared.lists, teacher, alone=alone)
 
     monitor = held_out_monitor(run, lambda: stored, teacher_vectors, stored)
     return train_on_texts(run, loss_of_variants(student, stage, make), monitor)
@@ -113,10 +108,10 @@ def loss_of_variants(student: Encoder, stage: StageSettings, make: Make) -> Any:
         student: Dense or static.
         stage: Says which truncations, and what exits weigh.
         make: Gives the loss on so many leading dimensions; its second argument is False for all but the first of
-            several, see ``alone`` of `retrodistill.training.losses.StoredTargetsLoss`.
+            several, see ``alone`` of `DistillationLoss`.
 
     Returns:
-        A `TermsLoss`, `MatryoshkaLoss` or `MultiExitLoss`.
+        A `DistillationLoss`, `MatryoshkaLoss` or `MultiExitLoss`.
     """
     exits = exits_of(student.model) if not student.is_static else []
     if not exits:

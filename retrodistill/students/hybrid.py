@@ -9,7 +9,7 @@ of the pooled vector learn. All modules are sentence-transformers' own.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +18,7 @@ import scipy.sparse
 import torch
 from torch import Tensor, nn
 
-from retrodistill.core.distributed import average_gradients, main_first
+from retrodistill.core.distributed import main_first
 from retrodistill.core.errors import UserError
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import Role
@@ -28,19 +28,12 @@ from retrodistill.encoders.rebuilding import with_modules
 from retrodistill.students.dense import KIND as DENSE
 from retrodistill.students.dense import start_dense
 from retrodistill.students.dense_training import held_out_monitor, train_on_texts
+from retrodistill.students.heads import only_trained
 from retrodistill.students.static import fast_tokenizer, inverse_document_frequencies
-from retrodistill.training.group_stages import StageRun
-from retrodistill.training.in_batch import across_corpus, in_batch_of
-from retrodistill.training.lists import Lists
-from retrodistill.training.terms import (
-    ListView,
-    Term,
-    TermsLoss,
-    check_positives_known,
-    list_view,
-    lists_only,
-    unusable_counts,
-)
+from retrodistill.training.lists import ListBatch
+from retrodistill.training.loss import DistillationLoss
+from retrodistill.training.scorers import Scorer
+from retrodistill.training.stages import StageRun
 from retrodistill.training.trainer import History
 
 if TYPE_CHECKING:
@@ -142,79 +135,73 @@ class Parts(NamedTuple):
     map: Tensor
 
 
-class LexicalHalfLoss(TermsLoss):
+class LexicalBatch(NamedTuple):
+    """A batch's texts.
+
+    Attributes:
+        features: Their tokens.
+        texts: (batch,) int64 rows among the stage's texts.
+        queries: (batch, d + width) unit vectors by the parts that learn.
+    """
+
+    features: dict[str, Tensor]
+    texts: np.ndarray
+    queries: Tensor
+
+
+class LexicalHalfScorer(Scorer):
     """Scores by whole vectors, gradients for the token table and the dense half's map.
 
     The corpus is a sparse matrix of token counts, so that its lexical halves are one product per step, whatever the
     length of the documents.
 
     Args:
-        model: A hybrid student; all but its table and map is frozen by this.
-        terms: List objectives.
+        model: A hybrid student.
         queries: (texts, d) stored dense halves of the training texts.
         documents: (corpus, d) stored dense halves of the corpus.
         bags: (corpus, vocabulary) token counts over the root of the text's length, see `token_bags`.
-        lists: Candidates and teacher scores.
 
-    Raises:
-        UserError: An embedding objective among the terms, or one that lacks what it learns from.
+    Attributes:
+        trained: What learns.
     """
 
     def __init__(
-        self,
-        model: SentenceTransformer,
-        terms: Sequence[Term],
-        queries: np.ndarray,
-        documents: np.ndarray,
-        bags: scipy.sparse.csr_matrix,
-        lists: Lists,
+        self, model: SentenceTransformer, queries: np.ndarray, documents: np.ndarray, bags: scipy.sparse.csr_matrix
     ) -> None:
-        super().__init__()
-        self.terms = lists_only(terms)
-        check_positives_known(terms, lists.positives)
-        if any(term.reads_scores for term in terms):
-            self._report(unusable_counts(lists))
-        model.requires_grad_(False)
-        self._trained = Parts(lexical_table(model).requires_grad_(True), dense_map(model).requires_grad_(True))
+        self.trained = Parts(lexical_table(model), dense_map(model))
         self._began: Parts | None = None
-        if any(term.name == "lwf" for term in terms):
-            self._began = Parts(*(part.detach().clone() for part in self._trained))
-        self.model = model
-        self._queries, self._documents, self._bags, self._lists = queries, documents, bags, lists
-        average_gradients(self._trained)  # used outside the wrapped model's forward, which would do it
+        self._queries, self._documents, self._bags = queries, documents, bags
 
-    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
-        """Weighted terms by name, from the tokens of the one text column and the rows of the texts (batch,)."""
-        features = next(iter(sentence_features))
-        rows = labels.cpu().numpy().astype(np.int64)
-        view = list_view(self._lists, rows, self._trained.table.device)
-        queries = self._queries_by(self._trained, features, rows)
-        began = in_batch = None
-        if self._began is not None:
-            with torch.no_grad():
-                began = self._score(self._began, self._queries_by(self._began, features, rows), view)
-        own = self._lists.positives[rows]
-        if self.asks("own_scores"):
-            in_batch = in_batch_of(queries @ self._vectors(self._trained, np.maximum(own, 0)).T, own)
-        scores = self._score(self._trained, queries, view)
-        across = None
-        if self.asks("batch_scores") and self._lists.documents is None:
-            across = across_corpus(scores, view.targets, view.mask, own)
-        return self.list_terms(
-            scores,
-            view.targets,
-            view.mask,
-            view.positives,
-            start_scores=began,
-            in_batch=in_batch,
-            across=across,
-        )
+    def encode(self, model: Any, columns: Sequence[dict[str, Tensor]], texts: np.ndarray) -> LexicalBatch:
+        """The tokens of the one text column, and the texts' vectors."""
+        return LexicalBatch(columns[0], texts, self._queries_by(self.trained, columns[0], texts))
+
+    def lists(self, encoded: LexicalBatch, batch: ListBatch) -> Tensor:
+        """(batch, n) scores."""
+        return self._score(self.trained, encoded.queries, batch)
+
+    def own_documents(self, encoded: LexicalBatch, batch: ListBatch) -> Tensor:
+        """(batch, batch) scores."""
+        return encoded.queries @ self._vectors(self.trained, np.maximum(batch.own, 0)).T
+
+    def batch_documents(self, encoded: LexicalBatch, batch: ListBatch, scores: Tensor) -> tuple[Tensor, np.ndarray]:
+        """The texts' own documents, out of lists over the corpus."""
+        return scores[:, torch.from_numpy(np.maximum(batch.own, 0)).to(scores.device)], batch.own
+
+    def keep_start(self, model: Any) -> None:
+        """Keep the parts as they are."""
+        self._began = Parts(*(part.detach().clone() for part in self.trained))
+
+    def start_lists(self, encoded: LexicalBatch, batch: ListBatch) -> Tensor:
+        """(batch, n) scores by the parts of the stage's start."""
+        began = self._began or self.trained
+        return self._score(began, self._queries_by(began, encoded.features, encoded.texts), batch)
 
     def document_vectors(self) -> np.ndarray:
         """(corpus, d + width) float32 unit vectors with the table as it stands."""
         with torch.no_grad():
             blocks = [
-                self._vectors(self._trained, np.arange(start, min(start + _BLOCK, self._bags.shape[0]))).cpu().numpy()
+                self._vectors(self.trained, np.arange(start, min(start + _BLOCK, self._bags.shape[0]))).cpu().numpy()
                 for start in range(0, self._bags.shape[0], _BLOCK)
             ]
         return np.concatenate(blocks)
@@ -226,12 +213,12 @@ class LexicalHalfLoss(TermsLoss):
         lexical = summed / mask.sum(dim=1, keepdim=True).clamp(min=1).sqrt()
         return _joined(parts, self._queries[rows], lexical)
 
-    def _score(self, parts: Parts, queries: Tensor, view: ListView) -> Tensor:
+    def _score(self, parts: Parts, queries: Tensor, batch: ListBatch) -> Tensor:
         """(batch, n) scores of the lists."""
-        if self._lists.documents is None:
+        if batch.over_corpus:
             return queries @ self._vectors(parts, np.arange(self._bags.shape[0])).T
-        needed, places = np.unique(np.maximum(view.candidates, 0), return_inverse=True)
-        rows = torch.from_numpy(places.reshape(view.candidates.shape)).to(queries.device)
+        needed, places = np.unique(np.maximum(batch.documents, 0), return_inverse=True)
+        rows = torch.from_numpy(places.reshape(batch.documents.shape)).to(queries.device)
         return torch.einsum("bd,bnd->bn", queries, self._vectors(parts, needed)[rows])
 
     def _vectors(self, parts: Parts, rows: np.ndarray) -> Tensor:
@@ -320,8 +307,10 @@ def train_hybrid(run: StageRun) -> History:
     with main_first():
         queries, documents = embed(dense, texts, "query"), embed(dense, corpus, "document")
     bags = token_bags(student.model, corpus, student.prompt("document"))
-    loss = LexicalHalfLoss(student.model, prepared.terms, queries, documents, bags, prepared.lists)
-    return train_on_texts(run, loss, held_out_monitor(run, loss.document_vectors))
+    scorer = LexicalHalfScorer(student.model, queries, documents, bags)
+    with only_trained(student.model, scorer.trained):
+        loss = DistillationLoss(student.model, prepared.terms, scorer, prepared.lists)
+        return train_on_texts(run, loss, held_out_monitor(run, scorer.document_vectors))
 
 
 def _start(settings: Any, data: Any) -> SentenceTransformer:

@@ -59,8 +59,8 @@ class MatryoshkaLoss(nn.Module):
     Args:
         model: The student, which gives one vector a text.
         losses: By number of dimensions, that of whole vectors among them: what is learned there, on stored vectors of
-            as many dimensions (`LeadingVectors`). They take embeddings as `retrodistill.training.losses` do, and make
-            unit vectors where they want them.
+            as many dimensions (`LeadingVectors`). They take embeddings as
+            `retrodistill.training.loss.DistillationLoss` does, and make unit vectors where they want them.
         weights: By number of dimensions; 1 by default.
         start: The student as the stage began, for ``lwf``.
 

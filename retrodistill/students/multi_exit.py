@@ -29,7 +29,7 @@ _PROBE = ["An exit gives what its first layers alone give."]
 
 
 class EmbeddingLoss(Protocol):
-    """A loss that takes embeddings of the columns of a batch, as those of `retrodistill.training.losses` do."""
+    """A loss that takes embeddings of the columns of a batch, as `retrodistill.training.loss.DistillationLoss` does."""
 
     def compute_loss_from_embeddings(
         self, embeddings: list[Tensor], labels: Tensor, start_embeddings: list[Tensor] | None = None

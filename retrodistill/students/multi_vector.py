@@ -25,7 +25,7 @@ from retrodistill.students.states import StoredStatesRetriever
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder
 
-    from retrodistill.training.group_stages import StageRun
+    from retrodistill.training.stages import StageRun
     from retrodistill.training.trainer import History
 
 _TOKEN_WIDTH = 128  # of a token vector (ColBERT, arXiv 2004.12832)

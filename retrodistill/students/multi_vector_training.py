@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from retrodistill.encoders.maxsim import best_documents
 from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens
 from retrodistill.encoders.token_vectors import TokenVectors
 from retrodistill.students.clustering import TokenClusters, without_clusters
-from retrodistill.students.heads import HeadLoss, train_head
+from retrodistill.students.heads import HeadScorer, train_head
 from retrodistill.students.states import (
     BLOCK,
     States,
@@ -28,28 +28,15 @@ from retrodistill.students.states import (
     store_from_states,
     stored_states,
 )
-from retrodistill.training.group_stages import BothEncoders, StageRun, train_both
-from retrodistill.training.groups import Groups
-from retrodistill.training.scorers import Scorer
-from retrodistill.training.terms import Term
+from retrodistill.training.lists import ListBatch
+from retrodistill.training.scorers import ColumnScorer, TokenBatch
+from retrodistill.training.stages import BothEncoders, StageRun, train_both
 from retrodistill.training.trainer import History
 
 _NOTHING = torch.finfo(torch.float32).min  # of a token that is not there: loses every maximum, and stays finite
 
 
-class TokenBatch(NamedTuple):
-    """Token vectors of a batch of texts.
-
-    Attributes:
-        vectors: (batch, tokens, d), of unit length where the model normalizes.
-        mask: (batch, tokens) bool, true where a token counts.
-    """
-
-    vectors: Tensor
-    mask: Tensor
-
-
-class TokenScorer(Scorer):
+class TokenScorer(ColumnScorer):
     """MaxSim of token vectors: ``sum_i max_j <q_i, d_j>`` (ColBERT, arXiv 2004.12832), or its mean over i.
 
     Args:
@@ -57,10 +44,16 @@ class TokenScorer(Scorer):
             meet one temperature in training, so that the mean is the default; no ranking depends on it.
     """
 
+    has_tokens = True
+
     def __init__(self, mean: bool = True) -> None:
         self.mean = mean
 
-    def encode(self, model: nn.Module, columns: Sequence[Any]) -> list[TokenBatch]:
+    def keep_start(self, model: Any) -> Any:
+        """A frozen copy without clusters: the unclustered student of the stage's start teaches the clustered one."""
+        return super().keep_start(without_clusters(model))
+
+    def encode(self, model: nn.Module, columns: Sequence[Any], texts: np.ndarray) -> list[TokenBatch]:
         """Token vectors and scoring masks of each column: the first is the query's, whatever it is called."""
         found = []
         for place, features in enumerate(columns):
@@ -68,7 +61,7 @@ class TokenScorer(Scorer):
             found.append(TokenBatch(out["token_embeddings"], out["attention_mask"].bool()))
         return found
 
-    def lists(self, encoded: Sequence[TokenBatch]) -> Tensor:
+    def lists(self, encoded: Sequence[TokenBatch], batch: ListBatch | None = None) -> Tensor:
         """(batch, n) MaxSim scores."""
         queries, *sides = encoded
         return torch.stack([max_sim(queries, side, mean=self.mean) for side in sides], dim=1)
@@ -111,51 +104,41 @@ def train_multi_vector(run: StageRun) -> History:
     """
     student: MultiVectorModel = run.student
     if run.stage.train != "head":
-        # lwf compares a clustered student with itself without clusters
-        return train_both(run, BothEncoders(TokenScorer(), start=without_clusters(student.model)))
-
-    def make(groups: Groups) -> TokenHeadLoss:
-        with main_first():
-            documents = stored_states(student, run.data.collection.documents.texts, "document")
-            queries = stored_states(student, run.prepared.texts.texts.texts, "query")
-        return TokenHeadLoss(student, run.prepared.terms, groups, documents, queries)
-
-    return train_head(run, make)
+        return train_both(run, BothEncoders(TokenScorer()))
+    with main_first():
+        documents = stored_states(student, run.data.collection.documents.texts, "document")
+        queries = stored_states(student, run.prepared.texts.texts.texts, "query")
+    return train_head(run, TokenHeadScorer(student, documents, queries))
 
 
-class TokenHeadLoss(HeadLoss):
+class TokenHeadScorer(HeadScorer):
     """Of multi-vector students: the projection of token states, on both sides; clusters behind it as in the student.
 
     Args:
         student: The student.
-        terms: List objectives.
-        groups: Documents and teacher scores of each text.
         documents: Hidden states of the corpus.
         queries: Hidden states of the training texts, in their order.
 
     Raises:
-        UserError: As `HeadLoss`; or the student has no projection, or pools its tokens by more than clusters.
+        UserError: The student has no projection, or pools its tokens by more than clusters.
     """
 
-    def __init__(
-        self, student: MultiVectorModel, terms: Sequence[Term], groups: Groups, documents: States, queries: States
-    ) -> None:
+    def __init__(self, student: MultiVectorModel, documents: States, queries: States) -> None:
         linear = head_of(student).linear
-        trained = [linear.weight, *([linear.bias] if linear.bias is not None else [])]
-        super().__init__(student.model, terms, groups, documents, trained)
+        super().__init__(documents, [linear.weight, *([linear.bias] if linear.bias is not None else [])])
         self._states = queries
         self._unit = any(type(part).__name__ == "Normalize" for part in student.modules("document"))
         self._clusters = clusters_of(student)
 
-    def queries(self, features: dict[str, Tensor], rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    def encode(self, model: Any, columns: Sequence[dict[str, Tensor]], texts: np.ndarray) -> tuple[Tensor, Tensor]:
         """Hidden states of the batch's texts, one after the other, and how many each has."""
-        return self._states.gather(self._groups.rows[rows], features["input_ids"].device)
+        return self._states.gather(texts, columns[0]["input_ids"].device)
 
     def held_out(self, student: MultiVectorModel, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Hidden states of held-out texts."""
         return stored_states(student, texts, "query").gather(np.arange(len(texts)), student.model.device)
 
-    def lists(self, parameters: Sequence[Tensor], queries: tuple[Tensor, Tensor], documents: np.ndarray) -> Tensor:
+    def scores(self, parameters: Sequence[Tensor], queries: tuple[Tensor, Tensor], documents: np.ndarray) -> Tensor:
         """(batch, n) mean MaxSim."""
         needed, places = np.unique(np.maximum(documents, 0), return_inverse=True)
         flat, lengths = self.vectors(parameters, self.documents.gather(needed, queries[0].device), "document")
@@ -172,17 +155,15 @@ class TokenHeadLoss(HeadLoss):
     def matrix(self, queries: tuple[Tensor, Tensor], documents: np.ndarray) -> Tensor:
         """(queries, documents) mean MaxSim."""
         states = self.documents.gather(documents, queries[0].device)
-        tokens, lengths = self.vectors(self._trained, states, "document")
-        asking = self._asking(self._trained, queries)
+        tokens, lengths = self.vectors(self.trained, states, "document")
+        asking = self._asking(self.trained, queries)
         return torch.stack([segment_max(tokens @ query.T, lengths).mean(dim=1) for query in asking])
 
-    def start_lists(
-        self, parameters: Sequence[Tensor], queries: tuple[Tensor, Tensor], documents: np.ndarray
-    ) -> Tensor:
-        """As `lists`, without clusters: the unclustered student of the stage's start teaches the clustered one."""
+    def start_lists(self, encoded: tuple[Tensor, Tensor], batch: ListBatch) -> Tensor:
+        """Without clusters: the unclustered student of the stage's start teaches the clustered one."""
         clusters, self._clusters = self._clusters, None
         try:
-            return self.lists(parameters, queries, documents)
+            return super().start_lists(encoded, batch)
         finally:
             self._clusters = clusters
 

@@ -6,13 +6,15 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from retrodistill.core.distributed import main_first
 from retrodistill.core.errors import UserError
 from retrodistill.students.document_states import below_stored
-from retrodistill.training.group_stages import BothEncoders, StageRun, train_both
-from retrodistill.training.scorers import Scorer
+from retrodistill.training.lists import ListBatch
+from retrodistill.training.scorers import ColumnScorer
+from retrodistill.training.stages import BothEncoders, StageRun, train_both
 from retrodistill.training.trainer import History
 
 
@@ -33,12 +35,12 @@ def train_pairs(run: StageRun) -> History:
         return train_both(run, both)
 
 
-class PairScorer(Scorer):
+class PairScorer(ColumnScorer):
     """Logits of pairs by a cross-encoder; its columns are texts, which it reads together."""
 
     has_vectors = False
 
-    def encode(self, model: nn.Module, columns: Sequence[Any]) -> list[Tensor]:
+    def encode(self, model: nn.Module, columns: Sequence[Any], texts: np.ndarray) -> list[Tensor]:
         """One (batch, n) tensor of raw logits, from one forward pass over all pairs of the batch."""
         from sentence_transformers.util import batch_to_device
 
@@ -50,7 +52,7 @@ class PairScorer(Scorer):
         logits = model(features)["scores"].float().view(len(sides), len(queries))
         return [logits.T]
 
-    def lists(self, encoded: Sequence[Tensor]) -> Tensor:
+    def lists(self, encoded: Sequence[Tensor], batch: ListBatch | None = None) -> Tensor:
         """The logits."""
         return encoded[0]
 

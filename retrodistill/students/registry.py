@@ -15,7 +15,7 @@ from retrodistill.core.errors import unknown
 from retrodistill.core.manifest import Manifest
 
 if TYPE_CHECKING:
-    from retrodistill.training.group_stages import StageRun
+    from retrodistill.training.stages import StageRun
     from retrodistill.training.trainer import History
 
 # Modules are imported when a kind is first asked for: those of some kinds load torch. Kinds that share a class of

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SparseEncoder
 
     from retrodistill.students.lexical_terms import LexicalTerms
-    from retrodistill.training.group_stages import StageRun
+    from retrodistill.training.stages import StageRun
     from retrodistill.training.trainer import History
 
 Queries = Literal["model", "inference-free"]

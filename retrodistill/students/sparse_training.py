@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from retrodistill.data.texts import Texts
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.encoders.sparse_store import SparseStore
 from retrodistill.runs.top_k import top_k
-from retrodistill.students.heads import HeadLoss, train_head
+from retrodistill.students.heads import HeadScorer, train_head
 from retrodistill.students.lexical_terms import lexical_terms_of, saturated_terms
 from retrodistill.students.sparse_regularizers import Regularizer, SparsityAlarm, regularized
 from retrodistill.students.states import (
@@ -31,12 +30,10 @@ from retrodistill.students.states import (
     stored_states,
 )
 from retrodistill.students.vdr import own_tokens, vocabulary_pooling
-from retrodistill.training.group_stages import BothEncoders, StageRun, evaluating, train_both
-from retrodistill.training.groups import Groups
-from retrodistill.training.losses import OwnTokens
+from retrodistill.training.lists import ListBatch
 from retrodistill.training.monitors import Monitored
-from retrodistill.training.scorers import VectorScorer
-from retrodistill.training.terms import Term
+from retrodistill.training.scorers import VectorScorer, View
+from retrodistill.training.stages import BothEncoders, StageRun, evaluating, train_both
 from retrodistill.training.trainer import History
 
 _REGULARIZED = 32  # documents drawn for each step, whose weights of the batch's terms the regularizers see
@@ -68,41 +65,65 @@ def _train_both(run: StageRun, regularizers: list[Regularizer], alarm: SparsityA
 
         return terms
 
-    both = BothEncoders(
-        VectorScorer(student.similarity == "cosine"),
-        regularize=partial(regularized, regularizers) if regularizers else None,
-        own_tokens=own_tokens_term(student.model, run.stage.own_tokens) if run.stage.own_tokens else None,
-        watch=watch,
-    )
-    return train_both(run, both)
-
-
-def own_tokens_term(model: Any, weight: float) -> OwnTokens:
-    """Objectives on scores of which one side is its own tokens.
-
-    Raises:
-        UserError: The student has another head than VDR's.
-    """
-    pooling = vocabulary_pooling(model)
-    if pooling is None:
+    pooling = vocabulary_pooling(student.model) if run.stage.own_tokens else None
+    if run.stage.own_tokens and pooling is None:
         raise UserError("own_tokens is for sparse students of head: vdr; this one has another.")
-    return OwnTokens(weight, partial(own_tokens, dimension=pooling.dimension, special=pooling.special))
+    scorer = TermScorer(student.similarity == "cosine", regularizers, run.stage.own_tokens, pooling)
+    return train_both(run, BothEncoders(scorer, watch=watch))
+
+
+class TermScorer(VectorScorer):
+    """Inner products of term weights, which regularizers see.
+
+    Args:
+        cosine: As of `VectorScorer`.
+        regularizers: Of the stage.
+        own_tokens: Weight of the objectives on scores of which one side is its own tokens, each of weight 1, for VDR's
+            head (the semi-parametric half of its loss): the mean over the two sides. Such a side needs no model.
+        pooling: VDR's, where `own_tokens` is not 0.
+    """
+
+    def __init__(
+        self, cosine: bool, regularizers: Sequence[Regularizer] = (), own_tokens: float = 0.0, pooling: Any = None
+    ) -> None:
+        super().__init__(cosine)
+        self._regularizers, self._own_tokens, self._pooling = list(regularizers), own_tokens, pooling
+
+    def own_terms(self, encoded: Any, batch: ListBatch, progress: float | None) -> dict[str, Tensor]:
+        """Regularizers of the batch's queries and documents, by name and side."""
+        if not self._regularizers:
+            return {}
+        queries, *sides = (side.float() for side in encoded)
+        documents, there = torch.cat(sides), batch.mask.T.reshape(-1)  # a masked place holds the empty text
+        documents = pure.whole_batch(documents)[pure.whole_batch(there[:, None].float())[:, 0] > 0]
+        return regularized(self._regularizers, pure.whole_batch(queries), documents, progress)
+
+    def views(self, columns: Sequence[Any]) -> Callable[[Any], list[View]] | None:
+        """The batch with its own tokens for queries, and for documents."""
+        if not self._own_tokens:
+            return None
+        bags = [own_tokens(features, self._pooling.dimension, self._pooling.special).float() for features in columns]
+
+        def views(encoded: Sequence[Tensor]) -> list[View]:
+            (query, *documents), (bag, *others) = encoded, bags
+            half = self._own_tokens / 2
+            return [("own-query", half, [bag, *documents]), ("own-document", half, [query, *others])]
+
+        return views
 
 
 def _train_head(run: StageRun, regularizers: list[Regularizer], alarm: SparsityAlarm) -> History:
     student, corpus = run.student, run.data.collection.documents.texts
+    with main_first():
+        states = stored_states(student, corpus, "document")
+    scorer = TermHeadScorer(student, states, regularizers, run.data.seed, corpus)
 
-    def make(groups: Groups) -> TermHeadLoss:
-        with main_first():
-            states = stored_states(student, corpus, "document")
-        return TermHeadLoss(student, run.prepared.terms, groups, states, regularizers, run.data.seed, corpus)
-
-    def terms(loss: Any, documents: np.ndarray) -> dict[str, float]:
-        alive, vocabulary = loss.alive(documents)
+    def terms(documents: np.ndarray) -> dict[str, float]:
+        alive, vocabulary = scorer.alive(documents)
         alarm(alive, vocabulary)
         return {"terms": float(np.mean(alive))}
 
-    return train_head(run, make, terms)
+    return train_head(run, scorer, terms)
 
 
 def query_weights_of(student: SparseTextEncoder) -> Any:
@@ -173,13 +194,11 @@ class TermHead:
         return weights + torch.relu(own[0]) * counts
 
 
-class TermHeadLoss(HeadLoss):
+class TermHeadScorer(HeadScorer):
     """Of inference-free sparse students: a vector and a bias for each term, and the terms' weights in queries.
 
     Args:
         student: The student.
-        terms: List objectives.
-        groups: Documents and teacher scores of each text.
         documents: Hidden states of the corpus.
         regularizers: Of term weights. They see the terms of the batch's queries in documents drawn from the corpus:
             other terms have no gradient in this step, and FLOPS is a sum over terms.
@@ -187,14 +206,12 @@ class TermHeadLoss(HeadLoss):
         texts: The corpus, which a student with lexical terms counts.
 
     Raises:
-        UserError: As `HeadLoss`; or the student's queries, head or pooling are others.
+        UserError: The student's queries, head or pooling are others.
     """
 
     def __init__(
         self,
         student: SparseTextEncoder,
-        terms: Sequence[Term],
-        groups: Groups,
         documents: States,
         regularizers: Sequence[Regularizer] = (),
         seed: int = 0,
@@ -204,16 +221,17 @@ class TermHeadLoss(HeadLoss):
         weights = query_weights_of(student)
         if student.similarity != "dot":
             raise UserError("train: head trains sparse students of the dot product; this one uses the cosine.")
-        super().__init__(student.model, terms, groups, documents, [weights, *self._head.parameters])
+        super().__init__(documents, [weights, *self._head.parameters])
         self._regularizers = list(regularizers)
         self._seed = seed
 
-    def queries(self, features: dict[str, Tensor], rows: np.ndarray) -> list[Tensor]:
+    def encode(self, model: Any, columns: Sequence[dict[str, Tensor]], texts: np.ndarray) -> list[Tensor]:
         """The distinct terms of each text."""
+        features = columns[0]
         ids, mask = features["input_ids"], features["attention_mask"].bool()
         return [torch.unique(ids[row][mask[row]]) for row in range(len(ids))]
 
-    def lists(self, parameters: Sequence[Tensor], queries: list[Tensor], documents: np.ndarray) -> Tensor:
+    def scores(self, parameters: Sequence[Tensor], queries: list[Tensor], documents: np.ndarray) -> Tensor:
         """(batch, n) scores."""
         used = torch.unique(torch.cat(queries))
         weights, *head = (parameter[used] for parameter in parameters)  # once: else each query costs a table
@@ -228,7 +246,7 @@ class TermHeadLoss(HeadLoss):
     def matrix(self, queries: list[Tensor], documents: np.ndarray) -> Tensor:
         """(queries, documents) scores."""
         used = torch.unique(torch.cat(queries))
-        weights, *head = (parameter[used] for parameter in self._trained)
+        weights, *head = (parameter[used] for parameter in self.trained)
         asked = torch.stack([torch.isin(used, terms) for terms in queries]) * weights
         return asked @ self._head.weights(head, used, documents).T
 
@@ -237,11 +255,11 @@ class TermHeadLoss(HeadLoss):
         from sentence_transformers.util import batch_to_device
 
         features = student.model.preprocess(texts, prompt=student.prompt("query") or None, task="query")
-        return self.queries(batch_to_device(features, student.model.device), np.arange(len(texts)))
+        return self.encode(student.model, [batch_to_device(features, student.model.device)], np.arange(len(texts)))
 
     def alive(self, documents: np.ndarray) -> tuple[list[int], int]:
         """How many terms each of some documents has, and how many there are."""
-        weights, *head = self._trained
+        weights, *head = self.trained
         every = torch.arange(len(weights), device=weights.device)
         with torch.no_grad():
             counts = [
@@ -250,18 +268,18 @@ class TermHeadLoss(HeadLoss):
             ]
         return counts, len(weights)
 
-    def regularized(self, queries: list[Tensor]) -> dict[str, Tensor]:
+    def own_terms(self, encoded: list[Tensor], batch: ListBatch, progress: float | None) -> dict[str, Tensor]:
         """Regularizers of the batch's terms in documents drawn for this step."""
         if not self._regularizers:
             return {}
-        used = _of_all_processes(torch.unique(torch.cat(queries)), len(self._trained[0]))
-        weights, *head = (parameter[used] for parameter in self._trained)
-        generator = np.random.default_rng([self._seed, round(1e6 * (self.progress or 0.0))])
+        used = _of_all_processes(torch.unique(torch.cat(encoded)), len(self.trained[0]))
+        weights, *head = (parameter[used] for parameter in self.trained)
+        generator = np.random.default_rng([self._seed, round(1e6 * (progress or 0.0))])
         size = min(_REGULARIZED, len(self.documents))
         drawn = np.sort(generator.choice(len(self.documents), size, replace=False))
         alive = self._head.weights(head, used, drawn)
-        asked = torch.stack([torch.isin(used, terms) for terms in queries]) * weights
-        return regularized(self._regularizers, pure.whole_batch(asked), alive, self.progress)
+        asked = torch.stack([torch.isin(used, terms) for terms in encoded]) * weights
+        return regularized(self._regularizers, pure.whole_batch(asked), alive, progress)
 
 
 def exhaustive(student: SparseTextEncoder, name: str) -> StoredStatesRetriever:

@@ -10,10 +10,10 @@ from retrodistill.core.distributed import main_first
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.vectors import check_dimensions
 from retrodistill.students.registry import as_student, kind_of
-from retrodistill.training.group_stages import StageRun
 from retrodistill.training.prepared import learned_from, prepare
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.snapshot import StudentSnapshot
+from retrodistill.training.stages import StageRun
 from retrodistill.training.trainer import History
 from retrodistill.training.training_data import TrainingData
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from tokenizers import Tokenizer
 
-    from retrodistill.training.group_stages import StageRun
+    from retrodistill.training.stages import StageRun
     from retrodistill.training.trainer import History
 
 INITIALIZATIONS = {

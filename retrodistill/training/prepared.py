@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 
 from retrodistill.core.errors import UserError
+from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.vectors import exact_search
+from retrodistill.objectives import PseudoClasses, classes_of
 from retrodistill.rankers.recorded import RecordedTeacher
 from retrodistill.runs.top_k import top_k
 from retrodistill.training.curricula import selected
-from retrodistill.training.lists import Lists
+from retrodistill.training.lists import Lists, graded_positions
+from retrodistill.training.loss import Term
 from retrodistill.training.scoring import candidate_sources, scored_lists, stage_texts
 from retrodistill.training.settings import StageSettings
-from retrodistill.training.terms import Term
 from retrodistill.training.texts import TrainingTexts
 from retrodistill.training.training_data import TrainingData
 
@@ -33,6 +35,7 @@ class Prepared:
         held_out: Rows of texts that are not trained on.
         chosen: (texts,) bool, which of them may be trained on; None for all.
         notes: What a reader of the results should know.
+        classes: Pseudo-classes of the texts, where an objective sees them.
     """
 
     texts: TrainingTexts
@@ -41,6 +44,7 @@ class Prepared:
     held_out: np.ndarray
     chosen: np.ndarray | None = None
     notes: list[str] = field(default_factory=list)
+    classes: PseudoClasses | None = None
 
 
 def prepare(stage: StageSettings, data: TrainingData) -> Prepared:
@@ -59,10 +63,30 @@ def prepare(stage: StageSettings, data: TrainingData) -> Prepared:
     if lists is not None and any(term.objective.needs("labels") for term in terms):
         _check_labels(lists)
     held_out, notes = held_out_rows(texts, lists, data.seed), [] if taught is None else taught.notes
+    classes = pseudo_classes_of(stage, data, texts) if stage.needs_classes else None
     if stage.selection is None or taught is None:
-        return Prepared(texts, lists, terms, held_out, notes=notes)
+        return Prepared(texts, lists, terms, held_out, notes=notes, classes=classes)
     chosen = selected(stage.selection, data, texts, taught)
-    return Prepared(texts, lists, terms, held_out, chosen.rows, [*notes, chosen.note])
+    return Prepared(texts, lists, terms, held_out, chosen.rows, [*notes, chosen.note], classes)
+
+
+def pseudo_classes_of(stage: StageSettings, data: TrainingData, texts: TrainingTexts) -> PseudoClasses:
+    """Pseudo-classes of the stage's texts, for ``lelp``: a class is the texts that one document is right for.
+
+    That is the document that a pseudo-query was taken from and, with positives: labels, a query's best labeled one.
+
+    Raises:
+        UserError: There is no document encoder, or no document is right for enough texts.
+    """
+    if data.space is None:
+        raise UserError("objective 'lelp' needs a dense teacher, whose embeddings it splits; set 'document_encoder'.")
+    documents = texts.sources.copy()
+    if stage.positives == "labels":
+        for row, grades in graded_positions(texts, data.collection.documents, data.qrels()).items():
+            documents[row] = max(grades, key=lambda position: (grades[position], -position))
+    embeddings = embed(data.space, data.teacher_queries(texts.texts).texts, "query")
+    parts = next(term.parts for term in stage.objectives if term.objective.needs("classes"))
+    return classes_of(embeddings, documents, parts, seed=data.seed)
 
 
 def _check_labels(lists: Lists) -> None:
@@ -90,32 +114,25 @@ def learned_from(prepared: Prepared, stage: StageSettings, data: TrainingData) -
         "queries": int((texts.sources < 0).sum()),
         "held_out": len(prepared.held_out),
         **({} if prepared.chosen is None else {"selected": int(prepared.chosen.sum())}),
-        "pairs": 0 if lists is None else int(list_sizes(lists).sum()),
+        "pairs": 0 if lists is None else int(lists.sizes.sum()),
         "sources": ([data.teacher.name] if recorded else candidate_sources(stage, data.teacher))
         if stage.needs_lists
         else [],
         "temperatures": {
             term.name: {"student": float(term.student_temperature), "teacher": float(term.teacher_temperature)}
             for term in prepared.terms
-            if term.reads_scores
+            if term.objective.reads_scores
         },
     }
 
 
 def held_out_rows(texts: TrainingTexts, lists: Lists | None, seed: int) -> np.ndarray:
     """Rows kept for the monitor: real queries where there are any, at most one in ten and at most 64."""
-    known = np.ones(len(texts), dtype=bool) if lists is None else list_sizes(lists) >= 2
+    known = np.ones(len(texts), dtype=bool) if lists is None else lists.sizes >= 2
     real = np.flatnonzero(known & (texts.sources < 0))
     pool = real if len(real) >= 10 else np.flatnonzero(known)
     count = min(_HELD_OUT, len(pool) // 10)
     return np.sort(np.random.default_rng(seed).choice(pool, count, replace=False))
-
-
-def list_sizes(lists: Lists) -> np.ndarray:
-    """(texts,) int64 candidates that count."""
-    if lists.documents is None:
-        return lists.scores.shape[1] - (lists.hidden >= 0).astype(np.int64)
-    return ((lists.documents >= 0) & (lists.documents != lists.hidden[:, None])).sum(axis=1)
 
 
 def training_rows(prepared: Prepared, stage: StageSettings) -> np.ndarray:
@@ -124,7 +141,7 @@ def training_rows(prepared: Prepared, stage: StageSettings) -> np.ndarray:
     usable[prepared.held_out] = False
     lists = prepared.lists
     if lists is not None and not stage.aligns:
-        usable &= list_sizes(lists) >= 2
+        usable &= lists.sizes >= 2
     if stage.needs_own_document:
         usable &= prepared.texts.sources >= 0
     elif lists is not None and all(term.objective.needs_positives for term in prepared.terms):

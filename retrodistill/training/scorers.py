@@ -1,46 +1,115 @@
-"""Scorers: from the encoded columns of a batch to the scores of its lists. Each kind of student has one.
+"""Scorers: what a student makes of a batch, and its scores of the batch's lists. Each kind of student has some.
 
-Every list objective sees (batch, n) float32 scores, whoever made them: that is why any of them trains any student.
+Every list objective sees (batch, n) float32 scores, whatever gave them: that is why any of them trains any student.
 """
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from retrodistill.core.errors import UserError
+from retrodistill.training.lists import ListBatch
 
 if TYPE_CHECKING:
     from retrodistill.encoders.contract import Role
 
+View = tuple[str, float, Any]  # name, weight, and what `Scorer.lists` takes
+
+
+class TokenBatch(NamedTuple):
+    """Token vectors of a batch of texts.
+
+    Attributes:
+        vectors: (batch, tokens, d), of unit length where the model normalizes.
+        mask: (batch, tokens) bool, true where a token counts.
+    """
+
+    vectors: Tensor
+    mask: Tensor
+
 
 class Scorer(ABC):
-    """Turns a batch's columns, the query and its n documents, into scores.
+    """From a batch's columns to scores.
 
     Attributes:
         has_vectors: Whether a query can be scored with documents of other queries without another forward pass.
+        has_embeddings: Whether it gives one embedding of a text, which objectives align.
+        has_tokens: Whether a column is encoded to a `TokenBatch`.
+        cosine: Whether scores are cosines of vectors.
     """
 
     has_vectors = True
+    has_embeddings = False
+    has_tokens = False
+    cosine = False
 
     @abstractmethod
-    def encode(self, model: nn.Module, columns: Sequence[Any]) -> list[Any]:
-        """What the model makes of each column."""
+    def encode(self, model: nn.Module, columns: Sequence[Any], texts: np.ndarray) -> Any:
+        """What the model makes of a batch.
+
+        Args:
+            model: The student, or what wraps it in distributed training.
+            columns: Features of the query's column and, where documents are encoded, of those of each place.
+            texts: (batch,) int64 rows of the queries among the stage's texts.
+        """
 
     @abstractmethod
-    def lists(self, encoded: Sequence[Any]) -> Tensor:
-        """(batch, n) float32 scores of each query with its own documents."""
+    def lists(self, encoded: Any, batch: ListBatch) -> Tensor:
+        """(batch, n) float32 scores of each query with its own list; `encoded` is what `encode` gives."""
 
     @abstractmethod
-    def across(self, encoded: Sequence[Any], places: Tensor) -> Tensor:
-        """(batch, batch) float32 scores of each query with the document at each other query's place.
+    def own_documents(self, encoded: Any, batch: ListBatch) -> Tensor:
+        """(batch, batch) float32 scores of each query with each query's own document."""
+
+    @abstractmethod
+    def batch_documents(self, encoded: Any, batch: ListBatch, scores: Tensor) -> tuple[Tensor, np.ndarray]:
+        """(batch, m) float32 scores of each query with the batch's documents, and (m,) their corpus positions.
 
         Args:
             encoded: As `encode` gives.
-            places: (batch,) int64 column of each query's own document, from 0.
+            batch: The batch's lists.
+            scores: As `lists` gives.
         """
+
+    def prepared(self, encoded: Any) -> Any:
+        """What the other methods take, computed once of what `encode` gives; the same by default."""
+        return encoded
+
+    def keep_start(self, model: Any) -> Any:
+        """The student as it is now, to compare with later: a frozen copy; None where the scorer keeps parameters."""
+        return copy.deepcopy(model).requires_grad_(False)
+
+    def start_lists(self, encoded: Any, batch: ListBatch) -> Tensor:
+        """As `lists`, by the student that `keep_start` was called on; `encoded` is by its copy where there is one."""
+        return self.lists(encoded, batch)
+
+    def embeddings(self, encoded: Any) -> Tensor:
+        """(batch, d) float32 embeddings of single texts, where `has_embeddings`."""
+        raise UserError(f"{type(self).__name__} gives no embeddings of single texts.")
+
+    def own_terms(self, encoded: Any, batch: ListBatch, progress: float | None) -> dict[str, Tensor]:
+        """Weighted terms of the kind's own, such as regularizers, by name; `encoded` as `encode` gives.
+
+        Args:
+            encoded: As `encode` gives.
+            batch: The batch's lists.
+            progress: Share of the training's steps that are done.
+        """
+        return {}
+
+    def views(self, columns: Sequence[Any]) -> Callable[[Any], list[View]] | None:
+        """Other ways to score the batch, on which list objectives are taken, too; called before `encode`.
+
+        A model writes into the features that it is given, so what a view needs of them is read first.
+        """
+        return None
 
     def features(self, student: Any, columns: Sequence[list[str]]) -> list[Any]:
         """Columns of texts, the query's first, as the trainer hands them to `encode`."""
@@ -55,7 +124,31 @@ class Scorer(ABC):
         return batch
 
 
-class VectorScorer(Scorer):
+class ColumnScorer(Scorer):
+    """Documents are encoded with the queries: columns query, document_1 to document_n."""
+
+    @abstractmethod
+    def across(self, encoded: Any, places: Tensor) -> Tensor:
+        """(batch, batch) float32 scores of each query with the document at each other query's place.
+
+        Args:
+            encoded: As `encode` gives.
+            places: (batch,) int64 column of each query's document, from 0.
+        """
+
+    def own_documents(self, encoded: Any, batch: ListBatch) -> Tensor:
+        """(batch, batch) scores."""
+        return self.across(encoded, batch.positives.clamp(min=0))
+
+    def batch_documents(self, encoded: Any, batch: ListBatch, scores: Tensor) -> tuple[Tensor, np.ndarray]:
+        """All documents of all lists, column by column."""
+        count, columns = batch.documents.shape
+        places = torch.arange(columns)[:, None].expand(columns, count)
+        found = torch.cat([self.across(encoded, column) for column in places], dim=1)
+        return found, batch.documents.T.reshape(-1)
+
+
+class VectorScorer(ColumnScorer):
     """Inner products of single vectors: dense students, and sparse ones over the vocabulary.
 
     Args:
@@ -65,11 +158,11 @@ class VectorScorer(Scorer):
     def __init__(self, cosine: bool) -> None:
         self.cosine = cosine
 
-    def encode(self, model: nn.Module, columns: Sequence[Any]) -> list[Tensor]:
+    def encode(self, model: nn.Module, columns: Sequence[Any], texts: np.ndarray) -> list[Tensor]:
         """(batch, d) of each column."""
         return [model(features)["sentence_embedding"] for features in columns]
 
-    def lists(self, encoded: Sequence[Tensor]) -> Tensor:
+    def lists(self, encoded: Sequence[Tensor], batch: ListBatch | None = None) -> Tensor:
         """(batch, n) inner products."""
         queries, *sides = (self.unit(side) for side in encoded)
         return torch.stack([(queries * side).sum(dim=1) for side in sides], dim=1)
@@ -82,3 +175,57 @@ class VectorScorer(Scorer):
     def unit(self, embeddings: Tensor) -> Tensor:
         """float32, of length 1 for cosine students."""
         return nn.functional.normalize(embeddings.float(), dim=1) if self.cosine else embeddings.float()
+
+
+class StoredVectorScorer(Scorer):
+    """Inner products of one encoded column with stored document vectors, so that a list may be the whole corpus.
+
+    Args:
+        cosine: Make the queries unit vectors, whether or not the model's last module does.
+        documents: (corpus, d) document vectors; None for stages without lists.
+    """
+
+    has_embeddings = True
+
+    def __init__(self, cosine: bool, documents: np.ndarray | None = None) -> None:
+        self.cosine, self._documents = cosine, documents
+        self._corpus: Tensor | None = None
+
+    def encode(self, model: nn.Module, columns: Sequence[Any], texts: np.ndarray) -> list[Tensor]:
+        """(batch, d) of the one column."""
+        return [model(features)["sentence_embedding"] for features in columns]
+
+    def prepared(self, encoded: Sequence[Tensor]) -> Tensor:
+        """(batch, d) float32 queries, of length 1 for cosine students."""
+        queries = encoded[0].float()
+        return nn.functional.normalize(queries, dim=1) if self.cosine else queries
+
+    def embeddings(self, encoded: Tensor) -> Tensor:
+        """The queries."""
+        return encoded
+
+    def lists(self, encoded: Tensor, batch: ListBatch) -> Tensor:
+        """(batch, n) inner products."""
+        if batch.over_corpus:
+            if self._corpus is None:
+                stored = np.ascontiguousarray(self._stored, dtype=np.float32)
+                self._corpus = torch.from_numpy(stored).to(encoded.device)
+            return encoded @ self._corpus.T
+        return torch.einsum("bd,bnd->bn", encoded, self._vectors(np.maximum(batch.documents, 0), encoded))
+
+    def own_documents(self, encoded: Tensor, batch: ListBatch) -> Tensor:
+        """(batch, batch) inner products."""
+        return encoded @ self._vectors(np.maximum(batch.own, 0), encoded).T
+
+    def batch_documents(self, encoded: Tensor, batch: ListBatch, scores: Tensor) -> tuple[Tensor, np.ndarray]:
+        """The texts' own documents, out of lists over the corpus."""
+        return scores[:, torch.from_numpy(np.maximum(batch.own, 0)).to(scores.device)], batch.own
+
+    @property
+    def _stored(self) -> np.ndarray:
+        if self._documents is None:
+            raise UserError("list objectives need candidates with teacher scores and stored documents.")
+        return self._documents
+
+    def _vectors(self, rows: np.ndarray, like: Tensor) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(self._stored[rows], dtype=np.float32)).to(like.device)

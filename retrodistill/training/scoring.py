@@ -32,8 +32,7 @@ from retrodistill.runs.formats import read_run, write_run
 from retrodistill.runs.fusion import union
 from retrodistill.runs.run import Run
 from retrodistill.training.list_settings import CURRENT_STUDENT, is_student
-from retrodistill.training.lists import Lists, lists_from_run, lists_over_corpus
-from retrodistill.training.positives import best_labeled
+from retrodistill.training.lists import Lists, best_labeled, lists_from_run, lists_over_corpus
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.texts import TrainingTexts, training_texts
 from retrodistill.training.training_data import TrainingData

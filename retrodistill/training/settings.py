@@ -283,6 +283,11 @@ class StageSettings(Settings):
         return any(term.objective.sees == "embeddings" for term in self.objectives)
 
     @property
+    def sees_tokens(self) -> bool:
+        """Whether some objective compares token vectors."""
+        return any(term.objective.sees == "tokens" for term in self.objectives)
+
+    @property
     def needs_classes(self) -> bool:
         """Whether some objective sees pseudo-classes of the training texts."""
         return any(term.objective.needs("classes") for term in self.objectives)

@@ -17,7 +17,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.files import is_disk_error, make_folder
 from retrodistill.core.progress import bar
 from retrodistill.encoders.loading import quiet_libraries
-from retrodistill.training.objective_state import objective_keeper
+from retrodistill.training.loss import objective_keeper
 from retrodistill.training.settings import TrainingSettings
 
 if TYPE_CHECKING:

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from retrodistill.core.errors import UserError
-from retrodistill.objectives import class_log_probabilities, lelp, pseudo_classes
+from retrodistill.objectives import classes_of, lelp, pseudo_classes
+from retrodistill.objectives.classes import pseudo_class_alignment
 
 GENERATOR = np.random.default_rng(0)
 LABELS = np.repeat([0, 1], [40, 25])
@@ -78,10 +79,58 @@ class TestLoss:
         assert loss.item() == pytest.approx((np.log(4) + np.log(2)) / 2)
         assert torch.isfinite(logits.grad).all()
 
-    def test_parts_add_up_to_their_class(self):
-        logits = torch.randn(3, 6, generator=torch.Generator().manual_seed(2))
-        expected = logits.softmax(1).unflatten(1, (2, 3)).sum(2)
-        torch.testing.assert_close(class_log_probabilities(logits, 3).exp(), expected)
+
+class TestAlignment:
+    CLASSES = pseudo_classes(EMBEDDINGS, LABELS, 3)
+
+    def test_the_students_logits_are_the_logarithm_of_the_teachers_targets(self):
+        embeddings = torch.from_numpy(EMBEDDINGS[::7])
+        logits = self.CLASSES.logits(embeddings, 2.0)
+        probabilities = torch.softmax(embeddings @ torch.from_numpy(self.CLASSES.centers).T / 2.0, dim=1)
+        torch.testing.assert_close(logits.exp(), self.CLASSES.targets(embeddings, probabilities))
+        torch.testing.assert_close(logits.exp().sum(1), torch.ones(len(embeddings)))
+
+    def test_it_is_lelp_of_these_and_0_without_a_gradient_at_the_teacher(self):
+        teacher = torch.from_numpy(EMBEDDINGS[:6])
+        student = (teacher + 1).requires_grad_(True)
+        value = pseudo_class_alignment(student, teacher, self.CLASSES, 5.0)
+        expected = lelp(self.CLASSES.logits(student, 5.0), self.CLASSES.logits(teacher, 5.0).exp())
+        torch.testing.assert_close(value, expected)
+        assert float(value.detach()) > 0
+        there = teacher.clone().requires_grad_(True)
+        pseudo_class_alignment(there, teacher, self.CLASSES, 5.0).backward()
+        assert there.grad.abs().max() < 1e-5
+
+    def test_its_gradient_is_that_of_finite_differences(self):
+        teacher = torch.from_numpy(EMBEDDINGS[:3]).double()
+        student = (teacher + 0.5).requires_grad_(True)
+        assert torch.autograd.gradcheck(
+            lambda given: pseudo_class_alignment(given, teacher, self.CLASSES, 5.0), [student], atol=1e-4
+        )
+
+    def test_another_width_is_refused(self):
+        with pytest.raises(UserError, match=r"'lelp' is for students of the teacher's width"):
+            pseudo_class_alignment(torch.zeros(2, 4), torch.zeros(2, 8), self.CLASSES, 1.0)
+
+
+class TestClasses:
+    def test_they_are_the_documents_that_are_right_for_enough_different_texts(self):
+        documents = np.array([7] * 20 + [3] * 20 + [-1] * 20 + [9] * 2 + [5] * 3)
+        embeddings = EMBEDDINGS.copy()
+        embeddings[62:] = embeddings[62]  # document 5 has one text, three times
+        classes = classes_of(embeddings, documents, 2)
+        np.testing.assert_allclose(classes.centers, [embeddings[20:40].mean(0), embeddings[:20].mean(0)], rtol=1e-4)
+        assert classes.directions.shape == (2, 2, 8)
+
+    def test_the_largest_are_kept(self):
+        documents = np.array([7] * 20 + [3] * 21 + [4] * 24)
+        classes = classes_of(EMBEDDINGS, documents, 2, largest=2)
+        np.testing.assert_allclose(classes.centers[1], EMBEDDINGS[41:].mean(0), rtol=1e-4)
+        assert len(classes.centers) == 2
+
+    def test_too_few_texts_are_refused(self):
+        with pytest.raises(UserError, match=r"'lelp' needs documents that are right for more than parts=2"):
+            classes_of(EMBEDDINGS, np.arange(65), 2)
 
 
 class TestRefusals:
@@ -111,5 +160,3 @@ class TestRefusals:
             lelp(torch.zeros(3, 4), torch.zeros(3, 5))
         with pytest.raises(UserError, match=r"^temperature=0: it lies above 0"):
             lelp(torch.zeros(3, 4), torch.zeros(3, 4), student_temperature=0)
-        with pytest.raises(UserError, match=r"^7 logits are no multiple of parts=3"):
-            class_log_probabilities(torch.zeros(2, 7), 3)

@@ -21,7 +21,7 @@ def numbers(out):
 
 
 def no_training(monkeypatch):
-    monkeypatch.setattr("retrodistill.training.group_stages.train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("retrodistill.training.stages.train", lambda *_, **__: pytest.fail("trained again"))
 
 
 class TestAStaticStudentOfAnEnsemble:
@@ -278,12 +278,12 @@ class TestCrossEncoders:
 SLOWLY = """
 import sys, time
 from retrodistill.recipes import run_recipe
-from retrodistill.training.losses import StoredTargetsLoss
-whole = StoredTargetsLoss.forward
+from retrodistill.training.loss import DistillationLoss
+whole = DistillationLoss.forward
 def slowly(self, features, labels):
     time.sleep(0.15)
     return whole(self, features, labels)
-StoredTargetsLoss.forward = slowly
+DistillationLoss.forward = slowly
 run_recipe(sys.argv[1], sys.argv[2])
 """
 

@@ -11,8 +11,9 @@ from retrodistill.core.errors import UserError
 from retrodistill.encoders.embeddings import EmbeddingStore
 from retrodistill.encoders.encoder import Encoder, load_encoder
 from retrodistill.students.dense import dense_student
+from retrodistill.students.heads import only_trained
 from retrodistill.students.hybrid import (
-    LexicalHalfLoss,
+    LexicalHalfScorer,
     dense_half,
     dense_map,
     hybrid_student,
@@ -22,7 +23,7 @@ from retrodistill.students.hybrid import (
     token_bags,
 )
 from retrodistill.training.lists import lists_over_corpus
-from retrodistill.training.losses import Term
+from retrodistill.training.loss import DistillationLoss, Term
 
 
 @pytest.fixture
@@ -35,12 +36,16 @@ def loss(hybrid, tiny):
     dense = dense_half(hybrid, "dense:student")
     texts = tiny.split("train")
     scores = np.random.default_rng(0).standard_normal((len(texts), len(tiny.documents))).astype(np.float32)
-    return LexicalHalfLoss(
+    scorer = LexicalHalfScorer(
         hybrid,
-        [Term("kl")],
         dense.encode(texts.texts, "query"),
         dense.encode(tiny.documents.texts, "document"),
         token_bags(hybrid, tiny.documents.texts),
+    )
+    return DistillationLoss(
+        hybrid,
+        [Term("kl")],
+        scorer,
         lists_over_corpus(scores, np.full(len(texts), -1)),
     )
 
@@ -79,7 +84,7 @@ class TestModel:
 
 class TestLoss:
     def test_its_document_vectors_are_the_models(self, loss, hybrid, tiny):
-        assert loss.document_vectors() == pytest.approx(hybrid.encode(tiny.documents.texts), abs=1e-5)
+        assert loss.scorer.document_vectors() == pytest.approx(hybrid.encode(tiny.documents.texts), abs=1e-5)
 
     def test_its_value_is_the_objective_on_encoded_vectors(self, loss, hybrid, tiny):
         texts = tiny.split("train").texts[:4]
@@ -106,7 +111,8 @@ class TestLoss:
         assert table.grad[token, 0].item() == pytest.approx((values[0] - values[1]) / (2 * step), rel=0.05, abs=1e-3)
 
     def test_only_the_table_and_the_map_learn(self, loss, hybrid):
-        learning = [name for name, parameter in hybrid.named_parameters() if parameter.requires_grad]
+        with only_trained(hybrid, loss.scorer.trained):
+            learning = [name for name, parameter in hybrid.named_parameters() if parameter.requires_grad]
         assert [name.split(".", 1)[1] for name in learning] == ["emb_layer.weight", "linear.weight"]
 
 
@@ -127,12 +133,16 @@ def loss_of(hybrid, tiny, name, sources):
     dense = dense_half(hybrid, "dense:student")
     texts = tiny.split("train")
     scores = np.random.default_rng(0).standard_normal((len(texts), len(tiny.documents))).astype(np.float32)
-    return LexicalHalfLoss(
+    scorer = LexicalHalfScorer(
         hybrid,
-        [Term(name)],
         dense.encode(texts.texts, "query"),
         dense.encode(tiny.documents.texts, "document"),
         token_bags(hybrid, tiny.documents.texts),
+    )
+    return DistillationLoss(
+        hybrid,
+        [Term(name)],
+        scorer,
         lists_over_corpus(scores, sources, hide_source=False),
     )
 

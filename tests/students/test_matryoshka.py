@@ -3,6 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from losses import groups_loss, stored_loss
 from sentence_transformers import SentenceTransformer
 
 from retrodistill.core.errors import UserError
@@ -12,10 +13,8 @@ from retrodistill.encoders.vectors import leading
 from retrodistill.objectives import kl_divergence, leaf, without_forgetting
 from retrodistill.students.matryoshka import LeadingVectors, MatryoshkaLoss
 from retrodistill.training.lists import Lists, lists_over_corpus
-from retrodistill.training.losses import GroupsLoss, StoredTargetsLoss
-from retrodistill.training.objective_state import objective_keeper
+from retrodistill.training.loss import Term, objective_keeper
 from retrodistill.training.settings import TrainingSettings
-from retrodistill.training.terms import Term
 from retrodistill.training.trainer import text_dataset, train
 
 TEXTS = ["what star planet", "violin chord", "bread", "judge"]
@@ -54,7 +53,7 @@ def stored(model, terms, lists=LISTS, cuts=CUTS):
     losses = {}
     for cut in cuts:
         cut_documents, cut_targets = (LeadingVectors(one, cut, unit=unit) for one in (documents, targets))
-        losses[cut] = StoredTargetsLoss(model, terms, embeddings=cut_targets, documents=cut_documents, lists=lists)
+        losses[cut] = stored_loss(model, terms, embeddings=cut_targets, documents=cut_documents, lists=lists)
     return losses
 
 
@@ -157,7 +156,7 @@ class TestGroups:
     def test_both_sides_are_truncated(self, model):
         targets = SCORES[:, :2]
         made = {
-            cut: GroupsLoss(model, [KL], targets, np.ones((4, 2), dtype=bool), np.zeros(4, dtype=np.int64))
+            cut: groups_loss(model, [KL], targets, np.ones((4, 2), dtype=bool), np.zeros(4, dtype=np.int64))
             for cut in CUTS
         }
         columns = [TEXTS, TEXTS[::-1], TEXTS[1:] + TEXTS[:1]]
@@ -191,8 +190,7 @@ class TestTraining:
         model = load_bi_encoder(tiny_model)
         targets = TARGETS / np.linalg.norm(TARGETS, axis=1, keepdims=True)
         losses = {
-            cut: StoredTargetsLoss(model, [Term("leaf")], embeddings=LeadingVectors(targets, cut, unit=True))
-            for cut in CUTS
+            cut: stored_loss(model, [Term("leaf")], embeddings=LeadingVectors(targets, cut, unit=True)) for cut in CUTS
         }
         before = (by_hand(encoded(model), 8) * by_hand(TARGETS, 8)).sum()
         settings = TrainingSettings(epochs=10, batch_size=4, learning_rate=3e-3)

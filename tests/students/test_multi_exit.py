@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from losses import groups_loss, stored_loss
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
@@ -21,9 +22,8 @@ from retrodistill.students.multi_exit import (
     multi_exit,
     multi_exit_kl,
 )
-from retrodistill.training.losses import GroupsLoss, StoredTargetsLoss
+from retrodistill.training.loss import Term
 from retrodistill.training.settings import TrainingSettings
-from retrodistill.training.terms import Term
 from retrodistill.training.trainer import text_dataset, train
 
 TEXTS = ["what star planet", "violin chord and melody", "bread", "judge"]
@@ -229,12 +229,12 @@ class TestSimilarities:
 
 def stored(model, weight=1.0):
     targets = np.random.default_rng(0).standard_normal((4, 32)).astype("f4")
-    return StoredTargetsLoss(model, [Term("leaf", weight=weight)], embeddings=targets)
+    return stored_loss(model, [Term("leaf", weight=weight)], embeddings=targets)
 
 
 def grouped(model):
     targets = np.random.default_rng(0).standard_normal((3, 2)).astype("f4")
-    return GroupsLoss(model, [KL], targets, np.ones((3, 2), dtype=bool), np.zeros(3, dtype=np.int64))
+    return groups_loss(model, [KL], targets, np.ones((3, 2), dtype=bool), np.zeros(3, dtype=np.int64))
 
 
 class TestTheLoss:
@@ -278,7 +278,7 @@ class TestTheLoss:
     def test_trains_through_the_trainer(self, four_layers, tmp_path):
         model = multi_exit(load_bi_encoder(four_layers), [1], project=True)
         targets = encoded(model)  # what the deepest knows already
-        loss = MultiExitLoss(model, dict.fromkeys([1, 4], StoredTargetsLoss(model, [Term("leaf")], embeddings=targets)))
+        loss = MultiExitLoss(model, dict.fromkeys([1, 4], stored_loss(model, [Term("leaf")], embeddings=targets)))
         before = np.square(encoded(exit_model(model, 1)) - targets).sum()
         settings = TrainingSettings(epochs=8, batch_size=4, learning_rate=3e-3)
         history = train(model, loss, text_dataset({"text": TEXTS}, range(4)), settings, tmp_path / "checkpoints")

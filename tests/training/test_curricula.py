@@ -21,7 +21,7 @@ from retrodistill.students.registry import as_student
 from retrodistill.students.stages import run_stage
 from retrodistill.training import trainer
 from retrodistill.training.curricula import selected, topic_batches
-from retrodistill.training.losses import StoredTargetsLoss
+from retrodistill.training.loss import DistillationLoss
 from retrodistill.training.prepared import prepare, training_rows
 from retrodistill.training.scoring import candidate_pairs, scored_candidates, scored_lists, stage_texts
 from retrodistill.training.settings import SelectionSettings, StageSettings
@@ -128,7 +128,7 @@ class TestTopics:
 
         def trained(folder, killed_after=None):
             seen, model = [], build_student(student, data)
-            forward = StoredTargetsLoss.forward
+            forward = DistillationLoss.forward
 
             def listening(self, features, labels):
                 if killed_after is not None and len(seen) == killed_after:
@@ -137,7 +137,7 @@ class TestTopics:
                 return forward(self, features, labels)
 
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(StoredTargetsLoss, "forward", listening)
+                patch.setattr(DistillationLoss, "forward", listening)
                 patch.setattr(trainer, "_CHECKPOINTS", 6)
                 run_stage(model, one, data, folder, "training")
             return seen, load_encoder(model).weights_digest
@@ -158,12 +158,10 @@ class TestTopics:
 
     @pytest.mark.parametrize("train", ["head", "both_encoders"])
     def test_groups_are_batched_by_their_texts(self, train, data, tiny_model, tmp_path, monkeypatch):
-        from retrodistill.training import group_stages
+        from retrodistill.training import stages
 
         made = []
-        monkeypatch.setattr(
-            group_stages, "topic_batches", lambda *given: made.append(topic_batches(*given)) or made[-1]
-        )
+        monkeypatch.setattr(stages, "topic_batches", lambda *given: made.append(topic_batches(*given)) or made[-1])
         one = stage(
             train=train,
             objectives="margin-mse",

@@ -1,5 +1,6 @@
 """Heads against stored hidden states: their scores are the student's own."""
 
+import losses
 import numpy as np
 import pytest
 import torch
@@ -11,14 +12,13 @@ from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.objectives import flops
 from retrodistill.students.clustering import with_clusters
 from retrodistill.students.multi_vector import multi_vector_student
-from retrodistill.students.multi_vector_training import TokenHeadLoss
+from retrodistill.students.multi_vector_training import TokenHeadScorer
 from retrodistill.students.sparse import sparse_student
 from retrodistill.students.sparse_regularizers import Regularizer
-from retrodistill.students.sparse_training import TermHeadLoss
+from retrodistill.students.sparse_training import TermHeadScorer
 from retrodistill.students.states import segment_max, stored_states
 from retrodistill.students.token_pooling import with_pooling
-from retrodistill.training.groups import Groups
-from retrodistill.training.terms import Term
+from retrodistill.training.loss import DistillationLoss, Term
 
 QUERIES = ["what star planet", "violin", "the judge and the jury", "all about bread"]
 
@@ -29,7 +29,7 @@ def groups():
     documents = np.stack([generator.choice(60, 3, replace=False) for _ in QUERIES]).astype(np.int32)
     documents[1, 2] = -1
     scores = generator.standard_normal((4, 3)).astype(np.float32)
-    return Groups(np.arange(4), documents, scores, np.array([-1, 0, -1, 2]))
+    return losses.groups(scores, documents >= 0, np.array([-1, 0, -1, 2]), documents)
 
 
 @pytest.fixture
@@ -47,8 +47,13 @@ def features(student, rows):
     return batch_to_device(made, student.model.device)
 
 
+def encoded(loss, student, rows):
+    return loss.scorer.encode(None, [features(student, rows)], rows)
+
+
 def sparse_loss(student, tiny, groups, **more):
-    return TermHeadLoss(student, [Term("kl")], groups, stored_states(student, tiny.documents.texts, "document"), **more)
+    scorer = TermHeadScorer(student, stored_states(student, tiny.documents.texts, "document"), **more)
+    return DistillationLoss(student.model, [Term("kl")], scorer, groups)
 
 
 class TestSparse:
@@ -56,17 +61,19 @@ class TestSparse:
         expected = sparse.encode(QUERIES, "query") @ sparse.encode(tiny.documents.texts, "document").T
         loss = sparse_loss(sparse, tiny, groups)
         rows = np.array([2, 1, 0])
-        queries = loss.queries(features(sparse, rows), rows)
+        queries = encoded(loss, sparse, rows)
         with torch.no_grad():
-            np.testing.assert_allclose(loss.matrix(queries, np.arange(60)).cpu(), expected.toarray()[rows], atol=3e-3)
-            lists = loss.lists(loss._trained, queries, groups.documents[rows]).cpu().numpy()
+            np.testing.assert_allclose(
+                loss.scorer.matrix(queries, np.arange(60)).cpu(), expected.toarray()[rows], atol=3e-3
+            )
+            lists = loss.scorer.scores(loss.scorer.trained, queries, groups.documents[rows]).cpu().numpy()
         own = np.take_along_axis(expected.toarray()[rows], np.maximum(groups.documents[rows], 0).astype(int), axis=1)
         np.testing.assert_allclose(lists, np.where(groups.documents[rows] >= 0, own, 0), atol=3e-3)
 
     def test_a_step_moves_terms_of_its_queries_only(self, sparse, tiny, groups):
         loss = sparse_loss(sparse, tiny, groups)
         sum(loss([features(sparse, [0])], torch.tensor([0])).values()).backward()
-        weights, vectors, biases = (parameter.grad for parameter in loss._trained)
+        weights, vectors, biases = (parameter.grad for parameter in loss.scorer.trained)
         touched = set(sparse.model.tokenizer.convert_tokens_to_ids(["what", "star", "planet"]))
         assert set(weights.nonzero()[:, 0].tolist()) <= touched
         assert set(vectors.abs().sum(dim=1).nonzero()[:, 0].tolist()) <= touched
@@ -104,12 +111,12 @@ class TestMultiVector:
             stored_states(multi_vector, texts, role)
             for texts, role in ((tiny.documents.texts, "document"), (QUERIES, "query"))
         ]
-        loss = TokenHeadLoss(multi_vector, [Term("kl")], groups, *states)
+        loss = DistillationLoss(multi_vector.model, [Term("kl")], TokenHeadScorer(multi_vector, *states), groups)
         rows = np.array([2, 1, 0])
-        queries = loss.queries(features(multi_vector, rows), rows)
+        queries = encoded(loss, multi_vector, rows)
         with torch.no_grad():
-            np.testing.assert_allclose(loss.matrix(queries, np.arange(60)).cpu(), expected[rows], atol=2e-3)
-            lists = loss.lists(loss._trained, queries, groups.documents[rows]).cpu().numpy()
+            np.testing.assert_allclose(loss.scorer.matrix(queries, np.arange(60)).cpu(), expected[rows], atol=2e-3)
+            lists = loss.scorer.scores(loss.scorer.trained, queries, groups.documents[rows]).cpu().numpy()
         own = np.take_along_axis(expected[rows], np.maximum(groups.documents[rows], 0).astype(int), axis=1)
         np.testing.assert_allclose(lists, np.where(groups.documents[rows] >= 0, own, 0), atol=2e-3)
 
@@ -124,7 +131,7 @@ class TestClusters:
             stored_states(student, texts, role)
             for texts, role in ((tiny.documents.texts, "document"), (QUERIES, "query"))
         ]
-        return TokenHeadLoss(student, terms or [Term("kl")], groups, *states)
+        return DistillationLoss(student.model, terms or [Term("kl")], TokenHeadScorer(student, *states), groups)
 
     def scores(self, student, loss, tiny):
         """(queries, documents) mean MaxSim by the index' own vectors, and by the loss."""
@@ -134,7 +141,7 @@ class TestClusters:
         own = [[(asked[row] @ held[one].T).max(axis=1).mean() for one in range(60)] for row in range(len(asked))]
         rows = np.arange(4)
         with torch.no_grad():
-            return np.array(own), loss.matrix(loss.queries(features(student, rows), rows), np.arange(60)).cpu().numpy()
+            return np.array(own), loss.scorer.matrix(encoded(loss, student, rows), np.arange(60)).cpu().numpy()
 
     def test_scores_in_training_are_those_of_the_index(self, clustered, multi_vector, tiny, groups):
         own, found = self.scores(clustered, self.made(clustered, tiny, groups), tiny)
@@ -151,18 +158,20 @@ class TestClusters:
     def test_a_step_moves_the_projection_through_the_means(self, clustered, tiny, groups):
         loss = self.made(clustered, tiny, groups)
         sum(loss([features(clustered, [0, 3])], torch.tensor([0, 3])).values()).backward()
-        assert torch.isfinite(loss._trained[0].grad).all()
-        assert loss._trained[0].grad.abs().sum() > 0
+        assert torch.isfinite(loss.scorer.trained[0].grad).all()
+        assert loss.scorer.trained[0].grad.abs().sum() > 0
 
     def test_the_unclustered_student_of_the_stages_start_teaches(self, clustered, multi_vector, tiny, groups):
         loss = self.made(clustered, tiny, groups, Term("lwf", student_temperature=0.1))
         plain = self.made(multi_vector, tiny, groups)
         rows = np.array([0, 2])
-        queries = loss.queries(features(clustered, rows), rows)
+        queries = encoded(loss, clustered, rows)
         with torch.no_grad():
-            start = loss.start_lists(loss._began, queries, groups.documents[rows])
-            torch.testing.assert_close(start, plain.lists(plain._trained, queries, groups.documents[rows]))
-            now = loss.lists(loss._trained, queries, groups.documents[rows])
+            start = loss.scorer.start_lists(queries, groups.batch(rows))
+            torch.testing.assert_close(
+                start, plain.scorer.scores(plain.scorer.trained, queries, groups.documents[rows])
+            )
+            now = loss.scorer.scores(loss.scorer.trained, queries, groups.documents[rows])
         assert (now - start).abs().max() > 0.01
         value = loss([features(clustered, rows)], torch.from_numpy(rows))["lwf"]
         assert float(value) > 0

@@ -10,11 +10,10 @@ from retrodistill.rankers.loading import load_teacher
 from retrodistill.recipes.building import build_student
 from retrodistill.recipes.settings import StudentSettings
 from retrodistill.recipes.students import train_student
-from retrodistill.students.heads import HeadLoss
 from retrodistill.students.registry import as_student
 from retrodistill.students.stages import run_stage
 from retrodistill.students.states import head_of
-from retrodistill.training.losses import GroupsLoss
+from retrodistill.training.loss import DistillationLoss
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.training_data import TrainingData
 
@@ -171,8 +170,7 @@ class TestStudentsOfARecipe:
         one = stage(train, training={**SHORT, "max_steps": 6})
         models = [build_student(chosen(kind, one), data) for _ in range(2)]
         run_stage(models[0], one, data, tmp_path / "whole", "training")
-        loss = GroupsLoss if train == "both_encoders" else HeadLoss
-        forward, calls = loss.forward, []
+        forward, calls = DistillationLoss.forward, []
 
         def killed(self, *arguments, **options):
             calls.append(0)
@@ -180,10 +178,10 @@ class TestStudentsOfARecipe:
                 raise KeyboardInterrupt
             return forward(self, *arguments, **options)
 
-        monkeypatch.setattr(loss, "forward", killed)
+        monkeypatch.setattr(DistillationLoss, "forward", killed)
         with pytest.raises(KeyboardInterrupt):
             run_stage(models[1], one, data, tmp_path / "cut", "training")
-        monkeypatch.setattr(loss, "forward", forward)
+        monkeypatch.setattr(DistillationLoss, "forward", forward)
         model = build_student(chosen(kind, one), data)
         history = run_stage(model, one, data, tmp_path / "cut", "training")
         assert history.steps == 6

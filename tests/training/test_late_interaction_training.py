@@ -9,7 +9,7 @@ from retrodistill.rankers.loading import load_teacher
 from retrodistill.recipes.building import build_student
 from retrodistill.recipes.settings import StudentSettings
 from retrodistill.students.stages import run_stage
-from retrodistill.training.losses import GroupsLoss
+from retrodistill.training.loss import DistillationLoss
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.training_data import TrainingData
 
@@ -75,7 +75,7 @@ class TestLearning:
         one = stage("head", max_steps=6)
         students = [model(kind, one) for _ in range(2)]
         run_stage(students[0], one, data, tmp_path / "whole", "training")
-        forward, calls = GroupsLoss.forward, []
+        forward, calls = DistillationLoss.forward, []
 
         def killed(self, *arguments, **options):
             calls.append(0)
@@ -83,10 +83,10 @@ class TestLearning:
                 raise KeyboardInterrupt
             return forward(self, *arguments, **options)
 
-        monkeypatch.setattr(GroupsLoss, "forward", killed)
+        monkeypatch.setattr(DistillationLoss, "forward", killed)
         with pytest.raises(KeyboardInterrupt):
             run_stage(students[1], one, data, tmp_path / "cut", "training")
-        monkeypatch.setattr(GroupsLoss, "forward", forward)
+        monkeypatch.setattr(DistillationLoss, "forward", forward)
         again = model(kind, one)
         assert run_stage(again, one, data, tmp_path / "cut", "training").steps == 6
         for left, right in zip(students[0].parameters(), again.parameters(), strict=True):

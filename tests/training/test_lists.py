@@ -4,7 +4,8 @@ import pytest
 from retrodistill.core.errors import UserError
 from retrodistill.data import Texts
 from retrodistill.runs import Run
-from retrodistill.training.lists import lists_from_run, sampled_groups
+from retrodistill.training.lists import draw_groups, lists_from_run
+from retrodistill.training.settings import GroupSettings
 
 TEXTS = Texts.from_pairs([("q0", "a"), ("q1", "b"), ("q2", "c")])
 CORPUS = Texts.from_pairs([(f"d{number}", "x") for number in range(6)])
@@ -30,40 +31,38 @@ class TestFromARun:
             lists_from_run(Run.from_dict({"q0": {"d9": 1.0}}), TEXTS, CORPUS, SOURCES)
 
 
+def draw(lists, documents, sampler, seed=0, draws=1):
+    return draw_groups(lists, GroupSettings(documents=documents, sampler=sampler, draws=draws), seed)
+
+
 class TestGroups:
     def test_each_is_drawn_from_its_own_list_with_its_scores(self):
-        rows, documents, scores = sampled_groups(lists_from_run(RUN, TEXTS, CORPUS, SOURCES), 2, "random", 0, draws=5)
-        assert rows.tolist() == [0] * 5  # q1 has no candidate, q2 one besides its source
+        groups = draw(lists_from_run(RUN, TEXTS, CORPUS, SOURCES), 2, "random", draws=5)
+        assert groups.text_rows.tolist() == [0] * 5  # q1 has no candidate, q2 one besides its source
         known = RUN.to_dict()["q0"]
-        for group, values in zip(documents, scores, strict=True):
+        for group, values in zip(groups.documents, groups.scores, strict=True):
             assert len(set(group)) == 2
             assert [known[f"d{document}"] for document in group] == values.tolist()
 
     def test_the_best_is_always_in(self):
-        documents = sampled_groups(lists_from_run(RUN, TEXTS, CORPUS, SOURCES), 2, "stratified", 3, draws=9)[1]
+        documents = draw(lists_from_run(RUN, TEXTS, CORPUS, SOURCES), 2, "stratified", 3, draws=9).documents
         assert (documents[:, 0] == 2).all()
 
     def test_short_lists_are_padded(self):
-        rows, documents, _ = sampled_groups(
-            lists_from_run(RUN, TEXTS, CORPUS, SOURCES, hide_source=False), 3, "top-k", 0
-        )
-        assert rows.tolist() == [0, 2]
-        assert documents.tolist() == [[2, 3, 1], [0, 5, -1]]
+        groups = draw(lists_from_run(RUN, TEXTS, CORPUS, SOURCES, hide_source=False), 3, "top-k")
+        assert groups.text_rows.tolist() == [0, 2]
+        assert groups.documents.tolist() == [[2, 3, 1], [0, 5, -1]]
 
     def test_the_seed_decides(self):
         lists = lists_from_run(
             Run.from_dict({"q0": {f"d{number}": float(number) for number in range(6)}}), TEXTS, CORPUS, SOURCES
         )
-        drawn = [sampled_groups(lists, 3, "random", seed, draws=4)[1].tolist() for seed in (0, 0, 1)]
+        drawn = [draw(lists, 3, "random", seed, draws=4).documents.tolist() for seed in (0, 0, 1)]
         assert drawn[0] == drawn[1] != drawn[2]
-
-    def test_groups_of_one(self):
-        with pytest.raises(UserError, match=r"^groups of 1 documents; a list objective needs at least 2.$"):
-            sampled_groups(lists_from_run(RUN, TEXTS, CORPUS, SOURCES), 1, "top-k", 0)
 
     def test_one_candidate_per_query(self):
         single = lists_from_run(Run.from_dict({"q0": {"d1": 1.0}, "q1": {"d2": 1.0}}), TEXTS, CORPUS, SOURCES)
         with pytest.raises(
             UserError, match=r"^no query has two candidates, and a list objective needs at least two; mine"
         ):
-            sampled_groups(single, 2, "top-k", 0)
+            draw(single, 2, "top-k")

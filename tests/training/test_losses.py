@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from losses import groups_loss, stored_loss
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.progress import set_quiet
@@ -17,22 +18,23 @@ from retrodistill.objectives import (
     mi_alpha,
     mse,
     pld,
+    pseudo_classes,
     relation_matching,
     sinkhorn,
     taid,
     without_forgetting,
 )
 from retrodistill.objectives.registry import OBJECTIVES, get_objective
-from retrodistill.training.groups import Groups
 from retrodistill.training.lists import Lists, lists_over_corpus
-from retrodistill.training.losses import GroupsLoss, StoredTargetsLoss
-from retrodistill.training.terms import Term, unusable_counts
+from retrodistill.training.loss import DistillationLoss, TeacherVectors, Term
+from retrodistill.training.scorers import StoredVectorScorer, VectorScorer
 
 LIST_OBJECTIVES = [name for name in OBJECTIVES if get_objective(name).sees == "lists"]
 EMBEDDING_OBJECTIVES = [name for name in OBJECTIVES if get_objective(name).sees == "embeddings"]
 PLAIN = [name for name in LIST_OBJECTIVES if set(get_objective(name).takes) <= {"scores", "targets", "labels", "mask"}]
 TEXTS = ["what star planet", "violin chord", "bread", "judge"]
 DOCUMENTS = np.random.default_rng(0).standard_normal((5, 32)).astype("f4")
+NOISE = np.random.default_rng(3).standard_normal((15, 32)).astype("f4")
 SCORES = np.random.default_rng(1).standard_normal((4, 3)).astype("f4")
 PLACES = np.array([[0, 1, 2], [4, 3, -1], [2, 0, 1], [3, -1, -1]], dtype=np.int32)
 SCORES_OF_ALL = np.random.default_rng(2).standard_normal((4, 5)).astype("f4")
@@ -97,7 +99,7 @@ class TestTerms:
 class TestStoredTargets:
     def test_alignment_is_the_squared_distance_to_the_stored_rows(self, model):
         stored = DOCUMENTS[:4] / np.linalg.norm(DOCUMENTS[:4], axis=1, keepdims=True)
-        loss = StoredTargetsLoss(model, [Term("leaf", weight=3)], embeddings=stored)
+        loss = stored_loss(model, [Term("leaf", weight=3)], embeddings=stored)
         found = loss([features(model, [TEXTS[row] for row in ROWS])], torch.tensor(ROWS))
         expected = 3 * leaf(encoded(model, [TEXTS[row] for row in ROWS]), torch.from_numpy(stored[ROWS]))
         assert total(found) == pytest.approx(float(expected), rel=1e-5)
@@ -116,7 +118,7 @@ class TestStoredTargets:
     )
     def test_lists_are_the_pure_objective_of_products_with_stored_documents(self, model, name, pure):
         term = Term(name, student_temperature=0.1, teacher_temperature=0.5)
-        loss = StoredTargetsLoss(model, [term], documents=DOCUMENTS, lists=Lists(PLACES, SCORES, NONE, NONE))
+        loss = stored_loss(model, [term], documents=DOCUMENTS, lists=Lists(PLACES, SCORES, NONE, NONE))
         found = loss([features(model, [TEXTS[row] for row in ROWS])], torch.tensor(ROWS))
         products = encoded(model, [TEXTS[row] for row in ROWS]) @ torch.from_numpy(DOCUMENTS).T
         places = torch.from_numpy(PLACES[ROWS].astype(np.int64))
@@ -127,7 +129,7 @@ class TestStoredTargets:
     def test_a_list_over_the_whole_corpus_leaves_the_source_out(self, model):
         every = np.random.default_rng(2).standard_normal((4, 5)).astype("f4")
         sources = np.array([-1, 3, -1, 0])
-        loss = StoredTargetsLoss(model, [KL], documents=DOCUMENTS, lists=lists_over_corpus(every, sources))
+        loss = stored_loss(model, [KL], documents=DOCUMENTS, lists=lists_over_corpus(every, sources))
         found = loss([features(model, TEXTS)], torch.arange(4))
         mask = torch.ones(4, 5, dtype=torch.bool)
         mask[1, 3] = mask[3, 0] = False
@@ -138,7 +140,7 @@ class TestStoredTargets:
     def test_contrastive_takes_the_source_for_the_positive(self, model):
         every, sources = np.zeros((4, 5), dtype="f4"), np.array([-1, 3, -1, 0])
         lists = lists_over_corpus(every, sources, hide_source=False)
-        loss = StoredTargetsLoss(model, [Term("contrastive")], documents=DOCUMENTS, lists=lists)
+        loss = stored_loss(model, [Term("contrastive")], documents=DOCUMENTS, lists=lists)
         found = loss([features(model, TEXTS)], torch.arange(4))
         products = encoded(model, TEXTS) @ torch.from_numpy(DOCUMENTS).T
         assert total(found) == pytest.approx(float(contrastive(products, torch.from_numpy(sources))), rel=1e-4)
@@ -146,7 +148,7 @@ class TestStoredTargets:
     @pytest.mark.parametrize("name", sorted(LIST_OBJECTIVES))
     def test_any_list_objective_reaches_the_student(self, model, name):
         lists = lists_over_corpus(SCORES_OF_ALL, np.array([1, 3, -1, 0]), hide_source=False)
-        loss = StoredTargetsLoss(model, [Term(name)], documents=DOCUMENTS, lists=lists)
+        loss = stored_loss(model, [Term(name)], documents=DOCUMENTS, lists=lists)
         loss.progress = 0.0
         with torch.no_grad():
             next(model.parameters()).add_(0.1)  # the student has moved on since the stage's start
@@ -158,7 +160,7 @@ class TestStoredTargets:
     def test_in_batch_takes_the_own_documents_of_the_batch_and_spares_shared_ones(self, model):
         sources = np.array([1, 3, -1, 1])
         lists = lists_over_corpus(np.zeros((4, 5), dtype="f4"), sources, hide_source=False)
-        loss = StoredTargetsLoss(model, [Term("in-batch", student_temperature=0.2)], documents=DOCUMENTS, lists=lists)
+        loss = stored_loss(model, [Term("in-batch", student_temperature=0.2)], documents=DOCUMENTS, lists=lists)
         found = loss([features(model, TEXTS)], torch.arange(4))
         scores = encoded(model, TEXTS) @ torch.from_numpy(DOCUMENTS[np.maximum(sources, 0)]).T
         shared = torch.tensor([[0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]])
@@ -168,7 +170,7 @@ class TestStoredTargets:
     def test_lwf_compares_with_the_student_as_it_was_given(self, model):
         lists = Lists(PLACES, SCORES, NONE, NONE)
         before = encoded(model, TEXTS) @ torch.from_numpy(DOCUMENTS).T
-        loss = StoredTargetsLoss(model, [Term("lwf", student_temperature=0.5)], documents=DOCUMENTS, lists=lists)
+        loss = stored_loss(model, [Term("lwf", student_temperature=0.5)], documents=DOCUMENTS, lists=lists)
         model.eval()
         assert total(loss([features(model, TEXTS)], torch.arange(4))) == pytest.approx(0, abs=1e-6)
         with torch.no_grad():
@@ -182,9 +184,7 @@ class TestStoredTargets:
 
     def test_taid_moves_its_target_on_and_wants_to_be_told_how_far_training_is(self, model):
         lists = lists_over_corpus(SCORES_OF_ALL, NONE)
-        loss = StoredTargetsLoss(
-            model.eval(), [Term("taid", student_temperature=0.1)], documents=DOCUMENTS, lists=lists
-        )
+        loss = stored_loss(model.eval(), [Term("taid", student_temperature=0.1)], documents=DOCUMENTS, lists=lists)
         products = encoded(model, TEXTS) @ torch.from_numpy(DOCUMENTS).T
         with pytest.raises(UserError, match=r"^objective 'taid' needs t: how far training is"):
             loss([features(model, TEXTS)], torch.arange(4))
@@ -194,7 +194,7 @@ class TestStoredTargets:
             assert found == pytest.approx(float(taid(products / 0.1, torch.from_numpy(SCORES_OF_ALL), t=t)), rel=1e-4)
         state = loss.objective_state()
         assert state["0"]["t"] == 1.0
-        other = StoredTargetsLoss(model, [Term("taid")], documents=DOCUMENTS, lists=lists)
+        other = stored_loss(model, [Term("taid")], documents=DOCUMENTS, lists=lists)
         other.load_objective_state(state)
         assert other.objective_state() == state
 
@@ -207,28 +207,30 @@ class TestStoredTargets:
         ],
     )
     def test_embeddings_are_the_pure_objective_of_the_stored_rows(self, model, name, pure):
-        loss = StoredTargetsLoss(model, [Term(name)], embeddings=DOCUMENTS)
+        loss = stored_loss(model, [Term(name)], embeddings=DOCUMENTS)
         found = loss([features(model, [TEXTS[row] for row in ROWS])], torch.tensor(ROWS))
         expected = pure(encoded(model, [TEXTS[row] for row in ROWS]), torch.from_numpy(DOCUMENTS[ROWS]))
         assert total(found) == pytest.approx(float(expected), rel=1e-4)
 
     def test_every_embedding_objective_is_one_that_terms_know(self, model):
         model.similarity_fn_name = "dot"
+        classes = pseudo_classes(np.tile(DOCUMENTS, (3, 1)) + NOISE, np.repeat([0, 1], [8, 7]), 2)
         for name in EMBEDDING_OBJECTIVES:
-            found = StoredTargetsLoss(model, [Term(name)], embeddings=DOCUMENTS)(
-                [features(model, TEXTS)], torch.arange(4)
-            )
-            assert torch.isfinite(found[name])
+            teacher = TeacherVectors(DOCUMENTS, classes)
+            loss = DistillationLoss(model, [Term(name)], StoredVectorScorer(cosine=False), None, teacher)
+            parts = loss([features(model, TEXTS)], torch.arange(4))
+            assert torch.isfinite(parts[name])
+            model.zero_grad()
+            parts[name].backward()
+            assert sum(float(one.grad.abs().sum()) for one in model.parameters() if one.grad is not None) > 0
 
     def test_terms_of_one_name_are_added_up(self, model):
         lists = Lists(PLACES, SCORES, NONE, NONE)
-        both = StoredTargetsLoss(model.eval(), [KL, Term("kl", 3.0)], documents=DOCUMENTS, lists=lists)
+        both = stored_loss(model.eval(), [KL, Term("kl", 3.0)], documents=DOCUMENTS, lists=lists)
         found = total(both([features(model, TEXTS)], torch.arange(4)))
         alone = [
             total(
-                StoredTargetsLoss(model, [one], documents=DOCUMENTS, lists=lists)(
-                    [features(model, TEXTS)], torch.arange(4)
-                )
+                stored_loss(model, [one], documents=DOCUMENTS, lists=lists)([features(model, TEXTS)], torch.arange(4))
             )
             for one in both.terms
         ]
@@ -238,28 +240,28 @@ class TestStoredTargets:
         stored = DOCUMENTS[:4]
         lists = Lists(PLACES, SCORES, NONE, NONE)
         parts = [Term("leaf", 0.5), Term("kl", 2.0)]
-        found = StoredTargetsLoss(model, parts, embeddings=stored, documents=DOCUMENTS, lists=lists)(
+        found = stored_loss(model, parts, embeddings=stored, documents=DOCUMENTS, lists=lists)(
             [features(model, TEXTS)], torch.arange(4)
         )
         for term in parts:
-            alone = StoredTargetsLoss(model, [Term(term.name)], embeddings=stored, documents=DOCUMENTS, lists=lists)
+            alone = stored_loss(model, [Term(term.name)], embeddings=stored, documents=DOCUMENTS, lists=lists)
             single = alone([features(model, TEXTS)], torch.arange(4))
             assert float(found[term.name]) == pytest.approx(term.weight * float(single[term.name]), rel=1e-5)
 
     def test_what_an_objective_lacks_is_said_before_training(self, model):
         with pytest.raises(UserError, match=r"^objective 'kl' needs candidates with teacher scores and stored doc"):
-            StoredTargetsLoss(model, [KL])
+            stored_loss(model, [KL])
         with pytest.raises(UserError, match=r"^objective 'leaf' needs a dense teacher, whose embeddings it aligns to"):
-            StoredTargetsLoss(model, [Term("leaf")], documents=DOCUMENTS)
+            stored_loss(model, [Term("leaf")], documents=DOCUMENTS)
 
         with pytest.raises(UserError, match=r"^objective 'nd' shapes lengths, and a cosine student has none"):
-            StoredTargetsLoss(model, [Term("nd")], embeddings=DOCUMENTS)
+            stored_loss(model, [Term("nd")], embeddings=DOCUMENTS)
         wide = lists_over_corpus(np.zeros((4, 2000), dtype="f4"), NONE)
         with pytest.raises(UserError, match=r"^lists of 2000 candidates; objectives over pairs take at most 1024"):
-            StoredTargetsLoss(model, [Term("ranknet")], documents=DOCUMENTS, lists=wide)
+            stored_loss(model, [Term("ranknet")], documents=DOCUMENTS, lists=wide)
 
     def test_its_settings_stand_in_the_model_card(self, model):
-        assert StoredTargetsLoss(model, [Term("leaf")], embeddings=DOCUMENTS).get_config_dict()["terms"][0] == {
+        assert stored_loss(model, [Term("leaf")], embeddings=DOCUMENTS).get_config_dict()["terms"][0] == {
             "name": "leaf",
             "weight": 1.0,
             "student_temperature": 0.05,
@@ -276,39 +278,40 @@ class TestUnusableLists:
     )
 
     def test_they_are_counted_by_reason(self):
-        assert unusable_counts(self.LISTS) == {"usable": 1, "single": 1, "not finite": 0, "flat": 2, "saturated": 1}
+        assert self.LISTS.usable() == {"usable": 1, "single": 1, "not finite": 0, "flat": 2, "saturated": 1}
 
     def test_a_hidden_source_is_no_candidate(self):
         hidden = Lists(self.LISTS.documents[2:3], np.array([[1, 2, 0, 0]], dtype="f4"), np.array([1]), np.array([1]))
-        assert unusable_counts(hidden)["single"] == 1
+        assert hidden.usable()["single"] == 1
 
     def test_they_are_told_and_kept_before_training(self, model, capsys):
         set_quiet(False)
-        loss = StoredTargetsLoss(model, [KL], documents=DOCUMENTS, lists=self.LISTS)
+        loss = stored_loss(model, [KL], documents=DOCUMENTS, lists=self.LISTS)
         assert "left out: 2 lists with equal scores, 1 lists with a tied top" in capsys.readouterr().err
         assert loss.left_out == {"single": 1, "not finite": 0, "flat": 2, "saturated": 1}
 
     def test_a_control_without_a_teacher_does_not_mind(self, model):
         lists = Lists(self.LISTS.documents, self.LISTS.scores, self.LISTS.hidden, np.zeros(5, dtype=np.int64))
-        assert StoredTargetsLoss(model, [Term("contrastive")], documents=DOCUMENTS, lists=lists).left_out == {}
+        assert stored_loss(model, [Term("contrastive")], documents=DOCUMENTS, lists=lists).left_out == {}
 
     def test_a_control_without_a_positive_is_refused(self, model):
         for name in ("contrastive", "in-batch"):
             wanted = rf"^objective '{name}' needs texts with a document of their own: take texts.titles"
             with pytest.raises(UserError, match=wanted):
-                StoredTargetsLoss(model, [Term(name)], documents=DOCUMENTS, lists=self.LISTS)
+                stored_loss(model, [Term(name)], documents=DOCUMENTS, lists=self.LISTS)
             with pytest.raises(UserError, match=wanted):
-                GroupsLoss(model, [Term(name)], SCORES, PLACES >= 0, NONE, PLACES)
+                groups_loss(model, [Term(name)], SCORES, PLACES >= 0, NONE, PLACES)
 
     def test_nothing_but_such_lists_is_refused(self, model):
-        flat = Lists(*(part[1:4] for part in vars(self.LISTS).values()))
+        whole = self.LISTS
+        flat = Lists(*(part[1:4] for part in (whole.documents, whole.scores, whole.hidden, whole.positives)))
         with pytest.raises(
             UserError,
             match=r"^no list teaches anything: 1 with fewer than two candidates; 2 lists with equal scores. M",
         ):
-            StoredTargetsLoss(model, [KL], documents=DOCUMENTS, lists=flat)
+            stored_loss(model, [KL], documents=DOCUMENTS, lists=flat)
         with pytest.raises(UserError, match=r"^no list teaches anything: 0 with fewer"):
-            GroupsLoss(model, [KL], np.ones((2, 3), dtype="f4"), np.ones((2, 3), dtype=bool), NONE[:2])
+            groups_loss(model, [KL], np.ones((2, 3), dtype="f4"), np.ones((2, 3), dtype=bool), NONE[:2])
 
 
 class TestGroups:
@@ -317,7 +320,7 @@ class TestGroups:
 
     def test_it_is_the_pure_objective_of_what_the_student_encodes(self, model):
         scores = SCORES[:2, :2]
-        loss = GroupsLoss(model, [KL], scores, self.MASK, np.array([-1, -1]))
+        loss = groups_loss(model, [KL], scores, self.MASK, np.array([-1, -1]))
         columns = self.COLUMNS[0].values()
         found = loss([features(model, texts) for texts in columns], torch.tensor([0, 1]))
         queries, *sides = (encoded(model, texts) for texts in columns)
@@ -327,37 +330,35 @@ class TestGroups:
 
     def test_labels_choose_the_rows(self, model):
         scores = SCORES[:2, :2]
-        loss = GroupsLoss(model, [KL], scores, np.ones((2, 2), dtype=bool), np.array([-1, -1]))
+        loss = groups_loss(model, [KL], scores, np.ones((2, 2), dtype=bool), np.array([-1, -1]))
         texts = [["star"], ["bread"], ["chord"]]
         found = [total(loss([features(model, side) for side in texts], torch.tensor([row]))) for row in (0, 1)]
-        other = GroupsLoss(model, [KL], scores[::-1].copy(), np.ones((2, 2), dtype=bool), np.array([-1, -1]))
+        other = groups_loss(model, [KL], scores[::-1].copy(), np.ones((2, 2), dtype=bool), np.array([-1, -1]))
         assert found[0] == pytest.approx(
             total(other([features(model, side) for side in texts], torch.tensor([1]))), rel=1e-5
         )
         assert found[0] != pytest.approx(found[1], rel=1e-3)
 
     def test_gradients_reach_both_sides(self, model):
-        loss = GroupsLoss(model, [KL], SCORES[:1, :2], np.ones((1, 2), dtype=bool), np.array([-1]))
+        loss = groups_loss(model, [KL], SCORES[:1, :2], np.ones((1, 2), dtype=bool), np.array([-1]))
         vectors = [torch.randn(1, 32, requires_grad=True) for _ in range(3)]
         sum(loss.compute_loss_from_embeddings(vectors, torch.tensor([0])).values()).backward()
         assert all(float(vector.grad.abs().sum()) > 0 for vector in vectors)
 
     def test_in_batch_takes_the_groups_own_documents(self, model):
         documents = np.array([[4, 7], [7, 9]])
-        loss = GroupsLoss(model, [Term("in-batch")], SCORES[:2, :2], self.MASK, np.array([1, 0]), documents)
+        loss = groups_loss(model, [Term("in-batch")], SCORES[:2, :2], self.MASK, np.array([1, 0]), documents)
         vectors = torch.nn.functional.normalize(
             torch.randn(3, 2, 32, generator=torch.Generator().manual_seed(0)), dim=2
         )
         found = loss.compute_loss_from_embeddings(list(vectors), torch.arange(2))
         assert total(found) == 0  # both own document 7: there is no negative left
         documents[1, 0] = 8
-        loss = GroupsLoss(model, [Term("in-batch")], SCORES[:2, :2], self.MASK, np.array([1, 0]), documents)
+        loss = groups_loss(model, [Term("in-batch")], SCORES[:2, :2], self.MASK, np.array([1, 0]), documents)
         own = torch.stack([vectors[2, 0], vectors[1, 1]])
         expected = in_batch_contrastive(vectors[0] @ own.T)
         found = loss.compute_loss_from_embeddings(list(vectors), torch.arange(2))
         assert total(found) == pytest.approx(float(expected), rel=1e-5)
-        with pytest.raises(UserError, match=r"^objective 'in-batch' needs the groups' corpus positions"):
-            GroupsLoss(model, [Term("in-batch")], SCORES[:2, :2], self.MASK, np.array([1, 0]))
 
     def test_in_batch_margins_are_those_of_the_teachers_scores_of_the_corpus(self, model):
         term = Term("in-batch-margin-mse", student_temperature=0.5, teacher_temperature=2.0)
@@ -365,8 +366,9 @@ class TestGroups:
         lists = Lists(None, teacher, np.array([-1, -1, 4]), np.array([7, 9, 4]))
         texts, documents = np.array([2, 0]), np.array([[5, 4], [7, 5]])  # document 4 is hidden from text 2
         positives, mask = np.array([0, 0]), np.array([[True, True], [True, False]])
-        groups = Groups(texts, np.where(mask, documents, -1), SCORES[:2, :2], positives, lists)
-        loss = GroupsLoss(model, [term], SCORES[:2, :2], mask, positives, groups.documents, corpus=groups)
+        own = documents[[0, 1], positives]
+        drawn = Lists(np.where(mask, documents, -1), SCORES[:2, :2], np.full(2, -1), own, texts, lists)
+        loss = DistillationLoss(model, [term], VectorScorer(cosine=True), drawn)
         generator = torch.Generator().manual_seed(0)
         vectors = torch.nn.functional.normalize(torch.randn(3, 2, 32, generator=generator), dim=2)
         found = total(loss.compute_loss_from_embeddings(list(vectors), torch.arange(2)))
@@ -386,12 +388,12 @@ class TestGroups:
 
     def test_without_the_teacher_on_the_corpus_they_are_refused(self, model):
         documents = np.array([[4, 7], [8, 9]])
-        loss = GroupsLoss(model, [Term("in-batch-margin-mse")], SCORES[:2, :2], self.MASK, np.array([1, 0]), documents)
-        with pytest.raises(UserError, match=r"^objective 'in-batch-margin-mse' needs batch_"):
-            loss.compute_loss_from_embeddings(list(torch.randn(3, 2, 32)), torch.arange(2))
+        term = Term("in-batch-margin-mse")
+        with pytest.raises(UserError, match=r"^objective 'in-batch-margin-mse' needs .* candidates.depth: all"):
+            groups_loss(model, [term], SCORES[:2, :2], self.MASK, np.array([1, 0]), documents)
 
     def test_lwf_and_taid_work_on_both_towers(self, model):
-        loss = GroupsLoss(
+        loss = groups_loss(
             model.eval(), [Term("lwf"), Term("taid")], SCORES[:1, :2], np.ones((1, 2), dtype=bool), np.array([-1])
         )
         loss.progress = 0.0
@@ -407,4 +409,4 @@ class TestGroups:
         with pytest.raises(
             UserError, match=r"^objective 'leaf' aligns single texts; use it in a stage with train: que"
         ):
-            GroupsLoss(model, [Term("leaf")], SCORES, PLACES >= 0, NONE)
+            groups_loss(model, [Term("leaf")], SCORES, PLACES >= 0, NONE)

@@ -1,16 +1,16 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from losses import stored_loss
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.training.lists import lists_over_corpus
-from retrodistill.training.losses import StoredTargetsLoss
-from retrodistill.training.objective_state import STATE_FILE, objective_keeper
-from retrodistill.training.terms import Term
+from retrodistill.training.loss import STATE_FILE, Term, objective_keeper
 from retrodistill.training.trainer import text_dataset
 
 TEXTS = ["star planet", "violin chord", "bread cheese", "judge jury", "wave coral", "heart valve", "piano", "court"]
@@ -24,7 +24,7 @@ def taught(folder, place, name="taid", resume=None):
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 
     model = load_bi_encoder(folder)
-    loss = StoredTargetsLoss(model, [Term(name, student_temperature=0.2)], documents=DOCUMENTS, lists=LISTS)
+    loss = stored_loss(model, [Term(name, student_temperature=0.2)], documents=DOCUMENTS, lists=LISTS)
     arguments = SentenceTransformerTrainingArguments(
         str(place), max_steps=6, per_device_train_batch_size=4, save_steps=2, save_strategy="steps", report_to="none",
         disable_tqdm=True, use_cpu=True, learning_rate=1e-3,
@@ -67,6 +67,20 @@ class TestKeeping:
         assert not list((tmp_path / "work").glob(f"*/{STATE_FILE}"))
         assert loss.progress == pytest.approx(5 / 6)
 
-    def test_other_losses_are_left_alone(self):
-        keeper = objective_keeper(torch.nn.Linear(2, 2))
-        keeper.on_step_begin(None, type("State", (), {"global_step": 0, "max_steps": 3}), None)
+    def test_other_losses_are_left_alone_beside_ours(self, tiny_model, tmp_path):
+        model = load_bi_encoder(tiny_model)
+        ours = stored_loss(model, [Term("taid")], documents=DOCUMENTS, lists=LISTS)
+        other = torch.nn.Linear(2, 2)
+        keeper = objective_keeper(torch.nn.ModuleList([other, ours]))
+        state = SimpleNamespace(global_step=1, max_steps=4)
+        arguments = SimpleNamespace(output_dir=str(tmp_path))
+        keeper.on_step_begin(arguments, state, None)
+        keeper.on_save(arguments, state, None)
+        assert ours.progress == 0.25
+        assert not hasattr(other, "progress")
+        assert not (tmp_path / "checkpoint-1").exists()  # no schedule has begun
+        ours.load_objective_state({"0": {"t": 0.5}})
+        (tmp_path / "checkpoint-1").mkdir()
+        keeper.on_save(arguments, state, None)
+        saved = json.loads((tmp_path / "checkpoint-1" / STATE_FILE).read_text())["losses"]
+        assert [one["0"]["t"] for one in saved] == [0.5]  # one entry: the other loss has none

@@ -6,9 +6,9 @@ from sentence_transformers.util import maxsim
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.loading import load_cross_encoder
 from retrodistill.students.cross_encoder import CrossEncoderStudent
-from retrodistill.students.multi_vector_training import TokenBatch, TokenScorer, max_sim
+from retrodistill.students.multi_vector_training import TokenScorer, max_sim
 from retrodistill.students.pair_training import PairScorer
-from retrodistill.training.scorers import VectorScorer
+from retrodistill.training.scorers import TokenBatch, VectorScorer
 
 
 def tokens(seed, batch, longest, width=4):
@@ -90,7 +90,7 @@ class TestPairs:
         model = load_cross_encoder(tiny_cross_encoder).eval()
         columns = [["star", "judge"], ["a comet", "the jury"], ["bread", "a whale"]]
         scorer = PairScorer()
-        found = scorer.lists(scorer.encode(model, columns)).detach().numpy()
+        found = scorer.lists(scorer.encode(model, columns, np.arange(2))).detach().numpy()
         student = CrossEncoderStudent(model, "cross-encoder:student")
         for place in (0, 1):
             expected = student.score(list(zip(columns[0], columns[1 + place], strict=True)))

@@ -13,8 +13,9 @@ from retrodistill.encoders import load_encoder
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.vectors import exact_search
 from retrodistill.training.lists import lists_over_corpus
-from retrodistill.training.losses import StoredTargetsLoss, Term
+from retrodistill.training.loss import DistillationLoss, TeacherVectors, Term
 from retrodistill.training.monitors import HeldOutMonitor
+from retrodistill.training.scorers import StoredVectorScorer
 from retrodistill.training.settings import TrainingSettings
 from retrodistill.training.trainer import remove_checkpoints, text_dataset, train
 
@@ -29,7 +30,7 @@ def aligned(folder, texts, targets, place, settings=SETTINGS, **options):
     """Align a copy of the model in `folder` to some vectors."""
     model = load_bi_encoder(folder)
     dataset = text_dataset({"text": texts}, range(len(texts)))
-    loss = StoredTargetsLoss(model, [Term("leaf")], embeddings=targets)
+    loss = DistillationLoss(model, [Term("leaf")], StoredVectorScorer(True), None, TeacherVectors(targets))
     return model, train(model, loss, dataset, settings, Path(place), **options)
 
 
@@ -52,7 +53,9 @@ class TestLearning:
         documents -= documents.mean(axis=0)
         scores = teacher.encode(queries, "query") @ documents.T
         lists = lists_over_corpus(scores / scores.std(), np.full(len(queries), -1))
-        loss = StoredTargetsLoss(model, [Term("kl", student_temperature=0.2)], documents=documents, lists=lists)
+        loss = DistillationLoss(
+            model, [Term("kl", student_temperature=0.2)], StoredVectorScorer(True, documents), lists
+        )
         monitor = HeldOutMonitor(student, queries, np.argsort(-scores, axis=1)[:, :10], lambda: documents)
         settings = TrainingSettings(epochs=30, batch_size=16, learning_rate=0.1)
         dataset = text_dataset({"text": queries}, range(len(queries)))
@@ -77,14 +80,14 @@ class TestLearning:
 
     def test_the_models_prompts_are_applied_in_training(self, tiny_model, texts, targets, tmp_path, monkeypatch):
         seen = []
-        forward = StoredTargetsLoss.forward
+        forward = DistillationLoss.forward
 
         def listening(self, sentence_features, labels):
             features = list(sentence_features)
             seen.extend(self.model.tokenizer.batch_decode(features[0]["input_ids"]))
             return forward(self, features, labels)
 
-        monkeypatch.setattr(StoredTargetsLoss, "forward", listening)
+        monkeypatch.setattr(DistillationLoss, "forward", listening)
         aligned(tiny_model, texts[:8], targets[:8], tmp_path / "work", prompts={"text": "all about "})
         assert seen
         assert all("all about" in text for text in seen)
@@ -143,23 +146,24 @@ from pathlib import Path
 import numpy as np
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.loading import load_bi_encoder
-from retrodistill.training.losses import StoredTargetsLoss, Term
+from retrodistill.training.loss import DistillationLoss, Term, TeacherVectors
+from retrodistill.training.scorers import StoredVectorScorer
 from retrodistill.training.settings import TrainingSettings
 from retrodistill.training.trainer import text_dataset, train
 
 folder, work, slow = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
 if slow:
     import time
-    whole = StoredTargetsLoss.forward
+    whole = DistillationLoss.forward
     def slowly(self, features, labels):
         time.sleep(slow)
         return whole(self, features, labels)
-    StoredTargetsLoss.forward = slowly
+    DistillationLoss.forward = slowly
 model = load_bi_encoder(folder)
 texts = [f"star planet {word}" for word in "heart artery bread cheese violin piano court judge wave coral".split()] * 4
 targets = np.random.default_rng(0).standard_normal((40, 32)).astype("f4")
 targets /= np.linalg.norm(targets, axis=1, keepdims=True)
-loss = StoredTargetsLoss(model, [Term("leaf")], embeddings=targets)
+loss = DistillationLoss(model, [Term("leaf")], StoredVectorScorer(True), None, TeacherVectors(targets))
 settings = TrainingSettings(epochs=4, batch_size=4, learning_rate=1e-3)
 train(model, loss, text_dataset({"text": texts}, range(40)), settings, work)
 print(load_encoder(model).weights_digest)
@@ -198,6 +202,6 @@ class TestFullDisks:
             aligned(tiny_model, texts, targets, tmp_path / "work")
 
     def test_another_error_is_not_hidden(self, tiny_model, texts, targets, tmp_path, monkeypatch):
-        monkeypatch.setattr(StoredTargetsLoss, "forward", lambda *_: exact_search(None, None, 1))
+        monkeypatch.setattr(DistillationLoss, "forward", lambda *_: exact_search(None, None, 1))
         with pytest.raises((TypeError, AttributeError)):
             aligned(tiny_model, texts, targets, tmp_path / "work")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from losses import groups_loss, stored_loss
 from torch.nn.functional import normalize
 
 from retrodistill.core.errors import UserError
@@ -20,12 +21,11 @@ from retrodistill.students.dense_training import loss_of_variants
 from retrodistill.students.multi_vector import multi_vector_student
 from retrodistill.students.multi_vector_training import TokenScorer
 from retrodistill.students.registry import as_student
-from retrodistill.students.sparse_training import own_tokens_term
+from retrodistill.students.sparse_training import TermScorer
 from retrodistill.students.stages import run_stage
-from retrodistill.students.vdr import own_token_queries
-from retrodistill.training.losses import GroupsLoss, StoredTargetsLoss
+from retrodistill.students.vdr import own_token_queries, vocabulary_pooling
+from retrodistill.training.loss import DistillationLoss, Term
 from retrodistill.training.settings import StageSettings
-from retrodistill.training.terms import Term
 from retrodistill.training.training_data import TrainingData
 
 TEXTS = ["what star planet", "violin chord and melody", "bread", "judge"]
@@ -88,7 +88,7 @@ class TestMatryoshka:
     def test_without_any_the_loss_is_the_plain_one(self, tiny_model):
         encoder = load_encoder(f"dense:{tiny_model}")
         loss = loss_of_variants(encoder, StageSettings(objectives="leaf"), lambda *_: _leaf(encoder))
-        assert isinstance(loss, StoredTargetsLoss)
+        assert isinstance(loss, DistillationLoss)
 
     def test_more_dimensions_than_there_are(self, trained, tiny_model):
         with pytest.raises(UserError, match=r"^truncation to 64 dimensions: the vectors have 32"):
@@ -96,7 +96,7 @@ class TestMatryoshka:
 
 
 def _leaf(encoder):
-    return StoredTargetsLoss(encoder.model, [Term("leaf")], embeddings=np.zeros((4, encoder.dimension), "f4"))
+    return stored_loss(encoder.model, [Term("leaf")], embeddings=np.zeros((4, encoder.dimension), "f4"))
 
 
 class TestExits:
@@ -130,7 +130,7 @@ class TestExits:
         given = (np.eye(4, 2, dtype="f4"), np.ones((4, 2), bool), np.zeros(4, int), np.tile(np.arange(2), (4, 1)))
 
         def make(cut, alone):
-            return GroupsLoss(model, [Term("kl"), Term("lwf")], *given, alone=alone)
+            return groups_loss(model, [Term("kl"), Term("lwf")], *given, alone=alone)
 
         loss = loss_of_variants(as_student(model), chosen.stages[0], make)
         with torch.no_grad():
@@ -173,38 +173,33 @@ class TestOwnTokens:
         scores, columns = np.eye(4, 2, dtype="f4"), [TEXTS, TEXTS[::-1], TEXTS[1:] + TEXTS[:1]]
         terms = [Term("kl", student_temperature=1.0)]
         given = (scores, np.ones((4, 2), bool), np.zeros(4, int))
-        loss = GroupsLoss(model, terms, *given, own_tokens=own_tokens_term(model, 2.0))
+        scorer = TermScorer(cosine=False, own_tokens=2.0, pooling=vocabulary_pooling(model))
+        loss = groups_loss(model, terms, *given, scorer=scorer)
         parts = loss([model.preprocess(column) for column in columns], torch.arange(4))
         student = as_student(model)
         documents = [torch.from_numpy(student.encode(column, "document").toarray()) for column in columns[1:]]
         light = SparseTextEncoder(own_token_queries(model), "sparse:light")  # what is measured beside the student
         query = torch.from_numpy(light.encode(TEXTS, "query").toarray())
         assert set(query.unique().tolist()) == {0.0, 1.0}
-        expected = terms[0].on_lists(
-            torch.stack([(query * one).sum(dim=1) for one in documents], dim=1),
-            torch.from_numpy(scores), torch.ones(4, 2, dtype=torch.bool), torch.zeros(4, dtype=torch.int64),
-        )  # fmt: skip
+        products = torch.stack([(query * one).sum(dim=1) for one in documents], dim=1)
+        mask = torch.ones(4, 2, dtype=torch.bool)
+        expected = terms[0].value({"scores": products, "targets": torch.from_numpy(scores), "mask": mask})
         torch.testing.assert_close(parts["kl@own-query"], expected, atol=1e-4, rtol=1e-4)
 
     def test_another_head_is_refused(self, tiny_model, data):
-        model = build_student(settings(f"sparse:{tiny_model}", {"objectives": "kl", "train": "both_encoders"}), data)
+        stage = {"objectives": "kl", "train": "both_encoders", **LISTS}
+        model = build_student(settings(f"sparse:{tiny_model}", stage), data)
+        asking = StageSettings.model_validate({**stage, "own_tokens": 1.0})
         with pytest.raises(UserError, match=r"^own_tokens is for sparse students of head: vdr"):
-            own_tokens_term(model, 1.0)
+            run_stage(model, asking, data, data.folder / "work", "training")
 
 
 class TestClusters:
     def test_the_start_that_a_clustered_student_is_compared_with_has_none(self, tiny, tiny_model):
         model = with_clusters(multi_vector_student(tiny_model, tiny.documents.texts, dimension=16), "C2x3").eval()
         scores = np.eye(4, 2, dtype="f4")
-        loss = GroupsLoss(
-            model,
-            [Term("lwf", student_temperature=0.1)],
-            scores,
-            np.ones((4, 2), bool),
-            np.zeros(4, int),
-            scorer=TokenScorer(),
-            start=without_clusters(model),
-        )
+        terms = [Term("lwf", student_temperature=0.1)]
+        loss = groups_loss(model, terms, scores, np.ones((4, 2), bool), np.zeros(4, int), scorer=TokenScorer())
         assert not any(isinstance(module, TokenClusters) for module in loss.start)
         columns = [TEXTS, TEXTS[::-1], TEXTS[1:] + TEXTS[:1]]
         given = [model.preprocess(text, task="document" if place else "query") for place, text in enumerate(columns)]

@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from retrodistill.core.errors import UserError
 from retrodistill.training.curricula import topic_batches
-from retrodistill.training.groups import Groups, require_groups
-from retrodistill.training.losses import GroupsLoss, OwnTokens, Regularize
+from retrodistill.training.lists import Lists, columns_of, draw_groups, require_lists
+from retrodistill.training.loss import DistillationLoss, TeacherVectors
 from retrodistill.training.monitors import Monitored, RankMonitor
 from retrodistill.training.prepared import Prepared, training_rows
-from retrodistill.training.scorers import Scorer
+from retrodistill.training.scorers import Scorer, TokenBatch
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.trainer import History, Monitor, text_dataset, train
 from retrodistill.training.training_data import TrainingData
@@ -53,17 +53,11 @@ class BothEncoders:
     Attributes:
         scorer: Scores lists.
         loss_of: Wraps the loss, which it makes by ``make(dimensions, alone)``, for exits and truncations.
-        start: The model that ``lwf`` compares with; the student's own where None.
-        regularize: Terms on what the model encodes, by name.
-        own_tokens: Objectives on scores of which one side is its own tokens (VDR).
         watch: Makes a monitor of held-out queries, documents and (queries, n) places of the teacher's best documents.
     """
 
     scorer: Scorer
-    loss_of: Callable[[Callable[[int, bool], GroupsLoss]], nn.Module] = lambda make: make(0, True)
-    start: Any = None
-    regularize: Regularize | None = None
-    own_tokens: OwnTokens | None = None
+    loss_of: Callable[[Callable[[int, bool], DistillationLoss]], nn.Module] = lambda make: make(0, True)
     watch: Callable[[Sequence[str], Sequence[str], np.ndarray], Monitored] | None = None
 
 
@@ -74,28 +68,17 @@ def train_both(run: StageRun, both: BothEncoders) -> History:
         UserError: No list objective, or nothing to learn from.
     """
     student, stage, data, prepared = run[:4]
-    every = draw_groups(run)
-    groups = require_groups(every.of(training_rows(prepared, stage)))
+    drawn = drawn_groups(run)
+    groups = require_lists(drawn.of_texts(training_rows(prepared, stage)))
+    teacher = TeacherVectors(tokens=token_teacher(run) if stage.sees_tokens else None)
 
-    def make(cut: int, alone: bool) -> GroupsLoss:
-        return GroupsLoss(
-            student.model,
-            prepared.terms,
-            groups.scores,
-            groups.mask,
-            groups.positives,
-            groups.documents,
-            scorer=both.scorer,
-            corpus=groups,
-            regularize=both.regularize,
-            own_tokens=both.own_tokens,
-            start=both.start,
-            alone=alone,
-        )
+    def make(cut: int, alone: bool) -> DistillationLoss:
+        return DistillationLoss(student.model, prepared.terms, both.scorer, groups, teacher, alone=alone)
 
     loss = both.loss_of(make)
-    monitor = _monitor(run, both, every.of(prepared.held_out, times=1))
-    return fit(run, loss, _columns(groups, data, prepared), groups.rows, range(len(groups)), monitor)
+    monitor = _monitor(run, both, drawn.of_texts(prepared.held_out, times=1))
+    columns = columns_of(groups, prepared.texts.texts.texts, data.collection.documents.texts)
+    return fit(run, loss, columns, groups.text_rows, range(len(groups)), monitor)
 
 
 def fit(
@@ -132,7 +115,7 @@ def fit(
     )
 
 
-def draw_groups(run: StageRun) -> Groups:
+def drawn_groups(run: StageRun) -> Lists:
     """Groups of documents from the stage's lists.
 
     Raises:
@@ -140,37 +123,60 @@ def draw_groups(run: StageRun) -> Groups:
     """
     if run.prepared.lists is None:
         raise UserError(f"a stage with train: {run.stage.train} needs a list objective.")
-    return Groups.draw(run.prepared.lists, run.stage.groups, run.data.seed)
+    return draw_groups(run.prepared.lists, run.stage.groups, run.data.seed)
 
 
-def _columns(groups: Groups, data: TrainingData, prepared: Prepared) -> dict[str, list[str]]:
-    """Texts of the columns; a masked place holds the empty text, which the loss never counts."""
-    queries, documents = prepared.texts.texts.texts, data.collection.documents.texts
-    columns = {"query": [queries[row] for row in groups.rows]}
-    for place, column in enumerate(groups.documents.T):
-        columns[f"document_{place + 1}"] = [documents[row] if row >= 0 else "" for row in column]
-    return columns
+def token_teacher(run: StageRun) -> Callable[[dict[str, Tensor], int], TokenBatch]:
+    """Token vectors by the teacher's multi-vector encoder, from the tokens that the student read.
+
+    Raises:
+        UserError: The teacher has none, or its tokenizer is another than the student's.
+    """
+    student, name = run.student, run.data.teacher.name
+    members = getattr(run.data.teacher, "members", None) or [run.data.teacher]
+    encoders = (getattr(member, "queries", None) for member in members)
+    teacher: Any = next((one for one in encoders if one is not None and one.kind == "multi-vector"), None)
+    if teacher is None:
+        raise UserError(
+            f"objective 'token-relations' needs a multi-vector teacher, and {name} is not; set the teacher to "
+            "multi-vector:NAME."
+        )
+    if teacher.model.tokenizer.get_vocab() != student.model.tokenizer.get_vocab():
+        raise UserError(
+            f"objective 'token-relations' compares the same tokens: {teacher.name} has another tokenizer than the "
+            "student; start the student from a model with the teacher's tokenizer."
+        )
+    model = teacher.model.eval().requires_grad_(False)
+
+    def tokens(features: dict[str, Tensor], place: int) -> TokenBatch:
+        out = model(features, task=features.get("task", "document" if place else "query"))
+        return TokenBatch(out["token_embeddings"], out["attention_mask"].bool())
+
+    return tokens
 
 
-def _monitor(run: StageRun, both: BothEncoders, held_out: Groups) -> RankMonitor | None:
+def _monitor(run: StageRun, both: BothEncoders, held_out: Lists) -> RankMonitor | None:
     """Agreement within held-out groups, and what the kind watches besides."""
     if len(held_out) < 2:
         return None
     student, prepared, scorer = run.student, run.prepared, both.scorer
-    shown = held_out.of(held_out.rows[:_LOOKED_AT], times=1)
-    columns = list(_columns(shown, run.data, prepared).values())
+    shown = held_out.of_texts(held_out.text_rows[:_LOOKED_AT], times=1)
+    texts, documents = prepared.texts.texts.texts, run.data.collection.documents.texts
+    columns = list(columns_of(shown, texts, documents).values())
+    batch = shown.batch(np.arange(len(shown)), student.model.device)
     teacher = np.where(shown.mask, shown.scores, -np.inf)
     ranked = np.argsort(-teacher, axis=1, kind="stable")
     ranked = np.where(np.take_along_axis(shown.mask, ranked, axis=1), ranked, -1)
 
     def scores() -> np.ndarray:
         with evaluating(student.model), torch.no_grad():
-            predicted = scorer.lists(scorer.encode(student.model, scorer.features(student, columns)))
+            features = scorer.features(student, columns)
+            predicted = scorer.lists(scorer.encode(student.model, features, shown.text_rows), batch)
         return np.where(shown.mask, predicted.float().cpu().numpy(), -np.inf)
 
     watch = None
     if both.watch is not None:
-        queries = [prepared.texts.texts.texts[row] for row in prepared.held_out]
+        queries = [texts[row] for row in prepared.held_out]
         documents = sorted({text for column in columns[1:3] for text in column if text})
         watch = both.watch(queries, documents, ranked)
     return RankMonitor(scores, ranked, watch)

@@ -1,0 +1,428 @@
+"""The loss: a weighted sum of objectives on the scores that a student's scorer gives, for every kind of student."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from retrodistill import objectives as pure
+from retrodistill.core.distributed import is_main, processes
+from retrodistill.core.errors import UserError
+from retrodistill.core.files import read_json, write_json
+from retrodistill.core.progress import log
+from retrodistill.objectives.pairwise import check_width
+from retrodistill.objectives.registry import INPUTS, Objective, get_objective
+from retrodistill.training.lists import ListBatch, Lists
+from retrodistill.training.scorers import Scorer, TokenBatch
+
+STATE_FILE = "objectives.json"
+_OF_LISTS = {"scores", "targets", "labels", "mask", "positives"}
+_BY_STUDENT_TEMPERATURE = ("scores", "start_scores", "own_scores", "batch_scores")
+_BY_TEACHER_TEMPERATURE = ("targets", "batch_targets")
+_ADVICE = {"t": "how far training is; give the trainer an objective_keeper"}
+_REASONS = {
+    "not finite": "with scores that are not numbers",
+    "flat": "with equal scores",
+    "saturated": "with a tied top",
+}
+
+
+@dataclass(frozen=True)
+class Term:
+    """One weighted objective with its temperatures settled.
+
+    Attributes:
+        name: Its name in the registry.
+        weight: Its weight in the sum.
+        student_temperature: Student scores are divided by it.
+        teacher_temperature: Teacher scores are divided by it.
+    """
+
+    name: str
+    weight: float = 1.0
+    student_temperature: float = 0.05
+    teacher_temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        get_objective(self.name)  # refuses an unknown one
+
+    @property
+    def objective(self) -> Objective:
+        """What the term computes, and what it needs."""
+        return get_objective(self.name)
+
+    def value(self, inputs: Mapping[str, Any]) -> Tensor:
+        """The term, unweighted.
+
+        Args:
+            inputs: Keys of `retrodistill.objectives.registry.INPUTS`; scores without temperatures. Lists that teach
+                nothing (`retrodistill.objectives.usable_lists`) count nothing where the term reads teacher scores.
+
+        Raises:
+            UserError: An input is missing.
+        """
+        missing = next((name for name in self.objective.takes if inputs.get(name) is None), None)
+        if missing is not None:
+            raise UserError(f"objective {self.name!r} needs {missing}: {_ADVICE.get(missing, INPUTS[missing])}.")
+        return self.objective.function(*(self._input(name, inputs) for name in self.objective.takes))
+
+    def _input(self, name: str, inputs: Mapping[str, Any]) -> Any:
+        value = inputs[name]
+        if name in _BY_STUDENT_TEMPERATURE:
+            return value / self.student_temperature
+        if name in _BY_TEACHER_TEMPERATURE:
+            return value / self.teacher_temperature
+        if name == "mask" and self.objective.needs("targets", "labels"):
+            taught = inputs["targets"] if self.objective.needs("targets") else inputs["labels"]
+            return value & pure.usable_lists(taught, value)[0][:, None]
+        return value
+
+
+class TeacherVectors(NamedTuple):
+    """What objectives that see no scores compare a student with.
+
+    Attributes:
+        embeddings: (texts, d) teacher embeddings of the training texts.
+        classes: Pseudo-classes of these texts.
+        tokens: Token vectors by a multi-vector teacher of a column of a batch, from the student's tokens.
+    """
+
+    embeddings: np.ndarray | None = None
+    classes: pure.PseudoClasses | None = None
+    tokens: Callable[[dict[str, Tensor], int], TokenBatch] | None = None
+
+
+class DistillationLoss(nn.Module):
+    """Weighted terms of a batch, from a student's scores and a teacher's.
+
+    The trainer's labels are rows of the lists; of a stage without lists, rows of the texts.
+
+    Args:
+        model: The student.
+        terms: Objectives; their weighted sum is the loss.
+        scorer: Of the student's kind and of the part that is trained.
+        lists: Candidates and teacher scores, for objectives that see lists.
+        teacher: Embeddings, classes or tokens, for those that see these.
+        alone: False for one of several under a wrapper (exits, truncations): the first one reports the lists that teach
+            nothing and keeps the student of the stage's start.
+
+    Attributes:
+        terms: The objectives.
+        progress: Share of the training's steps that are done, from 0 to 1, as `objective_keeper` sets it; None before.
+        left_out: Number of lists that teach nothing, by reason; empty where no term reads the teacher's scores.
+        start: The student of the stage's start, where a term compares with it and the scorer keeps a whole model.
+
+    Raises:
+        UserError: An objective lacks what it learns from, or does not fit the student, or no list teaches anything.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        terms: Sequence[Term],
+        scorer: Scorer,
+        lists: Lists | None = None,
+        teacher: TeacherVectors = TeacherVectors(),  # noqa: B008 - immutable
+        *,
+        alone: bool = True,
+    ) -> None:
+        super().__init__()
+        self.model, self.terms, self.scorer = model, list(terms), scorer
+        self.progress: float | None = None
+        self.left_out: dict[str, int] = {}
+        self.start: Any = None
+        self._lists, self._teacher = lists, teacher
+        self._schedules: dict[int, pure.InterpolationSchedule] = {}
+        for term in terms:
+            _check(term, scorer, lists, teacher)
+        if alone and lists is not None and any(term.objective.reads_scores for term in terms):
+            self.left_out = _report(lists.usable())
+        if alone and self._needs("start_scores"):
+            self.start = scorer.keep_start(model)
+
+    def forward(
+        self, sentence_features: Iterable[Any], labels: Tensor, prompt: str | None = None, task: str | None = None
+    ) -> dict[str, Tensor]:
+        """Encode the columns and add up the terms.
+
+        Args:
+            sentence_features: Of each column; of a cross-encoder its texts.
+            labels: (batch,) integer rows of the lists, or of the texts.
+            prompt: What the trainer of cross-encoders passes; the model's own is read from it.
+            task: As `prompt`.
+        """
+        columns, rows = list(sentence_features), _rows(labels)
+        tokens = self._teacher_tokens(columns)
+        start = None
+        if self.start is not None:
+            self.start.eval()
+            with torch.no_grad():  # a model writes into the features that it is given
+                start = self.scorer.encode(self.start, _copied(columns), self._texts(rows))
+        views = self.scorer.views(columns)
+        encoded = self.scorer.encode(self.model, columns, self._texts(rows))
+        parts = self.compute_loss_from_embeddings(encoded, labels, start)
+        if tokens is not None:
+            parts |= self._token_terms(encoded, tokens, rows)
+        return parts | self._view_terms(views(encoded), rows) if views is not None else parts
+
+    def compute_loss_from_embeddings(
+        self, embeddings: Any, labels: Tensor, start_embeddings: Any = None
+    ) -> dict[str, Tensor]:
+        """Weighted terms by name; the trainer sums and logs them. Terms of one name are added up.
+
+        Args:
+            embeddings: What the scorer encodes the columns to; of single vectors one tensor (batch, d) a column.
+            labels: (batch,) integer rows of the lists, or of the texts.
+            start_embeddings: The same by the student of the stage's start, where it is a whole model.
+        """
+        rows, parts = _rows(labels), {}
+        encoded = self.scorer.prepared(embeddings)
+        start = None if start_embeddings is None else self.scorer.prepared(start_embeddings)
+        lists = self._lists is not None and any(term.objective.sees == "lists" for term in self.terms)
+        if lists:
+            batch = self._batch(rows)
+            inputs = self._inputs(encoded, batch, start)
+            parts = self._sum("lists", inputs)
+        if any(term.objective.sees == "embeddings" for term in self.terms):
+            parts |= self._sum("embeddings", self._embeddings(self.scorer.embeddings(encoded), rows))
+        if lists:
+            parts |= self.scorer.own_terms(embeddings, batch, self.progress)
+        return parts
+
+    def objective_state(self) -> dict[str, dict[str, float]]:
+        """What a checkpoint must keep for a resumed training: schedules by the place of their term, JSON-ready."""
+        return {str(place): schedule.state() for place, schedule in self._schedules.items()}
+
+    def load_objective_state(self, state: dict[str, dict[str, float]]) -> None:
+        """Take up where `objective_state` was written."""
+        self._schedules = {int(place): pure.InterpolationSchedule.from_state(values) for place, values in state.items()}
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The terms with their weights and temperatures, for the model card."""
+        return {"terms": [vars(term) for term in self.terms]}
+
+    def _needs(self, *inputs: str) -> bool:
+        return any(term.objective.needs(*inputs) for term in self.terms)
+
+    def _batch(self, rows: np.ndarray) -> ListBatch:
+        if self._lists is None:
+            raise UserError("list objectives need candidates with teacher scores.")
+        return self._lists.batch(rows, next(self.model.parameters()).device)
+
+    def _texts(self, rows: np.ndarray) -> np.ndarray:
+        return rows if self._lists is None else self._lists.text_rows[rows]
+
+    def _inputs(self, encoded: Any, batch: ListBatch, start: Any) -> dict[str, Any]:
+        """What the terms take of a batch's lists."""
+        scores = self.scorer.lists(encoded, batch)
+        inputs = {"scores": scores, **_taught(batch)}
+        if self._needs("start_scores") and (start is not None or self.start is None):
+            with torch.no_grad():
+                inputs["start_scores"] = self.scorer.start_lists(encoded if start is None else start, batch)
+        if self._needs("own_scores"):
+            own = torch.from_numpy(np.asarray(batch.own, dtype=np.int64)).to(scores.device)
+            inputs["own_scores"] = self.scorer.own_documents(encoded, batch)
+            inputs |= {"own_shared": own[:, None] == own[None, :], "own_known": own >= 0}
+        if self._needs("batch_scores") and self._lists is not None:
+            batch_scores, documents = self.scorer.batch_documents(encoded, batch, scores)
+            taught = self._lists.teacher_on(batch, documents)
+            if taught is not None:
+                inputs |= dict(zip(("batch_targets", "batch_mask"), taught, strict=True))
+                inputs |= {"batch_scores": batch_scores, **_own_places(documents, batch.own, taught[1])}
+        return inputs
+
+    def _embeddings(self, student: Tensor, rows: np.ndarray) -> dict[str, Any]:
+        """What the terms take of a batch's embeddings."""
+        stored: np.ndarray = self._teacher.embeddings[rows]  # type: ignore[index]
+        teacher = torch.from_numpy(np.ascontiguousarray(stored, dtype=np.float32)).to(student.device)
+        return {"student": student, "teacher": teacher, "classes": self._teacher.classes}
+
+    def _sum(self, sees: str, inputs: Mapping[str, Any], weight: float = 1.0, suffix: str = "") -> dict[str, Tensor]:
+        """Weighted terms that see something, by name."""
+        parts: dict[str, Tensor] = {}
+        for place, term in enumerate(self.terms):
+            if term.objective.sees != sees or (suffix and not set(term.objective.takes) <= _OF_LISTS):
+                continue
+            value = self._value(place, term, inputs)
+            value = weight * term.weight * value if suffix else term.weight * value
+            key = term.name + suffix
+            parts[key] = parts[key] + value if key in parts else value
+        return parts
+
+    def _value(self, place: int, term: Term, inputs: Mapping[str, Any]) -> Tensor:
+        """The term, unweighted; one with a schedule at the schedule's t, which then moves on."""
+        inputs = {**inputs, "student_temperature": term.student_temperature}
+        if not term.objective.needs("t") or self.progress is None:
+            return term.value(inputs)
+        schedule = self._schedules.setdefault(place, pure.InterpolationSchedule())
+        value = term.value({**inputs, "t": schedule.t})
+        if torch.is_grad_enabled():
+            loss = value.detach().clone()
+            if processes() > 1:  # one t for all
+                torch.distributed.all_reduce(loss)
+                loss = loss / processes()
+            schedule.update(float(loss), self.progress)
+        return value
+
+    def _view_terms(self, views: Sequence[tuple[str, float, Any]], rows: np.ndarray) -> dict[str, Tensor]:
+        """The list terms of other views of the batch, by name and view."""
+        parts: dict[str, Tensor] = {}
+        batch = self._batch(rows)
+        for name, weight, encoded in views:
+            inputs = {"scores": self.scorer.lists(encoded, batch), **_taught(batch)}
+            parts |= self._sum("lists", inputs, weight, f"@{name}")
+        return parts
+
+    def _teacher_tokens(self, columns: Sequence[Any]) -> list[TokenBatch] | None:
+        if self._teacher.tokens is None or not self._needs("teacher_tokens"):
+            return None
+        with torch.no_grad():
+            return [self._teacher.tokens(column, place) for place, column in enumerate(_copied(columns))]
+
+    def _token_terms(self, encoded: Sequence[TokenBatch], tokens: list[TokenBatch], rows: np.ndarray) -> dict[str, Any]:
+        """Token terms, the mean over the columns; a padded place of a list counts nothing."""
+        there = self._batch(rows).mask
+        sides = [torch.ones_like(there[:, 0]), *there.T]
+        parts: dict[str, Tensor] = {}
+        for student, teacher, counts in zip(encoded, tokens, sides, strict=True):
+            mask = student.mask & teacher.mask & counts[:, None]
+            inputs = {"student_tokens": student.vectors, "teacher_tokens": teacher.vectors, "token_mask": mask}
+            for name, value in self._sum("tokens", inputs).items():
+                parts[name] = parts.get(name, 0.0) + value / len(sides)
+        return parts
+
+
+def _check(term: Term, scorer: Scorer, lists: Lists | None, teacher: TeacherVectors) -> None:
+    """Refuse a term that the student or the teacher does not fit.
+
+    Raises:
+        UserError: Says which, and what to do.
+    """
+    objective, name = term.objective, term.name
+    if objective.sees == "embeddings":
+        if not scorer.has_embeddings:
+            raise UserError(f"objective {name!r} aligns single texts; use it in a stage with train: query_encoder.")
+        if teacher.embeddings is None:
+            raise UserError(f"objective {name!r} needs a dense teacher, whose embeddings it aligns to.")
+        if objective.dot_only and scorer.cosine:
+            raise UserError(f"objective {name!r} shapes lengths, and a cosine student has none; take cosine or leaf.")
+        return
+    if objective.sees == "tokens" and not scorer.has_tokens:
+        raise UserError(
+            f"objective {name!r} compares token vectors: it is for multi-vector students with train: both_encoders."
+        )
+    if objective.sees == "tokens" and teacher.tokens is None:
+        raise UserError(f"objective {name!r} needs a multi-vector teacher; set the teacher to multi-vector:NAME.")
+    if lists is None:
+        raise UserError(f"objective {name!r} needs candidates with teacher scores and stored documents.")
+    _check_lists(objective, scorer, lists)
+
+
+def _check_lists(objective: Objective, scorer: Scorer, lists: Lists) -> None:
+    if objective.has_pairs:
+        check_width(lists.scores.shape[1])
+    if objective.needs("own_scores", "batch_scores") and not scorer.has_vectors:
+        raise UserError(f"objective {objective.name!r} needs vectors, and a cross-encoder has none; take contrastive.")
+    if objective.needs("batch_targets") and lists.over_corpus is None:
+        raise UserError(
+            f"objective {objective.name!r} needs the teacher's scores of all documents; set candidates.depth: all."
+        )
+    if objective.needs_positives and not (lists.positives >= 0).any():
+        raise UserError(
+            f"objective {objective.name!r} needs texts with a document of their own: take texts.titles or .sentences."
+        )
+
+
+def _report(counts: dict[str, int]) -> dict[str, int]:
+    """Log how many lists teach nothing, by reason, and return that.
+
+    Raises:
+        UserError: No list teaches anything.
+    """
+    left_out = {reason: count for reason, count in counts.items() if reason != "usable"}
+    reasons = [f"{left_out[reason]} lists {words}" for reason, words in _REASONS.items() if left_out[reason]]
+    if not counts["usable"]:
+        also = f"; {', '.join(reasons)}" if reasons else ""
+        raise UserError(
+            f"no list teaches anything: {left_out['single']} with fewer than two candidates{also}. Mine deeper, or "
+            "take the teacher's raw scores."
+        )
+    if reasons:
+        log(f"left out: {', '.join(reasons)}")
+    return left_out
+
+
+def _taught(batch: ListBatch) -> dict[str, Tensor]:
+    return {"targets": batch.targets, "labels": batch.targets, "mask": batch.mask, "positives": batch.positives}
+
+
+def _own_places(documents: np.ndarray, own: np.ndarray, mask: Tensor) -> dict[str, Tensor]:
+    """Where a batch's documents have each text's own, and which of them count: of its own document one place.
+
+    Args:
+        documents: (m,) corpus positions, -1 for padding.
+        own: (batch,) corpus positions of the texts' own documents, -1 for none.
+        mask: (batch, m) bool, true where a document counts.
+    """
+    at = (documents[None, :] == own[:, None]) & (own >= 0)[:, None]
+    places = np.where(at.any(axis=1), at.argmax(axis=1), -1)
+    again = at & (np.arange(len(documents))[None, :] != places[:, None])
+    counts = torch.from_numpy(~again & (documents >= 0)[None, :]).to(mask.device)
+    return {"batch_mask": mask & counts, "batch_positives": torch.from_numpy(places).to(mask.device)}
+
+
+def _rows(labels: Tensor) -> np.ndarray:
+    return labels.cpu().numpy().astype(np.int64)
+
+
+def _copied(columns: Sequence[Any]) -> list[Any]:
+    return [dict(column) if isinstance(column, Mapping) else column for column in columns]
+
+
+def objective_keeper(loss: nn.Module) -> Any:
+    """A trainer callback that sets a loss' progress at each step, and saves and restores its schedules.
+
+    The trainer saves neither a loss nor its state: without this a resumed TAID would start its target over.
+
+    Args:
+        loss: A `DistillationLoss`, or a wrapper around one; any other loss is left alone.
+    """
+    from transformers import TrainerCallback
+
+    losses = [module for module in loss.modules() if isinstance(module, DistillationLoss)]
+
+    class ObjectiveKeeper(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            path = _path(args.output_dir, state.global_step)
+            if state.global_step and path.exists():  # a checkpoint cut before this file goes on along the straight line
+                for module, saved in zip(losses, _read(path), strict=False):
+                    module.load_objective_state(saved)
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            for module in losses:
+                module.progress = state.global_step / max(state.max_steps, 1)
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            states = [module.objective_state() for module in losses]
+            if any(states) and is_main():
+                write_json(_path(args.output_dir, state.global_step), {"losses": states})
+
+    return ObjectiveKeeper()
+
+
+def _path(folder: str, step: int) -> Path:
+    return Path(folder) / f"checkpoint-{step}" / STATE_FILE
+
+
+def _read(path: Path) -> list[dict[str, dict[str, float]]]:
+    try:
+        states: list[dict[str, dict[str, float]]] = read_json(path)["losses"]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} holds no objectives' state; delete its checkpoint and go on.") from error
+    return states

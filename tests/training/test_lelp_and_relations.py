@@ -1,0 +1,120 @@
+"""LELP and token relations as objectives of a stage: a tiny student trains with each, and misfits are refused."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from retrodistill.core.errors import UserError
+from retrodistill.data.qrels import Qrels
+from retrodistill.encoders import load_encoder
+from retrodistill.encoders.multi_vector import MultiVectorModel, token_encoder
+from retrodistill.rankers.loading import load_teacher
+from retrodistill.recipes.building import build_student
+from retrodistill.recipes.settings import StudentSettings
+from retrodistill.students.stages import run_stage
+from retrodistill.training.prepared import prepare
+from retrodistill.training.settings import StageSettings
+from retrodistill.training.training_data import TrainingData
+
+SHORT = {"epochs": 1, "max_steps": 3, "batch_size": 8, "learning_rate": 1e-2, "warmup": 0}
+
+
+@pytest.fixture
+def data(tiny, tiny_model, tmp_path):
+    space = load_encoder(f"dense:{tiny_model}")
+    return TrainingData(tiny, tiny.split("train"), load_teacher("bm25"), space, tmp_path / "out")
+
+
+def changed(data, **more):
+    from dataclasses import replace
+
+    return replace(data, **more)
+
+
+def trained(model, stage, data, **more):
+    """A student through one stage: the history, and whether it moved."""
+    one = StageSettings.model_validate({"training": SHORT, **stage})
+    settings = StudentSettings.model_validate({"model": model, "stages": [one], "control": None, **more})
+    student = build_student(settings, data)
+    before = [value.detach().clone() for value in student.parameters()]
+    history = run_stage(student, one, data, data.folder / "work", "training")
+    return history, any(not torch.equal(*pair) for pair in zip(before, student.parameters(), strict=True))
+
+
+class TestLelp:
+    @pytest.mark.parametrize("model", ["static", "dense"])
+    def test_a_student_in_the_teachers_space_learns_it(self, model, data, tiny_model):
+        name = model if model == "static" else f"dense:{tiny_model}"
+        stage = {"objectives": [{"name": "lelp", "parts": 2}, "leaf"], "texts": {"sentences": 3}}
+        history, moved = trained(name, stage, data, **({"layers": 1} if model == "dense" else {}))
+        assert moved
+        assert history.losses[-1]["lelp"] > 0
+
+    def test_classes_are_source_documents_and_labeled_ones_where_the_stage_says_so(self, data):
+        queries = data.queries.ids
+        labels = Qrels.from_dict({query: {"d5": 1, "d6": 2} for query in queries[:12]})
+        stage = {"objectives": "lelp", "positives": "labels", "texts": {"titles": False, "sentences": 0}}
+        one = StageSettings.model_validate(stage)
+        prepared = prepare(one, changed(data, labels=labels))
+        embeddings = data.space.encode(data.queries.texts[:12], "query")
+        assert prepared.classes.directions.shape[:2] == (1, 2)  # all of them have document d6
+        np.testing.assert_allclose(prepared.classes.centers[0], embeddings.mean(0), atol=1e-5)
+        with pytest.raises(UserError, match=r"'lelp' needs documents that are right for more than parts=2"):
+            prepare(StageSettings.model_validate({**stage, "positives": "source_document"}), data)
+
+    def test_misfits_are_refused_in_one_line(self, data, tiny_model):
+        with pytest.raises(ValueError, match=r"no embedding to align") as error:
+            trained(f"sparse:{tiny_model}", {"objectives": "lelp", "train": "both_encoders"}, data)
+        stage = {"objectives": ["kl", "lelp"], "train": "both_encoders", "candidates": {"depth": 5}}
+        with pytest.raises(UserError, match=r"'lelp' aligns single texts") as error:
+            trained(f"dense:{tiny_model}", stage, changed(data, own_documents=True), documents="student")
+        assert "\n" not in str(error.value)
+
+
+class TestTokenRelations:
+    STAGE = {
+        "objectives": ["kl", {"name": "token-relations", "weight": 3.0}],
+        "train": "both_encoders",
+        "texts": {"titles": False, "sentences": 0},
+        "candidates": {"depth": 5, "sources": ["bm25"]},
+        "groups": {"documents": 3},
+    }
+
+    @pytest.fixture
+    def taught(self, data, tiny_model):
+        """BM25 scores the lists; the tokens are a multi-vector encoder's."""
+        teacher = data.teacher
+        encoder = MultiVectorModel(token_encoder(tiny_model), "multi-vector:teacher")
+        member = SimpleNamespace(queries=encoder)
+        both = SimpleNamespace(
+            name="multi-vector:teacher",
+            members=[member],
+            run=None,
+            score=teacher.score,
+            fingerprint=teacher.fingerprint,
+        )
+        return changed(data, teacher=both, own_documents=True), encoder
+
+    def test_a_multi_vector_student_comes_to_its_teachers_token_graph(self, taught, tiny_model):
+        data, _ = taught
+        stage = {**self.STAGE, "training": {**SHORT, "max_steps": 30}}
+        history, moved = trained(f"multi-vector:{tiny_model}", stage, data, dimension=8)
+        assert moved
+        values = [entry["token-relations"] for entry in history.losses]
+        assert 0 < np.mean(values[-5:]) < np.mean(values[:5])
+
+    def test_it_is_nothing_at_the_teacher_itself(self, taught, tiny_model):
+        data, _ = taught
+        stage = {**self.STAGE, "objectives": "token-relations", "training": {**SHORT, "max_steps": 1}}
+        model = f"multi-vector:{tiny_model}"
+        history, _ = trained(model, {**stage, "training": {**SHORT, "max_steps": 1, "learning_rate": 1e-9}}, data)
+        assert history.losses[0]["token-relations"] == pytest.approx(0, abs=1e-3)  # but for dropout
+
+    def test_another_teacher_or_student_is_refused_in_one_line(self, data, taught, tiny_model):
+        with pytest.raises(UserError, match=r"'token-relations' needs a multi-vector teacher, and bm25 is not"):
+            trained(f"multi-vector:{tiny_model}", self.STAGE, changed(data, own_documents=True), dimension=8)
+        with pytest.raises(UserError, match=r"'token-relations' compares token vectors") as error:
+            trained(f"dense:{tiny_model}", self.STAGE, taught[0], documents="student")
+        assert "\n" not in str(error.value)
