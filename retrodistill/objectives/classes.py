@@ -213,8 +213,10 @@ def classes_of(
         UserError: No document is right for more than `parts` different texts.
     """
     known = np.flatnonzero(documents >= 0)
-    # Equal texts spread over no direction, so a class counts its different embeddings.
-    different = known[np.unique(np.column_stack([documents[known], embeddings[known]]), axis=0, return_index=True)[1]]
+    # Equal texts spread over no direction, so a class counts its different embeddings; a random projection tells them
+    # apart without sorting whole vectors.
+    projected = embeddings[known] @ np.random.default_rng(seed).standard_normal(embeddings.shape[1])
+    different = known[np.unique(np.column_stack([documents[known], projected]), axis=0, return_index=True)[1]]
     names, sizes = np.unique(documents[different], return_counts=True)
     names = names[np.argsort(-sizes, kind="stable")][: min(largest, int((sizes > parts).sum()))]
     if not len(names):

@@ -70,7 +70,7 @@ def train_both(run: StageRun, both: BothEncoders) -> History:
     student, stage, data, prepared = run[:4]
     drawn = drawn_groups(run)
     groups = require_lists(drawn.of_texts(training_rows(prepared, stage)))
-    teacher = TeacherVectors(tokens=token_teacher(run) if stage.sees_tokens else None)
+    teacher = TeacherVectors(tokens=token_teacher(run) if stage.sees_tokens and both.scorer.has_tokens else None)
 
     def make(cut: int, alone: bool) -> DistillationLoss:
         return DistillationLoss(student.model, prepared.terms, both.scorer, groups, teacher, alone=alone)

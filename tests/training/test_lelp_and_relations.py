@@ -47,7 +47,7 @@ class TestLelp:
     @pytest.mark.parametrize("model", ["static", "dense"])
     def test_a_student_in_the_teachers_space_learns_it(self, model, data, tiny_model):
         name = model if model == "static" else f"dense:{tiny_model}"
-        stage = {"objectives": [{"name": "lelp", "parts": 2}, "leaf"], "texts": {"sentences": 3}}
+        stage = {"objectives": [{"name": "lelp", "parts": 2}, "leaf"], "texts": {"sentences": 3, "documents": True}}
         history, moved = trained(name, stage, data, **({"layers": 1} if model == "dense" else {}))
         assert moved
         assert history.losses[-1]["lelp"] > 0
@@ -74,7 +74,7 @@ class TestLelp:
 
 
 class TestTokenRelations:
-    STAGE = {
+    STAGE = {  # noqa: RUF012 - never changed
         "objectives": ["kl", {"name": "token-relations", "weight": 3.0}],
         "train": "both_encoders",
         "texts": {"titles": False, "sentences": 0},
