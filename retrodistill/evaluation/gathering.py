@@ -18,7 +18,7 @@ from retrodistill.evaluation.comparing import Comparison, compare
 from retrodistill.evaluation.evaluating import Evaluation, EvaluationConfig, evaluate_on
 from retrodistill.evaluation.folder import PER_QUERY, read_per_query
 from retrodistill.evaluation.rules import split_of
-from retrodistill.rankers.loading import load_teacher
+from retrodistill.rankers.loading import load_ranker
 from retrodistill.runs.formats import read_run
 from retrodistill.runs.run import Run
 
@@ -97,7 +97,7 @@ def compare_named(names: Sequence[str], asked: ComparisonConfig) -> Comparison:
     """
     wanted = EvaluationConfig(asked.split, [asked.measure])
     collection = None if asked.collection is None else load_collection(asked.collection)
-    teacher = None if asked.teacher is None else load_teacher(asked.teacher)
+    teacher = None if asked.teacher is None else load_ranker(asked.teacher)
     if teacher is not None and collection is None:
         raise UserError("agreement with a teacher needs the documents; give --collection.")
     homes = {name: home for name in names if (home := _home(name)) is not None}

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.rankers.cross_encoder import CrossEncoderTeacher
-from retrodistill.rankers.dense import DenseTeacher
+from retrodistill.rankers.cross_encoder import CrossEncoderRanker
+from retrodistill.rankers.dense import DenseRanker
 from retrodistill.rankers.ensemble import Ensemble
 from retrodistill.rankers.labels import soft_labels
-from retrodistill.rankers.loading import load_teacher
-from retrodistill.rankers.protocol import Teacher
+from retrodistill.rankers.loading import load_ranker
+from retrodistill.rankers.protocol import Ranker
 from retrodistill.recipes.settings import StudentSettings, TeacherSettings
 from retrodistill.recipes.students import manifest_after_stage, student_after_stage
 from retrodistill.students.cross_encoder import CrossEncoderStudent
@@ -42,7 +42,7 @@ class NamedTeachers:
     space_name: str
     students: Mapping[str, StudentSettings]
     out: Path
-    loaded: dict[str, Teacher] = field(default_factory=dict, repr=False, compare=False)
+    loaded: dict[str, Ranker] = field(default_factory=dict, repr=False, compare=False)
 
     def load(self, stage: StageSettings) -> None:
         """Load the stage's models, so that a wrong name fails before work starts.
@@ -58,7 +58,7 @@ class NamedTeachers:
         """Whether a student teaches the stage, which is known once that one is trained."""
         return any(is_student(one.model) for one in stage.teacher)
 
-    def teacher(self, stage: StageSettings, data: TrainingData) -> Teacher:
+    def teacher(self, stage: StageSettings, data: TrainingData) -> Ranker:
         """The stage's teacher; a student that is to teach is trained as far as that, where it is not.
 
         Args:
@@ -89,7 +89,7 @@ class NamedTeachers:
     def _named(self, stage: StageSettings) -> list[TeacherSettings]:
         return stage.teacher or self.members or [TeacherSettings(model=self.space_name)]
 
-    def _member(self, model: str, data: TrainingData) -> Teacher:
+    def _member(self, model: str, data: TrainingData) -> Ranker:
         if not is_student(model):
             return self._model(model)
         name, behind = self._standing(model)
@@ -97,13 +97,13 @@ class NamedTeachers:
         student = student_after_stage(name, settings, data, behind, self.out / "students" / name)
         called = f"{CURRENT_STUDENT}:{name}@{behind}"
         if isinstance(student, CrossEncoderStudent):
-            return CrossEncoderTeacher(student.model, called)
+            return CrossEncoderRanker(student.model, called)
         encoder = Encoder(student.model, called)
-        return DenseTeacher(encoder, documents=self.space if settings.documents == "frozen" else None)
+        return DenseRanker(self.space if settings.documents == "frozen" else encoder, encoder, checked=False)
 
-    def _model(self, model: str) -> Teacher:
+    def _model(self, model: str) -> Ranker:
         if model not in self.loaded:
-            self.loaded[model] = load_teacher(self.space if model == self.space_name else model)
+            self.loaded[model] = load_ranker(self.space if model == self.space_name else model, needs="score")
         return self.loaded[model]
 
     def _standing(self, model: str) -> tuple[str, int]:

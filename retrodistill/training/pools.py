@@ -14,8 +14,7 @@ from retrodistill.data.sentences import source_document
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.names import parse_model_name
 from retrodistill.rankers.ensemble import Ensemble
-from retrodistill.rankers.loading import load_teacher
-from retrodistill.rankers.recorded import RecordedTeacher
+from retrodistill.rankers.loading import load_ranker
 from retrodistill.runs.fusion import union
 from retrodistill.runs.run import Run
 from retrodistill.training.list_settings import CURRENT_STUDENT
@@ -40,7 +39,7 @@ def candidate_pool(data: TrainingData, stage: StageSettings, texts: Texts, sourc
         UserError: The current student is to propose where there is none.
     """
     asked, corpus, settings = data.teacher_queries(texts), data.collection, stage.candidates
-    if isinstance(data.teacher, RecordedTeacher):
+    if data.teacher.run is not None:
         return data.teacher.run.select(texts.ids)  # of labeled documents it knows those that it lists
     depth = min(int(settings.depth), len(corpus.documents))
     proposing: list[object] = []
@@ -73,8 +72,8 @@ def select_within_budget(
     cheap = [one for one in sources if one != CURRENT_STUDENT and parse_model_name(one).kind in _CHEAP]
     if cheap:
         space = data.space
-        scorers = [load_teacher(space if space is not None and one == space.name else one) for one in cheap]
-        pool = Ensemble(scorers).score(data.collection, data.teacher_queries(texts), pool)
+        scorers = [load_ranker(space if space is not None and one == space.name else one) for one in cheap]
+        pool = Ensemble(scorers).score(data.teacher_queries(texts), data.collection, pool)
     return choose_pairs(pool, settings.budget or 0, settings.budget_by, seed=data.seed)
 
 

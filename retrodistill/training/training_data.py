@@ -20,11 +20,7 @@ from retrodistill.data.texts import Texts
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.objectives.temperature import check_trainable, temperature_for
 from retrodistill.rankers.corpus_scores import corpus_scores
-from retrodistill.rankers.dense import DenseTeacher
-from retrodistill.rankers.ensemble import Ensemble
-from retrodistill.rankers.labels import SoftLabels
-from retrodistill.rankers.protocol import Teacher
-from retrodistill.rankers.recorded import RecordedTeacher
+from retrodistill.rankers.protocol import Ranker
 from retrodistill.runs.align import align
 from retrodistill.runs.formats import read_run, write_run
 from retrodistill.runs.run import Run
@@ -42,7 +38,7 @@ _SPREAD_SAMPLE = 512  # rows of a corpus matrix that its spread is measured on
 class StageTeachers(Protocol):
     """Gives a stage that names a teacher of its own that teacher."""
 
-    def teacher(self, stage: StageSettings, data: TrainingData) -> Teacher:
+    def teacher(self, stage: StageSettings, data: TrainingData) -> Ranker:
         """The teacher; one that is a student of the same job is trained as far as the stage wants it."""
         ...
 
@@ -104,7 +100,7 @@ class TrainingData:
 
     collection: Collection
     queries: Texts
-    teacher: Teacher
+    teacher: Ranker
     space: Encoder | None
     folder: Path
     seed: int = 0
@@ -113,7 +109,7 @@ class TrainingData:
     stored: np.ndarray | None = None
     rewrites: Texts | None = None
     labels: Qrels | None = None
-    labeler: Teacher | None = None
+    labeler: Ranker | None = None
     teachers: StageTeachers | None = None
     student: StudentSnapshot | None = None
 
@@ -150,7 +146,7 @@ class TrainingData:
         """The stage's texts; a recorded teacher knows real queries only."""
         queries = self.queries if stage.texts.queries else self.queries.select([])
         titles, sentences, documents = stage.texts.titles, stage.texts.sentences, stage.texts.documents
-        if isinstance(self.teacher, RecordedTeacher) and not stage.aligns:
+        if self.teacher.run is not None and not stage.aligns:
             known = set(self.teacher.run.query_ids)
             queries = queries.select([query for query in queries.ids if query in known])
             titles, sentences, documents = False, 0, False
@@ -184,7 +180,7 @@ class TrainingData:
         if any(dropped.values()):
             log(f"left out: {dropped['single']} queries with one candidate, {dropped['flat']} with equal scores")
         spread, documents = temperature_for(run, 1.0), self.collection.documents
-        if isinstance(self.teacher, RecordedTeacher) and stage.candidates.random:
+        if self.teacher.run is not None and stage.candidates.random:
             drawn = random_documents(run.query_ids, documents.ids, stage.candidates.random, self.seed)
             run = with_unlisted(run, drawn)
         lists = lists_from_run(run, texts.texts, documents, texts.sources, hide_source=hide)
@@ -215,7 +211,7 @@ class TrainingData:
         if path.exists():
             return Scored(read_run(path), read_json(about)["notes"] if about.exists() else [])
         pairs, notes = self._pairs(stage, texts)
-        run = self.teacher.score(self.collection, asked, pairs)
+        run = self.teacher.score(asked, self.collection, pairs)
         if notes:
             write_json(about, {"notes": notes})
         write_run(run, path)
@@ -253,7 +249,7 @@ class TrainingData:
                 out = np.lib.format.open_memmap(
                     temporary, mode="w+", dtype=np.float32, shape=(len(texts), len(documents))
                 )
-                corpus_scores(self.collection, texts, self.teacher, out)
+                corpus_scores(texts, self.collection, self.teacher, out)
                 out.flush()
         return np.load(path, mmap_mode="r")
 
@@ -272,14 +268,14 @@ def with_unlisted(run: Run, drawn: Run) -> Run:
     return pairs.with_scores(np.where(np.isnan(scores[:, 0]), lowest[pairs.query_codes], scores[:, 0]))
 
 
-def check_recorded(teacher: Teacher, collection: Collection, queries: Texts, stages: Sequence[StageSettings]) -> None:
+def check_recorded(teacher: Ranker, collection: Collection, queries: Texts, stages: Sequence[StageSettings]) -> None:
     """Check, before any stage runs, that a recorded run fits the collection and can teach the lists that are needed.
 
     Raises:
         UserError: It names unknown ids, holds nothing for these queries, or nothing to learn from: one candidate each,
             equal scores.
     """
-    if not isinstance(teacher, RecordedTeacher):
+    if teacher.run is None:
         return
     teacher.run.require(collection.queries.ids, collection.documents.ids)
     if not any(stage.needs_lists for stage in stages):
@@ -292,8 +288,7 @@ def check_recorded(teacher: Teacher, collection: Collection, queries: Texts, sta
     check_trainable(known)
 
 
-def default_sources(teacher: Teacher) -> list[str]:
+def default_sources(teacher: Ranker) -> list[str]:
     """Who proposes candidates where the recipe does not say: bm25 and the dense members of the teacher."""
-    members = teacher.members if isinstance(teacher, (Ensemble, SoftLabels)) else [teacher]
-    dense = [member.name for member in members if isinstance(member, DenseTeacher)]
+    dense = [member.name for member in teacher.members if member.queries is not None and member.can_search]
     return ["bm25", *(name for name in dense if not is_student(name))]
