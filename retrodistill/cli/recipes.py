@@ -73,6 +73,8 @@ def _run_andshow(recipe: str, out: Path, overrides: list[str], as_json: bool) ->
     set_quiet(as_json)
     command = f"retrodistill {shlex.join(sys.argv[1:])}"
     results = run_recipe(recipe, out, overrides, command=command)
+    if results is None:  # one of torchrun's other processes
+        return
     if as_json:
         show(json.dumps(results.to_json(), ensure_ascii=False))
         return
