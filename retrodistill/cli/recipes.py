@@ -75,7 +75,7 @@ def methods() -> None:
     from retrodistill.candidates.budget import BUDGETS
     from retrodistill.candidates.samplers import SAMPLERS
     from retrodistill.encoders.names import KINDS
-    from retrodistill.objectives.registry import CLASS_OBJECTIVES, OBJECTIVES, REGULARIZERS, TOKEN_OBJECTIVES
+    from retrodistill.objectives.registry import OBJECTIVES, REGULARIZERS
     from retrodistill.rankers.labels import LABELS
     from retrodistill.runs.calibration import CALIBRATIONS
     from retrodistill.students.static import INITIALIZATIONS
@@ -85,7 +85,6 @@ def methods() -> None:
     for title, table in (
         ("models", KINDS),
         ("objectives", OBJECTIVES),
-        ("objectives in Python, on tokens and classes", {**TOKEN_OBJECTIVES, **CLASS_OBJECTIVES}),
         ("regularizers of sparse students", REGULARIZERS),
         ("static initializations", INITIALIZATIONS),
         ("fusions", fusions),
