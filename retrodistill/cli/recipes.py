@@ -7,7 +7,7 @@ import shlex
 import sys
 import textwrap
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -52,21 +52,17 @@ def recipes(
         text = recipe_text(name)
         show(json.dumps({"name": name, "yaml": text}) if as_json else text.rstrip())
         return
-    facts = {}
-    for each in recipe_names():
-        recipe = load_recipe(each)
-        facts[each] = {"about": recipe.about.strip(), "needs": recipe_needs(recipe), "cost": recipe.cost}
+    facts: dict[str, dict[str, Any]] = {}
+    for recipe in map(load_recipe, recipe_names()):
+        facts[recipe.name] = {"about": recipe.about.strip(), "needs": recipe_needs(recipe), "cost": recipe.cost}
     if as_json:
         show(json.dumps(facts, ensure_ascii=False))
         return
-    for each, fact in facts.items():
-        show(each)
-        for label, text in (("", fact["about"]), ("needs ", "; ".join(fact["needs"])), ("cost  ", fact["cost"])):
-            show(
-                textwrap.fill(
-                    f"{label}{text}", 100, initial_indent="  ", subsequent_indent="        " if label else "  "
-                )
-            )
+    for title, fact in facts.items():
+        show(title)
+        show(textwrap.fill(fact["about"], 100, initial_indent="  ", subsequent_indent="  "))
+        for label, text in (("needs", "; ".join(fact["needs"])), ("cost ", fact["cost"])):
+            show(textwrap.fill(text, 100, initial_indent=f"  {label} ", subsequent_indent=" " * 8))
 
 
 @app.command()
