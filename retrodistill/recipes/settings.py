@@ -246,6 +246,7 @@ class Recipe(Settings):
     Attributes:
         name: Of the recipe.
         about: A sentence or two for people.
+        cost: What a run costs, measured: ``low``, ``medium`` or ``high``, then hardware and time.
         collection: A BEIR folder, ``beir/NAME``, ``ir_datasets:ID``, ``hf:NAME``, or ``demo``.
         split: Training and test queries.
         conversations: Queries that lean on what was said before, in place of the collection's; their rewrites are what
@@ -264,6 +265,7 @@ class Recipe(Settings):
 
     name: str
     about: str = ""
+    cost: str = ""
     collection: str = "demo"
     split: SplitSettings = SplitSettings()
     conversations: ConversationSettings | None = None
