@@ -7,7 +7,7 @@ HOURS ?= 2
 WORKERS ?= 2
 LARGE ?=
 
-.PHONY: demo test studies install clean
+.PHONY: demo test docs studies install clean
 
 # The main job on the demonstration corpus; results in out/demo/.
 demo: install
@@ -20,6 +20,11 @@ test: install
 	$(BIN)/mypy
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -n $(WORKERS)
 
+# The documentation site in out/site/; a warning, such as a link that leads nowhere, is an error.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo out/site/index.html
+
 # The studies of evaluation/studies on the collections in $(DATA), for two hours; again, it takes up where it stopped.
 # LARGE=1 for their larger settings, which are for a GPU.
 studies: install
@@ -30,7 +35,7 @@ install: .venv/.installed
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("retrodistill needs Python 3.11 or newer: make PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,docs,test]'
 	touch $@
 
 clean:

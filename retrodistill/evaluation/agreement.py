@@ -11,11 +11,11 @@ from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.evaluation.measures import Grades, evaluate_run, means
+from retrodistill.evaluation.results import Agreement, Bin
 from retrodistill.evaluation.streaming import retrieve
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.rankers.recorded import recorded_pairs
-from retrodistill.report.measured import Agreement, Bin
 from retrodistill.runs.agreement import kendall, overlap, ranking_overlap, score_bins
 from retrodistill.runs.align import align, look_up
 from retrodistill.runs.run import Run

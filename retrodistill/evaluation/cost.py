@@ -17,10 +17,10 @@ from retrodistill.encoders.vector_files import VectorFile
 from retrodistill.evaluation.latency import staged_latency
 from retrodistill.evaluation.memory import peak_memory
 from retrodistill.evaluation.rates import fixed_threads, matrix_rate, operations
+from retrodistill.evaluation.results import Cost, Timing
 from retrodistill.evaluation.streaming import HELD
 from retrodistill.rankers.dense import DenseRanker
 from retrodistill.rankers.protocol import Ranker
-from retrodistill.report.measured import Cost, Timing
 
 DEPTH, BATCHES = 100, (1, 32)
 _QUERIES, _DOCUMENTS, _BATCH, _WARM_UP, _MEMORY = 100, 64, 32, 8, 20

@@ -9,12 +9,11 @@ from retrodistill.core.manifest import hardware, library_versions
 from retrodistill.core.progress import log
 from retrodistill.evaluation.agreement import agreements
 from retrodistill.evaluation.examples import Side, side_by_side, spread_out, won_and_lost
+from retrodistill.evaluation.results import Agreement, Results, System
 from retrodistill.recipes.job import Job
 from retrodistill.recipes.students import Distilled
 from retrodistill.recipes.systems import Measured, comparisons, space_row, target_name, with_retention
 from retrodistill.report.headline import best_student
-from retrodistill.report.measured import Agreement
-from retrodistill.report.results import Results, System
 from retrodistill.runs.run import Run
 
 Curves = Mapping[str, dict[str, list[dict[str, float]]]]

@@ -1,4 +1,4 @@
-"""Reports: results.json as typed records, the table for a terminal, and the page."""
+"""Reports of results: tables for a terminal, and the page."""
 
 from __future__ import annotations
 
@@ -8,14 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from retrodistill.report.headline import answer
     from retrodistill.report.page import page_text, write_page
-    from retrodistill.report.results import Example, Hit, Results, System
     from retrodistill.report.table import examples_text, results_table, table_text
 
 _HOMES = {
-    "Example": "results",
-    "Hit": "results",
-    "Results": "results",
-    "System": "results",
     "answer": "headline",
     "examples_text": "table",
     "page_text": "page",
@@ -25,10 +20,6 @@ _HOMES = {
 }
 
 __all__ = [
-    "Example",
-    "Hit",
-    "Results",
-    "System",
     "answer",
     "examples_text",
     "page_text",

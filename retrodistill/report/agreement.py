@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from retrodistill.evaluation.results import Agreement, Bin, Results, System
 from retrodistill.report import markup, svg, words
-from retrodistill.report.measured import Agreement, Bin
-from retrodistill.report.results import Results, System
 
 _HEADS = ["system", "overlap@10", "rank-biased overlap", "Kendall’s τ"]
 _QUALITY = ["nDCG@10", "ceiling nDCG@10"]

@@ -9,9 +9,9 @@ from typing import Any
 
 from retrodistill.core.files import atomic_file
 from retrodistill.encoders.loading import quiet_libraries
+from retrodistill.evaluation.results import Results
 from retrodistill.report import card_forms, card_measures, card_parts, card_usage
 from retrodistill.report.card_facts import Facts
-from retrodistill.report.results import Results
 
 CARD = "README.md"
 _TAGS = ("retrodistill", "knowledge-distillation", "information-retrieval")

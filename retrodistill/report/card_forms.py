@@ -6,10 +6,10 @@ import re
 from typing import Any
 
 from retrodistill.encoders.exits import ROUTE, exits_of
+from retrodistill.evaluation.results import Results
 from retrodistill.report.card_facts import Facts
 from retrodistill.report.card_measures import forms
 from retrodistill.report.card_usage import OF_PAIRS, QUERY, block, package_kind, placeholder
-from retrodistill.report.results import Results
 from retrodistill.students.vdr import vocabulary_pooling
 
 

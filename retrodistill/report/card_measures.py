@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from retrodistill.evaluation.results import REWRITES, Results, System
 from retrodistill.report import words
 from retrodistill.report.card_facts import Facts
 from retrodistill.report.headline import comparison_of
-from retrodistill.report.results import REWRITES, Results, System
 
 _UNMEASURED = "Not measured: the student was saved by a call that trains only. `retrodistill evaluate` measures it."
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from retrodistill.evaluation.results import Results
 from retrodistill.objectives.registry import OBJECTIVES
 from retrodistill.report import words
 from retrodistill.report.card_facts import Facts, without_folders
 from retrodistill.report.card_measures import code, in_a_sentence, machine, shortfalls, table
 from retrodistill.report.card_usage import OF_PAIRS
-from retrodistill.report.results import Results
 from retrodistill.training.settings import SelectionSettings, StageSettings
 
 _WORDS = {

@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from html import escape
 
+from retrodistill.evaluation.results import Results, System
 from retrodistill.report import markup, words
-from retrodistill.report.results import Results, System
 from retrodistill.report.scatter import Pixels, Point, points_of, scatter
 
 _ALIKE = 1.05  # sizes within this factor are one size: two indexes of the same vectors

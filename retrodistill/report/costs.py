@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from retrodistill.evaluation.results import Cost, Results, System, Timing
 from retrodistill.report import markup, words
-from retrodistill.report.measured import Cost, Timing
-from retrodistill.report.results import Results, System
 
 _TIMES = ["system", "queries at once", "encode p50", "search p50", "p50", "p95", "p99", "queries/s"]
 _SIZES = ["system", "index", "peak memory", "tokens/s", "of matrix rate", "to encode", "to build"]

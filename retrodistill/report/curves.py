@@ -7,8 +7,8 @@ from html import escape
 from itertools import pairwise
 from typing import Any
 
+from retrodistill.evaluation.results import Results
 from retrodistill.report import markup, svg
-from retrodistill.report.results import Results
 
 _MOST_POINTS = 300
 _Points = list[tuple[float, float]]

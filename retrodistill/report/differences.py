@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from retrodistill.evaluation.results import Results
 from retrodistill.report import markup, words
-from retrodistill.report.results import Results
 
 _WIDTH, _HEIGHT = 180, 18
 

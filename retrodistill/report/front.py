@@ -8,9 +8,9 @@ from html import escape
 import numpy as np
 
 from retrodistill.core.errors import UserError
+from retrodistill.evaluation.results import Results, System
 from retrodistill.report import markup, svg
 from retrodistill.report.costs import costs
-from retrodistill.report.results import Results, System
 from retrodistill.report.scatter import Pixels, Point, points_of, scatter
 
 

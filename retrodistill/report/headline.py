@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from retrodistill.evaluation.results import REWRITES, Results, Role, System
 from retrodistill.report import words
-from retrodistill.report.results import REWRITES, Results, Role, System
 
 
 def answer(results: Results) -> list[str]:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from retrodistill.evaluation.results import ROLES, System
 from retrodistill.report import svg, words
-from retrodistill.report.results import ROLES, System
 
 # What a cell shows and what it sorts by; None sorts last in both directions.
 Cell = tuple[str, float | None]

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from retrodistill.report.results import Results
+from retrodistill.evaluation.results import Results
 
 _SEPARATORS = re.compile(r"([:@])")
 

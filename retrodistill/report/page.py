@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from html import escape
 
 from retrodistill.core.files import atomic_file
+from retrodistill.evaluation.results import Results
 from retrodistill.report.agreement import agreement
 from retrodistill.report.compression import compression
 from retrodistill.report.curves import training
@@ -16,7 +17,6 @@ from retrodistill.report.differences import differences
 from retrodistill.report.front import front
 from retrodistill.report.names import with_short_names
 from retrodistill.report.queries import queries
-from retrodistill.report.results import Results
 from retrodistill.report.script import SCRIPT
 from retrodistill.report.sections import notes, opening, provenance
 from retrodistill.report.style import STYLE

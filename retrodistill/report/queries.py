@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from retrodistill.evaluation.results import Example, Hit, Results
 from retrodistill.report import markup, words
 from retrodistill.report.headline import comparison_of
-from retrodistill.report.results import Example, Hit, Results
 
 _QUERY, _WHOLE_QUERY = 240, 2000  # letters of a query: on its line, and when opened
 _TITLE, _TEXT, _WHOLE, _ID = 200, 300, 2000, 80  # letters of a document: at once, and when asked for more

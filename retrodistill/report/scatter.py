@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from retrodistill.evaluation.results import System
 from retrodistill.report import svg, words
 from retrodistill.report.labels import Box, Label, place_labels
-from retrodistill.report.results import System
 
 _NAME_WIDTH = 20
 Pixels = list[tuple[float, float]]

@@ -6,9 +6,9 @@ import re
 from html import escape
 from typing import Any
 
+from retrodistill.evaluation.results import Results
 from retrodistill.report import markup, words
 from retrodistill.report.headline import answer
-from retrodistill.report.results import Results
 
 
 def opening(results: Results) -> str:

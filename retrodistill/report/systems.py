@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
+from retrodistill.evaluation.results import Results, System
 from retrodistill.report import markup, words
-from retrodistill.report.results import Results, System
 
 
 def systems(results: Results) -> str:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.cells import set_cell_size
 
+from retrodistill.evaluation.results import Example, Hit, Results, System
 from retrodistill.report import words
-from retrodistill.report.results import Example, Hit, Results, System
 
 if TYPE_CHECKING:
     from rich.table import Table

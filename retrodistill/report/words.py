@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.cells import cell_len
 
-from retrodistill.report.results import Hit, System
+from retrodistill.evaluation.results import Hit, System
 
 MISSING = "–"
 ALPHA = 0.05

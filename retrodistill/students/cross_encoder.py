@@ -15,6 +15,7 @@ from retrodistill.encoders.contract import Role
 from retrodistill.encoders.layers import keep_first_layers
 from retrodistill.encoders.loading import load_cross_encoder
 from retrodistill.encoders.weights import weights_digest
+from retrodistill.students.registry import Kind, StageDefaults
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
@@ -91,3 +92,19 @@ def cross_encoder_student(
     if max_length is not None and longest is not None and max_length > longest:
         raise UserError(f"max_length={max_length}: model {source} reads 1 to {longest} tokens.")
     return model
+
+
+KIND = Kind(
+    "cross-encoder",
+    library_class="CrossEncoder",
+    written="cross-encoder:NAME",
+    start=lambda settings, data: cross_encoder_student(
+        settings.model.partition(":")[2], layers=settings.layers, max_length=settings.max_length, seed=data.seed
+    ),
+    wrap=CrossEncoderStudent,
+    parts=("both_encoders",),
+    defaults=lambda _: StageDefaults("both_encoders", {"learning_rate": 5e-5, "batch_size": 16}, 1.0),
+    can_search=False,
+    can_teach=True,
+    card="cross-encoder",
+)

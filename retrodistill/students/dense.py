@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from retrodistill.core.errors import UserError
+from retrodistill.data.sentences import title_texts
+from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.rebuilding import with_modules
+from retrodistill.students.registry import Kind, StageDefaults
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+_FITTED = 4096  # texts that a map is fitted to
 
 
 def dense_student(
@@ -68,3 +75,63 @@ def _set_max_length(model: SentenceTransformer, max_length: int, source: str) ->
     if max_length < 1 or (longest is not None and max_length > longest):
         raise UserError(f"max_length={max_length}: model {source} reads 1 to {longest or 'any number of'} tokens.")
     model.max_seq_length = max_length
+
+
+def start_dense(settings: Any, data: Any) -> SentenceTransformer:
+    """A recipe's dense student before training: cut, projected or mapped, with its exits."""
+    from retrodistill.students.fitted_maps import fit_exit_maps, fit_map
+    from retrodistill.students.multi_exit import multi_exit
+
+    fitted = settings.initialize == "fitted"
+    in_space = settings.dimension == "space" or fitted
+    model = dense_student(
+        settings.model.partition(":")[2],
+        layers=settings.layers,
+        dimension=data.space.dimension if in_space else settings.dimension,
+        mapped=fitted,
+        max_length=settings.max_length,
+        seed=data.seed,
+    )
+    if fitted:
+        texts = _fitted_texts(data)
+        fit_map(model, texts, embed(data.space, texts, "query"), Encoder(model, "dense:student").prompt("query"))
+    if not settings.exits:
+        return model
+    exits = multi_exit(model, settings.exits, project=settings.project_exits)
+    if settings.project_exits:
+        fit_exit_maps(exits, _fitted_texts(data), Encoder(exits, "dense:student").prompt("query"))
+    return exits
+
+
+def _fitted_texts(data: Any) -> list[str]:
+    """Training queries and titles, evenly drawn, that maps are fitted to."""
+    texts = [*data.queries.texts, *title_texts(data.collection).texts]
+    rows = np.unique(np.linspace(0, len(texts) - 1, min(_FITTED, len(texts)), dtype=int))
+    return [texts[row] for row in rows]
+
+
+def _check(settings: Any) -> None:
+    if settings.initialize not in ("teacher", "fitted"):
+        raise ValueError(f"initialize: {settings.initialize} is for static students; dense ones take fitted")
+    if any(stage.train == "lexical" for stage in settings.stages):
+        raise ValueError("a stage with train: lexical needs a lexical half; set the student's lexical_dim to its width")
+    if settings.project_exits and not settings.exits:
+        raise ValueError("project_exits is about exits; set exits, e.g. [2, 4]")
+
+
+KIND = Kind(
+    "dense",
+    library_class="SentenceTransformer",
+    written="dense:NAME",
+    start=start_dense,
+    wrap=Encoder,
+    parts=("query_encoder", "both_encoders"),
+    defaults=lambda _: StageDefaults("query_encoder", {"epochs": 4, "learning_rate": 5e-5, "batch_size": 32}),
+    options=frozenset({"initialize", "dimension", "lexical_dim", "exits", "project_exits"}),
+    check=_check,
+    index="faiss",
+    has_own_documents=False,
+    has_vector=True,
+    can_teach=True,
+    card="dense",
+)

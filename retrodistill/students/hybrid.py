@@ -8,6 +8,7 @@ of the pooled vector learn. All modules are sentence-transformers' own.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from retrodistill.core.errors import UserError
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.rebuilding import with_modules
+from retrodistill.students.dense import KIND as DENSE
+from retrodistill.students.dense import start_dense
 from retrodistill.students.static import fast_tokenizer, inverse_document_frequencies
 
 if TYPE_CHECKING:
@@ -103,3 +106,28 @@ def dense_map(model: SentenceTransformer) -> Any:
     """The (d, d) parameter W of a hybrid's dense half."""
     module: Any = model[len(model) - _ADDED + 1]
     return module.linear.weight
+
+
+def _start(settings: Any, data: Any) -> SentenceTransformer:
+    base = start_dense(settings, data)
+    return hybrid_student(base, settings.lexical_dim, data.collection.documents, seed=data.seed)
+
+
+def _check(settings: Any) -> None:
+    if any(stage.train != "lexical" for stage in settings.stages):
+        raise ValueError("a lexical half is for dense students, and all their stages have train: lexical")
+
+
+KIND = replace(
+    DENSE,
+    name="hybrid",
+    written="",
+    start=_start,
+    owns=is_hybrid,
+    parts=("lexical",),
+    defaults=lambda settings: replace(DENSE.defaults(settings), train="lexical"),
+    options=frozenset({"dimension", "lexical_dim"}),
+    check=_check,
+    has_vector=False,
+    card="hybrid",
+)

@@ -239,3 +239,13 @@ def _distinct(texts: Sequence[str]) -> tuple[list[str], Tensor]:
     """The distinct texts in their order, and (n,) int64: for each text its place among them."""
     places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
     return list(places), torch.tensor([places[text] for text in texts], dtype=torch.int64)
+
+
+def check_dimension(settings: Any) -> None:
+    """Refuse a stored token's width that is not a number.
+
+    Raises:
+        ValueError: It is ``space``.
+    """
+    if settings.dimension == "space":
+        raise ValueError("the dimension of a student that stores tokens is a number: that of a token's vector")

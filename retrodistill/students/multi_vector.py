@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.layers import keep_first_layers
-from retrodistill.encoders.loading import load_multi_vector
+from retrodistill.encoders.loading import load_bi_encoder, load_multi_vector
 from retrodistill.encoders.multi_vector import MultiVectorModel, fitted_on, principal_directions, token_encoder
 from retrodistill.encoders.rebuilding import with_modules
+from retrodistill.students.clustering import with_clusters
+from retrodistill.students.registry import Kind, StageDefaults
 
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder
+
+_TOKEN_WIDTH = 128  # of a token vector (ColBERT, arXiv 2004.12832)
 
 
 def multi_vector_student(
@@ -100,3 +104,59 @@ def _projected(plain: MultiVectorEncoder, directions: np.ndarray) -> MultiVector
     modules = [transformer, projection.to(plain.device), *rest]
     made: MultiVectorEncoder = with_modules(plain, modules, "MultiVectorEncoder", "maxsim")
     return made
+
+
+def _start(settings: Any, data: Any) -> MultiVectorEncoder:
+    model = multi_vector_student(
+        settings.model.partition(":")[2],
+        data.collection.documents.texts,
+        dimension=settings.dimension,
+        layers=settings.layers,
+        max_length=settings.max_length,
+        expansion=settings.expansion,
+    )
+    return _at_stage(model, settings, 0)
+
+
+def _at_stage(model: Any, settings: Any, stage: int) -> Any:
+    """With clusters from the stage on that begins with them; from the start where there is no stage."""
+    begins = settings.clustered_from - 1 if settings.stages else 0
+    return with_clusters(model, settings.clusters) if settings.clusters and stage == begins else model
+
+
+def _complete(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A width below the transformer's, so that there is a projection to train; a multi-vector encoder has its own."""
+    if "dimension" in settings:
+        return {}
+    try:
+        load_multi_vector(name)
+    except UserError:
+        transformer: Any = load_bi_encoder(name)[0]  # says what is wrong where it is neither
+        return {"dimension": max(1, min(_TOKEN_WIDTH, int(transformer.get_embedding_dimension()) // 2))}
+    return {}
+
+
+def _check(settings: Any) -> None:
+    if settings.dimension == "space":
+        raise ValueError("a multi-vector student's dimension is a number: that of a token's vector")
+    if settings.clustered_from > 1 and not settings.clusters:
+        raise ValueError("clustered_from says when clusters begin; set clusters, e.g. C8x32")
+    if settings.clustered_from > max(1, len(settings.stages)):
+        raise ValueError(f"clustered_from: {settings.clustered_from}, and there are {len(settings.stages)} stages")
+
+
+KIND = Kind(
+    "multi-vector",
+    library_class="MultiVectorEncoder",
+    written="multi-vector:NAME",
+    start=_start,
+    wrap=MultiVectorModel,
+    parts=("head", "both_encoders"),
+    defaults=lambda _: StageDefaults("head", {"learning_rate": 1e-3, "batch_size": 32, "warmup": 0.05}, 0.02),
+    options=frozenset({"expansion", "dimension", "clusters", "clustered_from"}),
+    complete=_complete,
+    check=_check,
+    at_stage=_at_stage,
+    index="multi-vector",
+    card="multi-vector",
+)

@@ -14,17 +14,19 @@ from torch import Tensor, nn
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.contract import Role
 from retrodistill.encoders.multi_vector import fitted_on, principal_directions
-from retrodistill.students.cross_encoder import cross_encoder_student
+from retrodistill.students.cross_encoder import CrossEncoderStudent, cross_encoder_student
 from retrodistill.students.late_interaction import (
     DOCUMENT_LENGTH,
     QUERY_LENGTH,
     LateInteraction,
     Precision,
     Side,
+    check_dimension,
     late_interaction,
     require_bert,
     through,
 )
+from retrodistill.students.registry import Kind, StageDefaults
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -189,3 +191,27 @@ def prett_student(
     if dimension is not None:
         module.fit_compressor(fitted_on(corpus))
     return late_interaction(module, start.device)
+
+
+KIND = Kind(
+    "prett",
+    library_class="CrossEncoder",
+    written="prett:NAME",
+    start=lambda settings, data: prett_student(
+        settings.model.partition(":")[2],
+        data.collection.documents.texts,
+        join=settings.join,
+        layers=settings.layers,
+        dimension=settings.dimension,
+        max_length=settings.max_length,
+        seed=data.seed,
+    ),
+    wrap=CrossEncoderStudent,
+    owns=lambda model: type(model[0]) is PreTT,
+    parts=("head", "both_encoders"),
+    defaults=lambda _: StageDefaults("head", {"learning_rate": 1e-4, "batch_size": 16}, 1.0),
+    options=frozenset({"join", "dimension"}),
+    check=check_dimension,
+    can_search=False,
+    card="late-interaction",
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from retrodistill.encoders.loading import load_bi_encoder, load_sparse
 from retrodistill.encoders.rebuilding import with_modules
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.students.heads import head_of
+from retrodistill.students.registry import WHOLE_TRANSFORMER, Kind, StageDefaults
 from retrodistill.students.states import stored_states
 from retrodistill.students.static import fast_tokenizer, inverse_document_frequencies
 from retrodistill.students.token_counts import token_ids
@@ -265,3 +267,72 @@ def _tensor(array: np.ndarray) -> Any:
     import torch
 
     return torch.from_numpy(np.ascontiguousarray(array))
+
+
+_TERM_HEAD = StageDefaults(
+    "head",
+    {"epochs": 2, "learning_rate": 4e-3, "batch_size": 32, "warmup": 0.05, "max_gradient_norm": 0},
+    1.2,
+    [{"name": "flops", "weight": 0.01}],
+)
+_SPLADE = StageDefaults(
+    "both_encoders",
+    WHOLE_TRANSFORMER,
+    0.3,
+    [{"name": "flops", "weight": 0.003}, {"name": "flops", "weight": 0.003, "side": "query"}],
+)
+_INFERENCE_FREE = StageDefaults("both_encoders", WHOLE_TRANSFORMER, 1.2, [{"name": "flops", "weight": 0.01}])
+_VDR = StageDefaults("both_encoders", WHOLE_TRANSFORMER, 1.0)  # keeps a fixed number of terms by itself
+
+
+def _defaults(settings: Mapping[str, Any]) -> StageDefaults:
+    if settings.get("queries") == "inference-free":
+        return _TERM_HEAD if "lexical_terms" in settings else _INFERENCE_FREE
+    return _VDR if settings.get("head") == "vdr" else _SPLADE
+
+
+def _complete(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Inference-free queries and lexical terms where a bi-encoder gets a head; a sparse encoder has its own."""
+    if settings.get("head") == "vdr" or settings.get("queries") == "model":
+        return {}
+    try:
+        model = load_sparse(name)
+    except UserError:
+        load_bi_encoder(name)  # says what is wrong where it is neither
+        return {"queries": "inference-free", "lexical_terms": True}
+    free = SparseTextEncoder(model, f"sparse:{name}").is_inference_free
+    return {"queries": "inference-free"} if free else {}
+
+
+def _check(settings: Any) -> None:
+    if settings.head == "vdr" and settings.queries != "model":
+        raise ValueError("head: vdr encodes queries as it does documents; leave queries out")
+    if settings.lexical_terms and settings.queries != "inference-free":
+        raise ValueError("lexical_terms is for sparse students with queries: inference-free; set both")
+    if settings.queries != "inference-free" and any(stage.train == "head" for stage in settings.stages):
+        raise ValueError("train: head trains sparse students with queries: inference-free; or set train: both_encoders")
+
+
+KIND = Kind(
+    "sparse",
+    library_class="SparseEncoder",
+    written="sparse:NAME",
+    start=lambda settings, data: sparse_student(
+        settings.model.partition(":")[2],
+        data.collection.documents,
+        queries=settings.queries,
+        head=settings.head,
+        lexical_terms=settings.lexical_terms,
+        layers=settings.layers,
+        max_length=settings.max_length,
+    ),
+    wrap=SparseTextEncoder,
+    parts=("head", "both_encoders"),
+    defaults=_defaults,
+    options=frozenset({"queries", "head", "lexical_terms"}),
+    complete=_complete,
+    check=_check,
+    index="inverted",
+    has_terms=True,
+    card="sparse",
+)

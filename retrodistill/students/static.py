@@ -11,10 +11,11 @@ from retrodistill.core.files import atomic_file, cache_folder, digest
 from retrodistill.core.progress import bar
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.embeddings import embed
-from retrodistill.encoders.encoder import Encoder
+from retrodistill.encoders.encoder import Encoder, load_encoder
 from retrodistill.encoders.loading import device
 from retrodistill.encoders.vector_files import VectorFile
 from retrodistill.students.fitted import fitted_rows
+from retrodistill.students.registry import Kind, StageDefaults
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -149,3 +150,34 @@ def _word_embeddings(teacher: Encoder) -> np.ndarray:
             f"{teacher.dimension}; initialize the table from 'teacher'."
         )
     return rows
+
+
+def _start(settings: Any, data: Any) -> SentenceTransformer:
+    table_tokenizer = None
+    if settings.tokenizer and isinstance(data.space, VectorFile):
+        table_tokenizer = load_encoder(settings.tokenizer)
+    return static_student(
+        data.space,
+        data.collection.documents,
+        initialize=settings.initialize,
+        seed=data.seed,
+        tokenizer=table_tokenizer,
+    )
+
+
+KIND = Kind(
+    "static",
+    library_class="SentenceTransformer",
+    written="static",
+    start=_start,
+    wrap=Encoder,
+    owns=lambda model: type(model[0]).__name__ == "StaticEmbedding",
+    parts=("query_encoder", "both_encoders"),
+    defaults=lambda _: StageDefaults("query_encoder", {"epochs": 12, "learning_rate": 1e-3, "batch_size": 64}),
+    options=frozenset({"initialize", "tokenizer", "dimension"}),
+    index="faiss",
+    has_own_documents=False,
+    has_vector=True,
+    can_teach=True,
+    card="dense",
+)

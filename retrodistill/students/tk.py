@@ -13,16 +13,19 @@ from retrodistill.core.errors import UserError
 from retrodistill.encoders.contract import Role
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.multi_vector import fitted_on, principal_directions
+from retrodistill.students.cross_encoder import CrossEncoderStudent
 from retrodistill.students.late_interaction import (
     DOCUMENT_LENGTH,
     QUERY_LENGTH,
     LateInteraction,
     Precision,
     Side,
+    check_dimension,
     late_interaction,
     require_bert,
     through,
 )
+from retrodistill.students.registry import Kind, StageDefaults
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
@@ -210,3 +213,25 @@ def inverse_frequencies(module: TK, corpus: Sequence[str], batch: int = 512) -> 
     total = len(corpus)
     idf = np.log1p((total - counts + 0.5) / (counts + 0.5))
     return torch.from_numpy((idf / np.log1p((total + 0.5) / 0.5)).astype(np.float32))
+
+
+KIND = Kind(
+    "tk",
+    library_class="CrossEncoder",
+    written="tk:NAME",
+    start=lambda settings, data: tk_student(
+        settings.model.partition(":")[2],
+        data.collection.documents.texts,
+        layers=settings.layers or 2,
+        dimension=settings.dimension,
+        max_length=settings.max_length,
+    ),
+    wrap=CrossEncoderStudent,
+    owns=lambda model: type(model[0]) is TK,
+    parts=("head", "both_encoders"),
+    defaults=lambda _: StageDefaults("head", {"learning_rate": 3e-3, "batch_size": 16, "warmup": 0.05}, 1.0),
+    options=frozenset({"dimension"}),
+    check=check_dimension,
+    can_search=False,
+    card="late-interaction",
+)

@@ -9,10 +9,10 @@ import numpy as np
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.vectors import exact_search
-from retrodistill.objectives.registry import NEED_POSITIVES
 from retrodistill.runs.top_k import top_k
 from retrodistill.training.curricula import selected
 from retrodistill.training.lists import Lists
+from retrodistill.training.scoring import candidate_sources, scored_lists, stage_texts
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.terms import Term
 from retrodistill.training.texts import TrainingTexts
@@ -48,14 +48,14 @@ def prepare(stage: StageSettings, data: TrainingData) -> Prepared:
     Raises:
         UserError: Nothing to learn from, or labels that are none.
     """
-    texts = data.texts(stage)
-    taught = data.lists(stage, texts) if stage.needs_lists else None
+    texts = stage_texts(stage, data)
+    taught = scored_lists(stage, data, texts) if stage.needs_lists else None
     lists, spread = (taught.lists, taught.spread) if taught is not None else (None, 1.0)
     terms = [
         Term(one.name, one.weight, one.student_temperature, one.teacher_temperature or spread / one.target_std)
         for one in stage.objectives
     ]
-    if lists is not None and any(term.name == "bce" for term in terms):
+    if lists is not None and any(term.objective.needs("labels") for term in terms):
         _check_labels(lists)
     held_out, notes = held_out_rows(texts, lists, data.seed), [] if taught is None else taught.notes
     if stage.selection is None or taught is None:
@@ -90,7 +90,9 @@ def learned_from(prepared: Prepared, stage: StageSettings, data: TrainingData) -
         "held_out": len(prepared.held_out),
         **({} if prepared.chosen is None else {"selected": int(prepared.chosen.sum())}),
         "pairs": 0 if lists is None else int(list_sizes(lists).sum()),
-        "sources": ([data.teacher.name] if recorded else data.sources(stage)) if stage.needs_lists else [],
+        "sources": ([data.teacher.name] if recorded else candidate_sources(stage, data.teacher))
+        if stage.needs_lists
+        else [],
         "temperatures": {
             term.name: {"student": float(term.student_temperature), "teacher": float(term.teacher_temperature)}
             for term in prepared.terms
@@ -124,7 +126,7 @@ def training_rows(prepared: Prepared, stage: StageSettings) -> np.ndarray:
         usable &= list_sizes(lists) >= 2
     if stage.needs_own_document:
         usable &= prepared.texts.sources >= 0
-    elif lists is not None and all(term.name in NEED_POSITIVES for term in prepared.terms):
+    elif lists is not None and all(term.objective.needs_positives for term in prepared.terms):
         usable &= (lists.positives >= 0) & (lists.positives != lists.hidden)
     if prepared.chosen is not None:
         usable &= prepared.chosen

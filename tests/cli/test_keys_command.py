@@ -1,22 +1,15 @@
 import json
-import re
-import shlex
 from pathlib import Path
 
 import pytest
-import yaml
 
 from retrodistill.cli.reference import keys_text
 from retrodistill.core.errors import UserError
-from retrodistill.recipes import Recipe, load_recipe, parse_recipe
+from retrodistill.recipes import load_recipe
 from retrodistill.recipes.keys import CHOICES, meanings, recipe_keys
 from retrodistill.training.settings import Settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-PAGE = (CONFIGS / "README.md").read_text(encoding="utf-8")
-SNIPPETS = re.findall(r"```yaml (\w+)\n(.*?)```", PAGE, re.DOTALL)
-COMMANDS = re.findall(r"^    retrodistill run (configs/.*?)(?: --.*|  #.*)?$", PAGE, re.MULTILINE)
-STAGE = {"objectives": "leaf"}
 SECTIONS = recipe_keys()
 KEYS = {".".join(key.path): key for section in SECTIONS for key in section.keys}
 
@@ -28,17 +21,6 @@ def mistake_with(settings, name):
     except ValueError as error:
         return next((one["msg"] for one in error.errors() if one["loc"] == (name,)), "")
     return ""
-
-
-def whole(kind, content):
-    """A recipe around a part of one."""
-    if kind == "stage":
-        kind, content = "student", {"model": "dense:m", "stages": [content]}
-    if kind == "student":
-        kind, content = "recipe", {"students": {"student": content}}
-    if kind == "index":
-        return {"name": "x", "index": content}
-    return {"name": "x", "students": {"student": {"model": "static", "stages": [STAGE]}}, **content}
 
 
 class TestKeys:
@@ -167,26 +149,3 @@ class TestCommand:
         status, _, err = call("keys", "studnets")
         assert status == 2
         assert "Did you mean 'students'?" in err
-
-
-class TestThePageOfRecipes:
-    def test_it_has_what_the_command_prints(self):
-        shown = PAGE.partition("<!-- keys -->\n```text\n")[2].partition("\n```\n<!-- /keys -->")[0]
-        assert shown == keys_text(SECTIONS), "put the output of `retrodistill keys` between its markers"
-
-    def test_every_recipe_has_a_row(self):
-        rows = re.findall(r"^\| `([\w-]+\.yaml)` \|", PAGE, re.MULTILINE)
-        assert sorted(rows) == sorted(path.name for path in CONFIGS.glob("*.yaml"))
-
-    @pytest.mark.parametrize(("kind", "text"), SNIPPETS)
-    def test_each_snippet_is_a_valid_part_of_a_recipe(self, kind, text):
-        assert len(text.splitlines()) <= 10
-        assert isinstance(parse_recipe(whole(kind, yaml.safe_load(text))), Recipe)
-
-    def test_no_snippet_escapes(self):
-        assert len(SNIPPETS) == PAGE.count("```yaml") > 10
-
-    @pytest.mark.parametrize("command", COMMANDS)
-    def test_each_command_is_one_that_runs(self, command):
-        source, *overrides = shlex.split(command)
-        assert load_recipe(CONFIGS.parent / source, overrides).students

@@ -2,8 +2,7 @@
 
 import math
 
-from retrodistill.report import Example, Hit, Results, System
-from retrodistill.report.measured import Agreement, Bin, Cost, Timing
+from retrodistill.evaluation.results import Agreement, Bin, Cost, Example, Hit, Results, System, Timing
 
 
 def system(name="student", role="student", **changed):

@@ -1,4 +1,4 @@
-"""Evaluations and comparisons as plain text for a terminal."""
+"""Evaluations, comparisons and checks as plain text for a terminal."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from retrodistill.evaluation.results import System
 from retrodistill.report import words
-from retrodistill.report.results import System
 
 if TYPE_CHECKING:
     from retrodistill.evaluation.benchmark import Benchmark
+    from retrodistill.evaluation.check import Check, Side
     from retrodistill.evaluation.comparing import Comparison
     from retrodistill.evaluation.evaluating import Evaluation
 
@@ -34,7 +35,7 @@ def benchmark_text(made: Benchmark) -> str:
     from retrodistill.evaluation.benchmark import row_title
 
     if len(made.evaluations) == 1:
-        return str(made.evaluations[0])
+        return evaluation_text(made.evaluations[0])
     table, means = made.table, made.means
     notes = [f"note: {note}" for one in made.evaluations for note in one.notes]
     if not table:
@@ -86,16 +87,30 @@ def comparison_text(made: Comparison) -> str:
     return "\n\n".join(parts)
 
 
-def columns(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Aligned columns, the first to the left and the others to the right."""
+def check_text(check: Check) -> str:
+    """Why the query encoder is admitted, the shared neighbors, and a row a way to answer."""
+    lines = [f"{check.queries_by} is admitted among documents by {check.documents_by}: {check.admitted_as}."]
+    if check.shared:
+        shares = ", ".join(f"{share:.1%} of the top {depth}" for depth, share in check.shared.items())
+        lines.append(f"Neighbors shared with the teacher's own exact search: {shares} ({check.queries} queries).")
+    if check.sides:
+        heads = ["", *check.sides[0].quality, "p50 ms", "p95 ms", "docs/s", "documents by", "queries by"]
+        lines.append(columns(heads, [_side_cells(side) for side in check.sides], texts=2))
+    return "\n".join([*lines, *check.notes])
+
+
+def columns(heads: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 0) -> str:
+    """Aligned columns: the first and the last `texts` to the left, the others to the right."""
     names = [words.shorten_name(row[0], _NAME) for row in rows]
     titles = [heads[0], *(words.shorten_name(head, _NAME) for head in heads[1:])]
     cells = [titles, *([name, *row[1:]] for name, row in zip(names, rows, strict=True))]
     widths = [max(len(row[at]) for row in cells) for at in range(len(heads))]
+    left = {0, *range(len(heads) - texts, len(heads))}
     return "\n".join(
         "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
+            cell.ljust(width) if at in left else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
         for row in cells
     )
 
@@ -111,7 +126,7 @@ def _agreement(systems: Sequence[System]) -> str:
 
 
 def _agreement_rows(rows: Sequence[tuple[str, object]]) -> str:
-    from retrodistill.report.measured import Agreement
+    from retrodistill.evaluation.results import Agreement
 
     found = [(name, one) for name, one in rows if isinstance(one, Agreement)]
     heads = [
@@ -181,3 +196,16 @@ def _changed(comparison: dict) -> str:
         text = f": {words.shorten(one['text'], _WIDTH - 40)}" if one["text"] else ""
         lines.append(f"  {words.signed(one['difference'])}  {one['b']:.3f} → {one['a']:.3f}  {one['query_id']}{text}")
     return "\n".join(lines)
+
+
+def _side_cells(side: Side) -> list[str]:
+    timed = [words.milliseconds(side.query_ms[part] if side.query_ms else None) for part in ("p50", "p95")]
+    rate = words.MISSING if side.documents_per_second is None else f"{side.documents_per_second:,.0f}"
+    names = [_without_folders(side.documents_by), _without_folders(side.queries_by)]
+    return [side.name, *(f"{value:.4f}" for value in side.quality.values()), *timed, rate, *names]
+
+
+def _without_folders(name: str) -> str:
+    """A model's name without the folders above it."""
+    kind, _, place = name.partition(":")
+    return f"{kind}:{place.rstrip('/').rsplit('/', 1)[-1]}"

@@ -1,0 +1,156 @@
+"""The kinds of students. A kind is one module, which ends with ``KIND = Kind(...)`` and is listed here.
+
+Callers get a `Kind` by its name (`get_kind`), from a model (`kind_of`) or from its settings (`kind_of_settings`)
+and ask it what they need; nobody compares names of kinds. To add a kind, write its module and add a line to `_MODULES`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from retrodistill.core.errors import unknown
+from retrodistill.core.manifest import Manifest
+
+# Modules are imported when a kind is first asked for: those of some kinds load torch. Kinds that share a class of
+# sentence-transformers are tried in this order, so the most general one of each class comes last.
+_MODULES = {
+    "static": "static",
+    "hybrid": "hybrid",
+    "dense": "dense",
+    "sparse": "sparse",
+    "multi-vector": "multi_vector",
+    "prett": "prett",
+    "tk": "tk",
+    "cross-encoder": "cross_encoder",
+}
+Part = Literal["query_encoder", "both_encoders", "lexical", "head"]
+WHOLE_TRANSFORMER = {"learning_rate": 2e-5, "batch_size": 8}  # training settings where a whole transformer learns
+
+
+@dataclass(frozen=True)
+class StageDefaults:
+    """How a student learns where its user says nothing else; the values are those of the recipes in configs/.
+
+    Attributes:
+        train: The part that is trained.
+        training: How long and how fast, keys of `TrainingSettings`.
+        temperature: Student scores are divided by it; None for the default, which is meant for cosines.
+        regularizers: What keeps it sparse, as `RegularizerSettings`.
+    """
+
+    train: Part
+    training: Mapping[str, Any]
+    temperature: float | None = None
+    regularizers: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the package needs to know of one kind of student.
+
+    Attributes:
+        name: As users write it, e.g. ``sparse`` in ``sparse:NAME``.
+        library_class: The class of sentence-transformers that its models are, e.g. ``SparseEncoder``.
+        start: ``(settings, data) -> model``: the model before training. ``settings`` are a recipe's `StudentSettings`;
+            of ``data`` it reads collection, document encoder, queries and seed.
+        wrap: ``(model, name, manifest) -> student``: the encoder or pair scorer that users hold.
+        parts: The parts that a stage can train, as values of ``train``.
+        defaults: ``(settings as a mapping) -> StageDefaults``.
+        options: Keys of `StudentSettings` that only some kinds have and this one does.
+        complete: ``(settings as a mapping, NAME) -> settings``: what is added where the user names a model alone.
+        check: Raises ValueError where its settings contradict each other.
+        owns: Whether a model of its library class is of this kind.
+        at_stage: ``(model, settings, stage) -> model``: the model as a stage, from 0, finds it.
+        index: Name of the kind of index that its documents go into; None where they are re-ranked.
+        written: How users write a student of it: ``static``, ``dense:NAME``; empty for hybrid, which is dense with
+            ``lexical_dim``.
+        has_own_documents: Whether it always encodes its own documents, in no space of another model.
+        has_vector: Whether a text is one dense vector, of which leading dimensions are a vector too.
+        has_terms: Whether a text is weights of terms, which regularizers see.
+        can_search: Whether it ranks a whole corpus; otherwise it scores pairs and re-ranks.
+        can_teach: Whether it may be the teacher of another student's stage.
+        card: Name of its partial of the model card's template.
+    """
+
+    name: str
+    library_class: str
+    start: Callable[[Any, Any], Any]
+    wrap: Callable[[Any, str, Manifest | None], Any]
+    parts: tuple[Part, ...]
+    defaults: Callable[[Mapping[str, Any]], StageDefaults]
+    options: frozenset[str] = frozenset()
+    complete: Callable[[Mapping[str, Any], str], dict[str, Any]] = lambda settings, name: {}
+    check: Callable[[Any], None] = lambda settings: None
+    owns: Callable[[Any], bool] = lambda model: True
+    at_stage: Callable[[Any, Any, int], Any] = lambda model, settings, stage: model
+    index: str | None = None
+    written: str = ""
+    has_own_documents: bool = True
+    has_vector: bool = False
+    has_terms: bool = False
+    can_search: bool = True
+    can_teach: bool = False
+    card: str = ""
+
+
+def kind_names() -> list[str]:
+    """Names of all kinds, in the order in which messages list them."""
+    return list(_MODULES)
+
+
+def get_kind(name: str) -> Kind:
+    """The kind of a name.
+
+    Raises:
+        UserError: There is none; the error lists those that there are.
+    """
+    if name not in _MODULES:
+        raise unknown("kind of student", name, _MODULES)
+    kind: Kind = importlib.import_module(f"retrodistill.students.{_MODULES[name]}").KIND
+    return kind
+
+
+def all_kinds() -> list[Kind]:
+    """Every kind. This imports the modules of all of them."""
+    return [get_kind(name) for name in _MODULES]
+
+
+def kind_of(model: Any) -> Kind:
+    """The kind of a sentence-transformers model.
+
+    Raises:
+        UserError: A model of another class.
+    """
+    classes = {base.__name__ for base in type(model).__mro__}
+    for kind in all_kinds():
+        if kind.library_class in classes and kind.owns(model):
+            return kind
+    raise unknown("class of student", type(model).__name__, {kind.library_class: None for kind in all_kinds()})
+
+
+def kind_of_settings(model: str, lexical_dim: int | None = None) -> Kind:
+    """The kind of a student as a recipe writes it: of ``sparse:NAME`` sparse; dense with a lexical half is hybrid.
+
+    Raises:
+        UserError: There is no such kind.
+    """
+    name = model.partition(":")[0]
+    return get_kind("hybrid" if name == "dense" and lexical_dim else name)
+
+
+def as_student(model: Any, name: str | None = None, manifest: Manifest | None = None) -> Any:
+    """The encoder (or scorer of pairs) around a sentence-transformers model.
+
+    Args:
+        model: Of any kind.
+        name: ``kind:name``; ``kind:student`` by default.
+        manifest: Of a student that retrodistill trained.
+
+    Raises:
+        UserError: A model of another class.
+    """
+    kind = kind_of(model)
+    return kind.wrap(model, name or f"{kind.name}:student", manifest)
