@@ -18,7 +18,7 @@ from retrodistill.encoders.vector_files import bound
 from retrodistill.evaluation import evaluating
 from retrodistill.evaluation.evaluating import Evaluation
 from retrodistill.evaluation.results import Results
-from retrodistill.rankers import load_teacher
+from retrodistill.rankers import load_ranker
 from retrodistill.recipes import StudentSettings, validated
 from retrodistill.recipes.cards import Source, write_student_card
 from retrodistill.recipes.one_student import one_student
@@ -83,7 +83,7 @@ def distill(  # noqa: PLR0913 - one call for what a recipe says
     wanted = one_student(student, objectives=objectives, train=train, training=training, stages=curriculum)
     settings = validated(StudentSettings, wanted, "distill")
     folder = check_replaceable(out, STUDENT_MANIFEST)
-    corpus, teacher = load_collection(collection), load_teacher(target)
+    corpus, teacher = load_collection(collection), load_ranker(target)
     test = corpus.split("test") if "test" in corpus.split_sizes else None
     asked, warning = training_queries(corpus, queries, test)
     if warning:
@@ -120,7 +120,8 @@ def evaluate(
             ensemble, or ``rerank:TEACHER@SOURCE``.
         collection: A collection or what `load_collection` takes.
         split: Whose judgments count; BEIR's by default: test, and dev for msmarco.
-        measures: ``ndcg@k``, ``mrr@k``, ``recall@k``, ``map@k``, ``precision@k``, ``hole@k``; BEIR's by default.
+        measures: Any strings of ir_measures, such as ``nDCG@10`` or ``RR(rel=2)@10``; ``ndcg@k``, ``mrr@k``,
+            ``recall@k``, ``map@k``, ``precision@k`` and ``hole@k`` for short; BEIR's by default.
         depth: Documents retrieved per query; cut to the corpus.
         teacher: Measure agreement with this teacher too; it needs no judgments.
         cost_threads: Measure cost too, on so many threads; it needs no judgments.

@@ -14,9 +14,10 @@ from retrodistill.core.files import atomic_file, exclusive, make_folder, write_j
 from retrodistill.core.manifest import Manifest
 from retrodistill.evaluation.folder import write_per_query
 from retrodistill.evaluation.results import Results
-from retrodistill.evaluation.student_reranking import StudentReranker
 from retrodistill.indexes import build_index, load_index
-from retrodistill.rankers.retrievers import LexicalRetriever, Retriever
+from retrodistill.rankers.bm25 import BM25Ranker
+from retrodistill.rankers.protocol import Ranker
+from retrodistill.rankers.reranker import Reranker
 from retrodistill.recipes.cards import write_cards
 from retrodistill.recipes.job import Job, open_job
 from retrodistill.recipes.loading import load_recipe, recipe_yaml
@@ -28,6 +29,7 @@ from retrodistill.recipes.systems import Measured, baselines, measure, of_studen
 from retrodistill.recipes.variants import entries, truncated_teachers, variants_of, vectors_note
 from retrodistill.report import write_page
 from retrodistill.runs.formats import keep_run
+from retrodistill.students.document_states import ranker_of
 from retrodistill.students.registry import kind_of
 
 Seconds = dict[str, float]
@@ -39,7 +41,7 @@ def run_recipe(
     overrides: Sequence[str] = (),
     *,
     command: str = "",
-) -> Results:
+) -> Results | None:
     """Execute a recipe, or take it up again where it stopped.
 
     Args:
@@ -50,7 +52,7 @@ def run_recipe(
         command: What to print as the command that gives these numbers again.
 
     Returns:
-        What results.json holds.
+        What results.json holds; None in the other processes of torchrun, which only train.
 
     Raises:
         UserError: The recipe or what it names does not fit; nothing is half-written.
@@ -64,7 +66,7 @@ def run_recipe(
         return _run(job, seconds, command)
 
 
-def _run(job: Job, seconds: Seconds, command: str) -> Results:
+def _run(job: Job, seconds: Seconds, command: str) -> Results | None:
     settings = job.recipe
     if is_main():
         with atomic_file(job.out / "recipe.yaml") as temporary:
@@ -74,7 +76,7 @@ def _run(job: Job, seconds: Seconds, command: str) -> Results:
     trained = train_students(students, job.training_data, folders, job.teachers, seconds)
     distilled = [(trained[name], role) for name, _, role in entries(settings)]
     if not is_main():
-        raise SystemExit(0)  # the other processes of torchrun have done their part
+        return None
     candidates = baselines(job) + truncated_teachers(job)
     for made, role, truncate in variants_of(job, distilled):
         with _timed(seconds, f"index {made.name}"):
@@ -96,13 +98,13 @@ def _run(job: Job, seconds: Seconds, command: str) -> Results:
     return results
 
 
-def _searcher(job: Job, student: Distilled, truncate: int | None = None) -> Retriever:
+def _searcher(job: Job, student: Distilled, truncate: int | None = None) -> Ranker:
     """The student's index, built or loaded; or what scores all documents in its place, or the first of BM25."""
     kind, scorer = kind_of(student.encoder.model), cast("Any", student.encoder)
     if not kind.can_search:
-        return StudentReranker(scorer, LexicalRetriever(), job.recipe.evaluation.rerank, student.name)
+        return Reranker(ranker_of(scorer), BM25Ranker(), job.recipe.evaluation.rerank, student.name)
     if job.recipe.evaluation.exhaustive and kind.exhaustive is not None:
-        searcher: Retriever = kind.exhaustive(student.encoder, student.name)
+        searcher: Ranker = kind.exhaustive(student.encoder, student.name)
         return searcher
     folder, wanted = job.out / "indexes" / student.name, job.recipe.index
     if truncate is not None:

@@ -20,7 +20,7 @@ from retrodistill.encoders.multi_vector import (
 from retrodistill.encoders.rebuilding import with_modules
 from retrodistill.students.clustering import with_clusters
 from retrodistill.students.registry import Kind, StageDefaults
-from retrodistill.students.states import StoredStatesRetriever
+from retrodistill.students.states import StoredStatesRanker
 
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder
@@ -167,7 +167,7 @@ def _store_documents(student: Any, texts: Sequence[str]) -> None:
     store_documents(student, texts)
 
 
-def _exhaustive(student: Any, name: str) -> StoredStatesRetriever:
+def _exhaustive(student: Any, name: str) -> StoredStatesRanker:
     from retrodistill.students.multi_vector_training import exhaustive
 
     return exhaustive(student, name)

@@ -16,7 +16,7 @@ from retrodistill.encoders.loading import load_bi_encoder, load_sparse
 from retrodistill.encoders.rebuilding import with_modules
 from retrodistill.encoders.sparse import SparseTextEncoder, load_sparse_encoder
 from retrodistill.students.registry import WHOLE_TRANSFORMER, Kind, StageDefaults
-from retrodistill.students.states import StoredStatesRetriever, head_of, stored_states
+from retrodistill.students.states import StoredStatesRanker, head_of, stored_states
 from retrodistill.students.static import fast_tokenizer, inverse_document_frequencies
 from retrodistill.students.token_counts import token_ids
 
@@ -327,7 +327,7 @@ def _store_documents(student: Any, texts: Sequence[str]) -> None:
     store_documents(student, texts)
 
 
-def _exhaustive(student: Any, name: str) -> StoredStatesRetriever:
+def _exhaustive(student: Any, name: str) -> StoredStatesRanker:
     from retrodistill.students.sparse_training import exhaustive
 
     return exhaustive(student, name)

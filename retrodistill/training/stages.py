@@ -133,9 +133,8 @@ def token_teacher(run: StageRun) -> Callable[[dict[str, Tensor], int], TokenBatc
         UserError: The teacher has none, or its tokenizer is another than the student's.
     """
     student, name = run.student, run.data.teacher.name
-    members = getattr(run.data.teacher, "members", None) or [run.data.teacher]
-    encoders = (getattr(member, "queries", None) for member in members)
-    teacher: Any = next((one for one in encoders if one is not None and one.kind == "multi-vector"), None)
+    members = (member for member in run.data.teacher.members if member.kind == "multi-vector")
+    teacher: Any = next((member.queries for member in members), None)
     if teacher is None:
         raise UserError(
             f"objective 'token-relations' needs a multi-vector teacher, and {name} is not; set the teacher to "

@@ -1,7 +1,5 @@
 """LELP and token relations as objectives of a stage: a tiny student trains with each, and misfits are refused."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,8 @@ from retrodistill.core.errors import UserError
 from retrodistill.data.qrels import Qrels
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.multi_vector import MultiVectorModel, token_encoder
-from retrodistill.rankers.loading import load_teacher
+from retrodistill.rankers.loading import load_ranker
+from retrodistill.rankers.multi_vector import MultiVectorRanker
 from retrodistill.recipes.building import build_student
 from retrodistill.recipes.settings import StudentSettings
 from retrodistill.students.stages import run_stage
@@ -24,7 +23,7 @@ SHORT = {"epochs": 1, "max_steps": 3, "batch_size": 8, "learning_rate": 1e-2, "w
 @pytest.fixture
 def data(tiny, tiny_model, tmp_path):
     space = load_encoder(f"dense:{tiny_model}")
-    return TrainingData(tiny, tiny.split("train"), load_teacher("bm25"), space, tmp_path / "out")
+    return TrainingData(tiny, tiny.split("train"), load_ranker("bm25"), space, tmp_path / "out")
 
 
 def changed(data, **more):
@@ -84,37 +83,25 @@ class TestTokenRelations:
 
     @pytest.fixture
     def taught(self, data, tiny_model):
-        """BM25 scores the lists; the tokens are a multi-vector encoder's."""
-        teacher = data.teacher
         encoder = MultiVectorModel(token_encoder(tiny_model), "multi-vector:teacher")
-        member = SimpleNamespace(queries=encoder)
-        both = SimpleNamespace(
-            name="multi-vector:teacher",
-            members=[member],
-            run=None,
-            score=teacher.score,
-            fingerprint=teacher.fingerprint,
-        )
-        return changed(data, teacher=both, own_documents=True), encoder
+        return changed(data, teacher=MultiVectorRanker(encoder), own_documents=True)
 
     def test_a_multi_vector_student_comes_to_its_teachers_token_graph(self, taught, tiny_model):
-        data, _ = taught
         stage = {**self.STAGE, "training": {**SHORT, "max_steps": 30}}
-        history, moved = trained(f"multi-vector:{tiny_model}", stage, data, dimension=8)
+        history, moved = trained(f"multi-vector:{tiny_model}", stage, taught, dimension=8)
         assert moved
         values = [entry["token-relations"] for entry in history.losses]
         assert 0 < np.mean(values[-5:]) < np.mean(values[:5])
 
     def test_it_is_nothing_at_the_teacher_itself(self, taught, tiny_model):
-        data, _ = taught
         stage = {**self.STAGE, "objectives": "token-relations", "training": {**SHORT, "max_steps": 1}}
         model = f"multi-vector:{tiny_model}"
-        history, _ = trained(model, {**stage, "training": {**SHORT, "max_steps": 1, "learning_rate": 1e-9}}, data)
+        history, _ = trained(model, {**stage, "training": {**SHORT, "max_steps": 1, "learning_rate": 1e-9}}, taught)
         assert history.losses[0]["token-relations"] == pytest.approx(0, abs=1e-3)  # but for dropout
 
     def test_another_teacher_or_student_is_refused_in_one_line(self, data, taught, tiny_model):
         with pytest.raises(UserError, match=r"'token-relations' needs a multi-vector teacher, and bm25 is not"):
             trained(f"multi-vector:{tiny_model}", self.STAGE, changed(data, own_documents=True), dimension=8)
         with pytest.raises(UserError, match=r"'token-relations' compares token vectors") as error:
-            trained(f"dense:{tiny_model}", self.STAGE, taught[0], documents="student")
+            trained(f"dense:{tiny_model}", self.STAGE, taught, documents="student")
         assert "\n" not in str(error.value)
