@@ -70,8 +70,8 @@ def recipe_keys() -> str:
         places[section.settings] = place
         lines += ["", f"## `{place}`", "", section.about.replace("``", "`"), ""]
         for key in section.keys:
-            default = "required" if key.needed else f"default `{_default(key)}`"
-            lines += [f"- **`{key.path[-1]}`**: {key.values}, {default}  ", f"    {key.meaning}"]
+            default = ", required" if key.needed else "" if "settings" in key.values else f", default `{_default(key)}`"
+            lines += [f"- **`{key.path[-1]}`**: {key.values}{default}  ", f"    {key.meaning}"]
     return "\n".join(lines)
 
 
@@ -101,7 +101,8 @@ def command_line() -> str:
     os.environ["TERMINAL_WIDTH"] = "100"
     command = typer.main.get_command(app)
     text = get_docs_for_click(obj=command, ctx=typer.Context(command, info_name="retrodistill"), name="retrodistill")
-    return text.partition("\n")[2]  # the page has a heading of its own
+    text = text.partition("\n")[2]  # the page has a heading of its own
+    return re.sub(r"\*\*Commands\*\*:.*?(?=^## )", "", text, count=1, flags=re.MULTILINE | re.DOTALL)  # they follow
 
 
 WRITERS = {"recipe-keys": recipe_keys, "methods": methods, "command-line": command_line}

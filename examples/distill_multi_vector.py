@@ -1,4 +1,4 @@
-"""A ColBERT-style student with clustered vectors, beside the same without clusters and pooled after training."""
+"""A ColBERT-style student with clustered token vectors; compare it with no clusters and with pooling after training."""
 
 import sys
 
@@ -9,7 +9,7 @@ from retrodistill.recipes import parse_recipe
 def main(
     source: str = "demo", model: str = "all-MiniLM-L6-v2", out: str = "out/clustered", dimension: str = "128"
 ) -> dict[str, dict[str, float]]:
-    """Learn the projection of frozen tokens from an ensemble; gives what each index keeps and takes a document."""
+    """Learn the projection of frozen tokens from an ensemble; return quality and bytes per document of each index."""
     stage = {
         "objectives": {"name": "kl", "student_temperature": 0.02},
         "train": "head",
@@ -27,8 +27,11 @@ def main(
     teacher = [{"model": "bm25", "weight": 0.3}, {"model": f"dense:{model}", "weight": 0.7}]
     recipe = {"name": "clustered", "collection": source, "document_encoder": f"dense:{model}", "teacher": teacher}
     results = rd.run_recipe(parse_recipe({**recipe, "students": {"student": student}}), out)
-    found = {name: results.system(name) for name in ("unclustered", "pooled", "student")}
-    return {name: {"ndcg@10": one.ndcg10 or 0.0, "bytes": one.bytes_per_document or 0.0} for name, one in found.items()}
+    systems = {name: results.system(name) for name in ("unclustered", "pooled", "student")}
+    return {
+        name: {"ndcg@10": system.ndcg10 or 0.0, "bytes": system.bytes_per_document or 0.0}
+        for name, system in systems.items()
+    }
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A static query encoder for documents that MiniLM has embedded: distill it without labels, index, search, measure.
+"""A static query encoder for MiniLM's documents: distill it without labels, index, search, and measure.
 
-Minutes on two cores; all examples share the embeddings of the corpus, which the first of them makes.
+It takes minutes on two cores. All examples share the embeddings of the corpus; the first one that runs makes them.
 """
 
 import sys
@@ -9,16 +9,16 @@ import retrodistill as rd
 from retrodistill.indexes import FaissIndex
 
 
-def main(source: str = "demo", space: str = "dense:all-MiniLM-L6-v2", out: str = "out/example") -> FaissIndex:
-    """Distill from queries, titles and sentences of the collection; documents stay as they are."""
+def main(source: str = "demo", encoder: str = "dense:all-MiniLM-L6-v2", out: str = "out/example") -> FaissIndex:
+    """Distill from queries, titles, and sentences of the collection; document vectors do not change."""
     collection = rd.load_collection(source)
     student = rd.distill(
-        collection, space, student="static", objective="leaf", document_encoder=space, out=f"{out}/student"
+        collection, encoder, student="static", objective="leaf", document_encoder=encoder, out=f"{out}/student"
     )
-    index = rd.build_index(collection, documents=space, queries=student, factory="Flat")
+    index = rd.build_index(collection, documents=encoder, queries=student, factory="Flat")
     index.save(f"{out}/index")
     print(index.search(collection.queries.texts[0], k=3).to_dict())
-    print(rd.evaluate({"bm25": "bm25", "teacher": space, "student": index}, collection, "test"))
+    print(rd.evaluate({"bm25": "bm25", "teacher": encoder, "student": index}, collection, "test"))
     return index
 
 

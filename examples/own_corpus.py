@@ -1,4 +1,4 @@
-"""Your own corpus and query log, in BEIR's layout, without a single label. Seconds, the model once loaded."""
+"""Your own corpus and query log in BEIR's layout, without labels. It takes seconds once the model is loaded."""
 
 import json
 import sys
@@ -14,8 +14,8 @@ DOCUMENTS = {
 QUERY_LOG = {"1": "how do I send something back", "2": "do you deliver to other countries"}
 
 
-def main(folder: str = "out/own-corpus", space: str = "dense:all-MiniLM-L6-v2") -> rd.Run:
-    """Write the folder, distill from the log and the documents' own sentences, search with words nobody logged."""
+def main(folder: str = "out/own-corpus", encoder: str = "dense:all-MiniLM-L6-v2") -> rd.Run:
+    """Write the folder, distill from the log and the documents' sentences, and search with words that nobody logged."""
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     documents = [{"_id": name, "title": title, "text": text} for name, (title, text) in DOCUMENTS.items()]
@@ -24,12 +24,12 @@ def main(folder: str = "out/own-corpus", space: str = "dense:all-MiniLM-L6-v2") 
         (place / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
     collection = rd.load_collection(place)
     student = rd.distill(
-        collection, space, student="static", objective="leaf", document_encoder=space, out=place / "student"
+        collection, encoder, student="static", objective="leaf", document_encoder=encoder, out=place / "student"
     )
-    index = rd.build_index(collection, documents=space, queries=student)
-    found = index.search("is my toaster covered", k=2)
-    print(found.to_dict())
-    return found
+    index = rd.build_index(collection, documents=encoder, queries=student)
+    results = index.search("is my toaster covered", k=2)
+    print(results.to_dict())
+    return results
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Any run file is a teacher: nothing but its scores is needed, neither the model nor its API.
+"""A run file as the teacher: only its scores are needed, neither the model nor its API.
 
-By default the run that distill_from_ensemble.py leaves behind; any .run, .trec, .parquet or .jsonl will do. Minutes on
-two cores.
+The default is the run that distill_from_ensemble.py writes; any .run, .trec, .parquet, or .jsonl file works. It takes
+minutes on two cores.
 """
 
 import sys
@@ -12,7 +12,7 @@ import retrodistill as rd
 def main(
     run: str = "out/example/target.run",
     source: str = "demo",
-    space: str = "dense:all-MiniLM-L6-v2",
+    encoder: str = "dense:all-MiniLM-L6-v2",
     out: str = "out/example",
 ) -> dict[str, dict[str, float]]:
     """Distill from a TREC, Parquet or JSONL file."""
@@ -22,11 +22,11 @@ def main(
         f"run:{run}",
         student="static",
         objective=["kl", "leaf"],
-        document_encoder=space,
+        document_encoder=encoder,
         out=f"{out}/recorded",
     )
-    index = rd.build_index(collection, documents=space, queries=student)
-    result = rd.evaluate({"teacher": space, "student": index}, collection, "test")
+    index = rd.build_index(collection, documents=encoder, queries=student)
+    result = rd.evaluate({"teacher": encoder, "student": index}, collection, "test")
     print(result)
     return result.means
 

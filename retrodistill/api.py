@@ -5,21 +5,25 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from retrodistill.core.distributed import is_main
-from retrodistill.core.files import check_replaceable, exclusive
+from retrodistill.core.files import check_replaceable, exclusive, read_json
 from retrodistill.core.progress import log
 from retrodistill.data import Collection, load_collection
 from retrodistill.encoders import Encoder, load_encoder
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.vector_files import bound
-from retrodistill.evaluation.evaluating import Evaluation, evaluate
+from retrodistill.evaluation import evaluating
+from retrodistill.evaluation.evaluating import Evaluation
+from retrodistill.evaluation.results import Results
 from retrodistill.rankers import load_teacher
 from retrodistill.recipes import StudentSettings, validated
 from retrodistill.recipes.cards import Source, write_student_card
 from retrodistill.recipes.one_student import one_student
 from retrodistill.recipes.students import train_student
+from retrodistill.report import write_page
 from retrodistill.students.kinds import AnyStudent
 from retrodistill.training.settings import StageSettings, TrainingSettings
 from retrodistill.training.texts import training_queries
@@ -95,3 +99,55 @@ def distill(  # noqa: PLR0913 - one call for what a recipe says
             write_student_card(folder, folder.name, data, encoder=made.encoder, source=source)
             shutil.rmtree(work, ignore_errors=True)
     return made.encoder
+
+
+def evaluate(
+    systems: Mapping[str, Any] | Sequence[Any] | Any,
+    collection: Collection | str,
+    split: str | None = None,
+    *,
+    measures: Sequence[str] | None = None,
+    depth: int = 1000,
+    teacher: Any = None,
+    cost_threads: int | None = None,
+    out: str | Path | None = None,
+) -> Evaluation:
+    """Measure systems on one collection, by BEIR's rules; queries without results count 0.
+
+    Args:
+        systems: ``{name: system}``, a list, or one: a model name, an index or its folder, a run, an encoder, an
+            ensemble, or ``rerank:TEACHER@SOURCE``.
+        collection: A collection or what `load_collection` takes.
+        split: Whose judgments count; BEIR's by default: test, and dev for msmarco.
+        measures: ``ndcg@k``, ``mrr@k``, ``recall@k``, ``map@k``, ``precision@k``, ``hole@k``; BEIR's by default.
+        depth: Documents retrieved per query; cut to the corpus.
+        teacher: Measure agreement with this teacher too; it needs no judgments.
+        cost_threads: Measure cost too, on so many threads; it needs no judgments.
+        out: Folder of the collection, for ``runs/NAME.run``, ``per-query.parquet``, ``results.json``,
+            ``report.html``; what stands there from the same systems and settings is not measured again, and other
+            systems that were measured there on the same queries stay in the table, in front.
+
+    Returns:
+        Of the systems given.
+
+    Raises:
+        UserError: There are no judgments and nothing else to measure, or a system cannot search.
+    """
+    made = evaluating.evaluate(
+        systems,
+        collection,
+        split,
+        measures=measures,
+        depth=depth,
+        teacher=teacher,
+        cost_threads=cost_threads,
+        out=out,
+    )
+    if out is not None:
+        write_report(out)
+    return made
+
+
+def write_report(folder: str | os.PathLike[str]) -> None:
+    """Write report.html beside the results.json of an evaluated folder."""
+    write_page(Results.from_json(read_json(Path(folder) / "results.json")), Path(folder) / "report.html")

@@ -27,7 +27,7 @@ def model(tiny_model):
 
 
 class TestExamples:
-    def test_none_is_without_a_test(self):
+    def test_each_has_a_test(self):
         assert {path.stem for path in EXAMPLES.glob("*.py")} == {
             "distill_static",
             "distill_from_ensemble",
@@ -45,27 +45,27 @@ class TestExamples:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         assert ast.get_docstring(tree)
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 50
-        imported = [one.module for one in ast.walk(tree) if isinstance(one, ast.ImportFrom)]
-        imported += [alias.name for one in ast.walk(tree) if isinstance(one, ast.Import) for alias in one.names]
+        imported = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        imported += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
         assert {name.partition(".")[0] for name in imported} <= {"retrodistill", *sys.stdlib_module_names}
 
-    def test_distil_static(self, tiny_folder, model, tmp_path):
+    def test_distill_static(self, tiny_folder, model, tmp_path):
         index = load("distill_static").main(str(tiny_folder), model, str(tmp_path))
         assert len(rd.load_index(tmp_path / "index")) == len(index) == 60
 
-    def test_distil_dense(self, tiny_folder, model, tmp_path):
-        found = load("distill_dense").main(str(tiny_folder), model, str(tmp_path / "out"), "1")
-        assert list(found)[-4:] == ["control", "control@exit-1", "student", "student@exit-1"]
+    def test_distill_dense(self, tiny_folder, model, tmp_path):
+        results = load("distill_dense").main(str(tiny_folder), model, str(tmp_path / "out"), "1")
+        assert list(results)[-4:] == ["control", "control@exit-1", "student", "student@exit-1"]
 
-    def test_distil_multi_vector(self, tiny_folder, tiny_model, tmp_path):
-        found = load("distill_multi_vector").main(str(tiny_folder), tiny_model, str(tmp_path / "out"), "16")
-        assert found["unclustered"]["bytes"] >= found["student"]["bytes"] > 0
+    def test_distill_multi_vector(self, tiny_folder, tiny_model, tmp_path):
+        results = load("distill_multi_vector").main(str(tiny_folder), tiny_model, str(tmp_path / "out"), "16")
+        assert results["unclustered"]["bytes"] >= results["student"]["bytes"] > 0
 
-    def test_distil_sparse(self, tiny_folder, tiny_model, tmp_path):
-        found = load("distill_sparse").main(str(tiny_folder), tiny_model, str(tmp_path / "out"))
-        assert list(found)[-2:] == ["control", "student"]
+    def test_distill_sparse(self, tiny_folder, tiny_model, tmp_path):
+        results = load("distill_sparse").main(str(tiny_folder), tiny_model, str(tmp_path / "out"))
+        assert list(results)[-2:] == ["control", "student"]
 
-    def test_distil_from_ensemble(self, tiny_folder, model, tmp_path):
+    def test_distill_from_ensemble(self, tiny_folder, model, tmp_path):
         target = load("distill_from_ensemble").main(str(tiny_folder), model, str(tmp_path))
         assert rd.read_run(tmp_path / "target.run").fingerprint == target.fingerprint
 
@@ -75,8 +75,8 @@ class TestExamples:
         assert set(means) == {"teacher", "student"}
 
     def test_own_corpus(self, model, tmp_path):
-        found = load("own_corpus").main(str(tmp_path / "shop"), model)
-        assert len(found) == 2
+        results = load("own_corpus").main(str(tmp_path / "shop"), model)
+        assert len(results) == 2
 
     def test_learned_index(self, tiny_folder, model, tmp_path):
         means = load("learned_index").main(str(tiny_folder), model, str(tmp_path), "OPQ4,PQ4x4")
@@ -84,7 +84,7 @@ class TestExamples:
         assert len(rd.load_index(tmp_path / "index")) == 60
 
     @pytest.mark.parametrize("kind", ["tk", "prett", "cross-encoder"])
-    def test_distil_reranker(self, kind, tiny_folder, model, tmp_path):
+    def test_distill_reranker(self, kind, tiny_folder, model, tmp_path):
         means = load("distill_reranker").main(str(tiny_folder), model, model.replace("dense", kind), str(tmp_path))
         assert set(means) == {"bm25", "teacher", "student"}
-        assert min(one["ndcg@10"] for one in means.values()) > 0
+        assert min(values["ndcg@10"] for values in means.values()) > 0

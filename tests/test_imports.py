@@ -12,7 +12,7 @@ PACKAGE = Path(retrodistill.__file__).parent
 BASE = ["core"]
 LINE = [
     "data", "runs", "objectives", "encoders", "rankers", "candidates", "students", "training", "quantizers", "indexes",
-    "exports", "report", "evaluation", "recipes", "api", "cli",
+    "exports", "evaluation", "report", "recipes", "api", "cli",
 ]  # fmt: skip
 TOP = ["__init__", "__main__"]
 

@@ -92,6 +92,7 @@ def check(  # noqa: PLR0913, PLR0917 - one option each
     from retrodistill.data import load_collection
     from retrodistill.evaluation.check import check as check_index
     from retrodistill.indexes import load_index
+    from retrodistill.report.tables import check_text
 
     set_quiet(as_json)
     made = check_index(
@@ -103,7 +104,7 @@ def check(  # noqa: PLR0913, PLR0917 - one option each
         latency_queries=latency_queries,
         symmetric=symmetric,
     )
-    show(json.dumps(made.to_json(), ensure_ascii=False) if as_json else str(made))
+    show(json.dumps(made.to_json(), ensure_ascii=False) if as_json else check_text(made))
 
 
 @app.command()

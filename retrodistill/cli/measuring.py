@@ -44,14 +44,19 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one option each
     as_json: JsonOption = False,
 ) -> None:
     """Measure systems on collections by BEIR's rules; queries without results count 0."""
+    from retrodistill.api import write_report
     from retrodistill.evaluation.benchmark import benchmark
     from retrodistill.evaluation.evaluating import EvaluationConfig
+    from retrodistill.report.tables import benchmark_text
 
     set_quiet(as_json)
     wanted = EvaluationConfig(split, measure, depth, teacher, threads if cost else None, command=_command())
     made = benchmark(system, collection, wanted, out)
+    if out is not None:
+        for evaluation in made.evaluations:
+            write_report(out / evaluation.collection)
     if not as_json:
-        show(str(made))
+        show(benchmark_text(made))
     elif len(made.evaluations) == 1:
         show(json.dumps(made.evaluations[0].results(_command()).to_json(), ensure_ascii=False))
     else:
@@ -77,10 +82,11 @@ def compare(  # noqa: PLR0913, PLR0917 - one option each
 ) -> None:
     """Compare systems with the first on the same queries: is a difference real, and which queries made it?"""
     from retrodistill.evaluation.gathering import ComparisonConfig, compare_named
+    from retrodistill.report.tables import comparison_text
 
     set_quiet(as_json)
     made = compare_named(system, ComparisonConfig(collection, split, measure, teacher, every_pair, shown, seed))
-    show(json.dumps(made.to_json(), ensure_ascii=False) if as_json else str(made))
+    show(json.dumps(made.to_json(), ensure_ascii=False) if as_json else comparison_text(made))
 
 
 def _command() -> str:

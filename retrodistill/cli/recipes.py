@@ -42,7 +42,7 @@ def methods() -> None:
     from retrodistill.candidates.budget import BUDGETS
     from retrodistill.candidates.samplers import SAMPLERS
     from retrodistill.encoders.names import KINDS
-    from retrodistill.objectives.registry import CLASS_OBJECTIVES, OBJECTIVES, REGULARIZERS, TOKEN_OBJECTIVES
+    from retrodistill.objectives.registry import OBJECTIVES, REGULARIZERS
     from retrodistill.rankers.labels import LABELS
     from retrodistill.runs.calibration import CALIBRATIONS
     from retrodistill.students.static import INITIALIZATIONS
@@ -53,7 +53,6 @@ def methods() -> None:
     for title, table in (
         ("models", KINDS),
         ("objectives", OBJECTIVES),
-        ("objectives in Python, on tokens and classes", {**TOKEN_OBJECTIVES, **CLASS_OBJECTIVES}),
         ("regularizers of sparse students", REGULARIZERS),
         ("static initializations", INITIALIZATIONS),
         ("fusions", fusions),
@@ -76,9 +75,9 @@ def _run_andshow(recipe: str, out: Path, overrides: list[str], as_json: bool) ->
     if as_json:
         show(json.dumps(results.to_json(), ensure_ascii=False))
         return
-    from retrodistill.report.table import examples_text, table_text
+    from retrodistill.report.tables import examples_text, results_text
 
-    show(table_text(results))
+    show(results_text(results))
     if results.examples:
         show("\n" + examples_text(results))
     for note in results.notes:

@@ -11,12 +11,12 @@ from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.evaluation.measures import Grades, evaluate_run, means
+from retrodistill.evaluation.results import Agreement, Bin
 from retrodistill.evaluation.streaming import retrieve
 from retrodistill.evaluation.systems import searcher
 from retrodistill.rankers.loading import load_teacher
 from retrodistill.rankers.protocol import Teacher
 from retrodistill.rankers.recorded import RecordedTeacher
-from retrodistill.report.measured import Agreement, Bin
 from retrodistill.runs.agreement import kendall, overlap, ranking_overlap, score_bins
 from retrodistill.runs.align import align, look_up
 from retrodistill.runs.run import Run

@@ -58,11 +58,6 @@ class Benchmark:
             "means": self.means,
         }
 
-    def __str__(self) -> str:
-        from retrodistill.evaluation.tables import benchmark_text
-
-        return benchmark_text(self)
-
 
 def benchmark(
     systems: Mapping[str, Any] | Sequence[Any] | Any,

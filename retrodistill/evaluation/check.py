@@ -80,25 +80,6 @@ class Check:
         """All of it as JSON values."""
         return asdict(self)
 
-    def __str__(self) -> str:
-        lines = [f"{self.queries_by} is admitted among documents by {self.documents_by}: {self.admitted_as}."]
-        if self.shared:
-            shares = ", ".join(f"{share:.1%} of the top {depth}" for depth, share in self.shared.items())
-            lines.append(f"Neighbors shared with the teacher's own exact search: {shares} ({self.queries} queries).")
-        if not self.sides:
-            return "\n".join([*lines, *self.notes])
-        head = ["", *self.sides[0].quality, "p50 ms", "p95 ms", "docs/s", "documents by", "queries by"]
-        rows = [head, *(_cells(side) for side in self.sides)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-        texts = {0, len(head) - 2, len(head) - 1}
-        for row in rows:
-            cells = [
-                cell.ljust(width) if column in texts else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ]
-            lines.append("  ".join(cells).rstrip())
-        return "\n".join([*lines, *self.notes])
-
 
 def check(
     index: Index,
@@ -246,16 +227,3 @@ def _documents_per_second(encoder: Any, collection: Collection) -> float | None:
     start = time.perf_counter()
     encoder.encode(probe, "document")
     return round(len(probe) / (time.perf_counter() - start), 1)
-
-
-def _cells(side: Side) -> list[str]:
-    timed = [f"{side.query_ms[part]:.2f}" for part in ("p50", "p95")] if side.query_ms else ["-", "-"]
-    rate = "-" if side.documents_per_second is None else f"{side.documents_per_second:,.0f}"
-    names = [_short(side.documents_by), _short(side.queries_by)]
-    return [side.name, *(f"{value:.4f}" for value in side.quality.values()), *timed, rate, *names]
-
-
-def _short(name: str) -> str:
-    """A model's name without the folders above it."""
-    kind, _, place = name.partition(":")
-    return f"{kind}:{place.rstrip('/').rsplit('/', 1)[-1]}"

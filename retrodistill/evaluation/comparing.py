@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from retrodistill.core.errors import UserError, sample_of, unknown
+from retrodistill.evaluation.results import Agreement
 from retrodistill.evaluation.significance import LEAST, compare_paired, holm, outcomes, smallest_difference
-from retrodistill.report.measured import Agreement
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,6 @@ class Comparison:
             "agreement": {name: one.model_dump(mode="json", by_alias=True) for name, one in self.agreement.items()},
             "notes": self.notes,
         }
-
-    def __str__(self) -> str:
-        from retrodistill.evaluation.tables import comparison_text
-
-        return comparison_text(self)
 
 
 def compare(

@@ -20,13 +20,13 @@ from retrodistill.evaluation.latency import staged_latency
 from retrodistill.evaluation.memory import peak_memory
 from retrodistill.evaluation.rates import fixed_threads, matrix_rate, operations
 from retrodistill.evaluation.reranking import Reranker
+from retrodistill.evaluation.results import Cost, Timing
 from retrodistill.evaluation.streaming import HELD
 from retrodistill.evaluation.student_reranking import StudentReranker
 from retrodistill.indexes.faiss_index import FaissIndex
 from retrodistill.rankers.bm25 import BM25
 from retrodistill.rankers.ensemble import Ensemble
 from retrodistill.rankers.retrievers import DenseRetriever, LexicalRetriever, RecordedRetriever, Retriever
-from retrodistill.report.measured import Cost, Timing
 
 DEPTH, BATCHES = 100, (1, 32)
 _QUERIES, _DOCUMENTS, _BATCH, _WARM_UP, _MEMORY = 100, 64, 32, 8, 20

@@ -19,14 +19,12 @@ from retrodistill.evaluation.cost import measure_cost
 from retrodistill.evaluation.folder import CachedResult, Folder, check_file_names, write_per_query
 from retrodistill.evaluation.measures import Grades, evaluate_run, means, measures_within, parse_measure
 from retrodistill.evaluation.report import with_differences
+from retrodistill.evaluation.results import Agreement, Cost, Results, System, of_measures
 from retrodistill.evaluation.rules import split_of, version_note
 from retrodistill.evaluation.streaming import retrieve
 from retrodistill.evaluation.systems import Candidate, candidates_for, named_systems
 from retrodistill.rankers.loading import load_teacher
 from retrodistill.rankers.retrievers import Retriever
-from retrodistill.report import write_page
-from retrodistill.report.measured import Agreement, Cost
-from retrodistill.report.results import Results, System, of_measures
 from retrodistill.runs.run import Run
 
 
@@ -133,11 +131,6 @@ class Evaluation:
             provenance=self.provenance,
         )
 
-    def __str__(self) -> str:
-        from retrodistill.evaluation.tables import evaluation_text
-
-        return evaluation_text(self)
-
 
 def evaluate(
     systems: Mapping[str, Any] | Sequence[Any] | Any,
@@ -161,8 +154,8 @@ def evaluate(
         depth: Documents retrieved per query; cut to the corpus.
         teacher: Measure agreement with this teacher too; it needs no judgments.
         cost_threads: Measure cost too, on so many threads; it needs no judgments.
-        out: Folder of the collection, for ``runs/NAME.run``, ``per-query.parquet``, ``results.json``,
-            ``report.html``; what stands there from the same systems and settings is not measured again, and other
+        out: Folder of the collection, for ``runs/NAME.run``, ``per-query.parquet``, ``results.json``; what
+            stands there from the same systems and settings is not measured again, and other
             systems that were measured there on the same queries stay in the table, in front.
 
     Returns:
@@ -204,7 +197,6 @@ def evaluate_on(
         write_per_query(whole.per_query, out)
         results = with_differences(whole, collection, qrels, wanted.command)
         write_json(out / "results.json", results.to_json())
-        write_page(results, out / "report.html")
     return whole.only(systems)
 
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from retrodistill.data.collection import Collection
 from retrodistill.evaluation.measures import Grades
+from retrodistill.evaluation.results import Example, Hit, Missed
 from retrodistill.evaluation.significance import LEAST
-from retrodistill.report.results import Example, Hit, Missed
 from retrodistill.runs.run import Run
 
 MEASURE = "ndcg@10"

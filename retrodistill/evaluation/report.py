@@ -10,7 +10,7 @@ from retrodistill.data.collection import Collection
 from retrodistill.evaluation.comparing import paired_tests
 from retrodistill.evaluation.examples import MEASURE, Side, side_by_side, spread_out, won_and_lost
 from retrodistill.evaluation.measures import Grades
-from retrodistill.report.results import Results
+from retrodistill.evaluation.results import Results
 
 if TYPE_CHECKING:
     from retrodistill.evaluation.evaluating import Evaluation

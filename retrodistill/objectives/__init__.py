@@ -1,5 +1,8 @@
 """Objectives: pure functions of masked (batch, n) float32 lists, of embeddings, of tokens, of term weights."""
 
+import importlib
+import pkgutil
+
 from retrodistill.objectives.classes import PseudoClasses, class_log_probabilities, lelp, pseudo_classes
 from retrodistill.objectives.distributions import (
     balanced_kl,
@@ -20,6 +23,9 @@ from retrodistill.objectives.pointwise import binary_cross_entropy, mse
 from retrodistill.objectives.sparsity import anti_zero, flops, l1, outside_top_k, top_k, whole_batch
 from retrodistill.objectives.tokens import token_relations
 from retrodistill.objectives.transport import sinkhorn
+
+for _module in pkgutil.iter_modules(__path__):  # every module registers its objectives when it is imported
+    importlib.import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
     "InterpolationSchedule",

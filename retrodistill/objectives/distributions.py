@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from retrodistill.core.errors import UserError
 from retrodistill.objectives.masks import check_lists, check_positives, full_mask, log_softmax, mean_over_lists
+from retrodistill.objectives.registry import objective
 
 
+@objective("kl", "KL divergence from the teacher's softmax over a list to the student's")
 def kl_divergence(
     scores: Tensor,
     targets: Tensor,
@@ -39,6 +43,7 @@ def kl_divergence(
     return mean_over_lists(_divergence(teacher, student, valid), valid.sum(dim=1) >= 2)
 
 
+@objective("reverse-kl", "KL divergence the other way: no mass where the teacher has none")
 def reverse_kl(
     scores: Tensor,
     targets: Tensor,
@@ -69,6 +74,7 @@ def reverse_kl(
     return mean_over_lists(_divergence(student, teacher, valid), valid.sum(dim=1) >= 2)
 
 
+@objective("balanced-kl", "both, weighed in each list by the gap of the entropies (BD-KD, arXiv 2212.12965)")
 def balanced_kl(
     scores: Tensor,
     targets: Tensor,
@@ -104,6 +110,7 @@ def balanced_kl(
     return mean_over_lists(weights * forward + (1 - weights) * backward, valid.sum(dim=1) >= 2)
 
 
+@objective("listnet", "cross-entropy of the top-one probabilities (Cao et al. 2007)")
 def listnet(
     scores: Tensor,
     targets: Tensor,
@@ -135,6 +142,11 @@ def listnet(
     return mean_over_lists(crossed, valid.sum(dim=1) >= 2)
 
 
+@objective(
+    "lwf",
+    "KL to the student of the stage's start: an anchor beside another objective (PROD)",
+    ("scores", "start_scores", "mask"),
+)
 def without_forgetting(
     scores: Tensor, start_scores: Tensor, mask: Tensor | None = None, *, student_temperature: float = 1.0
 ) -> Tensor:
@@ -226,6 +238,20 @@ def in_batch_contrastive(
         valid = valid & known.bool()[None, :]
         places = torch.where(known.bool(), places, torch.full_like(places, -1))
     return contrastive(scores, places, valid, student_temperature=student_temperature)
+
+
+objective(
+    "contrastive",
+    "InfoNCE with the pseudo-query's own document as positive; no teacher (a control)",
+    ("scores", "positives", "mask"),
+    needs_positives=True,
+)(partial(contrastive, student_temperature=1.0))
+objective(
+    "in-batch",
+    "InfoNCE with the other texts' documents as negatives; no teacher (a control)",
+    ("own_scores", "own_shared", "own_known"),
+    needs_positives=True,
+)(partial(in_batch_contrastive, student_temperature=1.0))
 
 
 def _logs(

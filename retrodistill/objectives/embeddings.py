@@ -10,8 +10,14 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from retrodistill.core.errors import UserError
 from retrodistill.objectives.masks import at_least_float32
+from retrodistill.objectives.registry import objective
+
+PAIR = ("student", "teacher")  # what most of them take
 
 
+@objective(
+    "leaf", "squared distance to the teacher's embedding of the same text (arXiv 2509.12539)", PAIR, sees="embeddings"
+)
 def leaf(student: Tensor, teacher: Tensor) -> Tensor:
     """LEAF: squared distance between the student's and the teacher's embedding of the same text (arXiv 2509.12539).
 
@@ -32,6 +38,7 @@ def leaf(student: Tensor, teacher: Tensor) -> Tensor:
     return ((student - teacher) ** 2).sum(dim=1).mean()
 
 
+@objective("cosine", "cosine distance to the teacher's embedding of the same text", PAIR, sees="embeddings")
 def cosine(student: Tensor, teacher: Tensor) -> Tensor:
     """Cosine distance between the student's and the teacher's embedding of the same text: the direction alone.
 
@@ -51,6 +58,12 @@ def cosine(student: Tensor, teacher: Tensor) -> Tensor:
     return (1 - cosine_similarity(student, teacher, dim=1)).mean()
 
 
+@objective(
+    "relations",
+    "cosines between the batch's texts, as the teacher has them (arXiv 1907.09682)",
+    PAIR,
+    sees="embeddings",
+)
 def relation_matching(student: Tensor, teacher: Tensor) -> Tensor:
     """Match who is like whom: cosines between all pairs of the batch's texts, the student's against the teacher's.
 
@@ -78,6 +91,13 @@ def relation_matching(student: Tensor, teacher: Tensor) -> Tensor:
     return (apart**2).sum() / max(len(student) * (len(student) - 1) // 2, 1)
 
 
+@objective(
+    "nd",
+    "length and direction of the teacher's embedding, for dot-product students (arXiv 2305.17007)",
+    PAIR,
+    sees="embeddings",
+    dot_only=True,
+)
 def norm_and_direction(student: Tensor, teacher: Tensor, centers: Tensor | None = None) -> Tensor:
     """ND: reward a long student embedding that points the teacher's way, up to the teacher's length.
 
@@ -152,6 +172,14 @@ def mi_alpha(
     return marginal.mean() - joint.mean() - 1
 
 
+objective(
+    "mi-alpha",
+    "a lower bound on the mutual information with the teacher's embedding (arXiv 2109.11105)",
+    (*PAIR, "student_temperature"),
+    sees="embeddings",
+)(lambda student, teacher, temperature: mi_alpha(student, teacher, temperature=temperature))
+
+
 def _mixed(logs: Tensor, alpha: float, log_baseline: float) -> Tensor:
     """log(alpha e^logs + (1 - alpha) e^log_baseline)."""
     if alpha == 1:
@@ -168,6 +196,6 @@ def _checked(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     if student.shape != teacher.shape:
         raise UserError(
             f"student embeddings of shape {tuple(student.shape)}, teacher's {tuple(teacher.shape)}; give the student a "
-            "projection to the teacher's width (dimension: teacher)."
+            "projection to the teacher's width (dimension: space)."
         )
     return at_least_float32(student), at_least_float32(teacher)

@@ -10,6 +10,7 @@ from torch import Tensor
 from retrodistill.core.errors import UserError
 from retrodistill.objectives.distributions import kl_divergence
 from retrodistill.objectives.masks import at_least_float32, check_lists
+from retrodistill.objectives.registry import objective
 
 
 def taid(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, t: float) -> Tensor:
@@ -35,6 +36,13 @@ def taid(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, t: floa
     check_lists(scores, targets)
     mixed = (1 - t) * at_least_float32(scores).detach() + t * at_least_float32(targets)
     return kl_divergence(scores, mixed, mask)
+
+
+objective(
+    "taid",
+    "KL to a target that moves from student to teacher during training (arXiv 2501.16937)",
+    ("scores", "targets", "mask", "t"),
+)(lambda scores, targets, mask, t: taid(scores, targets, mask, t=t))
 
 
 @dataclass

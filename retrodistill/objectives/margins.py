@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from retrodistill.core.errors import unknown
 from retrodistill.objectives.masks import at_least_float32, check_lists, check_positives, full_mask
+from retrodistill.objectives.registry import objective
 
 PAIRS = ("positive", "all")
 
 
+@objective("margin-mse", "squared difference of margins, the teacher's best against each (arXiv 2010.02666)")
 def margin_mse(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, pairs: str = "positive") -> Tensor:
     """Mean squared difference between the student's margins and the teacher's.
 
@@ -50,6 +54,16 @@ def margin_mse(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, p
     return (margins**2).masked_fill(~counted, 0.0).sum() / counted.sum().clamp(min=1)
 
 
+objective("margin-mse-all", "squared difference of margins over all pairs of a list")(partial(margin_mse, pairs="all"))
+
+
+@objective(
+    "in-batch-margin-mse",
+    "margins of a text's own document against the batch's others (TAS-B, arXiv 2104.06967)",
+    ("batch_scores", "batch_targets", "batch_positives", "batch_mask"),
+    needs_positives=True,
+    control="in-batch",
+)
 def in_batch_margin_mse(scores: Tensor, targets: Tensor, positives: Tensor, mask: Tensor | None = None) -> Tensor:
     """Margin-MSE of each text's own document against the other documents of its batch (TAS-B, arXiv 2104.06967).
 

@@ -10,6 +10,7 @@ from torch.nn.functional import softplus
 
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.objectives.masks import at_least_float32, check_lists, full_mask, mean_over_lists
+from retrodistill.objectives.registry import objective
 
 WEIGHTINGS = ("lambdarank", "ndcg-loss2", "ndcg-loss2++")
 WIDEST = 1024  # candidates: 64 lists of so many are 256 MiB per (batch, n, n) tensor, and training holds several
@@ -28,6 +29,7 @@ def check_width(candidates: int) -> None:
         )
 
 
+@objective("ranknet", "logistic loss of every pair that the teacher orders (Burges et al. 2005)", has_pairs=True)
 def ranknet(scores: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
     """RankNet: logistic loss of every pair that the teacher orders (Burges et al. 2005, ICML).
 
@@ -50,6 +52,9 @@ def ranknet(scores: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tens
     return losses.masked_fill(~ordered, 0.0).sum() / ordered.sum().clamp(min=1)
 
 
+@objective(
+    "lambdaloss", "the same pairs, each weighed by what it may change in nDCG (Wang et al. 2018)", has_pairs=True
+)
 def lambda_loss(
     scores: Tensor,
     targets: Tensor,

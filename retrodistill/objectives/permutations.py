@@ -14,6 +14,7 @@ from retrodistill.objectives.masks import (
     log_softmax,
     mean_over_lists,
 )
+from retrodistill.objectives.registry import objective
 
 
 def plackett_luce(scores: Tensor, order: Tensor, weights: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
@@ -39,6 +40,7 @@ def plackett_luce(scores: Tensor, order: Tensor, weights: Tensor | None = None, 
     return losses.masked_fill(~counted, 0.0).sum(dim=1)
 
 
+@objective("listmle", "likelihood of the teacher's whole order (Xia et al. 2008)")
 def listmle(scores: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
     """ListMLE: negative log-likelihood of the teacher's order (Xia et al. 2008, ICML).
 
@@ -61,6 +63,11 @@ def listmle(scores: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tens
     return mean_over_lists(plackett_luce(scores, _order(targets, valid), mask=valid), valid.sum(dim=1) >= 2)
 
 
+@objective(
+    "pld",
+    "likelihood of the teacher's order, each choice weighed by its confidence (arXiv 2506.12542)",
+    ("scores", "targets", "mask", "positives"),
+)
 def pld(scores: Tensor, targets: Tensor, mask: Tensor | None = None, positives: Tensor | None = None) -> Tensor:
     """Plackett-Luce distillation: the teacher's order, each choice weighed by its confidence (arXiv 2506.12542).
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from retrodistill.objectives.masks import at_least_float32, check_lists, full_mask
+from retrodistill.objectives.registry import objective
 
 
 def mse(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, free_zero: bool = False) -> Tensor:
@@ -34,6 +37,11 @@ def mse(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, free_zer
     return (residuals**2).sum() / count
 
 
+@objective(
+    "bce",
+    "cross-entropy of each candidate alone with a soft label from 0 to 1 (Trans-Encoder, arXiv 2109.13059)",
+    ("scores", "labels", "mask"),
+)
 def binary_cross_entropy(scores: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
     """Cross-entropy of each candidate alone with a soft label (Trans-Encoder, ICLR 2022, arXiv 2109.13059).
 
@@ -56,6 +64,11 @@ def binary_cross_entropy(scores: Tensor, labels: Tensor, mask: Tensor | None = N
     wanted = at_least_float32(labels).masked_fill(~valid, 0.0)
     losses = (nn.functional.softplus(logits) - wanted * logits).masked_fill(~valid, 0.0)
     return losses.sum() / valid.sum().clamp(min=1)
+
+
+objective("mse", "squared difference of the scores themselves, up to one constant for the batch")(
+    partial(mse, free_zero=True)
+)
 
 
 def _listed(scores: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor:

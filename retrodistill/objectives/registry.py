@@ -1,53 +1,160 @@
-"""Objectives by name, for recipes and the command line."""
+"""Objectives and regularizers by name. Each registers itself where it is defined, with what it needs.
+
+Adding an objective takes one file: decorate the function, or pass it to the decorator. `retrodistill.objectives`
+imports every module of its folder, so a new module needs no line elsewhere.
+"""
 
 from __future__ import annotations
 
-LIST_OBJECTIVES = {
-    "kl": "KL divergence from the teacher's softmax over a list to the student's",
-    "reverse-kl": "KL divergence the other way: no mass where the teacher has none",
-    "balanced-kl": "both, weighed in each list by the gap of the entropies (BD-KD, arXiv 2212.12965)",
-    "listnet": "cross-entropy of the top-one probabilities (Cao et al. 2007)",
-    "mse": "squared difference of the scores themselves, up to one constant for the batch",
-    "bce": "cross-entropy of each candidate alone with a soft label from 0 to 1 (Trans-Encoder, arXiv 2109.13059)",
-    "margin-mse": "squared difference of margins, the teacher's best against each (arXiv 2010.02666)",
-    "margin-mse-all": "squared difference of margins over all pairs of a list",
-    "in-batch-margin-mse": "margins of a text's own document against the batch's others (TAS-B, arXiv 2104.06967)",
-    "ranknet": "logistic loss of every pair that the teacher orders (Burges et al. 2005)",
-    "lambdaloss": "the same pairs, each weighed by what it may change in nDCG (Wang et al. 2018)",
-    "listmle": "likelihood of the teacher's whole order (Xia et al. 2008)",
-    "pld": "likelihood of the teacher's order, each choice weighed by its confidence (arXiv 2506.12542)",
-    "sinkhorn": "entropic transport between the batch's distributions (SinKD, arXiv 2402.17110)",
-    "taid": "KL to a target that moves from student to teacher during training (arXiv 2501.16937)",
-    "lwf": "KL to the student of the stage's start: an anchor beside another objective (PROD)",
-    "contrastive": "InfoNCE with the pseudo-query's own document as positive; no teacher (a control)",
-    "in-batch": "InfoNCE with the other texts' documents as negatives; no teacher (a control)",
-}
-EMBEDDING_OBJECTIVES = {
-    "leaf": "squared distance to the teacher's embedding of the same text (arXiv 2509.12539)",
-    "cosine": "cosine distance to the teacher's embedding of the same text",
-    "relations": "cosines between the batch's texts, as the teacher has them (arXiv 1907.09682)",
-    "nd": "length and direction of the teacher's embedding, for dot-product students (arXiv 2305.17007)",
-    "mi-alpha": "a lower bound on the mutual information with the teacher's embedding (arXiv 2109.11105)",
-}
-OBJECTIVES = LIST_OBJECTIVES | EMBEDDING_OBJECTIVES
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
-# Those that read no teacher score, so that flat lists do not matter to them.
-TEACHERLESS = frozenset({"lwf", "contrastive", "in-batch"})
-# Those that need the pseudo-query's own document, which is shown to no other objective.
-NEED_POSITIVES = frozenset({"contrastive", "in-batch", "in-batch-margin-mse"})
-# Those that need more than scores: a schedule, the student of the stage's start, the batch's other documents.
-NEED_MORE = frozenset({"taid", "lwf", "in-batch", "in-batch-margin-mse"})
+from torch import Tensor
 
-# Of other kinds of students, by the losses that are built for them.
-TOKEN_OBJECTIVES = {
-    "token-relations": "cosines between a text's tokens, as the teacher has them (TRG, arXiv 2306.12442)",
+from retrodistill.core.errors import unknown
+
+Sees = Literal["lists", "embeddings", "tokens"]
+
+# What an objective can take. Temperatures are applied already: student scores over the student's temperature, teacher
+# scores over the teacher's.
+INPUTS = {
+    "scores": "(batch, n) student scores of the lists",
+    "targets": "(batch, n) teacher scores of the lists",
+    "labels": "(batch, n) teacher scores as they are, which lie from 0 to 1",
+    "mask": "(batch, n) bool: candidates, without the lists that the teacher's scores teach nothing in",
+    "positives": "(batch,) place of the text's own document in its list, -1 for none",
+    "start_scores": "(batch, n) scores by the student of the stage's start",
+    "own_scores": "(batch, batch) student scores of each text with each text's own document",
+    "own_shared": "(batch, batch) bool: the two texts have the same own document",
+    "own_known": "(batch,) bool: the text has an own document",
+    "batch_scores": "(batch, m) student scores of each text with all documents of the batch",
+    "batch_targets": "(batch, m) teacher scores of the same; they need a teacher of the whole corpus",
+    "batch_positives": "(batch,) place of the text's own document among them, -1 for none",
+    "batch_mask": "(batch, m) bool: the document counts for the text",
+    "t": "share of the teacher in an interpolated target, from a schedule that follows the training's progress",
+    "student": "(batch, d) student embeddings of the texts",
+    "teacher": "(batch, d) teacher embeddings of the same texts",
+    "classes": "the pseudo-classes of the training texts",
+    "student_tokens": "(batch, tokens, d) token vectors by the student",
+    "teacher_tokens": "(batch, tokens, e) vectors of the same tokens by the teacher",
+    "token_mask": "(batch, tokens) bool: both sides count the token",
+    "student_temperature": "the student's temperature, of objectives that see no scores",
 }
-CLASS_OBJECTIVES = {
-    "lelp": "pseudo-classes from linear projections of the teacher's embeddings (arXiv 2409.20449)",
-}
-REGULARIZERS = {
-    "flops": "squared mean weight of each term over the batch (arXiv 2004.05665)",
-    "l1": "sum of a text's term weights",
-    "top-k": "sum of the term weights outside a text's k highest",
-    "anti-zero": "inverse square of the sum of a text's term weights: keeps texts from losing all terms",
-}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One objective: a function, and what a stage must give it.
+
+    Attributes:
+        name: What recipes write.
+        about: One line for people.
+        function: Takes the inputs of `takes` in their order; returns a scalar.
+        sees: ``lists`` of candidates, ``embeddings`` of single texts, or the ``tokens`` of lists' texts.
+        takes: Keys of `INPUTS`.
+        needs_positives: Whether the text's own document must be in its list; other objectives never see it.
+        control: The objective without a teacher that stands for it in a control.
+        has_pairs: Whether its memory grows with the square of a list.
+        dot_only: Whether it is for dot-product students only.
+    """
+
+    name: str
+    about: str
+    function: Callable[..., Tensor]
+    sees: Sees
+    takes: tuple[str, ...]
+    needs_positives: bool = False
+    control: str = "contrastive"
+    has_pairs: bool = False
+    dot_only: bool = False
+
+    def needs(self, *inputs: str) -> bool:
+        """Whether it takes one of some inputs."""
+        return any(name in self.takes for name in inputs)
+
+    @property
+    def reads_scores(self) -> bool:
+        """Whether the teacher's scores of a list teach it, so that a list must have scores that say something."""
+        return self.needs("targets", "labels", "batch_targets")
+
+    @property
+    def needs_lists(self) -> bool:
+        """Whether it needs candidates."""
+        return self.sees != "embeddings"
+
+
+_OBJECTIVES: dict[str, Objective] = {}
+_REGULARIZERS: dict[str, Callable[[Tensor, int], Tensor]] = {}
+OBJECTIVES: dict[str, str] = {}  # what each is, for people
+REGULARIZERS: dict[str, str] = {}
+
+
+def objective(
+    name: str,
+    about: str,
+    takes: tuple[str, ...] = ("scores", "targets", "mask"),
+    *,
+    sees: Sees = "lists",
+    **traits: Any,
+) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Register a function as an objective.
+
+    Args:
+        name: What recipes write.
+        about: One line for people.
+        takes: Keys of `INPUTS`, in the order of the function's arguments.
+        sees: As of `Objective`.
+        traits: Other attributes of `Objective`.
+    """
+
+    def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        wrong = [key for key in takes if key not in INPUTS]
+        if wrong or name in _OBJECTIVES:
+            raise ValueError(f"objective {name!r}: registered twice, or takes unknown inputs {wrong}.")
+        _OBJECTIVES[name] = Objective(name, about, function, sees, takes, **traits)
+        OBJECTIVES[name] = about
+        return function
+
+    return register
+
+
+def regularizer(
+    name: str, about: str, *, takes_terms: bool = False
+) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Register a function of (texts, terms) term weights as a regularizer.
+
+    Args:
+        name: What recipes write.
+        about: One line for people.
+        takes_terms: Whether its second argument is the number of terms that a recipe leaves a text.
+    """
+
+    def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        _REGULARIZERS[name] = function if takes_terms else lambda weights, _: function(weights)
+        REGULARIZERS[name] = about
+        return function
+
+    return register
+
+
+def get_objective(name: str) -> Objective:
+    """An objective by its name.
+
+    Raises:
+        UserError: There is none; the error names the nearest.
+    """
+    if name not in _OBJECTIVES:
+        raise unknown("objective", name, _OBJECTIVES)
+    return _OBJECTIVES[name]
+
+
+def get_regularizer(name: str) -> Callable[[Tensor, int], Tensor]:
+    """A regularizer by its name: a function of (texts, terms) term weights and the number of terms left to a text.
+
+    Raises:
+        UserError: There is none; the error names the nearest.
+    """
+    if name not in _REGULARIZERS:
+        raise unknown("regularizer", name, _REGULARIZERS)
+    return _REGULARIZERS[name]

@@ -13,8 +13,10 @@ from torch import Tensor
 from retrodistill.core.distributed import processes
 from retrodistill.core.errors import UserError
 from retrodistill.objectives.masks import at_least_float32
+from retrodistill.objectives.registry import regularizer
 
 
+@regularizer("flops", "squared mean weight of each term over the batch (arXiv 2004.05665)")
 def flops(weights: Tensor) -> Tensor:
     """FLOPS: the expected number of products of a search, made smooth (Paria et al. 2020, arXiv 2004.05665).
 
@@ -32,6 +34,7 @@ def flops(weights: Tensor) -> Tensor:
     return (_checked(weights).abs().mean(dim=0) ** 2).sum()
 
 
+@regularizer("l1", "sum of a text's term weights")
 def l1(weights: Tensor) -> Tensor:
     """Mean over the texts of the sum of their weights: ``mean_i sum_j |w_ij|``.
 
@@ -67,6 +70,7 @@ def top_k(weights: Tensor, k: int) -> Tensor:
     return torch.zeros_like(weights).scatter(1, places, weights.gather(1, places))
 
 
+@regularizer("top-k", "sum of the term weights outside a text's k highest", takes_terms=True)
 def outside_top_k(weights: Tensor, k: int) -> Tensor:
     """What `top_k` would cut off, as a penalty: ``mean_i sum_j |w_ij|`` over the terms outside text i's k highest.
 
@@ -86,6 +90,7 @@ def outside_top_k(weights: Tensor, k: int) -> Tensor:
     return l1(checked - top_k(checked, k))
 
 
+@regularizer("anti-zero", "inverse square of the sum of a text's term weights: keeps texts from losing all terms")
 def anti_zero(weights: Tensor, floor: float = 0.1) -> Tensor:
     """Keep texts from losing all their terms: ``mean_i 1 / (floor + sum_j |w_ij|)^2``.
 

@@ -7,8 +7,10 @@ from torch import Tensor
 
 from retrodistill.core.errors import UserError
 from retrodistill.objectives.masks import at_least_float32, check_lists, full_mask, log_softmax
+from retrodistill.objectives.registry import objective
 
 
+@objective("sinkhorn", "entropic transport between the batch's distributions (SinKD, arXiv 2402.17110)")
 def sinkhorn(
     scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, entropy: float = 0.1, iterations: int = 20
 ) -> Tensor:

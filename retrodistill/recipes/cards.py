@@ -11,6 +11,7 @@ from retrodistill.core.files import read_json
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.loading import quiet_libraries
+from retrodistill.evaluation.results import Results, System
 from retrodistill.rankers.ensemble import Ensemble
 from retrodistill.rankers.protocol import Teacher
 from retrodistill.rankers.recorded import RecordedTeacher
@@ -20,8 +21,7 @@ from retrodistill.recipes.questions import MADE
 from retrodistill.recipes.settings import StudentSettings
 from retrodistill.recipes.students import Distilled
 from retrodistill.report.card import write_card
-from retrodistill.report.card_facts import YOURS, Facts, Teaching, Turns, published, without_folders
-from retrodistill.report.results import Results, System
+from retrodistill.report.facts import YOURS, Facts, Teaching, Turns, published, without_folders
 from retrodistill.students.hybrid import is_hybrid
 from retrodistill.students.kinds import AnyStudent
 from retrodistill.students.saving import load_student

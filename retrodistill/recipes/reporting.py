@@ -9,6 +9,7 @@ from retrodistill.core.manifest import hardware, library_versions
 from retrodistill.core.progress import log
 from retrodistill.evaluation.agreement import agreements
 from retrodistill.evaluation.examples import Side, side_by_side, spread_out, won_and_lost
+from retrodistill.evaluation.results import Agreement, Results, System
 from retrodistill.rankers.dense import DenseTeacher
 from retrodistill.rankers.ensemble import Ensemble
 from retrodistill.rankers.lexical import LexicalTeacher
@@ -17,8 +18,6 @@ from retrodistill.recipes.job import Job
 from retrodistill.recipes.students import Distilled
 from retrodistill.recipes.systems import Measured, comparisons, space_row, target_name, with_retention
 from retrodistill.report.headline import best_student
-from retrodistill.report.measured import Agreement
-from retrodistill.report.results import Results, System
 
 Curves = Mapping[str, dict[str, list[dict[str, float]]]]
 

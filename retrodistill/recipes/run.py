@@ -15,6 +15,7 @@ from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.evaluation.folder import write_per_query
+from retrodistill.evaluation.results import Results
 from retrodistill.evaluation.student_reranking import StudentReranker
 from retrodistill.indexes import build_index, load_index
 from retrodistill.rankers.retrievers import LexicalRetriever, Retriever
@@ -28,7 +29,6 @@ from retrodistill.recipes.students import Distilled, remove_work, train_student
 from retrodistill.recipes.systems import Measured, baselines, measure, of_student
 from retrodistill.recipes.variants import entries, truncated_teachers, variants_of, vectors_note
 from retrodistill.report import write_page
-from retrodistill.report.results import Results
 from retrodistill.runs.formats import keep_run
 from retrodistill.students.cross_encoder import CrossEncoderStudent
 from retrodistill.students.stored_search import StoredStatesRetriever, store_documents

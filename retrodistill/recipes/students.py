@@ -17,7 +17,6 @@ from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.encoders.sparse import SparseTextEncoder
-from retrodistill.objectives.registry import LIST_OBJECTIVES, TEACHERLESS
 from retrodistill.recipes.building import build_student, clustered_from_stage, space_of
 from retrodistill.recipes.settings import StudentSettings
 from retrodistill.recipes.variant_settings import unclustered
@@ -31,8 +30,6 @@ from retrodistill.training.settings import StageSettings
 from retrodistill.training.stages import run_stage
 from retrodistill.training.trainer import History, remove_checkpoints
 from retrodistill.training.training_data import TrainingData
-
-_TWINS = {"in-batch-margin-mse": "in-batch"}  # objectives whose control is another than contrastive
 
 
 @dataclass(frozen=True)
@@ -93,10 +90,9 @@ def contrastive_twin(settings: StudentSettings) -> StudentSettings:
     """The same student and stages, with list objectives replaced by InfoNCE: training without a teacher's scores."""
     stages = []
     for stage in settings.stages:
-        taught = [term.name in LIST_OBJECTIVES and term.name not in TEACHERLESS for term in stage.objectives]
         terms = [
-            term.model_copy(update={"name": _TWINS.get(term.name, "contrastive")}) if learns else term
-            for term, learns in zip(stage.objectives, taught, strict=True)
+            term.model_copy(update={"name": term.objective.control}) if term.objective.reads_scores else term
+            for term in stage.objectives
         ]
         stages.append(stage.model_copy(update={"objectives": terms, "selection": None}))
     return settings.model_copy(update={"stages": stages, "control": None})

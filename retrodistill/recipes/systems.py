@@ -15,6 +15,7 @@ from retrodistill.evaluation.cost import measure_cost
 from retrodistill.evaluation.evaluating import search
 from retrodistill.evaluation.measures import evaluate_run, means, measures_within
 from retrodistill.evaluation.reranking import Reranker
+from retrodistill.evaluation.results import System, of_measures
 from retrodistill.evaluation.student_reranking import StudentReranker
 from retrodistill.rankers.cross_encoder import CrossEncoderTeacher
 from retrodistill.rankers.dense import DenseTeacher
@@ -24,7 +25,6 @@ from retrodistill.rankers.recorded import RecordedTeacher
 from retrodistill.rankers.retrievers import DenseRetriever, LexicalRetriever, Retriever, load_retriever
 from retrodistill.recipes.job import Job, can_answer
 from retrodistill.recipes.students import Distilled
-from retrodistill.report.results import System, of_measures
 from retrodistill.runs.run import Run
 from retrodistill.students.stored_search import StoredStatesRetriever
 

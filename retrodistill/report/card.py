@@ -17,12 +17,12 @@ from retrodistill.core.files import atomic_file
 from retrodistill.data.conversations import SEPARATOR
 from retrodistill.encoders.exits import ROUTE, exits_of
 from retrodistill.encoders.loading import quiet_libraries
+from retrodistill.evaluation.results import REWRITES, Results, System
 from retrodistill.objectives.registry import OBJECTIVES
 from retrodistill.report import columns, templating, text
 from retrodistill.report.columns import CARD, Column
 from retrodistill.report.facts import YOURS, Facts, without_folders
 from retrodistill.report.headline import comparison_of
-from retrodistill.report.results import REWRITES, Results, System
 from retrodistill.students.registry import get_kind
 from retrodistill.students.vdr import vocabulary_pooling
 from retrodistill.training.settings import StageSettings
@@ -188,9 +188,7 @@ def _stage(stage: StageSettings, known: dict[str, Any]) -> dict[str, Any]:
     fields = type(stage).model_fields
     values = stage.model_dump(mode="json", exclude=_OWN_LINES)
     changed = {
-        name: value
-        for name, value in values.items()
-        if value != fields[name].get_default(call_default_factory=True)
+        name: value for name, value in values.items() if value != fields[name].get_default(call_default_factory=True)
     }
     teachers = [(member.weight, without_folders(member.model)) for member in stage.teacher or []]
     return {"settings": stage, "known": known, "changed": changed, "teachers": teachers}

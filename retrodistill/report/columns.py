@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from retrodistill.evaluation.results import Agreement, Cost, Results, System, Timing
 from retrodistill.report import text
-from retrodistill.report.results import Agreement, Cost, Results, System, Timing
 
 PAGE, TERMINAL, CARD = "page", "terminal", "card"
 _EVERYWHERE = (PAGE, TERMINAL, CARD)

@@ -14,8 +14,8 @@ import numpy as np
 from markupsafe import Markup
 
 from retrodistill.core.errors import UserError
+from retrodistill.evaluation.results import Bin, System
 from retrodistill.report import text as words
-from retrodistill.report.results import Bin, System
 
 WIDTH, HEIGHT = 380, 270
 LEFT, RIGHT, TOP, BOTTOM = 52, WIDTH - 14, 14, HEIGHT - 46  # of the plot within the picture
@@ -75,10 +75,10 @@ def icon(role: str) -> Markup:
     return Markup(f'<svg class="icon" viewBox="-9 -9 18 18" width="14" height="14" aria-hidden="true">{shape}</svg>')
 
 
-def whisker(difference: float, low: float, high: float, reach: float) -> Markup:
+def whisker(difference: float, interval: Sequence[float], reach: float) -> Markup:
     """An interval as a bar, 0 in the middle; `reach` is the value at the right end, shared by all rows of a table."""
     width, height = 180, 18
-    ends = [f"{width / 2 + value / reach * (width / 2 - 5):.1f}" for value in (low, high, difference)]
+    ends = [f"{width / 2 + value / reach * (width / 2 - 5):.1f}" for value in (*interval, difference)]
     return Markup(
         f'<svg class="whisker" viewBox="0 0 {width} {height}" width="{width}" height="{height}" aria-hidden="true">'
         f'<path class="axis" d="M{width / 2} 0V{height}"/>'
@@ -374,9 +374,7 @@ _SIDES: tuple[tuple[tuple[int, int], float, float], ...] = (
 )
 
 
-def place_labels(
-    names: Sequence[str], points: Sequence[Place], plot: Box, lines: Sequence[Box] = ()
-) -> list[Label]:
+def place_labels(names: Sequence[str], points: Sequence[Place], plot: Box, lines: Sequence[Box] = ()) -> list[Label]:
     """Place each name at a free spot near its point: greedily in several orders, of which the cheapest is kept.
 
     Args:

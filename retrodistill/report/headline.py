@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from retrodistill.evaluation.results import REWRITES, Results, System
 from retrodistill.report import text
-from retrodistill.report.results import REWRITES, Results, System
 
 
 def answer(results: Results) -> list[str]:

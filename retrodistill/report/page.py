@@ -12,10 +12,10 @@ from itertools import pairwise
 from typing import Any
 
 from retrodistill.core.files import atomic_file
+from retrodistill.evaluation.results import ROLES, Example, Results, System
 from retrodistill.report import columns, figures, templating, text
 from retrodistill.report.columns import PAGE, Column
 from retrodistill.report.headline import answer, comparison_of
-from retrodistill.report.results import ROLES, Example, Results, System
 
 _ONE_SIZE = 1.05  # sizes within this factor are one size: two indexes of the same vectors
 _CURVES = {"agreement": ("agreement", "first"), "mean_cosine": ("mean cosine", "second")}  # title and CSS class
@@ -74,7 +74,9 @@ def _table(shown: Sequence[Column], rows: Sequence[Any]) -> Context:
     """Columns, and of each row the cells and the exact values to sort by."""
     return {
         "columns": shown,
-        "rows": [{"row": row, "cells": [(column, column.cell(row), column.value(row)) for column in shown]} for row in rows],
+        "rows": [
+            {"row": row, "cells": [(column, column.cell(row), column.value(row)) for column in shown]} for row in rows
+        ],
     }
 
 
@@ -95,7 +97,7 @@ def _differences(results: Results) -> Context | None:
     reach = max(abs(value) for row in rows for value in (*row["interval"], row["difference"])) or 1.0
     return {
         **_table(columns.columns_of_comparisons(rows), rows),
-        "whiskers": [figures.whisker(row["difference"], *row["interval"], reach) for row in rows],
+        "whiskers": [figures.whisker(row["difference"], row["interval"], reach) for row in rows],
         "several_measures": len({row["measure"] for row in rows}) > 1,
         "is_corrected": len(rows) > 1 and any("p_holm" in row for row in rows),
         "has_power": any(row.get("smallest") is not None for row in rows),
@@ -254,9 +256,7 @@ def _outcome(example: Example, sides: Sequence[str]) -> tuple[str, str]:
         most = max(len(example.teacher), len(example.student))
         return "", f"{len(shared)} of {most} of the documents shown are the same"
     ranks = [text.first_relevant(hits) for hits in (example.teacher, example.student)]
-    places = [
-        f"{text.shorten_name(name, 32)} {rank or text.MISSING}" for name, rank in zip(sides, ranks, strict=True)
-    ]
+    places = [f"{text.shorten_name(name, 32)} {rank or text.MISSING}" for name, rank in zip(sides, ranks, strict=True)]
     teacher, student = (rank or float("inf") for rank in ranks)
     outcome = "same" if teacher == student else "won" if student < teacher else "lost"
     return outcome, f"first relevant: {', '.join(places)}"

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from retrodistill.evaluation.results import Example, Hit, Results, System
 from retrodistill.report import text
 from retrodistill.report.columns import (
     AGREEMENT,
@@ -22,7 +23,6 @@ from retrodistill.report.columns import (
     timing_rows,
     with_values,
 )
-from retrodistill.report.results import Example, Hit, Results, System
 
 if TYPE_CHECKING:
     from retrodistill.evaluation.benchmark import Benchmark
@@ -53,7 +53,9 @@ def results_text(results: Results, width: int = WIDTH) -> str:
     names = [Column("system", lambda system: system.name), *(column for column in shown if not column.is_number)]
     heads = [_two_lines(column.head) for column in numbers]
     cells = [[column.cell(system) for column in numbers] for system in results.systems]
-    room = width - sum(max(map(len, [*head.split("\n"), *column])) + 2 for head, *column in zip(heads, *cells, strict=True))
+    room = width - sum(
+        max(map(len, [*head.split("\n"), *column])) + 2 for head, *column in zip(heads, *cells, strict=True)
+    )
     fitted = _fit([[text.plain(column.cell(system)) for column in names] for system in results.systems], names, room)
     rows = [[name, *row, *sides] for (name, *sides), row in zip(fitted, cells, strict=True)]
     last = [column.head for column in names[1:]]
@@ -190,10 +192,11 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 0) 
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    height = max(head.count("\n") for head in heads)
     for at, head in enumerate(heads):
         justify = "left" if at == 0 or at >= len(heads) - texts else "right"
-        shown = head if "\n" in head else text.shorten_name(head, _NAME)
-        table.add_column(Text(shown), justify=justify, no_wrap=True, vertical="bottom")  # type: ignore[arg-type]
+        lines = ["\n"] * (height - head.count("\n")) + [head if "\n" in head else text.shorten_name(head, _NAME)]
+        table.add_column(Text("".join(lines)), justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for name, *cells in rows:
         table.add_row(Text(text.shorten_name(name, _NAME)), *map(Text, cells))  # Text: brackets in a name are no markup
     # Wide enough for any table: a cropped number would be wrong, a long line only wraps.
@@ -236,7 +239,9 @@ def _fit(cells: Sequence[Sequence[str]], names: Sequence[Column], room: int) -> 
 def _widths(cells: Sequence[Sequence[Sequence[str]]], names: Sequence[Column]) -> list[int]:
     from rich.cells import cell_len
 
-    return [max(len(names[at].head), *(cell_len(line) for row in cells for line in row[at])) for at in range(len(names))]
+    return [
+        max(len(names[at].head), *(cell_len(line) for row in cells for line in row[at])) for at in range(len(names))
+    ]
 
 
 def _fold(name: str) -> list[str]:

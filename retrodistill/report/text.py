@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from retrodistill.report.results import Hit, Results
+from retrodistill.evaluation.results import Hit, Results
 
 MISSING = "–"
 ALPHA = 0.05
@@ -190,7 +190,7 @@ def short_names(names: Iterable[str]) -> Mapping[str, str]:
 
 
 def short_name(name: str) -> str:
-    """Drop folders: ``run:/data/runs/mine.run`` becomes ``run:mine.run``; a hub's ``organization/model`` stays whole."""
+    """Drop folders: ``run:/data/mine.run`` becomes ``run:mine.run``; a hub's ``organization/model`` stays whole."""
     return "".join(_without_folders(part) for part in _SEPARATORS.split(name))
 
 

@@ -233,5 +233,5 @@ KIND = Kind(
     options=frozenset({"dimension"}),
     check=check_dimension,
     can_search=False,
-    card="late-interaction",
+    card="tk",
 )

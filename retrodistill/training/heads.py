@@ -21,7 +21,6 @@ from retrodistill.core.errors import UserError
 from retrodistill.encoders.contract import Role
 from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.sparse import SparseTextEncoder
-from retrodistill.objectives.registry import NEED_MORE
 from retrodistill.students.heads import clusters_of, head_of, query_weights_of
 from retrodistill.students.states import States, segment_max
 from retrodistill.students.term_head import TermHead
@@ -56,7 +55,7 @@ class HeadLoss(TermsLoss, ABC):
     ) -> None:
         super().__init__()
         self.model = model
-        self.terms = lists_only(terms, NEED_MORE)
+        self.terms = lists_only(terms)
         groups.check(terms)
         if any(term.reads_scores for term in terms):
             self._report(groups.usable())
@@ -80,11 +79,11 @@ class HeadLoss(TermsLoss, ABC):
         if self._began is not None:
             with torch.no_grad():
                 began = self.start_lists(self._began, queries, self._groups.documents[rows])
-        if self.asks("in-batch") or self.asks("in-batch-margin-mse"):
+        if self.asks("own_scores") or self.asks("batch_scores"):
             own = self._groups.own[rows]
             matrix = self.matrix(queries, np.maximum(own, 0))
             in_batch = in_batch_of(matrix, own)
-            if self.asks("in-batch-margin-mse"):
+            if self.asks("batch_scores"):
                 found = self._groups.across(rows, own, matrix.device)
                 across = None if found is None else across_of(matrix, *found, own, own)
         parts = self.list_terms(scores, targets, mask, positives, start_scores=began, in_batch=in_batch, across=across)

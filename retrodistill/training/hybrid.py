@@ -15,7 +15,6 @@ from retrodistill.core.distributed import average_gradients
 from retrodistill.encoders.contract import Role
 from retrodistill.encoders.embeddings import EmbeddingStore
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.objectives.registry import NEED_MORE
 from retrodistill.students.hybrid import dense_half, dense_map, lexical_table
 from retrodistill.training.in_batch import across_corpus, in_batch_of
 from retrodistill.training.lists import Lists
@@ -75,7 +74,7 @@ class LexicalHalfLoss(TermsLoss):
         lists: Lists,
     ) -> None:
         super().__init__()
-        self.terms = lists_only(terms, NEED_MORE)
+        self.terms = lists_only(terms)
         check_positives_known(terms, lists.positives)
         if any(term.reads_scores for term in terms):
             self._report(unusable_counts(lists))
@@ -99,11 +98,11 @@ class LexicalHalfLoss(TermsLoss):
             with torch.no_grad():
                 began = self._score(self._began, self._queries_by(self._began, features, rows), view)
         own = self._lists.positives[rows]
-        if self.asks("in-batch"):
+        if self.asks("own_scores"):
             in_batch = in_batch_of(queries @ self._vectors(self._trained, np.maximum(own, 0)).T, own)
         scores = self._score(self._trained, queries, view)
         across = None
-        if self.asks("in-batch-margin-mse") and self._lists.documents is None:
+        if self.asks("batch_scores") and self._lists.documents is None:
             across = across_corpus(scores, view.targets, view.mask, own)
         return self.list_terms(
             scores,

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from retrodistill.core.errors import UserError
 from retrodistill.objectives import usable_lists, whole_batch
 from retrodistill.objectives.pairwise import check_width
-from retrodistill.objectives.registry import NEED_MORE
 from retrodistill.students.clustering import without_clusters
 from retrodistill.students.kinds import kind_of
 from retrodistill.students.vdr import own_tokens, vocabulary_pooling
@@ -34,7 +33,8 @@ from retrodistill.training.terms import (
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-_PAIRWISE = frozenset({"ranknet", "lambdaloss"})
+
+_OF_LISTS = {"scores", "targets", "labels", "mask", "positives"}
 
 
 class StoredTargetsLoss(TermsLoss):
@@ -76,10 +76,12 @@ class StoredTargetsLoss(TermsLoss):
                 raise UserError(f"objective {term.name!r} needs candidates with teacher scores and stored documents.")
             if not term.sees_lists and embeddings is None:
                 raise UserError(f"objective {term.name!r} needs a dense teacher, whose embeddings it aligns to.")
-            if term.name in _PAIRWISE and lists is not None:
+            if term.objective.has_pairs and lists is not None:
                 check_width(lists.scores.shape[1])
-            if term.name == "nd" and self._cosine:
-                raise UserError("objective 'nd' shapes lengths, and a cosine student has none; take cosine or leaf.")
+            if term.objective.dot_only and self._cosine:
+                raise UserError(
+                    f"objective {term.name!r} shapes lengths, and a cosine student has none; take cosine or leaf."
+                )
         if lists is not None:
             check_positives_known(terms, lists.positives)
         if alone and lists is not None and any(term.reads_scores for term in terms):
@@ -115,7 +117,7 @@ class StoredTargetsLoss(TermsLoss):
             if start_embeddings is not None:
                 start = self._score(_unit(start_embeddings[0], self._cosine), view)
             scores, across = self._score(queries, view), None
-            if self.asks("in-batch-margin-mse") and self._lists.documents is None:
+            if self.asks("batch_scores") and self._lists.documents is None:
                 across = across_corpus(scores, view.targets, view.mask, self._lists.positives[rows])
             parts = self.list_terms(
                 scores,
@@ -128,7 +130,11 @@ class StoredTargetsLoss(TermsLoss):
             )
         for term in self.terms:
             if not term.sees_lists:
-                value = term.on_embeddings(queries, _tensor(self._embeddings[rows], queries))  # type: ignore[index]
+                stored: np.ndarray = self._embeddings[rows]  # type: ignore[index]
+                temperature = term.student_temperature
+                value = term.value(
+                    {"student": queries, "teacher": _tensor(stored, queries), "student_temperature": temperature}
+                )
                 parts[term.name] = parts.get(term.name, 0.0) + term.weight * value
         return parts
 
@@ -144,7 +150,7 @@ class StoredTargetsLoss(TermsLoss):
         return torch.einsum("bd,bnd->bn", queries, vectors)
 
     def _in_batch(self, queries: Tensor, rows: np.ndarray) -> InBatch | None:
-        if self._lists is None or self._documents is None or not self.asks("in-batch"):
+        if self._lists is None or self._documents is None or not self.asks("own_scores"):
             return None
         own = self._lists.positives[rows]
         return in_batch_of(queries @ _tensor(self._documents[np.maximum(own, 0)], queries).T, own)
@@ -192,9 +198,9 @@ class GroupsLoss(TermsLoss):
         self._own_weight, self._vocabulary = own_tokens, vocabulary_pooling(model) if own_tokens else None
         if own_tokens and self._vocabulary is None:
             raise UserError("own_tokens is for sparse students of head: vdr; this one has another.")
-        self.terms = lists_only(terms, NEED_MORE)
+        self.terms = lists_only(terms)
         self._regularizers = sparse_only(regularizers, kind_of(model))
-        across = next((term.name for term in terms if term.name in ("in-batch", "in-batch-margin-mse")), None)
+        across = next((term.name for term in terms if term.objective.needs("own_scores", "batch_scores")), None)
         if across and isinstance(self.scorer, PairScorer):
             raise UserError(f"objective {across!r} needs vectors, and a cross-encoder has none; take contrastive.")
         check_positives_known(terms, positives)
@@ -241,10 +247,11 @@ class GroupsLoss(TermsLoss):
         for side, columns in sides.items():
             scores = self.scorer.lists(columns)
             mask, positives, targets = self._of_rows(labels, scores)
+            inputs = {"scores": scores, "targets": targets, "labels": targets, "mask": mask, "positives": positives}
             for term in self.terms:
-                if term.name not in NEED_MORE:
+                if set(term.objective.takes) <= _OF_LISTS:
                     key = f"{term.name}@own-{side}"
-                    value = self._own_weight / 2 * term.weight * term.on_lists(scores, targets, mask, positives)
+                    value = self._own_weight / 2 * term.weight * term.value(inputs)
                     parts[key] = parts[key] + value if key in parts else value
         return parts
 
@@ -271,9 +278,9 @@ class GroupsLoss(TermsLoss):
         mask, positives, targets = self._of_rows(labels, scores)
         start = None if start_embeddings is None else self.scorer.lists(start_embeddings)
         in_batch = None
-        if self._own is not None and self.asks("in-batch"):
+        if self._own is not None and self.asks("own_scores"):
             in_batch = in_batch_of(self.scorer.across(embeddings, positives.clamp(min=0)), self._own[rows])
-        across = self._across(embeddings, rows) if self.asks("in-batch-margin-mse") else None
+        across = self._across(embeddings, rows) if self.asks("batch_scores") else None
         parts = self.list_terms(scores, targets, mask, positives, start_scores=start, in_batch=in_batch, across=across)
         if self._regularizers:
             queries, *sides = (side.float() for side in embeddings)

@@ -9,7 +9,6 @@ import numpy as np
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.vectors import exact_search
-from retrodistill.objectives.registry import NEED_POSITIVES
 from retrodistill.rankers.recorded import RecordedTeacher
 from retrodistill.runs.top_k import top_k
 from retrodistill.training.curricula import selected
@@ -56,7 +55,7 @@ def prepare(stage: StageSettings, data: TrainingData) -> Prepared:
         Term(one.name, one.weight, one.student_temperature, one.teacher_temperature or spread / one.target_std)
         for one in stage.objectives
     ]
-    if lists is not None and any(term.name == "bce" for term in terms):
+    if lists is not None and any(term.objective.needs("labels") for term in terms):
         _check_labels(lists)
     held_out, notes = held_out_rows(texts, lists, data.seed), [] if taught is None else taught.notes
     if stage.selection is None or taught is None:
@@ -125,7 +124,7 @@ def training_rows(prepared: Prepared, stage: StageSettings) -> np.ndarray:
         usable &= list_sizes(lists) >= 2
     if stage.needs_own_document:
         usable &= prepared.texts.sources >= 0
-    elif lists is not None and all(term.name in NEED_POSITIVES for term in prepared.terms):
+    elif lists is not None and all(term.objective.needs_positives for term in prepared.terms):
         usable &= (lists.positives >= 0) & (lists.positives != lists.hidden)
     if prepared.chosen is not None:
         usable &= prepared.chosen

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from retrodistill import objectives as pure
-from retrodistill.core.errors import UserError, unknown
+from retrodistill.core.errors import UserError
 from retrodistill.core.progress import log
-from retrodistill.objectives.registry import REGULARIZERS
+from retrodistill.objectives.registry import get_regularizer
 from retrodistill.training.settings import RegularizerSettings
 
 _DENSE = 0.1  # share of the vocabulary that an inverted index does not pay for any more
@@ -36,8 +35,7 @@ class Regularizer:
     warmup: float = 1 / 3
 
     def __post_init__(self) -> None:
-        if self.name not in REGULARIZERS:
-            raise unknown("regularizer", self.name, REGULARIZERS)
+        get_regularizer(self.name)  # refuses an unknown one
 
     @classmethod
     def of(cls, settings: RegularizerSettings) -> Regularizer:
@@ -56,13 +54,7 @@ class Regularizer:
 
     def value(self, weights: Tensor) -> Tensor:
         """Its value, unweighted."""
-        if self.name == "flops":
-            return pure.flops(weights)
-        if self.name == "l1":
-            return pure.l1(weights)
-        if self.name == "top-k":
-            return pure.outside_top_k(weights, self.terms)
-        return pure.anti_zero(weights)
+        return get_regularizer(self.name)(weights, self.terms)
 
 
 def regularized(

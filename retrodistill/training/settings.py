@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -13,6 +13,9 @@ from retrodistill.training.list_settings import (
     TeacherSettings,
     teacher_members,
 )
+
+if TYPE_CHECKING:
+    from retrodistill.objectives.registry import Objective
 
 __all__ = [
     "CandidateSettings",
@@ -68,12 +71,14 @@ class ObjectiveSettings(Settings):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        from retrodistill.core.errors import unknown
-        from retrodistill.objectives.registry import OBJECTIVES
+        return _registered(name, "objective")
 
-        if name not in OBJECTIVES:
-            raise ValueError(str(unknown("objective", name, OBJECTIVES)))
-        return name
+    @property
+    def objective(self) -> Objective:
+        """What it is in the registry."""
+        from retrodistill.objectives.registry import get_objective
+
+        return get_objective(self.name)
 
 
 class TrainingSettings(Settings):
@@ -150,12 +155,7 @@ class RegularizerSettings(Settings):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        from retrodistill.core.errors import unknown
-        from retrodistill.objectives.registry import REGULARIZERS
-
-        if name not in REGULARIZERS:
-            raise ValueError(str(unknown("regularizer", name, REGULARIZERS)))
-        return name
+        return _registered(name, "regularizer")
 
 
 class StageSettings(Settings):
@@ -245,11 +245,11 @@ class StageSettings(Settings):
             raise ValueError(f"{told} is about candidates, and no objective of this stage sees any; add one such as kl")
         if self.labels != "scores" and self.candidates.depth == "all":
             raise ValueError("labels are made of pairs' scores: set candidates.depth to a number, not 'all'")
-        if self.labels == "scores" and any(term.name == "bce" for term in self.objectives):
+        if self.labels == "scores" and any(term.objective.needs("labels") for term in self.objectives):
             raise ValueError("bce learns labels from 0 to 1: set labels: sigmoid (of logits), cosine, or mean")
         if self.positives == "labels" and not self.is_contrastive:
             raise ValueError("positives: labels is for contrastive and in-batch objectives; add one of them")
-        if self.candidates.depth != "all" and any(term.name == "in-batch-margin-mse" for term in self.objectives):
+        if self.candidates.depth != "all" and any(term.objective.needs("batch_targets") for term in self.objectives):
             raise ValueError("in-batch-margin-mse asks the teacher about any document: set candidates.depth: all")
         if self.topics is not None and self.batches != "topics":
             raise ValueError("topics is for batches: topics; set both, or neither")
@@ -273,20 +273,30 @@ class StageSettings(Settings):
     @property
     def needs_lists(self) -> bool:
         """Whether some objective sees candidates."""
-        from retrodistill.objectives.registry import LIST_OBJECTIVES
-
-        return any(term.name in LIST_OBJECTIVES for term in self.objectives)
+        return any(term.objective.needs_lists for term in self.objectives)
 
     @property
     def aligns(self) -> bool:
         """Whether some objective sees the teacher's embeddings, so that texts without candidates teach too."""
-        from retrodistill.objectives.registry import EMBEDDING_OBJECTIVES
-
-        return any(term.name in EMBEDDING_OBJECTIVES for term in self.objectives)
+        return any(term.objective.sees == "embeddings" for term in self.objectives)
 
     @property
     def is_contrastive(self) -> bool:
         """Whether some objective needs the pseudo-query's own document in its list."""
-        from retrodistill.objectives.registry import NEED_POSITIVES
+        return any(term.objective.needs_positives for term in self.objectives)
 
-        return any(term.name in NEED_POSITIVES for term in self.objectives)
+
+def _registered(name: str, what: str) -> str:
+    """The name of an objective or regularizer.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    from retrodistill.core.errors import UserError
+    from retrodistill.objectives import registry
+
+    try:
+        {"objective": registry.get_objective, "regularizer": registry.get_regularizer}[what](name)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    return name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from retrodistill import objectives as pure
 from retrodistill.core.distributed import processes
-from retrodistill.core.errors import UserError, unknown
+from retrodistill.core.errors import UserError
 from retrodistill.core.progress import log
-from retrodistill.objectives.registry import LIST_OBJECTIVES, NEED_MORE, NEED_POSITIVES, OBJECTIVES, TEACHERLESS
+from retrodistill.objectives.registry import INPUTS, Objective, get_objective
 from retrodistill.training.in_batch import Across, InBatch
 from retrodistill.training.lists import Lists
 from retrodistill.training.scorers import Scorer
 
 _BLOCK = 1024
-_ALL = "set candidates.depth: all"
+_OWN = ("own_scores", "own_shared", "own_known")
+_BATCH = ("batch_scores", "batch_targets", "batch_mask", "batch_positives")
 _REASONS = {
     "not finite": "with scores that are no numbers",
     "flat": "with equal scores",
@@ -46,71 +47,55 @@ class Term:
     teacher_temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.name not in OBJECTIVES:
-            raise unknown("objective", self.name, OBJECTIVES)
+        get_objective(self.name)  # refuses an unknown one
+
+    @property
+    def objective(self) -> Objective:
+        """What the term computes, and what it needs."""
+        return get_objective(self.name)
 
     @property
     def sees_lists(self) -> bool:
-        """Whether it needs candidates; the others need the teacher's embeddings."""
-        return self.name in LIST_OBJECTIVES
+        """Whether it sees scores of lists."""
+        return self.objective.sees == "lists"
 
     @property
     def reads_scores(self) -> bool:
         """Whether it needs the teacher's scores of candidates, and lists that say something."""
-        return self.sees_lists and self.name not in TEACHERLESS
+        return self.objective.reads_scores
 
-    def on_lists(self, scores: Tensor, targets: Tensor, mask: Tensor, positives: Tensor) -> Tensor:
-        """The term of (batch, n) lists, unweighted; `positives` (batch,) are places, -1 for none.
+    def value(self, inputs: Mapping[str, Any]) -> Tensor:
+        """The term, unweighted.
 
-        Lists that teach nothing (`retrodistill.objectives.usable_lists`) count nothing.
+        Args:
+            inputs: Keys of `retrodistill.objectives.registry.INPUTS`; scores without temperatures. Lists that teach
+                nothing (`retrodistill.objectives.usable_lists`) count nothing where the term reads teacher scores.
 
         Raises:
-            UserError: An objective that needs more than lists: `TermsLoss.list_terms` has it.
+            UserError: An input is missing.
         """
-        if self.name == "contrastive":
-            return pure.contrastive(scores, positives, mask, student_temperature=self.student_temperature)
-        if self.name == "bce":  # its labels have their scale
-            usable = pure.usable_lists(targets, mask)[0]
-            return pure.binary_cross_entropy(scores / self.student_temperature, targets, mask & usable[:, None])
-        if self.name not in _LISTS and self.name != "pld":
-            raise UserError(
-                f"objective {self.name!r} needs more than lists and works with train: query_encoder or both_encoders."
-            )
-        scores, targets, mask = self.scaled(scores, targets, mask)
-        if self.name == "pld":
-            return pure.pld(scores, targets, mask, positives)
-        return _LISTS[self.name](scores, targets, mask)
+        missing = next((name for name in self.objective.takes if inputs.get(name) is None), None)
+        if missing is not None:
+            raise UserError(f"objective {self.name!r} needs {missing}: {_ADVICE.get(missing, INPUTS[missing])}.")
+        return self.objective.function(*(self._input(name, inputs) for name in self.objective.takes))
 
-    def scaled(self, scores: Tensor, targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores over their temperatures, and the mask without lists that teach nothing."""
-        usable = pure.usable_lists(targets, mask)[0]
-        return scores / self.student_temperature, targets / self.teacher_temperature, mask & usable[:, None]
-
-    def on_embeddings(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The term of (batch, d) embeddings of the same texts, unweighted."""
-        if self.name == "mi-alpha":
-            return pure.mi_alpha(student, teacher, temperature=self.student_temperature)
-        return _EMBEDDINGS[self.name](student, teacher)
+    def _input(self, name: str, inputs: Mapping[str, Any]) -> Any:
+        value = inputs[name]
+        if name in _BY_STUDENT_TEMPERATURE:
+            return value / self.student_temperature
+        if name in _BY_TEACHER_TEMPERATURE:
+            return value / self.teacher_temperature
+        if name == "mask" and self.objective.needs("targets", "labels"):
+            taught = inputs["targets"] if self.objective.needs("targets") else inputs["labels"]
+            return value & pure.usable_lists(taught, value)[0][:, None]
+        return value
 
 
-_LISTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "kl": pure.kl_divergence,
-    "reverse-kl": pure.reverse_kl,
-    "balanced-kl": pure.balanced_kl,
-    "listnet": pure.listnet,
-    "mse": lambda scores, targets, mask: pure.mse(scores, targets, mask, free_zero=True),
-    "margin-mse": pure.margin_mse,
-    "margin-mse-all": lambda scores, targets, mask: pure.margin_mse(scores, targets, mask, pairs="all"),
-    "ranknet": pure.ranknet,
-    "lambdaloss": pure.lambda_loss,
-    "listmle": pure.listmle,
-    "sinkhorn": pure.sinkhorn,
-}
-_EMBEDDINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "leaf": pure.leaf,
-    "cosine": pure.cosine,
-    "relations": pure.relation_matching,
-    "nd": pure.norm_and_direction,
+_BY_STUDENT_TEMPERATURE = ("scores", "start_scores", "own_scores", "batch_scores")
+_BY_TEACHER_TEMPERATURE = ("targets", "batch_targets")
+_ADVICE = {
+    "batch_targets": "the teacher's scores of all documents; set candidates.depth: all",
+    "t": "how far training is; give the trainer an objective_keeper",
 }
 
 
@@ -152,7 +137,7 @@ def check_positives_known(terms: Sequence[Term], positives: np.ndarray) -> None:
         UserError: A term needs positives, and no text has one.
     """
     for term in terms:
-        if term.name in NEED_POSITIVES and not (positives >= 0).any():
+        if term.objective.needs_positives and not (positives >= 0).any():
             raise UserError(
                 f"objective {term.name!r} needs texts with a document of their own: take texts.titles or .sentences."
             )
@@ -169,24 +154,16 @@ def unusable_counts(lists: Lists) -> dict[str, int]:
     return found
 
 
-def lists_only(terms: Sequence[Term], beyond: frozenset[str] = frozenset()) -> list[Term]:
+def lists_only(terms: Sequence[Term], beyond: object = None) -> list[Term]:
     """The terms, where all of them see lists.
 
-    Args:
-        terms: Of a stage.
-        beyond: Objectives that need more than lists and are given it.
-
     Raises:
-        UserError: One aligns single texts, or needs what is not given.
+        UserError: One aligns single texts.
     """
     for term in terms:
         if not term.sees_lists:
             raise UserError(
                 f"objective {term.name!r} aligns single texts; use it in a stage with train: query_encoder."
-            )
-        if term.name in NEED_MORE - beyond:
-            raise UserError(
-                f"objective {term.name!r} needs more than lists and works with train: query_encoder or both_encoders."
             )
     return list(terms)
 
@@ -234,29 +211,17 @@ class TermsLoss(nn.Module):
         Raises:
             UserError: A term lacks what it needs.
         """
+        inputs = {
+            **{"scores": scores, "targets": targets, "labels": targets, "mask": mask, "positives": positives},
+            "start_scores": start_scores,
+            **({} if in_batch is None else dict(zip(_OWN, in_batch, strict=True))),
+            **({} if across is None else dict(zip(_BATCH, across, strict=True))),
+        }
         parts: dict[str, Tensor] = {}
         for place, term in enumerate(self.terms):
-            if not term.sees_lists:
-                continue
-            temperature = term.student_temperature
-            if term.name == "taid":
-                value = self._interpolated(place, term, scores, targets, mask)
-            elif term.name == "lwf":
-                if start_scores is None:
-                    raise UserError("objective 'lwf' needs scores by the student of the stage's start.")
-                value = pure.without_forgetting(scores, start_scores, mask, student_temperature=temperature)
-            elif term.name == "in-batch":
-                if in_batch is None:
-                    raise UserError("objective 'in-batch' needs to know which document is whose.")
-                value = pure.in_batch_contrastive(*in_batch, student_temperature=temperature)
-            elif term.name == "in-batch-margin-mse":
-                if across is None:
-                    raise UserError(f"objective {term.name!r} needs the teacher's scores of all documents; {_ALL}.")
-                given = (across.scores / temperature, across.targets / term.teacher_temperature)
-                value = pure.in_batch_margin_mse(*given, across.positives, across.mask)
-            else:
-                value = term.on_lists(scores, targets, mask, positives)
-            parts[term.name] = parts.get(term.name, 0.0) + term.weight * value
+            if term.sees_lists:
+                value = self._value(place, term, inputs)
+                parts[term.name] = parts.get(term.name, 0.0) + term.weight * value
         return parts
 
     @property
@@ -276,12 +241,12 @@ class TermsLoss(nn.Module):
         """The terms with their weights and temperatures."""
         return {"terms": [vars(term) for term in self.terms]}
 
-    def _interpolated(self, place: int, term: Term, scores: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-        """TAID at the schedule's t, which then moves on."""
-        if self.progress is None:
-            raise UserError("objective 'taid' must be told how far training is: give the trainer an objective_keeper.")
+    def _value(self, place: int, term: Term, inputs: Mapping[str, Any]) -> Tensor:
+        """The term, unweighted; one with a schedule at the schedule's t, which then moves on."""
+        if not term.objective.needs("t") or self.progress is None:
+            return term.value(inputs)
         schedule = self._schedules.setdefault(place, pure.InterpolationSchedule())
-        value = pure.taid(*term.scaled(scores, targets, mask), t=schedule.t)
+        value = term.value({**inputs, "t": schedule.t})
         if torch.is_grad_enabled():
             loss = value.detach().clone()
             if processes() > 1:  # one t for all
@@ -292,7 +257,7 @@ class TermsLoss(nn.Module):
 
     def _keep_start(self, model: nn.Module) -> None:
         """Freeze a copy of the student as it is, where a term compares with it."""
-        if any(term.name == "lwf" for term in self.terms):
+        if any(term.objective.needs("start_scores") for term in self.terms):
             self._start = copy.deepcopy(model).requires_grad_(False)
 
     def _start_encoded(self, columns: Sequence[Any], scorer: Scorer) -> list[Any] | None:
@@ -305,8 +270,8 @@ class TermsLoss(nn.Module):
             return scorer.encode(self._start, copies)
 
     def asks(self, name: str) -> bool:
-        """Whether an objective is among the terms."""
-        return any(term.name == name for term in self.terms)
+        """Whether an objective, or an input of one, is wanted by the terms."""
+        return any(name == term.name or term.objective.needs(name) for term in self.terms)
 
     def _report(self, counts: dict[str, int]) -> None:
         """Keep, tell and check how many lists teach nothing.

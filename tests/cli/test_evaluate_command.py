@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from retrodistill.report import Results
+from retrodistill.evaluation.results import Results
 from retrodistill.runs import Run, read_run, write_run
 
 

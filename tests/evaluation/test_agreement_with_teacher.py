@@ -7,6 +7,7 @@ from retrodistill.evaluation import evaluate, evaluate_run, means
 from retrodistill.evaluation.agreement import agreements
 from retrodistill.rankers import load_teacher
 from retrodistill.rankers.retrievers import LexicalRetriever, load_retriever
+from retrodistill.report.tables import evaluation_text
 from retrodistill.runs import Run, write_run
 from retrodistill.runs.agreement import kendall, overlap, ranking_overlap
 
@@ -97,5 +98,5 @@ class TestInAnEvaluation:
     def test_it_stands_in_the_rows_and_in_the_text(self, tiny_folder, space):
         made = evaluate(["bm25", space], load_collection(tiny_folder), teacher=space)
         assert made.rows[1].agreement.overlap10 == 1
-        assert f"agreement with {space}"[:12] in str(made)
+        assert f"agreement with {space}"[:12] in evaluation_text(made)
         assert made.results().to_json()["systems"][0]["agreement"]["overlap@10"] < 1

@@ -6,6 +6,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.data import load_collection
 from retrodistill.evaluation import EvaluationConfig, benchmark
 from retrodistill.evaluation.rules import FORUMS, sources, split_of, version_note
+from retrodistill.report.tables import benchmark_text, evaluation_text
 from retrodistill.runs import Run, write_run
 
 
@@ -41,23 +42,23 @@ class TestTable:
         assert made.table["cqadupstack"]["bm25"]["ndcg@10"] == pytest.approx(3 / 12)
         assert made.means["bm25"]["ndcg@10"] == pytest.approx((3 / 12 + 1) / 2)
         assert [one.collection for one in made.evaluations][:2] == ["cqadupstack-android", "cqadupstack-english"]
-        assert "cqadupstack (mean of 12)" in str(made)
+        assert "cqadupstack (mean of 12)" in benchmark_text(made)
 
     def test_the_text_is_beirs_table(self, small, space):
-        lines = str(benchmark(["bm25", space], [small("one"), small("two", shift=1)])).splitlines()
+        lines = benchmark_text(benchmark(["bm25", space], [small("one"), small("two", shift=1)])).splitlines()
         assert lines[0].split()[:2] == ["nDCG@10", "bm25"]
         assert [line.split()[0] for line in lines[1:3]] == ["one", "two"]
         assert lines[3].startswith("mean of 2")
 
     def test_one_collection_reads_as_itself(self, small):
         made = benchmark("bm25", [small("one")])
-        assert str(made) == str(made.evaluations[0])
+        assert benchmark_text(made) == evaluation_text(made.evaluations[0])
         assert len(made.evaluations[0].runs) == 1
 
     def test_a_collection_without_judgments_has_no_row(self, small, unjudged):
         made = benchmark("bm25", [small("one"), unjudged], EvaluationConfig(teacher="bm25"))
         assert list(made.table) == ["one"]
-        assert "note: unjudged has no relevance judgments" in str(made)
+        assert "note: unjudged has no relevance judgments" in benchmark_text(made)
 
     def test_runs_of_several_collections_are_not_held(self, small):
         assert all(not one.runs for one in benchmark("bm25", [small("one"), small("two")]).evaluations)

@@ -4,6 +4,7 @@ import pytest
 
 from retrodistill.core.errors import UserError
 from retrodistill.evaluation import compare, compare_paired, holm, smallest_difference
+from retrodistill.report.tables import comparison_text
 
 
 def table(values, queries=None, measure="ndcg@10"):
@@ -58,7 +59,7 @@ class TestCompare:
         assert made.comparisons[0]["p"] == 1
 
     def test_the_text_says_it_all(self, three):
-        text = str(compare(three, texts={"q0": "what a query"}))
+        text = comparison_text(compare(three, texts={"q0": "what a query"}))
         assert "nDCG@10 on 40 queries" in text
         assert "better − base" in text
         assert "p (Holm)" in text

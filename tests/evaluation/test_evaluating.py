@@ -10,8 +10,9 @@ from retrodistill.core.errors import UserError
 from retrodistill.data import Collection
 from retrodistill.evaluation import evaluate
 from retrodistill.evaluation.folder import read_per_query
+from retrodistill.evaluation.results import Results
 from retrodistill.indexes import build_index
-from retrodistill.report import Results
+from retrodistill.report.tables import evaluation_text
 from retrodistill.runs import Run, read_run, write_run
 
 
@@ -65,7 +66,7 @@ class TestResults:
         assert (row.documents_by, row.queries_by) == (space, space)
 
     def test_the_text_has_a_row_a_system(self, tiny, space):
-        lines = str(evaluate(["bm25", space], tiny)).splitlines()
+        lines = evaluation_text(evaluate(["bm25", space], tiny)).splitlines()
         assert lines[0].split()[:3] == ["system", "nDCG@10", "MRR@10"]
         assert lines[1].startswith("bm25")
 
@@ -201,7 +202,7 @@ class TestWithoutJudgments:
         assert (made.split, made.queries) == ("all", 2)
         assert made.rows[1].agreement.overlap10 == 1
         assert made.rows[0].ndcg10 is made.rows[0].agreement.ceiling is None
-        assert "unjudged has no relevance judgments" in str(made)
+        assert "unjudged has no relevance judgments" in evaluation_text(made)
         assert Results.from_json(json.loads((tmp_path / "results.json").read_text())).notes == made.notes
         again = evaluate({"model": space, "lexical": "bm25"}, unjudged, teacher="bm25", out=tmp_path)
         assert again.rows == made.rows

@@ -3,10 +3,11 @@ import json
 import pyarrow as pa
 import pytest
 
+from retrodistill.api import evaluate
 from retrodistill.data import Collection
-from retrodistill.evaluation import compare_paired, evaluate
+from retrodistill.evaluation import compare_paired
 from retrodistill.evaluation.examples import Side, side_by_side, snippet, spread_out, won_and_lost
-from retrodistill.report import Results
+from retrodistill.evaluation.results import Results
 from retrodistill.runs import Run
 
 

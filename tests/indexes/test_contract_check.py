@@ -15,6 +15,7 @@ from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.vector_files import VectorFile
 from retrodistill.evaluation.check import check
 from retrodistill.indexes import build_index
+from retrodistill.report.tables import check_text
 from retrodistill.students import save_student
 
 
@@ -157,7 +158,7 @@ class TestWithoutJudgments:
         assert found.queries == 2
         assert set(found.shared) == {10, 60}
         assert all(not side.quality and side.query_ms for side in found.sides)
-        assert "No judgments for 'test': quality is not measured." in str(found)
+        assert "No judgments for 'test': quality is not measured." in check_text(found)
 
     def test_a_split_that_nobody_has_is_refused_all_the_same(self, tiny, teacher):
         texts = dict(zip(tiny.documents.ids, tiny.documents.texts, strict=True))
@@ -184,7 +185,7 @@ class TestVectorsFromAFile:
         found = check(self.asked_by(folder, tiny, tiny_static), tiny, latency_queries=2)
         assert list(sides(found)) == ["symmetric", "asymmetric"]
         assert not found.shared
-        assert "has no vectors for these queries" in str(found)
+        assert "has no vectors for these queries" in check_text(found)
 
     def test_with_its_queries_it_is_measured_and_not_timed(self, tiny, folder, tiny_static, teacher, index):
         test = tiny.split("test")
@@ -199,7 +200,7 @@ class TestVectorsFromAFile:
 
 class TestSayingIt:
     def test_one_line_per_side_under_a_head(self, tiny, index):
-        lines = str(check(index, tiny, latency_queries=2)).splitlines()
+        lines = check_text(check(index, tiny, latency_queries=2)).splitlines()
         assert "is admitted among documents by dense:" in lines[0]
         assert lines[0].endswith(": distilled into their space.")
         assert "of the top 10, 100.0% of the top 60 (12 queries)." in lines[1]

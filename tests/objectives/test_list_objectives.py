@@ -21,14 +21,8 @@ from retrodistill.objectives import (
     sinkhorn,
     taid,
 )
-from retrodistill.objectives.registry import (
-    EMBEDDING_OBJECTIVES,
-    LIST_OBJECTIVES,
-    NEED_MORE,
-    NEED_POSITIVES,
-    OBJECTIVES,
-    TEACHERLESS,
-)
+from retrodistill.objectives.registry import INPUTS, OBJECTIVES, get_objective
+from retrodistill.objectives.registry import objective as register
 
 OF_LISTS = {
     "kl": kl_divergence,
@@ -343,10 +337,22 @@ class TestRefusals:
 
 class TestRegistry:
     def test_names_are_the_users_words_with_one_line_each(self):
-        assert set(OBJECTIVES) == {*LIST_OBJECTIVES, *EMBEDDING_OBJECTIVES}
-        assert {*OF_LISTS, "contrastive", "in-batch", "in-batch-margin-mse", "lwf"} == set(LIST_OBJECTIVES)
+        lists = {name for name in OBJECTIVES if get_objective(name).sees == "lists"}
+        assert {*OF_LISTS, "contrastive", "in-batch", "in-batch-margin-mse", "lwf"} == lists
         assert not any("\n" in line for line in OBJECTIVES.values())
 
-    def test_its_groups_name_what_there_is(self):
-        assert set(LIST_OBJECTIVES) >= TEACHERLESS | NEED_POSITIVES | NEED_MORE
-        assert not set(LIST_OBJECTIVES) & set(EMBEDDING_OBJECTIVES)
+    def test_controls_read_no_teacher_and_stand_for_the_others(self):
+        teacherless = {name for name in OBJECTIVES if not get_objective(name).reads_scores}
+        assert teacherless >= {"contrastive", "in-batch", "lwf", "leaf"}
+        assert {get_objective(name).control for name in OBJECTIVES} == {"contrastive", "in-batch"}
+
+    def test_positives_are_needed_by_controls_and_tas_b_only(self):
+        needing = {name for name in OBJECTIVES if get_objective(name).needs_positives}
+        assert needing == {"contrastive", "in-batch", "in-batch-margin-mse"}
+
+    def test_an_unknown_input_or_a_second_one_of_a_name_is_refused(self):
+        for name, takes in (("new", ("scores", "gains")), ("kl", ("scores",))):
+            with pytest.raises(ValueError, match=rf"'{name}'"):
+                register(name, "", takes)(torch.sum)
+        assert "new" not in OBJECTIVES
+        assert all(set(get_objective(name).takes) <= set(INPUTS) for name in OBJECTIVES)

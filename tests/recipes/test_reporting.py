@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from retrodistill.evaluation import holm
+from retrodistill.evaluation.results import Results
 from retrodistill.recipes import parse_recipe, run_recipe
-from retrodistill.report import Results
 from retrodistill.runs import Run, read_run, write_run
 from retrodistill.runs.agreement import overlap
 

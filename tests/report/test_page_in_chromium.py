@@ -4,7 +4,7 @@ import chromium
 import pytest
 from sample_results import example, hit, system, whole
 
-from retrodistill.evaluation import evaluate
+from retrodistill.api import evaluate
 from retrodistill.report import write_page
 
 pytestmark = pytest.mark.skipif(chromium.find() is None, reason="no Chromium found; install it, or set CHROMIUM to it")

@@ -5,7 +5,7 @@ import pytest
 from sample_results import results, system, whole
 
 from retrodistill.core.errors import UserError
-from retrodistill.report import Results
+from retrodistill.evaluation.results import Results
 
 
 def content(**changed):

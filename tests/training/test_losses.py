@@ -22,12 +22,15 @@ from retrodistill.objectives import (
     taid,
     without_forgetting,
 )
-from retrodistill.objectives.registry import EMBEDDING_OBJECTIVES, LIST_OBJECTIVES, NEED_MORE
+from retrodistill.objectives.registry import OBJECTIVES, get_objective
 from retrodistill.training.groups import Groups
 from retrodistill.training.lists import Lists, lists_over_corpus
 from retrodistill.training.losses import GroupsLoss, StoredTargetsLoss
-from retrodistill.training.terms import Term, lists_only, unusable_counts
+from retrodistill.training.terms import Term, unusable_counts
 
+LIST_OBJECTIVES = [name for name in OBJECTIVES if get_objective(name).sees == "lists"]
+EMBEDDING_OBJECTIVES = [name for name in OBJECTIVES if get_objective(name).sees == "embeddings"]
+PLAIN = [name for name in LIST_OBJECTIVES if set(get_objective(name).takes) <= {"scores", "targets", "labels", "mask"}]
 TEXTS = ["what star planet", "violin chord", "bread", "judge"]
 DOCUMENTS = np.random.default_rng(0).standard_normal((5, 32)).astype("f4")
 SCORES = np.random.default_rng(1).standard_normal((4, 3)).astype("f4")
@@ -60,21 +63,24 @@ class TestTerms:
         with pytest.raises(UserError, match=r"^unknown objective 'laef'. Did you mean 'leaf'\?"):
             Term("laef")
 
-    def test_those_that_need_more_are_refused_where_lists_are_all_there_is(self):
-        for name in NEED_MORE:
-            with pytest.raises(UserError, match=rf"^objective '{name}' needs more than lists and works with train: qu"):
-                lists_only([Term(name)])
-            with pytest.raises(UserError, match=rf"^objective '{name}' needs more than lists"):
-                Term(name).on_lists(torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(1, 2), torch.tensor([-1]))
+    @pytest.mark.parametrize(
+        ("name", "missing"),
+        [("taid", "t"), ("lwf", "start_scores"), ("in-batch", "own_scores"), ("in-batch-margin-mse", "batch_scores")],
+    )
+    def test_a_missing_input_is_named(self, name, missing):
+        given = {"scores": torch.zeros(1, 2), "targets": torch.zeros(1, 2), "mask": torch.ones(1, 2, dtype=torch.bool)}
+        with pytest.raises(UserError, match=rf"^objective '{name}' needs {missing}: "):
+            Term(name).value(given)
 
-    @pytest.mark.parametrize("name", sorted(set(LIST_OBJECTIVES) - NEED_MORE - {"contrastive"}))
+    @pytest.mark.parametrize("name", sorted({*PLAIN, "pld"}))
     def test_lists_that_teach_nothing_count_nothing(self, name):
         targets = torch.tensor([[3.0, 1.0, 2.0], [5.0, 5.0, 5.0], [1.0, float("nan"), 2.0], [1.0, 0.0, 0.0]])
         mask = torch.tensor([[1, 1, 1], [1, 1, 1], [1, 1, 1], [1, 0, 0]], dtype=torch.bool)
         scores = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
         positives = torch.full((4,), -1)
-        found = Term(name).on_lists(scores, targets, mask, positives)
-        alone = Term(name).on_lists(scores[:1], targets[:1], mask[:1], positives[:1])
+        inputs = {"scores": scores, "targets": targets, "labels": targets, "mask": mask, "positives": positives}
+        found = Term(name).value(inputs)
+        alone = Term(name).value({key: value[:1] for key, value in inputs.items()})
         torch.testing.assert_close(found, alone)
         found.backward()
         assert (scores.grad[0] != 0).any()
@@ -83,7 +89,8 @@ class TestTerms:
     def test_pld_puts_the_known_document_first(self):
         scores, targets = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
         mask, positives = torch.ones(3, 4, dtype=torch.bool), torch.tensor([2, -1, 0])
-        found = Term("pld", student_temperature=0.5).on_lists(scores, targets, mask, positives)
+        inputs = {"scores": scores, "targets": targets, "mask": mask, "positives": positives}
+        found = Term("pld", student_temperature=0.5).value(inputs)
         torch.testing.assert_close(found, pld(scores / 0.5, targets, mask, positives))
 
 
@@ -179,7 +186,7 @@ class TestStoredTargets:
             model.eval(), [Term("taid", student_temperature=0.1)], documents=DOCUMENTS, lists=lists
         )
         products = encoded(model, TEXTS) @ torch.from_numpy(DOCUMENTS).T
-        with pytest.raises(UserError, match=r"^objective 'taid' must be told how far training is"):
+        with pytest.raises(UserError, match=r"^objective 'taid' needs t: how far training is"):
             loss([features(model, TEXTS)], torch.arange(4))
         for progress, t in ((0.0, 0.4), (0.5, 0.4), (1.0, 0.7)):
             loss.progress = progress
@@ -380,7 +387,7 @@ class TestGroups:
     def test_without_the_teacher_on_the_corpus_they_are_refused(self, model):
         documents = np.array([[4, 7], [8, 9]])
         loss = GroupsLoss(model, [Term("in-batch-margin-mse")], SCORES[:2, :2], self.MASK, np.array([1, 0]), documents)
-        with pytest.raises(UserError, match=r"^objective 'in-batch-margin-mse' needs the teacher's scores of all docu"):
+        with pytest.raises(UserError, match=r"^objective 'in-batch-margin-mse' needs batch_"):
             loss.compute_loss_from_embeddings(list(torch.randn(3, 2, 32)), torch.arange(2))
 
     def test_lwf_and_taid_work_on_both_towers(self, model):
