@@ -25,9 +25,10 @@ from retrodistill.recipes.one_student import one_student
 from retrodistill.recipes.students import train_student
 from retrodistill.report import write_page
 from retrodistill.students.kinds import AnyStudent
+from retrodistill.training.scoring import check_recorded
 from retrodistill.training.settings import StageSettings, TrainingSettings
 from retrodistill.training.texts import training_queries
-from retrodistill.training.training_data import TrainingData, check_recorded
+from retrodistill.training.training_data import TrainingData
 
 __all__ = ["Evaluation", "distill", "evaluate"]
 
@@ -119,7 +120,8 @@ def evaluate(
             ensemble, or ``rerank:TEACHER@SOURCE``.
         collection: A collection or what `load_collection` takes.
         split: Whose judgments count; BEIR's by default: test, and dev for msmarco.
-        measures: ``ndcg@k``, ``mrr@k``, ``recall@k``, ``map@k``, ``precision@k``, ``hole@k``; BEIR's by default.
+        measures: Any strings of ir_measures, such as ``nDCG@10`` or ``RR(rel=2)@10``; ``ndcg@k``, ``mrr@k``,
+            ``recall@k``, ``map@k``, ``precision@k`` and ``hole@k`` for short; BEIR's by default.
         depth: Documents retrieved per query; cut to the corpus.
         teacher: Measure agreement with this teacher too; it needs no judgments.
         cost_threads: Measure cost too, on so many threads; it needs no judgments.

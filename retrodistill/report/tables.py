@@ -119,7 +119,7 @@ def check_text(check: Check) -> str:
         lines.append(f"Neighbors shared with the teacher's own exact search: {shares} ({check.queries} queries).")
     if check.sides:
         measures = list(check.sides[0].quality)
-        heads = ["", *measures, "p50 ms", "p95 ms", "docs/s", "documents by", "queries by"]
+        heads = ["", *map(text.measure_title, measures), "p50 ms", "p95 ms", "docs/s", "documents by", "queries by"]
         lines.append(_table(heads, [_side(side, measures) for side in check.sides], texts=2))
     return "\n".join([*lines, *check.notes])
 

@@ -68,7 +68,7 @@ class TestResults:
     def test_the_text_has_a_row_a_system(self, tiny, space):
         lines = evaluation_text(evaluate(["bm25", space], tiny)).splitlines()
         assert lines[0].split()[:3] == ["system", "nDCG@10", "MRR@10"]
-        assert lines[1].startswith("bm25")
+        assert lines[2].startswith("bm25")  # after the rule
 
     def test_say_what_is_odd_in_the_data_and_what_they_were_made_from(self, space):
         documents = {"a": "star planet", "b": "star", "c": "bread"}
