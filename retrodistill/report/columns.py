@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from retrodistill.evaluation.results import Agreement, Cost, Results, System, Timing
+from retrodistill.evaluation.results import Results, System
 from retrodistill.report import text
 
 PAGE, TERMINAL, CARD = "page", "terminal", "card"
@@ -40,25 +40,11 @@ class Column:
         return self.show(self.value(row))
 
 
-class AgreementRow(NamedTuple):
-    """A system's name with its agreement."""
+class Row(NamedTuple):
+    """A system's name with a record that was measured of it: agreement, cost, or one timing."""
 
     name: str
-    agreement: Agreement
-
-
-class TimingRow(NamedTuple):
-    """A system's name with one of its timings."""
-
-    name: str
-    timing: Timing
-
-
-class CostRow(NamedTuple):
-    """A system's name with its cost."""
-
-    name: str
-    cost: Cost
+    record: Any
 
 
 def _or_dash(name: str) -> str:
@@ -92,29 +78,29 @@ _SERVING = (
     Column("queries by", lambda system: system.queries_by, _or_dash, is_number=False),
 )
 AGREEMENT = (
-    Column("overlap@10", lambda row: row.agreement.overlap10, text.measure),
-    Column("rank-biased overlap", lambda row: row.agreement.rank_biased_overlap, text.measure),
-    Column("Kendall’s τ", lambda row: row.agreement.kendall_tau, lambda tau: text.measure(tau).replace("-", "−")),
-    Column("nDCG@10", lambda row: row.agreement.reached, text.measure),
-    Column("ceiling nDCG@10", lambda row: row.agreement.ceiling, text.measure),
-    Column("queries", lambda row: row.agreement.queries, text.thousands),
+    Column("overlap@10", lambda row: row.record.overlap10, text.measure),
+    Column("rank-biased overlap", lambda row: row.record.rank_biased_overlap, text.measure),
+    Column("Kendall’s τ", lambda row: row.record.kendall_tau, lambda tau: text.measure(tau).replace("-", "−")),
+    Column("nDCG@10", lambda row: row.record.reached, text.measure),
+    Column("ceiling nDCG@10", lambda row: row.record.ceiling, text.measure),
+    Column("queries", lambda row: row.record.queries, text.thousands),
 )
 TIMINGS = (
-    Column("batch", lambda row: row.timing.batch),
-    Column("encode p50", lambda row: (row.timing.encode or {}).get("p50"), text.milliseconds),
-    Column("search p50", lambda row: (row.timing.search or {}).get("p50"), text.milliseconds),
-    Column("p50", lambda row: row.timing.total.get("p50"), text.milliseconds),
-    Column("p95", lambda row: row.timing.total.get("p95"), text.milliseconds),
-    Column("p99", lambda row: row.timing.total.get("p99"), text.milliseconds),
-    Column("queries/s", lambda row: row.timing.queries_per_second, text.thousands),
+    Column("batch", lambda row: row.record.batch),
+    Column("encode p50", lambda row: (row.record.encode or {}).get("p50"), text.milliseconds),
+    Column("search p50", lambda row: (row.record.search or {}).get("p50"), text.milliseconds),
+    Column("p50", lambda row: row.record.total.get("p50"), text.milliseconds),
+    Column("p95", lambda row: row.record.total.get("p95"), text.milliseconds),
+    Column("p99", lambda row: row.record.total.get("p99"), text.milliseconds),
+    Column("queries/s", lambda row: row.record.queries_per_second, text.thousands),
 )
 COSTS = (
-    Column("index", lambda row: row.cost.total_bytes, text.memory),
-    Column("peak memory", lambda row: row.cost.peak_bytes, text.memory),
-    Column("tokens/s", lambda row: row.cost.tokens_per_second, text.thousands),
-    Column("of matrix rate", lambda row: row.cost.matrix_share, text.percent),
-    Column("to encode", lambda row: row.cost.encode_seconds, text.duration),
-    Column("to build", lambda row: row.cost.build_seconds, text.duration),
+    Column("index", lambda row: row.record.total_bytes, text.memory),
+    Column("peak memory", lambda row: row.record.peak_bytes, text.memory),
+    Column("tokens/s", lambda row: row.record.tokens_per_second, text.thousands),
+    Column("of matrix rate", lambda row: row.record.matrix_share, text.percent),
+    Column("to encode", lambda row: row.record.encode_seconds, text.duration),
+    Column("to build", lambda row: row.record.build_seconds, text.duration),
 )
 
 
@@ -157,28 +143,24 @@ def columns_of_comparisons(comparisons: Sequence[Mapping[str, Any]]) -> list[Col
     ]
 
 
-def agreement_rows(systems: Sequence[System]) -> list[AgreementRow]:
-    """The systems whose agreement was measured. Of older results, nDCG@10 is that of all queries."""
-    return [
-        AgreementRow(
-            system.name,
-            system.agreement
-            if system.agreement.reached is not None
-            else system.agreement.model_copy(update={"reached": system.ndcg10}),
-        )
-        for system in systems
-        if system.agreement is not None
-    ]
+def agreement_rows(systems: Sequence[System]) -> list[Row]:
+    """The systems whose agreement was measured. Older results lack `reached`; it is the nDCG@10 of all queries."""
+    rows = []
+    for system in systems:
+        if system.agreement is not None:
+            reached = system.ndcg10 if system.agreement.reached is None else system.agreement.reached
+            rows.append(Row(system.name, system.agreement.model_copy(update={"reached": reached})))
+    return rows
 
 
-def cost_rows(systems: Sequence[System]) -> list[CostRow]:
+def cost_rows(systems: Sequence[System]) -> list[Row]:
     """The systems whose cost was measured in full."""
-    return [CostRow(system.name, system.cost) for system in systems if system.cost is not None]
+    return [Row(system.name, system.cost) for system in systems if system.cost is not None]
 
 
-def timing_rows(costs: Sequence[CostRow]) -> list[TimingRow]:
+def timing_rows(costs: Sequence[Row]) -> list[Row]:
     """A row for each system and batch size."""
-    return [TimingRow(row.name, timing) for row in costs for timing in row.cost.timings]
+    return [Row(row.name, timing) for row in costs for timing in row.record.timings]
 
 
 def with_values(columns: Sequence[Column], rows: Sequence[Any]) -> list[Column]:

@@ -358,20 +358,10 @@ class Label(NamedTuple):
 
 
 # Direction from the point, how far to slide sideways in half widths, and what the place costs: right is best.
-_SIDES: tuple[tuple[tuple[int, int], float, float], ...] = (
-    ((1, 0), 0.0, 0.0),
-    ((-1, 0), 0.0, 1.0),
-    ((0, -1), 0.0, 2.0),
-    ((0, 1), 0.0, 3.0),
-    ((0, -1), 0.7, 4.0),
-    ((0, -1), -0.7, 4.5),
-    ((0, 1), 0.7, 5.0),
-    ((0, 1), -0.7, 5.5),
-    ((1, -1), 0.0, 6.0),
-    ((-1, -1), 0.0, 6.5),
-    ((1, 1), 0.0, 7.0),
-    ((-1, 1), 0.0, 7.5),
-)
+_SIDES: tuple[tuple[int, int, float, float], ...] = (
+    (1, 0, 0, 0), (-1, 0, 0, 1), (0, -1, 0, 2), (0, 1, 0, 3), (0, -1, 0.7, 4), (0, -1, -0.7, 4.5), (0, 1, 0.7, 5),
+    (0, 1, -0.7, 5.5), (1, -1, 0, 6), (-1, -1, 0, 6.5), (1, 1, 0, 7), (-1, 1, 0, 7.5),
+)  # fmt: skip
 
 
 def place_labels(names: Sequence[str], points: Sequence[Place], plot: Box, lines: Sequence[Box] = ()) -> list[Label]:
@@ -418,9 +408,9 @@ def _spots(point: Place, width: float) -> list[tuple[Box, float]]:
     spots = []
     for away in (0.0, 10.0, 20.0, 30.0, 45.0, 65.0, 90.0):
         gap = _RADIUS + 2 + away
-        for side, slide, cost in _SIDES:
-            x = point[0] + side[0] * (gap + width / 2) + slide * width / 2
-            y = point[1] + side[1] * (gap + _LINE / 2)
+        for right, down, slide, cost in _SIDES:
+            x = point[0] + right * (gap + width / 2) + slide * width / 2
+            y = point[1] + down * (gap + _LINE / 2)
             spots.append((Box(x - width / 2, y - _LINE / 2, x + width / 2, y + _LINE / 2), cost + away))
     return spots
 

@@ -117,7 +117,7 @@ def _front(results: Results) -> Context | None:
         "figures": [_front_figure(results, title, cost) for title, cost in axes.items()] if is_judged else [],
         "timings": _table(columns.TIMINGS, columns.timing_rows(costs)),
         "costs": _table(columns.COSTS, costs),
-        "threads": sorted({row.cost.threads for row in costs}),
+        "threads": sorted({row.record.threads for row in costs}),
     }
 
 
@@ -168,11 +168,11 @@ def _agreement(results: Results) -> Context | None:
     rows = columns.agreement_rows(results.systems)
     if not rows:
         return None
-    bins = [(results.system(row.name), row.agreement.calibration) for row in rows]
+    bins = [(results.system(row.name), row.record.calibration) for row in rows]
     return {
         **_table(columns.with_values(columns.AGREEMENT, rows), rows),
-        "teachers": list(dict.fromkeys(row.agreement.teacher for row in rows)),
-        "is_judged": any(row.agreement.ceiling is not None or row.agreement.reached is not None for row in rows),
+        "teachers": list(dict.fromkeys(row.record.teacher for row in rows)),
+        "is_judged": any(row.record.ceiling is not None or row.record.reached is not None for row in rows),
         "plots": [
             (system, figures.calibration_figure(groups, system), sum(group.pairs for group in groups))
             for system, groups in bins

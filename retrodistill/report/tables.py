@@ -7,6 +7,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len, set_cell_size
+
 from retrodistill.evaluation.results import Example, Hit, Results, System
 from retrodistill.report import text
 from retrodistill.report.columns import (
@@ -14,8 +16,8 @@ from retrodistill.report.columns import (
     COSTS,
     TERMINAL,
     TIMINGS,
-    AgreementRow,
     Column,
+    Row,
     agreement_rows,
     columns_of_comparisons,
     columns_of_systems,
@@ -46,20 +48,22 @@ def results_text(results: Results, width: int = WIDTH) -> str:
 
     Args:
         results: What was measured.
-        width: Terminal columns to fit into. Names are shortened to fit, numbers never.
+        width: Terminal columns to fit into. Long names are folded, numbers are not.
     """
-    shown = columns_of_systems(results, TERMINAL)
-    numbers = [column for column in shown if column.is_number]
-    names = [Column("system", lambda system: system.name), *(column for column in shown if not column.is_number)]
-    heads = [_two_lines(column.head) for column in numbers]
-    cells = [[column.cell(system) for column in numbers] for system in results.systems]
-    room = width - sum(
-        max(map(len, [*head.split("\n"), *column])) + 2 for head, *column in zip(heads, *cells, strict=True)
-    )
-    fitted = _fit([[text.plain(column.cell(system)) for column in names] for system in results.systems], names, room)
-    rows = [[name, *row, *sides] for (name, *sides), row in zip(fitted, cells, strict=True)]
-    last = [column.head for column in names[1:]]
-    return _table(["system", *heads, *last], rows, texts=len(last))
+    numbers = [column for column in columns_of_systems(results, TERMINAL) if column.is_number]
+    sides = [column for column in columns_of_systems(results, TERMINAL) if not column.is_number]
+    heads = ["system", *(_two_lines(column.head) for column in numbers), *(column.head for column in sides)]
+    names = [[text.plain(column.cell(system)) for column in sides] for system in results.systems]
+    rows = [
+        [text.plain(system.name), *(column.cell(system) for column in numbers), *row]
+        for system, row in zip(results.systems, names, strict=True)
+    ]
+    table = _table(heads, rows, len(sides), width=10_000)
+    if max(map(cell_len, table.splitlines())) <= width:
+        return table
+    # The kind and the name of a model take a line each, so that names are folded as little as possible.
+    rows = [[*row[: -len(sides)], *(name.replace(":", ":\n") for name in row[-len(sides) :])] for row in rows]
+    return _table(heads, rows, len(sides), width=width)
 
 
 def examples_text(results: Results, shown: int = 5, width: int = WIDTH) -> str:
@@ -107,7 +111,7 @@ def comparison_text(comparison: Comparison) -> str:
     differences = _table(["difference", *(column.head for column in shown)], cells)
     parts = [f"{title} on {comparison.queries} queries", means, differences, textwrap.fill(_ABOUT_TESTS, WIDTH)]
     parts += [_changed(row) for row in rows if row["changed"]]
-    parts += _agreement([AgreementRow(name, agreement) for name, agreement in comparison.agreement.items()])
+    parts += _agreement([Row(name, agreement) for name, agreement in comparison.agreement.items()])
     return "\n\n".join([*parts, *(textwrap.fill(note, WIDTH) for note in comparison.notes)])
 
 
@@ -137,17 +141,17 @@ def _means(head: str, means: Mapping[str, Mapping[str, float]]) -> str:
     return _table([head, *map(text.measure_title, measures)], rows)
 
 
-def _agreement(rows: Sequence[AgreementRow]) -> list[str]:
+def _agreement(rows: Sequence[Row]) -> list[str]:
     if not rows:
         return []
-    return [_of_columns(f"agreement with {rows[0].agreement.teacher}", with_values(AGREEMENT, rows), rows)]
+    return [_of_columns(f"agreement with {rows[0].record.teacher}", with_values(AGREEMENT, rows), rows)]
 
 
 def _cost(systems: Sequence[System]) -> list[str]:
     costs = cost_rows(systems)
     if not costs:
         return []
-    head = f"ms per batch, {costs[0].cost.threads} thread(s)"
+    head = f"ms per batch, {costs[0].record.threads} thread(s)"
     return [_of_columns(head, TIMINGS, timing_rows(costs)), _of_columns("", COSTS, costs)]
 
 
@@ -170,8 +174,6 @@ def _example(example: Example, sides: Sequence[str], width: int) -> str:
     rows = [[f"  {text.shorten_name(name, half - 2)}" for name in sides]]
     for rank in range(min(_DEPTH, max(len(example.teacher), len(example.student), 1))):
         rows.append([_hit(hits, rank, half) for hits in (example.teacher, example.student)])
-    from rich.cells import set_cell_size
-
     lines = [f"{set_cell_size(left, half)} │ {right}".rstrip() for left, right in rows]
     return "\n".join([f"› {text.shorten(example.query, width - 2)}", *lines])
 
@@ -184,8 +186,11 @@ def _hit(hits: Sequence[Hit], rank: int, width: int) -> str:
     return f"{'✓' if hit.relevant else ' '} {rank + 1} {text.shorten(f'{name}: {hit.title} {hit.text}', width - 4)}"
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 0) -> str:
-    """A table as text: the first and the last `texts` columns to the left, the others to the right."""
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 0, width: int | None = None) -> str:
+    """A table as text: the first and the last `texts` columns to the left, the others to the right.
+
+    Without a width it is as wide as its numbers need: a cropped number would be wrong, a long line only wraps.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -194,13 +199,13 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 0) 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     height = max(head.count("\n") for head in heads)
     for at, head in enumerate(heads):
-        justify = "left" if at == 0 or at >= len(heads) - texts else "right"
-        lines = ["\n"] * (height - head.count("\n")) + [head if "\n" in head else text.shorten_name(head, _NAME)]
-        table.add_column(Text("".join(lines)), justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        is_name = at == 0 or at >= len(heads) - texts
+        title = Text("\n" * (height - head.count("\n")) + head)
+        table.add_column(title, justify="left" if is_name else "right", overflow="fold", no_wrap=not is_name)
     for name, *cells in rows:
-        table.add_row(Text(text.shorten_name(name, _NAME)), *map(Text, cells))  # Text: brackets in a name are no markup
-    # Wide enough for any table: a cropped number would be wrong, a long line only wraps.
-    console = Console(file=io.StringIO(), width=10_000, color_system=None, legacy_windows=False)
+        first = name if width else text.shorten_name(name, _NAME)
+        table.add_row(Text(first), *map(Text, cells))  # Text: brackets in a name are not markup
+    console = Console(file=io.StringIO(), width=width or 10_000, color_system=None, legacy_windows=False)
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n")
@@ -213,38 +218,3 @@ def _two_lines(head: str) -> str:
         if found and len(head) > 7:
             return f"{before}\n{after if mark == ', ' else mark + after}"
     return head
-
-
-def _fit(cells: Sequence[Sequence[str]], names: Sequence[Column], room: int) -> list[list[str]]:
-    """Names within the room that the numbers leave.
-
-    Whole if they fit. Otherwise the kind and the name of a model take a line each, short columns stay whole and long
-    ones share the rest.
-    """
-    room -= 2 * (len(names) - 1)
-    folded = [[[name] for name in row] for row in cells]
-    if sum(_widths(folded, names)) > room:
-        folded = [[[row[0]], *map(_fold, row[1:])] for row in cells]
-    limits, wanted = {}, _widths(folded, names)
-    narrowest_first = sorted(range(len(wanted)), key=wanted.__getitem__)
-    for done, at in enumerate(narrowest_first):
-        limits[at] = max(len(names[at].head), min(wanted[at], room // (len(wanted) - done)))
-        room -= limits[at]
-    return [
-        ["\n".join(text.shorten_name(line, limits[at]) for line in lines) for at, lines in enumerate(row)]
-        for row in folded
-    ]
-
-
-def _widths(cells: Sequence[Sequence[Sequence[str]]], names: Sequence[Column]) -> list[int]:
-    from rich.cells import cell_len
-
-    return [
-        max(len(names[at].head), *(cell_len(line) for row in cells for line in row[at])) for at in range(len(names))
-    ]
-
-
-def _fold(name: str) -> list[str]:
-    """A model's kind and its name without the organization: the part that differs stays readable."""
-    kind, colon, rest = name.partition(":")
-    return [kind + colon, rest.rsplit("/", 1)[-1]] if rest else [name]
