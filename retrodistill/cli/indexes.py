@@ -119,13 +119,13 @@ def search(
 ) -> None:
     """Search an index."""
     from retrodistill.data import load_collection
-    from retrodistill.rankers.retrievers import check_queries
+    from retrodistill.rankers.queries import check_queries
 
     set_quiet(as_json)
     check_queries(query)
     texts = load_collection(collection).documents if collection else None
     with _opened(place, queries, parameters) as opened:
-        found = opened.search(query, k)
+        found = opened.search(query, k=k)
     rows: list[dict[str, Any]] = [
         {
             "query": query[int(number)],

@@ -16,9 +16,10 @@ from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.evaluation.folder import write_per_query
 from retrodistill.evaluation.results import Results
-from retrodistill.evaluation.student_reranking import StudentReranker
 from retrodistill.indexes import build_index, load_index
-from retrodistill.rankers.retrievers import LexicalRetriever, Retriever
+from retrodistill.rankers.bm25 import BM25Ranker
+from retrodistill.rankers.protocol import Ranker
+from retrodistill.rankers.reranker import Reranker
 from retrodistill.recipes.cards import write_cards
 from retrodistill.recipes.job import Job, open_job
 from retrodistill.recipes.loading import load_recipe, recipe_yaml
@@ -31,7 +32,8 @@ from retrodistill.recipes.variants import entries, truncated_teachers, variants_
 from retrodistill.report import write_page
 from retrodistill.runs.formats import keep_run
 from retrodistill.students.cross_encoder import CrossEncoderStudent
-from retrodistill.students.stored_search import StoredStatesRetriever, store_documents
+from retrodistill.students.document_states import ranker_of
+from retrodistill.students.stored_search import StoredStatesRanker, store_documents
 
 Seconds = dict[str, float]
 
@@ -99,12 +101,12 @@ def _run(job: Job, seconds: Seconds, command: str) -> Results | None:
     return results
 
 
-def _searcher(job: Job, student: Distilled, truncate: int | None = None) -> Retriever:
+def _searcher(job: Job, student: Distilled, truncate: int | None = None) -> Ranker:
     """The student's index, built or loaded; or what scores all documents in its place, or the first of BM25."""
     if isinstance(student.encoder, CrossEncoderStudent):
-        return StudentReranker(student.encoder, LexicalRetriever(), job.recipe.evaluation.rerank, student.name)
+        return Reranker(ranker_of(student.encoder), BM25Ranker(), job.recipe.evaluation.rerank, student.name)
     if job.recipe.evaluation.exhaustive and isinstance(student.encoder, (SparseTextEncoder, MultiVectorModel)):
-        return StoredStatesRetriever(student.encoder, student.name)
+        return StoredStatesRanker(student.encoder, student.name)
     folder, wanted = job.out / "indexes" / student.name, job.recipe.index
     if truncate is not None:
         wanted = wanted.model_copy(update={"truncate": truncate})

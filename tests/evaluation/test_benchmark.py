@@ -93,8 +93,10 @@ class TestFolder:
     def test_a_model_is_loaded_once_for_all(self, small, space, monkeypatch):
         from retrodistill.evaluation import systems
 
-        loads, load = [], systems.load_retriever
-        monkeypatch.setattr(systems, "load_retriever", lambda source: loads.append(source) or load(source))
+        loads, load = [], systems.load_ranker
+        monkeypatch.setattr(
+            systems, "load_ranker", lambda source, **needs: loads.append(source) or load(source, **needs)
+        )
         benchmark(space, [small("one"), small("two"), small("three")])
         assert loads == [space]
 
