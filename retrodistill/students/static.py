@@ -191,5 +191,5 @@ KIND = Kind(
     is_dense=True,
     can_truncate=True,
     can_teach=True,
-    card="dense",
+    card="static",
 )
