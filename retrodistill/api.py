@@ -25,9 +25,10 @@ from retrodistill.recipes.one_student import one_student
 from retrodistill.recipes.students import train_student
 from retrodistill.report import write_page
 from retrodistill.students.saving import AnyStudent
+from retrodistill.training.scoring import check_recorded
 from retrodistill.training.settings import StageSettings, TrainingSettings
 from retrodistill.training.texts import training_queries
-from retrodistill.training.training_data import TrainingData, check_recorded
+from retrodistill.training.training_data import TrainingData
 
 __all__ = ["Evaluation", "distill", "evaluate"]
 

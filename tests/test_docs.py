@@ -23,9 +23,9 @@ from retrodistill.recipes import Recipe, load_recipe, parse_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
-    *sorted(ROOT.glob("*.md")),
-    *sorted(ROOT.glob("docs/**/*.md")),
-    *(ROOT / folder / "README.md" for folder in ("configs", "examples", "evaluation")),
+    path
+    for pattern in ("*.md", "docs/**/*.md", "configs/*.md", "examples/*.md", "evaluation/**/README.md")
+    for path in sorted(ROOT.glob(pattern))
 ]
 BLOCK = re.compile(r"(?:^<!-- (?P<mark>parsed only).*? -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 INDENTED = re.compile(r"\n\n    (?:retrodistill|import|from|make|pip|python) ")

@@ -72,7 +72,7 @@ class TestTheStudiesWeShip:
     def test_every_study_has_a_page_of_findings(self, name: str) -> None:
         page = (HERE / name / "README.md").read_text()
         assert "## Published" in page
-        assert "## Found" in page
+        assert "## Findings" in page
 
     @pytest.mark.parametrize(
         ("config", "study", "student"),
@@ -162,7 +162,7 @@ class TestTables:
     def test_larger_settings_stand_apart(self, done: tuple[Study, Path]) -> None:
         study, out = done
         page = study.folder / "README.md"
-        page.write_text("# A claim\n\n<!-- results -->\n<!-- /results -->\n\n## Found\n\nThat it holds.\n")
+        page.write_text("# A claim\n\n<!-- results -->\n<!-- /results -->\n\n## Findings\n\nThat it holds.\n")
         write_results(study, out)
         small = {path.name: path.read_bytes() for path in study.folder.iterdir()}
         results = json.loads((out / "small-scifact" / "results.json").read_text())
@@ -175,7 +175,7 @@ class TestTables:
         text = page.read_text()
         title = "**small, scifact, larger settings** (20 test queries; 5 min on one NVIDIA H200; "
         assert text.count("| student | 0.7000 |") == 2
-        assert text.index("**small, scifact** (20") < text.index(title) < text.index("## Found")
+        assert text.index("**small, scifact** (20") < text.index(title) < text.index("## Findings")
         assert len(json.loads((study.folder / "results-large.json").read_text())) == 2
 
     def test_a_study_without_results_writes_nothing(self, done: tuple[Study, Path], tmp_path: Path) -> None:

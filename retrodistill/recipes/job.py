@@ -26,10 +26,11 @@ from retrodistill.rankers.loading import load_teacher
 from retrodistill.rankers.protocol import Teacher
 from retrodistill.recipes.questions import Questions, questions_of
 from retrodistill.recipes.settings import Recipe, StudentSettings, TeacherSettings
-from retrodistill.recipes.stage_teachers import NamedTeachers
+from retrodistill.recipes.stage_teachers import StageTeachers
 from retrodistill.recipes.variant_settings import check_cuts
+from retrodistill.training.scoring import check_recorded, stage_texts
 from retrodistill.training.settings import StageSettings
-from retrodistill.training.training_data import TrainingData, check_recorded
+from retrodistill.training.training_data import TrainingData
 
 _RERANKED = 100  # candidates per member of an ensemble with a cross-encoder, where test queries are measured
 _HELD_OUT = 300  # queries kept from training where nothing is judged: a fifth of them, at most so many
@@ -67,7 +68,7 @@ class Job:
     notes: list[str]
     beside: Teacher | None = None
     questions: Questions | None = None
-    teachers: NamedTeachers | None = None
+    teachers: StageTeachers | None = None
 
     @property
     def asked_test(self) -> Texts:
@@ -116,7 +117,6 @@ class Job:
             rewrites=self.rewrites,
             labels=self.labels if _reads_labels(self.recipe) else None,
             labeler=self.beside,
-            teachers=self.teachers,
         )
 
 
@@ -139,9 +139,7 @@ def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
         beside = _teacher(recipe, recipe.ensemble, space) if recipe.ensemble else None
         members = teacher.members if isinstance(teacher, Ensemble) else [teacher]
         known = {one.model: member for one, member in zip(recipe.teacher, members, strict=False)}
-        teachers = NamedTeachers(
-            recipe.teacher, recipe.fusion, space, recipe.document_encoder, recipe.students, Path(out), known
-        )
+        teachers = StageTeachers(recipe.teacher, recipe.fusion, space, recipe.document_encoder, recipe.students, known)
         for stage in _stages(recipe):
             teachers.load(stage)
     job = Job(recipe, Path(out), collection, train, test, space, teacher, notes, beside, questions, teachers)
@@ -170,7 +168,9 @@ def _check_vectors(job: Job) -> None:
         for student in job.recipe.students.values():
             for stage in student.stages:
                 if stage.aligns or stage.batches == "topics":
-                    job.space.require(job.training_data.teacher_queries(job.training_data.texts(stage).texts), "query")
+                    job.space.require(
+                        job.training_data.teacher_queries(stage_texts(stage, job.training_data).texts), "query"
+                    )
         if not can_answer(job):
             job.notes.append(f"{job.space.name} has no vectors for the test queries; the teacher is not in the table.")
 
@@ -233,7 +233,7 @@ def _check(job: Job) -> None:
             job.training_data.qrels()
         if job.teachers is None or job.teachers.needs_students(stage):
             continue
-        teacher = job.training_data.with_stage_teacher(stage).teacher
+        teacher = job.teachers.data_of(stage, job.training_data).teacher
         check_recorded(teacher, job.collection, job.train, [stage])
         if stage.needs_lists and stage.candidates.depth == "all":
             require_corpus_teacher(teacher)

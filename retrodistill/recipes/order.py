@@ -1,4 +1,4 @@
-"""Students as teachers of each other's stages: who must stand where before a stage can begin."""
+"""The order of training: students teach each other's stages, so a stage follows all the stages that it needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from retrodistill.training.settings import StageSettings
 if TYPE_CHECKING:
     from retrodistill.recipes.settings import Recipe, StudentSettings
 
-StageOfStudent = tuple[str, int]  # a student's name, and how many stages it has behind it
+StageOfStudent = tuple[str, int]  # a student's name, and after how many of its stages
 _TEACHING_KINDS = ("static", "dense", "cross-encoder")
 
 
@@ -46,12 +46,12 @@ def check_teachers(recipe: Recipe) -> None:
     """Refuse teachers that cannot teach where they stand.
 
     Raises:
-        ValueError: A student as the recipe's teacher, as `check_students_as_teachers`, or a selection in which the
+        ValueError: A student as the recipe's teacher, as `training_order`, or a selection in which the
             stage's own teacher would say what is right.
     """
     if any(is_student(one.model) for one in (*recipe.teacher, *recipe.ensemble)):
         raise ValueError("a student teaches in a stage, by its teacher key, not as the recipe's teacher")
-    check_students_as_teachers(recipe.students)
+    training_order(recipe.students)
     for stage in (stage for student in recipe.students.values() for stage in student.stages):
         by_ensemble = stage.selection is not None and stage.selection.positives == "ensemble"
         if by_ensemble and not stage.teacher and not recipe.ensemble:
@@ -61,26 +61,34 @@ def check_teachers(recipe: Recipe) -> None:
             )
 
 
-def check_students_as_teachers(students: Mapping[str, StudentSettings]) -> None:
-    """Refuse stages that wait for each other.
+def training_order(students: Mapping[str, StudentSettings]) -> list[StageOfStudent]:
+    """Every student before its first stage and after each, in an order in which whatever a stage needs precedes it.
+
+    A stage needs the student after its stage before, and the students that teach it.
 
     Raises:
         ValueError: As `students_of`, or a stage needs a student that needs this stage.
     """
-    done: set[StageOfStudent] = set()
+    order: list[StageOfStudent] = []
+    placed: set[StageOfStudent] = set()
 
-    def visit(standing: StageOfStudent, above: tuple[StageOfStudent, ...]) -> None:
-        if standing in above:
-            circle = " -> ".join(f"{name}@{behind}" for name, behind in (*above[above.index(standing) :], standing))
+    def visit(state: StageOfStudent, above: tuple[StageOfStudent, ...]) -> None:
+        if state in above:
+            circle = " -> ".join(f"{name}@{behind}" for name, behind in (*above[above.index(state) :], state))
             raise ValueError(f"students wait for each other: {circle}; name earlier stages, e.g. student:NAME@1")
-        if standing in done:
+        if state in placed:
             return
-        name, behind = standing
-        if behind:
-            stage = students[name].stages[behind - 1]
-            for needed in ((name, behind - 1), *students_of(stage, students)):
-                visit(needed, (*above, standing))
-        done.add(standing)
+        for needed in needed_by(state, students):
+            visit(needed, (*above, state))
+        placed.add(state)
+        order.append(state)
 
     for name, student in students.items():
         visit((name, len(student.stages)), ())
+    return order
+
+
+def needed_by(state: StageOfStudent, students: Mapping[str, StudentSettings]) -> list[StageOfStudent]:
+    """What the last stage of a state starts from: the student before that stage, and the students that teach it."""
+    name, behind = state
+    return [(name, behind - 1), *students_of(students[name].stages[behind - 1], students)] if behind else []

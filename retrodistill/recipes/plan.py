@@ -17,12 +17,15 @@ from retrodistill.rankers.protocol import Teacher, Work
 from retrodistill.recipes.job import Job, open_job
 from retrodistill.recipes.loading import load_recipe
 from retrodistill.recipes.settings import RERANKERS, StudentSettings
-from retrodistill.recipes.students import manifest_after_stage, student_manifest, work_folder
+from retrodistill.recipes.stage_teachers import manifest_after_stage, student_manifest
+from retrodistill.recipes.students import work_folder
 from retrodistill.recipes.variants import entries, planned_variants
 from retrodistill.training.list_settings import CURRENT_STUDENT
 from retrodistill.training.prepared import Prepared, held_out_rows, training_rows
+from retrodistill.training.scoring import candidate_pairs, stage_texts
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.trainer import optimizer_steps
+from retrodistill.training.training_data import TrainingData
 
 SAID = "stages"  # unit of steps that say something and count nothing
 _DONE = Work(0, SAID, 0.0)
@@ -52,7 +55,7 @@ def plan_recipe(
     for name, student, _ in entries(settings):
         forms = planned_variants(job, name, student)
         folder = job.out / "students" / name
-        done = student_manifest(student, job.training_data).matches(folder, STUDENT_MANIFEST)
+        done = student_manifest(student, job.training_data, job.teachers).matches(folder, STUDENT_MANIFEST)
         systems += 1 + len(forms)
         indexes += _indexes(job, student, [name, *forms], done)
         if not student.stages:
@@ -64,7 +67,9 @@ def plan_recipe(
             steps.append(_step(f"{name}: its settings or what it is made from have changed; trained again", _DONE))
         for number, stage in enumerate(student.stages, start=1):
             what = f"{name}, stage {number}"
-            first = trained.setdefault(manifest_after_stage(student, job.training_data, number).fingerprint, what)
+            first = trained.setdefault(
+                manifest_after_stage(student, job.training_data, number, job.teachers).fingerprint, what
+            )
             same = scored.setdefault(_pairs_of(stage), what)
             if first != what:
                 steps.append(_step(f"{what}: the same as {first}", _DONE))
@@ -86,7 +91,7 @@ def _indexes(job: Job, student: StudentSettings, names: Sequence[str], done: boo
 
 def _training_step(job: Job, student: StudentSettings, number: int, what: str) -> dict[str, Any]:
     """A stage's training, counted from 1; what a killed job kept is not trained again."""
-    way = manifest_after_stage(student, job.training_data, number)
+    way = manifest_after_stage(student, job.training_data, number, job.teachers)
     if way.matches(work_folder(job.training_data) / way.fingerprint, STUDENT_MANIFEST):
         return _step(f"{what}: trained already", _DONE)
     count = _steps(job, student.stages[number - 1])
@@ -99,11 +104,17 @@ def _steps(job: Job, stage: StageSettings) -> int | None:
     """About how many steps a stage trains, lists that teach nothing aside; None where a selection decides."""
     if stage.selection is not None:
         return stage.training.max_steps or None
-    trains_first = job.teachers is not None and job.teachers.needs_students(stage)
-    texts = (job.training_data if trains_first else job.training_data.with_stage_teacher(stage)).texts(stage)
+    texts = stage_texts(stage, _stage_data(job, stage))
     prepared = Prepared(texts, None, [], held_out_rows(texts, None, job.recipe.seed))
     draws = stage.groups.draws if stage.train in ("both_encoders", "head") else 1
     return optimizer_steps(len(training_rows(prepared, stage)) * draws, stage.training)
+
+
+def _stage_data(job: Job, stage: StageSettings) -> TrainingData:
+    """The stage's data; with the job's teacher where a student teaches, which is not known yet."""
+    if job.teachers is None or job.teachers.needs_students(stage):
+        return job.training_data
+    return job.teachers.data_of(stage, job.training_data)
 
 
 def _pairs_of(stage: StageSettings) -> str:
@@ -130,8 +141,8 @@ def _stage_work(job: Job, stage: StageSettings) -> Work:
     Mining needs the embeddings of its dense sources: until these are made, their texts are what is counted and the
     pairs of a cross-encoder cannot be told.
     """
-    data = job.training_data.with_stage_teacher(stage)
-    texts = data.texts(stage).texts
+    data = _stage_data(job, stage)
+    texts = stage_texts(stage, data).texts
     asked = data.teacher_queries(texts)
     encoders = _encoders(job, stage, data.teacher)
     counted = [seconds_to_embed(encoder, asked.texts, "query") for encoder in encoders]
@@ -140,7 +151,7 @@ def _stage_work(job: Job, stage: StageSettings) -> Work:
     missing = Work(sum(items for items, _ in counted), "texts", sum(seconds for _, seconds in counted))
     if missing.items or not stage.needs_lists or stage.candidates.depth == "all":
         return missing
-    return data.teacher.remaining(job.collection, asked, data.candidates(stage, texts))
+    return data.teacher.remaining(job.collection, asked, candidate_pairs(stage, data, texts)[0])
 
 
 def _encoders(job: Job, stage: StageSettings, teacher: Teacher) -> list[Encoder]:

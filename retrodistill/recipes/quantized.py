@@ -21,9 +21,10 @@ from retrodistill.quantizers.steps import split
 from retrodistill.rankers.dense import DenseTeacher
 from retrodistill.recipes.job import Job, learned_factory
 from retrodistill.recipes.settings import StudentSettings
-from retrodistill.recipes.students import train_student
+from retrodistill.recipes.students import train_students
 from retrodistill.recipes.systems import Candidate
 from retrodistill.runs.agreement import rank_agreement
+from retrodistill.training.scoring import stored_corpus_scores
 from retrodistill.training.texts import TrainingTexts, training_texts
 
 _MADE_FROM = "made-from.json"
@@ -70,9 +71,10 @@ def _with_encoder(
     student = StudentSettings.model_validate({"model": job.recipe.document_encoder, "stages": [stage], "control": None})
     queries = job.train.select([query for query in job.train.ids if query not in away])
     data = replace(job.training_data, queries=queries, stored=reconstructed(index.index))
-    made = train_student(name, student, data, job.out / "students" / name)
+    folder = job.out / "students" / name
+    made = train_students({name: student}, data, {name: folder}, job.teachers)[name]
     seconds[f"train {name}"] = made.seconds
-    wanted = job.training_data.corpus_scores(held).argsort(axis=1)[:, ::-1][:, :_AGREEMENT]
+    wanted = stored_corpus_scores(job.training_data, held).argsort(axis=1)[:, ::-1][:, :_AGREEMENT]
     encoder = load_encoder(made.encoder)  # type: ignore[arg-type]  # a dense one
     before, after = (
         float(rank_agreement(index.index.search(embed(one, held.texts, "query"), _AGREEMENT)[1], wanted).mean())
@@ -106,7 +108,7 @@ def _teacher_scores(job: Job, texts: TrainingTexts) -> np.ndarray | None:
     teacher = job.teacher
     if isinstance(teacher, DenseTeacher) and teacher.encoder.contract("query") == job.space.contract("query"):
         return None
-    return job.training_data.corpus_scores(texts.texts)
+    return stored_corpus_scores(job.training_data, texts.texts)
 
 
 def _learned(

@@ -23,7 +23,7 @@ from retrodistill.recipes.loading import load_recipe, recipe_yaml
 from retrodistill.recipes.quantized import Curves, quantized
 from retrodistill.recipes.reporting import report
 from retrodistill.recipes.settings import Recipe
-from retrodistill.recipes.students import Distilled, remove_work, train_student
+from retrodistill.recipes.students import Distilled, remove_work, train_students
 from retrodistill.recipes.systems import Measured, baselines, measure, of_student
 from retrodistill.recipes.variants import entries, truncated_teachers, variants_of, vectors_note
 from retrodistill.report import write_page
@@ -69,10 +69,10 @@ def _run(job: Job, seconds: Seconds, command: str) -> Results:
     if is_main():
         with atomic_file(job.out / "recipe.yaml") as temporary:
             temporary.write_text(recipe_yaml(settings), encoding="utf-8")
-    distilled: list[tuple[Distilled, str]] = []
-    for name, student, role in entries(settings):
-        with _timed(seconds, f"distill {name}"):
-            distilled.append((train_student(name, student, job.training_data, job.out / "students" / name), role))
+    students = {name: student for name, student, _ in entries(settings)}
+    folders = {name: job.out / "students" / name for name in students}
+    trained = train_students(students, job.training_data, folders, job.teachers, seconds)
+    distilled = [(trained[name], role) for name, _, role in entries(settings)]
     if not is_main():
         raise SystemExit(0)  # the other processes of torchrun have done their part
     candidates = baselines(job) + truncated_teachers(job)

@@ -1,11 +1,14 @@
-"""Teachers that stages name: models, their soft labels, and students of the same recipe behind one of their stages."""
+"""Teachers that stages name (models, soft labels, students of the recipe), and manifests of what they make."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+from retrodistill.core.errors import UserError
+from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.rankers.cross_encoder import CrossEncoderTeacher
 from retrodistill.rankers.dense import DenseTeacher
@@ -13,26 +16,28 @@ from retrodistill.rankers.ensemble import Ensemble
 from retrodistill.rankers.labels import soft_labels
 from retrodistill.rankers.loading import load_teacher
 from retrodistill.rankers.protocol import Teacher
+from retrodistill.recipes.building import space_of
 from retrodistill.recipes.settings import StudentSettings, TeacherSettings
-from retrodistill.recipes.students import manifest_after_stage, student_after_stage
+from retrodistill.recipes.variant_settings import unclustered
 from retrodistill.students.cross_encoder import CrossEncoderStudent
 from retrodistill.training.list_settings import CURRENT_STUDENT, is_student, parse_student
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.training_data import TrainingData
 
+StudentAfter = Callable[[str, int], Any]  # gives a student of the recipe after so many of its stages
+
 
 @dataclass(frozen=True)
-class NamedTeachers:
-    """Teachers of the stages of a recipe; each model is loaded once.
+class StageTeachers:
+    """Teachers of the stages of a recipe; each model is loaded once. Nothing here trains a student.
 
     Attributes:
-        members: The recipe's teacher, for stages that only map its scores to labels; empty where the space's model
+        members: The recipe's teacher, for stages that only map its scores to labels; empty where the document encoder
             teaches.
         fusion: How several are fused.
-        space: The space's encoder, under `space_name`.
+        space: The document encoder, under `space_name`.
         space_name: Its name in the recipe.
         students: The recipe's students, who may teach each other.
-        out: The job's folder, where finished students lie.
         loaded: Models by name, those of the recipe's teacher among them.
     """
 
@@ -41,7 +46,6 @@ class NamedTeachers:
     space: Encoder
     space_name: str
     students: Mapping[str, StudentSettings]
-    out: Path
     loaded: dict[str, Teacher] = field(default_factory=dict, repr=False, compare=False)
 
     def load(self, stage: StageSettings) -> None:
@@ -50,62 +54,102 @@ class NamedTeachers:
         Raises:
             UserError: A model that is not to be found.
         """
-        for one in self._named(stage) if stage.has_own_teacher else []:
-            if not is_student(one.model):
-                self._model(one.model)
+        for member in self._named(stage) if stage.has_own_teacher else []:
+            if not is_student(member.model):
+                self._model(member.model)
 
     def needs_students(self, stage: StageSettings) -> bool:
         """Whether a student teaches the stage, which is known once that one is trained."""
-        return any(is_student(one.model) for one in stage.teacher)
+        return any(is_student(member.model) for member in stage.teacher)
 
-    def teacher(self, stage: StageSettings, data: TrainingData) -> Teacher:
-        """The stage's teacher; a student that is to teach is trained as far as that, where it is not.
+    def data_of(
+        self, stage: StageSettings, data: TrainingData, student_after: StudentAfter | None = None
+    ) -> TrainingData:
+        """The data of a stage: with the teacher that it names in the place of the job's.
 
         Args:
-            stage: Which names it, or wants labels of the recipe's.
-            data: Of the job, for training students.
+            stage: Names its teacher, or wants labels of the recipe's.
+            data: Of the job.
+            student_after: Gives the students that teach; unused where none does.
 
         Raises:
-            UserError: A model is not to be found, or a student cannot be trained.
+            UserError: A student teaches, and nothing gives it.
         """
+        if not stage.has_own_teacher:
+            return data
         named = self._named(stage)
-        members = [self._member(one.model, data) for one in named]
-        weights = [one.weight for one in named]
+        members = [self._member(member.model, student_after) for member in named]
+        weights = [member.weight for member in named]
         if stage.labels != "scores":
-            return soft_labels(members, stage.labels, weights)
-        return members[0] if len(members) == 1 else Ensemble(members, weights, self.fusion)
+            teacher: Teacher = soft_labels(members, stage.labels, weights)
+        else:
+            teacher = members[0] if len(members) == 1 else Ensemble(members, weights, self.fusion)
+        return replace(data, teacher=teacher, labeler=data.teacher if stage.teacher else data.labeler)
 
     def fingerprint(self, stage: StageSettings, data: TrainingData) -> str:
         """Digests of the members: of a student, of what it will be made from."""
         parts = []
-        for one in self._named(stage):
-            if is_student(one.model):
-                name, behind = self._standing(one.model)
-                parts.append(manifest_after_stage(self.students[name], data, behind).fingerprint)
+        for member in self._named(stage):
+            if is_student(member.model):
+                name, behind = self._state(member.model)
+                parts.append(manifest_after_stage(self.students[name], data, behind, self).fingerprint)
             else:
-                parts.append(self._model(one.model).fingerprint(data.collection))
+                parts.append(self._model(member.model).fingerprint(data.collection))
         return "+".join(parts)
 
     def _named(self, stage: StageSettings) -> list[TeacherSettings]:
         return stage.teacher or self.members or [TeacherSettings(model=self.space_name)]
 
-    def _member(self, model: str, data: TrainingData) -> Teacher:
+    def _member(self, model: str, student_after: StudentAfter | None) -> Teacher:
         if not is_student(model):
             return self._model(model)
-        name, behind = self._standing(model)
-        settings = self.students[name]
-        student = student_after_stage(name, settings, data, behind, self.out / "students" / name)
-        called = f"{CURRENT_STUDENT}:{name}@{behind}"
+        name, behind = self._state(model)
+        if student_after is None:
+            raise UserError(f"teacher {model!r} is known when that student is trained, not before.")
+        student, called = student_after(name, behind), f"{CURRENT_STUDENT}:{name}@{behind}"
         if isinstance(student, CrossEncoderStudent):
             return CrossEncoderTeacher(student.model, called)
         encoder = Encoder(student.model, called)
-        return DenseTeacher(encoder, documents=self.space if settings.documents == "frozen" else None)
+        return DenseTeacher(encoder, documents=self.space if self.students[name].documents == "frozen" else None)
 
     def _model(self, model: str) -> Teacher:
         if model not in self.loaded:
             self.loaded[model] = load_teacher(self.space if model == self.space_name else model)
         return self.loaded[model]
 
-    def _standing(self, model: str) -> tuple[str, int]:
+    def _state(self, model: str) -> tuple[str, int]:
         name, behind = parse_student(model)
         return name, len(self.students[name].stages) if behind is None else behind
+
+
+def student_manifest(settings: StudentSettings, data: TrainingData, teachers: StageTeachers | None = None) -> Manifest:
+    """What a student is made from; its control counts as a student of its own."""
+    inputs = {
+        "corpus": data.collection.documents.fingerprint,
+        "queries": data.queries.fingerprint,
+        "teacher": data.teacher.fingerprint(data.collection),
+        "space": space_of(data).fingerprint("document"),
+    }
+    if data.rewrites is not None:
+        inputs["rewrites"] = data.teacher_queries(data.queries).fingerprint
+    for number, stage in enumerate(settings.stages, start=1):
+        if stage.has_own_teacher and teachers is not None:
+            inputs[f"teacher of stage {number}"] = teachers.fingerprint(stage, data)
+        if stage.needs_labels:
+            inputs["labels"] = data.qrels().fingerprint
+        by_ensemble = stage.selection is not None and stage.selection.positives == "ensemble"
+        if by_ensemble and not stage.teacher and data.labeler is not None:
+            inputs["labeler"] = data.labeler.fingerprint(data.collection)
+    if data.stored is not None:
+        inputs["stored"] = hashlib.blake2b(data.stored.tobytes(), digest_size=8).hexdigest()
+    kept = settings.model_dump(mode="json", exclude={"control"})
+    return Manifest("student", inputs, {**kept, "seed": data.seed})
+
+
+def manifest_after_stage(
+    settings: StudentSettings, data: TrainingData, stages: int, teachers: StageTeachers | None = None
+) -> Manifest:
+    """The manifest of a student after its first stages; before clusters it is that of the unclustered student."""
+    plain = settings.stages and settings.clustered_from > 1 and stages < settings.clustered_from
+    whole = unclustered(settings) if plain else settings
+    return student_manifest(whole.model_copy(update={"stages": settings.stages[:stages]}), data, teachers)

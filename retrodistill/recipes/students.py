@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from retrodistill.core.distributed import barrier, is_main
+from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_folder, check_replaceable, disk_errors
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.progress import log
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.recipes.building import build_student, clustered_from_stage, space_of
+from retrodistill.recipes.order import StageOfStudent, needed_by, training_order
 from retrodistill.recipes.settings import StudentSettings
-from retrodistill.recipes.variant_settings import unclustered
+from retrodistill.recipes.stage_teachers import StageTeachers, manifest_after_stage
 from retrodistill.students.registry import as_student, kind_of
 from retrodistill.students.saving import AnyStudent, load_student, save_student
 from retrodistill.students.stages import run_stage
@@ -46,32 +49,52 @@ class Distilled:
     notes: list[str] = field(default_factory=list)
 
 
-def train_student(name: str, settings: StudentSettings, data: TrainingData, folder: Path) -> Distilled:
-    """Distill one student, or load it where it stands already.
+def train_students(
+    students: Mapping[str, StudentSettings],
+    data: TrainingData,
+    folders: Mapping[str, Path],
+    teachers: StageTeachers | None = None,
+    seconds: dict[str, float] | None = None,
+) -> dict[str, Distilled]:
+    """Distill students in an order in which each stage follows all the stages that it needs; log that order.
+
+    Students that are finished are loaded. A killed job goes on after its last whole stage: the student after each stage
+    is kept under the fingerprint of all that led there, so a control takes over the stages that it shares.
 
     Args:
-        name: The system's name.
-        settings: What it is and how it is trained.
-        data: Texts, teacher and space.
-        folder: Where the student goes. Stages and checkpoints lie in `work_folder`, which the caller removes when all
+        students: By the systems' names.
+        data: Texts, teacher and document encoder.
+        folders: Where each student goes. Stages and checkpoints lie in `work_folder`, which the caller removes when all
             students of the job are done.
+        teachers: Gives stages the teachers that they name.
+        seconds: Gets the wall-clock seconds of each student, under ``distill NAME``.
 
     Raises:
-        UserError: The settings do not fit the data.
+        UserError: The settings do not fit the data, or a stage names a teacher and there are no `teachers`.
     """
-    manifest = student_manifest(settings, data)
-    check_replaceable(folder, STUDENT_MANIFEST)
-    if not manifest.matches(folder, STUDENT_MANIFEST):
-        if (folder / STUDENT_MANIFEST).exists():
-            log(f"{name}: its settings or what it is made from have changed; it is trained again and replaced")
-        barrier()
-        _train(name, settings, data, folder)
-        barrier()
-    with quiet_libraries():
-        encoder = load_student(folder)
-    about = Manifest.read(folder, STUDENT_MANIFEST).about
-    documents = space_of(data) if settings.documents == "frozen" else encoder
-    return Distilled(name, encoder, documents, about["seconds"], about["curves"], about.get("notes", []))
+    if teachers is None and any(stage.has_own_teacher for one in students.values() for stage in one.stages):
+        raise UserError("a stage with a teacher or labels of its own is for recipes; run it by 'retrodistill run'.")
+    workshop = _Workshop(students, data, folders, teachers)
+    pending = workshop.pending()
+    barrier()
+    steps = [f"{name}@{behind}" for name, behind in pending if behind]
+    if len(steps) > 1:
+        log(f"training order: {', '.join(steps)}")
+    distilled = {}
+    for name, behind in pending:
+        started = time.perf_counter()
+        workshop.advance(name, behind)
+        _count(seconds, name, started)
+    for name in students:
+        started = time.perf_counter()
+        distilled[name] = workshop.finished(name)
+        _count(seconds, name, started)
+    return distilled
+
+
+def train_student(name: str, settings: StudentSettings, data: TrainingData, folder: Path) -> Distilled:
+    """Distill one student, or load it where it is finished; as `train_students`."""
+    return train_students({name: settings}, data, {name: folder})[name]
 
 
 def untrained(settings: StudentSettings) -> StudentSettings:
@@ -91,84 +114,145 @@ def contrastive_twin(settings: StudentSettings) -> StudentSettings:
     return settings.model_copy(update={"stages": stages, "control": None})
 
 
-def student_manifest(settings: StudentSettings, data: TrainingData) -> Manifest:
-    """What a student is made from; its control counts as a student of its own."""
-    inputs = {
-        "corpus": data.collection.documents.fingerprint,
-        "queries": data.queries.fingerprint,
-        "teacher": data.teacher.fingerprint(data.collection),
-        "space": space_of(data).fingerprint("document"),
-    }
-    if data.rewrites is not None:
-        inputs["rewrites"] = data.teacher_queries(data.queries).fingerprint
-    for number, stage in enumerate(settings.stages, start=1):
-        if stage.has_own_teacher and data.teachers is not None:
-            inputs[f"teacher of stage {number}"] = data.teachers.fingerprint(stage, data)
-        if stage.needs_labels:
-            inputs["labels"] = data.qrels().fingerprint
-        by_ensemble = stage.selection is not None and stage.selection.positives == "ensemble"
-        if by_ensemble and not stage.teacher and data.labeler is not None:
-            inputs["labeler"] = data.labeler.fingerprint(data.collection)
-    if data.stored is not None:
-        inputs["stored"] = hashlib.blake2b(data.stored.tobytes(), digest_size=8).hexdigest()
-    kept = settings.model_dump(mode="json", exclude={"control"})
-    return Manifest("student", inputs, {**kept, "seed": data.seed})
-
-
-def _train(name: str, settings: StudentSettings, data: TrainingData, folder: Path) -> None:
-    """Train stage by stage; what stands behind a stage is kept under the fingerprint of all that led there.
-
-    So a killed job goes on behind its last whole stage, and a control takes over the stages it shares.
-    """
-    model, about, way = _trained(name, settings, data, len(settings.stages))
-    if is_main():
-        # A student that encodes its own documents searches its own space, whatever that becomes on disk.
-        aligned = {"query_space": space_of(data).document_space} if settings.documents == "frozen" else {}
-        kind = kind_of(model)
-        described, notes = kind.describe(as_student(model), data)
-        noted = {"notes": [*about.get("notes", []), *notes]} if described else {}
-        saved = save_student(model, replace(way, about={**about, **aligned, **described, **noted}), folder)
-        if kind.is_dense:  # a hybrid's document vectors come from its stored dense halves
-            kind.store_documents(saved, data.collection.documents.texts)
-
-
-def _trained(
-    name: str, settings: StudentSettings, data: TrainingData, stages: int
-) -> tuple[Any, dict[str, Any], Manifest]:
-    """The model behind its first stages, their record, and its manifest."""
-    work = work_folder(data)
-    ways = [manifest_after_stage(settings, data, number) for number in range(stages + 1)]
-    model, done, about = _start(settings, data, ways, work)
-    for number, stage in enumerate(settings.stages[done:stages], start=done):
-        what = f"{name}, stage {number + 1} of {len(settings.stages)}"
-        model = clustered_from_stage(model, settings, number)
-        taught = data.with_stage_teacher(stage)  # which may train another student first
-        log(f"{what}: {_described(stage)}")
-        place = work / f"{ways[number + 1].fingerprint}-checkpoints"
-        about = _grown(about, run_stage(model, stage, _data_for(settings, taught), place, what))
-        if is_main():
-            _keep(model, ways[number + 1], about, work / ways[number + 1].fingerprint)
-            remove_checkpoints(place)
-        barrier()
-    return model, about, ways[-1]
-
-
-def student_after_stage(
-    name: str, settings: StudentSettings, data: TrainingData, stages: int, folder: Path
-) -> AnyStudent:
-    """A student behind its first stages, trained as far as that where it is not.
+class _Workshop:
+    """The students of a job in training.
 
     Args:
-        name: The system's name.
-        settings: What it is.
+        students: By name.
         data: Of the job.
-        stages: How many stages it is to have behind it; 0 for the student as it starts.
-        folder: Where the finished student lies, if it does.
+        folders: Where finished students go.
+        teachers: Of the stages.
     """
-    if manifest_after_stage(settings, data, stages).matches(folder, STUDENT_MANIFEST):
+
+    def __init__(
+        self,
+        students: Mapping[str, StudentSettings],
+        data: TrainingData,
+        folders: Mapping[str, Path],
+        teachers: StageTeachers | None,
+    ) -> None:
+        self._students, self._data, self._folders, self._teachers = students, data, folders, teachers
+        self._manifests = {
+            (name, behind): manifest_after_stage(settings, data, behind, teachers)
+            for name, settings in students.items()
+            for behind in range(len(settings.stages) + 1)
+        }
+        self._models: dict[str, tuple[int, Any, dict[str, Any]]] = {}  # of students between two of their stages
+
+    def pending(self) -> list[StageOfStudent]:
+        """The stages to train, in order; after 0 stages stands a student that is only built and saved."""
+        order = training_order(self._students)
+        needed = {(name, len(settings.stages)) for name, settings in self._students.items() if not self._done(name)}
+        unfinished = set(needed)
+        for state in reversed(order):
+            if state in needed and not self._saved(state):
+                needed |= set(needed_by(state, self._students))
+        trained = {state for state in needed if state[1] and not self._saved(state)}
+        return [state for state in order if state in trained | unfinished]
+
+    def advance(self, name: str, behind: int) -> None:
+        """Train a stage, where another student that shares it has not done so; save the student after its last."""
+        settings = self._students[name]
+        model, about = self._before(name, behind)
+        if behind and self._models.get(name, (0,))[0] != behind:
+            model, about = self._trained(name, behind, model, about)
+        if behind < len(settings.stages):
+            self._models[name] = (behind, model, about)
+            return
+        self._models.pop(name, None)
+        if is_main():
+            # A student that encodes its own documents searches its own space, whatever that becomes on disk.
+            aligned = {"query_space": space_of(self._data).document_space} if settings.documents == "frozen" else {}
+            kind = kind_of(model)
+            described, notes = kind.describe(as_student(model), self._data)
+            noted = {"notes": [*about.get("notes", []), *notes]} if described else {}
+            about = {**about, **aligned, **described, **noted}
+            saved = save_student(model, replace(self._manifests[name, behind], about=about), self._folders[name])
+            if kind.is_dense:  # a hybrid's document vectors come from its stored dense halves
+                kind.store_documents(saved, self._data.collection.documents.texts)
+        barrier()
+
+    def finished(self, name: str) -> Distilled:
+        """A finished student, from its folder."""
+        folder = self._folders[name]
         with quiet_libraries():
-            return load_student(folder)
-    return as_student(_trained(name, settings, data, stages)[0])
+            encoder = load_student(folder)
+        about = Manifest.read(folder, STUDENT_MANIFEST).about
+        documents = space_of(self._data) if self._students[name].documents == "frozen" else encoder
+        return Distilled(name, encoder, documents, about["seconds"], about["curves"], about.get("notes", []))
+
+    def _before(self, name: str, behind: int) -> tuple[Any, dict[str, Any]]:
+        """The model that a stage starts from and its record; after the stage where that is kept."""
+        if self._kept(name, behind):
+            kept = self._work(name, behind)
+            with quiet_libraries():
+                model, about = load_student(kept).model, Manifest.read(kept, STUDENT_MANIFEST).about
+            self._models[name] = (behind, model, about)
+            return model, about
+        held, model, about = self._models.get(name, (-1, None, {}))
+        if held == behind - 1 and model is not None:
+            return model, about
+        if behind > 1:
+            return self._before(name, behind - 1)
+        model = build_student(self._students[name], self._data)
+        return model, {"seconds": 0.0, "steps": 0, "curves": {"losses": [], "monitors": []}}
+
+    def _trained(self, name: str, behind: int, model: Any, about: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        settings = self._students[name]
+        stage, work = settings.stages[behind - 1], self._work(name, behind)
+        what = f"{name}, stage {behind} of {len(settings.stages)}"
+        model = clustered_from_stage(model, settings, behind - 1)
+        data = self._data
+        if self._teachers is not None:
+            data = self._teachers.data_of(stage, data, self._student_after)
+        data = replace(data, own_documents=settings.documents == "student")
+        log(f"{what}: {_described(stage)}")
+        checkpoints = work.with_name(f"{work.name}-checkpoints")
+        about = _grown(about, run_stage(model, stage, data, checkpoints, what))
+        if is_main():
+            _keep(model, self._manifests[name, behind], about, work)
+            remove_checkpoints(checkpoints)
+        barrier()
+        return model, about
+
+    def _student_after(self, name: str, behind: int) -> AnyStudent:
+        """A student after its first stages, from its folder or from what is kept; built anew before its first."""
+        place = self._folders[name]
+        if not self._manifests[name, behind].matches(place, STUDENT_MANIFEST):
+            place = self._work(name, behind)
+            if not behind and not self._kept(name, behind):
+                return as_student(build_student(self._students[name], self._data))
+        with quiet_libraries():
+            return load_student(place)
+
+    def _done(self, name: str) -> bool:
+        manifest = self._manifests[name, len(self._students[name].stages)]
+        folder = check_replaceable(self._folders[name], STUDENT_MANIFEST)
+        if manifest.matches(folder, STUDENT_MANIFEST):
+            return True
+        if (folder / STUDENT_MANIFEST).exists():
+            log(f"{name}: its settings or what it is made from have changed; it is trained again and replaced")
+        return False
+
+    def _saved(self, state: StageOfStudent) -> bool:
+        """Whether the student after some stages can be loaded: it is kept, or finished."""
+        name, behind = state
+        finished = behind == len(self._students[name].stages)
+        return self._kept(name, behind) or (
+            finished and self._manifests[state].matches(self._folders[name], STUDENT_MANIFEST)
+        )
+
+    def _kept(self, name: str, behind: int) -> bool:
+        return bool(behind) and self._manifests[name, behind].matches(self._work(name, behind), STUDENT_MANIFEST)
+
+    def _work(self, name: str, behind: int) -> Path:
+        return work_folder(self._data) / self._manifests[name, behind].fingerprint
+
+
+def _count(seconds: dict[str, float] | None, name: str, started: float) -> None:
+    if seconds is not None:
+        key = f"distill {name}"
+        seconds[key] = seconds.get(key, 0.0) + time.perf_counter() - started
 
 
 def work_folder(data: TrainingData) -> Path:
@@ -179,26 +263,6 @@ def work_folder(data: TrainingData) -> Path:
 def remove_work(data: TrainingData) -> None:
     """Delete what was kept on the way to a job's students."""
     shutil.rmtree(work_folder(data), ignore_errors=True)
-
-
-def manifest_after_stage(settings: StudentSettings, data: TrainingData, stages: int) -> Manifest:
-    """The manifest of a student behind its first stages; before clusters it is that of the unclustered student."""
-    plain = settings.stages and settings.clustered_from > 1 and stages < settings.clustered_from
-    whole = unclustered(settings) if plain else settings
-    return student_manifest(whole.model_copy(update={"stages": settings.stages[:stages]}), data)
-
-
-def _start(
-    settings: StudentSettings, data: TrainingData, ways: list[Manifest], work: Path
-) -> tuple[Any, int, dict[str, Any]]:
-    """The model behind the last stage that is kept, how many stages that is, and their record."""
-    for done in range(len(ways) - 1, 0, -1):
-        kept = work / ways[done].fingerprint
-        if ways[done].matches(kept, STUDENT_MANIFEST):
-            with quiet_libraries():
-                return load_student(kept).model, done, Manifest.read(kept, STUDENT_MANIFEST).about
-    model = build_student(settings, data)
-    return model, 0, {"seconds": 0.0, "steps": 0, "curves": {"losses": [], "monitors": []}}
 
 
 def _grown(about: dict[str, Any], history: History) -> dict[str, Any]:
@@ -215,11 +279,6 @@ def _grown(about: dict[str, Any], history: History) -> dict[str, Any]:
         "notes": [*about.get("notes", []), *history.notes],
         "stages": [*about.get("stages", []), history.learned],
     }
-
-
-def _data_for(settings: StudentSettings, data: TrainingData) -> TrainingData:
-    """A student that encodes its own documents searches its own space."""
-    return replace(data, own_documents=settings.documents == "student")
 
 
 def _keep(model: Any, manifest: Manifest, about: dict[str, Any], place: Path) -> None:

@@ -17,9 +17,10 @@ from retrodistill.encoders.embeddings import embed
 from retrodistill.runs.run import Run
 from retrodistill.runs.top_k import top_k
 from retrodistill.training.lists import Lists
+from retrodistill.training.scoring import ScoredLists
 from retrodistill.training.settings import SelectionSettings, StageSettings
 from retrodistill.training.texts import TrainingTexts
-from retrodistill.training.training_data import TaughtLists, TrainingData
+from retrodistill.training.training_data import TrainingData
 
 _SHOWN = 100  # documents of a list over the whole corpus among which the positives of an ensemble are looked for
 
@@ -36,7 +37,7 @@ class Selected(NamedTuple):
     note: str
 
 
-def selected(wanted: SelectionSettings, data: TrainingData, texts: TrainingTexts, taught: TaughtLists) -> Selected:
+def selected(wanted: SelectionSettings, data: TrainingData, texts: TrainingTexts, taught: ScoredLists) -> Selected:
     """Texts on which the teacher is right and the student, as it stands, wrong.
 
     Raises:

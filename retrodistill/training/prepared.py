@@ -13,6 +13,7 @@ from retrodistill.rankers.recorded import RecordedTeacher
 from retrodistill.runs.top_k import top_k
 from retrodistill.training.curricula import selected
 from retrodistill.training.lists import Lists
+from retrodistill.training.scoring import candidate_sources, scored_lists, stage_texts
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.terms import Term
 from retrodistill.training.texts import TrainingTexts
@@ -48,8 +49,8 @@ def prepare(stage: StageSettings, data: TrainingData) -> Prepared:
     Raises:
         UserError: Nothing to learn from, or labels that are none.
     """
-    texts = data.texts(stage)
-    taught = data.lists(stage, texts) if stage.needs_lists else None
+    texts = stage_texts(stage, data)
+    taught = scored_lists(stage, data, texts) if stage.needs_lists else None
     lists, spread = (taught.lists, taught.spread) if taught is not None else (None, 1.0)
     terms = [
         Term(one.name, one.weight, one.student_temperature, one.teacher_temperature or spread / one.target_std)
@@ -90,7 +91,9 @@ def learned_from(prepared: Prepared, stage: StageSettings, data: TrainingData) -
         "held_out": len(prepared.held_out),
         **({} if prepared.chosen is None else {"selected": int(prepared.chosen.sum())}),
         "pairs": 0 if lists is None else int(list_sizes(lists).sum()),
-        "sources": ([data.teacher.name] if recorded else data.sources(stage)) if stage.needs_lists else [],
+        "sources": ([data.teacher.name] if recorded else candidate_sources(stage, data.teacher))
+        if stage.needs_lists
+        else [],
         "temperatures": {
             term.name: {"student": float(term.student_temperature), "teacher": float(term.teacher_temperature)}
             for term in prepared.terms

@@ -12,7 +12,8 @@ from retrodistill.encoders import load_encoder
 from retrodistill.recipes import parse_recipe, run_recipe
 from retrodistill.recipes.job import open_job
 from retrodistill.recipes.plan import plan_recipe
-from retrodistill.recipes.students import student_manifest
+from retrodistill.recipes.stage_teachers import student_manifest
+from retrodistill.training.scoring import scored_candidates, stage_texts
 
 
 @pytest.fixture
@@ -60,9 +61,9 @@ class TestConversations:
         told = f"{len(turns)} queries of {len(turns) // 2} conversations in the place"
         assert any(told in note for note in job.notes)
         stage = job.recipe.students["student"].stages[0]
-        texts = job.training_data.texts(stage).texts
+        texts = stage_texts(stage, job.training_data).texts
         assert texts.texts == job.train.texts
-        run = job.training_data.scored(stage, texts).run
+        run = scored_candidates(stage, job.training_data, texts)[0]
         by_rewrites = job.teacher.score(job.collection, asked_better(texts, job.rewrites), run).to_dict()
         for query, scores in run.to_dict().items():
             assert scores == pytest.approx(by_rewrites[query], abs=1e-6)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from retrodistill.core.errors import UserError
+from retrodistill.core.progress import set_quiet
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.rankers.cross_encoder import CrossEncoderTeacher
@@ -16,8 +17,11 @@ from retrodistill.rankers.labels import SoftLabels
 from retrodistill.recipes import parse_recipe, run_recipe
 from retrodistill.recipes import students as pipeline_students
 from retrodistill.recipes.job import open_job
+from retrodistill.recipes.order import students_of, training_order
 from retrodistill.recipes.plan import plan_recipe
-from retrodistill.recipes.students import manifest_after_stage, student_after_stage, train_student
+from retrodistill.recipes.stage_teachers import manifest_after_stage
+from retrodistill.recipes.students import _Workshop, train_students
+from retrodistill.training.scoring import scored_candidates, stage_texts
 
 LISTS = {"candidates": {"depth": 4, "sources": ["bm25"]}, "texts": {"titles": False, "sentences": 0}}
 QUICK = {"max_steps": 2, "batch_size": 4, "learning_rate": 1e-3, "warmup": 0}
@@ -71,6 +75,33 @@ def trained_order(monkeypatch):
     return seen
 
 
+def workshop(job):
+    folders = {name: job.out / "students" / name for name in job.recipe.students}
+    return _Workshop(job.recipe.students, job.training_data, folders, job.teachers)
+
+
+def stage_data(job, stage):
+    """The stage's data; students that teach it are trained as far as that."""
+    made, needed = workshop(job), {state for state in students_of(stage, job.recipe.students) if state[1]}
+    for state in made.pending():
+        if needed and not all(made._saved(state) for state in needed):
+            made.advance(*state)
+    return job.teachers.data_of(stage, job.training_data, made._student_after)
+
+
+class TestOrder:
+    def test_each_stage_follows_what_it_needs(self, cycle):
+        order = training_order(parse_recipe(cycle).students)
+        assert order == [
+            ("cross", 0), ("bi", 0), ("cross", 1), ("bi", 1), ("cross", 2), ("bi", 2),
+        ]  # fmt: skip
+
+    def test_it_is_logged_before_training(self, cycle, tmp_path, capsys):
+        set_quiet(False)
+        run_recipe(parse_recipe(cycle), tmp_path / "out")
+        assert "training order: cross@1, bi@1, cross@2, bi@2" in capsys.readouterr().err
+
+
 class TestCycle:
     def test_stages_run_in_the_order_in_which_they_need_each_other_each_once(self, cycle, tmp_path, monkeypatch):
         seen = trained_order(monkeypatch)
@@ -94,10 +125,10 @@ class TestCycle:
     def test_the_bi_encoder_labels_by_mapped_cosines_with_the_spaces_documents(self, cycle, tmp_path):
         job = open_job(parse_recipe(cycle), tmp_path / "out")
         stage = job.recipe.students["cross"].stages[0]
-        taught = job.training_data.with_stage_teacher(stage)
+        taught = stage_data(job, stage)
         assert isinstance(taught.teacher, SoftLabels)
-        texts = taught.texts(stage).texts
-        run = taught.scored(stage, texts).run
+        texts = stage_texts(stage, taught).texts
+        run = scored_candidates(stage, taught, texts)[0]
         query, documents, labels = next(iter(run))
         space = job.space
         cosines = (
@@ -110,9 +141,9 @@ class TestCycle:
         job = open_job(parse_recipe(cycle), tmp_path / "out")
         students = job.recipe.students
         for number, stage in enumerate(students["bi"].stages, start=1):
-            member = job.training_data.with_stage_teacher(stage).teacher.members[0]
+            member = stage_data(job, stage).teacher.members[0]
             assert isinstance(member, CrossEncoderTeacher)
-            standing = student_after_stage("cross", students["cross"], job.training_data, number, tmp_path / "none")
+            standing = workshop(job)._student_after("cross", number)
             pairs = [("what star", "star and planet"), ("what bread", "court and judge")]
             assert np.allclose(member._logits(pairs), standing.score(pairs))
 
@@ -123,9 +154,9 @@ class TestCycle:
         cycle["students"]["cross"]["stages"] = [to_cross("student:bi@0")]
         job = open_job(parse_recipe(cycle), tmp_path / "out")
         stage = job.recipe.students["bi"].stages[0]
-        taught = job.training_data.with_stage_teacher(stage)
-        texts = taught.texts(stage).texts
-        found = taught.scored(stage, texts).run
+        taught = stage_data(job, stage)
+        texts = stage_texts(stage, taught).texts
+        found = scored_candidates(stage, taught, texts)[0]
         scores = [member.score(job.collection, texts, found).scores for member in taught.teacher.members]
         wanted = np.mean([1 / (1 + np.exp(-one)) for one in scores], axis=0)
         assert found.scores.tolist() == pytest.approx(wanted.tolist(), abs=1e-6)
@@ -136,7 +167,10 @@ class TestCycle:
             cycle["students"]["cross"]["stages"][1]["training"] = {**QUICK, "learning_rate": rate}
             job = open_job(parse_recipe(cycle), tmp_path / "out")
             prints.append(
-                [manifest_after_stage(job.recipe.students["bi"], job.training_data, n).fingerprint for n in (1, 2)]
+                [
+                    manifest_after_stage(job.recipe.students["bi"], job.training_data, n, job.teachers).fingerprint
+                    for n in (1, 2)
+                ]
             )
         assert prints[0][0] == prints[1][0]  # the first stage was taught by the cross-encoder behind its first
         assert prints[0][1] != prints[1][1]
@@ -153,14 +187,15 @@ class TestTeachersOfStages:
         stages.append({**stage, "labels": "mean"})
         dense_content["students"]["student"]["stages"] = stages
         job = open_job(parse_recipe(dense_content), tmp_path / "out")
-        teachers = [job.training_data.with_stage_teacher(one).teacher for one in job.recipe.students["student"].stages]
+        teachers = [stage_data(job, one).teacher for one in job.recipe.students["student"].stages]
         assert teachers[0] is job.teacher
         assert [teachers[1].name, teachers[2].name] == ["bm25", "ensemble"]
         assert isinstance(teachers[2], Ensemble)
         assert isinstance(teachers[2].members[1], DenseTeacher)
         assert teachers[2].members[1].encoder is job.space
         assert [member.name for member in teachers[3].members] == ["bm25", f"dense:{tiny_model}"]
-        made = train_student("student", job.recipe.students["student"], job.training_data, tmp_path / "out" / "student")
+        folder = {"student": tmp_path / "out" / "student"}
+        made = train_students(job.recipe.students, job.training_data, folder, job.teachers)["student"]
         assert len(made.curves["losses"]) >= 4
         manifest = (tmp_path / "out" / "student" / STUDENT_MANIFEST).read_text()
         assert "teacher of stage 2" in manifest

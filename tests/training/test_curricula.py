@@ -1,5 +1,7 @@
 """Curricula of a stage: budgets, topics, selections, labeled positives, candidates of the student itself."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from retrodistill.rankers.loading import load_teacher
 from retrodistill.rankers.recorded import RecordedTeacher
 from retrodistill.recipes.building import build_student
 from retrodistill.recipes.settings import StudentSettings
+from retrodistill.recipes.students import train_student
 from retrodistill.runs import Run
 from retrodistill.students.registry import as_student
 from retrodistill.students.stages import run_stage
@@ -20,9 +23,16 @@ from retrodistill.training import trainer
 from retrodistill.training.curricula import selected, topic_batches
 from retrodistill.training.losses import StoredTargetsLoss
 from retrodistill.training.prepared import prepare, training_rows
+from retrodistill.training.scoring import candidate_pairs, scored_candidates, scored_lists, stage_texts
 from retrodistill.training.settings import SelectionSettings, StageSettings
 from retrodistill.training.snapshot import StudentSnapshot
 from retrodistill.training.training_data import TrainingData
+
+
+class Scored(NamedTuple):
+    run: Run
+    notes: list[str]
+
 
 SHORT = {"epochs": 1, "max_steps": 2, "batch_size": 4, "learning_rate": 1e-3, "warmup": 0}
 QUERIES_ONLY = {"titles": False, "sentences": 0}
@@ -54,7 +64,7 @@ def standing(data):
 class TestBudget:
     def select_within_budget(self, data, **budget):
         one = stage(candidates={"depth": 10, "sources": ["bm25"], **budget})
-        return data.scored(one, data.texts(one).texts)
+        return Scored(*scored_candidates(one, data, stage_texts(one, data).texts))
 
     def test_the_teacher_scores_so_many_pairs_and_no_more(self, data):
         every = self.select_within_budget(data)
@@ -65,8 +75,8 @@ class TestBudget:
 
     def test_they_are_chosen_by_the_scores_of_the_cheap_sources(self, data):
         one = stage(candidates={"depth": 10, "sources": ["bm25"]})
-        texts = data.texts(one).texts
-        scored = Ensemble([load_teacher("bm25")]).score(data.collection, texts, data.candidates(one, texts))
+        texts = stage_texts(one, data).texts
+        scored = Ensemble([load_teacher("bm25")]).score(data.collection, texts, candidate_pairs(one, data, texts)[0])
         wanted = choose_pairs(scored, 60, "robust", seed=data.seed).run
         found = self.select_within_budget(data, budget=60).run
         pairs = [set(zip(run.table["query_id"].to_pylist(), run.document_ids, strict=True)) for run in (found, wanted)]
@@ -81,7 +91,7 @@ class TestBudget:
 
     def test_no_pair_is_bought_that_training_hides(self, data):
         one = stage(candidates={"depth": 10, "sources": ["bm25"], "budget": "100%"}, texts={"sentences": 0})
-        found = data.scored(one, data.texts(one).texts).run
+        found = scored_candidates(one, data, stage_texts(one, data).texts)[0]
         for query, documents, _ in found:
             assert not (query.startswith("title:") and query.removeprefix("title:") in documents)
 
@@ -95,7 +105,7 @@ class TestBudget:
 class TestTopics:
     def test_batches_are_of_the_trained_rows_clusters_and_stored(self, data, monkeypatch):
         one = stage(batches="topics", topics=6)
-        texts = data.texts(one).texts
+        texts = stage_texts(one, data).texts
         rows = np.array([0, 3, 3, 7, 12, 20, 31, 40])
         first = topic_batches(one, data, texts, rows)
         assert len(first.topics) == len(rows)
@@ -105,12 +115,12 @@ class TestTopics:
 
     def test_none_where_they_are_shuffled(self, data):
         one = stage()
-        assert topic_batches(one, data, data.texts(one).texts, np.arange(8)) is None
+        assert topic_batches(one, data, stage_texts(one, data).texts, np.arange(8)) is None
 
     def test_more_topics_than_texts_are_refused(self, data):
         one = stage(batches="topics", topics=9)
         with pytest.raises(UserError, match=r"9 topics of 8 training texts"):
-            topic_batches(one, data, data.texts(one).texts, np.arange(8))
+            topic_batches(one, data, stage_texts(one, data).texts, np.arange(8))
 
     def test_a_training_that_is_taken_up_sees_the_same_batches_in_every_epoch(self, data, tiny_model, tmp_path):
         one = stage(batches="topics", topics=4, training={**SHORT, "epochs": 3, "max_steps": 0})
@@ -171,8 +181,8 @@ class TestTopics:
 
 class TestSelection:
     def taught(self, data, one):
-        texts = data.texts(one)
-        return texts, data.lists(one, texts)
+        texts = stage_texts(one, data)
+        return texts, scored_lists(one, data, texts)
 
     def test_the_teacher_is_right_and_the_student_wrong_within_the_ranks(self, data):
         data = changed(data, student=standing(data))
@@ -272,8 +282,8 @@ ITS_OWN = {"candidates": {"sources": ["student"], "depth": 5}}
 class TestCandidatesOfTheStudent:
     def test_they_are_what_it_finds_among_the_spaces_documents(self, data):
         data = changed(data, student=standing(data))
-        texts = data.texts(stage(**ITS_OWN)).texts
-        found = data.candidates(stage(**ITS_OWN), texts)
+        texts = stage_texts(stage(**ITS_OWN), data).texts
+        found = candidate_pairs(stage(**ITS_OWN), data, texts)[0]
         queries, documents = (
             data.space.encode(side, role)
             for side, role in ((texts.texts, "query"), (data.collection.documents.texts, "document"))
@@ -291,13 +301,13 @@ class TestCandidatesOfTheStudent:
             with torch.no_grad():
                 next(student.student.model.parameters()).add_(shift * torch.randn(32, generator=torch.Generator()))
             data = changed(data, student=student)
-            data.scored(one, data.texts(one).texts)
+            scored_candidates(one, data, stage_texts(one, data).texts)
             paths.append(len(list((data.folder / "scores").glob("*.parquet"))))
         assert paths == [1, 2]
 
     def test_before_a_stage_there_is_no_current_student(self, data):
         with pytest.raises(UserError, match=r"candidates of the current student are known when its stage begins"):
-            data.candidates(stage(**ITS_OWN), data.texts(stage(**ITS_OWN)).texts)
+            candidate_pairs(stage(**ITS_OWN), data, stage_texts(stage(**ITS_OWN), data).texts)
 
 
 class TestLabeledPositives:
@@ -306,8 +316,8 @@ class TestLabeledPositives:
         labels = {queries.ids[0]: {"d5": 1, "d6": 2, "d7": 2}, queries.ids[1]: {"d8": 0}, queries.ids[2]: {"gone": 1}}
         data = changed(data, labels=Qrels.from_dict(labels))
         one = stage(objectives=["kl", "contrastive"], positives="labels", texts={"sentences": 0})
-        texts = data.texts(one)
-        lists = data.lists(one, texts).lists
+        texts = stage_texts(one, data)
+        lists = scored_lists(one, data, texts).lists
         corpus = data.collection.documents
         scores = dict(zip(lists.documents[0].tolist(), lists.scores[0].tolist(), strict=True))
         best = max(("d6", "d7"), key=lambda document: scores[corpus.position(document)])
@@ -320,7 +330,7 @@ class TestLabeledPositives:
 
     def test_they_join_the_candidates(self, data):
         one = stage(objectives=["kl", "contrastive"], positives="labels", candidates={"depth": 1, "sources": ["bm25"]})
-        pool = data.candidates(one, data.texts(one).texts).to_dict()
+        pool = candidate_pairs(one, data, stage_texts(one, data).texts)[0].to_dict()
         for query, judged in data.qrels().to_dict().items():
             assert set(judged) <= set(pool[query])
 
@@ -360,6 +370,7 @@ class TestKeysThatDoNotFit:
         with pytest.raises(UserError, match=r"bce learns labels from 0 to 1, and the teacher's go from 1 to 2"):
             prepare(stage(objectives="bce", labels="mean"), changed(data, teacher=teacher))
 
-    def test_a_teacher_of_its_own_is_for_recipes(self, data):
+    def test_a_teacher_of_its_own_is_for_recipes(self, data, tiny_model, tmp_path):
+        settings = StudentSettings.model_validate({"model": f"dense:{tiny_model}", "stages": [stage(teacher="bm25")]})
         with pytest.raises(UserError, match=r"a teacher or labels of its own is for recipes"):
-            data.with_stage_teacher(stage(teacher="bm25"))
+            train_student("student", settings, data, tmp_path / "student")

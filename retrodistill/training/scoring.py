@@ -1,0 +1,268 @@
+"""A stage's texts, candidates and teacher scores: mined, scored, and kept in the job's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from retrodistill.candidates.budget import Budget, choose_pairs
+from retrodistill.candidates.mining import mine
+from retrodistill.candidates.samplers import random_documents
+from retrodistill.candidates.selection import labeled
+from retrodistill.core.errors import UserError
+from retrodistill.core.files import atomic_file, digest, read_json, write_json
+from retrodistill.core.progress import log
+from retrodistill.data.collection import Collection
+from retrodistill.data.sentences import source_document
+from retrodistill.data.texts import Texts
+from retrodistill.encoders.names import parse_model_name
+from retrodistill.objectives.temperature import check_trainable, temperature_for
+from retrodistill.rankers.corpus_scores import corpus_scores
+from retrodistill.rankers.dense import DenseTeacher
+from retrodistill.rankers.ensemble import Ensemble
+from retrodistill.rankers.labels import SoftLabels
+from retrodistill.rankers.loading import load_teacher
+from retrodistill.rankers.protocol import Teacher
+from retrodistill.rankers.recorded import RecordedTeacher
+from retrodistill.runs.align import align
+from retrodistill.runs.formats import read_run, write_run
+from retrodistill.runs.fusion import union
+from retrodistill.runs.run import Run
+from retrodistill.training.list_settings import CURRENT_STUDENT, is_student
+from retrodistill.training.lists import Lists, lists_from_run, lists_over_corpus
+from retrodistill.training.positives import best_labeled
+from retrodistill.training.settings import StageSettings
+from retrodistill.training.texts import TrainingTexts, training_texts
+from retrodistill.training.training_data import TrainingData
+
+_SPREAD_SAMPLE = 512  # rows of a corpus matrix that its spread is measured on
+_CHEAP = ("bm25", "dense", "static", "vectors")  # they score any pair at no cost once texts are embedded
+
+
+class ScoredLists(NamedTuple):
+    """Lists with teacher scores.
+
+    Attributes:
+        lists: As objectives see them.
+        spread: Standard deviation of a list's scores, in the mean over lists.
+        run: The scores as a run; None where a list is the whole corpus.
+        notes: What a reader of the results should know.
+    """
+
+    lists: Lists
+    spread: float
+    run: Run | None
+    notes: list[str]
+
+
+def stage_texts(stage: StageSettings, data: TrainingData) -> TrainingTexts:
+    """The stage's texts; a recorded teacher knows real queries only."""
+    queries = data.queries if stage.texts.queries else data.queries.select([])
+    titles, sentences, documents = stage.texts.titles, stage.texts.sentences, stage.texts.documents
+    if isinstance(data.teacher, RecordedTeacher) and not stage.aligns:
+        known = set(data.teacher.run.query_ids)
+        queries = queries.select([query for query in queries.ids if query in known])
+        titles, sentences, documents = False, 0, False
+    return training_texts(
+        data.collection,
+        queries,
+        titles=titles,
+        sentences=sentences,
+        documents=documents,
+        seed=data.seed,
+        excluded_queries=data.excluded_queries,
+    )
+
+
+def scored_lists(stage: StageSettings, data: TrainingData, texts: TrainingTexts) -> ScoredLists:
+    """Candidates with teacher scores, and the scores' measured spread.
+
+    Raises:
+        UserError: Nothing in them to learn from.
+    """
+    hide = not stage.needs_own_document
+    if stage.candidates.depth == "all":
+        scores = stored_corpus_scores(data, texts.texts)
+        sample = np.linspace(0, len(scores) - 1, min(_SPREAD_SAMPLE, len(scores)), dtype=int)
+        spread = float(np.mean(np.std(scores[sample], axis=1)))
+        if spread == 0:
+            raise UserError(f"teacher {data.teacher.name} scores all documents equal; there is nothing to learn.")
+        lists = lists_over_corpus(scores, texts.sources, hide_source=hide)
+        return ScoredLists(_with_labels(stage, data, lists, texts), spread, None, [])
+    scored, notes = scored_candidates(stage, data, texts.texts)
+    run, dropped = check_trainable(scored)
+    if any(dropped.values()):
+        log(f"left out: {dropped['single']} queries with one candidate, {dropped['flat']} with equal scores")
+    spread, documents = temperature_for(run, 1.0), data.collection.documents
+    if isinstance(data.teacher, RecordedTeacher) and stage.candidates.random:
+        run = with_unlisted(run, random_documents(run.query_ids, documents.ids, stage.candidates.random, data.seed))
+    lists = lists_from_run(run, texts.texts, documents, texts.sources, hide_source=hide)
+    return ScoredLists(_with_labels(stage, data, lists, texts), spread, run, notes)
+
+
+def scored_candidates(stage: StageSettings, data: TrainingData, texts: Texts) -> tuple[Run, list[str]]:
+    """Candidates with the teacher's scores, and notes on their choice; taken from the folder where nothing changed."""
+    settings, queries, sources = stage.candidates, data.teacher_queries(texts), candidate_sources(stage, data.teacher)
+    key: list[object] = [
+        data.collection.documents.fingerprint,
+        texts.fingerprint,
+        data.teacher.fingerprint(data.collection),
+        sources,
+        settings.depth,
+        settings.random,
+        data.seed,
+    ]
+    if queries is not texts:
+        key += ["asked", queries.fingerprint]
+    if data.student is not None and CURRENT_STUDENT in sources:
+        key += [CURRENT_STUDENT, data.student.fingerprint]
+    if stage.positives == "labels":
+        key += ["labels", data.qrels().fingerprint]
+    if settings.budget is not None:
+        key += ["budget", settings.budget, settings.budget_by, stage.needs_own_document]
+    path = data.folder / "scores" / f"{digest(*key)}.parquet"
+    about = path.with_suffix(".json")
+    if path.exists():
+        return read_run(path), read_json(about)["notes"] if about.exists() else []
+    pairs, notes = candidate_pairs(stage, data, texts)
+    run = data.teacher.score(data.collection, queries, pairs)
+    if notes:
+        write_json(about, {"notes": notes})
+    write_run(run, path)
+    return run, notes
+
+
+def candidate_pairs(stage: StageSettings, data: TrainingData, texts: Texts) -> tuple[Run, list[str]]:
+    """The pairs that the stage's teacher scores, and notes on their choice.
+
+    They are mined, or a recorded run's rows; a budget selects among them.
+
+    Raises:
+        UserError: The current student is a source, and there is none.
+    """
+    pool = _mined(stage, data, texts)
+    if stage.candidates.budget is None:
+        return pool, []
+    selected = select_within_budget(stage, data, texts, pool)
+    log(str(selected))
+    return selected.run, [str(selected)]
+
+
+def candidate_sources(stage: StageSettings, teacher: Teacher) -> list[str]:
+    """Names of the retrievers that propose the stage's candidates: by default bm25 and the teacher's dense members."""
+    if stage.candidates.sources:
+        return stage.candidates.sources
+    members = teacher.members if isinstance(teacher, (Ensemble, SoftLabels)) else [teacher]
+    dense = [member.name for member in members if isinstance(member, DenseTeacher)]
+    return ["bm25", *(name for name in dense if not is_student(name))]
+
+
+def stored_corpus_scores(data: TrainingData, texts: Texts) -> np.ndarray:
+    """(texts, corpus) float32 teacher scores, memory-mapped from the job's folder."""
+    documents, texts = data.collection.documents, data.teacher_queries(texts)
+    key = digest(documents.fingerprint, texts.fingerprint, data.teacher.fingerprint(data.collection))
+    path = data.folder / "scores" / f"{key}.npy"
+    if not path.exists():
+        with atomic_file(path) as temporary:
+            shape = (len(texts), len(documents))
+            out = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+            corpus_scores(data.collection, texts, data.teacher, out)
+            out.flush()
+    return np.load(path, mmap_mode="r")
+
+
+def select_within_budget(stage: StageSettings, data: TrainingData, texts: Texts, pool: Run) -> Budget:
+    """The pairs that the stage's budget pays for, by the fused scores of the sources that score any pair cheaply.
+
+    Where no source does, the pool's reciprocal ranks choose. Pairs of a pseudo-query with the document that it was
+    taken from are hidden in training and not selected, unless an objective needs them.
+
+    Raises:
+        UserError: As `choose_pairs`.
+    """
+    settings = stage.candidates
+    if not stage.needs_own_document:
+        own = ((query, source_document(query)) for query in pool.query_ids)
+        pool = pool.without({query: document for query, document in own if document is not None})
+    sources = [name for name in candidate_sources(stage, data.teacher) if name != CURRENT_STUDENT]
+    cheap = [name for name in sources if parse_model_name(name).kind in _CHEAP]
+    if cheap:
+        space = data.space
+        scorers = [load_teacher(space if space is not None and name == space.name else name) for name in cheap]
+        pool = Ensemble(scorers).score(data.collection, data.teacher_queries(texts), pool)
+    return choose_pairs(pool, settings.budget or 0, settings.budget_by, seed=data.seed)
+
+
+def with_unlisted(run: Run, drawn: Run) -> Run:
+    """A recorded run with documents that it does not list, which get the lowest score of their query's list.
+
+    Whoever recorded the run left them out because they were worse than what it lists: nothing is known but that.
+
+    Args:
+        run: The recorded scores.
+        drawn: Pairs to add, of the same queries; those that are listed keep their score.
+    """
+    pairs, scores = align([run, drawn], run.name)
+    lowest = np.minimum.reduceat(run.scores, run.bounds[:-1])
+    return pairs.with_scores(np.where(np.isnan(scores[:, 0]), lowest[pairs.query_codes], scores[:, 0]))
+
+
+def check_recorded(teacher: Teacher, collection: Collection, queries: Texts, stages: Sequence[StageSettings]) -> None:
+    """Check, before any stage runs, that a recorded run fits the collection and can teach the lists that are needed.
+
+    Raises:
+        UserError: It names unknown ids, holds nothing for these queries, or nothing to learn from: one candidate each,
+            equal scores.
+    """
+    if not isinstance(teacher, RecordedTeacher):
+        return
+    teacher.run.require(collection.queries.ids, collection.documents.ids)
+    if not any(stage.needs_lists for stage in stages):
+        return
+    if any(stage.needs_lists and stage.candidates.depth == "all" for stage in stages):
+        raise UserError(f"{teacher.name} is recorded and holds lists: leave candidates.depth out, it cannot be 'all'.")
+    known = teacher.run.select(queries.ids)
+    if not len(known):
+        raise UserError(f"{teacher.name} has rows for none of the {len(queries)} training queries; record some.")
+    check_trainable(known)
+
+
+def _mined(stage: StageSettings, data: TrainingData, texts: Texts) -> Run:
+    """Every pair that the teacher might score; retrievers get the rewritten queries where there are any."""
+    collection, settings = data.collection, stage.candidates
+    if isinstance(data.teacher, RecordedTeacher):
+        return data.teacher.run.select(texts.ids)  # of labeled documents it knows those that it lists
+    depth = min(int(settings.depth), len(collection.documents))
+    sources: list[object] = []
+    for source in candidate_sources(stage, data.teacher):
+        if source != CURRENT_STUDENT:
+            sources.append(source)
+        elif data.student is None:
+            raise UserError("candidates of the current student are known when its stage begins, not before.")
+        else:
+            sources.append(data.student.search(collection, texts, depth))
+    queries = data.teacher_queries(texts)
+    pool = mine(collection, queries, sources, depth, random=settings.random, seed=data.seed)
+    return _with_labeled_pairs(pool, data, texts) if stage.positives == "labels" else pool
+
+
+def _with_labeled_pairs(pool: Run, data: TrainingData, texts: Texts) -> Run:
+    """The pool with the labeled documents of its queries, last in order."""
+    corpus = data.collection.documents
+    judged = ((query, document) for query, named in labeled(data.qrels()).items() for document in sorted(named))
+    rows = [(query, document) for query, document in judged if query in texts and document in corpus]
+    if not rows:
+        return pool
+    queries, documents = zip(*rows, strict=True)
+    added = Run.from_arrays(list(queries), list(documents), np.zeros(len(rows)), name="labels")
+    return union([pool, added], weights=[1.0, 0.0])
+
+
+def _with_labels(stage: StageSettings, data: TrainingData, lists: Lists, texts: TrainingTexts) -> Lists:
+    """The lists with labeled documents as positives, where the stage wants these."""
+    if stage.positives == "source_document":
+        return lists
+    return replace(lists, positives=best_labeled(lists, texts, data.collection.documents, data.qrels()))
