@@ -120,7 +120,8 @@ def evaluate(
             ensemble, or ``rerank:TEACHER@SOURCE``.
         collection: A collection or what `load_collection` takes.
         split: Whose judgments count; BEIR's by default: test, and dev for msmarco.
-        measures: ``ndcg@k``, ``mrr@k``, ``recall@k``, ``map@k``, ``precision@k``, ``hole@k``; BEIR's by default.
+        measures: Any strings of ir_measures, such as ``nDCG@10`` or ``RR(rel=2)@10``; ``ndcg@k``, ``mrr@k``,
+            ``recall@k``, ``map@k``, ``precision@k`` and ``hole@k`` for short; BEIR's by default.
         depth: Documents retrieved per query; cut to the corpus.
         teacher: Measure agreement with this teacher too; it needs no judgments.
         cost_threads: Measure cost too, on so many threads; it needs no judgments.

@@ -32,7 +32,8 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one option each
     ],
     split: SplitOption = None,
     measure: Annotated[
-        list[str] | None, typer.Option(help="ndcg@k, mrr@k, map@k, recall@k, precision@k, hole@k; BEIR's by default.")
+        list[str] | None,
+        typer.Option(help="ndcg@k, mrr@k, ..., or any string of ir_measures (Rprec, RR(rel=2)@10); BEIR's by default."),
     ] = None,
     depth: Annotated[int, typer.Option(help="Documents retrieved per query.", min=1)] = 1000,
     teacher: TeacherOption = None,

@@ -1,12 +1,13 @@
-"""Commands around recipes: demo, run, methods."""
+"""Commands around recipes: demo, run, recipes, methods."""
 
 from __future__ import annotations
 
 import json
 import shlex
 import sys
+import textwrap
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,28 +18,56 @@ from retrodistill.core.progress import set_quiet
 @app.command()
 def demo(out: OutOption = Path("out/demo"), as_json: JsonOption = False) -> None:
     """Run the main job on the demonstration corpus (Python's own documentation), offline, in minutes."""
-    _run_andshow("demo", out, [], as_json)
+    _run_and_show("demo", out, [], as_json)
 
 
 @app.command("run")
 def run_command(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or 'demo'.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value ...")] = None,
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a packaged recipe: static-leaf, demo...")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Keys to change: key.path=value, e.g. collection=FOLDER index.factory=SQ8."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder; out/RECIPE by default.")] = None,
     dry_run: DryOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a recipe, or take it up again where it stopped."""
+    """Run a recipe, or resume it where it stopped."""
     folder = out or Path("out") / Path(recipe).stem
     if dry_run:
         _plan(recipe, folder, overrides or [], as_json)
     else:
-        _run_andshow(recipe, folder, overrides or [], as_json)
+        _run_and_show(recipe, folder, overrides or [], as_json)
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Print this recipe's YAML, to copy it: ... > mine.yaml.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the packaged recipes with what they need and cost, or print one."""
+    from retrodistill.recipes.loading import load_recipe, recipe_names, recipe_needs, recipe_text
+
+    if name is not None:
+        text = recipe_text(name)
+        show(json.dumps({"name": name, "yaml": text}) if as_json else text.rstrip())
+        return
+    facts: dict[str, dict[str, Any]] = {}
+    for recipe in map(load_recipe, recipe_names()):
+        facts[recipe.name] = {"about": recipe.about.strip(), "needs": recipe_needs(recipe), "cost": recipe.cost}
+    if as_json:
+        show(json.dumps(facts, ensure_ascii=False))
+        return
+    for title, fact in facts.items():
+        show(title)
+        show(textwrap.fill(fact["about"], 100, initial_indent="  ", subsequent_indent="  "))
+        for label, text in (("needs", "; ".join(fact["needs"])), ("cost ", fact["cost"])):
+            show(textwrap.fill(text, 100, initial_indent=f"  {label} ", subsequent_indent=" " * 8))
 
 
 @app.command()
 def methods() -> None:
-    """List every kind of model, objective, labels, initialization, fusion, sampler, budget and packaged recipe."""
+    """List every kind of model, objective, labels, initialization, fusion, sampler and labeling budget."""
     from retrodistill.candidates.budget import BUDGETS
     from retrodistill.candidates.samplers import SAMPLERS
     from retrodistill.encoders.names import KINDS
@@ -49,7 +78,6 @@ def methods() -> None:
 
     calibrations = {name: (kind.__doc__ or "").splitlines()[0] for name, kind in CALIBRATIONS.items()}
     fusions = {**calibrations, "reciprocal-rank": "Weighted sum of 1 / (60 + rank)."}
-    recipes = {"demo": "The main job on Python's documentation strings; see configs/ for the others."}
     for title, table in (
         ("models", KINDS),
         ("objectives", OBJECTIVES),
@@ -59,19 +87,20 @@ def methods() -> None:
         ("samplers", SAMPLERS),
         ("labeling budgets", BUDGETS),
         ("labels of a stage's teacher", LABELS),
-        ("packaged recipes", recipes),
     ):
         show(title)
         for name, line in table.items():
             show(f"  {name:<17} {line}")
 
 
-def _run_andshow(recipe: str, out: Path, overrides: list[str], as_json: bool) -> None:
+def _run_and_show(recipe: str, out: Path, overrides: list[str], as_json: bool) -> None:
     from retrodistill.recipes import run_recipe
 
     set_quiet(as_json)
     command = f"retrodistill {shlex.join(sys.argv[1:])}"
     results = run_recipe(recipe, out, overrides, command=command)
+    if results is None:  # one of torchrun's other processes
+        return
     if as_json:
         show(json.dumps(results.to_json(), ensure_ascii=False))
         return

@@ -34,8 +34,7 @@ class EvaluationConfig:
 
     Attributes:
         split: Whose judgments count; None for BEIR's rule: test, and dev for msmarco.
-        measures: ``ndcg@k``, ``mrr@k``, ``map@k``, ``recall@k``, ``precision@k``, ``hole@k``; None for BEIR's, less
-            those deeper than `depth`.
+        measures: As `evaluate_run` takes them; None for BEIR's, less those deeper than `depth`.
         depth: Documents retrieved per query; cut to the corpus.
         teacher: Agreement with this one is measured too; None for none.
         cost_threads: Cost is measured too, on so many threads; None for not.
@@ -58,7 +57,7 @@ class EvaluationConfig:
         for what, number in (("depth", self.depth), ("threads", self.cost_threads)):
             if number is not None and number < 1:
                 raise UserError(f"{what} {number}: give at least 1.")
-        for measure in self.columns:
+        for measure in self.measures or ():
             parse_measure(measure)
 
     def with_teacher(self) -> EvaluationConfig:
@@ -68,7 +67,9 @@ class EvaluationConfig:
     @property
     def columns(self) -> list[str]:
         """The measures by name."""
-        return measures_within(self.depth) if self.measures is None else list(dict.fromkeys(self.measures))
+        if self.measures is None:
+            return measures_within(self.depth)
+        return list(dict.fromkeys(parse_measure(measure).name for measure in self.measures))
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,8 @@ def evaluate(
             ensemble, or ``rerank:TEACHER@SOURCE``.
         collection: A collection or what `load_collection` takes.
         split: Whose judgments count; BEIR's by default: test, and dev for msmarco.
-        measures: ``ndcg@k``, ``mrr@k``, ``recall@k``, ``map@k``, ``precision@k``, ``hole@k``; BEIR's by default.
+        measures: Any strings of ir_measures, such as ``nDCG@10`` or ``RR(rel=2)@10``; ``ndcg@k``, ``mrr@k``,
+            ``recall@k``, ``map@k``, ``precision@k`` and ``hole@k`` for short; BEIR's by default.
         depth: Documents retrieved per query; cut to the corpus.
         teacher: Measure agreement with this teacher too; it needs no judgments.
         cost_threads: Measure cost too, on so many threads; it needs no judgments.
@@ -215,7 +217,7 @@ def _judgments(collection: Collection, split: str, wanted: EvaluationConfig) -> 
 
 def _depth_note(wanted: EvaluationConfig) -> str | None:
     """Measures that look deeper than what is retrieved are lower than their name says."""
-    deep = [measure for measure in wanted.columns if parse_measure(measure)[1] > max(wanted.depth, 10)]
+    deep = [measure for measure in wanted.columns if (parse_measure(measure).cutoff or 0) > max(wanted.depth, 10)]
     if not deep:
         return None
     return f"{', '.join(deep)}: only {wanted.depth} documents a query were retrieved (depth), so it counts no deeper."

@@ -1,16 +1,39 @@
-"""Recipes: a whole job as YAML, typed."""
+"""Recipes: a whole job as YAML, typed.
 
-from retrodistill.recipes.loading import load_recipe, parse_recipe, recipe_yaml
-from retrodistill.recipes.mistakes import validated
-from retrodistill.recipes.run import run_recipe
-from retrodistill.recipes.settings import (
-    EvaluationSettings,
-    IndexSettings,
-    Recipe,
-    SplitSettings,
-    StudentSettings,
-    TeacherSettings,
-)
+Names are imported on first use: reading a recipe does not import what runs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from retrodistill.recipes.loading import load_recipe, parse_recipe, recipe_yaml
+    from retrodistill.recipes.mistakes import validated
+    from retrodistill.recipes.run import run_recipe
+    from retrodistill.recipes.settings import (
+        EvaluationSettings,
+        IndexSettings,
+        Recipe,
+        SplitSettings,
+        StudentSettings,
+        TeacherSettings,
+    )
+
+_HOMES = {
+    "EvaluationSettings": "settings",
+    "IndexSettings": "settings",
+    "Recipe": "settings",
+    "SplitSettings": "settings",
+    "StudentSettings": "settings",
+    "TeacherSettings": "settings",
+    "load_recipe": "loading",
+    "parse_recipe": "loading",
+    "recipe_yaml": "loading",
+    "run_recipe": "run",
+    "validated": "mistakes",
+}
 
 __all__ = [
     "EvaluationSettings",
@@ -25,3 +48,9 @@ __all__ = [
     "run_recipe",
     "validated",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'retrodistill.recipes' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"retrodistill.recipes.{_HOMES[name]}"), name)

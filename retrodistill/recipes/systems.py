@@ -13,7 +13,7 @@ from retrodistill.encoders.vector_files import VectorFile
 from retrodistill.evaluation.comparing import paired_tests
 from retrodistill.evaluation.cost import measure_cost
 from retrodistill.evaluation.evaluating import search
-from retrodistill.evaluation.measures import evaluate_run, means, measures_within
+from retrodistill.evaluation.measures import evaluate_run, means
 from retrodistill.evaluation.reranking import Reranker
 from retrodistill.evaluation.results import System, of_measures
 from retrodistill.evaluation.student_reranking import StudentReranker
@@ -112,7 +112,7 @@ def measure(candidate: Candidate, job: Job) -> Measured:
     rewritten = job.rewrites is not None and (candidate.rewritten or candidate.role == "teacher")
     asked = job.asked_test if rewritten else job.test
     run = search(retriever, job.collection, asked, settings.depth)
-    per_query = None if job.grades is None else evaluate_run(run, job.grades, measures_within(settings.depth))
+    per_query = None if job.grades is None else evaluate_run(run, job.grades, job.measures)
     cost = None
     if settings.latency_queries and candidate.served:
         texts = asked.texts[: settings.latency_queries]

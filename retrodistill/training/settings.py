@@ -49,6 +49,11 @@ class TextSettings(Settings):
     sentences: int = Field(default=3, ge=0)
     documents: bool = False
 
+    @property
+    def has_pseudo_queries(self) -> bool:
+        """Whether it trains on texts of documents, so that a collection without training queries will do."""
+        return self.titles or self.sentences > 0 or self.documents
+
 
 class ObjectiveSettings(Settings):
     """One term of a stage's loss.

@@ -66,7 +66,7 @@ class TestHelp:
 
         status, out, _ = call("methods")
         assert status == 0
-        for name in (*KINDS, *OBJECTIVES, "zscore", "reciprocal-rank", "stratified", "demo"):
+        for name in (*KINDS, *OBJECTIVES, "zscore", "reciprocal-rank", "stratified"):
             assert re.search(rf"^  {re.escape(name)} +\S", out, re.MULTILINE), name
 
 

@@ -13,6 +13,7 @@ from retrodistill.runs import write_run
 NAMES = ["bm25", "teacher", "ensemble", "control", "student"]
 FORMS = {  # systems of recipes whose student has several forms
     "colbert-crisp": ["bm25", "teacher", "ensemble", "control", "unclustered", "pooled", "student"],
+    "demo": [*NAMES[:3], "static-control", "static", "dense-control", "dense"],
     "multi-exit": ["bm25", "teacher", "ensemble", "control", "control@exit-1", "student", "student@exit-1"],
     "sparse-vdr": [*NAMES[:4], "control@own-tokens", "student", "student@own-tokens"],
     "matryoshka": [

@@ -65,6 +65,13 @@ class TestAStaticStudentOfAnEnsemble:
         run_recipe(parse_recipe(content), tmp_path / "out")
         assert numbers(tmp_path / "out") == first
 
+    def test_the_other_processes_of_torchrun_return_without_results(self, content, tmp_path, monkeypatch):
+        run_recipe(parse_recipe(content), tmp_path / "out")
+        written = (tmp_path / "out" / "results.json").stat().st_mtime_ns
+        monkeypatch.setenv("RANK", "1")
+        assert run_recipe(parse_recipe(content), tmp_path / "out") is None
+        assert (tmp_path / "out" / "results.json").stat().st_mtime_ns == written
+
     def test_another_folder_gets_the_same_numbers(self, content, tmp_path):
         for name in ("one", "two"):
             run_recipe(parse_recipe(content), tmp_path / name)

@@ -1,0 +1,27 @@
+import json
+
+from retrodistill.recipes.loading import recipe_names, recipe_text
+
+
+class TestCommand:
+    def test_it_lists_them_with_needs_and_cost(self, call):
+        status, out, _ = call("recipes")
+        assert status == 0
+        assert [line for line in out.splitlines() if not line.startswith(" ")] == recipe_names()
+        assert out.count("\n  needs ") == out.count("\n  cost  ") == len(recipe_names())
+        assert max(map(len, out.splitlines())) <= 100
+
+    def test_it_prints_one_as_it_stands(self, call):
+        _, out, _ = call("recipes", "static-leaf")
+        assert out == recipe_text("static-leaf")
+
+    def test_for_programs(self, call):
+        _, out, _ = call("recipes", "--json")
+        assert set(json.loads(out)["tk"]) == {"about", "needs", "cost"}
+        _, out, _ = call("recipes", "tk", "--json")
+        assert json.loads(out)["yaml"] == recipe_text("tk")
+
+    def test_one_that_is_not_there(self, call):
+        status, out, err = call("recipes", "static-laef")
+        assert (status, out) == (2, "")
+        assert "static-leaf" in err
