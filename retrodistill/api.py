@@ -18,7 +18,7 @@ from retrodistill.encoders.vector_files import bound
 from retrodistill.evaluation import evaluating
 from retrodistill.evaluation.evaluating import Evaluation
 from retrodistill.evaluation.results import Results
-from retrodistill.rankers import load_teacher
+from retrodistill.rankers import load_ranker
 from retrodistill.recipes import StudentSettings, validated
 from retrodistill.recipes.cards import Source, write_student_card
 from retrodistill.recipes.one_student import one_student
@@ -83,7 +83,7 @@ def distill(  # noqa: PLR0913 - one call for what a recipe says
     wanted = one_student(student, objectives=objectives, train=train, training=training, stages=curriculum)
     settings = validated(StudentSettings, wanted, "distill")
     folder = check_replaceable(out, STUDENT_MANIFEST)
-    corpus, teacher = load_collection(collection), load_teacher(target)
+    corpus, teacher = load_collection(collection), load_ranker(target)
     test = corpus.split("test") if "test" in corpus.split_sizes else None
     asked, warning = training_queries(corpus, queries, test)
     if warning:

@@ -23,8 +23,8 @@ from retrodistill.evaluation.results import Agreement, Cost, Results, System, of
 from retrodistill.evaluation.rules import split_of, version_note
 from retrodistill.evaluation.streaming import retrieve
 from retrodistill.evaluation.systems import Candidate, candidates_for, named_systems
-from retrodistill.rankers.loading import load_teacher
-from retrodistill.rankers.retrievers import Retriever
+from retrodistill.rankers.loading import load_ranker
+from retrodistill.rankers.protocol import Ranker
 from retrodistill.runs.run import Run
 
 
@@ -62,7 +62,7 @@ class EvaluationConfig:
 
     def with_teacher(self) -> EvaluationConfig:
         """The same, the teacher loaded: a wrong name fails before any work, and several collections load it once."""
-        return self if self.teacher is None else replace(self, teacher=load_teacher(self.teacher))
+        return self if self.teacher is None else replace(self, teacher=load_ranker(self.teacher))
 
     @property
     def columns(self) -> list[str]:
@@ -260,7 +260,7 @@ def _evaluate(
     )
 
 
-def search(retriever: Retriever, collection: Collection, queries: Texts, depth: int) -> Run:
+def search(retriever: Ranker, collection: Collection, queries: Texts, depth: int) -> Run:
     """The best `depth` documents of each query; a document that is the query itself is left out, as in beir."""
     own = bool((collection.documents.positions(queries.ids) >= 0).any())
     run = retrieve(retriever, collection, queries, min(depth + own, len(collection.documents)))

@@ -19,7 +19,7 @@ from retrodistill.evaluation.evaluating import Evaluation, EvaluationConfig, eva
 from retrodistill.evaluation.folder import PER_QUERY, read_per_query
 from retrodistill.evaluation.measures import parse_measure
 from retrodistill.evaluation.rules import split_of
-from retrodistill.rankers.loading import load_teacher
+from retrodistill.rankers.loading import load_ranker
 from retrodistill.runs.formats import read_run
 from retrodistill.runs.run import Run
 
@@ -99,7 +99,7 @@ def compare_named(names: Sequence[str], asked: ComparisonConfig) -> Comparison:
     measure = parse_measure(asked.measure).name
     wanted = EvaluationConfig(asked.split, [measure])
     collection = None if asked.collection is None else load_collection(asked.collection)
-    teacher = None if asked.teacher is None else load_teacher(asked.teacher)
+    teacher = None if asked.teacher is None else load_ranker(asked.teacher)
     if teacher is not None and collection is None:
         raise UserError("agreement with a teacher needs the documents; give --collection.")
     homes = {name: home for name in names if (home := _home(name)) is not None}

@@ -14,7 +14,8 @@ from retrodistill.encoders.embeddings import EmbeddingStore, embed
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.vector_files import VectorFile, bound
 from retrodistill.encoders.vectors import check_finite, exact_search
-from retrodistill.rankers.retrievers import DenseRetriever, Retriever
+from retrodistill.rankers.dense import DenseRanker
+from retrodistill.rankers.protocol import Ranker
 from retrodistill.runs.run import Run
 
 HELD = (
@@ -23,15 +24,15 @@ HELD = (
 BLOCK = 16_384  # documents
 
 
-def retrieve(retriever: Retriever, collection: Collection, queries: Texts, k: int) -> Run:
+def retrieve(retriever: Ranker, collection: Collection, queries: Texts, k: int) -> Run:
     """The best k documents of each query; exact dense search of a large corpus goes through it block by block."""
-    if type(retriever) is not DenseRetriever or len(collection.documents) <= HELD:
-        return retriever.retrieve(collection, queries, k)
+    if type(retriever) is not DenseRanker or len(collection.documents) <= HELD:
+        return retriever.search(queries, collection, k)
     return stream(retriever, collection, queries, k)
 
 
-def stream(retriever: DenseRetriever, collection: Collection, queries: Texts, k: int) -> Run:
-    """As `DenseRetriever.retrieve`, holding one block of texts and vectors, and the best k of each query.
+def stream(retriever: DenseRanker, collection: Collection, queries: Texts, k: int) -> Run:
+    """As `DenseRanker.retrieve`, holding one block of texts and vectors, and the best k of each query.
 
     Vectors that are in the embedding store are taken from there; others are made and not kept, for a store of millions
     would be merged over and over.

@@ -19,11 +19,9 @@ from retrodistill.evaluation.measures import Grades, measures_within
 from retrodistill.indexes.building import resolved
 from retrodistill.indexes.factory import empty_index
 from retrodistill.quantizers.start import factory_for, read_form
-from retrodistill.rankers.corpus_scores import require_corpus_teacher
-from retrodistill.rankers.cross_encoder import CrossEncoderTeacher
 from retrodistill.rankers.ensemble import Ensemble
-from retrodistill.rankers.loading import load_teacher
-from retrodistill.rankers.protocol import Teacher
+from retrodistill.rankers.loading import load_ranker
+from retrodistill.rankers.protocol import Ranker
 from retrodistill.recipes.questions import Questions, questions_of
 from retrodistill.recipes.settings import Recipe, StudentSettings, TeacherSettings
 from retrodistill.recipes.stage_teachers import StageTeachers
@@ -64,9 +62,9 @@ class Job:
     train: Texts
     test: Texts
     space: Encoder
-    teacher: Teacher
+    teacher: Ranker
     notes: list[str]
-    beside: Teacher | None = None
+    beside: Ranker | None = None
     questions: Questions | None = None
     teachers: StageTeachers | None = None
 
@@ -143,7 +141,7 @@ def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
         space = bound(load_encoder(recipe.document_encoder), collection)
         teacher = _teacher(recipe, recipe.teacher, space)
         beside = _teacher(recipe, recipe.ensemble, space) if recipe.ensemble else None
-        members = teacher.members if isinstance(teacher, Ensemble) else [teacher]
+        members = teacher.members
         known = {one.model: member for one, member in zip(recipe.teacher, members, strict=False)}
         teachers = StageTeachers(recipe.teacher, recipe.fusion, space, recipe.document_encoder, recipe.students, known)
         for stage in _stages(recipe):
@@ -186,13 +184,15 @@ def can_answer(job: Job) -> bool:
     return not (isinstance(job.space, VectorFile) and len(job.space.missing(job.asked_test.texts, "query")))
 
 
-def _teacher(recipe: Recipe, named: list[TeacherSettings], space: Encoder) -> Teacher:
-    members = [load_teacher(space if one.model == recipe.document_encoder else one.model) for one in named]
+def _teacher(recipe: Recipe, named: list[TeacherSettings], space: Encoder) -> Ranker:
+    members = [
+        load_ranker(space if one.model == recipe.document_encoder else one.model, needs="score") for one in named
+    ]
     if not members:
-        return load_teacher(space)
+        return load_ranker(space)
     if len(members) == 1:
         return members[0]
-    slow = any(isinstance(member, CrossEncoderTeacher) for member in members)
+    slow = not all(member.is_cheap for member in members)
     depth = _RERANKED if slow else recipe.evaluation.depth
     return Ensemble(members, [one.weight for one in named], recipe.fusion, depth=depth)
 
@@ -242,7 +242,7 @@ def _check(job: Job) -> None:
         teacher = job.teachers.data_of(stage, job.training_data).teacher
         check_recorded(teacher, job.collection, job.train, [stage])
         if stage.needs_lists and stage.candidates.depth == "all":
-            require_corpus_teacher(teacher)
+            teacher.require_corpus_scores()
 
 
 def _stages(recipe: Recipe) -> list[StageSettings]:

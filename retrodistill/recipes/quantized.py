@@ -18,7 +18,7 @@ from retrodistill.indexes.learned import LearnedIndex, learn_index, save_query_m
 from retrodistill.quantizers import QuantizerSettings
 from retrodistill.quantizers.query_map import reconstructed
 from retrodistill.quantizers.steps import split
-from retrodistill.rankers.dense import DenseTeacher
+from retrodistill.rankers.dense import DenseRanker
 from retrodistill.recipes.job import Job, learned_factory
 from retrodistill.recipes.settings import StudentSettings
 from retrodistill.recipes.students import train_students
@@ -106,7 +106,7 @@ def _texts(job: Job) -> TrainingTexts:
 def _teacher_scores(job: Job, texts: TrainingTexts) -> np.ndarray | None:
     """Scores of a better ranker than the space's own; None where that itself teaches."""
     teacher = job.teacher
-    if isinstance(teacher, DenseTeacher) and teacher.encoder.contract("query") == job.space.contract("query"):
+    if isinstance(teacher, DenseRanker) and teacher.queries.contract("query") == job.space.contract("query"):
         return None
     return stored_corpus_scores(job.training_data, texts.texts)
 

@@ -7,16 +7,16 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, cast
 
 from retrodistill.core.distributed import is_main, main_first
 from retrodistill.core.files import atomic_file, exclusive, make_folder, write_json
 from retrodistill.core.manifest import Manifest
 from retrodistill.evaluation.folder import write_per_query
 from retrodistill.evaluation.results import Results
-from retrodistill.evaluation.student_reranking import StudentReranker
 from retrodistill.indexes import build_index, load_index
-from retrodistill.rankers.retrievers import LexicalRetriever, Retriever
+from retrodistill.rankers.bm25 import BM25Ranker
+from retrodistill.rankers.protocol import Ranker
+from retrodistill.rankers.reranker import Reranker
 from retrodistill.recipes.cards import write_cards
 from retrodistill.recipes.job import Job, open_job
 from retrodistill.recipes.loading import load_recipe, recipe_yaml
@@ -96,13 +96,13 @@ def _run(job: Job, seconds: Seconds, command: str) -> Results | None:
     return results
 
 
-def _searcher(job: Job, student: Distilled, truncate: int | None = None) -> Retriever:
+def _searcher(job: Job, student: Distilled, truncate: int | None = None) -> Ranker:
     """The student's index, built or loaded; or what scores all documents in its place, or the first of BM25."""
-    kind, scorer = kind_of(student.encoder.model), cast("Any", student.encoder)
+    kind = kind_of(student.encoder.model)
     if not kind.can_search:
-        return StudentReranker(scorer, LexicalRetriever(), job.recipe.evaluation.rerank, student.name)
+        return Reranker(kind.ranker(student.encoder, None), BM25Ranker(), job.recipe.evaluation.rerank, student.name)
     if job.recipe.evaluation.exhaustive and kind.exhaustive is not None:
-        searcher: Retriever = kind.exhaustive(student.encoder, student.name)
+        searcher: Ranker = kind.exhaustive(student.encoder, student.name)
         return searcher
     folder, wanted = job.out / "indexes" / student.name, job.recipe.index
     if truncate is not None:

@@ -18,9 +18,10 @@ from retrodistill.encoders.multi_vector import (
     token_encoder,
 )
 from retrodistill.encoders.rebuilding import with_modules
+from retrodistill.rankers.multi_vector import MultiVectorRanker
 from retrodistill.students.clustering import with_clusters
 from retrodistill.students.registry import Kind, StageDefaults
-from retrodistill.students.states import StoredStatesRetriever
+from retrodistill.students.states import StoredStatesRanker
 
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder
@@ -167,7 +168,7 @@ def _store_documents(student: Any, texts: Sequence[str]) -> None:
     store_documents(student, texts)
 
 
-def _exhaustive(student: Any, name: str) -> StoredStatesRetriever:
+def _exhaustive(student: Any, name: str) -> StoredStatesRanker:
     from retrodistill.students.multi_vector_training import exhaustive
 
     return exhaustive(student, name)
@@ -181,6 +182,7 @@ KIND = Kind(
     load=lambda folder: load_multi_vector_encoder(f"multi-vector:{folder}"),
     wrap=MultiVectorModel,
     train=_train,
+    ranker=lambda student, documents: MultiVectorRanker(student),
     store_documents=_store_documents,
     exhaustive=_exhaustive,
     parts=("head", "both_encoders"),

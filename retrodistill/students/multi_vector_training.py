@@ -21,7 +21,7 @@ from retrodistill.students.heads import HeadLoss, train_head
 from retrodistill.students.states import (
     BLOCK,
     States,
-    StoredStatesRetriever,
+    StoredStatesRanker,
     backbone_of,
     head_of,
     segment_max,
@@ -231,9 +231,9 @@ def clusters_of(student: MultiVectorModel) -> TokenClusters | None:
     return pooling[0]
 
 
-def exhaustive(student: MultiVectorModel, name: str) -> StoredStatesRetriever:
+def exhaustive(student: MultiVectorModel, name: str) -> StoredStatesRanker:
     """Exact search by stored hidden states."""
-    return StoredStatesRetriever(student, name, _search)
+    return StoredStatesRanker(student, name, _search)
 
 
 def _search(

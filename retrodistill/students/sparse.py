@@ -15,8 +15,9 @@ from retrodistill.encoders.layers import keep_first_layers
 from retrodistill.encoders.loading import load_bi_encoder, load_sparse
 from retrodistill.encoders.rebuilding import with_modules
 from retrodistill.encoders.sparse import SparseTextEncoder, load_sparse_encoder
+from retrodistill.rankers.sparse import SparseRanker
 from retrodistill.students.registry import WHOLE_TRANSFORMER, Kind, StageDefaults
-from retrodistill.students.states import StoredStatesRetriever, head_of, stored_states
+from retrodistill.students.states import StoredStatesRanker, head_of, stored_states
 from retrodistill.students.static import fast_tokenizer, inverse_document_frequencies
 from retrodistill.students.token_counts import token_ids
 
@@ -327,7 +328,7 @@ def _store_documents(student: Any, texts: Sequence[str]) -> None:
     store_documents(student, texts)
 
 
-def _exhaustive(student: Any, name: str) -> StoredStatesRetriever:
+def _exhaustive(student: Any, name: str) -> StoredStatesRanker:
     from retrodistill.students.sparse_training import exhaustive
 
     return exhaustive(student, name)
@@ -359,6 +360,7 @@ KIND = Kind(
     load=lambda folder: load_sparse_encoder(f"sparse:{folder}"),
     wrap=SparseTextEncoder,
     train=_train,
+    ranker=lambda student, documents: SparseRanker(student),
     store_documents=_store_documents,
     exhaustive=_exhaustive,
     describe=_describe,

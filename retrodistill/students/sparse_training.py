@@ -24,7 +24,7 @@ from retrodistill.students.sparse_regularizers import Regularizer, SparsityAlarm
 from retrodistill.students.states import (
     BLOCK,
     States,
-    StoredStatesRetriever,
+    StoredStatesRanker,
     head_of,
     segment_max,
     store_from_states,
@@ -264,7 +264,7 @@ class TermHeadLoss(HeadLoss):
         return regularized(self._regularizers, pure.whole_batch(asked), alive, self.progress)
 
 
-def exhaustive(student: SparseTextEncoder, name: str) -> StoredStatesRetriever:
+def exhaustive(student: SparseTextEncoder, name: str) -> StoredStatesRanker:
     """Exact search by stored hidden states: only the terms of the queries are looked at, a tenth of the vocabulary.
 
     Raises:
@@ -276,7 +276,7 @@ def exhaustive(student: SparseTextEncoder, name: str) -> StoredStatesRetriever:
             f"student {name}: exhaustive search by stored states is for queries: inference-free without a limit of "
             "terms; set evaluation.exhaustive: false."
         )
-    return StoredStatesRetriever(student, name, _search)
+    return StoredStatesRanker(student, name, _search)
 
 
 def _search(

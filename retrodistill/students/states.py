@@ -21,6 +21,7 @@ from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.encoders.text_store import TextStore
 from retrodistill.encoders.weights import weights_digest
+from retrodistill.rankers.protocol import Ranker
 from retrodistill.runs.run import Run
 
 _STATES, _PLACES = "states.bin", "places.npy"
@@ -195,7 +196,7 @@ def _states(
     return features["token_embeddings"], features["attention_mask"].bool()
 
 
-class StoredStatesRetriever:
+class StoredStatesRanker(Ranker):
     """Exact search of a sparse or multi-vector student by the hidden states that its training stored.
 
     They give the student's exact scores and no transformer runs again. That is how students are compared while they are
@@ -207,10 +208,12 @@ class StoredStatesRetriever:
         search: ``(student, states, queries, corpus, k) -> ((queries, k) rows, (queries, k) scores)``.
     """
 
+    can_search = True
+
     def __init__(self, student: Any, name: str, search: Callable[..., tuple[np.ndarray, np.ndarray]]) -> None:
         self.student, self.name, self._search = student, name, search
 
-    def retrieve(self, collection: Collection, queries: Texts, k: int) -> Run:
+    def search(self, queries: Texts, collection: Collection, k: int) -> Run:
         """The k documents of highest score of each query."""
         corpus = collection.documents
         states = stored_states(self.student, corpus.texts, "document")
@@ -218,17 +221,9 @@ class StoredStatesRetriever:
             rows, scores = self._search(self.student, states, queries, corpus, min(k, len(corpus)))
         return Run.from_matrix(queries.ids, corpus.ids, rows, scores, name=self.name)
 
-    def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
-        """None: this is not a way to serve.
-
-        Raises:
-            UserError: Always.
-        """
-        raise UserError(f"{self.name} is searched by stored states, which is not timed; build its index to time it.")
-
-    def bytes_per_document(self, collection: Collection) -> float | None:
-        """Unknown without an index."""
-        return None
+    def fingerprint(self, collection: Collection) -> str:
+        """Contracts of the student's roles."""
+        return digest("stored states", self.student.fingerprint("query"), self.student.fingerprint("document"))
 
 
 def store_from_states(

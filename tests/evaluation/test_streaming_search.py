@@ -6,12 +6,12 @@ from retrodistill.data import Texts
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.embeddings import EmbeddingStore
 from retrodistill.evaluation import evaluate, streaming
-from retrodistill.rankers.retrievers import DenseRetriever
+from retrodistill.rankers.dense import DenseRanker
 
 
 @pytest.fixture(params=["dense", "static"])
 def retriever(request, tiny_model, tiny_static):
-    return DenseRetriever(load_encoder(f"{request.param}:{tiny_model if request.param == 'dense' else tiny_static}"))
+    return DenseRanker(load_encoder(f"{request.param}:{tiny_model if request.param == 'dense' else tiny_static}"))
 
 
 @pytest.fixture
@@ -25,8 +25,8 @@ class TestStreaming:
     @pytest.mark.parametrize("k", [1, 10, 60])
     def test_gives_the_run_of_the_whole(self, tiny, retriever, blocks, k):
         queries = tiny.split("test")
-        found, wanted = streaming.retrieve(retriever, tiny, queries, k), retriever.retrieve(tiny, queries, k)
-        everything = retriever.retrieve(tiny, queries, 60).to_dict()
+        found, wanted = streaming.retrieve(retriever, tiny, queries, k), retriever.search(queries, tiny, k)
+        everything = retriever.search(queries, tiny, 60).to_dict()
         assert found.query_ids == queries.ids
         assert found.name == wanted.name
         for query, scores in wanted.to_dict().items():
@@ -67,7 +67,7 @@ class TestStreaming:
         encoder.encode = lambda texts, role, **options: (
             encoded.append((role, len(texts))) or encode(texts, role, **options)
         )
-        streaming.retrieve(DenseRetriever(encoder), tiny, tiny.split("test"), 5)
+        streaming.retrieve(DenseRanker(encoder), tiny, tiny.split("test"), 5)
         assert sum(count for role, count in encoded if role == "document") == 60 - 14
         assert len(EmbeddingStore(encoder, "document").missing(tiny.documents.texts)) == 60 - 14
 
@@ -82,4 +82,4 @@ class TestStreaming:
             encode(texts, role, **options) * (np.nan if role == "document" else 1)
         )
         with pytest.raises(UserError, match=r"7 vectors are NaN or infinite \('d0', 'd1', 'd2' and 4 more\)"):
-            streaming.retrieve(DenseRetriever(encoder), tiny, tiny.split("test"), 5)
+            streaming.retrieve(DenseRanker(encoder), tiny, tiny.split("test"), 5)

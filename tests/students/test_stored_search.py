@@ -35,15 +35,15 @@ class TestStoredSearch:
         student = as_student(multi_vector_student(tiny_model, tiny.documents.texts, dimension=8))
         assert isinstance(student, MultiVectorModel)
         index = build_index(tiny, student, settings=MultiVectorSettings(codec="float32"))
-        found = kind_of(student.model).exhaustive(student, "student").retrieve(tiny, tiny.queries, 3)
-        assert same(found, index.retrieve(tiny, tiny.queries, 3), 2e-3)
+        found = kind_of(student.model).exhaustive(student, "student").search(tiny.queries, tiny, 3)
+        assert same(found, index.search(tiny.queries, tiny, 3), 2e-3)
 
     def test_terms_rank_as_their_index_ranks(self, tiny: Collection, tiny_model: str) -> None:
         student = as_student(sparse_student(tiny_model, tiny.documents, queries="inference-free"))
         assert isinstance(student, SparseTextEncoder)
         index = build_index(tiny, student, settings=InvertedSettings(bits=None))
-        found = kind_of(student.model).exhaustive(student, "student").retrieve(tiny, tiny.queries, 3)
-        assert same(found, index.retrieve(tiny, tiny.queries, 3), 2e-3)
+        found = kind_of(student.model).exhaustive(student, "student").search(tiny.queries, tiny, 3)
+        assert same(found, index.search(tiny.queries, tiny, 3), 2e-3)
 
     def test_queries_through_a_model_are_refused(self, tiny: Collection, tiny_model: str) -> None:
         student = as_student(sparse_student(tiny_model, tiny.documents, queries="model"))
