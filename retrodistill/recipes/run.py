@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, cast
 
 from retrodistill.core.distributed import is_main, main_first
 from retrodistill.core.files import atomic_file, exclusive, make_folder, write_json
@@ -29,7 +28,6 @@ from retrodistill.recipes.systems import Measured, baselines, measure, of_studen
 from retrodistill.recipes.variants import entries, truncated_teachers, variants_of, vectors_note
 from retrodistill.report import write_page
 from retrodistill.runs.formats import keep_run
-from retrodistill.students.document_states import ranker_of
 from retrodistill.students.registry import kind_of
 
 Seconds = dict[str, float]
@@ -100,9 +98,9 @@ def _run(job: Job, seconds: Seconds, command: str) -> Results | None:
 
 def _searcher(job: Job, student: Distilled, truncate: int | None = None) -> Ranker:
     """The student's index, built or loaded; or what scores all documents in its place, or the first of BM25."""
-    kind, scorer = kind_of(student.encoder.model), cast("Any", student.encoder)
+    kind = kind_of(student.encoder.model)
     if not kind.can_search:
-        return Reranker(ranker_of(scorer), BM25Ranker(), job.recipe.evaluation.rerank, student.name)
+        return Reranker(kind.ranker(student.encoder, None), BM25Ranker(), job.recipe.evaluation.rerank, student.name)
     if job.recipe.evaluation.exhaustive and kind.exhaustive is not None:
         searcher: Ranker = kind.exhaustive(student.encoder, student.name)
         return searcher

@@ -166,8 +166,8 @@ class _Workshop:
             kind = kind_of(model)
             described, notes = kind.describe(as_student(model), self._data)
             noted = {"notes": [*about.get("notes", []), *notes]} if described else {}
-            manifest = replace(self._manifests[name, behind], about={**about, **aligned, **described, **noted})
-            saved = save_student(model, manifest, self._folders[name])
+            about = {**about, **aligned, **described, **noted}
+            saved = save_student(model, replace(self._manifests[name, behind], about=about), self._folders[name])
             if kind.is_dense:  # a hybrid's document vectors come from its stored dense halves
                 kind.store_documents(saved, self._data.collection.documents.texts)
         barrier()

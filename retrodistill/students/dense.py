@@ -12,6 +12,7 @@ from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder, load_encoder
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.rebuilding import with_modules
+from retrodistill.rankers.dense import DenseRanker
 from retrodistill.students.registry import Kind, StageDefaults
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ KIND = Kind(
     load=lambda folder: load_encoder(f"dense:{folder}"),
     wrap=Encoder,
     train=_train,
+    ranker=lambda student, documents: DenseRanker(documents, student, checked=False),
     parts=("query_encoder", "both_encoders"),
     defaults=lambda _: StageDefaults("query_encoder", {"epochs": 4, "learning_rate": 5e-5, "batch_size": 32}),
     options=frozenset({"initialize", "dimension", "lexical_dim", "exits", "project_exits"}),

@@ -12,16 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from retrodistill.core.distributed import main_first
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_folder, cache_folder, digest
 from retrodistill.core.progress import bar
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.weights import weights_digest
-from retrodistill.rankers.cross_encoder import CrossEncoderRanker
 from retrodistill.rankers.protocol import Ranker, pair_positions
 from retrodistill.runs.run import Run
+from retrodistill.students.pairs import CrossEncoderStudent, train_pairs
 from retrodistill.students.states import States
+from retrodistill.training.stages import StageRun
+from retrodistill.training.trainer import History
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
@@ -44,7 +47,7 @@ class StoredDocuments:
         states: What is stored, in the corpus' order.
     """
 
-    student: Any
+    student: CrossEncoderStudent
     states: States
 
     @property
@@ -111,13 +114,6 @@ class StoredDocumentsRanker(Ranker):
         return self.name
 
 
-def ranker_of(student: CrossEncoderStudent) -> Ranker:
-    """A student that scores pairs as a ranker: by stored documents where it stores them."""
-    if student.kind == "cross-encoder":
-        return CrossEncoderRanker(student.model, student.name)
-    return StoredDocumentsRanker(student)
-
-
 class TextStates:
     """States of texts, found by the text: what training looks up in place of reading documents.
 
@@ -145,7 +141,7 @@ class TextStates:
         return self
 
 
-def stored_documents(student: Any, texts: Sequence[str], root: Path | None = None) -> StoredDocuments:
+def stored_documents(student: CrossEncoderStudent, texts: Sequence[str], root: Path | None = None) -> StoredDocuments:
     """Documents as a student serves them, from the cache or into it.
 
     Args:
@@ -160,7 +156,7 @@ def stored_documents(student: Any, texts: Sequence[str], root: Path | None = Non
 
 
 @contextlib.contextmanager
-def below_stored(student: Any, documents: Sequence[str], root: Path | None = None) -> Iterator[None]:
+def below_stored(student: CrossEncoderStudent, documents: Sequence[str], root: Path | None = None) -> Iterator[None]:
     """Freeze what a late-interaction student does before it compares, and take documents' states of it from a store.
 
     Training then moves what stands behind: PreTT's upper layers, TK's projection, gate and kernel weights.
@@ -187,7 +183,21 @@ def below_stored(student: Any, documents: Sequence[str], root: Path | None = Non
             parameter.requires_grad_(True)
 
 
-def module_of(student: Any) -> LateInteraction:
+def train_late_interaction(run: StageRun) -> History:
+    """Train a PreTT or TK; with ``train: head`` what compares query and document, documents' states below it stored.
+
+    Raises:
+        UserError: Nothing to learn from.
+    """
+    if run.stage.train != "head":
+        return train_pairs(run)
+    with contextlib.ExitStack() as stack:
+        with main_first():
+            stack.enter_context(below_stored(run.student, run.data.collection.documents.texts))
+        return train_pairs(run)
+
+
+def module_of(student: CrossEncoderStudent) -> LateInteraction:
     """The PreTT or TK of a student.
 
     Raises:
@@ -211,7 +221,7 @@ def padded(states: States, rows: np.ndarray) -> tuple[Tensor, Tensor]:
     return found, mask
 
 
-def _states(student: Any, texts: Sequence[str], *, packed: bool, root: Path | None) -> States:
+def _states(student: CrossEncoderStudent, texts: Sequence[str], *, packed: bool, root: Path | None) -> States:
     """As packed: by all weights and in the student's precision; as read: by what `lower` is made of, in float16."""
     late = module_of(student)
     dtype = np.dtype(np.float32 if packed and late.precision == "float32" else np.float16)
@@ -227,7 +237,7 @@ def _states(student: Any, texts: Sequence[str], *, packed: bool, root: Path | No
     return States(mapped, places)
 
 
-def _made_by(student: Any, *, packed: bool) -> list[Any]:
+def _made_by(student: CrossEncoderStudent, *, packed: bool) -> list[Any]:
     """What decides stored states; training the rest leaves those of `lower` as they are."""
     late = module_of(student)
     if packed:

@@ -18,6 +18,7 @@ from retrodistill.encoders.multi_vector import (
     token_encoder,
 )
 from retrodistill.encoders.rebuilding import with_modules
+from retrodistill.rankers.multi_vector import MultiVectorRanker
 from retrodistill.students.clustering import with_clusters
 from retrodistill.students.registry import Kind, StageDefaults
 from retrodistill.students.states import StoredStatesRanker
@@ -181,6 +182,7 @@ KIND = Kind(
     load=lambda folder: load_multi_vector_encoder(f"multi-vector:{folder}"),
     wrap=MultiVectorModel,
     train=_train,
+    ranker=lambda student, documents: MultiVectorRanker(student),
     store_documents=_store_documents,
     exhaustive=_exhaustive,
     parts=("head", "both_encoders"),

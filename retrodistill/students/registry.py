@@ -15,6 +15,7 @@ from retrodistill.core.errors import unknown
 from retrodistill.core.manifest import Manifest
 
 if TYPE_CHECKING:
+    from retrodistill.rankers.protocol import Ranker
     from retrodistill.training.stages import StageRun
     from retrodistill.training.trainer import History
 
@@ -63,6 +64,7 @@ class Kind:
         load: ``folder -> student``: from a folder of its library class.
         wrap: ``(model, name, manifest) -> student``: the encoder or pair scorer that users hold.
         train: Trains a student through a `StageRun`.
+        ranker: ``(student, document encoder) -> Ranker``; a student that has its own documents ignores the other.
         parts: The parts that a stage can train, as values of ``train``.
         defaults: ``(settings as a mapping) -> StageDefaults``.
         options: Keys of `StudentSettings` that only some kinds have and this one does.
@@ -93,6 +95,7 @@ class Kind:
     load: Callable[[str], Any]
     wrap: Callable[[Any, str, Manifest | None], Any]
     train: Callable[[StageRun], History]
+    ranker: Callable[[Any, Any], Ranker]
     parts: tuple[Part, ...]
     defaults: Callable[[Mapping[str, Any]], StageDefaults]
     options: frozenset[str] = frozenset()

@@ -15,6 +15,7 @@ from retrodistill.encoders.layers import keep_first_layers
 from retrodistill.encoders.loading import load_bi_encoder, load_sparse
 from retrodistill.encoders.rebuilding import with_modules
 from retrodistill.encoders.sparse import SparseTextEncoder, load_sparse_encoder
+from retrodistill.rankers.sparse import SparseRanker
 from retrodistill.students.registry import WHOLE_TRANSFORMER, Kind, StageDefaults
 from retrodistill.students.states import StoredStatesRanker, head_of, stored_states
 from retrodistill.students.static import fast_tokenizer, inverse_document_frequencies
@@ -359,6 +360,7 @@ KIND = Kind(
     load=lambda folder: load_sparse_encoder(f"sparse:{folder}"),
     wrap=SparseTextEncoder,
     train=_train,
+    ranker=lambda student, documents: SparseRanker(student),
     store_documents=_store_documents,
     exhaustive=_exhaustive,
     describe=_describe,

@@ -14,6 +14,7 @@ from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder, load_encoder
 from retrodistill.encoders.loading import device
 from retrodistill.encoders.vector_files import VectorFile
+from retrodistill.rankers.dense import DenseRanker
 from retrodistill.students.fitted import fitted_rows
 from retrodistill.students.registry import Kind, StageDefaults
 
@@ -182,6 +183,7 @@ KIND = Kind(
     load=lambda folder: load_encoder(f"static:{folder}"),
     wrap=Encoder,
     train=_train,
+    ranker=lambda student, documents: DenseRanker(documents, student, checked=False),
     owns=lambda model: type(model[0]).__name__ == "StaticEmbedding",
     parts=("query_encoder", "both_encoders"),
     defaults=lambda _: StageDefaults("query_encoder", {"epochs": 12, "learning_rate": 1e-3, "batch_size": 64}),

@@ -7,7 +7,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.encoders.loading import load_cross_encoder
 from retrodistill.students.cross_encoder import CrossEncoderStudent
 from retrodistill.students.multi_vector_training import TokenScorer, max_sim
-from retrodistill.students.pair_training import PairScorer
+from retrodistill.students.pairs import PairScorer
 from retrodistill.training.scorers import TokenBatch, VectorScorer
 
 
