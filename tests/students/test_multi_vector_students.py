@@ -4,8 +4,8 @@ import torch
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.multi_vector import MultiVectorModel, load_multi_vector_encoder
-from retrodistill.students.heads import head_of
 from retrodistill.students.multi_vector import multi_vector_student
+from retrodistill.students.states import head_of
 
 
 @pytest.fixture
