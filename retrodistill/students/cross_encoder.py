@@ -12,9 +12,8 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.contract import Role
-from retrodistill.encoders.layers import keep_first_layers
 from retrodistill.encoders.loading import load_cross_encoder
-from retrodistill.encoders.weights import weights_digest
+from retrodistill.encoders.modules import keep_first_layers, weights_digest
 from retrodistill.students.registry import Kind, StageDefaults
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from retrodistill.data.sentences import title_texts
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import load_bi_encoder
-from retrodistill.encoders.rebuilding import with_modules
+from retrodistill.encoders.modules import with_modules
 from retrodistill.students.registry import Kind, StageDefaults
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import numpy as np
 from retrodistill.core.errors import UserError
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.encoders.rebuilding import with_modules
+from retrodistill.encoders.modules import with_modules
 from retrodistill.students.dense import KIND as DENSE
 from retrodistill.students.dense import start_dense
 from retrodistill.students.static import fast_tokenizer, inverse_document_frequencies

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from retrodistill.core.errors import UserError
-from retrodistill.encoders.layers import keep_first_layers
 from retrodistill.encoders.loading import load_bi_encoder, load_multi_vector
+from retrodistill.encoders.modules import keep_first_layers, with_modules
 from retrodistill.encoders.multi_vector import MultiVectorModel, fitted_on, principal_directions, token_encoder
-from retrodistill.encoders.rebuilding import with_modules
 from retrodistill.students.clustering import with_clusters
 from retrodistill.students.registry import Kind, StageDefaults
 

@@ -11,11 +11,9 @@ from typing import Any
 from retrodistill.core.errors import unknown
 from retrodistill.core.files import atomic_folder, check_replaceable, read_json
 from retrodistill.core.manifest import Manifest
+from retrodistill.encoders.any_encoder import DENSE, MULTI_VECTOR, SPARSE, load_encoder
 from retrodistill.encoders.contract import STUDENT_MANIFEST
-from retrodistill.encoders.encoder import load_encoder
 from retrodistill.encoders.loading import load_cross_encoder, quiet_libraries
-from retrodistill.encoders.multi_vector import load_multi_vector_encoder
-from retrodistill.encoders.sparse import load_sparse_encoder
 from retrodistill.students.cross_encoder import CrossEncoderStudent
 from retrodistill.students.kinds import CLASSES, AnyStudent
 
@@ -65,12 +63,12 @@ def load_student(folder: str | os.PathLike[str]) -> AnyStudent:
     place = Path(folder)
     kind = _kind(place)
     if kind == "sparse":
-        return load_sparse_encoder(f"sparse:{place}")
+        return load_encoder(f"sparse:{place}", SPARSE)
     if kind == "multi-vector":
-        return load_multi_vector_encoder(f"multi-vector:{place}")
+        return load_encoder(f"multi-vector:{place}", MULTI_VECTOR)
     if kind == "cross-encoder":
         return CrossEncoderStudent(load_cross_encoder(str(place)), f"cross-encoder:{place}", _manifest(place))
-    encoder = load_encoder(f"dense:{place}")
+    encoder = load_encoder(f"dense:{place}", DENSE)
     encoder.name = f"{'static' if encoder.is_static else 'dense'}:{place}"
     return encoder
 

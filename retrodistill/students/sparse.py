@@ -10,9 +10,8 @@ import numpy as np
 from retrodistill.core.errors import UserError
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.encoders.layers import keep_first_layers
 from retrodistill.encoders.loading import load_bi_encoder, load_sparse
-from retrodistill.encoders.rebuilding import with_modules
+from retrodistill.encoders.modules import keep_first_layers, with_modules
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.students.heads import head_of
 from retrodistill.students.registry import WHOLE_TRANSFORMER, Kind, StageDefaults

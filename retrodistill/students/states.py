@@ -14,9 +14,9 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_folder, cache_folder, digest
 from retrodistill.core.progress import bar
 from retrodistill.encoders.contract import Role
+from retrodistill.encoders.modules import weights_digest
 from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.sparse import SparseTextEncoder
-from retrodistill.encoders.weights import weights_digest
 from retrodistill.students.heads import backbone_of
 
 _STATES, _PLACES = "states.bin", "places.npy"

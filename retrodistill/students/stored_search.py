@@ -19,12 +19,10 @@ from retrodistill.core.files import digest
 from retrodistill.core.progress import bar
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
+from retrodistill.encoders.embeddings import SparseStore, TextStore, TokenVectors
 from retrodistill.encoders.maxsim import best_documents
 from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens
 from retrodistill.encoders.sparse import SparseTextEncoder
-from retrodistill.encoders.sparse_store import SparseStore
-from retrodistill.encoders.text_store import TextStore
-from retrodistill.encoders.token_vectors import TokenVectors
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.runs.run import Run
 from retrodistill.runs.top_k import top_k
