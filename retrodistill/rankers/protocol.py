@@ -47,6 +47,8 @@ class Ranker:
         can_score_corpus: `corpus_scorer` scores all documents for a block of queries.
         is_recorded: It answers only what was recorded before.
         is_cheap: It may score every pair without a plan.
+        weights: Of the members; 1 for a ranker alone.
+        method: How an ensemble fuses its members; None for a ranker alone.
         run: The recorded scores, of a recorded run.
         documents: Encoder of documents, where there is one.
         queries: Encoder of queries, where there is one.
@@ -59,6 +61,8 @@ class Ranker:
     can_score_corpus: bool = False
     is_recorded: bool = False
     is_cheap: bool = False
+    weights: Sequence[float] = (1.0,)
+    method: str | None = None
     run: Run | None = None
     documents: Any = None
     queries: Any = None
