@@ -73,7 +73,7 @@ class TestStreaming:
         assert len(EmbeddingStore(encoder, "document").missing(tiny.documents.texts)) == 60 - 14
 
     def test_small_corpora_are_left_to_the_retriever(self, tiny, retriever, monkeypatch):
-        monkeypatch.setattr(dense, "stream", lambda *_: pytest.fail("streamed"))
+        monkeypatch.setattr(DenseRanker, "_blocks", lambda *_: pytest.fail("streamed"))
         assert len(retriever.stream(tiny.split("test"), tiny, 3)) == 36
 
     def test_a_vector_that_is_not_finite_is_named(self, tiny, tiny_static, blocks):
