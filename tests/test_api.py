@@ -77,7 +77,7 @@ class TestDistill:
 
     def test_the_same_call_again_only_loads(self, tiny, space, target, tmp_path, monkeypatch):
         first = rd.distill(tiny, target, document_encoder=space, training=QUICK, out=tmp_path / "student")
-        monkeypatch.setattr("retrodistill.training.stages.train", lambda *_, **__: pytest.fail("trained again"))
+        monkeypatch.setattr("retrodistill.training.group_stages.train", lambda *_, **__: pytest.fail("trained again"))
         again = rd.distill(tiny, target, document_encoder=space, training=QUICK, out=tmp_path / "student")
         assert again.weights_digest == first.weights_digest
 

@@ -20,9 +20,8 @@ from retrodistill.recipes.settings import StudentSettings
 from retrodistill.recipes.students import Distilled
 from retrodistill.report.card import write_card
 from retrodistill.report.facts import YOURS, Facts, Teaching, Turns, published, without_folders
-from retrodistill.students.kinds import AnyStudent
 from retrodistill.students.registry import kind_of
-from retrodistill.students.saving import load_student
+from retrodistill.students.saving import AnyStudent, load_student
 from retrodistill.training.training_data import TrainingData
 
 _OWN_PLACES = ("model", "documents", "stages", "control")  # settings that the card words elsewhere

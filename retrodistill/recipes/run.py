@@ -11,9 +11,6 @@ from dataclasses import replace
 from retrodistill.core.distributed import is_main, main_first
 from retrodistill.core.files import atomic_file, exclusive, make_folder, write_json
 from retrodistill.core.manifest import Manifest
-from retrodistill.encoders.encoder import Encoder
-from retrodistill.encoders.multi_vector import MultiVectorModel
-from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.evaluation.folder import write_per_query
 from retrodistill.evaluation.results import Results
 from retrodistill.indexes import build_index, load_index
@@ -31,9 +28,7 @@ from retrodistill.recipes.systems import Measured, baselines, measure, of_studen
 from retrodistill.recipes.variants import entries, truncated_teachers, variants_of, vectors_note
 from retrodistill.report import write_page
 from retrodistill.runs.formats import keep_run
-from retrodistill.students.cross_encoder import CrossEncoderStudent
-from retrodistill.students.document_states import ranker_of
-from retrodistill.students.stored_search import StoredStatesRanker, store_documents
+from retrodistill.students.registry import kind_of
 
 Seconds = dict[str, float]
 
@@ -103,10 +98,12 @@ def _run(job: Job, seconds: Seconds, command: str) -> Results | None:
 
 def _searcher(job: Job, student: Distilled, truncate: int | None = None) -> Ranker:
     """The student's index, built or loaded; or what scores all documents in its place, or the first of BM25."""
-    if isinstance(student.encoder, CrossEncoderStudent):
-        return Reranker(ranker_of(student.encoder), BM25Ranker(), job.recipe.evaluation.rerank, student.name)
-    if job.recipe.evaluation.exhaustive and isinstance(student.encoder, (SparseTextEncoder, MultiVectorModel)):
-        return StoredStatesRanker(student.encoder, student.name)
+    kind = kind_of(student.encoder.model)
+    if not kind.can_search:
+        return Reranker(kind.ranker(student.encoder, None), BM25Ranker(), job.recipe.evaluation.rerank, student.name)
+    if job.recipe.evaluation.exhaustive and kind.exhaustive is not None:
+        searcher: Ranker = kind.exhaustive(student.encoder, student.name)
+        return searcher
     folder, wanted = job.out / "indexes" / student.name, job.recipe.index
     if truncate is not None:
         wanted = wanted.model_copy(update={"truncate": truncate})
@@ -118,9 +115,9 @@ def _searcher(job: Job, student: Distilled, truncate: int | None = None) -> Rank
     made_from = Manifest("index of a student", inputs, wanted.model_dump(mode="json"))
     if made_from.matches(folder, "made-from.json"):
         return load_index(folder, student.encoder)
-    if isinstance(student.documents, (SparseTextEncoder, MultiVectorModel)):
-        store_documents(student.documents, job.collection.documents.texts)
-    settings = wanted.faiss if isinstance(student.documents, Encoder) else None
+    if student.documents is student.encoder:
+        kind.store_documents(student.encoder, job.collection.documents.texts)
+    settings = wanted.faiss if kind.index == "faiss" else None
     index = build_index(job.collection, student.documents, student.encoder, name=student.name, settings=settings)
     index.save(folder)
     made_from.write(folder, "made-from.json")

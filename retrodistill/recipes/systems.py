@@ -25,7 +25,7 @@ from retrodistill.rankers.reranker import Reranker
 from retrodistill.recipes.job import Job, can_answer
 from retrodistill.recipes.students import Distilled
 from retrodistill.runs.run import Run
-from retrodistill.students.stored_search import StoredStatesRanker
+from retrodistill.students.states import StoredStatesRanker
 
 
 @dataclass(frozen=True)

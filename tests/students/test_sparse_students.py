@@ -7,8 +7,8 @@ from sparse_models import masked_model, splade
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.sparse import SparseTextEncoder
-from retrodistill.students.heads import head_of
 from retrodistill.students.sparse import sparse_student, sparsity
+from retrodistill.students.states import head_of
 from retrodistill.students.static import inverse_document_frequencies
 
 

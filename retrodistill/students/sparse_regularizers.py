@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from retrodistill.core.errors import UserError
 from retrodistill.core.progress import log
 from retrodistill.objectives.registry import get_regularizer
 from retrodistill.training.settings import RegularizerSettings
@@ -74,17 +73,6 @@ def regularized(
         value = one(documents if one.side == "document" else queries, progress)
         parts[key] = parts[key] + value if key in parts else value
     return parts
-
-
-def sparse_only(regularizers: Sequence[Regularizer], kind: str) -> list[Regularizer]:
-    """The regularizers, where the student has term weights.
-
-    Raises:
-        UserError: It has none.
-    """
-    if regularizers and kind != "sparse":
-        raise UserError(f"regularizer {regularizers[0].name!r} sees term weights; a {kind} student has none.")
-    return list(regularizers)
 
 
 class SparsityAlarm:
