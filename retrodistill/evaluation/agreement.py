@@ -12,7 +12,6 @@ from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.evaluation.measures import Grades, evaluate_run, means
 from retrodistill.evaluation.results import Agreement, Bin
-from retrodistill.evaluation.streaming import retrieve
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.rankers.recorded import recorded_pairs
@@ -64,7 +63,7 @@ def agreements(
     elif not judge.can_search:
         wanted = _scored(judge, collection, queries, align(list(tops.values()))[0])
     else:
-        wanted = retrieve(judge, collection, queries, min(DEPTH + 1, len(collection.documents)))
+        wanted = judge.stream(queries, collection, min(DEPTH + 1, len(collection.documents)))
     known, wanted = wanted, wanted.without(own).top(DEPTH)
     if not len(wanted):
         raise UserError(f"teacher {judge.name} has no score for any of the {asked} queries; use another.")

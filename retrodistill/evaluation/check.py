@@ -13,11 +13,11 @@ import numpy as np
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.encoders.any_model import load_text_model
+from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import IN_MEMORY
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.token_weights import TokenWeights
-from retrodistill.encoders.vector_files import VectorFile, bound
+from retrodistill.encoders.vector_files import VectorFile
 from retrodistill.evaluation.latency import query_latency
 from retrodistill.evaluation.measures import evaluate_run, means
 from retrodistill.indexes.protocol import Index
@@ -166,8 +166,8 @@ class _Way:
 
 
 def _loaded(source: Any, collection: Collection) -> Any:
-    found = load_text_model(source)
-    return bound(found, collection) if isinstance(found, Encoder) else found
+    found = load_encoder(source)
+    return found.bind(collection) if isinstance(found, Encoder) else found
 
 
 def _teacher(index: Index, given: Any, collection: Collection) -> Any:

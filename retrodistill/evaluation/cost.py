@@ -18,8 +18,6 @@ from retrodistill.evaluation.latency import staged_latency
 from retrodistill.evaluation.memory import peak_memory
 from retrodistill.evaluation.rates import fixed_threads, matrix_rate, operations
 from retrodistill.evaluation.results import Cost, Timing
-from retrodistill.evaluation.streaming import HELD
-from retrodistill.rankers.dense import DenseRanker
 from retrodistill.rankers.protocol import Ranker
 
 DEPTH, BATCHES = 100, (1, 32)
@@ -73,7 +71,7 @@ def measure_cost(
     asked = list(texts[:_QUERIES])
     if not retriever.can_be_timed:
         return None
-    if type(retriever) is DenseRanker and len(collection.documents) > HELD:
+    if not retriever.holds(collection):
         log(f"{retriever.name}: {len(collection.documents):,} vectors are not held to be timed; build an index of them")
         return None
     if not asked:

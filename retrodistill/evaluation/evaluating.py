@@ -21,7 +21,6 @@ from retrodistill.evaluation.measures import Grades, evaluate_run, means, measur
 from retrodistill.evaluation.report import with_differences
 from retrodistill.evaluation.results import Agreement, Cost, Results, System, of_measures
 from retrodistill.evaluation.rules import split_of, version_note
-from retrodistill.evaluation.streaming import retrieve
 from retrodistill.evaluation.systems import Candidate, candidates_for, named_systems
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
@@ -263,7 +262,7 @@ def _evaluate(
 def search(retriever: Ranker, collection: Collection, queries: Texts, depth: int) -> Run:
     """The best `depth` documents of each query; a document that is the query itself is left out, as in beir."""
     own = bool((collection.documents.positions(queries.ids) >= 0).any())
-    run = retrieve(retriever, collection, queries, min(depth + own, len(collection.documents)))
+    run = retriever.stream(queries, collection, min(depth + own, len(collection.documents)))
     return run.without({query: query for query in queries.ids}).top(depth)
 
 

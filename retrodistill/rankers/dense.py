@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import numpy as np
+import pyarrow as pa
+
+from retrodistill.core.progress import bar
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.encoders.contract import Role
-from retrodistill.encoders.embeddings import embed, seconds_to_embed
+from retrodistill.encoders.embeddings import embed, store_of
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.vectors import check_finite, exact_search, flat_index, pair_products
-from retrodistill.rankers.protocol import CorpusScorer, Stage, Work, distinct, pair_positions
+from retrodistill.rankers.protocol import CorpusScorer, Stage, distinct, pair_positions
 from retrodistill.rankers.two_sided import TwoSidedRanker
 from retrodistill.runs.run import Run
+
+HELD = 200_000  # documents; vectors of larger corpora are not held while they are searched
+BLOCK = 16_384  # documents
 
 
 class DenseRanker(TwoSidedRanker[Encoder]):
@@ -25,6 +31,45 @@ class DenseRanker(TwoSidedRanker[Encoder]):
         check_finite(vectors, ids, self.documents.name)
         rows, scores = exact_search(embed(self.queries.bind(collection), queries.texts, "query", self.root), vectors, k)
         return Run.from_matrix(queries.ids, ids, rows, scores, name=self.name)
+
+    def stream(self, queries: Texts, collection: Collection, k: int) -> Run:
+        """As `search`; of a large corpus it holds one block of texts and vectors, and the best k of each query.
+
+        Vectors that are in the embedding store are taken from there; others are computed and not kept, since a store of
+        millions would be merged over and over.
+        """
+        if self.holds(collection):
+            return self.search(queries, collection, k)
+        import faiss
+
+        documents = collection.documents
+        vectors = embed(self.queries.bind(collection), queries.texts, "query", self.root)
+        best = faiss.ResultHeap(len(vectors), min(k, len(documents)), keep_max=True)
+        with bar(len(documents), f"searching ({self.name})", "documents") as progress:
+            for start, block in self._blocks(collection):
+                check_finite(block, documents.table["id"].slice(start, len(block)).to_pylist(), self.documents.name)
+                rows, scores = exact_search(vectors, block, best.k)
+                best.add_result(scores, rows + start)
+                progress.update(len(block))
+        best.finalize()
+        used = np.unique(best.I[best.I >= 0])
+        ids = dict(zip(used.tolist(), documents.table["id"].take(pa.array(used)).to_pylist(), strict=True))
+        return Run.from_matrix(queries.ids, ids, best.I, best.D, name=self.name)  # type: ignore[arg-type]  # by row
+
+    def holds(self, collection: Collection) -> bool:
+        """Whether the corpus is small enough that all vectors are held while they are searched."""
+        return len(collection.documents) <= HELD
+
+    def _blocks(self, collection: Collection) -> Iterator[tuple[int, np.ndarray]]:
+        """Row of the first document, and vectors, of each block."""
+        encoder = self.documents.bind(collection)
+        store = store_of(encoder, "document", self.root) if encoder.needs_store("document") else None
+        for start in range(0, len(collection.documents), BLOCK):
+            texts = collection.documents.slice(start, start + BLOCK)
+            if store is not None and not store.missing(texts):
+                yield start, store.gather(texts)
+            else:
+                yield start, encoder.encode(texts, "document")
 
     def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
         """The pairs with inner products; each text is embedded once, ever."""
@@ -45,16 +90,6 @@ class DenseRanker(TwoSidedRanker[Encoder]):
         documents = embed(self.documents.bind(collection), collection.documents.texts, "document", self.root)
         vectors = embed(encoder, queries.texts, "query", self.root)
         return lambda rows: vectors[rows] @ documents.T
-
-    def remaining(self, queries: Texts, collection: Collection, pairs: Run) -> Work:
-        """Texts of both sides that have no embedding yet."""
-        rows, columns = pair_positions(queries, collection, pairs)
-        sides: list[tuple[Encoder, list[str], Role]] = [
-            (self.queries, distinct(rows, queries)[1], "query"),
-            (self.documents, distinct(columns, collection.documents)[1], "document"),
-        ]
-        counted = [seconds_to_embed(encoder, texts, role, self.root) for encoder, texts, role in sides]
-        return Work(sum(items for items, _ in counted), "texts", sum(seconds for _, seconds in counted))
 
     def timed_stages(self, collection: Collection, k: int) -> Sequence[Stage]:
         """Encoding of queries, and search of a flat index."""

@@ -11,6 +11,7 @@ import numpy as np
 from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
+from retrodistill.encoders.names import cannot_search
 from retrodistill.runs.run import Run
 
 CorpusScorer = Callable[[slice], np.ndarray]
@@ -80,6 +81,14 @@ class Ranker:
             UserError: It scores pairs only.
         """
         raise UserError(cannot_search(self.name))
+
+    def stream(self, queries: Texts, collection: Collection, k: int) -> Run:
+        """As `search`, with memory that does not grow with the corpus, where the ranker knows how."""
+        return self.search(queries, collection, k)
+
+    def holds(self, collection: Collection) -> bool:
+        """Whether it holds in memory what it searches, so that it can be timed; otherwise `stream` works in blocks."""
+        return True
 
     def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
         """The same pairs with this ranker's scores: raw, higher is better; every pair has one.
@@ -169,14 +178,6 @@ class Ranker:
     def queries_by(self) -> str:
         """Name of what encodes the queries; empty where it is unknown."""
         return getattr(self.queries, "name", "")
-
-
-def cannot_search(name: str) -> str:
-    """The message for a ranker that only scores pairs."""
-    return (
-        f"model {name} scores pairs and cannot search a corpus; mine candidates with bm25, dense, static, sparse, "
-        "multi-vector or run, and use it as a teacher."
-    )
 
 
 def cannot_score(name: str) -> str:

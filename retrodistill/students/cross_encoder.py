@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from retrodistill.core.errors import UserError
-from retrodistill.encoders.layers import keep_first_layers
 from retrodistill.encoders.loading import load_cross_encoder
+from retrodistill.encoders.modules import keep_first_layers
 from retrodistill.rankers.cross_encoder import CrossEncoderRanker
 from retrodistill.students.pairs import CrossEncoderStudent, load_pairs, train_pairs
 from retrodistill.students.registry import Kind, StageDefaults

@@ -8,10 +8,11 @@ import numpy as np
 
 from retrodistill.core.errors import UserError
 from retrodistill.data.sentences import title_texts
+from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.embeddings import embed
-from retrodistill.encoders.encoder import Encoder, load_encoder
+from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import load_bi_encoder
-from retrodistill.encoders.rebuilding import with_modules
+from retrodistill.encoders.modules import with_modules
 from retrodistill.rankers.dense import DenseRanker
 from retrodistill.students.registry import Kind, StageDefaults
 
@@ -134,7 +135,7 @@ KIND = Kind(
     library_class="SentenceTransformer",
     written="dense:NAME",
     start=start_dense,
-    load=lambda folder: load_encoder(f"dense:{folder}"),
+    load=lambda folder: load_encoder(f"dense:{folder}", DENSE),
     wrap=Encoder,
     train=_train,
     ranker=lambda student, documents: DenseRanker(documents, student, checked=False),

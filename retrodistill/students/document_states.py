@@ -18,7 +18,7 @@ from retrodistill.core.files import atomic_folder, cache_folder, digest
 from retrodistill.core.progress import bar
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.encoders.weights import weights_digest
+from retrodistill.encoders.modules import weights_digest
 from retrodistill.rankers.protocol import Ranker, pair_positions
 from retrodistill.runs.run import Run
 from retrodistill.students.pairs import CrossEncoderStudent, train_pairs

@@ -24,7 +24,7 @@ from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import Role
 from retrodistill.encoders.embeddings import EmbeddingStore, embed
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.encoders.rebuilding import with_modules
+from retrodistill.encoders.modules import with_modules
 from retrodistill.students.dense import KIND as DENSE
 from retrodistill.students.dense import start_dense
 from retrodistill.students.dense_training import held_out_monitor, train_on_texts

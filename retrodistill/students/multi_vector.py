@@ -8,16 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from retrodistill.core.errors import UserError
-from retrodistill.encoders.layers import keep_first_layers
+from retrodistill.encoders.any_encoder import MULTI_VECTOR, load_encoder
 from retrodistill.encoders.loading import load_bi_encoder, load_multi_vector
-from retrodistill.encoders.multi_vector import (
-    MultiVectorModel,
-    fitted_on,
-    load_multi_vector_encoder,
-    principal_directions,
-    token_encoder,
-)
-from retrodistill.encoders.rebuilding import with_modules
+from retrodistill.encoders.modules import keep_first_layers, with_modules
+from retrodistill.encoders.multi_vector import MultiVectorModel, fitted_on, principal_directions, token_encoder
 from retrodistill.rankers.multi_vector import MultiVectorRanker
 from retrodistill.students.clustering import with_clusters
 from retrodistill.students.registry import Kind, StageDefaults
@@ -179,7 +173,7 @@ KIND = Kind(
     library_class="MultiVectorEncoder",
     written="multi-vector:NAME",
     start=_start,
-    load=lambda folder: load_multi_vector_encoder(f"multi-vector:{folder}"),
+    load=lambda folder: load_encoder(f"multi-vector:{folder}", MULTI_VECTOR),
     wrap=MultiVectorModel,
     train=_train,
     ranker=lambda student, documents: MultiVectorRanker(student),

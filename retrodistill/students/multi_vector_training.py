@@ -13,9 +13,9 @@ from retrodistill.core.distributed import main_first
 from retrodistill.core.errors import UserError
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import Role
+from retrodistill.encoders.embeddings import TokenVectors
 from retrodistill.encoders.maxsim import best_documents
 from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens
-from retrodistill.encoders.token_vectors import TokenVectors
 from retrodistill.students.clustering import TokenClusters, without_clusters
 from retrodistill.students.heads import HeadScorer, train_head
 from retrodistill.students.states import (

@@ -16,7 +16,7 @@ from retrodistill.core.files import digest
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.contract import STUDENT_MANIFEST, Role
 from retrodistill.encoders.loading import load_cross_encoder
-from retrodistill.encoders.weights import weights_digest
+from retrodistill.encoders.modules import weights_digest
 from retrodistill.training.lists import ListBatch
 from retrodistill.training.scorers import ColumnScorer
 from retrodistill.training.stages import BothEncoders, StageRun, train_both

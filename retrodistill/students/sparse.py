@@ -10,11 +10,11 @@ import numpy as np
 from retrodistill.core.errors import UserError
 from retrodistill.data.sentences import title_texts
 from retrodistill.data.texts import Texts
+from retrodistill.encoders.any_encoder import SPARSE, load_encoder
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.encoders.layers import keep_first_layers
 from retrodistill.encoders.loading import load_bi_encoder, load_sparse
-from retrodistill.encoders.rebuilding import with_modules
-from retrodistill.encoders.sparse import SparseTextEncoder, load_sparse_encoder
+from retrodistill.encoders.modules import keep_first_layers, with_modules
+from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.rankers.sparse import SparseRanker
 from retrodistill.students.registry import WHOLE_TRANSFORMER, Kind, StageDefaults
 from retrodistill.students.states import StoredStatesRanker, head_of, stored_states
@@ -357,7 +357,7 @@ KIND = Kind(
         layers=settings.layers,
         max_length=settings.max_length,
     ),
-    load=lambda folder: load_sparse_encoder(f"sparse:{folder}"),
+    load=lambda folder: load_encoder(f"sparse:{folder}", SPARSE),
     wrap=SparseTextEncoder,
     train=_train,
     ranker=lambda student, documents: SparseRanker(student),

@@ -14,8 +14,8 @@ from retrodistill import objectives as pure
 from retrodistill.core.distributed import main_first, processes
 from retrodistill.core.errors import UserError
 from retrodistill.data.texts import Texts
+from retrodistill.encoders.embeddings import SparseStore
 from retrodistill.encoders.sparse import SparseTextEncoder
-from retrodistill.encoders.sparse_store import SparseStore
 from retrodistill.runs.top_k import top_k
 from retrodistill.students.heads import HeadScorer, train_head
 from retrodistill.students.lexical_terms import lexical_terms_of, saturated_terms

@@ -17,10 +17,10 @@ from retrodistill.core.progress import bar
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import Role
+from retrodistill.encoders.embeddings import TextStore
+from retrodistill.encoders.modules import weights_digest
 from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.sparse import SparseTextEncoder
-from retrodistill.encoders.text_store import TextStore
-from retrodistill.encoders.weights import weights_digest
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.runs.run import Run
 

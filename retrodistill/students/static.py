@@ -10,8 +10,9 @@ from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.files import atomic_file, cache_folder, digest
 from retrodistill.core.progress import bar
 from retrodistill.data.texts import Texts
+from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.embeddings import embed
-from retrodistill.encoders.encoder import Encoder, load_encoder
+from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import device
 from retrodistill.encoders.vector_files import VectorFile
 from retrodistill.rankers.dense import DenseRanker
@@ -159,7 +160,7 @@ def _word_embeddings(teacher: Encoder) -> np.ndarray:
 def _start(settings: Any, data: Any) -> SentenceTransformer:
     table_tokenizer = None
     if settings.tokenizer and isinstance(data.space, VectorFile):
-        table_tokenizer = load_encoder(settings.tokenizer)
+        table_tokenizer = load_encoder(settings.tokenizer, DENSE)
     return static_student(
         data.space,
         data.collection.documents,

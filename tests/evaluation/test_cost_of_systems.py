@@ -98,13 +98,13 @@ class TestWhatIsMeasured:
         (tmp_path / "queries.ids.txt").write_text("".join(f"{one}\n" for one in tiny.queries.ids))
         wanted = evaluate(space, tiny).means[space]
         for held in (10**6, 0):  # a large corpus goes by in blocks
-            monkeypatch.setattr("retrodistill.evaluation.streaming.HELD", held)
+            monkeypatch.setattr("retrodistill.rankers.dense.HELD", held)
             made = evaluate({"recorded": f"vectors:{tmp_path}"}, tiny, cost_threads=1)
             assert made.means["recorded"] == pytest.approx(wanted)
             assert made.rows[0].cost is None
 
     def test_exact_search_of_a_large_corpus_is_not_held_for_it(self, tiny, space, monkeypatch):
-        monkeypatch.setattr(cost, "HELD", 59)
+        monkeypatch.setattr("retrodistill.rankers.dense.HELD", 59)
         assert measure_cost(of(space), tiny, ["a"]) is None
         assert measure_cost(build_index(tiny, space), tiny, ["a"]) is not None
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from retrodistill.core.errors import UserError
+from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.embeddings import embed
-from retrodistill.encoders.encoder import load_encoder
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.recipes.building import build_student

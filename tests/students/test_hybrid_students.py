@@ -8,8 +8,9 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from retrodistill.core.errors import UserError
+from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.embeddings import EmbeddingStore
-from retrodistill.encoders.encoder import Encoder, load_encoder
+from retrodistill.encoders.encoder import Encoder
 from retrodistill.students.dense import dense_student
 from retrodistill.students.heads import only_trained
 from retrodistill.students.hybrid import (

@@ -7,10 +7,9 @@ import pytest
 
 from retrodistill.core.errors import UserError
 from retrodistill.data import Collection
+from retrodistill.encoders.embeddings import SparseStore, TokenVectors
 from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.sparse import SparseTextEncoder
-from retrodistill.encoders.sparse_store import SparseStore
-from retrodistill.encoders.token_vectors import TokenVectors
 from retrodistill.indexes import build_index
 from retrodistill.indexes.impacts import InvertedSettings
 from retrodistill.indexes.multi_vector import MultiVectorSettings
