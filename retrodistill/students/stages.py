@@ -40,7 +40,7 @@ def run_stage(model: Any, stage: StageSettings, data: TrainingData, folder: Path
             f"regularizer {stage.regularizers[0].name!r} sees term weights; {kind.name} students have none."
         )
     if stage.matryoshka:
-        if not kind.can_truncate:
+        if not kind.has_vector:
             raise UserError(f"matryoshka cuts vectors of dense and static students; this one is {kind.name}.")
         check_dimensions(stage.matryoshka, student.dimension)
     space = None if data.own_documents else data.space
