@@ -15,10 +15,9 @@ from retrodistill.evaluation.results import Results, System
 from retrodistill.rankers.ensemble import Ensemble
 from retrodistill.rankers.protocol import Teacher
 from retrodistill.rankers.recorded import RecordedTeacher
-from retrodistill.recipes.conversation_settings import ConversationSettings
 from retrodistill.recipes.job import Job
 from retrodistill.recipes.questions import MADE
-from retrodistill.recipes.settings import StudentSettings
+from retrodistill.recipes.settings import ConversationSettings, StudentSettings
 from retrodistill.recipes.students import Distilled
 from retrodistill.report.card import write_card
 from retrodistill.report.card_facts import YOURS, Facts, Teaching, Turns, published, without_folders

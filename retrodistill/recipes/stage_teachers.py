@@ -18,7 +18,7 @@ from retrodistill.rankers.loading import load_teacher
 from retrodistill.rankers.protocol import Teacher
 from retrodistill.recipes.building import space_of
 from retrodistill.recipes.settings import StudentSettings, TeacherSettings
-from retrodistill.recipes.variant_settings import unclustered
+from retrodistill.recipes.student_settings import unclustered
 from retrodistill.students.cross_encoder import CrossEncoderStudent
 from retrodistill.training.list_settings import CURRENT_STUDENT, is_student, parse_student
 from retrodistill.training.settings import StageSettings
