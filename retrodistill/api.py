@@ -13,18 +13,18 @@ from retrodistill.core.files import check_replaceable, exclusive, read_json
 from retrodistill.core.progress import log
 from retrodistill.data import Collection, load_collection
 from retrodistill.encoders import Encoder, load_encoder
+from retrodistill.encoders.any_encoder import DENSE
 from retrodistill.encoders.contract import STUDENT_MANIFEST
-from retrodistill.encoders.vector_files import bound
 from retrodistill.evaluation import evaluating
 from retrodistill.evaluation.evaluating import Evaluation
 from retrodistill.evaluation.results import Results
-from retrodistill.rankers import load_teacher
+from retrodistill.rankers import load_ranker
 from retrodistill.recipes import StudentSettings, validated
 from retrodistill.recipes.cards import Source, write_student_card
 from retrodistill.recipes.one_student import one_student
 from retrodistill.recipes.students import train_student
 from retrodistill.report import write_page
-from retrodistill.students.kinds import AnyStudent
+from retrodistill.students.saving import AnyStudent
 from retrodistill.training.scoring import check_recorded
 from retrodistill.training.settings import StageSettings, TrainingSettings
 from retrodistill.training.texts import training_queries
@@ -83,7 +83,7 @@ def distill(  # noqa: PLR0913 - one call for what a recipe says
     wanted = one_student(student, objectives=objectives, train=train, training=training, stages=curriculum)
     settings = validated(StudentSettings, wanted, "distill")
     folder = check_replaceable(out, STUDENT_MANIFEST)
-    corpus, teacher = load_collection(collection), load_teacher(target)
+    corpus, teacher = load_collection(collection), load_ranker(target)
     test = corpus.split("test") if "test" in corpus.split_sizes else None
     asked, warning = training_queries(corpus, queries, test)
     if warning:
@@ -91,7 +91,7 @@ def distill(  # noqa: PLR0913 - one call for what a recipe says
     check_recorded(teacher, corpus, asked, settings.stages)
     work = folder.with_name(f".{folder.name}.work")  # its own, since another student may be in training beside it
     data = TrainingData(
-        corpus, asked, teacher, bound(load_encoder(document_encoder), corpus), work, seed, excluded_queries=test
+        corpus, asked, teacher, load_encoder(document_encoder, DENSE).bind(corpus), work, seed, excluded_queries=test
     )
     with exclusive(work / ".lock"):
         made = train_student(folder.name, settings, data, folder)
@@ -120,7 +120,8 @@ def evaluate(
             ensemble, or ``rerank:TEACHER@SOURCE``.
         collection: A collection or what `load_collection` takes.
         split: Whose judgments count; BEIR's by default: test, and dev for msmarco.
-        measures: ``ndcg@k``, ``mrr@k``, ``recall@k``, ``map@k``, ``precision@k``, ``hole@k``; BEIR's by default.
+        measures: Any strings of ir_measures, such as ``nDCG@10`` or ``RR(rel=2)@10``; ``ndcg@k``, ``mrr@k``,
+            ``recall@k``, ``map@k``, ``precision@k`` and ``hole@k`` for short; BEIR's by default.
         depth: Documents retrieved per query; cut to the corpus.
         teacher: Measure agreement with this teacher too; it needs no judgments.
         cost_threads: Measure cost too, on so many threads; it needs no judgments.

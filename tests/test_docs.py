@@ -139,6 +139,12 @@ class TestCode:
         assert languages <= {"python", "bash", "yaml", "json", "text"}
         assert not INDENTED.search(page.read_text(encoding="utf-8"))
 
+    @pytest.mark.parametrize("page", PAGES, ids=name_of)
+    def test_files_that_a_page_names_exist(self, page):
+        text = page.read_text(encoding="utf-8")
+        named = re.findall(r"`((?:retrodistill|configs|tests|evaluation|examples|docs)/[\w/.-]*)`", text)
+        assert [name for name in named if "NAME" not in name and not (ROOT / name).exists()] == []
+
     def test_extras_exist(self):
         import tomllib
 
@@ -173,7 +179,8 @@ class TestRecipes:
         assert said
         for command in said:
             words = shlex.split(command)
-            parse([str(ROOT / word) if word.startswith("configs/") else word for word in words[1:]])
+            assert words[2] == path.stem
+            parse(words[1:])
 
 
 class TestSite:

@@ -92,7 +92,7 @@ def check(  # noqa: PLR0913, PLR0917 - one option each
     from retrodistill.data import load_collection
     from retrodistill.evaluation.check import check as check_index
     from retrodistill.indexes import load_index
-    from retrodistill.report.terminal import check_text
+    from retrodistill.report.tables import check_text
 
     set_quiet(as_json)
     made = check_index(
@@ -119,13 +119,13 @@ def search(
 ) -> None:
     """Search an index."""
     from retrodistill.data import load_collection
-    from retrodistill.rankers.retrievers import check_queries
+    from retrodistill.rankers.queries import check_queries
 
     set_quiet(as_json)
     check_queries(query)
     texts = load_collection(collection).documents if collection else None
     with _opened(place, queries, parameters) as opened:
-        found = opened.search(query, k)
+        found = opened.search(query, k=k)
     rows: list[dict[str, Any]] = [
         {
             "query": query[int(number)],

@@ -32,7 +32,8 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one option each
     ],
     split: SplitOption = None,
     measure: Annotated[
-        list[str] | None, typer.Option(help="ndcg@k, mrr@k, map@k, recall@k, precision@k, hole@k; BEIR's by default.")
+        list[str] | None,
+        typer.Option(help="ndcg@k, mrr@k, ..., or any string of ir_measures (Rprec, RR(rel=2)@10); BEIR's by default."),
     ] = None,
     depth: Annotated[int, typer.Option(help="Documents retrieved per query.", min=1)] = 1000,
     teacher: TeacherOption = None,
@@ -47,7 +48,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one option each
     from retrodistill.api import write_report
     from retrodistill.evaluation.benchmark import benchmark
     from retrodistill.evaluation.evaluating import EvaluationConfig
-    from retrodistill.report.terminal import benchmark_text
+    from retrodistill.report.tables import benchmark_text
 
     set_quiet(as_json)
     wanted = EvaluationConfig(split, measure, depth, teacher, threads if cost else None, command=_command())
@@ -82,7 +83,7 @@ def compare(  # noqa: PLR0913, PLR0917 - one option each
 ) -> None:
     """Compare systems with the first on the same queries: is a difference real, and which queries made it?"""
     from retrodistill.evaluation.gathering import ComparisonConfig, compare_named
-    from retrodistill.report.terminal import comparison_text
+    from retrodistill.report.tables import comparison_text
 
     set_quiet(as_json)
     made = compare_named(system, ComparisonConfig(collection, split, measure, teacher, every_pair, shown, seed))

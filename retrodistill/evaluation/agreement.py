@@ -12,11 +12,9 @@ from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.evaluation.measures import Grades, evaluate_run, means
 from retrodistill.evaluation.results import Agreement, Bin
-from retrodistill.evaluation.streaming import retrieve
-from retrodistill.evaluation.systems import searcher
-from retrodistill.rankers.loading import load_teacher
-from retrodistill.rankers.protocol import Teacher
-from retrodistill.rankers.recorded import RecordedTeacher
+from retrodistill.rankers.loading import load_ranker
+from retrodistill.rankers.protocol import Ranker
+from retrodistill.rankers.recorded import recorded_pairs
 from retrodistill.runs.agreement import kendall, overlap, ranking_overlap, score_bins
 from retrodistill.runs.align import align, look_up
 from retrodistill.runs.run import Run
@@ -41,7 +39,7 @@ def agreements(
     the queries that it has.
 
     Args:
-        teacher: What `load_teacher` takes.
+        teacher: What `load_ranker` takes.
         runs: Of the systems; documents that are their own query are left out.
         collection: Where they searched.
         queries: What they were asked.
@@ -53,26 +51,25 @@ def agreements(
     Raises:
         UserError: The teacher cannot be loaded, or has a score for none of the queries.
     """
-    judge, asked = load_teacher(teacher), len(queries)
-    if isinstance(judge, RecordedTeacher):
+    judge, asked = load_ranker(teacher), len(queries)
+    if judge.run is not None:
         known_queries = set(judge.run.query_ids)
         queries = queries.select([query for query in queries.ids if query in known_queries])
         qrels = qrels and {query: grades for query, grades in qrels.items() if query in known_queries}
     own = {query: query for query in queries.ids}
     tops = {name: run.select(queries.ids).without(own).top(DEPTH) for name, run in runs.items()}
-    search = searcher(judge)
     if wanted is not None:
         wanted = wanted.select(queries.ids)
-    elif search is None:
+    elif not judge.can_search:
         wanted = _scored(judge, collection, queries, align(list(tops.values()))[0])
     else:
-        wanted = retrieve(search, collection, queries, min(DEPTH + 1, len(collection.documents)))
+        wanted = judge.stream(queries, collection, min(DEPTH + 1, len(collection.documents)))
     known, wanted = wanted, wanted.without(own).top(DEPTH)
     if not len(wanted):
         raise UserError(f"teacher {judge.name} has no score for any of the {asked} queries; use another.")
     found = {}
     for name, top in tops.items():
-        scored = _scored(judge, collection, queries, top) if rescore else _recorded(known, top, judge.name)
+        scored = _scored(judge, collection, queries, top) if rescore else recorded_pairs(known, top, judge.name)
         whole = runs[name].select(queries.ids).without(own)
         quality = {
             "reached": _ndcg(whole, qrels) if qrels else None,
@@ -99,19 +96,12 @@ def _agreement(
     )
 
 
-def _scored(teacher: Teacher, collection: Collection, queries: Texts, pairs: Run) -> Run:
+def _scored(teacher: Ranker, collection: Collection, queries: Texts, pairs: Run) -> Run:
     """The pairs with the teacher's scores; of a recorded teacher, those that it has."""
-    if not isinstance(teacher, RecordedTeacher):
-        return teacher.score(collection, queries, pairs)
+    if teacher.run is None:
+        return teacher.score(queries, collection, pairs)
     teacher.run.require({*collection.queries.ids, *queries.ids}, collection.documents.ids)
-    return _recorded(teacher.run, pairs, teacher.name)
-
-
-def _recorded(run: Run, pairs: Run, name: str) -> Run:
-    """The pairs that a run holds, with its scores."""
-    scores = look_up(run, pairs)
-    known = np.isfinite(scores)
-    return pairs.filter(known).with_scores(scores[known], name)
+    return recorded_pairs(teacher.run, pairs, teacher.name)
 
 
 def _ndcg(run: Run, qrels: Grades) -> float:

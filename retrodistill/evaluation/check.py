@@ -13,15 +13,17 @@ import numpy as np
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.encoders.any_model import load_text_model
+from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import IN_MEMORY
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.token_weights import TokenWeights
-from retrodistill.encoders.vector_files import VectorFile, bound
+from retrodistill.encoders.vector_files import VectorFile
 from retrodistill.evaluation.latency import query_latency
 from retrodistill.evaluation.measures import evaluate_run, means
 from retrodistill.indexes.protocol import Index
-from retrodistill.rankers.retrievers import Retriever, check_k, load_retriever
+from retrodistill.rankers.loading import load_ranker
+from retrodistill.rankers.protocol import Ranker
+from retrodistill.rankers.queries import check_k
 from retrodistill.runs.agreement import overlap
 from retrodistill.runs.run import Run
 
@@ -124,13 +126,13 @@ def check(
     if isinstance(own, VectorFile) and len(own.missing(asked.texts, "query")):
         notes.append(f"{own.name} has no vectors for these queries: the teacher's own are not compared.")
     else:
-        ways = [_Way("teacher", own, own, load_retriever(own)), _Way(_OWN, own, own, _asked_by(index, own))]
+        ways = [_Way("teacher", own, own, load_ranker(own)), _Way(_OWN, own, own, _asked_by(index, own))]
     if student.fingerprint("query") != own.fingerprint("query"):
         if symmetric and not isinstance(student, VectorFile):
             alone = type(student)(student.model, student.name)  # no manifest: it searches its own documents here
-            ways.append(_Way("symmetric", student, student, load_retriever(alone)))
+            ways.append(_Way("symmetric", student, student, load_ranker(alone)))
         ways.append(_Way("asymmetric", own, student, _asked_by(index, student)))
-    runs = {way.name: way.retriever.retrieve(collection, asked, min(max(_DEPTH, k) + 1, len(index))) for way in ways}
+    runs = {way.name: way.retriever.search(asked, collection, min(max(_DEPTH, k) + 1, len(index))) for way in ways}
     rates = {way.documents.name: _documents_per_second(way.documents, collection) for way in ways}
     return Check(
         student.name,
@@ -160,12 +162,12 @@ class _Way:
     name: str
     documents: Any
     queries: Any
-    retriever: Retriever
+    retriever: Ranker
 
 
 def _loaded(source: Any, collection: Collection) -> Any:
-    found = load_text_model(source)
-    return bound(found, collection) if isinstance(found, Encoder) else found
+    found = load_encoder(source)
+    return found.bind(collection) if isinstance(found, Encoder) else found
 
 
 def _teacher(index: Index, given: Any, collection: Collection) -> Any:
@@ -199,7 +201,7 @@ def _asked(collection: Collection, split: str) -> tuple[Texts, dict[str, dict[st
     return asked, collection.relevance(split).to_dict() if split in collection.qrels else {}
 
 
-def _asked_by(index: Any, encoder: Any) -> Retriever:
+def _asked_by(index: Any, encoder: Any) -> Ranker:
     """The same index with another query encoder, which it has admitted."""
     other = copy.copy(index)
     other.queries = encoder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,20 +13,12 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.progress import log
 from retrodistill.data.collection import Collection
 from retrodistill.encoders.contract import TextModel
-from retrodistill.encoders.embeddings import embed
-from retrodistill.encoders.vector_files import VectorFile, bound
-from retrodistill.encoders.vectors import flat_index, leading
+from retrodistill.encoders.vector_files import VectorFile
 from retrodistill.evaluation.latency import staged_latency
 from retrodistill.evaluation.memory import peak_memory
 from retrodistill.evaluation.rates import fixed_threads, matrix_rate, operations
-from retrodistill.evaluation.reranking import Reranker
 from retrodistill.evaluation.results import Cost, Timing
-from retrodistill.evaluation.streaming import HELD
-from retrodistill.evaluation.student_reranking import StudentReranker
-from retrodistill.indexes.faiss_index import FaissIndex
-from retrodistill.rankers.bm25 import BM25
-from retrodistill.rankers.ensemble import Ensemble
-from retrodistill.rankers.retrievers import DenseRetriever, LexicalRetriever, RecordedRetriever, Retriever
+from retrodistill.rankers.protocol import Ranker
 
 DEPTH, BATCHES = 100, (1, 32)
 _QUERIES, _DOCUMENTS, _BATCH, _WARM_UP, _MEMORY = 100, 64, 32, 8, 20
@@ -48,20 +40,9 @@ class Rates(NamedTuple):
 
 _RATES: dict[tuple[str, str, int], Rates | None] = {}  # by encoder, collection and threads
 
-Stages = tuple[Callable[[list[str]], Any], Callable[[Any], Any]]
-
-
-@runtime_checkable
-class Staged(Protocol):
-    """A retriever that tells encoding and search apart; any may offer this."""
-
-    def timed_stages(self, collection: Collection, k: int) -> Stages:
-        """Two functions: query texts to what is searched with, and that to results; nothing cached."""
-        ...
-
 
 def measure_cost(
-    retriever: Retriever,
+    retriever: Ranker,
     collection: Collection,
     texts: Sequence[str],
     threads: int = 1,
@@ -88,16 +69,16 @@ def measure_cost(
         UserError: No query, or fewer than one thread.
     """
     asked = list(texts[:_QUERIES])
-    if not answers_new_queries(retriever):
+    if not retriever.can_be_timed:
         return None
-    if type(retriever) is DenseRetriever and len(collection.documents) > HELD:
+    if not retriever.holds(collection):
         log(f"{retriever.name}: {len(collection.documents):,} vectors are not held to be timed; build an index of them")
         return None
     if not asked:
         raise UserError("no query to time; choose a split that has some.")
     documents = len(collection.documents)
     with fixed_threads(threads):
-        stages = _stages(retriever, collection, min(DEPTH, documents))
+        stages = retriever.timed_stages(collection, min(DEPTH, documents))
         timings = [_timing(stages, asked, batch) for batch in BATCHES]
         throughput = _throughput(retriever, collection, threads)
     each = retriever.bytes_per_document(collection)
@@ -114,40 +95,10 @@ def measure_cost(
     )
 
 
-def answers_new_queries(retriever: Retriever) -> bool:
-    """Whether there is anything to time: not of what was recorded, nor of teachers that keep what they scored."""
-    if isinstance(retriever, (RecordedRetriever, Reranker)):
-        return False
-    if isinstance(retriever, (StudentReranker, Ensemble)):
-        return retriever.can_be_timed
-    return not isinstance(getattr(retriever, "queries", None), VectorFile)
-
-
 def _timing(stages: Sequence[Callable[[Any], Any]], texts: Sequence[str], batch: int) -> Timing:
     parts, total, rate = staged_latency(stages, texts, batch=batch, warm_up=max(1, 10 // batch))
     encode, search = parts if len(parts) == 2 else (None, None)
     return Timing(batch=batch, encode=encode, search=search, total=total, queries_per_second=round(rate, 2))
-
-
-def _stages(retriever: Retriever, collection: Collection, k: int) -> Sequence[Callable[[Any], Any]]:
-    """Encoding and search apart, where they can be; else the whole, one query after the other."""
-    if isinstance(retriever, Staged):
-        return retriever.timed_stages(collection, k)
-    if isinstance(retriever, LexicalRetriever):
-        ranker = BM25(collection.documents)
-        return list, lambda texts: ranker.search(texts, k)  # it has nothing to encode
-    if type(retriever) is DenseRetriever:
-        documents, asking = bound(retriever.documents, collection), retriever.queries
-        flat = flat_index(embed(documents, collection.documents.texts, "document"))
-        return lambda texts: asking.encode(texts, "query"), lambda vectors: flat.search(vectors, k)
-    if isinstance(retriever, FaissIndex) and retriever.queries is not None:
-        index, encoder, space = retriever.index, retriever.queries, retriever.space
-        return (
-            lambda texts: leading(encoder.encode(texts, "query"), space.truncation, unit=space.norm == "unit"),
-            lambda vectors: index.search(np.ascontiguousarray(vectors), min(k, len(retriever))),
-        )
-    answer = retriever.query_fn(collection, k)
-    return [lambda texts: [answer(text) for text in texts]]
 
 
 def _throughput(retriever: Any, collection: Collection, threads: int) -> dict[str, Any]:

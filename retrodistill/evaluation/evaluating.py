@@ -21,10 +21,9 @@ from retrodistill.evaluation.measures import Grades, evaluate_run, means, measur
 from retrodistill.evaluation.report import with_differences
 from retrodistill.evaluation.results import Agreement, Cost, Results, System, of_measures
 from retrodistill.evaluation.rules import split_of, version_note
-from retrodistill.evaluation.streaming import retrieve
 from retrodistill.evaluation.systems import Candidate, candidates_for, named_systems
-from retrodistill.rankers.loading import load_teacher
-from retrodistill.rankers.retrievers import Retriever
+from retrodistill.rankers.loading import load_ranker
+from retrodistill.rankers.protocol import Ranker
 from retrodistill.runs.run import Run
 
 
@@ -34,8 +33,7 @@ class EvaluationConfig:
 
     Attributes:
         split: Whose judgments count; None for BEIR's rule: test, and dev for msmarco.
-        measures: ``ndcg@k``, ``mrr@k``, ``map@k``, ``recall@k``, ``precision@k``, ``hole@k``; None for BEIR's, less
-            those deeper than `depth`.
+        measures: As `evaluate_run` takes them; None for BEIR's, less those deeper than `depth`.
         depth: Documents retrieved per query; cut to the corpus.
         teacher: Agreement with this one is measured too; None for none.
         cost_threads: Cost is measured too, on so many threads; None for not.
@@ -58,17 +56,19 @@ class EvaluationConfig:
         for what, number in (("depth", self.depth), ("threads", self.cost_threads)):
             if number is not None and number < 1:
                 raise UserError(f"{what} {number}: give at least 1.")
-        for measure in self.columns:
+        for measure in self.measures or ():
             parse_measure(measure)
 
     def with_teacher(self) -> EvaluationConfig:
         """The same, the teacher loaded: a wrong name fails before any work, and several collections load it once."""
-        return self if self.teacher is None else replace(self, teacher=load_teacher(self.teacher))
+        return self if self.teacher is None else replace(self, teacher=load_ranker(self.teacher))
 
     @property
     def columns(self) -> list[str]:
         """The measures by name."""
-        return measures_within(self.depth) if self.measures is None else list(dict.fromkeys(self.measures))
+        if self.measures is None:
+            return measures_within(self.depth)
+        return list(dict.fromkeys(parse_measure(measure).name for measure in self.measures))
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,8 @@ def evaluate(
             ensemble, or ``rerank:TEACHER@SOURCE``.
         collection: A collection or what `load_collection` takes.
         split: Whose judgments count; BEIR's by default: test, and dev for msmarco.
-        measures: ``ndcg@k``, ``mrr@k``, ``recall@k``, ``map@k``, ``precision@k``, ``hole@k``; BEIR's by default.
+        measures: Any strings of ir_measures, such as ``nDCG@10`` or ``RR(rel=2)@10``; ``ndcg@k``, ``mrr@k``,
+            ``recall@k``, ``map@k``, ``precision@k`` and ``hole@k`` for short; BEIR's by default.
         depth: Documents retrieved per query; cut to the corpus.
         teacher: Measure agreement with this teacher too; it needs no judgments.
         cost_threads: Measure cost too, on so many threads; it needs no judgments.
@@ -215,7 +216,7 @@ def _judgments(collection: Collection, split: str, wanted: EvaluationConfig) -> 
 
 def _depth_note(wanted: EvaluationConfig) -> str | None:
     """Measures that look deeper than what is retrieved are lower than their name says."""
-    deep = [measure for measure in wanted.columns if parse_measure(measure)[1] > max(wanted.depth, 10)]
+    deep = [measure for measure in wanted.columns if (parse_measure(measure).cutoff or 0) > max(wanted.depth, 10)]
     if not deep:
         return None
     return f"{', '.join(deep)}: only {wanted.depth} documents a query were retrieved (depth), so it counts no deeper."
@@ -258,10 +259,10 @@ def _evaluate(
     )
 
 
-def search(retriever: Retriever, collection: Collection, queries: Texts, depth: int) -> Run:
+def search(retriever: Ranker, collection: Collection, queries: Texts, depth: int) -> Run:
     """The best `depth` documents of each query; a document that is the query itself is left out, as in beir."""
     own = bool((collection.documents.positions(queries.ids) >= 0).any())
-    run = retrieve(retriever, collection, queries, min(depth + own, len(collection.documents)))
+    run = retriever.stream(queries, collection, min(depth + own, len(collection.documents)))
     return run.without({query: query for query in queries.ids}).top(depth)
 
 

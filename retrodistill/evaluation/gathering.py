@@ -17,8 +17,9 @@ from retrodistill.evaluation.agreement import agreements
 from retrodistill.evaluation.comparing import Comparison, compare
 from retrodistill.evaluation.evaluating import Evaluation, EvaluationConfig, evaluate_on
 from retrodistill.evaluation.folder import PER_QUERY, read_per_query
+from retrodistill.evaluation.measures import parse_measure
 from retrodistill.evaluation.rules import split_of
-from retrodistill.rankers.loading import load_teacher
+from retrodistill.rankers.loading import load_ranker
 from retrodistill.runs.formats import read_run
 from retrodistill.runs.run import Run
 
@@ -95,9 +96,10 @@ def compare_named(names: Sequence[str], asked: ComparisonConfig) -> Comparison:
     Raises:
         UserError: As `compare` and `evaluate`; or a collection is needed and not given.
     """
-    wanted = EvaluationConfig(asked.split, [asked.measure])
+    measure = parse_measure(asked.measure).name
+    wanted = EvaluationConfig(asked.split, [measure])
     collection = None if asked.collection is None else load_collection(asked.collection)
-    teacher = None if asked.teacher is None else load_teacher(asked.teacher)
+    teacher = None if asked.teacher is None else load_ranker(asked.teacher)
     if teacher is not None and collection is None:
         raise UserError("agreement with a teacher needs the documents; give --collection.")
     homes = {name: home for name in names if (home := _home(name)) is not None}
@@ -109,7 +111,7 @@ def compare_named(names: Sequence[str], asked: ComparisonConfig) -> Comparison:
     tables = {one.title: one.per_query for one in found}
     compared = compare(
         tables,
-        asked.measure,
+        measure,
         every_pair=asked.every_pair,
         shown=asked.shown,
         texts=None if collection is None else collection.queries,

@@ -1,9 +1,11 @@
-"""Ranking measures per query, by pytrec_eval, with one tie rule and nothing dropped."""
+"""Ranking measures per query, by ir_measures, with one tie rule and nothing dropped."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,40 @@ from retrodistill.runs.run import Run
 Grades = Mapping[str, Mapping[str, int]]
 DEFAULT_MEASURES = ("ndcg@10", "mrr@10", "recall@100")
 BEIR_MEASURES = ("ndcg@10", "mrr@10", "map@1000", "recall@10", "recall@100", "recall@1000", "hole@10")
-_NAMES = {"ndcg": "ndcg_cut", "recall": "recall", "map": "map_cut", "precision": "P", "mrr": "recip_rank", "hole": "P"}
+# results.json's names of ir_measures' measures; "p" is only an input.
+_SHORT = {"ndcg": "nDCG", "mrr": "RR", "recall": "R", "map": "AP", "precision": "P"}
+_INPUTS = {**_SHORT, "p": "P"}
+# Providers beside pytrec_eval, in ir_measures' own order. Its gdeval is left out: a Perl script that fails on most ids.
+_PROVIDERS = ("cwl_eval", "compat", "pyndeval", "judged", "accuracy")
 _BLOCK = 512  # queries handed to trec_eval at once, as Python dictionaries: bounds the memory
+
+Scores = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measure.
+
+    Attributes:
+        name: Its column and its key in results.json: ``ndcg@10`` for ``nDCG@10``; of any other, ir_measures' string.
+        cutoff: Depth that it looks at; None for the whole ranking.
+        computed: What ir_measures computes. `value_at_cutoff` makes the measure from it.
+        is_hole: It is ``hole@k``, the share of the top k that nobody judged.
+    """
+
+    name: str
+    cutoff: int | None
+    computed: Any
+    is_hole: bool = False
+
+    def value_at_cutoff(self, value: float, documents: int) -> float:
+        """The measure of a query from what ir_measures computed, and the number of documents that were found."""
+        if self.is_hole and self.cutoff is not None:
+            # Of a list shorter than the cutoff, the share of what is there.
+            return 1 - value * self.cutoff / min(self.cutoff, documents)
+        if self.computed.NAME == "RR" and self.cutoff is not None:
+            return value if value >= 1 / self.cutoff - 1e-9 else 0.0
+        return value
 
 
 def evaluate_run(run: Run, qrels: Grades, measures: Sequence[str] = DEFAULT_MEASURES) -> pa.Table:
@@ -29,31 +63,29 @@ def evaluate_run(run: Run, qrels: Grades, measures: Sequence[str] = DEFAULT_MEAS
     Args:
         run: Search results. Queries without judgments are passed over.
         qrels: ``{query_id: {document_id: relevance}}``, graded; nDCG has linear gains (trec_eval).
-        measures: ``ndcg@k``, ``mrr@k``, ``recall@k``, ``map@k``, ``precision@k`` or ``hole@k``, the share of the top k
+        measures: Any strings of ir_measures, such as ``nDCG@10``, ``RR(rel=2)@10`` or ``Rprec``; for short ``ndcg@k``,
+            ``mrr@k``, ``recall@k``, ``map@k``, ``precision@k`` (or ``p@k``); and ``hole@k``, the share of the top k
             that nobody judged for this query (1 - ir_measures' Judged@k; beir's own `hole` asks whether a document was
             judged for any query).
 
     Returns:
-        A table query_id, then one float64 column per measure, in the order of `qrels`.
+        A table query_id, then one float64 column per measure under `Measure.name`, in the order of `qrels`.
 
     Raises:
         UserError: Unknown measure, or no judged query.
     """
     if not qrels:
         raise UserError("no judged query to measure on; choose a split with judgments.")
-    cuts = [parse_measure(measure) for measure in measures]
-    judges = _judges(qrels, cuts)
-    values: dict[str, list[float]] = {}
+    parsed = [parse_measure(measure) for measure in measures]
+    rows = {query: row for row, query in enumerate(qrels)}
+    values = np.zeros((len(parsed), len(rows)))
     for scores in _blocks(run.select(qrels).without({query: query for query in run.query_ids})):
-        found = {name: judge.evaluate(scores) for name, judge in judges.items()}
+        computed = _computed(parsed, scores, {query: dict(qrels[query]) for query in scores})
         for query, documents in scores.items():
-            values[query] = [
-                _value(found["hole" if name == "hole" else "graded"].get(query, {}), name, cut, len(documents))
-                for name, cut in cuts
-            ]
-    nothing = [0.0] * len(cuts)
-    rows = np.array([values.get(query, nothing) for query in qrels], dtype=np.float64).reshape(len(qrels), len(cuts))
-    return pa.table({"query_id": list(qrels), **{measure: rows[:, at] for at, measure in enumerate(measures)}})
+            for column, measure in enumerate(parsed):
+                value = computed[column].get(query, 0.0)
+                values[column, rows[query]] = measure.value_at_cutoff(value, len(documents))
+    return pa.table({"query_id": list(qrels), **{one.name: values[at] for at, one in enumerate(parsed)}})
 
 
 def means(per_query: pa.Table) -> dict[str, float]:
@@ -62,42 +94,121 @@ def means(per_query: pa.Table) -> dict[str, float]:
     return {name: float(np.mean(per_query[name].to_numpy())) for name in names}
 
 
-def parse_measure(measure: str) -> tuple[str, int]:
-    """Name and cut of a measure: ``"ndcg@10"`` is ``("ndcg", 10)``.
+def parse_measure(text: str) -> Measure:
+    """Read a measure: a short name such as ``ndcg@10``, or any string of ir_measures.
 
     Raises:
-        UserError: It is no measure; the nearest is named.
+        UserError: It is not a measure, and the nearest is named; or ir_measures needs another package for it.
     """
-    parsed = re.fullmatch(r"([a-z]+)@(\d+)", measure)
-    if parsed is None or parsed.group(1) not in _NAMES or int(parsed.group(2)) < 1:
-        raise unknown("measure", measure, [f"{name}@k" for name in _NAMES])
-    return parsed.group(1), int(parsed.group(2))
+    import ir_measures
+
+    short = re.fullmatch(r"([a-z]+)@(\d+)", text)
+    name, cutoff = (short.group(1), int(short.group(2))) if short else ("", 0)
+    if name == "hole" and cutoff:
+        return Measure(text, cutoff, ir_measures.P @ cutoff, is_hole=True)
+    try:
+        measure = ir_measures.parse_measure(f"{_INPUTS[name]}@{cutoff}" if name in _INPUTS else text)
+        measure.validate_params()
+    except (ValueError, NameError, TypeError, AssertionError) as error:
+        raise _unknown_measure(text) from error
+    depth = measure.params.get("cutoff")
+    if depth is not None and depth < 1:
+        raise _unknown_measure(text)
+    canonical = next((f"{short}@{depth}" for short, name in _SHORT.items() if str(measure) == f"{name}@{depth}"), "")
+    if measure.NAME == "RR" and depth is not None:  # trec_eval's has no cutoff: `value_at_cutoff` applies it
+        parameters = {key: value for key, value in measure.params.items() if key != "cutoff"}
+        parsed = Measure(canonical or str(measure), depth, type(measure)(**parameters))
+    else:
+        parsed = Measure(canonical or str(measure), depth, measure)
+    _provider(parsed)
+    return parsed
 
 
-def measures_within(depth: int, measures: Sequence[str] = BEIR_MEASURES) -> list[str]:
+def measures_within(depth: int, measures: Iterable[str] = BEIR_MEASURES) -> list[str]:
     """Those that look no deeper than `depth`, or than 10: of fewer documents, a recall would be another system's."""
-    return [measure for measure in measures if parse_measure(measure)[1] <= max(depth, 10)]
+    return [measure for measure in measures if (parse_measure(measure).cutoff or 0) <= max(depth, 10)]
 
 
-def _judges(qrels: Grades, cuts: Sequence[tuple[str, int]]) -> dict[str, Any]:
-    """trec_eval with the grades, and once more with every judged document as relevant: what is no hole."""
-    import pytrec_eval
-
-    graded = {_NAMES[name] if name == "mrr" else f"{_NAMES[name]}.{cut}" for name, cut in cuts if name != "hole"}
-    holes = {f"{_NAMES[name]}.{cut}" for name, cut in cuts if name == "hole"}
-    judges = {}
-    if graded:
-        grades = {query: dict(documents) for query, documents in qrels.items()}
-        judges["graded"] = pytrec_eval.RelevanceEvaluator(grades, graded)
-    if holes:
-        judged = {query: dict.fromkeys(documents, 1) for query, documents in qrels.items()}
-        judges["hole"] = pytrec_eval.RelevanceEvaluator(judged, holes)
-    return judges
+def _unknown_measure(text: str) -> UserError:
+    error = unknown("measure", text, [f"{name}@k" for name in (*_SHORT, "hole")])
+    return UserError(f"{error} Or any string of ir_measures, such as RR(rel=2)@10, Rprec, Success@5 or infAP.")
 
 
-def _blocks(run: Run) -> Iterator[dict[str, dict[str, float]]]:
+def _provider(measure: Measure) -> Any:
+    """The part of ir_measures that computes a measure: pytrec_eval, or another where that cannot.
+
+    Raises:
+        UserError: None is installed.
+    """
+    import ir_measures
+
+    if ir_measures.pytrec_eval.supports(measure.computed):
+        return ir_measures.pytrec_eval
+    others = [ir_measures.providers.registry[name] for name in _PROVIDERS]
+    able = [provider for provider in others if provider.supports(measure.computed)]
+    for provider in able:
+        if provider.is_available():
+            return provider
+    hints = [hint for provider in able if (hint := provider.install_instructions())]
+    raise UserError(
+        f"measure {measure.name!r} cannot be computed here; {hints[0] if hints else 'use one that pytrec_eval has'}."
+    )
+
+
+def _computed(measures: Sequence[Measure], scores: Scores, grades: dict[str, dict[str, int]]) -> list[dict[str, float]]:
+    """For each measure what ir_measures computes, by query."""
+    import ir_measures
+
+    judged = {query: dict.fromkeys(documents, 1) for query, documents in grades.items()}
+    found: list[dict[str, float]] = [{} for _ in measures]
+    plain: list[int] = []
+    for column, measure in enumerate(measures):
+        provider = _provider(measure)
+        if measure.is_hole:
+            found[column] = _of_block(provider, [measure.computed], judged, scores)[measure.computed]
+        elif provider is not ir_measures.pytrec_eval:  # these break ties each in its own way
+            found[column] = _of_block(provider, [measure.computed], grades, _without_ties(scores))[measure.computed]
+        elif measure.computed.params.keys() <= {"cutoff", "rel"}:
+            plain.append(column)
+        else:  # with gains of its own, it would lend them to measures of the same call (ir_measures 0.4.3)
+            found[column] = _of_block(provider, [measure.computed], grades, scores)[measure.computed]
+    if plain:
+        together = _of_block(ir_measures.pytrec_eval, [measures[at].computed for at in plain], grades, scores)
+        for column in plain:
+            found[column] = together[measures[column].computed]
+    return found
+
+
+def _of_block(
+    provider: Any, measures: Sequence[Any], grades: dict[str, dict[str, int]], scores: Scores
+) -> dict[Any, dict[str, float]]:
+    """By measure and query, the values of some queries."""
+    values: dict[Any, dict[str, float]] = {measure: {} for measure in measures}
+    for metric in provider.evaluator(list(values), grades).iter_calc(scores):
+        values[metric.measure][metric.query_id] = float(metric.value)
+    return values
+
+
+def _without_ties(scores: Scores) -> Scores:
+    """The same order as trec_eval's (score as float32, then document id, both descending), by scores that all differ.
+
+    They are above 0: Compat takes 0 for a document that was not found.
+    """
+
+    def place(query: str, document: str) -> tuple[np.float32, str]:
+        return np.float32(scores[query][document]), document
+
+    return {
+        query: {
+            document: float(rank) for rank, document in enumerate(sorted(documents, key=partial(place, query)), start=1)
+        }
+        for query, documents in scores.items()
+    }
+
+
+def _blocks(run: Run) -> Iterator[Scores]:
     """The run as dictionaries of plain Python floats, some queries at a time."""
-    scores: dict[str, dict[str, float]] = {}
+    scores: Scores = {}
     for query, documents, values in run:
         scores[query] = dict(zip(documents, values.tolist(), strict=True))
         if len(scores) == _BLOCK:
@@ -105,13 +216,3 @@ def _blocks(run: Run) -> Iterator[dict[str, dict[str, float]]]:
             scores = {}
     if scores:
         yield scores
-
-
-def _value(found: Mapping[str, float], name: str, cut: int, documents: int) -> float:
-    """One measure of one query; a reciprocal rank below 1 / cut lies beyond the cut."""
-    if name == "mrr":
-        reciprocal = float(found.get(_NAMES[name], 0.0))
-        return reciprocal if reciprocal >= 1 / cut - 1e-9 else 0.0
-    value = float(found.get(f"{_NAMES[name]}_{cut}", 0.0))
-    # Of a list shorter than the cut, the share of what is there.
-    return 1 - value * cut / min(cut, documents) if name == "hole" else value

@@ -14,17 +14,19 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import FILE_NAME
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
+from retrodistill.encoders.any_encoder import MULTI_VECTOR, load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.maxsim import best_documents
-from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens, load_multi_vector_encoder
+from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens
 from retrodistill.indexes.codecs import CodecSettings, fit_codec
 from retrodistill.indexes.documents import check_new, encoder_of, to_remove
 from retrodistill.indexes.muvera import MuveraSettings
 from retrodistill.indexes.proposals import FAISS_FILE, Proposer
+from retrodistill.indexes.protocol import Index
 from retrodistill.indexes.stored import StoredIndex, built_in, name_of
 from retrodistill.indexes.token_distillation import Lessons
 from retrodistill.indexes.tokens import CODES_FILE, TokenStore, check_tokens
-from retrodistill.rankers.retrievers import Queries, as_queries, wanted_depth
+from retrodistill.rankers.queries import Queries, as_queries, cut_depth, wanted_depth, within
 from retrodistill.runs.run import Run
 
 _BLOCK = 256  # documents that are encoded at once
@@ -40,7 +42,7 @@ class MultiVectorSettings(CodecSettings):
     muvera: MuveraSettings | None = None
 
 
-class MultiVectorIndex:
+class MultiVectorIndex(Index):
     """A token store, the documents' ids, the space's contract and a query encoder that it admits.
 
     Args:
@@ -78,7 +80,6 @@ class MultiVectorIndex:
         self.store, self.ids, self.space, self.name = store, list(ids), space, name
         self.settings = settings or MultiVectorSettings()
         self.queries, self._documents = queries, documents
-        self.build_seconds: float | None = None
         if queries is not None:
             space.check_query_encoder(queries)
         if proposer is None and self.settings.muvera is not None:
@@ -132,9 +133,6 @@ class MultiVectorIndex:
             f"MaxSim over {by})"
         )
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
     def add(self, documents: Texts) -> None:
         """Encode documents by the encoder of the space and index them, fitted parts as they are.
 
@@ -157,6 +155,7 @@ class MultiVectorIndex:
         check_new(ids, self.ids)
         self._check_dimension(tokens, "documents")
         check_tokens(tokens, ids, "documents")
+        self.made_from = ""
         self.store.append(tokens)
         self.ids += list(ids)
         if self.proposer is not None:
@@ -171,16 +170,19 @@ class MultiVectorIndex:
             UserError: Ids that are not there.
         """
         gone = to_remove(ids, self.ids)
+        self.made_from = ""
         self.store = self.store.without(gone)
         self.ids = [one for one, out in zip(self.ids, gone, strict=True) if not out]
         if self.proposer is not None:
             self.proposer.forget(gone)
 
-    def search(self, queries: Queries, k: int | None = None) -> Run:
+    def search(self, queries: Queries, collection: Collection | None = None, k: int | None = None) -> Run:
         """Search by text.
 
         Args:
             queries: One text, several (their ids are "0", "1"...), or queries with ids: a mapping of them, or `Texts`.
+            collection: Of the documents, where there is one: k is then cut to the size of the index, and documents
+                that the collection lacks are refused.
             k: Documents per query, 1 to the size of the index; 10 by default, or all of fewer.
 
         Returns:
@@ -189,8 +191,11 @@ class MultiVectorIndex:
         Raises:
             UserError: No query encoder, an empty query, or k beyond the index.
         """
-        asked = as_queries(queries)
-        return self.search_tokens(self._query_encoder().encode(asked.texts, "query"), k, asked.ids)
+        asked, encoder = as_queries(queries), self._query_encoder()
+        if collection is None:
+            return self.search_tokens(encoder.encode(asked.texts, "query"), k, asked.ids)
+        tokens = encoder.encode(asked.texts, "query")
+        return within(collection, self.search_tokens(tokens, cut_depth(k, len(self)), asked.ids))
 
     def search_tokens(self, tokens: Tokens, k: int | None = None, query_ids: Sequence[str] | None = None) -> Run:
         """Search by token vectors that an admitted encoder made.
@@ -209,16 +214,6 @@ class MultiVectorIndex:
         check_tokens(tokens, names, "queries")
         rows, scores = self._best(tokens, k)
         return Run.from_matrix(names, self.ids, rows, scores, name=self.name).ranked()
-
-    def retrieve(self, collection: Collection, queries: Texts, k: int) -> Run:
-        """As `search`, for a collection that it was built on; k is cut to its size.
-
-        Raises:
-            UserError: The collection lacks documents of the index.
-        """
-        run = self.search(queries, min(k, len(self)))
-        run.require(queries.ids, collection.documents.ids)
-        return run
 
     def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
         """Encodes and searches one query."""
@@ -288,8 +283,9 @@ class MultiVectorIndex:
             labels = np.asarray(stored.labels)
             proposer = Proposer.load(settings.muvera, store.codec.dimension, Path(folder), labels)
         asking = stored.queries_by if queries is None else queries
-        encoder = None if asking is None else load_multi_vector_encoder(asking)
+        encoder = None if asking is None else load_encoder(asking, MULTI_VECTOR)
         loaded = cls(store, stored.ids, stored.space, encoder, settings, stored.name, proposer=proposer)
+        loaded.made_from = stored.fingerprint
         loaded.build_seconds = stored.about.get("build_seconds")
         return loaded
 
@@ -314,8 +310,8 @@ class MultiVectorIndex:
         return self.queries
 
     def _document_encoder(self) -> MultiVectorModel:
-        self._documents = self._documents or encoder_of(self.space, load_multi_vector_encoder)  # type: ignore[assignment]
-        return self._documents  # type: ignore[return-value]
+        self._documents = self._documents or encoder_of(self.space, MULTI_VECTOR)
+        return self._documents
 
     def _check_dimension(self, tokens: Tokens, what: str) -> None:
         if tokens.dimension != self.space.dimension:

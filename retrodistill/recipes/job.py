@@ -11,19 +11,18 @@ from retrodistill.core.errors import UserError
 from retrodistill.data import Collection, Texts, load_collection
 from retrodistill.data.conversations import asked_better
 from retrodistill.data.qrels import Qrels
-from retrodistill.encoders.encoder import Encoder, load_encoder
+from retrodistill.encoders.any_encoder import DENSE, load_encoder
+from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import quiet_libraries
-from retrodistill.encoders.vector_files import VectorFile, bound
+from retrodistill.encoders.vector_files import VectorFile
 from retrodistill.evaluation.examples import spread_out
-from retrodistill.evaluation.measures import Grades
+from retrodistill.evaluation.measures import Grades, measures_within
 from retrodistill.indexes.building import resolved
 from retrodistill.indexes.factory import empty_index
 from retrodistill.quantizers.start import factory_for, read_form
-from retrodistill.rankers.corpus_scores import require_corpus_teacher
-from retrodistill.rankers.cross_encoder import CrossEncoderTeacher
 from retrodistill.rankers.ensemble import Ensemble
-from retrodistill.rankers.loading import load_teacher
-from retrodistill.rankers.protocol import Teacher
+from retrodistill.rankers.loading import load_ranker
+from retrodistill.rankers.protocol import Ranker
 from retrodistill.recipes.questions import Questions, questions_of
 from retrodistill.recipes.settings import Recipe, StudentSettings, TeacherSettings
 from retrodistill.recipes.stage_teachers import StageTeachers
@@ -64,9 +63,9 @@ class Job:
     train: Texts
     test: Texts
     space: Encoder
-    teacher: Teacher
+    teacher: Ranker
     notes: list[str]
-    beside: Teacher | None = None
+    beside: Ranker | None = None
     questions: Questions | None = None
     teachers: StageTeachers | None = None
 
@@ -103,6 +102,12 @@ class Job:
         """Judgments of the test queries; None where the collection has none at all."""
         return self.collection.relevance(self.split).to_dict() if self.collection.qrels else None
 
+    @cached_property
+    def measures(self) -> list[str]:
+        """BEIR's measures within the depth, then the recipe's own."""
+        settings = self.recipe.evaluation
+        return list(dict.fromkeys([*measures_within(settings.depth), *settings.measures]))
+
     @property
     def training_data(self) -> TrainingData:
         """What the stages of a student that searches the space draw on."""
@@ -134,10 +139,10 @@ def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
     if not collection.qrels:
         notes = [*collection.warnings, _UNJUDGED.format(collection.name, len(test), len(collection.queries))]
     with quiet_libraries():
-        space = bound(load_encoder(recipe.document_encoder), collection)
+        space = load_encoder(recipe.document_encoder, DENSE).bind(collection)
         teacher = _teacher(recipe, recipe.teacher, space)
         beside = _teacher(recipe, recipe.ensemble, space) if recipe.ensemble else None
-        members = teacher.members if isinstance(teacher, Ensemble) else [teacher]
+        members = teacher.members
         known = {one.model: member for one, member in zip(recipe.teacher, members, strict=False)}
         teachers = StageTeachers(recipe.teacher, recipe.fusion, space, recipe.document_encoder, recipe.students, known)
         for stage in _stages(recipe):
@@ -180,13 +185,15 @@ def can_answer(job: Job) -> bool:
     return not (isinstance(job.space, VectorFile) and len(job.space.missing(job.asked_test.texts, "query")))
 
 
-def _teacher(recipe: Recipe, named: list[TeacherSettings], space: Encoder) -> Teacher:
-    members = [load_teacher(space if one.model == recipe.document_encoder else one.model) for one in named]
+def _teacher(recipe: Recipe, named: list[TeacherSettings], space: Encoder) -> Ranker:
+    members = [
+        load_ranker(space if one.model == recipe.document_encoder else one.model, needs="score") for one in named
+    ]
     if not members:
-        return load_teacher(space)
+        return load_ranker(space)
     if len(members) == 1:
         return members[0]
-    slow = any(isinstance(member, CrossEncoderTeacher) for member in members)
+    slow = not all(member.is_cheap for member in members)
     depth = _RERANKED if slow else recipe.evaluation.depth
     return Ensemble(members, [one.weight for one in named], recipe.fusion, depth=depth)
 
@@ -236,7 +243,7 @@ def _check(job: Job) -> None:
         teacher = job.teachers.data_of(stage, job.training_data).teacher
         check_recorded(teacher, job.collection, job.train, [stage])
         if stage.needs_lists and stage.candidates.depth == "all":
-            require_corpus_teacher(teacher)
+            teacher.require_corpus_scores()
 
 
 def _stages(recipe: Recipe) -> list[StageSettings]:

@@ -11,14 +11,14 @@ import numpy as np
 from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.progress import log
+from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.embeddings import embed
-from retrodistill.encoders.encoder import load_encoder
 from retrodistill.indexes.faiss_index import FaissIndex
 from retrodistill.indexes.learned import LearnedIndex, learn_index, save_query_map
 from retrodistill.quantizers import QuantizerSettings
 from retrodistill.quantizers.query_map import reconstructed
 from retrodistill.quantizers.steps import split
-from retrodistill.rankers.dense import DenseTeacher
+from retrodistill.rankers.dense import DenseRanker
 from retrodistill.recipes.job import Job, learned_factory
 from retrodistill.recipes.settings import StudentSettings
 from retrodistill.recipes.students import train_students
@@ -75,7 +75,7 @@ def _with_encoder(
     made = train_students({name: student}, data, {name: folder}, job.teachers)[name]
     seconds[f"train {name}"] = made.seconds
     wanted = stored_corpus_scores(job.training_data, held).argsort(axis=1)[:, ::-1][:, :_AGREEMENT]
-    encoder = load_encoder(made.encoder)  # type: ignore[arg-type]  # a dense one
+    encoder = load_encoder(made.encoder, DENSE)
     before, after = (
         float(rank_agreement(index.index.search(embed(one, held.texts, "query"), _AGREEMENT)[1], wanted).mean())
         for one in (job.space, encoder)
@@ -106,7 +106,7 @@ def _texts(job: Job) -> TrainingTexts:
 def _teacher_scores(job: Job, texts: TrainingTexts) -> np.ndarray | None:
     """Scores of a better ranker than the space's own; None where that itself teaches."""
     teacher = job.teacher
-    if isinstance(teacher, DenseTeacher) and teacher.encoder.contract("query") == job.space.contract("query"):
+    if isinstance(teacher, DenseRanker) and teacher.queries.contract("query") == job.space.contract("query"):
         return None
     return stored_corpus_scores(job.training_data, texts.texts)
 

@@ -10,14 +10,11 @@ from retrodistill.core.progress import log
 from retrodistill.evaluation.agreement import agreements
 from retrodistill.evaluation.examples import Side, side_by_side, spread_out, won_and_lost
 from retrodistill.evaluation.results import Agreement, Results, System
-from retrodistill.rankers.dense import DenseTeacher
-from retrodistill.rankers.ensemble import Ensemble
-from retrodistill.rankers.lexical import LexicalTeacher
-from retrodistill.rankers.recorded import RecordedTeacher
 from retrodistill.recipes.job import Job
 from retrodistill.recipes.students import Distilled
 from retrodistill.recipes.systems import Measured, comparisons, space_row, target_name, with_retention
 from retrodistill.report.headline import best_student
+from retrodistill.runs.run import Run
 
 Curves = Mapping[str, dict[str, list[dict[str, float]]]]
 
@@ -92,19 +89,18 @@ def _agreements(job: Job, measured: Sequence[Measured], target: str | None) -> d
     runs = {one.system.name: one.run for one in measured if one.system.name != target}
     own = next((one.run for one in measured if one.system.name == target), None)
     if own is None:
-        recorded = set(job.teacher.run.query_ids) if isinstance(job.teacher, RecordedTeacher) else set()
+        recorded = set() if job.teacher.run is None else set(job.teacher.run.query_ids)
         if recorded.isdisjoint(job.asked_test.ids):
             return {}
     log(f"agreement with {job.teacher.name}")
-    members = job.teacher.members if isinstance(job.teacher, Ensemble) else [job.teacher]
-    cheap = all(isinstance(member, (LexicalTeacher, DenseTeacher, RecordedTeacher)) for member in members)
+    cheap = job.teacher.is_cheap
     return agreements(job.teacher, runs, job.collection, job.asked_test, job.grades, wanted=own, rescore=cheap)
 
 
 def _notes(job: Job, students: Sequence[Distilled], target: str | None) -> list[str]:
     notes = [*job.notes, *(note for student in students for note in student.notes)]
-    if isinstance(job.teacher, RecordedTeacher):
-        notes.append(_coverage(job, job.teacher))
+    if job.teacher.run is not None:
+        notes.append(_coverage(job, job.teacher.run, job.teacher.name))
     elif target is None:
         notes.append(
             f"{job.teacher.name} taught the student; it cannot search on its own and is not in the table. Agreement "
@@ -114,11 +110,11 @@ def _notes(job: Job, students: Sequence[Distilled], target: str | None) -> list[
     return notes
 
 
-def _coverage(job: Job, teacher: RecordedTeacher) -> str:
-    known = set(teacher.run.query_ids)
+def _coverage(job: Job, run: Run, name: str) -> str:
+    known = set(run.query_ids)
     train, test = (sum(query in known for query in split.ids) for split in (job.train, job.test))
     return (
-        f"{teacher.name} has scores for {train} of {len(job.train)} training queries, which taught the student, "
+        f"{name} has scores for {train} of {len(job.train)} training queries, which taught the student, "
         f"and for {test} of {len(job.test)} test queries, on which agreement with it is measured; it is not in the "
         "table."
     )

@@ -11,14 +11,12 @@ from dataclasses import replace
 from retrodistill.core.distributed import is_main, main_first
 from retrodistill.core.files import atomic_file, exclusive, make_folder, write_json
 from retrodistill.core.manifest import Manifest
-from retrodistill.encoders.encoder import Encoder
-from retrodistill.encoders.multi_vector import MultiVectorModel
-from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.evaluation.folder import write_per_query
 from retrodistill.evaluation.results import Results
-from retrodistill.evaluation.student_reranking import StudentReranker
 from retrodistill.indexes import build_index, load_index
-from retrodistill.rankers.retrievers import LexicalRetriever, Retriever
+from retrodistill.rankers.bm25 import BM25Ranker
+from retrodistill.rankers.protocol import Ranker
+from retrodistill.rankers.reranker import Reranker
 from retrodistill.recipes.cards import write_cards
 from retrodistill.recipes.job import Job, open_job
 from retrodistill.recipes.loading import load_recipe, recipe_yaml
@@ -30,8 +28,7 @@ from retrodistill.recipes.systems import Measured, baselines, measure, of_studen
 from retrodistill.recipes.variants import entries, truncated_teachers, variants_of, vectors_note
 from retrodistill.report import write_page
 from retrodistill.runs.formats import keep_run
-from retrodistill.students.cross_encoder import CrossEncoderStudent
-from retrodistill.students.stored_search import StoredStatesRetriever, store_documents
+from retrodistill.students.registry import kind_of
 
 Seconds = dict[str, float]
 
@@ -42,7 +39,7 @@ def run_recipe(
     overrides: Sequence[str] = (),
     *,
     command: str = "",
-) -> Results:
+) -> Results | None:
     """Execute a recipe, or take it up again where it stopped.
 
     Args:
@@ -53,7 +50,7 @@ def run_recipe(
         command: What to print as the command that gives these numbers again.
 
     Returns:
-        What results.json holds.
+        What results.json holds; None in the other processes of torchrun, which only train.
 
     Raises:
         UserError: The recipe or what it names does not fit; nothing is half-written.
@@ -67,7 +64,7 @@ def run_recipe(
         return _run(job, seconds, command)
 
 
-def _run(job: Job, seconds: Seconds, command: str) -> Results:
+def _run(job: Job, seconds: Seconds, command: str) -> Results | None:
     settings = job.recipe
     if is_main():
         with atomic_file(job.out / "recipe.yaml") as temporary:
@@ -77,7 +74,7 @@ def _run(job: Job, seconds: Seconds, command: str) -> Results:
     trained = train_students(students, job.training_data, folders, job.teachers, seconds)
     distilled = [(trained[name], role) for name, _, role in entries(settings)]
     if not is_main():
-        raise SystemExit(0)  # the other processes of torchrun have done their part
+        return None
     candidates = baselines(job) + truncated_teachers(job)
     for made, role, truncate in variants_of(job, distilled):
         with _timed(seconds, f"index {made.name}"):
@@ -99,12 +96,14 @@ def _run(job: Job, seconds: Seconds, command: str) -> Results:
     return results
 
 
-def _searcher(job: Job, student: Distilled, truncate: int | None = None) -> Retriever:
+def _searcher(job: Job, student: Distilled, truncate: int | None = None) -> Ranker:
     """The student's index, built or loaded; or what scores all documents in its place, or the first of BM25."""
-    if isinstance(student.encoder, CrossEncoderStudent):
-        return StudentReranker(student.encoder, LexicalRetriever(), job.recipe.evaluation.rerank, student.name)
-    if job.recipe.evaluation.exhaustive and isinstance(student.encoder, (SparseTextEncoder, MultiVectorModel)):
-        return StoredStatesRetriever(student.encoder, student.name)
+    kind = kind_of(student.encoder.model)
+    if not kind.can_search:
+        return Reranker(kind.ranker(student.encoder, None), BM25Ranker(), job.recipe.evaluation.rerank, student.name)
+    if job.recipe.evaluation.exhaustive and kind.exhaustive is not None:
+        searcher: Ranker = kind.exhaustive(student.encoder, student.name)
+        return searcher
     folder, wanted = job.out / "indexes" / student.name, job.recipe.index
     if truncate is not None:
         wanted = wanted.model_copy(update={"truncate": truncate})
@@ -116,9 +115,9 @@ def _searcher(job: Job, student: Distilled, truncate: int | None = None) -> Retr
     made_from = Manifest("index of a student", inputs, wanted.model_dump(mode="json"))
     if made_from.matches(folder, "made-from.json"):
         return load_index(folder, student.encoder)
-    if isinstance(student.documents, (SparseTextEncoder, MultiVectorModel)):
-        store_documents(student.documents, job.collection.documents.texts)
-    settings = wanted.faiss if isinstance(student.documents, Encoder) else None
+    if student.documents is student.encoder:
+        kind.store_documents(student.encoder, job.collection.documents.texts)
+    settings = wanted.faiss if kind.index == "faiss" else None
     index = build_index(job.collection, student.documents, student.encoder, name=student.name, settings=settings)
     index.save(folder)
     made_from.write(folder, "made-from.json")

@@ -59,6 +59,8 @@ class EvaluationSettings(Settings):
 
     depth: int = Field(default=1000, ge=10)
     """Documents retrieved per query, at most the corpus."""
+    measures: list[str] = Field(default_factory=list)
+    """Measures besides BEIR's: any strings of ir_measures, e.g. `RR(rel=2)@10` or `Rprec`."""
     latency_queries: int = Field(default=100, ge=0, le=100)
     """Test queries whose answers are timed; 0 measures no cost at all."""
     threads: int = Field(default=1, ge=1)
@@ -75,6 +77,14 @@ class EvaluationSettings(Settings):
     as `student@128` and `teacher@128`."""
     rerank: int = Field(default=100, ge=1)
     """Documents of BM25 that re-rankers order: cross-encoder, prett, and tk students."""
+
+    @field_validator("measures")
+    @classmethod
+    def _known_measures(cls, measures: list[str]) -> list[str]:
+        from retrodistill.evaluation.measures import parse_measure
+
+        with value_errors():
+            return [parse_measure(measure).name for measure in measures]
 
 
 def _path(given: Any) -> Any:

@@ -13,20 +13,19 @@ from retrodistill.encoders.vector_files import VectorFile
 from retrodistill.evaluation.comparing import paired_tests
 from retrodistill.evaluation.cost import measure_cost
 from retrodistill.evaluation.evaluating import search
-from retrodistill.evaluation.measures import evaluate_run, means, measures_within
-from retrodistill.evaluation.reranking import Reranker
+from retrodistill.evaluation.measures import evaluate_run, means
 from retrodistill.evaluation.results import System, of_measures
-from retrodistill.evaluation.student_reranking import StudentReranker
-from retrodistill.rankers.cross_encoder import CrossEncoderTeacher
-from retrodistill.rankers.dense import DenseTeacher
+from retrodistill.rankers.bm25 import BM25Ranker
+from retrodistill.rankers.cross_encoder import CrossEncoderRanker
+from retrodistill.rankers.dense import DenseRanker
 from retrodistill.rankers.ensemble import Ensemble
-from retrodistill.rankers.lexical import LexicalTeacher
-from retrodistill.rankers.recorded import RecordedTeacher
-from retrodistill.rankers.retrievers import DenseRetriever, LexicalRetriever, Retriever, load_retriever
+from retrodistill.rankers.loading import load_ranker
+from retrodistill.rankers.protocol import Ranker
+from retrodistill.rankers.reranker import Reranker
 from retrodistill.recipes.job import Job, can_answer
 from retrodistill.recipes.students import Distilled
 from retrodistill.runs.run import Run
-from retrodistill.students.stored_search import StoredStatesRetriever
+from retrodistill.students.states import StoredStatesRanker
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Candidate:
 
     name: str
     role: str
-    retriever: Retriever
+    retriever: Ranker
     documents_by: str
     queries_by: str
     served: bool = True
@@ -60,11 +59,11 @@ def baselines(job: Job) -> list[Candidate]:
     """BM25, the space's own model, and what the students learn from where that is something else and can search."""
     space = job.space.name
     found = [
-        Candidate("bm25", "baseline", LexicalRetriever(), "bm25", "bm25", source="bm25"),
+        Candidate("bm25", "baseline", BM25Ranker(), "bm25", "bm25", source="bm25"),
     ]
     if can_answer(job):
         recorded = isinstance(job.space, VectorFile)  # looking vectors up is not what its API takes
-        own = DenseRetriever(job.space)
+        own = DenseRanker(job.space)
         found.append(Candidate(space_row(job), "teacher", own, space, space, served=not recorded, source=space))
     target = target_name(job)
     if target == "target":
@@ -77,11 +76,11 @@ def baselines(job: Job) -> list[Candidate]:
 def _target(job: Job) -> Candidate:
     """A teacher of its own row: a dense model other than the space's, or a cross-encoder behind BM25."""
     teacher = job.teacher
-    if isinstance(teacher, CrossEncoderTeacher):
+    if isinstance(teacher, CrossEncoderRanker):
         depth = job.recipe.evaluation.rerank
-        ranker = Reranker(teacher, LexicalRetriever(), depth, "target")
+        ranker = Reranker(teacher, BM25Ranker(), depth, "target")
         return Candidate("target", "teacher", ranker, f"the first {depth} of bm25", teacher.name, served=False)
-    model = load_retriever(teacher.encoder)  # type: ignore[attr-defined]
+    model = load_ranker(teacher.queries)
     return Candidate("target", "teacher", model, teacher.name, teacher.name, source=teacher.name)
 
 
@@ -92,14 +91,14 @@ def _ensemble(ensemble: Ensemble, role: str) -> Candidate:
     return Candidate("ensemble", role, ensemble, by, by, served=ensemble.can_be_timed)
 
 
-def of_student(job: Job, student: Distilled, index: Retriever, role: str) -> Candidate:
+def of_student(job: Job, student: Distilled, index: Ranker, role: str) -> Candidate:
     """A student behind its index; nothing is served without one."""
     own, source = _shown(student.encoder.name), str(job.out / "indexes" / student.name)
     documents = own if student.documents is student.encoder else student.documents.name
-    if isinstance(index, StudentReranker):
-        own, documents = f"{index.student.kind}:{student.name}", index.candidates_by
+    if isinstance(index, Reranker):
+        own, documents = f"{index.judge.kind}:{student.name}", index.documents_by
         source = f"rerank@{index.depth}:{job.out / 'students' / student.name}@bm25"
-    if isinstance(index, StoredStatesRetriever):
+    if isinstance(index, StoredStatesRanker):
         return Candidate(student.name, role, index, documents, own, served=False)
     return Candidate(student.name, role, index, documents, own, source=source)
 
@@ -112,7 +111,7 @@ def measure(candidate: Candidate, job: Job) -> Measured:
     rewritten = job.rewrites is not None and (candidate.rewritten or candidate.role == "teacher")
     asked = job.asked_test if rewritten else job.test
     run = search(retriever, job.collection, asked, settings.depth)
-    per_query = None if job.grades is None else evaluate_run(run, job.grades, measures_within(settings.depth))
+    per_query = None if job.grades is None else evaluate_run(run, job.grades, job.measures)
     cost = None
     if settings.latency_queries and candidate.served:
         texts = asked.texts[: settings.latency_queries]
@@ -146,16 +145,16 @@ def target_name(job: Job) -> str | None:
     """
     teacher = job.teacher
     if isinstance(teacher, Ensemble):
-        recorded = any(isinstance(member, RecordedTeacher) for member in teacher.members)
+        recorded = teacher.is_recorded
         return None if recorded else "ensemble"
-    if isinstance(teacher, LexicalTeacher):
+    if isinstance(teacher, BM25Ranker):
         return "bm25"
-    if isinstance(teacher, CrossEncoderTeacher):
+    if isinstance(teacher, CrossEncoderRanker):
         return "target"
-    if isinstance(teacher, DenseTeacher):
-        if not can_answer(job) and teacher.encoder.name == job.space.name:
+    if isinstance(teacher, DenseRanker):
+        if not can_answer(job) and teacher.queries.name == job.space.name:
             return None
-        return space_row(job) if teacher.encoder.contract("query") == job.space.contract("query") else "target"
+        return space_row(job) if teacher.queries.contract("query") == job.space.contract("query") else "target"
     return None
 
 

@@ -22,8 +22,7 @@ from retrodistill.recipes.students import Distilled, contrastive_twin, untrained
 from retrodistill.recipes.systems import Candidate, space_row
 from retrodistill.students.clustering import cluster_sizes
 from retrodistill.students.hybrid import is_hybrid
-from retrodistill.students.kinds import AnyStudent
-from retrodistill.students.saving import load_student, save_student
+from retrodistill.students.saving import AnyStudent, load_student, save_student
 from retrodistill.students.token_pooling import with_pooling
 from retrodistill.students.vdr import own_token_queries, vocabulary_pooling
 

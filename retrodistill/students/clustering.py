@@ -10,7 +10,7 @@ from sentence_transformers.multi_vector_encoder.modules import BaseTokenPooling
 from torch import Tensor, nn
 
 from retrodistill.core.errors import UserError
-from retrodistill.encoders.rebuilding import with_modules
+from retrodistill.encoders.modules import with_modules
 from retrodistill.students.kmeans import cluster_means, k_means
 
 if TYPE_CHECKING:

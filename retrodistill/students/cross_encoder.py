@@ -2,68 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import digest
-from retrodistill.core.manifest import Manifest
-from retrodistill.encoders.contract import Role
-from retrodistill.encoders.layers import keep_first_layers
 from retrodistill.encoders.loading import load_cross_encoder
-from retrodistill.encoders.weights import weights_digest
+from retrodistill.encoders.modules import keep_first_layers
+from retrodistill.rankers.cross_encoder import CrossEncoderRanker
+from retrodistill.students.pairs import CrossEncoderStudent, load_pairs, train_pairs
 from retrodistill.students.registry import Kind, StageDefaults
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
-
-
-class CrossEncoderStudent:
-    """Scores pairs of a query and a document by reading both at once; it has no vectors and no space.
-
-    Args:
-        model: The sentence-transformers model, with an identity activation and one label.
-        name: ``cross-encoder:name``.
-        student: The manifest of a student that retrodistill trained.
-    """
-
-    def __init__(self, model: CrossEncoder, name: str, student: Manifest | None = None) -> None:
-        self.model, self.name, self.student = model, name, student
-
-    @property
-    def kind(self) -> str:
-        """``cross-encoder``; or ``prett`` or ``tk``, which can read documents alone and store them."""
-        return str(getattr(self.model[0], "kind", "cross-encoder"))
-
-    @cached_property
-    def weights_digest(self) -> str:
-        """Digest of all parameters and buffers."""
-        return weights_digest(self.model)
-
-    def fingerprint(self, role: Role) -> str:
-        """Fingerprint of what decides a score: one for both roles, since both texts are read together."""
-        return digest(self.weights_digest, self.model.max_seq_length, self.prompt(role))
-
-    def prompt(self, role: Role) -> str:
-        """The model's own prompt, which stands before a pair; empty if it has none."""
-        return str((self.model.prompts or {}).get(self.model.default_prompt_name or "", ""))
-
-    def score(self, pairs: Sequence[tuple[str, str]], *, batch_size: int = 32) -> np.ndarray:
-        """(n,) float32 raw logits of (query, document) pairs, higher is better."""
-        import torch
-
-        if not len(pairs):
-            return np.zeros(0, dtype=np.float32)
-        logits = self.model.predict(
-            list(pairs), batch_size=batch_size, activation_fn=torch.nn.Identity(), show_progress_bar=False
-        )
-        return np.asarray(logits, dtype=np.float32)
-
-    def __repr__(self) -> str:
-        return f"CrossEncoderStudent({self.name}, {self.model.max_seq_length} tokens)"
 
 
 def cross_encoder_student(
@@ -101,7 +50,10 @@ KIND = Kind(
     start=lambda settings, data: cross_encoder_student(
         settings.model.partition(":")[2], layers=settings.layers, max_length=settings.max_length, seed=data.seed
     ),
+    load=load_pairs,
     wrap=CrossEncoderStudent,
+    train=train_pairs,
+    ranker=lambda student, documents: CrossEncoderRanker(student.model, student.name),
     parts=("both_encoders",),
     defaults=lambda _: StageDefaults("both_encoders", {"learning_rate": 5e-5, "batch_size": 16}, 1.0),
     can_search=False,

@@ -10,16 +10,21 @@ from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.files import atomic_file, cache_folder, digest
 from retrodistill.core.progress import bar
 from retrodistill.data.texts import Texts
+from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.embeddings import embed
-from retrodistill.encoders.encoder import Encoder, load_encoder
+from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import device
 from retrodistill.encoders.vector_files import VectorFile
+from retrodistill.rankers.dense import DenseRanker
 from retrodistill.students.fitted import fitted_rows
 from retrodistill.students.registry import Kind, StageDefaults
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from tokenizers import Tokenizer
+
+    from retrodistill.training.group_stages import StageRun
+    from retrodistill.training.trainer import History
 
 INITIALIZATIONS = {
     "teacher": "each token encoded by the teacher on its own, times its inverse document frequency in the corpus",
@@ -155,7 +160,7 @@ def _word_embeddings(teacher: Encoder) -> np.ndarray:
 def _start(settings: Any, data: Any) -> SentenceTransformer:
     table_tokenizer = None
     if settings.tokenizer and isinstance(data.space, VectorFile):
-        table_tokenizer = load_encoder(settings.tokenizer)
+        table_tokenizer = load_encoder(settings.tokenizer, DENSE)
     return static_student(
         data.space,
         data.collection.documents,
@@ -165,19 +170,29 @@ def _start(settings: Any, data: Any) -> SentenceTransformer:
     )
 
 
+def _train(run: StageRun) -> History:
+    from retrodistill.students.dense_training import train_dense
+
+    return train_dense(run)
+
+
 KIND = Kind(
     "static",
     library_class="SentenceTransformer",
     written="static",
     start=_start,
+    load=lambda folder: load_encoder(f"static:{folder}"),
     wrap=Encoder,
+    train=_train,
+    ranker=lambda student, documents: DenseRanker(documents, student, checked=False),
     owns=lambda model: type(model[0]).__name__ == "StaticEmbedding",
     parts=("query_encoder", "both_encoders"),
     defaults=lambda _: StageDefaults("query_encoder", {"epochs": 12, "learning_rate": 1e-3, "batch_size": 64}),
     options=frozenset({"initialize", "tokenizer", "dimension"}),
     index="faiss",
     has_own_documents=False,
-    has_vector=True,
+    is_dense=True,
+    can_truncate=True,
     can_teach=True,
-    card="dense",
+    card="static",
 )

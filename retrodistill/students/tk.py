@@ -13,7 +13,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.encoders.contract import Role
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.multi_vector import fitted_on, principal_directions
-from retrodistill.students.cross_encoder import CrossEncoderStudent
+from retrodistill.students.document_states import StoredDocumentsRanker, train_late_interaction
 from retrodistill.students.late_interaction import (
     DOCUMENT_LENGTH,
     QUERY_LENGTH,
@@ -25,6 +25,7 @@ from retrodistill.students.late_interaction import (
     require_bert,
     through,
 )
+from retrodistill.students.pairs import CrossEncoderStudent, load_pairs
 from retrodistill.students.registry import Kind, StageDefaults
 
 if TYPE_CHECKING:
@@ -98,7 +99,8 @@ class TK(LateInteraction):
         # A soft count of matches, so that few lists are enough to begin with (the paper draws small random weights).
         self.logs = nn.Parameter(_START * centers.clamp(min=0))
         self.means = nn.Parameter(torch.zeros(len(CENTRES)))
-        self.register_buffer("centers", centers)
+        # Saved folders hold the buffer under this name; another one would make them unreadable.
+        self.register_buffer("centres", centers)
         # in the weights' digest, since these decide scores as weights do
         self.register_buffer("read", torch.tensor([query_length, document_length, int(precision == "float16")]))
 
@@ -121,7 +123,7 @@ class TK(LateInteraction):
 
     def compare(self, queries: Side, documents: Tensor, mask: Tensor) -> Tensor:
         """(n,) scores; a document without tokens scores as one without any match."""
-        sums = kernel_sums(self.packed(queries.states) @ documents.transpose(1, 2), mask, self.centers)
+        sums = kernel_sums(self.packed(queries.states) @ documents.transpose(1, 2), mask, self.centres)
         weights = queries.mask.float() if self.gate is None else queries.mask * self.gate[queries.ids]
         logs = torch.log2(sums.clamp(min=_LEAST))
         means = sums / mask.sum(dim=1).clamp(min=1)[:, None, None]
@@ -226,12 +228,15 @@ KIND = Kind(
         dimension=settings.dimension,
         max_length=settings.max_length,
     ),
+    load=load_pairs,
     wrap=CrossEncoderStudent,
+    train=train_late_interaction,
+    ranker=lambda student, documents: StoredDocumentsRanker(student),
     owns=lambda model: type(model[0]) is TK,
     parts=("head", "both_encoders"),
     defaults=lambda _: StageDefaults("head", {"learning_rate": 3e-3, "batch_size": 16, "warmup": 0.05}, 1.0),
     options=frozenset({"dimension"}),
     check=check_dimension,
     can_search=False,
-    card="late-interaction",
+    card="tk",
 )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from retrodistill.core.settings import OneOf, Settings, value_errors
-from retrodistill.encoders.names import SEARCHING_KINDS, parse_model_name
+from retrodistill.encoders.names import check_can_search, parse_model_name
 
 CURRENT_STUDENT = "student"  # among the sources of candidates; with a name, among the teachers
 
@@ -99,15 +99,9 @@ class CandidateSettings(Settings):
     @classmethod
     def _can_search(cls, sources: list[str] | None) -> list[str] | None:
         for source in sources or []:
-            if source == CURRENT_STUDENT:
-                continue
-            with value_errors():
-                kind = parse_model_name(source).kind
-            if kind not in SEARCHING_KINDS:
-                raise ValueError(
-                    f"{source!r} scores pairs and cannot search for candidates; name it as a teacher, and as sources "
-                    f"models that search: {', '.join(SEARCHING_KINDS)}"
-                )
+            if source != CURRENT_STUDENT:
+                with value_errors():
+                    check_can_search(parse_model_name(source))
         return sources
 
     @field_validator("depth")

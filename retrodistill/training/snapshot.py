@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -16,12 +18,9 @@ from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.encoders.vectors import exact_search
+from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import pair_texts
-from retrodistill.rankers.retrievers import load_retriever
 from retrodistill.runs.run import Run
-from retrodistill.students.hybrid import is_hybrid
-from retrodistill.students.kinds import AnyStudent
-from retrodistill.training.hybrid import store_vectors
 from retrodistill.training.list_settings import CURRENT_STUDENT
 
 
@@ -32,10 +31,17 @@ class StudentSnapshot:
         student: The student.
         space: Encodes the documents that it searches; None where it encodes them itself.
         stored: (corpus, d) document vectors in the space's place.
+        store: Puts the student's own document vectors into its store where it can spare itself encoding them.
     """
 
-    def __init__(self, student: AnyStudent, space: Encoder | None = None, stored: np.ndarray | None = None) -> None:
-        self.student, self.space, self.stored = student, space, stored
+    def __init__(
+        self,
+        student: Any,
+        space: Encoder | None = None,
+        stored: np.ndarray | None = None,
+        store: Callable[[Any, Sequence[str]], None] | None = None,
+    ) -> None:
+        self.student, self.space, self.stored, self._store = student, space, stored, store
 
     @cached_property
     def fingerprint(self) -> str:
@@ -53,8 +59,8 @@ class StudentSnapshot:
         if not isinstance(self.student, Encoder):
             raise UserError(f"{self.student.name} has no dense vectors.")
         documents, texts = self.stored, collection.documents.texts
-        if documents is None and self.space is None and is_hybrid(self.student.model):
-            store_vectors(self.student, texts, "document")
+        if documents is None and self.space is None and self._store is not None:
+            self._store(self.student, texts)
         if documents is None:
             documents = embed(self.space or self.student, texts, "document")
         if documents.shape[1] != self.student.dimension:
@@ -77,12 +83,12 @@ class StudentSnapshot:
             rows, scores = exact_search(asked, self.vectors(collection), k)
             return Run.from_matrix(queries.ids, corpus.ids, rows, scores, name=CURRENT_STUDENT)
         if isinstance(self.student, (SparseTextEncoder, MultiVectorModel)):
-            return load_retriever(self.student).retrieve(collection, queries, k).renamed(CURRENT_STUDENT)
+            return load_ranker(self.student).search(queries, collection, k).renamed(CURRENT_STUDENT)
         raise UserError(f"{self.student.name} scores pairs and cannot search; take candidates from bm25 or dense.")
 
     def ranks(self, collection: Collection, queries: Texts, candidates: Run, k: int) -> Run:
         """What it ranks highest: of the corpus where it can search, of the candidates where it scores pairs."""
         if isinstance(self.student, (Encoder, SparseTextEncoder, MultiVectorModel)):
             return self.search(collection, queries, k)
-        pairs = list(zip(*pair_texts(collection, queries, candidates), strict=True))
+        pairs = list(zip(*pair_texts(queries, collection, candidates), strict=True))
         return candidates.with_scores(self.student.score(pairs).astype(np.float64), CURRENT_STUDENT).top(k)

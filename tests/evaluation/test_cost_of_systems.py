@@ -14,9 +14,8 @@ from retrodistill.evaluation.cost import measure_cost
 from retrodistill.evaluation.results import Results
 from retrodistill.evaluation.systems import load_candidate
 from retrodistill.indexes import build_index, load_index
-from retrodistill.rankers import Ensemble, load_teacher
-from retrodistill.rankers.retrievers import load_retriever
-from retrodistill.report.terminal import evaluation_text
+from retrodistill.rankers import Ensemble, Ranker, load_ranker
+from retrodistill.report.tables import evaluation_text
 from retrodistill.runs import Run
 
 
@@ -59,9 +58,10 @@ class TestWhatIsMeasured:
     def test_of_a_retriever_that_only_answers_the_whole(self, tiny, space):
         inner = of(space)
 
-        class Opaque:
+        class Opaque(Ranker):
             name = "opaque"
-            retrieve, query_fn, bytes_per_document = inner.retrieve, inner.query_fn, inner.bytes_per_document
+            can_search = can_be_timed = True
+            search, query_fn, bytes_per_document = inner.search, inner.query_fn, inner.bytes_per_document
 
         found = measure_cost(of(Opaque()), tiny, tiny.split("test").texts)
         assert [(one.batch, one.encode, one.search) for one in found.timings] == [(1, None, None), (32, None, None)]
@@ -69,9 +69,10 @@ class TestWhatIsMeasured:
     def test_of_one_that_tells_its_stages_these(self, tiny, space):
         inner = of(space)
 
-        class Telling:
+        class Telling(Ranker):
             name = "telling"
-            retrieve, query_fn, bytes_per_document = inner.retrieve, inner.query_fn, inner.bytes_per_document
+            can_search = can_be_timed = True
+            search, query_fn, bytes_per_document = inner.search, inner.query_fn, inner.bytes_per_document
 
             def timed_stages(self, collection, k):
                 return list, len
@@ -82,7 +83,7 @@ class TestWhatIsMeasured:
         run = Run.from_dict({"t0": {"d0": 1.0}})
         assert measure_cost(of(run), tiny, ["a"]) is None
         assert measure_cost(of(f"rerank:{space}@bm25"), tiny, ["a"]) is None
-        recorded = Ensemble([load_teacher("bm25"), load_teacher(run)])
+        recorded = Ensemble([load_ranker("bm25"), load_ranker(run)])
         assert measure_cost(recorded, tiny, ["a"]) is None
         with pytest.raises(UserError, match="members that answer no new query"):
             recorded.query_fn(tiny, 3)
@@ -97,13 +98,13 @@ class TestWhatIsMeasured:
         (tmp_path / "queries.ids.txt").write_text("".join(f"{one}\n" for one in tiny.queries.ids))
         wanted = evaluate(space, tiny).means[space]
         for held in (10**6, 0):  # a large corpus goes by in blocks
-            monkeypatch.setattr("retrodistill.evaluation.streaming.HELD", held)
+            monkeypatch.setattr("retrodistill.rankers.dense.HELD", held)
             made = evaluate({"recorded": f"vectors:{tmp_path}"}, tiny, cost_threads=1)
             assert made.means["recorded"] == pytest.approx(wanted)
             assert made.rows[0].cost is None
 
     def test_exact_search_of_a_large_corpus_is_not_held_for_it(self, tiny, space, monkeypatch):
-        monkeypatch.setattr(cost, "HELD", 59)
+        monkeypatch.setattr("retrodistill.rankers.dense.HELD", 59)
         assert measure_cost(of(space), tiny, ["a"]) is None
         assert measure_cost(build_index(tiny, space), tiny, ["a"]) is not None
 
@@ -168,10 +169,10 @@ class TestStagesOfEveryKind:
         model = inference_free(tmp_path / "bert") if kind == "sparse" else token_encoder(tiny_model)
         model.save_pretrained(str(tmp_path / "model"))
         name, texts = f"{kind}:{tmp_path / 'model'}", tiny.split("test").texts
-        for system in (load_retriever(name), build_index(tiny, name)):
+        for system in (load_ranker(name), build_index(tiny, name)):
             encode, search = system.timed_stages(tiny, 3)
             rows, scores = search(encode(texts[:2]))
-            found = system.retrieve(tiny, tiny.split("test"), 3)
+            found = system.search(tiny.split("test"), tiny, 3)
             query, documents, wanted = next(iter(found))
             assert query == tiny.split("test").ids[0]
             assert [tiny.documents.ids[row] for row in rows[0][: len(documents)]] == list(documents)

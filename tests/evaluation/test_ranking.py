@@ -1,7 +1,9 @@
 import copy
 import math
+import re
 from typing import ClassVar
 
+import ir_measures as ir
 import numpy as np
 import pytest
 from beir.retrieval.evaluation import EvaluateRetrieval
@@ -136,9 +138,13 @@ class TestPerQuery:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("name", ["ndgc@10", "ndcg", "ndcg@0", "ndcg@x", "NDCG@10"])
+    @pytest.mark.parametrize(
+        "name", ["ndgc@10", "ndcg", "ndcg@0", "ndcg@x", "nDGC@10", "nDCG@0", "nDCG@2.5", "nDCG@10 + 1", ""]
+    )
     def test_an_unknown_measure(self, name):
-        with pytest.raises(UserError, match=f"unknown measure '{name}'.*Known: hole@k, map@k, mrr@k, ndcg@k"):
+        with pytest.raises(
+            UserError, match=f"unknown measure '{re.escape(name)}'.*Known: hole@k, map@k, mrr@k, ndcg@k.*Rprec"
+        ):
             evaluate_run(Run.from_dict({"a": {"x": 1.0}}), {"a": {"x": 1}}, [name])
 
     def test_no_judged_query(self):
@@ -165,7 +171,6 @@ class TestHoles:
 class TestIrMeasures:
     @pytest.mark.parametrize("seed", range(3))
     def test_equals_it_per_query_where_nothing_ties(self, seed):
-        ir = pytest.importorskip("ir_measures")
         qrels, run = random_case(seed + 40, ties=False)
         names = {"ndcg": "nDCG", "map": "AP", "recall": "R", "precision": "P", "mrr": "RR"}
         theirs = {f"{name}@{k}": ir.parse_measure(f"{names[name]}@{k}") for name in names for k in (3, 10, 100)}
@@ -178,6 +183,59 @@ class TestIrMeasures:
                 assert value == pytest.approx(wanted[str(measure), query], abs=1e-5), (name, query)
         for query, value in zip(found["query_id"].to_pylist(), found["hole@10"].to_pylist(), strict=True):
             assert 1 - value == pytest.approx(wanted["Judged@10", query])
+
+
+class TestAnyStringOfIrMeasures:
+    STRINGS: ClassVar = [
+        *("RR(rel=2)@10", "RR(rel=3)", "Rprec", "infAP", "Success@5", "Bpref", "AP", "AP(rel=2)@20", "NumRet"),
+        *("nDCG(gains={1: 5, 2: 1})@10", "nDCG", "P(judged_only=True)@5", "R(rel=2)@50", "Judged@10", "Compat(p=0.9)"),
+    ]
+
+    @pytest.mark.parametrize("seed", range(2))
+    def test_has_the_values_of_ir_measures_where_nothing_ties(self, seed):
+        qrels, run = random_case(seed + 60, ties=False)
+        found = evaluate_run(Run.from_dict(run), qrels, self.STRINGS)
+        for measure in map(ir.parse_measure, self.STRINGS):  # one by one: gains of one reach others of the same call
+            wanted = {value.query_id: value.value for value in ir.iter_calc([measure], qrels, run)}
+            assert found[str(measure)].to_pylist() == pytest.approx([wanted[query] for query in qrels]), measure
+
+    def test_queries_without_results_count_0(self):
+        qrels, run = random_case(3, ties=False)
+        del run["q3"]
+        found = evaluate_run(Run.from_dict(run), qrels, self.STRINGS).to_pylist()[3]
+        assert found == {"query_id": "q3", **{name: 0.0 for name in found if name != "query_id"}}
+
+    def test_ties_go_as_in_trec_eval_in_every_measure(self):
+        run = Run.from_dict({"q": {"a": 1.0, "b": 1.0, "c": 1.0 + 1e-12}})
+        found = evaluate_run(run, {"q": {"c": 1}}, ["RR", "RR@1", "Judged@1", "Success@1", "hole@1"]).to_pylist()[0]
+        assert list(found.values())[1:] == [1.0, 1.0, 1.0, 1.0, 0.0]
+
+    @pytest.mark.parametrize(
+        ("text", "name", "cutoff"),
+        [
+            *(
+                ("nDCG@10", "ndcg@10", 10),
+                ("RR@10", "mrr@10", 10),
+                ("MRR@10", "mrr@10", 10),
+                ("R@100", "recall@100", 100),
+            ),
+            *(("AP@1000", "map@1000", 1000), ("P@5", "precision@5", 5), ("p@5", "precision@5", 5)),
+            *(("RR(rel=2)@10", "RR(rel=2)@10", 10), ("rr@3", None, 3), ("AP", "AP", None), ("hole@10", "hole@10", 10)),
+        ],
+    )
+    def test_what_results_json_has_a_short_name_for_keeps_it(self, text, name, cutoff):
+        if name is None:
+            with pytest.raises(UserError, match="unknown measure"):
+                ranking.parse_measure(text)
+        else:
+            measure = ranking.parse_measure(text)
+            assert (measure.name, measure.cutoff) == (name, cutoff)
+
+    def test_one_that_needs_another_package_says_which(self):
+        with pytest.raises(UserError, match=r"'alpha_nDCG@10'.*pip install.*ndeval"):
+            ranking.parse_measure("alpha_nDCG@10")
+        with pytest.raises(UserError, match="'ERR@20' cannot be computed"):
+            ranking.parse_measure("ERR@20")
 
 
 class TestManyQueries:

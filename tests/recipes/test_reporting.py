@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from retrodistill.core.errors import UserError
 from retrodistill.evaluation import holm
 from retrodistill.evaluation.results import Results
 from retrodistill.recipes import parse_recipe, run_recipe
@@ -46,6 +47,19 @@ class TestOfAJudgedCollection:
         assert pq.read_table(tmp_path / "out" / "per-query.parquet").column_names[2:] == [
             *("ndcg@10", "mrr@10", "recall@10", "hole@10")
         ]
+
+    def test_a_recipe_names_further_measures_by_any_string_of_ir_measures(self, quick, tmp_path):
+        quick["evaluation"]["measures"] = ["Rprec", "RR(rel=2)@5", "nDCG@10", "P@5"]
+        results = run_recipe(parse_recipe(quick), tmp_path / "out")
+        for system in results.systems:
+            assert set(system.measures) == {"Rprec", "RR(rel=2)@5", "precision@5"}
+        assert results.system("bm25").measures["Rprec"] > 0
+        assert results.system("bm25").ndcg10 > 0
+
+    def test_a_measure_that_is_none_is_refused_as_the_recipe_is_read(self, quick):
+        quick["evaluation"]["measures"] = ["ndgc@10"]
+        with pytest.raises(UserError, match=r"evaluation\.measures.*'ndgc@10'.*Did you mean 'ndcg@k'"):
+            parse_recipe(quick)
 
     def agrees(self, results, out):
         """Every system but the teacher itself, by the recorded runs."""

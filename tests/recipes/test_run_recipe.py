@@ -21,7 +21,7 @@ def numbers(out):
 
 
 def no_training(monkeypatch):
-    monkeypatch.setattr("retrodistill.training.stages.train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("retrodistill.training.group_stages.train", lambda *_, **__: pytest.fail("trained again"))
 
 
 class TestAStaticStudentOfAnEnsemble:
@@ -64,6 +64,13 @@ class TestAStaticStudentOfAnEnsemble:
         no_training(monkeypatch)
         run_recipe(parse_recipe(content), tmp_path / "out")
         assert numbers(tmp_path / "out") == first
+
+    def test_the_other_processes_of_torchrun_return_without_results(self, content, tmp_path, monkeypatch):
+        run_recipe(parse_recipe(content), tmp_path / "out")
+        written = (tmp_path / "out" / "results.json").stat().st_mtime_ns
+        monkeypatch.setenv("RANK", "1")
+        assert run_recipe(parse_recipe(content), tmp_path / "out") is None
+        assert (tmp_path / "out" / "results.json").stat().st_mtime_ns == written
 
     def test_another_folder_gets_the_same_numbers(self, content, tmp_path):
         for name in ("one", "two"):

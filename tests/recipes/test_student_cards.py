@@ -7,7 +7,7 @@ import retrodistill as rd
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.recipes import parse_recipe, run_recipe
 from retrodistill.recipes.cards import hub_name
-from retrodistill.report.card_facts import without_folders
+from retrodistill.report.facts import without_folders
 from retrodistill.students import load_student
 from retrodistill.training.settings import TrainingSettings
 
@@ -30,7 +30,7 @@ class TestCardsOfARecipe:
         before = load_student(student).fingerprint("query")
         (student / "README.md").unlink()
         assert load_student(student).fingerprint("query") == before
-        monkeypatch.setattr("retrodistill.training.stages.train", lambda *_, **__: pytest.fail("trained again"))
+        monkeypatch.setattr("retrodistill.training.group_stages.train", lambda *_, **__: pytest.fail("trained again"))
         run_recipe(parse_recipe(content), out, command="retrodistill run small")
         assert (student / "README.md").exists()
 

@@ -303,9 +303,10 @@ class TestModels:
 
 class TestLoading:
     def test_a_saved_folder_loads_by_its_name_without_remote_code(self, tiny_model, tmp_path):
-        from retrodistill.encoders.multi_vector import load_multi_vector_encoder, token_encoder
+        from retrodistill.encoders.any_encoder import load_encoder
+        from retrodistill.encoders.multi_vector import token_encoder
 
         model = with_clusters(token_encoder(tiny_model), "C4x8")
         model.save_pretrained(str(tmp_path / "clustered"))
-        loaded = load_multi_vector_encoder(f"multi-vector:{tmp_path / 'clustered'}")
+        loaded = load_encoder(f"multi-vector:{tmp_path / 'clustered'}")
         assert loaded.encode(["star planet orbit comet moon nebula gravity rocket galaxy"], "document").lengths == [8]
