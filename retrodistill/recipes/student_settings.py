@@ -138,7 +138,7 @@ class StudentSettings(Settings):
             raise ValueError(f"a {kind.name} student cannot search for candidates; name bm25 or dense:NAME as sources")
         if kind.has_own_documents and stage.aligns:
             raise ValueError(f"a {kind.name} student has no embedding to align; take list objectives")
-        if stage.matryoshka and not kind.can_truncate:
+        if stage.matryoshka and not kind.has_vector:
             raise ValueError(f"matryoshka cuts one vector per text, and a {kind.name} student has none to cut")
         if (stage.exit_kl is not None or stage.exit_weights) and not self.exits:
             raise ValueError("exit_kl and exit_weights are about exits, and the student has none; set exits: [2, 4]")
