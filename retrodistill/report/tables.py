@@ -217,7 +217,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 0, 
 def _two_lines(head: str) -> str:
     """A head of numbers, broken before its unit where it is long, so that the columns fit into a terminal."""
     for mark in (", ", "@", "/"):
-        before, found, after = head.partition(mark)
-        if found and len(head) > 7:
+        before, separator, after = head.partition(mark)
+        if separator and len(head) > 7:
             return f"{before}\n{after if mark == ', ' else mark + after}"
     return head

@@ -42,7 +42,7 @@ def dense_student(
         layers: Keep the first so many transformer layers.
         dimension: Width of its vectors: where it differs from the model's, a linear map without bias is added as the
             model's last module but the normalization, and saved with it (LEAF, arXiv 2509.12539).
-        mapped: Add such a map whatever the width, for `retrodistill.students.fitted_maps.fit_map`.
+        mapped: Add such a map whatever the width, for `retrodistill.students.dense_training.fit_map`.
         similarity: ``cosine`` or ``dot``; the model's own by default.
         max_length: Tokens kept of a text; the model's own by default.
         seed: Of the projection's initial values.
@@ -84,7 +84,7 @@ def _set_max_length(model: SentenceTransformer, max_length: int, source: str) ->
 
 def start_dense(settings: Any, data: Any) -> SentenceTransformer:
     """A recipe's dense student before training: cut, projected or mapped, with its exits."""
-    from retrodistill.students.fitted_maps import fit_exit_maps, fit_map
+    from retrodistill.students.dense_training import fit_exit_maps, fit_map
     from retrodistill.students.multi_exit import multi_exit
 
     fitted = settings.initialize == "fitted"
@@ -146,7 +146,7 @@ KIND = Kind(
     index="faiss",
     has_own_documents=False,
     is_dense=True,
-    can_truncate=True,
+    has_vector=True,
     can_teach=True,
     card="dense",
 )

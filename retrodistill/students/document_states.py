@@ -21,7 +21,7 @@ from retrodistill.data.texts import Texts
 from retrodistill.encoders.modules import weights_digest
 from retrodistill.rankers.protocol import Ranker, pair_positions
 from retrodistill.runs.run import Run
-from retrodistill.students.pairs import CrossEncoderStudent, train_pairs
+from retrodistill.students.cross_encoder import CrossEncoderStudent, train_pairs
 from retrodistill.students.states import States
 from retrodistill.training.group_stages import StageRun
 from retrodistill.training.trainer import History

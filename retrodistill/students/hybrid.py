@@ -346,6 +346,6 @@ KIND = replace(
     defaults=lambda settings: replace(DENSE.defaults(settings), train="lexical"),
     options=frozenset({"dimension", "lexical_dim"}),
     check=_check,
-    can_truncate=False,
+    has_vector=False,
     card="hybrid",
 )

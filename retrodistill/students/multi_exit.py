@@ -48,7 +48,7 @@ def multi_exit(model: SentenceTransformer, exits: Sequence[int], *, project: boo
         model: A transformer and what pools it; its modules are taken over.
         exits: Layers, counted from 1; the last one is left out, and it is said.
         project: Give each exit but the deepest a linear map of its own behind the pooling, at first the identity;
-            `retrodistill.students.fitted_maps.fit_exit_maps` fits it.
+            `retrodistill.students.dense_training.fit_exit_maps` fits it.
 
     Returns:
         A SentenceTransformer of stock modules.

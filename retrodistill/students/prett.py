@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.contract import Role
 from retrodistill.encoders.multi_vector import fitted_on, principal_directions
-from retrodistill.students.cross_encoder import cross_encoder_student
+from retrodistill.students.cross_encoder import CrossEncoderStudent, cross_encoder_student, load_pairs
 from retrodistill.students.document_states import StoredDocumentsRanker, train_late_interaction
 from retrodistill.students.late_interaction import (
     DOCUMENT_LENGTH,
@@ -27,7 +27,6 @@ from retrodistill.students.late_interaction import (
     require_bert,
     through,
 )
-from retrodistill.students.pairs import CrossEncoderStudent, load_pairs
 from retrodistill.students.registry import Kind, StageDefaults
 
 if TYPE_CHECKING:

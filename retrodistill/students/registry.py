@@ -82,7 +82,7 @@ class Kind:
             ``lexical_dim``.
         has_own_documents: Whether it always encodes its own documents, in no space of another model.
         is_dense: Whether a text is one dense vector.
-        can_truncate: Whether leading dimensions of that vector are a vector, too.
+        has_vector: Whether leading dimensions of that vector are a vector, too.
         has_terms: Whether a text is weights of terms, which regularizers see.
         can_search: Whether it ranks a whole corpus; otherwise it scores pairs and re-ranks.
         can_teach: Whether it may be the teacher of another student's stage.
@@ -110,7 +110,7 @@ class Kind:
     written: str = ""
     has_own_documents: bool = True
     is_dense: bool = False
-    can_truncate: bool = False
+    has_vector: bool = False
     has_terms: bool = False
     can_search: bool = True
     can_teach: bool = False

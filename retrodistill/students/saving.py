@@ -14,7 +14,7 @@ from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.sparse import SparseTextEncoder
-from retrodistill.students.pairs import CrossEncoderStudent
+from retrodistill.students.cross_encoder import CrossEncoderStudent
 from retrodistill.students.registry import all_kinds, kind_of
 
 AnyStudent = Encoder | SparseTextEncoder | MultiVectorModel | CrossEncoderStudent

@@ -16,10 +16,10 @@ from retrodistill.encoders.loading import load_bi_encoder, load_sparse
 from retrodistill.encoders.modules import keep_first_layers, with_modules
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.rankers.sparse import SparseRanker
+from retrodistill.students.lexical_terms import token_ids
 from retrodistill.students.registry import WHOLE_TRANSFORMER, Kind, StageDefaults
 from retrodistill.students.states import StoredStatesRanker, head_of, stored_states
 from retrodistill.students.static import fast_tokenizer, inverse_document_frequencies
-from retrodistill.students.token_counts import token_ids
 
 if TYPE_CHECKING:
     from sentence_transformers import SparseEncoder

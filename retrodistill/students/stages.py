@@ -40,12 +40,12 @@ def run_stage(model: Any, stage: StageSettings, data: TrainingData, folder: Path
             f"regularizer {stage.regularizers[0].name!r} sees term weights; {kind.name} students have none."
         )
     if stage.matryoshka:
-        if not kind.can_truncate:
+        if not kind.has_vector:
             raise UserError(f"matryoshka cuts vectors of dense and static students; this one is {kind.name}.")
         check_dimensions(stage.matryoshka, student.dimension)
     space = None if data.own_documents else data.space
     # A student of its own: the snapshot digests the weights as they are before training.
-    snapshot = StudentSnapshot(as_student(model), space, data.stored, kind.store_documents)
+    snapshot = StudentSnapshot(as_student(model), kind, space, data.stored)
     data = replace(data, student=snapshot)
     with main_first():
         prepared = prepare(stage, data)

@@ -13,6 +13,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.encoders.contract import Role
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.multi_vector import fitted_on, principal_directions
+from retrodistill.students.cross_encoder import CrossEncoderStudent, load_pairs
 from retrodistill.students.document_states import StoredDocumentsRanker, train_late_interaction
 from retrodistill.students.late_interaction import (
     DOCUMENT_LENGTH,
@@ -25,7 +26,6 @@ from retrodistill.students.late_interaction import (
     require_bert,
     through,
 )
-from retrodistill.students.pairs import CrossEncoderStudent, load_pairs
 from retrodistill.students.registry import Kind, StageDefaults
 
 if TYPE_CHECKING:

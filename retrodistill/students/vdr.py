@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.modules import with_modules
-from retrodistill.students.token_counts import counted
+from retrodistill.students.lexical_terms import counted
 
 
 class VocabularyPooling(Module):

@@ -9,8 +9,15 @@ from sentence_transformers.util import batch_to_device, maxsim
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.multi_vector import MultiVectorModel, token_encoder
-from retrodistill.students.clustering import TokenClusters, cluster_sizes, vectors_kept, with_clusters
-from retrodistill.students.kmeans import cluster_means, first_centres, k_means
+from retrodistill.students.clustering import (
+    TokenClusters,
+    cluster_means,
+    cluster_sizes,
+    first_centres,
+    k_means,
+    vectors_kept,
+    with_clusters,
+)
 
 LENGTHS = [17, 3, 9, 1, 0, 8]
 TEXTS = ["heart and artery with blood pressure", "the orbit of a planet and a moon today.", "violin"]

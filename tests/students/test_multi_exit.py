@@ -13,7 +13,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.exits import exit_model, exits_of
 from retrodistill.encoders.loading import load_bi_encoder
-from retrodistill.students.fitted_maps import fit_exit_maps
+from retrodistill.students.dense_training import fit_exit_maps
 from retrodistill.students.multi_exit import (
     MultiExitLoss,
     embeddings_by_exit,

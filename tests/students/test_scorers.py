@@ -5,9 +5,8 @@ from sentence_transformers.util import maxsim
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.loading import load_cross_encoder
-from retrodistill.students.cross_encoder import CrossEncoderStudent
+from retrodistill.students.cross_encoder import CrossEncoderStudent, PairScorer
 from retrodistill.students.multi_vector_training import TokenBatch, TokenScorer, max_sim
-from retrodistill.students.pairs import PairScorer
 from retrodistill.training.scorers import VectorScorer
 
 
