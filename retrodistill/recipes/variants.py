@@ -17,9 +17,9 @@ from retrodistill.encoders.vector_files import VectorFile
 from retrodistill.indexes import FaissSettings, MultiVectorIndex, build_index
 from retrodistill.recipes.job import Job, can_answer
 from retrodistill.recipes.settings import Recipe, StudentSettings
+from retrodistill.recipes.student_settings import VariantNames, beside_names, unclustered
 from retrodistill.recipes.students import Distilled, contrastive_twin, untrained
 from retrodistill.recipes.systems import Candidate, space_row
-from retrodistill.recipes.variant_settings import VariantNames, beside_names, unclustered
 from retrodistill.students.clustering import cluster_sizes
 from retrodistill.students.hybrid import is_hybrid
 from retrodistill.students.saving import AnyStudent, load_student, save_student
