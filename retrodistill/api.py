@@ -16,9 +16,10 @@ from retrodistill.encoders import Encoder, load_encoder
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.vector_files import bound
 from retrodistill.evaluation import evaluating
-from retrodistill.evaluation.evaluating import Evaluation
+from retrodistill.evaluation.cost import CostConfig
+from retrodistill.evaluation.evaluating import Evaluation, EvaluationConfig
 from retrodistill.evaluation.results import Results
-from retrodistill.rankers import load_teacher
+from retrodistill.rankers import load_ranker
 from retrodistill.recipes import StudentSettings, validated
 from retrodistill.recipes.cards import Source, write_student_card
 from retrodistill.recipes.one_student import one_student
@@ -83,7 +84,7 @@ def distill(  # noqa: PLR0913 - one call for what a recipe says
     wanted = one_student(student, objectives=objectives, train=train, training=training, stages=curriculum)
     settings = validated(StudentSettings, wanted, "distill")
     folder = check_replaceable(out, STUDENT_MANIFEST)
-    corpus, teacher = load_collection(collection), load_teacher(target)
+    corpus, teacher = load_collection(collection), load_ranker(target)
     test = corpus.split("test") if "test" in corpus.split_sizes else None
     asked, warning = training_queries(corpus, queries, test)
     if warning:
@@ -135,19 +136,13 @@ def evaluate(
     Raises:
         UserError: There are no judgments and nothing else to measure, or a system cannot search.
     """
-    made = evaluating.evaluate(
-        systems,
-        collection,
-        split,
-        measures=measures,
-        depth=depth,
-        teacher=teacher,
-        cost_threads=cost_threads,
-        out=out,
-    )
+    place = None if isinstance(collection, Collection) else str(collection)
+    cost = None if cost_threads is None else CostConfig(cost_threads, place=place)
+    config = EvaluationConfig(split, measures, depth, teacher, cost)
+    evaluation = evaluating.evaluate(systems, load_collection(collection), config, out)
     if out is not None:
         write_report(out)
-    return made
+    return evaluation
 
 
 def write_report(folder: str | os.PathLike[str]) -> None:

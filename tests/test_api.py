@@ -35,7 +35,7 @@ class TestTheWayThrough:
         )
         index = rd.build_index(tiny, documents=space, queries=student, factory="SQ8")
         index.save(tmp_path / "index")
-        found = rd.load_index(tmp_path / "index").search("star planet", 3)
+        found = rd.load_index(tmp_path / "index").search("star planet", k=3)
         results = rd.evaluate({"teacher": space, "student": index}, tiny, "test")
         assert len(found) == 3
         assert set(results.means) == {"teacher", "student"}

@@ -139,6 +139,12 @@ class TestCode:
         assert languages <= {"python", "bash", "yaml", "json", "text"}
         assert not INDENTED.search(page.read_text(encoding="utf-8"))
 
+    @pytest.mark.parametrize("page", PAGES, ids=name_of)
+    def test_files_that_a_page_names_exist(self, page):
+        text = page.read_text(encoding="utf-8")
+        named = re.findall(r"`((?:retrodistill|configs|tests|evaluation|examples|docs)/[\w/.-]*)`", text)
+        assert [name for name in named if "NAME" not in name and not (ROOT / name).exists()] == []
+
     def test_extras_exist(self):
         import tomllib
 

@@ -9,7 +9,7 @@ from retrodistill.candidates.samplers import random_documents
 from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.rankers.retrievers import load_retriever
+from retrodistill.rankers.loading import load_ranker
 from retrodistill.runs.fusion import union
 from retrodistill.runs.run import Run
 
@@ -49,7 +49,8 @@ def mine(
     wanted = collection.split(queries) if isinstance(queries, str) else queries
     if not len(wanted):
         raise UserError(f"collection {collection.name} has no queries to mine for in {queries!r}; name another split.")
-    runs = [load_retriever(source).retrieve(collection, wanted, depth) for source in sources]
+    rankers = [load_ranker(source, needs="search") for source in sources]
+    runs = [ranker.search(wanted, collection, depth) for ranker in rankers]
     if random:
         runs.append(random_documents(wanted.ids, collection.documents.ids, random, seed))
     return union(runs, weights=[1.0] * len(sources) + [0.0] * (len(runs) - len(sources)))

@@ -90,6 +90,7 @@ def check(  # noqa: PLR0913, PLR0917 - one option each
 ) -> None:
     """Check a query encoder against an index: is it admitted, what does it keep of the teacher, how fast is it."""
     from retrodistill.data import load_collection
+    from retrodistill.evaluation.check import CheckConfig
     from retrodistill.evaluation.check import check as check_index
     from retrodistill.indexes import load_index
     from retrodistill.report.terminal import check_text
@@ -99,10 +100,7 @@ def check(  # noqa: PLR0913, PLR0917 - one option each
         load_index(folder, queries),
         load_collection(collection),
         teacher=teacher,
-        k=k,
-        split=split,
-        latency_queries=latency_queries,
-        symmetric=symmetric,
+        config=CheckConfig(k, split, latency_queries, symmetric),
     )
     show(json.dumps(made.to_json(), ensure_ascii=False) if as_json else check_text(made))
 
@@ -119,13 +117,13 @@ def search(
 ) -> None:
     """Search an index."""
     from retrodistill.data import load_collection
-    from retrodistill.rankers.retrievers import check_queries
+    from retrodistill.rankers.queries import check_queries
 
     set_quiet(as_json)
     check_queries(query)
     texts = load_collection(collection).documents if collection else None
     with _opened(place, queries, parameters) as opened:
-        found = opened.search(query, k)
+        found = opened.search(query, k=k)
     rows: list[dict[str, Any]] = [
         {
             "query": query[int(number)],

@@ -57,7 +57,7 @@ def score(  # noqa: PLR0913, PLR0917 - one option each
     """Score candidates by one teacher or several; killed at any moment, it goes on where it stopped."""
     from retrodistill.candidates.budget import choose_pairs
     from retrodistill.data import load_collection
-    from retrodistill.rankers import load_teacher, remaining
+    from retrodistill.rankers import load_ranker, remaining
     from retrodistill.rankers import score as score_candidates
     from retrodistill.runs import fuse, read_run, write_run
 
@@ -67,7 +67,7 @@ def score(  # noqa: PLR0913, PLR0917 - one option each
     chosen = choose_pairs(pool, budget, budget_by, seed=seed) if budget is not None else None
     pairs = pool if chosen is None else chosen.run
     if dry_run:
-        teachers = [load_teacher(name, store) for name in teacher]
+        teachers = [load_ranker(name, store) for name in teacher]
         every = remaining(corpus, pool, teachers, store=store)
         left = every if chosen is None else remaining(corpus, pairs, teachers, store=store)
         if chosen is not None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.weights import weights_digest
+
+if TYPE_CHECKING:
+    from retrodistill.data.collection import Collection
 
 Role = Literal["query", "document"]
 STUDENT_MANIFEST = "retrodistill.json"
@@ -28,11 +31,18 @@ class TextModel:
     """
 
     similarities: Sequence[str] = ("cosine", "dot")
+    kind: str = "dense"
+    is_static: bool = False
+    is_recorded: bool = False
 
     def __init__(self, model: Any, name: str, student: Manifest | None = None) -> None:
         self.model = model
         self.name = name
         self.student = student
+
+    def bind(self, collection: Collection) -> Self:
+        """The encoder, ready for a collection: vectors from a file are found by its texts, others need nothing."""
+        return self
 
     @property
     def dimension(self) -> int:

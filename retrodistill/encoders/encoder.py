@@ -30,7 +30,12 @@ class Encoder(TextModel):
     """
 
     @property
-    def is_static(self) -> bool:
+    def kind(self) -> str:  # type: ignore[override]  # read-only here
+        """``dense`` or ``static``."""
+        return "static" if self.is_static else "dense"
+
+    @property
+    def is_static(self) -> bool:  # type: ignore[override]  # read-only here
         """Whether it is a token table (no transformer)."""
         return type(self.model[0]).__name__ == "StaticEmbedding"
 

@@ -79,6 +79,7 @@ class MultiVectorModel(TextModel):
         student: The manifest of a student that retrodistill trained, if it is one.
     """
 
+    kind = "multi-vector"
     similarities: Sequence[str] = ("maxsim", "meanmaxsim")
 
     def contract(self, role: Role) -> dict[str, Any]:

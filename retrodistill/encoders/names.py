@@ -22,6 +22,7 @@ KINDS = {
     "judgments": "relevance judgments of a split that is not measured, as a teacher: judgments:train",
 }
 PAIR_KINDS = ("cross-encoder", "prett", "tk")  # they score pairs and search nothing
+SEARCHING_KINDS = tuple(kind for kind in KINDS if kind not in (*PAIR_KINDS, "judgments"))
 _NAMELESS = ("bm25",)
 
 

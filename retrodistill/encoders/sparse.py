@@ -41,6 +41,8 @@ class SparseTextEncoder(TextModel):
         UserError: Its Router has no route for queries or for documents.
     """
 
+    kind = "sparse"
+
     def __init__(self, model: Any, name: str, student: Manifest | None = None) -> None:
         super().__init__(model, name, student)
         for role in _ROLES:

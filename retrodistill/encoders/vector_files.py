@@ -128,6 +128,10 @@ class VectorFile(Encoder):
         about: Of the model that made them.
     """
 
+    kind = "vectors"
+    is_static = False
+    is_recorded = True
+
     def __init__(self, name: str, documents: VectorTable, queries: VectorTable | None, about: About) -> None:
         super().__init__(None, name)
         self.documents, self.queries, self.about = documents, queries, about
@@ -174,11 +178,6 @@ class VectorFile(Encoder):
     def truncation(self) -> int | None:
         """None: what an API was asked to cut is a model of its own."""
         return None
-
-    @property
-    def is_static(self) -> bool:
-        """It is no token table."""
-        return False
 
     @property
     def is_symmetric(self) -> bool:
@@ -292,7 +291,7 @@ class VectorFile(Encoder):
 
 def bound(encoder: Encoder, collection: Collection) -> Encoder:
     """The encoder as it can encode a collection: vectors from a file are found by its texts, others need nothing."""
-    return encoder.bind(collection) if isinstance(encoder, VectorFile) else encoder
+    return encoder.bind(collection)
 
 
 def _only(folder: Path, stem: str) -> Path | None:

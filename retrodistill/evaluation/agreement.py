@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.evaluation.measures import Grades, evaluate_run, means
 from retrodistill.evaluation.results import Agreement, Bin
+from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.rankers.recorded import recorded_pairs
 from retrodistill.runs.agreement import kendall, overlap, ranking_overlap, score_bins
@@ -21,7 +23,7 @@ DEPTH = 100  # documents per query: of the teacher's list, and of the candidates
 
 
 def agreements(
-    teacher: Ranker,
+    teacher: Any,
     runs: Mapping[str, Run],
     collection: Collection,
     queries: Texts,
@@ -37,7 +39,7 @@ def agreements(
     queries that it has.
 
     Args:
-        teacher: The teacher.
+        teacher: What `load_ranker` takes.
         runs: Of the systems; documents that are their own query are left out.
         collection: Where they searched.
         queries: What they were asked.
@@ -47,9 +49,9 @@ def agreements(
             no ceiling, and the calibration has the pairs that `teacher_run` holds.
 
     Raises:
-        UserError: The teacher has a score for none of the queries.
+        UserError: The teacher cannot be loaded, or has a score for none of the queries.
     """
-    count = len(queries)
+    teacher, count = load_ranker(teacher), len(queries)
     if teacher.run is not None:
         known_queries = set(teacher.run.query_ids)
         queries = queries.select([query for query in queries.ids if query in known_queries])
@@ -60,7 +62,7 @@ def agreements(
     if teacher_run is not None:
         known = teacher_run.select(queries.ids)
     elif teacher.can_search:
-        known = teacher.search(queries, collection, min(DEPTH + 1, len(collection.documents)))
+        known = teacher.search_in_blocks(queries, collection, min(DEPTH + 1, len(collection.documents)))
     else:
         known = _scored(teacher, collection, queries, align(list(tops.values()))[0])
     wanted = known.without(own).top(DEPTH)

@@ -8,19 +8,18 @@ from typing import Any
 
 from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection
-from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import EmbeddingSpace, TextModel
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder, load_encoder
 from retrodistill.encoders.multi_vector import load_multi_vector_encoder
 from retrodistill.encoders.sparse import SparseTextEncoder, load_sparse_encoder
 from retrodistill.encoders.sparse_store import embed_sparse
-from retrodistill.encoders.vector_files import bound
 from retrodistill.encoders.vectors import leading
 from retrodistill.exports.connection import Address, connect
 from retrodistill.exports.qdrant_collection import QdrantCollection
 from retrodistill.exports.records import Kind
-from retrodistill.rankers.retrievers import Queries, as_queries, wanted_depth
+from retrodistill.rankers.protocol import Ranker
+from retrodistill.rankers.queries import Queries, as_queries, cut_depth, plain_queries, wanted_depth, within
 from retrodistill.runs.run import Run
 
 _LOADERS: dict[str, Callable[[Any], TextModel]] = {
@@ -30,7 +29,7 @@ _LOADERS: dict[str, Callable[[Any], TextModel]] = {
 }
 
 
-class QdrantIndex:
+class QdrantIndex(Ranker):
     """Documents in a Qdrant collection and an encoder of queries that their space admits.
 
     Args:
@@ -41,6 +40,8 @@ class QdrantIndex:
         UserError: The collection was not exported from here or not to its end, or the query encoder belongs to another
             space.
     """
+
+    can_search = True
 
     def __init__(self, there: QdrantCollection, queries: Any = None) -> None:
         held = there.manifest
@@ -62,6 +63,16 @@ class QdrantIndex:
         if self.queries is not None:
             self.space.check_query_encoder(self.queries)
 
+    @property
+    def documents_by(self) -> str:
+        """Name of the encoder of its documents."""
+        return self.space.documents_by
+
+    @property
+    def can_be_timed(self) -> bool:
+        """Whether it has a query encoder that encodes new queries."""
+        return self.queries is not None and not self.queries.is_recorded
+
     def __repr__(self) -> str:
         asking = "no query encoder" if self.queries is None else f"queries by {self.queries.name}"
         return f"QdrantIndex({len(self)} documents by {self.space.documents_by}, {asking}, {self.there})"
@@ -69,11 +80,13 @@ class QdrantIndex:
     def __len__(self) -> int:
         return self.there.count
 
-    def search(self, queries: Queries, k: int | None = None) -> Run:
+    def search(self, queries: Queries, collection: Collection | None = None, k: int | None = None) -> Run:
         """Search by text.
 
         Args:
             queries: One text, several (their ids are "0", "1"...), or queries with ids: a mapping of them, or `Texts`.
+            collection: Of the documents, where there is one: k is then cut to the size of the index, vectors of queries
+                come from the store, and documents that the collection lacks are refused.
             k: Documents per query, 1 to the number of documents; 10 by default, or all of fewer.
 
         Returns:
@@ -82,9 +95,18 @@ class QdrantIndex:
         Raises:
             UserError: No query encoder, an empty query, k beyond the collection, or Qdrant does not answer.
         """
-        asked = as_queries(queries)
-        k = wanted_depth(k, len(self))
-        return self.search_vectors(self._encoder().encode(asked.texts, "query"), k, asked.ids)
+        encoder = self._encoder()
+        if collection is None:
+            asked = as_queries(queries)
+            return self.search_vectors(encoder.encode(asked.texts, "query"), wanted_depth(k, len(self)), asked.ids)
+        asked = plain_queries(queries)
+        if isinstance(encoder, Encoder):
+            vectors: Any = embed(encoder.bind(collection), asked.texts, "query")
+        elif isinstance(encoder, SparseTextEncoder):
+            vectors = embed_sparse(encoder, asked.texts, "query")
+        else:
+            vectors = encoder.encode(asked.texts, "query")
+        return within(collection, self.search_vectors(vectors, cut_depth(k, len(self)), asked.ids))
 
     def search_vectors(self, vectors: Any, k: int | None = None, query_ids: Sequence[str] | None = None) -> Run:
         """Search by vectors that an admitted encoder made.
@@ -110,23 +132,6 @@ class QdrantIndex:
         ]
         queries, documents, scores = zip(*rows, strict=True) if rows else ((), (), ())
         return Run.from_arrays(list(queries), list(documents), list(scores), name=self.name).ranked()
-
-    def retrieve(self, collection: Collection, queries: Texts, k: int) -> Run:
-        """As `search`, for a collection that was exported; k is cut to its size.
-
-        Raises:
-            UserError: The collection lacks documents of the index.
-        """
-        encoder, vectors = self._encoder(), None
-        if isinstance(encoder, Encoder):
-            vectors = embed(bound(encoder, collection), queries.texts, "query")
-        elif isinstance(encoder, SparseTextEncoder):
-            vectors = embed_sparse(encoder, queries.texts, "query")
-        else:
-            vectors = encoder.encode(queries.texts, "query")
-        run = self.search_vectors(vectors, min(k, len(self)), queries.ids)
-        run.require(queries.ids, collection.documents.ids)
-        return run
 
     def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
         """Encodes one query and asks Qdrant."""

@@ -29,6 +29,7 @@ from retrodistill.indexes.multi_vector import MultiVectorIndex, MultiVectorSetti
 from retrodistill.indexes.protocol import Index
 from retrodistill.indexes.stored import kind_of
 from retrodistill.indexes.token_building import build_multi_vector
+from retrodistill.rankers.loading import is_store, open_store
 from retrodistill.training.settings import Settings
 from retrodistill.training.texts import training_queries, training_texts
 
@@ -112,10 +113,10 @@ def resolved(settings: FaissSettings, documents: int, dimension: int) -> tuple[s
 def load_index(
     folder: str | os.PathLike[str], queries: Any = None, *, parameters: str | None = None, memory_map: bool = False
 ) -> Index:
-    """Load an index of any kind.
+    """Load an index of any kind, or an exported store.
 
     Args:
-        folder: Where it was saved.
+        folder: Where it was saved; or ``qdrant:PLACE#NAME``.
         queries: Name or object of the query encoder; by default the one it was saved with.
         parameters: FAISS search parameters, e.g. ``nprobe=16``.
         memory_map: Leave vectors or postings on disk (token vectors always stay there).
@@ -124,6 +125,10 @@ def load_index(
         UserError: A file is missing, cut short or altered, the query encoder belongs to another space, or parameters
             for an index that is not FAISS.
     """
+    if is_store(folder):
+        if parameters:
+            raise UserError(f"search parameters {parameters!r} are for FAISS, and {folder} is an exported store.")
+        return open_store(str(folder), queries)
     kind = kind_of(folder)
     if kind == "faiss":
         return FaissIndex.load(folder, queries, parameters=parameters, memory_map=memory_map)

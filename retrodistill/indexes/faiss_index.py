@@ -10,25 +10,27 @@ from typing import Any
 import numpy as np
 
 from retrodistill.core.errors import UserError
+from retrodistill.core.files import digest
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder, load_encoder
-from retrodistill.encoders.vector_files import bound
 from retrodistill.encoders.vectors import check_finite, exact_search, leading
 from retrodistill.indexes.documents import check_lengths, check_new, encoder_of, of_unit_length, to_remove
 from retrodistill.indexes.factory import read_parameters, set_parameters, written_parameters
 from retrodistill.indexes.parts import can_remove, file_bytes, keeps_labels, read_faiss
+from retrodistill.indexes.protocol import Index
 from retrodistill.indexes.stored import StoredIndex, built_in, name_of
 from retrodistill.indexes.tuning import Tuned, exact_labels, tune
-from retrodistill.rankers.retrievers import Queries, as_queries, check_k, wanted_depth
+from retrodistill.rankers.protocol import Stage
+from retrodistill.rankers.queries import Queries, as_queries, check_k, cut_depth, plain_queries, wanted_depth, within
 from retrodistill.runs.run import Run
 
 _FAISS_FILE = "index.faiss"
 
 
-class FaissIndex:
+class FaissIndex(Index):
     """A plain FAISS index, the documents' ids, the space's contract and a query encoder that it admits.
 
     Args:
@@ -66,7 +68,6 @@ class FaissIndex:
         self.labels = np.arange(len(self.ids)) if labels is None else np.asarray(labels, dtype=np.int64)
         self.queries, self._documents = queries, documents
         self._parameters: dict[str, int] = {}
-        self.build_seconds: float | None = None
         self._mapped = False
         if queries is not None:
             space.check_query_encoder(queries)
@@ -75,8 +76,10 @@ class FaissIndex:
         asking = "no query encoder" if self.queries is None else f"queries by {self.queries.name}"
         return f"FaissIndex({len(self)} documents by {self.space.documents_by}, {asking}, {self.factory})"
 
-    def __len__(self) -> int:
-        return len(self.ids)
+    def fingerprint(self, collection: Collection) -> str:
+        """As of any index, and the search parameters."""
+        own = super().fingerprint(collection)
+        return own and digest(own, self.parameters)
 
     @property
     def parameters(self) -> str | None:
@@ -157,6 +160,7 @@ class FaissIndex:
         if len(ids) != len(vectors):
             raise UserError(f"{len(ids)} ids for {len(vectors)} vectors; give one id per vector.")
         check_finite(vectors, list(ids), "documents")
+        self.made_from = ""
         labels = np.arange(len(ids)) + (int(self.labels[-1]) + 1 if len(self) else 0)
         if keeps_labels(self.index):
             self.index.add_with_ids(vectors, labels)
@@ -178,15 +182,18 @@ class FaissIndex:
             raise UserError(
                 f"an index of factory {self.factory!r} cannot remove documents; build it again without them."
             )
+        self.made_from = ""
         self.index.remove_ids(self.labels[gone])
         self.ids = [one for one, out in zip(self.ids, gone, strict=True) if not out]
         self.labels = self.labels[~gone] if keeps_labels(self.index) else np.arange(len(self.ids))
 
-    def search(self, queries: Queries, k: int | None = None) -> Run:
+    def search(self, queries: Queries, collection: Collection | None = None, k: int | None = None) -> Run:
         """Search by text.
 
         Args:
             queries: One text, several (their ids are "0", "1"...), or queries with ids: a mapping of them, or `Texts`.
+            collection: Of the documents, where there is one: k is then cut to the size of the index, vectors of queries
+                come from the store, and documents that the collection lacks are refused.
             k: Documents per query, 1 to the size of the index; 10 by default, or all of fewer.
 
         Returns:
@@ -195,8 +202,12 @@ class FaissIndex:
         Raises:
             UserError: No query encoder, an empty query, or k beyond the index.
         """
-        asked = as_queries(queries)
-        return self.search_vectors(self._encode(asked.texts), k, asked.ids)
+        if collection is None:
+            asked = as_queries(queries)
+            return self.search_vectors(self._encode(asked.texts), k, asked.ids)
+        asked = plain_queries(queries)
+        vectors = embed(self._query_encoder().bind(collection), asked.texts, "query")
+        return within(collection, self.search_vectors(vectors, cut_depth(k, len(self)), asked.ids))
 
     def search_vectors(self, vectors: np.ndarray, k: int | None = None, query_ids: Sequence[str] | None = None) -> Run:
         """Search by vectors that an admitted encoder made.
@@ -219,21 +230,18 @@ class FaissIndex:
         places = np.where(labels < 0, -1, np.searchsorted(self.labels, labels))  # -1 where FAISS found fewer than k
         return Run.from_matrix(names, self.ids, places, scores, name=self.name).ranked()
 
-    def retrieve(self, collection: Collection, queries: Texts, k: int) -> Run:
-        """As `search`, for a collection that it was built on; k is cut to its size.
-
-        Raises:
-            UserError: The collection lacks documents of the index.
-        """
-        vectors = embed(bound(self._query_encoder(), collection), queries.texts, "query")
-        run = self.search_vectors(vectors, min(k, len(self)), queries.ids)
-        run.require(queries.ids, collection.documents.ids)
-        return run
-
     def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
         """Encodes and searches one query."""
         k = min(k, len(self))
         return lambda text: self.index.search(self._shaped(self._encode([text]), "queries"), k)
+
+    def timed_stages(self, collection: Collection, k: int) -> Sequence[Stage]:
+        """Encoding of queries, and search by them."""
+        encoder, k, unit = self._query_encoder(), min(k, len(self)), self.space.norm == "unit"
+        return (
+            lambda texts: leading(encoder.encode(texts, "query"), self.space.truncation, unit=unit),
+            lambda vectors: self.index.search(np.ascontiguousarray(vectors), k),
+        )
 
     def bytes_per_document(self, collection: Collection | None = None) -> float | None:
         """Size of the FAISS index as a file, codebooks included, per document; None for an empty index."""
@@ -295,6 +303,7 @@ class FaissIndex:
         loaded.parameters = parameters
         loaded.build_seconds = stored.about.get("build_seconds")
         loaded._mapped = memory_map
+        loaded.made_from = stored.fingerprint
         return loaded
 
     def _exact(self, queries: np.ndarray, k: int, documents: Texts | np.ndarray | None) -> np.ndarray:

@@ -20,14 +20,15 @@ from retrodistill.encoders.sparse_store import embed_sparse
 from retrodistill.encoders.token_weights import TokenWeights
 from retrodistill.indexes.documents import check_new, encoder_of, to_remove
 from retrodistill.indexes.impacts import InvertedSettings, make_postings, read_postings, strongest
+from retrodistill.indexes.protocol import Index
 from retrodistill.indexes.seismic import SeismicPostings, seismic
 from retrodistill.indexes.stored import StoredIndex, built_in, name_of
 from retrodistill.rankers.postings import Postings, check_weights, search_rows
-from retrodistill.rankers.retrievers import Queries, as_queries, wanted_depth
+from retrodistill.rankers.queries import Queries, as_queries, cut_depth, plain_queries, wanted_depth, within
 from retrodistill.runs.run import Run
 
 
-class InvertedIndex:
+class InvertedIndex(Index):
     """Postings of the documents' terms, their ids, the space's contract and a query encoder that it admits.
 
     Args:
@@ -61,7 +62,6 @@ class InvertedIndex:
             )
         self.postings, self.ids, self.space, self.name = postings, list(ids), space, name
         self.settings, self.queries, self._documents = settings or InvertedSettings(), queries, documents
-        self.build_seconds: float | None = None
         self._queries_by: str | None = None
         if isinstance(queries, SparseTextEncoder):
             space.check_query_encoder(queries)
@@ -95,9 +95,6 @@ class InvertedIndex:
             f"InvertedIndex({len(self)} documents by {self.space.documents_by}, {self.space.dimension} terms, "
             f"{self.settings.backend}{f', {self.settings.bits} bits' if self.postings.bits else ''})"
         )
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
     @property
     def without_terms(self) -> list[str]:
@@ -140,11 +137,13 @@ class InvertedIndex:
         self._fill(self.postings.matrix()[np.flatnonzero(kept)])
         self.ids = [one for one, stays in zip(self.ids, kept, strict=True) if stays]
 
-    def search(self, queries: Queries, k: int | None = None) -> Run:
+    def search(self, queries: Queries, collection: Collection | None = None, k: int | None = None) -> Run:
         """Search by text.
 
         Args:
             queries: One text, several (their ids are "0", "1"...), or queries with ids: a mapping of them, or `Texts`.
+            collection: Of the documents, where there is one: k is then cut to the size of the index, vectors of queries
+                come from the store, and documents that the collection lacks are refused.
             k: Documents per query, 1 to the size of the index; 10 by default; fewer come back where fewer score
                 above zero.
 
@@ -154,8 +153,15 @@ class InvertedIndex:
         Raises:
             UserError: No query encoder, an empty query, or k beyond the index.
         """
-        asked = as_queries(queries)
-        return self.search_vectors(self._encode(asked.texts), k, asked.ids)
+        if collection is None:
+            asked = as_queries(queries)
+            return self.search_vectors(self._encode(asked.texts), k, asked.ids)
+        asked = plain_queries(queries)
+        if isinstance(self.queries, SparseTextEncoder):
+            vectors = embed_sparse(self.queries, asked.texts, "query")
+        else:
+            vectors = self._encode(asked.texts)
+        return within(collection, self.search_vectors(vectors, cut_depth(k, len(self)), asked.ids))
 
     def search_vectors(self, vectors: Any, k: int | None = None, query_ids: Sequence[str] | None = None) -> Run:
         """Search by sparse vectors that an admitted encoder made.
@@ -174,20 +180,6 @@ class InvertedIndex:
         check_weights(asked, names, "queries", negative=True)
         rows, scores = search_rows(self.postings, asked, k)
         return Run.from_matrix(names, self.ids, rows, scores, name=self.name).ranked()
-
-    def retrieve(self, collection: Collection, queries: Texts, k: int) -> Run:
-        """As `search`, for a collection that it was built on; k is cut to its size.
-
-        Raises:
-            UserError: The collection lacks documents of the index.
-        """
-        if isinstance(self.queries, SparseTextEncoder):
-            vectors = embed_sparse(self.queries, queries.texts, "query")
-        else:
-            vectors = self._encode(queries.texts)
-        run = self.search_vectors(vectors, min(k, len(self)), queries.ids)
-        run.require(queries.ids, collection.documents.ids)
-        return run
 
     def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
         """Encodes and searches one query."""
@@ -256,6 +248,7 @@ class InvertedIndex:
             asking = stored.queries_by if queries is None else queries
             encoder = None if asking is None else load_sparse_encoder(asking)
         index = cls(postings, stored.ids, stored.space, encoder, settings, stored.name)
+        index.made_from = stored.fingerprint
         index.build_seconds = stored.about.get("build_seconds")
         if queries is None:
             index._queries_by = stored.queries_by
@@ -263,6 +256,7 @@ class InvertedIndex:
 
     def _fill(self, matrix: csr_array) -> None:
         """Put (documents, terms) weights in the place of the postings."""
+        self.made_from = ""
         scales = self.postings.scales if isinstance(self.postings, Postings) and self.postings.bits else None
         self.postings = make_postings(matrix, self.settings, scales)
 

@@ -21,10 +21,11 @@ from retrodistill.indexes.codecs import CodecSettings, fit_codec
 from retrodistill.indexes.documents import check_new, encoder_of, to_remove
 from retrodistill.indexes.muvera import MuveraSettings
 from retrodistill.indexes.proposals import FAISS_FILE, Proposer
+from retrodistill.indexes.protocol import Index
 from retrodistill.indexes.stored import StoredIndex, built_in, name_of
 from retrodistill.indexes.token_distillation import Lessons
 from retrodistill.indexes.tokens import CODES_FILE, TokenStore, check_tokens
-from retrodistill.rankers.retrievers import Queries, as_queries, wanted_depth
+from retrodistill.rankers.queries import Queries, as_queries, cut_depth, wanted_depth, within
 from retrodistill.runs.run import Run
 
 _BLOCK = 256  # documents that are encoded at once
@@ -40,7 +41,7 @@ class MultiVectorSettings(CodecSettings):
     muvera: MuveraSettings | None = None
 
 
-class MultiVectorIndex:
+class MultiVectorIndex(Index):
     """A token store, the documents' ids, the space's contract and a query encoder that it admits.
 
     Args:
@@ -78,7 +79,6 @@ class MultiVectorIndex:
         self.store, self.ids, self.space, self.name = store, list(ids), space, name
         self.settings = settings or MultiVectorSettings()
         self.queries, self._documents = queries, documents
-        self.build_seconds: float | None = None
         if queries is not None:
             space.check_query_encoder(queries)
         if proposer is None and self.settings.muvera is not None:
@@ -132,9 +132,6 @@ class MultiVectorIndex:
             f"MaxSim over {by})"
         )
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
     def add(self, documents: Texts) -> None:
         """Encode documents by the encoder of the space and index them, fitted parts as they are.
 
@@ -157,6 +154,7 @@ class MultiVectorIndex:
         check_new(ids, self.ids)
         self._check_dimension(tokens, "documents")
         check_tokens(tokens, ids, "documents")
+        self.made_from = ""
         self.store.append(tokens)
         self.ids += list(ids)
         if self.proposer is not None:
@@ -171,16 +169,19 @@ class MultiVectorIndex:
             UserError: Ids that are not there.
         """
         gone = to_remove(ids, self.ids)
+        self.made_from = ""
         self.store = self.store.without(gone)
         self.ids = [one for one, out in zip(self.ids, gone, strict=True) if not out]
         if self.proposer is not None:
             self.proposer.forget(gone)
 
-    def search(self, queries: Queries, k: int | None = None) -> Run:
+    def search(self, queries: Queries, collection: Collection | None = None, k: int | None = None) -> Run:
         """Search by text.
 
         Args:
             queries: One text, several (their ids are "0", "1"...), or queries with ids: a mapping of them, or `Texts`.
+            collection: Of the documents, where there is one: k is then cut to the size of the index, and documents
+                that the collection lacks are refused.
             k: Documents per query, 1 to the size of the index; 10 by default, or all of fewer.
 
         Returns:
@@ -189,8 +190,11 @@ class MultiVectorIndex:
         Raises:
             UserError: No query encoder, an empty query, or k beyond the index.
         """
-        asked = as_queries(queries)
-        return self.search_tokens(self._query_encoder().encode(asked.texts, "query"), k, asked.ids)
+        asked, encoder = as_queries(queries), self._query_encoder()
+        if collection is None:
+            return self.search_tokens(encoder.encode(asked.texts, "query"), k, asked.ids)
+        tokens = encoder.encode(asked.texts, "query")
+        return within(collection, self.search_tokens(tokens, cut_depth(k, len(self)), asked.ids))
 
     def search_tokens(self, tokens: Tokens, k: int | None = None, query_ids: Sequence[str] | None = None) -> Run:
         """Search by token vectors that an admitted encoder made.
@@ -209,16 +213,6 @@ class MultiVectorIndex:
         check_tokens(tokens, names, "queries")
         rows, scores = self._best(tokens, k)
         return Run.from_matrix(names, self.ids, rows, scores, name=self.name).ranked()
-
-    def retrieve(self, collection: Collection, queries: Texts, k: int) -> Run:
-        """As `search`, for a collection that it was built on; k is cut to its size.
-
-        Raises:
-            UserError: The collection lacks documents of the index.
-        """
-        run = self.search(queries, min(k, len(self)))
-        run.require(queries.ids, collection.documents.ids)
-        return run
 
     def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
         """Encodes and searches one query."""
@@ -290,6 +284,7 @@ class MultiVectorIndex:
         asking = stored.queries_by if queries is None else queries
         encoder = None if asking is None else load_multi_vector_encoder(asking)
         loaded = cls(store, stored.ids, stored.space, encoder, settings, stored.name, proposer=proposer)
+        loaded.made_from = stored.fingerprint
         loaded.build_seconds = stored.about.get("build_seconds")
         return loaded
 

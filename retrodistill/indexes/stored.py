@@ -36,6 +36,7 @@ class StoredIndex:
         queries_by: Name of the query encoder, relative to the folder where it is a folder; None for none.
         labels: (n,) int64 by which its files name the documents; their places by default.
         about: What else is good to know.
+        fingerprint: Of the folder's manifest; empty before it is written.
     """
 
     kind: str
@@ -46,6 +47,7 @@ class StoredIndex:
     queries_by: str | None = None
     labels: np.ndarray | None = None
     about: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
 
     def write(self, folder: str | os.PathLike[str], write_files: Callable[[Path], None]) -> None:
         """Write a folder: the kind's own files by `write_files`, then ids and manifest; whole or not at all.
@@ -98,6 +100,7 @@ class StoredIndex:
             _absolute(about["queries_by"], path),
             ids["label"].to_numpy(),
             {key: value for key, value in about.items() if key not in (*_ABOUT, "documents")},
+            manifest.fingerprint,
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,10 @@ import numpy as np
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_folder, cache_folder, digest, make_folder
+from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
+from retrodistill.rankers.protocol import CorpusScorer, Ranker, Stage, pair_positions
+from retrodistill.runs.run import Run
 from retrodistill.runs.top_k import top_k
 
 if TYPE_CHECKING:
@@ -89,6 +92,52 @@ class BM25:
             raise UserError(
                 f"BM25 index {folder} is cut short or altered ({reason}); delete this folder and it is built again."
             ) from error
+
+
+class BM25Ranker(Ranker):
+    """BM25 over a collection; a pair that shares no term has 0, which is its true score."""
+
+    name = kind = "bm25"
+    can_search = can_score_pairs = can_score_corpus = is_cheap = can_be_timed = True
+    documents_by = queries_by = "bm25"
+
+    def fingerprint(self, collection: Collection) -> str:
+        """Settings and corpus: the statistics of the corpus decide the scores."""
+        return BM25(collection.documents).fingerprint
+
+    def search(self, queries: Texts, collection: Collection, k: int) -> Run:
+        """The k best documents that share a term with the query."""
+        rows, scores = BM25(collection.documents).search(queries.texts, k)
+        return Run.from_matrix(queries.ids, collection.documents.ids, rows, scores, name=self.name)
+
+    def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
+        """The pairs with BM25 scores."""
+        columns = pair_positions(queries, collection, pairs)[1]
+        ordered = queries.select(pairs.query_ids)
+        scores = np.empty(len(pairs))
+        for place, corpus_scores in enumerate(BM25(collection.documents).scores(ordered.texts)):
+            rows = slice(pairs.bounds[place], pairs.bounds[place + 1])
+            scores[rows] = corpus_scores[columns[rows]]
+        return pairs.with_scores(scores, self.name)
+
+    def corpus_scorer(self, queries: Texts, collection: Collection) -> CorpusScorer:
+        """Scores of the whole corpus, a block of queries at a time."""
+        ranker, texts = BM25(collection.documents), queries.texts
+        return lambda rows: np.stack(list(ranker.scores(texts[rows])))
+
+    def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
+        """Tokenizes, scores and cuts; gives rows (1, k) of the corpus, -1 in empty places, and scores (1, k)."""
+        ranker = BM25(collection.documents)
+        return lambda text: ranker.search([text], k)
+
+    def timed_stages(self, collection: Collection, k: int) -> Sequence[Stage]:
+        """Nothing is encoded: search only, its input the texts."""
+        ranker = BM25(collection.documents)
+        return list, lambda texts: ranker.search(texts, k)
+
+    def bytes_per_document(self, collection: Collection) -> float | None:
+        """Bytes of the inverted index."""
+        return BM25(collection.documents).bytes_per_document
 
 
 def _some_term(terms: list[list[str]]) -> list[list[str]]:

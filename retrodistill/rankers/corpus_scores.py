@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,33 +10,19 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.progress import bar
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.rankers.protocol import Teacher
+from retrodistill.rankers.protocol import Ranker
 
-CorpusScorer = Callable[[slice], np.ndarray]
 BLOCK = 64  # queries at once: bounds the memory of one step
 LARGEST_BYTES = 8 * 2**30
 
 
-@runtime_checkable
-class CorpusTeacher(Protocol):
-    """A teacher that scores the whole corpus for a block of queries."""
-
-    name: str
-
-    def corpus_scorer(self, collection: Collection, queries: Texts) -> CorpusScorer:
-        """Do what is done once (embedding), then give (block, documents) float32 raw scores for a slice of queries."""
-        ...
-
-
-def corpus_scores(
-    collection: Collection, queries: Texts, teacher: Teacher, out: np.ndarray | None = None
-) -> np.ndarray:
+def corpus_scores(queries: Texts, collection: Collection, teacher: Ranker, out: np.ndarray | None = None) -> np.ndarray:
     """Score every document for every query.
 
     Args:
-        collection: The corpus.
         queries: Any queries, pseudo-queries too.
-        teacher: One that implements `CorpusTeacher`, or an ensemble of such.
+        collection: The corpus.
+        teacher: A ranker that can score a corpus.
         out: Where to write: a (queries, documents) float32 array, possibly memory-mapped.
 
     Returns:
@@ -52,7 +37,7 @@ def corpus_scores(
             f"scores of {shape[0]} queries x {shape[1]} documents take {4 * shape[0] * shape[1] / 2**30:.0f} GiB, more "
             f"than {LARGEST_BYTES >> 30}; set candidates.depth to a number instead of 'all'."
         )
-    scorer = require_corpus_teacher(teacher).corpus_scorer(collection, queries)
+    scorer = teacher.corpus_scorer(queries, collection)
     scores = np.empty(shape, dtype=np.float32) if out is None else out
     with bar(shape[0], f"scoring the corpus ({teacher.name})", "queries") as progress:
         for start in range(0, shape[0], BLOCK):
@@ -60,20 +45,6 @@ def corpus_scores(
             scores[rows] = scorer(rows)
             progress.update(rows.stop - rows.start)
     return scores
-
-
-def require_corpus_teacher(teacher: Teacher) -> CorpusTeacher:
-    """The teacher, as one that scores a whole corpus.
-
-    Raises:
-        UserError: It scores pairs only.
-    """
-    if not isinstance(teacher, CorpusTeacher):
-        raise UserError(
-            f"teacher {teacher.name} scores pairs and cannot score a whole corpus; set candidates.depth to "
-            "a number instead of 'all'."
-        )
-    return teacher
 
 
 def mean_of_zscores(matrices: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""A cross-encoder as a teacher: raw logits, kept in a store."""
+"""A cross-encoder as a ranker: raw logits, kept in a store."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from retrodistill.core.manifest import Manifest
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.weights import weights_digest
-from retrodistill.rankers.protocol import Work, pair_texts
+from retrodistill.rankers.protocol import Ranker, Work, pair_texts
 from retrodistill.rankers.score_store import ScoreStore
 from retrodistill.runs.run import Run
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
 
-class CrossEncoderTeacher:
+class CrossEncoderRanker(Ranker):
     """Raw float32 logits of a sentence-transformers cross-encoder (no sigmoid: it saturates and ties the top).
 
     Args:
@@ -30,6 +30,9 @@ class CrossEncoderTeacher:
         root: Folder of score stores; the shared cache by default.
         batch_size: Pairs per forward pass.
     """
+
+    kind = "cross-encoder"
+    can_score_pairs = can_time_pairs = True
 
     def __init__(self, model: CrossEncoder, name: str, root: Path | None = None, batch_size: int = 32) -> None:
         self.model, self.name, self.root, self.batch_size = model, name, root, batch_size
@@ -48,18 +51,34 @@ class CrossEncoderTeacher:
         """Weights, maximum length, prompt, dtype, activation."""
         return self._owner.fingerprint
 
-    def score(self, collection: Collection, queries: Texts, candidates: Run) -> Run:
-        """The candidates with logits; pairs in the store are not scored again."""
+    def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
+        """The pairs with logits; pairs in the store are not scored again."""
         store = ScoreStore(self.name, self._owner, self.root)
-        pairs = pair_texts(collection, queries, candidates)
-        store.fill(*pairs, self._logits)
-        return candidates.with_scores(store.gather(*pairs), self.name)
+        texts = pair_texts(queries, collection, pairs)
+        store.fill(*texts, self._logits)
+        return pairs.with_scores(store.gather(*texts), self.name)
 
-    def remaining(self, collection: Collection, queries: Texts, candidates: Run) -> Work:
+    def remaining(self, queries: Texts, collection: Collection, pairs: Run) -> Work:
         """Pairs that are not in the store."""
         store = ScoreStore(self.name, self._owner, self.root)
-        items, seconds = store.seconds(*pair_texts(collection, queries, candidates), self._logits)
+        items, seconds = store.seconds(*pair_texts(queries, collection, pairs), self._logits)
         return Work(items, "pairs", seconds)
+
+    def pair_fn(self, collection: Collection) -> Callable[[str, np.ndarray], np.ndarray]:
+        """Reads the query with each document; the store is not used."""
+        documents = collection.documents
+        ids = documents.ids
+
+        def score(query: str, rows: np.ndarray) -> np.ndarray:
+            texts = documents.select([ids[row] for row in rows]).texts
+            return self._logits([(query, text) for text in texts]) if texts else np.zeros(0, dtype=np.float32)
+
+        return score
+
+    @property
+    def queries_by(self) -> str:
+        """Its own name: it reads queries and documents together."""
+        return self.name
 
     def _logits(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         import torch

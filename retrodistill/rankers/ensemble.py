@@ -1,4 +1,4 @@
-"""Several teachers as one: a function from runs to a run."""
+"""Several rankers as one: a function from runs to a run."""
 
 from __future__ import annotations
 
@@ -9,12 +9,8 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.rankers.corpus_scores import CorpusScorer, mean_of_zscores, require_corpus_teacher
-from retrodistill.rankers.dense import DenseTeacher
-from retrodistill.rankers.lexical import LexicalTeacher
-from retrodistill.rankers.protocol import Teacher, Work
-from retrodistill.rankers.recorded import RecordedTeacher
-from retrodistill.rankers.retrievers import Retriever, load_retriever
+from retrodistill.rankers.corpus_scores import mean_of_zscores
+from retrodistill.rankers.protocol import CorpusScorer, Ranker, Work
 from retrodistill.runs.calibration import Calibration, MinMaxPerQuery, ZScorePerQuery
 from retrodistill.runs.fusion import check_calibrations, check_method, check_weights, fuse, union
 from retrodistill.runs.run import Run
@@ -22,25 +18,27 @@ from retrodistill.runs.run import Run
 _PER_QUERY = {kind.name: kind for kind in (ZScorePerQuery, MinMaxPerQuery)}  # these have nothing to fit
 
 
-class Ensemble:
-    """A weighted fusion of teachers.
+class Ensemble(Ranker):
+    """A weighted fusion of rankers.
 
     Args:
-        members: The teachers.
+        members: They score pairs; those that can also search propose candidates for `search`.
         weights: One per member; equal by default.
         method: A method of `retrodistill.runs.fusion`. The default, a weighted mean of z-scores taken per query,
             needs lists with depth: those of ten near-equal documents would weigh noise.
         calibrations: Fitted ones, for methods whose statistics come from a whole run.
-        depth: Candidates per member that `retrieve` fuses.
+        depth: Candidates per member that `search` fuses.
         name: What its runs are called.
 
     Raises:
         UserError: No member, an unknown method, or weights or calibrations that do not fit.
     """
 
+    can_score_pairs = True
+
     def __init__(
         self,
-        members: Sequence[Teacher],
+        members: Sequence[Ranker],
         weights: Sequence[float] | None = None,
         method: str = "zscore-per-query",
         *,
@@ -50,22 +48,30 @@ class Ensemble:
     ) -> None:
         if not members:
             raise UserError("an ensemble without members; give at least one teacher.")
-        self.members = list(members)
+        self._members = list(members)
         self.weights = check_weights(len(members), weights)
         check_method(method)
         if calibrations is not None:
             check_calibrations(len(members), calibrations)
         self.method, self.calibrations, self.depth, self.name = method, calibrations, depth, name
+        self.can_search = any(member.can_search for member in members)
+        self.can_score_corpus = all(member.can_score_corpus for member in members)
+        self.is_recorded = any(member.is_recorded for member in members)
+        self.is_cheap = all(member.is_cheap for member in members)
+
+    @property
+    def members(self) -> Sequence[Ranker]:
+        """The fused rankers."""
+        return self._members
 
     def fingerprint(self, collection: Collection) -> str:
         """Members, weights, method and fitted calibrations."""
         members = [member.fingerprint(collection) for member in self.members]
         return digest("ensemble", members, self.weights, self.method, [repr(one) for one in self.calibrations or []])
 
-    def score(self, collection: Collection, queries: Texts, candidates: Run) -> Run:
-        """The candidates with fused scores."""
-        runs = [member.score(collection, queries, candidates) for member in self.members]
-        return self.fuse(runs)
+    def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
+        """The pairs with fused scores."""
+        return self.fuse([member.score(queries, collection, pairs) for member in self.members])
 
     def fuse(self, runs: Sequence[Run]) -> Run:
         """Fuse runs of the members, in their order.
@@ -76,7 +82,7 @@ class Ensemble:
         calibrations = [kind() for _ in runs] if kind and self.calibrations is None else self.calibrations
         return fuse(runs, self.weights, self.method, calibrations=calibrations, name=self.name)
 
-    def corpus_scorer(self, collection: Collection, queries: Texts) -> CorpusScorer:
+    def corpus_scorer(self, queries: Texts, collection: Collection) -> CorpusScorer:
         """Fused scores, z-scored per query over the whole corpus, a block of queries at a time.
 
         Raises:
@@ -84,36 +90,28 @@ class Ensemble:
         """
         if self.method != "zscore-per-query":
             raise UserError(f"fusion {self.method!r} over a whole corpus; it is done with 'zscore-per-query'.")
-        scorers = [require_corpus_teacher(member).corpus_scorer(collection, queries) for member in self.members]
+        scorers = [member.corpus_scorer(queries, collection) for member in self.members]
         return lambda rows: mean_of_zscores([scorer(rows) for scorer in scorers], self.weights)
 
-    def remaining(self, collection: Collection, queries: Texts, candidates: Run) -> Work:
-        """The members' work together."""
-        works = [member.remaining(collection, queries, candidates) for member in self.members]
-        units = {work.unit for work in works if work.items} or {"pairs"}
-        return Work(sum(work.items for work in works), "/".join(sorted(units)), sum(work.seconds for work in works))
+    def remaining(self, queries: Texts, collection: Collection, pairs: Run) -> Work:
+        """The work of all members."""
+        return remaining_of_all(self.members, queries, collection, pairs)
 
-    def retrieve(self, collection: Collection, queries: Texts, k: int) -> Run:
+    def search(self, queries: Texts, collection: Collection, k: int) -> Run:
         """The best k of the members' united candidates, all scored by all members.
 
         Raises:
             UserError: No member can search.
         """
-        searchers = self._searchers
-        if not searchers:
+        if not self.can_search:
             raise UserError("no member of the ensemble can search a corpus; add bm25 or a dense teacher.")
-        runs = [_retriever(member).retrieve(collection, queries, max(k, self.depth)) for member in searchers]
-        return self.score(collection, queries, union(runs)).top(k)
-
-    @property
-    def _searchers(self) -> list[Teacher]:
-        """The members that find documents, not scores of pairs alone."""
-        return [member for member in self.members if not _scores_pairs_only(member)]
+        runs = [member.search(queries, collection, max(k, self.depth)) for member in self.members if member.can_search]
+        return self.score(queries, collection, union(runs)).top(k)
 
     @property
     def can_be_timed(self) -> bool:
-        """Whether all members answer new queries by themselves: no recorded one, none that scores pairs only."""
-        return all(isinstance(member, (LexicalTeacher, DenseTeacher)) for member in self.members)
+        """Whether all members answer new queries by themselves."""
+        return all(member.can_be_timed for member in self.members)
 
     def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
         """Asks each member for its candidates and fuses their ranked lists: the least that serving it needs.
@@ -123,20 +121,17 @@ class Ensemble:
         """
         if not self.can_be_timed:
             raise UserError(f"{self.name} has members that answer no new query by themselves; it has no latency.")
-        answers = [_retriever(member).query_fn(collection, max(k, self.depth)) for member in self.members]
+        answers = [member.query_fn(collection, max(k, self.depth)) for member in self.members]
         return lambda text: [answer(text) for answer in answers]
 
     def bytes_per_document(self, collection: Collection) -> float | None:
-        """The members' together, of those that search; None where one is unknown."""
-        sizes = [_retriever(member).bytes_per_document(collection) for member in self._searchers]
+        """The sum over the members that search; None where one is unknown."""
+        sizes = [member.bytes_per_document(collection) for member in self.members if member.can_search]
         return sum(size for size in sizes if size is not None) if None not in sizes else None
 
 
-def _scores_pairs_only(member: Teacher) -> bool:
-    return not isinstance(member, (LexicalTeacher, DenseTeacher, RecordedTeacher))
-
-
-def _retriever(member: Teacher) -> Retriever:
-    if isinstance(member, DenseTeacher):
-        return load_retriever(member.encoder)
-    return load_retriever(member.run if isinstance(member, RecordedTeacher) else "bm25")
+def remaining_of_all(members: Sequence[Ranker], queries: Texts, collection: Collection, pairs: Run) -> Work:
+    """The work of several rankers together."""
+    works = [member.remaining(queries, collection, pairs) for member in members]
+    units = {work.unit for work in works if work.items} or {"pairs"}
+    return Work(sum(work.items for work in works), "/".join(sorted(units)), sum(work.seconds for work in works))

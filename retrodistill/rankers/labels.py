@@ -11,9 +11,9 @@ from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.files import digest
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.rankers.ensemble import Ensemble
-from retrodistill.rankers.protocol import Teacher, Work
-from retrodistill.rankers.recorded import RecordedTeacher
+from retrodistill.rankers.ensemble import remaining_of_all
+from retrodistill.rankers.protocol import Ranker, Work
+from retrodistill.rankers.recorded import RecordedRanker
 from retrodistill.runs.fusion import check_weights
 from retrodistill.runs.run import Run
 
@@ -42,7 +42,7 @@ _MAPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def soft_labels(members: Sequence[Teacher], kind: str, weights: Sequence[float] | None = None) -> Teacher:
+def soft_labels(members: Sequence[Ranker], kind: str, weights: Sequence[float] | None = None) -> Ranker:
     """Labels by these teachers; of one recorded run a recorded run, which brings its own candidates.
 
     Args:
@@ -53,14 +53,12 @@ def soft_labels(members: Sequence[Teacher], kind: str, weights: Sequence[float] 
     Raises:
         UserError: As `SoftLabels`, or a recorded score is no cosine where cosines are wanted.
     """
-    made = SoftLabels(members, kind, weights)
-    if len(members) == 1 and isinstance(members[0], RecordedTeacher):
-        run = members[0].run
-        return RecordedTeacher(run.with_scores(_MAPS[kind](run.scores)), members[0].name)
-    return made
+    labels = SoftLabels(members, kind, weights)
+    run = members[0].run if len(members) == 1 else None
+    return labels if run is None else RecordedRanker(run.with_scores(_MAPS[kind](run.scores)), labels.name)
 
 
-class SoftLabels:
+class SoftLabels(Ranker):
     """The weighted mean of teachers' scores, each mapped alone (Trans-Encoder, ICLR 2022, arXiv 2109.13059).
 
     Args:
@@ -72,29 +70,38 @@ class SoftLabels:
         UserError: No member, another kind, or weights that do not fit.
     """
 
-    def __init__(self, members: Sequence[Teacher], kind: str, weights: Sequence[float] | None = None) -> None:
+    can_score_pairs = True
+
+    def __init__(self, members: Sequence[Ranker], kind: str, weights: Sequence[float] | None = None) -> None:
         if kind not in _MAPS:
             raise unknown("kind of labels", kind, _MAPS)
         if not members:
             raise UserError("labels without a teacher; give at least one.")
-        self.members, self.kind, self.weights = list(members), kind, check_weights(len(members), weights)
+        self._members, self.labels, self.weights = list(members), kind, check_weights(len(members), weights)
         self.name = " + ".join(member.name for member in members)
+        self.is_recorded = any(member.is_recorded for member in members)
+        self.is_cheap = all(member.is_cheap for member in members)
+
+    @property
+    def members(self) -> Sequence[Ranker]:
+        """The teachers."""
+        return self._members
 
     def fingerprint(self, collection: Collection) -> str:
         """Members, weights and kind."""
-        return digest("labels", [one.fingerprint(collection) for one in self.members], self.weights, self.kind)
+        return digest("labels", [one.fingerprint(collection) for one in self.members], self.weights, self.labels)
 
-    def score(self, collection: Collection, queries: Texts, candidates: Run) -> Run:
-        """The candidates with labels, from 0 to 1 but for ``mean``.
+    def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
+        """The pairs with labels, from 0 to 1 but for ``mean``.
 
         Raises:
             UserError: A pair cannot be scored, or a score is no cosine where cosines are wanted.
         """
-        total = np.zeros(len(candidates))
+        total = np.zeros(len(pairs))
         for member, weight in zip(self.members, self.weights, strict=True):
-            total += weight * _MAPS[self.kind](member.score(collection, queries, candidates).scores)
-        return candidates.with_scores(total / sum(self.weights), self.name)
+            total += weight * _MAPS[self.labels](member.score(queries, collection, pairs).scores)
+        return pairs.with_scores(total / sum(self.weights), self.name)
 
-    def remaining(self, collection: Collection, queries: Texts, candidates: Run) -> Work:
-        """The members' work together."""
-        return Ensemble(self.members).remaining(collection, queries, candidates)
+    def remaining(self, queries: Texts, collection: Collection, pairs: Run) -> Work:
+        """The work of all members."""
+        return remaining_of_all(self.members, queries, collection, pairs)

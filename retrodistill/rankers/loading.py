@@ -1,67 +1,174 @@
-"""Teachers by name."""
+"""Rankers by name."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from retrodistill.core.errors import UserError
-from retrodistill.encoders.encoder import load_encoder
+from retrodistill.encoders.any_model import load_text_model
+from retrodistill.encoders.contract import TextModel
 from retrodistill.encoders.loading import load_cross_encoder
-from retrodistill.encoders.names import PAIR_KINDS, ModelName, parse_model_name
-from retrodistill.rankers.cross_encoder import CrossEncoderTeacher
-from retrodistill.rankers.dense import DenseTeacher
-from retrodistill.rankers.judgments import JudgmentTeacher
-from retrodistill.rankers.lexical import LexicalTeacher
-from retrodistill.rankers.protocol import Teacher
-from retrodistill.rankers.recorded import RecordedTeacher
+from retrodistill.encoders.names import KINDS, PAIR_KINDS, SEARCHING_KINDS, ModelName, parse_model_name
+from retrodistill.rankers.bm25 import BM25Ranker
+from retrodistill.rankers.cross_encoder import CrossEncoderRanker
+from retrodistill.rankers.dense import DenseRanker
+from retrodistill.rankers.judgments import JudgmentRanker
+from retrodistill.rankers.multi_vector import MultiVectorRanker
+from retrodistill.rankers.protocol import Ranker, cannot_score, cannot_search
+from retrodistill.rankers.recorded import RecordedRanker
+from retrodistill.rankers.reranker import DEPTH, Reranker
+from retrodistill.rankers.sparse import SparseRanker
 from retrodistill.runs.formats import read_run
 from retrodistill.runs.run import Run
 
+# What later rooms open, by a dotted name: nothing of them is imported before it is needed.
+_INDEX = "retrodistill.indexes.building:load_index"
+_STORES = {"qdrant": "retrodistill.exports.qdrant_index:load_qdrant"}
+_STORED_DOCUMENTS = "retrodistill.students.document_states:StoredDocumentsRanker.of_model"
+_RERANK = (
+    "rerank:TEACHER@SOURCE or rerank@DEPTH:TEACHER@SOURCE, e.g. rerank:cross-encoder:NAME@bm25, where SOURCE is a "
+    "model's name, run:FILE or an index' folder"
+)
 
-def load_teacher(source: Any, store: Path | None = None) -> Teacher:
-    """A teacher from a model name or an object.
 
-    Objects: a `Teacher`, a `Run`, an `Encoder`, a SentenceTransformer, a CrossEncoder.
+def load_ranker(source: Any, store: Path | None = None, *, needs: Literal["search", "score"] | None = None) -> Ranker:
+    """A ranker from a name or an object.
 
     Args:
-        source: The name or object.
+        source: A model name (``bm25``, ``dense:NAME``, ``cross-encoder:NAME``, ``run:FILE``...), an index' folder, an
+            exported store (``qdrant:PLACE#NAME``), ``rerank:TEACHER@SOURCE``; or a `Ranker` (an index is one), a `Run`,
+            an encoder, a sentence-transformers model.
         store: Folder for its scores or embeddings; the shared cache by default.
+        needs: Refuse a ranker that cannot search, or cannot score pairs.
 
     Raises:
-        UserError: Not a model name, or not to be found.
+        UserError: Not the name of a ranker, not to be found, or it cannot do what is needed.
     """
-    if isinstance(source, Teacher):
+    ranker = _load(source, store, needs)
+    if needs == "search" and not ranker.can_search:
+        raise UserError(cannot_search(ranker.name))
+    if needs == "score" and not ranker.can_score_pairs:
+        raise UserError(cannot_score(ranker.name))
+    return ranker
+
+
+def _load(source: Any, store: Path | None, needs: str | None) -> Ranker:
+    if isinstance(source, Ranker):
         return source
     if not isinstance(source, (str, Path, ModelName)):
-        return _from_object(source, store)
-    name = source if isinstance(source, ModelName) else parse_model_name(str(source))
-    by_kind: dict[str, Callable[[], Teacher]] = {
-        "bm25": LexicalTeacher,
-        "run": lambda: RecordedTeacher(read_run(name.name), str(name)),
-        "judgments": lambda: JudgmentTeacher(name.name),
+        return _of_object(source, store)
+    text = str(source)
+    if text.startswith(("rerank:", "rerank@")):
+        return _reranker(text, store)
+    if is_store(text):
+        return open_store(text)
+    if text.partition(":")[0] not in KINDS and Path(text).expanduser().is_dir():
+        return _opened(_INDEX)(Path(text).expanduser())
+    name = parse_model_name(text)
+    if needs == "search" and name.kind not in SEARCHING_KINDS:  # before the model is loaded
+        raise UserError(cannot_search(text))
+    return _of_name(name, store)
+
+
+def is_store(source: Any) -> bool:
+    """Whether this names an exported store, such as ``qdrant:PLACE#NAME``."""
+    return str(source).partition(":")[0] in _STORES
+
+
+def open_store(text: str, queries: Any = None) -> Any:
+    """An exported store as an index.
+
+    Args:
+        text: ``qdrant:PLACE#NAME``.
+        queries: Name or object of the query encoder; by default the one that was exported.
+    """
+    return _opened(_STORES[text.partition(":")[0]])(text, queries)
+
+
+def _of_name(name: ModelName, store: Path | None) -> Ranker:
+    by_kind: dict[str, Callable[[], Ranker]] = {
+        "bm25": BM25Ranker,
+        "run": lambda: RecordedRanker(read_run(name.name), str(name)),
+        "judgments": lambda: JudgmentRanker(name.name),
         **{kind: lambda: _of_pairs(name, store) for kind in PAIR_KINDS},
     }
-    return by_kind.get(name.kind, lambda: DenseTeacher(load_encoder(name), store))()
+    return by_kind.get(name.kind, lambda: of_encoder(load_text_model(name), store))()
 
 
-def _of_pairs(name: ModelName, store: Path | None) -> Teacher:
+def _of_pairs(name: ModelName, store: Path | None) -> CrossEncoderRanker:
     """A cross-encoder, or a student that is saved as one and named by its own kind.
 
     Raises:
         UserError: Not to be found, or a folder of another kind than the name says.
     """
     model = load_cross_encoder(name.name)
-    kind = str(getattr(model[0], "kind", "cross-encoder"))
+    kind = _kind_of(model)
     if name.kind not in (kind, "cross-encoder"):
-        raise UserError(f"model {name.name} is no {name.kind} student but a {kind}; name it '{kind}:{name.name}'.")
-    return CrossEncoderTeacher(model, str(name), store)
+        raise UserError(f"model {name.name} is not a {name.kind} student but a {kind}; name it '{kind}:{name.name}'.")
+    return CrossEncoderRanker(model, str(name), store)
 
 
-def _from_object(model: Any, store: Path | None) -> Teacher:
+def _kind_of(cross_encoder: Any) -> str:
+    return str(getattr(cross_encoder[0], "kind", "cross-encoder"))
+
+
+def of_encoder(encoder: TextModel, store: Path | None = None) -> Ranker:
+    """The ranker of an encoder, for both sides."""
+    by_kind: dict[str, Any] = {"sparse": SparseRanker, "multi-vector": MultiVectorRanker}
+    ranker: Ranker = by_kind.get(encoder.kind, DenseRanker)(encoder, root=store)
+    return ranker
+
+
+def _of_object(model: Any, store: Path | None) -> Ranker:
     if isinstance(model, Run):
-        return RecordedTeacher(model)
+        return RecordedRanker(model)
     if type(model).__name__ == "CrossEncoder":
-        return CrossEncoderTeacher(model, f"cross-encoder:{model.model_card_data.model_id or 'in-memory'}", store)
-    return DenseTeacher(load_encoder(model), store)
+        return CrossEncoderRanker(model, f"cross-encoder:{model.model_card_data.model_id or 'in-memory'}", store)
+    return of_encoder(load_text_model(model), store)
+
+
+def _opened(target: str) -> Callable[..., Any]:
+    module, _, path = target.partition(":")
+    found: Any = import_module(module)
+    for part in path.split("."):
+        found = getattr(found, part)
+    opener: Callable[..., Any] = found
+    return opener
+
+
+def _reranker(text: str, store: Path | None) -> Reranker:
+    """Read ``rerank:TEACHER@SOURCE``, such as ``rerank@50:cross-encoder:NAME@run:FILE``.
+
+    A folder stands for ``cross-encoder:FOLDER``: students that re-rank are saved as cross-encoders. ``prett:FOLDER``
+    and ``tk:FOLDER`` name them by their own kind.
+
+    Raises:
+        UserError: Another form, or a teacher or source that cannot be found.
+    """
+    # The source begins at the last @ that a kind of model follows: names of models and files may hold one.
+    kinds = "|".join(map(re.escape, [*KINDS, *_STORES]))
+    parsed = re.fullmatch(rf"rerank(?:@(\d+))?:(.+)@((?:{kinds})(?::.+)?)", text)
+    parts = _of_an_index(text) if parsed is None else parsed.groups()
+    if parts is None:
+        raise UserError(f"{text!r} is not a re-ranker; write {_RERANK}.")
+    depth, teacher, source = parts
+    named = f"cross-encoder:{teacher}" if Path(teacher).expanduser().is_dir() else teacher
+    finder, judge = load_ranker(source, store, needs="search"), load_ranker(named, store, needs="score")
+    model = getattr(judge, "model", None)
+    if model is not None and _kind_of(model) != "cross-encoder":
+        judge = _opened(_STORED_DOCUMENTS)(model, judge.name)
+    return Reranker(judge, finder, int(depth or DEPTH), text)
+
+
+def _of_an_index(text: str) -> tuple[str | None, str, str] | None:
+    """Depth, teacher and source where an index' folder follows an @; None otherwise."""
+    parsed = re.fullmatch(r"rerank(?:@(\d+))?:(.+)", text)
+    if parsed is None:
+        return None
+    depth, rest = parsed.groups()
+    splits = [(rest[: at.start()], rest[at.end() :]) for at in re.finditer("@", rest)]
+    return next(((depth, *sides) for sides in splits if all(sides) and Path(sides[1]).expanduser().is_dir()), None)

@@ -1,25 +1,30 @@
-"""What every teacher is: something that scores pairs of a collection, and says who it is."""
+"""What every ranker is: it searches a corpus, scores pairs, or both, and says which by attributes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
+from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.runs.run import Run
 
+CorpusScorer = Callable[[slice], np.ndarray]
+Stage = Callable[[Any], Any]
+
 
 @dataclass(frozen=True)
 class Work:
-    """What is still to be done before a teacher has scored its candidates.
+    """What a ranker still has to compute before all its pairs have scores.
 
     Attributes:
-        items: How many are left.
-        unit: What they are: ``pairs`` or ``texts``.
-        seconds: How long they will take at the rate measured just now.
+        items: Number of pairs or texts.
+        unit: ``pairs`` or ``texts``.
+        seconds: Estimate, at the rate measured just now.
     """
 
     items: int
@@ -27,45 +32,180 @@ class Work:
     seconds: float
 
 
-@runtime_checkable
-class Teacher(Protocol):
-    """Scores (query, document) pairs; raw, higher is better."""
+class Ranker:
+    """A teacher, retriever, re-ranker, ensemble, recorded run, index or exported store.
+
+    Subclass it, set the attributes that hold and override the methods that they promise; the rest has defaults. Callers
+    ask the attributes, never the class.
+
+    Attributes:
+        name: What its runs and scores are called; `load_ranker` reads it where the ranker came from a name.
+        kind: Kind of model, as in ``kind:name``; empty for what no name describes.
+        can_search: `search` finds the best documents of a whole corpus.
+        can_score_pairs: `score` scores any (query, document) pair, or every pair that was recorded.
+        can_score_corpus: `corpus_scorer` scores all documents for a block of queries.
+        is_recorded: It answers only what was recorded before.
+        is_cheap: It may score every pair without a plan.
+        run: The recorded scores, of a recorded run.
+        documents: Encoder of documents, where there is one.
+        queries: Encoder of queries, where there is one.
+    """
 
     name: str
+    kind: str = ""
+    can_search: bool = False
+    can_score_pairs: bool = False
+    can_score_corpus: bool = False
+    is_recorded: bool = False
+    is_cheap: bool = False
+    run: Run | None = None
+    documents: Any = None
+    queries: Any = None
 
     def fingerprint(self, collection: Collection) -> str:
-        """Digest of all that decides a score, beyond the two texts."""
-        ...
+        """Digest of all that decides its scores and results, beyond the texts.
 
-    def score(self, collection: Collection, queries: Texts, candidates: Run) -> Run:
-        """The candidates with this teacher's raw scores; every pair has one.
+        Empty where that is unknown: nothing that was made with such a ranker is used again.
+        """
+        return ""
+
+    def search(self, queries: Texts, collection: Collection, k: int) -> Run:
+        """The best k documents of each query; fewer where the ranker finds fewer.
 
         Raises:
-            UserError: A pair cannot be scored.
+            UserError: It scores pairs only.
         """
-        ...
+        raise UserError(cannot_search(self.name))
 
-    def remaining(self, collection: Collection, queries: Texts, candidates: Run) -> Work:
-        """What is left to do, and how long it will take."""
-        ...
+    def search_in_blocks(self, queries: Texts, collection: Collection, k: int) -> Run:
+        """As `search`, and without storing what is computed for it, where the corpus is too large to hold or store.
+
+        By default, `search`.
+
+        Raises:
+            UserError: It scores pairs only.
+        """
+        return self.search(queries, collection, k)
+
+    def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
+        """The same pairs with this ranker's scores: raw, higher is better; every pair has one.
+
+        Raises:
+            UserError: It searches only, or a pair cannot be scored.
+        """
+        raise UserError(cannot_score(self.name))
+
+    def remaining(self, queries: Texts, collection: Collection, pairs: Run) -> Work:
+        """What `score` has left to compute for these pairs, and how long it will take."""
+        return Work(0, "pairs", 0.0)
+
+    def require_corpus_scores(self) -> None:
+        """Check that it can score a whole corpus.
+
+        Raises:
+            UserError: It scores pairs only.
+        """
+        if not self.can_score_corpus:
+            raise UserError(
+                f"teacher {self.name} scores pairs and cannot score a whole corpus; set candidates.depth to "
+                "a number instead of 'all'."
+            )
+
+    def corpus_scorer(self, queries: Texts, collection: Collection) -> CorpusScorer:
+        """A function from a slice of the queries to (block, documents) float32 raw scores.
+
+        What is computed once, such as embeddings, is computed by this call.
+
+        Raises:
+            UserError: It scores pairs only.
+        """
+        self.require_corpus_scores()
+        raise NotImplementedError(f"{type(self).__name__} promises corpus scores and has no corpus_scorer")
+
+    @property
+    def members(self) -> Sequence[Ranker]:
+        """The rankers that an ensemble fuses; a ranker alone is its only member."""
+        return [self]
+
+    @property
+    def can_be_timed(self) -> bool:
+        """Whether `query_fn` answers new queries as a server would."""
+        return False
+
+    def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
+        """A function that answers one query text as a server would, nothing cached: for timing.
+
+        Raises:
+            UserError: `can_be_timed` is false.
+        """
+        raise UserError(f"{self.name} does not answer new queries by itself, so it has no latency.")
+
+    def timed_stages(self, collection: Collection, k: int) -> Sequence[Stage]:
+        """Functions that pass on to each other, the first from query texts: encoding and search apart, or both in one.
+
+        Raises:
+            UserError: `can_be_timed` is false.
+        """
+        answer = self.query_fn(collection, k)
+        return [lambda texts: [answer(text) for text in texts]]
+
+    @property
+    def can_time_pairs(self) -> bool:
+        """Whether `pair_fn` scores new pairs as a server would."""
+        return False
+
+    def pair_fn(self, collection: Collection) -> Callable[[str, np.ndarray], np.ndarray]:
+        """A function from a query text and (n,) rows of documents to (n,) scores, nothing of the query cached.
+
+        Raises:
+            UserError: `can_time_pairs` is false.
+        """
+        raise UserError(f"{self.name} keeps the scores of its pairs, so it has no latency.")
+
+    def bytes_per_document(self, collection: Collection) -> float | None:
+        """Bytes that serving keeps per document; None where they are unknown."""
+        return None
+
+    @property
+    def documents_by(self) -> str:
+        """Name of what encodes the documents; empty where it is unknown."""
+        return getattr(self.documents, "name", "")
+
+    @property
+    def queries_by(self) -> str:
+        """Name of what encodes the queries; empty where it is unknown."""
+        return getattr(self.queries, "name", "")
 
 
-def pair_positions(collection: Collection, queries: Texts, candidates: Run) -> tuple[np.ndarray, np.ndarray]:
-    """(rows,) positions of each pair's query in `queries` and document in the corpus.
-
-    Raises:
-        UserError: The candidates name unknown ids.
-    """
-    candidates.require(queries.ids, collection.documents.ids)
+def cannot_search(name: str) -> str:
+    """The message for a ranker that only scores pairs."""
     return (
-        queries.positions(candidates.query_ids)[candidates.query_codes],
-        collection.documents.positions(candidates.document_ids),
+        f"model {name} scores pairs and cannot search a corpus; mine candidates with bm25, dense, static, sparse, "
+        "multi-vector or run, and use it as a teacher."
     )
 
 
-def pair_texts(collection: Collection, queries: Texts, candidates: Run) -> tuple[list[str], list[str]]:
-    """The texts of each pair, two parallel lists of (rows,); only the texts that are named become Python strings."""
-    sides = zip((queries, collection.documents), pair_positions(collection, queries, candidates), strict=True)
+def cannot_score(name: str) -> str:
+    """The message for a ranker that only searches."""
+    return f"{name} searches a corpus and cannot score pairs; use the model of its documents as a teacher."
+
+
+def pair_positions(queries: Texts, collection: Collection, pairs: Run) -> tuple[np.ndarray, np.ndarray]:
+    """(rows,) positions of each pair's query in `queries` and of its document in the corpus.
+
+    Raises:
+        UserError: The pairs name unknown ids.
+    """
+    pairs.require(queries.ids, collection.documents.ids)
+    return (
+        queries.positions(pairs.query_ids)[pairs.query_codes],
+        collection.documents.positions(pairs.document_ids),
+    )
+
+
+def pair_texts(queries: Texts, collection: Collection, pairs: Run) -> tuple[list[str], list[str]]:
+    """The texts of each pair, two parallel lists of (rows,); only the texts that occur become Python strings."""
+    sides = zip((queries, collection.documents), pair_positions(queries, collection, pairs), strict=True)
     (query_places, query_texts), (document_places, document_texts) = (distinct(rows, texts) for texts, rows in sides)
     return [query_texts[place] for place in query_places], [document_texts[place] for place in document_places]
 

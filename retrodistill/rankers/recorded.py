@@ -1,24 +1,31 @@
-"""A recorded run as a teacher."""
+"""A recorded run as a ranker."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.rankers.protocol import Work
+from retrodistill.rankers.protocol import Ranker
 from retrodistill.runs.align import look_up
 from retrodistill.runs.run import Run
 
 
-class RecordedTeacher:
+class RecordedRanker(Ranker):
     """Scores that somebody else computed; a pair that was not recorded has none and is refused.
 
     Args:
         run: The scores.
         name: ``run:FILE``; the run's own name by default.
     """
+
+    kind = "run"
+    can_search = can_score_pairs = is_recorded = is_cheap = True
+    run: Run
 
     def __init__(self, run: Run, name: str | None = None) -> None:
         self.run, self.name = run, name or run.name
@@ -27,24 +34,47 @@ class RecordedTeacher:
         """Digest of the recorded rows."""
         return self.run.fingerprint
 
-    def score(self, collection: Collection, queries: Texts, candidates: Run) -> Run:
-        """The candidates with their recorded scores.
+    def search(self, queries: Texts, collection: Collection, k: int) -> Run:
+        """The k best recorded documents of each query; queries that were not recorded have none.
 
         Raises:
-            UserError: The run names unknown ids, or has no score for some candidate.
+            UserError: The run names unknown ids.
         """
-        self.run.require({*collection.queries.ids, *queries.ids}, collection.documents.ids)
-        scores = look_up(self.run, candidates)
+        self._require(queries, collection)
+        return self.run.select(queries.ids).top(k)
+
+    def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
+        """The pairs with their recorded scores.
+
+        Raises:
+            UserError: The run names unknown ids, or has no score for a pair.
+        """
+        self._require(queries, collection)
+        scores = look_up(self.run, pairs)
         lacking = np.isnan(scores)
         if lacking.any():
             row = int(np.flatnonzero(lacking)[0])
-            query, document = candidates.query_ids[candidates.query_codes[row]], candidates.document_ids[row]
+            query, document = pairs.query_ids[pairs.query_codes[row]], pairs.document_ids[row]
             raise UserError(
-                f"run {self.run.name} has no score for {int(lacking.sum())} of {len(candidates)} candidates, first "
+                f"run {self.run.name} has no score for {int(lacking.sum())} of {len(pairs)} candidates, first "
                 f"query {query!r} with document {document!r}; mine the candidates from the run itself."
             )
-        return candidates.with_scores(scores, self.name)
+        return pairs.with_scores(scores, self.name)
 
-    def remaining(self, collection: Collection, queries: Texts, candidates: Run) -> Work:
-        """Nothing: it is recorded."""
-        return Work(0, "pairs", 0.0)
+    def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
+        """There is none.
+
+        Raises:
+            UserError: Always: a recorded run cannot be timed.
+        """
+        raise UserError(f"run {self.run.name} is recorded and answers no new query; it has no latency.")
+
+    def _require(self, queries: Texts, collection: Collection) -> None:
+        self.run.require({*collection.queries.ids, *queries.ids}, collection.documents.ids)
+
+
+def recorded_pairs(run: Run, pairs: Run, name: str) -> Run:
+    """Those of the pairs that a run holds, with its scores."""
+    scores = look_up(run, pairs)
+    known = np.isfinite(scores)
+    return pairs.filter(known).with_scores(scores[known], name)

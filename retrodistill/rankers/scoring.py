@@ -10,8 +10,8 @@ from typing import Any
 from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.rankers.loading import load_teacher
-from retrodistill.rankers.protocol import Teacher, Work
+from retrodistill.rankers.loading import load_ranker
+from retrodistill.rankers.protocol import Ranker, Work
 from retrodistill.runs.run import Run
 
 
@@ -28,7 +28,7 @@ def score(
     Args:
         collection: Where the texts are.
         candidates: The pairs.
-        teachers: Model names or objects (see `load_teacher`).
+        teachers: Model names or objects (see `load_ranker`).
         queries: The queries' texts, where they are not the collection's own (pseudo-queries).
         store: Folder for scores and embeddings; the shared cache by default.
 
@@ -39,7 +39,7 @@ def score(
         UserError: Unknown ids, a pair without a score, a store of another teacher.
     """
     wanted = collection.queries if queries is None else queries
-    return [teacher.score(collection, wanted, candidates) for teacher in _load(teachers, store)]
+    return [teacher.score(wanted, collection, candidates) for teacher in _load(teachers, store)]
 
 
 def remaining(
@@ -52,12 +52,12 @@ def remaining(
 ) -> dict[str, Work]:
     """What each teacher still has to do, and how long it will take; arguments as for `score`."""
     wanted = collection.queries if queries is None else queries
-    return {teacher.name: teacher.remaining(collection, wanted, candidates) for teacher in _load(teachers, store)}
+    return {teacher.name: teacher.remaining(wanted, collection, candidates) for teacher in _load(teachers, store)}
 
 
-def _load(teachers: Sequence[Any], store: str | os.PathLike[str] | None) -> list[Teacher]:
+def _load(teachers: Sequence[Any], store: str | os.PathLike[str] | None) -> list[Ranker]:
     """All of them before the first works, so that a wrong name fails before hours of scoring."""
     if isinstance(teachers, str):
         raise UserError(f"teachers={teachers!r}: give a list, e.g. [{teachers!r}].")
     root = None if store is None else Path(store)
-    return [load_teacher(teacher, root) for teacher in teachers]
+    return [load_ranker(teacher, root, needs="score") for teacher in teachers]

@@ -1,52 +1,62 @@
-"""Exact sparse search as a retriever."""
+"""A learned sparse encoder as a ranker: inner products of stored term weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
 
+import numpy as np
 from scipy.sparse import csr_array
 
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.encoders.sparse_store import embed_sparse
-from retrodistill.encoders.two_sided import TwoSided
 from retrodistill.rankers.postings import Postings, check_weights, search_rows
+from retrodistill.rankers.protocol import CorpusScorer, Stage, distinct, pair_positions
+from retrodistill.rankers.two_sided import TwoSidedRanker
 from retrodistill.runs.run import Run
 
+_PAIRS = 65_536  # at once: bounds the memory of one product
 
-class SparseRetriever(TwoSided[SparseTextEncoder]):
-    """Exact inner-product search with one sparse encoder for both sides, or two."""
 
-    def retrieve(self, collection: Collection, queries: Texts, k: int) -> Run:
+class SparseRanker(TwoSidedRanker[SparseTextEncoder]):
+    """Inner products of term weights; search is exact."""
+
+    def search(self, queries: Texts, collection: Collection, k: int) -> Run:
         """The k documents of highest inner product among those that share a term with the query."""
-        asked = embed_sparse(self.queries, queries.texts, "query")
-        rows, scores = search_rows(self._postings(collection), asked, min(k, len(collection.documents)))
+        vectors = embed_sparse(self.queries, queries.texts, "query", self.root)
+        rows, scores = search_rows(self._postings(collection), vectors, min(k, len(collection.documents)))
         return Run.from_matrix(queries.ids, collection.documents.ids, rows, scores, name=self.name)
 
-    def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
-        """Encodes and searches."""
-        postings = self._postings(collection)
+    def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
+        """The pairs with inner products; 0 where no term is shared."""
+        rows, columns = pair_positions(queries, collection, pairs)
+        query_rows, query_texts = distinct(rows, queries)
+        document_rows, document_texts = distinct(columns, collection.documents)
+        asking = embed_sparse(self.queries, query_texts, "query", self.root)
+        documents = embed_sparse(self.documents, document_texts, "document", self.root)
+        scores = np.empty(len(pairs), dtype=np.float32)
+        for start in range(0, len(pairs), _PAIRS):
+            part = slice(start, start + _PAIRS)
+            scores[part] = asking[query_rows[part]].multiply(documents[document_rows[part]]).sum(axis=1)
+        return pairs.with_scores(scores, self.name)
 
-        def respond(text: str) -> Any:
-            query: csr_array = self.queries.encode([text], "query")
-            return postings.search(query.indices, query.data, k)
+    def corpus_scorer(self, queries: Texts, collection: Collection) -> CorpusScorer:
+        """Inner products with the whole corpus, a block of queries at a time."""
+        documents = csr_array(embed_sparse(self.documents, collection.documents.texts, "document", self.root).T)
+        asking = embed_sparse(self.queries, queries.texts, "query", self.root)
+        return lambda rows: (asking[rows] @ documents).toarray().astype(np.float32, copy=False)
 
-        return respond
-
-    def timed_stages(
-        self, collection: Collection, k: int
-    ) -> tuple[Callable[[list[str]], csr_array], Callable[[csr_array], Any]]:
-        """Encoding of queries, and search by them: for timing."""
+    def timed_stages(self, collection: Collection, k: int) -> Sequence[Stage]:
+        """Encoding of queries, and search of the postings."""
         postings = self._postings(collection)
         return lambda texts: self.queries.encode(texts, "query"), lambda vectors: search_rows(postings, vectors, k)
 
     def bytes_per_document(self, collection: Collection) -> float | None:
-        """Of exact float32 postings."""
+        """Exact float32 postings."""
         return self._postings(collection).nbytes / len(collection.documents)
 
     def _postings(self, collection: Collection) -> Postings:
-        vectors = embed_sparse(self.documents, collection.documents.texts, "document")
+        vectors = embed_sparse(self.documents, collection.documents.texts, "document", self.root)
         check_weights(vectors, collection.documents.ids, self.documents.name)
         return Postings.from_csr(vectors)

@@ -13,8 +13,7 @@ from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.evaluation.results import Results, System
 from retrodistill.rankers.ensemble import Ensemble
-from retrodistill.rankers.protocol import Teacher
-from retrodistill.rankers.recorded import RecordedTeacher
+from retrodistill.rankers.protocol import Ranker
 from retrodistill.recipes.conversation_settings import ConversationSettings
 from retrodistill.recipes.job import Job
 from retrodistill.recipes.questions import MADE
@@ -136,11 +135,11 @@ def _turns(asked: ConversationSettings) -> Turns:
     return Turns(path, asked.history, asked.responses)
 
 
-def _teaching(teacher: Teacher, fingerprint: str) -> Teaching:
+def _teaching(teacher: Ranker, fingerprint: str) -> Teaching:
     if isinstance(teacher, Ensemble):
         names = [without_folders(member.name) for member in teacher.members]
         return Teaching(list(zip(names, teacher.weights, strict=True)), teacher.method, fingerprint)
-    recorded = len(teacher.run) if isinstance(teacher, RecordedTeacher) else None
+    recorded = len(teacher.run) if teacher.run is not None else None
     return Teaching([(without_folders(teacher.name), 1.0)], None, fingerprint, recorded)
 
 

@@ -14,16 +14,17 @@ from retrodistill.data.qrels import Qrels
 from retrodistill.encoders.encoder import Encoder, load_encoder
 from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.encoders.vector_files import VectorFile, bound
+from retrodistill.evaluation.cost import CostConfig
+from retrodistill.evaluation.evaluating import EvaluationConfig
 from retrodistill.evaluation.examples import spread_out
 from retrodistill.evaluation.measures import Grades, measures_within
+from retrodistill.evaluation.systems import Task
 from retrodistill.indexes.building import resolved
 from retrodistill.indexes.factory import empty_index
 from retrodistill.quantizers.start import factory_for, read_form
-from retrodistill.rankers.corpus_scores import require_corpus_teacher
-from retrodistill.rankers.cross_encoder import CrossEncoderTeacher
 from retrodistill.rankers.ensemble import Ensemble
-from retrodistill.rankers.loading import load_teacher
-from retrodistill.rankers.protocol import Teacher
+from retrodistill.rankers.loading import load_ranker
+from retrodistill.rankers.protocol import Ranker
 from retrodistill.recipes.questions import Questions, questions_of
 from retrodistill.recipes.settings import Recipe, StudentSettings, TeacherSettings
 from retrodistill.recipes.stage_teachers import StageTeachers
@@ -64,14 +65,14 @@ class Job:
     train: Texts
     test: Texts
     space: Encoder
-    teacher: Teacher
+    teacher: Ranker
     notes: list[str]
-    beside: Teacher | None = None
+    beside: Ranker | None = None
     questions: Questions | None = None
     teachers: StageTeachers | None = None
 
     @property
-    def asked_test(self) -> Texts:
+    def teacher_test(self) -> Texts:
         """The test queries as teachers are asked them: rewrites where there are."""
         rewrites = self.rewrites
         return self.test if rewrites is None else asked_better(self.test, rewrites)
@@ -104,10 +105,29 @@ class Job:
         return self.collection.relevance(self.split).to_dict() if self.collection.qrels else None
 
     @cached_property
-    def measures(self) -> list[str]:
-        """BEIR's measures within the depth, then the recipe's own."""
+    def space_answers(self) -> bool:
+        """Whether the space's own model can encode the test queries: a file of vectors may lack them."""
+        return not (isinstance(self.space, VectorFile) and len(self.space.missing(self.teacher_test.texts, "query")))
+
+    @property
+    def space_teaches(self) -> bool:
+        """Whether the teacher is the space's own model."""
+        queries = self.teacher.queries if len(self.teacher.members) == 1 else None
+        return queries is not None and queries.contract("query") == self.space.contract("query")
+
+    @property
+    def task(self) -> Task:
+        """What systems are measured on."""
+        return Task(self.collection, self.split, self.test, self.grades)
+
+    @property
+    def evaluation(self) -> EvaluationConfig:
+        """How systems are measured: by BEIR's measures within the depth and the recipe's own."""
         settings = self.recipe.evaluation
-        return list(dict.fromkeys([*measures_within(settings.depth), *settings.measures]))
+        measures = list(dict.fromkeys([*measures_within(settings.depth), *settings.measures]))
+        place = self.recipe.collection if settings.memory else None
+        cost = CostConfig(settings.threads, settings.latency_queries, place=place) if settings.latency_queries else None
+        return EvaluationConfig(self.recipe.split.test, measures, settings.depth, cost=cost)
 
     @property
     def training_data(self) -> TrainingData:
@@ -143,7 +163,7 @@ def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
         space = bound(load_encoder(recipe.document_encoder), collection)
         teacher = _teacher(recipe, recipe.teacher, space)
         beside = _teacher(recipe, recipe.ensemble, space) if recipe.ensemble else None
-        members = teacher.members if isinstance(teacher, Ensemble) else [teacher]
+        members = teacher.members
         known = {one.model: member for one, member in zip(recipe.teacher, members, strict=False)}
         teachers = StageTeachers(recipe.teacher, recipe.fusion, space, recipe.document_encoder, recipe.students, known)
         for stage in _stages(recipe):
@@ -177,22 +197,19 @@ def _check_vectors(job: Job) -> None:
                     job.space.require(
                         job.training_data.teacher_queries(stage_texts(stage, job.training_data).texts), "query"
                     )
-        if not can_answer(job):
+        if not job.space_answers:
             job.notes.append(f"{job.space.name} has no vectors for the test queries; the teacher is not in the table.")
 
 
-def can_answer(job: Job) -> bool:
-    """Whether the space's own model can be asked the test queries."""
-    return not (isinstance(job.space, VectorFile) and len(job.space.missing(job.asked_test.texts, "query")))
-
-
-def _teacher(recipe: Recipe, named: list[TeacherSettings], space: Encoder) -> Teacher:
-    members = [load_teacher(space if one.model == recipe.document_encoder else one.model) for one in named]
+def _teacher(recipe: Recipe, named: list[TeacherSettings], space: Encoder) -> Ranker:
+    members = [
+        load_ranker(space if one.model == recipe.document_encoder else one.model, needs="score") for one in named
+    ]
     if not members:
-        return load_teacher(space)
+        return load_ranker(space)
     if len(members) == 1:
         return members[0]
-    slow = any(isinstance(member, CrossEncoderTeacher) for member in members)
+    slow = not all(member.is_cheap for member in members)
     depth = _RERANKED if slow else recipe.evaluation.depth
     return Ensemble(members, [one.weight for one in named], recipe.fusion, depth=depth)
 
@@ -242,7 +259,7 @@ def _check(job: Job) -> None:
         teacher = job.teachers.data_of(stage, job.training_data).teacher
         check_recorded(teacher, job.collection, job.train, [stage])
         if stage.needs_lists and stage.candidates.depth == "all":
-            require_corpus_teacher(teacher)
+            teacher.require_corpus_scores()
 
 
 def _stages(recipe: Recipe) -> list[StageSettings]:

@@ -10,10 +10,7 @@ from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.embeddings import seconds_to_embed
 from retrodistill.encoders.encoder import Encoder, load_encoder
 from retrodistill.encoders.names import parse_model_name
-from retrodistill.rankers.dense import DenseTeacher
-from retrodistill.rankers.ensemble import Ensemble
-from retrodistill.rankers.labels import SoftLabels
-from retrodistill.rankers.protocol import Teacher, Work
+from retrodistill.rankers.protocol import Ranker, Work
 from retrodistill.recipes.job import Job, open_job
 from retrodistill.recipes.loading import load_recipe
 from retrodistill.recipes.settings import RERANKERS, StudentSettings
@@ -151,15 +148,14 @@ def _stage_work(job: Job, stage: StageSettings) -> Work:
     missing = Work(sum(items for items, _ in counted), "texts", sum(seconds for _, seconds in counted))
     if missing.items or not stage.needs_lists or stage.candidates.depth == "all":
         return missing
-    return data.teacher.remaining(job.collection, asked, candidate_pairs(stage, data, texts)[0])
+    return data.teacher.remaining(asked, job.collection, candidate_pairs(stage, data, texts)[0])
 
 
-def _encoders(job: Job, stage: StageSettings, teacher: Teacher) -> list[Encoder]:
+def _encoders(job: Job, stage: StageSettings, teacher: Ranker) -> list[Encoder]:
     """Whose embeddings a stage needs: to align to them, to mine with them, to score with them."""
     if not stage.needs_lists:
         return [job.space]
-    members = teacher.members if isinstance(teacher, (Ensemble, SoftLabels)) else [teacher]
-    found = {member.name: member.encoder for member in members if isinstance(member, DenseTeacher)}
+    found = {member.name: member.queries for member in teacher.members if member.queries is not None}
     for source in stage.candidates.sources or []:
         if source not in found and parse_model_name(source).kind in ("dense", "static"):
             found[source] = job.space if source == job.recipe.document_encoder else load_encoder(source)

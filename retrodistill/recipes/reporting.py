@@ -66,7 +66,7 @@ def job_results(
 def _rows(job: Job, measured: Mapping[str, Measured], target: str | None, yardstick: str | None) -> list[System]:
     """The rows, each with its agreement with the teacher, and the share of the yardstick's nDCG@10 that it keeps."""
     agreed = _agreements(job, measured, target)
-    ceiling = measured[yardstick].row.ndcg10 if yardstick in measured else None
+    ceiling = None if yardstick is None else measured[yardstick].row.ndcg10
     rows = []
     for name, one in measured.items():
         kept = ceiling and name != yardstick and one.row.role != "teacher"
@@ -106,14 +106,12 @@ def _comparisons(measured: Mapping[str, Measured], seed: int) -> list[dict[str, 
     return paired_tests(pairs, values, MEASURE, seed)
 
 
-def _shown(
-    job: Job, measured: Mapping[str, Measured], rows: Sequence[System], yardstick: str | None
-) -> dict[str, Any]:
+def _shown(job: Job, measured: Mapping[str, Measured], rows: Sequence[System], yardstick: str | None) -> dict[str, Any]:
     """Rankings of the best student next to those of what it is compared with: the teacher, else BM25."""
     student = best_student(rows)
     if student is None:
         return {}
-    reference = next(name for name in (yardstick, space_row(job), "bm25") if name in measured)
+    reference = next(name for name in (yardstick or "", space_row(job), "bm25") if name in measured)
     return shown_queries(job.task, measured[reference], measured[student.name], job.recipe.evaluation.examples)
 
 

@@ -10,12 +10,12 @@ from typing import Any
 from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.rankers.cross_encoder import CrossEncoderTeacher
-from retrodistill.rankers.dense import DenseTeacher
+from retrodistill.rankers.cross_encoder import CrossEncoderRanker
+from retrodistill.rankers.dense import DenseRanker
 from retrodistill.rankers.ensemble import Ensemble
 from retrodistill.rankers.labels import soft_labels
-from retrodistill.rankers.loading import load_teacher
-from retrodistill.rankers.protocol import Teacher
+from retrodistill.rankers.loading import load_ranker
+from retrodistill.rankers.protocol import Ranker
 from retrodistill.recipes.building import space_of
 from retrodistill.recipes.settings import StudentSettings, TeacherSettings
 from retrodistill.recipes.variant_settings import unclustered
@@ -46,7 +46,7 @@ class StageTeachers:
     space: Encoder
     space_name: str
     students: Mapping[str, StudentSettings]
-    loaded: dict[str, Teacher] = field(default_factory=dict, repr=False, compare=False)
+    loaded: dict[str, Ranker] = field(default_factory=dict, repr=False, compare=False)
 
     def load(self, stage: StageSettings) -> None:
         """Load the stage's models, so that a wrong name fails before work starts.
@@ -81,7 +81,7 @@ class StageTeachers:
         members = [self._member(member.model, student_after) for member in named]
         weights = [member.weight for member in named]
         if stage.labels != "scores":
-            teacher: Teacher = soft_labels(members, stage.labels, weights)
+            teacher: Ranker = soft_labels(members, stage.labels, weights)
         else:
             teacher = members[0] if len(members) == 1 else Ensemble(members, weights, self.fusion)
         return replace(data, teacher=teacher, labeler=data.teacher if stage.teacher else data.labeler)
@@ -100,7 +100,7 @@ class StageTeachers:
     def _named(self, stage: StageSettings) -> list[TeacherSettings]:
         return stage.teacher or self.members or [TeacherSettings(model=self.space_name)]
 
-    def _member(self, model: str, student_after: StudentAfter | None) -> Teacher:
+    def _member(self, model: str, student_after: StudentAfter | None) -> Ranker:
         if not is_student(model):
             return self._model(model)
         name, behind = self._state(model)
@@ -108,13 +108,14 @@ class StageTeachers:
             raise UserError(f"teacher {model!r} is known when that student is trained, not before.")
         student, called = student_after(name, behind), f"{CURRENT_STUDENT}:{name}@{behind}"
         if isinstance(student, CrossEncoderStudent):
-            return CrossEncoderTeacher(student.model, called)
+            return CrossEncoderRanker(student.model, called)
         encoder = Encoder(student.model, called)
-        return DenseTeacher(encoder, documents=self.space if self.students[name].documents == "frozen" else None)
+        documents = self.space if self.students[name].documents == "frozen" else encoder
+        return DenseRanker(documents, encoder, checked=False)
 
-    def _model(self, model: str) -> Teacher:
+    def _model(self, model: str) -> Ranker:
         if model not in self.loaded:
-            self.loaded[model] = load_teacher(self.space if model == self.space_name else model)
+            self.loaded[model] = load_ranker(self.space if model == self.space_name else model, needs="score")
         return self.loaded[model]
 
     def _state(self, model: str) -> tuple[str, int]:

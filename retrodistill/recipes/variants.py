@@ -17,8 +17,9 @@ from retrodistill.recipes.settings import Recipe, StudentSettings
 from retrodistill.recipes.students import Distilled, contrastive_twin, untrained
 from retrodistill.recipes.variant_settings import VariantNames, beside_names, unclustered
 from retrodistill.students.clustering import cluster_sizes
+from retrodistill.students.kinds import AnyStudent
 from retrodistill.students.registry import kind_of, kind_of_settings
-from retrodistill.students.saving import AnyStudent, load_student, save_student
+from retrodistill.students.saving import load_student, save_student
 from retrodistill.students.token_pooling import with_pooling
 from retrodistill.students.vdr import own_token_queries, vocabulary_pooling
 
@@ -34,7 +35,7 @@ class Variant(NamedTuple):
         truncate: Leading dimensions that its index keeps; None for what the recipe says.
     """
 
-    made: Distilled
+    student: Distilled
     role: str
     truncate: int | None = None
 
@@ -65,11 +66,12 @@ def variants_of(job: Job, distilled: Iterable[tuple[Distilled, str]]) -> list[Va
     for student, role in distilled:
         kind = kind_of(student.encoder.model)
         variants.append(Variant(student, role))
-        variants += [Variant(shallow, role) for shallow in (_exits(student) if kind.is_dense else [])]
+        variants += [Variant(shallow, role) for shallow in (_exits(student) if kind.index == "faiss" else [])]
         if kind.has_terms and vocabulary_pooling(student.encoder.model) is not None:
             variants.append(Variant(_own_tokens(job, student), role))
+        width = student.encoder.dimension if kind.has_vector else 0  # type: ignore[union-attr]  # of dense ones
         for cut in job.recipe.evaluation.truncations:
-            if kind.can_truncate and cut < student.encoder.dimension:
+            if cut < width:
                 variants.append(Variant(replace(student, name=f"{student.name}@{cut}", notes=[]), role, cut))
         if student.name in pooled:
             name, clustered = pooled[student.name]
@@ -83,7 +85,7 @@ def planned_variants(job: Job, name: str, student: StudentSettings) -> list[str]
     names = [f"{name}@{ROUTE}{layer}" for layer in sorted(student.exits) if layer != student.layers]
     if student.head == "vdr":
         names.append(f"{name}@{_OWN_TOKENS}")
-    if kind.can_truncate:
+    if kind.has_vector:
         width = student.dimension if isinstance(student.dimension, int) else None
         width = job.space.dimension if student.documents == "frozen" else width
         names += [f"{name}@{cut}" for cut in job.recipe.evaluation.truncations if width is None or cut < width]
@@ -96,7 +98,8 @@ def _beside(job: Job) -> dict[str, VariantNames]:
 
 def _exits(student: Distilled) -> list[Distilled]:
     """Exits but the deepest, which is the student itself; without a training of their own."""
-    whole, exits = student.encoder, []
+    whole: Any = student.encoder
+    exits = []
     for layer in exits_of(whole.model)[:-1]:
         at = f"@{ROUTE}{layer}"
         encoder = Encoder(exit_model(whole.model, layer), f"{whole.name}{at}", whole.student)

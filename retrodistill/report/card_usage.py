@@ -71,7 +71,7 @@ def package_usage(facts: Facts) -> str:
     code = [
         *load_lines(facts),
         f"index = rd.build_index(collection, {sides})",
-        f'index.search("{_example(facts.turns)}", 10)',
+        f'index.search("{_example(facts.turns)}", k=10)',
     ]
     return (
         "With retrodistill, whose index knows which encoder made its documents and refuses queries of another "

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from retrodistill.evaluation.results import System
 from retrodistill.report import words
 
 if TYPE_CHECKING:
     from retrodistill.evaluation.benchmark import Benchmark
-    from retrodistill.evaluation.check import Check, Side
+    from retrodistill.evaluation.check import Check
     from retrodistill.evaluation.comparing import Comparison
     from retrodistill.evaluation.evaluating import Evaluation
 
@@ -26,8 +26,8 @@ def evaluation_text(made: Evaluation) -> str:
         measures = list(next(iter(made.means.values())))
         rows = [[name, *(f"{values[one]:.4f}" for one in measures)] for name, values in made.means.items()]
         parts.append(columns(["system", *map(words.title, measures)], rows))
-    parts += [text for text in (_agreement(made.rows), _cost(made.rows)) if text]
-    return "\n\n".join([*parts, *(f"note: {note}" for note in made.notes)])
+    parts += [text for text in (_agreement(made.results.systems), _cost(made.results.systems)) if text]
+    return "\n\n".join([*parts, *(f"note: {note}" for note in made.results.notes)])
 
 
 def benchmark_text(made: Benchmark) -> str:
@@ -37,7 +37,7 @@ def benchmark_text(made: Benchmark) -> str:
     if len(made.evaluations) == 1:
         return evaluation_text(made.evaluations[0])
     table, means = made.table, made.means
-    notes = [f"note: {note}" for one in made.evaluations for note in one.notes]
+    notes = [f"note: {note}" for one in made.evaluations for note in one.results.notes]
     if not table:
         return "\n".join(notes)
     systems = list(means)
@@ -94,7 +94,7 @@ def check_text(check: Check) -> str:
         shares = ", ".join(f"{share:.1%} of the top {depth}" for depth, share in check.shared.items())
         lines.append(f"Neighbors shared with the teacher's own exact search: {shares} ({check.queries} queries).")
     if check.sides:
-        heads = ["", *check.sides[0].quality, "p50 ms", "p95 ms", "docs/s", "documents by", "queries by"]
+        heads = ["", *check.sides[0]["quality"], "p50 ms", "p95 ms", "docs/s", "documents by", "queries by"]
         lines.append(columns(heads, [_side_cells(side) for side in check.sides], texts=2))
     return "\n".join([*lines, *check.notes])
 
@@ -116,8 +116,8 @@ def columns(heads: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 0)
 
 
 def _beside(made: Evaluation) -> str:
-    parts = [text for text in (_agreement(made.rows), _cost(made.rows)) if text]
-    return "\n\n".join([f"{made.collection}:", *parts]) if parts else ""
+    parts = [text for text in (_agreement(made.results.systems), _cost(made.results.systems)) if text]
+    return "\n\n".join([f"{made.results.collection}:", *parts]) if parts else ""
 
 
 def _agreement(systems: Sequence[System]) -> str:
@@ -198,11 +198,11 @@ def _changed(comparison: dict) -> str:
     return "\n".join(lines)
 
 
-def _side_cells(side: Side) -> list[str]:
-    timed = [words.milliseconds(side.query_ms[part] if side.query_ms else None) for part in ("p50", "p95")]
-    rate = words.MISSING if side.documents_per_second is None else f"{side.documents_per_second:,.0f}"
-    names = [_without_folders(side.documents_by), _without_folders(side.queries_by)]
-    return [side.name, *(f"{value:.4f}" for value in side.quality.values()), *timed, rate, *names]
+def _side_cells(side: Mapping[str, Any]) -> list[str]:
+    timed = [words.milliseconds((side["query_ms"] or {}).get(part)) for part in ("p50", "p95")]
+    rate = words.MISSING if side["documents_per_second"] is None else f"{side['documents_per_second']:,.0f}"
+    names = [_without_folders(side["documents_by"]), _without_folders(side["queries_by"])]
+    return [side["name"], *(f"{value:.4f}" for value in side["quality"].values()), *timed, rate, *names]
 
 
 def _without_folders(name: str) -> str:

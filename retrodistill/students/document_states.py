@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,18 @@ from torch import Tensor, nn
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_folder, cache_folder, digest
 from retrodistill.core.progress import bar
+from retrodistill.data.collection import Collection
+from retrodistill.data.texts import Texts
 from retrodistill.encoders.weights import weights_digest
+from retrodistill.rankers.cross_encoder import CrossEncoderRanker
+from retrodistill.rankers.protocol import Ranker, pair_positions
+from retrodistill.runs.run import Run
 from retrodistill.students.cross_encoder import CrossEncoderStudent
 from retrodistill.students.states import States
 
 if TYPE_CHECKING:
+    from sentence_transformers import CrossEncoder
+
     from retrodistill.students.late_interaction import LateInteraction
 
 _STATES, _PLACES = "states.bin", "places.npy"
@@ -57,6 +64,58 @@ class StoredDocuments:
                 every = side.take(torch.zeros(len(there), dtype=torch.int64, device=there.device))
                 found.append(late.compare(every, documents, there).float().cpu().numpy())
         return np.concatenate(found) if found else np.zeros(0, dtype=np.float32)
+
+
+class StoredDocumentsRanker(Ranker):
+    """A PreTT or TK student as a ranker: it scores pairs by documents that it read once and stored.
+
+    Args:
+        student: The student.
+    """
+
+    can_score_pairs = can_time_pairs = True
+
+    def __init__(self, student: CrossEncoderStudent) -> None:
+        self.student, self.name, self.kind = student, student.name, student.kind
+
+    @classmethod
+    def of_model(cls, model: CrossEncoder, name: str) -> StoredDocumentsRanker:
+        """The ranker of a loaded model."""
+        return cls(CrossEncoderStudent(model, name))
+
+    def fingerprint(self, collection: Collection) -> str:
+        """What decides a score."""
+        return digest("stored documents", self.student.fingerprint("query"))
+
+    def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
+        """The pairs with raw scores, one query's documents at a time."""
+        score, texts = self.pair_fn(collection), queries.texts
+        query_rows, rows = pair_positions(queries, collection, pairs)
+        scores = np.zeros(len(rows), dtype=np.float32)
+        for query in np.unique(query_rows):
+            places = np.flatnonzero(query_rows == query)
+            scores[places] = score(texts[query], rows[places])
+        return pairs.with_scores(scores, self.name)
+
+    def pair_fn(self, collection: Collection) -> Callable[[str, np.ndarray], np.ndarray]:
+        """Reads the query and compares it with stored documents."""
+        return stored_documents(self.student, collection.documents.texts).score
+
+    def bytes_per_document(self, collection: Collection) -> float | None:
+        """Stored states, and where each document's begin."""
+        return stored_documents(self.student, collection.documents.texts).bytes_per_document
+
+    @property
+    def queries_by(self) -> str:
+        """The student."""
+        return self.name
+
+
+def ranker_of(student: CrossEncoderStudent) -> Ranker:
+    """A student that scores pairs as a ranker: by stored documents where it stores them."""
+    if student.kind == "cross-encoder":
+        return CrossEncoderRanker(student.model, student.name)
+    return StoredDocumentsRanker(student)
 
 
 class TextStates:

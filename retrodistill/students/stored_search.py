@@ -7,7 +7,7 @@ tenth of the vocabulary. That is how students are compared while they are being 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from scipy.sparse import csr_array
 
 from retrodistill.core.errors import UserError
+from retrodistill.core.files import digest
 from retrodistill.core.progress import bar
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
@@ -24,6 +25,7 @@ from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.encoders.sparse_store import SparseStore
 from retrodistill.encoders.text_store import TextStore
 from retrodistill.encoders.token_vectors import TokenVectors
+from retrodistill.rankers.protocol import Ranker
 from retrodistill.runs.run import Run
 from retrodistill.runs.top_k import top_k
 from retrodistill.students.heads import backbone_of
@@ -34,7 +36,7 @@ from retrodistill.students.vdr import vocabulary_pooling
 _BLOCK = 256  # documents at a time
 
 
-class StoredStatesRetriever:
+class StoredStatesRanker(Ranker):
     """Exact search of a sparse or multi-vector student by the hidden states that its training stored.
 
     Args:
@@ -46,6 +48,8 @@ class StoredStatesRetriever:
             cannot be told from the terms of the queries alone.
     """
 
+    can_search = True
+
     def __init__(self, student: SparseTextEncoder | MultiVectorModel, name: str) -> None:
         if isinstance(student, SparseTextEncoder) and (not student.is_inference_free or student.model.max_active_dims):
             raise UserError(
@@ -54,7 +58,7 @@ class StoredStatesRetriever:
             )
         self.student, self.name = student, name
 
-    def retrieve(self, collection: Collection, queries: Texts, k: int) -> Run:
+    def search(self, queries: Texts, collection: Collection, k: int) -> Run:
         """The k documents of highest score; of a sparse student only those that share a term with the query."""
         corpus = collection.documents
         states = stored_states(self.student, corpus.texts, "document")
@@ -66,17 +70,9 @@ class StoredStatesRetriever:
             rows, scores = best_documents(asked, token_blocks(self.student, states), k)
         return Run.from_matrix(queries.ids, corpus.ids, rows, scores, name=self.name)
 
-    def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
-        """There is none: this is no way to serve.
-
-        Raises:
-            UserError: Always.
-        """
-        raise UserError(f"{self.name} is searched by stored states, which is not timed; build its index to time it.")
-
-    def bytes_per_document(self, collection: Collection) -> float | None:
-        """Unknown without an index."""
-        return None
+    def fingerprint(self, collection: Collection) -> str:
+        """Contracts of the student's roles."""
+        return digest("stored states", self.student.fingerprint("query"), self.student.fingerprint("document"))
 
     def _by_terms(self, states: States, queries: Texts, corpus: Texts, k: int) -> Run:
         student: Any = self.student

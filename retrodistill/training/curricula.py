@@ -52,7 +52,7 @@ def selected(wanted: SelectionSettings, data: TrainingData, texts: TrainingTexts
     elif data.labeler is None:
         raise UserError("selection.positives: ensemble needs a teacher beside the stage's; name an ensemble.")
     else:
-        scored = data.labeler.score(data.collection, data.teacher_queries(texts.texts), teacher.top(_SHOWN))
+        scored = data.labeler.score(data.teacher_queries(texts.texts), data.collection, teacher.top(_SHOWN))
         right = {query: set(documents) for query, documents in pseudo_labeled(scored).items()}
     student = data.student.ranks(data.collection, texts.texts, teacher, last + 1)
     found = prod_selection(teacher, _hidden_out(student, taught.lists, texts, corpus), right, wanted.ranks)

@@ -9,7 +9,6 @@ import numpy as np
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.vectors import exact_search
-from retrodistill.rankers.recorded import RecordedTeacher
 from retrodistill.runs.top_k import top_k
 from retrodistill.training.curricula import selected
 from retrodistill.training.lists import Lists
@@ -83,7 +82,7 @@ def learned_from(prepared: Prepared, stage: StageSettings, data: TrainingData) -
         teacher scores, ``sources`` that proposed these (empty where none were needed), and by objective
         ``temperatures``: what student and teacher scores were divided by.
     """
-    recorded = isinstance(data.teacher, RecordedTeacher)  # whose rows are the candidates
+    recorded = data.teacher.run is not None  # whose rows are the candidates
     texts, lists = prepared.texts, prepared.lists
     return {
         "texts": len(texts),

@@ -21,12 +21,9 @@ from retrodistill.data.texts import Texts
 from retrodistill.encoders.names import parse_model_name
 from retrodistill.objectives.temperature import check_trainable, temperature_for
 from retrodistill.rankers.corpus_scores import corpus_scores
-from retrodistill.rankers.dense import DenseTeacher
 from retrodistill.rankers.ensemble import Ensemble
-from retrodistill.rankers.labels import SoftLabels
-from retrodistill.rankers.loading import load_teacher
-from retrodistill.rankers.protocol import Teacher
-from retrodistill.rankers.recorded import RecordedTeacher
+from retrodistill.rankers.loading import load_ranker
+from retrodistill.rankers.protocol import Ranker
 from retrodistill.runs.align import align
 from retrodistill.runs.formats import read_run, write_run
 from retrodistill.runs.fusion import union
@@ -62,7 +59,7 @@ def stage_texts(stage: StageSettings, data: TrainingData) -> TrainingTexts:
     """The stage's texts; a recorded teacher knows real queries only."""
     queries = data.queries if stage.texts.queries else data.queries.select([])
     titles, sentences, documents = stage.texts.titles, stage.texts.sentences, stage.texts.documents
-    if isinstance(data.teacher, RecordedTeacher) and not stage.aligns:
+    if data.teacher.run is not None and not stage.aligns:
         known = set(data.teacher.run.query_ids)
         queries = queries.select([query for query in queries.ids if query in known])
         titles, sentences, documents = False, 0, False
@@ -97,7 +94,7 @@ def scored_lists(stage: StageSettings, data: TrainingData, texts: TrainingTexts)
     if any(dropped.values()):
         log(f"left out: {dropped['single']} queries with one candidate, {dropped['flat']} with equal scores")
     spread, documents = temperature_for(run, 1.0), data.collection.documents
-    if isinstance(data.teacher, RecordedTeacher) and stage.candidates.random:
+    if data.teacher.run is not None and stage.candidates.random:
         run = with_unlisted(run, random_documents(run.query_ids, documents.ids, stage.candidates.random, data.seed))
     lists = lists_from_run(run, texts.texts, documents, texts.sources, hide_source=hide)
     return ScoredLists(_with_labels(stage, data, lists, texts), spread, run, notes)
@@ -128,7 +125,7 @@ def scored_candidates(stage: StageSettings, data: TrainingData, texts: Texts) ->
     if path.exists():
         return read_run(path), read_json(about)["notes"] if about.exists() else []
     pairs, notes = candidate_pairs(stage, data, texts)
-    run = data.teacher.score(data.collection, queries, pairs)
+    run = data.teacher.score(queries, data.collection, pairs)
     if notes:
         write_json(about, {"notes": notes})
     write_run(run, path)
@@ -151,12 +148,11 @@ def candidate_pairs(stage: StageSettings, data: TrainingData, texts: Texts) -> t
     return selected.run, [str(selected)]
 
 
-def candidate_sources(stage: StageSettings, teacher: Teacher) -> list[str]:
+def candidate_sources(stage: StageSettings, teacher: Ranker) -> list[str]:
     """Names of the retrievers that propose the stage's candidates: by default bm25 and the teacher's dense members."""
     if stage.candidates.sources:
         return stage.candidates.sources
-    members = teacher.members if isinstance(teacher, (Ensemble, SoftLabels)) else [teacher]
-    dense = [member.name for member in members if isinstance(member, DenseTeacher)]
+    dense = [member.name for member in teacher.members if member.queries is not None and member.can_search]
     return ["bm25", *(name for name in dense if not is_student(name))]
 
 
@@ -169,7 +165,7 @@ def stored_corpus_scores(data: TrainingData, texts: Texts) -> np.ndarray:
         with atomic_file(path) as temporary:
             shape = (len(texts), len(documents))
             out = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
-            corpus_scores(data.collection, texts, data.teacher, out)
+            corpus_scores(texts, data.collection, data.teacher, out)
             out.flush()
     return np.load(path, mmap_mode="r")
 
@@ -191,8 +187,8 @@ def select_within_budget(stage: StageSettings, data: TrainingData, texts: Texts,
     cheap = [name for name in sources if parse_model_name(name).kind in _CHEAP]
     if cheap:
         space = data.space
-        scorers = [load_teacher(space if space is not None and name == space.name else name) for name in cheap]
-        pool = Ensemble(scorers).score(data.collection, data.teacher_queries(texts), pool)
+        scorers = [load_ranker(space if space is not None and name == space.name else name) for name in cheap]
+        pool = Ensemble(scorers).score(data.teacher_queries(texts), data.collection, pool)
     return choose_pairs(pool, settings.budget or 0, settings.budget_by, seed=data.seed)
 
 
@@ -210,14 +206,14 @@ def with_unlisted(run: Run, drawn: Run) -> Run:
     return pairs.with_scores(np.where(np.isnan(scores[:, 0]), lowest[pairs.query_codes], scores[:, 0]))
 
 
-def check_recorded(teacher: Teacher, collection: Collection, queries: Texts, stages: Sequence[StageSettings]) -> None:
+def check_recorded(teacher: Ranker, collection: Collection, queries: Texts, stages: Sequence[StageSettings]) -> None:
     """Check, before any stage runs, that a recorded run fits the collection and can teach the lists that are needed.
 
     Raises:
         UserError: It names unknown ids, holds nothing for these queries, or nothing to learn from: one candidate each,
             equal scores.
     """
-    if not isinstance(teacher, RecordedTeacher):
+    if teacher.run is None:
         return
     teacher.run.require(collection.queries.ids, collection.documents.ids)
     if not any(stage.needs_lists for stage in stages):
@@ -233,7 +229,7 @@ def check_recorded(teacher: Teacher, collection: Collection, queries: Texts, sta
 def _mined(stage: StageSettings, data: TrainingData, texts: Texts) -> Run:
     """Every pair that the teacher might score; retrievers get the rewritten queries where there are any."""
     collection, settings = data.collection, stage.candidates
-    if isinstance(data.teacher, RecordedTeacher):
+    if data.teacher.run is not None:
         return data.teacher.run.select(texts.ids)  # of labeled documents it knows those that it lists
     depth = min(int(settings.depth), len(collection.documents))
     sources: list[object] = []

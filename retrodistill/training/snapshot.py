@@ -16,8 +16,8 @@ from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.encoders.vectors import exact_search
+from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import pair_texts
-from retrodistill.rankers.retrievers import load_retriever
 from retrodistill.runs.run import Run
 from retrodistill.students.hybrid import is_hybrid
 from retrodistill.students.kinds import AnyStudent
@@ -77,12 +77,12 @@ class StudentSnapshot:
             rows, scores = exact_search(asked, self.vectors(collection), k)
             return Run.from_matrix(queries.ids, corpus.ids, rows, scores, name=CURRENT_STUDENT)
         if isinstance(self.student, (SparseTextEncoder, MultiVectorModel)):
-            return load_retriever(self.student).retrieve(collection, queries, k).renamed(CURRENT_STUDENT)
+            return load_ranker(self.student).search(queries, collection, k).renamed(CURRENT_STUDENT)
         raise UserError(f"{self.student.name} scores pairs and cannot search; take candidates from bm25 or dense.")
 
     def ranks(self, collection: Collection, queries: Texts, candidates: Run, k: int) -> Run:
         """What it ranks highest: of the corpus where it can search, of the candidates where it scores pairs."""
         if isinstance(self.student, (Encoder, SparseTextEncoder, MultiVectorModel)):
             return self.search(collection, queries, k)
-        pairs = list(zip(*pair_texts(collection, queries, candidates), strict=True))
+        pairs = list(zip(*pair_texts(queries, collection, candidates), strict=True))
         return candidates.with_scores(self.student.score(pairs).astype(np.float64), CURRENT_STUDENT).top(k)

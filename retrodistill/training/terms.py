@@ -38,7 +38,7 @@ class Term:
         name: Its name in the registry.
         weight: Its weight in the sum.
         student_temperature: Student scores are divided by it.
-        teacher_temperature: Teacher scores are divided by it.
+        teacher_temperature: Ranker scores are divided by it.
     """
 
     name: str

@@ -13,7 +13,7 @@ from retrodistill.data.conversations import asked_better
 from retrodistill.data.qrels import Qrels
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.rankers.protocol import Teacher
+from retrodistill.rankers.protocol import Ranker
 from retrodistill.training.snapshot import StudentSnapshot
 
 
@@ -41,7 +41,7 @@ class TrainingData:
 
     collection: Collection
     queries: Texts
-    teacher: Teacher
+    teacher: Ranker
     space: Encoder | None
     folder: Path
     seed: int = 0
@@ -50,7 +50,7 @@ class TrainingData:
     stored: np.ndarray | None = None
     rewrites: Texts | None = None
     labels: Qrels | None = None
-    labeler: Teacher | None = None
+    labeler: Ranker | None = None
     student: StudentSnapshot | None = None
 
     def teacher_queries(self, texts: Texts) -> Texts:

@@ -4,7 +4,7 @@ import pytest
 from retrodistill.candidates import mine
 from retrodistill.core.errors import UserError
 from retrodistill.data import Collection
-from retrodistill.rankers import load_retriever
+from retrodistill.rankers import load_ranker
 from retrodistill.runs import Run, union
 
 
@@ -13,7 +13,7 @@ class TestMine:
         sources = ["bm25", f"dense:{tiny_model}"]
         found = mine(tiny, "test", sources, depth=7)
         queries = tiny.split("test")
-        runs = [load_retriever(source).retrieve(tiny, queries, 7) for source in sources]
+        runs = [load_ranker(source).search(queries, tiny, 7) for source in sources]
         assert found.to_dict() == union(runs).to_dict()
         rows = zip(*(found.table[name].to_pylist() for name in ("query_id", "document_id", "sources")), strict=True)
         for query, document, named in rows:

@@ -5,8 +5,8 @@ from retrodistill.core.errors import UserError
 from retrodistill.encoders.maxsim import maxsim
 from retrodistill.encoders.multi_vector import MultiVectorModel, load_multi_vector_encoder, token_encoder
 from retrodistill.encoders.token_vectors import TokenVectors, embed_tokens
-from retrodistill.rankers.multi_vector import MultiVectorRetriever
-from retrodistill.rankers.retrievers import Retriever
+from retrodistill.rankers import Ranker
+from retrodistill.rankers.multi_vector import MultiVectorRanker
 
 TEXTS = ["heart artery", "star orbit planet.", "violin", "heart artery"]
 
@@ -56,38 +56,38 @@ class TestStore:
 
 class TestRetriever:
     def test_it_is_a_retriever(self, encoder):
-        assert isinstance(MultiVectorRetriever(encoder), Retriever)
+        assert isinstance(MultiVectorRanker(encoder), Ranker)
 
     @pytest.mark.parametrize("block", [7, 256])
     def test_it_ranks_by_maxsim(self, tiny, encoder, monkeypatch, block):
         monkeypatch.setattr("retrodistill.rankers.multi_vector._BLOCK", block)
         queries = tiny.split("test")
         exact = maxsim(encoder.encode(queries.texts, "query"), encoder.encode(tiny.documents.texts, "document"))
-        for row, (_, documents, scores) in enumerate(MultiVectorRetriever(encoder).retrieve(tiny, queries, 6)):
+        for row, (_, documents, scores) in enumerate(MultiVectorRanker(encoder).search(queries, tiny, 6)):
             np.testing.assert_allclose(scores, -np.sort(-exact[row])[:6], atol=1e-2)
             np.testing.assert_allclose(exact[row][tiny.documents.positions(documents)], scores, atol=1e-2)
 
     def test_it_answers_as_its_responder_does(self, tiny, encoder):
-        retriever = MultiVectorRetriever(encoder)
+        retriever = MultiVectorRanker(encoder)
         queries = tiny.split("test")
         rows, _ = retriever.query_fn(tiny, 3)(queries.texts[0])
-        run = retriever.retrieve(tiny, queries, 3).to_dict()
+        run = retriever.search(queries, tiny, 3).to_dict()
         assert [tiny.documents.ids[row] for row in rows[0]] == list(run[queries.ids[0]])
 
     def test_mean_maxsim_divides_by_the_query(self, tiny, encoder, tiny_model):
         mean = token_encoder(tiny_model)
         mean.similarity_fn_name = "meanmaxsim"
         queries = tiny.split("test")
-        found = MultiVectorRetriever(load_multi_vector_encoder(mean)).retrieve(tiny, queries, 4)
-        wanted = MultiVectorRetriever(encoder).retrieve(tiny, queries, 4)
+        found = MultiVectorRanker(load_multi_vector_encoder(mean)).search(queries, tiny, 4)
+        wanted = MultiVectorRanker(encoder).search(queries, tiny, 4)
         lengths = np.repeat(encoder.encode(queries.texts, "query").lengths, 4)
         np.testing.assert_allclose(found.scores * lengths, wanted.scores, atol=1e-3)
 
     def test_bytes_are_those_of_float16_tokens(self, tiny, encoder):
         tokens = len(encoder.encode(tiny.documents.texts, "document").vectors)
-        assert MultiVectorRetriever(encoder).bytes_per_document(tiny) == 2 * 32 * tokens / 60
+        assert MultiVectorRanker(encoder).bytes_per_document(tiny) == 2 * 32 * tokens / 60
 
     def test_queries_of_another_space(self, encoder, tiny_model):
         other = load_multi_vector_encoder(token_encoder(tiny_model, 8, seed=1))
         with pytest.raises(UserError, match=r"have 8 dimensions, the documents by .* have 32"):
-            MultiVectorRetriever(encoder, other)
+            MultiVectorRanker(encoder, other)

@@ -5,8 +5,10 @@ from retrodistill.core.errors import UserError
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.vectors import check_finite, exact_search, pair_products
-from retrodistill.rankers import Retriever, load_retriever
-from retrodistill.rankers.retrievers import DenseRetriever, RecordedRetriever, as_queries, check_k, check_queries
+from retrodistill.rankers import Ranker, load_ranker
+from retrodistill.rankers.dense import DenseRanker
+from retrodistill.rankers.queries import as_queries, check_k, check_queries
+from retrodistill.rankers.recorded import RecordedRanker
 from retrodistill.runs import Run, write_run
 
 
@@ -46,7 +48,7 @@ class TestExactSearch:
 class TestRetrieving:
     def test_dense_is_exact_search_of_encodings(self, tiny, tiny_model):
         encoder = load_encoder(f"dense:{tiny_model}")
-        run = load_retriever(encoder).retrieve(tiny, tiny.split("test"), 5)
+        run = load_ranker(encoder).search(tiny.split("test"), tiny, 5)
         products = (
             encoder.encode(tiny.split("test").texts, "query") @ encoder.encode(tiny.documents.texts, "document").T
         )
@@ -55,7 +57,7 @@ class TestRetrieving:
             np.testing.assert_allclose(row[tiny.documents.positions(found)], scores, atol=1e-5)
 
     def test_bm25_gives_no_document_without_a_shared_term(self, tiny):
-        for query, documents, scores in load_retriever("bm25").retrieve(tiny, tiny.split("test"), 60):
+        for query, documents, scores in load_ranker("bm25").search(tiny.split("test"), tiny, 60):
             words = set(tiny.queries[query].split())
             assert (scores > 0).all()
             assert all(words & set(tiny.documents[document].replace(".", "").split()) for document in documents)
@@ -64,43 +66,43 @@ class TestRetrieving:
         run = Run.from_dict({"q0": {"d1": 1.0, "d2": 3.0, "d3": 2.0}})
         write_run(run, tmp_path / "a.run")
         for source in (run, f"run:{tmp_path / 'a.run'}"):
-            found = load_retriever(source).retrieve(tiny, tiny.split("train"), 2)
+            found = load_ranker(source).search(tiny.split("train"), tiny, 2)
             assert found.to_dict() == {"q0": {"d2": 3.0, "d3": 2.0}}
 
     def test_a_recorded_run_with_unknown_ids(self, tiny):
         with pytest.raises(UserError, match=r"1 document ids are not in the collection \('nowhere'\)"):
-            RecordedRetriever(Run.from_dict({"q0": {"nowhere": 1.0}})).retrieve(tiny, tiny.split("train"), 2)
+            RecordedRanker(Run.from_dict({"q0": {"nowhere": 1.0}})).search(tiny.split("train"), tiny, 2)
 
     def test_a_recorded_run_cannot_be_timed(self, tiny):
         with pytest.raises(UserError, match=r"is recorded and answers no new query"):
-            RecordedRetriever(Run.from_dict({"q0": {"d0": 1.0}})).query_fn(tiny, 2)
+            RecordedRanker(Run.from_dict({"q0": {"d0": 1.0}})).query_fn(tiny, 2)
 
     def test_responders_answer_as_the_retriever_does(self, tiny, tiny_model):
         query = tiny.split("test").texts[0]
-        dense, lexical = load_retriever(f"dense:{tiny_model}"), load_retriever("bm25")
-        first = next(iter(dense.retrieve(tiny, tiny.split("test"), 3)))
+        dense, lexical = load_ranker(f"dense:{tiny_model}"), load_ranker("bm25")
+        first = next(iter(dense.search(tiny.split("test"), tiny, 3)))
         assert [tiny.documents.ids[row] for row in dense.query_fn(tiny, 3)(query)[1][0]] == list(first[1])
-        first = next(iter(lexical.retrieve(tiny, tiny.split("test"), 3)))
+        first = next(iter(lexical.search(tiny.split("test"), tiny, 3)))
         np.testing.assert_allclose(lexical.query_fn(tiny, 3)(query)[1][0], first[2], rtol=1e-6)
 
     def test_dense_vectors_cost_four_bytes_a_dimension(self, tiny, tiny_model):
-        assert load_retriever(f"dense:{tiny_model}").bytes_per_document(tiny) == 128
-        assert load_retriever("bm25").bytes_per_document(tiny) > 0
+        assert load_ranker(f"dense:{tiny_model}").bytes_per_document(tiny) == 128
+        assert load_ranker("bm25").bytes_per_document(tiny) > 0
 
 
 class TestLoading:
     @pytest.mark.parametrize("kind", ["bm25", "dense", "static"])
     def test_each_kind_is_a_retriever(self, kind, tiny_model, tiny_static):
         name = {"bm25": "bm25", "dense": f"dense:{tiny_model}", "static": f"static:{tiny_static}"}[kind]
-        assert isinstance(load_retriever(name), Retriever)
-        assert load_retriever(name).name == name
+        assert isinstance(load_ranker(name), Ranker)
+        assert load_ranker(name).name == name
 
     def test_a_cross_encoder_cannot_search(self):
         with pytest.raises(UserError, match=r"^model cross-encoder:x scores pairs and cannot search a corpus; mine"):
-            load_retriever("cross-encoder:x")
+            load_ranker("cross-encoder:x", needs="search")
 
     def test_objects_are_retrievers(self, tiny_model):
-        assert isinstance(load_retriever(load_bi_encoder(tiny_model)), DenseRetriever)
+        assert isinstance(load_ranker(load_bi_encoder(tiny_model)), DenseRanker)
 
 
 class TestSpaces:
@@ -110,7 +112,7 @@ class TestSpaces:
             UserError,
             match=r"do not belong among documents by .*other weights; other modules; max_length None, wanted 64.; use",
         ):
-            DenseRetriever(documents, queries)
+            DenseRanker(documents, queries)
 
     def test_queries_of_another_width_are_refused(self, tiny_model):
         from retrodistill.students import dense_student
@@ -119,7 +121,7 @@ class TestSpaces:
         with pytest.raises(
             UserError, match=r"have 8 dimensions, the documents by .* have 32; use the encoder that made"
         ):
-            DenseRetriever(documents, queries)
+            DenseRanker(documents, queries)
 
 
 class TestChecks:

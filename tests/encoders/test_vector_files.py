@@ -17,8 +17,7 @@ from retrodistill.encoders.vector_tables import read_vectors
 from retrodistill.exports import export_parquet
 from retrodistill.exports.parquet import ParquetSettings
 from retrodistill.indexes import build_index
-from retrodistill.rankers.dense import DenseTeacher
-from retrodistill.rankers.retrievers import DenseRetriever
+from retrodistill.rankers.dense import DenseRanker
 
 IDS = ["a", "b", "c"]
 VECTORS = np.array([[3, 4, 0], [0, 0, 2], [1, 0, 0]], dtype=np.float32)
@@ -358,7 +357,7 @@ class TestEverywhereElse:
 
     def test_an_index_of_them_ranks_as_the_models_own(self, tiny, api, folder):
         found, test = VectorFile.open(folder).bind(tiny), tiny.split("test")
-        ours, theirs = build_index(tiny, found).search(test, 10), build_index(tiny, api).search(test, 10)
+        ours, theirs = build_index(tiny, found).search(test, k=10), build_index(tiny, api).search(test, k=10)
         for (query, _, scores), (other, _, expected) in zip(ours, theirs, strict=True):
             assert query == other
             np.testing.assert_allclose(scores, expected, atol=1e-5)
@@ -369,18 +368,18 @@ class TestEverywhereElse:
         student = Encoder(load_bi_encoder(tiny_static), "static:s", Manifest("student", about=about))
         index = build_index(tiny, found, student)
         expected = found.encode(tiny.documents.texts, "document") @ student.encode(["star planet"], "query")[0]
-        np.testing.assert_allclose(index.search("star planet", 60).scores, -np.sort(-expected), atol=1e-5)
+        np.testing.assert_allclose(index.search("star planet", k=60).scores, -np.sort(-expected), atol=1e-5)
         assert index.space.documents_by == found.name
 
     def test_a_teacher_of_them_scores_as_the_model_does(self, tiny, api, folder):
         found, test = VectorFile.open(folder).bind(tiny), tiny.split("test")
-        candidates = DenseRetriever(api).retrieve(tiny, test, 5)
-        ours, theirs = DenseTeacher(found), DenseTeacher(api)
+        candidates = DenseRanker(api).search(test, tiny, 5)
+        ours, theirs = DenseRanker(found), DenseRanker(api)
         np.testing.assert_allclose(
-            ours.score(tiny, test, candidates).scores, theirs.score(tiny, test, candidates).scores, atol=1e-5
+            ours.score(test, tiny, candidates).scores, theirs.score(test, tiny, candidates).scores, atol=1e-5
         )
         assert ours.fingerprint(tiny) != theirs.fingerprint(tiny)
-        assert ours.remaining(tiny, test, candidates).items == 0
+        assert ours.remaining(test, tiny, candidates).items == 0
 
 
 class TestParquetExports:

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 
 import retrodistill as rd
+from retrodistill.api import evaluate
 from retrodistill.core.errors import UserError
-from retrodistill.evaluation import evaluate
-from retrodistill.evaluation.reranking import load_reranker
-from retrodistill.evaluation.student_reranking import StudentReranker
-from retrodistill.evaluation.systems import load_candidate
-from retrodistill.rankers.retrievers import LexicalRetriever, RecordedRetriever
+from retrodistill.rankers import load_ranker
+from retrodistill.rankers.bm25 import BM25Ranker
+from retrodistill.rankers.recorded import RecordedRanker
+from retrodistill.rankers.reranker import Reranker
 from retrodistill.recipes import StudentSettings, parse_recipe
 from retrodistill.runs import Run
 from retrodistill.students.cross_encoder import CrossEncoderStudent, cross_encoder_student
-from retrodistill.students.document_states import stored_documents
+from retrodistill.students.document_states import ranker_of, stored_documents
 from retrodistill.students.prett import prett_student
 from retrodistill.students.tk import tk_student
 
@@ -59,8 +59,8 @@ class TestOrder:
     @pytest.mark.parametrize("kind", KINDS)
     def test_the_sources_first_documents_in_the_order_of_full_passes(self, kind, student, tiny):
         one, queries = student(kind), tiny.split("test")
-        found = StudentReranker(one, LexicalRetriever(), 5).retrieve(tiny, queries, 10)
-        candidates = LexicalRetriever().retrieve(tiny, queries, 60).without({q: q for q in queries.ids}).top(5)
+        found = Reranker(ranker_of(one), BM25Ranker(), 5).search(queries, tiny, 10)
+        candidates = BM25Ranker().search(queries, tiny, 60).without({q: q for q in queries.ids}).top(5)
         texts = dict(zip(tiny.documents.ids, tiny.documents.texts, strict=True))
         asked = dict(zip(queries.ids, queries.texts, strict=True))
         for query, documents, scores in found:
@@ -70,35 +70,35 @@ class TestOrder:
             np.testing.assert_allclose(scores, one.score(pairs), atol=2e-3)  # prett and tk store float16
 
     def test_gives_no_more_than_asked(self, student, tiny):
-        found = StudentReranker(student("tk"), LexicalRetriever(), 5).retrieve(tiny, tiny.split("test"), 2)
+        found = Reranker(ranker_of(student("tk")), BM25Ranker(), 5).search(tiny.split("test"), tiny, 2)
         assert all(len(documents) <= 2 for _, documents, _ in found)
 
     @pytest.mark.parametrize("depth", [0, -1])
     def test_a_depth_of_nothing(self, student, depth):
         with pytest.raises(UserError, match=rf"top {depth}; give at least 1"):
-            StudentReranker(student("tk"), LexicalRetriever(), depth)
+            Reranker(ranker_of(student("tk")), BM25Ranker(), depth)
 
 
 class TestCost:
     @pytest.mark.parametrize("kind", KINDS)
     def test_it_answers_as_it_retrieves(self, kind, student, tiny):
-        reranker, queries = StudentReranker(student(kind), LexicalRetriever(), 5), tiny.split("test")
+        reranker, queries = Reranker(ranker_of(student(kind)), BM25Ranker(), 5), tiny.split("test")
         answer = reranker.query_fn(tiny, 10)
-        for query, _, scores in reranker.retrieve(tiny, queries, 5):
+        for query, _, scores in reranker.search(queries, tiny, 5):
             given = answer(queries.texts[queries.ids.index(query)])
             np.testing.assert_allclose(np.sort(given)[::-1], scores, atol=1e-4)
 
     def test_its_size_is_the_sources_and_what_is_stored(self, student, tiny):
-        source, one = LexicalRetriever().bytes_per_document(tiny), student("tk")
+        source, one = BM25Ranker().bytes_per_document(tiny), student("tk")
         stored = stored_documents(one, tiny.documents.texts).bytes_per_document
         assert stored > 2 * 32
-        assert StudentReranker(one, LexicalRetriever()).bytes_per_document(tiny) == source + stored
-        assert StudentReranker(student("cross-encoder"), LexicalRetriever()).bytes_per_document(tiny) == source
+        assert Reranker(ranker_of(one), BM25Ranker()).bytes_per_document(tiny) == source + stored
+        assert Reranker(ranker_of(student("cross-encoder")), BM25Ranker()).bytes_per_document(tiny) == source
 
     def test_another_source_has_its_own_time(self, student, tiny):
-        run = RecordedRetriever(Run.from_dict({"t0": {"d0": 2.0, "d6": 1.0}}))
+        run = RecordedRanker(Run.from_dict({"t0": {"d0": 2.0, "d6": 1.0}}))
         with pytest.raises(UserError, match="its source is not bm25"):
-            StudentReranker(student("tk"), run).query_fn(tiny, 10)
+            Reranker(ranker_of(student("tk")), run).query_fn(tiny, 10)
 
 
 class TestByName:
@@ -107,30 +107,29 @@ class TestByName:
         one = student(kind)
         one.model.save_pretrained(str(tmp_path / "s"), create_model_card=False)
         by_folder, named = f"rerank@5:{tmp_path / 's'}@bm25", f"rerank@5:cross-encoder:{tmp_path / 's'}@bm25"
-        loaded = load_reranker(by_folder)
+        loaded = load_ranker(by_folder)
         assert (loaded.depth, loaded.name) == (5, by_folder)
-        assert loaded.student.fingerprint("query") == one.fingerprint("query")
+        assert loaded.judge.fingerprint(tiny) == ranker_of(one).fingerprint(tiny)
         made = evaluate([by_folder, named], tiny)
         assert made.means[by_folder] == made.means[named]
-        assert [row.documents_by for row in made.rows] == ["the first 5 of bm25"] * 2
+        assert [row.documents_by for row in made.results.systems] == ["the first 5 of bm25"] * 2
 
     @pytest.mark.parametrize("kind", ["prett", "tk"])
-    def test_it_may_be_named_by_its_own_kind(self, kind, student, tmp_path):
+    def test_it_may_be_named_by_its_own_kind(self, kind, student, tiny, tmp_path):
         one = student(kind)
         one.model.save_pretrained(str(tmp_path / "s"), create_model_card=False)
-        loaded = load_reranker(f"rerank@5:{kind}:{tmp_path / 's'}@bm25")
-        assert isinstance(loaded, StudentReranker)
-        assert (loaded.student.kind, loaded.student.name) == (kind, f"{kind}:{tmp_path / 's'}")
-        assert loaded.student.fingerprint("query") == one.fingerprint("query")
+        loaded = load_ranker(f"rerank@5:{kind}:{tmp_path / 's'}@bm25")
+        assert (loaded.judge.kind, loaded.judge.name) == (kind, f"{kind}:{tmp_path / 's'}")
+        assert loaded.judge.fingerprint(tiny) == ranker_of(one).fingerprint(tiny)
         other = "tk" if kind == "prett" else "prett"
-        with pytest.raises(UserError, match=rf"is no {other} student but a {kind}; name it '{kind}:"):
-            load_reranker(f"rerank:{other}:{tmp_path / 's'}@bm25")
+        with pytest.raises(UserError, match=rf"is not a {other} student but a {kind}; name it '{kind}:"):
+            load_ranker(f"rerank:{other}:{tmp_path / 's'}@bm25")
         with pytest.raises(UserError, match="scores pairs and cannot search a corpus"):
-            load_candidate("x", f"{kind}:{tmp_path / 's'}x")
+            load_ranker(f"{kind}:{tmp_path / 's'}x", needs="search")
 
     def test_what_decides_its_results_is_known(self, student, tiny):
         prints = [
-            load_candidate("x", StudentReranker(student(kind), LexicalRetriever(), depth)).fingerprint(tiny)
+            Reranker(ranker_of(student(kind)), BM25Ranker(), depth).fingerprint(tiny)
             for kind, depth in [("tk", 5), ("tk", 6), ("prett", 5)]
         ]
         assert None not in prints

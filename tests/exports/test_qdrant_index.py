@@ -12,7 +12,7 @@ from retrodistill.exports import QdrantIndex, QdrantSettings, export_qdrant, loa
 from retrodistill.exports.connection import Address
 from retrodistill.exports.qdrant_collection import QdrantCollection
 from retrodistill.indexes import build_index
-from retrodistill.rankers.retrievers import Retriever
+from retrodistill.rankers import Ranker
 
 
 @pytest.fixture(scope="module")
@@ -48,35 +48,35 @@ class TestSearching:
     def test_it_finds_what_the_exported_index_finds(self, tiny, index, address):
         queries = tiny.split("test")
         with load_qdrant(address) as there:
-            found, wanted = there.retrieve(tiny, queries, 10), index.retrieve(tiny, queries, 10)
+            found, wanted = there.search(queries, tiny, 10), index.search(queries, tiny, 10)
             assert found.query_ids == wanted.query_ids
             assert list(found.document_ids) == list(wanted.document_ids)
             np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-5)
-            assert list(there.search("star planet", 3).document_ids) == list(
-                index.search("star planet", 3).document_ids
+            assert list(there.search("star planet", k=3).document_ids) == list(
+                index.search("star planet", k=3).document_ids
             )
 
     def test_vectors_that_were_cut_short(self, tiny, tiny_static, client):
         index = build_index(tiny, f"static:{tiny_static}", truncate=8)
         export_qdrant(index, tiny, client, QdrantSettings(name="c"))
         there = QdrantIndex(QdrantCollection(client, "c", "here"))
-        found, wanted = there.search("star planet", 5), index.search("star planet", 5)
+        found, wanted = there.search("star planet", k=5), index.search("star planet", k=5)
         assert list(found.document_ids) == list(wanted.document_ids)
         np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-5)
 
     def test_it_is_a_retriever(self, tiny, address):
         with load_qdrant(address) as there:
-            assert isinstance(there, Retriever)
+            assert isinstance(there, Ranker)
             assert len(there) == 60
             assert there.bytes_per_document(tiny) is None
             answer = there.query_fn(tiny, 4)("star planet")[0]
-            assert [document for document, _ in answer] == list(there.search("star planet", 4).document_ids)
+            assert [document for document, _ in answer] == list(there.search("star planet", k=4).document_ids)
 
     def test_k_is_cut_for_a_collection_and_refused_for_a_query(self, tiny, address):
         with load_qdrant(address) as there:
-            assert len(there.retrieve(tiny, tiny.split("test"), 1000)) == 60 * 12
+            assert len(there.search(tiny.split("test"), tiny, 1000)) == 60 * 12
             with pytest.raises(UserError, match="k=61: the corpus has 60 documents"):
-                there.search("star", 61)
+                there.search("star", k=61)
             with pytest.raises(UserError, match="is empty"):
                 there.search(" ")
 

@@ -36,7 +36,7 @@ def index(tiny, teacher):
 
 class TestSearching:
     def test_it_ranks_by_inner_product(self, tiny, teacher, index):
-        run = index.search(tiny.split("test"), 5)
+        run = index.search(tiny.split("test"), k=5)
         products = (
             teacher.encode(tiny.split("test").texts, "query") @ teacher.encode(tiny.documents.texts, "document").T
         )
@@ -46,24 +46,24 @@ class TestSearching:
             np.testing.assert_allclose(products[row][tiny.documents.positions(documents)], scores, atol=1e-5)
 
     def test_documents_by_one_and_queries_by_the_other(self, tiny, teacher, student):
-        run = build_index(tiny, teacher, student).search("star planet", 60)
+        run = build_index(tiny, teacher, student).search("star planet", k=60)
         products = teacher.encode(tiny.documents.texts, "document") @ student.encode(["star planet"], "query")[0]
         np.testing.assert_allclose(run.scores, -np.sort(-products), atol=1e-5)
 
     def test_one_text_and_several_are_numbered(self, index):
-        assert index.search("star", 2).query_ids == ["0"]
-        assert index.search(["star", "violin"], 2).query_ids == ["0", "1"]
+        assert index.search("star", k=2).query_ids == ["0"]
+        assert index.search(["star", "violin"], k=2).query_ids == ["0", "1"]
 
     def test_retrieving_cuts_k_to_the_index(self, tiny, index):
-        assert len(index.retrieve(tiny, tiny.split("test"), 1000)) == 60 * 12
+        assert len(index.search(tiny.split("test"), tiny, 1000)) == 60 * 12
 
     def test_it_answers_as_its_responder_does(self, tiny, index):
         rows = index.query_fn(tiny, 3)("star planet")[1][0]
-        assert [index.ids[row] for row in rows] == list(index.search("star planet", 3).document_ids)
+        assert [index.ids[row] for row in rows] == list(index.search("star planet", k=3).document_ids)
 
     def test_fewer_results_than_k_are_no_false_documents(self, tiny, teacher):
         lists = build_index(tiny, teacher, factory="IVF8,Flat")
-        found = lists.search(["star", "court"], 60)  # one list of eight is looked into
+        found = lists.search(["star", "court"], k=60)  # one list of eight is looked into
         assert 0 < len(found) < 120
         assert np.isfinite(found.scores).all()
         assert found.scores.min() >= -1.001
@@ -73,15 +73,15 @@ class TestRefusals:
     @pytest.mark.parametrize("k", [0, 61, -3])
     def test_k_outside_the_corpus(self, index, k):
         with pytest.raises(UserError, match=rf"^k={k}: the corpus has 60 documents; choose k from 1 to 60.$"):
-            index.search("star", k)
+            index.search("star", k=k)
 
     @pytest.mark.parametrize("queries", ["", "  ", ["star", "\t"]])
     def test_an_empty_query(self, index, queries):
         with pytest.raises(UserError, match=r"is empty; a query needs at least one word.$"):
-            index.search(queries, 3)
+            index.search(queries, k=3)
 
     def test_no_query_at_all_finds_nothing(self, index):
-        assert len(index.search([], 3)) == 0
+        assert len(index.search([], k=3)) == 0
 
     def test_vectors_of_another_dimension(self, index):
         with pytest.raises(
@@ -133,7 +133,7 @@ class TestRefusals:
     def test_a_collection_that_lacks_documents_of_the_index(self, tiny, index):
         other = Collection.from_parts("other", {"d0": "star"}, {"q": "star"}, {})
         with pytest.raises(UserError, match=r"document ids are not in the collection"):
-            index.retrieve(other, Texts.from_pairs([("q", "star")]), 60)
+            index.search(Texts.from_pairs([("q", "star")]), other, 60)
 
 
 class TestSaving:
@@ -142,7 +142,7 @@ class TestSaving:
         built.save(tmp_path / "index")
         loaded = FaissIndex.load(tmp_path / "index")
         assert (loaded.name, loaded.factory, loaded.space) == ("student", "SQ8", built.space)
-        assert loaded.search("star planet", 9).to_dict() == built.search("star planet", 9).to_dict()
+        assert loaded.search("star planet", k=9).to_dict() == built.search("star planet", k=9).to_dict()
 
     def test_plain_faiss_reads_it_with_equal_scores(self, tiny, teacher, index, tmp_path):
         index.save(tmp_path / "index")
@@ -150,19 +150,19 @@ class TestSaving:
             teacher.encode(["star planet"], "query"), 4
         )
         ids = pq.read_table(tmp_path / "index" / "ids.parquet")["document_id"].to_pylist()
-        found = index.search("star planet", 4)
+        found = index.search("star planet", k=4)
         assert [ids[row] for row in rows[0]] == list(found.document_ids)
         np.testing.assert_array_equal(scores[0], found.scores.astype("f4"))
 
     def test_memory_mapped_it_answers_the_same(self, index, tmp_path):
         index.save(tmp_path / "index")
         mapped = FaissIndex.load(tmp_path / "index", memory_map=True)
-        assert mapped.search("star", 3).to_dict() == index.search("star", 3).to_dict()
+        assert mapped.search("star", k=3).to_dict() == index.search("star", k=3).to_dict()
 
     def test_parameters_are_set_at_loading(self, tiny, teacher, tmp_path):
         build_index(tiny, teacher, factory="IVF8,Flat").save(tmp_path / "index")
         loaded = FaissIndex.load(tmp_path / "index", parameters="nprobe=8")
-        assert len(loaded.search("star", 60)) == 60
+        assert len(loaded.search("star", k=60)) == 60
         with pytest.raises(UserError, match=r"^search parameters 'efSearch=8' do not fit this index"):
             FaissIndex.load(tmp_path / "index", parameters="efSearch=8")
 
@@ -178,12 +178,12 @@ class TestSaving:
         built.save(tmp_path / "here" / "index")
         shutil.move(tmp_path / "here", tmp_path / "there")
         moved = FaissIndex.load(tmp_path / "there" / "index")
-        assert moved.search("star", 5).to_dict() == built.search("star", 5).to_dict()
+        assert moved.search("star", k=5).to_dict() == built.search("star", k=5).to_dict()
 
     def test_a_student_of_the_space_is_admitted_from_anywhere(self, index, student, tmp_path):
         index.save(tmp_path / "index")
         shutil.move(tmp_path / "student", tmp_path / "moved")
-        assert len(FaissIndex.load(tmp_path / "index", f"static:{tmp_path / 'moved'}").search("star", 5)) == 5
+        assert len(FaissIndex.load(tmp_path / "index", f"static:{tmp_path / 'moved'}").search("star", k=5)) == 5
 
     def test_without_its_manifest_the_student_is_a_stranger(self, index, student, tmp_path):
         index.save(tmp_path / "index")
@@ -196,9 +196,9 @@ class TestSaving:
         built = build_index(tiny, Encoder(model, "dense:in-memory"))
         built.save(tmp_path / "index")
         with pytest.raises(UserError, match=r"^this index has no query encoder; give one, or search by vectors.$"):
-            FaissIndex.load(tmp_path / "index").search("star", 3)
+            FaissIndex.load(tmp_path / "index").search("star", k=3)
         again = FaissIndex.load(tmp_path / "index", model)
-        assert again.search("star", 3).to_dict() == built.search("star", 3).to_dict()
+        assert again.search("star", k=3).to_dict() == built.search("star", k=3).to_dict()
 
     def test_vectors_can_be_searched_without_an_encoder(self, index, tmp_path):
         bare = FaissIndex(index.index, index.ids, index.space)

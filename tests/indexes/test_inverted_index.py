@@ -16,8 +16,8 @@ from retrodistill.encoders.sparse import load_sparse_encoder
 from retrodistill.indexes import Index, build_index
 from retrodistill.indexes.impacts import InvertedSettings, strongest
 from retrodistill.indexes.inverted import InvertedIndex, build_inverted
-from retrodistill.rankers.retrievers import Retriever
-from retrodistill.rankers.sparse import SparseRetriever
+from retrodistill.rankers import Ranker
+from retrodistill.rankers.sparse import SparseRanker
 
 EXACT = InvertedSettings(bits=None)
 SPACE = EmbeddingSpace("of-a-test", 4, "dot", "sparse:elsewhere")
@@ -54,7 +54,7 @@ class TestSearching:
     @pytest.mark.parametrize("name", ["free_name", "splade_name"])
     def test_it_ranks_by_inner_product(self, tiny, name, request):
         encoder = load_sparse_encoder(request.getfixturevalue(name))
-        run = build_inverted(tiny, encoder, settings=EXACT).search(tiny.split("test"), 60)
+        run = build_inverted(tiny, encoder, settings=EXACT).search(tiny.split("test"), k=60)
         vectors = encoder.encode(tiny.documents.texts, "document")
         products = (encoder.encode(tiny.split("test").texts, "query") @ vectors.T).toarray()
         assert len(run) == (products > 0).sum()
@@ -65,15 +65,15 @@ class TestSearching:
 
     def test_it_is_an_index(self, index):
         assert isinstance(index, Index)
-        assert isinstance(index, Retriever)
+        assert isinstance(index, Ranker)
 
     def test_retrieving_is_searching_with_k_cut_to_the_corpus(self, tiny, index):
-        wanted = index.search(tiny.split("test"), 60)
-        assert index.retrieve(tiny, tiny.split("test"), 1000).to_dict() == wanted.to_dict()
+        wanted = index.search(tiny.split("test"), k=60)
+        assert index.search(tiny.split("test"), tiny, 1000).to_dict() == wanted.to_dict()
 
     def test_it_answers_as_its_responder_does(self, tiny, index):
         rows, scores = index.query_fn(tiny, 3)("star planet")
-        run = index.search("star planet", 3)
+        run = index.search("star planet", k=3)
         assert [index.ids[row] for row in rows] == list(run.document_ids)
         np.testing.assert_allclose(scores, run.scores)
 
@@ -95,8 +95,8 @@ class TestSearching:
     @pytest.mark.parametrize("bits", [16, 8])
     def test_quantized_impacts_keep_the_ranking(self, tiny, free_name, index, bits):
         rough = build_inverted(tiny, free_name, settings=InvertedSettings(bits=bits))
-        wanted = index.search(tiny.split("test"), 10)
-        found = rough.search(tiny.split("test"), 10)
+        wanted = index.search(tiny.split("test"), k=10)
+        found = rough.search(tiny.split("test"), k=10)
         assert [rows[1][0] for rows in found] == [rows[1][0] for rows in wanted]
         np.testing.assert_allclose(found.scores, wanted.scores, rtol=4 / 2**bits)
         assert rough.bytes_per_document() < index.bytes_per_document()
@@ -108,12 +108,12 @@ class TestSearching:
         np.testing.assert_array_equal(cut.toarray(), [[0, 3, 3, 0], [0, 0, 0, 0], [0, 4, 0, 0]])
 
     def test_the_plain_retriever_finds_the_same(self, tiny, free_name, index):
-        plain = SparseRetriever(load_sparse_encoder(free_name))
+        plain = SparseRanker(load_sparse_encoder(free_name))
         queries = tiny.split("test")
-        assert plain.retrieve(tiny, queries, 10).ranked().to_dict() == index.retrieve(tiny, queries, 10).to_dict()
+        assert plain.search(queries, tiny, 10).ranked().to_dict() == index.search(queries, tiny, 10).to_dict()
         assert plain.bytes_per_document(tiny) == index.bytes_per_document()
         rows, _ = plain.query_fn(tiny, 5)("star planet")
-        assert [index.ids[row] for row in rows] == list(index.search("star planet", 5).document_ids)
+        assert [index.ids[row] for row in rows[0]] == list(index.search("star planet", k=5).document_ids)
 
 
 class TestChanging:
@@ -157,7 +157,7 @@ class TestChanging:
         index.save(tmp_path / "index")
         loaded = InvertedIndex.load(tmp_path / "index")
         loaded.add(Texts.from_pairs([("new", "violin opera")]))
-        assert "new" in loaded.search("violin opera", 61).document_ids
+        assert "new" in loaded.search("violin opera", k=61).document_ids
 
 
 class TestFolders:
@@ -167,10 +167,10 @@ class TestFolders:
         index = build_inverted(tiny, free_name, settings=InvertedSettings(bits=bits, prune=30), name="mine")
         index.save(tmp_path / "index")
         loaded = InvertedIndex.load(tmp_path / "index", memory_map=memory_map)
-        assert loaded.search(tiny.split("test"), 20).to_dict() == index.search(tiny.split("test"), 20).to_dict()
+        assert loaded.search(tiny.split("test"), k=20).to_dict() == index.search(tiny.split("test"), k=20).to_dict()
         assert (loaded.settings, loaded.name, loaded.space) == (index.settings, "mine", index.space)
         loaded.save(tmp_path / "again")
-        assert InvertedIndex.load(tmp_path / "again").search("star", 1).name == "mine"
+        assert InvertedIndex.load(tmp_path / "again").search("star", k=1).name == "mine"
 
     def test_inference_free_queries_are_answered_without_torch(self, tiny, index, free_name, tmp_path):
         index.save(tmp_path / "index")
@@ -178,26 +178,26 @@ class TestFolders:
         code = (
             "import sys, json; from retrodistill.indexes.inverted import InvertedIndex\n"
             "index = InvertedIndex.load(sys.argv[1])\n"
-            "print(json.dumps(index.search('star planet', 3).to_dict()))\n"
+            "print(json.dumps(index.search('star planet', k=3).to_dict()))\n"
             "print(*sorted({'torch', 'transformers', 'sentence_transformers', 'faiss'} & set(sys.modules)))"
         )
         done = subprocess.run([sys.executable, "-c", code, elsewhere], capture_output=True, text=True, check=True)
         found, loaded = done.stdout.split("\n")[:2]
         assert loaded == ""
-        assert json.loads(found) == index.search("star planet", 3).to_dict()
+        assert json.loads(found) == index.search("star planet", k=3).to_dict()
 
     def test_a_model_that_was_never_saved_is_needed_for_adding_only(self, tiny, tmp_path):
         index = build_inverted(tiny, inference_free(tmp_path / "bert"))
         index.save(tmp_path / "index")
-        assert len(InvertedIndex.load(tmp_path / "index").search("star", 3)) == 3
+        assert len(InvertedIndex.load(tmp_path / "index").search("star", k=3)) == 3
 
     def test_a_query_model_is_loaded_by_name_or_given(self, tiny, splade_name, tmp_path):
         index = build_inverted(tiny, splade_name)
         index.save(tmp_path / "index")
         assert not (tmp_path / "index/query-weights.npy").exists()
         for queries in (None, splade_name, load_sparse_encoder(splade_name).model):
-            found = InvertedIndex.load(tmp_path / "index", queries).search("star planet", 3)
-            assert found.to_dict() == index.search("star planet", 3).to_dict()
+            found = InvertedIndex.load(tmp_path / "index", queries).search("star planet", k=3)
+            assert found.to_dict() == index.search("star planet", k=3).to_dict()
 
     @pytest.mark.parametrize("file", ["postings-impacts.npy", "postings-bounds.npy", "query-weights.npy"])
     @pytest.mark.parametrize("damage", ["cut", "altered", "missing"])
@@ -228,16 +228,16 @@ class TestRefusals:
     @pytest.mark.parametrize("k", [0, 61, -3])
     def test_k_outside_the_corpus(self, index, k):
         with pytest.raises(UserError, match=rf"^k={k}: the corpus has 60 documents; choose k from 1 to 60.$"):
-            index.search("star", k)
+            index.search("star", k=k)
 
     @pytest.mark.parametrize("queries", ["", ["star", "\t"]])
     def test_an_empty_query(self, index, queries):
         with pytest.raises(UserError, match=r"is empty; a query needs at least one word.$"):
-            index.search(queries, 3)
+            index.search(queries, k=3)
 
     def test_no_query_encoder(self, small):
         with pytest.raises(UserError, match=r"^this index has no query encoder; give one, or search by vectors\.$"):
-            small.search("star", 1)
+            small.search("star", k=1)
 
     def test_queries_of_another_vocabulary_by_size(self, small):
         with pytest.raises(UserError, match=r"^queries over 9 terms, the index has 4; use the encoder of its"):

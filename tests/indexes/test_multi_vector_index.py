@@ -158,26 +158,26 @@ class TestOfTexts:
         index = build_multi_vector(tiny.documents, encoder, settings=MultiVectorSettings(codec="float32"))
         queries = tiny.split("test")
         exact = maxsim(encoder.encode(queries.texts, "query"), encoder.encode(tiny.documents.texts, "document"))
-        for row, (_, documents, scores) in enumerate(index.retrieve(tiny, queries, 7)):
+        for row, (_, documents, scores) in enumerate(index.search(queries, tiny, 7)):
             np.testing.assert_allclose(scores, -np.sort(-exact[row])[:7], atol=1e-4)
             np.testing.assert_allclose(exact[row][tiny.documents.positions(documents)], scores, atol=1e-4)
 
     def test_it_answers_as_its_responder_does(self, tiny, encoder):
         index = build_multi_vector(tiny.documents, encoder)
         rows = index.query_fn(tiny, 3)("star planet")[0][0]
-        assert [index.ids[row] for row in rows] == list(index.search("star planet", 3).document_ids)
+        assert [index.ids[row] for row in rows] == list(index.search("star planet", k=3).document_ids)
 
     def test_documents_are_added_as_texts(self, tiny, encoder):
         index = build_multi_vector(tiny.documents, encoder)
         index.add(Texts.from_pairs([("new", "comet nebula comet nebula")]))
         assert index.ids[-1] == "new"
-        assert "new" in index.search("comet nebula", 61).to_dict()["0"]
+        assert "new" in index.search("comet nebula", k=61).to_dict()["0"]
 
     def test_another_build_takes_the_tokens_that_are_there(self, tiny, encoder, monkeypatch):
-        first = build_multi_vector(tiny.documents, encoder).search(["star"], 5)
+        first = build_multi_vector(tiny.documents, encoder).search(["star"], k=5)
         monkeypatch.setattr("retrodistill.indexes.token_building._tokens", None)
         again = build_multi_vector(tiny.documents, encoder, settings=MultiVectorSettings(muvera=MUVERA))
-        assert set(again.search(["star"], 5).document_ids) & set(first.document_ids)
+        assert set(again.search(["star"], k=5).document_ids) & set(first.document_ids)
 
     @pytest.mark.parametrize("codec", ["float16", "residual"])
     def test_a_build_that_was_stopped_goes_on(self, tiny, encoder, monkeypatch, codec):
@@ -202,7 +202,7 @@ class TestOfTexts:
         )
         found = build_multi_vector(tiny.documents, encoder, settings=settings)
         assert 0 < len(encoded) < 60
-        run, other = (one.search(tiny.split("test"), 60).to_dict() for one in (found, wanted))
+        run, other = (one.search(tiny.split("test"), k=60).to_dict() for one in (found, wanted))
         for query in run:
             assert run[query] == pytest.approx(other[query], abs=2e-2 if codec == "residual" else 1e-3)
 
@@ -213,10 +213,10 @@ class TestOfTexts:
         index = build_multi_vector(tiny.documents, encoder, settings=settings, training=training)
         plain = (
             build_multi_vector(tiny.documents, encoder, settings=MultiVectorSettings(codec="float32"))
-            .search(tiny.split("test"), 5)
+            .search(tiny.split("test"), k=5)
             .to_dict()
         )
-        found = index.search(tiny.split("test"), 5).to_dict()
+        found = index.search(tiny.split("test"), k=5).to_dict()
         assert index.store.codec.bytes_per_vector == 4
         assert np.mean([len(set(plain[query]) & set(found[query])) / 5 for query in plain]) >= 0.6
 
@@ -249,7 +249,7 @@ class TestSaving:
         index = build_multi_vector(tiny.documents, named)
         index.save(tmp_path / "index")
         loaded = MultiVectorIndex.load(tmp_path / "index")
-        assert loaded.search("star", 5).to_dict() == index.search("star", 5).to_dict()
+        assert loaded.search("star", k=5).to_dict() == index.search("star", k=5).to_dict()
         loaded.add(Texts.from_pairs([("new", "comet")]))
         assert len(loaded) == 61
 
@@ -320,7 +320,7 @@ class TestRefusals:
 
     def test_searching_texts_without_an_encoder(self):
         with pytest.raises(UserError, match=r"has no query encoder; give one, or search by token vectors.$"):
-            index_of().search("star", 3)
+            index_of().search("star", k=3)
 
     def test_distilled_codebooks_without_queries(self):
         with pytest.raises(UserError, match=r"^codec 'distilled-pq' learns from queries; give some, or choose 'pq'"):

@@ -106,7 +106,7 @@ class TestFolders:
     def test_queries_by_text(self, tiny, tmp_path):
         index = build_inverted(tiny, inference_free(tmp_path / "bert"), settings=SEISMIC)
         index.save(tmp_path / "index")
-        assert len(InvertedIndex.load(tmp_path / "index").search("star planet", 5)) > 0
+        assert len(InvertedIndex.load(tmp_path / "index").search("star planet", k=5)) > 0
 
 
 @installed

@@ -6,11 +6,11 @@ import pytest
 from retrodistill.candidates import mine
 from retrodistill.core.errors import UserError
 from retrodistill.encoders import load_encoder
-from retrodistill.rankers import Ensemble, Teacher, load_teacher, remaining, score
+from retrodistill.rankers import Ensemble, Ranker, load_ranker, remaining, score
 from retrodistill.rankers import corpus_scores as corpus_scores_module
 from retrodistill.rankers.bm25 import load_bm25s
 from retrodistill.rankers.corpus_scores import corpus_scores, mean_of_zscores
-from retrodistill.rankers.recorded import RecordedTeacher
+from retrodistill.rankers.recorded import RecordedRanker
 from retrodistill.runs import Run, fuse, write_run
 from retrodistill.runs.calibration import fit_calibration
 
@@ -80,39 +80,39 @@ class TestCrossEncoder:
         features = tokenizer([list(pair) for pair in pairs], padding=True, truncation=True, return_tensors="pt")
         with torch.no_grad():
             logits = model(**features).logits.squeeze(1).numpy()
-        found = load_teacher(cross_encoder).score(tiny, tiny.queries, candidates)
+        found = load_ranker(cross_encoder).score(tiny.queries, tiny, candidates)
         np.testing.assert_allclose(found.scores, logits, rtol=1e-4, atol=1e-6)
         sigmoids = cross_encoder.predict(pairs, show_progress_bar=False)
         np.testing.assert_allclose(sigmoids, 1 / (1 + np.exp(-logits)), rtol=1e-4)
-        named = load_teacher(f"cross-encoder:{tiny_cross_encoder}").score(tiny, tiny.queries, candidates)
+        named = load_ranker(f"cross-encoder:{tiny_cross_encoder}").score(tiny.queries, tiny, candidates)
         np.testing.assert_allclose(named.scores, logits, rtol=1e-4, atol=1e-6)
 
     def test_scores_are_float32_to_the_bit_after_the_store(self, tiny, cross_encoder, candidates):
-        teacher = load_teacher(cross_encoder)
-        once, twice = (teacher.score(tiny, tiny.queries, candidates).scores for _ in range(2))
+        teacher = load_ranker(cross_encoder)
+        once, twice = (teacher.score(tiny.queries, tiny, candidates).scores for _ in range(2))
         assert once.tobytes() == twice.tobytes()
         assert (once == once.astype(np.float32)).all()
 
     def test_a_pair_is_scored_once(self, tiny, cross_encoder, candidates, monkeypatch):
-        load_teacher(cross_encoder).score(tiny, tiny.queries, candidates)
-        teacher = load_teacher(cross_encoder)
+        load_ranker(cross_encoder).score(tiny.queries, tiny, candidates)
+        teacher = load_ranker(cross_encoder)
         monkeypatch.setattr(teacher, "_logits", lambda pairs: pytest.fail("scored again"))
-        assert len(teacher.score(tiny, tiny.queries, candidates.top(3))) == len(candidates.top(3))
+        assert len(teacher.score(tiny.queries, tiny, candidates.top(3))) == len(candidates.top(3))
 
     @pytest.mark.parametrize("what", ["weights", "length", "prompt"])
     def test_fingerprint_changes_with_what_decides_a_score(self, tiny, cross_encoder, changed, what):
-        prints = [load_teacher(model).fingerprint(tiny) for model in (cross_encoder, changed(cross_encoder, what))]
+        prints = [load_ranker(model).fingerprint(tiny) for model in (cross_encoder, changed(cross_encoder, what))]
         assert prints[0] != prints[1]
 
     def test_fingerprint_does_not_change_with_the_name(self, tiny, cross_encoder, changed):
-        same = load_teacher(changed(cross_encoder, "nothing"))
+        same = load_ranker(changed(cross_encoder, "nothing"))
         same.name = "cross-encoder:another"
-        assert same.fingerprint(tiny) == load_teacher(cross_encoder).fingerprint(tiny)
+        assert same.fingerprint(tiny) == load_ranker(cross_encoder).fingerprint(tiny)
 
     def test_half_precision_is_another_teacher_and_has_a_fingerprint(self, tiny, cross_encoder, changed):
-        half = load_teacher(changed(cross_encoder, "nothing").bfloat16())
+        half = load_ranker(changed(cross_encoder, "nothing").bfloat16())
         assert half._owner.settings["dtype"] == "bfloat16"
-        assert half.fingerprint(tiny) != load_teacher(cross_encoder).fingerprint(tiny)
+        assert half.fingerprint(tiny) != load_ranker(cross_encoder).fingerprint(tiny)
 
     def test_remaining_counts_pairs_down(self, tiny, cross_encoder, candidates, tmp_path):
         some = candidates.select(candidates.query_ids[:3])
@@ -137,7 +137,7 @@ class TestDense:
         queries, documents = zip(*pairs_of(tiny, candidates), strict=True)
         vectors = [bi_encoder.encode(list(side), show_progress_bar=False) for side in (queries, documents)]
         wanted = (vectors[0] * vectors[1]).sum(axis=1)
-        found = load_teacher(f"dense:{tiny_model}").score(tiny, tiny.queries, candidates)
+        found = load_ranker(f"dense:{tiny_model}").score(tiny.queries, tiny, candidates)
         np.testing.assert_allclose(found.scores, wanted, atol=1e-5)
         assert found.name == f"dense:{tiny_model}"
 
@@ -147,18 +147,18 @@ class TestDense:
         queries, documents = zip(*pairs_of(tiny, candidates), strict=True)
         left = model.encode([f"heart {text}" for text in queries], prompt="", show_progress_bar=False)
         right = model.encode([f"star {text}" for text in documents], prompt="", show_progress_bar=False)
-        found = load_teacher(model).score(tiny, tiny.queries, candidates)
+        found = load_ranker(model).score(tiny.queries, tiny, candidates)
         np.testing.assert_allclose(found.scores, (left * right).sum(axis=1), atol=1e-5)
 
     @pytest.mark.parametrize("what", ["weights", "length", "prompt"])
     def test_fingerprint_changes_with_what_decides_a_score(self, tiny, bi_encoder, changed, what):
-        prints = [load_teacher(model).fingerprint(tiny) for model in (bi_encoder, changed(bi_encoder, what))]
+        prints = [load_ranker(model).fingerprint(tiny) for model in (bi_encoder, changed(bi_encoder, what))]
         assert prints[0] != prints[1]
 
     def test_fingerprint_does_not_change_with_the_name(self, tiny, bi_encoder, tiny_model):
         named, held = load_encoder(f"dense:{tiny_model}"), load_encoder(bi_encoder)
         held.name = "dense:another"
-        assert load_teacher(named).fingerprint(tiny) == load_teacher(held).fingerprint(tiny)
+        assert load_ranker(named).fingerprint(tiny) == load_ranker(held).fingerprint(tiny)
 
     def test_remaining_counts_texts_of_both_sides(self, tiny, bi_encoder, candidates, tmp_path):
         (work,) = remaining(tiny, candidates, [bi_encoder], store=tmp_path).values()
@@ -182,7 +182,7 @@ class TestLexical:
 
         index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
         index.index(terms(tiny.documents.texts), show_progress=False)
-        found = load_teacher("bm25").score(tiny, tiny.queries, candidates)
+        found = load_ranker("bm25").score(tiny.queries, tiny, candidates)
         for query, ids, scores in found:
             known = [term for term in terms([tiny.queries[query]])[0] if term in index.vocab_dict]
             wanted = index.get_scores(known) if known else np.zeros(len(tiny.documents))
@@ -194,7 +194,7 @@ class TestLexical:
         from retrodistill.data import Collection
 
         other = Collection.from_parts("other", {"d": "text"}, {"q": "text"}, {})
-        assert load_teacher("bm25").fingerprint(tiny) != load_teacher("bm25").fingerprint(other)
+        assert load_ranker("bm25").fingerprint(tiny) != load_ranker("bm25").fingerprint(other)
         assert remaining(tiny, candidates, ["bm25"])["bm25"].items == 0
 
 
@@ -208,7 +208,7 @@ class TestRecorded:
             q: {d: wanted[q][d] for d in docs} for q, docs in candidates.top(2).to_dict().items()
         }
         assert remaining(tiny, candidates, [recorded]) == {
-            "candidates": load_teacher(recorded).remaining(tiny, tiny.queries, candidates)
+            "candidates": load_ranker(recorded).remaining(tiny.queries, tiny, candidates)
         }
 
     def test_a_missing_pair_is_refused_and_never_0(self, tiny, candidates):
@@ -223,9 +223,9 @@ class TestRecorded:
             score(tiny, candidates, [recorded])
 
     def test_fingerprint_is_of_the_rows(self, tiny, candidates):
-        first, renamed = RecordedTeacher(candidates), RecordedTeacher(candidates.renamed("other"), "run:other")
+        first, renamed = RecordedRanker(candidates), RecordedRanker(candidates.renamed("other"), "run:other")
         assert first.fingerprint(tiny) == renamed.fingerprint(tiny)
-        other = RecordedTeacher(candidates.with_scores(candidates.scores + 1))
+        other = RecordedRanker(candidates.with_scores(candidates.scores + 1))
         assert first.fingerprint(tiny) != other.fingerprint(tiny)
 
 
@@ -233,13 +233,13 @@ class TestEveryTeacher:
     @pytest.fixture(params=["bm25", "dense", "cross-encoder", "ensemble"])
     def teacher(self, request, bi_encoder, cross_encoder):
         if request.param == "ensemble":
-            return Ensemble([load_teacher("bm25"), load_teacher(bi_encoder)])
-        return load_teacher({"dense": bi_encoder, "cross-encoder": cross_encoder}.get(request.param, request.param))
+            return Ensemble([load_ranker("bm25"), load_ranker(bi_encoder)])
+        return load_ranker({"dense": bi_encoder, "cross-encoder": cross_encoder}.get(request.param, request.param))
 
     def test_follows_the_protocol_and_keeps_the_candidates(self, tiny, teacher, candidates):
-        assert isinstance(teacher, Teacher)
-        assert load_teacher(teacher) is teacher
-        found = teacher.score(tiny, tiny.queries, candidates)
+        assert isinstance(teacher, Ranker)
+        assert load_ranker(teacher) is teacher
+        found = teacher.score(tiny.queries, tiny, candidates)
         assert found.to_dict().keys() == candidates.to_dict().keys()
         assert {q: set(d) for q, d in found.to_dict().items()} == {q: set(d) for q, d in candidates.to_dict().items()}
         assert found.name == teacher.name
@@ -247,35 +247,35 @@ class TestEveryTeacher:
     def test_the_order_of_the_candidates_does_not_matter(self, tiny, teacher, candidates):
         order = np.random.default_rng(0).permutation(len(candidates))
         shuffled = Run.from_table(candidates.table.take(order))
-        one, other = (teacher.score(tiny, tiny.queries, run).to_dict() for run in (candidates, shuffled))
+        one, other = (teacher.score(tiny.queries, tiny, run).to_dict() for run in (candidates, shuffled))
         assert {q: pytest.approx(d, abs=1e-6) for q, d in one.items()} == other
 
     def test_unknown_ids_are_refused(self, tiny, teacher):
         for run in (Run.from_dict({"nobody": {"d1": 1.0}}), Run.from_dict({"q1": {"nowhere": 1.0}})):
             with pytest.raises(UserError, match=r"1 (query|document) ids are not in the collection"):
-                teacher.score(tiny, tiny.queries, run)
+                teacher.score(tiny.queries, tiny, run)
 
     def test_no_candidates_have_no_scores(self, tiny, teacher):
-        assert len(teacher.score(tiny, tiny.queries, Run.from_dict({}))) == 0
+        assert len(teacher.score(tiny.queries, tiny, Run.from_dict({}))) == 0
 
 
 class TestEnsemble:
     def members(self, bi_encoder):
-        return [load_teacher("bm25"), load_teacher(bi_encoder)]
+        return [load_ranker("bm25"), load_ranker(bi_encoder)]
 
     @pytest.mark.parametrize("method", ["zscore", "zscore-per-query", "minmax", "reciprocal-rank"])
     def test_scores_are_the_fused_scores_of_the_members(self, tiny, bi_encoder, candidates, method):
         members = self.members(bi_encoder)
-        runs = [member.score(tiny, tiny.queries, candidates) for member in members]
-        found = Ensemble(members, [0.3, 0.7], method).score(tiny, tiny.queries, candidates)
+        runs = [member.score(tiny.queries, tiny, candidates) for member in members]
+        found = Ensemble(members, [0.3, 0.7], method).score(tiny.queries, tiny, candidates)
         assert found.to_dict() == fuse(runs, [0.3, 0.7], method).to_dict()
 
     def test_over_the_corpus_it_is_the_z_score_of_a_run_of_all_pairs(self, tiny, bi_encoder):
         queries = tiny.split("test")
         ensemble = Ensemble(self.members(bi_encoder), [0.3, 0.7])
-        matrix = corpus_scores(tiny, queries, ensemble)
+        matrix = corpus_scores(queries, tiny, ensemble)
         assert (matrix.shape, matrix.dtype) == ((len(queries), len(tiny.documents)), np.float32)
-        run = ensemble.score(tiny, queries, every_pair(tiny, queries))
+        run = ensemble.score(queries, tiny, every_pair(tiny, queries))
         wanted = np.empty(matrix.shape)
         for query, ids, scores in run:
             wanted[queries.position(query), tiny.documents.positions(ids)] = scores
@@ -284,8 +284,8 @@ class TestEnsemble:
     def test_retrieves_the_best_of_the_united_candidates(self, tiny, bi_encoder):
         queries = tiny.split("test")
         ensemble = Ensemble(self.members(bi_encoder), [0.3, 0.7], depth=60)
-        found = ensemble.retrieve(tiny, queries, 5)
-        all_scores = ensemble.score(tiny, queries, every_pair(tiny, queries)).top(5)
+        found = ensemble.search(queries, tiny, 5)
+        all_scores = ensemble.score(queries, tiny, every_pair(tiny, queries)).top(5)
         assert {q: list(ids) for q, ids, _ in found} == {q: list(ids) for q, ids, _ in all_scores}
 
     def test_fingerprint_depends_on_all_that_decides_and_not_on_the_name(self, tiny, bi_encoder):
@@ -303,9 +303,9 @@ class TestEnsemble:
         assert Ensemble(members, name="other").fingerprint(tiny) == ensembles[0].fingerprint(tiny)
 
     def test_remaining_adds_up(self, tiny, bi_encoder, cross_encoder, candidates):
-        members = [load_teacher(bi_encoder), load_teacher(cross_encoder), load_teacher("bm25")]
-        works = [member.remaining(tiny, tiny.queries, candidates) for member in members]
-        work = Ensemble(members).remaining(tiny, tiny.queries, candidates)
+        members = [load_ranker(bi_encoder), load_ranker(cross_encoder), load_ranker("bm25")]
+        works = [member.remaining(tiny.queries, tiny, candidates) for member in members]
+        work = Ensemble(members).remaining(tiny.queries, tiny, candidates)
         assert (work.items, work.unit) == (sum(one.items for one in works), "pairs/texts")
 
     @pytest.mark.parametrize(
@@ -319,23 +319,23 @@ class TestEnsemble:
     )
     def test_what_does_not_fit_is_refused_before_anything_is_scored(self, given, message):
         with pytest.raises(UserError, match=message):
-            Ensemble([load_teacher("bm25")] * 2, **given)
+            Ensemble([load_ranker("bm25")] * 2, **given)
 
     def test_no_members_or_none_that_searches(self, tiny, cross_encoder):
         with pytest.raises(UserError, match="an ensemble without members"):
             Ensemble([])
         with pytest.raises(UserError, match="no member of the ensemble can search"):
-            Ensemble([load_teacher(cross_encoder)]).retrieve(tiny, tiny.queries, 5)
+            Ensemble([load_ranker(cross_encoder)]).search(tiny.queries, tiny, 5)
 
 
 class TestCorpusScores:
     def test_of_each_kind_are_its_scores_of_all_pairs(self, tiny, bi_encoder, monkeypatch):
         monkeypatch.setattr(corpus_scores_module, "BLOCK", 5)
         queries = tiny.split("test")
-        for teacher in (load_teacher("bm25"), load_teacher(bi_encoder)):
+        for teacher in (load_ranker("bm25"), load_ranker(bi_encoder)):
             out = np.empty((len(queries), len(tiny.documents)), dtype=np.float32)
-            assert corpus_scores(tiny, queries, teacher, out) is out
-            run = teacher.score(tiny, queries, every_pair(tiny, queries))
+            assert corpus_scores(queries, tiny, teacher, out) is out
+            run = teacher.score(queries, tiny, every_pair(tiny, queries))
             for query, ids, scores in run:
                 np.testing.assert_allclose(
                     out[queries.position(query), tiny.documents.positions(ids)], scores, atol=1e-6
@@ -343,18 +343,18 @@ class TestCorpusScores:
 
     def test_a_teacher_of_pairs_is_refused(self, tiny, cross_encoder):
         with pytest.raises(UserError, match=r"scores pairs and cannot score a whole corpus; set candidates.depth"):
-            corpus_scores(tiny, tiny.queries, load_teacher(cross_encoder))
+            corpus_scores(tiny.queries, tiny, load_ranker(cross_encoder))
         with pytest.raises(UserError, match="scores pairs and cannot score a whole corpus"):
-            corpus_scores(tiny, tiny.queries, Ensemble([load_teacher("bm25"), load_teacher(cross_encoder)]))
+            corpus_scores(tiny.queries, tiny, Ensemble([load_ranker("bm25"), load_ranker(cross_encoder)]))
 
     def test_another_fusion_is_refused(self, tiny):
         with pytest.raises(UserError, match="fusion 'minmax' over a whole corpus; it is done with 'zscore-per-query'"):
-            corpus_scores(tiny, tiny.queries, Ensemble([load_teacher("bm25")], method="minmax"))
+            corpus_scores(tiny.queries, tiny, Ensemble([load_ranker("bm25")], method="minmax"))
 
     def test_a_matrix_that_is_too_large_is_refused(self, tiny, monkeypatch):
         monkeypatch.setattr(corpus_scores_module, "LARGEST_BYTES", 100)
         with pytest.raises(UserError, match=r"scores of \d+ queries x 60 documents take .* GiB, more than"):
-            corpus_scores(tiny, tiny.queries, load_teacher("bm25"))
+            corpus_scores(tiny.queries, tiny, load_ranker("bm25"))
 
     def test_mean_of_zscores_is_numpys_at_any_scale_and_0_for_flat_rows(self):
         generator = np.random.default_rng(0)
@@ -376,14 +376,14 @@ class TestLoading:
             score(tiny, candidates, "bm25")
 
     def test_a_wrong_name_fails_before_the_first_teacher_works(self, tiny, candidates, monkeypatch):
-        monkeypatch.setattr("retrodistill.rankers.lexical.LexicalTeacher.score", lambda *_: pytest.fail("worked"))
+        monkeypatch.setattr("retrodistill.rankers.bm25.BM25Ranker.score", lambda *_: pytest.fail("worked"))
         with pytest.raises(UserError, match=r"unknown model kind 'bm52'. Did you mean 'bm25'?"):
             score(tiny, candidates, ["bm25", "bm52"])
 
     @pytest.mark.parametrize("name", ["dense:./nowhere", "cross-encoder:/no/such/folder"])
     def test_a_model_that_is_not_there(self, name):
         with pytest.raises(UserError, match=r"no model folder .*; give an existing folder or a hub name"):
-            load_teacher(name)
+            load_ranker(name)
 
     def test_queries_of_ones_own_may_be_none(self, tiny):
         from retrodistill.data.texts import Texts
@@ -397,7 +397,7 @@ class TestEnsembleOnOneQuery:
         from retrodistill.data import Texts
 
         asked = Texts.from_pairs([("q", "xylograph")])
-        dense = load_teacher(f"dense:{tiny_model}")
-        found = Ensemble([load_teacher("bm25"), dense], [0.3, 0.7]).retrieve(tiny, asked, 5)
-        alone = Ensemble([dense]).retrieve(tiny, asked, 5)
+        dense = load_ranker(f"dense:{tiny_model}")
+        found = Ensemble([load_ranker("bm25"), dense], [0.3, 0.7]).search(asked, tiny, 5)
+        alone = Ensemble([dense]).search(asked, tiny, 5)
         assert found.document_ids.tolist() == alone.document_ids.tolist()

@@ -64,7 +64,7 @@ class TestConversations:
         texts = stage_texts(stage, job.training_data).texts
         assert texts.texts == job.train.texts
         run = scored_candidates(stage, job.training_data, texts)[0]
-        by_rewrites = job.teacher.score(job.collection, asked_better(texts, job.rewrites), run).to_dict()
+        by_rewrites = job.teacher.score(asked_better(texts, job.rewrites), job.collection, run).to_dict()
         for query, scores in run.to_dict().items():
             assert scores == pytest.approx(by_rewrites[query], abs=1e-6)
 

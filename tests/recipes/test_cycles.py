@@ -10,8 +10,8 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.progress import set_quiet
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.contract import STUDENT_MANIFEST
-from retrodistill.rankers.cross_encoder import CrossEncoderTeacher
-from retrodistill.rankers.dense import DenseTeacher
+from retrodistill.rankers.cross_encoder import CrossEncoderRanker
+from retrodistill.rankers.dense import DenseRanker
 from retrodistill.rankers.ensemble import Ensemble
 from retrodistill.rankers.labels import SoftLabels
 from retrodistill.recipes import parse_recipe, run_recipe
@@ -142,7 +142,7 @@ class TestCycle:
         students = job.recipe.students
         for number, stage in enumerate(students["bi"].stages, start=1):
             member = stage_data(job, stage).teacher.members[0]
-            assert isinstance(member, CrossEncoderTeacher)
+            assert isinstance(member, CrossEncoderRanker)
             standing = workshop(job)._student_after("cross", number)
             pairs = [("what star", "star and planet"), ("what bread", "court and judge")]
             assert np.allclose(member._logits(pairs), standing.score(pairs))
@@ -157,7 +157,7 @@ class TestCycle:
         taught = stage_data(job, stage)
         texts = stage_texts(stage, taught).texts
         found = scored_candidates(stage, taught, texts)[0]
-        scores = [member.score(job.collection, texts, found).scores for member in taught.teacher.members]
+        scores = [member.score(texts, job.collection, found).scores for member in taught.teacher.members]
         wanted = np.mean([1 / (1 + np.exp(-one)) for one in scores], axis=0)
         assert found.scores.tolist() == pytest.approx(wanted.tolist(), abs=1e-6)
 
@@ -191,8 +191,8 @@ class TestTeachersOfStages:
         assert teachers[0] is job.teacher
         assert [teachers[1].name, teachers[2].name] == ["bm25", "ensemble"]
         assert isinstance(teachers[2], Ensemble)
-        assert isinstance(teachers[2].members[1], DenseTeacher)
-        assert teachers[2].members[1].encoder is job.space
+        assert isinstance(teachers[2].members[1], DenseRanker)
+        assert teachers[2].members[1].queries is job.space
         assert [member.name for member in teachers[3].members] == ["bm25", f"dense:{tiny_model}"]
         folder = {"student": tmp_path / "out" / "student"}
         made = train_students(job.recipe.students, job.training_data, folder, job.teachers)["student"]

@@ -38,7 +38,7 @@ class TestTheQueryEncoder:
         index = load_index(tmp_path / "out" / "indexes" / "distilled-queries")
         kept = results.system("distilled-queries").queries_by == "dense:distilled-queries"
         assert index.queries.name.endswith("students/distilled-queries") == kept
-        assert len(index.search("star planet", 3)) == 3
+        assert len(index.search("star planet", k=3)) == 3
 
     def test_it_needs_a_learned_index_and_lists(self, recipe, tiny_folder):
         with pytest.raises(Exception, match="encoder trains queries for a learned index; set learn"):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from retrodistill.core.errors import UserError
-from retrodistill.rankers.loading import load_teacher
+from retrodistill.rankers.loading import load_ranker
 from retrodistill.students.cross_encoder import CrossEncoderStudent, cross_encoder_student
 from retrodistill.students.saving import load_student
 
@@ -12,7 +12,7 @@ PAIRS = [("a star", "the comet and the moon"), ("court", "bread and butter")]
 class TestStart:
     def test_it_gives_raw_logits_of_one_label(self, tiny_cross_encoder):
         student = CrossEncoderStudent(cross_encoder_student(tiny_cross_encoder), "cross-encoder:s")
-        teacher = load_teacher(f"cross-encoder:{tiny_cross_encoder}")
+        teacher = load_ranker(f"cross-encoder:{tiny_cross_encoder}")
         np.testing.assert_array_equal(student.score(PAIRS), teacher._logits(PAIRS))
         assert student.score([]).shape == (0,)
 
@@ -43,5 +43,5 @@ class TestAfter:
         student = load_student(tmp_path / "saved")
         assert isinstance(student, CrossEncoderStudent)
         assert student.fingerprint("query") == CrossEncoderStudent(model, "c").fingerprint("document")
-        teacher = load_teacher(f"cross-encoder:{tmp_path / 'saved'}")
+        teacher = load_ranker(f"cross-encoder:{tmp_path / 'saved'}")
         np.testing.assert_allclose(teacher._logits(PAIRS), student.score(PAIRS), atol=1e-6)

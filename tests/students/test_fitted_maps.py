@@ -10,7 +10,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import load_encoder
 from retrodistill.encoders.loading import load_bi_encoder
-from retrodistill.rankers.loading import load_teacher
+from retrodistill.rankers.loading import load_ranker
 from retrodistill.recipes.building import build_student
 from retrodistill.recipes.settings import StudentSettings
 from retrodistill.students import dense_student
@@ -58,7 +58,7 @@ class TestFitMap:
 class TestInRecipes:
     def test_a_student_starts_nearer_to_a_space_that_is_not_its_own(self, tiny, tiny_model, tiny_static, tmp_path):
         space = load_encoder(f"static:{tiny_static}")
-        data = TrainingData(tiny, tiny.split("train"), load_teacher("bm25"), space, tmp_path)
+        data = TrainingData(tiny, tiny.split("train"), load_ranker("bm25"), space, tmp_path)
         asked = tiny.split("test").texts
         wanted, found = embed(space, asked, "query"), {}
         for start in ("teacher", "fitted"):

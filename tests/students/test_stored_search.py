@@ -19,7 +19,7 @@ from retrodistill.students.kinds import as_student
 from retrodistill.students.multi_vector import multi_vector_student
 from retrodistill.students.sparse import sparse_student
 from retrodistill.students.states import stored_states
-from retrodistill.students.stored_search import StoredStatesRetriever, store_documents
+from retrodistill.students.stored_search import StoredStatesRanker, store_documents
 
 
 def same(found: Run, wanted: Run, tolerance: float) -> bool:
@@ -36,20 +36,20 @@ class TestStoredSearch:
         student = as_student(multi_vector_student(tiny_model, tiny.documents.texts, dimension=8))
         assert isinstance(student, MultiVectorModel)
         index = build_index(tiny, student, settings=MultiVectorSettings(codec="float32"))
-        found = StoredStatesRetriever(student, "student").retrieve(tiny, tiny.queries, 3)
-        assert same(found, index.retrieve(tiny, tiny.queries, 3), 2e-3)
+        found = StoredStatesRanker(student, "student").search(tiny.queries, tiny, 3)
+        assert same(found, index.search(tiny.queries, tiny, 3), 2e-3)
 
     def test_terms_rank_as_their_index_ranks(self, tiny: Collection, tiny_model: str) -> None:
         student = as_student(sparse_student(tiny_model, tiny.documents, queries="inference-free"))
         assert isinstance(student, SparseTextEncoder)
         index = build_index(tiny, student, settings=InvertedSettings(bits=None))
-        found = StoredStatesRetriever(student, "student").retrieve(tiny, tiny.queries, 3)
-        assert same(found, index.retrieve(tiny, tiny.queries, 3), 2e-3)
+        found = StoredStatesRanker(student, "student").search(tiny.queries, tiny, 3)
+        assert same(found, index.search(tiny.queries, tiny, 3), 2e-3)
 
     def test_queries_through_a_model_are_refused(self, tiny: Collection, tiny_model: str) -> None:
         student = as_student(sparse_student(tiny_model, tiny.documents, queries="model"))
         with pytest.raises(UserError, match="inference-free"):
-            StoredStatesRetriever(student, "student")  # type: ignore[arg-type]
+            StoredStatesRanker(student, "student")  # type: ignore[arg-type]
 
 
 class TestStoredDocuments:

@@ -11,8 +11,8 @@ from retrodistill.core.errors import UserError
 from retrodistill.data.qrels import Qrels
 from retrodistill.encoders import load_encoder
 from retrodistill.rankers.ensemble import Ensemble
-from retrodistill.rankers.loading import load_teacher
-from retrodistill.rankers.recorded import RecordedTeacher
+from retrodistill.rankers.loading import load_ranker
+from retrodistill.rankers.recorded import RecordedRanker
 from retrodistill.recipes.building import build_student
 from retrodistill.recipes.settings import StudentSettings
 from retrodistill.recipes.students import train_student
@@ -42,7 +42,7 @@ QUERIES_ONLY = {"titles": False, "sentences": 0}
 def data(tiny, tiny_model, tmp_path):
     space = load_encoder(f"dense:{tiny_model}")
     return TrainingData(
-        tiny, tiny.split("train"), load_teacher("bm25"), space, tmp_path / "out", labels=tiny.relevance("train")
+        tiny, tiny.split("train"), load_ranker("bm25"), space, tmp_path / "out", labels=tiny.relevance("train")
     )
 
 
@@ -76,7 +76,7 @@ class TestBudget:
     def test_they_are_chosen_by_the_scores_of_the_cheap_sources(self, data):
         one = stage(candidates={"depth": 10, "sources": ["bm25"]})
         texts = stage_texts(one, data).texts
-        scored = Ensemble([load_teacher("bm25")]).score(data.collection, texts, candidate_pairs(one, data, texts)[0])
+        scored = Ensemble([load_ranker("bm25")]).score(texts, data.collection, candidate_pairs(one, data, texts)[0])
         wanted = choose_pairs(scored, 60, "robust", seed=data.seed).run
         found = self.select_within_budget(data, budget=60).run
         pairs = [set(zip(run.table["query_id"].to_pylist(), run.document_ids, strict=True)) for run in (found, wanted)]
@@ -208,7 +208,7 @@ class TestSelection:
         assert found.rows.tolist() == same.rows.tolist()
 
     def test_an_ensemble_says_what_is_right_where_nobody_labeled(self, data):
-        data = changed(data, student=standing(data), labels=None, labeler=load_teacher("bm25"))
+        data = changed(data, student=standing(data), labels=None, labeler=load_ranker("bm25"))
         texts, taught = self.taught(data, stage())
         found = selected(SelectionSettings(positives="ensemble"), data, texts, taught)
         assert "teacher wrong 0" in found.note  # bm25 agrees with itself
@@ -223,7 +223,7 @@ class TestSelection:
         assert prepared.notes[-1].startswith("selection: ")
 
     def test_nothing_selected_is_said_in_one_line(self, data):
-        teacher = RecordedTeacher(
+        teacher = RecordedRanker(
             Run.from_dict({query: {"d1": 2.0, "d2": 1.0} for query in data.queries.ids if query != "q1"})
         )
         data = changed(data, student=standing(data), teacher=teacher)
@@ -366,7 +366,7 @@ class TestKeysThatDoNotFit:
         assert message in str(error.value)
 
     def test_labels_beyond_0_and_1_are_refused_before_training(self, data):
-        teacher = RecordedTeacher(Run.from_dict({query: {"d1": 2.0, "d2": 1.0} for query in data.queries.ids}))
+        teacher = RecordedRanker(Run.from_dict({query: {"d1": 2.0, "d2": 1.0} for query in data.queries.ids}))
         with pytest.raises(UserError, match=r"bce learns labels from 0 to 1, and the teacher's go from 1 to 2"):
             prepare(stage(objectives="bce", labels="mean"), changed(data, teacher=teacher))
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from retrodistill.encoders import load_encoder
-from retrodistill.rankers.loading import load_teacher
+from retrodistill.rankers.loading import load_ranker
 from retrodistill.recipes.building import build_student
 from retrodistill.recipes.settings import StudentSettings
 from retrodistill.training.losses import GroupsLoss
@@ -21,7 +21,7 @@ SHORT = {"epochs": 1, "max_steps": 2, "batch_size": 4, "learning_rate": 1e-3, "w
 @pytest.fixture
 def data(tiny, tiny_model, tmp_path):
     space = load_encoder(f"dense:{tiny_model}")
-    return TrainingData(tiny, tiny.split("train"), load_teacher("bm25"), space, tmp_path / "out")
+    return TrainingData(tiny, tiny.split("train"), load_ranker("bm25"), space, tmp_path / "out")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from retrodistill.encoders.exits import exit_model
 from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.encoders.vectors import leading
-from retrodistill.rankers.loading import load_teacher
+from retrodistill.rankers.loading import load_ranker
 from retrodistill.recipes.building import build_student
 from retrodistill.recipes.settings import StudentSettings
 from retrodistill.recipes.students import contrastive_twin
@@ -35,7 +35,7 @@ TITLES = {"titles": True, "sentences": 0}
 @pytest.fixture
 def data(tiny, tiny_model, tmp_path):
     space = load_encoder(f"dense:{tiny_model}")
-    return TrainingData(tiny, tiny.split("train"), load_teacher("bm25"), space, tmp_path / "out")
+    return TrainingData(tiny, tiny.split("train"), load_ranker("bm25"), space, tmp_path / "out")
 
 
 def settings(model, stage, **more):

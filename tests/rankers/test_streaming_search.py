@@ -1,32 +1,33 @@
 import numpy as np
 import pytest
 
+from retrodistill.api import evaluate
 from retrodistill.core.errors import UserError
 from retrodistill.data import Texts
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.embeddings import EmbeddingStore
-from retrodistill.evaluation import evaluate, streaming
-from retrodistill.rankers.retrievers import DenseRetriever
+from retrodistill.rankers import dense
+from retrodistill.rankers.dense import DenseRanker
 
 
 @pytest.fixture(params=["dense", "static"])
 def retriever(request, tiny_model, tiny_static):
-    return DenseRetriever(load_encoder(f"{request.param}:{tiny_model if request.param == 'dense' else tiny_static}"))
+    return DenseRanker(load_encoder(f"{request.param}:{tiny_model if request.param == 'dense' else tiny_static}"))
 
 
 @pytest.fixture
 def blocks(monkeypatch):
     """Every corpus is large, and goes by in blocks of seven documents."""
-    monkeypatch.setattr(streaming, "HELD", 0)
-    monkeypatch.setattr(streaming, "BLOCK", 7)
+    monkeypatch.setattr(dense, "HELD", 0)
+    monkeypatch.setattr(dense, "BLOCK", 7)
 
 
 class TestStreaming:
     @pytest.mark.parametrize("k", [1, 10, 60])
     def test_gives_the_run_of_the_whole(self, tiny, retriever, blocks, k):
         queries = tiny.split("test")
-        found, wanted = streaming.retrieve(retriever, tiny, queries, k), retriever.retrieve(tiny, queries, k)
-        everything = retriever.retrieve(tiny, queries, 60).to_dict()
+        found, wanted = retriever.search_in_blocks(queries, tiny, k), retriever.search(queries, tiny, k)
+        everything = retriever.search(queries, tiny, 60).to_dict()
         assert found.query_ids == queries.ids
         assert found.name == wanted.name
         for query, scores in wanted.to_dict().items():
@@ -38,8 +39,8 @@ class TestStreaming:
 
     def test_evaluation_comes_out_the_same(self, tiny, retriever, monkeypatch):
         held = evaluate({"x": retriever}, tiny, measures=["ndcg@10", "recall@10"]).means
-        monkeypatch.setattr(streaming, "HELD", 0)
-        monkeypatch.setattr(streaming, "BLOCK", 7)
+        monkeypatch.setattr(dense, "HELD", 0)
+        monkeypatch.setattr(dense, "BLOCK", 7)
         assert evaluate({"x": retriever}, tiny, measures=["ndcg@10", "recall@10"]).means["x"] == pytest.approx(
             held["x"]
         )
@@ -56,7 +57,7 @@ class TestStreaming:
         monkeypatch.setattr(Texts, "slice", counted)
         every = property(lambda self: asked if len(self) == len(asked) else pytest.fail("read the whole corpus"))
         monkeypatch.setattr(Texts, "texts", every)
-        streaming.retrieve(retriever, tiny, queries, 5)
+        retriever.search_in_blocks(queries, tiny, 5)
         assert sizes == [7] * 8 + [4]
 
     def test_stored_vectors_are_used_and_others_not_stored(self, tiny, tiny_model, blocks):
@@ -67,13 +68,13 @@ class TestStreaming:
         encoder.encode = lambda texts, role, **options: (
             encoded.append((role, len(texts))) or encode(texts, role, **options)
         )
-        streaming.retrieve(DenseRetriever(encoder), tiny, tiny.split("test"), 5)
+        DenseRanker(encoder).search_in_blocks(tiny.split("test"), tiny, 5)
         assert sum(count for role, count in encoded if role == "document") == 60 - 14
         assert len(EmbeddingStore(encoder, "document").missing(tiny.documents.texts)) == 60 - 14
 
     def test_small_corpora_are_left_to_the_retriever(self, tiny, retriever, monkeypatch):
-        monkeypatch.setattr(streaming, "stream", lambda *_: pytest.fail("streamed"))
-        assert len(streaming.retrieve(retriever, tiny, tiny.split("test"), 3)) == 36
+        monkeypatch.setattr(DenseRanker, "_blocks", lambda *_: pytest.fail("in blocks"))
+        assert len(retriever.search_in_blocks(tiny.split("test"), tiny, 3)) == 36
 
     def test_a_vector_that_is_not_finite_is_named(self, tiny, tiny_static, blocks):
         encoder = load_encoder(f"static:{tiny_static}")
@@ -82,4 +83,4 @@ class TestStreaming:
             encode(texts, role, **options) * (np.nan if role == "document" else 1)
         )
         with pytest.raises(UserError, match=r"7 vectors are NaN or infinite \('d0', 'd1', 'd2' and 4 more\)"):
-            streaming.retrieve(DenseRetriever(encoder), tiny, tiny.split("test"), 5)
+            DenseRanker(encoder).search_in_blocks(tiny.split("test"), tiny, 5)

@@ -1,0 +1,61 @@
+"""What rankers by encoders share: one encoder for both sides, or two that fit each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from retrodistill.core.files import digest
+from retrodistill.data.collection import Collection
+from retrodistill.encoders.contract import EmbeddingSpace, TextModel
+from retrodistill.rankers.protocol import Ranker
+
+Model = TypeVar("Model", bound=TextModel)
+
+
+class TwoSidedRanker(Ranker, Generic[Model]):
+    """Documents by one encoder, queries by the same or by one that belongs to its space.
+
+    Args:
+        documents: Encodes the documents.
+        queries: Encodes the queries into the documents' space; the same encoder by default.
+        name: What its runs are called; the query encoder's name by default.
+        root: Folder of the stores of vectors; the shared cache by default.
+        checked: Refuse queries of another space; False for a student in training, which has no manifest yet.
+
+    Raises:
+        UserError: The query encoder's space is not the documents'.
+    """
+
+    can_search = can_score_pairs = can_score_corpus = is_cheap = True
+    documents: Model
+    queries: Model
+
+    def __init__(
+        self,
+        documents: Model,
+        queries: Model | None = None,
+        name: str | None = None,
+        root: Path | None = None,
+        *,
+        checked: bool = True,
+    ) -> None:
+        self.documents, self.queries, self.root = documents, queries or documents, root
+        self.name, self.kind = name or self.queries.name, documents.kind
+        if checked:
+            EmbeddingSpace.of(documents).check_query_encoder(self.queries)
+
+    def fingerprint(self, collection: Collection) -> str:
+        """Contracts of both roles."""
+        return digest(self.queries.fingerprint("query"), self.documents.fingerprint("document"))
+
+    @property
+    def can_be_timed(self) -> bool:
+        """Whether queries are encoded: looking up recorded vectors is not what their model takes."""
+        return not self.queries.is_recorded
+
+    def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
+        """Encodes one query and searches."""
+        encode, search = self.timed_stages(collection, k)
+        return lambda text: search(encode([text]))
