@@ -10,7 +10,8 @@ environment = Path(sys.argv[1]).resolve()
 place = Path(rd.__file__).resolve()
 assert environment in place.parents, f"retrodistill comes from {place}, not from the wheel"
 files = {str(file).rpartition("/")[2] for file in metadata.files("retrodistill") or []}
-assert {"LICENSE", "py.typed", "demo.yaml"} <= files, "the wheel lacks files"
+recipes = {path.name for path in (Path(__file__).parents[1] / "configs").glob("*.yaml")}
+assert {"LICENSE", "py.typed", *recipes} <= files, "the wheel lacks files"
 
 corpus = rd.load_collection("demo")
 pool = rd.mine(corpus, "auto", ["bm25"], depth=20)

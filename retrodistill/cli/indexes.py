@@ -93,7 +93,7 @@ def check(  # noqa: PLR0913, PLR0917 - one option each
     from retrodistill.evaluation.check import CheckConfig
     from retrodistill.evaluation.check import check as check_index
     from retrodistill.indexes import load_index
-    from retrodistill.report.terminal import check_text
+    from retrodistill.report.tables import check_text
 
     set_quiet(as_json)
     made = check_index(

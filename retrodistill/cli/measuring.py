@@ -49,7 +49,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one option each
     from retrodistill.evaluation.benchmark import benchmark
     from retrodistill.evaluation.cost import CostConfig
     from retrodistill.evaluation.evaluating import EvaluationConfig
-    from retrodistill.report.terminal import benchmark_text
+    from retrodistill.report.tables import benchmark_text
 
     set_quiet(as_json)
     costs = CostConfig(threads) if cost else None
@@ -84,7 +84,7 @@ def compare(  # noqa: PLR0913, PLR0917 - one option each
 ) -> None:
     """Compare systems with the first on the same queries: is a difference real, and which queries made it?"""
     from retrodistill.evaluation.gathering import ComparisonConfig, compare_named
-    from retrodistill.report.terminal import comparison_text
+    from retrodistill.report.tables import comparison_text
 
     set_quiet(as_json)
     made = compare_named(system, ComparisonConfig(collection, split, measure, teacher, every_pair, shown, seed))

@@ -104,9 +104,9 @@ def _run_and_show(recipe: str, out: Path, overrides: list[str], as_json: bool) -
     if as_json:
         show(json.dumps(results.to_json(), ensure_ascii=False))
         return
-    from retrodistill.report.table import examples_text, table_text
+    from retrodistill.report.tables import examples_text, results_text
 
-    show(table_text(results))
+    show(results_text(results))
     if results.examples:
         show("\n" + examples_text(results))
     for note in results.notes:

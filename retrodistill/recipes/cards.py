@@ -20,7 +20,7 @@ from retrodistill.recipes.questions import MADE
 from retrodistill.recipes.settings import StudentSettings
 from retrodistill.recipes.students import Distilled
 from retrodistill.report.card import write_card
-from retrodistill.report.card_facts import YOURS, Facts, Teaching, Turns, published, without_folders
+from retrodistill.report.facts import YOURS, Facts, Teaching, Turns, published, without_folders
 from retrodistill.students.hybrid import is_hybrid
 from retrodistill.students.kinds import AnyStudent
 from retrodistill.students.saving import load_student

@@ -1,4 +1,4 @@
-"""Reports of results: tables for a terminal, and the page."""
+"""Reports of results: the page, model cards, and tables for a terminal."""
 
 from __future__ import annotations
 
@@ -8,25 +8,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from retrodistill.report.headline import answer
     from retrodistill.report.page import page_text, write_page
-    from retrodistill.report.table import examples_text, results_table, table_text
+    from retrodistill.report.tables import examples_text, results_text
 
 _HOMES = {
     "answer": "headline",
-    "examples_text": "table",
+    "examples_text": "tables",
     "page_text": "page",
-    "results_table": "table",
-    "table_text": "table",
+    "results_text": "tables",
     "write_page": "page",
 }
 
-__all__ = [
-    "answer",
-    "examples_text",
-    "page_text",
-    "results_table",
-    "table_text",
-    "write_page",
-]
+__all__ = ["answer", "examples_text", "page_text", "results_text", "write_page"]
 
 
 def __getattr__(name: str) -> Any:

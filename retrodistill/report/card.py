@@ -1,19 +1,34 @@
-"""Model cards: sentence-transformers' own, and how the student was distilled, what it keeps and what it costs."""
+"""Model cards: sentence-transformers' own, and how the student was distilled, what it keeps and what it costs.
+
+The text is in templates/card.md.j2, with one partial per kind of student in templates/card; `Kind.card` names it.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from retrodistill.core.files import atomic_file
-from retrodistill.encoders.loading import quiet_libraries
-from retrodistill.evaluation.results import Results
-from retrodistill.report import card_forms, card_measures, card_parts, card_usage
-from retrodistill.report.card_facts import Facts
+from pydantic import BaseModel
 
-CARD = "README.md"
+from retrodistill.core.files import atomic_file
+from retrodistill.data.conversations import SEPARATOR
+from retrodistill.encoders.exits import ROUTE, exits_of
+from retrodistill.encoders.loading import quiet_libraries
+from retrodistill.evaluation.results import REWRITES, Results, System
+from retrodistill.objectives.registry import OBJECTIVES
+from retrodistill.report import columns, templating, text
+from retrodistill.report.columns import CARD, Column
+from retrodistill.report.facts import YOURS, Facts, without_folders
+from retrodistill.report.headline import comparison_of
+from retrodistill.students.registry import get_kind
+from retrodistill.students.vdr import vocabulary_pooling
+from retrodistill.training.settings import StageSettings
+
+FILE_NAME = "README.md"
+QUERY = "Which planet is known as the Red Planet?"
 _TAGS = ("retrodistill", "knowledge-distillation", "information-retrieval")
 _MEASURES = {
     "nDCG@10": "ndcg10",
@@ -23,21 +38,24 @@ _MEASURES = {
     "Recall@100": "recall100",
     "Recall@1000": "recall1000",
 }
+_OWN_LINES = {  # settings of a stage that templates/card/stage.md.j2 words itself
+    "objectives", "regularizers", "train", "texts", "candidates", "teacher", "selection", "groups", "training",
+}  # fmt: skip
 
 
 def write_card(model: Any, facts: Facts, folder: str | os.PathLike[str], results: Results | None = None) -> None:
-    """Write README.md into a student's folder, whole or not at all; no digest of a student reads that file.
+    """Write README.md into a student's folder, whole or not at all; no fingerprint of a student reads that file.
 
     Args:
         model: The student's sentence-transformers model, of any kind.
-        facts: How it came to be.
-        folder: Where it lies.
-        results: Where it was measured; without them the card says that it was not.
+        facts: How it was made.
+        folder: The student's folder.
+        results: Its measurements; without them the card says that it was not measured.
 
     Raises:
         UserError: The folder is not writable.
     """
-    with atomic_file(Path(folder) / CARD) as temporary:
+    with atomic_file(Path(folder) / FILE_NAME) as temporary:
         temporary.write_text(card_text(model, facts, results), encoding="utf-8", newline="\n")
 
 
@@ -46,79 +64,189 @@ def card_text(model: Any, facts: Facts, results: Results | None = None) -> str:
 
     Args:
         model: The student's sentence-transformers model.
-        facts: How it came to be.
+        facts: How it was made.
         results: Of a job that has a system of the student's name.
     """
-    front, parts = _own_card(model, facts)
-    usage = [_usage(model, facts, parts["Usage"]), card_usage.package_usage(facts)]
-    if facts.turns is not None:
-        usage.insert(0, card_usage.conversation(facts.turns))
-    usage += card_forms.usage(model, facts, results)
-    told = "\n\n".join(usage)
-    sections = [
-        f"# {card_parts.title(facts)}",
-        card_parts.opening(facts, results),
-        f"## Usage\n\n{told}",
-        f"## Measured quality\n\n{card_measures.quality(facts, results)}",
-        f"## Cost\n\n{card_measures.cost(facts, results)}",
-        f"## Teacher\n\n{card_parts.teacher(facts)}",
-        f"## Training\n\n{card_parts.training(facts)}",
-        f"## Model Details\n\n{parts['Model Details']}",
-        f"## Provenance\n\n{card_parts.provenance(facts, results)}",
-        f"## Limits\n\n{card_parts.limits(facts, results)}",
-        f"## Citation\n\n{card_parts.citation(facts)}",
-    ]
-    return f"---\n{_front_matter(front, facts, results)}---\n\n" + "\n\n".join(sections) + "\n"
+    kind = get_kind(facts.kind)
+    title = f"{facts.name}: a {facts.kind} student distilled on {facts.collection}"
+    front, own_sections = _library_card(model, facts, title)
+    environment = templating.environment(escape=False)
+    environment.filters |= {"cell": _cell, "code": _code, "setting": _setting, "machine": _machine, "linked": _linked}
+    environment.globals |= {"exits_of": exits_of, "vocabulary_pooling": vocabulary_pooling, "ROUTE": ROUTE}
+    body = environment.get_template(f"card/{kind.card}.md.j2").render(
+        facts=facts,
+        model=model,
+        title=title,
+        placeholder=placeholder(model),
+        # How users write the kind in front of a folder; a hybrid student is loaded as a dense one.
+        package_kind=kind.written.partition(":")[0] or "dense",
+        trusted=", trust_remote_code=True" if facts.own_modules else "",
+        own_usage=own_sections["Usage"],
+        model_details=own_sections["Model Details"],
+        query=QUERY,
+        example=_example(facts),
+        separator=SEPARATOR,
+        placeholder_folder=YOURS if YOURS in f"{facts.loaded_from}{facts.turns and facts.turns.path}" else "",
+        cuts=_cuts(facts, results),
+        stages=[_stage(stage, known) for stage, known in _learned(facts)],
+        objectives={name: OBJECTIVES[name] for name in _objectives(facts)},
+        results=results,
+        **({} if results is None else _measured(facts, results)),
+    )
+    body = re.sub(r"\n{3,}", "\n\n", body).strip()
+    return f"---\n{_front_matter(front, facts, results, title)}---\n\n{body}\n"
 
 
-def _usage(model: Any, facts: Facts, own: str) -> str:
-    """sentence-transformers' own example, but for two encoders, and for sparse ones: it knows no queries of theirs."""
-    if facts.documents_by is not None:
-        return card_usage.asymmetric_usage(model, facts)
-    if facts.kind == "sparse":
-        return card_usage.sparse_usage(model, facts)
-    holder = f'("{card_usage.placeholder(model)}"'
-    return own.replace(f"{holder})", f"{holder}, trust_remote_code=True)") if facts.own_modules else own
+def placeholder(model: Any) -> str:
+    """The model's name in examples: sentence-transformers replaces it by the name on the hub when it is uploaded."""
+    return str(getattr(model, "_model_card_model_id_placeholder", "sentence_transformers_model_id"))
 
 
-def _own_card(model: Any, facts: Facts) -> tuple[dict[str, Any], dict[str, str]]:
+# Measurements.
+
+
+def _measured(facts: Facts, results: Results) -> dict[str, Any]:
+    student = results.system(facts.name)
+    systems = [*_beside(facts, results), student, *_variants(facts, results)]
+    difference = Column("difference in nDCG@10 (95% interval, p)", lambda system: _difference(facts, results, system))
+    quality = [*columns.columns_of_quality(results, CARD), difference]
+    return {
+        "student": student,
+        "quality": _table(quality, systems, bold=student),
+        "cost": _table(columns.columns_of_serving(results, CARD), systems),
+        "no_worse": [
+            system
+            for system in _beside(facts, results)
+            # The student's own result on better queries (rewrites) is not a competitor.
+            if system.role in ("control", "baseline")
+            and system.name != REWRITES
+            and None not in (system.ndcg10, student.ndcg10)
+            and (system.ndcg10 or 0.0) >= (student.ndcg10 or 0.0)
+        ],
+    }
+
+
+def _beside(facts: Facts, results: Results) -> list[System]:
+    """All systems that are not students, without the controls of other students."""
+    controls = ("control", f"{facts.name}-control")
+    systems = [system for system in results.systems if system.role != "student"]
+    return [system for system in systems if system.role != "control" or system.name in controls]
+
+
+def _variants(facts: Facts, results: Results | None) -> list[System]:
+    """The student's exits, truncations and own-token queries, as far as they were measured."""
+    systems = [] if results is None else results.systems
+    return [system for system in systems if system.name.startswith(f"{facts.name}@")]
+
+
+def _cuts(facts: Facts, results: Results | None) -> list[int]:
+    """Dimensions that were trained for or measured, in falling order."""
+    ends = (system.name.removeprefix(f"{facts.name}@") for system in _variants(facts, results))
+    measured = {int(end) for end in ends if re.fullmatch(r"\d+", end)}
+    return sorted(measured.union(*(stage.matryoshka for stage in facts.stages)), reverse=True)
+
+
+def _table(shown: Sequence[Column], systems: Sequence[System], bold: System | None = None) -> dict[str, Any]:
+    rows = []
+    for system in systems:
+        cells = [_system_name(system), *(_card_cell(column, system) for column in shown)]
+        rows.append([f"**{cell}**" if system is bold and cell else cell for cell in cells])
+    return {"heads": ["System", *(column.head for column in shown)], "rows": rows}
+
+
+def _card_cell(column: Column, system: System) -> str:
+    cell = column.cell(system)
+    return cell if column.is_number else _code(cell)
+
+
+def _system_name(system: System) -> str:
+    if system.name == REWRITES:
+        return f"{REWRITES} (the first student on rewritten queries)"
+    return system.name if system.role in (system.name, "student") else f"{system.name} ({system.role})"
+
+
+def _difference(facts: Facts, results: Results, other: System) -> str:
+    if other.name == facts.name:
+        return ""
+    comparison = comparison_of(results, facts.name, other.name)
+    if comparison is None:
+        return text.MISSING
+    test = f"{text.interval(comparison['interval'])}, {text.probability(comparison['p'])}"
+    return f"{text.signed(comparison['difference'])} ({test})"
+
+
+# Training.
+
+
+def _learned(facts: Facts) -> list[tuple[StageSettings, dict[str, Any]]]:
+    """Each stage with what was recorded of it; older students have no such record."""
+    missing: list[dict[str, Any]] = [{}] * (len(facts.stages) - len(facts.learned))
+    return list(zip(facts.stages, [*facts.learned, *missing], strict=True))
+
+
+def _stage(stage: StageSettings, known: dict[str, Any]) -> dict[str, Any]:
+    fields = type(stage).model_fields
+    values = stage.model_dump(mode="json", exclude=_OWN_LINES)
+    changed = {
+        name: value for name, value in values.items() if value != fields[name].get_default(call_default_factory=True)
+    }
+    teachers = [(member.weight, without_folders(member.model)) for member in stage.teacher or []]
+    return {"settings": stage, "known": known, "changed": changed, "teachers": teachers}
+
+
+def _objectives(facts: Facts) -> list[str]:
+    return list(dict.fromkeys(term.name for stage in facts.stages for term in stage.objectives))
+
+
+def _example(facts: Facts) -> str:
+    """A query in the form that the student was trained on."""
+    turns = facts.turns
+    if turns is None:
+        return QUERY
+    earlier = [] if turns.history == 0 else [*(["It is Mars."] if turns.responses else []), QUERY]
+    return SEPARATOR.join(["How many moons does it have?", *earlier])
+
+
+# The card of sentence-transformers.
+
+
+def _library_card(model: Any, facts: Facts, title: str) -> tuple[dict[str, Any], dict[str, str]]:
     """The front matter and the sections of the card that sentence-transformers writes, by heading; no network."""
     import yaml
     from huggingface_hub import ModelCard
 
-    # Data of our own: what the user's model holds stays as it is, and no text is encoded for the example.
-    data = type(model.model_card_data)(
-        local_files_only=True, generate_widget_examples=False, model_name=card_parts.title(facts)
-    )
+    # New card data: those of the user's model stay as they are, and no text is encoded for the example.
+    data = type(model.model_card_data)(local_files_only=True, generate_widget_examples=False, model_name=title)
     data.add_tags(list(_TAGS))
     data.base_model = facts.base_model
-    data.ir_model = True  # queries and documents are encoded by their own calls
+    data.ir_model = True  # the example then encodes queries and documents by their own calls
     data.register_model(model)
     with quiet_libraries():
         content = ModelCard.from_template(card_data=data, template_path=str(data.template_path)).content
-    _, front, text = content.split("---\n", 2)
-    return yaml.safe_load(front), _sections(re.sub(r"<!--.*?-->\n?", "", text, flags=re.DOTALL))
+    _, front, body = content.split("---\n", 2)
+    return yaml.safe_load(front), _sections(re.sub(r"<!--.*?-->\n?", "", body, flags=re.DOTALL))
 
 
-def _sections(text: str) -> dict[str, str]:
-    """What stands below each heading of the second level; a line in a block of code is no heading."""
-    found: dict[str, list[str]] = {}
+def _sections(markdown: str) -> dict[str, str]:
+    """The text below each second-level heading; a line in a code block is not a heading."""
+    sections: dict[str, list[str]] = {}
     heading, fenced = "", False
-    for line in text.splitlines():
+    for line in markdown.splitlines():
         fenced ^= line.startswith("```")
         if line.startswith("## ") and not fenced:
             heading = line.removeprefix("## ").strip()
         else:
-            found.setdefault(heading, []).append(line.rstrip())
-    return {name: re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() for name, lines in found.items()}
+            sections.setdefault(heading, []).append(line.rstrip())
+    return {name: "\n".join(lines).strip() for name, lines in sections.items()}
 
 
-def _front_matter(front: dict[str, Any], facts: Facts, results: Results | None) -> str:
+def _front_matter(front: dict[str, Any], facts: Facts, results: Results | None, title: str) -> str:
     from huggingface_hub.repocard_data import EvalResult, eval_results_to_model_index
     from huggingface_hub.utils import yaml_dump
 
     if results is not None:
-        system = results.system(facts.name)
+        student = results.system(facts.name)
+        values = {name: getattr(student, field) for name, field in _MEASURES.items()}
         measured = [
             EvalResult(
                 task_type="information-retrieval",
@@ -130,9 +258,45 @@ def _front_matter(front: dict[str, Any], facts: Facts, results: Results | None) 
                 metric_name=name,
                 metric_value=round(value, 6),
             )
-            for name, value in ((name, getattr(system, field)) for name, field in _MEASURES.items())
+            for name, value in values.items()
             if value is not None
         ]
         if measured:
-            front = {**front, "model-index": eval_results_to_model_index(card_parts.title(facts), measured)}
+            front = {**front, "model-index": eval_results_to_model_index(title, measured)}
     return yaml_dump(front, sort_keys=False)
+
+
+# Filters of the template.
+
+
+def _cell(value: str) -> str:
+    return value.replace("|", "\\|")
+
+
+def _code(value: str) -> str:
+    return f"`{value}`" if value and value != text.MISSING else text.MISSING
+
+
+def _setting(value: Any) -> str:
+    """A setting in words: without braces, quotes and underscores."""
+    if isinstance(value, BaseModel):
+        return _setting(value.model_dump(mode="json"))
+    if isinstance(value, dict):
+        return ", ".join(f"{str(name).replace('_', ' ')} {_setting(item)}" for name, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_setting, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
+
+
+def _machine(hardware: Mapping[str, Any]) -> str:
+    """Processor, cores, memory and GPU."""
+    sizes = {"cores": hardware.get("cores"), "GiB": hardware.get("memory_gib")}
+    counted = [f"{value} {unit}" for unit, value in sizes.items() if value]
+    parts = [hardware.get("processor") or hardware.get("machine"), *counted, hardware.get("gpu") or "no GPU"]
+    return ", ".join(str(part) for part in parts if part)
+
+
+def _linked(source: str) -> str:
+    return re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", source)

@@ -1,185 +1,44 @@
-"""The answer in plain sentences: what was distilled, what it kept, what it costs, what a reader must know."""
+"""The answer in plain sentences: what was distilled, what was kept, what it costs, and what qualifies it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from retrodistill.evaluation.results import REWRITES, Results, Role, System
-from retrodistill.report import words
+from retrodistill.evaluation.results import REWRITES, Results, System
+from retrodistill.report import text
 
 
 def answer(results: Results) -> list[str]:
-    """The sentences that a report opens with: what was kept, what it costs, then what qualifies it.
+    """The sentences that a report opens with: quality kept, cost, then what qualifies them.
 
-    Nothing is left out for being bad: a student below its control, a baseline above the student and a difference
-    that may be chance are each said.
+    Bad news is reported as plainly as good news: a student below its control, a baseline above the student, a
+    difference that may be chance.
     """
     student = best_student(results.systems)
     if student is None:
-        return [_measured_only(results), *_of_the_best(results)]
-    sentences = [_kept(results, student), _cost(results, student)]
+        return _without_student(results)
+    sentences = [_kept(results, student), _cost(results.yardstick, student)]
     if student.agreement is not None:
         share = f"{student.agreement.overlap10:.0%} of the ten best documents of {student.agreement.teacher}"
-        # Without judgments this is all that says how good it is.
-        sentences.insert(1 if student.ndcg10 is None else 2, f"{student.name} finds {share} among its own ten.")
-    for other in _yardsticks(results, student):
+        # Without judgments this is the only statement about quality.
+        place = 1 if student.ndcg10 is None else 2
+        sentences.insert(place, f"{student.name} finds {share} among its own ten.")
+    for other in _compared_with(results, student):
         failed = other.role == "control" and (student.ndcg10 or 0.0) <= (other.ndcg10 or 0.0)
         # A distillation that did not help is the answer, not a remark on it.
         sentences.insert(1 if failed else len(sentences), _against(results, student, other))
-    return [*sentences, *_other_students(results, student), *_picked(results, student)]
+    return [*sentences, *_other_students(results, student)]
 
 
 def best_student(systems: Sequence[System]) -> System | None:
-    """The student with the highest nDCG@10; the first one where there are no judgments."""
+    """The student with the highest nDCG@10; the first one if there are no judgments."""
     students = [system for system in systems if system.role == "student"]
     return max(students, key=lambda system: -1.0 if system.ndcg10 is None else system.ndcg10, default=None)
 
 
-def verdict(comparison: dict[str, Any]) -> str:
-    """Whether a difference is significant, with its interval and p; where it is not, what could have been seen."""
-    low, high = comparison["interval"]
-    decisive = words.corrected(comparison)
-    kind = "corrected " if "p_holm" in comparison else ""
-    told = f"interval {words.signed(low)} to {words.signed(high)}, {kind}{words.probability(decisive)}"
-    if decisive < words.ALPHA:
-        return f"significant: {told}"
-    smallest = comparison.get("smallest")
-    return f"not significant: {told}" + (
-        f"; so many queries show differences from {smallest:.3f} on" if smallest else ""
-    )
-
-
-def _measured_only(results: Results) -> str:
-    systems, place = results.systems, _place(results)
-    counted = "1 system was" if len(systems) == 1 else f"{len(systems)} systems were"
-    measured = [system for system in systems if system.ndcg10 is not None]
-    if not measured:
-        return f"{counted} run on {place}; there are no relevance judgments to measure quality with."
-    best = max(measured, key=lambda system: system.ndcg10 or 0.0)
-    return f"{counted} measured on {place}: {best.name} has the highest nDCG@10, {words.measure(best.ndcg10)}."
-
-
-def _of_the_best(results: Results) -> list[str]:
-    """What can be said of the best system where nothing was distilled: against every one that it was tested with."""
-    measured = [system for system in results.systems if system.ndcg10 is not None]
-    if not measured:
-        return []
-    best = max(measured, key=lambda system: system.ndcg10 or 0.0)
-    return [_against(results, best, other) for other in measured if comparison_of(results, best.name, other.name)]
-
-
-def _place(results: Results) -> str:
-    queries = "1 query" if results.queries == 1 else f"{results.queries:,} queries"
-    return f"{results.collection} ({results.split}, {queries})"
-
-
-def _kept(results: Results, student: System) -> str:
-    teacher, place = results.teacher, _place(results)
-    if student.ndcg10 is None:
-        source = "" if teacher is None else f" was distilled from {teacher.name} and"
-        return f"{student.name}{source} was run on {place}; there are no relevance judgments to measure quality with."
-    base = results.yardstick
-    if base is None:
-        return f"{student.name} has nDCG@10 {words.measure(student.ndcg10)} on {place}; its teacher was not measured."
-    numbers = f"{words.measure(student.ndcg10)} against {words.measure(base.ndcg10)}"
-    source = "" if teacher is None else f", distilled from {teacher.name},"
-    where = f"On {results.collection} ({results.split}), {student.name}{source}"
-    if student.retention is None:
-        return f"{where} has nDCG@10 {numbers}."
-    whose = "its" if base is teacher else f"{base.name}’s"
-    return f"{where} keeps {words.kept(student)} of {whose} nDCG@10: {numbers}."
-
-
-def _cost(results: Results, student: System) -> str:
-    costs = []
-    if student.query_ms is not None:
-        costs.append(f"answers a query in {words.milliseconds(student.query_ms['p50'])} ms (median)")
-    if student.bytes_per_document is not None:
-        costs.append(f"stores {words.size(student.bytes_per_document)} bytes a document")
-    if not costs:
-        return f"What {student.name} costs was not measured."
-    return f"{student.name} {' and '.join(costs)}{_beside(results.yardstick, student)}."
-
-
-def _beside(other: System | None, student: System) -> str:
-    """What the system takes that it is held against."""
-    if other is None:
-        return ""
-    costs = []
-    if other.query_ms is not None and student.query_ms is not None:
-        costs.append(f"takes {words.milliseconds(other.query_ms['p50'])} ms")
-    sizes = (words.size(other.bytes_per_document), words.size(student.bytes_per_document))
-    if words.MISSING not in sizes and sizes[0] != sizes[1]:
-        costs.append(f"stores {sizes[0]} bytes")
-    return f"; {other.name} {' and '.join(costs)}" if costs else ""
-
-
-def _yardsticks(results: Results, student: System) -> list[System]:
-    """The teacher, the best control, the best baseline: whatever of them has a quality to compare with."""
-    chosen = [results.teacher, results.yardstick if results.yardstick is not results.teacher else None]
-    roles: tuple[Role, ...] = ("control", "baseline")
-    for role in roles:
-        measured = [system for system in results.with_role(role) if system.ndcg10 is not None]
-        measured = [system for system in measured if system.name != REWRITES]
-        chosen.append(max(measured, key=lambda system: system.ndcg10 or 0.0, default=None))
-    unlike = [system for system in chosen if system is not None and system is not student]
-    return [system for system in unlike if system.ndcg10 is not None and student.ndcg10 is not None]
-
-
-def _against(results: Results, student: System, other: System) -> str:
-    difference = (student.ndcg10 or 0.0) - (other.ndcg10 or 0.0)
-    named = _named(results, other)
-    place = f"level with {named} in nDCG@10"
-    if difference:
-        place = f"{abs(difference):.3f} nDCG@10 {'above' if difference > 0 else 'below'} {named}"
-    sentence = f"{student.name} is {place}"
-    comparison = comparison_of(results, student.name, other.name)
-    sentence += f" ({verdict(comparison)})" if comparison else " (significance not tested)"
-    if other.role == "control" and difference <= 0:
-        sentence += ": the distillation did not help"
-    return sentence + "."
-
-
-def _named(results: Results, other: System) -> str:
-    if other.role == "teacher" and other is not results.teacher:
-        return other.name
-    role = "its teacher" if other is results.teacher else f"the {other.role}"
-    return role if other.name == other.role else f"{role} {other.name}"
-
-
-def _other_students(results: Results, best: System) -> list[str]:
-    """A sentence each; of many, one for all."""
-    others = [system for system in results.with_role("student") if system is not best]
-    values = [system.ndcg10 for system in others if system.ndcg10 is not None]
-    if len(others) <= 2:
-        return [_other_student(other, best) for other in others]
-    if not values:
-        return [f"{len(others)} other students were run, too."]
-    reach = f"from {words.measure(min(values))} to {words.measure(max(values))}"
-    return [f"The {len(others)} other students have nDCG@10 {reach}; {best.name} is the best one."]
-
-
-def _picked(results: Results, best: System) -> list[str]:
-    """That the one which the answer is about was picked by what it is measured on."""
-    measured = [system for system in results.with_role("student") if system.ndcg10 is not None]
-    if len(measured) < 2:
-        return []
-    return [
-        f"{best.name} was picked as the best of {len(measured)} students on these same test queries, so its lead over "
-        "the others is optimistic."
-    ]
-
-
-def _other_student(other: System, best: System) -> str:
-    kept = f", {words.kept(other)} kept" if other.retention is not None else ""
-    if other.ndcg10 is None:
-        return f"The student {other.name} was run, too."
-    return f"The student {other.name} has nDCG@10 {words.measure(other.ndcg10)}{kept}; {best.name} is the best one."
-
-
 def comparison_of(results: Results, a: str, b: str, measure: str = "ndcg@10") -> dict[str, Any] | None:
-    """The comparison of a with b, turned around where it was recorded the other way."""
+    """The comparison of a with b, turned around if it was recorded as b with a; None if there is none."""
     for comparison in results.comparisons:
         if comparison["measure"].lower() != measure:
             continue
@@ -192,3 +51,133 @@ def comparison_of(results: Results, a: str, b: str, measure: str = "ndcg@10") ->
                 turned |= {"wins": comparison["losses"], "losses": comparison["wins"]}
             return {**comparison, **turned}
     return None
+
+
+def _judged(systems: Sequence[System]) -> list[System]:
+    return [system for system in systems if system.ndcg10 is not None]
+
+
+def _best(systems: Sequence[System]) -> System | None:
+    return max(_judged(systems), key=lambda system: system.ndcg10 or 0.0, default=None)
+
+
+def _without_student(results: Results) -> list[str]:
+    """The best system, and what it was tested against."""
+    place, best = _place(results), _best(results.systems)
+    systems = "1 system was" if len(results.systems) == 1 else f"{len(results.systems)} systems were"
+    if best is None:
+        return [f"{systems} run on {place}. There are no relevance judgments to measure quality with."]
+    first = f"{systems} measured on {place}: {best.name} has the highest nDCG@10, {text.measure(best.ndcg10)}."
+    tested = [other for other in _judged(results.systems) if comparison_of(results, best.name, other.name)]
+    return [first, *(_against(results, best, other) for other in tested)]
+
+
+def _place(results: Results) -> str:
+    queries = "1 query" if results.queries == 1 else f"{results.queries:,} queries"
+    return f"{results.collection} ({results.split}, {queries})"
+
+
+def _kept(results: Results, student: System) -> str:
+    teacher, base = results.teacher, results.yardstick
+    distilled = "" if teacher is None else f", distilled from {teacher.name},"
+    if student.ndcg10 is None:
+        missing = "There are no relevance judgments to measure quality with."
+        return f"{student.name}{distilled} was run on {_place(results)}. {missing}"
+    if base is None:
+        quality = text.measure(student.ndcg10)
+        return f"{student.name} has nDCG@10 {quality} on {_place(results)}. Its teacher was not measured."
+    numbers = f"{text.measure(student.ndcg10)} against {text.measure(base.ndcg10)}"
+    subject = f"On {results.collection} ({results.split}), {student.name}{distilled}"
+    if student.retention is None:
+        return f"{subject} has nDCG@10 {numbers}."
+    owner = "its" if base is teacher else f"{base.name}’s"
+    return f"{subject} keeps {text.percent(student.retention)} of {owner} nDCG@10: {numbers}."
+
+
+def _cost(base: System | None, student: System) -> str:
+    costs = []
+    if student.query_ms is not None:
+        costs.append(f"answers a query in {text.milliseconds(student.query_ms['p50'])} ms (median)")
+    if student.bytes_per_document is not None:
+        costs.append(f"stores {text.thousands(student.bytes_per_document)} bytes per document")
+    if not costs:
+        return f"The cost of {student.name} was not measured."
+    return f"{student.name} {' and '.join(costs)}{_cost_beside(base, student)}."
+
+
+def _cost_beside(base: System | None, student: System) -> str:
+    if base is None:
+        return ""
+    costs = []
+    if base.query_ms is not None and student.query_ms is not None:
+        costs.append(f"takes {text.milliseconds(base.query_ms['p50'])} ms")
+    sizes = text.thousands(base.bytes_per_document), text.thousands(student.bytes_per_document)
+    if text.MISSING not in sizes and sizes[0] != sizes[1]:
+        costs.append(f"stores {sizes[0]} bytes")
+    return f"; {base.name} {' and '.join(costs)}" if costs else ""
+
+
+def _compared_with(results: Results, student: System) -> list[System]:
+    """The teacher, the yardstick, the best control and the best baseline, as far as their quality is known."""
+    if student.ndcg10 is None:
+        return []
+    baselines = [system for system in results.with_role("baseline") if system.name != REWRITES]
+    chosen = [results.teacher, results.yardstick, _best(results.with_role("control")), _best(baselines)]
+    unique = {system.name: system for system in chosen if system is not None and system is not student}
+    return _judged(list(unique.values()))
+
+
+def _against(results: Results, student: System, other: System) -> str:
+    difference = (student.ndcg10 or 0.0) - (other.ndcg10 or 0.0)
+    name, comparison = _named(results, other), comparison_of(results, student.name, other.name)
+    place = f"level with {name} in nDCG@10"
+    if difference:
+        place = f"{abs(difference):.3f} nDCG@10 {'above' if difference > 0 else 'below'} {name}"
+    verdict = "significance not tested" if comparison is None else _verdict(comparison)
+    failed = ": the distillation did not help" if other.role == "control" and difference <= 0 else ""
+    return f"{student.name} is {place} ({verdict}){failed}."
+
+
+def _verdict(comparison: dict[str, Any]) -> str:
+    """Significant or not, with interval and p; if not, the smallest difference that could have been seen."""
+    corrected = "corrected " if "p_holm" in comparison else ""
+    p = text.probability(text.decisive_p(comparison))
+    verdict, smallest = text.significance(comparison), comparison.get("smallest")
+    visible = ""
+    if verdict != "significant" and smallest:
+        visible = f"; the smallest detectable difference is {smallest:.3f}"
+    return f"{verdict}: interval {text.interval(comparison['interval'])}, {corrected}{p}{visible}"
+
+
+def _named(results: Results, other: System) -> str:
+    if other.role == "teacher" and other is not results.teacher:
+        return other.name
+    role = "its teacher" if other is results.teacher else f"the {other.role}"
+    return role if other.name == other.role else f"{role} {other.name}"
+
+
+def _other_students(results: Results, best: System) -> list[str]:
+    """One sentence per other student, or one for many; and that choosing the best one favors it."""
+    others = [system for system in results.with_role("student") if system is not best]
+    judged = _judged(others)
+    if len(others) <= 2:
+        sentences = [_other_student(other, best) for other in others]
+    elif not judged:
+        sentences = [f"{len(others)} other students were run, too."]
+    else:
+        values = sorted(system.ndcg10 or 0.0 for system in judged)
+        spread = f"from {text.measure(values[0])} to {text.measure(values[-1])}"
+        sentences = [f"The {len(others)} other students have nDCG@10 {spread}; {best.name} is the best one."]
+    if judged and best.ndcg10 is not None:
+        sentences.append(
+            f"{best.name} was chosen as the best of {len(judged) + 1} students on these same test queries, so its lead "
+            "over the others is optimistic."
+        )
+    return sentences
+
+
+def _other_student(other: System, best: System) -> str:
+    if other.ndcg10 is None:
+        return f"The student {other.name} was run, too."
+    kept = "" if other.retention is None else f", {text.percent(other.retention)} kept"
+    return f"The student {other.name} has nDCG@10 {text.measure(other.ndcg10)}{kept}; {best.name} is the best one."

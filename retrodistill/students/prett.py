@@ -213,5 +213,5 @@ KIND = Kind(
     options=frozenset({"join", "dimension"}),
     check=check_dimension,
     can_search=False,
-    card="late-interaction",
+    card="prett",
 )

@@ -179,5 +179,5 @@ KIND = Kind(
     has_own_documents=False,
     has_vector=True,
     can_teach=True,
-    card="dense",
+    card="static",
 )

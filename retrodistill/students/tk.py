@@ -98,7 +98,8 @@ class TK(LateInteraction):
         # A soft count of matches, so that few lists are enough to begin with (the paper draws small random weights).
         self.logs = nn.Parameter(_START * centers.clamp(min=0))
         self.means = nn.Parameter(torch.zeros(len(CENTRES)))
-        self.register_buffer("centers", centers)
+        # Saved folders hold the buffer under this name; another one would make them unreadable.
+        self.register_buffer("centres", centers)
         # in the weights' digest, since these decide scores as weights do
         self.register_buffer("read", torch.tensor([query_length, document_length, int(precision == "float16")]))
 
@@ -121,7 +122,7 @@ class TK(LateInteraction):
 
     def compare(self, queries: Side, documents: Tensor, mask: Tensor) -> Tensor:
         """(n,) scores; a document without tokens scores as one without any match."""
-        sums = kernel_sums(self.packed(queries.states) @ documents.transpose(1, 2), mask, self.centers)
+        sums = kernel_sums(self.packed(queries.states) @ documents.transpose(1, 2), mask, self.centres)
         weights = queries.mask.float() if self.gate is None else queries.mask * self.gate[queries.ids]
         logs = torch.log2(sums.clamp(min=_LEAST))
         means = sums / mask.sum(dim=1).clamp(min=1)[:, None, None]
@@ -233,5 +234,5 @@ KIND = Kind(
     options=frozenset({"dimension"}),
     check=check_dimension,
     can_search=False,
-    card="late-interaction",
+    card="tk",
 )

@@ -8,7 +8,7 @@ from retrodistill.evaluation import evaluate_run, means
 from retrodistill.evaluation.agreement import agreements
 from retrodistill.rankers import load_ranker
 from retrodistill.rankers.bm25 import BM25Ranker
-from retrodistill.report.terminal import evaluation_text
+from retrodistill.report.tables import evaluation_text
 from retrodistill.runs import Run, write_run
 from retrodistill.runs.agreement import kendall, overlap, ranking_overlap
 

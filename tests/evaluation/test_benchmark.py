@@ -6,7 +6,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.data import load_collection
 from retrodistill.evaluation import EvaluationConfig, benchmark
 from retrodistill.evaluation.rules import FORUMS, sources, split_of, version_note
-from retrodistill.report.terminal import benchmark_text, evaluation_text
+from retrodistill.report.tables import benchmark_text, evaluation_text
 from retrodistill.runs import Run, write_run
 
 
@@ -50,8 +50,8 @@ class TestTable:
     def test_the_text_is_beirs_table(self, small, space):
         lines = benchmark_text(benchmark(["bm25", space], [small("one"), small("two", shift=1)])).splitlines()
         assert lines[0].split()[:2] == ["nDCG@10", "bm25"]
-        assert [line.split()[0] for line in lines[1:3]] == ["one", "two"]
-        assert lines[3].startswith("mean of 2")
+        assert [line.split()[0] for line in lines[2:4]] == ["one", "two"]
+        assert lines[4].startswith("mean of 2")
 
     def test_one_collection_reads_as_itself(self, small):
         made = benchmark("bm25", [small("one")])

@@ -4,7 +4,7 @@ import pytest
 
 from retrodistill.core.errors import UserError
 from retrodistill.evaluation import compare, compare_paired, holm, smallest_difference
-from retrodistill.report.terminal import comparison_text
+from retrodistill.report.tables import comparison_text
 
 
 def table(values, queries=None, measure="ndcg@10"):

@@ -3,7 +3,7 @@ import pytest
 
 from retrodistill.core.errors import UserError
 from retrodistill.evaluation.cost import CostConfig, fixed_threads, matrix_rate, operations
-from retrodistill.report.front import pareto_front
+from retrodistill.report.figures import pareto_front
 
 
 def brute_front(qualities, costs):

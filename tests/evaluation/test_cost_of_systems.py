@@ -15,7 +15,7 @@ from retrodistill.evaluation.cost import peak_memory
 from retrodistill.evaluation.results import Results
 from retrodistill.indexes import build_index, load_index
 from retrodistill.rankers import Ensemble, Ranker, dense, load_ranker
-from retrodistill.report.terminal import evaluation_text
+from retrodistill.report.tables import evaluation_text
 from retrodistill.runs import Run
 
 

@@ -16,7 +16,7 @@ from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.vector_files import VectorFile
 from retrodistill.evaluation.check import CheckConfig, check
 from retrodistill.indexes import build_index
-from retrodistill.report.terminal import check_text
+from retrodistill.report.tables import check_text
 from retrodistill.students import save_student
 
 
@@ -209,9 +209,9 @@ class TestSayingIt:
         assert "is admitted among documents by dense:" in lines[0]
         assert lines[0].endswith(": distilled into their space.")
         assert "of the top 10, 100.0% of the top 60 (12 queries)." in lines[1]
-        assert lines[2].split()[:4] == ["ndcg@10", "recall@100", "p50", "ms"]
-        assert [line.split("  ")[0] for line in lines[3:]] == ["teacher", "teacher on index", "symmetric", "asymmetric"]
-        assert lines[6].endswith("dense:bi-encoder  static:student")
+        assert lines[2].split()[:4] == ["nDCG@10", "Recall@100", "p50", "ms"]
+        assert [line.split("  ")[0] for line in lines[4:]] == ["teacher", "teacher on index", "symmetric", "asymmetric"]
+        assert lines[7].endswith("dense:bi-encoder  static:student")
 
     def test_as_json(self, tiny, index):
         found = json.loads(json.dumps(check(index, tiny, config=CheckConfig(latency_queries=2)).to_json()))

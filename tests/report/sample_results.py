@@ -1,8 +1,10 @@
 """Results as a run on SciFact gives them, small enough to read."""
 
 import math
+import re
 
 from retrodistill.evaluation.results import Agreement, Bin, Cost, Example, Hit, Results, System, Timing
+from retrodistill.report import page_text
 
 
 def system(name="student", role="student", **changed):
@@ -172,3 +174,9 @@ def unjudged():
     ]
     shown = [example(query, relevant=[]) for query in ("one", "two")]
     return results(systems=rows, comparisons=[], examples=shown, sides=["ensemble", "student"], split="unjudged")
+
+
+def section(name, shown):
+    """The HTML of one section of the page; empty where the page has none of that name."""
+    found = re.search(rf'<section id="{name}".*?</section>', page_text(shown), re.DOTALL)
+    return found.group() if found else ""

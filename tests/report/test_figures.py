@@ -2,39 +2,36 @@ import itertools
 import random
 
 import pytest
-from sample_results import everywhere, results, unjudged, whole
+from sample_results import everywhere, results, section, unjudged, whole
 
-from retrodistill.report.curves import training
-from retrodistill.report.front import front
-from retrodistill.report.labels import Box, place_labels
-from retrodistill.report.svg import Scale, number
+from retrodistill.report.figures import Box, Scale, place_labels, tick_label
 
 
 class TestFront:
     def test_names_who_is_not_beaten_by_cost(self):
-        text = front(results())
-        assert "On the front (better costs more): student, ensemble." in text
+        text = section("front", results())
+        assert "front, by rising cost: student, ensemble." in text
         assert "Not measured: bm25." in text  # its bytes
 
     def test_without_quality_there_are_costs_alone(self):
-        text = front(unjudged())
+        text = section("front", unjudged())
         assert 'role="img"' not in text
         assert ">Cost</h2>" in text
 
     def test_the_costs_in_full_stand_below(self):
-        text = front(whole())
+        text = section("front", whole())
         for shown in ("7.96 MB", "612 MB", "5,120", "41.0%", "5 min 12 s", "126", "on 1 thread"):
             assert shown in text
 
     def test_nothing_measured_is_no_section(self):
-        assert front(results(systems=everywhere(ndcg10=None, retention=None), comparisons=[])) == ""
+        assert section("front", results(systems=everywhere(ndcg10=None, retention=None), comparisons=[])) == ""
 
 
 class TestCurves:
     @staticmethod
     def drawn(monitors):
         losses = [{"step": at, "loss": 1 / at} for at in (5, 10, 15, 20)]
-        return training(results(curves={"student": {"losses": losses, "monitors": monitors}}))
+        return section("training", results(curves={"student": {"losses": losses, "monitors": monitors}}))
 
     def test_a_stage_begins_where_the_monitors_look_twice(self):
         values = [(0, 0.1), (10, 0.3), (10, 0.2), (20, 0.4)]
@@ -84,7 +81,7 @@ class TestTicks:
     def test_a_linear_scale_has_round_ones(self, low, high):
         ticks = Scale(low, high, 0, 1).ticks()
         assert 3 <= len(ticks) <= 9
-        assert all(len(number(tick)) <= 5 for tick in ticks)
+        assert all(len(tick_label(tick)) <= 5 for tick in ticks)
 
     def test_large_numbers_are_short(self):
-        assert [number(value) for value in (0.05, 20, 1500, 2e6)] == ["0.05", "20", "1.5k", "2M"]
+        assert [tick_label(value) for value in (0.05, 20, 1500, 2e6)] == ["0.05", "20", "1.5k", "2M"]

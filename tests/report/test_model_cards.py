@@ -9,9 +9,8 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from retrodistill.encoders.exits import exit_model
 from retrodistill.indexes import build_index
-from retrodistill.report.card import card_text, write_card
-from retrodistill.report.card_facts import Facts, Teaching, Turns, published
-from retrodistill.report.card_usage import placeholder
+from retrodistill.report.card import card_text, placeholder, write_card
+from retrodistill.report.facts import Facts, Teaching, Turns, published
 from retrodistill.students.dense import dense_student
 from retrodistill.students.hybrid import hybrid_student
 from retrodistill.students.multi_exit import multi_exit
@@ -156,7 +155,7 @@ class TestWhatItSays:
     def test_candidates_calibration_texts_and_time(self, text):
         assert "candidates: 100 from each source (`bm25`, `dense:all-MiniLM-L6-v2`); 3,200,000 scored pairs" in text
         assert "calibration of kl: student scores over 0.05, teacher scores over 1.25" in text
-        assert "texts: 20,000, of them 809 real queries and 64 held out" in text
+        assert "texts: 20,000, of which 809 are real queries and 64 are held out" in text
         assert "900 steps in 1 min 1 s" in text
 
     def test_a_stages_own_teacher_and_whatever_else_it_sets(self, model_of):
@@ -260,10 +259,10 @@ class TestSources:
         model = model_of(kind)
         text = card_text(model, facts(kind, source="beir/scifact"))
         assert 'rd.load_collection("beir/scifact")' in text
-        assert "stands for where you have it" not in text
+        assert "# FOLDER/OF/..." not in text
         text = card_text(model, facts(kind, collection="small"))
         assert 'rd.load_collection("FOLDER/OF/small")' in text
-        assert "# FOLDER/OF/... stands for where you have it" in text
+        assert "# FOLDER/OF/..." in text
 
     def test_the_example_of_a_reranker_names_its_kind(self, model_of):
         assert 'rd.evaluate("rerank:tk:FOLDER@bm25", collection)' in card_text(model_of("tk"), facts("tk"))
@@ -283,22 +282,22 @@ class TestConversations:
         turns = Turns("FOLDER/OF/turns.jsonl", history=3, responses=False)
         text = card_text(model_of("dense"), facts(turns=turns, rewritten=True, source="beir/scifact"))
         used = text.split("## Usage")[1].split("## Measured quality")[0]
-        assert "the current utterance first, then the earlier turns, the newest first, at most 3 of them" in used
+        assert "the current utterance first, then at most 3 earlier turns, newest first" in used
         assert "joined by ` | `" in used
         assert 'load_conversations("FOLDER/OF/turns.jsonl", history=3, responses=False)' in used
         assert 'conversations.of(rd.load_collection("beir/scifact"))' in used
         assert 'index.search("How many moons does it have? | Which planet' in used
-        assert "Teachers were asked the rewrites of the queries" in text
+        assert "teacher's queries were the rewrites" in text
 
     def test_the_control_was_taught_by_conversations(self, model_of):
         text = card_text(model_of("dense"), facts(turns=Turns(None)))
-        assert "Teachers were asked the conversations as the student is" in text
+        assert "teacher's queries were the same conversations" in text
         assert "load_conversations" not in text
 
     def test_what_the_student_makes_of_rewrites_is_no_competitor(self, model_of):
         rows = [*results().systems, system("rewrites", "baseline", ndcg10=0.9)]
         text = card_text(model_of("dense"), facts(turns=Turns(None), rewritten=True), results(systems=rows))
-        assert "| rewrites (the first student, asked the rewrites of the queries) | 0.900" in text
+        assert "| rewrites (the first student on rewritten queries) | 0.900" in text
         assert "no less than its own" not in text
 
 
@@ -313,7 +312,7 @@ class TestForms:
         assert "other@exit-1" not in text
         assert "`dense:FOLDER@exit-1`" in text
         model.save_pretrained(str(tmp_path / "saved"), create_model_card=False)
-        code = python_after(text, "It can be left behind layer 1 as well")
+        code = python_after(text, "It can also stop after layer 1")
         names = {}
         exec(code.replace("sentence_transformers_model_id", str(tmp_path / "saved")), names)
         alone = exit_model(model, 1).encode(["Which planet is known as the Red Planet?"])
@@ -344,7 +343,7 @@ class TestForms:
 
     def test_a_student_without_forms_tells_of_none(self, model_of):
         text = card_text(model_of("dense"), facts(), results())
-        assert "It can be left" not in text
+        assert "It can also stop" not in text
         assert "truncate_dim" not in text
 
 
@@ -353,8 +352,8 @@ class TestSettingsInWords:
         stage = {"objectives": "kl", "selection": {"ranks": [2, 20]}, "training": {"epochs": 1}}
         known = {**facts().learned[0], "selected": 312}
         text = card_text(model_of("dense"), facts(stages=[StageSettings.model_validate(stage)], learned=[known]))
-        assert "selection: trained on 312 of 20,000 texts, those on which the teacher is right" in text
-        assert "(rank 2 to 20), as the labels say" in text
+        assert "selection: trained on 312 of 20,000 texts" in text
+        assert "(rank 2 to 20), by the labels" in text
         assert "1 epoch," in text
         assert "{'" not in text.split("## Training")[1].split("## Model Details")[0]
 

@@ -2,8 +2,9 @@ import re
 
 import pytest
 
-from retrodistill.report.script import SCRIPT
-from retrodistill.report.style import STYLE
+from retrodistill.report.templating import source
+
+STYLE, SCRIPT = source("page.css"), source("page.js")
 
 SCHEMES = [dict(re.findall(r"--(\w+): (#[0-9a-f]+)", block)) for block in re.findall(r":root \{(.*?)\}", STYLE, re.S)]
 

@@ -1,8 +1,8 @@
 import pytest
 from sample_results import results, system
 
-from retrodistill.report.names import short_name, short_names, with_short_names
-from retrodistill.report.page import page_text
+from retrodistill.report import page_text
+from retrodistill.report.text import short_name, short_names, with_short_names
 
 
 @pytest.mark.parametrize(

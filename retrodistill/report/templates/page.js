@@ -1,6 +1,3 @@
-"""The page's script: sorting, searching, opening for print. Without it the page still reads whole."""
-
-SCRIPT = """
 "use strict";
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
@@ -28,7 +25,7 @@ for (const box of document.querySelectorAll("input[type=search]")) {
   const texts = items.map(one => one.textContent.toLowerCase());
   const groups = [...area.querySelectorAll(".group")], none = area.querySelector(".none");
   box.addEventListener("input", () => {
-    const words = box.value.toLowerCase().split(/\\s+/).filter(Boolean);
+    const words = box.value.toLowerCase().split(/\s+/).filter(Boolean);
     items.forEach((one, at) => { one.hidden = !words.every(word => texts[at].includes(word)); });
     groups.forEach(one => { one.hidden = !one.querySelector("[data-item]:not([hidden])"); });
     const shown = items.filter(one => !one.hidden).length;
@@ -53,4 +50,3 @@ addEventListener("beforeprint", () => {
   for (const one of opened) one.open = true;
 });
 addEventListener("afterprint", () => { for (const one of opened.splice(0)) one.open = false; });
-"""

@@ -1,4 +1,4 @@
-"""What a model card says of a student's origin, gathered by whoever trained it."""
+"""What a model card says about the origin of a student, gathered by whoever trained it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 
 from retrodistill.training.settings import StageSettings
 
-YOURS = "FOLDER/OF/"  # stands in examples for wherever a reader has the folder or file that is named behind it
+YOURS = "FOLDER/OF/"  # in examples, the place of a folder or file on the reader's machine
 _PUBLIC = ("beir/", "ir_datasets:")
 
 
 @dataclass(frozen=True)
 class Teaching:
-    """Who taught.
+    """The teacher of a recipe.
 
     Attributes:
         members: ``(kind:name, weight)`` of each.
         fusion: How several are fused; None for one.
         fingerprint: Of all of them together.
-        recorded: Pairs of a recorded run; None for a teacher that scores.
+        recorded: Number of pairs of a recorded run; None for a teacher that scores.
     """
 
     members: Sequence[tuple[str, float]]
@@ -31,7 +31,7 @@ class Teaching:
 
     @property
     def text(self) -> str:
-        """In a few words: ``bm25`` or ``0.3 bm25 + 0.7 dense:NAME``."""
+        """``bm25`` or ``0.3 bm25 + 0.7 dense:NAME``."""
         if len(self.members) == 1:
             return self.members[0][0]
         return " + ".join(f"{weight:g} {name}" for name, weight in self.members)
@@ -39,11 +39,11 @@ class Teaching:
 
 @dataclass(frozen=True)
 class Turns:
-    """Conversations that were asked in the place of a collection's queries.
+    """Conversations that replace a collection's queries.
 
     Attributes:
-        path: The file of turns, without folders of this machine; None where they were chained out of the queries.
-        history: At most so many earlier turns stand behind an utterance; None for all.
+        path: The file of turns, without folders of this machine; None if they were made by chaining queries.
+        history: Number of earlier turns after an utterance, at most; None for all.
         responses: Whether answers are part of the history.
     """
 
@@ -54,30 +54,30 @@ class Turns:
 
 @dataclass(frozen=True)
 class Facts:
-    """How a student came to be.
+    """How a student was made.
 
     Attributes:
         name: The system's name in results.json.
-        kind: static, dense, hybrid, sparse, multi-vector, cross-encoder, prett or tk.
+        kind: Name of its `Kind`, e.g. ``static``.
         start: What it was made from, ``kind:NAME``.
+        collection: Name of the training collection.
+        documents, queries: Numbers of training documents and queries.
+        teaching: The recipe's teacher.
+        stages: Settings of each stage.
         changes: What was changed before training, by setting: layers, dimension...
         documents_by: The model that encodes the documents which its queries search; None for itself.
-        collection: Name of what it was trained on.
-        documents, queries: How many of them the collection has for training.
-        teaching: Who taught it.
-        stages: Its training.
-        learned: Of each stage, what was recorded: see `retrodistill.training.prepared.learned_from`; may be empty.
+        learned: What each stage recorded (see `retrodistill.training.prepared.learned_from`); may be empty.
         seconds: Wall time of training.
-        seed: Of everything that draws.
-        inputs: Fingerprints of what went in.
+        seed: Of everything that is drawn at random.
+        inputs: Fingerprints of the inputs.
         versions, hardware: Of the training.
         notes: What a reader should know.
-        base_model: Its start on the Hugging Face hub; None where that is a folder or unknown.
-        own_modules: It has modules of this package in its folder, which sentence-transformers loads only on request.
-        sparsity: Mean terms of a text and products of a pair, of sparse students.
-        source: What `load_collection` takes for the collection, see `published`; a placeholder of its name by default.
-        turns: Conversations that are its queries; None for queries that stand for themselves.
-        rewritten: Teachers were asked better queries than the student.
+        base_model: Its start on the Hugging Face hub; None for a folder, or if unknown.
+        own_modules: Whether its folder has modules of this package, which sentence-transformers loads on request only.
+        sparsity: Mean terms per text and products per pair, of sparse students.
+        source: What `load_collection` takes for the collection (see `published`); a placeholder by default.
+        turns: The conversations that are its queries; None for ordinary queries.
+        rewritten: Whether the teacher got better queries than the student.
     """
 
     name: str
@@ -106,30 +106,30 @@ class Facts:
 
     @property
     def loaded_from(self) -> str:
-        """What a reader gives to `load_collection`."""
+        """What a reader passes to `load_collection`."""
         return self.source or f"{YOURS}{self.collection}"
 
     @property
     def taught_by(self) -> str:
-        """Who taught, in the order of the stages: the recipe's teacher, or the stages' own."""
-        told = [
-            Teaching([(without_folders(one.model), one.weight) for one in stage.teacher]).text
+        """The teachers in the order of the stages: the recipe's, or the stages' own."""
+        teachers = [
+            Teaching([(without_folders(member.model), member.weight) for member in stage.teacher]).text
             if stage.teacher
             else self.teaching.text
             for stage in self.stages
         ]
-        return ", then ".join(dict.fromkeys(told)) or self.teaching.text
+        return ", then ".join(dict.fromkeys(teachers)) or self.teaching.text
 
 
 def without_folders(name: str) -> str:
-    """A model's name; of a folder on this machine the last part, since a card is published."""
+    """A model's name; for a folder on this machine only its last part, since cards are published."""
     kind, _, place = name.partition(":")
     path = Path(place)
     return f"{kind}:{path.name}" if place and (path.is_absolute() or path.exists()) else name
 
 
 def published(source: str | Path) -> str:
-    """A collection's source as a card may show it: public names as they are, of a folder its own name alone."""
+    """A collection's source as a card may show it: public names unchanged, of a folder only its own name."""
     text = str(source)
     if isinstance(source, str):
         if source == "demo" or source.startswith(_PUBLIC):

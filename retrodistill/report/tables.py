@@ -1,0 +1,219 @@
+"""Every table of the command line as plain text, drawn by rich."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.cells import cell_len, set_cell_size
+
+from retrodistill.evaluation.results import Example, Hit, Results, System
+from retrodistill.report import text
+from retrodistill.report.columns import (
+    AGREEMENT,
+    COSTS,
+    TERMINAL,
+    TIMINGS,
+    Column,
+    Row,
+    agreement_rows,
+    columns_of_comparisons,
+    columns_of_systems,
+    cost_rows,
+    timing_rows,
+    with_values,
+)
+
+if TYPE_CHECKING:
+    from retrodistill.evaluation.benchmark import Benchmark
+    from retrodistill.evaluation.check import Check
+    from retrodistill.evaluation.comparing import Comparison
+    from retrodistill.evaluation.evaluating import Evaluation
+
+WIDTH = 100
+_NAME = 44  # letters of a name in tables that may be wider than the terminal
+_DEPTH = 3  # documents of a ranking
+_ABOUT_TESTS = (
+    "p: paired randomization test. Holm: corrected for the number of comparisons. Detectable: the smallest difference "
+    "that a test on these queries finds with 80% power at p < .05: 2.80 s / √n, s the standard deviation of the "
+    "differences."
+)
+
+
+def results_text(results: Results, width: int = WIDTH) -> str:
+    """The systems of a recipe.
+
+    Args:
+        results: What was measured.
+        width: Terminal columns to fit into. Long names are folded, numbers are not.
+    """
+    numbers = [column for column in columns_of_systems(results, TERMINAL) if column.is_number]
+    sides = [column for column in columns_of_systems(results, TERMINAL) if not column.is_number]
+    heads = ["system", *(_two_lines(column.head) for column in numbers), *(column.head for column in sides)]
+    names = [[text.plain(column.cell(system)) for column in sides] for system in results.systems]
+    rows = [
+        [text.plain(system.name), *(column.cell(system) for column in numbers), *row]
+        for system, row in zip(results.systems, names, strict=True)
+    ]
+    table = _table(heads, rows, len(sides), width=10_000)
+    if max(map(cell_len, table.splitlines())) <= width:
+        return table
+    # The kind and the name of a model take a line each, so that names are folded as little as possible.
+    rows = [[*row[: -len(sides)], *(name.replace(":", ":\n") for name in row[-len(sides) :])] for row in rows]
+    return _table(heads, rows, len(sides), width=width)
+
+
+def examples_text(results: Results, shown: int = 5, width: int = WIDTH) -> str:
+    """The first queries with the top 3 of both sides next to each other; ✓ marks relevant documents."""
+    sides = results.sides or ["teacher", "student"]
+    return "\n\n".join(_example(example, sides, width) for example in results.examples[:shown])
+
+
+def evaluation_text(evaluation: Evaluation) -> str:
+    """A row per system: measures, then agreement and cost if they were measured, then the notes."""
+    parts = []
+    if evaluation.means:
+        parts.append(_means("system", evaluation.means))
+    parts += _agreement(agreement_rows(evaluation.results.systems)) + _cost(evaluation.results.systems)
+    return "\n\n".join([*parts, *(f"note: {note}" for note in evaluation.results.notes)])
+
+
+def benchmark_text(benchmark: Benchmark) -> str:
+    """BEIR's table: a row per data set, a column per system, the first measure; then the mean of every measure."""
+    from retrodistill.evaluation.benchmark import row_title
+
+    if len(benchmark.evaluations) == 1:
+        return evaluation_text(benchmark.evaluations[0])
+    table, means = benchmark.table, benchmark.means
+    parts = []
+    if table:
+        first = next(iter(next(iter(means.values()))))
+        mean = f"mean of {len(table)}"
+        rows = {row_title(row, benchmark): values for row, values in table.items()} | {mean: means}
+        cells = [[row, *(f"{values[name][first]:.4f}" for name in means)] for row, values in rows.items()]
+        parts = [_table([text.measure_title(first), *means], cells), _means(mean, means)]
+        for evaluation in benchmark.evaluations:
+            beside = _agreement(agreement_rows(evaluation.results.systems)) + _cost(evaluation.results.systems)
+            parts += ["\n\n".join([f"{evaluation.results.collection}:", *beside])] if beside else []
+    notes = [f"note: {note}" for evaluation in benchmark.evaluations for note in evaluation.results.notes]
+    return "\n\n".join([*parts, *notes])
+
+
+def comparison_text(comparison: Comparison) -> str:
+    """The means, each difference with its test, and the queries that changed most."""
+    title, rows = text.measure_title(comparison.measure), comparison.comparisons
+    means = _table(["system", title], [[name, f"{value:.4f}"] for name, value in comparison.means.items()])
+    shown = columns_of_comparisons(rows)
+    cells = [[f"{row['a']} − {row['b']}", *(column.cell(row) for column in shown)] for row in rows]
+    differences = _table(["difference", *(column.head for column in shown)], cells)
+    parts = [f"{title} on {comparison.queries} queries", means, differences, textwrap.fill(_ABOUT_TESTS, WIDTH)]
+    parts += [_changed(row) for row in rows if row["changed"]]
+    parts += _agreement([Row(name, agreement) for name, agreement in comparison.agreement.items()])
+    return "\n\n".join([*parts, *(textwrap.fill(note, WIDTH) for note in comparison.notes)])
+
+
+def check_text(check: Check) -> str:
+    """Why the query encoder is admitted, the neighbors shared with the teacher, and a row per way to search."""
+    lines = [f"{check.queries_by} is admitted among documents by {check.documents_by}: {check.admitted_as}."]
+    if check.shared:
+        shares = ", ".join(f"{share:.1%} of the top {depth}" for depth, share in check.shared.items())
+        lines.append(f"Neighbors shared with the teacher's own exact search: {shares} ({check.queries} queries).")
+    if check.sides:
+        measures = list(check.sides[0]["quality"])
+        heads = ["", *map(text.measure_title, measures), "p50 ms", "p95 ms", "docs/s", "documents by", "queries by"]
+        lines.append(_table(heads, [_side(side, measures) for side in check.sides], texts=2))
+    return "\n".join([*lines, *check.notes])
+
+
+def _side(side: Mapping[str, Any], measures: Sequence[str]) -> list[str]:
+    quality = [f"{side['quality'][measure]:.4f}" for measure in measures]
+    times = [text.milliseconds((side["query_ms"] or {}).get(key)) for key in ("p50", "p95")]
+    names = [text.short_name(side["documents_by"]), text.short_name(side["queries_by"])]
+    return [side["name"], *quality, *times, text.thousands(side["documents_per_second"]), *names]
+
+
+def _means(head: str, means: Mapping[str, Mapping[str, float]]) -> str:
+    measures = list(next(iter(means.values())))
+    rows = [[name, *(f"{values[measure]:.4f}" for measure in measures)] for name, values in means.items()]
+    return _table([head, *map(text.measure_title, measures)], rows)
+
+
+def _agreement(rows: Sequence[Row]) -> list[str]:
+    if not rows:
+        return []
+    return [_of_columns(f"agreement with {rows[0].record.teacher}", with_values(AGREEMENT, rows), rows)]
+
+
+def _cost(systems: Sequence[System]) -> list[str]:
+    costs = cost_rows(systems)
+    if not costs:
+        return []
+    head = f"ms per batch, {costs[0].record.threads} thread(s)"
+    return [_of_columns(head, TIMINGS, timing_rows(costs)), _of_columns("", COSTS, costs)]
+
+
+def _of_columns(head: str, columns: Sequence[Column], rows: Sequence[Any]) -> str:
+    cells = [[row.name, *(column.cell(row) for column in columns)] for row in rows]
+    return _table([head, *(column.head for column in columns)], cells)
+
+
+def _changed(comparison: Mapping[str, Any]) -> str:
+    lines = [f"queries that changed most: {comparison['a']} − {comparison['b']}"]
+    for query in comparison["changed"]:
+        words = f": {text.shorten(query['text'], WIDTH - 40)}" if query["text"] else ""
+        change = f"{text.signed(query['difference'])}  {query['b']:.3f} → {query['a']:.3f}"
+        lines.append(f"  {change}  {query['query_id']}{words}")
+    return "\n".join(lines)
+
+
+def _example(example: Example, sides: Sequence[str], width: int) -> str:
+    half = (width - 3) // 2
+    rows = [[f"  {text.shorten_name(name, half - 2)}" for name in sides]]
+    for rank in range(min(_DEPTH, max(len(example.teacher), len(example.student), 1))):
+        rows.append([_hit(hits, rank, half) for hits in (example.teacher, example.student)])
+    lines = [f"{set_cell_size(left, half)} │ {right}".rstrip() for left, right in rows]
+    return "\n".join([f"› {text.shorten(example.query, width - 2)}", *lines])
+
+
+def _hit(hits: Sequence[Hit], rank: int, width: int) -> str:
+    if rank >= len(hits):
+        return f"  {text.MISSING}" if rank == 0 else ""
+    hit = hits[rank]
+    name = text.shorten_name(hit.document_id, 14)
+    return f"{'✓' if hit.relevant else ' '} {rank + 1} {text.shorten(f'{name}: {hit.title} {hit.text}', width - 4)}"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 0, width: int | None = None) -> str:
+    """A table as text: the first and the last `texts` columns to the left, the others to the right.
+
+    Without a width it is as wide as its numbers need: a cropped number would be wrong, a long line only wraps.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    height = max(head.count("\n") for head in heads)
+    for at, head in enumerate(heads):
+        is_name = at == 0 or at >= len(heads) - texts
+        title = Text("\n" * (height - head.count("\n")) + head)
+        table.add_column(title, justify="left" if is_name else "right", overflow="fold", no_wrap=not is_name)
+    for name, *cells in rows:
+        first = name if width else text.shorten_name(name, _NAME)
+        table.add_row(Text(first), *map(Text, cells))  # Text: brackets in a name are not markup
+    console = Console(file=io.StringIO(), width=width or 10_000, color_system=None, legacy_windows=False)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n")
+
+
+def _two_lines(head: str) -> str:
+    """A head of numbers, broken before its unit where it is long, so that the columns fit into a terminal."""
+    for mark in (", ", "@", "/"):
+        before, found, after = head.partition(mark)
+        if found and len(head) > 7:
+            return f"{before}\n{after if mark == ', ' else mark + after}"
+    return head

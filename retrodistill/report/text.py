@@ -1,0 +1,199 @@
+"""How numbers, names and texts are written, in the terminal, on the page and on model cards alike."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from retrodistill.evaluation.results import Hit, Results
+
+MISSING = "–"
+ALPHA = 0.05
+_SEPARATORS = re.compile(r"([:@])")
+
+
+def measure(value: float | None) -> str:
+    """A measure between 0 and 1: three decimals."""
+    return MISSING if value is None else f"{value:.3f}"
+
+
+def signed(value: float) -> str:
+    """A difference: three decimals, its sign, a true minus."""
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def percent(value: float | None) -> str:
+    """A share: ``94.1%``."""
+    return MISSING if value is None else f"{value:.1%}"
+
+
+def number(value: float | None) -> str:
+    """A raw score: four significant digits, a true minus."""
+    return MISSING if value is None else f"{value:.4g}".replace("-", "−")
+
+
+def thousands(value: float | None) -> str:
+    """A whole number with thousands separators: ``1,536``."""
+    return MISSING if value is None else f"{value:,.0f}"
+
+
+def milliseconds(value: float | None) -> str:
+    """Two or three significant digits: ``0.012``, ``0.12``, ``3.4``, ``1,200``."""
+    if value is None:
+        return MISSING
+    if value >= 100:
+        return f"{value:,.0f}"
+    if value >= 1:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
+
+
+def latency(query_ms: Mapping[str, float] | None) -> str:
+    """``p50 / p95`` in milliseconds."""
+    return MISSING if query_ms is None else f"{milliseconds(query_ms['p50'])} / {milliseconds(query_ms['p95'])}"
+
+
+def memory(value: float | None) -> str:
+    """Bytes in a readable unit: ``912 bytes``, ``37.1 kB``, ``1.54 MB``, ``2.31 GB``."""
+    if value is None:
+        return MISSING
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= limit:
+            return f"{value / limit:.3g} {unit}" if value < 1000 * limit else f"{value / limit:,.0f} {unit}"
+    return f"{value:.0f} bytes"
+
+
+def duration(seconds: float | None) -> str:
+    """``0.4 s``, ``12 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    if seconds is None:
+        return MISSING
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def measure_title(measure: str) -> str:
+    """A measure's name as papers write it: ``nDCG@10``, ``MRR@10``. Files and settings use lower case."""
+    name, at, cut = measure.partition("@")
+    return {"ndcg": "nDCG", "mrr": "MRR", "map": "MAP", "recall": "Recall"}.get(name, name) + at + cut
+
+
+def p_value(value: float | None) -> str:
+    """``0.012`` or ``< 0.001``."""
+    return MISSING if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def probability(value: float) -> str:
+    """``p = 0.012`` or ``p < 0.001``."""
+    return f"p {'' if value < 0.001 else '= '}{p_value(value)}"
+
+
+def interval(ends: Sequence[float]) -> str:
+    """``−0.066 to −0.021``."""
+    return f"{signed(ends[0])} to {signed(ends[1])}"
+
+
+def decisive_p(comparison: Mapping[str, Any]) -> float:
+    """The p value that decides: corrected for several comparisons where that was done."""
+    return float(comparison.get("p_holm", comparison["p"]))
+
+
+def significance(comparison: Mapping[str, Any]) -> str:
+    """``significant`` or ``not significant``."""
+    return "significant" if decisive_p(comparison) < ALPHA else "not significant"
+
+
+def plain(text: str) -> str:
+    """One line without control characters: a document's text must not steer a terminal."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
+def shorten(text: str, width: int) -> str:
+    """Cut the end of a text to fit into terminal columns; wide letters take two."""
+    from rich.cells import cell_len
+
+    text = plain(text)
+    return text if cell_len(text) <= width else _fitting(text, width - 1).rstrip() + "…"
+
+
+def shorten_name(name: str, width: int) -> str:
+    """Cut a name to fit: first drop the organization before a slash, then the middle, since names differ at the end."""
+    from rich.cells import cell_len
+
+    name = plain(name)
+    if cell_len(name) > width and "/" in name:
+        kind, colon, rest = name.partition(":")
+        name = kind + colon + rest.rsplit("/", 1)[-1] if colon else name.rsplit("/", 1)[-1]
+    if cell_len(name) <= width:
+        return name
+    tail = _fitting(name[::-1], (width - 1) // 2)[::-1]
+    return _fitting(name, width - 1 - cell_len(tail)) + "…" + tail
+
+
+def _fitting(text: str, width: int) -> str:
+    from rich.cells import cell_len
+
+    used = 0
+    for place, letter in enumerate(text):
+        used += cell_len(letter)
+        if used > width:
+            return text[:place]
+    return text
+
+
+def first_relevant(hits: Sequence[Hit]) -> int | None:
+    """Rank, from 1, of the first relevant document; None if the ranking shows none."""
+    return next((rank for rank, hit in enumerate(hits, 1) if hit.relevant), None)
+
+
+def with_short_names(results: Results) -> Results:
+    """The same results with short system names; provenance and the command keep the whole ones."""
+    short = short_names(system.name for system in results.systems)
+
+    def shortened(name: str) -> str:
+        return short.get(name, name)
+
+    systems = [
+        system.model_copy(
+            update={
+                "name": shortened(system.name),
+                "documents_by": short_name(system.documents_by),
+                "queries_by": short_name(system.queries_by),
+            }
+        )
+        for system in results.systems
+    ]
+    comparisons = [{**row, "a": shortened(row["a"]), "b": shortened(row["b"])} for row in results.comparisons]
+    return results.model_copy(
+        update={
+            "systems": systems,
+            "comparisons": comparisons,
+            "curves": {shortened(name): curve for name, curve in results.curves.items()},
+            "sides": [shortened(name) for name in results.sides],
+            "taught_by": results.taught_by and shortened(results.taught_by),
+            "kept_of": results.kept_of and shortened(results.kept_of),
+        }
+    )
+
+
+def short_names(names: Iterable[str]) -> Mapping[str, str]:
+    """``{name: short name}``; two names that would become the same stay whole."""
+    short = {name: short_name(name) for name in names}
+    times = Counter(short.values())
+    return {name: candidate if times[candidate] == 1 else name for name, candidate in short.items()}
+
+
+def short_name(name: str) -> str:
+    """Drop folders: ``run:/data/mine.run`` becomes ``run:mine.run``; a hub's ``organization/model`` stays whole."""
+    return "".join(_without_folders(part) for part in _SEPARATORS.split(name))
+
+
+def _without_folders(part: str) -> str:
+    is_path = part.startswith(("/", ".", "~")) or part.count("/") >= 2
+    return part.rstrip("/").rsplit("/", 1)[-1] if is_path and part.strip("/.~") else part
