@@ -100,4 +100,4 @@ class TestInAnEvaluation:
         made = evaluate(["bm25", space], load_collection(tiny_folder), teacher=space)
         assert made.results.systems[1].agreement.overlap10 == 1
         assert f"agreement with {space}"[:12] in evaluation_text(made)
-        assert made.results().to_json()["systems"][0]["agreement"]["overlap@10"] < 1
+        assert made.results.to_json()["systems"][0]["agreement"]["overlap@10"] < 1

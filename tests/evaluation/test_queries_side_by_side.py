@@ -120,6 +120,6 @@ class TestTheReportOfAnEvaluation:
     def test_without_judgments_it_says_so(self, unjudged, space, tmp_path):
         evaluate({"model": space, "lexical": "bm25"}, unjudged, teacher="bm25", out=tmp_path)
         page = (tmp_path / "report.html").read_text()
-        assert "there are no relevance judgments to measure quality with" in page
+        assert "no relevance judgments to measure quality with" in page
         assert 'id="agreement"' in page
         assert "nothing was judged relevant" in page
