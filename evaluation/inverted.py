@@ -19,9 +19,9 @@ import Stemmer
 from scipy.sparse import csc_array, csr_array
 
 from retrodistill.data import Collection, load_collection
+from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace
-from retrodistill.encoders.sparse import load_sparse_encoder
-from retrodistill.encoders.sparse_store import embed_sparse
+from retrodistill.encoders.embeddings import embed
 from retrodistill.evaluation import evaluate_run, means, overlap, query_latency
 from retrodistill.indexes.impacts import InvertedSettings
 from retrodistill.indexes.inverted import InvertedIndex
@@ -50,9 +50,9 @@ def main() -> None:
         collection = load_collection(source)
         documents, queries = bm25_vectors(collection, arguments.split)
         if arguments.model != "bm25":
-            encoder = load_sparse_encoder(arguments.model)
-            documents = embed_sparse(encoder, collection.documents.texts, "document")
-            queries = embed_sparse(encoder, collection.split(arguments.split).texts, "query")
+            encoder = load_encoder(arguments.model)
+            documents = embed(encoder, collection.documents.texts, "document")
+            queries = embed(encoder, collection.split(arguments.split).texts, "query")
         print(table(collection, arguments.split, documents, queries, arguments.model))
 
 

@@ -13,8 +13,8 @@ from retrodistill.core.files import check_replaceable, exclusive, read_json
 from retrodistill.core.progress import log
 from retrodistill.data import Collection, load_collection
 from retrodistill.encoders import Encoder, load_encoder
+from retrodistill.encoders.any_encoder import DENSE
 from retrodistill.encoders.contract import STUDENT_MANIFEST
-from retrodistill.encoders.vector_files import bound
 from retrodistill.evaluation import evaluating
 from retrodistill.evaluation.cost import CostConfig
 from retrodistill.evaluation.evaluating import Evaluation, EvaluationConfig
@@ -25,7 +25,7 @@ from retrodistill.recipes.cards import Source, write_student_card
 from retrodistill.recipes.one_student import one_student
 from retrodistill.recipes.students import train_student
 from retrodistill.report import write_page
-from retrodistill.students.kinds import AnyStudent
+from retrodistill.students.saving import AnyStudent
 from retrodistill.training.scoring import check_recorded
 from retrodistill.training.settings import StageSettings, TrainingSettings
 from retrodistill.training.texts import training_queries
@@ -92,7 +92,7 @@ def distill(  # noqa: PLR0913 - one call for what a recipe says
     check_recorded(teacher, corpus, asked, settings.stages)
     work = folder.with_name(f".{folder.name}.work")  # its own, since another student may be in training beside it
     data = TrainingData(
-        corpus, asked, teacher, bound(load_encoder(document_encoder), corpus), work, seed, excluded_queries=test
+        corpus, asked, teacher, load_encoder(document_encoder, DENSE).bind(corpus), work, seed, excluded_queries=test
     )
     with exclusive(work / ".lock"):
         made = train_student(folder.name, settings, data, folder)

@@ -53,7 +53,7 @@ class LoggedScorer:
 class LoggedEncoder:
     """What the embedding store needs of an encoder."""
 
-    name, dimension, is_static = "dense:fake", 8, False
+    name, kind, dimension = "dense:fake", "dense", 8
 
     def __init__(self, log, delay=0.0, version="1"):
         self.log, self.delay, self.version = Log(Path(log)), delay, version
@@ -63,6 +63,9 @@ class LoggedEncoder:
 
     def contract(self, role):
         return {"role": role, "version": self.version}
+
+    def needs_store(self, role):
+        return True
 
     def encode(self, texts, role, *, batch_size):
         for text in texts:

@@ -139,6 +139,10 @@ class TestCode:
         assert languages <= {"python", "bash", "yaml", "json", "text"}
         assert not INDENTED.search(page.read_text(encoding="utf-8"))
 
+    @pytest.mark.parametrize("page", [path for path in PAGES if "evaluation" not in path.parts], ids=name_of)
+    def test_code_fits_the_width_of_a_page(self, page):
+        assert [line for _, _, text, _ in blocks(page) for line in text.splitlines() if len(line) > 80] == []
+
     @pytest.mark.parametrize("page", PAGES, ids=name_of)
     def test_files_that_a_page_names_exist(self, page):
         text = page.read_text(encoding="utf-8")

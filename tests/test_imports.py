@@ -11,7 +11,7 @@ import retrodistill
 PACKAGE = Path(retrodistill.__file__).parent
 BASE = ["core"]
 LINE = [
-    "data", "runs", "objectives", "encoders", "rankers", "candidates", "students", "training", "quantizers", "indexes",
+    "data", "runs", "objectives", "encoders", "rankers", "candidates", "training", "students", "quantizers", "indexes",
     "exports", "evaluation", "report", "recipes", "api", "cli",
 ]  # fmt: skip
 TOP = ["__init__", "__main__"]

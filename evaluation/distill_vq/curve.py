@@ -20,8 +20,8 @@ from drawing import draw, table
 
 from retrodistill.data import load_collection
 from retrodistill.data.collection import Collection
+from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.embeddings import embed
-from retrodistill.encoders.encoder import load_encoder
 from retrodistill.evaluation.measures import evaluate_run, means
 from retrodistill.quantizers import QuantizerSettings, factory_for, learn_quantizer, start_index
 from retrodistill.runs.run import Run

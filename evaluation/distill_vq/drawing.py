@@ -1,4 +1,4 @@
-"""The curve as a table and as a plot."""
+"""The curve as a table and as a plot. The plot needs matplotlib: ``pip install "retrodistill[studies]"``."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ import numpy as np
 from curve import HERE, keep, read
 
 from retrodistill.data import load_collection
+from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.embeddings import embed
-from retrodistill.encoders.encoder import load_encoder
 from retrodistill.encoders.vectors import exact_search
 from retrodistill.indexes.factory import set_parameters
 from retrodistill.quantizers import QuantizerSettings, learn_quantizer, start_index

@@ -15,9 +15,10 @@ import numpy as np
 
 from retrodistill.core.files import read_json, write_json
 from retrodistill.data import load_collection
+from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.maxsim import maxsim
-from retrodistill.encoders.multi_vector import Tokens, load_multi_vector_encoder, principal_directions, token_encoder
+from retrodistill.encoders.multi_vector import Tokens, principal_directions, token_encoder
 from retrodistill.evaluation import evaluate_run, means
 from retrodistill.indexes.multi_vector import MultiVectorIndex, MultiVectorSettings
 from retrodistill.indexes.muvera import MuveraSettings
@@ -201,7 +202,7 @@ class Bench:
         return self.collection.documents.positions(documents)
 
     def _encoded(self, part: str) -> Tokens:
-        encoder = load_multi_vector_encoder(token_encoder("all-MiniLM-L6-v2", document_length=self.length))
+        encoder = load_encoder(token_encoder("all-MiniLM-L6-v2", document_length=self.length))
         if part != "documents":
             return encoder.encode(self.collection.split(part).texts, "query")
         blocks = []

@@ -6,9 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-import pyarrow as pa
-
-from retrodistill.core.errors import UserError, sample_of
+from retrodistill.core.errors import UserError
 from retrodistill.data.qrels import Qrels
 from retrodistill.runs.run import Run
 
@@ -96,33 +94,3 @@ def pseudo_labeled(run: Run) -> dict[str, set[str]]:
     its own first document counts as the positive.
     """
     return {query: {documents[0]} for query, documents, _ in run.top(1)}
-
-
-def rewritten(run: Run, raw_of: Mapping[str, str]) -> Run:
-    """The scores of better queries as the target of the raw ones: "a better query is the teacher" (DiSCo).
-
-    A better query is a rewrite, an expansion, a generated query, one with an instruction. Conversations need no map,
-    since their rewrites have the ids of the raw queries.
-
-    Args:
-        run: Teacher scores by the better queries' ids.
-        raw_of: Raw query's id by the better query's id, one to one; fuse the runs of several rewriters first.
-
-    Raises:
-        UserError: A query of the run has no raw query, or two have the same one.
-    """
-    lost = [query for query in run.query_ids if query not in raw_of]
-    if lost:
-        raise UserError(
-            f"run {run.name}: {len(lost)} queries stand for no raw query ({sample_of(lost)}); say for each whose it is."
-        )
-    raw = [raw_of[query] for query in run.query_ids]
-    twice = [query for query, times in Counter(raw).items() if times > 1]
-    if twice:
-        raise UserError(
-            f"run {run.name}: {len(twice)} raw queries have several better ones ({sample_of(twice)}); score each "
-            "rewriter's queries to a run of its own and fuse the runs."
-        )
-    ids = pa.DictionaryArray.from_arrays(pa.array(run.query_codes, pa.int32()), pa.array(raw, pa.string()))
-    column = run.table.column_names.index("query_id")
-    return Run(run.table.set_column(column, "query_id", ids), run.name)

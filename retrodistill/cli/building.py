@@ -63,7 +63,7 @@ class IndexOptions:
 def build(source: str, documents: str, queries: str | None, wanted: IndexOptions, out: Path) -> Index:
     """Build and save an index; what was asked is checked before any work starts."""
     from retrodistill.data import load_collection
-    from retrodistill.encoders.any_model import load_text_model
+    from retrodistill.encoders.any_encoder import load_encoder
     from retrodistill.encoders.multi_vector import MultiVectorModel
     from retrodistill.encoders.sparse import SparseTextEncoder
     from retrodistill.indexes import FaissSettings, InvertedSettings, MultiVectorSettings, build_index
@@ -72,7 +72,7 @@ def build(source: str, documents: str, queries: str | None, wanted: IndexOptions
     from retrodistill.recipes import validated
 
     replaceable(out)
-    collection, encoder = load_collection(source), load_text_model(documents)
+    collection, encoder = load_collection(source), load_encoder(documents)
     settings: Any
     if isinstance(encoder, SparseTextEncoder):
         wanted.check("inverted")
@@ -101,11 +101,11 @@ def build(source: str, documents: str, queries: str | None, wanted: IndexOptions
 
 def _learned(collection: Collection, encoder: Any, queries: str | None, wanted: IndexOptions, out: Path) -> Index:
     """Learn a quantizer, save it, and tell what OPQ gives at the same bytes."""
-    from retrodistill.encoders.encoder import load_encoder
+    from retrodistill.encoders.any_encoder import DENSE, load_encoder
     from retrodistill.indexes.learned import learn_index, save_query_map, texts_with_vectors
     from retrodistill.quantizers import QuantizerSettings
 
-    asking = None if queries is None else load_encoder(queries)
+    asking = None if queries is None else load_encoder(queries, DENSE)
     found = learn_index(
         collection,
         encoder,

@@ -128,6 +128,25 @@ def exclusive(path: str | os.PathLike[str]) -> Iterator[None]:
         lock.release()
 
 
+@contextlib.contextmanager
+def disk_errors() -> Iterator[None]:
+    """Raise what a full disk makes torch and safetensors raise as the OSError that it is."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        if not is_disk_error(error):
+            raise
+        raise OSError(str(error).strip().splitlines()[0]) from error
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Whether a library's error is about writing: they put the system's words into their own classes."""
+    words = ("No space left", "os error", "PytorchStreamWriter", "inline_container", "File too large", "quota")
+    return isinstance(error, OSError) or any(word in str(error) for word in words)
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write a value as indented JSON, atomically; NaN is refused."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)

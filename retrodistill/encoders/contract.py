@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest
 from retrodistill.core.manifest import Manifest
-from retrodistill.encoders.weights import weights_digest
+from retrodistill.encoders.modules import weights_digest
 
 if TYPE_CHECKING:
     from retrodistill.data.collection import Collection
@@ -39,6 +39,14 @@ class TextModel:
         self.model = model
         self.name = name
         self.student = student
+
+    def encode(self, texts: Sequence[str], role: Role, *, batch_size: int = 32) -> Any:
+        """The vectors of texts, in the form of the kind: an array, CSR, or `Tokens`."""
+        raise NotImplementedError
+
+    def needs_store(self, role: Role) -> bool:
+        """Whether encoding takes longer than looking vectors up."""
+        return True
 
     def bind(self, collection: Collection) -> Self:
         """The encoder, ready for a collection: vectors from a file are found by its texts, others need nothing."""

@@ -1,20 +1,121 @@
-"""The embedding store: a text is embedded once, for candidates, teacher, alignment and index together."""
+"""Stores of encoded texts: a text is encoded once, for candidates, teacher, student and index together."""
 
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, ClassVar, overload
 
 import numpy as np
 import pyarrow as pa
+from scipy.sparse import csr_array
 
-from retrodistill.encoders.contract import Role
+from retrodistill.core.allocation import keep_freed_memory
+from retrodistill.core.errors import UserError
+from retrodistill.core.files import cache_folder
+from retrodistill.core.manifest import Manifest
+from retrodistill.core.progress import bar
+from retrodistill.core.stores import KeyIndex, PartStore, text_keys
+from retrodistill.encoders.contract import Role, TextModel
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.encoders.text_store import TextStore
-from retrodistill.encoders.vector_files import VectorFile
+from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens
+from retrodistill.encoders.sparse import SparseTextEncoder
 
 _BATCH = 32
+_PART = 256  # texts per part: what a kill may lose
+_PROBE = 64  # texts that a rate is measured on
+_UNSTORED_BATCH = 1024  # texts at once where encoding is a look-up
+
+
+class TextStore(ABC):
+    """Vectors of one model in one role, keyed by text, in memory-mapped parts.
+
+    Args:
+        encoder: Whose vectors these are.
+        role: ``query`` or ``document``: it decides route, prompt and length.
+        root: Folder of stores; the shared cache by default.
+
+    Raises:
+        UserError: The folder belongs to another encoder or cannot be written.
+    """
+
+    folder: ClassVar[str]
+
+    def __init__(self, encoder: TextModel, role: Role, root: Path | None = None) -> None:
+        self.encoder: Any = encoder
+        self.role = role
+        contract, fingerprint = encoder.contract(role), encoder.fingerprint(role)
+        owner = Manifest("encoder", {"encoder": fingerprint}, {"role": role}, {"contract": contract})
+        self._store = PartStore((root or cache_folder()) / self.folder / f"{role}-{fingerprint}", owner, ".arrow")
+        self._load()
+
+    def missing(self, texts: Sequence[str]) -> list[str]:
+        """The distinct texts that are not encoded yet, in order."""
+        keys = text_keys(texts)
+        absent = self._index.find(keys) < 0
+        _, first = np.unique(keys, return_index=True)
+        return [texts[row] for row in np.sort(first) if absent[row]]
+
+    def fill(self, texts: Sequence[str]) -> None:
+        """Encode what is missing, longest first, a part at a time; safe to kill and to run twice at once."""
+        if not self.missing(texts):
+            return
+        keep_freed_memory()
+        with self._store.computing(text_keys(texts)):
+            self._load()  # another process may have been faster
+            todo = sorted(self.missing(texts), key=len, reverse=True)
+            with bar(len(todo), f"embedding ({self.encoder.name}, {self.role})", "texts") as progress:
+                for start in range(0, len(todo), _PART):
+                    part = todo[start : start + _PART]
+                    self._append(part, self.encoder.encode(part, self.role, batch_size=_BATCH))
+                    progress.update(len(part))
+            self._store.compact()
+        self._load()
+
+    def put(self, texts: Sequence[str], vectors: Any) -> None:
+        """Add what was computed otherwise, as the encoder gives it; texts already there keep theirs."""
+        with self._store.writing():
+            self._load()
+            place = {text: row for row, text in enumerate(texts)}
+            absent = self.missing(texts)
+            if absent:
+                self._append(absent, self._select(vectors, [place[text] for text in absent]))
+            self._store.compact()
+        self._load()
+
+    def _select(self, vectors: Any, rows: list[int]) -> Any:
+        """Some rows of what the encoder gave."""
+        return vectors[rows]
+
+    def _append(self, texts: Sequence[str], vectors: Any) -> None:
+        self._store.append(pa.table({"key": pa.array(text_keys(texts)), **self._columns(vectors)}))
+
+    def _rows(self, texts: Sequence[str]) -> np.ndarray:
+        """(n,) int64 place of each text among all rows of the store.
+
+        Raises:
+            UserError: A text is not in the store.
+        """
+        rows = self._index.find(text_keys(texts))
+        if (rows < 0).any():
+            raise UserError(f"{int((rows < 0).sum())} texts are not in the store; embed them first.")
+        return rows
+
+    def _load(self) -> None:
+        tables = self._store.parts()
+        keys = [table["key"].to_numpy() for table in tables]
+        self._index = KeyIndex(np.concatenate(keys) if keys else np.zeros(0, dtype=np.uint64))
+        self._read(tables)
+
+    @abstractmethod
+    def _columns(self, vectors: Any) -> dict[str, pa.Array]:
+        """Columns of a part, from what the encoder returned."""
+
+    @abstractmethod
+    def _read(self, tables: list[pa.Table]) -> None:
+        """Take over the parts as they are on disk now."""
 
 
 class EmbeddingStore(TextStore):
@@ -49,28 +150,113 @@ class EmbeddingStore(TextStore):
         self._starts = np.concatenate([[0], np.cumsum([len(block) for block in self._blocks])])[:-1].astype(np.int64)
 
 
-def embed(encoder: Encoder, texts: Sequence[str], role: Role, root: Path | None = None) -> np.ndarray:
-    """Embed texts through the store of the encoder; a static encoder and recorded vectors are faster and skip it.
+class SparseStore(TextStore):
+    """Sparse vectors of one encoder in one role, as rows of terms and weights."""
+
+    folder = "sparse"
+
+    def gather(self, texts: Sequence[str]) -> csr_array:
+        """(n, vocabulary) float32 vectors of encoded texts.
+
+        Raises:
+            UserError: A text is not in the store.
+        """
+        return self._vectors[self._rows(texts)]
+
+    def _columns(self, vectors: csr_array) -> dict[str, pa.Array]:
+        bounds = pa.array(vectors.indptr.astype(np.int32))
+        return {
+            "terms": pa.ListArray.from_arrays(bounds, pa.array(vectors.indices.astype(np.int32))),
+            "weights": pa.ListArray.from_arrays(bounds, pa.array(vectors.data.astype(np.float32))),
+        }
+
+    def _read(self, tables: list[pa.Table]) -> None:
+        terms = [chunk for table in tables for chunk in table["terms"].chunks]
+        weights = [chunk.flatten().to_numpy() for table in tables for chunk in table["weights"].chunks]
+        counts = [np.diff(chunk.offsets.to_numpy()) for chunk in terms]
+        bounds = np.concatenate([[0], np.cumsum(_joined(counts, np.int64))])
+        indices = _joined([chunk.flatten().to_numpy() for chunk in terms], np.int32)
+        shape = (len(bounds) - 1, self.encoder.dimension)
+        self._vectors = csr_array((_joined(weights, np.float32), indices, bounds), shape=shape)
+
+
+class TokenVectors(TextStore):
+    """Token vectors of one encoder in one role, float16."""
+
+    folder = "token-vectors"
+
+    def gather(self, texts: Sequence[str]) -> Tokens:
+        """The token vectors of encoded texts, float32 as near as float16 keeps them (5e-4 of a value).
+
+        Raises:
+            UserError: A text is not in the store.
+        """
+        rows = self._rows(texts)
+        blocks = np.searchsorted(self._starts, rows, side="right") - 1
+        found = []
+        for block, row in zip(blocks.tolist(), rows.tolist(), strict=True):
+            bounds, vectors = self._blocks[block]
+            start, stop = bounds[row - self._starts[block] : row - self._starts[block] + 2]
+            found.append(vectors[start:stop].astype(np.float32))
+        return Tokens.of(found, self.encoder.dimension)
+
+    def _select(self, vectors: Tokens, rows: list[int]) -> Tokens:
+        return Tokens.of([vectors[row] for row in rows], vectors.dimension)
+
+    def _columns(self, vectors: Tokens) -> dict[str, pa.Array]:
+        flat = pa.array(vectors.vectors.astype(np.float16).ravel())
+        rows = pa.FixedSizeListArray.from_arrays(flat, vectors.dimension)
+        return {"tokens": pa.LargeListArray.from_arrays(pa.array(vectors.bounds), rows)}
+
+    def _read(self, tables: list[pa.Table]) -> None:
+        self._blocks = []
+        for chunk in (chunk for table in tables for chunk in table["tokens"].chunks):
+            vectors = chunk.values.flatten().to_numpy().reshape(-1, self.encoder.dimension)
+            self._blocks.append((chunk.offsets.to_numpy(), vectors))
+        sizes = [len(bounds) - 1 for bounds, _ in self._blocks]
+        self._starts = np.concatenate([[0], np.cumsum(sizes)])[:-1].astype(np.int64)
+
+
+_STORES: dict[str, type[TextStore]] = {"sparse": SparseStore, "multi-vector": TokenVectors}
+
+
+def store_of(encoder: TextModel, role: Role, root: Path | None = None) -> Any:
+    """The store of an encoder's vectors in a role, of the form that the encoder gives."""
+    return _STORES.get(encoder.kind, EmbeddingStore)(encoder, role, root)
+
+
+@overload
+def embed(encoder: Encoder, texts: Sequence[str], role: Role, root: Path | None = None) -> np.ndarray: ...
+@overload
+def embed(encoder: SparseTextEncoder, texts: Sequence[str], role: Role, root: Path | None = None) -> csr_array: ...
+@overload
+def embed(encoder: MultiVectorModel, texts: Sequence[str], role: Role, root: Path | None = None) -> Tokens: ...
+def embed(encoder: TextModel, texts: Sequence[str], role: Role, root: Path | None = None) -> Any:
+    """Encode texts through the store of the encoder; what is faster than its store skips it.
 
     Returns:
-        (n, dimension) float32.
+        What the encoder gives: (n, dimension) float32, (n, vocabulary) float32 CSR, or `Tokens`.
     """
-    if encoder.is_static or isinstance(encoder, VectorFile):
-        return encoder.encode(texts, role, batch_size=1024)
-    store = EmbeddingStore(encoder, role, root)
+    if not encoder.needs_store(role):
+        return encoder.encode(texts, role, batch_size=_UNSTORED_BATCH)
+    store = store_of(encoder, role, root)
     store.fill(texts)
     return store.gather(texts)
 
 
-def seconds_to_embed(encoder: Encoder, texts: Sequence[str], role: Role, root: Path | None = None) -> tuple[int, float]:
-    """How many texts are still to embed, and the seconds this takes at the rate measured on up to 64 of them."""
-    if encoder.is_static or isinstance(encoder, VectorFile):
-        return 0, 0.0
-    missing = EmbeddingStore(encoder, role, root).missing(texts)
+def seconds_to_embed(
+    encoder: TextModel, texts: Sequence[str], role: Role, root: Path | None = None
+) -> tuple[int, float]:
+    """How many texts are still to encode, and the seconds this takes at the rate measured on up to 64 of them."""
+    missing = store_of(encoder, role, root).missing(texts) if encoder.needs_store(role) else []
     if not missing:
         return 0, 0.0
-    probe = [missing[place] for place in np.linspace(0, len(missing) - 1, min(64, len(missing)), dtype=int)]
+    probe = [missing[place] for place in np.linspace(0, len(missing) - 1, min(_PROBE, len(missing)), dtype=int)]
     start = time.perf_counter()
     encoder.encode(probe, role, batch_size=_BATCH)
     rate = sum(map(len, probe)) / (time.perf_counter() - start)
     return len(missing), sum(map(len, missing)) / rate
+
+
+def _joined(arrays: list[np.ndarray], kind: type) -> np.ndarray:
+    return np.concatenate(arrays) if arrays else np.zeros(0, dtype=kind)

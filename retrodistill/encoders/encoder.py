@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.manifest import Manifest
-from retrodistill.encoders.contract import IN_MEMORY, STUDENT_MANIFEST, Role, TextModel
-from retrodistill.encoders.loading import load_bi_encoder
-from retrodistill.encoders.names import ModelName, parse_model_name, split_exit
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+from retrodistill.encoders.contract import Role, TextModel
 
 
 class Encoder(TextModel):
@@ -44,6 +37,10 @@ class Encoder(TextModel):
         """Whether a mean of rows, normalized or not, is all that it does, on the CPU."""
         rest = {type(module).__name__ for module in list(self.model)[1:]}
         return self.is_static and rest <= {"Normalize"} and self.truncation is None and str(self.model.device) == "cpu"
+
+    def needs_store(self, role: Role) -> bool:
+        """Whether encoding takes longer than looking vectors up: not of a token table."""
+        return not (self.is_static or self.is_recorded)
 
     def encode(self, texts: Sequence[str], role: Role, *, batch_size: int = 32) -> np.ndarray:
         """Encode texts.
@@ -87,40 +84,3 @@ class Encoder(TextModel):
             lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
             vectors /= np.where(lengths > 0, lengths, 1.0)
         return vectors
-
-
-def load_encoder(source: str | Path | ModelName | Encoder | SentenceTransformer) -> Encoder:
-    """Load an encoder by its name; an `Encoder` or a SentenceTransformer object is taken as it is.
-
-    Vectors of a file (``vectors:PATH``) are an encoder that knows its space and encodes nothing until it is bound to a
-    collection.
-
-    Raises:
-        UserError: Not a model name, not an encoder's kind, or not to be found.
-    """
-    if isinstance(source, Encoder):
-        return source
-    if not isinstance(source, (str, Path, ModelName)):
-        if not hasattr(source, "model_card_data") or not hasattr(source, "similarity_fn_name"):
-            raise UserError(
-                f"an encoder cannot be made from {type(source).__name__}; give 'dense:NAME', 'static:NAME' or a "
-                "SentenceTransformer."
-            )
-        return Encoder(source, f"dense:{source.model_card_data.model_id or IN_MEMORY}")
-    name = source if isinstance(source, ModelName) else parse_model_name(str(source))
-    if name.kind == "vectors":
-        from retrodistill.encoders.vector_files import VectorFile
-
-        return VectorFile.open(name.name)
-    if name.kind not in ("dense", "static"):
-        raise UserError(f"model {name} is no encoder; an encoder is 'dense:NAME', 'static:NAME' or 'vectors:PATH'.")
-    manifest, folder = None, split_exit(name.name)[0]
-    if (Path(folder) / STUDENT_MANIFEST).exists():
-        manifest = Manifest.read(folder, STUDENT_MANIFEST)
-    encoder = Encoder(load_bi_encoder(name.name), str(name), manifest)
-    if name.kind == "static" and not encoder.is_static:
-        raise UserError(
-            f"model {name.name} is not a token table but {type(encoder.model[0]).__name__}; "
-            f"name it 'dense:{name.name}'."
-        )
-    return encoder

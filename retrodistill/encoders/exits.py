@@ -7,13 +7,10 @@ folder cut the layers above the exit, which is what makes it fast, and give an o
 from __future__ import annotations
 
 import copy
-import os
 from typing import TYPE_CHECKING, Any
 
 from retrodistill.core.errors import UserError
-from retrodistill.encoders.layers import keep_first_layers
-from retrodistill.encoders.loading import load_bi_encoder
-from retrodistill.encoders.rebuilding import with_modules
+from retrodistill.encoders.modules import keep_first_layers, with_modules
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -47,15 +44,6 @@ def exit_model(model: SentenceTransformer, layer: int) -> SentenceTransformer:
     found = with_modules(model, [transformer, *modules])
     keep_first_layers(found, layer)
     return found
-
-
-def load_exit(folder: str | os.PathLike[str], layer: int) -> SentenceTransformer:
-    """One exit of a saved multi-exit model.
-
-    Raises:
-        UserError: No model there, or it has no such exit.
-    """
-    return exit_model(load_bi_encoder(str(folder)), layer)
 
 
 def behind_exit(router: Any, layer: int) -> list[Any]:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import file_digest, read_json
+from retrodistill.encoders.exits import exit_model
+from retrodistill.encoders.modules import keep_first_layers
 from retrodistill.encoders.names import split_exit
 
 if TYPE_CHECKING:
@@ -53,12 +55,8 @@ def load_bi_encoder(name: str, *, layers: int | None = None) -> SentenceTransfor
             lambda place: SentenceTransformer(place, device=device(), model_kwargs={"dtype": torch.float32}),
         )
     if leave is not None:
-        from retrodistill.encoders.exits import exit_model
-
         model = exit_model(model, leave)
     if layers is not None:
-        from retrodistill.encoders.layers import keep_first_layers
-
         keep_first_layers(model, layers)
     return model
 

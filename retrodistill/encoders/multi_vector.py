@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.manifest import Manifest
-from retrodistill.encoders.contract import IN_MEMORY, STUDENT_MANIFEST, Role, TextModel
-from retrodistill.encoders.loading import load_bi_encoder, load_multi_vector
-from retrodistill.encoders.names import ModelName, parse_model_name
-from retrodistill.encoders.rebuilding import with_modules
+from retrodistill.encoders.contract import Role, TextModel
+from retrodistill.encoders.loading import load_bi_encoder
+from retrodistill.encoders.modules import with_modules
 
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder
@@ -116,32 +114,6 @@ class MultiVectorModel(TextModel):
             row = int(np.searchsorted(tokens.bounds, np.flatnonzero(broken)[0], side="right")) - 1
             raise UserError(f"model {self.name} gives a token vector that is not finite for {texts[row][:60]!r}.")
         return tokens
-
-
-def load_multi_vector_encoder(
-    source: str | Path | ModelName | MultiVectorModel | MultiVectorEncoder,
-) -> MultiVectorModel:
-    """Load a multi-vector encoder by its name; a `MultiVectorModel` or a MultiVectorEncoder is taken as it is.
-
-    Raises:
-        UserError: Not a model name, not a multi-vector encoder, or not to be found.
-    """
-    if isinstance(source, MultiVectorModel):
-        return source
-    if not isinstance(source, (str, Path, ModelName)):
-        if not hasattr(source, "model_card_data") or getattr(source, "model_type", "") != "MultiVectorEncoder":
-            raise UserError(
-                f"a multi-vector encoder cannot be made from {type(source).__name__}; give 'multi-vector:NAME' or a "
-                "MultiVectorEncoder."
-            )
-        return MultiVectorModel(source, f"multi-vector:{source.model_card_data.model_id or IN_MEMORY}")
-    name = source if isinstance(source, ModelName) else parse_model_name(str(source))
-    if name.kind != "multi-vector":
-        raise UserError(f"model {name} is no multi-vector encoder; one is named 'multi-vector:NAME'.")
-    manifest = None
-    if (Path(name.name) / STUDENT_MANIFEST).exists():
-        manifest = Manifest.read(name.name, STUDENT_MANIFEST)
-    return MultiVectorModel(load_multi_vector(name.name), str(name), manifest)
 
 
 def token_encoder(

@@ -5,24 +5,42 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from retrodistill.core.errors import UserError, unknown
 
-KINDS = {
-    "bm25": "lexical search, stemmed English BM25 (bm25s); takes no name",
-    "dense": "a sentence-transformers bi-encoder: folder or hub name",
-    "static": "a static token-table encoder (StaticEmbedding): folder or hub name",
-    "sparse": "a learned sparse encoder (SparseEncoder): folder or hub name",
-    "multi-vector": "a late-interaction encoder (MultiVectorEncoder): folder or hub name",
-    "vectors": "document or query vectors that were made elsewhere, an API's say: a file or folder",
-    "cross-encoder": "a sentence-transformers cross-encoder, raw logits: folder or hub name",
-    "prett": "a PreTT re-ranker that was distilled here: its folder",
-    "tk": "a TK re-ranker that was distilled here: its folder",
-    "run": "recorded scores: a run file (.run, .trec, .parquet, .jsonl)",
-    "judgments": "relevance judgments of a split that is not measured, as a teacher: judgments:train",
+
+class ModelKind(NamedTuple):
+    """What is known of a kind of model by its name alone.
+
+    Attributes:
+        about: One line for users: what it is, and what its name is.
+        can_search: Whether it finds documents in a corpus; otherwise it scores pairs only.
+        is_cross_encoder: Whether it is loaded as a cross-encoder.
+    """
+
+    about: str
+    can_search: bool = True
+    is_cross_encoder: bool = False
+
+
+MODEL_KINDS = {
+    "bm25": ModelKind("lexical search, stemmed English BM25 (bm25s); takes no name"),
+    "dense": ModelKind("a sentence-transformers bi-encoder: folder or hub name"),
+    "static": ModelKind("a static token-table encoder (StaticEmbedding): folder or hub name"),
+    "sparse": ModelKind("a learned sparse encoder (SparseEncoder): folder or hub name"),
+    "multi-vector": ModelKind("a late-interaction encoder (MultiVectorEncoder): folder or hub name"),
+    "vectors": ModelKind("document or query vectors that were made elsewhere, such as by an API: a file or folder"),
+    "cross-encoder": ModelKind("a sentence-transformers cross-encoder, raw logits: folder or hub name", False, True),
+    "prett": ModelKind("a PreTT re-ranker that was distilled here: its folder", False, True),
+    "tk": ModelKind("a TK re-ranker that was distilled here: its folder", False, True),
+    "run": ModelKind("recorded scores: a run file (.run, .trec, .parquet, .jsonl)"),
+    "judgments": ModelKind(
+        "relevance judgments of a split that is not measured, as a teacher: judgments:train", can_search=False
+    ),
 }
-PAIR_KINDS = ("cross-encoder", "prett", "tk")  # they score pairs and search nothing
-SEARCHING_KINDS = tuple(kind for kind in KINDS if kind not in (*PAIR_KINDS, "judgments"))
+KINDS = {name: kind.about for name, kind in MODEL_KINDS.items()}
+PAIR_KINDS = tuple(name for name, kind in MODEL_KINDS.items() if kind.is_cross_encoder)
 _NAMELESS = ("bm25",)
 
 
@@ -57,6 +75,22 @@ def parse_model_name(text: str) -> ModelName:
     if kind not in _NAMELESS and not name:
         raise UserError(f"model {text!r} has no name; write '{kind}:NAME', {KINDS[kind]}.")
     return ModelName(kind, name)
+
+
+def check_can_search(name: ModelName) -> None:
+    """Refuse a kind of model that cannot search, before any is loaded.
+
+    Raises:
+        UserError: It scores pairs only.
+    """
+    if not MODEL_KINDS[name.kind].can_search:
+        raise UserError(cannot_search(str(name)))
+
+
+def cannot_search(name: str) -> str:
+    """The message for a model that only scores pairs; it lists the kinds that search."""
+    kinds = ", ".join(kind for kind, about in MODEL_KINDS.items() if about.can_search)
+    return f"model {name} scores pairs and cannot search a corpus; use it as a teacher, and mine with one of {kinds}."
 
 
 def split_exit(name: str) -> tuple[str, int | None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,13 +12,11 @@ from scipy.sparse import csr_array, vstack
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest
 from retrodistill.core.manifest import Manifest
-from retrodistill.encoders.contract import IN_MEMORY, STUDENT_MANIFEST, Role, TextModel
-from retrodistill.encoders.loading import load_sparse
-from retrodistill.encoders.names import ModelName, parse_model_name
+from retrodistill.encoders.contract import Role, TextModel
 from retrodistill.encoders.token_weights import TokenWeights, own_tokenizer, unit_rows
 
 if TYPE_CHECKING:
-    from sentence_transformers import SparseEncoder
+    pass
 
 _AT_ONCE = 256  # texts whose vectors are dense at one time: 31 MB over BERT's vocabulary
 _ROLES: tuple[Role, Role] = ("query", "document")
@@ -67,6 +64,10 @@ class SparseTextEncoder(TextModel):
             "vocabulary": self._vocabularies[role],
             "most_terms": self.model.max_active_dims,
         }
+
+    def needs_store(self, role: Role) -> bool:
+        """Whether encoding takes longer than looking vectors up: not of token weights."""
+        return self.token_weights(role) is None
 
     def token_weights(self, role: Role) -> TokenWeights | None:
         """The weights per token that are all of this role's encoder; None where a model must run."""
@@ -129,26 +130,3 @@ class SparseTextEncoder(TextModel):
         """Digest of tokens and their numbers."""
         tokenizers = {role: getattr(self.modules(role)[0], "tokenizer", None) for role in _ROLES}
         return {role: digest(found and sorted(found.get_vocab().items())) for role, found in tokenizers.items()}
-
-
-def load_sparse_encoder(source: str | Path | ModelName | SparseTextEncoder | SparseEncoder) -> SparseTextEncoder:
-    """Load a sparse encoder by its name; a `SparseTextEncoder` or a SparseEncoder object is taken as it is.
-
-    Raises:
-        UserError: Not a model name, not a sparse encoder's kind, or not to be found.
-    """
-    if isinstance(source, SparseTextEncoder):
-        return source
-    if not isinstance(source, (str, Path, ModelName)):
-        if not hasattr(source, "max_active_dims") or not hasattr(source, "model_card_data"):
-            raise UserError(
-                f"a sparse encoder cannot be made from {type(source).__name__}; give 'sparse:NAME' or a SparseEncoder."
-            )
-        return SparseTextEncoder(source, f"sparse:{source.model_card_data.model_id or IN_MEMORY}")
-    name = source if isinstance(source, ModelName) else parse_model_name(str(source))
-    if name.kind != "sparse":
-        raise UserError(f"model {name} is no sparse encoder; a sparse encoder is 'sparse:NAME'.")
-    manifest = None
-    if (Path(name.name) / STUDENT_MANIFEST).exists():
-        manifest = Manifest.read(name.name, STUDENT_MANIFEST)
-    return SparseTextEncoder(load_sparse(name.name), str(name), manifest)

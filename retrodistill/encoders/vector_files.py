@@ -289,11 +289,6 @@ class VectorFile(Encoder):
         return f"VectorFile({self.name}, {len(self.documents)} documents by {made}, {self.dimension} dimensions)"
 
 
-def bound(encoder: Encoder, collection: Collection) -> Encoder:
-    """The encoder as it can encode a collection: vectors from a file are found by its texts, others need nothing."""
-    return encoder.bind(collection)
-
-
 def _only(folder: Path, stem: str) -> Path | None:
     """The one file of a name in a folder, whatever it ends in."""
     found = [folder / f"{stem}{ending}" for ending in ENDINGS if (folder / f"{stem}{ending}").is_file()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -69,3 +70,14 @@ def check_finite(vectors: np.ndarray, ids: list[str], what: str) -> None:
             f"{what}: {len(bad)} vectors are NaN or infinite ({sample_of(ids[row] for row in bad)}); "
             "embed these again or leave them out."
         )
+
+
+def check_dimensions(dimensions: Sequence[int], whole: int) -> None:
+    """Refuse truncations that are no part of a vector.
+
+    Raises:
+        UserError: Names the first.
+    """
+    for one in dimensions:
+        if not 1 <= one <= whole:
+            raise UserError(f"truncation to {one} dimensions: the vectors have {whole}; choose from 1 to {whole}.")

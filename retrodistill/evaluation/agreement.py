@@ -62,7 +62,7 @@ def agreements(
     if teacher_run is not None:
         known = teacher_run.select(queries.ids)
     elif teacher.can_search:
-        known = teacher.search_in_blocks(queries, collection, min(DEPTH + 1, len(collection.documents)))
+        known = teacher.stream(queries, collection, min(DEPTH + 1, len(collection.documents)))
     else:
         known = _scored(teacher, collection, queries, align(list(tops.values()))[0])
     wanted = known.without(own).top(DEPTH)

@@ -11,7 +11,7 @@ import numpy as np
 
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.data.collection import Collection
-from retrodistill.encoders.any_model import load_text_model
+from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import IN_MEMORY
 from retrodistill.encoders.token_weights import TokenWeights
 from retrodistill.evaluation.cost import CostConfig
@@ -105,7 +105,7 @@ def check(
         raise UserError("this index has no query encoder; give one to check.")
     if isinstance(given, TokenWeights):  # an inverted index that was loaded without its model
         given = index.space.documents_by
-    student = load_text_model(given).bind(collection)
+    student = load_encoder(given).bind(collection)
     index.space.check_query_encoder(student)
     own = _teacher(index, teacher, collection)
     _check_documents(index, collection)
@@ -166,7 +166,7 @@ def _sides(measured: Sequence[Measured], documents: int) -> list[dict[str, Any]]
 def _teacher(index: Index, given: Any, collection: Collection) -> Any:
     if given is None and index.space.documents_by.partition(":")[2] == IN_MEMORY:
         raise UserError("the model of this index' documents was never saved; give it as the teacher.")
-    teacher = load_text_model(index.space.documents_by if given is None else given).bind(collection)
+    teacher = load_encoder(index.space.documents_by if given is None else given).bind(collection)
     differences = index.space.differences(teacher)
     if differences or teacher.document_space != index.space.fingerprint:
         what = "; ".join(differences) or "it encodes queries only"

@@ -88,14 +88,13 @@ def measure_cost(
     asked, documents = list(texts[: config.queries]), len(collection.documents)
     if not ranker.can_be_timed:
         return None
+    if not ranker.holds(collection):
+        log(f"{ranker.name}: {documents:,} vectors are not held to be timed; build an index of them")
+        return None
     if not asked:
         raise UserError("no query to time; choose a split that has some.")
     with fixed_threads(config.threads):
-        try:
-            stages = ranker.timed_stages(collection, min(config.depth, documents))
-        except UserError as error:
-            log(str(error))
-            return None
+        stages = ranker.timed_stages(collection, min(config.depth, documents))
         timings = [_timing(stages, asked, batch) for batch in BATCHES]
         throughput = _throughput(ranker, collection, config.threads)
     each = ranker.bytes_per_document(collection)

@@ -208,7 +208,7 @@ def _measure(system: System, task: Task, config: EvaluationConfig) -> Measured:
 def search(ranker: Ranker, collection: Collection, queries: Texts, depth: int) -> Run:
     """The best `depth` documents of each query; a document that is the query itself is left out, as in beir."""
     own = bool((collection.documents.positions(queries.ids) >= 0).any())
-    run = ranker.search_in_blocks(queries, collection, min(depth + own, len(collection.documents)))
+    run = ranker.stream(queries, collection, min(depth + own, len(collection.documents)))
     return run.without({query: query for query in queries.ids}).top(depth)
 
 

@@ -8,12 +8,11 @@ from typing import Any
 
 from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection
-from retrodistill.encoders.contract import EmbeddingSpace, TextModel
+from retrodistill.encoders.any_encoder import DENSE, MULTI_VECTOR, SPARSE, load_encoder
+from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.embeddings import embed
-from retrodistill.encoders.encoder import Encoder, load_encoder
-from retrodistill.encoders.multi_vector import load_multi_vector_encoder
-from retrodistill.encoders.sparse import SparseTextEncoder, load_sparse_encoder
-from retrodistill.encoders.sparse_store import embed_sparse
+from retrodistill.encoders.encoder import Encoder
+from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.encoders.vectors import leading
 from retrodistill.exports.connection import Address, connect
 from retrodistill.exports.qdrant_collection import QdrantCollection
@@ -22,11 +21,7 @@ from retrodistill.rankers.protocol import Ranker
 from retrodistill.rankers.queries import Queries, as_queries, cut_depth, plain_queries, wanted_depth, within
 from retrodistill.runs.run import Run
 
-_LOADERS: dict[str, Callable[[Any], TextModel]] = {
-    "dense": load_encoder,
-    "sparse": load_sparse_encoder,
-    "multi-vector": load_multi_vector_encoder,
-}
+_KINDS = {"dense": DENSE, "sparse": SPARSE, "multi-vector": MULTI_VECTOR}
 
 
 class QdrantIndex(Ranker):
@@ -59,7 +54,7 @@ class QdrantIndex(Ranker):
         self.space = EmbeddingSpace.from_json(about["space"])
         self.name: str = about["name"]
         asking = about["queries_by"] if queries is None else queries
-        self.queries = None if asking is None else _LOADERS[self.kind](asking)
+        self.queries = None if asking is None else load_encoder(asking, _KINDS[self.kind])
         if self.queries is not None:
             self.space.check_query_encoder(self.queries)
 
@@ -103,7 +98,7 @@ class QdrantIndex(Ranker):
         if isinstance(encoder, Encoder):
             vectors: Any = embed(encoder.bind(collection), asked.texts, "query")
         elif isinstance(encoder, SparseTextEncoder):
-            vectors = embed_sparse(encoder, asked.texts, "query")
+            vectors = embed(encoder, asked.texts, "query")
         else:
             vectors = encoder.encode(asked.texts, "query")
         return within(collection, self.search_vectors(vectors, cut_depth(k, len(self)), asked.ids))

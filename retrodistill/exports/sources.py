@@ -11,14 +11,13 @@ import numpy as np
 
 from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection
+from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace, TextModel
 from retrodistill.encoders.embeddings import embed
-from retrodistill.encoders.encoder import Encoder, load_encoder
-from retrodistill.encoders.multi_vector import MultiVectorModel, load_multi_vector_encoder
+from retrodistill.encoders.encoder import Encoder
+from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.names import KINDS, ModelName, parse_model_name
-from retrodistill.encoders.sparse import SparseTextEncoder, load_sparse_encoder
-from retrodistill.encoders.sparse_store import embed_sparse
-from retrodistill.encoders.vector_files import bound
+from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.encoders.vectors import leading
 from retrodistill.exports.payload import texts_of
 from retrodistill.exports.records import Exportable, dense_records, multi_vector_records, pin, sparse_records
@@ -70,8 +69,7 @@ def _loaded(source: str | Path | ModelName) -> Any:
     if kind not in KINDS:
         return load_index(str(source))
     name = source if isinstance(source, ModelName) else parse_model_name(str(source))
-    loaders = {"sparse": load_sparse_encoder, "multi-vector": load_multi_vector_encoder}
-    return loaders.get(kind, load_encoder)(name)
+    return load_encoder(name)
 
 
 def _of_postings(index: InvertedIndex) -> Exportable:
@@ -85,9 +83,9 @@ def _of_encoder(encoder: Encoder | SparseTextEncoder, collection: Collection | N
         raise UserError(f"{encoder.name} has no documents of its own to export; give a collection.")
     ids, texts = collection.documents.ids, collection.documents.texts
     if isinstance(encoder, SparseTextEncoder):
-        records = sparse_records(ids, embed_sparse(encoder, texts, "document"), EmbeddingSpace.of(encoder))
+        records = sparse_records(ids, embed(encoder, texts, "document"), EmbeddingSpace.of(encoder))
     else:
-        records = dense_records(ids, embed(bound(encoder, collection), texts, "document"), EmbeddingSpace.of(encoder))
+        records = dense_records(ids, embed(encoder.bind(collection), texts, "document"), EmbeddingSpace.of(encoder))
     return replace(
         records,
         fingerprint=pin(ids, encoder.fingerprint("document"), collection.documents.fingerprint),
@@ -106,7 +104,7 @@ def _of_faiss(index: FaissIndex, collection: Collection | None) -> Exportable:
             )
         encoder = _document_encoder(index)
         texts = texts_of(collection.documents, index.ids)
-        embedded = embed(bound(encoder, collection), texts.texts, "document")
+        embedded = embed(encoder.bind(collection), texts.texts, "document")
         vectors = leading(embedded, index.space.truncation, unit=index.space.norm == "unit")
         pinned = pin(index.ids, index.space.fingerprint, index.space.dimension, texts.fingerprint)
     records = dense_records(index.ids, vectors, index.space, name=index.name, queries_by=_asked_by(index.queries))
@@ -125,7 +123,7 @@ def _asked_by(queries: TextModel | None) -> str | None:
 def _document_encoder(index: FaissIndex) -> Encoder:
     own = index.queries
     found = own if own is not None and own.document_space == index.space.fingerprint else None
-    found = found or load_encoder(index.space.documents_by)
+    found = found or load_encoder(index.space.documents_by, DENSE)
     if found.document_space != index.space.fingerprint:
         raise UserError(
             f"{found.name} is no longer the model that made the documents "

@@ -12,13 +12,12 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.progress import log
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.encoders.any_model import load_text_model
+from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.embeddings import embed
-from retrodistill.encoders.encoder import Encoder, load_encoder
+from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.sparse import SparseTextEncoder
-from retrodistill.encoders.vector_files import bound
 from retrodistill.encoders.vectors import check_finite, leading
 from retrodistill.indexes.auto import choose_factory
 from retrodistill.indexes.factory import build_faiss, empty_index
@@ -85,7 +84,7 @@ def build_index(
         UserError: The query encoder belongs to another space, settings of another kind of index, vectors that are not
             finite, or a factory that does not parse or cannot be trained on so few.
     """
-    encoder = load_text_model(documents)
+    encoder = load_encoder(documents)
     if not isinstance(encoder, Encoder) and (factory != "Flat" or truncate is not None):
         raise UserError(f"documents by {encoder.name} are not in a FAISS index: leave factory and truncate out.")
     if isinstance(encoder, SparseTextEncoder):
@@ -94,7 +93,7 @@ def build_index(
         wanted = _of(settings, MultiVectorSettings, encoder)
         return build_multi_vector(collection.documents, encoder, queries, wanted, name=name)
     dense = _of(settings, FaissSettings, encoder) or FaissSettings(factory=factory, truncate=truncate)
-    return _build_dense(collection, encoder, queries, dense, name)  # type: ignore[arg-type]  # the kind that is left
+    return _build_dense(collection, encoder, queries, dense, name)
 
 
 def resolved(settings: FaissSettings, documents: int, dimension: int) -> tuple[str, str | None]:
@@ -142,12 +141,12 @@ def load_index(
 def _build_dense(
     collection: Collection, encoder: Encoder, queries: Any, settings: FaissSettings, name: str
 ) -> FaissIndex:
-    asking = encoder if queries is None else load_encoder(queries)
+    asking = encoder if queries is None else load_encoder(queries, DENSE)
     space, texts = EmbeddingSpace.of(encoder, settings.truncate), collection.documents
     space.check_query_encoder(asking)
     factory, parameters = resolved(settings, len(texts), space.dimension)
     empty_index(factory, space.dimension, len(texts), parameters)
-    encoder, asking = bound(encoder, collection), bound(asking, collection)
+    encoder, asking = encoder.bind(collection), asking.bind(collection)
     vectors = leading(embed(encoder, texts.texts, "document"), settings.truncate, unit=space.norm == "unit")
     check_finite(vectors, texts.ids, encoder.name)
     start = time.perf_counter()

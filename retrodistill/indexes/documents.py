@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.encoders.contract import EmbeddingSpace, TextModel
+from retrodistill.encoders.any_encoder import load_encoder
+from retrodistill.encoders.contract import EmbeddingSpace
 
 _UNIT = 1e-3  # by how much a unit vector's length may be off: float16 stores
 _LARGEST = 1e15  # squared and summed over a thousand dimensions it is still far from float32's largest
@@ -86,13 +88,13 @@ def _check_list(ids: Sequence[str]) -> None:
         raise UserError(f"document ids are {ids!r}, one string; give a list of them, e.g. [{ids!r}].")
 
 
-def encoder_of(space: EmbeddingSpace, load: Callable[[str], TextModel]) -> TextModel:
+def encoder_of(space: EmbeddingSpace, kinds: Sequence[str]) -> Any:
     """The encoder that made a space's documents, by its name, for documents that are added as texts.
 
     Raises:
         UserError: It is not to be found, or is no longer the same.
     """
-    found = load(space.documents_by)
+    found = load_encoder(space.documents_by, kinds)
     if found.document_space != space.fingerprint:
         raise UserError(
             f"{found.name} is no longer the model that made the documents ({'; '.join(space.differences(found))}); add "

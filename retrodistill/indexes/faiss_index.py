@@ -13,9 +13,10 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
+from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.embeddings import embed
-from retrodistill.encoders.encoder import Encoder, load_encoder
+from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.vectors import check_finite, exact_search, leading
 from retrodistill.indexes.documents import check_lengths, check_new, encoder_of, of_unit_length, to_remove
 from retrodistill.indexes.factory import read_parameters, set_parameters, written_parameters
@@ -296,7 +297,7 @@ class FaissIndex(Index):
             raise UserError(f"{folder} holds an index of kind {stored.kind}, not a FAISS index; load it as such.")
         index = read_faiss(Path(folder) / _FAISS_FILE, memory_map=memory_map)
         asking = stored.queries_by if queries is None else queries
-        encoder = None if asking is None else load_encoder(asking)
+        encoder = None if asking is None else load_encoder(asking, DENSE)
         factory = stored.settings["factory"]
         loaded = cls(index, stored.ids, stored.space, encoder, factory, stored.name, labels=stored.labels)
         loaded.parameters = stored.settings.get("parameters")
@@ -333,8 +334,8 @@ class FaissIndex(Index):
         return self.queries
 
     def _document_encoder(self) -> Encoder:
-        self._documents = self._documents or encoder_of(self.space, load_encoder)  # type: ignore[assignment]
-        return self._documents  # type: ignore[return-value]
+        self._documents = self._documents or encoder_of(self.space, DENSE)
+        return self._documents
 
     def _shaped(self, vectors: np.ndarray, what: str) -> np.ndarray:
         """Vectors of the encoder as the index holds them: float32, truncated, of unit length where it is by cosine."""

@@ -14,9 +14,10 @@ from scipy.sparse import csr_array, issparse, vstack
 from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
+from retrodistill.encoders.any_encoder import SPARSE, load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace
-from retrodistill.encoders.sparse import SparseTextEncoder, load_sparse_encoder
-from retrodistill.encoders.sparse_store import embed_sparse
+from retrodistill.encoders.embeddings import embed
+from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.encoders.token_weights import TokenWeights
 from retrodistill.indexes.documents import check_new, encoder_of, to_remove
 from retrodistill.indexes.impacts import InvertedSettings, make_postings, read_postings, strongest
@@ -109,7 +110,7 @@ class InvertedIndex(Index):
             UserError: An id that is there already, or the space's encoder is not at hand.
         """
         check_new(documents.ids, self.ids)
-        self.add_vectors(documents.ids, embed_sparse(self._document_encoder(), documents.texts, "document"))
+        self.add_vectors(documents.ids, embed(self._document_encoder(), documents.texts, "document"))
 
     def add_vectors(self, ids: Sequence[str], vectors: Any) -> None:
         """Index (n, terms) weights of the documents' space; codes that are there change only where a step must grow.
@@ -158,7 +159,7 @@ class InvertedIndex(Index):
             return self.search_vectors(self._encode(asked.texts), k, asked.ids)
         asked = plain_queries(queries)
         if isinstance(self.queries, SparseTextEncoder):
-            vectors = embed_sparse(self.queries, asked.texts, "query")
+            vectors = embed(self.queries, asked.texts, "query")
         else:
             vectors = self._encode(asked.texts)
         return within(collection, self.search_vectors(vectors, cut_depth(k, len(self)), asked.ids))
@@ -246,7 +247,7 @@ class InvertedIndex(Index):
             encoder = TokenWeights.read(place, stored.about["token_weights"])
         else:
             asking = stored.queries_by if queries is None else queries
-            encoder = None if asking is None else load_sparse_encoder(asking)
+            encoder = None if asking is None else load_encoder(asking, SPARSE)
         index = cls(postings, stored.ids, stored.space, encoder, settings, stored.name)
         index.made_from = stored.fingerprint
         index.build_seconds = stored.about.get("build_seconds")
@@ -271,8 +272,8 @@ class InvertedIndex(Index):
         return self.queries.token_weights("query") if isinstance(self.queries, SparseTextEncoder) else self.queries
 
     def _document_encoder(self) -> SparseTextEncoder:
-        self._documents = self._documents or encoder_of(self.space, load_sparse_encoder)  # type: ignore[assignment]
-        return self._documents  # type: ignore[return-value]
+        self._documents = self._documents or encoder_of(self.space, SPARSE)
+        return self._documents
 
     def _shaped(self, vectors: Any, what: str) -> csr_array:
         """Vectors as CSR without stored zeros, checked against the vocabulary."""
@@ -314,11 +315,11 @@ def build_inverted(
     """
     if settings is not None and settings.backend == "seismic":
         seismic()
-    encoder = load_sparse_encoder(documents)
-    asking = encoder if queries is None else load_sparse_encoder(queries)
+    encoder = load_encoder(documents, SPARSE)
+    asking = encoder if queries is None else load_encoder(queries, SPARSE)
     space = EmbeddingSpace.of(encoder)
     space.check_query_encoder(asking)
-    vectors = embed_sparse(encoder, collection.documents.texts, "document")
+    vectors = embed(encoder, collection.documents.texts, "document")
     start, ids = time.perf_counter(), collection.documents.ids
     built = InvertedIndex.from_csr(ids, vectors, space, asking, settings, name, documents=encoder)
     built.build_seconds = time.perf_counter() - start

@@ -12,10 +12,11 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
+from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.embeddings import embed
-from retrodistill.encoders.encoder import Encoder, load_encoder
-from retrodistill.encoders.vector_files import VectorFile, bound
+from retrodistill.encoders.encoder import Encoder
+from retrodistill.encoders.vector_files import VectorFile
 from retrodistill.encoders.vectors import check_finite
 from retrodistill.indexes.faiss_index import FaissIndex
 from retrodistill.quantizers import Learned, QuantizerSettings, factory_for, learn_quantizer
@@ -116,7 +117,7 @@ def learn_index(
     space.check_query_encoder(asking)
     factory = factory_for(target, documents.dimension) if isinstance(target, int) else target
     read_form(factory, documents.dimension)
-    documents, asking = bound(documents, collection), bound(asking, collection)
+    documents, asking = documents.bind(collection), asking.bind(collection)
     if isinstance(asking, VectorFile):
         asking.require(texts.texts, "query")
     ids = collection.documents.ids
@@ -159,7 +160,7 @@ def save_query_map(found: LearnedIndex, folder: str | os.PathLike[str], manifest
     made_from = manifest or Manifest("student", {"space": index.space.fingerprint}, found.learned.settings.model_dump())
     about = {**made_from.about, "query_space": index.space.fingerprint}
     save_student(query_student(index.queries, query_map), replace(made_from, about=about), folder)
-    index.queries = load_encoder(f"dense:{folder}")
+    index.queries = load_encoder(f"dense:{folder}", DENSE)
     return index.queries
 
 

@@ -14,9 +14,10 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import FILE_NAME
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
+from retrodistill.encoders.any_encoder import MULTI_VECTOR, load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.maxsim import best_documents
-from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens, load_multi_vector_encoder
+from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens
 from retrodistill.indexes.codecs import CodecSettings, fit_codec
 from retrodistill.indexes.documents import check_new, encoder_of, to_remove
 from retrodistill.indexes.muvera import MuveraSettings
@@ -282,7 +283,7 @@ class MultiVectorIndex(Index):
             labels = np.asarray(stored.labels)
             proposer = Proposer.load(settings.muvera, store.codec.dimension, Path(folder), labels)
         asking = stored.queries_by if queries is None else queries
-        encoder = None if asking is None else load_multi_vector_encoder(asking)
+        encoder = None if asking is None else load_encoder(asking, MULTI_VECTOR)
         loaded = cls(store, stored.ids, stored.space, encoder, settings, stored.name, proposer=proposer)
         loaded.made_from = stored.fingerprint
         loaded.build_seconds = stored.about.get("build_seconds")
@@ -309,8 +310,8 @@ class MultiVectorIndex(Index):
         return self.queries
 
     def _document_encoder(self) -> MultiVectorModel:
-        self._documents = self._documents or encoder_of(self.space, load_multi_vector_encoder)  # type: ignore[assignment]
-        return self._documents  # type: ignore[return-value]
+        self._documents = self._documents or encoder_of(self.space, MULTI_VECTOR)
+        return self._documents
 
     def _check_dimension(self, tokens: Tokens, what: str) -> None:
         if tokens.dimension != self.space.dimension:

@@ -12,9 +12,10 @@ from retrodistill.core.files import cache_folder, digest, exclusive
 from retrodistill.core.progress import bar
 from retrodistill.data.sentences import sentences
 from retrodistill.data.texts import Texts
+from retrodistill.encoders.any_encoder import MULTI_VECTOR, load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace
-from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens, load_multi_vector_encoder
-from retrodistill.encoders.token_vectors import TokenVectors
+from retrodistill.encoders.embeddings import TokenVectors
+from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens
 from retrodistill.indexes.codec import Codec
 from retrodistill.indexes.codecs import check_codec, fit_codec
 from retrodistill.indexes.factory import empty_index
@@ -54,8 +55,8 @@ def build_multi_vector(
             vectors that are not finite, or a document without tokens.
     """
     settings = settings or MultiVectorSettings()
-    encoder = load_multi_vector_encoder(documents)
-    asking = encoder if queries is None else load_multi_vector_encoder(queries)
+    encoder = load_encoder(documents, MULTI_VECTOR)
+    asking = encoder if queries is None else load_encoder(queries, MULTI_VECTOR)
     space = EmbeddingSpace.of(encoder)
     space.check_query_encoder(asking)
     check_codec(settings, space.dimension)

@@ -8,7 +8,7 @@ import numpy as np
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.encoders.rebuilding import with_modules
+from retrodistill.encoders.modules import with_modules
 from retrodistill.quantizers.start import read_index
 
 if TYPE_CHECKING:

@@ -7,19 +7,17 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
-from retrodistill.core.errors import UserError
 from retrodistill.core.progress import bar
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.encoders.contract import Role
-from retrodistill.encoders.embeddings import EmbeddingStore, embed, seconds_to_embed
+from retrodistill.encoders.embeddings import embed, store_of
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.vectors import check_finite, exact_search, flat_index, pair_products
-from retrodistill.rankers.protocol import CorpusScorer, Stage, Work, distinct, pair_positions
+from retrodistill.rankers.protocol import CorpusScorer, Stage, distinct, pair_positions
 from retrodistill.rankers.two_sided import TwoSidedRanker
 from retrodistill.runs.run import Run
 
-HELD = 200_000  # documents; vectors of smaller corpora are stored, and held while they are searched
+HELD = 200_000  # documents; vectors of larger corpora are not held while they are searched
 BLOCK = 16_384  # documents
 
 
@@ -34,39 +32,40 @@ class DenseRanker(TwoSidedRanker[Encoder]):
         rows, scores = exact_search(embed(self.queries.bind(collection), queries.texts, "query", self.root), vectors, k)
         return Run.from_matrix(queries.ids, ids, rows, scores, name=self.name)
 
-    def search_in_blocks(self, queries: Texts, collection: Collection, k: int) -> Run:
-        """As `search`; of a corpus of more than `HELD` documents, one block of texts and vectors is held at a time.
+    def stream(self, queries: Texts, collection: Collection, k: int) -> Run:
+        """As `search`; of a large corpus it holds one block of texts and vectors, and the best k of each query.
 
-        Vectors that are in the embedding store are taken from there; others are not stored, because a store of
+        Vectors that are in the embedding store are taken from there; others are computed and not kept, since a store of
         millions would be merged over and over.
         """
-        documents = collection.documents
-        if len(documents) <= HELD:
+        if self.holds(collection):
             return self.search(queries, collection, k)
         import faiss
 
-        k = min(k, len(documents))
+        documents = collection.documents
         vectors = embed(self.queries.bind(collection), queries.texts, "query", self.root)
-        best = faiss.ResultHeap(len(vectors), k, keep_max=True)
+        best = faiss.ResultHeap(len(vectors), min(k, len(documents)), keep_max=True)
         with bar(len(documents), f"searching ({self.name})", "documents") as progress:
             for start, block in self._blocks(collection):
-                ids = documents.table["id"].slice(start, len(block)).to_pylist()
-                check_finite(block, ids, self.documents.name)
-                rows, scores = exact_search(vectors, block, k)
+                check_finite(block, documents.table["id"].slice(start, len(block)).to_pylist(), self.documents.name)
+                rows, scores = exact_search(vectors, block, best.k)
                 best.add_result(scores, rows + start)
                 progress.update(len(block))
         best.finalize()
         used = np.unique(best.I[best.I >= 0])
-        named = dict(zip(used.tolist(), documents.table["id"].take(pa.array(used)).to_pylist(), strict=True))
-        return Run.from_matrix(queries.ids, named, best.I, best.D, name=self.name)  # type: ignore[arg-type]
+        ids = dict(zip(used.tolist(), documents.table["id"].take(pa.array(used)).to_pylist(), strict=True))
+        return Run.from_matrix(queries.ids, ids, best.I, best.D, name=self.name)  # type: ignore[arg-type]  # by row
+
+    def holds(self, collection: Collection) -> bool:
+        """Whether the corpus is small enough that all vectors are held while they are searched."""
+        return len(collection.documents) <= HELD
 
     def _blocks(self, collection: Collection) -> Iterator[tuple[int, np.ndarray]]:
-        """Position of the first document, and vectors, of each block."""
-        encoder, documents = self.documents.bind(collection), collection.documents
-        is_quick = encoder.is_static or encoder.is_recorded
-        store = None if is_quick else EmbeddingStore(encoder, "document", self.root)
-        for start in range(0, len(documents), BLOCK):
-            texts = documents.slice(start, start + BLOCK)
+        """Row of the first document, and vectors, of each block."""
+        encoder = self.documents.bind(collection)
+        store = store_of(encoder, "document", self.root) if encoder.needs_store("document") else None
+        for start in range(0, len(collection.documents), BLOCK):
+            texts = collection.documents.slice(start, start + BLOCK)
             if store is not None and not store.missing(texts):
                 yield start, store.gather(texts)
             else:
@@ -92,25 +91,8 @@ class DenseRanker(TwoSidedRanker[Encoder]):
         vectors = embed(encoder, queries.texts, "query", self.root)
         return lambda rows: vectors[rows] @ documents.T
 
-    def remaining(self, queries: Texts, collection: Collection, pairs: Run) -> Work:
-        """Texts of both sides that have no embedding yet."""
-        rows, columns = pair_positions(queries, collection, pairs)
-        sides: list[tuple[Encoder, list[str], Role]] = [
-            (self.queries, distinct(rows, queries)[1], "query"),
-            (self.documents, distinct(columns, collection.documents)[1], "document"),
-        ]
-        counted = [seconds_to_embed(encoder, texts, role, self.root) for encoder, texts, role in sides]
-        return Work(sum(items for items, _ in counted), "texts", sum(seconds for _, seconds in counted))
-
     def timed_stages(self, collection: Collection, k: int) -> Sequence[Stage]:
-        """Encoding of queries, and search of a flat index.
-
-        Raises:
-            UserError: More than `HELD` documents.
-        """
-        if len(collection.documents) > HELD:
-            count = len(collection.documents)
-            raise UserError(f"{self.name}: {count:,} vectors are not held to be timed; build an index of them.")
+        """Encoding of queries, and search of a flat index."""
         documents, encoder = self.documents.bind(collection), self.queries.bind(collection)
         index = flat_index(embed(documents, collection.documents.texts, "document", self.root))
         return lambda texts: encoder.encode(texts, "query"), lambda vectors: index.search(vectors, k)

@@ -35,6 +35,7 @@ class Ensemble(Ranker):
     """
 
     can_score_pairs = True
+    method: str
 
     def __init__(
         self,

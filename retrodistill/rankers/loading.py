@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from retrodistill.core.errors import UserError
-from retrodistill.encoders.any_model import load_text_model
+from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import TextModel
 from retrodistill.encoders.loading import load_cross_encoder
-from retrodistill.encoders.names import KINDS, PAIR_KINDS, SEARCHING_KINDS, ModelName, parse_model_name
+from retrodistill.encoders.names import KINDS, PAIR_KINDS, ModelName, cannot_search, check_can_search, parse_model_name
 from retrodistill.rankers.bm25 import BM25Ranker
 from retrodistill.rankers.cross_encoder import CrossEncoderRanker
 from retrodistill.rankers.dense import DenseRanker
 from retrodistill.rankers.judgments import JudgmentRanker
 from retrodistill.rankers.multi_vector import MultiVectorRanker
-from retrodistill.rankers.protocol import Ranker, cannot_score, cannot_search
+from retrodistill.rankers.protocol import Ranker, cannot_score
 from retrodistill.rankers.recorded import RecordedRanker
 from retrodistill.rankers.reranker import DEPTH, Reranker
 from retrodistill.rankers.sparse import SparseRanker
@@ -69,8 +69,8 @@ def _load(source: Any, store: Path | None, needs: str | None) -> Ranker:
     if text.partition(":")[0] not in KINDS and Path(text).expanduser().is_dir():
         return _opened(_INDEX)(Path(text).expanduser())
     name = parse_model_name(text)
-    if needs == "search" and name.kind not in SEARCHING_KINDS:  # before the model is loaded
-        raise UserError(cannot_search(text))
+    if needs == "search":
+        check_can_search(name)
     return _of_name(name, store)
 
 
@@ -96,7 +96,7 @@ def _of_name(name: ModelName, store: Path | None) -> Ranker:
         "judgments": lambda: JudgmentRanker(name.name),
         **{kind: lambda: _of_pairs(name, store) for kind in PAIR_KINDS},
     }
-    return by_kind.get(name.kind, lambda: of_encoder(load_text_model(name), store))()
+    return by_kind.get(name.kind, lambda: of_encoder(load_encoder(name), store))()
 
 
 def _of_pairs(name: ModelName, store: Path | None) -> CrossEncoderRanker:
@@ -128,7 +128,7 @@ def _of_object(model: Any, store: Path | None) -> Ranker:
         return RecordedRanker(model)
     if type(model).__name__ == "CrossEncoder":
         return CrossEncoderRanker(model, f"cross-encoder:{model.model_card_data.model_id or 'in-memory'}", store)
-    return of_encoder(load_text_model(model), store)
+    return of_encoder(load_encoder(model), store)
 
 
 def _opened(target: str) -> Callable[..., Any]:

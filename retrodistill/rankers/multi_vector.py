@@ -8,9 +8,9 @@ import numpy as np
 
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
+from retrodistill.encoders.embeddings import TokenVectors, embed
 from retrodistill.encoders.maxsim import best_documents, maxsim
 from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens
-from retrodistill.encoders.token_vectors import TokenVectors, embed_tokens
 from retrodistill.rankers.protocol import Stage, distinct, pair_positions
 from retrodistill.rankers.two_sided import TwoSidedRanker
 from retrodistill.runs.run import Run
@@ -25,7 +25,7 @@ class MultiVectorRanker(TwoSidedRanker[MultiVectorModel]):
 
     def search(self, queries: Texts, collection: Collection, k: int) -> Run:
         """The k documents of highest MaxSim."""
-        tokens = embed_tokens(self.queries, queries.texts, "query", self.root)
+        tokens = embed(self.queries, queries.texts, "query", self.root)
         rows, scores = best_documents(tokens, self._blocks(collection), min(k, len(collection.documents)))
         if self.queries.similarity == "meanmaxsim":
             scores = scores / tokens.lengths[:, None]
@@ -35,7 +35,7 @@ class MultiVectorRanker(TwoSidedRanker[MultiVectorModel]):
         """The pairs with MaxSim, one query's documents at a time."""
         rows, columns = pair_positions(queries, collection, pairs)
         places, texts = distinct(rows, queries)
-        tokens = embed_tokens(self.queries, texts, "query", self.root)
+        tokens = embed(self.queries, texts, "query", self.root)
         document_places, document_texts = distinct(columns, collection.documents)
         store = TokenVectors(self.documents, "document", self.root)
         store.fill(document_texts)

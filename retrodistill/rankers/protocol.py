@@ -11,6 +11,7 @@ import numpy as np
 from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
+from retrodistill.encoders.names import cannot_search
 from retrodistill.runs.run import Run
 
 CorpusScorer = Callable[[slice], np.ndarray]
@@ -46,6 +47,8 @@ class Ranker:
         can_score_corpus: `corpus_scorer` scores all documents for a block of queries.
         is_recorded: It answers only what was recorded before.
         is_cheap: It may score every pair without a plan.
+        weights: Of the members; 1 for a ranker alone.
+        method: How an ensemble fuses its members; None for a ranker alone.
         run: The recorded scores, of a recorded run.
         documents: Encoder of documents, where there is one.
         queries: Encoder of queries, where there is one.
@@ -58,6 +61,8 @@ class Ranker:
     can_score_corpus: bool = False
     is_recorded: bool = False
     is_cheap: bool = False
+    weights: Sequence[float] = (1.0,)
+    method: str | None = None
     run: Run | None = None
     documents: Any = None
     queries: Any = None
@@ -77,15 +82,13 @@ class Ranker:
         """
         raise UserError(cannot_search(self.name))
 
-    def search_in_blocks(self, queries: Texts, collection: Collection, k: int) -> Run:
-        """As `search`, and without storing what is computed for it, where the corpus is too large to hold or store.
-
-        By default, `search`.
-
-        Raises:
-            UserError: It scores pairs only.
-        """
+    def stream(self, queries: Texts, collection: Collection, k: int) -> Run:
+        """As `search`, with memory that does not grow with the corpus, where the ranker knows how."""
         return self.search(queries, collection, k)
+
+    def holds(self, collection: Collection) -> bool:
+        """Whether it holds in memory what it searches, so that it can be timed; otherwise `stream` works in blocks."""
+        return True
 
     def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
         """The same pairs with this ranker's scores: raw, higher is better; every pair has one.
@@ -175,14 +178,6 @@ class Ranker:
     def queries_by(self) -> str:
         """Name of what encodes the queries; empty where it is unknown."""
         return getattr(self.queries, "name", "")
-
-
-def cannot_search(name: str) -> str:
-    """The message for a ranker that only scores pairs."""
-    return (
-        f"model {name} scores pairs and cannot search a corpus; mine candidates with bm25, dense, static, sparse, "
-        "multi-vector or run, and use it as a teacher."
-    )
 
 
 def cannot_score(name: str) -> str:

@@ -9,8 +9,8 @@ from scipy.sparse import csr_array
 
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
+from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.sparse import SparseTextEncoder
-from retrodistill.encoders.sparse_store import embed_sparse
 from retrodistill.rankers.postings import Postings, check_weights, search_rows
 from retrodistill.rankers.protocol import CorpusScorer, Stage, distinct, pair_positions
 from retrodistill.rankers.two_sided import TwoSidedRanker
@@ -24,7 +24,7 @@ class SparseRanker(TwoSidedRanker[SparseTextEncoder]):
 
     def search(self, queries: Texts, collection: Collection, k: int) -> Run:
         """The k documents of highest inner product among those that share a term with the query."""
-        vectors = embed_sparse(self.queries, queries.texts, "query", self.root)
+        vectors = embed(self.queries, queries.texts, "query", self.root)
         rows, scores = search_rows(self._postings(collection), vectors, min(k, len(collection.documents)))
         return Run.from_matrix(queries.ids, collection.documents.ids, rows, scores, name=self.name)
 
@@ -33,8 +33,8 @@ class SparseRanker(TwoSidedRanker[SparseTextEncoder]):
         rows, columns = pair_positions(queries, collection, pairs)
         query_rows, query_texts = distinct(rows, queries)
         document_rows, document_texts = distinct(columns, collection.documents)
-        asking = embed_sparse(self.queries, query_texts, "query", self.root)
-        documents = embed_sparse(self.documents, document_texts, "document", self.root)
+        asking = embed(self.queries, query_texts, "query", self.root)
+        documents = embed(self.documents, document_texts, "document", self.root)
         scores = np.empty(len(pairs), dtype=np.float32)
         for start in range(0, len(pairs), _PAIRS):
             part = slice(start, start + _PAIRS)
@@ -43,8 +43,8 @@ class SparseRanker(TwoSidedRanker[SparseTextEncoder]):
 
     def corpus_scorer(self, queries: Texts, collection: Collection) -> CorpusScorer:
         """Inner products with the whole corpus, a block of queries at a time."""
-        documents = csr_array(embed_sparse(self.documents, collection.documents.texts, "document", self.root).T)
-        asking = embed_sparse(self.queries, queries.texts, "query", self.root)
+        documents = csr_array(embed(self.documents, collection.documents.texts, "document", self.root).T)
+        asking = embed(self.queries, queries.texts, "query", self.root)
         return lambda rows: (asking[rows] @ documents).toarray().astype(np.float32, copy=False)
 
     def timed_stages(self, collection: Collection, k: int) -> Sequence[Stage]:
@@ -57,6 +57,6 @@ class SparseRanker(TwoSidedRanker[SparseTextEncoder]):
         return self._postings(collection).nbytes / len(collection.documents)
 
     def _postings(self, collection: Collection) -> Postings:
-        vectors = embed_sparse(self.documents, collection.documents.texts, "document", self.root)
+        vectors = embed(self.documents, collection.documents.texts, "document", self.root)
         check_weights(vectors, collection.documents.ids, self.documents.name)
         return Postings.from_csr(vectors)

@@ -8,8 +8,11 @@ from typing import Any, Generic, TypeVar
 
 from retrodistill.core.files import digest
 from retrodistill.data.collection import Collection
-from retrodistill.encoders.contract import EmbeddingSpace, TextModel
-from retrodistill.rankers.protocol import Ranker
+from retrodistill.data.texts import Texts
+from retrodistill.encoders.contract import EmbeddingSpace, Role, TextModel
+from retrodistill.encoders.embeddings import seconds_to_embed
+from retrodistill.rankers.protocol import Ranker, Work, distinct, pair_positions
+from retrodistill.runs.run import Run
 
 Model = TypeVar("Model", bound=TextModel)
 
@@ -49,6 +52,16 @@ class TwoSidedRanker(Ranker, Generic[Model]):
     def fingerprint(self, collection: Collection) -> str:
         """Contracts of both roles."""
         return digest(self.queries.fingerprint("query"), self.documents.fingerprint("document"))
+
+    def remaining(self, queries: Texts, collection: Collection, pairs: Run) -> Work:
+        """Texts of both sides that are not encoded yet."""
+        rows, columns = pair_positions(queries, collection, pairs)
+        sides: list[tuple[Model, list[str], Role]] = [
+            (self.queries, distinct(rows, queries)[1], "query"),
+            (self.documents, distinct(columns, collection.documents)[1], "document"),
+        ]
+        counted = [seconds_to_embed(encoder, texts, role, self.root) for encoder, texts, role in sides]
+        return Work(sum(items for items, _ in counted), "texts", sum(seconds for _, seconds in counted))
 
     @property
     def can_be_timed(self) -> bool:

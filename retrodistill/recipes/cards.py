@@ -1,4 +1,4 @@
-"""Model cards of a job's students: what is known of each, gathered from its manifest and from the results."""
+"""Model cards of students: facts from the manifest and the training data, measurements from the results."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from retrodistill.core.files import read_json
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.loading import quiet_libraries
-from retrodistill.evaluation.results import Results, System
-from retrodistill.rankers.ensemble import Ensemble
+from retrodistill.evaluation.results import Results
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.recipes.conversation_settings import ConversationSettings
 from retrodistill.recipes.job import Job
@@ -21,12 +20,18 @@ from retrodistill.recipes.settings import StudentSettings
 from retrodistill.recipes.students import Distilled
 from retrodistill.report.card import write_card
 from retrodistill.report.facts import YOURS, Facts, Teaching, Turns, published, without_folders
-from retrodistill.students.hybrid import is_hybrid
-from retrodistill.students.kinds import AnyStudent
-from retrodistill.students.saving import load_student
+from retrodistill.students.registry import kind_of
+from retrodistill.students.saving import AnyStudent, load_student
 from retrodistill.training.training_data import TrainingData
 
-_TOLD = ("model", "documents", "stages", "control")  # in their own places on the card
+_OWN_PLACES = ("model", "documents", "stages", "control")  # settings that the card words elsewhere
+
+
+class Source(NamedTuple):
+    """Where the training texts come from, as the user wrote it: a collection's name or folder, and conversations."""
+
+    collection: str | Path
+    conversations: ConversationSettings | None = None
 
 
 def write_cards(job: Job, students: Iterable[Distilled], results: Results) -> None:
@@ -34,36 +39,26 @@ def write_cards(job: Job, students: Iterable[Distilled], results: Results) -> No
 
     Args:
         job: The job.
-        students: Those that are loaded; others are loaded from their folders.
+        students: Those that are loaded; the others are loaded from their folders.
         results: Of the job.
 
     Raises:
         UserError: A folder is not writable.
     """
-    loaded = {made.name: made.encoder for made in students}
+    encoders = {student.name: student.encoder for student in students}
+    source = Source(job.recipe.collection, job.recipe.conversations)
     for system in results.with_role("student"):
         folder = job.out / "students" / system.name
-        if _is_student(folder) and not _is_spaces(system, job):
-            encoder, asked = loaded.get(system.name), job.recipe.conversations
-            source = Source(job.recipe.collection, asked)
-            write_student_card(folder, system.name, job.training_data, results, encoder, source=source)
+        # Where training did not help, the document encoder's own queries were kept and measured instead.
+        if _was_trained(folder) and system.queries_by != job.space.name:
+            write_student_card(
+                folder, system.name, job.training_data, results, encoders.get(system.name), source=source
+            )
 
 
-def _is_student(folder: Path) -> bool:
-    """Whether it holds a student that stages trained, and no query map of a learned index, which has no such card."""
+def _was_trained(folder: Path) -> bool:
+    """Whether the folder holds a student with stages; the query map of a learned index has none and gets no card."""
     return (folder / STUDENT_MANIFEST).exists() and "stages" in Manifest.read(folder, STUDENT_MANIFEST).settings
-
-
-def _is_spaces(system: System, job: Job) -> bool:
-    """Whether the space's own queries were kept, since the trained ones were no better: nothing of it was measured."""
-    return system.queries_by == job.space.name
-
-
-class Source(NamedTuple):
-    """Where the texts of a training come from, as the user wrote it: a collection's name or folder, conversations."""
-
-    collection: str | Path
-    conversations: ConversationSettings | None = None
 
 
 def write_student_card(
@@ -78,43 +73,44 @@ def write_student_card(
     """Write the card of one student.
 
     Args:
-        folder: Where it lies, with its manifest.
+        folder: The student's folder, with its manifest.
         name: The system's name.
         data: What it was made from.
-        results: Where it was measured; None where it was not.
+        results: Its measurements; None if it was not measured.
         encoder: The student, if it is loaded.
-        source: Where its collection comes from; None where nobody knows, as of one that was made in memory.
+        source: Where its collection comes from; None if unknown, such as for one that was made in memory.
 
     Raises:
-        UserError: The folder is no student's, or not writable.
+        UserError: The folder does not hold a student, or is not writable.
     """
     with quiet_libraries():
         student = encoder or load_student(folder)
-    write_card(student.model, facts_of(folder, name, data, student, source), folder, results)
+    write_card(student.model, _facts(folder, name, data, student.model, source or Source("")), folder, results)
 
 
-def facts_of(folder: Path, name: str, data: TrainingData, student: AnyStudent, source: Source | None = None) -> Facts:
-    """What is known of a student: from its manifest, and from what it was made from."""
+def _facts(folder: Path, name: str, data: TrainingData, model: Any, source: Source) -> Facts:
     manifest, written = Manifest.read(folder, STUDENT_MANIFEST), read_json(folder / STUDENT_MANIFEST)
     settings = StudentSettings.model_validate({key: value for key, value in manifest.settings.items() if key != "seed"})
-    about, teacher, collection = manifest.about, data.teacher, data.collection
-    learned = about.get("stages", [])
-    start = settings.model
-    if start == "static" and data.space is not None:
-        start = data.space.name
-    aligned = settings.documents == "frozen" and data.space is not None
+    about = manifest.about
+    start, documents_by = settings.model, None
+    if data.space is not None:
+        start = data.space.name if start == "static" else start
+        documents_by = without_folders(data.space.name) if settings.documents == "frozen" else None
     return Facts(
         name=name,
-        kind="hybrid" if settings.kind == "dense" and is_hybrid(student.model) else settings.kind,  # type: ignore[arg-type]
+        kind=kind_of(model).name,
         start=without_folders(start),
         changes=_changes(settings),
-        documents_by=without_folders(data.space.name) if aligned and data.space is not None else None,
-        collection=collection.name,
-        documents=len(collection.documents),
+        documents_by=documents_by,
+        collection=data.collection.name,
+        documents=len(data.collection.documents),
         queries=len(data.queries),
-        teaching=_teaching(teacher, manifest.inputs.get("teacher", "")),
+        teaching=_teaching(data.teacher, manifest.inputs.get("teacher", "")),
         stages=settings.stages,
-        learned=[{**one, "sources": [without_folders(name) for name in one.get("sources", [])]} for one in learned],
+        learned=[
+            {**stage, "sources": [without_folders(name) for name in stage.get("sources", [])]}
+            for stage in about.get("stages", [])
+        ],
         seconds=about.get("seconds", 0.0),
         seed=int(manifest.settings.get("seed", 0)),
         inputs=manifest.inputs,
@@ -124,31 +120,34 @@ def facts_of(folder: Path, name: str, data: TrainingData, student: AnyStudent, s
         base_model=hub_name(start),
         own_modules=_has_own_modules(folder),
         sparsity=about.get("sparsity"),
-        source="" if source is None else published(source.collection),
-        turns=None if source is None or source.conversations is None else _turns(source.conversations),
+        source=published(source.collection) if source.collection else "",
+        turns=_turns(source.conversations),
         rewritten=data.rewrites is not None,
     )
 
 
-def _turns(asked: ConversationSettings) -> Turns:
-    path = None if asked.path == MADE else f"{YOURS}{Path(asked.path).name}"
-    return Turns(path, asked.history, asked.responses)
+def _turns(settings: ConversationSettings | None) -> Turns | None:
+    if settings is None:
+        return None
+    path = None if settings.path == MADE else f"{YOURS}{Path(settings.path).name}"
+    return Turns(path, settings.history, settings.responses)
 
 
 def _teaching(teacher: Ranker, fingerprint: str) -> Teaching:
-    if isinstance(teacher, Ensemble):
-        names = [without_folders(member.name) for member in teacher.members]
-        return Teaching(list(zip(names, teacher.weights, strict=True)), teacher.method, fingerprint)
-    recorded = len(teacher.run) if teacher.run is not None else None
-    return Teaching([(without_folders(teacher.name), 1.0)], None, fingerprint, recorded)
+    names = [without_folders(member.name) for member in teacher.members]
+    recorded = None if teacher.run is None else len(teacher.run)
+    return Teaching(list(zip(names, teacher.weights, strict=True)), teacher.method, fingerprint, recorded)
 
 
 def _changes(settings: StudentSettings) -> dict[str, Any]:
-    """What the recipe says otherwise than its defaults."""
-    fields = StudentSettings.model_fields
-    usual = {name: fields[name].get_default(call_default_factory=True) for name in fields if name not in _TOLD}
-    said = {name: getattr(settings, name) for name, default in usual.items() if getattr(settings, name) != default}
-    return {name.replace("_", " "): value for name, value in said.items()}
+    """The settings that differ from their defaults."""
+    defaults = {
+        name: field.get_default(call_default_factory=True)
+        for name, field in StudentSettings.model_fields.items()
+        if name not in _OWN_PLACES
+    }
+    values = {name: getattr(settings, name) for name in defaults}
+    return {name.replace("_", " "): value for name, value in values.items() if value != defaults[name]}
 
 
 def hub_name(name: str) -> str | None:
@@ -161,5 +160,5 @@ def hub_name(name: str) -> str | None:
 
 def _has_own_modules(folder: Path) -> bool:
     path = folder / "modules.json"
-    listed = read_json(path) if path.exists() else []
-    return any(not str(one.get("type")).startswith("sentence_transformers.") for one in listed)
+    modules = read_json(path) if path.exists() else []
+    return any(not str(module.get("type")).startswith("sentence_transformers.") for module in modules)

@@ -11,9 +11,10 @@ from retrodistill.core.errors import UserError
 from retrodistill.data import Collection, Texts, load_collection
 from retrodistill.data.conversations import asked_better
 from retrodistill.data.qrels import Qrels
-from retrodistill.encoders.encoder import Encoder, load_encoder
+from retrodistill.encoders.any_encoder import DENSE, load_encoder
+from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import quiet_libraries
-from retrodistill.encoders.vector_files import VectorFile, bound
+from retrodistill.encoders.vector_files import VectorFile
 from retrodistill.evaluation.cost import CostConfig
 from retrodistill.evaluation.evaluating import EvaluationConfig
 from retrodistill.evaluation.examples import spread_out
@@ -160,7 +161,7 @@ def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
     if not collection.qrels:
         notes = [*collection.warnings, _UNJUDGED.format(collection.name, len(test), len(collection.queries))]
     with quiet_libraries():
-        space = bound(load_encoder(recipe.document_encoder), collection)
+        space = load_encoder(recipe.document_encoder, DENSE).bind(collection)
         teacher = _teacher(recipe, recipe.teacher, space)
         beside = _teacher(recipe, recipe.ensemble, space) if recipe.ensemble else None
         members = teacher.members

@@ -6,9 +6,10 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.embeddings import seconds_to_embed
-from retrodistill.encoders.encoder import Encoder, load_encoder
+from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.names import parse_model_name
 from retrodistill.rankers.protocol import Ranker, Work
 from retrodistill.recipes.job import Job, open_job
@@ -158,7 +159,7 @@ def _encoders(job: Job, stage: StageSettings, teacher: Ranker) -> list[Encoder]:
     found = {member.name: member.queries for member in teacher.members if member.queries is not None}
     for source in stage.candidates.sources or []:
         if source not in found and parse_model_name(source).kind in ("dense", "static"):
-            found[source] = job.space if source == job.recipe.document_encoder else load_encoder(source)
+            found[source] = job.space if source == job.recipe.document_encoder else load_encoder(source, DENSE)
     return list(found.values())
 
 

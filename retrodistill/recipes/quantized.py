@@ -10,8 +10,8 @@ import numpy as np
 from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.progress import log
+from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.embeddings import embed
-from retrodistill.encoders.encoder import load_encoder
 from retrodistill.evaluation.results import Role
 from retrodistill.evaluation.systems import System
 from retrodistill.indexes.faiss_index import FaissIndex
@@ -74,7 +74,7 @@ def _with_encoder(
     made = train_students({name: student}, data, {name: folder}, job.teachers)[name]
     seconds[f"train {name}"] = made.seconds
     wanted = stored_corpus_scores(job.training_data, held).argsort(axis=1)[:, ::-1][:, :_AGREEMENT]
-    encoder = load_encoder(made.encoder)  # type: ignore[arg-type]  # a dense one
+    encoder = load_encoder(made.encoder, DENSE)
     before, after = (
         float(rank_agreement(index.index.search(embed(one, held.texts, "query"), _AGREEMENT)[1], wanted).mean())
         for one in (job.space, encoder)

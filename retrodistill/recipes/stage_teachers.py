@@ -10,8 +10,6 @@ from typing import Any
 from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.rankers.cross_encoder import CrossEncoderRanker
-from retrodistill.rankers.dense import DenseRanker
 from retrodistill.rankers.ensemble import Ensemble
 from retrodistill.rankers.labels import soft_labels
 from retrodistill.rankers.loading import load_ranker
@@ -19,7 +17,7 @@ from retrodistill.rankers.protocol import Ranker
 from retrodistill.recipes.building import space_of
 from retrodistill.recipes.settings import StudentSettings, TeacherSettings
 from retrodistill.recipes.variant_settings import unclustered
-from retrodistill.students.cross_encoder import CrossEncoderStudent
+from retrodistill.students.registry import kind_of
 from retrodistill.training.list_settings import CURRENT_STUDENT, is_student, parse_student
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.training_data import TrainingData
@@ -107,11 +105,9 @@ class StageTeachers:
         if student_after is None:
             raise UserError(f"teacher {model!r} is known when that student is trained, not before.")
         student, called = student_after(name, behind), f"{CURRENT_STUDENT}:{name}@{behind}"
-        if isinstance(student, CrossEncoderStudent):
-            return CrossEncoderRanker(student.model, called)
-        encoder = Encoder(student.model, called)
-        documents = self.space if self.students[name].documents == "frozen" else encoder
-        return DenseRanker(documents, encoder, checked=False)
+        kind = kind_of(student.model)
+        teacher = kind.wrap(student.model, called, None)
+        return kind.ranker(teacher, self.space if self.students[name].documents == "frozen" else teacher)
 
     def _model(self, model: str) -> Ranker:
         if model not in self.loaded:

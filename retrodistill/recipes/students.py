@@ -11,26 +11,19 @@ from typing import Any
 
 from retrodistill.core.distributed import barrier, is_main
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import atomic_folder, check_replaceable
+from retrodistill.core.files import atomic_folder, check_replaceable, disk_errors
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.progress import log
-from retrodistill.data.sentences import title_texts
 from retrodistill.encoders.contract import STUDENT_MANIFEST
-from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import quiet_libraries
-from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.recipes.building import build_student, clustered_from_stage, space_of
 from retrodistill.recipes.order import StageOfStudent, needed_by, training_order
 from retrodistill.recipes.settings import StudentSettings
 from retrodistill.recipes.stage_teachers import StageTeachers, manifest_after_stage
-from retrodistill.students.hybrid import is_hybrid
-from retrodistill.students.kinds import AnyStudent, as_student
-from retrodistill.students.saving import disk_errors, load_student, save_student
-from retrodistill.students.sparse import sparsity
-from retrodistill.training.hybrid import store_vectors
-from retrodistill.training.regularizers import SparsityAlarm
+from retrodistill.students.registry import as_student, kind_of
+from retrodistill.students.saving import AnyStudent, load_student, save_student
+from retrodistill.students.stages import run_stage
 from retrodistill.training.settings import StageSettings
-from retrodistill.training.stages import run_stage
 from retrodistill.training.trainer import History, remove_checkpoints
 from retrodistill.training.training_data import TrainingData
 
@@ -170,10 +163,13 @@ class _Workshop:
         if is_main():
             # A student that encodes its own documents searches its own space, whatever that becomes on disk.
             aligned = {"query_space": space_of(self._data).document_space} if settings.documents == "frozen" else {}
-            about = {**about, **aligned, **_sparsity(model, about, self._data)}
+            kind = kind_of(model)
+            described, notes = kind.describe(as_student(model), self._data)
+            noted = {"notes": [*about.get("notes", []), *notes]} if described else {}
+            about = {**about, **aligned, **described, **noted}
             saved = save_student(model, replace(self._manifests[name, behind], about=about), self._folders[name])
-            if isinstance(saved, Encoder) and is_hybrid(saved.model):
-                store_vectors(saved, self._data.collection.documents.texts, "document")
+            if kind.is_dense:  # a hybrid's document vectors come from its stored dense halves
+                kind.store_documents(saved, self._data.collection.documents.texts)
         barrier()
 
     def finished(self, name: str) -> Distilled:
@@ -257,19 +253,6 @@ def _count(seconds: dict[str, float] | None, name: str, started: float) -> None:
     if seconds is not None:
         key = f"distill {name}"
         seconds[key] = seconds.get(key, 0.0) + time.perf_counter() - started
-
-
-def _sparsity(model: Any, about: dict[str, Any], data: TrainingData) -> dict[str, Any]:
-    """Terms per text and FLOPS of a sparse student, for its manifest; an alarm where it is empty or dense."""
-    student = as_student(model)
-    if not isinstance(student, SparseTextEncoder):
-        return {}
-    documents = data.collection.documents
-    queries = data.queries if len(data.queries) else title_texts(data.collection)
-    measured = sparsity(student, documents, queries)
-    alarm = SparsityAlarm()
-    alarm([round(measured["terms"])], student.dimension, final=True)
-    return {"sparsity": measured, "notes": [*about.get("notes", []), *alarm.notes]}
 
 
 def work_folder(data: TrainingData) -> Path:

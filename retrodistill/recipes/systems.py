@@ -17,9 +17,7 @@ from retrodistill.rankers.protocol import Ranker
 from retrodistill.rankers.reranker import Reranker
 from retrodistill.recipes.job import Job
 from retrodistill.recipes.variants import Variant
-from retrodistill.students.document_states import ranker_of
 from retrodistill.students.registry import kind_of
-from retrodistill.students.stored_search import StoredStatesRanker, store_documents
 
 MADE_FROM = "made-from.json"  # manifest of what a job's index was made from
 
@@ -62,12 +60,12 @@ def student_system(job: Job, variant: Variant) -> System:
     own = _without_folders(student.encoder.name)
     documents = own if student.documents is student.encoder else student.documents.name
     if not kind.can_search:
-        judge, depth = ranker_of(cast("Any", student.encoder)), job.recipe.evaluation.rerank
+        judge, depth = kind.ranker(student.encoder, None), job.recipe.evaluation.rerank
         reranker = Reranker(judge, BM25Ranker(), depth, student.name)
         source = f"rerank@{depth}:{job.out / 'students' / student.name}@bm25"
         return System(student.name, reranker, role, reranker.documents_by, f"{kind.name}:{student.name}", source)
-    if job.recipe.evaluation.exhaustive and kind.index != "faiss":
-        ranker = StoredStatesRanker(cast("Any", student.encoder), student.name)
+    if job.recipe.evaluation.exhaustive and kind.exhaustive is not None:
+        ranker = kind.exhaustive(student.encoder, student.name)
         return System(student.name, ranker, role, documents, own, is_served=False)
     source = str(job.out / "indexes" / student.name)
     return System(student.name, _index(job, variant), role, documents, own, source)
@@ -155,8 +153,8 @@ def _index(job: Job, variant: Variant) -> Ranker:
     made_from = Manifest("index of a student", inputs, wanted.model_dump(mode="json"))
     if made_from.matches(folder, MADE_FROM):
         return load_index(folder, student.encoder)
-    if kind.index != "faiss":
-        store_documents(cast("Any", student.documents), job.collection.documents.texts)
+    if student.documents is student.encoder:
+        kind.store_documents(student.encoder, job.collection.documents.texts)
     settings = wanted.faiss if kind.index == "faiss" else None
     index = build_index(job.collection, student.documents, student.encoder, name=student.name, settings=settings)
     index.save(folder)

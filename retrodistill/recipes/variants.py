@@ -17,9 +17,8 @@ from retrodistill.recipes.settings import Recipe, StudentSettings
 from retrodistill.recipes.students import Distilled, contrastive_twin, untrained
 from retrodistill.recipes.variant_settings import VariantNames, beside_names, unclustered
 from retrodistill.students.clustering import cluster_sizes
-from retrodistill.students.kinds import AnyStudent
 from retrodistill.students.registry import kind_of, kind_of_settings
-from retrodistill.students.saving import load_student, save_student
+from retrodistill.students.saving import AnyStudent, load_student, save_student
 from retrodistill.students.token_pooling import with_pooling
 from retrodistill.students.vdr import own_token_queries, vocabulary_pooling
 
@@ -66,7 +65,7 @@ def variants_of(job: Job, distilled: Iterable[tuple[Distilled, str]]) -> list[Va
     for student, role in distilled:
         kind = kind_of(student.encoder.model)
         variants.append(Variant(student, role))
-        variants += [Variant(shallow, role) for shallow in (_exits(student) if kind.index == "faiss" else [])]
+        variants += [Variant(shallow, role) for shallow in (_exits(student) if kind.is_dense else [])]
         if kind.has_terms and vocabulary_pooling(student.encoder.model) is not None:
             variants.append(Variant(_own_tokens(job, student), role))
         width = student.encoder.dimension if kind.has_vector else 0  # type: ignore[union-attr]  # of dense ones

@@ -73,7 +73,8 @@ def card_text(model: Any, facts: Facts, results: Results | None = None) -> str:
     environment = templating.environment(escape=False)
     environment.filters |= {"cell": _cell, "code": _code, "setting": _setting, "machine": _machine, "linked": _linked}
     environment.globals |= {"exits_of": exits_of, "vocabulary_pooling": vocabulary_pooling, "ROUTE": ROUTE}
-    body = environment.get_template(f"card/{kind.card}.md.j2").render(
+    # A kind without a partial of its own has the general card.
+    body = environment.select_template([f"card/{kind.card}.md.j2", "card.md.j2"]).render(
         facts=facts,
         model=model,
         title=title,

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from markupsafe import Markup
+from rich.cells import cell_len
 
 from retrodistill.core.errors import UserError
 from retrodistill.evaluation.results import Bin, System
@@ -384,8 +385,6 @@ def _greedy(
     order: Sequence[int], names: Sequence[str], points: Sequence[Place], plot: Box, lines: Sequence[Box]
 ) -> tuple[float, list[Label]]:
     """The cost of placing the names in this order, and the labels."""
-    from rich.cells import cell_len
-
     taken = [Box(x - _RADIUS, y - _RADIUS, x + _RADIUS, y + _RADIUS) for x, y in points]
     placed: dict[int, Label] = {}
     total = 0.0

@@ -7,7 +7,11 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from retrodistill.evaluation.results import Example, Hit, Results, System
 from retrodistill.report import text
@@ -52,17 +56,21 @@ def results_text(results: Results, width: int = WIDTH) -> str:
     numbers = [column for column in columns_of_systems(results, TERMINAL) if column.is_number]
     sides = [column for column in columns_of_systems(results, TERMINAL) if not column.is_number]
     heads = ["system", *(_two_lines(column.head) for column in numbers), *(column.head for column in sides)]
-    names = [[text.plain(column.cell(system)) for column in sides] for system in results.systems]
-    rows = [
-        [text.plain(system.name), *(column.cell(system) for column in numbers), *row]
-        for system, row in zip(results.systems, names, strict=True)
-    ]
-    table = _table(heads, rows, len(sides), width=10_000)
-    if max(map(cell_len, table.splitlines())) <= width:
-        return table
-    # The kind and the name of a model take a line each, so that names are folded as little as possible.
-    rows = [[*row[: -len(sides)], *(name.replace(":", ":\n") for name in row[-len(sides) :])] for row in rows]
-    return _table(heads, rows, len(sides), width=width)
+
+    def drawn(after_kind: str, width: int) -> str:
+        rows = [
+            [
+                text.plain(system.name),
+                *(column.cell(system) for column in numbers),
+                *(text.plain(column.cell(system)).replace(":", after_kind) for column in sides),
+            ]
+            for system in results.systems
+        ]
+        return _table(heads, rows, len(sides), width=width)
+
+    table = drawn(":", 10_000)
+    # Where names do not fit, kind and name of a model take a line each, so that names are folded as little as possible.
+    return table if max(map(cell_len, table.splitlines())) <= width else drawn(":\n", width)
 
 
 def examples_text(results: Results, shown: int = 5, width: int = WIDTH) -> str:
@@ -190,11 +198,6 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 0, 
 
     Without a width it is as wide as its numbers need: a cropped number would be wrong, a long line only wraps.
     """
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     height = max(head.count("\n") for head in heads)
     for at, head in enumerate(heads):
@@ -213,7 +216,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 0, 
 def _two_lines(head: str) -> str:
     """A head of numbers, broken before its unit where it is long, so that the columns fit into a terminal."""
     for mark in (", ", "@", "/"):
-        before, found, after = head.partition(mark)
-        if found and len(head) > 7:
+        before, separator, after = head.partition(mark)
+        if separator and len(head) > 7:
             return f"{before}\n{after if mark == ', ' else mark + after}"
     return head

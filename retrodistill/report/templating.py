@@ -20,7 +20,7 @@ def environment(escape: bool) -> Environment:
     Args:
         escape: Whether values are escaped for HTML.
     """
-    made = Environment(
+    templates = Environment(
         loader=PackageLoader("retrodistill.report"),
         autoescape=escape,
         undefined=StrictUndefined,  # a misspelled name must not print as nothing
@@ -28,8 +28,8 @@ def environment(escape: bool) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters |= {function.__name__: function for function in _FORMATS}
-    return made
+    templates.filters |= {function.__name__: function for function in _FORMATS}
+    return templates
 
 
 def source(name: str) -> str:

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rich.cells import cell_len
+
 from retrodistill.evaluation.results import Hit, Results
 
 MISSING = "–"
@@ -116,16 +118,12 @@ def plain(text: str) -> str:
 
 def shorten(text: str, width: int) -> str:
     """Cut the end of a text to fit into terminal columns; wide letters take two."""
-    from rich.cells import cell_len
-
     text = plain(text)
     return text if cell_len(text) <= width else _fitting(text, width - 1).rstrip() + "…"
 
 
 def shorten_name(name: str, width: int) -> str:
     """Cut a name to fit: first drop the organization before a slash, then the middle, since names differ at the end."""
-    from rich.cells import cell_len
-
     name = plain(name)
     if cell_len(name) > width and "/" in name:
         kind, colon, rest = name.partition(":")
@@ -137,8 +135,6 @@ def shorten_name(name: str, width: int) -> str:
 
 
 def _fitting(text: str, width: int) -> str:
-    from rich.cells import cell_len
-
     used = 0
     for place, letter in enumerate(text):
         used += cell_len(letter)

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest
 from retrodistill.core.manifest import Manifest
-from retrodistill.encoders.contract import Role
-from retrodistill.encoders.layers import keep_first_layers
+from retrodistill.encoders.contract import STUDENT_MANIFEST, Role
 from retrodistill.encoders.loading import load_cross_encoder
-from retrodistill.encoders.weights import weights_digest
+from retrodistill.encoders.modules import keep_first_layers, weights_digest
+from retrodistill.rankers.cross_encoder import CrossEncoderRanker
 from retrodistill.students.registry import Kind, StageDefaults
+from retrodistill.training.group_stages import BothEncoders, StageRun, train_both
+from retrodistill.training.scorers import Scorer
+from retrodistill.training.trainer import History
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
@@ -53,8 +59,6 @@ class CrossEncoderStudent:
 
     def score(self, pairs: Sequence[tuple[str, str]], *, batch_size: int = 32) -> np.ndarray:
         """(n,) float32 raw logits of (query, document) pairs, higher is better."""
-        import torch
-
         if not len(pairs):
             return np.zeros(0, dtype=np.float32)
         logits = self.model.predict(
@@ -64,6 +68,56 @@ class CrossEncoderStudent:
 
     def __repr__(self) -> str:
         return f"CrossEncoderStudent({self.name}, {self.model.max_seq_length} tokens)"
+
+
+def load_pairs(folder: str) -> CrossEncoderStudent:
+    """Load a student that scores pairs."""
+    has_manifest = (Path(folder) / STUDENT_MANIFEST).exists()
+    manifest = Manifest.read(folder, STUDENT_MANIFEST) if has_manifest else None
+    return CrossEncoderStudent(load_cross_encoder(folder), f"cross-encoder:{folder}", manifest)
+
+
+def train_pairs(run: StageRun) -> History:
+    """Train all of a scorer of pairs.
+
+    Raises:
+        UserError: Nothing to learn from.
+    """
+    return train_both(run, BothEncoders(PairScorer()))
+
+
+class PairScorer(Scorer):
+    """Logits of pairs by a cross-encoder; its columns are texts, which it reads together."""
+
+    has_vectors = False
+
+    def encode(self, model: nn.Module, columns: Sequence[Any]) -> list[Tensor]:
+        """One (batch, n) tensor of raw logits, from one forward pass over all pairs of the batch."""
+        from sentence_transformers.util import batch_to_device
+
+        queries, *sides = columns
+        pairs = [pair for side in sides for pair in zip(queries, side, strict=True)]
+        inner: Any = getattr(model, "module", model)  # torchrun's wrapper has no tokenizer
+        prompt = (inner.prompts or {}).get(inner.default_prompt_name or "", None)
+        features = batch_to_device(inner.preprocess(pairs, prompt=prompt), inner.device)
+        logits = model(features)["scores"].float().view(len(sides), len(queries))
+        return [logits.T]
+
+    def lists(self, encoded: Sequence[Tensor]) -> Tensor:
+        """The logits."""
+        return encoded[0]
+
+    def across(self, encoded: Sequence[Tensor], places: Tensor) -> Tensor:
+        """There are none: every pair would be a forward pass of its own.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError("objective 'in-batch' needs vectors, and a cross-encoder has none; take contrastive.")
+
+    def features(self, student: Any, columns: Sequence[list[str]]) -> list[Any]:
+        """The texts: pairs are tokenized in `encode`."""
+        return list(columns)
 
 
 def cross_encoder_student(
@@ -81,8 +135,6 @@ def cross_encoder_student(
         UserError: Not to be found, more than one score per pair, more layers than there are, or a longer text than it
             reads.
     """
-    import torch
-
     torch.manual_seed(seed)
     model = load_cross_encoder(source, max_length=max_length)
     if layers is not None:
@@ -101,7 +153,10 @@ KIND = Kind(
     start=lambda settings, data: cross_encoder_student(
         settings.model.partition(":")[2], layers=settings.layers, max_length=settings.max_length, seed=data.seed
     ),
+    load=load_pairs,
     wrap=CrossEncoderStudent,
+    train=train_pairs,
+    ranker=lambda student, documents: CrossEncoderRanker(student.model, student.name),
     parts=("both_encoders",),
     defaults=lambda _: StageDefaults("both_encoders", {"learning_rate": 5e-5, "batch_size": 16}, 1.0),
     can_search=False,

@@ -8,14 +8,19 @@ import numpy as np
 
 from retrodistill.core.errors import UserError
 from retrodistill.data.sentences import title_texts
+from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import load_bi_encoder
-from retrodistill.encoders.rebuilding import with_modules
+from retrodistill.encoders.modules import with_modules
+from retrodistill.rankers.dense import DenseRanker
 from retrodistill.students.registry import Kind, StageDefaults
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+    from retrodistill.training.group_stages import StageRun
+    from retrodistill.training.trainer import History
 
 _FITTED = 4096  # texts that a map is fitted to
 
@@ -37,7 +42,7 @@ def dense_student(
         layers: Keep the first so many transformer layers.
         dimension: Width of its vectors: where it differs from the model's, a linear map without bias is added as the
             model's last module but the normalization, and saved with it (LEAF, arXiv 2509.12539).
-        mapped: Add such a map whatever the width, for `retrodistill.students.fitted_maps.fit_map`.
+        mapped: Add such a map whatever the width, for `retrodistill.students.dense_training.fit_map`.
         similarity: ``cosine`` or ``dot``; the model's own by default.
         max_length: Tokens kept of a text; the model's own by default.
         seed: Of the projection's initial values.
@@ -79,7 +84,7 @@ def _set_max_length(model: SentenceTransformer, max_length: int, source: str) ->
 
 def start_dense(settings: Any, data: Any) -> SentenceTransformer:
     """A recipe's dense student before training: cut, projected or mapped, with its exits."""
-    from retrodistill.students.fitted_maps import fit_exit_maps, fit_map
+    from retrodistill.students.dense_training import fit_exit_maps, fit_map
     from retrodistill.students.multi_exit import multi_exit
 
     fitted = settings.initialize == "fitted"
@@ -119,18 +124,28 @@ def _check(settings: Any) -> None:
         raise ValueError("project_exits is about exits; set exits, e.g. [2, 4]")
 
 
+def _train(run: StageRun) -> History:
+    from retrodistill.students.dense_training import train_dense
+
+    return train_dense(run)
+
+
 KIND = Kind(
     "dense",
     library_class="SentenceTransformer",
     written="dense:NAME",
     start=start_dense,
+    load=lambda folder: load_encoder(f"dense:{folder}", DENSE),
     wrap=Encoder,
+    train=_train,
+    ranker=lambda student, documents: DenseRanker(documents, student, checked=False),
     parts=("query_encoder", "both_encoders"),
     defaults=lambda _: StageDefaults("query_encoder", {"epochs": 4, "learning_rate": 5e-5, "batch_size": 32}),
     options=frozenset({"initialize", "dimension", "lexical_dim", "exits", "project_exits"}),
     check=_check,
     index="faiss",
     has_own_documents=False,
+    is_dense=True,
     has_vector=True,
     can_teach=True,
     card="dense",

@@ -12,17 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from retrodistill.core.distributed import main_first
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_folder, cache_folder, digest
 from retrodistill.core.progress import bar
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.encoders.weights import weights_digest
-from retrodistill.rankers.cross_encoder import CrossEncoderRanker
+from retrodistill.encoders.modules import weights_digest
 from retrodistill.rankers.protocol import Ranker, pair_positions
 from retrodistill.runs.run import Run
-from retrodistill.students.cross_encoder import CrossEncoderStudent
+from retrodistill.students.cross_encoder import CrossEncoderStudent, train_pairs
 from retrodistill.students.states import States
+from retrodistill.training.group_stages import StageRun
+from retrodistill.training.trainer import History
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
@@ -111,13 +113,6 @@ class StoredDocumentsRanker(Ranker):
         return self.name
 
 
-def ranker_of(student: CrossEncoderStudent) -> Ranker:
-    """A student that scores pairs as a ranker: by stored documents where it stores them."""
-    if student.kind == "cross-encoder":
-        return CrossEncoderRanker(student.model, student.name)
-    return StoredDocumentsRanker(student)
-
-
 class TextStates:
     """States of texts, found by the text: what training looks up in place of reading documents.
 
@@ -185,6 +180,20 @@ def below_stored(student: CrossEncoderStudent, documents: Sequence[str], root: P
         late.stored = None
         for parameter in frozen:
             parameter.requires_grad_(True)
+
+
+def train_late_interaction(run: StageRun) -> History:
+    """Train a PreTT or TK; with ``train: head`` what compares query and document, documents' states below it stored.
+
+    Raises:
+        UserError: Nothing to learn from.
+    """
+    if run.stage.train != "head":
+        return train_pairs(run)
+    with contextlib.ExitStack() as stack:
+        with main_first():
+            stack.enter_context(below_stored(run.student, run.data.collection.documents.texts))
+        return train_pairs(run)
 
 
 def module_of(student: CrossEncoderStudent) -> LateInteraction:

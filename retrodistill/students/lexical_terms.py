@@ -7,7 +7,7 @@ what the words mean (expansion). Untrained, the sum is BM25 over word pieces, bu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from sentence_transformers.base.modules.module import Module
 from torch import Tensor, nn
 
 from retrodistill.encoders.sparse import SparseTextEncoder
-from retrodistill.students.token_counts import counted, token_counts
+
+_BLOCK = 256  # texts tokenized at once
 
 
 class LexicalTerms(Module):
@@ -82,3 +83,39 @@ def saturated_terms(student: SparseTextEncoder, own: LexicalTerms, texts: Sequen
     rows = np.repeat(np.arange(len(texts)), np.diff(counts.indptr))
     counts.data = own.saturated(counts.data, lengths[rows]).astype(np.float32)
     return counts
+
+
+def counted(features: Mapping[str, Tensor], dimension: int) -> Tensor:
+    """(batch, vocabulary) float32: how often each token stands in each text of a batch.
+
+    Args:
+        features: With (batch, tokens) ``input_ids`` and ``attention_mask``.
+        dimension: Size of the vocabulary.
+    """
+    ids, mask = features["input_ids"], features["attention_mask"]
+    return torch.zeros((len(ids), dimension), device=ids.device).scatter_add_(1, ids, mask.float())
+
+
+def token_ids(student: SparseTextEncoder, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens,) int64 ids, one text after the other, and (texts,) int64: how many each has."""
+    prompt = student.prompt("document") or None
+    ids, lengths = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+    for start in range(0, len(texts), _BLOCK):
+        features = student.model.preprocess(list(texts[start : start + _BLOCK]), prompt=prompt, task="document")
+        mask = features["attention_mask"].bool()
+        ids.append(features["input_ids"][mask].numpy())
+        lengths.append(mask.sum(dim=1).numpy())
+    return np.concatenate(ids), np.concatenate(lengths)
+
+
+def token_counts(student: SparseTextEncoder, texts: Sequence[str]) -> tuple[csr_array, np.ndarray]:
+    """How often each token stands in each text, and how many tokens the text has.
+
+    Returns:
+        (texts, vocabulary) float32 and (texts,) int64.
+    """
+    ids, lengths = token_ids(student, texts)
+    rows = np.repeat(np.arange(len(texts)), lengths)
+    counts = csr_array((np.ones(len(ids), dtype=np.float32), (rows, ids)), shape=(len(texts), student.dimension))
+    counts.sum_duplicates()
+    return counts, lengths

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from retrodistill.core.errors import UserError
-from retrodistill.encoders.vectors import leading
+from retrodistill.encoders.vectors import check_dimensions, leading
 
 
 class LeadingVectors:
@@ -117,14 +117,3 @@ class MatryoshkaLoss(nn.Module):
     def get_config_dict(self) -> dict[str, Any]:
         """Weights by number of dimensions, for the model card."""
         return {"matryoshka": self._weights}
-
-
-def check_dimensions(dimensions: Sequence[int], whole: int) -> None:
-    """Refuse truncations that are no part of a vector.
-
-    Raises:
-        UserError: Names the first.
-    """
-    for one in dimensions:
-        if not 1 <= one <= whole:
-            raise UserError(f"truncation to {one} dimensions: the vectors have {whole}; choose from 1 to {whole}.")

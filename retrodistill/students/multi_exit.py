@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from retrodistill.core.errors import UserError
 from retrodistill.core.progress import log
 from retrodistill.encoders.exits import ROUTE, behind_exit, exit_model, exits_of
-from retrodistill.encoders.rebuilding import with_modules
+from retrodistill.encoders.modules import with_modules
 from retrodistill.objectives.distributions import kl_divergence
 from retrodistill.objectives.masks import full_mask
 
@@ -48,7 +48,7 @@ def multi_exit(model: SentenceTransformer, exits: Sequence[int], *, project: boo
         model: A transformer and what pools it; its modules are taken over.
         exits: Layers, counted from 1; the last one is left out, and it is said.
         project: Give each exit but the deepest a linear map of its own behind the pooling, at first the identity;
-            `retrodistill.students.fitted_maps.fit_exit_maps` fits it.
+            `retrodistill.students.dense_training.fit_exit_maps` fits it.
 
     Returns:
         A SentenceTransformer of stock modules.

@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from retrodistill.core.errors import UserError
-from retrodistill.encoders.layers import keep_first_layers
+from retrodistill.encoders.any_encoder import MULTI_VECTOR, load_encoder
 from retrodistill.encoders.loading import load_bi_encoder, load_multi_vector
+from retrodistill.encoders.modules import keep_first_layers, with_modules
 from retrodistill.encoders.multi_vector import MultiVectorModel, fitted_on, principal_directions, token_encoder
-from retrodistill.encoders.rebuilding import with_modules
+from retrodistill.rankers.multi_vector import MultiVectorRanker
 from retrodistill.students.clustering import with_clusters
 from retrodistill.students.registry import Kind, StageDefaults
+from retrodistill.students.states import StoredStatesRanker
 
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder
+
+    from retrodistill.training.group_stages import StageRun
+    from retrodistill.training.trainer import History
 
 _TOKEN_WIDTH = 128  # of a token vector (ColBERT, arXiv 2004.12832)
 
@@ -145,12 +150,35 @@ def _check(settings: Any) -> None:
         raise ValueError(f"clustered_from: {settings.clustered_from}, and there are {len(settings.stages)} stages")
 
 
+def _train(run: StageRun) -> History:
+    from retrodistill.students.multi_vector_training import train_multi_vector
+
+    return train_multi_vector(run)
+
+
+def _store_documents(student: Any, texts: Sequence[str]) -> None:
+    from retrodistill.students.multi_vector_training import store_documents
+
+    store_documents(student, texts)
+
+
+def _exhaustive(student: Any, name: str) -> StoredStatesRanker:
+    from retrodistill.students.multi_vector_training import exhaustive
+
+    return exhaustive(student, name)
+
+
 KIND = Kind(
     "multi-vector",
     library_class="MultiVectorEncoder",
     written="multi-vector:NAME",
     start=_start,
+    load=lambda folder: load_encoder(f"multi-vector:{folder}", MULTI_VECTOR),
     wrap=MultiVectorModel,
+    train=_train,
+    ranker=lambda student, documents: MultiVectorRanker(student),
+    store_documents=_store_documents,
+    exhaustive=_exhaustive,
     parts=("head", "both_encoders"),
     defaults=lambda _: StageDefaults("head", {"learning_rate": 1e-3, "batch_size": 32, "warmup": 0.05}, 0.02),
     options=frozenset({"expansion", "dimension", "clusters", "clustered_from"}),

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.contract import Role
 from retrodistill.encoders.multi_vector import fitted_on, principal_directions
-from retrodistill.students.cross_encoder import CrossEncoderStudent, cross_encoder_student
+from retrodistill.students.cross_encoder import CrossEncoderStudent, cross_encoder_student, load_pairs
+from retrodistill.students.document_states import StoredDocumentsRanker, train_late_interaction
 from retrodistill.students.late_interaction import (
     DOCUMENT_LENGTH,
     QUERY_LENGTH,
@@ -206,7 +207,10 @@ KIND = Kind(
         max_length=settings.max_length,
         seed=data.seed,
     ),
+    load=load_pairs,
     wrap=CrossEncoderStudent,
+    train=train_late_interaction,
+    ranker=lambda student, documents: StoredDocumentsRanker(student),
     owns=lambda model: type(model[0]) is PreTT,
     parts=("head", "both_encoders"),
     defaults=lambda _: StageDefaults("head", {"learning_rate": 1e-4, "batch_size": 16}, 1.0),

@@ -7,12 +7,17 @@ and ask it what they need; nobody compares names of kinds. To add a kind, write 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from retrodistill.core.errors import unknown
 from retrodistill.core.manifest import Manifest
+
+if TYPE_CHECKING:
+    from retrodistill.rankers.protocol import Ranker
+    from retrodistill.training.group_stages import StageRun
+    from retrodistill.training.trainer import History
 
 # Modules are imported when a kind is first asked for: those of some kinds load torch. Kinds that share a class of
 # sentence-transformers are tried in this order, so the most general one of each class comes last.
@@ -56,7 +61,10 @@ class Kind:
         library_class: The class of sentence-transformers that its models are, e.g. ``SparseEncoder``.
         start: ``(settings, data) -> model``: the model before training. ``settings`` are a recipe's `StudentSettings`;
             of ``data`` it reads collection, document encoder, queries and seed.
+        load: ``folder -> student``: from a folder of its library class.
         wrap: ``(model, name, manifest) -> student``: the encoder or pair scorer that users hold.
+        train: Trains a student through a `StageRun`.
+        ranker: ``(student, document encoder) -> Ranker``; a student that has its own documents ignores the other.
         parts: The parts that a stage can train, as values of ``train``.
         defaults: ``(settings as a mapping) -> StageDefaults``.
         options: Keys of `StudentSettings` that only some kinds have and this one does.
@@ -64,11 +72,17 @@ class Kind:
         check: Raises ValueError where its settings contradict each other.
         owns: Whether a model of its library class is of this kind.
         at_stage: ``(model, settings, stage) -> model``: the model as a stage, from 0, finds it.
+        store_documents: ``(student, texts)``: puts document vectors into the student's store from what its training
+            stored, where that gives them without its transformer.
+        exhaustive: ``(student, name) -> retriever`` by what training stored, without an index; None where there is
+            nothing.
+        describe: ``(student, data) -> (about, notes)``: what a trained student's manifest says of it besides.
         index: Name of the kind of index that its documents go into; None where they are re-ranked.
         written: How users write a student of it: ``static``, ``dense:NAME``; empty for hybrid, which is dense with
             ``lexical_dim``.
         has_own_documents: Whether it always encodes its own documents, in no space of another model.
-        has_vector: Whether a text is one dense vector, of which leading dimensions are a vector too.
+        is_dense: Whether a text is one dense vector.
+        has_vector: Whether leading dimensions of that vector are a vector, too.
         has_terms: Whether a text is weights of terms, which regularizers see.
         can_search: Whether it ranks a whole corpus; otherwise it scores pairs and re-ranks.
         can_teach: Whether it may be the teacher of another student's stage.
@@ -78,7 +92,10 @@ class Kind:
     name: str
     library_class: str
     start: Callable[[Any, Any], Any]
+    load: Callable[[str], Any]
     wrap: Callable[[Any, str, Manifest | None], Any]
+    train: Callable[[StageRun], History]
+    ranker: Callable[[Any, Any], Ranker]
     parts: tuple[Part, ...]
     defaults: Callable[[Mapping[str, Any]], StageDefaults]
     options: frozenset[str] = frozenset()
@@ -86,9 +103,13 @@ class Kind:
     check: Callable[[Any], None] = lambda settings: None
     owns: Callable[[Any], bool] = lambda model: True
     at_stage: Callable[[Any, Any, int], Any] = lambda model, settings, stage: model
+    store_documents: Callable[[Any, Sequence[str]], None] = lambda student, texts: None
+    exhaustive: Callable[[Any, str], Any] | None = None
+    describe: Callable[[Any, Any], tuple[dict[str, Any], list[str]]] = lambda student, data: ({}, [])
     index: str | None = None
     written: str = ""
     has_own_documents: bool = True
+    is_dense: bool = False
     has_vector: bool = False
     has_terms: bool = False
     can_search: bool = True

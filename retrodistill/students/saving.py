@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from retrodistill.core.errors import unknown
-from retrodistill.core.files import atomic_folder, check_replaceable, read_json
+from retrodistill.core.files import atomic_folder, check_replaceable, disk_errors, read_json
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.contract import STUDENT_MANIFEST
-from retrodistill.encoders.encoder import load_encoder
-from retrodistill.encoders.loading import load_cross_encoder, quiet_libraries
-from retrodistill.encoders.multi_vector import load_multi_vector_encoder
-from retrodistill.encoders.sparse import load_sparse_encoder
+from retrodistill.encoders.encoder import Encoder
+from retrodistill.encoders.loading import quiet_libraries
+from retrodistill.encoders.multi_vector import MultiVectorModel
+from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.students.cross_encoder import CrossEncoderStudent
-from retrodistill.students.kinds import CLASSES, AnyStudent
+from retrodistill.students.registry import all_kinds, kind_of
+
+AnyStudent = Encoder | SparseTextEncoder | MultiVectorModel | CrossEncoderStudent
 
 
 def save_student(model: Any, manifest: Manifest, folder: str | os.PathLike[str]) -> AnyStudent:
@@ -37,51 +37,22 @@ def save_student(model: Any, manifest: Manifest, folder: str | os.PathLike[str])
     return load_student(folder)
 
 
-@contextlib.contextmanager
-def disk_errors() -> Iterator[None]:
-    """Raise what a full disk makes torch and safetensors raise as the OSError that it is."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (SafetensorError, RuntimeError) as error:
-        if not is_disk_error(error):
-            raise
-        raise OSError(str(error).strip().splitlines()[0]) from error
-
-
-def is_disk_error(error: BaseException) -> bool:
-    """Whether a library's error is about writing: they put the system's words into their own classes."""
-    words = ("No space left", "os error", "PytorchStreamWriter", "inline_container", "File too large", "quota")
-    return isinstance(error, OSError) or any(word in str(error) for word in words)
-
-
 def load_student(folder: str | os.PathLike[str]) -> AnyStudent:
-    """Load a student's folder, of any kind; static ones are told from dense ones by their first module.
+    """Load a student's folder, of any kind.
 
     Raises:
-        UserError: No sentence-transformers folder, or of an unknown kind.
+        UserError: Not a sentence-transformers folder, or one of an unknown class.
     """
     place = Path(folder)
-    kind = _kind(place)
-    if kind == "sparse":
-        return load_sparse_encoder(f"sparse:{place}")
-    if kind == "multi-vector":
-        return load_multi_vector_encoder(f"multi-vector:{place}")
-    if kind == "cross-encoder":
-        return CrossEncoderStudent(load_cross_encoder(str(place)), f"cross-encoder:{place}", _manifest(place))
-    encoder = load_encoder(f"dense:{place}")
-    encoder.name = f"{'static' if encoder.is_static else 'dense'}:{place}"
-    return encoder
-
-
-def _kind(folder: Path) -> str:
-    path = folder / "config_sentence_transformers.json"
-    said = read_json(path).get("model_type", "SentenceTransformer") if path.exists() else "SentenceTransformer"
-    if said not in CLASSES:
-        raise unknown("class of student", said, CLASSES)
-    return CLASSES[said]
-
-
-def _manifest(folder: Path) -> Manifest | None:
-    return Manifest.read(folder, STUDENT_MANIFEST) if (folder / STUDENT_MANIFEST).exists() else None
+    path = place / "config_sentence_transformers.json"
+    library_class = "SentenceTransformer"  # folders of old versions of the library do not say
+    if path.exists():
+        library_class = read_json(path).get("model_type", library_class)
+    kinds = {kind.library_class: kind for kind in all_kinds()}  # of each class the most general one
+    if library_class not in kinds:
+        raise unknown("class of student", library_class, kinds)
+    student: AnyStudent = kinds[library_class].load(str(place))
+    kind = kind_of(student.model)
+    if kind.written:
+        student.name = f"{kind.name}:{place}"
+    return student

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from retrodistill.core.errors import UserError
+from retrodistill.data.sentences import title_texts
 from retrodistill.data.texts import Texts
+from retrodistill.encoders.any_encoder import SPARSE, load_encoder
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.encoders.layers import keep_first_layers
 from retrodistill.encoders.loading import load_bi_encoder, load_sparse
-from retrodistill.encoders.rebuilding import with_modules
+from retrodistill.encoders.modules import keep_first_layers, with_modules
 from retrodistill.encoders.sparse import SparseTextEncoder
-from retrodistill.students.heads import head_of
+from retrodistill.rankers.sparse import SparseRanker
+from retrodistill.students.lexical_terms import token_ids
 from retrodistill.students.registry import WHOLE_TRANSFORMER, Kind, StageDefaults
-from retrodistill.students.states import stored_states
+from retrodistill.students.states import StoredStatesRanker, head_of, stored_states
 from retrodistill.students.static import fast_tokenizer, inverse_document_frequencies
-from retrodistill.students.token_counts import token_ids
 
 if TYPE_CHECKING:
     from sentence_transformers import SparseEncoder
 
     from retrodistill.students.lexical_terms import LexicalTerms
+    from retrodistill.training.group_stages import StageRun
+    from retrodistill.training.trainer import History
 
 Queries = Literal["model", "inference-free"]
 _AT_MOST = 20000  # documents whose hidden states a head starts from
@@ -313,6 +316,34 @@ def _check(settings: Any) -> None:
         raise ValueError("train: head trains sparse students with queries: inference-free; or set train: both_encoders")
 
 
+def _train(run: StageRun) -> History:
+    from retrodistill.students.sparse_training import train_sparse
+
+    return train_sparse(run)
+
+
+def _store_documents(student: Any, texts: Sequence[str]) -> None:
+    from retrodistill.students.sparse_training import store_documents
+
+    store_documents(student, texts)
+
+
+def _exhaustive(student: Any, name: str) -> StoredStatesRanker:
+    from retrodistill.students.sparse_training import exhaustive
+
+    return exhaustive(student, name)
+
+
+def _describe(student: SparseTextEncoder, data: Any) -> tuple[dict[str, Any], list[str]]:
+    """Terms per text and FLOPS, and an alarm where the student is empty or dense."""
+    from retrodistill.students.sparse_regularizers import SparsityAlarm
+
+    queries = data.queries if len(data.queries) else title_texts(data.collection)
+    measured, alarm = sparsity(student, data.collection.documents, queries), SparsityAlarm()
+    alarm([round(measured["terms"])], student.dimension, final=True)
+    return {"sparsity": measured}, alarm.notes
+
+
 KIND = Kind(
     "sparse",
     library_class="SparseEncoder",
@@ -326,7 +357,13 @@ KIND = Kind(
         layers=settings.layers,
         max_length=settings.max_length,
     ),
+    load=lambda folder: load_encoder(f"sparse:{folder}", SPARSE),
     wrap=SparseTextEncoder,
+    train=_train,
+    ranker=lambda student, documents: SparseRanker(student),
+    store_documents=_store_documents,
+    exhaustive=_exhaustive,
+    describe=_describe,
     parts=("head", "both_encoders"),
     defaults=_defaults,
     options=frozenset({"queries", "head", "lexical_terms"}),

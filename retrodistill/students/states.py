@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,15 +14,20 @@ from retrodistill.core.allocation import keep_freed_memory
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_folder, cache_folder, digest
 from retrodistill.core.progress import bar
+from retrodistill.data.collection import Collection
+from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import Role
+from retrodistill.encoders.embeddings import TextStore
+from retrodistill.encoders.modules import weights_digest
 from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.sparse import SparseTextEncoder
-from retrodistill.encoders.weights import weights_digest
-from retrodistill.students.heads import backbone_of
+from retrodistill.rankers.protocol import Ranker
+from retrodistill.runs.run import Run
 
 _STATES, _PLACES = "states.bin", "places.npy"
 _LARGEST = 65504.0  # of float16
 _BATCH = 32
+BLOCK = 256  # documents at a time
 
 
 class States:
@@ -57,6 +63,33 @@ class States:
         parts = [self.vectors[start : start + length] for start, length in places]
         joined = np.concatenate(parts) if parts else np.zeros((0, self.width), dtype=np.float16)
         return torch.from_numpy(joined).to(device).float(), torch.from_numpy(places[:, 1].copy()).to(device)
+
+
+def head_of(student: SparseTextEncoder | MultiVectorModel) -> Any:
+    """The linear map behind the transformer: to the vocabulary of a sparse student, to the width of token vectors.
+
+    Raises:
+        UserError: There is none that can be trained on its own.
+    """
+    found = [part for part in student.modules("document") if type(part).__name__ == "Dense"]
+    if len(found) == 1 and found[0].module_input_name == "token_embeddings" and not found[0].use_residual:
+        return found[0]
+    if isinstance(student, SparseTextEncoder):
+        raise UserError(
+            f"model {student.name} has its term head inside the transformer; train: head trains one that stands "
+            "behind it, as students from bi-encoders have: start from one, or set train: both_encoders."
+        )
+    raise UserError(
+        f"model {student.name} has no projection behind its transformer for train: head to train; set the student's "
+        "dimension below the transformer's width, or train: both_encoders."
+    )
+
+
+def backbone_of(student: SparseTextEncoder | MultiVectorModel, role: Role) -> list[Any]:
+    """The modules in front of the head, and those that mask tokens: they give hidden states and tell which count."""
+    parts, head = student.modules(role), head_of(student)
+    front = parts[: next((place for place, part in enumerate(parts) if part is head), len(parts))]
+    return front + [part for part in parts[len(front) :] if type(part).__name__ == "MultiVectorMask"]
 
 
 def stored_states(
@@ -161,3 +194,56 @@ def _states(
         keys = getattr(module, "forward_kwargs", ())
         features = module(features, task=role) if "task" in keys else module(features)
     return features["token_embeddings"], features["attention_mask"].bool()
+
+
+class StoredStatesRanker(Ranker):
+    """Exact search of a sparse or multi-vector student by the hidden states that its training stored.
+
+    They give the student's exact scores and no transformer runs again. That is how students are compared while they are
+    worked on; what is served is an index.
+
+    Args:
+        student: Encodes the queries.
+        name: What its runs are called.
+        search: ``(student, states, queries, corpus, k) -> ((queries, k) rows, (queries, k) scores)``.
+    """
+
+    can_search = True
+
+    def __init__(self, student: Any, name: str, search: Callable[..., tuple[np.ndarray, np.ndarray]]) -> None:
+        self.student, self.name, self._search = student, name, search
+
+    def search(self, queries: Texts, collection: Collection, k: int) -> Run:
+        """The k documents of highest score of each query."""
+        corpus = collection.documents
+        states = stored_states(self.student, corpus.texts, "document")
+        with torch.no_grad():
+            rows, scores = self._search(self.student, states, queries, corpus, min(k, len(corpus)))
+        return Run.from_matrix(queries.ids, corpus.ids, rows, scores, name=self.name)
+
+    def fingerprint(self, collection: Collection) -> str:
+        """Contracts of the student's roles."""
+        return digest("stored states", self.student.fingerprint("query"), self.student.fingerprint("document"))
+
+
+def store_from_states(
+    student: SparseTextEncoder | MultiVectorModel,
+    store: TextStore,
+    texts: Sequence[str],
+    blocks: Callable[[Any, States, Sequence[str]], Iterator[tuple[int, Any]]],
+) -> None:
+    """Put a student's document vectors into its store where the cache has their hidden states.
+
+    Args:
+        student: Of any training.
+        store: Its documents'.
+        texts: The corpus.
+        blocks: Gives the row of the first document and the vectors of `BLOCK` documents at a time.
+    """
+    if not store.missing(texts) or not has_states(student, texts, "document"):
+        return
+    states = stored_states(student, texts, "document")
+    with bar(len(texts), f"vectors from stored states ({student.name})", "texts") as progress, torch.no_grad():
+        for start, vectors in blocks(student, states, texts):
+            store.put(texts[start : start + BLOCK], vectors)
+            progress.update(min(BLOCK, len(texts) - start))

@@ -13,7 +13,8 @@ from retrodistill.core.errors import UserError
 from retrodistill.encoders.contract import Role
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.multi_vector import fitted_on, principal_directions
-from retrodistill.students.cross_encoder import CrossEncoderStudent
+from retrodistill.students.cross_encoder import CrossEncoderStudent, load_pairs
+from retrodistill.students.document_states import StoredDocumentsRanker, train_late_interaction
 from retrodistill.students.late_interaction import (
     DOCUMENT_LENGTH,
     QUERY_LENGTH,
@@ -227,7 +228,10 @@ KIND = Kind(
         dimension=settings.dimension,
         max_length=settings.max_length,
     ),
+    load=load_pairs,
     wrap=CrossEncoderStudent,
+    train=train_late_interaction,
+    ranker=lambda student, documents: StoredDocumentsRanker(student),
     owns=lambda model: type(model[0]) is TK,
     parts=("head", "both_encoders"),
     defaults=lambda _: StageDefaults("head", {"learning_rate": 3e-3, "batch_size": 16, "warmup": 0.05}, 1.0),

@@ -13,7 +13,7 @@ from sentence_transformers.multi_vector_encoder.modules import BaseTokenPooling,
 from torch import Tensor
 
 from retrodistill.core.errors import UserError
-from retrodistill.encoders.rebuilding import with_modules
+from retrodistill.encoders.modules import with_modules
 from retrodistill.students.clustering import ClusterSize, check_cluster_size, vectors_kept
 
 if TYPE_CHECKING:

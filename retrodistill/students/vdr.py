@@ -10,8 +10,8 @@ from sentence_transformers.base.modules.module import Module
 from torch import Tensor, nn
 
 from retrodistill.core.errors import UserError
-from retrodistill.encoders.rebuilding import with_modules
-from retrodistill.students.token_counts import counted
+from retrodistill.encoders.modules import with_modules
+from retrodistill.students.lexical_terms import counted
 
 
 class VocabularyPooling(Module):

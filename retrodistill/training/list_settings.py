@@ -109,17 +109,14 @@ class CandidateSettings(Settings):
     @classmethod
     def _can_search(cls, sources: list[str] | None) -> list[str] | None:
         from retrodistill.core.errors import UserError
-        from retrodistill.encoders.names import parse_model_name
+        from retrodistill.encoders.names import check_can_search, parse_model_name
 
         for source in sources or []:
-            if source == CURRENT_STUDENT:
-                continue
             try:
-                kind = parse_model_name(source).kind
+                if source != CURRENT_STUDENT:
+                    check_can_search(parse_model_name(source))
             except UserError as error:
                 raise ValueError(str(error)) from error
-            if kind == "cross-encoder":
-                raise ValueError(f"{source!r} scores pairs and proposes no candidates; name it as a teacher")
         return sources
 
     @field_validator("depth")

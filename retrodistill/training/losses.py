@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,14 +12,10 @@ from torch import Tensor, nn
 from retrodistill.core.errors import UserError
 from retrodistill.objectives import usable_lists, whole_batch
 from retrodistill.objectives.pairwise import check_width
-from retrodistill.students.clustering import without_clusters
-from retrodistill.students.kinds import kind_of
-from retrodistill.students.vdr import own_tokens, vocabulary_pooling
 from retrodistill.training.groups import Groups
 from retrodistill.training.in_batch import Across, InBatch, across_corpus, across_of, in_batch_of
 from retrodistill.training.lists import Lists
-from retrodistill.training.regularizers import Regularizer, regularized, sparse_only
-from retrodistill.training.scorers import PairScorer, VectorScorer, scorer_of
+from retrodistill.training.scorers import Scorer, VectorScorer
 from retrodistill.training.terms import (
     ListView,
     Term,
@@ -33,8 +29,21 @@ from retrodistill.training.terms import (
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-
 _OF_LISTS = {"scores", "targets", "labels", "mask", "positives"}
+# (queries, documents, share of the steps done) -> weighted terms by name, of (texts, terms) weights of all processes
+Regularize = Callable[[Tensor, Tensor, float | None], dict[str, Tensor]]
+
+
+class OwnTokens(NamedTuple):
+    """Objectives on scores of which one side is its own tokens, each of weight 1 (the semi-parametric half of VDR).
+
+    Attributes:
+        weight: Of the mean over the two sides.
+        bag: (batch, vocabulary) bool of a column's features: the tokens that each text has.
+    """
+
+    weight: float
+    bag: Callable[[dict[str, Tensor]], Tensor]
 
 
 class StoredTargetsLoss(TermsLoss):
@@ -166,16 +175,16 @@ class GroupsLoss(TermsLoss):
         mask: (groups, n) bool, true where there is a document.
         positives: (groups,) place of the pseudo-query's own document, -1 for none.
         documents: (groups, n) corpus positions, by which ``in-batch`` knows documents that two groups share.
-        regularizers: Of a sparse student's term weights.
+        scorer: Of the kind of student; inner products by default.
         corpus: The groups, with the lists over the corpus that they were drawn from, for ``in-batch-margin-mse``.
-        own_tokens: Weight of the objectives on scores of which one side is its own tokens, each of weight 1, for VDR's
-            head (the semi-parametric half of its loss): the mean over the two sides. Such queries, and such documents,
-            need no model.
+        regularize: Terms on the weights that a sparse student gives.
+        own_tokens: Objectives on scores of which one side needs no model.
+        start: The model that ``lwf`` compares with; the model as it is by default.
         alone: As of `StoredTargetsLoss`.
 
     Raises:
-        UserError: An embedding objective among the terms, one that lacks what it learns from, a regularizer for a
-            student without term weights, another head than VDR's for `own_tokens`, or no group that teaches anything.
+        UserError: An embedding objective among the terms, one that lacks what it learns from, or no group that teaches
+            anything.
     """
 
     def __init__(  # noqa: PLR0913 - what groups are made of
@@ -186,22 +195,21 @@ class GroupsLoss(TermsLoss):
         mask: np.ndarray,
         positives: np.ndarray,
         documents: np.ndarray | None = None,
-        regularizers: Sequence[Regularizer] = (),
         *,
+        scorer: Scorer | None = None,
         corpus: Groups | None = None,
-        own_tokens: float = 0.0,
+        regularize: Regularize | None = None,
+        own_tokens: OwnTokens | None = None,
+        start: Any = None,
         alone: bool = True,
     ) -> None:
         super().__init__()
         self.model = model
-        self.scorer = scorer_of(model)
-        self._own_weight, self._vocabulary = own_tokens, vocabulary_pooling(model) if own_tokens else None
-        if own_tokens and self._vocabulary is None:
-            raise UserError("own_tokens is for sparse students of head: vdr; this one has another.")
+        self.scorer = scorer or VectorScorer(str(model.similarity_fn_name) == "cosine")
+        self._own_tokens, self._regularize = own_tokens, regularize
         self.terms = lists_only(terms)
-        self._regularizers = sparse_only(regularizers, kind_of(model))
         across = next((term.name for term in terms if term.objective.needs("own_scores", "batch_scores")), None)
-        if across and isinstance(self.scorer, PairScorer):
+        if across and not self.scorer.has_vectors:
             raise UserError(f"objective {across!r} needs vectors, and a cross-encoder has none; take contrastive.")
         check_positives_known(terms, positives)
         self._scores, self._mask, self._positives = scores, mask, positives
@@ -215,8 +223,8 @@ class GroupsLoss(TermsLoss):
         if alone and any(term.reads_scores for term in terms):
             usable, counts = usable_lists(torch.from_numpy(scores), torch.from_numpy(mask))
             self._report({"usable": int(usable.sum()), **counts})
-        if alone:  # a clustered student is compared with itself without clusters
-            self._keep_start(without_clusters(model))
+        if alone:
+            self._keep_start(model if start is None else start)
 
     def forward(
         self, sentence_features: Iterable[Any], labels: Tensor, prompt: str | None = None, task: str | None = None
@@ -232,14 +240,15 @@ class GroupsLoss(TermsLoss):
         columns = list(sentence_features)
         start = self._start_encoded(columns, self.scorer)
         bags = None
-        if self._vocabulary is not None:
-            size, special = self._vocabulary.dimension, self._vocabulary.special
-            bags = [own_tokens(features, size, special) for features in columns]
+        if self._own_tokens is not None:
+            bags = [self._own_tokens.bag(features) for features in columns]
         encoded = self.scorer.encode(self.model, columns)
         parts = self.compute_loss_from_embeddings(encoded, labels, start)
-        return parts if bags is None else parts | self._own_terms(encoded, bags, labels)
+        if self._own_tokens is None or bags is None:
+            return parts
+        return parts | self._own_terms(encoded, bags, labels, self._own_tokens.weight)
 
-    def _own_terms(self, encoded: list[Tensor], bags: list[Tensor], labels: Tensor) -> dict[str, Tensor]:
+    def _own_terms(self, encoded: list[Tensor], bags: list[Tensor], labels: Tensor, weight: float) -> dict[str, Tensor]:
         """The list terms where one side is its own tokens, each of weight 1, by name and side."""
         (query, *documents), (bag, *others) = encoded, [own.float() for own in bags]
         sides = {"query": [bag, *documents], "document": [query, *others]}
@@ -251,7 +260,7 @@ class GroupsLoss(TermsLoss):
             for term in self.terms:
                 if set(term.objective.takes) <= _OF_LISTS:
                     key = f"{term.name}@own-{side}"
-                    value = self._own_weight / 2 * term.weight * term.value(inputs)
+                    value = weight / 2 * term.weight * term.value(inputs)
                     parts[key] = parts[key] + value if key in parts else value
         return parts
 
@@ -282,11 +291,11 @@ class GroupsLoss(TermsLoss):
             in_batch = in_batch_of(self.scorer.across(embeddings, positives.clamp(min=0)), self._own[rows])
         across = self._across(embeddings, rows) if self.asks("batch_scores") else None
         parts = self.list_terms(scores, targets, mask, positives, start_scores=start, in_batch=in_batch, across=across)
-        if self._regularizers:
+        if self._regularize is not None:
             queries, *sides = (side.float() for side in embeddings)
             documents, there = torch.cat(sides), mask.T.reshape(-1)  # a masked place holds the empty text
             documents = whole_batch(documents)[whole_batch(there[:, None].float())[:, 0] > 0]
-            parts |= regularized(self._regularizers, whole_batch(queries), documents, self.progress)
+            parts |= self._regularize(whole_batch(queries), documents, self.progress)
         return parts
 
     def _across(self, embeddings: list[Any], rows: np.ndarray) -> Across | None:

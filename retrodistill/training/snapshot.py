@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +21,6 @@ from retrodistill.encoders.vectors import exact_search
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import pair_texts
 from retrodistill.runs.run import Run
-from retrodistill.students.hybrid import is_hybrid
-from retrodistill.students.kinds import AnyStudent
-from retrodistill.training.hybrid import store_vectors
 from retrodistill.training.list_settings import CURRENT_STUDENT
 
 
@@ -32,10 +31,17 @@ class StudentSnapshot:
         student: The student.
         space: Encodes the documents that it searches; None where it encodes them itself.
         stored: (corpus, d) document vectors in the space's place.
+        store: Puts the student's own document vectors into its store where it can spare itself encoding them.
     """
 
-    def __init__(self, student: AnyStudent, space: Encoder | None = None, stored: np.ndarray | None = None) -> None:
-        self.student, self.space, self.stored = student, space, stored
+    def __init__(
+        self,
+        student: Any,
+        space: Encoder | None = None,
+        stored: np.ndarray | None = None,
+        store: Callable[[Any, Sequence[str]], None] | None = None,
+    ) -> None:
+        self.student, self.space, self.stored, self._store = student, space, stored, store
 
     @cached_property
     def fingerprint(self) -> str:
@@ -53,8 +59,8 @@ class StudentSnapshot:
         if not isinstance(self.student, Encoder):
             raise UserError(f"{self.student.name} has no dense vectors.")
         documents, texts = self.stored, collection.documents.texts
-        if documents is None and self.space is None and is_hybrid(self.student.model):
-            store_vectors(self.student, texts, "document")
+        if documents is None and self.space is None and self._store is not None:
+            self._store(self.student, texts)
         if documents is None:
             documents = embed(self.space or self.student, texts, "document")
         if documents.shape[1] != self.student.dimension:

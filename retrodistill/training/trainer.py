@@ -14,11 +14,9 @@ from typing import TYPE_CHECKING, Any
 from retrodistill.core.allocation import keep_freed_memory
 from retrodistill.core.distributed import is_main, processes
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import make_folder
+from retrodistill.core.files import is_disk_error, make_folder
 from retrodistill.core.progress import bar
 from retrodistill.encoders.loading import quiet_libraries
-from retrodistill.students.kinds import kind_of
-from retrodistill.students.saving import is_disk_error
 from retrodistill.training.objective_state import objective_keeper
 from retrodistill.training.settings import TrainingSettings
 
@@ -131,12 +129,11 @@ def _trainer_of(model: Any) -> tuple[type[Any], type[Any]]:
     """The trainer of a kind of student, and its arguments."""
     import sentence_transformers
 
-    name = {
-        "dense": "SentenceTransformerTrain",
-        "sparse": "SparseEncoderTrain",
-        "multi-vector": "MultiVectorEncoderTrain",
-        "cross-encoder": "CrossEncoderTrain",
-    }[kind_of(model)]
+    name = next(
+        f"{base.__name__}Train"
+        for base in type(model).__mro__
+        if hasattr(sentence_transformers, f"{base.__name__}Trainer")
+    )
     base: type[Any] = getattr(sentence_transformers, f"{name}er")
 
     class Trainer(base):
@@ -187,7 +184,7 @@ def _arguments(
         "bf16": on_gpu and settings.precision == "bfloat16",
         "dataloader_pin_memory": on_gpu,
     }
-    if kind_of(model) == "cross-encoder":  # it puts its own prompt in front of a pair
+    if not hasattr(model, "encode"):  # a scorer of pairs puts its own prompt in front of them
         return found
     return {**found, "prompts": prompts or None, "router_mapping": roles if routed else None}
 

@@ -1,6 +1,6 @@
 import pytest
 
-from retrodistill.candidates.selection import labeled, prod_selection, pseudo_labeled, rewritten
+from retrodistill.candidates.selection import labeled, prod_selection, pseudo_labeled
 from retrodistill.core.errors import UserError
 from retrodistill.data.qrels import Qrels
 from retrodistill.runs.run import Run
@@ -59,20 +59,3 @@ class TestPositives:
 
     def test_pseudo_labels_are_what_the_ensemble_ranks_first(self):
         assert pseudo_labeled(run_of(q="ba", r="c")) == {"q": {"b"}, "r": {"c"}}
-
-
-class TestRewritten:
-    RUN = run_of(w1="ab", w2="ca")
-
-    def test_the_scores_go_to_the_raw_queries(self):
-        found = rewritten(self.RUN, {"w1": "raw one", "w2": "raw two", "w3": "other"})
-        assert found.to_dict() == {"raw one": {"a": 0, "b": -1}, "raw two": {"c": 0, "a": -1}}
-        assert found.query_ids == ["raw one", "raw two"]
-
-    def test_a_query_of_nobody(self):
-        with pytest.raises(UserError, match="1 queries stand for no raw query"):
-            rewritten(self.RUN, {"w1": "raw"})
-
-    def test_two_rewrites_of_one_query_are_to_be_fused(self):
-        with pytest.raises(UserError, match="1 raw queries have several better ones"):
-            rewritten(self.RUN, {"w1": "raw", "w2": "raw"})

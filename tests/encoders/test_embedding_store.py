@@ -5,13 +5,13 @@ from store_children import PART, TEXTS, Log, LoggedEncoder, fake_vector, kill_af
 
 from retrodistill.core import stores
 from retrodistill.core.errors import UserError
-from retrodistill.encoders import text_store
+from retrodistill.encoders import embeddings
 from retrodistill.encoders.embeddings import EmbeddingStore, embed, seconds_to_embed
 
 WANTED = np.stack([fake_vector(text) for text in TEXTS])
 CHILD = """
-    from retrodistill.encoders import embeddings, text_store
-    text_store._PART = PART
+    from retrodistill.encoders import embeddings
+    embeddings._PART = PART
     root, log, delay = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
     found = embeddings.embed(LoggedEncoder(log, delay), TEXTS, "document", root)
     assert (found == [fake_vector(text) for text in TEXTS]).all()
@@ -20,7 +20,7 @@ CHILD = """
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(text_store, "_PART", PART)
+    monkeypatch.setattr(embeddings, "_PART", PART)
 
 
 @pytest.fixture

@@ -148,12 +148,12 @@ class TestLoading:
         assert load_encoder(model).model is model
 
     def test_what_is_no_model(self):
-        with pytest.raises(UserError, match=r"^an encoder cannot be made from int; give 'dense:NAME', "):
+        with pytest.raises(UserError, match=r"^an encoder cannot be made from int; give 'dense:NAME' "):
             load_encoder(5)
 
     @pytest.mark.parametrize("name", ["bm25", "cross-encoder:x", "run:x.run"])
     def test_kinds_that_do_not_encode(self, name):
-        with pytest.raises(UserError, match=rf"^model {name} is no encoder; "):
+        with pytest.raises(UserError, match=rf"^model {name} is not an encoder; "):
             load_encoder(name)
 
     def test_a_transformer_is_not_static(self, tiny_model):

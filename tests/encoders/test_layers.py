@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from retrodistill.core.errors import UserError
-from retrodistill.encoders.layers import keep_first_layers
 from retrodistill.encoders.loading import load_bi_encoder
+from retrodistill.encoders.modules import keep_first_layers
 
 
 class TestKeepFirstLayers:

@@ -4,12 +4,8 @@ import torch
 from sentence_transformers import MultiVectorEncoder
 
 from retrodistill.core.errors import UserError
-from retrodistill.encoders.multi_vector import (
-    Tokens,
-    load_multi_vector_encoder,
-    principal_directions,
-    token_encoder,
-)
+from retrodistill.encoders.any_encoder import MULTI_VECTOR, load_encoder
+from retrodistill.encoders.multi_vector import Tokens, principal_directions, token_encoder
 
 TEXTS = ["heart and artery", "the orbit of a planet today.", "violin"]
 
@@ -21,7 +17,7 @@ def untrained(tiny_model):
 
 @pytest.fixture
 def encoder(untrained):
-    return load_multi_vector_encoder(untrained)
+    return load_encoder(untrained)
 
 
 @pytest.fixture(scope="module")
@@ -72,20 +68,20 @@ class TestEncoding:
         with torch.no_grad():
             model[0].auto_model.embeddings.word_embeddings.weight[model.tokenizer.vocab["violin"]] = torch.nan
         with pytest.raises(UserError, match=r"gives a token vector that is not finite for 'violin'"):
-            load_multi_vector_encoder(model).encode(TEXTS, "document")
+            load_encoder(model).encode(TEXTS, "document")
 
 
 class TestContracts:
     def test_expanding_queries_moves_no_document(self, tiny_model):
-        plain, expanded = (load_multi_vector_encoder(token_encoder(tiny_model)) for _ in range(2))
+        plain, expanded = (load_encoder(token_encoder(tiny_model)) for _ in range(2))
         expanded.model[0].query_expansion = {"strategy": "fixed", "attend": True, "length": 16}
         assert expanded.fingerprint("document") == plain.fingerprint("document")
         assert expanded.fingerprint("query") != plain.fingerprint("query")
         assert expanded.encode(["heart"], "query").lengths.tolist() == [16]
 
     def test_cutting_documents_moves_no_query(self, tiny_model):
-        plain = load_multi_vector_encoder(token_encoder(tiny_model))
-        cut = load_multi_vector_encoder(token_encoder(tiny_model, document_length=4))
+        plain = load_encoder(token_encoder(tiny_model))
+        cut = load_encoder(token_encoder(tiny_model, document_length=4))
         assert cut.fingerprint("query") == plain.fingerprint("query")
         assert cut.fingerprint("document") != plain.fingerprint("document")
         assert cut.encode(TEXTS, "document").lengths.max() == 4
@@ -93,7 +89,7 @@ class TestContracts:
 
 class TestLoading:
     def test_by_name_it_lies_in_the_same_space(self, saved, encoder):
-        loaded = load_multi_vector_encoder(f"multi-vector:{saved}")
+        loaded = load_encoder(f"multi-vector:{saved}")
         assert loaded.document_space == encoder.document_space
         np.testing.assert_allclose(
             loaded.encode(TEXTS, "document").vectors, encoder.encode(TEXTS, "document").vectors, atol=1e-6
@@ -101,20 +97,20 @@ class TestLoading:
 
     def test_an_object_is_taken_as_it_is(self, untrained, encoder):
         assert encoder.model is untrained
-        assert load_multi_vector_encoder(encoder) is encoder
+        assert load_encoder(encoder) is encoder
 
     def test_a_bi_encoder_is_refused_rather_than_given_a_random_projection(self, tiny_model):
         with pytest.raises(UserError, match=r"is no multi-vector encoder: its tokens were not trained .* 'dense:"):
-            load_multi_vector_encoder(f"multi-vector:{tiny_model}")
+            load_encoder(f"multi-vector:{tiny_model}")
 
     @pytest.mark.parametrize("source", ["dense:somewhere", "bm25"])
     def test_another_kind(self, source):
-        with pytest.raises(UserError, match=r"is no multi-vector encoder; one is named 'multi-vector:NAME'.$"):
-            load_multi_vector_encoder(source)
+        with pytest.raises(UserError, match=r"is not a multi-vector encoder; give 'multi-vector:NAME'.$"):
+            load_encoder(source, MULTI_VECTOR)
 
     def test_another_object(self):
-        with pytest.raises(UserError, match=r"^a multi-vector encoder cannot be made from dict"):
-            load_multi_vector_encoder({})
+        with pytest.raises(UserError, match=r"^an encoder cannot be made from dict; give 'multi-vector:NAME'"):
+            load_encoder({}, MULTI_VECTOR)
 
 
 class TestUntrained:
@@ -134,8 +130,8 @@ class TestUntrained:
         def lost(projected):
             return np.abs(projected @ projected.T - whole @ whole.T).mean()
 
-        fitted = load_multi_vector_encoder(token_encoder(tiny_model, 8, texts=texts)).encode(texts, "document")
-        random = load_multi_vector_encoder(token_encoder(tiny_model, 8, seed=1)).encode(texts, "document")
+        fitted = load_encoder(token_encoder(tiny_model, 8, texts=texts)).encode(texts, "document")
+        random = load_encoder(token_encoder(tiny_model, 8, seed=1)).encode(texts, "document")
         assert fitted.dimension == random.dimension == 8
         assert lost(fitted.vectors) < lost(random.vectors)
 

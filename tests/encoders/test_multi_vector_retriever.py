@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 
 from retrodistill.core.errors import UserError
+from retrodistill.encoders.any_encoder import load_encoder
+from retrodistill.encoders.embeddings import TokenVectors, embed
 from retrodistill.encoders.maxsim import maxsim
-from retrodistill.encoders.multi_vector import MultiVectorModel, load_multi_vector_encoder, token_encoder
-from retrodistill.encoders.token_vectors import TokenVectors, embed_tokens
+from retrodistill.encoders.multi_vector import MultiVectorModel, token_encoder
 from retrodistill.rankers import Ranker
 from retrodistill.rankers.multi_vector import MultiVectorRanker
 
@@ -18,36 +19,36 @@ def untrained(tiny_model):
 
 @pytest.fixture
 def encoder(untrained):
-    return load_multi_vector_encoder(untrained)
+    return load_encoder(untrained)
 
 
 class TestStore:
     def test_it_gives_what_the_encoder_gives(self, encoder):
-        found, wanted = embed_tokens(encoder, TEXTS, "document"), encoder.encode(TEXTS, "document")
+        found, wanted = embed(encoder, TEXTS, "document"), encoder.encode(TEXTS, "document")
         np.testing.assert_array_equal(found.bounds, wanted.bounds)
         np.testing.assert_allclose(found.vectors, wanted.vectors, atol=1e-3)
 
     def test_a_text_is_encoded_once(self, encoder, monkeypatch):
-        embed_tokens(encoder, TEXTS[:2], "document")
+        embed(encoder, TEXTS[:2], "document")
         encoded = []
         plain = MultiVectorModel.encode
         monkeypatch.setattr(
             MultiVectorModel, "encode", lambda *given, **options: encoded.extend(given[1]) or plain(*given, **options)
         )
-        embed_tokens(encoder, TEXTS, "document")
-        embed_tokens(encoder, TEXTS[::-1], "document")
+        embed(encoder, TEXTS, "document")
+        embed(encoder, TEXTS[::-1], "document")
         assert encoded == ["violin"]
 
     def test_roles_are_kept_apart(self, encoder):
-        embed_tokens(encoder, TEXTS, "document")
+        embed(encoder, TEXTS, "document")
         assert TokenVectors(encoder, "query").missing(TEXTS) == TEXTS[:3]
 
     def test_many_parts_are_one_store(self, encoder, monkeypatch):
-        monkeypatch.setattr("retrodistill.encoders.text_store._PART", 1)
+        monkeypatch.setattr("retrodistill.encoders.embeddings._PART", 1)
         texts = [f"star {word}" for word in ("orbit", "planet", "comet", "moon", "court judge jury")]
-        found, wanted = embed_tokens(encoder, texts, "document"), encoder.encode(texts, "document")
+        found, wanted = embed(encoder, texts, "document"), encoder.encode(texts, "document")
         np.testing.assert_allclose(found.vectors, wanted.vectors, atol=1e-3)
-        assert embed_tokens(encoder, [], "document").vectors.shape == (0, 32)
+        assert embed(encoder, [], "document").vectors.shape == (0, 32)
 
     def test_a_text_that_is_not_there(self, encoder):
         with pytest.raises(UserError, match=r"^1 texts are not in the store; embed them first.$"):
@@ -78,7 +79,7 @@ class TestRetriever:
         mean = token_encoder(tiny_model)
         mean.similarity_fn_name = "meanmaxsim"
         queries = tiny.split("test")
-        found = MultiVectorRanker(load_multi_vector_encoder(mean)).search(queries, tiny, 4)
+        found = MultiVectorRanker(load_encoder(mean)).search(queries, tiny, 4)
         wanted = MultiVectorRanker(encoder).search(queries, tiny, 4)
         lengths = np.repeat(encoder.encode(queries.texts, "query").lengths, 4)
         np.testing.assert_allclose(found.scores * lengths, wanted.scores, atol=1e-3)
@@ -88,6 +89,6 @@ class TestRetriever:
         assert MultiVectorRanker(encoder).bytes_per_document(tiny) == 2 * 32 * tokens / 60
 
     def test_queries_of_another_space(self, encoder, tiny_model):
-        other = load_multi_vector_encoder(token_encoder(tiny_model, 8, seed=1))
+        other = load_encoder(token_encoder(tiny_model, 8, seed=1))
         with pytest.raises(UserError, match=r"have 8 dimensions, the documents by .* have 32"):
             MultiVectorRanker(encoder, other)

@@ -98,7 +98,7 @@ class TestLoading:
         assert load_ranker(name).name == name
 
     def test_a_cross_encoder_cannot_search(self):
-        with pytest.raises(UserError, match=r"^model cross-encoder:x scores pairs and cannot search a corpus; mine"):
+        with pytest.raises(UserError, match=r"^model cross-encoder:x scores pairs and cannot search a corpus; use"):
             load_ranker("cross-encoder:x", needs="search")
 
     def test_objects_are_retrievers(self, tiny_model):

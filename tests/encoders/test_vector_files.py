@@ -12,7 +12,7 @@ from retrodistill.encoders import Encoder, load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.embeddings import embed, seconds_to_embed
 from retrodistill.encoders.loading import load_bi_encoder
-from retrodistill.encoders.vector_files import VectorFile, bound
+from retrodistill.encoders.vector_files import VectorFile
 from retrodistill.encoders.vector_tables import read_vectors
 from retrodistill.exports import export_parquet
 from retrodistill.exports.parquet import ParquetSettings
@@ -288,10 +288,10 @@ class TestLookingUp:
     def test_binding_twice_is_once(self, tiny, folder):
         once = VectorFile.open(folder).bind(tiny)
         assert once.bind(tiny) is once
-        assert bound(once, tiny) is once
+        assert once.bind(tiny) is once
 
     def test_others_need_no_binding(self, tiny, api):
-        assert bound(api, tiny) is api
+        assert api.bind(tiny) is api
 
     def test_documents_without_vectors_are_named_before_work(self, tiny, folder, api):
         ids = tiny.documents.ids[:-2]

@@ -13,9 +13,15 @@ from retrodistill.rankers.reranker import Reranker
 from retrodistill.recipes import StudentSettings, parse_recipe
 from retrodistill.runs import Run
 from retrodistill.students.cross_encoder import CrossEncoderStudent, cross_encoder_student
-from retrodistill.students.document_states import ranker_of, stored_documents
+from retrodistill.students.document_states import stored_documents
 from retrodistill.students.prett import prett_student
+from retrodistill.students.registry import kind_of
 from retrodistill.students.tk import tk_student
+
+
+def ranker_of(student):
+    return kind_of(student.model).ranker(student, None)
+
 
 KINDS = ["cross-encoder", "prett", "tk"]
 SHORT = {"epochs": 1, "max_steps": 2, "batch_size": 4, "learning_rate": 1e-3, "warmup": 0}

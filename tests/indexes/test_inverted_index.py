@@ -11,8 +11,8 @@ from sparse_models import inference_free, saved, splade
 
 from retrodistill.core.errors import UserError
 from retrodistill.data import Texts
+from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace
-from retrodistill.encoders.sparse import load_sparse_encoder
 from retrodistill.indexes import Index, build_index
 from retrodistill.indexes.impacts import InvertedSettings, strongest
 from retrodistill.indexes.inverted import InvertedIndex, build_inverted
@@ -53,7 +53,7 @@ def query(*weights):
 class TestSearching:
     @pytest.mark.parametrize("name", ["free_name", "splade_name"])
     def test_it_ranks_by_inner_product(self, tiny, name, request):
-        encoder = load_sparse_encoder(request.getfixturevalue(name))
+        encoder = load_encoder(request.getfixturevalue(name))
         run = build_inverted(tiny, encoder, settings=EXACT).search(tiny.split("test"), k=60)
         vectors = encoder.encode(tiny.documents.texts, "document")
         products = (encoder.encode(tiny.split("test").texts, "query") @ vectors.T).toarray()
@@ -108,7 +108,7 @@ class TestSearching:
         np.testing.assert_array_equal(cut.toarray(), [[0, 3, 3, 0], [0, 0, 0, 0], [0, 4, 0, 0]])
 
     def test_the_plain_retriever_finds_the_same(self, tiny, free_name, index):
-        plain = SparseRanker(load_sparse_encoder(free_name))
+        plain = SparseRanker(load_encoder(free_name))
         queries = tiny.split("test")
         assert plain.search(queries, tiny, 10).ranked().to_dict() == index.search(queries, tiny, 10).to_dict()
         assert plain.bytes_per_document(tiny) == index.bytes_per_document()
@@ -120,7 +120,7 @@ class TestChanging:
     def test_adding_is_as_building_at_once(self, tiny, free_name, index):
         first = tiny.documents.select(tiny.documents.ids[:40])
         rest = tiny.documents.select(tiny.documents.ids[40:])
-        encoder = load_sparse_encoder(free_name)
+        encoder = load_encoder(free_name)
         parts = InvertedIndex.from_csr(first.ids, encoder.encode(first.texts, "document"), index.space, encoder, EXACT)
         parts.add(rest)
         assert parts.ids == index.ids
@@ -195,7 +195,7 @@ class TestFolders:
         index = build_inverted(tiny, splade_name)
         index.save(tmp_path / "index")
         assert not (tmp_path / "index/query-weights.npy").exists()
-        for queries in (None, splade_name, load_sparse_encoder(splade_name).model):
+        for queries in (None, splade_name, load_encoder(splade_name).model):
             found = InvertedIndex.load(tmp_path / "index", queries).search("star planet", k=3)
             assert found.to_dict() == index.search("star planet", k=3).to_dict()
 

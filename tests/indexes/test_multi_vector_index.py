@@ -8,9 +8,10 @@ from ragged_tokens import ragged
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import file_digest
 from retrodistill.data import Texts
+from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.maxsim import maxsim
-from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens, load_multi_vector_encoder, token_encoder
+from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens, token_encoder
 from retrodistill.indexes.multi_vector import MultiVectorIndex, MultiVectorSettings
 from retrodistill.indexes.muvera import MuveraSettings
 from retrodistill.indexes.proposals import Proposer
@@ -34,14 +35,14 @@ def untrained(tiny_model):
 
 @pytest.fixture
 def encoder(untrained):
-    return load_multi_vector_encoder(untrained)
+    return load_encoder(untrained)
 
 
 @pytest.fixture
 def named(untrained, tmp_path):
     """The encoder as a folder, so that an index can name it."""
     untrained.save_pretrained(str(tmp_path / "encoder"), create_model_card=False)
-    return load_multi_vector_encoder(f"multi-vector:{tmp_path / 'encoder'}")
+    return load_encoder(f"multi-vector:{tmp_path / 'encoder'}")
 
 
 class TestExactSearch:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from retrodistill.core.errors import UserError
-from retrodistill.encoders.encoder import load_encoder
+from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.quantizers import QuantizerSettings, learn_quantizer
 from retrodistill.quantizers.query_map import query_student
 

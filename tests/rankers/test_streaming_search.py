@@ -26,7 +26,7 @@ class TestStreaming:
     @pytest.mark.parametrize("k", [1, 10, 60])
     def test_gives_the_run_of_the_whole(self, tiny, retriever, blocks, k):
         queries = tiny.split("test")
-        found, wanted = retriever.search_in_blocks(queries, tiny, k), retriever.search(queries, tiny, k)
+        found, wanted = retriever.stream(queries, tiny, k), retriever.search(queries, tiny, k)
         everything = retriever.search(queries, tiny, 60).to_dict()
         assert found.query_ids == queries.ids
         assert found.name == wanted.name
@@ -57,7 +57,7 @@ class TestStreaming:
         monkeypatch.setattr(Texts, "slice", counted)
         every = property(lambda self: asked if len(self) == len(asked) else pytest.fail("read the whole corpus"))
         monkeypatch.setattr(Texts, "texts", every)
-        retriever.search_in_blocks(queries, tiny, 5)
+        retriever.stream(queries, tiny, 5)
         assert sizes == [7] * 8 + [4]
 
     def test_stored_vectors_are_used_and_others_not_stored(self, tiny, tiny_model, blocks):
@@ -68,13 +68,13 @@ class TestStreaming:
         encoder.encode = lambda texts, role, **options: (
             encoded.append((role, len(texts))) or encode(texts, role, **options)
         )
-        DenseRanker(encoder).search_in_blocks(tiny.split("test"), tiny, 5)
+        DenseRanker(encoder).stream(tiny.split("test"), tiny, 5)
         assert sum(count for role, count in encoded if role == "document") == 60 - 14
         assert len(EmbeddingStore(encoder, "document").missing(tiny.documents.texts)) == 60 - 14
 
     def test_small_corpora_are_left_to_the_retriever(self, tiny, retriever, monkeypatch):
-        monkeypatch.setattr(DenseRanker, "_blocks", lambda *_: pytest.fail("in blocks"))
-        assert len(retriever.search_in_blocks(tiny.split("test"), tiny, 3)) == 36
+        monkeypatch.setattr(DenseRanker, "_blocks", lambda *_: pytest.fail("streamed"))
+        assert len(retriever.stream(tiny.split("test"), tiny, 3)) == 36
 
     def test_a_vector_that_is_not_finite_is_named(self, tiny, tiny_static, blocks):
         encoder = load_encoder(f"static:{tiny_static}")
@@ -83,4 +83,4 @@ class TestStreaming:
             encode(texts, role, **options) * (np.nan if role == "document" else 1)
         )
         with pytest.raises(UserError, match=r"7 vectors are NaN or infinite \('d0', 'd1', 'd2' and 4 more\)"):
-            DenseRanker(encoder).search_in_blocks(tiny.split("test"), tiny, 5)
+            DenseRanker(encoder).stream(tiny.split("test"), tiny, 5)

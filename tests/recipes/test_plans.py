@@ -8,7 +8,7 @@ from retrodistill.recipes.plan import plan_recipe
 
 class TestPlanning:
     def test_it_counts_and_writes_nothing(self, content, write_recipe, tmp_path, monkeypatch):
-        monkeypatch.setattr("retrodistill.training.stages.train", lambda *_, **__: pytest.fail("trained"))
+        monkeypatch.setattr("retrodistill.training.group_stages.train", lambda *_, **__: pytest.fail("trained"))
         steps = plan_recipe(write_recipe(content), tmp_path / "out")
         assert (steps[0]["items"], steps[0]["unit"]) == (60, "texts")
         stages = ["student, stage 1", "student, stage 1", "student, stage 2", "student, stage 2"]

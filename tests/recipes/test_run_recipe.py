@@ -21,7 +21,7 @@ def numbers(out):
 
 
 def no_training(monkeypatch):
-    monkeypatch.setattr("retrodistill.training.stages.train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("retrodistill.training.group_stages.train", lambda *_, **__: pytest.fail("trained again"))
 
 
 class TestAStaticStudentOfAnEnsemble:

@@ -30,7 +30,7 @@ class TestCardsOfARecipe:
         before = load_student(student).fingerprint("query")
         (student / "README.md").unlink()
         assert load_student(student).fingerprint("query") == before
-        monkeypatch.setattr("retrodistill.training.stages.train", lambda *_, **__: pytest.fail("trained again"))
+        monkeypatch.setattr("retrodistill.training.group_stages.train", lambda *_, **__: pytest.fail("trained again"))
         run_recipe(parse_recipe(content), out, command="retrodistill run small")
         assert (student / "README.md").exists()
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from retrodistill.encoders import load_encoder
-from retrodistill.encoders.multi_vector import load_multi_vector_encoder
 from retrodistill.indexes import load_index
 from retrodistill.recipes import parse_recipe, run_recipe
 from retrodistill.recipes.plan import plan_recipe
@@ -91,7 +90,7 @@ class TestAClusteredStudent:
 
     def test_folder_and_index_hold_the_means(self, clustered, tmp_path, tiny):
         clustered()
-        student = load_multi_vector_encoder(f"multi-vector:{tmp_path / 'out' / 'students' / 'student'}")
+        student = load_encoder(f"multi-vector:{tmp_path / 'out' / 'students' / 'student'}")
         index = load_index(tmp_path / "out" / "indexes" / "student")
         vectors = student.encode(tiny.documents.texts, "document")
         np.testing.assert_array_equal(index.store.lengths, vectors.lengths)

@@ -4,12 +4,14 @@ import pytest
 import sparse_models
 import yaml
 from huggingface_hub import ModelCard
-from sample_results import results, system
+from sample_results import results, section, system
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from retrodistill.encoders.exits import exit_model
 from retrodistill.indexes import build_index
+from retrodistill.report import columns, results_text
 from retrodistill.report.card import card_text, placeholder, write_card
+from retrodistill.report.columns import Column
 from retrodistill.report.facts import Facts, Teaching, Turns, published
 from retrodistill.students.dense import dense_student
 from retrodistill.students.hybrid import hybrid_student
@@ -360,3 +362,15 @@ class TestSettingsInWords:
     def test_settings_within_settings(self, model_of):
         changes = {"heads": [{"by_default": True, "width": None}]}
         assert ", heads by default yes, width none; trained on" in card_text(model_of("dense"), facts(changes=changes))
+
+
+class TestAddingAColumn:
+    def test_one_line_adds_it_to_the_page_the_terminal_and_the_card(self, model_of, monkeypatch):
+        added = Column("letters", lambda system: len(system.name), lambda count: f"{count} letters")
+        monkeypatch.setattr(columns, "_SERVING", (*columns._SERVING, added))
+        for text in (
+            section("systems", results()),
+            results_text(results(), width=140),
+            card_text(model_of("static"), facts("static"), results()),
+        ):
+            assert "7 letters" in text  # of "student"

@@ -41,6 +41,12 @@ class TestTable:
         first_column = "".join(line.partition("  ")[0].strip() for line in text.splitlines())
         assert all(name in first_column for name in names)
 
+    def test_systems_without_encoders_fit_too(self):
+        nameless = system("name-" * 40, documents_by="", queries_by="")
+        text = results_text(results(systems=[nameless], taught_by=None, comparisons=[]))
+        assert "0.690" in text
+        assert max(cell_len(line) for line in text.splitlines()) <= 100
+
     def test_brackets_are_no_markup(self):
         assert "[bold]x" in results_text(results(systems=[*results().systems, system("[bold]x")]))
 

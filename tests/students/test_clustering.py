@@ -9,8 +9,15 @@ from sentence_transformers.util import batch_to_device, maxsim
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.multi_vector import MultiVectorModel, token_encoder
-from retrodistill.students.clustering import TokenClusters, cluster_sizes, vectors_kept, with_clusters
-from retrodistill.students.kmeans import cluster_means, first_centres, k_means
+from retrodistill.students.clustering import (
+    TokenClusters,
+    cluster_means,
+    cluster_sizes,
+    first_centres,
+    k_means,
+    vectors_kept,
+    with_clusters,
+)
 
 LENGTHS = [17, 3, 9, 1, 0, 8]
 TEXTS = ["heart and artery with blood pressure", "the orbit of a planet and a moon today.", "violin"]
@@ -303,9 +310,10 @@ class TestModels:
 
 class TestLoading:
     def test_a_saved_folder_loads_by_its_name_without_remote_code(self, tiny_model, tmp_path):
-        from retrodistill.encoders.multi_vector import load_multi_vector_encoder, token_encoder
+        from retrodistill.encoders.any_encoder import load_encoder
+        from retrodistill.encoders.multi_vector import token_encoder
 
         model = with_clusters(token_encoder(tiny_model), "C4x8")
         model.save_pretrained(str(tmp_path / "clustered"))
-        loaded = load_multi_vector_encoder(f"multi-vector:{tmp_path / 'clustered'}")
+        loaded = load_encoder(f"multi-vector:{tmp_path / 'clustered'}")
         assert loaded.encode(["star planet orbit comet moon nebula gravity rocket galaxy"], "document").lengths == [8]

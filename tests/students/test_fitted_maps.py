@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from retrodistill.core.errors import UserError
+from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.embeddings import embed
-from retrodistill.encoders.encoder import load_encoder
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.recipes.building import build_student
 from retrodistill.recipes.settings import StudentSettings
 from retrodistill.students import dense_student
-from retrodistill.students.fitted_maps import fit_map
+from retrodistill.students.dense_training import fit_map
 from retrodistill.training.training_data import TrainingData
 
 STAGES = [{"objectives": "leaf"}]

@@ -7,8 +7,14 @@ from retrodistill.encoders import load_encoder
 from retrodistill.encoders.vector_files import About, VectorFile
 from retrodistill.encoders.vector_tables import VectorTable
 from retrodistill.students import static_student
-from retrodistill.students.fitted import _PENALTIES, _left_out, _shares, fitted_rows
-from retrodistill.students.static import fast_tokenizer, inverse_document_frequencies
+from retrodistill.students.static import (
+    _PENALTIES,
+    _left_out,
+    _shares,
+    fast_tokenizer,
+    fitted_rows,
+    inverse_document_frequencies,
+)
 
 
 @pytest.fixture

@@ -8,11 +8,20 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from retrodistill.core.errors import UserError
+from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.embeddings import EmbeddingStore
-from retrodistill.encoders.encoder import Encoder, load_encoder
+from retrodistill.encoders.encoder import Encoder
 from retrodistill.students.dense import dense_student
-from retrodistill.students.hybrid import dense_half, dense_map, hybrid_student, is_hybrid, lexical_table
-from retrodistill.training.hybrid import LexicalHalfLoss, store_vectors, token_bags
+from retrodistill.students.hybrid import (
+    LexicalHalfLoss,
+    dense_half,
+    dense_map,
+    hybrid_student,
+    is_hybrid,
+    lexical_table,
+    store_vectors,
+    token_bags,
+)
 from retrodistill.training.lists import lists_over_corpus
 from retrodistill.training.losses import Term
 

@@ -10,11 +10,10 @@ from retrodistill.core.errors import UserError
 from retrodistill.data import Collection
 from retrodistill.encoders.loading import load_sparse
 from retrodistill.encoders.sparse import SparseTextEncoder
-from retrodistill.students.heads import head_of
 from retrodistill.students.lexical_terms import LexicalTerms, lexical_terms_of
 from retrodistill.students.sparse import sparse_student
-from retrodistill.students.states import stored_states
-from retrodistill.students.term_head import TermHead
+from retrodistill.students.sparse_training import TermHead
+from retrodistill.students.states import head_of, stored_states
 
 
 @pytest.fixture

@@ -139,7 +139,7 @@ class TestStoredTargets:
 
     def test_forgetting_without_a_start_is_refused(self, model):
         loss = MatryoshkaLoss(model, stored(model, [Term("lwf")]))
-        with pytest.raises(UserError, match="'lwf' needs scores by the student of the stage's start"):
+        with pytest.raises(UserError, match="'lwf' needs start_scores"):
             loss([model.preprocess(TEXTS)], torch.arange(4))
 
 

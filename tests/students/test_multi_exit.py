@@ -11,9 +11,9 @@ from transformers import BertConfig, BertModel
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.encoders.exits import exit_model, exits_of, load_exit
+from retrodistill.encoders.exits import exit_model, exits_of
 from retrodistill.encoders.loading import load_bi_encoder
-from retrodistill.students.fitted_maps import fit_exit_maps
+from retrodistill.students.dense_training import fit_exit_maps
 from retrodistill.students.multi_exit import (
     MultiExitLoss,
     embeddings_by_exit,
@@ -166,7 +166,7 @@ class TestFolders:
     @pytest.mark.parametrize("layer", [1, 3, 4])
     def test_the_exit_is_chosen_at_load(self, model, tmp_path, layer):
         model.save_pretrained(str(tmp_path / "model"), create_model_card=False)
-        found = load_exit(tmp_path / "model", layer)
+        found = load_bi_encoder(f"{tmp_path / 'model'}@exit-{layer}")
         np.testing.assert_array_equal(encoded(found), encoded(exit_model(model, layer)))
         found.save_pretrained(str(tmp_path / "exit"), create_model_card=False)
         np.testing.assert_array_equal(

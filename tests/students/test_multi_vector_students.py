@@ -3,9 +3,10 @@ import pytest
 import torch
 
 from retrodistill.core.errors import UserError
-from retrodistill.encoders.multi_vector import MultiVectorModel, load_multi_vector_encoder
-from retrodistill.students.heads import head_of
+from retrodistill.encoders.any_encoder import load_encoder
+from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.students.multi_vector import multi_vector_student
+from retrodistill.students.states import head_of
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ class TestStart:
         again = multi_vector_student(str(tmp_path / "saved"), corpus)
         found = [MultiVectorModel(one, "m").encode(["a star"], "query").vectors for one in (model, again)]
         np.testing.assert_array_equal(*found)
-        loaded = load_multi_vector_encoder(f"multi-vector:{tmp_path / 'saved'}")
+        loaded = load_encoder(f"multi-vector:{tmp_path / 'saved'}")
         np.testing.assert_array_equal(loaded.encode(["a star"], "query").vectors, found[0])
 
 

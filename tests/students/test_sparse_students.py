@@ -5,9 +5,10 @@ from sentence_transformers import SparseEncoder
 from sparse_models import masked_model, splade
 
 from retrodistill.core.errors import UserError
-from retrodistill.encoders.sparse import SparseTextEncoder, load_sparse_encoder
-from retrodistill.students.heads import head_of
+from retrodistill.encoders.any_encoder import load_encoder
+from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.students.sparse import sparse_student, sparsity
+from retrodistill.students.states import head_of
 from retrodistill.students.static import inverse_document_frequencies
 
 
@@ -62,7 +63,7 @@ class TestStartFromABiEncoder:
         for role in ("query", "document"):
             found = loaded.encode(texts, task=role, convert_to_sparse_tensor=False).numpy()
             np.testing.assert_array_equal(found, student.encode(texts, role).toarray())
-        assert load_sparse_encoder(f"sparse:{tmp_path / 'saved'}").is_inference_free
+        assert load_encoder(f"sparse:{tmp_path / 'saved'}").is_inference_free
 
     def test_length_and_layers_are_cut(self, tiny, tiny_model):
         model = sparse_student(tiny_model, tiny.documents, layers=1, max_length=5)
@@ -87,7 +88,7 @@ class TestStartFromOthers:
     def test_a_sparse_encoder_starts_as_it_is(self, tiny, tmp_path):
         splade(tmp_path / "bert").save_pretrained(str(tmp_path / "splade"), create_model_card=False)
         student = SparseTextEncoder(sparse_student(str(tmp_path / "splade"), tiny.documents), "sparse:student")
-        source = load_sparse_encoder(f"sparse:{tmp_path / 'splade'}")
+        source = load_encoder(f"sparse:{tmp_path / 'splade'}")
         assert student.fingerprint("document") == source.fingerprint("document")
 
     def test_a_token_table_is_refused(self, tiny, tiny_static):

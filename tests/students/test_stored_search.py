@@ -7,19 +7,17 @@ import pytest
 
 from retrodistill.core.errors import UserError
 from retrodistill.data import Collection
+from retrodistill.encoders.embeddings import SparseStore, TokenVectors
 from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.sparse import SparseTextEncoder
-from retrodistill.encoders.sparse_store import SparseStore
-from retrodistill.encoders.token_vectors import TokenVectors
 from retrodistill.indexes import build_index
 from retrodistill.indexes.impacts import InvertedSettings
 from retrodistill.indexes.multi_vector import MultiVectorSettings
 from retrodistill.runs.run import Run
-from retrodistill.students.kinds import as_student
 from retrodistill.students.multi_vector import multi_vector_student
+from retrodistill.students.registry import as_student, get_kind, kind_of
 from retrodistill.students.sparse import sparse_student
 from retrodistill.students.states import stored_states
-from retrodistill.students.stored_search import StoredStatesRanker, store_documents
 
 
 def same(found: Run, wanted: Run, tolerance: float) -> bool:
@@ -36,20 +34,20 @@ class TestStoredSearch:
         student = as_student(multi_vector_student(tiny_model, tiny.documents.texts, dimension=8))
         assert isinstance(student, MultiVectorModel)
         index = build_index(tiny, student, settings=MultiVectorSettings(codec="float32"))
-        found = StoredStatesRanker(student, "student").search(tiny.queries, tiny, 3)
+        found = kind_of(student.model).exhaustive(student, "student").search(tiny.queries, tiny, 3)
         assert same(found, index.search(tiny.queries, tiny, 3), 2e-3)
 
     def test_terms_rank_as_their_index_ranks(self, tiny: Collection, tiny_model: str) -> None:
         student = as_student(sparse_student(tiny_model, tiny.documents, queries="inference-free"))
         assert isinstance(student, SparseTextEncoder)
         index = build_index(tiny, student, settings=InvertedSettings(bits=None))
-        found = StoredStatesRanker(student, "student").search(tiny.queries, tiny, 3)
+        found = kind_of(student.model).exhaustive(student, "student").search(tiny.queries, tiny, 3)
         assert same(found, index.search(tiny.queries, tiny, 3), 2e-3)
 
     def test_queries_through_a_model_are_refused(self, tiny: Collection, tiny_model: str) -> None:
         student = as_student(sparse_student(tiny_model, tiny.documents, queries="model"))
         with pytest.raises(UserError, match="inference-free"):
-            StoredStatesRanker(student, "student")  # type: ignore[arg-type]
+            get_kind("sparse").exhaustive(student, "student")
 
 
 class TestStoredDocuments:
@@ -67,7 +65,7 @@ class TestStoredDocuments:
         assert isinstance(student, (SparseTextEncoder, MultiVectorModel))
         stored_states(student, corpus.texts, "document")
         wanted = student.encode(corpus.texts, "document")
-        store_documents(student, corpus.texts)
+        kind_of(student.model).store_documents(student, corpus.texts)
         monkeypatch.setattr(type(student), "encode", None)  # nothing is encoded again
         if isinstance(student, SparseTextEncoder):
             found = SparseStore(student, "document").gather(corpus.texts)
@@ -83,5 +81,5 @@ class TestStoredDocuments:
         student = as_student(multi_vector_student(tiny_model, tiny.documents.texts, dimension=7))
         assert isinstance(student, MultiVectorModel)
         texts = [f"{text} again" for text in tiny.documents.texts]
-        store_documents(student, texts)
+        kind_of(student.model).store_documents(student, texts)
         assert len(TokenVectors(student, "document").missing(texts)) == len(texts)

@@ -6,8 +6,9 @@ import torch
 from sparse_models import masked_model
 
 from retrodistill.core.errors import UserError
+from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace
-from retrodistill.encoders.sparse import SparseTextEncoder, load_sparse_encoder
+from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.students.sparse import sparse_student
 from retrodistill.students.vdr import (
     VocabularyPooling,
@@ -92,7 +93,7 @@ class TestStudent:
 
     def test_it_comes_back_from_its_folder(self, student, tmp_path):
         student.model.save_pretrained(str(tmp_path / "saved"), create_model_card=False)
-        again = load_sparse_encoder(f"sparse:{tmp_path / 'saved'}")
+        again = load_encoder(f"sparse:{tmp_path / 'saved'}")
         assert vocabulary_pooling(again.model).terms == 5
         np.testing.assert_array_equal(again.encode(TEXTS, "query").toarray(), student.encode(TEXTS, "query").toarray())
         assert again.fingerprint("document") == student.fingerprint("document")
@@ -104,7 +105,7 @@ class TestStudent:
 
     def test_queries_of_their_own_tokens_search_the_same_documents(self, student, tmp_path):
         own_token_queries(student.model).save_pretrained(str(tmp_path / "own"), create_model_card=False)
-        own = load_sparse_encoder(f"sparse:{tmp_path / 'own'}")
+        own = load_encoder(f"sparse:{tmp_path / 'own'}")
         assert own.is_inference_free
         EmbeddingSpace.of(student).check_query_encoder(own)
         np.testing.assert_array_equal(

@@ -17,7 +17,8 @@ from retrodistill.recipes.building import build_student
 from retrodistill.recipes.settings import StudentSettings
 from retrodistill.recipes.students import train_student
 from retrodistill.runs import Run
-from retrodistill.students.kinds import as_student
+from retrodistill.students.registry import as_student
+from retrodistill.students.stages import run_stage
 from retrodistill.training import trainer
 from retrodistill.training.curricula import selected, topic_batches
 from retrodistill.training.losses import StoredTargetsLoss
@@ -25,7 +26,6 @@ from retrodistill.training.prepared import prepare, training_rows
 from retrodistill.training.scoring import candidate_pairs, scored_candidates, scored_lists, stage_texts
 from retrodistill.training.settings import SelectionSettings, StageSettings
 from retrodistill.training.snapshot import StudentSnapshot
-from retrodistill.training.stages import run_stage
 from retrodistill.training.training_data import TrainingData
 
 

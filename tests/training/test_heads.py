@@ -11,12 +11,13 @@ from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.objectives import flops
 from retrodistill.students.clustering import with_clusters
 from retrodistill.students.multi_vector import multi_vector_student
+from retrodistill.students.multi_vector_training import TokenHeadLoss
 from retrodistill.students.sparse import sparse_student
-from retrodistill.students.states import stored_states
+from retrodistill.students.sparse_regularizers import Regularizer
+from retrodistill.students.sparse_training import TermHeadLoss
+from retrodistill.students.states import segment_max, stored_states
 from retrodistill.students.token_pooling import with_pooling
 from retrodistill.training.groups import Groups
-from retrodistill.training.heads import TermHeadLoss, TokenHeadLoss, segment_max
-from retrodistill.training.regularizers import Regularizer
 from retrodistill.training.terms import Term
 
 QUERIES = ["what star planet", "violin", "the judge and the jury", "all about bread"]

@@ -10,12 +10,12 @@ from retrodistill.rankers.loading import load_ranker
 from retrodistill.recipes.building import build_student
 from retrodistill.recipes.settings import StudentSettings
 from retrodistill.recipes.students import train_student
-from retrodistill.students.heads import head_of
-from retrodistill.students.kinds import as_student
-from retrodistill.training.heads import HeadLoss
+from retrodistill.students.heads import HeadLoss
+from retrodistill.students.registry import as_student
+from retrodistill.students.stages import run_stage
+from retrodistill.students.states import head_of
 from retrodistill.training.losses import GroupsLoss
 from retrodistill.training.settings import StageSettings
-from retrodistill.training.stages import run_stage
 from retrodistill.training.training_data import TrainingData
 
 IN_BATCH = ["contrastive", "in-batch", "in-batch-margin-mse"]
@@ -128,7 +128,13 @@ class TestHead:
         with pytest.raises(UserError, match=r"^model multi-vector:student has no projection behind its transformer"):
             run_stage(model, one, data, tmp_path / "work", "training")
         model = build_student(chosen("dense", stage("both_encoders")), data)
-        with pytest.raises(UserError, match=r"^train: head is for sparse and multi-vector students"):
+        with pytest.raises(UserError, match="query_encoder or both_encoders"):
+            run_stage(model, one, data, tmp_path / "work", "training")
+
+    def test_regularizers_of_a_student_without_term_weights_are_refused(self, chosen, data, tmp_path):
+        model = build_student(chosen("dense", stage("both_encoders")), data)
+        one = stage("both_encoders", regularizers=[{"name": "l1", "weight": 1.0}])
+        with pytest.raises(UserError, match=r"'l1' sees term weights"):
             run_stage(model, one, data, tmp_path / "work", "training")
 
 

@@ -8,9 +8,9 @@ from retrodistill.encoders import load_encoder
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.recipes.building import build_student
 from retrodistill.recipes.settings import StudentSettings
+from retrodistill.students.stages import run_stage
 from retrodistill.training.losses import GroupsLoss
 from retrodistill.training.settings import StageSettings
-from retrodistill.training.stages import run_stage
 from retrodistill.training.training_data import TrainingData
 
 FAMILIES = ["kl", "margin-mse", "ranknet", "listmle", "sinkhorn", "taid", "lwf", "contrastive"]

@@ -3,7 +3,7 @@ import torch
 
 from retrodistill import objectives as pure
 from retrodistill.core.errors import UserError
-from retrodistill.training.regularizers import Regularizer, SparsityAlarm, regularized, sparse_only
+from retrodistill.students.sparse_regularizers import Regularizer, SparsityAlarm, regularized
 
 WEIGHTS = torch.tensor([[0.0, 2.0, 1.0], [4.0, 0.0, 0.0]])
 
@@ -29,9 +29,7 @@ class TestValues:
             {"l1-document": 10.5, "flops-query": float(pure.flops(2 * WEIGHTS))}
         )
 
-    def test_students_without_term_weights_are_refused(self):
-        with pytest.raises(UserError, match=r"^regularizer 'l1' sees term weights; a dense student has none"):
-            sparse_only([Regularizer("l1", 1.0)], "dense")
+    def test_an_unknown_one_is_refused(self):
         with pytest.raises(UserError, match=r"^unknown regularizer 'flop'. Did you mean 'flops'\?"):
             Regularizer("flop", 1.0)
 

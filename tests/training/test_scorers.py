@@ -4,10 +4,10 @@ import torch
 from sentence_transformers.util import maxsim
 
 from retrodistill.core.errors import UserError
-from retrodistill.encoders.loading import load_bi_encoder, load_cross_encoder
-from retrodistill.encoders.multi_vector import token_encoder
-from retrodistill.students.cross_encoder import CrossEncoderStudent
-from retrodistill.training.scorers import PairScorer, TokenBatch, TokenScorer, VectorScorer, max_sim, scorer_of
+from retrodistill.encoders.loading import load_cross_encoder
+from retrodistill.students.cross_encoder import CrossEncoderStudent, PairScorer
+from retrodistill.students.multi_vector_training import TokenBatch, TokenScorer, max_sim
+from retrodistill.training.scorers import VectorScorer
 
 
 def tokens(seed, batch, longest, width=4):
@@ -88,7 +88,7 @@ class TestPairs:
     def test_lists_are_the_models_logits(self, tiny_cross_encoder):
         model = load_cross_encoder(tiny_cross_encoder).eval()
         columns = [["star", "judge"], ["a comet", "the jury"], ["bread", "a whale"]]
-        scorer = scorer_of(model)
+        scorer = PairScorer()
         found = scorer.lists(scorer.encode(model, columns)).detach().numpy()
         student = CrossEncoderStudent(model, "cross-encoder:student")
         for place in (0, 1):
@@ -98,14 +98,3 @@ class TestPairs:
     def test_there_are_no_others_documents(self):
         with pytest.raises(UserError, match=r"^objective 'in-batch' needs vectors, and a cross-encoder has none"):
             PairScorer().across([], torch.zeros(1))
-
-
-class TestScorerOf:
-    def test_every_kind_has_its_own(self, tiny_model, tiny_cross_encoder):
-        assert isinstance(scorer_of(load_bi_encoder(tiny_model)), VectorScorer)
-        assert isinstance(scorer_of(token_encoder(tiny_model)), TokenScorer)
-        assert isinstance(scorer_of(load_cross_encoder(tiny_cross_encoder)), PairScorer)
-
-    def test_another_class_is_refused(self):
-        with pytest.raises(UserError, match=r"^unknown class of student 'Linear'"):
-            scorer_of(torch.nn.Linear(1, 1))

@@ -38,7 +38,7 @@ class TestMistakes:
 
     @pytest.mark.parametrize("source", ["bm26", "cross-encoder:x", "dense"])
     def test_sources_that_cannot_propose(self, source):
-        with pytest.raises(pydantic.ValidationError, match=r"unknown model kind|proposes no candidates|has no name"):
+        with pytest.raises(pydantic.ValidationError, match=r"unknown model kind|cannot search a corpus|has no name"):
             CandidateSettings(sources=["bm25", source])
 
     @pytest.mark.parametrize("depth", [0, -5, "some", 1.5])

@@ -16,15 +16,17 @@ from retrodistill.recipes.building import build_student
 from retrodistill.recipes.settings import StudentSettings
 from retrodistill.recipes.students import contrastive_twin
 from retrodistill.students.clustering import TokenClusters, with_clusters, without_clusters
-from retrodistill.students.kinds import as_student
+from retrodistill.students.dense_training import loss_of_variants
 from retrodistill.students.multi_vector import multi_vector_student
+from retrodistill.students.multi_vector_training import TokenScorer
+from retrodistill.students.registry import as_student
+from retrodistill.students.sparse_training import own_tokens_term
+from retrodistill.students.stages import run_stage
 from retrodistill.students.vdr import own_token_queries
 from retrodistill.training.losses import GroupsLoss, StoredTargetsLoss
 from retrodistill.training.settings import StageSettings
-from retrodistill.training.stages import run_stage
 from retrodistill.training.terms import Term
 from retrodistill.training.training_data import TrainingData
-from retrodistill.training.variants import loss_of_variants
 
 TEXTS = ["what star planet", "violin chord and melody", "bread", "judge"]
 SHORT = {"epochs": 1, "max_steps": 3, "batch_size": 8, "learning_rate": 1e-3, "warmup": 0}
@@ -170,7 +172,8 @@ class TestOwnTokens:
         model = build_student(settings(f"sparse:{tiny_model}", stage, head="vdr"), data).eval()
         scores, columns = np.eye(4, 2, dtype="f4"), [TEXTS, TEXTS[::-1], TEXTS[1:] + TEXTS[:1]]
         terms = [Term("kl", student_temperature=1.0)]
-        loss = GroupsLoss(model, terms, scores, np.ones((4, 2), bool), np.zeros(4, int), own_tokens=2.0)
+        given = (scores, np.ones((4, 2), bool), np.zeros(4, int))
+        loss = GroupsLoss(model, terms, *given, own_tokens=own_tokens_term(model, 2.0))
         parts = loss([model.preprocess(column) for column in columns], torch.arange(4))
         student = as_student(model)
         documents = [torch.from_numpy(student.encode(column, "document").toarray()) for column in columns[1:]]
@@ -186,7 +189,7 @@ class TestOwnTokens:
     def test_another_head_is_refused(self, tiny_model, data):
         model = build_student(settings(f"sparse:{tiny_model}", {"objectives": "kl", "train": "both_encoders"}), data)
         with pytest.raises(UserError, match=r"^own_tokens is for sparse students of head: vdr"):
-            GroupsLoss(model, [Term("kl")], np.eye(4, 2), np.ones((4, 2), bool), np.zeros(4, int), own_tokens=1.0)
+            own_tokens_term(model, 1.0)
 
 
 class TestClusters:
@@ -194,7 +197,13 @@ class TestClusters:
         model = with_clusters(multi_vector_student(tiny_model, tiny.documents.texts, dimension=16), "C2x3").eval()
         scores = np.eye(4, 2, dtype="f4")
         loss = GroupsLoss(
-            model, [Term("lwf", student_temperature=0.1)], scores, np.ones((4, 2), bool), np.zeros(4, int)
+            model,
+            [Term("lwf", student_temperature=0.1)],
+            scores,
+            np.ones((4, 2), bool),
+            np.zeros(4, int),
+            scorer=TokenScorer(),
+            start=without_clusters(model),
         )
         assert not any(isinstance(module, TokenClusters) for module in loss.start)
         columns = [TEXTS, TEXTS[::-1], TEXTS[1:] + TEXTS[:1]]

@@ -1,0 +1,82 @@
+"""Modules of sentence-transformers models: put together anew, cut to their first layers, digested."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any, Literal
+
+from retrodistill.core.errors import UserError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+    from torch import nn
+
+Kind = Literal["SentenceTransformer", "SparseEncoder", "MultiVectorEncoder"]
+_CUTS = ("truncate_dim", "max_active_dims")
+
+
+def with_modules(model: Any, modules: list[Any], kind: Kind | None = None, similarity: str | None = None) -> Any:
+    """A model of sentence-transformers of other modules, on the same device and with the same prompts.
+
+    Args:
+        model: Whose modules these were; the new one shares weights with it.
+        modules: In order.
+        kind: Class of the new model. None for that of the given one, whose truncation of vectors is kept then: a model
+            made by name has vectors of its own.
+        similarity: Name of the new model's; that of the given one by default.
+    """
+    import sentence_transformers
+
+    made = type(model) if kind is None else getattr(sentence_transformers, kind)
+    cuts = {name: getattr(model, name) for name in _CUTS if kind is None and hasattr(model, name)}
+    return made(
+        modules=modules,
+        device=str(model.device),
+        prompts={name: prompt for name, prompt in (model.prompts or {}).items() if prompt},
+        default_prompt_name=model.default_prompt_name,
+        similarity_fn_name=similarity or model.similarity_fn_name,
+        **cuts,
+    )
+
+
+def keep_first_layers(model: SentenceTransformer, layers: int) -> None:
+    """Keep the first `layers` transformer layers, in place; the configuration follows, so that it saves and loads.
+
+    Raises:
+        UserError: The model has no layer stack that we can find, or fewer layers than asked for.
+    """
+    transformer: Any = getattr(model[0], "auto_model", None)
+    if transformer is None:
+        raise UserError(f"a model of {type(model[0]).__name__} has no layers to cut; leave 'layers' out.")
+    stack, owner, attribute = _layer_stack(transformer)
+    if not 1 <= layers <= len(stack):
+        raise UserError(f"layers={layers}: the model has {len(stack)}; choose 1 to {len(stack)}.")
+    setattr(owner, attribute, stack[:layers])
+    transformer.config.num_hidden_layers = layers
+
+
+def _layer_stack(transformer: nn.Module) -> tuple[nn.ModuleList, nn.Module, str]:
+    """The longest ModuleList, the module that holds it and under which name."""
+    from torch import nn
+
+    lists = [
+        (child, parent, name)
+        for parent in transformer.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.ModuleList)
+    ]
+    if not lists:
+        raise UserError(f"{type(transformer).__name__} has no stack of layers to cut; leave 'layers' out.")
+    return max(lists, key=lambda found: len(found[0]))
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Digest of all parameters and buffers, by name, whatever their type."""
+    import torch
+
+    hasher = hashlib.blake2b(digest_size=8)
+    for key, tensor in sorted(model.state_dict().items()):
+        hasher.update(key.encode())
+        plain = tensor.detach().cpu().contiguous().flatten()
+        hasher.update(plain.view(torch.uint8).numpy().tobytes())  # bytes: numpy has no bfloat16
+    return hasher.hexdigest()
