@@ -170,7 +170,7 @@ class TestDistillsMistakes:
             ({"student": "bm25"}, "distill: model: a student starts from 'static', 'dense:NAME', "),
             ({"student": "splade:x"}, "distill: model: a student starts from 'static', 'dense:NAME', 'sparse:NAME', "),
             ({"student": {"dimension": 8}}, "distill: a student needs a model, e.g. student={'model': "),
-            ({"student": {"model": "static", "stages": []}}, "distill: stages is no setting of student here; give "),
+            ({"student": {"model": "static", "stages": []}}, "distill: stages is not a setting of student here; give "),
             ({"student": {"model": "static", "width": 3}}, "distill: unknown key 'width'"),
             ({"student": "sparse:none/such"}, "model 'none/such' is no folder here"),
             ({"objective": "kll"}, "distill: stages.0.objectives.0.name: unknown objective 'kll'. Did you mean 'kl'?"),

@@ -32,7 +32,9 @@ def stage_of(content):
 def put(content, path, value):
     *parents, last = path
     for key in parents:
-        content = content.setdefault(key, {}) if isinstance(content, dict) else content[key]
+        if isinstance(content, dict) and not isinstance(content.get(key), (dict, list)):
+            content[key] = [{"name": content[key]}] if key in content else {}
+        content = content[key]
     content[last] = value
 
 
@@ -68,7 +70,7 @@ class TestUnknownKeys:
     @pytest.mark.parametrize(
         ("path", "nearest", "where"),
         [
-            (["teachr"], "teacher", "top"),
+            (["teachr"], "teacher", "the recipe's top level"),
             (["split", "trian"], "train", "split"),
             (["index", "factry"], "factory", "index"),
             (["evaluation", "dept"], "depth", "evaluation"),
@@ -85,14 +87,18 @@ class TestUnknownKeys:
         with pytest.raises(UserError) as error:
             parse_recipe(content, "my.yaml")
         assert str(error.value).startswith(f"my.yaml: unknown key {path[-1]!r}. Did you mean {nearest!r}? Known: ")
-        assert f"It stands in {where}" in str(error.value)
+        assert f" in {where}" in str(error.value)
 
     @pytest.mark.parametrize(
         ("path", "name"),
         [
             (["space"], "document_encoder"),
             (["students", "s", "lexical"], "lexical_dim"),
-            (["students", "s", "stages", 0, "towers"], "train (query_encoder, both_encoders, lexical or head)"),
+            (["students", "s", "initialise"], "initialize"),
+            (["students", "s", "stages", 0, "towers"], "train"),
+            (["students", "s", "stages", 0, "regularisers"], "regularizers"),
+            (["students", "s", "stages", 0, "objectives", 0, "sharpness"], "target_std"),
+            (["index", "learn", "sharpness"], "target_std"),
         ],
     )
     def test_a_renamed_key_names_its_new_name(self, content, path, name):
@@ -101,16 +107,32 @@ class TestUnknownKeys:
         with pytest.raises(UserError, match=re.escape(f"my.yaml: {where} was renamed to {name}.")):
             parse_recipe(content, "my.yaml")
 
+    @pytest.mark.parametrize(
+        ("path", "value", "words"),
+        [
+            (["students", "s", "stages", 0, "towers"], "both", ["towers was renamed to train", "train: both_encoders"]),
+            (["students", "s", "stages", 0, "train"], "query", ["query was renamed to query_encoder"]),
+            (["students", "s", "documents"], "space", ["space was renamed to frozen"]),
+            (["students", "s", "stages", 0, "positives"], "own", ["own was renamed to source_document"]),
+            (["teacher"], "judgements:train", ["judgements: was renamed to judgments:"]),
+            (["students", "s", "stages", 0, "teacher"], ["judgements:dev"], ["judgements: was renamed to judgments:"]),
+        ],
+    )
+    def test_a_renamed_value_names_its_new_name(self, content, path, value, words):
+        put(content, path, value)
+        with pytest.raises(UserError) as error:
+            parse_recipe(content, "my.yaml")
+        assert all(word in str(error.value) for word in words)
+        assert "\n" not in str(error.value)
+
     def test_in_an_objective(self, content):
         stage_of(content)["objectives"] = [{"name": "kl", "student_temprature": 1}]
-        with pytest.raises(
-            UserError, match=r"Did you mean 'student_temperature'\? .*stands in students.s.stages.0.object"
-        ):
+        with pytest.raises(UserError, match=r"Did you mean 'student_temperature'\? .*in students.s.stages.0.object"):
             parse_recipe(content)
 
     def test_in_a_teacher(self, content):
         content["teacher"] = ["bm25", {"model": "bm25", "wieght": 1}]
-        with pytest.raises(UserError, match=r"Did you mean 'weight'\? Known: model, weight. It stands in teacher.1"):
+        with pytest.raises(UserError, match=r"Did you mean 'weight'\? Known: model, weight. It is in teacher.1"):
             parse_recipe(content)
 
     def test_in_a_student_that_is_called_like_a_key(self, content):
@@ -123,8 +145,8 @@ class TestWrongValues:
     @pytest.mark.parametrize(
         ("path", "value", "message"),
         [
-            (["name"], None, "x.yaml: name: Input should be a valid string, came None"),
-            (["teacher"], 5, "x.yaml: teacher: Input should be a valid list, came 5"),
+            (["name"], None, "x.yaml: name: Input should be a valid string, not None"),
+            (["teacher"], 5, "x.yaml: teacher: Input should be a valid list, not 5"),
             (["teacher"], "bm26", "x.yaml: teacher.0.model: unknown model kind 'bm26'. Did you mean 'bm25'?"),
             (["fusion"], "zscor", "x.yaml: fusion: unknown fusion method 'zscor'. Did you mean 'zscore'?"),
             (
@@ -154,7 +176,7 @@ class TestWrongValues:
             (
                 ["evaluation", "depth"],
                 1,
-                "x.yaml: evaluation.depth: Input should be greater than or equal to 10, came 1",
+                "x.yaml: evaluation.depth: Input should be greater than or equal to 10, not 1",
             ),
             (["seed"], "one", "x.yaml: seed: Input should be a valid integer"),
         ],
@@ -170,7 +192,7 @@ class TestWrongValues:
         ("key", "value", "message"),
         [
             ("objectives", "kll", "unknown objective 'kll'. Did you mean 'kl'?"),
-            ("objectives", 5, "Input should be a valid list, came 5"),
+            ("objectives", 5, "Input should be a valid list, not 5"),
             ("objectives", [], "List should have at least 1 item"),
             ("train", "sideways", "Input should be 'query_encoder', 'both_encoders'"),
             (

@@ -1,15 +1,25 @@
-"""Samplers: which of a query's candidates a training group takes, and documents from the whole corpus."""
+"""Samplers: which of a query's candidates a training group takes, documents of the whole corpus, batches of a topic.
+
+Topics and margins are balanced as in TAS-B (Hofstätter et al. 2021, arXiv 2104.06967): the binning and the drawing of
+bins follow the authors' training loader; how an epoch is cut into batches is our own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from retrodistill.candidates.topics import balanced_places
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.runs.run import Run
 
+if TYPE_CHECKING:
+    from torch.utils.data import BatchSampler
+
+MARGIN_BINS = 10
+_BATCHES_PER_TOPIC = 6  # TAS-B: 400,000 queries in 2,000 topics, in batches of 32
+_ROUNDS = 20
 SAMPLERS = {
     "top-k": "the best by the teacher",
     "stratified": "the best one, then one drawn from each of equally many ranks",
@@ -74,3 +84,154 @@ def sample_places(
         return np.concatenate([[0], np.sort(generator.choice(np.arange(1, available), count - 1, replace=False))])
     edges = np.linspace(1, available, count).round().astype(np.int64)
     return np.concatenate([[0], generator.integers(edges[:-1], np.maximum(edges[1:], edges[:-1] + 1))])
+
+
+def topic_count(texts: int, batch_size: int) -> int:
+    """How many topics make about six batches each, as in TAS-B; at least 1."""
+    return max(1, texts // (_BATCHES_PER_TOPIC * batch_size))
+
+
+def cluster_topics(vectors: np.ndarray, topics: int, seed: int = 0) -> np.ndarray:
+    """Cluster texts by k-means on their embeddings.
+
+    Args:
+        vectors: (n, d) embeddings; unit vectors where the model's similarity is the cosine.
+        topics: How many clusters, from 1 to n.
+        seed: Of the first centroids.
+
+    Returns:
+        (n,) int64 topic of each text, the same on every call with the same number of threads. Store it where a
+        training may be taken up on another machine.
+
+    Raises:
+        UserError: More topics than texts, fewer than one, or a vector that is not finite.
+    """
+    if not 1 <= topics <= len(vectors):
+        raise UserError(f"{topics} topics of {len(vectors)} training texts; give at least 1 and at most one per text.")
+    if not np.isfinite(vectors).all():
+        raise UserError(
+            f"{int((~np.isfinite(vectors).all(axis=1)).sum())} embeddings of training texts are not finite."
+        )
+    import faiss
+
+    points = np.ascontiguousarray(vectors, dtype=np.float32)
+    means = faiss.Kmeans(points.shape[1], topics, niter=_ROUNDS, seed=seed, min_points_per_centroid=1)
+    means.train(points)
+    return means.index.search(points, 1)[1][:, 0].astype(np.int64)
+
+
+def topic_plan(topics: np.ndarray, batch_size: int, seed: int, epoch: int = 0) -> list[np.ndarray]:
+    """Cut an epoch into batches of one topic each, in random order.
+
+    Every row stands in exactly one batch. What is left of the topics after their full batches is joined, topic after
+    topic, to batches of as few topics as possible; TAS-B draws batches independently instead, and so never sees some
+    queries. All batches are full but perhaps the last, as the sharding over devices wants it.
+
+    Args:
+        topics: (n,) topic of each row.
+        batch_size: Rows per batch.
+        seed: Of the order.
+        epoch: Each has another order.
+
+    Returns:
+        (batch,) int64 rows of each batch.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    full: list[np.ndarray] = []
+    rest: list[np.ndarray] = []
+    for topic in generator.permutation(np.unique(topics)):
+        rows = generator.permutation(np.flatnonzero(topics == topic))
+        whole = len(rows) // batch_size * batch_size
+        full += [rows[start : start + batch_size] for start in range(0, whole, batch_size)]
+        rest.append(rows[whole:])
+    left = np.concatenate(rest) if rest else np.zeros(0, dtype=np.int64)
+    full += [left[start : start + batch_size] for start in range(0, len(left), batch_size)]
+    short = [full.pop()] if full and len(full[-1]) < batch_size else []
+    return [full[place] for place in generator.permutation(len(full))] + short
+
+
+class TopicBatches:
+    """What to give a sentence-transformers trainer as ``batch_sampler``, for batches of one topic.
+
+    The order depends on the trainer's seed and the epoch alone, so a training that is taken up skips what it has seen,
+    and the devices of a distributed one agree without exchanging anything.
+
+    A class and not a closure, since the trainer saves its arguments with every checkpoint.
+
+    Args:
+        topics: (n,) topic of each row of the training dataset.
+    """
+
+    def __init__(self, topics: Sequence[int] | np.ndarray) -> None:
+        self.topics = np.asarray(topics)
+
+    def __call__(
+        self,
+        dataset: Any,
+        batch_size: int,
+        drop_last: bool,
+        valid_label_columns: list[str] | None = None,
+        generator: Any = None,
+        seed: int = 0,
+    ) -> BatchSampler:
+        """The batches of a dataset; the trainer calls it."""
+        from sentence_transformers.base.sampler import DefaultBatchSampler
+
+        topics = self.topics
+        if len(dataset) != len(topics):
+            raise UserError(f"{len(topics)} topics for {len(dataset)} training rows; give one per row.")
+
+        class Batches(DefaultBatchSampler):
+            def __iter__(self) -> Iterator[list[int]]:
+                for rows in topic_plan(topics, self.batch_size, self.seed, self.epoch):
+                    if len(rows) == self.batch_size or not self.drop_last:
+                        yield rows.tolist()
+
+            def __len__(self) -> int:
+                return len(topics) // self.batch_size + (not self.drop_last and len(topics) % self.batch_size > 0)
+
+        return Batches(dataset, batch_size, drop_last, valid_label_columns, generator, seed)
+
+
+def margin_bins(margins: np.ndarray, bins: int = MARGIN_BINS) -> np.ndarray:
+    """Bins of equal *width* between a query's smallest and largest margin.
+
+    Args:
+        margins: (n,) teacher's score of the positive less that of each candidate, raw.
+        bins: How many.
+
+    Returns:
+        (n,) int64 bin of each margin, 0 for the smallest; all 0 where they are equal.
+    """
+    lowest, width = margins.min(), np.ptp(margins) / bins
+    if width == 0:
+        return np.zeros(len(margins), dtype=np.int64)
+    return np.minimum(((margins - lowest) / width).astype(np.int64), bins - 1)
+
+
+def balanced_places(
+    margins: np.ndarray, count: int, generator: np.random.Generator, bins: int = MARGIN_BINS
+) -> np.ndarray:
+    """Draw candidates so that every size of margin is seen alike: a bin uniformly, then a candidate in it uniformly.
+
+    Empty bins are passed over; nothing is drawn twice, so a bin that is used up is passed over too (TAS-B draws one
+    candidate at a time).
+
+    Args:
+        margins: (n,) as for `margin_bins`.
+        count: How many, at most n.
+        generator: Where chance comes from.
+        bins: How many bins.
+
+    Returns:
+        (count,) int64 places in the order of the draws.
+    """
+    binned = margin_bins(margins, bins)
+    open_bins = [np.flatnonzero(binned == one).tolist() for one in np.unique(binned)]
+    drawn = []
+    for _ in range(count):
+        at = int(generator.integers(len(open_bins)))
+        drawn.append(open_bins[at].pop(int(generator.integers(len(open_bins[at])))))
+        if not open_bins[at]:
+            del open_bins[at]
+    return np.array(drawn, dtype=np.int64)

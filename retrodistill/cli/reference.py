@@ -18,12 +18,22 @@ _WIDTHS = (20, 24, 12, 38)  # columns: key, values, default, meaning; 100 with t
 
 @app.command()
 def keys(
-    prefix: Annotated[str, typer.Argument(help="Only at and below this key, e.g. students.stages.training.")] = "",
+    prefix: Annotated[str, typer.Argument(help="Only this key and those below, e.g. students.stages.training.")] = "",
     as_json: JsonOption = False,
+    json_schema: Annotated[
+        bool, typer.Option("--json-schema", help="Print the JSON schema of recipes, with which editors complete them.")
+    ] = False,
 ) -> None:
-    """List every key of a recipe with its values, default and meaning."""
-    from retrodistill.recipes.keys import recipe_keys
+    """List every key of a recipe with its values, default, and meaning.
 
+    For completion in an editor: retrodistill keys --json-schema > recipe.schema.json, and this first line in a recipe:
+    # yaml-language-server: $schema=recipe.schema.json
+    """
+    from retrodistill.recipes.keys import recipe_keys, recipe_schema
+
+    if json_schema:
+        show(json.dumps(recipe_schema(), ensure_ascii=False, indent=2))
+        return
     sections = recipe_keys(prefix)
     if as_json:
         show(json.dumps({"keys": [_plain(key) for section in sections for key in section.keys]}, ensure_ascii=False))
@@ -32,20 +42,20 @@ def keys(
 
 
 def keys_text(sections: list[Section]) -> str:
-    """A table per section, at most 100 columns wide; settings that stand in several places are told once."""
+    """A table per section, at most 100 columns wide; settings that occur at several places are listed once."""
     lines = _row("key", "values", "default", "meaning")
-    told: dict[type, str] = {}
+    places: dict[type, str] = {}
     folded: list[tuple[str, ...]] = []
     for section in sections:
         if any(section.path[: len(path)] == path for path in folded):
             continue
         place = ".".join(section.path) or "recipe"
-        if section.settings in told:
+        if section.settings in places:
             folded.append(section.path)
-            lines += ["", f"{place}: the keys of {told[section.settings]}"]
+            lines += ["", f"{place}: the keys of {places[section.settings]}"]
             continue
-        told[section.settings] = place
-        lines += ["", place, *textwrap.wrap(section.about.replace("``", "`"), 96)]
+        places[section.settings] = place
+        lines += ["", place, *textwrap.wrap(section.about, 96)]
         for key in section.keys:
             lines += _row(key.path[-1], key.values, _default(key), key.meaning)
     lines += ["", "NAME is a student's name, N a place in a list, from 0. What each choice does: retrodistill methods"]

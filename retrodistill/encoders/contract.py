@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+import numpy as np
+
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest
 from retrodistill.core.manifest import Manifest
@@ -14,6 +16,7 @@ from retrodistill.encoders.modules import weights_digest
 
 if TYPE_CHECKING:
     from retrodistill.data.collection import Collection
+    from retrodistill.data.texts import Texts
 
 Role = Literal["query", "document"]
 STUDENT_MANIFEST = "retrodistill.json"
@@ -51,6 +54,22 @@ class TextModel:
     def bind(self, collection: Collection) -> Self:
         """The encoder, ready for a collection: vectors from a file are found by its texts, others need nothing."""
         return self
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether a text has the same vector as a query and as a document, as far as its prompts tell."""
+        return self.prompt("query") == self.prompt("document")
+
+    def missing(self, texts: Sequence[str], role: Role) -> np.ndarray:
+        """(m,) int64 places of the texts that it cannot encode: none, unless its vectors are recorded."""
+        return np.zeros(0, dtype=np.int64)
+
+    def require(self, texts: Texts, role: Role) -> None:
+        """Check, before work starts, that it can encode texts.
+
+        Raises:
+            UserError: Its vectors are recorded, and some are missing.
+        """
 
     @property
     def dimension(self) -> int:

@@ -19,6 +19,8 @@ _TOKENIZER, _WEIGHTS = "query-tokenizer.json", "query-weights.npy"
 class TokenWeights:
     """What a `SparseStaticEmbedding` does (token present x its weight, OpenSearch's arXiv 2411.04403), without torch.
 
+    An index asks it as it asks a sparse encoder.
+
     Attributes:
         tokenizer: A ``tokenizers.Tokenizer`` that cuts where the model does and does not pad.
         weights: (vocabulary,) float32: IDF, or learned.
@@ -33,7 +35,7 @@ class TokenWeights:
     most: int | None = None
     unit: bool = False
 
-    def encode(self, texts: Sequence[str]) -> csr_array:
+    def encode(self, texts: Sequence[str], role: str = "query", *, batch_size: int = 0) -> csr_array:
         """(n, vocabulary) float32, the model's own values; tokens of weight zero are left out."""
         encodings = self.tokenizer.encode_batch([self.prompt + text for text in texts], add_special_tokens=False)
         held = [self._held(encoding.ids) for encoding in encodings]
@@ -41,6 +43,14 @@ class TokenWeights:
         tokens = np.concatenate(held) if held else np.zeros(0, dtype=np.int64)
         vectors = csr_array((self.weights[tokens], tokens, bounds), shape=(len(texts), len(self.weights)))
         return unit_rows(vectors) if self.unit else vectors
+
+    def token_weights(self, role: str) -> TokenWeights:
+        """Itself: all that encoding takes."""
+        return self
+
+    def needs_store(self, role: str) -> bool:
+        """Whether encoding takes longer than looking vectors up: it does not."""
+        return False
 
     def settings(self) -> dict[str, Any]:
         """All but tokenizer and weights, as JSON values."""

@@ -179,11 +179,6 @@ class VectorFile(Encoder):
         """None: what an API was asked to cut is a model of its own."""
         return None
 
-    @property
-    def is_symmetric(self) -> bool:
-        """Whether a text has the same vector as a query and as a document."""
-        return self.prompt("query") == self.prompt("document")
-
     def prompt(self, role: Role) -> str:
         """What the model was given before a text, as ``about.json`` says."""
         return self.about.prompts.get(role, "")

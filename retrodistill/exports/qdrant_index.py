@@ -11,8 +11,6 @@ from retrodistill.data.collection import Collection
 from retrodistill.encoders.any_encoder import DENSE, MULTI_VECTOR, SPARSE, load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.embeddings import embed
-from retrodistill.encoders.encoder import Encoder
-from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.encoders.vectors import leading
 from retrodistill.exports.connection import Address, connect
 from retrodistill.exports.qdrant_collection import QdrantCollection
@@ -95,12 +93,10 @@ class QdrantIndex(Ranker):
             asked = as_queries(queries)
             return self.search_vectors(encoder.encode(asked.texts, "query"), wanted_depth(k, len(self)), asked.ids)
         asked = plain_queries(queries)
-        if isinstance(encoder, Encoder):
-            vectors: Any = embed(encoder.bind(collection), asked.texts, "query")
-        elif isinstance(encoder, SparseTextEncoder):
-            vectors = embed(encoder, asked.texts, "query")
-        else:
+        if self.kind == "multi-vector":  # its store keeps float16, the export's check float32
             vectors = encoder.encode(asked.texts, "query")
+        else:
+            vectors = embed(encoder.bind(collection), asked.texts, "query")
         return within(collection, self.search_vectors(vectors, cut_depth(k, len(self)), asked.ids))
 
     def search_vectors(self, vectors: Any, k: int | None = None, query_ids: Sequence[str] | None = None) -> Run:

@@ -158,10 +158,7 @@ class InvertedIndex(Index):
             asked = as_queries(queries)
             return self.search_vectors(self._encode(asked.texts), k, asked.ids)
         asked = plain_queries(queries)
-        if isinstance(self.queries, SparseTextEncoder):
-            vectors = embed(self.queries, asked.texts, "query")
-        else:
-            vectors = self._encode(asked.texts)
+        vectors = embed(self._query_encoder(), asked.texts, "query")
         return within(collection, self.search_vectors(vectors, cut_depth(k, len(self)), asked.ids))
 
     def search_vectors(self, vectors: Any, k: int | None = None, query_ids: Sequence[str] | None = None) -> Run:
@@ -262,14 +259,15 @@ class InvertedIndex(Index):
         self.postings = make_postings(matrix, self.settings, scales)
 
     def _encode(self, texts: list[str]) -> csr_array:
+        return self._query_encoder().encode(texts, "query")
+
+    def _query_encoder(self) -> Any:
         if self.queries is None:
             raise UserError("this index has no query encoder; give one, or search by vectors.")
-        if isinstance(self.queries, TokenWeights):
-            return self.queries.encode(texts)
-        return self.queries.encode(texts, "query")
+        return self.queries
 
     def _token_weights(self) -> TokenWeights | None:
-        return self.queries.token_weights("query") if isinstance(self.queries, SparseTextEncoder) else self.queries
+        return None if self.queries is None else self.queries.token_weights("query")
 
     def _document_encoder(self) -> SparseTextEncoder:
         self._documents = self._documents or encoder_of(self.space, SPARSE)

@@ -16,7 +16,6 @@ from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.encoders.vector_files import VectorFile
 from retrodistill.encoders.vectors import check_finite
 from retrodistill.indexes.faiss_index import FaissIndex
 from retrodistill.quantizers import Learned, QuantizerSettings, factory_for, learn_quantizer
@@ -70,7 +69,7 @@ def texts_with_vectors(collection: Collection, asking: Encoder, *, seed: int = 0
     Raises:
         UserError: It has vectors of no training query, and documents' vectors are no queries'.
     """
-    if not isinstance(asking, VectorFile):
+    if not asking.is_recorded:
         return texts_to_learn_from(collection, seed=seed)
     known = asking.bind(collection)
     settings = TextSettings(titles=False, sentences=0, documents=known.is_symmetric)
@@ -118,7 +117,7 @@ def learn_index(
     factory = factory_for(target, documents.dimension) if isinstance(target, int) else target
     read_form(factory, documents.dimension)
     documents, asking = documents.bind(collection), asking.bind(collection)
-    if isinstance(asking, VectorFile):
+    if asking.is_recorded:
         asking.require(texts.texts, "query")
     ids = collection.documents.ids
     vectors = np.ascontiguousarray(embed(documents, collection.documents.texts, "document"))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.rankers.corpus_scores import mean_of_zscores
 from retrodistill.rankers.protocol import CorpusScorer, Ranker, Work
 from retrodistill.runs.calibration import Calibration, MinMaxPerQuery, ZScorePerQuery
 from retrodistill.runs.fusion import check_calibrations, check_method, check_weights, fuse, union
@@ -136,3 +137,15 @@ def remaining_of_all(members: Sequence[Ranker], queries: Texts, collection: Coll
     works = [member.remaining(queries, collection, pairs) for member in members]
     units = {work.unit for work in works if work.items} or {"pairs"}
     return Work(sum(work.items for work in works), "/".join(sorted(units)), sum(work.seconds for work in works))
+
+
+def mean_of_zscores(matrices: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+    """(q, n) float32 weighted mean of row-wise z-scores, moments in float64; a flat row becomes 0."""
+    total = np.zeros(matrices[0].shape, dtype=np.float32)
+    for matrix, weight in zip(matrices, weights, strict=True):
+        mean = matrix.mean(axis=1, keepdims=True, dtype=np.float64)
+        deviation = matrix.std(axis=1, keepdims=True, dtype=np.float64)
+        flat = matrix.max(axis=1, keepdims=True) == matrix.min(axis=1, keepdims=True)
+        scale = np.where(flat, 0.0, weight / sum(weights) / np.where(flat, 1.0, deviation))
+        total += ((matrix - mean) * scale).astype(np.float32)
+    return total

@@ -16,10 +16,9 @@ from retrodistill.encoders.names import KINDS, PAIR_KINDS, ModelName, cannot_sea
 from retrodistill.rankers.bm25 import BM25Ranker
 from retrodistill.rankers.cross_encoder import CrossEncoderRanker
 from retrodistill.rankers.dense import DenseRanker
-from retrodistill.rankers.judgments import JudgmentRanker
 from retrodistill.rankers.multi_vector import MultiVectorRanker
 from retrodistill.rankers.protocol import Ranker, cannot_score
-from retrodistill.rankers.recorded import RecordedRanker
+from retrodistill.rankers.recorded import JudgmentRanker, RecordedRanker
 from retrodistill.rankers.reranker import DEPTH, Reranker
 from retrodistill.rankers.sparse import SparseRanker
 from retrodistill.runs.formats import read_run

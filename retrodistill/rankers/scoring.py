@@ -7,12 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from retrodistill.core.errors import UserError
+from retrodistill.core.progress import bar
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker, Work
 from retrodistill.runs.run import Run
+
+BLOCK = 64  # queries at once: bounds the memory of one step
+LARGEST_BYTES = 8 * 2**30
 
 
 def score(
@@ -53,6 +59,37 @@ def remaining(
     """What each teacher still has to do, and how long it will take; arguments as for `score`."""
     wanted = collection.queries if queries is None else queries
     return {teacher.name: teacher.remaining(wanted, collection, candidates) for teacher in _load(teachers, store)}
+
+
+def corpus_scores(queries: Texts, collection: Collection, teacher: Ranker, out: np.ndarray | None = None) -> np.ndarray:
+    """Score every document for every query.
+
+    Args:
+        queries: Any queries, pseudo-queries too.
+        collection: The corpus.
+        teacher: A ranker that can score a corpus.
+        out: Where to write: a (queries, documents) float32 array, possibly memory-mapped.
+
+    Returns:
+        (queries, documents) float32.
+
+    Raises:
+        UserError: The teacher scores pairs only, or the matrix would pass 8 GiB.
+    """
+    shape = (len(queries), len(collection.documents))
+    if 4 * shape[0] * shape[1] > LARGEST_BYTES:
+        raise UserError(
+            f"scores of {shape[0]} queries x {shape[1]} documents take {4 * shape[0] * shape[1] / 2**30:.0f} GiB, more "
+            f"than {LARGEST_BYTES >> 30}; set candidates.depth to a number instead of 'all'."
+        )
+    scorer = teacher.corpus_scorer(queries, collection)
+    scores = np.empty(shape, dtype=np.float32) if out is None else out
+    with bar(shape[0], f"scoring the corpus ({teacher.name})", "queries") as progress:
+        for start in range(0, shape[0], BLOCK):
+            rows = slice(start, min(start + BLOCK, shape[0]))
+            scores[rows] = scorer(rows)
+            progress.update(rows.stop - rows.start)
+    return scores
 
 
 def _load(teachers: Sequence[Any], store: str | os.PathLike[str] | None) -> list[Ranker]:

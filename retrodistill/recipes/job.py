@@ -29,7 +29,7 @@ from retrodistill.rankers.protocol import Ranker
 from retrodistill.recipes.questions import Questions, questions_of
 from retrodistill.recipes.settings import Recipe, StudentSettings, TeacherSettings
 from retrodistill.recipes.stage_teachers import StageTeachers
-from retrodistill.recipes.variant_settings import check_cuts
+from retrodistill.recipes.student_settings import check_cuts
 from retrodistill.training.scoring import check_recorded, stage_texts
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.training_data import TrainingData

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from retrodistill.core.errors import unknown
+from retrodistill.students.registry import all_kinds, kind_of_settings
 from retrodistill.training.list_settings import is_student, parse_student
 from retrodistill.training.settings import StageSettings
 
@@ -13,51 +14,51 @@ if TYPE_CHECKING:
     from retrodistill.recipes.settings import Recipe, StudentSettings
 
 StageOfStudent = tuple[str, int]  # a student's name, and after how many of its stages
-_TEACHING_KINDS = ("static", "dense", "cross-encoder")
 
 
 def students_of(stage: StageSettings, students: Mapping[str, StudentSettings]) -> list[StageOfStudent]:
     """The students that teach a stage.
 
     Raises:
-        ValueError: There is no such student, it is of a kind that cannot teach, or has not so many stages.
+        ValueError: There is no such student, its kind cannot teach, or it has fewer stages.
     """
-    found = []
+    teachers = []
     for member in stage.teacher:
         if not is_student(member.model):
             continue
-        name, behind = parse_student(member.model)
+        name, after = parse_student(member.model)
         if name not in students:
             raise ValueError(f"teacher {member.model!r}: {unknown('student', name, students)}")
-        kind, stages = students[name].kind, len(students[name].stages)
-        if kind not in _TEACHING_KINDS:
-            raise ValueError(f"teacher {member.model!r} is a {kind} student; {', '.join(_TEACHING_KINDS)} ones teach")
-        if behind is not None and behind > stages:
+        kind, stages = kind_of_settings(students[name].model, students[name].lexical_dim), len(students[name].stages)
+        if not kind.can_teach:
+            teaching = ", ".join(other.name for other in all_kinds() if other.can_teach and other.written)
+            raise ValueError(f"teacher {member.model!r} is a {kind.name} student; students that can teach: {teaching}")
+        if after is not None and after > stages:
             raise ValueError(f"teacher {member.model!r}: {name} has {stages} stages")
-        if kind == "cross-encoder" and stage.candidates.depth == "all":
+        if not kind.can_search and stage.candidates.depth == "all":
             raise ValueError(
                 f"teacher {member.model!r} scores pairs and not a whole corpus; set candidates.depth to a number"
             )
-        found.append((name, stages if behind is None else behind))
-    return found
+        teachers.append((name, stages if after is None else after))
+    return teachers
 
 
 def check_teachers(recipe: Recipe) -> None:
-    """Refuse teachers that cannot teach where they stand.
+    """Refuse teachers that cannot teach in their place.
 
     Raises:
-        ValueError: A student as the recipe's teacher, as `training_order`, or a selection in which the
-            stage's own teacher would say what is right.
+        ValueError: As `training_order`; a student is the recipe's teacher; or a selection takes as right what the
+            stage's own teacher ranks first.
     """
     if any(is_student(one.model) for one in (*recipe.teacher, *recipe.ensemble)):
-        raise ValueError("a student teaches in a stage, by its teacher key, not as the recipe's teacher")
+        raise ValueError("a student cannot be the recipe's teacher; name it in a stage's teacher")
     training_order(recipe.students)
     for stage in (stage for student in recipe.students.values() for stage in student.stages):
         by_ensemble = stage.selection is not None and stage.selection.positives == "ensemble"
         if by_ensemble and not stage.teacher and not recipe.ensemble:
             raise ValueError(
-                "selection.positives: ensemble is right by definition where the stage's own teacher says what is; give "
-                "the stage a teacher of its own, or the recipe an ensemble"
+                "selection.positives: ensemble needs a judge besides the stage's own teacher; give the stage another "
+                "teacher, or the recipe an ensemble"
             )
 
 

@@ -12,9 +12,10 @@ from retrodistill.encoders.embeddings import seconds_to_embed
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.names import parse_model_name
 from retrodistill.rankers.protocol import Ranker, Work
+from retrodistill.recipes.building import kind_of_student
 from retrodistill.recipes.job import Job, open_job
 from retrodistill.recipes.loading import load_recipe
-from retrodistill.recipes.settings import RERANKERS, StudentSettings
+from retrodistill.recipes.settings import StudentSettings
 from retrodistill.recipes.stage_teachers import manifest_after_stage, student_manifest
 from retrodistill.recipes.students import work_folder
 from retrodistill.recipes.variants import entries, planned_variants
@@ -82,7 +83,8 @@ def plan_recipe(
 
 def _indexes(job: Job, student: StudentSettings, names: Sequence[str], done: bool) -> int:
     """How many of a student's systems have an index to be built: all where it changes, else those that lack one."""
-    if student.kind in RERANKERS or (job.recipe.evaluation.exhaustive and student.kind in ("sparse", "multi-vector")):
+    kind = kind_of_student(student)
+    if not kind.can_search or (job.recipe.evaluation.exhaustive and kind.has_own_documents):
         return 0
     return sum(not (done and (job.out / "indexes" / name / "made-from.json").exists()) for name in names)
 

@@ -16,8 +16,7 @@ from retrodistill.data.conversations import (
     load_rewrites,
     make_turns,
 )
-from retrodistill.recipes.conversation_settings import ConversationSettings
-from retrodistill.recipes.settings import Recipe
+from retrodistill.recipes.settings import ConversationSettings, Recipe
 from retrodistill.training.texts import training_queries
 
 MADE = "made"

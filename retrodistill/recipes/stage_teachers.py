@@ -16,7 +16,7 @@ from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.recipes.building import space_of
 from retrodistill.recipes.settings import StudentSettings, TeacherSettings
-from retrodistill.recipes.variant_settings import unclustered
+from retrodistill.recipes.student_settings import unclustered
 from retrodistill.students.registry import kind_of
 from retrodistill.training.list_settings import CURRENT_STUDENT, is_student, parse_student
 from retrodistill.training.settings import StageSettings

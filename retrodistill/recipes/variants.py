@@ -14,8 +14,8 @@ from retrodistill.encoders.exits import ROUTE, exit_model, exits_of
 from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.recipes.job import Job
 from retrodistill.recipes.settings import Recipe, StudentSettings
+from retrodistill.recipes.student_settings import VariantNames, beside_names, unclustered
 from retrodistill.recipes.students import Distilled, contrastive_twin, untrained
-from retrodistill.recipes.variant_settings import VariantNames, beside_names, unclustered
 from retrodistill.students.clustering import cluster_sizes
 from retrodistill.students.registry import kind_of, kind_of_settings
 from retrodistill.students.saving import AnyStudent, load_student, save_student

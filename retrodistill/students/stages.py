@@ -45,7 +45,7 @@ def run_stage(model: Any, stage: StageSettings, data: TrainingData, folder: Path
         check_dimensions(stage.matryoshka, student.dimension)
     space = None if data.own_documents else data.space
     # A student of its own: the snapshot digests the weights as they are before training.
-    snapshot = StudentSnapshot(as_student(model), space, data.stored, kind.store_documents)
+    snapshot = StudentSnapshot(as_student(model), kind, space, data.stored)
     data = replace(data, student=snapshot)
     with main_first():
         prepared = prepare(stage, data)

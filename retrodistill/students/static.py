@@ -14,7 +14,6 @@ from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import device
-from retrodistill.encoders.vector_files import VectorFile
 from retrodistill.rankers.dense import DenseRanker
 from retrodistill.students.registry import Kind, StageDefaults
 
@@ -70,12 +69,12 @@ def static_student(
             f"model {teacher.name} is a token table itself; a static student starts from a transformer: name a "
             "'dense:NAME' as the space."
         )
-    if isinstance(teacher, VectorFile) and (tokenizer is None or initialize not in ("fitted", "random")):
+    if teacher.is_recorded and (tokenizer is None or initialize not in ("fitted", "random")):
         raise UserError(
             f"{teacher.name} has vectors and no model: a static student in its space needs another model's tokenizer "
             "and initialize: fitted."
         )
-    tokens = fast_tokenizer(teacher if tokenizer is None or not isinstance(teacher, VectorFile) else tokenizer)
+    tokens = fast_tokenizer(teacher if tokenizer is None or not teacher.is_recorded else tokenizer)
     if initialize == "random":
         rows = np.random.default_rng(seed).standard_normal((tokens.get_vocab_size(), teacher.dimension))
     elif initialize == "words":
@@ -221,7 +220,7 @@ def _shares(tokenizer: Tokenizer, texts: list[str]) -> Any:
 
 def _start(settings: Any, data: Any) -> SentenceTransformer:
     table_tokenizer = None
-    if settings.tokenizer and isinstance(data.space, VectorFile):
+    if settings.tokenizer and data.space.is_recorded:
         table_tokenizer = load_encoder(settings.tokenizer, DENSE)
     return static_student(
         data.space,

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from retrodistill.candidates.samplers import TopicBatches, cluster_topics, topic_count
 from retrodistill.candidates.selection import labeled, prod_selection, pseudo_labeled
-from retrodistill.candidates.topics import TopicBatches, cluster_topics, topic_count
 from retrodistill.core.distributed import main_first
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_file, digest

@@ -20,10 +20,10 @@ from retrodistill.data.sentences import source_document
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.names import parse_model_name
 from retrodistill.objectives.temperature import check_trainable, temperature_for
-from retrodistill.rankers.corpus_scores import corpus_scores
 from retrodistill.rankers.ensemble import Ensemble
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
+from retrodistill.rankers.scoring import corpus_scores
 from retrodistill.runs.align import align
 from retrodistill.runs.formats import read_run, write_run
 from retrodistill.runs.fusion import union

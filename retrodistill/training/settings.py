@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from retrodistill.core.settings import Settings
-from retrodistill.training.list_settings import (
-    CandidateSettings,
-    SelectionSettings,
-    TeacherSettings,
-    teacher_members,
-)
+from retrodistill.core.settings import OneOf, Settings
+from retrodistill.training.list_settings import CandidateSettings, SelectionSettings, Teachers, TeacherSettings
 
 if TYPE_CHECKING:
     from retrodistill.objectives.registry import Objective
@@ -28,26 +23,22 @@ __all__ = [
     "TeacherSettings",
     "TextSettings",
     "TrainingSettings",
-    "teacher_members",
 ]
 
 
 class TextSettings(Settings):
-    """Which texts a stage trains on.
-
-    Attributes:
-        queries: The training split's queries.
-        repeat_queries: Take them so many times in an epoch, where pseudo-queries would drown them.
-        titles: Every document's title.
-        sentences: So many sentences of each document.
-        documents: Every document's whole text: all that has a vector where the space is a file of vectors.
-    """
+    """The texts that a stage trains on."""
 
     queries: bool = True
+    """The queries of the training split."""
     repeat_queries: int = Field(default=1, ge=1)
+    """How many times an epoch has each query, so that pseudo-queries do not drown them."""
     titles: bool = True
+    """The title of each document."""
     sentences: int = Field(default=3, ge=0)
+    """Sentences per document."""
     documents: bool = False
+    """The whole text of each document. Where the document encoder is a file of vectors, only these have a vector."""
 
     @property
     def has_pseudo_queries(self) -> bool:
@@ -56,27 +47,19 @@ class TextSettings(Settings):
 
 
 class ObjectiveSettings(Settings):
-    """One term of a stage's loss.
+    """One term of a stage's loss."""
 
-    Attributes:
-        name: A key of `retrodistill.objectives.registry.OBJECTIVES`.
-        weight: Of the term in the sum.
-        student_temperature: Student scores are divided by it; cosines need about .05 (a scale of 20).
-        target_std: The teacher's temperature is its measured spread over this: lists then have a standard deviation of
-            so many logits.
-        teacher_temperature: A fixed temperature in place of the measured one.
-    """
-
-    name: str
+    name: Annotated[str, OneOf("objective", "retrodistill.objectives.registry:OBJECTIVES")]
+    """The objective; `retrodistill methods` lists them with their papers."""
     weight: float = Field(default=1.0, gt=0)
+    """Weight of the term in the sum."""
     student_temperature: float = Field(default=0.05, gt=0)
+    """Student scores are divided by it. Cosines need about 0.05, a scale of 20."""
     target_std: float = Field(default=1.0, gt=0)
+    """Standard deviation that the teacher's lists get, in logits: the teacher's temperature is its measured standard
+    deviation divided by this."""
     teacher_temperature: float | None = Field(default=None, gt=0)
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        return _registered(name, "objective")
+    """A fixed temperature instead of the measured one."""
 
     @property
     def objective(self) -> Objective:
@@ -87,167 +70,132 @@ class ObjectiveSettings(Settings):
 
 
 class TrainingSettings(Settings):
-    """How long and how fast; AdamW throughout.
-
-    Attributes:
-        epochs: Passes over the training texts.
-        max_steps: Stop after so many steps; 0 for no bound.
-        batch_size: Texts (or groups) per step and device.
-        learning_rate: Peak.
-        warmup: Share of the steps during which the rate rises linearly.
-        schedule: What the rate does after.
-        weight_decay: AdamW's.
-        max_gradient_norm: Gradients are scaled down to it; 0 leaves them. Token tables do better without.
-        precision: Of a transformer's products on a GPU; all else, and everything on a CPU, is float32.
-    """
+    """How long and how fast a stage trains, with AdamW."""
 
     epochs: float = Field(default=1.0, gt=0)
+    """Passes over the training texts."""
     max_steps: int = Field(default=0, ge=0)
+    """Stop after this many steps; 0 for no limit."""
     batch_size: int = Field(default=64, ge=1)
+    """Texts (or groups) per step and device."""
     learning_rate: float = Field(default=2e-5, gt=0)
+    """The peak of the learning rate."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises linearly."""
     schedule: Literal["linear", "constant", "cosine"] = "linear"
+    """Course of the learning rate after warmup."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's weight decay."""
     max_gradient_norm: float = Field(default=1.0, ge=0)
+    """Larger gradients are scaled down to this norm; 0 turns it off, which is better for token tables."""
     precision: Literal["float32", "bfloat16"] = "float32"
+    """Precision of a transformer's matrix products in training on a GPU. All else is float32, and everything on a
+    CPU."""
 
 
 class GroupSettings(Settings):
-    """Groups of a few documents per query, where documents take part in training.
-
-    Attributes:
-        documents: Per query.
-        sampler: How they are drawn from the list.
-        draws: Groups per query and epoch.
-        depth: Of a list over the whole corpus, the sampler draws from so many of the teacher's best.
-        random: Of a list over the whole corpus, so many more documents are drawn from all of it.
-    """
+    """Groups of a few documents per query, for stages in which documents are encoded with gradients."""
 
     documents: int = Field(default=8, ge=2)
-    sampler: str = "stratified"
+    """Documents per query."""
+    sampler: Annotated[str, OneOf("sampler", "retrodistill.candidates.samplers:SAMPLERS")] = "stratified"
+    """How documents are drawn from the list."""
     draws: int = Field(default=1, ge=1)
+    """Groups per query and epoch."""
     depth: int = Field(default=100, ge=2)
+    """Where a list is the whole corpus: the sampler draws from the teacher's best documents, up to this rank."""
     random: int = Field(default=0, ge=0)
-
-    @field_validator("sampler")
-    @classmethod
-    def _known(cls, sampler: str) -> str:
-        from retrodistill.candidates.samplers import SAMPLERS
-        from retrodistill.core.errors import unknown
-
-        if sampler not in SAMPLERS:
-            raise ValueError(str(unknown("sampler", sampler, SAMPLERS)))
-        return sampler
+    """Where a list is the whole corpus: documents added to each group from the whole corpus, at random."""
 
 
 class RegularizerSettings(Settings):
-    """What keeps a sparse student sparse.
+    """A term that keeps a sparse student sparse."""
 
-    Attributes:
-        name: A key of `retrodistill.objectives.registry.REGULARIZERS`.
-        weight: Of its value in the loss, once warm.
-        side: Whose term weights it sees.
-        terms: How many of a text's terms ``top-k`` lets live.
-        warmup: Share of the steps over which the weight grows, with the square of the step.
-    """
-
-    name: str
+    name: Annotated[str, OneOf("regularizer", "retrodistill.objectives.registry:REGULARIZERS")]
+    """The regularizer; `retrodistill methods` lists them."""
     weight: float = Field(gt=0)
+    """Weight of its value in the loss, after warmup."""
     side: Literal["document", "query"] = "document"
+    """The side whose term weights it sees."""
     terms: int = Field(default=128, ge=1)
+    """Terms per text that `top-k` does not penalize."""
     warmup: float = Field(default=1 / 3, ge=0, le=1)
+    """Share of the steps in which the weight grows, with the square of the step."""
 
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        return _registered(name, "regularizer")
+
+def _objectives(given: Any) -> Any:
+    """Terms of the loss from their short forms: one for a list of one, a name for its settings."""
+    terms = [given] if isinstance(given, (str, dict)) else given
+    if not isinstance(terms, (list, tuple)):
+        return terms  # pydantic says what is wanted
+    return [{"name": term} if isinstance(term, str) else term for term in terms]
+
+
+Objectives = Annotated[
+    list[ObjectiveSettings],
+    Field(min_length=1),
+    BeforeValidator(_objectives, json_schema_input_type=str | ObjectiveSettings | list[str | ObjectiveSettings]),
+]
 
 
 class StageSettings(Settings):
-    """One stage of training.
+    """One stage of training."""
 
-    Attributes:
-        objectives: Terms of the loss, summed; a bare name stands for its defaults.
-        teacher: Who scores this stage's lists, one or several; by default the recipe's teacher.
-        labels: What becomes of the teacher's scores, one of `retrodistill.rankers.labels.LABELS`: ``bce`` needs
-            ``sigmoid`` (of logits), ``cosine`` or ``mean`` (of recorded labels); those of several are averaged.
-        train: ``query_encoder`` trains the query side against stored document embeddings; ``both_encoders`` encodes
-            documents with gradients too;
-            ``lexical`` trains the lexical half of a hybrid student, on both sides, against stored dense halves;
-            ``head`` trains what a sparse or multi-vector student has behind its transformer, on both sides, against
-            stored hidden states, at a small part of the cost of ``both_encoders``.
-        texts: What is trained on.
-        candidates: Whom the teacher scores; needed by list objectives.
-        selection: Which of the texts are trained on, where not all.
-        positives: What contrastive and in-batch objectives take for right: a pseudo-query's ``source_document``, the
-            one that it was taken from, or the training split's ``labels``, of which the best by grade counts; labeled
-            documents join the candidates.
-        groups: How groups are drawn for ``both_encoders`` and ``head``.
-        batches: ``shuffled``, or of one of the ``topics`` each (TAS-B, arXiv 2104.06967): clusters of the texts'
-            embeddings in the space.
-        topics: How many; by default so many that each makes about six batches.
-        regularizers: What keeps a sparse student sparse.
-        matryoshka: The loss is taken on so many leading dimensions of a dense or static student's vectors too.
-        exit_kl: Weight of the divergence by which the deepest exit teaches the others; 1 by default.
-        exit_weights: Weights of what exits learn, by layer; 1 by default.
-        own_tokens: With head: vdr, weight of the objectives on scores of which one side is its own tokens, each of
-            weight 1 (the semi-parametric half of VDR's loss, ICLR 2024); no term learns a weight by it, as by the
-            student's lexical_terms.
-        training: How long and how fast.
-    """
-
-    objectives: list[ObjectiveSettings] = Field(min_length=1)
-    teacher: list[TeacherSettings] = Field(default_factory=list)
-    labels: str = "scores"
+    objectives: Objectives
+    """Terms of the loss, which are summed. A name alone takes the defaults: `kl`, `[leaf, kl]`."""
+    teacher: Teachers = Field(default_factory=list)
+    """Teachers of this stage, one or several; by default the recipe's teacher."""
+    labels: Annotated[str, OneOf("kind of labels", "retrodistill.rankers.labels:LABELS")] = "scores"
+    """How the teacher's scores become targets. `bce` needs `sigmoid` (of logits), `cosine`, or `mean` (of recorded
+    labels). The targets of several teachers are averaged."""
     train: Literal["query_encoder", "both_encoders", "lexical", "head"] = "query_encoder"
+    """The part that is trained. `query_encoder`: queries, against stored document embeddings. `both_encoders`:
+    documents are encoded with gradients, too. `lexical`: the lexical half of a hybrid student, on both sides, against
+    stored dense halves. `head`: the modules after a frozen transformer, on both sides, against stored hidden states, at
+    a fraction of the cost of `both_encoders`."""
     texts: TextSettings = TextSettings()
+    """The texts that it trains on."""
     candidates: CandidateSettings = CandidateSettings()
+    """The candidates that the teacher scores, for list objectives."""
     selection: SelectionSettings | None = None
+    """A selection of the texts to train on; null for all."""
     positives: Literal["source_document", "labels"] = "source_document"
+    """The right document of contrastive and in-batch objectives: the `source_document` of a pseudo-query, or the one of
+    the highest grade in the `labels` of the training split. Labeled documents join the candidates."""
     groups: GroupSettings = GroupSettings()
+    """How groups are drawn for `both_encoders` and `head`."""
     batches: Literal["shuffled", "topics"] = "shuffled"
+    """`topics`: each batch holds texts of one topic, a cluster of their embeddings (TAS-B, arXiv 2104.06967)."""
     topics: int | None = Field(default=None, ge=1)
+    """Number of topics; by default, as many as give each about six batches."""
     regularizers: list[RegularizerSettings] = Field(default_factory=list)
+    """Terms that keep a sparse student sparse."""
     matryoshka: list[int] = Field(default_factory=list)
+    """Leading dimensions of a dense or static student's vectors on which the loss is taken, too."""
     exit_kl: float | None = Field(default=None, ge=0)
-    exit_weights: dict[int, float] = Field(default_factory=dict)
+    """Weight of the divergence by which the deepest exit teaches the others; 1 by default."""
+    exit_weights: dict[int, float] = Field(
+        default_factory=dict, json_schema_extra={"propertyNames": {"pattern": "^[0-9]+$"}}
+    )
+    """Weights of the losses of the exits, by layer; 1 by default."""
     own_tokens: float = Field(default=0.0, ge=0)
+    """With `head: vdr`: weight of the objectives on scores in which one side is only the text's own tokens, each of
+    weight 1 (the semi-parametric half of VDR's loss, ICLR 2024). Token weights are not learned by it; the student's
+    `lexical_terms` does that."""
     training: TrainingSettings = TrainingSettings()
-
-    @field_validator("objectives", mode="before")
-    @classmethod
-    def _names(cls, given: Any) -> Any:
-        terms = [given] if isinstance(given, (str, dict)) else given
-        if not isinstance(terms, (list, tuple)):
-            return terms  # pydantic says what is wanted
-        return [{"name": term} if isinstance(term, str) else term for term in terms]
-
-    @field_validator("teacher", mode="before")
-    @classmethod
-    def _members(cls, given: Any) -> Any:
-        return teacher_members(given)
-
-    @field_validator("labels")
-    @classmethod
-    def _known_labels(cls, name: str) -> str:
-        from retrodistill.core.errors import unknown
-        from retrodistill.rankers.labels import LABELS
-
-        if name not in LABELS:
-            raise ValueError(str(unknown("kind of labels", name, LABELS)))
-        return name
+    """How long and how fast it trains."""
 
     @model_validator(mode="after")
     def _keys_fit(self) -> StageSettings:
-        wanting = {
+        about_candidates = {
             "teacher": bool(self.teacher),
             "labels": self.labels != "scores",
             "selection": self.selection is not None,
             "candidates.budget": self.candidates.budget is not None,
         }
-        told = next((key for key, said in wanting.items() if said), None)
-        if told and not self.needs_lists:
-            raise ValueError(f"{told} is about candidates, and no objective of this stage sees any; add one such as kl")
+        key = next((key for key, is_set in about_candidates.items() if is_set), None)
+        if key and not self.needs_lists:
+            raise ValueError(f"{key} is about candidates, and no objective of this stage sees any; add one such as kl")
         if self.labels != "scores" and self.candidates.depth == "all":
             raise ValueError("labels are made of pairs' scores: set candidates.depth to a number, not 'all'")
         if self.labels == "scores" and any(term.objective.needs("labels") for term in self.objectives):
@@ -262,17 +210,17 @@ class StageSettings(Settings):
 
     @property
     def has_own_teacher(self) -> bool:
-        """Whether its lists are taught otherwise than by the recipe's teacher as it is."""
+        """Whether its targets differ from the scores of the recipe's teacher."""
         return bool(self.teacher) or self.labels != "scores"
 
     @property
     def needs_own_document(self) -> bool:
-        """Whether pseudo-queries must see the document that they were taken from."""
+        """Whether a pseudo-query needs the document that it was taken from."""
         return self.is_contrastive and self.positives == "source_document"
 
     @property
     def needs_labels(self) -> bool:
-        """Whether judgments of the training queries take part: as positives, or in a selection."""
+        """Whether it reads judgments of the training queries: as positives, or in a selection."""
         return "labels" in (self.positives, self.selection.positives if self.selection is not None else None)
 
     @property
@@ -282,26 +230,10 @@ class StageSettings(Settings):
 
     @property
     def aligns(self) -> bool:
-        """Whether some objective sees the teacher's embeddings, so that texts without candidates teach too."""
+        """Whether some objective sees the teacher's embeddings, so that texts without candidates teach, too."""
         return any(term.objective.sees == "embeddings" for term in self.objectives)
 
     @property
     def is_contrastive(self) -> bool:
         """Whether some objective needs the pseudo-query's own document in its list."""
         return any(term.objective.needs_positives for term in self.objectives)
-
-
-def _registered(name: str, what: str) -> str:
-    """The name of an objective or regularizer.
-
-    Raises:
-        ValueError: There is none of that name.
-    """
-    from retrodistill.core.errors import UserError
-    from retrodistill.objectives import registry
-
-    try:
-        {"objective": registry.get_objective, "regularizer": registry.get_regularizer}[what](name)
-    except UserError as error:
-        raise ValueError(str(error)) from error
-    return name

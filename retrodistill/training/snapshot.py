@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -15,11 +14,8 @@ from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.encoders.multi_vector import MultiVectorModel
-from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.encoders.vectors import exact_search
-from retrodistill.rankers.loading import load_ranker
-from retrodistill.rankers.protocol import pair_texts
+from retrodistill.rankers.protocol import Ranker, pair_texts
 from retrodistill.runs.run import Run
 from retrodistill.training.list_settings import CURRENT_STUDENT
 
@@ -29,19 +25,19 @@ class StudentSnapshot:
 
     Args:
         student: The student.
+        kind: Its kind, of `retrodistill.students.registry`: says whether and how it searches.
         space: Encodes the documents that it searches; None where it encodes them itself.
         stored: (corpus, d) document vectors in the space's place.
-        store: Puts the student's own document vectors into its store where it can spare itself encoding them.
     """
 
     def __init__(
         self,
         student: Any,
+        kind: Any,
         space: Encoder | None = None,
         stored: np.ndarray | None = None,
-        store: Callable[[Any, Sequence[str]], None] | None = None,
     ) -> None:
-        self.student, self.space, self.stored, self._store = student, space, stored, store
+        self.student, self.kind, self.space, self.stored = student, kind, space, stored
 
     @cached_property
     def fingerprint(self) -> str:
@@ -56,11 +52,11 @@ class StudentSnapshot:
         Raises:
             UserError: It has another width than the documents that it is to search.
         """
-        if not isinstance(self.student, Encoder):
+        if not self.kind.is_dense:
             raise UserError(f"{self.student.name} has no dense vectors.")
         documents, texts = self.stored, collection.documents.texts
-        if documents is None and self.space is None and self._store is not None:
-            self._store(self.student, texts)
+        if documents is None and self.space is None:
+            self.kind.store_documents(self.student, texts)
         if documents is None:
             documents = embed(self.space or self.student, texts, "document")
         if documents.shape[1] != self.student.dimension:
@@ -78,17 +74,18 @@ class StudentSnapshot:
         """
         corpus = collection.documents
         k = min(k, len(corpus))
-        if isinstance(self.student, Encoder):
+        if self.kind.is_dense:
             asked = embed(self.student, queries.texts, "query")
             rows, scores = exact_search(asked, self.vectors(collection), k)
             return Run.from_matrix(queries.ids, corpus.ids, rows, scores, name=CURRENT_STUDENT)
-        if isinstance(self.student, (SparseTextEncoder, MultiVectorModel)):
-            return load_ranker(self.student).search(queries, collection, k).renamed(CURRENT_STUDENT)
+        if self.kind.can_search:
+            ranker: Ranker = self.kind.ranker(self.student, None)
+            return ranker.search(queries, collection, k).renamed(CURRENT_STUDENT)
         raise UserError(f"{self.student.name} scores pairs and cannot search; take candidates from bm25 or dense.")
 
     def ranks(self, collection: Collection, queries: Texts, candidates: Run, k: int) -> Run:
         """What it ranks highest: of the corpus where it can search, of the candidates where it scores pairs."""
-        if isinstance(self.student, (Encoder, SparseTextEncoder, MultiVectorModel)):
+        if self.kind.can_search:
             return self.search(collection, queries, k)
         pairs = list(zip(*pair_texts(queries, collection, candidates), strict=True))
         return candidates.with_scores(self.student.score(pairs).astype(np.float64), CURRENT_STUDENT).top(k)

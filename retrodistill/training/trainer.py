@@ -78,7 +78,7 @@ def train(  # noqa: PLR0913 - what a training run is made of
         prompts: Prompt of each text column: the trainer applies none by itself.
         monitor: Called at intervals and at the end; its measures are recorded.
         what: Title of the progress bar.
-        batches: What cuts the rows into batches, a `retrodistill.candidates.topics.TopicBatches`; shuffled if None.
+        batches: What cuts the rows into batches, a `retrodistill.candidates.samplers.TopicBatches`; shuffled if None.
 
     Raises:
         UserError: Checkpoints cannot be written: a full disk.

@@ -6,12 +6,12 @@ import torch
 from accelerate.data_loader import BatchSamplerShard, skip_first_batches
 from torch.utils.data import BatchSampler, DataLoader
 
-from retrodistill.candidates.samplers import sample_places
-from retrodistill.candidates.topics import (
+from retrodistill.candidates.samplers import (
     TopicBatches,
     balanced_places,
     cluster_topics,
     margin_bins,
+    sample_places,
     topic_count,
     topic_plan,
 )

@@ -1,13 +1,15 @@
 import json
 from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
 
 from retrodistill.cli.reference import keys_text
 from retrodistill.core.errors import UserError
+from retrodistill.core.settings import OneOf, Settings
 from retrodistill.recipes import load_recipe
-from retrodistill.recipes.keys import CHOICES, meanings, recipe_keys
-from retrodistill.training.settings import Settings
+from retrodistill.recipes.keys import recipe_keys, recipe_schema
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SECTIONS = recipe_keys()
@@ -46,13 +48,18 @@ class TestKeys:
                 assert key in KEYS or ".".join(path[:-1]).endswith("exit_weights"), key
 
     def test_a_closed_choice_is_what_its_validator_knows(self):
-        found = {}
+        listed = {}
         for section in SECTIONS:
             for key in section.keys:
-                told = mistake_with(section.settings, key.path[-1])
-                if "Known: " in told and "model kind" not in told:
-                    found[section.settings, key.path[-1]] = told.partition("Known: ")[2].rstrip(".").split(", ")
-        assert {one: sorted(options) for one, options in CHOICES.items()} == found
+                message = mistake_with(section.settings, key.path[-1])
+                if "Known: " in message and "model kind" not in message:
+                    known = sorted(message.partition("Known: ")[2].rstrip(".").split(", "))
+                    assert sorted(key.options) == known
+                    listed[key.path[-1]] = section.settings.__name__
+        fields = [field for section in SECTIONS for field in section.settings.model_fields.values()]
+        choices = {each.home for field in fields for each in field.metadata if isinstance(each, OneOf)}
+        assert len(choices) == 7
+        assert listed.keys() == {"fusion", "initialize", "labels", "name", "budget_by", "sampler"}
 
     def test_settings_that_stand_by_default_have_the_defaults_of_their_class(self):
         for section in SECTIONS:
@@ -80,23 +87,37 @@ class TestKeys:
         assert (KEYS[key].values, KEYS[key].default) == (values, default)
         assert KEYS[key].needed == (key in ("name", "students.NAME.stages"))
 
-    def test_meanings_come_from_the_docstring_and_those_of_bases(self):
-        class Base(Settings):
-            """A.
+    def test_meanings_are_the_strings_below_the_fields(self):
+        class Example(Settings):
+            """A."""
 
-            Attributes:
-                low: Of the ``base``,
-                    on two lines.
-            """
+            low: int = 0
+            """Of the `base`,
+            on two lines."""
 
-        class Derived(Base):
-            """B.
+        assert Example.model_fields["low"].description == "Of the `base`,\non two lines."
+        assert "\n" not in KEYS["students.NAME.model"].meaning
 
-            Attributes:
-                high: One of `retrodistill.some.place.THINGS`: all.
-            """
 
-        assert meanings(Derived) == {"low": "Of the `base`, on two lines.", "high": "One of `THINGS`: all."}
+class TestSchema:
+    """What an editor is told: it accepts what the package accepts, and knows every name of a closed choice."""
+
+    @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+    def test_it_accepts_every_recipe(self, path):
+        jsonschema.validate(yaml.safe_load(path.read_text(encoding="utf-8")), recipe_schema())
+
+    @pytest.mark.parametrize(
+        "change", [{"teachr": "bm25"}, {"fusion": "zscor"}, {"teacher": 5}, {"students": {"s": {"model": "static"}}}]
+    )
+    def test_it_refuses_mistakes(self, change):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({"name": "x", **change}, recipe_schema())
+
+    def test_the_command_prints_it(self, call):
+        status, out, _ = call("keys", "--json-schema")
+        assert status == 0
+        assert json.loads(out) == json.loads(json.dumps(recipe_schema()))
+        assert "margin-balanced" in out
 
 
 class TestPrefixes:

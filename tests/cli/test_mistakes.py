@@ -75,7 +75,7 @@ MISTAKES = {
         "distill --collection {tiny} --target bm25 --document-encoder {encoder} --student bm25 --out {dir}/made",
         "a student starts from",
     ),
-    "no such recipe": ("run nowhere.yaml --out {dir}/made", "no recipe nowhere.yaml"),
+    "no such recipe": ("run nowhere.yaml --out {dir}/made", "unknown recipe 'nowhere.yaml'"),
     "no such collection": ("mine --collection nowhere --source bm25 --out {dir}/made.run", "no collection 'nowhere'"),
     "a model that cannot be found offline": (
         "index --collection {tiny} --documents dense:nobody/none --out {dir}/made",

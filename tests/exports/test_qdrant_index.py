@@ -8,11 +8,12 @@ from records_of import IDS, dense, multi_vector, space, sparse
 from retrodistill.core.errors import UserError
 from retrodistill.data import load_collection
 from retrodistill.encoders.multi_vector import Tokens
+from retrodistill.evaluation import evaluate
 from retrodistill.exports import QdrantIndex, QdrantSettings, export_qdrant, load_qdrant, multi_vector_records
 from retrodistill.exports.connection import Address
 from retrodistill.exports.qdrant_collection import QdrantCollection
-from retrodistill.indexes import build_index
-from retrodistill.rankers import Ranker
+from retrodistill.indexes import build_index, load_index
+from retrodistill.rankers import Ranker, load_ranker
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,14 @@ class TestSearching:
             assert list(there.search("star planet", k=3).document_ids) == list(
                 index.search("star planet", k=3).document_ids
             )
+
+    def test_it_is_a_ranker_by_its_address(self, tiny, index, address):
+        wanted = evaluate({"here": index}, tiny).means["here"]
+        for load in (load_index, load_ranker):
+            with load(address) as there:
+                assert there.can_search
+                assert evaluate({"there": there}, tiny).means["there"] == pytest.approx(wanted)
+        assert evaluate({"there": address}, tiny).means["there"] == pytest.approx(wanted)
 
     def test_vectors_that_were_cut_short(self, tiny, tiny_static, client):
         index = build_index(tiny, f"static:{tiny_static}", truncate=8)

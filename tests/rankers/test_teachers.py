@@ -7,10 +7,11 @@ from retrodistill.candidates import mine
 from retrodistill.core.errors import UserError
 from retrodistill.encoders import load_encoder
 from retrodistill.rankers import Ensemble, Ranker, load_ranker, remaining, score
-from retrodistill.rankers import corpus_scores as corpus_scores_module
+from retrodistill.rankers import scoring as scoring_module
 from retrodistill.rankers.bm25 import load_bm25s
-from retrodistill.rankers.corpus_scores import corpus_scores, mean_of_zscores
+from retrodistill.rankers.ensemble import mean_of_zscores
 from retrodistill.rankers.recorded import RecordedRanker
+from retrodistill.rankers.scoring import corpus_scores
 from retrodistill.runs import Run, fuse, write_run
 from retrodistill.runs.calibration import fit_calibration
 
@@ -330,7 +331,7 @@ class TestEnsemble:
 
 class TestCorpusScores:
     def test_of_each_kind_are_its_scores_of_all_pairs(self, tiny, bi_encoder, monkeypatch):
-        monkeypatch.setattr(corpus_scores_module, "BLOCK", 5)
+        monkeypatch.setattr(scoring_module, "BLOCK", 5)
         queries = tiny.split("test")
         for teacher in (load_ranker("bm25"), load_ranker(bi_encoder)):
             out = np.empty((len(queries), len(tiny.documents)), dtype=np.float32)
@@ -352,7 +353,7 @@ class TestCorpusScores:
             corpus_scores(tiny.queries, tiny, Ensemble([load_ranker("bm25")], method="minmax"))
 
     def test_a_matrix_that_is_too_large_is_refused(self, tiny, monkeypatch):
-        monkeypatch.setattr(corpus_scores_module, "LARGEST_BYTES", 100)
+        monkeypatch.setattr(scoring_module, "LARGEST_BYTES", 100)
         with pytest.raises(UserError, match=r"scores of \d+ queries x 60 documents take .* GiB, more than"):
             corpus_scores(tiny.queries, tiny, load_ranker("bm25"))
 

@@ -17,7 +17,7 @@ from retrodistill.recipes.building import build_student
 from retrodistill.recipes.settings import StudentSettings
 from retrodistill.recipes.students import train_student
 from retrodistill.runs import Run
-from retrodistill.students.registry import as_student
+from retrodistill.students.registry import as_student, kind_of
 from retrodistill.students.stages import run_stage
 from retrodistill.training import trainer
 from retrodistill.training.curricula import selected, topic_batches
@@ -58,7 +58,8 @@ def stage(**more):
 
 
 def standing(data):
-    return StudentSnapshot(as_student(load_encoder(data.space).model), data.space)
+    model = load_encoder(data.space).model
+    return StudentSnapshot(as_student(model), kind_of(model), data.space)
 
 
 class TestBudget:

@@ -36,7 +36,7 @@ class TestMistakes:
         with pytest.raises(pydantic.ValidationError, match=r"unknown sampler 'stratify'. Did you mean 'stratified'\?"):
             GroupSettings(sampler="stratify")
 
-    @pytest.mark.parametrize("source", ["bm26", "cross-encoder:x", "dense"])
+    @pytest.mark.parametrize("source", ["bm26", "cross-encoder:x", "prett:x", "tk:x", "judgments:train", "dense"])
     def test_sources_that_cannot_propose(self, source):
         with pytest.raises(pydantic.ValidationError, match=r"unknown model kind|cannot search a corpus|has no name"):
             CandidateSettings(sources=["bm25", source])
