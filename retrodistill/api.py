@@ -16,7 +16,8 @@ from retrodistill.encoders import Encoder, load_encoder
 from retrodistill.encoders.any_encoder import DENSE
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.evaluation import evaluating
-from retrodistill.evaluation.evaluating import Evaluation
+from retrodistill.evaluation.cost import CostConfig
+from retrodistill.evaluation.evaluating import Evaluation, EvaluationConfig
 from retrodistill.evaluation.results import Results
 from retrodistill.rankers import load_ranker
 from retrodistill.recipes import StudentSettings, validated
@@ -135,19 +136,13 @@ def evaluate(
     Raises:
         UserError: There are no judgments and nothing else to measure, or a system cannot search.
     """
-    made = evaluating.evaluate(
-        systems,
-        collection,
-        split,
-        measures=measures,
-        depth=depth,
-        teacher=teacher,
-        cost_threads=cost_threads,
-        out=out,
-    )
+    place = None if isinstance(collection, Collection) else str(collection)
+    cost = None if cost_threads is None else CostConfig(cost_threads, place=place)
+    config = EvaluationConfig(split, measures, depth, teacher, cost)
+    evaluation = evaluating.evaluate(systems, load_collection(collection), config, out)
     if out is not None:
         write_report(out)
-    return made
+    return evaluation
 
 
 def write_report(folder: str | os.PathLike[str]) -> None:

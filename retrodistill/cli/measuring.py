@@ -47,19 +47,20 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one option each
     """Measure systems on collections by BEIR's rules; queries without results count 0."""
     from retrodistill.api import write_report
     from retrodistill.evaluation.benchmark import benchmark
+    from retrodistill.evaluation.cost import CostConfig
     from retrodistill.evaluation.evaluating import EvaluationConfig
     from retrodistill.report.tables import benchmark_text
 
     set_quiet(as_json)
-    wanted = EvaluationConfig(split, measure, depth, teacher, threads if cost else None, command=_command())
-    made = benchmark(system, collection, wanted, out)
+    costs = CostConfig(threads) if cost else None
+    made = benchmark(system, collection, EvaluationConfig(split, measure, depth, teacher, costs, _command()), out)
     if out is not None:
         for evaluation in made.evaluations:
-            write_report(out / evaluation.collection)
+            write_report(out / evaluation.results.collection)
     if not as_json:
         show(benchmark_text(made))
     elif len(made.evaluations) == 1:
-        show(json.dumps(made.evaluations[0].results(_command()).to_json(), ensure_ascii=False))
+        show(json.dumps(made.evaluations[0].results.to_json(), ensure_ascii=False))
     else:
         show(json.dumps(made.to_json(), ensure_ascii=False))
 

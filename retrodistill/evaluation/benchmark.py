@@ -13,9 +13,9 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.files import write_json
 from retrodistill.core.progress import log
 from retrodistill.data import Collection
-from retrodistill.evaluation.evaluating import Evaluation, EvaluationConfig, evaluate_on
+from retrodistill.evaluation.evaluating import Evaluation, EvaluationConfig, evaluate
 from retrodistill.evaluation.rules import CQADUPSTACK, sources
-from retrodistill.evaluation.systems import Candidate, named_systems
+from retrodistill.evaluation.systems import System, named_systems
 
 Means = dict[str, dict[str, float]]
 
@@ -40,7 +40,7 @@ class Benchmark:
         """
         table: dict[str, Means] = {}
         for row in dict.fromkeys(self.rows):
-            parts = [made.means for made, own in zip(self.evaluations, self.rows, strict=True) if own == row]
+            parts = [one.means for one, own in zip(self.evaluations, self.rows, strict=True) if own == row]
             if all(parts):
                 table[row] = _mean_of(parts)
         return table
@@ -53,7 +53,7 @@ class Benchmark:
     def to_json(self) -> dict[str, Any]:
         """All results, the rows of the table, and the means."""
         return {
-            "collections": [made.results().to_json() for made in self.evaluations],
+            "collections": [one.results.to_json() for one in self.evaluations],
             "table": self.table,
             "means": self.means,
         }
@@ -62,7 +62,7 @@ class Benchmark:
 def benchmark(
     systems: Mapping[str, Any] | Sequence[Any] | Any,
     collections: Sequence[Collection | str],
-    wanted: EvaluationConfig | None = None,
+    config: EvaluationConfig | None = None,
     out: str | Path | None = None,
 ) -> Benchmark:
     """Measure systems on collections by BEIR's rules; killed at any moment, it goes on where it stopped in its folder.
@@ -71,34 +71,35 @@ def benchmark(
         systems: As for `evaluate`. In the name of a run or an index, ``{collection}`` stands for each collection's
             name: ``run:runs/{collection}.run``.
         collections: What `load_collection` takes; ``beir/cqadupstack`` is its twelve forums and one row.
-        wanted: What to measure.
+        config: What to measure.
         out: Folder; each collection has one of its own below, as `evaluate` leaves it; ``benchmark.json`` has the
             table.
 
     Raises:
         UserError: As `evaluate`, or two collections have one name.
     """
-    named, wanted = named_systems(systems), (wanted or EvaluationConfig()).with_teacher()
+    named, config = named_systems(systems), (config or EvaluationConfig()).with_teacher()
     listed = sources(collections)
     if not listed:
         raise UserError("no collection to measure on; give at least one.")
-    loaded: dict[str, Candidate] = {}
+    loaded: dict[str, System] = {}
     evaluations: list[Evaluation] = []
     rows = []
     for number, source in enumerate(listed, start=1):
         collection = source.load()
-        if collection.name in {made.collection for made in evaluations}:
+        if collection.name in {evaluation.results.collection for evaluation in evaluations}:
             raise UserError(f"two collections are named {collection.name}; rename the folder of one.")
         if len(listed) > 1:
             log(f"{collection.name} ({number} of {len(listed)})")
         folder = None if out is None else Path(out) / collection.name
-        made = evaluate_on(named, collection, replace(wanted, place=source.place), loaded, folder)
-        evaluations.append(made if len(listed) == 1 else made.without_runs())
+        cost = None if config.cost is None else replace(config.cost, place=source.place)
+        evaluation = evaluate(named, collection, replace(config, cost=cost), folder, loaded)
+        evaluations.append(evaluation if len(listed) == 1 else evaluation.without_runs())
         rows.append(source.row or collection.name)
-    made_all = Benchmark(evaluations, rows)
+    whole = Benchmark(evaluations, rows)
     if out is not None:
-        write_json(Path(out) / "benchmark.json", made_all.to_json())
-    return made_all
+        write_json(Path(out) / "benchmark.json", whole.to_json())
+    return whole
 
 
 def row_title(row: str, benchmark: Benchmark) -> str:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.data.collection import Collection
-from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import IN_MEMORY
-from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.token_weights import TokenWeights
-from retrodistill.encoders.vector_files import VectorFile
-from retrodistill.evaluation.latency import query_latency
-from retrodistill.evaluation.measures import evaluate_run, means
+from retrodistill.evaluation.cost import CostConfig
+from retrodistill.evaluation.evaluating import EvaluationConfig, evaluate_systems
+from retrodistill.evaluation.measures import means
+from retrodistill.evaluation.systems import Measured, System, Task
 from retrodistill.indexes.protocol import Index
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
@@ -28,31 +26,24 @@ from retrodistill.runs.agreement import overlap
 from retrodistill.runs.run import Run
 
 _DEPTH = 100  # documents of the deeper comparison, and per query of the measured runs
-_PROBE = 64  # documents that embedding is timed on
 _OWN = "teacher on index"
 
 
 @dataclass(frozen=True)
-class Side:
-    """One way to answer the queries.
+class CheckConfig:
+    """How to check.
 
     Attributes:
-        name: ``teacher`` (the documents' model on both sides, exact search), ``teacher on index`` (its queries on this
-            index), ``symmetric`` (the student on both sides, exact search), ``asymmetric`` (the student's queries on
-            this index).
-        documents_by: Name of the encoder of documents.
-        queries_by: Name of the encoder of queries.
-        quality: Mean of each measure over the judged queries; empty without judgments.
-        query_ms: ``p50`` and ``p95`` of single queries, encoding included; None where none was timed.
-        documents_per_second: How fast this side's documents are embedded here; None where that cannot be told.
+        k: Depth of the first comparison of neighbors and of nDCG, and what a timed query asks for.
+        split: Split whose queries are used; all there are where the collection has no judgments.
+        latency_queries: Number of queries that are timed; 0 for no speed at all.
+        symmetric: Also embed the documents by the query encoder, once, to see what keeping the teacher's gains.
     """
 
-    name: str
-    documents_by: str
-    queries_by: str
-    quality: Mapping[str, float] = field(default_factory=dict)
-    query_ms: Mapping[str, float] | None = None
-    documents_per_second: float | None = None
+    k: int = 10
+    split: str = "test"
+    latency_queries: int = 50
+    symmetric: bool = True
 
 
 @dataclass(frozen=True)
@@ -63,10 +54,14 @@ class Check:
         queries_by: Name of the query encoder.
         documents_by: Name of the encoder of the index' documents.
         admitted_as: Why: ``it is their own model``, or ``distilled into their space``.
-        queries: How many were asked.
+        queries: Number of queries.
         shared: By depth, the mean share (0 to 1) of the neighbors that the teacher finds by exact search which this
-            index finds with the encoder's queries; empty where the teacher cannot be asked.
-        sides: The ways to answer, measured.
+            index finds with the encoder's queries; empty where the teacher cannot encode them.
+        sides: The ways to answer: ``teacher`` (the documents' model on both sides, exact search), ``teacher on index``
+            (its queries on this index), ``symmetric`` (the student on both sides, exact search), ``asymmetric`` (the
+            student's queries on this index). Each with ``documents_by``, ``queries_by``, ``quality`` (means of
+            measures; empty without judgments), ``query_ms`` and ``documents_per_second`` (embedded here; both None
+            where they were not measured).
         notes: What could not be measured, and why.
     """
 
@@ -75,7 +70,7 @@ class Check:
     admitted_as: str
     queries: int
     shared: Mapping[int, float]
-    sides: Sequence[Side]
+    sides: Sequence[Mapping[str, Any]]
     notes: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -89,10 +84,7 @@ def check(
     *,
     queries: Any = None,
     teacher: Any = None,
-    k: int = 10,
-    split: str = "test",
-    latency_queries: int = 50,
-    symmetric: bool = True,
+    config: CheckConfig | None = None,
 ) -> Check:
     """Check whether a query encoder belongs to an index, and what it keeps and saves there.
 
@@ -101,87 +93,88 @@ def check(
         collection: What it was built on.
         queries: The query encoder, by name or object; the index' own by default.
         teacher: The encoder of the documents; by default the index names it.
-        k: Depth of the first comparison of neighbors and of nDCG, and what a timed query asks for.
-        split: Whose queries are asked; all there are where the collection has no judgments.
-        latency_queries: So many are timed; 0 for none.
-        symmetric: Also embed the documents by the query encoder, once, to see what keeping the teacher's gains.
+        config: How deep, on which queries.
 
     Raises:
         UserError: The encoder is refused (it says what differs), the collection is not the index', or there is no
             query.
     """
-    given = getattr(index, "queries", None) if queries is None else queries
-    if isinstance(given, TokenWeights):  # an inverted index that was loaded without its model
-        given = index.space.documents_by
+    config = config or CheckConfig()
+    given = index.queries if queries is None else queries
     if given is None:
         raise UserError("this index has no query encoder; give one to check.")
-    student = _loaded(given, collection)
+    if isinstance(given, TokenWeights):  # an inverted index that was loaded without its model
+        given = index.space.documents_by
+    student = load_encoder(given).bind(collection)
     index.space.check_query_encoder(student)
     own = _teacher(index, teacher, collection)
     _check_documents(index, collection)
-    check_k(k, len(index))
-    asked, judged = _asked(collection, split)
-    notes = [] if judged else [f"No judgments for {split!r}: quality is not measured."]
-    ways: list[_Way] = []
-    if isinstance(own, VectorFile) and len(own.missing(asked.texts, "query")):
+    check_k(config.k, len(index))
+    task = _task(collection, config.split)
+    notes = [] if task.grades else [f"No judgments for {config.split!r}: quality is not measured."]
+    systems = []
+    if own.is_recorded and len(own.missing(task.queries.texts, "query")):
         notes.append(f"{own.name} has no vectors for these queries: the teacher's own are not compared.")
     else:
-        ways = [_Way("teacher", own, own, load_ranker(own)), _Way(_OWN, own, own, _asked_by(index, own))]
+        systems = [_side("teacher", load_ranker(own), own, own), _side(_OWN, _asked_by(index, own), own, own)]
     if student.fingerprint("query") != own.fingerprint("query"):
-        if symmetric and not isinstance(student, VectorFile):
+        if config.symmetric and not student.is_recorded:
             alone = type(student)(student.model, student.name)  # no manifest: it searches its own documents here
-            ways.append(_Way("symmetric", student, student, load_ranker(alone)))
-        ways.append(_Way("asymmetric", own, student, _asked_by(index, student)))
-    runs = {way.name: way.retriever.search(asked, collection, min(max(_DEPTH, k) + 1, len(index))) for way in ways}
-    rates = {way.documents.name: _documents_per_second(way.documents, collection) for way in ways}
+            systems.append(_side("symmetric", load_ranker(alone), student, student))
+        systems.append(_side("asymmetric", _asked_by(index, student), own, student))
+    cost = CostConfig(queries=config.latency_queries, depth=config.k) if config.latency_queries else None
+    measures = [f"ndcg@{config.k}", f"recall@{_DEPTH}"]
+    settings = EvaluationConfig(measures=measures, depth=max(_DEPTH, config.k), cost=cost)
+    measured = evaluate_systems(systems, task, settings)
+    found = measured.get(_OWN if len(systems) == 2 else systems[-1].name)
     return Check(
         student.name,
         index.space.documents_by,
         "it is their own model" if student.document_space == index.space.fingerprint else "distilled into their space",
-        len(asked),
-        _shared(runs[_OWN if len(ways) == 2 else ways[-1].name], runs["teacher"], k) if "teacher" in runs else {},
-        [
-            Side(
-                way.name,
-                way.documents.name,
-                way.queries.name,
-                means(evaluate_run(runs[way.name], judged, (f"ndcg@{k}", f"recall@{_DEPTH}"))) if judged else {},
-                _latency(way, collection, k, asked.texts[:latency_queries]),
-                rates[way.documents.name],
-            )
-            for way in ways
-        ],
+        len(task.queries),
+        _shared(found.load_run(), measured["teacher"].load_run(), config.k) if found and "teacher" in measured else {},
+        _sides(list(measured.values()), len(index)),
         notes,
     )
 
 
-@dataclass(frozen=True)
-class _Way:
-    """A side before it is measured."""
-
-    name: str
-    documents: Any
-    queries: Any
-    retriever: Ranker
+def _side(name: str, ranker: Ranker, documents: Any, queries: Any) -> System:
+    return System(name, ranker, documents_by=documents.name, queries_by=queries.name)
 
 
-def _loaded(source: Any, collection: Collection) -> Any:
-    found = load_encoder(source)
-    return found.bind(collection) if isinstance(found, Encoder) else found
+def _sides(measured: Sequence[Measured], documents: int) -> list[dict[str, Any]]:
+    """The sides as JSON values; documents per second are measured once for each encoder of documents."""
+    seconds = {
+        one.row.documents_by: one.row.cost.encode_seconds
+        for one in measured
+        if one.row.cost is not None and one.row.cost.encode_seconds is not None
+    }
+    rates = {name: documents / value for name, value in seconds.items() if value}
+    return [
+        {
+            "name": one.name,
+            "documents_by": one.row.documents_by,
+            "queries_by": one.row.queries_by,
+            "quality": {} if one.per_query is None else means(one.per_query),
+            "query_ms": one.row.query_ms,
+            "documents_per_second": rates.get(one.row.documents_by),
+        }
+        for one in measured
+    ]
 
 
 def _teacher(index: Index, given: Any, collection: Collection) -> Any:
     if given is None and index.space.documents_by.partition(":")[2] == IN_MEMORY:
         raise UserError("the model of this index' documents was never saved; give it as the teacher.")
-    found = _loaded(index.space.documents_by if given is None else given, collection)
-    differences = index.space.differences(found)
-    if differences or found.document_space != index.space.fingerprint:
+    teacher = load_encoder(index.space.documents_by if given is None else given).bind(collection)
+    differences = index.space.differences(teacher)
+    if differences or teacher.document_space != index.space.fingerprint:
         what = "; ".join(differences) or "it encodes queries only"
         raise UserError(
-            f"{found.name} is not, or no longer, the model that made the documents, {index.space.documents_by} "
+            f"{teacher.name} is not, or no longer, the model that made the documents, {index.space.documents_by} "
             f"({what}); give that one as the teacher."
         )
-    return found
+    return teacher
 
 
 def _check_documents(index: Index, collection: Collection) -> None:
@@ -189,16 +182,17 @@ def _check_documents(index: Index, collection: Collection) -> None:
     if strange:
         raise UserError(
             f"the index holds {len(index)} documents, collection {collection.name} {len(collection.documents)}, and "
-            f"{len(strange)} stand in one of them only ({sample_of(sorted(strange))}); give the collection that it was "
+            f"{len(strange)} are in only one of them ({sample_of(sorted(strange))}); give the collection that it was "
             "built on."
         )
 
 
-def _asked(collection: Collection, split: str) -> tuple[Texts, dict[str, dict[str, int]]]:
-    """The queries, and their judgments where there are any."""
-    unjudged = not collection.qrels and split == "test"  # the default: all queries where nobody has judged
-    asked = collection.split("all" if unjudged else split)
-    return asked, collection.relevance(split).to_dict() if split in collection.qrels else {}
+def _task(collection: Collection, split: str) -> Task:
+    """The queries, and their judgments where there are any; all queries where nobody has judged any."""
+    unjudged = not collection.qrels and split == "test"
+    queries = collection.split("all" if unjudged else split)
+    grades = collection.relevance(split).to_dict() if split in collection.qrels else None
+    return Task(collection, split, queries, grades)
 
 
 def _asked_by(index: Any, encoder: Any) -> Ranker:
@@ -212,20 +206,3 @@ def _shared(run: Run, own: Run, k: int) -> dict[int, float]:
     """By depth, the mean share of the teacher's neighbors that are found."""
     deepest = min(_DEPTH, int(np.diff(own.bounds).min()))
     return {depth: float(np.mean(list(overlap(run, own, depth).values()))) for depth in sorted({k, max(k, deepest)})}
-
-
-def _latency(way: _Way, collection: Collection, k: int, texts: list[str]) -> dict[str, float] | None:
-    if not texts or isinstance(way.queries, VectorFile):  # looking a vector up is not what its API takes
-        return None
-    return query_latency(way.retriever.query_fn(collection, k), texts)
-
-
-def _documents_per_second(encoder: Any, collection: Collection) -> float | None:
-    if isinstance(encoder, VectorFile):
-        return None
-    texts = collection.documents.texts
-    probe = [texts[place] for place in np.linspace(0, len(texts) - 1, min(_PROBE, len(texts)), dtype=int)]
-    encoder.encode(probe[:4], "document")  # the first call prepares
-    start = time.perf_counter()
-    encoder.encode(probe, "document")
-    return round(len(probe) / (time.perf_counter() - start), 1)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -12,16 +17,37 @@ import numpy as np
 from retrodistill.core.errors import UserError
 from retrodistill.core.progress import log
 from retrodistill.data.collection import Collection
-from retrodistill.encoders.contract import TextModel
-from retrodistill.encoders.vector_files import VectorFile
 from retrodistill.evaluation.latency import staged_latency
-from retrodistill.evaluation.memory import peak_memory
-from retrodistill.evaluation.rates import fixed_threads, matrix_rate, operations
 from retrodistill.evaluation.results import Cost, Timing
-from retrodistill.rankers.protocol import Ranker
+from retrodistill.rankers.protocol import Ranker, Stage
 
-DEPTH, BATCHES = 100, (1, 32)
-_QUERIES, _DOCUMENTS, _BATCH, _WARM_UP, _MEMORY = 100, 64, 32, 8, 20
+BATCHES = (1, 32)
+_DOCUMENTS, _BATCH, _WARM_UP, _MEMORY = 64, 32, 8, 20
+
+
+@dataclass(frozen=True)
+class CostConfig:
+    """How cost is measured.
+
+    Attributes:
+        threads: Of torch and FAISS.
+        queries: Queries that are timed, the first ones.
+        depth: Documents per answer.
+        place: What the collection was loaded from, for the process that measures memory; None leaves memory out.
+
+    Raises:
+        UserError: Fewer than one thread or query.
+    """
+
+    threads: int = 1
+    queries: int = 100
+    depth: int = 100
+    place: str | None = None
+
+    def __post_init__(self) -> None:
+        for what, number in (("threads", self.threads), ("queries", self.queries)):
+            if number < 1:
+                raise UserError(f"{what} {number}: give at least 1.")
 
 
 class Rates(NamedTuple):
@@ -42,70 +68,59 @@ _RATES: dict[tuple[str, str, int], Rates | None] = {}  # by encoder, collection 
 
 
 def measure_cost(
-    retriever: Ranker,
-    collection: Collection,
-    texts: Sequence[str],
-    threads: int = 1,
-    *,
-    source: str | None = None,
-    place: str | None = None,
+    ranker: Ranker, collection: Collection, texts: Sequence[str], config: CostConfig, source: str | None = None
 ) -> Cost | None:
     """Time a system, batch 1 and 32, after a warm-up and on fixed threads; and what else serving takes.
 
     Args:
-        retriever: The system.
-        collection: What it searches; k is 100.
-        texts: Queries; the first 100 are asked.
-        threads: Of torch and FAISS.
-        source: What `load_candidate` takes for it, as text, for the process that measures memory; None leaves that out.
-        place: What the collection was loaded from, for the same; None leaves that out.
+        ranker: The system.
+        collection: What it searches.
+        texts: Queries.
+        config: How.
+        source: What `load_ranker` takes for it, as text, for the process that measures memory; None leaves that out.
 
     Returns:
-        None for what answers no new query: a recorded run, an encoder of recorded vectors, a teacher that re-ranks, a
-        student that re-ranks another system than bm25, an ensemble with a member that scores pairs only; and for exact
-        dense search of a corpus that is not held in memory.
+        None for a ranker that answers no new queries (`can_be_timed`), or that cannot hold what it would search.
 
     Raises:
-        UserError: No query, or fewer than one thread.
+        UserError: No query.
     """
-    asked = list(texts[:_QUERIES])
-    if not retriever.can_be_timed:
+    asked, documents = list(texts[: config.queries]), len(collection.documents)
+    if not ranker.can_be_timed:
         return None
-    if not retriever.holds(collection):
-        log(f"{retriever.name}: {len(collection.documents):,} vectors are not held to be timed; build an index of them")
+    if not ranker.holds(collection):
+        log(f"{ranker.name}: {documents:,} vectors are not held to be timed; build an index of them")
         return None
     if not asked:
         raise UserError("no query to time; choose a split that has some.")
-    documents = len(collection.documents)
-    with fixed_threads(threads):
-        stages = retriever.timed_stages(collection, min(DEPTH, documents))
+    with fixed_threads(config.threads):
+        stages = ranker.timed_stages(collection, min(config.depth, documents))
         timings = [_timing(stages, asked, batch) for batch in BATCHES]
-        throughput = _throughput(retriever, collection, threads)
-    each = retriever.bytes_per_document(collection)
+        throughput = _throughput(ranker, collection, config.threads)
+    each = ranker.bytes_per_document(collection)
     peak = None
-    if source is not None and place is not None:
-        peak = peak_memory(source, place, asked[:_MEMORY], threads)
+    if source is not None and config.place is not None:
+        peak = peak_memory(source, config.place, asked[:_MEMORY], config.threads)
     return Cost(
-        threads=threads,
+        threads=config.threads,
         timings=timings,
         total_bytes=None if each is None else each * documents,
-        build_seconds=getattr(retriever, "build_seconds", None),
+        build_seconds=getattr(ranker, "build_seconds", None),
         peak_bytes=peak,
         **throughput,
     )
 
 
-def _timing(stages: Sequence[Callable[[Any], Any]], texts: Sequence[str], batch: int) -> Timing:
+def _timing(stages: Sequence[Stage], texts: Sequence[str], batch: int) -> Timing:
     parts, total, rate = staged_latency(stages, texts, batch=batch, warm_up=max(1, 10 // batch))
     encode, search = parts if len(parts) == 2 else (None, None)
     return Timing(batch=batch, encode=encode, search=search, total=total, queries_per_second=round(rate, 2))
 
 
-def _throughput(retriever: Any, collection: Collection, threads: int) -> dict[str, Any]:
-    """Of the encoder of documents, else of queries, on a sample of the documents; none of recorded vectors."""
-    documents = getattr(retriever, "documents", None)
-    encoder = documents if isinstance(documents, TextModel) else getattr(retriever, "queries", None)
-    if not isinstance(encoder, TextModel) or isinstance(encoder, VectorFile):
+def _throughput(ranker: Ranker, collection: Collection, threads: int) -> dict[str, Any]:
+    """Of the encoder of documents, else of queries, on a sample of the documents."""
+    encoder = ranker.documents or ranker.queries
+    if getattr(encoder, "is_recorded", True):  # recorded vectors; an index' token weights, which have no such mark
         return {}
     key = (encoder.fingerprint("document"), collection.fingerprint, threads)
     if key not in _RATES:  # several systems of a table may have their documents by one model
@@ -117,7 +132,7 @@ def _throughput(retriever: Any, collection: Collection, threads: int) -> dict[st
         "encoder": encoder.name,
         "tokens_per_second": rates.tokens_per_second,
         "matrix_share": rates.matrix_share,
-        "encode_seconds": rates.encode_seconds if encoder is documents else None,
+        "encode_seconds": rates.encode_seconds if encoder is ranker.documents else None,
     }
 
 
@@ -141,7 +156,7 @@ def _rates(encoder: Any, collection: Collection, threads: int) -> Rates | None:
     )
 
 
-def _tokenizer(encoder: TextModel) -> Callable[[Sequence[str]], int] | None:
+def _tokenizer(encoder: Any) -> Callable[[Sequence[str]], int] | None:
     """Counts the tokens that an encoder reads of documents, its prompt and its maximum length included."""
     first = encoder.modules("document")[0]
     tokenizer: Any = getattr(first, "tokenizer", None)
@@ -165,3 +180,98 @@ def _tokenizer(encoder: TextModel) -> Callable[[Sequence[str]], int] | None:
 def _machine_rate(threads: int) -> float:
     """Of the threads that torch has now; measured once a process."""
     return matrix_rate()
+
+
+@contextlib.contextmanager
+def fixed_threads(threads: int) -> Iterator[None]:
+    """Hold torch and FAISS to a number of threads, at least one, for a while."""
+    import faiss
+    import torch
+
+    before, faiss_before = torch.get_num_threads(), faiss.omp_get_max_threads()
+    torch.set_num_threads(threads)
+    faiss.omp_set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        faiss.omp_set_num_threads(faiss_before)
+
+
+def matrix_rate(size: int = 1024, repeats: int = 5) -> float:
+    """Floating point operations a second of this machine's float32 matrix product, at the best of some repeats.
+
+    Products of two (size, size) matrices by torch, 2 size^3 operations each, on the device that models run on, with as
+    many threads as torch has now.
+    """
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a, b = (torch.rand(size, size, device=device) for _ in range(2))
+    times = []
+    for _ in range(repeats + 1):  # the first is the warm-up
+        start = time.perf_counter()
+        a @ b
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times[1:])
+
+
+def operations(work: Callable[[], Any]) -> int:
+    """Floating point operations of the matrix products that a piece of torch work does, padding included."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # Attention by plain matrix products: the counter does not know the CPU's fused kernel.
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        work()
+    return int(counter.get_total_flops())
+
+
+def peak_memory(system: str, collection: str, queries: list[str], threads: int) -> int | None:
+    """Highest resident memory of a process that loads this system alone and answers the queries, in bytes.
+
+    In this process, other systems have left theirs.
+
+    Resident memory is what the system counts: Python, libraries and native allocations of FAISS and torch included,
+    which `tracemalloc` does not see.
+
+    Args:
+        system: What `load_ranker` takes, as text.
+        collection: What `load_collection` takes, as text.
+        queries: Answered one after the other, 100 documents each.
+        threads: Of torch and FAISS.
+
+    Returns:
+        None where that process failed, or the platform does not count.
+    """
+    asked = {"system": system, "collection": collection, "queries": queries, "threads": threads}
+    command = [sys.executable, "-c", "from retrodistill.evaluation.cost import write_peak; write_peak()"]
+    done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, check=False)
+    if done.returncode != 0 or not done.stdout.strip().isdigit():
+        reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        log(f"{system}: its memory was not measured ({reason[:120]})")
+        return None
+    return int(done.stdout)
+
+
+def write_peak() -> None:
+    """In a process of its own: answer what stdin says, and write the highest resident memory in bytes to stdout."""
+    import resource
+
+    from retrodistill.core.progress import set_quiet
+    from retrodistill.data import load_collection
+    from retrodistill.rankers.loading import load_ranker
+
+    asked = json.load(sys.stdin)
+    set_quiet(True)
+    collection = load_collection(asked["collection"])
+    ranker = load_ranker(asked["system"], needs="search")
+    with fixed_threads(asked["threads"]):
+        answer = ranker.query_fn(collection, min(100, len(collection.documents)))
+        for query in asked["queries"]:
+            answer(query)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    sys.stdout.write(f"{peak if sys.platform == 'darwin' else peak * 1024}\n")  # macOS counts bytes, others kibibytes

@@ -1,9 +1,9 @@
-"""Measure systems on one collection."""
+"""The one evaluation: systems, on the queries of one collection."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,22 @@ import pyarrow as pa
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import exclusive, write_json
 from retrodistill.core.manifest import Manifest, hardware, library_versions
-from retrodistill.data import Collection, Texts, load_collection
+from retrodistill.core.progress import log
+from retrodistill.data import Collection, Texts
 from retrodistill.evaluation.agreement import agreements
-from retrodistill.evaluation.cost import measure_cost
-from retrodistill.evaluation.folder import CachedResult, Folder, check_file_names, write_per_query
-from retrodistill.evaluation.measures import Grades, evaluate_run, means, measures_within, parse_measure
-from retrodistill.evaluation.report import with_differences
-from retrodistill.evaluation.results import Agreement, Cost, Results, System, of_measures
+from retrodistill.evaluation.comparing import paired_tests
+from retrodistill.evaluation.cost import CostConfig, measure_cost
+from retrodistill.evaluation.examples import MEASURE, shown_queries
+from retrodistill.evaluation.folder import Folder, check_file_names, write_per_query
+from retrodistill.evaluation.measures import evaluate_run, means, measures_within, parse_measure
+from retrodistill.evaluation.results import Results
 from retrodistill.evaluation.rules import split_of, version_note
-from retrodistill.evaluation.systems import Candidate, candidates_for, named_systems
+from retrodistill.evaluation.systems import Measured, System, Task, load_systems, named_systems
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.runs.run import Run
+
+_EXAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -32,30 +36,27 @@ class EvaluationConfig:
     """What to measure.
 
     Attributes:
-        split: Whose judgments count; None for BEIR's rule: test, and dev for msmarco.
+        split: Split whose judgments count; None for BEIR's rule: test, and dev for msmarco.
         measures: As `evaluate_run` takes them; None for BEIR's, less those deeper than `depth`.
         depth: Documents retrieved per query; cut to the corpus.
-        teacher: Agreement with this one is measured too; None for none.
-        cost_threads: Cost is measured too, on so many threads; None for not.
-        place: What the collection was loaded from, for the process that measures memory; None leaves that out.
-        command: What to print as the command that gives these numbers again.
+        teacher: Agreement with this ranker is measured too; None for none.
+        cost: How cost is measured; None for not at all.
+        command: Command that gives these numbers again, for results.json.
 
     Raises:
-        UserError: An unknown measure, a depth or a number of threads below 1.
+        UserError: An unknown measure, or a depth below 1.
     """
 
     split: str | None = None
     measures: Sequence[str] | None = None
     depth: int = 1000
     teacher: Any = None
-    cost_threads: int | None = None
-    place: str | None = None
+    cost: CostConfig | None = None
     command: str = ""
 
     def __post_init__(self) -> None:
-        for what, number in (("depth", self.depth), ("threads", self.cost_threads)):
-            if number is not None and number < 1:
-                raise UserError(f"{what} {number}: give at least 1.")
+        if self.depth < 1:
+            raise UserError(f"depth {self.depth}: give at least 1.")
         for measure in self.measures or ():
             parse_measure(measure)
 
@@ -76,88 +77,61 @@ class Evaluation:
     """What `evaluate` measured on one collection.
 
     Attributes:
-        collection: Its name.
-        split: Whose judgments counted.
-        queries: How many there are.
-        rows: The systems, as in results.json.
-        per_query: ``{system: table query_id, measures}``; empty where there are no judgments.
-        notes: What a reader must know.
-        provenance: Fingerprints, by name.
+        results: As in results.json; its `systems` are the rows.
+        measured: The systems with their runs and their values per query.
     """
 
-    collection: str
-    split: str
-    queries: int
-    rows: list[System]
-    per_query: dict[str, pa.Table]
-    notes: list[str] = field(default_factory=list)
-    provenance: dict[str, Any] = field(default_factory=dict)
-    kept: dict[str, CachedResult] = field(default_factory=dict, repr=False)
+    results: Results
+    measured: dict[str, Measured]
 
     @property
     def means(self) -> dict[str, dict[str, float]]:
-        """``{system: {measure: mean over all judged queries}}``."""
+        """``{system: {measure: mean over all judged queries}}``; empty without judgments."""
         return {name: means(table) for name, table in self.per_query.items()}
+
+    @property
+    def per_query(self) -> dict[str, pa.Table]:
+        """``{system: table query_id, measures}``; empty without judgments."""
+        return {name: one.per_query for name, one in self.measured.items() if one.per_query is not None}
 
     @cached_property
     def runs(self) -> dict[str, Run]:
         """``{system: run}``; read from the folder where there is one."""
-        return {name: kept.results() for name, kept in self.kept.items()}
+        return {name: one.load_run() for name, one in self.measured.items() if one.run is not None}
 
     def only(self, names: Container[str]) -> Evaluation:
         """The same of some of its systems."""
-        return replace(
-            self,
-            rows=[row for row in self.rows if row.name in names],
-            per_query={name: table for name, table in self.per_query.items() if name in names},
-            kept={name: one for name, one in self.kept.items() if name in names},
+        rows = [row for row in self.results.systems if row.name in names]
+        return Evaluation(
+            self.results.model_copy(update={"systems": rows}),
+            {name: one for name, one in self.measured.items() if name in names},
         )
 
     def without_runs(self) -> Evaluation:
-        """The same, runs that are in memory dropped: of many collections they would fill it."""
-        return replace(self, kept={name: one for name, one in self.kept.items() if isinstance(one.run, Path)})
-
-    def results(self, command: str = "") -> Results:
-        """The evaluation as results.json holds it."""
-        return Results(
-            collection=self.collection,
-            split=self.split,
-            queries=self.queries,
-            systems=self.rows,
-            command=command,
-            hardware=hardware(),
-            versions=library_versions(),
-            notes=self.notes,
-            provenance=self.provenance,
-        )
+        """The same without the runs in memory: those of many collections would fill it."""
+        measured = {
+            name: one if isinstance(one.run, Path) else replace(one, run=None) for name, one in self.measured.items()
+        }
+        return replace(self, measured=measured)
 
 
 def evaluate(
     systems: Mapping[str, Any] | Sequence[Any] | Any,
-    collection: Collection | str,
-    split: str | None = None,
-    *,
-    measures: Sequence[str] | None = None,
-    depth: int = 1000,
-    teacher: Any = None,
-    cost_threads: int | None = None,
+    collection: Collection,
+    config: EvaluationConfig | None = None,
     out: str | Path | None = None,
+    loaded: dict[str, System] | None = None,
 ) -> Evaluation:
     """Measure systems on one collection, by BEIR's rules; queries without results count 0.
 
     Args:
-        systems: ``{name: system}``, a list, or one: a model name, an index or its folder, a run, an encoder, an
-            ensemble, or ``rerank:TEACHER@SOURCE``.
-        collection: A collection or what `load_collection` takes.
-        split: Whose judgments count; BEIR's by default: test, and dev for msmarco.
-        measures: Any strings of ir_measures, such as ``nDCG@10`` or ``RR(rel=2)@10``; ``ndcg@k``, ``mrr@k``,
-            ``recall@k``, ``map@k``, ``precision@k`` and ``hole@k`` for short; BEIR's by default.
-        depth: Documents retrieved per query; cut to the corpus.
-        teacher: Measure agreement with this teacher too; it needs no judgments.
-        cost_threads: Measure cost too, on so many threads; it needs no judgments.
-        out: Folder of the collection, for ``runs/NAME.run``, ``per-query.parquet``, ``results.json``; what
-            stands there from the same systems and settings is not measured again, and other
-            systems that were measured there on the same queries stay in the table, in front.
+        systems: ``{name: system}``, a list, or one: what `load_ranker` takes.
+        collection: Where they search.
+        config: What to measure.
+        out: Folder of the collection, for ``runs/NAME.run``, ``per-query.parquet`` and ``results.json``. What was
+            measured there of the same systems by the same settings is not measured again, and other systems that were
+            measured there on the same queries stay in the table, in front.
+        loaded: Systems that serve for other collections too; they are loaded once.
 
     Returns:
         Of the systems given.
@@ -165,120 +139,77 @@ def evaluate(
     Raises:
         UserError: There are no judgments and nothing else to measure, or a system cannot search.
     """
-    place = None if isinstance(collection, Collection) else str(collection)
-    wanted = EvaluationConfig(split, measures, depth, teacher, cost_threads, place).with_teacher()
-    folder = None if out is None else Path(out)
-    return evaluate_on(named_systems(systems), load_collection(collection), wanted, {}, folder)
-
-
-def evaluate_on(
-    systems: Mapping[str, Any],
-    collection: Collection,
-    wanted: EvaluationConfig,
-    loaded: dict[str, Candidate],
-    out: Path | None,
-) -> Evaluation:
-    """As `evaluate`; systems that hold for other collections too are loaded once, into `loaded`."""
-    split = split_of(collection, wanted.split)
-    queries = collection.split(split)
-    qrels, notes = _judgments(collection, split, wanted)
-    candidates = candidates_for(systems, collection.name, loaded)
+    named, config = named_systems(systems), (config or EvaluationConfig()).with_teacher()
+    task, notes = _task(collection, config)
+    candidates = load_systems(named, collection.name, {} if loaded is None else loaded)
     if out is None:
-        return _evaluate(candidates, collection, (split, queries, qrels), wanted, None, notes)
+        return _evaluation(evaluate_systems(candidates, task, config), candidates, task, config, notes)
+    check_file_names(named)
     settings = {
-        "split": split,
-        "measures": wanted.columns,
-        "depth": wanted.depth,
-        "cost": wanted.cost_threads,
+        "split": task.split,
+        "measures": config.columns,
+        "depth": config.depth,
+        "cost": None if config.cost is None else config.cost.threads,
     }
-    check_file_names(systems)
-    folder = Folder(out, Manifest("evaluation", {"collection": collection.fingerprint}, settings))
-    with exclusive(out / ".lock"):
-        whole = _evaluate(candidates, collection, (split, queries, qrels), wanted, folder, notes)
-        write_per_query(whole.per_query, out)
-        results = with_differences(whole, collection, qrels, wanted.command)
-        write_json(out / "results.json", results.to_json())
-    return whole.only(systems)
+    folder = Folder(Path(out), Manifest("evaluation", {"collection": collection.fingerprint}, settings))
+    with exclusive(folder.path / ".lock"):
+        measured = {**folder.before(named), **evaluate_systems(candidates, task, config, folder)}
+        whole = _evaluation(measured, candidates, task, config, notes)
+        write_per_query(list(whole.measured.values()), folder.path)
+        write_json(folder.path / "results.json", _with_differences(whole, task).to_json())
+    return whole.only(named)
 
 
-def _judgments(collection: Collection, split: str, wanted: EvaluationConfig) -> tuple[Grades | None, list[str]]:
-    """The judgments, None where the collection has none at all; and what a reader must know."""
-    if collection.qrels:
-        notes = [*collection.warnings, version_note(collection, split), _depth_note(wanted)]
-        return collection.relevance(split).to_dict(), [note for note in notes if note]
-    if wanted.teacher is None and wanted.cost_threads is None:
-        raise UserError(
-            f"collection {collection.name} has no relevance judgments, so there is no quality to measure; "
-            "give a teacher for agreement with it, or ask for cost."
-        )
-    return None, [*collection.warnings, f"{collection.name} has no relevance judgments: quality is not measured."]
+def evaluate_systems(
+    systems: Sequence[System], task: Task, config: EvaluationConfig, folder: Folder | None = None
+) -> dict[str, Measured]:
+    """Search, measure and time systems: what `run`, `evaluate`, `compare` and `check` have in common.
 
+    Args:
+        systems: What is measured.
+        task: On what.
+        config: By which measures, how deep, at what cost; split and teacher have no effect here.
+        folder: What it holds of the same systems is not measured again; the rest is written there.
 
-def _depth_note(wanted: EvaluationConfig) -> str | None:
-    """Measures that look deeper than what is retrieved are lower than their name says."""
-    deep = [measure for measure in wanted.columns if (parse_measure(measure).cutoff or 0) > max(wanted.depth, 10)]
-    if not deep:
-        return None
-    return f"{', '.join(deep)}: only {wanted.depth} documents a query were retrieved (depth), so it counts no deeper."
-
-
-def _evaluate(
-    candidates: Sequence[Candidate],
-    collection: Collection,
-    asked: tuple[str, Texts, Grades | None],
-    wanted: EvaluationConfig,
-    folder: Folder | None,
-    notes: list[str],
-) -> Evaluation:
-    """Measure what is not in the folder; the evaluation holds what else is there too, of the same kind."""
-    split, queries, qrels = asked
-    kept = {} if folder is None else folder.before(candidate.name for candidate in candidates)
-    prints = {candidate.name: candidate.fingerprint(collection) for candidate in candidates}
-    for candidate in candidates:
-        fingerprint = prints[candidate.name]
-        found = folder.find(candidate.name, fingerprint) if folder is not None else None
+    Returns:
+        By name, in order.
+    """
+    measured = {}
+    for system in systems:
+        fingerprint = None if folder is None else system.ranker.fingerprint(task.collection)
+        found = None if folder is None else folder.find(system.name, fingerprint)
         if found is None:
-            found = _measure(candidate, collection, queries, qrels, wanted)
-            if folder is not None:
-                found = folder.keep(candidate.name, fingerprint, found)
-        kept[candidate.name] = found
-    agreed: dict[str, Agreement] = {}
-    if wanted.teacher is not None:
-        runs = {name: one.results() for name, one in kept.items()}
-        agreed = agreements(wanted.teacher, runs, collection, queries, qrels)
-    tables = {name: one.per_query for name, one in kept.items() if one.per_query is not None}
-    return Evaluation(
-        collection=collection.name,
-        split=split,
-        queries=len(queries),
-        rows=[_row(name, one, agreed.get(name)) for name, one in kept.items()],
-        per_query=tables,
-        notes=[*notes, *(one.note for one in kept.values() if one.note)],
-        provenance=_provenance(prints, collection, wanted),
-        kept=kept,
+            log(f"measuring {system.name}")
+            found = _measure(system, task, config)
+            found = found if folder is None else folder.keep(fingerprint, found)
+        measured[system.name] = found
+    return measured
+
+
+def _measure(system: System, task: Task, config: EvaluationConfig) -> Measured:
+    ranker, queries = system.ranker, system.queries or task.queries
+    run = search(ranker, task.collection, queries, config.depth).renamed(system.name)
+    cost = None
+    if config.cost is not None and system.is_served:
+        cost = measure_cost(ranker, task.collection, queries.texts, config.cost, system.source)
+    return Measured.of(
+        run,
+        None if task.grades is None else evaluate_run(run, task.grades, config.columns),
+        cost,
+        _unanswered(system.name, run, queries),
+        name=system.name,
+        role=system.role,
+        bytes_per_document=ranker.bytes_per_document(task.collection) if system.is_served else None,
+        documents_by=system.documents_by or ranker.documents_by,
+        queries_by=system.queries_by or ranker.queries_by,
     )
 
 
-def search(retriever: Ranker, collection: Collection, queries: Texts, depth: int) -> Run:
+def search(ranker: Ranker, collection: Collection, queries: Texts, depth: int) -> Run:
     """The best `depth` documents of each query; a document that is the query itself is left out, as in beir."""
     own = bool((collection.documents.positions(queries.ids) >= 0).any())
-    run = retriever.stream(queries, collection, min(depth + own, len(collection.documents)))
+    run = ranker.stream(queries, collection, min(depth + own, len(collection.documents)))
     return run.without({query: query for query in queries.ids}).top(depth)
-
-
-def _measure(
-    candidate: Candidate, collection: Collection, queries: Texts, qrels: Grades | None, wanted: EvaluationConfig
-) -> CachedResult:
-    run = search(candidate.retriever, collection, queries, wanted.depth).renamed(candidate.name)
-    cost = None
-    if wanted.cost_threads is not None:
-        asked = (collection, queries.texts, wanted.cost_threads)
-        cost = measure_cost(candidate.retriever, *asked, source=candidate.source, place=wanted.place)
-    table = None if qrels is None else evaluate_run(run, qrels, wanted.columns)
-    size = candidate.retriever.bytes_per_document(collection)
-    told = None if cost is None else cost.model_dump(mode="json", by_alias=True)
-    note = _unanswered(candidate.name, run, queries)
-    return CachedResult(table, run, size, told, candidate.documents_by, candidate.queries_by, note)
 
 
 def _unanswered(name: str, run: Run, queries: Texts) -> str:
@@ -290,31 +221,77 @@ def _unanswered(name: str, run: Run, queries: Texts) -> str:
     return f"{name}: {len(lacking)} of {len(queries)} queries have no results and count 0 ({sample_of(lacking)})."
 
 
-def _provenance(prints: Mapping[str, str | None], collection: Collection, wanted: EvaluationConfig) -> dict[str, Any]:
+def _task(collection: Collection, config: EvaluationConfig) -> tuple[Task, list[str]]:
+    """The queries with their judgments, and what a reader must know of them."""
+    split = split_of(collection, config.split)
+    queries = collection.split(split)
+    if collection.qrels:
+        notes = [*collection.warnings, version_note(collection, split), _depth_note(config)]
+        grades = collection.relevance(split).to_dict()
+        return Task(collection, split, queries, grades), [note for note in notes if note]
+    if config.teacher is None and config.cost is None:
+        raise UserError(
+            f"collection {collection.name} has no relevance judgments, so there is no quality to measure; "
+            "give a teacher for agreement with it, or ask for cost."
+        )
+    note = f"{collection.name} has no relevance judgments: quality is not measured."
+    return Task(collection, split, queries, None), [*collection.warnings, note]
+
+
+def _depth_note(config: EvaluationConfig) -> str | None:
+    """Measures that look deeper than what is retrieved are lower than their name says."""
+    deep = [measure for measure in config.columns if (parse_measure(measure).cutoff or 0) > max(config.depth, 10)]
+    if not deep:
+        return None
+    return f"{', '.join(deep)}: only {config.depth} documents a query were retrieved (depth), so it counts no deeper."
+
+
+def _evaluation(
+    measured: dict[str, Measured], systems: Sequence[System], task: Task, config: EvaluationConfig, notes: list[str]
+) -> Evaluation:
+    """What was measured, with agreement where a teacher is given."""
+    if config.teacher is not None:
+        runs = {name: one.load_run() for name, one in measured.items()}
+        agreed = agreements(config.teacher, runs, task.collection, task.queries, task.grades)
+        measured = {name: one.with_row(agreement=agreed[name]) for name, one in measured.items()}
+    content = Results(
+        collection=task.collection.name,
+        split=task.split,
+        queries=len(task.queries),
+        systems=[one.row for one in measured.values()],
+        command=config.command,
+        hardware=hardware(),
+        versions=library_versions(),
+        notes=[*notes, *(one.note for one in measured.values() if one.note)],
+        provenance=_provenance(systems, task.collection, config),
+    )
+    return Evaluation(content, measured)
+
+
+def _provenance(systems: Sequence[System], collection: Collection, config: EvaluationConfig) -> dict[str, Any]:
     """What the figures were made from: data, systems and teacher by their fingerprints, and how deep was searched."""
-    found = {
+    prints = {system.name: system.ranker.fingerprint(collection) for system in systems}
+    provenance = {
         "collection": collection.fingerprint,
         "documents": str(len(collection.documents)),
-        "depth": str(min(wanted.depth, len(collection.documents))),
-        **{f"system {name}": said for name, said in prints.items() if said is not None},
+        "depth": str(min(config.depth, len(collection.documents))),
+        **{f"system {name}": fingerprint for name, fingerprint in prints.items() if fingerprint},
     }
-    if wanted.teacher is not None:
-        found["teacher"] = f"{wanted.teacher.name} {wanted.teacher.fingerprint(collection)}"
-    return found
+    if config.teacher is not None:
+        provenance["teacher"] = f"{config.teacher.name} {config.teacher.fingerprint(collection)}"
+    return provenance
 
 
-def _row(name: str, kept: CachedResult, agreement: Agreement | None) -> System:
-    values = {} if kept.per_query is None else means(kept.per_query)
-    cost = None if kept.cost is None else Cost.model_validate(kept.cost)
-    row = {
-        "name": name,
-        "role": "baseline",
-        **of_measures(values),
-        "bytes_per_document": kept.bytes_per_document,
-        "query_ms": None if cost is None else cost.timings[0].total,
-        "documents_by": kept.documents_by,
-        "queries_by": kept.queries_by,
-        "agreement": agreement,
-        "cost": cost,
-    }
-    return System.model_validate(row)
+def _with_differences(evaluation: Evaluation, task: Task) -> Results:
+    """The results with tests of each system against the first, and queries of the first and the best of the others."""
+    first, *others = evaluation.measured.values()
+    if not others:
+        return evaluation.results
+    best = max(others, key=lambda one: one.row.ndcg10 or 0.0)
+    update = {"comparisons": [], **shown_queries(task, first, best, _EXAMPLES)}
+    if first.per_query is not None:
+        measures = [name for name in first.per_query.column_names if name != "query_id"]
+        measure = MEASURE if MEASURE in measures else measures[0]
+        values = {name: table[measure].to_numpy() for name, table in evaluation.per_query.items()}
+        update["comparisons"] = paired_tests([(one.name, first.name) for one in others], values, measure)
+    return evaluation.results.model_copy(update=update)

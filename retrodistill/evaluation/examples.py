@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from retrodistill.data.collection import Collection
-from retrodistill.evaluation.measures import Grades
+from retrodistill.evaluation.comparing import LEAST
 from retrodistill.evaluation.results import Example, Hit, Missed
-from retrodistill.evaluation.significance import LEAST
+from retrodistill.evaluation.systems import Measured, Task
 from retrodistill.runs.run import Run
 
 MEASURE = "ndcg@10"
@@ -28,32 +26,34 @@ class _Place(NamedTuple):
     score: float
 
 
-@dataclass(frozen=True)
-class Side:
-    """A system whose rankings are shown.
+def shown_queries(task: Task, reference: Measured, other: Measured, count: int) -> dict[str, Any]:
+    """What results.json says of single queries: ``sides``, ``examples``, ``won`` and ``lost``.
 
-    Attributes:
-        name: The system's.
-        run: Its results.
-        values: nDCG@10 by query; empty where there are no judgments.
+    Args:
+        task: Queries, judgments, and where texts come from.
+        reference: One system.
+        other: The other, usually the student.
+        count: Examples, evenly spaced; with 0, no query is shown at all.
     """
-
-    name: str
-    run: Run
-    values: Mapping[str, float]
-
-    @classmethod
-    def of(cls, name: str, run: Run, per_query: pa.Table | None) -> Side:
-        """From a table query_id and measures; None, or one without nDCG@10, gives no values."""
-        if per_query is None or MEASURE not in per_query.column_names:
-            return cls(name, run, {})
-        return cls(name, run, dict(zip(per_query["query_id"].to_pylist(), per_query[MEASURE].to_pylist(), strict=True)))
+    chosen = {"examples": spread_out(task.queries.ids, count)}
+    if count:
+        chosen["won"], chosen["lost"] = won_and_lost(reference.values(MEASURE), other.values(MEASURE))
+    shown = {name: side_by_side(task, queries, reference, other) for name, queries in chosen.items()}
+    return {"sides": [reference.name, other.name], **shown}
 
 
-def won_and_lost(reference: Side, other: Side, most: int = CHANGED) -> tuple[list[str], list[str]]:
-    """Ids of the queries that `other` answers better, and worse, from the largest difference on, at most so many."""
-    queries = [query for query in reference.values if query in other.values]
-    gains = np.array([other.values[query] - reference.values[query] for query in queries])
+def won_and_lost(
+    reference: Mapping[str, float], other: Mapping[str, float], most: int = CHANGED
+) -> tuple[list[str], list[str]]:
+    """Ids of the queries that `other` answers better, and worse, from the largest difference on, at most `most` each.
+
+    Args:
+        reference: A measure by query.
+        other: The same measure of the other system.
+        most: Queries in each list.
+    """
+    queries = [query for query in reference if query in other]
+    gains = np.array([other[query] - reference[query] for query in queries])
     order = np.argsort(-gains, kind="stable")
     won = [queries[at] for at in order[:most] if gains[at] > LEAST]
     lost = [queries[at] for at in np.argsort(gains, kind="stable")[:most] if gains[at] < -LEAST]
@@ -66,42 +66,31 @@ def spread_out(queries: Sequence[str], count: int) -> list[str]:
     return [queries[place * len(queries) // count] for place in range(count)]
 
 
-def side_by_side(
-    collection: Collection, grades: Grades | None, queries: Sequence[str], reference: Side, other: Side
-) -> list[Example]:
-    """The top five of both systems for some queries, and where relevant documents stand that neither has there.
-
-    Args:
-        collection: Where texts come from.
-        grades: Judgments that mark what is relevant; None for none.
-        queries: Ids of the queries to show, in this order.
-        reference: One system.
-        other: The other, as a rule the student.
-    """
-    both = [_rankings(side.run, queries) for side in (reference, other)]
-    relevant = {
-        query: {name for name, grade in (grades or {}).get(query, {}).items() if grade > 0} for query in queries
-    }
+def side_by_side(task: Task, queries: Sequence[str], reference: Measured, other: Measured) -> list[Example]:
+    """The top five of both systems for some queries, and the ranks of relevant documents that neither has there."""
+    both = [_rankings(side.load_run(), queries) for side in (reference, other)]
+    grades, values = task.grades or {}, [side.values(MEASURE) for side in (reference, other)]
+    relevant = {query: {name for name, grade in grades.get(query, {}).items() if grade > 0} for query in queries}
     missed = {query: _missed(relevant[query], [rankings.get(query, {}) for rankings in both]) for query in queries}
     shown = {name for rankings in both for query in queries for name in _first(rankings.get(query, {}))}
     shown |= {name for names in missed.values() for name in names}
-    texts = _Shown(collection, sorted(shown))
-    found = []
+    texts = _Shown(task.collection, sorted(shown))
+    examples = []
     for query in queries:
         teacher, student = (rankings.get(query, {}) for rankings in both)
-        found.append(
+        examples.append(
             Example(
-                query=collection.queries[query],
+                query=task.collection.queries[query],
                 query_id=query,
                 relevant=sorted(relevant[query]),
                 teacher=[texts.hit(name, teacher[name].score, relevant[query]) for name in _first(teacher)],
                 student=[texts.hit(name, student[name].score, relevant[query]) for name in _first(student)],
                 missed=[texts.missed(name, teacher.get(name), student.get(name)) for name in missed[query]],
-                teacher_value=reference.values.get(query),
-                student_value=other.values.get(query),
+                teacher_value=values[0].get(query),
+                student_value=values[1].get(query),
             )
         )
-    return found
+    return examples
 
 
 def _rankings(run: Run, queries: Sequence[str]) -> dict[str, dict[str, _Place]]:

@@ -1,9 +1,9 @@
-"""The folder of an evaluation: what a system measured on a collection is kept, and not measured again."""
+"""The folder of an evaluation: what was measured of a system on a collection is kept, and not measured again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,39 +12,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import atomic_file, atomic_folder, file_digest, make_folder
+from retrodistill.core.files import atomic_file, atomic_folder, file_digest, make_folder, read_json
 from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.core.stores import slug
-from retrodistill.runs.formats import keep_run, read_run
-from retrodistill.runs.run import Run
+from retrodistill.evaluation.results import Cost, Results
+from retrodistill.evaluation.systems import Measured
+from retrodistill.runs.formats import keep_run
 
 PER_QUERY = "per-query.parquet"
-
-
-@dataclass(frozen=True)
-class CachedResult:
-    """What was measured of a system.
-
-    Attributes:
-        per_query: query_id and a column per measure; None where there are no judgments.
-        run: Its results, or the file that holds them.
-        bytes_per_document: What serving keeps; None where nothing is known.
-        cost: As `Cost` in JSON; None where it was not measured.
-        documents_by, queries_by: What encodes each side; empty where nothing is known.
-        note: What a reader must know of it; empty for nothing.
-    """
-
-    per_query: pa.Table | None
-    run: Run | Path
-    bytes_per_document: float | None = None
-    cost: dict[str, Any] | None = None
-    documents_by: str = ""
-    queries_by: str = ""
-    note: str = ""
-
-    def results(self) -> Run:
-        """The run, read where it is on disk."""
-        return read_run(self.run, may_be_empty=True) if isinstance(self.run, Path) else self.run
 
 
 class Folder:
@@ -52,48 +27,56 @@ class Folder:
 
     Args:
         path: Of one collection.
-        wanted: What decides a measurement beside the system: collection, split, measures, depth.
+        wanted: What decides a measurement besides the system: collection, split, measures, depth.
     """
 
     def __init__(self, path: Path, wanted: Manifest) -> None:
         self.path, self.wanted = make_folder(path), wanted
 
-    def find(self, name: str, fingerprint: str | None) -> CachedResult | None:
-        """What was measured of a system; None where it was something else, or is not whole."""
+    def find(self, name: str, fingerprint: str | None) -> Measured | None:
+        """What was measured of a system; None where it was another, or its files are not whole."""
         place = self._place(name)
-        known = fingerprint is not None and self._manifest(name, fingerprint).matches(place)
-        return self._read(place) if known else None
+        known = bool(fingerprint) and self._manifest(name, fingerprint or "").matches(place)
+        return self._read(name, place) if known else None
 
-    def _read(self, place: Path) -> CachedResult | None:
-        """What lies in a system's folder; None where its run is gone or another."""
+    def _read(self, name: str, place: Path) -> Measured | None:
+        """What a system's folder holds; None where its run is gone or another."""
         about = Manifest.read(place).about
         run = self.path / "runs" / about["run"]
         if not run.is_file() or file_digest(run) != about["checksum"]:
             return None
-        per_query = pq.read_table(place / PER_QUERY) if (place / PER_QUERY).is_file() else None
-        said = (about.get(key, "") for key in ("documents_by", "queries_by", "note"))
-        return CachedResult(per_query, run, about["bytes_per_document"], about["cost"], *said)
+        return Measured.of(
+            run,
+            pq.read_table(place / PER_QUERY) if (place / PER_QUERY).is_file() else None,
+            None if about["cost"] is None else Cost.model_validate(about["cost"]),
+            about.get("note", ""),
+            name=name,
+            role="baseline",
+            bytes_per_document=about["bytes_per_document"],
+            documents_by=about.get("documents_by", ""),
+            queries_by=about.get("queries_by", ""),
+        )
 
-    def keep(self, name: str, fingerprint: str | None, measured: CachedResult) -> CachedResult:
-        """Write what was measured, the run first, the manifest last; gives it back with the run on disk."""
-        run = measured.results()
-        file = keep_run(run, self.path / "runs" / slug(name))
+    def keep(self, fingerprint: str | None, measured: Measured) -> Measured:
+        """Write what was measured, the run first, the manifest last; returns it with the run on disk."""
+        row = measured.row
+        file = keep_run(measured.load_run(), self.path / "runs" / slug(row.name))
         about = {
             "run": file.name,
             "checksum": file_digest(file),
-            "bytes_per_document": measured.bytes_per_document,
-            "cost": measured.cost,
-            "documents_by": measured.documents_by,
-            "queries_by": measured.queries_by,
+            "bytes_per_document": row.bytes_per_document,
+            "cost": None if row.cost is None else row.cost.model_dump(mode="json", by_alias=True),
+            "documents_by": row.documents_by,
+            "queries_by": row.queries_by,
             "note": measured.note,
         }
-        with atomic_folder(self._place(name)) as temporary:
+        with atomic_folder(self._place(row.name)) as temporary:
             if measured.per_query is not None:
                 pq.write_table(measured.per_query, temporary / PER_QUERY)
-            self._manifest(name, fingerprint or "unknown", about).write(temporary, FILE_NAME)
+            self._manifest(row.name, fingerprint or "unknown", about).write(temporary, FILE_NAME)
         return replace(measured, run=file)
 
-    def before(self, names: Iterable[str]) -> dict[str, CachedResult]:
+    def before(self, names: Iterable[str]) -> dict[str, Measured]:
         """Other systems than `names`, measured before on the same queries by the same measures; the oldest first."""
         found, taken = [], {self._place(name) for name in names}
         here = {"collection": self.wanted.inputs.get("collection"), **self.wanted.settings, "cost": None}
@@ -103,8 +86,8 @@ class Folder:
             name = there.pop("name", None)
             if there == here and isinstance(name, str) and place.parent not in taken:
                 found.append((place.stat().st_mtime_ns, name, place.parent))
-        read = {name: self._read(place) for _, name, place in sorted(found)}
-        return {name: kept for name, kept in read.items() if kept is not None}
+        read = {name: self._read(name, place) for _, name, place in sorted(found)}
+        return {name: measured for name, measured in read.items() if measured is not None}
 
     def _place(self, name: str) -> Path:
         return self.path / "systems" / slug(name)
@@ -114,9 +97,10 @@ class Folder:
         return Manifest("evaluation", inputs, {**self.wanted.settings, "name": name}, about or {})
 
 
-def write_per_query(tables: Mapping[str, pa.Table], folder: Path) -> None:
-    """All systems' values in one table: system, query_id, measures; none where nothing was judged."""
+def write_per_query(measured: Sequence[Measured], folder: Path) -> None:
+    """All systems' values in one table: system, query_id, measures; no table where nothing was judged."""
     path = folder / PER_QUERY
+    tables = {one.name: one.per_query for one in measured if one.per_query is not None}
     if not tables:
         path.unlink(missing_ok=True)  # of judgments that there were before
         return
@@ -138,11 +122,24 @@ def check_file_names(names: Iterable[str]) -> None:
             raise UserError(f"{other!r} and {name!r} would both be written to {slug(name)}.run; rename one.")
 
 
-def read_per_query(folder: str | Path) -> dict[str, pa.Table]:
-    """The systems of an evaluated folder: by name, a table query_id and measures, as `run` and `evaluate` leave it.
+def read_folder(folder: str | Path) -> dict[str, Measured]:
+    """The judged systems of an evaluated folder, by name, as `run` and `evaluate` leave it.
 
     Raises:
-        UserError: There is none, or it is no such table; where folders below hold one, they are named.
+        UserError: There is none, or a file is not what it should be; where folders below hold one, they are named.
+    """
+    tables = read_per_query(folder)
+    content = Results.from_json(read_json(Path(folder) / "results.json"))
+    return {
+        name: Measured(content.system(name), _run_file(Path(folder), name), table) for name, table in tables.items()
+    }
+
+
+def read_per_query(folder: str | Path) -> dict[str, pa.Table]:
+    """By system, the table query_id and measures of an evaluated folder.
+
+    Raises:
+        UserError: As `read_folder`.
     """
     path = Path(folder) / PER_QUERY
     if not path.is_file():
@@ -157,3 +154,10 @@ def read_per_query(folder: str | Path) -> dict[str, pa.Table]:
         raise UserError(f"{path} has the columns {', '.join(table.column_names)}; wanted system, query_id, measures.")
     names = list(dict.fromkeys(table["system"].to_pylist()))
     return {name: table.filter(pc.equal(table["system"], name)).drop_columns(["system"]) for name in names}
+
+
+def _run_file(folder: Path, name: str) -> Path:
+    """Where a system's run is; where it should be if it is not there."""
+    names = [f"{stem}{ending}" for stem in (slug(name), name) for ending in (".run", ".parquet")]
+    files = [folder / "runs" / file for file in names]
+    return next((file for file in files if file.is_file()), files[0])

@@ -15,8 +15,11 @@ from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.encoders.vector_files import VectorFile
+from retrodistill.evaluation.cost import CostConfig
+from retrodistill.evaluation.evaluating import EvaluationConfig
 from retrodistill.evaluation.examples import spread_out
 from retrodistill.evaluation.measures import Grades, measures_within
+from retrodistill.evaluation.systems import Task
 from retrodistill.indexes.building import resolved
 from retrodistill.indexes.factory import empty_index
 from retrodistill.quantizers.start import factory_for, read_form
@@ -70,7 +73,7 @@ class Job:
     teachers: StageTeachers | None = None
 
     @property
-    def asked_test(self) -> Texts:
+    def teacher_test(self) -> Texts:
         """The test queries as teachers are asked them: rewrites where there are."""
         rewrites = self.rewrites
         return self.test if rewrites is None else asked_better(self.test, rewrites)
@@ -103,10 +106,29 @@ class Job:
         return self.collection.relevance(self.split).to_dict() if self.collection.qrels else None
 
     @cached_property
-    def measures(self) -> list[str]:
-        """BEIR's measures within the depth, then the recipe's own."""
+    def space_answers(self) -> bool:
+        """Whether the space's own model can encode the test queries: a file of vectors may lack them."""
+        return not (isinstance(self.space, VectorFile) and len(self.space.missing(self.teacher_test.texts, "query")))
+
+    @property
+    def space_teaches(self) -> bool:
+        """Whether the teacher is the space's own model."""
+        queries = self.teacher.queries if len(self.teacher.members) == 1 else None
+        return queries is not None and queries.contract("query") == self.space.contract("query")
+
+    @property
+    def task(self) -> Task:
+        """What systems are measured on."""
+        return Task(self.collection, self.split, self.test, self.grades)
+
+    @property
+    def evaluation(self) -> EvaluationConfig:
+        """How systems are measured: by BEIR's measures within the depth and the recipe's own."""
         settings = self.recipe.evaluation
-        return list(dict.fromkeys([*measures_within(settings.depth), *settings.measures]))
+        measures = list(dict.fromkeys([*measures_within(settings.depth), *settings.measures]))
+        place = self.recipe.collection if settings.memory else None
+        cost = CostConfig(settings.threads, settings.latency_queries, place=place) if settings.latency_queries else None
+        return EvaluationConfig(self.recipe.split.test, measures, settings.depth, cost=cost)
 
     @property
     def training_data(self) -> TrainingData:
@@ -176,13 +198,8 @@ def _check_vectors(job: Job) -> None:
                     job.space.require(
                         job.training_data.teacher_queries(stage_texts(stage, job.training_data).texts), "query"
                     )
-        if not can_answer(job):
+        if not job.space_answers:
             job.notes.append(f"{job.space.name} has no vectors for the test queries; the teacher is not in the table.")
-
-
-def can_answer(job: Job) -> bool:
-    """Whether the space's own model can be asked the test queries."""
-    return not (isinstance(job.space, VectorFile) and len(job.space.missing(job.asked_test.texts, "query")))
 
 
 def _teacher(recipe: Recipe, named: list[TeacherSettings], space: Encoder) -> Ranker:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -13,26 +12,26 @@ from retrodistill.core.manifest import Manifest
 from retrodistill.core.progress import log
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.embeddings import embed
+from retrodistill.evaluation.results import Role
+from retrodistill.evaluation.systems import System
 from retrodistill.indexes.faiss_index import FaissIndex
 from retrodistill.indexes.learned import LearnedIndex, learn_index, save_query_map
 from retrodistill.quantizers import QuantizerSettings
 from retrodistill.quantizers.query_map import reconstructed
 from retrodistill.quantizers.steps import split
-from retrodistill.rankers.dense import DenseRanker
 from retrodistill.recipes.job import Job, learned_factory
+from retrodistill.recipes.reporting import Curves
 from retrodistill.recipes.settings import StudentSettings
 from retrodistill.recipes.students import train_students
-from retrodistill.recipes.systems import Candidate
+from retrodistill.recipes.systems import MADE_FROM
 from retrodistill.runs.agreement import rank_agreement
 from retrodistill.training.scoring import stored_corpus_scores
 from retrodistill.training.texts import TrainingTexts, training_texts
 
-_MADE_FROM = "made-from.json"
 _AGREEMENT = 10  # documents per query that held-out rankings are compared by
-Curves = dict[str, dict[str, list[dict[str, float]]]]
 
 
-def quantized(job: Job, seconds: dict[str, float]) -> tuple[list[Candidate], Curves]:
+def quantized(job: Job, seconds: dict[str, float]) -> tuple[list[System], Curves]:
     """The systems ``opq``, ``distilled`` (the documents' codes learned) and ``distilled-queries`` (the queries, too).
 
     Args:
@@ -53,13 +52,13 @@ def quantized(job: Job, seconds: dict[str, float]) -> tuple[list[Candidate], Cur
     if job.recipe.index.encoder is None:
         more, further = _learned(job, texts, mapped, "distilled-queries", seconds)
         return [*systems, *more], {**curves, **further}
-    trained, curve = _with_encoder(job, texts, systems[-1].retriever, seconds)  # type: ignore[arg-type]
+    trained, curve = _with_encoder(job, texts, systems[-1].ranker, seconds)  # type: ignore[arg-type]
     return [*systems, trained], {**curves, trained.name: curve}
 
 
 def _with_encoder(
     job: Job, texts: TrainingTexts, index: FaissIndex, seconds: dict[str, float]
-) -> tuple[Candidate, dict[str, list[dict[str, float]]]]:
+) -> tuple[System, dict[str, list[dict[str, float]]]]:
     """The learned index with a query encoder that was trained against its codes; its own where that was no better.
 
     Better is measured on the queries that the quantizer was not trained on, and that its encoder is not trained on.
@@ -87,7 +86,7 @@ def _with_encoder(
     trained = FaissIndex(index.index, index.ids, index.space, asking, index.factory, name)
     trained.save(job.out / "indexes" / name)
     by = job.space.name if worse else f"dense:{name}"
-    return Candidate(name, "student", trained, job.space.name, by), made.curves
+    return System(name, trained, "student", job.space.name, by), made.curves
 
 
 def _texts(job: Job) -> TrainingTexts:
@@ -105,15 +104,14 @@ def _texts(job: Job) -> TrainingTexts:
 
 def _teacher_scores(job: Job, texts: TrainingTexts) -> np.ndarray | None:
     """Scores of a better ranker than the space's own; None where that itself teaches."""
-    teacher = job.teacher
-    if isinstance(teacher, DenseRanker) and teacher.queries.contract("query") == job.space.contract("query"):
+    if job.space_teaches:
         return None
     return stored_corpus_scores(job.training_data, texts.texts)
 
 
 def _learned(
     job: Job, texts: TrainingTexts, settings: QuantizerSettings, name: str, seconds: dict[str, float]
-) -> tuple[list[Candidate], Curves]:
+) -> tuple[list[System], Curves]:
     """A learned index of the job, loaded where it stands already; the one without a query map comes with its start."""
     settings = settings.model_copy(update={"seed": job.recipe.seed})
     factory, folder = learned_factory(job.recipe, job.space), job.out / "indexes" / name
@@ -125,7 +123,7 @@ def _learned(
         "teacher": job.teacher.fingerprint(job.collection),
     }
     made_from = Manifest("learned index", inputs, {"factory": factory, **settings.model_dump(mode="json")})
-    if not (made_from.matches(folder, _MADE_FROM) and (start_folder / _MADE_FROM).exists()):
+    if not (made_from.matches(folder, MADE_FROM) and (start_folder / MADE_FROM).exists()):
         begin = time.perf_counter()
         found = learn_index(
             job.collection,
@@ -141,11 +139,11 @@ def _learned(
             log(f"{name}: nothing that was learned ranks held-out queries better than its start, which is kept")
         made_from = replace(made_from, about={"seconds": taken, "curves": _curve(found)})
         _keep(job, found, made_from)
-    about = Manifest.read(folder, _MADE_FROM).about
+    about = Manifest.read(folder, MADE_FROM).about
     seconds[f"learn {name}"] = about["seconds"]
-    systems = [_candidate(job, FaissIndex.load(folder), "student")]
+    systems = [_system(job, FaissIndex.load(folder), "student")]
     if not settings.query_map:
-        systems.insert(0, _candidate(job, FaissIndex.load(start_folder), "control"))
+        systems.insert(0, _system(job, FaissIndex.load(start_folder), "control"))
     return systems, {name: about["curves"]}
 
 
@@ -156,7 +154,7 @@ def _keep(job: Job, found: LearnedIndex, made_from: Manifest) -> None:
         save_query_map(found, job.out / "students" / found.index.name, manifest)
     for one in (found.index, found.start):
         one.save(job.out / "indexes" / one.name)
-        made_from.write(job.out / "indexes" / one.name, _MADE_FROM)
+        made_from.write(job.out / "indexes" / one.name, MADE_FROM)
 
 
 def _curve(found: LearnedIndex) -> dict[str, list[dict[str, float]]]:
@@ -168,6 +166,6 @@ def _curve(found: LearnedIndex) -> dict[str, list[dict[str, float]]]:
     }
 
 
-def _candidate(job: Job, index: FaissIndex, role: Any) -> Candidate:
+def _system(job: Job, index: FaissIndex, role: Role) -> System:
     by = job.space.name if index.queries is None or index.queries.name == job.space.name else "the same, then a map"
-    return Candidate(index.name, role, index, job.space.name, by, source=str(job.out / "indexes" / index.name))
+    return System(index.name, index, role, job.space.name, by, str(job.out / "indexes" / index.name))

@@ -1,4 +1,4 @@
-"""What a job's report says: rows with what was kept and agreement, tested differences, queries won and lost."""
+"""What a job's results say: rows with what was kept and agreement, tested differences, queries won and lost."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from typing import Any
 from retrodistill.core.manifest import hardware, library_versions
 from retrodistill.core.progress import log
 from retrodistill.evaluation.agreement import agreements
-from retrodistill.evaluation.examples import Side, side_by_side, spread_out, won_and_lost
-from retrodistill.evaluation.results import Agreement, Results, System
+from retrodistill.evaluation.comparing import paired_tests
+from retrodistill.evaluation.examples import MEASURE, shown_queries
+from retrodistill.evaluation.results import Results, System
+from retrodistill.evaluation.systems import Measured
 from retrodistill.recipes.job import Job
 from retrodistill.recipes.students import Distilled
-from retrodistill.recipes.systems import Measured, comparisons, space_row, target_name, with_retention
+from retrodistill.recipes.systems import space_row, target_name
 from retrodistill.report.headline import best_student
 from retrodistill.runs.run import Run
 
-Curves = Mapping[str, dict[str, list[dict[str, float]]]]
+Curves = dict[str, dict[str, list[dict[str, float]]]]
 
 
-def report(
+def job_results(
     job: Job,
-    measured: Sequence[Measured],
+    measured: Mapping[str, Measured],
     students: Sequence[Distilled],
     curves: Curves,
     seconds: Mapping[str, float],
@@ -35,12 +37,11 @@ def report(
         students: What was distilled.
         curves: Of training, by student.
         seconds: Of each stage.
-        command: What to print as the command that gives these numbers again.
+        command: Command that gives these numbers again.
     """
     recipe, target = job.recipe, target_name(job)
     yardstick = space_row(job) if recipe.index.learn else target
-    agreed = _agreements(job, measured, target)
-    rows = [one.model_copy(update={"agreement": agreed.get(one.name)}) for one in with_retention(measured, yardstick)]
+    rows = _rows(job, measured, target, yardstick)
     return Results(
         collection=job.collection.name,
         split=job.split,
@@ -54,53 +55,70 @@ def report(
         seed=recipe.seed,
         taught_by=target,
         kept_of=None if yardstick == target else yardstick,
-        comparisons=comparisons(measured, recipe.seed),
-        curves=dict(curves),
+        comparisons=_comparisons(measured, recipe.seed),
+        curves=curves,
         **_shown(job, measured, rows, yardstick),
         notes=_notes(job, students, target),
         provenance=_provenance(job, students),
     )
 
 
-def _shown(job: Job, measured: Sequence[Measured], rows: list[System], yardstick: str | None) -> dict[str, Any]:
-    """Rankings of the best student beside those of what it is held against: the teacher, else BM25."""
-    by_name = {one.system.name: one for one in measured}
-    student = best_student(rows)
-    if student is None:
-        return {}
-    wanted = (yardstick, space_row(job), "bm25")
-    reference = by_name[next(name for name in wanted if name in by_name)]
-    sides = [Side.of(one.system.name, one.run, one.per_query) for one in (reference, by_name[student.name])]
-    count = job.recipe.evaluation.examples
-    chosen = {"examples": spread_out(job.test.ids, count)}
-    if count:
-        chosen["won"], chosen["lost"] = won_and_lost(sides[0], sides[1])
-    return {
-        "sides": [side.name for side in sides],
-        **{name: side_by_side(job.collection, job.grades, ids, sides[0], sides[1]) for name, ids in chosen.items()},
-    }
+def _rows(job: Job, measured: Mapping[str, Measured], target: str | None, yardstick: str | None) -> list[System]:
+    """The rows, each with its agreement with the teacher, and the share of the yardstick's nDCG@10 that it keeps."""
+    agreed = _agreements(job, measured, target)
+    ceiling = None if yardstick is None else measured[yardstick].row.ndcg10
+    rows = []
+    for name, one in measured.items():
+        kept = ceiling and name != yardstick and one.row.role != "teacher"
+        retention = (one.row.ndcg10 or 0.0) / ceiling if ceiling and kept else None
+        rows.append(one.with_row(agreement=agreed.get(name), retention=retention).row)
+    return rows
 
 
-def _agreements(job: Job, measured: Sequence[Measured], target: str | None) -> dict[str, Agreement]:
+def _agreements(job: Job, measured: Mapping[str, Measured], target: str | None) -> dict[str, Any]:
     """Agreement of every other system with the teacher, where it ranks the test queries at no great cost.
 
     The candidates of all systems are scored again only by teachers whose scores cost next to nothing.
     """
-    runs = {one.system.name: one.run for one in measured if one.system.name != target}
-    own = next((one.run for one in measured if one.system.name == target), None)
-    if own is None:
-        recorded = set() if job.teacher.run is None else set(job.teacher.run.query_ids)
-        if recorded.isdisjoint(job.asked_test.ids):
-            return {}
+    own = None if target is None else measured[target].load_run()
+    known = set() if job.teacher.run is None else set(job.teacher.run.query_ids)
+    if own is None and known.isdisjoint(job.teacher_test.ids):
+        return {}
     log(f"agreement with {job.teacher.name}")
-    cheap = job.teacher.is_cheap
-    return agreements(job.teacher, runs, job.collection, job.asked_test, job.grades, wanted=own, rescore=cheap)
+    runs = {name: one.load_run() for name, one in measured.items() if name != target}
+    return agreements(
+        job.teacher,
+        runs,
+        job.collection,
+        job.teacher_test,
+        job.grades,
+        teacher_run=own,
+        rescore=job.teacher.is_cheap,
+    )
+
+
+def _comparisons(measured: Mapping[str, Measured], seed: int) -> list[dict[str, Any]]:
+    """Each student against every system that is not a student, on the same queries; none without judgments."""
+    judged = {name: one for name, one in measured.items() if one.per_query is not None}
+    values = {name: one.per_query[MEASURE].to_numpy() for name, one in judged.items()}  # type: ignore[index]
+    students = [name for name, one in judged.items() if one.row.role == "student"]
+    pairs = [(student, other) for student in students for other in judged if other not in students]
+    return paired_tests(pairs, values, MEASURE, seed)
+
+
+def _shown(job: Job, measured: Mapping[str, Measured], rows: Sequence[System], yardstick: str | None) -> dict[str, Any]:
+    """Rankings of the best student next to those of what it is compared with: the teacher, else BM25."""
+    student = best_student(rows)
+    if student is None:
+        return {}
+    reference = next(name for name in (yardstick or "", space_row(job), "bm25") if name in measured)
+    return shown_queries(job.task, measured[reference], measured[student.name], job.recipe.evaluation.examples)
 
 
 def _notes(job: Job, students: Sequence[Distilled], target: str | None) -> list[str]:
     notes = [*job.notes, *(note for student in students for note in student.notes)]
     if job.teacher.run is not None:
-        notes.append(_coverage(job, job.teacher.run, job.teacher.name))
+        notes.append(_coverage(job, job.teacher.run))
     elif target is None:
         notes.append(
             f"{job.teacher.name} taught the student; it cannot search on its own and is not in the table. Agreement "
@@ -110,11 +128,11 @@ def _notes(job: Job, students: Sequence[Distilled], target: str | None) -> list[
     return notes
 
 
-def _coverage(job: Job, run: Run, name: str) -> str:
-    known = set(run.query_ids)
+def _coverage(job: Job, recorded: Run) -> str:
+    known = set(recorded.query_ids)
     train, test = (sum(query in known for query in split.ids) for split in (job.train, job.test))
     return (
-        f"{name} has scores for {train} of {len(job.train)} training queries, which taught the student, "
+        f"{job.teacher.name} has scores for {train} of {len(job.train)} training queries, which taught the student, "
         f"and for {test} of {len(job.test)} test queries, on which agreement with it is measured; it is not in the "
         "table."
     )

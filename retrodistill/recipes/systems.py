@@ -1,135 +1,82 @@
-"""The systems of a job's table, and how each is measured."""
+"""The systems of a job's table: what its students are compared with, and each student with what searches for it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
-import pyarrow as pa
-
-from retrodistill.core.progress import log
-from retrodistill.encoders.vector_files import VectorFile
-from retrodistill.evaluation.comparing import paired_tests
-from retrodistill.evaluation.cost import measure_cost
-from retrodistill.evaluation.evaluating import search
-from retrodistill.evaluation.measures import evaluate_run, means
-from retrodistill.evaluation.results import System, of_measures
+from retrodistill.core.manifest import Manifest
+from retrodistill.evaluation.results import REWRITES, Role
+from retrodistill.evaluation.systems import System
+from retrodistill.indexes import FaissSettings, build_index, load_index
 from retrodistill.rankers.bm25 import BM25Ranker
-from retrodistill.rankers.cross_encoder import CrossEncoderRanker
 from retrodistill.rankers.dense import DenseRanker
-from retrodistill.rankers.ensemble import Ensemble
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.rankers.reranker import Reranker
-from retrodistill.recipes.job import Job, can_answer
-from retrodistill.recipes.students import Distilled
-from retrodistill.runs.run import Run
-from retrodistill.students.states import StoredStatesRanker
+from retrodistill.recipes.job import Job
+from retrodistill.recipes.variants import Variant
+from retrodistill.students.registry import kind_of
+
+MADE_FROM = "made-from.json"  # manifest of what a job's index was made from
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A system before it is measured; one that is not `served` has neither latency nor bytes per document.
-
-    Teachers are asked the rewrites of test queries, where a recipe has such, and so is whoever is `rewritten`. `source`
-    is what `load_candidate` takes for it, as text, where another process can load it.
-    """
-
-    name: str
-    role: str
-    retriever: Ranker
-    documents_by: str
-    queries_by: str
-    served: bool = True
-    rewritten: bool = False
-    source: str | None = None
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A measured system: its row, its results and, where there are judgments, its values for each query."""
-
-    system: System
-    run: Run
-    per_query: pa.Table | None
-
-
-def baselines(job: Job) -> list[Candidate]:
-    """BM25, the space's own model, and what the students learn from where that is something else and can search."""
+def baselines(job: Job) -> list[System]:
+    """BM25, the space's own model, and what the students learn from where that is something else and can rank."""
     space = job.space.name
-    found = [
-        Candidate("bm25", "baseline", BM25Ranker(), "bm25", "bm25", source="bm25"),
-    ]
-    if can_answer(job):
-        recorded = isinstance(job.space, VectorFile)  # looking vectors up is not what its API takes
+    systems = [System("bm25", BM25Ranker(), documents_by="bm25", queries_by="bm25", source="bm25")]
+    if job.space_answers:
         own = DenseRanker(job.space)
-        found.append(Candidate(space_row(job), "teacher", own, space, space, served=not recorded, source=space))
+        systems.append(System(space_row(job), own, "teacher", space, space, space, is_served=own.can_be_timed))
     target = target_name(job)
     if target == "target":
-        found.append(_target(job))
-    if isinstance(job.teacher, Ensemble):
-        return [*found, *([_ensemble(job.teacher, "teacher")] if target else [])]
-    return [*found, *([_ensemble(job.beside, "baseline")] if isinstance(job.beside, Ensemble) else [])]
+        systems.append(_target(job))
+    if target == "ensemble":
+        systems.append(_ensemble(job.teacher, "teacher"))
+    elif job.beside is not None and len(job.teacher.members) == 1 and len(job.beside.members) > 1:
+        systems.append(_ensemble(job.beside, "baseline"))
+    return [_rewritten(job, system) if system.role == "teacher" else system for system in systems]
 
 
-def _target(job: Job) -> Candidate:
-    """A teacher of its own row: a dense model other than the space's, or a cross-encoder behind BM25."""
-    teacher = job.teacher
-    if isinstance(teacher, CrossEncoderRanker):
-        depth = job.recipe.evaluation.rerank
-        ranker = Reranker(teacher, BM25Ranker(), depth, "target")
-        return Candidate("target", "teacher", ranker, f"the first {depth} of bm25", teacher.name, served=False)
-    model = load_ranker(teacher.queries)
-    return Candidate("target", "teacher", model, teacher.name, teacher.name, source=teacher.name)
+def truncated_teachers(job: Job) -> list[System]:
+    """The space's own model by leading dimensions of its vectors, exact: what truncated students are compared with."""
+    if not job.space_answers:
+        return []
+    space, systems = job.space, []
+    for cut in job.recipe.evaluation.truncations:
+        if cut < space.dimension:
+            name, settings = f"{space_row(job)}@{cut}", FaissSettings(truncate=cut)
+            index = build_index(job.collection, space, space, name=name, settings=settings)
+            served = not space.is_recorded
+            systems.append(System(name, index, "teacher", space.name, space.name, is_served=served))
+    return [_rewritten(job, system) for system in systems]
 
 
-def _ensemble(ensemble: Ensemble, role: str) -> Candidate:
-    by = " + ".join(
-        f"{weight:g} {member.name}" for member, weight in zip(ensemble.members, ensemble.weights, strict=True)
-    )
-    return Candidate("ensemble", role, ensemble, by, by, served=ensemble.can_be_timed)
-
-
-def of_student(job: Job, student: Distilled, index: Ranker, role: str) -> Candidate:
-    """A student behind its index; nothing is served without one."""
-    own, source = _shown(student.encoder.name), str(job.out / "indexes" / student.name)
+def student_system(job: Job, variant: Variant) -> System:
+    """A student with what searches for it: an index, built or loaded; its stored states; or the first of BM25."""
+    student, role = variant.student, cast("Role", variant.role)
+    kind = kind_of(student.encoder.model)
+    own = _without_folders(student.encoder.name)
     documents = own if student.documents is student.encoder else student.documents.name
-    if isinstance(index, Reranker):
-        own, documents = f"{index.judge.kind}:{student.name}", index.documents_by
-        source = f"rerank@{index.depth}:{job.out / 'students' / student.name}@bm25"
-    if isinstance(index, StoredStatesRanker):
-        return Candidate(student.name, role, index, documents, own, served=False)
-    return Candidate(student.name, role, index, documents, own, source=source)
+    if not kind.can_search:
+        judge, depth = kind.ranker(student.encoder, None), job.recipe.evaluation.rerank
+        reranker = Reranker(judge, BM25Ranker(), depth, student.name)
+        source = f"rerank@{depth}:{job.out / 'students' / student.name}@bm25"
+        return System(student.name, reranker, role, reranker.documents_by, f"{kind.name}:{student.name}", source)
+    if job.recipe.evaluation.exhaustive and kind.exhaustive is not None:
+        ranker = kind.exhaustive(student.encoder, student.name)
+        return System(student.name, ranker, role, documents, own, is_served=False)
+    source = str(job.out / "indexes" / student.name)
+    return System(student.name, _index(job, variant), role, documents, own, source)
 
 
-def measure(candidate: Candidate, job: Job) -> Measured:
-    """Retrieve the test queries, measure each, time some."""
-    settings = job.recipe.evaluation
-    log(f"measuring {candidate.name}")
-    retriever = candidate.retriever
-    rewritten = job.rewrites is not None and (candidate.rewritten or candidate.role == "teacher")
-    asked = job.asked_test if rewritten else job.test
-    run = search(retriever, job.collection, asked, settings.depth)
-    per_query = None if job.grades is None else evaluate_run(run, job.grades, job.measures)
-    cost = None
-    if settings.latency_queries and candidate.served:
-        texts = asked.texts[: settings.latency_queries]
-        source = candidate.source if settings.memory else None
-        cost = measure_cost(
-            retriever, job.collection, texts, settings.threads, source=source, place=job.recipe.collection
-        )
-    row: dict[str, Any] = {
-        "name": candidate.name,
-        "role": candidate.role,
-        **of_measures({} if per_query is None else means(per_query)),
-        "query_ms": None if cost is None else cost.timings[0].total,
-        "cost": cost,
-        "bytes_per_document": retriever.bytes_per_document(job.collection) if candidate.served else None,
-        "documents_by": candidate.documents_by,
-        "queries_by": f"{candidate.queries_by} (rewrites)" if rewritten else candidate.queries_by,
-    }
-    return Measured(System.model_validate(row), run.renamed(candidate.name), per_query)
+def rewritten_student(job: Job, systems: Sequence[System]) -> System | None:
+    """The first student with rewrites for queries: what it makes of better ones; None where there are none."""
+    if job.rewrites is None or not job.recipe.students:
+        return None
+    first = next(system for system in systems if system.name == next(iter(job.recipe.students)))
+    return _rewritten(job, replace(first, name=REWRITES, role="baseline"))
 
 
 def space_row(job: Job) -> str:
@@ -140,45 +87,82 @@ def space_row(job: Job) -> str:
 def target_name(job: Job) -> str | None:
     """The system that the students learn from: ``teacher`` where that is the space's own model.
 
-    ``target`` is a row of its own: another dense model, or a cross-encoder that orders BM25's first documents. None
-    where it cannot answer test queries: a recorded run, or an ensemble with one.
+    ``target`` is a row of its own: another model that searches, or a ranker of pairs that orders BM25's first
+    documents. None where it cannot answer test queries: a recorded run, or an ensemble with one.
     """
     teacher = job.teacher
-    if isinstance(teacher, Ensemble):
-        recorded = teacher.is_recorded
-        return None if recorded else "ensemble"
-    if isinstance(teacher, BM25Ranker):
+    if teacher.is_recorded or not (teacher.can_search or teacher.can_time_pairs):
+        return None
+    if len(teacher.members) > 1:
+        return "ensemble"
+    if teacher.fingerprint(job.collection) == BM25Ranker().fingerprint(job.collection):
         return "bm25"
-    if isinstance(teacher, CrossEncoderRanker):
-        return "target"
-    if isinstance(teacher, DenseRanker):
-        if not can_answer(job) and teacher.queries.name == job.space.name:
-            return None
-        return space_row(job) if teacher.queries.contract("query") == job.space.contract("query") else "target"
-    return None
+    if teacher.queries_by == job.space.name and not job.space_answers:
+        return None
+    return space_row(job) if job.space_teaches else "target"
 
 
-def with_retention(measured: Sequence[Measured], target: str | None) -> list[System]:
-    """The rows, each with the share of the target's nDCG@10 that it keeps."""
-    scores = {one.system.name: one.system.ndcg10 for one in measured}
-    ceiling = scores.get(target or "")
-    return [
-        one.system
-        if not ceiling or one.system.role == "teacher" or one.system.name == target
-        else one.system.model_copy(update={"retention": (one.system.ndcg10 or 0.0) / ceiling})
-        for one in measured
-    ]
+def vectors_note(systems: Sequence[System]) -> str | None:
+    """How many vectors a document has in each multi-vector index; None where there are fewer than two."""
+    counts = {
+        system.name: vectors
+        for system in systems
+        if (vectors := getattr(system.ranker, "vectors_per_document", None)) is not None
+    }
+    if len(counts) < 2:
+        return None
+    return f"vectors a document: {', '.join(f'{name} {count:.1f}' for name, count in counts.items())}"
 
 
-def comparisons(measured: Sequence[Measured], seed: int, which: str = "ndcg@10") -> list[dict[str, Any]]:
-    """Each student against every system that is no student, on the same queries; none without judgments."""
-    values = {one.system.name: one.per_query[which].to_numpy() for one in measured if one.per_query is not None}
-    judged = [one.system for one in measured if one.per_query is not None]
-    pairs = [(a.name, b.name) for a in judged if a.role == "student" for b in judged if b.role != "student"]
-    return paired_tests(pairs, values, which, seed)
+def _target(job: Job) -> System:
+    """A teacher of its own row: a model other than the space's, or a ranker of pairs on BM25's first documents."""
+    teacher = job.teacher
+    if teacher.can_search:
+        model = load_ranker(teacher.queries)  # by itself, as users would search with it
+        return System("target", model, "teacher", teacher.name, teacher.name, teacher.name)
+    depth = job.recipe.evaluation.rerank
+    ranker = Reranker(teacher, BM25Ranker(), depth, "target")
+    return System("target", ranker, "teacher", ranker.documents_by, teacher.name, is_served=False)
 
 
-def _shown(name: str) -> str:
+def _ensemble(ensemble: Any, role: Role) -> System:
+    by = " + ".join(
+        f"{weight:g} {member.name}" for member, weight in zip(ensemble.members, ensemble.weights, strict=True)
+    )
+    return System("ensemble", ensemble, role, by, by, is_served=ensemble.can_be_timed)
+
+
+def _rewritten(job: Job, system: System) -> System:
+    """The system with rewrites for queries, where the recipe has such."""
+    if job.rewrites is None:
+        return system
+    return replace(system, queries=job.teacher_test, queries_by=f"{system.queries_by} (rewrites)")
+
+
+def _index(job: Job, variant: Variant) -> Ranker:
+    """The student's index, built or loaded."""
+    student, wanted = variant.student, job.recipe.index
+    folder, kind = job.out / "indexes" / student.name, kind_of(student.encoder.model)
+    if variant.truncate is not None:
+        wanted = wanted.model_copy(update={"truncate": variant.truncate})
+    inputs = {
+        "documents": job.collection.documents.fingerprint,
+        "space": student.documents.fingerprint("document"),
+        "queries": student.encoder.fingerprint("query"),
+    }
+    made_from = Manifest("index of a student", inputs, wanted.model_dump(mode="json"))
+    if made_from.matches(folder, MADE_FROM):
+        return load_index(folder, student.encoder)
+    if student.documents is student.encoder:
+        kind.store_documents(student.encoder, job.collection.documents.texts)
+    settings = wanted.faiss if kind.index == "faiss" else None
+    index = build_index(job.collection, student.documents, student.encoder, name=student.name, settings=settings)
+    index.save(folder)
+    made_from.write(folder, MADE_FROM)
+    return index
+
+
+def _without_folders(name: str) -> str:
     """A student's name without the folders above it."""
     kind, _, place = name.partition(":")
     return f"{kind}:{place.rstrip('/').rsplit('/', 1)[-1]}"

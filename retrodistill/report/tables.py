@@ -33,7 +33,6 @@ from retrodistill.report.columns import (
 if TYPE_CHECKING:
     from retrodistill.evaluation.benchmark import Benchmark
     from retrodistill.evaluation.check import Check
-    from retrodistill.evaluation.check import Side as CheckSide
     from retrodistill.evaluation.comparing import Comparison
     from retrodistill.evaluation.evaluating import Evaluation
 
@@ -85,8 +84,8 @@ def evaluation_text(evaluation: Evaluation) -> str:
     parts = []
     if evaluation.means:
         parts.append(_means("system", evaluation.means))
-    parts += _agreement(agreement_rows(evaluation.rows)) + _cost(evaluation.rows)
-    return "\n\n".join([*parts, *(f"note: {note}" for note in evaluation.notes)])
+    parts += _agreement(agreement_rows(evaluation.results.systems)) + _cost(evaluation.results.systems)
+    return "\n\n".join([*parts, *(f"note: {note}" for note in evaluation.results.notes)])
 
 
 def benchmark_text(benchmark: Benchmark) -> str:
@@ -104,9 +103,9 @@ def benchmark_text(benchmark: Benchmark) -> str:
         cells = [[row, *(f"{values[name][first]:.4f}" for name in means)] for row, values in rows.items()]
         parts = [_table([text.measure_title(first), *means], cells), _means(mean, means)]
         for evaluation in benchmark.evaluations:
-            beside = _agreement(agreement_rows(evaluation.rows)) + _cost(evaluation.rows)
-            parts += ["\n\n".join([f"{evaluation.collection}:", *beside])] if beside else []
-    notes = [f"note: {note}" for evaluation in benchmark.evaluations for note in evaluation.notes]
+            beside = _agreement(agreement_rows(evaluation.results.systems)) + _cost(evaluation.results.systems)
+            parts += ["\n\n".join([f"{evaluation.results.collection}:", *beside])] if beside else []
+    notes = [f"note: {note}" for evaluation in benchmark.evaluations for note in evaluation.results.notes]
     return "\n\n".join([*parts, *notes])
 
 
@@ -130,17 +129,17 @@ def check_text(check: Check) -> str:
         shares = ", ".join(f"{share:.1%} of the top {depth}" for depth, share in check.shared.items())
         lines.append(f"Neighbors shared with the teacher's own exact search: {shares} ({check.queries} queries).")
     if check.sides:
-        measures = list(check.sides[0].quality)
+        measures = list(check.sides[0]["quality"])
         heads = ["", *map(text.measure_title, measures), "p50 ms", "p95 ms", "docs/s", "documents by", "queries by"]
         lines.append(_table(heads, [_side(side, measures) for side in check.sides], texts=2))
     return "\n".join([*lines, *check.notes])
 
 
-def _side(side: CheckSide, measures: Sequence[str]) -> list[str]:
-    quality = [f"{side.quality[measure]:.4f}" for measure in measures]
-    times = [text.milliseconds((side.query_ms or {}).get(key)) for key in ("p50", "p95")]
-    names = [text.short_name(side.documents_by), text.short_name(side.queries_by)]
-    return [side.name, *quality, *times, text.thousands(side.documents_per_second), *names]
+def _side(side: Mapping[str, Any], measures: Sequence[str]) -> list[str]:
+    quality = [f"{side['quality'][measure]:.4f}" for measure in measures]
+    times = [text.milliseconds((side["query_ms"] or {}).get(key)) for key in ("p50", "p95")]
+    names = [text.short_name(side["documents_by"]), text.short_name(side["queries_by"])]
+    return [side["name"], *quality, *times, text.thousands(side["documents_per_second"]), *names]
 
 
 def _means(head: str, means: Mapping[str, Mapping[str, float]]) -> str:

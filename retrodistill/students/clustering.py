@@ -28,7 +28,7 @@ class TokenClusters(BaseTokenPooling):
     flow through the means, assignments are constants: ``d mean / d token`` is 1 / size for members and 0 for others.
     A text's vectors depend on its own tokens and the seed alone, not on its batch, but for rounding.
 
-    The class stands in no library: a model with it loads where retrodistill is installed, by
+    No library has the class: a model with it loads where retrodistill is installed, by
     `retrodistill.encoders.loading.load_multi_vector`, or with sentence-transformers' ``trust_remote_code=True``.
 
     Args:
@@ -39,7 +39,7 @@ class TokenClusters(BaseTokenPooling):
         seed: Of the first centers.
 
     Raises:
-        UserError: No number of vectors, or no iteration.
+        UserError: Not a number of vectors, or no iteration.
     """
 
     config_keys: list[str] = ["query", "document", "normalise", "iterations", "seed"]  # noqa: RUF012 - the base's
@@ -238,7 +238,7 @@ def k_means(tokens: Tensor, mask: Tensor, counts: Tensor, *, iterations: int, se
         tokens: (batch, tokens, d) float32, 0 where masked.
         mask: (batch, tokens) bool, true first and false after.
         counts: (batch,) int64 clusters of each text; where it has no more tokens, each is a cluster of its own.
-        iterations: At most so many; it ends where nothing changes.
+        iterations: The most; it ends earlier where nothing changes.
         seed: Of the first centers.
 
     Returns:
@@ -275,7 +275,7 @@ def first_centres(tokens: Tensor, mask: Tensor, most: int, seed: int) -> Tensor:
     Args:
         tokens: (batch, tokens, d) float32, 0 where masked.
         mask: (batch, tokens) bool, true first and false after.
-        most: Centres of each text.
+        most: Centers of each text.
         seed: Of the draws.
 
     Returns:

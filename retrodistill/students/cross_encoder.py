@@ -128,7 +128,7 @@ def cross_encoder_student(
 
     Args:
         source: Folder or hub name: a cross-encoder, or any transformer or bi-encoder, which gets a fresh last layer.
-        layers: Keep the first so many transformer layers.
+        layers: Number of transformer layers to keep, from the first.
         max_length: Tokens of a pair; the model's own limit by default.
         seed: Of a fresh last layer.
 

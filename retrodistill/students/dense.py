@@ -39,7 +39,7 @@ def dense_student(
 
     Args:
         source: Folder or hub name of a sentence-transformers model to start from.
-        layers: Keep the first so many transformer layers.
+        layers: Number of transformer layers to keep, from the first.
         dimension: Width of its vectors: where it differs from the model's, a linear map without bias is added as the
             model's last module but the normalization, and saved with it (LEAF, arXiv 2509.12539).
         mapped: Add such a map whatever the width, for `retrodistill.students.dense_training.fit_map`.
@@ -75,7 +75,7 @@ def dense_student(
 def _set_max_length(model: SentenceTransformer, max_length: int, source: str) -> None:
     transformer: Any = getattr(model[0], "auto_model", None)
     if transformer is None:
-        raise UserError(f"max_length={max_length}: model {source} is no transformer and reads texts of any length.")
+        raise UserError(f"max_length={max_length}: model {source} is not a transformer and reads texts of any length.")
     longest = getattr(transformer.config, "max_position_embeddings", None)
     if max_length < 1 or (longest is not None and max_length > longest):
         raise UserError(f"max_length={max_length}: model {source} reads 1 to {longest or 'any number of'} tokens.")

@@ -114,7 +114,7 @@ def loss_of_variants(student: Encoder, stage: StageSettings, make: Make) -> Any:
     Args:
         student: Dense or static.
         stage: Says which truncations, and what exits weigh.
-        make: Gives the loss on so many leading dimensions; its second argument is False for all but the first of
+        make: Gives the loss on a number of leading dimensions; its second argument is False for all but the first of
             several, see ``alone`` of `DistillationLoss`.
 
     Returns:

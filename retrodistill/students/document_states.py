@@ -43,7 +43,7 @@ class StoredDocuments:
     """A corpus as a late-interaction student serves it.
 
     Attributes:
-        student: Whose documents they are.
+        student: Reads the documents.
         states: What is stored, in the corpus' order.
     """
 
@@ -159,7 +159,7 @@ def stored_documents(student: CrossEncoderStudent, texts: Sequence[str], root: P
 def below_stored(student: CrossEncoderStudent, documents: Sequence[str], root: Path | None = None) -> Iterator[None]:
     """Freeze what a late-interaction student does before it compares, and take documents' states of it from a store.
 
-    Training then moves what stands behind: PreTT's upper layers, TK's projection, gate and kernel weights.
+    Training then moves the rest: PreTT's upper layers, TK's projection, gate and kernel weights.
 
     Args:
         student: A PreTT or TK.
@@ -170,7 +170,7 @@ def below_stored(student: CrossEncoderStudent, documents: Sequence[str], root: P
         UserError: Another student, or a state that float16 cannot hold.
     """
     late = module_of(student)
-    texts = [*documents, ""]  # the empty one stands in masked places
+    texts = [*documents, ""]  # the empty one fills masked places
     frozen = [parameter for parameter in late.lower_parameters() if parameter.requires_grad]
     late.stored = TextStates(_states(student, texts, packed=False, root=root), texts)
     for parameter in frozen:

@@ -46,7 +46,7 @@ _ADDED = 4  # modules behind the dense model's own: table, hand-over, pooling, n
 def hybrid_student(base: SentenceTransformer, width: int, corpus: Texts, *, seed: int = 0) -> SentenceTransformer:
     """Put a lexical half beside a dense model.
 
-    ``v(x) = normalise([W dense(x) ; sum_i table[x_i] / sqrt(n)])`` over the n tokens of x. W starts as the identity.
+    ``v(x) = normalize([W dense(x) ; sum_i table[x_i] / sqrt(n)])`` over the n tokens of x. W starts as the identity.
     The table starts as Gaussian rows of expected length 1 times inverse document frequencies in 0..1: inner products of
     the lexical halves are then a random projection (Johnson and Lindenstrauss 1984) of IDF-weighted term overlap.
 
@@ -104,7 +104,7 @@ def dense_half(model: SentenceTransformer, name: str) -> Encoder:
     """The dense model inside a hybrid: its embeddings are those of the model that the student started from.
 
     Raises:
-        UserError: The model is no hybrid.
+        UserError: The model is not a hybrid.
     """
     if not is_hybrid(model):
         raise UserError(f"model {name} has no lexical half; set student.lexical_dim to its width.")
@@ -247,7 +247,7 @@ class _SparseProduct(torch.autograd.Function):
 
 
 def token_bags(model: SentenceTransformer, texts: Sequence[str], prompt: str = "") -> scipy.sparse.csr_matrix:
-    """(texts, vocabulary) float32: how often each token stands in the text as the model reads it, over sqrt(n).
+    """(texts, vocabulary) float32: how often each token is in the text as the model reads it, over sqrt(n).
 
     Args:
         model: A hybrid student; its maximum length cuts.

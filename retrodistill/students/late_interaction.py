@@ -149,7 +149,7 @@ class LateInteraction(InputModule):
         return Side(ids, mask, self.lower(ids, mask, role))
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Tensor]:
-        """Features of (query, document) pairs; a text that stands in several is read once.
+        """Features of (query, document) pairs; a text that is in several is read once.
 
         Args:
             inputs: Pairs of texts.
@@ -216,7 +216,7 @@ def through(layers: Any, hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 def require_bert(config: Any, source: str, kind: str) -> None:
-    """Refuse what is no BERT.
+    """Refuse what is not a BERT.
 
     Raises:
         UserError: Another architecture.

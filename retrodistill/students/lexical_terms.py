@@ -24,8 +24,8 @@ _BLOCK = 256  # texts tokenized at once
 class LexicalTerms(Module):
     """Adds ``relu(c_t) tf (k1 + 1) / (tf + k1 (1 - b + b n / average))`` to the weight of each own token t of a text.
 
-    tf is how often t stands in the text, n how many tokens it has, c_t learned and 1 at first; the saturation is that
-    of BM25 (Robertson and Zaragoza 2009). The class stands in no library: a model with it loads where retrodistill is
+    tf is how often t is in the text, n how many tokens it has, c_t learned and 1 at first; the saturation is that
+    of BM25 (Robertson and Zaragoza 2009). No library has the class: a model with it loads where retrodistill is
     installed, by `load_sparse`, or with sentence-transformers' ``trust_remote_code=True``.
 
     Args:
@@ -86,7 +86,7 @@ def saturated_terms(student: SparseTextEncoder, own: LexicalTerms, texts: Sequen
 
 
 def counted(features: Mapping[str, Tensor], dimension: int) -> Tensor:
-    """(batch, vocabulary) float32: how often each token stands in each text of a batch.
+    """(batch, vocabulary) float32: how often each token is in each text of a batch.
 
     Args:
         features: With (batch, tokens) ``input_ids`` and ``attention_mask``.
@@ -109,7 +109,7 @@ def token_ids(student: SparseTextEncoder, texts: Sequence[str]) -> tuple[np.ndar
 
 
 def token_counts(student: SparseTextEncoder, texts: Sequence[str]) -> tuple[csr_array, np.ndarray]:
-    """How often each token stands in each text, and how many tokens the text has.
+    """How often each token is in each text, and how many tokens the text has.
 
     Returns:
         (texts, vocabulary) float32 and (texts,) int64.

@@ -200,7 +200,7 @@ class MultiExitLoss(nn.Module):
         self._weights = {layer: float((weights or {}).get(layer, 1.0)) for layer in exits}
         self._kl_weight, self._temperature = kl_weight, temperature
         self._cosine = str(model.similarity_fn_name) == "cosine"
-        for name, parameter in model.named_parameters():  # which layer an exit takes is no matter of learning
+        for name, parameter in model.named_parameters():  # which layer an exit takes is not learned
             if name.endswith("layer_weights"):
                 parameter.requires_grad_(False)
 

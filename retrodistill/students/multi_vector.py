@@ -44,9 +44,10 @@ def multi_vector_student(
         source: Folder or hub name of a multi-vector encoder or a bi-encoder.
         corpus: Documents that the projection is fitted on.
         dimension: Width of a token vector; the transformer's by default.
-        layers: Keep the first so many transformer layers.
+        layers: Number of transformer layers to keep, from the first.
         max_length: Tokens of a document; the model's own by default.
-        expansion: Fill queries up to so many tokens with the mask token, whose vectors count (query augmentation).
+        expansion: Number of tokens that queries are filled up to with the mask token, whose vectors count (query
+            augmentation).
 
     Raises:
         UserError: Not to be found, no transformer, a width or a number of layers that it does not have, or no token

@@ -49,7 +49,7 @@ class PreTT(LateInteraction):
         backbone: A BertForSequenceClassification with one label.
         tokenizer: Its tokenizer.
         join: Layers that read apart, from 0 (an ordinary cross-encoder) to one less than there are.
-        dimension: Store a document's states through a linear map to so many dimensions and back (the paper's
+        dimension: Store a document's states through a linear map to this many dimensions and back (the paper's
             compression, without its activation).
         query_length: Tokens of a query, [CLS] and [SEP] included.
         document_length: Tokens of a document, [SEP] included.
@@ -138,7 +138,7 @@ class PreTT(LateInteraction):
 
     @torch.no_grad()
     def fit_compressor(self, texts: Sequence[str]) -> None:
-        """Start the compressor with the directions that keep documents' states best (PCA without centring)."""
+        """Start the compressor with the directions that keep documents' states best (PCA without centering)."""
         if self.compress is None or self.restore is None:
             return
         self.eval()
@@ -168,7 +168,7 @@ def prett_student(
             layer.
         corpus: Documents that a compressor is fitted on.
         join: Layers that read apart; two thirds of them by default.
-        layers: Keep the first so many layers.
+        layers: Number of layers to keep, from the first.
         dimension: Width of what is stored of a document's token; the model's by default.
         max_length: Tokens of a document.
         seed: Of a fresh last layer.

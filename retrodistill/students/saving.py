@@ -1,4 +1,4 @@
-"""Students on disk: ordinary sentence-transformers folders, and a manifest that says whose space they search."""
+"""Students on disk: ordinary sentence-transformers folders, and a manifest that names the space they search."""
 
 from __future__ import annotations
 

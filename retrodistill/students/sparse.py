@@ -33,7 +33,7 @@ _AT_MOST = 20000  # documents whose hidden states a head starts from
 _BLOCK = 256
 _OWN = float(np.e - 1)  # logit of a text's own token at the start: log(1 + logit) is 1
 _ZERO_AT = 0.7  # of what a token's mean state gives: where its logit is zero at the start
-_DEVIATIONS = 4.5  # of a token that no document holds, at least so many above what all states give
+_DEVIATIONS = 4.5  # of a token that no document holds, at least this many above what all states give
 _RIDGE = 1e-3  # of the mean variance, on the covariance within terms
 _NEVER = -1.0  # bias of terms that no text may have
 _SHARED = 0.5  # strength of a head that has lexical terms beside it, at the start
@@ -64,7 +64,7 @@ def sparse_student(
         head: ``splade``, or ``vdr``, see `retrodistill.students.vdr`.
         lexical_terms: Documents weigh their own tokens as BM25 does, beside what the head finds, see
             `retrodistill.students.lexical_terms`; of inference-free queries only.
-        layers: Keep the first so many transformer layers.
+        layers: Number of transformer layers to keep, from the first.
         max_length: Tokens of a text; the model's own by default.
 
     Returns:

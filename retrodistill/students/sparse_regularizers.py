@@ -22,7 +22,7 @@ class Regularizer:
     Attributes:
         name: One of `retrodistill.objectives.registry.REGULARIZERS`.
         weight: In the loss, once warm.
-        side: Whose weights it sees: ``document`` or ``query``.
+        side: The side that it sees: ``document`` or ``query``.
         terms: How many of a text's terms ``top-k`` lets live.
         warmup: Share of the steps over which the weight grows, with the square of the step (SPLADE, arXiv 2107.05720).
     """
@@ -92,7 +92,7 @@ class SparsityAlarm:
         Args:
             alive: Terms of each document.
             vocabulary: Terms there are.
-            final: Whether training has ended: documents start dense in SPLADE, so that density is no news before.
+            final: Whether training has ended: documents start dense in SPLADE, so density says nothing before.
         """
         empty = sum(count == 0 for count in alive) / max(len(alive), 1)
         mean = sum(alive) / max(len(alive), 1)

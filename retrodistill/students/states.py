@@ -1,4 +1,4 @@
-"""Stored hidden states: what a frozen transformer makes of each token, once, for training what stands behind it."""
+"""Stored hidden states: what a frozen transformer makes of each token, once, for training the head that follows it."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def stored_states(
     a token: 0.9 GB for 5,000 abstracts at width 384.
 
     Args:
-        student: Whose transformer it is.
+        student: Its transformer runs.
         texts: In order.
         role: ``query`` or ``document``: it decides route, prompt and mask.
         root: Folder of the cache; the shared one by default.

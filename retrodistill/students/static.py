@@ -50,7 +50,7 @@ def static_student(
         corpus: Texts that document frequencies are counted on.
         initialize: One of `INITIALIZATIONS`.
         seed: For ``random``.
-        tokenizer: Whose tokenizer the table has, where the teacher is a file of vectors and has none.
+        tokenizer: An encoder that lends the table its tokenizer, where the teacher is a file of vectors.
 
     Returns:
         An ordinary SentenceTransformer of the teacher's width, cosine if the teacher is.

@@ -54,7 +54,7 @@ class TK(LateInteraction):
     Args:
         backbone: A BertModel; its layers, possibly none, give the context.
         tokenizer: Its tokenizer.
-        dimension: Project tokens to so many dimensions before they are compared and stored.
+        dimension: Width that tokens are projected to before they are compared and stored.
         gated: Weigh query tokens.
         query_length: Tokens of a query; there are no special ones.
         document_length: Tokens of a document.
@@ -170,7 +170,7 @@ def tk_student(
     Args:
         source: Folder or hub name of a bi-encoder with a BERT.
         corpus: Documents that token weights and a projection are fitted on.
-        layers: Its first so many transformer layers give the context; 0 for static tokens, as in K-NRM.
+        layers: Number of its first transformer layers that give the context; 0 for static tokens, as in K-NRM.
         dimension: Width of a stored token; the model's by default.
         max_length: Tokens of a document.
         gated: Weigh query tokens, from their IDF on.

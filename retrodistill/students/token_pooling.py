@@ -30,10 +30,10 @@ class FixedTokenPooling(BaseTokenPooling):
         vectors: Vectors of a document: a number, or a share of its tokens between 0 and 1.
         protected: First tokens that stay as they are, and count: one, for the text's own.
         normalise: Give pooled vectors length 1.
-        tasks: Whose tokens are pooled.
+        tasks: Roles of texts that are pooled.
 
     Raises:
-        UserError: No number of vectors, or a negative number of protected tokens.
+        UserError: Not a number of vectors, or a negative number of protected tokens.
     """
 
     config_keys: list[str] = ["vectors", "protected", "normalise", "tasks"]  # noqa: RUF012 - the base's
@@ -91,7 +91,7 @@ def with_pooling(model: MultiVectorEncoder, vectors: ClusterSize, *, protected: 
         protected: First tokens that stay as they are, and count.
 
     Raises:
-        UserError: No number of vectors, or the model pools its tokens already.
+        UserError: Not a number of vectors, or the model pools its tokens already.
     """
     modules: list[Any] = list(model)
     for module in modules:

@@ -17,7 +17,7 @@ from retrodistill.students.lexical_terms import counted
 class VocabularyPooling(Module):
     """``elu(logit) + 1``, maximum over tokens, then the highest terms united with the text's own tokens.
 
-    The class stands in no library: a model with it loads where retrodistill is installed, by
+    No library has the class: a model with it loads where retrodistill is installed, by
     `retrodistill.encoders.loading.load_sparse`, or with sentence-transformers' ``trust_remote_code=True``.
 
     Args:
@@ -106,7 +106,7 @@ def with_vdr_head(model: Any) -> Any:
     if vocabulary_pooling(model) is not None:
         return model
     if type(parts[-1]).__name__ != "SpladePooling":
-        raise UserError("head: vdr stands behind logits over a vocabulary; start from a bi-encoder or a SPLADE model.")
+        raise UserError("head: vdr follows logits over a vocabulary; start from a bi-encoder or a SPLADE model.")
     tokenizer = model.tokenizer
     size = int(model.get_embedding_dimension() or len(tokenizer))
     pooling = VocabularyPooling(size, special=tokenizer.all_special_ids)

@@ -75,7 +75,8 @@ class TestMistakes:
         said = [option.format(tmp_path) for option in options]
         status, out, err = call("evaluate", *said, "--collection", tiny_folder, "--out", tmp_path / "made")
         assert (status, out) == (2, "")
-        assert err.count("\n") == 1
+        assert err.splitlines()[-1].startswith("error: ")
+        assert err.count("error") == 1
         assert message in err
         assert not (tmp_path / "made" / tiny_folder.name / "results.json").exists()
 

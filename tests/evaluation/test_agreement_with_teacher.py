@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
+from retrodistill.api import evaluate
 from retrodistill.core.errors import UserError
 from retrodistill.data import load_collection
-from retrodistill.evaluation import evaluate, evaluate_run, means
+from retrodistill.evaluation import evaluate_run, means
 from retrodistill.evaluation.agreement import agreements
 from retrodistill.rankers import load_ranker
 from retrodistill.rankers.bm25 import BM25Ranker
@@ -97,6 +98,6 @@ class TestARecordedTeacher:
 class TestInAnEvaluation:
     def test_it_stands_in_the_rows_and_in_the_text(self, tiny_folder, space):
         made = evaluate(["bm25", space], load_collection(tiny_folder), teacher=space)
-        assert made.rows[1].agreement.overlap10 == 1
+        assert made.results.systems[1].agreement.overlap10 == 1
         assert f"agreement with {space}"[:12] in evaluation_text(made)
-        assert made.results().to_json()["systems"][0]["agreement"]["overlap@10"] < 1
+        assert made.results.to_json()["systems"][0]["agreement"]["overlap@10"] < 1

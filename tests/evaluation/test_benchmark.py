@@ -41,7 +41,10 @@ class TestTable:
         assert list(made.table) == ["cqadupstack", "other"]
         assert made.table["cqadupstack"]["bm25"]["ndcg@10"] == pytest.approx(3 / 12)
         assert made.means["bm25"]["ndcg@10"] == pytest.approx((3 / 12 + 1) / 2)
-        assert [one.collection for one in made.evaluations][:2] == ["cqadupstack-android", "cqadupstack-english"]
+        assert [one.results.collection for one in made.evaluations][:2] == [
+            "cqadupstack-android",
+            "cqadupstack-english",
+        ]
         assert "cqadupstack (mean of 12)" in benchmark_text(made)
 
     def test_the_text_is_beirs_table(self, small, space):
@@ -76,15 +79,15 @@ class TestFolder:
     def test_it_goes_on_where_it_was_killed(self, small, tmp_path, monkeypatch):
         from retrodistill.evaluation import evaluating
 
-        searched, retrieve = [], evaluating.retrieve
+        searched, search = [], evaluating.search
 
-        def killed(retriever, collection, queries, k):
+        def killed(ranker, collection, queries, k):
             searched.append(collection.name)
             if len(searched) == 2:
                 raise KeyboardInterrupt
-            return retrieve(retriever, collection, queries, k)
+            return search(ranker, collection, queries, k)
 
-        monkeypatch.setattr(evaluating, "retrieve", killed)
+        monkeypatch.setattr(evaluating, "search", killed)
         with pytest.raises(KeyboardInterrupt):
             benchmark("bm25", [small("one"), small("two"), small("three")], out=tmp_path)
         benchmark("bm25", [small("one"), small("two"), small("three")], out=tmp_path)

@@ -78,12 +78,12 @@ class TestMistakes:
         )
 
     def test_a_query_twice(self):
-        with pytest.raises(UserError, match="b: query 'q0' stands more than once"):
+        with pytest.raises(UserError, match="b: query 'q0' appears more than once"):
             compare({"a": table([1, 2]), "b": table([1, 2], ["q0", "q0"])})
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf])
     def test_a_value_that_is_no_number(self, bad):
-        with pytest.raises(UserError, match="b: ndcg@10 of query 'q1' is no number"):
+        with pytest.raises(UserError, match="b: ndcg@10 of query 'q1' is not a number"):
             compare({"a": table([1, 2]), "b": table([1, bad])})
 
     def test_a_measure_that_one_lacks(self):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from retrodistill.core.errors import UserError
-from retrodistill.evaluation.rates import fixed_threads, matrix_rate, operations
+from retrodistill.evaluation.cost import CostConfig, fixed_threads, matrix_rate, operations
 from retrodistill.report.figures import pareto_front
 
 
@@ -52,8 +52,8 @@ class TestThreads:
         assert (torch.get_num_threads(), faiss.omp_get_max_threads()) == before
 
     def test_at_least_one(self):
-        with pytest.raises(UserError, match="0 threads"), fixed_threads(0):
-            pass
+        with pytest.raises(UserError, match="threads 0"):
+            CostConfig(threads=0)
 
 
 class TestArithmetic:

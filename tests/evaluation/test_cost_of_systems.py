@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 from sparse_models import inference_free
 
+from retrodistill.api import evaluate
 from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.multi_vector import token_encoder
-from retrodistill.evaluation import cost, evaluate, memory
-from retrodistill.evaluation.cost import measure_cost
+from retrodistill.evaluation import CostConfig, cost
+from retrodistill.evaluation.cost import peak_memory
 from retrodistill.evaluation.results import Results
-from retrodistill.evaluation.systems import load_candidate
 from retrodistill.indexes import build_index, load_index
-from retrodistill.rankers import Ensemble, Ranker, load_ranker
+from retrodistill.rankers import Ensemble, Ranker, dense, load_ranker
 from retrodistill.report.tables import evaluation_text
 from retrodistill.runs import Run
 
@@ -22,12 +22,15 @@ from retrodistill.runs import Run
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     """The mathematics of the clock is held elsewhere."""
-    monkeypatch.setattr("retrodistill.evaluation.cost._QUERIES", 2)
     monkeypatch.setattr("retrodistill.evaluation.cost._machine_rate", lambda _: 1e9)
 
 
+def measure_cost(ranker, collection, texts, threads=1):
+    return cost.measure_cost(ranker, collection, texts, CostConfig(threads, queries=2))
+
+
 def of(system):
-    return load_candidate("x", system).retriever
+    return load_ranker(system, needs="search")
 
 
 class TestWhatIsMeasured:
@@ -98,13 +101,13 @@ class TestWhatIsMeasured:
         (tmp_path / "queries.ids.txt").write_text("".join(f"{one}\n" for one in tiny.queries.ids))
         wanted = evaluate(space, tiny).means[space]
         for held in (10**6, 0):  # a large corpus goes by in blocks
-            monkeypatch.setattr("retrodistill.rankers.dense.HELD", held)
+            monkeypatch.setattr(dense, "HELD", held)
             made = evaluate({"recorded": f"vectors:{tmp_path}"}, tiny, cost_threads=1)
             assert made.means["recorded"] == pytest.approx(wanted)
-            assert made.rows[0].cost is None
+            assert made.results.systems[0].cost is None
 
     def test_exact_search_of_a_large_corpus_is_not_held_for_it(self, tiny, space, monkeypatch):
-        monkeypatch.setattr("retrodistill.rankers.dense.HELD", 59)
+        monkeypatch.setattr(dense, "HELD", 59)
         assert measure_cost(of(space), tiny, ["a"]) is None
         assert measure_cost(build_index(tiny, space), tiny, ["a"]) is not None
 
@@ -135,13 +138,13 @@ class TestWhatIsMeasured:
 
 class TestMemory:
     def test_is_that_of_a_process_of_its_own(self, tiny_folder):
-        found = memory.peak_memory("bm25", str(tiny_folder), ["star"], 1)
+        found = peak_memory("bm25", str(tiny_folder), ["star"], 1)
         assert 20e6 < found < 4e9
 
     def test_where_it_fails_there_is_no_figure(self, tiny_folder, monkeypatch):
         failed = subprocess.CompletedProcess([], 1, "", "Traceback\nMemoryError")
         monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
-        assert memory.peak_memory("bm25", str(tiny_folder), ["star"], 1) is None
+        assert peak_memory("bm25", str(tiny_folder), ["star"], 1) is None
 
 
 class TestInAnEvaluation:
@@ -149,18 +152,21 @@ class TestInAnEvaluation:
         monkeypatch.setattr("retrodistill.evaluation.cost.peak_memory", lambda *_: 12345)
         made = evaluate(["bm25", space], str(tiny_folder), cost_threads=1, out=tmp_path)
         again = Results.from_json(json.loads((tmp_path / "results.json").read_text()))
-        assert again.system(space).cost == made.rows[1].cost
-        assert again.system(space).query_ms == made.rows[1].cost.timings[0].total
+        assert again.system(space).cost == made.results.systems[1].cost
+        assert again.system(space).query_ms == made.results.systems[1].cost.timings[0].total
         assert again.system("bm25").cost.peak_bytes == 12345
         monkeypatch.setattr("retrodistill.evaluation.evaluating.measure_cost", lambda *_: pytest.fail("measured again"))
-        assert evaluate(["bm25", space], str(tiny_folder), cost_threads=1, out=tmp_path).rows == made.rows
+        assert (
+            evaluate(["bm25", space], str(tiny_folder), cost_threads=1, out=tmp_path).results.systems
+            == made.results.systems
+        )
         assert "tokens/s" in evaluation_text(made)
         assert "12.3 kB" in evaluation_text(made)  # not 0 MB
 
     def test_without_judgments_too(self, unjudged):
         made = evaluate("bm25", unjudged, cost_threads=1)
-        assert made.rows[0].cost.timings[0].queries_per_second > 0
-        assert made.rows[0].cost.peak_bytes is None  # a collection in memory: no other process has it
+        assert made.results.systems[0].cost.timings[0].queries_per_second > 0
+        assert made.results.systems[0].cost.peak_bytes is None  # a collection in memory: no other process has it
 
 
 class TestStagesOfEveryKind:

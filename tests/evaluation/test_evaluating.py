@@ -6,9 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 from beir.retrieval.evaluation import EvaluateRetrieval
 
+from retrodistill.api import evaluate
 from retrodistill.core.errors import UserError
 from retrodistill.data import Collection
-from retrodistill.evaluation import evaluate
 from retrodistill.evaluation.folder import read_per_query
 from retrodistill.evaluation.results import Results
 from retrodistill.indexes import build_index
@@ -38,13 +38,15 @@ class TestFigures:
 
     def test_one_that_is_asked_for_all_the_same_has_a_note(self, tiny):
         made = evaluate("bm25", tiny, measures=["recall@1000", "ndcg@10"], depth=20)
-        assert made.notes == ["recall@1000: only 20 documents a query were retrieved (depth), so it counts no deeper."]
+        assert made.results.notes == [
+            "recall@1000: only 20 documents a query were retrieved (depth), so it counts no deeper."
+        ]
 
     def test_queries_without_results_count_0(self, tiny):
         made = evaluate({"one": Run.from_dict({"t0": {"d0": 1.0}})}, tiny)
         lacking = [query for query in tiny.split("test").ids if query != "t0"][:3]
-        assert len(made.per_query["one"]) == made.queries == 12
-        assert made.notes == [
+        assert len(made.per_query["one"]) == made.results.queries == 12
+        assert made.results.notes == [
             f"one: 11 of 12 queries have no results and count 0 ({', '.join(map(repr, lacking))} and 8 more)."
         ]
         assert np.count_nonzero(made.per_query["one"]["ndcg@10"].to_numpy()) <= 1
@@ -52,7 +54,7 @@ class TestFigures:
 
 class TestResults:
     def test_have_the_form_of_a_results_json(self, tiny, space):
-        content = evaluate(["bm25", space], tiny, measures=["ndcg@10", "map@1000", "ndcg@3"]).results("the command")
+        content = evaluate(["bm25", space], tiny, measures=["ndcg@10", "map@1000", "ndcg@3"]).results
         content = json.loads(json.dumps(content.to_json()))
         again = Results.from_json(content)
         assert (again.collection, again.split, again.queries) == (tiny.name, "test", 12)
@@ -62,7 +64,7 @@ class TestResults:
         assert again.system(space).bytes_per_document == 4 * 32
 
     def test_an_index_names_both_its_models(self, tiny, space):
-        row = evaluate({"index": build_index(tiny, space)}, tiny).rows[0]
+        row = evaluate({"index": build_index(tiny, space)}, tiny).results.systems[0]
         assert (row.documents_by, row.queries_by) == (space, space)
 
     def test_the_text_has_a_row_a_system(self, tiny, space):
@@ -76,8 +78,8 @@ class TestResults:
         collection = Collection.from_parts("odd", documents, {"q": "star"}, judged)
         made = evaluate(["bm25", space], collection, teacher="bm25")
         assert collection.warnings
-        assert made.notes == collection.warnings
-        assert {"collection", "depth", "system bm25", f"system {space}", "teacher"} <= made.provenance.keys()
+        assert made.results.notes == collection.warnings
+        assert {"collection", "depth", "system bm25", f"system {space}", "teacher"} <= made.results.provenance.keys()
 
 
 class TestFolder:
@@ -97,9 +99,9 @@ class TestFolder:
         assert list(values) == ["bm25", "model"]
         assert values["bm25"].equals(first.per_query["bm25"])
         assert values["model"].equals(second.per_query["model"])
-        assert [row.name for row in second.rows] == ["model"]
+        assert [row.name for row in second.results.systems] == ["model"]
         written = Results.from_json(json.loads((tmp_path / "results.json").read_text()))
-        assert written.systems == [*first.rows, *second.rows]
+        assert written.systems == [*first.results.systems, *second.results.systems]
         assert [(one["a"], one["b"]) for one in written.comparisons] == [("model", "bm25")]
         assert written.sides == ["bm25", "model"]
 
@@ -107,7 +109,7 @@ class TestFolder:
         evaluate({"bm25": "bm25"}, tiny, out=tmp_path)
         made = evaluate({"model": space}, tiny, teacher=space, out=tmp_path)
         before, now = Results.from_json(json.loads((tmp_path / "results.json").read_text())).systems
-        assert now == made.rows[0]
+        assert now == made.results.systems[0]
         assert now.agreement.overlap10 == 1 > before.agreement.overlap10
 
     def test_one_whose_run_is_gone_is_left_out(self, tiny, space, tmp_path):
@@ -137,11 +139,13 @@ class TestFolder:
 
     def test_what_was_measured_is_not_measured_again(self, tiny, space, tmp_path, monkeypatch):
         first = evaluate(["bm25", space], tiny, out=tmp_path)
-        monkeypatch.setattr("retrodistill.evaluation.evaluating.retrieve", lambda *_: pytest.fail("searched again"))
+        monkeypatch.setattr("retrodistill.evaluation.evaluating.search", lambda *_: pytest.fail("searched again"))
         again = evaluate(["bm25", space], tiny, out=tmp_path)
         assert again.means == first.means
         assert again.runs[space].fingerprint == first.runs[space].fingerprint
-        assert [row.bytes_per_document for row in again.rows] == [row.bytes_per_document for row in first.rows]
+        assert [row.bytes_per_document for row in again.results.systems] == [
+            row.bytes_per_document for row in first.results.systems
+        ]
 
     @pytest.mark.parametrize("change", ["depth", "measures", "system", "collection", "run", "half"])
     def test_anything_else_is_measured_anew(self, tiny, small, space, tmp_path, change):
@@ -199,13 +203,13 @@ class TestWithoutJudgments:
     def test_agreement_needs_none(self, unjudged, space, tmp_path):
         made = evaluate({"model": space, "lexical": "bm25"}, unjudged, teacher="bm25", out=tmp_path)
         assert made.means == {}
-        assert (made.split, made.queries) == ("all", 2)
-        assert made.rows[1].agreement.overlap10 == 1
-        assert made.rows[0].ndcg10 is made.rows[0].agreement.ceiling is None
+        assert (made.results.split, made.results.queries) == ("all", 2)
+        assert made.results.systems[1].agreement.overlap10 == 1
+        assert made.results.systems[0].ndcg10 is made.results.systems[0].agreement.ceiling is None
         assert "unjudged has no relevance judgments" in evaluation_text(made)
-        assert Results.from_json(json.loads((tmp_path / "results.json").read_text())).notes == made.notes
+        assert Results.from_json(json.loads((tmp_path / "results.json").read_text())).notes == made.results.notes
         again = evaluate({"model": space, "lexical": "bm25"}, unjudged, teacher="bm25", out=tmp_path)
-        assert again.rows == made.rows
+        assert again.results.systems == made.results.systems
 
 
 class TestMistakes:
@@ -221,7 +225,7 @@ class TestMistakes:
         ],
     )
     def test_each_is_refused_before_any_work(self, tiny, tmp_path, monkeypatch, options, message):
-        monkeypatch.setattr("retrodistill.evaluation.evaluating.retrieve", lambda *_: pytest.fail("searched"))
+        monkeypatch.setattr("retrodistill.evaluation.evaluating.search", lambda *_: pytest.fail("searched"))
         with pytest.raises(UserError, match=message):
             evaluate("bm25", tiny, out=tmp_path / "out", **options)
         assert not (tmp_path / "out").exists()

@@ -6,8 +6,9 @@ import pytest
 from retrodistill.api import evaluate
 from retrodistill.data import Collection
 from retrodistill.evaluation import compare_paired
-from retrodistill.evaluation.examples import Side, side_by_side, snippet, spread_out, won_and_lost
+from retrodistill.evaluation.examples import side_by_side, snippet, spread_out, won_and_lost
 from retrodistill.evaluation.results import Results
+from retrodistill.evaluation.systems import Measured, Task
 from retrodistill.runs import Run
 
 
@@ -18,30 +19,34 @@ def titled():
     return Collection.from_parts("titled", documents, {"a": "first", "b": "second"}, judged)
 
 
-def side(name, **values):
-    return Side(name, Run.from_dict({"a": {"d0": 1.0}}), values)
+def side(name, run=None, **values):
+    table = pa.table({"query_id": list(values), "ndcg@10": list(values.values())}) if values else None
+    return Measured.of(run or Run.from_dict({"a": {"d0": 1.0}}), table, None, name=name, role="baseline")
+
+
+def on(collection, grades, queries="ab"):
+    return Task(collection, "test", collection.queries.select(list(queries)), grades)
 
 
 class TestWonAndLost:
     def test_from_the_largest_difference_on_without_ties(self):
-        before = side("before", a=0.5, b=0.5, c=0.5, d=0.5, e=0.5)
-        after = side("after", a=0.6, b=0.9, c=0.5, d=0.1, e=0.4)
+        before = dict.fromkeys("abcde", 0.5)
+        after = {"a": 0.6, "b": 0.9, "c": 0.5, "d": 0.1, "e": 0.4}
         assert won_and_lost(before, after) == (["b", "a"], ["d", "e"])
         assert won_and_lost(before, after, most=1) == (["b"], ["d"])
 
     def test_without_values_there_are_none(self):
-        assert won_and_lost(side("x"), side("y")) == ([], [])
-        assert (
-            Side.of("x", Run.from_dict({"a": {"d0": 1.0}}), pa.table({"query_id": ["a"], "mrr@10": [1.0]})).values == {}
-        )
+        assert won_and_lost({}, {}) == ([], [])
+        other = Measured(side("x").row, None, pa.table({"query_id": ["a"], "mrr@10": [1.0]}))
+        assert other.values("ndcg@10") == {}
+        assert other.values("mrr@10") == {"a": 1.0}
 
 
 class TestSideBySide:
     def test_five_documents_each_with_what_is_judged(self, titled):
         full = Run.from_dict({"a": {f"d{number}": float(-number) for number in range(9)}})
-        first, second = side_by_side(
-            titled, titled.relevance("test").to_dict(), ["a", "b"], Side("x", full, {"a": 0.25}), side("y", a=1.0)
-        )
+        task = on(titled, titled.relevance("test").to_dict())
+        first, second = side_by_side(task, ["a", "b"], side("x", full, a=0.25), side("y", a=1.0))
         assert [hit.document_id for hit in first.teacher] == ["d0", "d1", "d2", "d3", "d4"]
         assert [hit.relevant for hit in first.teacher] == [True, False, False, False, False]
         assert (first.teacher[0].title, first.teacher[0].text) == ("title 0", "body 0")
@@ -53,14 +58,14 @@ class TestSideBySide:
         full = Run.from_dict({"a": {f"d{number}": float(-number) for number in range(9)}})
         back = Run.from_dict({"a": {f"d{number}": float(number) for number in range(3, 9)}})
         grades = {"a": {"d0": 1, "d5": 1, "d3": 1, "d1": 0}, "b": {"d2": 2}}
-        first, second = side_by_side(titled, grades, ["a", "b"], Side("x", full, {}), Side("y", full, {}))
+        first, second = side_by_side(on(titled, grades), ["a", "b"], side("x", full), side("y", full))
         assert [(one.document_id, one.teacher_rank, one.student_rank) for one in first.missed] == [("d5", 6, 6)]
         assert [(one.document_id, one.teacher_rank, one.text) for one in second.missed] == [("d2", None, "body 2")]
-        (first,) = side_by_side(titled, {"a": {"d3": 1, "d2": 1}}, ["a"], Side("x", back, {}), Side("y", back, {}))
+        (first,) = side_by_side(on(titled, {"a": {"d3": 1, "d2": 1}}), ["a"], side("x", back), side("y", back))
         assert [(one.document_id, one.student_rank) for one in first.missed] == [("d3", 6), ("d2", None)]
 
     def test_without_judgments_nothing_is_marked(self, titled):
-        only = side_by_side(titled, None, ["a"], side("x"), side("y"))[0]
+        only = side_by_side(on(titled, None), ["a"], side("x"), side("y"))[0]
         assert not only.teacher[0].relevant
         assert only.relevant == []
         assert only.teacher_value is None
@@ -115,6 +120,6 @@ class TestTheReportOfAnEvaluation:
     def test_without_judgments_it_says_so(self, unjudged, space, tmp_path):
         evaluate({"model": space, "lexical": "bm25"}, unjudged, teacher="bm25", out=tmp_path)
         page = (tmp_path / "report.html").read_text()
-        assert "there are no relevance judgments to measure quality with" in page
+        assert "no relevance judgments to measure quality with" in page
         assert 'id="agreement"' in page
-        assert "nothing was judged relevant" in page
+        assert "Nothing was judged relevant" in page

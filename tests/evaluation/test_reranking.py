@@ -1,8 +1,7 @@
 import pytest
 
+from retrodistill.api import evaluate
 from retrodistill.core.errors import UserError
-from retrodistill.evaluation import evaluate
-from retrodistill.evaluation.systems import load_candidate
 from retrodistill.indexes import build_index
 from retrodistill.rankers import load_ranker
 from retrodistill.rankers.bm25 import BM25Ranker
@@ -28,7 +27,7 @@ class TestReranker:
         name = f"rerank@2:cross-encoder:{tiny_cross_encoder}@run:{tmp_path / 'first@stage.run'}"
         made = evaluate(name, tiny)
         assert set(made.runs[name].document_ids) == {"d0", "d6"}
-        assert made.rows[0].name == name
+        assert made.results.systems[0].name == name
 
     def test_an_index_on_disk_proposes_candidates(self, tiny, space, tmp_path):
         build_index(tiny, space).save(tmp_path / "an@index")
@@ -38,7 +37,7 @@ class TestReranker:
 
     def test_what_decides_its_results_is_known(self, tiny, space, tiny_model):
         prints = [
-            load_candidate("x", name).fingerprint(tiny)
+            load_ranker(name).fingerprint(tiny)
             for name in (
                 f"rerank:{space}@bm25",
                 f"rerank@50:{space}@bm25",
@@ -48,7 +47,7 @@ class TestReranker:
         ]
         assert None not in prints
         assert len(set(prints)) == 4
-        assert load_candidate("y", f"rerank:{space}@bm25").fingerprint(tiny) == prints[0]
+        assert load_ranker(f"rerank:{space}@bm25").fingerprint(tiny) == prints[0]
 
     def test_it_has_the_sources_size_and_no_latency(self, tiny, space):
         reranker = load_ranker(f"rerank:bm25@{space}")
@@ -68,7 +67,7 @@ class TestNames:
     )
     def test_another_form_is_refused_with_the_form(self, name):
         with pytest.raises(UserError, match="write rerank:TEACHER@SOURCE"):
-            load_candidate("x", name)
+            load_ranker(name)
 
     def test_a_depth_of_nothing(self):
         with pytest.raises(UserError, match="top 0; give at least 1"):

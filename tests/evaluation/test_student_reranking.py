@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 import retrodistill as rd
+from retrodistill.api import evaluate
 from retrodistill.core.errors import UserError
-from retrodistill.evaluation import evaluate
-from retrodistill.evaluation.systems import load_candidate
 from retrodistill.rankers import load_ranker
 from retrodistill.rankers.bm25 import BM25Ranker
 from retrodistill.rankers.recorded import RecordedRanker
@@ -119,7 +118,7 @@ class TestByName:
         assert loaded.judge.fingerprint(tiny) == ranker_of(one).fingerprint(tiny)
         made = evaluate([by_folder, named], tiny)
         assert made.means[by_folder] == made.means[named]
-        assert [row.documents_by for row in made.rows] == ["the first 5 of bm25"] * 2
+        assert [row.documents_by for row in made.results.systems] == ["the first 5 of bm25"] * 2
 
     @pytest.mark.parametrize("kind", ["prett", "tk"])
     def test_it_may_be_named_by_its_own_kind(self, kind, student, tiny, tmp_path):
@@ -132,11 +131,11 @@ class TestByName:
         with pytest.raises(UserError, match=rf"is not a {other} student but a {kind}; name it '{kind}:"):
             load_ranker(f"rerank:{other}:{tmp_path / 's'}@bm25")
         with pytest.raises(UserError, match="scores pairs and cannot search a corpus"):
-            load_candidate("x", f"{kind}:{tmp_path / 's'}x")
+            load_ranker(f"{kind}:{tmp_path / 's'}x", needs="search")
 
     def test_what_decides_its_results_is_known(self, student, tiny):
         prints = [
-            load_candidate("x", Reranker(ranker_of(student(kind)), BM25Ranker(), depth)).fingerprint(tiny)
+            Reranker(ranker_of(student(kind)), BM25Ranker(), depth).fingerprint(tiny)
             for kind, depth in [("tk", 5), ("tk", 6), ("prett", 5)]
         ]
         assert None not in prints

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
+from retrodistill.api import evaluate
 from retrodistill.core.errors import UserError
 from retrodistill.data import Texts
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.embeddings import EmbeddingStore
-from retrodistill.evaluation import evaluate
 from retrodistill.rankers import dense
 from retrodistill.rankers.dense import DenseRanker
 

@@ -110,7 +110,7 @@ class TestWithoutJudgments:
         assert len(results.examples) == 2
         assert any("bare has no relevance judgments" in note for note in results.notes)
         page = (tmp_path / "out" / "report.html").read_text()
-        assert "there are no relevance judgments to measure quality with" in page
+        assert "no relevance judgments to measure quality with" in page
         assert not (tmp_path / "out" / "per-query.parquet").exists()
         assert Results.from_json(json.loads((tmp_path / "out" / "results.json").read_text())) == results
 
