@@ -9,12 +9,32 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    help="Distill strong, slow rankers into small, fast retrievers, and prove on BEIR what was kept.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+@app.callback(no_args_is_help=True)
+def encoding(
+    context: typer.Context,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Texts or pairs per forward pass of models that are not trained; 32 by default.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Of their matrix products: float32 (the default) or bfloat16.")
+    ] = None,
+) -> None:
+    """Distill strong, slow rankers into small, fast retrievers, and prove on BEIR what was kept."""
+    changes = {"batch_size": batch_size, "precision": precision}
+    context.obj = {key: value for key, value in changes.items() if value is not None}  # `run` puts them into its recipe
+    if context.obj:
+        from retrodistill.encoders.encoding import EncodingSettings, encode_with
+        from retrodistill.recipes.mistakes import validated
+
+        context.with_resource(encode_with(validated(EncodingSettings, context.obj, "options")))
+
 
 CollectionOption = Annotated[str, typer.Option(help="BEIR folder, beir/NAME, ir_datasets:ID, hf:NAME, or demo.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs, and no progress.")]

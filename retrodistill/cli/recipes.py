@@ -23,6 +23,7 @@ def demo(out: OutOption = Path("out/demo"), as_json: JsonOption = False) -> None
 
 @app.command("run")
 def run_command(
+    context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a packaged recipe: static-leaf, demo...")],
     overrides: Annotated[
         list[str] | None,
@@ -34,10 +35,11 @@ def run_command(
 ) -> None:
     """Run a recipe, or resume it where it stopped."""
     folder = out or Path("out") / Path(recipe).stem
+    overrides = [*(overrides or []), *(f"encoding.{key}={value}" for key, value in context.obj.items())]
     if dry_run:
-        _plan(recipe, folder, overrides or [], as_json)
+        _plan(recipe, folder, overrides, as_json)
     else:
-        _run_and_show(recipe, folder, overrides or [], as_json)
+        _run_and_show(recipe, folder, overrides, as_json)
 
 
 @app.command()

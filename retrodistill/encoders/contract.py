@@ -12,6 +12,7 @@ import numpy as np
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest
 from retrodistill.core.manifest import Manifest
+from retrodistill.encoders.encoding import current_encoding
 from retrodistill.encoders.modules import weights_digest
 
 if TYPE_CHECKING:
@@ -42,8 +43,9 @@ class TextModel:
         self.model = model
         self.name = name
         self.student = student
+        self.encoding = current_encoding()
 
-    def encode(self, texts: Sequence[str], role: Role, *, batch_size: int = 32) -> Any:
+    def encode(self, texts: Sequence[str], role: Role, *, batch_size: int | None = None) -> Any:
         """The vectors of texts, in the form of the kind: an array, CSR, or `Tokens`."""
         raise NotImplementedError
 
@@ -146,8 +148,13 @@ class TextModel:
         return self.document_space
 
     def fingerprint(self, role: Role) -> str:
-        """Fingerprint of what decides the vectors of this role."""
-        return digest(self.contract(role))
+        """Fingerprint of what decides the vectors of this role, in stores and manifests.
+
+        Precision counts here and not in `document_space`: queries in float32 may search documents in bfloat16.
+        """
+        if self.encoding.precision == "float32" or not self.needs_store(role):
+            return digest(self.contract(role))  # as before precision could be chosen
+        return digest(self.contract(role), self.encoding.precision)
 
     def prompt(self, role: Role) -> str:
         """The model's own prompt for the role; empty if it has none."""

@@ -23,7 +23,6 @@ from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens
 from retrodistill.encoders.sparse import SparseTextEncoder
 
-_BATCH = 32
 _PART = 256  # texts per part: what a kill may lose
 _PROBE = 64  # texts that a rate is measured on
 _UNSTORED_BATCH = 1024  # texts at once where encoding is a look-up
@@ -47,7 +46,12 @@ class TextStore(ABC):
         self.encoder: Any = encoder
         self.role = role
         contract, fingerprint = encoder.contract(role), encoder.fingerprint(role)
-        owner = Manifest("encoder", {"encoder": fingerprint}, {"role": role}, {"contract": contract})
+        owner = Manifest(
+            "encoder",
+            {"encoder": fingerprint},
+            {"role": role},
+            {"contract": contract, "precision": encoder.encoding.precision},
+        )
         self._store = PartStore((root or cache_folder()) / self.folder / f"{role}-{fingerprint}", owner, ".arrow")
         self._load()
 
@@ -69,7 +73,7 @@ class TextStore(ABC):
             with bar(len(todo), f"embedding ({self.encoder.name}, {self.role})", "texts") as progress:
                 for start in range(0, len(todo), _PART):
                     part = todo[start : start + _PART]
-                    self._append(part, self.encoder.encode(part, self.role, batch_size=_BATCH))
+                    self._append(part, self.encoder.encode(part, self.role))
                     progress.update(len(part))
             self._store.compact()
         self._load()
@@ -253,7 +257,7 @@ def seconds_to_embed(
         return 0, 0.0
     probe = [missing[place] for place in np.linspace(0, len(missing) - 1, min(_PROBE, len(missing)), dtype=int)]
     start = time.perf_counter()
-    encoder.encode(probe, role, batch_size=_BATCH)
+    encoder.encode(probe, role)
     rate = sum(map(len, probe)) / (time.perf_counter() - start)
     return len(missing), sum(map(len, missing)) / rate
 

@@ -42,7 +42,7 @@ class Encoder(TextModel):
         """Whether encoding takes longer than looking vectors up: not of a token table."""
         return not (self.is_static or self.is_recorded)
 
-    def encode(self, texts: Sequence[str], role: Role, *, batch_size: int = 32) -> np.ndarray:
+    def encode(self, texts: Sequence[str], role: Role, *, batch_size: int | None = None) -> np.ndarray:
         """Encode texts.
 
         Returns:
@@ -59,16 +59,21 @@ class Encoder(TextModel):
             raise UserError(f"model {self.name} gives a vector that is not finite for {texts[row][:60]!r}.")
         return vectors
 
-    def _encode(self, texts: Sequence[str], role: Role, batch_size: int) -> np.ndarray:
-        return self.model.encode(
-            list(texts),
-            prompt=self.prompt(role),
-            task=role,  # which tower, where the model has a Router
-            batch_size=batch_size,
-            show_progress_bar=False,
-            convert_to_numpy=True,
-            normalize_embeddings=self.similarity == "cosine",
-        ).astype(np.float32, copy=False)
+    def _encode(self, texts: Sequence[str], role: Role, batch_size: int | None) -> np.ndarray:
+        with self.encoding.autocast(self.model.device):
+            vectors = self.model.encode(
+                list(texts),
+                prompt=self.prompt(role),
+                task=role,  # which tower, where the model has a Router
+                batch_size=batch_size or self.encoding.batch_size,
+                show_progress_bar=False,
+                convert_to_numpy=True,
+                normalize_embeddings=self.similarity == "cosine",
+            ).astype(np.float32, copy=False)
+        if self.encoding.precision != "float32" and self.similarity == "cosine":  # unit length to float32's digits
+            lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+            vectors = vectors / np.where(lengths > 0, lengths, 1.0)
+        return vectors
 
     def _encode_table(self, texts: Sequence[str], role: Role) -> np.ndarray:
         """As the model does, without its overhead, which is several times the work of one query."""

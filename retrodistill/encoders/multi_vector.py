@@ -89,7 +89,7 @@ class MultiVectorModel(TextModel):
         ]
         return {**contract, "modules": modules}
 
-    def encode(self, texts: Sequence[str], role: Role, *, batch_size: int = 32) -> Tokens:
+    def encode(self, texts: Sequence[str], role: Role, *, batch_size: int | None = None) -> Tokens:
         """Encode texts by the tower, prompt, length, expansion and mask of the role.
 
         Returns:
@@ -100,14 +100,15 @@ class MultiVectorModel(TextModel):
         """
         if not len(texts):
             return Tokens.of([], self.dimension)
-        found = self.model.encode(
-            list(texts),
-            prompt=self.prompt(role),
-            task=role,  # without it there is neither mask nor expansion, and no tower of a Router
-            batch_size=batch_size,
-            show_progress_bar=False,
-            convert_to_numpy=True,
-        )
+        with self.encoding.autocast(self.model.device):
+            found = self.model.encode(
+                list(texts),
+                prompt=self.prompt(role),
+                task=role,  # without it there is neither mask nor expansion, and no tower of a Router
+                batch_size=batch_size or self.encoding.batch_size,
+                show_progress_bar=False,
+                convert_to_numpy=True,
+            )
         tokens = Tokens.of(found, self.dimension)
         broken = ~np.isfinite(tokens.vectors).all(axis=1)
         if broken.any():

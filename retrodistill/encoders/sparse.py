@@ -83,7 +83,7 @@ class SparseTextEncoder(TextModel):
         most = self.model.max_active_dims
         return TokenWeights(tokenizer, weights, self.prompt(role), most, self.similarity == "cosine")
 
-    def encode(self, texts: Sequence[str], role: Role, *, batch_size: int = 32) -> csr_array:
+    def encode(self, texts: Sequence[str], role: Role, *, batch_size: int | None = None) -> csr_array:
         """Encode texts.
 
         Returns:
@@ -108,16 +108,17 @@ class SparseTextEncoder(TextModel):
             raise UserError(f"model {self.name} gives a weight that is not finite for {texts[row][:60]!r}.")
         return vectors
 
-    def _encode(self, texts: list[str], role: Role, batch_size: int) -> csr_array:
-        dense = self.model.encode(
-            texts,
-            prompt=self.prompt(role),
-            task=role,  # which tower, where the model has a Router
-            batch_size=batch_size,
-            show_progress_bar=False,
-            convert_to_sparse_tensor=False,
-            save_to_cpu=True,
-        )
+    def _encode(self, texts: list[str], role: Role, batch_size: int | None) -> csr_array:
+        with self.encoding.autocast(self.model.device):
+            dense = self.model.encode(
+                texts,
+                prompt=self.prompt(role),
+                task=role,  # which tower, where the model has a Router
+                batch_size=batch_size or self.encoding.batch_size,
+                show_progress_bar=False,
+                convert_to_sparse_tensor=False,
+                save_to_cpu=True,
+            )
         vectors = csr_array(dense.float().numpy())
         return unit_rows(vectors) if self.similarity == "cosine" else vectors
 

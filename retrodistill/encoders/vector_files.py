@@ -243,7 +243,7 @@ class VectorFile(Encoder):
                 "embed these by the same model and add them."
             )
 
-    def encode(self, texts: Sequence[str], role: Role, *, batch_size: int = 32) -> np.ndarray:
+    def encode(self, texts: Sequence[str], role: Role, *, batch_size: int | None = None) -> np.ndarray:
         """Look up the vectors of texts.
 
         Returns:

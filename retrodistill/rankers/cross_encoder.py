@@ -12,6 +12,7 @@ import numpy as np
 from retrodistill.core.manifest import Manifest
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
+from retrodistill.encoders.encoding import current_encoding
 from retrodistill.encoders.modules import weights_digest
 from retrodistill.rankers.protocol import Ranker, Work, pair_texts
 from retrodistill.rankers.score_store import ScoreStore
@@ -34,8 +35,10 @@ class CrossEncoderRanker(Ranker):
     kind = "cross-encoder"
     can_score_pairs = can_time_pairs = True
 
-    def __init__(self, model: CrossEncoder, name: str, root: Path | None = None, batch_size: int = 32) -> None:
-        self.model, self.name, self.root, self.batch_size = model, name, root, batch_size
+    def __init__(self, model: CrossEncoder, name: str, root: Path | None = None, batch_size: int | None = None) -> None:
+        self.model, self.name, self.root = model, name, root
+        self.encoding = current_encoding()
+        self.batch_size = batch_size or self.encoding.batch_size
 
     @cached_property
     def _owner(self) -> Manifest:
@@ -45,6 +48,8 @@ class CrossEncoderRanker(Ranker):
             "activation": "identity",
             "prompt": (self.model.prompts or {}).get(self.model.default_prompt_name or "", ""),
         }
+        if self.encoding.precision != "float32":  # keys of scores in float32 stay as they are
+            settings["precision"] = self.encoding.precision
         return Manifest("teacher", {"weights": weights_digest(self.model)}, settings, {"name": self.name})
 
     def fingerprint(self, collection: Collection) -> str:
@@ -83,10 +88,12 @@ class CrossEncoderRanker(Ranker):
     def _logits(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         import torch
 
-        return self.model.predict(
-            list(pairs),
-            batch_size=self.batch_size,
-            activation_fn=torch.nn.Identity(),
-            show_progress_bar=False,
-            convert_to_numpy=True,
-        )
+        with self.encoding.autocast(self.model.device):
+            logits = self.model.predict(
+                list(pairs),
+                batch_size=self.batch_size,
+                activation_fn=torch.nn.Identity(),
+                show_progress_bar=False,
+                convert_to_tensor=True,
+            )
+        return logits.float().cpu().numpy()

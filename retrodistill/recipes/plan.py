@@ -10,12 +10,13 @@ from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.embeddings import seconds_to_embed
 from retrodistill.encoders.encoder import Encoder
+from retrodistill.encoders.encoding import encode_with
 from retrodistill.encoders.names import parse_model_name
 from retrodistill.rankers.protocol import Ranker, Work
 from retrodistill.recipes.building import kind_of_student
 from retrodistill.recipes.job import Job, open_job
 from retrodistill.recipes.loading import load_recipe
-from retrodistill.recipes.settings import StudentSettings
+from retrodistill.recipes.settings import Recipe, StudentSettings
 from retrodistill.recipes.stage_teachers import manifest_after_stage, student_manifest
 from retrodistill.recipes.students import work_folder
 from retrodistill.recipes.variants import entries, planned_variants
@@ -45,6 +46,11 @@ def plan_recipe(
         UserError: As `run_recipe`.
     """
     settings = load_recipe(recipe, overrides)
+    with encode_with(settings.encoding):
+        return _planned(settings, out)
+
+
+def _planned(settings: Recipe, out: str | os.PathLike[str]) -> list[dict[str, Any]]:
     job = open_job(settings, out)
     documents = seconds_to_embed(job.space, job.collection.documents.texts, "document")
     steps = [_step(f"embed documents by {job.space.name}", Work(documents[0], "texts", documents[1]))]

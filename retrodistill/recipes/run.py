@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from retrodistill.core.distributed import is_main, main_first
 from retrodistill.core.files import atomic_file, exclusive, make_folder, write_json
 from retrodistill.core.manifest import Manifest
+from retrodistill.encoders.encoding import encode_with
 from retrodistill.evaluation.evaluating import evaluate_systems
 from retrodistill.evaluation.folder import write_per_query
 from retrodistill.evaluation.results import Results
@@ -52,11 +53,12 @@ def run_recipe(
     """
     settings = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
     seconds: Seconds = {}
-    with _timed(seconds, "load"), main_first():
-        job = open_job(settings, out)
-    make_folder(job.out)
-    with exclusive(job.out / ".lock"):
-        return _run(job, seconds, command)
+    with encode_with(settings.encoding):
+        with _timed(seconds, "load"), main_first():
+            job = open_job(settings, out)
+        make_folder(job.out)
+        with exclusive(job.out / ".lock"):
+            return _run(job, seconds, command)
 
 
 def _run(job: Job, seconds: Seconds, command: str) -> Results | None:

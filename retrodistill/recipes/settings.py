@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from retrodistill.core.settings import OneOf, Settings, value_errors
+from retrodistill.encoders.encoding import EncodingSettings
 from retrodistill.encoders.names import parse_model_name
 from retrodistill.recipes.index_settings import IndexSettings
 from retrodistill.recipes.order import check_teachers
@@ -124,6 +125,8 @@ class Recipe(Settings):
     """Students by name; the names become systems in results.json. A recipe that learns an index has none."""
     index: IndexSettings = IndexSettings()
     """How the students' indexes are built."""
+    encoding: EncodingSettings = EncodingSettings()
+    """How models encode texts and score pairs, training apart."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """How systems are measured."""
     seed: int = 0

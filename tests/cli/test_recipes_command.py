@@ -25,3 +25,14 @@ class TestCommand:
         status, out, err = call("recipes", "static-laef")
         assert (status, out) == (2, "")
         assert "static-leaf" in err
+
+
+class TestEncodingOptions:
+    def test_they_reach_the_recipe_of_run(self, call, quick, tmp_path):
+        assert call("--batch-size", 8, "--precision", "bfloat16", "run", quick, "--out", tmp_path / "out")[0] == 0
+        assert "encoding:\n  batch_size: 8\n  precision: bfloat16" in (tmp_path / "out" / "recipe.yaml").read_text()
+
+    def test_a_mistake_is_one_line(self, call):
+        status, _, err = call("--precision", "float8", "recipes")
+        assert status == 2
+        assert "precision" in err
