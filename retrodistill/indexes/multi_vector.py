@@ -227,6 +227,11 @@ class MultiVectorIndex(Index):
         encoder, k = self._query_encoder(), min(k, len(self))
         return lambda texts: encoder.encode(texts, "query"), lambda tokens: self._best(tokens, k)
 
+    @property
+    def vectors_per_document(self) -> float:
+        """Mean number of stored token vectors per document."""
+        return float(self.store.lengths.mean())
+
     def bytes_per_document(self, collection: Collection | None = None) -> float | None:
         """Of token codes, offsets, codec and MUVERA's FAISS index."""
         return (self.store.nbytes + (0 if self.proposer is None else self.proposer.nbytes)) / len(self)
