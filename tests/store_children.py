@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from retrodistill.encoders.encoding import EncodingSettings
+
 ROOT = Path(__file__).parents[1]
 PAIRS = [(f"query {number % 7}", f"document {number}") for number in range(300)]
 TEXTS = [f"text {number} {'word ' * (number % 5)}" for number in range(300)]
@@ -54,6 +56,7 @@ class LoggedEncoder:
     """What the embedding store needs of an encoder."""
 
     name, kind, dimension = "dense:fake", "dense", 8
+    encoding = EncodingSettings()
 
     def __init__(self, log, delay=0.0, version="1"):
         self.log, self.delay, self.version = Log(Path(log)), delay, version
@@ -67,7 +70,7 @@ class LoggedEncoder:
     def needs_store(self, role):
         return True
 
-    def encode(self, texts, role, *, batch_size):
+    def encode(self, texts, role, *, batch_size=None):
         for text in texts:
             self.log.add(text)
             time.sleep(self.delay)

@@ -152,7 +152,7 @@ def _rates(encoder: Any, collection: Collection, threads: int) -> Rates | None:
     return Rates(
         round(tokens_of(texts) / seconds, 1),
         round(work / seconds / _machine_rate(threads), 4),
-        round(seconds / len(texts) * total, 2),
+        float(f"{seconds / len(texts) * total:.3g}"),  # a small corpus must not round to no time at all
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from retrodistill.core.errors import UserError
-from retrodistill.data.sentences import title_texts
+from retrodistill.data.sentences import sample_sentences, title_texts
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import SPARSE, load_encoder
 from retrodistill.encoders.encoder import Encoder
@@ -338,10 +338,15 @@ def _describe(student: SparseTextEncoder, data: Any) -> tuple[dict[str, Any], li
     """Terms per text and FLOPS, and an alarm where the student is empty or dense."""
     from retrodistill.students.sparse_regularizers import SparsityAlarm
 
-    queries = data.queries if len(data.queries) else title_texts(data.collection)
-    measured, alarm = sparsity(student, data.collection.documents, queries), SparsityAlarm()
+    measured, alarm = sparsity(student, data.collection.documents, _measured_queries(data)), SparsityAlarm()
     alarm([round(measured["terms"])], student.dimension, final=True)
     return {"sparsity": measured}, alarm.notes
+
+
+def _measured_queries(data: Any) -> Texts:
+    """Training queries, else titles, else sentences; documents where there are none of these either."""
+    corpus = data.collection
+    return data.queries or title_texts(corpus) or sample_sentences(corpus, 1, data.seed) or corpus.documents
 
 
 KIND = Kind(

@@ -8,12 +8,14 @@ from retrodistill.core.errors import UserError
 from retrodistill.encoders import embeddings
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.embeddings import SparseStore, embed
+from retrodistill.encoders.encoding import EncodingSettings
 
 
 class CountingEncoder:
     """What the store needs of an encoder: text n holds n % 7 terms."""
 
     name, kind, dimension = "sparse:fake", "sparse", 100
+    encoding = EncodingSettings()
 
     def __init__(self, version="1", breaks_after=10**9):
         self.version, self.breaks_after, self.encoded = version, breaks_after, []

@@ -168,7 +168,7 @@ class TestByRecipe:
         ("given", "message"),
         [
             ({"model": "tk:x", "join": 1}, "join is for prett students; this one is tk"),
-            ({"model": "prett:x", "dimension": "space"}, "a prett student's dimension is a number"),
+            ({"model": "prett:x", "dimension": "space"}, "is a number: that of a token's vector"),
             ({"model": "prett:"}, "a student starts from 'static'"),
             ({"model": "tk:x", "stages": [{"objectives": "kl", "train": "query_encoder"}]}, "set train: head or both"),
             (

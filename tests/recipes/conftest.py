@@ -3,6 +3,8 @@ import copy
 import pytest
 import yaml
 
+from retrodistill.recipes import load_recipe, parse_recipe
+
 QUICK = {"epochs": 2, "batch_size": 32, "learning_rate": 0.01}
 
 
@@ -55,3 +57,39 @@ def write_recipe(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture
+def small_recipe(tiny_model):
+    """``(path, collection folder, run of training queries) -> Recipe``: the tiny model, and a few steps."""
+
+    def small(path, folder, run):
+        content = load_recipe(path).model_dump(mode="json")
+        model = f"dense:{tiny_model}"
+        content |= {"collection": str(folder), "document_encoder": model}
+        for member in [*content["teacher"], *content["ensemble"]]:
+            if member["model"] != "bm25":
+                member["model"] = f"run:{run}" if member["model"].startswith("run:") else model
+        for student in content["students"].values():
+            kind = student["model"].partition(":")[0]
+            student["model"] = "static" if kind == "static" else f"{kind}:{tiny_model}"
+            student["lexical_dim"] = 16 if student["lexical_dim"] else None
+            student["max_length"] = 32 if student["max_length"] else None
+            student["dimension"] = 16 if isinstance(student["dimension"], int) else student["dimension"]
+            student["join"] = 1 if student["join"] else None
+            student["exits"] = [1] if student["exits"] else []
+            for stage in student["stages"]:
+                stage["matryoshka"] = [16, 8] if stage["matryoshka"] else []
+                stage["exit_weights"] = {1: 0.5} if stage["exit_weights"] else {}
+                stage["training"] |= {"max_steps": 3}
+                for member in stage["teacher"]:
+                    member["model"] = model if member["model"].startswith("dense:") else member["model"]
+                stage["candidates"] |= {"random": min(stage["candidates"]["random"], 5)}
+        if content["index"]["learn"]:
+            content["index"] |= {"factory": "OPQ4,PQ4x4"}  # 60 documents do not train 8-bit codes
+            content["index"]["learn"] |= {"steps": 3}
+        cuts = [16, 8] if content["evaluation"]["truncations"] else []
+        content["evaluation"] |= {"latency_queries": 2, "truncations": cuts}
+        return parse_recipe(content)
+
+    return small

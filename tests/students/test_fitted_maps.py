@@ -70,5 +70,5 @@ class TestInRecipes:
         "given", [{"initialize": "words"}, {"initialize": "fitted", "lexical_dim": 8, "documents": "student"}]
     )
     def test_other_starts_are_for_static_students(self, given):
-        with pytest.raises(ValueError, match=f"initialize: {given['initialize']} is not for this student"):
+        with pytest.raises(ValueError, match=r"initialize.* is for static"):
             StudentSettings(model="dense:x", stages=[{"objectives": "kl", "train": "query_encoder"}], **given)

@@ -346,7 +346,7 @@ class TestKeysThatDoNotFit:
         [
             ({"objectives": "leaf", "teacher": "bm25"}, "teacher is about candidates, and no objective of this stage"),
             ({"objectives": "leaf", "selection": {}}, "selection is about candidates"),
-            ({"candidates": {"depth": "all", "budget": 5}}, "a budget buys pairs of lists"),
+            ({"candidates": {"depth": "all", "budget": 5}}, "set candidates.depth to a number"),
             ({"candidates": {"budget": "120%"}}, "budget '120%': give a number of pairs"),
             ({"candidates": {"budget": 9, "budget_by": "robst"}}, "Did you mean 'robust'"),
             ({"labels": "sigmoid", "candidates": {"depth": "all"}}, "labels are made of pairs' scores"),

@@ -22,7 +22,7 @@ class TestKinds:
         ("model", "train", "wanted"),
         [
             ("static", "head", "query_encoder or both_encoders"),
-            ("dense:x", "head", "query_encoder or both_encoders or lexical"),
+            ("dense:x", "head", "query_encoder or both_encoders"),
             ("sparse:x", "query_encoder", "head or both_encoders"),
             ("multi-vector:x", "lexical", "head or both_encoders"),
             ("cross-encoder:x", "head", "both_encoders"),
