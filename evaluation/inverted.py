@@ -30,7 +30,7 @@ from retrodistill.rankers.bm25 import load_bm25s
 EXACT = InvertedSettings(bits=None)
 KINDS = [
     EXACT,
-    *(InvertedSettings(bits=bits) for bits in (16, 8, 4)),
+    InvertedSettings(bits=8),
     *(InvertedSettings(bits=8, prune=most) for most in (96, 64, 32)),
 ]
 APPROXIMATE = [

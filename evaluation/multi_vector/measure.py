@@ -29,13 +29,9 @@ from retrodistill.runs.run import Run
 CODECS = {
     "float32": {"codec": "float32"},
     "float16": {"codec": "float16"},
-    "sq8": {"codec": "sq8"},
     "residual4": {"codec": "residual", "bits": 4},
     "residual2": {"codec": "residual", "bits": 2},
     "residual1": {"codec": "residual", "bits": 1},
-    **{
-        f"{codec}{size}": {"codec": codec, "bytes": size} for size in (16, 32, 8, 4) for codec in ("pq", "distilled-pq")
-    },
 }
 MUVERA = {
     "R10 k3 p8": {"repetitions": 10, "k_sim": 3, "d_proj": 8},
@@ -150,12 +146,9 @@ class Bench:
 
     def _index(self, settings: dict, width: int) -> MultiVectorIndex:
         space = EmbeddingSpace("measured", width, "maxsim", "multi-vector:measured")
-        training = self.tokens("train", width) if settings["codec"] == "distilled-pq" else None
         documents = self.tokens("documents", width)
         ids = self.collection.documents.ids
-        index = MultiVectorIndex.of_tokens(
-            documents, ids, space, None, MultiVectorSettings(**settings), training=training
-        )
+        index = MultiVectorIndex.of_tokens(documents, ids, space, None, MultiVectorSettings(**settings))
         folder = self.out / "stores" / "-".join(str(value) for value in (*settings.values(), width))
         folder.mkdir(parents=True, exist_ok=True)
         index.store.save(folder)  # measured as it is served: memory-mapped

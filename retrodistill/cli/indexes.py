@@ -27,6 +27,10 @@ def index(  # noqa: PLR0913, PLR0917 - one option each
     collection: CollectionOption,
     documents: Annotated[str, typer.Option(help="Encoder of the documents, e.g. dense:all-MiniLM-L6-v2, sparse:NAME.")],
     out: OutOption,
+    option: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Any key of a recipe's index, e.g. muvera.candidates=500."),
+    ] = None,
     queries: Annotated[str | None, typer.Option(help="Encoder of the queries; the documents' by default.")] = None,
     factory: Annotated[
         str | None, typer.Option(help="FAISS factory string (Flat, SQ8, OPQ48,PQ48, IVF64,Flat...), or auto.")
@@ -42,9 +46,13 @@ def index(  # noqa: PLR0913, PLR0917 - one option each
     learn_queries: Annotated[
         bool, typer.Option("--learn-queries", help="With --learn: a linear map of the queries besides, in OUT.queries.")
     ] = False,
-    codec: Annotated[str | None, typer.Option(help="Multi-vector: float16, sq8, pq, residual, distilled-pq.")] = None,
+    codec: Annotated[
+        str | None, typer.Option(help="Multi-vector: float16, float32, or residual (with --bits 1, 2 or 4).")
+    ] = None,
     muvera: Annotated[bool, typer.Option("--muvera", help="Multi-vector: candidates by MUVERA encodings.")] = False,
-    bits: Annotated[int | None, typer.Option(help="Sparse: of an impact, 4, 8, 16, or 32 for exact weights.")] = None,
+    bits: Annotated[
+        int | None, typer.Option(help="Sparse: of an impact, 8, or 32 for exact weights. Residual codec: 1, 2 or 4.")
+    ] = None,
     backend: Annotated[str | None, typer.Option(help="Sparse: exact, or seismic (approximate, large corpora).")] = None,
     prune: Annotated[int | None, typer.Option(help="Sparse: keep so many terms of a document.", min=1)] = None,
     query_cut: Annotated[int | None, typer.Option(help="Seismic: heaviest terms that choose lists.", min=1)] = None,
@@ -52,25 +60,27 @@ def index(  # noqa: PLR0913, PLR0917 - one option each
     seed: int = 0,
 ) -> None:
     """Build an index: files of its kind, ids and a manifest with the contract of its space."""
-    from retrodistill.cli.building import IndexOptions, build
+    from retrodistill.cli import building
 
-    wanted = IndexOptions(
-        factory=factory,
-        bytes=bytes_wanted,
-        recall=recall,
-        truncate=truncate,
-        learn=learn or learn_queries,
-        learn_queries=learn_queries,
-        codec=codec,
-        muvera=muvera,
-        bits=bits,
-        backend=backend,
-        prune=prune,
-        query_cut=query_cut,
-        heap_factor=heap_factor,
-        seed=seed,
-    )
-    built = build(collection, documents, queries, wanted, out)
+    flags = {
+        "factory": factory,
+        "bytes": bytes_wanted,
+        "recall": recall,
+        "truncate": truncate,
+        "codec": codec,
+        "muvera": muvera,
+        "bits": bits,
+        "backend": backend,
+        "prune": prune,
+        "query_cut": query_cut,
+        "heap_factor": heap_factor,
+    }
+    options = building.given_options(option or [], flags)
+    if learn or learn_queries:
+        how = building.Learning(learn_queries, seed)
+        built = building.learn(collection, documents, queries, options, out, how)
+    else:
+        built = building.build(collection, documents, queries, options, out)
     log(f"{len(built)} documents, {built.bytes_per_document():.0f} bytes each, in {out}")
 
 

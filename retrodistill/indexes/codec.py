@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
 
 import numpy as np
 
@@ -16,14 +15,12 @@ class Codec(ABC):
         dimension: d.
         bytes_per_vector: Width of a code.
         unit: Whether decoded vectors are given length 1, as the vectors had that it was fitted on.
-        index: The FAISS quantizer that it encodes with, or None.
     """
 
     kind: str
     dimension: int
     bytes_per_vector: int
     unit: bool = False
-    index: Any = None
 
     @abstractmethod
     def encode(self, vectors: np.ndarray) -> np.ndarray:
@@ -34,18 +31,13 @@ class Codec(ABC):
         """(n, d) float32 vectors, as near as the codec keeps them."""
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What was fitted besides the FAISS quantizer."""
+        """What was fitted."""
         return {}
 
     @property
     def own_bytes(self) -> int:
-        """Of all that was fitted: ranges, rotation, codebooks, centroids."""
-        own = sum(array.nbytes for array in self.arrays().values())
-        if self.index is None:
-            return own
-        import faiss
-
-        return own + len(faiss.serialize_index(self.index))
+        """Bytes of all that was fitted."""
+        return sum(array.nbytes for array in self.arrays().values())
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, field_validator, model_validator
 from scipy.sparse import csr_array
 
-from retrodistill.core.errors import UserError
 from retrodistill.indexes.seismic import SeismicPostings
 from retrodistill.rankers.postings import Postings
 from retrodistill.training.settings import Settings
 
+_FLOAT, _DROPPED_BITS = 32, (4, 16)  # 4 and 16: of version 0.1.0; neither was better than 8 (evaluation/README.md)
 _OF_EXACT, _OF_SEISMIC = {"bits"}, {"query_cut", "heap_factor"}
 
 
@@ -23,7 +22,7 @@ class InvertedSettings(Settings):
 
     Attributes:
         backend: ``exact``, or ``seismic``: approximate, for corpora of many hundred thousand documents.
-        bits: Of an impact: 16, 8 or 4, in steps of its term's own; None for exact float32 weights. Of ``exact`` only.
+        bits: Bits of an impact: 8, in steps of its term's own, or 32 (None) for exact float32 weights. ``exact`` only.
         prune: Keep so many terms of largest weight per document; None for all.
         query_cut: So many of a query's heaviest terms choose what Seismic visits.
         heap_factor: Above 0 up to 1; a block of documents that promises less than the k-th score over this is skipped
@@ -31,35 +30,28 @@ class InvertedSettings(Settings):
     """
 
     backend: Literal["exact", "seismic"] = "exact"
-    bits: Literal[4, 8, 16] | None = 8
+    bits: Literal[8] | None = 8
     prune: int | None = Field(default=None, ge=1)
     query_cut: int = Field(default=10, ge=1)
     heap_factor: float = Field(default=0.8, gt=0, le=1)
+
+    @field_validator("bits", mode="before")
+    @classmethod
+    def _bits_that_are_kept(cls, bits: Any) -> Any:
+        if bits in _DROPPED_BITS:
+            raise ValueError(f"{bits}-bit impacts were dropped; take 8 (the default) or 32 for exact weights")
+        return None if bits == _FLOAT else bits
 
     @model_validator(mode="after")
     def _each_to_its_backend(self) -> InvertedSettings:
         strange = self.model_fields_set & (_OF_EXACT if self.backend == "seismic" else _OF_SEISMIC)
         if strange:
-            raise ValueError(f"{sorted(strange)[0]} is no setting of the backend {self.backend!r}; leave it out")
+            raise ValueError(f"{sorted(strange)[0]} is not a setting of the backend {self.backend!r}; leave it out")
         return self
 
     def kept(self) -> dict[str, Any]:
         """The settings that count for the backend, as JSON values."""
         return self.model_dump(exclude=_OF_EXACT if self.backend == "seismic" else _OF_SEISMIC)
-
-    @classmethod
-    def stored(cls, content: dict[str, Any], folder: str | os.PathLike[str]) -> InvertedSettings:
-        """The settings of an index' manifest.
-
-        Raises:
-            UserError: They are not what this version knows.
-        """
-        try:
-            return cls(**content)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "settings"
-            raise UserError(f"index {folder}: {where}: {first['msg']}; build the index again.") from error
 
 
 def make_postings(

@@ -22,6 +22,7 @@ from retrodistill.encoders.token_weights import TokenWeights
 from retrodistill.indexes.documents import check_new, encoder_of, to_remove
 from retrodistill.indexes.impacts import InvertedSettings, make_postings, read_postings, strongest
 from retrodistill.indexes.protocol import Index
+from retrodistill.indexes.registry import IndexKind, checked
 from retrodistill.indexes.seismic import SeismicPostings, seismic
 from retrodistill.indexes.stored import StoredIndex, built_in, name_of
 from retrodistill.rankers.postings import Postings, check_weights, search_rows
@@ -237,7 +238,10 @@ class InvertedIndex(Index):
         stored = StoredIndex.open(folder)
         if stored.kind != "inverted":
             raise UserError(f"{folder} holds an index of kind {stored.kind}, not an inverted index; load it as such.")
-        settings, place = InvertedSettings.stored(stored.settings, folder), Path(folder)
+        settings, place = (
+            checked(InvertedSettings, stored.settings, f"index {folder}", "; build the index again"),
+            Path(folder),
+        )
         postings = read_postings(place, len(stored.ids), stored.space.dimension, settings, memory_map=memory_map)
         encoder: SparseTextEncoder | TokenWeights | None = None
         if queries is None and "token_weights" in stored.about:
@@ -322,3 +326,14 @@ def build_inverted(
     built = InvertedIndex.from_csr(ids, vectors, space, asking, settings, name, documents=encoder)
     built.build_seconds = time.perf_counter() - start
     return built
+
+
+def _build(collection: Collection, documents: Any, queries: Any, settings: Any, name: str) -> InvertedIndex:
+    return build_inverted(collection, documents, queries, settings, name=name)
+
+
+def _load(folder: Any, queries: Any, _parameters: None, memory_map: bool) -> InvertedIndex:
+    return InvertedIndex.load(folder, queries, memory_map=memory_map)
+
+
+KIND = IndexKind("inverted", SPARSE, InvertedSettings, _build, _load)

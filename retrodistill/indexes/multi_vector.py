@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import FILE_NAME
@@ -23,8 +22,8 @@ from retrodistill.indexes.documents import check_new, encoder_of, to_remove
 from retrodistill.indexes.muvera import MuveraSettings
 from retrodistill.indexes.proposals import FAISS_FILE, Proposer
 from retrodistill.indexes.protocol import Index
+from retrodistill.indexes.registry import checked
 from retrodistill.indexes.stored import StoredIndex, built_in, name_of
-from retrodistill.indexes.token_distillation import Lessons
 from retrodistill.indexes.tokens import CODES_FILE, TokenStore, check_tokens
 from retrodistill.rankers.queries import Queries, as_queries, cut_depth, wanted_depth, within
 from retrodistill.runs.run import Run
@@ -100,8 +99,6 @@ class MultiVectorIndex(Index):
         queries: MultiVectorModel | None = None,
         settings: MultiVectorSettings | None = None,
         name: str = "index",
-        *,
-        training: Tokens | None = None,
     ) -> MultiVectorIndex:
         """An index of token vectors that are at hand; the codec is fitted on those of a sample of the documents.
 
@@ -112,7 +109,6 @@ class MultiVectorIndex(Index):
             queries: Encodes queries; None to search by token vectors only.
             settings: Codec and candidates.
             name: What its runs are called.
-            training: Token vectors of training queries, for ``distilled-pq``.
 
         Raises:
             UserError: As the class, or token vectors that are not finite, a document without any, or too few to fit on.
@@ -120,8 +116,7 @@ class MultiVectorIndex(Index):
         check_tokens(tokens, ids, "documents")
         settings = settings or MultiVectorSettings()
         sample = Tokens.of([tokens[row] for row in sampled_rows(len(tokens), settings)], tokens.dimension)
-        lessons = None if training is None else Lessons(training, np.full(len(training), -1))
-        store = TokenStore.empty(fit_codec(settings, sample, len(tokens.vectors), lessons))
+        store = TokenStore.empty(fit_codec(settings, sample, len(tokens.vectors)))
         store.append(tokens)
         return cls(store, ids, space, queries, settings, name)
 
@@ -329,15 +324,10 @@ class MultiVectorIndex(Index):
 def sampled_rows(documents: int, settings: CodecSettings) -> np.ndarray:
     """Rows of the documents that a codec is fitted on, ascending."""
     random = np.random.default_rng(settings.seed)
-    return np.sort(random.choice(documents, min(documents, settings.sampled), replace=False))
+    return np.sort(random.choice(documents, min(documents, settings.sample), replace=False))
 
 
 def _settings(stored: dict[str, Any], folder: str | os.PathLike[str]) -> MultiVectorSettings:
-    try:
-        return MultiVectorSettings(**stored)
-    except ValidationError as error:
-        mistake = error.errors()[0]
-        raise UserError(
-            f"{Path(folder) / FILE_NAME}: setting {'.'.join(map(str, mistake['loc']))!r} of the index does not stand "
-            f"({mistake['msg']}); build the index again."
-        ) from error
+    """Settings of a manifest; those of version 0.1.0 also have the bytes of a codec that was dropped."""
+    known = {name: value for name, value in stored.items() if name != "bytes" and value is not None}
+    return checked(MultiVectorSettings, known, f"{Path(folder) / FILE_NAME}", "; build the index again")

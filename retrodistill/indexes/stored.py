@@ -16,9 +16,9 @@ from retrodistill.core.errors import UserError, sample_of, unknown
 from retrodistill.core.files import atomic_folder, check_replaceable, file_digest
 from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.encoders.contract import IN_MEMORY, EmbeddingSpace, TextModel
+from retrodistill.indexes.registry import KINDS
 
 IDS_FILE = "ids.parquet"
-KINDS = ("faiss", "inverted", "multi-vector")
 _BESIDE = ("made-from.json",)  # what a job keeps in the folder
 _ABOUT = ("space", "name", "queries_by", "checksums")
 

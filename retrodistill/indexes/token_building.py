@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from retrodistill.core.files import cache_folder, digest, exclusive
 from retrodistill.core.progress import bar
-from retrodistill.data.sentences import sentences
+from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import MULTI_VECTOR, load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.embeddings import TokenVectors
 from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens
 from retrodistill.indexes.codec import Codec
-from retrodistill.indexes.codecs import check_codec, fit_codec
+from retrodistill.indexes.codecs import fit_codec
 from retrodistill.indexes.factory import empty_index
 from retrodistill.indexes.multi_vector import MultiVectorIndex, MultiVectorSettings, sampled_rows
 from retrodistill.indexes.muvera import Muvera
-from retrodistill.indexes.token_distillation import Lessons
+from retrodistill.indexes.registry import IndexKind
 from retrodistill.indexes.tokens import TokenStore, TokenWriter, check_tokens
 
 _BLOCK = 256  # documents: what a kill may lose
-_SENTENCES = 500  # pseudo-queries for learned codebooks
 
 
 def build_multi_vector(
@@ -35,7 +33,6 @@ def build_multi_vector(
     settings: MultiVectorSettings | None = None,
     *,
     name: str = "index",
-    training: Sequence[str] = (),
 ) -> MultiVectorIndex:
     """Encode documents and index their tokens.
 
@@ -48,7 +45,6 @@ def build_multi_vector(
         queries: Name or object of the encoder of queries; the documents' by default.
         settings: Codec and candidates.
         name: What its runs are called.
-        training: Texts of training queries that ``distilled-pq`` learns from besides sentences of the documents.
 
     Raises:
         UserError: The query encoder belongs to another space, settings that do not fit the vectors or so few documents,
@@ -59,39 +55,30 @@ def build_multi_vector(
     asking = encoder if queries is None else load_encoder(queries, MULTI_VECTOR)
     space = EmbeddingSpace.of(encoder)
     space.check_query_encoder(asking)
-    check_codec(settings, space.dimension)
     if settings.muvera is not None:
         width = Muvera(settings.muvera, space.dimension).dimension
         empty_index(settings.muvera.factory, width, len(texts), settings.muvera.parameters)
     start = time.perf_counter()
-    store = _encoded(texts, encoder, asking, settings, training)
+    store = _encoded(texts, encoder, settings)
     built = MultiVectorIndex(store, texts.ids, space, asking, settings, name, documents=encoder)
     built.build_seconds = time.perf_counter() - start  # tokens are encoded as they are stored: this counts both
     return built
 
 
-def _encoded(
-    texts: Texts,
-    encoder: MultiVectorModel,
-    asking: MultiVectorModel,
-    settings: MultiVectorSettings,
-    training: Sequence[str],
-) -> TokenStore:
+def _encoded(texts: Texts, encoder: MultiVectorModel, settings: MultiVectorSettings) -> TokenStore:
     """The store of these texts in the cache, finished where it was left."""
     codec = settings.model_dump(mode="json", exclude={"muvera"})
-    taught = [asking.fingerprint("query"), *training] if settings.codec == "distilled-pq" else []
-    folder = cache_folder() / "tokens" / digest(encoder.document_space, texts.fingerprint, codec, taught)
+    folder = cache_folder() / "tokens" / digest(encoder.document_space, texts.fingerprint, codec)
     store = TokenVectors(encoder, "document")
     found: dict[int, np.ndarray] = {}  # the sample's tokens, which need not be encoded twice
 
     def fit() -> Codec:
-        if settings.codec in ("float32", "float16"):
+        if settings.codec != "residual":
             return fit_codec(settings, Tokens.of([], encoder.dimension))
         rows = sampled_rows(len(texts), settings)
         found.update(zip(rows.tolist(), _tokens(texts, rows, encoder, store), strict=True))
         sample = Tokens.of([found[row] for row in rows.tolist()], encoder.dimension)
-        lessons = _lessons(texts, rows, asking, training) if settings.codec == "distilled-pq" else None
-        return fit_codec(settings, sample, len(sample.vectors) * len(texts) // len(rows), lessons)
+        return fit_codec(settings, sample, len(sample.vectors) * len(texts) // len(rows))
 
     with exclusive(folder / ".lock"), bar(len(texts), f"token vectors ({encoder.name})", "texts") as progress:
         writer = TokenWriter(folder, fit)
@@ -114,11 +101,12 @@ def _tokens(texts: Texts, rows: np.ndarray, encoder: MultiVectorModel, store: To
     return [tokens[place] for place in range(len(tokens))]
 
 
-def _lessons(texts: Texts, rows: np.ndarray, asking: MultiVectorModel, training: Sequence[str]) -> Lessons:
-    """Training queries, and a sentence from the middle of some sampled documents."""
-    places = np.linspace(0, len(rows) - 1, min(len(rows), _SENTENCES)).astype(np.int64)
-    found = [sentences(text) for text in texts.table.take(rows[places])["text"].to_pylist()]
-    drawn = [(place, pieces[len(pieces) // 2]) for place, pieces in zip(places.tolist(), found, strict=True) if pieces]
-    sources = [-1] * len(training) + [place for place, _ in drawn]
-    asked = [*training, *(text for _, text in drawn)]
-    return Lessons(asking.encode(asked, "query"), np.array(sources, dtype=np.int64))
+def _build(collection: Collection, documents: Any, queries: Any, settings: Any, name: str) -> MultiVectorIndex:
+    return build_multi_vector(collection.documents, documents, queries, settings, name=name)
+
+
+def _load(folder: Any, queries: Any, _parameters: None, _memory_map: bool) -> MultiVectorIndex:
+    return MultiVectorIndex.load(folder, queries)  # token vectors always stay on disk
+
+
+KIND = IndexKind("multi-vector", MULTI_VECTOR, MultiVectorSettings, _build, _load)

@@ -5,26 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy.sparse import csc_array, csr_array
 
-from retrodistill.core.errors import UserError, sample_of, unknown
+from retrodistill.core.errors import UserError, sample_of
 from retrodistill.runs.top_k import top_k
 
-BITS = (4, 8, 16)  # of a quantized impact; 4: two to a byte
+_LEVELS = 2**8 - 1  # of an 8-bit impact, in steps of its term's own
 _PARTS = ("bounds", "rows", "impacts", "scales")
 
 
 @dataclass(frozen=True, eq=False)
 class Postings:
-    """Impacts by term, exact or quantized in steps of the term's largest weight / (2^bits - 1), at least one step.
+    """Impacts by term, exact or in 8 bits: steps of the term's largest weight / 255, at least one step.
 
     Attributes:
         bounds: (terms + 1,) unsigned; postings of term t are ``bounds[t]:bounds[t + 1]``.
         rows: (postings,) unsigned; documents, ascending within a term.
-        impacts: (postings,) float32 weights, or unsigned codes; with 4 bits (ceil(postings / 2),), low half first.
+        impacts: (postings,) float32 weights, or uint8 codes.
         scales: (terms,) float32 weight of one step; empty for exact weights.
         documents: Number of documents, those without any term included.
         bits: Of a code; None for exact weights.
@@ -35,23 +35,18 @@ class Postings:
     impacts: np.ndarray
     scales: np.ndarray
     documents: int
-    bits: int | None = None
+    bits: Literal[8] | None = None
 
     @classmethod
-    def from_csr(cls, matrix: csr_array, bits: int | None = None, scales: np.ndarray | None = None) -> Postings:
+    def from_csr(cls, matrix: csr_array, bits: Literal[8] | None = None, scales: np.ndarray | None = None) -> Postings:
         """Postings of (documents, terms) weights.
 
         Args:
             matrix: Positive weights; zeros are no postings.
-            bits: None for exact float32 weights, or 16, 8 or 4.
+            bits: None for exact float32 weights, or 8.
             scales: (terms,) least weight of one step, e.g. of postings that grow: codes of terms that do not exceed
                 their scale stay as they are.
-
-        Raises:
-            UserError: Another number of bits.
         """
-        if bits is not None and bits not in BITS:
-            raise unknown("bits of an impact", bits, [str(known) for known in (*BITS, None)])
         columns = csc_array(matrix, dtype=np.float32)
         columns.eliminate_zeros()
         columns.sort_indices()
@@ -59,16 +54,15 @@ class Postings:
         rows = columns.indices.astype(_unsigned(matrix.shape[0]))
         if bits is None:
             return cls(bounds, rows, columns.data, np.zeros(0, dtype=np.float32), matrix.shape[0])
-        levels = 2**bits - 1
         least = np.zeros(matrix.shape[1], dtype=np.float32) if scales is None else scales
         held = np.flatnonzero(np.diff(columns.indptr))  # reduceat gives no sense for empty terms
         steps = least.astype(np.float32)
         if len(held):
             largest = np.maximum.reduceat(columns.data, columns.indptr[held])
-            steps[held] = np.maximum(steps[held], largest / np.float32(levels))
+            steps[held] = np.maximum(steps[held], largest / np.float32(_LEVELS))
         per_posting = np.repeat(np.maximum(steps, np.finfo(np.float32).tiny), np.diff(columns.indptr))
-        codes = np.clip(np.rint(columns.data / per_posting), 1, levels).astype(np.uint16 if bits == 16 else np.uint8)
-        return cls(bounds, rows, _packed(codes) if bits == 4 else codes, steps, matrix.shape[0], bits)
+        codes = np.clip(np.rint(columns.data / per_posting), 1, _LEVELS).astype(np.uint8)
+        return cls(bounds, rows, codes, steps, matrix.shape[0], bits)
 
     @property
     def terms(self) -> int:
@@ -82,7 +76,7 @@ class Postings:
 
     def matrix(self) -> csr_array:
         """(documents, terms) float32 weights, as the postings hold them."""
-        weights = self._codes(0, len(self.rows)).astype(np.float32, copy=False)
+        weights = np.asarray(self.impacts).astype(np.float32, copy=False)
         bounds = np.asarray(self.bounds).astype(np.int64)
         if self.bits is not None:
             weights = weights * np.repeat(self.scales, np.diff(bounds))
@@ -105,7 +99,7 @@ class Postings:
                 continue
             step = np.float32(weight) if self.bits is None else np.float32(weight) * self.scales[term]
             # a document stands once in a term's postings, so that += by rows loses nothing
-            scores[self.rows[start:stop]] += np.multiply(self._codes(start, stop), step, dtype=np.float32)
+            scores[self.rows[start:stop]] += np.multiply(self.impacts[start:stop], step, dtype=np.float32)
         return scores
 
     def search(self, terms: np.ndarray, weights: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -130,7 +124,7 @@ class Postings:
             np.save(folder / _file(part), getattr(self, part), allow_pickle=False)
 
     @classmethod
-    def read(cls, folder: Path, documents: int, bits: int | None, *, memory_map: bool = False) -> Postings:
+    def read(cls, folder: Path, documents: int, bits: Literal[8] | None, *, memory_map: bool = False) -> Postings:
         """Read what `write` wrote; `memory_map` leaves the arrays on disk."""
         mode: Any = "r" if memory_map else None
 
@@ -138,15 +132,6 @@ class Postings:
             return np.asarray(np.load(folder / _file(part), mmap_mode=mode, allow_pickle=False))
 
         return cls(array("bounds"), array("rows"), array("impacts"), array("scales"), documents, bits)
-
-    def _codes(self, start: int, stop: int) -> np.ndarray:
-        """Impacts or codes of the postings from start to stop."""
-        if self.bits != 4:
-            return self.impacts[start:stop]
-        pairs = self.impacts[start // 2 : (stop + 1) // 2]
-        codes = np.empty(2 * len(pairs), dtype=np.uint8)
-        codes[0::2], codes[1::2] = pairs & 15, pairs >> 4
-        return codes[start % 2 : start % 2 + stop - start]
 
 
 def search_rows(postings: Any, queries: csr_array, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -189,8 +174,3 @@ def _file(part: str) -> str:
 def _unsigned(largest: int) -> Any:
     """The narrowest unsigned type for 0 to `largest`."""
     return np.min_scalar_type(max(largest, 256))  # 16 bits at least: 8 save nothing that counts
-
-
-def _packed(codes: np.ndarray) -> np.ndarray:
-    even = np.concatenate([codes, np.zeros(len(codes) % 2, dtype=np.uint8)])
-    return (even[0::2] | (even[1::2] << 4)).astype(np.uint8)

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from retrodistill.core.settings import Settings
-from retrodistill.indexes.building import FaissSettings
+from retrodistill.indexes.registry import IndexOptions
 from retrodistill.quantizers.settings import QuantizerSettings
 from retrodistill.training.settings import StageSettings, TextSettings
 
 
-class IndexSettings(Settings):
-    """How the index is built."""
+class IndexSettings(IndexOptions):
+    """How the index is built.
 
-    factory: str = "Flat"
-    """A FAISS factory string, or `auto`: chosen from the number of documents, `bytes`, and `recall`."""
-    parameters: str | None = None
-    """FAISS search parameters, e.g. `nprobe=16`."""
-    truncate: int | None = Field(default=None, ge=1)
-    """Leading dimensions of the vectors to keep (Matryoshka)."""
-    bytes: int | None = Field(default=None, ge=1)
-    """Bytes of a document's code, for `auto` and for `learn`, which then choose the factory."""
-    recall: float | None = Field(default=None, gt=0, le=1)
-    """Share of the exact ten neighbors that `auto` should find."""
+    Attributes:
+        learn: Learn the quantizer from a teacher (Distill-VQ): in a recipe without students, whose systems are
+            ``exact``, ``opq``, ``distilled`` and ``distilled-queries``. `bytes` or `factory` sets the size of a code.
+        texts: What `learn` takes for queries.
+        encoder: A stage that trains the query encoder against the learned codes, for ``distilled-queries``; without it,
+            a linear map of the queries is learned beside the codes.
+    """
+
     learn: QuantizerSettings | None = None
     """Learn the quantizer from a teacher (Distill-VQ), in a recipe without students. Its systems are `exact`, `opq`,
     `distilled`, and `distilled-queries`."""
@@ -41,15 +38,3 @@ class IndexSettings(Settings):
         if self.encoder.train != "query_encoder" or not self.encoder.needs_lists:
             raise ValueError("encoder is a stage with train: query_encoder and a list objective")
         return self
-
-    @property
-    def faiss(self) -> FaissSettings:
-        """How vectors are indexed if no quantizer is learned; bytes or recall alone mean ``auto``."""
-        auto = self.factory == "Flat" and (self.bytes or self.recall)
-        return FaissSettings(
-            factory="auto" if auto else self.factory,
-            parameters=self.parameters,
-            truncate=self.truncate,
-            bytes=self.bytes,
-            recall=self.recall,
-        )

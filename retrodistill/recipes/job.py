@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 from retrodistill.core.errors import UserError
 from retrodistill.data import Collection, Texts, load_collection
@@ -19,12 +20,14 @@ from retrodistill.evaluation.evaluating import EvaluationConfig
 from retrodistill.evaluation.examples import spread_out
 from retrodistill.evaluation.measures import Grades, measures_within
 from retrodistill.evaluation.systems import Task
-from retrodistill.indexes.building import resolved
+from retrodistill.indexes.dense import FaissSettings, resolved
 from retrodistill.indexes.factory import empty_index
+from retrodistill.indexes.registry import get_kind
 from retrodistill.quantizers.start import factory_for, read_form
 from retrodistill.rankers.ensemble import Ensemble
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
+from retrodistill.recipes.building import kind_of_student
 from retrodistill.recipes.questions import Questions, questions_of
 from retrodistill.recipes.settings import Recipe, StudentSettings, TeacherSettings
 from retrodistill.recipes.stage_teachers import StageTeachers
@@ -233,11 +236,19 @@ def _check_index(recipe: Recipe, collection: Collection, space: Encoder) -> None
                 "index.factory to one with 4-bit codes, e.g. 'OPQ16,PQ16x4', or leave index.learn out."
             )
         return
+    _check_options(recipe)
     check_cuts(recipe, space.dimension)
+    faiss = cast("FaissSettings", index.of(get_kind("faiss")))
     for cut in (index.truncate, *recipe.evaluation.truncations):
         width = min(cut or space.dimension, space.dimension)
-        factory, parameters = resolved(index.faiss, documents, width)
+        factory, parameters = resolved(faiss, documents, width)
         empty_index(factory, width, documents, parameters)
+
+
+def _check_options(recipe: Recipe) -> None:
+    """Each option has to fit the index of at least one student; without students all go to FAISS."""
+    kinds = {kind_of_student(student).index for student in recipe.students.values()} - {None}
+    recipe.index.check([get_kind(str(name)) for name in sorted(kinds or {"faiss"}, key=str)])
 
 
 def learned_factory(recipe: Recipe, space: Encoder) -> str:

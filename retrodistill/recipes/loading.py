@@ -35,8 +35,8 @@ def load_recipe(source: str | os.PathLike[str], overrides: Sequence[str] = ()) -
         raise UserError(f"{source} is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
         raise UserError(f"{source} holds no recipe: wanted keys such as name, collection, students.")
-    for override in overrides:
-        _override(content, override)
+    for change in overrides:
+        override(content, change)
     return parse_recipe(content, str(source))
 
 
@@ -106,29 +106,34 @@ def recipe_yaml(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _override(content: Any, override: str) -> None:
-    path, equals, text = override.partition("=")
+def override(content: Any, change: str) -> None:
+    """Change a recipe's content by one ``key.path=value``; the value is YAML.
+
+    Raises:
+        UserError: It is not of this form, or its path leads nowhere.
+    """
+    path, equals, text = change.partition("=")
     if not equals or not path:
-        raise UserError(f"override {override!r}: wanted key.path=value, e.g. index.factory=SQ8.")
+        raise UserError(f"override {change!r}: wanted key.path=value, e.g. index.factory=SQ8.")
     *parents, last = path.split(".")
     place = content
     for key in parents:
-        place = _step(place, key, override)
+        place = _step(place, key, change)
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"override {override!r}: the value is not YAML.") from error
-    _step(place, last, override)
+        raise UserError(f"override {change!r}: the value is not YAML.") from error
+    _step(place, last, change)
     place[int(last) if isinstance(place, list) else last] = value
 
 
-def _step(place: Any, key: str, override: str) -> Any:
+def _step(place: Any, key: str, change: str) -> Any:
     if isinstance(place, list):
         if not key.isdigit() or int(key) >= len(place):
-            raise UserError(f"override {override!r}: {key!r} is no place of a list of {len(place)}.")
+            raise UserError(f"override {change!r}: {key!r} is no place of a list of {len(place)}.")
         return place[int(key)]
     if not isinstance(place, dict):
-        raise UserError(f"override {override!r}: there is nothing below the value before {key!r}.")
+        raise UserError(f"override {change!r}: there is nothing below the value before {key!r}.")
     if place.get(key) is None:
         place[key] = {}
     return place[key]

@@ -10,6 +10,7 @@ from retrodistill.core.manifest import Manifest
 from retrodistill.evaluation.results import REWRITES, Role
 from retrodistill.evaluation.systems import System
 from retrodistill.indexes import FaissSettings, build_index, load_index
+from retrodistill.indexes.registry import get_kind
 from retrodistill.rankers.bm25 import BM25Ranker
 from retrodistill.rankers.dense import DenseRanker
 from retrodistill.rankers.loading import load_ranker
@@ -155,7 +156,7 @@ def _index(job: Job, variant: Variant) -> Ranker:
         return load_index(folder, student.encoder)
     if student.documents is student.encoder:
         kind.store_documents(student.encoder, job.collection.documents.texts)
-    settings = wanted.faiss if kind.index == "faiss" else None
+    settings = wanted.of(get_kind(str(kind.index)))
     index = build_index(job.collection, student.documents, student.encoder, name=student.name, settings=settings)
     index.save(folder)
     made_from.write(folder, MADE_FROM)

@@ -50,8 +50,8 @@ class TestKinds:
         ("kind", "options", "made"),
         [
             ("faiss", ["--factory", "SQ8"], FaissIndex),
-            ("inverted", ["--bits", "16"], InvertedIndex),
-            ("multi-vector", ["--codec", "sq8"], MultiVectorIndex),
+            ("inverted", ["--bits", "8"], InvertedIndex),
+            ("multi-vector", ["--codec", "residual", "muvera.candidates=20", "sample=30"], MultiVectorIndex),
         ],
     )
     def test_the_encoder_decides_and_each_is_searched_and_measured_alike(
@@ -88,7 +88,7 @@ class TestKinds:
     def test_options_of_seismic_are_for_seismic(self, build, sparse):
         _, (status, _, err) = build(sparse, "--query-cut", "5")
         assert status == 2
-        assert "query_cut is no setting of the backend 'exact'" in err
+        assert "query_cut is not a setting of the backend 'exact'" in err
 
     def test_a_quantizer_of_vectors_from_a_file_learns_from_what_they_are_of(
         self, build, call, tiny, tiny_model, tmp_path
@@ -160,13 +160,16 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("options", "said"),
         [
-            (["--bits", "8"], "--bits does not fit an index of kind faiss, which takes --factory, --bytes"),
+            (["--bits", "8"], "'bits' does not fit this kind of index: faiss takes factory"),
             (["--learn", "--truncate", "8"], "--learn takes --bytes or --factory"),
-            (["--bytes", "8", "--factory", "SQ8"], "--bytes chooses the factory; leave --factory SQ8 out"),
+            (["--bytes", "8", "--factory", "SQ8"], "bytes chooses the factory"),
             (["--learn"], "needs at least 256"),
             (["--learn", "--factory", "HNSW32"], "cannot be learned"),
             (["--truncate", "40"], "choose from 1 to 32"),
-            (["--recall", "1.5"], "choose a share above 0 and up to 1"),
+            (["--recall", "1.5"], "recall: Input should be less than or equal to 1"),
+            (["codec=residual"], "'codec' does not fit"),
+            (["--codec", "pq"], "'pq' was dropped; take residual"),
+            (["nonsense=1"], "nonsense"),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",
     )

@@ -89,7 +89,7 @@ class TestOtherIndexes:
         index = InvertedIndex.from_csr(IDS, rows, space(30, "dot"), settings=InvertedSettings(bits=None))
         records = exportable(index)
         np.testing.assert_array_equal(records.block(0, 40).toarray(), rows.toarray())
-        coded = exportable(InvertedIndex.from_csr(IDS, rows, space(30, "dot"), settings=InvertedSettings(bits=4)))
+        coded = exportable(InvertedIndex.from_csr(IDS, rows, space(30, "dot"), settings=InvertedSettings(bits=8)))
         assert coded.fingerprint != records.fingerprint
         np.testing.assert_allclose(coded.block(0, 40).toarray(), rows.toarray(), atol=rows.max() / 15)
 

@@ -92,7 +92,7 @@ class TestSearching:
         index = InvertedIndex.from_csr(["b", "a", "c"], csr_array(np.ones((3, 4))), SPACE)
         assert list(index.search_vectors(query(1, 0, 0, 0), 3).document_ids) == ["a", "b", "c"]
 
-    @pytest.mark.parametrize("bits", [16, 8])
+    @pytest.mark.parametrize("bits", [8])
     def test_quantized_impacts_keep_the_ranking(self, tiny, free_name, index, bits):
         rough = build_inverted(tiny, free_name, settings=InvertedSettings(bits=bits))
         wanted = index.search(tiny.split("test"), k=10)
@@ -126,7 +126,7 @@ class TestChanging:
         assert parts.ids == index.ids
         assert (abs(parts.postings.matrix() - index.postings.matrix()) > 1e-5).nnz == 0
 
-    @pytest.mark.parametrize("bits", [4, 8, 16])
+    @pytest.mark.parametrize("bits", [8])
     def test_codes_that_are_there_stay(self, bits):
         index = InvertedIndex.from_csr(["a", "b", "c", "d"], ROWS, SPACE, settings=InvertedSettings(bits=bits))
         before = index.postings.matrix().toarray()
@@ -162,7 +162,7 @@ class TestChanging:
 
 class TestFolders:
     @pytest.mark.parametrize("memory_map", [True, False])
-    @pytest.mark.parametrize("bits", [None, 4, 8, 16])
+    @pytest.mark.parametrize("bits", [None, 8])
     def test_it_comes_back_as_it_was(self, tiny, free_name, tmp_path, bits, memory_map):
         index = build_inverted(tiny, free_name, settings=InvertedSettings(bits=bits, prune=30), name="mine")
         index.save(tmp_path / "index")
@@ -283,9 +283,11 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("wrong", "words"),
         [
-            ({"bits": 5}, "4, 8 or 16"),
-            ({"bits": 8, "backend": "seismic"}, "bits is no setting of the backend 'seismic'"),
-            ({"query_cut": 3}, "query_cut is no setting of the backend 'exact'"),
+            ({"bits": 5}, "bits"),
+            ({"bits": 4}, "dropped; take 8"),
+            ({"bits": 16}, "dropped; take 8"),
+            ({"bits": 8, "backend": "seismic"}, "bits is not a setting of the backend 'seismic'"),
+            ({"query_cut": 3}, "query_cut is not a setting of the backend 'exact'"),
             ({"prune": 0}, "greater than or equal to 1"),
             ({"backend": "lucene"}, "'exact' or 'seismic'"),
         ],

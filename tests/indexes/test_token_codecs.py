@@ -1,15 +1,14 @@
 import functools
+import json
 
 import numpy as np
 import pytest
 from ragged_tokens import ragged
 
 from retrodistill.core.errors import UserError
-from retrodistill.encoders.maxsim import maxsim
 from retrodistill.encoders.multi_vector import Tokens
-from retrodistill.indexes.codecs import CODECS, CodecSettings, fit_codec, load_codec, save_codec
+from retrodistill.indexes.codecs import CODECS, DROPPED, CodecSettings, fit_codec, load_codec, save_codec
 from retrodistill.indexes.residuals import ResidualCodec
-from retrodistill.indexes.token_distillation import Lessons, _Lists
 
 DOCUMENTS = ragged(300)
 VECTORS = DOCUMENTS.vectors  # about 2,000 of 16 dimensions
@@ -21,8 +20,7 @@ def one_text(vectors):
 
 @functools.cache
 def fitted(codec, **settings):
-    sample = VECTORS[:400] if codec == "pq" else VECTORS
-    return fit_codec(CodecSettings(codec=codec, **{"bytes": 4, **settings}), one_text(sample))
+    return fit_codec(CodecSettings(codec=codec, **settings), one_text(VECTORS))
 
 
 def error(codec, vectors=VECTORS):
@@ -30,22 +28,18 @@ def error(codec, vectors=VECTORS):
 
 
 class TestEveryCodec:
-    @pytest.mark.parametrize(
-        ("name", "width"), [("float32", 64), ("float16", 32), ("sq8", 16), ("pq", 4), ("residual", 6)]
-    )
+    @pytest.mark.parametrize(("name", "width"), [("float32", 64), ("float16", 32), ("residual", 6)])
     def test_a_code_has_the_bytes_it_says(self, name, width):
         codec = fitted(name)
         codes = codec.encode(VECTORS)
         assert codes.dtype == np.uint8
         assert codes.shape == (len(VECTORS), codec.bytes_per_vector) == (len(VECTORS), width)
 
-    @pytest.mark.parametrize(
-        ("name", "most"), [("float32", 0), ("float16", 1e-6), ("sq8", 1e-3), ("pq", 0.3), ("residual", 0.2)]
-    )
+    @pytest.mark.parametrize(("name", "most"), [("float32", 0), ("float16", 1e-6), ("residual", 0.2)])
     def test_decoded_vectors_are_near(self, name, most):
         assert error(fitted(name)) <= most
 
-    @pytest.mark.parametrize("name", ["float32", "float16", "sq8", "pq", "residual"])
+    @pytest.mark.parametrize("name", ["float32", "float16", "residual"])
     def test_it_decodes_the_same_after_saving(self, name, tmp_path):
         codec = fitted(name)
         codes = codec.encode(VECTORS[:50])
@@ -55,12 +49,12 @@ class TestEveryCodec:
         np.testing.assert_array_equal(loaded.encode(VECTORS[:50]), codes)
         assert (loaded.bytes_per_vector, loaded.own_bytes) == (codec.bytes_per_vector, codec.own_bytes)
 
-    @pytest.mark.parametrize("name", ["float32", "float16", "sq8", "pq", "residual"])
+    @pytest.mark.parametrize("name", ["float32", "float16", "residual"])
     def test_a_vector_has_the_same_code_in_any_company(self, name):
         codec = fitted(name)
         np.testing.assert_array_equal(codec.encode(VECTORS[7:8])[0], codec.encode(VECTORS)[7])
 
-    @pytest.mark.parametrize("name", ["sq8", "pq", "residual"])
+    @pytest.mark.parametrize("name", ["residual"])
     def test_it_encodes_nothing_to_nothing(self, name):
         codec = fitted(name)
         assert codec.encode(VECTORS[:0]).shape == (0, codec.bytes_per_vector)
@@ -106,7 +100,7 @@ class TestResiduals:
 
 
 class TestUnitLength:
-    @pytest.mark.parametrize("name", ["pq", "residual"])
+    @pytest.mark.parametrize("name", ["residual"])
     def test_unit_vectors_decode_to_unit_vectors(self, name):
         codec = fitted(name)
         lengths = np.linalg.norm(codec.decode(codec.encode(VECTORS)), axis=1)
@@ -120,14 +114,6 @@ class TestUnitLength:
 
 
 class TestRefusals:
-    def test_bytes_that_do_not_divide_the_dimension(self):
-        with pytest.raises(UserError, match=r"^codec 'pq' of 5 bytes: .* choose bytes from 1, 2, 4, 8, 16.$"):
-            fitted("pq", bytes=5)
-
-    def test_too_few_vectors_for_codebooks(self):
-        with pytest.raises(UserError, match=r"fitted on at least 256 token vectors, there are 100; choose 'sq8'"):
-            fit_codec(CodecSettings(codec="pq", bytes=4), one_text(VECTORS[:100]))
-
     def test_more_centroids_than_vectors(self):
         with pytest.raises(
             UserError, match=r"^64 centroids are fitted on at least as many token vectors, there are 10"
@@ -135,69 +121,20 @@ class TestRefusals:
             fit_codec(CodecSettings(codec="residual", centroids=64), one_text(VECTORS[:10]))
 
     def test_a_file_that_is_missing(self, tmp_path):
-        save_codec(fitted("sq8"), tmp_path)
-        (tmp_path / "tokens.codec.faiss").unlink()
-        with pytest.raises(UserError, match=r"^no file .*tokens.codec.faiss, without which"):
+        save_codec(fitted("residual"), tmp_path)
+        (tmp_path / "tokens.codec.npz").unlink()
+        with pytest.raises(UserError, match=r"^no file .*tokens.codec.npz, without which"):
+            load_codec(tmp_path)
+
+    @pytest.mark.parametrize("codec", DROPPED)
+    def test_a_codec_that_was_dropped(self, codec, tmp_path):
+        with pytest.raises(ValueError, match=f"'{codec}' was dropped; take residual"):
+            CodecSettings(codec=codec)
+        save_codec(fitted("residual"), tmp_path)
+        about = json.loads((tmp_path / "tokens.codec.json").read_text())
+        (tmp_path / "tokens.codec.json").write_text(json.dumps({**about, "codec": codec}))
+        with pytest.raises(UserError, match=f"'{codec}' was dropped.*residual"):
             load_codec(tmp_path)
 
     def test_every_codec_can_be_asked_for(self):
         assert [CodecSettings(codec=name).codec for name in CODECS] == list(CODECS)
-
-
-class TestDistilledCodebooks:
-    @pytest.fixture(scope="class")
-    def lessons(self):
-        queries = ragged(120, seed=7, longest=6)
-        return Lessons(queries, np.full(len(queries), -1))
-
-    @pytest.fixture(scope="class")
-    def start(self):
-        return fit_codec(CodecSettings(codec="pq", bytes=2), DOCUMENTS)
-
-    @pytest.fixture(scope="class")
-    def learned(self, start, lessons):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("retrodistill.indexes.token_distillation._STEPS", 60)
-            return fit_codec(CodecSettings(codec="distilled-pq", bytes=2), DOCUMENTS, lessons=lessons)
-
-    def test_codes_are_those_of_its_start(self, start, learned):
-        np.testing.assert_array_equal(learned.encode(VECTORS), start.encode(VECTORS))
-        assert learned.bytes_per_vector == 2
-
-    def test_it_orders_documents_more_like_maxsim_for_queries_that_it_never_saw(self, start, learned):
-        queries = ragged(60, seed=8, longest=6)
-        exact = maxsim(queries, DOCUMENTS)
-
-        def agreement(codec):
-            found = maxsim(queries, Tokens(codec.decode(codec.encode(DOCUMENTS.vectors)), DOCUMENTS.bounds))
-            best = [set(np.argsort(-scores)[:10]) for scores in exact]
-            return np.mean([len(one & set(np.argsort(-scores)[:10])) for one, scores in zip(best, found, strict=True)])
-
-        assert agreement(learned) > agreement(start)
-
-    def test_the_scores_it_learns_by_are_those_of_search(self, start, lessons):
-        lists = _Lists(start.index, DOCUMENTS, lessons, unit=True)
-        queries, rows = np.array([3, 50]), np.array([1, 9, 200])
-        quantized = lists.codec(start.index)
-        decoded = Tokens(quantized.decode(quantized.encode(DOCUMENTS.vectors)), DOCUMENTS.bounds)
-        wanted = maxsim(lessons.queries, decoded)[np.ix_(queries, rows)]
-        np.testing.assert_allclose(lists._scores(queries, rows).detach().numpy(), wanted, atol=1e-4)
-
-    def test_a_sentence_is_not_taught_by_its_own_document(self, start):
-        own = DOCUMENTS.slice(0, 30)
-        lists = _Lists(start.index, DOCUMENTS, Lessons(own, np.arange(30)), unit=True)
-        assert all(row not in lists.nearest[row] for row in range(30))
-        plain = _Lists(start.index, DOCUMENTS, Lessons(own, np.full(30, -1)), unit=True)
-        assert all(row in plain.nearest[row] for row in range(30))
-
-    def test_it_decodes_the_same_after_saving(self, learned, tmp_path):
-        codes = learned.encode(VECTORS[:50])
-        save_codec(learned, tmp_path)
-        np.testing.assert_array_equal(load_codec(tmp_path).decode(codes), learned.decode(codes))
-
-    def test_too_few_queries(self, start, lessons):
-        few = Lessons(lessons.queries.slice(0, 5), lessons.sources[:5])
-        with pytest.raises(
-            UserError, match=r"learns from at least 20 queries, there are 5; give more or choose 'pq'.$"
-        ):
-            fit_codec(CodecSettings(codec="distilled-pq", bytes=2), DOCUMENTS, lessons=few)

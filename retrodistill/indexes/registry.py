@@ -1,0 +1,193 @@
+"""The kinds of indexes. A kind is one module, which ends with ``KIND = IndexKind(...)`` and is listed here.
+
+To add a kind, write its module, add a line to `_MODULES`, and add its own keys, if any, to `IndexOptions`. Recipes
+(``index:``), the command line and `build_index` take the same keys from there.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import pydantic
+from pydantic import Field, field_validator
+
+from retrodistill.core.errors import UserError, unknown
+from retrodistill.indexes.codecs import CodecName, refuse_dropped
+from retrodistill.indexes.muvera import MuveraSettings
+from retrodistill.training.settings import Settings
+
+# A module is imported when its kind is first used.
+_MODULES = {"faiss": "dense", "inverted": "inverted", "multi-vector": "token_building"}
+KINDS = tuple(_MODULES)
+
+Checked = TypeVar("Checked", bound=Settings)
+
+
+@dataclass(frozen=True)
+class IndexKind:
+    """What the package needs to know of one kind of index.
+
+    Attributes:
+        name: As manifests have it.
+        encoders: Kinds of encoders whose documents it holds.
+        settings: How it is built; its fields are the options that it takes.
+        build: ``(collection, document encoder, query encoder or None, settings, name) -> Index``.
+        load: ``(folder, queries, parameters, memory_map) -> Index``; parameters are None unless `has_parameters`.
+        has_parameters: Whether FAISS search parameters may be given at loading.
+    """
+
+    name: str
+    encoders: tuple[str, ...]
+    settings: type[Settings]
+    build: Callable[..., Any]
+    load: Callable[..., Any]
+    has_parameters: bool = False
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of the options that it takes."""
+        return tuple(self.settings.model_fields)
+
+
+class IndexOptions(Settings):
+    """How an index is built: the options of all kinds. An option that stays at its default is not given.
+
+    Attributes:
+        factory: Dense: a FAISS factory string, or ``auto``: chosen from the number of documents, `bytes` and `recall`;
+            either of the two alone means ``auto``.
+        parameters: Dense: FAISS search parameters, e.g. ``nprobe=16``.
+        truncate: Dense: number of leading dimensions to keep (Matryoshka).
+        bytes: Dense: bytes per document that ``auto`` stays within.
+        recall: Dense: share of the exact ten neighbors that ``auto`` should find; search parameters are tuned to it.
+        codec: Multi-vector: how token vectors are stored; ``float16`` by default.
+        bits: Sparse: bits of an impact, 8 (the default) or 32 for exact weights. Multi-vector with the codec
+            ``residual``: bits per dimension, 1, 2 (the default) or 4.
+        centroids: Multi-vector with the codec ``residual``: number of centroids; PLAID's rule by default.
+        sample: Multi-vector with the codec ``residual``: documents that it is fitted on; 1,000 by default.
+        muvera: Multi-vector: candidates by MUVERA's encodings, which exact MaxSim ranks; ``true`` for its defaults.
+            Without it MaxSim ranks all documents.
+        backend: Sparse: ``exact`` (the default), or ``seismic``: approximate, for large corpora.
+        prune: Sparse: terms of largest weight to keep per document.
+        query_cut: Seismic: number of a query's heaviest terms that choose what is visited; 10 by default.
+        heap_factor: Seismic: lower is faster and finds less; 0.8 by default.
+    """
+
+    factory: str = "Flat"
+    parameters: str | None = None
+    truncate: int | None = Field(default=None, ge=1)
+    bytes: int | None = Field(default=None, ge=1)
+    recall: float | None = Field(default=None, gt=0, le=1)
+    codec: CodecName | None = None
+    bits: Literal[1, 2, 4, 8, 32] | None = None
+    centroids: int | None = Field(default=None, ge=1)
+    sample: int | None = Field(default=None, ge=1)
+    muvera: MuveraSettings | None = None
+    backend: Literal["exact", "seismic"] | None = None
+    prune: int | None = Field(default=None, ge=1)
+    query_cut: int | None = Field(default=None, ge=1)
+    heap_factor: float | None = Field(default=None, gt=0, le=1)
+
+    _codec_not_dropped = field_validator("codec", mode="before")(refuse_dropped)
+
+    @field_validator("bits", mode="before")
+    @classmethod
+    def _bits_not_dropped(cls, bits: Any) -> Any:
+        if bits == 16:
+            raise ValueError("16-bit impacts were dropped; take 8 (the default) or 32 for exact weights")
+        return bits
+
+    @field_validator("muvera", mode="before")
+    @classmethod
+    def _muvera_by_its_defaults(cls, muvera: Any) -> Any:
+        return ({} if muvera else None) if isinstance(muvera, bool) else muvera
+
+    def given(self) -> dict[str, Any]:
+        """The options that are not at their defaults."""
+        fields = IndexOptions.model_fields
+        return {name: getattr(self, name) for name in fields if getattr(self, name) != fields[name].default}
+
+    def check(self, kinds: Iterable[IndexKind]) -> None:
+        """Refuse an option that none of these kinds takes, and values that the kinds refuse.
+
+        Raises:
+            UserError: Names the first.
+        """
+        kinds = list(kinds)
+        refuse_misfits(self.given(), kinds)
+        for kind in kinds:
+            self.of(kind)
+
+    def of(self, kind: IndexKind) -> Settings:
+        """The settings of one kind; options that it does not take are left out.
+
+        Raises:
+            UserError: They contradict each other.
+        """
+        given = {name: value for name, value in self.given().items() if name in kind.options}
+        if kind.has_parameters and ("bytes" in given or "recall" in given):
+            given = {"factory": "auto", **given}
+        return checked(kind.settings, given, f"index of kind {kind.name}")
+
+
+def get_kind(name: str) -> IndexKind:
+    """The kind of index of a name.
+
+    Raises:
+        UserError: There is none; the nearest is named.
+    """
+    if name not in _MODULES:
+        raise unknown("kind of index", name, KINDS)
+    kind: IndexKind = importlib.import_module(f"retrodistill.indexes.{_MODULES[name]}").KIND
+    return kind
+
+
+def kind_for(encoder: Any) -> IndexKind:
+    """The kind of index that holds an encoder's documents.
+
+    Raises:
+        UserError: No kind does.
+    """
+    kinds = [get_kind(name) for name in KINDS]
+    kind = next((kind for kind in kinds if encoder.kind in kind.encoders), None)
+    if kind is None:
+        raise unknown("kind of encoder for an index", encoder.kind, [name for one in kinds for name in one.encoders])
+    return kind
+
+
+def refuse_misfits(options: Collection[str], kinds: Iterable[IndexKind]) -> None:
+    """Refuse options that none of some kinds of index takes.
+
+    Raises:
+        UserError: Names the first, and what the kinds take.
+    """
+    kinds = list(kinds)
+    taken = {name for kind in kinds for name in kind.options}
+    strange = [name for name in options if name not in taken]
+    if strange:
+        takes = "; ".join(f"{kind.name} takes {', '.join(kind.options)}" for kind in kinds)
+        raise UserError(f"option {strange[0]!r} does not fit this kind of index: {takes}.")
+
+
+def checked(model: type[Checked], content: dict[str, Any], where: str, advice: str = "") -> Checked:
+    """Settings from a dictionary.
+
+    Args:
+        model: Their class.
+        content: Their values.
+        where: What holds them, for the error.
+        advice: What to do, for the error, e.g. ``; build the index again``.
+
+    Raises:
+        UserError: The first mistake, in one line.
+    """
+    try:
+        return model.model_validate(content)
+    except pydantic.ValidationError as error:
+        mistake = error.errors()[0]
+        place = ".".join(map(str, mistake["loc"])) or "settings"
+        if mistake["type"] == "extra_forbidden":
+            raise UserError(f"{where}: {unknown('option', place, model.model_fields)}") from error
+        raise UserError(f"{where}: {place}: {mistake['msg'].removeprefix('Value error, ')}{advice}.") from error
