@@ -140,7 +140,7 @@ def multi_exit_kl(
 
     Args:
         scores_by_exit: (batch, n) scores by each exit, the deepest last.
-        mask: (batch, n) bool, true where there is a candidate.
+        mask: (batch, n) bool, true at positions that hold a candidate.
         weights: Of each exit but the deepest; 1 by default.
         temperature: Above 0, of all exits.
 

@@ -202,7 +202,7 @@ class TermHeadScorer(HeadScorer):
         documents: Hidden states of the corpus.
         regularizers: Of term weights. They see the terms of the batch's queries in documents drawn from the corpus:
             other terms have no gradient in this step, and FLOPS is a sum over terms.
-        seed: Of the drawing.
+        seed: Seed of the random draws.
         texts: The corpus, which a student with lexical terms counts.
 
     Raises:

@@ -229,7 +229,7 @@ def draw_groups(lists: Lists, settings: GroupSettings, seed: int) -> Lists:
     Args:
         lists: Of each text: candidates, best first, or the whole corpus.
         settings: How many documents a group has, and how they are drawn.
-        seed: Of the drawing.
+        seed: Seed of the random draws.
 
     Returns:
         Lists of `settings.documents` + `settings.random` documents, several of a text where it is drawn several times;

@@ -61,7 +61,7 @@ def training_texts(
         titles: Take every document's title.
         sentences: So many sentences of each document, drawn without replacement.
         documents: Take every document's whole text.
-        seed: Of the drawing.
+        seed: Seed of the random draws.
         excluded_queries: Test queries; a title or sentence that equals one, punctuation and case aside, is left out.
 
     Raises:
