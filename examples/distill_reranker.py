@@ -19,7 +19,6 @@ def main(
         teacher,
         student=student,
         document_encoder=teacher,
-        train="both_encoders" if kind == "cross-encoder" else "head",
         objective="margin-mse-all",
         training={"epochs": 1, "batch_size": 16, "learning_rate": 1e-3 if kind == "tk" else 5e-5},
         out=folder,

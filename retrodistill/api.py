@@ -27,24 +27,21 @@ from retrodistill.recipes.students import train_student
 from retrodistill.report import write_page
 from retrodistill.students.saving import AnyStudent
 from retrodistill.training.scoring import check_recorded
-from retrodistill.training.settings import StageSettings, TrainingSettings
+from retrodistill.training.settings import TrainingSettings
 from retrodistill.training.texts import training_queries
 from retrodistill.training.training_data import TrainingData
 
 __all__ = ["Evaluation", "distill", "evaluate"]
 
 
-def distill(  # noqa: PLR0913 - one call for what a recipe says
+def distill(
     collection: Collection | str,
     target: Any,
     *,
     student: str | Mapping[str, Any] = "static",
     objective: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] = "kl",
     document_encoder: str | Encoder = "dense:all-MiniLM-L6-v2",
-    queries: str = "auto",
-    train: str | None = None,
     training: TrainingSettings | Mapping[str, Any] | None = None,
-    stages: Sequence[StageSettings] | None = None,
     out: str | os.PathLike[str] = "out/student",
     seed: int = 0,
 ) -> AnyStudent:
@@ -58,18 +55,23 @@ def distill(  # noqa: PLR0913 - one call for what a recipe says
             "multi-vector:all-MiniLM-L6-v2", "dimension": 128}``. What is left out fits the kind. A static or dense
             student searches the space's documents. The others have documents of their own: a multi-vector student from
             a bi-encoder token vectors of 128 dimensions, at most half the model's width; a sparse one from a bi-encoder
-            inference-free queries and lexical terms; the last three re-rank what others find.
+            inference-free queries and lexical terms; the last three re-rank what others find. A curriculum is the
+            mapping's ``stages``, as in a recipe: a list of `retrodistill.training.settings.StageSettings` or of
+            mappings; each stage has objectives, ``train`` and ``training`` of its own.
         objective: ``kl``, ``margin-mse``, ``margin-mse-all`` (on lists), ``leaf`` (aligns to the space; of static and
-            dense students), or several, summed; a name, whose student temperature then fits the kind, or a mapping.
+            dense students), or several, summed; a name, whose student temperature then fits the kind, or a mapping. Not
+            read where the student has stages.
         document_encoder: The dense model whose document vectors the student's queries search.
-        queries: Split that trains; ``auto`` takes train, else queries that stand in no split. Test queries are left out
-            whatever the split, and a recorded run teaches by its rows for these queries alone.
-        train: ``query_encoder``: documents stay as they are; ``both_encoders``: the student encodes its own documents;
-            ``head``: what stands behind a transformer learns from its stored states. By default ``query_encoder`` for
-            static and dense students, ``head`` for multi-vector, prett and tk students and sparse ones from a
-            bi-encoder, ``both_encoders`` for the rest.
-        training: How long and how fast; defaults that suit the kind of student, for keys that a mapping lacks too.
-        stages: A curriculum in place of the one stage that the arguments above describe.
+        training: How long and how fast, as `retrodistill.training.settings.TrainingSettings`; keys that a mapping lacks
+            get defaults that suit the kind of student. A mapping may have two keys more:
+
+            - ``queries``: the split that trains; ``auto``, the default, takes train, else queries that are in no split.
+              Test queries are left out whatever the split, and a recorded run teaches by its rows for these queries
+              alone.
+            - ``train``: ``query_encoder``: documents stay as they are; ``both_encoders``: the student encodes its own
+              documents; ``head``: what follows a transformer learns from its stored states. By default
+              ``query_encoder`` for static and dense students, ``head`` for multi-vector, prett and tk students and
+              sparse ones from a bi-encoder, ``both_encoders`` for the rest.
         out: Folder of the student, an ordinary sentence-transformers folder.
         seed: Of everything that draws.
 
@@ -80,19 +82,19 @@ def distill(  # noqa: PLR0913 - one call for what a recipe says
         UserError: Something does not fit; nothing is half-written.
     """
     objectives = [objective] if isinstance(objective, (str, Mapping)) else list(objective)
-    curriculum = [one.model_dump() for one in stages] if stages else None
-    wanted = one_student(student, objectives=objectives, train=train, training=training, stages=curriculum)
-    settings = validated(StudentSettings, wanted, "distill")
+    given = training.model_dump() if isinstance(training, TrainingSettings) else dict(training or {})
+    queries = given.pop("queries", "auto")
+    settings = validated(StudentSettings, one_student(student, objectives, given), "distill")
     folder = check_replaceable(out, STUDENT_MANIFEST)
     corpus, teacher = load_collection(collection), load_ranker(target)
     test = corpus.split("test") if "test" in corpus.split_sizes else None
-    asked, warning = training_queries(corpus, queries, test)
+    train, warning = training_queries(corpus, queries, test)
     if warning:
         log(warning)
-    check_recorded(teacher, corpus, asked, settings.stages)
+    check_recorded(teacher, corpus, train, settings.stages)
     work = folder.with_name(f".{folder.name}.work")  # its own, since another student may be in training beside it
     data = TrainingData(
-        corpus, asked, teacher, load_encoder(document_encoder, DENSE).bind(corpus), work, seed, excluded_queries=test
+        corpus, train, teacher, load_encoder(document_encoder, DENSE).bind(corpus), work, seed, excluded_queries=test
     )
     with exclusive(work / ".lock"):
         made = train_student(folder.name, settings, data, folder)

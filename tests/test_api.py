@@ -86,7 +86,9 @@ class TestDistill:
             StageSettings(objectives="leaf", training=QUICK),
             StageSettings(objectives=["kl", "margin-mse"], training=QUICK),
         ]
-        student = rd.distill(tiny, space, document_encoder=space, stages=stages, out=tmp_path / "student")
+        student = rd.distill(
+            tiny, space, student={"model": "static", "stages": stages}, document_encoder=space, out=tmp_path / "student"
+        )
         assert [stage["objectives"][0]["name"] for stage in student.student.settings["stages"]] == ["leaf", "kl"]
 
     def test_nothing_is_left_beside_the_student(self, tiny, space, target, tmp_path):
@@ -99,8 +101,7 @@ class TestDistill:
             target,
             student=f"dense:{tiny_model}",
             document_encoder=space,
-            train="both_encoders",
-            training=QUICK,
+            training={**QUICK.model_dump(), "train": "both_encoders"},
             out=tmp_path / "s",
         )
         assert student.query_space == student.document_space != load_encoder(space).document_space
@@ -110,7 +111,11 @@ class TestDistill:
             StageSettings(objectives="kl", train="both_encoders", candidates={"depth": 5}, training={"max_steps": 1})
         ]
         student = rd.distill(
-            tiny, space, student=f"dense:{tiny_model}", document_encoder=space, stages=stages, out=tmp_path / "student"
+            tiny,
+            space,
+            student={"model": f"dense:{tiny_model}", "stages": stages},
+            document_encoder=space,
+            out=tmp_path / "student",
         )
         assert student.query_space == student.document_space
 
@@ -147,7 +152,7 @@ class TestKindsOfStudents:
         student = made(
             {"model": f"multi-vector:{tiny_model}", "dimension": 8},
             objective={"name": "kl", "student_temperature": 0.5},
-            train="both_encoders",
+            training={"max_steps": 1, "train": "both_encoders"},
         )
         assert student.student.settings["dimension"] == student.dimension == 8
         assert student.student.settings["stages"][0]["objectives"][0]["student_temperature"] == 0.5
@@ -170,13 +175,30 @@ class TestDistillsMistakes:
             ({"student": "bm25"}, "distill: model: a student starts from 'static', 'dense:NAME', "),
             ({"student": "splade:x"}, "distill: model: a student starts from 'static', 'dense:NAME', 'sparse:NAME', "),
             ({"student": {"dimension": 8}}, "distill: a student needs a model, e.g. student={'model': "),
-            ({"student": {"model": "static", "stages": []}}, "distill: stages is not a setting of student here; give "),
+            ({"student": {"model": "static", "stages": []}}, "distill: student.stages: wanted a list of at least one"),
+            (
+                {"student": {"model": "static", "stages": ["kl"]}},
+                "distill: stages.0: Input should be a valid dictionary",
+            ),
+            (
+                {"student": {"model": "static", "stages": [{"objective": "kl"}]}},
+                "distill: stages.0.objectives: Field required",
+            ),
+            (
+                {"student": {"model": "static", "stages": [{"objectives": "kl"}]}, "training": {"epochs": 2}},
+                "distill: training.epochs: each of the student's stages has its own",
+            ),
+            ({"student": {"model": "static", "control": None}}, "distill: control is not a setting of student here"),
+            ({"training": {"step": 3}}, "distill: unknown key 'step'. Did you mean 'max_steps'?"),
             ({"student": {"model": "static", "width": 3}}, "distill: unknown key 'width'"),
             ({"student": "sparse:none/such"}, "model 'none/such' is no folder here"),
             ({"objective": "kll"}, "distill: stages.0.objectives.0.name: unknown objective 'kll'. Did you mean 'kl'?"),
-            ({"train": "sideways"}, "distill: stages.0.train: Input should be 'query_encoder', 'both_encoders'"),
+            (
+                {"training": {"train": "sideways"}},
+                "distill: stages.0.train: Input should be 'query_encoder', 'both_encoders'",
+            ),
             ({"document_encoder": "bm25"}, "model bm25 is not an encoder"),
-            ({"queries": "holdout"}, "collection tiny0 has no split 'holdout'"),
+            ({"training": {"queries": "holdout"}}, "collection tiny0 has no split 'holdout'"),
             ({"objective": []}, "distill: stages.0.objectives: List should have at least 1 item"),
         ],
     )

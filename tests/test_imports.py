@@ -55,6 +55,36 @@ class TestLine:
         assert imported_stages(path) - {"__version__"} <= allowed
 
 
+def needs(path):
+    """Files of the package that a file imports, in functions too; those for type checkers alone do not count."""
+    found = set()
+    nodes = [ast.parse(path.read_text(encoding="utf-8"))]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            nodes += node.orelse
+            continue
+        nodes += ast.iter_child_nodes(node)
+        if isinstance(node, ast.ImportFrom):
+            places = [PACKAGE.parent.joinpath(*node.module.split("."), alias.name) for alias in node.names]
+            places = [place if place.with_suffix(".py").exists() else place.parent for place in places]
+        elif isinstance(node, ast.Import):
+            places = [PACKAGE.parent.joinpath(*alias.name.split(".")) for alias in node.names]
+        else:
+            continue
+        files = [file for place in places for file in (place.with_suffix(".py"), place / "__init__.py")]
+        found |= {file for file in files if file in FILES and file != path}
+    return found
+
+
+class TestCycles:
+    def test_no_file_imports_itself_through_others(self):
+        open_files = {path: needs(path) for path in FILES}
+        while ready := {path for path, others in open_files.items() if not others & open_files.keys()}:
+            open_files = {path: others for path, others in open_files.items() if path not in ready}
+        assert sorted(str(path.relative_to(PACKAGE)) for path in open_files) == []
+
+
 class TestPublicNames:
     def test_there_are_at_most_16_and_all_resolve(self):
         assert len(retrodistill.__all__) <= 16

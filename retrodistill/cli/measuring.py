@@ -79,7 +79,7 @@ def compare(  # noqa: PLR0913, PLR0917 - one option each
     teacher: TeacherOption = None,
     every_pair: Annotated[bool, typer.Option("--every-pair", help="Each with each, not with the first.")] = False,
     shown: Annotated[int, typer.Option(help="Queries won and lost to list.", min=0)] = 5,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the resampling in tests and intervals.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Compare systems with the first on the same queries: is a difference real, and which queries made it?"""

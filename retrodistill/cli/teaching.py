@@ -20,7 +20,7 @@ def mine(
     split: Annotated[str, typer.Option(help="Queries to mine for; auto is train, else those in no split.")] = "auto",
     depth: Annotated[int, typer.Option(help="Documents per query and source.", min=1)] = 100,
     random: Annotated[int, typer.Option(help="Documents drawn from the corpus besides.", min=0)] = 0,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random documents.")] = 0,
 ) -> None:
     """Propose candidates for queries: a run."""
     from retrodistill.candidates import mine as mine_candidates
@@ -50,7 +50,7 @@ def score(  # noqa: PLR0913, PLR0917 - one option each
     budget_by: Annotated[
         str, typer.Option(help="robust (what the candidates' scores leave open), or random.")
     ] = "robust",
-    seed: Annotated[int, typer.Option(help="Of the choice of pairs.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of pairs.")] = 0,
     store: StoreOption = None,
     dry_run: DryOption = False,
 ) -> None:
@@ -98,7 +98,7 @@ def distill(
         str | None,
         typer.Option(help="query_encoder, both_encoders or head; by default what suits the kind of student."),
     ] = None,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all random draws; the same seed gives the same student.")] = 0,
 ) -> None:
     """Distill one student from a target; for curricula, controls and reports use 'run RECIPE'."""
     from retrodistill.api import distill as distill_student
@@ -109,7 +109,7 @@ def distill(
         student=student,
         objective=objective or ["kl"],
         document_encoder=document_encoder,
-        train=train,
+        training={} if train is None else {"train": train},
         out=out,
         seed=seed,
     )

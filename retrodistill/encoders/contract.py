@@ -38,6 +38,7 @@ class TextModel:
     kind: str = "dense"
     is_static: bool = False
     is_recorded: bool = False
+    has_model: bool = True  # token weights, which an index may hold in a model's place, have none
 
     def __init__(self, model: Any, name: str, student: Manifest | None = None) -> None:
         self.model = model

@@ -17,15 +17,19 @@ class ModelKind(NamedTuple):
         about: One line for users: what it is, and what its name is.
         can_search: Whether it finds documents in a corpus; otherwise it scores pairs only.
         is_cross_encoder: Whether it is loaded as a cross-encoder.
+        ranker: ``module:class`` of the `Ranker` whose ``of_name`` opens it; empty for encoders and cross-encoders.
     """
 
     about: str
     can_search: bool = True
     is_cross_encoder: bool = False
+    ranker: str = ""
 
 
 MODEL_KINDS = {
-    "bm25": ModelKind("lexical search, stemmed English BM25 (bm25s); takes no name"),
+    "bm25": ModelKind(
+        "lexical search, stemmed English BM25 (bm25s); takes no name", ranker="retrodistill.rankers.bm25:BM25Ranker"
+    ),
     "dense": ModelKind("a sentence-transformers bi-encoder: folder or hub name"),
     "static": ModelKind("a static token-table encoder (StaticEmbedding): folder or hub name"),
     "sparse": ModelKind("a learned sparse encoder (SparseEncoder): folder or hub name"),
@@ -34,13 +38,17 @@ MODEL_KINDS = {
     "cross-encoder": ModelKind("a sentence-transformers cross-encoder, raw logits: folder or hub name", False, True),
     "prett": ModelKind("a PreTT re-ranker that was distilled here: its folder", False, True),
     "tk": ModelKind("a TK re-ranker that was distilled here: its folder", False, True),
-    "run": ModelKind("recorded scores: a run file (.run, .trec, .parquet, .jsonl)"),
+    "run": ModelKind(
+        "recorded scores: a run file (.run, .trec, .parquet, .jsonl)",
+        ranker="retrodistill.rankers.recorded:RecordedRanker",
+    ),
     "judgments": ModelKind(
-        "relevance judgments of a split that is not measured, as a teacher: judgments:train", can_search=False
+        "relevance judgments of a split that is not measured, as a teacher: judgments:train",
+        can_search=False,
+        ranker="retrodistill.rankers.recorded:JudgmentRanker",
     ),
 }
 KINDS = {name: kind.about for name, kind in MODEL_KINDS.items()}
-PAIR_KINDS = tuple(name for name, kind in MODEL_KINDS.items() if kind.is_cross_encoder)
 _NAMELESS = ("bm25",)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -28,6 +28,8 @@ class TokenWeights:
         most: Keep so many tokens of largest absolute weight; None for all.
         unit: Whether vectors are made unit vectors (models of cosine similarity).
     """
+
+    has_model: ClassVar[bool] = False
 
     tokenizer: Any
     weights: np.ndarray

@@ -13,7 +13,6 @@ from retrodistill.core.errors import UserError, sample_of
 from retrodistill.data.collection import Collection
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import IN_MEMORY
-from retrodistill.encoders.token_weights import TokenWeights
 from retrodistill.evaluation.cost import CostConfig
 from retrodistill.evaluation.evaluating import EvaluationConfig, evaluate_systems
 from retrodistill.evaluation.measures import means
@@ -100,12 +99,7 @@ def check(
             query.
     """
     config = config or CheckConfig()
-    given = index.queries if queries is None else queries
-    if given is None:
-        raise UserError("this index has no query encoder; give one to check.")
-    if isinstance(given, TokenWeights):  # an inverted index that was loaded without its model
-        given = index.space.documents_by
-    student = load_encoder(given).bind(collection)
+    student = load_encoder(_own_queries(index) if queries is None else queries).bind(collection)
     index.space.check_query_encoder(student)
     own = _teacher(index, teacher, collection)
     _check_documents(index, collection)
@@ -136,6 +130,13 @@ def check(
         _sides(list(measured.values()), len(index)),
         notes,
     )
+
+
+def _own_queries(index: Index) -> Any:
+    """The index' query encoder; where it holds token weights alone, the name of the model that they come from."""
+    if index.queries is None:
+        raise UserError("this index has no query encoder; give one to check.")
+    return index.queries if index.queries.has_model else index.space.documents_by
 
 
 def _side(name: str, ranker: Ranker, documents: Any, queries: Any) -> System:

@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import filelock
@@ -15,6 +16,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_folder, cache_folder, digest, make_folder
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
+from retrodistill.encoders.names import ModelName
 from retrodistill.rankers.protocol import CorpusScorer, Ranker, Stage, pair_positions
 from retrodistill.runs.run import Run
 from retrodistill.runs.top_k import top_k
@@ -100,6 +102,11 @@ class BM25Ranker(Ranker):
     name = kind = "bm25"
     can_search = can_score_pairs = can_score_corpus = is_cheap = can_be_timed = True
     documents_by = queries_by = "bm25"
+
+    @classmethod
+    def of_name(cls, name: ModelName, store: Path | None) -> BM25Ranker:
+        """BM25, which has no name."""
+        return cls()
 
     def fingerprint(self, collection: Collection) -> str:
         """Settings and corpus: the statistics of the corpus decide the scores."""

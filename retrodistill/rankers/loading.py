@@ -12,16 +12,14 @@ from retrodistill.core.errors import UserError
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import TextModel
 from retrodistill.encoders.loading import load_cross_encoder
-from retrodistill.encoders.names import KINDS, PAIR_KINDS, ModelName, cannot_search, check_can_search, parse_model_name
-from retrodistill.rankers.bm25 import BM25Ranker
+from retrodistill.encoders.names import KINDS, MODEL_KINDS, ModelName, cannot_search, check_can_search, parse_model_name
 from retrodistill.rankers.cross_encoder import CrossEncoderRanker
 from retrodistill.rankers.dense import DenseRanker
 from retrodistill.rankers.multi_vector import MultiVectorRanker
 from retrodistill.rankers.protocol import Ranker, cannot_score
-from retrodistill.rankers.recorded import JudgmentRanker, RecordedRanker
+from retrodistill.rankers.recorded import RecordedRanker
 from retrodistill.rankers.reranker import DEPTH, Reranker
 from retrodistill.rankers.sparse import SparseRanker
-from retrodistill.runs.formats import read_run
 from retrodistill.runs.run import Run
 
 # What later rooms open, by a dotted name: nothing of them is imported before it is needed.
@@ -89,13 +87,11 @@ def open_store(text: str, queries: Any = None) -> Any:
 
 
 def _of_name(name: ModelName, store: Path | None) -> Ranker:
-    by_kind: dict[str, Callable[[], Ranker]] = {
-        "bm25": BM25Ranker,
-        "run": lambda: RecordedRanker(read_run(name.name), str(name)),
-        "judgments": lambda: JudgmentRanker(name.name),
-        **{kind: lambda: _of_pairs(name, store) for kind in PAIR_KINDS},
-    }
-    return by_kind.get(name.kind, lambda: of_encoder(load_encoder(name), store))()
+    kind = MODEL_KINDS[name.kind]
+    if kind.ranker:
+        ranker: Ranker = _opened(f"{kind.ranker}.of_name")(name, store)
+        return ranker
+    return _of_pairs(name, store) if kind.is_cross_encoder else of_encoder(load_encoder(name), store)
 
 
 def _of_pairs(name: ModelName, store: Path | None) -> CrossEncoderRanker:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.encoders.names import cannot_search
+from retrodistill.encoders.names import ModelName, cannot_search
 from retrodistill.runs.run import Run
 
 CorpusScorer = Callable[[slice], np.ndarray]
@@ -66,6 +67,16 @@ class Ranker:
     run: Run | None = None
     documents: Any = None
     queries: Any = None
+
+    @classmethod
+    def of_name(cls, name: ModelName, store: Path | None) -> Ranker:
+        """The ranker of a model name such as ``kind:NAME``, for kinds that `MODEL_KINDS` opens by this class.
+
+        Args:
+            name: The name.
+            store: Folder for what it computes; the shared cache by default.
+        """
+        return cls(name.name)  # type: ignore[call-arg]
 
     def fingerprint(self, collection: Collection) -> str:
         """Digest of all that decides its scores and results, beyond the texts.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
+from retrodistill.encoders.names import ModelName
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.runs.align import look_up
+from retrodistill.runs.formats import read_run
 from retrodistill.runs.run import Run
 
 
@@ -30,6 +33,11 @@ class RecordedRanker(Ranker):
 
     def __init__(self, run: Run, name: str | None = None) -> None:
         self.run, self.name = run, name or run.name
+
+    @classmethod
+    def of_name(cls, name: ModelName, store: Path | None) -> RecordedRanker:
+        """The run of a file."""
+        return cls(read_run(name.name), str(name))
 
     def fingerprint(self, collection: Collection) -> str:
         """Digest of the recorded rows."""

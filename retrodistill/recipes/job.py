@@ -14,7 +14,6 @@ from retrodistill.data.qrels import Qrels
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import quiet_libraries
-from retrodistill.encoders.vector_files import VectorFile
 from retrodistill.evaluation.cost import CostConfig
 from retrodistill.evaluation.evaluating import EvaluationConfig
 from retrodistill.evaluation.examples import spread_out
@@ -108,7 +107,7 @@ class Job:
     @cached_property
     def space_answers(self) -> bool:
         """Whether the space's own model can encode the test queries: a file of vectors may lack them."""
-        return not (isinstance(self.space, VectorFile) and len(self.space.missing(self.teacher_test.texts, "query")))
+        return not (self.space.is_recorded and len(self.space.missing(self.teacher_test.texts, "query")))
 
     @property
     def space_teaches(self) -> bool:
@@ -191,7 +190,7 @@ def _test_queries(collection: Collection, split: str) -> Texts:
 
 def _check_vectors(job: Job) -> None:
     """Where the space is a file, what its students learn from must be in it."""
-    if isinstance(job.space, VectorFile):
+    if job.space.is_recorded:
         for student in job.recipe.students.values():
             for stage in student.stages:
                 if stage.aligns or stage.batches == "topics":

@@ -20,7 +20,7 @@ from retrodistill.training.monitors import Monitored, RankMonitor
 from retrodistill.training.prepared import Prepared, training_rows
 from retrodistill.training.scorers import Scorer, TokenBatch
 from retrodistill.training.settings import StageSettings
-from retrodistill.training.trainer import History, Monitor, text_dataset, train
+from retrodistill.training.trainer import History, Monitor, TextColumns, train
 from retrodistill.training.training_data import TrainingData
 
 _LOOKED_AT = 16  # held-out groups that a monitor encodes; documents cost as much there as in training
@@ -104,14 +104,17 @@ def fit(
     return train(
         student.model,
         loss,
-        text_dataset(columns, labels),
+        TextColumns(
+            columns,
+            labels,
+            {name: prompt for name, prompt in prompts.items() if prompt},
+            topic_batches(stage, data, prepared.texts.texts, rows),
+        ),
         stage.training,
         folder,
         seed=data.seed,
-        prompts={name: prompt for name, prompt in prompts.items() if prompt} or None,
         monitor=monitor,
         what=what,
-        batches=topic_batches(stage, data, prepared.texts.texts, rows),
     )
 
 

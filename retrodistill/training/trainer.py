@@ -53,32 +53,51 @@ class History:
 Monitor = Callable[[], dict[str, float]]
 
 
-def train(  # noqa: PLR0913 - what a training run is made of
+@dataclass(frozen=True)
+class TextColumns:
+    """The texts that a training run reads.
+
+    Attributes:
+        texts: Texts by column, in the loss' order; all columns have the same length.
+        labels: What the loss takes as ``label``, one integer for each row.
+        prompts: Prompt of each text column that has one: the trainer applies none by itself.
+        batches: What cuts the rows into batches, a `retrodistill.candidates.samplers.TopicBatches`; shuffled if None.
+    """
+
+    texts: Mapping[str, Sequence[str]]
+    labels: Sequence[int]
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    batches: Any = None
+
+    def dataset(self) -> datasets.Dataset:
+        """The texts and labels as the trainer takes them."""
+        from datasets import Dataset
+
+        return Dataset.from_dict({**{name: list(texts) for name, texts in self.texts.items()}, "label": [*self.labels]})
+
+
+def train(
     model: Any,
     loss: nn.Module,
-    dataset: datasets.Dataset,
+    columns: TextColumns,
     settings: TrainingSettings,
     folder: Path,
     *,
     seed: int = 0,
-    prompts: dict[str, str] | None = None,
     monitor: Monitor | None = None,
     what: str = "training",
-    batches: Any = None,
 ) -> History:
     """Train a model in place; taken up at its last whole checkpoint if it was killed.
 
     Args:
         model: The student, of any kind.
         loss: A sentence-transformers loss.
-        dataset: Text columns in the loss' order and an integer ``label``.
+        columns: What it reads.
         settings: How long and how fast.
         folder: For checkpoints; they are the caller's to remove once the model is saved.
         seed: Of data order and dropout.
-        prompts: Prompt of each text column: the trainer applies none by itself.
         monitor: Called at intervals and at the end; its measures are recorded.
         what: Title of the progress bar.
-        batches: What cuts the rows into batches, a `retrodistill.candidates.samplers.TopicBatches`; shuffled if None.
 
     Raises:
         UserError: Checkpoints cannot be written: a full disk.
@@ -89,11 +108,11 @@ def train(  # noqa: PLR0913 - what a training run is made of
     make_folder(folder)
     keep_freed_memory()
     Trainer, Arguments = _trainer_of(model)  # noqa: N806 - classes
-    ordered = {} if batches is None else {"batch_sampler": batches}
-    arguments = Arguments(**_arguments(model, settings, folder, dataset, prompts or {}, seed), **ordered)
+    ordered = {} if columns.batches is None else {"batch_sampler": columns.batches}
+    arguments = Arguments(**_arguments(model, settings, folder, columns, seed), **ordered)
     history = History()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
-    trainer = Trainer(model=model, args=arguments, train_dataset=dataset, loss=loss)
+    trainer = Trainer(model=model, args=arguments, train_dataset=columns.dataset(), loss=loss)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     trainer.add_callback(_watcher(history, monitor, what))
@@ -147,21 +166,11 @@ def _trainer_of(model: Any) -> tuple[type[Any], type[Any]]:
     return Trainer, getattr(sentence_transformers, f"{name}ingArguments")
 
 
-def _arguments(
-    model: Any,
-    settings: TrainingSettings,
-    folder: Path,
-    dataset: datasets.Dataset,
-    prompts: dict[str, str],
-    seed: int,
-) -> dict[str, Any]:
-    rows = len(dataset)
-    steps = optimizer_steps(rows, settings)
+def _arguments(model: Any, settings: TrainingSettings, folder: Path, columns: TextColumns, seed: int) -> dict[str, Any]:
+    steps = optimizer_steps(len(columns.labels), settings)
     on_gpu = str(model.device).startswith("cuda")
     routed = any(hasattr(module, "sub_modules") for module in model)
-    roles = {
-        name: "query" if name in _QUERY_COLUMNS else "document" for name in dataset.column_names if name != "label"
-    }
+    roles = {name: "query" if name in _QUERY_COLUMNS else "document" for name in columns.texts}
     found = {
         "output_dir": str(folder),
         "max_steps": steps,
@@ -186,7 +195,7 @@ def _arguments(
     }
     if not hasattr(model, "encode"):  # a scorer of pairs puts its own prompt in front of them
         return found
-    return {**found, "prompts": prompts or None, "router_mapping": roles if routed else None}
+    return {**found, "prompts": dict(columns.prompts) or None, "router_mapping": roles if routed else None}
 
 
 def _last_whole_checkpoint(folder: Path) -> str | None:
@@ -238,10 +247,3 @@ def _losses(entry: dict[str, Any]) -> dict[str, float]:
     """The loss and its terms out of a log entry."""
     skipped = ("epoch", "grad_norm", "learning_rate")
     return {name: float(value) for name, value in entry.items() if name not in skipped}
-
-
-def text_dataset(columns: Mapping[str, Sequence[str]], labels: Sequence[int]) -> datasets.Dataset:
-    """A dataset of text columns in order and the label rows."""
-    from datasets import Dataset
-
-    return Dataset.from_dict({**{name: list(texts) for name, texts in columns.items()}, "label": list(labels)})

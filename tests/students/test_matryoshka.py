@@ -15,7 +15,7 @@ from retrodistill.students.matryoshka import LeadingVectors, MatryoshkaLoss
 from retrodistill.training.lists import Lists, lists_over_corpus
 from retrodistill.training.loss import Term, objective_keeper
 from retrodistill.training.settings import TrainingSettings
-from retrodistill.training.trainer import text_dataset, train
+from retrodistill.training.trainer import TextColumns, train
 
 TEXTS = ["what star planet", "violin chord", "bread", "judge"]
 DOCUMENTS = np.random.default_rng(0).standard_normal((5, 32)).astype("f4")
@@ -195,7 +195,7 @@ class TestTraining:
         before = (by_hand(encoded(model), 8) * by_hand(TARGETS, 8)).sum()
         settings = TrainingSettings(epochs=10, batch_size=4, learning_rate=3e-3)
         history = train(
-            model, MatryoshkaLoss(model, losses), text_dataset({"text": TEXTS}, range(4)), settings, tmp_path / "it"
+            model, MatryoshkaLoss(model, losses), TextColumns({"text": TEXTS}, range(4)), settings, tmp_path / "it"
         )
         assert {"leaf", "leaf@8"} <= set(history.losses[0])
         assert (by_hand(encoded(model), 8) * by_hand(TARGETS, 8)).sum() > before + 1

@@ -24,7 +24,7 @@ from retrodistill.students.multi_exit import (
 )
 from retrodistill.training.loss import Term
 from retrodistill.training.settings import TrainingSettings
-from retrodistill.training.trainer import text_dataset, train
+from retrodistill.training.trainer import TextColumns, train
 
 TEXTS = ["what star planet", "violin chord and melody", "bread", "judge"]
 MASK = torch.tensor([[True, True, True, False], [True, False, True, True], [True, False, False, False]])
@@ -281,7 +281,7 @@ class TestTheLoss:
         loss = MultiExitLoss(model, dict.fromkeys([1, 4], stored_loss(model, [Term("leaf")], embeddings=targets)))
         before = np.square(encoded(exit_model(model, 1)) - targets).sum()
         settings = TrainingSettings(epochs=8, batch_size=4, learning_rate=3e-3)
-        history = train(model, loss, text_dataset({"text": TEXTS}, range(4)), settings, tmp_path / "checkpoints")
+        history = train(model, loss, TextColumns({"text": TEXTS}, range(4)), settings, tmp_path / "checkpoints")
         assert history.steps == 8
         assert {"leaf", "leaf@exit-1", "exits"} <= set(history.losses[0])
         assert np.square(encoded(exit_model(model, 1)) - targets).sum() < 0.7 * before

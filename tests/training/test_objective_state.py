@@ -11,7 +11,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.training.lists import lists_over_corpus
 from retrodistill.training.loss import STATE_FILE, Term, objective_keeper
-from retrodistill.training.trainer import text_dataset
+from retrodistill.training.trainer import TextColumns
 
 TEXTS = ["star planet", "violin chord", "bread cheese", "judge jury", "wave coral", "heart valve", "piano", "court"]
 GENERATOR = np.random.default_rng(0)
@@ -30,7 +30,7 @@ def taught(folder, place, name="taid", resume=None):
         disable_tqdm=True, use_cpu=True, learning_rate=1e-3,
     )  # fmt: skip
     trainer = SentenceTransformerTrainer(
-        model=model, args=arguments, train_dataset=text_dataset({"text": TEXTS}, range(8)), loss=loss
+        model=model, args=arguments, train_dataset=TextColumns({"text": TEXTS}, range(8)).dataset(), loss=loss
     )
     trainer.add_callback(objective_keeper(loss))
     trainer.train(resume_from_checkpoint=resume)

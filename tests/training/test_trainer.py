@@ -17,7 +17,7 @@ from retrodistill.training.loss import DistillationLoss, TeacherVectors, Term
 from retrodistill.training.monitors import HeldOutMonitor
 from retrodistill.training.scorers import StoredVectorScorer
 from retrodistill.training.settings import TrainingSettings
-from retrodistill.training.trainer import remove_checkpoints, text_dataset, train
+from retrodistill.training.trainer import TextColumns, remove_checkpoints, train
 
 SETTINGS = TrainingSettings(epochs=2, batch_size=8, learning_rate=1e-3, warmup=0)
 
@@ -26,12 +26,12 @@ def digest(model):
     return load_encoder(model).weights_digest
 
 
-def aligned(folder, texts, targets, place, settings=SETTINGS, **options):
+def aligned(folder, texts, targets, place, settings=SETTINGS, prompts=(), **options):
     """Align a copy of the model in `folder` to some vectors."""
     model = load_bi_encoder(folder)
-    dataset = text_dataset({"text": texts}, range(len(texts)))
+    columns = TextColumns({"text": texts}, range(len(texts)), dict(prompts))
     loss = DistillationLoss(model, [Term("leaf")], StoredVectorScorer(True), None, TeacherVectors(targets))
-    return model, train(model, loss, dataset, settings, Path(place), **options)
+    return model, train(model, loss, columns, settings, Path(place), **options)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ class TestLearning:
         )
         monitor = HeldOutMonitor(student, queries, np.argsort(-scores, axis=1)[:, :10], lambda: documents)
         settings = TrainingSettings(epochs=30, batch_size=16, learning_rate=0.1)
-        dataset = text_dataset({"text": queries}, range(len(queries)))
+        dataset = TextColumns({"text": queries}, range(len(queries)))
         history = train(model, loss, dataset, settings, tmp_path / "work", monitor=monitor)
         assert history.losses[-1]["loss"] < 0.7 * history.losses[0]["loss"]
         assert history.monitors[0]["agreement"] < 0.5
@@ -149,7 +149,7 @@ from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.training.loss import DistillationLoss, Term, TeacherVectors
 from retrodistill.training.scorers import StoredVectorScorer
 from retrodistill.training.settings import TrainingSettings
-from retrodistill.training.trainer import text_dataset, train
+from retrodistill.training.trainer import TextColumns, train
 
 folder, work, slow = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
 if slow:
@@ -165,7 +165,7 @@ targets = np.random.default_rng(0).standard_normal((40, 32)).astype("f4")
 targets /= np.linalg.norm(targets, axis=1, keepdims=True)
 loss = DistillationLoss(model, [Term("leaf")], StoredVectorScorer(True), None, TeacherVectors(targets))
 settings = TrainingSettings(epochs=4, batch_size=4, learning_rate=1e-3)
-train(model, loss, text_dataset({"text": texts}, range(40)), settings, work)
+train(model, loss, TextColumns({"text": texts}, range(40)), settings, work)
 print(load_encoder(model).weights_digest)
 """
 

@@ -1,0 +1,25 @@
+"""The command distill: every kind of student, with its defaults."""
+
+import json
+
+import pytest
+
+from retrodistill.students.registry import kind_names
+
+
+@pytest.mark.parametrize("kind", sorted(set(kind_names()) - {"hybrid"}))
+def test_each_kind_of_student_is_distilled_by_its_defaults(kind, call, tiny_folder, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("retrodistill.training.trainer.optimizer_steps", lambda *_: 2)
+    student = "static" if kind == "static" else f"{kind}:{tiny_model}"
+    given = [
+        "--collection",
+        tiny_folder,
+        "--target",
+        f"dense:{tiny_model}",
+        "--document-encoder",
+        f"dense:{tiny_model}",
+    ]
+    status, _, err = call("distill", *given, "--student", student, "--out", tmp_path / "student")
+    assert status == 0, err
+    made = json.loads((tmp_path / "student" / "retrodistill.json").read_text())
+    assert made["about"]["steps"] == 2
