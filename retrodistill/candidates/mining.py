@@ -76,8 +76,9 @@ def keep_below_margin(run: Run, positives: dict[str, str], margin: float) -> Run
 
 
 def keep_below_share(run: Run, positives: dict[str, str], share: float = 0.95) -> Run:
-    """Keep the positive and documents with at most `share` of its score (NV-Retriever's TopK-PercPos, arXiv
-    2407.15831).
+    """Keep the positive and documents with at most `share` of its score.
+
+    NV-Retriever's TopK-PercPos (arXiv 2407.15831).
 
     A share is meaningful only where 0 means "not relevant": cosines, probabilities, min-max scaled lists.
 
