@@ -171,7 +171,7 @@ class MultiExitLoss(nn.Module):
 
     Args:
         model: Of `multi_exit`.
-        losses: By exit: what it learns from labels. The same loss may stand at several, unless it remembers (``taid``).
+        losses: By exit: what it learns from labels. Several exits may share a loss, unless it has state (``taid``).
         weights: Of the exits' terms, by exit; 1 by default.
         kl_weight: Of `multi_exit_kl`; 0 for none.
         temperature: Of the divergence.
