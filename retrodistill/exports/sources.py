@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,7 @@ from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace, TextModel
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.names import KINDS, ModelName, parse_model_name
-from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.encoders.vectors import leading
 from retrodistill.exports.payload import texts_of
 from retrodistill.exports.records import Exportable, dense_records, multi_vector_records, pin, sparse_records
@@ -50,16 +49,16 @@ def exportable(source: Any, collection: Collection | None = None) -> Exportable:
         return source
     if isinstance(source, (str, Path, ModelName)):
         source = _loaded(source)
-    if isinstance(source, FaissIndex):
-        return _of_faiss(source, collection)
-    if isinstance(source, InvertedIndex):
-        return _of_postings(source)
-    if isinstance(source, MultiVectorIndex):
-        by = _asked_by(source.queries)
-        return multi_vector_records(source.ids, source.store, source.space, name=source.name, queries_by=by)
-    if isinstance(source, MultiVectorModel):
+    if hasattr(source, "index_kind"):
+        by_kind: dict[str, Callable[..., Exportable]] = {
+            "faiss": _of_faiss,
+            "inverted": _of_postings,
+            "multi-vector": _of_tokens,
+        }
+        return by_kind[source.index_kind](source, collection)
+    if getattr(source, "kind", None) == "multi-vector":
         raise UserError(f"{source.name}: token vectors are exported from an index; build one of codec 'float16' first.")
-    if isinstance(source, (Encoder, SparseTextEncoder)):
+    if getattr(source, "has_model", False):
         return _of_encoder(source, collection)
     raise UserError(f"a {type(source).__name__} cannot be exported; give an index, its folder, or an encoder's name.")
 
@@ -72,17 +71,23 @@ def _loaded(source: str | Path | ModelName) -> Any:
     return load_encoder(name)
 
 
-def _of_postings(index: InvertedIndex) -> Exportable:
-    own = index.queries
-    asking = _asked_by(own) if isinstance(own, TextModel) else None if own is None else index.space.documents_by
+def _of_tokens(index: MultiVectorIndex, collection: Collection | None) -> Exportable:
+    by = _asked_by(index.queries)
+    return multi_vector_records(index.ids, index.store, index.space, name=index.name, queries_by=by)
+
+
+def _of_postings(index: InvertedIndex, collection: Collection | None) -> Exportable:
+    own: Any = index.queries
+    # Token weights alone do not name a model; their index does.
+    asking = None if own is None else _asked_by(own) if own.has_model else index.space.documents_by
     return sparse_records(index.ids, index.postings.matrix(), index.space, name=index.name, queries_by=asking)
 
 
-def _of_encoder(encoder: Encoder | SparseTextEncoder, collection: Collection | None) -> Exportable:
+def _of_encoder(encoder: Any, collection: Collection | None) -> Exportable:
     if collection is None:
         raise UserError(f"{encoder.name} has no documents of its own to export; give a collection.")
     ids, texts = collection.documents.ids, collection.documents.texts
-    if isinstance(encoder, SparseTextEncoder):
+    if encoder.kind == "sparse":
         records = sparse_records(ids, embed(encoder, texts, "document"), EmbeddingSpace.of(encoder))
     else:
         records = dense_records(ids, embed(encoder.bind(collection), texts, "document"), EmbeddingSpace.of(encoder))

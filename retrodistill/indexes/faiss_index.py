@@ -48,6 +48,8 @@ class FaissIndex(Index):
         UserError: The query encoder belongs to another space, or the number of ids is not that of the vectors.
     """
 
+    index_kind = "faiss"
+
     def __init__(
         self,
         index: Any,

@@ -46,6 +46,8 @@ class InvertedIndex(Index):
         UserError: The query encoder belongs to another space, or the number of ids is not that of the documents.
     """
 
+    index_kind = "inverted"
+
     def __init__(
         self,
         postings: Postings | SeismicPostings,
@@ -65,9 +67,10 @@ class InvertedIndex(Index):
         self.postings, self.ids, self.space, self.name = postings, list(ids), space, name
         self.settings, self.queries, self._documents = settings or InvertedSettings(), queries, documents
         self._queries_by: str | None = None
-        if isinstance(queries, SparseTextEncoder):
-            space.check_query_encoder(queries)
-            self._queries_by = name_of(queries)
+        asking: Any = queries
+        if asking is not None and asking.has_model:
+            space.check_query_encoder(asking)
+            self._queries_by = name_of(asking)
 
     @classmethod
     def from_csr(

@@ -59,6 +59,8 @@ class MultiVectorIndex(Index):
         UserError: The query encoder belongs to another space, or store, ids and encodings are not of one index.
     """
 
+    index_kind = "multi-vector"
+
     def __init__(
         self,
         store: TokenStore,

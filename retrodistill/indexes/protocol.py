@@ -17,6 +17,7 @@ class Index(Ranker):
     """A ranker over documents of its own: it is filled, searched, saved and loaded.
 
     Attributes:
+        index_kind: Name of its kind in the registry.
         ids: Document ids, in the order in which they were added.
         space: Where the documents lie; query encoders of another space are refused.
         made_from: Fingerprint of the folder that it was loaded from; empty once it was changed, or where there is none.
@@ -24,6 +25,7 @@ class Index(Ranker):
     """
 
     can_search = True
+    index_kind: str
     ids: list[str]
     space: EmbeddingSpace
     made_from: str = ""

@@ -74,7 +74,7 @@ def head_of(student: SparseTextEncoder | MultiVectorModel) -> Any:
     found = [part for part in student.modules("document") if type(part).__name__ == "Dense"]
     if len(found) == 1 and found[0].module_input_name == "token_embeddings" and not found[0].use_residual:
         return found[0]
-    if isinstance(student, SparseTextEncoder):
+    if student.kind == "sparse":
         raise UserError(
             f"model {student.name} has its term head inside the transformer; train: head trains one that stands "
             "behind it, as students from bi-encoders have: start from one, or set train: both_encoders."
