@@ -57,7 +57,7 @@ def index(  # noqa: PLR0913, PLR0917 - one option each
     prune: Annotated[int | None, typer.Option(help="Sparse: keep so many terms of a document.", min=1)] = None,
     query_cut: Annotated[int | None, typer.Option(help="Seismic: heaviest terms that choose lists.", min=1)] = None,
     heap_factor: Annotated[float | None, typer.Option(help="Seismic: 0 to 1; lower is faster, finds less.")] = None,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="Seed of k-means, tuning and learning.")] = 0,
 ) -> None:
     """Build an index: files of its kind, ids and a manifest with the contract of its space."""
     from retrodistill.cli import building
