@@ -1,4 +1,4 @@
-"""Candidates: mining by several retrievers, filters against false negatives, samplers."""
+"""Candidates: mining with several retrievers, filters for false negatives, and samplers."""
 
 from retrodistill.candidates.mining import keep_below_margin, keep_below_share, mine
 

@@ -1,4 +1,4 @@
-"""The labeling budget: which pairs are worth the score of an expensive teacher."""
+"""The labeling budget: choose the pairs that an expensive teacher scores."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ BUDGETS = {
     "robust": "pairs that the cheap scores leave open, the surer of them the likelier (robust active distillation)",
     "random": "pairs drawn uniformly: the control",
 }
-_MOST = 500.0  # logits; exp of more leaves float64
+_MOST = 500.0  # logits; exp overflows float64 above about 709
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The pairs that a budget bought.
+    """The pairs chosen within a budget.
 
     Attributes:
         run: The chosen pairs with their cheap scores, at least two of each query that has any.
         asked: The budget in pairs.
         pairs: Pairs in the pool.
         queries: Queries in the pool.
-        single: Those of them with one candidate, which teach nothing and are never chosen.
-        by: How they were chosen.
+        single: Queries with one candidate. They teach nothing and are never chosen.
+        by: Method that chose them.
     """
 
     run: Run
@@ -49,25 +49,25 @@ class Budget:
 
 
 def choose_pairs(pool: Run, budget: int | str, by: str = "robust", *, mistakes: float = 0.1, seed: int = 0) -> Budget:
-    """Choose the pairs that the teacher scores, out of a pool that something cheap has scored.
+    """Choose the pairs that the teacher scores from a pool that a cheap ranker has scored.
 
-    A query is opened by two pairs at once, since a list of one teaches nothing: by ``robust`` the second is the rival
-    that made the first one uncertain, by ``random`` it is drawn. Every further pair is drawn for itself. Where lists
-    differ in length, ``random`` therefore takes a pair of a short list a little more often than one of a long list.
-    The same pool, budget and seed choose the same pairs.
+    The first choice from a query adds two pairs, since a list of one teaches nothing. With ``robust``, the second is
+    the rival that made the first uncertain. With ``random``, it is drawn at random. Every further pair is drawn alone.
+    If lists differ in length, ``random`` therefore takes a pair from a short list slightly more often than one from a
+    long list. The same pool, budget and seed choose the same pairs.
 
     Args:
         pool: Candidates with cheap scores of one scale (the student's, a cheap ranker's, several fused), raw, higher
-            is better. Reciprocal ranks are such scores, but say the same of every query.
-        budget: Pairs, or a share of the pool such as ``"25%"``. It is never passed; at most one pair of it is left
-            where every opened list is used up, and more where the pool is smaller.
+            is better. Reciprocal ranks qualify, but they are the same for every query.
+        budget: Pairs, or a share of the pool such as ``"25%"``. It is never exceeded. At most one pair is left
+            over if every opened list is exhausted, and more if the pool is smaller than the budget.
         by: One of `BUDGETS`.
-        mistakes: For ``robust``, the share of the pool, from 0 to below 1, on which the teacher may be wrong: the
-            larger it is, the further the choice spreads.
-        seed: Of the drawing.
+        mistakes: For ``robust``, the share of the pool, from 0 to below 1, on which the teacher may be wrong. A
+            larger share spreads the choice further.
+        seed: Seed of the random draws.
 
     Raises:
-        UserError: A budget that is none, another way to choose, or a pool without a query with two candidates.
+        UserError: An invalid budget, an unknown method, or a pool without a query that has two candidates.
     """
     if by not in BUDGETS:
         raise unknown("way to spend a budget", by, BUDGETS)
@@ -91,7 +91,7 @@ def pairs_within(budget: int | str, pairs: int) -> int:
 
     Args:
         budget: A number of pairs, at least 2; or a share of the pool, ``"25%"``, rounded, at least 2 pairs.
-        pairs: In the pool.
+        pairs: Number of pairs in the pool.
 
     Raises:
         UserError: It is neither.
@@ -112,14 +112,15 @@ def pairs_within(budget: int | str, pairs: int) -> int:
 
 
 def gains(run: Run) -> np.ndarray:
-    """How open each pair is to the cheap ranker, (rows,) float64 in (0, 1].
+    """The cheap ranker's uncertainty about each pair, (rows,) float64 in (0, 1].
 
-    Robust active distillation takes the student's uncertainty, 1 - (probability of its first class - that of its
-    second). Own translation to lists: a pair's two outcomes are that its document beats its rival or does not. The
-    rival is the best other document of the query, so that of the best one is the second. With Bradley and Terry's
+    Robust active distillation uses the student's uncertainty, 1 - (probability of its first class - that of its
+    second). This package adapts it to lists: a pair's two outcomes are that its document beats its rival or does not.
+    The rival is the query's best other document, so the best document's rival is the second best. With Bradley and
+    Terry's
     P(d beats r) = sigmoid((s_d - s_r) / T), the gain is min(P, 1 - P) * 2 = 2 / (1 + exp(gap / T)), where the gap is
-    that of the two scores. T is the mean standard deviation of the lists that have one, so that the scale of the
-    scores does not count.
+    that of the two scores. T is the mean standard deviation of the lists that have one, which makes the gain
+    independent of the scale of the scores.
 
     Args:
         run: Scores with at least two rows for each query.
@@ -133,16 +134,17 @@ def gains(run: Run) -> np.ndarray:
 def robust_weights(gain: np.ndarray, mistakes: float = 0.1, least: int = 1) -> np.ndarray:
     """Robust active distillation's distribution over points (Baykal et al., ICLR 2023, arXiv 2210.01213).
 
-    The distribution q that maximizes the gain sum_i q_i g_i when an adversary takes away the m points on which the
-    teacher is wrong. With g sorted downwards and H_k = sum_{i <= k} 1 / g_i: k* = argmax (k - m) / H_k, then q_i is
-    (1 / g_i) / H_k* for i <= k* and 0 below. So nothing goes to what is confident already, and among what is open most
-    goes to what the teacher is likely to get right. The solution was recalled, not read, and is checked against the
-    linear program in the tests. How the paper sets m was not read: `mistakes` and `least` are our own.
+    The distribution q maximizes the gain sum_i q_i g_i when an adversary removes the m points on which the teacher is
+    wrong. With g sorted downwards and H_k = sum_{i <= k} 1 / g_i: k* = argmax (k - m) / H_k, then q_i is
+    (1 / g_i) / H_k* for i <= k* and 0 below. Confident points get no weight. Among uncertain points, those that the
+    teacher is likely to get right get the most. The solution is from memory of the paper, and the tests check it
+    against the linear program. `mistakes` and `least` are this package's choice and may differ from how the paper sets
+    m.
 
     Args:
         gain: (n,) above 0.
         mistakes: m / n, from 0 to below 1.
-        least: At least so many points have a weight, for a budget larger than k*.
+        least: Minimum number of points with a weight, for a budget larger than k*.
 
     Returns:
         (n,) float64 weights that sum to 1.
@@ -162,9 +164,9 @@ def robust_weights(gain: np.ndarray, mistakes: float = 0.1, least: int = 1) -> n
 
 
 def _robust_order(gain: np.ndarray, noise: np.ndarray, asked: int, mistakes: float) -> np.ndarray:
-    """Rows in the order in which they are bought: weighted draws without replacement, then the rest by gain.
+    """Rows in the order of purchase: weighted draws without replacement, then the rest by gain.
 
-    Adding Gumbel noise to logarithms of weights and sorting draws so (Efraimidis and Spirakis 2006; Kool et al. 2019).
+    Adding Gumbel noise to log weights and sorting is such a draw (Efraimidis and Spirakis 2006; Kool et al. 2019).
     """
     weights = robust_weights(gain, mistakes, asked)
     with np.errstate(divide="ignore"):
@@ -182,7 +184,7 @@ def _rivals(run: Run, values: np.ndarray) -> np.ndarray:
 
 
 def _spend(order: np.ndarray, rivals: np.ndarray, queries: np.ndarray, budget: int) -> np.ndarray:
-    """(rows,) bool of what is bought by walking down `order`; the first pair of a query brings its rival along."""
+    """(rows,) bool: pairs chosen by walking down `order`. The first pair of a query brings its rival."""
     chosen = np.zeros(len(order), dtype=bool)
     opened = np.zeros(int(queries.max()) + 1, dtype=bool)
     left = budget
@@ -193,7 +195,7 @@ def _spend(order: np.ndarray, rivals: np.ndarray, queries: np.ndarray, budget: i
             continue
         if opened[queries[row]]:
             chosen[row], left = True, left - 1
-        elif left >= 2:  # else a single pair of the budget is left: it goes to a query that is open
+        elif left >= 2:  # the last single pair of a budget can only go to a query that already has pairs
             chosen[[row, rivals[row]]], left = True, left - 2
             opened[queries[row]] = True
     return chosen

@@ -1,4 +1,4 @@
-"""Mining: several rankers propose candidates, the union keeps who proposed what; filters drop false negatives."""
+"""Mining: several rankers propose candidates; the union records the sources. Filters drop false negatives."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def mine(
     """Propose candidates for queries.
 
     Args:
-        collection: Where the documents are.
+        collection: Collection that holds the documents.
         queries: Queries, or the name of a split.
         sources: Model names (``bm25``, ``dense:...``, ``run:FILE``) or objects (runs, encoders, indexes).
-        depth: At most so many documents per query and source.
-        random: So many documents drawn from the corpus for each query besides; their source is ``random``.
-        seed: Of the drawing.
+        depth: Maximum number of documents per query and source.
+        random: Number of additional documents drawn from the corpus per query; their source is ``random``.
+        seed: Seed of the random draws.
 
     Returns:
-        A run with `sources` (names joined by ``+``), ordered by the sum of reciprocal ranks over the sources; what
-        was drawn at random only stands last, with score 0.
+        A run with `sources` (names joined by ``+``), ordered by the sum of reciprocal ranks over the sources.
+        Documents that were only drawn at random come last, with score 0.
 
     Raises:
         UserError: No source, a depth below 1, a split without queries, or a source that cannot search.
@@ -59,7 +59,7 @@ def mine(
 
 
 def keep_below_margin(run: Run, positives: dict[str, str], margin: float) -> Run:
-    """Keep the positive and what scores at least `margin` below it: right on any scale, logits included.
+    """Keep the positive and documents that score at least `margin` below it, on any scale, logits too.
 
     Args:
         run: Teacher scores.
@@ -76,9 +76,11 @@ def keep_below_margin(run: Run, positives: dict[str, str], margin: float) -> Run
 
 
 def keep_below_share(run: Run, positives: dict[str, str], share: float = 0.95) -> Run:
-    """Keep the positive and what scores at most `share` of its score (NV-Retriever's TopK-PercPos, arXiv 2407.15831).
+    """Keep the positive and documents with at most `share` of its score.
 
-    A share means something only where 0 means "not relevant": cosines, probabilities, min-max scaled lists.
+    NV-Retriever's TopK-PercPos (arXiv 2407.15831).
+
+    A share is meaningful only where 0 means "not relevant": cosines, probabilities, min-max scaled lists.
 
     Raises:
         UserError: A score is negative (raw logits, z-scores): use `keep_below_margin`.
@@ -98,7 +100,7 @@ def keep_below_share(run: Run, positives: dict[str, str], share: float = 0.95) -
 def _ceilings(
     run: Run, positives: dict[str, str], limit: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each row the highest score that a negative may have, and whether the row is the positive."""
+    """For each row, the highest score that a negative may have, and whether the row is the positive."""
     wanted = np.array([positives.get(query) for query in run.query_ids], dtype=object)
     is_positive = run.document_ids == wanted[run.query_codes]
     score = np.full(len(run.query_ids), np.nan)

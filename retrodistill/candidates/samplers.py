@@ -1,7 +1,7 @@
-"""Samplers: which of a query's candidates a training group takes, documents of the whole corpus, batches of a topic.
+"""Samplers: a query's candidates for a training group, random corpus documents, and batches of one topic.
 
-Topics and margins are balanced as in TAS-B (Hofstätter et al. 2021, arXiv 2104.06967): the binning and the drawing of
-bins follow the authors' training loader; how an epoch is cut into batches is our own.
+Topics and margins are balanced as in TAS-B (Hofstätter et al. 2021, arXiv 2104.06967): the binning and the choice
+of bins follow the authors' training loader. The division of an epoch into batches is this package's.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def random_documents(query_ids: Sequence[str], document_ids: Sequence[str], coun
         query_ids: (q,) queries.
         document_ids: (n,) the corpus.
         count: Per query; at most n are drawn.
-        seed: Of the drawing; the same seed draws the same documents.
+        seed: Seed of the random draws; the same seed draws the same documents.
     """
     generator = np.random.default_rng([seed, len(query_ids), len(document_ids)])
     count = min(count, len(document_ids))
@@ -50,22 +50,22 @@ def random_documents(query_ids: Sequence[str], document_ids: Sequence[str], coun
 def sample_places(
     name: str, available: int, count: int, generator: np.random.Generator, scores: np.ndarray | None = None
 ) -> np.ndarray:
-    """Choose places of a list that is ranked by the teacher, best first.
+    """Choose positions of a list in the teacher's order, best first.
 
-    The best document is always taken: it is the positive of margin objectives.
+    The best document is always chosen, because it is the positive of margin objectives.
 
     Args:
         name: One of `SAMPLERS`.
         available: Length of the list, at least 1.
-        count: How many to take, at least 1; all places where the list is shorter.
-        generator: Where chance comes from.
-        scores: (available,) the teacher's, best first; only ``margin-balanced`` asks for them.
+        count: How many to choose, at least 1; all positions if the list is shorter.
+        generator: Random number generator.
+        scores: (available,) the teacher's scores, best first; only ``margin-balanced`` needs them.
 
     Returns:
-        (min(count, available),) int64 ascending places.
+        (min(count, available),) int64 positions, ascending.
 
     Raises:
-        UserError: Unknown sampler, or one that asks for scores where there are none.
+        UserError: The sampler is unknown, or it needs scores and there are none.
     """
     if name not in SAMPLERS:
         raise unknown("sampler", name, SAMPLERS)
@@ -87,7 +87,7 @@ def sample_places(
 
 
 def topic_count(texts: int, batch_size: int) -> int:
-    """How many topics make about six batches each, as in TAS-B; at least 1."""
+    """The number of topics with about six batches each, as in TAS-B; at least 1."""
     return max(1, texts // (_BATCHES_PER_TOPIC * batch_size))
 
 
@@ -96,12 +96,12 @@ def cluster_topics(vectors: np.ndarray, topics: int, seed: int = 0) -> np.ndarra
 
     Args:
         vectors: (n, d) embeddings; unit vectors where the model's similarity is the cosine.
-        topics: How many clusters, from 1 to n.
-        seed: Of the first centroids.
+        topics: Number of clusters, from 1 to n.
+        seed: Seed of the initial centroids.
 
     Returns:
-        (n,) int64 topic of each text, the same on every call with the same number of threads. Store it where a
-        training may be taken up on another machine.
+        (n,) int64 topic of each text, the same on every call with the same number of threads. Store it if
+        training may resume on another machine.
 
     Raises:
         UserError: More topics than texts, fewer than one, or a vector that is not finite.
@@ -123,15 +123,15 @@ def cluster_topics(vectors: np.ndarray, topics: int, seed: int = 0) -> np.ndarra
 def topic_plan(topics: np.ndarray, batch_size: int, seed: int, epoch: int = 0) -> list[np.ndarray]:
     """Cut an epoch into batches of one topic each, in random order.
 
-    Every row stands in exactly one batch. What is left of the topics after their full batches is joined, topic after
-    topic, to batches of as few topics as possible; TAS-B draws batches independently instead, and so never sees some
-    queries. All batches are full but perhaps the last, as the sharding over devices wants it.
+    Every row is in exactly one batch. Rows left over after the full batches of their topics are joined, topic by
+    topic, into batches of as few topics as possible. TAS-B instead draws batches independently and so misses some
+    queries. All batches except possibly the last are full, as sharding over devices requires.
 
     Args:
         topics: (n,) topic of each row.
         batch_size: Rows per batch.
-        seed: Of the order.
-        epoch: Each has another order.
+        seed: Seed of the order.
+        epoch: Each epoch has a different order.
 
     Returns:
         (batch,) int64 rows of each batch.
@@ -151,12 +151,12 @@ def topic_plan(topics: np.ndarray, batch_size: int, seed: int, epoch: int = 0) -
 
 
 class TopicBatches:
-    """What to give a sentence-transformers trainer as ``batch_sampler``, for batches of one topic.
+    """A ``batch_sampler`` for a sentence-transformers trainer, with batches of one topic.
 
-    The order depends on the trainer's seed and the epoch alone, so a training that is taken up skips what it has seen,
-    and the devices of a distributed one agree without exchanging anything.
+    The order depends only on the trainer's seed and the epoch. A resumed training therefore skips the batches that it
+    has seen, and the devices of a distributed training agree without communication.
 
-    A class and not a closure, since the trainer saves its arguments with every checkpoint.
+    It is a class, not a closure, because the trainer saves its arguments with every checkpoint.
 
     Args:
         topics: (n,) topic of each row of the training dataset.
@@ -174,7 +174,7 @@ class TopicBatches:
         generator: Any = None,
         seed: int = 0,
     ) -> BatchSampler:
-        """The batches of a dataset; the trainer calls it."""
+        """The batches of a dataset, called by the trainer."""
         from sentence_transformers.base.sampler import DefaultBatchSampler
 
         topics = self.topics
@@ -194,14 +194,14 @@ class TopicBatches:
 
 
 def margin_bins(margins: np.ndarray, bins: int = MARGIN_BINS) -> np.ndarray:
-    """Bins of equal *width* between a query's smallest and largest margin.
+    """Assign margins to bins of equal *width* between a query's smallest and largest margin.
 
     Args:
-        margins: (n,) teacher's score of the positive less that of each candidate, raw.
-        bins: How many.
+        margins: (n,) teacher's raw score of the positive minus that of each candidate.
+        bins: Number of bins.
 
     Returns:
-        (n,) int64 bin of each margin, 0 for the smallest; all 0 where they are equal.
+        (n,) int64 bin of each margin, 0 for the smallest; all 0 if the margins are equal.
     """
     lowest, width = margins.min(), np.ptp(margins) / bins
     if width == 0:
@@ -212,19 +212,19 @@ def margin_bins(margins: np.ndarray, bins: int = MARGIN_BINS) -> np.ndarray:
 def balanced_places(
     margins: np.ndarray, count: int, generator: np.random.Generator, bins: int = MARGIN_BINS
 ) -> np.ndarray:
-    """Draw candidates so that every size of margin is seen alike: a bin uniformly, then a candidate in it uniformly.
+    """Draw candidates evenly over margin sizes: a bin uniformly, then a candidate in the bin uniformly.
 
-    Empty bins are passed over; nothing is drawn twice, so a bin that is used up is passed over too (TAS-B draws one
-    candidate at a time).
+    Empty bins are skipped. Nothing is drawn twice, so exhausted bins are skipped too (TAS-B draws one candidate at a
+    time).
 
     Args:
         margins: (n,) as for `margin_bins`.
-        count: How many, at most n.
-        generator: Where chance comes from.
-        bins: How many bins.
+        count: Number of draws, at most n.
+        generator: Random number generator.
+        bins: Number of bins.
 
     Returns:
-        (count,) int64 places in the order of the draws.
+        (count,) int64 positions in the order of the draws.
     """
     binned = margin_bins(margins, bins)
     open_bins = [np.flatnonzero(binned == one).tolist() for one in np.unique(binned)]

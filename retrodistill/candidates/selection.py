@@ -1,4 +1,4 @@
-"""Which queries a stage trains on, and whose scores teach them."""
+"""Selection of the queries that a stage trains on."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Positives = Mapping[str, Collection[str]]
 
 @dataclass(frozen=True)
 class Selection:
-    """The queries that a stage trains on, and why the others are not among them; the counts sum to `queries`.
+    """The queries that a stage trains on, and why the others were excluded. The counts sum to `queries`.
 
     Attributes:
         query_ids: The selected queries, in the order of the teacher's run.
         queries: Queries of the teacher's run.
-        unlabeled: Without a positive.
+        unlabeled: Queries without a positive.
         teacher_wrong: The teacher ranks no positive first.
         not_ranked: The student's run lacks the query.
         student_right: The student ranks a positive above the range.
@@ -37,20 +37,20 @@ class Selection:
 
 
 def prod_selection(teacher: Run, student: Run, positives: Positives, ranks: tuple[int, int] = (2, 15)) -> Selection:
-    """Queries on which the teacher is right and the student is wrong, yet not hopeless (PROD, WWW 2023, last stage).
+    """Queries where the teacher is right and the student is wrong but close (PROD, WWW 2023, last stage).
 
-    Selected is a query of which the teacher ranks a positive first and the student ranks its best positive within
-    `ranks`. PROD knows one positive for each query; where there are several, the best counts.
+    A query is selected if the teacher ranks a positive first and the student ranks its best positive within `ranks`.
+    PROD has one positive per query. If there are several, the best counts.
 
     Args:
-        teacher: Its scores.
-        student: Its scores, of the same candidates or of a search as deep as the range.
-        positives: Relevant documents by query: labels (`labeled`), or pseudo-labels of an ensemble where there are
-            none (`pseudo_labeled`). Say in the results which it was.
+        teacher: The teacher's scores.
+        student: The student's scores of the same candidates, or of a search at least as deep as the range.
+        positives: Relevant documents by query: labels (`labeled`), or pseudo-labels of an ensemble if there are
+            no labels (`pseudo_labeled`). State in the results which were used.
         ranks: First and last rank of the student that is selected, from 1, inclusive; the first is at least 2.
 
     Raises:
-        UserError: Ranks that are no range, or a range that starts where the student is right.
+        UserError: The ranks are not a range, or the range starts at rank 1, where the student is right.
     """
     first, last = ranks
     if not 2 <= first <= last:
@@ -79,7 +79,7 @@ def prod_selection(teacher: Run, student: Run, positives: Positives, ranks: tupl
 
 
 def labeled(qrels: Qrels) -> dict[str, set[str]]:
-    """Positives by label: judged documents with a grade above 0."""
+    """Positives from labels: judged documents with a grade above 0."""
     found: dict[str, set[str]] = {}
     for row in qrels.table.to_pylist():
         if row["relevance"] > 0:
@@ -88,9 +88,9 @@ def labeled(qrels: Qrels) -> dict[str, set[str]]:
 
 
 def pseudo_labeled(run: Run) -> dict[str, set[str]]:
-    """Positives where nobody judged: what an ensemble ranks first.
+    """Positives without judgments: the documents that an ensemble ranks first.
 
-    They are no labels. Take an ensemble that is more than the teacher of the stage, which is right by definition where
-    its own first document counts as the positive.
+    They are not labels. Use an ensemble that contains more than the teacher of the stage: a teacher whose own first
+    document counts as the positive is right by definition.
     """
     return {query: {documents[0]} for query, documents, _ in run.top(1)}

@@ -1,4 +1,4 @@
-"""Corpora, queries and relevance: where they come from, and what holds them."""
+"""Corpora, queries and relevance judgments: their sources and their containers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def load_collection(source: str | Path | Collection) -> Collection:
     Args:
         source: ``"demo"`` (made from Python's own documentation), ``"beir/<name>"`` (downloaded once),
             ``"ir_datasets:<id>"``, ``"hf:<name or folder>"``, or a folder in BEIR's layout. A string that is one of
-            these names means it even where a folder has the same name (``"./demo"`` is the folder); a `Path` is always
+            these names takes precedence over a folder of the same name (``"./demo"`` is the folder); a `Path` is always
             a folder. A `Collection` is returned as it is.
 
     Raises:
@@ -35,7 +35,7 @@ def load_collection(source: str | Path | Collection) -> Collection:
     elif not isinstance(source, Path):
         raise UserError(f"a collection cannot be made from {type(source).__name__}; give {_FORMS}.")
     folder = Path(source).expanduser()
-    # Path("") is the current folder, which nobody means by an empty string.
+    # Path("") is the current folder, which is never the intent of an empty string.
     if str(source) and folder.is_dir():
         from retrodistill.data.beir import load_folder
 

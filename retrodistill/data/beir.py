@@ -50,7 +50,7 @@ def load_folder(path: Path, name: str | None = None) -> Collection:
 
     Args:
         path: The folder.
-        name: What to call the collection; the folder's name by default.
+        name: Name of the collection; the folder's name by default.
 
     Raises:
         UserError: A file is missing or malformed; the message has its name and the line.
@@ -99,7 +99,7 @@ def download(name: str) -> Path:
     """Folder of a public collection in the cache; downloaded and unzipped there if it is absent, whole or not at all.
 
     Raises:
-        UserError: It cannot be downloaded, or what came is not a whole zip file.
+        UserError: It cannot be downloaded, or the download is not a complete zip file.
     """
     home = make_folder(cache_folder() / "beir")
     folder = home / name
@@ -109,7 +109,7 @@ def download(name: str) -> Path:
 
 def _fetch(name: str, folder: Path, temporary: Path) -> None:
     try:
-        from beir import util  # brings torch along: only where something is downloaded
+        from beir import util  # imports torch, so import it only for a download
     except ModuleNotFoundError as error:  # beir 2.2 imports requests and does not declare it
         raise UserError(f"downloading beir/{name} needs the package {error.name}; pip install {error.name}.") from error
 

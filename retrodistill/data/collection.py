@@ -29,11 +29,11 @@ class Collection:
     Attributes:
         name: Short name, fit for a table or a file.
         documents: Text of each document by beir's rule, ``(title + " " + text).strip()``.
-        titles: The titles alone; '' where there is none. Same ids, same order.
+        titles: The titles alone; '' for a document without one. Same ids, same order.
         bodies: The texts without the title. Same ids, same order.
         queries: All queries.
         qrels: Judgments by split, in the order train, dev, test, others.
-        warnings: What is odd in the data, one line each, with counts.
+        warnings: Problems in the data, one line each, with counts.
     """
 
     def __init__(
@@ -214,7 +214,7 @@ def full_text(title: str, body: str) -> str:
 
 
 def check_parts(documents: Texts, queries: Texts, qrels: Mapping[str, Qrels]) -> tuple[dict[str, Qrels], list[str]]:
-    """Drop judgments of unknown queries and say what is odd.
+    """Drop judgments of unknown queries and collect warnings.
 
     Returns:
         The judgments that are left, and warnings, one line each.
@@ -259,7 +259,7 @@ def _empty_warnings(documents: Texts, queries: Texts) -> list[str]:
 
 
 def _unknown_documents(split: str, judged: Qrels, documents: Texts) -> list[str]:
-    # Asked this way round, the corpus' ids stream past a small set and are never held.
+    # In this direction, the corpus' ids stream past a small set and are never held in memory.
     wanted = pc.unique(judged.table["document_id"])
     ids = documents.table["id"]
     unknown = set(wanted.to_pylist()) - set(ids.filter(pc.is_in(ids, value_set=wanted)).to_pylist())

@@ -29,11 +29,11 @@ class Turn:
     """One turn of a conversation; the fields are the keys of a line.
 
     Attributes:
-        conversation_id: Which conversation.
-        turn: Its place there; any integers that grow.
-        utterance: What was asked, as it was asked.
+        conversation_id: Id of the conversation.
+        turn: Position in the conversation; any increasing integers.
+        utterance: The question in the user's words.
         rewrite: The same question, self-contained.
-        response: What was answered, '' where that is not known.
+        response: The answer, '' if unknown.
         query_id: Id of the turn as a query, so that judgments fit; ``<conversation_id>_<turn>`` where it is ''.
     """
 
@@ -52,7 +52,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversations:
-    """Two sets of queries with the same ids: what the student is asked, and what its teacher is asked.
+    """Two sets of queries with the same ids: one for the student and one for its teacher.
 
     DiSCo (SIGIR 2025, arXiv 2410.14609): the teacher's scores of the rewrite are the target of the raw query, while
     the documents stay as they are. Since the ids agree, a run of the rewrites is a run of the raw queries as it is.
@@ -61,7 +61,7 @@ class Conversations:
         raw: The current utterance, then what was said before it, the latest first: encoders cut the end of a long
             text, and the current utterance must not be what is lost.
         rewrites: The same queries in full.
-        conversations: How many there are.
+        conversations: Number of conversations.
     """
 
     raw: Texts
@@ -221,7 +221,7 @@ def make_turns(queries: Texts, length: int = 4, *, common: float = 0.05, seed: i
         queries: Of one split, so that no test query becomes the history of a training query.
         length: At most this many turns, at least 2; each query is in at most one conversation.
         common: Words in more than this share of the queries (and in more than two) link nothing and are never dropped.
-        seed: Of the order in which conversations are begun.
+        seed: Seed of the order in which conversations start.
 
     Returns:
         Turns, from 1, of conversations of at least two; a query without a neighbor is in none.
@@ -290,7 +290,7 @@ def _following(
 
 
 def _shortened(text: str, earlier: set[str]) -> str:
-    """The text without the words that were said, the first run of them replaced by a pronoun."""
+    """The text without the words of earlier queries. A pronoun replaces the first run of them."""
     kept: list[str] = []
     dropped = False
     for word in text.split():

@@ -47,7 +47,7 @@ _DOCTEST = re.compile(r"^[ \t]*>>>.*(?:\n(?![ \t]*$).*)*", re.MULTILINE)
 
 
 class Entry(NamedTuple):
-    """A documentation string: whose it is, and the parts that it was taken apart into.
+    """A documentation string: its owner and its parts.
 
     `query` is '' where it has no fit first sentence; the document is then the whole string.
     """

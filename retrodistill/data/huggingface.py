@@ -184,7 +184,7 @@ def _library_errors(name: str) -> Iterator[None]:
         raise UserError(
             f"there is no Hugging Face dataset {name!r} (or it is private); check the name, or that the folder exists."
         ) from error
-    except (OSError, ValueError, RuntimeError) as error:  # the hub's and the network's errors are one of these
+    except (OSError, ValueError, RuntimeError) as error:  # covers errors of the hub and of the network
         first = (str(error).splitlines() or [""])[0][:200]
         raise UserError(
             f"cannot load the Hugging Face dataset {name!r} ({type(error).__name__}: {first}); check the name "

@@ -1,4 +1,4 @@
-"""The one reader of text files: lines and JSON objects with the number of their line."""
+"""Readers of text files: lines and JSON objects with line numbers."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def read_records(
 
     Args:
         path: The file.
-        what: What an object is, in a word for messages.
+        what: Noun for an object in messages.
         required: Keys that each has, not null.
         optional: Keys that it may have.
 

@@ -1,4 +1,4 @@
-"""Checked records: what every source of a collection is read into, and where each one stood."""
+"""Checked records: the common form of every source of a collection, with the place of each record."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _INT32 = range(-(2**31), 2**31)
 
 
 class Document(NamedTuple):
-    """A document and the place (line or row, from 1) where it stood."""
+    """A document and its place in the source (line or row, from 1)."""
 
     place: int
     id: str
@@ -23,7 +23,7 @@ class Document(NamedTuple):
 
 
 class Query(NamedTuple):
-    """A query and the place (line or row, from 1) where it stood."""
+    """A query and its place in the source (line or row, from 1)."""
 
     place: int
     id: str
@@ -31,7 +31,7 @@ class Query(NamedTuple):
 
 
 class Judgment(NamedTuple):
-    """A relevance judgment and the place (line or row, from 1) where it stood."""
+    """A relevance judgment and its place in the source (line or row, from 1)."""
 
     place: int
     query_id: str
@@ -47,8 +47,8 @@ class Source:
         documents: Yields every document.
         queries: Yields every query.
         qrels: By split, yields every judgment.
-        where: What to call places in a message, for ``documents`` and ``queries``: ``"/data/x/corpus.jsonl, line"``.
-        warnings: What the source already found odd.
+        where: Label of places in a message, for ``documents`` and ``queries``: ``"/data/x/corpus.jsonl, line"``.
+        warnings: Problems that the source already found.
     """
 
     documents: Callable[[], Iterator[Document]]

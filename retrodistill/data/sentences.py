@@ -1,4 +1,4 @@
-"""Queries without queries: sentences and titles of the documents themselves."""
+"""Pseudo-queries: sentences and titles drawn from the documents."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def sample_sentences(collection: Collection, per_document: int, seed: int) -> Te
     The draw depends on the seed and the document's id alone: adding or reordering documents changes no other's.
 
     Args:
-        collection: Where the documents are; titles are not drawn from.
-        per_document: At most this many of each document.
-        seed: Another seed draws others.
+        collection: Collection that holds the documents; titles are not used.
+        per_document: Maximum number of sentences per document.
+        seed: Seed of the random draws.
 
     Returns:
         Texts with ids ``sentence:<document id>:<place of the sentence in the document>``, in document order.

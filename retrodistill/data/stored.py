@@ -27,10 +27,10 @@ _DOCUMENTS = pa.schema(
 
 
 def cached(name: str, key: tuple[object, ...], source: Callable[[], Source]) -> Collection:
-    """Open the collection that `key` stands for; read `source` into the cache first if it is not there.
+    """Open the collection of `key`. If it is not in the cache, first read `source` into the cache.
 
     Args:
-        name: What to call the collection; not part of the key.
+        name: Name of the collection; not part of the key.
         key: JSON-like values that decide the content, such as digests of files.
         source: Called only if there is something to read.
     """
@@ -46,7 +46,7 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> None:
         return
     # Two processes at once: the second waits, and finds the first one's work.
     with filelock.FileLock(folder.with_name(f".{folder.name}.lock")):
-        for left in folder.parent.glob(f".{folder.name}.*.part"):  # of a process that was killed: the lock is ours
+        for left in folder.parent.glob(f".{folder.name}.*.part"):  # left by a killed process; we hold the lock
             shutil.rmtree(left, ignore_errors=True)
         if not folder.exists():
             with atomic_folder(folder) as temporary:
@@ -140,7 +140,7 @@ def _refuse_duplicates(table: pa.Table, again: Callable[[], Iterator[Any]], wher
     twice = duplicates(table["id"])
     if not twice:
         return
-    # The places are not kept while reading, for they are hardly ever wanted: read once more up to the second one.
+    # Places are rarely needed, so they are not kept while reading. Read again up to the second occurrence.
     first: int | None = None
     row: Document | Query
     for row in again():

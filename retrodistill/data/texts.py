@@ -1,4 +1,4 @@
-"""Texts by id: what documents, queries and pseudo-queries all are."""
+"""Texts by id: the type of documents, queries and pseudo-queries."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Texts(Mapping[str, str]):
     def __repr__(self) -> str:
         return f"Texts({len(self)} texts)"
 
-    __hash__ = None  # type: ignore[assignment]  # a Mapping compares by content; say so rather than hash by identity
+    __hash__ = None  # type: ignore[assignment]  # a Mapping compares by content, so a hash by identity would be wrong
 
     @cached_property
     def ids(self) -> list[str]:

@@ -41,12 +41,12 @@ _KINDS = (*_LOADERS, "vectors")
 def load_encoder(source: Any, kinds: Sequence[str] = _KINDS) -> Any:
     """Load an encoder by its name; an encoder or a sentence-transformers model is taken as it is.
 
-    Vectors of a file (``vectors:PATH``) are an encoder that knows its space and encodes nothing until it is bound to a
-    collection.
+    Vectors from a file (``vectors:PATH``) are an encoder that knows its space. It must be bound to a collection before
+    it can encode.
 
     Args:
         source: ``dense:NAME``, ``static:NAME``, ``sparse:NAME``, ``multi-vector:NAME``, ``vectors:PATH``, or an object.
-        kinds: The kinds that will do, e.g. `DENSE`; all by default.
+        kinds: Accepted kinds, e.g. `DENSE`; all by default.
 
     Returns:
         An `Encoder` (dense, static, vectors), `SparseTextEncoder` or `MultiVectorModel`.

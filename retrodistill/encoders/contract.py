@@ -1,4 +1,4 @@
-"""The contract between models: what decides the vectors of a text, and the space that documents lie in."""
+"""The contract between models: everything that determines a text's vectors, and the space of the documents."""
 
 from __future__ import annotations
 
@@ -84,10 +84,10 @@ class TextModel:
 
     @property
     def similarity(self) -> str:
-        """How two vectors are compared, e.g. ``cosine`` or ``dot``.
+        """Similarity function of two vectors, e.g. ``cosine`` or ``dot``.
 
         Raises:
-            UserError: The model asks for a distance, which a retriever here does not use.
+            UserError: The model uses a distance, which retrievers here do not support.
         """
         name = str(self.model.similarity_fn_name)
         if name not in self.similarities:
@@ -111,7 +111,7 @@ class TextModel:
         return None if full is not None and full <= self.model.truncate_dim else int(self.model.truncate_dim)
 
     def modules(self, role: Role) -> list[Any]:
-        """The modules that texts of a role go through: of a Router its route for the role, then what follows.
+        """The modules that process texts of a role: a Router's route for the role, then the modules after it.
 
         Raises:
             UserError: A Router has no route for the role.
@@ -190,7 +190,8 @@ class EmbeddingSpace:
         dimension: Width of a vector as the index holds it, after truncation.
         similarity: ``cosine`` (unit vectors), ``dot`` or ``maxsim``.
         documents_by: Name of the encoder that made them.
-        truncation: The index keeps so many leading dimensions of the encoder's vectors (Matryoshka); None for all.
+        truncation: Number of leading dimensions of the encoder's vectors that the index keeps (Matryoshka); None for
+            all.
         contract: What the fingerprint is of, so that a refusal can say what differs.
         query_contract: The same for the queries of that model, by which its own query prompt is held to; empty where it
             is not known.
@@ -209,7 +210,7 @@ class EmbeddingSpace:
         """The space of an encoder's documents.
 
         Raises:
-            UserError: A truncation that is no part of the vector.
+            UserError: The truncation exceeds the width of the vector.
         """
         if truncation is not None and not 1 <= truncation <= encoder.dimension:
             raise UserError(
@@ -289,7 +290,7 @@ class EmbeddingSpace:
         )
 
     def differences(self, queries: TextModel) -> list[str]:
-        """What keeps a query encoder out, one short phrase each; empty for one that is admitted.
+        """Reasons to reject a query encoder, one short phrase each; empty for an accepted one.
 
         The documents' own model is held to its query prompt too: with another one, its queries are none that these
         documents were embedded for. A model that sends queries through weights of their own (a Router's query tower

@@ -23,8 +23,8 @@ from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens
 from retrodistill.encoders.sparse import SparseTextEncoder
 
-_PART = 256  # texts per part: what a kill may lose
-_PROBE = 64  # texts that a rate is measured on
+_PART = 256  # texts per part: the most work that a kill can lose
+_PROBE = 64  # texts used to measure the rate
 _UNSTORED_BATCH = 1024  # texts at once where encoding is a look-up
 
 
@@ -33,7 +33,7 @@ class TextStore(ABC):
 
     Args:
         encoder: Whose vectors these are.
-        role: ``query`` or ``document``: it decides route, prompt and length.
+        role: ``query`` or ``document``. It determines route, prompt and maximum length.
         root: Folder of stores; the shared cache by default.
 
     Raises:
@@ -63,12 +63,12 @@ class TextStore(ABC):
         return [texts[row] for row in np.sort(first) if absent[row]]
 
     def fill(self, texts: Sequence[str]) -> None:
-        """Encode what is missing, longest first, a part at a time; safe to kill and to run twice at once."""
+        """Encode missing texts, longest first, one part at a time. Safe to kill and to run concurrently."""
         if not self.missing(texts):
             return
         keep_freed_memory()
         with self._store.computing(text_keys(texts)):
-            self._load()  # another process may have been faster
+            self._load()  # another process may have added parts meanwhile
             todo = sorted(self.missing(texts), key=len, reverse=True)
             with bar(len(todo), f"embedding ({self.encoder.name}, {self.role})", "texts") as progress:
                 for start in range(0, len(todo), _PART):

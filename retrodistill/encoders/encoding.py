@@ -1,4 +1,4 @@
-"""How frozen models encode texts and score pairs: batch size and precision. Training has settings of its own."""
+"""How frozen models encode texts and score pairs: batch size and precision. Training has its own settings."""
 
 from __future__ import annotations
 

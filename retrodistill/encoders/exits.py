@@ -1,4 +1,4 @@
-"""Models with exits: one folder, usable behind several of its layers, the exit chosen at load.
+"""Models with exits: one folder that can be used after any of several layers, chosen at load time.
 
 A Router has a route for each exit, which pools that layer's tokens. `exit_model` and names with ``@exit-4`` behind the
 folder cut the layers above the exit, which is what makes it fast, and give an ordinary model.
@@ -19,7 +19,7 @@ ROUTE = "exit-"
 
 
 def exits_of(model: SentenceTransformer) -> list[int]:
-    """Layers behind which a model can be left, the deepest last; empty for a model without exits."""
+    """Layers after which a model has an exit, the deepest last; empty for a model without exits."""
     router: Any = list(model)[-1]
     names = list(getattr(router, "sub_modules", []))
     if not names or not all(name.startswith(ROUTE) for name in names):

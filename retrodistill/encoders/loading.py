@@ -40,7 +40,7 @@ def load_bi_encoder(name: str, *, layers: int | None = None) -> SentenceTransfor
         name: A folder or a hub name. ``all-MiniLM-L6-v2`` comes from the ``demo`` extra where that is installed
             (same weights as the hub's, checked), so that it works offline. ``FOLDER@exit-4`` is an exit of a model that
             has some.
-        layers: Keep the first so many transformer layers only.
+        layers: Number of leading transformer layers to keep.
 
     Raises:
         UserError: It is in no folder and the hub does not have it or cannot be reached, or it has no such exit.
@@ -145,7 +145,7 @@ def _needs_own_modules(place: str) -> bool:
 
 
 def device() -> str:
-    """The device models run on: the GPU of this process if there is one, else the CPU."""
+    """The device that models run on: this process's GPU if there is one, else the CPU."""
     import torch
 
     if torch.cuda.is_available():
@@ -155,7 +155,7 @@ def device() -> str:
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Silence loading bars and reports of transformers for a while."""
+    """Silence the progress bars and loading reports of transformers within a block."""
     from transformers.utils import logging as transformers_logging
 
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()

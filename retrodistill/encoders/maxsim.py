@@ -56,7 +56,7 @@ def best_documents(queries: Tokens, blocks: Iterable[tuple[int, Tokens]], k: int
 
 
 def blocks_of(bounds: np.ndarray, tokens: int) -> Iterable[tuple[int, int]]:
-    """Cut texts into (start, stop) blocks of at most so many tokens, or of one text that has more."""
+    """Cut texts into (start, stop) blocks within a maximum number of tokens; a longer text is its own block."""
     start = 0
     while start < len(bounds) - 1:
         stop = int(np.searchsorted(bounds, bounds[start] + tokens, side="right")) - 1

@@ -1,4 +1,4 @@
-"""Modules of sentence-transformers models: put together anew, cut to their first layers, digested."""
+"""Modules of sentence-transformers models: recombine them, keep their first layers, digest their weights."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def keep_first_layers(model: SentenceTransformer, layers: int) -> None:
     """Keep the first `layers` transformer layers, in place; the configuration follows, so that it saves and loads.
 
     Raises:
-        UserError: The model has no layer stack that we can find, or fewer layers than asked for.
+        UserError: No layer stack was found in the model, or it has fewer layers than requested.
     """
     transformer: Any = getattr(model[0], "auto_model", None)
     if transformer is None:

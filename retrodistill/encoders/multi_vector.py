@@ -134,7 +134,7 @@ def token_encoder(
         source: Folder or hub name of a bi-encoder.
         dimension: Width of a token vector; the transformer's by default.
         texts: What the projection is fitted on: the directions of largest second moment of their tokens' vectors, which
-            keep inner products best (PCA without centring). Without any: random orthogonal directions.
+            keep inner products best (PCA without centering). Without any: random orthogonal directions.
         document_length: Cut documents to so many tokens; the transformer's own limit by default.
         seed: Of the random directions.
 
@@ -181,7 +181,7 @@ def fitted_on(corpus: Sequence[str]) -> list[str]:
 
 
 def principal_directions(vectors: np.ndarray) -> np.ndarray:
-    """(d, d) orthonormal rows: directions of (n, d) vectors by falling second moment, uncentred; signs are fixed."""
+    """(d, d) orthonormal rows: directions of (n, d) vectors by falling second moment, uncentered; signs are fixed."""
     moments = vectors.astype(np.float64).T @ vectors
     rows = np.linalg.eigh(moments)[1].T[::-1]
     signs = np.sign(rows[np.arange(len(rows)), np.abs(rows).argmax(axis=1)])

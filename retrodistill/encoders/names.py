@@ -11,7 +11,7 @@ from retrodistill.core.errors import UserError, unknown
 
 
 class ModelKind(NamedTuple):
-    """What is known of a kind of model by its name alone.
+    """Properties of a kind of model that follow from its name alone.
 
     Attributes:
         about: One line for users: what it is, and what its name is.
@@ -86,7 +86,7 @@ def parse_model_name(text: str) -> ModelName:
 
 
 def check_can_search(name: ModelName) -> None:
-    """Refuse a kind of model that cannot search, before any is loaded.
+    """Reject a kind of model that cannot search, before any is loaded.
 
     Raises:
         UserError: It scores pairs only.

@@ -19,13 +19,13 @@ _TOKENIZER, _WEIGHTS = "query-tokenizer.json", "query-weights.npy"
 class TokenWeights:
     """What a `SparseStaticEmbedding` does (token present x its weight, OpenSearch's arXiv 2411.04403), without torch.
 
-    An index asks it as it asks a sparse encoder.
+    An index uses it like a sparse encoder.
 
     Attributes:
         tokenizer: A ``tokenizers.Tokenizer`` that cuts where the model does and does not pad.
         weights: (vocabulary,) float32: IDF, or learned.
-        prompt: Stands before each text.
-        most: Keep so many tokens of largest absolute weight; None for all.
+        prompt: Prefix of each text.
+        most: Number of tokens of largest absolute weight to keep; None for all.
         unit: Whether vectors are made unit vectors (models of cosine similarity).
     """
 
@@ -101,7 +101,7 @@ def own_tokenizer(tokenizer: Any, name: str, vocabulary: int) -> Any:
     own = Tokenizer.from_str(backend.to_str())
     own.no_padding()
     own.no_truncation()
-    if tokenizer.model_max_length < 1e9:  # transformers' word for "no limit" is 1e30
+    if tokenizer.model_max_length < 1e9:  # transformers sets 1e30 for "no limit"
         own.enable_truncation(int(tokenizer.model_max_length), direction=tokenizer.truncation_side)
     return own
 

@@ -1,4 +1,4 @@
-"""Models that are only an API: their vectors come from a file, by id, and stand for the model everywhere."""
+"""Models behind an API: vectors are read from a file by id and replace the model everywhere."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class _Source:
 
     @classmethod
     def of(cls, table: VectorTable, texts: Texts, name: str) -> _Source:
-        """By the texts that stand beside the vectors, else by those that a collection has for their ids.
+        """By the texts next to the vectors, else by a collection's texts for their ids.
 
         Raises:
             UserError: Two ids have one text and vectors that differ.
@@ -124,8 +124,8 @@ class VectorFile(Encoder):
     Args:
         name: ``vectors:PATH``.
         documents: Vectors by document id.
-        queries: Vectors by query id, or of the texts that stand beside them.
-        about: Of the model that made them.
+        queries: Vectors by query id, or by the texts next to them.
+        about: Description of the model that made them.
     """
 
     kind = "vectors"
@@ -140,7 +140,7 @@ class VectorFile(Encoder):
 
     @classmethod
     def open(cls, path: str | Path) -> VectorFile:
-        """Open a file of document vectors, or a folder with ``documents.*``, perhaps ``queries.*`` and ``about.json``.
+        """Open a file of document vectors, or a folder with ``documents.*`` and optional ``queries.*``, ``about.json``.
 
         A folder that ``export --to parquet`` wrote is read too; its manifest stands for ``about.json``.
 
@@ -176,7 +176,7 @@ class VectorFile(Encoder):
 
     @property
     def truncation(self) -> int | None:
-        """None: what an API was asked to cut is a model of its own."""
+        """None: vectors that an API truncated count as those of a separate model."""
         return None
 
     def prompt(self, role: Role) -> str:

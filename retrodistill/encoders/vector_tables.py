@@ -1,4 +1,4 @@
-"""Vectors that were made elsewhere, with their ids: read from Parquet, JSONL or .npy, and checked."""
+"""Precomputed vectors with their ids, read from Parquet, JSONL or .npy and checked."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class VectorTable:
     """Ids and their vectors.
 
     Attributes:
-        ids: (n,) ids, none twice.
+        ids: (n,) unique ids.
         vectors: (n, d) float32, finite; unit vectors where they are compared by cosine.
         texts: (n,) what each vector is of, where the file says; else None, and an id's text is its collection's.
     """
@@ -58,13 +58,13 @@ def read_vectors(path: str | Path, *, unit: bool, with_texts: bool = False) -> V
 
     Args:
         path: ``.parquet`` (or a folder of such parts) or ``.jsonl`` with ``_id`` (``id``, ``document_id``,
-            ``query_id``), ``vector`` (``embedding``) and perhaps ``text``; or ``NAME.npy`` (n, d) with ids in
+            ``query_id``), ``vector`` (``embedding``) and optional ``text``; or ``NAME.npy`` (n, d) with ids in
             ``NAME.ids.txt``, one a line.
-        unit: They are compared by cosine: lengths do not count and become 1.
+        unit: Normalize vectors to length 1, for comparison by cosine.
         with_texts: Take what vectors are of from the file where it says so.
 
     Raises:
-        UserError: No such file, none of vectors, or empty; ids that are missing or stand twice; vectors of several
+        UserError: No such file, none of vectors, or empty; missing or duplicate ids; vectors of several
             widths, NaN, infinite, or zero where they are compared by cosine. Ids are named.
     """
     file = Path(path)

@@ -73,7 +73,7 @@ def check_finite(vectors: np.ndarray, ids: list[str], what: str) -> None:
 
 
 def check_dimensions(dimensions: Sequence[int], whole: int) -> None:
-    """Refuse truncations that are no part of a vector.
+    """Reject truncations beyond the width of a vector.
 
     Raises:
         UserError: Names the first.

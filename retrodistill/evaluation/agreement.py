@@ -32,7 +32,7 @@ def agreements(
     teacher_run: Run | None = None,
     rescore: bool = True,
 ) -> dict[str, Agreement]:
-    """How far each run ranks as the teacher does.
+    """How closely the ranking of each run agrees with the teacher's.
 
     A teacher that can search is compared by its own search; one that scores pairs only (a cross-encoder) by its order
     of the documents that any of the runs has in its top 100, the same list for all. A recorded run is compared on the
@@ -40,9 +40,9 @@ def agreements(
 
     Args:
         teacher: What `load_ranker` takes.
-        runs: Of the systems; documents that are their own query are left out.
-        collection: Where they searched.
-        queries: What they were asked.
+        runs: Runs of the systems; documents that are their own query are excluded.
+        collection: The collection that they searched.
+        queries: The queries that the runs rank.
         qrels: Judgments for the ceiling; None where there are none.
         teacher_run: The teacher's own results where they are known already.
         rescore: Score every system's top 100 by the teacher, for the ceiling and the calibration; where False, there is

@@ -1,4 +1,4 @@
-"""Several collections: BEIR's table, with its rows, its mean, and a folder that is taken up again."""
+"""Evaluation on several collections: BEIR's table with its rows and mean, and a folder that can be resumed."""
 
 from __future__ import annotations
 

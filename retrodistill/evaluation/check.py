@@ -34,7 +34,7 @@ class CheckConfig:
 
     Attributes:
         k: Depth of the first comparison of neighbors and of nDCG, and what a timed query asks for.
-        split: Split whose queries are used; all there are where the collection has no judgments.
+        split: Split whose queries are used; all queries if the collection has no judgments.
         latency_queries: Number of queries that are timed; 0 for no speed at all.
         symmetric: Also embed the documents by the query encoder, once, to see what keeping the teacher's gains.
     """

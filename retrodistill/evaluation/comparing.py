@@ -16,7 +16,7 @@ from retrodistill.evaluation.results import Agreement
 
 LEAST = 1e-9  # a difference of at most this is a tie
 _RESAMPLES = 10_000
-_BLOCK_VALUES = 4_000_000  # resampled at once: bounds the memory at about 100 MB, whatever the number of queries
+_BLOCK_VALUES = 4_000_000  # per resampling block: bounds memory at about 100 MB for any number of queries
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Comparison:
             and ``p_holm``, ``smallest`` (detectable difference), ``wins``, ``ties``, ``losses`` of a, and ``changed``:
             the queries with the largest differences, both ways, each ``query_id``, ``text``, ``a``, ``b``,
             ``difference``.
-        agreement: With a teacher, by system; empty where none was asked.
+        agreement: Agreement with a teacher, by system; empty if not requested.
         notes: What a reader must know of the systems.
     """
 
@@ -69,7 +69,7 @@ def compare(
         systems: By name, a table query_id and measures, as `evaluate` gives it.
         measure: A column of them.
         every_pair: Compare each with each.
-        shown: Queries to list of each comparison, at most so many won and so many lost.
+        shown: Maximum number of won queries and of lost queries to list per comparison.
         texts: Of the queries, by id.
         seed: Of the resampling.
 
@@ -180,7 +180,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def smallest_difference(differences: np.ndarray, *, alpha: float = 0.05, power: float = 0.8) -> float | None:
-    """The mean difference that a paired two-sided test of so many queries shows with the given power.
+    """The mean difference that a paired two-sided test on a number of queries detects with the given power.
 
     (z(1 - alpha / 2) + z(power)) s / sqrt(n), with s the standard deviation of the differences and z the quantiles of
     the normal distribution: 2.80 s / sqrt(n) by default (Sakai, Laboratory Experiments in Information Retrieval, 2018).

@@ -1,4 +1,4 @@
-"""Objectives: pure functions of masked (batch, n) float32 lists, of embeddings, of tokens, of term weights."""
+"""Objectives: pure functions of masked (batch, n) float32 lists, embeddings, tokens or term weights."""
 
 import importlib
 import pkgutil

@@ -1,4 +1,4 @@
-"""Objectives that see classes of queries: pseudo-classes where the real ones are too few to teach much."""
+"""Objectives over classes of queries. Pseudo-classes add detail where there are too few real classes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class PseudoClasses:
 
     Attributes:
         centers: (classes, d) float32 mean teacher embedding of each class.
-        directions: (classes, parts, d) float32 projections; a text belongs to the part it leans to most.
+        directions: (classes, parts, d) float32 projections; a text belongs to the part with its largest projection.
         scales: (classes,) float32 root mean square of the projections within the class.
     """
 
@@ -30,7 +30,7 @@ class PseudoClasses:
     def targets(self, embeddings: Tensor, class_probabilities: Tensor, temperature: float = 1.0) -> Tensor:
         """The teacher's distribution over pseudo-classes.
 
-        ``p_cs = p_c softmax_s(<h - centre_c, direction_cs> / (scale_c temperature))``: over the parts of a class it
+        ``p_cs = p_c softmax_s(<h - center_c, direction_cs> / (scale_c temperature))``: over the parts of a class it
         sums to the teacher's probability of the class.
 
         Args:
@@ -42,7 +42,7 @@ class PseudoClasses:
             (batch, classes x parts) float32, the parts of a class side by side.
 
         Raises:
-            UserError: Shapes that differ, or a temperature that is not above 0.
+            UserError: The shapes differ, or a temperature is not above 0.
         """
         if not temperature > 0:
             raise UserError(f"temperature={temperature}: it lies above 0.")
@@ -61,20 +61,20 @@ class PseudoClasses:
         return (at_least_float32(class_probabilities)[:, :, None] * parts).flatten(1)
 
     def logits(self, embeddings: Tensor, temperature: float = 1.0) -> Tensor:
-        """What embeddings say of the pseudo-classes, by the teacher's centers and directions: log-probabilities.
+        """Log-probabilities of the pseudo-classes for embeddings, from the teacher's centers and directions.
 
         ``log softmax_c(<h, center_c> / temperature) + log softmax_s(<h - center_c, direction_cs> / scale_c)``: the
-        logarithm of `targets` where the class probabilities are the softmax of the products with the centers.
+        logarithm of `targets` when the class probabilities are the softmax of the products with the centers.
 
         Args:
             embeddings: (batch, d), in the teacher's space.
-            temperature: Of the classes, above 0.
+            temperature: Class temperature, above 0.
 
         Returns:
             (batch, classes x parts) float32.
 
         Raises:
-            UserError: Embeddings of another width than the teacher's.
+            UserError: The embeddings' width differs from the teacher's.
         """
         if embeddings.shape[1:] != self.centers.shape[1:]:
             raise UserError(
@@ -95,20 +95,20 @@ def pseudo_classes(
 ) -> PseudoClasses:
     """Find the projections that split each class (LELP, arXiv 2409.20449).
 
-    Per class: center its teacher embeddings, take away what the teacher's own class weights see (a student learns that
-    from the class probabilities), keep the `parts` principal directions and rotate them at random, so that the
-    variance is spread over the parts. The steps are the paper's as its summaries tell them; details of the
-    normalization (unit root mean square per class) are this package's.
+    For each class: center its teacher embeddings, project out the row space of the teacher's class weights (a student
+    learns that part from the class probabilities), keep the `parts` principal directions and rotate them at random to
+    spread the variance over the parts. The steps follow summaries of the paper. The normalization (unit root mean
+    square per class) is this package's choice.
 
     Args:
         embeddings: (texts, d) teacher embeddings of the training texts.
         labels: (texts,) integer class of each, from 0 without a gap.
         parts: Pseudo-classes per class, 2 or more.
-        weights: (classes, d) the teacher's last layer, where it has one.
-        seed: Of the rotations.
+        weights: (classes, d) weights of the teacher's last layer, if it has one.
+        seed: Seed of the random rotations.
 
     Raises:
-        UserError: Shapes that differ, parts out of range, or a class that does not spread over so many directions.
+        UserError: The shapes differ, parts out of range, or a class that spans fewer than `parts` directions.
     """
     if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1] or not len(labels):
         raise UserError(f"embeddings of shape {embeddings.shape} and labels of shape {labels.shape}; (n, d) and (n,).")
@@ -147,13 +147,13 @@ def lelp(logits: Tensor, targets: Tensor, *, student_temperature: float = 1.0) -
     Args:
         logits: (batch, classes x parts) of the student.
         targets: (batch, classes x parts) probabilities, see `PseudoClasses.targets`.
-        student_temperature: Above 0.
+        student_temperature: Must be above 0.
 
     Returns:
         Scalar float32 in nats, 0 or more.
 
     Raises:
-        UserError: Shapes that differ, or a temperature that is not above 0.
+        UserError: The shapes differ, or a temperature is not above 0.
     """
     if logits.ndim != 2 or logits.shape != targets.shape:
         raise UserError(
@@ -174,7 +174,7 @@ def lelp(logits: Tensor, targets: Tensor, *, student_temperature: float = 1.0) -
     sees="embeddings",
 )
 def pseudo_class_alignment(student: Tensor, teacher: Tensor, classes: PseudoClasses, temperature: float) -> Tensor:
-    """LELP for a student in the teacher's space: both embeddings are classified by the teacher's projections.
+    """LELP for a student in the teacher's space: the teacher's projections classify both embeddings.
 
     The paper's student learns a layer of its own for the pseudo-classes. Parameters of a loss are neither saved nor
     resumed, so here the teacher's centers and directions classify both sides, and only the student's embedding learns.
@@ -182,14 +182,14 @@ def pseudo_class_alignment(student: Tensor, teacher: Tensor, classes: PseudoClas
     Args:
         student: (batch, d) student embeddings.
         teacher: (batch, d) teacher embeddings of the same texts.
-        classes: Of the training texts.
-        temperature: Of the classes, for both sides, above 0.
+        classes: Pseudo-classes of the training texts.
+        temperature: Class temperature of both sides, above 0.
 
     Returns:
         Scalar float32 in nats, 0 or more; 0 with a gradient of 0 where the embeddings are equal.
 
     Raises:
-        UserError: Another width than the classes'.
+        UserError: The width differs from that of the classes.
     """
     logits = classes.logits(student, temperature)
     teacher = at_least_float32(teacher)
@@ -200,21 +200,22 @@ def pseudo_class_alignment(student: Tensor, teacher: Tensor, classes: PseudoClas
 def classes_of(
     embeddings: np.ndarray, documents: np.ndarray, parts: int, *, largest: int = 1024, seed: int = 0
 ) -> PseudoClasses:
-    """Pseudo-classes of training texts whose class is the document that is right for them.
+    """Pseudo-classes of training texts. The class of a text is its relevant document.
 
     Args:
         embeddings: (texts, d) teacher embeddings.
-        documents: (texts,) integer corpus position of the document that is right, -1 where none is known.
+        documents: (texts,) integer corpus position of the relevant document, -1 where none is known.
         parts: Pseudo-classes per class, 2 or more.
-        largest: At most so many classes, those of the most texts: a step costs texts x classes x parts products.
-        seed: Of the rotations.
+        largest: Maximum number of classes. The classes with the most texts are kept, since a step costs
+            texts x classes x parts products.
+        seed: Seed of the random rotations.
 
     Raises:
-        UserError: No document is right for more than `parts` different texts.
+        UserError: No document is relevant to more than `parts` different texts.
     """
     known = np.flatnonzero(documents >= 0)
-    # Equal texts spread over no direction, so a class counts its different embeddings; a random projection tells them
-    # apart without sorting whole vectors.
+    # Equal texts span no direction, so a class counts its distinct embeddings. A random projection distinguishes them
+    # without sorting whole vectors.
     projected = embeddings[known] @ np.random.default_rng(seed).standard_normal(embeddings.shape[1])
     different = known[np.unique(np.column_stack([documents[known], projected]), axis=0, return_index=True)[1]]
     names, sizes = np.unique(documents[different], return_counts=True)
@@ -230,10 +231,10 @@ def classes_of(
 
 
 def _row_space(weights: np.ndarray | None, width: int) -> np.ndarray:
-    """(rank, d) orthonormal rows that span the given ones; none without weights.
+    """(rank, d) orthonormal rows that span the given rows; (0, d) without weights.
 
     Raises:
-        UserError: Weights of another width.
+        UserError: The weights have another width.
     """
     if weights is None:
         return np.zeros((0, width))

@@ -1,4 +1,4 @@
-"""Objectives that see a list as a distribution over its candidates."""
+"""Objectives that treat a list as a distribution over its candidates."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ def kl_divergence(
     """Forward Kullback-Leibler divergence from the teacher's distribution to the student's.
 
     ``mean_b sum_i p_i (log p_i - log q_i)`` with ``p = softmax(t / T_t)`` and ``q = softmax(s / T_s)`` (Hinton et al.
-    2015, arXiv 1503.02531, without its factor T^2: at small temperatures weigh the term before mixing it).
+    2015, arXiv 1503.02531, without its factor T^2: at small temperatures, weight the term before mixing it with
+    others).
 
     Args:
         scores: (batch, n) student scores.
-        targets: (batch, n) teacher scores, higher is better. Masked places may hold anything, NaN too.
-        mask: (batch, n) bool, true where there is a candidate.
-        student_temperature: Above 0; for cosines about a twentieth.
-        teacher_temperature: Above 0; see `retrodistill.objectives.temperature`.
+        targets: (batch, n) teacher scores, higher is better. Masked positions may hold any value, NaN included.
+        mask: (batch, n) bool, true at positions that hold a candidate.
+        student_temperature: Must be above 0; for cosines about 0.05.
+        teacher_temperature: Must be above 0; see `retrodistill.objectives.temperature`.
 
     Returns:
-        Scalar float32 in nats, 0 or more: the mean over the lists with at least two candidates, 0 where none has.
+        Scalar float32 in nats, 0 or more: the mean over lists with at least two candidates; 0 if no list has two.
 
     Raises:
-        UserError: Shapes that differ, or a temperature that is not above 0.
+        UserError: The shapes differ, or a temperature is not above 0.
     """
     student, teacher, valid = _logs(scores, targets, mask, student_temperature, teacher_temperature)
     return mean_over_lists(_divergence(teacher, student, valid), valid.sum(dim=1) >= 2)
@@ -54,21 +55,22 @@ def reverse_kl(
 ) -> Tensor:
     """Reverse Kullback-Leibler divergence, from the student's distribution to the teacher's.
 
-    ``mean_b sum_i q_i (log q_i - log p_i)``, p and q as in `kl_divergence`. It punishes mass where the teacher has
-    none, so the student may keep to a few of the teacher's favorites (Distill-VQ's best with lists, arXiv 2204.00185).
+    ``mean_b sum_i q_i (log q_i - log p_i)``, p and q as in `kl_divergence`. It penalizes mass where the teacher has
+    none, so the student may concentrate on a few of the teacher's favorites (Distill-VQ's best with lists, arXiv
+    2204.00185).
 
     Args:
         scores: (batch, n) student scores.
-        targets: (batch, n) teacher scores, higher is better. Masked places may hold anything, NaN too.
-        mask: (batch, n) bool, true where there is a candidate.
-        student_temperature: Above 0.
-        teacher_temperature: Above 0.
+        targets: (batch, n) teacher scores, higher is better. Masked positions may hold any value, NaN included.
+        mask: (batch, n) bool, true at positions that hold a candidate.
+        student_temperature: Must be above 0.
+        teacher_temperature: Must be above 0.
 
     Returns:
-        Scalar float32 in nats, 0 or more: the mean over the lists with at least two candidates, 0 where none has.
+        Scalar float32 in nats, 0 or more: the mean over lists with at least two candidates; 0 if no list has two.
 
     Raises:
-        UserError: Shapes that differ, or a temperature that is not above 0.
+        UserError: The shapes differ, or a temperature is not above 0.
     """
     student, teacher, valid = _logs(scores, targets, mask, student_temperature, teacher_temperature)
     return mean_over_lists(_divergence(student, teacher, valid), valid.sum(dim=1) >= 2)
@@ -83,25 +85,25 @@ def balanced_kl(
     student_temperature: float = 1.0,
     teacher_temperature: float = 1.0,
 ) -> Tensor:
-    """Forward and reverse KL, weighed in each list by the gap of the entropies (BD-KD, arXiv 2212.12965).
+    """Forward and reverse KL, weighted per list by the entropy gap (BD-KD, arXiv 2212.12965).
 
-    ``mean_b w KL(p || q) + (1 - w) KL(q || p)`` with ``w = sigmoid(H(p) - H(q))`` and no gradient through w: a student
-    surer than its teacher is spread by the forward divergence, one less sure is drawn together by the reverse.
-    The balance per sample by the entropy gap is the paper's; its weights were not at hand, and the logistic function
-    is this package's choice.
+    ``mean_b w KL(p || q) + (1 - w) KL(q || p)`` with ``w = sigmoid(H(p) - H(q))`` and no gradient through w. The
+    forward divergence flattens a student that is more confident than its teacher. The reverse divergence sharpens one
+    that is less confident. The balance per sample by the entropy gap is the paper's. The logistic weight is this
+    package's choice, since the paper's weights were not available.
 
     Args:
         scores: (batch, n) student scores.
-        targets: (batch, n) teacher scores, higher is better. Masked places may hold anything, NaN too.
-        mask: (batch, n) bool, true where there is a candidate.
-        student_temperature: Above 0.
-        teacher_temperature: Above 0.
+        targets: (batch, n) teacher scores, higher is better. Masked positions may hold any value, NaN included.
+        mask: (batch, n) bool, true at positions that hold a candidate.
+        student_temperature: Must be above 0.
+        teacher_temperature: Must be above 0.
 
     Returns:
-        Scalar float32 in nats, 0 or more: the mean over the lists with at least two candidates, 0 where none has.
+        Scalar float32 in nats, 0 or more: the mean over lists with at least two candidates; 0 if no list has two.
 
     Raises:
-        UserError: Shapes that differ, or a temperature that is not above 0.
+        UserError: The shapes differ, or a temperature is not above 0.
     """
     student, teacher, valid = _logs(scores, targets, mask, student_temperature, teacher_temperature)
     with torch.no_grad():
@@ -121,21 +123,21 @@ def listnet(
 ) -> Tensor:
     """ListNet: cross-entropy of the top-one probabilities (Cao et al. 2007, ICML).
 
-    ``mean_b -sum_i p_i log q_i``, p and q as in `kl_divergence`: the same gradient, a value that is higher by the
-    teacher's entropy.
+    ``mean_b -sum_i p_i log q_i``, p and q as in `kl_divergence`. It has the same gradient, and a value that is
+    higher by the teacher's entropy.
 
     Args:
         scores: (batch, n) student scores.
-        targets: (batch, n) teacher scores, higher is better. Masked places may hold anything, NaN too.
-        mask: (batch, n) bool, true where there is a candidate.
-        student_temperature: Above 0.
-        teacher_temperature: Above 0.
+        targets: (batch, n) teacher scores, higher is better. Masked positions may hold any value, NaN included.
+        mask: (batch, n) bool, true at positions that hold a candidate.
+        student_temperature: Must be above 0.
+        teacher_temperature: Must be above 0.
 
     Returns:
-        Scalar float32 in nats: the mean over the lists with at least two candidates, 0 where none has.
+        Scalar float32 in nats: the mean over lists with at least two candidates; 0 if no list has two.
 
     Raises:
-        UserError: Shapes that differ, or a temperature that is not above 0.
+        UserError: The shapes differ, or a temperature is not above 0.
     """
     student, teacher, valid = _logs(scores, targets, mask, student_temperature, teacher_temperature)
     crossed = -(teacher.exp() * student).masked_fill(~valid, 0.0).sum(dim=1)
@@ -150,22 +152,23 @@ def listnet(
 def without_forgetting(
     scores: Tensor, start_scores: Tensor, mask: Tensor | None = None, *, student_temperature: float = 1.0
 ) -> Tensor:
-    """Learning without forgetting: KL from the student as it was to the student as it is, on its list scores.
+    """Learning without forgetting: KL from the initial student to the current student, on list scores.
 
-    `kl_divergence` with the frozen student of the stage's start for a teacher and one temperature for both (Li and
-    Hoiem 2016, arXiv 1606.09282; on lists in PROD, WWW 2023). It teaches nothing: weigh it beside another objective.
+    `kl_divergence` whose teacher is the frozen student at the start of the stage, with one temperature for both (Li
+    and Hoiem 2016, arXiv 1606.09282; on lists in PROD, WWW 2023). It teaches nothing alone: add it to another
+    objective with a weight.
 
     Args:
         scores: (batch, n) student scores.
         start_scores: (batch, n) scores of the student of the stage's start for the same candidates.
-        mask: (batch, n) bool, true where there is a candidate.
+        mask: (batch, n) bool, true at positions that hold a candidate.
         student_temperature: Above 0, of both.
 
     Returns:
         Scalar float32 in nats, 0 or more, 0 at the stage's start.
 
     Raises:
-        UserError: Shapes that differ, or a temperature that is not above 0.
+        UserError: The shapes differ, or a temperature is not above 0.
     """
     return kl_divergence(
         scores,
@@ -187,14 +190,14 @@ def contrastive(
         scores: (batch, n) student scores.
         positives: (batch,) integer place of the positive in its list; negative where a list has none, which is
             then left out.
-        mask: (batch, n) bool, true where there is a candidate.
-        student_temperature: Above 0.
+        mask: (batch, n) bool, true at positions that hold a candidate.
+        student_temperature: Must be above 0.
 
     Returns:
         Scalar float32 in nats: the mean over the lists with a positive and at least two candidates.
 
     Raises:
-        UserError: Shapes that differ, or a temperature that is not above 0.
+        UserError: The shapes differ, or a temperature is not above 0.
     """
     check_positives(scores, positives)
     valid = full_mask(scores, mask)
@@ -220,13 +223,13 @@ def in_batch_contrastive(
         false_negatives: (batch, batch) bool, true where the document of text j is right for text i too, as where two
             texts share a document; the diagonal is not read.
         known: (batch,) bool, true where a text has a document of its own; all where None.
-        student_temperature: Above 0.
+        student_temperature: Must be above 0.
 
     Returns:
         Scalar float32 in nats: the mean over the texts with a document and at least one negative.
 
     Raises:
-        UserError: Scores that are not square, masks of another shape, or a temperature that is not above 0.
+        UserError: Scores that are not square, masks of another shape, or a temperature is not above 0.
     """
     if scores.ndim != 2 or scores.shape[0] != scores.shape[1]:
         raise UserError(f"scores of shape {tuple(scores.shape)}; in-batch scores are (batch, batch).")

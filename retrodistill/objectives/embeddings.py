@@ -21,7 +21,7 @@ PAIR = ("student", "teacher")  # what most of them take
 def leaf(student: Tensor, teacher: Tensor) -> Tensor:
     """LEAF: squared distance between the student's and the teacher's embedding of the same text (arXiv 2509.12539).
 
-    ``mean_b sum_d (y - y^)^2``: summed over dimensions, averaged over the batch. (Averaging over dimensions too would
+    ``mean_b sum_d (y - y^)^2``: summed over dimensions, averaged over the batch. (A mean over dimensions would also
     divide the gradient by the width.)
 
     Args:
@@ -32,7 +32,7 @@ def leaf(student: Tensor, teacher: Tensor) -> Tensor:
         Scalar float32; between unit vectors 2 - 2 cos, from 0 to 4.
 
     Raises:
-        UserError: Shapes that differ: the student's projection must lead to the teacher's width.
+        UserError: The shapes differ: the student's projection must lead to the teacher's width.
     """
     student, teacher = _checked(student, teacher)
     return ((student - teacher) ** 2).sum(dim=1).mean()
@@ -40,7 +40,7 @@ def leaf(student: Tensor, teacher: Tensor) -> Tensor:
 
 @objective("cosine", "cosine distance to the teacher's embedding of the same text", PAIR, sees="embeddings")
 def cosine(student: Tensor, teacher: Tensor) -> Tensor:
-    """Cosine distance between the student's and the teacher's embedding of the same text: the direction alone.
+    """Cosine distance between the student's and the teacher's embedding of the same text. Only direction counts.
 
     ``mean_b 1 - <s, t> / (|s| |t|)``; between unit vectors half of `leaf`.
 
@@ -49,10 +49,10 @@ def cosine(student: Tensor, teacher: Tensor) -> Tensor:
         teacher: (batch, d) teacher embeddings.
 
     Returns:
-        Scalar float32 from 0 to 2; a zero vector counts 1 and has no gradient to speak of.
+        Scalar float32 from 0 to 2; a zero vector has distance 1 and a negligible gradient.
 
     Raises:
-        UserError: Shapes that differ: the student's projection must lead to the teacher's width.
+        UserError: The shapes differ: the student's projection must lead to the teacher's width.
     """
     student, teacher = _checked(student, teacher)
     return (1 - cosine_similarity(student, teacher, dim=1)).mean()
@@ -65,11 +65,12 @@ def cosine(student: Tensor, teacher: Tensor) -> Tensor:
     sees="embeddings",
 )
 def relation_matching(student: Tensor, teacher: Tensor) -> Tensor:
-    """Match who is like whom: cosines between all pairs of the batch's texts, the student's against the teacher's.
+    """Match pairwise similarities: the student's cosines between all texts of the batch against the teacher's.
 
     ``mean over i < j of (cos(s_i, s_j) - cos(t_i, t_j))^2`` (similarity-preserving distillation, Tung and Mori 2019,
-    arXiv 1907.09682, with plain cosines for its row-normalized Gram matrices). Widths may differ and rotations do not
-    count, so the student gets a space of its own: neither index nor queries can be shared with the teacher.
+    arXiv 1907.09682, with plain cosines instead of its row-normalized Gram matrices). Widths may differ, and the
+    loss is invariant to rotation. The student therefore learns its own space and cannot share an index or queries
+    with the teacher.
 
     Args:
         student: (batch, d) student embeddings.
@@ -79,7 +80,7 @@ def relation_matching(student: Tensor, teacher: Tensor) -> Tensor:
         Scalar float32 from 0 to 4; 0 for a batch of one.
 
     Raises:
-        UserError: Batches that differ.
+        UserError: The batch sizes differ.
     """
     if student.ndim != 2 or teacher.ndim != 2 or len(student) != len(teacher):
         raise UserError(
@@ -101,21 +102,21 @@ def relation_matching(student: Tensor, teacher: Tensor) -> Tensor:
 def norm_and_direction(student: Tensor, teacher: Tensor, centers: Tensor | None = None) -> Tensor:
     """ND: reward a long student embedding that points the teacher's way, up to the teacher's length.
 
-    ``mean_b 1 - <s, e> / max(|s|, |t|)`` with the unit vector e (Wang et al. 2023, arXiv 2305.17007). There e is the
-    direction of the teacher's mean over the text's class; retrieval has no classes, so without `centers` it is the
-    direction of the teacher's own embedding. Under |t| it pulls at length and direction, beyond at direction alone.
-    For dot-product students: at length 1 on both sides it is `cosine`.
+    ``mean_b 1 - <s, e> / max(|s|, |t|)`` with the unit vector e (Wang et al. 2023, arXiv 2305.17007). In the
+    paper, e is the direction of the teacher's mean over the text's class. Retrieval has no classes, so without
+    `centers` e is the direction of the teacher's own embedding. While |s| is below |t|, the loss acts on length and
+    direction; above |t|, on direction only. It is for dot-product students: for unit vectors it equals `cosine`.
 
     Args:
         student: (batch, d) student embeddings, not normalized.
         teacher: (batch, d) teacher embeddings, not normalized.
-        centers: (batch, d) mean teacher embedding of each text's class, where there are classes.
+        centers: (batch, d) mean teacher embedding of each text's class, if there are classes.
 
     Returns:
         Scalar float32 from 0 to 2.
 
     Raises:
-        UserError: Shapes that differ: the student's projection must lead to the teacher's width.
+        UserError: The shapes differ: the student's projection must lead to the teacher's width.
     """
     student, teacher = _checked(student, teacher)
     directions = normalize(teacher if centers is None else _checked(student, centers)[1], dim=1)
@@ -131,7 +132,7 @@ def mi_alpha(
     alpha: float = 0.9,
     log_baseline: float = 1.0,
 ) -> Tensor:
-    """MI-alpha: minus a lower bound on the mutual information of the two embeddings (Distiller, arXiv 2109.11105).
+    """MI-alpha: negative lower bound on the mutual information of two embeddings (Distiller, arXiv 2109.11105).
 
     The interpolated bound of Poole et al. 2019 (arXiv 1905.06922),
     ``I = 1 + E[log(e^f(x, y) / (alpha m(y) + (1 - alpha) q))] - E[m'(y) / (alpha m'(y) + (1 - alpha) q)]``
@@ -140,14 +141,14 @@ def mi_alpha(
     is InfoNCE, log(batch) minus its cross-entropy, of low variance and at most log(batch); alpha toward 0 is NWJ's
     bound, of less bias and more variance.
 
-    The bound is Poole et al.'s. What was recalled of Distiller is that it maximizes this bound between layers;
-    its learned critic and baseline networks are not reproduced: parameters on a loss are lost at a checkpoint, so the
-    critic is the cosine that retrieval uses, and q is a constant.
+    The bound is Poole et al.'s. Distiller maximizes this bound between layers (from memory of the paper). Its learned
+    critic and baseline networks are not reproduced, because a checkpoint does not keep the parameters of a loss. Here
+    the critic is the cosine that retrieval uses, and q is a constant.
 
     Args:
         student: (batch, d) student embeddings.
         teacher: (batch, d) teacher embeddings of the same texts.
-        temperature: Of the critic, above 0.
+        temperature: Temperature of the critic, above 0.
         alpha: Above 0, at most 1.
         log_baseline: log q; NWJ's is 1.
 
@@ -155,7 +156,7 @@ def mi_alpha(
         Scalar float32 in nats, -1 - log(batch / alpha) or more; 0 with a gradient of 0 for a batch of one.
 
     Raises:
-        UserError: Shapes that differ, or a temperature or alpha out of range.
+        UserError: The shapes differ, or a temperature or alpha out of range.
     """
     if not (temperature > 0 and 0 < alpha <= 1):
         raise UserError(f"temperature={temperature}, alpha={alpha}: the first lies above 0, the second in (0, 1].")
@@ -191,7 +192,7 @@ def _checked(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Both in float32.
 
     Raises:
-        UserError: Shapes that differ.
+        UserError: The shapes differ.
     """
     if student.shape != teacher.shape:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Objectives whose target moves from the student to the teacher while it learns."""
+"""Objectives whose target moves from the student to the teacher during training."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ from retrodistill.objectives.registry import objective
 def taid(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, t: float) -> Tensor:
     """TAID: KL divergence to a target between student and teacher (Shing et al., ICLR 2025, arXiv 2501.16937).
 
-    ``KL(softmax((1 - t) stopgrad(s) + t T) || softmax(s))``, T the teacher's scores. Logits are mixed, so both sides
-    need one scale: divide both by their temperatures first. At t = 1 it is `kl_divergence`, at 0 nothing is learned.
+    ``KL(softmax((1 - t) stopgrad(s) + t T) || softmax(s))``, T the teacher's scores. The loss mixes logits, so both
+    sides need one scale: divide both by their temperatures first. At t = 1 it is `kl_divergence`. At t = 0 its
+    gradient is 0.
 
     Args:
         scores: (batch, n) student scores over their temperature.
-        targets: (batch, n) teacher scores over theirs, higher is better. Masked places may hold anything, NaN too.
-        mask: (batch, n) bool, true where there is a candidate.
+        targets: (batch, n) teacher scores over theirs, higher is better. Masked positions may hold any value, NaN
+            included.
+        mask: (batch, n) bool, true at positions that hold a candidate.
         t: From 0 to 1; see `InterpolationSchedule`.
 
     Returns:
         Scalar float32 in nats, 0 or more: the mean over the lists with at least two candidates.
 
     Raises:
-        UserError: Shapes that differ, or a t outside 0 to 1.
+        UserError: The shapes differ, or a t outside 0 to 1.
     """
     if not 0 <= t <= 1:
         raise UserError(f"t={t}: it lies from 0 to 1.")
@@ -51,17 +53,17 @@ class InterpolationSchedule:
 
     After a step with loss J: ``m = beta m + (1 - beta) (J_before - J) / J_before`` and
     ``t = min(end, max(start + (end - start) progress, t + alpha sigmoid(m) (1 - t)))`` (arXiv 2501.16937, algorithm 1
-    as the authors' code has it). All of it is state: a resumed training needs `state`.
+    as the authors' code has it). A resumed training must restore `state`.
 
     Attributes:
         start: First t, from 0 up to `end`.
         end: Last t, at most 1.
         alpha: Size of an adaptive step, from 0 to 1.
-        beta: Of the momentum, from 0 to under 1.
-        t: Where it stands.
+        beta: Decay of the momentum, from 0 to below 1.
+        t: Current value.
         momentum: Smoothed relative fall of the loss.
         loss: Loss of the step before; infinite before the first.
-        progress: Share of the training that is done, as last told.
+        progress: Completed share of the training at the last update.
     """
 
     start: float = 0.4
@@ -82,7 +84,7 @@ class InterpolationSchedule:
         self.t = self.t if self.t >= 0 else self.start
 
     def update(self, loss: float, progress: float) -> None:
-        """Move on after a step; a second call at the same progress changes nothing.
+        """Advance after a step. A second call at the same progress changes nothing.
 
         Args:
             loss: The step's `taid`, 0 or more.
@@ -106,10 +108,10 @@ class InterpolationSchedule:
 
     @classmethod
     def from_state(cls, state: dict[str, float]) -> InterpolationSchedule:
-        """Take up where `state` was written.
+        """Restore a schedule from `state`.
 
         Raises:
-            UserError: Another thing's state.
+            UserError: The state belongs to something else.
         """
         if not set(state) <= set(cls.__dataclass_fields__):
             raise UserError(f"a state of TAID's schedule with {', '.join(sorted(state))}; it is another file's.")
@@ -117,5 +119,5 @@ class InterpolationSchedule:
 
 
 def _sigmoid(value: float) -> float:
-    """Logistic function that does not overflow: one bad batch may make the relative fall huge."""
+    """Logistic function that does not overflow: one bad batch can make the relative change huge."""
     return 1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value))

@@ -1,4 +1,4 @@
-"""Objectives that see differences of scores within a list."""
+"""Objectives over score differences within a list."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def margin_mse(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, p
     absolute value (Hofstaetter et al. 2020, arXiv 2010.02666, eq. 8).
 
     Args:
-        scores: (batch, n) student scores, any scale that the student can learn to give.
-        targets: (batch, n) raw teacher scores, higher is better. Masked places may hold anything, NaN too.
-        mask: (batch, n) bool, true where there is a candidate.
+        scores: (batch, n) student scores, on any scale that the student can learn.
+        targets: (batch, n) raw teacher scores, higher is better. Masked positions may hold any value, NaN included.
+        mask: (batch, n) bool, true at positions that hold a candidate.
         pairs: ``positive``: the teacher's best candidate of each list against each other one, the paper's form with
             the teacher as judge; ``all``: every pair of candidates.
 
@@ -32,7 +32,7 @@ def margin_mse(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, p
         Scalar float32: the mean over all margins of the batch; 0 where no list has two candidates.
 
     Raises:
-        UserError: Shapes that differ, or unknown `pairs`.
+        UserError: The shapes differ, or unknown `pairs`.
     """
     if pairs not in PAIRS:
         raise unknown("choice of pairs", pairs, PAIRS)
@@ -40,7 +40,7 @@ def margin_mse(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, p
     valid = full_mask(scores, mask)
     scores = at_least_float32(scores)
     targets = at_least_float32(targets).masked_fill(~valid, 0.0)
-    # A margin of differences is a difference of residuals: (s_i - s_j) - (t_i - t_j) = r_i - r_j.
+    # A difference of margins is a difference of residuals: (s_i - s_j) - (t_i - t_j) = r_i - r_j.
     residuals = (scores - targets).masked_fill(~valid, 0.0)
     if pairs == "all":
         # sum_{i<j} (r_i - r_j)^2 = n sum_i (r_i - mean r)^2: no (batch, n, n) tensor, so a list may be a whole corpus.
@@ -72,15 +72,15 @@ def in_batch_margin_mse(scores: Tensor, targets: Tensor, positives: Tensor, mask
 
     Args:
         scores: (batch, m) student scores of each text with each document of the batch.
-        targets: (batch, m) raw teacher scores, higher is better. Masked places may hold anything, NaN too.
-        positives: (batch,) int64 place of the text's own document; -1 for a text without one, which counts nothing.
+        targets: (batch, m) raw teacher scores, higher is better. Masked positions may hold any value, NaN included.
+        positives: (batch,) int64 position of the text's own document; -1 for a text without one, which adds no margin.
         mask: (batch, m) bool, true where a document counts.
 
     Returns:
-        Scalar float32: the mean over all margins of the batch; 0 where there is none.
+        Scalar float32: the mean over all margins of the batch; 0 if there are none.
 
     Raises:
-        UserError: Shapes that differ.
+        UserError: The shapes differ.
     """
     check_lists(scores, targets)
     check_positives(scores, positives)

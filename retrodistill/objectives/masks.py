@@ -1,4 +1,4 @@
-"""Masked lists: what every (batch, n) objective stands on."""
+"""Masked lists: the helpers of every (batch, n) objective."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ NOTHING = -1e30  # finite, so that 0 x it stays 0 and gradients stay finite; flo
 
 
 def full_mask(scores: Tensor, mask: Tensor | None) -> Tensor:
-    """(batch, n) bool: `mask`, or all true where there is none.
+    """(batch, n) bool: `mask`, or all true if it is None.
 
     Raises:
-        UserError: Another shape than the scores'.
+        UserError: The mask's shape differs from the scores'.
     """
     if mask is None:
         return torch.ones_like(scores, dtype=torch.bool)
@@ -24,7 +24,7 @@ def full_mask(scores: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def check_lists(scores: Tensor, targets: Tensor) -> None:
-    """Refuse lists that do not fit.
+    """Reject lists whose shapes do not match.
 
     Raises:
         UserError: Not two tables (batch, n) of one shape.
@@ -37,10 +37,10 @@ def check_lists(scores: Tensor, targets: Tensor) -> None:
 
 
 def check_positives(scores: Tensor, positives: Tensor) -> None:
-    """Refuse places of positives that do not fit their lists.
+    """Reject positions of positives that do not match their lists.
 
     Raises:
-        UserError: Not (batch, n) scores with (batch,) places.
+        UserError: Not (batch, n) scores with (batch,) positions.
     """
     if scores.ndim != 2 or positives.shape != scores.shape[:1]:
         raise UserError(
@@ -50,15 +50,15 @@ def check_positives(scores: Tensor, positives: Tensor) -> None:
 
 
 def at_least_float32(scores: Tensor) -> Tensor:
-    """Scores in float32 (float64 stays): half precision overflows at 65504 and squares badly."""
+    """Scores in float32 (float64 stays): float16 overflows above 65504, so squares overflow early."""
     return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
 def log_softmax(scores: Tensor, mask: Tensor, temperature: float) -> Tensor:
-    """(batch, n) log-probabilities of scores / temperature over the unmasked places, about -1e30 in masked ones.
+    """(batch, n) log-probabilities of scores / temperature over the unmasked positions, about -1e30 at masked ones.
 
     Raises:
-        UserError: A temperature that is not above 0.
+        UserError: The temperature is not above 0.
     """
     if not temperature > 0:
         raise UserError(f"temperature={temperature}: it lies above 0.")
@@ -66,22 +66,22 @@ def log_softmax(scores: Tensor, mask: Tensor, temperature: float) -> Tensor:
 
 
 def mean_over_lists(values: Tensor, usable: Tensor) -> Tensor:
-    """Mean of (batch,) values over the usable lists; 0, with a gradient of 0, where none is."""
+    """Mean of (batch,) values over the usable lists; 0, with a gradient of 0, if none is usable."""
     return torch.where(usable, values, torch.zeros_like(values)).sum() / usable.sum().clamp(min=1)
 
 
 def unusable_lists(targets: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-    """Which lists a teacher's scores teach nothing in, by reason; a list has at most one.
+    """Lists in which the teacher's scores teach nothing, by reason. A list has at most one reason.
 
     - ``single``: fewer than two candidates;
     - ``not finite``: a NaN or infinite score at a candidate;
     - ``flat``: all scores equal;
     - ``saturated``: at least three candidates, and more than half of all, share the highest score, as when a sigmoid
-      ends at 1: the order among the best is lost. (Ties at the bottom are common and harmless.)
+      saturates at 1: the order among the best is lost. (Ties at the bottom are common and harmless.)
 
     Args:
-        targets: (batch, n) teacher scores, higher is better. Masked places may hold anything.
-        mask: (batch, n) bool, true where there is a candidate.
+        targets: (batch, n) teacher scores, higher is better. Masked positions may hold any value.
+        mask: (batch, n) bool, true at positions that hold a candidate.
 
     Returns:
         (batch,) bool for each reason.
@@ -100,11 +100,11 @@ def unusable_lists(targets: Tensor, mask: Tensor | None = None) -> dict[str, Ten
 
 
 def usable_lists(targets: Tensor, mask: Tensor | None = None) -> tuple[Tensor, dict[str, int]]:
-    """The lists that a teacher's scores can teach, and how many others there are, by reason.
+    """The lists in which the teacher's scores teach something, and the number of other lists by reason.
 
     Args:
-        targets: (batch, n) teacher scores, higher is better. Masked places may hold anything.
-        mask: (batch, n) bool, true where there is a candidate.
+        targets: (batch, n) teacher scores, higher is better. Masked positions may hold any value.
+        mask: (batch, n) bool, true at positions that hold a candidate.
 
     Returns:
         (batch,) bool, and the number of lists left out for each reason of `unusable_lists`.

@@ -1,4 +1,4 @@
-"""Objectives that see which of two candidates the teacher prefers."""
+"""Objectives over the teacher's preference between two candidates."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from retrodistill.objectives.masks import at_least_float32, check_lists, full_ma
 from retrodistill.objectives.registry import objective
 
 WEIGHTINGS = ("lambdarank", "ndcg-loss2", "ndcg-loss2++")
-WIDEST = 1024  # candidates: 64 lists of so many are 256 MiB per (batch, n, n) tensor, and training holds several
+WIDEST = 1024  # candidates: 64 such lists take 256 MiB per (batch, n, n) tensor, and training holds several
 
 
 def check_width(candidates: int) -> None:
-    """Refuse lists whose pairs would not fit into memory.
+    """Reject lists whose pairs would not fit into memory.
 
     Raises:
         UserError: More than `WIDEST` candidates.
@@ -33,18 +33,18 @@ def check_width(candidates: int) -> None:
 def ranknet(scores: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
     """RankNet: logistic loss of every pair that the teacher orders (Burges et al. 2005, ICML).
 
-    ``mean over t_i > t_j of log(1 + exp(-(s_i - s_j)))``: only the teacher's order counts; its ties make no pair.
+    ``mean over t_i > t_j of log(1 + exp(-(s_i - s_j)))``: only the teacher's order counts. Ties form no pair.
 
     Args:
         scores: (batch, n) student scores over their temperature.
-        targets: (batch, n) teacher scores, higher is better. Masked places may hold anything, NaN too.
-        mask: (batch, n) bool, true where there is a candidate.
+        targets: (batch, n) teacher scores, higher is better. Masked positions may hold any value, NaN included.
+        mask: (batch, n) bool, true at positions that hold a candidate.
 
     Returns:
-        Scalar float32 in nats: the mean over all ordered pairs of the batch; 0 where there is none.
+        Scalar float32 in nats: the mean over all ordered pairs of the batch; 0 if there are none.
 
     Raises:
-        UserError: Shapes that differ, or lists too wide for their pairs.
+        UserError: The shapes differ, or lists too wide for their pairs.
     """
     scores, targets, valid = _checked(scores, targets, mask)
     ordered = _ordered(targets, valid)
@@ -64,7 +64,7 @@ def lambda_loss(
     weighting: str = "ndcg-loss2++",
     mu: float = 10.0,
 ) -> Tensor:
-    """LambdaLoss: RankNet's pairs, each weighed by what it may change in nDCG (Wang et al. 2018, CIKM, eqs. 14-17).
+    """LambdaLoss: RankNet's pairs, each weighted by its effect on nDCG (Wang et al. 2018, CIKM, eqs. 14-17).
 
     ``sum over t_i > t_j of w_ij log2(1 + exp(-(s_i - s_j)))`` with the gains G over the ideal DCG, discounts
     D(r) = log2(1 + r) at the student's present ranks, and
@@ -73,14 +73,15 @@ def lambda_loss(
     - ``ndcg-loss2``: ``w_ij = |G_i - G_j| |1/D(|r_i - r_j|) - 1/D(|r_i - r_j| + 1)|``,
     - ``ndcg-loss2++``: the former plus `mu` times the latter.
 
-    Distillation has no grades: by default the gain is ``exp(t_i - max t)``, that is DCG's exponential gain of the
-    teacher's logits, so that the teacher's temperature says how fast it falls. Weights carry no gradient.
+    Distillation has no grades. By default the gain is ``exp(t_i - max t)``, DCG's exponential gain of the teacher's
+    logits: the teacher's temperature sets how fast it falls. Weights carry no gradient.
 
     Args:
         scores: (batch, n) student scores over their temperature.
-        targets: (batch, n) teacher scores over theirs, higher is better. Masked places may hold anything, NaN too.
-        mask: (batch, n) bool, true where there is a candidate.
-        gains: (batch, n), 0 or more, in place of the teacher's; for grades 2^grade - 1.
+        targets: (batch, n) teacher scores over theirs, higher is better. Masked positions may hold any value, NaN
+            included.
+        mask: (batch, n) bool, true at positions that hold a candidate.
+        gains: (batch, n) gains, 0 or more, that replace the teacher's; for grades use 2^grade - 1.
         weighting: One of `WEIGHTINGS`.
         mu: Weight of NDCG-Loss2 in ``ndcg-loss2++``.
 
@@ -88,7 +89,7 @@ def lambda_loss(
         Scalar float32 in bits: the sum over a list's pairs, averaged over the lists with at least two candidates.
 
     Raises:
-        UserError: Shapes that differ, unknown `weighting`, or lists too wide for their pairs.
+        UserError: The shapes differ, unknown `weighting`, or lists too wide for their pairs.
     """
     if weighting not in WEIGHTINGS:
         raise unknown("weighting", weighting, WEIGHTINGS)
@@ -104,7 +105,7 @@ def lambda_loss(
 
 
 def _weights(scores: Tensor, gains: Tensor, weighting: str, mu: float) -> Tensor:
-    """(batch, n, n) weights of pairs; scores are -inf and gains 0 in masked places."""
+    """(batch, n, n) weights of pairs; scores are -inf and gains 0 at masked positions."""
     ranks = 1 + scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1).to(gains.dtype)
     places = torch.arange(1, gains.shape[1] + 1, device=gains.device, dtype=gains.dtype)
     ideal = (gains.sort(dim=1, descending=True).values / torch.log2(1 + places)).sum(dim=1, keepdim=True)
@@ -112,7 +113,8 @@ def _weights(scores: Tensor, gains: Tensor, weighting: str, mu: float) -> Tensor
     apart = (shares[:, :, None] - shares[:, None, :]).abs()
     discounts = 1 / torch.log2(1 + ranks)
     swapped = (discounts[:, :, None] - discounts[:, None, :]).abs()
-    distance = (ranks[:, :, None] - ranks[:, None, :]).abs().clamp(min=1)  # the diagonal is no pair
+    # The minimum avoids log2(1) = 0 on the diagonal, which is not a pair.
+    distance = (ranks[:, :, None] - ranks[:, None, :]).abs().clamp(min=1)
     stepped = 1 / torch.log2(1 + distance) - 1 / torch.log2(2 + distance)
     if weighting == "lambdarank":
         return apart * swapped
@@ -120,7 +122,7 @@ def _weights(scores: Tensor, gains: Tensor, weighting: str, mu: float) -> Tensor
 
 
 def _checked(scores: Tensor, targets: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores and targets in float32 with 0 in masked places, and the mask."""
+    """Scores and targets in float32 with 0 at masked positions, and the mask."""
     check_lists(scores, targets)
     check_width(scores.shape[1])
     valid = full_mask(scores, mask)
@@ -129,5 +131,5 @@ def _checked(scores: Tensor, targets: Tensor, mask: Tensor | None) -> tuple[Tens
 
 
 def _ordered(targets: Tensor, valid: Tensor) -> Tensor:
-    """(batch, n, n) bool: the teacher puts i above j."""
+    """(batch, n, n) bool: the teacher ranks i above j."""
     return (targets[:, :, None] > targets[:, None, :]) & valid[:, :, None] & valid[:, None, :]

@@ -1,4 +1,4 @@
-"""Objectives that see a list as an order: choices without replacement under the Plackett-Luce model."""
+"""Objectives over the order of a list: choices without replacement under the Plackett-Luce model."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from retrodistill.objectives.registry import objective
 def plackett_luce(scores: Tensor, order: Tensor, weights: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
     """Weighted negative log-likelihood of given orders, choice by choice.
 
-    ``sum_k a_k [logsumexp_{l >= k} s_pi(l) - s_pi(k)]`` (Plackett 1975; Luce 1959). Weights (1, 0, ..) give InfoNCE of
-    the first, all 1 ListMLE.
+    ``sum_k a_k [logsumexp_{l >= k} s_pi(l) - s_pi(k)]`` (Plackett 1975; Luce 1959). Weights (1, 0, ..) give InfoNCE
+    of the first choice. Weights of 1 give ListMLE.
 
     Args:
         scores: (batch, n) student scores over their temperature.
-        order: (batch, n) integer places pi, the first choice first, masked places last.
+        order: (batch, n) integer positions pi, first choice first, masked positions last.
         weights: (batch, n) weights of the choices, in their order; 1 where None.
-        mask: (batch, n) bool, true where there is a candidate.
+        mask: (batch, n) bool, true at positions that hold a candidate.
 
     Returns:
-        (batch,) float32 in nats, 0 or more for weights of 0 or more; masked places count nothing.
+        (batch,) float32 in nats, 0 or more for weights of 0 or more; masked positions add 0.
     """
     valid = full_mask(scores, mask)
     ordered = at_least_float32(scores).masked_fill(~valid, NOTHING).gather(1, order)
@@ -45,18 +45,19 @@ def listmle(scores: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tens
     """ListMLE: negative log-likelihood of the teacher's order (Xia et al. 2008, ICML).
 
     ``mean_b sum_k [logsumexp_{l >= k} s_pi(l) - s_pi(k)]``, pi the teacher's order, ties in the order of the list.
-    Every place counts alike, so that long lists are ruled by their tail: keep them short, or take `pld`.
+    Every position has the same weight, so the tail dominates long lists: keep lists short, or use `pld`.
 
     Args:
         scores: (batch, n) student scores over their temperature.
-        targets: (batch, n) teacher scores, higher is better. Masked places may hold anything, NaN too.
-        mask: (batch, n) bool, true where there is a candidate.
+        targets: (batch, n) teacher scores, higher is better. Masked positions may hold any value, NaN included.
+        mask: (batch, n) bool, true at positions that hold a candidate.
 
     Returns:
-        Scalar float32 in nats: a sum over each list's places, the mean over the lists with at least two candidates.
+        Scalar float32 in nats: the sum over each list's positions, averaged over the lists with at least two
+        candidates.
 
     Raises:
-        UserError: Shapes that differ.
+        UserError: The shapes differ.
     """
     check_lists(scores, targets)
     valid = full_mask(scores, mask)
@@ -69,23 +70,24 @@ def listmle(scores: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tens
     ("scores", "targets", "mask", "positives"),
 )
 def pld(scores: Tensor, targets: Tensor, mask: Tensor | None = None, positives: Tensor | None = None) -> Tensor:
-    """Plackett-Luce distillation: the teacher's order, each choice weighed by its confidence (arXiv 2506.12542).
+    """Plackett-Luce distillation: the teacher's order, weighted by its confidence (arXiv 2506.12542).
 
     ``mean_b sum_k a_k [logsumexp_{l >= k} s_pi(l) - s_pi(k)]`` with a = softmax(t)_pi and pi the positive first, then
     the teacher's order.
 
     Args:
         scores: (batch, n) student scores over their temperature.
-        targets: (batch, n) teacher scores over theirs, higher is better. Masked places may hold anything, NaN too.
-        mask: (batch, n) bool, true where there is a candidate.
-        positives: (batch,) integer place of the document known to be right, negative where there is none: then, as
-            where this is None, the teacher's best comes first.
+        targets: (batch, n) teacher scores over theirs, higher is better. Masked positions may hold any value, NaN
+            included.
+        mask: (batch, n) bool, true at positions that hold a candidate.
+        positives: (batch,) integer position of the relevant document, negative if none is known. In that case, and if
+            `positives` is None, the teacher's best comes first.
 
     Returns:
         Scalar float32 in nats: the mean over the lists with at least two candidates.
 
     Raises:
-        UserError: Shapes that differ.
+        UserError: The shapes differ.
     """
     check_lists(scores, targets)
     valid = full_mask(scores, mask)
@@ -100,6 +102,6 @@ def pld(scores: Tensor, targets: Tensor, mask: Tensor | None = None, positives: 
 
 
 def _order(targets: Tensor, valid: Tensor) -> Tensor:
-    """(batch, n) places, best first, ties in the order of the list, masked places last."""
+    """(batch, n) positions, best first, ties in the order of the list, masked positions last."""
     cleaned = at_least_float32(targets).masked_fill(~valid, -torch.inf)
     return cleaned.argsort(dim=1, descending=True, stable=True)

@@ -1,4 +1,4 @@
-"""Objectives that see each candidate's score alone."""
+"""Objectives over each candidate's score alone."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from retrodistill.objectives.registry import objective
 
 
 def mse(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, free_zero: bool = False) -> Tensor:
-    """Squared difference of the scores themselves (Hinton et al. 2015, arXiv 1503.02531, section 2.1).
+    """Squared difference of scores (Hinton et al. 2015, arXiv 1503.02531, section 2.1).
 
-    ``mean((s_i - t_i + c)^2)`` with c = 0, or with `free_zero` the c that fits the batch best, minus the mean of
-    s_i - t_i. Both sides need one scale, and without `free_zero` one zero: cosines can never reach logits around -8.
-    Either way scores stay comparable across queries, which `margin_mse` gives up.
+    ``mean((s_i - t_i + c)^2)`` with c = 0. With `free_zero`, c fits the batch best: minus the mean of s_i - t_i. Both
+    sides need one scale and, without `free_zero`, one zero: cosines can never reach logits around -8. Unlike with
+    `margin_mse`, scores stay comparable across queries.
 
     Args:
         scores: (batch, n) student scores.
-        targets: (batch, n) teacher scores, higher is better. Masked places may hold anything, NaN too.
-        mask: (batch, n) bool, true where there is a candidate.
-        free_zero: Leave one constant for the whole batch out of account.
+        targets: (batch, n) teacher scores, higher is better. Masked positions may hold any value, NaN included.
+        mask: (batch, n) bool, true at positions that hold a candidate.
+        free_zero: Ignore one constant offset for the whole batch.
 
     Returns:
-        Scalar float32: the mean over all candidates of the lists with at least two; 0 where there is no such list.
+        Scalar float32: the mean over all candidates of the lists with at least two; 0 if there is no such list.
 
     Raises:
-        UserError: Shapes that differ.
+        UserError: The shapes differ.
     """
     valid = _listed(scores, targets, mask)
     count = valid.sum().clamp(min=1)
@@ -43,21 +43,21 @@ def mse(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, free_zer
     ("scores", "labels", "mask"),
 )
 def binary_cross_entropy(scores: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Cross-entropy of each candidate alone with a soft label (Trans-Encoder, ICLR 2022, arXiv 2109.13059).
+    """Cross-entropy of each candidate with its soft label (Trans-Encoder, ICLR 2022, arXiv 2109.13059).
 
-    ``mean(log(1 + exp(s_i)) - y_i s_i)``, which is ``-y log sigmoid(s) - (1 - y) log(1 - sigmoid(s))``. Its least value
-    is the entropy of the labels and not 0. What the scores add up to counts here, as with no objective of margins.
+    ``mean(log(1 + exp(s_i)) - y_i s_i)``, which is ``-y log sigmoid(s) - (1 - y) log(1 - sigmoid(s))``. Its minimum
+    is the entropy of the labels, not 0. Unlike margin objectives, it depends on the absolute level of the scores.
 
     Args:
         scores: (batch, n) student scores, raw logits.
-        labels: (batch, n) from 0 to 1. Masked places may hold anything, NaN too.
-        mask: (batch, n) bool, true where there is a candidate.
+        labels: (batch, n) from 0 to 1. Masked positions may hold any value, NaN included.
+        mask: (batch, n) bool, true at positions that hold a candidate.
 
     Returns:
-        Scalar float32: the mean over all candidates of the lists with at least two; 0 where there is no such list.
+        Scalar float32: the mean over all candidates of the lists with at least two; 0 if there is no such list.
 
     Raises:
-        UserError: Shapes that differ.
+        UserError: The shapes differ.
     """
     valid = _listed(scores, labels, mask)
     logits = at_least_float32(scores).masked_fill(~valid, 0.0)

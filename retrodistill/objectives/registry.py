@@ -1,4 +1,4 @@
-"""Objectives and regularizers by name. Each registers itself where it is defined, with what it needs.
+"""Objectives and regularizers by name. Each registers itself where it is defined, with its requirements.
 
 Adding an objective takes one file: decorate the function, or pass it to the decorator. `retrodistill.objectives`
 imports every module of its folder, so a new module needs no line elsewhere.
@@ -45,16 +45,16 @@ INPUTS = {
 
 @dataclass(frozen=True)
 class Objective:
-    """One objective: a function, and what a stage must give it.
+    """One objective: a function and its required inputs.
 
     Attributes:
         name: What recipes write.
-        about: One line for people.
+        about: One-line description for users.
         function: Takes the inputs of `takes` in their order; returns a scalar.
         sees: ``lists`` of candidates, ``embeddings`` of single texts, or the ``tokens`` of lists' texts.
         takes: Keys of `INPUTS`.
         needs_positives: Whether the text's own document must be in its list; other objectives never see it.
-        control: The objective without a teacher that stands for it in a control.
+        control: The teacher-free objective that replaces it in a control run.
         has_pairs: Whether its memory grows with the square of a list.
         dot_only: Whether it is for dot-product students only.
     """
@@ -70,12 +70,12 @@ class Objective:
     dot_only: bool = False
 
     def needs(self, *inputs: str) -> bool:
-        """Whether it takes one of some inputs."""
+        """Whether it takes at least one of these inputs."""
         return any(name in self.takes for name in inputs)
 
     @property
     def reads_scores(self) -> bool:
-        """Whether the teacher's scores of a list teach it, so that a list must have scores that say something."""
+        """Whether it learns from the teacher's scores of a list, so that the scores of a list must be informative."""
         return self.needs("targets", "labels", "batch_targets")
 
     @property
@@ -86,7 +86,7 @@ class Objective:
 
 _OBJECTIVES: dict[str, Objective] = {}
 _REGULARIZERS: dict[str, Callable[[Tensor, int], Tensor]] = {}
-OBJECTIVES: dict[str, str] = {}  # what each is, for people
+OBJECTIVES: dict[str, str] = {}  # descriptions for users
 REGULARIZERS: dict[str, str] = {}
 
 
@@ -102,9 +102,9 @@ def objective(
 
     Args:
         name: What recipes write.
-        about: One line for people.
+        about: One-line description for users.
         takes: Keys of `INPUTS`, in the order of the function's arguments.
-        sees: As of `Objective`.
+        sees: As in `Objective`.
         traits: Other attributes of `Objective`.
     """
 
@@ -126,8 +126,8 @@ def regularizer(
 
     Args:
         name: What recipes write.
-        about: One line for people.
-        takes_terms: Whether its second argument is the number of terms that a recipe leaves a text.
+        about: One-line description for users.
+        takes_terms: Whether its second argument is the number of terms that a recipe keeps per text.
     """
 
     def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -139,10 +139,10 @@ def regularizer(
 
 
 def get_objective(name: str) -> Objective:
-    """An objective by its name.
+    """Look up an objective by name.
 
     Raises:
-        UserError: There is none; the error names the nearest.
+        UserError: The name is unknown; the error names the nearest one.
     """
     if name not in _OBJECTIVES:
         raise unknown("objective", name, _OBJECTIVES)
@@ -150,10 +150,10 @@ def get_objective(name: str) -> Objective:
 
 
 def get_regularizer(name: str) -> Callable[[Tensor, int], Tensor]:
-    """A regularizer by its name: a function of (texts, terms) term weights and the number of terms left to a text.
+    """Look up a regularizer: a function of (texts, terms) term weights and the number of terms kept per text.
 
     Raises:
-        UserError: There is none; the error names the nearest.
+        UserError: The name is unknown; the error names the nearest one.
     """
     if name not in _REGULARIZERS:
         raise unknown("regularizer", name, _REGULARIZERS)

@@ -1,8 +1,8 @@
-"""Regularizers that see the term weights of a batch: how many are alive, and that not all of them die.
+"""Regularizers over the term weights of a batch: they limit active terms and keep some of them active.
 
-All are functions of one (texts, terms) tensor. `flops` is a statistic of the whole batch: its value over two halves
-is not the mean of its values, so that several processes must gather first (`whole_batch`) or the number of devices
-changes what is learned. `l1`, `outside_top_k` and `anti_zero` are means over texts.
+All are functions of one (texts, terms) tensor. `flops` is a statistic of the whole batch: its value for a batch is not
+the mean of its values for two halves. Processes must therefore gather the batch first (`whole_batch`); otherwise the
+result of training depends on the number of devices. `l1`, `outside_top_k` and `anti_zero` are means over texts.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from retrodistill.objectives.registry import regularizer
 
 @regularizer("flops", "squared mean weight of each term over the batch (arXiv 2004.05665)")
 def flops(weights: Tensor) -> Tensor:
-    """FLOPS: the expected number of products of a search, made smooth (Paria et al. 2020, arXiv 2004.05665).
+    """FLOPS: a smooth form of the expected number of products per search (Paria et al. 2020, arXiv 2004.05665).
 
-    ``sum_j (mean_i |w_ij|)^2`` over the whole batch (see `whole_batch`): terms that many texts share cost most.
+    ``sum_j (mean_i |w_ij|)^2`` over the whole batch (see `whole_batch`): terms shared by many texts cost most.
 
     Args:
         weights: (texts, terms) term weights.
@@ -29,7 +29,7 @@ def flops(weights: Tensor) -> Tensor:
         Scalar float32, 0 or more.
 
     Raises:
-        UserError: Not a table of at least one text.
+        UserError: The weights are not a table of at least one text.
     """
     return (_checked(weights).abs().mean(dim=0) ** 2).sum()
 
@@ -45,23 +45,23 @@ def l1(weights: Tensor) -> Tensor:
         Scalar float32, 0 or more.
 
     Raises:
-        UserError: Not a table of at least one text.
+        UserError: The weights are not a table of at least one text.
     """
     return _checked(weights).abs().sum(dim=1).mean()
 
 
 def top_k(weights: Tensor, k: int) -> Tensor:
-    """Each text's k highest weights, all others 0; of equal ones an arbitrary k stay.
+    """Keep each text's k highest weights and set all others to 0. Ties are broken arbitrarily.
 
     Args:
         weights: (texts, terms) term weights.
-        k: 1 or more; all stay where there are no more terms.
+        k: 1 or more. All weights stay if there are at most k terms.
 
     Returns:
-        (texts, terms) of the same type; gradients flow to what stays.
+        (texts, terms) of the same type; gradients flow to the kept weights.
 
     Raises:
-        UserError: Not a table of at least one text, or a k under 1.
+        UserError: The weights are not a table of at least one text, or k is below 1.
     """
     _checked(weights)
     if k < 1:
@@ -72,9 +72,9 @@ def top_k(weights: Tensor, k: int) -> Tensor:
 
 @regularizer("top-k", "sum of the term weights outside a text's k highest", takes_terms=True)
 def outside_top_k(weights: Tensor, k: int) -> Tensor:
-    """What `top_k` would cut off, as a penalty: ``mean_i sum_j |w_ij|`` over the terms outside text i's k highest.
+    """Penalty on what `top_k` removes: ``mean_i sum_j |w_ij|`` over the terms outside text i's k highest.
 
-    0 exactly where no text has more than k live terms, so that cutting at index time changes nothing.
+    0 exactly where no text has more than k nonzero terms, so truncation at index time changes nothing.
 
     Args:
         weights: (texts, terms) term weights, 0 or more.
@@ -84,7 +84,7 @@ def outside_top_k(weights: Tensor, k: int) -> Tensor:
         Scalar float32, 0 or more.
 
     Raises:
-        UserError: Not a table of at least one text, or a k under 1.
+        UserError: The weights are not a table of at least one text, or k is below 1.
     """
     checked = _checked(weights)
     return l1(checked - top_k(checked, k))
@@ -94,9 +94,9 @@ def outside_top_k(weights: Tensor, k: int) -> Tensor:
 def anti_zero(weights: Tensor, floor: float = 0.1) -> Tensor:
     """Keep texts from losing all their terms: ``mean_i 1 / (floor + sum_j |w_ij|)^2``.
 
-    DiSCo (arXiv 2410.14609) has such a term in place of FLOPS. Its authors' code takes ``1 / (sum_ij w_ij)^2`` of the
-    whole batch, which one text with terms keeps small; here every text must have some. The floor, which bounds an empty
-    text's loss and gradient, is this package's too.
+    DiSCo (arXiv 2410.14609) uses such a term instead of FLOPS. Its authors' code takes ``1 / (sum_ij w_ij)^2`` over the
+    whole batch, which a single text with terms keeps small. Here every text must have some. The floor is also this
+    package's choice; it bounds the loss and gradient of an empty text.
 
     Args:
         weights: (texts, terms) term weights.
@@ -106,7 +106,7 @@ def anti_zero(weights: Tensor, floor: float = 0.1) -> Tensor:
         Scalar float32 from 0 to 1 / floor^2.
 
     Raises:
-        UserError: Not a table of at least one text, or a floor that is not above 0.
+        UserError: The weights are not a table of at least one text, or a floor that is not above 0.
     """
     if not floor > 0:
         raise UserError(f"floor={floor}: it lies above 0.")
@@ -114,10 +114,10 @@ def anti_zero(weights: Tensor, floor: float = 0.1) -> Tensor:
 
 
 def whole_batch(weights: Tensor) -> Tensor:
-    """The texts of all processes, in the order of their ranks, with gradients; the same tensor where there is one.
+    """Gather the texts of all processes in rank order, with gradients. One process gets the same tensor back.
 
-    Every process then has the same loss, and the mean of gradients over processes is that of one process with the
-    whole batch. Processes hold equally many texts, as the trainer's loaders give them.
+    Every process then has the same loss, and the gradient averaged over processes is that of one process with the
+    whole batch. All processes must hold the same number of texts, as the trainer's loaders ensure.
 
     Args:
         weights: (texts, terms) of this process.

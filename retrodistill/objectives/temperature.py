@@ -1,4 +1,4 @@
-"""Temperatures from the measured spread of scores: a teacher's scale is its own, so no fixed number fits."""
+"""Temperatures from the measured spread of scores. Each teacher has its own scale, so no fixed number fits all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from retrodistill.runs.run import Run
 def spread(run: Run) -> float:
     """Mean over the lists of the standard deviation (population) of their scores, in the unit of the scores.
 
-    Lists of one candidate have none and do not count.
+    Lists with one candidate have no spread and do not count.
 
     Raises:
         UserError: No list has two different scores.
@@ -28,11 +28,11 @@ def temperature_for(run: Run, target_std: float) -> float:
     """The temperature at which the mean list has a standard deviation of `target_std` logits.
 
     Args:
-        run: Scores of the ranker that the temperature is for.
+        run: Scores of the ranker that needs the temperature.
         target_std: Above 0; about 1 is gentle, 4 leaves the first few candidates most of the mass.
 
     Raises:
-        UserError: A target_std that is not above 0, or a flat run.
+        UserError: The target_std is not above 0, or the run is flat.
     """
     if not target_std > 0:  # NaN too
         raise UserError(f"target_std={target_std}: it lies above 0.")
@@ -40,7 +40,7 @@ def temperature_for(run: Run, target_std: float) -> float:
 
 
 def check_trainable(run: Run) -> tuple[Run, dict[str, int]]:
-    """Drop lists that a list objective learns nothing from, and count them.
+    """Drop and count the lists from which a list objective learns nothing.
 
     Returns:
         The run with lists of at least two different scores, and ``{"single": .., "flat": ..}`` lists dropped.

@@ -1,4 +1,4 @@
-"""Objectives that see the token embeddings of one text by teacher and student."""
+"""Objectives over the teacher's and student's token embeddings of one text."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ def token_relations(
     """TRG: match the similarity matrices of tokens, the student's against the teacher's (arXiv 2306.12442).
 
     ``mean over pairs i < j of (cos(s_i, s_j) - cos(t_i, t_j))^2`` over the real tokens of each text, or of the batch.
-    Widths may differ; tokens may not: both sides read the text through one tokenizer. The token graph within and
-    across texts is the paper's; the squared difference stands for its softmax over sampled tokens, and its
-    contextual loss is not built.
+    Widths may differ, but tokens may not: both sides must use the same tokenizer. The token graph within and across
+    texts is the paper's. The squared difference replaces the paper's softmax over sampled tokens. The paper's
+    contextual loss is not implemented.
 
     Args:
         student: (batch, tokens, d) student token embeddings.
         teacher: (batch, tokens, e) teacher token embeddings of the same tokens.
-        mask: (batch, tokens) bool, true where there is a token. Masked places may hold anything, NaN too.
-        across_texts: Pairs over the whole batch; (batch x tokens)^2 similarities.
+        mask: (batch, tokens) bool, true where there is a token. Masked positions may hold any value, NaN included.
+        across_texts: Use pairs over the whole batch, which takes (batch x tokens)^2 similarities.
 
     Returns:
         Scalar float32 from 0 to 4: the mean over all pairs of the batch; 0 where no text has two tokens.
 
     Raises:
-        UserError: Texts or tokens that differ.
+        UserError: The texts or tokens differ.
     """
     if student.ndim != 3 or teacher.ndim != 3 or student.shape[:2] != teacher.shape[:2]:
         raise UserError(

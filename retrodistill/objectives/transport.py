@@ -1,4 +1,4 @@
-"""Objectives that move one distribution over a list onto another."""
+"""Objectives that transport one distribution over a list to another."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ def sinkhorn(
 
     ``1/b sum_ij P_ij C_ij`` with ``C_ij = sum_k |q_ik - p_jk|`` between the student's list i and the teacher's list j,
     and P = exp(-C / entropy) after `iterations` times scaling its rows, then its columns, to 1. (The authors' code
-    sums instead of averaging, and multiplies by a constant.) Columns mean nothing across queries, so each list is
-    put into its teacher's order first; with one list it is the L1 distance of the two distributions. Entropic plans
-    spread, so the value is not 0 where student and teacher agree.
+    sums instead of averaging, and multiplies by a constant.) Columns do not correspond across queries, so each list
+    is first sorted in its teacher's order. With one list, the loss is the L1 distance of the two distributions.
+    Entropic plans spread mass, so the value is not 0 when student and teacher agree.
 
     Args:
         scores: (batch, n) student scores over their temperature.
-        targets: (batch, n) teacher scores over theirs, higher is better. Masked places may hold anything, NaN too.
-        mask: (batch, n) bool, true where there is a candidate.
+        targets: (batch, n) teacher scores over theirs, higher is better. Masked positions may hold any value, NaN
+            included.
+        mask: (batch, n) bool, true at positions that hold a candidate.
         entropy: Above 0, in the unit of the costs, which lie in 0 to 2.
-        iterations: Of rows and columns, 1 or more.
+        iterations: Number of row and column scalings, 1 or more.
 
     Returns:
-        Scalar float32 from 0 to 2, over the lists with at least two candidates; 0 where there is none.
+        Scalar float32 from 0 to 2, over the lists with at least two candidates; 0 if there are none.
 
     Raises:
-        UserError: Shapes that differ, or an entropy or iterations out of range.
+        UserError: The shapes differ, or an entropy or iterations out of range.
     """
     if not (entropy > 0 and iterations >= 1):
         raise UserError(

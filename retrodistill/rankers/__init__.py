@@ -1,4 +1,4 @@
-"""Rankers: what scores pairs or searches a corpus, behind one protocol; ensembles; the score store."""
+"""Rankers score pairs or search a corpus through one protocol. Also ensembles and the score store."""
 
 from retrodistill.rankers.ensemble import Ensemble
 from retrodistill.rankers.loading import load_ranker

@@ -17,7 +17,7 @@ from retrodistill.rankers.protocol import CorpusScorer, Stage, distinct, pair_po
 from retrodistill.rankers.two_sided import TwoSidedRanker
 from retrodistill.runs.run import Run
 
-HELD = 200_000  # documents; vectors of larger corpora are not held while they are searched
+HELD = 200_000  # documents; searches of larger corpora do not hold all vectors in memory
 BLOCK = 16_384  # documents
 
 

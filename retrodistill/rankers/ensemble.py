@@ -1,4 +1,4 @@
-"""Several rankers as one: a function from runs to a run."""
+"""An ensemble: several rankers fused into one."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Ensemble(Ranker):
     """A weighted fusion of rankers.
 
     Args:
-        members: They score pairs; those that can also search propose candidates for `search`.
+        members: Rankers that score pairs. Those that can also search propose candidates for `search`.
         weights: One per member; equal by default.
         method: A method of `retrodistill.runs.fusion`. The default, a weighted mean of z-scores taken per query,
             needs lists with depth: those of ten near-equal documents would weigh noise.
         calibrations: Fitted ones, for methods whose statistics come from a whole run.
         depth: Candidates per member that `search` fuses.
-        name: What its runs are called.
+        name: Name of its runs.
 
     Raises:
         UserError: No member, an unknown method, or weights or calibrations that do not fit.
@@ -78,7 +78,8 @@ class Ensemble(Ranker):
     def fuse(self, runs: Sequence[Run]) -> Run:
         """Fuse runs of the members, in their order.
 
-        A member that is flat throughout has no say: one query that shares no term with any document is no mistake.
+        A member whose scores are all equal has no influence. This is not an error: a query may share no term with any
+        document.
         """
         kind = _PER_QUERY.get(self.method)
         calibrations = [kind() for _ in runs] if kind and self.calibrations is None else self.calibrations

@@ -23,7 +23,7 @@ LABELS = {
     "sigmoid": "1 / (1 + exp(-score)) of a cross-encoder's logits, the mean over several (Trans-Encoder, mutual)",
     "cosine": "(1 + score) / 2 of cosines, which may be negative, the mean over several",
 }
-_ROUNDING = 1e-3  # by which a cosine in single precision may pass 1
+_ROUNDING = 1e-3  # tolerance by which a float32 cosine may exceed 1
 
 
 def _cosine(scores: np.ndarray) -> np.ndarray:
@@ -51,7 +51,7 @@ def soft_labels(members: Sequence[Ranker], kind: str, weights: Sequence[float] |
         weights: One per member; equal by default.
 
     Raises:
-        UserError: As `SoftLabels`, or a recorded score is no cosine where cosines are wanted.
+        UserError: As `SoftLabels`, or a recorded score is not a cosine where cosines are required.
     """
     labels = SoftLabels(members, kind, weights)
     run = members[0].run if len(members) == 1 else None
@@ -95,7 +95,7 @@ class SoftLabels(Ranker):
         """The pairs with labels, from 0 to 1 but for ``mean``.
 
         Raises:
-            UserError: A pair cannot be scored, or a score is no cosine where cosines are wanted.
+            UserError: A pair cannot be scored, or a score is not a cosine where cosines are required.
         """
         total = np.zeros(len(pairs))
         for member, weight in zip(self.members, self.weights, strict=True):

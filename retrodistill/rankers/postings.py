@@ -42,7 +42,7 @@ class Postings:
         """Postings of (documents, terms) weights.
 
         Args:
-            matrix: Positive weights; zeros are no postings.
+            matrix: Positive weights; zeros are not stored as postings.
             bits: None for exact float32 weights, or 8.
             scales: (terms,) least weight of one step, e.g. of postings that grow: codes of terms that do not exceed
                 their scale stay as they are.
@@ -55,7 +55,7 @@ class Postings:
         if bits is None:
             return cls(bounds, rows, columns.data, np.zeros(0, dtype=np.float32), matrix.shape[0])
         least = np.zeros(matrix.shape[1], dtype=np.float32) if scales is None else scales
-        held = np.flatnonzero(np.diff(columns.indptr))  # reduceat gives no sense for empty terms
+        held = np.flatnonzero(np.diff(columns.indptr))  # reduceat gives wrong results for empty terms
         steps = least.astype(np.float32)
         if len(held):
             largest = np.maximum.reduceat(columns.data, columns.indptr[held])
@@ -98,7 +98,7 @@ class Postings:
             if start == stop:
                 continue
             step = np.float32(weight) if self.bits is None else np.float32(weight) * self.scales[term]
-            # a document stands once in a term's postings, so that += by rows loses nothing
+            # a document occurs once per posting list, so += with row indices has no duplicates to lose
             scores[self.rows[start:stop]] += np.multiply(self.impacts[start:stop], step, dtype=np.float32)
         return scores
 

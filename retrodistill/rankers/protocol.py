@@ -1,4 +1,4 @@
-"""What every ranker is: it searches a corpus, scores pairs, or both, and says which by attributes."""
+"""The protocol of rankers: a ranker searches a corpus, scores pairs, or both. Attributes state which."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Stage = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class Work:
-    """What a ranker still has to compute before all its pairs have scores.
+    """The work that remains before all pairs of a ranker have scores.
 
     Attributes:
         items: Number of pairs or texts.
@@ -37,8 +37,8 @@ class Work:
 class Ranker:
     """A teacher, retriever, re-ranker, ensemble, recorded run, index or exported store.
 
-    Subclass it, set the attributes that hold and override the methods that they promise; the rest has defaults. Callers
-    ask the attributes, never the class.
+    Subclass it, set the attributes that apply and override the methods that they promise. The rest has defaults.
+    Callers check the attributes, never the class.
 
     Attributes:
         name: What its runs and scores are called; `load_ranker` reads it where the ranker came from a name.
@@ -47,7 +47,7 @@ class Ranker:
         can_score_pairs: `score` scores any (query, document) pair, or every pair that was recorded.
         can_score_corpus: `corpus_scorer` scores all documents for a block of queries.
         is_recorded: It answers only what was recorded before.
-        is_cheap: It may score every pair without a plan.
+        is_cheap: It can score every pair without planning the cost.
         weights: Of the members; 1 for a ranker alone.
         method: How an ensemble fuses its members; None for a ranker alone.
         run: The recorded scores, of a recorded run.
@@ -79,7 +79,7 @@ class Ranker:
         return cls(name.name)  # type: ignore[call-arg]
 
     def fingerprint(self, collection: Collection) -> str:
-        """Digest of all that decides its scores and results, beyond the texts.
+        """Digest of everything besides the texts that determines its scores and results.
 
         Empty where that is unknown: nothing that was made with such a ranker is used again.
         """

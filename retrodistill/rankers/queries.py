@@ -1,4 +1,4 @@
-"""What a caller asks a ranker: query texts and how many documents, checked."""
+"""Checks of a ranker's input: query texts and the number of documents to return."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DEPTH = 10  # documents per query by default
 
 
 def check_k(k: int, documents: int) -> None:
-    """Refuse to ask for more documents than there are.
+    """Reject a k above the number of documents.
 
     Raises:
         UserError: k is below 1 or above the number of documents.

@@ -1,4 +1,4 @@
-"""What was recorded before, as rankers: runs, and relevance judgments."""
+"""Recorded runs and relevance judgments as rankers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from retrodistill.runs.run import Run
 
 
 class RecordedRanker(Ranker):
-    """Scores that somebody else computed; a pair that was not recorded has none and is refused.
+    """Scores computed elsewhere. A pair without a recorded score is an error.
 
     Args:
         run: The scores.
@@ -71,7 +71,7 @@ class RecordedRanker(Ranker):
         return pairs.with_scores(scores, self.name)
 
     def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
-        """There is none.
+        """Not available.
 
         Raises:
             UserError: Always: a recorded run cannot be timed.
@@ -92,8 +92,8 @@ def recorded_pairs(run: Run, pairs: Run, name: str) -> Run:
 class JudgmentRanker(Ranker):
     """Scores a pair by its grade in a split's judgments; an unjudged document counts as not relevant.
 
-    Queries of other splits and pseudo-queries have equal scores throughout and teach nothing: training leaves them out
-    and counts them.
+    Queries of other splits and pseudo-queries have equal scores throughout and teach nothing: training
+    excludes and counts them.
 
     Args:
         split: Split of the judgments: ``train``, ``dev``, any but the measured one.

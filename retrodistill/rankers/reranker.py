@@ -1,4 +1,4 @@
-"""Re-rankers: the first documents of one ranker in the order of another."""
+"""Re-rankers: the top documents of one ranker, reordered by another."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Reranker(Ranker):
         name: What its runs are called.
 
     Raises:
-        UserError: A depth below 1.
+        UserError: The depth is below 1.
     """
 
     kind = "rerank"

@@ -1,4 +1,4 @@
-"""The score store: pair scores of one teacher, kept for ever and never computed twice."""
+"""The score store: pair scores of one teacher, kept permanently and computed once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from retrodistill.core.progress import bar
 from retrodistill.core.stores import KeyIndex, PartStore, slug, text_keys
 
 PairScorer = Callable[[Sequence[tuple[str, str]]], np.ndarray]
-_PART = 256  # pairs per part: what a kill may lose
+_PART = 256  # pairs per part: the most work that a kill can lose
 _PROBE = 32
 
 
@@ -55,7 +55,7 @@ class ScoreStore:
         if not len(self.missing(queries, documents)):
             return
         with self._store.computing(_pair_keys(queries, documents)):
-            self._load()  # another process may have been faster
+            self._load()  # another process may have added parts meanwhile
             todo = self.missing(queries, documents)
             todo = todo[np.argsort([-len(queries[place]) - len(documents[place]) for place in todo], kind="stable")]
             with bar(len(todo), f"scoring ({self.name})", "pairs") as progress:
@@ -89,7 +89,7 @@ class ScoreStore:
         return len(todo), len(todo) * (time.perf_counter() - start) / len(probe)
 
     def _checked(self, pairs: Sequence[tuple[str, str]], scores: np.ndarray) -> np.ndarray:
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused below
+        with np.errstate(over="ignore"):  # values beyond float32 become infinite and are rejected below
             values = np.asarray(scores, dtype=np.float32)
         if values.shape != (len(pairs),):
             raise UserError(

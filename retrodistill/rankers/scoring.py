@@ -1,4 +1,4 @@
-"""Scoring: candidates by every teacher, resumable, and the plan of what is left."""
+"""Resumable scoring of candidates by every teacher, and the plan of the remaining work."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def score(
     queries: Texts | None = None,
     store: str | os.PathLike[str] | None = None,
 ) -> list[Run]:
-    """Score candidates by teachers; killed at any moment, it goes on where it stopped.
+    """Score candidates with teachers. A run that was killed resumes where it stopped.
 
     Args:
         collection: Where the texts are.
@@ -56,7 +56,7 @@ def remaining(
     queries: Texts | None = None,
     store: str | os.PathLike[str] | None = None,
 ) -> dict[str, Work]:
-    """What each teacher still has to do, and how long it will take; arguments as for `score`."""
+    """The remaining work of each teacher with an estimate of its time. Arguments as for `score`."""
     wanted = collection.queries if queries is None else queries
     return {teacher.name: teacher.remaining(wanted, collection, candidates) for teacher in _load(teachers, store)}
 

@@ -1,4 +1,4 @@
-"""What rankers by encoders share: one encoder for both sides, or two that fit each other."""
+"""The base of encoder rankers: one encoder for both sides, or two in the same space."""
 
 from __future__ import annotations
 

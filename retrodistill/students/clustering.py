@@ -98,7 +98,7 @@ class TokenClusters(BaseTokenPooling):
         return means.to(tokens.dtype), kept
 
     def cluster_flat(self, tokens: Tensor, lengths: Tensor, task: str) -> tuple[Tensor, Tensor]:
-        """The means of texts that stand one after the other, without padding.
+        """The means of texts that are concatenated without padding.
 
         Args:
             tokens: (sum of lengths, d).
@@ -201,7 +201,7 @@ def _has_clusters(model: Any) -> bool:
 
 
 def check_cluster_size(what: str, wanted: ClusterSize) -> None:
-    """Refuse what is neither a number of vectors nor a share of tokens.
+    """Reject values that are neither a number of vectors nor a share of tokens.
 
     Raises:
         UserError: It is none.

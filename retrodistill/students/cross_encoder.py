@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class CrossEncoderStudent:
-    """Scores pairs of a query and a document by reading both at once; it has no vectors and no space.
+    """Scores pairs by reading query and document together; it has no vectors and no space.
 
     Args:
         model: The sentence-transformers model, with an identity activation and one label.
@@ -55,7 +55,7 @@ class CrossEncoderStudent:
         return digest(self.weights_digest, self.model.max_seq_length, self.prompt(role))
 
     def prompt(self, role: Role) -> str:
-        """The model's own prompt, which stands before a pair; empty if it has none."""
+        """The model's own prompt, the prefix of a pair; empty if it has none."""
         return str((self.model.prompts or {}).get(self.model.default_prompt_name or "", ""))
 
     def score(self, pairs: Sequence[tuple[str, str]], *, batch_size: int = 32) -> np.ndarray:

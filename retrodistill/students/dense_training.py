@@ -239,7 +239,7 @@ def _batches(model: SentenceTransformer, texts: Sequence[str], prompt: str) -> I
 
 
 def _last_map(modules: Sequence[Any], why: str) -> int:
-    """Where the last linear map stands.
+    """Position of the last linear map.
 
     Raises:
         UserError: There is none.

@@ -44,7 +44,7 @@ class StoredDocuments:
 
     Attributes:
         student: Reads the documents.
-        states: What is stored, in the corpus' order.
+        states: Stored states, in the corpus' order.
     """
 
     student: CrossEncoderStudent
@@ -170,7 +170,7 @@ def below_stored(student: CrossEncoderStudent, documents: Sequence[str], root: P
         UserError: Another student, or a state that float16 cannot hold.
     """
     late = module_of(student)
-    texts = [*documents, ""]  # the empty one fills masked places
+    texts = [*documents, ""]  # the empty text fills masked positions
     frozen = [parameter for parameter in late.lower_parameters() if parameter.requires_grad]
     late.stored = TextStates(_states(student, texts, packed=False, root=root), texts)
     for parameter in frozen:
@@ -247,7 +247,7 @@ def _made_by(student: CrossEncoderStudent, *, packed: bool) -> list[Any]:
 
 
 def _write(late: LateInteraction, texts: Sequence[str], to: Path, *, packed: bool, dtype: np.dtype) -> None:
-    """Longest texts first: what does not fit fails at once, and little is padded."""
+    """Longest texts first: running out of memory shows at the start, and there is little padding."""
     order = np.argsort([-len(text) for text in texts], kind="stable")
     places = np.zeros((len(texts), 2), dtype=np.int64)
     written = 0

@@ -28,7 +28,7 @@ from retrodistill.training.trainer import History
 
 _DEPTH = 10
 _DOCUMENTS = 1000  # that held-out queries are ranked over, those that the teacher ranks highest among them
-_COUNTED = 16  # documents whose terms are counted over the whole vocabulary
+_COUNTED = 16  # sampled documents whose terms are counted over the whole vocabulary
 _BLOCK = 64
 
 

@@ -1,4 +1,4 @@
-"""Hybrid students: beside a dense model's pooled vector stands a learned lexical half, in one vector per text.
+"""Hybrid students: one vector per text joins a dense model's pooled vector and a learned lexical part.
 
 A single dense vector of a frozen model cannot tell what a lexical teacher knows; training all its layers on long
 documents is dear. The lexical half is a token table, summed over the tokens that the transformer reads anyway, so it
@@ -198,7 +198,7 @@ class LexicalHalfScorer(Scorer):
         return self._score(began, self._queries_by(began, encoded.features, encoded.texts), batch)
 
     def document_vectors(self) -> np.ndarray:
-        """(corpus, d + width) float32 unit vectors with the table as it stands."""
+        """(corpus, d + width) float32 unit vectors with the current table."""
         with torch.no_grad():
             blocks = [
                 self._vectors(self.trained, np.arange(start, min(start + _BLOCK, self._bags.shape[0]))).cpu().numpy()

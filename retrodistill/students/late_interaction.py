@@ -51,7 +51,7 @@ class LateInteraction(InputModule):
         tokenizer: Of transformers.
         query_length: Tokens of a query that are read, special ones included.
         document_length: The same of a document.
-        precision: Of what is stored of a document.
+        precision: Precision of a document's stored states.
 
     Raises:
         UserError: Another architecture than BERT, texts longer than it reads, or another precision.
@@ -153,7 +153,7 @@ class LateInteraction(InputModule):
 
         Args:
             inputs: Pairs of texts.
-            prompt: Stands before each query.
+            prompt: Prefix of each query.
             kwargs: Of the library; nothing here takes them.
         """
         queries, query_places = _distinct([(prompt or "") + query for query, _ in inputs])
@@ -216,7 +216,7 @@ def through(layers: Any, hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 def require_bert(config: Any, source: str, kind: str) -> None:
-    """Refuse what is not a BERT.
+    """Reject models that are not a BERT.
 
     Raises:
         UserError: Another architecture.

@@ -140,7 +140,7 @@ def multi_exit_kl(
 
     Args:
         scores_by_exit: (batch, n) scores by each exit, the deepest last.
-        mask: (batch, n) bool, true where there is a candidate.
+        mask: (batch, n) bool, true at positions that hold a candidate.
         weights: Of each exit but the deepest; 1 by default.
         temperature: Above 0, of all exits.
 
@@ -171,7 +171,7 @@ class MultiExitLoss(nn.Module):
 
     Args:
         model: Of `multi_exit`.
-        losses: By exit: what it learns from labels. The same loss may stand at several, unless it remembers (``taid``).
+        losses: By exit: what it learns from labels. Several exits may share a loss, unless it has state (``taid``).
         weights: Of the exits' terms, by exit; 1 by default.
         kl_weight: Of `multi_exit_kl`; 0 for none.
         temperature: Of the divergence.

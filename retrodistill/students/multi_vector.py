@@ -137,7 +137,7 @@ def _complete(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
     try:
         load_multi_vector(name)
     except UserError:
-        transformer: Any = load_bi_encoder(name)[0]  # says what is wrong where it is neither
+        transformer: Any = load_bi_encoder(name)[0]  # raises a clear error if it is neither
         return {"dimension": max(1, min(_TOKEN_WIDTH, int(transformer.get_embedding_dimension()) // 2))}
     return {}
 

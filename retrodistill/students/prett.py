@@ -53,7 +53,7 @@ class PreTT(LateInteraction):
             compression, without its activation).
         query_length: Tokens of a query, [CLS] and [SEP] included.
         document_length: Tokens of a document, [SEP] included.
-        precision: Of what is stored.
+        precision: Precision of the stored states.
 
     Raises:
         UserError: No BERT, a join that leaves no layer for both, a width that it does not have, or more tokens than it

@@ -156,7 +156,7 @@ def kind_of_settings(model: str, lexical_dim: int | None = None) -> Kind:
     """The kind of a student as a recipe writes it: of ``sparse:NAME`` sparse; dense with a lexical half is hybrid.
 
     Raises:
-        UserError: There is no such kind.
+        UserError: The kind is unknown.
     """
     name = model.partition(":")[0]
     return get_kind("hybrid" if name == "dense" and lexical_dim else name)

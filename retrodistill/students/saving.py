@@ -29,7 +29,7 @@ def save_student(model: Any, manifest: Manifest, folder: str | os.PathLike[str])
         folder: An ordinary sentence-transformers folder appears here.
 
     Raises:
-        UserError: The folder is not writable, the disk is full, or something else stands there.
+        UserError: The folder is not writable, the disk is full, or the path holds something else.
     """
     with atomic_folder(check_replaceable(folder, STUDENT_MANIFEST)) as temporary, disk_errors(), quiet_libraries():
         model.save_pretrained(str(temporary), create_model_card=False)

@@ -123,7 +123,7 @@ def _start(source: str, corpus: Texts, layers: int | None, max_length: int | Non
     try:
         base = load_sparse(source)
     except UserError:
-        bi_encoder = load_bi_encoder(source)  # says what is wrong where it is neither
+        bi_encoder = load_bi_encoder(source)  # raises a clear error if it is neither
     else:
         return _cut(base, source, layers, max_length)
     transformer = bi_encoder[0]
@@ -191,7 +191,7 @@ def lexical_start(student: SparseTextEncoder, corpus: Texts) -> tuple[np.ndarray
     scatter = moments / counts.sum() - np.outer(mean, mean)
     chance = vectors @ mean + _DEVIATIONS * np.sqrt(np.maximum(((vectors @ scatter) * vectors).sum(axis=1), 0))
     zeros = np.where(seen, _ZERO_AT * strengths, np.maximum(_ZERO_AT * strengths, chance))
-    floor = np.quantile(strengths[seen], 0.02)  # words whose states tell little would be scaled up to noise
+    floor = np.quantile(strengths[seen], 0.02)  # without a floor, words with weak states would be scaled up to noise
     scales = _OWN / np.maximum(np.maximum(strengths - zeros, (1 - _ZERO_AT) / 2 * strengths), max(floor / 10, 1e-9))
     vectors, biases = vectors * scales[:, None], -zeros * scales
     never = tokenizer.all_special_ids
@@ -301,7 +301,7 @@ def _complete(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
     try:
         model = load_sparse(name)
     except UserError:
-        load_bi_encoder(name)  # says what is wrong where it is neither
+        load_bi_encoder(name)  # raises a clear error if it is neither
         return {"queries": "inference-free", "lexical_terms": True}
     free = SparseTextEncoder(model, f"sparse:{name}").is_inference_free
     return {"queries": "inference-free"} if free else {}

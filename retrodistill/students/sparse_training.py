@@ -94,7 +94,7 @@ class TermScorer(VectorScorer):
         if not self._regularizers:
             return {}
         queries, *sides = (side.float() for side in encoded)
-        documents, there = torch.cat(sides), batch.mask.T.reshape(-1)  # a masked place holds the empty text
+        documents, there = torch.cat(sides), batch.mask.T.reshape(-1)  # masked positions hold the empty text
         documents = pure.whole_batch(documents)[pure.whole_batch(there[:, None].float())[:, 0] > 0]
         return regularized(self._regularizers, pure.whole_batch(queries), documents, progress)
 
@@ -202,7 +202,7 @@ class TermHeadScorer(HeadScorer):
         documents: Hidden states of the corpus.
         regularizers: Of term weights. They see the terms of the batch's queries in documents drawn from the corpus:
             other terms have no gradient in this step, and FLOPS is a sum over terms.
-        seed: Of the drawing.
+        seed: Seed of the random draws.
         texts: The corpus, which a student with lexical terms counts.
 
     Raises:

@@ -172,7 +172,7 @@ def fitted_rows(
         corpus: The documents; 8,192 drawn ones where there are more, and 2,048 to choose the penalty.
         vectors: (documents, d) float32 of the corpus.
         frequencies: (vocabulary,) weights in 0..1, inverse document frequencies.
-        seed: Of the drawing.
+        seed: Seed of the random draws.
 
     Returns:
         (vocabulary, d) float32; zeros for tokens that no document has.

@@ -56,9 +56,9 @@ class TK(LateInteraction):
         tokenizer: Its tokenizer.
         dimension: Width that tokens are projected to before they are compared and stored.
         gated: Weigh query tokens.
-        query_length: Tokens of a query; there are no special ones.
+        query_length: Maximum number of tokens of a query; there are no special tokens.
         document_length: Tokens of a document.
-        precision: Of what is stored.
+        precision: Precision of the stored states.
 
     Raises:
         UserError: No BERT, a width that it does not have, or more tokens than it has positions.

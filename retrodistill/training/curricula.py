@@ -38,7 +38,7 @@ class Selected(NamedTuple):
 
 
 def selected(wanted: SelectionSettings, data: TrainingData, texts: TrainingTexts, taught: ScoredLists) -> Selected:
-    """Texts on which the teacher is right and the student, as it stands, wrong.
+    """Texts on which the teacher is right and the current student is wrong.
 
     Raises:
         UserError: Nothing says what is right, or no text is left.

@@ -83,7 +83,7 @@ class Lists:
 
     @property
     def mask(self) -> np.ndarray:
-        """(lists, n) bool, true where a candidate counts. A list over the corpus is no small matter: use `batch`."""
+        """(lists, n) bool, true where a candidate counts. Large for whole-corpus lists: use `batch`."""
         documents = np.arange(self.scores.shape[1])[None, :] if self.documents is None else self.documents
         return (documents >= 0) & (documents != self.hidden[:, None])
 
@@ -111,7 +111,7 @@ class Lists:
 
         Args:
             texts: Rows of texts; one that is there several times has its lists as often.
-            times: At most so many lists of a text, for monitors; 0 for all.
+            times: Maximum number of lists per text, for monitors; 0 for all.
         """
         rows = self.text_rows
         order = np.argsort(rows, kind="stable")
@@ -229,7 +229,7 @@ def draw_groups(lists: Lists, settings: GroupSettings, seed: int) -> Lists:
     Args:
         lists: Of each text: candidates, best first, or the whole corpus.
         settings: How many documents a group has, and how they are drawn.
-        seed: Of the drawing.
+        seed: Seed of the random draws.
 
     Returns:
         Lists of `settings.documents` + `settings.random` documents, several of a text where it is drawn several times;

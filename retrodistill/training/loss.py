@@ -200,7 +200,7 @@ class DistillationLoss(nn.Module):
         return {str(place): schedule.state() for place, schedule in self._schedules.items()}
 
     def load_objective_state(self, state: dict[str, dict[str, float]]) -> None:
-        """Take up where `objective_state` was written."""
+        """Restore what `objective_state` returned."""
         self._schedules = {int(place): pure.InterpolationSchedule.from_state(values) for place, values in state.items()}
 
     def get_config_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The student as it stands when a stage begins: it proposes candidates, and is asked what it has yet to learn."""
+"""The student at the start of a stage: it proposes candidates and shows what it still has to learn."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class StudentSnapshot:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of its weights when this was first asked, before training moves them, and of its documents."""
+        """Digest of its documents and of its weights at the first call, before training changes them."""
         documents = (self.space or self.student).fingerprint("document")
         stored = None if self.stored is None else hashlib.blake2b(self.stored.tobytes(), digest_size=8).hexdigest()
         return digest(self.student.fingerprint("query"), documents, stored)

@@ -1,4 +1,4 @@
-"""Training texts: real queries, and pseudo-queries made of the documents where there are few or none."""
+"""Training texts: real queries, plus pseudo-queries from the documents if there are few or no real ones."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def training_texts(
         collection: Where titles and sentences come from.
         queries: Real queries, possibly none.
         titles: Take every document's title.
-        sentences: So many sentences of each document, drawn without replacement.
+        sentences: Number of sentences per document, drawn without replacement.
         documents: Take every document's whole text.
-        seed: Of the drawing.
+        seed: Seed of the random draws.
         excluded_queries: Test queries; a title or sentence that equals one, punctuation and case aside, is left out.
 
     Raises:

@@ -87,7 +87,7 @@ def train(
     monitor: Monitor | None = None,
     what: str = "training",
 ) -> History:
-    """Train a model in place; taken up at its last whole checkpoint if it was killed.
+    """Train a model in place. A killed training resumes at its last complete checkpoint.
 
     Args:
         model: The student, of any kind.
@@ -134,7 +134,7 @@ def train(
 
 
 def optimizer_steps(rows: int, settings: TrainingSettings) -> int:
-    """Steps that a training on so many rows takes."""
+    """Number of training steps for a number of rows."""
     steps = math.ceil(math.ceil(rows / (settings.batch_size * processes())) * settings.epochs)
     return min(steps, settings.max_steps) if settings.max_steps else steps
 

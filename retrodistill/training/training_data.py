@@ -27,7 +27,7 @@ class TrainingData:
         teacher: Scores the lists. A recipe puts a stage's own teacher here before the stage is trained.
         space: The dense encoder whose vectors the student aligns to (LEAF) and whose documents it searches; None
             where there is none.
-        folder: For what is computed on the way.
+        folder: Folder for intermediate results.
         seed: Of the sampling of texts.
         own_documents: The student encodes its own documents, and is not trained against those of the space.
         excluded_queries: Queries that must not be trained on, by text: pseudo-queries that equal one are left out.
