@@ -34,7 +34,7 @@ def exportable(source: Any, collection: Collection | None = None) -> Exportable:
     itself, and a code of a code loses twice. A FAISS index that holds its vectors as they were (Flat, HNSW, IVF and
     refined ones over Flat) gives them; for any other factory the documents are embedded again, which the store of
     embeddings answers where they were embedded on this machine. Impacts of an inverted index and tokens of a
-    multi-vector index are taken as the index scores them: pruned and decoded; with ``bits: null`` and the codec
+    multi-vector index are taken as the index scores them: pruned and decoded; with ``bits: 32`` and the codec
     ``float32`` or ``float16`` they are the encoder's.
 
     Args:
