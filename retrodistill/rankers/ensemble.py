@@ -19,7 +19,37 @@ from retrodistill.runs.run import Run
 _PER_QUERY = {kind.name: kind for kind in (ZScorePerQuery, MinMaxPerQuery)}  # these have nothing to fit
 
 
-class Ensemble(Ranker):
+class Combined(Ranker):
+    """What rankers of several members share, whatever they make of the members' scores.
+
+    Args:
+        members: Rankers that score pairs, at least one.
+        weights: One per member; equal by default.
+
+    Raises:
+        UserError: Weights that do not fit.
+    """
+
+    can_score_pairs = True
+
+    def __init__(self, members: Sequence[Ranker], weights: Sequence[float] | None = None) -> None:
+        self._members, self.weights = list(members), check_weights(len(members), weights)
+        self.is_recorded = any(member.is_recorded for member in members)
+        self.is_cheap = all(member.is_cheap for member in members)
+
+    @property
+    def members(self) -> Sequence[Ranker]:
+        """The rankers that are combined."""
+        return self._members
+
+    def remaining(self, queries: Texts, collection: Collection, pairs: Run) -> Work:
+        """The work of all members."""
+        works = [member.remaining(queries, collection, pairs) for member in self.members]
+        units = {work.unit for work in works if work.items} or {"pairs"}
+        return Work(sum(work.items for work in works), "/".join(sorted(units)), sum(work.seconds for work in works))
+
+
+class Ensemble(Combined):
     """A weighted fusion of rankers.
 
     Args:
@@ -35,7 +65,6 @@ class Ensemble(Ranker):
         UserError: No member, an unknown method, or weights or calibrations that do not fit.
     """
 
-    can_score_pairs = True
     method: str
 
     def __init__(
@@ -50,21 +79,13 @@ class Ensemble(Ranker):
     ) -> None:
         if not members:
             raise UserError("an ensemble without members; give at least one teacher.")
-        self._members = list(members)
-        self.weights = check_weights(len(members), weights)
+        super().__init__(members, weights)
         check_method(method)
         if calibrations is not None:
             check_calibrations(len(members), calibrations)
         self.method, self.calibrations, self.depth, self.name = method, calibrations, depth, name
         self.can_search = any(member.can_search for member in members)
         self.can_score_corpus = all(member.can_score_corpus for member in members)
-        self.is_recorded = any(member.is_recorded for member in members)
-        self.is_cheap = all(member.is_cheap for member in members)
-
-    @property
-    def members(self) -> Sequence[Ranker]:
-        """The fused rankers."""
-        return self._members
 
     def fingerprint(self, collection: Collection) -> str:
         """Members, weights, method and fitted calibrations."""
@@ -95,10 +116,6 @@ class Ensemble(Ranker):
             raise UserError(f"fusion {self.method!r} over a whole corpus; it is done with 'zscore-per-query'.")
         scorers = [member.corpus_scorer(queries, collection) for member in self.members]
         return lambda rows: mean_of_zscores([scorer(rows) for scorer in scorers], self.weights)
-
-    def remaining(self, queries: Texts, collection: Collection, pairs: Run) -> Work:
-        """The work of all members."""
-        return remaining_of_all(self.members, queries, collection, pairs)
 
     def search(self, queries: Texts, collection: Collection, k: int) -> Run:
         """The best k of the members' united candidates, all scored by all members.
@@ -131,13 +148,6 @@ class Ensemble(Ranker):
         """The sum over the members that search; None where one is unknown."""
         sizes = [member.bytes_per_document(collection) for member in self.members if member.can_search]
         return sum(size for size in sizes if size is not None) if None not in sizes else None
-
-
-def remaining_of_all(members: Sequence[Ranker], queries: Texts, collection: Collection, pairs: Run) -> Work:
-    """The work of several rankers together."""
-    works = [member.remaining(queries, collection, pairs) for member in members]
-    units = {work.unit for work in works if work.items} or {"pairs"}
-    return Work(sum(work.items for work in works), "/".join(sorted(units)), sum(work.seconds for work in works))
 
 
 def mean_of_zscores(matrices: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:

@@ -11,10 +11,9 @@ from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.files import digest
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.rankers.ensemble import remaining_of_all
-from retrodistill.rankers.protocol import Ranker, Work
+from retrodistill.rankers.ensemble import Combined
+from retrodistill.rankers.protocol import Ranker
 from retrodistill.rankers.recorded import RecordedRanker
-from retrodistill.runs.fusion import check_weights
 from retrodistill.runs.run import Run
 
 LABELS = {
@@ -58,7 +57,7 @@ def soft_labels(members: Sequence[Ranker], kind: str, weights: Sequence[float] |
     return labels if run is None else RecordedRanker(run.with_scores(_MAPS[kind](run.scores)), labels.name)
 
 
-class SoftLabels(Ranker):
+class SoftLabels(Combined):
     """The weighted mean of teachers' scores, each mapped alone (Trans-Encoder, ICLR 2022, arXiv 2109.13059).
 
     Args:
@@ -70,22 +69,13 @@ class SoftLabels(Ranker):
         UserError: No member, another kind, or weights that do not fit.
     """
 
-    can_score_pairs = True
-
     def __init__(self, members: Sequence[Ranker], kind: str, weights: Sequence[float] | None = None) -> None:
         if kind not in _MAPS:
             raise unknown("kind of labels", kind, _MAPS)
         if not members:
             raise UserError("labels without a teacher; give at least one.")
-        self._members, self.labels, self.weights = list(members), kind, check_weights(len(members), weights)
-        self.name = " + ".join(member.name for member in members)
-        self.is_recorded = any(member.is_recorded for member in members)
-        self.is_cheap = all(member.is_cheap for member in members)
-
-    @property
-    def members(self) -> Sequence[Ranker]:
-        """The teachers."""
-        return self._members
+        super().__init__(members, weights)
+        self.labels, self.name = kind, " + ".join(member.name for member in members)
 
     def fingerprint(self, collection: Collection) -> str:
         """Members, weights and kind."""
@@ -101,7 +91,3 @@ class SoftLabels(Ranker):
         for member, weight in zip(self.members, self.weights, strict=True):
             total += weight * _MAPS[self.labels](member.score(queries, collection, pairs).scores)
         return pairs.with_scores(total / sum(self.weights), self.name)
-
-    def remaining(self, queries: Texts, collection: Collection, pairs: Run) -> Work:
-        """The work of all members."""
-        return remaining_of_all(self.members, queries, collection, pairs)
