@@ -124,7 +124,8 @@ def _check(settings: Any) -> None:
         raise ValueError("project_exits is about exits; set exits, e.g. [2, 4]")
 
 
-def _train(run: StageRun) -> History:
+def train_one_vector(run: StageRun) -> History:
+    """Train a stage of a student with one vector per text; torch is imported only now."""
     from retrodistill.students.dense_training import train_dense
 
     return train_dense(run)
@@ -137,7 +138,7 @@ KIND = Kind(
     start=start_dense,
     load=lambda folder: load_encoder(f"dense:{folder}", DENSE),
     wrap=Encoder,
-    train=_train,
+    train=train_one_vector,
     ranker=lambda student, documents: DenseRanker(documents, student, checked=False),
     parts=("query_encoder", "both_encoders"),
     defaults=lambda _: StageDefaults("query_encoder", {"epochs": 4, "learning_rate": 5e-5, "batch_size": 32}),

@@ -15,14 +15,13 @@ from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import device
 from retrodistill.rankers.dense import DenseRanker
+from retrodistill.students.dense import train_one_vector
 from retrodistill.students.registry import Kind, StageDefaults
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from tokenizers import Tokenizer
 
-    from retrodistill.training.stages import StageRun
-    from retrodistill.training.trainer import History
 
 INITIALIZATIONS = {
     "teacher": "each token encoded by the teacher on its own, times its inverse document frequency in the corpus",
@@ -231,12 +230,6 @@ def _start(settings: Any, data: Any) -> SentenceTransformer:
     )
 
 
-def _train(run: StageRun) -> History:
-    from retrodistill.students.dense_training import train_dense
-
-    return train_dense(run)
-
-
 KIND = Kind(
     "static",
     library_class="SentenceTransformer",
@@ -244,7 +237,7 @@ KIND = Kind(
     start=_start,
     load=lambda folder: load_encoder(f"static:{folder}"),
     wrap=Encoder,
-    train=_train,
+    train=train_one_vector,
     ranker=lambda student, documents: DenseRanker(documents, student, checked=False),
     owns=lambda model: type(model[0]).__name__ == "StaticEmbedding",
     parts=("query_encoder", "both_encoders"),
