@@ -120,6 +120,8 @@ class TestRecipes:
         kept = json.loads((place / "manifest.json").read_text())["settings"]
         assert kept["kind"] == kind
         assert {name: kept[name] for name in settings} == settings
+        assert (kept.get("muvera") or {}).get("candidates") == options.get("muvera", {}).get("candidates")
+        assert load_index(place).space.truncation == options.get("truncate")
         systems = json.loads((tmp_path / "out" / "results.json").read_text())["systems"]
         row = next(system for system in systems if system["name"] == "student")
         assert row["bytes_per_document"] == pytest.approx(load_index(place).bytes_per_document(), rel=0.01)
