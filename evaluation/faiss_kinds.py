@@ -21,8 +21,7 @@ from retrodistill.data import load_collection
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.vectors import exact_search
-from retrodistill.indexes.factory import build_faiss, set_parameters
-from retrodistill.indexes.parts import file_bytes
+from retrodistill.indexes.factory import build_faiss, file_bytes, set_parameters
 
 KINDS = [
     ("Flat", ""),

@@ -23,8 +23,7 @@ from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.embeddings import embed
 from retrodistill.evaluation import evaluate_run, means, overlap, query_latency
-from retrodistill.indexes.impacts import InvertedSettings
-from retrodistill.indexes.inverted import InvertedIndex
+from retrodistill.indexes.inverted import InvertedIndex, InvertedSettings
 from retrodistill.rankers.bm25 import load_bm25s
 
 EXACT = InvertedSettings(bits=None)

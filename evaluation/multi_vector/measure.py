@@ -122,17 +122,17 @@ class Bench:
         for number in CANDIDATES:
             chosen = MultiVectorSettings(codec="float16", muvera=MuveraSettings(candidates=number, **settings))
             start = time.perf_counter()
-            proposer = found.get("index") and found["index"].proposer
-            if proposer is not None:
-                proposer.muvera.settings = chosen.muvera
-            index = MultiVectorIndex(base.store, base.ids, base.space, None, chosen, proposer=proposer)
-            if proposer is None:
+            candidate_index = found.get("index") and found["index"].candidate_index
+            if candidate_index is not None:
+                candidate_index.muvera.settings = chosen.muvera
+            index = MultiVectorIndex(base.store, base.ids, base.space, None, chosen, candidate_index=candidate_index)
+            if candidate_index is None:
                 found["build_s"] = round(time.perf_counter() - start, 1)
-                found["dimension"] = index.proposer.muvera.dimension
-                found["encoding_bytes"] = round(index.proposer.nbytes / len(index))
+                found["dimension"] = index.candidate_index.muvera.dimension
+                found["encoding_bytes"] = round(index.candidate_index.nbytes / len(index))
             found["index"] = index
             measured = self._searched(index, 128, timed=50)
-            proposed = [{base.ids[row] for row in rows} for rows in index.proposer.candidates(queries, 10)]
+            proposed = [{base.ids[row] for row in rows} for rows in index.candidate_index.candidates(queries, 10)]
             hits = [len(rows & set(ids)) / 10 for rows, (_, ids, _) in zip(proposed, exact, strict=True)]
             found[str(number)] = {"in_candidates": round(float(np.mean(hits)), 4), **measured}
         found.pop("index")
@@ -148,7 +148,7 @@ class Bench:
         space = EmbeddingSpace("measured", width, "maxsim", "multi-vector:measured")
         documents = self.tokens("documents", width)
         ids = self.collection.documents.ids
-        index = MultiVectorIndex.of_tokens(documents, ids, space, None, MultiVectorSettings(**settings))
+        index = MultiVectorIndex.from_tokens(documents, ids, space, None, MultiVectorSettings(**settings))
         folder = self.out / "stores" / "-".join(str(value) for value in (*settings.values(), width))
         folder.mkdir(parents=True, exist_ok=True)
         index.store.save(folder)  # measured as it is served: memory-mapped
@@ -161,7 +161,7 @@ class Bench:
         """Quality over all documents, or over those of a pool; milliseconds of a query, or to rank 200 of the pool."""
         queries = self.tokens("test", width)
         if pool is None:
-            run = index.search_tokens(queries, 100 if index.proposer else POOL, self.test.ids)
+            run = index.search_tokens(queries, 100 if index.candidate_index else POOL, self.test.ids)
         else:
             run = self._reranked(index, queries, pool)
         if keep is not None:

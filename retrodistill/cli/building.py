@@ -33,15 +33,15 @@ def build(source: str, documents: str, queries: str | None, options: dict[str, A
     from retrodistill.data import load_collection
     from retrodistill.encoders import load_encoder
     from retrodistill.indexes import IndexOptions, build_index
-    from retrodistill.indexes.registry import kind_for, refuse_misfits
-    from retrodistill.indexes.stored import replaceable
+    from retrodistill.indexes.base import check_index_folder
+    from retrodistill.indexes.registry import check_options_fit, kind_for
     from retrodistill.recipes import validated
 
-    replaceable(out)
+    check_index_folder(out)
     wanted = validated(IndexOptions, options, "index")
     collection, encoder = load_collection(source), load_encoder(documents)
     kind = kind_for(encoder)
-    refuse_misfits(list(options), [kind])
+    check_options_fit(list(options), [kind])
     wanted.check([kind])
     built = build_index(collection, encoder, queries, settings=wanted)
     built.save(out)
@@ -65,14 +65,14 @@ def learn(source: str, documents: str, queries: str | None, options: dict[str, A
     from retrodistill.data import load_collection
     from retrodistill.encoders import load_encoder
     from retrodistill.encoders.any_encoder import DENSE
+    from retrodistill.indexes.base import check_index_folder
     from retrodistill.indexes.learned import learn_index, save_query_map, texts_with_vectors
-    from retrodistill.indexes.stored import replaceable
     from retrodistill.quantizers import QuantizerSettings
 
     strange = [name for name in options if name not in ("bytes", "factory")]
     if strange:
         raise UserError(f"--learn takes --bytes or --factory; leave {strange[0]} out.")
-    replaceable(out)
+    check_index_folder(out)
     collection, encoder = load_collection(source), load_encoder(documents, DENSE)
     query_encoder = None if queries is None else load_encoder(queries, DENSE)
     learned = learn_index(

@@ -17,7 +17,7 @@ from retrodistill.evaluation.cost import CostConfig
 from retrodistill.evaluation.evaluating import EvaluationConfig, evaluate_systems
 from retrodistill.evaluation.measures import means
 from retrodistill.evaluation.systems import Measured, System, Task
-from retrodistill.indexes.protocol import Index
+from retrodistill.indexes.base import Index
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.rankers.queries import check_k

@@ -20,11 +20,11 @@ from retrodistill.encoders.names import KINDS, ModelName, parse_model_name
 from retrodistill.encoders.vectors import leading
 from retrodistill.exports.payload import texts_of
 from retrodistill.exports.records import Exportable, dense_records, multi_vector_records, pin, sparse_records
+from retrodistill.indexes.base import saved_name
 from retrodistill.indexes.building import load_index
 from retrodistill.indexes.faiss_index import FaissIndex
 from retrodistill.indexes.inverted import InvertedIndex
 from retrodistill.indexes.multi_vector import MultiVectorIndex
-from retrodistill.indexes.stored import name_of
 
 
 def exportable(source: Any, collection: Collection | None = None) -> Exportable:
@@ -118,7 +118,7 @@ def _of_faiss(index: FaissIndex, collection: Collection | None) -> Exportable:
 
 def _asked_by(queries: TextModel | None) -> str | None:
     """Name of the query encoder; a folder is named in full, since what is exported is searched from anywhere."""
-    name = name_of(queries)
+    name = saved_name(queries)
     if name is None:
         return None
     kind, _, place = name.partition(":")

@@ -8,9 +8,8 @@ from typing import Any
 from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection
 from retrodistill.encoders.any_encoder import load_encoder
-from retrodistill.indexes.protocol import Index
-from retrodistill.indexes.registry import IndexKind, IndexOptions, checked, get_kind, kind_for, refuse_misfits
-from retrodistill.indexes.stored import kind_of
+from retrodistill.indexes.base import Index, kind_of
+from retrodistill.indexes.registry import IndexKind, IndexOptions, check_options_fit, checked, get_kind, kind_for
 from retrodistill.rankers.loading import is_store, open_store
 from retrodistill.training.settings import Settings
 
@@ -89,7 +88,7 @@ def _settings(kind: IndexKind, settings: Settings | None, options: dict[str, Any
         UserError: They are of another kind, or an option does not fit.
     """
     if settings is None:
-        refuse_misfits([name for name in options if name in IndexOptions.model_fields], [kind])
+        check_options_fit([name for name in options if name in IndexOptions.model_fields], [kind])
         settings = checked(IndexOptions, options, "index")
     if isinstance(settings, IndexOptions):
         settings.check([kind])

@@ -1,8 +1,9 @@
-"""The multi-vector index: token vectors on disk, ranked by exact MaxSim, with or without candidates by MUVERA."""
+"""Token vectors on disk, ranked by exact MaxSim, with or without candidates by MUVERA."""
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,25 +11,26 @@ from typing import Any
 import numpy as np
 
 from retrodistill.core.errors import UserError
+from retrodistill.core.files import cache_folder, digest, exclusive
 from retrodistill.core.manifest import FILE_NAME
+from retrodistill.core.progress import bar
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import MULTI_VECTOR, load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace
+from retrodistill.encoders.embeddings import TokenVectors
 from retrodistill.encoders.maxsim import best_documents
 from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens
-from retrodistill.indexes.codecs import CodecSettings, fit_codec
-from retrodistill.indexes.documents import check_new, encoder_of, to_remove
-from retrodistill.indexes.muvera import MuveraSettings
-from retrodistill.indexes.proposals import FAISS_FILE, Proposer
-from retrodistill.indexes.protocol import Index
-from retrodistill.indexes.registry import checked
-from retrodistill.indexes.stored import StoredIndex, built_in, name_of
-from retrodistill.indexes.tokens import CODES_FILE, TokenStore, check_tokens
+from retrodistill.indexes.base import Index, StoredIndex, built_in, check_new, encoder_of, saved_name, to_remove
+from retrodistill.indexes.codecs import Codec, CodecSettings, fit_codec
+from retrodistill.indexes.factory import empty_index
+from retrodistill.indexes.muvera import FAISS_FILE, CandidateIndex, Muvera, MuveraSettings
+from retrodistill.indexes.registry import IndexKind, checked
+from retrodistill.indexes.tokens import CODES_FILE, TokenStore, TokenWriter, check_tokens
 from retrodistill.rankers.queries import Queries, as_queries, cut_depth, wanted_depth, within
 from retrodistill.runs.run import Run
 
-_BLOCK = 256  # documents that are encoded at once
+_BLOCK = 256  # documents that are encoded at once; a kill loses one block
 
 
 class MultiVectorSettings(CodecSettings):
@@ -51,8 +53,8 @@ class MultiVectorIndex(Index):
         queries: Encodes queries; None to search by token vectors only.
         settings: How it was built.
         name: What its runs are called.
-        proposer: MUVERA's encodings of the documents in a FAISS index; made from the store where the settings ask for
-            it and None is given.
+        candidate_index: MUVERA's encodings of the documents in a FAISS index; made from the store where the settings
+            ask for it and None is given.
         documents: Encodes documents that are added as texts; loaded by the space's name where it is needed.
 
     Raises:
@@ -70,7 +72,7 @@ class MultiVectorIndex(Index):
         settings: MultiVectorSettings | None = None,
         name: str = "index",
         *,
-        proposer: Proposer | None = None,
+        candidate_index: CandidateIndex | None = None,
         documents: MultiVectorModel | None = None,
     ) -> None:
         if len(store) != len(ids) or store.codec.dimension != space.dimension:
@@ -83,17 +85,17 @@ class MultiVectorIndex(Index):
         self.queries, self._documents = queries, documents
         if queries is not None:
             space.check_query_encoder(queries)
-        if proposer is None and self.settings.muvera is not None:
-            proposer = Proposer.build(self.settings.muvera, store)
-        if proposer is not None and len(proposer) != len(store):
+        if candidate_index is None and self.settings.muvera is not None:
+            candidate_index = CandidateIndex.build(self.settings.muvera, store)
+        if candidate_index is not None and len(candidate_index) != len(store):
             raise UserError(
-                f"{CODES_FILE} holds {len(store)} documents, {FAISS_FILE} {len(proposer)} encodings; the token store "
-                "does not match its FAISS file: build the index again."
+                f"{CODES_FILE} holds {len(store)} documents, {FAISS_FILE} {len(candidate_index)} encodings; the token "
+                "store does not match its FAISS file: build the index again."
             )
-        self.proposer = proposer
+        self.candidate_index = candidate_index
 
     @classmethod
-    def of_tokens(
+    def from_tokens(
         cls,
         tokens: Tokens,
         ids: Sequence[str],
@@ -155,8 +157,8 @@ class MultiVectorIndex(Index):
         self.made_from = ""
         self.store.append(tokens)
         self.ids += list(ids)
-        if self.proposer is not None:
-            self.proposer.add(self.store.gather(np.arange(len(self) - len(ids), len(self))))
+        if self.candidate_index is not None:
+            self.candidate_index.add(self.store.gather(np.arange(len(self) - len(ids), len(self))))
 
     def remove(self, ids: Sequence[str]) -> None:
         """Remove documents: from the search at once, from the token store's files when it is saved.
@@ -170,8 +172,8 @@ class MultiVectorIndex(Index):
         self.made_from = ""
         self.store = self.store.without(gone)
         self.ids = [one for one, out in zip(self.ids, gone, strict=True) if not out]
-        if self.proposer is not None:
-            self.proposer.forget(gone)
+        if self.candidate_index is not None:
+            self.candidate_index.forget(gone)
 
     def search(self, queries: Queries, collection: Collection | None = None, k: int | None = None) -> Run:
         """Search by text.
@@ -231,7 +233,7 @@ class MultiVectorIndex(Index):
 
     def bytes_per_document(self, collection: Collection | None = None) -> float | None:
         """Of token codes, offsets, codec and MUVERA's FAISS index."""
-        return (self.store.nbytes + (0 if self.proposer is None else self.proposer.nbytes)) / len(self)
+        return (self.store.nbytes + (0 if self.candidate_index is None else self.candidate_index.nbytes)) / len(self)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the token store, MUVERA's encodings (a plain FAISS file), ``ids.parquet`` and a manifest.
@@ -241,22 +243,22 @@ class MultiVectorIndex(Index):
                 what stood there stays.
         """
         settings = self.settings.model_dump(mode="json")
-        labels = None if self.proposer is None else self.proposer.labels
+        labels = None if self.candidate_index is None else self.candidate_index.labels
         stored = StoredIndex(
             "multi-vector",
             settings,
             self.space,
             self.ids,
             self.name,
-            name_of(self.queries),
+            saved_name(self.queries),
             labels,
             built_in(self.build_seconds),
         )
 
         def write_files(place: Path) -> None:
             self.store.save(place)
-            if self.proposer is not None:
-                self.proposer.save(place)
+            if self.candidate_index is not None:
+                self.candidate_index.save(place)
 
         stored.write(folder, write_files)
 
@@ -280,25 +282,25 @@ class MultiVectorIndex(Index):
         store = TokenStore.load(Path(folder))
         if not memory_map:
             store.parts = [np.array(part) for part in store.parts]
-        proposer = None
+        candidate_index = None
         if settings.muvera is not None:
             labels = np.asarray(stored.labels)
-            proposer = Proposer.load(settings.muvera, store.codec.dimension, Path(folder), labels)
+            candidate_index = CandidateIndex.load(settings.muvera, store.codec.dimension, Path(folder), labels)
         asking = stored.queries_by if queries is None else queries
         encoder = None if asking is None else load_encoder(asking, MULTI_VECTOR)
-        loaded = cls(store, stored.ids, stored.space, encoder, settings, stored.name, proposer=proposer)
+        loaded = cls(store, stored.ids, stored.space, encoder, settings, stored.name, candidate_index=candidate_index)
         loaded.made_from = stored.fingerprint
         loaded.build_seconds = stored.about.get("build_seconds")
         return loaded
 
     def _best(self, tokens: Tokens, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows (q, k) and scores; -1 where the candidates are fewer than k."""
-        if self.proposer is None:
+        if self.candidate_index is None:
             rows, scores = best_documents(tokens, self.store.blocks(), k)
         else:
             rows = np.full((len(tokens), k), -1, dtype=np.int64)
             scores = np.zeros((len(tokens), k), dtype=np.float32)
-            for query, candidates in enumerate(self.proposer.candidates(tokens, k)):
+            for query, candidates in enumerate(self.candidate_index.candidates(tokens, k)):
                 found, score = best_documents(tokens.slice(query, query + 1), [(0, self.store.gather(candidates))], k)
                 rows[query, : found.shape[1]] = candidates[found[0]]
                 scores[query, : found.shape[1]] = score[0]
@@ -333,3 +335,89 @@ def _settings(stored: dict[str, Any], folder: str | os.PathLike[str]) -> MultiVe
     """Settings of a manifest; those of version 0.1.0 also have the bytes of a codec that was dropped."""
     known = {name: value for name, value in stored.items() if name != "bytes" and value is not None}
     return checked(MultiVectorSettings, known, f"{Path(folder) / FILE_NAME}", "; build the index again")
+
+
+def build_multi_vector(
+    texts: Texts,
+    documents: Any,
+    queries: Any = None,
+    settings: MultiVectorSettings | None = None,
+    *,
+    name: str = "index",
+) -> MultiVectorIndex:
+    """Encode documents and index their tokens.
+
+    Codes are written to the shared cache as they come, where a build that was killed goes on and where the index reads
+    them, memory-mapped; `MultiVectorIndex.save` copies them into the index' own folder.
+
+    Args:
+        texts: The documents.
+        documents: Name or object of their multi-vector encoder.
+        queries: Name or object of the encoder of queries; the documents' by default.
+        settings: Codec and candidates.
+        name: What its runs are called.
+
+    Raises:
+        UserError: The query encoder belongs to another space, settings that do not fit the vectors or so few documents,
+            vectors that are not finite, or a document without tokens.
+    """
+    settings = settings or MultiVectorSettings()
+    encoder = load_encoder(documents, MULTI_VECTOR)
+    asking = encoder if queries is None else load_encoder(queries, MULTI_VECTOR)
+    space = EmbeddingSpace.of(encoder)
+    space.check_query_encoder(asking)
+    if settings.muvera is not None:
+        width = Muvera(settings.muvera, space.dimension).dimension
+        empty_index(settings.muvera.factory, width, len(texts), settings.muvera.parameters)
+    start = time.perf_counter()
+    store = _encoded(texts, encoder, settings)
+    built = MultiVectorIndex(store, texts.ids, space, asking, settings, name, documents=encoder)
+    built.build_seconds = time.perf_counter() - start  # tokens are encoded as they are stored: this counts both
+    return built
+
+
+def _encoded(texts: Texts, encoder: MultiVectorModel, settings: MultiVectorSettings) -> TokenStore:
+    """The store of these texts in the cache, finished where it was left."""
+    codec = settings.model_dump(mode="json", exclude={"muvera"})
+    folder = cache_folder() / "tokens" / digest(encoder.document_space, texts.fingerprint, codec)
+    store = TokenVectors(encoder, "document")
+    found: dict[int, np.ndarray] = {}  # the sample's tokens, which need not be encoded twice
+
+    def fit() -> Codec:
+        if settings.codec != "residual":
+            return fit_codec(settings, Tokens.of([], encoder.dimension))
+        rows = sampled_rows(len(texts), settings)
+        found.update(zip(rows.tolist(), _tokens(texts, rows, encoder, store), strict=True))
+        sample = Tokens.of([found[row] for row in rows.tolist()], encoder.dimension)
+        return fit_codec(settings, sample, len(sample.vectors) * len(texts) // len(rows))
+
+    with exclusive(folder / ".lock"), bar(len(texts), f"token vectors ({encoder.name})", "texts") as progress:
+        writer = TokenWriter(folder, fit)
+        progress.update(writer.documents)
+        for start in range(writer.documents, len(texts), _BLOCK):
+            rows = np.arange(start, min(start + _BLOCK, len(texts)))
+            absent = np.array([row for row in rows if row not in found], dtype=np.int64)
+            found.update(zip(absent.tolist(), _tokens(texts, absent, encoder, store), strict=True))
+            writer.append(Tokens.of([found.pop(row) for row in rows.tolist()], encoder.dimension))
+            progress.update(len(rows))
+        return writer.finish()
+
+
+def _tokens(texts: Texts, rows: np.ndarray, encoder: MultiVectorModel, store: TokenVectors) -> list[np.ndarray]:
+    """Checked token vectors of each row: out of the store where all are there, which is not filled by this."""
+    wanted = texts.table.take(rows)
+    ids, contents = wanted["id"].to_pylist(), wanted["text"].to_pylist()
+    tokens = encoder.encode(contents, "document") if store.missing(contents) else store.gather(contents)
+    check_tokens(tokens, ids, f"documents by {encoder.name}")
+    return [tokens[place] for place in range(len(tokens))]
+
+
+def _build(collection: Collection, documents: Any, queries: Any, settings: Any, name: str) -> MultiVectorIndex:
+    return build_multi_vector(collection.documents, documents, queries, settings, name=name)
+
+
+def _load(folder: Any, queries: Any, _parameters: None, _memory_map: bool) -> MultiVectorIndex:
+    return MultiVectorIndex.load(folder, queries)  # token vectors always stay on disk
+
+
+KIND = IndexKind("multi-vector", MULTI_VECTOR, MultiVectorSettings, _build, _load)

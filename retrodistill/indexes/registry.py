@@ -20,7 +20,7 @@ from retrodistill.indexes.muvera import MuveraSettings
 from retrodistill.training.settings import Settings
 
 # A module is imported when its kind is first used.
-_MODULES = {"faiss": "dense", "inverted": "inverted", "multi-vector": "token_building"}
+_MODULES = {"faiss": "faiss_index", "inverted": "inverted", "multi-vector": "multi_vector"}
 KINDS = tuple(_MODULES)
 
 Checked = TypeVar("Checked", bound=Settings)
@@ -116,7 +116,7 @@ class IndexOptions(Settings):
             UserError: Names the first.
         """
         kinds = list(kinds)
-        refuse_misfits(self.given(), kinds)
+        check_options_fit(self.given(), kinds)
         for kind in kinds:
             self.of(kind)
 
@@ -157,7 +157,7 @@ def kind_for(encoder: Any) -> IndexKind:
     return kind
 
 
-def refuse_misfits(options: Collection[str], kinds: Iterable[IndexKind]) -> None:
+def check_options_fit(options: Collection[str], kinds: Iterable[IndexKind]) -> None:
     """Refuse options that none of some kinds of index takes.
 
     Raises:

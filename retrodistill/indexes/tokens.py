@@ -11,8 +11,7 @@ from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import make_folder
 from retrodistill.encoders.maxsim import blocks_of
 from retrodistill.encoders.multi_vector import Tokens
-from retrodistill.indexes.codec import Codec
-from retrodistill.indexes.codecs import load_codec, save_codec
+from retrodistill.indexes.codecs import Codec, load_codec, save_codec
 
 CODES_FILE = "tokens.bin"
 BOUNDS_FILE = "tokens.bounds.npy"

@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 
 from retrodistill.core.errors import UserError
-from retrodistill.indexes.factory import set_parameters, written_parameters
-from retrodistill.indexes.parts import inside, known_parameters
+from retrodistill.indexes.factory import inside, known_parameters, set_parameters, written_parameters
 
 _TIMED = 50  # queries
 _FACTORS = 7  # of refining: 1, 2, 4... 64
 
 
 @dataclass(frozen=True)
-class Tuned:
+class TuningResult:
     """What was chosen, and what it reaches.
 
     Attributes:
@@ -53,7 +52,7 @@ class Tuned:
         return f"{settings}: {found}; {self.wanted:g} is out of reach: {self.advice}"
 
 
-def tune(index: Any, queries: np.ndarray, exact: np.ndarray, *, recall: float = 0.95, k: int = 10) -> Tuned:
+def tune(index: Any, queries: np.ndarray, exact: np.ndarray, *, recall: float = 0.95, k: int = 10) -> TuningResult:
     """Set an index to the smallest parameters that find a wanted share of exact search's k best.
 
     nprobe (IVF) or efSearch (HNSW) is doubled until the recall is reached, then bisected; an index that refines does so
@@ -89,7 +88,9 @@ def tune(index: Any, queries: np.ndarray, exact: np.ndarray, *, recall: float = 
     values, best, ms = min(reaching, key=lambda one: one[2]) if reaching else max(results, key=lambda one: one[1])
     if values:
         set_parameters(index, written_parameters(values))
-    return Tuned(written_parameters(values), best, recall, k, len(queries), ms, "" if reaching else _advice(index))
+    return TuningResult(
+        written_parameters(values), best, recall, k, len(queries), ms, "" if reaching else _advice(index)
+    )
 
 
 def shared(found: np.ndarray, exact: np.ndarray) -> float:

@@ -20,8 +20,8 @@ from retrodistill.evaluation.evaluating import EvaluationConfig
 from retrodistill.evaluation.examples import spread_out
 from retrodistill.evaluation.measures import Grades, measures_within
 from retrodistill.evaluation.systems import Task
-from retrodistill.indexes.dense import FaissSettings, resolved
 from retrodistill.indexes.factory import empty_index
+from retrodistill.indexes.faiss_index import FaissSettings, resolve_factory
 from retrodistill.indexes.registry import get_kind
 from retrodistill.quantizers.start import factory_for, read_form
 from retrodistill.rankers.ensemble import Ensemble
@@ -241,7 +241,7 @@ def _check_index(recipe: Recipe, collection: Collection, space: Encoder) -> None
     faiss = cast("FaissSettings", index.of(get_kind("faiss")))
     for cut in (index.truncate, *recipe.evaluation.truncations):
         width = min(cut or space.dimension, space.dimension)
-        factory, parameters = resolved(faiss, documents, width)
+        factory, parameters = resolve_factory(faiss, documents, width)
         empty_index(factory, width, documents, parameters)
 
 

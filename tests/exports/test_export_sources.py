@@ -96,7 +96,7 @@ class TestOtherIndexes:
     def test_token_stores(self):
         tokens = Tokens.of([np.random.default_rng(row).normal(size=(1 + row % 5, 4)) for row in range(40)], 4)
         settings = MultiVectorSettings(codec="float32")
-        records = exportable(MultiVectorIndex.of_tokens(tokens, IDS, space(4, "maxsim"), settings=settings))
+        records = exportable(MultiVectorIndex.from_tokens(tokens, IDS, space(4, "maxsim"), settings=settings))
         np.testing.assert_array_equal(records.block(5, 9).vectors, tokens.slice(5, 9).vectors)
         assert records.fingerprint == multi_vector_records(IDS, tokens, space(4, "maxsim")).fingerprint
 

@@ -3,8 +3,15 @@ import numpy as np
 import pytest
 
 from retrodistill.core.errors import UserError
-from retrodistill.indexes.factory import build_faiss, empty_index, read_parameters, set_parameters, vectors_to_train
-from retrodistill.indexes.parts import file_bytes, read_faiss
+from retrodistill.indexes.factory import (
+    build_faiss,
+    empty_index,
+    file_bytes,
+    read_faiss,
+    read_parameters,
+    set_parameters,
+    vectors_to_train,
+)
 
 KINDS = [
     *("Flat", "SQ4", "SQ6", "SQ8", "SQfp16", "SQbf16", "PQ8x4", "PQ8x4np", "PQ16x4fs", "OPQ8,PQ8x4", "OPQ8_8,PQ8x4"),

@@ -99,7 +99,7 @@ class TestRefusals:
     def test_documents_with_nan_vectors_are_named(self, tiny, teacher, monkeypatch):
         vectors = teacher.encode(tiny.documents.texts, "document")
         vectors[[4, 7]] = np.nan
-        monkeypatch.setattr("retrodistill.indexes.dense.embed", lambda *_: vectors)
+        monkeypatch.setattr("retrodistill.indexes.faiss_index.embed", lambda *_: vectors)
         with pytest.raises(UserError, match=r"2 vectors are NaN or infinite \('d4', 'd7'\); embed these again"):
             build_index(tiny, teacher)
 
@@ -118,7 +118,7 @@ class TestRefusals:
             build_index(tiny, teacher, model)
 
     def test_too_few_vectors_are_refused_before_embedding(self, tiny, teacher, monkeypatch):
-        monkeypatch.setattr("retrodistill.indexes.dense.embed", lambda *_: pytest.fail("embedded first"))
+        monkeypatch.setattr("retrodistill.indexes.faiss_index.embed", lambda *_: pytest.fail("embedded first"))
         with pytest.raises(UserError, match=r"^factory 'OPQ4,PQ4' needs at least 256 vectors to train, there are 60; "):
             build_index(tiny, teacher, factory="OPQ4,PQ4")
 

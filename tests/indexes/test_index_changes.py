@@ -10,8 +10,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.progress import set_quiet
 from retrodistill.data import Texts
 from retrodistill.indexes import EmbeddingSpace, FaissIndex
-from retrodistill.indexes.factory import build_faiss
-from retrodistill.indexes.parts import file_bytes
+from retrodistill.indexes.factory import build_faiss, file_bytes
 
 WIDTH = 16
 FORGETTING = [

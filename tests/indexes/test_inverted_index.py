@@ -14,8 +14,7 @@ from retrodistill.data import Texts
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.indexes import Index, build_index
-from retrodistill.indexes.impacts import InvertedSettings, strongest
-from retrodistill.indexes.inverted import InvertedIndex, build_inverted
+from retrodistill.indexes.inverted import InvertedIndex, InvertedSettings, build_inverted, strongest
 from retrodistill.rankers import Ranker
 from retrodistill.rankers.sparse import SparseRanker
 

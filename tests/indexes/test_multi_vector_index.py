@@ -12,11 +12,9 @@ from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.maxsim import maxsim
 from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens, token_encoder
-from retrodistill.indexes.multi_vector import MultiVectorIndex, MultiVectorSettings
-from retrodistill.indexes.muvera import MuveraSettings
-from retrodistill.indexes.proposals import Proposer
-from retrodistill.indexes.protocol import Index
-from retrodistill.indexes.token_building import build_multi_vector
+from retrodistill.indexes.base import Index
+from retrodistill.indexes.multi_vector import MultiVectorIndex, MultiVectorSettings, build_multi_vector
+from retrodistill.indexes.muvera import CandidateIndex, MuveraSettings
 
 DOCUMENTS, QUERIES = ragged(60, seed=1), ragged(8, seed=2)
 IDS = [f"d{number}" for number in range(60)]
@@ -25,7 +23,7 @@ MUVERA = MuveraSettings(repetitions=8, k_sim=3, d_proj=8, factory="Flat", candid
 
 
 def index_of(**settings):
-    return MultiVectorIndex.of_tokens(DOCUMENTS, IDS, SPACE, None, MultiVectorSettings(codec="float32", **settings))
+    return MultiVectorIndex.from_tokens(DOCUMENTS, IDS, SPACE, None, MultiVectorSettings(codec="float32", **settings))
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +53,7 @@ class TestExactSearch:
 
     def test_mean_maxsim_divides_by_the_query(self):
         space = EmbeddingSpace("somewhere", 16, "meanmaxsim", "multi-vector:someone")
-        index = MultiVectorIndex.of_tokens(DOCUMENTS, IDS, space, None, MultiVectorSettings(codec="float32"))
+        index = MultiVectorIndex.from_tokens(DOCUMENTS, IDS, space, None, MultiVectorSettings(codec="float32"))
         found, wanted = index.search_tokens(QUERIES, 5), index_of().search_tokens(QUERIES, 5)
         np.testing.assert_array_equal(found.document_ids, wanted.document_ids)
         np.testing.assert_allclose(found.scores, wanted.scores / np.repeat(QUERIES.lengths, 5), atol=1e-5)
@@ -64,7 +62,7 @@ class TestExactSearch:
     def test_a_codec_keeps_most_of_the_ten_best(self, codec, share):
         exact = index_of().search_tokens(QUERIES, 10).to_dict()
         settings = MultiVectorSettings(codec=codec, bits=4)
-        found = MultiVectorIndex.of_tokens(DOCUMENTS, IDS, SPACE, None, settings).search_tokens(QUERIES, 10).to_dict()
+        found = MultiVectorIndex.from_tokens(DOCUMENTS, IDS, SPACE, None, settings).search_tokens(QUERIES, 10).to_dict()
         assert np.mean([len(set(exact[query]) & set(found[query])) / 10 for query in exact]) >= share
 
 
@@ -117,7 +115,7 @@ class TestMuvera:
 @pytest.mark.parametrize("muvera", [None, MUVERA.model_copy(update={"candidates": 60})])
 class TestChanging:
     def test_adding_in_two_parts_is_building_at_once(self, muvera):
-        index = MultiVectorIndex.of_tokens(
+        index = MultiVectorIndex.from_tokens(
             DOCUMENTS.slice(0, 45), IDS[:45], SPACE, None, MultiVectorSettings(codec="float32", muvera=muvera)
         )
         index.add_tokens(IDS[45:], DOCUMENTS.slice(45, 60))
@@ -176,7 +174,7 @@ class TestOfTexts:
 
     def test_another_build_takes_the_tokens_that_are_there(self, tiny, encoder, monkeypatch):
         first = build_multi_vector(tiny.documents, encoder).search(["star"], k=5)
-        monkeypatch.setattr("retrodistill.indexes.token_building._tokens", None)
+        monkeypatch.setattr("retrodistill.indexes.multi_vector._tokens", None)
         again = build_multi_vector(tiny.documents, encoder, settings=MultiVectorSettings(muvera=MUVERA))
         assert set(again.search(["star"], k=5).document_ids) & set(first.document_ids)
 
@@ -184,7 +182,7 @@ class TestOfTexts:
     def test_a_build_that_was_stopped_goes_on(self, tiny, encoder, monkeypatch, codec):
         settings = MultiVectorSettings(codec=codec, sample=30)
         wanted = build_multi_vector(tiny.documents, encoder, settings=settings)
-        monkeypatch.setattr("retrodistill.indexes.token_building._BLOCK", 8)
+        monkeypatch.setattr("retrodistill.indexes.multi_vector._BLOCK", 8)
         plain, left = MultiVectorModel.encode, [4]
 
         def interrupted(self, texts, role, **options):
@@ -213,7 +211,7 @@ class TestSaving:
     @pytest.mark.parametrize("codec", ["float16", "residual"])
     def test_a_loaded_index_finds_the_same(self, tmp_path, codec, muvera):
         settings = MultiVectorSettings(codec=codec, muvera=muvera)
-        index = MultiVectorIndex.of_tokens(DOCUMENTS, IDS, SPACE, None, settings, name="mine")
+        index = MultiVectorIndex.from_tokens(DOCUMENTS, IDS, SPACE, None, settings, name="mine")
         index.save(tmp_path / "index")
         loaded = MultiVectorIndex.load(tmp_path / "index")
         assert (loaded.settings, loaded.space, loaded.name, loaded.ids) == (settings, SPACE, "mine", IDS)
@@ -252,7 +250,7 @@ class TestSaving:
 class TestRefusals:
     def test_a_token_store_that_does_not_match_its_faiss_file(self, tmp_path):
         index_of(muvera=MUVERA).save(tmp_path / "one")
-        half = MultiVectorIndex.of_tokens(
+        half = MultiVectorIndex.from_tokens(
             DOCUMENTS.slice(0, 30), IDS[:30], SPACE, None, MultiVectorSettings(codec="float32", muvera=MUVERA)
         )
         half.save(tmp_path / "half")
@@ -267,9 +265,9 @@ class TestRefusals:
 
     def test_encodings_of_fewer_documents(self):
         half = index_of(muvera=MUVERA)
-        proposer = Proposer.build(MUVERA, half.store.without(np.arange(60) < 30))
+        candidate_index = CandidateIndex.build(MUVERA, half.store.without(np.arange(60) < 30))
         with pytest.raises(UserError, match=r"^tokens.bin holds 60 documents, muvera.faiss 30 encodings"):
-            MultiVectorIndex(half.store, IDS, SPACE, None, half.settings, proposer=proposer)
+            MultiVectorIndex(half.store, IDS, SPACE, None, half.settings, candidate_index=candidate_index)
 
     @pytest.mark.parametrize("name", ["tokens.bin", "tokens.bounds.npy", "tokens.codec.json", "muvera.faiss"])
     def test_a_file_cut_short(self, tmp_path, name):
@@ -301,12 +299,12 @@ class TestRefusals:
         vectors = DOCUMENTS.vectors.copy()
         vectors[DOCUMENTS.bounds[9]] = np.nan
         with pytest.raises(UserError, match=r"^documents: 1 token vectors of 1 texts are NaN or infinite \('d9'\)"):
-            MultiVectorIndex.of_tokens(Tokens(vectors, DOCUMENTS.bounds), IDS, SPACE)
+            MultiVectorIndex.from_tokens(Tokens(vectors, DOCUMENTS.bounds), IDS, SPACE)
 
     def test_a_document_without_tokens_is_named(self):
         bare = Tokens(DOCUMENTS.vectors[:4], np.array([0, 2, 2, 4]))
         with pytest.raises(UserError, match=r"^documents: 1 have no token \('d1'\)"):
-            MultiVectorIndex.of_tokens(bare, IDS[:3], SPACE)
+            MultiVectorIndex.from_tokens(bare, IDS[:3], SPACE)
 
     def test_queries_of_another_space(self, tiny, encoder, tiny_model):
         other = token_encoder(tiny_model, 8, seed=1)

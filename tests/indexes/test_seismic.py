@@ -7,8 +7,7 @@ from sparse_models import inference_free
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.contract import EmbeddingSpace
-from retrodistill.indexes.impacts import InvertedSettings
-from retrodistill.indexes.inverted import InvertedIndex, build_inverted
+from retrodistill.indexes.inverted import InvertedIndex, InvertedSettings, build_inverted
 from retrodistill.rankers.postings import Postings, search_rows
 
 SEISMIC = InvertedSettings(backend="seismic")

@@ -7,8 +7,7 @@ from ragged_tokens import ragged
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.multi_vector import Tokens
-from retrodistill.indexes.codecs import CODECS, DROPPED, CodecSettings, fit_codec, load_codec, save_codec
-from retrodistill.indexes.residuals import ResidualCodec
+from retrodistill.indexes.codecs import CODECS, DROPPED, CodecSettings, ResidualCodec, fit_codec, load_codec, save_codec
 
 DOCUMENTS = ragged(300)
 VECTORS = DOCUMENTS.vectors  # about 2,000 of 16 dimensions

@@ -11,7 +11,7 @@ from retrodistill.encoders.embeddings import SparseStore, TokenVectors
 from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.indexes import build_index
-from retrodistill.indexes.impacts import InvertedSettings
+from retrodistill.indexes.inverted import InvertedSettings
 from retrodistill.indexes.multi_vector import MultiVectorSettings
 from retrodistill.runs.run import Run
 from retrodistill.students.multi_vector import multi_vector_student
