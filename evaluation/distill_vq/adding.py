@@ -50,7 +50,7 @@ def measure(bench: Bench, options: argparse.Namespace) -> None:
 
     def look(index: Any) -> dict[str, float]:
         index.add(np.ascontiguousarray(bench.documents[later]))
-        rebuilt = read_index(index).rebuilt()
+        rebuilt = read_index(index).reconstruct()
         parts = {
             "learned": (rebuilt[: len(first)], documents),
             "added": (rebuilt[len(first) :], bench.documents[later]),

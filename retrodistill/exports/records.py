@@ -109,6 +109,33 @@ def sparse_records(
     return _pinned(Exportable("sparse", ids, space, block, "", name, queries_by, vocabulary))
 
 
+def records_of(
+    kind: Kind,
+    ids: Sequence[str],
+    space: EmbeddingSpace,
+    read: Callable[[int, int], Any],
+    *,
+    name: str = "index",
+    queries_by: str | None = None,
+) -> Exportable:
+    """Records of an index, whose vectors a function reads block by block (`Index.vector_reader`).
+
+    Raises:
+        UserError: Vectors that are not finite.
+    """
+
+    def block(start: int, stop: int) -> Vectors:
+        vectors = read(start, stop)
+        if isinstance(vectors, (Tokens, np.ndarray)):
+            return vectors
+        cut = vectors.astype(np.float32)
+        cut.sum_duplicates()
+        cut.eliminate_zeros()
+        return cut
+
+    return _pinned(Exportable(kind, ids, space, block, "", name, queries_by))
+
+
 class TokenSource(Protocol):
     """What holds token vectors on disk, e.g. a `TokenStore`."""
 

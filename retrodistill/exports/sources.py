@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection
@@ -19,12 +16,10 @@ from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.names import KINDS, ModelName, parse_model_name
 from retrodistill.encoders.vectors import leading
 from retrodistill.exports.payload import texts_of
-from retrodistill.exports.records import Exportable, dense_records, multi_vector_records, pin, sparse_records
-from retrodistill.indexes.base import saved_name
+from retrodistill.exports.records import Exportable, dense_records, pin, records_of, sparse_records
+from retrodistill.indexes.base import Index, saved_name
 from retrodistill.indexes.building import load_index
-from retrodistill.indexes.faiss_index import FaissIndex
-from retrodistill.indexes.inverted import InvertedIndex
-from retrodistill.indexes.multi_vector import MultiVectorIndex
+from retrodistill.indexes.registry import get_kind
 
 
 def exportable(source: Any, collection: Collection | None = None) -> Exportable:
@@ -50,12 +45,7 @@ def exportable(source: Any, collection: Collection | None = None) -> Exportable:
     if isinstance(source, (str, Path, ModelName)):
         source = _loaded(source)
     if hasattr(source, "index_kind"):
-        by_kind: dict[str, Callable[..., Exportable]] = {
-            "faiss": _of_faiss,
-            "inverted": _of_postings,
-            "multi-vector": _of_tokens,
-        }
-        return by_kind[source.index_kind](source, collection)
+        return _of_index(source, collection)
     if getattr(source, "kind", None) == "multi-vector":
         raise UserError(f"{source.name}: token vectors are exported from an index; build one of codec 'float16' first.")
     if getattr(source, "has_model", False):
@@ -69,18 +59,6 @@ def _loaded(source: str | Path | ModelName) -> Any:
         return load_index(str(source))
     name = source if isinstance(source, ModelName) else parse_model_name(str(source))
     return load_encoder(name)
-
-
-def _of_tokens(index: MultiVectorIndex, collection: Collection | None) -> Exportable:
-    by = _asked_by(index.queries)
-    return multi_vector_records(index.ids, index.store, index.space, name=index.name, queries_by=by)
-
-
-def _of_postings(index: InvertedIndex, collection: Collection | None) -> Exportable:
-    own: Any = index.queries
-    # Token weights alone do not name a model; their index does.
-    asking = None if own is None else _asked_by(own) if own.has_model else index.space.documents_by
-    return sparse_records(index.ids, index.postings.matrix(), index.space, name=index.name, queries_by=asking)
 
 
 def _of_encoder(encoder: Any, collection: Collection | None) -> Exportable:
@@ -99,21 +77,25 @@ def _of_encoder(encoder: Any, collection: Collection | None) -> Exportable:
     )
 
 
-def _of_faiss(index: FaissIndex, collection: Collection | None) -> Exportable:
-    vectors, pinned = _held(index), None
-    if vectors is None:
-        if collection is None:
-            raise UserError(
-                f"an index of factory {index.factory!r} holds codes, not vectors; give the collection, so that its "
-                "documents can be embedded again, or export an index of factory 'Flat'."
-            )
-        encoder = _document_encoder(index)
-        texts = texts_of(collection.documents, index.ids)
-        embedded = embed(encoder.bind(collection), texts.texts, "document")
-        vectors = leading(embedded, index.space.truncation, unit=index.space.norm == "unit")
-        pinned = pin(index.ids, index.space.fingerprint, index.space.dimension, texts.fingerprint)
-    records = dense_records(index.ids, vectors, index.space, name=index.name, queries_by=_asked_by(index.queries))
-    return records if pinned is None else replace(records, fingerprint=pinned)
+def _of_index(index: Index, collection: Collection | None) -> Exportable:
+    kind: Any = get_kind(index.index_kind).encoders[0]
+    own, read = index.queries, index.vector_reader()
+    # Token weights alone do not name a model; their index does.
+    by = index.space.documents_by if own is not None and not own.has_model else _asked_by(own)
+    if read is not None:
+        return records_of(kind, index.ids, index.space, read, name=index.name, queries_by=by)
+    if collection is None:
+        raise UserError(
+            f"{index!r} holds codes, not vectors; give the collection, so that its documents can be embedded again, or "
+            "export an index of factory 'Flat'."
+        )
+    encoder = _document_encoder(index)
+    texts = texts_of(collection.documents, index.ids)
+    embedded = embed(encoder.bind(collection), texts.texts, "document")
+    vectors = leading(embedded, index.space.truncation, unit=index.space.norm == "unit")
+    records = dense_records(index.ids, vectors, index.space, name=index.name, queries_by=by)
+    pinned = pin(index.ids, index.space.fingerprint, index.space.dimension, texts.fingerprint)
+    return replace(records, fingerprint=pinned)
 
 
 def _asked_by(queries: TextModel | None) -> str | None:
@@ -125,7 +107,7 @@ def _asked_by(queries: TextModel | None) -> str | None:
     return f"{kind}:{os.path.abspath(place)}" if os.path.isdir(place) else name
 
 
-def _document_encoder(index: FaissIndex) -> Encoder:
+def _document_encoder(index: Index) -> Encoder:
     own = index.queries
     found = own if own is not None and own.document_space == index.space.fingerprint else None
     found = found or load_encoder(index.space.documents_by, DENSE)
@@ -135,31 +117,3 @@ def _document_encoder(index: FaissIndex) -> Encoder:
             f"({'; '.join(index.space.differences(found))}); export an index of factory 'Flat', or build it again."
         )
     return found
-
-
-def _held(index: FaissIndex) -> np.ndarray | None:
-    """(n, d) vectors of a FAISS index as they were added; None where it holds codes or turned them."""
-    import faiss
-
-    inner = faiss.downcast_index(index.index)
-    if isinstance(inner, faiss.IndexRefineFlat):
-        inner = faiss.downcast_index(inner.refine_index)
-    if isinstance(inner, faiss.IndexIVFFlat):
-        return _of_lists(inner, index.labels)
-    if isinstance(inner, (faiss.IndexFlat, faiss.IndexHNSWFlat)):
-        return inner.reconstruct_n(0, inner.ntotal)
-    return None
-
-
-def _of_lists(ivf: Any, labels: np.ndarray) -> np.ndarray:
-    """Vectors of inverted lists in the order of their labels; read beside the index, which stays as it is."""
-    import faiss
-
-    vectors = np.empty((len(labels), ivf.d), dtype=np.float32)
-    for number in range(ivf.nlist):
-        size = ivf.invlists.list_size(number)
-        if size:
-            ids = faiss.rev_swig_ptr(ivf.invlists.get_ids(number), size)
-            codes = faiss.rev_swig_ptr(ivf.invlists.get_codes(number), size * ivf.code_size)
-            vectors[np.searchsorted(labels, ids)] = codes.view(np.float32).reshape(size, ivf.d)
-    return vectors

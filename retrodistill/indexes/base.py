@@ -337,6 +337,13 @@ class Index(Ranker):
         """
         raise NotImplementedError
 
+    def vector_reader(self) -> Callable[[int, int], Any] | None:
+        """A function that reads the vectors of documents start to stop (exclusive), as the index scores them.
+
+        They are (stop - start, d) float32, CSR rows, or `Tokens`. None where the index holds codes only.
+        """
+        return None
+
     def bytes_per_document(self, collection: Collection | None = None) -> float | None:
         """Bytes that serving keeps per document."""
         raise NotImplementedError

@@ -270,6 +270,19 @@ class FaissIndex(Index):
             lambda vectors: self.index.search(np.ascontiguousarray(vectors), k),
         )
 
+    def vector_reader(self) -> Callable[[int, int], np.ndarray] | None:
+        """As `Index.vector_reader`; None for factories that code or transform the vectors."""
+        import faiss
+
+        inner: Any = faiss.downcast_index(self.index)
+        if isinstance(inner, faiss.IndexRefineFlat):
+            inner = faiss.downcast_index(inner.refine_index)
+        if isinstance(inner, faiss.IndexIVFFlat):
+            return _list_reader(inner, self.labels)
+        if isinstance(inner, (faiss.IndexFlat, faiss.IndexHNSWFlat)):
+            return lambda start, stop: inner.reconstruct_n(start, stop - start)
+        return None
+
     def bytes_per_document(self, collection: Collection | None = None) -> float | None:
         """Size of the FAISS index as a file, codebooks included, per document; None for an empty index."""
         return file_bytes(self.index) / len(self) if len(self) else None
@@ -464,3 +477,25 @@ def _load(folder: Any, queries: Any, parameters: str | None, memory_map: bool) -
 
 
 KIND = IndexKind("faiss", DENSE, FaissSettings, _build_dense, _load, has_parameters=True)
+
+
+def _list_reader(ivf: Any, labels: np.ndarray) -> Callable[[int, int], np.ndarray]:
+    """Reads vectors of inverted lists by row; FAISS's own direct map would become part of the index."""
+    import faiss
+
+    lists, places = np.empty(len(labels), dtype=np.int32), np.empty(len(labels), dtype=np.int64)
+    for number in range(ivf.nlist):
+        size = ivf.invlists.list_size(number)
+        if size:
+            rows = np.searchsorted(labels, faiss.rev_swig_ptr(ivf.invlists.get_ids(number), size))
+            lists[rows], places[rows] = number, np.arange(size)
+
+    def read(start: int, stop: int) -> np.ndarray:
+        vectors = np.empty((stop - start, ivf.d), dtype=np.float32)
+        for number in np.unique(lists[start:stop]).tolist():
+            rows = np.flatnonzero(lists[start:stop] == number)
+            flat = faiss.rev_swig_ptr(ivf.invlists.get_codes(number), ivf.invlists.list_size(number) * ivf.code_size)
+            vectors[rows] = flat.view(np.float32).reshape(-1, ivf.d)[places[start:stop][rows]]
+        return vectors
+
+    return read

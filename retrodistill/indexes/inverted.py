@@ -270,6 +270,11 @@ class InvertedIndex(Index):
         k = min(k, len(self))
         return self._encode, lambda vectors: search_rows(self.postings, vectors, k)
 
+    def vector_reader(self) -> Callable[[int, int], csr_array]:
+        """As `Index.vector_reader`: pruned and decoded impacts."""
+        rows = csr_array(self.postings.matrix())
+        return lambda start, stop: rows[start:stop]
+
     def bytes_per_document(self, collection: Collection | None = None) -> float | None:
         """Size of the postings as stored (document numbers, impacts, steps, pointers), per document."""
         return self.postings.nbytes / len(self) if len(self) else None

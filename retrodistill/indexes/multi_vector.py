@@ -231,6 +231,10 @@ class MultiVectorIndex(Index):
         """Mean number of stored token vectors per document."""
         return float(self.store.lengths.mean())
 
+    def vector_reader(self) -> Callable[[int, int], Tokens]:
+        """As `Index.vector_reader`: decoded token vectors."""
+        return lambda start, stop: self.store.gather(np.arange(start, stop))
+
     def bytes_per_document(self, collection: Collection | None = None) -> float | None:
         """Of token codes, offsets, codec and MUVERA's FAISS index."""
         return (self.store.nbytes + (0 if self.candidate_index is None else self.candidate_index.nbytes)) / len(self)

@@ -1,10 +1,8 @@
-"""Quantizers: product quantizers learned by distillation, exported as plain FAISS indexes."""
+"""Product quantizers learned by distillation, as plain FAISS indexes."""
 
-from retrodistill.quantizers.export import to_faiss
+from retrodistill.quantizers.codes import Codes, factory_for, read_index, start_index, to_faiss
 from retrodistill.quantizers.learning import Learned, Point, learn_quantizer
 from retrodistill.quantizers.settings import QuantizerSettings
-from retrodistill.quantizers.start import Codes, factory_for, read_index, start_index
-from retrodistill.quantizers.targets import run_teacher
 
 __all__ = [
     "Codes",
@@ -14,7 +12,6 @@ __all__ = [
     "factory_for",
     "learn_quantizer",
     "read_index",
-    "run_teacher",
     "start_index",
     "to_faiss",
 ]

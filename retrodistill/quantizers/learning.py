@@ -1,33 +1,44 @@
-"""Distilling a vector quantizer: its scores are trained to rank as the teacher does."""
+"""Distilling a product quantizer: its scores are trained to rank as the teacher's do."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.progress import bar
-from retrodistill.quantizers.checks import checked_pair, checked_sources
-from retrodistill.quantizers.export import to_faiss
+from retrodistill.encoders.encoder import Encoder
+from retrodistill.encoders.modules import with_modules
+from retrodistill.encoders.vectors import exact_search
+from retrodistill.quantizers.codes import Codes, factory_for, read_index, start_index, to_faiss
 from retrodistill.quantizers.settings import QuantizerSettings
-from retrodistill.quantizers.start import Codes, factory_for, read_form, read_index, start_index
-from retrodistill.quantizers.targets import Targets, Teacher
+from retrodistill.runs.top_k import top_k
 
 if TYPE_CHECKING:
-    from retrodistill.quantizers.steps import Learner
+    from sentence_transformers import SentenceTransformer
+
+    from retrodistill.quantizers.learner import Learner
+
+_TABLE = 150_000_000  # inner products that are kept in memory, 600 MB
+_MIN_REAL = 20  # real queries; with fewer, pseudo-queries are held out, too
+
+Teacher = Callable[[np.ndarray], np.ndarray]
+"""From (batch,) int64 rows of the training queries to (batch, n) float32 scores of all documents."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One look at the held-out queries.
+    """One evaluation on the held-out queries.
 
     Attributes:
-        step: After so many steps.
-        loss: Mean over the steps since the last look; NaN before the first.
-        agreement: With the teacher's top 10 (nDCG of the quantized ranking with the teacher's ranks as gains), 0 to 1.
+        step: Number of steps before it.
+        loss: Mean over the steps since the last evaluation; NaN for the first.
+        agreement: nDCG of the quantized ranking, with the ranks of the teacher's top 10 as gains; 0 to 1.
     """
 
     step: int
@@ -37,20 +48,20 @@ class Point:
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """A learned quantizer beside what it started from.
+    """A learned quantizer and its start.
 
     Attributes:
-        index: The filled FAISS index, plain.
+        index: The filled FAISS index.
         start: The FAISS index that learning began with (OPQ at the same bytes), filled with the same documents.
         codes: The parts of `index`.
         query_map: (d, d) float32: multiply query vectors by its transpose before search; None where none was learned.
-        history: Looks at the held-out queries, the first at the start.
-        improved: Whether the held-out queries got better; if not, `index` is the start.
-        temperature: That teacher and quantized scores were divided by.
-        settings: All of them.
-        factory: Of the start.
+        history: Evaluations on the held-out queries, the first at the start.
+        improved: Whether agreement on the held-out queries improved; if not, `index` is the start.
+        temperature: Divisor of teacher and quantized scores.
+        settings: How it was learned.
+        factory: Factory of the start.
         start_seconds: Wall time of building the start.
-        seconds: Wall time of both, learning included.
+        seconds: Wall time of building the start and learning.
     """
 
     index: Any
@@ -67,13 +78,88 @@ class Learned:
 
     @property
     def bytes_per_document(self) -> int:
-        """Of the codes; lists cost FAISS 8 more for the id."""
+        """Bytes of a document's codes. With lists, FAISS adds 8 for its id."""
         return self.codes.bytes_per_document
 
     @property
     def agreement(self) -> tuple[float, float]:
-        """On held-out queries: of the start, and of the result."""
+        """Agreement on held-out queries, of the start and of the result."""
         return self.history[0].agreement, max(point.agreement for point in self.history)
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """Scores to learn from: a teacher's, or by default the exact inner products.
+
+    Attributes:
+        queries: (q, d) float32.
+        documents: (n, d) float32.
+        sources: (q,) int64, the document that a pseudo-query was taken from; -1 for real queries.
+        teacher: Scores by rows of the queries; None for inner products.
+    """
+
+    queries: np.ndarray
+    documents: np.ndarray
+    sources: np.ndarray
+    teacher: Teacher | None = None
+
+    @cached_property
+    def _table(self) -> np.ndarray | None:
+        """(q, n) inner products where they fit into memory: computing them again is a third of a step's work."""
+        if self.teacher is not None or len(self.queries) * len(self.documents) > _TABLE:
+            return None
+        return self.queries @ self.documents.T
+
+    def split(self, settings: QuantizerSettings, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """As `split`, of these queries."""
+        return split(self.sources, settings, generator)
+
+    def scores(self, rows: np.ndarray, columns: np.ndarray | None = None) -> np.ndarray:
+        """(batch, n) float32 scores of all documents or of `columns`.
+
+        Raises:
+            UserError: The teacher returns another shape, or scores that are not finite.
+        """
+        if self._table is not None:
+            return self._table[rows] if columns is None else self._table[rows][:, columns]
+        if self.teacher is None:
+            return self.queries[rows] @ (self.documents if columns is None else self.documents[columns]).T
+        scores = np.asarray(self.teacher(rows), dtype=np.float32)
+        if scores.shape != (len(rows), len(self.documents)) or not np.isfinite(scores).all():
+            raise UserError(
+                f"the teacher gives scores of shape {scores.shape} for {len(rows)} queries and {len(self.documents)} "
+                "documents, or some that are not finite; a teacher must score every document."
+            )
+        return scores if columns is None else scores[:, columns]
+
+    def best(self, rows: np.ndarray, k: int) -> np.ndarray:
+        """(rows, k) int64 documents of the highest scores, best first."""
+        if self.teacher is None:
+            return exact_search(self.queries[rows], self.documents, k)[0]
+        return np.concatenate([top_k(self.scores(rows[start : start + 256]), k) for start in range(0, len(rows), 256)])
+
+    def spread(self, rows: np.ndarray) -> float:
+        """Standard deviation of a query's scores over the corpus, mean over up to 256 of `rows`.
+
+        Raises:
+            UserError: Every query gives all documents the same score.
+        """
+        sample = rows[np.linspace(0, len(rows) - 1, min(256, len(rows)), dtype=np.int64)]
+        spread = float(np.mean([self.scores(block).std() for block in sample[:, None]]))
+        if not spread > 0:
+            raise UserError("the teacher gives every document the same score; there is nothing to learn.")
+        return spread
+
+
+def split(
+    sources: np.ndarray, settings: QuantizerSettings, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the training queries and of the held-out queries: real ones if there are at least 20, else any."""
+    real = np.flatnonzero(sources < 0)
+    pool = generator.permutation(real if len(real) >= _MIN_REAL else np.arange(len(sources)))
+    count = min(max(1, int(settings.held_out * len(pool))), settings.held_out_most)
+    held_out = np.sort(pool[:count])
+    return np.setdiff1d(np.arange(len(sources)), held_out), held_out
 
 
 def learn_quantizer(
@@ -93,39 +179,36 @@ def learn_quantizer(
         queries: (q, d) float32 training queries: a log, pseudo-queries, or both.
         target: Bytes per document, a factory string (``OPQ16,PQ16``, ``OPQ16,IVF64,PQ16x4``, ``PQ8``), or a filled
             FAISS index of that kind to start from.
-        settings: How it is learned; the defaults by default.
-        sources: (q,) document that a pseudo-query was taken from, -1 for real queries. Its own document is not shown
-            to a pseudo-query, which would learn to find nothing else.
-        teacher: Scores to learn from, by rows of `queries`; the exact inner products by default.
+        settings: How to learn.
+        sources: (q,) the document that a pseudo-query was taken from, -1 for real queries. A pseudo-query is not
+            trained on its own document, since it would learn to find nothing else.
+        teacher: Scores to learn from, by rows of `queries`; exact inner products by default.
         names: (n,) document ids, for messages.
 
     Returns:
-        The learned index and its start. Never worse on the held-out queries than the start.
+        The learned index and its start. On the held-out queries it is never worse than its start.
 
     Raises:
-        UserError: Too few or bad vectors, queries of another dimension or none, a target that does not fit.
+        UserError: Too few or bad vectors, no queries or queries of another dimension, or a target that does not fit.
     """
     settings = settings or QuantizerSettings()
-    documents, queries = checked_pair(documents, queries, names)
-    sources = checked_sources(sources, len(queries), len(documents))
+    targets = _checked_targets(documents, queries, sources, teacher, names)
     started = time.perf_counter()
-    factory, begin = _start(target, documents, settings)
+    factory, start = _start(target, targets.documents, settings)
     start_seconds = time.perf_counter() - started
-    from retrodistill.quantizers.steps import Learner  # torch
+    from retrodistill.quantizers.learner import Learner  # imports torch
 
-    parts = read_index(begin)
-    learner = Learner(parts, Targets(queries, documents, teacher), sources, settings)
+    parts = read_index(start)
+    learner = Learner(parts, targets, settings)
     history, best = _train(learner, settings)
-    improved = best is not None
-    codes, query_map = best if best is not None else (parts, None)
-    index = to_faiss(codes)
+    codes, query_map = best or (parts, None)
     return Learned(
-        index=index,
-        start=begin,
+        index=to_faiss(codes),
+        start=start,
         codes=codes,
         query_map=query_map,
         history=tuple(history),
-        improved=improved,
+        improved=best is not None,
         temperature=learner.temperature,
         settings=settings,
         factory=factory,
@@ -134,13 +217,44 @@ def learn_quantizer(
     )
 
 
-def _start(target: int | str | Any, documents: np.ndarray, settings: QuantizerSettings) -> tuple[str, Any]:
-    """The factory's name and the filled index to begin with."""
-    from retrodistill.core.errors import UserError
+def query_student(encoder: Encoder, query_map: np.ndarray) -> SentenceTransformer:
+    """The encoder with a learned query map at its end. Use it for queries of the learned index, not for documents.
 
+    Args:
+        encoder: The query encoder that the map was learned with; the result shares its modules.
+        query_map: (d, d) float32, `Learned.query_map`.
+
+    Returns:
+        A sentence-transformers model: the encoder's modules, a linear map without bias, and a normalization where its
+        similarity is cosine.
+
+    Raises:
+        UserError: A map of another width, or an encoder with a Router, which has several ends.
+    """
+    import torch
+    from sentence_transformers.base.modules import Dense
+    from sentence_transformers.sentence_transformer.modules import Normalize
+
+    width = encoder.dimension
+    if query_map.shape != (width, width):
+        raise UserError(f"a query map of shape {query_map.shape} for vectors of {width} dimensions; learn it on them.")
+    modules = list(encoder.model)
+    if any(type(module).__name__ == "Router" for module in modules):
+        raise UserError(f"model {encoder.name} has towers; give its query tower as a model of its own.")
+    projection = Dense(width, width, bias=False, activation_function=torch.nn.Identity())
+    with torch.no_grad():
+        projection.linear.weight.copy_(torch.from_numpy(query_map))
+    cosine = encoder.similarity == "cosine"
+    # The map was learned on unit vectors: a cosine model that does not end with a normalization gets one before it.
+    before = [] if not cosine or isinstance(modules[-1], Normalize) else [Normalize()]
+    after = [Normalize()] if cosine else []
+    return with_modules(encoder.model, [*modules, *before, projection, *after], "SentenceTransformer")
+
+
+def _start(target: int | str | Any, documents: np.ndarray, settings: QuantizerSettings) -> tuple[str, Any]:
+    """The factory's name and the filled index to start from."""
     if isinstance(target, (int, str)):
         factory = factory_for(target, documents.shape[1]) if isinstance(target, int) else target
-        read_form(factory, documents.shape[1])
         return factory, start_index(factory, documents, seed=settings.seed, iterations=settings.start_iterations)
     if target.ntotal != len(documents) or target.d != documents.shape[1]:
         raise UserError(
@@ -151,20 +265,65 @@ def _start(target: int | str | Any, documents: np.ndarray, settings: QuantizerSe
 
 
 def _train(learner: Learner, settings: QuantizerSettings) -> tuple[list[Point], tuple[Codes, np.ndarray | None] | None]:
-    """The looks at the held-out queries, and the best parts, or None where nothing was better than the start."""
+    """The evaluations, and the best parts and query map; None where nothing was better than the start."""
     history = [Point(0, float("nan"), learner.agreement())]
     best, losses = None, []
-    looks = {round(settings.steps * look / settings.evaluations) for look in range(1, settings.evaluations + 1)} - {0}
+    evaluated = {round(settings.steps * number / settings.evaluations) for number in range(1, settings.evaluations + 1)}
     with bar(settings.steps, "learning the quantizer", "steps") as progress:
         for step in range(1, settings.steps + 1):
             losses.append(learner.step())
             progress.update()
-            if step in looks:
+            if step in evaluated:
                 learner.reassign(step)
                 point = Point(step, float(np.mean(losses)), learner.agreement())
                 if point.agreement > max(seen.agreement for seen in history):
-                    best = learner.parts(), learner.map_as_array()
+                    best = learner.quantizer.parts(), learner.map_as_array()
                 history.append(point)
                 losses = []
                 progress.set_postfix(loss=f"{point.loss:.4f}", held_out=f"{point.agreement:.4f}")
     return history, best
+
+
+def _checked_targets(
+    documents: np.ndarray,
+    queries: np.ndarray,
+    sources: np.ndarray | None,
+    teacher: Teacher | None,
+    names: Sequence[str] | None,
+) -> Targets:
+    if not len(queries):
+        raise UserError(
+            "no training queries to learn from; give a log of queries, or use sentences and titles of the documents "
+            "(retrodistill.training.texts.training_texts)."
+        )
+    documents, queries = _checked(documents, "documents", names), _checked(queries, "training queries")
+    if documents.shape[1] != queries.shape[1]:
+        raise UserError(
+            f"documents of {documents.shape[1]} dimensions and queries of {queries.shape[1]}; embed both with the same "
+            "model."
+        )
+    if len(queries) < 2:
+        raise UserError("1 training query; at least 2 are needed, one of them to decide when to stop.")
+    sources = np.full(len(queries), -1, dtype=np.int64) if sources is None else np.asarray(sources, dtype=np.int64)
+    if sources.shape != (len(queries),) or sources.max() >= len(documents):
+        raise UserError(
+            f"sources of shape {sources.shape}, up to {sources.max(initial=-1)}, for {len(queries)} queries and "
+            f"{len(documents)} documents; give the row of each query's own document, or -1."
+        )
+    return Targets(queries, documents, sources, teacher)
+
+
+def _checked(vectors: np.ndarray, what: str, names: Sequence[str] | None = None) -> np.ndarray:
+    """The vectors as a contiguous (n, d) float32 array; refuses other shapes and numbers that are not finite."""
+    table = np.ascontiguousarray(vectors, dtype=np.float32)
+    if table.ndim != 2 or not table.shape[1]:
+        raise UserError(f"{what}: an array of shape {table.shape}; give vectors of shape (n, dimension).")
+    if names is not None and len(names) != len(table):
+        raise UserError(f"{len(names)} ids for {len(table)} {what}; give one id per vector.")
+    bad = np.flatnonzero(~np.isfinite(table).all(axis=1))
+    if len(bad):
+        which = [names[int(row)] for row in bad] if names is not None else [f"row {row}" for row in bad]
+        raise UserError(
+            f"{what}: {len(bad)} vectors are NaN or infinite ({sample_of(which)}); embed them again or leave them out."
+        )
+    return table

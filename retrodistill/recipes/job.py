@@ -23,7 +23,7 @@ from retrodistill.evaluation.systems import Task
 from retrodistill.indexes.factory import empty_index
 from retrodistill.indexes.faiss_index import FaissSettings, resolve_factory
 from retrodistill.indexes.registry import get_kind
-from retrodistill.quantizers.start import factory_for, read_form
+from retrodistill.quantizers.codes import factory_for, read_form
 from retrodistill.rankers.ensemble import Ensemble
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker

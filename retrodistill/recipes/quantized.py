@@ -17,8 +17,8 @@ from retrodistill.evaluation.systems import System
 from retrodistill.indexes.faiss_index import FaissIndex
 from retrodistill.indexes.learned import LearnedIndex, learn_index, save_query_map
 from retrodistill.quantizers import QuantizerSettings
-from retrodistill.quantizers.query_map import reconstructed
-from retrodistill.quantizers.steps import split
+from retrodistill.quantizers.codes import reconstructed
+from retrodistill.quantizers.learning import split
 from retrodistill.recipes.job import Job, learned_factory
 from retrodistill.recipes.reporting import Curves
 from retrodistill.recipes.settings import StudentSettings

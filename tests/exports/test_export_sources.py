@@ -43,7 +43,7 @@ class TestFaissIndexes:
     def test_codes_are_not_documents_are_embedded_again(self, factory):
         filled = _filled(factory, np.random.default_rng(0).normal(size=(30, 8)))
         index = FaissIndex(filled, [str(row) for row in range(30)], space(8, "dot"), factory=factory)
-        with pytest.raises(UserError, match=f"factory '{factory}' holds codes, not vectors; give the collection"):
+        with pytest.raises(UserError, match=f"{factory}\\) holds codes, not vectors; give the collection"):
             exportable(index)
 
     def test_embedded_again_and_cut_as_the_index_cuts(self, tiny, teacher):

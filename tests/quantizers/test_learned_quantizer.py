@@ -3,7 +3,7 @@ import pytest
 
 from retrodistill.core.errors import UserError
 from retrodistill.quantizers import QuantizerSettings, factory_for, learn_quantizer, read_index, start_index, to_faiss
-from retrodistill.quantizers.query_map import reconstructed
+from retrodistill.quantizers.codes import reconstructed
 
 faiss = pytest.importorskip("faiss")
 
@@ -77,7 +77,7 @@ class TestExport:
     def test_learned_scores_are_those_of_torch_and_of_the_rebuilt_documents(self, documents, queries, factory):
         import torch
 
-        from retrodistill.quantizers.quantizer import Quantizer
+        from retrodistill.quantizers.learner import Quantizer
 
         learned = learn_quantizer(documents, queries, factory, QUICK)
         by_faiss = all_scores(learned.index, queries)
@@ -138,38 +138,17 @@ class TestLearning:
         assert after > before
 
     def test_a_pseudo_query_is_not_shown_its_own_document(self, documents, queries):
-        from retrodistill.quantizers.steps import Learner
-        from retrodistill.quantizers.targets import Targets
+        from retrodistill.quantizers.learner import Learner
+        from retrodistill.quantizers.learning import Targets
 
         sources = np.arange(100)
         parts = read_index(start_index("PQ4x4", documents))
-        learner = Learner(parts, Targets(queries, documents), sources, QUICK)
+        learner = Learner(parts, Targets(queries, documents, sources), QUICK)
         _, mask = learner._targets(np.array([3, 7]), None)
         assert [np.flatnonzero(~row).tolist() for row in mask.numpy()] == [[3], [7]]
 
 
 class TestTeacher:
-    def test_a_run_reorders_its_candidates_and_leaves_the_rest(self, documents, queries):
-        from retrodistill.quantizers import run_teacher
-        from retrodistill.runs.run import Run
-
-        names, asked = [f"d{row}" for row in range(300)], [f"q{row}" for row in range(100)]
-        run = Run.from_dict({"q1": {"d5": 1.0, "d6": 9.0, "d7": 2.0}})
-        taught = run_teacher(run, asked, names, queries, documents)(np.array([0, 1]))
-        exact = queries[:2] @ documents.T
-        np.testing.assert_allclose(taught[0], exact[0], atol=1e-6)
-        np.testing.assert_allclose(np.delete(taught[1], [5, 6, 7]), np.delete(exact[1], [5, 6, 7]), atol=1e-6)
-        assert np.argsort(-taught[1, 5:8]).tolist() == [1, 2, 0]
-        assert taught[1, 5:8].mean() == pytest.approx(exact[1, 5:8].mean(), abs=1e-6)
-
-    def test_a_run_of_other_queries_is_refused(self, documents, queries):
-        from retrodistill.quantizers import run_teacher
-        from retrodistill.runs.run import Run
-
-        run = Run.from_dict({"elsewhere": {"d5": 1.0}})
-        with pytest.raises(UserError, match="knows none of the 100 training queries"):
-            run_teacher(run, [f"q{row}" for row in range(100)], ["d5"], queries, documents[:1])
-
     def test_the_quantizer_moves_toward_a_better_ranker(self, documents, queries):
         other = documents * np.linspace(0, 3, 32, dtype=np.float32)
         settings = QuantizerSettings(steps=150, evaluations=5, start_iterations=3, batch_size=32)

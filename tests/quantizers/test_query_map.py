@@ -4,7 +4,7 @@ import pytest
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.quantizers import QuantizerSettings, learn_quantizer
-from retrodistill.quantizers.query_map import query_student
+from retrodistill.quantizers.learning import query_student
 
 ASKED = ["heart and artery", "star and planet", "bread"]
 
@@ -53,7 +53,7 @@ class TestLearnedMap:
         assert mapped.improved == (mapped.query_map is not None)
 
     def test_mapped_queries_have_the_agreement_that_was_reported(self):
-        from retrodistill.quantizers.steps import split
+        from retrodistill.quantizers.learning import split
         from retrodistill.runs.agreement import rank_agreement
 
         generator = np.random.default_rng(0)

@@ -1,0 +1,296 @@
+"""Product quantizers of FAISS as arrays: factory strings, the index to start from, reading, and writing."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from retrodistill.core.errors import UserError
+
+_FACTORY = re.compile(r"(?:OPQ(\d+)(?:_(\d+))?,)?(?:IVF(\d+),)?PQ(\d+)(?:x([48]))?(?:np)?")
+_EXAMPLES = "'PQ16', 'OPQ16,PQ16', 'OPQ16,PQ16x4' or 'OPQ16,IVF64,PQ16'"
+_FAISS_SEED = 1234  # FAISS's default seed of k-means: seed 0 gives what FAISS gives
+
+
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """A product quantizer and the documents that it holds.
+
+    A document is reconstructed as ``(codeword_1 .. codeword_M + centroid of its list) @ rotation``.
+
+    Attributes:
+        rotation: (width, d) float32 with orthonormal rows, from the space of the vectors to that of the codes.
+        codebooks: (M, 2^bits, width / M) float32.
+        codes: (n, M) int64, the codewords of each document.
+        centroids: (lists, width) float32; None without lists.
+        lists: (n,) int64, the list of each document; None without lists.
+        rotated: Whether the index has a rotation; without one, `rotation` is the identity.
+    """
+
+    rotation: np.ndarray
+    codebooks: np.ndarray
+    codes: np.ndarray
+    centroids: np.ndarray | None = None
+    lists: np.ndarray | None = None
+    rotated: bool = True
+
+    @property
+    def bits(self) -> int:
+        """Bits of one code, 4 or 8."""
+        return int(self.codebooks.shape[1]).bit_length() - 1
+
+    @property
+    def bytes_per_document(self) -> int:
+        """Bytes of a document's codes. With lists, FAISS adds 8 for its id."""
+        return (self.codes.shape[1] * self.bits + 7) // 8
+
+    def reconstruct(self) -> np.ndarray:
+        """(n, d) float32 documents as their codes represent them, in the space of the vectors."""
+        parts = [book[code] for book, code in zip(self.codebooks, self.codes.T, strict=True)]
+        inner = np.concatenate(parts, axis=1)
+        if self.centroids is not None and self.lists is not None:
+            inner = inner + self.centroids[self.lists]
+        return (inner @ self.rotation).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Form:
+    """A parsed factory string.
+
+    Attributes:
+        width: Dimension of the space of the codes.
+        subspaces: M, the codes per document.
+        bits: Bits of each code.
+        lists: IVF lists; 0 for none.
+        rotated: Whether there is an OPQ rotation.
+    """
+
+    width: int
+    subspaces: int
+    bits: int
+    lists: int
+    rotated: bool
+
+    @property
+    def vectors_to_train(self) -> int:
+        """The fewest vectors that FAISS trains on; with fewer it refuses or aborts the process."""
+        return max(2**self.bits, self.width if self.rotated else 1, self.lists)
+
+
+def factory_for(bytes: int, dimension: int, lists: int | None = None, bits: int = 8) -> str:
+    """The factory string for a number of bytes per document.
+
+    Args:
+        bytes: Bytes of one document's codes, 1 to `dimension` (with 4 bits, to half of it).
+        dimension: Dimension of the vectors.
+        lists: IVF lists; none by default.
+        bits: Bits of each code, 8 or 4. With 4 there are more and smaller subspaces of 16 codewords: faster to search.
+
+    Returns:
+        ``OPQ{M}_{width},[IVF{lists},]PQ{M}x{bits}``, where M = 8 bytes / bits and the width is the largest multiple of
+        M up to `dimension`.
+
+    Raises:
+        UserError: The bytes do not fit the dimension, or bits are neither 4 nor 8.
+    """
+    if bits not in (4, 8):
+        raise UserError(f"bits={bits}: codes have 4 or 8 bits.")
+    most = dimension * bits // 8
+    if not 1 <= bytes <= most:
+        raise UserError(
+            f"{bytes} bytes per document do not fit vectors of {dimension} dimensions with {bits}-bit codes; choose 1 "
+            f"to {most}."
+        )
+    if lists is not None and lists < 1:
+        raise UserError(f"lists={lists}: give at least 1, or none.")
+    subspaces = bytes * 8 // bits
+    width = subspaces * (dimension // subspaces)
+    inverted = f"IVF{lists}," if lists else ""
+    return f"OPQ{subspaces}_{width},{inverted}PQ{subspaces}" + ("" if bits == 8 else f"x{bits}")
+
+
+def read_form(factory: str, dimension: int) -> Form:
+    """Parse a factory string and check it against the dimension of the vectors.
+
+    Raises:
+        UserError: It cannot be learned, or its subspaces do not divide the width.
+    """
+    match = _FACTORY.fullmatch(factory.replace(" ", ""))
+    if match is None:
+        raise UserError(f"factory {factory!r} cannot be learned; give one such as {_EXAMPLES}.")
+    opq, opq_width, lists, subspaces, bits = (int(group) if group else None for group in match.groups())
+    width, subspaces = opq_width or dimension, subspaces or 0
+    if opq is not None and opq != subspaces:
+        raise UserError(f"factory {factory!r}: OPQ{opq} rotates for {opq} subspaces; PQ{subspaces} has {subspaces}.")
+    if subspaces < 1 or width % subspaces or width > dimension:
+        fitting = factory_for(max(1, min(subspaces, dimension)), dimension)
+        raise UserError(
+            f"factory {factory!r} does not fit vectors of {dimension} dimensions: {subspaces} subspaces must divide "
+            f"the width {width}, which is at most {dimension}; use {fitting!r}."
+        )
+    if lists == 0:
+        raise UserError(f"factory {factory!r}: an IVF has at least 1 list.")
+    return Form(width, subspaces, bits or 8, lists or 0, opq is not None)
+
+
+def start_index(factory: str, documents: np.ndarray, *, seed: int = 0, iterations: int = 50) -> Any:
+    """Train and fill the FAISS index that learning starts from and is compared with.
+
+    Args:
+        factory: As `read_form` takes it.
+        documents: (n, d) float32, finite.
+        seed: Seed of k-means.
+        iterations: Rounds of OPQ; 50 is FAISS's own default.
+
+    Raises:
+        UserError: Too few documents (FAISS would abort the process), or a factory that cannot be learned.
+    """
+    import faiss
+
+    form = read_form(factory, documents.shape[1])
+    if len(documents) < form.vectors_to_train:
+        raise UserError(
+            f"factory {factory!r} needs at least {form.vectors_to_train} documents to train, there are "
+            f"{len(documents)}; choose fewer lists, 4-bit codes (16 codewords) or a scalar quantizer ('SQ8')."
+        )
+    index: Any = faiss.index_factory(documents.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+    inner: Any = index
+    clusterings = []
+    if form.rotated:
+        rotation: Any = faiss.downcast_VectorTransform(index.chain.at(0))
+        rotation.niter = iterations
+        # Without a quantizer of the same size, OPQ trains for 8-bit codes.
+        rotation_pq = faiss.ProductQuantizer(form.width, form.subspaces, form.bits)
+        rotation.pq = rotation_pq
+        clusterings.append(rotation_pq.cp)
+        inner = faiss.downcast_index(index.index)
+    clusterings.append(inner.pq.cp)
+    if form.lists:
+        clusterings.append(inner.cp)
+    else:
+        # The factory asks for polysemous codes: a renumbering of codewords by simulated annealing that takes many
+        # times as long as training and serves only searches by Hamming distance.
+        inner.do_polysemous_training = False
+    for clustering in clusterings:
+        clustering.seed = seed + _FAISS_SEED
+        clustering.min_points_per_centroid = 1  # otherwise C++ prints a warning per subspace and round
+    index.train(documents)
+    if form.rotated:
+        rotation.pq = None  # `rotation_pq` is freed when this function returns
+    index.add(documents)
+    return index
+
+
+def read_index(index: Any) -> Codes:
+    """Read the parts of a FAISS product quantizer: PQ or IVF-PQ, after at most one linear transform.
+
+    Raises:
+        UserError: Another kind of index.
+    """
+    import faiss
+
+    rotation = centroids = lists = None
+    inner: Any = faiss.downcast_index(index)
+    if isinstance(inner, faiss.IndexPreTransform):
+        chain: Any = inner.chain
+        if chain.size() != 1:
+            raise UserError(f"an index with {chain.size()} transforms cannot be learned; it may have one rotation.")
+        linear: Any = faiss.downcast_VectorTransform(chain.at(0))
+        rotation = faiss.vector_to_array(linear.A).reshape(linear.d_out, linear.d_in).copy()
+        inner = faiss.downcast_index(inner.index)
+    if isinstance(inner, faiss.IndexIVFPQ):
+        if not inner.by_residual:
+            raise UserError("an IVF-PQ whose codes are not residuals cannot be learned; build it with by_residual.")
+        centroids = inner.quantizer.reconstruct_n(0, inner.nlist)
+        lists, packed = _read_lists(inner)
+    elif isinstance(inner, faiss.IndexPQ):
+        packed = faiss.vector_to_array(inner.codes).reshape(inner.ntotal, inner.code_size)
+    else:
+        raise UserError(f"an index of class {type(inner).__name__} cannot be learned; use one such as {_EXAMPLES}.")
+    pq = inner.pq
+    return Codes(
+        rotation=np.eye(index.d, dtype=np.float32) if rotation is None else rotation,
+        codebooks=faiss.vector_to_array(pq.centroids).reshape(pq.M, pq.ksub, pq.dsub).copy(),
+        codes=faiss.unpack_bitstrings(np.ascontiguousarray(packed), pq.M, pq.nbits).astype(np.int64),
+        centroids=centroids,
+        lists=lists,
+        rotated=rotation is not None,
+    )
+
+
+def reconstructed(index: Any) -> np.ndarray:
+    """(n, d) float32 documents as a product-quantized FAISS index represents them, in the space of the vectors.
+
+    ``queries @ reconstructed(index).T`` are the scores of the index. Used as the stored document vectors of a stage
+    with ``train: query_encoder``, they train a query encoder against the index itself: Distill-VQ's joint learning
+    with fixed codes.
+
+    Raises:
+        UserError: Not a PQ or IVF-PQ index, or more than one transform.
+    """
+    return read_index(index).reconstruct()
+
+
+def to_faiss(codes: Codes) -> Any:
+    """Build the FAISS index of these parts and codes; any FAISS program can load it.
+
+    Documents keep their codes, whether or not FAISS would have chosen them. Documents added later get the nearest
+    codewords and, with lists, the list of highest inner product.
+
+    Returns:
+        ``IndexPQ`` or ``IndexIVFPQ`` for inner product, in an ``IndexPreTransform`` where there is a rotation.
+    """
+    import faiss
+
+    subspaces, width = codes.codes.shape[1], codes.rotation.shape[0]
+    inner: Any
+    # FAISS owns what is inside of an index: Python must not free it, too.
+    if codes.centroids is None:
+        inner = faiss.IndexPQ(width, subspaces, codes.bits, faiss.METRIC_INNER_PRODUCT)
+    else:
+        coarse: Any = faiss.IndexFlatIP(width)
+        coarse.add(_float32(codes.centroids))
+        inner = faiss.IndexIVFPQ(coarse, width, len(codes.centroids), subspaces, codes.bits, faiss.METRIC_INNER_PRODUCT)
+        coarse.this.disown()
+        inner.own_fields = True
+    faiss.copy_array_to_vector(_float32(codes.codebooks).ravel(), inner.pq.centroids)
+    inner.is_trained = True
+    packed = faiss.pack_bitstrings(codes.codes.astype(np.int32), codes.bits)
+    if codes.lists is not None:  # FAISS's standalone codes begin with the number of the list
+        numbers = codes.lists.astype("<i8").view(np.uint8).reshape(-1, 8)[:, : inner.coarse_code_size()]
+        packed = np.concatenate([numbers, packed], axis=1)
+    inner.add_sa_codes(np.ascontiguousarray(packed))
+    if not codes.rotated:
+        return inner
+    rotation: Any = faiss.LinearTransform(codes.rotation.shape[1], width, False)
+    faiss.copy_array_to_vector(_float32(codes.rotation).ravel(), rotation.A)
+    rotation.is_trained = True
+    rotation.set_is_orthonormal()
+    index = faiss.IndexPreTransform(rotation, inner)
+    rotation.this.disown()
+    inner.this.disown()
+    index.own_fields = True
+    return index
+
+
+def _read_lists(index: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) list of each document and (n, bytes) its packed code."""
+    import faiss
+
+    lists = np.empty(index.ntotal, dtype=np.int64)
+    packed = np.empty((index.ntotal, index.code_size), dtype=np.uint8)
+    for number in range(index.nlist):
+        size = index.invlists.list_size(number)
+        if size:
+            ids = faiss.rev_swig_ptr(index.invlists.get_ids(number), size)
+            lists[ids] = number
+            flat = faiss.rev_swig_ptr(index.invlists.get_codes(number), size * index.code_size)
+            packed[ids] = flat.reshape(size, index.code_size)
+    return lists, packed
+
+
+def _float32(values: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(values, dtype=np.float32)

@@ -1,0 +1,251 @@
+"""A product quantizer with gradients, and the steps that train it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from retrodistill.objectives.distributions import kl_divergence, listnet, reverse_kl
+from retrodistill.objectives.margins import margin_mse
+from retrodistill.objectives.pointwise import mse
+from retrodistill.quantizers.codes import Codes
+from retrodistill.quantizers.settings import QuantizerSettings
+from retrodistill.runs.agreement import rank_agreement
+
+if TYPE_CHECKING:
+    from retrodistill.quantizers.learning import Targets
+
+_TOP = 10  # documents per held-out query whose ranking is compared
+_WARMUP = 0.1  # of the steps
+_PROBED = 8  # held-out searches probe one list in eight
+_BLOCK = 8192  # documents that get lists or codes at once
+_OBJECTIVES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "kl": kl_divergence,
+    "reverse-kl": reverse_kl,
+    "listnet": listnet,
+    "margin-mse": margin_mse,
+    "mse": mse,
+}
+
+
+class Quantizer(nn.Module):
+    """Scores queries against coded documents as FAISS does: ``<A q, codewords + centroid>``.
+
+    Args:
+        start: The parts to begin with.
+        transform: ``free``, ``rotation`` or ``fixed``, see `QuantizerSettings.transform`.
+    """
+
+    def __init__(self, start: Codes, transform: str) -> None:
+        super().__init__()
+        self.start = start
+        self.kind = transform if start.rotated else "fixed"
+        self.transform = nn.Parameter(torch.from_numpy(start.rotation.copy()), requires_grad=self.kind != "fixed")
+        self.codebooks = nn.Parameter(torch.from_numpy(start.codebooks.copy()))
+        self.centroids = None if start.centroids is None else nn.Parameter(torch.from_numpy(start.centroids.copy()))
+        self.register_buffer("codes", torch.from_numpy(start.codes.copy()))
+        self.register_buffer("lists", None if start.lists is None else torch.from_numpy(start.lists.copy()))
+        subspaces, words, _ = self.codebooks.shape
+        self.register_buffer("_offsets", torch.arange(subspaces) * words)
+
+    codes: Tensor
+    lists: Tensor | None
+    _offsets: Tensor
+
+    def reconstruct(self, rows: Tensor | None = None) -> Tensor:
+        """(n, width) documents, or those of `rows`, in the space of the codes; differentiable in the codebooks."""
+        codes = self.codes if rows is None else self.codes[rows]
+        inner = self.codebooks.flatten(0, 1).index_select(0, (codes + self._offsets).flatten()).view(len(codes), -1)
+        if self.centroids is None or self.lists is None:
+            return inner
+        return inner + self.centroids.index_select(0, self.lists if rows is None else self.lists[rows])
+
+    def forward(self, queries: Tensor, rows: Tensor | None = None) -> Tensor:
+        """(batch, n) scores of (batch, d) queries with all documents or those of `rows`."""
+        return (queries @ self.transform.T) @ self.reconstruct(rows).T
+
+    def list_scores(self, queries: Tensor) -> Tensor:
+        """(batch, lists) inner products with the centroids, which decide the lists that are probed."""
+        if self.centroids is None:
+            raise ValueError("a quantizer without lists has no centroids")
+        return (queries @ self.transform.T) @ self.centroids.T
+
+    def project_gradient(self) -> None:
+        """Before an optimizer step: keep only the part of the rotation's gradient that is tangent to rotations."""
+        if self.kind == "rotation" and self.transform.grad is not None:
+            inward = self.transform.grad @ self.transform.detach().T
+            self.transform.grad -= (inward + inward.T) / 2 @ self.transform.detach()
+
+    @torch.no_grad()
+    def orthonormalize(self) -> None:
+        """After an optimizer step: make the rotation's rows orthonormal again by two Newton-Schulz iterations."""
+        if self.kind == "rotation":
+            for _ in range(2):
+                rows = self.transform.data
+                self.transform.data = 1.5 * rows - 0.5 * (rows @ rows.T) @ rows
+
+    @torch.no_grad()
+    def nearest_lists(self, documents: Tensor) -> Tensor:
+        """(n,) the list of highest inner product, which FAISS assigns on `add`."""
+        return torch.cat([self.list_scores(block).argmax(dim=1) for block in documents.split(_BLOCK)])
+
+    @torch.no_grad()
+    def nearest_codes(self, documents: Tensor, rows: Tensor) -> Tensor:
+        """(n, M) nearest codewords of (n, d) documents, which FAISS assigns on `add`; `rows` give their lists."""
+        subspaces, _, size = self.codebooks.shape
+        lengths = self.codebooks.square().sum(dim=2)
+        codes = []
+        for block, block_rows in zip(documents.split(_BLOCK), rows.split(_BLOCK), strict=True):
+            inner = block @ self.transform.T
+            if self.centroids is not None and self.lists is not None:
+                inner = inner - self.centroids[self.lists[block_rows]]
+            parts = inner.view(len(block), subspaces, size).transpose(0, 1)
+            distances = lengths[:, None, :] - 2 * torch.bmm(parts, self.codebooks.transpose(1, 2))
+            codes.append(distances.argmin(dim=2).T)
+        return torch.cat(codes)
+
+    def parts(self) -> Codes:
+        """The learned parts as arrays."""
+        return replace(
+            self.start,
+            rotation=self.transform.detach().numpy().copy(),
+            codebooks=self.codebooks.detach().numpy().copy(),
+            codes=self.codes.numpy().copy(),
+            centroids=None if self.centroids is None else self.centroids.detach().numpy().copy(),
+            lists=None if self.lists is None else self.lists.numpy().copy(),
+        )
+
+
+class Learner:
+    """Quantizer, query map, batches and optimizer of one run of learning.
+
+    Args:
+        start: The parts to begin with.
+        targets: Queries, documents and the scores to learn from.
+        settings: How to learn.
+    """
+
+    def __init__(self, start: Codes, targets: Targets, settings: QuantizerSettings) -> None:
+        self.settings, self.targets, sources = settings, targets, targets.sources
+        self.documents, self.queries = torch.from_numpy(targets.documents), torch.from_numpy(targets.queries)
+        self.generator = np.random.default_rng(settings.seed)
+        training, self.held_out = targets.split(settings, self.generator)
+        self.real, self.pseudo = training[sources[training] < 0], training[sources[training] >= 0]
+        self.temperature = settings.temperature or targets.spread(training) / settings.target_std
+        self.held_out_best = targets.best(self.held_out, min(_TOP, len(self.documents)))
+        self.near = None if len(self.documents) <= settings.whole else self._near(training)
+        self.quantizer = Quantizer(start, settings.transform)
+        self.map = nn.Parameter(torch.eye(self.documents.shape[1]), requires_grad=settings.query_map)
+        self.unit = bool(np.allclose(np.linalg.norm(targets.queries, axis=1), 1.0, atol=1e-3))
+        self.optimizer = torch.optim.Adam(
+            [
+                {"params": list(self.quantizer.parameters()), "lr": settings.learning_rate},
+                {"params": [self.map], "lr": settings.query_map_rate},
+            ]
+        )
+        warm = max(1, round(_WARMUP * settings.steps))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: min(1.0, (step + 1) / warm) * max(0.0, 1 - step / settings.steps)
+        )
+
+    def step(self) -> float:
+        """Train on one batch and return its loss."""
+        rows = self._batch()
+        columns = self._columns(rows)
+        targets, mask = self._targets(rows, columns)
+        queries = self._mapped(rows)
+        documents = None if columns is None else torch.from_numpy(columns)
+        quantizer, settings = self.quantizer, self.settings
+        loss = self._loss(quantizer(queries, documents), targets, mask)
+        if quantizer.centroids is not None and quantizer.lists is not None and settings.list_weight:
+            lists = quantizer.lists if documents is None else quantizer.lists[documents]
+            by_list = quantizer.list_scores(queries)[:, lists]
+            loss = loss + settings.list_weight * self._loss(by_list, targets, mask)
+        if settings.query_map and settings.query_map_weight:
+            away = self.map - torch.eye(len(self.map))
+            loss = loss + settings.query_map_weight * away.square().sum()
+        self.optimizer.zero_grad()
+        loss.backward()
+        quantizer.project_gradient()
+        self.optimizer.step()
+        self.schedule.step()
+        quantizer.orthonormalize()
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def agreement(self) -> float:
+        """Agreement of the quantized ranking with the teacher's top 10 on held-out queries, 0 to 1."""
+        best, quantizer, documents = [], self.quantizer, self.quantizer.reconstruct()
+        for start in range(0, len(self.held_out), 128):
+            queries = self._mapped(self.held_out[start : start + 128])
+            scores = (queries @ quantizer.transform.T) @ documents.T
+            if quantizer.centroids is not None and quantizer.lists is not None:
+                by_list = quantizer.list_scores(queries)
+                probed = by_list >= by_list.topk(max(1, by_list.shape[1] // _PROBED), dim=1).values[:, -1:]
+                scores = scores.masked_fill(~probed[:, quantizer.lists], -torch.inf)
+            best.append(scores.topk(self.held_out_best.shape[1], dim=1).indices.numpy())
+        return float(rank_agreement(np.concatenate(best), self.held_out_best).mean())
+
+    @torch.no_grad()
+    def reassign(self, step: int) -> None:
+        """Assign lists and codes again where the settings ask for it, but not in the last third of the steps."""
+        if step > self.settings.steps * 2 / 3:
+            return
+        quantizer, moved = self.quantizer, None
+        if quantizer.lists is not None and self.settings.lists == "reassigned":
+            lists = quantizer.nearest_lists(self.documents)
+            moved = torch.nonzero(lists != quantizer.lists)[:, 0]
+            quantizer.lists = lists
+        if self.settings.codes == "nearest":
+            moved = torch.arange(len(self.documents))
+        if moved is not None and len(moved):
+            quantizer.codes[moved] = quantizer.nearest_codes(self.documents[moved], moved)
+
+    def map_as_array(self) -> np.ndarray | None:
+        """(d, d) float32 query map; None where none is learned."""
+        return self.map.detach().numpy().copy() if self.settings.query_map else None
+
+    def _batch(self) -> np.ndarray:
+        """(batch,) rows of queries: real queries and pseudo-queries in their shares."""
+        size = self.settings.batch_size
+        real = round(self.settings.real_share * size) if len(self.pseudo) else size
+        real = real if len(self.real) else 0
+        pools = ((self.real, real), (self.pseudo, size - real))
+        return np.concatenate([pool[self.generator.integers(len(pool), size=count)] for pool, count in pools if count])
+
+    def _columns(self, rows: np.ndarray) -> np.ndarray | None:
+        """Documents that this batch is scored against; None for all."""
+        if self.near is None:
+            return None
+        random = self.generator.integers(len(self.documents), size=self.settings.sampled)
+        return np.unique(np.concatenate([self.near[rows].ravel(), random]))
+
+    def _targets(self, rows: np.ndarray, columns: np.ndarray | None) -> tuple[Tensor, Tensor]:
+        """(batch, n) teacher scores and the mask, which hides a pseudo-query's own document."""
+        scores = self.targets.scores(rows, columns)
+        documents = np.arange(len(self.documents)) if columns is None else columns
+        mask = documents[None, :] != self.targets.sources[rows][:, None]
+        return torch.from_numpy(np.ascontiguousarray(scores, dtype=np.float32)), torch.from_numpy(mask)
+
+    def _mapped(self, rows: np.ndarray) -> Tensor:
+        """(batch, d) queries through the map; unit vectors stay unit vectors."""
+        queries = self.queries[torch.from_numpy(rows)]
+        if not self.settings.query_map:
+            return queries
+        mapped = queries @ self.map.T
+        return nn.functional.normalize(mapped, dim=1) if self.unit else mapped
+
+    def _loss(self, scores: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+        return _OBJECTIVES[self.settings.objective](scores / self.temperature, targets / self.temperature, mask)
+
+    def _near(self, training: np.ndarray) -> np.ndarray:
+        """(q, depth) best documents of every training query."""
+        depth = min(self.settings.depth, len(self.documents))
+        near = np.zeros((len(self.queries), depth), dtype=np.int64)
+        near[training] = self.targets.best(training, depth)
+        return near
