@@ -72,14 +72,9 @@ class TokenClusters(BaseTokenPooling):
     def cluster(self, tokens: Tensor, mask: Tensor, task: str | None = None) -> tuple[Tensor, Tensor]:
         """The means of padded texts.
 
-        Args:
-            tokens: (batch, tokens, d); padding may hold anything.
-            mask: (batch, tokens) bool, true where a token counts.
-            task: ``query`` or ``document``.
-
-        Returns:
-            (batch, vectors, d) of the tokens' type and (batch, vectors) bool. Texts with no more tokens than clusters
-            keep theirs; those with fewer distinct tokens have fewer vectors.
+        Of (batch, tokens, d) tokens and their (batch, tokens) bool mask: (batch, vectors, d) of the tokens' type and
+        (batch, vectors) bool. Texts with no more tokens than clusters keep theirs; those with fewer distinct tokens
+        have fewer vectors.
         """
         size = self.query if task == "query" else self.document
         if size is None:
@@ -95,12 +90,7 @@ class TokenClusters(BaseTokenPooling):
         return means.to(tokens.dtype), kept
 
     def cluster_flat(self, tokens: Tensor, lengths: Tensor, task: str) -> tuple[Tensor, Tensor]:
-        """The means of texts that are concatenated without padding.
-
-        Args:
-            tokens: (sum of lengths, d).
-            lengths: (texts,) int64.
-            task: ``query`` or ``document``.
+        """The means of texts without padding: of (sum of lengths, d) tokens and (texts,) int64 lengths.
 
         Returns:
             (sum of counts, d) and (texts,) int64 counts, texts in their order.
@@ -145,15 +135,8 @@ def with_clusters(
 ) -> MultiVectorEncoder:
     """A multi-vector encoder with clustered vectors, which shares its weights with the given one.
 
-    Args:
-        model: Clusters that it has already are replaced.
-        sizes: As `cluster_sizes` reads it, e.g. ``C8x32``.
-        normalise: As of `TokenClusters`.
-        iterations: As of `TokenClusters`.
-        seed: As of `TokenClusters`.
-
-    Raises:
-        UserError: The sizes cannot be read, or the model pools its tokens by other means.
+    Clusters that it has already are replaced; a model that pools its tokens by other means is refused. The sizes are
+    read by `cluster_sizes`, e.g. ``C8x32``; the other options are those of `TokenClusters`.
     """
     query, document = cluster_sizes(sizes)
     modules: list[Any] = [module for module in model if not isinstance(module, TokenClusters)]
@@ -171,22 +154,14 @@ def without_clusters(model: Any) -> Any:
 
 
 def check_unpooled(modules: list[Any]) -> None:
-    """Refuse the modules of a model that pools its tokens.
-
-    Raises:
-        UserError: One of them is a pooling of tokens.
-    """
+    """Refuse the modules of a model that pools its tokens."""
     for module in modules:
         if isinstance(module, BaseTokenPooling):
             raise UserError(f"the model pools its tokens by {type(module).__name__} already; start from one without.")
 
 
 def cluster_sizes(name: str) -> tuple[ClusterSize, ClusterSize]:
-    """Read the paper's names: ``C8x32`` is 8 vectors per query and 32 per document, ``C25`` 25% of the tokens of both.
-
-    Raises:
-        UserError: Another form.
-    """
+    """Read the paper's names: ``C8x32`` is 8 vectors per query and 32 per document, ``C25`` 25% of their tokens."""
     if fixed := re.fullmatch(r"C([1-9]\d*)x([1-9]\d*)", name):
         return int(fixed[1]), int(fixed[2])
     if share := re.fullmatch(r"C([1-9]\d?)", name):
@@ -197,11 +172,7 @@ def cluster_sizes(name: str) -> tuple[ClusterSize, ClusterSize]:
 
 
 def check_cluster_size(name: str, size: ClusterSize) -> None:
-    """Refuse values that are neither a number of vectors nor a share of tokens.
-
-    Raises:
-        UserError: It is neither.
-    """
+    """Refuse values that are neither a number of vectors nor a share of tokens."""
     whole = isinstance(size, int) and not isinstance(size, bool) and size >= 1
     if not whole and not (isinstance(size, float) and 0 < size < 1):
         raise UserError(f"{name}={size!r}: give a number of vectors from 1, or a share of the tokens between 0 and 1.")
@@ -268,19 +239,11 @@ def k_means(tokens: Tensor, mask: Tensor, counts: Tensor, *, iterations: int, se
 
 
 def first_centres(tokens: Tensor, mask: Tensor, most: int, seed: int) -> Tensor:
-    """Tokens that k-means starts from: k-means++ (Arthur and Vassilvitskii 2007) with draws fixed by the seed.
+    """(batch, most) int64 places of tokens that k-means starts from, distinct where a text has enough distinct vectors.
 
-    The j-th center of all texts is drawn by the same j-th number between 0 and 1, on the cumulated squared distances
-    to the nearest earlier center, so a text has the same centers in any batch.
-
-    Args:
-        tokens: (batch, tokens, d) float32, 0 where masked.
-        mask: (batch, tokens) bool, true first and false after.
-        most: Centers of each text.
-        seed: Seed of the draws.
-
-    Returns:
-        (batch, most) int64 places of tokens, distinct where a text has enough distinct vectors.
+    k-means++ (Arthur and Vassilvitskii 2007) with draws fixed by the seed: the j-th center of all texts is drawn by the
+    same j-th number between 0 and 1, on the cumulated squared distances to the nearest earlier center, so a text has
+    the same centers in any batch. Tokens are 0 where masked, and the mask is true first and false after.
     """
     draws = torch.rand(most, generator=torch.Generator().manual_seed(seed)).tolist()
     rows = torch.arange(len(tokens), device=tokens.device)
@@ -301,15 +264,9 @@ def first_centres(tokens: Tensor, mask: Tensor, most: int, seed: int) -> Tensor:
 
 
 def cluster_means(tokens: Tensor, clusters: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Means of the members of each cluster.
+    """Means of the members of each cluster: (batch, most, d), 0 for empty clusters, and (batch, most) int64 sizes.
 
-    Args:
-        tokens: (batch, tokens, d), 0 where they belong to no cluster.
-        clusters: (batch, tokens) int64, -1 for none.
-        most: Clusters of a text.
-
-    Returns:
-        (batch, most, d) means, 0 for empty clusters, and (batch, most) int64 sizes.
+    Of (batch, tokens, d) tokens, 0 where they belong to no cluster, and (batch, tokens) int64 clusters, -1 for none.
     """
     members = clusters[:, None, :] == torch.arange(most, device=tokens.device)[:, None]
     sizes = members.sum(dim=2)

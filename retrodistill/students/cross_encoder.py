@@ -31,7 +31,7 @@ class CrossEncoderStudent:
     """Scores pairs by reading query and document together; it has no vectors and no space.
 
     Args:
-        model: The sentence-transformers model, with an identity activation and one label.
+        model: The sentence-transformers model, with one label.
         name: ``cross-encoder:name``.
         student: The manifest of a student that retrodistill trained.
     """
@@ -90,11 +90,7 @@ class PairScorer(ColumnScorer):
         return encoded[0]
 
     def across(self, encoded: Sequence[Tensor], places: Tensor) -> Tensor:
-        """Refused: every pair would take a forward pass of its own.
-
-        Raises:
-            UserError: Always.
-        """
+        """Refused: every pair would take a forward pass of its own."""
         raise UserError("objective 'in-batch' needs vectors, and a cross-encoder has none; take contrastive.")
 
     def features(self, student: Any, columns: Sequence[list[str]]) -> list[Any]:
@@ -128,11 +124,7 @@ def cross_encoder_student(
 
 
 def train_pairs(run: StageRun) -> History:
-    """Train all weights of a student that scores pairs.
-
-    Raises:
-        UserError: Nothing to learn from.
-    """
+    """Train all weights of a student that scores pairs."""
     return train_both(run, BothEncoders(PairScorer()))
 
 

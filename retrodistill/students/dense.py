@@ -147,9 +147,6 @@ def fit_map(model: SentenceTransformer, texts: Sequence[str], vectors: np.ndarra
         texts: Some thousand texts of the kind that it will read.
         vectors: (texts, d) by the document encoder.
         prompt: Put before each text.
-
-    Raises:
-        UserError: The model has no map, or there are no texts.
     """
     modules = list(model)
     place = _last_map(modules, "the student has no map to fit; make it with a dimension of its own, or mapped.")
@@ -163,16 +160,7 @@ def fit_map(model: SentenceTransformer, texts: Sequence[str], vectors: np.ndarra
 
 
 def fit_exit_maps(model: SentenceTransformer, texts: Sequence[str], prompt: str = "") -> None:
-    """Fit the map of each exit but the deepest to the deepest exit's embeddings, as `fit_map` does.
-
-    Args:
-        model: A model of `multi_exit` with ``project``; its maps are set in place.
-        texts: Some thousand texts of the kind that exits will read, usually queries.
-        prompt: Put before each text.
-
-    Raises:
-        UserError: An exit has no map, or there are no texts.
-    """
+    """Fit each exit's map, in place, to the deepest exit's embeddings of texts, as `fit_map` does."""
     routes, regressions = {}, {}
     for layer in exits_of(model)[:-1]:
         modules = exit_modules(list(model)[-1], layer)
@@ -233,11 +221,7 @@ def _last_map(modules: Sequence[Any], error: str) -> int:
 
 
 def train_dense(run: StageRun) -> History:
-    """Train a dense or static student through a stage, at all its exits and truncations.
-
-    Raises:
-        UserError: Nothing to learn from.
-    """
+    """Train a dense or static student through a stage, at all its exits and truncations."""
     student, stage = run.student, run.stage
     if stage.train == "query_encoder":
         return _train_query_encoder(run)
@@ -289,11 +273,8 @@ def held_out_monitor(
 ) -> HeldOutMonitor | None:
     """Agreement with the teacher on held-out texts; None where there are fewer than two.
 
-    Args:
-        run: The stage.
-        documents: Gives (corpus, d) document vectors.
-        teacher_vectors: (texts, d) teacher embeddings, for stages without lists.
-        stored: (corpus, d) document vectors, for stages without lists.
+    ``documents`` gives (corpus, d) document vectors. Stages without lists also need (texts, d) teacher embeddings and
+    (corpus, d) stored document vectors.
     """
     prepared, texts = run.prepared, run.prepared.texts.texts.texts
     if len(prepared.held_out) < 2:
@@ -305,14 +286,8 @@ def held_out_monitor(
 def loss_of_variants(student: Encoder, stage: StageSettings, make: Make) -> Any:
     """The loss of a stage at all exits and truncations of the student and the stage; the plain one without any.
 
-    Args:
-        student: Dense or static.
-        stage: Names the truncations and the weights of exits.
-        make: Gives the loss on a number of leading dimensions; its second argument is False for all but the first of
-            several, see ``alone`` of `DistillationLoss`.
-
-    Returns:
-        A `DistillationLoss`, `MatryoshkaLoss` or `MultiExitLoss`.
+    ``make`` gives the loss on a number of leading dimensions; its second argument is False for all but the first of
+    several, see ``alone`` of `DistillationLoss`.
     """
     exits = exits_of(student.model) if not student.is_static else []
     if not exits:

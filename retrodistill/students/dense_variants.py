@@ -33,18 +33,10 @@ _PROBE = ["An exit gives what its first layers alone give."]
 
 
 class LeadingVectors:
-    """Stored vectors of which only the leading dimensions are seen; they are cut when they are read.
+    """Stored (n, d) vectors of which only the leading dimensions are seen; they are cut when they are read.
 
     What a loss compares a truncated student with must be truncated as its index will be: documents' vectors and the
-    teacher's embeddings, made unit vectors again where the similarity is the cosine.
-
-    Args:
-        vectors: (n, d) float, possibly memory-mapped.
-        dimensions: Number of leading dimensions.
-        unit: Make them unit vectors again.
-
-    Raises:
-        UserError: There are fewer dimensions, or none are left.
+    teacher's embeddings, made unit vectors again where the similarity is the cosine (``unit``).
     """
 
     def __init__(self, vectors: np.ndarray, dimensions: int, *, unit: bool) -> None:
@@ -80,9 +72,6 @@ class MatryoshkaLoss(nn.Module):
         losses: By number of dimensions, including that of whole vectors: a `DistillationLoss` on stored vectors of as
             many dimensions (`LeadingVectors`).
         start: The student at the start of the stage, for ``lwf``.
-
-    Raises:
-        UserError: No loss for whole vectors, or dimensions that the student does not have.
     """
 
     def __init__(self, model: Any, losses: Mapping[int, nn.Module], *, start: nn.Module | None = None) -> None:
@@ -131,7 +120,7 @@ def _start_embeddings(start: nn.Module | None, columns: Sequence[dict[str, Any]]
 
 
 def multi_exit(model: SentenceTransformer, exits: Sequence[int], *, project: bool = False) -> SentenceTransformer:
-    """Give a bi-encoder exits after some of its layers.
+    """Give a bi-encoder exits after some of its layers; all modules are stock modules.
 
     Its last layer always is the deepest exit and keeps the model's own modules, so nothing changes there. The other
     exits get copies of them.
@@ -141,9 +130,6 @@ def multi_exit(model: SentenceTransformer, exits: Sequence[int], *, project: boo
         exits: Layers, counted from 1; the last one is left out, which is logged.
         project: Give each exit but the deepest a linear map of its own after the pooling, at first the identity;
             `retrodistill.students.dense.fit_exit_maps` fits it.
-
-    Returns:
-        A SentenceTransformer of stock modules.
 
     Raises:
         UserError: Not a transformer, layers that it does not have, or one whose first layers alone give other vectors.
@@ -192,17 +178,9 @@ def _route(transformer: Any, head: Sequence[Any], layer: int, count: int, projec
 
 
 def embeddings_by_exit(model: nn.Module, features: dict[str, Any]) -> dict[int, Tensor]:
-    """The embeddings of all exits from one run through the layers, deepest last, with gradients.
+    """(batch, d) embeddings by exit from one run through the layers, deepest last, with gradients.
 
-    Args:
-        model: A model of `multi_exit`, or what wraps it in distributed training.
-        features: A tokenized batch.
-
-    Returns:
-        (batch, d) by layer.
-
-    Raises:
-        UserError: The model has no exits.
+    The model is of `multi_exit`, or what wraps one in distributed training.
     """
     inner: Any = getattr(model, "module", model)
     out = model(features)
@@ -280,9 +258,6 @@ class MultiExitLoss(nn.Module):
         kl_weight: Weight of `multi_exit_kl`; 0 for none.
         temperature: Temperature of the divergence.
         start: The student at the start of the stage, for ``lwf``.
-
-    Raises:
-        UserError: The losses are not those of the model's exits.
     """
 
     def __init__(
@@ -330,15 +305,9 @@ class MultiExitLoss(nn.Module):
 
 
 def in_batch_similarities(columns: Sequence[Tensor], cosine: bool) -> tuple[Tensor, Tensor]:
-    """Scores that the divergence between exits compares: of each text with others of the batch.
+    """(batch, n) float32 scores of each query with all documents of the batch, and a mask that is all true.
 
-    Args:
-        columns: (batch, d) embeddings: of queries, then of documents; or of single texts alone.
-        cosine: Make them unit vectors.
-
-    Returns:
-        (batch, n) float32 scores of each query with all documents of the batch, or of each text with the others; and
-        their mask, which leaves out a text with itself.
+    Of single texts alone: scores with the others, and a mask that leaves out a text with itself.
     """
     floats = [column.float() for column in columns]
     queries, *documents = (nn.functional.normalize(column, dim=1) for column in floats) if cosine else floats

@@ -96,11 +96,7 @@ def is_hybrid(model: SentenceTransformer) -> bool:
 
 
 def dense_half(model: SentenceTransformer, name: str) -> Encoder:
-    """The dense model inside a hybrid: its embeddings are those of the model that the student started from.
-
-    Raises:
-        UserError: The model is not a hybrid.
-    """
+    """The dense model inside a hybrid: its embeddings are those of the model that the student started from."""
     if not is_hybrid(model):
         raise UserError(f"model {name} has no lexical half; set student.lexical_dim to its width.")
     return Encoder(with_modules(model, list(model)[: -len(_ADDED)], "SentenceTransformer", "cosine"), name)
@@ -119,25 +115,14 @@ def dense_map(model: SentenceTransformer) -> Any:
 
 
 class Parts(NamedTuple):
-    """What is trained of a hybrid student.
-
-    Attributes:
-        table: (vocabulary, width) of the lexical half.
-        map: (d, d) of the dense half.
-    """
+    """What is trained of a hybrid student: (vocabulary, width) of the lexical half, (d, d) of the dense half."""
 
     table: Tensor
     map: Tensor
 
 
 class LexicalBatch(NamedTuple):
-    """A batch's texts.
-
-    Attributes:
-        features: Their tokens.
-        texts: (batch,) int64 rows among the stage's texts.
-        queries: (batch, d + width) unit vectors.
-    """
+    """A batch's tokens, its (batch,) int64 rows among the stage's texts, and (batch, d + width) unit vectors."""
 
     features: dict[str, Tensor]
     texts: np.ndarray
@@ -237,13 +222,7 @@ class _SparseProduct(torch.autograd.Function):
 
 
 def token_bags(model: SentenceTransformer, texts: Sequence[str], prompt: str = "") -> scipy.sparse.csr_matrix:
-    """(texts, vocabulary) float32: how often each token occurs in the text as the model reads it, over sqrt(n).
-
-    Args:
-        model: A hybrid student; texts are cut to its maximum length.
-        texts: Documents.
-        prompt: Put before each.
-    """
+    """(texts, vocabulary) float32: how often a token occurs in the text as the model reads it, over sqrt(n)."""
     indptr, indices, values = [0], [], []
     for start in range(0, len(texts), _BLOCK):
         block = [prompt + text for text in texts[start : start + _BLOCK]]
@@ -284,11 +263,7 @@ def _csr(matrix: scipy.sparse.csr_matrix, like: Tensor) -> Tensor:
 
 
 def train_hybrid(run: StageRun) -> History:
-    """Train the lexical half and the dense half's map, on both sides.
-
-    Raises:
-        UserError: No objective sees lists, or nothing to learn from.
-    """
+    """Train the lexical half and the dense half's map, for queries and documents."""
     student, _, data, prepared = run[:4]
     if prepared.lists is None:
         raise UserError("a stage with train: lexical needs a list objective.")

@@ -41,13 +41,7 @@ _PAIRS = 50  # documents that meet a query at once
 
 
 class Side(NamedTuple):
-    """Texts of one side.
-
-    Attributes:
-        ids: (n, tokens) int64 token ids.
-        mask: (n, tokens) bool, true where there is a token.
-        states: (n, tokens, d).
-    """
+    """Texts of one side: (n, tokens) int64 ids and bool mask, and (n, tokens, d) states."""
 
     ids: Tensor
     mask: Tensor
@@ -72,9 +66,6 @@ class LateInteraction(InputModule):
         query_length: Maximum number of tokens of a query, special ones included.
         document_length: The same of a document.
         precision: Precision of a document's stored states.
-
-    Raises:
-        UserError: Not a BERT, a width that it does not have, fewer than 3 tokens of a text, or another precision.
     """
 
     tokenizer: Any
@@ -135,13 +126,7 @@ class LateInteraction(InputModule):
 
     @abstractmethod
     def compare(self, queries: Side, documents: Tensor, mask: Tensor) -> Tensor:
-        """(n,) raw scores of matched texts, higher is better.
-
-        Args:
-            queries: With the states of `lower`.
-            documents: (n, tokens, width) of `packed`.
-            mask: (n, tokens) bool of the documents.
-        """
+        """(n,) raw scores of queries with states of `lower` and documents of `packed`, higher is better."""
 
     @abstractmethod
     def lower_parameters(self) -> list[nn.Parameter]:
@@ -177,13 +162,7 @@ class LateInteraction(InputModule):
         return Side(ids, mask, self.lower(ids, mask, role))
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Tensor]:
-        """Features of (query, document) pairs; a text of several pairs is read once.
-
-        Args:
-            inputs: Pairs of texts.
-            prompt: Prefix of each query.
-            kwargs: Further options of the library, which have no effect here.
-        """
+        """Features of (query, document) pairs, of which a text of several is read once; queries get the prompt."""
         queries, query_places = _distinct([(prompt or "") + query for query, _ in inputs])
         documents, document_places = _distinct([document for _, document in inputs])
         ids, mask = self.tokens(queries, "query")
@@ -242,22 +221,14 @@ def through(layers: Any, hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 def bert_of(model: Any, source: str, kind: str) -> Any:
-    """The transformer inside a sentence-transformers model, which must be a BERT.
-
-    Raises:
-        UserError: It is another architecture.
-    """
+    """The transformer inside a sentence-transformers model, which must be a BERT."""
     backbone = getattr(model[0], "auto_model", None)
     require_bert(getattr(backbone, "config", None), source, kind)
     return backbone
 
 
 def require_bert(config: Any, source: str, kind: str) -> None:
-    """Refuse configurations of other models than BERT.
-
-    Raises:
-        UserError: It is another architecture.
-    """
+    """Refuse configurations of other models than BERT."""
     architecture = getattr(config, "model_type", "model without layers")
     if architecture != "bert":
         raise UserError(
@@ -272,11 +243,7 @@ def late_interaction(module: LateInteraction, device: Any) -> CrossEncoder:
 
 
 def module_of(student: CrossEncoderStudent) -> LateInteraction:
-    """The PreTT or TK of a student.
-
-    Raises:
-        UserError: Another kind of student.
-    """
+    """The PreTT or TK of a student; a UserError for another kind."""
     module = student.model[0]
     if not isinstance(module, LateInteraction):
         raise UserError(f"{student.name} reads pairs as a whole and stores no documents; a prett or tk student does.")
@@ -291,12 +258,7 @@ def _distinct(texts: Sequence[str]) -> tuple[list[str], Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class StoredDocuments:
-    """A corpus as a late-interaction student serves it.
-
-    Attributes:
-        student: Reads the queries.
-        states: Packed states of the documents, in the corpus' order.
-    """
+    """A corpus as a late-interaction student serves it: packed states in the corpus' order."""
 
     student: CrossEncoderStudent
     states: States
@@ -361,22 +323,13 @@ class StoredDocumentsRanker(Ranker):
 
 
 class TextStates:
-    """States of texts, found by the text: training looks them up instead of reading documents.
-
-    Args:
-        states: States of the texts.
-        texts: In their order; kept in memory.
-    """
+    """States of texts, found by the text: training looks them up instead of reading documents."""
 
     def __init__(self, states: States, texts: Sequence[str]) -> None:
         self.states, self.rows = states, {text: row for row, text in enumerate(texts)}
 
     def of(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """(n, tokens, d) float32 states and (n, tokens) bool mask.
-
-        Raises:
-            UserError: A text is not stored.
-        """
+        """(n, tokens, d) float32 states and (n, tokens) bool mask; a text that is not stored is a UserError."""
         missing = [text for text in texts if text not in self.rows]
         if missing:
             raise UserError(f"{len(missing)} documents have no stored states, among them {missing[0][:40]!r}.")
@@ -397,11 +350,7 @@ def padded(states: States, rows: np.ndarray) -> tuple[Tensor, Tensor]:
 
 
 def stored_documents(student: CrossEncoderStudent, texts: Sequence[str]) -> StoredDocuments:
-    """Documents as a PreTT or TK student serves them, from the cache or into it.
-
-    Raises:
-        UserError: Another kind of student, or states that its precision cannot hold.
-    """
+    """Documents as a PreTT or TK student serves them, from the cache or into it."""
     module = module_of(student)
     key = digest("packed", [student.fingerprint("document"), module.kind], digest(*texts))
     return StoredDocuments(student, _states(module, texts, key, module.packed, module.precision))
@@ -411,14 +360,8 @@ def stored_documents(student: CrossEncoderStudent, texts: Sequence[str]) -> Stor
 def below_stored(student: CrossEncoderStudent, documents: Sequence[str]) -> Iterator[None]:
     """Inside the block, the lower part of a PreTT or TK is frozen and documents' states of it come from a store.
 
-    Training then moves the rest: PreTT's upper layers, TK's projection, gate and kernel weights.
-
-    Args:
-        student: A PreTT or TK.
-        documents: Those that will be seen, in the corpus' order.
-
-    Raises:
-        UserError: Another kind of student, or a state that float16 cannot hold.
+    Training then moves the rest: PreTT's upper layers, TK's projection, gate and kernel weights. ``documents`` are all
+    that will be seen, in the corpus' order.
     """
     module = module_of(student)
     texts = [*documents, ""]  # the empty text fills masked positions
@@ -450,11 +393,7 @@ def _states(
 
 
 def train_late_interaction(run: StageRun) -> History:
-    """Train a PreTT or TK; with ``train: head`` what compares query and document, documents' states below it stored.
-
-    Raises:
-        UserError: Nothing to learn from.
-    """
+    """Train a PreTT or TK; with ``train: head`` what follows the lower part, whose states are stored."""
     if run.stage.train != "head":
         return train_pairs(run)
     with contextlib.ExitStack() as stack:

@@ -89,12 +89,7 @@ def saturated_terms(student: SparseTextEncoder, own: LexicalTerms, texts: Sequen
 
 
 def counted(features: Mapping[str, Tensor], dimension: int) -> Tensor:
-    """(batch, vocabulary) float32: how often each token occurs in each text of a batch.
-
-    Args:
-        features: With (batch, tokens) ``input_ids`` and ``attention_mask``.
-        dimension: Size of the vocabulary.
-    """
+    """(batch, vocabulary) float32: how often each token occurs in each text of a tokenized batch."""
     ids, mask = features["input_ids"], features["attention_mask"]
     return torch.zeros((len(ids), dimension), device=ids.device).scatter_add_(1, ids, mask.float())
 

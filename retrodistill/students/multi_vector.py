@@ -126,9 +126,8 @@ def _from_bi_encoder(
 class TokenScorer(ColumnScorer):
     """MaxSim of token vectors: ``sum_i max_j <q_i, d_j>`` (ColBERT, arXiv 2004.12832), or its mean over i.
 
-    Args:
-        mean: Divide by the number of the query's tokens. Raw MaxSim grows with the query's length, and lists of
-            different queries share one temperature in training, so the mean is the default; rankings do not change.
+    Raw MaxSim grows with the query's length, and lists of different queries share one temperature in training, so the
+    mean is the default; rankings do not change.
     """
 
     has_tokens = True
@@ -166,13 +165,7 @@ class TokenScorer(ColumnScorer):
 
 
 def max_sim(queries: TokenBatch, documents: TokenBatch, *, mean: bool) -> Tensor:
-    """(batch,) MaxSim of matched texts, float32; a query or document without tokens scores 0.
-
-    Args:
-        queries: (batch, tokens, d) and their mask.
-        documents: (batch or 1, tokens, d) and their mask.
-        mean: Divide by the number of the query's tokens.
-    """
+    """(batch,) float32 MaxSim of matched texts, or of one document; a query or document without tokens scores 0."""
     products = queries.vectors.float() @ documents.vectors.float().transpose(1, 2)
     best = products.masked_fill(~documents.mask[:, None, :], _NOTHING).amax(dim=2)
     counts = queries.mask & documents.mask.any(dim=1, keepdim=True)
@@ -181,16 +174,7 @@ def max_sim(queries: TokenBatch, documents: TokenBatch, *, mean: bool) -> Tensor
 
 
 class TokenHeadScorer(HeadScorer):
-    """Scores by the projection of token states, for queries and documents, with the student's clusters after it.
-
-    Args:
-        student: The student.
-        documents: Hidden states of the corpus.
-        queries: Hidden states of the training texts, in order.
-
-    Raises:
-        UserError: The student has no projection, or pools its tokens by other means than clusters.
-    """
+    """Scores by the projection of token states, for queries and documents, with the student's clusters after it."""
 
     def __init__(self, student: MultiVectorModel, documents: States, queries: States) -> None:
         linear = head_of(student).linear
@@ -252,11 +236,7 @@ class TokenHeadScorer(HeadScorer):
 
 
 def clusters_of(student: MultiVectorModel) -> TokenClusters | None:
-    """The module that replaces token vectors by means of clusters; None where each token has its own vector.
-
-    Raises:
-        UserError: The student pools its tokens by other means, through which no gradient flows.
-    """
+    """The module that replaces token vectors by means of clusters; None where each token has its own vector."""
     pooling = [module for module in student.modules("document") if isinstance(module, BaseTokenPooling)]
     if not pooling:
         return None
@@ -269,11 +249,7 @@ def clusters_of(student: MultiVectorModel) -> TokenClusters | None:
 
 
 def train_multi_vector(run: StageRun) -> History:
-    """Train a multi-vector student through a stage.
-
-    Raises:
-        UserError: Nothing to learn from, or the student lacks what the stage trains.
-    """
+    """Train a multi-vector student through a stage."""
     if run.stage.train != "head":
         return train_both(run, BothEncoders(TokenScorer()))
     with main_first():

@@ -52,10 +52,6 @@ class PreTT(LateInteraction):
         query_length: Maximum number of tokens of a query, [CLS] and [SEP] included.
         document_length: Maximum number of tokens of a document, [SEP] included.
         precision: Precision of the stored states.
-
-    Raises:
-        UserError: Not a BERT, a join that leaves no layer for both, a width that the model does not have, or more
-            tokens than it has positions.
     """
 
     kind: ClassVar[str] = "prett"
@@ -159,17 +155,13 @@ def prett_student(
     """A PreTT to start from, in float32.
 
     Args:
-        source: Folder or hub name of a cross-encoder with a BERT, or of a BERT or bi-encoder, which gets a fresh last
-            layer.
+        source: Folder or hub name of a cross-encoder with a BERT, or of a BERT or bi-encoder, which gets a new head.
         corpus: Documents that a compressor is fitted on.
         join: Layers that read the texts separately; two thirds of them by default.
         layers: Number of layers to keep, from the first.
         dimension: Width of the stored state of a document's token; the model's by default.
         max_length: Maximum number of tokens of a document.
-        seed: Seed of a fresh last layer.
-
-    Raises:
-        UserError: As `PreTT`, or the model is not found.
+        seed: Seed of a new head.
     """
     start = cross_encoder_student(source, layers=layers, seed=seed)
     backbone = bert_of(start, source, PreTT.kind)

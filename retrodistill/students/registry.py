@@ -76,8 +76,7 @@ class Kind:
     Attributes:
         name: As users write it, e.g. ``sparse`` in ``sparse:NAME``.
         library_class: The class of sentence-transformers that its models are, e.g. ``SparseEncoder``.
-        start: ``(settings, data) -> model``: the model before training. ``settings`` are a recipe's `StudentSettings`;
-            of ``data`` it reads collection, document encoder, queries and seed.
+        start: ``(settings, data) -> model`` before training: of a recipe's `StudentSettings` and `TrainingData`.
         load: ``folder -> student``: from a folder of its library class.
         wrap: ``(model, name, manifest) -> student``: the encoder or pair scorer that users hold.
         train: Trains a student through a `StageRun`.
@@ -85,18 +84,15 @@ class Kind:
         parts: The parts that a stage can train, as values of ``train``.
         defaults: ``(settings as a mapping) -> StageDefaults``.
         options: Keys of `StudentSettings` that this kind has and some kinds have not.
-        complete: ``(settings as a mapping, NAME) -> settings``: what is added where the user names a model alone.
+        complete: ``(settings as a mapping, NAME) -> settings`` that are added where the user names a model alone.
         check: Raises ValueError where its settings contradict each other.
         owns: Whether a model of its library class is of this kind.
         at_stage: ``(model, settings, stage) -> model``: the model as a stage, from 0, finds it.
-        store_documents: ``(student, texts)``: puts document vectors into the student's store from what its training
-            stored, where that gives them without running its transformer.
-        exhaustive: ``(student, name) -> retriever`` by what training stored, without an index; None where there is
-            nothing stored.
+        store_documents: ``(student, texts)``: stores document vectors where training kept what gives them.
+        exhaustive: ``(student, name) -> retriever`` without an index, by what training stored; None without any.
         describe: ``(student, data) -> (about, notes)``: further entries of a trained student's manifest.
         index: Name of the kind of index that its documents go into; None where they are re-ranked.
-        written: How users write a student of it: ``static``, ``dense:NAME``; empty for hybrid, which is dense with
-            ``lexical_dim``.
+        written: How users write a student of it: ``static``, ``dense:NAME``; empty for hybrid.
         has_own_documents: Whether it always encodes its own documents, in no space of another model.
         is_dense: Whether a text is one dense vector.
         has_vector: Whether leading dimensions of that vector are a vector, too.
@@ -140,11 +136,7 @@ def kind_names() -> list[str]:
 
 
 def get_kind(name: str) -> Kind:
-    """The kind of a name.
-
-    Raises:
-        UserError: The name is unknown; the error lists all kinds.
-    """
+    """The kind of a name; an unknown one is a UserError that lists all kinds."""
     if name not in _MODULES:
         raise unknown("kind of student", name, _MODULES)
     kind: Kind = importlib.import_module(f"retrodistill.students.{_MODULES[name]}").KIND
@@ -157,11 +149,7 @@ def all_kinds() -> list[Kind]:
 
 
 def kind_of(model: Any) -> Kind:
-    """The kind of a sentence-transformers model.
-
-    Raises:
-        UserError: The model is of another class.
-    """
+    """The kind of a sentence-transformers model; a model of another class is a UserError."""
     classes = {base.__name__ for base in type(model).__mro__}
     for kind in all_kinds():
         if kind.library_class in classes and kind.owns(model):
@@ -170,43 +158,29 @@ def kind_of(model: Any) -> Kind:
 
 
 def kind_of_settings(model: str, lexical_dim: int | None = None) -> Kind:
-    """The kind of a student as a recipe writes it: ``sparse:NAME`` is sparse; dense with a lexical half is hybrid.
-
-    Raises:
-        UserError: The kind is unknown.
-    """
+    """The kind of a student as a recipe writes it: ``sparse:NAME`` is sparse; dense with a lexical half is hybrid."""
     name = model.partition(":")[0]
     return get_kind("hybrid" if name == "dense" and lexical_dim else name)
 
 
 def as_student(model: Any, name: str | None = None, manifest: Manifest | None = None) -> Any:
-    """The encoder or pair scorer around a sentence-transformers model of any kind.
-
-    Args:
-        model: The model.
-        name: ``kind:name``; ``kind:student`` by default.
-        manifest: Manifest of a student that retrodistill trained.
-
-    Raises:
-        UserError: The model is of another class.
-    """
+    """The encoder or pair scorer around a model of any kind; its name is ``kind:student`` by default."""
     kind = kind_of(model)
     return kind.wrap(model, name or f"{kind.name}:student", manifest)
 
 
 def run_stage(model: Any, stage: StageSettings, data: TrainingData, folder: Path, what: str) -> History:
-    """Train a student through one stage, in place.
+    """Train a sentence-transformers model of any kind through one stage, in place.
 
     Args:
-        model: A sentence-transformers model of any kind.
-        stage: The stage's settings.
+        model: The student.
+        stage: Settings of the stage.
         data: Texts, teacher and document encoder.
         folder: For checkpoints.
         what: Title of the progress bar.
 
     Raises:
-        UserError: The kind of student does not train that part or has no such vectors, or the stage lacks what an
-            objective learns from.
+        UserError: The kind of student does not train that part or lacks what an objective needs.
     """
     kind = kind_of(model)
     student, initial = (kind.wrap(model, f"{kind.name}:student", None) for _ in range(2))
@@ -238,10 +212,8 @@ def _check_stage(kind: Kind, student: Any, stage: StageSettings) -> None:
 def save_student(model: Any, manifest: Manifest, folder: str | os.PathLike[str]) -> AnyStudent:
     """Save a student, whole or not at all, and load it back as the encoder that users will load.
 
-    Args:
-        model: The trained model, of any kind.
-        manifest: What it was made from; ``about.query_space`` names the document space that its queries search.
-        folder: Becomes an ordinary sentence-transformers folder with a manifest.
+    The folder is an ordinary sentence-transformers folder with a manifest, whose ``about.query_space`` names the
+    document space that its queries search.
 
     Raises:
         UserError: The folder is not writable, the disk is full, or the path holds something else.

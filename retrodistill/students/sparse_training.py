@@ -51,15 +51,10 @@ _REGULARIZED = 32  # documents drawn for each step, whose weights of the batch's
 def regularized(
     regularizers: Sequence[RegularizerSettings], queries: Tensor, documents: Tensor, progress: float | None
 ) -> dict[str, Tensor]:
-    """Weighted values by ``name-side``; those of one name and side are added up.
+    """Weighted values by ``name-side`` of (texts, terms) term weights; those of one name and side are added up.
 
-    The weight grows with the square of the step over the regularizer's warm-up (SPLADE, arXiv 2107.05720).
-
-    Args:
-        regularizers: Regularizers of the stage.
-        queries: (texts, terms) term weights, of all processes (`retrodistill.objectives.whole_batch`).
-        documents: The same of documents.
-        progress: Share of the steps done, from 0 to 1; None counts as warm.
+    The weight grows with the square of the step over the regularizer's warm-up (SPLADE, arXiv 2107.05720); without a
+    ``progress``, the share of the steps done, it is warm.
     """
     parts: dict[str, Tensor] = {}
     for settings in regularizers:
@@ -72,11 +67,7 @@ def regularized(
 
 
 class SparsityAlarm:
-    """Warns once per training when texts lose all their terms, and once when they have too many.
-
-    Attributes:
-        notes: The warnings, for the student's manifest.
-    """
+    """Warns once per training when texts lose all their terms, and once when they have too many; ``notes`` has it."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -85,10 +76,7 @@ class SparsityAlarm:
     def __call__(self, alive: Sequence[int], vocabulary: int, final: bool = False) -> None:
         """Check the numbers of terms of some documents.
 
-        Args:
-            alive: Terms of each document.
-            vocabulary: Terms in the vocabulary.
-            final: Whether training has ended: documents start dense in SPLADE, so density means nothing before.
+        Documents start dense in SPLADE, so density is checked only at the end of training (``final``).
         """
         empty = sum(count == 0 for count in alive) / max(len(alive), 1)
         mean = sum(alive) / max(len(alive), 1)
@@ -113,11 +101,7 @@ class SparsityAlarm:
 
 
 def train_sparse(run: StageRun) -> History:
-    """Train a sparse student through a stage.
-
-    Raises:
-        UserError: Nothing to learn from, or the student lacks what the stage trains.
-    """
+    """Train a sparse student through a stage."""
     alarm = SparsityAlarm()
     history = (_train_head if run.stage.train == "head" else _train_both)(run, alarm)
     history.notes = alarm.notes
@@ -147,13 +131,8 @@ def _train_both(run: StageRun, alarm: SparsityAlarm) -> History:
 class TermScorer(VectorScorer):
     """Inner products of term weights, which regularizers see.
 
-    Args:
-        cosine: As of `VectorScorer`.
-        regularizers: Regularizers of the stage.
-        own_tokens: Weight of the list objectives on scores for which one side is replaced by its own tokens, each of
-            weight 1, for VDR's head (the semi-parametric half of its loss): the mean over the two sides. Such a side
-            needs no model.
-        pooling: VDR's, where `own_tokens` is not 0.
+    ``own_tokens`` weighs the list objectives on scores for which one side is replaced by its own tokens, each of weight
+    1, for VDR's head (the semi-parametric half of its loss): the mean over the two sides. Such a side needs no model.
     """
 
     def __init__(
@@ -204,11 +183,7 @@ def _train_head(run: StageRun, alarm: SparsityAlarm) -> History:
 
 
 def query_weights_of(student: SparseTextEncoder) -> Any:
-    """The (vocabulary,) parameter of inference-free queries.
-
-    Raises:
-        UserError: Queries go through a model.
-    """
+    """The (vocabulary,) parameter of inference-free queries; a UserError where queries go through a model."""
     modules = student.modules("query")
     if [type(module).__name__ for module in modules] != ["SparseStaticEmbedding"]:
         raise UserError(
@@ -221,16 +196,8 @@ def query_weights_of(student: SparseTextEncoder) -> Any:
 class TermHead:
     """``log(1 + relu(max_i <d_t, h_i> + b_t))`` over the document's hidden states h_i, plus lexical terms if any.
 
-    Args:
-        student: A sparse student with a head after its transformer.
-        states: Hidden states of the documents.
-        texts: The documents; only read where the student has lexical terms.
-
     Attributes:
         parameters: (vocabulary, d) vectors, (vocabulary,) biases, and lexical terms' (vocabulary,) weights if any.
-
-    Raises:
-        UserError: No such head, or a pooling that does not take the maximum.
     """
 
     def __init__(self, student: SparseTextEncoder, states: States, texts: Sequence[str]) -> None:
@@ -244,12 +211,9 @@ class TermHead:
         self._own: csr_array | None = saturated_terms(student, own, texts) if own is not None else None
 
     def weights(self, chosen: Sequence[Tensor], terms: Tensor, documents: np.ndarray) -> Tensor:
-        """(documents, terms) weights of some terms in some documents.
+        """(documents, terms) weights of (terms,) places in the vocabulary in documents at (m,) corpus positions.
 
-        Args:
-            chosen: The rows of `parameters` (or of their copies) that belong to the terms.
-            terms: (terms,) int64 places in the vocabulary.
-            documents: (m,) corpus positions.
+        ``chosen`` are the rows of `parameters`, or of their copies, that belong to the terms.
         """
         vectors, biases, *own = chosen
         states, lengths = self._states.gather(documents, vectors.device)
@@ -271,16 +235,8 @@ class TermHead:
 class TermHeadScorer(HeadScorer):
     """Scores of inference-free sparse students: a vector and a bias for each term, and the terms' weights in queries.
 
-    Args:
-        student: The student.
-        documents: Hidden states of the corpus.
-        regularizers: Regularizers of term weights. They see the terms of the batch's queries in documents drawn from
-            the corpus: other terms have no gradient in this step, and FLOPS is a sum over terms.
-        seed: Seed of the random draws.
-        texts: The corpus, which a student with lexical terms counts.
-
-    Raises:
-        UserError: The student has other queries, another head or another pooling.
+    Regularizers see the terms of the batch's queries in documents drawn from the corpus: other terms have no gradient
+    in this step, and FLOPS is a sum over terms.
     """
 
     def __init__(
@@ -359,9 +315,7 @@ def _of_all_processes(terms: Tensor, vocabulary: int) -> Tensor:
 def exhaustive(student: SparseTextEncoder, name: str) -> StoredStatesRanker:
     """Exact search by stored hidden states; only the queries' terms are computed, a tenth of the vocabulary.
 
-    Raises:
-        UserError: Queries go through a model, or the student keeps a limited number of terms: the queries' terms alone
-            do not tell which.
+    Refused where they do not tell the score: with a limited number of terms, which depends on all of them.
     """
     if not student.is_inference_free or student.model.max_active_dims:
         raise UserError(

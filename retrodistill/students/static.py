@@ -89,11 +89,7 @@ def static_student(
 
 
 def fast_tokenizer(teacher: Encoder) -> Tokenizer:
-    """A copy of the teacher's tokenizer, without padding and truncation, which would cut long queries silently.
-
-    Raises:
-        UserError: The teacher has no fast tokenizer.
-    """
+    """A copy of the teacher's tokenizer, without padding and truncation, which would cut long queries silently."""
     backend = getattr(teacher.model.tokenizer, "backend_tokenizer", teacher.model.tokenizer)
     if not isinstance(backend, Tokenizer):
         raise UserError(f"model {teacher.name} has no fast tokenizer, which a static student shares; choose another.")

@@ -54,12 +54,7 @@ TokenStudent = SparseTextEncoder | MultiVectorModel
 
 @dataclass(frozen=True, eq=False)
 class States:
-    """Hidden states of texts, ragged, memory-mapped.
-
-    Attributes:
-        vectors: (total, d) float16 or float32.
-        places: (n, 2) int64: where each text's states begin, and how many it has.
-    """
+    """Ragged hidden states of texts: (total, d) float vectors, memory-mapped, and (n, 2) int64 starts and lengths."""
 
     vectors: np.ndarray
     places: np.ndarray
@@ -73,11 +68,7 @@ class States:
         return int(self.vectors.shape[1])
 
     def gather(self, rows: np.ndarray, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """States of the texts at (m,) rows, concatenated.
-
-        Returns:
-            (sum of lengths, d) float32 and (m,) int64 lengths.
-        """
+        """(sum of lengths, d) float32 states of the texts at (m,) rows, concatenated, and (m,) int64 lengths."""
         places = self.places[rows]
         parts = [self.vectors[start : start + length] for start, length in places]
         joined = np.concatenate(parts) if parts else np.zeros((0, self.width), dtype=np.float16)
@@ -136,11 +127,7 @@ def _write(texts: Sequence[str], read: Reader, to: Path, what: str, dtype: np.dt
 
 
 def head_of(student: TokenStudent) -> Any:
-    """The linear map after the transformer: to the vocabulary of a sparse student, to the width of token vectors.
-
-    Raises:
-        UserError: There is none that can be trained on its own.
-    """
+    """The linear map after the transformer, to the vocabulary or to the width of token vectors; UserError without."""
     dense = [module for module in student.modules("document") if type(module).__name__ == "Dense"]
     if len(dense) == 1 and dense[0].module_input_name == "token_embeddings" and not dense[0].use_residual:
         return dense[0]
@@ -171,11 +158,7 @@ def through_modules(modules: Sequence[Any], features: dict[str, Any], role: Role
 
 
 def stored_states(student: TokenStudent, texts: Sequence[str], role: Role) -> States:
-    """Hidden states of texts before the student's head, as `cached_states`; of the tokens that its mask leaves.
-
-    Raises:
-        UserError: The student has no head to train, or a state is not finite or too large for float16.
-    """
+    """Hidden states of texts before the student's head, as `cached_states`; of the tokens that its mask leaves."""
     backbone = backbone_of(student, role)
 
     def read(batch: list[str]) -> tuple[Tensor, Tensor]:
@@ -202,12 +185,7 @@ def _key(student: TokenStudent, texts: Sequence[str], role: Role) -> str:
 
 
 def segment_max(values: Tensor, lengths: Tensor) -> Tensor:
-    """(segments, columns) maxima over consecutive rows; 0 for an empty segment.
-
-    Args:
-        values: (rows, columns).
-        lengths: (segments,) int64, adding up to the rows.
-    """
+    """(segments, columns) maxima of (rows, columns) over consecutive rows of (segments,) lengths; 0 where empty."""
     maxima: Tensor = torch.segment_reduce(values, "max", lengths=lengths, axis=0, initial=None, unsafe=False)
     return torch.where((lengths > 0)[:, None], maxima, torch.zeros_like(maxima))
 
@@ -216,12 +194,8 @@ class StoredStatesRanker(Ranker):
     """Exact search of a sparse or multi-vector student by the hidden states that its training stored.
 
     Scores are exactly the student's, and no transformer runs for documents. It compares students during development;
-    what is served is an index.
-
-    Args:
-        student: Encodes the queries.
-        name: What its runs are called.
-        search: ``(student, states, queries, corpus, k) -> ((queries, k) rows, (queries, k) scores)``.
+    what is served is an index. ``search`` is ``(student, states, queries, corpus, k) -> ((queries, k) rows, (queries,
+    k) scores)``.
     """
 
     can_search = True
@@ -248,15 +222,10 @@ def store_from_states(
     texts: Sequence[str],
     blocks: Callable[[Any, States, Sequence[str]], Iterator[tuple[int, Any]]],
 ) -> None:
-    """Put a student's document vectors into its store where the cache has their hidden states, as train: head leaves.
+    """Put a student's document vectors into its store if the cache has their hidden states, as train: head leaves them.
 
-    No transformer runs for its index then. float16 states change a value by a thousandth.
-
-    Args:
-        student: The student.
-        store: Store of its documents.
-        texts: The corpus.
-        blocks: Gives the row of the first document and the vectors of `BLOCK` documents at a time.
+    No transformer runs for its index then. float16 states change a value by a thousandth. ``blocks`` gives the row of
+    the first document and the vectors of `BLOCK` documents at a time.
     """
     try:
         folder = cache_folder() / "states" / _key(student, texts, "document")
@@ -272,12 +241,7 @@ def store_from_states(
 
 
 class HeadScorer(Scorer):
-    """Scores by a head of parameters that learn outside the model's forward pass; one text column.
-
-    Args:
-        documents: Hidden states of the corpus.
-        trained: Parameters that learn.
-    """
+    """Scores by a head whose parameters, ``trained``, learn outside the model's forward pass; one text column."""
 
     def __init__(self, documents: States, trained: Sequence[nn.Parameter]) -> None:
         self.documents, self.trained = documents, list(trained)
@@ -285,12 +249,9 @@ class HeadScorer(Scorer):
 
     @abstractmethod
     def scores(self, parameters: Sequence[Tensor], queries: Any, documents: np.ndarray) -> Tensor:
-        """(batch, n) scores of each query with its own documents.
+        """(batch, n) scores of queries, as `encode` gives, with documents at (batch, n) corpus positions.
 
-        Args:
-            parameters: In place of those that learn.
-            queries: As `encode` gives.
-            documents: (batch, n) corpus positions, -1 for padding, whose score is 0.
+        Parameters are in place of `trained`. The score of padding, at position -1, is 0.
         """
 
     @abstractmethod
@@ -341,13 +302,7 @@ def train_head(
 ) -> History:
     """Train a student's head for queries and documents; everything else is frozen.
 
-    Args:
-        run: The stage.
-        scorer: Scores by the head.
-        watch: Further monitored values, of documents at some corpus positions.
-
-    Raises:
-        UserError: No list objective, or nothing to learn from.
+    ``watch`` gives further monitored values, of documents at some corpus positions.
     """
     model, texts = run.student.model, run.prepared.texts.texts.texts
     groups = require_lists(drawn_groups(run).of_texts(training_rows(run.prepared, run.stage)))

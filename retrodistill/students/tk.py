@@ -58,9 +58,6 @@ class TK(LateInteraction):
         query_length: Maximum number of tokens of a query; there are no special tokens.
         document_length: Maximum number of tokens of a document.
         precision: Precision of the stored states.
-
-    Raises:
-        UserError: Not a BERT, a width that it does not have, or more tokens than it has positions.
     """
 
     kind: ClassVar[str] = "tk"
@@ -137,11 +134,7 @@ class TK(LateInteraction):
 def kernel_sums(match: Tensor, mask: Tensor, centers: Tensor, width: float = WIDTH) -> Tensor:
     """(n, query tokens, kernels): how much of a document lies at each kernel, for each of the query's tokens.
 
-    Args:
-        match: (n, query tokens, document tokens) cosines.
-        mask: (n, document tokens) bool, true where there is a token.
-        centers: (kernels,) mu.
-        width: sigma of all kernels.
+    Of (n, query tokens, document tokens) cosines, an (n, document tokens) bool mask and (kernels,) centers mu.
     """
     counted = mask[:, None, :].to(match.dtype)
     return torch.stack(
@@ -167,9 +160,6 @@ def tk_student(
         dimension: Width of a stored token; the model's by default.
         max_length: Maximum number of tokens of a document.
         gated: Weight query tokens, from their IDF on.
-
-    Raises:
-        UserError: As `TK`, more layers than there are, or the model is not found.
     """
     start = load_bi_encoder(source)
     backbone = bert_of(start, source, TK.kind)

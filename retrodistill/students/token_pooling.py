@@ -51,10 +51,10 @@ class FixedTokenPooling(BaseTokenPooling):
 
 
 def pooled(tokens: Tensor, vectors: ClusterSize, *, protected: int = 1, normalise: bool = True) -> Tensor:
-    """Pool the tokens of one text.
+    """Pool the (n, d) unit token vectors of one text.
 
     Args:
-        tokens: (n, d), of unit length.
+        tokens: (n, d).
         vectors: How many are left: a number, or a share of n between 0 and 1, rounded up.
         protected: Number of first tokens that are kept as they are, and count; fewer where no vector would be left for
             the rest.
@@ -62,9 +62,6 @@ def pooled(tokens: Tensor, vectors: ClusterSize, *, protected: int = 1, normalis
 
     Returns:
         (k, d), k the given number or n if that is smaller; fewer where tokens are equal. Deterministic.
-
-    Raises:
-        UserError: Not (n, d), not a number of vectors, or a negative number of protected tokens.
     """
     check_cluster_size("vectors", vectors)
     if tokens.ndim != 2 or protected < 0:
@@ -82,16 +79,7 @@ def pooled(tokens: Tensor, vectors: ClusterSize, *, protected: int = 1, normalis
 
 
 def with_pooling(model: MultiVectorEncoder, vectors: ClusterSize, *, protected: int = 1) -> MultiVectorEncoder:
-    """A multi-vector encoder whose documents are pooled; it shares its weights with the given one.
-
-    Args:
-        model: Without pooling of tokens.
-        vectors: As of `FixedTokenPooling`.
-        protected: As of `FixedTokenPooling`.
-
-    Raises:
-        UserError: Not a number of vectors, or the model pools its tokens already.
-    """
+    """A multi-vector encoder with `FixedTokenPooling` of documents, which shares its weights with the given one."""
     modules: list[Any] = list(model)
     check_unpooled(modules)
     pooling: MultiVectorEncoder = with_modules(model, [*modules, FixedTokenPooling(vectors, protected=protected)])

@@ -63,13 +63,7 @@ class VocabularyPooling(Module):
 
 
 def own_tokens(features: dict[str, Tensor], dimension: int, special: Sequence[int]) -> Tensor:
-    """(batch, vocabulary) bool: the tokens that each text contains.
-
-    Args:
-        features: With (batch, tokens) ``input_ids`` and ``attention_mask``.
-        dimension: Size of the vocabulary.
-        special: Tokens that do not count.
-    """
+    """(batch, vocabulary) bool: the tokens that each text of a tokenized batch contains, without special ones."""
     counts = counted(features, dimension)
     return counts.index_fill_(1, torch.tensor(special, dtype=torch.int64, device=counts.device), 0.0) > 0
 
@@ -80,14 +74,7 @@ def vocabulary_pooling(model: Any) -> VocabularyPooling | None:
 
 
 def own_token_queries(model: Any) -> Any:
-    """A model with the same documents and queries that need no model: each of a query's tokens has weight 1.
-
-    Args:
-        model: With this head; its weights are shared.
-
-    Raises:
-        UserError: It has another head.
-    """
+    """A model with the same documents, and queries that need no model: each of a query's tokens has weight 1."""
     pooling = vocabulary_pooling(model)
     if pooling is None:
         raise UserError("queries of a text's own tokens are for sparse students of head: vdr; this one has another.")
@@ -99,11 +86,7 @@ def own_token_queries(model: Any) -> Any:
 
 
 def with_vdr_head(model: Any) -> Any:
-    """A sparse encoder with this head, which shares its weights with the given one.
-
-    Raises:
-        UserError: It does not pool logits over a vocabulary, or has a Router.
-    """
+    """A sparse encoder with this head after its logits, which shares its weights with the given one."""
     modules = list(model)
     if vocabulary_pooling(model) is not None:
         return model
