@@ -285,6 +285,7 @@ class FaissIndex(Index):
         inner: Any = faiss.downcast_index(self.index)
         if isinstance(inner, faiss.IndexRefineFlat):
             inner = faiss.downcast_index(inner.refine_index)
+        inner.referenced_objects = [self.index]  # what FAISS downcasts does not keep the whole index alive
         if isinstance(inner, faiss.IndexIVFFlat):
             return _list_reader(inner, self.labels)
         if isinstance(inner, (faiss.IndexFlat, faiss.IndexHNSWFlat)):

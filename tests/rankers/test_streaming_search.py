@@ -6,6 +6,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.data import Texts
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.embeddings import EmbeddingStore
+from retrodistill.rankers import bi_encoder
 from retrodistill.rankers.bi_encoder import DenseRanker
 
 
