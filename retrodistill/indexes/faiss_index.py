@@ -188,13 +188,14 @@ class FaissIndex(Index):
         """As `Index.vector_reader`; None for factories that code or transform the vectors."""
         import faiss
 
-        inner: Any = faiss.downcast_index(self.index)
-        if isinstance(inner, faiss.IndexRefineFlat):
-            inner = faiss.downcast_index(inner.refine_index)
-        if isinstance(inner, faiss.IndexIVFFlat):
-            return _list_reader(inner, self.labels)
-        if isinstance(inner, (faiss.IndexFlat, faiss.IndexHNSWFlat)):
-            return lambda start, stop: inner.reconstruct_n(start, stop - start)
+        vectors: Any = faiss.downcast_index(self.index)
+        if isinstance(vectors, faiss.IndexRefineFlat):
+            vectors = faiss.downcast_index(vectors.refine_index)
+        vectors.referenced_objects = [self.index]  # what downcast_index returns does not keep the whole index alive
+        if isinstance(vectors, faiss.IndexIVFFlat):
+            return _list_reader(vectors, self.labels)
+        if isinstance(vectors, (faiss.IndexFlat, faiss.IndexHNSWFlat)):
+            return lambda start, stop: vectors.reconstruct_n(start, stop - start)
         return None
 
     @property

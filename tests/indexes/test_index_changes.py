@@ -209,6 +209,16 @@ class TestMemoryMapping:
         assert FaissIndex.load(tmp_path / "index").search_vectors(vectors[:20], 9).to_dict() == expected
 
 
+class TestReading:
+    @pytest.mark.parametrize("factory", ["Flat", "HNSW8", "IVF4,Flat", "SQ8,RFlat"])
+    def test_a_reader_keeps_the_vectors_that_it_reads(self, vectors, factory):
+        read = indexed(vectors, factory).vector_reader()
+        np.testing.assert_array_equal(read(3, 200), vectors[3:200])
+
+    def test_codes_have_no_reader(self, vectors):
+        assert indexed(vectors, "SQ8").vector_reader() is None
+
+
 class TestSize:
     def test_it_is_counted_without_a_second_copy(self):
         index = faiss.IndexFlatIP(256)
