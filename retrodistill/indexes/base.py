@@ -20,8 +20,7 @@ from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import IN_MEMORY, EmbeddingSpace, TextModel
 from retrodistill.encoders.embeddings import embed
-from retrodistill.rankers.protocol import Ranker
-from retrodistill.rankers.queries import Queries, as_queries, cut_depth, plain_queries, wanted_depth, within
+from retrodistill.rankers.protocol import Queries, Ranker, as_queries, cut_depth, plain_queries, wanted_depth, within
 from retrodistill.runs.run import Run
 
 _IDS_FILE = "ids.parquet"

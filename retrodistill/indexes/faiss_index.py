@@ -36,7 +36,7 @@ from retrodistill.indexes.factory import (
 )
 from retrodistill.indexes.registry import IndexKind
 from retrodistill.indexes.tuning import TuningResult, exact_labels, tune
-from retrodistill.rankers.queries import Queries, as_queries, check_k
+from retrodistill.rankers.protocol import Queries, as_queries, check_k
 from retrodistill.training.settings import Settings
 from retrodistill.training.texts import training_queries, training_texts
 

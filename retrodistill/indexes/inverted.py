@@ -16,8 +16,7 @@ from retrodistill.data.collection import Collection
 from retrodistill.encoders.any_encoder import SPARSE
 from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.embeddings import embed
-from retrodistill.encoders.sparse import SparseTextEncoder
-from retrodistill.encoders.token_weights import TokenWeights
+from retrodistill.encoders.sparse import SparseTextEncoder, TokenWeights
 from retrodistill.indexes.base import Index, StoredIndex, load_sides
 from retrodistill.indexes.registry import IndexKind, checked
 from retrodistill.indexes.seismic import SeismicPostings, seismic

@@ -18,15 +18,14 @@ from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import MULTI_VECTOR
 from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.embeddings import TokenVectors
-from retrodistill.encoders.maxsim import best_documents
-from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens
+from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens, best_documents
 from retrodistill.indexes.base import Index, StoredIndex, load_sides
 from retrodistill.indexes.codecs import Codec, CodecSettings, fit_codec
 from retrodistill.indexes.factory import empty_index
 from retrodistill.indexes.muvera import FAISS_FILE, CandidateIndex, Muvera, MuveraSettings
 from retrodistill.indexes.registry import IndexKind, checked
 from retrodistill.indexes.tokens import CODES_FILE, TokenStore, TokenWriter, check_tokens
-from retrodistill.rankers.queries import check_queries
+from retrodistill.rankers.protocol import check_queries
 
 _BLOCK = 256  # documents that are encoded at once; a kill loses one block
 
