@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from retrodistill.cli.app import DryOption, JsonOption, OutOption, app, duration, show
-from retrodistill.core.progress import set_quiet
+from retrodistill.core.runtime import set_quiet
 
 
 @app.command()

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from retrodistill.encoders.multi_vector import Tokens
-from retrodistill.runs.top_k import top_k
+from retrodistill.runs.run import top_k
 
 _QUERY_TOKENS, _DOCUMENT_TOKENS = 1024, 16384  # of a block, whose products take 64 MiB
 

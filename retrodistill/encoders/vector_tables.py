@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.data.jsonl import read_objects
+from retrodistill.data.records import read_objects
 from retrodistill.encoders.vectors import check_finite
 
 ENDINGS = (".parquet", ".jsonl", ".npy")

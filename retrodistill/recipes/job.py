@@ -10,8 +10,8 @@ from typing import cast
 
 from retrodistill.core.errors import UserError
 from retrodistill.data import Collection, Texts, load_collection
-from retrodistill.data.conversations import asked_better
-from retrodistill.data.qrels import Qrels
+from retrodistill.data.collection import Qrels
+from retrodistill.data.conversations import with_rewrites
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import quiet_libraries
@@ -78,7 +78,7 @@ class Job:
     def teacher_test(self) -> Texts:
         """The test queries as teachers are asked them: rewrites where there are."""
         rewrites = self.rewrites
-        return self.test if rewrites is None else asked_better(self.test, rewrites)
+        return self.test if rewrites is None else with_rewrites(self.test, rewrites)
 
     @property
     def rewrites(self) -> Texts | None:

@@ -10,11 +10,11 @@ from retrodistill.data import Collection, Texts
 from retrodistill.data.collection import leaks_between
 from retrodistill.data.conversations import (
     Conversations,
-    asked_better,
     check_rewrites,
     load_conversations,
     load_rewrites,
     make_turns,
+    with_rewrites,
 )
 from retrodistill.recipes.settings import ConversationSettings, Recipe
 from retrodistill.training.texts import training_queries
@@ -49,7 +49,7 @@ class Questions:
         """Texts that must not be trained on: the test queries, and their rewrites."""
         if self.rewrites is None:
             return self.test
-        better = asked_better(self.test, self.rewrites)
+        better = with_rewrites(self.test, self.rewrites)
         return self.test + Texts.from_pairs((f"rewrite:{id_}", better[id_]) for id_ in better.ids)
 
 
@@ -79,7 +79,9 @@ def questions_of(recipe: Recipe, loaded: Collection, test_of: Callable[[Collecti
     test = test_of(collection)
     train, warning = training_queries(collection, recipe.split.train, test)
     if rewrites is not None:
-        leaked = {leak.train_id for leak in leaks_between(asked_better(train, rewrites), asked_better(test, rewrites))}
+        leaked = {
+            leak.train_id for leak in leaks_between(with_rewrites(train, rewrites), with_rewrites(test, rewrites))
+        }
         if leaked:  # whoever is asked them
             train = train.select([query for query in train.ids if query not in leaked])
             notes.append(f"{len(leaked)} training queries have the rewrite of a test query: they are dropped.")

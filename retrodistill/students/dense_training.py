@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from retrodistill.core.distributed import main_first
 from retrodistill.core.errors import UserError
-from retrodistill.core.progress import bar
+from retrodistill.core.runtime import bar, main_first
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.exits import behind_exit, exits_of

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from retrodistill.core.distributed import average_gradients
+from retrodistill.core.runtime import average_gradients
 from retrodistill.students.states import States
 from retrodistill.training.lists import ListBatch, require_lists
 from retrodistill.training.loss import DistillationLoss

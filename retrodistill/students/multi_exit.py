@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.progress import log
+from retrodistill.core.runtime import log
 from retrodistill.encoders.exits import ROUTE, behind_exit, exit_model, exits_of
 from retrodistill.encoders.modules import with_modules
 from retrodistill.objectives.distributions import kl_divergence

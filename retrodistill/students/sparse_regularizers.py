@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from retrodistill.core.progress import log
+from retrodistill.core.runtime import log
 from retrodistill.objectives.registry import get_regularizer
 from retrodistill.training.settings import RegularizerSettings
 

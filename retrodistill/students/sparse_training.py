@@ -11,12 +11,12 @@ from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from retrodistill import objectives as pure
-from retrodistill.core.distributed import main_first, processes
 from retrodistill.core.errors import UserError
+from retrodistill.core.runtime import main_first, processes
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.embeddings import SparseStore
 from retrodistill.encoders.sparse import SparseTextEncoder
-from retrodistill.runs.top_k import top_k
+from retrodistill.runs.run import top_k
 from retrodistill.students.heads import HeadScorer, train_head
 from retrodistill.students.lexical_terms import lexical_terms_of, saturated_terms
 from retrodistill.students.sparse_regularizers import Regularizer, SparsityAlarm, regularized

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from retrodistill.core.distributed import main_first
 from retrodistill.core.errors import UserError
+from retrodistill.core.runtime import main_first
 from retrodistill.encoders.vectors import check_dimensions
 from retrodistill.students.registry import as_student, kind_of
 from retrodistill.training.prepared import learned_from, prepare
