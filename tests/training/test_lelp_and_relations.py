@@ -13,8 +13,8 @@ from retrodistill.encoders import load_encoder
 from retrodistill.encoders.multi_vector import MultiVectorModel, token_encoder
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.multi_vector import MultiVectorRanker
-from retrodistill.recipes.building import build_student
-from retrodistill.recipes.settings import StudentSettings
+from retrodistill.recipes.student_settings import StudentSettings
+from retrodistill.recipes.students import build_student
 from retrodistill.students.multi_vector import multi_vector_student
 from retrodistill.students.multi_vector_training import TokenScorer
 from retrodistill.students.stages import run_stage
