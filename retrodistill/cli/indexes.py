@@ -127,7 +127,7 @@ def search(
 ) -> None:
     """Search an index."""
     from retrodistill.data import load_collection
-    from retrodistill.rankers.queries import check_queries
+    from retrodistill.rankers.protocol import check_queries
 
     set_quiet(as_json)
     check_queries(query)

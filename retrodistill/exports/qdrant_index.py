@@ -15,8 +15,7 @@ from retrodistill.encoders.vectors import leading
 from retrodistill.exports.connection import Address, connect
 from retrodistill.exports.qdrant_collection import QdrantCollection
 from retrodistill.exports.records import Kind
-from retrodistill.rankers.protocol import Ranker
-from retrodistill.rankers.queries import Queries, as_queries, cut_depth, plain_queries, wanted_depth, within
+from retrodistill.rankers.protocol import Queries, Ranker, as_queries, cut_depth, plain_queries, wanted_depth, within
 from retrodistill.runs.run import Run
 
 _KINDS = {"dense": DENSE, "sparse": SPARSE, "multi-vector": MULTI_VECTOR}

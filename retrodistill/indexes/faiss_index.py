@@ -46,8 +46,16 @@ from retrodistill.indexes.factory import (
 )
 from retrodistill.indexes.registry import IndexKind
 from retrodistill.indexes.tuning import TuningResult, exact_labels, tune
-from retrodistill.rankers.protocol import Stage
-from retrodistill.rankers.queries import Queries, as_queries, check_k, cut_depth, plain_queries, wanted_depth, within
+from retrodistill.rankers.protocol import (
+    Queries,
+    Stage,
+    as_queries,
+    check_k,
+    cut_depth,
+    plain_queries,
+    wanted_depth,
+    within,
+)
 from retrodistill.runs.run import Run
 from retrodistill.training.settings import Settings
 from retrodistill.training.texts import training_queries, training_texts
@@ -277,6 +285,7 @@ class FaissIndex(Index):
         inner: Any = faiss.downcast_index(self.index)
         if isinstance(inner, faiss.IndexRefineFlat):
             inner = faiss.downcast_index(inner.refine_index)
+        inner.referenced_objects = [self.index]  # what FAISS downcasts does not keep the whole index alive
         if isinstance(inner, faiss.IndexIVFFlat):
             return _list_reader(inner, self.labels)
         if isinstance(inner, (faiss.IndexFlat, faiss.IndexHNSWFlat)):

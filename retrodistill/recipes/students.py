@@ -18,9 +18,16 @@ from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.recipes.stage_teachers import StageTeachers, manifest_after_stage, space_of
 from retrodistill.recipes.student_settings import StageOfStudent, StudentSettings, needed_by, training_order
-from retrodistill.students.registry import Kind, as_student, kind_of, kind_of_settings
-from retrodistill.students.saving import AnyStudent, load_student, save_student
-from retrodistill.students.stages import run_stage
+from retrodistill.students.registry import (
+    AnyStudent,
+    Kind,
+    as_student,
+    kind_of,
+    kind_of_settings,
+    load_student,
+    run_stage,
+    save_student,
+)
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.trainer import History, remove_checkpoints
 from retrodistill.training.training_data import TrainingData

@@ -10,14 +10,14 @@ from retrodistill.core.files import check_replaceable
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.encoders.exits import ROUTE, exit_model, exits_of
 from retrodistill.encoders.loading import quiet_libraries
+from retrodistill.encoders.modules import ROUTE, exit_model, exits_of
 from retrodistill.evaluation.results import REWRITES, Role
 from retrodistill.evaluation.systems import System
 from retrodistill.indexes import FaissSettings, build_index, load_index
 from retrodistill.indexes.registry import get_kind
+from retrodistill.rankers.bi_encoder import DenseRanker
 from retrodistill.rankers.bm25 import BM25Ranker
-from retrodistill.rankers.dense import DenseRanker
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.rankers.reranker import Reranker
@@ -26,8 +26,7 @@ from retrodistill.recipes.settings import Recipe
 from retrodistill.recipes.student_settings import StudentSettings, VariantNames, comparison_names, without_clusters
 from retrodistill.recipes.students import Distilled, contrastive_control, untrained_control
 from retrodistill.students.clustering import cluster_sizes
-from retrodistill.students.registry import kind_of, kind_of_settings
-from retrodistill.students.saving import AnyStudent, load_student, save_student
+from retrodistill.students.registry import AnyStudent, kind_of, kind_of_settings, load_student, save_student
 from retrodistill.students.token_pooling import with_pooling
 from retrodistill.students.vdr import own_token_queries, vocabulary_pooling
 

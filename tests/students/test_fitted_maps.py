@@ -14,7 +14,7 @@ from retrodistill.rankers.loading import load_ranker
 from retrodistill.recipes.student_settings import StudentSettings
 from retrodistill.recipes.students import build_student
 from retrodistill.students import dense_student
-from retrodistill.students.dense_training import fit_map
+from retrodistill.students.dense import fit_map
 from retrodistill.training.training_data import TrainingData
 
 STAGES = [{"objectives": "leaf"}]

@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders import load_encoder
-from retrodistill.encoders.exits import exit_model
+from retrodistill.encoders.modules import exit_model
 from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.encoders.vectors import leading
@@ -16,12 +16,10 @@ from retrodistill.rankers.loading import load_ranker
 from retrodistill.recipes.student_settings import StudentSettings
 from retrodistill.recipes.students import build_student, contrastive_control
 from retrodistill.students.clustering import TokenClusters, with_clusters, without_clusters
-from retrodistill.students.dense_training import loss_of_variants
-from retrodistill.students.multi_vector import multi_vector_student
-from retrodistill.students.multi_vector_training import TokenScorer
-from retrodistill.students.registry import as_student
+from retrodistill.students.dense import loss_of_variants
+from retrodistill.students.multi_vector import TokenScorer, multi_vector_student
+from retrodistill.students.registry import as_student, run_stage
 from retrodistill.students.sparse_training import TermScorer
-from retrodistill.students.stages import run_stage
 from retrodistill.students.vdr import own_token_queries, vocabulary_pooling
 from retrodistill.training.loss import DistillationLoss, Term
 from retrodistill.training.settings import StageSettings

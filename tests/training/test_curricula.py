@@ -16,8 +16,7 @@ from retrodistill.rankers.recorded import RecordedRanker
 from retrodistill.recipes.student_settings import StudentSettings
 from retrodistill.recipes.students import build_student, train_student
 from retrodistill.runs import Run
-from retrodistill.students.registry import as_student, kind_of
-from retrodistill.students.stages import run_stage
+from retrodistill.students.registry import as_student, kind_of, run_stage
 from retrodistill.training import trainer
 from retrodistill.training.curricula import selected, topic_batches
 from retrodistill.training.loss import DistillationLoss
