@@ -21,7 +21,7 @@ from retrodistill.evaluation.results import Results
 from retrodistill.rankers import load_ranker
 from retrodistill.recipes import StudentSettings, validated
 from retrodistill.recipes.cards import Source, write_student_card
-from retrodistill.recipes.one_student import one_student
+from retrodistill.recipes.student_settings import one_student
 from retrodistill.recipes.students import train_student
 from retrodistill.report import write_page
 from retrodistill.students.registry import AnyStudent

@@ -21,8 +21,15 @@ from retrodistill.recipes.quantized import quantized
 from retrodistill.recipes.reporting import job_results
 from retrodistill.recipes.settings import Recipe
 from retrodistill.recipes.students import remove_work, train_students
-from retrodistill.recipes.systems import baselines, rewritten_student, student_system, truncated_teachers, vectors_note
-from retrodistill.recipes.variants import entries, variants_of
+from retrodistill.recipes.systems import (
+    baselines,
+    entries,
+    rewritten_student,
+    student_system,
+    truncated_teachers,
+    variants_of,
+    vectors_note,
+)
 from retrodistill.report import write_page
 from retrodistill.runs.formats import save_run
 
