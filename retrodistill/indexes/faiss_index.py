@@ -13,7 +13,7 @@ from pydantic import model_validator
 
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import digest
-from retrodistill.core.progress import log
+from retrodistill.core.runtime import log
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import DENSE

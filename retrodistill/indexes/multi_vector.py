@@ -12,7 +12,7 @@ import numpy as np
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import cache_folder, digest, exclusive
 from retrodistill.core.manifest import FILE_NAME
-from retrodistill.core.progress import bar
+from retrodistill.core.runtime import bar
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import MULTI_VECTOR

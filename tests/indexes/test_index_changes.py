@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.progress import set_quiet
+from retrodistill.core.runtime import set_quiet
 from retrodistill.data import Texts
 from retrodistill.indexes import EmbeddingSpace, FaissIndex
 from retrodistill.indexes.factory import build_faiss, file_bytes
