@@ -15,7 +15,7 @@ from retrodistill.core.errors import UserError, unknown
 from retrodistill.encoders.loading import PACKAGED_NAME
 from retrodistill.recipes.mistakes import validated
 from retrodistill.recipes.settings import Recipe
-from retrodistill.training.list_settings import CURRENT_STUDENT
+from retrodistill.training.settings import CURRENT_STUDENT
 
 
 def load_recipe(source: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from retrodistill.core.errors import unknown
 from retrodistill.students.registry import all_kinds, kind_of_settings
-from retrodistill.training.list_settings import is_student, parse_student
-from retrodistill.training.settings import StageSettings
+from retrodistill.training.settings import StageSettings, is_student, parse_student
 
 if TYPE_CHECKING:
     from retrodistill.recipes.settings import Recipe, StudentSettings

@@ -14,7 +14,7 @@ from retrodistill.recipes.index_settings import IndexSettings
 from retrodistill.recipes.order import check_teachers
 from retrodistill.recipes.student_settings import StudentSettings, beside_names
 from retrodistill.students.registry import kind_of_settings
-from retrodistill.training.list_settings import Teachers, TeacherSettings
+from retrodistill.training.settings import Teachers, TeacherSettings
 
 __all__ = [
     "SYSTEMS",

@@ -17,8 +17,7 @@ from retrodistill.recipes.building import space_of
 from retrodistill.recipes.settings import StudentSettings, TeacherSettings
 from retrodistill.recipes.student_settings import unclustered
 from retrodistill.students.registry import kind_of
-from retrodistill.training.list_settings import CURRENT_STUDENT, is_student, parse_student
-from retrodistill.training.settings import StageSettings
+from retrodistill.training.settings import CURRENT_STUDENT, StageSettings, is_student, parse_student
 from retrodistill.training.training_data import TrainingData
 
 StudentAfter = Callable[[str, int], Any]  # gives a student of the recipe after so many of its stages

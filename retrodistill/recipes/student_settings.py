@@ -10,8 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from retrodistill.core.errors import UserError
 from retrodistill.core.settings import OneOf, Settings, value_errors
 from retrodistill.students.registry import Kind, all_kinds, get_kind, kind_names, kind_of_settings
-from retrodistill.training.list_settings import CURRENT_STUDENT
-from retrodistill.training.settings import StageSettings
+from retrodistill.training.settings import CURRENT_STUDENT, StageSettings
 
 if TYPE_CHECKING:
     from retrodistill.recipes.settings import Recipe
