@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.data.qrels import Qrels
+from retrodistill.data.collection import Qrels
 from retrodistill.runs.calibration import list_moments
 from retrodistill.runs.run import Run
 

@@ -9,16 +9,14 @@ import numpy as np
 
 from retrodistill.candidates.samplers import TopicBatches, cluster_topics, topic_count
 from retrodistill.candidates.selection import labeled, prod_selection, pseudo_labeled
-from retrodistill.core.distributed import main_first
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_file, digest
-from retrodistill.core.progress import log
+from retrodistill.core.runtime import log, main_first
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.vectors import exact_search
 from retrodistill.objectives import PseudoClasses, classes_of
-from retrodistill.runs.run import Run
-from retrodistill.runs.top_k import top_k
+from retrodistill.runs.run import Run, top_k
 from retrodistill.training.lists import Lists, graded_positions
 from retrodistill.training.loss import Term
 from retrodistill.training.scoring import ScoredLists, candidate_sources, scored_lists, stage_texts

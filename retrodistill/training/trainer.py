@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from retrodistill.core.allocation import keep_freed_memory
-from retrodistill.core.distributed import is_main, processes
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import is_disk_error, make_folder
-from retrodistill.core.progress import bar, log
+from retrodistill.core.runtime import bar, is_main, keep_freed_memory, log, processes
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.runs.agreement import rank_agreement
-from retrodistill.runs.top_k import top_k
+from retrodistill.runs.run import top_k
 from retrodistill.training.loss import objective_keeper
 from retrodistill.training.settings import TrainingSettings
 
