@@ -274,13 +274,11 @@ class FaissIndex(Index):
         """As `Index.vector_reader`; None for factories that code or transform the vectors."""
         import faiss
 
-        inner: Any = faiss.downcast_index(self.index)
-        if isinstance(inner, faiss.IndexRefineFlat):
-            inner = faiss.downcast_index(inner.refine_index)
-        if isinstance(inner, faiss.IndexIVFFlat):
-            return _list_reader(inner, self.labels)
-        if isinstance(inner, (faiss.IndexFlat, faiss.IndexHNSWFlat)):
-            return lambda start, stop: inner.reconstruct_n(start, stop - start)
+        part = _whole_vectors(self.index)
+        if isinstance(part, faiss.IndexIVFFlat):
+            return _list_reader(self.index, self.labels)
+        if isinstance(part, (faiss.IndexFlat, faiss.IndexHNSWFlat)):
+            return lambda start, stop: _whole_vectors(self.index).reconstruct_n(start, stop - start)
         return None
 
     def bytes_per_document(self, collection: Collection | None = None) -> float | None:
@@ -479,10 +477,19 @@ def _load(folder: Any, queries: Any, parameters: str | None, memory_map: bool) -
 KIND = IndexKind("faiss", DENSE, FaissSettings, _build_dense, _load, has_parameters=True)
 
 
-def _list_reader(ivf: Any, labels: np.ndarray) -> Callable[[int, int], np.ndarray]:
+def _whole_vectors(index: Any) -> Any:
+    """The part of a FAISS index that may hold whole vectors; it is freed with the index, so never keep it alone."""
+    import faiss
+
+    part: Any = faiss.downcast_index(index)
+    return faiss.downcast_index(part.refine_index) if isinstance(part, faiss.IndexRefineFlat) else part
+
+
+def _list_reader(index: Any, labels: np.ndarray) -> Callable[[int, int], np.ndarray]:
     """Reads vectors of inverted lists by row; FAISS's own direct map would become part of the index."""
     import faiss
 
+    ivf = _whole_vectors(index)
     lists, places = np.empty(len(labels), dtype=np.int32), np.empty(len(labels), dtype=np.int64)
     for number in range(ivf.nlist):
         size = ivf.invlists.list_size(number)
@@ -491,6 +498,7 @@ def _list_reader(ivf: Any, labels: np.ndarray) -> Callable[[int, int], np.ndarra
             lists[rows], places[rows] = number, np.arange(size)
 
     def read(start: int, stop: int) -> np.ndarray:
+        ivf = _whole_vectors(index)
         vectors = np.empty((stop - start, ivf.d), dtype=np.float32)
         for number in np.unique(lists[start:stop]).tolist():
             rows = np.flatnonzero(lists[start:stop] == number)
