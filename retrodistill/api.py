@@ -25,7 +25,7 @@ from retrodistill.recipes.cards import Source, write_student_card
 from retrodistill.recipes.one_student import one_student
 from retrodistill.recipes.students import train_student
 from retrodistill.report import write_page
-from retrodistill.students.saving import AnyStudent
+from retrodistill.students.registry import AnyStudent
 from retrodistill.training.scoring import check_recorded
 from retrodistill.training.settings import TrainingSettings
 from retrodistill.training.texts import training_queries

@@ -21,7 +21,7 @@ from retrodistill.indexes.faiss_index import FaissIndex
 from retrodistill.quantizers import Learned, QuantizerSettings, factory_for, learn_quantizer
 from retrodistill.quantizers.codes import read_form
 from retrodistill.quantizers.learning import Teacher, query_student
-from retrodistill.students.saving import save_student
+from retrodistill.students.registry import save_student
 from retrodistill.training.settings import TextSettings
 from retrodistill.training.texts import TrainingTexts, training_queries, training_texts
 

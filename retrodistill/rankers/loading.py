@@ -24,7 +24,7 @@ from retrodistill.runs.run import Run
 # What later rooms open, by a dotted name: nothing of them is imported before it is needed.
 _INDEX = "retrodistill.indexes.building:load_index"
 _STORES, _STORE = "retrodistill.exports.protocol:STORES", "retrodistill.exports.index:load_store"
-_STORED_DOCUMENTS = "retrodistill.students.document_states:StoredDocumentsRanker.of_model"
+_STORED_DOCUMENTS = "retrodistill.students.late_interaction:StoredDocumentsRanker.of_model"
 _RERANK = (
     "rerank:TEACHER@SOURCE or rerank@DEPTH:TEACHER@SOURCE, e.g. rerank:cross-encoder:NAME@bm25, where SOURCE is a "
     "model's name, run:FILE or an index' folder"

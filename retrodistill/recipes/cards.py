@@ -19,8 +19,7 @@ from retrodistill.recipes.settings import ConversationSettings, StudentSettings
 from retrodistill.recipes.students import Distilled
 from retrodistill.report.card import write_card
 from retrodistill.report.facts import YOURS, Facts, Teaching, Turns, published, without_folders
-from retrodistill.students.registry import kind_of
-from retrodistill.students.saving import AnyStudent, load_student
+from retrodistill.students.registry import AnyStudent, kind_of, load_student
 from retrodistill.training.training_data import TrainingData
 
 _OWN_PLACES = ("model", "documents", "stages", "control")  # settings that the card words elsewhere

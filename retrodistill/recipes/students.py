@@ -20,9 +20,7 @@ from retrodistill.recipes.building import build_student, clustered_from_stage, s
 from retrodistill.recipes.order import StageOfStudent, needed_by, training_order
 from retrodistill.recipes.settings import StudentSettings
 from retrodistill.recipes.stage_teachers import StageTeachers, manifest_after_stage
-from retrodistill.students.registry import as_student, kind_of
-from retrodistill.students.saving import AnyStudent, load_student, save_student
-from retrodistill.students.stages import run_stage
+from retrodistill.students.registry import AnyStudent, as_student, kind_of, load_student, run_stage, save_student
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.trainer import History, remove_checkpoints
 from retrodistill.training.training_data import TrainingData

@@ -17,8 +17,7 @@ from retrodistill.recipes.settings import Recipe, StudentSettings
 from retrodistill.recipes.student_settings import VariantNames, beside_names, unclustered
 from retrodistill.recipes.students import Distilled, contrastive_twin, untrained
 from retrodistill.students.clustering import cluster_sizes
-from retrodistill.students.registry import kind_of, kind_of_settings
-from retrodistill.students.saving import AnyStudent, load_student, save_student
+from retrodistill.students.registry import AnyStudent, kind_of, kind_of_settings, load_student, save_student
 from retrodistill.students.token_pooling import with_pooling
 from retrodistill.students.vdr import own_token_queries, vocabulary_pooling
 

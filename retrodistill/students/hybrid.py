@@ -26,10 +26,9 @@ from retrodistill.encoders.embeddings import EmbeddingStore, embed
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.modules import with_modules
 from retrodistill.students.dense import KIND as DENSE
-from retrodistill.students.dense import start_dense
-from retrodistill.students.dense_training import held_out_monitor, train_on_texts
-from retrodistill.students.heads import only_trained
+from retrodistill.students.dense import held_out_monitor, start_dense, train_on_texts
 from retrodistill.students.static import fast_tokenizer, inverse_document_frequencies
+from retrodistill.students.stored_states import only_trained
 from retrodistill.training.lists import ListBatch
 from retrodistill.training.loss import DistillationLoss
 from retrodistill.training.scorers import Scorer

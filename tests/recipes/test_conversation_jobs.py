@@ -137,19 +137,19 @@ class TestRewrites:
         assert sum(text.startswith("all about") for text in job.training_data.teacher_queries(job.train).texts) == 9
 
     def test_alignment_is_to_the_better_querys_embedding(self, dense_content, written, tiny, tmp_path, monkeypatch):
-        from retrodistill.students import dense_training
+        from retrodistill.students import dense
 
         better = [{"query_id": query, "text": "heart artery blood"} for query in tiny.split("train").ids]
         changed = dense_content
         changed["students"]["student"]["stages"][0] |= {"objectives": "leaf", "training": {"max_steps": 1}}
         seen = []
 
-        class Listening(dense_training.DistillationLoss):
+        class Listening(dense.DistillationLoss):
             def __init__(self, model, terms, scorer, lists, teacher, **named):
                 seen.append(teacher.embeddings)
                 super().__init__(model, terms, scorer, lists, teacher, **named)
 
-        monkeypatch.setattr(dense_training, "DistillationLoss", Listening)
+        monkeypatch.setattr(dense, "DistillationLoss", Listening)
         run_recipe(parse_recipe({**changed, "rewrites": written(better)}), tmp_path / "out")
         assert np.ptp(seen[0], axis=0).max() < 1e-6  # all of one text
 

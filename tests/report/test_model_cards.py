@@ -14,8 +14,8 @@ from retrodistill.report.card import card_text, placeholder, write_card
 from retrodistill.report.columns import Column
 from retrodistill.report.facts import Facts, Teaching, Turns, published
 from retrodistill.students.dense import dense_student
+from retrodistill.students.dense_variants import multi_exit
 from retrodistill.students.hybrid import hybrid_student
-from retrodistill.students.multi_exit import multi_exit
 from retrodistill.students.multi_vector import multi_vector_student
 from retrodistill.students.prett import prett_student
 from retrodistill.students.sparse import sparse_student

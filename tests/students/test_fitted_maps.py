@@ -14,7 +14,7 @@ from retrodistill.rankers.loading import load_ranker
 from retrodistill.recipes.building import build_student
 from retrodistill.recipes.settings import StudentSettings
 from retrodistill.students import dense_student
-from retrodistill.students.dense_training import fit_map
+from retrodistill.students.dense import fit_map
 from retrodistill.training.training_data import TrainingData
 
 STAGES = [{"objectives": "leaf"}]

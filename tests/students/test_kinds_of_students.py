@@ -10,9 +10,8 @@ from retrodistill.rankers.loading import load_ranker
 from retrodistill.recipes.building import build_student
 from retrodistill.recipes.settings import StudentSettings
 from retrodistill.recipes.students import train_student
-from retrodistill.students.registry import as_student
-from retrodistill.students.stages import run_stage
-from retrodistill.students.states import head_of
+from retrodistill.students.registry import as_student, run_stage
+from retrodistill.students.stored_states import head_of
 from retrodistill.training.loss import DistillationLoss
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.training_data import TrainingData

@@ -17,12 +17,10 @@ from retrodistill.recipes.building import build_student
 from retrodistill.recipes.settings import StudentSettings
 from retrodistill.recipes.students import contrastive_twin
 from retrodistill.students.clustering import TokenClusters, with_clusters, without_clusters
-from retrodistill.students.dense_training import loss_of_variants
-from retrodistill.students.multi_vector import multi_vector_student
-from retrodistill.students.multi_vector_training import TokenScorer
-from retrodistill.students.registry import as_student
+from retrodistill.students.dense import loss_of_variants
+from retrodistill.students.multi_vector import TokenScorer, multi_vector_student
+from retrodistill.students.registry import as_student, run_stage
 from retrodistill.students.sparse_training import TermScorer
-from retrodistill.students.stages import run_stage
 from retrodistill.students.vdr import own_token_queries, vocabulary_pooling
 from retrodistill.training.loss import DistillationLoss, Term
 from retrodistill.training.settings import StageSettings

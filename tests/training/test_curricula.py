@@ -17,8 +17,7 @@ from retrodistill.recipes.building import build_student
 from retrodistill.recipes.settings import StudentSettings
 from retrodistill.recipes.students import train_student
 from retrodistill.runs import Run
-from retrodistill.students.registry import as_student, kind_of
-from retrodistill.students.stages import run_stage
+from retrodistill.students.registry import as_student, kind_of, run_stage
 from retrodistill.training import trainer
 from retrodistill.training.curricula import selected, topic_batches
 from retrodistill.training.loss import DistillationLoss

@@ -15,9 +15,8 @@ from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.multi_vector import MultiVectorRanker
 from retrodistill.recipes.building import build_student
 from retrodistill.recipes.settings import StudentSettings
-from retrodistill.students.multi_vector import multi_vector_student
-from retrodistill.students.multi_vector_training import TokenScorer
-from retrodistill.students.stages import run_stage
+from retrodistill.students.multi_vector import TokenScorer, multi_vector_student
+from retrodistill.students.registry import run_stage
 from retrodistill.training.loss import DistillationLoss, TeacherVectors, Term
 from retrodistill.training.prepared import prepare
 from retrodistill.training.settings import StageSettings
