@@ -125,7 +125,7 @@ def search(
     """Search an index or an exported store."""
     from retrodistill.data import load_collection
     from retrodistill.indexes import load_index
-    from retrodistill.rankers.queries import check_queries
+    from retrodistill.rankers.protocol import check_queries
 
     set_quiet(as_json)
     check_queries(query)

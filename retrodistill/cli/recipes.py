@@ -74,7 +74,7 @@ def methods() -> None:
     from retrodistill.candidates.samplers import SAMPLERS
     from retrodistill.encoders.names import KINDS
     from retrodistill.objectives.registry import OBJECTIVES, REGULARIZERS
-    from retrodistill.rankers.labels import LABELS
+    from retrodistill.rankers.ensemble import LABELS
     from retrodistill.runs.calibration import CALIBRATIONS
     from retrodistill.students.static import INITIALIZATIONS
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import file_digest, read_json
-from retrodistill.encoders.exits import exit_model
-from retrodistill.encoders.modules import keep_first_layers
+from retrodistill.encoders.modules import exit_model, keep_first_layers
 from retrodistill.encoders.names import split_exit
 
 if TYPE_CHECKING:

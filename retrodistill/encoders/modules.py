@@ -1,7 +1,8 @@
-"""Modules of sentence-transformers models: recombine them, keep their first layers, digest their weights."""
+"""Modules of sentence-transformers models: recombine and cut them, digest their weights, take one exit."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -80,3 +81,39 @@ def weights_digest(model: nn.Module) -> str:
         plain = tensor.detach().cpu().contiguous().flatten()
         hasher.update(plain.view(torch.uint8).numpy().tobytes())  # bytes: numpy has no bfloat16
     return hasher.hexdigest()
+
+
+ROUTE = "exit-"
+
+
+def exits_of(model: SentenceTransformer) -> list[int]:
+    """Layers after which a model has an exit, the deepest last; empty for a model without exits."""
+    router: Any = list(model)[-1]
+    names = list(getattr(router, "sub_modules", []))
+    if not names or not all(name.startswith(ROUTE) for name in names):
+        return []
+    return sorted(int(name.removeprefix(ROUTE)) for name in names)
+
+
+def exit_model(model: SentenceTransformer, layer: int) -> SentenceTransformer:
+    """One exit as an ordinary model: the first layers, its pooling, its projection; a copy, of stock modules.
+
+    Raises:
+        UserError: The model has no such exit.
+    """
+    exits = exits_of(model)
+    if layer not in exits:
+        has = f"exits {', '.join(map(str, exits))}" if exits else "no exits"
+        raise UserError(f"exit={layer}: the model has {has}.")
+    transformer: Any
+    transformer, router = (copy.deepcopy(module) for module in model)
+    modules = [module for module in behind_exit(router, layer) if not hasattr(module, "layer_weights")]
+    transformer.auto_model.config.output_hidden_states = False
+    found = with_modules(model, [transformer, *modules])
+    keep_first_layers(found, layer)
+    return found
+
+
+def behind_exit(router: Any, layer: int) -> list[Any]:
+    """The modules of an exit's route."""
+    return list(router.sub_modules[f"{ROUTE}{layer}"])

@@ -12,8 +12,7 @@ from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.vectors import leading
 from retrodistill.exports.protocol import Filter, VectorStore, open_store
-from retrodistill.rankers.protocol import Ranker
-from retrodistill.rankers.queries import Queries, as_queries, cut_depth, plain_queries, wanted_depth, within
+from retrodistill.rankers.protocol import Queries, Ranker, as_queries, cut_depth, plain_queries, wanted_depth, within
 from retrodistill.runs.run import Run
 
 _ENCODERS = {"dense": DENSE, "sparse": SPARSE, "multi-vector": MULTI_VECTOR}

@@ -21,8 +21,7 @@ from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import IN_MEMORY, EmbeddingSpace, TextModel
 from retrodistill.indexes.registry import KINDS
-from retrodistill.rankers.protocol import Ranker
-from retrodistill.rankers.queries import Queries
+from retrodistill.rankers.protocol import Queries, Ranker
 from retrodistill.runs.run import Run
 
 _UNIT = 1e-3  # by how much a unit vector's length may be off: float16 stores

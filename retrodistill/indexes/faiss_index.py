@@ -46,8 +46,16 @@ from retrodistill.indexes.factory import (
 )
 from retrodistill.indexes.registry import IndexKind
 from retrodistill.indexes.tuning import TuningResult, exact_labels, tune
-from retrodistill.rankers.protocol import Stage
-from retrodistill.rankers.queries import Queries, as_queries, check_k, cut_depth, plain_queries, wanted_depth, within
+from retrodistill.rankers.protocol import (
+    Queries,
+    Stage,
+    as_queries,
+    check_k,
+    cut_depth,
+    plain_queries,
+    wanted_depth,
+    within,
+)
 from retrodistill.runs.run import Run
 from retrodistill.training.settings import Settings
 from retrodistill.training.texts import training_queries, training_texts
@@ -274,11 +282,14 @@ class FaissIndex(Index):
         """As `Index.vector_reader`; None for factories that code or transform the vectors."""
         import faiss
 
-        part = _whole_vectors(self.index)
-        if isinstance(part, faiss.IndexIVFFlat):
-            return _list_reader(self.index, self.labels)
-        if isinstance(part, (faiss.IndexFlat, faiss.IndexHNSWFlat)):
-            return lambda start, stop: _whole_vectors(self.index).reconstruct_n(start, stop - start)
+        inner: Any = faiss.downcast_index(self.index)
+        if isinstance(inner, faiss.IndexRefineFlat):
+            inner = faiss.downcast_index(inner.refine_index)
+        inner.referenced_objects = [self.index]  # what FAISS downcasts does not keep the whole index alive
+        if isinstance(inner, faiss.IndexIVFFlat):
+            return _list_reader(inner, self.labels)
+        if isinstance(inner, (faiss.IndexFlat, faiss.IndexHNSWFlat)):
+            return lambda start, stop: inner.reconstruct_n(start, stop - start)
         return None
 
     def bytes_per_document(self, collection: Collection | None = None) -> float | None:
@@ -477,19 +488,10 @@ def _load(folder: Any, queries: Any, parameters: str | None, memory_map: bool) -
 KIND = IndexKind("faiss", DENSE, FaissSettings, _build_dense, _load, has_parameters=True)
 
 
-def _whole_vectors(index: Any) -> Any:
-    """The part of a FAISS index that may hold whole vectors; it is freed with the index, so never keep it alone."""
-    import faiss
-
-    part: Any = faiss.downcast_index(index)
-    return faiss.downcast_index(part.refine_index) if isinstance(part, faiss.IndexRefineFlat) else part
-
-
-def _list_reader(index: Any, labels: np.ndarray) -> Callable[[int, int], np.ndarray]:
+def _list_reader(ivf: Any, labels: np.ndarray) -> Callable[[int, int], np.ndarray]:
     """Reads vectors of inverted lists by row; FAISS's own direct map would become part of the index."""
     import faiss
 
-    ivf = _whole_vectors(index)
     lists, places = np.empty(len(labels), dtype=np.int32), np.empty(len(labels), dtype=np.int64)
     for number in range(ivf.nlist):
         size = ivf.invlists.list_size(number)
@@ -498,7 +500,6 @@ def _list_reader(index: Any, labels: np.ndarray) -> Callable[[int, int], np.ndar
             lists[rows], places[rows] = number, np.arange(size)
 
     def read(start: int, stop: int) -> np.ndarray:
-        ivf = _whole_vectors(index)
         vectors = np.empty((stop - start, ivf.d), dtype=np.float32)
         for number in np.unique(lists[start:stop]).tolist():
             rows = np.flatnonzero(lists[start:stop] == number)

@@ -18,13 +18,12 @@ from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import SPARSE, load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.embeddings import embed
-from retrodistill.encoders.sparse import SparseTextEncoder
-from retrodistill.encoders.token_weights import TokenWeights
+from retrodistill.encoders.sparse import SparseTextEncoder, TokenWeights
 from retrodistill.indexes.base import Index, StoredIndex, built_in, check_new, encoder_of, saved_name, to_remove
 from retrodistill.indexes.registry import IndexKind, checked
 from retrodistill.indexes.seismic import SeismicPostings, seismic
 from retrodistill.rankers.postings import Postings, check_weights, search_rows
-from retrodistill.rankers.queries import Queries, as_queries, cut_depth, plain_queries, wanted_depth, within
+from retrodistill.rankers.protocol import Queries, as_queries, cut_depth, plain_queries, wanted_depth, within
 from retrodistill.runs.run import Run
 from retrodistill.training.settings import Settings
 

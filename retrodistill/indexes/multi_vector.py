@@ -19,15 +19,14 @@ from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import MULTI_VECTOR, load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.embeddings import TokenVectors
-from retrodistill.encoders.maxsim import best_documents
-from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens
+from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens, best_documents
 from retrodistill.indexes.base import Index, StoredIndex, built_in, check_new, encoder_of, saved_name, to_remove
 from retrodistill.indexes.codecs import Codec, CodecSettings, fit_codec
 from retrodistill.indexes.factory import empty_index
 from retrodistill.indexes.muvera import FAISS_FILE, CandidateIndex, Muvera, MuveraSettings
 from retrodistill.indexes.registry import IndexKind, checked
 from retrodistill.indexes.tokens import CODES_FILE, TokenStore, TokenWriter, check_tokens
-from retrodistill.rankers.queries import Queries, as_queries, cut_depth, wanted_depth, within
+from retrodistill.rankers.protocol import Queries, as_queries, cut_depth, wanted_depth, within
 from retrodistill.runs.run import Run
 
 _BLOCK = 256  # documents that are encoded at once; a kill loses one block

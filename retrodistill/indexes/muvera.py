@@ -20,8 +20,7 @@ import numpy as np
 from pydantic import Field
 
 from retrodistill.core.errors import UserError
-from retrodistill.encoders.maxsim import blocks_of
-from retrodistill.encoders.multi_vector import Tokens
+from retrodistill.encoders.multi_vector import Tokens, blocks_of
 from retrodistill.indexes.factory import build_faiss, empty_index, set_parameters
 from retrodistill.indexes.tokens import CODES_FILE, TokenStore
 from retrodistill.training.settings import Settings

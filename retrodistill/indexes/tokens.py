@@ -9,8 +9,7 @@ import numpy as np
 
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import make_folder
-from retrodistill.encoders.maxsim import blocks_of
-from retrodistill.encoders.multi_vector import Tokens
+from retrodistill.encoders.multi_vector import Tokens, blocks_of
 from retrodistill.indexes.codecs import Codec, load_codec, save_codec
 
 CODES_FILE = "tokens.bin"

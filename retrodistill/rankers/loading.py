@@ -12,13 +12,11 @@ from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import TextModel
 from retrodistill.encoders.loading import load_cross_encoder
 from retrodistill.encoders.names import KINDS, MODEL_KINDS, ModelName, cannot_search, check_can_search, parse_model_name
+from retrodistill.rankers.bi_encoder import DenseRanker, MultiVectorRanker, SparseRanker
 from retrodistill.rankers.cross_encoder import CrossEncoderRanker
-from retrodistill.rankers.dense import DenseRanker
-from retrodistill.rankers.multi_vector import MultiVectorRanker
 from retrodistill.rankers.protocol import Ranker, cannot_score
 from retrodistill.rankers.recorded import RecordedRanker
 from retrodistill.rankers.reranker import DEPTH, Reranker
-from retrodistill.rankers.sparse import SparseRanker
 from retrodistill.runs.run import Run
 
 # What later rooms open, by a dotted name: nothing of them is imported before it is needed.

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
-from retrodistill.encoders.contract import STUDENT_MANIFEST
+from retrodistill.encoders.contract import STUDENT_MANIFEST, encode_with
 from retrodistill.encoders.embeddings import seconds_to_embed
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.encoders.encoding import encode_with
 from retrodistill.encoders.names import parse_model_name
 from retrodistill.rankers.protocol import Ranker, Work
 from retrodistill.recipes.building import kind_of_student

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from retrodistill.core.distributed import is_main, main_first
 from retrodistill.core.files import atomic_file, exclusive, make_folder, write_json
 from retrodistill.core.manifest import Manifest
-from retrodistill.encoders.encoding import encode_with
+from retrodistill.encoders.contract import encode_with
 from retrodistill.evaluation.evaluating import evaluate_systems
 from retrodistill.evaluation.folder import write_per_query
 from retrodistill.evaluation.results import Results

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from retrodistill.core.settings import OneOf, Settings, value_errors
-from retrodistill.encoders.encoding import EncodingSettings
+from retrodistill.encoders.contract import EncodingSettings
 from retrodistill.encoders.names import parse_model_name
 from retrodistill.recipes.index_settings import IndexSettings
 from retrodistill.recipes.order import check_teachers

@@ -10,8 +10,7 @@ from typing import Any
 from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.rankers.ensemble import Ensemble
-from retrodistill.rankers.labels import soft_labels
+from retrodistill.rankers.ensemble import Ensemble, soft_labels
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.recipes.building import space_of

@@ -11,8 +11,8 @@ from retrodistill.evaluation.results import REWRITES, Role
 from retrodistill.evaluation.systems import System
 from retrodistill.indexes import FaissSettings, build_index, load_index
 from retrodistill.indexes.registry import get_kind
+from retrodistill.rankers.bi_encoder import DenseRanker
 from retrodistill.rankers.bm25 import BM25Ranker
-from retrodistill.rankers.dense import DenseRanker
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.rankers.reranker import Reranker

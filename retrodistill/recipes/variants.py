@@ -10,8 +10,8 @@ from retrodistill.core.files import check_replaceable
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.encoders.exits import ROUTE, exit_model, exits_of
 from retrodistill.encoders.loading import quiet_libraries
+from retrodistill.encoders.modules import ROUTE, exit_model, exits_of
 from retrodistill.recipes.job import Job
 from retrodistill.recipes.settings import Recipe, StudentSettings
 from retrodistill.recipes.student_settings import VariantNames, beside_names, unclustered

@@ -15,10 +15,9 @@ from retrodistill.data.sentences import title_texts
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.encoders.exits import behind_exit, exits_of
 from retrodistill.encoders.loading import load_bi_encoder
-from retrodistill.encoders.modules import with_modules
-from retrodistill.rankers.dense import DenseRanker
+from retrodistill.encoders.modules import behind_exit, exits_of, with_modules
+from retrodistill.rankers.bi_encoder import DenseRanker
 from retrodistill.students.dense_variants import LeadingVectors, MatryoshkaLoss, MultiExitLoss, multi_exit
 from retrodistill.students.registry import Kind, StageDefaults
 from retrodistill.training.loss import DistillationLoss, TeacherVectors

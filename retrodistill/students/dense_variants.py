@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.progress import log
-from retrodistill.encoders.exits import ROUTE, behind_exit, exit_model, exits_of
-from retrodistill.encoders.modules import with_modules
+from retrodistill.encoders.modules import ROUTE, behind_exit, exit_model, exits_of, with_modules
 from retrodistill.encoders.vectors import check_dimensions, leading
 from retrodistill.objectives.distributions import kl_divergence
 from retrodistill.objectives.masks import full_mask

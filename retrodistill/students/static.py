@@ -14,7 +14,7 @@ from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import device
-from retrodistill.rankers.dense import DenseRanker
+from retrodistill.rankers.bi_encoder import DenseRanker
 from retrodistill.students.dense import train_dense
 from retrodistill.students.registry import Kind, StageDefaults
 

@@ -147,7 +147,7 @@ class StageSettings(Settings):
     """Terms of the loss, which are summed. A name alone takes the defaults: `kl`, `[leaf, kl]`."""
     teacher: Teachers = Field(default_factory=list)
     """Teachers of this stage, one or several; by default the recipe's teacher."""
-    labels: Annotated[str, OneOf("kind of labels", "retrodistill.rankers.labels:LABELS")] = "scores"
+    labels: Annotated[str, OneOf("kind of labels", "retrodistill.rankers.ensemble:LABELS")] = "scores"
     """How the teacher's scores become targets. `bce` needs `sigmoid` (of logits), `cosine`, or `mean` (of recorded
     labels). The targets of several teachers are averaged."""
     train: Literal["query_encoder", "both_encoders", "lexical", "head"] = "query_encoder"

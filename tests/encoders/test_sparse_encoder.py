@@ -16,8 +16,7 @@ from retrodistill.encoders import load_encoder
 from retrodistill.encoders.any_encoder import SPARSE
 from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.loading import load_sparse
-from retrodistill.encoders.sparse import SparseTextEncoder
-from retrodistill.encoders.token_weights import TokenWeights
+from retrodistill.encoders.sparse import SparseTextEncoder, TokenWeights
 
 TEXTS = ["what star planet star", "the court [SEP] unheard-of zebra.", "", "whale " * 100]
 
@@ -119,7 +118,7 @@ class TestInferenceFreeQueries:
         table.write(tmp_path)
         (tmp_path / "settings.json").write_text(json.dumps(table.settings()))
         code = (
-            "import sys, json; from pathlib import Path; from retrodistill.encoders.token_weights import TokenWeights\n"
+            "import sys, json; from pathlib import Path; from retrodistill.encoders.sparse import TokenWeights\n"
             "place = Path(sys.argv[1]); settings = json.loads((place / 'settings.json').read_text())\n"
             "found = TokenWeights.read(place, settings).encode(json.loads(sys.argv[2]))\n"
             "print(json.dumps([found.indices.tolist(), found.data.tolist(), found.indptr.tolist()]))\n"

@@ -12,11 +12,10 @@ from retrodistill.encoders import Encoder, load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.embeddings import embed, seconds_to_embed
 from retrodistill.encoders.loading import load_bi_encoder
-from retrodistill.encoders.vector_files import VectorFile
-from retrodistill.encoders.vector_tables import read_vectors
+from retrodistill.encoders.vector_files import VectorFile, read_vectors
 from retrodistill.exports import export_index
 from retrodistill.indexes import build_index
-from retrodistill.rankers.dense import DenseRanker
+from retrodistill.rankers.bi_encoder import DenseRanker
 
 IDS = ["a", "b", "c"]
 VECTORS = np.array([[3, 4, 0], [0, 0, 2], [1, 0, 0]], dtype=np.float32)

@@ -12,7 +12,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.files import file_digest
 from retrodistill.core.manifest import Manifest
 from retrodistill.data import Collection
-from retrodistill.encoders.vector_tables import read_vectors
+from retrodistill.encoders.vector_files import read_vectors
 from retrodistill.exports import load_store, open_store
 from retrodistill.exports.parquet import ParquetSettings, ParquetStore
 from retrodistill.exports.records import flat_values, score_matrix

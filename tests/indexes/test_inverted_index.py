@@ -16,7 +16,7 @@ from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.indexes import Index, build_index
 from retrodistill.indexes.inverted import InvertedIndex, InvertedSettings, build_inverted, strongest
 from retrodistill.rankers import Ranker
-from retrodistill.rankers.sparse import SparseRanker
+from retrodistill.rankers.bi_encoder import SparseRanker
 
 EXACT = InvertedSettings(bits=None)
 SPACE = EmbeddingSpace("of-a-test", 4, "dot", "sparse:elsewhere")

@@ -10,8 +10,7 @@ from retrodistill.core.files import file_digest
 from retrodistill.data import Texts
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace
-from retrodistill.encoders.maxsim import maxsim
-from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens, token_encoder
+from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens, maxsim, token_encoder
 from retrodistill.indexes.base import Index
 from retrodistill.indexes.multi_vector import MultiVectorIndex, MultiVectorSettings, build_multi_vector
 from retrodistill.indexes.muvera import CandidateIndex, MuveraSettings

@@ -10,10 +10,9 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.progress import set_quiet
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.contract import STUDENT_MANIFEST
+from retrodistill.rankers.bi_encoder import DenseRanker
 from retrodistill.rankers.cross_encoder import CrossEncoderRanker
-from retrodistill.rankers.dense import DenseRanker
-from retrodistill.rankers.ensemble import Ensemble
-from retrodistill.rankers.labels import SoftLabels
+from retrodistill.rankers.ensemble import Ensemble, SoftLabels
 from retrodistill.recipes import parse_recipe, run_recipe
 from retrodistill.recipes import students as pipeline_students
 from retrodistill.recipes.job import open_job

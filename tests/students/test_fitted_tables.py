@@ -4,8 +4,7 @@ import pytest
 from retrodistill.core.errors import UserError
 from retrodistill.data import Texts
 from retrodistill.encoders import load_encoder
-from retrodistill.encoders.vector_files import About, VectorFile
-from retrodistill.encoders.vector_tables import VectorTable
+from retrodistill.encoders.vector_files import About, VectorFile, VectorTable
 from retrodistill.students import static_student
 from retrodistill.students.static import (
     _PENALTIES,

@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders import load_encoder
-from retrodistill.encoders.exits import exit_model
+from retrodistill.encoders.modules import exit_model
 from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.encoders.vectors import leading

@@ -11,8 +11,8 @@ from retrodistill.core.errors import UserError
 from retrodistill.data.qrels import Qrels
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.multi_vector import MultiVectorModel, token_encoder
+from retrodistill.rankers.bi_encoder import MultiVectorRanker
 from retrodistill.rankers.loading import load_ranker
-from retrodistill.rankers.multi_vector import MultiVectorRanker
 from retrodistill.recipes.building import build_student
 from retrodistill.recipes.settings import StudentSettings
 from retrodistill.students.multi_vector import TokenScorer, multi_vector_student

@@ -6,8 +6,8 @@ from retrodistill.encoders import load_encoder
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.vectors import check_finite, exact_search, pair_products
 from retrodistill.rankers import Ranker, load_ranker
-from retrodistill.rankers.dense import DenseRanker
-from retrodistill.rankers.queries import as_queries, check_k, check_queries
+from retrodistill.rankers.bi_encoder import DenseRanker
+from retrodistill.rankers.protocol import as_queries, check_k, check_queries
 from retrodistill.rankers.recorded import RecordedRanker
 from retrodistill.runs import Run, write_run
 
