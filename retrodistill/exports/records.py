@@ -23,8 +23,7 @@ from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace, TextModel
 from retrodistill.encoders.embeddings import embed
-from retrodistill.encoders.maxsim import maxsim
-from retrodistill.encoders.multi_vector import Tokens
+from retrodistill.encoders.multi_vector import Tokens, maxsim
 from retrodistill.encoders.names import KINDS, ModelName, parse_model_name
 from retrodistill.encoders.vectors import leading
 from retrodistill.indexes.base import Index, saved_name
