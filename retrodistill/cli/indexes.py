@@ -10,7 +10,7 @@ import typer
 
 from retrodistill.cli.app import CollectionOption, JsonOption, OutOption, app, show
 from retrodistill.core.errors import UserError
-from retrodistill.core.progress import log, set_quiet
+from retrodistill.core.runtime import log, set_quiet
 
 if TYPE_CHECKING:
     from retrodistill.indexes import Index

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.core.progress import bar
+from retrodistill.core.runtime import bar
 from retrodistill.core.stores import slug
 from retrodistill.data.collection import Collection
 from retrodistill.encoders.multi_vector import Tokens

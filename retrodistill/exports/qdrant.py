@@ -22,7 +22,7 @@ from scipy.sparse import csr_array
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import check_replaceable
 from retrodistill.core.manifest import Manifest
-from retrodistill.core.progress import log
+from retrodistill.core.runtime import log
 from retrodistill.encoders.multi_vector import Tokens
 from retrodistill.exports.protocol import Filter, StoreKind, StoreSettings, StoreSpec, VectorStore, check_same
 from retrodistill.exports.records import Batch, Vectors, stacked

@@ -29,8 +29,7 @@ from retrodistill.encoders.vectors import leading
 from retrodistill.indexes.base import Index, saved_name
 from retrodistill.indexes.building import load_index
 from retrodistill.indexes.registry import get_kind
-from retrodistill.runs.run import Run
-from retrodistill.runs.top_k import top_k
+from retrodistill.runs.run import Run, top_k
 
 Kind = Literal["dense", "sparse", "multi-vector"]
 Vectors: TypeAlias = "np.ndarray | csr_array | Tokens"

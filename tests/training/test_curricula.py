@@ -8,14 +8,13 @@ import torch
 
 from retrodistill.candidates.budget import choose_pairs
 from retrodistill.core.errors import UserError
-from retrodistill.data.qrels import Qrels
+from retrodistill.data.collection import Qrels
 from retrodistill.encoders import load_encoder
 from retrodistill.rankers.ensemble import Ensemble
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.recorded import RecordedRanker
-from retrodistill.recipes.building import build_student
-from retrodistill.recipes.settings import StudentSettings
-from retrodistill.recipes.students import train_student
+from retrodistill.recipes.student_settings import StudentSettings
+from retrodistill.recipes.students import build_student, train_student
 from retrodistill.runs import Run
 from retrodistill.students.registry import as_student, kind_of, run_stage
 from retrodistill.training import trainer
