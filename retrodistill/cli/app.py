@@ -31,7 +31,7 @@ def encoding(
     context.obj = {key: value for key, value in changes.items() if value is not None}  # `run` puts them into its recipe
     if context.obj:
         from retrodistill.encoders.contract import EncodingSettings, encode_with
-        from retrodistill.recipes.mistakes import validated
+        from retrodistill.recipes.loading import validated
 
         context.with_resource(encode_with(validated(EncodingSettings, context.obj, "options")))
 

@@ -23,7 +23,7 @@ from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.core.settings import Settings
 from retrodistill.core.stores import KeyIndex, text_keys
 from retrodistill.data.collection import Collection
-from retrodistill.data.jsonl import read_objects
+from retrodistill.data.records import read_objects
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import Role
 from retrodistill.encoders.encoder import Encoder

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from retrodistill.core.distributed import main_first
 from retrodistill.core.errors import UserError
-from retrodistill.core.progress import bar
+from retrodistill.core.runtime import bar, main_first
 from retrodistill.data.sentences import title_texts
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.embeddings import embed
@@ -21,12 +20,11 @@ from retrodistill.rankers.bi_encoder import DenseRanker
 from retrodistill.students.dense_variants import LeadingVectors, MatryoshkaLoss, MultiExitLoss, multi_exit
 from retrodistill.students.registry import Kind, StageDefaults
 from retrodistill.training.loss import DistillationLoss, TeacherVectors
-from retrodistill.training.monitors import HeldOutMonitor
 from retrodistill.training.prepared import teacher_rows, training_rows
 from retrodistill.training.scorers import StoredVectorScorer, VectorScorer
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.stages import BothEncoders, StageRun, fit, train_both
-from retrodistill.training.trainer import History
+from retrodistill.training.trainer import HeldOutMonitor, History
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -13,8 +13,7 @@ from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.embeddings import embed, seconds_to_embed
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.vector_files import VectorFile, read_vectors
-from retrodistill.exports import export_parquet
-from retrodistill.exports.parquet import ParquetSettings
+from retrodistill.exports import export_index
 from retrodistill.indexes import build_index
 from retrodistill.rankers.bi_encoder import DenseRanker
 
@@ -382,7 +381,7 @@ class TestEverywhereElse:
 class TestParquetExports:
     def test_are_read_with_the_model_of_their_documents(self, tiny, tiny_model, tmp_path):
         name = f"dense:{tiny_model}"
-        export_parquet(name, tiny, tmp_path / "export", ParquetSettings(rows=25))
+        export_index(name, f"parquet:{tmp_path / 'export'}", tiny, {"rows": 25})
         found = VectorFile.open(tmp_path / "export").bind(tiny)
         assert found.about.model == name
         assert found.similarity == "cosine"
