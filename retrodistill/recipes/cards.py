@@ -13,9 +13,9 @@ from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.evaluation.results import Results
 from retrodistill.rankers.protocol import Ranker
-from retrodistill.recipes.job import Job
-from retrodistill.recipes.questions import MADE
-from retrodistill.recipes.settings import ConversationSettings, StudentSettings
+from retrodistill.recipes.job import MADE, Job
+from retrodistill.recipes.settings import ConversationSettings
+from retrodistill.recipes.student_settings import StudentSettings
 from retrodistill.recipes.students import Distilled
 from retrodistill.report.card import write_card
 from retrodistill.report.facts import YOURS, Facts, Teaching, Turns, published, without_folders

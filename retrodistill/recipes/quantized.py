@@ -9,7 +9,7 @@ import numpy as np
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
-from retrodistill.core.progress import log
+from retrodistill.core.runtime import log
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.embeddings import embed
 from retrodistill.evaluation.results import Role
@@ -21,7 +21,7 @@ from retrodistill.quantizers.codes import reconstructed
 from retrodistill.quantizers.learning import split
 from retrodistill.recipes.job import Job, learned_factory
 from retrodistill.recipes.reporting import Curves
-from retrodistill.recipes.settings import StudentSettings
+from retrodistill.recipes.student_settings import StudentSettings
 from retrodistill.recipes.students import train_students
 from retrodistill.recipes.systems import MADE_FROM
 from retrodistill.runs.agreement import rank_agreement

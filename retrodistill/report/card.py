@@ -15,8 +15,8 @@ from pydantic import BaseModel
 
 from retrodistill.core.files import atomic_file
 from retrodistill.data.conversations import SEPARATOR
-from retrodistill.encoders.exits import ROUTE, exits_of
 from retrodistill.encoders.loading import quiet_libraries
+from retrodistill.encoders.modules import ROUTE, exits_of
 from retrodistill.evaluation.results import REWRITES, Results, System
 from retrodistill.objectives.registry import OBJECTIVES
 from retrodistill.report import columns, templating, text

@@ -15,17 +15,15 @@ from sentence_transformers.base.modules import Dense
 from sentence_transformers.sentence_transformer.modules import Normalize
 from sentence_transformers.util import batch_to_device
 
-from retrodistill.core.distributed import main_first
 from retrodistill.core.errors import UserError
-from retrodistill.core.progress import bar
+from retrodistill.core.runtime import bar, main_first
 from retrodistill.data.sentences import title_texts
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.encoders.exits import exits_of
 from retrodistill.encoders.loading import load_bi_encoder
-from retrodistill.encoders.modules import with_modules
-from retrodistill.rankers.dense import DenseRanker
+from retrodistill.encoders.modules import exits_of, with_modules
+from retrodistill.rankers.bi_encoder import DenseRanker
 from retrodistill.students.dense_variants import (
     LeadingVectors,
     MatryoshkaLoss,
@@ -36,12 +34,11 @@ from retrodistill.students.dense_variants import (
 )
 from retrodistill.students.registry import Kind, StageDefaults
 from retrodistill.training.loss import DistillationLoss, TeacherVectors
-from retrodistill.training.monitors import HeldOutMonitor
 from retrodistill.training.prepared import teacher_rows, training_rows
 from retrodistill.training.scorers import StoredVectorScorer, VectorScorer
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.stages import BothEncoders, StageRun, fit, train_both
-from retrodistill.training.trainer import History
+from retrodistill.training.trainer import HeldOutMonitor, History
 
 _AGREEMENT_DEPTH = 10
 _FITTED = 4096  # texts that a map is fitted to

@@ -5,7 +5,7 @@ Leading dimensions are a vector, too (Matryoshka, Kusupati et al. 2022, arXiv 22
 transformer that gives all its layers, and a Router with a route for each exit, which pools that layer's tokens. So a
 saved folder loads without this package, as the deepest exit by default and as any other by ``encode(texts,
 task="exit-4")``; that runs all layers. What cuts the layers above an exit, and so makes it fast, is
-`retrodistill.encoders.exits`.
+`retrodistill.encoders.modules`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from torch import Tensor, nn
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.progress import log
-from retrodistill.encoders.exits import ROUTE, behind_exit, exit_model, exits_of
-from retrodistill.encoders.modules import with_modules
+from retrodistill.core.runtime import log
+from retrodistill.encoders.modules import ROUTE, behind_exit, exit_model, exits_of, with_modules
 from retrodistill.encoders.vectors import check_dimensions, leading
 from retrodistill.objectives.distributions import kl_divergence
-from retrodistill.objectives.masks import full_mask
+from retrodistill.objectives.lists import full_mask
 
 _PROBE = ["An exit gives what its first layers alone give."]
 

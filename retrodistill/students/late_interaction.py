@@ -19,9 +19,9 @@ from sentence_transformers.base.modules import InputModule
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 
-from retrodistill.core.distributed import main_first
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.files import digest
+from retrodistill.core.runtime import main_first
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import Role

@@ -15,17 +15,23 @@ from sentence_transformers.base.modules import Dense
 from sentence_transformers.multi_vector_encoder.modules import BaseTokenPooling
 from torch import Tensor, nn
 
-from retrodistill.core.distributed import main_first
 from retrodistill.core.errors import UserError
+from retrodistill.core.runtime import main_first
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import MULTI_VECTOR, load_encoder
 from retrodistill.encoders.contract import Role
 from retrodistill.encoders.embeddings import TokenVectors
 from retrodistill.encoders.loading import load_bi_encoder, load_multi_vector
-from retrodistill.encoders.maxsim import best_documents
 from retrodistill.encoders.modules import keep_first_layers, with_modules
-from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens, fitted_on, principal_directions, token_encoder
-from retrodistill.rankers.multi_vector import MultiVectorRanker
+from retrodistill.encoders.multi_vector import (
+    MultiVectorModel,
+    Tokens,
+    best_documents,
+    fitted_on,
+    principal_directions,
+    token_encoder,
+)
+from retrodistill.rankers.bi_encoder import MultiVectorRanker
 from retrodistill.students.clustering import TokenClusters, with_clusters, without_clusters
 from retrodistill.students.registry import Kind, StageDefaults
 from retrodistill.students.stored_states import (

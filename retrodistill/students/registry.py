@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from retrodistill.core.distributed import main_first
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.files import atomic_folder, check_replaceable, disk_errors, read_json
 from retrodistill.core.manifest import Manifest
+from retrodistill.core.runtime import main_first
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import quiet_libraries
@@ -27,10 +27,9 @@ from retrodistill.encoders.vectors import check_dimensions
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.training.prepared import learned_from, prepare
 from retrodistill.training.settings import StageSettings
-from retrodistill.training.snapshot import StudentSnapshot
 from retrodistill.training.stages import StageRun
 from retrodistill.training.trainer import History
-from retrodistill.training.training_data import TrainingData
+from retrodistill.training.training_data import StudentSnapshot, TrainingData
 
 if TYPE_CHECKING:  # the module of a kind imports this one
     from retrodistill.students.cross_encoder import CrossEncoderStudent

@@ -20,7 +20,7 @@ from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import load_bi_encoder, load_sparse
 from retrodistill.encoders.modules import keep_first_layers, with_modules
 from retrodistill.encoders.sparse import SparseTextEncoder
-from retrodistill.rankers.sparse import SparseRanker
+from retrodistill.rankers.bi_encoder import SparseRanker
 from retrodistill.students.lexical_terms import LexicalTerms, token_ids
 from retrodistill.students.registry import WHOLE_TRANSFORMER, Kind, StageDefaults
 from retrodistill.students.sparse_training import SparsityAlarm, exhaustive, store_documents, train_sparse

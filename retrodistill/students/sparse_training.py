@@ -14,14 +14,13 @@ from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from retrodistill import objectives as pure
-from retrodistill.core.distributed import main_first, processes
 from retrodistill.core.errors import UserError
-from retrodistill.core.progress import log
+from retrodistill.core.runtime import log, main_first, processes
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.embeddings import SparseStore
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.objectives.registry import get_regularizer
-from retrodistill.runs.top_k import top_k
+from retrodistill.runs.run import top_k
 from retrodistill.students.lexical_terms import lexical_terms_of, saturated_terms
 from retrodistill.students.stored_states import (
     BLOCK,
@@ -37,11 +36,10 @@ from retrodistill.students.stored_states import (
 )
 from retrodistill.students.vdr import own_tokens, vocabulary_pooling
 from retrodistill.training.lists import ListBatch
-from retrodistill.training.monitors import Monitored
 from retrodistill.training.scorers import VectorScorer, View
 from retrodistill.training.settings import RegularizerSettings
 from retrodistill.training.stages import BothEncoders, StageRun, evaluating, train_both
-from retrodistill.training.trainer import History
+from retrodistill.training.trainer import History, Monitored
 
 _DENSE = 0.1  # share of the vocabulary above which an inverted index does not pay off
 _EMPTY = 0.1  # share of texts without a term

@@ -19,11 +19,9 @@ import torch
 from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
-from retrodistill.core.allocation import keep_freed_memory
-from retrodistill.core.distributed import average_gradients
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_folder, cache_folder, digest
-from retrodistill.core.progress import bar
+from retrodistill.core.runtime import average_gradients, bar, keep_freed_memory
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import Role
@@ -36,11 +34,10 @@ from retrodistill.rankers.protocol import Ranker
 from retrodistill.runs.run import Run
 from retrodistill.training.lists import ListBatch, require_lists
 from retrodistill.training.loss import DistillationLoss
-from retrodistill.training.monitors import RankMonitor
 from retrodistill.training.prepared import teacher_rows, training_rows
 from retrodistill.training.scorers import Scorer
 from retrodistill.training.stages import StageRun, drawn_groups, evaluating, fit
-from retrodistill.training.trainer import History
+from retrodistill.training.trainer import History, RankMonitor
 
 _STATES, _PLACES = "states.bin", "places.npy"
 _DEPTH = 10  # documents of the teacher that the monitor compares with

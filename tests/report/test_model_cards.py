@@ -7,7 +7,7 @@ from huggingface_hub import ModelCard
 from sample_results import results, section, system
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
-from retrodistill.encoders.exits import exit_model
+from retrodistill.encoders.modules import exit_model
 from retrodistill.indexes import build_index
 from retrodistill.report import columns, results_text
 from retrodistill.report.card import card_text, placeholder, write_card

@@ -12,8 +12,8 @@ from transformers import BertConfig, BertModel
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.encoders.exits import exit_model, exits_of
 from retrodistill.encoders.loading import load_bi_encoder
+from retrodistill.encoders.modules import exit_model, exits_of
 from retrodistill.students.dense import fit_exit_maps
 from retrodistill.students.dense_variants import (
     MultiExitLoss,
