@@ -24,9 +24,8 @@ from retrodistill.core.files import atomic_folder, cache_folder, digest
 from retrodistill.core.runtime import average_gradients, bar, keep_freed_memory
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.encoders.contract import Role
+from retrodistill.encoders.contract import Role, current_encoding
 from retrodistill.encoders.embeddings import TextStore
-from retrodistill.encoders.encoding import current_encoding
 from retrodistill.encoders.modules import weights_digest
 from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.sparse import SparseTextEncoder
