@@ -156,7 +156,7 @@ class TestRewrites:
     @pytest.mark.parametrize(
         ("lines", "message"),
         [
-            ([{"query_id": "nobody", "text": "x"}], "1 rewrites are of no query of the collection"),
+            ([{"query_id": "nobody", "text": "x"}], "1 rewrites belong to queries that are not in the collection"),
             ([{"query_id": "t0", "text": "x"}], "no training query has a rewrite"),
         ],
     )
