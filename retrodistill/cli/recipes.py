@@ -73,8 +73,8 @@ def recipes(
 @app.command()
 def methods() -> None:
     """List every kind of model, objective, labels, initialization, fusion, sampler and labeling budget."""
-    from retrodistill.candidates.budget import BUDGETS
     from retrodistill.candidates.samplers import SAMPLERS
+    from retrodistill.candidates.selection import BUDGETS
     from retrodistill.encoders.names import KINDS
     from retrodistill.objectives.registry import OBJECTIVES, REGULARIZERS
     from retrodistill.rankers.ensemble import LABELS

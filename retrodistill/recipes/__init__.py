@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         SplitSettings,
     )
     from retrodistill.recipes.student_settings import StudentSettings
-    from retrodistill.training.list_settings import TeacherSettings
+    from retrodistill.training.settings import TeacherSettings
 
 _HOMES = {
     "EvaluationSettings": "settings",

@@ -16,7 +16,7 @@ from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.settings import Settings
 from retrodistill.encoders.loading import PACKAGED_NAME
 from retrodistill.recipes.settings import Recipe
-from retrodistill.training.list_settings import CURRENT_STUDENT
+from retrodistill.training.settings import CURRENT_STUDENT
 
 # Keys of version 0.1.0 and the keys that replaced them.
 RENAMED = {

@@ -19,10 +19,9 @@ from retrodistill.recipes.stage_teachers import manifest_after_stage, student_ma
 from retrodistill.recipes.student_settings import StudentSettings
 from retrodistill.recipes.students import kind_of_student, work_folder
 from retrodistill.recipes.systems import entries, planned_variants
-from retrodistill.training.list_settings import CURRENT_STUDENT
 from retrodistill.training.prepared import Prepared, held_out_rows, training_rows
 from retrodistill.training.scoring import candidate_pairs, stage_texts
-from retrodistill.training.settings import StageSettings
+from retrodistill.training.settings import CURRENT_STUDENT, StageSettings
 from retrodistill.training.trainer import optimizer_steps
 from retrodistill.training.training_data import TrainingData
 

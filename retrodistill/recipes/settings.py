@@ -14,8 +14,7 @@ from retrodistill.indexes.registry import IndexOptions
 from retrodistill.quantizers.settings import QuantizerSettings
 from retrodistill.recipes.student_settings import StudentSettings, check_teachers, comparison_names
 from retrodistill.students.registry import kind_of_settings
-from retrodistill.training.list_settings import Teachers, TeacherSettings
-from retrodistill.training.settings import StageSettings, TextSettings
+from retrodistill.training.settings import StageSettings, Teachers, TeacherSettings, TextSettings
 
 
 class IndexSettings(IndexOptions):

@@ -36,10 +36,26 @@ def rank_agreement(student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
     return got / np.where(ideal > 0, ideal, 1.0)
 
 
-def overlap(student: Run, teacher: Run, k: int = 10) -> dict[str, float]:
-    """Share of the teacher's top k that is in the student's top k, in 0..1, for each of the teacher's queries."""
-    own = {query: set(documents) for query, documents, _ in student.top(k)}
-    return {query: len(own.get(query, set()) & set(ids)) / len(ids) for query, ids, _ in teacher.top(k)}
+def overlap(student: Run, teacher: Run, k: int = 10, *, tie: float | None = None) -> dict[str, float]:
+    """Share of the teacher's top k that is in the student's top k, in 0..1, for each of the teacher's queries.
+
+    Args:
+        student: The evaluated run.
+        teacher: The run to compare with.
+        k: Depth of both lists.
+        tie: For runs on the same scale of scores: count any of the student's documents whose score is at least the
+            teacher's k-th score minus this share of the teacher's best.
+    """
+    top = {query: (documents, scores) for query, documents, scores in student.top(k)}
+    no_results = (np.empty(0, dtype=object), np.empty(0))
+    shares = {}
+    for query, documents, scores in teacher.top(k):
+        own, own_scores = top.get(query, no_results)
+        shared = len(set(own) & set(documents))
+        if tie is not None:
+            shared = min(len(documents), int((own_scores >= scores[-1] - tie * abs(scores[0])).sum()))
+        shares[query] = shared / len(documents)
+    return shares
 
 
 def rank_biased_overlap(student: Sequence[Hashable], teacher: Sequence[Hashable], p: float = 0.9) -> float:
