@@ -29,7 +29,7 @@ from retrodistill.encoders.multi_vector import Tokens, maxsim
 from retrodistill.encoders.names import KINDS, ModelName, parse_model_name
 from retrodistill.encoders.vectors import leading
 from retrodistill.indexes.base import Index, saved_name
-from retrodistill.indexes.building import load_index
+from retrodistill.indexes.registry import load_index
 from retrodistill.runs.run import Run, top_k
 
 Kind = Literal["dense", "sparse", "multi-vector"]
