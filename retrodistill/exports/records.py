@@ -18,22 +18,23 @@ from scipy.sparse import csr_array
 
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import digest
+from retrodistill.core.manifest import Manifest
+from retrodistill.core.stores import slug
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.encoders.any_encoder import DENSE, load_encoder
+from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace, TextModel
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.multi_vector import Tokens, maxsim
 from retrodistill.encoders.names import KINDS, ModelName, parse_model_name
 from retrodistill.encoders.vectors import leading
 from retrodistill.indexes.base import Index, saved_name
-from retrodistill.indexes.building import load_index
-from retrodistill.indexes.registry import get_kind
+from retrodistill.indexes.registry import load_index
 from retrodistill.runs.run import Run, top_k
 
 Kind = Literal["dense", "sparse", "multi-vector"]
 Vectors: TypeAlias = "np.ndarray | csr_array | Tokens"
-_SPANS = {"dense": 4096, "sparse": 4096, "multi-vector": 128}  # documents that are read at a time, about 10 MB
+_BATCH = {"dense": 4096, "sparse": 4096, "multi-vector": 128}  # documents that are read at a time, about 10 MB
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class Records:
         fingerprint: Digest of ids and vectors, or of what determines them; ties an interrupted export to its source.
         name: Name of the index's runs.
         queries_by: Name of the query encoder; None for one that was never saved.
-        vocabulary: (d,) the entries of a sparse space as strings, where they are known.
+        vocabulary: (d,) entries of a sparse space, where they are known.
+        collection: Name for a collection in a store.
         payload: ``title`` and ``text`` of the documents, those that are exported.
     """
 
@@ -61,6 +63,7 @@ class Records:
     name: str = "index"
     queries_by: str | None = None
     vocabulary: Sequence[str] | None = None
+    collection: str | None = None
     payload: Mapping[str, Texts] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -80,7 +83,7 @@ class Records:
 
     def batches(self, size: int | None = None) -> Iterator[Batch]:
         """All documents in batches of `size`; by default of about 10 MB."""
-        size = size or _SPANS[self.kind]
+        size = size or _BATCH[self.kind]
         for start in range(0, len(self), size):
             yield Batch(self, start, min(start + size, len(self)))
 
@@ -101,7 +104,19 @@ class Records:
         payload = {"title": _texts_of(collection.titles, self.ids)}
         if texts:
             payload["text"] = _texts_of(collection.bodies, self.ids)
-        return replace(self, payload=payload)
+        return replace(self, collection=slug(collection.name), payload=payload)
+
+    def manifest(self, artifact: str, settings: dict[str, Any]) -> Manifest:
+        """What determines an export, the settings of its store among them, and what a search of it needs to know."""
+        inputs = {"space": self.space.fingerprint, "vectors": self.fingerprint}
+        inputs |= {f"{column}s": texts.fingerprint for column, texts in self.payload.items()}
+        about = {
+            "space": self.space.to_json(),
+            "documents": len(self),
+            "name": self.name,
+            "queries_by": self.queries_by,
+        }
+        return Manifest(artifact, inputs, {"kind": self.kind, **settings}, about)
 
 
 @dataclass(frozen=True)
@@ -127,8 +142,9 @@ class Batch:
 
     @property
     def payload(self) -> dict[str, list[str]]:
-        """``title`` and ``text`` of each document, those that are exported; '' where a document has none."""
-        return {name: texts.slice(self.start, self.stop) for name, texts in self.records.payload.items()}
+        """``document_id``, ``title`` and ``text``, those that are exported; '' where a document has none."""
+        texts = {name: texts.slice(self.start, self.stop) for name, texts in self.records.payload.items()}
+        return {"document_id": self.ids, **texts}
 
 
 def vector_records(
@@ -153,25 +169,24 @@ def vector_records(
     Raises:
         UserError: Vectors that do not fit the ids or the space, that are not finite, or ids that are not unique.
     """
-    kind: Kind
-    read: Callable[[int, int], Any]
+    kind: Kind = "dense"
     if isinstance(vectors, Tokens):
         bounds = np.asarray(vectors.bounds)
-        kind, rows, width, read = "multi-vector", len(vectors), vectors.dimension, vectors.slice
         if bounds[0] != 0 or bounds[-1] != len(vectors.vectors) or (np.diff(bounds) < 0).any():
-            raise UserError(f"bounds of {rows} documents do not fit {len(vectors.vectors)} token vectors.")
-    elif sparse.issparse(vectors):
-        matrix = csr_array(vectors)
-        (rows, width), kind, read = matrix.shape, "sparse", lambda start, stop: matrix[start:stop]
-    elif vectors.ndim == 2:
-        (rows, width), kind, read = vectors.shape, "dense", lambda start, stop: vectors[start:stop]
-    else:
+            raise UserError(f"bounds of {len(vectors)} documents do not fit {len(vectors.vectors)} token vectors.")
+        kind, rows, width = "multi-vector", len(vectors), vectors.dimension
+    elif vectors.ndim != 2:
         raise UserError(f"dense vectors of {vectors.ndim} axes; give (documents, dimension).")
+    else:
+        rows, width = vectors.shape
+        if sparse.issparse(vectors):
+            kind, vectors = "sparse", csr_array(vectors)
     if rows != len(ids) or width != space.dimension:
         raise UserError(
             f"{len(ids)} ids and a space of {space.dimension} dimensions with {rows} documents of {width}; they do not "
             "belong together: build the index again."
         )
+    read = vectors.slice if kind == "multi-vector" else lambda start, stop: vectors[start:stop]
     return _checked(Records(kind, ids, space, read, "", name, queries_by, vocabulary))
 
 
@@ -179,10 +194,9 @@ def records_from(source: Any, collection: Collection | None = None) -> Records:
     """The exact vectors of an index's documents.
 
     Dense vectors are exported as their encoder made them, not as codes: the other system quantizes for itself, and a
-    code of a code loses twice. A FAISS index that holds whole vectors (Flat, HNSW, IVF, and RFlat over them) gives
-    them. With other factories the documents are embedded again; the store of embeddings has those that were embedded
-    on this machine. Impacts of an inverted index and tokens of a multi-vector index are exported as the index scores
-    them: pruned and decoded. With ``bits: 32`` and the codecs ``float32`` or ``float16`` they are the encoder's.
+    code of a code loses twice. Where a FAISS index holds codes or transforms, the documents are embedded again; the
+    store of embeddings has those that were embedded on this machine. Impacts and token vectors are exported as the
+    index scores them: pruned and decoded (with ``bits: 32``, ``float32`` or ``float16``, they are the encoder's).
 
     Args:
         source: `Records`, an index or its folder, a dense or sparse encoder or its name.
@@ -215,6 +229,13 @@ def stacked(kind: str, blocks: Sequence[Any], dimension: int) -> Vectors:
     return sparse.vstack([csr_array((0, dimension), dtype=np.float32), *blocks], format="csr")
 
 
+def numbered(vectors: Any, ids: Sequence[str] | None) -> list[str]:
+    """The ids of query vectors; "0", "1"... by default."""
+    if ids is not None:
+        return list(ids)
+    return [str(number) for number in range(len(vectors) if isinstance(vectors, Tokens) else vectors.shape[0])]
+
+
 def score_matrix(queries: Any, documents: Any) -> np.ndarray:
     """(q, n) float32 scores of every query with every document, both of one kind.
 
@@ -242,9 +263,9 @@ def exact_search(
 
     Args:
         batches: Ids and vectors of a few documents at a time.
-        queries: Vectors of the same kind.
+        queries: Vectors of the same kind, one for each of `query_ids`.
         k: Documents per query.
-        query_ids: One per query.
+        query_ids: (q,) ids.
     """
     ids = np.zeros((len(query_ids), 0), dtype=object)
     scores = np.zeros((len(query_ids), 0), dtype=np.float32)
@@ -254,34 +275,35 @@ def exact_search(
         ids = np.concatenate([ids, np.asarray(batch_ids, dtype=object)[best]], axis=1)
         scores = np.concatenate([scores, np.take_along_axis(batch_scores, best, axis=1)], axis=1)
         best = top_k(scores, k)
-        ids, scores = np.take_along_axis(ids, best, axis=1), np.take_along_axis(scores, best, axis=1)
+        ids, scores = (np.take_along_axis(table, best, axis=1) for table in (ids, scores))
     found = np.isfinite(scores)
     queries_of = np.repeat(np.asarray(query_ids, dtype=object), found.sum(axis=1))
     return Run.from_arrays(queries_of.tolist(), ids[found].tolist(), scores[found].tolist(), name="exact").ranked()
 
 
-def flat_values(vectors: Vectors) -> np.ndarray:
-    """All numbers of a block, as they are stored."""
-    if isinstance(vectors, Tokens):
-        return vectors.vectors
-    return vectors if isinstance(vectors, np.ndarray) else vectors.data
-
-
 def _of_index(index: Index, collection: Collection | None) -> Records:
-    kind: Any = get_kind(index.index_kind).encoders[0]
-    queries, read = index.queries, index.vector_reader()
+    kind: Any = index.encoder_kinds[0]
+    queries, read, space = index.queries, index.vector_reader(), index.space
     # Token weights do not name a model; the index does.
-    by = index.space.documents_by if queries is not None and not queries.has_model else _full_name(queries)
+    by = space.documents_by if queries is not None and not queries.has_model else _full_name(queries)
     if read is not None:
-        return _checked(Records(kind, index.ids, index.space, read, "", index.name, by))
+        return _checked(Records(kind, index.ids, space, read, "", index.name, by))
     if collection is None:
         raise UserError(
             f"{index!r} holds codes, not vectors; give the collection, so that its documents can be embedded again, or "
             "export an index of factory 'Flat'."
         )
-    encoder = _document_encoder(index).bind(collection)
-    texts, space = _texts_of(collection.documents, index.ids), index.space
-    vectors = leading(embed(encoder, texts.texts, "document"), space.truncation, unit=space.norm == "unit")
+    encoder = queries
+    if encoder is None or encoder.document_space != space.fingerprint:
+        encoder = load_encoder(space.documents_by, index.encoder_kinds)
+    if encoder.document_space != space.fingerprint:
+        raise UserError(
+            f"{encoder.name} is no longer the model that made the documents ({'; '.join(space.differences(encoder))}); "
+            "export an index of factory 'Flat', or build it again."
+        )
+    texts = _texts_of(collection.documents, index.ids)
+    vectors = embed(encoder.bind(collection), texts.texts, "document")
+    vectors = leading(vectors, space.truncation, unit=space.norm == "unit")
     records = vector_records(index.ids, vectors, space, name=index.name, queries_by=by)
     return replace(records, fingerprint=_pin(index.ids, space.fingerprint, space.dimension, texts.fingerprint))
 
@@ -291,30 +313,15 @@ def _of_encoder(encoder: Any, collection: Collection | None) -> Records:
         raise UserError(f"{encoder.name} has no documents of its own to export; give a collection.")
     documents = collection.documents
     bound = encoder if encoder.kind == "sparse" else encoder.bind(collection)
-    vectors, by = embed(bound, documents.texts, "document"), _full_name(encoder)
-    records = vector_records(documents.ids, vectors, EmbeddingSpace.of(encoder), name=encoder.name, queries_by=by)
-    pinned = _pin(documents.ids, encoder.fingerprint("document"), documents.fingerprint)
-    return replace(records, fingerprint=pinned)
-
-
-def _document_encoder(index: Index) -> Any:
-    space, encoder = index.space, index.queries
-    if encoder is None or encoder.document_space != space.fingerprint:
-        encoder = load_encoder(space.documents_by, DENSE)
-    if encoder.document_space != space.fingerprint:
-        raise UserError(
-            f"{encoder.name} is no longer the model that made the documents ({'; '.join(space.differences(encoder))}); "
-            "export an index of factory 'Flat', or build it again."
-        )
-    return encoder
+    vectors, space, by = embed(bound, documents.texts, "document"), EmbeddingSpace.of(encoder), _full_name(encoder)
+    records = vector_records(documents.ids, vectors, space, name=encoder.name, queries_by=by)
+    return replace(records, fingerprint=_pin(records.ids, encoder.fingerprint("document"), documents.fingerprint))
 
 
 def _full_name(queries: TextModel | None) -> str | None:
     """Name of the query encoder; a folder as an absolute path, since exports are searched from anywhere."""
     name = saved_name(queries)
-    if name is None:
-        return None
-    kind, _, place = name.partition(":")
+    kind, _, place = (name or "").partition(":")
     return f"{kind}:{os.path.abspath(place)}" if os.path.isdir(place) else name
 
 
@@ -350,18 +357,21 @@ def _checked(records: Records) -> Records:
         raise UserError(f"document id {sample_of(twice)} appears more than once; ids must be unique.")
     content = hashlib.blake2b(digest_size=16)
     for batch in records.batches():
-        vectors = batch.vectors
-        values = flat_values(vectors)
+        values, *structure = _arrays(batch.vectors)
         if not np.isfinite(values).all():
-            first, last = records.ids[batch.start], records.ids[batch.stop - 1]
             raise UserError(
-                f"documents {first!r} to {last!r} hold numbers that are NaN or infinite; embed these again or leave "
-                "them out."
+                f"documents {batch.ids[0]!r} to {batch.ids[-1]!r} hold numbers that are NaN or infinite; embed these "
+                "again or leave them out."
             )
-        content.update(np.ascontiguousarray(values).tobytes())
-        if isinstance(vectors, Tokens):
-            content.update(np.diff(vectors.bounds).tobytes())
-        elif not isinstance(vectors, np.ndarray):
-            content.update(np.diff(vectors.indptr).astype(np.int64).tobytes())
-            content.update(vectors.indices.astype(np.int64).tobytes())
+        for array in (values, *structure):
+            content.update(np.ascontiguousarray(array).tobytes())
     return replace(records, fingerprint=_pin(records.ids, records.kind, content.hexdigest()))
+
+
+def _arrays(vectors: Any) -> list[np.ndarray]:
+    """The numbers of a block, and what tells its documents apart."""
+    if isinstance(vectors, Tokens):
+        return [vectors.vectors, np.diff(vectors.bounds)]
+    if isinstance(vectors, np.ndarray):
+        return [vectors]
+    return [vectors.data, np.diff(vectors.indptr).astype(np.int64), vectors.indices.astype(np.int64)]

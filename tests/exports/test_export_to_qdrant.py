@@ -217,7 +217,7 @@ class TestVerification:
         exported.update_vectors("c", [models.PointVectors(id=point_id("d7"), vector={"dense": [9.0] * 6})])
         with pytest.raises(UserError, match="other vectors"):
             export_qdrant(dense()[0], None, exported, NAME)
-        assert not QdrantStore(exported, NAME).is_complete()
+        assert not QdrantStore(exported, NAME).manifest().about["is_complete"]
 
     def test_ties_may_stand_in_any_order(self, client):
         vectors = np.ones((40, 6), dtype=np.float32)
@@ -296,7 +296,7 @@ class TestBadInput:
         export_qdrant(dense()[0], None, tmp_path / "q", NAME)
         database = tmp_path / "q" / "collection" / "c" / "storage.sqlite"
         database.write_bytes(database.read_bytes()[:5000])
-        with pytest.raises(UserError, match="is cut short or altered"):
+        with pytest.raises(UserError, match="is damaged"):
             load_store(f"qdrant:{tmp_path / 'q'}")
 
     def test_many_documents_in_a_folder_are_remarked_on(self, client, monkeypatch):
