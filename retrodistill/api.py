@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from retrodistill.core.distributed import is_main
 from retrodistill.core.files import check_replaceable, exclusive, read_json
-from retrodistill.core.progress import log
+from retrodistill.core.runtime import is_main, log
 from retrodistill.data import Collection, load_collection
 from retrodistill.encoders import Encoder, load_encoder
 from retrodistill.encoders.any_encoder import DENSE

@@ -160,7 +160,7 @@ class Bench:
         """Quality over all documents, or over those of a pool; milliseconds of a query, or to rank 200 of the pool."""
         queries = self.tokens("test", width)
         if pool is None:
-            run = index.search_tokens(queries, 100 if index.candidate_index else POOL, self.test.ids)
+            run = index.search_vectors(queries, 100 if index.candidate_index else POOL, self.test.ids)
         else:
             run = self._reranked(index, queries, pool)
         if keep is not None:

@@ -12,7 +12,7 @@ import typer
 
 from retrodistill.cli.app import CollectionOption, JsonOption, OutOption, app, show
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.core.progress import log, set_quiet
+from retrodistill.core.runtime import log, set_quiet
 
 if TYPE_CHECKING:
     from retrodistill.exports import QdrantIndex

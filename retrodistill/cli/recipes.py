@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retrodistill.cli.app import DryOption, JsonOption, OutOption, app, duration, show
-from retrodistill.core.progress import set_quiet
+from retrodistill.core.runtime import set_quiet
 
 if TYPE_CHECKING:
     from retrodistill.recipes.keys import Key, Section

@@ -9,7 +9,7 @@ import typer
 
 from retrodistill.cli.app import CollectionOption, DryOption, OutOption, RunOption, StoreOption, app, duration, show
 from retrodistill.core.errors import UserError
-from retrodistill.core.progress import log
+from retrodistill.core.runtime import log
 
 
 @app.command()

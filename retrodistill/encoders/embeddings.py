@@ -12,11 +12,10 @@ import numpy as np
 import pyarrow as pa
 from scipy.sparse import csr_array
 
-from retrodistill.core.allocation import keep_freed_memory
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import cache_folder
 from retrodistill.core.manifest import Manifest
-from retrodistill.core.progress import bar
+from retrodistill.core.runtime import bar, keep_freed_memory
 from retrodistill.core.stores import KeyIndex, PartStore, text_keys
 from retrodistill.encoders.contract import Role, TextModel
 from retrodistill.encoders.encoder import Encoder

@@ -13,7 +13,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.encoders.contract import Role, TextModel
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.modules import with_modules
-from retrodistill.runs.top_k import top_k
+from retrodistill.runs.run import top_k
 
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder

@@ -21,7 +21,7 @@ from retrodistill.core.files import digest, read_json
 from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.core.stores import KeyIndex, text_keys
 from retrodistill.data.collection import Collection
-from retrodistill.data.jsonl import read_objects
+from retrodistill.data.records import read_objects
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import Role
 from retrodistill.encoders.encoder import Encoder

@@ -11,7 +11,7 @@ import numpy as np
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import write_json
-from retrodistill.core.progress import log
+from retrodistill.core.runtime import log
 from retrodistill.data import Collection
 from retrodistill.evaluation.evaluating import Evaluation, EvaluationConfig, evaluate
 from retrodistill.evaluation.rules import CQADUPSTACK, sources

@@ -13,7 +13,7 @@ import pyarrow as pa
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import exclusive, write_json
 from retrodistill.core.manifest import Manifest, hardware, library_versions
-from retrodistill.core.progress import log
+from retrodistill.core.runtime import log
 from retrodistill.data import Collection, Texts
 from retrodistill.evaluation.agreement import agreements
 from retrodistill.evaluation.comparing import paired_tests

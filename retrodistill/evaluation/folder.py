@@ -17,7 +17,7 @@ from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.core.stores import slug
 from retrodistill.evaluation.results import Cost, Results
 from retrodistill.evaluation.systems import Measured
-from retrodistill.runs.formats import keep_run
+from retrodistill.runs.formats import save_run
 
 PER_QUERY = "per-query.parquet"
 
@@ -60,7 +60,7 @@ class Folder:
     def keep(self, fingerprint: str | None, measured: Measured) -> Measured:
         """Write what was measured, the run first, the manifest last; returns it with the run on disk."""
         row = measured.row
-        file = keep_run(measured.load_run(), self.path / "runs" / slug(row.name))
+        file = save_run(measured.load_run(), self.path / "runs" / slug(row.name))
         about = {
             "run": file.name,
             "checksum": file_digest(file),

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.files import atomic_file, check_replaceable, exclusive, file_digest, make_folder
 from retrodistill.core.manifest import FILE_NAME, Manifest
-from retrodistill.core.progress import bar
+from retrodistill.core.runtime import bar
 from retrodistill.data.collection import Collection
 from retrodistill.encoders.multi_vector import Tokens
 from retrodistill.exports.payload import Payload, differences

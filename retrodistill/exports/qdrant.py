@@ -11,7 +11,7 @@ import numpy as np
 
 from retrodistill.core.errors import UserError, sample_of, unknown
 from retrodistill.core.manifest import Manifest
-from retrodistill.core.progress import bar, log
+from retrodistill.core.runtime import bar, log
 from retrodistill.core.stores import slug
 from retrodistill.data.collection import Collection
 from retrodistill.exports.checking import agreement, as_queries, sampled_rows, sampled_vectors

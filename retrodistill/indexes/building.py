@@ -1,14 +1,15 @@
-"""Build an index of the kind that the documents' encoder asks for; load any."""
+"""Build an index of the kind that the document encoder needs; load an index of any kind."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection
 from retrodistill.encoders.any_encoder import load_encoder
-from retrodistill.indexes.base import Index, kind_of
+from retrodistill.indexes.base import Index, read_index_manifest
 from retrodistill.indexes.registry import IndexKind, IndexOptions, check_options_fit, checked, get_kind, kind_for
 from retrodistill.rankers.loading import is_store, open_store
 from retrodistill.training.settings import Settings
@@ -24,24 +25,24 @@ def build_index(
     settings: Settings | None = None,
     **options: Any,
 ) -> Index:
-    """Embed a collection and index it: dense vectors in FAISS, sparse ones inverted, token vectors for MaxSim.
+    """Encode a collection and index it: dense vectors in FAISS, sparse ones inverted, token vectors for MaxSim.
 
     Args:
         collection: What to index.
-        documents: Name or object of the encoder of documents; its kind decides the kind of index.
-        queries: Name or object of the encoder of queries; the documents' by default.
+        documents: Name or object of the document encoder; its kind determines the kind of index.
+        queries: Name or object of the query encoder; by default that of the documents.
         factory: A FAISS factory string, or ``auto``.
         name: Name of its runs.
-        settings: Of the kind of index (`FaissSettings`, `InvertedSettings`, `MultiVectorSettings`), or
+        settings: Settings of the kind of index (`FaissSettings`, `InvertedSettings`, `MultiVectorSettings`), or
             `IndexOptions`.
-        options: Keys of `IndexOptions`, e.g. ``truncate=128``, ``codec="residual"``; not beside `settings`.
+        options: Keys of `IndexOptions`, e.g. ``truncate=128``, ``codec="residual"``; not together with `settings`.
 
     Returns:
-        An `FaissIndex`, `InvertedIndex` or `MultiVectorIndex`.
+        A `FaissIndex`, `InvertedIndex` or `MultiVectorIndex`.
 
     Raises:
-        UserError: The query encoder belongs to another space, options or settings of another kind of index, vectors
-            that are not finite, or a factory that does not parse or cannot be trained on so few.
+        UserError: The query encoder belongs to another space, options or settings do not fit the kind of index, vectors
+            are not finite, or a factory does not parse or needs more documents to train.
     """
     if factory != "Flat":
         options["factory"] = factory
@@ -62,31 +63,28 @@ def load_index(
         folder: Where it was saved; or ``qdrant:PLACE#NAME``.
         queries: Name or object of the query encoder; by default the one it was saved with.
         parameters: FAISS search parameters, e.g. ``nprobe=16``.
-        memory_map: Leave vectors or postings on disk (token vectors always stay there).
+        memory_map: Leave vectors or postings on disk. Token vectors always stay there.
 
     Raises:
-        UserError: A file is missing, cut short or altered, the query encoder belongs to another space, or parameters
-            for an index that is not FAISS.
+        UserError: A file is missing or damaged, the query encoder belongs to another space, or the index takes no
+            search parameters.
     """
     if is_store(folder):
         if parameters:
             raise UserError(f"search parameters {parameters!r} are for FAISS, and {folder} is an exported store.")
         return open_store(str(folder), queries)
-    kind = get_kind(kind_of(folder))
+    kind = get_kind(read_index_manifest(Path(folder)).settings["kind"])
     if parameters and not kind.has_parameters:
         raise UserError(
             f"search parameters {parameters!r} are for FAISS, and {folder} is an index of kind {kind.name}."
         )
-    index: Index = kind.load(folder, queries, parameters, memory_map)
+    given = {"parameters": parameters} if parameters else {}
+    index: Index = kind.load(folder, queries, memory_map=memory_map or None, **given)
     return index
 
 
 def _settings(kind: IndexKind, settings: Settings | None, options: dict[str, Any]) -> Settings:
-    """The settings of the kind; the class of settings that were given says whether they are its own.
-
-    Raises:
-        UserError: They are of another kind, or an option does not fit.
-    """
+    """The settings of the kind; given ones must be of its class."""
     if settings is None:
         check_options_fit([name for name in options if name in IndexOptions.model_fields], [kind])
         settings = checked(IndexOptions, options, "index")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.progress import log
+from retrodistill.core.runtime import log
 from retrodistill.encoders.vectors import check_finite
 
 _CODES = ("ResidualQuantizer", "LocalSearchQuantizer", "ProductResidualQuantizer", "ProductLocalSearchQuantizer")

@@ -1,7 +1,7 @@
 """The kinds of indexes. A kind is one module, which ends with ``KIND = IndexKind(...)`` and is listed here.
 
-To add a kind, write its module, add a line to `_MODULES`, and add its own keys, if any, to `IndexOptions`. Recipes
-(``index:``), the command line and `build_index` take the same keys from there.
+To add a kind, write its module, add a line to `_MODULES`, and add its own options, if any, to `IndexOptions`. Recipes
+(``index:``), the command line and `build_index` take their options from there.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ Checked = TypeVar("Checked", bound=Settings)
 
 @dataclass(frozen=True)
 class IndexKind:
-    """What the package needs to know of one kind of index.
+    """A kind of index.
 
     Attributes:
-        name: As manifests have it.
+        name: Its name in manifests.
         encoders: Kinds of encoders whose documents it holds.
-        settings: How it is built; its fields are the options that it takes.
+        settings: How it is built; the fields are its options.
         build: ``(collection, document encoder, query encoder or None, settings, name) -> Index``.
-        load: ``(folder, queries, parameters, memory_map) -> Index``; parameters are None unless `has_parameters`.
+        load: ``(folder, queries, *, memory_map) -> Index``; with ``parameters`` if `has_parameters`.
         has_parameters: Whether FAISS search parameters may be given at loading.
+        check: Refuses settings that cannot be used on this machine, before any work.
     """
 
     name: str
@@ -45,15 +46,16 @@ class IndexKind:
     build: Callable[..., Any]
     load: Callable[..., Any]
     has_parameters: bool = False
+    check: Callable[[Any], None] = lambda _settings: None
 
     @property
     def options(self) -> tuple[str, ...]:
-        """Names of the options that it takes."""
+        """Names of its options."""
         return tuple(self.settings.model_fields)
 
 
 class IndexOptions(Settings):
-    """How an index is built: the options of all kinds. An option that stays at its default is not given.
+    """How an index is built: the options of all kinds. Options at their defaults count as not given.
 
     Attributes:
         factory: Dense: a FAISS factory string, or ``auto``: chosen from the number of documents, `bytes` and `recall`;
@@ -66,12 +68,12 @@ class IndexOptions(Settings):
         bits: Sparse: bits of an impact, 8 (the default) or 32 for exact weights. Multi-vector with the codec
             ``residual``: bits per dimension, 1, 2 (the default) or 4.
         centroids: Multi-vector with the codec ``residual``: number of centroids; PLAID's rule by default.
-        sample: Multi-vector with the codec ``residual``: documents that it is fitted on; 1,000 by default.
+        sample: Multi-vector with the codec ``residual``: number of documents it is fitted on; 1,000 by default.
         muvera: Multi-vector: candidates by MUVERA's encodings, which exact MaxSim ranks; ``true`` for its defaults.
             Without it MaxSim ranks all documents.
         backend: Sparse: ``exact`` (the default), or ``seismic``: approximate, for large corpora.
-        prune: Sparse: terms of largest weight to keep per document.
-        query_cut: Seismic: number of a query's heaviest terms that choose what is visited; 10 by default.
+        prune: Sparse: number of terms of largest weight to keep per document.
+        query_cut: Seismic: number of a query's heaviest terms that choose the lists to visit; 10 by default.
         heap_factor: Seismic: lower is faster and finds less; 0.8 by default.
     """
 
@@ -96,12 +98,12 @@ class IndexOptions(Settings):
     @classmethod
     def _bits_not_dropped(cls, bits: Any) -> Any:
         if bits == 16:
-            raise ValueError("16-bit impacts were dropped; take 8 (the default) or 32 for exact weights")
+            raise ValueError("16-bit impacts were dropped; use 8 (the default) or 32 for exact weights")
         return bits
 
     @field_validator("muvera", mode="before")
     @classmethod
-    def _muvera_by_its_defaults(cls, muvera: Any) -> Any:
+    def _muvera_defaults(cls, muvera: Any) -> Any:
         return ({} if muvera else None) if isinstance(muvera, bool) else muvera
 
     def given(self) -> dict[str, Any]:
@@ -110,7 +112,7 @@ class IndexOptions(Settings):
         return {name: getattr(self, name) for name in fields if getattr(self, name) != fields[name].default}
 
     def check(self, kinds: Iterable[IndexKind]) -> None:
-        """Refuse an option that none of these kinds takes, and values that the kinds refuse.
+        """Refuse an option that none of these kinds takes, values that a kind refuses, and packages that are missing.
 
         Raises:
             UserError: Names the first.
@@ -118,10 +120,10 @@ class IndexOptions(Settings):
         kinds = list(kinds)
         check_options_fit(self.given(), kinds)
         for kind in kinds:
-            self.of(kind)
+            kind.check(self.of(kind))
 
     def of(self, kind: IndexKind) -> Settings:
-        """The settings of one kind; options that it does not take are left out.
+        """The settings of one kind, without the options that it does not take.
 
         Raises:
             UserError: They contradict each other.
@@ -136,7 +138,7 @@ def get_kind(name: str) -> IndexKind:
     """The kind of index of a name.
 
     Raises:
-        UserError: There is none; the nearest is named.
+        UserError: There is no such kind; the nearest is named.
     """
     if name not in _MODULES:
         raise unknown("kind of index", name, KINDS)
@@ -145,40 +147,38 @@ def get_kind(name: str) -> IndexKind:
 
 
 def kind_for(encoder: Any) -> IndexKind:
-    """The kind of index that holds an encoder's documents.
+    """The kind of index that holds the documents of an encoder.
 
     Raises:
         UserError: No kind does.
     """
-    kinds = [get_kind(name) for name in KINDS]
-    kind = next((kind for kind in kinds if encoder.kind in kind.encoders), None)
-    if kind is None:
-        raise unknown("kind of encoder for an index", encoder.kind, [name for one in kinds for name in one.encoders])
-    return kind
+    kinds = {encoder_kind: kind for kind in map(get_kind, KINDS) for encoder_kind in kind.encoders}
+    if encoder.kind not in kinds:
+        raise unknown("kind of encoder for an index", encoder.kind, kinds)
+    return kinds[encoder.kind]
 
 
 def check_options_fit(options: Collection[str], kinds: Iterable[IndexKind]) -> None:
-    """Refuse options that none of some kinds of index takes.
+    """Refuse an option that none of these kinds of index takes.
 
     Raises:
-        UserError: Names the first, and what the kinds take.
+        UserError: Names the first, and the options of the kinds.
     """
     kinds = list(kinds)
-    taken = {name for kind in kinds for name in kind.options}
-    strange = [name for name in options if name not in taken]
-    if strange:
+    wrong = [name for name in options if not any(name in kind.options for kind in kinds)]
+    if wrong:
         takes = "; ".join(f"{kind.name} takes {', '.join(kind.options)}" for kind in kinds)
-        raise UserError(f"option {strange[0]!r} does not fit this kind of index: {takes}.")
+        raise UserError(f"option {wrong[0]!r} does not fit this kind of index: {takes}.")
 
 
 def checked(model: type[Checked], content: dict[str, Any], where: str, advice: str = "") -> Checked:
     """Settings from a dictionary.
 
     Args:
-        model: Their class.
+        model: Class of the settings.
         content: Their values.
-        where: What holds them, for the error.
-        advice: What to do, for the error, e.g. ``; build the index again``.
+        where: What holds them, for the error message.
+        advice: What to do, for the error message, e.g. ``; build the index again``.
 
     Raises:
         UserError: The first mistake, in one line.

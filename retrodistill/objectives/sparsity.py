@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from retrodistill.core.distributed import processes
 from retrodistill.core.errors import UserError
+from retrodistill.core.runtime import processes
 from retrodistill.objectives.masks import at_least_float32
 from retrodistill.objectives.registry import regularizer
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.core.progress import bar
+from retrodistill.core.runtime import bar
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.modules import with_modules
 from retrodistill.encoders.vectors import exact_search
 from retrodistill.quantizers.codes import Codes, factory_for, read_index, start_index, to_faiss
 from retrodistill.quantizers.settings import QuantizerSettings
-from retrodistill.runs.top_k import top_k
+from retrodistill.runs.run import top_k
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

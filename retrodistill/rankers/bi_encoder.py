@@ -11,7 +11,7 @@ import pyarrow as pa
 from scipy.sparse import csr_array
 
 from retrodistill.core.files import digest
-from retrodistill.core.progress import bar
+from retrodistill.core.runtime import bar
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import EmbeddingSpace, Role, TextModel

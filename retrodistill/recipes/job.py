@@ -11,16 +11,15 @@ from typing import cast
 
 from retrodistill.core.errors import UserError
 from retrodistill.data import Collection, Texts, load_collection
-from retrodistill.data.collection import leaks_between
+from retrodistill.data.collection import Qrels, leaks_between
 from retrodistill.data.conversations import (
     Conversations,
-    asked_better,
     check_rewrites,
     load_conversations,
     load_rewrites,
     make_turns,
+    with_rewrites,
 )
-from retrodistill.data.qrels import Qrels
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import quiet_libraries
@@ -76,7 +75,7 @@ class Questions:
         """Texts that must not be trained on: the test queries, and their rewrites."""
         if self.rewrites is None:
             return self.test
-        better = asked_better(self.test, self.rewrites)
+        better = with_rewrites(self.test, self.rewrites)
         return self.test + Texts.from_pairs((f"rewrite:{id_}", better[id_]) for id_ in better.ids)
 
 
@@ -106,7 +105,9 @@ def questions_of(recipe: Recipe, loaded: Collection, test_of: Callable[[Collecti
     test = test_of(collection)
     train, warning = training_queries(collection, recipe.split.train, test)
     if rewrites is not None:
-        leaked = {leak.train_id for leak in leaks_between(asked_better(train, rewrites), asked_better(test, rewrites))}
+        leaked = {
+            leak.train_id for leak in leaks_between(with_rewrites(train, rewrites), with_rewrites(test, rewrites))
+        }
         if leaked:  # whoever is asked them
             train = train.select([query for query in train.ids if query not in leaked])
             notes.append(f"{len(leaked)} training queries have the rewrite of a test query: they are dropped.")
@@ -172,7 +173,7 @@ class Job:
     def teacher_test_queries(self) -> Texts:
         """The test queries as teachers are asked them: rewrites where there are."""
         rewrites = self.rewrites
-        return self.test if rewrites is None else asked_better(self.test, rewrites)
+        return self.test if rewrites is None else with_rewrites(self.test, rewrites)
 
     @property
     def rewrites(self) -> Texts | None:

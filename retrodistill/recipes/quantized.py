@@ -9,7 +9,7 @@ import numpy as np
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
-from retrodistill.core.progress import log
+from retrodistill.core.runtime import log
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.embeddings import embed
 from retrodistill.evaluation.results import Role

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from retrodistill.core.manifest import hardware, library_versions
-from retrodistill.core.progress import log
+from retrodistill.core.runtime import log
 from retrodistill.evaluation.agreement import agreements
 from retrodistill.evaluation.comparing import paired_tests
 from retrodistill.evaluation.examples import MEASURE, shown_queries

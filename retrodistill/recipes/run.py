@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from retrodistill.core.distributed import is_main, main_first
 from retrodistill.core.files import atomic_file, exclusive, make_folder, write_json
 from retrodistill.core.manifest import Manifest
+from retrodistill.core.runtime import is_main, main_first
 from retrodistill.encoders.contract import encode_with
 from retrodistill.evaluation.evaluating import evaluate_systems
 from retrodistill.evaluation.folder import write_per_query
@@ -31,7 +31,7 @@ from retrodistill.recipes.systems import (
     vectors_note,
 )
 from retrodistill.report import write_page
-from retrodistill.runs.formats import keep_run
+from retrodistill.runs.formats import save_run
 
 Seconds = dict[str, float]
 
@@ -95,7 +95,7 @@ def _run(job: Job, seconds: Seconds, command: str) -> Results | None:
     with _timed(seconds, "evaluate"):
         measured = evaluate_systems(systems, job.task, job.evaluation)
     for name, one in measured.items():
-        keep_run(one.load_run(), job.out / "runs" / name)
+        save_run(one.load_run(), job.out / "runs" / name)
     write_per_query(list(measured.values()), job.out)
     results = job_results(job, measured, list(trained.values()), curves, seconds, command)
     write_json(job.out / "results.json", results.to_json())

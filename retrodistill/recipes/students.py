@@ -9,11 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from retrodistill.core.distributed import barrier, is_main
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_folder, check_replaceable, disk_errors
 from retrodistill.core.manifest import Manifest
-from retrodistill.core.progress import log
+from retrodistill.core.runtime import barrier, is_main, log
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.recipes.stage_teachers import StageTeachers, manifest_after_stage, space_of

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from retrodistill.core.distributed import main_first
 from retrodistill.core.errors import UserError
-from retrodistill.core.progress import bar
+from retrodistill.core.runtime import bar, main_first
 from retrodistill.data.sentences import title_texts
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.embeddings import embed

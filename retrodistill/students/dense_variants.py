@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.progress import log
+from retrodistill.core.runtime import log
 from retrodistill.encoders.modules import ROUTE, behind_exit, exit_model, exits_of, with_modules
 from retrodistill.encoders.vectors import check_dimensions, leading
 from retrodistill.objectives.distributions import kl_divergence

@@ -18,8 +18,8 @@ import scipy.sparse
 import torch
 from torch import Tensor, nn
 
-from retrodistill.core.distributed import main_first
 from retrodistill.core.errors import UserError
+from retrodistill.core.runtime import main_first
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import Role
 from retrodistill.encoders.embeddings import EmbeddingStore, embed

@@ -17,10 +17,9 @@ import torch
 from sentence_transformers.base.modules import InputModule
 from torch import Tensor, nn
 
-from retrodistill.core.distributed import main_first
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.files import atomic_folder, cache_folder, digest
-from retrodistill.core.progress import bar
+from retrodistill.core.runtime import bar, main_first
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import Role

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from retrodistill.core.distributed import main_first
 from retrodistill.core.errors import UserError
+from retrodistill.core.runtime import main_first
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import MULTI_VECTOR, load_encoder
 from retrodistill.encoders.contract import Role

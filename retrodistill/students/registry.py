@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from retrodistill.core.distributed import main_first
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.files import atomic_folder, check_replaceable, disk_errors, read_json
 from retrodistill.core.manifest import Manifest
+from retrodistill.core.runtime import main_first
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import quiet_libraries

@@ -12,14 +12,13 @@ from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from retrodistill import objectives as pure
-from retrodistill.core.distributed import main_first, processes
 from retrodistill.core.errors import UserError
-from retrodistill.core.progress import log
+from retrodistill.core.runtime import log, main_first, processes
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.embeddings import SparseStore
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.objectives.registry import get_regularizer
-from retrodistill.runs.top_k import top_k
+from retrodistill.runs.run import top_k
 from retrodistill.students.lexical_terms import lexical_terms_of, saturated_terms
 from retrodistill.students.stored_states import (
     BLOCK,

@@ -8,7 +8,7 @@ import numpy as np
 
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.files import atomic_file, cache_folder, digest
-from retrodistill.core.progress import bar
+from retrodistill.core.runtime import bar
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.embeddings import embed

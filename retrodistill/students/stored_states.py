@@ -12,11 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from retrodistill.core.allocation import keep_freed_memory
-from retrodistill.core.distributed import average_gradients
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_folder, cache_folder, digest
-from retrodistill.core.progress import bar
+from retrodistill.core.runtime import average_gradients, bar, keep_freed_memory
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import Role

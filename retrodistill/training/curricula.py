@@ -8,14 +8,12 @@ import numpy as np
 
 from retrodistill.candidates.samplers import TopicBatches, cluster_topics, topic_count
 from retrodistill.candidates.selection import labeled, prod_selection, pseudo_labeled
-from retrodistill.core.distributed import main_first
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_file, digest
-from retrodistill.core.progress import log
+from retrodistill.core.runtime import log, main_first
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.embeddings import embed
-from retrodistill.runs.run import Run
-from retrodistill.runs.top_k import top_k
+from retrodistill.runs.run import Run, top_k
 from retrodistill.training.lists import Lists
 from retrodistill.training.scoring import ScoredLists
 from retrodistill.training.settings import SelectionSettings, StageSettings

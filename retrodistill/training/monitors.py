@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrodistill.core.progress import log
+from retrodistill.core.runtime import log
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.runs.agreement import rank_agreement
-from retrodistill.runs.top_k import top_k
+from retrodistill.runs.run import top_k
 
 _COLLAPSED = 0.98
 Monitored = Callable[[], dict[str, float]]

@@ -11,7 +11,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.vectors import exact_search
 from retrodistill.objectives import PseudoClasses, classes_of
-from retrodistill.runs.top_k import top_k
+from retrodistill.runs.run import top_k
 from retrodistill.training.curricula import selected
 from retrodistill.training.lists import Lists, graded_positions
 from retrodistill.training.loss import Term

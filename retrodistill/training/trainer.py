@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retrodistill.core.allocation import keep_freed_memory
-from retrodistill.core.distributed import is_main, processes
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import is_disk_error, make_folder
-from retrodistill.core.progress import bar
+from retrodistill.core.runtime import bar, is_main, keep_freed_memory, processes
 from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.training.loss import objective_keeper
 from retrodistill.training.settings import TrainingSettings

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from retrodistill.core.errors import UserError
-from retrodistill.data.collection import Collection
-from retrodistill.data.conversations import asked_better
-from retrodistill.data.qrels import Qrels
+from retrodistill.data.collection import Collection, Qrels
+from retrodistill.data.conversations import with_rewrites
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.rankers.protocol import Ranker
@@ -55,7 +54,7 @@ class TrainingData:
 
     def teacher_queries(self, texts: Texts) -> Texts:
         """The texts as the teacher gets them: rewrites where there are any, under the same ids."""
-        return texts if self.rewrites is None else asked_better(texts, self.rewrites)
+        return texts if self.rewrites is None else with_rewrites(texts, self.rewrites)
 
     def qrels(self) -> Qrels:
         """Judgments of the training queries.

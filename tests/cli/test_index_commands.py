@@ -168,7 +168,7 @@ class TestMistakes:
             (["--truncate", "40"], "choose from 1 to 32"),
             (["--recall", "1.5"], "recall: Input should be less than or equal to 1"),
             (["codec=residual"], "'codec' does not fit"),
-            (["--codec", "pq"], "'pq' was dropped; take residual"),
+            (["--codec", "pq"], "'pq' was dropped"),
             (["nonsense=1"], "nonsense"),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -7,7 +7,7 @@ import pytest
 
 from retrodistill.core.errors import UserError
 from retrodistill.data import load_collection
-from retrodistill.data.conversations import asked_better
+from retrodistill.data.conversations import with_rewrites
 from retrodistill.encoders import load_encoder
 from retrodistill.recipes import parse_recipe, run_recipe
 from retrodistill.recipes.job import open_job
@@ -64,7 +64,7 @@ class TestConversations:
         texts = stage_texts(stage, job.training_data).texts
         assert texts.texts == job.train.texts
         run = scored_candidates(stage, job.training_data, texts)[0]
-        by_rewrites = job.teacher.score(asked_better(texts, job.rewrites), job.collection, run).to_dict()
+        by_rewrites = job.teacher.score(with_rewrites(texts, job.rewrites), job.collection, run).to_dict()
         for query, scores in run.to_dict().items():
             assert scores == pytest.approx(by_rewrites[query], abs=1e-6)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.progress import set_quiet
+from retrodistill.core.runtime import set_quiet
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.rankers.bi_encoder import DenseRanker

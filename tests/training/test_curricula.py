@@ -8,7 +8,7 @@ import torch
 
 from retrodistill.candidates.budget import choose_pairs
 from retrodistill.core.errors import UserError
-from retrodistill.data.qrels import Qrels
+from retrodistill.data.collection import Qrels
 from retrodistill.encoders import load_encoder
 from retrodistill.rankers.ensemble import Ensemble
 from retrodistill.rankers.loading import load_ranker

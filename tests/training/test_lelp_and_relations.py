@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from retrodistill.core.errors import UserError
-from retrodistill.data.qrels import Qrels
+from retrodistill.data.collection import Qrels
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.multi_vector import MultiVectorModel, token_encoder
 from retrodistill.rankers.bi_encoder import MultiVectorRanker
