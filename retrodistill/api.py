@@ -21,7 +21,7 @@ from retrodistill.evaluation.results import Results
 from retrodistill.rankers import load_ranker
 from retrodistill.recipes import StudentSettings, validated
 from retrodistill.recipes.cards import Source, write_student_card
-from retrodistill.recipes.student_settings import one_student
+from retrodistill.recipes.student_settings import complete_student
 from retrodistill.recipes.students import train_student
 from retrodistill.report import write_page
 from retrodistill.students.registry import AnyStudent
@@ -83,7 +83,7 @@ def distill(
     objectives = [objective] if isinstance(objective, (str, Mapping)) else list(objective)
     given = training.model_dump() if isinstance(training, TrainingSettings) else dict(training or {})
     queries = given.pop("queries", "auto")
-    settings = validated(StudentSettings, one_student(student, objectives, given), "distill")
+    settings = validated(StudentSettings, complete_student(student, objectives, given), "distill")
     folder = check_replaceable(out, STUDENT_MANIFEST)
     corpus, teacher = load_collection(collection), load_ranker(target)
     test = corpus.split("test") if "test" in corpus.split_sizes else None

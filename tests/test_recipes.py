@@ -7,7 +7,7 @@ import yaml
 
 from retrodistill.core.errors import UserError
 from retrodistill.recipes import Recipe, StudentSettings, load_recipe, parse_recipe, recipe_yaml, validated
-from retrodistill.recipes.systems import entries
+from retrodistill.recipes.systems import students_to_train
 
 ROOT = Path(__file__).parents[1]
 PLAIN = {"name": "x", "students": {"s": {"model": "static", "stages": [{"objectives": "kl"}]}}}
@@ -46,7 +46,7 @@ class TestTheRecipesWeShip:
     @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
     def test_each_measures_a_student_beside_its_control(self, path):
         recipe = load_recipe(path)
-        names = {name for name, _, _ in entries(recipe)}
+        names = {name for name, _, _ in students_to_train(recipe)}
         assert recipe.index.learn or {"control", "student"} <= names or {"static-control", "static"} <= names
 
     @pytest.mark.parametrize("source", sorted((ROOT / "configs").glob("*.yaml")), ids=str)

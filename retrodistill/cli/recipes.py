@@ -120,7 +120,7 @@ def _run_and_show(recipe: str, out: Path, overrides: list[str], as_json: bool) -
 
 
 def _plan(recipe: str, out: Path, overrides: list[str], as_json: bool) -> None:
-    from retrodistill.recipes.plan import SAID, plan_recipe
+    from retrodistill.recipes.plan import NOTHING_TO_COUNT, plan_recipe
 
     set_quiet(as_json)
     steps = plan_recipe(recipe, out, overrides)
@@ -131,7 +131,7 @@ def _plan(recipe: str, out: Path, overrides: list[str], as_json: bool) -> None:
         left, seconds = f"{step['items']} {step['unit']} left", step["seconds"]
         time = "time not known before it starts" if seconds is None else f"about {duration(seconds)}"
         shown = (
-            [step["step"]] if step["unit"] == SAID else [f"{step['step']}: {left}", *([time] if step["items"] else [])]
+            [step["step"]] if step["unit"] == NOTHING_TO_COUNT else [f"{step['step']}: {left}", *([time] if step["items"] else [])]
         )
         show(", ".join(shown))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from retrodistill.encoders.encoder import Encoder
 from retrodistill.rankers.ensemble import Ensemble, soft_labels
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
+from retrodistill.recipes.settings import Recipe
 from retrodistill.recipes.student_settings import StudentSettings, without_clusters
 from retrodistill.students.registry import kind_of
 from retrodistill.training.list_settings import CURRENT_STUDENT, TeacherSettings, is_student, parse_student
@@ -27,20 +28,13 @@ class StageTeachers:
     """The teachers that stages of a recipe name; each model is loaded once. Nothing here trains a student.
 
     Attributes:
-        members: The recipe's teacher, for stages that only turn its scores into labels; empty if that is the document
-            encoder.
-        fusion: How several teachers are fused.
+        recipe: The recipe; its students may teach each other.
         space: The document encoder.
-        space_name: Its name in the recipe.
-        students: The recipe's students, which may teach each other.
         loaded: Loaded models by name, including those of the recipe's teacher.
     """
 
-    members: list[TeacherSettings]
-    fusion: str
+    recipe: Recipe
     space: Encoder
-    space_name: str
-    students: Mapping[str, StudentSettings]
     loaded: dict[str, Ranker] = field(default_factory=dict, repr=False, compare=False)
 
     def load(self, stage: StageSettings) -> None:
@@ -78,7 +72,7 @@ class StageTeachers:
         if stage.labels != "scores":
             teacher: Ranker = soft_labels(members, stage.labels, weights)
         else:
-            teacher = members[0] if len(members) == 1 else Ensemble(members, weights, self.fusion)
+            teacher = members[0] if len(members) == 1 else Ensemble(members, weights, self.recipe.fusion)
         return replace(data, teacher=teacher, labeler=data.teacher if stage.teacher else data.labeler)
 
     def fingerprint(self, stage: StageSettings, data: TrainingData) -> str:
@@ -87,13 +81,14 @@ class StageTeachers:
         for member in self._named(stage):
             if is_student(member.model):
                 name, done = self._state(member.model)
-                parts.append(manifest_after_stage(self.students[name], data, done, self).fingerprint)
+                parts.append(manifest_after_stage(self.recipe.students[name], data, done, self).fingerprint)
             else:
                 parts.append(self._model(member.model).fingerprint(data.collection))
         return "+".join(parts)
 
     def _named(self, stage: StageSettings) -> list[TeacherSettings]:
-        return stage.teacher or self.members or [TeacherSettings(model=self.space_name)]
+        """The stage's teacher, or the recipe's for stages that only turn its scores into labels."""
+        return stage.teacher or self.recipe.teacher or [TeacherSettings(model=self.recipe.document_encoder)]
 
     def _member(self, model: str, student_after: StudentAfter | None) -> Ranker:
         if not is_student(model):
@@ -104,16 +99,17 @@ class StageTeachers:
         student = student_after(name, done)
         kind = kind_of(student.model)
         teacher = kind.wrap(student.model, f"{CURRENT_STUDENT}:{name}@{done}", None)
-        return kind.ranker(teacher, self.space if self.students[name].documents == "frozen" else teacher)
+        return kind.ranker(teacher, self.space if self.recipe.students[name].documents == "frozen" else teacher)
 
     def _model(self, model: str) -> Ranker:
         if model not in self.loaded:
-            self.loaded[model] = load_ranker(self.space if model == self.space_name else model, needs="score")
+            source = self.space if model == self.recipe.document_encoder else model
+            self.loaded[model] = load_ranker(source, needs="score")
         return self.loaded[model]
 
     def _state(self, model: str) -> tuple[str, int]:
         name, done = parse_student(model)
-        return name, len(self.students[name].stages) if done is None else done
+        return name, len(self.recipe.students[name].stages) if done is None else done
 
 
 def space_of(data: TrainingData) -> Encoder:

@@ -5,7 +5,8 @@ import pytest
 
 from retrodistill.core.errors import UserError
 from retrodistill.recipes import parse_recipe
-from retrodistill.recipes.student_settings import StudentSettings, check_truncations, comparison_names, without_clusters
+from retrodistill.recipes.settings import check_truncations
+from retrodistill.recipes.student_settings import StudentSettings, comparison_names, without_clusters
 
 
 def student(model, train="both_encoders", **more):
