@@ -73,8 +73,8 @@ def recipes(
 @app.command()
 def methods() -> None:
     """List every kind of model, objective, labels, initialization, fusion, sampler and labeling budget."""
-    from retrodistill.candidates.budget import BUDGETS
     from retrodistill.candidates.samplers import SAMPLERS
+    from retrodistill.candidates.selection import BUDGETS
     from retrodistill.encoders.names import KINDS
     from retrodistill.objectives.registry import OBJECTIVES, REGULARIZERS
     from retrodistill.rankers.ensemble import LABELS
@@ -131,7 +131,9 @@ def _plan(recipe: str, out: Path, overrides: list[str], as_json: bool) -> None:
         left, seconds = f"{step['items']} {step['unit']} left", step["seconds"]
         time = "time not known before it starts" if seconds is None else f"about {duration(seconds)}"
         shown = (
-            [step["step"]] if step["unit"] == NOTHING_TO_COUNT else [f"{step['step']}: {left}", *([time] if step["items"] else [])]
+            [step["step"]]
+            if step["unit"] == NOTHING_TO_COUNT
+            else [f"{step['step']}: {left}", *([time] if step["items"] else [])]
         )
         show(", ".join(shown))
 

@@ -55,7 +55,7 @@ def score(  # noqa: PLR0913, PLR0917 - one option each
     dry_run: DryOption = False,
 ) -> None:
     """Score candidates by one teacher or several; killed at any moment, it goes on where it stopped."""
-    from retrodistill.candidates.budget import choose_pairs
+    from retrodistill.candidates.selection import choose_pairs
     from retrodistill.data import load_collection
     from retrodistill.rankers import load_ranker, remaining
     from retrodistill.rankers import score as score_candidates

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.runtime import processes
-from retrodistill.objectives.masks import at_least_float32
+from retrodistill.objectives.lists import at_least_float32
 from retrodistill.objectives.registry import regularizer
 
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from retrodistill.objectives.distributions import kl_divergence, listnet, reverse_kl
-from retrodistill.objectives.margins import margin_mse
-from retrodistill.objectives.pointwise import mse
+from retrodistill.objectives.scores import margin_mse, mse
 from retrodistill.quantizers.codes import Codes
 from retrodistill.quantizers.settings import QuantizerSettings
 from retrodistill.runs.agreement import rank_agreement

@@ -37,9 +37,8 @@ from retrodistill.rankers.protocol import Ranker
 from retrodistill.recipes.settings import ConversationSettings, Recipe, check_truncations
 from retrodistill.recipes.stage_teachers import StageTeachers
 from retrodistill.recipes.student_settings import StudentSettings
-from retrodistill.training.list_settings import TeacherSettings
 from retrodistill.training.scoring import check_recorded, stage_texts
-from retrodistill.training.settings import StageSettings
+from retrodistill.training.settings import StageSettings, TeacherSettings
 from retrodistill.training.texts import training_queries
 from retrodistill.training.training_data import TrainingData
 

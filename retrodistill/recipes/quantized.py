@@ -75,14 +75,14 @@ def _with_encoder(
     best = stored_corpus_scores(job.training_data, held_out).argsort(axis=1)[:, ::-1][:, :_AGREEMENT_DEPTH]
     encoder = load_encoder(distilled.encoder, DENSE)
     before, after = (
-        float(rank_agreement(index.index.search(embed(each, held_out.texts, "query"), _AGREEMENT_DEPTH)[1], best).mean())
+        float(
+            rank_agreement(index.index.search(embed(each, held_out.texts, "query"), _AGREEMENT_DEPTH)[1], best).mean()
+        )
         for each in (job.space, encoder)
     )
     is_better = after > before
     verdict = "better" if is_better else "not better, so the untrained encoder is kept"
-    log(
-        f"{name}: agreement on {len(held_out)} held-out queries {after:.4f}, before training {before:.4f}: {verdict}"
-    )
+    log(f"{name}: agreement on {len(held_out)} held-out queries {after:.4f}, before training {before:.4f}: {verdict}")
     trained = FaissIndex(
         index.index, index.ids, index.space, encoder if is_better else index.queries, index.factory, name
     )

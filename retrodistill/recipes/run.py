@@ -33,6 +33,7 @@ from retrodistill.recipes.systems import (
 from retrodistill.report import write_page
 from retrodistill.runs.formats import save_run
 
+
 def run_recipe(
     recipe: str | os.PathLike[str] | Recipe,
     out: str | os.PathLike[str],

@@ -14,8 +14,7 @@ from retrodistill.encoders.names import parse_model_name
 from retrodistill.indexes.registry import IndexOptions
 from retrodistill.quantizers.settings import QuantizerSettings
 from retrodistill.recipes.student_settings import StudentSettings, comparison_names, training_order
-from retrodistill.training.list_settings import Teachers, is_student
-from retrodistill.training.settings import StageSettings, TextSettings
+from retrodistill.training.settings import StageSettings, Teachers, TextSettings, is_student
 
 # Names in results.json that a student cannot have.
 RESERVED_NAMES = ("bm25", "teacher", "exact", "ensemble", "target", "recorded", "control", "opq", "rewrites")

@@ -16,8 +16,7 @@ from retrodistill.rankers.protocol import Ranker
 from retrodistill.recipes.settings import Recipe
 from retrodistill.recipes.student_settings import StudentSettings, without_clusters
 from retrodistill.students.registry import kind_of
-from retrodistill.training.list_settings import CURRENT_STUDENT, TeacherSettings, is_student, parse_student
-from retrodistill.training.settings import StageSettings
+from retrodistill.training.settings import CURRENT_STUDENT, StageSettings, TeacherSettings, is_student, parse_student
 from retrodistill.training.training_data import TrainingData
 
 StudentAfter = Callable[[str, int], Any]  # loads a student of the recipe as it is after so many of its stages

@@ -18,8 +18,7 @@ from retrodistill.students.registry import (
     kind_names,
     kind_of_settings,
 )
-from retrodistill.training.list_settings import CURRENT_STUDENT, is_student, parse_student
-from retrodistill.training.settings import StageSettings
+from retrodistill.training.settings import CURRENT_STUDENT, StageSettings, is_student, parse_student
 
 
 class StudentSettings(Settings):

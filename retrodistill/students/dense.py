@@ -20,12 +20,11 @@ from retrodistill.rankers.bi_encoder import DenseRanker
 from retrodistill.students.dense_variants import LeadingVectors, MatryoshkaLoss, MultiExitLoss, multi_exit
 from retrodistill.students.registry import Kind, StageDefaults
 from retrodistill.training.loss import DistillationLoss, TeacherVectors
-from retrodistill.training.monitors import HeldOutMonitor
 from retrodistill.training.prepared import teacher_rows, training_rows
 from retrodistill.training.scorers import StoredVectorScorer, VectorScorer
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.stages import BothEncoders, StageRun, fit, train_both
-from retrodistill.training.trainer import History
+from retrodistill.training.trainer import HeldOutMonitor, History
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

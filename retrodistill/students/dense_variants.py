@@ -15,7 +15,7 @@ from retrodistill.core.runtime import log
 from retrodistill.encoders.modules import ROUTE, behind_exit, exit_model, exits_of, with_modules
 from retrodistill.encoders.vectors import check_dimensions, leading
 from retrodistill.objectives.distributions import kl_divergence
-from retrodistill.objectives.masks import full_mask
+from retrodistill.objectives.lists import full_mask
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -25,10 +25,9 @@ from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.encoders.vectors import check_dimensions
 from retrodistill.training.prepared import learned_from, prepare
 from retrodistill.training.settings import StageSettings
-from retrodistill.training.snapshot import StudentSnapshot
 from retrodistill.training.stages import StageRun
 from retrodistill.training.trainer import History
-from retrodistill.training.training_data import TrainingData
+from retrodistill.training.training_data import StudentSnapshot, TrainingData
 
 if TYPE_CHECKING:
     from retrodistill.rankers.protocol import Ranker

@@ -33,11 +33,10 @@ from retrodistill.students.stored_states import (
 )
 from retrodistill.students.vdr import own_tokens, vocabulary_pooling
 from retrodistill.training.lists import ListBatch
-from retrodistill.training.monitors import Monitored
 from retrodistill.training.scorers import VectorScorer, View
 from retrodistill.training.settings import RegularizerSettings
 from retrodistill.training.stages import BothEncoders, StageRun, evaluating, train_both
-from retrodistill.training.trainer import History
+from retrodistill.training.trainer import History, Monitored
 
 _DENSE = 0.1  # share of the vocabulary that an inverted index does not pay for any more
 _EMPTY = 0.1  # share of texts without a term

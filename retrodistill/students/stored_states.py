@@ -26,11 +26,10 @@ from retrodistill.rankers.protocol import Ranker
 from retrodistill.runs.run import Run
 from retrodistill.training.lists import ListBatch, require_lists
 from retrodistill.training.loss import DistillationLoss
-from retrodistill.training.monitors import RankMonitor
 from retrodistill.training.prepared import teacher_rows, training_rows
 from retrodistill.training.scorers import Scorer
 from retrodistill.training.stages import StageRun, drawn_groups, fit
-from retrodistill.training.trainer import History
+from retrodistill.training.trainer import History, RankMonitor
 
 _STATES, _PLACES = "states.bin", "places.npy"
 _LARGEST = 65504.0  # of float16

@@ -110,7 +110,7 @@ class TestSpaces:
         documents, queries = load_encoder(f"dense:{tiny_model}"), load_encoder(f"static:{tiny_static}")
         with pytest.raises(
             UserError,
-            match=r"do not belong among documents by .*other weights; other modules; max_length None, wanted 64.; use",
+            match=r"do not belong among .*other weights; other modules; max_length None, expected 64",
         ):
             DenseRanker(documents, queries)
 

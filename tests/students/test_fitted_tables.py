@@ -73,7 +73,7 @@ class TestAStudentOfVectors:
     @pytest.fixture
     def vectors(self, tiny, encoder):
         table = VectorTable(tiny.documents.ids, encoder.encode(tiny.documents.texts, "document"))
-        return VectorFile("vectors:api", table, None, About("acme/embed-1")).bind(tiny)
+        return VectorFile("vectors:api", table, None, About(model="acme/embed-1")).bind(tiny)
 
     def test_it_starts_near_the_vectors(self, vectors, tiny, encoder):
         model = static_student(vectors, tiny.documents, initialize="fitted", tokenizer=encoder)

@@ -1,0 +1,204 @@
+"""Stores that vectors are exported to and searched in: the protocol, and a registry by the prefix of an address.
+
+To add a store, write its module, which ends with ``KIND = StoreKind(...)``, and add a line to `_MODULES`. Then
+``PREFIX:PLACE`` is a target of `export_index`, and a ranker for `load_index`, `load_ranker` and the command line.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from retrodistill.core.errors import UserError, unknown
+from retrodistill.core.manifest import Manifest
+from retrodistill.core.settings import Settings
+from retrodistill.encoders.contract import EmbeddingSpace
+from retrodistill.exports.records import Batch, Kind, Vectors
+from retrodistill.indexes.registry import checked
+from retrodistill.runs.run import Run
+
+# Prefix of the addresses, and module in this package. A module is imported when it is first used.
+_MODULES = {"qdrant": "qdrant", "parquet": "parquet"}
+STORES = tuple(_MODULES)
+
+Filter = Mapping[str, Sequence[str]]
+"""Values that are allowed for fields of the payload (``document_id``, ``title``, ``text``)."""
+
+
+class StoreSettings(Settings):
+    """Options that every store takes."""
+
+    texts: bool = False
+    """Whether to store each document's text, too."""
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """What a store is to hold.
+
+    Attributes:
+        name: Name for a collection in the store.
+        kind: Kind of the vectors.
+        space: Their embedding space.
+        documents: Number of documents.
+        inputs: Fingerprint of each thing that is exported.
+        about: Facts for the manifest: what a search needs to know.
+        vocabulary: The entries of a sparse space, where they are known.
+    """
+
+    name: str
+    kind: Kind
+    space: EmbeddingSpace
+    documents: int
+    inputs: dict[str, str] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+    vocabulary: Sequence[str] | None = None
+
+    def manifest(self, artifact: str, settings: dict[str, Any]) -> Manifest:
+        """The manifest of an export.
+
+        Args:
+            artifact: What is made.
+            settings: The store's settings that determine its content.
+        """
+        return Manifest(artifact, self.inputs, {"kind": self.kind, **settings}, self.about)
+
+
+class VectorStore(Protocol):
+    """A place for documents' vectors.
+
+    Attributes:
+        address: ``PREFIX:PLACE``, which opens it again.
+        settings: How it is written.
+        batch_size: Documents per batch of `upload`; known after `create`.
+        sample: Documents whose vectors and rankings are compared with the source after the upload; 0 for a store that
+            reads back all that it writes.
+        min_agreement: Least mean share of the exact top 10 that it must find for these documents.
+    """
+
+    address: str
+    settings: Any
+    batch_size: int
+    sample: int = 0
+    min_agreement: float = 1.0
+
+    def create(self, spec: StoreSpec) -> None:
+        """Make an empty store, or continue an export of the same documents with the same settings.
+
+        Raises:
+            UserError: It holds something else; says what differs. Nothing is changed.
+        """
+        ...
+
+    def upload(self, batches: Iterable[Batch]) -> int:
+        """Write the documents that are not there yet; returns their number."""
+        ...
+
+    def finish(self) -> dict[str, Any]:
+        """Mark the export as complete; returns facts for its report, as JSON values."""
+        ...
+
+    def manifest(self) -> Manifest | None:
+        """The manifest of the export; None for what retrodistill did not make."""
+        ...
+
+    def is_complete(self) -> bool:
+        """Whether `finish` was called."""
+        ...
+
+    def count(self) -> int:
+        """Number of documents."""
+        ...
+
+    def stored(self, ids: Sequence[str]) -> tuple[list[str], Vectors]:
+        """Ids and vectors of those of the documents that are there."""
+        ...
+
+    def search(
+        self, queries: Vectors, k: int, filter: Filter | None = None, *, query_ids: Sequence[str] | None = None
+    ) -> Run:
+        """The k best documents of each query by inner product or MaxSim; fewer where fewer have a score.
+
+        Args:
+            queries: Vectors of the kind of the documents.
+            k: Documents per query.
+            filter: Only documents whose payload has one of these values.
+            query_ids: One per query; "0", "1"... by default.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release files and connections."""
+        ...
+
+
+@dataclass(frozen=True)
+class StoreKind:
+    """What the package needs to know of one kind of store.
+
+    Attributes:
+        name: Prefix of its addresses.
+        settings: Class of its options.
+        open: ``(place, settings or None, create) -> VectorStore``: the store at PLACE, which must be there unless
+            `create` is true.
+    """
+
+    name: str
+    settings: type[StoreSettings]
+    open: Callable[[str, Any, bool], VectorStore]
+
+
+def store_kind(prefix: str) -> StoreKind:
+    """The kind of store of a prefix.
+
+    Raises:
+        UserError: There is none; names the nearest.
+    """
+    if prefix not in _MODULES:
+        raise unknown("target", prefix, STORES)
+    kind: StoreKind = importlib.import_module(f"retrodistill.exports.{_MODULES[prefix]}").KIND
+    return kind
+
+
+def open_store(
+    address: str, settings: StoreSettings | Mapping[str, Any] | None = None, *, create: bool = False
+) -> VectorStore:
+    """Open a store.
+
+    Args:
+        address: ``PREFIX:PLACE``, e.g. ``qdrant:http://HOST:6333#NAME`` or ``parquet:FOLDER``.
+        settings: Options of its kind, for writing.
+        create: Whether it may be new.
+
+    Raises:
+        UserError: An unknown prefix or option, nothing there, or it cannot be reached.
+    """
+    prefix, _, place = address.partition(":")
+    kind = store_kind(prefix)
+    if settings is not None and not isinstance(settings, Settings):
+        settings = checked(kind.settings, dict(settings), f"export to {prefix}")
+    return kind.open(place, settings, create)
+
+
+def check_same(held: Manifest | None, spec_manifest: Manifest, place: str, advice: str) -> None:
+    """Refuse to continue an export where something else is.
+
+    Raises:
+        UserError: Says what differs.
+    """
+    differences = ["retrodistill did not make it"] if held is None else _differences(held, spec_manifest)
+    if differences:
+        raise UserError(f"{place} holds something else ({'; '.join(differences)}); {advice}.")
+
+
+def _differences(held: Manifest, wanted: Manifest) -> list[str]:
+    if held.artifact != wanted.artifact:
+        return [f"{held.artifact}, not {wanted.artifact}"]
+    return [
+        f"{key} {old.get(key, 'none')}, wanted {new.get(key, 'none')}"
+        for old, new in ((held.inputs, wanted.inputs), (held.settings, wanted.settings))
+        for key in {**old, **new}
+        if old.get(key) != new.get(key)
+    ]
