@@ -48,31 +48,17 @@ _HELD_OUT = 300  # of a collection without judgments, a fifth of the queries is 
 
 
 @dataclass(frozen=True)
-class JobQueries:
-    """The queries of a job. No training query is a test query, by its id, its text or its rewrite.
-
-    Attributes:
-        collection: The collection, with the queries that students get.
-        train: Training queries.
-        test: Test queries.
-        rewrites: What teachers get instead of queries, by the queries' ids; None if they get the same.
-        notes: What a reader of the results should know.
-    """
-
-    collection: Collection
-    train: Texts
-    test: Texts
-    rewrites: Texts | None
-    notes: list[str]
-
-
-@dataclass(frozen=True)
-class Job(JobQueries):
+class Job:
     """A recipe with everything that it names loaded.
 
     Attributes:
         recipe: The recipe.
         out: The folder of the results.
+        collection: The collection, with the queries that students get.
+        train: Training queries. None of them is a test query, by its id, its text or its rewrite.
+        test: Test queries.
+        rewrites: What teachers get instead of queries, by the queries' ids; None if they get the same.
+        notes: What a reader of the results should know.
         space: The document encoder, whose vectors static and dense students search.
         teacher: Scores lists.
         ensemble: An ensemble that is measured and does not teach.
@@ -81,6 +67,11 @@ class Job(JobQueries):
 
     recipe: Recipe
     out: Path
+    collection: Collection
+    train: Texts
+    test: Texts
+    rewrites: Texts | None
+    notes: list[str]
     space: Encoder
     teacher: Ranker
     ensemble: Ranker | None
@@ -165,24 +156,16 @@ def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
     Raises:
         UserError: Something is missing or does not fit.
     """
-    queries = _job_queries(recipe)
+    collection, train, test, rewrites, notes = _queries(recipe)
     with quiet_libraries():
-        space = load_encoder(recipe.document_encoder, DENSE).bind(queries.collection)
+        space = load_encoder(recipe.document_encoder, DENSE).bind(collection)
         teacher = _teacher(recipe, recipe.teacher, space)
         ensemble = _teacher(recipe, recipe.ensemble, space) if recipe.ensemble else None
         loaded = {named.model: member for named, member in zip(recipe.teacher, teacher.members, strict=False)}
         teachers = StageTeachers(recipe, space, loaded)
         for stage in _stages(recipe):
             teachers.load(stage)
-    job = Job(
-        **vars(queries),
-        recipe=recipe,
-        out=Path(out),
-        space=space,
-        teacher=teacher,
-        ensemble=ensemble,
-        teachers=teachers,
-    )
+    job = Job(recipe, Path(out), collection, train, test, rewrites, notes, space, teacher, ensemble, teachers)
     _check(job)
     return job
 
@@ -193,7 +176,8 @@ def learned_factory(recipe: Recipe, space: Encoder) -> str:
     return recipe.index.factory if is_written else factory_for(recipe.index.bytes or 16, space.dimension)
 
 
-def _job_queries(recipe: Recipe) -> JobQueries:
+def _queries(recipe: Recipe) -> tuple[Collection, Texts, Texts, Texts | None, list[str]]:
+    """Collection, training queries, test queries, rewrites and notes of a job."""
     loaded = collection = load_collection(recipe.collection)
     rewrites, notes, split = None, [], recipe.split
     if recipe.conversations:
@@ -232,7 +216,7 @@ def _job_queries(recipe: Recipe) -> JobQueries:
             f"{collection.name} has no relevance judgments, so quality is not measured; agreement and cost are "
             f"measured on {len(test)} of its {len(collection.queries)} queries, which were held out from training."
         ]
-    return JobQueries(collection, train, test, rewrites, [*collection.warnings, *notes])
+    return collection, train, test, rewrites, [*collection.warnings, *notes]
 
 
 def _conversations(recipe: Recipe, settings: ConversationSettings, collection: Collection) -> Conversations:

@@ -26,8 +26,6 @@ from retrodistill.training.trainer import optimizer_steps
 from retrodistill.training.training_data import TrainingData
 
 NOTHING_TO_COUNT = "stages"  # unit of steps that only inform
-_DONE = Work(0, NOTHING_TO_COUNT, 0.0)
-_UNKNOWN = Work(0, "pairs", 0.0)
 
 
 def plan_recipe(
@@ -50,7 +48,7 @@ def plan_recipe(
 def _plan(settings: Recipe, out: str | os.PathLike[str]) -> list[dict[str, Any]]:
     job = open_job(settings, out)
     count, seconds = seconds_to_embed(job.space, job.collection.documents.texts, "document")
-    steps = [_step(f"embed documents with {job.space.name}", Work(count, "texts", seconds))]
+    steps = [_step(f"embed documents with {job.space.name}", count, "texts", seconds)]
     # Stages that several students share, by fingerprint, and stages with the same pairs: the first one of each.
     trained: dict[str, str] = {}
     scored: dict[str, str] = {}
@@ -64,23 +62,23 @@ def _plan(settings: Recipe, out: str | os.PathLike[str]) -> list[dict[str, Any]]
         if not student.stages:
             continue  # a control before training
         if is_done:
-            steps.append(_step(f"{name}: already distilled", _DONE))
+            steps.append(_step(f"{name}: already distilled"))
             continue
         if (folder / STUDENT_MANIFEST).exists():
-            steps.append(_step(f"{name}: its settings or inputs have changed, so it is trained again", _DONE))
+            steps.append(_step(f"{name}: its settings or inputs have changed, so it is trained again"))
         for number, stage in enumerate(student.stages, start=1):
             title = f"{name}, stage {number}"
             fingerprint = manifest_after_stage(student, job.training_data, number, job.teachers).fingerprint
             first = trained.setdefault(fingerprint, title)
             same_pairs = scored.setdefault(_pairs_key(stage), title)
             if first != title:
-                steps.append(_step(f"{title}: the same as {first}", _DONE))
+                steps.append(_step(f"{title}: the same as {first}"))
             else:
                 steps += [_stage_step(job, stage, title, same_pairs), _training_step(job, student, number, title)]
-        steps += [_step(f"{variant}: also measured", _DONE) for variant in variants]
+        steps += [_step(f"{variant}: also measured") for variant in variants]
     if systems:
-        steps.append(_untimed("index students' documents", indexes, "indexes"))
-        steps.append(_untimed("measure students and what they are compared with", systems, "systems"))
+        steps.append(_step("index students' documents", indexes, "indexes", None))
+        steps.append(_step("measure students and what they are compared with", systems, "systems", None))
     return steps
 
 
@@ -94,11 +92,11 @@ def _indexes(job: Job, student: StudentSettings, names: Sequence[str], is_done: 
 def _training_step(job: Job, student: StudentSettings, number: int, title: str) -> dict[str, Any]:
     manifest = manifest_after_stage(student, job.training_data, number, job.teachers)
     if manifest.matches(work_folder(job.training_data) / manifest.fingerprint, STUDENT_MANIFEST):
-        return _step(f"{title}: already trained", _DONE)
+        return _step(f"{title}: already trained")
     count = _optimizer_steps(job, student.stages[number - 1])
     if count is None:
-        return _step(f"{title}: train; the number of steps is known when it starts", _DONE)
-    return _untimed(f"{title}: train", count, "steps")
+        return _step(f"{title}: train; the number of steps is known when it starts")
+    return _step(f"{title}: train", count, "steps", None)
 
 
 def _optimizer_steps(job: Job, stage: StageSettings) -> int | None:
@@ -125,12 +123,13 @@ def _pairs_key(stage: StageSettings) -> str:
 def _stage_step(job: Job, stage: StageSettings, title: str, same_pairs: str) -> dict[str, Any]:
     what = f"{title}: teacher {' + '.join(member.model for member in stage.teacher) or job.teacher.name}"
     if job.teachers.needs_students(stage):
-        return _step(f"{what}, known when that student is trained", _UNKNOWN)
+        return _step(f"{what}, known when that student is trained", unit="pairs")
     if CURRENT_STUDENT in (stage.candidates.sources or []):
-        return _step(f"{what}, candidates known when the student is trained so far", _UNKNOWN)
+        return _step(f"{what}, candidates known when the student is trained so far", unit="pairs")
     if same_pairs != title:
-        return _step(f"{what}, the same texts and pairs as {same_pairs}", _UNKNOWN)
-    return _step(what, _stage_work(job, stage))
+        return _step(f"{what}, the same texts and pairs as {same_pairs}", unit="pairs")
+    work = _stage_work(job, stage)
+    return _step(what, work.items, work.unit, work.seconds)
 
 
 def _stage_work(job: Job, stage: StageSettings) -> Work:
@@ -163,9 +162,6 @@ def _encoders(job: Job, stage: StageSettings, teacher: Ranker) -> list[Encoder]:
     return list(encoders.values())
 
 
-def _untimed(step: str, items: int, unit: str) -> dict[str, Any]:
-    return {"step": step, "items": items, "unit": unit, "seconds": None}
-
-
-def _step(step: str, work: Work) -> dict[str, Any]:
-    return {"step": step, "items": work.items, "unit": work.unit, "seconds": round(work.seconds, 1)}
+def _step(step: str, items: int = 0, unit: str = NOTHING_TO_COUNT, seconds: float | None = 0.0) -> dict[str, Any]:
+    seconds = None if seconds is None else round(seconds, 1)
+    return {"step": step, "items": items, "unit": unit, "seconds": seconds}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from retrodistill.core.files import atomic_file, exclusive, make_folder, write_json
 from retrodistill.core.manifest import Manifest
@@ -20,7 +18,7 @@ from retrodistill.recipes.loading import load_recipe, recipe_yaml
 from retrodistill.recipes.quantized import quantized
 from retrodistill.recipes.reporting import job_results
 from retrodistill.recipes.settings import Recipe
-from retrodistill.recipes.students import remove_work, train_students
+from retrodistill.recipes.students import remove_work, timed, train_students
 from retrodistill.recipes.systems import (
     baselines,
     rewritten_student,
@@ -59,7 +57,7 @@ def run_recipe(
     settings = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
     seconds: dict[str, float] = {}
     with encode_with(settings.encoding):
-        with _timed(seconds, "load"), main_first():
+        with timed(seconds, "load"), main_first():
             job = open_job(settings, out)
         make_folder(job.out)
         with exclusive(job.out / ".lock"):
@@ -78,7 +76,7 @@ def _run(job: Job, seconds: dict[str, float], command: str) -> Results | None:
         return None
     systems = baselines(job) + truncated_teachers(job)
     for variant in variants_of(job, [(trained[name], role) for name, _, role in students_to_train(settings)]):
-        with _timed(seconds, f"index {variant.student.name}"):
+        with timed(seconds, f"index {variant.student.name}"):
             systems.append(student_system(job, variant))
     if note := vectors_note(systems):
         job.notes.append(note)
@@ -89,7 +87,7 @@ def _run(job: Job, seconds: dict[str, float], command: str) -> Results | None:
     if settings.index.learn:
         compressed, curves = quantized(job, seconds)
         systems += compressed
-    with _timed(seconds, "evaluate"):
+    with timed(seconds, "evaluate"):
         measured = evaluate_systems(systems, job.task, job.evaluation)
     for name, system in measured.items():
         save_run(system.load_run(), job.out / "runs" / name)
@@ -101,10 +99,3 @@ def _run(job: Job, seconds: dict[str, float], command: str) -> Results | None:
     write_cards(job, trained.values(), results)
     remove_work(job.training_data)
     return results
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[stage] = time.perf_counter() - start

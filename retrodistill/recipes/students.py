@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -92,15 +93,14 @@ def train_students(
     stages = [f"{name}@{number}" for name, number in pending if number]
     if len(stages) > 1:
         log(f"training order: {', '.join(stages)}")
-    distilled = {}
+    seconds = {} if seconds is None else seconds
     for name, number in pending:
-        started = time.perf_counter()
-        training.advance(name, number)
-        _add_seconds(seconds, name, started)
+        with timed(seconds, f"distill {name}"):
+            training.advance(name, number)
+    distilled = {}
     for name in students:
-        started = time.perf_counter()
-        distilled[name] = training.finished(name)
-        _add_seconds(seconds, name, started)
+        with timed(seconds, f"distill {name}"):
+            distilled[name] = training.finished(name)
     return distilled
 
 
@@ -247,10 +247,12 @@ class _Training:
         return work_folder(self._data) / self._manifests[name, done].fingerprint
 
 
-def _add_seconds(seconds: dict[str, float] | None, name: str, started: float) -> None:
-    if seconds is not None:
-        key = f"distill {name}"
-        seconds[key] = seconds.get(key, 0.0) + time.perf_counter() - started
+@contextmanager
+def timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+    """Add the wall-clock seconds of the block to those of a step."""
+    started = time.perf_counter()
+    yield
+    seconds[step] = seconds.get(step, 0.0) + time.perf_counter() - started
 
 
 def work_folder(data: TrainingData) -> Path:

@@ -176,7 +176,7 @@ class TestCycle:
 
     def test_a_plan_says_what_it_cannot_count(self, cycle, tmp_path, write_recipe):
         steps = [one["step"] for one in plan_recipe(write_recipe(cycle), tmp_path / "out")]
-        assert "cross, stage 1: teacher student:bi@0, known when that student stands there" in steps
+        assert "cross, stage 1: teacher student:bi@0, known when that student is trained" in steps
 
 
 class TestTeachersOfStages:
