@@ -174,10 +174,10 @@ def export(  # noqa: PLR0913, PLR0917 - one option each
     """Export an index to Qdrant (embedded, a server, a cluster) or Parquet; run it again to continue; then verify."""
     from retrodistill.data import load_collection
     from retrodistill.exports import export_index
-    from retrodistill.exports.protocol import store_kind
+    from retrodistill.exports.protocol import store_class
 
     set_quiet(as_json)
-    store_kind(to)
+    store_class(to)
     flags = {
         "name": name,
         "texts": texts,

@@ -2,16 +2,14 @@
 
 from retrodistill.exports.exporting import ExportReport, export_index
 from retrodistill.exports.index import StoreIndex, load_store
-from retrodistill.exports.protocol import StoreKind, StoreSettings, StoreSpec, VectorStore, open_store
+from retrodistill.exports.protocol import StoreSettings, VectorStore, open_store
 from retrodistill.exports.records import Records, records_from, vector_records
 
 __all__ = [
     "ExportReport",
     "Records",
     "StoreIndex",
-    "StoreKind",
     "StoreSettings",
-    "StoreSpec",
     "VectorStore",
     "export_index",
     "load_store",

@@ -1,4 +1,4 @@
-"""Export an index to a store: in batches, continued where it was interrupted, compared with its source at the end."""
+"""Export an index to a store: in batches, continued after an interruption, compared with its source at the end."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ import numpy as np
 
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.runtime import bar
-from retrodistill.core.stores import slug
 from retrodistill.data.collection import Collection
 from retrodistill.encoders.multi_vector import Tokens
-from retrodistill.exports.protocol import StoreSettings, StoreSpec, VectorStore, open_store
-from retrodistill.exports.records import Batch, Records, Vectors, exact_search, records_from, score_matrix
+from retrodistill.exports.protocol import StoreSettings, VectorStore, open_store
+from retrodistill.exports.records import Batch, Records, Vectors, exact_search, records_from
 from retrodistill.runs.agreement import overlap
 from retrodistill.runs.run import Run
 
@@ -78,25 +77,13 @@ def export_index(
         if isinstance(target, str):
             target = stack.enter_context(contextlib.closing(open_store(target, settings, create=True)))
         records = records_from(source, collection).with_payload(collection, texts=target.settings.texts)
-        target.create(_spec(records, slug(records.name if collection is None else collection.name)))
+        target.create(records)
         batches = _counted(records.batches(target.batch_size), len(records), f"exporting ({target.address})")
         written = target.upload(batches)
         facts = _verify(target, records) if target.sample else {}
         facts |= target.finish()
         address = target.address
     return ExportReport(address, records.kind, len(records), written, time.perf_counter() - start, facts)
-
-
-def _spec(records: Records, name: str) -> StoreSpec:
-    inputs = {"space": records.space.fingerprint, "vectors": records.fingerprint}
-    inputs |= {f"{column}s": texts.fingerprint for column, texts in records.payload.items()}
-    about = {
-        "space": records.space.to_json(),
-        "documents": len(records),
-        "name": records.name,
-        "queries_by": records.queries_by,
-    }
-    return StoreSpec(name, records.kind, records.space, len(records), inputs, about, records.vocabulary)
 
 
 def _counted(batches: Iterable[Batch], documents: int, title: str) -> Iterator[Batch]:
@@ -165,14 +152,13 @@ def _row(vectors: Vectors, row: int) -> np.ndarray:
 
 def _rescored(run: Run, records: Records, queries: Vectors, query_ids: list[str]) -> Run:
     """The documents that a store found, with their exact scores; those that are not of the source are left out."""
-    wanted = set(run.document_ids)
-    rows = {document: row for row, document in enumerate(records.ids) if document in wanted}
-    if not rows:
-        return run.filter(np.zeros(len(run), dtype=bool))
-    scores = score_matrix(queries, records.take(rows.values()))
-    place = {document: column for column, document in enumerate(rows)}
-    run = run.filter(np.array([document in rows for document in run.document_ids], dtype=bool))
-    query_rows = np.array([query_ids.index(run.query_ids[code]) for code in run.query_codes], dtype=np.int64)
-    exact = scores[query_rows, [place[document] for document in run.document_ids]]
-    known = np.isfinite(exact)
-    return run.filter(known).with_scores(exact[known])
+    found = set(run.document_ids)
+    rows = [row for row, document in enumerate(records.ids) if document in found]
+    documents = [records.ids[row] for row in rows]
+    exact = exact_search([(documents, records.take(rows))], queries, max(1, len(rows)), query_ids).to_dict()
+    return Run.from_dict(
+        {
+            query: {document: exact[query][document] for document in documents if document in exact.get(query, {})}
+            for query, documents, _ in run
+        }
+    )

@@ -9,20 +9,21 @@ from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection
 from retrodistill.encoders.any_encoder import DENSE, MULTI_VECTOR, SPARSE, load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace
-from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.vectors import leading
 from retrodistill.exports.protocol import Filter, VectorStore, open_store
-from retrodistill.rankers.protocol import Queries, Ranker, as_queries, cut_depth, plain_queries, wanted_depth, within
+from retrodistill.exports.records import numbered
+from retrodistill.indexes.base import Index
+from retrodistill.rankers.protocol import wanted_depth
 from retrodistill.runs.run import Run
 
 _ENCODERS = {"dense": DENSE, "sparse": SPARSE, "multi-vector": MULTI_VECTOR}
 
 
-class StoreIndex(Ranker):
+class StoreIndex(Index):
     """Documents in a store and an encoder of queries that their space admits.
 
     Args:
-        store: A store that an export filled to its end.
+        store: A store that an export filled and verified.
         queries: Name or object of the query encoder; by default the one that the index was exported with.
 
     Raises:
@@ -30,7 +31,7 @@ class StoreIndex(Ranker):
             space.
     """
 
-    can_search = True
+    index_kind = "store"
 
     def __init__(self, store: VectorStore, queries: Any = None) -> None:
         manifest = store.manifest()
@@ -38,63 +39,20 @@ class StoreIndex(Ranker):
             raise UserError(
                 f"{store.address} was not exported by retrodistill; it does not say which queries belong to it."
             )
-        about = manifest.about
+        about, self.store = manifest.about, store
         if not store.is_complete():
             raise UserError(
                 f"{store.address} holds {store.count()} of {about['documents']} documents and is not verified: its "
                 "export was interrupted or failed; run the same export again to continue it."
             )
-        self.store = store
-        self.vectors: str = manifest.settings["kind"]
-        self.space = EmbeddingSpace.from_json(about["space"])
-        self.name: str = about["name"]
-        by = about["queries_by"] if queries is None else queries
-        self.queries = None if by is None else load_encoder(by, _ENCODERS[self.vectors])
-        if self.queries is not None:
-            self.space.check_query_encoder(self.queries)
-
-    @property
-    def documents_by(self) -> str:
-        """Name of the encoder of its documents."""
-        return self.space.documents_by
-
-    @property
-    def can_be_timed(self) -> bool:
-        """Whether it has a query encoder that encodes new queries."""
-        return self.queries is not None and not self.queries.is_recorded
-
-    def __repr__(self) -> str:
-        by = "no query encoder" if self.queries is None else f"queries by {self.queries.name}"
-        return f"StoreIndex({len(self)} documents by {self.space.documents_by}, {by}, {self.store.address})"
+        self.vector_kind: str = manifest.settings["kind"]
+        self.encoder_kinds = _ENCODERS[self.vector_kind]
+        source = about["queries_by"] if queries is None else queries
+        encoder = None if source is None else load_encoder(source, self.encoder_kinds)
+        super().__init__([], EmbeddingSpace.from_json(about["space"]), encoder, about["name"], None)
 
     def __len__(self) -> int:
         return self.store.count()
-
-    def search(self, queries: Queries, collection: Collection | None = None, k: int | None = None) -> Run:
-        """Search by text.
-
-        Args:
-            queries: One text, several (their ids are "0", "1"...), or queries with ids: a mapping of them, or `Texts`.
-            collection: The documents' collection, if there is one. Then k is cut to the size of the index, stored
-                query vectors are used, and documents that the collection lacks are refused.
-            k: Documents per query, 1 to the number of documents; 10 by default, or all of fewer.
-
-        Returns:
-            A run in rank order; sparse and multi-vector queries may find fewer.
-
-        Raises:
-            UserError: No query encoder, an empty query, k beyond the number of documents, or the store does not answer.
-        """
-        encoder = self._encoder()
-        if collection is None:
-            texts = as_queries(queries)
-            return self.search_vectors(encoder.encode(texts.texts, "query"), wanted_depth(k, len(self)), texts.ids)
-        texts = plain_queries(queries)
-        if self.vectors == "multi-vector":  # stored token vectors are float16; the exported ones may be float32
-            vectors = encoder.encode(texts.texts, "query")
-        else:
-            vectors = embed(encoder.bind(collection), texts.texts, "query")
-        return within(collection, self.search_vectors(vectors, cut_depth(k, len(self)), texts.ids))
 
     def search_vectors(
         self,
@@ -103,7 +61,7 @@ class StoreIndex(Ranker):
         query_ids: Sequence[str] | None = None,
         filter: Filter | None = None,
     ) -> Run:
-        """Search by vectors that an admitted encoder made.
+        """As `Index.search_vectors`; sparse and multi-vector queries may find fewer than k.
 
         Args:
             vectors: (q, encoder's dimension) float32, (q, vocabulary) CSR, or `Tokens`, by the kind of the documents.
@@ -114,19 +72,18 @@ class StoreIndex(Ranker):
         Raises:
             UserError: k beyond the number of documents, or the store refuses or does not answer.
         """
-        k = wanted_depth(k, len(self))
-        run = self.store.search(self._cut(vectors), k, filter, query_ids=query_ids).renamed(self.name)
+        k, ids = wanted_depth(k, len(self)), numbered(vectors, query_ids)
+        run = self.store.search(self._prepare(vectors, "queries"), k, filter, query_ids=ids).renamed(self.name)
         if self.space.similarity != "meanmaxsim":
             return run
-        ids = list(query_ids) if query_ids is not None else [str(number) for number in range(len(vectors))]
         lengths = dict(zip(ids, vectors.lengths.tolist(), strict=True))
         per_query = [lengths[query] for query in run.query_ids]
         return run.with_scores(run.scores / [per_query[code] for code in run.query_codes])
 
-    def query_fn(self, collection: Collection, k: int) -> Callable[[str], Run]:
-        """Encodes one query and searches the store."""
-        k, encoder = min(k, len(self)), self._encoder()
-        return lambda text: self.store.search(self._cut(encoder.encode([text], "query")), k)
+    def timed_stages(self, collection: Collection, k: int) -> tuple[Callable[[list[str]], Any], Callable[[Any], Any]]:
+        """Encoding of queries, and search in the store."""
+        encode, k = super().timed_stages(collection, k)[0], min(k, len(self))
+        return encode, lambda vectors: self.store.search(vectors, k)
 
     def bytes_per_document(self, collection: Collection | None = None) -> float | None:
         """Unknown: a server does not say what it keeps in memory and on disk."""
@@ -142,15 +99,20 @@ class StoreIndex(Ranker):
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _encoder(self) -> Any:
-        if self.queries is None:
-            raise UserError("this index has no query encoder; give one, or search by vectors.")
-        return self.queries
+    def _form(self) -> str:
+        return self.store.address
 
-    def _cut(self, vectors: Any) -> Any:
-        if self.vectors != "dense":
+    def _encode_queries(self, texts: list[str], collection: Collection | None) -> Any:
+        # The store of token vectors keeps float16, exported ones may be float32: encode them again.
+        return super()._encode_queries(texts, None if self.vector_kind == "multi-vector" else collection)
+
+    def _prepare(self, vectors: Any, what: str) -> Any:
+        if self.vector_kind != "dense":
             return vectors
         return leading(vectors, self.space.truncation, unit=self.space.norm == "unit")
+
+    def _check_changeable(self) -> None:
+        raise UserError(f"{self.store.address} is an exported store; change its index and export that again.")
 
 
 def load_store(address: str, queries: Any = None) -> StoreIndex:

@@ -31,8 +31,8 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_file, check_replaceable, exclusive, file_digest, make_folder
 from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.encoders.multi_vector import Tokens
-from retrodistill.exports.protocol import Filter, StoreKind, StoreSettings, StoreSpec, VectorStore, check_same
-from retrodistill.exports.records import Batch, Vectors, exact_search, stacked
+from retrodistill.exports.protocol import Filter, StoreSettings, VectorStore, check_same
+from retrodistill.exports.records import Batch, Records, Vectors, exact_search, numbered, stacked
 from retrodistill.runs.run import Run
 
 _PARTS, _VOCABULARY = "documents", "vocabulary.parquet"
@@ -59,13 +59,14 @@ class ParquetStore(VectorStore):
         settings: How it is written.
     """
 
+    options = ParquetSettings
+
     def __init__(self, folder: Path, settings: ParquetSettings | None = None) -> None:
         self.folder, self.settings = folder, settings or ParquetSettings()
-        self.address = f"parquet:{folder}"
         self._lock = contextlib.ExitStack()
 
     @classmethod
-    def open(cls, place: str, settings: ParquetSettings | None = None, create: bool = False) -> ParquetStore:
+    def open(cls, place: str, settings: ParquetSettings | None = None, *, create: bool = False) -> ParquetStore:
         """Open a folder.
 
         Raises:
@@ -78,9 +79,14 @@ class ParquetStore(VectorStore):
             )
         return store
 
-    def create(self, spec: StoreSpec) -> None:
+    @property
+    def address(self) -> str:
+        """``parquet:FOLDER``."""
+        return f"parquet:{self.folder}"
+
+    def create(self, spec: Records) -> None:
         """As `VectorStore.create`."""
-        self.spec, self.batch_size = spec, self.settings.rows or _ROWS[spec.kind]
+        self._spec, self.batch_size = spec, self.settings.rows or _ROWS[spec.kind]
         settings = {"texts": self.settings.texts, "numbers": self.settings.numbers, "rows": self.batch_size}
         self._manifest = spec.manifest("Parquet export", settings)
         check_replaceable(self.folder, FILE_NAME)
@@ -97,10 +103,7 @@ class ParquetStore(VectorStore):
         """As `VectorStore.upload`. Parts of an interrupted export are compared with the source, too."""
         written = 0
         for batch in batches:
-            columns: dict[str, pa.Array] = {
-                name: pa.array(values, pa.string())
-                for name, values in {"document_id": batch.ids, **batch.payload}.items()
-            }
+            columns = {name: pa.array(values, pa.string()) for name, values in batch.payload.items()}
             table = pa.table({**columns, **_vector_columns(batch.vectors, self.settings.numbers)})
             part = f"part-{batch.start // self.batch_size:05d}.parquet"
             written += len(batch) * _write_part(self.folder / _PARTS / part, table)
@@ -108,8 +111,8 @@ class ParquetStore(VectorStore):
 
     def finish(self) -> dict[str, Any]:
         """As `VectorStore.finish`."""
-        if self.spec.vocabulary is not None:
-            tokens = list(self.spec.vocabulary)
+        if self._spec.vocabulary is not None:
+            tokens = list(self._spec.vocabulary)
             table = pa.table({"index": np.arange(len(tokens), dtype=np.int32), "token": tokens})
             _write_part(self.folder / _VOCABULARY, table)
         parts = self._parts()
@@ -141,9 +144,7 @@ class ParquetStore(VectorStore):
         self, queries: Vectors, k: int, filter: Filter | None = None, *, query_ids: Sequence[str] | None = None
     ) -> Run:
         """As `VectorStore.search`."""
-        count = len(queries) if isinstance(queries, Tokens) else queries.shape[0]
-        ids = list(query_ids) if query_ids is not None else [str(number) for number in range(count)]
-        return exact_search(self._blocks(filter), queries, k, ids)
+        return exact_search(self._blocks(filter), queries, k, numbered(queries, query_ids))
 
     def close(self) -> None:
         """Let others write to the folder."""
@@ -217,4 +218,4 @@ def _is_same(path: Path, table: pa.Table) -> bool:
         return False
 
 
-KIND = StoreKind("parquet", ParquetSettings, ParquetStore.open)
+STORE = ParquetStore

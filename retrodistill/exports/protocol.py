@@ -1,21 +1,19 @@
 """Stores that vectors are exported to and searched in: the protocol, and a registry by the prefix of an address.
 
-To add a store, write its module, which ends with ``KIND = StoreKind(...)``, and add a line to `_MODULES`. Then
-``PREFIX:PLACE`` is a target of `export_index`, and a ranker for `load_index`, `load_ranker` and the command line.
+To add a store, write its module, which ends with ``STORE = CLASS``, and add a line to `_MODULES`. Then ``PREFIX:PLACE``
+is a target of `export_index`, and a ranker for `load_index`, `load_ranker` and the command line.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.settings import Settings
-from retrodistill.encoders.contract import EmbeddingSpace
-from retrodistill.exports.records import Batch, Kind, Vectors
+from retrodistill.exports.records import Batch, Records, Vectors
 from retrodistill.indexes.registry import checked
 from retrodistill.runs.run import Run
 
@@ -34,43 +32,11 @@ class StoreSettings(Settings):
     """Whether to store each document's text, too."""
 
 
-@dataclass(frozen=True)
-class StoreSpec:
-    """What a store is to hold.
-
-    Attributes:
-        name: Name for a collection in the store.
-        kind: Kind of the vectors.
-        space: Their embedding space.
-        documents: Number of documents.
-        inputs: Fingerprint of each thing that is exported.
-        about: Facts for the manifest: what a search needs to know.
-        vocabulary: The entries of a sparse space, where they are known.
-    """
-
-    name: str
-    kind: Kind
-    space: EmbeddingSpace
-    documents: int
-    inputs: dict[str, str] = field(default_factory=dict)
-    about: dict[str, Any] = field(default_factory=dict)
-    vocabulary: Sequence[str] | None = None
-
-    def manifest(self, artifact: str, settings: dict[str, Any]) -> Manifest:
-        """The manifest of an export.
-
-        Args:
-            artifact: What is made.
-            settings: The store's settings that determine its content.
-        """
-        return Manifest(artifact, self.inputs, {"kind": self.kind, **settings}, self.about)
-
-
 class VectorStore(Protocol):
     """A place for documents' vectors.
 
     Attributes:
-        address: ``PREFIX:PLACE``, which opens it again.
+        options: Class of its settings.
         settings: How it is written.
         batch_size: Documents per batch of `upload`; known after `create`.
         sample: Documents whose vectors and rankings are compared with the source after the upload; 0 for a store that
@@ -78,14 +44,24 @@ class VectorStore(Protocol):
         min_agreement: Least mean share of the exact top 10 that it must find for these documents.
     """
 
-    address: str
+    options: ClassVar[type[StoreSettings]]
     settings: Any
     batch_size: int
     sample: int = 0
     min_agreement: float = 1.0
 
-    def create(self, spec: StoreSpec) -> None:
-        """Make an empty store, or continue an export of the same documents with the same settings.
+    @classmethod
+    def open(cls, place: str, settings: Any = None, *, create: bool = False) -> VectorStore:
+        """Open the store ``PREFIX:PLACE``, which must be there unless `create` is true."""
+        ...
+
+    @property
+    def address(self) -> str:
+        """``PREFIX:PLACE``, which opens it again."""
+        ...
+
+    def create(self, spec: Records) -> None:
+        """Make an empty store for documents, or continue an export of the same documents with the same settings.
 
         Raises:
             UserError: It holds something else; says what differs. Nothing is changed.
@@ -134,32 +110,16 @@ class VectorStore(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class StoreKind:
-    """What the package needs to know of one kind of store.
-
-    Attributes:
-        name: Prefix of its addresses.
-        settings: Class of its options.
-        open: ``(place, settings or None, create) -> VectorStore``: the store at PLACE, which must be there unless
-            `create` is true.
-    """
-
-    name: str
-    settings: type[StoreSettings]
-    open: Callable[[str, Any, bool], VectorStore]
-
-
-def store_kind(prefix: str) -> StoreKind:
-    """The kind of store of a prefix.
+def store_class(prefix: str) -> type[VectorStore]:
+    """The class of stores of a prefix.
 
     Raises:
         UserError: There is none; names the nearest.
     """
     if prefix not in _MODULES:
         raise unknown("target", prefix, STORES)
-    kind: StoreKind = importlib.import_module(f"retrodistill.exports.{_MODULES[prefix]}").KIND
-    return kind
+    store: type[VectorStore] = importlib.import_module(f"retrodistill.exports.{_MODULES[prefix]}").STORE
+    return store
 
 
 def open_store(
@@ -176,29 +136,29 @@ def open_store(
         UserError: An unknown prefix or option, nothing there, or it cannot be reached.
     """
     prefix, _, place = address.partition(":")
-    kind = store_kind(prefix)
+    store = store_class(prefix)
     if settings is not None and not isinstance(settings, Settings):
-        settings = checked(kind.settings, dict(settings), f"export to {prefix}")
-    return kind.open(place, settings, create)
+        settings = checked(store.options, dict(settings), f"export to {prefix}")
+    return store.open(place, settings, create=create)
 
 
-def check_same(held: Manifest | None, spec_manifest: Manifest, place: str, advice: str) -> None:
+def check_same(existing: Manifest | None, wanted: Manifest, place: str, advice: str) -> None:
     """Refuse to continue an export where something else is.
 
     Raises:
         UserError: Says what differs.
     """
-    differences = ["retrodistill did not make it"] if held is None else _differences(held, spec_manifest)
+    if existing is None:
+        differences = ["retrodistill did not make it"]
+    elif existing.artifact != wanted.artifact:
+        differences = [f"{existing.artifact}, not {wanted.artifact}"]
+    else:
+        pairs = ((existing.inputs, wanted.inputs), (existing.settings, wanted.settings))
+        differences = [
+            f"{key} {old.get(key, 'none')}, wanted {new.get(key, 'none')}"
+            for old, new in pairs
+            for key in {**old, **new}
+            if old.get(key) != new.get(key)
+        ]
     if differences:
         raise UserError(f"{place} holds something else ({'; '.join(differences)}); {advice}.")
-
-
-def _differences(held: Manifest, wanted: Manifest) -> list[str]:
-    if held.artifact != wanted.artifact:
-        return [f"{held.artifact}, not {wanted.artifact}"]
-    return [
-        f"{key} {old.get(key, 'none')}, wanted {new.get(key, 'none')}"
-        for old, new in ((held.inputs, wanted.inputs), (held.settings, wanted.settings))
-        for key in {**old, **new}
-        if old.get(key) != new.get(key)
-    ]

@@ -23,9 +23,10 @@ from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import check_replaceable
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.runtime import log
+from retrodistill.core.stores import slug
 from retrodistill.encoders.multi_vector import Tokens
-from retrodistill.exports.protocol import Filter, StoreKind, StoreSettings, StoreSpec, VectorStore, check_same
-from retrodistill.exports.records import Batch, Vectors, stacked
+from retrodistill.exports.protocol import Filter, StoreSettings, VectorStore, check_same
+from retrodistill.exports.records import Batch, Records, Vectors, numbered, stacked
 from retrodistill.runs.run import Run
 
 if TYPE_CHECKING:
@@ -39,11 +40,17 @@ _TOKENS = 512  # of a long document
 _MOST = 256  # documents per request
 _MANY = 20_000  # documents; an embedded Qdrant keeps them in memory and compares one by one
 _QUERIES = 32  # per request
-_OVERSAMPLING = 2.0  # candidates by codes, per result, that are ranked by their vectors
+# Twice as many documents as wanted are found by their codes, and ranked by their vectors.
+_BY_CODES = {"quantization": {"rescore": True, "oversampling": 2.0}}
 _WRITING, _VERIFIED = "being written", "verified"
 _OWNER = "retrodistill"  # our key in the metadata of a collection
 _POINTS = uuid.uuid5(uuid.NAMESPACE_URL, "retrodistill:document")
-QUANTIZATIONS = ("scalar", "product", "binary")
+# As Qdrant takes them; codes stay in memory. x16 is a byte for four float32 numbers.
+QUANTIZATIONS: dict[str, dict[str, Any]] = {
+    "scalar": {"scalar": {"type": "int8", "quantile": 0.99, "always_ram": True}},
+    "product": {"product": {"compression": "x16", "always_ram": True}},
+    "binary": {"binary": {"always_ram": True}},
+}
 
 
 class QdrantSettings(StoreSettings):
@@ -82,24 +89,21 @@ class QdrantStore(VectorStore):
         name: Name of the collection, unless the settings name one.
     """
 
+    options = QdrantSettings
+
     def __init__(
-        self,
-        client: QdrantClient,
-        settings: QdrantSettings | None = None,
-        place: str = "CLIENT",
-        name: str | None = None,
+        self, client: QdrantClient, settings: QdrantSettings | None = None, place: str = "CLIENT", name: str = ""
     ) -> None:
         self.client, self.settings, self.place = client, settings or QdrantSettings(), place
-        self.name = self.settings.name or name or ""
+        self.name = self.settings.name or name
         # An embedded Qdrant searches exactly and ignores indexing, quantization and shards.
-        options = client.init_options
-        self.embedded = options["path"] is not None or options["location"] == ":memory:"
+        self.embedded = client.init_options["path"] is not None or client.init_options["location"] == ":memory:"
         self.sample = self.settings.sample
         self.min_agreement = 1.0 if self.embedded else 0.0 if self.settings.quantization else self.settings.agreement
         self._continues = False
 
     @classmethod
-    def open(cls, place: str, settings: QdrantSettings | None = None, create: bool = False) -> QdrantStore:
+    def open(cls, place: str, settings: QdrantSettings | None = None, *, create: bool = False) -> QdrantStore:
         """Open ``FOLDER#NAME`` or ``URL#NAME``; ``#NAME`` may be left out where there is one collection.
 
         An embedded Qdrant waits for the disk at every document: about 50 a second. Its folder is read with pickle by
@@ -114,39 +118,40 @@ class QdrantStore(VectorStore):
             raise UserError(
                 f"'qdrant:{place}' names no place; write 'qdrant:FOLDER#NAME' or 'qdrant:http://HOST:6333#NAME'."
             )
-        client = _connect(folder, create)
+        client = _connect(folder, create=create)
         store = cls(client, settings, folder, name)
         weakref.finalize(store, client.close)  # left to itself, a client closes too late and complains
         if not create:
-            try:
-                store._find()
-            except BaseException:
+            names = sorted(collection.name for collection in store._call("get_collections").collections)
+            store.name = names[0] if not name and len(names) == 1 else name
+            if store.name not in names:
                 store.close()
-                raise
+                what = f"has no collection {name!r}" if name else f"holds {len(names)} collections"
+                listed = sample_of(names, 8) or "none"
+                raise UserError(f"Qdrant at {folder} {what}; there are: {listed}. Write 'qdrant:{folder}#NAME'.")
         return store
 
     @property
-    def address(self) -> str:  # type: ignore[override]
+    def address(self) -> str:
         """``qdrant:PLACE#NAME``."""
         return f"qdrant:{self.place}" + (f"#{self.name}" if self.name else "")
 
-    def create(self, spec: StoreSpec) -> None:
+    def create(self, spec: Records) -> None:
         """As `VectorStore.create`."""
-        config = _vectors_config(spec, self.settings.quantization)
-        self.name = self.name or spec.name
-        self.batch_size = self.settings.batch or batch_size(spec.kind, spec.space.dimension)
-        settings = {"texts": self.settings.texts, "quantization": self.settings.quantization}
-        self._manifest = spec.manifest("Qdrant collection", settings)
-        if self.embedded and spec.documents > _MANY:
-            log(f"{spec.documents} documents: an embedded Qdrant is meant for up to {_MANY}; use a server for more.")
-        if self._call("collection_exists", self.name):
+        settings = self.settings
+        config = {**_vectors_config(spec, settings.quantization), **_spread(settings)}
+        self.name = self.name or spec.collection or slug(spec.name)
+        self.batch_size = settings.batch or batch_size(spec.kind, spec.space.dimension)
+        decisive = {"texts": settings.texts, "quantization": settings.quantization}
+        self._manifest = spec.manifest("Qdrant collection", decisive)
+        if self.embedded and len(spec) > _MANY:
+            log(f"{len(spec)} documents: an embedded Qdrant is meant for up to {_MANY}; use a server for more.")
+        self._continues = self._call("collection_exists", self.name)
+        if self._continues:
             advice = "choose another name, or delete that collection first"
             check_same(self.manifest(), self._manifest, self.address, advice)
             self._mark(_WRITING)
-            self._continues = True
             return
-        spread = {"shard_number": self.settings.shards, "replication_factor": self.settings.replicas}
-        config |= {key: value for key, value in spread.items() if value is not None}
         self._call("create_collection", self.name, metadata=self._metadata(_WRITING), **config)
         if not self.embedded:
             self._call("create_payload_index", self.name, "document_id", _library().models.PayloadSchemaType.KEYWORD)
@@ -156,28 +161,25 @@ class QdrantStore(VectorStore):
 
     def upload(self, batches: Iterable[Batch]) -> int:
         """As `VectorStore.upload`. Qdrant is asked what is there: an interrupted batch may be there in part."""
-        written, kind = 0, self._manifest.settings["kind"]
-        build = _library().models.PointStruct
+        written, build = 0, _library().models.PointStruct
         for batch in batches:
-            ids = [point_id(document) for document in batch.ids]
-            known = set()
+            ids, known = [point_id(document) for document in batch.ids], set()
             if self._continues:
-                there = self._call("retrieve", self.name, ids=ids, with_payload=False, with_vectors=False)
-                known = {str(point.id) for point in there}
-            if len(known) == len(ids):
-                continue
-            columns = {"document_id": batch.ids, **batch.payload}
-            points = [
-                build(
-                    id=point,
-                    vector={} if vector is None else {kind: vector},
-                    payload={name: values[row] for name, values in columns.items() if values[row]},
-                )
-                for row, (point, vector) in enumerate(zip(ids, _to_qdrant(batch.vectors), strict=True))
-                if point not in known
-            ]
-            self.put(points)
-            written += len(points)
+                found = self._call("retrieve", self.name, ids=ids, with_payload=False, with_vectors=False)
+                known = {str(point.id) for point in found}
+            if len(known) < len(ids):
+                columns, vectors = batch.payload, _to_qdrant(batch.vectors)
+                points = [
+                    build(
+                        id=id_,
+                        vector={} if vectors[row] is None else {self._kind: vectors[row]},
+                        payload={name: values[row] for name, values in columns.items() if values[row]},
+                    )
+                    for row, id_ in enumerate(ids)
+                    if id_ not in known
+                ]
+                self.put(points)
+                written += len(points)
         return written
 
     def put(self, points: list[Any]) -> None:
@@ -207,9 +209,9 @@ class QdrantStore(VectorStore):
         documents = {point_id(document): document for document in ids}
         points = self._call("retrieve", self.name, ids=list(documents), with_payload=True, with_vectors=True)
         points = [point for point in points if (point.payload or {}).get("document_id") == documents[str(point.id)]]
-        kind, dimension = self._kind, int(self._manifest.about["space"]["dimension"])
-        vectors = [point.vector.get(kind) if isinstance(point.vector, dict) else None for point in points]
-        return [documents[str(point.id)] for point in points], _from_qdrant(kind, vectors, dimension)
+        vectors = [point.vector.get(self._kind) if isinstance(point.vector, dict) else None for point in points]
+        dimension = int(self._manifest.about["space"]["dimension"])
+        return [documents[str(point.id)] for point in points], _from_qdrant(self._kind, vectors, dimension)
 
     def search(
         self, queries: Vectors, k: int, filter: Filter | None = None, *, query_ids: Sequence[str] | None = None
@@ -219,34 +221,18 @@ class QdrantStore(VectorStore):
         Raises:
             UserError: Qdrant refuses or does not answer, or holds points that retrodistill did not write.
         """
-        models, vectors = _library().models, _to_qdrant(queries)
-        ids = list(query_ids) if query_ids is not None else [str(number) for number in range(len(vectors))]
-        parameters = None
+        vectors = zip(numbered(queries, query_ids), _to_qdrant(queries), strict=True)
+        pairs = [(query, vector) for query, vector in vectors if vector is not None]
+        options: dict[str, Any] = {"using": self._kind, "limit": k, "with_payload": ["document_id"]}
         if self._manifest.settings["quantization"] is not None and not self.embedded:
-            codes = models.QuantizationSearchParams(rescore=True, oversampling=_OVERSAMPLING)
-            parameters = models.SearchParams(quantization=codes)
-        conditions = None
+            options["params"] = _BY_CODES
         if filter is not None:
-            must = [
-                models.FieldCondition(key=name, match=models.MatchAny(any=list(values)))
-                for name, values in filter.items()
-            ]
-            conditions = models.Filter(must=must)
-        asked = [(query, vector) for query, vector in zip(ids, vectors, strict=True) if vector is not None]
-        rows: list[tuple[str, str, float]] = []
-        for start in range(0, len(asked), _QUERIES):
-            part = asked[start : start + _QUERIES]
-            requests = [
-                models.QueryRequest(
-                    query=vector,
-                    using=self._kind,
-                    limit=k,
-                    params=parameters,
-                    filter=conditions,
-                    with_payload=["document_id"],
-                )
-                for _, vector in part
-            ]
+            must = [{"key": name, "match": {"any": list(values)}} for name, values in filter.items()]
+            options["filter"] = {"must": must}
+        request, rows = _library().models.QueryRequest, []
+        for start in range(0, len(pairs), _QUERIES):
+            part = pairs[start : start + _QUERIES]
+            requests = [request(query=vector, **options) for _, vector in part]
             responses = self._call("query_batch_points", self.name, requests)
             for (query, _), response in zip(part, responses, strict=True):
                 rows += [(query, self._document(point), point.score) for point in response.points]
@@ -257,19 +243,9 @@ class QdrantStore(VectorStore):
         """Release the folder, which one process holds at a time, or the connection."""
         self.client.close()
 
-    def _find(self) -> None:
-        """Find the collection, or the only one where none is named, and read its manifest."""
-        names = sorted(collection.name for collection in self._call("get_collections").collections)
-        if not self.name and len(names) == 1:
-            self.name = names[0]
-        if self.name not in names:
-            what = f"has no collection {self.name!r}" if self.name else f"holds {len(names)} collections"
-            listed = sample_of(names, 8) or "none"
-            raise UserError(f"Qdrant at {self.place} {what}; there are: {listed}. Write 'qdrant:{self.place}#NAME'.")
-
     @cached_property
     def _manifest(self) -> Manifest:
-        """That of `create`, or what is there."""
+        """That of `create`, or of what is there."""
         return self.manifest() or Manifest("nothing")
 
     @property
@@ -277,8 +253,7 @@ class QdrantStore(VectorStore):
         return str(self._manifest.settings["kind"])
 
     def _held(self) -> dict[str, Any] | None:
-        about = self._call("get_collection", self.name).config.metadata or {}
-        return about.get(_OWNER)
+        return (self._call("get_collection", self.name).config.metadata or {}).get(_OWNER)
 
     def _metadata(self, state: str) -> dict[str, Any]:
         return {_OWNER: {**asdict(self._manifest), "fingerprint": self._manifest.fingerprint, "state": state}}
@@ -310,7 +285,7 @@ def batch_size(kind: str, dimension: int) -> int:
     return max(1, min(_MOST, _NUMBERS // (dimension * (_TOKENS if kind == "multi-vector" else 1))))
 
 
-def _vectors_config(spec: StoreSpec, quantization: str | None) -> dict[str, Any]:
+def _vectors_config(spec: Records, quantization: str | None) -> dict[str, Any]:
     """Arguments of `QdrantClient.create_collection` for the vectors, which are named by their kind.
 
     Unit vectors are compared by cosine, so that clients which send other queries see cosines; all others by inner
@@ -321,27 +296,18 @@ def _vectors_config(spec: StoreSpec, quantization: str | None) -> dict[str, Any]
         if quantization is not None:
             raise UserError(f"quantization {quantization!r}: Qdrant quantizes no sparse vectors; leave it out.")
         return {"vectors_config": {}, "sparse_vectors_config": {spec.kind: models.SparseVectorParams()}}
-    many = models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM)
-    unit = spec.kind == "dense" and spec.space.norm == "unit"
     parameters = models.VectorParams(
         size=spec.space.dimension,
-        distance=models.Distance.COSINE if unit else models.Distance.DOT,
-        quantization_config=_quantization_config(quantization),
-        multivector_config=many if spec.kind == "multi-vector" else None,
+        distance="Cosine" if spec.kind == "dense" and spec.space.norm == "unit" else "Dot",
+        quantization_config=QUANTIZATIONS[quantization] if quantization else None,
+        multivector_config={"comparator": "max_sim"} if spec.kind == "multi-vector" else None,
     )
     return {"vectors_config": {spec.kind: parameters}}
 
 
-def _quantization_config(name: str | None) -> Any:
-    """Codes are kept in memory. Product quantization takes a byte for four float32 numbers (x16)."""
-    models = _library().models
-    if name == "scalar":
-        scalar = models.ScalarQuantizationConfig(type=models.ScalarType.INT8, quantile=0.99, always_ram=True)
-        return models.ScalarQuantization(scalar=scalar)
-    if name == "product":
-        product = models.ProductQuantizationConfig(compression=models.CompressionRatio.X16, always_ram=True)
-        return models.ProductQuantization(product=product)
-    return models.BinaryQuantization(binary=models.BinaryQuantizationConfig(always_ram=True)) if name else None
+def _spread(settings: QdrantSettings) -> dict[str, int]:
+    spread = {"shard_number": settings.shards, "replication_factor": settings.replicas}
+    return {key: value for key, value in spread.items() if value is not None}
 
 
 def _to_qdrant(vectors: Vectors) -> list[Any]:
@@ -357,17 +323,14 @@ def _to_qdrant(vectors: Vectors) -> list[Any]:
 
 
 def _from_qdrant(kind: str, vectors: list[Any], dimension: int) -> Vectors:
-    """Rows of Qdrant as one block; a point without a vector has no entry or token, or NaN as a dense vector."""
-    if kind == "dense":
-        nothing = [np.nan] * dimension
-        return np.array([nothing if row is None else row for row in vectors], dtype=np.float32).reshape(-1, dimension)
+    """The inverse of `_to_qdrant`; a dense vector that is missing becomes NaN."""
     if kind == "multi-vector":
         return Tokens.of([np.array(row or []) for row in vectors], dimension)
-    empty = csr_array((1, dimension), dtype=np.float32)
-    rows = [
-        empty if row is None else csr_array((row.values, row.indices, [0, len(row.indices)]), shape=(1, dimension))
-        for row in vectors
-    ]
+    if kind == "dense":
+        rows: list[Any] = [np.full((1, dimension), np.nan) if row is None else np.array([row]) for row in vectors]
+    else:
+        parts = [([], []) if row is None else (row.values, row.indices) for row in vectors]
+        rows = [csr_array((*part, [0, len(part[0])]), shape=(1, dimension), dtype=np.float32) for part in parts]
     return stacked(kind, rows, dimension)
 
 
@@ -381,20 +344,20 @@ def _library() -> Any:
     return qdrant_client
 
 
-def _connect(place: str, create: bool) -> QdrantClient:
+def _connect(place: str, *, create: bool) -> QdrantClient:
     library = _library()
-    if place.startswith(("http://", "https://")):
-        with _one_line_errors(place):
-            key = os.environ.get(_API_KEY) or None
-            client = library.QdrantClient(url=place, api_key=key, timeout=_TIMEOUT, check_compatibility=False)
-            client.get_collections()  # the first request: whether it answers and accepts the key
-        return client
-    if create:
+    is_server = place.startswith(("http://", "https://"))
+    if not is_server and create:
         check_replaceable(place, _EMBEDDED)
-    elif not (Path(place) / _EMBEDDED).is_file():
+    elif not is_server and not (Path(place) / _EMBEDDED).is_file():
         raise UserError(f"no Qdrant folder {place} (no {_EMBEDDED} in it); a server is given as http://HOST:6333.")
     with _one_line_errors(place):
-        return library.QdrantClient(path=place)
+        if not is_server:
+            return library.QdrantClient(path=place)
+        key = os.environ.get(_API_KEY) or None
+        client = library.QdrantClient(url=place, api_key=key, timeout=_TIMEOUT, check_compatibility=False)
+        client.get_collections()  # the first request: whether it answers and accepts the key
+        return client
 
 
 @contextlib.contextmanager
@@ -405,23 +368,19 @@ def _one_line_errors(place: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="(?s).*(Local mode|Api key is used|Payload indexes)")
             yield
-    except exceptions.ResponseHandlingException as error:
+    except exceptions.ApiException as error:
+        if getattr(error, "status_code", None) in (401, 403):
+            raise UserError(f"Qdrant at {place} refuses the key; set the environment variable {_API_KEY}.") from error
+        if isinstance(error, exceptions.UnexpectedResponse):
+            raise UserError(f"Qdrant at {place} refuses: {_one_line(error)}.") from error
         raise UserError(
             f"Qdrant at {place} does not answer ({_one_line(error)}); is it running, and is this its URL?"
         ) from error
-    except exceptions.UnexpectedResponse as error:
-        if error.status_code in (401, 403):
-            raise UserError(f"Qdrant at {place} refuses the key; set the environment variable {_API_KEY}.") from error
-        raise UserError(f"Qdrant at {place} refuses: {_one_line(error)}.") from error
     except (sqlite3.DatabaseError, UnpicklingError, EOFError) as error:
-        raise UserError(
-            f"Qdrant's folder {place} is cut short or altered ({_one_line(error)}); export again."
-        ) from error
+        raise UserError(f"Qdrant's folder {place} is damaged ({_one_line(error)}); export again.") from error
     except (RuntimeError, ValueError, OSError) as error:
         if "already accessed" in str(error):
-            raise UserError(
-                f"Qdrant's folder {place} is in use by another process; wait for it or close it."
-            ) from error
+            raise UserError(f"Qdrant's folder {place} is in use by another process; wait or close it.") from error
         raise UserError(f"Qdrant at {place} refuses: {_one_line(error)}.") from error
 
 
@@ -429,4 +388,4 @@ def _one_line(error: Exception) -> str:
     return " ".join((str(error).strip() or type(error).__name__).split())[:200]
 
 
-KIND = StoreKind("qdrant", QdrantSettings, QdrantStore.open)
+STORE = QdrantStore

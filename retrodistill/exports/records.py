@@ -18,22 +18,23 @@ from scipy.sparse import csr_array
 
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import digest
+from retrodistill.core.manifest import Manifest
+from retrodistill.core.stores import slug
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.encoders.any_encoder import DENSE, load_encoder
+from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace, TextModel
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.multi_vector import Tokens, maxsim
 from retrodistill.encoders.names import KINDS, ModelName, parse_model_name
 from retrodistill.encoders.vectors import leading
 from retrodistill.indexes.base import Index, saved_name
-from retrodistill.indexes.building import load_index
-from retrodistill.indexes.registry import get_kind
+from retrodistill.indexes.registry import load_index
 from retrodistill.runs.run import Run, top_k
 
 Kind = Literal["dense", "sparse", "multi-vector"]
 Vectors: TypeAlias = "np.ndarray | csr_array | Tokens"
-_SPANS = {"dense": 4096, "sparse": 4096, "multi-vector": 128}  # documents that are read at a time, about 10 MB
+_BATCH = {"dense": 4096, "sparse": 4096, "multi-vector": 128}  # documents that are read at a time, about 10 MB
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Records:
         name: Name of the index's runs.
         queries_by: Name of the query encoder; None for one that was never saved.
         vocabulary: (d,) the entries of a sparse space as strings, where they are known.
+        collection: Name for a collection in a store; that of the runs by default.
         payload: ``title`` and ``text`` of the documents, those that are exported.
     """
 
@@ -61,6 +63,7 @@ class Records:
     name: str = "index"
     queries_by: str | None = None
     vocabulary: Sequence[str] | None = None
+    collection: str | None = None
     payload: Mapping[str, Texts] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -80,7 +83,7 @@ class Records:
 
     def batches(self, size: int | None = None) -> Iterator[Batch]:
         """All documents in batches of `size`; by default of about 10 MB."""
-        size = size or _SPANS[self.kind]
+        size = size or _BATCH[self.kind]
         for start in range(0, len(self), size):
             yield Batch(self, start, min(start + size, len(self)))
 
@@ -101,7 +104,24 @@ class Records:
         payload = {"title": _texts_of(collection.titles, self.ids)}
         if texts:
             payload["text"] = _texts_of(collection.bodies, self.ids)
-        return replace(self, payload=payload)
+        return replace(self, collection=slug(collection.name), payload=payload)
+
+    def manifest(self, artifact: str, settings: dict[str, Any]) -> Manifest:
+        """What determines an export, and what a search of it needs to know.
+
+        Args:
+            artifact: What is made.
+            settings: The store's settings that determine its content.
+        """
+        inputs = {"space": self.space.fingerprint, "vectors": self.fingerprint}
+        inputs |= {f"{column}s": texts.fingerprint for column, texts in self.payload.items()}
+        about = {
+            "space": self.space.to_json(),
+            "documents": len(self),
+            "name": self.name,
+            "queries_by": self.queries_by,
+        }
+        return Manifest(artifact, inputs, {"kind": self.kind, **settings}, about)
 
 
 @dataclass(frozen=True)
@@ -127,8 +147,9 @@ class Batch:
 
     @property
     def payload(self) -> dict[str, list[str]]:
-        """``title`` and ``text`` of each document, those that are exported; '' where a document has none."""
-        return {name: texts.slice(self.start, self.stop) for name, texts in self.records.payload.items()}
+        """``document_id``, ``title`` and ``text``, those that are exported; '' where a document has none."""
+        texts = {name: texts.slice(self.start, self.stop) for name, texts in self.records.payload.items()}
+        return {"document_id": self.ids, **texts}
 
 
 def vector_records(
@@ -160,13 +181,15 @@ def vector_records(
         kind, rows, width, read = "multi-vector", len(vectors), vectors.dimension, vectors.slice
         if bounds[0] != 0 or bounds[-1] != len(vectors.vectors) or (np.diff(bounds) < 0).any():
             raise UserError(f"bounds of {rows} documents do not fit {len(vectors.vectors)} token vectors.")
-    elif sparse.issparse(vectors):
-        matrix = csr_array(vectors)
-        (rows, width), kind, read = matrix.shape, "sparse", lambda start, stop: matrix[start:stop]
-    elif vectors.ndim == 2:
-        (rows, width), kind, read = vectors.shape, "dense", lambda start, stop: vectors[start:stop]
-    else:
+    elif vectors.ndim != 2:
         raise UserError(f"dense vectors of {vectors.ndim} axes; give (documents, dimension).")
+    else:
+        (rows, width), kind = vectors.shape, "sparse" if sparse.issparse(vectors) else "dense"
+        table = csr_array(vectors) if kind == "sparse" else vectors
+
+        def read(start: int, stop: int) -> Any:
+            return table[start:stop]
+
     if rows != len(ids) or width != space.dimension:
         raise UserError(
             f"{len(ids)} ids and a space of {space.dimension} dimensions with {rows} documents of {width}; they do not "
@@ -215,6 +238,20 @@ def stacked(kind: str, blocks: Sequence[Any], dimension: int) -> Vectors:
     return sparse.vstack([csr_array((0, dimension), dtype=np.float32), *blocks], format="csr")
 
 
+def flat_values(vectors: Vectors) -> np.ndarray:
+    """All numbers of a block, as they are stored."""
+    if isinstance(vectors, Tokens):
+        return vectors.vectors
+    return vectors if isinstance(vectors, np.ndarray) else vectors.data
+
+
+def numbered(vectors: Any, ids: Sequence[str] | None) -> list[str]:
+    """The ids of query vectors; "0", "1"... by default."""
+    if ids is not None:
+        return list(ids)
+    return [str(number) for number in range(len(vectors) if isinstance(vectors, Tokens) else vectors.shape[0])]
+
+
 def score_matrix(queries: Any, documents: Any) -> np.ndarray:
     """(q, n) float32 scores of every query with every document, both of one kind.
 
@@ -260,28 +297,29 @@ def exact_search(
     return Run.from_arrays(queries_of.tolist(), ids[found].tolist(), scores[found].tolist(), name="exact").ranked()
 
 
-def flat_values(vectors: Vectors) -> np.ndarray:
-    """All numbers of a block, as they are stored."""
-    if isinstance(vectors, Tokens):
-        return vectors.vectors
-    return vectors if isinstance(vectors, np.ndarray) else vectors.data
-
-
 def _of_index(index: Index, collection: Collection | None) -> Records:
-    kind: Any = get_kind(index.index_kind).encoders[0]
-    queries, read = index.queries, index.vector_reader()
+    kind: Any = index.encoder_kinds[0]
+    queries, read, space = index.queries, index.vector_reader(), index.space
     # Token weights do not name a model; the index does.
-    by = index.space.documents_by if queries is not None and not queries.has_model else _full_name(queries)
+    by = space.documents_by if queries is not None and not queries.has_model else _full_name(queries)
     if read is not None:
-        return _checked(Records(kind, index.ids, index.space, read, "", index.name, by))
+        return _checked(Records(kind, index.ids, space, read, "", index.name, by))
     if collection is None:
         raise UserError(
             f"{index!r} holds codes, not vectors; give the collection, so that its documents can be embedded again, or "
             "export an index of factory 'Flat'."
         )
-    encoder = _document_encoder(index).bind(collection)
-    texts, space = _texts_of(collection.documents, index.ids), index.space
-    vectors = leading(embed(encoder, texts.texts, "document"), space.truncation, unit=space.norm == "unit")
+    encoder = queries
+    if encoder is None or encoder.document_space != space.fingerprint:
+        encoder = load_encoder(space.documents_by, index.encoder_kinds)
+    if encoder.document_space != space.fingerprint:
+        raise UserError(
+            f"{encoder.name} is no longer the model that made the documents ({'; '.join(space.differences(encoder))}); "
+            "export an index of factory 'Flat', or build it again."
+        )
+    texts = _texts_of(collection.documents, index.ids)
+    vectors = embed(encoder.bind(collection), texts.texts, "document")
+    vectors = leading(vectors, space.truncation, unit=space.norm == "unit")
     records = vector_records(index.ids, vectors, space, name=index.name, queries_by=by)
     return replace(records, fingerprint=_pin(index.ids, space.fingerprint, space.dimension, texts.fingerprint))
 
@@ -297,24 +335,10 @@ def _of_encoder(encoder: Any, collection: Collection | None) -> Records:
     return replace(records, fingerprint=pinned)
 
 
-def _document_encoder(index: Index) -> Any:
-    space, encoder = index.space, index.queries
-    if encoder is None or encoder.document_space != space.fingerprint:
-        encoder = load_encoder(space.documents_by, DENSE)
-    if encoder.document_space != space.fingerprint:
-        raise UserError(
-            f"{encoder.name} is no longer the model that made the documents ({'; '.join(space.differences(encoder))}); "
-            "export an index of factory 'Flat', or build it again."
-        )
-    return encoder
-
-
 def _full_name(queries: TextModel | None) -> str | None:
     """Name of the query encoder; a folder as an absolute path, since exports are searched from anywhere."""
     name = saved_name(queries)
-    if name is None:
-        return None
-    kind, _, place = name.partition(":")
+    kind, _, place = (name or "").partition(":")
     return f"{kind}:{os.path.abspath(place)}" if os.path.isdir(place) else name
 
 
@@ -350,18 +374,17 @@ def _checked(records: Records) -> Records:
         raise UserError(f"document id {sample_of(twice)} appears more than once; ids must be unique.")
     content = hashlib.blake2b(digest_size=16)
     for batch in records.batches():
-        vectors = batch.vectors
+        vectors: Any = batch.vectors
         values = flat_values(vectors)
         if not np.isfinite(values).all():
-            first, last = records.ids[batch.start], records.ids[batch.stop - 1]
             raise UserError(
-                f"documents {first!r} to {last!r} hold numbers that are NaN or infinite; embed these again or leave "
-                "them out."
+                f"documents {batch.ids[0]!r} to {batch.ids[-1]!r} hold numbers that are NaN or infinite; embed these "
+                "again or leave them out."
             )
         content.update(np.ascontiguousarray(values).tobytes())
-        if isinstance(vectors, Tokens):
+        if records.kind == "multi-vector":
             content.update(np.diff(vectors.bounds).tobytes())
-        elif not isinstance(vectors, np.ndarray):
+        elif records.kind == "sparse":
             content.update(np.diff(vectors.indptr).astype(np.int64).tobytes())
             content.update(vectors.indices.astype(np.int64).tobytes())
     return replace(records, fingerprint=_pin(records.ids, records.kind, content.hexdigest()))

@@ -29,32 +29,19 @@ _ABOUT = ("space", "name", "queries_by", "checksums")
 
 
 class StoredIndex(NamedTuple):
-    """What every index folder holds, whatever its kind.
-
-    Attributes:
-        folder: Where it is. The checksums of all files were checked.
-        settings: How the index was built, as JSON values.
-        about: The rest of the manifest: name, query encoder, build time.
-        space: Space of the document vectors.
-        ids: (n,) document ids.
-        labels: (n,) int64 by which the other files refer to the documents.
-        fingerprint: Of the manifest.
-    """
+    """What every index folder holds, whatever its kind. The checksums of all files were checked."""
 
     folder: Path
     settings: dict[str, Any]
-    about: dict[str, Any]
+    about: dict[str, Any]  # name, queries_by, build_seconds...
     space: EmbeddingSpace
     ids: list[str]
-    labels: np.ndarray
+    labels: np.ndarray  # (n,) int64 by which the other files refer to the documents
     fingerprint: str
 
 
 class Index(Ranker):
-    """A ranker that holds its own documents.
-
-    A kind of index is a subclass: it sets `index_kind` and `encoder_kinds` and implements the methods that raise
-    `NotImplementedError` here.
+    """A ranker that holds its own documents. A kind implements what raises `NotImplementedError` here.
 
     Args:
         ids: (n,) document ids, in the order in which they were added.
@@ -67,7 +54,6 @@ class Index(Ranker):
         index_kind: Name of its kind in the registry.
         encoder_kinds: Kinds of encoders whose vectors it holds.
         made_from: Fingerprint of the folder it was loaded from; empty in memory or after a change.
-        build_seconds: Wall time of indexing; None if unknown.
         is_read_only: It is memory-mapped and cannot be changed.
 
     Raises:
@@ -90,10 +76,9 @@ class Index(Ranker):
         return len(self.ids)
 
     def __repr__(self) -> str:
-        queries = "no query encoder"
-        if self.queries is not None:
-            queries = f"queries by {getattr(self.queries, 'name', 'token weights')}"
-        return f"{type(self).__name__}({len(self)} documents by {self.documents_by}, {queries}, {self._form()})"
+        queries = getattr(self.queries, "name", "no model")
+        settings = ", ".join(f"{name}={value}" for name, value in self._settings().items() if value is not None)
+        return f"{type(self).__name__}({len(self)} documents by {self.documents_by}, queries by {queries}, {settings})"
 
     def fingerprint(self, collection: Collection) -> str:
         """Digest of its folder and its query encoder; empty for an index in memory."""
@@ -111,20 +96,12 @@ class Index(Ranker):
         return self.queries is not None and not getattr(self.queries, "is_recorded", False)
 
     def add(self, documents: Texts) -> None:
-        """Encode documents with the encoder of the space and index them. Trained parts stay as they are.
-
-        Raises:
-            UserError: An id is in the index already, the index is memory-mapped, or the encoder cannot be loaded.
-        """
+        """As `add_vectors`, by the encoder of the space. Trained parts stay as they are."""
         self._check_new(documents.ids)
         Index.add_vectors(self, documents.ids, embed(self._document_encoder(), documents.texts, "document"))
 
     def add_vectors(self, ids: Sequence[str], vectors: Any) -> None:
-        """Index vectors of the documents' space, in the form in which the encoder returns them.
-
-        Args:
-            ids: (n,) new document ids.
-            vectors: (n, encoder's dimension) float32, (n, terms) sparse weights, or n texts' `Tokens`.
+        """Index vectors of the documents' space: (n, dimension) float32, (n, terms) sparse weights, or `Tokens`.
 
         Raises:
             UserError: An id occurs twice or is in the index already, the vectors are of another dimension or not
@@ -139,16 +116,15 @@ class Index(Ranker):
         self.ids += list(ids)
 
     def remove(self, ids: Sequence[str]) -> None:
-        """Remove documents. The codes of the others do not change.
-
-        Raises:
-            UserError: An id is not in the index, or the index cannot be changed; then nothing is removed.
-        """
+        """Remove documents, or refuse an unknown id or a kind that cannot. The codes of the others do not change."""
         self._check_changeable()
-        removed = _removal_mask(ids, self.ids)
-        self._drop(removed)
+        _check_list(ids)
+        removed = set(ids)
+        if not removed <= set(self.ids):
+            raise UserError(f"cannot remove {sample_of(sorted(removed - set(self.ids), key=str))}: not in the index.")
+        self._drop(np.fromiter((id_ in removed for id_ in self.ids), dtype=bool, count=len(self)))
         self.made_from = ""
-        self.ids = [id_ for id_, is_removed in zip(self.ids, removed, strict=True) if not is_removed]
+        self.ids = [id_ for id_ in self.ids if id_ not in removed]
 
     def search(self, queries: Queries, collection: Collection | None = None, k: int | None = None) -> Run:
         """The best k documents of each query.
@@ -158,9 +134,6 @@ class Index(Ranker):
             collection: The collection of the documents, if there is one: query vectors then come from the store, k is
                 at most the size of the index, and documents that are not in the collection are refused.
             k: Documents per query, 1 to the size of the index; by default 10, or all if there are fewer.
-
-        Returns:
-            A run in rank order.
 
         Raises:
             UserError: There is no query encoder, a query is empty, or k exceeds the index.
@@ -172,12 +145,7 @@ class Index(Ranker):
         return within(collection, self.search_vectors(vectors, cut_depth(k, len(self)), texts.ids))
 
     def search_vectors(self, vectors: Any, k: int | None = None, query_ids: Sequence[str] | None = None) -> Run:
-        """As `search`, by vectors of a query encoder of the space.
-
-        Args:
-            vectors: (q, encoder's dimension) float32, (q, terms) sparse weights, or q texts' `Tokens`.
-            k: Documents per query, 1 to the size of the index; by default 10, or all if there are fewer.
-            query_ids: (q,) ids; by default "0", "1"...
+        """As `search`, by vectors of a query encoder of the space; `query_ids` are "0", "1"... by default.
 
         Raises:
             UserError: The vectors are of another dimension or not finite, the number of ids differs, or k exceeds the
@@ -209,7 +177,7 @@ class Index(Ranker):
 
         They are (stop - start, d) float32, CSR rows, or `Tokens`. None if the index holds codes only.
         """
-        return None
+        raise NotImplementedError
 
     @property
     def nbytes(self) -> int:
@@ -224,8 +192,7 @@ class Index(Ranker):
         """Write the folder, whole or not at all: the files of the kind, ``ids.parquet``, and a manifest.
 
         Raises:
-            UserError: The folder is not writable, the disk is full, or the folder holds something other than an index.
-                Whatever was there stays.
+            UserError: The folder cannot be written, or holds something other than an index, which stays.
         """
         target = check_index_folder(folder)
         with atomic_folder(target) as temporary:
@@ -237,12 +204,11 @@ class Index(Ranker):
             pq.write_table(pa.table(table), temporary / _IDS_FILE)
             checksums = {file.name: file_digest(file) for file in sorted(temporary.iterdir())}
             has_model = self.queries is None or self.queries.has_model
-            queries_by = saved_name(self.queries) if has_model else self._queries_by
             about = {
                 "space": self.space.to_json(),
                 "documents": len(self),
                 "name": self.name,
-                "queries_by": _relative(queries_by, target),
+                "queries_by": _relative(saved_name(self.queries) if has_model else self._queries_by, target),
                 "checksums": checksums,
                 **self._about(),
             }
@@ -271,10 +237,6 @@ class Index(Ranker):
         index.build_seconds = stored.about.get("build_seconds")
         index.made_from = stored.fingerprint
         return index
-
-    def _form(self) -> str:
-        """How documents are stored, for `repr`."""
-        raise NotImplementedError
 
     def _prepare(self, vectors: Any, what: str) -> Any:
         """Vectors as the index holds them, after a check of their dimension."""
@@ -370,11 +332,7 @@ class Index(Ranker):
 def load_sides(
     documents: Any, queries: Any, kinds: Sequence[str], truncation: int | None = None
 ) -> tuple[Any, Any, EmbeddingSpace]:
-    """The encoder of documents, that of queries (by default the same), and the space of the documents.
-
-    Raises:
-        UserError: The query encoder belongs to another space, or the truncation exceeds the dimension.
-    """
+    """The encoder of documents, the encoder of queries (by default the same, else checked), and the space."""
     encoder = load_encoder(documents, kinds)
     query_encoder = encoder if queries is None else load_encoder(queries, kinds)
     space = EmbeddingSpace.of(encoder, truncation)
@@ -383,11 +341,7 @@ def load_sides(
 
 
 def check_index_folder(folder: str | os.PathLike[str]) -> Path:
-    """Check that an index may be written here: the folder is absent, empty, or holds an older index and nothing else.
-
-    Raises:
-        UserError: It holds other files, which would be lost.
-    """
+    """Refuse to write an index where other files would be lost: anything but an older index."""
     target = check_replaceable(folder, _IDS_FILE)
     if not (target / FILE_NAME).is_file():
         return target
@@ -399,11 +353,7 @@ def check_index_folder(folder: str | os.PathLike[str]) -> Path:
 
 
 def read_index_manifest(folder: Path) -> Manifest:
-    """The manifest of an index folder. The other files are not checked.
-
-    Raises:
-        UserError: The folder does not hold an index, or its manifest is incomplete.
-    """
+    """The manifest of an index folder, checked to be one and complete."""
     if not folder.is_dir():
         raise UserError(f"no index folder {folder}; build one with 'retrodistill index'.")
     if not (folder / FILE_NAME).is_file():
@@ -456,23 +406,13 @@ def _absolute(name: str | None, folder: Path) -> str | None:
     return f"{kind}:{folder / place}" if (folder / place).exists() else name
 
 
-def _removal_mask(ids: Sequence[str], known: Sequence[str]) -> np.ndarray:
-    """(len(known),) bool, true for the documents to remove."""
-    _check_list(ids)
-    removed = set(ids)
-    mask = np.fromiter((id_ in removed for id_ in known), dtype=bool, count=len(known))
-    if int(mask.sum()) != len(removed):
-        raise UserError(f"cannot remove {sample_of(sorted(removed - set(known), key=str))}: not in the index.")
-    return mask
-
-
 def _check_list(ids: Sequence[str]) -> None:
     if isinstance(ids, str):
         raise UserError(f"document ids are {ids!r}, one string; give a list of them, e.g. [{ids!r}].")
 
 
 def _count(vectors: Any) -> int:
-    """How many; sparse arrays refuse `len`, and `Tokens` have no shape."""
+    # Sparse arrays refuse `len`, and `Tokens` have no shape.
     return int(vectors.shape[0]) if hasattr(vectors, "shape") else len(vectors)
 
 

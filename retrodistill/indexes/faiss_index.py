@@ -21,7 +21,6 @@ from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.vectors import check_finite, exact_search, leading
-from retrodistill.indexes.auto import choose_factory
 from retrodistill.indexes.base import Index, StoredIndex, load_sides
 from retrodistill.indexes.factory import (
     build_faiss,
@@ -35,7 +34,7 @@ from retrodistill.indexes.factory import (
     written_parameters,
 )
 from retrodistill.indexes.registry import IndexKind
-from retrodistill.indexes.tuning import TuningResult, exact_labels, tune
+from retrodistill.indexes.tuning import TuningResult, choose_factory, exact_labels, tune
 from retrodistill.rankers.protocol import Queries, as_queries, check_k
 from retrodistill.training.settings import Settings
 from retrodistill.training.texts import training_queries, training_texts
@@ -48,16 +47,11 @@ _TUNING_QUERIES, _FEWEST_QUERIES = 200, 20
 
 
 class FaissSettings(Settings):
-    """How dense vectors are indexed.
+    """How dense vectors are indexed: see `IndexOptions`.
 
-    Attributes:
-        factory: A FAISS factory string, or ``auto``: chosen from the number of documents, `bytes` and `recall`.
-        parameters: FAISS search parameters, e.g. ``nprobe=16``.
-        truncate: Number of leading dimensions to keep of documents and queries; unit vectors are normalized again.
-            Matryoshka students (arXiv 2205.13147) keep most of their quality.
-        bytes: Bytes per document that ``auto`` stays within.
-        recall: Share of the exact ten neighbors to find. ``auto`` chooses a factory by it, and nprobe, efSearch and
-            k_factor_rf are tuned to it on training queries or sentences, unless `parameters` are given.
+    Truncated unit vectors are normalized again; those of Matryoshka students (arXiv 2205.13147) keep most of their
+    quality. nprobe, efSearch and k_factor_rf are tuned to `recall` on training queries or sentences, unless
+    `parameters` are given.
     """
 
     factory: str = "Flat"
@@ -78,13 +72,9 @@ class FaissIndex(Index):
 
     Args:
         index: The filled FAISS index.
-        ids: (n,) document ids, in the order in which they were added.
-        space: Space of the document vectors.
-        queries: Encodes queries; None to search by vectors only.
+        ids, space, queries, name, documents: See `Index`.
         factory: The factory string it was built from.
-        name: Name of its runs.
         labels: (n,) int64, ascending: the labels of the documents in the FAISS index; by default 0, 1...
-        documents: Encodes documents that are added as texts; by default loaded by its name when needed.
 
     Raises:
         UserError: The query encoder belongs to another space, or the number of ids is not that of the vectors.
@@ -170,12 +160,7 @@ class FaissIndex(Index):
         return result
 
     def add_vectors(self, ids: Sequence[str], vectors: np.ndarray) -> None:
-        """Index (n, encoder's dimension) float32 vectors of the documents' space.
-
-        Raises:
-            UserError: An id occurs twice or is in the index already, the vectors are of another dimension, not finite,
-                zero (with cosine) or above 1e15, or the index is memory-mapped.
-        """
+        """As `Index.add_vectors`; zero vectors (with cosine) and numbers above 1e15 are refused too."""
         # `add` skips this: an empty text may have a zero vector, which is counted and never found.
         self._check_new(ids)
         vectors = np.atleast_2d(np.asarray(vectors, dtype=np.float32))
@@ -212,18 +197,10 @@ class FaissIndex(Index):
         memory_map: bool | None = None,
         parameters: str | None = None,
     ) -> Self:
-        """Load an index.
+        """As `Index.load`; search `parameters` such as ``nprobe=16`` override saved ones.
 
-        Args:
-            folder: Where it was saved.
-            queries: Name or object of the query encoder; by default the one it was saved with.
-            memory_map: Leave vectors, codes, lists and graph on disk. Such an index cannot be changed. FAISS reads its
-                fast-scan kinds (``PQ16x4fs``, ``RaBitQfs``) into memory regardless.
-            parameters: FAISS search parameters, e.g. ``nprobe=16``; they override saved ones.
-
-        Raises:
-            UserError: The folder holds no FAISS index, a file is missing or damaged, the query encoder belongs to
-                another space, or the index does not have the parameters.
+        A memory-mapped index cannot be changed, and FAISS reads its fast-scan kinds (``PQ16x4fs``, ``RaBitQfs``) into
+        memory regardless.
         """
         index = super().load(folder, queries, memory_map=memory_map)
         index.parameters = parameters
@@ -246,9 +223,6 @@ class FaissIndex(Index):
             raise UserError(f"{len(vectors)} vectors to tune by for {len(self)} documents; give one for each of `ids`.")
         self._check_values(vectors, self.ids, "documents")
         return self.labels[exact_search(queries, vectors, k)[0]]
-
-    def _form(self) -> str:
-        return self.factory
 
     def _prepare(self, vectors: np.ndarray, what: str) -> np.ndarray:
         """Float32, truncated, and of unit length for cosine."""
@@ -308,11 +282,7 @@ class FaissIndex(Index):
 
 
 def resolve_factory(settings: FaissSettings, documents: int, dimension: int) -> tuple[str, str | None]:
-    """The factory and the search parameters; ``auto`` is replaced by a choice, whose reason is logged.
-
-    Raises:
-        UserError: Nothing fits `bytes` and `recall`.
-    """
+    """The factory and the search parameters; ``auto`` is replaced by a choice, whose reason is logged."""
     if settings.factory != "auto":
         return settings.factory, settings.parameters
     choice = choose_factory(documents, dimension, bytes_per_document=settings.bytes, recall=settings.recall)

@@ -29,15 +29,10 @@ _EXACT_ONLY, _SEISMIC_ONLY = {"bits"}, {"query_cut", "heap_factor"}
 
 
 class InvertedSettings(Settings):
-    """How sparse documents are indexed.
+    """How sparse documents are indexed: see `IndexOptions`.
 
-    Attributes:
-        backend: ``exact``, or ``seismic``: approximate, for corpora of many hundred thousand documents.
-        bits: With ``exact``, bits of an impact: 8, in steps of its own for each term, or 32 (None) for float32 weights.
-        prune: Number of terms of largest weight to keep per document; None for all.
-        query_cut: With ``seismic``, number of a query's heaviest terms that choose the lists to visit.
-        heap_factor: With ``seismic``, above 0 and up to 1: a block is skipped if its summary promises less than the
-            k-th score divided by this. Lower is faster and finds less.
+    `bits` is 8, with steps of their own for each term, or None (32 in recipes) for float32 weights. Seismic is for
+    corpora of many hundred thousand documents; see `SeismicPostings` for `query_cut` and `heap_factor`.
     """
 
     backend: Literal["exact", "seismic"] = "exact"
@@ -66,7 +61,7 @@ class InvertedSettings(Settings):
         return _EXACT_ONLY if self.backend == "seismic" else _SEISMIC_ONLY
 
     def to_json(self) -> dict[str, Any]:
-        """The settings of its backend, as JSON values."""
+        """Without the settings of the other backend."""
         return self.model_dump(exclude=self._unused)
 
 
@@ -75,12 +70,9 @@ class InvertedIndex(Index):
 
     Args:
         postings: The filled `Postings` or `SeismicPostings`.
-        ids: (n,) document ids, in the order in which they were added.
-        space: Space of the document vectors.
+        ids, space, name, documents: See `Index`.
         queries: Encodes queries: an encoder, or `TokenWeights`, which need no model; None to search by vectors only.
         settings: How it was built.
-        name: Name of its runs.
-        documents: Encodes documents that are added as texts; by default loaded by its name when needed.
 
     Raises:
         UserError: The query encoder belongs to another space, or the number of ids is not that of the documents.
@@ -139,10 +131,6 @@ class InvertedIndex(Index):
     def nbytes(self) -> int:
         """Size of the postings as stored: document numbers, impacts, steps, and pointers."""
         return self.postings.nbytes
-
-    def _form(self) -> str:
-        bits = f", {self.postings.bits} bits" if self.postings.bits else ""
-        return f"{self.space.dimension} terms, {self.settings.backend}{bits}"
 
     def _prepare(self, vectors: Any, what: str) -> csr_array:
         """CSR without stored zeros."""
@@ -237,14 +225,7 @@ def build_inverted(
     settings: InvertedSettings | None = None,
     name: str = "index",
 ) -> InvertedIndex:
-    """Encode a collection with a sparse encoder and index it.
-
-    Args:
-        collection: What to index.
-        documents: Name (``sparse:...``) or object of the document encoder.
-        queries: Name or object of the query encoder; by default that of the documents.
-        settings: How to index.
-        name: Name of its runs.
+    """As `build_index`, for a sparse encoder or its name.
 
     Raises:
         UserError: The query encoder belongs to another space, weights are not finite or negative, or Seismic is not

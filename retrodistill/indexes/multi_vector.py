@@ -45,14 +45,10 @@ class MultiVectorIndex(Index):
 
     Args:
         store: Token vectors of the documents.
-        ids: (n,) document ids, in the order in which they were added.
-        space: Space of the document vectors.
-        queries: Encodes queries; None to search by token vectors only.
+        ids, space, queries, name, documents: See `Index`.
         settings: How it was built.
-        name: Name of its runs.
         candidate_index: MUVERA's encodings of the documents; by default built from the store if the settings ask for
             it.
-        documents: Encodes documents that are added as texts; by default loaded by its name when needed.
 
     Raises:
         UserError: The query encoder belongs to another space, or store, ids and encodings do not belong together.
@@ -133,10 +129,6 @@ class MultiVectorIndex(Index):
         """Size of token codes, offsets, codec, and MUVERA's FAISS index."""
         return self.store.nbytes + (0 if self.candidate_index is None else self.candidate_index.nbytes)
 
-    def _form(self) -> str:
-        muvera = self.settings.muvera
-        return f"{self.settings.codec}, MaxSim over {'all' if muvera is None else f'{muvera.candidates} by MUVERA'}"
-
     def _prepare(self, vectors: Tokens, what: str) -> Tokens:
         if vectors.dimension != self.space.dimension:
             raise UserError(
@@ -214,17 +206,10 @@ def build_multi_vector(
     settings: MultiVectorSettings | None = None,
     name: str = "index",
 ) -> MultiVectorIndex:
-    """Encode a collection block by block and index its tokens; memory does not grow with the corpus.
+    """As `build_index`, for a multi-vector encoder or its name; memory does not grow with the corpus.
 
     Codes are written to the shared cache, where a build that was killed continues. The index reads them there,
     memory-mapped, until `MultiVectorIndex.save` copies them into its own folder.
-
-    Args:
-        collection: What to index.
-        documents: Name or object of the multi-vector encoder of documents.
-        queries: Name or object of the query encoder; by default that of the documents.
-        settings: Codec and candidates.
-        name: Name of its runs.
 
     Raises:
         UserError: The query encoder belongs to another space, the settings do not fit the vectors or the number of

@@ -147,9 +147,6 @@ class CandidateIndex:
         muvera: Makes the encodings.
         index: The filled FAISS index of encodings.
         labels: (n,) int64, ascending: the labels in the FAISS index of the documents that were not removed.
-
-    Raises:
-        UserError: The FAISS index does not have the search parameters of the settings.
     """
 
     def __init__(self, muvera: Muvera, index: Any, labels: np.ndarray) -> None:

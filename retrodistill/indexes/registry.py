@@ -1,4 +1,6 @@
-"""The kinds of indexes. A kind is one module, which ends with ``KIND = IndexKind(...)`` and is listed here.
+"""Kinds of indexes, their options, and building and loading an index of any kind.
+
+A kind is one module, which ends with ``KIND = IndexKind(...)`` and is listed here.
 
 To add a kind, write its module, add a line to `_MODULES`, and add its own options, if any, to `IndexOptions`. Recipes
 (``index:``), the command line and `build_index` take their options from there.
@@ -7,16 +9,22 @@ To add a kind, write its module, add a line to `_MODULES`, and add its own optio
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Collection, Iterable
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pydantic
 from pydantic import Field, field_validator
 
 from retrodistill.core.errors import UserError, unknown
+from retrodistill.data.collection import Collection
+from retrodistill.encoders.any_encoder import load_encoder
+from retrodistill.indexes.base import Index, read_index_manifest
 from retrodistill.indexes.codecs import CodecName, refuse_dropped
 from retrodistill.indexes.muvera import MuveraSettings
+from retrodistill.rankers.loading import is_store, open_store
 from retrodistill.training.settings import Settings
 
 # A module is imported when its kind is first used.
@@ -158,7 +166,7 @@ def kind_for(encoder: Any) -> IndexKind:
     return kinds[encoder.kind]
 
 
-def check_options_fit(options: Collection[str], kinds: Iterable[IndexKind]) -> None:
+def check_options_fit(options: Iterable[str], kinds: Iterable[IndexKind]) -> None:
     """Refuse an option that none of these kinds of index takes.
 
     Raises:
@@ -191,3 +199,84 @@ def checked(model: type[Checked], content: dict[str, Any], where: str, advice: s
         if mistake["type"] == "extra_forbidden":
             raise UserError(f"{where}: {unknown('option', place, model.model_fields)}") from error
         raise UserError(f"{where}: {place}: {mistake['msg'].removeprefix('Value error, ')}{advice}.") from error
+
+
+def build_index(
+    collection: Collection,
+    documents: Any,
+    queries: Any = None,
+    factory: str = "Flat",
+    *,
+    name: str = "index",
+    settings: Settings | None = None,
+    **options: Any,
+) -> Index:
+    """Encode a collection and index it: dense vectors in FAISS, sparse ones inverted, token vectors for MaxSim.
+
+    Args:
+        collection: What to index.
+        documents: Name or object of the document encoder; its kind determines the kind of index.
+        queries: Name or object of the query encoder; by default that of the documents.
+        factory: A FAISS factory string, or ``auto``.
+        name: Name of its runs.
+        settings: Settings of the kind of index (`FaissSettings`, `InvertedSettings`, `MultiVectorSettings`), or
+            `IndexOptions`.
+        options: Keys of `IndexOptions`, e.g. ``truncate=128``, ``codec="residual"``; not together with `settings`.
+
+    Returns:
+        A `FaissIndex`, `InvertedIndex` or `MultiVectorIndex`.
+
+    Raises:
+        UserError: The query encoder belongs to another space, options or settings do not fit the kind of index, vectors
+            are not finite, or a factory does not parse or needs more documents to train.
+    """
+    if factory != "Flat":
+        options["factory"] = factory
+    if settings is not None and options:
+        raise UserError(f"give settings or {next(iter(options))}, not both.")
+    encoder = load_encoder(documents)
+    kind = kind_for(encoder)
+    index: Index = kind.build(collection, encoder, queries, _settings(kind, settings, options), name)
+    return index
+
+
+def load_index(
+    folder: str | os.PathLike[str], queries: Any = None, *, parameters: str | None = None, memory_map: bool = False
+) -> Index:
+    """Load an index of any kind, or an exported store.
+
+    Args:
+        folder: Where it was saved; or ``qdrant:PLACE#NAME``.
+        queries: Name or object of the query encoder; by default the one it was saved with.
+        parameters: FAISS search parameters, e.g. ``nprobe=16``.
+        memory_map: Leave vectors or postings on disk. Token vectors always stay there.
+
+    Raises:
+        UserError: A file is missing or damaged, the query encoder belongs to another space, or the index takes no
+            search parameters.
+    """
+    if is_store(folder):
+        if parameters:
+            raise UserError(f"search parameters {parameters!r} are for FAISS, and {folder} is an exported store.")
+        return open_store(str(folder), queries)
+    kind = get_kind(read_index_manifest(Path(folder)).settings["kind"])
+    if parameters and not kind.has_parameters:
+        raise UserError(
+            f"search parameters {parameters!r} are for FAISS, and {folder} is an index of kind {kind.name}."
+        )
+    given = {"parameters": parameters} if parameters else {}
+    index: Index = kind.load(folder, queries, memory_map=memory_map or None, **given)
+    return index
+
+
+def _settings(kind: IndexKind, settings: Settings | None, options: dict[str, Any]) -> Settings:
+    """The settings of the kind; given ones must be of its class."""
+    if settings is None:
+        check_options_fit([name for name in options if name in IndexOptions.model_fields], [kind])
+        settings = checked(IndexOptions, options, "index")
+    if isinstance(settings, IndexOptions):
+        settings.check([kind])
+        return settings.of(kind)
+    if not isinstance(settings, kind.settings):
+        raise UserError(f"an index of kind {kind.name} takes {kind.settings.__name__}, not {type(settings).__name__}.")
+    return settings

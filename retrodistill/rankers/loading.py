@@ -20,7 +20,7 @@ from retrodistill.rankers.reranker import DEPTH, Reranker
 from retrodistill.runs.run import Run
 
 # What later rooms open, by a dotted name: nothing of them is imported before it is needed.
-_INDEX = "retrodistill.indexes.building:load_index"
+_INDEX = "retrodistill.indexes.registry:load_index"
 _STORES, _STORE = "retrodistill.exports.protocol:STORES", "retrodistill.exports.index:load_store"
 _STORED_DOCUMENTS = "retrodistill.students.late_interaction:StoredDocumentsRanker.of_model"
 _RERANK = (

@@ -149,7 +149,7 @@ class TestAgreement:
         assert np.isneginf(scores[:, 3]).all()
 
     def test_exact_search_against_brute_force(self, monkeypatch):
-        monkeypatch.setitem(module._SPANS, "dense", 7)  # over several blocks
+        monkeypatch.setitem(module._BATCH, "dense", 7)  # over several blocks
         records, vectors = dense()
         run = exact_search(((batch.ids, batch.vectors) for batch in records.batches()), vectors, 10, IDS)
         best = np.argsort(-(vectors @ vectors.T), axis=1)[:, :10]

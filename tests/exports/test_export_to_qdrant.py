@@ -296,7 +296,7 @@ class TestBadInput:
         export_qdrant(dense()[0], None, tmp_path / "q", NAME)
         database = tmp_path / "q" / "collection" / "c" / "storage.sqlite"
         database.write_bytes(database.read_bytes()[:5000])
-        with pytest.raises(UserError, match="is cut short or altered"):
+        with pytest.raises(UserError, match="is damaged"):
             load_store(f"qdrant:{tmp_path / 'q'}")
 
     def test_many_documents_in_a_folder_are_remarked_on(self, client, monkeypatch):

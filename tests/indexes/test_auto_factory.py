@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from retrodistill.core.errors import UserError
-from retrodistill.indexes.auto import choose_factory
 from retrodistill.indexes.factory import build_faiss, empty_index, set_parameters
+from retrodistill.indexes.tuning import choose_factory
 
 SIZES = [1, 10, 255, 300, 5_000, 20_000, 99_999, 100_000, 500_000, 2_000_000]
 WISHES = [
