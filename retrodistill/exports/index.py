@@ -40,7 +40,7 @@ class StoreIndex(Index):
                 f"{store.address} was not exported by retrodistill; it does not say which queries belong to it."
             )
         about, self.store = manifest.about, store
-        if not store.is_complete():
+        if not about["is_complete"]:
             raise UserError(
                 f"{store.address} holds {store.count()} of {about['documents']} documents and is not verified: its "
                 "export was interrupted or failed; run the same export again to continue it."

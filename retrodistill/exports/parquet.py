@@ -32,7 +32,7 @@ from retrodistill.core.files import atomic_file, check_replaceable, exclusive, f
 from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.encoders.multi_vector import Tokens
 from retrodistill.exports.protocol import Filter, StoreSettings, VectorStore, check_same
-from retrodistill.exports.records import Batch, Records, Vectors, exact_search, numbered, stacked
+from retrodistill.exports.records import Batch, Records, Vectors, exact_search, numbered
 from retrodistill.runs.run import Run
 
 _PARTS, _VOCABULARY = "documents", "vocabulary.parquet"
@@ -123,22 +123,12 @@ class ParquetStore(VectorStore):
 
     def manifest(self) -> Manifest:
         """As `VectorStore.manifest`."""
-        return Manifest.read(self.folder)
-
-    def is_complete(self) -> bool:
-        """Whether all parts are there."""
-        return self.manifest().about.get("state") == _COMPLETE
+        manifest = Manifest.read(self.folder)
+        return replace(manifest, about={**manifest.about, "is_complete": manifest.about.get("state") == _COMPLETE})
 
     def count(self) -> int:
         """Number of rows."""
         return sum(pq.read_metadata(part).num_rows for part in self._parts())
-
-    def stored(self, ids: Sequence[str]) -> tuple[list[str], Vectors]:
-        """As `VectorStore.stored`."""
-        blocks, manifest = list(self._blocks({"document_id": ids})), self.manifest()
-        kind, width = manifest.settings["kind"], int(manifest.about["space"]["dimension"])
-        found = [document for block_ids, _ in blocks for document in block_ids]
-        return found, stacked(kind, [vectors for _, vectors in blocks], width)
 
     def search(
         self, queries: Vectors, k: int, filter: Filter | None = None, *, query_ids: Sequence[str] | None = None

@@ -77,11 +77,7 @@ class VectorStore(Protocol):
         ...
 
     def manifest(self) -> Manifest | None:
-        """The manifest of the export; None for what retrodistill did not make."""
-        ...
-
-    def is_complete(self) -> bool:
-        """Whether `finish` was called."""
+        """What `create` noted; its `about` has `is_complete`. None for what retrodistill did not make."""
         ...
 
     def count(self) -> int:
@@ -89,8 +85,8 @@ class VectorStore(Protocol):
         ...
 
     def stored(self, ids: Sequence[str]) -> tuple[list[str], Vectors]:
-        """Ids and vectors of those of the documents that are there."""
-        ...
+        """Ids and vectors of those of the documents that are there; only for a store with a `sample`."""
+        raise NotImplementedError
 
     def search(
         self, queries: Vectors, k: int, filter: Filter | None = None, *, query_ids: Sequence[str] | None = None

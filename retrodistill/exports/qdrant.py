@@ -193,12 +193,11 @@ class QdrantStore(VectorStore):
 
     def manifest(self) -> Manifest | None:
         """As `VectorStore.manifest`."""
-        held = self._held()
-        return None if held is None else Manifest(held["artifact"], held["inputs"], held["settings"], held["about"])
-
-    def is_complete(self) -> bool:
-        """Whether its export was verified."""
-        return (self._held() or {}).get("state") == _VERIFIED
+        held = (self._call("get_collection", self.name).config.metadata or {}).get(_OWNER)
+        if held is None:
+            return None
+        about = {**held["about"], "is_complete": held.get("state") == _VERIFIED}
+        return Manifest(held["artifact"], held["inputs"], held["settings"], about)
 
     def count(self) -> int:
         """Number of points."""
@@ -251,9 +250,6 @@ class QdrantStore(VectorStore):
     @property
     def _kind(self) -> str:
         return str(self._manifest.settings["kind"])
-
-    def _held(self) -> dict[str, Any] | None:
-        return (self._call("get_collection", self.name).config.metadata or {}).get(_OWNER)
 
     def _metadata(self, state: str) -> dict[str, Any]:
         return {_OWNER: {**asdict(self._manifest), "fingerprint": self._manifest.fingerprint, "state": state}}

@@ -50,8 +50,8 @@ class Records:
         fingerprint: Digest of ids and vectors, or of what determines them; ties an interrupted export to its source.
         name: Name of the index's runs.
         queries_by: Name of the query encoder; None for one that was never saved.
-        vocabulary: (d,) the entries of a sparse space as strings, where they are known.
-        collection: Name for a collection in a store; that of the runs by default.
+        vocabulary: (d,) entries of a sparse space, where they are known.
+        collection: Name for a collection in a store.
         payload: ``title`` and ``text`` of the documents, those that are exported.
     """
 
@@ -107,12 +107,7 @@ class Records:
         return replace(self, collection=slug(collection.name), payload=payload)
 
     def manifest(self, artifact: str, settings: dict[str, Any]) -> Manifest:
-        """What determines an export, and what a search of it needs to know.
-
-        Args:
-            artifact: What is made.
-            settings: The store's settings that determine its content.
-        """
+        """What determines an export, the settings of its store among them, and what a search of it needs to know."""
         inputs = {"space": self.space.fingerprint, "vectors": self.fingerprint}
         inputs |= {f"{column}s": texts.fingerprint for column, texts in self.payload.items()}
         about = {
@@ -174,27 +169,24 @@ def vector_records(
     Raises:
         UserError: Vectors that do not fit the ids or the space, that are not finite, or ids that are not unique.
     """
-    kind: Kind
-    read: Callable[[int, int], Any]
+    kind: Kind = "dense"
     if isinstance(vectors, Tokens):
         bounds = np.asarray(vectors.bounds)
-        kind, rows, width, read = "multi-vector", len(vectors), vectors.dimension, vectors.slice
         if bounds[0] != 0 or bounds[-1] != len(vectors.vectors) or (np.diff(bounds) < 0).any():
-            raise UserError(f"bounds of {rows} documents do not fit {len(vectors.vectors)} token vectors.")
+            raise UserError(f"bounds of {len(vectors)} documents do not fit {len(vectors.vectors)} token vectors.")
+        kind, rows, width = "multi-vector", len(vectors), vectors.dimension
     elif vectors.ndim != 2:
         raise UserError(f"dense vectors of {vectors.ndim} axes; give (documents, dimension).")
     else:
-        (rows, width), kind = vectors.shape, "sparse" if sparse.issparse(vectors) else "dense"
-        table = csr_array(vectors) if kind == "sparse" else vectors
-
-        def read(start: int, stop: int) -> Any:
-            return table[start:stop]
-
+        rows, width = vectors.shape
+        if sparse.issparse(vectors):
+            kind, vectors = "sparse", csr_array(vectors)
     if rows != len(ids) or width != space.dimension:
         raise UserError(
             f"{len(ids)} ids and a space of {space.dimension} dimensions with {rows} documents of {width}; they do not "
             "belong together: build the index again."
         )
+    read = vectors.slice if kind == "multi-vector" else lambda start, stop: vectors[start:stop]
     return _checked(Records(kind, ids, space, read, "", name, queries_by, vocabulary))
 
 
@@ -202,10 +194,9 @@ def records_from(source: Any, collection: Collection | None = None) -> Records:
     """The exact vectors of an index's documents.
 
     Dense vectors are exported as their encoder made them, not as codes: the other system quantizes for itself, and a
-    code of a code loses twice. A FAISS index that holds whole vectors (Flat, HNSW, IVF, and RFlat over them) gives
-    them. With other factories the documents are embedded again; the store of embeddings has those that were embedded
-    on this machine. Impacts of an inverted index and tokens of a multi-vector index are exported as the index scores
-    them: pruned and decoded. With ``bits: 32`` and the codecs ``float32`` or ``float16`` they are the encoder's.
+    code of a code loses twice. Where a FAISS index holds codes or transforms, the documents are embedded again; the
+    store of embeddings has those that were embedded on this machine. Impacts and token vectors are exported as the
+    index scores them: pruned and decoded (with ``bits: 32``, ``float32`` or ``float16``, they are the encoder's).
 
     Args:
         source: `Records`, an index or its folder, a dense or sparse encoder or its name.
@@ -236,13 +227,6 @@ def stacked(kind: str, blocks: Sequence[Any], dimension: int) -> Vectors:
     if kind == "dense":
         return np.concatenate([np.zeros((0, dimension), dtype=np.float32), *blocks])
     return sparse.vstack([csr_array((0, dimension), dtype=np.float32), *blocks], format="csr")
-
-
-def flat_values(vectors: Vectors) -> np.ndarray:
-    """All numbers of a block, as they are stored."""
-    if isinstance(vectors, Tokens):
-        return vectors.vectors
-    return vectors if isinstance(vectors, np.ndarray) else vectors.data
 
 
 def numbered(vectors: Any, ids: Sequence[str] | None) -> list[str]:
@@ -279,9 +263,9 @@ def exact_search(
 
     Args:
         batches: Ids and vectors of a few documents at a time.
-        queries: Vectors of the same kind.
+        queries: Vectors of the same kind, one for each of `query_ids`.
         k: Documents per query.
-        query_ids: One per query.
+        query_ids: (q,) ids.
     """
     ids = np.zeros((len(query_ids), 0), dtype=object)
     scores = np.zeros((len(query_ids), 0), dtype=np.float32)
@@ -291,7 +275,7 @@ def exact_search(
         ids = np.concatenate([ids, np.asarray(batch_ids, dtype=object)[best]], axis=1)
         scores = np.concatenate([scores, np.take_along_axis(batch_scores, best, axis=1)], axis=1)
         best = top_k(scores, k)
-        ids, scores = np.take_along_axis(ids, best, axis=1), np.take_along_axis(scores, best, axis=1)
+        ids, scores = (np.take_along_axis(table, best, axis=1) for table in (ids, scores))
     found = np.isfinite(scores)
     queries_of = np.repeat(np.asarray(query_ids, dtype=object), found.sum(axis=1))
     return Run.from_arrays(queries_of.tolist(), ids[found].tolist(), scores[found].tolist(), name="exact").ranked()
@@ -329,10 +313,9 @@ def _of_encoder(encoder: Any, collection: Collection | None) -> Records:
         raise UserError(f"{encoder.name} has no documents of its own to export; give a collection.")
     documents = collection.documents
     bound = encoder if encoder.kind == "sparse" else encoder.bind(collection)
-    vectors, by = embed(bound, documents.texts, "document"), _full_name(encoder)
-    records = vector_records(documents.ids, vectors, EmbeddingSpace.of(encoder), name=encoder.name, queries_by=by)
-    pinned = _pin(documents.ids, encoder.fingerprint("document"), documents.fingerprint)
-    return replace(records, fingerprint=pinned)
+    vectors, space, by = embed(bound, documents.texts, "document"), EmbeddingSpace.of(encoder), _full_name(encoder)
+    records = vector_records(documents.ids, vectors, space, name=encoder.name, queries_by=by)
+    return replace(records, fingerprint=_pin(records.ids, encoder.fingerprint("document"), documents.fingerprint))
 
 
 def _full_name(queries: TextModel | None) -> str | None:
@@ -374,17 +357,21 @@ def _checked(records: Records) -> Records:
         raise UserError(f"document id {sample_of(twice)} appears more than once; ids must be unique.")
     content = hashlib.blake2b(digest_size=16)
     for batch in records.batches():
-        vectors: Any = batch.vectors
-        values = flat_values(vectors)
+        values, *structure = _arrays(batch.vectors)
         if not np.isfinite(values).all():
             raise UserError(
                 f"documents {batch.ids[0]!r} to {batch.ids[-1]!r} hold numbers that are NaN or infinite; embed these "
                 "again or leave them out."
             )
-        content.update(np.ascontiguousarray(values).tobytes())
-        if records.kind == "multi-vector":
-            content.update(np.diff(vectors.bounds).tobytes())
-        elif records.kind == "sparse":
-            content.update(np.diff(vectors.indptr).astype(np.int64).tobytes())
-            content.update(vectors.indices.astype(np.int64).tobytes())
+        for array in (values, *structure):
+            content.update(np.ascontiguousarray(array).tobytes())
     return replace(records, fingerprint=_pin(records.ids, records.kind, content.hexdigest()))
+
+
+def _arrays(vectors: Any) -> list[np.ndarray]:
+    """The numbers of a block, and what tells its documents apart."""
+    if isinstance(vectors, Tokens):
+        return [vectors.vectors, np.diff(vectors.bounds)]
+    if isinstance(vectors, np.ndarray):
+        return [vectors]
+    return [vectors.data, np.diff(vectors.indptr).astype(np.int64), vectors.indices.astype(np.int64)]

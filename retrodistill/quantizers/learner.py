@@ -133,7 +133,7 @@ class Learner:
         self.settings, self.targets, sources = settings, targets, targets.sources
         self.documents, self.queries = torch.from_numpy(targets.documents), torch.from_numpy(targets.queries)
         self.generator = np.random.default_rng(settings.seed)
-        training, self.held_out = targets.split(settings, self.generator)
+        training, self.held_out = settings.split(sources, self.generator)
         self.real, self.pseudo = training[sources[training] < 0], training[sources[training] >= 0]
         self.temperature = settings.temperature or targets.spread(training) / settings.target_std
         self.held_out_best = targets.best(self.held_out, min(_TOP, len(self.documents)))

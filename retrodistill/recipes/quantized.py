@@ -18,7 +18,6 @@ from retrodistill.indexes.faiss_index import FaissIndex
 from retrodistill.indexes.learned import LearnedIndex, learn_index, save_query_map
 from retrodistill.quantizers import QuantizerSettings
 from retrodistill.quantizers.codes import reconstructed
-from retrodistill.quantizers.learning import split
 from retrodistill.recipes.job import Job, learned_factory
 from retrodistill.recipes.reporting import Curves
 from retrodistill.recipes.student_settings import StudentSettings
@@ -63,7 +62,7 @@ def _with_encoder(
     Both are measured on the queries that neither the quantizer nor the encoder is trained on.
     """
     name, stage, settings = "distilled-queries", job.recipe.index.encoder, job.recipe.index.learn
-    rows = split(texts.sources, settings, np.random.default_rng(job.recipe.seed))[1]  # type: ignore[arg-type]
+    rows = settings.split(texts.sources, np.random.default_rng(job.recipe.seed))[1]  # type: ignore[union-attr]
     held_out = texts.texts.select([texts.texts.ids[row] for row in rows])
     excluded = set(held_out.ids)
     student = StudentSettings.model_validate({"model": job.recipe.document_encoder, "stages": [stage], "control": None})

@@ -228,8 +228,8 @@ def _batches(model: SentenceTransformer, texts: Sequence[str], prompt: str) -> I
 
     if not len(texts):
         raise UserError(
-            "a map is fitted to texts, and there are none: no training queries and no titles of documents; set split.train "
-            "to a split with queries, or leave initialize: fitted and project_exits out."
+            "a map is fitted to texts, and there are none: no training queries and no titles of documents; set "
+            "split.train to a split with queries, or leave initialize: fitted and project_exits out."
         )
     order = np.argsort([len(text) for text in texts], kind="stable")
     training = model.training

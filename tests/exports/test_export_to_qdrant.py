@@ -217,7 +217,7 @@ class TestVerification:
         exported.update_vectors("c", [models.PointVectors(id=point_id("d7"), vector={"dense": [9.0] * 6})])
         with pytest.raises(UserError, match="other vectors"):
             export_qdrant(dense()[0], None, exported, NAME)
-        assert not QdrantStore(exported, NAME).is_complete()
+        assert not QdrantStore(exported, NAME).manifest().about["is_complete"]
 
     def test_ties_may_stand_in_any_order(self, client):
         vectors = np.ones((40, 6), dtype=np.float32)
