@@ -38,28 +38,16 @@ AnyStudent: TypeAlias = "Encoder | SparseTextEncoder | MultiVectorModel | CrossE
 Part = Literal["query_encoder", "both_encoders", "lexical", "head"]
 
 # Kinds that share a class of sentence-transformers are tried in this order: the most general of each class comes last.
-_MODULES = {
-    "static": "static",
-    "hybrid": "hybrid",
-    "dense": "dense",
-    "sparse": "sparse",
-    "multi-vector": "multi_vector",
-    "prett": "prett",
-    "tk": "tk",
-    "cross-encoder": "cross_encoder",
-}
+_MODULES = ("static", "hybrid", "dense", "sparse", "multi_vector", "prett", "tk", "cross_encoder")
 WHOLE_TRANSFORMER = {"learning_rate": 2e-5, "batch_size": 8}  # training settings where a whole transformer learns
 
 
 @dataclass(frozen=True)
 class StageDefaults:
-    """How a student is trained by default; the values are those of the recipes in configs/.
+    """How a student is trained by default, with the values of the recipes in configs/.
 
-    Attributes:
-        train: The part that is trained.
-        training: Keys of `TrainingSettings`.
-        temperature: Student scores are divided by it; None for the default, which is meant for cosines.
-        regularizers: What keeps it sparse, as `RegularizerSettings`.
+    ``training`` are keys of `TrainingSettings`. Student scores are divided by ``temperature``; None is the default for
+    cosines. ``regularizers`` are `RegularizerSettings`.
     """
 
     train: Part
@@ -131,20 +119,20 @@ class Kind:
 
 def kind_names() -> list[str]:
     """Names of all kinds, in the order in which messages list them."""
-    return list(_MODULES)
+    return [module.replace("_", "-") for module in _MODULES]
 
 
 def get_kind(name: str) -> Kind:
     """The kind of a name; an unknown one is a UserError that lists all kinds."""
-    if name not in _MODULES:
-        raise unknown("kind of student", name, _MODULES)
-    kind: Kind = importlib.import_module(f"retrodistill.students.{_MODULES[name]}").KIND
+    if name not in kind_names():
+        raise unknown("kind of student", name, kind_names())
+    kind: Kind = importlib.import_module(f"retrodistill.students.{name.replace('-', '_')}").KIND
     return kind
 
 
 def all_kinds() -> list[Kind]:
     """Every kind, in the order of `kind_names`."""
-    return [get_kind(name) for name in _MODULES]
+    return [get_kind(name) for name in kind_names()]
 
 
 def kind_of(model: Any) -> Kind:
