@@ -118,6 +118,25 @@ class TextModel:
             UserError: Its vectors are recorded, and some are missing.
         """
 
+    def _run(self, texts: Sequence[str], role: Role, batch_size: int | None, **options: Any) -> Any:
+        """Encode with the model itself; `options` select the form of the result."""
+        with self.encoding.autocast(self.model.device):
+            return self.model.encode(
+                list(texts),
+                prompt=self.prompt(role),
+                task=role,  # selects a Router's tower, and a multi-vector model's mask and expansion
+                batch_size=batch_size or self.encoding.batch_size,
+                show_progress_bar=False,
+                **options,
+            )
+
+    def _require_finite(self, broken: np.ndarray, bounds: np.ndarray | None, texts: Sequence[str], what: str) -> None:
+        """Raise for the first broken value; `bounds` are those of the texts' values, None for one value per text."""
+        if broken.any():
+            first = int(np.flatnonzero(broken)[0])
+            row = first if bounds is None else int(np.searchsorted(bounds, first, side="right")) - 1
+            raise UserError(f"model {self.name} gives a {what} that is not finite for {texts[row][:60]!r}.")
+
     @property
     def dimension(self) -> int:
         """Width of a vector."""
