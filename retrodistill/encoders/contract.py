@@ -112,11 +112,7 @@ class TextModel:
         return np.zeros(0, dtype=np.int64)
 
     def require(self, texts: Texts, role: Role) -> None:
-        """Check, before work starts, that it can encode texts.
-
-        Raises:
-            UserError: Its vectors are recorded, and some are missing.
-        """
+        """Check, before work starts, that it can encode texts."""
 
     def _run(self, texts: Sequence[str], role: Role, batch_size: int | None, **options: Any) -> Any:
         """Encode with the model itself; `options` select the form of the result."""
@@ -147,11 +143,7 @@ class TextModel:
 
     @property
     def similarity(self) -> str:
-        """Similarity function of two vectors, e.g. ``cosine`` or ``dot``.
-
-        Raises:
-            UserError: The model uses a distance, which retrievers here do not support.
-        """
+        """Similarity function of two vectors, e.g. ``cosine`` or ``dot``."""
         name = str(self.model.similarity_fn_name)
         if name not in self.similarities:
             raise UserError(
@@ -169,11 +161,7 @@ class TextModel:
         return None if full is not None and full <= self.model.truncate_dim else int(self.model.truncate_dim)
 
     def modules(self, role: Role) -> list[Any]:
-        """The modules that process texts of a role: a Router's route for the role, then the modules after it.
-
-        Raises:
-            UserError: A Router has no route for the role.
-        """
+        """The modules that process texts of a role: a Router's route for the role, then the modules after it."""
         return [part for module in self.model for part in _routed(module, role, self.name)]
 
     def contract(self, role: Role) -> dict[str, Any]:
@@ -265,11 +253,7 @@ class EmbeddingSpace:
 
     @classmethod
     def of(cls, encoder: TextModel, truncation: int | None = None) -> EmbeddingSpace:
-        """The space of an encoder's documents.
-
-        Raises:
-            UserError: The truncation exceeds the width of the vector.
-        """
+        """The space of an encoder's documents."""
         if truncation is not None and not 1 <= truncation <= encoder.dimension:
             raise UserError(
                 f"truncation to {truncation} dimensions: vectors by {encoder.name} have {encoder.dimension}; "
@@ -301,11 +285,7 @@ class EmbeddingSpace:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> EmbeddingSpace:
-        """The space of a manifest.
-
-        Raises:
-            UserError: A key is missing or unknown.
-        """
+        """The space of a manifest."""
         known = {attribute.name for attribute in fields(cls)}
         missing = [key for key in ("fingerprint", "dimension", "similarity", "documents_by") if key not in content]
         unknown = [key for key in content if key not in known and key != "norm"]

@@ -116,11 +116,7 @@ class TextStore(KeyedStore):
 
     @abstractmethod
     def gather(self, texts: Sequence[str]) -> Any:
-        """Vectors of encoded texts, in the encoder's form.
-
-        Raises:
-            UserError: A text is not in the store.
-        """
+        """Vectors of encoded texts, in the encoder's form."""
 
     def _select(self, vectors: Any, rows: list[int]) -> Any:
         return vectors[rows]

@@ -37,9 +37,6 @@ class Encoder(TextModel):
 
         Returns:
             (n, dimension) float32; unit vectors for cosine models.
-
-        Raises:
-            UserError: A vector is not finite.
         """
         if not len(texts):
             return np.zeros((0, self.dimension), dtype=np.float32)

@@ -85,9 +85,6 @@ class MultiVectorModel(TextModel):
 
         Returns:
             The tokens of each text that the model's mask and pooling keep, in order.
-
-        Raises:
-            UserError: A vector is not finite.
         """
         if not len(texts):
             return Tokens.of([], self.dimension)

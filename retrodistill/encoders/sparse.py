@@ -76,9 +76,6 @@ class SparseTextEncoder(TextModel):
 
         Returns:
             (n, vocabulary) float32, terms of a row in ascending order, no stored zeros; a text may have no term.
-
-        Raises:
-            UserError: A weight is not finite.
         """
         table = self.token_weights(role)
         if table is not None:
@@ -168,11 +165,7 @@ class TokenWeights:
 
 
 def own_tokenizer(tokenizer: Any, name: str, vocabulary: int) -> Any:
-    """Copy a fast transformers tokenizer, with the model's truncation and without padding; None for a slow one.
-
-    Raises:
-        UserError: It has tokens beyond the vocabulary, which would have no weight.
-    """
+    """Copy a fast transformers tokenizer, with the model's truncation and without padding; None for a slow one."""
     from tokenizers import Tokenizer
 
     backend = getattr(tokenizer, "backend_tokenizer", None)

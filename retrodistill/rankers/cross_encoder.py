@@ -148,11 +148,7 @@ class ScoreStore(KeyedStore):
         self._fill(_pair_keys(queries, documents), sizes, compute, "pairs", f"scoring ({self.name})")
 
     def gather(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
-        """(pairs,) float32 raw scores.
-
-        Raises:
-            UserError: A pair has no score.
-        """
+        """(pairs,) float32 raw scores."""
         rows = self._index.find(_pair_keys(queries, documents))
         if (rows < 0).any():
             raise UserError(f"{int((rows < 0).sum())} pairs are not in the store of {self.name}; score them first.")
