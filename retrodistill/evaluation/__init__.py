@@ -9,9 +9,8 @@ from retrodistill.evaluation.comparing import (
     outcomes,
     smallest_difference,
 )
-from retrodistill.evaluation.cost import CostConfig
+from retrodistill.evaluation.cost import CostConfig, query_latency, staged_latency
 from retrodistill.evaluation.evaluating import Evaluation, EvaluationConfig, evaluate
-from retrodistill.evaluation.latency import query_latency, staged_latency
 from retrodistill.evaluation.measures import BEIR_MEASURES, DEFAULT_MEASURES, evaluate_run, means
 
 __all__ = [

@@ -17,8 +17,7 @@ from retrodistill.recipes.job import Job
 from retrodistill.recipes.questions import MADE
 from retrodistill.recipes.settings import ConversationSettings, StudentSettings
 from retrodistill.recipes.students import Distilled
-from retrodistill.report.card import write_card
-from retrodistill.report.facts import YOURS, Facts, Teaching, Turns, published, without_folders
+from retrodistill.report.card import YOURS, Facts, Teaching, Turns, published, without_folders, write_card
 from retrodistill.students.registry import kind_of
 from retrodistill.students.saving import AnyStudent, load_student
 from retrodistill.training.training_data import TrainingData

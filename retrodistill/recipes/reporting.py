@@ -8,9 +8,9 @@ from typing import Any
 from retrodistill.core.manifest import hardware, library_versions
 from retrodistill.core.progress import log
 from retrodistill.evaluation.agreement import agreements
-from retrodistill.evaluation.comparing import paired_tests
+from retrodistill.evaluation.significance import paired_tests
 from retrodistill.evaluation.examples import MEASURE, shown_queries
-from retrodistill.evaluation.results import Results, System
+from retrodistill.evaluation.results import Results, SystemResult
 from retrodistill.evaluation.systems import Measured
 from retrodistill.recipes.job import Job
 from retrodistill.recipes.students import Distilled
@@ -63,7 +63,7 @@ def job_results(
     )
 
 
-def _rows(job: Job, measured: Mapping[str, Measured], target: str | None, yardstick: str | None) -> list[System]:
+def _rows(job: Job, measured: Mapping[str, Measured], target: str | None, yardstick: str | None) -> list[SystemResult]:
     """The rows, each with its agreement with the teacher, and the share of the yardstick's nDCG@10 that it keeps."""
     agreed = _agreements(job, measured, target)
     ceiling = None if yardstick is None else measured[yardstick].row.ndcg10
@@ -106,7 +106,9 @@ def _comparisons(measured: Mapping[str, Measured], seed: int) -> list[dict[str, 
     return paired_tests(pairs, values, MEASURE, seed)
 
 
-def _shown(job: Job, measured: Mapping[str, Measured], rows: Sequence[System], yardstick: str | None) -> dict[str, Any]:
+def _shown(
+    job: Job, measured: Mapping[str, Measured], rows: Sequence[SystemResult], yardstick: str | None
+) -> dict[str, Any]:
     """Rankings of the best student next to those of what it is compared with: the teacher, else BM25."""
     student = best_student(rows)
     if student is None:

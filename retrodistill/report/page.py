@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from retrodistill.core.files import atomic_file
-from retrodistill.evaluation.results import ROLES, Example, Results, System
+from retrodistill.evaluation.results import ROLES, Example, Results, SystemResult
 from retrodistill.report import columns, figures, templating, text
 from retrodistill.report.columns import PAGE, Column
 from retrodistill.report.headline import answer, comparison_of
@@ -109,7 +109,7 @@ def _front(results: Results) -> Context | None:
     is_judged = any(system.ndcg10 is not None for system in results.systems)
     if not costs and not is_judged:
         return None
-    axes: dict[str, Callable[[System], float | None]] = {
+    axes: dict[str, Callable[[SystemResult], float | None]] = {
         "median query time, ms": lambda system: (system.query_ms or {}).get("p50"),
         "bytes per document": lambda system: system.bytes_per_document,
     }
@@ -121,7 +121,7 @@ def _front(results: Results) -> Context | None:
     }
 
 
-def _front_figure(results: Results, title: str, cost: Callable[[System], float | None]) -> Context:
+def _front_figure(results: Results, title: str, cost: Callable[[SystemResult], float | None]) -> Context:
     points = figures.points_of(results.systems, cost)
     measured = {point.name for point in points}
     picture, best = figures.front_figure(points, title) if points else ("", [])
@@ -210,7 +210,7 @@ def _sizes(model: str, points: Sequence[figures.Point]) -> Context:
     return {"name": model, "picture": figures.sizes_figure(points, _family), **_table(shown, points)}
 
 
-def _family(system: System) -> str:
+def _family(system: SystemResult) -> str:
     """Systems whose names differ in their last number alone are one way of compressing."""
     return re.sub(r"\d+(?=\D*$)", "#", system.name)
 
