@@ -56,7 +56,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 def recipe_keys() -> str:
     """Every key of a recipe: a section for each group of settings, a line for each key."""
-    from retrodistill.cli.reference import _default
+    from retrodistill.cli.recipes import _default
     from retrodistill.recipes.keys import recipe_keys as sections
 
     lines: list[str] = []

@@ -19,7 +19,7 @@ from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.vectors import exact_search
 from retrodistill.students import dense_student
-from retrodistill.students.dense_training import fit_map
+from retrodistill.students.dense import fit_map
 
 _TITLES = 3400
 

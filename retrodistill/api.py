@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from retrodistill.core.distributed import is_main
 from retrodistill.core.files import check_replaceable, exclusive, read_json
-from retrodistill.core.progress import log
+from retrodistill.core.runtime import is_main, log
 from retrodistill.data import Collection, load_collection
 from retrodistill.encoders import Encoder, load_encoder
 from retrodistill.encoders.any_encoder import DENSE
@@ -22,10 +21,10 @@ from retrodistill.evaluation.results import Results
 from retrodistill.rankers import load_ranker
 from retrodistill.recipes import StudentSettings, validated
 from retrodistill.recipes.cards import Source, write_student_card
-from retrodistill.recipes.one_student import one_student
+from retrodistill.recipes.student_settings import one_student
 from retrodistill.recipes.students import train_student
 from retrodistill.report import write_page
-from retrodistill.students.saving import AnyStudent
+from retrodistill.students.registry import AnyStudent
 from retrodistill.training.scoring import check_recorded
 from retrodistill.training.settings import TrainingSettings
 from retrodistill.training.texts import training_queries

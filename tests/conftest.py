@@ -13,7 +13,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # tiny models spend their time waiting for 
 
 import pytest
 
-from retrodistill.core.progress import set_quiet
+from retrodistill.core.runtime import set_quiet
 from retrodistill.data import Collection, load_collection
 
 TOPICS = {

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from retrodistill.encoders.encoding import EncodingSettings
+from retrodistill.encoders.contract import EncodingSettings
 
 ROOT = Path(__file__).parents[1]
 PAIRS = [(f"query {number % 7}", f"document {number}") for number in range(300)]

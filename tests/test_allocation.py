@@ -10,7 +10,7 @@ import pytest
 _FAULTS = """
 import resource, sys
 import numpy as np
-from retrodistill.core.allocation import keep_freed_memory
+from retrodistill.core.runtime import keep_freed_memory
 
 taken = sys.argv[1] == "keep" and keep_freed_memory()
 np.ones(8_000_000)  # 64 MB, the first time mapped in either case
@@ -38,7 +38,7 @@ def test_a_block_that_was_freed_is_handed_out_again_without_the_kernel() -> None
 
 @pytest.mark.parametrize("platform", ["darwin", "win32"])
 def test_elsewhere_nothing_is_done(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from retrodistill.core.allocation import keep_freed_memory
+    from retrodistill.core.runtime import keep_freed_memory
 
     monkeypatch.setattr("sys.platform", platform)
     assert not keep_freed_memory.__wrapped__()

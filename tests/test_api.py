@@ -191,7 +191,7 @@ class TestDistillsMistakes:
             ({"student": {"model": "static", "control": None}}, "distill: control is not a setting of student here"),
             ({"training": {"step": 3}}, "distill: unknown key 'step'. Did you mean 'max_steps'?"),
             ({"student": {"model": "static", "width": 3}}, "distill: unknown key 'width'"),
-            ({"student": "sparse:none/such"}, "model 'none/such' is no folder here"),
+            ({"student": "sparse:none/such"}, "model 'none/such' is not a folder here"),
             ({"objective": "kll"}, "distill: stages.0.objectives.0.name: unknown objective 'kll'. Did you mean 'kl'?"),
             (
                 {"training": {"train": "sideways"}},

@@ -1,7 +1,7 @@
 import pytest
 
-from retrodistill.core import progress
-from retrodistill.core.progress import bar, log, set_quiet
+from retrodistill.core import runtime
+from retrodistill.core.runtime import bar, log, set_quiet
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ class TestLoud:
 
     def test_a_bar_shows_what_how_far_and_how_fast(self, monkeypatch, capsys):
         made = []
-        monkeypatch.setattr(progress, "tqdm", lambda **options: made.append(options))
+        monkeypatch.setattr(runtime, "tqdm", lambda **options: made.append(options))
         bar(7, "scoring", "pairs")
         assert made[0]["total"] == 7
         assert (made[0]["desc"], made[0]["unit"], made[0]["disable"]) == ("scoring", " pairs", False)

@@ -7,7 +7,7 @@ import yaml
 
 from retrodistill.core.errors import UserError
 from retrodistill.recipes import Recipe, StudentSettings, load_recipe, parse_recipe, recipe_yaml, validated
-from retrodistill.recipes.variants import entries
+from retrodistill.recipes.systems import entries
 
 ROOT = Path(__file__).parents[1]
 PLAIN = {"name": "x", "students": {"s": {"model": "static", "stages": [{"objectives": "kl"}]}}}

@@ -17,8 +17,7 @@ from retrodistill.core.files import read_json, write_json
 from retrodistill.data import load_collection
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace
-from retrodistill.encoders.maxsim import maxsim
-from retrodistill.encoders.multi_vector import Tokens, principal_directions, token_encoder
+from retrodistill.encoders.multi_vector import Tokens, maxsim, principal_directions, token_encoder
 from retrodistill.evaluation import evaluate_run, means
 from retrodistill.indexes.multi_vector import MultiVectorIndex, MultiVectorSettings
 from retrodistill.indexes.muvera import MuveraSettings
@@ -161,7 +160,7 @@ class Bench:
         """Quality over all documents, or over those of a pool; milliseconds of a query, or to rank 200 of the pool."""
         queries = self.tokens("test", width)
         if pool is None:
-            run = index.search_tokens(queries, 100 if index.candidate_index else POOL, self.test.ids)
+            run = index.search_vectors(queries, 100 if index.candidate_index else POOL, self.test.ids)
         else:
             run = self._reranked(index, queries, pool)
         if keep is not None:

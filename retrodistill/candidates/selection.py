@@ -1,4 +1,4 @@
-"""Selection of the queries that a stage trains on."""
+"""Selection: the pairs that an expensive teacher scores, and the queries that a stage trains on."""
 
 from __future__ import annotations
 
@@ -6,9 +6,203 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from retrodistill.core.errors import UserError
-from retrodistill.data.qrels import Qrels
+import numpy as np
+
+from retrodistill.core.errors import UserError, unknown
+from retrodistill.data.collection import Qrels
+from retrodistill.runs.calibration import list_moments
 from retrodistill.runs.run import Run
+
+BUDGETS = {
+    "robust": "pairs that the cheap scores leave open, the surer of them the likelier (robust active distillation)",
+    "random": "pairs drawn uniformly: the control",
+}
+_MOST = 500.0  # logits; exp overflows float64 above about 709
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The pairs chosen within a budget.
+
+    Attributes:
+        run: The chosen pairs with their cheap scores, at least two of each query that has any.
+        asked: The budget in pairs.
+        pairs: Pairs in the pool.
+        queries: Queries in the pool.
+        single: Queries with one candidate. They teach nothing and are never chosen.
+        by: Method that chose them.
+    """
+
+    run: Run
+    asked: int
+    pairs: int
+    queries: int
+    single: int
+    by: str
+
+    def __str__(self) -> str:
+        chosen = len(self.run)
+        told = f"budget: {chosen} of {self.pairs} pairs ({chosen / self.pairs:.1%}) of {len(self.run.query_ids)} of "
+        told += f"{self.queries} queries, by {self.by}"
+        if self.single:
+            told += f"; {self.single} queries have one candidate and are left out"
+        if chosen < self.asked:
+            told += f"; {self.asked - chosen} of the budget is not spent"
+        return told
+
+
+def choose_pairs(pool: Run, budget: int | str, by: str = "robust", *, mistakes: float = 0.1, seed: int = 0) -> Budget:
+    """Choose the pairs that the teacher scores from a pool that a cheap ranker has scored.
+
+    The first choice from a query adds two pairs, since a list of one teaches nothing. With ``robust``, the second is
+    the rival that made the first uncertain. With ``random``, it is drawn at random. Every further pair is drawn alone.
+    If lists differ in length, ``random`` therefore takes a pair from a short list slightly more often than one from a
+    long list. The same pool, budget and seed choose the same pairs.
+
+    Args:
+        pool: Candidates with cheap scores of one scale (the student's, a cheap ranker's, several fused), raw, higher
+            is better. Reciprocal ranks qualify, but they are the same for every query.
+        budget: Pairs, or a share of the pool such as ``"25%"``. It is never exceeded. At most one pair is left
+            over if every opened list is exhausted, and more if the pool is smaller than the budget.
+        by: One of `BUDGETS`.
+        mistakes: For ``robust``, the share of the pool, from 0 to below 1, on which the teacher may be wrong. A
+            larger share spreads the choice further.
+        seed: Seed of the random draws.
+
+    Raises:
+        UserError: An invalid budget, an unknown method, or a pool without a query that has two candidates.
+    """
+    if by not in BUDGETS:
+        raise unknown("way to spend a budget", by, BUDGETS)
+    asked = pairs_within(budget, len(pool))
+    two = np.diff(pool.bounds) >= 2
+    ranked = pool.filter(two[pool.query_codes]).ranked()
+    if not len(ranked):
+        raise UserError(f"run {pool.name} has no query with two candidates, and a list of one teaches nothing.")
+    noise = np.random.default_rng(seed).gumbel(size=len(ranked))
+    if by == "random":
+        order, rivals = np.argsort(-noise, kind="stable"), _rivals(ranked, noise)
+    else:
+        rivals = _rivals(ranked, ranked.scores)
+        order = _robust_order(gains(ranked), noise, asked, mistakes)
+    chosen = _spend(order, rivals, ranked.query_codes, asked)
+    return Budget(ranked.filter(chosen), asked, len(pool), len(pool.query_ids), int((~two).sum()), by)
+
+
+def pairs_within(budget: int | str, pairs: int) -> int:
+    """A budget in pairs.
+
+    Args:
+        budget: A number of pairs, at least 2; or a share of the pool, ``"25%"``, rounded, at least 2 pairs.
+        pairs: Number of pairs in the pool.
+
+    Raises:
+        UserError: It is neither.
+    """
+    text = str(budget).strip()
+    try:
+        if text.endswith("%"):
+            share = float(text[:-1])
+            if 0 < share <= 100:
+                return max(2, round(pairs * share / 100))
+        elif int(text) >= 2:
+            return int(text)
+    except ValueError:
+        pass
+    raise UserError(
+        f"budget {text!r}: give a number of pairs, at least 2, or a share of the pool up to 100, e.g. '25%'."
+    )
+
+
+def gains(run: Run) -> np.ndarray:
+    """The cheap ranker's uncertainty about each pair, (rows,) float64 in (0, 1].
+
+    Robust active distillation uses the student's uncertainty, 1 - (probability of its first class - that of its
+    second). This package adapts it to lists: a pair's two outcomes are that its document beats its rival or does not.
+    The rival is the query's best other document, so the best document's rival is the second best. With Bradley and
+    Terry's
+    P(d beats r) = sigmoid((s_d - s_r) / T), the gain is min(P, 1 - P) * 2 = 2 / (1 + exp(gap / T)), where the gap is
+    that of the two scores. T is the mean standard deviation of the lists that have one, which makes the gain
+    independent of the scale of the scores.
+
+    Args:
+        run: Scores with at least two rows for each query.
+    """
+    deviation = list_moments(run)[1]
+    temperature = deviation[deviation > 0].mean() if (deviation > 0).any() else 1.0
+    gap = np.abs(run.scores - run.scores[_rivals(run, run.scores)]) / temperature
+    return 2 / (1 + np.exp(np.minimum(gap, _MOST)))
+
+
+def robust_weights(gain: np.ndarray, mistakes: float = 0.1, least: int = 1) -> np.ndarray:
+    """Robust active distillation's distribution over points (Baykal et al., ICLR 2023, arXiv 2210.01213).
+
+    The distribution q maximizes the gain sum_i q_i g_i when an adversary removes the m points on which the teacher is
+    wrong. With g sorted downwards and H_k = sum_{i <= k} 1 / g_i: k* = argmax (k - m) / H_k, then q_i is
+    (1 / g_i) / H_k* for i <= k* and 0 below. Confident points get no weight. Among uncertain points, those that the
+    teacher is likely to get right get the most. The solution is from memory of the paper, and the tests check it
+    against the linear program. `mistakes` and `least` are this package's choice and may differ from how the paper sets
+    m.
+
+    Args:
+        gain: (n,) above 0.
+        mistakes: m / n, from 0 to below 1.
+        least: Minimum number of points with a weight, for a budget larger than k*.
+
+    Returns:
+        (n,) float64 weights that sum to 1.
+
+    Raises:
+        UserError: A share of mistakes outside [0, 1).
+    """
+    if not 0 <= mistakes < 1:
+        raise UserError(f"mistakes={mistakes}: the share of pairs that the teacher may get wrong lies in [0, 1).")
+    order = np.argsort(-gain, kind="stable")
+    inverse = 1 / gain[order]
+    value = (np.arange(1, len(gain) + 1) - mistakes * len(gain)) / np.cumsum(inverse)
+    kept = max(int(np.argmax(value)) + 1, min(least, len(gain)))
+    weights = np.zeros(len(gain))
+    weights[order[:kept]] = inverse[:kept] / inverse[:kept].sum()
+    return weights
+
+
+def _robust_order(gain: np.ndarray, noise: np.ndarray, asked: int, mistakes: float) -> np.ndarray:
+    """Rows in the order of purchase: weighted draws without replacement, then the rest by gain.
+
+    Adding Gumbel noise to log weights and sorting is such a draw (Efraimidis and Spirakis 2006; Kool et al. 2019).
+    """
+    weights = robust_weights(gain, mistakes, asked)
+    with np.errstate(divide="ignore"):
+        keys = np.where(weights > 0, np.log(weights) + noise, -np.inf)
+    return np.lexsort((-gain, -keys))
+
+
+def _rivals(run: Run, values: np.ndarray) -> np.ndarray:
+    """(rows,) int64 row of the best other document of each row's query by (rows,) `values`; two rows or more each."""
+    order = np.lexsort((-values, run.query_codes))
+    first, second = order[run.bounds[:-1]], order[run.bounds[:-1] + 1]
+    rivals = first[run.query_codes]
+    rivals[first] = second
+    return rivals
+
+
+def _spend(order: np.ndarray, rivals: np.ndarray, queries: np.ndarray, budget: int) -> np.ndarray:
+    """(rows,) bool: pairs chosen by walking down `order`. The first pair of a query brings its rival."""
+    chosen = np.zeros(len(order), dtype=bool)
+    opened = np.zeros(int(queries.max()) + 1, dtype=bool)
+    left = budget
+    for row in order:
+        if not left:
+            break
+        if chosen[row]:
+            continue
+        if opened[queries[row]]:
+            chosen[row], left = True, left - 1
+        elif left >= 2:  # the last single pair of a budget can only go to a query that already has pairs
+            chosen[[row, rivals[row]]], left = True, left - 2
+            opened[queries[row]] = True
+    return chosen
+
 
 Positives = Mapping[str, Collection[str]]
 

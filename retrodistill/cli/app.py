@@ -30,8 +30,8 @@ def encoding(
     changes = {"batch_size": batch_size, "precision": precision}
     context.obj = {key: value for key, value in changes.items() if value is not None}  # `run` puts them into its recipe
     if context.obj:
-        from retrodistill.encoders.encoding import EncodingSettings, encode_with
-        from retrodistill.recipes.mistakes import validated
+        from retrodistill.encoders.contract import EncodingSettings, encode_with
+        from retrodistill.recipes.loading import validated
 
         context.with_resource(encode_with(validated(EncodingSettings, context.obj, "options")))
 

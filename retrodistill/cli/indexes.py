@@ -2,66 +2,64 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from retrodistill.cli.app import CollectionOption, JsonOption, OutOption, app, show
-from retrodistill.core.errors import UserError, unknown
-from retrodistill.core.progress import log, set_quiet
+from retrodistill.core.errors import UserError
+from retrodistill.core.runtime import log, set_quiet
 
 if TYPE_CHECKING:
-    from retrodistill.exports import QdrantIndex
     from retrodistill.indexes import Index
-
-TARGETS = ("qdrant", "parquet")
-_KIND = "Kind of index by the documents' encoder: FAISS for dense, inverted for sparse, token vectors for multi-vector."
+    from retrodistill.indexes.learned import LearnedIndex
 
 
 @app.command()
 def index(  # noqa: PLR0913, PLR0917 - one option each
     collection: CollectionOption,
-    documents: Annotated[str, typer.Option(help="Encoder of the documents, e.g. dense:all-MiniLM-L6-v2, sparse:NAME.")],
+    documents: Annotated[str, typer.Option(help="Document encoder, e.g. dense:all-MiniLM-L6-v2 or sparse:NAME.")],
     out: OutOption,
     option: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Any key of a recipe's index, e.g. muvera.candidates=500."),
     ] = None,
-    queries: Annotated[str | None, typer.Option(help="Encoder of the queries; the documents' by default.")] = None,
+    queries: Annotated[str | None, typer.Option(help="Query encoder; the document encoder by default.")] = None,
     factory: Annotated[
         str | None, typer.Option(help="FAISS factory string (Flat, SQ8, OPQ48,PQ48, IVF64,Flat...), or auto.")
     ] = None,
     bytes_wanted: Annotated[
-        int | None, typer.Option("--bytes", help="Per document: for auto and --learn.", min=1)
+        int | None, typer.Option("--bytes", help="Bytes per document, for auto and --learn.", min=1)
     ] = None,
-    recall: Annotated[float | None, typer.Option(help="Share of the exact 10 to find: for auto; then tuned.")] = None,
-    truncate: Annotated[int | None, typer.Option(help="Keep so many leading dimensions (Matryoshka).", min=1)] = None,
+    recall: Annotated[
+        float | None, typer.Option(help="Share of the exact top 10 to find, for auto; search is tuned to it.")
+    ] = None,
+    truncate: Annotated[int | None, typer.Option(help="Leading dimensions to keep (Matryoshka).", min=1)] = None,
     learn: Annotated[
         bool, typer.Option("--learn", help="Learn the quantizer from exact scores (Distill-VQ); 16 bytes by default.")
     ] = False,
     learn_queries: Annotated[
-        bool, typer.Option("--learn-queries", help="With --learn: a linear map of the queries besides, in OUT.queries.")
+        bool, typer.Option("--learn-queries", help="With --learn: also learn a linear query map, saved in OUT.queries.")
     ] = False,
     codec: Annotated[
         str | None, typer.Option(help="Multi-vector: float16, float32, or residual (with --bits 1, 2 or 4).")
     ] = None,
     muvera: Annotated[bool, typer.Option("--muvera", help="Multi-vector: candidates by MUVERA encodings.")] = False,
     bits: Annotated[
-        int | None, typer.Option(help="Sparse: of an impact, 8, or 32 for exact weights. Residual codec: 1, 2 or 4.")
+        int | None,
+        typer.Option(help="Sparse: bits per impact, 8, or 32 for exact weights. Residual codec: 1, 2 or 4."),
     ] = None,
     backend: Annotated[str | None, typer.Option(help="Sparse: exact, or seismic (approximate, large corpora).")] = None,
-    prune: Annotated[int | None, typer.Option(help="Sparse: keep so many terms of a document.", min=1)] = None,
-    query_cut: Annotated[int | None, typer.Option(help="Seismic: heaviest terms that choose lists.", min=1)] = None,
-    heap_factor: Annotated[float | None, typer.Option(help="Seismic: 0 to 1; lower is faster, finds less.")] = None,
+    prune: Annotated[int | None, typer.Option(help="Sparse: terms to keep per document.", min=1)] = None,
+    query_cut: Annotated[
+        int | None, typer.Option(help="Seismic: number of heaviest terms that choose lists.", min=1)
+    ] = None,
+    heap_factor: Annotated[float | None, typer.Option(help="Seismic: 0 to 1; lower is faster and finds less.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of k-means, tuning and learning.")] = 0,
 ) -> None:
     """Build an index: files of its kind, ids and a manifest with the contract of its space."""
-    from retrodistill.cli import building
-
     flags = {
         "factory": factory,
         "bytes": bytes_wanted,
@@ -75,26 +73,25 @@ def index(  # noqa: PLR0913, PLR0917 - one option each
         "query_cut": query_cut,
         "heap_factor": heap_factor,
     }
-    options = building.given_options(option or [], flags)
+    options = _given(option, flags)
     if learn or learn_queries:
-        how = building.Learning(learn_queries, seed)
-        built = building.learn(collection, documents, queries, options, out, how)
+        built = _learn(collection, (documents, queries), options, out, query_map=learn_queries, seed=seed)
     else:
-        built = building.build(collection, documents, queries, options, out)
+        built = _build(collection, (documents, queries), options, out)
     log(f"{len(built)} documents, {built.bytes_per_document():.0f} bytes each, in {out}")
 
 
 @app.command()
 def check(  # noqa: PLR0913, PLR0917 - one option each
-    folder: Annotated[Path, typer.Argument(help="An index' folder.")],
+    folder: Annotated[Path, typer.Argument(help="An index's folder.")],
     collection: CollectionOption,
-    queries: Annotated[str | None, typer.Option(help="The query encoder to check; the index' own by default.")] = None,
-    teacher: Annotated[str | None, typer.Option(help="The documents' encoder, where it has moved.")] = None,
-    split: Annotated[str, typer.Option(help="Whose queries are asked.")] = "test",
+    queries: Annotated[str | None, typer.Option(help="Query encoder to check; the index's own by default.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="The document encoder, if it has moved.")] = None,
+    split: Annotated[str, typer.Option(help="Split whose queries are used.")] = "test",
     k: Annotated[int, typer.Option(help="Depth of the comparison.", min=1)] = 10,
-    latency_queries: Annotated[int, typer.Option(help="Queries that are timed; 0 for none.", min=0)] = 50,
+    latency_queries: Annotated[int, typer.Option(help="Queries to time; 0 for none.", min=0)] = 50,
     symmetric: Annotated[
-        bool, typer.Option(help="Also embed the documents by the query encoder, for comparison.")
+        bool, typer.Option(help="Also embed the documents with the query encoder, for comparison.")
     ] = True,
     as_json: JsonOption = False,
 ) -> None:
@@ -106,34 +103,34 @@ def check(  # noqa: PLR0913, PLR0917 - one option each
     from retrodistill.report.tables import check_text
 
     set_quiet(as_json)
-    made = check_index(
+    result = check_index(
         load_index(folder, queries),
         load_collection(collection),
         teacher=teacher,
         config=CheckConfig(k, split, latency_queries, symmetric),
     )
-    show(json.dumps(made.to_json(), ensure_ascii=False) if as_json else check_text(made))
+    show(json.dumps(result.to_json(), ensure_ascii=False) if as_json else check_text(result))
 
 
 @app.command()
 def search(
-    place: Annotated[str, typer.Argument(metavar="INDEX", help="An index' folder, or qdrant:FOLDER_OR_URL#NAME.")],
+    place: Annotated[str, typer.Argument(metavar="INDEX", help="An index's folder, or qdrant:FOLDER_OR_URL#NAME.")],
     query: Annotated[list[str], typer.Argument(help="One or more queries.")],
     k: Annotated[int | None, typer.Option(help="Documents per query; 10, or all of fewer.")] = None,
-    queries: Annotated[str | None, typer.Option(help="Another query encoder, of the index' space.")] = None,
+    queries: Annotated[str | None, typer.Option(help="Another query encoder, of the index's space.")] = None,
     collection: Annotated[str | None, typer.Option(help="Show the documents' texts from this collection.")] = None,
     parameters: Annotated[str | None, typer.Option(help="FAISS search parameters, e.g. nprobe=16.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Search an index."""
+    """Search an index or an exported store."""
     from retrodistill.data import load_collection
-    from retrodistill.rankers.queries import check_queries
+    from retrodistill.indexes import load_index
+    from retrodistill.rankers.protocol import check_queries
 
     set_quiet(as_json)
     check_queries(query)
     texts = load_collection(collection).documents if collection else None
-    with _opened(place, queries, parameters) as opened:
-        found = opened.search(query, k=k)
+    run = load_index(place, queries, parameters=parameters).search(query, k=k)
     rows: list[dict[str, Any]] = [
         {
             "query": query[int(number)],
@@ -141,7 +138,7 @@ def search(
             "score": score,
             **({"text": texts[document]} if texts is not None and document in texts else {}),
         }
-        for number, documents, scores in found
+        for number, documents, scores in run
         for document, score in zip(documents, scores.tolist(), strict=True)
     ]
     if texts is not None and rows and not any("text" in row for row in rows):
@@ -155,57 +152,128 @@ def search(
 
 @app.command()
 def export(  # noqa: PLR0913, PLR0917 - one option each
-    folder: Annotated[Path, typer.Argument(help="An index' folder.")],
+    folder: Annotated[Path, typer.Argument(help="An index's folder.")],
     out: Annotated[str, typer.Option(help="Folder (an embedded Qdrant, or Parquet files), or a Qdrant server's URL.")],
+    option: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Any option of the store, e.g. numbers=float16.")
+    ] = None,
     to: Annotated[str, typer.Option(help="qdrant or parquet.")] = "qdrant",
     collection: Annotated[
-        str | None, typer.Option(help="What it was built on: needed for titles and texts, and where codes are lossy.")
+        str | None, typer.Option(help="The indexed collection: for titles and texts, and where codes are lossy.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Of the Qdrant collection; the collection's by default.")] = None,
-    texts: Annotated[bool, typer.Option("--texts", help="Keep the documents' texts, too.")] = False,
+    name: Annotated[
+        str | None, typer.Option(help="Qdrant: name of its collection; the collection's by default.")
+    ] = None,
+    texts: Annotated[bool, typer.Option("--texts", help="Store the documents' texts, too.")] = False,
     quantization: Annotated[str | None, typer.Option(help="Qdrant: scalar, product or binary.")] = None,
-    shards: Annotated[int | None, typer.Option(help="Of a Qdrant cluster's collection.", min=1)] = None,
-    replicas: Annotated[int | None, typer.Option(help="Of each shard.", min=1)] = None,
-    batch: Annotated[int | None, typer.Option(help="Documents per request.", min=1)] = None,
+    shards: Annotated[int | None, typer.Option(help="Qdrant: shards of the collection in a cluster.", min=1)] = None,
+    replicas: Annotated[int | None, typer.Option(help="Qdrant: copies of each shard.", min=1)] = None,
+    batch: Annotated[int | None, typer.Option(help="Qdrant: documents per request.", min=1)] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Export an index to Qdrant (embedded, a server, a cluster) or Parquet; interrupted, it goes on; then verified."""
+    """Export an index to Qdrant (embedded, a server, a cluster) or Parquet; run it again to continue; then verify."""
     from retrodistill.data import load_collection
-    from retrodistill.exports import QdrantSettings, export_parquet, export_qdrant
-    from retrodistill.exports.parquet import ParquetSettings
+    from retrodistill.exports import export_index
+    from retrodistill.exports.protocol import store_class
 
     set_quiet(as_json)
-    if to not in TARGETS:
-        raise unknown("target", to, TARGETS)
+    store_class(to)
+    flags = {
+        "name": name,
+        "texts": texts,
+        "quantization": quantization,
+        "shards": shards,
+        "replicas": replicas,
+        "batch": batch,
+    }
     corpus = load_collection(collection) if collection else None
-    if to == "parquet":
-        made: Any = export_parquet(folder, corpus, out, ParquetSettings(texts=texts))
-    else:
-        settings = QdrantSettings(
-            name=name,
-            texts=texts,
-            quantization=quantization,  # type: ignore[arg-type]  # checked by the settings
-            shards=shards,
-            replicas=replicas,
-            batch=batch,
-        )
-        made = export_qdrant(folder, corpus, out, settings)
-    show(json.dumps(vars(made), default=str) if as_json else str(made))
-    if to == "qdrant" and not as_json:
-        show(f'retrodistill search {made.address} "a question"')
-
-
-@contextlib.contextmanager
-def _opened(place: str, queries: str | None, parameters: str | None) -> Iterator[Index | QdrantIndex]:
-    """An index on disk, or in Qdrant."""
-    if place.startswith("qdrant:"):
-        from retrodistill.exports import load_qdrant
-
-        if parameters:
-            raise UserError(f"search parameters {parameters!r} are for FAISS; leave them out.")
-        with load_qdrant(place, queries) as found:
-            yield found
+    report = export_index(folder, f"{to}:{out}", corpus, _given(option, flags))
+    if as_json:
+        show(json.dumps(report.to_json()))
         return
-    from retrodistill.indexes import load_index
+    facts = report.facts
+    verified = "read back and equal"
+    if "agreement" in facts:
+        verified = f"of {facts['sampled']} sampled, the top 10 agree to {facts['agreement']:.1%}"
+    show(
+        f"{report.documents} documents ({report.kind}) in {report.address}, {report.written} written now "
+        f"({report.seconds:.0f} s); {verified}"
+    )
+    show(f'retrodistill search {report.address} "a question"')
 
-    yield load_index(place, queries, parameters=parameters)
+
+def _given(pairs: list[str] | None, flags: dict[str, Any]) -> dict[str, Any]:
+    """Options of ``KEY=VALUE`` arguments and of the flags that were given."""
+    from retrodistill.recipes.loading import override
+
+    content: dict[str, Any] = {name: value for name, value in flags.items() if value not in (None, False)}
+    for pair in pairs or []:
+        override(content, pair)
+    return content
+
+
+def _build(source: str, encoders: tuple[str, str | None], options: dict[str, Any], out: Path) -> Index:
+    """Build and save an index of (document encoder, query encoder); options are checked before any work starts."""
+    from retrodistill.data import load_collection
+    from retrodistill.encoders import load_encoder
+    from retrodistill.indexes import IndexOptions, build_index
+    from retrodistill.indexes.base import check_index_folder
+    from retrodistill.indexes.registry import check_options_fit, kind_for
+    from retrodistill.recipes import validated
+
+    check_index_folder(out)
+    settings = validated(IndexOptions, options, "index")
+    collection, encoder = load_collection(source), load_encoder(encoders[0])
+    kind = kind_for(encoder)
+    check_options_fit(list(options), [kind])
+    settings.check([kind])
+    built = build_index(collection, encoder, encoders[1], settings=settings)
+    built.save(out)
+    return built
+
+
+def _learn(
+    source: str,
+    encoders: tuple[str, str | None],
+    options: dict[str, Any],
+    out: Path,
+    *,
+    query_map: bool,
+    seed: int,
+) -> Index:
+    """Learn a quantizer, save the index, and show how it compares with OPQ at the same bytes."""
+    from retrodistill.data import load_collection
+    from retrodistill.encoders import load_encoder
+    from retrodistill.encoders.any_encoder import DENSE
+    from retrodistill.indexes.base import check_index_folder
+    from retrodistill.indexes.learned import learn_index, save_query_map, texts_with_vectors
+    from retrodistill.quantizers import QuantizerSettings
+
+    strange = [name for name in options if name not in ("bytes", "factory")]
+    if strange:
+        raise UserError(f"--learn takes --bytes or --factory; leave {strange[0]} out.")
+    check_index_folder(out)
+    collection, encoder = load_collection(source), load_encoder(encoders[0], DENSE)
+    query_encoder = None if encoders[1] is None else load_encoder(encoders[1], DENSE)
+    result = learn_index(
+        collection,
+        encoder,
+        texts_with_vectors(collection, query_encoder or encoder, seed=seed),
+        queries=query_encoder,
+        target=options.get("factory") or options.get("bytes") or 16,
+        settings=QuantizerSettings(query_map=query_map, transform="rotation" if query_map else "free", seed=seed),
+    )
+    if result.learned.query_map is not None:
+        save_query_map(result, out.with_name(f"{out.name}.queries"))
+    result.index.save(out)
+    show(_agreement(result))
+    return result.index
+
+
+def _agreement(result: LearnedIndex) -> str:
+    before, after = result.learned.agreement
+    note = "" if result.learned.improved else " Learning did not improve it: the index is its start."
+    return (
+        f"agreement with exact search on held-out queries (0 to 1): {after:.4f}, OPQ at the same bytes "
+        f"({result.learned.factory}) {before:.4f}.{note}"
+    )

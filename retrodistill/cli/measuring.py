@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from retrodistill.cli.app import JsonOption, app, show
-from retrodistill.core.progress import set_quiet
+from retrodistill.core.runtime import set_quiet
 
 SplitOption = Annotated[
     str | None, typer.Option(help="Whose judgments count; BEIR's by default: test, and dev for msmarco.")

@@ -9,7 +9,7 @@ import typer
 
 from retrodistill.cli.app import CollectionOption, DryOption, OutOption, RunOption, StoreOption, app, duration, show
 from retrodistill.core.errors import UserError
-from retrodistill.core.progress import log
+from retrodistill.core.runtime import log
 
 
 @app.command()
@@ -55,7 +55,7 @@ def score(  # noqa: PLR0913, PLR0917 - one option each
     dry_run: DryOption = False,
 ) -> None:
     """Score candidates by one teacher or several; killed at any moment, it goes on where it stopped."""
-    from retrodistill.candidates.budget import choose_pairs
+    from retrodistill.candidates.selection import choose_pairs
     from retrodistill.data import load_collection
     from retrodistill.rankers import load_ranker, remaining
     from retrodistill.rankers import score as score_candidates

@@ -15,8 +15,8 @@ from typing import Any
 import filelock
 import platformdirs
 
-from retrodistill.core.distributed import is_main
 from retrodistill.core.errors import UserError
+from retrodistill.core.runtime import is_main
 
 
 def cache_folder() -> Path:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_file, make_folder
 from retrodistill.core.manifest import FILE_NAME, Manifest
-from retrodistill.core.progress import log
+from retrodistill.core.runtime import log
 
 _COMPACT_ABOVE = 32  # parts; more make opening slow
 _WAIT_SECONDS = 1.0  # before we say that another process holds the store

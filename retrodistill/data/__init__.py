@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from retrodistill.core.errors import UserError
-from retrodistill.data.collection import Collection, Leak, leak_warning, leaks, leaks_between
-from retrodistill.data.qrels import Qrels
+from retrodistill.data.collection import Collection, Leak, Qrels, leak_warning, leaks, leaks_between
 from retrodistill.data.texts import Texts
 
 __all__ = ["Collection", "Leak", "Qrels", "Texts", "leak_warning", "leaks", "leaks_between", "load_collection"]
@@ -53,11 +52,11 @@ def _named(source: str) -> Collection | None:
 
         return load_public(source.removeprefix("beir/"))
     if source.startswith("ir_datasets:"):
-        from retrodistill.data.irdatasets import load_irdatasets
+        from retrodistill.data.hubs import load_irdatasets
 
         return load_irdatasets(source.removeprefix("ir_datasets:"))
     if source.startswith("hf:"):
-        from retrodistill.data.huggingface import load_huggingface
+        from retrodistill.data.hubs import load_huggingface
 
         return load_huggingface(source.removeprefix("hf:"))
     return None

@@ -14,7 +14,6 @@ from pathlib import Path
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import cache_folder, file_digest, make_folder
 from retrodistill.data.collection import Collection
-from retrodistill.data.jsonl import read_lines, read_objects
 from retrodistill.data.records import (
     Document,
     Judgment,
@@ -23,6 +22,8 @@ from retrodistill.data.records import (
     document_of,
     id_of,
     query_of,
+    read_lines,
+    read_objects,
     relevance_of,
     split_name,
 )

@@ -14,8 +14,7 @@ import numpy as np
 
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.data.collection import Collection, check_parts, normalized
-from retrodistill.data.jsonl import read_records
-from retrodistill.data.records import id_of, text_of
+from retrodistill.data.records import id_of, read_records, text_of
 from retrodistill.data.texts import Texts
 
 SEPARATOR = " | "
@@ -184,7 +183,7 @@ def load_rewrites(path: str | os.PathLike[str]) -> Texts:
     return Texts.from_pairs(pairs)
 
 
-def asked_better(texts: Texts, better: Texts) -> Texts:
+def with_rewrites(texts: Texts, better: Texts) -> Texts:
     """The texts in their order, each replaced by its better query where it has one."""
     known = dict(zip(better.ids, better.texts, strict=True))
     return Texts.from_pairs((id_, known.get(id_, text)) for id_, text in zip(texts.ids, texts.texts, strict=True))

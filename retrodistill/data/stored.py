@@ -12,9 +12,8 @@ import pyarrow as pa
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_folder, cache_folder, digest, make_folder, read_json, write_json
-from retrodistill.data.collection import Collection, check_parts, full_text
-from retrodistill.data.qrels import SCHEMA as JUDGMENTS
-from retrodistill.data.qrels import Qrels
+from retrodistill.data.collection import JUDGMENT_SCHEMA as JUDGMENTS
+from retrodistill.data.collection import Collection, Qrels, check_parts, full_text
 from retrodistill.data.records import Document, Judgment, Query, Source
 from retrodistill.data.texts import BATCH, Texts, duplicates, pair_batches
 from retrodistill.data.texts import SCHEMA as TEXTS

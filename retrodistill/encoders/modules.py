@@ -1,7 +1,8 @@
-"""Modules of sentence-transformers models: recombine them, keep their first layers, digest their weights."""
+"""Modules of sentence-transformers models: recombine and cut them, digest their weights, take one exit."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,38 +13,38 @@ if TYPE_CHECKING:
     from torch import nn
 
 Kind = Literal["SentenceTransformer", "SparseEncoder", "MultiVectorEncoder"]
-_CUTS = ("truncate_dim", "max_active_dims")
+ROUTE = "exit-"
+_TRUNCATIONS = ("truncate_dim", "max_active_dims")
 
 
 def with_modules(model: Any, modules: list[Any], kind: Kind | None = None, similarity: str | None = None) -> Any:
-    """A model of sentence-transformers of other modules, on the same device and with the same prompts.
+    """A sentence-transformers model of other modules, on the same device and with the same prompts.
 
     Args:
-        model: Whose modules these were; the new one shares weights with it.
-        modules: In order.
-        kind: Class of the new model. None for that of the given one, whose truncation of vectors is kept then: a model
-            made by name has vectors of its own.
-        similarity: Name of the new model's; that of the given one by default.
+        model: Model whose settings are kept.
+        modules: In order; they are shared, not copied.
+        kind: Class of the new model. None keeps the class and with it the truncation of vectors.
+        similarity: Name of the new model's similarity; the given model's by default.
     """
     import sentence_transformers
 
-    made = type(model) if kind is None else getattr(sentence_transformers, kind)
-    cuts = {name: getattr(model, name) for name in _CUTS if kind is None and hasattr(model, name)}
-    return made(
+    library_class = type(model) if kind is None else getattr(sentence_transformers, kind)
+    truncation = {name: getattr(model, name) for name in _TRUNCATIONS if kind is None and hasattr(model, name)}
+    return library_class(
         modules=modules,
         device=str(model.device),
         prompts={name: prompt for name, prompt in (model.prompts or {}).items() if prompt},
         default_prompt_name=model.default_prompt_name,
         similarity_fn_name=similarity or model.similarity_fn_name,
-        **cuts,
+        **truncation,
     )
 
 
 def keep_first_layers(model: SentenceTransformer, layers: int) -> None:
-    """Keep the first `layers` transformer layers, in place; the configuration follows, so that it saves and loads.
+    """Keep the first transformer layers, in place; the configuration follows, so that the model saves and loads.
 
     Raises:
-        UserError: No layer stack was found in the model, or it has fewer layers than requested.
+        UserError: The model has no layers, or fewer than requested.
     """
     transformer: Any = getattr(model[0], "auto_model", None)
     if transformer is None:
@@ -56,7 +57,7 @@ def keep_first_layers(model: SentenceTransformer, layers: int) -> None:
 
 
 def _layer_stack(transformer: nn.Module) -> tuple[nn.ModuleList, nn.Module, str]:
-    """The longest ModuleList, the module that holds it and under which name."""
+    """The longest ModuleList, its parent and its attribute there."""
     from torch import nn
 
     lists = [
@@ -67,11 +68,11 @@ def _layer_stack(transformer: nn.Module) -> tuple[nn.ModuleList, nn.Module, str]
     ]
     if not lists:
         raise UserError(f"{type(transformer).__name__} has no stack of layers to cut; leave 'layers' out.")
-    return max(lists, key=lambda found: len(found[0]))
+    return max(lists, key=lambda candidate: len(candidate[0]))
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Digest of all parameters and buffers, by name, whatever their type."""
+    """Digest of all parameters and buffers, by name, of any dtype."""
     import torch
 
     hasher = hashlib.blake2b(digest_size=8)
@@ -80,3 +81,39 @@ def weights_digest(model: nn.Module) -> str:
         plain = tensor.detach().cpu().contiguous().flatten()
         hasher.update(plain.view(torch.uint8).numpy().tobytes())  # bytes: numpy has no bfloat16
     return hasher.hexdigest()
+
+
+def exits_of(model: SentenceTransformer) -> list[int]:
+    """Layers after which a model has an exit, ascending; empty for a model without exits.
+
+    A Router at the end has a route for each exit, which pools that layer's tokens.
+    """
+    router: Any = list(model)[-1]
+    names = list(getattr(router, "sub_modules", []))
+    if not names or not all(name.startswith(ROUTE) for name in names):
+        return []
+    return sorted(int(name.removeprefix(ROUTE)) for name in names)
+
+
+def exit_model(model: SentenceTransformer, layer: int) -> SentenceTransformer:
+    """Copy one exit as an ordinary model: its layers, pooling and projection. Dropping later layers makes it fast.
+
+    Raises:
+        UserError: The model has no such exit.
+    """
+    exits = exits_of(model)
+    if layer not in exits:
+        has = f"exits {', '.join(map(str, exits))}" if exits else "no exits"
+        raise UserError(f"exit={layer}: the model has {has}.")
+    transformer: Any
+    transformer, router = (copy.deepcopy(module) for module in model)
+    modules = [module for module in behind_exit(router, layer) if not hasattr(module, "layer_weights")]
+    transformer.auto_model.config.output_hidden_states = False
+    early = with_modules(model, [transformer, *modules])
+    keep_first_layers(early, layer)
+    return early
+
+
+def behind_exit(router: Any, layer: int) -> list[Any]:
+    """The modules of an exit's route."""
+    return list(router.sub_modules[f"{ROUTE}{layer}"])

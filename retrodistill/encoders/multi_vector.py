@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -13,12 +13,13 @@ from retrodistill.core.errors import UserError
 from retrodistill.encoders.contract import Role, TextModel
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.modules import with_modules
+from retrodistill.runs.run import top_k
 
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder
 
-_FITTED_ON = 256
-_OTHER_ROLE = {"document": ("query_length", "query_expansion"), "query": ("document_length",)}
+_FITTED_ON = 256  # documents
+_QUERY_TOKENS, _DOCUMENT_TOKENS = 1024, 16384  # of a block, whose products take 64 MiB
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -36,13 +37,13 @@ class Tokens:
     @classmethod
     def of(cls, arrays: Iterable[np.ndarray], dimension: int) -> Tokens:
         """Join one (tokens, dimension) array per text."""
-        found = [np.asarray(array, dtype=np.float32).reshape(-1, dimension) for array in arrays]
-        vectors = np.concatenate(found) if found else np.zeros((0, dimension), dtype=np.float32)
-        return cls(vectors, np.concatenate([[0], np.cumsum([len(array) for array in found])]).astype(np.int64))
+        parts = [np.asarray(array, dtype=np.float32).reshape(-1, dimension) for array in arrays]
+        vectors = np.concatenate(parts) if parts else np.zeros((0, dimension), dtype=np.float32)
+        return cls(vectors, np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64))
 
     @property
     def lengths(self) -> np.ndarray:
-        """(n,) tokens of each text."""
+        """(n,) number of tokens of each text."""
         return np.diff(self.bounds)
 
     @property
@@ -66,34 +67,24 @@ class Tokens:
 
 
 class MultiVectorModel(TextModel):
-    """Turns queries and documents into a vector per token; the score is MaxSim, sum_i max_j <q_i, d_j>.
+    """Encodes queries and documents as a vector per token; the score is MaxSim, sum_i max_j <q_i, d_j>.
 
-    A model whose similarity is ``meanmaxsim`` divides that by the query's tokens, which changes no ranking but makes
-    scores of queries of different length comparable.
-
-    Args:
-        model: The sentence-transformers model.
-        name: ``kind:name`` as the user wrote it.
-        student: The manifest of a student that retrodistill trained, if it is one.
+    A model with similarity ``meanmaxsim`` divides that by the number of query tokens, which keeps rankings and makes
+    scores of queries of different lengths comparable. Arguments as for `TextModel`.
     """
 
     kind = "multi-vector"
     similarities: Sequence[str] = ("maxsim", "meanmaxsim")
-
-    def contract(self, role: Role) -> dict[str, Any]:
-        """As `TextModel.contract`, without what touches the other role only: expanding queries moves no document."""
-        contract = super().contract(role)
-        modules = [
-            [kind, {key: value for key, value in settings.items() if key not in _OTHER_ROLE[role]}]
-            for kind, settings in contract["modules"]
-        ]
-        return {**contract, "modules": modules}
+    ignored_settings: ClassVar[Mapping[Role, Sequence[str]]] = {
+        "document": ("query_length", "query_expansion"),
+        "query": ("document_length",),
+    }
 
     def encode(self, texts: Sequence[str], role: Role, *, batch_size: int | None = None) -> Tokens:
-        """Encode texts by the tower, prompt, length, expansion and mask of the role.
+        """Encode texts with the tower, prompt, length, expansion and mask of the role.
 
         Returns:
-            The tokens of each text, in order; as many of each as the model's mask and pooling leave.
+            The tokens of each text that the model's mask and pooling keep, in order.
 
         Raises:
             UserError: A vector is not finite.
@@ -101,20 +92,77 @@ class MultiVectorModel(TextModel):
         if not len(texts):
             return Tokens.of([], self.dimension)
         with self.encoding.autocast(self.model.device):
-            found = self.model.encode(
+            arrays = self.model.encode(
                 list(texts),
                 prompt=self.prompt(role),
-                task=role,  # without it there is neither mask nor expansion, and no tower of a Router
+                task=role,  # selects mask, expansion and a Router's tower; without it there are none
                 batch_size=batch_size or self.encoding.batch_size,
                 show_progress_bar=False,
                 convert_to_numpy=True,
             )
-        tokens = Tokens.of(found, self.dimension)
+        tokens = Tokens.of(arrays, self.dimension)
         broken = ~np.isfinite(tokens.vectors).all(axis=1)
         if broken.any():
             row = int(np.searchsorted(tokens.bounds, np.flatnonzero(broken)[0], side="right")) - 1
             raise UserError(f"model {self.name} gives a token vector that is not finite for {texts[row][:60]!r}.")
         return tokens
+
+
+def maxsim(queries: Tokens, documents: Tokens) -> np.ndarray:
+    """Score every query with every document: sum_i max_j <q_i, d_j> (ColBERT, equation 3).
+
+    It works in blocks and without padding. Each query and document needs at least one token.
+
+    Returns:
+        (queries, documents) float32.
+    """
+    scores = np.empty((len(queries), len(documents)), dtype=np.float32)
+    for first, last in blocks_of(documents.bounds, _DOCUMENT_TOKENS):
+        block = documents.slice(first, last)
+        for start, stop in blocks_of(queries.bounds, _QUERY_TOKENS):
+            query = queries.slice(start, stop)
+            nearest = np.maximum.reduceat(query.vectors @ block.vectors.T, block.bounds[:-1], axis=1)
+            scores[start:stop, first:last] = np.add.reduceat(nearest, query.bounds[:-1], axis=0)
+    return scores
+
+
+def best_documents(queries: Tokens, blocks: Iterable[tuple[int, Tokens]], k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k documents of highest MaxSim of each query, over blocks of documents; memory grows with k only.
+
+    Args:
+        queries: (q) texts' tokens.
+        blocks: Row of the first document and the tokens of a few documents, until all were given.
+        k: At most the number of documents.
+
+    Returns:
+        rows (q, k) int64 and scores (q, k) float32, best first, ties by row.
+    """
+    scores = np.zeros((len(queries), 0), dtype=np.float32)
+    rows = np.zeros((len(queries), 0), dtype=np.int64)
+    for first, documents in blocks:
+        block = maxsim(queries, documents)
+        scores = np.concatenate([scores, block], axis=1)
+        block_rows = np.broadcast_to(np.arange(first, first + len(documents)), block.shape)
+        rows = np.concatenate([rows, block_rows], axis=1)
+        if scores.shape[1] > 8 * k:  # cut seldom: each cut sorts
+            rows, scores = _best(rows, scores, k)
+    return _best(rows, scores, k)
+
+
+def _best(rows: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    # rows are ascending or already best first, so that the stable order keeps ties by row
+    order = top_k(scores, k)
+    return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
+
+
+def blocks_of(bounds: np.ndarray, tokens: int) -> Iterable[tuple[int, int]]:
+    """Cut texts into (start, stop) blocks within a maximum number of tokens; a longer text is its own block."""
+    start = 0
+    while start < len(bounds) - 1:
+        stop = int(np.searchsorted(bounds, bounds[start] + tokens, side="right")) - 1
+        stop = max(stop, start + 1)
+        yield start, stop
+        start = stop
 
 
 def token_encoder(
@@ -125,22 +173,23 @@ def token_encoder(
     document_length: int | None = None,
     seed: int = 0,
 ) -> MultiVectorEncoder:
-    """A multi-vector encoder of a bi-encoder's contextual token embeddings, without training: a start or a control.
+    """Make a multi-vector encoder from a bi-encoder's contextual token embeddings, untrained: a start or a control.
 
-    The bi-encoder's transformer, a projection where fewer dimensions are wanted, and unit length per token; pooling
-    and all that follows it is left out.
+    It has the bi-encoder's transformer, a projection if fewer dimensions are wanted, and unit length per token. Pooling
+    and all later modules are dropped.
 
     Args:
         source: Folder or hub name of a bi-encoder.
         dimension: Width of a token vector; the transformer's by default.
-        texts: What the projection is fitted on: the directions of largest second moment of their tokens' vectors, which
-            keep inner products best (PCA without centering). Without any: random orthogonal directions.
-        document_length: Cut documents to so many tokens; the transformer's own limit by default.
+        texts: Fit the projection to the tokens of these, by directions of largest second moment, which keep inner
+            products best (PCA without centering). Without texts the directions are random and orthogonal.
+        document_length: Maximum tokens per document; the transformer's own limit by default.
         seed: Of the random directions.
 
     Raises:
         UserError: The bi-encoder has no transformer, or fewer dimensions than wanted.
     """
+    import torch
     from sentence_transformers.base.modules import Dense, Normalize, Transformer
     from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 
@@ -158,25 +207,24 @@ def token_encoder(
         transformer.document_length = document_length
 
     def model(*projection: Any) -> MultiVectorEncoder:
-        behind = [MultiVectorMask(), Normalize(module_input_name="token_embeddings")]
-        made: MultiVectorEncoder = with_modules(
-            dense, [transformer, *projection, *behind], "MultiVectorEncoder", "maxsim"
-        )
-        return made
+        modules = [transformer, *projection, MultiVectorMask(), Normalize(module_input_name="token_embeddings")]
+        encoder: MultiVectorEncoder = with_modules(dense, modules, "MultiVectorEncoder", "maxsim")
+        return encoder
 
     if dimension is None or dimension == width:
         return model()
-    directions = _random_directions(width, seed)
+    random = np.random.default_rng(seed).standard_normal((width, width))
+    directions = np.linalg.qr(random)[0].astype(np.float32)
     if len(texts):
-        plain = MultiVectorModel(model(), f"multi-vector:{source}")
-        directions = principal_directions(plain.encode(texts, "document").vectors)
+        tokens = MultiVectorModel(model(), f"multi-vector:{source}").encode(texts, "document")
+        directions = principal_directions(tokens.vectors)
     projection = Dense(width, dimension, bias=False, activation_function=None, module_input_name="token_embeddings")
-    projection.linear.weight.data.copy_(_tensor(directions[:dimension]))
+    projection.linear.weight.data.copy_(torch.from_numpy(np.ascontiguousarray(directions[:dimension])))
     return model(projection.to(dense.device))
 
 
 def fitted_on(corpus: Sequence[str]) -> list[str]:
-    """The documents that a projection's directions are fitted on: at most 256, evenly drawn."""
+    """The documents that a projection is fitted on: at most 256, evenly spaced."""
     return [corpus[row] for row in np.unique(np.linspace(0, len(corpus) - 1, min(_FITTED_ON, len(corpus)), dtype=int))]
 
 
@@ -186,13 +234,3 @@ def principal_directions(vectors: np.ndarray) -> np.ndarray:
     rows = np.linalg.eigh(moments)[1].T[::-1]
     signs = np.sign(rows[np.arange(len(rows)), np.abs(rows).argmax(axis=1)])
     return (rows * signs[:, None]).astype(np.float32)
-
-
-def _random_directions(width: int, seed: int) -> np.ndarray:
-    return np.linalg.qr(np.random.default_rng(seed).standard_normal((width, width)))[0].astype(np.float32)
-
-
-def _tensor(array: np.ndarray) -> Any:
-    import torch
-
-    return torch.from_numpy(np.ascontiguousarray(array))

@@ -1,4 +1,4 @@
-"""Models are named ``kind:name`` in Python, in recipes and on the command line alike."""
+"""Models are named ``kind:name`` in Python, in recipes and on the command line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ModelKind(NamedTuple):
 
     Attributes:
         about: One line for users: what it is, and what its name is.
-        can_search: Whether it finds documents in a corpus; otherwise it scores pairs only.
+        can_search: Whether it searches a corpus; otherwise it only scores pairs.
         is_cross_encoder: Whether it is loaded as a cross-encoder.
         ranker: ``module:class`` of the `Ranker` whose ``of_name`` opens it; empty for encoders and cross-encoders.
     """
@@ -54,12 +54,7 @@ _NAMELESS = ("bm25",)
 
 @dataclass(frozen=True)
 class ModelName:
-    """A parsed model name.
-
-    Attributes:
-        kind: One of `KINDS`.
-        name: Folder, hub name or file; empty for ``bm25``.
-    """
+    """A parsed model name: one of `KINDS`, and a folder, hub name or file (empty for ``bm25``)."""
 
     kind: str
     name: str = ""
@@ -69,10 +64,10 @@ class ModelName:
 
 
 def parse_model_name(text: str) -> ModelName:
-    """Read ``kind:name``.
+    """Parse ``kind:name``.
 
     Raises:
-        UserError: Unknown kind (the nearest is named), or a kind without its name.
+        UserError: Unknown kind (suggests the nearest), or a kind without its name.
     """
     kind, colon, name = str(text).strip().partition(":")
     if kind not in KINDS:
@@ -89,7 +84,7 @@ def check_can_search(name: ModelName) -> None:
     """Reject a kind of model that cannot search, before any is loaded.
 
     Raises:
-        UserError: It scores pairs only.
+        UserError: It only scores pairs.
     """
     if not MODEL_KINDS[name.kind].can_search:
         raise UserError(cannot_search(str(name)))
@@ -102,8 +97,8 @@ def cannot_search(name: str) -> str:
 
 
 def split_exit(name: str) -> tuple[str, int | None]:
-    """A model's folder or hub name and the layer of ``@exit-4`` behind it, None without; a folder of that name wins."""
-    found = re.fullmatch(r"(.+)@exit-(\d+)", name)
-    if found is None or Path(name).expanduser().exists():
+    """Split ``NAME@exit-4`` into name and layer; the layer is None without one or if a folder has the whole name."""
+    match = re.fullmatch(r"(.+)@exit-(\d+)", name)
+    if match is None or Path(name).expanduser().exists():
         return name, None
-    return found[1], int(found[2])
+    return match[1], int(match[2])

@@ -1,10 +1,12 @@
-"""Sparse encoders: a sentence-transformers SparseEncoder with the contract that indexes hold it to."""
+"""Sparse encoders: weights of a vocabulary's terms, from a model or from a table of token weights."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.sparse import csr_array, vstack
@@ -13,38 +15,32 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.contract import Role, TextModel
-from retrodistill.encoders.token_weights import TokenWeights, own_tokenizer, unit_rows
 
-if TYPE_CHECKING:
-    pass
-
-_AT_ONCE = 256  # texts whose vectors are dense at one time: 31 MB over BERT's vocabulary
+_TOKENIZER, _WEIGHTS = "query-tokenizer.json", "query-weights.npy"
+_BLOCK = 256  # texts whose vectors are dense at one time: 31 MB over BERT's vocabulary
 _ROLES: tuple[Role, Role] = ("query", "document")
-_WITHOUT_EFFECT = ("embedding_dimension", "frozen")  # known from the rest, and about training
+_IGNORED = ("embedding_dimension", "frozen")  # the first follows from the rest, the second is about training
 
 
 class SparseTextEncoder(TextModel):
-    """Turns queries and documents into weights of the vocabulary's terms whose inner product is the score.
+    """Encodes queries and documents as weights of the vocabulary's terms whose inner product is the score.
 
-    A model whose similarity is cosine gives unit vectors here. Queries that are token weights alone (a Router whose
-    query route is a `SparseStaticEmbedding`) are encoded without the document model.
-
-    Args:
-        model: The sentence-transformers model.
-        name: ``kind:name`` as the user wrote it.
-        student: The manifest of a student that retrodistill trained, if it is one.
+    Vectors of a cosine model are normalized here. Inference-free queries (a Router whose query route is a
+    `SparseStaticEmbedding`) are encoded without the document model. Arguments as for `TextModel`.
 
     Raises:
         UserError: Its Router has no route for queries or for documents.
     """
 
     kind = "sparse"
+    ignored_settings: ClassVar[Mapping[Role, Sequence[str]]] = {"query": _IGNORED, "document": _IGNORED}
 
     def __init__(self, model: Any, name: str, student: Manifest | None = None) -> None:
         super().__init__(model, name, student)
+        self._tokenizers: dict[Role, Any] = {}
         for role in _ROLES:
             if any(getattr(part, "embedding_dimension", 0) is None for part in self.modules(role)):
-                # a SPLADE pooling learns its width from the first text; until then the model reports its hidden one
+                # a SPLADE pooling learns its width from its first text; until then the model reports its hidden width
                 model.encode("a", task=role, show_progress_bar=False)
 
     @property
@@ -53,24 +49,16 @@ class SparseTextEncoder(TextModel):
         return self.token_weights("query") is not None
 
     def contract(self, role: Role) -> dict[str, Any]:
-        """All that decides the vector of a text: as of any model, the vocabulary, and how many terms are kept."""
-        contract = super().contract(role)
-        return {
-            **contract,
-            "modules": [
-                [kind, {key: value for key, value in settings.items() if key not in _WITHOUT_EFFECT}]
-                for kind, settings in contract["modules"]
-            ],
-            "vocabulary": self._vocabularies[role],
-            "most_terms": self.model.max_active_dims,
-        }
+        """As `TextModel.contract`, with the vocabulary and the number of terms that are kept."""
+        own = {"vocabulary": self._vocabularies[role], "most_terms": self.model.max_active_dims}
+        return {**super().contract(role), **own}
 
     def needs_store(self, role: Role) -> bool:
-        """Whether encoding takes longer than looking vectors up: not of token weights."""
+        """As `TextModel.needs_store`; token weights are faster than the store."""
         return self.token_weights(role) is None
 
     def token_weights(self, role: Role) -> TokenWeights | None:
-        """The weights per token that are all of this role's encoder; None where a model must run."""
+        """The table of token weights that encodes this role; None if a model is needed."""
         parts = self.modules(role)
         if [type(part).__name__ for part in parts] != ["SparseStaticEmbedding"]:
             return None
@@ -87,7 +75,7 @@ class SparseTextEncoder(TextModel):
         """Encode texts.
 
         Returns:
-            (n, vocabulary) float32, terms in ascending order in a row, no stored zeros; a text may have no term.
+            (n, vocabulary) float32, terms of a row in ascending order, no stored zeros; a text may have no term.
 
         Raises:
             UserError: A weight is not finite.
@@ -96,10 +84,8 @@ class SparseTextEncoder(TextModel):
         if table is not None:
             vectors = table.encode(texts)
         else:
-            parts = [
-                self._encode(list(texts[start : start + _AT_ONCE]), role, batch_size)
-                for start in range(0, len(texts), _AT_ONCE)
-            ]
+            blocks = [texts[start : start + _BLOCK] for start in range(0, len(texts), _BLOCK)]
+            parts = [self._encode(list(block), role, batch_size) for block in blocks]
             empty = csr_array((0, self.dimension), dtype=np.float32)
             vectors = csr_array(vstack(parts, format="csr")) if parts else empty
         bad = np.flatnonzero(~np.isfinite(vectors.data))
@@ -113,7 +99,7 @@ class SparseTextEncoder(TextModel):
             dense = self.model.encode(
                 texts,
                 prompt=self.prompt(role),
-                task=role,  # which tower, where the model has a Router
+                task=role,  # selects the tower of a model with a Router
                 batch_size=batch_size or self.encoding.batch_size,
                 show_progress_bar=False,
                 convert_to_sparse_tensor=False,
@@ -123,11 +109,103 @@ class SparseTextEncoder(TextModel):
         return unit_rows(vectors) if self.similarity == "cosine" else vectors
 
     @cached_property
-    def _tokenizers(self) -> dict[Role, Any]:
-        return {}
-
-    @cached_property
     def _vocabularies(self) -> dict[Role, str]:
-        """Digest of tokens and their numbers."""
         tokenizers = {role: getattr(self.modules(role)[0], "tokenizer", None) for role in _ROLES}
-        return {role: digest(found and sorted(found.get_vocab().items())) for role, found in tokenizers.items()}
+        return {role: digest(own and sorted(own.get_vocab().items())) for role, own in tokenizers.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class TokenWeights:
+    """Inference-free encoding: each token that is present gets its weight (OpenSearch, arXiv 2411.04403).
+
+    Equal to a `SparseStaticEmbedding`, without torch. An index uses it like a sparse encoder.
+
+    Attributes:
+        tokenizer: A ``tokenizers.Tokenizer`` that truncates as the model does and does not pad.
+        weights: (vocabulary,) float32: IDF, or learned.
+        prompt: Prefix of each text.
+        most: Number of tokens of largest absolute weight to keep; None for all.
+        unit: Normalize vectors (models with cosine similarity).
+    """
+
+    has_model: ClassVar[bool] = False
+
+    tokenizer: Any
+    weights: np.ndarray
+    prompt: str = ""
+    most: int | None = None
+    unit: bool = False
+
+    def encode(self, texts: Sequence[str], role: str = "query", *, batch_size: int = 0) -> csr_array:
+        """(n, vocabulary) float32, equal to the model's values; tokens of weight zero are left out."""
+        encodings = self.tokenizer.encode_batch([self.prompt + text for text in texts], add_special_tokens=False)
+        kept = [self._kept(encoding.ids) for encoding in encodings]
+        bounds = np.concatenate([[0], np.cumsum([len(tokens) for tokens in kept])])
+        tokens = np.concatenate(kept) if kept else np.zeros(0, dtype=np.int64)
+        vectors = csr_array((self.weights[tokens], tokens, bounds), shape=(len(texts), len(self.weights)))
+        return unit_rows(vectors) if self.unit else vectors
+
+    def token_weights(self, role: str) -> TokenWeights:
+        """Itself."""
+        return self
+
+    def needs_store(self, role: str) -> bool:
+        """False: encoding is faster than the store."""
+        return False
+
+    def settings(self) -> dict[str, Any]:
+        """All but tokenizer and weights, as JSON values."""
+        return {"prompt": self.prompt, "most": self.most, "unit": self.unit}
+
+    def write(self, folder: Path) -> None:
+        """Write tokenizer and weights."""
+        self.tokenizer.save(str(folder / _TOKENIZER))
+        np.save(folder / _WEIGHTS, self.weights, allow_pickle=False)
+
+    @classmethod
+    def read(cls, folder: Path, settings: dict[str, Any]) -> TokenWeights:
+        """Read the files of `write`."""
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(folder / _TOKENIZER))
+        return cls(tokenizer, np.load(folder / _WEIGHTS, allow_pickle=False), **settings)
+
+    def _kept(self, ids: list[int]) -> np.ndarray:
+        tokens = np.unique(np.asarray(ids, dtype=np.int64))
+        weights = self.weights[tokens]
+        if self.most is not None and len(tokens) > self.most:
+            best = np.argsort(-np.abs(weights), kind="stable")[: self.most]
+            return np.sort(tokens[best][weights[best] != 0])
+        return tokens[weights != 0]
+
+
+def own_tokenizer(tokenizer: Any, name: str, vocabulary: int) -> Any:
+    """Copy a fast transformers tokenizer, with the model's truncation and without padding; None for a slow one.
+
+    Raises:
+        UserError: It has tokens beyond the vocabulary, which would have no weight.
+    """
+    from tokenizers import Tokenizer
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    if backend.get_vocab_size() > vocabulary:
+        raise UserError(
+            f"model {name}: its tokenizer has {backend.get_vocab_size()} tokens, its weights {vocabulary}; "
+            "give one weight per token."
+        )
+    own = Tokenizer.from_str(backend.to_str())
+    own.no_padding()
+    own.no_truncation()
+    if tokenizer.model_max_length < 1e9:  # transformers sets 1e30 for "no limit"
+        own.enable_truncation(int(tokenizer.model_max_length), direction=tokenizer.truncation_side)
+    return own
+
+
+def unit_rows(vectors: csr_array) -> csr_array:
+    """Rows scaled to length 1; a row without terms stays empty."""
+    lengths = np.sqrt(np.asarray(vectors.multiply(vectors).sum(axis=1), dtype=np.float32)).ravel()
+    counts = np.diff(vectors.indptr)
+    data = vectors.data / np.repeat(np.where(lengths > 0, lengths, np.float32(1)), counts)
+    return csr_array((data.astype(np.float32), vectors.indices, vectors.indptr), shape=vectors.shape)

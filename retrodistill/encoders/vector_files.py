@@ -1,131 +1,290 @@
-"""Models behind an API: vectors are read from a file by id and replace the model everywhere."""
+"""Vectors made elsewhere, such as by an API: files of ids and vectors, and an encoder that looks them up."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import Field, ValidationError
 
-from retrodistill.core.errors import UserError, sample_of, unknown
+from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import digest, read_json
 from retrodistill.core.manifest import FILE_NAME, Manifest
+from retrodistill.core.settings import Settings
 from retrodistill.core.stores import KeyIndex, text_keys
 from retrodistill.data.collection import Collection
+from retrodistill.data.records import read_objects
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import Role
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.encoders.vector_tables import ENDINGS, VectorTable, read_vectors
+from retrodistill.encoders.vectors import check_finite
 
+ENDINGS = (".parquet", ".jsonl", ".npy")
 ABOUT_FILE = "about.json"
-_SAME = 0.99  # cosine of two vectors of one text: APIs are not exact, but not that far off
+_ID_COLUMNS = ("_id", "id", "document_id", "query_id")
+_VECTOR_COLUMNS = ("vector", "embedding")
+_SAME = 0.99  # least cosine of two vectors of one text: APIs vary a little from call to call, but not more
+_Rows = tuple[list[str], np.ndarray, list[Any]]  # ids, (n, d) vectors, texts (empty if the file has none)
 
 
 @dataclass(frozen=True)
-class About:
-    """What a folder of vectors says about the model that made them.
+class VectorTable:
+    """Ids and their vectors.
 
     Attributes:
-        model: The model's name, e.g. ``openai/text-embedding-3-small``; two files of one model lie in one space. A file
-            that names none is a space of its own.
-        similarity: ``cosine`` or ``dot``.
-        prompts: What was put before texts of each role, or the API's word for the role (``input_type``). Where both
-            roles have the same, a document's vector also serves the same text as a query.
+        ids: (n,) unique ids.
+        vectors: (n, d) float32, finite; unit vectors if they are compared by cosine.
+        texts: (n,) text of each vector. None if the file has none; a collection then supplies the text of each id.
     """
 
-    model: str | None = None
-    similarity: str = "cosine"
-    prompts: Mapping[str, str] = field(default_factory=dict)
+    ids: Sequence[str]
+    vectors: np.ndarray
+    texts: Sequence[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of ids, texts and vectors; the same in every file format."""
+        hasher = hashlib.blake2b(digest_size=8)
+        for part in (self.ids, self.texts or ()):
+            hasher.update(json.dumps(list(part)).encode())
+        hasher.update(np.ascontiguousarray(self.vectors).data)
+        return hasher.hexdigest()
+
+
+def read_vectors(path: str | Path, *, unit: bool, with_texts: bool = False) -> VectorTable:
+    """Read a file of vectors.
+
+    Args:
+        path: ``.parquet`` (or a folder of such parts) or ``.jsonl`` with ``_id`` (``id``, ``document_id``,
+            ``query_id``), ``vector`` (``embedding``) and optional ``text``; or ``NAME.npy`` (n, d) with ids in
+            ``NAME.ids.txt``, one per line.
+        unit: Normalize vectors to length 1, for comparison by cosine.
+        with_texts: Also read the texts, if the file has them.
+
+    Raises:
+        UserError: The file is missing, damaged or empty; ids are missing or repeated; vectors differ in width, are not
+            finite, or are zero when compared by cosine. Names the ids.
+    """
+    file = Path(path)
+    is_parts = file.is_dir() and any(file.glob("*.parquet"))
+    if not file.is_file() and not is_parts:
+        raise UserError(f"vector file {file} does not exist; give one of {', '.join(ENDINGS)}.")
+    if not is_parts and file.suffix not in ENDINGS:
+        raise UserError(f"{file} ends in {file.suffix!r}; a vector file ends in {', '.join(ENDINGS)}.")
+    readers = {".parquet": _read_parquet, ".jsonl": _read_lines, ".npy": _read_array}
+    ids, vectors, texts = _read_parquet(file) if is_parts else readers[file.suffix](file)
+    if not len(ids) or not vectors.shape[1]:
+        raise UserError(f"{file} has no vectors; it needs one per document.")
+    repeated = [id_ for id_, count in Counter(ids).items() if count > 1]
+    if repeated:
+        raise UserError(f"{file}: id {sample_of(repeated)} appears more than once; give each id one vector.")
+    check_finite(vectors, ids, str(file))
+    has_texts = with_texts and any(text is not None for text in texts)
+    without = [id_ for id_, text in zip(ids, texts, strict=True) if not isinstance(text, str)] if has_texts else []
+    if without:
+        raise UserError(f"{file}: {len(without)} rows have no 'text' ({sample_of(without)}); give all a text or none.")
+    return VectorTable(ids, _unit(vectors, ids, file) if unit else vectors, texts if has_texts else None)
+
+
+def _unit(vectors: np.ndarray, ids: list[str], file: Path) -> np.ndarray:
+    lengths = np.linalg.norm(vectors, axis=1)
+    zero = np.flatnonzero(lengths == 0)
+    if len(zero):
+        raise UserError(
+            f"{file}: {len(zero)} vectors are zero ({sample_of(ids[row] for row in zero)}) and have no cosine; "
+            "embed these again, or leave them out if the text is empty."
+        )
+    if np.allclose(lengths, 1, rtol=0, atol=1e-5):
+        return vectors  # keeps a memory map as it is, without a copy
+    return (vectors / lengths[:, None]).astype(np.float32, copy=False)
+
+
+def _read_parquet(file: Path) -> _Rows:
+    try:
+        table = pq.read_table(file)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{file} is not a Parquet file or is truncated ({reason}); write it again.") from error
+    id_column = _column(table.column_names, _ID_COLUMNS, file)
+    column = _column(table.column_names, _VECTOR_COLUMNS, file)
+    ids = [_id(id_, f"{file}, row {row}") for row, id_ in enumerate(table[id_column].to_pylist(), start=1)]
+    lists = table[column].combine_chunks()
+    kind = lists.type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+        raise UserError(f"{file}: column {column!r} is {kind}; each row needs a list of numbers.")
+    _check_widths(pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False), ids, file)
+    flat = lists.flatten()
+    if flat.null_count or not (pa.types.is_floating(flat.type) or pa.types.is_integer(flat.type)):
+        raise UserError(f"{file}: column {column!r} has {'nulls' if flat.null_count else flat.type}; give numbers.")
+    values = flat.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+    texts = table["text"].to_pylist() if "text" in table.column_names else []
+    return ids, values.reshape(len(ids), -1) if ids else np.zeros((0, 0), np.float32), texts
+
+
+def _read_lines(file: Path) -> _Rows:
+    ids: list[str] = []
+    rows: list[np.ndarray] = []
+    texts: list[Any] = []
+    for number, record in read_objects(file, '{"_id": ..., "vector": [...]}'):
+        place = f"{file}, line {number}"
+        ids.append(_id(record[_column(list(record), _ID_COLUMNS, place)], place))
+        column = _column(list(record), _VECTOR_COLUMNS, place)
+        try:
+            row = np.asarray(record[column], dtype=np.float32)
+            is_list = row.ndim == 1 and not any(isinstance(value, str) for value in record[column])
+        except (TypeError, ValueError):
+            is_list = False
+        if not is_list:
+            raise UserError(f"{place}: {column!r} of {ids[-1]!r} is not a list of numbers.")
+        rows.append(row)
+        texts.append(record.get("text"))
+    _check_widths(np.array([len(row) for row in rows], dtype=np.int64), ids, file)
+    return ids, np.stack(rows) if rows else np.zeros((0, 0), np.float32), texts
+
+
+def _read_array(file: Path) -> _Rows:
+    id_file = file.with_suffix(".ids.txt")
+    try:
+        vectors = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{file} is not a .npy file or is truncated ({reason}); write it again.") from error
+    if vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
+        raise UserError(f"{file} has {vectors.dtype} of shape {vectors.shape}; give numbers of shape (n, d).")
+    if not id_file.is_file():
+        raise UserError(f"{file} has no ids: put them in {id_file.name} in the same folder, one id per line.")
+    try:
+        lines = id_file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{id_file} is not UTF-8; write it again.") from error
+    ids = [_id(id_, f"{id_file}, line {line}") for line, id_ in enumerate(lines, start=1)]
+    if len(ids) != len(vectors):
+        raise UserError(f"{id_file} has {len(ids)} ids for {len(vectors)} vectors; give one per line, in their order.")
+    return ids, vectors.astype(np.float32, copy=False), []
+
+
+def _column(names: Sequence[str], accepted: Sequence[str], place: str | Path) -> str:
+    column = next((name for name in accepted if name in names), None)
+    if column is None:
+        raise UserError(
+            f"{place}: no {accepted[0]!r} (fields: {', '.join(map(repr, names)) or 'none'}); each vector needs an id "
+            "('_id') and its numbers ('vector')."
+        )
+    return column
+
+
+def _id(value: Any, place: str) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{place}: the id is {value!r}; give an integer or a string that is not empty.")
+    return value
+
+
+def _check_widths(widths: np.ndarray, ids: Sequence[str], file: Path) -> None:
+    if not len(widths):
+        return
+    usual = Counter(widths.tolist()).most_common(1)[0][0]
+    others = np.flatnonzero(widths != usual)
+    if len(others):
+        named = sample_of(ids[int(row)] for row in others)
+        raise UserError(
+            f"{file}: {len(others)} vectors do not have {usual} dimensions ({named}, the first has "
+            f"{widths[others[0]]}); all must be from one model and of one width."
+        )
+
+
+class About(Settings):
+    """A description of the model that made the vectors of a folder."""
+
+    model: Annotated[str, Field(pattern=r"\S")] | None = None
+    """Its name, e.g. ``openai/text-embedding-3-small``; files from one model share a space, and a file without a model
+    name is a space of its own."""
+    similarity: Literal["cosine", "dot"] = "cosine"
+    """How its vectors are compared."""
+    prompts: dict[Role, str] = Field(default_factory=dict)
+    """Prefix of the texts of each role, or the API's word for the role (``input_type``). If both roles have the same, a
+    document's vector also serves the same text as a query."""
 
     @classmethod
     def read(cls, path: Path) -> About:
-        """Read ``about.json``.
-
-        Raises:
-            UserError: It holds something else.
-        """
-        content = read_json(path)
-        if not isinstance(content, dict):
-            raise UserError(f'{path}: wanted {{"model": ..., "similarity": "cosine" or "dot", "prompts": {{...}}}}.')
-        for key in content:
-            if key not in cls.__dataclass_fields__:
-                raise unknown(f"key of {path}", key, cls.__dataclass_fields__)
-        about = cls(**content)
-        if about.similarity not in Encoder.similarities:
-            raise unknown(f"similarity in {path}", about.similarity, Encoder.similarities)
-        is_text = isinstance(about.prompts, dict) and all(isinstance(one, str) for one in about.prompts.values())
-        if not is_text or not set(about.prompts) <= {"query", "document"}:
-            raise UserError(f'{path}: prompts is {about.prompts!r}; wanted {{"query": "...", "document": "..."}}.')
-        if about.model is not None and (not isinstance(about.model, str) or not about.model.strip()):
-            raise UserError(f"{path}: model is {about.model!r}; wanted its name.")
-        return about
+        """Read and check ``about.json``."""
+        try:
+            return cls.model_validate(read_json(path))
+        except ValidationError as error:
+            mistake = error.errors()[0]
+            key = ".".join(map(str, mistake["loc"][:2])) or "content"
+            raise UserError(
+                f'{path}: {key} is {mistake["input"]!r}; give {{"model": its name, "similarity": "cosine" or '
+                '"dot", "prompts": {"query": "...", "document": "..."}}, all optional.'
+            ) from error
 
     @classmethod
     def of_export(cls, folder: Path) -> About:
-        """What the manifest of a Parquet export says of the encoder of its documents; nothing known without one.
-
-        Raises:
-            UserError: It holds no dense vectors.
-        """
+        """The document encoder of a Parquet export, from its manifest; defaults if there is no manifest."""
         if not (folder / FILE_NAME).is_file():
             return cls()
         manifest = Manifest.read(folder)
         if manifest.settings.get("kind") != "dense":
-            raise UserError(f"{folder} holds {manifest.settings.get('kind')} vectors; vectors: reads dense ones.")
+            raise UserError(f"{folder} has {manifest.settings.get('kind')} vectors; 'vectors:' reads dense ones.")
         space = manifest.about["space"]
-        prompts = {
-            role: str(space[key]["prompt"])
-            for role, key in (("document", "contract"), ("query", "query_contract"))
-            if space.get(key, {}).get("prompt")
-        }
-        return cls(space["documents_by"], space["similarity"], prompts)
+        contracts: dict[Role, str] = {"document": "contract", "query": "query_contract"}
+        prompts = {role: space.get(key, {}).get("prompt") or "" for role, key in contracts.items()}
+        return cls(model=space["documents_by"], similarity=space["similarity"], prompts=prompts)
 
 
 @dataclass(frozen=True)
-class _Source:
-    """A table's vectors by text: where a text's key stands among `rows`, which are rows of `vectors`."""
+class _Lookup:
+    """Vectors by text: the position of a text's key selects one of `rows`, which are rows of `vectors`."""
 
     keys: KeyIndex
     rows: np.ndarray
     vectors: np.ndarray
 
     @classmethod
-    def of(cls, table: VectorTable, texts: Texts, name: str) -> _Source:
-        """By the texts next to the vectors, else by a collection's texts for their ids.
-
-        Raises:
-            UserError: Two ids have one text and vectors that differ.
-        """
-        places = {id_: row for row, id_ in enumerate(table.ids)}
-        given = (table.ids, table.texts) if table.texts is not None else (texts.ids, texts.texts)
-        pairs = [(id_, text) for id_, text in zip(*given, strict=True) if id_ in places]
-        rows = np.array([places[id_] for id_, _ in pairs], dtype=np.int64)
-        all_keys = text_keys([text for _, text in pairs])
-        keys = KeyIndex(all_keys)
-        first = keys.find(all_keys)
-        for again in np.flatnonzero(first != np.arange(len(pairs))):
-            one, other = table.vectors[rows[first[again]]], table.vectors[rows[again]]
-            if one @ other < _SAME * np.linalg.norm(one) * np.linalg.norm(other):
+    def of(cls, table: VectorTable, texts: Texts, name: str) -> _Lookup:
+        """Use the table's own texts if it has them, else a collection's texts for the ids."""
+        row_of = {id_: row for row, id_ in enumerate(table.ids)}
+        known = (table.ids, table.texts) if table.texts is not None else (texts.ids, texts.texts)
+        pairs = [(id_, text) for id_, text in zip(*known, strict=True) if id_ in row_of]
+        rows = np.array([row_of[id_] for id_, _ in pairs], dtype=np.int64)
+        pair_keys = text_keys([text for _, text in pairs])
+        keys = KeyIndex(pair_keys)
+        first = keys.find(pair_keys)
+        for place in np.flatnonzero(first != np.arange(len(pairs))):
+            a, b = table.vectors[rows[first[place]]], table.vectors[rows[place]]
+            if a @ b < _SAME * np.linalg.norm(a) * np.linalg.norm(b):
                 raise UserError(
-                    f"{name}: {pairs[first[again]][0]!r} and {pairs[again][0]!r} have one text and vectors that "
-                    "differ; ids and vectors may be shifted against each other: embed these again, or leave one out."
+                    f"{name}: {pairs[first[place]][0]!r} and {pairs[place][0]!r} have the same text and different "
+                    "vectors; ids and vectors may be out of step: embed these again, or leave one out."
                 )
         return cls(keys, rows, table.vectors)
 
 
 class VectorFile(Encoder):
-    """An encoder whose vectors were made elsewhere: it looks them up by text, once it knows the texts of the ids.
+    """An encoder of precomputed vectors, which it looks up by text.
 
-    Opened, it knows its space and admits queries; bound to a collection, it also encodes the collection's texts.
+    An opened file knows its space and accepts query encoders. `bind` adds the texts of a collection, so that it can
+    also encode.
 
     Args:
         name: ``vectors:PATH``.
         documents: Vectors by document id.
-        queries: Vectors by query id, or by the texts next to them.
-        about: Description of the model that made them.
+        queries: Vectors by query id, with or without their texts.
+        about: The model that made them.
     """
 
     kind = "vectors"
@@ -135,34 +294,34 @@ class VectorFile(Encoder):
     def __init__(self, name: str, documents: VectorTable, queries: VectorTable | None, about: About) -> None:
         super().__init__(None, name)
         self.documents, self.queries, self.about = documents, queries, about
-        self._sources: dict[Role, list[_Source]] | None = None
+        self._lookups: dict[Role, list[_Lookup]] | None = None
         self._bound_to: tuple[str, str] | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> VectorFile:
         """Open a file of document vectors, or a folder with ``documents.*`` and optional ``queries.*``, ``about.json``.
 
-        A folder that ``export --to parquet`` wrote is read too; its manifest stands for ``about.json``.
+        It also opens a folder written by ``export --to parquet``, whose manifest replaces ``about.json``.
 
         Raises:
-            UserError: As `read_vectors`; or the folder holds no documents, or queries of another width.
+            UserError: As `read_vectors`; or the folder has no documents, or queries of another width.
         """
         place = Path(path).expanduser()
         if not place.is_dir():
             return cls(f"vectors:{path}", read_vectors(place, unit=True), None, About())
         about = About.read(place / ABOUT_FILE) if (place / ABOUT_FILE).exists() else About.of_export(place)
         unit = about.similarity == "cosine"
-        documents, queries = _only(place, "documents"), _only(place, "queries")
-        if documents is None:
-            raise UserError(f"folder {place} holds no documents{{{','.join(ENDINGS)}}}; put the vectors there.")
-        table = read_vectors(documents, unit=unit)
-        asked = None if queries is None else read_vectors(queries, unit=unit, with_texts=True)
-        if asked is not None and asked.vectors.shape[1] != table.vectors.shape[1]:
+        document_file, query_file = _single_file(place, "documents"), _single_file(place, "queries")
+        if document_file is None:
+            raise UserError(f"folder {place} has no documents{{{','.join(ENDINGS)}}}; put the vectors there.")
+        documents = read_vectors(document_file, unit=unit)
+        queries = None if query_file is None else read_vectors(query_file, unit=unit, with_texts=True)
+        if queries is not None and queries.vectors.shape[1] != documents.vectors.shape[1]:
             raise UserError(
-                f"{queries} has vectors of {asked.vectors.shape[1]} dimensions, {documents.name} of "
-                f"{table.vectors.shape[1]}; both are by one model."
+                f"{query_file} has vectors of {queries.vectors.shape[1]} dimensions, {document_file.name} of "
+                f"{documents.vectors.shape[1]}; both must be from one model."
             )
-        return cls(f"vectors:{path}", table, asked, about)
+        return cls(f"vectors:{path}", documents, queries, about)
 
     @property
     def dimension(self) -> int:
@@ -171,7 +330,7 @@ class VectorFile(Encoder):
 
     @property
     def similarity(self) -> str:
-        """``cosine`` or ``dot``."""
+        """How vectors are compared: ``cosine`` or ``dot``."""
         return self.about.similarity
 
     @property
@@ -180,11 +339,11 @@ class VectorFile(Encoder):
         return None
 
     def prompt(self, role: Role) -> str:
-        """What the model was given before a text, as ``about.json`` says."""
+        """Prefix that the model was given before a text, from ``about.json``."""
         return self.about.prompts.get(role, "")
 
     def contract(self, role: Role) -> dict[str, Any]:
-        """The model by its name, or by these very vectors where it has none, prompt, similarity and dimension."""
+        """Model name (or the digest of the vectors, if the model is unnamed), prompt, similarity and dimension."""
         return {
             "model": self.about.model or f"vectors {self.documents.digest}",
             "prompt": self.prompt(role),
@@ -193,7 +352,7 @@ class VectorFile(Encoder):
         }
 
     def fingerprint(self, role: Role) -> str:
-        """Fingerprint of the contract and of the vectors: another file is other vectors, in the same space or not."""
+        """Fingerprint of the contract and of the vectors themselves."""
         return digest(self.contract(role), self._content)
 
     @cached_property
@@ -201,94 +360,85 @@ class VectorFile(Encoder):
         return [table.digest for table in (self.documents, self.queries) if table is not None]
 
     def bind(self, collection: Collection) -> VectorFile:
-        """The same vectors, found by the texts that a collection has for their ids.
+        """Find the same vectors by the texts that a collection has for their ids.
 
-        A document or query without text needs no vector (an API takes none) and gets zeros, as from a token table.
+        A document or query without text needs no vector (APIs reject empty texts) and gets zeros, as from a token
+        table.
 
         Raises:
-            UserError: Documents of the collection have no vector, or two of one text have vectors that differ.
+            UserError: Documents of the collection have no vector, or documents with the same text have different ones.
         """
-        wanted = (collection.documents.fingerprint, collection.queries.fingerprint)
-        if self._bound_to == wanted:
+        texts = (collection.documents.fingerprint, collection.queries.fingerprint)
+        if self._bound_to == texts:
             return self
-        documents = _Source.of(self.documents, collection.documents, self.name)
-        queries = [] if self.queries is None else [_Source.of(self.queries, collection.queries, self.name)]
+        documents = _Lookup.of(self.documents, collection.documents, self.name)
+        queries = [] if self.queries is None else [_Lookup.of(self.queries, collection.queries, self.name)]
         bound = VectorFile(self.name, self.documents, self.queries, self.about)
-        bound._bound_to = wanted
-        bound._sources = {"document": [documents], "query": [*queries, *([documents] if self.is_symmetric else [])]}
+        bound._bound_to = texts
+        bound._lookups = {"document": [documents], "query": [*queries, *([documents] if self.is_symmetric else [])]}
         bound.require(collection.documents, "document")
         return bound
 
     def missing(self, texts: Sequence[str], role: Role) -> np.ndarray:
-        """(m,) int64 places of the texts that have no vector and need one.
-
-        Raises:
-            UserError: It is not bound to a collection.
-        """
+        """(m,) int64 positions of texts that need a vector and have none."""
         return np.flatnonzero(self._find(texts, role)[1])
 
     def require(self, texts: Texts, role: Role) -> None:
-        """Check, before work starts, that texts have vectors.
-
-        Raises:
-            UserError: Some have none: how many, and the first ids.
-        """
+        """Check, before work starts, that all texts have vectors; the error names the first few without."""
         places = self.missing(texts.texts, role)
         if len(places):
-            lacking = [texts.ids[place] for place in places]
             known = {"document": self.documents, "query": self.queries or ()}[role]
             raise UserError(
-                f"{self.name} has no vectors for {len(lacking)} of {len(texts)} "
-                f"{'queries' if role == 'query' else 'documents'} ({sample_of(lacking)}); it holds {len(known)}: "
-                "embed these by the same model and add them."
+                f"{self.name} has no vectors for {len(places)} of {len(texts)} "
+                f"{'queries' if role == 'query' else 'documents'} ({sample_of(texts.ids[row] for row in places)}); "
+                f"it has {len(known)}: embed these with the same model and add them."
             )
 
     def encode(self, texts: Sequence[str], role: Role, *, batch_size: int | None = None) -> np.ndarray:
         """Look up the vectors of texts.
 
         Returns:
-            (n, dimension) float32; unit vectors where they are compared by cosine, zeros for a text without words.
+            (n, dimension) float32; unit vectors if they are compared by cosine, zeros for a text without words.
 
         Raises:
             UserError: It is not bound to a collection, or a text has no vector.
         """
-        vectors, lacking = self._find(texts, role)
-        if lacking.any():
-            first = [texts[place][:40] for place in np.flatnonzero(lacking)[:2]]
+        vectors, missing = self._find(texts, role)
+        if missing.any():
+            first = [texts[row][:40] for row in np.flatnonzero(missing)[:2]]
             raise UserError(
-                f"{self.name} has no vectors for {int(lacking.sum())} of {len(texts)} texts ({sample_of(first)}), and "
-                "its model cannot be asked here; embed them there and add them, or use a query encoder distilled into "
+                f"{self.name} has no vectors for {int(missing.sum())} of {len(texts)} texts ({sample_of(first)}), and "
+                "its model is not available here; embed them there and add them, or use a query encoder distilled into "
                 "its space."
             )
         return vectors
 
     def _find(self, texts: Sequence[str], role: Role) -> tuple[np.ndarray, np.ndarray]:
-        """(n, dimension) vectors, zeros where there is none, and (n,) whether one is lacking."""
-        if self._sources is None:
+        """(n, dimension) vectors, zeros if not found, and (n,) whether a needed vector is missing."""
+        if self._lookups is None:
             raise UserError(
-                f"{self.name} holds vectors by id: which texts they are of, only a collection tells; give the "
+                f"{self.name} has vectors by id, and only a collection has the texts of the ids; give the "
                 "collection, or a query encoder distilled into its space."
             )
         vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
-        keys, lacking = text_keys(texts), np.ones(len(texts), dtype=bool)
-        for source in self._sources[role]:
-            found = source.keys.find(keys)
-            here = lacking & (found >= 0)
-            vectors[here] = source.vectors[source.rows[found[here]]]
-            lacking &= ~here
+        keys, missing = text_keys(texts), np.ones(len(texts), dtype=bool)
+        for lookup in self._lookups[role]:
+            places = lookup.keys.find(keys)
+            hits = missing & (places >= 0)
+            vectors[hits] = lookup.vectors[lookup.rows[places[hits]]]
+            missing &= ~hits
         has_words = np.fromiter((bool(text.strip()) for text in texts), dtype=bool, count=len(texts))
-        return vectors, lacking & has_words
+        return vectors, missing & has_words
 
     def __repr__(self) -> str:
-        made = self.about.model or "a model that is not named"
-        return f"VectorFile({self.name}, {len(self.documents)} documents by {made}, {self.dimension} dimensions)"
+        model = self.about.model or "an unnamed model"
+        return f"VectorFile({self.name}, {len(self.documents)} documents by {model}, {self.dimension} dimensions)"
 
 
-def _only(folder: Path, stem: str) -> Path | None:
-    """The one file of a name in a folder, whatever it ends in."""
-    found = [folder / f"{stem}{ending}" for ending in ENDINGS if (folder / f"{stem}{ending}").is_file()]
-    if not found and any((folder / stem).glob("*.parquet")):
+def _single_file(folder: Path, stem: str) -> Path | None:
+    files = [folder / f"{stem}{ending}" for ending in ENDINGS if (folder / f"{stem}{ending}").is_file()]
+    if not files and any((folder / stem).glob("*.parquet")):
         return folder / stem  # the parts of an export
-    if len(found) > 1:
-        raise UserError(f"folder {folder} holds {' and '.join(one.name for one in found)}; keep one of them.")
-    return found[0] if found else None
+    if len(files) > 1:
+        raise UserError(f"folder {folder} has {' and '.join(file.name for file in files)}; keep one of them.")
+    return files[0] if files else None

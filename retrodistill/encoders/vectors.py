@@ -1,4 +1,4 @@
-"""Exact search among vectors in memory."""
+"""Exact search and checks of dense vectors in memory."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import numpy as np
 
 from retrodistill.core.errors import UserError, sample_of
 
+_PAIRS = 65536  # per block, which bounds the memory of `pair_products`
+
 
 def exact_search(queries: np.ndarray, documents: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k documents of highest inner product (faiss IndexFlatIP).
+    """Find the documents with the highest inner products (faiss IndexFlatIP).
 
     Args:
         queries: (q, d) float32.
         documents: (n, d) float32.
-        k: At most n.
+        k: Cut to n.
 
     Returns:
         rows (q, k) int64 and scores (q, k) float32, best first.
@@ -26,7 +28,7 @@ def exact_search(queries: np.ndarray, documents: np.ndarray, k: int) -> tuple[np
 
 
 def flat_index(documents: np.ndarray) -> Any:
-    """A faiss IndexFlatIP over (n, d) vectors."""
+    """Build a faiss IndexFlatIP over (n, d) vectors."""
     import faiss
 
     index = faiss.IndexFlatIP(documents.shape[1])
@@ -35,31 +37,30 @@ def flat_index(documents: np.ndarray) -> Any:
 
 
 def pair_products(queries: np.ndarray, documents: np.ndarray, q: np.ndarray, d: np.ndarray) -> np.ndarray:
-    """(pairs,) float32 inner products of ``queries[q]`` and ``documents[d]``, in blocks that bound the memory."""
+    """(pairs,) float32 inner products of ``queries[q]`` and ``documents[d]``."""
     scores = np.empty(len(q), dtype=np.float32)
-    step = 65536
-    for start in range(0, len(q), step):
-        rows = slice(start, start + step)
+    for start in range(0, len(q), _PAIRS):
+        rows = slice(start, start + _PAIRS)
         scores[rows] = np.einsum("ij,ij->i", queries[q[rows]], documents[d[rows]])
     return scores
 
 
-def leading(vectors: np.ndarray, dimensions: int | None, *, unit: bool) -> np.ndarray:
-    """The leading dimensions of (n, d) vectors (Matryoshka truncation), made unit vectors again where they are to be.
+def normalized(vectors: np.ndarray) -> np.ndarray:
+    """(n, d) vectors scaled to length 1; zeros stay zeros."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(lengths > 0, lengths, 1.0)
 
-    None leaves the vectors as they are.
-    """
+
+def leading(vectors: np.ndarray, dimensions: int | None, *, unit: bool) -> np.ndarray:
+    """Truncate (n, d) vectors to their leading dimensions (Matryoshka), normalized again if `unit`; None keeps all."""
     if dimensions is None or dimensions == vectors.shape[1]:
         return vectors
     cut = np.ascontiguousarray(vectors[:, :dimensions])
-    if not unit:
-        return cut
-    lengths = np.linalg.norm(cut, axis=1, keepdims=True)
-    return cut / np.where(lengths > 0, lengths, 1.0)
+    return normalized(cut) if unit else cut
 
 
-def check_finite(vectors: np.ndarray, ids: list[str], what: str) -> None:
-    """Refuse NaN and infinite vectors by name: a NaN document is never found, an infinite one always.
+def check_finite(vectors: np.ndarray, ids: list[str], source: str) -> None:
+    """Reject NaN and infinite vectors: a NaN document is never found, an infinite one always.
 
     Raises:
         UserError: Names the first few ids.
@@ -67,17 +68,17 @@ def check_finite(vectors: np.ndarray, ids: list[str], what: str) -> None:
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
         raise UserError(
-            f"{what}: {len(bad)} vectors are NaN or infinite ({sample_of(ids[row] for row in bad)}); "
+            f"{source}: {len(bad)} vectors are NaN or infinite ({sample_of(ids[row] for row in bad)}); "
             "embed these again or leave them out."
         )
 
 
-def check_dimensions(dimensions: Sequence[int], whole: int) -> None:
+def check_dimensions(dimensions: Sequence[int], width: int) -> None:
     """Reject truncations beyond the width of a vector.
 
     Raises:
         UserError: Names the first.
     """
-    for one in dimensions:
-        if not 1 <= one <= whole:
-            raise UserError(f"truncation to {one} dimensions: the vectors have {whole}; choose from 1 to {whole}.")
+    for wanted in dimensions:
+        if not 1 <= wanted <= width:
+            raise UserError(f"truncation to {wanted} dimensions: the vectors have {width}; choose from 1 to {width}.")

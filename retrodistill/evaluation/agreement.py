@@ -16,8 +16,7 @@ from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.rankers.recorded import recorded_pairs
 from retrodistill.runs.agreement import kendall, overlap, ranking_overlap, score_bins
-from retrodistill.runs.align import align, look_up
-from retrodistill.runs.run import Run
+from retrodistill.runs.run import Run, align, look_up
 
 DEPTH = 100  # documents per query: of the teacher's list, and of the candidates that it re-ranks
 

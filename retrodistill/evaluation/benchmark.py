@@ -12,11 +12,10 @@ import numpy as np
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import write_json
-from retrodistill.core.progress import log
+from retrodistill.core.runtime import log
 from retrodistill.data import Collection, load_collection
 from retrodistill.data.beir import FORUMS, load_folder
 from retrodistill.evaluation.evaluating import Evaluation, EvaluationConfig, evaluate
-from retrodistill.evaluation.rules import CQADUPSTACK, sources
 from retrodistill.evaluation.systems import System, named_systems
 
 Means = dict[str, dict[str, float]]

@@ -19,8 +19,7 @@ from retrodistill.evaluation.measures import means
 from retrodistill.evaluation.systems import Measured, System, Task
 from retrodistill.indexes.base import Index
 from retrodistill.rankers.loading import load_ranker
-from retrodistill.rankers.protocol import Ranker
-from retrodistill.rankers.queries import check_k
+from retrodistill.rankers.protocol import Ranker, check_k
 from retrodistill.runs.agreement import overlap
 from retrodistill.runs.run import Run
 

@@ -16,13 +16,11 @@ from retrodistill.core.files import read_json
 from retrodistill.core.manifest import FILE_NAME
 from retrodistill.data import load_collection
 from retrodistill.evaluation.agreement import agreements
-from retrodistill.evaluation.comparing import Comparison, compare
 from retrodistill.evaluation.evaluating import Evaluation, EvaluationConfig, evaluate
 from retrodistill.evaluation.measures import parse_measure
 from retrodistill.evaluation.results import Agreement
-from retrodistill.evaluation.rules import split_of
 from retrodistill.evaluation.significance import LEAST, paired_tests
-from retrodistill.evaluation.systems import PER_QUERY, Measured, read_folder
+from retrodistill.evaluation.systems import PER_QUERY, Measured, read_folder, split_of
 from retrodistill.rankers.loading import load_ranker
 
 

@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.progress import log
+from retrodistill.core.runtime import log
 from retrodistill.data.collection import Collection
-from retrodistill.evaluation.cost import staged_latency
 from retrodistill.evaluation.results import Cost, Timing
 from retrodistill.rankers.protocol import Ranker, Stage
 
@@ -262,7 +261,7 @@ def write_peak() -> None:
     """In a process of its own: answer what stdin says, and write the highest resident memory in bytes to stdout."""
     import resource
 
-    from retrodistill.core.progress import set_quiet
+    from retrodistill.core.runtime import set_quiet
     from retrodistill.data import load_collection
     from retrodistill.rankers.loading import load_ranker
 

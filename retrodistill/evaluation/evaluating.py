@@ -13,15 +13,14 @@ import pyarrow as pa
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import exclusive, write_json
 from retrodistill.core.manifest import Manifest, hardware, library_versions
-from retrodistill.core.progress import log
+from retrodistill.core.runtime import log
 from retrodistill.data import Collection, Texts
 from retrodistill.evaluation.agreement import agreements
-from retrodistill.evaluation.significance import paired_tests
 from retrodistill.evaluation.cost import CostConfig, measure_cost
 from retrodistill.evaluation.examples import MEASURE, shown_queries
 from retrodistill.evaluation.measures import evaluate_run, means, measures_within, parse_measure
 from retrodistill.evaluation.results import Results
-from retrodistill.evaluation.rules import split_of, version_note
+from retrodistill.evaluation.significance import paired_tests
 from retrodistill.evaluation.systems import (
     Folder,
     Measured,
@@ -30,6 +29,8 @@ from retrodistill.evaluation.systems import (
     check_file_names,
     load_systems,
     named_systems,
+    split_of,
+    version_note,
     write_per_query,
 )
 from retrodistill.rankers.loading import load_ranker

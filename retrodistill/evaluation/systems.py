@@ -15,16 +15,14 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_file, atomic_folder, file_digest, make_folder, read_json
 from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.core.stores import slug
-from retrodistill.data import Collection
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.evaluation import results
 from retrodistill.evaluation.measures import Grades, means
 from retrodistill.evaluation.results import Cost, Results
-from retrodistill.evaluation.systems import Measured
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
-from retrodistill.runs.formats import keep_run, read_run
+from retrodistill.runs.formats import read_run, save_run
 from retrodistill.runs.run import Run
 
 PLACE = "{collection}"  # in the name of a run or an index: replaced by the name of the collection that is measured
@@ -246,7 +244,7 @@ class Folder:
     def keep(self, fingerprint: str | None, measured: Measured) -> Measured:
         """Write what was measured, the run first, the manifest last; returns it with the run on disk."""
         row = measured.row
-        file = keep_run(measured.load_run(), self.path / "runs" / slug(row.name))
+        file = save_run(measured.load_run(), self.path / "runs" / slug(row.name))
         about = {
             "run": file.name,
             "checksum": file_digest(file),

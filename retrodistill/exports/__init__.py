@@ -1,24 +1,19 @@
-"""Exports: an index' documents, whole and checked, in a Qdrant collection or in Parquet files."""
+"""Exports: an index's documents, complete and verified, in Qdrant, in Parquet files, or in another store."""
 
-from retrodistill.exports.parquet import ParquetReport, ParquetSettings, export_parquet
-from retrodistill.exports.qdrant import QdrantReport, QdrantSettings, export_qdrant
-from retrodistill.exports.qdrant_index import QdrantIndex, load_qdrant
-from retrodistill.exports.records import Exportable, Tokens, dense_records, multi_vector_records, sparse_records
-from retrodistill.exports.sources import exportable
+from retrodistill.exports.exporting import ExportReport, export_index
+from retrodistill.exports.index import StoreIndex, load_store
+from retrodistill.exports.protocol import StoreSettings, VectorStore, open_store
+from retrodistill.exports.records import Records, records_from, vector_records
 
 __all__ = [
-    "Exportable",
-    "ParquetReport",
-    "ParquetSettings",
-    "QdrantIndex",
-    "QdrantReport",
-    "QdrantSettings",
-    "Tokens",
-    "dense_records",
-    "export_parquet",
-    "export_qdrant",
-    "exportable",
-    "load_qdrant",
-    "multi_vector_records",
-    "sparse_records",
+    "ExportReport",
+    "Records",
+    "StoreIndex",
+    "StoreSettings",
+    "VectorStore",
+    "export_index",
+    "load_store",
+    "open_store",
+    "records_from",
+    "vector_records",
 ]

@@ -1,168 +1,171 @@
-"""Export to Parquet files with a schema, for anything else: written part by part, resumed, read back and compared."""
+"""Parquet files with a schema, for any other program: ``parquet:FOLDER``.
+
+They are ``FOLDER/documents/part-00000.parquet``... with the columns ``document_id`` string, ``title`` string (with a
+collection), ``text`` string (if wanted), and by kind
+
+- dense: ``vector`` fixed_size_list<float>[d];
+- sparse: ``indices`` list<int32>, ascending, and ``values`` list<float>; where the entries are known,
+  ``FOLDER/vocabulary.parquet`` has ``index`` and ``token``;
+- multi-vector: ``vectors`` list<fixed_size_list<float>[d]>, one per token, in order.
+
+``FOLDER/manifest.json`` holds the contract of the space and, once everything is written, counts, checksums and the
+state "complete".
+"""
 
 from __future__ import annotations
 
-import os
-import time
-from dataclasses import dataclass, replace
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import Field
+from scipy.sparse import csr_array
 
-from retrodistill.core.errors import UserError, unknown
+from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_file, check_replaceable, exclusive, file_digest, make_folder
 from retrodistill.core.manifest import FILE_NAME, Manifest
-from retrodistill.core.progress import bar
-from retrodistill.data.collection import Collection
 from retrodistill.encoders.multi_vector import Tokens
-from retrodistill.exports.payload import Payload, differences
-from retrodistill.exports.records import Exportable, Vectors
-from retrodistill.exports.sources import exportable
+from retrodistill.exports.protocol import Filter, StoreSettings, VectorStore, check_same
+from retrodistill.exports.records import Batch, Records, Vectors, exact_search, numbered
+from retrodistill.runs.run import Run
 
-Number = Literal["float32", "float16"]
-PARTS, VOCABULARY = "documents", "vocabulary.parquet"
-NUMBERS = ("float32", "float16")
+_PARTS, _VOCABULARY = "documents", "vocabulary.parquet"
 _ROW_GROUP = 10_000
-_ROWS = {"dense": 50_000, "sparse": 50_000, "multi-vector": 2_000}  # per part: some 100 MB
+_ROWS = {"dense": 50_000, "sparse": 50_000, "multi-vector": 2_000}  # per part, about 100 MB
+_SPAN = 2_000  # rows that a search reads at a time
+_WRITING, _COMPLETE = "being written", "complete"
 
 
-@dataclass(frozen=True)
-class ParquetSettings:
-    """How an index is written.
+class ParquetSettings(StoreSettings):
+    """How an index is written to Parquet."""
 
-    Attributes:
-        texts: A column of each document's text, too.
-        numbers: ``float32``, or ``float16`` at half the size: 11 bits of each number are kept.
-        rows: Documents per file; by default 50,000, of token vectors 2,000.
-    """
-
-    texts: bool = False
-    numbers: Number = "float32"
-    rows: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.rows is not None and self.rows < 1:
-            raise UserError(f"rows={self.rows}: give a number of at least 1.")
-        if self.numbers not in NUMBERS:
-            raise unknown("numbers", self.numbers, NUMBERS)
+    numbers: Literal["float32", "float16"] = "float32"
+    """Type of the numbers; `float16` takes half the bytes and keeps 11 bits of each number."""
+    rows: int | None = Field(default=None, ge=1)
+    """Documents per file; by default 50,000, of token vectors 2,000."""
 
 
-@dataclass(frozen=True)
-class ParquetReport:
-    """What an export wrote.
-
-    Attributes:
-        folder: Where.
-        kind: ``dense``, ``sparse`` or ``multi-vector``.
-        documents: Rows in all parts.
-        parts: Files.
-        written: Files that this export wrote; fewer where an interrupted one had written before.
-        bytes: Of all files.
-        seconds: Reading back included.
-    """
-
-    folder: str
-    kind: str
-    documents: int
-    parts: int
-    written: int
-    bytes: int
-    seconds: float
-
-    def __str__(self) -> str:
-        return (
-            f"{self.documents} documents ({self.kind}) in {self.parts} Parquet files, {self.bytes / 1e6:.1f} MB, in "
-            f"{self.folder}; read back and equal ({self.seconds:.0f} s)"
-        )
-
-
-def export_parquet(
-    source: Any,
-    collection: Collection | None,
-    folder: str | os.PathLike[str],
-    settings: ParquetSettings | None = None,
-) -> ParquetReport:
-    """Export an index to ``FOLDER/documents/part-00000.parquet``...; the same command goes on after an interruption.
-
-    Columns: ``document_id`` string; ``title`` string (with a collection); ``text`` string (if wanted); and by kind
-
-    - dense: ``vector`` fixed_size_list<float>[d];
-    - sparse: ``indices`` list<int32>, ascending, and ``values`` list<float>; where the entries are known,
-      ``FOLDER/vocabulary.parquet`` has ``index`` and ``token``;
-    - multi-vector: ``vectors`` list<fixed_size_list<float>[d]>, one per token, in order.
-
-    ``FOLDER/manifest.json`` holds the space's contract, and once all is there counts, checksums and the state
-    "complete". Every part is read back and compared with the source, those of an interrupted export too.
+class ParquetStore(VectorStore):
+    """A folder of Parquet files. Every part is read back after it was written; a search is exact and reads all files.
 
     Args:
-        source: An index, its folder, an encoder or its name (with a collection), or an `Exportable`.
-        collection: Titles and texts; None to export ids and vectors alone.
         folder: New, empty, or that of the same export.
-        settings: How.
-
-    Raises:
-        UserError: The folder holds something else (what differs is named) or is not writable, the disk is full, or what
-            was read back is not what was written.
+        settings: How it is written.
     """
-    start, settings = time.perf_counter(), settings or ParquetSettings()
-    records = exportable(source, collection)
-    payload = Payload.of(records, collection, texts=settings.texts)
-    rows, written = settings.rows or _ROWS[records.kind], 0
-    decisive = {"texts": settings.texts, "numbers": settings.numbers, "rows": rows}
-    manifest = payload.manifest("Parquet export", records, decisive)
-    target = _claimed(folder, manifest)
-    firsts = range(0, len(records), rows)
-    with exclusive(target / ".lock"), bar(len(records), f"exporting ({target.name})", "documents") as progress:
-        for leftover in target.rglob(".*.part"):  # of an export that was killed; nobody else writes here now
-            leftover.unlink()
-        for number, first in enumerate(firsts):
-            table = _table(records, payload, first, min(first + rows, len(records)), settings.numbers)
-            written += _write_part(target / PARTS / f"part-{number:05d}.parquet", table)
-            progress.update(len(table))
-        if records.vocabulary is not None:
-            entries = {"index": np.arange(len(records.vocabulary), dtype=np.int32), "token": list(records.vocabulary)}
-            _write_part(target / VOCABULARY, pa.table(entries))
-        files = [*sorted((target / PARTS).glob("*.parquet")), *target.glob(VOCABULARY)]
-        checksums = {file.relative_to(target).as_posix(): file_digest(file) for file in files}
-        about = {**manifest.about, "state": "complete", "parts": len(firsts), "checksums": checksums}
-        replace(manifest, about=about).write(target)
-    size = sum(file.stat().st_size for file in files)
-    seconds = time.perf_counter() - start
-    return ParquetReport(str(folder), records.kind, len(records), len(firsts), written, size, seconds)
 
+    options = ParquetSettings
 
-def _claimed(folder: str | os.PathLike[str], manifest: Manifest) -> Path:
-    """The folder, with the manifest of an export that has begun."""
-    target = check_replaceable(folder, FILE_NAME)
-    if (target / FILE_NAME).is_file():
-        differing = differences(Manifest.read(target), manifest)
-        if differing:
+    def __init__(self, folder: Path, settings: ParquetSettings | None = None) -> None:
+        self.folder, self.settings = folder, settings or ParquetSettings()
+        self._lock = contextlib.ExitStack()
+
+    @classmethod
+    def open(cls, place: str, settings: ParquetSettings | None = None, *, create: bool = False) -> ParquetStore:
+        """Open a folder.
+
+        Raises:
+            UserError: There is no export, and `create` is false.
+        """
+        store = cls(Path(place), settings)
+        if not create and not (store.folder / FILE_NAME).is_file():
             raise UserError(
-                f"{target} holds something else ({'; '.join(differing)}); choose another folder, or delete it first."
+                f"no Parquet export {place!r} (no {FILE_NAME} in it); write one with 'retrodistill export'."
             )
-        return target
-    make_folder(target / PARTS)
-    replace(manifest, about={**manifest.about, "state": "being written"}).write(target)
-    return target
+        return store
+
+    @property
+    def address(self) -> str:
+        """``parquet:FOLDER``."""
+        return f"parquet:{self.folder}"
+
+    def create(self, spec: Records) -> None:
+        """As `VectorStore.create`."""
+        self._spec, self.batch_size = spec, self.settings.rows or _ROWS[spec.kind]
+        settings = {"texts": self.settings.texts, "numbers": self.settings.numbers, "rows": self.batch_size}
+        self._manifest = spec.manifest("Parquet export", settings)
+        check_replaceable(self.folder, FILE_NAME)
+        if (self.folder / FILE_NAME).is_file():
+            check_same(self.manifest(), self._manifest, str(self.folder), "choose another folder, or delete it first")
+        else:
+            make_folder(self.folder / _PARTS)
+            self._write_manifest(state=_WRITING)
+        self._lock.enter_context(exclusive(self.folder / ".lock"))
+        for leftover in self.folder.rglob(".*.part"):  # of an export that was killed; the lock keeps others out
+            leftover.unlink()
+
+    def upload(self, batches: Iterable[Batch]) -> int:
+        """As `VectorStore.upload`. Parts of an interrupted export are compared with the source, too."""
+        written = 0
+        for batch in batches:
+            columns = {name: pa.array(values, pa.string()) for name, values in batch.payload.items()}
+            table = pa.table({**columns, **_vector_columns(batch.vectors, self.settings.numbers)})
+            part = f"part-{batch.start // self.batch_size:05d}.parquet"
+            written += len(batch) * _write_part(self.folder / _PARTS / part, table)
+        return written
+
+    def finish(self) -> dict[str, Any]:
+        """As `VectorStore.finish`."""
+        if self._spec.vocabulary is not None:
+            tokens = list(self._spec.vocabulary)
+            table = pa.table({"index": np.arange(len(tokens), dtype=np.int32), "token": tokens})
+            _write_part(self.folder / _VOCABULARY, table)
+        parts = self._parts()
+        files = [*parts, *self.folder.glob(_VOCABULARY)]
+        checksums = {file.relative_to(self.folder).as_posix(): file_digest(file) for file in files}
+        self._write_manifest(state=_COMPLETE, parts=len(parts), checksums=checksums)
+        return {"folder": str(self.folder), "parts": len(parts), "bytes": sum(file.stat().st_size for file in files)}
+
+    def manifest(self) -> Manifest:
+        """As `VectorStore.manifest`."""
+        manifest = Manifest.read(self.folder)
+        return replace(manifest, about={**manifest.about, "is_complete": manifest.about.get("state") == _COMPLETE})
+
+    def count(self) -> int:
+        """Number of rows."""
+        return sum(pq.read_metadata(part).num_rows for part in self._parts())
+
+    def search(
+        self, queries: Vectors, k: int, filter: Filter | None = None, *, query_ids: Sequence[str] | None = None
+    ) -> Run:
+        """As `VectorStore.search`."""
+        return exact_search(self._blocks(filter), queries, k, numbered(queries, query_ids))
+
+    def close(self) -> None:
+        """Let others write to the folder."""
+        self._lock.close()
+
+    def _parts(self) -> list[Path]:
+        return sorted((self.folder / _PARTS).glob("*.parquet"))
+
+    def _write_manifest(self, **about: Any) -> None:
+        replace(self._manifest, about={**self._manifest.about, **about}).write(self.folder)
+
+    def _blocks(self, filter: Filter | None) -> Iterator[tuple[list[str], Vectors]]:
+        """Ids and vectors of the rows that pass the filter, part by part."""
+        width = int(self.manifest().about["space"]["dimension"])
+        for part in self._parts():
+            with pq.ParquetFile(part) as file:
+                for read in file.iter_batches(_SPAN):
+                    rows = read
+                    for column, values in (filter or {}).items():
+                        rows = rows.filter(pc.is_in(rows[column], value_set=pa.array(list(values), pa.string())))
+                    if len(rows):
+                        yield rows["document_id"].to_pylist(), _read_vectors(rows, width)
 
 
-def _table(records: Exportable, payload: Payload, start: int, stop: int, numbers: Number) -> pa.Table:
-    """Documents start to stop by the schema of their kind."""
-    columns: dict[str, pa.Array] = {"document_id": pa.array(list(records.ids[start:stop]), pa.string())}
-    columns |= {name: pa.array(texts, pa.string()) for name, texts in payload.columns(start, stop).items()}
-    return pa.table({**columns, **_vector_columns(records.block(start, stop), numbers)})
-
-
-def _vector_columns(vectors: Vectors, numbers: Number) -> dict[str, pa.Array]:
+def _vector_columns(vectors: Vectors, numbers: str) -> dict[str, pa.Array]:
     kind = np.dtype(numbers)
     if isinstance(vectors, np.ndarray):
-        return {"vector": _rows(vectors.astype(kind, copy=False))}
+        return {"vector": _fixed_size_rows(vectors.astype(kind, copy=False))}
     if isinstance(vectors, Tokens):
         bounds = pa.array(np.asarray(vectors.bounds, dtype=np.int32))
-        return {"vectors": pa.ListArray.from_arrays(bounds, _rows(vectors.vectors.astype(kind, copy=False)))}
+        return {"vectors": pa.ListArray.from_arrays(bounds, _fixed_size_rows(vectors.vectors.astype(kind, copy=False)))}
     bounds = pa.array(vectors.indptr.astype(np.int32))
     return {
         "indices": pa.ListArray.from_arrays(bounds, pa.array(vectors.indices.astype(np.int32))),
@@ -170,27 +173,39 @@ def _vector_columns(vectors: Vectors, numbers: Number) -> dict[str, pa.Array]:
     }
 
 
-def _rows(vectors: np.ndarray) -> pa.Array:
+def _fixed_size_rows(vectors: np.ndarray) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors).ravel()), vectors.shape[1])
 
 
-def _write_part(path: Path, table: pa.Table) -> bool:
-    """Write a part unless it is there with the same content; returns whether it wrote.
+def _read_vectors(rows: pa.RecordBatch, width: int) -> Vectors:
+    """The inverse of `_vector_columns`, in float32."""
+    if "vector" in rows.schema.names:
+        return rows["vector"].flatten().to_numpy().astype(np.float32).reshape(-1, width)
+    lists = rows["vectors" if "vectors" in rows.schema.names else "values"]
+    bounds = np.concatenate([[0], np.cumsum(pc.list_value_length(lists).to_numpy(zero_copy_only=False))])
+    values = lists.flatten()
+    if "vectors" in rows.schema.names:
+        return Tokens(values.flatten().to_numpy().astype(np.float32).reshape(-1, width), bounds.astype(np.int64))
+    indices = rows["indices"].flatten().to_numpy()
+    return csr_array((values.to_numpy().astype(np.float32), indices, bounds), shape=(len(rows), width))
 
-    Raises:
-        UserError: What is read back is not what was written.
-    """
-    if path.is_file() and _same(path, table):
+
+def _write_part(path: Path, table: pa.Table) -> bool:
+    """Write a file unless it is there with the same content; returns whether it was written."""
+    if path.is_file() and _is_same(path, table):
         return False
     with atomic_file(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", row_group_size=_ROW_GROUP, write_page_checksum=True)
-    if not _same(path, table):
+    if not _is_same(path, table):
         raise UserError(f"{path} does not read back as it was written; the disk may be failing: export elsewhere.")
     return True
 
 
-def _same(path: Path, table: pa.Table) -> bool:
+def _is_same(path: Path, table: pa.Table) -> bool:
     try:
         return bool(pq.read_table(path, page_checksum_verification=True).equals(table))
     except (pa.ArrowException, OSError):  # cut short or altered: it is written again
         return False
+
+
+STORE = ParquetStore

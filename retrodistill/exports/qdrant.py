@@ -1,261 +1,387 @@
-"""Export to Qdrant: in batches, resumed where it was interrupted, verified at the end."""
+"""Qdrant, embedded in a folder, on a server or in a cluster: ``qdrant:FOLDER_OR_URL#NAME``."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
+import contextlib
+import os
+import sqlite3
+import uuid
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pickle import UnpicklingError  # raised for the files of an embedded Qdrant
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from pydantic import Field
+from scipy.sparse import csr_array
 
-from retrodistill.core.errors import UserError, sample_of, unknown
+from retrodistill.core.errors import UserError, sample_of
+from retrodistill.core.files import check_replaceable
 from retrodistill.core.manifest import Manifest
-from retrodistill.core.progress import bar, log
+from retrodistill.core.runtime import log
 from retrodistill.core.stores import slug
-from retrodistill.data.collection import Collection
-from retrodistill.exports.checking import agreement, as_queries, sampled_rows, sampled_vectors
-from retrodistill.exports.connection import Address, connected
-from retrodistill.exports.payload import Payload, differences
-from retrodistill.exports.points import QUANTIZATIONS, Quantization, collection_config, distance_between, vectors_of
-from retrodistill.exports.qdrant_collection import VERIFIED, WRITING, QdrantCollection, point_id
-from retrodistill.exports.records import Exportable, flat_values
-from retrodistill.exports.sources import exportable
+from retrodistill.encoders.multi_vector import Tokens
+from retrodistill.exports.protocol import Filter, StoreSettings, VectorStore, check_same
+from retrodistill.exports.records import Batch, Records, Vectors, numbered, stacked
+from retrodistill.runs.run import Run
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
 
-_DEPTH = 10  # of the rankings that are compared
-_EXACT = 1e-4  # of the largest number of a vector: what float32 and a second normalization leave
-_NUMBERS = 1_000_000  # of a request; 20 characters each
+_EMBEDDED = "meta.json"  # a file of every embedded Qdrant
+_API_KEY = "QDRANT_API_KEY"
+_TIMEOUT = 60  # seconds; Qdrant's default of 5 is short for a batch of token vectors
+_NUMBERS = 1_000_000  # of a request, 20 bytes each as JSON: a server takes 32 MB by default
 _TOKENS = 512  # of a long document
-_MANY = 20_000  # points; qdrant-client keeps those of an embedded collection in memory and compares one by one
+_MOST = 256  # documents per request
+_MANY = 20_000  # documents; an embedded Qdrant keeps them in memory and compares one by one
+_QUERIES = 32  # per request
+# Twice as many documents as wanted are found by their codes, and ranked by their vectors.
+_BY_CODES = {"quantization": {"rescore": True, "oversampling": 2.0}}
+_WRITING, _VERIFIED = "being written", "verified"
+_OWNER = "retrodistill"  # our key in the metadata of a collection
+_POINTS = uuid.uuid5(uuid.NAMESPACE_URL, "retrodistill:document")
+# As Qdrant takes them; codes stay in memory. x16 is a byte for four float32 numbers.
+QUANTIZATIONS: dict[str, dict[str, Any]] = {
+    "scalar": {"scalar": {"type": "int8", "quantile": 0.99, "always_ram": True}},
+    "product": {"product": {"compression": "x16", "always_ram": True}},
+    "binary": {"binary": {"always_ram": True}},
+}
 
 
-@dataclass(frozen=True)
-class QdrantSettings:
-    """How an index is exported.
-
-    Attributes:
-        name: Of the Qdrant collection; by default the collection's, or the index'.
-        texts: Keep each document's text in its payload, too.
-        quantization: ``scalar`` (1 byte a number), ``product`` (a quarter of that), ``binary`` (1 bit) or None. The
-            vectors themselves are kept, and rank what the codes find. An embedded Qdrant records it and searches
-            exactly.
-        shards: Of the collection, on a cluster; Qdrant's choice by default.
-        replicas: Copies of each shard, on a cluster; Qdrant's choice by default.
-        batch: Documents per request; by default as many as a server takes at its own defaults, at most 256.
-        sample: So many documents are compared number by number, and their vectors asked as queries.
-        agreement: The least mean share of the exact top 10 that Qdrant has to find for them where it searches
-            approximately (HNSW); an embedded Qdrant has to find all, a quantized collection is only reported on.
-    """
+class QdrantSettings(StoreSettings):
+    """How an index is exported to Qdrant."""
 
     name: str | None = None
-    texts: bool = False
-    quantization: Quantization | None = None
-    shards: int | None = None
-    replicas: int | None = None
-    batch: int | None = None
-    sample: int = 50
-    agreement: float = 0.9
-
-    def __post_init__(self) -> None:
-        for what in ("shards", "replicas", "batch", "sample"):
-            given = getattr(self, what)
-            if given is not None and given < 1:
-                raise UserError(f"{what}={given}: give a number of at least 1.")
-        if self.quantization is not None and self.quantization not in QUANTIZATIONS:
-            raise unknown("quantization", self.quantization, QUANTIZATIONS)
-        if not 0 <= self.agreement <= 1:
-            raise UserError(f"agreement={self.agreement}: a share is from 0 to 1.")
+    """Name of the Qdrant collection; by default the collection's, or the index's."""
+    quantization: Literal["scalar", "product", "binary"] | None = None
+    """`scalar` (1 byte per number), `product` (a quarter of that) or `binary` (1 bit per number). The vectors
+    themselves are kept and rank what is found by codes. An embedded Qdrant records it and searches exactly."""
+    shards: int | None = Field(default=None, ge=1)
+    """Shards of the collection in a cluster; Qdrant's choice by default."""
+    replicas: int | None = Field(default=None, ge=1)
+    """Copies of each shard in a cluster; Qdrant's choice by default."""
+    batch: int | None = Field(default=None, ge=1)
+    """Documents per request; by default as many as a server with default limits takes, at most 256."""
+    sample: int = Field(default=50, ge=1)
+    """Number of documents that are compared with the source and whose vectors are used as queries at the end."""
+    agreement: float = Field(default=0.9, ge=0, le=1)
+    """Least mean share of the exact top 10 that Qdrant must find for them where it searches approximately (HNSW). An
+    embedded Qdrant must find all; for a quantized collection the share is reported only."""
 
 
-@dataclass(frozen=True)
-class QdrantReport:
-    """What an export did, and what its verification found.
-
-    Attributes:
-        address: ``qdrant:PLACE#NAME``, for searching it.
-        kind: ``dense``, ``sparse`` or ``multi-vector``.
-        documents: Points in the collection; as many as documents in the source.
-        written: Points that this export wrote; fewer where an interrupted one had written before.
-        sampled: Documents that were compared and asked as queries.
-        difference: Largest difference of a number of theirs in Qdrant from the source's.
-        agreement: Mean share of the exact top 10 that Qdrant found for them, ties tolerated.
-        seconds: Of the whole export, verification included.
-    """
-
-    address: str
-    kind: str
-    documents: int
-    written: int
-    sampled: int
-    difference: float
-    agreement: float
-    seconds: float
-
-    def __str__(self) -> str:
-        return (
-            f"{self.documents} documents ({self.kind}) in {self.address}, {self.written} written now "
-            f"({self.seconds:.0f} s); of {self.sampled} sampled, the top ten agree to {self.agreement:.1%}"
-        )
-
-
-def export_qdrant(
-    source: Any,
-    collection: Collection | None,
-    target: str | Path | QdrantClient,
-    settings: QdrantSettings | None = None,
-) -> QdrantReport:
-    """Export an index to a Qdrant collection; the same command goes on where an export was interrupted.
+class QdrantStore(VectorStore):
+    """A collection in Qdrant.
 
     A point's id is a UUID made from its document's id. Its payload has ``document_id``, ``title`` where there is one,
-    and ``text`` if wanted. Its vector is named by its kind (``dense``, ``sparse``, ``multi-vector``); a document
-    without any entry or token has none and is never found. The collection's metadata holds the space's contract, so
-    that searching refuses the queries of another space.
+    and ``text`` if wanted. Its vector is named by its kind (``dense``, ``sparse``, ``multi-vector``). A document
+    without any entry or token has no vector and is never found. The collection's metadata holds the manifest with the
+    contract of the space, so that queries of another space are refused.
 
     Args:
-        source: An index, its folder, an encoder or its name (with a collection), or an `Exportable`. See `exportable`
-            for where exact vectors come from.
-        collection: Titles and texts; None to export ids and vectors alone.
-        target: A folder for Qdrant's embedded mode, which waits for the disk at every document (some 50 a second); the
-            URL of a server or cluster, whose key is the environment variable QDRANT_API_KEY; or a client.
-        settings: How.
-
-    Returns:
-        What was written and verified.
-
-    Raises:
-        UserError: The package is missing, Qdrant cannot be reached or refuses, the collection there holds something
-            else (what differs is named), or what Qdrant holds in the end is not the source.
+        client: The client; `close` closes it.
+        settings: How it is written.
+        place: The folder or URL, for messages.
+        name: Name of the collection, unless the settings name one.
     """
-    start, settings = time.perf_counter(), settings or QdrantSettings()
-    with connected(target, create=True) as client:  # before documents are embedded for hours
-        records = exportable(source, collection)
-        config = collection_config(records.kind, records.space, settings.quantization)
-        payload = Payload.of(records, collection, texts=settings.texts)
-        name = settings.name or slug(collection.name if collection is not None else records.name)
-        there = QdrantCollection(client, name, "the client's place" if client is target else str(target))
-        if there.embedded and len(records) > _MANY:
-            log(f"{len(records)} documents: an embedded Qdrant is meant for up to {_MANY}; a server takes more.")
+
+    options = QdrantSettings
+
+    def __init__(
+        self, client: QdrantClient, settings: QdrantSettings | None = None, place: str = "CLIENT", name: str = ""
+    ) -> None:
+        self.client, self.settings, self.place = client, settings or QdrantSettings(), place
+        self.name = self.settings.name or name
+        # An embedded Qdrant searches exactly and ignores indexing, quantization and shards.
+        self.embedded = client.init_options["path"] is not None or client.init_options["location"] == ":memory:"
+        self.sample = self.settings.sample
+        self.min_agreement = 1.0 if self.embedded else 0.0 if self.settings.quantization else self.settings.agreement
+        self._continues = False
+
+    @classmethod
+    def open(cls, place: str, settings: QdrantSettings | None = None, *, create: bool = False) -> QdrantStore:
+        """Open ``FOLDER#NAME`` or ``URL#NAME``; ``#NAME`` may be left out where there is one collection.
+
+        An embedded Qdrant waits for the disk at every document: about 50 a second. Its folder is read with pickle by
+        qdrant-client: open only those that you trust. A server's key is the environment variable QDRANT_API_KEY.
+
+        Raises:
+            UserError: The package, the folder or the collection is missing, the folder holds something else or is in
+                use, or the server does not answer.
+        """
+        folder, _, name = place.partition("#")
+        if not folder:
+            raise UserError(
+                f"'qdrant:{place}' names no place; write 'qdrant:FOLDER#NAME' or 'qdrant:http://HOST:6333#NAME'."
+            )
+        client = _connect(folder, create=create)
+        store = cls(client, settings, folder, name)
+        weakref.finalize(store, client.close)  # left to itself, a client closes too late and complains
+        if not create:
+            names = sorted(collection.name for collection in store._call("get_collections").collections)
+            store.name = names[0] if not name and len(names) == 1 else name
+            if store.name not in names:
+                store.close()
+                what = f"has no collection {name!r}" if name else f"holds {len(names)} collections"
+                listed = sample_of(names, 8) or "none"
+                raise UserError(f"Qdrant at {folder} {what}; there are: {listed}. Write 'qdrant:{folder}#NAME'.")
+        return store
+
+    @property
+    def address(self) -> str:
+        """``qdrant:PLACE#NAME``."""
+        return f"qdrant:{self.place}" + (f"#{self.name}" if self.name else "")
+
+    def create(self, spec: Records) -> None:
+        """As `VectorStore.create`."""
+        settings = self.settings
+        config = {**_vectors_config(spec, settings.quantization), **_spread(settings)}
+        self.name = self.name or spec.collection or slug(spec.name)
+        self.batch_size = settings.batch or batch_size(spec.kind, spec.space.dimension)
         decisive = {"texts": settings.texts, "quantization": settings.quantization}
-        manifest = payload.manifest("Qdrant collection", records, decisive)
-        resumed = _open(there, manifest, {**config, **_spread(settings)})
-        written = _write(there, records, payload, settings.batch, resumed=resumed)
-        sampled, difference, share = verify(there, records, settings)
-        there.mark(manifest, VERIFIED)
-    seconds = time.perf_counter() - start
-    address = str(Address(there.place, name))
-    return QdrantReport(address, records.kind, len(records), written, sampled, difference, share, seconds)
+        self._manifest = spec.manifest("Qdrant collection", decisive)
+        if self.embedded and len(spec) > _MANY:
+            log(f"{len(spec)} documents: an embedded Qdrant is meant for up to {_MANY}; use a server for more.")
+        self._continues = self._call("collection_exists", self.name)
+        if self._continues:
+            advice = "choose another name, or delete that collection first"
+            check_same(self.manifest(), self._manifest, self.address, advice)
+            self._mark(_WRITING)
+            return
+        self._call("create_collection", self.name, metadata=self._metadata(_WRITING), **config)
+        if not self.embedded:
+            self._call("create_payload_index", self.name, "document_id", _library().models.PayloadSchemaType.KEYWORD)
+        if self.manifest() is None:
+            self._call("delete_collection", self.name)
+            raise UserError(f"Qdrant at {self.place} keeps no metadata of collections; use version 1.16 or newer.")
+
+    def upload(self, batches: Iterable[Batch]) -> int:
+        """As `VectorStore.upload`. Qdrant is asked what is there: an interrupted batch may be there in part."""
+        written, build = 0, _library().models.PointStruct
+        for batch in batches:
+            ids, known = [point_id(document) for document in batch.ids], set()
+            if self._continues:
+                found = self._call("retrieve", self.name, ids=ids, with_payload=False, with_vectors=False)
+                known = {str(point.id) for point in found}
+            if len(known) < len(ids):
+                columns, vectors = batch.payload, _to_qdrant(batch.vectors)
+                points = [
+                    build(
+                        id=id_,
+                        vector={} if vectors[row] is None else {self._kind: vectors[row]},
+                        payload={name: values[row] for name, values in columns.items() if values[row]},
+                    )
+                    for row, id_ in enumerate(ids)
+                    if id_ not in known
+                ]
+                self.put(points)
+                written += len(points)
+        return written
+
+    def put(self, points: list[Any]) -> None:
+        """Write points in one request; one that is there is replaced. The client retries transient failures."""
+        self._call("upload_points", self.name, points, batch_size=max(1, len(points)), wait=True)
+
+    def finish(self) -> dict[str, Any]:
+        """As `VectorStore.finish`."""
+        self._mark(_VERIFIED)
+        return {}
+
+    def manifest(self) -> Manifest | None:
+        """As `VectorStore.manifest`."""
+        held = (self._call("get_collection", self.name).config.metadata or {}).get(_OWNER)
+        if held is None:
+            return None
+        about = {**held["about"], "is_complete": held.get("state") == _VERIFIED}
+        return Manifest(held["artifact"], held["inputs"], held["settings"], about)
+
+    def count(self) -> int:
+        """Number of points."""
+        return int(self._call("count", self.name, exact=True).count)
+
+    def stored(self, ids: Sequence[str]) -> tuple[list[str], Vectors]:
+        """As `VectorStore.stored`; a point that names another document does not count."""
+        documents = {point_id(document): document for document in ids}
+        points = self._call("retrieve", self.name, ids=list(documents), with_payload=True, with_vectors=True)
+        points = [point for point in points if (point.payload or {}).get("document_id") == documents[str(point.id)]]
+        vectors = [point.vector.get(self._kind) if isinstance(point.vector, dict) else None for point in points]
+        dimension = int(self._manifest.about["space"]["dimension"])
+        return [documents[str(point.id)] for point in points], _from_qdrant(self._kind, vectors, dimension)
+
+    def search(
+        self, queries: Vectors, k: int, filter: Filter | None = None, *, query_ids: Sequence[str] | None = None
+    ) -> Run:
+        """As `VectorStore.search`; queries without any entry or token find nothing.
+
+        Raises:
+            UserError: Qdrant refuses or does not answer, or holds points that retrodistill did not write.
+        """
+        vectors = zip(numbered(queries, query_ids), _to_qdrant(queries), strict=True)
+        pairs = [(query, vector) for query, vector in vectors if vector is not None]
+        options: dict[str, Any] = {"using": self._kind, "limit": k, "with_payload": ["document_id"]}
+        if self._manifest.settings["quantization"] is not None and not self.embedded:
+            options["params"] = _BY_CODES
+        if filter is not None:
+            must = [{"key": name, "match": {"any": list(values)}} for name, values in filter.items()]
+            options["filter"] = {"must": must}
+        request, rows = _library().models.QueryRequest, []
+        for start in range(0, len(pairs), _QUERIES):
+            part = pairs[start : start + _QUERIES]
+            requests = [request(query=vector, **options) for _, vector in part]
+            responses = self._call("query_batch_points", self.name, requests)
+            for (query, _), response in zip(part, responses, strict=True):
+                rows += [(query, self._document(point), point.score) for point in response.points]
+        columns = zip(*rows, strict=True) if rows else ((), (), ())
+        return Run.from_arrays(*map(list, columns), name=self.name).ranked()
+
+    def close(self) -> None:
+        """Release the folder, which one process holds at a time, or the connection."""
+        self.client.close()
+
+    @cached_property
+    def _manifest(self) -> Manifest:
+        """That of `create`, or of what is there."""
+        return self.manifest() or Manifest("nothing")
+
+    @property
+    def _kind(self) -> str:
+        return str(self._manifest.settings["kind"])
+
+    def _metadata(self, state: str) -> dict[str, Any]:
+        return {_OWNER: {**asdict(self._manifest), "fingerprint": self._manifest.fingerprint, "state": state}}
+
+    def _mark(self, state: str) -> None:
+        self._call("update_collection", self.name, metadata=self._metadata(state))
+
+    def _document(self, point: Any) -> str:
+        document = (point.payload or {}).get("document_id")
+        if document is None:
+            raise UserError(f"{self.address} holds point {point.id}, which names no document; something else wrote it.")
+        return str(document)
+
+    def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
+        """Call the client; its errors become one line."""
+        with _one_line_errors(self.place):
+            return getattr(self.client, method)(*arguments, **options)
+
+
+def point_id(document_id: str) -> str:
+    """The UUID of a document's point, always the same: Qdrant takes no other strings as ids."""
+    return str(uuid.uuid5(_POINTS, document_id))
+
+
+def batch_size(kind: str, dimension: int) -> int:
+    """Documents per request."""
+    if kind == "sparse":
+        return _MOST
+    return max(1, min(_MOST, _NUMBERS // (dimension * (_TOKENS if kind == "multi-vector" else 1))))
+
+
+def _vectors_config(spec: Records, quantization: str | None) -> dict[str, Any]:
+    """Arguments of `QdrantClient.create_collection` for the vectors, which are named by their kind.
+
+    Unit vectors are compared by cosine, so that clients which send other queries see cosines; all others by inner
+    product. MaxSim is Qdrant's multivector comparator over inner products.
+    """
+    models = _library().models
+    if spec.kind == "sparse":
+        if quantization is not None:
+            raise UserError(f"quantization {quantization!r}: Qdrant quantizes no sparse vectors; leave it out.")
+        return {"vectors_config": {}, "sparse_vectors_config": {spec.kind: models.SparseVectorParams()}}
+    parameters = models.VectorParams(
+        size=spec.space.dimension,
+        distance="Cosine" if spec.kind == "dense" and spec.space.norm == "unit" else "Dot",
+        quantization_config=QUANTIZATIONS[quantization] if quantization else None,
+        multivector_config={"comparator": "max_sim"} if spec.kind == "multi-vector" else None,
+    )
+    return {"vectors_config": {spec.kind: parameters}}
 
 
 def _spread(settings: QdrantSettings) -> dict[str, int]:
-    wanted = {"shard_number": settings.shards, "replication_factor": settings.replicas}
-    return {key: value for key, value in wanted.items() if value is not None}
+    spread = {"shard_number": settings.shards, "replication_factor": settings.replicas}
+    return {key: value for key, value in spread.items() if value is not None}
 
 
-def _open(there: QdrantCollection, manifest: Manifest, config: dict[str, Any]) -> bool:
-    """Create the collection, or check that it is this export's; returns whether it was there."""
-    if not there.exists:
-        there.create(manifest, config)
-        return False
-    held = there.manifest
-    differing = ["retrodistill did not make it"] if held is None else differences(held, manifest)
-    if differing:
+def _to_qdrant(vectors: Vectors) -> list[Any]:
+    """Each row as Qdrant takes it; None for one without any entry or token."""
+    if isinstance(vectors, Tokens):
+        return [vectors[text].tolist() or None for text in range(len(vectors))]
+    if isinstance(vectors, np.ndarray):
+        return list(vectors.tolist())
+    build = _library().models.SparseVector
+    rows = (slice(*bounds) for bounds in zip(vectors.indptr[:-1], vectors.indptr[1:], strict=True))
+    entries = [build(indices=vectors.indices[row].tolist(), values=vectors.data[row].tolist()) for row in rows]
+    return [row if row.indices else None for row in entries]
+
+
+def _from_qdrant(kind: str, vectors: list[Any], dimension: int) -> Vectors:
+    """The inverse of `_to_qdrant`; a dense vector that is missing becomes NaN."""
+    if kind == "multi-vector":
+        return Tokens.of([np.array(row or []) for row in vectors], dimension)
+    if kind == "dense":
+        rows: list[Any] = [np.full((1, dimension), np.nan) if row is None else np.array([row]) for row in vectors]
+    else:
+        parts = [([], []) if row is None else (row.values, row.indices) for row in vectors]
+        rows = [csr_array((*part, [0, len(part[0])]), shape=(1, dimension), dtype=np.float32) for part in parts]
+    return stacked(kind, rows, dimension)
+
+
+def _library() -> Any:
+    try:
+        import qdrant_client
+    except ImportError as error:
         raise UserError(
-            f"{there} holds something else ({'; '.join(differing)}); choose another name, or delete that collection "
-            "first."
-        )
-    there.mark(manifest, WRITING)
-    return True
+            "Qdrant needs the package qdrant-client, which is not installed; 'pip install retrodistill[qdrant]'."
+        ) from error
+    return qdrant_client
 
 
-def _write(
-    there: QdrantCollection,
-    records: Exportable,
-    payload: Payload,
-    batch: int | None,
-    *,
-    resumed: bool,
-) -> int:
-    """Write what is not there yet, which Qdrant itself is asked for: an interrupted batch may be there in part."""
-    size = batch or batch_size(records)
-    written = 0
-    with bar(len(records), f"exporting ({there.name})", "documents") as progress:
-        for start in range(0, len(records), size):
-            stop = min(start + size, len(records))
-            points = [point_id(one) for one in records.ids[start:stop]]
-            known = there.present(points) if resumed else set()
-            if len(known) < len(points):
-                vectors = vectors_of(records.kind, records.block(start, stop))
-                rows = zip(points, vectors, _payloads(payload, records, start, stop), strict=True)
-                new = [row for row in rows if row[0] not in known]
-                there.put(records.kind, new)
-                written += len(new)
-            progress.update(stop - start)
-    return written
+def _connect(place: str, *, create: bool) -> QdrantClient:
+    library = _library()
+    is_server = place.startswith(("http://", "https://"))
+    if not is_server and create:
+        check_replaceable(place, _EMBEDDED)
+    elif not is_server and not (Path(place) / _EMBEDDED).is_file():
+        raise UserError(f"no Qdrant folder {place} (no {_EMBEDDED} in it); a server is given as http://HOST:6333.")
+    with _one_line_errors(place):
+        if not is_server:
+            return library.QdrantClient(path=place)
+        key = os.environ.get(_API_KEY) or None
+        client = library.QdrantClient(url=place, api_key=key, timeout=_TIMEOUT, check_compatibility=False)
+        client.get_collections()  # the first request: whether it answers and accepts the key
+        return client
 
 
-def batch_size(records: Exportable) -> int:
-    """Documents per request: at most 256, and some 20 MB as JSON, since a server takes 32 unless it is told more."""
-    if records.kind == "sparse":
-        return 256
-    numbers = records.space.dimension * (_TOKENS if records.kind == "multi-vector" else 1)
-    return max(1, min(256, _NUMBERS // numbers))
-
-
-def _payloads(payload: Payload, records: Exportable, start: int, stop: int) -> list[dict[str, str]]:
-    """Of documents start to stop; what a document does not have is left out."""
-    columns = {"document_id": list(records.ids[start:stop]), **payload.columns(start, stop)}
-    return [{name: values[row] for name, values in columns.items() if values[row]} for row in range(stop - start)]
-
-
-def verify(there: QdrantCollection, records: Exportable, settings: QdrantSettings) -> tuple[int, float, float]:
-    """Compare a collection with its source: count, sampled documents' ids and vectors, and their rankings.
-
-    Returns:
-        Documents sampled, the largest difference of a number, and the mean share of the exact top 10.
-
-    Raises:
-        UserError: They differ; says in what.
-    """
-    count = there.count
-    if count != len(records):
+@contextlib.contextmanager
+def _one_line_errors(place: str) -> Iterator[None]:
+    """Turn what the client raises into one line that says what to do."""
+    exceptions = _library().http.exceptions
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="(?s).*(Local mode|Api key is used|Payload indexes)")
+            yield
+    except exceptions.ApiException as error:
+        if getattr(error, "status_code", None) in (401, 403):
+            raise UserError(f"Qdrant at {place} refuses the key; set the environment variable {_API_KEY}.") from error
+        if isinstance(error, exceptions.UnexpectedResponse):
+            raise UserError(f"Qdrant at {place} refuses: {_one_line(error)}.") from error
         raise UserError(
-            f"{there} holds {count} points, the source {len(records)} documents; something else writes to it: delete "
-            "the collection and export again."
-        )
-    rows = sampled_rows(len(records), settings.sample)
-    difference = _largest_difference(there, records, rows)
-    queries = as_queries(sampled_vectors(records, rows))
-    answers = there.ask(records.kind, queries, _DEPTH, quantized=settings.quantization is not None)
-    place = {one: row for row, one in enumerate(records.ids)}
-    found = [np.array([place.get(one, -1) for one, _ in answer], dtype=np.int64) for answer in answers]
-    share = float(agreement(records, queries, found, min(_DEPTH, len(records))).mean())
-    wanted = 1.0 if there.embedded else 0.0 if settings.quantization else settings.agreement
-    if share < wanted:
-        raise UserError(
-            f"{there} finds {share:.1%} of the exact top {_DEPTH} of {len(rows)} documents, wanted {wanted:.0%}; wait "
-            "until Qdrant has indexed it or raise its HNSW parameters and export again, or lower what is wanted."
-        )
-    return len(rows), difference, share
+            f"Qdrant at {place} does not answer ({_one_line(error)}); is it running, and is this its URL?"
+        ) from error
+    except (sqlite3.DatabaseError, UnpicklingError, EOFError) as error:
+        raise UserError(f"Qdrant's folder {place} is damaged ({_one_line(error)}); export again.") from error
+    except (RuntimeError, ValueError, OSError) as error:
+        if "already accessed" in str(error):
+            raise UserError(f"Qdrant's folder {place} is in use by another process; wait or close it.") from error
+        raise UserError(f"Qdrant at {place} refuses: {_one_line(error)}.") from error
 
 
-def _largest_difference(there: QdrantCollection, records: Exportable, rows: np.ndarray) -> float:
-    """Largest difference of a number of the sampled documents; ids and vectors are checked on the way."""
-    sampled = {point_id(records.ids[row]): int(row) for row in rows}
-    altered, largest = set(sampled), 0.0
-    for point, stored, payload in there.stored(records.kind, list(sampled)):
-        row = sampled[point]
-        wanted = records.block(row, row + 1)
-        difference = distance_between(records.kind, stored, wanted)
-        scale = float(np.abs(flat_values(wanted)).max(initial=0.0))
-        if payload.get("document_id") == records.ids[row] and difference <= _EXACT * scale:
-            altered.discard(point)
-            largest = max(largest, difference)
-    if altered:
-        raise UserError(
-            f"{there} holds other vectors or ids than the source for {len(altered)} of {len(rows)} documents "
-            f"({sample_of(records.ids[sampled[point]] for point in altered)}); delete the collection and export again."
-        )
-    return largest
+def _one_line(error: Exception) -> str:
+    return " ".join((str(error).strip() or type(error).__name__).split())[:200]
+
+
+STORE = QdrantStore

@@ -1,235 +1,377 @@
-"""What an index hands over: ids and exact vectors of its documents, a block at a time, and whose space they lie in."""
+"""What is exported: ids, exact vectors, titles and texts of an index's documents, batch by batch."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, TypeAlias
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy import sparse
 from scipy.sparse import csr_array
 
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import digest
-from retrodistill.encoders.contract import EmbeddingSpace
-from retrodistill.encoders.multi_vector import Tokens
+from retrodistill.core.manifest import Manifest
+from retrodistill.core.stores import slug
+from retrodistill.data.collection import Collection
+from retrodistill.data.texts import Texts
+from retrodistill.encoders.any_encoder import load_encoder
+from retrodistill.encoders.contract import EmbeddingSpace, TextModel
+from retrodistill.encoders.embeddings import embed
+from retrodistill.encoders.multi_vector import Tokens, maxsim
+from retrodistill.encoders.names import KINDS, ModelName, parse_model_name
+from retrodistill.encoders.vectors import leading
+from retrodistill.indexes.base import Index, saved_name
+from retrodistill.indexes.registry import load_index
+from retrodistill.runs.run import Run, top_k
 
 Kind = Literal["dense", "sparse", "multi-vector"]
-KINDS = ("dense", "sparse", "multi-vector")
-_SPANS = {"dense": 4096, "sparse": 4096, "multi-vector": 128}  # documents read at a time, some 10 MB
-
-
 Vectors: TypeAlias = "np.ndarray | csr_array | Tokens"
+_BATCH = {"dense": 4096, "sparse": 4096, "multi-vector": 128}  # documents that are read at a time, about 10 MB
 
 
 @dataclass(frozen=True)
-class Exportable:
-    """The documents of an index as any other system takes them.
+class Records:
+    """The documents of an index, as another system takes them.
 
     Attributes:
-        kind: What a document is: one vector (``dense``), weights of vocabulary entries (``sparse``), or a vector per
-            token (``multi-vector``).
+        kind: ``dense`` (a vector per document), ``sparse`` (weights of vocabulary entries) or ``multi-vector`` (a
+            vector per token).
         ids: (n,) document ids.
-        space: Where the documents lie; queries of another space are refused.
-        block: Documents start to stop (exclusive): (stop - start, d) float32, CSR rows of float32, or `Tokens`.
-        fingerprint: Of ids and vectors, or of what makes them without fail; pins an interrupted export to its source.
-        name: What the index' runs are called.
+        space: The documents' embedding space; queries of another space are refused.
+        read: Vectors of documents start to stop (exclusive): (stop - start, d) numbers, CSR rows, or `Tokens`.
+        fingerprint: Digest of ids and vectors, or of what determines them; ties an interrupted export to its source.
+        name: Name of the index's runs.
         queries_by: Name of the query encoder; None for one that was never saved.
-        vocabulary: (d,) the entries of a sparse space as strings, where they are known.
+        vocabulary: (d,) entries of a sparse space, where they are known.
+        collection: Name for a collection in a store.
+        payload: ``title`` and ``text`` of the documents, those that are exported.
     """
 
     kind: Kind
     ids: Sequence[str]
     space: EmbeddingSpace
-    block: Callable[[int, int], Any]
-    fingerprint: str
+    read: Callable[[int, int], Any]
+    fingerprint: str = ""
     name: str = "index"
     queries_by: str | None = None
     vocabulary: Sequence[str] | None = None
+    collection: str | None = None
+    payload: Mapping[str, Texts] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def blocks(self) -> Iterator[tuple[int, int, Any]]:
-        """Yield (start, stop, vectors) over all documents."""
-        size = _SPANS[self.kind]
+    def block(self, start: int, stop: int) -> Vectors:
+        """Float32 vectors of documents start to stop; sparse rows have ascending columns and no zeros."""
+        vectors = self.read(start, stop)
+        if isinstance(vectors, Tokens):
+            return Tokens(np.asarray(vectors.vectors, dtype=np.float32), np.asarray(vectors.bounds, dtype=np.int64))
+        if isinstance(vectors, np.ndarray):
+            return np.ascontiguousarray(vectors, dtype=np.float32)
+        rows = vectors.astype(np.float32)
+        rows.sum_duplicates()  # also sorts the columns of each row
+        rows.eliminate_zeros()
+        return rows
+
+    def batches(self, size: int | None = None) -> Iterator[Batch]:
+        """All documents in batches of `size`; by default of about 10 MB."""
+        size = size or _BATCH[self.kind]
         for start in range(0, len(self), size):
-            stop = min(start + size, len(self))
-            yield start, stop, self.block(start, stop)
+            yield Batch(self, start, min(start + size, len(self)))
+
+    def take(self, rows: Iterable[int]) -> Vectors:
+        """Vectors of the documents of `rows`, in this order."""
+        return stacked(self.kind, [self.block(row, row + 1) for row in rows], self.space.dimension)
+
+    def with_payload(self, collection: Collection | None, *, texts: bool) -> Records:
+        """The same with titles and, if wanted, texts.
+
+        Raises:
+            UserError: The collection lacks documents, or texts are wanted and there is no collection.
+        """
+        if collection is None:
+            if texts:
+                raise UserError("texts are to be exported, but there is no collection to take them from; give one.")
+            return self
+        payload = {"title": _texts_of(collection.titles, self.ids)}
+        if texts:
+            payload["text"] = _texts_of(collection.bodies, self.ids)
+        return replace(self, collection=slug(collection.name), payload=payload)
+
+    def manifest(self, artifact: str, settings: dict[str, Any]) -> Manifest:
+        """What determines an export, the settings of its store among them, and what a search of it needs to know."""
+        inputs = {"space": self.space.fingerprint, "vectors": self.fingerprint}
+        inputs |= {f"{column}s": texts.fingerprint for column, texts in self.payload.items()}
+        about = {
+            "space": self.space.to_json(),
+            "documents": len(self),
+            "name": self.name,
+            "queries_by": self.queries_by,
+        }
+        return Manifest(artifact, inputs, {"kind": self.kind, **settings}, about)
 
 
-def dense_records(
+@dataclass(frozen=True)
+class Batch:
+    """Documents `start` to `stop` (exclusive) of some records."""
+
+    records: Records
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def ids(self) -> list[str]:
+        """(n,) document ids."""
+        return list(self.records.ids[self.start : self.stop])
+
+    @cached_property
+    def vectors(self) -> Vectors:
+        """Their vectors, which are read when they are first needed."""
+        return self.records.block(self.start, self.stop)
+
+    @property
+    def payload(self) -> dict[str, list[str]]:
+        """``document_id``, ``title`` and ``text``, those that are exported; '' where a document has none."""
+        texts = {name: texts.slice(self.start, self.stop) for name, texts in self.records.payload.items()}
+        return {"document_id": self.ids, **texts}
+
+
+def vector_records(
     ids: Sequence[str],
-    vectors: np.ndarray,
-    space: EmbeddingSpace,
-    *,
-    name: str = "index",
-    queries_by: str | None = None,
-) -> Exportable:
-    """Records of (n, d) vectors, memory-mapped or not.
-
-    Raises:
-        UserError: Other than one vector of the space's width per id, or vectors that are not finite.
-    """
-    if vectors.ndim != 2:
-        raise UserError(f"dense vectors of {vectors.ndim} axes; give (documents, dimension).")
-    _check_shape(len(ids), vectors.shape[0], vectors.shape[1], space)
-
-    def block(start: int, stop: int) -> np.ndarray:
-        return np.ascontiguousarray(vectors[start:stop], dtype=np.float32)
-
-    return _pinned(Exportable("dense", ids, space, block, "", name, queries_by))
-
-
-def sparse_records(
-    ids: Sequence[str],
-    weights: csr_array,
+    vectors: Any,
     space: EmbeddingSpace,
     *,
     name: str = "index",
     queries_by: str | None = None,
     vocabulary: Sequence[str] | None = None,
-) -> Exportable:
-    """Records of a CSR matrix (documents, vocabulary).
+) -> Records:
+    """Records of vectors, memory-mapped or not.
+
+    Args:
+        ids: (n,) document ids.
+        vectors: (n, d) numbers, a CSR matrix (n, vocabulary), or `Tokens` of n texts.
+        space: Embedding space of d dimensions.
+        name: Name of the runs.
+        queries_by: Name of the query encoder.
+        vocabulary: The entries of a sparse space.
 
     Raises:
-        UserError: Other than one row per id and one column per vocabulary entry, or weights that are not finite.
+        UserError: Vectors that do not fit the ids or the space, that are not finite, or ids that are not unique.
     """
-    rows = csr_array(weights)
-    _check_shape(len(ids), rows.shape[0], rows.shape[1], space)
-
-    def block(start: int, stop: int) -> csr_array:
-        cut = rows[start:stop].astype(np.float32)
-        cut.sum_duplicates()  # sorts the columns of a row too
-        cut.eliminate_zeros()
-        return cut
-
-    return _pinned(Exportable("sparse", ids, space, block, "", name, queries_by, vocabulary))
-
-
-def records_of(
-    kind: Kind,
-    ids: Sequence[str],
-    space: EmbeddingSpace,
-    read: Callable[[int, int], Any],
-    *,
-    name: str = "index",
-    queries_by: str | None = None,
-) -> Exportable:
-    """Records of an index, whose vectors a function reads block by block (`Index.vector_reader`).
-
-    Raises:
-        UserError: Vectors that are not finite.
-    """
-
-    def block(start: int, stop: int) -> Vectors:
-        vectors = read(start, stop)
-        if isinstance(vectors, (Tokens, np.ndarray)):
-            return vectors
-        cut = vectors.astype(np.float32)
-        cut.sum_duplicates()
-        cut.eliminate_zeros()
-        return cut
-
-    return _pinned(Exportable(kind, ids, space, block, "", name, queries_by))
-
-
-class TokenSource(Protocol):
-    """What holds token vectors on disk, e.g. a `TokenStore`."""
-
-    def __len__(self) -> int:
-        """Number of documents."""
-        ...
-
-    def gather(self, rows: np.ndarray) -> Tokens:
-        """The tokens of (m,) rows, in their order."""
-        ...
-
-
-def multi_vector_records(
-    ids: Sequence[str],
-    tokens: Tokens | TokenSource,
-    space: EmbeddingSpace,
-    *,
-    name: str = "index",
-    queries_by: str | None = None,
-) -> Exportable:
-    """Records of ragged token vectors, memory-mapped or not, or of a store of them.
-
-    Raises:
-        UserError: Bounds that do not fit ids or vectors, another width, or vectors that are not finite.
-    """
-    if not isinstance(tokens, Tokens):
-        return _of_store(ids, tokens, space, name, queries_by)
-    bounds = np.asarray(tokens.bounds, dtype=np.int64)
-    _check_shape(len(ids), len(bounds) - 1, tokens.vectors.shape[1], space)
-    if bounds[0] != 0 or bounds[-1] != len(tokens.vectors) or (np.diff(bounds) < 0).any():
-        raise UserError(f"bounds of {len(bounds) - 1} documents do not fit {len(tokens.vectors)} token vectors.")
-
-    def block(start: int, stop: int) -> Tokens:
-        cut = tokens.slice(start, stop)
-        return Tokens(np.asarray(cut.vectors, dtype=np.float32), np.asarray(cut.bounds, dtype=np.int64))
-
-    return _pinned(Exportable("multi-vector", ids, space, block, "", name, queries_by))
-
-
-def _of_store(
-    ids: Sequence[str], store: TokenSource, space: EmbeddingSpace, name: str, queries_by: str | None
-) -> Exportable:
-    width = store.gather(np.zeros(min(1, len(store)), dtype=np.int64)).dimension
-    _check_shape(len(ids), len(store), width, space)
-
-    def block(start: int, stop: int) -> Tokens:
-        return store.gather(np.arange(start, stop))
-
-    return _pinned(Exportable("multi-vector", ids, space, block, "", name, queries_by))
-
-
-def flat_values(vectors: Vectors) -> np.ndarray:
-    """All numbers of a block, as stored: for checks and digests."""
+    kind: Kind = "dense"
     if isinstance(vectors, Tokens):
-        return vectors.vectors
-    return vectors if isinstance(vectors, np.ndarray) else vectors.data
+        bounds = np.asarray(vectors.bounds)
+        if bounds[0] != 0 or bounds[-1] != len(vectors.vectors) or (np.diff(bounds) < 0).any():
+            raise UserError(f"bounds of {len(vectors)} documents do not fit {len(vectors.vectors)} token vectors.")
+        kind, rows, width = "multi-vector", len(vectors), vectors.dimension
+    elif vectors.ndim != 2:
+        raise UserError(f"dense vectors of {vectors.ndim} axes; give (documents, dimension).")
+    else:
+        rows, width = vectors.shape
+        if sparse.issparse(vectors):
+            kind, vectors = "sparse", csr_array(vectors)
+    if rows != len(ids) or width != space.dimension:
+        raise UserError(
+            f"{len(ids)} ids and a space of {space.dimension} dimensions with {rows} documents of {width}; they do not "
+            "belong together: build the index again."
+        )
+    read = vectors.slice if kind == "multi-vector" else lambda start, stop: vectors[start:stop]
+    return _checked(Records(kind, ids, space, read, "", name, queries_by, vocabulary))
 
 
-def pin(ids: Sequence[str], *parts: object) -> str:
-    """Fingerprint of ids and of what decides the vectors."""
+def records_from(source: Any, collection: Collection | None = None) -> Records:
+    """The exact vectors of an index's documents.
+
+    Dense vectors are exported as their encoder made them, not as codes: the other system quantizes for itself, and a
+    code of a code loses twice. Where a FAISS index holds codes or transforms, the documents are embedded again; the
+    store of embeddings has those that were embedded on this machine. Impacts and token vectors are exported as the
+    index scores them: pruned and decoded (with ``bits: 32``, ``float32`` or ``float16``, they are the encoder's).
+
+    Args:
+        source: `Records`, an index or its folder, a dense or sparse encoder or its name.
+        collection: Where to take texts that have to be embedded (again).
+
+    Raises:
+        UserError: It cannot be exported; or texts have to be embedded and there is no collection, it lacks documents,
+            or the documents' encoder cannot be loaded.
+    """
+    if isinstance(source, Records):
+        return source
+    if isinstance(source, (str, Path, ModelName)):
+        kind = source.kind if isinstance(source, ModelName) else str(source).partition(":")[0]
+        source = load_index(str(source)) if kind not in KINDS else load_encoder(parse_model_name(str(source)))
+    if hasattr(source, "vector_reader"):
+        return _of_index(source, collection)
+    if getattr(source, "kind", None) == "multi-vector":
+        raise UserError(f"{source.name}: token vectors are exported from an index; build one of codec 'float16' first.")
+    if getattr(source, "has_model", False):
+        return _of_encoder(source, collection)
+    raise UserError(f"a {type(source).__name__} cannot be exported; give an index, its folder, or an encoder's name.")
+
+
+def stacked(kind: str, blocks: Sequence[Any], dimension: int) -> Vectors:
+    """Several blocks of one kind as one."""
+    if kind == "multi-vector":
+        return Tokens.of([block[row] for block in blocks for row in range(len(block))], dimension)
+    if kind == "dense":
+        return np.concatenate([np.zeros((0, dimension), dtype=np.float32), *blocks])
+    return sparse.vstack([csr_array((0, dimension), dtype=np.float32), *blocks], format="csr")
+
+
+def numbered(vectors: Any, ids: Sequence[str] | None) -> list[str]:
+    """The ids of query vectors; "0", "1"... by default."""
+    if ids is not None:
+        return list(ids)
+    return [str(number) for number in range(len(vectors) if isinstance(vectors, Tokens) else vectors.shape[0])]
+
+
+def score_matrix(queries: Any, documents: Any) -> np.ndarray:
+    """(q, n) float32 scores of every query with every document, both of one kind.
+
+    Inner products, or MaxSim (ColBERT, arXiv 2004.12832, eq. 3) of token vectors. The score is -inf where a search
+    does not find the document: no token, or no positive product of sparse vectors.
+    """
+    if isinstance(queries, Tokens):
+        scores = np.full((len(queries), len(documents)), -np.inf, dtype=np.float32)
+        rows = np.ix_(np.flatnonzero(queries.lengths), np.flatnonzero(documents.lengths))
+        # Texts without tokens have no vectors: without their repeated bounds they are gone.
+        filled = (Tokens(tokens.vectors, np.unique(tokens.bounds)) for tokens in (queries, documents))
+        scores[rows] = maxsim(*filled)
+        return scores
+    if isinstance(queries, np.ndarray):
+        return np.asarray(queries @ documents.T, dtype=np.float32)
+    scores = (queries @ documents.T).toarray().astype(np.float32, copy=False)
+    scores[scores <= 0] = -np.inf
+    return scores
+
+
+def exact_search(
+    batches: Iterable[tuple[Sequence[str], Vectors]], queries: Vectors, k: int, query_ids: Sequence[str]
+) -> Run:
+    """The k best documents of each query by `score_matrix`; memory grows with a batch and k, not with the documents.
+
+    Args:
+        batches: Ids and vectors of a few documents at a time.
+        queries: Vectors of the same kind, one for each of `query_ids`.
+        k: Documents per query.
+        query_ids: (q,) ids.
+    """
+    ids = np.zeros((len(query_ids), 0), dtype=object)
+    scores = np.zeros((len(query_ids), 0), dtype=np.float32)
+    for batch_ids, vectors in batches:
+        batch_scores = score_matrix(queries, vectors)
+        best = top_k(batch_scores, k)
+        ids = np.concatenate([ids, np.asarray(batch_ids, dtype=object)[best]], axis=1)
+        scores = np.concatenate([scores, np.take_along_axis(batch_scores, best, axis=1)], axis=1)
+        best = top_k(scores, k)
+        ids, scores = (np.take_along_axis(table, best, axis=1) for table in (ids, scores))
+    found = np.isfinite(scores)
+    queries_of = np.repeat(np.asarray(query_ids, dtype=object), found.sum(axis=1))
+    return Run.from_arrays(queries_of.tolist(), ids[found].tolist(), scores[found].tolist(), name="exact").ranked()
+
+
+def _of_index(index: Index, collection: Collection | None) -> Records:
+    kind: Any = index.encoder_kinds[0]
+    queries, read, space = index.queries, index.vector_reader(), index.space
+    # Token weights do not name a model; the index does.
+    by = space.documents_by if queries is not None and not queries.has_model else _full_name(queries)
+    if read is not None:
+        return _checked(Records(kind, index.ids, space, read, "", index.name, by))
+    if collection is None:
+        raise UserError(
+            f"{index!r} holds codes, not vectors; give the collection, so that its documents can be embedded again, or "
+            "export an index of factory 'Flat'."
+        )
+    encoder = queries
+    if encoder is None or encoder.document_space != space.fingerprint:
+        encoder = load_encoder(space.documents_by, index.encoder_kinds)
+    if encoder.document_space != space.fingerprint:
+        raise UserError(
+            f"{encoder.name} is no longer the model that made the documents ({'; '.join(space.differences(encoder))}); "
+            "export an index of factory 'Flat', or build it again."
+        )
+    texts = _texts_of(collection.documents, index.ids)
+    vectors = embed(encoder.bind(collection), texts.texts, "document")
+    vectors = leading(vectors, space.truncation, unit=space.norm == "unit")
+    records = vector_records(index.ids, vectors, space, name=index.name, queries_by=by)
+    return replace(records, fingerprint=_pin(index.ids, space.fingerprint, space.dimension, texts.fingerprint))
+
+
+def _of_encoder(encoder: Any, collection: Collection | None) -> Records:
+    if collection is None:
+        raise UserError(f"{encoder.name} has no documents of its own to export; give a collection.")
+    documents = collection.documents
+    bound = encoder if encoder.kind == "sparse" else encoder.bind(collection)
+    vectors, space, by = embed(bound, documents.texts, "document"), EmbeddingSpace.of(encoder), _full_name(encoder)
+    records = vector_records(documents.ids, vectors, space, name=encoder.name, queries_by=by)
+    return replace(records, fingerprint=_pin(records.ids, encoder.fingerprint("document"), documents.fingerprint))
+
+
+def _full_name(queries: TextModel | None) -> str | None:
+    """Name of the query encoder; a folder as an absolute path, since exports are searched from anywhere."""
+    name = saved_name(queries)
+    kind, _, place = (name or "").partition(":")
+    return f"{kind}:{os.path.abspath(place)}" if os.path.isdir(place) else name
+
+
+def _texts_of(texts: Texts, ids: Sequence[str]) -> Texts:
+    """The texts of an index's documents, in its order."""
+    if len(ids) == len(texts) and list(ids) == texts.ids:
+        return texts
+    missing = [ids[row] for row in np.flatnonzero(texts.positions(ids) < 0).tolist()]
+    if missing:
+        raise UserError(
+            f"the collection lacks {len(missing)} documents of the index ({sample_of(missing)}); give the collection "
+            "that it was built on."
+        )
+    return texts.select(ids)
+
+
+def _pin(ids: Sequence[str], *parts: object) -> str:
+    """Digest of ids and of what determines the vectors."""
     names = hashlib.blake2b(digest_size=16)
-    for one in ids:
-        encoded = one.encode()
+    for document in ids:
+        encoded = document.encode()
         names.update(len(encoded).to_bytes(8, "little") + encoded)
     return digest(names.hexdigest(), *parts)
 
 
-def _pinned(records: Exportable) -> Exportable:
+def _checked(records: Records) -> Records:
     """The records with the fingerprint of their content, which is read once and checked on the way."""
     if not len(records):
         raise UserError("the index holds no documents; there is nothing to export.")
-    twice = [one for one, count in Counter(records.ids).items() if count > 1]
+    counts = pc.value_counts(pa.array(records.ids, pa.string()))
+    twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1)).to_pylist()
     if twice:
-        raise UserError(f"document id {sample_of(twice)} stands more than once; ids must be unique.")
+        raise UserError(f"document id {sample_of(twice)} appears more than once; ids must be unique.")
     content = hashlib.blake2b(digest_size=16)
-    for start, stop, vectors in records.blocks():
-        values = flat_values(vectors)
+    for batch in records.batches():
+        values, *structure = _arrays(batch.vectors)
         if not np.isfinite(values).all():
             raise UserError(
-                f"documents {records.ids[start]!r} to {records.ids[stop - 1]!r} hold numbers that are NaN or infinite; "
-                "embed these again or leave them out."
+                f"documents {batch.ids[0]!r} to {batch.ids[-1]!r} hold numbers that are NaN or infinite; embed these "
+                "again or leave them out."
             )
-        content.update(np.ascontiguousarray(values).tobytes())
-        if isinstance(vectors, Tokens):
-            content.update(np.diff(vectors.bounds).tobytes())
-        elif not isinstance(vectors, np.ndarray):
-            content.update(np.diff(vectors.indptr).astype(np.int64).tobytes())
-            content.update(vectors.indices.astype(np.int64).tobytes())
-    return replace(records, fingerprint=pin(records.ids, records.kind, content.hexdigest()))
+        for array in (values, *structure):
+            content.update(np.ascontiguousarray(array).tobytes())
+    return replace(records, fingerprint=_pin(records.ids, records.kind, content.hexdigest()))
 
 
-def _check_shape(ids: int, rows: int, width: int, space: EmbeddingSpace) -> None:
-    if rows != ids or width != space.dimension:
-        raise UserError(
-            f"{ids} ids and a space of {space.dimension} dimensions with {rows} documents of {width}; they do not "
-            "belong together: build the index again."
-        )
+def _arrays(vectors: Any) -> list[np.ndarray]:
+    """The numbers of a block, and what tells its documents apart."""
+    if isinstance(vectors, Tokens):
+        return [vectors.vectors, np.diff(vectors.bounds)]
+    if isinstance(vectors, np.ndarray):
+        return [vectors]
+    return [vectors.data, np.diff(vectors.indptr).astype(np.int64), vectors.indices.astype(np.int64)]

@@ -2,11 +2,10 @@
 
 from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.indexes.base import Index
-from retrodistill.indexes.building import build_index, load_index
 from retrodistill.indexes.faiss_index import FaissIndex, FaissSettings
 from retrodistill.indexes.inverted import InvertedIndex, InvertedSettings
 from retrodistill.indexes.multi_vector import MultiVectorIndex, MultiVectorSettings
-from retrodistill.indexes.registry import IndexOptions
+from retrodistill.indexes.registry import IndexOptions, build_index, load_index
 
 __all__ = [
     "EmbeddingSpace",

@@ -1,268 +1,398 @@
-"""What every index shares: the protocol, adding and removing documents, and the folder on disk."""
+"""The base class of all indexes: documents by id, search by text, and the folder on disk."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retrodistill.core.errors import UserError, sample_of, unknown
+from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import atomic_folder, check_replaceable, digest, file_digest
 from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import IN_MEMORY, EmbeddingSpace, TextModel
-from retrodistill.indexes.registry import KINDS
-from retrodistill.rankers.protocol import Ranker
-from retrodistill.rankers.queries import Queries
+from retrodistill.encoders.embeddings import embed
+from retrodistill.rankers.protocol import Queries, Ranker, as_queries, cut_depth, plain_queries, wanted_depth, within
 from retrodistill.runs.run import Run
 
-_UNIT = 1e-3  # by how much a unit vector's length may be off: float16 stores
-_LARGEST = 1e15  # squared and summed over a thousand dimensions it is still far from float32's largest
-
-
-def check_new(ids: Sequence[str], known: Sequence[str]) -> None:
-    """Refuse ids that cannot be added.
-
-    Raises:
-        UserError: An id that is no string or empty, is in the index already, or stands twice.
-    """
-    _check_list(ids)
-    strange = [one for one in ids if not isinstance(one, str)]
-    if strange:
-        raise UserError(f"document id {strange[0]!r} is {type(strange[0]).__name__}; ids are strings.")
-    if any(not one.strip() for one in ids):
-        raise UserError(f"document id {next(one for one in ids if not one.strip())!r} is empty; give each one a name.")
-    there = set(known)
-    twice = [one for one, times in Counter(ids).items() if one in there or times > 1]
-    if twice:
-        raise UserError(f"{sample_of(twice)}: in the index already, or twice; remove or rename them first.")
-
-
-def to_remove(ids: Sequence[str], known: Sequence[str]) -> np.ndarray:
-    """(len(known),) bool, true where a document is to go.
-
-    Raises:
-        UserError: Ids that are not there.
-    """
-    _check_list(ids)
-    wanted = set(ids)
-    gone = np.fromiter((one in wanted for one in known), dtype=bool, count=len(known))
-    if int(gone.sum()) != len(wanted):
-        raise UserError(f"cannot remove {sample_of(sorted(wanted - set(known), key=str))}: not in the index.")
-    return gone
-
-
-def check_lengths(vectors: np.ndarray, ids: Sequence[str], *, unit: bool) -> None:
-    """Refuse vectors that no query could tell from others: of no length, or of one that float32 products overflow.
-
-    Args:
-        vectors: (n, d) float32, finite.
-        ids: Of their documents.
-        unit: They are compared by cosine.
-
-    Raises:
-        UserError: Names the first few ids.
-    """
-    largest = np.abs(vectors).max(axis=1, initial=0.0)
-    zero = np.flatnonzero(largest == 0) if unit else np.zeros(0, dtype=np.int64)
-    if len(zero):
-        named = sample_of(ids[int(row)] for row in zero)
-        raise UserError(
-            f"documents: {len(zero)} vectors are zero ({named}), which have no cosine; embed these again or leave them "
-            "out."
-        )
-    huge = np.flatnonzero(largest > _LARGEST)
-    if len(huge):
-        named = sample_of(ids[int(row)] for row in huge)
-        raise UserError(
-            f"documents: {len(huge)} vectors hold numbers beyond {_LARGEST:g} ({named}); embed these again or leave "
-            "them out."
-        )
-
-
-def of_unit_length(vectors: np.ndarray) -> np.ndarray:
-    """Vectors from an API or a file may have any length; those that are of unit length stay as they are."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    off = (np.abs(lengths - 1) > _UNIT) & (lengths > 0) & np.isfinite(lengths)
-    return vectors / np.where(off, lengths, np.float32(1)) if off.any() else vectors
-
-
-def _check_list(ids: Sequence[str]) -> None:
-    if isinstance(ids, str):
-        raise UserError(f"document ids are {ids!r}, one string; give a list of them, e.g. [{ids!r}].")
-
-
-def encoder_of(space: EmbeddingSpace, kinds: Sequence[str]) -> Any:
-    """The encoder that made a space's documents, by its name, for documents that are added as texts.
-
-    Raises:
-        UserError: It is not to be found, or is no longer the same.
-    """
-    found = load_encoder(space.documents_by, kinds)
-    if found.document_space != space.fingerprint:
-        raise UserError(
-            f"{found.name} is no longer the model that made the documents ({'; '.join(space.differences(found))}); add "
-            "vectors of the index' space instead."
-        )
-    return found
-
-
-IDS_FILE = "ids.parquet"
-_BESIDE = ("made-from.json",)  # what a job keeps in the folder
+_IDS_FILE = "ids.parquet"
+_OTHER_FILES = ("made-from.json",)  # recipes write it into the folder
 _ABOUT = ("space", "name", "queries_by", "checksums")
 
 
-@dataclass(frozen=True)
-class StoredIndex:
-    """What the folder of every kind of index says.
+class StoredIndex(NamedTuple):
+    """What every index folder holds, whatever its kind. The checksums of all files were checked."""
+
+    folder: Path
+    settings: dict[str, Any]
+    about: dict[str, Any]  # name, queries_by, build_seconds...
+    space: EmbeddingSpace
+    ids: list[str]
+    labels: np.ndarray  # (n,) int64 by which the other files refer to the documents
+    fingerprint: str
+
+
+class Index(Ranker):
+    """A ranker that holds its own documents. A kind implements what raises `NotImplementedError` here.
+
+    Args:
+        ids: (n,) document ids, in the order in which they were added.
+        space: Space of the document vectors. Query encoders of another space are refused.
+        queries: Encodes queries; None to search by vectors only.
+        name: Name of its runs.
+        documents: Encodes documents that are added as texts; by default loaded by its name when needed.
 
     Attributes:
-        kind: One of `KINDS`.
-        settings: How it was built, as JSON values.
-        space: Where its documents lie.
-        ids: (n,) document ids.
-        name: What its runs are called.
-        queries_by: Name of the query encoder, relative to the folder where it is a folder; None for none.
-        labels: (n,) int64 by which its files name the documents; their places by default.
-        about: What else is good to know.
-        fingerprint: Of the folder's manifest; empty before it is written.
+        index_kind: Name of its kind in the registry.
+        encoder_kinds: Kinds of encoders whose vectors it holds.
+        made_from: Fingerprint of the folder it was loaded from; empty in memory or after a change.
+        is_read_only: It is memory-mapped and cannot be changed.
+
+    Raises:
+        UserError: The query encoder belongs to another space.
     """
 
-    kind: str
-    settings: dict[str, Any]
-    space: EmbeddingSpace
-    ids: Sequence[str]
-    name: str
-    queries_by: str | None = None
-    labels: np.ndarray | None = None
-    about: dict[str, Any] = field(default_factory=dict)
-    fingerprint: str = ""
+    can_search = True
+    index_kind: str
+    encoder_kinds: tuple[str, ...]
+    made_from: str = ""
+    build_seconds: float | None = None
+    is_read_only: bool = False
 
-    def write(self, folder: str | os.PathLike[str], write_files: Callable[[Path], None]) -> None:
-        """Write a folder: the kind's own files by `write_files`, then ids and manifest; whole or not at all.
+    def __init__(self, ids: Sequence[str], space: EmbeddingSpace, queries: Any, name: str, documents: Any) -> None:
+        self.ids, self.space, self.name, self._documents = list(ids), space, name, documents
+        self._queries_by: str | None = None  # model whose token weights replace it
+        self._set_queries(queries)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        queries = getattr(self.queries, "name", "no model")
+        settings = ", ".join(f"{name}={value}" for name, value in self._settings().items() if value is not None)
+        return f"{type(self).__name__}({len(self)} documents by {self.documents_by}, queries by {queries}, {settings})"
+
+    def fingerprint(self, collection: Collection) -> str:
+        """Digest of its folder and its query encoder; empty for an index in memory."""
+        queries = self.queries.fingerprint("query") if hasattr(self.queries, "fingerprint") else ""
+        return digest(self.made_from, queries) if self.made_from else ""
+
+    @property
+    def documents_by(self) -> str:
+        """Name of the document encoder."""
+        return self.space.documents_by
+
+    @property
+    def can_be_timed(self) -> bool:
+        """Whether it has a query encoder that encodes new queries."""
+        return self.queries is not None and not getattr(self.queries, "is_recorded", False)
+
+    def add(self, documents: Texts) -> None:
+        """As `add_vectors`, by the encoder of the space. Trained parts stay as they are."""
+        self._check_new(documents.ids)
+        Index.add_vectors(self, documents.ids, embed(self._document_encoder(), documents.texts, "document"))
+
+    def add_vectors(self, ids: Sequence[str], vectors: Any) -> None:
+        """Index vectors of the documents' space: (n, dimension) float32, (n, terms) sparse weights, or `Tokens`.
 
         Raises:
-            UserError: The folder is not writable, the disk is full, or it holds something else than an index; what
-                stood there stays.
+            UserError: An id occurs twice or is in the index already, the vectors are of another dimension or not
+                finite, or the index is memory-mapped.
+        """
+        self._check_new(ids)
+        vectors = self._prepare(vectors, "documents")
+        _check_count(ids, vectors, "ids")
+        self._check_values(vectors, ids, "documents")
+        self.made_from = ""
+        self._append(vectors)
+        self.ids += list(ids)
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """Remove documents, or refuse an unknown id or a kind that cannot. The codes of the others do not change."""
+        self._check_changeable()
+        _check_list(ids)
+        removed = set(ids)
+        if not removed <= set(self.ids):
+            raise UserError(f"cannot remove {sample_of(sorted(removed - set(self.ids), key=str))}: not in the index.")
+        self._drop(np.fromiter((id_ in removed for id_ in self.ids), dtype=bool, count=len(self)))
+        self.made_from = ""
+        self.ids = [id_ for id_ in self.ids if id_ not in removed]
+
+    def search(self, queries: Queries, collection: Collection | None = None, k: int | None = None) -> Run:
+        """The best k documents of each query.
+
+        Args:
+            queries: One text, several (their ids are "0", "1"...), or queries with ids: a mapping or `Texts`.
+            collection: The collection of the documents, if there is one: query vectors then come from the store, k is
+                at most the size of the index, and documents that are not in the collection are refused.
+            k: Documents per query, 1 to the size of the index; by default 10, or all if there are fewer.
+
+        Raises:
+            UserError: There is no query encoder, a query is empty, or k exceeds the index.
+        """
+        texts = as_queries(queries) if collection is None else plain_queries(queries)
+        vectors = self._encode_queries(texts.texts, collection)
+        if collection is None:
+            return self.search_vectors(vectors, k, texts.ids)
+        return within(collection, self.search_vectors(vectors, cut_depth(k, len(self)), texts.ids))
+
+    def search_vectors(self, vectors: Any, k: int | None = None, query_ids: Sequence[str] | None = None) -> Run:
+        """As `search`, by vectors of a query encoder of the space; `query_ids` are "0", "1"... by default.
+
+        Raises:
+            UserError: The vectors are of another dimension or not finite, the number of ids differs, or k exceeds the
+                index.
+        """
+        k = wanted_depth(k, len(self))
+        vectors = self._prepare(vectors, "queries")
+        ids = [str(number) for number in range(_count(vectors))] if query_ids is None else list(query_ids)
+        _check_count(ids, vectors, "query ids")
+        self._check_values(vectors, ids, "queries")
+        rows, scores = self._best(vectors, k)
+        return Run.from_matrix(ids, self.ids, rows, scores, name=self.name).ranked()
+
+    def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
+        """Encodes and searches one query."""
+        encode, search = self.timed_stages(collection, k)
+        return lambda text: search(encode([text]))
+
+    def timed_stages(self, collection: Collection, k: int) -> tuple[Callable[[list[str]], Any], Callable[[Any], Any]]:
+        """Encoding of queries, and search by their vectors."""
+        encoder, k = self._query_encoder(), min(k, len(self))
+        return (
+            lambda texts: self._prepare(encoder.encode(texts, "query"), "queries"),
+            lambda vectors: self._best(vectors, k),
+        )
+
+    def vector_reader(self) -> Callable[[int, int], Any] | None:
+        """A function that reads the vectors of documents start to stop (exclusive), as the index scores them.
+
+        They are (stop - start, d) float32, CSR rows, or `Tokens`. None if the index holds codes only.
+        """
+        raise NotImplementedError
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that serving needs, without ids and texts."""
+        raise NotImplementedError
+
+    def bytes_per_document(self, collection: Collection | None = None) -> float | None:
+        """`nbytes` per document; None for an empty index."""
+        return self.nbytes / len(self) if len(self) else None
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the folder, whole or not at all: the files of the kind, ``ids.parquet``, and a manifest.
+
+        Raises:
+            UserError: The folder cannot be written, or holds something other than an index, which stays.
         """
         target = check_index_folder(folder)
         with atomic_folder(target) as temporary:
             try:
-                write_files(temporary)
-            except RuntimeError as error:  # FAISS
+                self._write(temporary)
+            except RuntimeError as error:  # of FAISS, which also reports a full disk this way
                 raise OSError(str(error).strip().splitlines()[-1]) from error
-            labels = np.arange(len(self.ids)) if self.labels is None else self.labels
-            table = {"document_id": pa.array(list(self.ids), pa.string()), "label": pa.array(labels, pa.int64())}
-            pq.write_table(pa.table(table), temporary / IDS_FILE)
+            table = {"document_id": pa.array(self.ids, pa.string()), "label": pa.array(self._labels(), pa.int64())}
+            pq.write_table(pa.table(table), temporary / _IDS_FILE)
             checksums = {file.name: file_digest(file) for file in sorted(temporary.iterdir())}
+            has_model = self.queries is None or self.queries.has_model
             about = {
                 "space": self.space.to_json(),
-                "documents": len(self.ids),
+                "documents": len(self),
                 "name": self.name,
-                "queries_by": _relative(self.queries_by, target),
+                "queries_by": _relative(saved_name(self.queries) if has_model else self._queries_by, target),
                 "checksums": checksums,
-                **self.about,
+                **self._about(),
             }
+            if self.build_seconds is not None:
+                about["build_seconds"] = round(self.build_seconds, 3)
             inputs = {"space": self.space.fingerprint, **checksums}
-            Manifest("index", inputs, {"kind": self.kind, **self.settings}, about).write(temporary)
+            Manifest("index", inputs, {"kind": self.index_kind, **self._settings()}, about).write(temporary)
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str]) -> StoredIndex:
-        """Read and check a folder; the kind's own files are known to be whole afterwards.
+    def load(cls, folder: str | os.PathLike[str], queries: Any = None, *, memory_map: bool | None = None) -> Self:
+        """Load an index.
+
+        Args:
+            folder: Where it was saved.
+            queries: Name or object of the query encoder; by default the one it was saved with.
+            memory_map: Leave vectors, codes or postings on disk. None does so for token vectors only.
 
         Raises:
-            UserError: No index, or a file that is missing, cut short or altered.
+            UserError: The folder holds no index or one of another kind, a file is missing or damaged, or the query
+                encoder belongs to another space.
         """
-        path, manifest = Path(folder), _manifest(Path(folder))
-        settings, about = dict(manifest.settings), dict(manifest.about)
-        kind = settings.pop("kind")
-        for name, checksum in about["checksums"].items():
-            if not (path / name).is_file() or file_digest(path / name) != checksum:
-                raise UserError(f"{path / name} is missing, cut short or altered (checksum); build the index again.")
-        ids = pq.read_table(path / IDS_FILE)
-        return cls(
-            kind,
-            settings,
-            EmbeddingSpace.from_json(about["space"]),
-            ids["document_id"].to_pylist(),
-            about["name"],
-            _absolute(about["queries_by"], path),
-            ids["label"].to_numpy(),
-            {key: value for key, value in about.items() if key not in (*_ABOUT, "documents")},
-            manifest.fingerprint,
-        )
+        stored = _open(Path(folder), cls.index_kind)
+        index = cls._read(stored, memory_map)
+        index._set_queries(cls._load_queries(stored, queries))
+        index._queries_by = stored.about["queries_by"] if queries is None else None
+        index.build_seconds = stored.about.get("build_seconds")
+        index.made_from = stored.fingerprint
+        return index
+
+    def _prepare(self, vectors: Any, what: str) -> Any:
+        """Vectors as the index holds them, after a check of their dimension."""
+        raise NotImplementedError
+
+    def _check_values(self, vectors: Any, ids: Sequence[str], what: str) -> None:
+        """Refuse vectors that cannot be searched, by id."""
+        raise NotImplementedError
+
+    def _append(self, vectors: Any) -> None:
+        """Index checked vectors of new documents."""
+        raise NotImplementedError
+
+    def _drop(self, removed: np.ndarray) -> None:
+        """Remove the documents of a (n,) mask, or refuse before anything changes."""
+        raise NotImplementedError
+
+    def _best(self, vectors: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows (q, k) int64 and scores (q, k) float32; -1 where fewer than k were found."""
+        raise NotImplementedError
+
+    def _settings(self) -> dict[str, Any]:
+        """How it was built, as JSON values."""
+        raise NotImplementedError
+
+    def _write(self, folder: Path) -> None:
+        """Write the files of the kind."""
+        raise NotImplementedError
+
+    @classmethod
+    def _read(cls, stored: StoredIndex, memory_map: bool | None) -> Self:
+        """Read what `_write` wrote, without a query encoder."""
+        raise NotImplementedError
+
+    def _labels(self) -> np.ndarray:
+        return np.arange(len(self))
+
+    def _about(self) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def _load_queries(cls, stored: StoredIndex, queries: Any) -> Any:
+        source = stored.about["queries_by"] if queries is None else queries
+        return None if source is None else load_encoder(source, cls.encoder_kinds)
+
+    def _set_queries(self, queries: Any) -> None:
+        if queries is not None and queries.has_model:
+            self.space.check_query_encoder(queries)
+        self.queries = queries
+
+    def _query_encoder(self) -> Any:
+        if self.queries is None:
+            raise UserError("this index has no query encoder; give one, or search by vectors.")
+        return self.queries
+
+    def _document_encoder(self) -> Any:
+        """The encoder that made the documents, refused if it is no longer the same model."""
+        if self._documents is None:
+            encoder = load_encoder(self.documents_by, self.encoder_kinds)
+            if encoder.document_space != self.space.fingerprint:
+                raise UserError(
+                    f"{encoder.name} is no longer the model that encoded the documents "
+                    f"({'; '.join(self.space.differences(encoder))}); add vectors of the index's space instead."
+                )
+            self._documents = encoder
+        return self._documents
+
+    def _encode_queries(self, texts: list[str], collection: Collection | None) -> Any:
+        encoder = self._query_encoder()
+        if collection is None:
+            return encoder.encode(texts, "query")
+        return embed(encoder.bind(collection) if encoder.has_model else encoder, texts, "query")
+
+    def _check_new(self, ids: Sequence[str]) -> None:
+        self._check_changeable()
+        _check_list(ids)
+        wrong = [id_ for id_ in ids if not isinstance(id_, str)]
+        if wrong:
+            raise UserError(f"document id {wrong[0]!r} is {type(wrong[0]).__name__}; ids are strings.")
+        empty = [id_ for id_ in ids if not id_.strip()]
+        if empty:
+            raise UserError(f"document id {empty[0]!r} is empty; give every document an id.")
+        known = set(self.ids)
+        repeated = [id_ for id_, times in Counter(ids).items() if id_ in known or times > 1]
+        if repeated:
+            raise UserError(f"{sample_of(repeated)}: in the index already, or given twice; remove or rename them.")
+
+    def _check_changeable(self) -> None:
+        if self.is_read_only:
+            raise UserError("a memory-mapped index cannot be changed; load it without memory_map.")
+
+
+def load_sides(
+    documents: Any, queries: Any, kinds: Sequence[str], truncation: int | None = None
+) -> tuple[Any, Any, EmbeddingSpace]:
+    """The encoder of documents, the encoder of queries (by default the same, else checked), and the space."""
+    encoder = load_encoder(documents, kinds)
+    query_encoder = encoder if queries is None else load_encoder(queries, kinds)
+    space = EmbeddingSpace.of(encoder, truncation)
+    space.check_query_encoder(query_encoder)
+    return encoder, query_encoder, space
 
 
 def check_index_folder(folder: str | os.PathLike[str]) -> Path:
-    """Check that an index may be written here: the folder is absent, empty, or an older index and nothing else.
-
-    Raises:
-        UserError: Files or folders of somebody else's, which would be lost.
-    """
-    target = check_replaceable(folder, IDS_FILE)
+    """Refuse to write an index where other files would be lost: anything but an older index."""
+    target = check_replaceable(folder, _IDS_FILE)
     if not (target / FILE_NAME).is_file():
         return target
-    known = {FILE_NAME, *_BESIDE, *Manifest.read(target).about.get("checksums", {})}
-    strange = sorted(entry.name for entry in target.iterdir() if entry.name not in known)
-    if strange:
-        raise UserError(
-            f"{target} holds an index and {sample_of(strange)}, which would be lost; choose another folder."
-        )
+    known = {FILE_NAME, *_OTHER_FILES, *Manifest.read(target).about.get("checksums", {})}
+    others = sorted(entry.name for entry in target.iterdir() if entry.name not in known)
+    if others:
+        raise UserError(f"{target} holds an index and {sample_of(others)}, which would be lost; choose another folder.")
     return target
 
 
-def kind_of(folder: str | os.PathLike[str]) -> str:
-    """The kind of the index in a folder, one of `KINDS`; its files are not checked yet.
-
-    Raises:
-        UserError: No index.
-    """
-    return str(_manifest(Path(folder)).settings["kind"])
-
-
-def _manifest(path: Path) -> Manifest:
-    """The whole manifest of an index' folder."""
-    if not path.is_dir():
-        raise UserError(f"no index folder {path}; build one with 'retrodistill index'.")
-    if not (path / FILE_NAME).is_file():
-        raise UserError(f"folder {path} holds no index (no {FILE_NAME}); a model is named 'dense:{path}'.")
-    manifest = Manifest.read(path)
+def read_index_manifest(folder: Path) -> Manifest:
+    """The manifest of an index folder, checked to be one and complete."""
+    if not folder.is_dir():
+        raise UserError(f"no index folder {folder}; build one with 'retrodistill index'.")
+    if not (folder / FILE_NAME).is_file():
+        raise UserError(f"folder {folder} does not hold an index (no {FILE_NAME}); a model is named 'dense:{folder}'.")
+    manifest = Manifest.read(folder)
     if manifest.artifact != "index":
-        raise UserError(f"{path} holds no index but {manifest.artifact}; give an index' folder.")
-    lacking = [key for key in _ABOUT if key not in manifest.about] + [
-        key for key in ("kind",) if key not in manifest.settings
-    ]
-    if lacking:
-        what = f"it lacks {lacking[0]!r}; build it again"
-        raise UserError(f"{path / FILE_NAME} is no whole manifest of an index: {what}.")
-    if manifest.settings["kind"] not in KINDS:
-        raise unknown("kind of index", manifest.settings["kind"], KINDS)
+        raise UserError(f"{folder} holds {manifest.artifact}, not an index; give the folder of an index.")
+    missing = [key for key in _ABOUT if key not in manifest.about]
+    missing += ["kind"] if "kind" not in manifest.settings else []
+    if missing:
+        raise UserError(f"{folder / FILE_NAME} is incomplete: it lacks {missing[0]!r}; build the index again.")
     return manifest
 
 
-def built_in(seconds: float | None) -> dict[str, Any]:
-    """What the manifest says of the wall time that building took; nothing where it is not known."""
-    return {} if seconds is None else {"build_seconds": round(seconds, 3)}
-
-
 def saved_name(queries: TextModel | None) -> str | None:
-    """A query encoder's name for the manifest; None for one that was never saved: it is given again at loading."""
+    """A query encoder's name for the manifest; None for a model that was never saved and must be given at loading."""
     if queries is None or queries.name.partition(":")[2] == IN_MEMORY:
         return None
     return queries.name
 
 
+def _open(folder: Path, kind: str) -> StoredIndex:
+    manifest = read_index_manifest(folder)
+    settings = dict(manifest.settings)
+    stored_kind = settings.pop("kind")
+    if stored_kind != kind:
+        raise UserError(f"{folder} holds an index of kind {stored_kind}, not {kind}; load it as such.")
+    for name, checksum in manifest.about["checksums"].items():
+        if not (folder / name).is_file() or file_digest(folder / name) != checksum:
+            raise UserError(f"{folder / name} is missing, cut short or altered (checksum); build the index again.")
+    table = pq.read_table(folder / _IDS_FILE)
+    space = EmbeddingSpace.from_json(manifest.about["space"])
+    ids, labels = table["document_id"].to_pylist(), table["label"].to_numpy()
+    about = {**manifest.about, "queries_by": _absolute(manifest.about["queries_by"], folder)}
+    return StoredIndex(folder, settings, about, space, ids, labels, manifest.fingerprint)
+
+
 def _relative(name: str | None, folder: Path) -> str | None:
-    """A folder is named relative to the index, so that both can move together."""
+    """Name a model folder relative to the index, so that both can be moved together."""
     if name is None:
         return None
     kind, _, place = name.partition(":")
@@ -276,82 +406,16 @@ def _absolute(name: str | None, folder: Path) -> str | None:
     return f"{kind}:{folder / place}" if (folder / place).exists() else name
 
 
-class Index(Ranker):
-    """A ranker over documents of its own: it is filled, searched, saved and loaded.
+def _check_list(ids: Sequence[str]) -> None:
+    if isinstance(ids, str):
+        raise UserError(f"document ids are {ids!r}, one string; give a list of them, e.g. [{ids!r}].")
 
-    Attributes:
-        index_kind: Name of its kind in the registry.
-        ids: Document ids, in the order in which they were added.
-        space: Where the documents lie; query encoders of another space are refused.
-        made_from: Fingerprint of the folder that it was loaded from; empty once it was changed, or where there is none.
-        build_seconds: How long indexing took; None where it is unknown.
-    """
 
-    can_search = True
-    index_kind: str
-    ids: list[str]
-    space: EmbeddingSpace
-    made_from: str = ""
-    build_seconds: float | None = None
+def _count(vectors: Any) -> int:
+    # Sparse arrays refuse `len`, and `Tokens` have no shape.
+    return int(vectors.shape[0]) if hasattr(vectors, "shape") else len(vectors)
 
-    def __len__(self) -> int:
-        return len(self.ids)
 
-    def fingerprint(self, collection: Collection) -> str:
-        """Digest of its folder and its query encoder; empty for an index in memory."""
-        asking = self.queries.fingerprint("query") if hasattr(self.queries, "fingerprint") else ""
-        return digest(self.made_from, asking) if self.made_from else ""
-
-    @property
-    def documents_by(self) -> str:
-        """Name of the encoder of its documents."""
-        return self.space.documents_by
-
-    @property
-    def can_be_timed(self) -> bool:
-        """Whether it has a query encoder that encodes new queries."""
-        return self.queries is not None and not getattr(self.queries, "is_recorded", False)
-
-    def add(self, documents: Texts) -> None:
-        """Encode documents by the encoder of the space and index them.
-
-        Raises:
-            UserError: An id that is there already, or no encoder of the space at hand.
-        """
-        raise NotImplementedError
-
-    def search(self, queries: Queries, collection: Collection | None = None, k: int | None = None) -> Run:
-        """The k best documents of each query.
-
-        Args:
-            queries: One text, several (their ids are "0", "1"...), or queries with ids: a mapping of them, or `Texts`.
-            collection: Of the documents, where there is one: vectors of queries come from the store, k is cut to the
-                size of the index, and documents that the collection lacks are refused.
-            k: Documents per query, 1 to the size of the index; 10 by default, or all of fewer.
-
-        Returns:
-            A run in rank order.
-
-        Raises:
-            UserError: No query encoder, an empty query, or k beyond the index.
-        """
-        raise NotImplementedError
-
-    def vector_reader(self) -> Callable[[int, int], Any] | None:
-        """A function that reads the vectors of documents start to stop (exclusive), as the index scores them.
-
-        They are (stop - start, d) float32, CSR rows, or `Tokens`. None where the index holds codes only.
-        """
-        return None
-
-    def bytes_per_document(self, collection: Collection | None = None) -> float | None:
-        """Bytes that serving keeps per document."""
-        raise NotImplementedError
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the index' folder, whole or not at all.
-
-        Raises:
-            UserError: The folder is not writable or holds something else.
-        """
-        raise NotImplementedError
+def _check_count(ids: Sequence[str], vectors: Any, what: str) -> None:
+    if len(ids) != _count(vectors):
+        raise UserError(f"{len(ids)} {what} for {_count(vectors)} vectors; give one id per vector.")

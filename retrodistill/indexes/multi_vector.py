@@ -2,66 +2,59 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import cache_folder, digest, exclusive
 from retrodistill.core.manifest import FILE_NAME
-from retrodistill.core.progress import bar
+from retrodistill.core.runtime import bar
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.encoders.any_encoder import MULTI_VECTOR, load_encoder
+from retrodistill.encoders.any_encoder import MULTI_VECTOR
 from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.embeddings import TokenVectors
-from retrodistill.encoders.maxsim import best_documents
-from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens
-from retrodistill.indexes.base import Index, StoredIndex, built_in, check_new, encoder_of, saved_name, to_remove
+from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens, best_documents
+from retrodistill.indexes.base import Index, StoredIndex, load_sides
 from retrodistill.indexes.codecs import Codec, CodecSettings, fit_codec
 from retrodistill.indexes.factory import empty_index
 from retrodistill.indexes.muvera import FAISS_FILE, CandidateIndex, Muvera, MuveraSettings
 from retrodistill.indexes.registry import IndexKind, checked
 from retrodistill.indexes.tokens import CODES_FILE, TokenStore, TokenWriter, check_tokens
-from retrodistill.rankers.queries import Queries, as_queries, cut_depth, wanted_depth, within
-from retrodistill.runs.run import Run
+from retrodistill.rankers.protocol import check_queries
 
 _BLOCK = 256  # documents that are encoded at once; a kill loses one block
 
 
 class MultiVectorSettings(CodecSettings):
-    """How a multi-vector index keeps token vectors and finds documents by them.
+    """How a multi-vector index stores token vectors and searches them.
 
     Attributes:
-        muvera: Candidates by fixed-dimensional encodings, which exact MaxSim then ranks; None ranks all documents.
+        muvera: Candidates by fixed-dimensional encodings, which exact MaxSim ranks; None ranks all documents.
     """
 
     muvera: MuveraSettings | None = None
 
 
 class MultiVectorIndex(Index):
-    """A token store, the documents' ids, the space's contract and a query encoder that it admits.
+    """A token store with document ids, the contract of its space, and a query encoder of that space.
 
     Args:
-        store: The documents' token vectors.
-        ids: (n,) document ids, in the order in which they were added.
-        space: Where the documents lie.
-        queries: Encodes queries; None to search by token vectors only.
+        store: Token vectors of the documents.
+        ids, space, queries, name, documents: See `Index`.
         settings: How it was built.
-        name: What its runs are called.
-        candidate_index: MUVERA's encodings of the documents in a FAISS index; made from the store where the settings
-            ask for it and None is given.
-        documents: Encodes documents that are added as texts; loaded by the space's name where it is needed.
+        candidate_index: MUVERA's encodings of the documents; by default built from the store if the settings ask for
+            it.
 
     Raises:
-        UserError: The query encoder belongs to another space, or store, ids and encodings are not of one index.
+        UserError: The query encoder belongs to another space, or store, ids and encodings do not belong together.
     """
 
-    index_kind = "multi-vector"
+    index_kind, encoder_kinds = "multi-vector", MULTI_VECTOR
 
     def __init__(
         self,
@@ -80,11 +73,8 @@ class MultiVectorIndex(Index):
                 f"token store of {len(store)} documents of {store.codec.dimension} dimensions with {len(ids)} ids and "
                 f"a space of {space.dimension}; the files do not belong together: build the index again."
             )
-        self.store, self.ids, self.space, self.name = store, list(ids), space, name
-        self.settings = settings or MultiVectorSettings()
-        self.queries, self._documents = queries, documents
-        if queries is not None:
-            space.check_query_encoder(queries)
+        super().__init__(ids, space, queries, name, documents)
+        self.store, self.settings = store, settings or MultiVectorSettings()
         if candidate_index is None and self.settings.muvera is not None:
             candidate_index = CandidateIndex.build(self.settings.muvera, store)
         if candidate_index is not None and len(candidate_index) != len(store):
@@ -104,127 +94,26 @@ class MultiVectorIndex(Index):
         settings: MultiVectorSettings | None = None,
         name: str = "index",
     ) -> MultiVectorIndex:
-        """An index of token vectors that are at hand; the codec is fitted on those of a sample of the documents.
-
-        Args:
-            tokens: Of the documents.
-            ids: Of the documents.
-            space: Where they lie.
-            queries: Encodes queries; None to search by token vectors only.
-            settings: Codec and candidates.
-            name: What its runs are called.
+        """Index token vectors in memory; a residual codec is fitted on a sample of the documents.
 
         Raises:
-            UserError: As the class, or token vectors that are not finite, a document without any, or too few to fit on.
+            UserError: As for the class; or vectors are not finite, a document has none, or there are too few to fit
+                the codec on.
         """
         check_tokens(tokens, ids, "documents")
         settings = settings or MultiVectorSettings()
-        sample = Tokens.of([tokens[row] for row in sampled_rows(len(tokens), settings)], tokens.dimension)
+        sample = Tokens.of([tokens[row] for row in _sampled_rows(len(tokens), settings)], tokens.dimension)
         store = TokenStore.empty(fit_codec(settings, sample, len(tokens.vectors)))
         store.append(tokens)
         return cls(store, ids, space, queries, settings, name)
 
-    def __repr__(self) -> str:
-        asking = "no query encoder" if self.queries is None else f"queries by {self.queries.name}"
-        by = "all" if self.settings.muvera is None else f"MUVERA's {self.settings.muvera.candidates}"
-        return (
-            f"MultiVectorIndex({len(self)} documents by {self.space.documents_by}, {asking}, {self.settings.codec}, "
-            f"MaxSim over {by})"
-        )
-
     def add(self, documents: Texts) -> None:
-        """Encode documents by the encoder of the space and index them, fitted parts as they are.
-
-        Raises:
-            UserError: An id that is there already, or the space's encoder is not at hand.
-        """
-        check_new(documents.ids, self.ids)
+        """As `Index.add`, in blocks."""
+        self._check_new(documents.ids)
         encoder = self._document_encoder()
         for start in range(0, len(documents), _BLOCK):
             stop = min(start + _BLOCK, len(documents))
-            self.add_tokens(documents.ids[start:stop], encoder.encode(documents.slice(start, stop), "document"))
-
-    def add_tokens(self, ids: Sequence[str], tokens: Tokens) -> None:
-        """Index documents by their token vectors, of the documents' space.
-
-        Raises:
-            UserError: An id that is there already or twice, another dimension, vectors that are not finite, or a
-                document without any.
-        """
-        check_new(ids, self.ids)
-        self._check_dimension(tokens, "documents")
-        check_tokens(tokens, ids, "documents")
-        self.made_from = ""
-        self.store.append(tokens)
-        self.ids += list(ids)
-        if self.candidate_index is not None:
-            self.candidate_index.add(self.store.gather(np.arange(len(self) - len(ids), len(self))))
-
-    def remove(self, ids: Sequence[str]) -> None:
-        """Remove documents: from the search at once, from the token store's files when it is saved.
-
-        Their encodings stay in the FAISS index, whose kinds cannot all forget, and are passed over.
-
-        Raises:
-            UserError: Ids that are not there.
-        """
-        gone = to_remove(ids, self.ids)
-        self.made_from = ""
-        self.store = self.store.without(gone)
-        self.ids = [one for one, out in zip(self.ids, gone, strict=True) if not out]
-        if self.candidate_index is not None:
-            self.candidate_index.forget(gone)
-
-    def search(self, queries: Queries, collection: Collection | None = None, k: int | None = None) -> Run:
-        """Search by text.
-
-        Args:
-            queries: One text, several (their ids are "0", "1"...), or queries with ids: a mapping of them, or `Texts`.
-            collection: Of the documents, where there is one: k is then cut to the size of the index, and documents
-                that the collection lacks are refused.
-            k: Documents per query, 1 to the size of the index; 10 by default, or all of fewer.
-
-        Returns:
-            A run in rank order, MaxSim as score.
-
-        Raises:
-            UserError: No query encoder, an empty query, or k beyond the index.
-        """
-        asked, encoder = as_queries(queries), self._query_encoder()
-        if collection is None:
-            return self.search_tokens(encoder.encode(asked.texts, "query"), k, asked.ids)
-        tokens = encoder.encode(asked.texts, "query")
-        return within(collection, self.search_tokens(tokens, cut_depth(k, len(self)), asked.ids))
-
-    def search_tokens(self, tokens: Tokens, k: int | None = None, query_ids: Sequence[str] | None = None) -> Run:
-        """Search by token vectors that an admitted encoder made.
-
-        Args:
-            tokens: Of the queries.
-            k: Documents per query, 1 to the size of the index; 10 by default, or all of fewer.
-            query_ids: One per query; "0", "1"... by default.
-
-        Raises:
-            UserError: Another dimension, vectors that are not finite, a query without any, or k beyond the index.
-        """
-        k = wanted_depth(k, len(self))
-        names = list(query_ids) if query_ids is not None else [str(number) for number in range(len(tokens))]
-        self._check_dimension(tokens, "queries")
-        check_tokens(tokens, names, "queries")
-        rows, scores = self._best(tokens, k)
-        return Run.from_matrix(names, self.ids, rows, scores, name=self.name).ranked()
-
-    def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
-        """Encodes and searches one query."""
-        encoder, k = self._query_encoder(), min(k, len(self))
-        return lambda text: self._best(encoder.encode([text], "query"), k)
-
-    def timed_stages(
-        self, collection: Collection, k: int
-    ) -> tuple[Callable[[list[str]], Tokens], Callable[[Tokens], Any]]:
-        """Encoding of queries, and search by their token vectors: for timing."""
-        encoder, k = self._query_encoder(), min(k, len(self))
-        return lambda texts: encoder.encode(texts, "query"), lambda tokens: self._best(tokens, k)
+            self.add_vectors(documents.ids[start:stop], encoder.encode(documents.slice(start, stop), "document"))
 
     @property
     def vectors_per_document(self) -> float:
@@ -235,164 +124,122 @@ class MultiVectorIndex(Index):
         """As `Index.vector_reader`: decoded token vectors."""
         return lambda start, stop: self.store.gather(np.arange(start, stop))
 
-    def bytes_per_document(self, collection: Collection | None = None) -> float | None:
-        """Of token codes, offsets, codec and MUVERA's FAISS index."""
-        return (self.store.nbytes + (0 if self.candidate_index is None else self.candidate_index.nbytes)) / len(self)
+    @property
+    def nbytes(self) -> int:
+        """Size of token codes, offsets, codec, and MUVERA's FAISS index."""
+        return self.store.nbytes + (0 if self.candidate_index is None else self.candidate_index.nbytes)
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the token store, MUVERA's encodings (a plain FAISS file), ``ids.parquet`` and a manifest.
+    def _prepare(self, vectors: Tokens, what: str) -> Tokens:
+        if vectors.dimension != self.space.dimension:
+            raise UserError(
+                f"{what} of {vectors.dimension} dimensions, the index has {self.space.dimension}; use the encoder of "
+                f"its documents ({self.documents_by}) or one distilled into its space."
+            )
+        return vectors
 
-        Raises:
-            UserError: The folder is not writable, the disk is full, or the folder holds something else than an index;
-                what stood there stays.
-        """
-        settings = self.settings.model_dump(mode="json")
-        labels = None if self.candidate_index is None else self.candidate_index.labels
-        stored = StoredIndex(
-            "multi-vector",
-            settings,
-            self.space,
-            self.ids,
-            self.name,
-            saved_name(self.queries),
-            labels,
-            built_in(self.build_seconds),
-        )
+    def _check_values(self, vectors: Tokens, ids: Sequence[str], what: str) -> None:
+        check_tokens(vectors, ids, what)
 
-        def write_files(place: Path) -> None:
-            self.store.save(place)
-            if self.candidate_index is not None:
-                self.candidate_index.save(place)
+    def _encode_queries(self, texts: list[str], collection: Collection | None) -> Tokens:
+        check_queries(texts)  # those of a collection too: an empty query has no token vectors to compare
+        tokens: Tokens = self._query_encoder().encode(texts, "query")
+        return tokens
 
-        stored.write(folder, write_files)
+    def _append(self, vectors: Tokens) -> None:
+        first = len(self.store)
+        self.store.append(vectors)
+        if self.candidate_index is not None:  # encodings are made of vectors as the codec keeps them
+            self.candidate_index.add(self.store.gather(np.arange(first, len(self.store))))
+
+    def _drop(self, removed: np.ndarray) -> None:
+        self.store = self.store.without(removed)
+        if self.candidate_index is not None:
+            self.candidate_index.remove(removed)
+
+    def _best(self, vectors: Tokens, k: int) -> tuple[np.ndarray, np.ndarray]:
+        if self.candidate_index is None:
+            rows, scores = best_documents(vectors, self.store.blocks(), k)
+        else:
+            rows = np.full((len(vectors), k), -1, dtype=np.int64)
+            scores = np.zeros((len(vectors), k), dtype=np.float32)
+            for query, candidates in enumerate(self.candidate_index.candidates(vectors, k)):
+                tokens = self.store.gather(candidates)
+                places, best = best_documents(vectors.slice(query, query + 1), [(0, tokens)], k)
+                rows[query, : places.shape[1]] = candidates[places[0]]
+                scores[query, : places.shape[1]] = best[0]
+        if self.space.similarity == "meanmaxsim":
+            scores = scores / vectors.lengths[:, None]
+        return rows, scores
+
+    def _settings(self) -> dict[str, Any]:
+        return self.settings.model_dump(mode="json")
+
+    def _labels(self) -> np.ndarray:
+        return super()._labels() if self.candidate_index is None else self.candidate_index.labels
+
+    def _write(self, folder: Path) -> None:
+        self.store.save(folder)
+        if self.candidate_index is not None:
+            self.candidate_index.save(folder)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], queries: Any = None, *, memory_map: bool = True) -> MultiVectorIndex:
-        """Load an index.
-
-        Args:
-            folder: Where it was saved.
-            queries: Name or object of the query encoder; by default the one it was saved with.
-            memory_map: Leave the tokens' codes on disk; else they are read at once.
-
-        Raises:
-            UserError: A file is missing, cut short, altered or of another index, or the query encoder belongs to
-                another space.
-        """
-        stored = StoredIndex.open(folder)
-        if stored.kind != "multi-vector":
-            raise UserError(f"{folder} holds an index of kind {stored.kind}, not multi-vector; load it as such.")
-        settings = _settings(stored.settings, folder)
-        store = TokenStore.load(Path(folder))
-        if not memory_map:
+    def _read(cls, stored: StoredIndex, memory_map: bool | None) -> Self:
+        # Version 0.1.0 also stored the bytes of a codec that was dropped, and null for what was not set.
+        content = {name: value for name, value in stored.settings.items() if name != "bytes" and value is not None}
+        where = str(stored.folder / FILE_NAME)
+        settings = checked(MultiVectorSettings, content, where, "; build the index again")
+        store = TokenStore.load(stored.folder)
+        if memory_map is False:
             store.parts = [np.array(part) for part in store.parts]
         candidate_index = None
         if settings.muvera is not None:
-            labels = np.asarray(stored.labels)
-            candidate_index = CandidateIndex.load(settings.muvera, store.codec.dimension, Path(folder), labels)
-        asking = stored.queries_by if queries is None else queries
-        encoder = None if asking is None else load_encoder(asking, MULTI_VECTOR)
-        loaded = cls(store, stored.ids, stored.space, encoder, settings, stored.name, candidate_index=candidate_index)
-        loaded.made_from = stored.fingerprint
-        loaded.build_seconds = stored.about.get("build_seconds")
-        return loaded
-
-    def _best(self, tokens: Tokens, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows (q, k) and scores; -1 where the candidates are fewer than k."""
-        if self.candidate_index is None:
-            rows, scores = best_documents(tokens, self.store.blocks(), k)
-        else:
-            rows = np.full((len(tokens), k), -1, dtype=np.int64)
-            scores = np.zeros((len(tokens), k), dtype=np.float32)
-            for query, candidates in enumerate(self.candidate_index.candidates(tokens, k)):
-                found, score = best_documents(tokens.slice(query, query + 1), [(0, self.store.gather(candidates))], k)
-                rows[query, : found.shape[1]] = candidates[found[0]]
-                scores[query, : found.shape[1]] = score[0]
-        if self.space.similarity == "meanmaxsim":
-            scores = scores / tokens.lengths[:, None]
-        return rows, scores
-
-    def _query_encoder(self) -> MultiVectorModel:
-        if self.queries is None:
-            raise UserError("this index has no query encoder; give one, or search by token vectors.")
-        return self.queries
-
-    def _document_encoder(self) -> MultiVectorModel:
-        self._documents = self._documents or encoder_of(self.space, MULTI_VECTOR)
-        return self._documents
-
-    def _check_dimension(self, tokens: Tokens, what: str) -> None:
-        if tokens.dimension != self.space.dimension:
-            raise UserError(
-                f"{what} of {tokens.dimension} dimensions, the index has {self.space.dimension}; use the encoder of "
-                f"its documents ({self.space.documents_by}) or one distilled into its space."
-            )
-
-
-def sampled_rows(documents: int, settings: CodecSettings) -> np.ndarray:
-    """Rows of the documents that a codec is fitted on, ascending."""
-    random = np.random.default_rng(settings.seed)
-    return np.sort(random.choice(documents, min(documents, settings.sample), replace=False))
-
-
-def _settings(stored: dict[str, Any], folder: str | os.PathLike[str]) -> MultiVectorSettings:
-    """Settings of a manifest; those of version 0.1.0 also have the bytes of a codec that was dropped."""
-    known = {name: value for name, value in stored.items() if name != "bytes" and value is not None}
-    return checked(MultiVectorSettings, known, f"{Path(folder) / FILE_NAME}", "; build the index again")
+            dimension, labels = store.codec.dimension, np.asarray(stored.labels)
+            candidate_index = CandidateIndex.load(settings.muvera, dimension, stored.folder, labels)
+        name = stored.about["name"]
+        return cls(store, stored.ids, stored.space, None, settings, name, candidate_index=candidate_index)
 
 
 def build_multi_vector(
-    texts: Texts,
+    collection: Collection,
     documents: Any,
     queries: Any = None,
     settings: MultiVectorSettings | None = None,
-    *,
     name: str = "index",
 ) -> MultiVectorIndex:
-    """Encode documents and index their tokens.
+    """As `build_index`, for a multi-vector encoder or its name; memory does not grow with the corpus.
 
-    Codes are written to the shared cache as they come, where a build that was killed goes on and where the index reads
-    them, memory-mapped; `MultiVectorIndex.save` copies them into the index' own folder.
-
-    Args:
-        texts: The documents.
-        documents: Name or object of their multi-vector encoder.
-        queries: Name or object of the encoder of queries; the documents' by default.
-        settings: Codec and candidates.
-        name: What its runs are called.
+    Codes are written to the shared cache, where a build that was killed continues. The index reads them there,
+    memory-mapped, until `MultiVectorIndex.save` copies them into its own folder.
 
     Raises:
-        UserError: The query encoder belongs to another space, settings that do not fit the vectors or so few documents,
-            vectors that are not finite, or a document without tokens.
+        UserError: The query encoder belongs to another space, the settings do not fit the vectors or the number of
+            documents, vectors are not finite, or a document has no tokens.
     """
-    settings = settings or MultiVectorSettings()
-    encoder = load_encoder(documents, MULTI_VECTOR)
-    asking = encoder if queries is None else load_encoder(queries, MULTI_VECTOR)
-    space = EmbeddingSpace.of(encoder)
-    space.check_query_encoder(asking)
-    if settings.muvera is not None:
+    settings, texts = settings or MultiVectorSettings(), collection.documents
+    encoder, query_encoder, space = load_sides(documents, queries, MULTI_VECTOR)
+    if settings.muvera is not None:  # refuses a wrong factory before texts are encoded
         width = Muvera(settings.muvera, space.dimension).dimension
         empty_index(settings.muvera.factory, width, len(texts), settings.muvera.parameters)
     start = time.perf_counter()
-    store = _encoded(texts, encoder, settings)
-    built = MultiVectorIndex(store, texts.ids, space, asking, settings, name, documents=encoder)
-    built.build_seconds = time.perf_counter() - start  # tokens are encoded as they are stored: this counts both
-    return built
+    store = _encode(texts, encoder, settings)
+    index = MultiVectorIndex(store, texts.ids, space, query_encoder, settings, name, documents=encoder)
+    index.build_seconds = time.perf_counter() - start  # counts encoding too: tokens are stored as they are encoded
+    return index
 
 
-def _encoded(texts: Texts, encoder: MultiVectorModel, settings: MultiVectorSettings) -> TokenStore:
-    """The store of these texts in the cache, finished where it was left."""
+def _encode(texts: Texts, encoder: MultiVectorModel, settings: MultiVectorSettings) -> TokenStore:
+    """The texts' token store in the cache, continued where an earlier build stopped."""
     codec = settings.model_dump(mode="json", exclude={"muvera"})
     folder = cache_folder() / "tokens" / digest(encoder.document_space, texts.fingerprint, codec)
     store = TokenVectors(encoder, "document")
-    found: dict[int, np.ndarray] = {}  # the sample's tokens, which need not be encoded twice
+    encoded: dict[int, np.ndarray] = {}  # tokens of the codec's sample, so that they are not encoded twice
 
     def fit() -> Codec:
         if settings.codec != "residual":
             return fit_codec(settings, Tokens.of([], encoder.dimension))
-        rows = sampled_rows(len(texts), settings)
-        found.update(zip(rows.tolist(), _tokens(texts, rows, encoder, store), strict=True))
-        sample = Tokens.of([found[row] for row in rows.tolist()], encoder.dimension)
+        rows = _sampled_rows(len(texts), settings)
+        encoded.update(zip(rows.tolist(), _tokens(texts, rows, encoder, store), strict=True))
+        sample = Tokens.of([encoded[row] for row in rows.tolist()], encoder.dimension)
         return fit_codec(settings, sample, len(sample.vectors) * len(texts) // len(rows))
 
     with exclusive(folder / ".lock"), bar(len(texts), f"token vectors ({encoder.name})", "texts") as progress:
@@ -400,28 +247,26 @@ def _encoded(texts: Texts, encoder: MultiVectorModel, settings: MultiVectorSetti
         progress.update(writer.documents)
         for start in range(writer.documents, len(texts), _BLOCK):
             rows = np.arange(start, min(start + _BLOCK, len(texts)))
-            absent = np.array([row for row in rows if row not in found], dtype=np.int64)
-            found.update(zip(absent.tolist(), _tokens(texts, absent, encoder, store), strict=True))
-            writer.append(Tokens.of([found.pop(row) for row in rows.tolist()], encoder.dimension))
+            missing = np.array([row for row in rows if row not in encoded], dtype=np.int64)
+            encoded.update(zip(missing.tolist(), _tokens(texts, missing, encoder, store), strict=True))
+            writer.append(Tokens.of([encoded.pop(row) for row in rows.tolist()], encoder.dimension))
             progress.update(len(rows))
         return writer.finish()
 
 
 def _tokens(texts: Texts, rows: np.ndarray, encoder: MultiVectorModel, store: TokenVectors) -> list[np.ndarray]:
-    """Checked token vectors of each row: out of the store where all are there, which is not filled by this."""
-    wanted = texts.table.take(rows)
-    ids, contents = wanted["id"].to_pylist(), wanted["text"].to_pylist()
+    """Checked token vectors of each row; read from the store of embeddings if all are there, and never added to it."""
+    table = texts.table.take(rows)
+    ids, contents = table["id"].to_pylist(), table["text"].to_pylist()
     tokens = encoder.encode(contents, "document") if store.missing(contents) else store.gather(contents)
     check_tokens(tokens, ids, f"documents by {encoder.name}")
     return [tokens[place] for place in range(len(tokens))]
 
 
-def _build(collection: Collection, documents: Any, queries: Any, settings: Any, name: str) -> MultiVectorIndex:
-    return build_multi_vector(collection.documents, documents, queries, settings, name=name)
+def _sampled_rows(documents: int, settings: CodecSettings) -> np.ndarray:
+    """Ascending rows of the documents that a codec is fitted on."""
+    random = np.random.default_rng(settings.seed)
+    return np.sort(random.choice(documents, min(documents, settings.sample), replace=False))
 
 
-def _load(folder: Any, queries: Any, _parameters: None, _memory_map: bool) -> MultiVectorIndex:
-    return MultiVectorIndex.load(folder, queries)  # token vectors always stay on disk
-
-
-KIND = IndexKind("multi-vector", MULTI_VECTOR, MultiVectorSettings, _build, _load)
+KIND = IndexKind("multi-vector", MULTI_VECTOR, MultiVectorSettings, build_multi_vector, MultiVectorIndex.load)

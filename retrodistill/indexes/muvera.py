@@ -1,13 +1,13 @@
 """MUVERA: fixed-dimensional encodings, whose inner product approximates MaxSim (arXiv 2405.19504).
 
-For each of R repetitions, SimHash cuts the space into B = 2^k_sim partitions by the signs of k_sim random directions. A
-query's encoding holds the sum of its tokens in each partition, a document's the mean of its own, since a query token
-most likely falls where its nearest document token does:
+For each of R repetitions, SimHash divides the space into B = 2^k_sim partitions by the signs of k_sim random
+directions. In each partition, a query's encoding holds the sum of its tokens and a document's encoding the mean of its
+own, because the nearest document token of a query token is most likely in the same partition:
 
     <F(Q), F(D)> = 1/R sum_r sum_b < sum_{q in b} S_r q , mean_{p in b} S_r p >   ~   sum_q max_p <q, p>
 
-S_r is a (d_proj, d) matrix of random signs over sqrt(d_proj) (the identity where d_proj is None). A partition without a
-token of the document takes the token whose signs differ least from it, so that no query token meets a zero.
+S_r is a (d_proj, d) matrix of random signs over sqrt(d_proj), or the identity if d_proj is None. A partition without a
+document token takes the token whose signs differ least from it, so that every query token meets a document token.
 """
 
 from __future__ import annotations
@@ -20,27 +20,28 @@ import numpy as np
 from pydantic import Field
 
 from retrodistill.core.errors import UserError
-from retrodistill.encoders.maxsim import blocks_of
-from retrodistill.encoders.multi_vector import Tokens
-from retrodistill.indexes.factory import build_faiss, empty_index, set_parameters
+from retrodistill.encoders.multi_vector import Tokens, blocks_of
+from retrodistill.indexes.factory import build_faiss, empty_index, file_bytes, read_faiss, set_parameters
 from retrodistill.indexes.tokens import CODES_FILE, TokenStore
 from retrodistill.training.settings import Settings
 
+FAISS_FILE = "muvera.faiss"
 _BLOCK = 65536  # tokens that are encoded at once
+_TRAINING_ENCODINGS = 20_000  # of a FAISS factory, at most
 
 
 class MuveraSettings(Settings):
-    """Fixed-dimensional encodings and the FAISS index that proposes candidates by them.
+    """Fixed-dimensional encodings and the FAISS index that finds candidates by them.
 
     Attributes:
-        repetitions: R; more of them approximate better.
-        k_sim: Partitions of a repetition are 2^k_sim.
-        d_proj: Dimensions that a token is projected to within a partition; None keeps all of them.
-        final: Dimensions that the whole encoding is sketched to (count sketch); None leaves it as it is.
-        factory: The FAISS factory of the encodings.
+        repetitions: R; more approximate MaxSim better.
+        k_sim: A repetition has 2^k_sim partitions.
+        d_proj: Dimensions that tokens are projected to within a partition; None keeps all.
+        final: Dimensions that the whole encoding is sketched to (count sketch); None keeps all.
+        factory: FAISS factory of the encodings.
         parameters: FAISS search parameters, e.g. ``nprobe=16``.
-        candidates: Documents of a query that exact MaxSim ranks; at least the k asked for.
-        seed: Of all random directions, signs and sketches.
+        candidates: Documents per query that exact MaxSim ranks; at least the k of the search.
+        seed: Seed of directions, signs and sketches.
     """
 
     repetitions: int = Field(default=20, ge=1)
@@ -54,7 +55,7 @@ class MuveraSettings(Settings):
 
 
 class Muvera:
-    """Encodes ragged token vectors as one vector per text; the same seed gives the same encodings.
+    """Encodes the token vectors of a text as one vector; the same seed gives the same encodings.
 
     Args:
         settings: Repetitions, partitions, projections and seed.
@@ -62,7 +63,7 @@ class Muvera:
     """
 
     def __init__(self, settings: MuveraSettings, dimension: int) -> None:
-        self.settings, self.tokens = settings, dimension
+        self.settings = settings
         random = np.random.default_rng(settings.seed)
         repetitions, bits = settings.repetitions, settings.k_sim
         self._planes = random.standard_normal((repetitions, dimension, bits)).astype(np.float32)
@@ -84,32 +85,30 @@ class Muvera:
         return self.settings.final or self._width
 
     def queries(self, tokens: Tokens) -> np.ndarray:
-        """(n, dimension) float32 encodings of queries: sums per partition, zero where a partition has no token."""
-        return self._encoded(tokens, document=False)
+        """(n, dimension) float32 encodings of queries: sums per partition, zero in partitions without a token."""
+        return self._encode(tokens, document=False)
 
     def documents(self, tokens: Tokens) -> np.ndarray:
-        """(n, dimension) float32 encodings of documents: means per partition, each with at least one token."""
-        return self._encoded(tokens, document=True)
+        """(n, dimension) float32 encodings of documents: means per partition, each of at least one token."""
+        return self._encode(tokens, document=True)
 
     def partitions(self, vectors: np.ndarray) -> np.ndarray:
-        """(n, repetitions) int64 partition of each (d,) vector: bit i is set where direction i has a positive sign."""
+        """(n, repetitions) int64 partition of each (d,) vector: bit i is set if direction i has a positive sign."""
         bits = np.einsum("nd,rdk->nrk", vectors, self._planes, optimize=True) > 0
         return bits @ (1 << np.arange(self.settings.k_sim, dtype=np.int64))
 
-    def _encoded(self, tokens: Tokens, *, document: bool) -> np.ndarray:
-        found = np.zeros((len(tokens), self.dimension), dtype=np.float32)
+    def _encode(self, tokens: Tokens, *, document: bool) -> np.ndarray:
+        encodings = np.zeros((len(tokens), self.dimension), dtype=np.float32)
         for start, stop in blocks_of(tokens.bounds, _BLOCK):
-            part = tokens.slice(start, stop)
-            codes = self.partitions(part.vectors)
-            inner = [
-                self._pooled(part, codes[:, number], number, document=document)
-                for number in range(self.settings.repetitions)
-            ]
-            whole = np.concatenate(inner, axis=1) / np.sqrt(self.settings.repetitions)
-            found[start:stop] = self._sketched(whole)
-        return found
+            block = tokens.slice(start, stop)
+            codes = self.partitions(block.vectors)
+            repetitions = range(self.settings.repetitions)
+            pooled = [self._pool(block, codes[:, number], number, document=document) for number in repetitions]
+            whole = np.concatenate(pooled, axis=1) / np.sqrt(self.settings.repetitions)
+            encodings[start:stop] = self._sketch(whole)
+        return encodings
 
-    def _pooled(self, tokens: Tokens, codes: np.ndarray, repetition: int, *, document: bool) -> np.ndarray:
+    def _pool(self, tokens: Tokens, codes: np.ndarray, repetition: int, *, document: bool) -> np.ndarray:
         """(n, B d_proj) sums or means per partition of one repetition."""
         from scipy.sparse import csr_array
 
@@ -127,36 +126,27 @@ class Muvera:
         return pooled.reshape(len(tokens), -1)
 
     def _nearest(self, tokens: Tokens, codes: np.ndarray) -> np.ndarray:
-        """(n B,) int64 for each text and partition the token whose signs differ least, the first of equals."""
+        """(n B,) int64: for each text and partition the token whose signs differ least; of equals the first."""
         keys = self._differing[codes] * len(codes) + np.arange(len(codes))[:, None]  # (tokens, B): ties by place
         return (np.minimum.reduceat(keys, tokens.bounds[:-1], axis=0) % len(codes)).ravel()
 
-    def _sketched(self, whole: np.ndarray) -> np.ndarray:
+    def _sketch(self, whole: np.ndarray) -> np.ndarray:
         """Count sketch: each dimension is added to a random one of `final`, with a random sign."""
         if self.settings.final is None:
             return whole
         from scipy.sparse import csr_array
 
-        sketch = csr_array(
-            (self._flip, (np.arange(self._width), self._bucket)), shape=(self._width, self.settings.final)
-        )
-        return whole @ sketch
-
-
-FAISS_FILE = "muvera.faiss"
-_TRAINED_ON = 20_000  # encodings, at most
+        shape = (self._width, self.settings.final)
+        return whole @ csr_array((self._flip, (np.arange(self._width), self._bucket)), shape=shape)
 
 
 class CandidateIndex:
-    """Proposes the documents whose encoding has the highest inner product with the query's.
+    """Finds the documents whose encoding has the highest inner product with that of the query.
 
     Args:
         muvera: Makes the encodings.
         index: The filled FAISS index of encodings.
-        labels: (n,) int64, ascending: by what the FAISS index names the documents that are left.
-
-    Raises:
-        UserError: The FAISS index does not know the settings' search parameters.
+        labels: (n,) int64, ascending: the labels in the FAISS index of the documents that were not removed.
     """
 
     def __init__(self, muvera: Muvera, index: Any, labels: np.ndarray) -> None:
@@ -166,18 +156,17 @@ class CandidateIndex:
 
     @classmethod
     def build(cls, settings: MuveraSettings, store: TokenStore) -> CandidateIndex:
-        """Encode the documents of a store, as its codec keeps them, block by block.
+        """Encode the documents of a store block by block, as its codec decodes them.
 
         Raises:
-            UserError: A factory that does not parse, or that cannot be trained on so few documents.
+            UserError: The factory does not parse or needs more documents to train.
         """
         muvera = Muvera(settings, store.codec.dimension)
         index = empty_index(settings.factory, muvera.dimension, len(store))
         if not index.is_trained:
-            rows = np.linspace(0, len(store) - 1, min(len(store), _TRAINED_ON)).astype(np.int64)
-            trained = build_faiss(settings.factory, muvera.documents(store.gather(rows)))
-            trained.reset()
-            index = trained
+            rows = np.linspace(0, len(store) - 1, min(len(store), _TRAINING_ENCODINGS)).astype(np.int64)
+            index = build_faiss(settings.factory, muvera.documents(store.gather(rows)))
+            index.reset()
         for _, tokens in store.blocks():
             index.add(muvera.documents(tokens))
         return cls(muvera, index, np.arange(len(store)))
@@ -188,28 +177,26 @@ class CandidateIndex:
     @property
     def nbytes(self) -> int:
         """Size of the FAISS index as a file."""
-        import faiss
-
-        return len(faiss.serialize_index(self.index))
+        return file_bytes(self.index)
 
     def candidates(self, queries: Tokens, k: int) -> Iterator[np.ndarray]:
-        """Rows of the documents proposed for each query: the settings' number, or k where that is more."""
-        wanted = max(self.muvera.settings.candidates, k)
+        """Rows of each query's candidates: as many as the settings say, or k if that is more."""
+        number = max(self.muvera.settings.candidates, k)
         removed = self.index.ntotal - len(self)
-        labels = self.index.search(self.muvera.queries(queries), min(wanted + removed, self.index.ntotal))[1]
-        for found in labels:
-            rows = np.minimum(np.searchsorted(self.labels, found), len(self) - 1)
-            yield rows[self.labels[rows] == found][:wanted]  # neither FAISS's -1 nor a removed document
+        labels = self.index.search(self.muvera.queries(queries), min(number + removed, self.index.ntotal))[1]
+        for best in labels:
+            rows = np.minimum(np.searchsorted(self.labels, best), len(self) - 1)
+            yield rows[self.labels[rows] == best][:number]  # drops -1 of FAISS and removed documents
 
     def add(self, tokens: Tokens) -> None:
-        """Encode the next documents."""
+        """Encode new documents."""
         first = self.index.ntotal
         self.index.add(self.muvera.documents(tokens))
         self.labels = np.concatenate([self.labels, np.arange(first, self.index.ntotal)])
 
-    def forget(self, gone: np.ndarray) -> None:
-        """Propose the documents of a (n,) mask no more."""
-        self.labels = self.labels[~gone]
+    def remove(self, removed: np.ndarray) -> None:
+        """Skip the documents of a (n,) mask. Their encodings stay, since not every FAISS kind can remove them."""
+        self.labels = self.labels[~removed]
 
     def save(self, folder: Path) -> None:
         """Write the FAISS file."""
@@ -219,20 +206,17 @@ class CandidateIndex:
 
     @classmethod
     def load(cls, settings: MuveraSettings, dimension: int, folder: Path, labels: np.ndarray) -> CandidateIndex:
-        """Read the FAISS file that lies beside a token store.
+        """Read the FAISS file of a folder.
 
         Raises:
             UserError: It is missing, or holds encodings of other tokens or settings.
         """
-        import faiss
-
         if not (folder / FAISS_FILE).is_file():
-            raise UserError(f"no file {folder / FAISS_FILE}: build the index again.")
-        muvera = Muvera(settings, dimension)
-        index = faiss.read_index(str(folder / FAISS_FILE))
+            raise UserError(f"no file {folder / FAISS_FILE}; build the index again.")
+        muvera, index = Muvera(settings, dimension), read_faiss(folder / FAISS_FILE)
         if index.d != muvera.dimension or (len(labels) and labels[-1] >= index.ntotal):
             raise UserError(
                 f"{folder / FAISS_FILE} holds {index.ntotal} encodings of {index.d} dimensions, {CODES_FILE} and the "
-                f"settings ask for {len(labels)} of {muvera.dimension}; they do not belong together: build it again."
+                f"settings need {len(labels)} of {muvera.dimension}; they do not belong together: build it again."
             )
         return cls(muvera, index, labels)

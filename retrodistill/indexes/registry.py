@@ -1,22 +1,30 @@
-"""The kinds of indexes. A kind is one module, which ends with ``KIND = IndexKind(...)`` and is listed here.
+"""Kinds of indexes, their options, and building and loading an index of any kind.
 
-To add a kind, write its module, add a line to `_MODULES`, and add its own keys, if any, to `IndexOptions`. Recipes
-(``index:``), the command line and `build_index` take the same keys from there.
+A kind is one module, which ends with ``KIND = IndexKind(...)`` and is listed here.
+
+To add a kind, write its module, add a line to `_MODULES`, and add its own options, if any, to `IndexOptions`. Recipes
+(``index:``), the command line and `build_index` take their options from there.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Collection, Iterable
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pydantic
 from pydantic import Field, field_validator
 
 from retrodistill.core.errors import UserError, unknown
+from retrodistill.data.collection import Collection
+from retrodistill.encoders.any_encoder import load_encoder
+from retrodistill.indexes.base import Index, read_index_manifest
 from retrodistill.indexes.codecs import CodecName, refuse_dropped
 from retrodistill.indexes.muvera import MuveraSettings
+from retrodistill.rankers.loading import is_store, open_store
 from retrodistill.training.settings import Settings
 
 # A module is imported when its kind is first used.
@@ -28,15 +36,16 @@ Checked = TypeVar("Checked", bound=Settings)
 
 @dataclass(frozen=True)
 class IndexKind:
-    """What the package needs to know of one kind of index.
+    """A kind of index.
 
     Attributes:
-        name: As manifests have it.
+        name: Its name in manifests.
         encoders: Kinds of encoders whose documents it holds.
-        settings: How it is built; its fields are the options that it takes.
+        settings: How it is built; the fields are its options.
         build: ``(collection, document encoder, query encoder or None, settings, name) -> Index``.
-        load: ``(folder, queries, parameters, memory_map) -> Index``; parameters are None unless `has_parameters`.
+        load: ``(folder, queries, *, memory_map) -> Index``; with ``parameters`` if `has_parameters`.
         has_parameters: Whether FAISS search parameters may be given at loading.
+        check: Refuses settings that cannot be used on this machine, before any work.
     """
 
     name: str
@@ -45,15 +54,16 @@ class IndexKind:
     build: Callable[..., Any]
     load: Callable[..., Any]
     has_parameters: bool = False
+    check: Callable[[Any], None] = lambda _settings: None
 
     @property
     def options(self) -> tuple[str, ...]:
-        """Names of the options that it takes."""
+        """Names of its options."""
         return tuple(self.settings.model_fields)
 
 
 class IndexOptions(Settings):
-    """How an index is built: the options of all kinds. An option that stays at its default is not given.
+    """How an index is built: the options of all kinds. Options at their defaults count as not given.
 
     Attributes:
         factory: Dense: a FAISS factory string, or ``auto``: chosen from the number of documents, `bytes` and `recall`;
@@ -66,12 +76,12 @@ class IndexOptions(Settings):
         bits: Sparse: bits of an impact, 8 (the default) or 32 for exact weights. Multi-vector with the codec
             ``residual``: bits per dimension, 1, 2 (the default) or 4.
         centroids: Multi-vector with the codec ``residual``: number of centroids; PLAID's rule by default.
-        sample: Multi-vector with the codec ``residual``: documents that it is fitted on; 1,000 by default.
+        sample: Multi-vector with the codec ``residual``: number of documents it is fitted on; 1,000 by default.
         muvera: Multi-vector: candidates by MUVERA's encodings, which exact MaxSim ranks; ``true`` for its defaults.
             Without it MaxSim ranks all documents.
         backend: Sparse: ``exact`` (the default), or ``seismic``: approximate, for large corpora.
-        prune: Sparse: terms of largest weight to keep per document.
-        query_cut: Seismic: number of a query's heaviest terms that choose what is visited; 10 by default.
+        prune: Sparse: number of terms of largest weight to keep per document.
+        query_cut: Seismic: number of a query's heaviest terms that choose the lists to visit; 10 by default.
         heap_factor: Seismic: lower is faster and finds less; 0.8 by default.
     """
 
@@ -96,12 +106,12 @@ class IndexOptions(Settings):
     @classmethod
     def _bits_not_dropped(cls, bits: Any) -> Any:
         if bits == 16:
-            raise ValueError("16-bit impacts were dropped; take 8 (the default) or 32 for exact weights")
+            raise ValueError("16-bit impacts were dropped; use 8 (the default) or 32 for exact weights")
         return bits
 
     @field_validator("muvera", mode="before")
     @classmethod
-    def _muvera_by_its_defaults(cls, muvera: Any) -> Any:
+    def _muvera_defaults(cls, muvera: Any) -> Any:
         return ({} if muvera else None) if isinstance(muvera, bool) else muvera
 
     def given(self) -> dict[str, Any]:
@@ -110,7 +120,7 @@ class IndexOptions(Settings):
         return {name: getattr(self, name) for name in fields if getattr(self, name) != fields[name].default}
 
     def check(self, kinds: Iterable[IndexKind]) -> None:
-        """Refuse an option that none of these kinds takes, and values that the kinds refuse.
+        """Refuse an option that none of these kinds takes, values that a kind refuses, and packages that are missing.
 
         Raises:
             UserError: Names the first.
@@ -118,10 +128,10 @@ class IndexOptions(Settings):
         kinds = list(kinds)
         check_options_fit(self.given(), kinds)
         for kind in kinds:
-            self.of(kind)
+            kind.check(self.of(kind))
 
     def of(self, kind: IndexKind) -> Settings:
-        """The settings of one kind; options that it does not take are left out.
+        """The settings of one kind, without the options that it does not take.
 
         Raises:
             UserError: They contradict each other.
@@ -136,7 +146,7 @@ def get_kind(name: str) -> IndexKind:
     """The kind of index of a name.
 
     Raises:
-        UserError: There is none; the nearest is named.
+        UserError: There is no such kind; the nearest is named.
     """
     if name not in _MODULES:
         raise unknown("kind of index", name, KINDS)
@@ -145,40 +155,38 @@ def get_kind(name: str) -> IndexKind:
 
 
 def kind_for(encoder: Any) -> IndexKind:
-    """The kind of index that holds an encoder's documents.
+    """The kind of index that holds the documents of an encoder.
 
     Raises:
         UserError: No kind does.
     """
-    kinds = [get_kind(name) for name in KINDS]
-    kind = next((kind for kind in kinds if encoder.kind in kind.encoders), None)
-    if kind is None:
-        raise unknown("kind of encoder for an index", encoder.kind, [name for one in kinds for name in one.encoders])
-    return kind
+    kinds = {encoder_kind: kind for kind in map(get_kind, KINDS) for encoder_kind in kind.encoders}
+    if encoder.kind not in kinds:
+        raise unknown("kind of encoder for an index", encoder.kind, kinds)
+    return kinds[encoder.kind]
 
 
-def check_options_fit(options: Collection[str], kinds: Iterable[IndexKind]) -> None:
-    """Refuse options that none of some kinds of index takes.
+def check_options_fit(options: Iterable[str], kinds: Iterable[IndexKind]) -> None:
+    """Refuse an option that none of these kinds of index takes.
 
     Raises:
-        UserError: Names the first, and what the kinds take.
+        UserError: Names the first, and the options of the kinds.
     """
     kinds = list(kinds)
-    taken = {name for kind in kinds for name in kind.options}
-    strange = [name for name in options if name not in taken]
-    if strange:
+    wrong = [name for name in options if not any(name in kind.options for kind in kinds)]
+    if wrong:
         takes = "; ".join(f"{kind.name} takes {', '.join(kind.options)}" for kind in kinds)
-        raise UserError(f"option {strange[0]!r} does not fit this kind of index: {takes}.")
+        raise UserError(f"option {wrong[0]!r} does not fit this kind of index: {takes}.")
 
 
 def checked(model: type[Checked], content: dict[str, Any], where: str, advice: str = "") -> Checked:
     """Settings from a dictionary.
 
     Args:
-        model: Their class.
+        model: Class of the settings.
         content: Their values.
-        where: What holds them, for the error.
-        advice: What to do, for the error, e.g. ``; build the index again``.
+        where: What holds them, for the error message.
+        advice: What to do, for the error message, e.g. ``; build the index again``.
 
     Raises:
         UserError: The first mistake, in one line.
@@ -191,3 +199,84 @@ def checked(model: type[Checked], content: dict[str, Any], where: str, advice: s
         if mistake["type"] == "extra_forbidden":
             raise UserError(f"{where}: {unknown('option', place, model.model_fields)}") from error
         raise UserError(f"{where}: {place}: {mistake['msg'].removeprefix('Value error, ')}{advice}.") from error
+
+
+def build_index(
+    collection: Collection,
+    documents: Any,
+    queries: Any = None,
+    factory: str = "Flat",
+    *,
+    name: str = "index",
+    settings: Settings | None = None,
+    **options: Any,
+) -> Index:
+    """Encode a collection and index it: dense vectors in FAISS, sparse ones inverted, token vectors for MaxSim.
+
+    Args:
+        collection: What to index.
+        documents: Name or object of the document encoder; its kind determines the kind of index.
+        queries: Name or object of the query encoder; by default that of the documents.
+        factory: A FAISS factory string, or ``auto``.
+        name: Name of its runs.
+        settings: Settings of the kind of index (`FaissSettings`, `InvertedSettings`, `MultiVectorSettings`), or
+            `IndexOptions`.
+        options: Keys of `IndexOptions`, e.g. ``truncate=128``, ``codec="residual"``; not together with `settings`.
+
+    Returns:
+        A `FaissIndex`, `InvertedIndex` or `MultiVectorIndex`.
+
+    Raises:
+        UserError: The query encoder belongs to another space, options or settings do not fit the kind of index, vectors
+            are not finite, or a factory does not parse or needs more documents to train.
+    """
+    if factory != "Flat":
+        options["factory"] = factory
+    if settings is not None and options:
+        raise UserError(f"give settings or {next(iter(options))}, not both.")
+    encoder = load_encoder(documents)
+    kind = kind_for(encoder)
+    index: Index = kind.build(collection, encoder, queries, _settings(kind, settings, options), name)
+    return index
+
+
+def load_index(
+    folder: str | os.PathLike[str], queries: Any = None, *, parameters: str | None = None, memory_map: bool = False
+) -> Index:
+    """Load an index of any kind, or an exported store.
+
+    Args:
+        folder: Where it was saved; or ``qdrant:PLACE#NAME``.
+        queries: Name or object of the query encoder; by default the one it was saved with.
+        parameters: FAISS search parameters, e.g. ``nprobe=16``.
+        memory_map: Leave vectors or postings on disk. Token vectors always stay there.
+
+    Raises:
+        UserError: A file is missing or damaged, the query encoder belongs to another space, or the index takes no
+            search parameters.
+    """
+    if is_store(folder):
+        if parameters:
+            raise UserError(f"search parameters {parameters!r} are for FAISS, and {folder} is an exported store.")
+        return open_store(str(folder), queries)
+    kind = get_kind(read_index_manifest(Path(folder)).settings["kind"])
+    if parameters and not kind.has_parameters:
+        raise UserError(
+            f"search parameters {parameters!r} are for FAISS, and {folder} is an index of kind {kind.name}."
+        )
+    given = {"parameters": parameters} if parameters else {}
+    index: Index = kind.load(folder, queries, memory_map=memory_map or None, **given)
+    return index
+
+
+def _settings(kind: IndexKind, settings: Settings | None, options: dict[str, Any]) -> Settings:
+    """The settings of the kind; given ones must be of its class."""
+    if settings is None:
+        check_options_fit([name for name in options if name in IndexOptions.model_fields], [kind])
+        settings = checked(IndexOptions, options, "index")
+    if isinstance(settings, IndexOptions):
+        settings.check([kind])
+        return settings.of(kind)
+    if not isinstance(settings, kind.settings):
+        raise UserError(f"an index of kind {kind.name} takes {kind.settings.__name__}, not {type(settings).__name__}.")
+    return settings

@@ -1,4 +1,4 @@
-"""Seismic behind the postings' interface: approximate search among sparse vectors (SIGIR 2024, arXiv 2404.18812)."""
+"""Seismic as postings: approximate search among sparse vectors (SIGIR 2024, arXiv 2404.18812)."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from scipy.sparse import csr_array
 
 from retrodistill.core.errors import UserError
 
-_FILE, _SUFFIX = "seismic", ".index.seismic"  # the library appends the suffix
+_NAME, _FILE = "seismic", "seismic.index.seismic"  # the library appends ".index.seismic" to the name
 _ROWS = "seismic-rows.npy"
-_NARROW = 2**16  # terms; more need the library's class for large vocabularies
-_LARGEST = float(np.finfo(np.float16).max)
+_LARGEST_VOCABULARY = 2**16  # terms; above, the library has classes for large vocabularies
+_LARGEST_WEIGHT = float(np.finfo(np.float16).max)
 
 
 class SeismicPostings:
     """A Seismic index of documents by row.
 
-    It visits, for the query's heaviest terms, only those blocks of documents whose summary promises enough; the
-    documents' weights are kept as float16. Blocks are clustered at random, without a seed to give: two builds of the
-    same documents find slightly different ones; a saved index stays as it is.
+    For the heaviest terms of a query it visits only blocks of documents whose summary promises enough. Weights are kept
+    as float16. Blocks are clustered at random and the library takes no seed: two builds of the same documents find
+    slightly different ones; a saved index does not change.
 
     Args:
-        index: The filled ``SeismicIndex``; its documents are named by their rows.
-        rows: (held,) int64 rows of the documents that hold a term, ascending: the library skips others.
+        index: The filled ``SeismicIndex``, in which a document's name is its row.
+        rows: (held,) int64 rows of the documents with at least one term, ascending: the library skips the others.
         documents: Number of documents.
         terms: Number of terms of the vocabulary.
-        query_cut: So many of a query's heaviest terms choose the lists to visit; all its terms count in the score.
-        heap_factor: Above 0 up to 1; a block is skipped if its summary times this is below the k-th score. Lower is
-            faster.
+        query_cut: Number of a query's heaviest terms that choose the lists to visit; all of its terms count in scores.
+        heap_factor: Above 0 and up to 1: a block is skipped if its summary times this is below the k-th score. Lower
+            is faster.
     """
 
     bits = None
@@ -53,28 +53,27 @@ class SeismicPostings:
         """Index (documents, terms) positive weights.
 
         Raises:
-            UserError: The library is not installed, no document has a term, or a weight is beyond float16.
+            UserError: The library is not installed, no document has a term, or a weight exceeds float16.
         """
         library = seismic()
-        if not matrix.nnz or matrix.data.max() > _LARGEST:
-            why = f"a weight is above {_LARGEST:.0f}, float16's largest" if matrix.nnz else "none has a term"
+        if not matrix.nnz or matrix.data.max() > _LARGEST_WEIGHT:
+            why = f"a weight is above {_LARGEST_WEIGHT:.0f}, float16's largest" if matrix.nnz else "none has a term"
             raise UserError(f"Seismic cannot index these documents: {why}; choose the backend 'exact'.")
         matrix.sort_indices()
-        wide = matrix.shape[1] > _NARROW
-        dataset = (library.SeismicDatasetLV if wide else library.SeismicDataset)(dim=matrix.shape[1])
+        documents, terms = matrix.shape
+        dataset = getattr(library, _class_name("SeismicDataset", terms))(dim=terms)
         arrays = matrix.indices.astype(np.int64), matrix.data.astype(np.float32), matrix.indptr.astype(np.int64)
-        dataset.add_documents_by_id([str(row) for row in range(matrix.shape[0])], *arrays)
-        with _silence():
-            index = (library.SeismicIndexLV if wide else library.SeismicIndex).build_from_dataset(dataset)
-        held = np.flatnonzero(np.diff(matrix.indptr))
-        return cls(index, held, matrix.shape[0], matrix.shape[1], query_cut, heap_factor)
+        dataset.add_documents_by_id([str(row) for row in range(documents)], *arrays)
+        with _silent_stdout():
+            index = getattr(library, _class_name("SeismicIndex", terms)).build_from_dataset(dataset)
+        return cls(index, np.flatnonzero(np.diff(matrix.indptr)), documents, terms, query_cut, heap_factor)
 
     @cached_property
     def nbytes(self) -> int:
-        """Bytes of the library's file."""
+        """Size of the library's file."""
         with tempfile.TemporaryDirectory() as folder:
             self.write(Path(folder))
-            return (Path(folder) / (_FILE + _SUFFIX)).stat().st_size
+            return (Path(folder) / _FILE).stat().st_size
 
     def matrix(self) -> csr_array:
         """(documents, terms) float32 weights, as the library holds them."""
@@ -86,25 +85,25 @@ class SeismicPostings:
         return csr_array((weights, terms, np.concatenate([[0], np.cumsum(counts)])), (self.documents, self.terms))
 
     def search(self, terms: np.ndarray, weights: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """About the k documents of highest positive score; arguments and results as `Postings.search`."""
-        found = self.index.search(
+        """About the k documents of highest positive score; arguments and results as for `Postings.search`."""
+        results = self.index.search(
             query_id="",
-            query_components=terms.astype(np.int64).astype(self._text),
+            query_components=terms.astype(np.int64).astype(self._string_type),
             query_values=weights.astype(np.float32),
             k=k,
             query_cut=self.query_cut,
             heap_factor=self.heap_factor,
         )
-        scores = np.array([score for _, score, _ in found], dtype=np.float32)
-        rows = np.array([row for _, _, row in found], dtype=np.int64)
+        scores = np.array([score for _, score, _ in results], dtype=np.float32)
+        rows = np.array([row for _, _, row in results], dtype=np.int64)
         order = np.lexsort((rows, -scores))
         order = order[scores[order] > 0]
         return rows[order], scores[order]
 
     def write(self, folder: Path) -> None:
         """Write the library's file and the rows."""
-        with _silence():
-            self.index.save(str(folder / _FILE))
+        with _silent_stdout():
+            self.index.save(str(folder / _NAME))
         np.save(folder / _ROWS, self.rows, allow_pickle=False)
 
     @classmethod
@@ -112,22 +111,20 @@ class SeismicPostings:
         """Read what `write` wrote.
 
         Raises:
-            UserError: The library is not installed, or another version of it cannot read the file.
+            UserError: The library is not installed, or its version cannot read the file.
         """
         library = seismic()
-        wide = terms > _NARROW
         try:
-            index = (library.SeismicIndexLV if wide else library.SeismicIndex).load(str(folder / (_FILE + _SUFFIX)))
+            index = getattr(library, _class_name("SeismicIndex", terms)).load(str(folder / _FILE))
         except OSError as error:
             raise UserError(
-                f"{folder / (_FILE + _SUFFIX)} is whole but not readable by the Seismic that is installed "
+                f"{folder / _FILE} is undamaged, but the installed Seismic cannot read it "
                 f"({str(error).splitlines()[0][:120]}); build the index again."
             ) from error
-        rows = np.load(folder / _ROWS, allow_pickle=False)
-        return cls(index, rows, documents, terms, query_cut, heap_factor)
+        return cls(index, np.load(folder / _ROWS, allow_pickle=False), documents, terms, query_cut, heap_factor)
 
     @cached_property
-    def _text(self) -> str:
+    def _string_type(self) -> str:
         return str(seismic().get_seismic_string())
 
 
@@ -149,9 +146,13 @@ def seismic() -> Any:
     return library
 
 
+def _class_name(name: str, terms: int) -> str:
+    return f"{name}LV" if terms > _LARGEST_VOCABULARY else name
+
+
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keep what the library prints from its own language out of standard output, which commands answer on."""
+def _silent_stdout() -> Iterator[None]:
+    """Discard what the library prints below Python: commands write their results to standard output."""
     sys.stdout.flush()
     kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)

@@ -1,4 +1,4 @@
-"""The token store: ragged token vectors as codes on disk, memory-mapped, documents found by their offsets."""
+"""The token store: codes of token vectors in one memory-mapped file, documents by their offsets."""
 
 from __future__ import annotations
 
@@ -9,23 +9,22 @@ import numpy as np
 
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import make_folder
-from retrodistill.encoders.maxsim import blocks_of
-from retrodistill.encoders.multi_vector import Tokens
+from retrodistill.encoders.multi_vector import Tokens, blocks_of
 from retrodistill.indexes.codecs import Codec, load_codec, save_codec
 
 CODES_FILE = "tokens.bin"
-BOUNDS_FILE = "tokens.bounds.npy"
-_LENGTHS_FILE = "tokens.lengths.bin"  # of a store that is still being written
+_BOUNDS_FILE = "tokens.bounds.npy"
+_LENGTHS_FILE = "tokens.lengths.bin"  # of a store that is being written
 _BLOCK = 16384  # tokens that are decoded at once
 
 
 class TokenStore:
-    """Documents' token vectors under one codec, by row.
+    """Token vectors of documents under one codec, by row.
 
     Args:
         codec: Turns vectors into codes and back.
         parts: (tokens, bytes) uint8 codes, in memory or memory-mapped.
-        starts: (n,) int64: where each document's codes begin, counted over all parts.
+        starts: (n,) int64: first code of each document, counted over all parts.
         lengths: (n,) int64 tokens of each document.
     """
 
@@ -46,12 +45,12 @@ class TokenStore:
 
     @property
     def tokens(self) -> int:
-        """Token vectors of all documents."""
+        """Number of token vectors."""
         return int(self.lengths.sum())
 
     @property
     def nbytes(self) -> int:
-        """Of codes, offsets and what the codec keeps."""
+        """Size of codes, offsets, and fitted arrays of the codec."""
         return self.tokens * self.codec.bytes_per_vector + 8 * (len(self) + 1) + self.codec.own_bytes
 
     def append(self, tokens: Tokens) -> None:
@@ -61,55 +60,54 @@ class TokenStore:
         self.starts = np.concatenate([self.starts, first + tokens.bounds[:-1]])
         self.lengths = np.concatenate([self.lengths, tokens.lengths])
 
-    def without(self, gone: np.ndarray) -> TokenStore:
-        """The store less the documents of a (n,) mask; their codes are left out when it is saved."""
-        return TokenStore(self.codec, self.parts, self.starts[~gone], self.lengths[~gone])
+    def without(self, removed: np.ndarray) -> TokenStore:
+        """The store without the documents of a (n,) mask; saving leaves their codes out."""
+        return TokenStore(self.codec, self.parts, self.starts[~removed], self.lengths[~removed])
 
     def gather(self, rows: np.ndarray) -> Tokens:
-        """The decoded tokens of (m,) rows, in their order."""
+        """Decoded tokens of (m,) rows, in their order."""
         codes, bounds = self._codes(np.asarray(rows, dtype=np.int64))
         return Tokens(self.codec.decode(codes), bounds)
 
     def blocks(self, tokens: int = _BLOCK) -> Iterator[tuple[int, Tokens]]:
-        """All documents, a few thousand decoded tokens at a time, each block with the row of its first document."""
+        """All documents in blocks of about this number of tokens, each with the row of its first document."""
         for start, stop in blocks_of(_bounds(self.lengths), tokens):
             yield start, self.gather(np.arange(start, stop))
 
     def save(self, folder: Path) -> None:
-        """Write ``tokens.bin`` (codes, document after document), ``tokens.bounds.npy`` and the codec, in blocks."""
+        """Write ``tokens.bin`` (codes in document order), ``tokens.bounds.npy`` and the codec, block by block."""
         save_codec(self.codec, folder)
         with (folder / CODES_FILE).open("wb") as file:
             for start, stop in blocks_of(_bounds(self.lengths), 16 * _BLOCK):
                 self._codes(np.arange(start, stop))[0].tofile(file)
-        np.save(folder / BOUNDS_FILE, _bounds(self.lengths))
+        np.save(folder / _BOUNDS_FILE, _bounds(self.lengths))
 
     @classmethod
     def load(cls, folder: Path) -> TokenStore:
-        """Open the store of a folder, codes left on disk.
+        """Open the store of a folder, memory-mapped.
 
         Raises:
             UserError: A file is missing, cut short, or does not belong to the others.
         """
-        for name in (CODES_FILE, BOUNDS_FILE):
+        for name in (CODES_FILE, _BOUNDS_FILE):
             if not (folder / name).is_file():
-                raise UserError(f"no file {folder / name}: {folder} holds no whole token store; build it again.")
-        codec = load_codec(folder)
-        bounds = np.load(folder / BOUNDS_FILE)
+                raise UserError(f"no file {folder / name}: the token store is incomplete; build it again.")
+        codec, bounds = load_codec(folder), np.load(folder / _BOUNDS_FILE)
         codes = _mapped(folder / CODES_FILE, codec.bytes_per_vector)
         if not len(bounds) or bounds[0] != 0 or (np.diff(bounds) < 0).any() or bounds[-1] != len(codes):
             raise UserError(
                 f"{folder / CODES_FILE} holds {len(codes)} tokens of {codec.bytes_per_vector} bytes, "
-                f"{BOUNDS_FILE} counts {int(bounds[-1]) if len(bounds) else 0}; one is cut short or of another store: "
+                f"{_BOUNDS_FILE} counts {int(bounds[-1]) if len(bounds) else 0}; one is cut short or of another store: "
                 "build it again."
             )
         return cls(codec, [codes], bounds[:-1], np.diff(bounds))
 
     def _codes(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Codes of rows and their bounds; documents that stand one after the other are read at one go."""
+        """Codes of rows, and their bounds."""
         bounds = _bounds(self.lengths[rows])
         starts = self.starts[rows]
         firsts = np.concatenate([[0], np.cumsum([len(part) for part in self.parts])])
-        if len(rows) and (starts - starts[0] == bounds[:-1]).all():
+        if len(rows) and (starts - starts[0] == bounds[:-1]).all():  # consecutive documents are one slice of a part
             part = int(np.searchsorted(firsts, starts[0], side="right")) - 1
             begin = int(starts[0] - firsts[part])
             if begin + bounds[-1] <= len(self.parts[part]):
@@ -118,22 +116,22 @@ class TokenStore:
         codes = np.empty((len(places), self.codec.bytes_per_vector), dtype=np.uint8)
         owner = np.searchsorted(firsts, places, side="right") - 1
         for number, part_codes in enumerate(self.parts):
-            here = np.flatnonzero(owner == number)
-            codes[here] = part_codes[places[here] - firsts[number]]
+            inside = np.flatnonzero(owner == number)
+            codes[inside] = part_codes[places[inside] - firsts[number]]
         return codes, bounds
 
 
 class TokenWriter:
-    """Writes a token store block by block; after a kill it goes on where the last whole document ends.
+    """Writes a token store block by block; after a kill it continues after the last complete document.
 
     Args:
-        folder: Where; what an earlier writer left there is taken up.
-        fit: Makes the codec, where none was saved yet.
+        folder: Where to write, or what an earlier writer left there.
+        fit: Makes the codec if none was saved yet.
     """
 
     def __init__(self, folder: Path, fit: Callable[[], Codec]) -> None:
         self.folder = make_folder(folder)
-        if not (folder / _LENGTHS_FILE).is_file():  # written after the codec: what lies here without it is not whole
+        if not (folder / _LENGTHS_FILE).is_file():  # written last: without it the other files may be incomplete
             save_codec(fit(), folder)
             (folder / CODES_FILE).write_bytes(b"")
             (folder / _LENGTHS_FILE).write_bytes(b"")
@@ -141,50 +139,49 @@ class TokenWriter:
         self.documents = self._recover()
 
     def append(self, tokens: Tokens) -> None:
-        """Add the next documents; lengths are written after codes, so that a kill leaves no document half there."""
+        """Add the next documents."""
         with (self.folder / CODES_FILE).open("ab") as file:
             self.codec.encode(tokens.vectors).tofile(file)
+        # Lengths after codes: a document counts only when all its codes are written.
         with (self.folder / _LENGTHS_FILE).open("ab") as file:
             tokens.lengths.astype("<i8").tofile(file)
         self.documents += len(tokens)
 
     def finish(self) -> TokenStore:
         """Write the offsets and open the store."""
-        np.save(self.folder / BOUNDS_FILE, _bounds(np.fromfile(self.folder / _LENGTHS_FILE, dtype="<i8")))
+        np.save(self.folder / _BOUNDS_FILE, _bounds(np.fromfile(self.folder / _LENGTHS_FILE, dtype="<i8")))
         return TokenStore.load(self.folder)
 
     def _recover(self) -> int:
-        """Cut both files back to whole documents; returns how many there are."""
+        """Cut both files back to complete documents, and return their number."""
         codes, lengths = self.folder / CODES_FILE, self.folder / _LENGTHS_FILE
         whole = lengths.stat().st_size // 8
         bounds = _bounds(np.fromfile(lengths, dtype="<i8", count=whole)) * self.codec.bytes_per_vector
-        done = int(np.searchsorted(bounds, codes.stat().st_size, side="right")) - 1
-        for path, size in ((codes, int(bounds[done])), (lengths, 8 * done)):
+        complete = int(np.searchsorted(bounds, codes.stat().st_size, side="right")) - 1
+        for path, size in ((codes, int(bounds[complete])), (lengths, 8 * complete)):
             with path.open("r+b") as file:
                 file.truncate(size)
-        return done
+        return complete
 
 
 def check_tokens(tokens: Tokens, ids: Sequence[str], what: str) -> None:
-    """Refuse token vectors that no search can use.
+    """Refuse token vectors that cannot be searched.
 
     Raises:
         UserError: Texts without tokens, NaN or infinite vectors, or another number of ids; the first few are named.
     """
     if len(tokens) != len(ids):
         raise UserError(f"{what}: {len(ids)} ids for the tokens of {len(tokens)} texts; give one id per text.")
-    bare = np.flatnonzero(tokens.lengths == 0)
-    if len(bare):
-        named = sample_of(ids[row] for row in bare.tolist())
-        raise UserError(
-            f"{what}: {len(bare)} have no token ({named}), so that nothing can be compared; leave them out."
-        )
+    empty = np.flatnonzero(tokens.lengths == 0).tolist()
+    if empty:
+        named = sample_of(ids[row] for row in empty)
+        raise UserError(f"{what}: {len(empty)} have no token ({named}) and cannot be compared; leave them out.")
     broken = np.flatnonzero(~np.isfinite(tokens.vectors).all(axis=1))
     if len(broken):
-        rows = np.unique(np.searchsorted(tokens.bounds, broken, side="right") - 1)
+        rows = np.unique(np.searchsorted(tokens.bounds, broken, side="right") - 1).tolist()
         raise UserError(
             f"{what}: {len(broken)} token vectors of {len(rows)} texts are NaN or infinite "
-            f"({sample_of(ids[row] for row in rows.tolist())}); embed these again or leave them out."
+            f"({sample_of(ids[row] for row in rows)}); embed these again or leave them out."
         )
 
 

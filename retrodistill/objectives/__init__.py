@@ -11,18 +11,29 @@ from retrodistill.objectives.distributions import (
     kl_divergence,
     listnet,
     reverse_kl,
+    sinkhorn,
     without_forgetting,
 )
-from retrodistill.objectives.embeddings import cosine, leaf, mi_alpha, norm_and_direction, relation_matching
+from retrodistill.objectives.embeddings import (
+    cosine,
+    leaf,
+    mi_alpha,
+    norm_and_direction,
+    relation_matching,
+    token_relations,
+)
 from retrodistill.objectives.interpolation import InterpolationSchedule, taid
-from retrodistill.objectives.margins import in_batch_margin_mse, margin_mse
-from retrodistill.objectives.masks import usable_lists
-from retrodistill.objectives.pairwise import lambda_loss, ranknet
+from retrodistill.objectives.lists import usable_lists
 from retrodistill.objectives.permutations import listmle, plackett_luce, pld
-from retrodistill.objectives.pointwise import binary_cross_entropy, mse
+from retrodistill.objectives.scores import (
+    binary_cross_entropy,
+    in_batch_margin_mse,
+    lambda_loss,
+    margin_mse,
+    mse,
+    ranknet,
+)
 from retrodistill.objectives.sparsity import anti_zero, flops, l1, outside_top_k, top_k, whole_batch
-from retrodistill.objectives.tokens import token_relations
-from retrodistill.objectives.transport import sinkhorn
 
 for _module in pkgutil.iter_modules(__path__):  # every module registers its objectives when it is imported
     importlib.import_module(f"{__name__}.{_module.name}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from retrodistill.core.errors import UserError
-from retrodistill.objectives.masks import at_least_float32
+from retrodistill.objectives.lists import at_least_float32
 from retrodistill.objectives.registry import objective
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from retrodistill.core.errors import UserError
 from retrodistill.objectives.distributions import kl_divergence
-from retrodistill.objectives.masks import at_least_float32, check_lists
+from retrodistill.objectives.lists import at_least_float32, check_lists
 from retrodistill.objectives.registry import objective
 
 

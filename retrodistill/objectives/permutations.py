@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from retrodistill.objectives.masks import (
+from retrodistill.objectives.lists import (
     NOTHING,
     at_least_float32,
     check_lists,

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from retrodistill.core.distributed import processes
 from retrodistill.core.errors import UserError
-from retrodistill.objectives.masks import at_least_float32
+from retrodistill.core.runtime import processes
+from retrodistill.objectives.lists import at_least_float32
 from retrodistill.objectives.registry import regularizer
 
 

@@ -42,11 +42,6 @@ class Codes:
         """Bits of one code, 4 or 8."""
         return int(self.codebooks.shape[1]).bit_length() - 1
 
-    @property
-    def bytes_per_document(self) -> int:
-        """Bytes of a document's codes. With lists, FAISS adds 8 for its id."""
-        return (self.codes.shape[1] * self.bits + 7) // 8
-
     def reconstruct(self) -> np.ndarray:
         """(n, d) float32 documents as their codes represent them, in the space of the vectors."""
         parts = [book[code] for book, code in zip(self.codebooks, self.codes.T, strict=True)]

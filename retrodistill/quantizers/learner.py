@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from retrodistill.objectives.distributions import kl_divergence, listnet, reverse_kl
-from retrodistill.objectives.margins import margin_mse
-from retrodistill.objectives.pointwise import mse
+from retrodistill.objectives.scores import margin_mse, mse
 from retrodistill.quantizers.codes import Codes
 from retrodistill.quantizers.settings import QuantizerSettings
 from retrodistill.runs.agreement import rank_agreement
@@ -134,7 +133,7 @@ class Learner:
         self.settings, self.targets, sources = settings, targets, targets.sources
         self.documents, self.queries = torch.from_numpy(targets.documents), torch.from_numpy(targets.queries)
         self.generator = np.random.default_rng(settings.seed)
-        training, self.held_out = targets.split(settings, self.generator)
+        training, self.held_out = settings.split(sources, self.generator)
         self.real, self.pseudo = training[sources[training] < 0], training[sources[training] >= 0]
         self.temperature = settings.temperature or targets.spread(training) / settings.target_std
         self.held_out_best = targets.best(self.held_out, min(_TOP, len(self.documents)))

@@ -10,22 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from retrodistill.core.errors import UserError, sample_of
-from retrodistill.core.progress import bar
+from retrodistill.core.errors import UserError
+from retrodistill.core.runtime import bar
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.modules import with_modules
-from retrodistill.encoders.vectors import exact_search
+from retrodistill.encoders.vectors import check_finite, exact_search
 from retrodistill.quantizers.codes import Codes, factory_for, read_index, start_index, to_faiss
 from retrodistill.quantizers.settings import QuantizerSettings
-from retrodistill.runs.top_k import top_k
+from retrodistill.runs.run import top_k
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from retrodistill.quantizers.learner import Learner
 
-_TABLE = 150_000_000  # inner products that are kept in memory, 600 MB
-_MIN_REAL = 20  # real queries; with fewer, pseudo-queries are held out, too
+_KEPT = 150_000_000  # inner products that are kept in memory, 600 MB
 
 Teacher = Callable[[np.ndarray], np.ndarray]
 """From (batch,) int64 rows of the training queries to (batch, n) float32 scores of all documents."""
@@ -77,11 +76,6 @@ class Learned:
     seconds: float
 
     @property
-    def bytes_per_document(self) -> int:
-        """Bytes of a document's codes. With lists, FAISS adds 8 for its id."""
-        return self.codes.bytes_per_document
-
-    @property
     def agreement(self) -> tuple[float, float]:
         """Agreement on held-out queries, of the start and of the result."""
         return self.history[0].agreement, max(point.agreement for point in self.history)
@@ -104,15 +98,11 @@ class Targets:
     teacher: Teacher | None = None
 
     @cached_property
-    def _table(self) -> np.ndarray | None:
+    def _products(self) -> np.ndarray | None:
         """(q, n) inner products where they fit into memory: computing them again is a third of a step's work."""
-        if self.teacher is not None or len(self.queries) * len(self.documents) > _TABLE:
+        if self.teacher is not None or len(self.queries) * len(self.documents) > _KEPT:
             return None
         return self.queries @ self.documents.T
-
-    def split(self, settings: QuantizerSettings, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """As `split`, of these queries."""
-        return split(self.sources, settings, generator)
 
     def scores(self, rows: np.ndarray, columns: np.ndarray | None = None) -> np.ndarray:
         """(batch, n) float32 scores of all documents or of `columns`.
@@ -120,8 +110,8 @@ class Targets:
         Raises:
             UserError: The teacher returns another shape, or scores that are not finite.
         """
-        if self._table is not None:
-            return self._table[rows] if columns is None else self._table[rows][:, columns]
+        if self._products is not None:
+            return self._products[rows] if columns is None else self._products[rows][:, columns]
         if self.teacher is None:
             return self.queries[rows] @ (self.documents if columns is None else self.documents[columns]).T
         scores = np.asarray(self.teacher(rows), dtype=np.float32)
@@ -149,17 +139,6 @@ class Targets:
         if not spread > 0:
             raise UserError("the teacher gives every document the same score; there is nothing to learn.")
         return spread
-
-
-def split(
-    sources: np.ndarray, settings: QuantizerSettings, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the training queries and of the held-out queries: real ones if there are at least 20, else any."""
-    real = np.flatnonzero(sources < 0)
-    pool = generator.permutation(real if len(real) >= _MIN_REAL else np.arange(len(sources)))
-    count = min(max(1, int(settings.held_out * len(pool))), settings.held_out_most)
-    held_out = np.sort(pool[:count])
-    return np.setdiff1d(np.arange(len(sources)), held_out), held_out
 
 
 def learn_quantizer(
@@ -296,7 +275,7 @@ def _checked_targets(
             "no training queries to learn from; give a log of queries, or use sentences and titles of the documents "
             "(retrodistill.training.texts.training_texts)."
         )
-    documents, queries = _checked(documents, "documents", names), _checked(queries, "training queries")
+    documents, queries = _table(documents, "documents", names), _table(queries, "training queries")
     if documents.shape[1] != queries.shape[1]:
         raise UserError(
             f"documents of {documents.shape[1]} dimensions and queries of {queries.shape[1]}; embed both with the same "
@@ -313,17 +292,12 @@ def _checked_targets(
     return Targets(queries, documents, sources, teacher)
 
 
-def _checked(vectors: np.ndarray, what: str, names: Sequence[str] | None = None) -> np.ndarray:
-    """The vectors as a contiguous (n, d) float32 array; refuses other shapes and numbers that are not finite."""
+def _table(vectors: np.ndarray, what: str, names: Sequence[str] | None = None) -> np.ndarray:
+    """The vectors as a contiguous (n, d) float32 array, all numbers finite."""
     table = np.ascontiguousarray(vectors, dtype=np.float32)
     if table.ndim != 2 or not table.shape[1]:
         raise UserError(f"{what}: an array of shape {table.shape}; give vectors of shape (n, dimension).")
     if names is not None and len(names) != len(table):
         raise UserError(f"{len(names)} ids for {len(table)} {what}; give one id per vector.")
-    bad = np.flatnonzero(~np.isfinite(table).all(axis=1))
-    if len(bad):
-        which = [names[int(row)] for row in bad] if names is not None else [f"row {row}" for row in bad]
-        raise UserError(
-            f"{what}: {len(bad)} vectors are NaN or infinite ({sample_of(which)}); embed them again or leave them out."
-        )
+    check_finite(table, list(names or (f"row {row}" for row in range(len(table)))), what)
     return table

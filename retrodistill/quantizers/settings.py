@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 from pydantic import Field
 
 from retrodistill.core.settings import Settings
+
+_MIN_REAL = 20  # real queries; with fewer, pseudo-queries are held out, too
 
 
 class QuantizerSettings(Settings):
@@ -61,3 +64,16 @@ class QuantizerSettings(Settings):
     """Iterations of OPQ that train the start."""
     seed: int = Field(default=0, ge=0)
     """Seed of everything random; the same seed gives the same bytes on one machine."""
+
+    def split(self, sources: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the training queries and of the held-out queries: real ones if there are at least 20, else any.
+
+        Args:
+            sources: (q,) documents of pseudo-queries, -1 for real queries.
+            generator: Draws the held-out queries.
+        """
+        real = np.flatnonzero(sources < 0)
+        pool = generator.permutation(real if len(real) >= _MIN_REAL else np.arange(len(sources)))
+        count = min(max(1, int(self.held_out * len(pool))), self.held_out_most)
+        held_out = np.sort(pool[:count])
+        return np.setdiff1d(np.arange(len(sources)), held_out), held_out

@@ -18,8 +18,7 @@ from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.names import ModelName
 from retrodistill.rankers.protocol import CorpusScorer, Ranker, Stage, pair_positions
-from retrodistill.runs.run import Run
-from retrodistill.runs.top_k import top_k
+from retrodistill.runs.run import Run, top_k
 
 if TYPE_CHECKING:
     import bm25s

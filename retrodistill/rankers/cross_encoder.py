@@ -12,7 +12,7 @@ import numpy as np
 from retrodistill.core.manifest import Manifest
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.encoders.encoding import current_encoding
+from retrodistill.encoders.contract import current_encoding
 from retrodistill.encoders.modules import weights_digest
 from retrodistill.rankers.protocol import Ranker, Work, pair_texts
 from retrodistill.rankers.score_store import ScoreStore

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -13,19 +12,17 @@ from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import TextModel
 from retrodistill.encoders.loading import load_cross_encoder
 from retrodistill.encoders.names import KINDS, MODEL_KINDS, ModelName, cannot_search, check_can_search, parse_model_name
+from retrodistill.rankers.bi_encoder import DenseRanker, MultiVectorRanker, SparseRanker
 from retrodistill.rankers.cross_encoder import CrossEncoderRanker
-from retrodistill.rankers.dense import DenseRanker
-from retrodistill.rankers.multi_vector import MultiVectorRanker
 from retrodistill.rankers.protocol import Ranker, cannot_score
 from retrodistill.rankers.recorded import RecordedRanker
 from retrodistill.rankers.reranker import DEPTH, Reranker
-from retrodistill.rankers.sparse import SparseRanker
 from retrodistill.runs.run import Run
 
 # What later rooms open, by a dotted name: nothing of them is imported before it is needed.
-_INDEX = "retrodistill.indexes.building:load_index"
-_STORES = {"qdrant": "retrodistill.exports.qdrant_index:load_qdrant"}
-_STORED_DOCUMENTS = "retrodistill.students.document_states:StoredDocumentsRanker.of_model"
+_INDEX = "retrodistill.indexes.registry:load_index"
+_STORES, _STORE = "retrodistill.exports.protocol:STORES", "retrodistill.exports.index:load_store"
+_STORED_DOCUMENTS = "retrodistill.students.late_interaction:StoredDocumentsRanker.of_model"
 _RERANK = (
     "rerank:TEACHER@SOURCE or rerank@DEPTH:TEACHER@SOURCE, e.g. rerank:cross-encoder:NAME@bm25, where SOURCE is a "
     "model's name, run:FILE or an index' folder"
@@ -73,7 +70,8 @@ def _load(source: Any, store: Path | None, needs: str | None) -> Ranker:
 
 def is_store(source: Any) -> bool:
     """Whether this names an exported store, such as ``qdrant:PLACE#NAME``."""
-    return str(source).partition(":")[0] in _STORES
+    prefix, colon, _ = str(source).partition(":")
+    return bool(colon) and prefix in _opened(_STORES)
 
 
 def open_store(text: str, queries: Any = None) -> Any:
@@ -83,7 +81,7 @@ def open_store(text: str, queries: Any = None) -> Any:
         text: ``qdrant:PLACE#NAME``.
         queries: Name or object of the query encoder; by default the one that was exported.
     """
-    return _opened(_STORES[text.partition(":")[0]])(text, queries)
+    return _opened(_STORE)(text, queries)
 
 
 def _of_name(name: ModelName, store: Path | None) -> Ranker:
@@ -126,13 +124,12 @@ def _of_object(model: Any, store: Path | None) -> Ranker:
     return of_encoder(load_encoder(model), store)
 
 
-def _opened(target: str) -> Callable[..., Any]:
+def _opened(target: str) -> Any:
     module, _, path = target.partition(":")
     found: Any = import_module(module)
     for part in path.split("."):
         found = getattr(found, part)
-    opener: Callable[..., Any] = found
-    return opener
+    return found
 
 
 def _reranker(text: str, store: Path | None) -> Reranker:
@@ -145,7 +142,7 @@ def _reranker(text: str, store: Path | None) -> Reranker:
         UserError: Another form, or a teacher or source that cannot be found.
     """
     # The source begins at the last @ that a kind of model follows: names of models and files may hold one.
-    kinds = "|".join(map(re.escape, [*KINDS, *_STORES]))
+    kinds = "|".join(map(re.escape, [*KINDS, *_opened(_STORES)]))
     parsed = re.fullmatch(rf"rerank(?:@(\d+))?:(.+)@((?:{kinds})(?::.+)?)", text)
     parts = _of_an_index(text) if parsed is None else parsed.groups()
     if parts is None:

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.sparse import csc_array, csr_array
 
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.runs.top_k import top_k
+from retrodistill.runs.run import top_k
 
 _LEVELS = 2**8 - 1  # of an 8-bit impact, in steps of its term's own
 _PARTS = ("bounds", "rows", "impacts", "scales")

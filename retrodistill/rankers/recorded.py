@@ -14,9 +14,8 @@ from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.names import ModelName
 from retrodistill.rankers.protocol import Ranker
-from retrodistill.runs.align import look_up
 from retrodistill.runs.formats import read_run
-from retrodistill.runs.run import Run
+from retrodistill.runs.run import Run, look_up
 
 
 class RecordedRanker(Ranker):

@@ -12,7 +12,7 @@ import pyarrow as pa
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import cache_folder
 from retrodistill.core.manifest import Manifest
-from retrodistill.core.progress import bar
+from retrodistill.core.runtime import bar
 from retrodistill.core.stores import KeyIndex, PartStore, slug, text_keys
 
 PairScorer = Callable[[Sequence[tuple[str, str]]], np.ndarray]

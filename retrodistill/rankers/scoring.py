@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.progress import bar
+from retrodistill.core.runtime import bar
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.rankers.loading import load_ranker

@@ -9,30 +9,29 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from retrodistill.recipes.loading import load_recipe, parse_recipe, recipe_yaml
-    from retrodistill.recipes.mistakes import validated
+    from retrodistill.recipes.loading import load_recipe, parse_recipe, recipe_yaml, validated
     from retrodistill.recipes.run import run_recipe
     from retrodistill.recipes.settings import (
         EvaluationSettings,
         IndexSettings,
         Recipe,
         SplitSettings,
-        StudentSettings,
-        TeacherSettings,
     )
+    from retrodistill.recipes.student_settings import StudentSettings
+    from retrodistill.training.settings import TeacherSettings
 
 _HOMES = {
     "EvaluationSettings": "settings",
     "IndexSettings": "settings",
     "Recipe": "settings",
     "SplitSettings": "settings",
-    "StudentSettings": "settings",
+    "StudentSettings": "student_settings",
     "TeacherSettings": "settings",
     "load_recipe": "loading",
     "parse_recipe": "loading",
     "recipe_yaml": "loading",
     "run_recipe": "run",
-    "validated": "mistakes",
+    "validated": "loading",
 }
 
 __all__ = [

@@ -13,13 +13,12 @@ from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.evaluation.results import Results
 from retrodistill.rankers.protocol import Ranker
-from retrodistill.recipes.job import Job
-from retrodistill.recipes.questions import MADE
-from retrodistill.recipes.settings import ConversationSettings, StudentSettings
+from retrodistill.recipes.job import MADE, Job
+from retrodistill.recipes.settings import ConversationSettings
+from retrodistill.recipes.student_settings import StudentSettings
 from retrodistill.recipes.students import Distilled
 from retrodistill.report.card import YOURS, Facts, Teaching, Turns, published, without_folders, write_card
-from retrodistill.students.registry import kind_of
-from retrodistill.students.saving import AnyStudent, load_student
+from retrodistill.students.registry import AnyStudent, kind_of, load_student
 from retrodistill.training.training_data import TrainingData
 
 _OWN_PLACES = ("model", "documents", "stages", "control")  # settings that the card words elsewhere

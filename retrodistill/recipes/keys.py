@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, get_origin
 
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.settings import Settings
-from retrodistill.recipes.mistakes import settings_within
+from retrodistill.recipes.loading import settings_within
 from retrodistill.recipes.settings import Recipe
 
 NAME, PLACE = "NAME", "N"  # in a path: of a student, and in a list, from 0

@@ -7,23 +7,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
-from retrodistill.encoders.contract import STUDENT_MANIFEST
+from retrodistill.encoders.contract import STUDENT_MANIFEST, encode_with
 from retrodistill.encoders.embeddings import seconds_to_embed
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.encoders.encoding import encode_with
 from retrodistill.encoders.names import parse_model_name
 from retrodistill.rankers.protocol import Ranker, Work
-from retrodistill.recipes.building import kind_of_student
 from retrodistill.recipes.job import Job, open_job
 from retrodistill.recipes.loading import load_recipe
-from retrodistill.recipes.settings import Recipe, StudentSettings
+from retrodistill.recipes.settings import Recipe
 from retrodistill.recipes.stage_teachers import manifest_after_stage, student_manifest
-from retrodistill.recipes.students import work_folder
-from retrodistill.recipes.variants import entries, planned_variants
-from retrodistill.training.list_settings import CURRENT_STUDENT
+from retrodistill.recipes.student_settings import StudentSettings
+from retrodistill.recipes.students import kind_of_student, work_folder
+from retrodistill.recipes.systems import entries, planned_variants
 from retrodistill.training.prepared import Prepared, held_out_rows, training_rows
 from retrodistill.training.scoring import candidate_pairs, stage_texts
-from retrodistill.training.settings import StageSettings
+from retrodistill.training.settings import CURRENT_STUDENT, StageSettings
 from retrodistill.training.trainer import optimizer_steps
 from retrodistill.training.training_data import TrainingData
 

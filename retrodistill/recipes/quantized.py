@@ -9,7 +9,7 @@ import numpy as np
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
-from retrodistill.core.progress import log
+from retrodistill.core.runtime import log
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.embeddings import embed
 from retrodistill.evaluation.results import Role
@@ -18,10 +18,9 @@ from retrodistill.indexes.faiss_index import FaissIndex
 from retrodistill.indexes.learned import LearnedIndex, learn_index, save_query_map
 from retrodistill.quantizers import QuantizerSettings
 from retrodistill.quantizers.codes import reconstructed
-from retrodistill.quantizers.learning import split
 from retrodistill.recipes.job import Job, learned_factory
 from retrodistill.recipes.reporting import Curves
-from retrodistill.recipes.settings import StudentSettings
+from retrodistill.recipes.student_settings import StudentSettings
 from retrodistill.recipes.students import train_students
 from retrodistill.recipes.systems import MADE_FROM
 from retrodistill.runs.agreement import rank_agreement
@@ -64,7 +63,7 @@ def _with_encoder(
     Better is measured on the queries that the quantizer was not trained on, and that its encoder is not trained on.
     """
     name, stage, settings = "distilled-queries", job.recipe.index.encoder, job.recipe.index.learn
-    rows = split(texts.sources, settings, np.random.default_rng(job.recipe.seed))[1]  # type: ignore[arg-type]
+    rows = settings.split(texts.sources, np.random.default_rng(job.recipe.seed))[1]  # type: ignore[union-attr]
     held = texts.texts.select([texts.texts.ids[row] for row in rows])
     away = set(held.ids)
     student = StudentSettings.model_validate({"model": job.recipe.document_encoder, "stages": [stage], "control": None})

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from retrodistill.core.manifest import hardware, library_versions
-from retrodistill.core.progress import log
+from retrodistill.core.runtime import log
 from retrodistill.evaluation.agreement import agreements
-from retrodistill.evaluation.significance import paired_tests
 from retrodistill.evaluation.examples import MEASURE, shown_queries
 from retrodistill.evaluation.results import Results, SystemResult
+from retrodistill.evaluation.significance import paired_tests
 from retrodistill.evaluation.systems import Measured
 from retrodistill.recipes.job import Job
 from retrodistill.recipes.students import Distilled
@@ -82,7 +82,7 @@ def _agreements(job: Job, measured: Mapping[str, Measured], target: str | None) 
     """
     own = None if target is None else measured[target].load_run()
     known = set() if job.teacher.run is None else set(job.teacher.run.query_ids)
-    if own is None and known.isdisjoint(job.teacher_test.ids):
+    if own is None and known.isdisjoint(job.teacher_test_queries.ids):
         return {}
     log(f"agreement with {job.teacher.name}")
     runs = {name: one.load_run() for name, one in measured.items() if name != target}
@@ -90,7 +90,7 @@ def _agreements(job: Job, measured: Mapping[str, Measured], target: str | None) 
         job.teacher,
         runs,
         job.collection,
-        job.teacher_test,
+        job.teacher_test_queries,
         job.grades,
         teacher_run=own,
         rescore=job.teacher.is_cheap,

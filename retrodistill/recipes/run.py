@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from retrodistill.core.distributed import is_main, main_first
 from retrodistill.core.files import atomic_file, exclusive, make_folder, write_json
 from retrodistill.core.manifest import Manifest
-from retrodistill.encoders.encoding import encode_with
+from retrodistill.core.runtime import is_main, main_first
+from retrodistill.encoders.contract import encode_with
 from retrodistill.evaluation.evaluating import evaluate_systems
 from retrodistill.evaluation.results import Results
 from retrodistill.evaluation.systems import write_per_query
@@ -21,10 +21,17 @@ from retrodistill.recipes.quantized import quantized
 from retrodistill.recipes.reporting import job_results
 from retrodistill.recipes.settings import Recipe
 from retrodistill.recipes.students import remove_work, train_students
-from retrodistill.recipes.systems import baselines, rewritten_student, student_system, truncated_teachers, vectors_note
-from retrodistill.recipes.variants import entries, variants_of
+from retrodistill.recipes.systems import (
+    baselines,
+    entries,
+    rewritten_student,
+    student_system,
+    truncated_teachers,
+    variants_of,
+    vectors_note,
+)
 from retrodistill.report import write_page
-from retrodistill.runs.formats import keep_run
+from retrodistill.runs.formats import save_run
 
 Seconds = dict[str, float]
 
@@ -88,7 +95,7 @@ def _run(job: Job, seconds: Seconds, command: str) -> Results | None:
     with _timed(seconds, "evaluate"):
         measured = evaluate_systems(systems, job.task, job.evaluation)
     for name, one in measured.items():
-        keep_run(one.load_run(), job.out / "runs" / name)
+        save_run(one.load_run(), job.out / "runs" / name)
     write_per_query(list(measured.values()), job.out)
     results = job_results(job, measured, list(trained.values()), curves, seconds, command)
     write_json(job.out / "results.json", results.to_json())

@@ -8,13 +8,45 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from retrodistill.core.settings import OneOf, Settings, value_errors
-from retrodistill.encoders.encoding import EncodingSettings
+from retrodistill.encoders.contract import EncodingSettings
 from retrodistill.encoders.names import parse_model_name
-from retrodistill.recipes.index_settings import IndexSettings
-from retrodistill.recipes.order import check_teachers
-from retrodistill.recipes.student_settings import StudentSettings, beside_names
+from retrodistill.indexes.registry import IndexOptions
+from retrodistill.quantizers.settings import QuantizerSettings
+from retrodistill.recipes.student_settings import StudentSettings, check_teachers, comparison_names
 from retrodistill.students.registry import kind_of_settings
-from retrodistill.training.list_settings import Teachers, TeacherSettings
+from retrodistill.training.settings import StageSettings, Teachers, TeacherSettings, TextSettings
+
+
+class IndexSettings(IndexOptions):
+    """How the index is built.
+
+    Attributes:
+        learn: Learn the quantizer from a teacher (Distill-VQ): in a recipe without students, whose systems are
+            ``exact``, ``opq``, ``distilled`` and ``distilled-queries``. `bytes` or `factory` sets the size of a code.
+        texts: What `learn` takes for queries.
+        encoder: A stage that trains the query encoder against the learned codes, for ``distilled-queries``; without it,
+            a linear map of the queries is learned beside the codes.
+    """
+
+    learn: QuantizerSettings | None = None
+    """Learn the quantizer from a teacher (Distill-VQ), in a recipe without students. Its systems are `exact`, `opq`,
+    `distilled`, and `distilled-queries`."""
+    texts: TextSettings = TextSettings()
+    """The texts that `learn` uses as queries."""
+    encoder: StageSettings | None = None
+    """A stage that trains the query encoder against the learned codes, for `distilled-queries`. Without it, a linear
+    map of the queries is learned together with the codes."""
+
+    @model_validator(mode="after")
+    def _encoder_fits(self) -> IndexSettings:
+        if self.encoder is None:
+            return self
+        if self.learn is None:
+            raise ValueError("encoder trains queries for a learned index; set learn")
+        if self.encoder.train != "query_encoder" or not self.encoder.needs_lists:
+            raise ValueError("encoder is a stage with train: query_encoder and a list objective")
+        return self
+
 
 __all__ = [
     "SYSTEMS",
@@ -145,7 +177,7 @@ class Recipe(Settings):
     @classmethod
     def _free_names(cls, students: dict[str, StudentSettings]) -> dict[str, StudentSettings]:
         others = {f"{name}-control" for name, student in students.items() if student.control}
-        others |= {name for names in beside_names(students).values() for name in names}
+        others |= {name for names in comparison_names(students).values() for name in names}
         for name in students:
             if name in SYSTEMS or name in others:
                 raise ValueError(f"a student cannot be called {name!r}, the name of another system")

@@ -10,16 +10,12 @@ from typing import Any
 from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.rankers.ensemble import Ensemble
-from retrodistill.rankers.labels import soft_labels
+from retrodistill.rankers.ensemble import Ensemble, soft_labels
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
-from retrodistill.recipes.building import space_of
-from retrodistill.recipes.settings import StudentSettings, TeacherSettings
-from retrodistill.recipes.student_settings import unclustered
+from retrodistill.recipes.student_settings import StudentSettings, without_clusters
 from retrodistill.students.registry import kind_of
-from retrodistill.training.list_settings import CURRENT_STUDENT, is_student, parse_student
-from retrodistill.training.settings import StageSettings
+from retrodistill.training.settings import CURRENT_STUDENT, StageSettings, TeacherSettings, is_student, parse_student
 from retrodistill.training.training_data import TrainingData
 
 StudentAfter = Callable[[str, int], Any]  # gives a student of the recipe after so many of its stages
@@ -119,6 +115,17 @@ class StageTeachers:
         return name, len(self.students[name].stages) if behind is None else behind
 
 
+def space_of(data: TrainingData) -> Encoder:
+    """The space of a job.
+
+    Raises:
+        UserError: It has none.
+    """
+    if data.space is None:
+        raise UserError("no space is given; name the dense model whose documents are searched.")
+    return data.space
+
+
 def student_manifest(settings: StudentSettings, data: TrainingData, teachers: StageTeachers | None = None) -> Manifest:
     """What a student is made from; its control counts as a student of its own."""
     inputs = {
@@ -148,5 +155,5 @@ def manifest_after_stage(
 ) -> Manifest:
     """The manifest of a student after its first stages; before clusters it is that of the unclustered student."""
     plain = settings.stages and settings.clustered_from > 1 and stages < settings.clustered_from
-    whole = unclustered(settings) if plain else settings
+    whole = without_clusters(settings) if plain else settings
     return student_manifest(whole.model_copy(update={"stages": settings.stages[:stages]}), data, teachers)

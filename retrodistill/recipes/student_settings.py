@@ -1,17 +1,24 @@
-"""A student as recipes write it: its kind, its size, its variants, and its training."""
+"""A student as recipes write it: its kind, size, variants and training stages, and the order of training."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from retrodistill.core.errors import UserError
+from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.settings import OneOf, Settings, value_errors
-from retrodistill.students.registry import Kind, all_kinds, get_kind, kind_names, kind_of_settings
-from retrodistill.training.list_settings import CURRENT_STUDENT
-from retrodistill.training.settings import StageSettings
+from retrodistill.students.registry import (
+    WHOLE_TRANSFORMER,
+    Kind,
+    StageDefaults,
+    all_kinds,
+    get_kind,
+    kind_names,
+    kind_of_settings,
+)
+from retrodistill.training.settings import CURRENT_STUDENT, StageSettings, is_student, parse_student
 
 if TYPE_CHECKING:
     from retrodistill.recipes.settings import Recipe
@@ -166,19 +173,19 @@ class VariantNames(NamedTuple):
     pooled: str
 
 
-def beside_names(students: Mapping[str, StudentSettings]) -> dict[str, VariantNames]:
+def comparison_names(students: Mapping[str, StudentSettings]) -> dict[str, VariantNames]:
     """By clustered student; its name is a prefix where there are several."""
     clustered = [name for name, student in students.items() if student.clusters]
     prefixes = {name: "" if len(clustered) == 1 else f"{name}-" for name in clustered}
     return {name: VariantNames(f"{prefix}unclustered", f"{prefix}pooled") for name, prefix in prefixes.items()}
 
 
-def unclustered(student: StudentSettings) -> StudentSettings:
+def without_clusters(student: StudentSettings) -> StudentSettings:
     """The same student and stages without clusters."""
     return student.model_copy(update={"clusters": None, "clustered_from": 1, "control": None})
 
 
-def check_cuts(recipe: Recipe, space: int) -> None:
+def check_truncations(recipe: Recipe, space: int) -> None:
     """Refuse truncations longer than the vectors, as far as their width is known before any work.
 
     Args:
@@ -197,3 +204,154 @@ def check_cuts(recipe: Recipe, space: int) -> None:
             raise UserError(
                 f"{key}: {cut} dimensions, and vectors by {recipe.document_encoder} have {space}; take 1 to {space}."
             )
+
+
+StageOfStudent = tuple[str, int]  # a student's name, and after how many of its stages
+
+
+def students_of(stage: StageSettings, students: Mapping[str, StudentSettings]) -> list[StageOfStudent]:
+    """The students that teach a stage.
+
+    Raises:
+        ValueError: There is no such student, its kind cannot teach, or it has fewer stages.
+    """
+    teachers = []
+    for member in stage.teacher:
+        if not is_student(member.model):
+            continue
+        name, after = parse_student(member.model)
+        if name not in students:
+            raise ValueError(f"teacher {member.model!r}: {unknown('student', name, students)}")
+        kind, stages = kind_of_settings(students[name].model, students[name].lexical_dim), len(students[name].stages)
+        if not kind.can_teach:
+            teaching = ", ".join(other.name for other in all_kinds() if other.can_teach and other.written)
+            raise ValueError(f"teacher {member.model!r} is a {kind.name} student; students that can teach: {teaching}")
+        if after is not None and after > stages:
+            raise ValueError(f"teacher {member.model!r}: {name} has {stages} stages")
+        if not kind.can_search and stage.candidates.depth == "all":
+            raise ValueError(
+                f"teacher {member.model!r} scores pairs and not a whole corpus; set candidates.depth to a number"
+            )
+        teachers.append((name, stages if after is None else after))
+    return teachers
+
+
+def check_teachers(recipe: Recipe) -> None:
+    """Refuse teachers that cannot teach in their place.
+
+    Raises:
+        ValueError: As `training_order`; a student is the recipe's teacher; or a selection takes as right what the
+            stage's own teacher ranks first.
+    """
+    if any(is_student(one.model) for one in (*recipe.teacher, *recipe.ensemble)):
+        raise ValueError("a student cannot be the recipe's teacher; name it in a stage's teacher")
+    training_order(recipe.students)
+    for stage in (stage for student in recipe.students.values() for stage in student.stages):
+        by_ensemble = stage.selection is not None and stage.selection.positives == "ensemble"
+        if by_ensemble and not stage.teacher and not recipe.ensemble:
+            raise ValueError(
+                "selection.positives: ensemble needs a judge besides the stage's own teacher; give the stage another "
+                "teacher, or the recipe an ensemble"
+            )
+
+
+def training_order(students: Mapping[str, StudentSettings]) -> list[StageOfStudent]:
+    """Every student before its first stage and after each, in an order in which whatever a stage needs precedes it.
+
+    A stage needs the student after its stage before, and the students that teach it.
+
+    Raises:
+        ValueError: As `students_of`, or a stage needs a student that needs this stage.
+    """
+    order: list[StageOfStudent] = []
+    placed: set[StageOfStudent] = set()
+
+    def visit(state: StageOfStudent, above: tuple[StageOfStudent, ...]) -> None:
+        if state in above:
+            circle = " -> ".join(f"{name}@{behind}" for name, behind in (*above[above.index(state) :], state))
+            raise ValueError(f"students wait for each other: {circle}; name earlier stages, e.g. student:NAME@1")
+        if state in placed:
+            return
+        for needed in needed_by(state, students):
+            visit(needed, (*above, state))
+        placed.add(state)
+        order.append(state)
+
+    for name, student in students.items():
+        visit((name, len(student.stages)), ())
+    return order
+
+
+def needed_by(state: StageOfStudent, students: Mapping[str, StudentSettings]) -> list[StageOfStudent]:
+    """What the last stage of a state starts from: the student before that stage, and the students that teach it."""
+    name, behind = state
+    return [(name, behind - 1), *students_of(students[name].stages[behind - 1], students)] if behind else []
+
+
+def one_student(
+    given: str | Mapping[str, Any], objectives: Sequence[Any], training: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Settings of a student, for `StudentSettings`; what is not given is chosen by its kind.
+
+    Args:
+        given: Its model, or a mapping of `StudentSettings` without ``control``.
+        objectives: Of its one stage; a bare name gets the temperature that the scores of this kind need. Not read where
+            `given` has stages.
+        training: `TrainingSettings` of its one stage, and ``train``, the part that it trains.
+
+    Raises:
+        UserError: No model is named, or the settings contradict each other.
+    """
+    settings = {"model": given} if isinstance(given, str) else dict(given)
+    if not isinstance(settings.get("model"), str):
+        raise UserError("distill: a student needs a model, e.g. student={'model': 'dense:all-MiniLM-L6-v2'}.")
+    if "control" in settings:
+        raise UserError("distill: control is not a setting of student here; a recipe has controls: see run_recipe.")
+    name, _, base = settings["model"].partition(":")
+    if name not in kind_names():
+        return {**settings, "stages": [{"objectives": objectives}]}  # for `StudentSettings` to refuse
+    if base:
+        settings = {**get_kind(name).complete(settings, base), **settings}
+    kind = kind_of_settings(settings["model"], settings.get("lexical_dim"))  # type: ignore[arg-type]
+    if "stages" in settings:
+        stages = _curriculum(settings["stages"], training)
+    else:
+        stages = [_stage(kind.defaults(settings), objectives, training)]
+    own = kind.has_own_documents or any(_moves_documents(stage) for stage in stages)
+    return {"documents": "student" if own else "frozen", **settings, "stages": stages, "control": None}
+
+
+def _curriculum(stages: Any, training: Mapping[str, Any]) -> list[Any]:
+    """Stages as mappings, for `StudentSettings` to check.
+
+    Raises:
+        UserError: There is none, or `training` has what belongs to a stage.
+    """
+    if not isinstance(stages, (list, tuple)) or not stages:
+        raise UserError("distill: student.stages: wanted a list of at least one stage; without the key there is one.")
+    if training:
+        raise UserError(
+            f"distill: training.{next(iter(training))}: each of the student's stages has its own; set it there."
+        )
+    return [stage.model_dump() if isinstance(stage, StageSettings) else stage for stage in stages]
+
+
+def _moves_documents(stage: Any) -> bool:
+    return isinstance(stage, Mapping) and stage.get("train", "query_encoder") != "query_encoder"
+
+
+def _stage(defaults: StageDefaults, objectives: Sequence[Any], training: Mapping[str, Any]) -> dict[str, Any]:
+    given = dict(training)
+    part = given.pop("train", None) or defaults.train
+    if defaults.temperature is not None:
+        objectives = [
+            {"name": term, "student_temperature": defaults.temperature} if isinstance(term, str) else term
+            for term in objectives
+        ]
+    chosen = WHOLE_TRANSFORMER if part == "both_encoders" and defaults.train == "head" else defaults.training
+    return {
+        "objectives": list(objectives),
+        "train": part,
+        "training": {**chosen, **given},
+        "regularizers": defaults.regularizers,
+    }

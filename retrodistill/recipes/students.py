@@ -1,4 +1,4 @@
-"""Distill the students of a recipe: skip what is done, go on where it stopped."""
+"""Train a recipe's students: skip what is finished and resume what was stopped."""
 
 from __future__ import annotations
 
@@ -9,23 +9,47 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from retrodistill.core.distributed import barrier, is_main
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_folder, check_replaceable, disk_errors
 from retrodistill.core.manifest import Manifest
-from retrodistill.core.progress import log
+from retrodistill.core.runtime import barrier, is_main, log
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.loading import quiet_libraries
-from retrodistill.recipes.building import build_student, clustered_from_stage, space_of
-from retrodistill.recipes.order import StageOfStudent, needed_by, training_order
-from retrodistill.recipes.settings import StudentSettings
-from retrodistill.recipes.stage_teachers import StageTeachers, manifest_after_stage
-from retrodistill.students.registry import as_student, kind_of
-from retrodistill.students.saving import AnyStudent, load_student, save_student
-from retrodistill.students.stages import run_stage
+from retrodistill.recipes.stage_teachers import StageTeachers, manifest_after_stage, space_of
+from retrodistill.recipes.student_settings import StageOfStudent, StudentSettings, needed_by, training_order
+from retrodistill.students.registry import (
+    AnyStudent,
+    Kind,
+    as_student,
+    kind_of,
+    kind_of_settings,
+    load_student,
+    run_stage,
+    save_student,
+)
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.trainer import History, remove_checkpoints
 from retrodistill.training.training_data import TrainingData
+
+
+def kind_of_student(settings: StudentSettings) -> Kind:
+    """The kind of a recipe's student."""
+    return kind_of_settings(settings.model, settings.lexical_dim)
+
+
+def build_student(settings: StudentSettings, data: TrainingData) -> Any:
+    """The student before training.
+
+    Raises:
+        UserError: The job has no document encoder, or the kind refuses what it starts from.
+    """
+    space_of(data)
+    return kind_of_student(settings).start(settings, data)
+
+
+def clustered_from_stage(model: Any, settings: StudentSettings, stage: int) -> Any:
+    """The model as a stage, from 0, finds it: with clusters from the stage on that begins with them."""
+    return kind_of_student(settings).at_stage(model, settings, stage)
 
 
 @dataclass(frozen=True)
@@ -97,12 +121,12 @@ def train_student(name: str, settings: StudentSettings, data: TrainingData, fold
     return train_students({name: settings}, data, {name: folder})[name]
 
 
-def untrained(settings: StudentSettings) -> StudentSettings:
+def untrained_control(settings: StudentSettings) -> StudentSettings:
     """The student as it starts."""
     return settings.model_copy(update={"stages": [], "control": None})
 
 
-def contrastive_twin(settings: StudentSettings) -> StudentSettings:
+def contrastive_control(settings: StudentSettings) -> StudentSettings:
     """The same student and stages, with list objectives replaced by InfoNCE: training without a teacher's scores."""
     stages = []
     for stage in settings.stages:

@@ -16,12 +16,11 @@ from pydantic import BaseModel
 
 from retrodistill.core.files import atomic_file
 from retrodistill.data.conversations import SEPARATOR
-from retrodistill.encoders.exits import ROUTE, exits_of
 from retrodistill.encoders.loading import quiet_libraries
+from retrodistill.encoders.modules import ROUTE, exits_of
 from retrodistill.evaluation.results import REWRITES, Results, SystemResult
 from retrodistill.objectives.registry import OBJECTIVES
-from retrodistill.report import columns, templating, text
-from retrodistill.report.card import YOURS, Facts, without_folders
+from retrodistill.report import columns, text
 from retrodistill.report.columns import CARD, Column
 from retrodistill.report.headline import comparison_of
 from retrodistill.students.registry import get_kind
@@ -202,7 +201,7 @@ def card_text(model: Any, facts: Facts, results: Results | None = None) -> str:
     kind = get_kind(facts.kind)
     title = f"{facts.name}: a {facts.kind} student distilled on {facts.collection}"
     front, own_sections = _library_card(model, facts, title)
-    environment = templating.environment(escape=False)
+    environment = text.environment(escape=False)
     environment.filters |= {"cell": _cell, "code": _code, "setting": _setting, "machine": _machine, "linked": _linked}
     environment.globals |= {"exits_of": exits_of, "vocabulary_pooling": vocabulary_pooling, "ROUTE": ROUTE}
     # A kind without a partial of its own has the general card.

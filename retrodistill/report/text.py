@@ -12,7 +12,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.cells import cell_len
 
 from retrodistill.evaluation.results import Hit, Results
-from retrodistill.report import text
 
 MISSING = "–"
 ALPHA = 0.05
@@ -199,8 +198,8 @@ def _without_folders(part: str) -> str:
 
 
 _FORMATS = (
-    text.measure, text.signed, text.percent, text.number, text.thousands, text.milliseconds, text.latency, text.memory,
-    text.duration, text.measure_title, text.probability, text.interval, text.plain,
+    measure, signed, percent, number, thousands, milliseconds, latency, memory,
+    duration, measure_title, probability, interval, plain,
 )  # fmt: skip
 
 

@@ -36,15 +36,28 @@ def rank_agreement(student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
     return got / np.where(ideal > 0, ideal, 1.0)
 
 
-def overlap(student: Run, teacher: Run, k: int = 10) -> dict[str, float]:
+def overlap(student: Run, teacher: Run, k: int = 10, *, tie: float | None = None) -> dict[str, float]:
     """For each of the teacher's queries, the share of its top k that is in the student's top k, in 0..1.
 
     A query that the student answers with nothing has 0.
+
+    Args:
+        student: Measured run.
+        teacher: Run that it is compared with.
+        k: Depth.
+        tie: Where both runs have the same kind of scores: a student's document also counts if its score is at least
+            the teacher's k-th, less this share of the teacher's best.
     """
-    found = {query: set(documents) for query, documents, _ in student.top(k)}
-    return {
-        query: len(found.get(query, set()) & set(documents)) / len(documents) for query, documents, _ in teacher.top(k)
-    }
+    top = {query: (documents, scores) for query, documents, scores in student.top(k)}
+    nothing = (np.empty(0, dtype=object), np.empty(0))
+    shares = {}
+    for query, documents, scores in teacher.top(k):
+        found, found_scores = top.get(query, nothing)
+        shared = len(set(found) & set(documents))
+        if tie is not None:
+            shared = min(len(documents), int((found_scores >= scores[-1] - tie * abs(scores[0])).sum()))
+        shares[query] = shared / len(documents)
+    return shares
 
 
 def rank_biased_overlap(student: Sequence[Hashable], teacher: Sequence[Hashable], p: float = 0.9) -> float:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.files import atomic_file
-from retrodistill.data.jsonl import read_lines
+from retrodistill.data.records import read_lines
 from retrodistill.runs.run import Run, id_codes
 
 _TREC_ENDINGS = (".run", ".trec", ".txt", ".tsv")
@@ -63,7 +63,7 @@ def write_run(run: Run, path: str | os.PathLike[str]) -> None:
         writer(run.ranked(), temporary, path.suffix == ".gz")
 
 
-def keep_run(run: Run, stem: Path) -> Path:
+def save_run(run: Run, stem: Path) -> Path:
     """Write a run as TREC's ``STEM.run``, or as ``STEM.parquet`` where an id holds a space; one of another form goes.
 
     Returns:

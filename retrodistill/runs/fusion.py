@@ -9,9 +9,8 @@ from itertools import product
 import numpy as np
 
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.runs.align import align
 from retrodistill.runs.calibration import Calibration, fit_calibration
-from retrodistill.runs.run import Run
+from retrodistill.runs.run import Run, align
 
 METHODS = ("zscore", "zscore-per-query", "minmax", "reciprocal-rank")
 MISSING = ("error", "mean")

@@ -1,4 +1,4 @@
-"""The run: the one currency that passes between stages."""
+"""The run, a table (query_id, document_id, score): the one value that passes between stages."""
 
 from __future__ import annotations
 
@@ -14,6 +14,30 @@ import pyarrow.compute as pc
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import digest
 from retrodistill.data.texts import column_digest
+
+
+def top_k(scores: np.ndarray, k: int) -> np.ndarray:
+    """Places of the k highest scores of each row.
+
+    Args:
+        scores: (n,) or (rows, n), finite or -inf; higher is better.
+        k: How many, at least 1.
+
+    Returns:
+        (min(k, n),) or (rows, min(k, n)) int64, highest score first, equal scores by ascending place.
+    """
+    if scores.ndim == 2:
+        width = min(k, scores.shape[1])
+        return np.array([top_k(row, k) for row in scores], dtype=np.int64).reshape(len(scores), width)
+    if k >= len(scores):
+        return np.argsort(-scores, kind="stable")
+    # A partition is linear in n; what equals its last score is taken in order of place.
+    threshold = -np.partition(-scores, k - 1)[k - 1]
+    above = np.flatnonzero(scores > threshold)
+    level = np.flatnonzero(scores == threshold)[: k - len(above)]
+    places = np.sort(np.concatenate([above, level]))
+    return places[np.argsort(-scores[places], kind="stable")]
+
 
 Scores = Mapping[str, Mapping[str, float]]
 _IDS = pa.dictionary(pa.int32(), pa.string())
@@ -309,3 +333,66 @@ def id_codes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     array = _one_chunk(column)
     used, codes = np.unique(array.indices.to_numpy().astype(np.int64), return_inverse=True)
     return np.asarray(array.dictionary.take(pa.array(used)).to_pylist(), dtype=object), codes
+
+
+def align(runs: Sequence[Run], name: str = "union") -> tuple[Run, np.ndarray]:
+    """Put runs side by side on the union of their pairs.
+
+    Returns:
+        The union as a run (its scores are 0 and mean nothing), queries in the order of first appearance, and a
+        (rows, runs) float64 matrix of each run's scores; NaN where a run has no score for the pair.
+
+    Raises:
+        UserError: No run was given.
+    """
+    if not runs:
+        raise UserError("no run was given; give at least one.")
+    query_names, query_codes = _common([run.table["query_id"] for run in runs])
+    document_names, document_codes = _common([run.table["document_id"] for run in runs])
+    width = max(len(document_names), 1)
+    keys = [queries * width + documents for queries, documents in zip(query_codes, document_codes, strict=True)]
+    union = np.unique(np.concatenate(keys))
+    matrix = np.full((len(union), len(runs)), np.nan)
+    for column, (run, own) in enumerate(zip(runs, keys, strict=True)):
+        matrix[np.searchsorted(union, own), column] = run.scores
+    table = pa.table(
+        {
+            "query_id": _dictionary(union // width, query_names),
+            "document_id": _dictionary(union % width, document_names),
+            "score": pa.array(np.zeros(len(union))),
+        }
+    )
+    return Run(table, name), matrix
+
+
+def look_up(run: Run, pairs: Run) -> np.ndarray:
+    """(rows of `pairs`,) float64 scores that `run` gives to the pairs; NaN where it has none."""
+    _, query_codes = _common([run.table["query_id"], pairs.table["query_id"]])
+    _, document_codes = _common([run.table["document_id"], pairs.table["document_id"]])
+    width = 1 + max((int(codes.max(initial=0)) for codes in document_codes), default=0)
+    own, wanted = (queries * width + documents for queries, documents in zip(query_codes, document_codes, strict=True))
+    order = np.argsort(own, kind="stable")
+    place = np.searchsorted(own[order], wanted)
+    found = np.zeros(len(wanted), dtype=bool)
+    inside = place < len(own)
+    found[inside] = own[order][place[inside]] == wanted[inside]
+    scores = np.full(len(wanted), np.nan)
+    scores[found] = run.scores[order][place[found]]
+    return scores
+
+
+def _common(columns: Sequence[pa.ChunkedArray]) -> tuple[list[str], list[np.ndarray]]:
+    """One dictionary for several id columns, and each column's codes in it."""
+    names: dict[str, int] = {}
+    coded = []
+    for column in columns:
+        dictionary, codes = id_codes(column)
+        first = np.unique(codes, return_index=True)[1]
+        for entry in codes[np.sort(first)]:
+            names.setdefault(dictionary[entry], len(names))
+        coded.append(np.array([names[entry] for entry in dictionary], dtype=np.int64)[codes])
+    return list(names), coded
+
+
+def _dictionary(codes: np.ndarray, names: Sequence[str]) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), pa.array(list(names), pa.string()))

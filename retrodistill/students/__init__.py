@@ -3,7 +3,7 @@
 from retrodistill.students.cross_encoder import cross_encoder_student
 from retrodistill.students.dense import dense_student
 from retrodistill.students.multi_vector import multi_vector_student
-from retrodistill.students.saving import load_student, save_student
+from retrodistill.students.registry import load_student, save_student
 from retrodistill.students.sparse import sparse_student
 from retrodistill.students.static import static_student
 

@@ -18,18 +18,17 @@ import scipy.sparse
 import torch
 from torch import Tensor, nn
 
-from retrodistill.core.distributed import main_first
 from retrodistill.core.errors import UserError
+from retrodistill.core.runtime import main_first
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import Role
 from retrodistill.encoders.embeddings import EmbeddingStore, embed
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.modules import with_modules
 from retrodistill.students.dense import KIND as DENSE
-from retrodistill.students.dense import start_dense
-from retrodistill.students.dense_training import held_out_monitor, train_on_texts
-from retrodistill.students.heads import only_trained
+from retrodistill.students.dense import held_out_monitor, start_dense, train_on_texts
 from retrodistill.students.static import fast_tokenizer, inverse_document_frequencies
+from retrodistill.students.stored_states import only_trained
 from retrodistill.training.lists import ListBatch
 from retrodistill.training.loss import DistillationLoss
 from retrodistill.training.scorers import Scorer

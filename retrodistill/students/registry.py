@@ -7,17 +7,31 @@ and ask it what they need; nobody compares names of kinds. To add a kind, write 
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from retrodistill.core.errors import unknown
+from retrodistill.core.errors import UserError, unknown
+from retrodistill.core.files import atomic_folder, check_replaceable, disk_errors, read_json
 from retrodistill.core.manifest import Manifest
+from retrodistill.core.runtime import main_first
+from retrodistill.encoders.contract import STUDENT_MANIFEST
+from retrodistill.encoders.encoder import Encoder
+from retrodistill.encoders.loading import quiet_libraries
+from retrodistill.encoders.multi_vector import MultiVectorModel
+from retrodistill.encoders.sparse import SparseTextEncoder
+from retrodistill.encoders.vectors import check_dimensions
+from retrodistill.training.prepared import learned_from, prepare
+from retrodistill.training.settings import StageSettings
+from retrodistill.training.stages import StageRun
+from retrodistill.training.trainer import History
+from retrodistill.training.training_data import StudentSnapshot, TrainingData
 
 if TYPE_CHECKING:
     from retrodistill.rankers.protocol import Ranker
-    from retrodistill.training.stages import StageRun
-    from retrodistill.training.trainer import History
+    from retrodistill.students.cross_encoder import CrossEncoderStudent
 
 # Modules are imported when a kind is first asked for: those of some kinds load torch. Kinds that share a class of
 # sentence-transformers are tried in this order, so the most general one of each class comes last.
@@ -175,3 +189,82 @@ def as_student(model: Any, name: str | None = None, manifest: Manifest | None = 
     """
     kind = kind_of(model)
     return kind.wrap(model, name or f"{kind.name}:student", manifest)
+
+
+AnyStudent: TypeAlias = "Encoder | SparseTextEncoder | MultiVectorModel | CrossEncoderStudent"
+
+
+def save_student(model: Any, manifest: Manifest, folder: str | os.PathLike[str]) -> AnyStudent:
+    """Save a student, whole or not at all, and load it back as the encoder that users will load.
+
+    Args:
+        model: The trained model, of any kind.
+        manifest: What it was made from; ``about.query_space`` names the document space that its queries search.
+        folder: An ordinary sentence-transformers folder appears here.
+
+    Raises:
+        UserError: The folder is not writable, the disk is full, or the path holds something else.
+    """
+    with atomic_folder(check_replaceable(folder, STUDENT_MANIFEST)) as temporary, disk_errors(), quiet_libraries():
+        model.save_pretrained(str(temporary), create_model_card=False)
+        manifest.write(temporary, STUDENT_MANIFEST)
+    return load_student(folder)
+
+
+def load_student(folder: str | os.PathLike[str]) -> AnyStudent:
+    """Load a student's folder, of any kind.
+
+    Raises:
+        UserError: Not a sentence-transformers folder, or one of an unknown class.
+    """
+    place = Path(folder)
+    path = place / "config_sentence_transformers.json"
+    library_class = "SentenceTransformer"  # folders of old versions of the library do not say
+    if path.exists():
+        library_class = read_json(path).get("model_type", library_class)
+    kinds = {kind.library_class: kind for kind in all_kinds()}  # of each class the most general one
+    if library_class not in kinds:
+        raise unknown("class of student", library_class, kinds)
+    student: AnyStudent = kinds[library_class].load(str(place))
+    kind = kind_of(student.model)
+    if kind.written:
+        student.name = f"{kind.name}:{place}"
+    return student
+
+
+def run_stage(model: Any, stage: StageSettings, data: TrainingData, folder: Path, what: str) -> History:
+    """Train a student through one stage, in place.
+
+    Args:
+        model: The student: a sentence-transformers model of any kind.
+        stage: What to do.
+        data: Texts, teacher and document encoder.
+        folder: For checkpoints.
+        what: Title of the progress bar.
+
+    Raises:
+        UserError: The kind of student does not train that part or has no such vectors, or the stage lacks what an
+            objective learns from.
+    """
+    kind, student = kind_of(model), as_student(model)
+    if stage.train not in kind.parts:
+        raise UserError(f"train: {stage.train} does not train {kind.name} students; set {' or '.join(kind.parts)}.")
+    if stage.regularizers and not kind.has_terms:
+        raise UserError(
+            f"regularizer {stage.regularizers[0].name!r} sees term weights; {kind.name} students have none."
+        )
+    if stage.matryoshka:
+        if not kind.has_vector:
+            raise UserError(f"matryoshka cuts vectors of dense and static students; this one is {kind.name}.")
+        check_dimensions(stage.matryoshka, student.dimension)
+    space = None if data.own_documents else data.space
+    # A student of its own: the snapshot digests the weights as they are before training.
+    snapshot = StudentSnapshot(as_student(model), kind, space, data.stored)
+    data = replace(data, student=snapshot)
+    with main_first():
+        prepared = prepare(stage, data)
+    history = kind.train(StageRun(student, stage, data, prepared, folder, what))
+    history.notes = [*prepared.notes, *history.notes]
+    learned = learned_from(prepared, stage, data)
+    history.learned = {**learned, "steps": history.steps, "seconds": history.seconds}
+    return history

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,18 +15,16 @@ from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import load_bi_encoder, load_sparse
 from retrodistill.encoders.modules import keep_first_layers, with_modules
 from retrodistill.encoders.sparse import SparseTextEncoder
-from retrodistill.rankers.sparse import SparseRanker
-from retrodistill.students.lexical_terms import token_ids
+from retrodistill.rankers.bi_encoder import SparseRanker
+from retrodistill.students.lexical_terms import LexicalTerms, token_ids
 from retrodistill.students.registry import WHOLE_TRANSFORMER, Kind, StageDefaults
-from retrodistill.students.states import StoredStatesRanker, head_of, stored_states
+from retrodistill.students.sparse_training import SparsityAlarm, exhaustive, store_documents, train_sparse
 from retrodistill.students.static import fast_tokenizer, inverse_document_frequencies
+from retrodistill.students.stored_states import head_of, stored_states
+from retrodistill.students.vdr import with_vdr_head
 
 if TYPE_CHECKING:
     from sentence_transformers import SparseEncoder
-
-    from retrodistill.students.lexical_terms import LexicalTerms
-    from retrodistill.training.stages import StageRun
-    from retrodistill.training.trainer import History
 
 Queries = Literal["model", "inference-free"]
 _AT_MOST = 20000  # documents whose hidden states a head starts from
@@ -86,8 +84,6 @@ def sparse_student(
                 "lexical terms are put into a new student with inference-free queries; set lexical_terms: false."
             )
         if head == "vdr":
-            from retrodistill.students.vdr import with_vdr_head
-
             return with_vdr_head(base)
         return base
     transformer: Any = base[0]
@@ -103,8 +99,6 @@ def sparse_student(
 
 def _lexical_terms(base: SparseEncoder, corpus: Texts) -> LexicalTerms:
     """Lexical terms for documents of this length; the head, which finds them too, begins at half its strength."""
-    from retrodistill.students.lexical_terms import LexicalTerms
-
     student = SparseTextEncoder(base, "sparse:student")
     transformer: Any = base[0]
     own = LexicalTerms(
@@ -316,28 +310,8 @@ def _check(settings: Any) -> None:
         raise ValueError("train: head trains sparse students with queries: inference-free; or set train: both_encoders")
 
 
-def _train(run: StageRun) -> History:
-    from retrodistill.students.sparse_training import train_sparse
-
-    return train_sparse(run)
-
-
-def _store_documents(student: Any, texts: Sequence[str]) -> None:
-    from retrodistill.students.sparse_training import store_documents
-
-    store_documents(student, texts)
-
-
-def _exhaustive(student: Any, name: str) -> StoredStatesRanker:
-    from retrodistill.students.sparse_training import exhaustive
-
-    return exhaustive(student, name)
-
-
 def _describe(student: SparseTextEncoder, data: Any) -> tuple[dict[str, Any], list[str]]:
     """Terms per text and FLOPS, and an alarm where the student is empty or dense."""
-    from retrodistill.students.sparse_regularizers import SparsityAlarm
-
     measured, alarm = sparsity(student, data.collection.documents, _measured_queries(data)), SparsityAlarm()
     alarm([round(measured["terms"])], student.dimension, final=True)
     return {"sparsity": measured}, alarm.notes
@@ -364,10 +338,10 @@ KIND = Kind(
     ),
     load=lambda folder: load_encoder(f"sparse:{folder}", SPARSE),
     wrap=SparseTextEncoder,
-    train=_train,
+    train=train_sparse,
     ranker=lambda student, documents: SparseRanker(student),
-    store_documents=_store_documents,
-    exhaustive=_exhaustive,
+    store_documents=store_documents,
+    exhaustive=exhaustive,
     describe=_describe,
     parts=("head", "both_encoders"),
     defaults=_defaults,

@@ -8,14 +8,14 @@ import numpy as np
 
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.files import atomic_file, cache_folder, digest
-from retrodistill.core.progress import bar
+from retrodistill.core.runtime import bar
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import device
-from retrodistill.rankers.dense import DenseRanker
-from retrodistill.students.dense import train_one_vector
+from retrodistill.rankers.bi_encoder import DenseRanker
+from retrodistill.students.dense import train_dense
 from retrodistill.students.registry import Kind, StageDefaults
 
 if TYPE_CHECKING:
@@ -237,7 +237,7 @@ KIND = Kind(
     start=_start,
     load=lambda folder: load_encoder(f"static:{folder}"),
     wrap=Encoder,
-    train=train_one_vector,
+    train=train_dense,
     ranker=lambda student, documents: DenseRanker(documents, student, checked=False),
     owns=lambda model: type(model[0]).__name__ == "StaticEmbedding",
     parts=("query_encoder", "both_encoders"),

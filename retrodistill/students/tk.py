@@ -14,17 +14,18 @@ from retrodistill.encoders.contract import Role
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.multi_vector import fitted_on, principal_directions
 from retrodistill.students.cross_encoder import CrossEncoderStudent, load_pairs
-from retrodistill.students.document_states import StoredDocumentsRanker, train_late_interaction
 from retrodistill.students.late_interaction import (
     DOCUMENT_LENGTH,
     QUERY_LENGTH,
     LateInteraction,
     Precision,
     Side,
+    StoredDocumentsRanker,
     check_dimension,
     late_interaction,
     require_bert,
     through,
+    train_late_interaction,
 )
 from retrodistill.students.registry import Kind, StageDefaults
 

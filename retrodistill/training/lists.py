@@ -12,7 +12,7 @@ from torch import Tensor
 
 from retrodistill.candidates.samplers import sample_places
 from retrodistill.core.errors import UserError
-from retrodistill.data.qrels import Qrels
+from retrodistill.data.collection import Qrels
 from retrodistill.data.texts import Texts
 from retrodistill.objectives import usable_lists
 from retrodistill.runs.run import Run

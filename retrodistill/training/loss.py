@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from retrodistill import objectives as pure
-from retrodistill.core.distributed import is_main, processes
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import read_json, write_json
-from retrodistill.core.progress import log
-from retrodistill.objectives.pairwise import check_width
+from retrodistill.core.runtime import is_main, log, processes
 from retrodistill.objectives.registry import INPUTS, Objective, get_objective
+from retrodistill.objectives.scores import check_width
 from retrodistill.training.lists import ListBatch, Lists
 from retrodistill.training.scorers import Scorer, TokenBatch
 

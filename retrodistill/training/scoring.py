@@ -8,29 +8,26 @@ from typing import NamedTuple
 
 import numpy as np
 
-from retrodistill.candidates.budget import Budget, choose_pairs
 from retrodistill.candidates.mining import mine
 from retrodistill.candidates.samplers import random_documents
-from retrodistill.candidates.selection import labeled
+from retrodistill.candidates.selection import Budget, choose_pairs, labeled
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_file, digest, read_json, write_json
-from retrodistill.core.progress import log
+from retrodistill.core.runtime import log
 from retrodistill.data.collection import Collection
 from retrodistill.data.sentences import source_document
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.names import parse_model_name
-from retrodistill.objectives.temperature import check_trainable, temperature_for
+from retrodistill.objectives.lists import check_trainable, temperature_for
 from retrodistill.rankers.ensemble import Ensemble
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.rankers.scoring import corpus_scores
-from retrodistill.runs.align import align
 from retrodistill.runs.formats import read_run, write_run
 from retrodistill.runs.fusion import union
-from retrodistill.runs.run import Run
-from retrodistill.training.list_settings import CURRENT_STUDENT, is_student
+from retrodistill.runs.run import Run, align
 from retrodistill.training.lists import Lists, best_labeled, lists_from_run, lists_over_corpus
-from retrodistill.training.settings import StageSettings
+from retrodistill.training.settings import CURRENT_STUDENT, StageSettings, is_student
 from retrodistill.training.texts import TrainingTexts, training_texts
 from retrodistill.training.training_data import TrainingData
 

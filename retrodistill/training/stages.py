@@ -13,14 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from retrodistill.core.errors import UserError
-from retrodistill.training.curricula import topic_batches
 from retrodistill.training.lists import Lists, columns_of, draw_groups, require_lists
 from retrodistill.training.loss import DistillationLoss, TeacherVectors
-from retrodistill.training.monitors import Monitored, RankMonitor
-from retrodistill.training.prepared import Prepared, training_rows
+from retrodistill.training.prepared import Prepared, topic_batches, training_rows
 from retrodistill.training.scorers import Scorer, TokenBatch
 from retrodistill.training.settings import StageSettings
-from retrodistill.training.trainer import History, Monitor, TextColumns, train
+from retrodistill.training.trainer import History, Monitor, Monitored, RankMonitor, TextColumns, train
 from retrodistill.training.training_data import TrainingData
 
 _LOOKED_AT = 16  # held-out groups that a monitor encodes; documents cost as much there as in training

@@ -1,20 +1,97 @@
-"""What all stages of a student share: values only. `retrodistill.training.scoring` mines and scores."""
+"""What all stages of a student share, and the student at the start of a stage."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from retrodistill.core.errors import UserError
-from retrodistill.data.collection import Collection
-from retrodistill.data.conversations import asked_better
-from retrodistill.data.qrels import Qrels
+from retrodistill.core.files import digest
+from retrodistill.data.collection import Collection, Qrels
+from retrodistill.data.conversations import with_rewrites
 from retrodistill.data.texts import Texts
+from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.rankers.protocol import Ranker
-from retrodistill.training.snapshot import StudentSnapshot
+from retrodistill.encoders.vectors import exact_search
+from retrodistill.rankers.protocol import Ranker, pair_texts
+from retrodistill.runs.run import Run
+from retrodistill.training.settings import CURRENT_STUDENT
+
+
+class StudentSnapshot:
+    """A student before a stage.
+
+    Args:
+        student: The student.
+        kind: Its kind, of `retrodistill.students.registry`: says whether and how it searches.
+        space: Encodes the documents that it searches; None where it encodes them itself.
+        stored: (corpus, d) document vectors in the space's place.
+    """
+
+    def __init__(
+        self,
+        student: Any,
+        kind: Any,
+        space: Encoder | None = None,
+        stored: np.ndarray | None = None,
+    ) -> None:
+        self.student, self.kind, self.space, self.stored = student, kind, space, stored
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of its documents and of its weights at the first call, before training changes them."""
+        documents = (self.space or self.student).fingerprint("document")
+        stored = None if self.stored is None else hashlib.blake2b(self.stored.tobytes(), digest_size=8).hexdigest()
+        return digest(self.student.fingerprint("query"), documents, stored)
+
+    def vectors(self, collection: Collection) -> np.ndarray:
+        """(corpus, d) vectors of a dense student's documents.
+
+        Raises:
+            UserError: It has another width than the documents that it is to search.
+        """
+        if not self.kind.is_dense:
+            raise UserError(f"{self.student.name} has no dense vectors.")
+        documents, texts = self.stored, collection.documents.texts
+        if documents is None and self.space is None:
+            self.kind.store_documents(self.student, texts)
+        if documents is None:
+            documents = embed(self.space or self.student, texts, "document")
+        if documents.shape[1] != self.student.dimension:
+            raise UserError(
+                f"the student has {self.student.dimension} dimensions, the stored documents {documents.shape[1]}; set "
+                "student.dimension to 'space'."
+            )
+        return documents
+
+    def search(self, collection: Collection, queries: Texts, k: int) -> Run:
+        """The k documents of each query that it ranks highest.
+
+        Raises:
+            UserError: It scores pairs and cannot search.
+        """
+        corpus = collection.documents
+        k = min(k, len(corpus))
+        if self.kind.is_dense:
+            asked = embed(self.student, queries.texts, "query")
+            rows, scores = exact_search(asked, self.vectors(collection), k)
+            return Run.from_matrix(queries.ids, corpus.ids, rows, scores, name=CURRENT_STUDENT)
+        if self.kind.can_search:
+            ranker: Ranker = self.kind.ranker(self.student, None)
+            return ranker.search(queries, collection, k).renamed(CURRENT_STUDENT)
+        raise UserError(f"{self.student.name} scores pairs and cannot search; take candidates from bm25 or dense.")
+
+    def ranks(self, collection: Collection, queries: Texts, candidates: Run, k: int) -> Run:
+        """What it ranks highest: of the corpus where it can search, of the candidates where it scores pairs."""
+        if self.kind.can_search:
+            return self.search(collection, queries, k)
+        pairs = list(zip(*pair_texts(queries, collection, candidates), strict=True))
+        return candidates.with_scores(self.student.score(pairs).astype(np.float64), CURRENT_STUDENT).top(k)
 
 
 @dataclass(frozen=True)
@@ -55,7 +132,7 @@ class TrainingData:
 
     def teacher_queries(self, texts: Texts) -> Texts:
         """The texts as the teacher gets them: rewrites where there are any, under the same ids."""
-        return texts if self.rewrites is None else asked_better(texts, self.rewrites)
+        return texts if self.rewrites is None else with_rewrites(texts, self.rewrites)
 
     def qrels(self) -> Qrels:
         """Judgments of the training queries.

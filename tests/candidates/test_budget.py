@@ -3,7 +3,7 @@ import pytest
 from scipy.optimize import linprog
 from typer.testing import CliRunner
 
-from retrodistill.candidates.budget import choose_pairs, gains, pairs_within, robust_weights
+from retrodistill.candidates.selection import choose_pairs, gains, pairs_within, robust_weights
 from retrodistill.cli import app
 from retrodistill.core.errors import UserError
 from retrodistill.data import load_collection

@@ -2,7 +2,7 @@ import pytest
 
 from retrodistill.candidates.selection import labeled, prod_selection, pseudo_labeled
 from retrodistill.core.errors import UserError
-from retrodistill.data.qrels import Qrels
+from retrodistill.data.collection import Qrels
 from retrodistill.runs.run import Run
 
 

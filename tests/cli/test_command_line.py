@@ -133,7 +133,7 @@ class TestMistakes:
         assert done.returncode == 2
         assert done.stdout == ""
         assert done.stderr.count("\n") == 1
-        assert done.stderr.startswith("error: model 'nobody/none' is no folder here")
+        assert done.stderr.startswith("error: model 'nobody/none' is not a folder here")
         assert not (tmp_path / "made").exists()
 
 

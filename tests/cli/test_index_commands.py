@@ -153,7 +153,12 @@ class TestExporting:
         place, _ = build(f"dense:{tiny_model}")
         status, out, _ = call("export", place, "--to", "parquet", "--out", tmp_path / "parquet")
         assert status == 0
-        assert out.startswith("60 documents (dense) in 1 Parquet files")
+        assert out.startswith(f"60 documents (dense) in parquet:{tmp_path / 'parquet'}, 60 written now")
+        found, original = (
+            json.loads(call("search", address, "star planet", "--k", 3, "--json")[1])
+            for address in (f"parquet:{tmp_path / 'parquet'}", place)
+        )
+        assert [row["document_id"] for row in found] == [row["document_id"] for row in original]
 
 
 class TestMistakes:
@@ -168,7 +173,7 @@ class TestMistakes:
             (["--truncate", "40"], "choose from 1 to 32"),
             (["--recall", "1.5"], "recall: Input should be less than or equal to 1"),
             (["codec=residual"], "'codec' does not fit"),
-            (["--codec", "pq"], "'pq' was dropped; take residual"),
+            (["--codec", "pq"], "'pq' was dropped"),
             (["nonsense=1"], "nonsense"),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",

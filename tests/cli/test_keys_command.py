@@ -5,7 +5,7 @@ import jsonschema
 import pytest
 import yaml
 
-from retrodistill.cli.reference import keys_text
+from retrodistill.cli.recipes import keys_text
 from retrodistill.core.errors import UserError
 from retrodistill.core.settings import OneOf, Settings
 from retrodistill.recipes import load_recipe

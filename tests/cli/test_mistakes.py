@@ -79,7 +79,7 @@ MISTAKES = {
     "no such collection": ("mine --collection nowhere --source bm25 --out {dir}/made.run", "no collection 'nowhere'"),
     "a model that cannot be found offline": (
         "index --collection {tiny} --documents dense:nobody/none --out {dir}/made",
-        "the hub does not give it",
+        "the hub does not provide it",
     ),
     "a model folder that is not there": ("evaluate dense:{dir}/none --collection {tiny}", "no model folder"),
     "a recipe whose test split has no queries": (

@@ -5,7 +5,7 @@ from small_collection import DOCUMENTS, QUERIES, jsonl, left_in
 
 from retrodistill.core.errors import UserError
 from retrodistill.data import load_collection
-from retrodistill.data.huggingface import from_datasets
+from retrodistill.data.hubs import from_datasets
 
 datasets = pytest.importorskip("datasets")
 CARD = """---

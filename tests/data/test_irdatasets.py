@@ -75,7 +75,7 @@ class TestLoading:
 
     def test_second_load_reads_nothing(self, monkeypatch):
         load_collection("ir_datasets:pets")
-        monkeypatch.setattr("retrodistill.data.irdatasets._documents", None)
+        monkeypatch.setattr("retrodistill.data.hubs._ir_documents", None)
         assert len(load_collection("ir_datasets:pets").documents) == 2
 
 

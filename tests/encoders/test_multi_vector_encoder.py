@@ -100,7 +100,7 @@ class TestLoading:
         assert load_encoder(encoder) is encoder
 
     def test_a_bi_encoder_is_refused_rather_than_given_a_random_projection(self, tiny_model):
-        with pytest.raises(UserError, match=r"is no multi-vector encoder: its tokens were not trained .* 'dense:"):
+        with pytest.raises(UserError, match=r"is not a multi-vector encoder: its tokens were not trained .* 'dense:"):
             load_encoder(f"multi-vector:{tiny_model}")
 
     @pytest.mark.parametrize("source", ["dense:somewhere", "bm25"])

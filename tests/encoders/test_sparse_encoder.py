@@ -16,8 +16,7 @@ from retrodistill.encoders import load_encoder
 from retrodistill.encoders.any_encoder import SPARSE
 from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.loading import load_sparse
-from retrodistill.encoders.sparse import SparseTextEncoder
-from retrodistill.encoders.token_weights import TokenWeights
+from retrodistill.encoders.sparse import SparseTextEncoder, TokenWeights
 
 TEXTS = ["what star planet star", "the court [SEP] unheard-of zebra.", "", "whale " * 100]
 
@@ -55,7 +54,7 @@ class TestEncoding:
     def test_blocks_do_not_change_the_vectors(self, models, monkeypatch):
         encoder = load_encoder(models["splade"])
         whole = encoder.encode(TEXTS, "document")
-        monkeypatch.setattr("retrodistill.encoders.sparse._AT_ONCE", 3)
+        monkeypatch.setattr("retrodistill.encoders.sparse._BLOCK", 3)
         np.testing.assert_allclose(encoder.encode(TEXTS, "document").toarray(), whole.toarray(), rtol=1e-5)
 
     def test_prompts_are_applied_by_role(self, tmp_path):
@@ -119,7 +118,7 @@ class TestInferenceFreeQueries:
         table.write(tmp_path)
         (tmp_path / "settings.json").write_text(json.dumps(table.settings()))
         code = (
-            "import sys, json; from pathlib import Path; from retrodistill.encoders.token_weights import TokenWeights\n"
+            "import sys, json; from pathlib import Path; from retrodistill.encoders.sparse import TokenWeights\n"
             "place = Path(sys.argv[1]); settings = json.loads((place / 'settings.json').read_text())\n"
             "found = TokenWeights.read(place, settings).encode(json.loads(sys.argv[2]))\n"
             "print(json.dumps([found.indices.tolist(), found.data.tolist(), found.indptr.tolist()]))\n"
@@ -179,7 +178,7 @@ class TestContract:
     def test_how_many_terms_are_kept_counts(self, tmp_path):
         one = load_encoder(splade(tmp_path / "one"))
         other = load_encoder(splade(tmp_path / "other", max_active_dims=3))
-        with pytest.raises(UserError, match=r"most_terms 3, wanted None"):
+        with pytest.raises(UserError, match=r"most_terms 3, expected None"):
             EmbeddingSpace.of(one).check_query_encoder(other)
 
     def test_another_vocabulary_of_the_same_size(self, tmp_path):
@@ -191,7 +190,7 @@ class TestContract:
         other = load_encoder(SparseEncoder(modules=[bert, SpladePooling()], device="cpu"))
         one = load_encoder(splade(tmp_path / "one"))
         assert one.contract("document")["weights"] == other.contract("document")["weights"]
-        with pytest.raises(UserError, match=r"do not belong among documents by .*vocabulary '\w+', wanted '\w+'"):
+        with pytest.raises(UserError, match=r"do not belong among documents by .*vocabulary '\w+', expected '\w+'"):
             EmbeddingSpace.of(one).check_query_encoder(other)
 
 
@@ -202,7 +201,7 @@ class TestLoading:
         assert {tensor.dtype for tensor in encoder.model.parameters()} == {torch.float32}
 
     def test_a_dense_model_would_get_a_random_vocabulary(self, tiny_model):
-        with pytest.raises(UserError, match=r"is no sparse encoder: it has no weights for a vocabulary; train"):
+        with pytest.raises(UserError, match=r"is not a sparse encoder: it has no weights for a vocabulary; train"):
             load_sparse(tiny_model)
 
     def test_an_encoder_comes_back_as_it_is(self, models):

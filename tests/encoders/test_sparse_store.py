@@ -7,8 +7,8 @@ from store_children import TEXTS
 from retrodistill.core.errors import UserError
 from retrodistill.encoders import embeddings
 from retrodistill.encoders.any_encoder import load_encoder
+from retrodistill.encoders.contract import EncodingSettings
 from retrodistill.encoders.embeddings import SparseStore, embed
-from retrodistill.encoders.encoding import EncodingSettings
 
 
 class CountingEncoder:

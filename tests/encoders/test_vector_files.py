@@ -12,12 +12,10 @@ from retrodistill.encoders import Encoder, load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.embeddings import embed, seconds_to_embed
 from retrodistill.encoders.loading import load_bi_encoder
-from retrodistill.encoders.vector_files import VectorFile
-from retrodistill.encoders.vector_tables import read_vectors
-from retrodistill.exports import export_parquet
-from retrodistill.exports.parquet import ParquetSettings
+from retrodistill.encoders.vector_files import VectorFile, read_vectors
+from retrodistill.exports import export_index
 from retrodistill.indexes import build_index
-from retrodistill.rankers.dense import DenseRanker
+from retrodistill.rankers.bi_encoder import DenseRanker
 
 IDS = ["a", "b", "c"]
 VECTORS = np.array([[3, 4, 0], [0, 0, 2], [1, 0, 0]], dtype=np.float32)
@@ -109,34 +107,34 @@ class TestBadFiles:
         return str(caught.value)
 
     def test_no_file(self, tmp_path):
-        assert "no file of vectors" in self.refused(tmp_path / "nowhere.npy")
+        assert "nowhere.npy does not exist" in self.refused(tmp_path / "nowhere.npy")
 
     def test_not_a_file_of_vectors(self, tmp_path):
         (tmp_path / "v.csv").write_text("a,1,2\n")
-        assert "ends in '.csv', wanted .parquet, .jsonl, .npy." in self.refused(tmp_path / "v.csv")
+        assert "ends in '.csv'; a vector file ends in .parquet, .jsonl, .npy." in self.refused(tmp_path / "v.csv")
 
     @pytest.mark.parametrize("name", ["v.parquet", "v.npy", "v.jsonl"])
     def test_something_else_under_that_name(self, tmp_path, name):
         (tmp_path / name).write_bytes(b"\x93 something else entirely")
-        assert any(word in self.refused(tmp_path / name) for word in ("cut short", "UTF-8"))
+        assert any(word in self.refused(tmp_path / name) for word in ("truncated", "UTF-8"))
 
     def test_cut_short(self, tmp_path):
         for path in (write_npy(tmp_path / "v.npy", IDS, VECTORS), write_parquet(tmp_path / "v.parquet", IDS, VECTORS)):
             path.write_bytes(path.read_bytes()[:-7])
-            assert "cut short" in self.refused(path)
+            assert "truncated" in self.refused(path)
         path = write_jsonl(tmp_path / "v.jsonl", IDS, VECTORS)
         path.write_text(path.read_text()[:-9])
         assert "line 3: not JSON" in self.refused(path)
 
     def test_empty(self, tmp_path):
         (tmp_path / "v.jsonl").write_text("")
-        assert "holds no vector" in self.refused(tmp_path / "v.jsonl")
-        assert "holds no vector" in self.refused(write_npy(tmp_path / "v.npy", [], VECTORS[:0]))
-        assert "holds no vector" in self.refused(write_parquet(tmp_path / "v.parquet", pa.array([], "string"), []))
+        assert "no vectors" in self.refused(tmp_path / "v.jsonl")
+        assert "no vectors" in self.refused(write_npy(tmp_path / "v.npy", [], VECTORS[:0]))
+        assert "no vectors" in self.refused(write_parquet(tmp_path / "v.parquet", pa.array([], "string"), []))
 
     def test_ids_that_are_not_there(self, tmp_path):
         np.save(tmp_path / "v.npy", VECTORS)
-        assert "has no ids: wanted v.ids.txt beside it" in self.refused(tmp_path / "v.npy")
+        assert "has no ids: put them in v.ids.txt" in self.refused(tmp_path / "v.npy")
         (tmp_path / "v.ids.txt").write_text("a\nb\n")
         assert "has 2 ids for 3 vectors" in self.refused(tmp_path / "v.npy")
         (tmp_path / "v.ids.txt").write_text("a\n\nc\n")
@@ -146,12 +144,12 @@ class TestBadFiles:
         assert "row 2: the id is None" in self.refused(write_parquet(tmp_path / "v.parquet", ["a", None, "c"], VECTORS))
 
     def test_ids_twice(self, tmp_path):
-        assert "id 'a' stands more than once" in self.refused(write_npy(tmp_path / "v.npy", list("aba"), VECTORS))
+        assert "id 'a' appears more than once" in self.refused(write_npy(tmp_path / "v.npy", list("aba"), VECTORS))
 
     @pytest.mark.parametrize("write", [write_jsonl, write_parquet])
     def test_several_widths(self, tmp_path, write):
         path = write(tmp_path / ("v.jsonl" if write is write_jsonl else "v.parquet"), IDS, [[1, 2], [1], [3, 4]])
-        assert "1 vectors have another width than 2 ('b', the first 1)" in self.refused(path)
+        assert "1 vectors do not have 2 dimensions ('b', the first has 1)" in self.refused(path)
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
     def test_numbers_that_are_not_finite(self, tmp_path, bad):
@@ -166,25 +164,25 @@ class TestBadFiles:
 
     def test_zero_vectors_have_no_cosine(self, tmp_path):
         path = write_npy(tmp_path / "v.npy", IDS, VECTORS * [[1], [0], [1]])
-        assert "1 vectors are zero ('b'), which have no cosine" in self.refused(path)
+        assert "1 vectors are zero ('b')" in self.refused(path)
         assert len(read_vectors(path, unit=False)) == 3
 
     @pytest.mark.parametrize("value", ['["1", "2"]', '[1, "2"]', '"12"', "7", "[[1], [2]]", "null", "{}"])
     def test_vectors_that_are_none(self, tmp_path, value):
         (tmp_path / "v.jsonl").write_text(f'{{"_id": "a", "vector": {value}}}\n')
-        assert "line 1: 'vector' of 'a' is no list of numbers" in self.refused(tmp_path / "v.jsonl")
+        assert "line 1: 'vector' of 'a' is not a list of numbers" in self.refused(tmp_path / "v.jsonl")
 
     def test_columns_of_other_things(self, tmp_path):
         pq.write_table(pa.table({"_id": IDS, "vector": ["x", "y", "z"]}), tmp_path / "v.parquet")
-        assert "column 'vector' is string; wanted a list of numbers" in self.refused(tmp_path / "v.parquet")
+        assert "column 'vector' is string" in self.refused(tmp_path / "v.parquet")
         pq.write_table(pa.table({"_id": IDS, "vector": [["x"], ["y"], ["z"]]}), tmp_path / "v.parquet")
-        assert "column 'vector' holds string; wanted numbers" in self.refused(tmp_path / "v.parquet")
+        assert "column 'vector' has string" in self.refused(tmp_path / "v.parquet")
         pq.write_table(pa.table({"_id": IDS, "vector": [[1.0], [None], [2.0]]}), tmp_path / "v.parquet")
-        assert "column 'vector' holds nulls; wanted numbers" in self.refused(tmp_path / "v.parquet")
+        assert "column 'vector' has nulls" in self.refused(tmp_path / "v.parquet")
         pq.write_table(pa.table({"_id": IDS, "numbers": [[1.0], [3.0], [2.0]]}), tmp_path / "v.parquet")
         assert "no 'vector' (fields: '_id', 'numbers')" in self.refused(tmp_path / "v.parquet")
         np.save(tmp_path / "v.npy", VECTORS[0])
-        assert "float32 of shape (3,); wanted numbers of shape (n, d)" in self.refused(tmp_path / "v.npy")
+        assert "float32 of shape (3,)" in self.refused(tmp_path / "v.npy")
 
 
 class TestFolders:
@@ -202,24 +200,24 @@ class TestFolders:
 
     def test_no_documents(self, folder):
         (folder / "documents.parquet").unlink()
-        assert "holds no documents{.parquet,.jsonl,.npy}" in self.refused(folder)
+        assert "has no documents{.parquet,.jsonl,.npy}" in self.refused(folder)
 
     def test_two_files_of_documents(self, folder):
         write_jsonl(folder / "documents.jsonl", IDS, VECTORS)
-        assert "holds documents.parquet and documents.jsonl; keep one" in self.refused(folder)
+        assert "has documents.parquet and documents.jsonl; keep one" in self.refused(folder)
 
     def test_queries_of_another_width(self, folder):
         write_jsonl(folder / "queries.jsonl", IDS, VECTORS)
-        assert "vectors of 3 dimensions, documents.parquet of 32; both are by one model." in self.refused(folder)
+        assert "vectors of 3 dimensions, documents.parquet of 32" in self.refused(folder)
 
     @pytest.mark.parametrize(
         ("about", "line"),
         [
-            ("[]", 'wanted {"model": ...'),
-            ('{"modle": "x"}', "Did you mean 'model'?"),
-            ('{"similarity": "euclidean"}', "Known: cosine, dot."),
-            ('{"prompts": {"queries": "x"}}', 'wanted {"query": "...", "document": "..."}'),
-            ('{"model": ""}', "model is ''; wanted its name"),
+            ("[]", "content is []"),
+            ('{"modle": "x"}', "modle is 'x'"),
+            ('{"similarity": "euclidean"}', "similarity is 'euclidean'"),
+            ('{"prompts": {"queries": "x"}}', "prompts.queries is 'queries'"),
+            ('{"model": ""}', "model is ''"),
             ("{", "is not JSON"),
         ],
     )
@@ -243,16 +241,16 @@ class TestTheSpace:
         one = VectorFile.open(write_npy(tmp_path / "v.npy", IDS, VECTORS))
         two = VectorFile.open(write_npy(tmp_path / "w.npy", IDS, VECTORS[::-1].copy()))
         assert VectorFile.open(write_jsonl(tmp_path / "v.jsonl", IDS, VECTORS)).document_space == one.document_space
-        with pytest.raises(UserError, match=r"do not belong .*\(model 'vectors \w+', wanted 'vectors \w+'\)"):
+        with pytest.raises(UserError, match=r"do not belong .*\(model 'vectors \w+', expected 'vectors \w+'\)"):
             EmbeddingSpace.of(one).check_query_encoder(two)
 
     @pytest.mark.parametrize(
         ("changed", "difference"),
         [
-            ({"model": "acme/embed-2"}, "model 'acme/embed-2', wanted 'acme/embed-1'"),
-            ({"similarity": "dot"}, "similarity 'dot', wanted 'cosine'"),
-            ({"prompts": {"document": "d: "}}, "prompt 'd: ', wanted ''"),
-            ({"prompts": {"query": "q: "}}, "query prompt 'q: ', wanted ''"),
+            ({"model": "acme/embed-2"}, "model 'acme/embed-2', expected 'acme/embed-1'"),
+            ({"similarity": "dot"}, "similarity 'dot', expected 'cosine'"),
+            ({"prompts": {"document": "d: "}}, "prompt 'd: ', expected ''"),
+            ({"prompts": {"query": "q: "}}, "query prompt 'q: ', expected ''"),
         ],
     )
     def test_what_differs_is_named(self, folder, changed, difference):
@@ -261,9 +259,9 @@ class TestTheSpace:
         assert space.differences(VectorFile.open(folder)) == [difference]
 
     def test_a_model_that_runs_here_is_another(self, folder, api):
-        with pytest.raises(UserError, match=r"model None, wanted 'acme/embed-1'"):
+        with pytest.raises(UserError, match=r"model None, expected 'acme/embed-1'"):
             EmbeddingSpace.of(VectorFile.open(folder)).check_query_encoder(api)
-        with pytest.raises(UserError, match=r"other weights; other modules; .*model 'acme/embed-1', wanted None"):
+        with pytest.raises(UserError, match=r"other weights; other modules; .*model 'acme/embed-1', expected None"):
             EmbeddingSpace.of(api).check_query_encoder(VectorFile.open(folder))
 
     def test_a_student_distilled_into_it(self, folder, tiny_static):
@@ -274,7 +272,7 @@ class TestTheSpace:
 
 class TestLookingUp:
     def test_unbound_it_encodes_nothing(self, folder):
-        with pytest.raises(UserError, match=r"holds vectors by id: which texts they are of, only a collection tells"):
+        with pytest.raises(UserError, match=r"has vectors by id, and only a collection has the texts"):
             VectorFile.open(folder).encode(["star"], "document")
 
     def test_bound_it_encodes_as_the_model_did(self, tiny, api, folder):
@@ -296,7 +294,7 @@ class TestLookingUp:
     def test_documents_without_vectors_are_named_before_work(self, tiny, folder, api):
         ids = tiny.documents.ids[:-2]
         write_parquet(folder / "documents.parquet", ids, api.encode(tiny.documents.texts[:-2], "document"))
-        with pytest.raises(UserError, match=r"no vectors for 2 of 60 documents \('d58', 'd59'\); it holds 58: embed"):
+        with pytest.raises(UserError, match=r"no vectors for 2 of 60 documents \('d58', 'd59'\); it has 58"):
             VectorFile.open(folder).bind(tiny)
 
     def test_vectors_of_other_documents_do_no_harm(self, tiny, folder, api):
@@ -306,10 +304,10 @@ class TestLookingUp:
 
     def test_texts_without_vectors(self, tiny, folder):
         found = VectorFile.open(folder).bind(tiny)
-        with pytest.raises(UserError, match=r"no vectors for 1 of 2 texts \('never seen'\), and its model cannot be"):
+        with pytest.raises(UserError, match=r"no vectors for 1 of 2 texts \('never seen'\)"):
             found.encode(["never seen", tiny.documents.texts[0]], "document")
         train = tiny.split("train")
-        with pytest.raises(UserError, match=r"for 42 of 42 queries \('q0', 'q1', 'q2' and 39 more\); it holds 12"):
+        with pytest.raises(UserError, match=r"for 42 of 42 queries \('q0', 'q1', 'q2' and 39 more\); it has 12"):
             found.require(train, "query")
         assert list(found.missing([train.texts[0], tiny.split("test").texts[0]], "query")) == [0]
 
@@ -329,7 +327,7 @@ class TestLookingUp:
 
     def test_some_texts_and_others_none(self, tiny, folder, api):
         write_jsonl(folder / "queries.jsonl", ["x", "y"], api.encode(["a", "b"], "query"), text=["a", None])
-        with pytest.raises(UserError, match=r"1 rows have no 'text' \('y'\), others have; give all or none."):
+        with pytest.raises(UserError, match=r"1 rows have no 'text' \('y'\)"):
             VectorFile.open(folder)
 
     def test_a_document_without_text_needs_none(self, tmp_path):
@@ -342,9 +340,7 @@ class TestLookingUp:
         close = VECTORS.copy()
         close[2] = close[0] + 1e-3
         VectorFile.open(write_npy(tmp_path / "v.npy", IDS, close)).bind(collection)
-        with pytest.raises(
-            UserError, match=r"'a' and 'c' have one text and vectors that differ; ids and vectors may be"
-        ):
+        with pytest.raises(UserError, match=r"'a' and 'c' have the same text and different vectors"):
             VectorFile.open(write_npy(tmp_path / "w.npy", IDS, VECTORS)).bind(collection)
 
 
@@ -385,7 +381,7 @@ class TestEverywhereElse:
 class TestParquetExports:
     def test_are_read_with_the_model_of_their_documents(self, tiny, tiny_model, tmp_path):
         name = f"dense:{tiny_model}"
-        export_parquet(name, tiny, tmp_path / "export", ParquetSettings(rows=25))
+        export_index(name, f"parquet:{tmp_path / 'export'}", tiny, {"rows": 25})
         found = VectorFile.open(tmp_path / "export").bind(tiny)
         assert found.about.model == name
         assert found.similarity == "cosine"
@@ -400,5 +396,5 @@ class TestParquetExports:
         (tmp_path / "documents").mkdir()
         pq.write_table(pa.table({"document_id": ["a"]}), tmp_path / "documents" / "part-00000.parquet")
         Manifest("Parquet export", {}, {"kind": "sparse"}).write(tmp_path)
-        with pytest.raises(UserError, match=r"holds sparse vectors; vectors: reads dense ones\.$"):
+        with pytest.raises(UserError, match=r"has sparse vectors"):
             VectorFile.open(tmp_path)

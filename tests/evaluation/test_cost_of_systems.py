@@ -14,7 +14,7 @@ from retrodistill.evaluation import CostConfig, cost
 from retrodistill.evaluation.cost import peak_memory
 from retrodistill.evaluation.results import Results
 from retrodistill.indexes import build_index, load_index
-from retrodistill.rankers import Ensemble, Ranker, dense, load_ranker
+from retrodistill.rankers import Ensemble, Ranker, bi_encoder, load_ranker
 from retrodistill.report.tables import evaluation_text
 from retrodistill.runs import Run
 
@@ -101,13 +101,13 @@ class TestWhatIsMeasured:
         (tmp_path / "queries.ids.txt").write_text("".join(f"{one}\n" for one in tiny.queries.ids))
         wanted = evaluate(space, tiny).means[space]
         for held in (10**6, 0):  # a large corpus goes by in blocks
-            monkeypatch.setattr(dense, "HELD", held)
+            monkeypatch.setattr(bi_encoder, "HELD", held)
             made = evaluate({"recorded": f"vectors:{tmp_path}"}, tiny, cost_threads=1)
             assert made.means["recorded"] == pytest.approx(wanted)
             assert made.results.systems[0].cost is None
 
     def test_exact_search_of_a_large_corpus_is_not_held_for_it(self, tiny, space, monkeypatch):
-        monkeypatch.setattr(dense, "HELD", 59)
+        monkeypatch.setattr(bi_encoder, "HELD", 59)
         assert measure_cost(of(space), tiny, ["a"]) is None
         assert measure_cost(build_index(tiny, space), tiny, ["a"]) is not None
 

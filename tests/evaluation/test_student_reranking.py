@@ -13,7 +13,7 @@ from retrodistill.rankers.reranker import Reranker
 from retrodistill.recipes import StudentSettings, parse_recipe
 from retrodistill.runs import Run
 from retrodistill.students.cross_encoder import CrossEncoderStudent, cross_encoder_student
-from retrodistill.students.document_states import stored_documents
+from retrodistill.students.late_interaction import stored_documents
 from retrodistill.students.prett import prett_student
 from retrodistill.students.registry import kind_of
 from retrodistill.students.tk import tk_student

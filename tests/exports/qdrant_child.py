@@ -9,7 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 HEADER = """
 import os, sys
-from retrodistill.exports import *
+from retrodistill.exports.parquet import ParquetSettings
+from retrodistill.exports.qdrant import QdrantSettings
 from records_of import *
 
 def die_after(owner, name, calls):

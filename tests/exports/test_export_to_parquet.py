@@ -6,14 +6,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from qdrant_child import killed
-from records_of import IDS, dense, multi_vector, of_kind, sparse
+from records_of import IDS, dense, export_parquet, multi_vector, of_kind, sparse
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import file_digest
 from retrodistill.core.manifest import Manifest
 from retrodistill.data import Collection
-from retrodistill.encoders.vector_tables import read_vectors
-from retrodistill.exports import ParquetSettings, export_parquet
+from retrodistill.encoders.vector_files import read_vectors
+from retrodistill.exports import load_store, open_store
+from retrodistill.exports.parquet import ParquetSettings, ParquetStore
+from retrodistill.exports.records import score_matrix
 
 SMALL = ParquetSettings(rows=7)
 
@@ -27,7 +29,7 @@ class TestSchemas:
     def test_dense(self, out):
         records, vectors = dense()
         report = export_parquet(records, None, out, SMALL)
-        assert (report.documents, report.parts, report.written) == (40, 6, 6)
+        assert (report.documents, report.facts["parts"], report.written) == (40, 6, 40)
         table = pq.read_table(out / "documents")
         assert table.schema.names == ["document_id", "vector"]
         assert table.schema.field("document_id").type == pa.string()
@@ -99,7 +101,7 @@ class TestResuming:
         assert len(list((out / "documents").glob("part-*.parquet"))) == 3
         assert Manifest.read(out).about["state"] == "being written"
         report = export_parquet(dense()[0], None, out, SMALL)
-        assert (report.parts, report.written) == (6, 3)
+        assert (report.facts["parts"], report.written) == (6, 19)
         export_parquet(dense()[0], None, tmp_path / "at once", SMALL)
         assert pq.read_table(out / "documents").equals(pq.read_table(tmp_path / "at once" / "documents"))
         assert sorted(file.name for file in (out / "documents").iterdir()) == [
@@ -116,7 +118,7 @@ class TestResuming:
         parts = sorted((out / "documents").iterdir())
         parts[1].write_bytes(parts[1].read_bytes()[:100])
         shutil.copy(parts[0], parts[4])  # whole, and not what belongs there
-        assert export_parquet(dense()[0], None, out, SMALL).written == 2
+        assert export_parquet(dense()[0], None, out, SMALL).written == 14  # two parts of 7
         assert pq.read_table(out / "documents")["document_id"].to_pylist() == IDS
 
 
@@ -140,7 +142,7 @@ class TestRefusals:
     def test_an_index_folder_stays_an_index(self, out):
         out.mkdir()
         (out / "manifest.json").write_text(json.dumps({"artifact": "index", "inputs": {}, "settings": {}, "about": {}}))
-        with pytest.raises(UserError, match=r"holds something else \(index, no Parquet export\)"):
+        with pytest.raises(UserError, match=r"holds something else \(index, not Parquet export\)"):
             export_parquet(dense()[0], None, out)
 
     def test_a_file_that_does_not_read_back(self, out, monkeypatch):
@@ -149,8 +151,37 @@ class TestRefusals:
         with pytest.raises(UserError, match=r"part-00000.parquet does not read back as it was written"):
             export_parquet(dense()[0], None, out)
 
-    def test_settings_out_of_range(self):
-        with pytest.raises(UserError, match="unknown numbers 'float8'"):
-            ParquetSettings(numbers="float8")
-        with pytest.raises(UserError, match="rows=0"):
-            ParquetSettings(rows=0)
+    def test_settings_out_of_range(self, out):
+        for options, key in (({"numbers": "float8"}, "numbers"), ({"rows": 0}, "rows"), ({"shards": 2}, "shards")):
+            with pytest.raises(UserError, match=f"export to parquet: .*{key}"):
+                export_parquet(dense()[0], None, out, options)
+        assert not out.exists()
+
+
+class TestSearching:
+    @pytest.mark.parametrize("kind", ["dense", "sparse", "multi-vector"])
+    def test_vectors_come_back_and_rank_exactly(self, out, kind):
+        records = of_kind(kind)
+        export_parquet(records, None, out, SMALL)
+        store = open_store(f"parquet:{out}")
+        assert store.count() == 40
+        wanted = records.take([0, 3, 13])
+        run = load_store(f"parquet:{out}").search_vectors(wanted, 5, ["a", "without entries or tokens", "b"])
+        scores = score_matrix(wanted, records.block(0, 40))
+        for row, query in ((0, "a"), (2, "b")):
+            assert list(run.select([query]).document_ids) == [IDS[place] for place in np.argsort(-scores[row])[:5]]
+
+    def test_a_filter(self, out):
+        records, vectors = dense()
+        export_parquet(records, None, out, SMALL)
+        run = load_store(f"parquet:{out}").search_vectors(vectors[:1], 5, filter={"document_id": ["d7", "d9", "none"]})
+        assert sorted(run.document_ids) == ["d7", "d9"]
+
+    def test_an_interrupted_export_is_not_searched(self, out, monkeypatch):
+        monkeypatch.setattr(ParquetStore, "finish", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            export_parquet(dense()[0], None, out, SMALL)
+        with pytest.raises(UserError, match="holds 40 of 40 documents and is not verified"):
+            load_store(f"parquet:{out}")
+        with pytest.raises(UserError, match="no Parquet export 'absent'"):
+            load_store("parquet:absent")

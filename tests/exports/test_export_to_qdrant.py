@@ -1,20 +1,19 @@
 import sys
 import uuid
 import warnings
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from qdrant_child import killed
 from qdrant_client import QdrantClient, models
-from records_of import IDS, dense, multi_vector, of_kind, space, sparse
+from records_of import IDS, dense, export_qdrant, multi_vector, of_kind, sparse
 
 from retrodistill.core.errors import UserError
 from retrodistill.data import Collection
-from retrodistill.exports import QdrantSettings, dense_records, export_qdrant, load_qdrant
+from retrodistill.exports import export_index, load_store, vector_records
 from retrodistill.exports import qdrant as module
-from retrodistill.exports.points import QUANTIZATIONS
-from retrodistill.exports.qdrant_collection import QdrantCollection, point_id
+from retrodistill.exports.qdrant import QUANTIZATIONS, QdrantSettings, QdrantStore, batch_size, point_id
+from retrodistill.runs.run import Run
 
 NAME = QdrantSettings(name="c")
 
@@ -43,8 +42,8 @@ class TestVectors:
     def test_dense_ones_arrive_under_their_space_s_distance(self, client, similarity, distance):
         records, vectors = dense(similarity)
         report = export_qdrant(records, None, client, NAME)
-        assert (report.documents, report.written, report.agreement) == (40, 40, 1.0)
-        assert report.difference < 1e-6
+        assert (report.documents, report.written, report.facts["agreement"]) == (40, 40, 1.0)
+        assert report.facts["difference"] < 1e-6
         assert client.get_collection("c").config.params.vectors["dense"].distance == distance
         stored = {point.payload["document_id"]: point.vector["dense"] for point in points(client)}
         np.testing.assert_allclose([stored[one] for one in IDS], vectors, atol=1e-6)
@@ -60,7 +59,7 @@ class TestVectors:
 
     def test_sparse_ones_arrive_entry_by_entry(self, client):
         records, rows = sparse()
-        assert export_qdrant(records, None, client, NAME).agreement == 1.0
+        assert export_qdrant(records, None, client, NAME).facts["agreement"] == 1.0
         stored = {point.payload["document_id"]: point.vector for point in points(client)}
         for row, one in enumerate(IDS):
             wanted = rows[[row]].tocoo()
@@ -72,7 +71,7 @@ class TestVectors:
 
     def test_token_vectors_are_compared_by_max_sim(self, client):
         records, tokens = multi_vector()
-        assert export_qdrant(records, None, client, NAME).agreement == 1.0
+        assert export_qdrant(records, None, client, NAME).facts["agreement"] == 1.0
         query = np.eye(4, dtype=np.float32)[:2]
         found = client.query_points("c", query=query.tolist(), using="multi-vector", limit=50).points
         scores = {one: sum((tokens[row] @ query.T).max(axis=0)) for row, one in enumerate(IDS) if len(tokens[row])}
@@ -120,23 +119,23 @@ class TestResuming:
             tmp_path / "qdrant",
         )
         with pytest.raises(UserError, match=r"holds 8 of 40 documents and is not verified.*run the same export again"):
-            load_qdrant(f"qdrant:{tmp_path / 'qdrant'}#c")
+            load_store(f"qdrant:{tmp_path / 'qdrant'}#c")
         report = export_qdrant(dense()[0], None, tmp_path / "qdrant", NAME)
-        assert (report.documents, report.written, report.agreement) == (40, 32, 1.0)
+        assert (report.documents, report.written, report.facts["agreement"]) == (40, 32, 1.0)
         again = QdrantClient(path=str(tmp_path / "qdrant"))
         assert sorted(point.payload["document_id"] for point in points(again)) == sorted(IDS)
         again.close()
 
     @pytest.mark.parametrize("kind", ["dense", "sparse", "multi-vector"])
     def test_an_error_in_the_middle(self, client, kind, monkeypatch):
-        put, calls = QdrantCollection.put, []
+        put, calls = QdrantStore.put, []
 
-        def failing(self, kind, points):
-            put(self, kind, points[:2])
+        def failing(self, points):
+            put(self, points[:2])
             calls.append(1)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(QdrantCollection, "put", failing)
+        monkeypatch.setattr(QdrantStore, "put", failing)
         with pytest.raises(KeyboardInterrupt):
             export_qdrant(of_kind(kind), None, client, NAME)
         monkeypatch.undo()
@@ -154,7 +153,7 @@ class TestResuming:
 class TestAnotherSource:
     def test_other_vectors(self, client):
         export_qdrant(dense()[0], None, client, NAME)
-        with pytest.raises(UserError, match=r"^collection 'c' in Qdrant at .* holds something else \(vectors \w+"):
+        with pytest.raises(UserError, match=r"^qdrant:.*#c holds something else \(vectors \w+"):
             export_qdrant(dense(seed=7)[0], None, client, NAME)
         assert client.count("c").count == 40
 
@@ -207,7 +206,10 @@ class TestVerification:
             export_qdrant(dense()[0], None, exported, NAME)
 
     def test_rankings_that_differ(self, exported, monkeypatch):
-        monkeypatch.setattr(QdrantCollection, "ask", lambda self, kind, queries, k, **_: [[("d1", 1.0)]] * len(queries))
+        def nothing_else(self, queries, k, filter=None, *, query_ids):
+            return Run.from_dict({query: {"d1": 1.0} for query in query_ids})
+
+        monkeypatch.setattr(QdrantStore, "search", nothing_else)
         with pytest.raises(UserError, match=r"finds \d+\.\d% of the exact top 10 of 40 documents, wanted 100%"):
             export_qdrant(dense()[0], None, exported, NAME)
 
@@ -215,13 +217,13 @@ class TestVerification:
         exported.update_vectors("c", [models.PointVectors(id=point_id("d7"), vector={"dense": [9.0] * 6})])
         with pytest.raises(UserError, match="other vectors"):
             export_qdrant(dense()[0], None, exported, NAME)
-        assert not QdrantCollection(exported, "c", "here").is_verified
+        assert not QdrantStore(exported, NAME).manifest().about["is_complete"]
 
     def test_ties_may_stand_in_any_order(self, client):
         vectors = np.ones((40, 6), dtype=np.float32)
         vectors[::2, 0] = 2
-        records = dense_records(IDS, vectors, dense()[0].space)
-        assert export_qdrant(records, None, client, NAME).agreement == 1.0
+        records = vector_records(IDS, vectors, dense()[0].space)
+        assert export_qdrant(records, None, client, NAME).facts["agreement"] == 1.0
 
 
 class TestQuantization:
@@ -231,15 +233,15 @@ class TestQuantization:
         report = export_qdrant(of_kind(kind), None, client, QdrantSettings(name="c", quantization=name))
         config = client.get_collection("c").config.params.vectors[kind].quantization_config
         assert list(config.model_dump()) == [name]
-        assert report.agreement == 1.0  # an embedded Qdrant searches exactly all the same
+        assert report.facts["agreement"] == 1.0  # an embedded Qdrant searches exactly all the same
 
     def test_none_by_default(self, client):
         export_qdrant(dense()[0], None, client, NAME)
         assert client.get_collection("c").config.params.vectors["dense"].quantization_config is None
 
     def test_an_unknown_one(self):
-        with pytest.raises(UserError, match=r"unknown quantization 'scaler'. Did you mean 'scalar'?"):
-            QdrantSettings(quantization="scaler")
+        with pytest.raises(UserError, match=r"quantization: .*'scalar', 'product' or 'binary'"):
+            export_index(dense()[0], "qdrant::memory:", None, {"quantization": "scaler"})
 
     def test_of_sparse_vectors(self, client):
         with pytest.raises(UserError, match="Qdrant quantizes no sparse vectors"):
@@ -259,8 +261,7 @@ class TestBatches:
         ],
     )
     def test_they_fit_into_a_request(self, kind, dimension, wanted):
-        records = replace(of_kind(kind), space=space(dimension, "dot"))
-        assert module.batch_size(records) == wanted
+        assert batch_size(kind, dimension) == wanted
 
 
 class TestBadInput:
@@ -269,7 +270,7 @@ class TestBadInput:
         with pytest.raises(UserError, match=r"needs the package qdrant-client.*pip install retrodistill\[qdrant\]"):
             export_qdrant(dense()[0], None, tmp_path / "q")
         with pytest.raises(UserError, match="needs the package qdrant-client"):
-            load_qdrant(f"qdrant:{tmp_path}")
+            load_store(f"qdrant:{tmp_path}")
 
     def test_no_server(self):
         with pytest.raises(UserError, match=r"^Qdrant at http://127.0.0.1:1 does not answer \(.*refused\)"):
@@ -286,20 +287,21 @@ class TestBadInput:
             export_qdrant(dense()[0], None, client, QdrantSettings(name="a/b"))
 
     @pytest.mark.parametrize("settings", [{"batch": 0}, {"sample": 0}, {"shards": -1}, {"agreement": 1.5}])
-    def test_settings_out_of_range(self, settings):
-        with pytest.raises(UserError, match=r"^\w+=-?[\d.]+: "):
-            QdrantSettings(**settings)
+    def test_settings_out_of_range(self, settings, tmp_path):
+        with pytest.raises(UserError, match=f"export to qdrant: {next(iter(settings))}: "):
+            export_qdrant(dense()[0], None, tmp_path / "q", settings)
+        assert not (tmp_path / "q").exists()
 
     def test_a_damaged_folder(self, tmp_path):
         export_qdrant(dense()[0], None, tmp_path / "q", NAME)
         database = tmp_path / "q" / "collection" / "c" / "storage.sqlite"
         database.write_bytes(database.read_bytes()[:5000])
-        with pytest.raises(UserError, match="is cut short or altered"):
-            load_qdrant(f"qdrant:{tmp_path / 'q'}")
+        with pytest.raises(UserError, match="is damaged"):
+            load_store(f"qdrant:{tmp_path / 'q'}")
 
     def test_many_documents_in_a_folder_are_remarked_on(self, client, monkeypatch):
         said = []
         monkeypatch.setattr(module, "log", said.append)
         monkeypatch.setattr(module, "_MANY", 39)
         export_qdrant(dense()[0], None, client, NAME)
-        assert said == ["40 documents: an embedded Qdrant is meant for up to 39; a server takes more."]
+        assert said == ["40 documents: an embedded Qdrant is meant for up to 39; use a server for more."]

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 from qdrant_server import running
-from records_of import IDS, dense, of_kind
+from records_of import IDS, dense, export_qdrant, of_kind
 
 from retrodistill.core.errors import UserError
-from retrodistill.exports import QdrantSettings, export_qdrant, load_qdrant
-from retrodistill.exports.qdrant_collection import QdrantCollection
+from retrodistill.exports import load_store
+from retrodistill.exports.qdrant import QdrantSettings, QdrantStore
 
 NAME = QdrantSettings(name="c")
 
@@ -20,20 +20,20 @@ class TestByUrl:
     @pytest.mark.parametrize("kind", ["dense", "sparse", "multi-vector"])
     def test_it_is_exported_verified_and_searched(self, server, kind):
         report = export_qdrant(of_kind(kind), None, server.url, NAME)
-        assert (report.documents, report.written, report.agreement) == (40, 40, 1.0)
+        assert (report.documents, report.written, report.facts["agreement"]) == (40, 40, 1.0)
         assert report.address == f"qdrant:{server.url}#c"
         assert server.client.count("c").count == 40
-        with load_qdrant(report.address) as index:
+        with load_store(report.address) as index:
             assert len(index) == 40
 
     def test_the_same_command_goes_on(self, server, monkeypatch):
-        put = QdrantCollection.put
+        put = QdrantStore.put
 
-        def failing(self, kind, points):
-            put(self, kind, points)
+        def failing(self, points):
+            put(self, points)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(QdrantCollection, "put", failing)
+        monkeypatch.setattr(QdrantStore, "put", failing)
         with pytest.raises(KeyboardInterrupt):
             export_qdrant(dense()[0], None, server.url, QdrantSettings(name="c", batch=11))
         monkeypatch.undo()
@@ -60,8 +60,8 @@ class TestApproximateSearch:
     @pytest.fixture
     def forgetful(self, server, monkeypatch):
         """A server that finds 8 of 10."""
-        ask = QdrantCollection.ask
-        monkeypatch.setattr(QdrantCollection, "ask", lambda *a, **b: [found[:-2] for found in ask(*a, **b)])
+        search = QdrantStore.search
+        monkeypatch.setattr(QdrantStore, "search", lambda *a, **b: search(*a, **b).top(8))
         return server
 
     def test_less_than_is_wanted(self, forgetful):
@@ -70,11 +70,11 @@ class TestApproximateSearch:
 
     def test_as_much_as_is_wanted(self, forgetful):
         report = export_qdrant(dense()[0], None, forgetful.url, QdrantSettings(name="c", agreement=0.8))
-        assert report.agreement == pytest.approx(0.8)
+        assert report.facts["agreement"] == pytest.approx(0.8)
 
     def test_codes_are_reported_on(self, forgetful):
         report = export_qdrant(dense()[0], None, forgetful.url, QdrantSettings(name="c", quantization="scalar"))
-        assert report.agreement == pytest.approx(0.8)
+        assert report.facts["agreement"] == pytest.approx(0.8)
 
 
 class TestRefusals:
@@ -87,14 +87,14 @@ class TestRefusals:
 
     def test_a_server_that_keeps_no_metadata(self, server):
         server.keeps_metadata = False
-        with pytest.raises(UserError, match=r"keeps no metadata of collections; it has to be 1.16 or newer"):
+        with pytest.raises(UserError, match=r"keeps no metadata of collections; use version 1.16 or newer"):
             export_qdrant(dense()[0], None, server.url, NAME)
         assert not server.client.collection_exists("c")
 
     def test_a_request_that_it_refuses(self, server, monkeypatch):
         export_qdrant(dense()[0], None, server.url, NAME)
         with (
-            load_qdrant(f"qdrant:{server.url}") as index,
+            load_store(f"qdrant:{server.url}") as index,
             pytest.raises(UserError, match=r"^Qdrant at http.* refuses: "),
         ):
             index.search_vectors(np.ones((1, 5), dtype=np.float32), 3)

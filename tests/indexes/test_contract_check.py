@@ -118,7 +118,7 @@ class TestTheDocumentsOwnModel:
 
 class TestRefusals:
     def test_an_encoder_of_another_space_says_what_differs(self, tiny, index, tiny_static):
-        with pytest.raises(UserError, match=r"\(other weights; other modules; max_length None, wanted 64\); use the"):
+        with pytest.raises(UserError, match=r"\(other weights; other modules; max_length None, expected 64\); use the"):
             check(index, tiny, queries=f"static:{tiny_static}")
 
     def test_no_query_encoder(self, tiny, index):

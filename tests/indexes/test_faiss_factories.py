@@ -6,11 +6,11 @@ from retrodistill.core.errors import UserError
 from retrodistill.indexes.factory import (
     build_faiss,
     empty_index,
+    fewest_vectors,
     file_bytes,
     read_faiss,
     read_parameters,
     set_parameters,
-    vectors_to_train,
 )
 
 KINDS = [
@@ -21,6 +21,10 @@ KINDS = [
     *("IVF8,RQ4x4", "RQ4x4fs", "PQ8x4,RFlat", "PQ8x4,Refine(SQ8)", "RaBitQ,Refine(SQfp16)", "HNSW8,SQ4,RFlat"),
     "IVF8,RaBitQ,RFlat",
 ]
+
+
+def untrained(factory):
+    return faiss.index_factory(16, factory, faiss.METRIC_INNER_PRODUCT)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +136,7 @@ class TestBuilding:
             ("Pad99999999,Flat", "vectors have at most 65536 dimensions"),
             ("IVF99999999999,Flat", "at most 4194304 lists"),
             ("PCA64,Flat", "64 dimensions cannot be taken out of 16"),
-            ("OPQ3,SQ8", "OPQ3: the width 16 is no multiple of 3"),
+            ("OPQ3,SQ8", "OPQ3: the width 16 is not a multiple of 3"),
             ("RQ200x4", "residual quantizers have at most 64 codewords"),
             ("NSG16", "IndexNSGFlat is not among the kinds used here"),
             ("IDMap,Flat", "IndexIDMap is not among the kinds used here"),
@@ -165,7 +169,7 @@ class TestTooFewVectors:
         ],
     )
     def test_how_many_are_needed(self, factory, wanted):
-        assert vectors_to_train(factory, 16) == wanted
+        assert fewest_vectors(untrained(factory)) == wanted
 
     @pytest.mark.parametrize("factory", ["PQ4", "OPQ4,PQ4", "IVF300,Flat", "IVF4,PQ4"])
     def test_they_are_refused_before_faiss_aborts(self, vectors, factory):
@@ -189,7 +193,7 @@ class TestTooFewVectors:
         ["PQ4x4", "IVF20,Flat", "IVF20_HNSW8,SQ8", "PCA8,Flat", "RQ4x4", "PRQ2x2x4", "RQ2x2", "OPQ4,SQ8", "IVF8,PQ4x5"],
     )
     def test_the_fewest_do_train_and_one_less_does_not(self, vectors, factory):
-        fewest = vectors_to_train(factory, 16)
+        fewest = fewest_vectors(untrained(factory))
         assert build_faiss(factory, vectors[:fewest]).ntotal == fewest
         plain = faiss.index_factory(16, factory, faiss.METRIC_INNER_PRODUCT)
         if "OPQ" not in factory:  # which aborts where its width is more than it is given
@@ -222,11 +226,11 @@ class TestParameters:
         [
             ("Flat", "nprobe=4", "it has none"),
             ("IVF8,Flat", "speed=9", "it knows nprobe"),
-            ("IVF8,Flat", "nprobe", "'nprobe' is no name=number"),
-            ("IVF8,Flat", "nprobe=many", "'nprobe=many' is no name=number"),
-            ("IVF8,Flat", "nprobe=0", "'nprobe=0' is no name=number"),
-            ("IVF8,Flat", "nprobe=-3", "'nprobe=-3' is no name=number"),
-            ("IVF8,Flat", "nprobe=2.5", "'nprobe=2.5' is no name=number"),
+            ("IVF8,Flat", "nprobe", "'nprobe' is not name=number"),
+            ("IVF8,Flat", "nprobe=many", "'nprobe=many' is not name=number"),
+            ("IVF8,Flat", "nprobe=0", "'nprobe=0' is not name=number"),
+            ("IVF8,Flat", "nprobe=-3", "'nprobe=-3' is not name=number"),
+            ("IVF8,Flat", "nprobe=2.5", "'nprobe=2.5' is not name=number"),
             ("IVF8,Flat", "nprobe=9", "nprobe is at most 8"),
             ("IVF8,Flat", "verbose=1", "it knows nprobe"),
             ("HNSW8", "nprobe=2", "it knows efSearch"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.progress import set_quiet
+from retrodistill.core.runtime import set_quiet
 from retrodistill.data import Texts
 from retrodistill.indexes import EmbeddingSpace, FaissIndex
 from retrodistill.indexes.factory import build_faiss, file_bytes
@@ -122,8 +122,8 @@ class TestAdding:
     @pytest.mark.parametrize(
         ("ids", "said"),
         [
-            (["d1", "n"], r"^'d1': in the index already, or twice; remove or rename them first.$"),
-            (["n", "n"], r"^'n': in the index already, or twice"),
+            (["d1", "n"], r"^'d1': in the index already"),
+            (["n", "n"], r"^'n': in the index already"),
             (["n", 3], r"^document id 3 is int; ids are strings.$"),
             ([None, "n"], r"^document id None is NoneType; ids are strings.$"),
             (["a", "b", "c"], r"^3 ids for 2 vectors; give one id per vector.$"),
@@ -159,7 +159,7 @@ class TestLengths:
 
     def test_unit_vectors_stay_bit_for_bit(self, vectors):
         index = indexed(vectors, "Flat")
-        np.testing.assert_array_equal(index._shaped(vectors, "documents"), vectors)
+        np.testing.assert_array_equal(index._prepare(vectors, "documents"), vectors)
 
     def test_a_vector_of_length_0_is_not_divided(self, vectors):
         index = indexed(vectors, "Flat")
@@ -207,6 +207,16 @@ class TestMemoryMapping:
         mapped.save(tmp_path / "index")
         assert mapped.search_vectors(vectors[:20], 9).to_dict() == expected
         assert FaissIndex.load(tmp_path / "index").search_vectors(vectors[:20], 9).to_dict() == expected
+
+
+class TestReading:
+    @pytest.mark.parametrize("factory", ["Flat", "HNSW8", "IVF4,Flat", "SQ8,RFlat"])
+    def test_a_reader_keeps_the_vectors_that_it_reads(self, vectors, factory):
+        read = indexed(vectors, factory).vector_reader()
+        np.testing.assert_array_equal(read(3, 200), vectors[3:200])
+
+    def test_codes_have_no_reader(self, vectors):
+        assert indexed(vectors, "SQ8").vector_reader() is None
 
 
 class TestSize:

@@ -1,5 +1,6 @@
 """The options of all kinds of indexes: the same from recipes, the command line and Python."""
 
+import importlib.util
 import json
 
 import pytest
@@ -66,7 +67,7 @@ class TestPython:
             ("inverted", {"bits": 4}, "bits.*dropped"),
             ("inverted", {"bits": 16}, "bits.*dropped"),
             ("multi-vector", {"factory": "SQ8"}, r"'factory'.*multi-vector takes"),
-            ("multi-vector", {"codec": "sq8"}, r"'sq8' was dropped; take residual"),
+            ("multi-vector", {"codec": "sq8"}, r"'sq8' was dropped.*residual"),
             ("multi-vector", {"nonsense": 1}, "nonsense"),
         ],
     )
@@ -88,6 +89,8 @@ def recipe(tiny_folder, tiny_model, student, **index):
     }
 
 
+SEISMIC = {"backend": "seismic", "query_cut": 5, "heap_factor": 0.9}
+installed = pytest.mark.skipif(importlib.util.find_spec("seismic") is None, reason="Seismic is not installed")
 STUDENT = {"inverted": "sparse", "multi-vector": "multi-vector"}
 STUDENTS = {
     "faiss": {"model": "static", "stages": [{"objectives": "leaf", "training": {"epochs": 1}}]},
@@ -107,6 +110,7 @@ class TestRecipes:
             ("faiss", {"truncate": 8}, {}),
             ("inverted", {"bits": 32}, {"bits": None}),
             ("inverted", {"prune": 4}, {"prune": 4, "bits": 8}),
+            pytest.param("inverted", SEISMIC, SEISMIC, marks=installed),
             ("multi-vector", {"codec": "residual", "bits": 4, "sample": 30}, {"codec": "residual", "bits": 4}),
             ("multi-vector", {"codec": "float32", "muvera": {"candidates": 20}}, {"codec": "float32"}),
         ],
@@ -130,12 +134,20 @@ class TestRecipes:
         ("options", "words"),
         [
             ({"codec": "float32"}, r"'codec'.*faiss takes"),
-            ({"codec": "distilled-pq"}, "'distilled-pq' was dropped; take residual"),
-            ({"bits": 16}, "16-bit impacts were dropped; take 8"),
+            ({"codec": "distilled-pq"}, "'distilled-pq' was dropped.*residual"),
+            ({"bits": 16}, "16-bit impacts were dropped"),
             ({"prune": 4}, r"'prune'.*faiss takes"),
         ],
     )
     def test_what_does_not_fit_is_refused_before_training(self, tiny_folder, tiny_model, tmp_path, options, words):
         with pytest.raises(UserError, match=words):
             run_recipe(parse_recipe(recipe(tiny_folder, tiny_model, STUDENTS["faiss"], **options)), tmp_path / "out")
+        assert not (tmp_path / "out" / "students").exists()
+
+    def test_a_missing_seismic_is_refused_before_training(self, tiny_folder, tiny_model, tmp_path, monkeypatch):
+        find = importlib.util.find_spec
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == "seismic" else find(name))
+        student = {**STUDENTS["inverted"], "model": f"sparse:{tiny_model}"}
+        with pytest.raises(UserError, match=r"retrodistill\[seismic\]"):
+            run_recipe(parse_recipe(recipe(tiny_folder, tiny_model, student, **SEISMIC)), tmp_path / "out")
         assert not (tmp_path / "out" / "students").exists()

@@ -7,7 +7,7 @@ from retrodistill.encoders import load_encoder
 from retrodistill.indexes import build_index
 from retrodistill.indexes.factory import build_faiss, set_parameters
 from retrodistill.indexes.faiss_index import FaissIndex
-from retrodistill.indexes.tuning import exact_labels, shared, tune
+from retrodistill.indexes.tuning import exact_labels, mean_recall, tune
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def exact(vectors, queries):
 
 def recall_at(index, queries, exact, parameters):
     set_parameters(index, parameters)
-    return shared(index.search(queries, exact.shape[1])[1], exact)
+    return mean_recall(index.search(queries, exact.shape[1])[1], exact)
 
 
 class TestTuning:
@@ -82,7 +82,7 @@ class TestTuning:
         assert not tuned.reached
         best = max(recall_at(index, queries, exact, f"nprobe={n}") for n in (1, 2, 4, 8, 16))
         assert tuned.recall == pytest.approx(best)
-        assert "; 0.99 is out of reach: its codes keep no more; take codes of more bytes, or refine" in str(tuned)
+        assert "; 0.99 is out of reach: its codes keep no more; " in str(tuned)
 
     @pytest.mark.parametrize("recall", [0, 1.1, -0.5])
     def test_a_recall_that_is_no_share(self, vectors, queries, exact, recall):

@@ -10,8 +10,7 @@ from retrodistill.core.files import file_digest
 from retrodistill.data import Texts
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace
-from retrodistill.encoders.maxsim import maxsim
-from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens, token_encoder
+from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens, maxsim, token_encoder
 from retrodistill.indexes.base import Index
 from retrodistill.indexes.multi_vector import MultiVectorIndex, MultiVectorSettings, build_multi_vector
 from retrodistill.indexes.muvera import CandidateIndex, MuveraSettings
@@ -46,7 +45,7 @@ def named(untrained, tmp_path):
 class TestExactSearch:
     def test_it_is_brute_force(self):
         scores = maxsim(QUERIES, DOCUMENTS)
-        for row, (query, documents, found) in enumerate(index_of().search_tokens(QUERIES, 60)):
+        for row, (query, documents, found) in enumerate(index_of().search_vectors(QUERIES, 60)):
             assert query == str(row)
             np.testing.assert_allclose(found, -np.sort(-scores[row]), atol=1e-5)
             np.testing.assert_allclose(scores[row][[IDS.index(one) for one in documents]], found, atol=1e-5)
@@ -54,43 +53,45 @@ class TestExactSearch:
     def test_mean_maxsim_divides_by_the_query(self):
         space = EmbeddingSpace("somewhere", 16, "meanmaxsim", "multi-vector:someone")
         index = MultiVectorIndex.from_tokens(DOCUMENTS, IDS, space, None, MultiVectorSettings(codec="float32"))
-        found, wanted = index.search_tokens(QUERIES, 5), index_of().search_tokens(QUERIES, 5)
+        found, wanted = index.search_vectors(QUERIES, 5), index_of().search_vectors(QUERIES, 5)
         np.testing.assert_array_equal(found.document_ids, wanted.document_ids)
         np.testing.assert_allclose(found.scores, wanted.scores / np.repeat(QUERIES.lengths, 5), atol=1e-5)
 
     @pytest.mark.parametrize(("codec", "share"), [("float16", 1), ("residual", 0.6)])
     def test_a_codec_keeps_most_of_the_ten_best(self, codec, share):
-        exact = index_of().search_tokens(QUERIES, 10).to_dict()
+        exact = index_of().search_vectors(QUERIES, 10).to_dict()
         settings = MultiVectorSettings(codec=codec, bits=4)
-        found = MultiVectorIndex.from_tokens(DOCUMENTS, IDS, SPACE, None, settings).search_tokens(QUERIES, 10).to_dict()
+        found = (
+            MultiVectorIndex.from_tokens(DOCUMENTS, IDS, SPACE, None, settings).search_vectors(QUERIES, 10).to_dict()
+        )
         assert np.mean([len(set(exact[query]) & set(found[query])) / 10 for query in exact]) >= share
 
 
 class TestMuvera:
     def test_all_documents_as_candidates_are_exact_search(self):
-        found = index_of(muvera=MUVERA.model_copy(update={"candidates": 60})).search_tokens(QUERIES, 10)
-        wanted = index_of().search_tokens(QUERIES, 10)
+        found = index_of(muvera=MUVERA.model_copy(update={"candidates": 60})).search_vectors(QUERIES, 10)
+        wanted = index_of().search_vectors(QUERIES, 10)
         np.testing.assert_array_equal(found.document_ids, wanted.document_ids)
         np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-5)
 
     def test_a_third_of_the_documents_hold_nearly_all_of_the_best(self):
-        found = index_of(muvera=MUVERA).search_tokens(QUERIES, 5).to_dict()
-        exact = index_of().search_tokens(QUERIES, 5).to_dict()
+        found = index_of(muvera=MUVERA).search_vectors(QUERIES, 5).to_dict()
+        exact = index_of().search_vectors(QUERIES, 5).to_dict()
         assert np.mean([len(set(exact[query]) & set(found[query])) / 5 for query in exact]) >= 0.8
 
     def test_more_than_the_candidates_can_be_asked_for(self):
-        assert len(index_of(muvera=MUVERA).search_tokens(QUERIES, 50)) == 8 * 50
+        assert len(index_of(muvera=MUVERA).search_vectors(QUERIES, 50)) == 8 * 50
 
     @pytest.mark.parametrize("factory", ["SQ8", "PQ16x4", "HNSW8", "IVF4,Flat"])
     def test_any_faiss_factory(self, factory):
         index = index_of(muvera=MUVERA.model_copy(update={"factory": factory}))
-        found = index.search_tokens(QUERIES, 5)
+        found = index.search_vectors(QUERIES, 5)
         assert 0 < len(found) <= 40
         assert np.isfinite(found.scores).all()
 
     def test_fewer_candidates_than_k_are_no_false_documents(self):
         index = index_of(muvera=MUVERA.model_copy(update={"factory": "IVF8,Flat"}))
-        found = index.search_tokens(QUERIES, 60)  # one list of eight is looked into
+        found = index.search_vectors(QUERIES, 60)  # one list of eight is looked into
         assert 8 <= len(found) < 8 * 60
         exact = maxsim(QUERIES, DOCUMENTS)
         for row, (_, documents, scores) in enumerate(found):
@@ -101,15 +102,15 @@ class TestMuvera:
         few, all_lists = (
             index_of(muvera=MUVERA.model_copy(update={**lists, "parameters": probes})) for probes in (None, "nprobe=8")
         )
-        assert len(few.search_tokens(QUERIES, 60)) < len(all_lists.search_tokens(QUERIES, 60)) == 8 * 60
+        assert len(few.search_vectors(QUERIES, 60)) < len(all_lists.search_vectors(QUERIES, 60)) == 8 * 60
         all_lists.save(tmp_path / "index")
-        assert len(MultiVectorIndex.load(tmp_path / "index").search_tokens(QUERIES, 60)) == 8 * 60
+        assert len(MultiVectorIndex.load(tmp_path / "index").search_vectors(QUERIES, 60)) == 8 * 60
 
     def test_a_factory_is_checked_before_documents_are_encoded(self, tiny, encoder, monkeypatch):
         monkeypatch.setattr(MultiVectorModel, "encode", None)
         settings = MultiVectorSettings(muvera=MUVERA.model_copy(update={"factory": "IVF100,Flat"}))
         with pytest.raises(UserError, match=r"needs at least 100 vectors to train, there are 60"):
-            build_multi_vector(tiny.documents, encoder, settings=settings)
+            build_multi_vector(tiny, encoder, settings=settings)
 
 
 @pytest.mark.parametrize("muvera", [None, MUVERA.model_copy(update={"candidates": 60})])
@@ -118,43 +119,43 @@ class TestChanging:
         index = MultiVectorIndex.from_tokens(
             DOCUMENTS.slice(0, 45), IDS[:45], SPACE, None, MultiVectorSettings(codec="float32", muvera=muvera)
         )
-        index.add_tokens(IDS[45:], DOCUMENTS.slice(45, 60))
-        found, wanted = index.search_tokens(QUERIES, 10), index_of(muvera=muvera).search_tokens(QUERIES, 10)
+        index.add_vectors(IDS[45:], DOCUMENTS.slice(45, 60))
+        found, wanted = index.search_vectors(QUERIES, 10), index_of(muvera=muvera).search_vectors(QUERIES, 10)
         np.testing.assert_array_equal(found.document_ids, wanted.document_ids)
         np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-5)
 
     def test_removed_documents_are_not_found_and_the_others_are(self, muvera):
-        index, wanted = index_of(muvera=muvera), index_of().search_tokens(QUERIES, 60).to_dict()
+        index, wanted = index_of(muvera=muvera), index_of().search_vectors(QUERIES, 60).to_dict()
         index.remove(["d3", "d0", "d59"])
         assert len(index) == 57
-        for query, documents, scores in index.search_tokens(QUERIES, 57):
+        for query, documents, scores in index.search_vectors(QUERIES, 57):
             assert {"d3", "d0", "d59"}.isdisjoint(documents)
             np.testing.assert_allclose(scores, [wanted[query][one] for one in documents], atol=1e-5)
 
     def test_removing_then_adding_then_saving(self, muvera, tmp_path):
         index = index_of(muvera=muvera)
         index.remove(IDS[:10])
-        index.add_tokens(IDS[:10], DOCUMENTS.slice(0, 10))
+        index.add_vectors(IDS[:10], DOCUMENTS.slice(0, 10))
         index.save(tmp_path / "index")
         loaded = MultiVectorIndex.load(tmp_path / "index")
         assert loaded.ids == IDS[10:] + IDS[:10]
-        found, wanted = (one.search_tokens(QUERIES, 60).to_dict() for one in (loaded, index_of()))
+        found, wanted = (one.search_vectors(QUERIES, 60).to_dict() for one in (loaded, index_of()))
         for query in wanted:
             assert found[query] == pytest.approx(wanted[query], abs=1e-5)
 
     def test_ids_that_are_there_or_not_there(self, muvera):
-        with pytest.raises(UserError, match=r"^'d7': in the index already, or twice"):
-            index_of(muvera=muvera).add_tokens(["d7"], DOCUMENTS.slice(7, 8))
+        with pytest.raises(UserError, match=r"^'d7': in the index already"):
+            index_of(muvera=muvera).add_vectors(["d7"], DOCUMENTS.slice(7, 8))
         with pytest.raises(UserError, match=r"^cannot remove 'nobody': not in the index.$"):
             index_of(muvera=muvera).remove(["d1", "nobody"])
 
 
 class TestOfTexts:
     def test_it_is_an_index(self, tiny, encoder):
-        assert isinstance(build_multi_vector(tiny.documents, encoder), Index)
+        assert isinstance(build_multi_vector(tiny, encoder), Index)
 
     def test_it_ranks_by_maxsim_of_its_encoder(self, tiny, encoder):
-        index = build_multi_vector(tiny.documents, encoder, settings=MultiVectorSettings(codec="float32"))
+        index = build_multi_vector(tiny, encoder, settings=MultiVectorSettings(codec="float32"))
         queries = tiny.split("test")
         exact = maxsim(encoder.encode(queries.texts, "query"), encoder.encode(tiny.documents.texts, "document"))
         for row, (_, documents, scores) in enumerate(index.search(queries, tiny, 7)):
@@ -162,26 +163,26 @@ class TestOfTexts:
             np.testing.assert_allclose(exact[row][tiny.documents.positions(documents)], scores, atol=1e-4)
 
     def test_it_answers_as_its_responder_does(self, tiny, encoder):
-        index = build_multi_vector(tiny.documents, encoder)
+        index = build_multi_vector(tiny, encoder)
         rows = index.query_fn(tiny, 3)("star planet")[0][0]
         assert [index.ids[row] for row in rows] == list(index.search("star planet", k=3).document_ids)
 
     def test_documents_are_added_as_texts(self, tiny, encoder):
-        index = build_multi_vector(tiny.documents, encoder)
+        index = build_multi_vector(tiny, encoder)
         index.add(Texts.from_pairs([("new", "comet nebula comet nebula")]))
         assert index.ids[-1] == "new"
         assert "new" in index.search("comet nebula", k=61).to_dict()["0"]
 
     def test_another_build_takes_the_tokens_that_are_there(self, tiny, encoder, monkeypatch):
-        first = build_multi_vector(tiny.documents, encoder).search(["star"], k=5)
+        first = build_multi_vector(tiny, encoder).search(["star"], k=5)
         monkeypatch.setattr("retrodistill.indexes.multi_vector._tokens", None)
-        again = build_multi_vector(tiny.documents, encoder, settings=MultiVectorSettings(muvera=MUVERA))
+        again = build_multi_vector(tiny, encoder, settings=MultiVectorSettings(muvera=MUVERA))
         assert set(again.search(["star"], k=5).document_ids) & set(first.document_ids)
 
     @pytest.mark.parametrize("codec", ["float16", "residual"])
     def test_a_build_that_was_stopped_goes_on(self, tiny, encoder, monkeypatch, codec):
         settings = MultiVectorSettings(codec=codec, sample=30)
-        wanted = build_multi_vector(tiny.documents, encoder, settings=settings)
+        wanted = build_multi_vector(tiny, encoder, settings=settings)
         monkeypatch.setattr("retrodistill.indexes.multi_vector._BLOCK", 8)
         plain, left = MultiVectorModel.encode, [4]
 
@@ -194,12 +195,12 @@ class TestOfTexts:
         monkeypatch.setenv("RETRODISTILL_CACHE", str(wanted.store.parts[0].filename) + "-other")
         monkeypatch.setattr(MultiVectorModel, "encode", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            build_multi_vector(tiny.documents, encoder, settings=settings)
+            build_multi_vector(tiny, encoder, settings=settings)
         encoded = []
         monkeypatch.setattr(
             MultiVectorModel, "encode", lambda *given, **options: encoded.extend(given[1]) or plain(*given, **options)
         )
-        found = build_multi_vector(tiny.documents, encoder, settings=settings)
+        found = build_multi_vector(tiny, encoder, settings=settings)
         assert 0 < len(encoded) < 60
         run, other = (one.search(tiny.split("test"), k=60).to_dict() for one in (found, wanted))
         for query in run:
@@ -215,7 +216,7 @@ class TestSaving:
         index.save(tmp_path / "index")
         loaded = MultiVectorIndex.load(tmp_path / "index")
         assert (loaded.settings, loaded.space, loaded.name, loaded.ids) == (settings, SPACE, "mine", IDS)
-        assert loaded.search_tokens(QUERIES, 10).to_dict() == index.search_tokens(QUERIES, 10).to_dict()
+        assert loaded.search_vectors(QUERIES, 10).to_dict() == index.search_vectors(QUERIES, 10).to_dict()
         assert loaded.bytes_per_document() == index.bytes_per_document()
 
     def test_settings_of_version_0_1_0(self, tmp_path):
@@ -239,7 +240,7 @@ class TestSaving:
         assert MultiVectorIndex.load(tmp_path / "index").ids == IDS[1:]
 
     def test_its_query_encoder_comes_with_it(self, tiny, named, tmp_path):
-        index = build_multi_vector(tiny.documents, named)
+        index = build_multi_vector(tiny, named)
         index.save(tmp_path / "index")
         loaded = MultiVectorIndex.load(tmp_path / "index")
         assert loaded.search("star", k=5).to_dict() == index.search("star", k=5).to_dict()
@@ -287,13 +288,13 @@ class TestRefusals:
     @pytest.mark.parametrize("k", [0, 61])
     def test_k_outside_the_corpus(self, k):
         with pytest.raises(UserError, match=rf"^k={k}: the corpus has 60 documents"):
-            index_of().search_tokens(QUERIES, k)
+            index_of().search_vectors(QUERIES, k)
 
     def test_token_vectors_of_another_dimension(self):
         with pytest.raises(UserError, match=r"^queries of 8 dimensions, the index has 16"):
-            index_of().search_tokens(ragged(2, dimension=8), 3)
+            index_of().search_vectors(ragged(2, dimension=8), 3)
         with pytest.raises(UserError, match=r"^documents of 8 dimensions, the index has 16"):
-            index_of().add_tokens(["new"], ragged(1, dimension=8))
+            index_of().add_vectors(["new"], ragged(1, dimension=8))
 
     def test_bad_token_vectors_are_named(self):
         vectors = DOCUMENTS.vectors.copy()
@@ -309,10 +310,10 @@ class TestRefusals:
     def test_queries_of_another_space(self, tiny, encoder, tiny_model):
         other = token_encoder(tiny_model, 8, seed=1)
         with pytest.raises(UserError, match=r"have 8 dimensions, the documents by .* have 32"):
-            build_multi_vector(tiny.documents, encoder, other)
+            build_multi_vector(tiny, encoder, other)
 
     def test_searching_texts_without_an_encoder(self):
-        with pytest.raises(UserError, match=r"has no query encoder; give one, or search by token vectors.$"):
+        with pytest.raises(UserError, match=r"has no query encoder; give one"):
             index_of().search("star", k=3)
 
     def test_an_index_of_another_kind(self, tiny, tiny_model, tmp_path):

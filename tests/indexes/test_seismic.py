@@ -58,7 +58,6 @@ class TestSearching:
 
     def test_documents_without_terms_keep_the_places_of_the_others(self, matrix):
         index = InvertedIndex.from_csr(IDS, matrix, SPACE, settings=SEISMIC)
-        assert index.without_terms == ["d2", "d1999"]
         np.testing.assert_allclose(index.postings.matrix().toarray(), matrix.toarray(), rtol=1e-3, atol=1e-7)
 
     def test_unknown_terms_and_too_few_matches(self):
@@ -91,7 +90,6 @@ class TestFolders:
         loaded = InvertedIndex.load(tmp_path / "index")
         assert loaded.settings == index.settings
         assert loaded.search_vectors(queries, 10).to_dict() == index.search_vectors(queries, 10).to_dict()
-        assert loaded.without_terms == ["d2", "d1999"]
         assert loaded.bytes_per_document() * 2000 == (tmp_path / "index/seismic.index.seismic").stat().st_size
         assert capfd.readouterr().out == ""
 

@@ -114,20 +114,18 @@ class TestUnitLength:
 
 class TestRefusals:
     def test_more_centroids_than_vectors(self):
-        with pytest.raises(
-            UserError, match=r"^64 centroids are fitted on at least as many token vectors, there are 10"
-        ):
+        with pytest.raises(UserError, match=r"^64 centroids need at least as many token vectors, there are 10"):
             fit_codec(CodecSettings(codec="residual", centroids=64), one_text(VECTORS[:10]))
 
     def test_a_file_that_is_missing(self, tmp_path):
         save_codec(fitted("residual"), tmp_path)
         (tmp_path / "tokens.codec.npz").unlink()
-        with pytest.raises(UserError, match=r"^no file .*tokens.codec.npz, without which"):
+        with pytest.raises(UserError, match=r"^no file .*tokens.codec.npz"):
             load_codec(tmp_path)
 
     @pytest.mark.parametrize("codec", DROPPED)
     def test_a_codec_that_was_dropped(self, codec, tmp_path):
-        with pytest.raises(ValueError, match=f"'{codec}' was dropped; take residual"):
+        with pytest.raises(ValueError, match=f"'{codec}' was dropped.*residual"):
             CodecSettings(codec=codec)
         save_codec(fitted("residual"), tmp_path)
         about = json.loads((tmp_path / "tokens.codec.json").read_text())

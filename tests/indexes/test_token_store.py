@@ -3,8 +3,7 @@ import pytest
 from ragged_tokens import brute_maxsim, ragged
 
 from retrodistill.core.errors import UserError
-from retrodistill.encoders.maxsim import best_documents, maxsim
-from retrodistill.encoders.multi_vector import Tokens
+from retrodistill.encoders.multi_vector import Tokens, best_documents, maxsim
 from retrodistill.indexes.codecs import CodecSettings, fit_codec
 from retrodistill.indexes.tokens import TokenStore, TokenWriter, check_tokens
 
@@ -152,7 +151,7 @@ class TestMaxsim:
     def test_many_tokens_are_cut_into_blocks(self, monkeypatch, limit):
         queries = ragged(20, seed=3)
         whole = maxsim(queries, DOCUMENTS)
-        monkeypatch.setattr(f"retrodistill.encoders.maxsim.{limit}", 15)
+        monkeypatch.setattr(f"retrodistill.encoders.multi_vector.{limit}", 15)
         np.testing.assert_allclose(maxsim(queries, DOCUMENTS), whole, atol=1e-5)
 
 

@@ -25,7 +25,7 @@ from retrodistill.objectives import (
     sinkhorn,
     without_forgetting,
 )
-from retrodistill.objectives.pairwise import WEIGHTINGS
+from retrodistill.objectives.scores import WEIGHTINGS
 
 SEEDS = range(3)
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from retrodistill.core.errors import UserError
-from retrodistill.objectives.temperature import check_trainable, spread, temperature_for
+from retrodistill.objectives.lists import check_trainable, spread, temperature_for
 from retrodistill.runs import Run
 
 

@@ -53,7 +53,6 @@ class TestLearnedMap:
         assert mapped.improved == (mapped.query_map is not None)
 
     def test_mapped_queries_have_the_agreement_that_was_reported(self):
-        from retrodistill.quantizers.learning import split
         from retrodistill.runs.agreement import rank_agreement
 
         generator = np.random.default_rng(0)
@@ -64,7 +63,7 @@ class TestLearnedMap:
         settings = QuantizerSettings(steps=80, evaluations=4, start_iterations=2, batch_size=32, query_map=True)
         learned = learn_quantizer(vectors, queries, "OPQ4,PQ4x4", settings)
         assert learned.query_map is not None
-        held = split(np.full(200, -1), settings, np.random.default_rng(settings.seed))[1]
+        held = settings.split(np.full(200, -1), np.random.default_rng(settings.seed))[1]
         exact = np.argsort(-(queries[held] @ vectors.T), axis=1)[:, :10]
         found = learned.index.search(np.ascontiguousarray(queries[held] @ learned.query_map.T), 10)[1]
         assert rank_agreement(found, exact).mean() == pytest.approx(learned.agreement[1], abs=1e-3)

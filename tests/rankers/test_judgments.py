@@ -3,9 +3,9 @@ import pytest
 
 from retrodistill.candidates.mining import mine
 from retrodistill.core.errors import UserError
-from retrodistill.objectives.temperature import check_trainable
+from retrodistill.objectives.lists import check_trainable
 from retrodistill.rankers.loading import load_ranker
-from retrodistill.recipes.settings import StudentSettings
+from retrodistill.recipes.student_settings import StudentSettings
 from retrodistill.recipes.students import train_student
 from retrodistill.training.training_data import TrainingData
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from retrodistill.core.errors import UserError
-from retrodistill.rankers.labels import LABELS, SoftLabels, soft_labels
+from retrodistill.rankers.ensemble import LABELS, SoftLabels, soft_labels
 from retrodistill.rankers.recorded import RecordedRanker
 from retrodistill.runs import Run
 

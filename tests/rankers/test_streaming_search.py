@@ -6,8 +6,8 @@ from retrodistill.core.errors import UserError
 from retrodistill.data import Texts
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.embeddings import EmbeddingStore
-from retrodistill.rankers import dense
-from retrodistill.rankers.dense import DenseRanker
+from retrodistill.rankers import bi_encoder
+from retrodistill.rankers.bi_encoder import DenseRanker
 
 
 @pytest.fixture(params=["dense", "static"])
@@ -18,8 +18,8 @@ def retriever(request, tiny_model, tiny_static):
 @pytest.fixture
 def blocks(monkeypatch):
     """Every corpus is large, and goes by in blocks of seven documents."""
-    monkeypatch.setattr(dense, "HELD", 0)
-    monkeypatch.setattr(dense, "BLOCK", 7)
+    monkeypatch.setattr(bi_encoder, "HELD", 0)
+    monkeypatch.setattr(bi_encoder, "BLOCK", 7)
 
 
 class TestStreaming:
@@ -39,8 +39,8 @@ class TestStreaming:
 
     def test_evaluation_comes_out_the_same(self, tiny, retriever, monkeypatch):
         held = evaluate({"x": retriever}, tiny, measures=["ndcg@10", "recall@10"]).means
-        monkeypatch.setattr(dense, "HELD", 0)
-        monkeypatch.setattr(dense, "BLOCK", 7)
+        monkeypatch.setattr(bi_encoder, "HELD", 0)
+        monkeypatch.setattr(bi_encoder, "BLOCK", 7)
         assert evaluate({"x": retriever}, tiny, measures=["ndcg@10", "recall@10"]).means["x"] == pytest.approx(
             held["x"]
         )

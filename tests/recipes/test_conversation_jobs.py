@@ -7,7 +7,7 @@ import pytest
 
 from retrodistill.core.errors import UserError
 from retrodistill.data import load_collection
-from retrodistill.data.conversations import asked_better
+from retrodistill.data.conversations import with_rewrites
 from retrodistill.encoders import load_encoder
 from retrodistill.recipes import parse_recipe, run_recipe
 from retrodistill.recipes.job import open_job
@@ -64,7 +64,7 @@ class TestConversations:
         texts = stage_texts(stage, job.training_data).texts
         assert texts.texts == job.train.texts
         run = scored_candidates(stage, job.training_data, texts)[0]
-        by_rewrites = job.teacher.score(asked_better(texts, job.rewrites), job.collection, run).to_dict()
+        by_rewrites = job.teacher.score(with_rewrites(texts, job.rewrites), job.collection, run).to_dict()
         for query, scores in run.to_dict().items():
             assert scores == pytest.approx(by_rewrites[query], abs=1e-6)
 
@@ -76,7 +76,7 @@ class TestConversations:
     def test_the_control_asks_teachers_what_students_are_asked(self, job_of, written, turns):
         job = job_of(conversations={"path": written(turns), "teacher": "raw"})
         assert job.rewrites is None
-        assert job.teacher_test.texts == job.test.texts
+        assert job.teacher_test_queries.texts == job.test.texts
         assert any("as the students are" in note for note in job.notes)
 
     def test_they_can_be_made_and_it_is_said(self, job_of):
@@ -112,7 +112,7 @@ class TestConversations:
         assert not rows["student"].queries_by.endswith("(rewrites)")
         job = open_job(recipe, tmp_path / "out")
         space = load_encoder(f"dense:{tiny_model}")
-        asked, documents = space.encode(job.teacher_test.texts, "query"), job.collection.documents
+        asked, documents = space.encode(job.teacher_test_queries.texts, "query"), job.collection.documents
         best = np.argsort(-(asked @ space.encode(documents.texts, "document").T), axis=1, kind="stable")[:, 0]
         lines = (tmp_path / "out" / "runs" / "teacher.run").read_text().splitlines()
         first = {line.split()[0]: line.split()[2] for line in lines if line.split()[3] == "1"}
@@ -133,23 +133,23 @@ class TestRewrites:
         job = job_of(rewrites=written(better))
         assert any("rewrites of 9 of 60 queries" in note for note in job.notes)
         assert job.train.texts == tiny.split("train").texts
-        assert job.teacher_test.texts == job.test.texts
+        assert job.teacher_test_queries.texts == job.test.texts
         assert sum(text.startswith("all about") for text in job.training_data.teacher_queries(job.train).texts) == 9
 
     def test_alignment_is_to_the_better_querys_embedding(self, dense_content, written, tiny, tmp_path, monkeypatch):
-        from retrodistill.students import dense_training
+        from retrodistill.students import dense
 
         better = [{"query_id": query, "text": "heart artery blood"} for query in tiny.split("train").ids]
         changed = dense_content
         changed["students"]["student"]["stages"][0] |= {"objectives": "leaf", "training": {"max_steps": 1}}
         seen = []
 
-        class Listening(dense_training.DistillationLoss):
+        class Listening(dense.DistillationLoss):
             def __init__(self, model, terms, scorer, lists, teacher, **named):
                 seen.append(teacher.embeddings)
                 super().__init__(model, terms, scorer, lists, teacher, **named)
 
-        monkeypatch.setattr(dense_training, "DistillationLoss", Listening)
+        monkeypatch.setattr(dense, "DistillationLoss", Listening)
         run_recipe(parse_recipe({**changed, "rewrites": written(better)}), tmp_path / "out")
         assert np.ptp(seen[0], axis=0).max() < 1e-6  # all of one text
 

@@ -7,19 +7,18 @@ import numpy as np
 import pytest
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.progress import set_quiet
+from retrodistill.core.runtime import set_quiet
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.contract import STUDENT_MANIFEST
+from retrodistill.rankers.bi_encoder import DenseRanker
 from retrodistill.rankers.cross_encoder import CrossEncoderRanker
-from retrodistill.rankers.dense import DenseRanker
-from retrodistill.rankers.ensemble import Ensemble
-from retrodistill.rankers.labels import SoftLabels
+from retrodistill.rankers.ensemble import Ensemble, SoftLabels
 from retrodistill.recipes import parse_recipe, run_recipe
 from retrodistill.recipes import students as pipeline_students
 from retrodistill.recipes.job import open_job
-from retrodistill.recipes.order import students_of, training_order
 from retrodistill.recipes.plan import plan_recipe
 from retrodistill.recipes.stage_teachers import manifest_after_stage
+from retrodistill.recipes.student_settings import students_of, training_order
 from retrodistill.recipes.students import _Workshop, train_students
 from retrodistill.training.scoring import scored_candidates, stage_texts
 

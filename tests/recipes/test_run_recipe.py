@@ -224,7 +224,7 @@ class TestRefusalsBeforeAnyWork:
             ),
             ({"index": {"factory": "Flatt"}}, "factory 'Flatt' does not parse for 32 dimensions"),
             ({"index": {"parameters": "nprobe=8"}}, "search parameters 'nprobe=8' do not fit this index"),
-            ({"document_encoder": "dense:nobody/none"}, "model 'nobody/none' is no folder here"),
+            ({"document_encoder": "dense:nobody/none"}, "model 'nobody/none' is not a folder here"),
             ({"teacher": "run:/nowhere.run"}, "no run file /nowhere.run"),
             ({"collection": "/nowhere"}, "no collection '/nowhere'"),
         ],

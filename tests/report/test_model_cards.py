@@ -7,14 +7,14 @@ from huggingface_hub import ModelCard
 from sample_results import results, section, system
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
-from retrodistill.encoders.exits import exit_model
+from retrodistill.encoders.modules import exit_model
 from retrodistill.indexes import build_index
 from retrodistill.report import columns, results_text
 from retrodistill.report.card import Facts, Teaching, Turns, card_text, placeholder, published, write_card
 from retrodistill.report.columns import Column
 from retrodistill.students.dense import dense_student
+from retrodistill.students.dense_variants import multi_exit
 from retrodistill.students.hybrid import hybrid_student
-from retrodistill.students.multi_exit import multi_exit
 from retrodistill.students.multi_vector import multi_vector_student
 from retrodistill.students.prett import prett_student
 from retrodistill.students.sparse import sparse_student

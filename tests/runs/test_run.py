@@ -5,7 +5,7 @@ from random_runs import random_scores, ranking
 
 from retrodistill.core.errors import UserError
 from retrodistill.runs import Run, fuse, union
-from retrodistill.runs.align import align, look_up
+from retrodistill.runs.run import align, look_up
 
 SEEDS = range(5)
 EMPTY = Run.from_dict({})

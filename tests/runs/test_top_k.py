@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from retrodistill.runs.top_k import top_k
+from retrodistill.runs.run import top_k
 
 
 class TestTopK:

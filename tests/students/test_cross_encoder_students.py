@@ -4,7 +4,7 @@ import pytest
 from retrodistill.core.errors import UserError
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.students.cross_encoder import CrossEncoderStudent, cross_encoder_student
-from retrodistill.students.saving import load_student
+from retrodistill.students.registry import load_student
 
 PAIRS = [("a star", "the comet and the moon"), ("court", "bread and butter")]
 

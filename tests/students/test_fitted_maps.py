@@ -11,10 +11,10 @@ from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.rankers.loading import load_ranker
-from retrodistill.recipes.building import build_student
-from retrodistill.recipes.settings import StudentSettings
+from retrodistill.recipes.student_settings import StudentSettings
+from retrodistill.recipes.students import build_student
 from retrodistill.students import dense_student
-from retrodistill.students.dense_training import fit_map
+from retrodistill.students.dense import fit_map
 from retrodistill.training.training_data import TrainingData
 
 STAGES = [{"objectives": "leaf"}]

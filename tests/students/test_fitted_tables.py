@@ -4,8 +4,7 @@ import pytest
 from retrodistill.core.errors import UserError
 from retrodistill.data import Texts
 from retrodistill.encoders import load_encoder
-from retrodistill.encoders.vector_files import About, VectorFile
-from retrodistill.encoders.vector_tables import VectorTable
+from retrodistill.encoders.vector_files import About, VectorFile, VectorTable
 from retrodistill.students import static_student
 from retrodistill.students.static import (
     _PENALTIES,
@@ -74,7 +73,7 @@ class TestAStudentOfVectors:
     @pytest.fixture
     def vectors(self, tiny, encoder):
         table = VectorTable(tiny.documents.ids, encoder.encode(tiny.documents.texts, "document"))
-        return VectorFile("vectors:api", table, None, About("acme/embed-1")).bind(tiny)
+        return VectorFile("vectors:api", table, None, About(model="acme/embed-1")).bind(tiny)
 
     def test_it_starts_near_the_vectors(self, vectors, tiny, encoder):
         model = static_student(vectors, tiny.documents, initialize="fitted", tokenizer=encoder)

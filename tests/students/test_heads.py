@@ -11,12 +11,10 @@ from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.objectives import flops
 from retrodistill.students.clustering import with_clusters
-from retrodistill.students.multi_vector import multi_vector_student
-from retrodistill.students.multi_vector_training import TokenHeadScorer
+from retrodistill.students.multi_vector import TokenHeadScorer, multi_vector_student
 from retrodistill.students.sparse import sparse_student
-from retrodistill.students.sparse_regularizers import Regularizer
-from retrodistill.students.sparse_training import TermHeadScorer
-from retrodistill.students.states import segment_max, stored_states
+from retrodistill.students.sparse_training import Regularizer, TermHeadScorer
+from retrodistill.students.stored_states import segment_max, stored_states
 from retrodistill.students.token_pooling import with_pooling
 from retrodistill.training.loss import DistillationLoss, Term
 
@@ -185,7 +183,7 @@ class TestClusters:
 class TestStates:
     def test_they_are_stored_once(self, multi_vector, tiny, monkeypatch):
         first = stored_states(multi_vector, tiny.documents.texts, "document")
-        monkeypatch.setattr("retrodistill.students.states._write", lambda *_: pytest.fail("computed again"))
+        monkeypatch.setattr("retrodistill.students.stored_states._write", lambda *_: pytest.fail("computed again"))
         again = stored_states(multi_vector, tiny.documents.texts, "document")
         np.testing.assert_array_equal(first.vectors, again.vectors)
         assert len(first) == 60

@@ -12,7 +12,6 @@ from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.embeddings import EmbeddingStore
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.students.dense import dense_student
-from retrodistill.students.heads import only_trained
 from retrodistill.students.hybrid import (
     LexicalHalfScorer,
     dense_half,
@@ -23,6 +22,7 @@ from retrodistill.students.hybrid import (
     store_vectors,
     token_bags,
 )
+from retrodistill.students.stored_states import only_trained
 from retrodistill.training.lists import lists_over_corpus
 from retrodistill.training.loss import DistillationLoss, Term
 

@@ -7,12 +7,10 @@ import torch
 from retrodistill.core.errors import UserError
 from retrodistill.encoders import load_encoder
 from retrodistill.rankers.loading import load_ranker
-from retrodistill.recipes.building import build_student
-from retrodistill.recipes.settings import StudentSettings
-from retrodistill.recipes.students import train_student
-from retrodistill.students.registry import as_student
-from retrodistill.students.stages import run_stage
-from retrodistill.students.states import head_of
+from retrodistill.recipes.student_settings import StudentSettings
+from retrodistill.recipes.students import build_student, train_student
+from retrodistill.students.registry import as_student, run_stage
+from retrodistill.students.stored_states import head_of
 from retrodistill.training.loss import DistillationLoss
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.training_data import TrainingData

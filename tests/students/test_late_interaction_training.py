@@ -6,9 +6,9 @@ import torch
 
 from retrodistill.encoders import load_encoder
 from retrodistill.rankers.loading import load_ranker
-from retrodistill.recipes.building import build_student
-from retrodistill.recipes.settings import StudentSettings
-from retrodistill.students.stages import run_stage
+from retrodistill.recipes.student_settings import StudentSettings
+from retrodistill.recipes.students import build_student
+from retrodistill.students.registry import run_stage
 from retrodistill.training.loss import DistillationLoss
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.training_data import TrainingData

@@ -13,7 +13,7 @@ from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.students.lexical_terms import LexicalTerms, lexical_terms_of
 from retrodistill.students.sparse import sparse_student
 from retrodistill.students.sparse_training import TermHead
-from retrodistill.students.states import head_of, stored_states
+from retrodistill.students.stored_states import head_of, stored_states
 
 
 @pytest.fixture

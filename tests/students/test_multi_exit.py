@@ -12,10 +12,10 @@ from transformers import BertConfig, BertModel
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.encoders.exits import exit_model, exits_of
 from retrodistill.encoders.loading import load_bi_encoder
-from retrodistill.students.dense_training import fit_exit_maps
-from retrodistill.students.multi_exit import (
+from retrodistill.encoders.modules import exit_model, exits_of
+from retrodistill.students.dense import fit_exit_maps
+from retrodistill.students.dense_variants import (
     MultiExitLoss,
     embeddings_by_exit,
     in_batch_similarities,
@@ -120,7 +120,7 @@ class TestExits:
 
     def test_the_last_layer_is_the_student_itself_and_left_out_with_a_word(self, four_layers, monkeypatch):
         said = []
-        monkeypatch.setattr("retrodistill.students.multi_exit.log", said.append)
+        monkeypatch.setattr("retrodistill.students.dense_variants.log", said.append)
         assert exits_of(multi_exit(load_bi_encoder(four_layers), [1, 4])) == [1, 4]
         assert len(said) == 1
         assert "layer 4 is the model's last one" in said[0]

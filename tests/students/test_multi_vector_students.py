@@ -6,7 +6,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.students.multi_vector import multi_vector_student
-from retrodistill.students.states import head_of
+from retrodistill.students.stored_states import head_of
 
 
 @pytest.fixture

@@ -6,10 +6,9 @@ import torch
 
 from retrodistill.core.errors import UserError
 from retrodistill.students.cross_encoder import CrossEncoderStudent, cross_encoder_student
-from retrodistill.students.document_states import below_stored, module_of, stored_documents
-from retrodistill.students.late_interaction import late_interaction
+from retrodistill.students.late_interaction import below_stored, late_interaction, module_of, stored_documents
 from retrodistill.students.prett import PreTT, prett_student
-from retrodistill.students.saving import load_student
+from retrodistill.students.registry import load_student
 
 QUERY = "what star"
 DOCUMENTS = ["the comet and the moon today", "court", "bread and butter and olive and pepper today", ""]

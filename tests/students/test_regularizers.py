@@ -3,7 +3,7 @@ import torch
 
 from retrodistill import objectives as pure
 from retrodistill.core.errors import UserError
-from retrodistill.students.sparse_regularizers import Regularizer, SparsityAlarm, regularized
+from retrodistill.students.sparse_training import Regularizer, SparsityAlarm, regularized
 
 WEIGHTS = torch.tensor([[0.0, 2.0, 1.0], [4.0, 0.0, 0.0]])
 

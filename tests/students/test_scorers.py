@@ -6,7 +6,7 @@ from sentence_transformers.util import maxsim
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.loading import load_cross_encoder
 from retrodistill.students.cross_encoder import CrossEncoderStudent, PairScorer
-from retrodistill.students.multi_vector_training import TokenScorer, max_sim
+from retrodistill.students.multi_vector import TokenScorer, max_sim
 from retrodistill.training.scorers import TokenBatch, VectorScorer
 
 

@@ -8,8 +8,8 @@ from retrodistill.core.errors import UserError
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.students.sparse import sparse_student, sparsity
-from retrodistill.students.states import head_of
 from retrodistill.students.static import inverse_document_frequencies
+from retrodistill.students.stored_states import head_of
 
 
 @pytest.fixture

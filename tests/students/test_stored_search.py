@@ -17,7 +17,7 @@ from retrodistill.runs.run import Run
 from retrodistill.students.multi_vector import multi_vector_student
 from retrodistill.students.registry import as_student, get_kind, kind_of
 from retrodistill.students.sparse import sparse_student
-from retrodistill.students.states import stored_states
+from retrodistill.students.stored_states import stored_states
 
 
 def same(found: Run, wanted: Run, tolerance: float) -> bool:

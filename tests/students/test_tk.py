@@ -8,8 +8,8 @@ import torch
 
 from retrodistill.core.errors import UserError
 from retrodistill.students.cross_encoder import CrossEncoderStudent
-from retrodistill.students.document_states import below_stored, module_of, stored_documents
-from retrodistill.students.saving import load_student
+from retrodistill.students.late_interaction import below_stored, module_of, stored_documents
+from retrodistill.students.registry import load_student
 from retrodistill.students.tk import CENTRES, TK, inverse_frequencies, kernel_sums, tk_student
 
 QUERY = "what star"

@@ -8,21 +8,18 @@ from torch.nn.functional import normalize
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders import load_encoder
-from retrodistill.encoders.exits import exit_model
+from retrodistill.encoders.modules import exit_model
 from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.encoders.vectors import leading
 from retrodistill.rankers.loading import load_ranker
-from retrodistill.recipes.building import build_student
-from retrodistill.recipes.settings import StudentSettings
-from retrodistill.recipes.students import contrastive_twin
+from retrodistill.recipes.student_settings import StudentSettings
+from retrodistill.recipes.students import build_student, contrastive_control
 from retrodistill.students.clustering import TokenClusters, with_clusters, without_clusters
-from retrodistill.students.dense_training import loss_of_variants
-from retrodistill.students.multi_vector import multi_vector_student
-from retrodistill.students.multi_vector_training import TokenScorer
-from retrodistill.students.registry import as_student
+from retrodistill.students.dense import loss_of_variants
+from retrodistill.students.multi_vector import TokenScorer, multi_vector_student
+from retrodistill.students.registry import as_student, run_stage
 from retrodistill.students.sparse_training import TermScorer
-from retrodistill.students.stages import run_stage
 from retrodistill.students.vdr import own_token_queries, vocabulary_pooling
 from retrodistill.training.loss import DistillationLoss, Term
 from retrodistill.training.settings import StageSettings
@@ -156,7 +153,7 @@ class TestControls:
     )
     def test_every_form_has_a_contrastive_one(self, model, stage, more, trained, tiny_model):
         name = model if model == "static" else f"{model}:{tiny_model}"
-        _, _, history = trained(contrastive_twin(settings(name, {"objectives": "kl", **LISTS, **stage}, **more)))
+        _, _, history = trained(contrastive_control(settings(name, {"objectives": "kl", **LISTS, **stage}, **more)))
         assert history.losses[-1]["contrastive"] > 0
         assert "kl" not in terms_of(history)
 

@@ -6,27 +6,23 @@ import numpy as np
 import pytest
 import torch
 
-from retrodistill.candidates.budget import choose_pairs
+from retrodistill.candidates.selection import choose_pairs
 from retrodistill.core.errors import UserError
-from retrodistill.data.qrels import Qrels
+from retrodistill.data.collection import Qrels
 from retrodistill.encoders import load_encoder
 from retrodistill.rankers.ensemble import Ensemble
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.recorded import RecordedRanker
-from retrodistill.recipes.building import build_student
-from retrodistill.recipes.settings import StudentSettings
-from retrodistill.recipes.students import train_student
+from retrodistill.recipes.student_settings import StudentSettings
+from retrodistill.recipes.students import build_student, train_student
 from retrodistill.runs import Run
-from retrodistill.students.registry import as_student, kind_of
-from retrodistill.students.stages import run_stage
+from retrodistill.students.registry import as_student, kind_of, run_stage
 from retrodistill.training import trainer
-from retrodistill.training.curricula import selected, topic_batches
 from retrodistill.training.loss import DistillationLoss
-from retrodistill.training.prepared import prepare, training_rows
+from retrodistill.training.prepared import prepare, selected, topic_batches, training_rows
 from retrodistill.training.scoring import candidate_pairs, scored_candidates, scored_lists, stage_texts
 from retrodistill.training.settings import SelectionSettings, StageSettings
-from retrodistill.training.snapshot import StudentSnapshot
-from retrodistill.training.training_data import TrainingData
+from retrodistill.training.training_data import StudentSnapshot, TrainingData
 
 
 class Scored(NamedTuple):
@@ -111,7 +107,7 @@ class TestTopics:
         first = topic_batches(one, data, texts, rows)
         assert len(first.topics) == len(rows)
         assert first.topics[1] == first.topics[2]
-        monkeypatch.setattr("retrodistill.training.curricula.cluster_topics", lambda *_: pytest.fail("clustered again"))
+        monkeypatch.setattr("retrodistill.training.prepared.cluster_topics", lambda *_: pytest.fail("clustered again"))
         assert topic_batches(one, data, texts, rows).topics.tolist() == first.topics.tolist()
 
     def test_none_where_they_are_shuffled(self, data):

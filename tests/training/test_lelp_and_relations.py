@@ -8,16 +8,15 @@ import pytest
 import torch
 
 from retrodistill.core.errors import UserError
-from retrodistill.data.qrels import Qrels
+from retrodistill.data.collection import Qrels
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.multi_vector import MultiVectorModel, token_encoder
+from retrodistill.rankers.bi_encoder import MultiVectorRanker
 from retrodistill.rankers.loading import load_ranker
-from retrodistill.rankers.multi_vector import MultiVectorRanker
-from retrodistill.recipes.building import build_student
-from retrodistill.recipes.settings import StudentSettings
-from retrodistill.students.multi_vector import multi_vector_student
-from retrodistill.students.multi_vector_training import TokenScorer
-from retrodistill.students.stages import run_stage
+from retrodistill.recipes.student_settings import StudentSettings
+from retrodistill.recipes.students import build_student
+from retrodistill.students.multi_vector import TokenScorer, multi_vector_student
+from retrodistill.students.registry import run_stage
 from retrodistill.training.loss import DistillationLoss, TeacherVectors, Term
 from retrodistill.training.prepared import prepare
 from retrodistill.training.settings import StageSettings

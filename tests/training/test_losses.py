@@ -4,7 +4,7 @@ import torch
 from losses import groups_loss, stored_loss
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.progress import set_quiet
+from retrodistill.core.runtime import set_quiet
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.objectives import (

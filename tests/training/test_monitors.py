@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from retrodistill.core.progress import set_quiet
+from retrodistill.core.runtime import set_quiet
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.vectors import exact_search
-from retrodistill.training.monitors import HeldOutMonitor, mean_cosine
+from retrodistill.training.trainer import HeldOutMonitor, mean_cosine
 
 TEXTS = ["star planet", "violin", "court judge jury", "bread"]
 

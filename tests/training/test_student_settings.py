@@ -1,7 +1,7 @@
 import pydantic
 import pytest
 
-from retrodistill.recipes.settings import StudentSettings
+from retrodistill.recipes.student_settings import StudentSettings
 from retrodistill.training.settings import RegularizerSettings, StageSettings
 
 

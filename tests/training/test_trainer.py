@@ -14,10 +14,9 @@ from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.vectors import exact_search
 from retrodistill.training.lists import lists_over_corpus
 from retrodistill.training.loss import DistillationLoss, TeacherVectors, Term
-from retrodistill.training.monitors import HeldOutMonitor
 from retrodistill.training.scorers import StoredVectorScorer
 from retrodistill.training.settings import TrainingSettings
-from retrodistill.training.trainer import TextColumns, remove_checkpoints, train
+from retrodistill.training.trainer import HeldOutMonitor, TextColumns, remove_checkpoints, train
 
 SETTINGS = TrainingSettings(epochs=2, batch_size=8, learning_rate=1e-3, warmup=0)
 

@@ -5,8 +5,7 @@ import pytest
 
 from retrodistill.core.errors import UserError
 from retrodistill.recipes import parse_recipe
-from retrodistill.recipes.settings import StudentSettings
-from retrodistill.recipes.student_settings import beside_names, check_cuts, unclustered
+from retrodistill.recipes.student_settings import StudentSettings, check_truncations, comparison_names, without_clusters
 
 
 def student(model, train="both_encoders", **more):
@@ -65,17 +64,17 @@ class TestMistakes:
 
     def test_dimensions_that_the_space_does_not_have(self):
         with pytest.raises(UserError, match=r"^evaluation.truncations: 48 dimensions, and vectors by .* have 32; take"):
-            check_cuts(recipe(truncations=[48]), 32)
+            check_truncations(recipe(truncations=[48]), 32)
         with pytest.raises(UserError, match=r"^s: matryoshka: 64 dimensions, and vectors by .* have 32"):
-            check_cuts(recipe(), 32)
-        check_cuts(recipe(truncations=[48]), 64)
+            check_truncations(recipe(), 32)
+        check_truncations(recipe(truncations=[48]), 64)
 
 
 class TestBesideAClusteredStudent:
     def test_stand_an_unclustered_and_a_pooled_one_by_these_names(self):
         one, other = student("multi-vector:x", clusters="C8x32"), student("multi-vector:x", clusters="C4x8")
-        assert beside_names({"a": one, "b": student("dense:x")}) == {"a": ("unclustered", "pooled")}
-        assert beside_names({"a": one, "b": other})["b"] == ("b-unclustered", "b-pooled")
+        assert comparison_names({"a": one, "b": student("dense:x")}) == {"a": ("unclustered", "pooled")}
+        assert comparison_names({"a": one, "b": other})["b"] == ("b-unclustered", "b-pooled")
 
     def test_no_student_has_their_names(self):
         made = student("multi-vector:x", clusters="C8x32").model_dump()
@@ -84,4 +83,4 @@ class TestBesideAClusteredStudent:
 
     def test_the_unclustered_one_differs_in_nothing_else(self):
         made = student("multi-vector:x", clusters="C8x32", control=None)
-        assert unclustered(made) == student("multi-vector:x", control=None)
+        assert without_clusters(made) == student("multi-vector:x", control=None)

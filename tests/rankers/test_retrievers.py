@@ -6,8 +6,8 @@ from retrodistill.encoders import load_encoder
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.vectors import check_finite, exact_search, pair_products
 from retrodistill.rankers import Ranker, load_ranker
-from retrodistill.rankers.dense import DenseRanker
-from retrodistill.rankers.queries import as_queries, check_k, check_queries
+from retrodistill.rankers.bi_encoder import DenseRanker
+from retrodistill.rankers.protocol import as_queries, check_k, check_queries
 from retrodistill.rankers.recorded import RecordedRanker
 from retrodistill.runs import Run, write_run
 
@@ -110,7 +110,7 @@ class TestSpaces:
         documents, queries = load_encoder(f"dense:{tiny_model}"), load_encoder(f"static:{tiny_static}")
         with pytest.raises(
             UserError,
-            match=r"do not belong among documents by .*other weights; other modules; max_length None, wanted 64.; use",
+            match=r"do not belong among .*other weights; other modules; max_length None, expected 64",
         ):
             DenseRanker(documents, queries)
 

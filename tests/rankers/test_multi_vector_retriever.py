@@ -4,10 +4,9 @@ import pytest
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.embeddings import TokenVectors, embed
-from retrodistill.encoders.maxsim import maxsim
-from retrodistill.encoders.multi_vector import MultiVectorModel, token_encoder
+from retrodistill.encoders.multi_vector import MultiVectorModel, maxsim, token_encoder
 from retrodistill.rankers import Ranker
-from retrodistill.rankers.multi_vector import MultiVectorRanker
+from retrodistill.rankers.bi_encoder import MultiVectorRanker
 
 TEXTS = ["heart artery", "star orbit planet.", "violin", "heart artery"]
 
@@ -61,7 +60,7 @@ class TestRetriever:
 
     @pytest.mark.parametrize("block", [7, 256])
     def test_it_ranks_by_maxsim(self, tiny, encoder, monkeypatch, block):
-        monkeypatch.setattr("retrodistill.rankers.multi_vector._BLOCK", block)
+        monkeypatch.setattr("retrodistill.rankers.bi_encoder._BLOCK", block)
         queries = tiny.split("test")
         exact = maxsim(encoder.encode(queries.texts, "query"), encoder.encode(tiny.documents.texts, "document"))
         for row, (_, documents, scores) in enumerate(MultiVectorRanker(encoder).search(queries, tiny, 6)):

@@ -1,0 +1,164 @@
+"""Export an index to a store: in batches, continued after an interruption, compared with its source at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from retrodistill.core.errors import UserError, sample_of
+from retrodistill.core.runtime import bar
+from retrodistill.data.collection import Collection
+from retrodistill.encoders.multi_vector import Tokens
+from retrodistill.exports.protocol import StoreSettings, VectorStore, open_store
+from retrodistill.exports.records import Batch, Records, Vectors, exact_search, records_from
+from retrodistill.runs.agreement import overlap
+from retrodistill.runs.run import Run
+
+_DEPTH = 10  # of the rankings that are compared
+_QUERY_TOKENS = 32  # a query's length: of a document that is used as a multi-vector query, the first tokens
+_EXACT = 1e-4  # of a vector's largest number: what float32 and a second normalization may change
+_TIE = 1e-4  # of a query's best score: closer scores are a tie, and either document may be in the top 10
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export did.
+
+    Attributes:
+        address: ``PREFIX:PLACE``, for searching it.
+        kind: ``dense``, ``sparse`` or ``multi-vector``.
+        documents: Documents in the store, which are those of the source.
+        written: Documents that this export wrote; fewer where an interrupted one had written some.
+        seconds: Wall time, verification included.
+        facts: Facts by kind of store. Where a sample is verified: ``sampled`` documents, the largest ``difference`` of
+            a number in the store from the source's, and ``agreement``, the mean share of the exact top 10 that the
+            store found for them.
+    """
+
+    address: str
+    kind: str
+    documents: int
+    written: int
+    seconds: float
+    facts: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values, facts among the others."""
+        content = vars(self).copy()
+        return content | content.pop("facts")
+
+
+def export_index(
+    source: Any,
+    target: str | VectorStore,
+    collection: Collection | None = None,
+    settings: StoreSettings | Mapping[str, Any] | None = None,
+) -> ExportReport:
+    """Export an index to a store; the same call continues an export that was interrupted.
+
+    Args:
+        source: What `records_from` takes: an index, its folder, an encoder or its name (with a collection), `Records`.
+        target: Address such as ``qdrant:FOLDER#NAME`` or ``parquet:FOLDER``, or an open store.
+        collection: Titles and texts; None to export ids and vectors alone.
+        settings: Options of the kind of store that the address names.
+
+    Raises:
+        UserError: The store cannot be reached, holds something else (names what differs), or in the end does not hold
+            the source.
+    """
+    start = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        # The store comes first: it may be out of reach, and embedding may take hours.
+        if isinstance(target, str):
+            target = stack.enter_context(contextlib.closing(open_store(target, settings, create=True)))
+        records = records_from(source, collection).with_payload(collection, texts=target.settings.texts)
+        target.create(records)
+        batches = _counted(records.batches(target.batch_size), len(records), f"exporting ({target.address})")
+        written = target.upload(batches)
+        facts = _verify(target, records) if target.sample else {}
+        facts |= target.finish()
+        address = target.address
+    return ExportReport(address, records.kind, len(records), written, time.perf_counter() - start, facts)
+
+
+def _counted(batches: Iterable[Batch], documents: int, title: str) -> Iterator[Batch]:
+    with bar(documents, title, "documents") as progress:
+        for batch in batches:
+            yield batch
+            progress.update(len(batch))
+
+
+def _verify(store: VectorStore, records: Records) -> dict[str, Any]:
+    """Compare a store with its source: the count, and of a sample ids, vectors and rankings.
+
+    The same documents are sampled every time, spread evenly, and their vectors are the queries. A ranking's agreement
+    is that of `overlap`, over both exact scores. It is not measured by `evaluate_systems`, which asks by texts: an
+    export needs neither texts nor a query encoder.
+    """
+    if store.count() != len(records):
+        raise UserError(
+            f"{store.address} holds {store.count()} points, the source {len(records)} documents; something else writes "
+            "to it: delete the collection and export again."
+        )
+    rows = np.unique(np.linspace(0, len(records) - 1, min(store.sample, len(records))).astype(np.int64)).tolist()
+    ids, vectors = [records.ids[row] for row in rows], records.take(rows)
+    difference = _largest_difference(store, ids, vectors)
+    queries = vectors
+    if isinstance(vectors, Tokens):
+        queries = Tokens.of((vectors[row][:_QUERY_TOKENS] for row in range(len(vectors))), vectors.dimension)
+    run = _rescored(store.search(queries, _DEPTH, query_ids=ids), records, queries, ids)
+    exact = exact_search(((batch.ids, batch.vectors) for batch in records.batches()), queries, _DEPTH, ids)
+    shares = overlap(run, exact, _DEPTH, tie=_TIE)
+    # A document without entries or tokens finds nothing, which is all that there is to find.
+    agreement = float(np.mean([shares.get(document, 1.0) for document in ids]))
+    if agreement < store.min_agreement:
+        raise UserError(
+            f"{store.address} finds {agreement:.1%} of the exact top {_DEPTH} of {len(rows)} documents, wanted "
+            f"{store.min_agreement:.0%}; wait until it has indexed them or make its search more exact and export "
+            "again, or ask for less agreement."
+        )
+    return {"sampled": len(rows), "difference": difference, "agreement": agreement}
+
+
+def _largest_difference(store: VectorStore, ids: list[str], vectors: Vectors) -> float:
+    """Largest difference of a number in the store from the source's; refuses other vectors and ids."""
+    altered, largest = set(ids), 0.0
+    stored_ids, stored = store.stored(ids)
+    for row, document in enumerate(stored_ids):
+        left, right = _row(stored, row), _row(vectors, ids.index(document))
+        if left.shape == right.shape:
+            difference = float(np.abs(left - right).max(initial=0.0))
+            if difference <= _EXACT * float(np.abs(right).max(initial=0.0)):
+                altered.discard(document)
+                largest = max(largest, difference)
+    if altered:
+        raise UserError(
+            f"{store.address} holds other vectors or ids than the source for {len(altered)} of {len(ids)} documents "
+            f"({sample_of(sorted(altered))}); delete the collection and export again."
+        )
+    return largest
+
+
+def _row(vectors: Vectors, row: int) -> np.ndarray:
+    if isinstance(vectors, (np.ndarray, Tokens)):
+        return vectors[row]
+    return np.asarray(vectors[[row]].toarray())
+
+
+def _rescored(run: Run, records: Records, queries: Vectors, query_ids: list[str]) -> Run:
+    """The documents that a store found, with their exact scores; those that are not of the source are left out."""
+    found = set(run.document_ids)
+    rows = [row for row, document in enumerate(records.ids) if document in found]
+    documents = [records.ids[row] for row in rows]
+    exact = exact_search([(documents, records.take(rows))], queries, max(1, len(rows)), query_ids).to_dict()
+    return Run.from_dict(
+        {
+            query: {document: exact[query][document] for document in documents if document in exact.get(query, {})}
+            for query, documents, _ in run
+        }
+    )

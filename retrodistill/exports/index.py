@@ -1,0 +1,135 @@
+"""An exported store as a ranker: searched as any other index is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from retrodistill.core.errors import UserError
+from retrodistill.data.collection import Collection
+from retrodistill.encoders.any_encoder import DENSE, MULTI_VECTOR, SPARSE, load_encoder
+from retrodistill.encoders.contract import EmbeddingSpace
+from retrodistill.encoders.vectors import leading
+from retrodistill.exports.protocol import Filter, VectorStore, open_store
+from retrodistill.exports.records import numbered
+from retrodistill.indexes.base import Index
+from retrodistill.rankers.protocol import wanted_depth
+from retrodistill.runs.run import Run
+
+_ENCODERS = {"dense": DENSE, "sparse": SPARSE, "multi-vector": MULTI_VECTOR}
+
+
+class StoreIndex(Index):
+    """Documents in a store and an encoder of queries that their space admits.
+
+    Args:
+        store: A store that an export filled and verified.
+        queries: Name or object of the query encoder; by default the one that the index was exported with.
+
+    Raises:
+        UserError: The store was not exported by retrodistill or not to its end, or the query encoder belongs to another
+            space.
+    """
+
+    index_kind = "store"
+
+    def __init__(self, store: VectorStore, queries: Any = None) -> None:
+        manifest = store.manifest()
+        if manifest is None:
+            raise UserError(
+                f"{store.address} was not exported by retrodistill; it does not say which queries belong to it."
+            )
+        about, self.store = manifest.about, store
+        if not about["is_complete"]:
+            raise UserError(
+                f"{store.address} holds {store.count()} of {about['documents']} documents and is not verified: its "
+                "export was interrupted or failed; run the same export again to continue it."
+            )
+        self.vector_kind: str = manifest.settings["kind"]
+        self.encoder_kinds = _ENCODERS[self.vector_kind]
+        source = about["queries_by"] if queries is None else queries
+        encoder = None if source is None else load_encoder(source, self.encoder_kinds)
+        super().__init__([], EmbeddingSpace.from_json(about["space"]), encoder, about["name"], None)
+
+    def __len__(self) -> int:
+        return self.store.count()
+
+    def search_vectors(
+        self,
+        vectors: Any,
+        k: int | None = None,
+        query_ids: Sequence[str] | None = None,
+        filter: Filter | None = None,
+    ) -> Run:
+        """As `Index.search_vectors`; sparse and multi-vector queries may find fewer than k.
+
+        Args:
+            vectors: (q, encoder's dimension) float32, (q, vocabulary) CSR, or `Tokens`, by the kind of the documents.
+            k: Documents per query, 1 to the number of documents; 10 by default, or all of fewer.
+            query_ids: (q,) ids; "0", "1"... by default.
+            filter: Only documents whose payload has one of these values, e.g. ``{"title": ["Anemia"]}``.
+
+        Raises:
+            UserError: k beyond the number of documents, or the store refuses or does not answer.
+        """
+        k, ids = wanted_depth(k, len(self)), numbered(vectors, query_ids)
+        run = self.store.search(self._prepare(vectors, "queries"), k, filter, query_ids=ids).renamed(self.name)
+        if self.space.similarity != "meanmaxsim":
+            return run
+        lengths = dict(zip(ids, vectors.lengths.tolist(), strict=True))
+        per_query = [lengths[query] for query in run.query_ids]
+        return run.with_scores(run.scores / [per_query[code] for code in run.query_codes])
+
+    def timed_stages(self, collection: Collection, k: int) -> tuple[Callable[[list[str]], Any], Callable[[Any], Any]]:
+        """Encoding of queries, and search in the store."""
+        encode, k = super().timed_stages(collection, k)[0], min(k, len(self))
+        return encode, lambda vectors: self.store.search(vectors, k)
+
+    def bytes_per_document(self, collection: Collection | None = None) -> float | None:
+        """Unknown: a server does not say what it keeps in memory and on disk."""
+        return None
+
+    def close(self) -> None:
+        """Release the folder, which one process holds at a time, or the connection."""
+        self.store.close()
+
+    def __enter__(self) -> StoreIndex:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _form(self) -> str:
+        return self.store.address
+
+    def _encode_queries(self, texts: list[str], collection: Collection | None) -> Any:
+        # The store of token vectors keeps float16, exported ones may be float32: encode them again.
+        return super()._encode_queries(texts, None if self.vector_kind == "multi-vector" else collection)
+
+    def _prepare(self, vectors: Any, what: str) -> Any:
+        if self.vector_kind != "dense":
+            return vectors
+        return leading(vectors, self.space.truncation, unit=self.space.norm == "unit")
+
+    def _check_changeable(self) -> None:
+        raise UserError(f"{self.store.address} is an exported store; change its index and export that again.")
+
+
+def load_store(address: str, queries: Any = None) -> StoreIndex:
+    """Open an exported store as an index.
+
+    Args:
+        address: ``qdrant:FOLDER#NAME``, ``qdrant:http://HOST:6333#NAME`` or ``parquet:FOLDER``. ``#NAME`` may be left
+            out where there is one collection. A Qdrant folder is read with pickle by qdrant-client: open only those
+            that you trust.
+        queries: Name or object of the query encoder; by default the one that the index was exported with.
+
+    Raises:
+        UserError: A package, the place or the collection is missing; or as `StoreIndex`.
+    """
+    store = open_store(address)
+    try:
+        return StoreIndex(store, queries)
+    except BaseException:
+        store.close()
+        raise

@@ -1,0 +1,160 @@
+"""Stores that vectors are exported to and searched in: the protocol, and a registry by the prefix of an address.
+
+To add a store, write its module, which ends with ``STORE = CLASS``, and add a line to `_MODULES`. Then ``PREFIX:PLACE``
+is a target of `export_index`, and a ranker for `load_index`, `load_ranker` and the command line.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+from retrodistill.core.errors import UserError, unknown
+from retrodistill.core.manifest import Manifest
+from retrodistill.core.settings import Settings
+from retrodistill.exports.records import Batch, Records, Vectors
+from retrodistill.indexes.registry import checked
+from retrodistill.runs.run import Run
+
+# Prefix of the addresses, and module in this package. A module is imported when it is first used.
+_MODULES = {"qdrant": "qdrant", "parquet": "parquet"}
+STORES = tuple(_MODULES)
+
+Filter = Mapping[str, Sequence[str]]
+"""Values that are allowed for fields of the payload (``document_id``, ``title``, ``text``)."""
+
+
+class StoreSettings(Settings):
+    """Options that every store takes."""
+
+    texts: bool = False
+    """Whether to store each document's text, too."""
+
+
+class VectorStore(Protocol):
+    """A place for documents' vectors.
+
+    Attributes:
+        options: Class of its settings.
+        settings: How it is written.
+        batch_size: Documents per batch of `upload`; known after `create`.
+        sample: Documents whose vectors and rankings are compared with the source after the upload; 0 for a store that
+            reads back all that it writes.
+        min_agreement: Least mean share of the exact top 10 that it must find for these documents.
+    """
+
+    options: ClassVar[type[StoreSettings]]
+    settings: Any
+    batch_size: int
+    sample: int = 0
+    min_agreement: float = 1.0
+
+    @classmethod
+    def open(cls, place: str, settings: Any = None, *, create: bool = False) -> VectorStore:
+        """Open the store ``PREFIX:PLACE``, which must be there unless `create` is true."""
+        ...
+
+    @property
+    def address(self) -> str:
+        """``PREFIX:PLACE``, which opens it again."""
+        ...
+
+    def create(self, spec: Records) -> None:
+        """Make an empty store for documents, or continue an export of the same documents with the same settings.
+
+        Raises:
+            UserError: It holds something else; says what differs. Nothing is changed.
+        """
+        ...
+
+    def upload(self, batches: Iterable[Batch]) -> int:
+        """Write the documents that are not there yet; returns their number."""
+        ...
+
+    def finish(self) -> dict[str, Any]:
+        """Mark the export as complete; returns facts for its report, as JSON values."""
+        ...
+
+    def manifest(self) -> Manifest | None:
+        """What `create` noted; its `about` has `is_complete`. None for what retrodistill did not make."""
+        ...
+
+    def count(self) -> int:
+        """Number of documents."""
+        ...
+
+    def stored(self, ids: Sequence[str]) -> tuple[list[str], Vectors]:
+        """Ids and vectors of those of the documents that are there; only for a store with a `sample`."""
+        raise NotImplementedError
+
+    def search(
+        self, queries: Vectors, k: int, filter: Filter | None = None, *, query_ids: Sequence[str] | None = None
+    ) -> Run:
+        """The k best documents of each query by inner product or MaxSim; fewer where fewer have a score.
+
+        Args:
+            queries: Vectors of the kind of the documents.
+            k: Documents per query.
+            filter: Only documents whose payload has one of these values.
+            query_ids: One per query; "0", "1"... by default.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release files and connections."""
+        ...
+
+
+def store_class(prefix: str) -> type[VectorStore]:
+    """The class of stores of a prefix.
+
+    Raises:
+        UserError: There is none; names the nearest.
+    """
+    if prefix not in _MODULES:
+        raise unknown("target", prefix, STORES)
+    store: type[VectorStore] = importlib.import_module(f"retrodistill.exports.{_MODULES[prefix]}").STORE
+    return store
+
+
+def open_store(
+    address: str, settings: StoreSettings | Mapping[str, Any] | None = None, *, create: bool = False
+) -> VectorStore:
+    """Open a store.
+
+    Args:
+        address: ``PREFIX:PLACE``, e.g. ``qdrant:http://HOST:6333#NAME`` or ``parquet:FOLDER``.
+        settings: Options of its kind, for writing.
+        create: Whether it may be new.
+
+    Raises:
+        UserError: An unknown prefix or option, nothing there, or it cannot be reached.
+    """
+    prefix, _, place = address.partition(":")
+    store = store_class(prefix)
+    if settings is not None and not isinstance(settings, Settings):
+        settings = checked(store.options, dict(settings), f"export to {prefix}")
+    return store.open(place, settings, create=create)
+
+
+def check_same(existing: Manifest | None, wanted: Manifest, place: str, advice: str) -> None:
+    """Refuse to continue an export where something else is.
+
+    Raises:
+        UserError: Says what differs.
+    """
+    if existing is None:
+        differences = ["retrodistill did not make it"]
+    elif existing.artifact != wanted.artifact:
+        differences = [f"{existing.artifact}, not {wanted.artifact}"]
+    else:
+        pairs = ((existing.inputs, wanted.inputs), (existing.settings, wanted.settings))
+        differences = [
+            f"{key} {old.get(key, 'none')}, wanted {new.get(key, 'none')}"
+            for old, new in pairs
+            for key in {**old, **new}
+            if old.get(key) != new.get(key)
+        ]
+    if differences:
+        raise UserError(f"{place} holds something else ({'; '.join(differences)}); {advice}.")

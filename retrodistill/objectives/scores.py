@@ -1,0 +1,287 @@
+"""Objectives over a list's scores: each alone, their differences, or the order of pairs."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from retrodistill.core.errors import UserError, unknown
+from retrodistill.objectives.lists import at_least_float32, check_lists, check_positives, full_mask, mean_over_lists
+from retrodistill.objectives.registry import objective
+
+
+def mse(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, free_zero: bool = False) -> Tensor:
+    """Squared difference of scores (Hinton et al. 2015, arXiv 1503.02531, section 2.1).
+
+    ``mean((s_i - t_i + c)^2)`` with c = 0. With `free_zero`, c fits the batch best: minus the mean of s_i - t_i. Both
+    sides need one scale and, without `free_zero`, one zero: cosines can never reach logits around -8. Unlike with
+    `margin_mse`, scores stay comparable across queries.
+
+    Args:
+        scores: (batch, n) student scores.
+        targets: (batch, n) teacher scores, higher is better. Masked positions may hold any value, NaN included.
+        mask: (batch, n) bool, true at positions that hold a candidate.
+        free_zero: Ignore one constant offset for the whole batch.
+
+    Returns:
+        Scalar float32: the mean over all candidates of the lists with at least two; 0 if there is no such list.
+
+    Raises:
+        UserError: The shapes differ.
+    """
+    valid = _listed(scores, targets, mask)
+    count = valid.sum().clamp(min=1)
+    residuals = (at_least_float32(scores) - at_least_float32(targets)).masked_fill(~valid, 0.0)
+    if free_zero:
+        residuals = (residuals - residuals.sum() / count).masked_fill(~valid, 0.0)
+    return (residuals**2).sum() / count
+
+
+@objective(
+    "bce",
+    "cross-entropy of each candidate alone with a soft label from 0 to 1 (Trans-Encoder, arXiv 2109.13059)",
+    ("scores", "labels", "mask"),
+)
+def binary_cross_entropy(scores: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Cross-entropy of each candidate with its soft label (Trans-Encoder, ICLR 2022, arXiv 2109.13059).
+
+    ``mean(log(1 + exp(s_i)) - y_i s_i)``, which is ``-y log sigmoid(s) - (1 - y) log(1 - sigmoid(s))``. Its minimum
+    is the entropy of the labels, not 0. Unlike margin objectives, it depends on the absolute level of the scores.
+
+    Args:
+        scores: (batch, n) student scores, raw logits.
+        labels: (batch, n) from 0 to 1. Masked positions may hold any value, NaN included.
+        mask: (batch, n) bool, true at positions that hold a candidate.
+
+    Returns:
+        Scalar float32: the mean over all candidates of the lists with at least two; 0 if there is no such list.
+
+    Raises:
+        UserError: The shapes differ.
+    """
+    valid = _listed(scores, labels, mask)
+    logits = at_least_float32(scores).masked_fill(~valid, 0.0)
+    wanted = at_least_float32(labels).masked_fill(~valid, 0.0)
+    losses = (nn.functional.softplus(logits) - wanted * logits).masked_fill(~valid, 0.0)
+    return losses.sum() / valid.sum().clamp(min=1)
+
+
+objective("mse", "squared difference of the scores themselves, up to one constant for the batch")(
+    partial(mse, free_zero=True)
+)
+
+
+def _listed(scores: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor:
+    """(batch, n) bool: the candidates of lists with at least two."""
+    check_lists(scores, targets)
+    valid = full_mask(scores, mask)
+    return valid & (valid.sum(dim=1, keepdim=True) >= 2)
+
+
+PAIRS = ("positive", "all")
+
+
+@objective("margin-mse", "squared difference of margins, the teacher's best against each (arXiv 2010.02666)")
+def margin_mse(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, pairs: str = "positive") -> Tensor:
+    """Mean squared difference between the student's margins and the teacher's.
+
+    ``mean(((s_i - s_j) - (t_i - t_j))^2)`` with signed margins of raw scores: no sigmoid, no temperature, no
+    absolute value (Hofstaetter et al. 2020, arXiv 2010.02666, eq. 8).
+
+    Args:
+        scores: (batch, n) student scores, on any scale that the student can learn.
+        targets: (batch, n) raw teacher scores, higher is better. Masked positions may hold any value, NaN included.
+        mask: (batch, n) bool, true at positions that hold a candidate.
+        pairs: ``positive``: the teacher's best candidate of each list against each other one, the paper's form with
+            the teacher as judge; ``all``: every pair of candidates.
+
+    Returns:
+        Scalar float32: the mean over all margins of the batch; 0 where no list has two candidates.
+
+    Raises:
+        UserError: The shapes differ, or unknown `pairs`.
+    """
+    if pairs not in PAIRS:
+        raise unknown("choice of pairs", pairs, PAIRS)
+    check_lists(scores, targets)
+    valid = full_mask(scores, mask)
+    scores = at_least_float32(scores)
+    targets = at_least_float32(targets).masked_fill(~valid, 0.0)
+    # A difference of margins is a difference of residuals: (s_i - s_j) - (t_i - t_j) = r_i - r_j.
+    residuals = (scores - targets).masked_fill(~valid, 0.0)
+    if pairs == "all":
+        # sum_{i<j} (r_i - r_j)^2 = n sum_i (r_i - mean r)^2: no (batch, n, n) tensor, so a list may be a whole corpus.
+        sizes = valid.sum(dim=1)
+        means = residuals.sum(dim=1) / sizes.clamp(min=1)
+        spreads = ((residuals - means[:, None]) ** 2).masked_fill(~valid, 0.0).sum(dim=1)
+        return (sizes * spreads).sum() / (sizes * (sizes - 1) // 2).sum().clamp(min=1)
+    best = targets.masked_fill(~valid, -torch.inf).argmax(dim=1, keepdim=True)
+    counted = valid.scatter(1, best, value=False)
+    margins = residuals.gather(1, best) - residuals
+    return (margins**2).masked_fill(~counted, 0.0).sum() / counted.sum().clamp(min=1)
+
+
+objective("margin-mse-all", "squared difference of margins over all pairs of a list")(partial(margin_mse, pairs="all"))
+
+
+@objective(
+    "in-batch-margin-mse",
+    "margins of a text's own document against the batch's others (TAS-B, arXiv 2104.06967)",
+    ("batch_scores", "batch_targets", "batch_positives", "batch_mask"),
+    needs_positives=True,
+    control="in-batch",
+)
+def in_batch_margin_mse(scores: Tensor, targets: Tensor, positives: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Margin-MSE of each text's own document against the other documents of its batch (TAS-B, arXiv 2104.06967).
+
+    ``mean(((s_i+ - s_ij) - (t_i+ - t_ij))^2)`` over texts i and the batch's documents j: the second half of TAS-B's
+    dual supervision, where a teacher scores documents that were mined for other texts of the same topic.
+
+    Args:
+        scores: (batch, m) student scores of each text with each document of the batch.
+        targets: (batch, m) raw teacher scores, higher is better. Masked positions may hold any value, NaN included.
+        positives: (batch,) int64 position of the text's own document; -1 for a text without one, which adds no margin.
+        mask: (batch, m) bool, true where a document counts.
+
+    Returns:
+        Scalar float32: the mean over all margins of the batch; 0 if there are none.
+
+    Raises:
+        UserError: The shapes differ.
+    """
+    check_lists(scores, targets)
+    check_positives(scores, positives)
+    known = positives >= 0
+    own = positives.clamp(min=0)[:, None]
+    valid = full_mask(scores, mask)
+    counted = valid & known[:, None] & valid.gather(1, own)
+    residuals = at_least_float32(scores) - at_least_float32(targets).masked_fill(~valid, 0.0)
+    margins = (residuals.gather(1, own) - residuals).masked_fill(~counted, 0.0)
+    return (margins**2).sum() / counted.scatter(1, own, value=False).sum().clamp(min=1)
+
+
+WEIGHTINGS = ("lambdarank", "ndcg-loss2", "ndcg-loss2++")
+WIDEST = 1024  # candidates: 64 such lists take 256 MiB per (batch, n, n) tensor, and training holds several
+
+
+def check_width(candidates: int) -> None:
+    """Reject lists whose pairs would not fit into memory.
+
+    Raises:
+        UserError: More than `WIDEST` candidates.
+    """
+    if candidates > WIDEST:
+        raise UserError(
+            f"lists of {candidates} candidates; objectives over pairs take at most {WIDEST}: lower candidates.depth, "
+            "or take listnet, listmle or pld."
+        )
+
+
+@objective("ranknet", "logistic loss of every pair that the teacher orders (Burges et al. 2005)", has_pairs=True)
+def ranknet(scores: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
+    """RankNet: logistic loss of every pair that the teacher orders (Burges et al. 2005, ICML).
+
+    ``mean over t_i > t_j of log(1 + exp(-(s_i - s_j)))``: only the teacher's order counts. Ties form no pair.
+
+    Args:
+        scores: (batch, n) student scores over their temperature.
+        targets: (batch, n) teacher scores, higher is better. Masked positions may hold any value, NaN included.
+        mask: (batch, n) bool, true at positions that hold a candidate.
+
+    Returns:
+        Scalar float32 in nats: the mean over all ordered pairs of the batch; 0 if there are none.
+
+    Raises:
+        UserError: The shapes differ, or lists too wide for their pairs.
+    """
+    scores, targets, valid = _checked(scores, targets, mask)
+    ordered = _ordered(targets, valid)
+    losses = softplus(scores[:, None, :] - scores[:, :, None])
+    return losses.masked_fill(~ordered, 0.0).sum() / ordered.sum().clamp(min=1)
+
+
+@objective(
+    "lambdaloss", "the same pairs, each weighed by what it may change in nDCG (Wang et al. 2018)", has_pairs=True
+)
+def lambda_loss(
+    scores: Tensor,
+    targets: Tensor,
+    mask: Tensor | None = None,
+    *,
+    gains: Tensor | None = None,
+    weighting: str = "ndcg-loss2++",
+    mu: float = 10.0,
+) -> Tensor:
+    """LambdaLoss: RankNet's pairs, each weighted by its effect on nDCG (Wang et al. 2018, CIKM, eqs. 14-17).
+
+    ``sum over t_i > t_j of w_ij log2(1 + exp(-(s_i - s_j)))`` with the gains G over the ideal DCG, discounts
+    D(r) = log2(1 + r) at the student's present ranks, and
+
+    - ``lambdarank``: ``w_ij = |G_i - G_j| |1/D(r_i) - 1/D(r_j)|``,
+    - ``ndcg-loss2``: ``w_ij = |G_i - G_j| |1/D(|r_i - r_j|) - 1/D(|r_i - r_j| + 1)|``,
+    - ``ndcg-loss2++``: the former plus `mu` times the latter.
+
+    Distillation has no grades. By default the gain is ``exp(t_i - max t)``, DCG's exponential gain of the teacher's
+    logits: the teacher's temperature sets how fast it falls. Weights carry no gradient.
+
+    Args:
+        scores: (batch, n) student scores over their temperature.
+        targets: (batch, n) teacher scores over theirs, higher is better. Masked positions may hold any value, NaN
+            included.
+        mask: (batch, n) bool, true at positions that hold a candidate.
+        gains: (batch, n) gains, 0 or more, that replace the teacher's; for grades use 2^grade - 1.
+        weighting: One of `WEIGHTINGS`.
+        mu: Weight of NDCG-Loss2 in ``ndcg-loss2++``.
+
+    Returns:
+        Scalar float32 in bits: the sum over a list's pairs, averaged over the lists with at least two candidates.
+
+    Raises:
+        UserError: The shapes differ, unknown `weighting`, or lists too wide for their pairs.
+    """
+    if weighting not in WEIGHTINGS:
+        raise unknown("weighting", weighting, WEIGHTINGS)
+    scores, targets, valid = _checked(scores, targets, mask)
+    with torch.no_grad():
+        best = targets.masked_fill(~valid, -torch.inf).amax(dim=1, keepdim=True)
+        given = (targets - torch.nan_to_num(best, neginf=0.0)).exp() if gains is None else at_least_float32(gains)
+        given = given.masked_fill(~valid, 0.0)
+        weights = _weights(scores.masked_fill(~valid, -torch.inf), given, weighting, mu)
+    losses = weights * softplus(scores[:, None, :] - scores[:, :, None]) / math.log(2)
+    summed = losses.masked_fill(~_ordered(targets, valid), 0.0).sum(dim=(1, 2))
+    return mean_over_lists(summed, valid.sum(dim=1) >= 2)
+
+
+def _weights(scores: Tensor, gains: Tensor, weighting: str, mu: float) -> Tensor:
+    """(batch, n, n) weights of pairs; scores are -inf and gains 0 at masked positions."""
+    ranks = 1 + scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1).to(gains.dtype)
+    places = torch.arange(1, gains.shape[1] + 1, device=gains.device, dtype=gains.dtype)
+    ideal = (gains.sort(dim=1, descending=True).values / torch.log2(1 + places)).sum(dim=1, keepdim=True)
+    shares = gains / ideal.clamp(min=1e-10)
+    apart = (shares[:, :, None] - shares[:, None, :]).abs()
+    discounts = 1 / torch.log2(1 + ranks)
+    swapped = (discounts[:, :, None] - discounts[:, None, :]).abs()
+    # The minimum avoids log2(1) = 0 on the diagonal, which is not a pair.
+    distance = (ranks[:, :, None] - ranks[:, None, :]).abs().clamp(min=1)
+    stepped = 1 / torch.log2(1 + distance) - 1 / torch.log2(2 + distance)
+    if weighting == "lambdarank":
+        return apart * swapped
+    return apart * (stepped if weighting == "ndcg-loss2" else swapped + mu * stepped)
+
+
+def _checked(scores: Tensor, targets: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores and targets in float32 with 0 at masked positions, and the mask."""
+    check_lists(scores, targets)
+    check_width(scores.shape[1])
+    valid = full_mask(scores, mask)
+    cleaned = (at_least_float32(one).masked_fill(~valid, 0.0) for one in (scores, targets))
+    return *cleaned, valid  # type: ignore[return-value]
+
+
+def _ordered(targets: Tensor, valid: Tensor) -> Tensor:
+    """(batch, n, n) bool: the teacher ranks i above j."""
+    return (targets[:, :, None] > targets[:, None, :]) & valid[:, :, None] & valid[:, None, :]
