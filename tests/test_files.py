@@ -51,7 +51,7 @@ class TestAtomicFile:
             fail_in(atomic_file(path), lambda temporary: temporary.write_text("half"), error)
         assert (names(tmp_path), path.read_text()) == (["a.txt"], "old")
 
-    @pytest.mark.parametrize("step", ["_sync", "os.replace"])
+    @pytest.mark.parametrize("step", ["os.fsync", "os.replace"])
     def test_a_full_disk_is_one_line_and_leaves_the_old_file(self, step, tmp_path, monkeypatch):
         path = tmp_path / "a.txt"
         path.write_text("old")

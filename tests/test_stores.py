@@ -81,7 +81,7 @@ class TestParts:
     def test_a_full_disk_leaves_the_parts_as_they_were(self, store, monkeypatch):
         store.append(table(1))
         monkeypatch.setattr(
-            "retrodistill.core.files._sync", lambda path: (_ for _ in ()).throw(OSError(28, "No space left"))
+            "retrodistill.core.files.os.fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left"))
         )
         with pytest.raises(UserError, match=r"cannot write .*part-000001.*no space left"):
             store.append(table(2))
@@ -180,7 +180,7 @@ class TestLock:
         monkeypatch.setattr(stores, "log", lambda line: (told.append(line), other.release()))
         other.acquire()
         with store.writing():
-            assert told == [f"waiting for another process that fills {store.folder}"]
+            assert told == [f"waiting for another process that is writing to {store.folder}"]
         monkeypatch.setattr(stores, "log", told.append)
         with store.writing():
             assert len(told) == 1
@@ -198,7 +198,7 @@ class TestLock:
         first.__enter__()
         monkeypatch.setattr(stores, "log", lambda line: (told.append(line), first.__exit__(None, None, None)))
         with other.computing(text_keys(["b", "a", "a"])):
-            assert told == [f"waiting for another process that fills {store.folder}"]
+            assert told == [f"waiting for another process that is writing to {store.folder}"]
 
     def test_is_given_back_after_a_failure(self, store):
         with pytest.raises(RuntimeError), store.writing():

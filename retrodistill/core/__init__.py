@@ -1,1 +1,1 @@
-"""Core: errors, files, manifests, stores, progress, processes and the base class of settings; knows no other room."""
+"""Shared foundations: errors, files, manifests, stores, the running process and the base class of settings."""

@@ -1,4 +1,4 @@
-"""The one error that a user's mistake raises, and helpers for its message."""
+"""The error class for mistakes in the user's input, and helpers for its messages."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: one line that says what came, what was wanted, what to do.
+    """A mistake in the user's input: one line that says what was given, what was expected and what to do.
 
     The command line prints it without a traceback and exits with status 2.
     """
 
 
 def unknown(what: str, given: object, known: Iterable[str]) -> UserError:
-    """Build the error for a name outside a closed list; names the nearest known one.
+    """Build the error for a name outside a closed list, with the closest known name as a suggestion.
 
     Args:
-        what: What kind of name it is, e.g. ``"objective"``.
-        given: The name that came.
-        known: Every name that would have been accepted.
+        what: What the name stands for, e.g. ``"objective"``.
+        given: The unknown name.
+        known: All valid names.
     """
     options = sorted(known)
     nearest = difflib.get_close_matches(str(given), options, n=1, cutoff=0.4)
@@ -28,7 +28,7 @@ def unknown(what: str, given: object, known: Iterable[str]) -> UserError:
 
 
 def sample_of(names: Iterable[object], shown: int = 3) -> str:
-    """Name the first few of many: ``'a', 'b', 'c' and 4 more``."""
+    """List the first few names: ``'a', 'b', 'c' and 4 more``."""
     listed = [repr(str(name)) for name in names]
     more = len(listed) - shown
     return ", ".join(listed[:shown]) + (f" and {more} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: write to a temporary name, then rename; and digests of what they hold."""
+"""Atomic writes (a file or folder is complete or absent), locks, JSON files and digests."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ import platformdirs
 from retrodistill.core.errors import UserError
 from retrodistill.core.runtime import is_main
 
+# How torch, safetensors and the system word a failed write in exceptions that are not an OSError.
+_DISK_ERRORS = ("No space left", "os error", "PytorchStreamWriter", "inline_container", "File too large", "quota")
+
 
 def cache_folder() -> Path:
-    """Folder shared by all recipes: ``RETRODISTILL_CACHE``, or the platform's user cache folder."""
+    """The cache that all recipes share: ``RETRODISTILL_CACHE``, or the platform's user cache folder."""
     return Path(os.environ.get("RETRODISTILL_CACHE") or platformdirs.user_cache_dir("retrodistill"))
 
 
@@ -42,59 +45,63 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is renamed to `path`, on failure removed.
+    """Yield a temporary path next to `path`; it is renamed to `path` on success and removed on failure.
 
     Raises:
         UserError: The disk is full or the folder is not writable.
     """
     target = Path(path)
-    make_folder(target.parent)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
+    with _temporary(target) as temporary:
         yield temporary
-        _sync(temporary)
+        if temporary.is_file():
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, target)
-    except OSError as error:
-        raise _not_written(target, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success it takes the place of `path`, on failure it is removed.
+    """Yield a temporary folder next to `path`; it replaces `path` on success and is removed on failure.
 
     Raises:
-        UserError: The disk is full or the folder is not writable.
+        UserError: The disk is full or the parent folder is not writable.
     """
     target = Path(path)
-    make_folder(target.parent)
     if target.exists() and not target.is_dir():
         raise UserError(f"cannot write {target}: a file has that name; choose another folder.")
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
+    with _temporary(target) as temporary:
         temporary.mkdir()
         yield temporary
-        _take_place(temporary, target)
+        _replace_folder(temporary, target)
+
+
+@contextlib.contextmanager
+def _temporary(target: Path) -> Iterator[Path]:
+    make_folder(target.parent)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        yield temporary
     except OSError as error:
-        raise _not_written(target, error) from error
+        raise UserError(f"cannot write {target}: {_reason(error)}; nothing half-written was left there.") from error
     finally:
+        # Only one of the two applies, and neither may hide an error.
         shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def check_replaceable(path: str | os.PathLike[str], mark: str) -> Path:
-    """Check that a folder may be written or replaced: it is absent, empty, or an older artifact of the same kind.
+    """Check that a folder may be written: it is absent, empty, or holds an older artifact of the same kind.
 
     Args:
         path: The folder.
-        mark: Name of a file that only such an artifact holds.
+        mark: Name of a file that only such an artifact contains.
 
     Raises:
-        UserError: Another kind of artifact is there and would be lost.
+        UserError: The folder holds something else, which would be lost.
     """
     folder = Path(path)
-    folder = folder if folder.name else folder.resolve()  # "." has no name to put a temporary folder beside
+    folder = folder if folder.name else folder.resolve()  # "." has no name for the temporary folder next to it
     if folder.is_dir():
         if any(folder.iterdir()) and not (folder / mark).is_file():
             raise UserError(f"{folder} holds other files (no {mark} among them), which would be lost; choose another.")
@@ -106,10 +113,10 @@ def check_replaceable(path: str | os.PathLike[str], mark: str) -> Path:
 
 @contextlib.contextmanager
 def exclusive(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Hold a lock file while working in a folder; the main process of several does it for all.
+    """Hold a lock file while working in its folder; under torchrun only the main process takes it.
 
     Raises:
-        UserError: Another process holds it.
+        UserError: Another run holds the lock.
     """
     if not is_main():
         yield
@@ -130,7 +137,7 @@ def exclusive(path: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def disk_errors() -> Iterator[None]:
-    """Raise what a full disk makes torch and safetensors raise as the OSError that it is."""
+    """Turn the exceptions that torch and safetensors raise on a full disk into an OSError."""
     from safetensors import SafetensorError
 
     try:
@@ -142,13 +149,12 @@ def disk_errors() -> Iterator[None]:
 
 
 def is_disk_error(error: BaseException) -> bool:
-    """Whether a library's error is about writing: they put the system's words into their own classes."""
-    words = ("No space left", "os error", "PytorchStreamWriter", "inline_container", "File too large", "quota")
-    return isinstance(error, OSError) or any(word in str(error) for word in words)
+    """Whether an exception of any class reports a failed write."""
+    return isinstance(error, OSError) or any(words in str(error) for words in _DISK_ERRORS)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write a value as indented JSON, atomically; NaN is refused."""
+    """Write a value as indented JSON, atomically. NaN raises ValueError."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_file(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
@@ -171,25 +177,19 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def digest(*parts: object) -> str:
-    """Fingerprint of any JSON-like values, 16 hexadecimal digits; dictionaries count by content, not order."""
+    """Fingerprint of JSON-like values, 16 hexadecimal digits; the order of dictionary keys does not matter."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def file_digest(path: str | os.PathLike[str], algorithm: str = "blake2b") -> str:
-    """Hexadecimal digest of a file's bytes, read in pieces."""
+    """Hexadecimal digest of a file's bytes, read in chunks."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-def _sync(path: Path) -> None:
-    if path.is_file():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-
-
-def _take_place(temporary: Path, target: Path) -> None:
-    """Move a folder to a path that may exist; the old one is restored if that fails."""
+def _replace_folder(temporary: Path, target: Path) -> None:
+    """Move a folder to a path that may exist; restore the old one if that fails."""
     if not target.exists():
         os.replace(temporary, target)
         return
@@ -201,10 +201,6 @@ def _take_place(temporary: Path, target: Path) -> None:
         os.replace(old, target)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _not_written(target: Path, error: OSError) -> UserError:
-    return UserError(f"cannot write {target}: {_reason(error)}; nothing half-written was left there.")
 
 
 def _reason(error: OSError) -> str:

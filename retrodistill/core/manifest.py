@@ -1,4 +1,4 @@
-"""Manifests: what an artifact was made from, so that it is reused, refused or redone, never mixed."""
+"""Manifests record what an artifact was made from, so that it can be reused, refused or made again."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _LIBRARIES = ("retrodistill", "torch", "sentence-transformers", "transformers", 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What went into an artifact.
+    """What an artifact was made from.
 
     Attributes:
-        artifact: What it is: ``"candidates"``, ``"index"``, ``"student"``...
-        inputs: Fingerprint of each thing that went in, by name.
-        settings: The settings it was made with, seeds included (JSON values).
-        about: Facts that do not decide a match (counts, seconds, contracts).
+        artifact: Kind of artifact: ``"candidates"``, ``"index"``, ``"student"``...
+        inputs: Fingerprint of each input, by name.
+        settings: The settings used, seeds included (JSON values).
+        about: Facts that do not affect the fingerprint (counts, seconds, contracts).
     """
 
     artifact: str
@@ -36,11 +36,11 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of artifact, inputs and settings; library versions and hardware are recorded but do not count."""
+        """Digest of artifact, inputs and settings; library versions and hardware are recorded but not part of it."""
         return digest(self.artifact, self.inputs, self.settings)
 
     def write(self, folder: str | os.PathLike[str], name: str = FILE_NAME) -> None:
-        """Write into a folder, with library versions, hardware and time; the last file of an artifact to appear."""
+        """Write to a folder, with library versions, hardware and time. Call it last: it marks an artifact complete."""
         write_json(
             Path(folder) / name,
             {
@@ -60,7 +60,7 @@ class Manifest:
         """Read the manifest of a folder.
 
         Raises:
-            UserError: There is none, or it is not a manifest.
+            UserError: There is none, or the file is not a manifest.
         """
         path = Path(folder) / name
         content = read_json(path)
@@ -73,13 +73,11 @@ class Manifest:
 
     def matches(self, folder: str | os.PathLike[str], name: str = FILE_NAME) -> bool:
         """Whether the folder holds an artifact made from the same inputs with the same settings."""
-        if not (Path(folder) / name).exists():
-            return False
-        return Manifest.read(folder, name).fingerprint == self.fingerprint
+        return (Path(folder) / name).exists() and Manifest.read(folder, name).fingerprint == self.fingerprint
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide a result."""
+    """Versions of Python and of the libraries that affect results."""
     versions = {"python": platform.python_version()}
     for name in _LIBRARIES:
         try:
@@ -90,7 +88,7 @@ def library_versions() -> dict[str, str]:
 
 
 def _clone_version() -> str | None:
-    """The version of this package where it runs from a clone that nobody installed."""
+    """Version of this package when it runs from a clone without being installed."""
     project = Path(__file__).parents[2] / "pyproject.toml"
     about = tomllib.loads(project.read_text()).get("project", {}) if project.exists() else {}
     return str(about["version"]) if about.get("name") == "retrodistill" else None
@@ -98,6 +96,8 @@ def _clone_version() -> str | None:
 
 def hardware() -> dict[str, Any]:
     """Processor, cores, memory in GiB and GPU of this machine."""
+    import torch
+
     facts: dict[str, Any] = {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()}
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -105,11 +105,5 @@ def hardware() -> dict[str, Any]:
         facts["processor"] = models[0] if models else platform.processor()
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         facts["memory_gib"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    facts["gpu"] = _gpu()
+    facts["gpu"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
     return facts
-
-
-def _gpu() -> str | None:
-    import torch
-
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None

@@ -1,4 +1,4 @@
-"""The process this code runs in: other processes of torchrun, memory, progress bars and log lines."""
+"""The running process: other processes under torchrun, memory allocation, progress bars and log lines."""
 
 from __future__ import annotations
 
@@ -12,20 +12,26 @@ from typing import Any
 
 from tqdm import tqdm
 
+# Parameters of glibc's mallopt(3).
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 1 << 30
+
+_quiet = False
+
 
 def processes() -> int:
-    """How many processes torchrun started; 1 without it."""
+    """Number of processes that torchrun started; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes."""
+    """Whether this is the main process, the only one that writes files."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 @contextlib.contextmanager
 def main_first() -> Iterator[None]:
-    """Let the main process do the work inside first; the others follow and find it done."""
+    """Run the block in the main process first, then in the others, which can reuse its results."""
     if processes() == 1:
         yield
         return
@@ -44,10 +50,11 @@ def barrier() -> None:
 
 
 def average_gradients(parameters: Iterable[Any]) -> None:
-    """Give each parameter the mean of its gradients over all processes; with one process nothing changes.
+    """Average each parameter's gradient over all processes; does nothing in a single process.
 
     Args:
-        parameters: Tensors that require a gradient and are used in every step of every process.
+        parameters: Tensors that require a gradient. Every process must use all of them in every step, because a
+            process that skips one would leave the others waiting.
     """
     if processes() == 1:
         return
@@ -61,20 +68,16 @@ def average_gradients(parameters: Iterable[Any]) -> None:
         parameter.register_hook(mean)
 
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
-_KEPT = 1 << 30  # bytes
-
-
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Have glibc keep freed blocks of up to 1 GiB for this process instead of returning them to the system.
+    """Have glibc keep freed blocks of up to 1 GiB instead of returning them to the system.
 
-    A block of more than 32 MiB is otherwise mapped anew each time and cleared page by page by the kernel: the gradient
-    of a token table (30,522 x 384 float32) at every step. That takes two thirds of a step of a static student on a
-    CPU, a quarter of a step of MiniLM. Larger blocks are mapped as before. Elsewhere than on glibc it does nothing.
+    By default, glibc maps each block above 32 MiB anew and the kernel clears it page by page. The gradient of a token
+    table (30,522 x 384 float32) is such a block, at every step: clearing it takes two thirds of a training step of a
+    static student on a CPU and a quarter of a step of MiniLM.
 
     Returns:
-        Whether glibc took it.
+        Whether the setting took effect; False without glibc.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -82,14 +85,11 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    return bool(mallopt(_MMAP_THRESHOLD, _KEPT)) and bool(mallopt(_TRIM_THRESHOLD, _KEPT))
+    return bool(mallopt(_MMAP_THRESHOLD, _KEPT_BYTES)) and bool(mallopt(_TRIM_THRESHOLD, _KEPT_BYTES))
 
 
-_quiet = False
-
-
-class _Lines:
-    """Standard error for logs: a line where a terminal would redraw one."""
+class _LogStream:
+    """Standard error for log files: prints a new line where a terminal would redraw the bar."""
 
     def write(self, text: str) -> None:
         line = text.strip("\r\n ")
@@ -101,16 +101,16 @@ class _Lines:
 
 
 def set_quiet(quiet: bool) -> None:
-    """Show no bars (for ``--json`` and ``--quiet``)."""
+    """Turn progress bars and log lines off or on (for ``--json`` and ``--quiet``)."""
     global _quiet  # noqa: PLW0603 - one switch for the process, set by the command line
     _quiet = quiet
 
 
 def bar(total: int, what: str, unit: str) -> Any:
-    """Show a bar over `total` units, for a ``with`` statement; off a terminal it is a line every ten seconds."""
+    """Progress bar for a ``with`` statement; outside a terminal it prints a line every ten seconds."""
     terminal = sys.stderr.isatty()
     return tqdm(
-        file=sys.stderr if terminal else _Lines(),
+        file=sys.stderr if terminal else _LogStream(),
         total=total,
         desc=what,
         unit=f" {unit}",
@@ -124,6 +124,6 @@ def bar(total: int, what: str, unit: str) -> Any:
 
 
 def log(line: str) -> None:
-    """One line about what is going on, on standard error."""
+    """Print a line to standard error without breaking an open progress bar."""
     if not _quiet:
         tqdm.write(line, file=sys.stderr)

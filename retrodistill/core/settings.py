@@ -1,4 +1,4 @@
-"""The base of all settings, and what their fields share: closed choices and errors that pydantic collects."""
+"""The base class of all settings, and helpers for pydantic fields and validators."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from retrodistill.core.errors import UserError, unknown
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen; unknown keys are refused; the string below a field documents it."""
+    """Base of all settings: frozen, rejects unknown keys; the string below a field is its documentation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 @dataclass(frozen=True)
 class OneOf:
-    """Marks text from a closed list: ``Annotated[str, OneOf("sampler", "retrodistill.candidates.samplers:SAMPLERS")]``.
+    """A name from a closed list: ``Annotated[str, OneOf("sampler", "retrodistill.candidates.samplers:SAMPLERS")]``.
 
-    Validation refuses other names and the JSON schema lists them. The list is imported when it is first needed, since
-    those of some registries load torch.
+    Validation rejects other names and the JSON schema lists the valid ones. The list is imported on first use, because
+    some registries load torch.
 
     Attributes:
-        what: What kind of name it is, for the error.
+        what: What the name stands for, for the error message.
         home: ``module:attribute`` of the list, or of a mapping with the names as keys.
     """
 
@@ -36,7 +36,7 @@ class OneOf:
     home: str
 
     def names(self) -> list[str]:
-        """Every name of the list, in its order."""
+        """All valid names, in their order."""
         module, _, attribute = self.home.partition(":")
         return list(getattr(importlib.import_module(module), attribute))
 
@@ -54,7 +54,7 @@ class OneOf:
 
 @contextlib.contextmanager
 def value_errors() -> Iterator[None]:
-    """Inside a validator: a `UserError` becomes the ValueError that pydantic collects."""
+    """Inside a validator, turn a `UserError` into the ValueError that pydantic collects."""
     try:
         yield
     except UserError as error:

@@ -1,6 +1,6 @@
-"""Append-only folders of parts: killed at any moment they lose at most the part in flight.
+"""Append-only folders of part files. A killed process loses at most the part that it was writing.
 
-Two kinds share the mechanics: pair scores (Parquet) and embeddings (memory-mapped Arrow files).
+Pair scores use Parquet parts; embeddings use memory-mapped Arrow parts.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from retrodistill.core.files import atomic_file, make_folder
 from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.core.runtime import log
 
-_COMPACT_ABOVE = 32  # parts; more make opening slow
-_WAIT_SECONDS = 1.0  # before we say that another process holds the store
-_KEY_LOCKS = 1024  # files; two sets that share one only wait for each other
+_COMPACT_ABOVE = 32  # parts; more of them make opening a store slow
+_WAIT_SECONDS = 1.0  # before a log line says that another process holds the store
+_KEY_LOCKS = 1024  # lock files; two key sets that share one only wait for each other
 
 
 def text_keys(texts: Sequence[str]) -> np.ndarray:
-    """(n,) uint64 digest of each text; the chance that two of ten million texts share one is 3e-6."""
+    """(n,) uint64 digest of each text. The chance of a collision among ten million texts is 3e-6."""
     joined = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
     return np.frombuffer(joined, dtype="<u8")
 
 
 def slug(name: str) -> str:
-    """A file name for a model name: letters, digits, dots and dashes, at most 60 characters."""
+    """Turn a model name into a file name: letters, digits, dots and dashes, at most 60 characters."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", name)[-60:].strip("-.") or "model"
 
 
 class PartStore:
-    """A folder of immutable parts and the manifest of whom they belong to.
+    """A folder of immutable part files, and a manifest that identifies its owner.
 
     Args:
-        folder: Where; created if missing.
-        owner: Whose rows these are. Another owner's folder is refused.
-        ending: ``.parquet``, or ``.arrow`` for parts that are read memory-mapped.
+        folder: Created if missing.
+        owner: What the rows belong to, such as a teacher.
+        ending: ``.parquet``, or ``.arrow`` for parts that are memory-mapped.
 
     Raises:
         UserError: The folder belongs to another owner or cannot be written.
@@ -54,25 +54,26 @@ class PartStore:
         self.folder = make_folder(folder)
         self.ending = ending
         self._lock = filelock.FileLock(self.folder / ".lock")
-        if not (self.folder / FILE_NAME).exists():  # else a writer's lock would keep readers out for hours
+        # Take the lock only for a new store: readers must not wait for hours while another process writes.
+        if not (self.folder / FILE_NAME).exists():
             with self.writing():
                 if not (self.folder / FILE_NAME).exists():
                     owner.write(self.folder)
-        found = Manifest.read(self.folder)
-        if found.fingerprint != owner.fingerprint:
+        stored = Manifest.read(self.folder)
+        if stored.fingerprint != owner.fingerprint:
             raise UserError(
-                f"store {self.folder} belongs to another {owner.artifact}: it holds {found.inputs} with "
-                f"{found.settings}, wanted {owner.inputs} with {owner.settings}; choose another folder or delete it."
+                f"store {self.folder} belongs to another {owner.artifact}: it holds {stored.inputs} with "
+                f"{stored.settings}, wanted {owner.inputs} with {owner.settings}; choose another folder or delete it."
             )
 
     @contextlib.contextmanager
     def computing(self, keys: np.ndarray) -> Iterator[None]:
-        """Hold some rows' keys against other processes that want the same set of them; of other sets they go on.
+        """Keep other processes from computing the same set of rows; other sets can be computed in parallel.
 
-        Where two sets share keys, both may compute these at once: the rows are equal, and readers take the first.
+        Overlapping sets may compute the shared rows twice. Their values are equal, and readers use the first.
 
         Args:
-            keys: (n,), in any order.
+            keys: (n,) keys of the rows, in any order.
         """
         number = int.from_bytes(hashlib.blake2b(np.unique(keys).tobytes(), digest_size=8).digest()) % _KEY_LOCKS
         with self._held(filelock.FileLock(self.folder / f".computing-{number}.lock")):
@@ -80,38 +81,39 @@ class PartStore:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the folder against other processes; for as long as writing takes, not computing."""
+        """Lock the folder for a write (not for the computation before it)."""
         with self._held(self._lock):
-            self._sweep()
+            # Nobody else writes while the lock is held, so temporary files are leftovers of killed processes.
+            for leftover in self.folder.glob(f".part-*{self.ending}.*.part"):
+                leftover.unlink(missing_ok=True)
             yield
 
     @contextlib.contextmanager
     def _held(self, lock: filelock.BaseFileLock) -> Iterator[None]:
-        """Wait for a lock, and say so; it is released when a process dies."""
         try:
             lock.acquire(timeout=_WAIT_SECONDS)
         except filelock.Timeout:
-            log(f"waiting for another process that fills {self.folder}")
-            lock.acquire()
+            log(f"waiting for another process that is writing to {self.folder}")
+            lock.acquire()  # the system releases the lock of a process that dies
         try:
             yield
         finally:
             lock.release()
 
     def parts(self) -> list[pa.Table]:
-        """The parts that are whole on disk, in the order of their names.
+        """All complete parts, in the order of their names.
 
         Raises:
-            UserError: A part is cut short or altered.
+            UserError: A part is truncated or corrupt.
         """
         while True:
             try:
                 return [self._read(path) for path in self._paths()]
-            except FileNotFoundError:  # another process merged the parts since they were listed
+            except FileNotFoundError:  # another process merged the parts after they were listed
                 continue
 
     def append(self, table: pa.Table) -> None:
-        """Add one part; it is there whole or not at all."""
+        """Add a part, atomically."""
         with self.writing():
             number = len(list(self.folder.glob("part-*")))
             self._write(table, f"part-{number:06d}-{uuid.uuid4().hex[:8]}{self.ending}")
@@ -124,16 +126,11 @@ class PartStore:
                 return
             merged = pa.concat_tables([self._read(path) for path in paths])
             self._write(merged, f"part-000000-{uuid.uuid4().hex[:8]}{self.ending}")
-            for path in paths:  # a kill between the two leaves rows twice with equal values: readers take the first
+            for path in paths:  # if the process dies here, rows exist twice with equal values, which readers accept
                 path.unlink()
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob(f"part-*{self.ending}"))
-
-    def _sweep(self) -> None:
-        """Remove what a killed writer left half-written; nobody else writes while the lock is held."""
-        for leftover in self.folder.glob(f".part-*{self.ending}.*.part"):
-            leftover.unlink(missing_ok=True)
 
     def _read(self, path: Path) -> pa.Table:
         try:
@@ -144,9 +141,9 @@ class PartStore:
         except FileNotFoundError:
             raise
         except (OSError, pa.ArrowException) as error:
+            reason = str(error).splitlines()[0]
             raise UserError(
-                f"{path} is cut short or altered ({str(error).splitlines()[0]}); delete this file and its rows will "
-                "be made again."
+                f"{path} is cut short or altered ({reason}); delete this file and its rows will be computed again."
             ) from error
 
     def _write(self, table: pa.Table, name: str) -> None:
@@ -159,7 +156,7 @@ class PartStore:
 
 
 class KeyIndex:
-    """Rows of keys: sorted keys and the row of each, the first where one appears twice."""
+    """Finds the row of a key; of a key that appears twice, the first row."""
 
     def __init__(self, keys: np.ndarray) -> None:
         self.keys, self.rows = np.unique(keys, return_index=True)

@@ -1,4 +1,4 @@
-"""Corpora, queries and relevance judgments: their sources and their containers."""
+"""Collections: documents, queries and relevance judgments, and where they are loaded from."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ def load_collection(source: str | Path | Collection) -> Collection:
 
     Args:
         source: ``"demo"`` (made from Python's own documentation), ``"beir/<name>"`` (downloaded once),
-            ``"ir_datasets:<id>"``, ``"hf:<name or folder>"``, or a folder in BEIR's layout. A string that is one of
-            these names takes precedence over a folder of the same name (``"./demo"`` is the folder); a `Path` is always
-            a folder. A `Collection` is returned as it is.
+            ``"ir_datasets:<id>"``, ``"hf:<name or folder>"``, or a folder in BEIR's layout. These names take precedence
+            over a folder of the same name (write ``"./demo"`` for the folder), but a `Path` is always a folder. A
+            `Collection` is returned unchanged.
 
     Raises:
-        UserError: It is none of these, or what is there cannot be read; one line.
+        UserError: It is none of these, or the data cannot be read.
     """
     if isinstance(source, Collection):
         return source
     if isinstance(source, str):
-        named = _named(source)
+        named = _load_named(source)
         if named is not None:
             return named
     elif not isinstance(source, Path):
         raise UserError(f"a collection cannot be made from {type(source).__name__}; give {_FORMS}.")
     folder = Path(source).expanduser()
-    # Path("") is the current folder, which is never the intent of an empty string.
+    # Path("") is the current folder, which an empty string never means.
     if str(source) and folder.is_dir():
         from retrodistill.data.beir import load_folder
 
@@ -42,15 +42,11 @@ def load_collection(source: str | Path | Collection) -> Collection:
     raise UserError(f"no collection {str(source)!r}: no such folder, nor a known form; give {_FORMS}.")
 
 
-def _named(source: str) -> Collection | None:
+def _load_named(source: str) -> Collection | None:
     if source == "demo":
         from retrodistill.data.demo import load_demo
 
         return load_demo()
-    if source.startswith("beir/"):
-        from retrodistill.data.beir import load_public
-
-        return load_public(source.removeprefix("beir/"))
     if source.startswith("ir_datasets:"):
         from retrodistill.data.hubs import load_irdatasets
 
@@ -59,4 +55,8 @@ def _named(source: str) -> Collection | None:
         from retrodistill.data.hubs import load_huggingface
 
         return load_huggingface(source.removeprefix("hf:"))
+    if source.startswith("beir/"):
+        from retrodistill.data.beir import load_public
+
+        return load_public(source.removeprefix("beir/"))
     return None

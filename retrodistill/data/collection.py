@@ -16,21 +16,24 @@ from retrodistill.core.files import digest
 from retrodistill.data.texts import Texts, column_digest
 
 JUDGMENT_SCHEMA = pa.schema([("query_id", pa.string()), ("document_id", pa.string()), ("relevance", pa.int32())])
+PSEUDO_SPLITS = ("all", "unjudged", "auto")
+_SPLIT_ORDER = {"train": 0, "dev": 1, "test": 2}
 
 
 @dataclass(frozen=True, eq=False)
 class Qrels:
-    """Judgments: one row per (query, document) pair. Zero and negative grades are kept: judged, not relevant.
+    """Relevance judgments of one split. Zero and negative grades are kept: they mean judged, but not relevant.
 
     Attributes:
-        table: Columns query_id, document_id (string), relevance (int32); queries in order of their first row.
+        table: Columns query_id, document_id (string), relevance (int32), one row per pair; queries in the order of
+            their first row.
     """
 
     table: pa.Table
 
     @classmethod
     def from_rows(cls, rows: Iterable[tuple[str, str, int]]) -> Qrels:
-        """Build from (query_id, document_id, relevance); of a pair given twice the last row counts, as in beir."""
+        """Build from (query_id, document_id, relevance). The last row of a repeated pair counts, as in beir."""
         grades: dict[str, dict[str, int]] = {}
         for query, document, relevance in rows:
             grades.setdefault(query, {})[document] = relevance
@@ -48,7 +51,7 @@ class Qrels:
 
     @cached_property
     def query_ids(self) -> list[str]:
-        """The queries that are judged, in order of their first row."""
+        """The judged queries, in the order of their first row."""
         return pc.unique(self.table["query_id"]).to_pylist()
 
     @cached_property
@@ -59,7 +62,7 @@ class Qrels:
         return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
 
     def to_dict(self) -> dict[str, dict[str, int]]:
-        """``{query_id: {document_id: relevance}}`` with plain Python integers, the form of pytrec_eval and beir."""
+        """``{query_id: {document_id: relevance}}`` with Python integers, as pytrec_eval and beir expect."""
         grades: dict[str, dict[str, int]] = {}
         columns = (self.table[name].to_pylist() for name in JUDGMENT_SCHEMA.names)
         for query, document, relevance in zip(*columns, strict=True):
@@ -67,22 +70,19 @@ class Qrels:
         return grades
 
 
-PSEUDO_SPLITS = ("all", "unjudged", "auto")
-
-
 class Collection:
     """Documents, queries and relevance judgments.
 
-    Judgments follow beir 2.2. Its `GenericDataLoader` never looks a judged document up and its `EvaluateRetrieval`
-    counts it, so a relevant document that the corpus lacks counts against recall and the ideal gain: those rows are
-    kept. A judged query that is not in queries.jsonl makes beir's loader raise KeyError: those rows are dropped. Both
-    are counted in `warnings`.
+    Judgments are treated as in beir 2.2. A judged document that is missing from the corpus counts against recall and
+    the ideal gain there (`EvaluateRetrieval` counts it without looking it up), so those rows are kept. A judged query
+    that is missing from queries.jsonl makes beir's `GenericDataLoader` raise KeyError, so those rows are dropped.
+    `warnings` reports the number of both.
 
     Attributes:
-        name: Short name, fit for a table or a file.
-        documents: Text of each document by beir's rule, ``(title + " " + text).strip()``.
-        titles: The titles alone; '' for a document without one. Same ids, same order.
-        bodies: The texts without the title. Same ids, same order.
+        name: Short name, usable in tables and file names.
+        documents: Text of each document as in beir, ``(title + " " + text).strip()``.
+        titles: The titles only, '' for a document without one; same ids and order.
+        bodies: The texts without the title; same ids and order.
         queries: All queries.
         qrels: Judgments by split, in the order train, dev, test, others.
         warnings: Problems in the data, one line each, with counts.
@@ -99,14 +99,15 @@ class Collection:
         qrels: Mapping[str, Qrels],
         warnings: Iterable[str] = (),
     ) -> None:
-        """Put checked parts together; `from_parts` checks, and the loaders do."""
-        order = {"train": 0, "dev": 1, "test": 2}
+        """Combine parts that were already checked; `from_parts` and the loaders check them."""
         self.name = name
         self.documents = documents
         self.titles = titles
         self.bodies = bodies
         self.queries = queries
-        self.qrels = {split: qrels[split] for split in sorted(qrels, key=lambda split: (order.get(split, 3), split))}
+        self.qrels = {
+            split: qrels[split] for split in sorted(qrels, key=lambda name: (_SPLIT_ORDER.get(name, 3), name))
+        }
         self.warnings = list(warnings)
 
     @classmethod
@@ -117,7 +118,7 @@ class Collection:
         queries: Mapping[str, str],
         qrels: Mapping[str, Mapping[str, Mapping[str, int]]],
     ) -> Collection:
-        """Build in memory, and check.
+        """Build from dictionaries, and check them.
 
         Args:
             name: Short name.
@@ -128,22 +129,22 @@ class Collection:
         Raises:
             UserError: There are no documents, or a split has a reserved name.
         """
+        if not documents:
+            raise UserError(f"collection {name}: there are no documents; give at least one.")
         pairs = {id_: ("", both) if isinstance(both, str) else both for id_, both in documents.items()}
         titles = Texts.from_pairs((id_, title) for id_, (title, _) in pairs.items())
         bodies = Texts.from_pairs((id_, body) for id_, (_, body) in pairs.items())
         joined = Texts.from_pairs((id_, full_text(title, body)) for id_, (title, body) in pairs.items())
-        asked = Texts.from_pairs(queries.items())
-        if not pairs:
-            raise UserError(f"collection {name}: there are no documents; give at least one.")
-        judged, warnings = check_parts(joined, asked, {split: Qrels.from_dict(qrels[split]) for split in qrels})
-        return cls(name, joined, titles=titles, bodies=bodies, queries=asked, qrels=judged, warnings=warnings)
+        query_texts = Texts.from_pairs(queries.items())
+        judged, warnings = check_parts(joined, query_texts, {split: Qrels.from_dict(qrels[split]) for split in qrels})
+        return cls(name, joined, titles=titles, bodies=bodies, queries=query_texts, qrels=judged, warnings=warnings)
 
     def __repr__(self) -> str:
         splits = ", ".join(f"{name} {size}" for name, size in self.split_sizes.items())
         return f"Collection({self.name}: {len(self.documents)} documents, queries: {splits or 'none'})"
 
     def title(self, id_: str) -> str:
-        """The title of a document, '' where it has none."""
+        """The title of a document, '' if it has none."""
         return self.titles[id_]
 
     @cached_property
@@ -154,7 +155,7 @@ class Collection:
 
     @cached_property
     def split_sizes(self) -> dict[str, int]:
-        """Queries in each split that `split` accepts, empty ones left out."""
+        """Number of queries in each split that `split` accepts, without empty splits."""
         sizes = {split: len(self._in_order(qrels.query_ids)) for split, qrels in self.qrels.items()}
         sizes |= {"all": len(self.queries), "unjudged": len(self._unjudged)}
         return {split: size for split, size in sizes.items() if size}
@@ -163,20 +164,20 @@ class Collection:
         """The queries of a split, in the order of the queries file.
 
         Args:
-            name: A split of `qrels`; ``"all"`` (every query); ``"unjudged"`` (queries in no split: a query log without
-                labels); ``"auto"``, for training: train if there is one, else unjudged if there are any, else no query.
+            name: A split of `qrels`; ``"all"`` for every query; ``"unjudged"`` for the queries without judgments, such
+                as a query log; or ``"auto"`` for training: train if it exists, else unjudged, which may be empty.
 
         Raises:
-            UserError: There is no such split or it has no queries; the message lists the splits there are.
+            UserError: There is no such split or it has no queries; the message lists the existing splits.
         """
         sizes = self.split_sizes
         if name == "auto":
-            name = next((split for split in ("train", "unjudged") if split in sizes), "none")
-            if name == "none":
+            if not sizes.keys() & {"train", "unjudged"}:
                 return Texts.from_pairs([])
+            name = "train" if "train" in sizes else "unjudged"
         if name not in sizes:
             what = "has no queries in" if name in self.qrels or name in PSEUDO_SPLITS else "has no"
-            raise UserError(f"collection {self.name} {what} split {name!r}; {self._listed(sizes)}.")
+            raise UserError(f"collection {self.name} {what} split {name!r}; {_listed(sizes)}.")
         if name == "all":
             return self.queries
         return self.queries.select(self._unjudged if name == "unjudged" else self._in_order(self.qrels[name].query_ids))
@@ -185,11 +186,11 @@ class Collection:
         """The judgments of a split.
 
         Raises:
-            UserError: The split has none; the message lists those that have.
+            UserError: The split has none; the message lists the splits that do.
         """
         if split not in self.qrels:
             judged = {name: size for name, size in self.split_sizes.items() if name not in PSEUDO_SPLITS}
-            raise UserError(f"collection {self.name} has no judgments for split {split!r}; {self._listed(judged)}.")
+            raise UserError(f"collection {self.name} has no judgments for split {split!r}; {_listed(judged)}.")
         return self.qrels[split]
 
     @cached_property
@@ -201,10 +202,10 @@ class Collection:
         wanted = set(ids)
         return [query for query in self.queries.ids if query in wanted]
 
-    @staticmethod
-    def _listed(sizes: Mapping[str, int]) -> str:
-        listed = ", ".join(f"{split} ({size} queries)" for split, size in sizes.items())
-        return f"splits: {listed}" if listed else "it has no queries at all"
+
+def _listed(sizes: Mapping[str, int]) -> str:
+    listed = ", ".join(f"{split} ({size} queries)" for split, size in sizes.items())
+    return f"splits: {listed}" if listed else "it has no queries at all"
 
 
 @dataclass(frozen=True)
@@ -212,9 +213,9 @@ class Leak:
     """A training query that is also a test query.
 
     Attributes:
-        train_id: Its id among the training queries.
-        test_id: The test query's id; the same, or one with the same normalized text.
-        text: The training query's text.
+        train_id: Id of the training query.
+        test_id: Id of the test query: the same id, or one with the same normalized text.
+        text: Text of the training query.
     """
 
     train_id: str
@@ -223,7 +224,7 @@ class Leak:
 
 
 def leaks(collection: Collection, train: str = "train", test: str = "test") -> list[Leak]:
-    """Queries in both splits, by id or by normalized text; at most one entry per training query.
+    """Queries that are in both splits, by id or by normalized text; at most one entry per training query.
 
     Raises:
         UserError: One of the splits does not exist.
@@ -232,36 +233,36 @@ def leaks(collection: Collection, train: str = "train", test: str = "test") -> l
 
 
 def leaks_between(train: Texts, test: Texts) -> list[Leak]:
-    """As `leaks`, for any two sets of queries: titles drawn as pseudo-queries may be test queries too."""
+    """Like `leaks`, for any two sets of queries: a title used as a pseudo-query can be a test query too."""
     by_text: dict[str, str] = {}
     for id_, text in zip(test.ids, test.texts, strict=True):
         by_text.setdefault(normalized(text), id_)
     by_text.pop("", None)
-    found = []
+    leaked = []
     for id_, text in zip(train.ids, train.texts, strict=True):
         twin = id_ if id_ in test else by_text.get(normalized(text))
         if twin is not None:
-            found.append(Leak(id_, twin, text))
-    return found
+            leaked.append(Leak(id_, twin, text))
+    return leaked
 
 
-def leak_warning(found: list[Leak]) -> str | None:
-    """One line that says how many training queries are test queries, or None."""
-    if not found:
+def leak_warning(leaked: list[Leak]) -> str | None:
+    """One line about the number of training queries that are test queries, or None."""
+    if not leaked:
         return None
     return (
-        f"{len(found)} training queries are also test queries, by id or by text "
-        f"({sample_of(leak.text for leak in found)}): they are dropped from training."
+        f"{len(leaked)} training queries are also test queries, by id or by text "
+        f"({sample_of(leak.text for leak in leaked)}): they are dropped from training."
     )
 
 
 def normalized(text: str) -> str:
-    """Casefolded, with every run of whitespace and punctuation made one space."""
+    """Case-folded text in which each run of whitespace and punctuation becomes a single space."""
     return re.sub(r"[\W_]+", " ", text.casefold()).strip()
 
 
 def full_text(title: str, body: str) -> str:
-    """The text that a ranker sees of a document: beir's rule."""
+    """The text of a document that rankers see, joined as in beir."""
     return f"{title} {body}".strip()
 
 
@@ -269,7 +270,7 @@ def check_parts(documents: Texts, queries: Texts, qrels: Mapping[str, Qrels]) ->
     """Drop judgments of unknown queries and collect warnings.
 
     Returns:
-        The judgments that are left, and warnings, one line each.
+        The remaining judgments, and warnings of one line each.
 
     Raises:
         UserError: A split has the name of a pseudo-split.
@@ -280,7 +281,13 @@ def check_parts(documents: Texts, queries: Texts, qrels: Mapping[str, Qrels]) ->
                 f"a split of the judgments is called {split!r}, a reserved name "
                 f"({', '.join(PSEUDO_SPLITS)}); rename it."
             )
-    warnings = _empty_warnings(documents, queries)
+    warnings = []
+    if empty := _empty_ids(documents):
+        warnings.append(
+            f"{len(empty)} documents have no text ({sample_of(empty)}): they are kept but cannot be retrieved."
+        )
+    if empty := _empty_ids(queries):
+        warnings.append(f"{len(empty)} queries have no text ({sample_of(empty)}): they are kept but find nothing.")
     known = pa.chunked_array(queries.table["id"].chunks, pa.string())
     kept = {}
     for split, judged in qrels.items():
@@ -296,29 +303,20 @@ def check_parts(documents: Texts, queries: Texts, qrels: Mapping[str, Qrels]) ->
     return kept, warnings
 
 
-def empty_ids(texts: Texts) -> list[str]:
-    """Ids of the texts that are empty or only whitespace."""
+def _empty_ids(texts: Texts) -> list[str]:
     blank = pc.equal(pc.utf8_trim_whitespace(texts.table["text"]), "")
     return texts.table["id"].filter(blank).to_pylist()
 
 
-def _empty_warnings(documents: Texts, queries: Texts) -> list[str]:
-    kinds = (
-        ("documents have no text", documents, "they are kept and can never be found"),
-        ("queries have no text", queries, "they are kept and find nothing"),
-    )
-    return [f"{len(ids)} {what} ({sample_of(ids)}): {so}." for what, texts, so in kinds if (ids := empty_ids(texts))]
-
-
 def _unknown_documents(split: str, judged: Qrels, documents: Texts) -> list[str]:
-    # In this direction, the corpus' ids stream past a small set and are never held in memory.
+    # Search the corpus for the judged ids, not the reverse: the corpus streams past and is never held in memory.
     wanted = pc.unique(judged.table["document_id"])
     ids = documents.table["id"]
-    unknown = set(wanted.to_pylist()) - set(ids.filter(pc.is_in(ids, value_set=wanted)).to_pylist())
+    unknown = sorted(set(wanted.to_pylist()) - set(ids.filter(pc.is_in(ids, value_set=wanted)).to_pylist()))
     if not unknown:
         return []
-    rows = pc.sum(pc.is_in(judged.table["document_id"], value_set=pa.array(sorted(unknown), pa.string()))).as_py()
+    rows = pc.sum(pc.is_in(judged.table["document_id"], value_set=pa.array(unknown, pa.string()))).as_py()
     return [
-        f"{split}: {rows} judgments name {len(unknown)} documents that the corpus lacks "
-        f"({sample_of(sorted(unknown))}): kept, they count against recall as in beir."
+        f"{split}: {rows} judgments name {len(unknown)} documents that are not in the corpus ({sample_of(unknown)}): "
+        "they are kept and count against recall, as in beir."
     ]

@@ -25,7 +25,7 @@ _PRONOUN = "it"
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a conversation; the fields are the keys of a line.
+    """One turn of a conversation; the fields are the keys of a JSONL line.
 
     Attributes:
         conversation_id: Id of the conversation.
@@ -33,7 +33,7 @@ class Turn:
         utterance: The question in the user's words.
         rewrite: The same question, self-contained.
         response: The answer, '' if unknown.
-        query_id: Id of the turn as a query, so that judgments fit; ``<conversation_id>_<turn>`` where it is ''.
+        query_id: Id of the turn as a query, to match judgments; ``<conversation_id>_<turn>`` if it is ''.
     """
 
     conversation_id: str
@@ -45,7 +45,7 @@ class Turn:
 
     @property
     def id(self) -> str:
-        """The id of the turn as a query."""
+        """Id of the turn as a query."""
         return self.query_id or f"{self.conversation_id}_{self.turn}"
 
 
@@ -53,13 +53,14 @@ class Turn:
 class Conversations:
     """Two sets of queries with the same ids: one for the student and one for its teacher.
 
-    DiSCo (SIGIR 2025, arXiv 2410.14609): the teacher's scores of the rewrite are the target of the raw query, while
-    the documents stay as they are. Since the ids agree, a run of the rewrites is a run of the raw queries as it is.
+    As in DiSCo (SIGIR 2025, arXiv 2410.14609), the teacher scores the rewrite and the student learns these scores for
+    the raw query; the documents stay the same. Because the ids agree, a run of the rewrites is also a run of the raw
+    queries.
 
     Attributes:
-        raw: The current utterance, then what was said before it, the latest first: encoders cut the end of a long
-            text, and the current utterance must not be what is lost.
-        rewrites: The same queries in full.
+        raw: The current utterance followed by the history, latest turn first: encoders truncate the end of a long
+            text, and the current utterance must not be lost.
+        rewrites: The self-contained rewrites.
         conversations: Number of conversations.
     """
 
@@ -75,46 +76,44 @@ class Conversations:
 
         Args:
             turns: In any order.
-            separator: Between utterances; ``" [SEP] "`` is one token to BERT's relatives and three to others.
-            history: At most this many earlier turns; None for all.
-            responses: Whether answers are part of the history.
+            separator: Between utterances. ``" [SEP] "`` is one token for BERT models but three for others.
+            history: Maximum number of earlier turns; None for all.
+            responses: Whether the history includes answers.
 
         Raises:
-            UserError: There is no turn, a conversation has a turn twice, or two turns have one query id.
+            UserError: There is no turn, a conversation has a turn twice, or two turns have the same query id.
         """
         if history is not None and history < 0:
-            raise UserError(f"history={history}: it is a number of earlier turns, 0 or more.")
-        talks: dict[str, list[Turn]] = {}
+            raise UserError(f"history={history}: give a number of earlier turns, 0 or more.")
+        by_conversation: dict[str, list[Turn]] = {}
         for turn in turns:
-            talks.setdefault(turn.conversation_id, []).append(turn)
-        if not talks:
+            by_conversation.setdefault(turn.conversation_id, []).append(turn)
+        if not by_conversation:
             raise UserError("there is no turn in the conversations; give at least one.")
         raw: list[tuple[str, str]] = []
         rewrites: list[tuple[str, str]] = []
-        for name, talk in talks.items():
-            talk.sort(key=lambda turn: turn.turn)
-            twice = next((turn.turn for turn, after in itertools.pairwise(talk) if turn.turn == after.turn), None)
+        for name, conversation in by_conversation.items():
+            conversation.sort(key=lambda turn: turn.turn)
+            twice = next((a.turn for a, b in itertools.pairwise(conversation) if a.turn == b.turn), None)
             if twice is not None:
                 raise UserError(f"conversation {name!r} has turn {twice} twice; number its turns.")
-            earlier: list[str] = []  # the latest first; a response follows its utterance, so it comes first here
-            sizes: list[int] = []
-            for turn in talk:
-                kept = sum(sizes[:history])
-                raw.append((turn.id, separator.join([turn.utterance, *earlier[:kept]])))
+            exchanges: list[list[str]] = []  # latest first; within one, the response comes before its utterance
+            for turn in conversation:
+                earlier = itertools.chain.from_iterable(exchanges[:history])
+                raw.append((turn.id, separator.join([turn.utterance, *earlier])))
                 rewrites.append((turn.id, turn.rewrite))
-                exchange = [turn.response] * (responses and bool(turn.response)) + [turn.utterance]
-                earlier, sizes = exchange + earlier, [len(exchange), *sizes]
-        return cls(Texts.from_pairs(raw), Texts.from_pairs(rewrites), len(talks))
+                answer = [turn.response] if responses and turn.response else []
+                exchanges.insert(0, [*answer, turn.utterance])
+        return cls(Texts.from_pairs(raw), Texts.from_pairs(rewrites), len(by_conversation))
 
     def of(self, collection: Collection, raw: bool = True) -> Collection:
-        """The collection with these queries in place of its own, for training and measuring.
+        """Replace the queries of a collection, for training and evaluation.
 
-        Judgments are kept where they name one of these queries by its id; others are dropped and counted in
-        `Collection.warnings`.
+        Judgments of these queries (by id) are kept; others are dropped and counted in `Collection.warnings`.
 
         Args:
-            collection: Documents and judgments.
-            raw: Whether the raw queries, or the rewrites.
+            collection: Supplies documents and judgments.
+            raw: Whether to use the raw queries or the rewrites.
         """
         queries = self.raw if raw else self.rewrites
         qrels, warnings = check_parts(collection.documents, queries, collection.qrels)
@@ -132,20 +131,16 @@ class Conversations:
 def load_conversations(
     path: str | os.PathLike[str], *, separator: str = SEPARATOR, history: int | None = None, responses: bool = True
 ) -> Conversations:
-    """Read a JSONL of turns; arguments as for `Conversations.from_turns`.
-
-    Raises:
-        UserError: It cannot be read, or a line is wrong; the message names the line.
-    """
+    """Read a JSONL file of turns (see `read_turns`); other arguments as in `Conversations.from_turns`."""
     return Conversations.from_turns(read_turns(path), separator=separator, history=history, responses=responses)
 
 
 def read_turns(path: str | os.PathLike[str]) -> list[Turn]:
-    """Read a JSONL of turns, with keys conversation_id, turn, utterance, rewrite and optionally response, query_id.
+    """Read a JSONL file of turns with keys conversation_id, turn, utterance, rewrite, optionally response, query_id.
 
     Raises:
-        UserError: The file cannot be read or is empty, or a line is no JSON object, lacks a key or has an unknown one,
-            has an empty utterance or rewrite, or repeats a turn or a query id; the message names the line.
+        UserError: The file cannot be read or is empty, or a line is malformed or repeats a turn or a query id; the
+            message names the line.
     """
     lines: dict[tuple[str, object], int] = {}
     turns = []
@@ -164,7 +159,7 @@ def read_turns(path: str | os.PathLike[str]) -> list[Turn]:
 
 
 def load_rewrites(path: str | os.PathLike[str]) -> Texts:
-    """Read a JSONL of ``{"query_id": .., "text": ..}``, one better query for each query that has one.
+    """Read a JSONL file of ``{"query_id": .., "text": ..}``: rewrites for some or all queries.
 
     Raises:
         UserError: It cannot be read or is empty, or a line is malformed, has an empty text or repeats a query.
@@ -176,65 +171,67 @@ def load_rewrites(path: str | os.PathLike[str]) -> Texts:
         query = id_of(record["query_id"], "query_id", where, number)
         text = text_of(record["text"], "text", where, number)
         if not text.strip():
-            raise UserError(f"{where} {number}: 'text' is empty; leave a query without a rewrite out.")
+            raise UserError(f"{where} {number}: 'text' is empty; leave out queries without a rewrite.")
         if first.setdefault(query, number) != number:
             raise UserError(f"{where} {number}: query {query!r} has a rewrite in line {first[query]} already.")
         pairs.append((query, text))
     return Texts.from_pairs(pairs)
 
 
-def with_rewrites(texts: Texts, better: Texts) -> Texts:
-    """The texts in their order, each replaced by its better query where it has one."""
-    known = dict(zip(better.ids, better.texts, strict=True))
+def with_rewrites(texts: Texts, rewrites: Texts) -> Texts:
+    """The texts in their order, each replaced by its rewrite if it has one."""
+    known = dict(zip(rewrites.ids, rewrites.texts, strict=True))
     return Texts.from_pairs((id_, known.get(id_, text)) for id_, text in zip(texts.ids, texts.texts, strict=True))
 
 
-def check_rewrites(better: Texts, queries: Texts, where: str) -> str:
-    """Check that rewrites are for these queries.
+def check_rewrites(rewrites: Texts, queries: Texts, where: str) -> str:
+    """Check that rewrites belong to these queries.
 
     Returns:
-        A line for the results: how many queries have one, and that the others stand for themselves.
+        A line for the results about how many queries have a rewrite.
 
     Raises:
-        UserError: A rewrite of an unknown query, or none at all for these.
+        UserError: A rewrite belongs to an unknown query.
     """
-    lost = [query for query in better.ids if query not in queries]
-    if lost:
-        raise UserError(f"{where}: {len(lost)} rewrites are of no query of the collection ({sample_of(lost)}).")
+    unknown = [query for query in rewrites.ids if query not in queries]
+    if unknown:
+        raise UserError(
+            f"{where}: {len(unknown)} rewrites belong to queries that are not in the collection ({sample_of(unknown)})."
+        )
     return (
-        f"the teacher was asked rewrites of {len(better)} of {len(queries)} queries, and the others unchanged; the "
-        "students are asked the queries themselves."
+        f"the teacher used rewrites for {len(rewrites)} of {len(queries)} queries and the original text for the "
+        "others; the students always used the original text."
     )
 
 
 def make_turns(queries: Texts, length: int = 4, *, common: float = 0.05, seed: int = 0) -> list[Turn]:
-    """Make synthetic conversations out of the queries of a collection.
+    """Make synthetic conversations from the queries of a collection.
 
-    They are not real dialogue and their rewrites are perfect. They show that the code works and how much a student uses
-    the history, not how good it is on real conversations. A conversation is a chain of queries, each sharing
-    words with the previous one. The words that an earlier query has said are dropped from the utterance, the first of
-    them replaced by "it"; the query itself is the rewrite, under its own id. A word is dropped only after it was
-    uttered, so the history of a turn always holds what its utterance lacks.
+    They are not real dialogue, and their rewrites are perfect: they show that the code works and how much a student
+    uses the history, not its quality on real conversations. A conversation is a chain of queries in which each shares
+    words with the previous one. An utterance is the query without the words of earlier queries, the first such run
+    replaced by "it"; the rewrite is the query itself, under its own id. Because only uttered words are dropped, the
+    history of a turn contains everything that its utterance lacks.
 
     Args:
-        queries: Of one split, so that no test query becomes the history of a training query.
-        length: At most this many turns, at least 2; each query is in at most one conversation.
+        queries: Queries of a single split, so that no test query becomes the history of a training query.
+        length: Maximum number of turns, at least 2; each query is in at most one conversation.
         common: Words in more than this share of the queries (and in more than two) link nothing and are never dropped.
         seed: Seed of the order in which conversations start.
 
     Returns:
-        Turns, from 1, of conversations of at least two; a query without a neighbor is in none.
+        Turns, numbered from 1, of conversations of at least two turns; queries without a neighbor are left out.
 
     Raises:
-        UserError: A length below 2, or no two queries that share a word.
+        UserError: The length is below 2, or no two queries share a word.
     """
     if length < 2:
         raise UserError(f"length={length}: a conversation has at least 2 turns.")
     words = [_words(text) for text in queries.texts]
-    spread = Counter(word for found in words for word in found)
+    frequency = Counter(word for in_query in words for word in in_query)
     limit = max(2.0, common * len(queries))
-    words = [{word for word in found if spread[word] <= limit} for found in words]
-    chains = _chains(words, spread, length, np.random.default_rng(seed).permutation(len(queries)).tolist())
+    words = [{word for word in in_query if frequency[word] <= limit} for in_query in words]
+    chains = _chains(words, frequency, length, np.random.default_rng(seed).permutation(len(queries)).tolist())
     ids, texts = queries.ids, queries.texts
     turns = []
     for chain in chains:
@@ -249,47 +246,37 @@ def make_turns(queries: Texts, length: int = 4, *, common: float = 0.05, seed: i
     return turns
 
 
-def _chains(words: Sequence[set[str]], spread: Counter[str], length: int, order: Sequence[int]) -> list[list[int]]:
-    """Greedy chains of rows, no row in two of them."""
-    holders: dict[str, list[int]] = {}
+def _chains(words: Sequence[set[str]], frequency: Counter[str], length: int, order: Sequence[int]) -> list[list[int]]:
+    """Greedy chains of rows that share words; each row is in at most one."""
+    rows_with: dict[str, list[int]] = {}
     for row in order:
         for word in words[row]:
-            holders.setdefault(word, []).append(row)
+            rows_with.setdefault(word, []).append(row)
     free = set(order)
+
+    def following(last: int, earlier: set[str]) -> int | None:
+        """The free query that shares the rarest words with the last one and adds a new word, if any."""
+        weight: dict[int, float] = {}
+        for word in sorted(words[last]):
+            for row in rows_with[word]:
+                if row in free and not words[row] <= earlier:
+                    weight[row] = weight.get(row, 0.0) + 1 / frequency[word]
+        return max(weight, key=lambda row: (weight[row], -row)) if weight else None
+
     chains = []
     for start in order:
         chain, earlier = [start], set(words[start])
-        while start in free and len(chain) < length:
-            following = _following(words, spread, holders, chain[-1], earlier, free)
-            if following is None:
-                break
-            chain.append(following)
-            earlier |= words[following]
+        while start in free and len(chain) < length and (added := following(chain[-1], earlier)) is not None:
+            chain.append(added)
+            earlier |= words[added]
         if len(chain) > 1:
             chains.append(chain)
             free -= set(chain)
     return chains
 
 
-def _following(
-    words: Sequence[set[str]],
-    spread: Counter[str],
-    holders: dict[str, list[int]],
-    last: int,
-    earlier: set[str],
-    free: set[int],
-) -> int | None:
-    """The free query that shares the rarest words with the last one and brings a new word; None where there is none."""
-    weight: dict[int, float] = {}
-    for word in sorted(words[last]):
-        for row in holders[word]:
-            if row in free and not words[row] <= earlier:
-                weight[row] = weight.get(row, 0.0) + 1 / spread[word]
-    return max(weight, key=lambda row: (weight[row], -row)) if weight else None
-
-
 def _shortened(text: str, earlier: set[str]) -> str:
-    """The text without the words of earlier queries. A pronoun replaces the first run of them."""
+    """The text without the words of earlier queries; a pronoun replaces the first run of them."""
     kept: list[str] = []
     dropped = False
     for word in text.split():
@@ -310,19 +297,16 @@ def _turn(record: dict[str, Any], where: str, place: int) -> Turn:
     number = record["turn"]
     if not isinstance(number, int) or isinstance(number, bool):
         raise UserError(f"{where} {place}: 'turn' is {number!r}; wanted an integer.")
+    texts = {key: text_of(record[key], key, where, place) for key in ("utterance", "rewrite")}
+    for key, text in texts.items():
+        if not text.strip():
+            raise UserError(f"{where} {place}: {key!r} is empty; every turn has {', '.join(_REQUIRED)}.")
     response, query_id = record.get("response"), record.get("query_id")
     return Turn(
         id_of(record["conversation_id"], "conversation_id", where, place),
         number,
-        _string(record, "utterance", where, place),
-        _string(record, "rewrite", where, place),
+        texts["utterance"],
+        texts["rewrite"],
         "" if response is None else text_of(response, "response", where, place).strip(),
         "" if query_id is None else id_of(query_id, "query_id", where, place),
     )
-
-
-def _string(record: dict[str, Any], key: str, where: str, place: int) -> str:
-    text = text_of(record[key], key, where, place)
-    if not text.strip():
-        raise UserError(f"{where} {place}: {key!r} is empty; every turn has {', '.join(_REQUIRED)}.")
-    return text

@@ -1,15 +1,15 @@
-"""The demonstration collection, made at run time from the documentation strings of Python's standard library.
+"""The demo collection, made from the docstrings of Python's standard library, without a download.
 
-The first sentence of a documentation string is the query and the rest the document: finding a function's details from
-its summary is a real search among a few thousand real texts that resemble one another, and needs no download.
+The first sentence of a docstring becomes the query and the rest the document: a realistic search among a few thousand
+similar texts.
 
-Documents have no title. The qualified name would be the natural one, but summaries repeat its words ("Return the
-absolute path" in `os.path.abspath`), so that any lexical search would score near perfect and nothing could be learned;
-it is the document's id, which no ranker sees. For the same reason a document that holds its query word for word gives
-no query. Strings that are too short to be split, or whose summary other objects share, stay as documents, whole: they
-are what makes the search hard.
+Documents have no title. The qualified name would be the obvious title, but summaries repeat its words ("Return the
+absolute path" in `os.path.abspath`): lexical search would be near perfect and nothing could be learned. The name is
+the document's id instead, which no ranker sees. For the same reason, a document that contains its query word for word
+gives no query. Docstrings that are too short to split, or whose summary other objects share, remain whole documents
+and make the search harder.
 
-Sources are parsed, never imported: nothing runs, and the result depends only on the files of the Python in use.
+Sources are parsed, never imported: no code runs, and the result depends only on the source files of the Python in use.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import sys
 import sysconfig
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,9 +33,9 @@ from retrodistill.data.records import Document, Judgment, Query, Source
 from retrodistill.data.sentences import sentences
 from retrodistill.data.stored import cached
 
-# Raise it when the rules below change, so that older copies in a cache are made again.
+# Raise it when the rules below change, so that cached copies are made again.
 _RULES = 1
-# Tests, toys, graphical shells, and what later Pythons no longer have.
+# Tests, toys, graphical shells, and modules that later Python versions removed.
 _LEFT_OUT = {
     "__main__", "antigravity", "distutils", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "test", "this", "tkinter",
     "turtledemo",
@@ -42,15 +43,12 @@ _LEFT_OUT = {
 _DOCUMENT_WORDS = 12
 _QUERY_WORDS = range(4, 41)
 _SIGNATURE = re.compile(r"^[\w.]+\s*\(")
-# A doctest with what it prints, up to the next empty line: not prose.
+# A doctest with its output, up to the next empty line.
 _DOCTEST = re.compile(r"^[ \t]*>>>.*(?:\n(?![ \t]*$).*)*", re.MULTILINE)
 
 
 class Entry(NamedTuple):
-    """A documentation string: its owner and its parts.
-
-    `query` is '' where it has no fit first sentence; the document is then the whole string.
-    """
+    """A docstring, split in two. `query` is '' if the first sentence is unsuitable; the document is then whole."""
 
     id: str
     query: str
@@ -58,7 +56,7 @@ class Entry(NamedTuple):
 
 
 def load_demo() -> Collection:
-    """The demonstration collection, splits train, dev and test; made in seconds, then kept in the cache.
+    """Load the demo collection with splits train, dev and test; made in seconds, then cached.
 
     Raises:
         UserError: This Python has no standard library source files.
@@ -74,51 +72,52 @@ def load_demo() -> Collection:
 
 
 def entries(modules: dict[str, Path]) -> list[Entry]:
-    """Take the documentation strings of modules apart.
+    """Split the docstrings of modules into queries and documents.
 
     Args:
-        modules: Source file by module name.
+        modules: Source files by module name.
 
     Returns:
         One entry per distinct text, in order of module name and line; every query appears once.
     """
-    found: dict[str, Entry] = {}
+    by_text: dict[str, Entry] = {}
     for name in sorted(modules):
-        for owner, text in _strings(name, modules[name]):
+        for owner, text in _docstrings(name, modules[name]):
             entry = _entry(owner, text)
             if entry is not None:
-                found.setdefault(normalized(entry.document), entry)
-    # An id may come twice (a property and its setter, two branches of an `if`): the first is kept.
-    unique = list({entry.id: entry for entry in reversed(found.values())}.values())[::-1]
-    asked = Counter(normalized(entry.query) for entry in unique)
+                by_text.setdefault(normalized(entry.document), entry)
+    # An id can occur twice (a property and its setter, two branches of an `if`): keep the first.
+    unique = list({entry.id: entry for entry in reversed(by_text.values())}.values())[::-1]
+    counts = Counter(normalized(entry.query) for entry in unique)
     return [
-        entry if asked[normalized(entry.query)] == 1 or not entry.query
+        entry if counts[normalized(entry.query)] == 1 or not entry.query
         else entry._replace(query="", document=f"{entry.query} {entry.document}")
         for entry in unique
     ]  # fmt: skip
 
 
 def split_of(document_id: str) -> str:
-    """80% train, 5% dev, 15% test, by a hash of the id: a document stays where it is when others come or go."""
+    """80% train, 5% dev, 15% test, by a hash of the id, so that a document keeps its split when others change."""
     share = int.from_bytes(hashlib.blake2b(document_id.encode(), digest_size=4).digest()) % 100
     return "train" if share < 80 else "dev" if share < 85 else "test"
 
 
-def _source(found: list[Entry]) -> Source:
-    asked = [(place, entry) for place, entry in enumerate(found, start=1) if entry.query]
+def _source(all_entries: list[Entry]) -> Source:
+    placed = list(enumerate(all_entries, start=1))
+    with_query = [(place, entry) for place, entry in placed if entry.query]
 
-    def judged(split: str) -> Iterator[Judgment]:
-        return (Judgment(place, _query_id(e.id), e.id, 1) for place, e in asked if split_of(e.id) == split)
+    def judgments(split: str) -> Iterator[Judgment]:
+        return (Judgment(place, _query_id(e.id), e.id, 1) for place, e in with_query if split_of(e.id) == split)
 
     return Source(
-        documents=lambda: (Document(place, e.id, "", e.document) for place, e in enumerate(found, start=1)),
-        queries=lambda: (Query(place, _query_id(e.id), e.query) for place, e in asked),
-        qrels={split: lambda split=split: judged(split) for split in ("train", "dev", "test")},  # type: ignore[misc]
+        documents=lambda: (Document(place, e.id, "", e.document) for place, e in placed),
+        queries=lambda: (Query(place, _query_id(e.id), e.query) for place, e in with_query),
+        qrels={split: partial(judgments, split) for split in ("train", "dev", "test")},
     )
 
 
 def _query_id(document_id: str) -> str:
-    # Not the document's own id: evaluation after beir drops results whose id is the query's.
+    # Not the document's id itself, because beir's evaluation drops results with the id of the query.
     return f"q:{document_id}"
 
 
@@ -127,8 +126,8 @@ def _home() -> Path:
 
 
 def _modules() -> dict[str, Path]:
-    """Source files of the standard library by module name, packages with all that is below them."""
-    home, found = _home(), {}
+    """Source files of the standard library by module name, subpackages included."""
+    home, modules = _home(), {}
     for name in sorted(sys.stdlib_module_names - _LEFT_OUT):
         alone, package = home / f"{name}.py", home / name
         files = [alone] if alone.is_file() else sorted(package.rglob("*.py")) if package.is_dir() else []
@@ -136,15 +135,15 @@ def _modules() -> dict[str, Path]:
             parts = file.relative_to(home).with_suffix("").parts
             dotted = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
             if not {"test", "tests", "__main__"} & set(parts) and not name.startswith("_sysconfigdata"):
-                found[dotted] = file
-    return found
+                modules[dotted] = file
+    return modules
 
 
-def _strings(module: str, path: Path) -> Iterator[tuple[str, str]]:
-    """Qualified name and documentation string of a module and all classes and functions in it."""
+def _docstrings(module: str, path: Path) -> Iterator[tuple[str, str]]:
+    """Qualified name and docstring of a module and of all classes and functions in it."""
     try:
         tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):  # a template or a broken file among the sources: not a text to learn from
+    except (SyntaxError, ValueError):  # a template or a broken file among the sources
         return
     open_nodes: list[tuple[str, ast.AST]] = [(module, tree)]
     while open_nodes:
@@ -160,19 +159,19 @@ def _strings(module: str, path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _entry(owner: str, text: str) -> Entry | None:
-    """Take one string apart; None if it has too few words to be a document."""
+    """Split a docstring; None if it has too few words for a document."""
     prose = _DOCTEST.sub("", text)
     whole = " ".join(prose.split())
     pieces = sentences(prose, minimum_words=1)
     if not pieces:
         return None
     query, document = pieces[0], " ".join(pieces[1:])
-    fit = (
+    is_suitable = (
         len(query.split()) in _QUERY_WORDS
         and not _SIGNATURE.match(query)
         and len(document.split()) >= _DOCUMENT_WORDS
         and normalized(query) not in normalized(document)
     )
-    if fit:
+    if is_suitable:
         return Entry(owner, query, document)
     return Entry(owner, "", whole) if len(whole.split()) >= _DOCUMENT_WORDS else None

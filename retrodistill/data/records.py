@@ -1,4 +1,4 @@
-"""Readers of text files, and checks of the records that every source of a collection yields."""
+"""Readers for text files, and checks of the records that every source of a collection provides."""
 
 from __future__ import annotations
 
@@ -13,16 +13,64 @@ from typing import Any, NamedTuple
 from retrodistill.core.errors import UserError, unknown
 
 _BOM = b"\xef\xbb\xbf"
+_MISSING = object()
+_DEV = ("validation", "valid", "val", "dev")
+_INT32 = range(-(2**31), 2**31)
+
+
+class Document(NamedTuple):
+    """A document; `place` is its line or row in the source, from 1."""
+
+    place: int
+    id: str
+    title: str
+    body: str
+
+
+class Query(NamedTuple):
+    """A query; `place` is its line or row in the source, from 1."""
+
+    place: int
+    id: str
+    text: str
+
+
+class Judgment(NamedTuple):
+    """A relevance judgment; `place` is its line or row in the source, from 1."""
+
+    place: int
+    query_id: str
+    document_id: str
+    relevance: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """A collection that can be read several times: each call starts a new streaming pass.
+
+    Attributes:
+        documents: Yields every document.
+        queries: Yields every query.
+        qrels: For each split, yields every judgment.
+        where: Prefix of places in error messages, for ``documents`` and ``queries``: ``"/data/x/corpus.jsonl, line"``.
+        warnings: Problems that the source already noticed.
+    """
+
+    documents: Callable[[], Iterator[Document]]
+    queries: Callable[[], Iterator[Query]]
+    qrels: Mapping[str, Callable[[], Iterator[Judgment]]]
+    where: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, with their number from 1; ``.gz`` files are unpacked.
+    """Yield (line number from 1, line) for each line that is not blank; ``.gz`` files are decompressed.
 
-    Lines end at line feeds alone, because texts may hold other breaks. A byte order mark is dropped: it would become
-    part of the first id.
+    Only line feeds end a line, because texts may contain other line breaks. A byte order mark is dropped: otherwise it
+    would become part of the first id.
 
     Raises:
-        UserError: The file cannot be read, is not UTF-8 or is not a whole gzip file; the message names the line.
+        UserError: The file cannot be read, is not UTF-8 or is not a complete gzip file.
     """
     number = 0
     try:
@@ -37,17 +85,17 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
             "convert the file to UTF-8."
         ) from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}, after line {number}: not a whole gzip file ({error}); fetch it again.") from error
+        raise UserError(f"{path}, after line {number}: not a whole gzip file ({error}); download it again.") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}.") from error
 
 
 def read_objects(path: Path, wanted: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The JSON objects of a file, one a line, with the line's number from 1.
+    """Yield (line number from 1, JSON object) for each line.
 
     Args:
         path: The file.
-        wanted: What a line should be, for messages, e.g. ``{"_id": ..., "text": ...}``.
+        wanted: What a line should look like, for error messages, e.g. ``{"_id": ..., "text": ...}``.
 
     Raises:
         UserError: As `read_lines`, or a line is not a JSON object.
@@ -66,13 +114,13 @@ def read_objects(path: Path, wanted: str) -> Iterator[tuple[int, dict[str, Any]]
 def read_records(
     path: Path, what: str, required: Sequence[str], optional: Sequence[str] = ()
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Objects with known keys and the number of their line, from 1.
+    """Yield (line number from 1, JSON object) for a file whose objects have known keys.
 
     Args:
         path: The file.
-        what: Noun for an object in messages.
-        required: Keys that each has, not null.
-        optional: Keys that it may have.
+        what: Noun for one object in error messages.
+        required: Keys that every object has, not null.
+        optional: Keys that an object may have.
 
     Raises:
         UserError: As `read_objects`; or the file has no object, or one lacks a key or has an unknown one.
@@ -91,63 +139,11 @@ def read_records(
         raise UserError(f"{path} has no lines; wanted one JSON object per {what}, with {', '.join(required)}.")
 
 
-_MISSING = object()
-_DEV = ("validation", "valid", "val", "dev")
-_INT32 = range(-(2**31), 2**31)
-
-
-class Document(NamedTuple):
-    """A document and its place in the source (line or row, from 1)."""
-
-    place: int
-    id: str
-    title: str
-    body: str
-
-
-class Query(NamedTuple):
-    """A query and its place in the source (line or row, from 1)."""
-
-    place: int
-    id: str
-    text: str
-
-
-class Judgment(NamedTuple):
-    """A relevance judgment and its place in the source (line or row, from 1)."""
-
-    place: int
-    query_id: str
-    document_id: str
-    relevance: int
-
-
-@dataclass(frozen=True)
-class Source:
-    """A collection that can be read, more than once: each field is called for a fresh, streaming pass.
-
-    Attributes:
-        documents: Yields every document.
-        queries: Yields every query.
-        qrels: By split, yields every judgment.
-        where: Label of places in a message, for ``documents`` and ``queries``: ``"/data/x/corpus.jsonl, line"``.
-        warnings: Problems that the source already found.
-    """
-
-    documents: Callable[[], Iterator[Document]]
-    queries: Callable[[], Iterator[Query]]
-    qrels: Mapping[str, Callable[[], Iterator[Judgment]]]
-    where: Mapping[str, str] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-
-
 def document_of(record: Mapping[str, Any], where: str, place: int) -> Document:
     """Check a document record with _id, text and optionally title.
 
-    A null or missing title is '', and so is a null text; a missing text is an error: the field may have another name.
-
-    Raises:
-        UserError: It names `where` and `place`.
+    A missing or null title becomes '', and so does a null text. A missing text is an error, because the text is
+    probably in a field with another name.
     """
     title = record.get("title")
     body = record.get("text", _MISSING)
@@ -165,11 +161,7 @@ def document_of(record: Mapping[str, Any], where: str, place: int) -> Document:
 
 
 def query_of(record: Mapping[str, Any], where: str, place: int) -> Query:
-    """Check a query record with _id and text.
-
-    Raises:
-        UserError: It names `where` and `place`.
-    """
+    """Check a query record with _id and text."""
     id_ = id_of(record.get("_id", _MISSING), "_id", where, place, record)
     if "text" not in record:
         raise UserError(
@@ -180,11 +172,7 @@ def query_of(record: Mapping[str, Any], where: str, place: int) -> Query:
 
 
 def id_of(value: object, name: str, where: str, place: int, record: Mapping[str, Any] | None = None) -> str:
-    """An id as a string; integers become strings.
-
-    Raises:
-        UserError: It is missing, empty or of another type.
-    """
+    """Check an id and return it as a string; an integer is converted."""
     if isinstance(value, str) and value:
         return text_of(value, name, where, place)
     if isinstance(value, int) and not isinstance(value, bool):
@@ -196,11 +184,7 @@ def id_of(value: object, name: str, where: str, place: int, record: Mapping[str,
 
 
 def text_of(value: object, name: str, where: str, place: int) -> str:
-    """A text, checked to be a string that UTF-8 can hold.
-
-    Raises:
-        UserError: It is not.
-    """
+    """Check that a value is a string that can be encoded as UTF-8."""
     if not isinstance(value, str):
         raise UserError(f"{where} {place}: {name!r} is {_shown(value)}; wanted a string.")
     if not value.isascii():
@@ -209,17 +193,13 @@ def text_of(value: object, name: str, where: str, place: int) -> str:
         except UnicodeEncodeError as error:
             raise UserError(
                 f"{where} {place}: {name!r} holds half a character ({value[error.start]!a}, a lone "
-                "surrogate) which is not text; write the file again as UTF-8."
+                "surrogate), which is not text; write the file again as UTF-8."
             ) from error
     return value
 
 
 def relevance_of(value: object, where: str, place: int) -> int:
-    """A relevance grade: an integer, or text or a float that is exactly one.
-
-    Raises:
-        UserError: It is not an integer of 32 bits.
-    """
+    """Check a relevance grade: a 32-bit integer, also as text or as a float without a fraction."""
     try:
         grade = int(value) if isinstance(value, str | int) else None
         if isinstance(value, float) and value.is_integer():
@@ -233,23 +213,19 @@ def relevance_of(value: object, where: str, place: int) -> int:
     return grade
 
 
+def judgment_of(query_id: object, document_id: object, relevance: object, where: str, place: int) -> Judgment:
+    """Check the three values of a judgment."""
+    return Judgment(
+        place,
+        id_of(query_id, "query-id", where, place),
+        id_of(document_id, "corpus-id", where, place),
+        relevance_of(relevance, where, place),
+    )
+
+
 def split_name(given: str) -> str:
-    """The name of a split here: 'validation' (valid, val) is 'dev', others stay."""
+    """The name of a split in this package: 'validation', 'valid' and 'val' become 'dev'."""
     return "dev" if given.lower() in _DEV else given
-
-
-def fields_named(columns: list[str], wanted: Mapping[str, tuple[str, ...]], where: str) -> dict[str, str]:
-    """Find columns under any of their usual names: ``{"query_id": ("query-id", "query_id")}``.
-
-    Raises:
-        UserError: A column is absent.
-    """
-    found = {}
-    for field_name, names in wanted.items():
-        found[field_name] = next((name for name in names if name in columns), "")
-        if not found[field_name]:
-            raise UserError(f"{where}: no column {names[0]!r} among {columns}; rename the column that holds it.")
-    return found
 
 
 def _names(record: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Pseudo-queries: sentences and titles drawn from the documents."""
+"""Pseudo-queries: sentences, titles and whole texts drawn from the documents."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from retrodistill.data.collection import Collection
 from retrodistill.data.texts import BATCH, Texts
 
 _SENTENCE, _TITLE, _DOCUMENT = "sentence:", "title:", "document:"
-# The end of a sentence: its mark, closing quotes or brackets, and white space.
+# The end of a sentence: punctuation, closing quotes or brackets, and then whitespace.
 _END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s)")
 _PARAGRAPH = re.compile(r"\n\s*\n")
 _OPENING = "\"'“‘([{"
-# Those that hardly ever end a sentence; after others (etc., Inc.) a capital letter decides.
+# Abbreviations that hardly ever end a sentence. After others (etc., Inc.) the case of the next letter decides.
 _ABBREVIATIONS = re.compile(
     r"e\.g|i\.e|cf|vs|al|figs?|eqs?|refs?|vols?|pp|ch|sect?|tab|approx|ca|dept|dr|mr|mrs|ms|prof|st|viz|eds?|"
     r"jan|feb|apr|jun|jul|aug|sept?|oct|nov|dec",
@@ -24,18 +24,18 @@ _ABBREVIATIONS = re.compile(
 
 
 def sentences(text: str, minimum_words: int = 3) -> list[str]:
-    """Split a text into sentences.
+    """Split a text into sentences, for scripts that put spaces between words.
 
-    A mark (. ! ?) followed by white space ends a sentence unless it follows an abbreviation or an initial, or a
-    lower-case letter comes next; in tokenized text, where the mark stands apart (``a wing . the flow``), case is not
-    asked. An empty line always ends one. For scripts that put spaces between words.
+    A period, exclamation or question mark followed by whitespace ends a sentence, unless it follows an abbreviation or
+    an initial, or a lower-case letter comes next. In tokenized text (``a wing . the flow``), case does not matter. An
+    empty line always ends a sentence.
 
     Args:
         text: Any text.
         minimum_words: Shorter sentences are left out.
 
     Returns:
-        The sentences, white space collapsed.
+        The sentences, with whitespace collapsed.
     """
     pieces = (piece for paragraph in _PARAGRAPH.split(text) for piece in _pieces(paragraph))
     return [piece for piece in pieces if len(piece.split()) >= minimum_words]
@@ -44,10 +44,10 @@ def sentences(text: str, minimum_words: int = 3) -> list[str]:
 def sample_sentences(collection: Collection, per_document: int, seed: int) -> Texts:
     """Draw sentences of each document as pseudo-queries.
 
-    The draw depends on the seed and the document's id alone: adding or reordering documents changes no other's.
+    The draw depends only on the seed and the document's id, so adding or reordering documents does not affect others.
 
     Args:
-        collection: Collection that holds the documents; titles are not used.
+        collection: Sentences come from the bodies of its documents, not from titles.
         per_document: Maximum number of sentences per document.
         seed: Seed of the random draws.
 
@@ -58,12 +58,12 @@ def sample_sentences(collection: Collection, per_document: int, seed: int) -> Te
         UserError: `per_document` is not positive.
     """
     if per_document < 1:
-        raise UserError(f"per_document is {per_document}; wanted at least 1 sentence of each document.")
+        raise UserError(f"per_document is {per_document}; wanted at least 1 sentence per document.")
     return Texts.from_pairs(_drawn(collection, per_document, seed))
 
 
 def title_texts(collection: Collection) -> Texts:
-    """Each document's title as a pseudo-query, ids ``title:<document id>``; none where title or body is empty."""
+    """Each document's title as a pseudo-query, ids ``title:<document id>``, unless title or body is empty."""
     return Texts.from_pairs(
         (f"{_TITLE}{id_}", title)
         for (id_, title), (_, body) in zip(_pairs(collection.titles), _pairs(collection.bodies), strict=True)
@@ -72,7 +72,7 @@ def title_texts(collection: Collection) -> Texts:
 
 
 def document_texts(collection: Collection) -> Texts:
-    """Each document's whole text as a pseudo-query, ids ``document:<document id>``; none where there is no text."""
+    """Each document's whole text as a pseudo-query, ids ``document:<document id>``, unless it is empty."""
     return Texts.from_pairs((f"{_DOCUMENT}{id_}", text) for id_, text in _pairs(collection.documents) if text.strip())
 
 
@@ -88,11 +88,11 @@ def source_document(id_: str) -> str | None:
 
 def _drawn(collection: Collection, per_document: int, seed: int) -> Iterator[tuple[str, str]]:
     for id_, body in _pairs(collection.bodies):
-        found = sentences(body)
-        # A string seeds by its SHA-512, the same in every process.
-        chosen = random.Random(f"{seed}:{id_}").sample(range(len(found)), min(per_document, len(found)))
+        candidates = sentences(body)
+        # A string seed is hashed with SHA-512, so it gives the same draws in every process.
+        chosen = random.Random(f"{seed}:{id_}").sample(range(len(candidates)), min(per_document, len(candidates)))
         for place in sorted(chosen):
-            yield f"{_SENTENCE}{id_}:{place}", found[place]
+            yield f"{_SENTENCE}{id_}:{place}", candidates[place]
 
 
 def _pairs(texts: Texts) -> Iterator[tuple[str, str]]:

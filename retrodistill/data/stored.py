@@ -1,86 +1,82 @@
-"""Collections in the cache: parsed once, streaming, into Arrow files that are memory-mapped from then on."""
+"""Collections in the cache: parsed once into Arrow files, which are memory-mapped from then on."""
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import filelock
 import pyarrow as pa
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_folder, cache_folder, digest, make_folder, read_json, write_json
-from retrodistill.data.collection import JUDGMENT_SCHEMA as JUDGMENTS
-from retrodistill.data.collection import Collection, Qrels, check_parts, full_text
+from retrodistill.data.collection import JUDGMENT_SCHEMA, Collection, Qrels, check_parts, full_text
 from retrodistill.data.records import Document, Judgment, Query, Source
 from retrodistill.data.texts import BATCH, Texts, duplicates, pair_batches
-from retrodistill.data.texts import SCHEMA as TEXTS
+from retrodistill.data.texts import SCHEMA as TEXT_SCHEMA
 
-# Part of every key: raise it when the files' layout or the checks change, and older ones are made again.
+# Part of every cache key. Raise it when the layout of the files or the checks change, so that they are made again.
 FORMAT = 1
-_DOCUMENTS = pa.schema(
+_DOCUMENT_SCHEMA = pa.schema(
     [("id", pa.string()), ("title", pa.large_string()), ("body", pa.large_string()), ("text", pa.large_string())]
 )
 
 
 def cached(name: str, key: tuple[object, ...], source: Callable[[], Source]) -> Collection:
-    """Open the collection of `key`. If it is not in the cache, first read `source` into the cache.
+    """Open a collection from the cache, after reading the source into the cache if necessary.
 
     Args:
         name: Name of the collection; not part of the key.
-        key: JSON-like values that decide the content, such as digests of files.
-        source: Called only if there is something to read.
+        key: JSON-like values that determine the content, such as digests of files.
+        source: Called only if the cache lacks the collection.
     """
-    home = make_folder(cache_folder() / "collections")
-    folder = home / digest(FORMAT, *key)
+    folder = make_folder(cache_folder() / "collections") / digest(FORMAT, *key)
     make_once(folder, lambda temporary: write(temporary, source()))
     return open_stored(folder, name)
 
 
 def make_once(folder: Path, make: Callable[[Path], None]) -> None:
-    """Let `make` fill a temporary folder that then becomes `folder`, unless that exists; one process at a time."""
+    """Create a folder with the content that `make` writes, unless it exists; one process at a time."""
     if folder.exists():
         return
-    # Two processes at once: the second waits, and finds the first one's work.
     with filelock.FileLock(folder.with_name(f".{folder.name}.lock")):
-        for left in folder.parent.glob(f".{folder.name}.*.part"):  # left by a killed process; we hold the lock
-            shutil.rmtree(left, ignore_errors=True)
-        if not folder.exists():
+        for leftover in folder.parent.glob(f".{folder.name}.*.part"):  # of a killed process: this one holds the lock
+            shutil.rmtree(leftover, ignore_errors=True)
+        if not folder.exists():  # another process may have created it while this one waited for the lock
             with atomic_folder(folder) as temporary:
                 make(temporary)
 
 
 def write(folder: Path, source: Source) -> None:
-    """Read a source to its end and write it as Arrow files and collection.json.
+    """Write the records of a source as Arrow files and collection.json.
 
     Raises:
-        UserError: An id appears twice, there are no documents, or whatever the source finds.
+        UserError: An id appears twice, there are no documents, or the source finds an error.
     """
-    _write_table(folder / "documents.arrow", _DOCUMENTS, _document_batches(source.documents()))
-    _write_table(folder / "queries.arrow", TEXTS, pair_batches((query.id, query.text) for query in source.queries()))
+    _write_table(folder / "documents.arrow", _DOCUMENT_SCHEMA, _document_batches(source.documents()))
+    query_pairs = ((query.id, query.text) for query in source.queries())
+    _write_table(folder / "queries.arrow", TEXT_SCHEMA, pair_batches(query_pairs))
     documents, queries = _open_table(folder / "documents.arrow"), _open_table(folder / "queries.arrow")
     _refuse_duplicates(documents, source.documents, source.where.get("documents", "documents, row"))
     _refuse_duplicates(queries, source.queries, source.where.get("queries", "queries, row"))
-    judged, repeated = {}, []
+    qrels, repeated = {}, []
     for split, rows in source.qrels.items():
-        judged[split], again = _judgments(rows())
+        qrels[split], again = _read_judgments(rows())
         if again:
-            repeated.append(
-                f"{split}: {again} judgments repeat a pair of query and document; the last one counts, as in beir."
-            )
-    texts, asked = Texts(documents), Texts(queries)
-    kept, warnings = check_parts(texts, asked, judged)
-    # A split's name may hold what a file's name may not.
+            repeated.append(f"{split}: {again} judgments repeat a query-document pair; the last counts, as in beir.")
+    document_texts, query_texts = Texts(documents), Texts(queries)
+    kept, warnings = check_parts(document_texts, query_texts, qrels)
+    # Number the files, because the name of a split may not be a valid file name.
     files = {split: f"qrels-{place}.arrow" for place, split in enumerate(kept)}
-    for split, qrels in kept.items():
-        _write_table(folder / files[split], JUDGMENTS, iter(qrels.table.to_batches()))
+    for split, judged in kept.items():
+        _write_table(folder / files[split], JUDGMENT_SCHEMA, iter(judged.table.to_batches()))
     write_json(
         folder / "collection.json",
         {
-            "documents": {"rows": len(texts), "fingerprint": texts.fingerprint},
-            "queries": {"rows": len(asked), "fingerprint": asked.fingerprint},
+            "documents": {"rows": len(document_texts), "fingerprint": document_texts.fingerprint},
+            "queries": {"rows": len(query_texts), "fingerprint": query_texts.fingerprint},
             "splits": files,
             "warnings": [*source.warnings, *warnings, *repeated],
         },
@@ -88,7 +84,7 @@ def write(folder: Path, source: Source) -> None:
 
 
 def open_stored(folder: Path, name: str) -> Collection:
-    """Open what `write` wrote; nothing is read but the manifest, texts are memory-mapped.
+    """Open a collection that `write` wrote. Texts are memory-mapped: only the manifest is read.
 
     Raises:
         UserError: A file is damaged.
@@ -96,11 +92,12 @@ def open_stored(folder: Path, name: str) -> Collection:
     about = read_json(folder / "collection.json")
     try:
         documents = _open_table(folder / "documents.arrow")
+        titles, bodies = (pa.table({"id": documents["id"], "text": documents[part]}) for part in ("title", "body"))
         return Collection(
             name,
             Texts(documents, about["documents"]["fingerprint"]),
-            titles=Texts(_renamed(documents, "title")),
-            bodies=Texts(_renamed(documents, "body")),
+            titles=Texts(titles),
+            bodies=Texts(bodies),
             queries=Texts(_open_table(folder / "queries.arrow"), about["queries"]["fingerprint"]),
             qrels={split: Qrels(_open_table(folder / file)) for split, file in about["splits"].items()},
             warnings=about["warnings"],
@@ -112,46 +109,33 @@ def open_stored(folder: Path, name: str) -> Collection:
 
 
 def _document_batches(rows: Iterator[Document]) -> Iterator[pa.RecordBatch]:
-    columns: tuple[list[str], ...] = ([], [], [], [])
-    for row in rows:
-        for column, value in zip(columns, (row.id, row.title, row.body, full_text(row.title, row.body)), strict=True):
-            column.append(value)
-        if len(columns[0]) == BATCH:
-            yield pa.record_batch(list(columns), schema=_DOCUMENTS)
-            columns = ([], [], [], [])
-    if columns[0]:
-        yield pa.record_batch(list(columns), schema=_DOCUMENTS)
+    while batch := list(itertools.islice(rows, BATCH)):
+        texts = ((row.id, row.title, row.body, full_text(row.title, row.body)) for row in batch)
+        yield pa.record_batch([list(column) for column in zip(*texts, strict=True)], schema=_DOCUMENT_SCHEMA)
 
 
-def _judgments(rows: Iterator[Judgment]) -> tuple[Qrels, int]:
+def _read_judgments(rows: Iterator[Judgment]) -> tuple[Qrels, int]:
+    """The judgments, and the number of rows that repeat a pair."""
+    grades: dict[str, dict[str, int]] = {}
     count = 0
-
-    def counted() -> Iterator[tuple[str, str, int]]:
-        nonlocal count
-        for count, row in enumerate(rows, start=1):  # noqa: B007 - the count is what is wanted
-            yield row.query_id, row.document_id, row.relevance
-
-    qrels = Qrels.from_rows(counted())
+    for row in rows:
+        grades.setdefault(row.query_id, {})[row.document_id] = row.relevance
+        count += 1
+    qrels = Qrels.from_dict(grades)
     return qrels, count - len(qrels)
 
 
-def _refuse_duplicates(table: pa.Table, again: Callable[[], Iterator[Any]], where: str) -> None:
+def _refuse_duplicates(
+    table: pa.Table, read_again: Callable[[], Iterator[Document]] | Callable[[], Iterator[Query]], where: str
+) -> None:
     twice = duplicates(table["id"])
     if not twice:
         return
-    # Places are rarely needed, so they are not kept while reading. Read again up to the second occurrence.
-    first: int | None = None
-    row: Document | Query
-    for row in again():
-        if row.id != twice[0]:
-            continue
-        if first is not None:
-            more = f" ({len(twice) - 1} more ids appear twice)" if len(twice) > 1 else ""
-            unit = where.rpartition(" ")[2]
-            raise UserError(
-                f"{where} {row.place}: id {row.id!r} is already on {unit} {first}{more}; ids must be unique."
-            )
-        first = row.place
+    # Line numbers are rarely needed, so they are not stored: read the source again, up to the second occurrence.
+    first, second = itertools.islice((row.place for row in read_again() if row.id == twice[0]), 2)
+    more = f" ({len(twice) - 1} more ids appear twice)" if len(twice) > 1 else ""
+    unit = where.rpartition(" ")[2]
+    raise UserError(f"{where} {second}: id {twice[0]!r} is already on {unit} {first}{more}; ids must be unique.")
 
 
 def _write_table(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
@@ -162,7 +146,3 @@ def _write_table(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch
 
 def _open_table(path: Path) -> pa.Table:
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-
-
-def _renamed(table: pa.Table, column: str) -> pa.Table:
-    return pa.table({"id": table["id"], "text": table[column]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
@@ -12,17 +13,17 @@ import pyarrow.compute as pc
 
 from retrodistill.core.errors import UserError, sample_of
 
-# 64-bit offsets: selecting a large part of a corpus may pass the 2 GiB that one `string` array can hold.
+# 64-bit offsets: a selection from a corpus may exceed the 2 GiB that a `string` array can hold.
 SCHEMA = pa.schema([("id", pa.string()), ("text", pa.large_string())])
 BATCH = 4096
-_MANY = 200_000  # ids: looking some of them up does not hold all as Python strings
+_MANY = 200_000  # above this many ids, looking up a few does not turn all of them into Python strings
 
 
 class Texts(Mapping[str, str]):
     """An ordered, immutable mapping from id to text, backed by an Arrow table that may be memory-mapped.
 
-    Holding one costs no memory beyond the table; texts become Python strings when asked for. Looking up by id keeps the
-    ids (not the texts) as Python strings from then on.
+    It uses no memory beyond the table, and texts become Python strings only on access. The first lookup by id keeps
+    all ids (not the texts) as Python strings.
 
     Attributes:
         table: Columns id (string) and text (large_string), one row per text, no nulls.
@@ -32,27 +33,25 @@ class Texts(Mapping[str, str]):
         """Wrap a table with columns id and text (any string type).
 
         Args:
-            table: Further columns are dropped. Ids must be unique, which `from_pairs`, `select` and `+` check.
-            fingerprint: The content digest where it is already known (from a manifest); else computed when asked for.
+            table: Other columns are dropped. Ids must be unique: `from_pairs`, `select` and `+` check this, but the
+                constructor does not.
+            fingerprint: Digest of the content, if it is known from a manifest.
         """
         self.table = table.select(SCHEMA.names).cast(SCHEMA)
         nulls = sum(self.table[name].null_count for name in SCHEMA.names)
         if nulls:
             raise UserError(f"texts: {nulls} ids or texts are null; give '' for an empty text, and every text an id.")
         if fingerprint is not None:
-            self.__dict__["fingerprint"] = fingerprint
+            self.__dict__["fingerprint"] = fingerprint  # where the cached property looks first
 
     @classmethod
     def from_pairs(cls, pairs: Iterable[tuple[str, str]]) -> Texts:
-        """Build in memory from (id, text) pairs.
+        """Build from (id, text) pairs.
 
         Raises:
             UserError: An id appears twice.
         """
-        batches = list(pair_batches(pairs))
-        texts = cls(pa.Table.from_batches(batches, schema=SCHEMA))
-        texts._refuse_duplicates()
-        return texts
+        return cls(pa.Table.from_batches(list(pair_batches(pairs)), schema=SCHEMA))._with_unique_ids()
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -78,33 +77,33 @@ class Texts(Mapping[str, str]):
 
     @property
     def texts(self) -> list[str]:
-        """All texts, in order; made anew each time, since it holds the whole corpus."""
+        """All texts, in order; not cached, because it holds the whole corpus in memory."""
         return self.table["text"].to_pylist()
 
     @cached_property
     def _places(self) -> dict[str, int]:
         return {id_: place for place, id_ in enumerate(self.ids)}
 
-    def _places_of(self, ids: list[str]) -> dict[str, int]:
-        """The rows of some ids, without keeping all ids as Python strings."""
-        column = self.table["id"]
-        distinct = pa.array(list(dict.fromkeys(ids)), pa.string())
-        rows = np.flatnonzero(pc.is_in(column, value_set=distinct).to_numpy())
-        return dict(zip(column.take(pa.array(rows)).to_pylist(), rows.tolist(), strict=True))
-
     def position(self, id_: str) -> int:
-        """The row of an id; KeyError if unknown."""
+        """The row of an id; raises KeyError if it is unknown."""
         return self._places[id_]
 
     def positions(self, ids: Iterable[str]) -> np.ndarray:
-        """(n,) int64 rows of `ids`, in their order; -1 for an unknown one."""
+        """(n,) int64 rows of `ids`, in their order; -1 for an unknown id."""
         wanted = list(ids)
         few = len(self) > _MANY and len(wanted) * 20 < len(self) and "_places" not in self.__dict__
         places = self._places_of(wanted) if few else self._places
         return np.fromiter((places.get(id_, -1) for id_ in wanted), dtype=np.int64, count=len(wanted))
 
+    def _places_of(self, ids: list[str]) -> dict[str, int]:
+        """The rows of a few ids, without turning all ids into Python strings."""
+        column = self.table["id"]
+        distinct = pa.array(list(dict.fromkeys(ids)), pa.string())
+        rows = np.flatnonzero(pc.is_in(column, value_set=distinct).to_numpy())
+        return dict(zip(column.take(pa.array(rows)).to_pylist(), rows.tolist(), strict=True))
+
     def slice(self, start: int, stop: int) -> list[str]:
-        """The texts of rows start to stop (exclusive), as a Python slice counts them."""
+        """The texts of rows start to stop (exclusive), as in a Python slice."""
         start, stop, _ = slice(start, stop).indices(len(self))
         return self.table["text"].slice(start, max(0, stop - start)).to_pylist()
 
@@ -112,53 +111,43 @@ class Texts(Mapping[str, str]):
         """The texts of `ids`, in that order.
 
         Raises:
-            UserError: An id is unknown, or appears twice.
+            UserError: An id is unknown or appears twice.
         """
         rows = self.positions(ids)
         if len(rows) and rows.min() < 0:
             missing = [id_ for id_, row in zip(ids, rows, strict=True) if row < 0]
             raise UserError(
                 f"no text with id {sample_of(missing)}: {len(missing)} of {len(rows)} ids are unknown; "
-                f"select among the {len(self)} ids there are."
+                f"select from the {len(self)} existing ids."
             )
-        selected = Texts(_take(self.table, rows))
-        selected._refuse_duplicates()
-        return selected
+        return Texts(_take(self.table, rows))._with_unique_ids()
 
     def __add__(self, other: Texts) -> Texts:
-        """Both, one after the other; an id that is in both raises UserError."""
-        joined = Texts(pa.concat_tables([self.table, other.table]))
-        joined._refuse_duplicates()
-        return joined
+        """Concatenate; raises UserError if both contain the same id."""
+        return Texts(pa.concat_tables([self.table, other.table]))._with_unique_ids()
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of ids and texts in order, 32 hexadecimal digits; does not depend on how the table is chunked."""
+        """Digest of ids and texts in order, 32 hexadecimal digits; independent of the table's chunks."""
         parts = column_digest(self.table["id"].chunks) + column_digest(self.table["text"].chunks)
         return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
 
-    def _refuse_duplicates(self) -> None:
+    def _with_unique_ids(self) -> Texts:
         twice = duplicates(self.table["id"])
         if twice:
             raise UserError(f"texts: id {sample_of(twice)} appears more than once; ids must be unique.")
+        return self
 
 
 def pair_batches(pairs: Iterable[tuple[str, str]]) -> Iterator[pa.RecordBatch]:
-    """Turn (id, text) pairs into record batches of `SCHEMA`, a few thousand rows each."""
-    ids: list[str] = []
-    texts: list[str] = []
-    for id_, text in pairs:
-        ids.append(id_)
-        texts.append(text)
-        if len(ids) == BATCH:
-            yield _batch(ids, texts)
-            ids, texts = [], []
-    if ids:
-        yield _batch(ids, texts)
+    """Turn (id, text) pairs into record batches of `SCHEMA`."""
+    rows = iter(pairs)
+    while batch := list(itertools.islice(rows, BATCH)):
+        yield pa.record_batch([list(column) for column in zip(*batch, strict=True)], schema=SCHEMA)
 
 
 def duplicates(ids: pa.ChunkedArray) -> list[str]:
-    """The ids that appear more than once, in order of their first row."""
+    """The ids that appear more than once, in the order of their first row."""
     if pc.count_distinct(ids).as_py() == len(ids):
         return []
     counts = pc.value_counts(ids)
@@ -166,9 +155,9 @@ def duplicates(ids: pa.ChunkedArray) -> list[str]:
 
 
 def column_digest(arrays: Iterable[pa.Array]) -> str:
-    """Digest of a column of strings given in pieces, 32 hexadecimal digits; the same for every way to cut it.
+    """Digest of a column of strings, 32 hexadecimal digits; independent of how the column is split into arrays.
 
-    Lengths and bytes are hashed apart, straight from Arrow's buffers, at the speed of the hash.
+    Lengths and bytes are hashed separately and directly from Arrow's buffers, without creating Python strings.
     """
     lengths, content = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
     for piece in arrays:
@@ -178,20 +167,16 @@ def column_digest(arrays: Iterable[pa.Array]) -> str:
         is_null = array.is_null().to_numpy(zero_copy_only=False)
         filled = pc.fill_null(array, "")
         offsets = np.frombuffer(filled.buffers()[1], np.int64)[filled.offset : filled.offset + len(filled) + 1]
-        lengths.update(np.where(is_null, -1, np.diff(offsets)).tobytes())  # null is not the same as ''
+        lengths.update(np.where(is_null, -1, np.diff(offsets)).tobytes())  # null differs from ''
         content.update(memoryview(filled.buffers()[2] or b"")[offsets[0] : offsets[-1]])
     return hashlib.blake2b(lengths.digest() + content.digest(), digest_size=16).hexdigest()
-
-
-def _batch(ids: list[str], texts: list[str]) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.array(ids, pa.string()), pa.array(texts, pa.large_string())], schema=SCHEMA)
 
 
 def _take(table: pa.Table, rows: np.ndarray) -> pa.Table:
     """Rows of a chunked table, in the given order.
 
-    `Table.take` joins all chunks of strings first, which would read a memory-mapped corpus whole into memory: here each
-    chunk is asked for its own rows, and only the result is put in order.
+    `Table.take` first joins all chunks of strings, which would read a memory-mapped corpus into memory. This takes
+    rows from each chunk and sorts only the result.
     """
     batches = table.to_batches()
     if len(rows) == 0 or len(batches) < 2:

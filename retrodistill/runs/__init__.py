@@ -1,4 +1,4 @@
-"""The run, a table (query_id, document_id, score): files, top-k, union, fusion, calibration."""
+"""Runs, tables of (query_id, document_id, score): files, top-k, union, fusion, calibration, agreement."""
 
 from retrodistill.runs.formats import read_run, write_run
 from retrodistill.runs.fusion import fuse, union

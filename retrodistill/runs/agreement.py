@@ -1,4 +1,4 @@
-"""Agreement of a student's rankings with its teacher's; no relevance judgment is needed."""
+"""Agreement between the rankings of a student and its teacher, without relevance judgments."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def rank_agreement(student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
 
     Args:
         student: (queries, k) document numbers, best first.
-        teacher: (queries, k) document numbers, best first; -1 where the teacher has fewer.
+        teacher: (queries, k) document numbers, best first; padded with -1.
 
     Returns:
-        (queries,) float64 in 0..1; 1 where both lists are the same, 0 where the teacher has none.
+        (queries,) float64 in 0..1; 1 for identical lists, 0 if the teacher's list is empty.
 
     Raises:
-        UserError: Lists of different shapes.
+        UserError: The shapes differ.
     """
     if student.shape != teacher.shape or teacher.ndim != 2:
         raise UserError(
@@ -37,25 +37,23 @@ def rank_agreement(student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
 
 
 def overlap(student: Run, teacher: Run, k: int = 10, *, tie: float | None = None) -> dict[str, float]:
-    """For each of the teacher's queries, the share of its top k that is in the student's top k, in 0..1.
-
-    A query that the student answers with nothing has 0.
+    """Share of the teacher's top k that is in the student's top k, in 0..1, for each of the teacher's queries.
 
     Args:
-        student: Measured run.
-        teacher: Run that it is compared with.
-        k: Depth.
-        tie: Where both runs have the same kind of scores: a student's document also counts if its score is at least
-            the teacher's k-th, less this share of the teacher's best.
+        student: The evaluated run.
+        teacher: The run to compare with.
+        k: Depth of both lists.
+        tie: For runs on the same scale of scores: count any of the student's documents whose score is at least the
+            teacher's k-th score minus this share of the teacher's best.
     """
     top = {query: (documents, scores) for query, documents, scores in student.top(k)}
-    nothing = (np.empty(0, dtype=object), np.empty(0))
+    no_results = (np.empty(0, dtype=object), np.empty(0))
     shares = {}
     for query, documents, scores in teacher.top(k):
-        found, found_scores = top.get(query, nothing)
-        shared = len(set(found) & set(documents))
+        own, own_scores = top.get(query, no_results)
+        shared = len(set(own) & set(documents))
         if tie is not None:
-            shared = min(len(documents), int((found_scores >= scores[-1] - tie * abs(scores[0])).sum()))
+            shared = min(len(documents), int((own_scores >= scores[-1] - tie * abs(scores[0])).sum()))
         shares[query] = shared / len(documents)
     return shares
 
@@ -63,22 +61,22 @@ def overlap(student: Run, teacher: Run, k: int = 10, *, tie: float | None = None
 def rank_biased_overlap(student: Sequence[Hashable], teacher: Sequence[Hashable], p: float = 0.9) -> float:
     """Extrapolated rank-biased overlap of two rankings without ties (Webber, Moffat and Zobel 2010, equation 32).
 
-    The agreement at every depth counts, the depth d with weight (1 - p) p^(d - 1): with p = .9 the first ten ranks have
-    86% of it. Beyond the end of the lists the agreement stays what it was there.
+    The agreement at depth d has weight (1 - p) p^(d - 1): with p = .9, the first ten ranks have 86% of the weight.
+    Beyond the end of the lists, the agreement is assumed to stay constant.
 
     Args:
         student: Documents, best first, each once.
-        teacher: As many or not.
+        teacher: Likewise; the lengths may differ.
         p: Persistence, above 0 and below 1.
 
     Returns:
-        0..1; 1 for the same lists, 0 where they share nothing or one is empty.
+        0..1; 1 for identical lists, 0 if they share nothing or one is empty.
 
     Raises:
-        UserError: p outside 0..1, or a document appears twice.
+        UserError: p is not between 0 and 1, or a document appears twice.
     """
     if not 0 < p < 1:
-        raise UserError(f"rank-biased overlap with p={p}; p lies between 0 and 1, both excluded.")
+        raise UserError(f"rank-biased overlap with p={p}; p must be between 0 and 1, both excluded.")
     short, long = sorted((list(student), list(teacher)), key=len)
     if len(set(short)) < len(short) or len(set(long)) < len(long):
         raise UserError("a document appears twice in a ranking; rank-biased overlap needs each once.")
@@ -87,7 +85,7 @@ def rank_biased_overlap(student: Sequence[Hashable], teacher: Sequence[Hashable]
         return 0.0
     depths = np.arange(1, l + 1)
     place = {document: rank for rank, document in enumerate(short)}
-    # A shared document is part of the overlap from the deeper of its two ranks on.
+    # A shared document counts in the overlap from the deeper of its two ranks on.
     deeper = [max(rank, place[document]) for rank, document in enumerate(long) if document in place]
     shared = np.cumsum(np.bincount(np.array(deeper, dtype=np.int64), minlength=l))
     weights = p ** depths.astype(np.float64)
@@ -99,10 +97,10 @@ def rank_biased_overlap(student: Sequence[Hashable], teacher: Sequence[Hashable]
 
 
 def ranking_overlap(student: Run, teacher: Run, p: float = 0.9, depth: int = 100) -> dict[str, float]:
-    """`rank_biased_overlap` of the top `depth` for each of the teacher's queries; 0 where the student has nothing."""
-    found = {query: documents.tolist() for query, documents, _ in student.top(depth)}
+    """`rank_biased_overlap` of the top `depth` for each of the teacher's queries; 0 if the student has no results."""
+    own = {query: documents.tolist() for query, documents, _ in student.top(depth)}
     return {
-        query: rank_biased_overlap(found.get(query, []), documents.tolist(), p)
+        query: rank_biased_overlap(own.get(query, []), documents.tolist(), p)
         for query, documents, _ in teacher.top(depth)
     }
 
@@ -110,11 +108,10 @@ def ranking_overlap(student: Run, teacher: Run, p: float = 0.9, depth: int = 100
 def kendall(student: Run, teacher: Run, depth: int = 100) -> dict[str, float]:
     """Kendall's tau-b between both systems' scores of the teacher's top `depth`, for each of the teacher's queries.
 
-    A document of the teacher's list that the student did not find counts as below all that it found, and such
-    documents as tied among each other.
+    Documents that the student did not retrieve are tied, below all that it retrieved.
 
     Returns:
-        -1..1 by query; a query where either side has no order at all (one document, or all tied) is left out.
+        -1..1 by query, without queries for which either side has no order (one document, or all tied).
     """
     from scipy.stats import kendalltau
 
@@ -133,19 +130,20 @@ def kendall(student: Run, teacher: Run, depth: int = 100) -> dict[str, float]:
 
 
 def score_bins(student: np.ndarray, teacher: np.ndarray, bins: int = 20) -> list[dict[str, float]]:
-    """What the teacher says of pairs that the student scores alike: the points of a calibration plot.
+    """The teacher's scores of pairs that the student scores alike: the points of a calibration plot.
 
     Args:
         student: (pairs,) scores.
         teacher: (pairs,) scores of the same pairs.
-        bins: Groups of equal size, by the student's score; fewer where there are fewer pairs.
+        bins: Number of groups of equal size, by the student's score; at most one per pair.
 
     Returns:
-        For each group, lowest first: ``pairs``, the mean ``student`` and ``teacher`` scores, and the teacher's
-        quartiles ``low`` and ``high``. A student's means should rise, and its quartiles lie close together.
+        For each group, lowest first: the number of ``pairs``, the mean ``student`` and ``teacher`` scores, and the
+        teacher's quartiles ``low`` and ``high``. For a good student the teacher's means rise and the quartiles are
+        close together.
 
     Raises:
-        UserError: Scores of different length.
+        UserError: The lengths differ.
     """
     if student.shape != teacher.shape or student.ndim != 1:
         raise UserError(f"scores of shape {student.shape} and {teacher.shape}; both are (pairs,).")

@@ -1,4 +1,4 @@
-"""Run files: TREC, Parquet and JSONL, both ways; the ending names the format."""
+"""Reading and writing run files: TREC, JSONL and Parquet, chosen by the file's extension."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,16 +23,22 @@ from retrodistill.runs.run import Run, id_codes
 
 _TREC_ENDINGS = (".run", ".trec", ".txt", ".tsv")
 
+_Row = tuple[str, str, float, str | None]  # query id, document id, score, name of the run
+
 
 def read_run(path: str | os.PathLike[str], name: str | None = None, *, may_be_empty: bool = False) -> Run:
-    """Read a run file: TREC (.run, .trec, .txt, .tsv) or JSONL (.jsonl), both also as .gz, or Parquet (.parquet).
+    """Read a run file: TREC (.run, .trec, .txt, .tsv) or JSONL (.jsonl), both optionally as .gz, or Parquet (.parquet).
 
-    TREC's rank column is ignored: scores decide, ties by document id ascending. `may_be_empty` is for what a system
-    found: that can be nothing.
+    TREC's rank column is ignored: scores determine the order, with ties by ascending document id.
+
+    Args:
+        path: The file.
+        name: Name of the run; by default the name in the file, else the file's name.
+        may_be_empty: Accept a file without rows, such as the results of a system that found nothing.
 
     Raises:
-        UserError: The file is missing, of an unknown ending, malformed (file and line are named), empty, or holds
-            NaN, infinite or double scores.
+        UserError: The file is missing, malformed (the message names the line) or empty, has an unknown extension, or
+            contains a NaN or infinite score or a pair twice.
     """
     path = Path(path)
     if not path.is_file():
@@ -50,12 +57,12 @@ def read_run(path: str | os.PathLike[str], name: str | None = None, *, may_be_em
 
 
 def write_run(run: Run, path: str | os.PathLike[str]) -> None:
-    """Write a run in the format that the ending names, in rank order, atomically.
+    """Write a run in rank order and in the format of the file's extension, atomically.
 
-    TREC and JSONL carry scores to the last bit (shortest text that reads back equal).
+    TREC and JSONL store scores exactly (the shortest text that reads back as the same number).
 
     Raises:
-        UserError: Unknown ending, an id with a space for TREC, or the place is not writable.
+        UserError: The extension is unknown, an id contains a space (TREC), or the folder is not writable.
     """
     path = Path(path)
     writer = _by_ending(path, _WRITERS)
@@ -64,17 +71,14 @@ def write_run(run: Run, path: str | os.PathLike[str]) -> None:
 
 
 def save_run(run: Run, stem: Path) -> Path:
-    """Write a run as TREC's ``STEM.run``, or as ``STEM.parquet`` where an id holds a space; one of another form goes.
+    """Write a run as ``STEM.run``, or as ``STEM.parquet`` if an id contains a space; delete the other of the two.
 
     Returns:
-        The file.
-
-    Raises:
-        UserError: The place is not writable.
+        The path of the file.
     """
     ids = (id_ for column in ("query_id", "document_id") for id_ in id_codes(run.table[column])[0])
     endings = [".run", ".parquet"]
-    if not all(id_.split() == [id_] for id_ in ids):
+    if not all(map(_fits_trec, ids)):
         endings.reverse()
     file, other = (stem.with_name(stem.name + ending) for ending in endings)
     write_run(run, file)
@@ -88,59 +92,49 @@ def _by_ending(path: Path, table: dict[str, Callable]) -> Callable:
     known = ".run" if ending in _TREC_ENDINGS else ending
     if known not in table or (compressed and known == ".parquet"):
         text_endings = [*_TREC_ENDINGS, ".jsonl"]
-        options = [*text_endings, ".parquet", *(f"{one}.gz" for one in text_endings)]
+        options = [*text_endings, ".parquet", *(f"{text}.gz" for text in text_endings)]
         raise unknown("run file ending", ending + ".gz" * compressed or path.name, options)
     return table[known]
 
 
-def _read_rows(path: Path, name: str | None, parse: Callable[[str], tuple[str, str, float, str | None]]) -> Run:
-    queries, documents, scores, tag = [], [], [], None
-    for number, line in read_lines(path):
-        try:
-            query, document, score, found = parse(line)
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: {error}; wanted {_FORMS[parse]}.") from error
-        if not math.isfinite(score):
-            raise UserError(
-                f"{path}, line {number}: score {score} of query {query!r}, document {document!r} is not "
-                "finite; leave a pair without a score out."
-            )
-        tag = tag or found
-        queries.append(query)
-        documents.append(document)
-        scores.append(score)
-    return Run.from_arrays(queries, documents, scores, name=name or tag or path.name.split(".")[0])
+def _fits_trec(id_: str) -> bool:
+    return id_.split() == [id_]
 
 
-def _parse_trec(line: str) -> tuple[str, str, float, str | None]:
+def _parse_trec(line: str) -> _Row:
     fields = line.split()
     if len(fields) not in (5, 6):
         raise ValueError(f"{len(fields)} columns")
     return fields[0], fields[2], float(fields[4]), fields[5] if len(fields) == 6 else None
 
 
-def _parse_json(line: str) -> tuple[str, str, float, str | None]:
+def _parse_json(line: str) -> _Row:
     row = json.loads(line)
     if not isinstance(row, dict):
-        raise ValueError("no JSON object")
+        raise ValueError("not a JSON object")
     for key, kinds in (("query_id", (str, int)), ("document_id", (str, int)), ("score", (int, float))):
         if not isinstance(row.get(key), kinds):
             raise ValueError(f"{key} is {row.get(key)!r}")
     return str(row["query_id"]), str(row["document_id"]), float(row["score"]), str(row.get("run") or "") or None
 
 
-_FORMS: dict[Callable, str] = {
-    _parse_trec: "'query Q0 document rank score tag'",
-    _parse_json: '{"query_id": .., "document_id": .., "score": ..}',
-}
-
-
-def _read_trec(path: Path, name: str | None) -> Run:
-    return _read_rows(path, name, _parse_trec)
-
-
-def _read_jsonl(path: Path, name: str | None) -> Run:
-    return _read_rows(path, name, _parse_json)
+def _read_text(parse: Callable[[str], _Row], form: str, path: Path, name: str | None) -> Run:
+    queries, documents, scores, stored_name = [], [], [], None
+    for number, line in read_lines(path):
+        try:
+            query, document, score, row_name = parse(line)
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: {error}; wanted {form}.") from error
+        if not math.isfinite(score):
+            raise UserError(
+                f"{path}, line {number}: score {score} of query {query!r}, document {document!r} is not "
+                "finite; leave out pairs without a score."
+            )
+        stored_name = stored_name or row_name
+        queries.append(query)
+        documents.append(document)
+        scores.append(score)
+    return Run.from_arrays(queries, documents, scores, name=name or stored_name or path.name.split(".")[0])
 
 
 def _read_parquet(path: Path, name: str | None) -> Run:
@@ -148,13 +142,13 @@ def _read_parquet(path: Path, name: str | None) -> Run:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} is not a whole Parquet file ({str(error).splitlines()[0]}); make it again.") from error
-    stored = (table.schema.metadata or {}).get(b"run", b"").decode()
-    return Run.from_table(table, name or stored or path.stem)
+    stored_name = (table.schema.metadata or {}).get(b"run", b"").decode()
+    return Run.from_table(table, name or stored_name or path.stem)
 
 
 @contextlib.contextmanager
 def _text_out(temporary: Path, compressed: bool) -> Iterator[IO[str]]:
-    """Text that is the same byte for byte on every system and at any time: gzip's header keeps no name and no time."""
+    """Text file with the same bytes on every system: gzip's header stores no name and no time."""
     with contextlib.ExitStack() as stack:
         out: Any = stack.enter_context(temporary.open("wb"))
         if compressed:
@@ -163,22 +157,18 @@ def _text_out(temporary: Path, compressed: bool) -> Iterator[IO[str]]:
 
 
 def _write_trec(run: Run, temporary: Path, compressed: bool) -> None:
-    tag = "_".join(run.name.split()) or "run"
-    _refuse_spaces(run)
-    with _text_out(temporary, compressed) as file:
-        for query, documents, scores in run:
-            for rank, (document, score) in enumerate(zip(documents, scores.tolist(), strict=True), start=1):
-                file.write(f"{query} Q0 {document} {rank} {score!r} {tag}\n")
-
-
-def _refuse_spaces(run: Run) -> None:
     for column in ("query_id", "document_id"):
         for id_ in id_codes(run.table[column])[0]:
-            if id_.split() != [id_]:
+            if not _fits_trec(id_):
                 raise UserError(
                     f"run {run.name}: {column} {id_!r} is empty or has a space, which a TREC line cannot hold; "
                     "write .parquet or .jsonl instead."
                 )
+    tag = "_".join(run.name.split()) or "run"
+    with _text_out(temporary, compressed) as file:
+        for query, documents, scores in run:
+            for rank, (document, score) in enumerate(zip(documents, scores.tolist(), strict=True), start=1):
+                file.write(f"{query} Q0 {document} {rank} {score!r} {tag}\n")
 
 
 def _write_jsonl(run: Run, temporary: Path, compressed: bool) -> None:
@@ -194,8 +184,8 @@ def _write_parquet(run: Run, temporary: Path, compressed: bool) -> None:
 
 
 _READERS: dict[str, Callable[[Path, str | None], Run]] = {
-    ".run": _read_trec,
-    ".jsonl": _read_jsonl,
+    ".run": partial(_read_text, _parse_trec, "'query Q0 document rank score tag'"),
+    ".jsonl": partial(_read_text, _parse_json, '{"query_id": .., "document_id": .., "score": ..}'),
     ".parquet": _read_parquet,
 }
 _WRITERS: dict[str, Callable[[Run, Path, bool], None]] = {

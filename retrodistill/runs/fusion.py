@@ -1,10 +1,10 @@
-"""Union and fusion: several runs become one."""
+"""Union and fusion of several runs."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
-from itertools import product
 
 import numpy as np
 
@@ -18,32 +18,26 @@ _RECIPROCAL_RANK_OFFSET = 60  # k of Cormack, Clarke and Buettcher (SIGIR 2009)
 
 
 def union(runs: Sequence[Run], name: str = "candidates", *, weights: Sequence[float] | None = None) -> Run:
-    """All pairs of all runs, with who proposed each kept in the `sources` column.
+    """All pairs of all runs; the column `sources` names the runs that proposed each.
 
-    The score is the weighted sum of reciprocal ranks, so that the union has an order that favors no ranker's scale;
-    a run of weight 0 adds pairs and no order.
+    The score is the weighted sum of reciprocal ranks, which does not depend on the rankers' scales. A run of weight 0
+    adds pairs without affecting the order.
 
     Raises:
-        UserError: No run, more than 8, or weights that do not fit.
+        UserError: There is no run or more than 8, or the weights do not fit.
     """
     weights = check_weights(len(runs), weights)
-    pairs, scores = align(runs, name)
-    present = ~np.isnan(scores)
-    labels = (
-        {
-            bits: "+".join(run.name for run, bit in zip(runs, bits, strict=True) if bit)
-            for bits in product((False, True), repeat=len(runs))
-        }
-        if len(runs) <= 8
-        else None
-    )
-    if labels is None:
+    if len(runs) > 8:  # 8 runs already have 256 combinations of sources
         raise UserError(f"a union of {len(runs)} runs keeps sources for at most 8; unite them in steps.")
-    sources = [labels[tuple(row)] for row in present.tolist()]
+    pairs, scores = align(runs, name)
+    labels = {
+        present: "+".join(itertools.compress((run.name for run in runs), present))
+        for present in itertools.product((False, True), repeat=len(runs))
+    }
+    sources = [labels[tuple(row)] for row in (~np.isnan(scores)).tolist()]
+    ranks = reciprocal_ranks(runs, weights, pairs, scores)
     queries, documents = pairs.table["query_id"], pairs.table["document_id"]
-    return Run.from_arrays(
-        queries, documents, reciprocal_ranks(runs, weights, pairs, scores), sources=sources, name=name
-    ).ranked()
+    return Run.from_arrays(queries, documents, ranks, sources=sources, name=name).ranked()
 
 
 def fuse(
@@ -59,18 +53,18 @@ def fuse(
 
     Args:
         runs: Runs over the same queries.
-        weights: One per run, at least one above 0; equal by default. Those of ``zscore*`` are scaled to sum to 1.
+        weights: One per run, at least one above 0; equal by default. The ``zscore*`` methods scale them to sum to 1.
         method: ``zscore`` or ``zscore-per-query`` (weighted mean of z-scores, over the whole run or per list),
             ``minmax`` (weighted sum of min-max scaled lists; Fox and Shaw 1994, CombSUM) or ``reciprocal-rank``
             (weighted sum of 1 / (60 + rank); Cormack et al. 2009).
-        calibrations: Already fitted ones for the z-score and min-max methods; fitted on `runs` by default.
-        missing: What a pair that some run did not score means for the z-score and min-max methods: ``error``, or
-            ``mean`` to average over the runs that did. Reciprocal rank counts what is there, by definition.
-        name: The name of the result.
+        calibrations: Fitted calibrations for the z-score and min-max methods; by default, they are fitted on `runs`.
+        missing: How the z-score and min-max methods treat a pair that some run did not score: ``error``, or ``mean``
+            to average over the runs that did. Reciprocal rank ignores missing scores by definition.
+        name: Name of the result.
 
     Raises:
-        UserError: Unknown method, weights or calibrations that do not fit, a flat run, or pairs that a run did not
-            score.
+        UserError: The method is unknown, weights or calibrations do not fit, all scores of a run are equal, or a run
+            did not score some pairs.
     """
     weights = check_weights(len(runs), weights)
     check_method(method)
@@ -89,14 +83,14 @@ def fuse(
         column = int(np.flatnonzero(absent.any(axis=0))[0])
         raise UserError(
             f"fusion: {runs[column].name} has no score for {int(absent[:, column].sum())} of {len(pairs)} pairs; "
-            "score the same candidates by every teacher, or set missing to 'mean'."
+            "score the same candidates with every teacher, or set missing to 'mean'."
         )
     mean = _weighted_mean(scores, np.asarray(weights))
     return pairs.with_scores(mean * sum(weights) if method == "minmax" else mean)
 
 
 def _weighted_mean(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(rows,) weighted mean of (rows, runs) scores over the runs that have one."""
+    """(rows,) weighted mean of (rows, runs) scores over the runs with a score."""
     shares = np.where(np.isnan(scores), 0.0, weights)
     weight = shares.sum(axis=1)
     if (weight == 0).any():
@@ -107,7 +101,7 @@ def _weighted_mean(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def reciprocal_ranks(runs: Sequence[Run], weights: Sequence[float], pairs: Run, scores: np.ndarray) -> np.ndarray:
-    """(rows,) weighted sum over runs of 1 / (60 + rank) for aligned scores (rows, runs); absent counts nothing."""
+    """(rows,) weighted sum over runs of 1 / (60 + rank) for aligned scores (rows, runs); NaN adds nothing."""
     total = np.zeros(len(pairs))
     for column, weight in enumerate(weights):
         present = np.flatnonzero(~np.isnan(scores[:, column]))
@@ -122,7 +116,8 @@ def check_weights(runs: int, weights: Sequence[float] | None) -> list[float]:
     """One weight per run: those given, or 1 for each.
 
     Raises:
-        UserError: No run, another number of weights than of runs, one below 0 or not finite, or none above 0.
+        UserError: There is no run, the numbers of runs and weights differ, a weight is below 0 or not finite, or none
+            is above 0.
     """
     if not runs:
         raise UserError("no run was given; give at least one.")
@@ -135,20 +130,12 @@ def check_weights(runs: int, weights: Sequence[float] | None) -> list[float]:
 
 
 def check_method(method: str) -> None:
-    """Refuse a fusion method that there is not.
-
-    Raises:
-        UserError: The nearest method is named.
-    """
+    """Raise a UserError for an unknown fusion method."""
     if method not in METHODS:
         raise unknown("fusion method", method, METHODS)
 
 
 def check_calibrations(runs: int, calibrations: Sequence[Calibration]) -> None:
-    """Refuse another number of calibrations than of runs.
-
-    Raises:
-        UserError: They differ.
-    """
+    """Raise a UserError unless there is one calibration per run."""
     if len(calibrations) != runs:
         raise UserError(f"fusion: {len(calibrations)} calibrations for {runs} runs; give one per run, in their order.")

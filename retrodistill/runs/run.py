@@ -13,47 +13,47 @@ import pyarrow.compute as pc
 
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import digest
+from retrodistill.core.stores import KeyIndex
 from retrodistill.data.texts import column_digest
-
-
-def top_k(scores: np.ndarray, k: int) -> np.ndarray:
-    """Places of the k highest scores of each row.
-
-    Args:
-        scores: (n,) or (rows, n), finite or -inf; higher is better.
-        k: How many, at least 1.
-
-    Returns:
-        (min(k, n),) or (rows, min(k, n)) int64, highest score first, equal scores by ascending place.
-    """
-    if scores.ndim == 2:
-        width = min(k, scores.shape[1])
-        return np.array([top_k(row, k) for row in scores], dtype=np.int64).reshape(len(scores), width)
-    if k >= len(scores):
-        return np.argsort(-scores, kind="stable")
-    # A partition is linear in n; what equals its last score is taken in order of place.
-    threshold = -np.partition(-scores, k - 1)[k - 1]
-    above = np.flatnonzero(scores > threshold)
-    level = np.flatnonzero(scores == threshold)[: k - len(above)]
-    places = np.sort(np.concatenate([above, level]))
-    return places[np.argsort(-scores[places], kind="stable")]
-
 
 Scores = Mapping[str, Mapping[str, float]]
 _IDS = pa.dictionary(pa.int32(), pa.string())
 _ID_COLUMNS = ("query_id", "document_id")
 
 
+def top_k(scores: np.ndarray, k: int) -> np.ndarray:
+    """Positions of the k highest scores of each row, with the package's single tie rule.
+
+    Args:
+        scores: (n,) or (rows, n), finite or -inf; higher is better.
+        k: At least 1.
+
+    Returns:
+        (min(k, n),) or (rows, min(k, n)) int64, highest score first, equal scores by ascending position.
+    """
+    if scores.ndim == 2:
+        width = min(k, scores.shape[1])
+        return np.array([top_k(row, k) for row in scores], dtype=np.int64).reshape(len(scores), width)
+    if k >= len(scores):
+        return np.argsort(-scores, kind="stable")
+    # A partition is linear in n, but its ties are arbitrary: take those at the threshold in order of position.
+    threshold = -np.partition(-scores, k - 1)[k - 1]
+    above = np.flatnonzero(scores > threshold)
+    tied = np.flatnonzero(scores == threshold)[: k - len(above)]
+    positions = np.sort(np.concatenate([above, tied]))
+    return positions[np.argsort(-scores[positions], kind="stable")]
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Run:
     """A table (query_id, document_id, score[, sources]): candidates, teacher scores or search results.
 
-    Rows of one query are adjacent, queries in the order of their first row. Scores are float64, raw, higher is
-    better. `sources`, where present, says who proposed a candidate (names joined by ``+``).
+    The rows of a query are adjacent; queries are in the order of their first row. Scores are raw float64 values,
+    higher is better. The optional column `sources` names the systems that proposed a candidate (joined by ``+``).
 
     Attributes:
         table: The Arrow table; ids are dictionary-encoded.
-        name: What made it; becomes the TREC tag.
+        name: Name of the system that made it, used as the TREC tag.
     """
 
     table: pa.Table
@@ -69,11 +69,11 @@ class Run:
         sources: Sequence[str] | pa.Array | None = None,
         name: str = "run",
     ) -> Run:
-        """Build from three parallel columns of equal length, and check them.
+        """Build from columns of equal length, and check them.
 
         Raises:
-            UserError: Columns of different length, a missing id, a score that is NaN, infinite or no number, or a
-                (query, document) pair that appears twice.
+            UserError: Columns differ in length, an id is missing, a score is not a finite number, or a pair
+                appears twice.
         """
         columns: dict[str, pa.Array] = {
             "query_id": _as_ids(query_ids, name),
@@ -84,16 +84,12 @@ class Run:
             columns["sources"] = _as_ids(sources, name)
         lengths = {column: len(values) for column, values in columns.items()}
         if len(set(lengths.values())) > 1:
-            raise UserError(f"run {name}: columns of different length ({lengths}); give one value per pair in each.")
+            raise UserError(f"run {name}: columns of different length ({lengths}); each needs one value per pair.")
         return cls.from_table(pa.table(columns), name)
 
     @classmethod
     def from_table(cls, table: pa.Table, name: str = "run") -> Run:
-        """Build from an Arrow table with at least query_id, document_id and score, and check it.
-
-        Raises:
-            UserError: As `from_arrays`, or a column is missing.
-        """
+        """Build from an Arrow table with at least query_id, document_id and score, and check it as `from_arrays`."""
         missing = [column for column in (*_ID_COLUMNS, "score") if column not in table.column_names]
         if missing:
             raise UserError(
@@ -114,8 +110,8 @@ class Run:
 
     @classmethod
     def from_dict(cls, scores: Scores, name: str = "run") -> Run:
-        """Build from ``{query_id: {document_id: score}}``, the form of pytrec_eval and beir."""
-        rows = [(query, document, score) for query, found in scores.items() for document, score in found.items()]
+        """Build from ``{query_id: {document_id: score}}``, as pytrec_eval and beir return it."""
+        rows = [(query, document, score) for query, listed in scores.items() for document, score in listed.items()]
         queries, documents, values = zip(*rows, strict=True) if rows else ((), (), ())
         return cls.from_arrays(list(queries), list(documents), list(values), name=name)
 
@@ -132,20 +128,17 @@ class Run:
         """Build from padded search results.
 
         Args:
-            query_ids: One id per row, length q.
-            document_ids: The corpus' ids, which `rows` points into.
-            rows: (q, k) integers; a negative one is an empty place and is dropped.
+            query_ids: (q,) ids.
+            document_ids: All ids of the corpus, indexed by `rows`.
+            rows: (q, k) integers; negative ones are padding and are dropped.
             scores: (q, k) scores, higher is better.
-            name: What made it.
+            name: Name of the run.
         """
-        found = rows >= 0
-        codes = np.repeat(np.arange(len(query_ids), dtype=np.int32), found.sum(axis=1))
-        queries = pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(list(query_ids), pa.string()))
-        used, places = np.unique(rows[found], return_inverse=True)  # so that a run does not carry the corpus' ids
-        documents = pa.DictionaryArray.from_arrays(
-            pa.array(places.astype(np.int32)), pa.array([document_ids[row] for row in used], pa.string())
-        )
-        return cls.from_arrays(queries, documents, scores[found], name=name)
+        is_result = rows >= 0
+        codes = np.repeat(np.arange(len(query_ids)), is_result.sum(axis=1))
+        used, places = np.unique(rows[is_result], return_inverse=True)  # a run must not hold all ids of the corpus
+        documents = _dictionary(places, [document_ids[row] for row in used])
+        return cls.from_arrays(_dictionary(codes, query_ids), documents, scores[is_result], name=name)
 
     def __repr__(self) -> str:
         return f"Run({self.name}: {len(self.query_ids)} queries, {len(self)} rows)"
@@ -155,12 +148,12 @@ class Run:
 
     @cached_property
     def query_ids(self) -> list[str]:
-        """The queries that have at least one row, in order."""
+        """The queries with at least one row, in order."""
         return list(self._queries[0])
 
     @property
     def query_codes(self) -> np.ndarray:
-        """(rows,) int64: for each row, its query's place in `query_ids`."""
+        """(rows,) int64: position of each row's query in `query_ids`."""
         return self._queries[1]
 
     @cached_property
@@ -180,12 +173,12 @@ class Run:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of pairs and scores, independent of the order of rows and queries; sources do not count."""
+        """Digest of pairs and scores, independent of the order of rows and queries; sources are not included."""
         (queries, query_codes), (documents, document_codes) = (id_codes(self.table[column]) for column in _ID_COLUMNS)
         by_query, by_document = np.argsort(queries, kind="stable"), np.argsort(documents, kind="stable")
         order = np.lexsort((np.argsort(by_document)[document_codes], np.argsort(by_query)[query_codes]))
         ids = self.table.select(_ID_COLUMNS).take(pa.array(order))
-        scores = hashlib.blake2b((self.scores[order] + 0.0).tobytes(), digest_size=16)  # -0.0 counts as 0.0
+        scores = hashlib.blake2b((self.scores[order] + 0.0).tobytes(), digest_size=16)  # turns -0.0 into 0.0
         return digest(*(column_digest(ids[column].chunks) for column in _ID_COLUMNS), scores.hexdigest())
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
@@ -207,32 +200,28 @@ class Run:
         return Run(self.table.take(pa.array(order)), self.name)
 
     def top(self, k: int) -> Run:
-        """The best k documents of each query, in rank order; fewer where a query has fewer."""
+        """The best k documents of each query, in rank order; fewer if a query has fewer."""
         ranked = self.ranked()
         rank = np.arange(len(ranked)) - ranked.bounds[ranked.query_codes]
-        return ranked._keep(rank < k)
+        return ranked.filter(rank < k)
 
     def select(self, query_ids: Iterable[str]) -> Run:
-        """Rows of the given queries only; unknown ones are ignored."""
+        """Rows of the given queries; unknown ids are ignored."""
         wanted = set(query_ids)
         known = np.array([query in wanted for query in self.query_ids], dtype=bool)
-        return self._keep(known[self.query_codes])
+        return self.filter(known[self.query_codes])
 
     def without(self, pairs: Mapping[str, str]) -> Run:
-        """Rows less one document per query: ``{query_id: document_id}`` (self-matches, source documents)."""
-        excluded_queries = np.array([pairs.get(query) for query in self.query_ids], dtype=object)
-        return self._keep(self.document_ids != excluded_queries[self.query_codes])
+        """Drop one document per query, ``{query_id: document_id}``: a self-match or the source of a pseudo-query."""
+        excluded = np.array([pairs.get(query) for query in self.query_ids], dtype=object)
+        return self.filter(self.document_ids != excluded[self.query_codes])
 
     def filter(self, keep: np.ndarray) -> Run:
-        """Rows where `keep` (rows,) bool is true."""
-        return self._keep(np.asarray(keep, dtype=bool))
+        """Rows for which `keep`, (rows,) bool, is true."""
+        return Run(self.table.filter(pa.array(np.asarray(keep, dtype=bool))), self.name)
 
     def with_scores(self, scores: np.ndarray, name: str | None = None) -> Run:
-        """The same pairs with other scores (rows,).
-
-        Raises:
-            UserError: A score is NaN or infinite.
-        """
+        """The same pairs with new scores (rows,); raises UserError if one is NaN or infinite."""
         column = self.table.column_names.index("score")
         table = self.table.set_column(column, "score", pa.array(np.asarray(scores, dtype=np.float64)))
         run = Run(table, name or self.name)
@@ -244,11 +233,7 @@ class Run:
         return Run(self.table, name)
 
     def require(self, query_ids: Iterable[str], document_ids: Iterable[str]) -> None:
-        """Check that every id of the run is known.
-
-        Raises:
-            UserError: Names the unknown ids, with their count.
-        """
+        """Check that all ids of the run are known; raises UserError otherwise."""
         for what, column, known in (
             ("query", "query_id", set(query_ids)),
             ("document", "document_id", set(document_ids)),
@@ -268,9 +253,6 @@ class Run:
         place = np.full(len(dictionary), -1, dtype=np.int64)
         place[order] = np.arange(len(order))
         return [str(dictionary[code]) for code in order], place[codes]
-
-    def _keep(self, mask: np.ndarray) -> Run:
-        return Run(self.table.filter(pa.array(mask)), self.name)
 
     def _check(self) -> None:
         self._check_scores()
@@ -292,12 +274,12 @@ class Run:
             query, document = (self.table[column][row].as_py() for column in _ID_COLUMNS)
             raise UserError(
                 f"run {self.name}: {int(bad.sum())} scores are NaN or infinite, first query {query!r} with document "
-                f"{document!r}; every score must be a finite number: leave a pair without a score out."
+                f"{document!r}; every score must be a finite number: leave out pairs without a score."
             )
 
 
 def _as_ids(values: Sequence[str] | pa.Array | pa.ChunkedArray, name: str) -> pa.Array:
-    """Dictionary-encoded strings, each once in the dictionary; numbers become strings."""
+    """Dictionary-encoded strings without duplicates in the dictionary; numbers become strings."""
     try:
         array = _one_chunk(values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(list(values)))
         array = array.cast(_IDS) if pa.types.is_dictionary(array.type) else array.cast(pa.string()).dictionary_encode()
@@ -311,7 +293,7 @@ def _as_ids(values: Sequence[str] | pa.Array | pa.ChunkedArray, name: str) -> pa
 
 
 def _as_scores(values: Sequence[float] | np.ndarray | pa.ChunkedArray, name: str) -> pa.Array:
-    """float64 scores; a missing one is NaN."""
+    """float64 scores; missing ones become NaN."""
     try:
         if isinstance(values, (pa.Array, pa.ChunkedArray)):
             return pa.array(_one_chunk(values).cast(pa.float64()).to_numpy(zero_copy_only=False))
@@ -329,7 +311,7 @@ def _one_chunk(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 
 def id_codes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """(dictionary as object array, (rows,) int64 codes) of a dictionary column, unused entries left out."""
+    """(dictionary as object array, (rows,) int64 codes) of a dictionary column, without unused entries."""
     array = _one_chunk(column)
     used, codes = np.unique(array.indices.to_numpy().astype(np.int64), return_inverse=True)
     return np.asarray(array.dictionary.take(pa.array(used)).to_pylist(), dtype=object), codes
@@ -339,17 +321,17 @@ def align(runs: Sequence[Run], name: str = "union") -> tuple[Run, np.ndarray]:
     """Put runs side by side on the union of their pairs.
 
     Returns:
-        The union as a run (its scores are 0 and mean nothing), queries in the order of first appearance, and a
-        (rows, runs) float64 matrix of each run's scores; NaN where a run has no score for the pair.
+        The union as a run (with meaningless scores of 0), queries in the order of their first appearance; and a (rows,
+        runs) float64 matrix of each run's scores, NaN for pairs that a run did not score.
 
     Raises:
         UserError: No run was given.
     """
     if not runs:
         raise UserError("no run was given; give at least one.")
-    query_names, query_codes = _common([run.table["query_id"] for run in runs])
-    document_names, document_codes = _common([run.table["document_id"] for run in runs])
-    width = max(len(document_names), 1)
+    query_ids, query_codes = _common([run.table["query_id"] for run in runs])
+    document_ids, document_codes = _common([run.table["document_id"] for run in runs])
+    width = max(len(document_ids), 1)
     keys = [queries * width + documents for queries, documents in zip(query_codes, document_codes, strict=True)]
     union = np.unique(np.concatenate(keys))
     matrix = np.full((len(union), len(runs)), np.nan)
@@ -357,8 +339,8 @@ def align(runs: Sequence[Run], name: str = "union") -> tuple[Run, np.ndarray]:
         matrix[np.searchsorted(union, own), column] = run.scores
     table = pa.table(
         {
-            "query_id": _dictionary(union // width, query_names),
-            "document_id": _dictionary(union % width, document_names),
+            "query_id": _dictionary(union // width, query_ids),
+            "document_id": _dictionary(union % width, document_ids),
             "score": pa.array(np.zeros(len(union))),
         }
     )
@@ -366,32 +348,27 @@ def align(runs: Sequence[Run], name: str = "union") -> tuple[Run, np.ndarray]:
 
 
 def look_up(run: Run, pairs: Run) -> np.ndarray:
-    """(rows of `pairs`,) float64 scores that `run` gives to the pairs; NaN where it has none."""
+    """(rows of `pairs`,) float64 scores of `run` for the pairs; NaN where it has none."""
     _, query_codes = _common([run.table["query_id"], pairs.table["query_id"]])
-    _, document_codes = _common([run.table["document_id"], pairs.table["document_id"]])
-    width = 1 + max((int(codes.max(initial=0)) for codes in document_codes), default=0)
-    own, wanted = (queries * width + documents for queries, documents in zip(query_codes, document_codes, strict=True))
-    order = np.argsort(own, kind="stable")
-    place = np.searchsorted(own[order], wanted)
-    found = np.zeros(len(wanted), dtype=bool)
-    inside = place < len(own)
-    found[inside] = own[order][place[inside]] == wanted[inside]
+    document_ids, document_codes = _common([run.table["document_id"], pairs.table["document_id"]])
+    own, wanted = (q * len(document_ids) + d for q, d in zip(query_codes, document_codes, strict=True))
+    rows = KeyIndex(own).find(wanted)
     scores = np.full(len(wanted), np.nan)
-    scores[found] = run.scores[order][place[found]]
+    scores[rows >= 0] = run.scores[rows[rows >= 0]]
     return scores
 
 
 def _common(columns: Sequence[pa.ChunkedArray]) -> tuple[list[str], list[np.ndarray]]:
     """One dictionary for several id columns, and each column's codes in it."""
-    names: dict[str, int] = {}
+    places: dict[str, int] = {}
     coded = []
     for column in columns:
         dictionary, codes = id_codes(column)
         first = np.unique(codes, return_index=True)[1]
         for entry in codes[np.sort(first)]:
-            names.setdefault(dictionary[entry], len(names))
-        coded.append(np.array([names[entry] for entry in dictionary], dtype=np.int64)[codes])
-    return list(names), coded
+            places.setdefault(dictionary[entry], len(places))
+        coded.append(np.array([places[entry] for entry in dictionary], dtype=np.int64)[codes])
+    return list(places), coded
 
 
 def _dictionary(codes: np.ndarray, names: Sequence[str]) -> pa.DictionaryArray:

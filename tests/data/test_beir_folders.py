@@ -144,9 +144,7 @@ class TestJudgments:
     def test_repeated_pairs_are_counted(self, make_folder):
         collection = self.load(make_folder, HEADER + "q1\td1\t1\nq1\td1\t2\n")
         assert collection.relevance("test").to_dict() == {"q1": {"d1": 2}}
-        assert collection.warnings == [
-            "test: 1 judgments repeat a pair of query and document; the last one counts, as in beir."
-        ]
+        assert collection.warnings == ["test: 1 judgments repeat a query-document pair; the last counts, as in beir."]
 
     def test_unknown_ids_are_warned_of(self, make_folder):
         collection = self.load(make_folder, HEADER + "q1\tgone\t1\nnobody\td1\t1\n")
@@ -351,7 +349,7 @@ class TestRealCollections:
 
     def test_cranfields_empty_documents_are_named(self):
         assert load_collection(str(SHARED / "cranfield")).warnings == [
-            "2 documents have no text ('471', '995'): they are kept and can never be found."
+            "2 documents have no text ('471', '995'): they are kept but cannot be retrieved."
         ]
 
     @pytest.mark.parametrize("name", ["scifact", "cranfield"])

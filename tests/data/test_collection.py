@@ -21,7 +21,7 @@ class TestDocuments:
         assert collection.bodies["a"] == "body"
 
     def test_documents_without_text_are_kept_and_named(self):
-        assert small().warnings == ["1 documents have no text ('d3'): they are kept and can never be found."]
+        assert small().warnings == ["1 documents have no text ('d3'): they are kept but cannot be retrieved."]
 
     def test_no_documents_is_an_error(self):
         with pytest.raises(UserError, match="there are no documents"):
@@ -86,8 +86,8 @@ class TestJudgments:
         assert collection.relevance("test").to_dict() == {"q1": {"d1": 1, "gone": 1, "lost": 1}}
         assert collection.warnings[1:] == [
             "test: 2 judgments of 1 unknown queries ('nobody') are dropped.",
-            "test: 2 judgments name 2 documents that the corpus lacks ('gone', 'lost'): kept, they count against "
-            "recall as in beir.",
+            "test: 2 judgments name 2 documents that are not in the corpus ('gone', 'lost'): "
+            "they are kept and count against recall, as in beir.",
         ]
 
     def test_fingerprint_does_not_depend_on_row_order_but_on_grades(self):

@@ -57,8 +57,8 @@ class TestAsking:
         assert (found.ids, found.texts) == (["a", "b", "c"], ["short", "brief", "a long one"])
 
     def test_how_many_have_one_is_told(self):
-        assert "rewrites of 1 of 3 queries" in check_rewrites(Texts.from_pairs([("a", "x")]), self.QUERIES, "file")
+        assert "rewrites for 1 of 3 queries" in check_rewrites(Texts.from_pairs([("a", "x")]), self.QUERIES, "file")
 
     def test_unknown_queries_are_named(self):
-        with pytest.raises(UserError, match=r"file: 1 rewrites are of no query of the collection .*other"):
+        with pytest.raises(UserError, match=r"file: 1 rewrites belong to queries .*other"):
             check_rewrites(Texts.from_pairs([("other", "x")]), self.QUERIES, "file")

@@ -131,7 +131,7 @@ class TestRewrites:
             {"query_id": query, "text": f"all about {tiny.queries[query]}"} for query in tiny.split("train").ids[:9]
         ]
         job = job_of(rewrites=written(better))
-        assert any("rewrites of 9 of 60 queries" in note for note in job.notes)
+        assert any("rewrites for 9 of 60 queries" in note for note in job.notes)
         assert job.train.texts == tiny.split("train").texts
         assert job.teacher_test_queries.texts == job.test.texts
         assert sum(text.startswith("all about") for text in job.training_data.teacher_queries(job.train).texts) == 9
@@ -156,7 +156,7 @@ class TestRewrites:
     @pytest.mark.parametrize(
         ("lines", "message"),
         [
-            ([{"query_id": "nobody", "text": "x"}], "1 rewrites are of no query of the collection"),
+            ([{"query_id": "nobody", "text": "x"}], "1 rewrites belong to queries that are not in the collection"),
             ([{"query_id": "t0", "text": "x"}], "no training query has a rewrite"),
         ],
     )

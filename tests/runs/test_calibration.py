@@ -52,5 +52,5 @@ class TestRefusals:
 
     @pytest.mark.parametrize(("mean", "deviation"), [(0.0, 0.0), ("x", 1.0), (float("nan"), 1.0)])
     def test_moments_that_calibrate_nothing_are_refused(self, mean, deviation):
-        with pytest.raises(UserError, match="deviation lies above 0"):
+        with pytest.raises(UserError, match="deviation must be above 0"):
             ZScore(mean, deviation)

@@ -89,7 +89,7 @@ class TestRefusals:
             ("x.run", "", "is empty: it was cut short, or its system found no document"),
             ("x.run", "\n\n", "is empty: it was cut short, or its system found no document"),
             ("x.run", b"q Q0 \xff\xfe 1 1 t\n", "line 1: not UTF-8"),
-            ("x.jsonl", "[1]\n", "line 1: no JSON object; wanted"),
+            ("x.jsonl", "[1]\n", "line 1: not a JSON object; wanted"),
             ("x.jsonl", "{", "line 1: Expecting property name"),
             ("x.jsonl", '{"query_id": "q", "score": 1}', "line 1: document_id is None; wanted"),
             ("x.jsonl", '{"query_id": null, "document_id": "a", "score": 1}', "line 1: query_id is None; wanted"),
