@@ -48,7 +48,8 @@ class StoreIndex(Index):
         self.encoder_kinds = _ENCODERS[self.vector_kind]
         source = about["queries_by"] if queries is None else queries
         encoder = None if source is None else load_encoder(source, self.encoder_kinds)
-        super().__init__([], EmbeddingSpace.from_json(about["space"]), encoder, about["name"], None)
+        self.space = EmbeddingSpace.from_json(about["space"])
+        super().__init__([], self.space, encoder, about["name"], None)
 
     def __len__(self) -> int:
         return self.store.count()
@@ -94,6 +95,9 @@ class StoreIndex(Index):
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def _held(self) -> tuple[int, int]:
+        return 0, self.space.dimension  # documents and ids are in the store, not here
 
     def _settings(self) -> dict[str, Any]:
         return {"store": self.store.address}
