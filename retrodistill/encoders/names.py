@@ -88,11 +88,7 @@ def parse_model_name(text: str) -> ModelName:
 
 
 def check_can_search(name: ModelName) -> None:
-    """Reject a kind of model that cannot search, before any is loaded.
-
-    Raises:
-        UserError: It only scores pairs.
-    """
+    """Reject a kind of model that cannot search, before any is loaded."""
     if not MODEL_KINDS[name.kind].can_search:
         raise UserError(cannot_search(str(name)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -50,19 +50,18 @@ class Quantizer(nn.Module):
         self.register_buffer("codes", torch.from_numpy(start.codes.copy()))
         self.register_buffer("lists", None if start.lists is None else torch.from_numpy(start.lists.copy()))
         subspaces, words, _ = self.codebooks.shape
-        self.register_buffer("_offsets", torch.arange(subspaces) * words)
+        self._offsets = torch.arange(subspaces) * words
 
     codes: Tensor
     lists: Tensor | None
-    _offsets: Tensor
 
     def reconstruct(self, rows: Tensor | None = None) -> Tensor:
         """(n, width) documents, or those of `rows`, in the space of the codes; differentiable in the codebooks."""
         codes = self.codes if rows is None else self.codes[rows]
         inner = self.codebooks.flatten(0, 1).index_select(0, (codes + self._offsets).flatten()).view(len(codes), -1)
-        if self.centroids is None or self.lists is None:
-            return inner
-        return inner + self.centroids.index_select(0, self.lists if rows is None else self.lists[rows])
+        if self.centroids is not None and self.lists is not None:
+            inner = inner + self.centroids.index_select(0, self.lists if rows is None else self.lists[rows])
+        return inner
 
     def forward(self, queries: Tensor, rows: Tensor | None = None) -> Tensor:
         """(batch, n) scores of (batch, d) queries with all documents or those of `rows`."""
@@ -70,9 +69,7 @@ class Quantizer(nn.Module):
 
     def list_scores(self, queries: Tensor) -> Tensor:
         """(batch, lists) inner products with the centroids, which decide the lists that are probed."""
-        if self.centroids is None:
-            raise ValueError("a quantizer without lists has no centroids")
-        return (queries @ self.transform.T) @ self.centroids.T
+        return (queries @ self.transform.T) @ cast("Tensor", self.centroids).T
 
     def project_gradient(self) -> None:
         """Before an optimizer step: keep only the part of the rotation's gradient that is tangent to rotations."""
@@ -110,24 +107,13 @@ class Quantizer(nn.Module):
 
     def parts(self) -> Codes:
         """The learned parts as arrays."""
-        return replace(
-            self.start,
-            rotation=self.transform.detach().numpy().copy(),
-            codebooks=self.codebooks.detach().numpy().copy(),
-            codes=self.codes.numpy().copy(),
-            centroids=None if self.centroids is None else self.centroids.detach().numpy().copy(),
-            lists=None if self.lists is None else self.lists.numpy().copy(),
-        )
+        parts: dict[str, Any] = {"rotation": self.transform, "codebooks": self.codebooks, "codes": self.codes}
+        parts |= {"centroids": self.centroids, "lists": self.lists} if self.lists is not None else {}
+        return replace(self.start, **{name: part.detach().numpy().copy() for name, part in parts.items()})
 
 
 class Learner:
-    """Quantizer, query map, batches and optimizer of one run of learning.
-
-    Args:
-        start: The parts to begin with.
-        targets: Queries, documents and the scores to learn from.
-        settings: How to learn.
-    """
+    """Quantizer, query map, batches and optimizer of one run of learning."""
 
     def __init__(self, start: Codes, targets: Targets, settings: QuantizerSettings) -> None:
         self.settings, self.targets, sources = settings, targets, targets.sources
@@ -137,7 +123,10 @@ class Learner:
         self.real, self.pseudo = training[sources[training] < 0], training[sources[training] >= 0]
         self.temperature = settings.temperature or targets.spread(training) / settings.target_std
         self.held_out_best = targets.best(self.held_out, min(_TOP, len(self.documents)))
-        self.near = None if len(self.documents) <= settings.whole else self._near(training)
+        self.near: np.ndarray | None = None  # best documents of every training query
+        if len(self.documents) > settings.whole:
+            self.near = np.zeros((len(self.queries), min(settings.depth, len(self.documents))), dtype=np.int64)
+            self.near[training] = targets.best(training, self.near.shape[1])
         self.quantizer = Quantizer(start, settings.transform)
         self.map = nn.Parameter(torch.eye(self.documents.shape[1]), requires_grad=settings.query_map)
         self.unit = bool(np.allclose(np.linalg.norm(targets.queries, axis=1), 1.0, atol=1e-3))
@@ -225,7 +214,7 @@ class Learner:
         return np.unique(np.concatenate([self.near[rows].ravel(), random]))
 
     def _targets(self, rows: np.ndarray, columns: np.ndarray | None) -> tuple[Tensor, Tensor]:
-        """(batch, n) teacher scores and the mask, which hides a pseudo-query's own document."""
+        """(batch, n) teacher scores, and a mask that hides each pseudo-query's own document."""
         scores = self.targets.scores(rows, columns)
         documents = np.arange(len(self.documents)) if columns is None else columns
         mask = documents[None, :] != self.targets.sources[rows][:, None]
@@ -241,10 +230,3 @@ class Learner:
 
     def _loss(self, scores: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
         return _OBJECTIVES[self.settings.objective](scores / self.temperature, targets / self.temperature, mask)
-
-    def _near(self, training: np.ndarray) -> np.ndarray:
-        """(q, depth) best documents of every training query."""
-        depth = min(self.settings.depth, len(self.documents))
-        near = np.zeros((len(self.queries), depth), dtype=np.int64)
-        near[training] = self.targets.best(training, depth)
-        return near
