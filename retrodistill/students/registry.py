@@ -1,8 +1,8 @@
 """Kinds of students, and what is done with a student of any kind: wrap, train through a stage, save, load.
 
-A kind is one module, which ends with ``KIND = Kind(...)`` and is listed in `_MODULES`. Callers get a `Kind` by name
+A kind is one module, which ends with ``KIND = Kind(...)`` and is named in `MODEL_KINDS`. Callers get a `Kind` by name
 (`get_kind`), from a model (`kind_of`) or from settings (`kind_of_settings`) and ask it what they need; they do not
-compare names of kinds. To add a kind, write its module and add a line to `_MODULES`.
+compare names of kinds. To add a kind, write its module and add a line to `MODEL_KINDS`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.encoders.multi_vector import MultiVectorModel
+from retrodistill.encoders.names import MODEL_KINDS
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.encoders.vectors import check_dimensions
 from retrodistill.rankers.protocol import Ranker
@@ -37,8 +38,8 @@ if TYPE_CHECKING:  # the module of a kind imports this one
 AnyStudent: TypeAlias = "Encoder | SparseTextEncoder | MultiVectorModel | CrossEncoderStudent"
 Part = Literal["query_encoder", "both_encoders", "lexical", "head"]
 
-# Kinds that share a class of sentence-transformers are tried in this order: the most general of each class comes last.
-_MODULES = ("static", "hybrid", "dense", "sparse", "multi_vector", "prett", "tk", "cross_encoder")
+# Name to module. A hybrid student has no model name of its own: it is `dense` with a lexical half.
+_MODULES = {"hybrid": "hybrid", **{name: kind.student for name, kind in MODEL_KINDS.items() if kind.student}}
 WHOLE_TRANSFORMER = {"learning_rate": 2e-5, "batch_size": 8}  # training settings where a whole transformer learns
 
 
@@ -119,20 +120,20 @@ class Kind:
 
 def kind_names() -> list[str]:
     """Names of all kinds, in the order in which messages list them."""
-    return [module.replace("_", "-") for module in _MODULES]
+    return list(_MODULES)
 
 
 def get_kind(name: str) -> Kind:
     """The kind of a name; an unknown one is a UserError that lists all kinds."""
-    if name not in kind_names():
-        raise unknown("kind of student", name, kind_names())
-    kind: Kind = importlib.import_module(f"retrodistill.students.{name.replace('-', '_')}").KIND
+    if name not in _MODULES:
+        raise unknown("kind of student", name, _MODULES)
+    kind: Kind = importlib.import_module(f"retrodistill.students.{_MODULES[name]}").KIND
     return kind
 
 
 def all_kinds() -> list[Kind]:
     """Every kind, in the order of `kind_names`."""
-    return [get_kind(name) for name in kind_names()]
+    return [get_kind(name) for name in _MODULES]
 
 
 def kind_of(model: Any) -> Kind:
