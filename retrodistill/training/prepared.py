@@ -129,9 +129,10 @@ def selected(settings: SelectionSettings, data: TrainingData, texts: TrainingTex
     found = prod_selection(teacher, student, positives, settings.ranks)
     counts = found.counts
     note = (
-        f"selection: {counts['selected']} of {counts.total()} queries (teacher right, student at rank {first} "
-        f"to {last}; positives by {settings.positives}); left out: {counts['unlabeled']} without a positive, teacher "
-        f"wrong {counts['teacher_wrong']}, student right {counts['student_right']}, student further off {counts['too_far']}"
+        f"selection: {counts['selected']} of {counts.total()} queries (teacher right, student at rank {first} to "
+        f"{last}; positives by {settings.positives}); left out: {counts['unlabeled']} without a positive, "
+        f"teacher wrong {counts['teacher_wrong']}, student right {counts['student_right']}, "
+        f"student further off {counts['too_far']}"
     )
     note += f", not ranked {counts['not_ranked']}" if counts["not_ranked"] else ""
     if not found.query_ids:
