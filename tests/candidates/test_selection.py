@@ -48,7 +48,7 @@ class TestProdSelection:
         assert prod_selection(teacher, run_of(q="ba"), {"q": {"a"}}).query_ids == ["q"]
 
     @pytest.mark.parametrize("ranks", [(1, 15), (0, 3), (5, 4)])
-    def test_ranks_that_select_nothing_sensible(self, ranks):
+    def test_invalid_ranks(self, ranks):
         with pytest.raises(UserError, match="the first is at least 2"):
             prod_selection(self.TEACHER, self.STUDENT, POSITIVES, ranks)
 
