@@ -48,13 +48,13 @@ def mine(
         raise UserError("no source of candidates; give at least one, e.g. ['bm25'].")
     if depth < 1 or random < 0:
         raise UserError(f"depth={depth}, random={random}: depth is at least 1 and random at least 0.")
-    wanted = collection.split(queries) if isinstance(queries, str) else queries
-    if not len(wanted):
+    texts = collection.split(queries) if isinstance(queries, str) else queries
+    if not len(texts):
         raise UserError(f"collection {collection.name} has no queries to mine for in {queries!r}; name another split.")
     rankers = [load_ranker(source, needs="search") for source in sources]
-    runs = [ranker.search(wanted, collection, depth) for ranker in rankers]
+    runs = [ranker.search(texts, collection, depth) for ranker in rankers]
     if random:
-        runs.append(random_documents(wanted.ids, collection.documents.ids, random, seed))
+        runs.append(random_documents(texts.ids, collection.documents.ids, random, seed))
     return union(runs, weights=[1.0] * len(sources) + [0.0] * (len(runs) - len(sources)))
 
 
@@ -71,14 +71,13 @@ def keep_below_margin(run: Run, positives: dict[str, str], margin: float) -> Run
     """
     if not margin >= 0:  # NaN too
         raise UserError(f"margin={margin}: it is 0 or more, in the unit of the teacher's scores.")
-    ceiling, is_positive = _ceilings(run, positives, lambda score: score - margin)
-    return run.filter(is_positive | (run.scores <= ceiling))
+    return _keep_below(run, positives, lambda score: score - margin)
 
 
 def keep_below_share(run: Run, positives: dict[str, str], share: float = 0.95) -> Run:
-    """Keep the positive and documents with at most `share` of its score.
+    """Keep the positive and documents with at most `share` of its score (TopK-PercPos).
 
-    NV-Retriever's TopK-PercPos (arXiv 2407.15831).
+    From NV-Retriever, arXiv 2407.15831.
 
     A share is meaningful only where 0 means "not relevant": cosines, probabilities, min-max scaled lists.
 
@@ -86,27 +85,24 @@ def keep_below_share(run: Run, positives: dict[str, str], share: float = 0.95) -
         UserError: A score is negative (raw logits, z-scores): use `keep_below_margin`.
     """
     if not 0 < share <= 1:
-        raise UserError(f"share={share}: it lies above 0 and is at most 1.")
+        raise UserError(f"share={share}: it must be above 0 and at most 1.")
     lowest = float(run.scores.min()) if len(run) else 0.0
     if lowest < 0:
         raise UserError(
-            f"run {run.name} has negative scores (lowest {lowest:.3g}), of which a share means nothing; calibrate it "
+            f"run {run.name} has negative scores (lowest {lowest:.3g}), for which a share has no meaning; calibrate it "
             "with 'minmax' first or filter by a margin."
         )
-    ceiling, is_positive = _ceilings(run, positives, lambda score: share * score)
-    return run.filter(is_positive | (run.scores <= ceiling))
+    return _keep_below(run, positives, lambda score: share * score)
 
 
-def _ceilings(
-    run: Run, positives: dict[str, str], limit: Callable[[np.ndarray], np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """For each row, the highest score that a negative may have, and whether the row is the positive."""
-    wanted = np.array([positives.get(query) for query in run.query_ids], dtype=object)
-    is_positive = run.document_ids == wanted[run.query_codes]
+def _keep_below(run: Run, positives: dict[str, str], limit: Callable[[np.ndarray], np.ndarray]) -> Run:
+    """The positives, and the rows that score at most `limit` of their query's positive."""
+    by_query = np.array([positives.get(query) for query in run.query_ids], dtype=object)
+    is_positive = run.document_ids == by_query[run.query_codes]
     score = np.full(len(run.query_ids), np.nan)
     score[run.query_codes[is_positive]] = run.scores[is_positive]
     lost = [query for query, value in zip(run.query_ids, score, strict=True) if query in positives and np.isnan(value)]
     if lost:
         raise UserError(f"run {run.name}: {len(lost)} positives have no score, first of query {lost[0]!r}; score them.")
     ceiling = np.where(np.isnan(score), np.inf, limit(score))
-    return ceiling[run.query_codes], is_positive
+    return run.filter(is_positive | (run.scores <= ceiling[run.query_codes]))

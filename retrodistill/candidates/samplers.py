@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MARGIN_BINS = 10
 _BATCHES_PER_TOPIC = 6  # TAS-B: 400,000 queries in 2,000 topics, in batches of 32
-_ROUNDS = 20
+_ROUNDS = 20  # of k-means
 SAMPLERS = {
     "top-k": "the best by the teacher",
     "stratified": "the best one, then one drawn from each of equally many ranks",
@@ -29,21 +29,14 @@ SAMPLERS = {
 
 
 def random_documents(query_ids: Sequence[str], document_ids: Sequence[str], count: int, seed: int) -> Run:
-    """A run of documents drawn from the corpus without replacement, `count` per query, all with score 0.
+    """A run of `count` random documents per query, drawn from the corpus without replacement, all with score 0.
 
-    Args:
-        query_ids: (q,) queries.
-        document_ids: (n,) the corpus.
-        count: Per query; at most n are drawn.
-        seed: Seed of the random draws; the same seed draws the same documents.
+    The whole corpus is drawn if it has fewer documents. The same seed draws the same documents.
     """
     generator = np.random.default_rng([seed, len(query_ids), len(document_ids)])
     count = min(count, len(document_ids))
-    rows = (
-        np.stack([generator.choice(len(document_ids), count, replace=False) for _ in query_ids])
-        if query_ids
-        else (np.zeros((0, count), dtype=np.int64))
-    )
+    drawn = [generator.choice(len(document_ids), count, replace=False) for _ in query_ids]
+    rows = np.array(drawn, dtype=np.int64).reshape(len(query_ids), count)
     return Run.from_matrix(query_ids, document_ids, rows, np.zeros(rows.shape), name="random")
 
 
@@ -86,6 +79,47 @@ def sample_places(
     return np.concatenate([[0], generator.integers(edges[:-1], np.maximum(edges[1:], edges[:-1] + 1))])
 
 
+def margin_bins(margins: np.ndarray, bins: int = MARGIN_BINS) -> np.ndarray:
+    """Assign margins to bins of equal *width* between a query's smallest and largest margin.
+
+    Args:
+        margins: (n,) teacher's raw score of the positive minus that of each candidate.
+        bins: Number of bins.
+
+    Returns:
+        (n,) int64 bin of each margin, 0 for the smallest; all 0 if the margins are equal.
+    """
+    lowest, width = margins.min(), np.ptp(margins) / bins
+    if width == 0:
+        return np.zeros(len(margins), dtype=np.int64)
+    return np.minimum(((margins - lowest) / width).astype(np.int64), bins - 1)
+
+
+def balanced_places(margins: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    """Draw candidates evenly over margin sizes: a bin uniformly, then a candidate in the bin uniformly.
+
+    Empty bins are skipped. Nothing is drawn twice, so exhausted bins are skipped too (TAS-B draws one candidate at a
+    time).
+
+    Args:
+        margins: (n,) as for `margin_bins`.
+        count: Number of draws, at most n.
+        generator: Random number generator.
+
+    Returns:
+        (count,) int64 positions in the order of the draws.
+    """
+    binned = margin_bins(margins)
+    open_bins = [np.flatnonzero(binned == number).tolist() for number in np.unique(binned)]
+    drawn = []
+    for _ in range(count):
+        at = int(generator.integers(len(open_bins)))
+        drawn.append(open_bins[at].pop(int(generator.integers(len(open_bins[at])))))
+        if not open_bins[at]:
+            del open_bins[at]
+    return np.array(drawn, dtype=np.int64)
+
+
 def topic_count(texts: int, batch_size: int) -> int:
     """The number of topics with about six batches each, as in TAS-B; at least 1."""
     return max(1, texts // (_BATCHES_PER_TOPIC * batch_size))
@@ -95,7 +129,7 @@ def cluster_topics(vectors: np.ndarray, topics: int, seed: int = 0) -> np.ndarra
     """Cluster texts by k-means on their embeddings.
 
     Args:
-        vectors: (n, d) embeddings; unit vectors where the model's similarity is the cosine.
+        vectors: (n, d) embeddings; unit vectors if the model's similarity is the cosine.
         topics: Number of clusters, from 1 to n.
         seed: Seed of the initial centroids.
 
@@ -108,10 +142,9 @@ def cluster_topics(vectors: np.ndarray, topics: int, seed: int = 0) -> np.ndarra
     """
     if not 1 <= topics <= len(vectors):
         raise UserError(f"{topics} topics of {len(vectors)} training texts; give at least 1 and at most one per text.")
-    if not np.isfinite(vectors).all():
-        raise UserError(
-            f"{int((~np.isfinite(vectors).all(axis=1)).sum())} embeddings of training texts are not finite."
-        )
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        raise UserError(f"{int((~finite).sum())} embeddings of training texts are not finite.")
     import faiss
 
     points = np.ascontiguousarray(vectors, dtype=np.float32)
@@ -154,9 +187,8 @@ class TopicBatches:
     """A ``batch_sampler`` for a sentence-transformers trainer, with batches of one topic.
 
     The order depends only on the trainer's seed and the epoch. A resumed training therefore skips the batches that it
-    has seen, and the devices of a distributed training agree without communication.
-
-    It is a class, not a closure, because the trainer saves its arguments with every checkpoint.
+    has seen, and the devices of a distributed training agree without communication. It is a class, not a closure,
+    because the trainer saves its arguments with every checkpoint.
 
     Args:
         topics: (n,) topic of each row of the training dataset.
@@ -191,47 +223,3 @@ class TopicBatches:
                 return len(topics) // self.batch_size + (not self.drop_last and len(topics) % self.batch_size > 0)
 
         return Batches(dataset, batch_size, drop_last, valid_label_columns, generator, seed)
-
-
-def margin_bins(margins: np.ndarray, bins: int = MARGIN_BINS) -> np.ndarray:
-    """Assign margins to bins of equal *width* between a query's smallest and largest margin.
-
-    Args:
-        margins: (n,) teacher's raw score of the positive minus that of each candidate.
-        bins: Number of bins.
-
-    Returns:
-        (n,) int64 bin of each margin, 0 for the smallest; all 0 if the margins are equal.
-    """
-    lowest, width = margins.min(), np.ptp(margins) / bins
-    if width == 0:
-        return np.zeros(len(margins), dtype=np.int64)
-    return np.minimum(((margins - lowest) / width).astype(np.int64), bins - 1)
-
-
-def balanced_places(
-    margins: np.ndarray, count: int, generator: np.random.Generator, bins: int = MARGIN_BINS
-) -> np.ndarray:
-    """Draw candidates evenly over margin sizes: a bin uniformly, then a candidate in the bin uniformly.
-
-    Empty bins are skipped. Nothing is drawn twice, so exhausted bins are skipped too (TAS-B draws one candidate at a
-    time).
-
-    Args:
-        margins: (n,) as for `margin_bins`.
-        count: Number of draws, at most n.
-        generator: Random number generator.
-        bins: Number of bins.
-
-    Returns:
-        (count,) int64 positions in the order of the draws.
-    """
-    binned = margin_bins(margins, bins)
-    open_bins = [np.flatnonzero(binned == one).tolist() for one in np.unique(binned)]
-    drawn = []
-    for _ in range(count):
-        at = int(generator.integers(len(open_bins)))
-        drawn.append(open_bins[at].pop(int(generator.integers(len(open_bins[at])))))
-        if not open_bins[at]:
-            del open_bins[at]
-    return np.array(drawn, dtype=np.int64)

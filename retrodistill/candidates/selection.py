@@ -26,7 +26,7 @@ class Budget:
 
     Attributes:
         run: The chosen pairs with their cheap scores, at least two of each query that has any.
-        asked: The budget in pairs.
+        limit: The budget in pairs.
         pairs: Pairs in the pool.
         queries: Queries in the pool.
         single: Queries with one candidate. They teach nothing and are never chosen.
@@ -34,7 +34,7 @@ class Budget:
     """
 
     run: Run
-    asked: int
+    limit: int
     pairs: int
     queries: int
     single: int
@@ -42,13 +42,13 @@ class Budget:
 
     def __str__(self) -> str:
         chosen = len(self.run)
-        told = f"budget: {chosen} of {self.pairs} pairs ({chosen / self.pairs:.1%}) of {len(self.run.query_ids)} of "
-        told += f"{self.queries} queries, by {self.by}"
+        text = f"budget: {chosen} of {self.pairs} pairs ({chosen / self.pairs:.1%}) of {len(self.run.query_ids)} of "
+        text += f"{self.queries} queries, by {self.by}"
         if self.single:
-            told += f"; {self.single} queries have one candidate and are left out"
-        if chosen < self.asked:
-            told += f"; {self.asked - chosen} of the budget is not spent"
-        return told
+            text += f"; {self.single} queries have one candidate and are left out"
+        if chosen < self.limit:
+            text += f"; {self.limit - chosen} of the budget is not spent"
+        return text
 
 
 def choose_pairs(pool: Run, budget: int | str, by: str = "robust", *, mistakes: float = 0.1, seed: int = 0) -> Budget:
@@ -74,7 +74,7 @@ def choose_pairs(pool: Run, budget: int | str, by: str = "robust", *, mistakes: 
     """
     if by not in BUDGETS:
         raise unknown("way to spend a budget", by, BUDGETS)
-    asked = pairs_within(budget, len(pool))
+    limit = pairs_within(budget, len(pool))
     two = np.diff(pool.bounds) >= 2
     ranked = pool.filter(two[pool.query_codes]).ranked()
     if not len(ranked):
@@ -83,18 +83,13 @@ def choose_pairs(pool: Run, budget: int | str, by: str = "robust", *, mistakes: 
     if by == "random":
         order, rivals = np.argsort(-noise, kind="stable"), _rivals(ranked, noise)
     else:
-        rivals = _rivals(ranked, ranked.scores)
-        order = _robust_order(gains(ranked), noise, asked, mistakes)
-    chosen = _spend(order, rivals, ranked.query_codes, asked)
-    return Budget(ranked.filter(chosen), asked, len(pool), len(pool.query_ids), int((~two).sum()), by)
+        order, rivals = _robust_order(gains(ranked), noise, limit, mistakes), _rivals(ranked, ranked.scores)
+    chosen = _spend(order, rivals, ranked.query_codes, limit)
+    return Budget(ranked.filter(chosen), limit, len(pool), len(pool.query_ids), int((~two).sum()), by)
 
 
 def pairs_within(budget: int | str, pairs: int) -> int:
-    """A budget in pairs.
-
-    Args:
-        budget: A number of pairs, at least 2; or a share of the pool, ``"25%"``, rounded, at least 2 pairs.
-        pairs: Number of pairs in the pool.
+    """A budget in pairs: a number, at least 2, or a share of a pool of `pairs`, ``"25%"``, rounded, at least 2.
 
     Raises:
         UserError: It is neither.
@@ -115,18 +110,14 @@ def pairs_within(budget: int | str, pairs: int) -> int:
 
 
 def gains(run: Run) -> np.ndarray:
-    """The cheap ranker's uncertainty about each pair, (rows,) float64 in (0, 1].
+    """The cheap ranker's uncertainty about each pair, (rows,) float64 in (0, 1], for at least two rows per query.
 
     Robust active distillation uses the student's uncertainty, 1 - (probability of its first class - that of its
     second). This package adapts it to lists: a pair's two outcomes are that its document beats its rival or does not.
     The rival is the query's best other document, so the best document's rival is the second best. With Bradley and
-    Terry's
-    P(d beats r) = sigmoid((s_d - s_r) / T), the gain is min(P, 1 - P) * 2 = 2 / (1 + exp(gap / T)), where the gap is
-    that of the two scores. T is the mean standard deviation of the lists that have one, which makes the gain
+    Terry's P(d beats r) = sigmoid((s_d - s_r) / T), the gain is min(P, 1 - P) * 2 = 2 / (1 + exp(gap / T)), where the
+    gap is that of the two scores. T is the mean standard deviation of the lists that have one, which makes the gain
     independent of the scale of the scores.
-
-    Args:
-        run: Scores with at least two rows for each query.
     """
     deviation = list_moments(run)[1]
     temperature = deviation[deviation > 0].mean() if (deviation > 0).any() else 1.0
@@ -166,12 +157,12 @@ def robust_weights(gain: np.ndarray, mistakes: float = 0.1, least: int = 1) -> n
     return weights
 
 
-def _robust_order(gain: np.ndarray, noise: np.ndarray, asked: int, mistakes: float) -> np.ndarray:
+def _robust_order(gain: np.ndarray, noise: np.ndarray, limit: int, mistakes: float) -> np.ndarray:
     """Rows in the order of purchase: weighted draws without replacement, then the rest by gain.
 
     Adding Gumbel noise to log weights and sorting is such a draw (Efraimidis and Spirakis 2006; Kool et al. 2019).
     """
-    weights = robust_weights(gain, mistakes, asked)
+    weights = robust_weights(gain, mistakes, limit)
     with np.errstate(divide="ignore"):
         keys = np.where(weights > 0, np.log(weights) + noise, -np.inf)
     return np.lexsort((-gain, -keys))
@@ -209,7 +200,7 @@ Positives = Mapping[str, Collection[str]]
 
 @dataclass(frozen=True)
 class Selection:
-    """The queries that a stage trains on, and why the others were excluded. The counts sum to `queries`.
+    """The queries that a stage trains on, and numbers of the others by reason. They sum to `queries`.
 
     Attributes:
         query_ids: The selected queries, in the order of the teacher's run.
@@ -231,7 +222,7 @@ class Selection:
 
 
 def prod_selection(teacher: Run, student: Run, positives: Positives, ranks: tuple[int, int] = (2, 15)) -> Selection:
-    """Queries where the teacher is right and the student is wrong but close (PROD, WWW 2023, last stage).
+    """Queries for which the teacher is right and the student is wrong but close (PROD, WWW 2023, last stage).
 
     A query is selected if the teacher ranks a positive first and the student ranks its best positive within `ranks`.
     PROD has one positive per query. If there are several, the best counts.
@@ -239,8 +230,7 @@ def prod_selection(teacher: Run, student: Run, positives: Positives, ranks: tupl
     Args:
         teacher: The teacher's scores.
         student: The student's scores of the same candidates, or of a search at least as deep as the range.
-        positives: Relevant documents by query: labels (`labeled`), or pseudo-labels of an ensemble if there are
-            no labels (`pseudo_labeled`). State in the results which were used.
+        positives: Relevant documents by query, from `labeled` or `pseudo_labeled`. State in the results which.
         ranks: First and last rank of the student that is selected, from 1, inclusive; the first is at least 2.
 
     Raises:
@@ -249,7 +239,7 @@ def prod_selection(teacher: Run, student: Run, positives: Positives, ranks: tupl
     first, last = ranks
     if not 2 <= first <= last:
         raise UserError(
-            f"ranks={first}, {last}: the first is at least 2, where the student is wrong, and not the last."
+            f"ranks={first}, {last}: the first is at least 2, where the student is wrong, and at most the last."
         )
     top = {query: documents[0] for query, documents, _ in teacher.top(1)}
     found = {query: documents for query, documents, _ in student.top(last)}
@@ -265,11 +255,11 @@ def prod_selection(teacher: Run, student: Run, positives: Positives, ranks: tupl
         rank = next((place for place, document in enumerate(found[query], start=1) if document in relevant), last + 1)
         return "student_right" if rank < first else "too_far" if rank > last else "selected"
 
-    told = {query: standing(query, best) for query, best in top.items()}
-    counts = Counter(told.values())
+    standings = {query: standing(query, best) for query, best in top.items()}
+    counts = Counter(standings.values())
     names = ("unlabeled", "teacher_wrong", "not_ranked", "student_right", "too_far")
-    chosen = [query for query, what in told.items() if what == "selected"]
-    return Selection(chosen, len(told), *(counts[name] for name in names))
+    chosen = [query for query, place in standings.items() if place == "selected"]
+    return Selection(chosen, len(standings), *(counts[name] for name in names))
 
 
 def labeled(qrels: Qrels) -> dict[str, set[str]]:

@@ -55,9 +55,6 @@ class Index(Ranker):
         encoder_kinds: Kinds of encoders whose vectors it holds.
         made_from: Fingerprint of the folder it was loaded from; empty in memory or after a change.
         is_read_only: It is memory-mapped and cannot be changed.
-
-    Raises:
-        UserError: The query encoder belongs to another space.
     """
 
     can_search = True
@@ -68,6 +65,12 @@ class Index(Ranker):
     is_read_only: bool = False
 
     def __init__(self, ids: Sequence[str], space: EmbeddingSpace, queries: Any, name: str, documents: Any) -> None:
+        held = self._held()
+        if held != (len(ids), space.dimension):
+            raise UserError(
+                f"{self.index_kind} index of {held[0]} documents of {held[1]} dimensions with {len(ids)} ids and a "
+                f"space of {space.dimension}; the files do not belong together: build the index again."
+            )
         self.ids, self.space, self.name, self._documents = list(ids), space, name, documents
         self._queries_by: str | None = None  # model whose token weights replace it
         self._set_queries(queries)
@@ -237,6 +240,10 @@ class Index(Ranker):
         index.build_seconds = stored.about.get("build_seconds")
         index.made_from = stored.fingerprint
         return index
+
+    def _held(self) -> tuple[int, int]:
+        """Documents in it, and their dimension."""
+        raise NotImplementedError
 
     def _prepare(self, vectors: Any, what: str) -> Any:
         """Vectors as the index holds them, after a check of their dimension."""

@@ -30,26 +30,17 @@ _UNIT_TOLERANCE = 1e-3
 
 
 def refuse_dropped(codec: Any) -> Any:
-    """The codec's name, unless that codec was dropped.
-
-    Raises:
-        ValueError: Names its replacement.
-    """
+    """The codec's name, unless that codec was dropped."""
     if isinstance(codec, str) and codec in DROPPED:
         raise ValueError(f"codec {codec!r} was dropped; use {DROPPED[codec]}")
     return codec
 
 
 class CodecSettings(Settings):
-    """How token vectors are stored.
+    """How token vectors are stored: see `IndexOptions`.
 
-    Attributes:
-        codec: ``float32``, ``float16``, or ``residual`` (ColBERTv2): a centroid and a few bits per dimension.
-        bits: Bits per dimension of a residual.
-        centroids: Number of centroids of ``residual``; by default PLAID's rule (arXiv 2205.09707): 16 sqrt(tokens)
-            rounded down to a power of two, within what the sample supports.
-        sample: Number of documents whose tokens the codec is fitted on.
-        seed: Seed of the sample and of k-means.
+    `bits`, `centroids` and `sample` are of ``residual`` (ColBERTv2). PLAID's rule (arXiv 2205.09707) is 16 sqrt(tokens)
+    centroids, rounded down to a power of two, within what the sample supports. `seed` is of sample and k-means.
     """
 
     codec: CodecName = "float16"
@@ -169,16 +160,7 @@ class ResidualCodec(Codec):
 
 
 def fit_codec(settings: CodecSettings, sample: Tokens, total: int | None = None) -> Codec:
-    """Fit a codec on token vectors.
-
-    Args:
-        settings: Which codec, and how fine.
-        sample: Token vectors of some of the documents.
-        total: Number of vectors that will be encoded, for PLAID's rule; by default that of the sample.
-
-    Raises:
-        UserError: More centroids than vectors.
-    """
+    """Fit a codec on token vectors; `total` vectors (by default those of the sample) will be encoded."""
     if settings.codec != "residual":
         return PlainCodec(sample.dimension, settings.codec)
     vectors = np.ascontiguousarray(sample.vectors, dtype=np.float32)
@@ -193,11 +175,7 @@ def fit_codec(settings: CodecSettings, sample: Tokens, total: int | None = None)
 
 
 def load_codec(folder: Path) -> Codec:
-    """Read the codec of a folder.
-
-    Raises:
-        UserError: A file is missing, or the codec was dropped.
-    """
+    """Read the codec of a folder."""
     about = read_json(folder / _ABOUT)
     kind = about.get("codec")
     if kind in DROPPED:

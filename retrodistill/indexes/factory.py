@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import re
 from collections.abc import Iterator
@@ -14,6 +15,15 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.runtime import log
 from retrodistill.encoders.vectors import check_finite
 
+
+class _Faiss:
+    """FAISS, imported when first used, so that ``--help`` and settings do not pay for it."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module("faiss"), name)
+
+
+faiss: Any = _Faiss()
 _EXAMPLES = "'Flat', 'SQ8', 'OPQ48,PQ48', 'IVF64,Flat', 'HNSW32', 'RaBitQ,Refine(SQ8)'"
 _CODES = ("ResidualQuantizer", "LocalSearchQuantizer", "ProductResidualQuantizer", "ProductLocalSearchQuantizer")
 _KINDS = {
@@ -40,8 +50,7 @@ def build_faiss(factory: str, vectors: np.ndarray) -> Any:
     skip the polysemous ordering of codewords, which takes most of the time and which nothing here searches by.
 
     Args:
-        factory: A FAISS factory string: ``Flat``, ``SQ8``, ``OPQ48,PQ48``, ``IVF64,Flat``, ``HNSW32``,
-            ``RaBitQ4``, ``PQ48,RFlat``, ``RaBitQ,Refine(SQ8)``...
+        factory: ``Flat``, ``SQ8``, ``OPQ48,PQ48``, ``IVF64,Flat``, ``HNSW32``, ``RaBitQ,Refine(SQ8)``...
         vectors: (n, d) float32, finite.
 
     Raises:
@@ -74,13 +83,7 @@ def build_faiss(factory: str, vectors: np.ndarray) -> Any:
 
 
 def empty_index(factory: str, dimension: int, vectors: int, parameters: str | None = None) -> Any:
-    """An untrained inner-product index; also the check before any work starts.
-
-    Args:
-        factory: A FAISS factory string.
-        dimension: Width of the vectors.
-        vectors: Number of vectors it will be trained on and filled with.
-        parameters: Search parameters that it must have.
+    """An untrained inner-product index for a number of vectors; also the check before any work starts.
 
     Raises:
         UserError: The string does not parse for this width, there are too few vectors, or parameters do not fit.
@@ -106,8 +109,6 @@ def fewest_vectors(index: Any) -> int:
     Codewords and lists need one each. OPQ trains 256 codewords, and FAISS ends the process on fewer vectors than OPQ's
     output width. Residual quantizers first take as many principal components as a vector has dimensions.
     """
-    import faiss
-
     needed = [1]
     for part in _parts(index):
         if isinstance(part, faiss.IndexIVF):
@@ -129,11 +130,7 @@ def fewest_vectors(index: Any) -> int:
 
 
 def read_parameters(parameters: str) -> dict[str, int]:
-    """Search parameters by name: ``nprobe=16,k_factor_rf=4`` is ``{"nprobe": 16, "k_factor_rf": 4}``.
-
-    Raises:
-        UserError: Something is not ``name=number`` with a whole number of 1 or more.
-    """
+    """Search parameters by name: ``nprobe=16,k_factor_rf=4`` is ``{"nprobe": 16, "k_factor_rf": 4}``."""
     values = {}
     for assignment in re.split(r"[ ,]+", parameters.strip(" ,")):
         name, _, value = assignment.partition("=")
@@ -152,13 +149,7 @@ def written_parameters(parameters: dict[str, int]) -> str:
 
 
 def set_parameters(index: Any, parameters: str) -> None:
-    """Set search parameters such as ``nprobe=16`` or ``efSearch=64,k_factor_rf=4``, also behind transforms.
-
-    Raises:
-        UserError: The index does not have one of them, or a value is out of range; then none is set.
-    """
-    import faiss
-
+    """Set search parameters such as ``nprobe=16`` or ``efSearch=64,k_factor_rf=4``, also behind transforms."""
     known, values = known_parameters(index), read_parameters(parameters)
     for name, value in values.items():
         if name in known and value <= known[name]:
@@ -175,8 +166,6 @@ def set_parameters(index: Any, parameters: str) -> None:
 
 def known_parameters(index: Any) -> dict[str, int]:
     """The search parameters that an index has, each with its largest value."""
-    import faiss
-
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexPreTransform):
         return known_parameters(index.index)
@@ -190,8 +179,6 @@ def known_parameters(index: Any) -> dict[str, int]:
 
 def keeps_labels(index: Any) -> bool:
     """Whether documents keep their labels when others are removed (inverted lists), or move up."""
-    import faiss
-
     return isinstance(_behind_transforms(index), faiss.IndexIVF)
 
 
@@ -201,51 +188,34 @@ def can_remove(index: Any) -> bool:
     A fast-scan index of faiss 1.15 loses codes that are added after a removal: they overwrite what the removed ones
     left behind.
     """
-    import faiss
-
     core = _behind_transforms(index)
     return not isinstance(core, (faiss.IndexHNSW, faiss.IndexRefine)) and not type(core).__name__.endswith("FastScan")
 
 
 def can_refine(index: Any) -> bool:
     """Whether the index ranks its candidates again by better codes."""
-    import faiss
-
     return any(isinstance(part, faiss.IndexRefine) for part in _parts(index))
 
 
 def file_bytes(index: Any) -> int:
     """Size of an index as a file, counted in pieces: no second copy of the index is made."""
-    import faiss
-
-    library: Any = faiss  # its stubs lack the writers
     size = 0
 
     def count(piece: bytes) -> None:
         nonlocal size
         size += len(piece)
 
-    library.write_index(index, library.BufferedIOWriter(library.PyCallbackIOWriter(count), 2**20))
+    faiss.write_index(index, faiss.BufferedIOWriter(faiss.PyCallbackIOWriter(count), 2**20))
     return size
 
 
 def read_faiss(path: str | os.PathLike[str], *, memory_map: bool = False) -> Any:
-    """Read an index from its file.
-
-    Args:
-        path: The file.
-        memory_map: Leave codes, vectors and graphs on disk until they are searched; FAISS reads its fast-scan kinds
-            (``PQ16x4fs``, ``RaBitQfs``) regardless. Such an index must not be changed: FAISS ends the process.
-    """
-    import faiss
-
+    """Read an index from its file, or map it; changing a memory-mapped index would end the process."""
     # The older IO_FLAG_MMAP maps only inverted lists, and a copy would be written as a reference to this file.
     return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if memory_map else 0)
 
 
 def _parse(factory: str, dimension: int) -> Any:
-    import faiss
-
     try:
         index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
     except (RuntimeError, MemoryError) as error:
@@ -286,8 +256,6 @@ def _lists(factory: str) -> int:
 
 
 def _flaw_of_part(part: Any) -> str | None:
-    import faiss
-
     name = type(part).__name__
     if part.metric_type != faiss.METRIC_INNER_PRODUCT:
         return _EUCLIDEAN
@@ -303,8 +271,6 @@ def _flaw_of_part(part: Any) -> str | None:
 
 
 def _flaw_of_transform(step: Any) -> str | None:
-    import faiss
-
     if isinstance(step, faiss.OPQMatrix) and step.d_out % step.M:
         return f"OPQ{step.M}: the width {step.d_out} is not a multiple of {step.M}"
     if isinstance(step, (faiss.PCAMatrix, faiss.ITQTransform)) and step.d_out > step.d_in:
@@ -315,8 +281,6 @@ def _flaw_of_transform(step: Any) -> str | None:
 @contextlib.contextmanager
 def _quiet_kmeans(index: Any) -> Iterator[int]:
     """Silence k-means's warnings about few vectors, with the same results; yields the most centroids of any part."""
-    import faiss
-
     most, quantizers = 1, []
     for step in _transforms(index):
         if isinstance(step, faiss.OPQMatrix):
@@ -341,8 +305,6 @@ def _quiet_kmeans(index: Any) -> Iterator[int]:
 
 def _keep_means(index: Any) -> None:
     """Undo the subtraction of means in trained PCA and ITQ. Whitening (PCAW) stays as requested."""
-    import faiss
-
     for step in _transforms(index):
         if isinstance(step, faiss.PCAMatrix) and step.eigen_power == 0:
             step.have_bias = False
@@ -353,8 +315,6 @@ def _keep_means(index: Any) -> None:
 
 def _parts(index: Any) -> Iterator[Any]:
     """Every FAISS index that this one consists of, itself first, each as its own class."""
-    import faiss
-
     index = faiss.downcast_index(index)
     yield index
     inner = {
@@ -370,15 +330,11 @@ def _parts(index: Any) -> Iterator[Any]:
 
 def _transforms(index: Any) -> list[Any]:
     """The transforms of an index and its parts, in the order in which vectors pass them."""
-    import faiss
-
     chains: list[Any] = [part.chain for part in _parts(index) if isinstance(part, faiss.IndexPreTransform)]
     return [faiss.downcast_VectorTransform(chain.at(place)) for chain in chains for place in range(chain.size())]
 
 
 def _behind_transforms(index: Any) -> Any:
-    import faiss
-
     index = faiss.downcast_index(index)
     return _behind_transforms(index.index) if isinstance(index, faiss.IndexPreTransform) else index
 

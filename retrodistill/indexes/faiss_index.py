@@ -26,6 +26,7 @@ from retrodistill.indexes.factory import (
     build_faiss,
     can_remove,
     empty_index,
+    faiss,
     file_bytes,
     keeps_labels,
     read_faiss,
@@ -75,9 +76,6 @@ class FaissIndex(Index):
         ids, space, queries, name, documents: See `Index`.
         factory: The factory string it was built from.
         labels: (n,) int64, ascending: the labels of the documents in the FAISS index; by default 0, 1...
-
-    Raises:
-        UserError: The query encoder belongs to another space, or the number of ids is not that of the vectors.
     """
 
     index_kind, encoder_kinds = "faiss", DENSE
@@ -94,13 +92,8 @@ class FaissIndex(Index):
         labels: np.ndarray | None = None,
         documents: Encoder | None = None,
     ) -> None:
-        if index.ntotal != len(ids) or index.d != space.dimension:
-            raise UserError(
-                f"index of {index.ntotal} vectors of {index.d} dimensions with {len(ids)} ids and a space of "
-                f"{space.dimension}; the files do not belong together: build the index again."
-            )
-        super().__init__(ids, space, queries, name, documents)
         self.index, self.factory = index, factory
+        super().__init__(ids, space, queries, name, documents)
         self.labels = np.arange(len(ids)) if labels is None else np.asarray(labels, dtype=np.int64)
         self._parameters: dict[str, int] = {}
 
@@ -114,9 +107,6 @@ class FaissIndex(Index):
         """FAISS search parameters that were set, e.g. ``nprobe=16``; saved with the index; None if none were set.
 
         Setting some leaves the others as they are.
-
-        Raises:
-            UserError: The index does not have them.
         """
         return written_parameters(self._parameters) or None
 
@@ -171,8 +161,6 @@ class FaissIndex(Index):
 
     def vector_reader(self) -> Callable[[int, int], np.ndarray] | None:
         """As `Index.vector_reader`; None for factories that code or transform the vectors."""
-        import faiss
-
         vectors: Any = faiss.downcast_index(self.index)
         if isinstance(vectors, faiss.IndexRefineFlat):
             vectors = faiss.downcast_index(vectors.refine_index)
@@ -224,6 +212,9 @@ class FaissIndex(Index):
         self._check_values(vectors, self.ids, "documents")
         return self.labels[exact_search(queries, vectors, k)[0]]
 
+    def _held(self) -> tuple[int, int]:
+        return self.index.ntotal, self.index.d
+
     def _prepare(self, vectors: np.ndarray, what: str) -> np.ndarray:
         """Float32, truncated, and of unit length for cosine."""
         vectors = np.ascontiguousarray(np.atleast_2d(vectors), dtype=np.float32)
@@ -267,8 +258,6 @@ class FaissIndex(Index):
         return self.labels
 
     def _write(self, folder: Path) -> None:
-        import faiss
-
         faiss.write_index(self.index, str(folder / _FAISS_FILE))
 
     @classmethod
@@ -342,8 +331,6 @@ def _normalize(vectors: np.ndarray) -> np.ndarray:
 
 def _list_reader(ivf: Any, labels: np.ndarray) -> Callable[[int, int], np.ndarray]:
     """Reads vectors of inverted lists by row; FAISS's own direct map would become part of the index."""
-    import faiss
-
     lists, places = np.empty(len(labels), dtype=np.int32), np.empty(len(labels), dtype=np.int64)
     for number in range(ivf.nlist):
         size = ivf.invlists.list_size(number)

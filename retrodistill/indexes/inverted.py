@@ -73,9 +73,6 @@ class InvertedIndex(Index):
         ids, space, name, documents: See `Index`.
         queries: Encodes queries: an encoder, or `TokenWeights`, which need no model; None to search by vectors only.
         settings: How it was built.
-
-    Raises:
-        UserError: The query encoder belongs to another space, or the number of ids is not that of the documents.
     """
 
     index_kind, encoder_kinds = "inverted", SPARSE
@@ -91,13 +88,8 @@ class InvertedIndex(Index):
         *,
         documents: SparseTextEncoder | None = None,
     ) -> None:
-        if postings.documents != len(ids) or postings.terms != space.dimension:
-            raise UserError(
-                f"postings of {postings.documents} documents over {postings.terms} terms with {len(ids)} ids and a "
-                f"space of {space.dimension}; the files do not belong together: build the index again."
-            )
-        super().__init__(ids, space, queries, name, documents)
         self.postings, self.settings = postings, settings or InvertedSettings()
+        super().__init__(ids, space, queries, name, documents)
 
     @classmethod
     def from_csr(
@@ -111,12 +103,7 @@ class InvertedIndex(Index):
         *,
         documents: SparseTextEncoder | None = None,
     ) -> InvertedIndex:
-        """Index (n, terms) weights of any scipy sparse form: finite, zero or above; rows may be empty.
-
-        Raises:
-            UserError: As for the class; or ids occur twice, the number of terms differs, or weights are NaN, infinite
-                or negative.
-        """
+        """Index (n, terms) weights of any scipy sparse form: finite, zero or above; rows may be empty."""
         empty = Postings.from_csr(csr_array((0, space.dimension), dtype=np.float32))
         index = cls(empty, [], space, queries, settings, name, documents=documents)
         index.add_vectors(ids, matrix)
@@ -131,6 +118,9 @@ class InvertedIndex(Index):
     def nbytes(self) -> int:
         """Size of the postings as stored: document numbers, impacts, steps, and pointers."""
         return self.postings.nbytes
+
+    def _held(self) -> tuple[int, int]:
+        return self.postings.documents, self.postings.terms
 
     def _prepare(self, vectors: Any, what: str) -> csr_array:
         """CSR without stored zeros."""
@@ -225,12 +215,7 @@ def build_inverted(
     settings: InvertedSettings | None = None,
     name: str = "index",
 ) -> InvertedIndex:
-    """As `build_index`, for a sparse encoder or its name.
-
-    Raises:
-        UserError: The query encoder belongs to another space, weights are not finite or negative, or Seismic is not
-            installed.
-    """
+    """As `build_index`, for a sparse encoder or its name."""
     _check_backend(settings or InvertedSettings())
     encoder, query_encoder, space = load_sides(documents, queries, SPARSE)
     ids, vectors = collection.documents.ids, embed(encoder, collection.documents.texts, "document")

@@ -28,16 +28,10 @@ from retrodistill.training.texts import TrainingTexts, training_queries, trainin
 
 @dataclass(frozen=True)
 class LearnedIndex:
-    """A learned index, its start, and how learning went.
-
-    Attributes:
-        index: The learned index.
-        start: The OPQ index of the same bytes, over the same documents.
-        learned: History, held-out agreement, and the query map if one was learned.
-    """
+    """A learned index, and how learning went: history, held-out agreement, and the query map if one was learned."""
 
     index: FaissIndex
-    start: FaissIndex
+    start: FaissIndex  # OPQ of the same bytes, over the same documents
     learned: Learned
 
 
@@ -64,9 +58,6 @@ def texts_with_vectors(collection: Collection, query_encoder: Encoder, *, seed: 
 
     A recorded encoder learns from the queries it has vectors of, and from whole documents if a text has the same vector
     as a query and as a document.
-
-    Raises:
-        UserError: A recorded encoder has vectors of no such text.
     """
     if not query_encoder.is_recorded:
         return texts_to_learn_from(collection, seed=seed)
@@ -140,15 +131,9 @@ def learn_index(
 
 
 def save_query_map(result: LearnedIndex, folder: str | os.PathLike[str], manifest: Manifest | None = None) -> Encoder:
-    """Save the query encoder with the learned map as its last module, and make it that of the learned index.
+    """Save the query encoder with the learned map as its last module, and use it in the learned index.
 
-    Args:
-        result: Learned with a query map.
-        folder: Written as an ordinary sentence-transformers folder.
-        manifest: What the encoder was made from.
-
-    Raises:
-        UserError: No query map was learned, or the folder holds something else.
+    The folder is one of sentence-transformers; its manifest says what the encoder was made from.
     """
     index, query_map = result.index, result.learned.query_map
     if query_map is None or index.queries is None:

@@ -49,9 +49,6 @@ class MultiVectorIndex(Index):
         settings: How it was built.
         candidate_index: MUVERA's encodings of the documents; by default built from the store if the settings ask for
             it.
-
-    Raises:
-        UserError: The query encoder belongs to another space, or store, ids and encodings do not belong together.
     """
 
     index_kind, encoder_kinds = "multi-vector", MULTI_VECTOR
@@ -68,13 +65,8 @@ class MultiVectorIndex(Index):
         candidate_index: CandidateIndex | None = None,
         documents: MultiVectorModel | None = None,
     ) -> None:
-        if len(store) != len(ids) or store.codec.dimension != space.dimension:
-            raise UserError(
-                f"token store of {len(store)} documents of {store.codec.dimension} dimensions with {len(ids)} ids and "
-                f"a space of {space.dimension}; the files do not belong together: build the index again."
-            )
-        super().__init__(ids, space, queries, name, documents)
         self.store, self.settings = store, settings or MultiVectorSettings()
+        super().__init__(ids, space, queries, name, documents)
         if candidate_index is None and self.settings.muvera is not None:
             candidate_index = CandidateIndex.build(self.settings.muvera, store)
         if candidate_index is not None and len(candidate_index) != len(store):
@@ -94,12 +86,7 @@ class MultiVectorIndex(Index):
         settings: MultiVectorSettings | None = None,
         name: str = "index",
     ) -> MultiVectorIndex:
-        """Index token vectors in memory; a residual codec is fitted on a sample of the documents.
-
-        Raises:
-            UserError: As for the class; or vectors are not finite, a document has none, or there are too few to fit
-                the codec on.
-        """
+        """Index token vectors in memory; a residual codec is fitted on a sample of the documents."""
         check_tokens(tokens, ids, "documents")
         settings = settings or MultiVectorSettings()
         sample = Tokens.of([tokens[row] for row in _sampled_rows(len(tokens), settings)], tokens.dimension)
@@ -128,6 +115,9 @@ class MultiVectorIndex(Index):
     def nbytes(self) -> int:
         """Size of token codes, offsets, codec, and MUVERA's FAISS index."""
         return self.store.nbytes + (0 if self.candidate_index is None else self.candidate_index.nbytes)
+
+    def _held(self) -> tuple[int, int]:
+        return len(self.store), self.store.codec.dimension
 
     def _prepare(self, vectors: Tokens, what: str) -> Tokens:
         if vectors.dimension != self.space.dimension:
@@ -210,10 +200,6 @@ def build_multi_vector(
 
     Codes are written to the shared cache, where a build that was killed continues. The index reads them there,
     memory-mapped, until `MultiVectorIndex.save` copies them into its own folder.
-
-    Raises:
-        UserError: The query encoder belongs to another space, the settings do not fit the vectors or the number of
-            documents, vectors are not finite, or a document has no tokens.
     """
     settings, texts = settings or MultiVectorSettings(), collection.documents
     encoder, query_encoder, space = load_sides(documents, queries, MULTI_VECTOR)

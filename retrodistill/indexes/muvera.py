@@ -21,7 +21,7 @@ from pydantic import Field
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.multi_vector import Tokens, blocks_of
-from retrodistill.indexes.factory import build_faiss, empty_index, file_bytes, read_faiss, set_parameters
+from retrodistill.indexes.factory import build_faiss, empty_index, faiss, file_bytes, read_faiss, set_parameters
 from retrodistill.indexes.tokens import CODES_FILE, TokenStore
 from retrodistill.training.settings import Settings
 
@@ -55,12 +55,7 @@ class MuveraSettings(Settings):
 
 
 class Muvera:
-    """Encodes the token vectors of a text as one vector; the same seed gives the same encodings.
-
-    Args:
-        settings: Repetitions, partitions, projections and seed.
-        dimension: Width d of a token vector.
-    """
+    """Encodes token vectors of this dimension as one vector per text; the same seed gives the same encodings."""
 
     def __init__(self, settings: MuveraSettings, dimension: int) -> None:
         self.settings = settings
@@ -156,11 +151,7 @@ class CandidateIndex:
 
     @classmethod
     def build(cls, settings: MuveraSettings, store: TokenStore) -> CandidateIndex:
-        """Encode the documents of a store block by block, as its codec decodes them.
-
-        Raises:
-            UserError: The factory does not parse or needs more documents to train.
-        """
+        """Encode the documents of a store block by block, as its codec decodes them."""
         muvera = Muvera(settings, store.codec.dimension)
         index = empty_index(settings.factory, muvera.dimension, len(store))
         if not index.is_trained:
@@ -200,17 +191,11 @@ class CandidateIndex:
 
     def save(self, folder: Path) -> None:
         """Write the FAISS file."""
-        import faiss
-
         faiss.write_index(self.index, str(folder / FAISS_FILE))
 
     @classmethod
     def load(cls, settings: MuveraSettings, dimension: int, folder: Path, labels: np.ndarray) -> CandidateIndex:
-        """Read the FAISS file of a folder.
-
-        Raises:
-            UserError: It is missing, or holds encodings of other tokens or settings.
-        """
+        """Read the FAISS file of a folder."""
         if not (folder / FAISS_FILE).is_file():
             raise UserError(f"no file {folder / FAISS_FILE}; build the index again.")
         muvera, index = Muvera(settings, dimension), read_faiss(folder / FAISS_FILE)

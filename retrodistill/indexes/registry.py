@@ -120,22 +120,14 @@ class IndexOptions(Settings):
         return {name: getattr(self, name) for name in fields if getattr(self, name) != fields[name].default}
 
     def check(self, kinds: Iterable[IndexKind]) -> None:
-        """Refuse an option that none of these kinds takes, values that a kind refuses, and packages that are missing.
-
-        Raises:
-            UserError: Names the first.
-        """
+        """Refuse an option that none of these kinds takes, a wrong value, or a missing package."""
         kinds = list(kinds)
         check_options_fit(self.given(), kinds)
         for kind in kinds:
             kind.check(self.of(kind))
 
     def of(self, kind: IndexKind) -> Settings:
-        """The settings of one kind, without the options that it does not take.
-
-        Raises:
-            UserError: They contradict each other.
-        """
+        """The settings of one kind, without the options that it does not take."""
         given = {name: value for name, value in self.given().items() if name in kind.options}
         if kind.has_parameters and ("bytes" in given or "recall" in given):
             given = {"factory": "auto", **given}
@@ -143,11 +135,7 @@ class IndexOptions(Settings):
 
 
 def get_kind(name: str) -> IndexKind:
-    """The kind of index of a name.
-
-    Raises:
-        UserError: There is no such kind; the nearest is named.
-    """
+    """The kind of index of a name."""
     if name not in _MODULES:
         raise unknown("kind of index", name, KINDS)
     kind: IndexKind = importlib.import_module(f"retrodistill.indexes.{_MODULES[name]}").KIND
@@ -155,11 +143,7 @@ def get_kind(name: str) -> IndexKind:
 
 
 def kind_for(encoder: Any) -> IndexKind:
-    """The kind of index that holds the documents of an encoder.
-
-    Raises:
-        UserError: No kind does.
-    """
+    """The kind of index that holds the documents of an encoder."""
     kinds = {encoder_kind: kind for kind in map(get_kind, KINDS) for encoder_kind in kind.encoders}
     if encoder.kind not in kinds:
         raise unknown("kind of encoder for an index", encoder.kind, kinds)
@@ -167,11 +151,7 @@ def kind_for(encoder: Any) -> IndexKind:
 
 
 def check_options_fit(options: Iterable[str], kinds: Iterable[IndexKind]) -> None:
-    """Refuse an option that none of these kinds of index takes.
-
-    Raises:
-        UserError: Names the first, and the options of the kinds.
-    """
+    """Refuse an option that none of these kinds of index takes."""
     kinds = list(kinds)
     wrong = [name for name in options if not any(name in kind.options for kind in kinds)]
     if wrong:
@@ -180,17 +160,7 @@ def check_options_fit(options: Iterable[str], kinds: Iterable[IndexKind]) -> Non
 
 
 def checked(model: type[Checked], content: dict[str, Any], where: str, advice: str = "") -> Checked:
-    """Settings from a dictionary.
-
-    Args:
-        model: Class of the settings.
-        content: Their values.
-        where: What holds them, for the error message.
-        advice: What to do, for the error message, e.g. ``; build the index again``.
-
-    Raises:
-        UserError: The first mistake, in one line.
-    """
+    """Settings from a dictionary; the first mistake is one line that begins with `where` and ends with `advice`."""
     try:
         return model.model_validate(content)
     except pydantic.ValidationError as error:

@@ -108,11 +108,7 @@ class SeismicPostings:
 
     @classmethod
     def read(cls, folder: Path, documents: int, terms: int, query_cut: int, heap_factor: float) -> SeismicPostings:
-        """Read what `write` wrote.
-
-        Raises:
-            UserError: The library is not installed, or its version cannot read the file.
-        """
+        """Read what `write` wrote."""
         library = seismic()
         try:
             index = getattr(library, _class_name("SeismicIndex", terms)).load(str(folder / _FILE))
@@ -129,11 +125,7 @@ class SeismicPostings:
 
 
 def seismic() -> Any:
-    """The library.
-
-    Raises:
-        UserError: It is not installed.
-    """
+    """The library."""
     if importlib.util.find_spec("seismic") is None:
         raise UserError(
             "the backend 'seismic' needs its package: pip install 'retrodistill[seismic]', or choose the backend "

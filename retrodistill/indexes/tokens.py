@@ -40,9 +40,6 @@ class TokenStore:
     def __len__(self) -> int:
         return len(self.starts)
 
-    def __repr__(self) -> str:
-        return f"TokenStore({len(self)} documents, {self.tokens} tokens of {self.codec.bytes_per_vector} bytes)"
-
     @property
     def tokens(self) -> int:
         """Number of token vectors."""
@@ -84,11 +81,7 @@ class TokenStore:
 
     @classmethod
     def load(cls, folder: Path) -> TokenStore:
-        """Open the store of a folder, memory-mapped.
-
-        Raises:
-            UserError: A file is missing, cut short, or does not belong to the others.
-        """
+        """Open the store of a folder, memory-mapped."""
         for name in (CODES_FILE, _BOUNDS_FILE):
             if not (folder / name).is_file():
                 raise UserError(f"no file {folder / name}: the token store is incomplete; build it again.")
@@ -122,12 +115,7 @@ class TokenStore:
 
 
 class TokenWriter:
-    """Writes a token store block by block; after a kill it continues after the last complete document.
-
-    Args:
-        folder: Where to write, or what an earlier writer left there.
-        fit: Makes the codec if none was saved yet.
-    """
+    """Writes a token store block by block, with a codec by `fit`, or continues after its last complete document."""
 
     def __init__(self, folder: Path, fit: Callable[[], Codec]) -> None:
         self.folder = make_folder(folder)
@@ -165,11 +153,7 @@ class TokenWriter:
 
 
 def check_tokens(tokens: Tokens, ids: Sequence[str], what: str) -> None:
-    """Refuse token vectors that cannot be searched.
-
-    Raises:
-        UserError: Texts without tokens, NaN or infinite vectors, or another number of ids; the first few are named.
-    """
+    """Refuse texts without tokens, NaN or infinite vectors, and another number of ids."""
     if len(tokens) != len(ids):
         raise UserError(f"{what}: {len(ids)} ids for the tokens of {len(tokens)} texts; give one id per text.")
     empty = np.flatnonzero(tokens.lengths == 0).tolist()

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from retrodistill.core.errors import UserError
-from retrodistill.indexes.factory import can_refine, known_parameters, set_parameters, written_parameters
+from retrodistill.indexes.factory import can_refine, faiss, known_parameters, set_parameters, written_parameters
 
 _GRAPH_FROM = 20_000  # documents; below, a scan takes a millisecond or two
 _LISTS_FROM = 100_000  # documents, if the links of a graph do not fit
@@ -31,7 +31,7 @@ class Choice:
 
     Attributes:
         factory: A FAISS factory string that can be trained on the corpus.
-        parameters: Search parameters to begin with; None if it has none. `FaissIndex.tune` finds better ones.
+        parameters: Search parameters to begin with; `FaissIndex.tune` finds better ones.
         reason: One sentence for the log.
         bytes_per_document: Of codes and links. Codebooks, rotation and centroids, which do not grow, and 8 bytes per
             label in inverted lists come on top.
@@ -222,7 +222,7 @@ def tune(index: Any, queries: np.ndarray, exact: np.ndarray, *, recall: float = 
     for each k_factor_rf of 1, 2, 4... and keeps the fastest pair. If nothing reaches the recall, the best is kept.
 
     Args:
-        index: A filled FAISS index; it is left with the chosen parameters.
+        index: A filled FAISS index.
         queries: (q, d) float32, held out: training queries or sentences of documents, never test queries.
         exact: (q, k or more) int64 labels of exact search's best documents, best first.
         recall: Target recall, above 0 and up to 1.
@@ -269,8 +269,6 @@ def exact_labels(index: Any, queries: np.ndarray, k: int) -> np.ndarray | None:
 
     Flat holds them, and HNSW, IVF and RFlat over Flat.
     """
-    import faiss
-
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexRefine):
         index = faiss.downcast_index(index.refine_index)
@@ -279,15 +277,12 @@ def exact_labels(index: Any, queries: np.ndarray, k: int) -> np.ndarray | None:
     if isinstance(index, faiss.IndexFlat):
         return np.asarray(index.search(queries, k)[1])
     if isinstance(index, faiss.IndexIVFFlat):
-        library: Any = faiss  # its stubs lack the arguments
-        return np.asarray(index.search(queries, k, params=library.SearchParametersIVF(nprobe=index.nlist))[1])
+        return np.asarray(index.search(queries, k, params=faiss.SearchParametersIVF(nprobe=index.nlist))[1])
     return None
 
 
 def _milliseconds(index: Any, queries: np.ndarray, k: int) -> float:
     """Median time of single queries on one thread, after a warm-up."""
-    import faiss
-
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""Objectives over classes of queries. Pseudo-classes add detail where there are too few real classes."""
+"""Objectives over classes of texts. Pseudo-classes add detail where there are too few real classes."""
 
 from __future__ import annotations
 
@@ -44,20 +44,15 @@ class PseudoClasses:
         Raises:
             UserError: The shapes differ, or a temperature is not above 0.
         """
-        if not temperature > 0:
-            raise UserError(f"temperature={temperature}: it lies above 0.")
+        _check_temperature(temperature)
         count, width = self.centers.shape
         if embeddings.shape[1:] != (width,) or class_probabilities.shape != (len(embeddings), count):
             raise UserError(
                 f"embeddings of shape {tuple(embeddings.shape)} with class probabilities of shape "
                 f"{tuple(class_probabilities.shape)}; wanted (batch, {width}) and (batch, {count})."
             )
-        embeddings = at_least_float32(embeddings)
-        centers, directions, scales = (
-            torch.from_numpy(part).to(embeddings) for part in (self.centers, self.directions, self.scales)
-        )
-        leaning = torch.einsum("bcd,csd->bcs", embeddings[:, None, :] - centers, directions)
-        parts = torch.softmax(leaning / (scales[:, None] * temperature), dim=2)
+        projections, _, scales = self._projected(at_least_float32(embeddings))
+        parts = torch.softmax(projections / (scales[:, None] * temperature), dim=2)
         return (at_least_float32(class_probabilities)[:, :, None] * parts).flatten(1)
 
     def logits(self, embeddings: Tensor, temperature: float = 1.0) -> Tensor:
@@ -82,12 +77,16 @@ class PseudoClasses:
                 "objective 'lelp' is for students of the teacher's width (dimension: space), without matryoshka."
             )
         embeddings = at_least_float32(embeddings)
+        projections, centers, scales = self._projected(embeddings)
+        classes = torch.log_softmax(embeddings @ centers.T / temperature, dim=1)
+        return (classes[:, :, None] + torch.log_softmax(projections / scales[:, None], dim=2)).flatten(1)
+
+    def _projected(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(batch, classes, parts) projections, and the centers and scales on the embeddings' device."""
         centers, directions, scales = (
             torch.from_numpy(part).to(embeddings) for part in (self.centers, self.directions, self.scales)
         )
-        classes = torch.log_softmax(embeddings @ centers.T / temperature, dim=1)
-        leaning = torch.einsum("bcd,csd->bcs", embeddings[:, None, :] - centers, directions)
-        return (classes[:, :, None] + torch.log_softmax(leaning / scales[:, None], dim=2)).flatten(1)
+        return torch.einsum("bcd,csd->bcs", embeddings[:, None, :] - centers, directions), centers, scales
 
 
 def pseudo_classes(
@@ -135,22 +134,14 @@ def pseudo_classes(
         directions.append(rotation @ principal[:parts])
         centers.append(center)
         scales.append(np.sqrt(((rest @ directions[-1].T) ** 2).mean()))
-    stacked = (np.asarray(part, dtype=np.float32) for part in (centers, directions, scales))
-    return PseudoClasses(*stacked)
+    return PseudoClasses(*(np.asarray(part, dtype=np.float32) for part in (centers, directions, scales)))
 
 
 def lelp(logits: Tensor, targets: Tensor, *, student_temperature: float = 1.0) -> Tensor:
     """LELP's loss: KL divergence from the teacher's pseudo-class distribution to the student's (arXiv 2409.20449).
 
-    ``mean_b sum_k p_k (log p_k - log softmax(z / T)_k)``.
-
-    Args:
-        logits: (batch, classes x parts) of the student.
-        targets: (batch, classes x parts) probabilities, see `PseudoClasses.targets`.
-        student_temperature: Must be above 0.
-
-    Returns:
-        Scalar float32 in nats, 0 or more.
+    ``mean_b sum_k p_k (log p_k - log softmax(z / T)_k)``, in nats, 0 or more. Both are (batch, classes x parts): the
+    student's logits z and the probabilities p of `PseudoClasses.targets`.
 
     Raises:
         UserError: The shapes differ, or a temperature is not above 0.
@@ -160,8 +151,7 @@ def lelp(logits: Tensor, targets: Tensor, *, student_temperature: float = 1.0) -
             f"logits of shape {tuple(logits.shape)}, targets of shape {tuple(targets.shape)}; both are (batch, classes "
             "x parts)."
         )
-    if not student_temperature > 0:
-        raise UserError(f"temperature={student_temperature}: it lies above 0.")
+    _check_temperature(student_temperature)
     logs = torch.log_softmax(at_least_float32(logits) / student_temperature, dim=1)
     targets = at_least_float32(targets)
     return (torch.special.xlogy(targets, targets) - targets * logs).sum(dim=1).mean()
@@ -174,19 +164,11 @@ def lelp(logits: Tensor, targets: Tensor, *, student_temperature: float = 1.0) -
     sees="embeddings",
 )
 def pseudo_class_alignment(student: Tensor, teacher: Tensor, classes: PseudoClasses, temperature: float) -> Tensor:
-    """LELP for a student in the teacher's space: the teacher's projections classify both embeddings.
+    """LELP for a student in the teacher's space: the teacher's projections classify both (batch, d) embeddings.
 
     The paper's student learns a layer of its own for the pseudo-classes. Parameters of a loss are neither saved nor
     resumed, so here the teacher's centers and directions classify both sides, and only the student's embedding learns.
-
-    Args:
-        student: (batch, d) student embeddings.
-        teacher: (batch, d) teacher embeddings of the same texts.
-        classes: Pseudo-classes of the training texts.
-        temperature: Class temperature of both sides, above 0.
-
-    Returns:
-        Scalar float32 in nats, 0 or more; 0 with a gradient of 0 where the embeddings are equal.
+    The result is 0 with a gradient of 0 where the embeddings are equal.
 
     Raises:
         UserError: The width differs from that of the classes.
@@ -222,7 +204,7 @@ def classes_of(
     names = names[np.argsort(-sizes, kind="stable")][: min(largest, int((sizes > parts).sum()))]
     if not len(names):
         raise UserError(
-            f"objective 'lelp' needs documents that are right for more than parts={parts} training texts; there is "
+            f"objective 'lelp' needs documents that are relevant to more than parts={parts} training texts; there is "
             "none. Lower parts, take more texts.sentences, or set positives: labels."
         )
     names = np.sort(names)
@@ -230,12 +212,13 @@ def classes_of(
     return pseudo_classes(embeddings[rows], np.searchsorted(names, documents[rows]), parts, seed=seed)
 
 
-def _row_space(weights: np.ndarray | None, width: int) -> np.ndarray:
-    """(rank, d) orthonormal rows that span the given rows; (0, d) without weights.
+def _check_temperature(temperature: float) -> None:
+    if not temperature > 0:
+        raise UserError(f"temperature={temperature}: it must be above 0.")
 
-    Raises:
-        UserError: The weights have another width.
-    """
+
+def _row_space(weights: np.ndarray | None, width: int) -> np.ndarray:
+    """(rank, d) orthonormal rows that span the given rows; (0, d) without weights."""
     if weights is None:
         return np.zeros((0, width))
     if weights.ndim != 2 or weights.shape[1] != width:

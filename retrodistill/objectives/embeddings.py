@@ -1,4 +1,8 @@
-"""Objectives over teacher and student embeddings of the same texts, or of their tokens."""
+"""Objectives over teacher and student embeddings of the same texts, or of their tokens.
+
+Embeddings are (batch, d) tensors, one row for each text. Unless a function says otherwise, both sides have one width.
+Every objective returns a scalar, float32 or the inputs' wider type, and raises `UserError` for shapes that differ.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +26,7 @@ def leaf(student: Tensor, teacher: Tensor) -> Tensor:
     """LEAF: squared distance between the student's and the teacher's embedding of the same text (arXiv 2509.12539).
 
     ``mean_b sum_d (y - y^)^2``: summed over dimensions, averaged over the batch. (A mean over dimensions would also
-    divide the gradient by the width.)
-
-    Args:
-        student: (batch, d) student embeddings.
-        teacher: (batch, d) teacher embeddings, unit vectors for cosine teachers.
-
-    Returns:
-        Scalar float32; between unit vectors 2 - 2 cos, from 0 to 4.
-
-    Raises:
-        UserError: The shapes differ: the student's projection must lead to the teacher's width.
+    divide the gradient by the width.) Between unit vectors it is 2 - 2 cos, from 0 to 4.
     """
     student, teacher = _checked(student, teacher)
     return ((student - teacher) ** 2).sum(dim=1).mean()
@@ -42,17 +36,8 @@ def leaf(student: Tensor, teacher: Tensor) -> Tensor:
 def cosine(student: Tensor, teacher: Tensor) -> Tensor:
     """Cosine distance between the student's and the teacher's embedding of the same text. Only direction counts.
 
-    ``mean_b 1 - <s, t> / (|s| |t|)``; between unit vectors half of `leaf`.
-
-    Args:
-        student: (batch, d) student embeddings.
-        teacher: (batch, d) teacher embeddings.
-
-    Returns:
-        Scalar float32 from 0 to 2; a zero vector has distance 1 and a negligible gradient.
-
-    Raises:
-        UserError: The shapes differ: the student's projection must lead to the teacher's width.
+    ``mean_b 1 - <s, t> / (|s| |t|)``, from 0 to 2; between unit vectors half of `leaf`. A zero vector has distance 1
+    and a negligible gradient.
     """
     student, teacher = _checked(student, teacher)
     return (1 - cosine_similarity(student, teacher, dim=1)).mean()
@@ -67,29 +52,18 @@ def cosine(student: Tensor, teacher: Tensor) -> Tensor:
 def relation_matching(student: Tensor, teacher: Tensor) -> Tensor:
     """Match pairwise similarities: the student's cosines between all texts of the batch against the teacher's.
 
-    ``mean over i < j of (cos(s_i, s_j) - cos(t_i, t_j))^2`` (similarity-preserving distillation, Tung and Mori 2019,
-    arXiv 1907.09682, with plain cosines instead of its row-normalized Gram matrices). Widths may differ, and the
-    loss is invariant to rotation. The student therefore learns its own space and cannot share an index or queries
-    with the teacher.
-
-    Args:
-        student: (batch, d) student embeddings.
-        teacher: (batch, e) teacher embeddings of the same texts.
-
-    Returns:
-        Scalar float32 from 0 to 4; 0 for a batch of one.
-
-    Raises:
-        UserError: The batch sizes differ.
+    ``mean over i < j of (cos(s_i, s_j) - cos(t_i, t_j))^2``, from 0 to 4; 0 for a batch of one (similarity-preserving
+    distillation, Tung and Mori 2019, arXiv 1907.09682, with plain cosines instead of its row-normalized Gram matrices).
+    Widths may differ, and the loss is invariant to rotation. The student therefore learns its own space and cannot
+    share an index or queries with the teacher.
     """
     if student.ndim != 2 or teacher.ndim != 2 or len(student) != len(teacher):
         raise UserError(
             f"student embeddings of shape {tuple(student.shape)}, teacher's {tuple(teacher.shape)}; both are (batch, "
             "dimensions) of the same texts."
         )
-    unit = [normalize(at_least_float32(side), dim=1) for side in (student, teacher)]
-    apart = (unit[0] @ unit[0].T - unit[1] @ unit[1].T).triu(diagonal=1)
-    return (apart**2).sum() / max(len(student) * (len(student) - 1) // 2, 1)
+    ours, theirs = (unit @ unit.T for unit in (normalize(at_least_float32(side), dim=1) for side in (student, teacher)))
+    return ((ours - theirs).triu(diagonal=1) ** 2).sum() / max(len(student) * (len(student) - 1) // 2, 1)
 
 
 @objective(
@@ -102,21 +76,11 @@ def relation_matching(student: Tensor, teacher: Tensor) -> Tensor:
 def norm_and_direction(student: Tensor, teacher: Tensor, centers: Tensor | None = None) -> Tensor:
     """ND: reward a long student embedding that points the teacher's way, up to the teacher's length.
 
-    ``mean_b 1 - <s, e> / max(|s|, |t|)`` with the unit vector e (Wang et al. 2023, arXiv 2305.17007). In the
-    paper, e is the direction of the teacher's mean over the text's class. Retrieval has no classes, so without
-    `centers` e is the direction of the teacher's own embedding. While |s| is below |t|, the loss acts on length and
-    direction; above |t|, on direction only. It is for dot-product students: for unit vectors it equals `cosine`.
-
-    Args:
-        student: (batch, d) student embeddings, not normalized.
-        teacher: (batch, d) teacher embeddings, not normalized.
-        centers: (batch, d) mean teacher embedding of each text's class, if there are classes.
-
-    Returns:
-        Scalar float32 from 0 to 2.
-
-    Raises:
-        UserError: The shapes differ: the student's projection must lead to the teacher's width.
+    ``mean_b 1 - <s, e> / max(|s|, |t|)``, from 0 to 2, with the unit vector e (Wang et al. 2023, arXiv 2305.17007). In
+    the paper, e is the direction of the teacher's mean over the text's class, one row of `centers` (batch, d).
+    Retrieval has no classes, so without `centers` e is the direction of the teacher's own embedding. While |s| is below
+    |t|, the loss acts on length and direction; above |t|, on direction only. It is for dot-product students and
+    embeddings that are not normalized: for unit vectors it equals `cosine`.
     """
     student, teacher = _checked(student, teacher)
     directions = normalize(teacher if centers is None else _checked(student, centers)[1], dim=1)
@@ -125,12 +89,7 @@ def norm_and_direction(student: Tensor, teacher: Tensor, centers: Tensor | None 
 
 
 def mi_alpha(
-    student: Tensor,
-    teacher: Tensor,
-    *,
-    temperature: float = 0.05,
-    alpha: float = 0.9,
-    log_baseline: float = 1.0,
+    student: Tensor, teacher: Tensor, *, temperature: float = 0.05, alpha: float = 0.9, log_baseline: float = 1.0
 ) -> Tensor:
     """MI-alpha: negative lower bound on the mutual information of two embeddings (Distiller, arXiv 2109.11105).
 
@@ -153,13 +112,10 @@ def mi_alpha(
         log_baseline: log q; NWJ's is 1.
 
     Returns:
-        Scalar float32 in nats, -1 - log(batch / alpha) or more; 0 with a gradient of 0 for a batch of one.
-
-    Raises:
-        UserError: The shapes differ, or a temperature or alpha out of range.
+        Scalar in nats, -1 - log(batch / alpha) or more; 0 with a gradient of 0 for a batch of one.
     """
     if not (temperature > 0 and 0 < alpha <= 1):
-        raise UserError(f"temperature={temperature}, alpha={alpha}: the first lies above 0, the second in (0, 1].")
+        raise UserError(f"temperature={temperature}, alpha={alpha}: temperature must be above 0, alpha in (0, 1].")
     student, teacher = _checked(student, teacher)
     count = len(student)
     if count < 2:
@@ -168,8 +124,15 @@ def mi_alpha(
     own = torch.eye(count, dtype=torch.bool, device=critic.device)
     others = critic.masked_fill(own, -torch.inf).logsumexp(dim=1) - math.log(count - 1)
     everyone = critic.logsumexp(dim=1) - math.log(count)
-    joint = critic.diagonal() - _mixed(everyone, alpha, log_baseline)
-    marginal = (others - _mixed(others, alpha, log_baseline)).exp()
+
+    def mixed(logs: Tensor) -> Tensor:
+        """log(alpha e^logs + (1 - alpha) q)."""
+        if alpha == 1:
+            return logs
+        return torch.logaddexp(logs + math.log(alpha), torch.full_like(logs, log_baseline + math.log1p(-alpha)))
+
+    joint = critic.diagonal() - mixed(everyone)
+    marginal = (others - mixed(others)).exp()
     return marginal.mean() - joint.mean() - 1
 
 
@@ -179,27 +142,6 @@ objective(
     (*PAIR, "student_temperature"),
     sees="embeddings",
 )(lambda student, teacher, temperature: mi_alpha(student, teacher, temperature=temperature))
-
-
-def _mixed(logs: Tensor, alpha: float, log_baseline: float) -> Tensor:
-    """log(alpha e^logs + (1 - alpha) e^log_baseline)."""
-    if alpha == 1:
-        return logs
-    return torch.logaddexp(logs + math.log(alpha), torch.full_like(logs, log_baseline + math.log1p(-alpha)))
-
-
-def _checked(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in float32.
-
-    Raises:
-        UserError: The shapes differ.
-    """
-    if student.shape != teacher.shape:
-        raise UserError(
-            f"student embeddings of shape {tuple(student.shape)}, teacher's {tuple(teacher.shape)}; give the student a "
-            "projection to the teacher's width (dimension: space)."
-        )
-    return at_least_float32(student), at_least_float32(teacher)
 
 
 @objective(
@@ -225,10 +167,7 @@ def token_relations(
         across_texts: Use pairs over the whole batch, which takes (batch x tokens)^2 similarities.
 
     Returns:
-        Scalar float32 from 0 to 4: the mean over all pairs of the batch; 0 where no text has two tokens.
-
-    Raises:
-        UserError: The texts or tokens differ.
+        Scalar from 0 to 4: the mean over all pairs of the batch; 0 where no text has two tokens.
     """
     if student.ndim != 3 or teacher.ndim != 3 or student.shape[:2] != teacher.shape[:2]:
         raise UserError(
@@ -237,8 +176,18 @@ def token_relations(
         )
     valid = full_mask(student[:, :, 0], mask)
     if across_texts:
-        student, teacher, valid = (one.flatten(0, 1)[None] for one in (student, teacher, valid))
-    cleaned = (at_least_float32(side).masked_fill(~valid[:, :, None], 0.0) for side in (student, teacher))
-    ours, theirs = ((unit @ unit.mT) for unit in (normalize(side, dim=2) for side in cleaned))
+        student, teacher, valid = (side.flatten(0, 1)[None] for side in (student, teacher, valid))
+    real = (at_least_float32(side).masked_fill(~valid[:, :, None], 0.0) for side in (student, teacher))
+    ours, theirs = (unit @ unit.mT for unit in (normalize(side, dim=2) for side in real))
     pairs = (valid[:, :, None] & valid[:, None, :]).triu(diagonal=1)
     return ((ours - theirs) ** 2).masked_fill(~pairs, 0.0).sum() / pairs.sum().clamp(min=1)
+
+
+def _checked(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float32, if they have the same shape."""
+    if student.shape != teacher.shape:
+        raise UserError(
+            f"student embeddings of shape {tuple(student.shape)}, teacher's {tuple(teacher.shape)}; give the student a "
+            "projection to the teacher's width (dimension: space)."
+        )
+    return at_least_float32(student), at_least_float32(teacher)

@@ -16,25 +16,13 @@ from retrodistill.objectives.registry import objective
 def taid(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, t: float) -> Tensor:
     """TAID: KL divergence to a target between student and teacher (Shing et al., ICLR 2025, arXiv 2501.16937).
 
-    ``KL(softmax((1 - t) stopgrad(s) + t T) || softmax(s))``, T the teacher's scores. The loss mixes logits, so both
-    sides need one scale: divide both by their temperatures first. At t = 1 it is `kl_divergence`. At t = 0 its
-    gradient is 0.
-
-    Args:
-        scores: (batch, n) student scores over their temperature.
-        targets: (batch, n) teacher scores over theirs, higher is better. Masked positions may hold any value, NaN
-            included.
-        mask: (batch, n) bool, true at positions that hold a candidate.
-        t: From 0 to 1; see `InterpolationSchedule`.
-
-    Returns:
-        Scalar float32 in nats, 0 or more: the mean over the lists with at least two candidates.
-
-    Raises:
-        UserError: The shapes differ, or a t outside 0 to 1.
+    ``KL(softmax((1 - t) stopgrad(s) + t T) || softmax(s))``, T the teacher's scores, in nats, 0 or more. The loss mixes
+    logits, so both sides need one scale: divide both by their temperatures first. At t = 1 it is `kl_divergence`. At
+    t = 0 its gradient is 0. `t` is from 0 to 1, see `InterpolationSchedule`; `objectives.lists` has the rest of the
+    contract.
     """
     if not 0 <= t <= 1:
-        raise UserError(f"t={t}: it lies from 0 to 1.")
+        raise UserError(f"t={t}: it must be from 0 to 1.")
     check_lists(scores, targets)
     mixed = (1 - t) * at_least_float32(scores).detach() + t * at_least_float32(targets)
     return kl_divergence(scores, mixed, mask)
@@ -62,7 +50,7 @@ class InterpolationSchedule:
         beta: Decay of the momentum, from 0 to below 1.
         t: Current value.
         momentum: Smoothed relative fall of the loss.
-        loss: Loss of the step before; infinite before the first.
+        loss: Loss of the previous step; infinite before the first.
         progress: Completed share of the training at the last update.
     """
 
@@ -103,18 +91,13 @@ class InterpolationSchedule:
 
     def state(self) -> dict[str, float]:
         """All that a checkpoint must keep, JSON-ready."""
-        values = asdict(self)
-        return {name: value for name, value in values.items() if math.isfinite(value)}
+        return {name: value for name, value in asdict(self).items() if math.isfinite(value)}
 
     @classmethod
     def from_state(cls, state: dict[str, float]) -> InterpolationSchedule:
-        """Restore a schedule from `state`.
-
-        Raises:
-            UserError: The state belongs to something else.
-        """
+        """Restore a schedule from `state`; a state with other names is a `UserError`."""
         if not set(state) <= set(cls.__dataclass_fields__):
-            raise UserError(f"a state of TAID's schedule with {', '.join(sorted(state))}; it is another file's.")
+            raise UserError(f"not a state of TAID's schedule: it has {', '.join(sorted(state))}.")
         return cls(**{name: float(value) for name, value in state.items()})
 
 

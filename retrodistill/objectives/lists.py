@@ -1,4 +1,16 @@
-"""What list objectives share: masks, usable lists, and temperatures from the measured spread of scores."""
+"""What list objectives share: their contract, masks, usable lists, and temperatures from the spread of scores.
+
+Every list objective follows one contract. Its docstring adds only the formula, the source and the range.
+
+- ``scores`` are (batch, n) student scores. ``targets`` are (batch, n) teacher scores, higher is better. Both are raw
+  scores over their temperature; where a function takes temperatures itself, they are raw.
+- ``mask`` is (batch, n) bool, true at positions that hold a candidate; None means all. Masked positions may hold any
+  value, NaN included.
+- ``positives`` are (batch,) integer positions of the relevant document in its list, negative where none is known.
+- The result is a scalar, float32 or the inputs' wider type: the mean over the lists with at least two candidates, and
+  0 with a gradient of 0 if there are none.
+- `UserError` is raised for shapes that differ and for parameters out of range.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +22,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.runs.calibration import flat, list_moments
 from retrodistill.runs.run import Run
 
-NOTHING = -1e30  # finite, so that 0 x it stays 0 and gradients stay finite; float32 lists reach no further than 1e4
+NOTHING = -1e30  # finite, so that 0 times it is 0 and gradients stay finite; far below any float32 score
 
 
 def full_mask(scores: Tensor, mask: Tensor | None) -> Tensor:
@@ -27,10 +39,10 @@ def full_mask(scores: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def check_lists(scores: Tensor, targets: Tensor) -> None:
-    """Reject lists whose shapes do not match.
+    """Reject anything but two (batch, n) tables of one shape.
 
     Raises:
-        UserError: Not two tables (batch, n) of one shape.
+        UserError: The shapes differ.
     """
     if scores.ndim != 2 or scores.shape != targets.shape:
         raise UserError(
@@ -40,10 +52,10 @@ def check_lists(scores: Tensor, targets: Tensor) -> None:
 
 
 def check_positives(scores: Tensor, positives: Tensor) -> None:
-    """Reject positions of positives that do not match their lists.
+    """Reject anything but (batch, n) scores with (batch,) positions.
 
     Raises:
-        UserError: Not (batch, n) scores with (batch,) positions.
+        UserError: The shapes differ.
     """
     if scores.ndim != 2 or positives.shape != scores.shape[:1]:
         raise UserError(
@@ -57,6 +69,11 @@ def at_least_float32(scores: Tensor) -> Tensor:
     return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
+def cleaned(scores: Tensor, valid: Tensor, filler: float = 0.0) -> Tensor:
+    """Scores in float32 or wider, with `filler` at masked positions."""
+    return at_least_float32(scores).masked_fill(~valid, filler)
+
+
 def log_softmax(scores: Tensor, mask: Tensor, temperature: float) -> Tensor:
     """(batch, n) log-probabilities of scores / temperature over the unmasked positions, about -1e30 at masked ones.
 
@@ -64,7 +81,7 @@ def log_softmax(scores: Tensor, mask: Tensor, temperature: float) -> Tensor:
         UserError: The temperature is not above 0.
     """
     if not temperature > 0:
-        raise UserError(f"temperature={temperature}: it lies above 0.")
+        raise UserError(f"temperature={temperature}: it must be above 0.")
     return torch.log_softmax((at_least_float32(scores) / temperature).masked_fill(~mask, NOTHING), dim=-1)
 
 
@@ -73,8 +90,10 @@ def mean_over_lists(values: Tensor, usable: Tensor) -> Tensor:
     return torch.where(usable, values, torch.zeros_like(values)).sum() / usable.sum().clamp(min=1)
 
 
-def unusable_lists(targets: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-    """Lists in which the teacher's scores teach nothing, by reason. A list has at most one reason.
+def usable_lists(targets: Tensor, mask: Tensor | None = None) -> tuple[Tensor, dict[str, int]]:
+    """The lists in which the teacher's scores teach something, and the number of other lists by reason.
+
+    A list has at most one reason:
 
     - ``single``: fewer than two candidates;
     - ``not finite``: a NaN or infinite score at a candidate;
@@ -82,12 +101,8 @@ def unusable_lists(targets: Tensor, mask: Tensor | None = None) -> dict[str, Ten
     - ``saturated``: at least three candidates, and more than half of all, share the highest score, as when a sigmoid
       saturates at 1: the order among the best is lost. (Ties at the bottom are common and harmless.)
 
-    Args:
-        targets: (batch, n) teacher scores, higher is better. Masked positions may hold any value.
-        mask: (batch, n) bool, true at positions that hold a candidate.
-
     Returns:
-        (batch,) bool for each reason.
+        (batch,) bool, and the number of unusable lists for each reason.
     """
     valid = full_mask(targets, mask)
     sizes = valid.sum(dim=1)
@@ -96,31 +111,17 @@ def unusable_lists(targets: Tensor, mask: Tensor | None = None) -> dict[str, Ten
     sound = ~single & ~broken
     highest = targets.masked_fill(~valid, -torch.inf).amax(dim=1)
     lowest = targets.masked_fill(~valid, torch.inf).amin(dim=1)
-    flat = sound & (highest == lowest)
+    level = sound & (highest == lowest)
     on_top = (valid & (targets == highest[:, None])).sum(dim=1)
-    saturated = sound & ~flat & (on_top >= 3) & (2 * on_top > sizes)
-    return {"single": single, "not finite": broken, "flat": flat, "saturated": saturated}
-
-
-def usable_lists(targets: Tensor, mask: Tensor | None = None) -> tuple[Tensor, dict[str, int]]:
-    """The lists in which the teacher's scores teach something, and the number of other lists by reason.
-
-    Args:
-        targets: (batch, n) teacher scores, higher is better. Masked positions may hold any value.
-        mask: (batch, n) bool, true at positions that hold a candidate.
-
-    Returns:
-        (batch,) bool, and the number of lists left out for each reason of `unusable_lists`.
-    """
-    reasons = unusable_lists(targets, mask)
-    usable = ~torch.stack(list(reasons.values())).any(dim=0)
-    return usable, {reason: int(lists.sum()) for reason, lists in reasons.items()}
+    saturated = sound & ~level & (on_top >= 3) & (2 * on_top > sizes)
+    reasons = {"single": single, "not finite": broken, "flat": level, "saturated": saturated}
+    return sound & ~level & ~saturated, {reason: int(lists.sum()) for reason, lists in reasons.items()}
 
 
 def spread(run: Run) -> float:
-    """Mean over the lists of the standard deviation (population) of their scores, in the unit of the scores.
+    """Mean over the lists of the population standard deviation of their scores, in the unit of the scores.
 
-    Lists with one candidate have no spread and do not count.
+    Lists with one candidate or with equal scores do not count.
 
     Raises:
         UserError: No list has two different scores.
@@ -133,17 +134,19 @@ def spread(run: Run) -> float:
 
 
 def temperature_for(run: Run, target_std: float) -> float:
-    """The temperature at which the mean list has a standard deviation of `target_std` logits.
+    """The temperature at which a ranker's lists have a mean standard deviation of `target_std` logits.
+
+    Each teacher has its own scale, so no fixed temperature fits all.
 
     Args:
-        run: Scores of the ranker that needs the temperature.
+        run: The ranker's scores.
         target_std: Above 0; about 1 is gentle, 4 leaves the first few candidates most of the mass.
 
     Raises:
         UserError: The target_std is not above 0, or the run is flat.
     """
     if not target_std > 0:  # NaN too
-        raise UserError(f"target_std={target_std}: it lies above 0.")
+        raise UserError(f"target_std={target_std}: it must be above 0.")
     return spread(run) / target_std
 
 

@@ -1,4 +1,4 @@
-"""Objectives over the order of a list: choices without replacement under the Plackett-Luce model."""
+"""Objectives over the order of a list, under the Plackett-Luce model. `objectives.lists` has their contract."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 from retrodistill.objectives.lists import (
     NOTHING,
-    at_least_float32,
     check_lists,
     check_positives,
+    cleaned,
     full_mask,
     log_softmax,
     mean_over_lists,
@@ -26,14 +26,14 @@ def plackett_luce(scores: Tensor, order: Tensor, weights: Tensor | None = None, 
     Args:
         scores: (batch, n) student scores over their temperature.
         order: (batch, n) integer positions pi, first choice first, masked positions last.
-        weights: (batch, n) weights of the choices, in their order; 1 where None.
+        weights: (batch, n) weights of the choices, in their order; None means 1.
         mask: (batch, n) bool, true at positions that hold a candidate.
 
     Returns:
         (batch,) float32 in nats, 0 or more for weights of 0 or more; masked positions add 0.
     """
     valid = full_mask(scores, mask)
-    ordered = at_least_float32(scores).masked_fill(~valid, NOTHING).gather(1, order)
+    ordered = cleaned(scores, valid, NOTHING).gather(1, order)
     counted = valid.gather(1, order)
     left = ordered.flip(1).logcumsumexp(dim=1).flip(1)
     losses = left - ordered if weights is None else weights * (left - ordered)
@@ -42,22 +42,10 @@ def plackett_luce(scores: Tensor, order: Tensor, weights: Tensor | None = None, 
 
 @objective("listmle", "likelihood of the teacher's whole order (Xia et al. 2008)")
 def listmle(scores: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
-    """ListMLE: negative log-likelihood of the teacher's order (Xia et al. 2008, ICML).
+    """ListMLE: negative log-likelihood of the teacher's order, in nats (Xia et al. 2008, ICML).
 
     ``mean_b sum_k [logsumexp_{l >= k} s_pi(l) - s_pi(k)]``, pi the teacher's order, ties in the order of the list.
     Every position has the same weight, so the tail dominates long lists: keep lists short, or use `pld`.
-
-    Args:
-        scores: (batch, n) student scores over their temperature.
-        targets: (batch, n) teacher scores, higher is better. Masked positions may hold any value, NaN included.
-        mask: (batch, n) bool, true at positions that hold a candidate.
-
-    Returns:
-        Scalar float32 in nats: the sum over each list's positions, averaged over the lists with at least two
-        candidates.
-
-    Raises:
-        UserError: The shapes differ.
     """
     check_lists(scores, targets)
     valid = full_mask(scores, mask)
@@ -66,28 +54,14 @@ def listmle(scores: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tens
 
 @objective(
     "pld",
-    "likelihood of the teacher's order, each choice weighed by its confidence (arXiv 2506.12542)",
+    "likelihood of the teacher's order, each choice weighted by its confidence (arXiv 2506.12542)",
     ("scores", "targets", "mask", "positives"),
 )
 def pld(scores: Tensor, targets: Tensor, mask: Tensor | None = None, positives: Tensor | None = None) -> Tensor:
-    """Plackett-Luce distillation: the teacher's order, weighted by its confidence (arXiv 2506.12542).
+    """Plackett-Luce distillation: the teacher's order, weighted by its confidence, in nats (arXiv 2506.12542).
 
     ``mean_b sum_k a_k [logsumexp_{l >= k} s_pi(l) - s_pi(k)]`` with a = softmax(t)_pi and pi the positive first, then
-    the teacher's order.
-
-    Args:
-        scores: (batch, n) student scores over their temperature.
-        targets: (batch, n) teacher scores over theirs, higher is better. Masked positions may hold any value, NaN
-            included.
-        mask: (batch, n) bool, true at positions that hold a candidate.
-        positives: (batch,) integer position of the relevant document, negative if none is known. In that case, and if
-            `positives` is None, the teacher's best comes first.
-
-    Returns:
-        Scalar float32 in nats: the mean over the lists with at least two candidates.
-
-    Raises:
-        UserError: The shapes differ.
+    the teacher's order. Where no positive is known, the teacher's best comes first.
     """
     check_lists(scores, targets)
     valid = full_mask(scores, mask)
@@ -103,5 +77,4 @@ def pld(scores: Tensor, targets: Tensor, mask: Tensor | None = None, positives: 
 
 def _order(targets: Tensor, valid: Tensor) -> Tensor:
     """(batch, n) positions, best first, ties in the order of the list, masked positions last."""
-    cleaned = at_least_float32(targets).masked_fill(~valid, -torch.inf)
-    return cleaned.argsort(dim=1, descending=True, stable=True)
+    return cleaned(targets, valid, -torch.inf).argsort(dim=1, descending=True, stable=True)

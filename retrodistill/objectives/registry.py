@@ -16,28 +16,28 @@ from retrodistill.core.errors import unknown
 
 Sees = Literal["lists", "embeddings", "tokens"]
 
-# What an objective can take. Temperatures are applied already: student scores over the student's temperature, teacher
-# scores over the teacher's.
+# What an objective can take. Temperatures are already applied: student scores are over the student's temperature,
+# teacher scores over the teacher's.
 INPUTS = {
     "scores": "(batch, n) student scores of the lists",
     "targets": "(batch, n) teacher scores of the lists",
-    "labels": "(batch, n) teacher scores as they are, which lie from 0 to 1",
-    "mask": "(batch, n) bool: candidates, without the lists that the teacher's scores teach nothing in",
-    "positives": "(batch,) place of the text's own document in its list, -1 for none",
-    "start_scores": "(batch, n) scores by the student of the stage's start",
+    "labels": "(batch, n) teacher scores without a temperature, from 0 to 1",
+    "mask": "(batch, n) bool: candidates, without the lists whose teacher scores teach nothing",
+    "positives": "(batch,) position of the text's own document in its list, -1 for none",
+    "start_scores": "(batch, n) scores by the student as it was at the start of the stage",
     "own_scores": "(batch, batch) student scores of each text with each text's own document",
     "own_shared": "(batch, batch) bool: the two texts have the same own document",
     "own_known": "(batch,) bool: the text has an own document",
     "batch_scores": "(batch, m) student scores of each text with all documents of the batch",
-    "batch_targets": "(batch, m) teacher scores of the same; they need a teacher of the whole corpus",
-    "batch_positives": "(batch,) place of the text's own document among them, -1 for none",
+    "batch_targets": "(batch, m) teacher scores of the same, which need a teacher that scored the whole corpus",
+    "batch_positives": "(batch,) position of the text's own document among them, -1 for none",
     "batch_mask": "(batch, m) bool: the document counts for the text",
     "t": "share of the teacher in an interpolated target, from a schedule that follows the training's progress",
     "student": "(batch, d) student embeddings of the texts",
     "teacher": "(batch, d) teacher embeddings of the same texts",
     "classes": "the pseudo-classes of the training texts",
-    "student_tokens": "(batch, tokens, d) token vectors by the student",
-    "teacher_tokens": "(batch, tokens, e) vectors of the same tokens by the teacher",
+    "student_tokens": "(batch, tokens, d) the student's token vectors",
+    "teacher_tokens": "(batch, tokens, e) the teacher's vectors of the same tokens",
     "token_mask": "(batch, tokens) bool: both sides count the token",
     "student_temperature": "the student's temperature, of objectives that see no scores",
 }
@@ -98,15 +98,7 @@ def objective(
     sees: Sees = "lists",
     **traits: Any,
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Register a function as an objective.
-
-    Args:
-        name: What recipes write.
-        about: One-line description for users.
-        takes: Keys of `INPUTS`, in the order of the function's arguments.
-        sees: As in `Objective`.
-        traits: Other attributes of `Objective`.
-    """
+    """Register a function as an objective; the arguments are the attributes of `Objective`."""
 
     def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         wrong = [key for key in takes if key not in INPUTS]
@@ -139,11 +131,7 @@ def regularizer(
 
 
 def get_objective(name: str) -> Objective:
-    """Look up an objective by name.
-
-    Raises:
-        UserError: The name is unknown; the error names the nearest one.
-    """
+    """Look up an objective by name; an unknown name is a `UserError` that names the nearest one."""
     if name not in _OBJECTIVES:
         raise unknown("objective", name, _OBJECTIVES)
     return _OBJECTIVES[name]
@@ -152,8 +140,7 @@ def get_objective(name: str) -> Objective:
 def get_regularizer(name: str) -> Callable[[Tensor, int], Tensor]:
     """Look up a regularizer: a function of (texts, terms) term weights and the number of terms kept per text.
 
-    Raises:
-        UserError: The name is unknown; the error names the nearest one.
+    An unknown name is a `UserError` that names the nearest one.
     """
     if name not in _REGULARIZERS:
         raise unknown("regularizer", name, _REGULARIZERS)

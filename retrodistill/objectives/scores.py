@@ -1,4 +1,4 @@
-"""Objectives over a list's scores: each alone, their differences, or the order of pairs."""
+"""Objectives over each score alone, score differences, or the order of pairs. `objectives.lists` has their contract."""
 
 from __future__ import annotations
 
@@ -6,32 +6,31 @@ import math
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import softplus
 
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.objectives.lists import at_least_float32, check_lists, check_positives, full_mask, mean_over_lists
+from retrodistill.objectives.lists import (
+    at_least_float32,
+    check_lists,
+    check_positives,
+    cleaned,
+    full_mask,
+    mean_over_lists,
+)
 from retrodistill.objectives.registry import objective
+
+PAIRS = ("positive", "all")
+WEIGHTINGS = ("lambdarank", "ndcg-loss2", "ndcg-loss2++")
+WIDEST = 1024  # candidates: 64 such lists take 256 MiB per (batch, n, n) tensor, and training holds several
 
 
 def mse(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, free_zero: bool = False) -> Tensor:
     """Squared difference of scores (Hinton et al. 2015, arXiv 1503.02531, section 2.1).
 
-    ``mean((s_i - t_i + c)^2)`` with c = 0. With `free_zero`, c fits the batch best: minus the mean of s_i - t_i. Both
-    sides need one scale and, without `free_zero`, one zero: cosines can never reach logits around -8. Unlike with
-    `margin_mse`, scores stay comparable across queries.
-
-    Args:
-        scores: (batch, n) student scores.
-        targets: (batch, n) teacher scores, higher is better. Masked positions may hold any value, NaN included.
-        mask: (batch, n) bool, true at positions that hold a candidate.
-        free_zero: Ignore one constant offset for the whole batch.
-
-    Returns:
-        Scalar float32: the mean over all candidates of the lists with at least two; 0 if there is no such list.
-
-    Raises:
-        UserError: The shapes differ.
+    ``mean((s_i - t_i + c)^2)`` over all candidates of the batch, with c = 0. With `free_zero`, c fits the batch best:
+    minus the mean of s_i - t_i. Both sides need one scale and, without `free_zero`, one zero: cosines can never reach
+    logits around -8. Unlike with `margin_mse`, scores stay comparable across queries.
     """
     valid = _listed(scores, targets, mask)
     count = valid.sum().clamp(min=1)
@@ -39,6 +38,11 @@ def mse(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, free_zer
     if free_zero:
         residuals = (residuals - residuals.sum() / count).masked_fill(~valid, 0.0)
     return (residuals**2).sum() / count
+
+
+objective("mse", "squared difference of the scores themselves, up to one constant for the batch")(
+    partial(mse, free_zero=True)
+)
 
 
 @objective(
@@ -49,70 +53,32 @@ def mse(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, free_zer
 def binary_cross_entropy(scores: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
     """Cross-entropy of each candidate with its soft label (Trans-Encoder, ICLR 2022, arXiv 2109.13059).
 
-    ``mean(log(1 + exp(s_i)) - y_i s_i)``, which is ``-y log sigmoid(s) - (1 - y) log(1 - sigmoid(s))``. Its minimum
-    is the entropy of the labels, not 0. Unlike margin objectives, it depends on the absolute level of the scores.
-
-    Args:
-        scores: (batch, n) student scores, raw logits.
-        labels: (batch, n) from 0 to 1. Masked positions may hold any value, NaN included.
-        mask: (batch, n) bool, true at positions that hold a candidate.
-
-    Returns:
-        Scalar float32: the mean over all candidates of the lists with at least two; 0 if there is no such list.
-
-    Raises:
-        UserError: The shapes differ.
+    ``mean(log(1 + exp(s_i)) - y_i s_i)`` over all candidates of the batch, which is
+    ``-y log sigmoid(s) - (1 - y) log(1 - sigmoid(s))`` for labels y from 0 to 1 and raw logits s. Its minimum is the
+    entropy of the labels, not 0. Unlike margin objectives, it depends on the absolute level of the scores.
     """
     valid = _listed(scores, labels, mask)
-    logits = at_least_float32(scores).masked_fill(~valid, 0.0)
-    wanted = at_least_float32(labels).masked_fill(~valid, 0.0)
-    losses = (nn.functional.softplus(logits) - wanted * logits).masked_fill(~valid, 0.0)
+    logits, soft_labels = cleaned(scores, valid), cleaned(labels, valid)
+    losses = (softplus(logits) - soft_labels * logits).masked_fill(~valid, 0.0)
     return losses.sum() / valid.sum().clamp(min=1)
-
-
-objective("mse", "squared difference of the scores themselves, up to one constant for the batch")(
-    partial(mse, free_zero=True)
-)
-
-
-def _listed(scores: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor:
-    """(batch, n) bool: the candidates of lists with at least two."""
-    check_lists(scores, targets)
-    valid = full_mask(scores, mask)
-    return valid & (valid.sum(dim=1, keepdim=True) >= 2)
-
-
-PAIRS = ("positive", "all")
 
 
 @objective("margin-mse", "squared difference of margins, the teacher's best against each (arXiv 2010.02666)")
 def margin_mse(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, pairs: str = "positive") -> Tensor:
     """Mean squared difference between the student's margins and the teacher's.
 
-    ``mean(((s_i - s_j) - (t_i - t_j))^2)`` with signed margins of raw scores: no sigmoid, no temperature, no
-    absolute value (Hofstaetter et al. 2020, arXiv 2010.02666, eq. 8).
-
-    Args:
-        scores: (batch, n) student scores, on any scale that the student can learn.
-        targets: (batch, n) raw teacher scores, higher is better. Masked positions may hold any value, NaN included.
-        mask: (batch, n) bool, true at positions that hold a candidate.
-        pairs: ``positive``: the teacher's best candidate of each list against each other one, the paper's form with
-            the teacher as judge; ``all``: every pair of candidates.
-
-    Returns:
-        Scalar float32: the mean over all margins of the batch; 0 where no list has two candidates.
-
-    Raises:
-        UserError: The shapes differ, or unknown `pairs`.
+    ``mean(((s_i - s_j) - (t_i - t_j))^2)`` over all margins of the batch, with signed margins of raw scores: no
+    sigmoid, no temperature, no absolute value (Hofstaetter et al. 2020, arXiv 2010.02666, eq. 8). `pairs` is
+    ``positive`` for the teacher's best candidate of each list against each other one, the paper's form with the teacher
+    as judge, or ``all`` for every pair of candidates.
     """
     if pairs not in PAIRS:
         raise unknown("choice of pairs", pairs, PAIRS)
     check_lists(scores, targets)
     valid = full_mask(scores, mask)
-    scores = at_least_float32(scores)
-    targets = at_least_float32(targets).masked_fill(~valid, 0.0)
+    targets = cleaned(targets, valid)
     # A difference of margins is a difference of residuals: (s_i - s_j) - (t_i - t_j) = r_i - r_j.
-    residuals = (scores - targets).masked_fill(~valid, 0.0)
+    residuals = (at_least_float32(scores) - targets).masked_fill(~valid, 0.0)
     if pairs == "all":
         # sum_{i<j} (r_i - r_j)^2 = n sum_i (r_i - mean r)^2: no (batch, n, n) tensor, so a list may be a whole corpus.
         sizes = valid.sum(dim=1)
@@ -138,20 +104,9 @@ objective("margin-mse-all", "squared difference of margins over all pairs of a l
 def in_batch_margin_mse(scores: Tensor, targets: Tensor, positives: Tensor, mask: Tensor | None = None) -> Tensor:
     """Margin-MSE of each text's own document against the other documents of its batch (TAS-B, arXiv 2104.06967).
 
-    ``mean(((s_i+ - s_ij) - (t_i+ - t_ij))^2)`` over texts i and the batch's documents j: the second half of TAS-B's
-    dual supervision, where a teacher scores documents that were mined for other texts of the same topic.
-
-    Args:
-        scores: (batch, m) student scores of each text with each document of the batch.
-        targets: (batch, m) raw teacher scores, higher is better. Masked positions may hold any value, NaN included.
-        positives: (batch,) int64 position of the text's own document; -1 for a text without one, which adds no margin.
-        mask: (batch, m) bool, true where a document counts.
-
-    Returns:
-        Scalar float32: the mean over all margins of the batch; 0 if there are none.
-
-    Raises:
-        UserError: The shapes differ.
+    ``mean(((s_i+ - s_ij) - (t_i+ - t_ij))^2)`` over texts i and the m documents j of the batch: the second half of
+    TAS-B's dual supervision, where a teacher scores documents that were mined for other texts of the same topic. All
+    tables are (batch, m). The scores are raw. A text without a positive adds no margin.
     """
     check_lists(scores, targets)
     check_positives(scores, positives)
@@ -159,20 +114,16 @@ def in_batch_margin_mse(scores: Tensor, targets: Tensor, positives: Tensor, mask
     own = positives.clamp(min=0)[:, None]
     valid = full_mask(scores, mask)
     counted = valid & known[:, None] & valid.gather(1, own)
-    residuals = at_least_float32(scores) - at_least_float32(targets).masked_fill(~valid, 0.0)
+    residuals = at_least_float32(scores) - cleaned(targets, valid)
     margins = (residuals.gather(1, own) - residuals).masked_fill(~counted, 0.0)
     return (margins**2).sum() / counted.scatter(1, own, value=False).sum().clamp(min=1)
 
 
-WEIGHTINGS = ("lambdarank", "ndcg-loss2", "ndcg-loss2++")
-WIDEST = 1024  # candidates: 64 such lists take 256 MiB per (batch, n, n) tensor, and training holds several
-
-
 def check_width(candidates: int) -> None:
-    """Reject lists whose pairs would not fit into memory.
+    """Reject lists of more than `WIDEST` candidates, whose pairs would not fit into memory.
 
     Raises:
-        UserError: More than `WIDEST` candidates.
+        UserError: The lists are too wide.
     """
     if candidates > WIDEST:
         raise UserError(
@@ -183,20 +134,10 @@ def check_width(candidates: int) -> None:
 
 @objective("ranknet", "logistic loss of every pair that the teacher orders (Burges et al. 2005)", has_pairs=True)
 def ranknet(scores: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
-    """RankNet: logistic loss of every pair that the teacher orders (Burges et al. 2005, ICML).
+    """RankNet: logistic loss of every pair that the teacher orders, in nats (Burges et al. 2005, ICML).
 
-    ``mean over t_i > t_j of log(1 + exp(-(s_i - s_j)))``: only the teacher's order counts. Ties form no pair.
-
-    Args:
-        scores: (batch, n) student scores over their temperature.
-        targets: (batch, n) teacher scores, higher is better. Masked positions may hold any value, NaN included.
-        mask: (batch, n) bool, true at positions that hold a candidate.
-
-    Returns:
-        Scalar float32 in nats: the mean over all ordered pairs of the batch; 0 if there are none.
-
-    Raises:
-        UserError: The shapes differ, or lists too wide for their pairs.
+    ``mean over t_i > t_j of log(1 + exp(-(s_i - s_j)))`` over the pairs of the whole batch: only the teacher's order
+    counts. Ties form no pair. Lists have at most `WIDEST` candidates.
     """
     scores, targets, valid = _checked(scores, targets, mask)
     ordered = _ordered(targets, valid)
@@ -205,7 +146,7 @@ def ranknet(scores: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tens
 
 
 @objective(
-    "lambdaloss", "the same pairs, each weighed by what it may change in nDCG (Wang et al. 2018)", has_pairs=True
+    "lambdaloss", "the same pairs, each weighted by what it may change in nDCG (Wang et al. 2018)", has_pairs=True
 )
 def lambda_loss(
     scores: Tensor,
@@ -216,7 +157,7 @@ def lambda_loss(
     weighting: str = "ndcg-loss2++",
     mu: float = 10.0,
 ) -> Tensor:
-    """LambdaLoss: RankNet's pairs, each weighted by its effect on nDCG (Wang et al. 2018, CIKM, eqs. 14-17).
+    """LambdaLoss: RankNet's pairs, each weighted by its effect on nDCG (Wang et al. 2018, CIKM, eqs. 14-17), in bits.
 
     ``sum over t_i > t_j of w_ij log2(1 + exp(-(s_i - s_j)))`` with the gains G over the ideal DCG, discounts
     D(r) = log2(1 + r) at the student's present ranks, and
@@ -226,31 +167,17 @@ def lambda_loss(
     - ``ndcg-loss2++``: the former plus `mu` times the latter.
 
     Distillation has no grades. By default the gain is ``exp(t_i - max t)``, DCG's exponential gain of the teacher's
-    logits: the teacher's temperature sets how fast it falls. Weights carry no gradient.
-
-    Args:
-        scores: (batch, n) student scores over their temperature.
-        targets: (batch, n) teacher scores over theirs, higher is better. Masked positions may hold any value, NaN
-            included.
-        mask: (batch, n) bool, true at positions that hold a candidate.
-        gains: (batch, n) gains, 0 or more, that replace the teacher's; for grades use 2^grade - 1.
-        weighting: One of `WEIGHTINGS`.
-        mu: Weight of NDCG-Loss2 in ``ndcg-loss2++``.
-
-    Returns:
-        Scalar float32 in bits: the sum over a list's pairs, averaged over the lists with at least two candidates.
-
-    Raises:
-        UserError: The shapes differ, unknown `weighting`, or lists too wide for their pairs.
+    logits: the teacher's temperature sets how fast it falls. `gains`, (batch, n) and 0 or more, replace it; for grades
+    use 2^grade - 1. Weights carry no gradient. Lists have at most `WIDEST` candidates.
     """
     if weighting not in WEIGHTINGS:
         raise unknown("weighting", weighting, WEIGHTINGS)
     scores, targets, valid = _checked(scores, targets, mask)
     with torch.no_grad():
-        best = targets.masked_fill(~valid, -torch.inf).amax(dim=1, keepdim=True)
-        given = (targets - torch.nan_to_num(best, neginf=0.0)).exp() if gains is None else at_least_float32(gains)
-        given = given.masked_fill(~valid, 0.0)
-        weights = _weights(scores.masked_fill(~valid, -torch.inf), given, weighting, mu)
+        if gains is None:
+            best = targets.masked_fill(~valid, -torch.inf).amax(dim=1, keepdim=True)
+            gains = (targets - torch.nan_to_num(best, neginf=0.0)).exp()
+        weights = _weights(scores.masked_fill(~valid, -torch.inf), cleaned(gains, valid), weighting, mu)
     losses = weights * softplus(scores[:, None, :] - scores[:, :, None]) / math.log(2)
     summed = losses.masked_fill(~_ordered(targets, valid), 0.0).sum(dim=(1, 2))
     return mean_over_lists(summed, valid.sum(dim=1) >= 2)
@@ -273,13 +200,19 @@ def _weights(scores: Tensor, gains: Tensor, weighting: str, mu: float) -> Tensor
     return apart * (stepped if weighting == "ndcg-loss2" else swapped + mu * stepped)
 
 
+def _listed(scores: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor:
+    """(batch, n) bool: the candidates of lists with at least two."""
+    check_lists(scores, targets)
+    valid = full_mask(scores, mask)
+    return valid & (valid.sum(dim=1, keepdim=True) >= 2)
+
+
 def _checked(scores: Tensor, targets: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Scores and targets in float32 with 0 at masked positions, and the mask."""
     check_lists(scores, targets)
     check_width(scores.shape[1])
     valid = full_mask(scores, mask)
-    cleaned = (at_least_float32(one).masked_fill(~valid, 0.0) for one in (scores, targets))
-    return *cleaned, valid  # type: ignore[return-value]
+    return cleaned(scores, valid), cleaned(targets, valid), valid
 
 
 def _ordered(targets: Tensor, valid: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Regularizers over the term weights of a batch: they limit active terms and keep some of them active.
 
-All are functions of one (texts, terms) tensor. `flops` is a statistic of the whole batch: its value for a batch is not
-the mean of its values for two halves. Processes must therefore gather the batch first (`whole_batch`); otherwise the
-result of training depends on the number of devices. `l1`, `outside_top_k` and `anti_zero` are means over texts.
+All take one (texts, terms) tensor of at least one text and return a scalar, float32 or wider and 0 or more; another
+shape is a `UserError`. `flops` is a statistic of the whole batch: its value for a batch is not the mean of its values
+for two halves. Processes must therefore gather the batch first (`whole_batch`); otherwise the result of training
+depends on the number of devices. `l1`, `outside_top_k` and `anti_zero` are means over texts.
 """
 
 from __future__ import annotations
@@ -21,51 +22,27 @@ def flops(weights: Tensor) -> Tensor:
     """FLOPS: a smooth form of the expected number of products per search (Paria et al. 2020, arXiv 2004.05665).
 
     ``sum_j (mean_i |w_ij|)^2`` over the whole batch (see `whole_batch`): terms shared by many texts cost most.
-
-    Args:
-        weights: (texts, terms) term weights.
-
-    Returns:
-        Scalar float32, 0 or more.
-
-    Raises:
-        UserError: The weights are not a table of at least one text.
     """
     return (_checked(weights).abs().mean(dim=0) ** 2).sum()
 
 
 @regularizer("l1", "sum of a text's term weights")
 def l1(weights: Tensor) -> Tensor:
-    """Mean over the texts of the sum of their weights: ``mean_i sum_j |w_ij|``.
-
-    Args:
-        weights: (texts, terms) term weights.
-
-    Returns:
-        Scalar float32, 0 or more.
-
-    Raises:
-        UserError: The weights are not a table of at least one text.
-    """
+    """Mean over the texts of the sum of their weights: ``mean_i sum_j |w_ij|``."""
     return _checked(weights).abs().sum(dim=1).mean()
 
 
 def top_k(weights: Tensor, k: int) -> Tensor:
     """Keep each text's k highest weights and set all others to 0. Ties are broken arbitrarily.
 
-    Args:
-        weights: (texts, terms) term weights.
-        k: 1 or more. All weights stay if there are at most k terms.
-
-    Returns:
-        (texts, terms) of the same type; gradients flow to the kept weights.
+    All weights stay if there are at most k terms. Gradients flow to the kept weights.
 
     Raises:
         UserError: The weights are not a table of at least one text, or k is below 1.
     """
     _checked(weights)
     if k < 1:
-        raise UserError(f"k={k}: at least 1 term stays.")
+        raise UserError(f"k={k}: at least 1 term must stay.")
     places = weights.topk(min(k, weights.shape[1]), dim=1).indices
     return torch.zeros_like(weights).scatter(1, places, weights.gather(1, places))
 
@@ -75,16 +52,6 @@ def outside_top_k(weights: Tensor, k: int) -> Tensor:
     """Penalty on what `top_k` removes: ``mean_i sum_j |w_ij|`` over the terms outside text i's k highest.
 
     0 exactly where no text has more than k nonzero terms, so truncation at index time changes nothing.
-
-    Args:
-        weights: (texts, terms) term weights, 0 or more.
-        k: 1 or more.
-
-    Returns:
-        Scalar float32, 0 or more.
-
-    Raises:
-        UserError: The weights are not a table of at least one text, or k is below 1.
     """
     checked = _checked(weights)
     return l1(checked - top_k(checked, k))
@@ -92,24 +59,14 @@ def outside_top_k(weights: Tensor, k: int) -> Tensor:
 
 @regularizer("anti-zero", "inverse square of the sum of a text's term weights: keeps texts from losing all terms")
 def anti_zero(weights: Tensor, floor: float = 0.1) -> Tensor:
-    """Keep texts from losing all their terms: ``mean_i 1 / (floor + sum_j |w_ij|)^2``.
+    """Keep texts from losing all their terms: ``mean_i 1 / (floor + sum_j |w_ij|)^2``, up to 1 / floor^2.
 
     DiSCo (arXiv 2410.14609) uses such a term instead of FLOPS. Its authors' code takes ``1 / (sum_ij w_ij)^2`` over the
     whole batch, which a single text with terms keeps small. Here every text must have some. The floor is also this
-    package's choice; it bounds the loss and gradient of an empty text.
-
-    Args:
-        weights: (texts, terms) term weights.
-        floor: Above 0.
-
-    Returns:
-        Scalar float32 from 0 to 1 / floor^2.
-
-    Raises:
-        UserError: The weights are not a table of at least one text, or a floor that is not above 0.
+    package's choice; it bounds the loss and gradient of an empty text, and must be above 0.
     """
     if not floor > 0:
-        raise UserError(f"floor={floor}: it lies above 0.")
+        raise UserError(f"floor={floor}: it must be above 0.")
     return ((floor + _checked(weights).abs().sum(dim=1)) ** -2).mean()
 
 

@@ -36,7 +36,7 @@ from retrodistill.training.lists import ListBatch
 from retrodistill.training.scorers import VectorScorer, View
 from retrodistill.training.settings import RegularizerSettings
 from retrodistill.training.stages import BothEncoders, StageRun, evaluating, train_both
-from retrodistill.training.trainer import History, Monitored
+from retrodistill.training.trainer import History, Monitor
 
 _DENSE = 0.1  # share of the vocabulary that an inverted index does not pay for any more
 _EMPTY = 0.1  # share of texts without a term
@@ -162,7 +162,7 @@ def train_sparse(run: StageRun) -> History:
 def _train_both(run: StageRun, regularizers: list[Regularizer], alarm: SparsityAlarm) -> History:
     student: SparseTextEncoder = run.student
 
-    def watch(queries: Sequence[str], documents: Sequence[str], ranked: np.ndarray) -> Monitored:
+    def watch(queries: Sequence[str], documents: Sequence[str], ranked: np.ndarray) -> Monitor:
         def terms() -> dict[str, float]:
             with evaluating(student.model):
                 vectors = student.encode(documents, "document")

@@ -1,4 +1,4 @@
-"""Lists: candidates of training texts with their teacher scores; `Lists` of all texts, `ListBatch` of a batch."""
+"""Candidates of training texts with their teacher scores: `Lists` of all texts, `ListBatch` of a batch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from retrodistill.runs.run import Run
 from retrodistill.training.settings import GroupSettings
 from retrodistill.training.texts import TrainingTexts
 
-_BLOCK = 1024  # lists that are looked at together
+_BLOCK = 1024  # lists that are checked at once, which bounds memory when each list is a whole corpus
 
 
 class ListBatch(NamedTuple):
@@ -28,7 +28,7 @@ class ListBatch(NamedTuple):
     Attributes:
         rows: (batch,) int64 rows of the lists.
         texts: (batch,) int64 rows of their texts.
-        documents: (batch, n) corpus positions, -1 for padding; (1, corpus) where each list is the whole corpus.
+        documents: (batch, n) corpus positions, -1 for padding; (1, corpus) if each list is the whole corpus.
         targets: (batch, n) float32 teacher scores.
         mask: (batch, n) bool, true where a candidate counts.
         positives: (batch,) int64 place of the text's own document in its list, -1 for none.
@@ -48,17 +48,17 @@ class ListBatch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Lists:
-    """Candidates and teacher scores, a list a row.
+    """Candidates and teacher scores, one list per row.
 
     Attributes:
-        documents: (lists, n) int32 corpus positions, -1 where a list is shorter; None where each list is the whole
-            corpus in its order.
-        scores: (lists, n) float32 teacher scores; anything where `documents` is -1.
-        hidden: (lists,) int64 corpus position that is masked, since the pseudo-query was taken from it; -1 for none.
+        documents: (lists, n) int32 corpus positions, -1 for padding; None if each list is the whole corpus in its
+            order.
+        scores: (lists, n) float32 teacher scores; undefined where `documents` is -1.
+        hidden: (lists,) int64 corpus position that is masked because the pseudo-query was taken from it; -1 for none.
         positives: (lists,) int64 corpus position of the text's own document, which the pseudo-query was taken from or
             which is labeled; -1 for none.
-        texts: (lists,) int64 rows of the texts; None where list i is that of text i.
-        corpus: The lists over the whole corpus that these were drawn from, where they were.
+        texts: (lists,) int64 rows of the texts; None if list i is that of text i.
+        corpus: The lists over the whole corpus that these were drawn from, if any.
     """
 
     documents: np.ndarray | None
@@ -73,7 +73,7 @@ class Lists:
 
     @property
     def over_corpus(self) -> Lists | None:
-        """Lists of the same texts over the whole corpus; None where the teacher did not score it."""
+        """Lists of the same texts over the whole corpus; None if the teacher did not score it."""
         return self if self.documents is None else self.corpus
 
     @property
@@ -84,12 +84,11 @@ class Lists:
     @property
     def mask(self) -> np.ndarray:
         """(lists, n) bool, true where a candidate counts. Large for whole-corpus lists: use `batch`."""
-        documents = np.arange(self.scores.shape[1])[None, :] if self.documents is None else self.documents
-        return (documents >= 0) & (documents != self.hidden[:, None])
+        return self._candidates(slice(None))[1]
 
     @property
     def sizes(self) -> np.ndarray:
-        """(lists,) int64 candidates that count."""
+        """(lists,) int64 number of candidates that count."""
         if self.documents is None:
             return self.scores.shape[1] - (self.hidden >= 0).astype(np.int64)
         return self.mask.sum(axis=1)
@@ -97,8 +96,7 @@ class Lists:
     def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> ListBatch:
         """Some of the lists, on a device; `rows` are (batch,) integers."""
         targets = torch.from_numpy(np.ascontiguousarray(self.scores[rows], dtype=np.float32)).to(device)
-        documents = np.arange(self.scores.shape[1])[None, :] if self.documents is None else self.documents[rows]
-        mask = (documents >= 0) & (documents != self.hidden[rows][:, None])
+        documents, mask = self._candidates(rows)
         own = self.positives[rows]
         at = (documents == own[:, None]) & mask & (own >= 0)[:, None]
         places = torch.from_numpy(np.where(at.any(axis=1), at.argmax(axis=1), -1)).to(device)
@@ -110,7 +108,7 @@ class Lists:
         """The lists of some texts.
 
         Args:
-            texts: Rows of texts; one that is there several times has its lists as often.
+            texts: Rows of texts; a text that is repeated has its lists repeated.
             times: Maximum number of lists per text, for monitors; 0 for all.
         """
         rows = self.text_rows
@@ -133,8 +131,8 @@ class Lists:
             documents: (m,) corpus positions, -1 for padding.
 
         Returns:
-            (batch, m) float32 scores and (batch, m) bool, false where a document is hidden from its text; None where
-            the teacher did not score the whole corpus.
+            (batch, m) float32 scores and (batch, m) bool, false where a document is hidden from its text; None if the
+            teacher did not score the whole corpus.
         """
         corpus = self.over_corpus
         if corpus is None:
@@ -145,23 +143,28 @@ class Lists:
         return torch.from_numpy(scores).to(device), torch.from_numpy(counts).to(device)
 
     def usable(self) -> dict[str, int]:
-        """How many lists teach nothing, by reason, and under ``usable`` how many do teach."""
-        found = {"usable": 0}
+        """Number of lists that teach something, under ``usable``, and of the others by reason."""
+        total: dict[str, int] = {"usable": 0}
         for start in range(0, len(self), _BLOCK):
             batch = self.batch(np.arange(start, min(start + _BLOCK, len(self))))
             usable, counts = usable_lists(batch.targets, batch.mask)
             for reason, count in {"usable": int(usable.sum()), **counts}.items():
-                found[reason] = found.get(reason, 0) + count
-        return found
+                total[reason] = total.get(reason, 0) + count
+        return total
+
+    def _candidates(self, rows: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
+        """Corpus positions of some lists' candidates, and which of them count."""
+        documents = np.arange(self.scores.shape[1])[None, :] if self.documents is None else self.documents[rows]
+        return documents, (documents >= 0) & (documents != self.hidden[rows][:, None])
 
 
 def lists_over_corpus(scores: np.ndarray, sources: np.ndarray, *, hide_source: bool = True) -> Lists:
-    """Every list is the whole corpus.
+    """Lists that are the whole corpus.
 
     Args:
         scores: (texts, documents) float32.
         sources: (texts,) corpus position of each pseudo-query's document, -1 for real queries.
-        hide_source: Mask that document: lexical teachers put it on top trivially.
+        hide_source: Mask that document: lexical teachers trivially rank it first.
     """
     return Lists(None, scores, sources if hide_source else np.full_like(sources, -1), sources)
 
@@ -185,16 +188,10 @@ def lists_from_run(run: Run, texts: Texts, corpus: Texts, sources: np.ndarray, *
 
 
 def best_labeled(lists: Lists, texts: TrainingTexts, corpus: Texts, labels: Qrels) -> np.ndarray:
-    """(texts,) int64 corpus position of each text's positive: of its labeled documents in the list the best.
+    """(texts,) int64 corpus position of each text's positive: the best of its labeled documents in the list.
 
-    Best is the highest grade, then the teacher's score. The others stay in the list, so that a contrastive objective
-    counts them as negatives, as it does where one document of several is labeled.
-
-    Args:
-        lists: Candidates and teacher scores.
-        texts: Their texts; pseudo-queries keep the document that they were taken from.
-        corpus: The documents.
-        labels: Judgments; a grade above 0 is a positive.
+    The best has the highest grade, then the highest teacher score. The others stay in the list, so a contrastive
+    objective counts them as negatives. Pseudo-queries keep the document that they were taken from.
     """
     positives = texts.sources.copy()
     for text, grades in graded_positions(texts, corpus, labels).items():
@@ -205,7 +202,7 @@ def best_labeled(lists: Lists, texts: TrainingTexts, corpus: Texts, labels: Qrel
 
 
 def graded_positions(texts: TrainingTexts, corpus: Texts, labels: Qrels) -> dict[int, dict[int, int]]:
-    """Grades above 0 by row of the text and corpus position, of the texts that are judged."""
+    """Grades above 0 by row of the text and corpus position, for the texts that are judged."""
     places = {query: row for row, query in enumerate(texts.texts.ids)}
     graded: dict[int, dict[int, int]] = {}
     for row in labels.table.to_pylist():
@@ -216,7 +213,7 @@ def graded_positions(texts: TrainingTexts, corpus: Texts, labels: Qrels) -> dict
 
 
 def _scores_of(lists: Lists, text: int, positions: list[int]) -> dict[int, float]:
-    """Teacher scores of those of some documents that are in a text's list."""
+    """Teacher scores of the documents that are in a text's list."""
     if lists.documents is None:
         return {position: float(lists.scores[text, position]) for position in positions}
     at = {int(document): place for place, document in enumerate(lists.documents[text]) if document >= 0}
@@ -224,7 +221,7 @@ def _scores_of(lists: Lists, text: int, positions: list[int]) -> dict[int, float
 
 
 def draw_groups(lists: Lists, settings: GroupSettings, seed: int) -> Lists:
-    """Draw small lists from long ones, before training, for stages in which documents take part.
+    """Draw small lists from long ones, before training, for stages that encode documents.
 
     Args:
         lists: Of each text: candidates, best first, or the whole corpus.
@@ -232,8 +229,8 @@ def draw_groups(lists: Lists, settings: GroupSettings, seed: int) -> Lists:
         seed: Seed of the random draws.
 
     Returns:
-        Lists of `settings.documents` + `settings.random` documents, several of a text where it is drawn several times;
-        texts with fewer than two candidates give none.
+        Lists of `settings.documents` + `settings.random` documents, `settings.draws` per text; none for texts with
+        fewer than two candidates.
 
     Raises:
         UserError: No text has two candidates, or random documents beside lists that are not the whole corpus.
@@ -244,50 +241,47 @@ def draw_groups(lists: Lists, settings: GroupSettings, seed: int) -> Lists:
             "number, set candidates.random."
         )
     generator = np.random.default_rng(seed)
-    size, random = settings.documents, settings.random
+    width = settings.documents + settings.random
+    corpus_size = lists.scores.shape[1]
     rows, documents, scores = [], [], []
     for _ in range(settings.draws):
         for row in range(len(lists)):
             candidates, values = _ranked(lists, row, settings.depth)
             if len(candidates) < 2:
                 continue
-            taken = sample_places(settings.sampler, len(candidates), size, generator, values)
-            taken = _with_own(taken, candidates, lists.positives[row])
-            group, given = candidates[taken], values[taken]
-            if random:
-                drawn = generator.choice(lists.scores.shape[1], min(random, lists.scores.shape[1]), replace=False)
+            places = sample_places(settings.sampler, len(candidates), settings.documents, generator, values)
+            places = _with_own(places, candidates, lists.positives[row])
+            group, group_scores = candidates[places], values[places]
+            if settings.random:
+                drawn = generator.choice(corpus_size, min(settings.random, corpus_size), replace=False)
                 drawn = drawn[~np.isin(drawn, group) & (drawn != lists.hidden[row])]
                 group = np.concatenate([group, drawn])
-                given = np.concatenate([given, lists.scores[row, drawn]])
-            padding = size + random - len(group)
+                group_scores = np.concatenate([group_scores, lists.scores[row, drawn]])
+            padding = (0, width - len(group))
             rows.append(row)
-            documents.append(np.pad(group.astype(np.int32), (0, padding), constant_values=-1))
-            scores.append(np.pad(given, (0, padding)))
+            documents.append(np.pad(group.astype(np.int32), padding, constant_values=-1))
+            scores.append(np.pad(group_scores, padding))
     if not rows:
         raise UserError("no query has two candidates, and a list objective needs at least two; mine deeper.")
-    texts, places = np.array(rows), np.stack(documents)
+    texts, drawn_documents = np.array(rows), np.stack(documents)
     own = np.where(lists.positives[texts] == lists.hidden[texts], -1, lists.positives[texts])
-    there = ((places == own[:, None]) & (places >= 0)).any(axis=1)
-    nothing = np.full(len(texts), -1, dtype=np.int64)  # a hidden document is in no group
-    return Lists(places, np.stack(scores), nothing, np.where(there, own, -1), texts, lists.over_corpus)
+    has_own = ((drawn_documents == own[:, None]) & (drawn_documents >= 0)).any(axis=1)
+    hidden = np.full(len(texts), -1, dtype=np.int64)  # a hidden document is in no group
+    return Lists(drawn_documents, np.stack(scores), hidden, np.where(has_own, own, -1), texts, lists.over_corpus)
 
 
 def require_lists(lists: Lists) -> Lists:
-    """The lists, where there are any.
-
-    Raises:
-        UserError: There are none.
-    """
+    """The lists, unless there are none, which is a `UserError`."""
     if not len(lists):
         raise UserError("no training text is left that the objective can learn from; mine deeper or add texts.")
     return lists
 
 
 def columns_of(lists: Lists, queries: Sequence[str], documents: Sequence[str]) -> dict[str, list[str]]:
-    """Texts by column: ``query``, ``document_1`` to ``document_n``; a padded place holds the empty text.
+    """Texts by column: ``query``, ``document_1`` to ``document_n``; padding is the empty text.
 
     Args:
-        lists: Drawn ones.
+        lists: Drawn groups.
         queries: The stage's texts.
         documents: The corpus.
     """
@@ -299,28 +293,24 @@ def columns_of(lists: Lists, queries: Sequence[str], documents: Sequence[str]) -
     return columns
 
 
-def _with_own(taken: np.ndarray, candidates: np.ndarray, own: int) -> np.ndarray:
-    """The places with that of the text's own document, for controls that need it; others never see it in their lists.
-
-    It takes the last place drawn.
-    """
+def _with_own(places: np.ndarray, candidates: np.ndarray, own: int) -> np.ndarray:
+    """The drawn places, with that of the text's own document in place of the last, for controls that need it."""
     at = np.flatnonzero((candidates == own) & (candidates >= 0))
-    return taken if not len(at) or at[0] in taken else np.concatenate([taken[:-1], at])
+    return places if not len(at) or at[0] in places else np.concatenate([places[:-1], at])
 
 
 def _ranked(lists: Lists, row: int, depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """Candidates of a text that count and their scores, best first; of the whole corpus the `depth` best."""
+    """A text's candidates that count and their scores, best first; the `depth` best of the whole corpus."""
     if lists.documents is not None:
         usable = (lists.documents[row] >= 0) & (lists.documents[row] != lists.hidden[row])
         return lists.documents[row][usable], lists.scores[row][usable]
     values = np.array(lists.scores[row])
     if lists.hidden[row] >= 0:
         values[lists.hidden[row]] = -np.inf
-    available = len(values) - int(lists.hidden[row] >= 0)
-    depth = min(depth, available)
+    depth = min(depth, len(values) - int(lists.hidden[row] >= 0))
     best = np.argpartition(-values, depth - 1)[:depth] if depth else np.zeros(0, dtype=np.int64)
     own = lists.positives[row]
-    if own >= 0 and own != lists.hidden[row] and own not in best:  # a control needs it, wherever the teacher has it
+    if own >= 0 and own != lists.hidden[row] and own not in best:  # a control needs it, wherever the teacher ranks it
         best = np.concatenate([best[:-1], [own]])
     best = best[np.argsort(-values[best], kind="stable")]
     return best, values[best].astype(np.float32)

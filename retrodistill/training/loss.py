@@ -1,4 +1,4 @@
-"""The loss: a weighted sum of objectives on the scores that a student's scorer gives, for every kind of student."""
+"""The loss: a weighted sum of objectives on the scores of a student's scorer, for every kind of student."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from retrodistill.core.runtime import is_main, log, processes
 from retrodistill.objectives.registry import INPUTS, Objective, get_objective
 from retrodistill.objectives.scores import check_width
 from retrodistill.training.lists import ListBatch, Lists
-from retrodistill.training.scorers import Scorer, TokenBatch
+from retrodistill.training.scorers import Scorer, TokenBatch, View
 
 STATE_FILE = "objectives.json"
 _OF_LISTS = {"scores", "targets", "labels", "mask", "positives"}
 _BY_STUDENT_TEMPERATURE = ("scores", "start_scores", "own_scores", "batch_scores")
 _BY_TEACHER_TEMPERATURE = ("targets", "batch_targets")
-_ADVICE = {"t": "how far training is; give the trainer an objective_keeper"}
+_ADVICE = {"t": "the progress of the training; give the trainer an objective_keeper"}
 _REASONS = {
     "not finite": "with scores that are not numbers",
     "flat": "with equal scores",
@@ -34,14 +34,7 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Term:
-    """One weighted objective with its temperatures settled.
-
-    Attributes:
-        name: Its name in the registry.
-        weight: Its weight in the sum.
-        student_temperature: Student scores are divided by it.
-        teacher_temperature: Teacher scores are divided by it.
-    """
+    """One weighted objective of the registry. Student and teacher scores are divided by their temperatures."""
 
     name: str
     weight: float = 1.0
@@ -49,19 +42,19 @@ class Term:
     teacher_temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        get_objective(self.name)  # refuses an unknown one
+        get_objective(self.name)  # rejects an unknown name
 
     @property
     def objective(self) -> Objective:
-        """What the term computes, and what it needs."""
+        """Its entry in the registry."""
         return get_objective(self.name)
 
     def value(self, inputs: Mapping[str, Any]) -> Tensor:
         """The term, unweighted.
 
         Args:
-            inputs: Keys of `retrodistill.objectives.registry.INPUTS`; scores without temperatures. Lists that teach
-                nothing (`retrodistill.objectives.usable_lists`) count nothing where the term reads teacher scores.
+            inputs: Keys of `retrodistill.objectives.registry.INPUTS`; scores without temperatures. If the term reads
+                teacher scores, lists that teach nothing (`retrodistill.objectives.usable_lists`) do not count.
 
         Raises:
             UserError: An input is missing.
@@ -89,7 +82,7 @@ class TeacherVectors(NamedTuple):
     Attributes:
         embeddings: (texts, d) teacher embeddings of the training texts.
         classes: Pseudo-classes of these texts.
-        tokens: Token vectors by a multi-vector teacher of a column of a batch, from the student's tokens.
+        tokens: Returns a multi-vector teacher's token vectors for a column's features and place.
     """
 
     embeddings: np.ndarray | None = None
@@ -100,22 +93,22 @@ class TeacherVectors(NamedTuple):
 class DistillationLoss(nn.Module):
     """Weighted terms of a batch, from a student's scores and a teacher's.
 
-    The trainer's labels are rows of the lists; of a stage without lists, rows of the texts.
+    The trainer's labels are rows of the lists, or rows of the texts in a stage without lists.
 
     Args:
         model: The student.
         terms: Objectives; their weighted sum is the loss.
         scorer: Of the student's kind and of the part that is trained.
         lists: Candidates and teacher scores, for objectives that see lists.
-        teacher: Embeddings, classes or tokens, for those that see these.
+        teacher: Embeddings, classes or tokens, for objectives that see these.
         alone: False for one of several under a wrapper (exits, truncations): the first one reports the lists that teach
             nothing and keeps the student of the stage's start.
 
     Attributes:
         terms: The objectives.
         progress: Share of the training's steps that are done, from 0 to 1, as `objective_keeper` sets it; None before.
-        left_out: Number of lists that teach nothing, by reason; empty where no term reads the teacher's scores.
-        start: The student of the stage's start, where a term compares with it and the scorer keeps a whole model.
+        left_out: Number of lists that teach nothing, by reason; empty if no term reads the teacher's scores.
+        start: The student of the stage's start, if a term compares with it and the scorer keeps a whole model.
 
     Raises:
         UserError: An objective lacks what it learns from, or does not fit the student, or no list teaches anything.
@@ -138,6 +131,7 @@ class DistillationLoss(nn.Module):
         self.start: Any = None
         self._lists, self._teacher = lists, teacher
         self._schedules: dict[int, pure.InterpolationSchedule] = {}
+        self._seen = {term.objective.sees for term in terms}
         for term in terms:
             _check(term, scorer, lists, teacher)
         if alone and lists is not None and any(term.objective.reads_scores for term in terms):
@@ -148,27 +142,29 @@ class DistillationLoss(nn.Module):
     def forward(
         self, sentence_features: Iterable[Any], labels: Tensor, prompt: str | None = None, task: str | None = None
     ) -> dict[str, Tensor]:
-        """Encode the columns and add up the terms.
+        """Encode the columns and compute the weighted terms.
 
         Args:
-            sentence_features: Of each column; of a cross-encoder its texts.
+            sentence_features: Of each column; the texts themselves for a cross-encoder.
             labels: (batch,) integer rows of the lists, or of the texts.
-            prompt: What the trainer of cross-encoders passes; the model's own is read from it.
+            prompt: Passed by the trainer of cross-encoders; not used, since the scorer reads the model's own.
             task: As `prompt`.
         """
         columns, rows = list(sentence_features), _rows(labels)
+        texts = rows if self._lists is None else self._lists.text_rows[rows]
         tokens = self._teacher_tokens(columns)
         start = None
         if self.start is not None:
             self.start.eval()
-            with torch.no_grad():  # a model writes into the features that it is given
-                start = self.scorer.encode(self.start, _copied(columns), self._texts(rows))
+            with torch.no_grad():  # copied, because a model writes into the features that it is given
+                start = self.scorer.encode(self.start, _copied(columns), texts)
         views = self.scorer.views(columns)
-        encoded = self.scorer.encode(self.model, columns, self._texts(rows))
-        parts = self.compute_loss_from_embeddings(encoded, labels, start)
-        if tokens is not None:
-            parts |= self._token_terms(encoded, tokens, rows)
-        return parts | self._view_terms(views(encoded), rows) if views is not None else parts
+        encoded = self.scorer.encode(self.model, columns, texts)
+        batch = self._batch(rows)
+        parts = self._terms(encoded, rows, batch, start)
+        if tokens is not None and batch is not None:
+            parts |= self._token_terms(encoded, tokens, batch)
+        return parts | self._view_terms(views(encoded), batch) if views is not None and batch is not None else parts
 
     def compute_loss_from_embeddings(
         self, embeddings: Any, labels: Tensor, start_embeddings: Any = None
@@ -176,23 +172,12 @@ class DistillationLoss(nn.Module):
         """Weighted terms by name; the trainer sums and logs them. Terms of one name are added up.
 
         Args:
-            embeddings: What the scorer encodes the columns to; of single vectors one tensor (batch, d) a column.
+            embeddings: What the scorer encodes the columns to; for single vectors one tensor (batch, d) per column.
             labels: (batch,) integer rows of the lists, or of the texts.
-            start_embeddings: The same by the student of the stage's start, where it is a whole model.
+            start_embeddings: The same by the student of the stage's start, if it is a whole model.
         """
-        rows, parts = _rows(labels), {}
-        encoded = self.scorer.prepared(embeddings)
-        start = None if start_embeddings is None else self.scorer.prepared(start_embeddings)
-        lists = self._lists is not None and any(term.objective.sees == "lists" for term in self.terms)
-        if lists:
-            batch = self._batch(rows)
-            inputs = self._inputs(encoded, batch, start)
-            parts = self._sum("lists", inputs)
-        if any(term.objective.sees == "embeddings" for term in self.terms):
-            parts |= self._sum("embeddings", self._embeddings(self.scorer.embeddings(encoded), rows))
-        if lists:
-            parts |= self.scorer.own_terms(embeddings, batch, self.progress)
-        return parts
+        rows = _rows(labels)
+        return self._terms(embeddings, rows, self._batch(rows), start_embeddings)
 
     def objective_state(self) -> dict[str, dict[str, float]]:
         """What a checkpoint must keep for a resumed training: schedules by the place of their term, JSON-ready."""
@@ -209,18 +194,29 @@ class DistillationLoss(nn.Module):
     def _needs(self, *inputs: str) -> bool:
         return any(term.objective.needs(*inputs) for term in self.terms)
 
-    def _batch(self, rows: np.ndarray) -> ListBatch:
-        if self._lists is None:
-            raise UserError("list objectives need candidates with teacher scores.")
+    def _batch(self, rows: np.ndarray) -> ListBatch | None:
+        """The lists of a batch, if a term sees them."""
+        if self._lists is None or self._seen == {"embeddings"}:
+            return None
         return self._lists.batch(rows, next(self.model.parameters()).device)
 
-    def _texts(self, rows: np.ndarray) -> np.ndarray:
-        return rows if self._lists is None else self._lists.text_rows[rows]
+    def _terms(self, encoded: Any, rows: np.ndarray, batch: ListBatch | None, start: Any) -> dict[str, Tensor]:
+        """Weighted terms on lists and embeddings; ``encoded`` and ``start`` are as the scorer's `encode` returns."""
+        parts: dict[str, Tensor] = {}
+        prepared = self.scorer.prepared(encoded)
+        start = None if start is None else self.scorer.prepared(start)
+        lists = batch if "lists" in self._seen else None
+        if lists is not None:
+            parts = self._sum("lists", self._list_inputs(prepared, lists, start))
+        if "embeddings" in self._seen:
+            parts |= self._sum("embeddings", self._embedding_inputs(self.scorer.embeddings(prepared), rows))
+        if lists is not None:
+            parts |= self.scorer.own_terms(encoded, lists, self.progress)
+        return parts
 
-    def _inputs(self, encoded: Any, batch: ListBatch, start: Any) -> dict[str, Any]:
-        """What the terms take of a batch's lists."""
+    def _list_inputs(self, encoded: Any, batch: ListBatch, start: Any) -> dict[str, Any]:
         scores = self.scorer.lists(encoded, batch)
-        inputs = {"scores": scores, **_taught(batch)}
+        inputs = {"scores": scores, **_from_teacher(batch)}
         if self._needs("start_scores") and (start is not None or self.start is None):
             with torch.no_grad():
                 inputs["start_scores"] = self.scorer.start_lists(encoded if start is None else start, batch)
@@ -232,18 +228,18 @@ class DistillationLoss(nn.Module):
             batch_scores, documents = self.scorer.batch_documents(encoded, batch, scores)
             taught = self._lists.teacher_on(batch, documents)
             if taught is not None:
-                inputs |= dict(zip(("batch_targets", "batch_mask"), taught, strict=True))
-                inputs |= {"batch_scores": batch_scores, **_own_places(documents, batch.own, taught[1])}
+                targets, mask = taught
+                inputs |= {"batch_scores": batch_scores, "batch_targets": targets}
+                inputs |= _own_places(documents, batch.own, mask)
         return inputs
 
-    def _embeddings(self, student: Tensor, rows: np.ndarray) -> dict[str, Any]:
-        """What the terms take of a batch's embeddings."""
+    def _embedding_inputs(self, student: Tensor, rows: np.ndarray) -> dict[str, Any]:
         stored: np.ndarray = self._teacher.embeddings[rows]  # type: ignore[index]
         teacher = torch.from_numpy(np.ascontiguousarray(stored, dtype=np.float32)).to(student.device)
         return {"student": student, "teacher": teacher, "classes": self._teacher.classes}
 
     def _sum(self, sees: str, inputs: Mapping[str, Any], weight: float = 1.0, suffix: str = "") -> dict[str, Tensor]:
-        """Weighted terms that see something, by name."""
+        """Weighted terms of one sort, by name; with a suffix, those that need nothing but a list's scores."""
         parts: dict[str, Tensor] = {}
         for place, term in enumerate(self.terms):
             if term.objective.sees != sees or (suffix and not set(term.objective.takes) <= _OF_LISTS):
@@ -255,7 +251,7 @@ class DistillationLoss(nn.Module):
         return parts
 
     def _value(self, place: int, term: Term, inputs: Mapping[str, Any]) -> Tensor:
-        """The term, unweighted; one with a schedule at the schedule's t, which then moves on."""
+        """The term, unweighted. A term with a schedule is taken at the schedule's t, which then moves on."""
         inputs = {**inputs, "student_temperature": term.student_temperature}
         if not term.objective.needs("t") or self.progress is None:
             return term.value(inputs)
@@ -263,18 +259,17 @@ class DistillationLoss(nn.Module):
         value = term.value({**inputs, "t": schedule.t})
         if torch.is_grad_enabled():
             loss = value.detach().clone()
-            if processes() > 1:  # one t for all
+            if processes() > 1:  # all processes need the same t
                 torch.distributed.all_reduce(loss)
                 loss = loss / processes()
             schedule.update(float(loss), self.progress)
         return value
 
-    def _view_terms(self, views: Sequence[tuple[str, float, Any]], rows: np.ndarray) -> dict[str, Tensor]:
+    def _view_terms(self, views: Sequence[View], batch: ListBatch) -> dict[str, Tensor]:
         """The list terms of other views of the batch, by name and view."""
         parts: dict[str, Tensor] = {}
-        batch = self._batch(rows)
         for name, weight, encoded in views:
-            inputs = {"scores": self.scorer.lists(encoded, batch), **_taught(batch)}
+            inputs = {"scores": self.scorer.lists(encoded, batch), **_from_teacher(batch)}
             parts |= self._sum("lists", inputs, weight, f"@{name}")
         return parts
 
@@ -284,25 +279,22 @@ class DistillationLoss(nn.Module):
         with torch.no_grad():
             return [self._teacher.tokens(column, place) for place, column in enumerate(_copied(columns))]
 
-    def _token_terms(self, encoded: Sequence[TokenBatch], tokens: list[TokenBatch], rows: np.ndarray) -> dict[str, Any]:
-        """Token terms, the mean over the columns; a padded place of a list counts nothing."""
-        there = self._batch(rows).mask
-        sides = [torch.ones_like(there[:, 0]), *there.T]
+    def _token_terms(
+        self, encoded: Sequence[TokenBatch], tokens: list[TokenBatch], batch: ListBatch
+    ) -> dict[str, Tensor]:
+        """Token terms, averaged over the columns; padding of a list does not count."""
+        counted = [torch.ones_like(batch.mask[:, 0]), *batch.mask.T]
         parts: dict[str, Tensor] = {}
-        for student, teacher, counts in zip(encoded, tokens, sides, strict=True):
+        for student, teacher, counts in zip(encoded, tokens, counted, strict=True):
             mask = student.mask & teacher.mask & counts[:, None]
             inputs = {"student_tokens": student.vectors, "teacher_tokens": teacher.vectors, "token_mask": mask}
             for name, value in self._sum("tokens", inputs).items():
-                parts[name] = parts.get(name, 0.0) + value / len(sides)
+                parts[name] = parts.get(name, 0.0) + value / len(counted)
         return parts
 
 
 def _check(term: Term, scorer: Scorer, lists: Lists | None, teacher: TeacherVectors) -> None:
-    """Refuse a term that the student or the teacher does not fit.
-
-    Raises:
-        UserError: Says which, and what to do.
-    """
+    """Reject a term that does not fit the student or the teacher."""
     objective, name = term.objective, term.name
     if objective.sees == "embeddings":
         if not scorer.has_embeddings:
@@ -339,11 +331,7 @@ def _check_lists(objective: Objective, scorer: Scorer, lists: Lists) -> None:
 
 
 def _report(counts: dict[str, int]) -> dict[str, int]:
-    """Log how many lists teach nothing, by reason, and return that.
-
-    Raises:
-        UserError: No list teaches anything.
-    """
+    """Log and return how many lists teach nothing, by reason; it is an error if no list teaches anything."""
     left_out = {reason: count for reason, count in counts.items() if reason != "usable"}
     reasons = [f"{left_out[reason]} lists {words}" for reason, words in _REASONS.items() if left_out[reason]]
     if not counts["usable"]:
@@ -357,12 +345,12 @@ def _report(counts: dict[str, int]) -> dict[str, int]:
     return left_out
 
 
-def _taught(batch: ListBatch) -> dict[str, Tensor]:
+def _from_teacher(batch: ListBatch) -> dict[str, Tensor]:
     return {"targets": batch.targets, "labels": batch.targets, "mask": batch.mask, "positives": batch.positives}
 
 
 def _own_places(documents: np.ndarray, own: np.ndarray, mask: Tensor) -> dict[str, Tensor]:
-    """Where a batch's documents have each text's own, and which of them count: of its own document one place.
+    """The place of each text's own document in a batch, and a mask that counts further copies of it out.
 
     Args:
         documents: (m,) corpus positions, -1 for padding.
@@ -385,12 +373,10 @@ def _copied(columns: Sequence[Any]) -> list[Any]:
 
 
 def objective_keeper(loss: nn.Module) -> Any:
-    """A trainer callback that sets a loss' progress at each step, and saves and restores its schedules.
+    """A trainer callback that sets a loss's progress at each step, and saves and restores its schedules.
 
-    The trainer saves neither a loss nor its state: without this a resumed TAID would start its target over.
-
-    Args:
-        loss: A `DistillationLoss`, or a wrapper around one; any other loss is left alone.
+    The trainer saves neither a loss nor its state: without this a resumed TAID would start its target over. `loss` is a
+    `DistillationLoss` or a wrapper around some; any other loss is left alone.
     """
     from transformers import TrainerCallback
 
@@ -398,9 +384,9 @@ def objective_keeper(loss: nn.Module) -> Any:
 
     class ObjectiveKeeper(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            path = _path(args.output_dir, state.global_step)
-            if state.global_step and path.exists():  # a checkpoint cut before this file goes on along the straight line
-                for module, saved in zip(losses, _read(path), strict=False):
+            path = _state_path(args.output_dir, state.global_step)
+            if state.global_step and path.exists():  # without the file, schedules follow the straight line
+                for module, saved in zip(losses, _read_states(path), strict=False):
                     module.load_objective_state(saved)
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -410,18 +396,18 @@ def objective_keeper(loss: nn.Module) -> Any:
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             states = [module.objective_state() for module in losses]
             if any(states) and is_main():
-                write_json(_path(args.output_dir, state.global_step), {"losses": states})
+                write_json(_state_path(args.output_dir, state.global_step), {"losses": states})
 
     return ObjectiveKeeper()
 
 
-def _path(folder: str, step: int) -> Path:
+def _state_path(folder: str, step: int) -> Path:
     return Path(folder) / f"checkpoint-{step}" / STATE_FILE
 
 
-def _read(path: Path) -> list[dict[str, dict[str, float]]]:
+def _read_states(path: Path) -> list[dict[str, dict[str, float]]]:
     try:
         states: list[dict[str, dict[str, float]]] = read_json(path)["losses"]
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path} holds no objectives' state; delete its checkpoint and go on.") from error
+        raise UserError(f"{path} does not hold the state of objectives; delete its checkpoint and go on.") from error
     return states

@@ -1,6 +1,6 @@
-"""Scorers: what a student makes of a batch, and its scores of the batch's lists. Each kind of student has some.
+"""Scorers: how a kind of student encodes a batch, and its scores of the batch's lists.
 
-Every list objective sees (batch, n) float32 scores, whatever gave them: that is why any of them trains any student.
+Every list objective sees (batch, n) float32 scores, whatever produced them, so any objective trains any student.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class TokenBatch(NamedTuple):
 class Scorer(ABC):
     """From a batch's columns to scores.
 
+    ``encoded`` is what `encode` returns, or what `prepared` makes of that where a kind overrides it.
+
     Attributes:
         has_vectors: Whether a query can be scored with documents of other queries without another forward pass.
         has_embeddings: Whether it gives one embedding of a text, which objectives align.
@@ -50,19 +52,19 @@ class Scorer(ABC):
     has_tokens = False
     cosine = False
 
-    @abstractmethod
     def encode(self, model: nn.Module, columns: Sequence[Any], texts: np.ndarray) -> Any:
-        """What the model makes of a batch.
+        """Encode a batch; by default to one (batch, d) tensor of vectors for each column.
 
         Args:
             model: The student, or what wraps it in distributed training.
-            columns: Features of the query's column and, where documents are encoded, of those of each place.
+            columns: Features of the query's column, followed by those of each place if documents are encoded.
             texts: (batch,) int64 rows of the queries among the stage's texts.
         """
+        return [model(features)["sentence_embedding"] for features in columns]
 
     @abstractmethod
     def lists(self, encoded: Any, batch: ListBatch) -> Tensor:
-        """(batch, n) float32 scores of each query with its own list; `encoded` is what `encode` gives."""
+        """(batch, n) float32 scores of each query with its own list."""
 
     @abstractmethod
     def own_documents(self, encoded: Any, batch: ListBatch) -> Tensor:
@@ -72,42 +74,40 @@ class Scorer(ABC):
     def batch_documents(self, encoded: Any, batch: ListBatch, scores: Tensor) -> tuple[Tensor, np.ndarray]:
         """(batch, m) float32 scores of each query with the batch's documents, and (m,) their corpus positions.
 
-        Args:
-            encoded: As `encode` gives.
-            batch: The batch's lists.
-            scores: As `lists` gives.
+        `scores` are what `lists` returned for the batch.
         """
 
     def prepared(self, encoded: Any) -> Any:
-        """What the other methods take, computed once of what `encode` gives; the same by default."""
+        """What the other methods take, computed once from what `encode` returns; the same by default."""
         return encoded
 
     def keep_start(self, model: Any) -> Any:
-        """The student as it is now, to compare with later: a frozen copy; None where the scorer keeps parameters."""
+        """Keep the present student to compare with later: a frozen copy, or None if the scorer keeps parameters."""
         return copy.deepcopy(model).requires_grad_(False)
 
     def start_lists(self, encoded: Any, batch: ListBatch) -> Tensor:
-        """As `lists`, by the student that `keep_start` was called on; `encoded` is by its copy where there is one."""
+        """As `lists`, by the student that `keep_start` kept; `encoded` is from its copy if there is one."""
         return self.lists(encoded, batch)
 
     def embeddings(self, encoded: Any) -> Tensor:
-        """(batch, d) float32 embeddings of single texts, where `has_embeddings`."""
+        """(batch, d) float32 embeddings of single texts, if `has_embeddings`."""
         raise UserError(f"{type(self).__name__} gives no embeddings of single texts.")
 
     def own_terms(self, encoded: Any, batch: ListBatch, progress: float | None) -> dict[str, Tensor]:
-        """Weighted terms of the kind's own, such as regularizers, by name; `encoded` as `encode` gives.
+        """Weighted terms of the kind's own, such as regularizers, by name.
 
         Args:
-            encoded: As `encode` gives.
+            encoded: As `encode` returns it.
             batch: The batch's lists.
             progress: Share of the training's steps that are done.
         """
         return {}
 
     def views(self, columns: Sequence[Any]) -> Callable[[Any], list[View]] | None:
-        """Other ways to score the batch, on which list objectives are taken, too; called before `encode`.
+        """Other ways to score the batch, on which list objectives are also taken.
 
-        A model writes into the features that it is given, so what a view needs of them is read first.
+        Called before `encode`, because a model writes into the features that it is given: what a view needs of them
+        is read first.
         """
         return None
 
@@ -132,7 +132,7 @@ class ColumnScorer(Scorer):
         """(batch, batch) float32 scores of each query with the document at each other query's place.
 
         Args:
-            encoded: As `encode` gives.
+            encoded: As `encode` returns it.
             places: (batch,) int64 column of each query's document, from 0.
         """
 
@@ -144,8 +144,7 @@ class ColumnScorer(Scorer):
         """All documents of all lists, column by column."""
         count, columns = batch.documents.shape
         places = torch.arange(columns)[:, None].expand(columns, count)
-        found = torch.cat([self.across(encoded, column) for column in places], dim=1)
-        return found, batch.documents.T.reshape(-1)
+        return torch.cat([self.across(encoded, column) for column in places], dim=1), batch.documents.T.reshape(-1)
 
 
 class VectorScorer(ColumnScorer):
@@ -158,23 +157,15 @@ class VectorScorer(ColumnScorer):
     def __init__(self, cosine: bool) -> None:
         self.cosine = cosine
 
-    def encode(self, model: nn.Module, columns: Sequence[Any], texts: np.ndarray) -> list[Tensor]:
-        """(batch, d) of each column."""
-        return [model(features)["sentence_embedding"] for features in columns]
-
     def lists(self, encoded: Sequence[Tensor], batch: ListBatch | None = None) -> Tensor:
         """(batch, n) inner products."""
-        queries, *sides = (self.unit(side) for side in encoded)
-        return torch.stack([(queries * side).sum(dim=1) for side in sides], dim=1)
+        queries, *documents = (_unit(side, self.cosine) for side in encoded)
+        return torch.stack([(queries * side).sum(dim=1) for side in documents], dim=1)
 
     def across(self, encoded: Sequence[Tensor], places: Tensor) -> Tensor:
         """(batch, batch) inner products."""
-        queries, *sides = (self.unit(side) for side in encoded)
-        return queries @ torch.stack(sides, dim=1)[torch.arange(len(places)), places].T
-
-    def unit(self, embeddings: Tensor) -> Tensor:
-        """float32, of length 1 for cosine students."""
-        return nn.functional.normalize(embeddings.float(), dim=1) if self.cosine else embeddings.float()
+        queries, *documents = (_unit(side, self.cosine) for side in encoded)
+        return queries @ torch.stack(documents, dim=1)[torch.arange(len(places)), places].T
 
 
 class StoredVectorScorer(Scorer):
@@ -191,14 +182,9 @@ class StoredVectorScorer(Scorer):
         self.cosine, self._documents = cosine, documents
         self._corpus: Tensor | None = None
 
-    def encode(self, model: nn.Module, columns: Sequence[Any], texts: np.ndarray) -> list[Tensor]:
-        """(batch, d) of the one column."""
-        return [model(features)["sentence_embedding"] for features in columns]
-
     def prepared(self, encoded: Sequence[Tensor]) -> Tensor:
         """(batch, d) float32 queries, of length 1 for cosine students."""
-        queries = encoded[0].float()
-        return nn.functional.normalize(queries, dim=1) if self.cosine else queries
+        return _unit(encoded[0], self.cosine)
 
     def embeddings(self, encoded: Tensor) -> Tensor:
         """The queries."""
@@ -208,8 +194,7 @@ class StoredVectorScorer(Scorer):
         """(batch, n) inner products."""
         if batch.over_corpus:
             if self._corpus is None:
-                stored = np.ascontiguousarray(self._stored, dtype=np.float32)
-                self._corpus = torch.from_numpy(stored).to(encoded.device)
+                self._corpus = self._vectors(None, encoded)
             return encoded @ self._corpus.T
         return torch.einsum("bd,bnd->bn", encoded, self._vectors(np.maximum(batch.documents, 0), encoded))
 
@@ -221,11 +206,14 @@ class StoredVectorScorer(Scorer):
         """The texts' own documents, out of lists over the corpus."""
         return scores[:, torch.from_numpy(np.maximum(batch.own, 0)).to(scores.device)], batch.own
 
-    @property
-    def _stored(self) -> np.ndarray:
+    def _vectors(self, rows: np.ndarray | None, like: Tensor) -> Tensor:
+        """Stored vectors of some documents, or of all, on the device of a tensor."""
         if self._documents is None:
             raise UserError("list objectives need candidates with teacher scores and stored documents.")
-        return self._documents
+        stored = self._documents if rows is None else self._documents[rows]
+        return torch.from_numpy(np.ascontiguousarray(stored, dtype=np.float32)).to(like.device)
 
-    def _vectors(self, rows: np.ndarray, like: Tensor) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(self._stored[rows], dtype=np.float32)).to(like.device)
+
+def _unit(embeddings: Tensor, cosine: bool) -> Tensor:
+    """float32, of length 1 for cosine students."""
+    return nn.functional.normalize(embeddings.float(), dim=1) if cosine else embeddings.float()

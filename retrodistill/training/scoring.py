@@ -1,4 +1,4 @@
-"""A stage's texts, candidates and teacher scores: mined, scored, and kept in the job's folder."""
+"""A stage's texts, candidates and teacher scores: mined, scored, and stored in the job's folder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from retrodistill.training.settings import CURRENT_STUDENT, StageSettings, is_st
 from retrodistill.training.texts import TrainingTexts, training_texts
 from retrodistill.training.training_data import TrainingData
 
-_SPREAD_SAMPLE = 512  # rows of a corpus matrix that its spread is measured on
+_SPREAD_SAMPLE = 512  # rows of a corpus matrix on which its spread is measured
 _CHEAP = ("bm25", "dense", "static", "vectors")  # they score any pair at no cost once texts are embedded
 
 
@@ -40,8 +40,8 @@ class ScoredLists(NamedTuple):
 
     Attributes:
         lists: As objectives see them.
-        spread: Standard deviation of a list's scores, in the mean over lists.
-        run: The scores as a run; None where a list is the whole corpus.
+        spread: Mean over the lists of the standard deviation of a list's scores.
+        run: The scores as a run; None if a list is the whole corpus.
         notes: What a reader of the results should know.
     """
 
@@ -71,12 +71,15 @@ def stage_texts(stage: StageSettings, data: TrainingData) -> TrainingTexts:
 
 
 def scored_lists(stage: StageSettings, data: TrainingData, texts: TrainingTexts) -> ScoredLists:
-    """Candidates with teacher scores, and the scores' measured spread.
+    """Candidates with teacher scores, and the measured spread of the scores.
 
     Raises:
-        UserError: Nothing in them to learn from.
+        UserError: The scores teach nothing.
     """
     hide = not stage.needs_own_document
+    documents = data.collection.documents
+    run: Run | None = None
+    notes: list[str] = []
     if stage.candidates.depth == "all":
         scores = stored_corpus_scores(data, texts.texts)
         sample = np.linspace(0, len(scores) - 1, min(_SPREAD_SAMPLE, len(scores)), dtype=int)
@@ -84,20 +87,23 @@ def scored_lists(stage: StageSettings, data: TrainingData, texts: TrainingTexts)
         if spread == 0:
             raise UserError(f"teacher {data.teacher.name} scores all documents equal; there is nothing to learn.")
         lists = lists_over_corpus(scores, texts.sources, hide_source=hide)
-        return ScoredLists(_with_labels(stage, data, lists, texts), spread, None, [])
-    scored, notes = scored_candidates(stage, data, texts.texts)
-    run, dropped = check_trainable(scored)
-    if any(dropped.values()):
-        log(f"left out: {dropped['single']} queries with one candidate, {dropped['flat']} with equal scores")
-    spread, documents = temperature_for(run, 1.0), data.collection.documents
-    if data.teacher.run is not None and stage.candidates.random:
-        run = with_unlisted(run, random_documents(run.query_ids, documents.ids, stage.candidates.random, data.seed))
-    lists = lists_from_run(run, texts.texts, documents, texts.sources, hide_source=hide)
-    return ScoredLists(_with_labels(stage, data, lists, texts), spread, run, notes)
+    else:
+        scored, notes = scored_candidates(stage, data, texts.texts)
+        run, dropped = check_trainable(scored)
+        if any(dropped.values()):
+            log(f"left out: {dropped['single']} queries with one candidate, {dropped['flat']} with equal scores")
+        spread = temperature_for(run, 1.0)
+        if data.teacher.run is not None and stage.candidates.random:
+            drawn = random_documents(run.query_ids, documents.ids, stage.candidates.random, data.seed)
+            run = _with_unlisted(run, drawn)
+        lists = lists_from_run(run, texts.texts, documents, texts.sources, hide_source=hide)
+    if stage.positives == "labels":
+        lists = replace(lists, positives=best_labeled(lists, texts, documents, data.qrels()))
+    return ScoredLists(lists, spread, run, notes)
 
 
 def scored_candidates(stage: StageSettings, data: TrainingData, texts: Texts) -> tuple[Run, list[str]]:
-    """Candidates with the teacher's scores, and notes on their choice; taken from the folder where nothing changed."""
+    """Candidates with the teacher's scores and notes on their choice; read from the folder if nothing changed."""
     settings, queries, sources = stage.candidates, data.teacher_queries(texts), candidate_sources(stage, data.teacher)
     key: list[object] = [
         data.collection.documents.fingerprint,
@@ -124,14 +130,14 @@ def scored_candidates(stage: StageSettings, data: TrainingData, texts: Texts) ->
     run = data.teacher.score(queries, data.collection, pairs)
     if notes:
         write_json(about, {"notes": notes})
-    write_run(run, path)
+    write_run(run, path)  # last, so that its presence means that the notes are complete
     return run, notes
 
 
 def candidate_pairs(stage: StageSettings, data: TrainingData, texts: Texts) -> tuple[Run, list[str]]:
     """The pairs that the stage's teacher scores, and notes on their choice.
 
-    They are mined, or a recorded run's rows; a budget selects among them.
+    They are mined, or are a recorded run's rows; a budget selects among them.
 
     Raises:
         UserError: The current student is a source, and there is none.
@@ -139,9 +145,9 @@ def candidate_pairs(stage: StageSettings, data: TrainingData, texts: Texts) -> t
     pool = _mined(stage, data, texts)
     if stage.candidates.budget is None:
         return pool, []
-    selected = select_within_budget(stage, data, texts, pool)
-    log(str(selected))
-    return selected.run, [str(selected)]
+    chosen = _within_budget(stage, data, texts, pool)
+    log(str(chosen))
+    return chosen.run, [str(chosen)]
 
 
 def candidate_sources(stage: StageSettings, teacher: Ranker) -> list[str]:
@@ -166,48 +172,11 @@ def stored_corpus_scores(data: TrainingData, texts: Texts) -> np.ndarray:
     return np.load(path, mmap_mode="r")
 
 
-def select_within_budget(stage: StageSettings, data: TrainingData, texts: Texts, pool: Run) -> Budget:
-    """The pairs that the stage's budget pays for, by the fused scores of the sources that score any pair cheaply.
-
-    Where no source does, the pool's reciprocal ranks choose. Pairs of a pseudo-query with the document that it was
-    taken from are hidden in training and not selected, unless an objective needs them.
-
-    Raises:
-        UserError: As `choose_pairs`.
-    """
-    settings = stage.candidates
-    if not stage.needs_own_document:
-        own = ((query, source_document(query)) for query in pool.query_ids)
-        pool = pool.without({query: document for query, document in own if document is not None})
-    sources = [name for name in candidate_sources(stage, data.teacher) if name != CURRENT_STUDENT]
-    cheap = [name for name in sources if parse_model_name(name).kind in _CHEAP]
-    if cheap:
-        space = data.space
-        scorers = [load_ranker(space if space is not None and name == space.name else name) for name in cheap]
-        pool = Ensemble(scorers).score(data.teacher_queries(texts), data.collection, pool)
-    return choose_pairs(pool, settings.budget or 0, settings.budget_by, seed=data.seed)
-
-
-def with_unlisted(run: Run, drawn: Run) -> Run:
-    """A recorded run with documents that it does not list, which get the lowest score of their query's list.
-
-    Whoever recorded the run left them out because they were worse than what it lists: nothing is known but that.
-
-    Args:
-        run: The recorded scores.
-        drawn: Pairs to add, of the same queries; those that are listed keep their score.
-    """
-    pairs, scores = align([run, drawn], run.name)
-    lowest = np.minimum.reduceat(run.scores, run.bounds[:-1])
-    return pairs.with_scores(np.where(np.isnan(scores[:, 0]), lowest[pairs.query_codes], scores[:, 0]))
-
-
 def check_recorded(teacher: Ranker, collection: Collection, queries: Texts, stages: Sequence[StageSettings]) -> None:
-    """Check, before any stage runs, that a recorded run fits the collection and can teach the lists that are needed.
+    """Check, before any stage runs, that a recorded run fits the collection and can teach the stages' lists.
 
     Raises:
-        UserError: It names unknown ids, holds nothing for these queries, or nothing to learn from: one candidate each,
-            equal scores.
+        UserError: It names unknown ids, lacks these queries, or teaches nothing: one candidate each, equal scores.
     """
     if teacher.run is None:
         return
@@ -222,11 +191,40 @@ def check_recorded(teacher: Ranker, collection: Collection, queries: Texts, stag
     check_trainable(known)
 
 
+def _within_budget(stage: StageSettings, data: TrainingData, texts: Texts, pool: Run) -> Budget:
+    """The pairs within the stage's budget, by the fused scores of the sources that score any pair cheaply.
+
+    Without such a source, the pool's reciprocal ranks decide. Pairs of a pseudo-query with the document that it was
+    taken from are hidden in training and not chosen, unless an objective needs them.
+    """
+    settings = stage.candidates
+    if not stage.needs_own_document:
+        own = ((query, source_document(query)) for query in pool.query_ids)
+        pool = pool.without({query: document for query, document in own if document is not None})
+    sources = [name for name in candidate_sources(stage, data.teacher) if name != CURRENT_STUDENT]
+    cheap = [name for name in sources if parse_model_name(name).kind in _CHEAP]
+    if cheap:
+        space = data.space  # already loaded
+        scorers = [load_ranker(space if space is not None and name == space.name else name) for name in cheap]
+        pool = Ensemble(scorers).score(data.teacher_queries(texts), data.collection, pool)
+    return choose_pairs(pool, settings.budget or 0, settings.budget_by, seed=data.seed)
+
+
+def _with_unlisted(run: Run, drawn: Run) -> Run:
+    """A recorded run with drawn documents that it does not list, at the lowest score of their query's list.
+
+    Whoever recorded the run left them out because they were worse than what it lists; nothing else is known.
+    """
+    pairs, scores = align([run, drawn], run.name)
+    lowest = np.minimum.reduceat(run.scores, run.bounds[:-1])
+    return pairs.with_scores(np.where(np.isnan(scores[:, 0]), lowest[pairs.query_codes], scores[:, 0]))
+
+
 def _mined(stage: StageSettings, data: TrainingData, texts: Texts) -> Run:
-    """Every pair that the teacher might score; retrievers get the rewritten queries where there are any."""
+    """Every pair that the teacher might score; retrievers get the rewritten queries if there are any."""
     collection, settings = data.collection, stage.candidates
     if data.teacher.run is not None:
-        return data.teacher.run.select(texts.ids)  # of labeled documents it knows those that it lists
+        return data.teacher.run.select(texts.ids)  # of labeled documents it knows only those that it lists
     depth = min(int(settings.depth), len(collection.documents))
     sources: list[object] = []
     for source in candidate_sources(stage, data.teacher):
@@ -251,10 +249,3 @@ def _with_labeled_pairs(pool: Run, data: TrainingData, texts: Texts) -> Run:
     queries, documents = zip(*rows, strict=True)
     added = Run.from_arrays(list(queries), list(documents), np.zeros(len(rows)), name="labels")
     return union([pool, added], weights=[1.0, 0.0])
-
-
-def _with_labels(stage: StageSettings, data: TrainingData, lists: Lists, texts: TrainingTexts) -> Lists:
-    """The lists with labeled documents as positives, where the stage wants these."""
-    if stage.positives == "source_document":
-        return lists
-    return replace(lists, positives=best_labeled(lists, texts, data.collection.documents, data.qrels()))

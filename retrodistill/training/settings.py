@@ -1,4 +1,4 @@
-"""Settings of training, as recipes write them."""
+"""Settings of training, as recipes write them: stages, objectives, teachers, candidates, texts and groups."""
 
 from __future__ import annotations
 
@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from retrodistill.objectives.registry import Objective
 
 CURRENT_STUDENT = "student"  # among the sources of candidates; with a name, among the teachers
+
+
+def _written_out(given: Any, key: str) -> Any:
+    """A list of mappings from its short forms: a single item for a list, a name for a mapping with `key`."""
+    items = [given] if isinstance(given, (str, dict)) else [] if given is None else given
+    if not isinstance(items, (list, tuple)):
+        return items  # pydantic reports it
+    return [{key: item} if isinstance(item, str) else item for item in items]
 
 
 class TeacherSettings(Settings):
@@ -45,23 +53,19 @@ def parse_student(name: str) -> tuple[str, int | None]:
     Raises:
         ValueError: Neither of the two forms.
     """
-    student, at, stages = name.partition(":")[2].rpartition("@") if "@" in name else (name.partition(":")[2], "", "")
+    rest = name.partition(":")[2]
+    student, at, stages = rest.rpartition("@") if "@" in rest else (rest, "", "")
     if not student or (at and not stages.isdigit()):
         raise ValueError(f"{name!r}: write student:NAME, or student:NAME@2 for that student after its second stage")
     return student, int(stages) if at else None
 
 
-def _members(given: Any) -> Any:
-    """Members of a teacher from their short forms: one for a list of one, a name for its settings."""
-    members = [given] if isinstance(given, (str, dict)) else given or []
-    if not isinstance(members, (list, tuple)):
-        return members  # pydantic says what is wanted
-    return [{"model": member} if isinstance(member, str) else member for member in members]
-
-
 Teachers = Annotated[
     list[TeacherSettings],
-    BeforeValidator(_members, json_schema_input_type=str | TeacherSettings | list[str | TeacherSettings] | None),
+    BeforeValidator(
+        lambda given: _written_out(given, "model"),
+        json_schema_input_type=str | TeacherSettings | list[str | TeacherSettings] | None,
+    ),
 ]
 
 
@@ -123,8 +127,8 @@ class SelectionSettings(Settings):
     ranks: tuple[int, int] = (2, 15)
     """The student ranks its best positive within these two ranks, inclusive; the teacher ranks it first."""
     positives: Literal["labels", "ensemble"] = "labels"
-    """What counts as right: `labels` of the training split, or what the `ensemble` ranks first (the recipe's teacher
-    where the stage names another, else the recipe's ensemble)."""
+    """What counts as relevant: `labels` of the training split, or what the `ensemble` ranks first (the recipe's teacher
+    if the stage names another, else the recipe's ensemble)."""
 
     @field_validator("ranks")
     @classmethod
@@ -134,27 +138,13 @@ class SelectionSettings(Settings):
         return ranks
 
 
-__all__ = [
-    "CandidateSettings",
-    "GroupSettings",
-    "ObjectiveSettings",
-    "RegularizerSettings",
-    "SelectionSettings",
-    "Settings",
-    "StageSettings",
-    "TeacherSettings",
-    "TextSettings",
-    "TrainingSettings",
-]
-
-
 class TextSettings(Settings):
     """The texts that a stage trains on."""
 
     queries: bool = True
     """The queries of the training split."""
     repeat_queries: int = Field(default=1, ge=1)
-    """How many times an epoch has each query, so that pseudo-queries do not drown them."""
+    """Times that an epoch has each query, so that pseudo-queries do not outnumber them."""
     titles: bool = True
     """The title of each document."""
     sentences: int = Field(default=3, ge=0)
@@ -164,7 +154,7 @@ class TextSettings(Settings):
 
     @property
     def has_pseudo_queries(self) -> bool:
-        """Whether it trains on texts of documents, so that a collection without training queries will do."""
+        """Whether it trains on texts of documents, so that a collection needs no training queries."""
         return self.titles or self.sentences > 0 or self.documents
 
 
@@ -183,11 +173,11 @@ class ObjectiveSettings(Settings):
     teacher_temperature: float | None = Field(default=None, gt=0)
     """A fixed temperature instead of the measured one."""
     parts: int = Field(default=2, ge=2)
-    """Pseudo-classes that `lelp` makes of each class of texts: those that one document is right for."""
+    """Number of pseudo-classes per class, for `lelp`. A class is the texts that share a relevant document."""
 
     @property
     def objective(self) -> Objective:
-        """What it is in the registry."""
+        """Its entry in the registry."""
         from retrodistill.objectives.registry import get_objective
 
         return get_objective(self.name)
@@ -213,8 +203,8 @@ class TrainingSettings(Settings):
     max_gradient_norm: float = Field(default=1.0, ge=0)
     """Larger gradients are scaled down to this norm; 0 turns it off, which is better for token tables."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Precision of a transformer's matrix products in training on a GPU. All else is float32, and everything on a
-    CPU."""
+    """Precision of a transformer's matrix products in training on a GPU. All else, and everything on a CPU, is
+    float32."""
 
 
 class GroupSettings(Settings):
@@ -247,18 +237,13 @@ class RegularizerSettings(Settings):
     """Share of the steps in which the weight grows, with the square of the step."""
 
 
-def _objectives(given: Any) -> Any:
-    """Terms of the loss from their short forms: one for a list of one, a name for its settings."""
-    terms = [given] if isinstance(given, (str, dict)) else given
-    if not isinstance(terms, (list, tuple)):
-        return terms  # pydantic says what is wanted
-    return [{"name": term} if isinstance(term, str) else term for term in terms]
-
-
 Objectives = Annotated[
     list[ObjectiveSettings],
     Field(min_length=1),
-    BeforeValidator(_objectives, json_schema_input_type=str | ObjectiveSettings | list[str | ObjectiveSettings]),
+    BeforeValidator(
+        lambda given: _written_out(given, "name"),
+        json_schema_input_type=str | ObjectiveSettings | list[str | ObjectiveSettings],
+    ),
 ]
 
 
@@ -284,18 +269,18 @@ class StageSettings(Settings):
     selection: SelectionSettings | None = None
     """A selection of the texts to train on; null for all."""
     positives: Literal["source_document", "labels"] = "source_document"
-    """The right document of contrastive and in-batch objectives: the `source_document` of a pseudo-query, or the one of
-    the highest grade in the `labels` of the training split. Labeled documents join the candidates."""
+    """The relevant document of contrastive and in-batch objectives: the `source_document` of a pseudo-query, or the
+    document of the highest grade in the `labels` of the training split. Labeled documents join the candidates."""
     groups: GroupSettings = GroupSettings()
     """How groups are drawn for `both_encoders` and `head`."""
     batches: Literal["shuffled", "topics"] = "shuffled"
     """`topics`: each batch holds texts of one topic, a cluster of their embeddings (TAS-B, arXiv 2104.06967)."""
     topics: int | None = Field(default=None, ge=1)
-    """Number of topics; by default, as many as give each about six batches."""
+    """Number of topics; by default, enough that each has about six batches."""
     regularizers: list[RegularizerSettings] = Field(default_factory=list)
     """Terms that keep a sparse student sparse."""
     matryoshka: list[int] = Field(default_factory=list)
-    """Leading dimensions of a dense or static student's vectors on which the loss is taken, too."""
+    """Numbers of leading dimensions of a dense or static student's vectors on which the loss is also taken."""
     exit_kl: float | None = Field(default=None, ge=0)
     """Weight of the divergence by which the deepest exit teaches the others; 1 by default."""
     exit_weights: dict[int, float] = Field(
@@ -322,20 +307,31 @@ class StageSettings(Settings):
             raise ValueError(f"{key} is about candidates, and no objective of this stage sees any; add one such as kl")
         if self.labels != "scores" and self.candidates.depth == "all":
             raise ValueError("labels are made of pairs' scores: set candidates.depth to a number, not 'all'")
-        if self.labels == "scores" and any(term.objective.needs("labels") for term in self.objectives):
+        if self.labels == "scores" and self._needs("labels"):
             raise ValueError("bce learns labels from 0 to 1: set labels: sigmoid (of logits), cosine, or mean")
         if self.positives == "labels" and not (self.is_contrastive or self.needs_classes):
             raise ValueError("positives: labels is for lelp, contrastive and in-batch objectives; add one of them")
-        if self.candidates.depth != "all" and any(term.objective.needs("batch_targets") for term in self.objectives):
-            raise ValueError("in-batch-margin-mse asks the teacher about any document: set candidates.depth: all")
+        if self.candidates.depth != "all" and self._needs("batch_targets"):
+            raise ValueError("in-batch-margin-mse needs teacher scores of any document: set candidates.depth: all")
         if self.topics is not None and self.batches != "topics":
             raise ValueError("topics is for batches: topics; set both, or neither")
         return self
+
+    def _needs(self, *inputs: str) -> bool:
+        return any(term.objective.needs(*inputs) for term in self.objectives)
+
+    def _sees(self, what: str) -> bool:
+        return any(term.objective.sees == what for term in self.objectives)
 
     @property
     def has_own_teacher(self) -> bool:
         """Whether its targets differ from the scores of the recipe's teacher."""
         return bool(self.teacher) or self.labels != "scores"
+
+    @property
+    def is_contrastive(self) -> bool:
+        """Whether some objective needs the text's own document in its list."""
+        return any(term.objective.needs_positives for term in self.objectives)
 
     @property
     def needs_own_document(self) -> bool:
@@ -355,19 +351,14 @@ class StageSettings(Settings):
     @property
     def aligns(self) -> bool:
         """Whether some objective sees the teacher's embeddings, so that texts without candidates teach, too."""
-        return any(term.objective.sees == "embeddings" for term in self.objectives)
+        return self._sees("embeddings")
 
     @property
     def sees_tokens(self) -> bool:
         """Whether some objective compares token vectors."""
-        return any(term.objective.sees == "tokens" for term in self.objectives)
+        return self._sees("tokens")
 
     @property
     def needs_classes(self) -> bool:
         """Whether some objective sees pseudo-classes of the training texts."""
-        return any(term.objective.needs("classes") for term in self.objectives)
-
-    @property
-    def is_contrastive(self) -> bool:
-        """Whether some objective needs the pseudo-query's own document in its list."""
-        return any(term.objective.needs_positives for term in self.objectives)
+        return self._needs("classes")

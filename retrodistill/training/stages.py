@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,10 +17,10 @@ from retrodistill.training.loss import DistillationLoss, TeacherVectors
 from retrodistill.training.prepared import Prepared, topic_batches, training_rows
 from retrodistill.training.scorers import Scorer, TokenBatch
 from retrodistill.training.settings import StageSettings
-from retrodistill.training.trainer import History, Monitor, Monitored, RankMonitor, TextColumns, train
+from retrodistill.training.trainer import History, Monitor, RankMonitor, TextColumns, evaluating, train
 from retrodistill.training.training_data import TrainingData
 
-_LOOKED_AT = 16  # held-out groups that a monitor encodes; documents cost as much there as in training
+_MONITORED = 16  # held-out groups that a monitor encodes; their documents cost as much as in training
 
 
 class StageRun(NamedTuple):
@@ -50,13 +49,13 @@ class BothEncoders:
 
     Attributes:
         scorer: Scores lists.
-        loss_of: Wraps the loss, which it makes by ``make(dimensions, alone)``, for exits and truncations.
+        loss_of: Wraps the loss for exits and truncations, given ``make(dimensions, alone)`` that makes it.
         watch: Makes a monitor of held-out queries, documents and (queries, n) places of the teacher's best documents.
     """
 
     scorer: Scorer
     loss_of: Callable[[Callable[[int, bool], DistillationLoss]], nn.Module] = lambda make: make(0, True)
-    watch: Callable[[Sequence[str], Sequence[str], np.ndarray], Monitored] | None = None
+    watch: Callable[[Sequence[str], Sequence[str], np.ndarray], Monitor] | None = None
 
 
 def train_both(run: StageRun, both: BothEncoders) -> History:
@@ -99,21 +98,9 @@ def fit(
     """
     student, stage, data, prepared, folder, what = run
     prompts = {name: student.prompt("document" if name.startswith("document") else "query") for name in columns}
-    return train(
-        student.model,
-        loss,
-        TextColumns(
-            columns,
-            labels,
-            {name: prompt for name, prompt in prompts.items() if prompt},
-            topic_batches(stage, data, prepared.texts.texts, rows),
-        ),
-        stage.training,
-        folder,
-        seed=data.seed,
-        monitor=monitor,
-        what=what,
-    )
+    prompts = {name: prompt for name, prompt in prompts.items() if prompt}
+    read = TextColumns(columns, labels, prompts, topic_batches(stage, data, prepared.texts.texts, rows))
+    return train(student.model, loss, read, stage.training, folder, seed=data.seed, monitor=monitor, what=what)
 
 
 def drawn_groups(run: StageRun) -> Lists:
@@ -131,7 +118,7 @@ def token_teacher(run: StageRun) -> Callable[[dict[str, Tensor], int], TokenBatc
     """Token vectors by the teacher's multi-vector encoder, from the tokens that the student read.
 
     Raises:
-        UserError: The teacher has none, or its tokenizer is another than the student's.
+        UserError: The teacher has no such encoder, or its tokenizer differs from the student's.
     """
     student, name = run.student, run.data.teacher.name
     members = (member for member in run.data.teacher.members if member.kind == "multi-vector")
@@ -160,19 +147,19 @@ def _monitor(run: StageRun, both: BothEncoders, held_out: Lists) -> RankMonitor 
     if len(held_out) < 2:
         return None
     student, prepared, scorer = run.student, run.prepared, both.scorer
-    shown = held_out.of_texts(held_out.text_rows[:_LOOKED_AT], times=1)
+    groups = held_out.of_texts(held_out.text_rows[:_MONITORED], times=1)
     texts, documents = prepared.texts.texts.texts, run.data.collection.documents.texts
-    columns = list(columns_of(shown, texts, documents).values())
-    batch = shown.batch(np.arange(len(shown)), student.model.device)
-    teacher = np.where(shown.mask, shown.scores, -np.inf)
+    columns = list(columns_of(groups, texts, documents).values())
+    batch = groups.batch(np.arange(len(groups)), student.model.device)
+    teacher = np.where(groups.mask, groups.scores, -np.inf)
     ranked = np.argsort(-teacher, axis=1, kind="stable")
-    ranked = np.where(np.take_along_axis(shown.mask, ranked, axis=1), ranked, -1)
+    ranked = np.where(np.take_along_axis(groups.mask, ranked, axis=1), ranked, -1)
 
     def scores() -> np.ndarray:
         with evaluating(student.model), torch.no_grad():
             features = scorer.features(student, columns)
-            predicted = scorer.lists(scorer.encode(student.model, features, shown.text_rows), batch)
-        return np.where(shown.mask, predicted.float().cpu().numpy(), -np.inf)
+            predicted = scorer.lists(scorer.encode(student.model, features, groups.text_rows), batch)
+        return np.where(groups.mask, predicted.float().cpu().numpy(), -np.inf)
 
     watch = None
     if both.watch is not None:
@@ -180,14 +167,3 @@ def _monitor(run: StageRun, both: BothEncoders, held_out: Lists) -> RankMonitor 
         documents = sorted({text for column in columns[1:3] for text in column if text})
         watch = both.watch(queries, documents, ranked)
     return RankMonitor(scores, ranked, watch)
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """A model without dropout for a while."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

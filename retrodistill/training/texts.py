@@ -29,7 +29,7 @@ class TrainingTexts:
 
 
 def training_queries(collection: Collection, split: str, test: Texts | None) -> tuple[Texts, str | None]:
-    """The queries of a split that may be trained on: none of them a test query, by id or by text.
+    """The queries of a split without those that are test queries, by id or by text.
 
     Returns:
         The queries, and a line that says how many were dropped, or None.
@@ -38,9 +38,9 @@ def training_queries(collection: Collection, split: str, test: Texts | None) -> 
         UserError: There is no such split.
     """
     train = collection.split(split)
-    leaked = leaks_between(train, test) if test is not None else []
-    excluded_queries = {leak.train_id for leak in leaked}
-    return train.select([query for query in train.ids if query not in excluded_queries]), leak_warning(leaked)
+    leaks = leaks_between(train, test) if test is not None else []
+    leaked = {leak.train_id for leak in leaks}
+    return train.select([query for query in train.ids if query not in leaked]), leak_warning(leaks)
 
 
 def training_texts(
@@ -56,7 +56,7 @@ def training_texts(
     """Gather what a student learns to encode.
 
     Args:
-        collection: Where titles and sentences come from.
+        collection: Source of titles and sentences.
         queries: Real queries, possibly none.
         titles: Take every document's title.
         sentences: Number of sentences per document, drawn without replacement.
@@ -67,13 +67,18 @@ def training_texts(
     Raises:
         UserError: Nothing is left to train on.
     """
-    texts = queries
+    drawn = []
     if titles:
-        texts = texts + _without(title_texts(collection), excluded_queries)
+        drawn.append(title_texts(collection))
     if sentences:
-        texts = texts + _without(sample_sentences(collection, sentences, seed), excluded_queries)
+        drawn.append(sample_sentences(collection, sentences, seed))
     if documents:
-        texts = texts + _without(document_texts(collection), excluded_queries)
+        drawn.append(document_texts(collection))
+    texts = queries
+    for pseudo_queries in drawn:
+        leaks = leaks_between(pseudo_queries, excluded_queries) if excluded_queries is not None else []
+        leaked = {leak.train_id for leak in leaks}
+        texts = texts + pseudo_queries.select([text_id for text_id in pseudo_queries.ids if text_id not in leaked])
     if not len(texts):
         raise UserError(
             f"collection {collection.name}: no query and no text of documents to train on; give a split with queries, "
@@ -82,10 +87,3 @@ def training_texts(
     sources = [source_document(text_id) for text_id in texts.ids[len(queries) :]]
     positions = collection.documents.positions([source or "" for source in sources])
     return TrainingTexts(texts, np.concatenate([np.full(len(queries), -1, dtype=np.int64), positions]))
-
-
-def _without(drawn: Texts, excluded_queries: Texts | None) -> Texts:
-    leaked = (
-        {leak.train_id for leak in leaks_between(drawn, excluded_queries)} if excluded_queries is not None else set()
-    )
-    return drawn.select([text_id for text_id in drawn.ids if text_id not in leaked]) if leaked else drawn

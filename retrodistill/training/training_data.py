@@ -24,22 +24,16 @@ from retrodistill.training.settings import CURRENT_STUDENT
 
 
 class StudentSnapshot:
-    """A student before a stage.
+    """The student at the start of a stage: it proposes candidates and shows what it has yet to learn.
 
     Args:
         student: The student.
-        kind: Its kind, of `retrodistill.students.registry`: says whether and how it searches.
-        space: Encodes the documents that it searches; None where it encodes them itself.
-        stored: (corpus, d) document vectors in the space's place.
+        kind: Its kind, of `retrodistill.students.registry`: whether and how it searches.
+        space: Encodes the documents that it searches; None if it encodes them itself.
+        stored: (corpus, d) document vectors that replace the space's.
     """
 
-    def __init__(
-        self,
-        student: Any,
-        kind: Any,
-        space: Encoder | None = None,
-        stored: np.ndarray | None = None,
-    ) -> None:
+    def __init__(self, student: Any, kind: Any, space: Encoder | None = None, stored: np.ndarray | None = None) -> None:
         self.student, self.kind, self.space, self.stored = student, kind, space, stored
 
     @cached_property
@@ -53,14 +47,14 @@ class StudentSnapshot:
         """(corpus, d) vectors of a dense student's documents.
 
         Raises:
-            UserError: It has another width than the documents that it is to search.
+            UserError: Its width differs from that of the documents.
         """
         if not self.kind.is_dense:
             raise UserError(f"{self.student.name} has no dense vectors.")
         documents, texts = self.stored, collection.documents.texts
-        if documents is None and self.space is None:
-            self.kind.store_documents(self.student, texts)
         if documents is None:
+            if self.space is None:
+                self.kind.store_documents(self.student, texts)
             documents = embed(self.space or self.student, texts, "document")
         if documents.shape[1] != self.student.dimension:
             raise UserError(
@@ -70,7 +64,7 @@ class StudentSnapshot:
         return documents
 
     def search(self, collection: Collection, queries: Texts, k: int) -> Run:
-        """The k documents of each query that it ranks highest.
+        """The k documents that it ranks highest for each query.
 
         Raises:
             UserError: It scores pairs and cannot search.
@@ -78,8 +72,8 @@ class StudentSnapshot:
         corpus = collection.documents
         k = min(k, len(corpus))
         if self.kind.is_dense:
-            asked = embed(self.student, queries.texts, "query")
-            rows, scores = exact_search(asked, self.vectors(collection), k)
+            encoded = embed(self.student, queries.texts, "query")
+            rows, scores = exact_search(encoded, self.vectors(collection), k)
             return Run.from_matrix(queries.ids, corpus.ids, rows, scores, name=CURRENT_STUDENT)
         if self.kind.can_search:
             ranker: Ranker = self.kind.ranker(self.student, None)
@@ -87,7 +81,7 @@ class StudentSnapshot:
         raise UserError(f"{self.student.name} scores pairs and cannot search; take candidates from bm25 or dense.")
 
     def ranks(self, collection: Collection, queries: Texts, candidates: Run, k: int) -> Run:
-        """What it ranks highest: of the corpus where it can search, of the candidates where it scores pairs."""
+        """Its k best documents: of the corpus if it can search, of the candidates if it scores pairs."""
         if self.kind.can_search:
             return self.search(collection, queries, k)
         pairs = list(zip(*pair_texts(queries, collection, candidates), strict=True))
@@ -102,17 +96,16 @@ class TrainingData:
         collection: The corpus.
         queries: Training queries; possibly none.
         teacher: Scores the lists. A recipe puts a stage's own teacher here before the stage is trained.
-        space: The dense encoder whose vectors the student aligns to (LEAF) and whose documents it searches; None
-            where there is none.
+        space: The dense encoder whose vectors the student aligns to (LEAF) and whose documents it searches, if any.
         folder: Folder for intermediate results.
         seed: Of the sampling of texts.
         own_documents: The student encodes its own documents, and is not trained against those of the space.
-        excluded_queries: Queries that must not be trained on, by text: pseudo-queries that equal one are left out.
+        excluded_queries: Queries that must not be trained on: pseudo-queries with an equal text are left out.
         stored: (corpus, d) vectors that query encoders are trained against in place of the space's, e.g. those that
             the codes of a quantized index decode to.
-        rewrites: Better queries by the ids of queries: the teacher gets these, the student the queries themselves.
+        rewrites: Better queries by query id: the teacher gets these, the student the queries themselves.
         labels: Judgments of the training queries.
-        labeler: Says what is right where a stage selects by an ensemble.
+        labeler: Ranks the positives first if a stage selects by an ensemble.
         student: The student when a stage begins; None before.
     """
 
@@ -131,15 +124,11 @@ class TrainingData:
     student: StudentSnapshot | None = None
 
     def teacher_queries(self, texts: Texts) -> Texts:
-        """The texts as the teacher gets them: rewrites where there are any, under the same ids."""
+        """The texts as the teacher gets them: rewritten if there are rewrites, with the same ids."""
         return texts if self.rewrites is None else with_rewrites(texts, self.rewrites)
 
     def qrels(self) -> Qrels:
-        """Judgments of the training queries.
-
-        Raises:
-            UserError: There are none.
-        """
+        """Judgments of the training queries; it is a `UserError` if there are none."""
         if self.labels is None or not len(self.labels):
             raise UserError(
                 "the training queries have no labels; take positives: source_document, or positives: ensemble."

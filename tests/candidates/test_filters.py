@@ -38,7 +38,7 @@ class TestShare:
 
     @pytest.mark.parametrize("share", [0, -1, 1.01, float("nan")])
     def test_a_share_outside_0_to_1_is_refused(self, share):
-        with pytest.raises(UserError, match="it lies above 0 and is at most 1"):
+        with pytest.raises(UserError, match="above 0 and at most 1"):
             keep_below_share(RUN, {"q": "p"}, share)
 
 

@@ -125,9 +125,7 @@ class TestRefusals:
     def test_ids_that_do_not_belong_to_the_vectors(self, teacher):
         flat = faiss.IndexFlatIP(32)
         flat.add(np.ones((2, 32), dtype="f4"))
-        with pytest.raises(
-            UserError, match=r"^index of 2 vectors of 32 dimensions with 3 ids .*: build the index again"
-        ):
+        with pytest.raises(UserError, match=r"2 documents of 32 dimensions with 3 ids .*: build the index again"):
             FaissIndex(flat, ["a", "b", "c"], EmbeddingSpace.of(teacher))
 
     def test_a_collection_that_lacks_documents_of_the_index(self, tiny, index):

@@ -276,7 +276,7 @@ class TestRefusals:
             small.remove(["a", "x"])
 
     def test_files_that_do_not_belong_together(self, small):
-        with pytest.raises(UserError, match=r"postings of 4 documents over 4 terms with 1 ids"):
+        with pytest.raises(UserError, match=r"4 documents of 4 dimensions with 1 ids"):
             InvertedIndex(small.postings, ["a"], SPACE)
 
     @pytest.mark.parametrize(

@@ -168,5 +168,5 @@ class TestRefusals:
 
     @pytest.mark.parametrize("given", [{"alpha": 0.0}, {"alpha": 1.1}, {"temperature": 0.0}])
     def test_a_bound_that_is_none(self, given):
-        with pytest.raises(UserError, match=r"^temperature=.*, alpha=.*: the first lies above 0"):
+        with pytest.raises(UserError, match=r"^temperature=.*, alpha="):
             mi_alpha(torch.zeros(2, 3), torch.zeros(2, 3), **given)

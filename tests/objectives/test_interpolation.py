@@ -29,7 +29,7 @@ class TestTaid:
 
     @pytest.mark.parametrize("t", [-0.1, 1.1, math.nan])
     def test_a_t_outside_0_to_1(self, t):
-        with pytest.raises(UserError, match=r"^t=.*: it lies from 0 to 1\.$"):
+        with pytest.raises(UserError, match=r"^t=.* from 0 to 1"):
             taid(torch.zeros(2, 3), torch.zeros(2, 3), t=t)
 
 
@@ -97,5 +97,5 @@ class TestSchedule:
             InterpolationSchedule(**given)
 
     def test_another_things_state(self):
-        with pytest.raises(UserError, match=r"^a state of TAID's schedule with weights; it is another file's\.$"):
+        with pytest.raises(UserError, match=r"TAID's schedule.*weights"):
             InterpolationSchedule.from_state({"weights": 1.0})

@@ -308,7 +308,7 @@ class TestRefusals:
     def test_temperatures_that_are_not_above_0(self, temperature):
         scores = torch.zeros(2, 3)
         for given in ({"student_temperature": temperature}, {"teacher_temperature": temperature}):
-            with pytest.raises(UserError, match=r"temperature=.*: it lies above 0"):
+            with pytest.raises(UserError, match=r"temperature=.* must be above 0"):
                 kl_divergence(scores, scores, **given)
 
     def test_pairs_that_do_not_fit_into_memory(self):

@@ -129,7 +129,7 @@ class TestClasses:
         assert len(classes.centers) == 2
 
     def test_too_few_texts_are_refused(self):
-        with pytest.raises(UserError, match=r"'lelp' needs documents that are right for more than parts=2"):
+        with pytest.raises(UserError, match=r"'lelp' needs .* more than parts=2"):
             classes_of(EMBEDDINGS, np.arange(65), 2)
 
 
@@ -154,9 +154,9 @@ class TestRefusals:
         classes = pseudo_classes(EMBEDDINGS, LABELS, 2)
         with pytest.raises(UserError, match=r"wanted \(batch, 8\) and \(batch, 2\)"):
             classes.targets(torch.zeros(3, 8), torch.zeros(3, 5))
-        with pytest.raises(UserError, match=r"^temperature=0: it lies above 0"):
+        with pytest.raises(UserError, match=r"^temperature=0.* above 0"):
             classes.targets(torch.zeros(3, 8), torch.zeros(3, 2), temperature=0)
         with pytest.raises(UserError, match=r"^logits of shape \(3, 4\), targets of shape \(3, 5\)"):
             lelp(torch.zeros(3, 4), torch.zeros(3, 5))
-        with pytest.raises(UserError, match=r"^temperature=0: it lies above 0"):
+        with pytest.raises(UserError, match=r"^temperature=0.* above 0"):
             lelp(torch.zeros(3, 4), torch.zeros(3, 4), student_temperature=0)

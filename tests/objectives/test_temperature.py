@@ -48,7 +48,7 @@ class TestTemperature:
 
     @pytest.mark.parametrize("target_std", [0, -1, float("nan")])
     def test_a_sharpness_that_is_not_above_0_is_refused(self, target_std):
-        with pytest.raises(UserError, match=r"target_std=.*: it lies above 0"):
+        with pytest.raises(UserError, match=r"target_std=.* above 0"):
             temperature_for(random_run(), target_std)
 
 

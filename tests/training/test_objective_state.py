@@ -57,7 +57,7 @@ class TestKeeping:
         taught(tiny_model, tmp_path / "work")
         checkpoint = tmp_path / "work" / "checkpoint-4"
         (checkpoint / STATE_FILE).write_text("[]")
-        with pytest.raises(UserError, match=rf"{STATE_FILE} holds no objectives' state; delete its checkpoint"):
+        with pytest.raises(UserError, match=rf"{STATE_FILE} .*delete its checkpoint"):
             taught(tiny_model, tmp_path / "work", resume=str(checkpoint))
         shutil.rmtree(checkpoint)
 
