@@ -15,7 +15,7 @@ QUERY_LOG = {"1": "how do I send something back", "2": "do you deliver to other 
 
 
 def main(folder: str = "out/own-corpus", encoder: str = "dense:all-MiniLM-L6-v2") -> rd.Run:
-    """Write the folder, distill on the log and the documents' sentences, and search with a query that is not in the log."""
+    """Write the folder, distill on the log and the documents' sentences, and search with a new query."""
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     documents = [{"_id": name, "title": title, "text": text} for name, (title, text) in DOCUMENTS.items()]
