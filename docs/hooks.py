@@ -56,7 +56,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 def recipe_keys() -> str:
     """Every key of a recipe: a section for each group of settings, a line for each key."""
-    from retrodistill.cli.recipes import _default
+    from retrodistill.cli.recipes import default_text
     from retrodistill.recipes.keys import recipe_keys as sections
 
     lines: list[str] = []
@@ -70,7 +70,9 @@ def recipe_keys() -> str:
         places[section.settings] = place
         lines += ["", f"## `{place}`", "", section.about.replace("``", "`"), ""]
         for key in section.keys:
-            default = ", required" if key.needed else "" if "settings" in key.values else f", default `{_default(key)}`"
+            default = (
+                ", required" if key.needed else "" if "settings" in key.values else f", default `{default_text(key)}`"
+            )
             lines += [f"- **`{key.path[-1]}`**: {key.values}{default}  ", f"    {key.meaning}"]
     return "\n".join(lines)
 

@@ -19,25 +19,6 @@ if TYPE_CHECKING:
     from retrodistill.recipes import run_recipe
     from retrodistill.runs import Run, fuse, read_run, write_run
 
-_HOMES = {
-    "Collection": "retrodistill.data",
-    "Encoder": "retrodistill.encoders",
-    "Run": "retrodistill.runs",
-    "UserError": "retrodistill.core.errors",
-    "build_index": "retrodistill.indexes",
-    "distill": "retrodistill.api",
-    "evaluate": "retrodistill.api",
-    "fuse": "retrodistill.runs",
-    "load_collection": "retrodistill.data",
-    "load_encoder": "retrodistill.encoders",
-    "load_index": "retrodistill.indexes",
-    "mine": "retrodistill.candidates",
-    "read_run": "retrodistill.runs",
-    "run_recipe": "retrodistill.recipes",
-    "score": "retrodistill.rankers",
-    "write_run": "retrodistill.runs",
-}
-
 __all__ = [
     "Collection",
     "Encoder",
@@ -57,12 +38,25 @@ __all__ = [
     "write_run",
 ]
 
+_NAMES = {
+    "api": ("distill", "evaluate"),
+    "candidates": ("mine",),
+    "core.errors": ("UserError",),
+    "data": ("Collection", "load_collection"),
+    "encoders": ("Encoder", "load_encoder"),
+    "indexes": ("build_index", "load_index"),
+    "rankers": ("score",),
+    "recipes": ("run_recipe",),
+    "runs": ("Run", "fuse", "read_run", "write_run"),
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'retrodistill' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    for module, names in _NAMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(_HOMES)
+    return sorted(__all__)

@@ -21,7 +21,7 @@ from retrodistill.evaluation.results import Results
 from retrodistill.rankers import load_ranker
 from retrodistill.recipes import StudentSettings, validated
 from retrodistill.recipes.cards import Source, write_student_card
-from retrodistill.recipes.student_settings import one_student
+from retrodistill.recipes.student_settings import complete_student
 from retrodistill.recipes.students import train_student
 from retrodistill.report import write_page
 from retrodistill.students.registry import AnyStudent
@@ -44,38 +44,38 @@ def distill(
     out: str | os.PathLike[str] = "out/student",
     seed: int = 0,
 ) -> AnyStudent:
-    """Distill a student; killed at any moment, the same call goes on where it stopped.
+    """Distill a student; if the call is killed, the same call resumes where it stopped.
 
     Args:
-        collection: A collection or what `load_collection` takes.
-        target: What teaches: a run of teacher scores (from `score` and `fuse`), a teacher, or a model name.
-        student: ``static``, or ``kind:NAME`` to start from: ``dense``, ``sparse``, ``multi-vector``, ``cross-encoder``,
-            ``prett`` or ``tk``; or a mapping of `retrodistill.recipes.StudentSettings`, such as ``{"model":
-            "multi-vector:all-MiniLM-L6-v2", "dimension": 128}``. What is left out fits the kind. A static or dense
-            student searches the space's documents. The others have documents of their own: a multi-vector student from
-            a bi-encoder token vectors of 128 dimensions, at most half the model's width; a sparse one from a bi-encoder
-            inference-free queries and lexical terms; the last three re-rank what others find. A curriculum is the
-            mapping's ``stages``, as in a recipe: a list of `retrodistill.training.settings.StageSettings` or of
-            mappings; each stage has objectives, ``train`` and ``training`` of its own.
-        objective: ``kl``, ``margin-mse``, ``margin-mse-all`` (on lists), ``leaf`` (aligns to the space; of static and
-            dense students), or several, summed; a name, whose student temperature then fits the kind, or a mapping. Not
-            read where the student has stages.
+        collection: A collection, or what `load_collection` takes.
+        target: The teacher: a run of teacher scores (from `score` and `fuse`), a ranker, or a model name.
+        student: ``static``, or ``kind:NAME`` to start from, where kind is ``dense``, ``sparse``, ``multi-vector``,
+            ``cross-encoder``, ``prett`` or ``tk``; or a mapping of `retrodistill.recipes.StudentSettings`, such as
+            ``{"model": "multi-vector:all-MiniLM-L6-v2", "dimension": 128}``. Defaults depend on the kind. Static and
+            dense students search the document encoder's vectors. The others encode documents themselves: a
+            multi-vector student from a bi-encoder has token vectors of 128 dimensions, at most half the model's width;
+            a sparse student from a bi-encoder has inference-free queries and lexical terms; the last three re-rank
+            what others find. For a curriculum, give the mapping ``stages``, as in a recipe: a list of
+            `retrodistill.training.settings.StageSettings` or mappings, each with its own objectives, ``train`` and
+            ``training``.
+        objective: ``kl``, ``margin-mse``, ``margin-mse-all`` (on lists), ``leaf`` (aligns static and dense students
+            with the document encoder), or several, which are summed. Each is a name, whose student temperature then
+            fits the kind, or a mapping. Ignored if the student has stages.
         document_encoder: The dense model whose document vectors the student's queries search.
-        training: How long and how fast, as `retrodistill.training.settings.TrainingSettings`; keys that a mapping lacks
-            get defaults that suit the kind of student. A mapping may have two keys more:
+        training: How long and how fast to train, as `retrodistill.training.settings.TrainingSettings`; keys missing
+            from a mapping get defaults that suit the kind of student. A mapping may have two more keys:
 
-            - ``queries``: the split that trains; ``auto``, the default, takes train, else queries that are in no split.
-              Test queries are left out whatever the split, and a recorded run teaches by its rows for these queries
-              alone.
+            - ``queries``: the split to train on. The default, ``auto``, uses train, or else the queries that are in no
+              split. Test queries are always left out. A recorded run only teaches queries that it has rows for.
             - ``train``: ``query_encoder``: documents stay as they are; ``both_encoders``: the student encodes its own
-              documents; ``head``: what follows a transformer learns from its stored states. By default
+              documents; ``head``: only what follows a transformer learns, from its stored states. The default is
               ``query_encoder`` for static and dense students, ``head`` for multi-vector, prett and tk students and
-              sparse ones from a bi-encoder, ``both_encoders`` for the rest.
+              sparse students from a bi-encoder, and ``both_encoders`` for the rest.
         out: Folder of the student, an ordinary sentence-transformers folder.
-        seed: Of everything that draws.
+        seed: Seed of all random draws.
 
     Returns:
-        The student, ready for `build_index`; one that scores pairs for `evaluate`, as ``rerank:FOLDER@bm25``.
+        The student, ready for `build_index`; evaluate one that scores pairs as ``rerank:FOLDER@bm25``.
 
     Raises:
         UserError: Something does not fit; nothing is half-written.
@@ -83,7 +83,7 @@ def distill(
     objectives = [objective] if isinstance(objective, (str, Mapping)) else list(objective)
     given = training.model_dump() if isinstance(training, TrainingSettings) else dict(training or {})
     queries = given.pop("queries", "auto")
-    settings = validated(StudentSettings, one_student(student, objectives, given), "distill")
+    settings = validated(StudentSettings, complete_student(student, objectives, given), "distill")
     folder = check_replaceable(out, STUDENT_MANIFEST)
     corpus, teacher = load_collection(collection), load_ranker(target)
     test = corpus.split("test") if "test" in corpus.split_sizes else None
@@ -91,17 +91,16 @@ def distill(
     if warning:
         log(warning)
     check_recorded(teacher, corpus, train, settings.stages)
-    work = folder.with_name(f".{folder.name}.work")  # its own, since another student may be in training beside it
-    data = TrainingData(
-        corpus, train, teacher, load_encoder(document_encoder, DENSE).bind(corpus), work, seed, excluded_queries=test
-    )
+    work = folder.with_name(f".{folder.name}.work")  # of its own, since other students may be training next to it
+    space = load_encoder(document_encoder, DENSE).bind(corpus)
+    data = TrainingData(corpus, train, teacher, space, work, seed, excluded_queries=test)
     with exclusive(work / ".lock"):
-        made = train_student(folder.name, settings, data, folder)
+        trained = train_student(folder.name, settings, data, folder)
         if is_main():
             source = None if isinstance(collection, Collection) else Source(collection)
-            write_student_card(folder, folder.name, data, encoder=made.encoder, source=source)
+            write_student_card(folder, folder.name, data, encoder=trained.encoder, source=source)
             shutil.rmtree(work, ignore_errors=True)
-    return made.encoder
+    return trained.encoder
 
 
 def evaluate(
@@ -115,24 +114,24 @@ def evaluate(
     cost_threads: int | None = None,
     out: str | Path | None = None,
 ) -> Evaluation:
-    """Measure systems on one collection, by BEIR's rules; queries without results count 0.
+    """Measure systems on one collection, by BEIR's rules; queries without results count as 0.
 
     Args:
-        systems: ``{name: system}``, a list, or one: a model name, an index or its folder, a run, an encoder, an
-            ensemble, or ``rerank:TEACHER@SOURCE``.
-        collection: A collection or what `load_collection` takes.
-        split: Whose judgments count; BEIR's by default: test, and dev for msmarco.
-        measures: Any strings of ir_measures, such as ``nDCG@10`` or ``RR(rel=2)@10``; ``ndcg@k``, ``mrr@k``,
-            ``recall@k``, ``map@k``, ``precision@k`` and ``hole@k`` for short; BEIR's by default.
-        depth: Documents retrieved per query; cut to the corpus.
-        teacher: Measure agreement with this teacher too; it needs no judgments.
-        cost_threads: Measure cost too, on so many threads; it needs no judgments.
-        out: Folder of the collection, for ``runs/NAME.run``, ``per-query.parquet``, ``results.json``,
-            ``report.html``; what stands there from the same systems and settings is not measured again, and other
-            systems that were measured there on the same queries stay in the table, in front.
+        systems: ``{name: system}``, a list, or a single system: a model name, an index or its folder, a run, an
+            encoder, an ensemble, or ``rerank:TEACHER@SOURCE``.
+        collection: A collection, or what `load_collection` takes.
+        split: The split whose judgments are used; by default BEIR's: test, or dev for msmarco.
+        measures: Any strings of ir_measures, such as ``nDCG@10`` or ``RR(rel=2)@10``, or the short forms ``ndcg@k``,
+            ``mrr@k``, ``recall@k``, ``map@k``, ``precision@k`` and ``hole@k``; BEIR's by default.
+        depth: Documents retrieved per query, at most the size of the corpus.
+        teacher: Also measure agreement with this teacher, which needs no judgments.
+        cost_threads: Also measure cost, with this number of threads, which needs no judgments.
+        out: Folder of the collection, for ``runs/NAME.run``, ``per-query.parquet``, ``results.json`` and
+            ``report.html``. Systems that were already measured there with the same settings are not measured again,
+            and other systems measured there on the same queries stay at the top of the table.
 
     Returns:
-        Of the systems given.
+        The evaluation of the given systems.
 
     Raises:
         UserError: There are no judgments and nothing else to measure, or a system cannot search.
@@ -147,5 +146,5 @@ def evaluate(
 
 
 def write_report(folder: str | os.PathLike[str]) -> None:
-    """Write report.html beside the results.json of an evaluated folder."""
+    """Write report.html next to the results.json of an evaluated folder."""
     write_page(Results.from_json(read_json(Path(folder) / "results.json")), Path(folder) / "report.html")

@@ -175,7 +175,7 @@ class TestDistillsMistakes:
             ({"student": "bm25"}, "distill: model: a student starts from 'static', 'dense:NAME', "),
             ({"student": "splade:x"}, "distill: model: a student starts from 'static', 'dense:NAME', 'sparse:NAME', "),
             ({"student": {"dimension": 8}}, "distill: a student needs a model, e.g. student={'model': "),
-            ({"student": {"model": "static", "stages": []}}, "distill: student.stages: wanted a list of at least one"),
+            ({"student": {"model": "static", "stages": []}}, "distill: student.stages must be a list of at least one"),
             (
                 {"student": {"model": "static", "stages": ["kl"]}},
                 "distill: stages.0: Input should be a valid dictionary",
@@ -186,9 +186,9 @@ class TestDistillsMistakes:
             ),
             (
                 {"student": {"model": "static", "stages": [{"objectives": "kl"}]}, "training": {"epochs": 2}},
-                "distill: training.epochs: each of the student's stages has its own",
+                "distill: training.epochs: set it in each of student.stages",
             ),
-            ({"student": {"model": "static", "control": None}}, "distill: control is not a setting of student here"),
+            ({"student": {"model": "static", "control": None}}, "distill: student.control is only for recipes"),
             ({"training": {"step": 3}}, "distill: unknown key 'step'. Did you mean 'max_steps'?"),
             ({"student": {"model": "static", "width": 3}}, "distill: unknown key 'width'"),
             ({"student": "sparse:none/such"}, "model 'none/such' is not a folder here"),

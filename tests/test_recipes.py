@@ -7,7 +7,7 @@ import yaml
 
 from retrodistill.core.errors import UserError
 from retrodistill.recipes import Recipe, StudentSettings, load_recipe, parse_recipe, recipe_yaml, validated
-from retrodistill.recipes.systems import entries
+from retrodistill.recipes.systems import students_to_train
 
 ROOT = Path(__file__).parents[1]
 PLAIN = {"name": "x", "students": {"s": {"model": "static", "stages": [{"objectives": "kl"}]}}}
@@ -46,7 +46,7 @@ class TestTheRecipesWeShip:
     @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
     def test_each_measures_a_student_beside_its_control(self, path):
         recipe = load_recipe(path)
-        names = {name for name, _, _ in entries(recipe)}
+        names = {name for name, _, _ in students_to_train(recipe)}
         assert recipe.index.learn or {"control", "student"} <= names or {"static-control", "static"} <= names
 
     @pytest.mark.parametrize("source", sorted((ROOT / "configs").glob("*.yaml")), ids=str)
@@ -152,9 +152,9 @@ class TestWrongValues:
             (
                 ["document_encoder"],
                 "bm25",
-                "x.yaml: document_encoder: the document encoder is a 'dense:NAME' or 'vectors:PATH', not 'bm25'",
+                "x.yaml: document_encoder: the document encoder must be a 'dense:NAME' or 'vectors:PATH', not 'bm25'",
             ),
-            (["students"], {}, "x.yaml: recipe: give students, or index.learn to compress"),
+            (["students"], {}, "x.yaml: recipe: give either students, or index.learn to compress"),
             (["students"], ["s"], "x.yaml: students: Input should be a valid dictionary"),
             (
                 ["students", "s", "model"],
@@ -198,7 +198,7 @@ class TestWrongValues:
             (
                 "train",
                 "both_encoders",
-                "a stage with train: both_encoders moves the student's documents; set documents: student",
+                "train: both_encoders changes the student's document vectors; set documents: student",
             ),
             (
                 "candidates",
@@ -225,7 +225,7 @@ class TestWrongValues:
 
     def test_documents_that_training_would_move_away(self, content):
         content["students"]["s"]["documents"] = "student"
-        with pytest.raises(UserError, match=r"learns against stored documents, and documents: student moves them"):
+        with pytest.raises(UserError, match=r"learns against stored document vectors.*documents: student"):
             parse_recipe(content)
 
     @pytest.mark.parametrize("name", ["bm25", "teacher", "ensemble", "control", "a/b", "..", "", "s-control"])
@@ -267,13 +267,13 @@ class TestOverrides:
     @pytest.mark.parametrize(
         ("override", "message"),
         [
-            ("index.factory", "wanted key.path=value, e.g. index.factory=SQ8"),
-            ("=5", "wanted key.path=value"),
-            ("students.s.stages.1.train=both", "'1' is no place of a list of 1"),
-            ("students.s.stages.first.train=both", "'first' is no place of a list of 1"),
-            ("students.s.stages.3=x", "'3' is no place of a list of 1"),
-            ("name.first=x", "there is nothing below the value before 'first'"),
-            ("name.first.second=x", "there is nothing below the value before 'first'"),
+            ("index.factory", "expected key.path=value, e.g. index.factory=SQ8"),
+            ("=5", "expected key.path=value"),
+            ("students.s.stages.1.train=both", "'1' is not an item of a list of 1"),
+            ("students.s.stages.first.train=both", "'first' is not an item of a list of 1"),
+            ("students.s.stages.3=x", "'3' is not an item of a list of 1"),
+            ("name.first=x", "the value before 'first' has no keys"),
+            ("name.first.second=x", "the value before 'first' has no keys"),
             ("name=[1", "the value is not YAML"),
         ],
     )
@@ -307,7 +307,9 @@ class TestFiles:
     @pytest.mark.parametrize("text", ["", "just words", "- a\n- b", "5"])
     def test_what_holds_no_keys(self, tmp_path, text):
         (tmp_path / "r.yaml").write_text(text)
-        with pytest.raises(UserError, match=r"r.yaml holds no recipe: wanted keys such as name, collection, students"):
+        with pytest.raises(
+            UserError, match=r"r.yaml is not a recipe: it needs keys such as name, collection, students"
+        ):
             load_recipe(tmp_path / "r.yaml")
 
     def test_what_is_not_text(self, tmp_path):

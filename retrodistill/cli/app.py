@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,15 +22,17 @@ app = typer.Typer(
 def encoding(
     context: typer.Context,
     batch_size: Annotated[
-        int | None, typer.Option(help="Texts or pairs per forward pass of models that are not trained; 32 by default.")
+        int | None,
+        typer.Option(help="Texts or pairs per forward pass, except in training; 32 by default."),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="Of their matrix products: float32 (the default) or bfloat16.")
+        str | None,
+        typer.Option(help="Precision of matrix products, except in training: float32 (the default) or bfloat16."),
     ] = None,
 ) -> None:
-    """Distill strong, slow rankers into small, fast retrievers, and prove on BEIR what was kept."""
+    """Distill strong, slow rankers into small, fast retrievers, and measure on BEIR how much quality is kept."""
     changes = {"batch_size": batch_size, "precision": precision}
-    context.obj = {key: value for key, value in changes.items() if value is not None}  # `run` puts them into its recipe
+    context.obj = {key: value for key, value in changes.items() if value is not None}  # `run` adds them to its recipe
     if context.obj:
         from retrodistill.encoders.contract import EncodingSettings, encode_with
         from retrodistill.recipes.loading import validated
@@ -38,12 +42,12 @@ def encoding(
 
 CollectionOption = Annotated[str, typer.Option(help="BEIR folder, beir/NAME, ir_datasets:ID, hf:NAME, or demo.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs, and no progress.")]
-OutOption = Annotated[Path, typer.Option(help="Folder for what is made.")]
+OutOption = Annotated[Path, typer.Option(help="Output folder.")]
 RunOption = Annotated[Path, typer.Option(help="Run file: .run, .trec, .parquet or .jsonl.")]
 StoreOption = Annotated[
-    Path | None, typer.Option(help="Folder for scores and embeddings; the shared cache by default.")
+    Path | None, typer.Option(help="Folder for scores and embeddings; by default the shared cache.")
 ]
-DryOption = Annotated[bool, typer.Option("--dry-run", help="Say what is left to do and how long it takes; do nothing.")]
+DryOption = Annotated[bool, typer.Option("--dry-run", help="Only print what is left to do and how long it takes.")]
 
 
 def show(line: str) -> None:
@@ -51,8 +55,18 @@ def show(line: str) -> None:
     sys.stdout.write(f"{line}\n")
 
 
+def show_json(value: Any) -> None:
+    """Print one JSON object on one line."""
+    show(json.dumps(value, ensure_ascii=False))
+
+
 def duration(seconds: float) -> str:
-    """Seconds for people: s, min or h."""
+    """Seconds in a readable unit: s, min or h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def this_command() -> str:
+    """The command that is running, to print as the one that reproduces its numbers."""
+    return f"retrodistill {shlex.join(sys.argv[1:])}"

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from retrodistill.cli.app import JsonOption, app, show
+from retrodistill.cli.app import JsonOption, app, show, show_json, this_command
 from retrodistill.core.runtime import set_quiet
 
 SplitOption = Annotated[
-    str | None, typer.Option(help="Whose judgments count; BEIR's by default: test, and dev for msmarco.")
+    str | None, typer.Option(help="Split whose judgments are used; by default test, or dev for msmarco, as in BEIR.")
 ]
 TeacherOption = Annotated[
-    str | None, typer.Option(help="Measure agreement with it too: dense:NAME, cross-encoder:NAME, bm25, run:FILE.")
+    str | None,
+    typer.Option(help="Also measure agreement with this teacher: dense:NAME, cross-encoder:NAME, bm25, run:FILE."),
 ]
 
 
@@ -25,10 +23,10 @@ TeacherOption = Annotated[
 def evaluate(  # noqa: PLR0913, PLR0917 - one option each
     system: Annotated[
         list[str],
-        typer.Argument(help="dense:NAME, bm25, run:FILE..., an index' folder, or rerank:TEACHER@SOURCE (top 100)."),
+        typer.Argument(help="dense:NAME, bm25, run:FILE..., an index folder, or rerank:TEACHER@SOURCE (top 100)."),
     ],
     collection: Annotated[
-        list[str], typer.Option(help="BEIR folder, beir/NAME, ir_datasets:ID, hf:NAME, or demo; several times.")
+        list[str], typer.Option(help="BEIR folder, beir/NAME, ir_datasets:ID, hf:NAME, or demo; repeatable.")
     ],
     split: SplitOption = None,
     measure: Annotated[
@@ -37,14 +35,15 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one option each
     ] = None,
     depth: Annotated[int, typer.Option(help="Documents retrieved per query.", min=1)] = 1000,
     teacher: TeacherOption = None,
-    cost: Annotated[bool, typer.Option("--cost", help="Measure latency, memory and throughput too.")] = False,
-    threads: Annotated[int, typer.Option(help="Threads of torch and FAISS where cost is measured.", min=1)] = 1,
+    cost: Annotated[bool, typer.Option("--cost", help="Also measure latency, memory and throughput.")] = False,
+    threads: Annotated[int, typer.Option(help="Threads of torch and FAISS while cost is measured.", min=1)] = 1,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for COLLECTION/runs/NAME.run and results; what is there is kept.")
+        Path | None,
+        typer.Option(help="Folder for COLLECTION/runs/NAME.run and results; finished systems are not measured again."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure systems on collections by BEIR's rules; queries without results count 0."""
+    """Measure systems on collections by BEIR's rules; queries without results count as 0."""
     from retrodistill.api import write_report
     from retrodistill.evaluation.benchmark import benchmark
     from retrodistill.evaluation.cost import CostConfig
@@ -52,44 +51,48 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one option each
     from retrodistill.report.tables import benchmark_text
 
     set_quiet(as_json)
-    costs = CostConfig(threads) if cost else None
-    made = benchmark(system, collection, EvaluationConfig(split, measure, depth, teacher, costs, _command()), out)
+    config = EvaluationConfig(split, measure, depth, teacher, CostConfig(threads) if cost else None, this_command())
+    results = benchmark(system, collection, config, out)
     if out is not None:
-        for evaluation in made.evaluations:
+        for evaluation in results.evaluations:
             write_report(out / evaluation.results.collection)
     if not as_json:
-        show(benchmark_text(made))
-    elif len(made.evaluations) == 1:
-        show(json.dumps(made.evaluations[0].results.to_json(), ensure_ascii=False))
+        show(benchmark_text(results))
+    elif len(results.evaluations) == 1:
+        show_json(results.evaluations[0].results.to_json())
     else:
-        show(json.dumps(made.to_json(), ensure_ascii=False))
+        show_json(results.to_json())
 
 
 @app.command()
 def compare(  # noqa: PLR0913, PLR0917 - one option each
     system: Annotated[
         list[str],
-        typer.Argument(help="An evaluated folder (all its systems), FOLDER:SYSTEM, or what evaluate takes; 2 or more."),
+        typer.Argument(
+            help="Two or more systems: an evaluated folder (all its systems), FOLDER:SYSTEM, or what evaluate takes."
+        ),
     ],
     collection: Annotated[
-        str | None, typer.Option(help="For systems that are measured now, and for the queries' texts.")
+        str | None, typer.Option(help="For systems that are measured now, and for the texts of queries.")
     ] = None,
     split: SplitOption = None,
-    measure: Annotated[str, typer.Option(help="What is compared.")] = "ndcg@10",
+    measure: Annotated[str, typer.Option(help="Measure to compare.")] = "ndcg@10",
     teacher: TeacherOption = None,
-    every_pair: Annotated[bool, typer.Option("--every-pair", help="Each with each, not with the first.")] = False,
-    shown: Annotated[int, typer.Option(help="Queries won and lost to list.", min=0)] = 5,
-    seed: Annotated[int, typer.Option(help="Seed of the resampling in tests and intervals.")] = 0,
+    every_pair: Annotated[
+        bool, typer.Option("--every-pair", help="Compare every pair, not just each with the first.")
+    ] = False,
+    shown: Annotated[int, typer.Option(help="Number of queries won and lost to list.", min=0)] = 5,
+    seed: Annotated[int, typer.Option(help="Seed of resampling for tests and intervals.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare systems with the first on the same queries: is a difference real, and which queries made it?"""
+    """Compare systems with the first on the same queries: is a difference real, and which queries cause it?"""
     from retrodistill.evaluation.gathering import ComparisonConfig, compare_named
     from retrodistill.report.tables import comparison_text
 
     set_quiet(as_json)
-    made = compare_named(system, ComparisonConfig(collection, split, measure, teacher, every_pair, shown, seed))
-    show(json.dumps(made.to_json(), ensure_ascii=False) if as_json else comparison_text(made))
-
-
-def _command() -> str:
-    return f"retrodistill {shlex.join(sys.argv[1:])}"
+    config = ComparisonConfig(collection, split, measure, teacher, every_pair, shown, seed)
+    comparison = compare_named(system, config)
+    if as_json:
+        show_json(comparison.to_json())
+    else:
+        show(comparison_text(comparison))

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retrodistill.cli.app import DryOption, JsonOption, OutOption, app, duration, show
+from retrodistill.cli.app import DryOption, JsonOption, OutOption, app, duration, show, show_json, this_command
 from retrodistill.core.runtime import set_quiet
 
 if TYPE_CHECKING:
     from retrodistill.recipes.keys import Key, Section
 
+_WIDTHS = (20, 24, 12, 38)  # columns: key, values, default, meaning; with two spaces between them 100
+
 
 @app.command()
 def demo(out: OutOption = Path("out/demo"), as_json: JsonOption = False) -> None:
     """Run the main job on the demonstration corpus (Python's own documentation), offline, in minutes."""
-    _run_and_show("demo", out, [], as_json)
+    _run("demo", out, [], as_json)
 
 
 @app.command("run")
@@ -42,12 +42,14 @@ def run_command(
     if dry_run:
         _plan(recipe, folder, overrides, as_json)
     else:
-        _run_and_show(recipe, folder, overrides, as_json)
+        _run(recipe, folder, overrides, as_json)
 
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Print this recipe's YAML, to copy it: ... > mine.yaml.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Print the YAML of this recipe, e.g. to copy it: ... > mine.yaml.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the packaged recipes with what they need and cost, or print one."""
@@ -61,7 +63,7 @@ def recipes(
     for recipe in map(load_recipe, recipe_names()):
         facts[recipe.name] = {"about": recipe.about.strip(), "needs": recipe_needs(recipe), "cost": recipe.cost}
     if as_json:
-        show(json.dumps(facts, ensure_ascii=False))
+        show_json(facts)
         return
     for title, fact in facts.items():
         show(title)
@@ -82,13 +84,12 @@ def methods() -> None:
     from retrodistill.students.static import INITIALIZATIONS
 
     calibrations = {name: (kind.__doc__ or "").splitlines()[0] for name, kind in CALIBRATIONS.items()}
-    fusions = {**calibrations, "reciprocal-rank": "Weighted sum of 1 / (60 + rank)."}
     for title, table in (
         ("models", KINDS),
         ("objectives", OBJECTIVES),
         ("regularizers of sparse students", REGULARIZERS),
         ("static initializations", INITIALIZATIONS),
-        ("fusions", fusions),
+        ("fusions", {**calibrations, "reciprocal-rank": "Weighted sum of 1 / (60 + rank)."}),
         ("samplers", SAMPLERS),
         ("labeling budgets", BUDGETS),
         ("labels of a stage's teacher", LABELS),
@@ -98,53 +99,14 @@ def methods() -> None:
             show(f"  {name:<17} {line}")
 
 
-def _run_and_show(recipe: str, out: Path, overrides: list[str], as_json: bool) -> None:
-    from retrodistill.recipes import run_recipe
-
-    set_quiet(as_json)
-    command = f"retrodistill {shlex.join(sys.argv[1:])}"
-    results = run_recipe(recipe, out, overrides, command=command)
-    if results is None:  # one of torchrun's other processes
-        return
-    if as_json:
-        show(json.dumps(results.to_json(), ensure_ascii=False))
-        return
-    from retrodistill.report.tables import examples_text, results_text
-
-    show(results_text(results))
-    if results.examples:
-        show("\n" + examples_text(results))
-    for note in results.notes:
-        show(f"note: {note}")
-    show(f"\n{out / 'results.json'}\n{out / 'report.html'}")
-
-
-def _plan(recipe: str, out: Path, overrides: list[str], as_json: bool) -> None:
-    from retrodistill.recipes.plan import SAID, plan_recipe
-
-    set_quiet(as_json)
-    steps = plan_recipe(recipe, out, overrides)
-    if as_json:
-        show(json.dumps(steps))
-        return
-    for step in steps:
-        left, seconds = f"{step['items']} {step['unit']} left", step["seconds"]
-        time = "time not known before it starts" if seconds is None else f"about {duration(seconds)}"
-        shown = (
-            [step["step"]] if step["unit"] == SAID else [f"{step['step']}: {left}", *([time] if step["items"] else [])]
-        )
-        show(", ".join(shown))
-
-
-_WIDTHS = (20, 24, 12, 38)  # columns: key, values, default, meaning; 100 with the spaces between them
-
-
 @app.command()
 def keys(
-    prefix: Annotated[str, typer.Argument(help="Only this key and those below, e.g. students.stages.training.")] = "",
+    prefix: Annotated[
+        str, typer.Argument(help="Only this key and the keys below it, e.g. students.stages.training.")
+    ] = "",
     as_json: JsonOption = False,
     json_schema: Annotated[
-        bool, typer.Option("--json-schema", help="Print the JSON schema of recipes, with which editors complete them.")
+        bool, typer.Option("--json-schema", help="Print the JSON schema of recipes, for completion in editors.")
     ] = False,
 ) -> None:
     """List every key of a recipe with its values, default, and meaning.
@@ -159,13 +121,13 @@ def keys(
         return
     sections = recipe_keys(prefix)
     if as_json:
-        show(json.dumps({"keys": [_plain(key) for section in sections for key in section.keys]}, ensure_ascii=False))
+        show_json({"keys": [_plain(key) for section in sections for key in section.keys]})
     else:
         show(keys_text(sections))
 
 
 def keys_text(sections: list[Section]) -> str:
-    """A table per section, at most 100 columns wide; settings that occur at several places are listed once."""
+    """A table per section, at most 100 columns wide; settings that occur in several places are listed once."""
     lines = _row("key", "values", "default", "meaning")
     places: dict[type, str] = {}
     folded: list[tuple[str, ...]] = []
@@ -180,18 +142,13 @@ def keys_text(sections: list[Section]) -> str:
         places[section.settings] = place
         lines += ["", place, *textwrap.wrap(section.about, 96)]
         for key in section.keys:
-            lines += _row(key.path[-1], key.values, _default(key), key.meaning)
-    lines += ["", "NAME is a student's name, N a place in a list, from 0. What each choice does: retrodistill methods"]
+            lines += _row(key.path[-1], key.values, default_text(key), key.meaning)
+    lines += ["", "NAME is a student's name, N a list item, from 0. For the meaning of choices: retrodistill methods"]
     return "\n".join(lines)
 
 
-def _row(*cells: str) -> list[str]:
-    columns = [textwrap.wrap(cell, width) or [""] for cell, width in zip(cells, _WIDTHS, strict=True)]
-    rows = [[column[row] if row < len(column) else "" for column in columns] for row in range(max(map(len, columns)))]
-    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, _WIDTHS, strict=True)).rstrip() for row in rows]
-
-
-def _default(key: Key) -> str:
+def default_text(key: Key) -> str:
+    """A key's default as the table shows it."""
     if key.needed:
         return "needed"
     if isinstance(key.default, float):
@@ -201,12 +158,50 @@ def _default(key: Key) -> str:
     return key.default if isinstance(key.default, str) and key.default else json.dumps(key.default)
 
 
+def _row(*cells: str) -> list[str]:
+    columns = [textwrap.wrap(cell, width) or [""] for cell, width in zip(cells, _WIDTHS, strict=True)]
+    rows = [[column[row] if row < len(column) else "" for column in columns] for row in range(max(map(len, columns)))]
+    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, _WIDTHS, strict=True)).rstrip() for row in rows]
+
+
 def _plain(key: Key) -> dict[str, Any]:
-    return {
-        "key": ".".join(key.path),
-        "values": key.values,
-        "options": list(key.options),
-        "needed": key.needed,
-        "default": key.default,
-        "meaning": key.meaning,
-    }
+    rest = {name: getattr(key, name) for name in ("needed", "default", "meaning")}
+    return {"key": ".".join(key.path), "values": key.values, "options": list(key.options), **rest}
+
+
+def _run(recipe: str, out: Path, overrides: list[str], as_json: bool) -> None:
+    from retrodistill.recipes import run_recipe
+
+    set_quiet(as_json)
+    results = run_recipe(recipe, out, overrides, command=this_command())
+    if results is None:  # one of torchrun's other processes
+        return
+    if as_json:
+        show_json(results.to_json())
+        return
+    from retrodistill.report.tables import examples_text, results_text
+
+    show(results_text(results))
+    if results.examples:
+        show("\n" + examples_text(results))
+    for note in results.notes:
+        show(f"note: {note}")
+    show(f"\n{out / 'results.json'}\n{out / 'report.html'}")
+
+
+def _plan(recipe: str, out: Path, overrides: list[str], as_json: bool) -> None:
+    from retrodistill.recipes.plan import NOTHING_TO_COUNT, plan_recipe
+
+    set_quiet(as_json)
+    steps = plan_recipe(recipe, out, overrides)
+    if as_json:
+        show_json(steps)
+        return
+    for step in steps:
+        line = step["step"]
+        if step["unit"] != NOTHING_TO_COUNT:
+            line += f": {step['items']} {step['unit']} left"
+            if step["items"]:
+                seconds = step["seconds"]
+                line += ", time not known in advance" if seconds is None else f", about {duration(seconds)}"
+        show(line)

@@ -16,13 +16,15 @@ from retrodistill.core.runtime import log
 def mine(
     collection: CollectionOption,
     out: RunOption,
-    source: Annotated[list[str], typer.Option(help="bm25, dense:NAME, run:FILE; may be given several times.")],
-    split: Annotated[str, typer.Option(help="Queries to mine for; auto is train, else those in no split.")] = "auto",
+    source: Annotated[list[str], typer.Option(help="bm25, dense:NAME, run:FILE; repeatable.")],
+    split: Annotated[
+        str, typer.Option(help="Queries to mine for; auto means train, or else the queries in no split.")
+    ] = "auto",
     depth: Annotated[int, typer.Option(help="Documents per query and source.", min=1)] = 100,
-    random: Annotated[int, typer.Option(help="Documents drawn from the corpus besides.", min=0)] = 0,
+    random: Annotated[int, typer.Option(help="Random documents to add per query.", min=0)] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the random documents.")] = 0,
 ) -> None:
-    """Propose candidates for queries: a run."""
+    """Mine candidates for queries and write them as a run."""
     from retrodistill.candidates import mine as mine_candidates
     from retrodistill.data import load_collection
     from retrodistill.runs import write_run
@@ -40,21 +42,22 @@ def score(  # noqa: PLR0913, PLR0917 - one option each
         list[str], typer.Option(help="bm25, dense:NAME, cross-encoder:NAME, run:FILE; several are fused.")
     ],
     out: RunOption,
-    weight: Annotated[list[float] | None, typer.Option(help="One per teacher, in their order.")] = None,
+    weight: Annotated[list[float] | None, typer.Option(help="One per teacher, in the same order.")] = None,
     fusion: Annotated[
         str, typer.Option(help="zscore, zscore-per-query, minmax or reciprocal-rank.")
     ] = "zscore-per-query",
     budget: Annotated[
-        str | None, typer.Option(help="Score only so many of the pairs, e.g. 5000 or 25%, chosen by their own scores.")
+        str | None,
+        typer.Option(help="Number or share of pairs to score, e.g. 5000 or 25%, chosen by the candidates' scores."),
     ] = None,
     budget_by: Annotated[
-        str, typer.Option(help="robust (what the candidates' scores leave open), or random.")
+        str, typer.Option(help="robust (pairs that the candidates' scores leave open), or random.")
     ] = "robust",
     seed: Annotated[int, typer.Option(help="Seed of the choice of pairs.")] = 0,
     store: StoreOption = None,
     dry_run: DryOption = False,
 ) -> None:
-    """Score candidates by one teacher or several; killed at any moment, it goes on where it stopped."""
+    """Score candidates with one or more teachers; if it is killed, it resumes where it stopped."""
     from retrodistill.candidates.selection import choose_pairs
     from retrodistill.data import load_collection
     from retrodistill.rankers import load_ranker, remaining
@@ -68,14 +71,14 @@ def score(  # noqa: PLR0913, PLR0917 - one option each
     pairs = pool if chosen is None else chosen.run
     if dry_run:
         teachers = [load_ranker(name, store) for name in teacher]
-        every = remaining(corpus, pool, teachers, store=store)
-        left = every if chosen is None else remaining(corpus, pairs, teachers, store=store)
+        in_pool = remaining(corpus, pool, teachers, store=store)
+        left = in_pool if chosen is None else remaining(corpus, pairs, teachers, store=store)
         if chosen is not None:
             show(str(chosen))
         for name, work in left.items():
-            whole = every[name]
-            beside = "" if chosen is None else f" (all pairs: {whole.items}, about {duration(whole.seconds)})"
-            show(f"{name}: {work.items} {work.unit} left, about {duration(work.seconds)}{beside}")
+            all_pairs = in_pool[name]
+            note = "" if chosen is None else f" (all pairs: {all_pairs.items}, about {duration(all_pairs.seconds)})"
+            show(f"{name}: {work.items} {work.unit} left, about {duration(work.seconds)}{note}")
         return
     runs = score_candidates(corpus, pairs, teacher, store=store)
     write_run(runs[0] if len(runs) == 1 else fuse(runs, weight, fusion), out)
@@ -87,23 +90,23 @@ def score(  # noqa: PLR0913, PLR0917 - one option each
 @app.command()
 def distill(
     collection: CollectionOption,
-    target: Annotated[str, typer.Option(help="What teaches: run:FILE, dense:NAME, bm25...")],
+    target: Annotated[str, typer.Option(help="The teacher: run:FILE, dense:NAME, bm25...")],
     out: OutOption = Path("out/student"),
     student: Annotated[str, typer.Option(help="static, or kind:NAME, e.g. dense:NAME, sparse:NAME.")] = "static",
     objective: Annotated[list[str] | None, typer.Option(help="kl, margin-mse, leaf...; several are summed.")] = None,
     document_encoder: Annotated[
-        str, typer.Option(help="Dense model whose documents are searched.")
+        str, typer.Option(help="Dense model whose document vectors are searched.")
     ] = "dense:all-MiniLM-L6-v2",
     train: Annotated[
         str | None,
-        typer.Option(help="query_encoder, both_encoders or head; by default what suits the kind of student."),
+        typer.Option(help="query_encoder, both_encoders or head; the default depends on the kind of student."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of all random draws; the same seed gives the same student.")] = 0,
 ) -> None:
-    """Distill one student from a target; for curricula, controls and reports use 'run RECIPE'."""
+    """Distill one student from a teacher; for curricula, controls and reports use 'run RECIPE'."""
     from retrodistill.api import distill as distill_student
 
-    made = distill_student(
+    trained = distill_student(
         collection,
         target,
         student=student,
@@ -113,4 +116,4 @@ def distill(
         out=out,
         seed=seed,
     )
-    log(f"{made} in {out}")
+    log(f"{trained} in {out}")

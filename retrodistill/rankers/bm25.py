@@ -1,4 +1,4 @@
-"""BM25 over a collection's documents (bm25s, English Snowball stemmer), its index kept in the cache."""
+"""BM25 over a collection's documents (bm25s, Snowball stemmer), its index kept in the cache."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from retrodistill.runs.run import Run, top_k
 if TYPE_CHECKING:
     import bm25s
 
-_SETTINGS = {"method": "lucene", "k1": 1.5, "b": 0.75, "stemmer": "english", "stopwords": "english"}
+LANGUAGE = "english"  # of stop words (bm25s) and stemmer (Snowball)
+_FORMULA: dict[str, Any] = {"method": "lucene", "k1": 1.5, "b": 0.75}  # bm25s's defaults
+_SETTINGS = {**_FORMULA, "stemmer": LANGUAGE, "stopwords": LANGUAGE}
 
 
 class BM25:
-    """BM25 with bm25s' defaults: k1 1.5, b 0.75, Lucene's idf, English stop words and Snowball stemmer.
+    """BM25 with bm25s's defaults: k1 1.5, b 0.75, Lucene's idf, and stop words and stemmer of `LANGUAGE`.
 
     Args:
-        documents: The corpus; row numbers below are positions in it.
+        documents: The corpus; results are rows of it.
     """
-
-    name = "bm25"
 
     def __init__(self, documents: Texts) -> None:
         self.documents = documents
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of settings and corpus: the statistics of the corpus decide the scores."""
+        """Digest of settings and corpus, whose statistics determine the scores."""
         return digest("bm25", _SETTINGS, self.documents.fingerprint)
 
     def scores(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
-        """For each query text, (documents,) float32 scores of the whole corpus; 0 where no term is shared."""
-        for terms in self._terms(texts):
+        """For each query text, (documents,) float32 scores of the whole corpus; 0 if no term is shared."""
+        for terms in _tokenize(list(texts)):
             known = [term for term in terms if term in self._index.vocab_dict]
             yield (self._index.get_scores(known) if known else np.zeros(len(self.documents), dtype=np.float32))
 
@@ -53,16 +53,16 @@ class BM25:
         """The k best documents that share a term with the query.
 
         Returns:
-            rows (q, k) int64, -1 in empty places, and scores (q, k) float32, in no promised order of ties.
+            rows (q, k) int64, padded with -1, and scores (q, k) float32; the order of ties is undefined.
         """
         k = min(k, len(self.documents))
         rows = np.full((len(texts), k), -1, dtype=np.int64)
-        found = np.zeros((len(texts), k), dtype=np.float32)
-        for place, scores in enumerate(self.scores(texts)):
+        best_scores = np.zeros((len(texts), k), dtype=np.float32)
+        for query, scores in enumerate(self.scores(texts)):
             best = top_k(scores, k)
             best = best[scores[best] > 0]
-            rows[place, : len(best)], found[place, : len(best)] = best, scores[best]
-        return rows, found
+            rows[query, : len(best)], best_scores[query, : len(best)] = best, scores[best]
+        return rows, best_scores
 
     @cached_property
     def bytes_per_document(self) -> float:
@@ -70,19 +70,18 @@ class BM25:
         arrays = self._index.scores
         return sum(arrays[part].nbytes for part in ("data", "indices", "indptr")) / len(self.documents)
 
-    def _terms(self, texts: Sequence[str]) -> list[list[str]]:
-        return _tokenize(list(texts))
-
     @cached_property
     def _index(self) -> bm25s.BM25:
         library = load_bm25s()
         folder = make_folder(cache_folder() / "bm25") / self.fingerprint
         with filelock.FileLock(f"{folder}.lock"):
             if not folder.exists():
-                index = library.BM25(method=_SETTINGS["method"], k1=_SETTINGS["k1"], b=_SETTINGS["b"])
+                index, terms = library.BM25(**_FORMULA), _tokenize(self.documents.texts)
+                if not any(terms):  # bm25s needs at least one term: one that no query has
+                    terms[:1] = [["\0"]]
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # a corpus without terms divides by zero
-                    index.index(_some_term(_tokenize(self.documents.texts)), show_progress=False)
+                    index.index(terms, show_progress=False)
                 with atomic_folder(folder) as temporary:
                     index.save(temporary, show_progress=False)
         try:
@@ -91,7 +90,7 @@ class BM25:
         except (OSError, ValueError, KeyError, EOFError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
-                f"BM25 index {folder} is cut short or altered ({reason}); delete this folder and it is built again."
+                f"BM25 index {folder} is damaged ({reason}); delete this folder and it is built again."
             ) from error
 
 
@@ -104,11 +103,11 @@ class BM25Ranker(Ranker):
 
     @classmethod
     def of_name(cls, name: ModelName, store: Path | None) -> BM25Ranker:
-        """BM25, which has no name."""
+        """BM25, which takes no name."""
         return cls()
 
     def fingerprint(self, collection: Collection) -> str:
-        """Settings and corpus: the statistics of the corpus decide the scores."""
+        """As `BM25.fingerprint`."""
         return BM25(collection.documents).fingerprint
 
     def search(self, queries: Texts, collection: Collection, k: int) -> Run:
@@ -119,56 +118,47 @@ class BM25Ranker(Ranker):
     def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
         """The pairs with BM25 scores."""
         columns = pair_positions(queries, collection, pairs)[1]
-        ordered = queries.select(pairs.query_ids)
+        texts = queries.select(pairs.query_ids).texts
         scores = np.empty(len(pairs))
-        for place, corpus_scores in enumerate(BM25(collection.documents).scores(ordered.texts)):
-            rows = slice(pairs.bounds[place], pairs.bounds[place + 1])
+        for query, corpus_scores in enumerate(BM25(collection.documents).scores(texts)):
+            rows = slice(pairs.bounds[query], pairs.bounds[query + 1])
             scores[rows] = corpus_scores[columns[rows]]
         return pairs.with_scores(scores, self.name)
 
     def corpus_scorer(self, queries: Texts, collection: Collection) -> CorpusScorer:
-        """Scores of the whole corpus, a block of queries at a time."""
+        """Scores of the whole corpus, for a block of queries at a time."""
         ranker, texts = BM25(collection.documents), queries.texts
         return lambda rows: np.stack(list(ranker.scores(texts[rows])))
 
     def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
-        """Tokenizes, scores and cuts; gives rows (1, k) of the corpus, -1 in empty places, and scores (1, k)."""
+        """Search for one query; returns as `BM25.search`."""
         ranker = BM25(collection.documents)
         return lambda text: ranker.search([text], k)
 
     def timed_stages(self, collection: Collection, k: int) -> Sequence[Stage]:
-        """Nothing is encoded: search only, its input the texts."""
+        """Search only: nothing is encoded."""
         ranker = BM25(collection.documents)
         return list, lambda texts: ranker.search(texts, k)
 
     def bytes_per_document(self, collection: Collection) -> float | None:
-        """Bytes of the inverted index."""
+        """As `BM25.bytes_per_document`."""
         return BM25(collection.documents).bytes_per_document
-
-
-def _some_term(terms: list[list[str]]) -> list[list[str]]:
-    """The corpus' terms; bm25s needs one at least, so a corpus without any gets one that no query has."""
-    return terms if any(terms) else [["\0"], *terms[1:]]
 
 
 def _tokenize(texts: list[str]) -> list[list[str]]:
     import Stemmer
 
-    terms: Any = load_bm25s().tokenize(
-        texts,
-        stopwords=_SETTINGS["stopwords"],
-        stemmer=Stemmer.Stemmer(_SETTINGS["stemmer"]),
-        return_ids=False,
-        show_progress=False,
+    terms: list[list[str]] = load_bm25s().tokenize(
+        texts, stopwords=LANGUAGE, stemmer=Stemmer.Stemmer(LANGUAGE), return_ids=False, show_progress=False
     )
     return terms
 
 
 @cache
 def load_bm25s() -> Any:
-    """bm25s without JAX: where that is installed, bm25s' import starts it, and it takes most of a GPU's memory."""
+    """Import bm25s without JAX: bm25s would start an installed JAX, which takes most of a GPU's memory."""
     jax = sys.modules.get("jax")
-    sys.modules["jax"] = None  # type: ignore[assignment]  # Python's way to say that there is none
+    sys.modules["jax"] = None  # type: ignore[assignment]  # makes Python's import fail
     try:
         import bm25s
     finally:

@@ -1,29 +1,38 @@
-"""A cross-encoder as a ranker: raw logits, kept in a store."""
+"""A cross-encoder as a ranker: raw logits, computed once and kept in a store by the texts of the pair."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
+from retrodistill.core.errors import UserError
+from retrodistill.core.files import cache_folder
 from retrodistill.core.manifest import Manifest
+from retrodistill.core.runtime import bar
+from retrodistill.core.stores import KeyIndex, PartStore, slug, text_keys
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import current_encoding
 from retrodistill.encoders.modules import weights_digest
 from retrodistill.rankers.protocol import Ranker, Work, pair_texts
-from retrodistill.rankers.score_store import ScoreStore
 from retrodistill.runs.run import Run
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
+PairScorer = Callable[[Sequence[tuple[str, str]]], np.ndarray]
+_PART = 256  # pairs per part: the most work that a kill can lose
+_PROBE = 32  # pairs that measure the rate
+
 
 class CrossEncoderRanker(Ranker):
-    """Raw float32 logits of a sentence-transformers cross-encoder (no sigmoid: it saturates and ties the top).
+    """Raw float32 logits of a sentence-transformers cross-encoder (a sigmoid would saturate and tie the top).
 
     Args:
         model: The cross-encoder, with an identity activation.
@@ -48,12 +57,12 @@ class CrossEncoderRanker(Ranker):
             "activation": "identity",
             "prompt": (self.model.prompts or {}).get(self.model.default_prompt_name or "", ""),
         }
-        if self.encoding.precision != "float32":  # keys of scores in float32 stay as they are
+        if self.encoding.precision != "float32":  # absent for float32, so that keys of older stores stay the same
             settings["precision"] = self.encoding.precision
         return Manifest("teacher", {"weights": weights_digest(self.model)}, settings, {"name": self.name})
 
     def fingerprint(self, collection: Collection) -> str:
-        """Weights, maximum length, prompt, dtype, activation."""
+        """Digest of weights, maximum length, prompt, dtype and activation."""
         return self._owner.fingerprint
 
     def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
@@ -70,7 +79,7 @@ class CrossEncoderRanker(Ranker):
         return Work(items, "pairs", seconds)
 
     def pair_fn(self, collection: Collection) -> Callable[[str, np.ndarray], np.ndarray]:
-        """Reads the query with each document; the store is not used."""
+        """Score a query with documents, without the store."""
         documents = collection.documents
         ids = documents.ids
 
@@ -97,3 +106,122 @@ class CrossEncoderRanker(Ranker):
                 convert_to_tensor=True,
             )
         return logits.float().cpu().numpy()
+
+
+class ScoreStore:
+    """Raw float32 scores of one teacher, keyed by the texts of query and document, in Parquet parts.
+
+    Methods take pairs as two parallel lists of texts.
+
+    Args:
+        name: The teacher's name, for the folder.
+        owner: The teacher's manifest (weights, prompt, maximum length, dtype, activation).
+        root: Folder of stores; the shared cache by default. In the cache each version of a teacher has its own folder;
+            in a given folder a store of another version is an error.
+
+    Raises:
+        UserError: The folder belongs to another teacher or cannot be written.
+    """
+
+    def __init__(self, name: str, owner: Manifest, root: Path | None = None) -> None:
+        folder = root / slug(name) if root else cache_folder() / "scores" / f"{slug(name)}-{owner.fingerprint}"
+        self.name = name
+        self._store = PartStore(folder, owner, ".parquet")
+        self._load()
+
+    def missing(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+        """Positions of the distinct pairs without a score, in order."""
+        keys = _pair_keys(queries, documents)
+        absent = self._index.find(keys) < 0
+        _, first = np.unique(keys, return_index=True)
+        return np.sort(first[absent[first]])
+
+    def fill(self, queries: Sequence[str], documents: Sequence[str], score: PairScorer) -> None:
+        """Score missing pairs, longest first, one part at a time. Safe to kill and to run concurrently.
+
+        Raises:
+            UserError: The teacher gives a score that is not finite, or not one per pair.
+        """
+        if not len(self.missing(queries, documents)):
+            return
+        with self._store.computing(_pair_keys(queries, documents)):
+            self._load()  # another process may have added parts meanwhile
+            todo = self.missing(queries, documents)
+            todo = todo[np.argsort([-len(queries[row]) - len(documents[row]) for row in todo], kind="stable")]
+            with bar(len(todo), f"scoring ({self.name})", "pairs") as progress:
+                for start in range(0, len(todo), _PART):
+                    pairs = [(queries[row], documents[row]) for row in todo[start : start + _PART]]
+                    self._append(pairs, self._checked(pairs, score(pairs)))
+                    progress.update(len(pairs))
+            self._store.compact()
+        self._load()
+
+    def gather(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+        """(pairs,) float32 raw scores.
+
+        Raises:
+            UserError: A pair has no score.
+        """
+        rows = self._index.find(_pair_keys(queries, documents))
+        if (rows < 0).any():
+            raise UserError(f"{int((rows < 0).sum())} pairs are not in the store of {self.name}; score them first.")
+        return self._scores[rows]
+
+    def seconds(self, queries: Sequence[str], documents: Sequence[str], score: PairScorer) -> tuple[int, float]:
+        """Number of pairs to score, and the seconds that it takes at the rate measured on up to 32 of them."""
+        todo = self.missing(queries, documents)
+        if not len(todo):
+            return 0, 0.0
+        rows = todo[np.linspace(0, len(todo) - 1, min(_PROBE, len(todo)), dtype=int)]
+        probe = [(queries[row], documents[row]) for row in rows]
+        start = time.perf_counter()
+        score(probe)
+        return len(todo), len(todo) * (time.perf_counter() - start) / len(probe)
+
+    def _checked(self, pairs: Sequence[tuple[str, str]], scores: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):  # values beyond float32 become infinite and are rejected below
+            values = np.asarray(scores, dtype=np.float32)
+        if values.shape != (len(pairs),):
+            raise UserError(
+                f"teacher {self.name} gave scores of shape {values.shape} for {len(pairs)} pairs; give one per pair."
+            )
+        if not np.isfinite(values).all():
+            query, document = pairs[int(np.flatnonzero(~np.isfinite(values))[0])]
+            raise UserError(
+                f"teacher {self.name} gave a score that is not finite for {query[:40]!r} and "
+                f"{document[:40]!r}; nothing of this batch was kept."
+            )
+        return values
+
+    def _append(self, pairs: Sequence[tuple[str, str]], scores: np.ndarray) -> None:
+        queries, documents = zip(*pairs, strict=True)
+        columns = {"query": text_keys(queries), "document": text_keys(documents), "score": scores}
+        self._store.append(pa.table({name: pa.array(column) for name, column in columns.items()}))
+
+    def _load(self) -> None:
+        tables = self._store.parts()
+        columns = {
+            column: np.concatenate([np.zeros(0, dtype=kind), *(table[column].to_numpy() for table in tables)])
+            for column, kind in (("query", np.uint64), ("document", np.uint64), ("score", np.float32))
+        }
+        self._scores = columns["score"]
+        self._index = KeyIndex(_joined(columns["query"], columns["document"]))
+
+
+def _pair_keys(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+    return _joined(_keys(queries), _keys(documents))
+
+
+def _keys(texts: Sequence[str]) -> np.ndarray:
+    """Keys of texts; each distinct text, which may occur often, is digested once."""
+    distinct = list(dict.fromkeys(texts))
+    place = {text: row for row, text in enumerate(distinct)}
+    rows = np.fromiter((place[text] for text in texts), dtype=np.int64, count=len(texts))
+    return text_keys(distinct)[rows] if distinct else np.zeros(0, dtype=np.uint64)
+
+
+def _joined(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """(pairs,) records of two uint64 keys: one sortable value per pair."""
+    joined = np.empty(len(queries), dtype=[("query", "<u8"), ("document", "<u8")])
+    joined["query"], joined["document"] = queries, documents
+    return joined

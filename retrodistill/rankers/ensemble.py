@@ -18,23 +18,32 @@ from retrodistill.runs.calibration import Calibration, MinMaxPerQuery, ZScorePer
 from retrodistill.runs.fusion import check_calibrations, check_method, check_weights, fuse, union
 from retrodistill.runs.run import Run
 
-_PER_QUERY = {kind.name: kind for kind in (ZScorePerQuery, MinMaxPerQuery)}  # these have nothing to fit
+LABELS = {
+    "scores": "the raw scores; those of several teachers are fused as the recipe says",
+    "mean": "the mean of raw scores of one scale (arXiv 2010.02666), or of labels that were recorded",
+    "sigmoid": "1 / (1 + exp(-score)) of a cross-encoder's logits, the mean over several (Trans-Encoder, mutual)",
+    "cosine": "(1 + score) / 2 of cosines, which may be negative, the mean over several",
+}
+_PER_QUERY = {kind.name: kind for kind in (ZScorePerQuery, MinMaxPerQuery)}  # these need no fitting
+_ROUNDING = 1e-3  # by which a float32 cosine may exceed 1
 
 
 class Combined(Ranker):
-    """What rankers of several members share, whatever they make of the members' scores.
+    """The base of rankers with members, which differ in how they combine the members' scores.
 
     Args:
         members: Rankers that score pairs, at least one.
         weights: One per member; equal by default.
 
     Raises:
-        UserError: Weights that do not fit.
+        UserError: No members, or weights that do not fit.
     """
 
     can_score_pairs = True
 
     def __init__(self, members: Sequence[Ranker], weights: Sequence[float] | None = None) -> None:
+        if not members:
+            raise UserError("no teacher was given; give at least one.")
         self._members, self.weights = list(members), check_weights(len(members), weights)
         self.is_recorded = any(member.is_recorded for member in members)
         self.is_cheap = all(member.is_cheap for member in members)
@@ -57,9 +66,9 @@ class Ensemble(Combined):
     Args:
         members: Rankers that score pairs. Those that can also search propose candidates for `search`.
         weights: One per member; equal by default.
-        method: A method of `retrodistill.runs.fusion`. The default, a weighted mean of z-scores taken per query,
-            needs lists with depth: those of ten near-equal documents would weigh noise.
-        calibrations: Fitted ones, for methods whose statistics come from a whole run.
+        method: A method of `retrodistill.runs.fusion`. The default, a weighted mean of z-scores per query, needs deep
+            lists: in a list of ten almost equal documents it would amplify noise.
+        calibrations: Fitted ones, for methods with statistics of a whole run.
         depth: Candidates per member that `search` fuses.
         name: Name of its runs.
 
@@ -79,8 +88,6 @@ class Ensemble(Combined):
         depth: int = 1000,
         name: str = "ensemble",
     ) -> None:
-        if not members:
-            raise UserError("an ensemble without members; give at least one teacher.")
         super().__init__(members, weights)
         check_method(method)
         if calibrations is not None:
@@ -90,9 +97,9 @@ class Ensemble(Combined):
         self.can_score_corpus = all(member.can_score_corpus for member in members)
 
     def fingerprint(self, collection: Collection) -> str:
-        """Members, weights, method and fitted calibrations."""
+        """Digest of members, weights, method and fitted calibrations."""
         members = [member.fingerprint(collection) for member in self.members]
-        return digest("ensemble", members, self.weights, self.method, [repr(one) for one in self.calibrations or []])
+        return digest("ensemble", members, self.weights, self.method, list(map(repr, self.calibrations or [])))
 
     def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
         """The pairs with fused scores."""
@@ -101,7 +108,7 @@ class Ensemble(Combined):
     def fuse(self, runs: Sequence[Run]) -> Run:
         """Fuse runs of the members, in their order.
 
-        A member whose scores are all equal has no influence. This is not an error: a query may share no term with any
+        A member with equal scores throughout has no influence. That is not an error: a query may share no term with any
         document.
         """
         kind = _PER_QUERY.get(self.method)
@@ -109,18 +116,18 @@ class Ensemble(Combined):
         return fuse(runs, self.weights, self.method, calibrations=calibrations, name=self.name)
 
     def corpus_scorer(self, queries: Texts, collection: Collection) -> CorpusScorer:
-        """Fused scores, z-scored per query over the whole corpus, a block of queries at a time.
+        """Fused scores, z-scored per query over the whole corpus, for a block of queries at a time.
 
         Raises:
-            UserError: A member scores pairs only, or the method is not ``zscore-per-query``.
+            UserError: A member only scores pairs, or the method is not ``zscore-per-query``.
         """
         if self.method != "zscore-per-query":
-            raise UserError(f"fusion {self.method!r} over a whole corpus; it is done with 'zscore-per-query'.")
+            raise UserError(f"fusion {self.method!r} cannot score a whole corpus; use 'zscore-per-query'.")
         scorers = [member.corpus_scorer(queries, collection) for member in self.members]
         return lambda rows: mean_of_zscores([scorer(rows) for scorer in scorers], self.weights)
 
     def search(self, queries: Texts, collection: Collection, k: int) -> Run:
-        """The best k of the members' united candidates, all scored by all members.
+        """The best k of the union of the members' candidates, all scored by all members.
 
         Raises:
             UserError: No member can search.
@@ -136,24 +143,22 @@ class Ensemble(Combined):
         return all(member.can_be_timed for member in self.members)
 
     def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
-        """Asks each member for its candidates and fuses their ranked lists: the least that serving it needs.
+        """Ask each member for its candidates: the least that serving the ensemble needs.
 
         Raises:
-            UserError: A member answers no new query.
+            UserError: A member does not answer new queries.
         """
-        if not self.can_be_timed:
-            raise UserError(f"{self.name} has members that answer no new query by themselves; it has no latency.")
         answers = [member.query_fn(collection, max(k, self.depth)) for member in self.members]
         return lambda text: [answer(text) for answer in answers]
 
     def bytes_per_document(self, collection: Collection) -> float | None:
-        """The sum over the members that search; None where one is unknown."""
+        """The sum over the members that search; None if one is unknown."""
         sizes = [member.bytes_per_document(collection) for member in self.members if member.can_search]
         return sum(size for size in sizes if size is not None) if None not in sizes else None
 
 
 def mean_of_zscores(matrices: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
-    """(q, n) float32 weighted mean of row-wise z-scores, moments in float64; a flat row becomes 0."""
+    """(q, n) float32 weighted mean of row-wise z-scores, moments in float64; a row of equal scores becomes 0."""
     total = np.zeros(matrices[0].shape, dtype=np.float32)
     for matrix, weight in zip(matrices, weights, strict=True):
         mean = matrix.mean(axis=1, keepdims=True, dtype=np.float64)
@@ -164,19 +169,10 @@ def mean_of_zscores(matrices: Sequence[np.ndarray], weights: Sequence[float]) ->
     return total
 
 
-LABELS = {
-    "scores": "the raw scores; those of several teachers are fused as the recipe says",
-    "mean": "the mean of raw scores of one scale (arXiv 2010.02666), or of labels that were recorded",
-    "sigmoid": "1 / (1 + exp(-score)) of a cross-encoder's logits, the mean over several (Trans-Encoder, mutual)",
-    "cosine": "(1 + score) / 2 of cosines, which may be negative, the mean over several",
-}
-_ROUNDING = 1e-3  # tolerance by which a float32 cosine may exceed 1
-
-
-def _cosine(scores: np.ndarray) -> np.ndarray:
+def _cosine_labels(scores: np.ndarray) -> np.ndarray:
     if np.abs(scores).max(initial=0.0) > 1 + _ROUNDING:
         raise UserError(
-            f"labels: cosine of scores up to {np.abs(scores).max():.3g}; a cosine lies in -1..1. Take labels: sigmoid "
+            f"labels: cosine of scores up to {np.abs(scores).max():.3g}; a cosine is in -1..1. Use labels: sigmoid "
             "for a cross-encoder's logits."
         )
     return np.clip((1 + scores) / 2, 0.0, 1.0)
@@ -185,28 +181,12 @@ def _cosine(scores: np.ndarray) -> np.ndarray:
 _MAPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "mean": lambda scores: scores,
     "sigmoid": expit,
-    "cosine": _cosine,
+    "cosine": _cosine_labels,
 }
 
 
-def soft_labels(members: Sequence[Ranker], kind: str, weights: Sequence[float] | None = None) -> Ranker:
-    """Labels by these teachers; of one recorded run a recorded run, which brings its own candidates.
-
-    Args:
-        members: The teachers.
-        kind: A key of `LABELS` other than ``scores``.
-        weights: One per member; equal by default.
-
-    Raises:
-        UserError: As `SoftLabels`, or a recorded score is not a cosine where cosines are required.
-    """
-    labels = SoftLabels(members, kind, weights)
-    run = members[0].run if len(members) == 1 else None
-    return labels if run is None else RecordedRanker(run.with_scores(_MAPS[kind](run.scores)), labels.name)
-
-
 class SoftLabels(Combined):
-    """The weighted mean of teachers' scores, each mapped alone (Trans-Encoder, ICLR 2022, arXiv 2109.13059).
+    """The weighted mean of teachers' scores, each mapped to 0..1 (Trans-Encoder, ICLR 2022, arXiv 2109.13059).
 
     Args:
         members: The teachers.
@@ -220,22 +200,28 @@ class SoftLabels(Combined):
     def __init__(self, members: Sequence[Ranker], kind: str, weights: Sequence[float] | None = None) -> None:
         if kind not in _MAPS:
             raise unknown("kind of labels", kind, _MAPS)
-        if not members:
-            raise UserError("labels without a teacher; give at least one.")
         super().__init__(members, weights)
         self.labels, self.name = kind, " + ".join(member.name for member in members)
 
     def fingerprint(self, collection: Collection) -> str:
-        """Members, weights and kind."""
-        return digest("labels", [one.fingerprint(collection) for one in self.members], self.weights, self.labels)
+        """Digest of members, weights and kind."""
+        members = [member.fingerprint(collection) for member in self.members]
+        return digest("labels", members, self.weights, self.labels)
 
     def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
-        """The pairs with labels, from 0 to 1 but for ``mean``.
+        """The pairs with labels from 0 to 1, except for ``mean``.
 
         Raises:
-            UserError: A pair cannot be scored, or a score is not a cosine where cosines are required.
+            UserError: A pair cannot be scored, or a score is not a cosine and must be one.
         """
         total = np.zeros(len(pairs))
         for member, weight in zip(self.members, self.weights, strict=True):
             total += weight * _MAPS[self.labels](member.score(queries, collection, pairs).scores)
         return pairs.with_scores(total / sum(self.weights), self.name)
+
+
+def soft_labels(members: Sequence[Ranker], kind: str, weights: Sequence[float] | None = None) -> Ranker:
+    """As `SoftLabels`; for a single recorded run a recorded run, which has its own candidates."""
+    labels = SoftLabels(members, kind, weights)
+    run = members[0].run if len(members) == 1 else None
+    return labels if run is None else RecordedRanker(run.with_scores(_MAPS[kind](run.scores)), labels.name)

@@ -1,4 +1,4 @@
-"""Exact search among sparse vectors: for each term, the documents that hold it and their impacts."""
+"""Exact search among sparse vectors: for each term, the documents that have it and their impacts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scipy.sparse import csc_array, csr_array
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.runs.run import top_k
 
-_LEVELS = 2**8 - 1  # of an 8-bit impact, in steps of its term's own
+_LEVELS = 2**8 - 1  # of an 8-bit impact
 _PARTS = ("bounds", "rows", "impacts", "scales")
 
 
@@ -26,7 +26,7 @@ class Postings:
         rows: (postings,) unsigned; documents, ascending within a term.
         impacts: (postings,) float32 weights, or uint8 codes.
         scales: (terms,) float32 weight of one step; empty for exact weights.
-        documents: Number of documents, those without any term included.
+        documents: Number of documents, including those without terms.
         bits: Of a code; None for exact weights.
     """
 
@@ -44,8 +44,8 @@ class Postings:
         Args:
             matrix: Positive weights; zeros are not stored as postings.
             bits: None for exact float32 weights, or 8.
-            scales: (terms,) least weight of one step, e.g. of postings that grow: codes of terms that do not exceed
-                their scale stay as they are.
+            scales: (terms,) minimum weight of one step, such as that of postings that grow: codes of terms that do not
+                exceed their scale stay the same.
         """
         columns = csc_array(matrix, dtype=np.float32)
         columns.eliminate_zeros()
@@ -54,19 +54,18 @@ class Postings:
         rows = columns.indices.astype(_unsigned(matrix.shape[0]))
         if bits is None:
             return cls(bounds, rows, columns.data, np.zeros(0, dtype=np.float32), matrix.shape[0])
-        least = np.zeros(matrix.shape[1], dtype=np.float32) if scales is None else scales
-        held = np.flatnonzero(np.diff(columns.indptr))  # reduceat gives wrong results for empty terms
-        steps = least.astype(np.float32)
-        if len(held):
-            largest = np.maximum.reduceat(columns.data, columns.indptr[held])
-            steps[held] = np.maximum(steps[held], largest / np.float32(_LEVELS))
+        steps = np.zeros(matrix.shape[1], dtype=np.float32) if scales is None else scales.astype(np.float32)
+        used = np.flatnonzero(np.diff(columns.indptr))  # reduceat gives wrong results for empty terms
+        if len(used):
+            largest = np.maximum.reduceat(columns.data, columns.indptr[used])
+            steps[used] = np.maximum(steps[used], largest / np.float32(_LEVELS))
         per_posting = np.repeat(np.maximum(steps, np.finfo(np.float32).tiny), np.diff(columns.indptr))
         codes = np.clip(np.rint(columns.data / per_posting), 1, _LEVELS).astype(np.uint8)
         return cls(bounds, rows, codes, steps, matrix.shape[0], bits)
 
     @property
     def terms(self) -> int:
-        """Number of terms of the vocabulary."""
+        """Size of the vocabulary."""
         return len(self.bounds) - 1
 
     @property
@@ -75,21 +74,19 @@ class Postings:
         return sum(getattr(self, part).nbytes for part in _PARTS)
 
     def matrix(self) -> csr_array:
-        """(documents, terms) float32 weights, as the postings hold them."""
+        """(documents, terms) float32 weights, decoded."""
         weights = np.asarray(self.impacts).astype(np.float32, copy=False)
         bounds = np.asarray(self.bounds).astype(np.int64)
         if self.bits is not None:
             weights = weights * np.repeat(self.scales, np.diff(bounds))
-        columns = csc_array(
-            (weights, np.asarray(self.rows).astype(np.int64), bounds), shape=(self.documents, self.terms)
-        )
-        return csr_array(columns)
+        shape = (self.documents, self.terms)
+        return csr_array(csc_array((weights, np.asarray(self.rows).astype(np.int64), bounds), shape=shape))
 
     def scores(self, terms: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """(documents,) float32 inner products with one query.
 
         Args:
-            terms: (m,) integers, each once.
+            terms: (m,) distinct integers.
             weights: (m,) float32.
         """
         scores = np.zeros(self.documents, dtype=np.float32)
@@ -103,15 +100,10 @@ class Postings:
         return scores
 
     def search(self, terms: np.ndarray, weights: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The at most k documents of highest positive score.
-
-        Args:
-            terms: (m,) integers, each once.
-            weights: (m,) float32.
-            k: At most the number of documents.
+        """The k documents of highest positive score, or fewer. Arguments as for `scores`.
 
         Returns:
-            rows (found,) int64 and scores (found,) float32, best first, equal ones by row.
+            rows (found,) int64 and scores (found,) float32, best first, ties by row.
         """
         scores = self.scores(terms, weights)
         best = top_k(scores, min(k, self.documents))
@@ -121,56 +113,48 @@ class Postings:
     def write(self, folder: Path) -> None:
         """Write one ``.npy`` file per array."""
         for part in _PARTS:
-            np.save(folder / _file(part), getattr(self, part), allow_pickle=False)
+            np.save(folder / f"postings-{part}.npy", getattr(self, part), allow_pickle=False)
 
     @classmethod
     def read(cls, folder: Path, documents: int, bits: Literal[8] | None, *, memory_map: bool = False) -> Postings:
-        """Read what `write` wrote; `memory_map` leaves the arrays on disk."""
+        """Read the files of `write`; `memory_map` leaves the arrays on disk."""
         mode: Any = "r" if memory_map else None
-
-        def array(part: str) -> np.ndarray:  # of the base class: its slices cost a fraction of a memmap's own
-            return np.asarray(np.load(folder / _file(part), mmap_mode=mode, allow_pickle=False))
-
-        return cls(array("bounds"), array("rows"), array("impacts"), array("scales"), documents, bits)
+        bounds, rows, impacts, scales = (
+            np.asarray(np.load(folder / f"postings-{part}.npy", mmap_mode=mode, allow_pickle=False))
+            for part in _PARTS  # as plain arrays: slices of a memmap are several times slower
+        )
+        return cls(bounds, rows, impacts, scales, documents, bits)
 
 
 def search_rows(postings: Any, queries: csr_array, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Search postings (or what searches alike) by each row of (q, terms) queries.
+    """Search postings (of any class with their `search`) with each row of (q, terms) queries.
 
     Returns:
-        rows (q, k) int64, -1 in empty places, and scores (q, k) float32, best first.
+        rows (q, k) int64, padded with -1, and scores (q, k) float32, best first.
     """
     rows = np.full((queries.shape[0], k), -1, dtype=np.int64)
     scores = np.zeros((queries.shape[0], k), dtype=np.float32)
-    for place in range(queries.shape[0]):
-        held = slice(queries.indptr[place], queries.indptr[place + 1])
-        found, values = postings.search(queries.indices[held], queries.data[held], k)
-        rows[place, : len(found)], scores[place, : len(found)] = found, values
+    for query in range(queries.shape[0]):
+        own = slice(queries.indptr[query], queries.indptr[query + 1])
+        best, values = postings.search(queries.indices[own], queries.data[own], k)
+        rows[query, : len(best)], scores[query, : len(best)] = best, values
     return rows, scores
 
 
-def check_weights(matrix: csr_array, ids: Sequence[str], what: str, *, negative: bool = False) -> None:
-    """Refuse weights that are NaN, infinite or, unless `negative` ones are welcome, below zero; by name.
-
-    Raises:
-        UserError: Names the first few ids.
-    """
+def check_weights(matrix: csr_array, ids: Sequence[str], source: str, *, negative: bool = False) -> None:
+    """Reject weights that are NaN, infinite or, unless `negative` is set, negative; the error names the first ids."""
     bad = ~np.isfinite(matrix.data)
-    kinds = "NaN or infinite" if negative else "NaN, infinite or negative"
     if not negative:
         bad |= matrix.data < 0
     if bad.any():
         rows = np.unique(np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))[bad])
+        kinds = "NaN or infinite" if negative else "NaN, infinite or negative"
         raise UserError(
-            f"{what}: {len(rows)} vectors hold weights that are {kinds} ({sample_of(ids[row] for row in rows)}); "
+            f"{source}: {len(rows)} vectors hold weights that are {kinds} ({sample_of(ids[row] for row in rows)}); "
             "encode these again or leave them out."
         )
 
 
-def _file(part: str) -> str:
-    return f"postings-{part}.npy"
-
-
 def _unsigned(largest: int) -> Any:
-    """The narrowest unsigned type for 0 to `largest`."""
-    return np.min_scalar_type(max(largest, 256))  # 16 bits at least: 8 save nothing that counts
+    """The narrowest unsigned type for 0 to `largest`, at least 16 bits: 8 would save nothing that matters."""
+    return np.min_scalar_type(max(largest, 256))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -35,7 +33,7 @@ class RecordedRanker(Ranker):
 
     @classmethod
     def of_name(cls, name: ModelName, store: Path | None) -> RecordedRanker:
-        """The run of a file."""
+        """Read the run from its file."""
         return cls(read_run(name.name), str(name))
 
     def fingerprint(self, collection: Collection) -> str:
@@ -43,7 +41,7 @@ class RecordedRanker(Ranker):
         return self.run.fingerprint
 
     def search(self, queries: Texts, collection: Collection, k: int) -> Run:
-        """The k best recorded documents of each query; queries that were not recorded have none.
+        """The k best recorded documents of each query; none for queries that were not recorded.
 
         Raises:
             UserError: The run names unknown ids.
@@ -59,30 +57,22 @@ class RecordedRanker(Ranker):
         """
         self._require(queries, collection)
         scores = look_up(self.run, pairs)
-        lacking = np.isnan(scores)
-        if lacking.any():
-            row = int(np.flatnonzero(lacking)[0])
+        missing = np.isnan(scores)
+        if missing.any():
+            row = int(np.flatnonzero(missing)[0])
             query, document = pairs.query_ids[pairs.query_codes[row]], pairs.document_ids[row]
             raise UserError(
-                f"run {self.run.name} has no score for {int(lacking.sum())} of {len(pairs)} candidates, first "
+                f"run {self.run.name} has no score for {int(missing.sum())} of {len(pairs)} candidates, first "
                 f"query {query!r} with document {document!r}; mine the candidates from the run itself."
             )
         return pairs.with_scores(scores, self.name)
-
-    def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
-        """Not available.
-
-        Raises:
-            UserError: Always: a recorded run cannot be timed.
-        """
-        raise UserError(f"run {self.run.name} is recorded and answers no new query; it has no latency.")
 
     def _require(self, queries: Texts, collection: Collection) -> None:
         self.run.require({*collection.queries.ids, *queries.ids}, collection.documents.ids)
 
 
 def recorded_pairs(run: Run, pairs: Run, name: str) -> Run:
-    """Those of the pairs that a run holds, with its scores."""
+    """The subset of the pairs that a run contains, with its scores."""
     scores = look_up(run, pairs)
     known = np.isfinite(scores)
     return pairs.filter(known).with_scores(scores[known], name)
@@ -91,14 +81,14 @@ def recorded_pairs(run: Run, pairs: Run, name: str) -> Run:
 class JudgmentRanker(Ranker):
     """Scores a pair by its grade in a split's judgments; an unjudged document counts as not relevant.
 
-    Queries of other splits and pseudo-queries have equal scores throughout and teach nothing: training
-    excludes and counts them.
+    Queries of other splits and pseudo-queries get equal scores for all documents and teach nothing; training excludes
+    and counts them.
 
     Args:
         split: Split of the judgments: ``train``, ``dev``, any but the measured one.
 
     Raises:
-        UserError: The test split: a figure of a student that saw its judgments is void.
+        UserError: The test split: measuring a student that saw its judgments is meaningless.
     """
 
     kind = "judgments"
@@ -106,7 +96,7 @@ class JudgmentRanker(Ranker):
 
     def __init__(self, split: str) -> None:
         if split == "test":
-            raise UserError("judgments:test would teach what is measured; take judgments:train.")
+            raise UserError("judgments:test would teach what is measured; use judgments:train.")
         self.split, self.name = split, f"judgments:{split}"
 
     def fingerprint(self, collection: Collection) -> str:

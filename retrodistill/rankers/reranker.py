@@ -16,13 +16,13 @@ DEPTH = 100
 
 
 class Reranker(Ranker):
-    """Orders the first `depth` documents of a source by a judge's scores; those below them are dropped.
+    """Orders the first `depth` documents of a source by a judge's scores; documents below them are dropped.
 
     Args:
         judge: Scores pairs: a cross-encoder, or a student that stored its documents.
         source: Finds the candidates.
         depth: Candidates per query.
-        name: What its runs are called.
+        name: Name of its runs.
 
     Raises:
         UserError: The depth is below 1.
@@ -39,7 +39,7 @@ class Reranker(Ranker):
         self.is_recorded = judge.is_recorded or source.is_recorded
 
     def fingerprint(self, collection: Collection) -> str:
-        """Judge, source and depth."""
+        """Digest of judge, source and depth; empty if one is unknown."""
         parts = [self.judge.fingerprint(collection), self.source.fingerprint(collection)]
         return digest("rerank", *parts, self.depth) if all(parts) else ""
 
@@ -49,8 +49,8 @@ class Reranker(Ranker):
         return self.judge.score(queries, collection, candidates).top(k).renamed(self.name)
 
     def candidates(self, queries: Texts, collection: Collection) -> Run:
-        """The first `depth` documents of each query by the source, the query itself left out."""
-        # One more than `depth`: a document that is its own query is dropped from the results and would cost a place.
+        """The source's first `depth` documents of each query, without the query itself."""
+        # one more than `depth`: a document that is its own query is dropped and would cost a place
         run = self.source.search(queries, collection, min(self.depth + 1, len(collection.documents)))
         return run.without({query: query for query in queries.ids}).top(self.depth)
 
@@ -60,15 +60,11 @@ class Reranker(Ranker):
 
     @property
     def can_be_timed(self) -> bool:
-        """Whether the judge scores new pairs as a server would, and the source is BM25, whose search gives rows."""
+        """Whether the judge scores new pairs, and the source is BM25, whose search returns rows."""
         return self.judge.can_time_pairs and self.source.kind == "bm25"
 
     def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
-        """Searches by BM25 and scores what it finds, nothing of the query cached.
-
-        Raises:
-            UserError: `can_be_timed` is false.
-        """
+        """Search with BM25 and score the results."""
         if not self.can_be_timed:
             raise UserError(
                 f"{self.name} has no latency: its judge keeps scores or its source is not bm25; time its source."
@@ -83,14 +79,14 @@ class Reranker(Ranker):
         return answer
 
     def bytes_per_document(self, collection: Collection) -> float | None:
-        """The source's, and what the judge stores; a cross-encoder reads the texts, which are not counted."""
+        """The source's, and what the judge stores; the texts that a cross-encoder reads are not counted."""
         source, judge = (ranker.bytes_per_document(collection) for ranker in (self.source, self.judge))
         stored = 0.0 if judge is None or self.judge.can_search else judge
         return None if source is None else source + stored
 
     @property
     def documents_by(self) -> str:
-        """Whose documents it orders, in words for a table."""
+        """The documents that it orders, in words for a table."""
         return f"the first {self.depth} of {self.source.name}"
 
     @property

@@ -22,7 +22,7 @@ from retrodistill.report.facts import YOURS, Facts, Teaching, Turns, published, 
 from retrodistill.students.registry import AnyStudent, kind_of, load_student
 from retrodistill.training.training_data import TrainingData
 
-_OWN_PLACES = ("model", "documents", "stages", "control")  # settings that the card words elsewhere
+_SHOWN_ELSEWHERE = ("model", "documents", "stages", "control")  # settings that have their own place in the card
 
 
 class Source(NamedTuple):
@@ -33,12 +33,12 @@ class Source(NamedTuple):
 
 
 def write_cards(job: Job, students: Iterable[Distilled], results: Results) -> None:
-    """Write a card into the folder of every student of a job that was measured.
+    """Write a card into the folder of every measured student of a job.
 
     Args:
         job: The job.
-        students: Those that are loaded; the others are loaded from their folders.
-        results: Of the job.
+        students: The students that are loaded; others are loaded from their folders.
+        results: The job's results.
 
     Raises:
         UserError: A folder is not writable.
@@ -73,10 +73,10 @@ def write_student_card(
     Args:
         folder: The student's folder, with its manifest.
         name: The system's name.
-        data: What it was made from.
+        data: What the student was trained on.
         results: Its measurements; None if it was not measured.
         encoder: The student, if it is loaded.
-        source: Where its collection comes from; None if unknown, such as for one that was made in memory.
+        source: Where its collection comes from; None for a collection that was made in memory.
 
     Raises:
         UserError: The folder does not hold a student, or is not writable.
@@ -138,14 +138,13 @@ def _teaching(teacher: Ranker, fingerprint: str) -> Teaching:
 
 
 def _changes(settings: StudentSettings) -> dict[str, Any]:
-    """The settings that differ from their defaults."""
-    defaults = {
-        name: field.get_default(call_default_factory=True)
-        for name, field in StudentSettings.model_fields.items()
-        if name not in _OWN_PLACES
-    }
-    values = {name: getattr(settings, name) for name in defaults}
-    return {name.replace("_", " "): value for name, value in values.items() if value != defaults[name]}
+    """The settings that differ from their defaults, by their names in words."""
+    changes = {}
+    for name, field in StudentSettings.model_fields.items():
+        value = getattr(settings, name)
+        if name not in _SHOWN_ELSEWHERE and value != field.get_default(call_default_factory=True):
+            changes[name.replace("_", " ")] = value
+    return changes
 
 
 def hub_name(name: str) -> str | None:

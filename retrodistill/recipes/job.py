@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,125 +34,35 @@ from retrodistill.quantizers.codes import factory_for, read_form
 from retrodistill.rankers.ensemble import Ensemble
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
-from retrodistill.recipes.settings import ConversationSettings, Recipe
+from retrodistill.recipes.settings import ConversationSettings, Recipe, check_truncations
 from retrodistill.recipes.stage_teachers import StageTeachers
-from retrodistill.recipes.student_settings import StudentSettings, check_truncations
-from retrodistill.recipes.students import kind_of_student
+from retrodistill.recipes.student_settings import StudentSettings
 from retrodistill.training.scoring import check_recorded, stage_texts
 from retrodistill.training.settings import StageSettings, TeacherSettings
 from retrodistill.training.texts import training_queries
 from retrodistill.training.training_data import TrainingData
 
-MADE = "made"
-_MADE_NOTE = (
-    "the conversations were made by chaining {} of the collection's {} queries and dropping the words that were said "
-    "before: their rewrites are perfect, and they are no conversations of people."
-)
-
-
-@dataclass(frozen=True)
-class Questions:
-    """The queries of a job.
-
-    Attributes:
-        collection: With the queries that students are asked.
-        train: Training queries.
-        test: Test queries.
-        rewrites: What teachers are asked in the place of queries, by their ids; None where the same.
-        notes: What a reader of the results should know.
-    """
-
-    collection: Collection
-    train: Texts
-    test: Texts
-    rewrites: Texts | None
-    notes: list[str]
-
-    @property
-    def excluded_queries(self) -> Texts:
-        """Texts that must not be trained on: the test queries, and their rewrites."""
-        if self.rewrites is None:
-            return self.test
-        better = with_rewrites(self.test, self.rewrites)
-        return self.test + Texts.from_pairs((f"rewrite:{id_}", better[id_]) for id_ in better.ids)
-
-
-def questions_of(recipe: Recipe, loaded: Collection, test_of: Callable[[Collection], Texts]) -> Questions:
-    """The recipe's queries: none that trains is a test query, by id, by its text or by its rewrite's.
-
-    Args:
-        recipe: The recipe.
-        loaded: Its collection.
-        test_of: Gives the test queries of a collection.
-
-    Raises:
-        UserError: A split is lacking, or conversations and rewrites do not fit the collection.
-    """
-    collection, rewrites, notes = loaded, None, []
-    if recipe.conversations:
-        found = _conversations(recipe, recipe.conversations, loaded, test_of(loaded))
-        collection, rewrites = found.of(loaded), found.rewrites
-        if recipe.conversations.path == MADE:
-            notes.append(_MADE_NOTE.format(len(found.raw), len(loaded.queries)))
-        else:
-            told = f"{len(found.raw)} queries of {found.conversations} conversations"
-            notes.append(f"{told} in the place of the collection's; their rewrites stand for themselves.")
-    elif recipe.rewrites:
-        rewrites = load_rewrites(recipe.rewrites)
-        notes.append(check_rewrites(rewrites, collection.queries, recipe.rewrites))
-    test = test_of(collection)
-    train, warning = training_queries(collection, recipe.split.train, test)
-    if rewrites is not None:
-        leaked = {
-            leak.train_id for leak in leaks_between(with_rewrites(train, rewrites), with_rewrites(test, rewrites))
-        }
-        if leaked:  # whoever is asked them
-            train = train.select([query for query in train.ids if query not in leaked])
-            notes.append(f"{len(leaked)} training queries have the rewrite of a test query: they are dropped.")
-        if not any(query in rewrites for query in train.ids):
-            raise UserError("no training query has a rewrite: nothing is better about what the teacher is asked.")
-    if recipe.conversations and recipe.conversations.teacher == "raw":
-        rewrites = None
-        notes.append("teachers were asked the conversations as the students are, not the rewrites: a control.")
-    return Questions(collection, train, test, rewrites, [*([warning] if warning else []), *notes])
-
-
-def _conversations(
-    recipe: Recipe, settings: ConversationSettings, collection: Collection, test: Texts
-) -> Conversations:
-    if settings.path != MADE:
-        return load_conversations(settings.path, history=settings.history, responses=settings.responses)
-    train, _ = training_queries(collection, recipe.split.train, test)
-    if not len(train):
-        raise UserError("conversations: made chains training queries, and there are none; give a JSONL of turns.")
-    turns = [turn for queries in (train, test) for turn in make_turns(queries, seed=recipe.seed)]
-    return Conversations.from_turns(turns, history=settings.history, responses=settings.responses)
-
-
-_RERANKED = 100  # candidates per member of an ensemble with a cross-encoder, where test queries are measured
-_HELD_OUT = 300  # queries kept from training where nothing is judged: a fifth of them, at most so many
-_UNJUDGED = (
-    "{} has no relevance judgments, so quality is not measured; agreement and cost are, on {} of its {} queries, "
-    "which are kept from training."
-)
+MADE = "made"  # in the place of a path: conversations made from the collection's queries
+_RERANKED = 100  # candidates per member of an ensemble that a cross-encoder makes too slow for the whole depth
+_HELD_OUT = 300  # of a collection without judgments, a fifth of the queries is held out, but no more than this
 
 
 @dataclass(frozen=True)
 class Job:
-    """A recipe with everything that it names at hand.
+    """A recipe with everything that it names loaded.
 
     Attributes:
         recipe: The recipe.
-        out: Where results go.
-        collection: Documents, queries, judgments.
-        train: Training queries, none of them a test query.
+        out: The folder of the results.
+        collection: The collection, with the queries that students get.
+        train: Training queries. None of them is a test query, by its id, its text or its rewrite.
         test: Test queries.
-        space: Encodes the documents of static students' indexes.
-        teacher: Scores lists.
+        rewrites: What teachers get instead of queries, by the queries' ids; None if they get the same.
         notes: What a reader of the results should know.
-        beside: An ensemble that is measured and does not teach.
-        questions: Where the queries come from, and what the teacher is asked in their place.
-        teachers: Teachers that stages name.
+        space: The document encoder, whose vectors static and dense students search.
+        teacher: Scores lists.
+        ensemble: An ensemble that is measured and does not teach.
+        teachers: The teachers that stages name.
     """
 
     recipe: Recipe
@@ -161,27 +70,21 @@ class Job:
     collection: Collection
     train: Texts
     test: Texts
+    rewrites: Texts | None
+    notes: list[str]
     space: Encoder
     teacher: Ranker
-    notes: list[str]
-    beside: Ranker | None = None
-    questions: Questions | None = None
-    teachers: StageTeachers | None = None
+    ensemble: Ranker | None
+    teachers: StageTeachers
 
     @property
     def teacher_test_queries(self) -> Texts:
-        """The test queries as teachers are asked them: rewrites where there are."""
-        rewrites = self.rewrites
-        return self.test if rewrites is None else with_rewrites(self.test, rewrites)
-
-    @property
-    def rewrites(self) -> Texts | None:
-        """What teachers are asked in the place of queries; None where the same."""
-        return None if self.questions is None else self.questions.rewrites
+        """The test queries as teachers get them."""
+        return self.test if self.rewrites is None else with_rewrites(self.test, self.rewrites)
 
     @cached_property
     def labels(self) -> Qrels:
-        """Judgments of the training queries, of all splits but the one that is measured."""
+        """Judgments of the training queries, from all splits except the test split."""
         train = set(self.train.ids)
         return Qrels.from_rows(
             (row["query_id"], row["document_id"], row["relevance"])
@@ -193,22 +96,22 @@ class Job:
 
     @property
     def split(self) -> str:
-        """The test queries' split; ``unjudged`` where the collection has no judgments at all."""
+        """The split of the test queries; ``unjudged`` if the collection has no judgments."""
         return self.recipe.split.test if self.collection.qrels else "unjudged"
 
     @cached_property
     def grades(self) -> Grades | None:
-        """Judgments of the test queries; None where the collection has none at all."""
+        """Judgments of the test queries; None if the collection has no judgments."""
         return self.collection.relevance(self.split).to_dict() if self.collection.qrels else None
 
     @cached_property
     def space_answers(self) -> bool:
-        """Whether the space's own model can encode the test queries: a file of vectors may lack them."""
+        """Whether the document encoder can encode the test queries; a file of vectors may not contain them."""
         return not (self.space.is_recorded and len(self.space.missing(self.teacher_test_queries.texts, "query")))
 
     @property
     def space_teaches(self) -> bool:
-        """Whether the teacher is the space's own model."""
+        """Whether the document encoder is the teacher."""
         queries = self.teacher.queries if len(self.teacher.members) == 1 else None
         return queries is not None and queries.contract("query") == self.space.contract("query")
 
@@ -219,7 +122,7 @@ class Job:
 
     @property
     def evaluation(self) -> EvaluationConfig:
-        """How systems are measured: by BEIR's measures within the depth and the recipe's own."""
+        """How systems are measured: by BEIR's measures up to the recipe's depth, and by the recipe's own."""
         settings = self.recipe.evaluation
         measures = list(dict.fromkeys([*measures_within(settings.depth), *settings.measures]))
         place = self.recipe.collection if settings.memory else None
@@ -228,7 +131,11 @@ class Job:
 
     @property
     def training_data(self) -> TrainingData:
-        """What the stages of a student that searches the space draw on."""
+        """What the stages of students read. Neither test queries nor their rewrites are trained on."""
+        excluded = self.test
+        if self.rewrites is not None:
+            rewritten = self.teacher_test_queries
+            excluded = excluded + Texts.from_pairs((f"rewrite:{id_}", rewritten[id_]) for id_ in rewritten.ids)
         return TrainingData(
             self.collection,
             self.train,
@@ -236,71 +143,107 @@ class Job:
             self.space,
             self.out,
             self.recipe.seed,
-            excluded_queries=self.test if self.questions is None else self.questions.excluded_queries,
+            excluded_queries=excluded,
             rewrites=self.rewrites,
-            labels=self.labels if _reads_labels(self.recipe) else None,
-            labeler=self.beside,
+            labels=self.labels if any(stage.needs_labels for stage in _stages(self.recipe)) else None,
+            labeler=self.ensemble,
         )
 
 
 def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
-    """Load and check all that a recipe names; nothing is written.
+    """Load and check everything that a recipe names; nothing is written.
 
     Raises:
         UserError: Something is missing or does not fit.
     """
-    questions = questions_of(
-        recipe, load_collection(recipe.collection), lambda collection: _test_queries(collection, recipe.split.test)
-    )
-    collection, train, test = questions.collection, questions.train, questions.test
-    notes = [*collection.warnings, *questions.notes]
-    if not collection.qrels:
-        notes = [*collection.warnings, _UNJUDGED.format(collection.name, len(test), len(collection.queries))]
+    collection, train, test, rewrites, notes = _queries(recipe)
     with quiet_libraries():
         space = load_encoder(recipe.document_encoder, DENSE).bind(collection)
         teacher = _teacher(recipe, recipe.teacher, space)
-        beside = _teacher(recipe, recipe.ensemble, space) if recipe.ensemble else None
-        members = teacher.members
-        known = {one.model: member for one, member in zip(recipe.teacher, members, strict=False)}
-        teachers = StageTeachers(recipe.teacher, recipe.fusion, space, recipe.document_encoder, recipe.students, known)
+        ensemble = _teacher(recipe, recipe.ensemble, space) if recipe.ensemble else None
+        loaded = {named.model: member for named, member in zip(recipe.teacher, teacher.members, strict=False)}
+        teachers = StageTeachers(recipe, space, loaded)
         for stage in _stages(recipe):
             teachers.load(stage)
-    job = Job(recipe, Path(out), collection, train, test, space, teacher, notes, beside, questions, teachers)
+    job = Job(recipe, Path(out), collection, train, test, rewrites, notes, space, teacher, ensemble, teachers)
     _check(job)
-    _check_vectors(job)
     return job
 
 
+def learned_factory(recipe: Recipe, space: Encoder) -> str:
+    """The factory that index.learn starts from: the recipe's, or OPQ with its bytes per document, 16 by default."""
+    is_written = recipe.index.factory not in ("Flat", "auto")
+    return recipe.index.factory if is_written else factory_for(recipe.index.bytes or 16, space.dimension)
+
+
+def _queries(recipe: Recipe) -> tuple[Collection, Texts, Texts, Texts | None, list[str]]:
+    """Collection, training queries, test queries, rewrites and notes of a job."""
+    loaded = collection = load_collection(recipe.collection)
+    rewrites, notes, split = None, [], recipe.split
+    if recipe.conversations:
+        conversations = _conversations(recipe, recipe.conversations, loaded)
+        collection, rewrites = conversations.of(loaded), conversations.rewrites
+        count = len(conversations.raw)
+        if recipe.conversations.path == MADE:
+            notes.append(
+                f"the conversations are artificial: {count} of the collection's {len(loaded.queries)} queries were "
+                "chained, and words of earlier turns were dropped, so their rewrites are perfect."
+            )
+        else:
+            total = conversations.conversations
+            notes.append(f"{count} queries of {total} conversations replace the collection's queries.")
+    elif recipe.rewrites:
+        rewrites = load_rewrites(recipe.rewrites)
+        notes.append(check_rewrites(rewrites, collection.queries, recipe.rewrites))
+    test = _test_queries(collection, split.test)
+    train, warning = training_queries(collection, split.train, test)
+    if warning:
+        notes.insert(0, warning)
+    if rewrites is not None:
+        # Test queries must not be trained on through their rewrites, no matter who gets these.
+        leaks = leaks_between(with_rewrites(train, rewrites), with_rewrites(test, rewrites))
+        leaked = {leak.train_id for leak in leaks}
+        if leaked:
+            train = train.select([query for query in train.ids if query not in leaked])
+            notes.append(f"{len(leaked)} training queries have the rewrite of a test query and were dropped.")
+        if not any(query in rewrites for query in train.ids):
+            raise UserError("no training query has a rewrite; give rewrites of training queries, or remove rewrites.")
+    if recipe.conversations and recipe.conversations.teacher == "raw":
+        rewrites = None
+        notes.append("as a control, teachers got the conversations as the students do, not the rewrites.")
+    if not collection.qrels:
+        notes = [
+            f"{collection.name} has no relevance judgments, so quality is not measured; agreement and cost are "
+            f"measured on {len(test)} of its {len(collection.queries)} queries, which were held out from training."
+        ]
+    return collection, train, test, rewrites, [*collection.warnings, *notes]
+
+
+def _conversations(recipe: Recipe, settings: ConversationSettings, collection: Collection) -> Conversations:
+    test = _test_queries(collection, recipe.split.test)
+    if settings.path != MADE:
+        return load_conversations(settings.path, history=settings.history, responses=settings.responses)
+    train, _ = training_queries(collection, recipe.split.train, test)
+    if not len(train):
+        raise UserError("conversations: made chains training queries, and there are none; give a JSONL of turns.")
+    turns = [turn for queries in (train, test) for turn in make_turns(queries, seed=recipe.seed)]
+    return Conversations.from_turns(turns, history=settings.history, responses=settings.responses)
+
+
 def _test_queries(collection: Collection, split: str) -> Texts:
-    """The split's queries; of a collection without any judgment, some of its queries, evenly drawn.
-
-    Raises:
-        UserError: The split has no judgments, or there is no query at all.
-    """
+    """The queries of a split; without judgments in the collection, a sample of all queries."""
     if collection.qrels:
-        asked = collection.split(split)
-        collection.relevance(split)
-        return asked
-    asked = collection.split("all")
-    return asked.select(spread_out(asked.ids, min(_HELD_OUT, max(1, len(asked) // 5))))
-
-
-def _check_vectors(job: Job) -> None:
-    """Where the space is a file, what its students learn from must be in it."""
-    if job.space.is_recorded:
-        for student in job.recipe.students.values():
-            for stage in student.stages:
-                if stage.aligns or stage.batches == "topics":
-                    job.space.require(
-                        job.training_data.teacher_queries(stage_texts(stage, job.training_data).texts), "query"
-                    )
-        if not job.space_answers:
-            job.notes.append(f"{job.space.name} has no vectors for the test queries; the teacher is not in the table.")
+        queries = collection.split(split)
+        collection.relevance(split)  # raises if the split has no judgments
+        return queries
+    queries = collection.split("all")
+    return queries.select(spread_out(queries.ids, min(_HELD_OUT, max(1, len(queries) // 5))))
 
 
 def _teacher(recipe: Recipe, named: list[TeacherSettings], space: Encoder) -> Ranker:
     members = [
-        load_ranker(space if one.model == recipe.document_encoder else one.model, needs="score") for one in named
+        load_ranker(space if teacher.model == recipe.document_encoder else teacher.model, needs="score")
+        for teacher in named
     ]
     if not members:
         return load_ranker(space)
@@ -308,14 +251,37 @@ def _teacher(recipe: Recipe, named: list[TeacherSettings], space: Encoder) -> Ra
         return members[0]
     slow = not all(member.is_cheap for member in members)
     depth = _RERANKED if slow else recipe.evaluation.depth
-    return Ensemble(members, [one.weight for one in named], recipe.fusion, depth=depth)
+    return Ensemble(members, [teacher.weight for teacher in named], recipe.fusion, depth=depth)
+
+
+def _stages(recipe: Recipe) -> list[StageSettings]:
+    stages = [stage for student in recipe.students.values() for stage in student.stages]
+    return stages if recipe.index.encoder is None else [*stages, recipe.index.encoder]
+
+
+def _check(job: Job) -> None:
+    """Checks of everything that would otherwise fail after long work."""
+    _check_index(job.recipe, job.collection, job.space)
+    for student in job.recipe.students.values():
+        _check_control(student)
+    for stage in _stages(job.recipe):
+        if stage.needs_labels:
+            job.training_data.qrels()
+        if job.teachers.needs_students(stage):
+            continue
+        teacher = job.teachers.data_of(stage, job.training_data).teacher
+        check_recorded(teacher, job.collection, job.train, [stage])
+        if stage.needs_lists and stage.candidates.depth == "all":
+            teacher.require_corpus_scores()
+    if job.space.is_recorded:
+        _check_vectors(job)
 
 
 def _check_control(student: StudentSettings) -> None:
     listed = [stage for stage in student.stages if stage.needs_lists and stage.positives == "source_document"]
-    if student.control == "contrastive" and any(not (one.texts.titles or one.texts.sentences) for one in listed):
+    if student.control == "contrastive" and any(not (stage.texts.titles or stage.texts.sentences) for stage in listed):
         raise UserError(
-            "control: contrastive learns from pseudo-queries and their own documents; set texts.titles or "
+            "control: contrastive learns from pseudo-queries and their source documents; set texts.titles or "
             "texts.sentences, or control: untrained."
         )
 
@@ -326,11 +292,13 @@ def _check_index(recipe: Recipe, collection: Collection, space: Encoder) -> None
         form = read_form(learned_factory(recipe, space), space.dimension)
         if documents < form.vectors_to_train:
             raise UserError(
-                f"learning a quantizer takes at least {form.vectors_to_train} documents, there are {documents}; set "
-                "index.factory to one with 4-bit codes, e.g. 'OPQ16,PQ16x4', or leave index.learn out."
+                f"learning a quantizer needs at least {form.vectors_to_train} documents, and there are {documents}; "
+                "set index.factory to one with 4-bit codes, e.g. 'OPQ16,PQ16x4', or remove index.learn."
             )
         return
-    _check_options(recipe)
+    # Each option has to fit the index of at least one student. Re-rankers have none.
+    kinds = {student.kind.index for student in recipe.students.values()} - {None}
+    index.check([get_kind(str(name)) for name in sorted(kinds or {"faiss"}, key=str)])
     check_truncations(recipe, space.dimension)
     faiss = cast("FaissSettings", index.of(get_kind("faiss")))
     for cut in (index.truncate, *recipe.evaluation.truncations):
@@ -339,38 +307,11 @@ def _check_index(recipe: Recipe, collection: Collection, space: Encoder) -> None
         empty_index(factory, width, documents, parameters)
 
 
-def _check_options(recipe: Recipe) -> None:
-    """Each option has to fit the index of at least one student; without students all go to FAISS."""
-    kinds = {kind_of_student(student).index for student in recipe.students.values()} - {None}
-    recipe.index.check([get_kind(str(name)) for name in sorted(kinds or {"faiss"}, key=str)])
-
-
-def learned_factory(recipe: Recipe, space: Encoder) -> str:
-    """The factory that learning starts from: as written, or OPQ of the bytes wanted (16 by default)."""
-    written = recipe.index.factory not in ("Flat", "auto")
-    return recipe.index.factory if written else factory_for(recipe.index.bytes or 16, space.dimension)
-
-
-def _check(job: Job) -> None:
-    """What would otherwise fail after long work."""
-    _check_index(job.recipe, job.collection, job.space)
-    for student in job.recipe.students.values():
-        _check_control(student)
-    for stage in _stages(job.recipe):
-        if stage.needs_labels:
-            job.training_data.qrels()
-        if job.teachers is None or job.teachers.needs_students(stage):
-            continue
-        teacher = job.teachers.data_of(stage, job.training_data).teacher
-        check_recorded(teacher, job.collection, job.train, [stage])
-        if stage.needs_lists and stage.candidates.depth == "all":
-            teacher.require_corpus_scores()
-
-
-def _stages(recipe: Recipe) -> list[StageSettings]:
-    stages = [stage for student in recipe.students.values() for stage in student.stages]
-    return stages if recipe.index.encoder is None else [*stages, recipe.index.encoder]
-
-
-def _reads_labels(recipe: Recipe) -> bool:
-    return any(stage.needs_labels for stage in _stages(recipe))
+def _check_vectors(job: Job) -> None:
+    """Check that a file of vectors contains what its students learn from."""
+    for stage in (stage for student in job.recipe.students.values() for stage in student.stages):
+        if stage.aligns or stage.batches == "topics":
+            texts = stage_texts(stage, job.training_data).texts
+            job.space.require(job.training_data.teacher_queries(texts), "query")
+    if not job.space_answers:
+        job.notes.append(f"{job.space.name} has no vectors for the test queries; the teacher is not in the table.")

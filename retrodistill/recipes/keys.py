@@ -1,4 +1,4 @@
-"""Every key of a recipe with its values, default and meaning, read off the settings classes and their JSON schema."""
+"""Every key of a recipe with its values, default and meaning, from the settings classes and their JSON schema."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from retrodistill.core.settings import Settings
 from retrodistill.recipes.loading import settings_within
 from retrodistill.recipes.settings import Recipe
 
-NAME, PLACE = "NAME", "N"  # in a path: of a student, and in a list, from 0
-_BETWEEN = {list: (PLACE,), dict: (NAME,)}  # what a path has between a key and the keys inside
+NAME, NUMBER = "NAME", "N"  # in a path: a student's name, and an item of a list, from 0
+_BETWEEN = {list: (NUMBER,), dict: (NAME,)}  # what a path has between a key and the keys inside
 _WORDS = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
@@ -25,11 +25,11 @@ class Key:
     """One key of a recipe.
 
     Attributes:
-        path: From the recipe's top; ``NAME`` is a student's name, ``N`` a place in a list, from 0.
-        values: Its type, with bounds, in words.
-        options: Every value of a closed choice, else nothing.
+        path: From the recipe's top; ``NAME`` is a student's name, ``N`` an item of a list, from 0.
+        values: Its type and bounds, in words.
+        options: All values of a closed choice; otherwise empty.
         needed: Whether it has no default.
-        default: As JSON has it; None if it is null, needed, or settings with keys of their own.
+        default: The JSON value; None if it is null, needed, or settings with their own keys.
         meaning: The docstring of the field.
     """
 
@@ -42,14 +42,7 @@ class Key:
 
 
 class Section(NamedTuple):
-    """The keys of one settings class at one place.
-
-    Attributes:
-        path: Of the section; empty at the top.
-        settings: The class.
-        about: The first paragraph of its docstring.
-        keys: In their order.
-    """
+    """The keys of one settings class at one place of a recipe; `about` is the first paragraph of its docstring."""
 
     path: Path
     settings: type[Settings]
@@ -58,24 +51,24 @@ class Section(NamedTuple):
 
 
 def recipe_schema() -> dict[str, Any]:
-    """The JSON schema of recipes, by which editors complete and check them; short forms are allowed."""
+    """The JSON schema of recipes, short forms included, with which editors complete and check them."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
 
 
 def recipe_keys(prefix: str = "") -> list[Section]:
-    """The keys at and below a prefix, sections in the order in which the settings name them.
+    """The keys at and below a prefix, in the order of the settings.
 
     Args:
-        prefix: A key's path, with or without names of students and places in lists: ``students.stages``,
-            ``students.mine.stages.0.training``. Empty for all.
+        prefix: A key's path, with or without names of students and numbers of list items: ``students.stages``,
+            ``students.mine.stages.0.training``. Empty for all keys.
 
     Raises:
-        UserError: There is no such key; the nearest is named.
+        UserError: No such key; the nearest is named.
     """
-    wanted = _full_path(prefix)
+    start = _full_path(prefix)
     sections = []
     for section in _sections(Recipe, ()):
-        keys = [key for key in section.keys if key.path[: len(wanted)] == wanted]
+        keys = [key for key in section.keys if key.path[: len(start)] == start]
         if keys:
             sections.append(section._replace(keys=keys))
     return sections
@@ -93,7 +86,7 @@ def _sections(settings: type[Settings], path: Path) -> Iterator[Section]:
 
 @cache
 def _definitions() -> dict[str, Any]:
-    """The JSON schema of each settings class, by its name, with every short form written out."""
+    """The JSON schema of each settings class by its name, without short forms."""
     schema = Recipe.model_json_schema(mode="serialization")
     return {**schema["$defs"], Recipe.__name__: schema}
 
@@ -103,9 +96,9 @@ def _key(settings: type[Settings], name: str, path: Path, schema: dict[str, Any]
     default = None if field.is_required() else field.get_default(call_default_factory=True)
     plain = None if isinstance(default, Settings) else list(default) if isinstance(default, tuple) else default
     branches = [each for each in schema.get("anyOf", [schema]) if each.get("type") != "null"]
-    options = tuple(map(str, branches[0].get("enum", ()))) if len(branches) == 1 else ()
-    if len(branches) == 1 and "const" in branches[0]:
-        options = (branches[0]["const"],)
+    options: tuple[str, ...] = ()
+    if len(branches) == 1:
+        options = (branches[0]["const"],) if "const" in branches[0] else tuple(map(str, branches[0].get("enum", ())))
     return Key(path, _values(schema), options, field.is_required(), plain, " ".join(str(field.description).split()))
 
 
@@ -121,7 +114,7 @@ def _values(schema: dict[str, Any]) -> str:
         least = f" (at least {schema['minItems']})" if "minItems" in schema else ""
         return f"list of {_plural(schema['items'])}{least}"
     if "additionalProperties" in schema and "properties" not in schema:
-        by = "integer" if "propertyNames" in schema else "name"  # names of JSON are text, so a pattern says integer
+        by = "integer" if "propertyNames" in schema else "name"  # JSON keys are text; for integers there is a pattern
         return f"{_plural(schema['additionalProperties'])} by {by}"
     bounds = [f"{sign} {schema[bound]:g}" for bound, sign in _BOUNDS.items() if bound in schema]
     return f"{_WORDS.get(schema.get('type', ''), 'settings')} {' and '.join(bounds)}".strip()
@@ -133,23 +126,23 @@ def _plural(schema: dict[str, Any]) -> str:
 
 
 def _inside(annotation: Any) -> tuple[type[Settings] | None, Path]:
-    """The settings class inside a type, and what a path has in between: a name, a place in a list, or nothing."""
+    """The settings class in a type, and what a path has between its key and the keys inside."""
     return settings_within(annotation), _BETWEEN.get(get_origin(annotation), ())
 
 
 def _full_path(prefix: str) -> Path:
-    """The path that a prefix means, with `NAME` and `PLACE` where it has names and numbers or leaves them out."""
+    """The path of a prefix, with `NAME` and `NUMBER` for names and numbers, which it may omit."""
     path: Path = ()
-    between: Path = ()  # what may come between the last key and the next
+    between: Path = ()
     settings: type[Settings] | None = Recipe
     for part in (part for part in prefix.split(".") if part):
         if settings is not None and part in settings.model_fields:
             path = (*path, *between, part)
             settings, between = _inside(settings.model_fields[part].annotation)
-        elif between and (between[0] == NAME or part == PLACE or part.isdigit()):
+        elif between and (between[0] == NAME or part == NUMBER or part.isdigit()):
             path, between = (*path, between[0]), between[1:]
         elif settings is None:
-            raise UserError(f"there is no key below {'.'.join(path)}; ask for that one.")
+            raise UserError(f"{'.'.join(path)} has no keys below it; ask for that key.")
         else:
             raise unknown(f"key below {'.'.join(path)}" if path else "key", part, settings.model_fields)
     return path

@@ -1,4 +1,4 @@
-"""What a job's results say: rows with what was kept and agreement, tested differences, queries won and lost."""
+"""The results of a job: rows with agreement and retention, tested differences, queries won and lost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from retrodistill.evaluation.results import Results, System
 from retrodistill.evaluation.systems import Measured
 from retrodistill.recipes.job import Job
 from retrodistill.recipes.students import Distilled
-from retrodistill.recipes.systems import space_row, target_name
+from retrodistill.recipes.systems import space_row, teacher_row
 from retrodistill.report.headline import best_student
 from retrodistill.runs.run import Run
 
@@ -29,19 +29,19 @@ def job_results(
     seconds: Mapping[str, float],
     command: str,
 ) -> Results:
-    """Everything that results.json and the page say of a job.
+    """The content of results.json and of the report.
 
     Args:
-        job: The recipe with what it names.
+        job: The job.
         measured: Every system, in the order of the table.
-        students: What was distilled.
-        curves: Of training, by student.
-        seconds: Of each stage.
-        command: Command that gives these numbers again.
+        students: The trained students.
+        curves: Training curves by student.
+        seconds: Time of each stage.
+        command: The command that reproduces these numbers.
     """
-    recipe, target = job.recipe, target_name(job)
-    yardstick = space_row(job) if recipe.index.learn else target
-    rows = _rows(job, measured, target, yardstick)
+    recipe, teacher = job.recipe, teacher_row(job)
+    reference = space_row(job) if recipe.index.learn else teacher
+    rows = _rows(job, measured, teacher, reference)
     return Results(
         collection=job.collection.name,
         split=job.split,
@@ -53,77 +53,82 @@ def job_results(
         versions=library_versions(),
         seconds={name: round(value, 2) for name, value in seconds.items()},
         seed=recipe.seed,
-        taught_by=target,
-        kept_of=None if yardstick == target else yardstick,
+        taught_by=teacher,
+        kept_of=None if reference == teacher else reference,
         comparisons=_comparisons(measured, recipe.seed),
         curves=curves,
-        **_shown(job, measured, rows, yardstick),
-        notes=_notes(job, students, target),
-        provenance=_provenance(job, students),
+        **_shown(job, measured, rows, reference),
+        notes=_notes(job, students, teacher),
+        provenance={
+            "collection": job.collection.fingerprint,
+            "documents": str(len(job.collection.documents)),
+            "training queries": str(len(job.train)),
+            "space": f"{job.space.name} {job.space.document_space}",
+            "teacher": f"{job.teacher.name} {job.teacher.fingerprint(job.collection)}",
+            **{f"student {student.name}": student.encoder.fingerprint("query") for student in students},
+        },
     )
 
 
-def _rows(job: Job, measured: Mapping[str, Measured], target: str | None, yardstick: str | None) -> list[System]:
-    """The rows, each with its agreement with the teacher, and the share of the yardstick's nDCG@10 that it keeps."""
-    agreed = _agreements(job, measured, target)
-    ceiling = None if yardstick is None else measured[yardstick].row.ndcg10
+def _rows(job: Job, measured: Mapping[str, Measured], teacher: str | None, reference: str | None) -> list[System]:
+    """The rows with agreement with the teacher, and with the share of the reference's nDCG@10 that they retain."""
+    agreed = _agreements(job, measured, teacher)
+    full = None if reference is None else measured[reference].row.ndcg10
     rows = []
-    for name, one in measured.items():
-        kept = ceiling and name != yardstick and one.row.role != "teacher"
-        retention = (one.row.ndcg10 or 0.0) / ceiling if ceiling and kept else None
-        rows.append(one.with_row(agreement=agreed.get(name), retention=retention).row)
+    for name, system in measured.items():
+        retention = None
+        if full and name != reference and system.row.role != "teacher":
+            retention = (system.row.ndcg10 or 0.0) / full
+        rows.append(system.with_row(agreement=agreed.get(name), retention=retention).row)
     return rows
 
 
-def _agreements(job: Job, measured: Mapping[str, Measured], target: str | None) -> dict[str, Any]:
-    """Agreement of every other system with the teacher, where it ranks the test queries at no great cost.
-
-    The candidates of all systems are scored again only by teachers whose scores cost next to nothing.
-    """
-    own = None if target is None else measured[target].load_run()
-    known = set() if job.teacher.run is None else set(job.teacher.run.query_ids)
-    if own is None and known.isdisjoint(job.teacher_test_queries.ids):
+def _agreements(job: Job, measured: Mapping[str, Measured], teacher: str | None) -> dict[str, Any]:
+    """Agreement of every other system with the teacher, if that has a ranking of test queries."""
+    run = None if teacher is None else measured[teacher].load_run()
+    recorded = set() if job.teacher.run is None else set(job.teacher.run.query_ids)
+    if run is None and recorded.isdisjoint(job.teacher_test_queries.ids):
         return {}
     log(f"agreement with {job.teacher.name}")
-    runs = {name: one.load_run() for name, one in measured.items() if name != target}
+    runs = {name: system.load_run() for name, system in measured.items() if name != teacher}
+    # Only cheap teachers score the candidates of all systems again.
     return agreements(
         job.teacher,
         runs,
         job.collection,
         job.teacher_test_queries,
         job.grades,
-        teacher_run=own,
+        teacher_run=run,
         rescore=job.teacher.is_cheap,
     )
 
 
 def _comparisons(measured: Mapping[str, Measured], seed: int) -> list[dict[str, Any]]:
-    """Each student against every system that is not a student, on the same queries; none without judgments."""
-    judged = {name: one for name, one in measured.items() if one.per_query is not None}
-    values = {name: one.per_query[MEASURE].to_numpy() for name, one in judged.items()}  # type: ignore[index]
-    students = [name for name, one in judged.items() if one.row.role == "student"]
+    """Each student against every other kind of system, on the same queries; empty without judgments."""
+    judged = {name: system for name, system in measured.items() if system.per_query is not None}
+    values = {name: system.per_query[MEASURE].to_numpy() for name, system in judged.items()}  # type: ignore[index]
+    students = [name for name, system in judged.items() if system.row.role == "student"]
     pairs = [(student, other) for student in students for other in judged if other not in students]
     return paired_tests(pairs, values, MEASURE, seed)
 
 
-def _shown(job: Job, measured: Mapping[str, Measured], rows: Sequence[System], yardstick: str | None) -> dict[str, Any]:
-    """Rankings of the best student next to those of what it is compared with: the teacher, else BM25."""
+def _shown(job: Job, measured: Mapping[str, Measured], rows: Sequence[System], reference: str | None) -> dict[str, Any]:
+    """Rankings of the best student next to those of the reference, or of BM25."""
     student = best_student(rows)
     if student is None:
         return {}
-    reference = next(name for name in (yardstick or "", space_row(job), "bm25") if name in measured)
-    return shown_queries(job.task, measured[reference], measured[student.name], job.recipe.evaluation.examples)
+    other = next(name for name in (reference or "", space_row(job), "bm25") if name in measured)
+    return shown_queries(job.task, measured[other], measured[student.name], job.recipe.evaluation.examples)
 
 
-def _notes(job: Job, students: Sequence[Distilled], target: str | None) -> list[str]:
+def _notes(job: Job, students: Sequence[Distilled], teacher: str | None) -> list[str]:
     notes = [*job.notes, *(note for student in students for note in student.notes)]
     if job.teacher.run is not None:
         notes.append(_coverage(job, job.teacher.run))
-    elif target is None:
+    elif teacher is None:
         notes.append(
-            f"{job.teacher.name} taught the student; it cannot search on its own and is not in the table. Agreement "
-            "with it takes its scores of all candidates: retrodistill evaluate run:OUT/runs/NAME.run --teacher ... "
-            "measures it."
+            f"{job.teacher.name} taught the student but cannot search, so it is not in the table. Measuring agreement "
+            "with it requires scoring all candidates: retrodistill evaluate run:OUT/runs/NAME.run --teacher ..."
         )
     return notes
 
@@ -136,14 +141,3 @@ def _coverage(job: Job, recorded: Run) -> str:
         f"and for {test} of {len(job.test)} test queries, on which agreement with it is measured; it is not in the "
         "table."
     )
-
-
-def _provenance(job: Job, students: Sequence[Distilled]) -> dict[str, Any]:
-    return {
-        "collection": job.collection.fingerprint,
-        "documents": str(len(job.collection.documents)),
-        "training queries": str(len(job.train)),
-        "space": f"{job.space.name} {job.space.document_space}",
-        "teacher": f"{job.teacher.name} {job.teacher.fingerprint(job.collection)}",
-        **{f"student {student.name}": student.encoder.fingerprint("query") for student in students},
-    }

@@ -1,11 +1,9 @@
-"""Run a recipe from collection to report; what is done already is not done again."""
+"""Run a recipe from collection to report; finished work is not repeated."""
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from retrodistill.core.files import atomic_file, exclusive, make_folder, write_json
 from retrodistill.core.manifest import Manifest
@@ -20,20 +18,18 @@ from retrodistill.recipes.loading import load_recipe, recipe_yaml
 from retrodistill.recipes.quantized import quantized
 from retrodistill.recipes.reporting import job_results
 from retrodistill.recipes.settings import Recipe
-from retrodistill.recipes.students import remove_work, train_students
+from retrodistill.recipes.students import remove_work, timed, train_students
 from retrodistill.recipes.systems import (
     baselines,
-    entries,
     rewritten_student,
     student_system,
+    students_to_train,
     truncated_teachers,
     variants_of,
     vectors_note,
 )
 from retrodistill.report import write_page
 from retrodistill.runs.formats import save_run
-
-Seconds = dict[str, float]
 
 
 def run_recipe(
@@ -43,71 +39,63 @@ def run_recipe(
     *,
     command: str = "",
 ) -> Results | None:
-    """Execute a recipe, or take it up again where it stopped.
+    """Run a recipe, or resume it where it stopped.
 
     Args:
         recipe: A YAML file, the name of a packaged recipe, or a `Recipe`.
         out: Folder for ``recipe.yaml``, students, indexes, runs, ``per-query.parquet``, ``results.json`` and
             ``report.html``.
         overrides: ``key.path=value`` each.
-        command: What to print as the command that gives these numbers again.
+        command: The command that reproduces these numbers, for the report.
 
     Returns:
-        What results.json holds; None in the other processes of torchrun, which only train.
+        The content of results.json; None in the other processes of torchrun, which only train.
 
     Raises:
         UserError: The recipe or what it names does not fit; nothing is half-written.
     """
     settings = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
-    seconds: Seconds = {}
+    seconds: dict[str, float] = {}
     with encode_with(settings.encoding):
-        with _timed(seconds, "load"), main_first():
+        with timed(seconds, "load"), main_first():
             job = open_job(settings, out)
         make_folder(job.out)
         with exclusive(job.out / ".lock"):
             return _run(job, seconds, command)
 
 
-def _run(job: Job, seconds: Seconds, command: str) -> Results | None:
+def _run(job: Job, seconds: dict[str, float], command: str) -> Results | None:
     settings = job.recipe
     if is_main():
         with atomic_file(job.out / "recipe.yaml") as temporary:
             temporary.write_text(recipe_yaml(settings), encoding="utf-8")
-    students = {name: student for name, student, _ in entries(settings)}
+    students = {name: student for name, student, _ in students_to_train(settings)}
     folders = {name: job.out / "students" / name for name in students}
     trained = train_students(students, job.training_data, folders, job.teachers, seconds)
-    distilled = [(trained[name], role) for name, _, role in entries(settings)]
     if not is_main():
         return None
     systems = baselines(job) + truncated_teachers(job)
-    for variant in variants_of(job, distilled):
-        with _timed(seconds, f"index {variant.student.name}"):
+    for variant in variants_of(job, [(trained[name], role) for name, _, role in students_to_train(settings)]):
+        with timed(seconds, f"index {variant.student.name}"):
             systems.append(student_system(job, variant))
     if note := vectors_note(systems):
         job.notes.append(note)
-    if (rewritten := rewritten_student(job, systems)) is not None:
+    if rewritten := rewritten_student(job, systems):
         systems.append(rewritten)
-    curves = {student.name: student.curves for student, _ in distilled if student.curves["losses"]}
-    seconds.update({f"train {student.name}": student.seconds for student, _ in distilled if student.name in curves})
+    curves = {name: student.curves for name, student in trained.items() if student.curves["losses"]}
+    seconds.update({f"train {name}": trained[name].seconds for name in curves})
     if settings.index.learn:
         compressed, curves = quantized(job, seconds)
         systems += compressed
-    with _timed(seconds, "evaluate"):
+    with timed(seconds, "evaluate"):
         measured = evaluate_systems(systems, job.task, job.evaluation)
-    for name, one in measured.items():
-        save_run(one.load_run(), job.out / "runs" / name)
+    for name, system in measured.items():
+        save_run(system.load_run(), job.out / "runs" / name)
     write_per_query(list(measured.values()), job.out)
     results = job_results(job, measured, list(trained.values()), curves, seconds, command)
     write_json(job.out / "results.json", results.to_json())
     write_page(results, job.out / "report.html")
     Manifest("job", {"collection": job.collection.fingerprint}, settings.model_dump(mode="json")).write(job.out)
-    write_cards(job, list(trained.values()), results)
+    write_cards(job, trained.values(), results)
     remove_work(job.training_data)
     return results
-
-
-@contextmanager
-def _timed(seconds: Seconds, stage: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[stage] = time.perf_counter() - start

@@ -1,9 +1,9 @@
-"""Teachers that stages name (models, soft labels, students of the recipe), and manifests of what they make."""
+"""The teachers of stages, and the manifests of the students that they teach."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,61 +13,55 @@ from retrodistill.encoders.encoder import Encoder
 from retrodistill.rankers.ensemble import Ensemble, soft_labels
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
+from retrodistill.recipes.settings import Recipe
 from retrodistill.recipes.student_settings import StudentSettings, without_clusters
 from retrodistill.students.registry import kind_of
 from retrodistill.training.settings import CURRENT_STUDENT, StageSettings, TeacherSettings, is_student, parse_student
 from retrodistill.training.training_data import TrainingData
 
-StudentAfter = Callable[[str, int], Any]  # gives a student of the recipe after so many of its stages
+StudentAfter = Callable[[str, int], Any]  # loads a student of the recipe as it is after so many of its stages
 
 
 @dataclass(frozen=True)
 class StageTeachers:
-    """Teachers of the stages of a recipe; each model is loaded once. Nothing here trains a student.
+    """The teachers that stages of a recipe name; each model is loaded once. Nothing here trains a student.
 
     Attributes:
-        members: The recipe's teacher, for stages that only map its scores to labels; empty where the document encoder
-            teaches.
-        fusion: How several are fused.
-        space: The document encoder, under `space_name`.
-        space_name: Its name in the recipe.
-        students: The recipe's students, who may teach each other.
-        loaded: Models by name, those of the recipe's teacher among them.
+        recipe: The recipe; its students may teach each other.
+        space: The document encoder.
+        loaded: Loaded models by name, including those of the recipe's teacher.
     """
 
-    members: list[TeacherSettings]
-    fusion: str
+    recipe: Recipe
     space: Encoder
-    space_name: str
-    students: Mapping[str, StudentSettings]
     loaded: dict[str, Ranker] = field(default_factory=dict, repr=False, compare=False)
 
     def load(self, stage: StageSettings) -> None:
-        """Load the stage's models, so that a wrong name fails before work starts.
+        """Load the models that a stage names, so that a wrong name fails before work starts.
 
         Raises:
-            UserError: A model that is not to be found.
+            UserError: A model cannot be found.
         """
         for member in self._named(stage) if stage.has_own_teacher else []:
             if not is_student(member.model):
                 self._model(member.model)
 
     def needs_students(self, stage: StageSettings) -> bool:
-        """Whether a student teaches the stage, which is known once that one is trained."""
+        """Whether a student teaches the stage: that teacher exists only once it has been trained."""
         return any(is_student(member.model) for member in stage.teacher)
 
     def data_of(
         self, stage: StageSettings, data: TrainingData, student_after: StudentAfter | None = None
     ) -> TrainingData:
-        """The data of a stage: with the teacher that it names in the place of the job's.
+        """The job's data with the teacher that the stage names.
 
         Args:
-            stage: Names its teacher, or wants labels of the recipe's.
-            data: Of the job.
-            student_after: Gives the students that teach; unused where none does.
+            stage: Names its teacher, or asks for labels from the recipe's teacher.
+            data: The job's data.
+            student_after: Loads the students that teach; only needed if there are any.
 
         Raises:
-            UserError: A student teaches, and nothing gives it.
+            UserError: A student teaches and `student_after` is not given.
         """
         if not stage.has_own_teacher:
             return data
@@ -77,57 +71,59 @@ class StageTeachers:
         if stage.labels != "scores":
             teacher: Ranker = soft_labels(members, stage.labels, weights)
         else:
-            teacher = members[0] if len(members) == 1 else Ensemble(members, weights, self.fusion)
+            teacher = members[0] if len(members) == 1 else Ensemble(members, weights, self.recipe.fusion)
         return replace(data, teacher=teacher, labeler=data.teacher if stage.teacher else data.labeler)
 
     def fingerprint(self, stage: StageSettings, data: TrainingData) -> str:
-        """Digests of the members: of a student, of what it will be made from."""
+        """Digest of a stage's teacher; of a student, what it is trained from, so it may not exist yet."""
         parts = []
         for member in self._named(stage):
             if is_student(member.model):
-                name, behind = self._state(member.model)
-                parts.append(manifest_after_stage(self.students[name], data, behind, self).fingerprint)
+                name, done = self._state(member.model)
+                parts.append(manifest_after_stage(self.recipe.students[name], data, done, self).fingerprint)
             else:
                 parts.append(self._model(member.model).fingerprint(data.collection))
         return "+".join(parts)
 
     def _named(self, stage: StageSettings) -> list[TeacherSettings]:
-        return stage.teacher or self.members or [TeacherSettings(model=self.space_name)]
+        """The stage's teacher, or the recipe's for stages that only turn its scores into labels."""
+        return stage.teacher or self.recipe.teacher or [TeacherSettings(model=self.recipe.document_encoder)]
 
     def _member(self, model: str, student_after: StudentAfter | None) -> Ranker:
         if not is_student(model):
             return self._model(model)
-        name, behind = self._state(model)
         if student_after is None:
-            raise UserError(f"teacher {model!r} is known when that student is trained, not before.")
-        student, called = student_after(name, behind), f"{CURRENT_STUDENT}:{name}@{behind}"
+            raise UserError(f"teacher {model!r} is a student that has not been trained yet.")
+        name, done = self._state(model)
+        student = student_after(name, done)
         kind = kind_of(student.model)
-        teacher = kind.wrap(student.model, called, None)
-        return kind.ranker(teacher, self.space if self.students[name].documents == "frozen" else teacher)
+        teacher = kind.wrap(student.model, f"{CURRENT_STUDENT}:{name}@{done}", None)
+        return kind.ranker(teacher, self.space if self.recipe.students[name].documents == "frozen" else teacher)
 
     def _model(self, model: str) -> Ranker:
         if model not in self.loaded:
-            self.loaded[model] = load_ranker(self.space if model == self.space_name else model, needs="score")
+            source = self.space if model == self.recipe.document_encoder else model
+            self.loaded[model] = load_ranker(source, needs="score")
         return self.loaded[model]
 
     def _state(self, model: str) -> tuple[str, int]:
-        name, behind = parse_student(model)
-        return name, len(self.students[name].stages) if behind is None else behind
+        name, done = parse_student(model)
+        return name, len(self.recipe.students[name].stages) if done is None else done
 
 
 def space_of(data: TrainingData) -> Encoder:
-    """The space of a job.
+    """The document encoder of a job.
 
     Raises:
-        UserError: It has none.
+        UserError: There is none.
     """
     if data.space is None:
-        raise UserError("no space is given; name the dense model whose documents are searched.")
+        raise UserError("training needs a document encoder; name a dense model.")
     return data.space
 
 
 def student_manifest(settings: StudentSettings, data: TrainingData, teachers: StageTeachers | None = None) -> Manifest:
-    """What a student is made from; its control counts as a student of its own."""
+    """What a student is made from; its control has a manifest of its own."""
     inputs = {
         "corpus": data.collection.documents.fingerprint,
         "queries": data.queries.fingerprint,
@@ -153,7 +149,7 @@ def student_manifest(settings: StudentSettings, data: TrainingData, teachers: St
 def manifest_after_stage(
     settings: StudentSettings, data: TrainingData, stages: int, teachers: StageTeachers | None = None
 ) -> Manifest:
-    """The manifest of a student after its first stages; before clusters it is that of the unclustered student."""
-    plain = settings.stages and settings.clustered_from > 1 and stages < settings.clustered_from
-    whole = without_clusters(settings) if plain else settings
-    return student_manifest(whole.model_copy(update={"stages": settings.stages[:stages]}), data, teachers)
+    """The manifest of a student after its first stages; before clusters, that of the student without clusters."""
+    if settings.stages and settings.clustered_from > 1 and stages < settings.clustered_from:
+        settings = without_clusters(settings)
+    return student_manifest(settings.model_copy(update={"stages": settings.stages[:stages]}), data, teachers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from retrodistill.core.files import check_replaceable
 from retrodistill.core.manifest import Manifest
@@ -23,52 +23,63 @@ from retrodistill.rankers.protocol import Ranker
 from retrodistill.rankers.reranker import Reranker
 from retrodistill.recipes.job import Job
 from retrodistill.recipes.settings import Recipe
-from retrodistill.recipes.student_settings import StudentSettings, VariantNames, comparison_names, without_clusters
-from retrodistill.recipes.students import Distilled, contrastive_control, untrained_control
+from retrodistill.recipes.student_settings import (
+    StudentSettings,
+    comparison_names,
+    contrastive_control,
+    untrained_control,
+    without_clusters,
+)
+from retrodistill.recipes.students import Distilled
 from retrodistill.students.clustering import cluster_sizes
-from retrodistill.students.registry import AnyStudent, kind_of, kind_of_settings, load_student, save_student
+from retrodistill.students.registry import AnyStudent, kind_of, load_student, save_student
 from retrodistill.students.token_pooling import with_pooling
 from retrodistill.students.vdr import own_token_queries, vocabulary_pooling
 
-_OWN_TOKENS = "own-tokens"  # behind the name of a student with VDR's head
+MADE_FROM = "made-from.json"  # manifest of what a job's index was made from
+_OWN_TOKENS = "own-tokens"
 
 
 class Variant(NamedTuple):
     """A student as it is measured.
 
     Attributes:
-        student: The student, or a variant of it, under the system's name.
-        role: The system's.
-        truncate: Leading dimensions that its index keeps; None for what the recipe says.
+        student: The student or a variant of it, named as the system.
+        role: The system's role.
+        truncate: Leading dimensions that its index keeps; None for the recipe's.
     """
 
     student: Distilled
-    role: str
+    role: Role
     truncate: int | None = None
 
 
-def entries(recipe: Recipe) -> Iterator[tuple[str, StudentSettings, str]]:
-    """Every student with its name and role, after its control, and after the same student without clusters.
+def students_to_train(recipe: Recipe) -> Iterator[tuple[str, StudentSettings, Role]]:
+    """Every student with its name and role, each after its control and after the same student without clusters.
 
     The control is called ``control``, or ``NAME-control`` if there are several students and this one is not called
     ``student``.
     """
-    beside = comparison_names(recipe.students)
+    compared = comparison_names(recipe.students)
     for name, student in recipe.students.items():
         if student.control:
             control = untrained_control(student) if student.control == "untrained" else contrastive_control(student)
             yield "control" if len(recipe.students) == 1 or name == "student" else f"{name}-control", control, "control"
-        if name in beside:
-            yield beside[name].unclustered, without_clusters(student), "baseline"
+        if name in compared:
+            yield compared[name].unclustered, without_clusters(student), "baseline"
         yield name, student, "student"
 
 
-def variants_of(job: Job, distilled: Iterable[tuple[Distilled, str]]) -> list[Variant]:
-    """Every student with its exits and truncations, and the one whose vectors are pooled after training.
+def variants_of(job: Job, distilled: Iterable[tuple[Distilled, Role]]) -> list[Variant]:
+    """Every student with its variants, in the order of the table.
 
-    They come in the order of the table.
+    Variants are its exits, its truncations, the one with its own tokens as queries, and the one that is pooled after
+    training.
     """
-    pooled = {names.unclustered: (names.pooled, clustered) for clustered, names in _beside(job).items()}
+    pooled = {
+        names.unclustered: (names.pooled, clustered)
+        for clustered, names in comparison_names(job.recipe.students).items()
+    }
     variants = []
     for student, role in distilled:
         kind = kind_of(student.encoder.model)
@@ -87,36 +98,32 @@ def variants_of(job: Job, distilled: Iterable[tuple[Distilled, str]]) -> list[Va
 
 
 def planned_variants(job: Job, name: str, student: StudentSettings) -> list[str]:
-    """Names of the variants that a student will be measured in besides, as far as its settings tell."""
-    kind = kind_of_settings(student.model, student.lexical_dim)
+    """Names of the variants of a student, as far as its settings tell."""
     names = [f"{name}@{ROUTE}{layer}" for layer in sorted(student.exits) if layer != student.layers]
     if student.head == "vdr":
         names.append(f"{name}@{_OWN_TOKENS}")
-    if kind.has_vector:
+    if student.kind.has_vector:
         width = student.dimension if isinstance(student.dimension, int) else None
         width = job.space.dimension if student.documents == "frozen" else width
         names += [f"{name}@{cut}" for cut in job.recipe.evaluation.truncations if width is None or cut < width]
-    return names + [beside.pooled for beside in _beside(job).values() if beside.unclustered == name]
-
-
-def _beside(job: Job) -> dict[str, VariantNames]:
-    return comparison_names(job.recipe.students)
+    compared = comparison_names(job.recipe.students).values()
+    return names + [names_of.pooled for names_of in compared if names_of.unclustered == name]
 
 
 def _exits(student: Distilled) -> list[Distilled]:
-    """Exits but the deepest, which is the student itself; without a training of their own."""
+    """All exits except the deepest, which is the student itself."""
     whole: Any = student.encoder
     exits = []
     for layer in exits_of(whole.model)[:-1]:
-        at = f"@{ROUTE}{layer}"
-        encoder = Encoder(exit_model(whole.model, layer), f"{whole.name}{at}", whole.student)
+        suffix = f"@{ROUTE}{layer}"
+        encoder = Encoder(exit_model(whole.model, layer), f"{whole.name}{suffix}", whole.student)
         documents = encoder if student.documents is whole else student.documents
-        exits.append(replace(student, name=f"{student.name}{at}", encoder=encoder, documents=documents, notes=[]))
+        exits.append(replace(student, name=f"{student.name}{suffix}", encoder=encoder, documents=documents, notes=[]))
     return exits
 
 
 def _own_tokens(job: Job, student: Distilled) -> Distilled:
-    """A student of VDR's head whose queries are their own tokens: no model runs for them."""
+    """A student with VDR's head whose queries are their own tokens, so no model runs for them."""
     name = f"{student.name}@{_OWN_TOKENS}"
     manifest = Manifest("student", {"student": student.encoder.fingerprint("document")}, {"queries": "own tokens"})
     encoder = _saved(job, name, lambda: own_token_queries(student.encoder.model), manifest)
@@ -124,7 +131,7 @@ def _own_tokens(job: Job, student: Distilled) -> Distilled:
 
 
 def _pooled(job: Job, student: Distilled, name: str, clustered: StudentSettings) -> Distilled:
-    """An unclustered student whose documents are pooled after training to as many vectors as the clustered one has."""
+    """An unclustered student whose documents are pooled after training to the clustered one's number of vectors."""
     vectors = cluster_sizes(str(clustered.clusters))[1]
     manifest = Manifest("student", {"unclustered": student.encoder.fingerprint("document")}, {"pooled": vectors})
     model: Any = student.encoder.model
@@ -133,7 +140,7 @@ def _pooled(job: Job, student: Distilled, name: str, clustered: StudentSettings)
 
 
 def _saved(job: Job, name: str, make: Callable[[], Any], manifest: Manifest) -> AnyStudent:
-    """A variant that is a model of its own, from its folder, written where it is not there."""
+    """A variant with its own model, loaded from its folder, where it is saved first if necessary."""
     folder = check_replaceable(job.out / "forms" / name, STUDENT_MANIFEST)
     if not manifest.matches(folder, STUDENT_MANIFEST):
         save_student(make(), manifest, folder)
@@ -141,28 +148,25 @@ def _saved(job: Job, name: str, make: Callable[[], Any], manifest: Manifest) -> 
         return load_student(folder)
 
 
-MADE_FROM = "made-from.json"  # manifest of what a job's index was made from
-
-
 def baselines(job: Job) -> list[System]:
-    """BM25, the space's own model, and what the students learn from where that is something else and can rank."""
+    """BM25, the document encoder, and the teacher if that is another model that can rank."""
     space = job.space.name
     systems = [System("bm25", BM25Ranker(), documents_by="bm25", queries_by="bm25", source="bm25")]
     if job.space_answers:
         own = DenseRanker(job.space)
         systems.append(System(space_row(job), own, "teacher", space, space, space, is_served=own.can_be_timed))
-    target = target_name(job)
-    if target == "target":
+    teacher = teacher_row(job)
+    if teacher == "target":
         systems.append(_target(job))
-    if target == "ensemble":
+    if teacher == "ensemble":
         systems.append(_ensemble(job.teacher, "teacher"))
-    elif job.beside is not None and len(job.teacher.members) == 1 and len(job.beside.members) > 1:
-        systems.append(_ensemble(job.beside, "baseline"))
-    return [_rewritten(job, system) if system.role == "teacher" else system for system in systems]
+    elif job.ensemble is not None and len(job.teacher.members) == 1 and len(job.ensemble.members) > 1:
+        systems.append(_ensemble(job.ensemble, "baseline"))
+    return [_with_rewrites(job, system) if system.role == "teacher" else system for system in systems]
 
 
 def truncated_teachers(job: Job) -> list[System]:
-    """The space's own model by leading dimensions of its vectors, exact: what truncated students are compared with."""
+    """The document encoder at fewer dimensions, by exact search, for comparison with truncated students."""
     if not job.space_answers:
         return []
     space, systems = job.space, []
@@ -172,18 +176,18 @@ def truncated_teachers(job: Job) -> list[System]:
             index = build_index(job.collection, space, space, name=name, settings=settings)
             served = not space.is_recorded
             systems.append(System(name, index, "teacher", space.name, space.name, is_served=served))
-    return [_rewritten(job, system) for system in systems]
+    return [_with_rewrites(job, system) for system in systems]
 
 
 def student_system(job: Job, variant: Variant) -> System:
-    """A student with what searches for it: an index, built or loaded; its stored states; or the first of BM25."""
-    student, role = variant.student, cast("Role", variant.role)
+    """A student with what searches for it: an index, its stored states, or BM25 whose documents it re-ranks."""
+    student, role = variant.student, variant.role
     kind = kind_of(student.encoder.model)
     own = _without_folders(student.encoder.name)
     documents = own if student.documents is student.encoder else student.documents.name
     if not kind.can_search:
-        judge, depth = kind.ranker(student.encoder, None), job.recipe.evaluation.rerank
-        reranker = Reranker(judge, BM25Ranker(), depth, student.name)
+        scorer, depth = kind.ranker(student.encoder, None), job.recipe.evaluation.rerank
+        reranker = Reranker(scorer, BM25Ranker(), depth, student.name)
         source = f"rerank@{depth}:{job.out / 'students' / student.name}@bm25"
         return System(student.name, reranker, role, reranker.documents_by, f"{kind.name}:{student.name}", source)
     if job.recipe.evaluation.exhaustive and kind.exhaustive is not None:
@@ -194,23 +198,23 @@ def student_system(job: Job, variant: Variant) -> System:
 
 
 def rewritten_student(job: Job, systems: Sequence[System]) -> System | None:
-    """The first student with rewrites for queries: what it makes of better ones; None where there are none."""
+    """The first student with the rewrites as its queries; None if the job has no students or no rewrites."""
     if job.rewrites is None or not job.recipe.students:
         return None
     first = next(system for system in systems if system.name == next(iter(job.recipe.students)))
-    return _rewritten(job, replace(first, name=REWRITES, role="baseline"))
+    return _with_rewrites(job, replace(first, name=REWRITES, role="baseline"))
 
 
 def space_row(job: Job) -> str:
-    """The space's own model on both sides: ``teacher``, or ``exact`` where an index of its vectors is learned."""
+    """The system that searches with the document encoder: ``teacher``, or ``exact`` if an index is learned."""
     return "exact" if job.recipe.index.learn else "teacher"
 
 
-def target_name(job: Job) -> str | None:
-    """The system that the students learn from: ``teacher`` where that is the space's own model.
+def teacher_row(job: Job) -> str | None:
+    """The system that the students learn from.
 
-    ``target`` is a row of its own: another model that searches, or a ranker of pairs that orders BM25's first
-    documents. None where it cannot answer test queries: a recorded run, or an ensemble with one.
+    That is the document encoder's, ``bm25``, ``ensemble``, or ``target`` for any other model, which searches by itself
+    or orders BM25's documents. None if it cannot answer test queries, as recorded runs cannot.
     """
     teacher = job.teacher
     if teacher.is_recorded or not (teacher.can_search or teacher.can_time_pairs):
@@ -225,7 +229,7 @@ def target_name(job: Job) -> str | None:
 
 
 def vectors_note(systems: Sequence[System]) -> str | None:
-    """How many vectors a document has in each multi-vector index; None where there are fewer than two."""
+    """A note on the number of vectors per document in each multi-vector index; None for fewer than two indexes."""
     counts = {
         system.name: vectors
         for system in systems
@@ -233,17 +237,15 @@ def vectors_note(systems: Sequence[System]) -> str | None:
     }
     if len(counts) < 2:
         return None
-    return f"vectors a document: {', '.join(f'{name} {count:.1f}' for name, count in counts.items())}"
+    return f"vectors per document: {', '.join(f'{name} {count:.1f}' for name, count in counts.items())}"
 
 
 def _target(job: Job) -> System:
-    """A teacher of its own row: a model other than the space's, or a ranker of pairs on BM25's first documents."""
     teacher = job.teacher
     if teacher.can_search:
         model = load_ranker(teacher.queries)  # by itself, as users would search with it
         return System("target", model, "teacher", teacher.name, teacher.name, teacher.name)
-    depth = job.recipe.evaluation.rerank
-    ranker = Reranker(teacher, BM25Ranker(), depth, "target")
+    ranker = Reranker(teacher, BM25Ranker(), job.recipe.evaluation.rerank, "target")
     return System("target", ranker, "teacher", ranker.documents_by, teacher.name, is_served=False)
 
 
@@ -254,8 +256,7 @@ def _ensemble(ensemble: Any, role: Role) -> System:
     return System("ensemble", ensemble, role, by, by, is_served=ensemble.can_be_timed)
 
 
-def _rewritten(job: Job, system: System) -> System:
-    """The system with rewrites for queries, where the recipe has such."""
+def _with_rewrites(job: Job, system: System) -> System:
     if job.rewrites is None:
         return system
     return replace(system, queries=job.teacher_test_queries, queries_by=f"{system.queries_by} (rewrites)")
@@ -263,21 +264,21 @@ def _rewritten(job: Job, system: System) -> System:
 
 def _index(job: Job, variant: Variant) -> Ranker:
     """The student's index, built or loaded."""
-    student, wanted = variant.student, job.recipe.index
+    student, options = variant.student, job.recipe.index
     folder, kind = job.out / "indexes" / student.name, kind_of(student.encoder.model)
     if variant.truncate is not None:
-        wanted = wanted.model_copy(update={"truncate": variant.truncate})
+        options = options.model_copy(update={"truncate": variant.truncate})
     inputs = {
         "documents": job.collection.documents.fingerprint,
         "space": student.documents.fingerprint("document"),
         "queries": student.encoder.fingerprint("query"),
     }
-    made_from = Manifest("index of a student", inputs, wanted.model_dump(mode="json"))
+    made_from = Manifest("index of a student", inputs, options.model_dump(mode="json"))
     if made_from.matches(folder, MADE_FROM):
         return load_index(folder, student.encoder)
     if student.documents is student.encoder:
         kind.store_documents(student.encoder, job.collection.documents.texts)
-    settings = wanted.of(get_kind(str(kind.index)))
+    settings = options.of(get_kind(str(kind.index)))
     index = build_index(job.collection, student.documents, student.encoder, name=student.name, settings=settings)
     index.save(folder)
     made_from.write(folder, MADE_FROM)

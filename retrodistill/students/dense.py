@@ -227,7 +227,10 @@ def _batches(model: SentenceTransformer, texts: Sequence[str], prompt: str) -> I
     from sentence_transformers.util import batch_to_device
 
     if not len(texts):
-        raise UserError("a map is fitted to texts, and there are none; give some.")
+        raise UserError(
+            "a map is fitted to texts, and there are none: no training queries and no titles of documents; set "
+            "split.train to a split with queries, or leave initialize: fitted and project_exits out."
+        )
     order = np.argsort([len(text) for text in texts], kind="stable")
     training = model.training
     model.eval()

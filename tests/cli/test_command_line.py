@@ -112,7 +112,7 @@ class TestTheWayThrough:
     def test_a_recipe_and_its_plan(self, call, quick, tmp_path):
         status, out, _ = call("run", quick, "--out", tmp_path / "out", "--dry-run")
         assert status == 0
-        assert re.search(r"^embed documents by .*: 60 texts left, about \d+ s$", out, re.MULTILINE)
+        assert re.search(r"^embed documents with .*: 60 texts left, about \d+ s$", out, re.MULTILINE)
         status, out, _ = call("run", quick, "--out", tmp_path / "out", "index.factory=SQ8", "--json")
         assert status == 0
         assert json.loads(out) == json.loads((tmp_path / "out" / "results.json").read_text())
@@ -158,7 +158,7 @@ class TestStopping:
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
         assert process.returncode == 130
-        assert err.splitlines()[-1] == "stopped; the same command goes on from here"
+        assert err.splitlines()[-1].startswith("stopped; run the same command again")
         assert "Traceback" not in err
 
 

@@ -136,7 +136,7 @@ class TestPrefixes:
         [
             ("teachr", "unknown key 'teachr'. Did you mean 'teacher'?"),
             ("students.stages.trian", "unknown key below students.NAME.stages 'trian'. Did you mean 'train'?"),
-            ("index.factory.first", "there is no key below index.factory"),
+            ("index.factory.first", "index.factory has no keys below it"),
         ],
     )
     def test_one_that_is_none(self, prefix, message):

@@ -66,7 +66,7 @@ class TestTheStoredIndex:
         ranker.search(["star"], 1)
         (data,) = (tmp_path / "cache" / "bm25").rglob("data.csc.index.npy")
         data.write_bytes(data.read_bytes()[:50])
-        with pytest.raises(UserError, match=r"is cut short or altered .*; delete this folder and it is built again"):
+        with pytest.raises(UserError, match=r"is damaged .*; delete this folder and it is built again"):
             BM25(Texts.from_pairs(DOCUMENTS.items())).search(["star"], 1)
 
 

@@ -60,7 +60,7 @@ class TestRetriever:
 
     @pytest.mark.parametrize("block", [7, 256])
     def test_it_ranks_by_maxsim(self, tiny, encoder, monkeypatch, block):
-        monkeypatch.setattr("retrodistill.rankers.bi_encoder._BLOCK", block)
+        monkeypatch.setattr("retrodistill.rankers.bi_encoder._TOKEN_BLOCK", block)
         queries = tiny.split("test")
         exact = maxsim(encoder.encode(queries.texts, "query"), encoder.encode(tiny.documents.texts, "document"))
         for row, (_, documents, scores) in enumerate(MultiVectorRanker(encoder).search(queries, tiny, 6)):

@@ -74,7 +74,7 @@ class TestRetrieving:
             RecordedRanker(Run.from_dict({"q0": {"nowhere": 1.0}})).search(tiny.split("train"), tiny, 2)
 
     def test_a_recorded_run_cannot_be_timed(self, tiny):
-        with pytest.raises(UserError, match=r"is recorded and answers no new query"):
+        with pytest.raises(UserError, match=r"has no latency"):
             RecordedRanker(Run.from_dict({"q0": {"d0": 1.0}})).query_fn(tiny, 2)
 
     def test_responders_answer_as_the_retriever_does(self, tiny, tiny_model):

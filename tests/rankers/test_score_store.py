@@ -5,19 +5,19 @@ from store_children import PAIRS, PART, Log, LoggedScorer, fake_score, kill_afte
 from retrodistill.core import stores
 from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
-from retrodistill.rankers import score_store
-from retrodistill.rankers.score_store import ScoreStore
+from retrodistill.rankers import cross_encoder
+from retrodistill.rankers.cross_encoder import ScoreStore
 
 OWNER = Manifest("teacher", {"weights": "abc"}, {"max_length": 64})
 QUERIES, DOCUMENTS = (list(side) for side in zip(*PAIRS, strict=True))
 WANTED = np.array([fake_score(pair) for pair in PAIRS])
 CHILD = """
-    from retrodistill.rankers import score_store
+    from retrodistill.rankers import cross_encoder
     from retrodistill.core.manifest import Manifest
-    score_store._PART = PART
+    cross_encoder._PART = PART
     root, log, delay = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
     owner = Manifest("teacher", {"weights": "abc"}, {"max_length": 64})
-    store = score_store.ScoreStore("fake", owner, root)
+    store = cross_encoder.ScoreStore("fake", owner, root)
     queries, documents = zip(*PAIRS)
     store.fill(queries, documents, LoggedScorer(log, delay))
     assert (store.gather(queries, documents) == [fake_score(pair) for pair in PAIRS]).all()
@@ -26,7 +26,7 @@ CHILD = """
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(score_store, "_PART", PART)
+    monkeypatch.setattr(cross_encoder, "_PART", PART)
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ class TestRefusals:
             store.gather(["query 5"], ["document 5"])
 
     def test_another_number_of_scores(self, store):
-        with pytest.raises(UserError, match=r"gave scores of shape \(3, 2\) for 3 pairs; one each"):
+        with pytest.raises(UserError, match=r"gave scores of shape \(3, 2\) for 3 pairs"):
             store.fill(QUERIES[:3], DOCUMENTS[:3], lambda pairs: np.zeros((len(pairs), 2)))
 
     def test_a_store_of_another_teacher(self, store, tmp_path):
@@ -163,7 +163,7 @@ class TestRefusals:
 class TestPlan:
     def test_counts_distinct_pairs_and_takes_the_measured_rate(self, store, monkeypatch):
         clock = iter([100.0, 101.6])
-        monkeypatch.setattr(score_store.time, "perf_counter", lambda: next(clock))
+        monkeypatch.setattr(cross_encoder.time, "perf_counter", lambda: next(clock))
         probed = []
         items, seconds = store.seconds(QUERIES * 2, DOCUMENTS * 2, probed.extend)
         assert (items, len(probed)) == (300, 32)

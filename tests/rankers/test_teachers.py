@@ -323,7 +323,7 @@ class TestEnsemble:
             Ensemble([load_ranker("bm25")] * 2, **given)
 
     def test_no_members_or_none_that_searches(self, tiny, cross_encoder):
-        with pytest.raises(UserError, match="an ensemble without members"):
+        with pytest.raises(UserError, match="no teacher was given"):
             Ensemble([])
         with pytest.raises(UserError, match="no member of the ensemble can search"):
             Ensemble([load_ranker(cross_encoder)]).search(tiny.queries, tiny, 5)
@@ -349,7 +349,7 @@ class TestCorpusScores:
             corpus_scores(tiny.queries, tiny, Ensemble([load_ranker("bm25"), load_ranker(cross_encoder)]))
 
     def test_another_fusion_is_refused(self, tiny):
-        with pytest.raises(UserError, match="fusion 'minmax' over a whole corpus; it is done with 'zscore-per-query'"):
+        with pytest.raises(UserError, match="fusion 'minmax' cannot score a whole corpus; use 'zscore-per-query'"):
             corpus_scores(tiny.queries, tiny, Ensemble([load_ranker("bm25")], method="minmax"))
 
     def test_a_matrix_that_is_too_large_is_refused(self, tiny, monkeypatch):

@@ -58,7 +58,7 @@ class TestConversations:
         assert all(job.rewrites[query] == rewrites[query] for query in [*job.train.ids, *job.test.ids])
         second = next(one for one in turns if one["turn"] == 1)
         assert job.collection.queries[second["query_id"]].startswith("what about all of that | today. | what ")
-        told = f"{len(turns)} queries of {len(turns) // 2} conversations in the place"
+        told = f"{len(turns)} queries of {len(turns) // 2} conversations"
         assert any(told in note for note in job.notes)
         stage = job.recipe.students["student"].stages[0]
         texts = stage_texts(stage, job.training_data).texts
@@ -77,11 +77,11 @@ class TestConversations:
         job = job_of(conversations={"path": written(turns), "teacher": "raw"})
         assert job.rewrites is None
         assert job.teacher_test_queries.texts == job.test.texts
-        assert any("as the students are" in note for note in job.notes)
+        assert any("as a control" in note for note in job.notes)
 
     def test_they_can_be_made_and_it_is_said(self, job_of):
         job = job_of(conversations="made")
-        assert any("were made by chaining" in note and "no conversations of people" in note for note in job.notes)
+        assert any("conversations are artificial" in note for note in job.notes)
         assert not set(job.train.ids) & set(job.test.ids)
         assert any(" | " in text for text in job.test.texts)
 
@@ -166,5 +166,5 @@ class TestRewrites:
         assert message in str(error.value)
 
     def test_conversations_bring_their_own(self, job_of, written, turns):
-        with pytest.raises(UserError, match="leave rewrites out"):
+        with pytest.raises(UserError, match="remove rewrites"):
             job_of(conversations=written(turns), rewrites="any.jsonl")

@@ -18,8 +18,8 @@ from retrodistill.recipes import students as pipeline_students
 from retrodistill.recipes.job import open_job
 from retrodistill.recipes.plan import plan_recipe
 from retrodistill.recipes.stage_teachers import manifest_after_stage
-from retrodistill.recipes.student_settings import students_of, training_order
-from retrodistill.recipes.students import _Workshop, train_students
+from retrodistill.recipes.student_settings import teaching_students, training_order
+from retrodistill.recipes.students import _Training, train_students
 from retrodistill.training.scoring import scored_candidates, stage_texts
 
 LISTS = {"candidates": {"depth": 4, "sources": ["bm25"]}, "texts": {"titles": False, "sentences": 0}}
@@ -76,16 +76,16 @@ def trained_order(monkeypatch):
 
 def workshop(job):
     folders = {name: job.out / "students" / name for name in job.recipe.students}
-    return _Workshop(job.recipe.students, job.training_data, folders, job.teachers)
+    return _Training(job.recipe.students, job.training_data, folders, job.teachers)
 
 
 def stage_data(job, stage):
     """The stage's data; students that teach it are trained as far as that."""
-    made, needed = workshop(job), {state for state in students_of(stage, job.recipe.students) if state[1]}
+    made, needed = workshop(job), {state for state in teaching_students(stage, job.recipe.students) if state[1]}
     for state in made.pending():
-        if needed and not all(made._saved(state) for state in needed):
+        if needed and not all(made.is_saved(state) for state in needed):
             made.advance(*state)
-    return job.teachers.data_of(stage, job.training_data, made._student_after)
+    return job.teachers.data_of(stage, job.training_data, made.student_after)
 
 
 class TestOrder:
@@ -142,7 +142,7 @@ class TestCycle:
         for number, stage in enumerate(students["bi"].stages, start=1):
             member = stage_data(job, stage).teacher.members[0]
             assert isinstance(member, CrossEncoderRanker)
-            standing = workshop(job)._student_after("cross", number)
+            standing = workshop(job).student_after("cross", number)
             pairs = [("what star", "star and planet"), ("what bread", "court and judge")]
             assert np.allclose(member._logits(pairs), standing.score(pairs))
 
@@ -176,7 +176,7 @@ class TestCycle:
 
     def test_a_plan_says_what_it_cannot_count(self, cycle, tmp_path, write_recipe):
         steps = [one["step"] for one in plan_recipe(write_recipe(cycle), tmp_path / "out")]
-        assert "cross, stage 1: teacher student:bi@0, known when that student stands there" in steps
+        assert "cross, stage 1: teacher student:bi@0, known when that student is trained" in steps
 
 
 class TestTeachersOfStages:

@@ -43,7 +43,7 @@ class TestTheQueryEncoder:
     def test_it_needs_a_learned_index_and_lists(self, recipe, tiny_folder):
         with pytest.raises(Exception, match="encoder trains queries for a learned index; set learn"):
             recipe(encoder=ENCODER, learn=None)
-        with pytest.raises(Exception, match="encoder is a stage with train: query_encoder and a list objective"):
+        with pytest.raises(Exception, match="encoder must be a stage with train: query_encoder and a list objective"):
             recipe(encoder={**ENCODER, "objectives": "leaf"})
 
 

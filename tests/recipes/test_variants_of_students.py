@@ -62,7 +62,7 @@ class TestAClusteredStudent:
         assert trained == ["unclustered, stage 1 of 2", "unclustered, stage 2 of 2", "student, stage 2 of 2"]
         sizes = {one.name: one.bytes_per_document for one in results.systems}
         assert sizes["unclustered"] > 2 * sizes["student"]
-        (note,) = [note for note in results.notes if note.startswith("vectors a document: ")]
+        (note,) = [note for note in results.notes if note.startswith("vectors per document: ")]
         counts = {part.split()[0]: float(part.split()[1]) for part in note.split(": ")[1].split(", ")}
         assert counts["pooled"] <= 4
         assert counts["student"] <= 4 < counts["unclustered"]
@@ -78,14 +78,14 @@ class TestAClusteredStudent:
         assert steps[1:] == [
             "unclustered, stage 1: teacher bm25",
             "unclustered, stage 1: train",
-            "unclustered, stage 2: teacher bm25, texts and pairs as of unclustered, stage 1",
+            "unclustered, stage 2: teacher bm25, the same texts and pairs as unclustered, stage 1",
             "unclustered, stage 2: train",
-            "pooled: measured besides",
+            "pooled: also measured",
             "student, stage 1: the same as unclustered, stage 1",
-            "student, stage 2: teacher bm25, texts and pairs as of unclustered, stage 1",
+            "student, stage 2: teacher bm25, the same texts and pairs as unclustered, stage 1",
             "student, stage 2: train",
             "index students' documents",
-            "measure students, and what they are held against",
+            "measure students and what they are compared with",
         ]
 
     def test_folder_and_index_hold_the_means(self, clustered, tmp_path, tiny):
@@ -103,8 +103,8 @@ class TestExits:
         leaf = {"objectives": "leaf", "texts": STAGE["texts"], "training": STAGE["training"]}
         student = {"kind": "dense", "exits": [1], "stages": [leaf]}
         steps = plan_recipe(write_recipe(recipe(student, truncations=[8, 32])), tmp_path / "out")
-        besides = [one["step"] for one in steps if one["step"].endswith("measured besides")]
-        assert besides == ["student@exit-1: measured besides", "student@8: measured besides"]
+        besides = [one["step"] for one in steps if one["step"].endswith("also measured")]
+        assert besides == ["student@exit-1: also measured", "student@8: also measured"]
 
     def test_each_is_measured_and_loads_by_its_name(self, job, tmp_path, tiny_model):
         leaf = {"objectives": "leaf", "texts": STAGE["texts"], "training": STAGE["training"]}

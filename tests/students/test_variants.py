@@ -13,8 +13,8 @@ from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.encoders.vectors import leading
 from retrodistill.rankers.loading import load_ranker
-from retrodistill.recipes.student_settings import StudentSettings
-from retrodistill.recipes.students import build_student, contrastive_control
+from retrodistill.recipes.student_settings import StudentSettings, contrastive_control
+from retrodistill.recipes.students import build_student
 from retrodistill.students.clustering import TokenClusters, with_clusters, without_clusters
 from retrodistill.students.dense import loss_of_variants
 from retrodistill.students.multi_vector import TokenScorer, multi_vector_student

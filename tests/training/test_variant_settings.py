@@ -5,7 +5,8 @@ import pytest
 
 from retrodistill.core.errors import UserError
 from retrodistill.recipes import parse_recipe
-from retrodistill.recipes.student_settings import StudentSettings, check_truncations, comparison_names, without_clusters
+from retrodistill.recipes.settings import check_truncations
+from retrodistill.recipes.student_settings import StudentSettings, comparison_names, without_clusters
 
 
 def student(model, train="both_encoders", **more):
@@ -29,11 +30,11 @@ class TestMistakes:
             ("multi-vector:x", {"clustered_from": 2}, "set clusters, e.g. C8x32"),
             ("multi-vector:x", {"clusters": "C25", "clustered_from": 2}, "clustered_from: 2, and there are 1 stages"),
             ("multi-vector:x", {"exits": [1]}, "exits is for dense students; this one is multi-vector"),
-            ("dense:x", {"exits": [2, 2]}, "exits are layers, counted from 1, each named once"),
-            ("dense:x", {"exits": [0]}, "exits are layers, counted from 1, each named once"),
+            ("dense:x", {"exits": [2, 2]}, "exits must be distinct layers, counted from 1"),
+            ("dense:x", {"exits": [0]}, "exits must be distinct layers, counted from 1"),
             ("dense:x", {"project_exits": True}, "project_exits is about exits"),
-            ("dense:x", {"stage": {"exit_kl": 1}}, "the student has none; set exits"),
-            ("dense:x", {"stage": {"exit_weights": {1: 2}}}, "the student has none; set exits"),
+            ("dense:x", {"stage": {"exit_kl": 1}}, "need a student with exits"),
+            ("dense:x", {"stage": {"exit_weights": {1: 2}}}, "need a student with exits"),
             ("dense:x", {"head": "vdr"}, "head is for sparse students; this one is dense"),
             ("sparse:x", {"head": "vdr", "queries": "inference-free"}, "leave queries out"),
             ("sparse:x", {"stage": {"own_tokens": 1}}, "own_tokens is for head: vdr"),
@@ -57,15 +58,15 @@ class TestMistakes:
 
     def test_truncations_without_a_vector_to_cut(self):
         sparse = {"s": {"model": "sparse:x", "stages": [{"objectives": "kl", "train": "both_encoders"}]}}
-        with pytest.raises(UserError, match=r"cut vectors of dense and static students, and there is none"):
+        with pytest.raises(UserError, match=r"truncations needs a dense or static student"):
             recipe(sparse, truncations=[64])
-        with pytest.raises(UserError, match=r"truncations are numbers of dimensions, from 1, each named once"):
+        with pytest.raises(UserError, match=r"truncations must be distinct numbers of dimensions, from 1"):
             recipe(truncations=[64, 64])
 
     def test_dimensions_that_the_space_does_not_have(self):
-        with pytest.raises(UserError, match=r"^evaluation.truncations: 48 dimensions, and vectors by .* have 32; take"):
+        with pytest.raises(UserError, match=r"^evaluation.truncations: 48 dimensions, but vectors by .* have 32; use"):
             check_truncations(recipe(truncations=[48]), 32)
-        with pytest.raises(UserError, match=r"^s: matryoshka: 64 dimensions, and vectors by .* have 32"):
+        with pytest.raises(UserError, match=r"^s: matryoshka: 64 dimensions, but vectors by .* have 32"):
             check_truncations(recipe(), 32)
         check_truncations(recipe(truncations=[48]), 64)
 
