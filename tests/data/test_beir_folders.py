@@ -157,7 +157,7 @@ BAD_CORPORA = {
     "malformed JSON": (GOOD + '{"_id": "d2", "text": \n', "corpus.jsonl, line 2: not JSON"),
     "not an object": (GOOD + '["d2", "x"]\n', "corpus.jsonl, line 2: a JSON list, not an object"),
     "missing id": (GOOD + '{"id": "d2", "text": "x"}\n', "line 2: '_id' is missing (fields: 'id', 'text')"),
-    "null id": ('{"_id": null, "text": "x"}', "line 1: '_id' is null; expected a string that is not empty"),
+    "null id": ('{"_id": null, "text": "x"}', "line 1: '_id' is null; expected a non-empty string"),
     "empty id": ('{"_id": "", "text": "x"}', "line 1: '_id' is '' (str)"),
     "fractional id": ('{"_id": 1.5, "text": "x"}', "line 1: '_id' is 1.5 (float)"),
     "text a list": (GOOD + '\n{"_id": "d2", "text": ["x"]}', "line 3: 'text' is ['x'] (list); expected a string"),
