@@ -31,27 +31,24 @@ _TRAINING_ENCODINGS = 20_000  # of a FAISS factory, at most
 
 
 class MuveraSettings(Settings):
-    """Fixed-dimensional encodings and the FAISS index that finds candidates by them.
-
-    Attributes:
-        repetitions: R; more approximate MaxSim better.
-        k_sim: A repetition has 2^k_sim partitions.
-        d_proj: Dimensions that tokens are projected to within a partition; None keeps all.
-        final: Dimensions that the whole encoding is sketched to (count sketch); None keeps all.
-        factory: FAISS factory of the encodings.
-        parameters: FAISS search parameters, e.g. ``nprobe=16``.
-        candidates: Documents per query that exact MaxSim ranks; at least the k of the search.
-        seed: Seed of directions, signs and sketches.
-    """
+    """Fixed-dimensional encodings and the FAISS index that finds candidates by them."""
 
     repetitions: int = Field(default=20, ge=1)
+    """Number of repetitions; more approximate MaxSim better."""
     k_sim: int = Field(default=4, ge=0, le=10)
+    """Each repetition has 2^k_sim partitions."""
     d_proj: int | None = Field(default=16, ge=1)
+    """Number of dimensions that tokens are projected to within a partition; null keeps all."""
     final: int | None = Field(default=None, ge=1)
+    """Number of dimensions that the whole encoding is reduced to by a count sketch; null keeps all."""
     factory: str = "SQ8"
+    """FAISS factory of the index of encodings."""
     parameters: str | None = None
+    """FAISS search parameters, such as `nprobe=16`."""
     candidates: int = Field(default=200, ge=1)
+    """Number of documents per query that exact MaxSim ranks, at least the k of the search."""
     seed: int = 0
+    """Seed of the random directions, signs and sketches."""
 
 
 class Muvera:

@@ -63,42 +63,39 @@ class IndexKind:
 
 
 class IndexOptions(Settings):
-    """How an index is built: the options of all kinds. Options at their defaults count as not given.
-
-    Attributes:
-        factory: Dense: a FAISS factory string, or ``auto``: chosen from the number of documents, `bytes` and `recall`;
-            either of the two alone means ``auto``.
-        parameters: Dense: FAISS search parameters, e.g. ``nprobe=16``.
-        truncate: Dense: number of leading dimensions to keep (Matryoshka).
-        bytes: Dense: bytes per document that ``auto`` stays within.
-        recall: Dense: share of the exact ten neighbors that ``auto`` should find; search parameters are tuned to it.
-        codec: Multi-vector: how token vectors are stored; ``float16`` by default.
-        bits: Sparse: bits of an impact, 8 (the default) or 32 for exact weights. Multi-vector with the codec
-            ``residual``: bits per dimension, 1, 2 (the default) or 4.
-        centroids: Multi-vector with the codec ``residual``: number of centroids; PLAID's rule by default.
-        sample: Multi-vector with the codec ``residual``: number of documents it is fitted on; 1,000 by default.
-        muvera: Multi-vector: candidates by MUVERA's encodings, which exact MaxSim ranks; ``true`` for its defaults.
-            Without it MaxSim ranks all documents.
-        backend: Sparse: ``exact`` (the default), or ``seismic``: approximate, for large corpora.
-        prune: Sparse: number of terms of largest weight to keep per document.
-        query_cut: Seismic: number of a query's heaviest terms that choose the lists to visit; 10 by default.
-        heap_factor: Seismic: lower is faster and finds less; 0.8 by default.
-    """
+    """How an index is built: the options of all kinds. Options at their defaults count as not given."""
 
     factory: str = "Flat"
+    """Dense: a FAISS factory string, or `auto`, which chooses by the number of documents, `bytes` and `recall`. Setting
+    either of these means `auto`."""
     parameters: str | None = None
+    """Dense: FAISS search parameters, such as `nprobe=16`."""
     truncate: int | None = Field(default=None, ge=1)
+    """Dense: number of leading dimensions to keep (Matryoshka)."""
     bytes: int | None = Field(default=None, ge=1)
+    """Dense: maximum number of bytes per document for `auto`, or the size of a code for `learn`."""
     recall: float | None = Field(default=None, gt=0, le=1)
+    """Dense: share of the ten exact nearest neighbors that `auto` should find; search parameters are tuned to it."""
     codec: CodecName | None = None
+    """Multi-vector: how token vectors are stored; `float16` by default."""
     bits: Literal[1, 2, 4, 8, 32] | None = None
+    """Sparse: bits of an impact, 8 (the default) or 32 for exact weights. Multi-vector with the codec `residual`: bits
+    per dimension, 1, 2 (the default) or 4."""
     centroids: int | None = Field(default=None, ge=1)
+    """Multi-vector with the codec `residual`: number of centroids; PLAID's rule by default."""
     sample: int | None = Field(default=None, ge=1)
+    """Multi-vector with the codec `residual`: number of documents that it is fitted on; 1,000 by default."""
     muvera: MuveraSettings | None = None
+    """Multi-vector: MUVERA's encodings find candidates, which exact MaxSim ranks; `true` for the defaults. Without it,
+    MaxSim ranks all documents."""
     backend: Literal["exact", "seismic"] | None = None
+    """Sparse: `exact` (the default), or `seismic`, which is approximate and for large corpora."""
     prune: int | None = Field(default=None, ge=1)
+    """Sparse: number of terms to keep per document, those of largest weight."""
     query_cut: int | None = Field(default=None, ge=1)
+    """Seismic: number of a query's heaviest terms that choose the lists to visit; 10 by default."""
     heap_factor: float | None = Field(default=None, gt=0, le=1)
+    """Seismic: lower is faster and finds less; 0.8 by default."""
 
     _codec_not_dropped = field_validator("codec", mode="before")(refuse_dropped)
 

@@ -1,4 +1,4 @@
-"""Students: dense, static, sparse, multi-vector and cross-encoders; how they start and how they are saved."""
+"""Students: dense, static, sparse, multi-vector and cross-encoders; how they start, are saved and loaded."""
 
 from retrodistill.students.cross_encoder import cross_encoder_student
 from retrodistill.students.dense import dense_student

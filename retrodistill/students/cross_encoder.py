@@ -1,14 +1,16 @@
-"""Cross-encoder students: a small one from a large one, an ensemble's run or labels; re-ranker and teacher after."""
+"""Cross-encoder students: small ones that learn from a large one, an ensemble's run or labels, to re-rank or teach."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from sentence_transformers import CrossEncoder
+from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
 from retrodistill.core.errors import UserError
@@ -24,15 +26,12 @@ from retrodistill.training.scorers import ColumnScorer
 from retrodistill.training.stages import BothEncoders, StageRun, train_both
 from retrodistill.training.trainer import History
 
-if TYPE_CHECKING:
-    from sentence_transformers import CrossEncoder
-
 
 class CrossEncoderStudent:
     """Scores pairs by reading query and document together; it has no vectors and no space.
 
     Args:
-        model: The sentence-transformers model, with an identity activation and one label.
+        model: The sentence-transformers model, with one label.
         name: ``cross-encoder:name``.
         student: The manifest of a student that retrodistill trained.
     """
@@ -51,7 +50,7 @@ class CrossEncoderStudent:
         return weights_digest(self.model)
 
     def fingerprint(self, role: Role) -> str:
-        """Fingerprint of what decides a score: one for both roles, since both texts are read together."""
+        """Fingerprint of what decides a score; the same for both roles, since the texts are read together."""
         return digest(self.weights_digest, self.model.max_seq_length, self.prompt(role))
 
     def prompt(self, role: Role) -> str:
@@ -63,28 +62,12 @@ class CrossEncoderStudent:
         if not len(pairs):
             return np.zeros(0, dtype=np.float32)
         logits = self.model.predict(
-            list(pairs), batch_size=batch_size, activation_fn=torch.nn.Identity(), show_progress_bar=False
+            list(pairs), batch_size=batch_size, activation_fn=nn.Identity(), show_progress_bar=False
         )
         return np.asarray(logits, dtype=np.float32)
 
     def __repr__(self) -> str:
         return f"CrossEncoderStudent({self.name}, {self.model.max_seq_length} tokens)"
-
-
-def load_pairs(folder: str) -> CrossEncoderStudent:
-    """Load a student that scores pairs."""
-    has_manifest = (Path(folder) / STUDENT_MANIFEST).exists()
-    manifest = Manifest.read(folder, STUDENT_MANIFEST) if has_manifest else None
-    return CrossEncoderStudent(load_cross_encoder(folder), f"cross-encoder:{folder}", manifest)
-
-
-def train_pairs(run: StageRun) -> History:
-    """Train all of a scorer of pairs.
-
-    Raises:
-        UserError: Nothing to learn from.
-    """
-    return train_both(run, BothEncoders(PairScorer()))
 
 
 class PairScorer(ColumnScorer):
@@ -94,8 +77,6 @@ class PairScorer(ColumnScorer):
 
     def encode(self, model: nn.Module, columns: Sequence[Any], texts: np.ndarray) -> list[Tensor]:
         """One (batch, n) tensor of raw logits, from one forward pass over all pairs of the batch."""
-        from sentence_transformers.util import batch_to_device
-
         queries, *sides = columns
         pairs = [pair for side in sides for pair in zip(queries, side, strict=True)]
         inner: Any = getattr(model, "module", model)  # torchrun's wrapper has no tokenizer
@@ -109,11 +90,7 @@ class PairScorer(ColumnScorer):
         return encoded[0]
 
     def across(self, encoded: Sequence[Tensor], places: Tensor) -> Tensor:
-        """There are none: every pair would be a forward pass of its own.
-
-        Raises:
-            UserError: Always.
-        """
+        """Refused: every pair would take a forward pass of its own."""
         raise UserError("objective 'in-batch' needs vectors, and a cross-encoder has none; take contrastive.")
 
     def features(self, student: Any, columns: Sequence[list[str]]) -> list[Any]:
@@ -129,12 +106,11 @@ def cross_encoder_student(
     Args:
         source: Folder or hub name: a cross-encoder, or any transformer or bi-encoder, which gets a fresh last layer.
         layers: Number of transformer layers to keep, from the first.
-        max_length: Tokens of a pair; the model's own limit by default.
-        seed: Of a fresh last layer.
+        max_length: Maximum number of tokens of a pair; the model's own limit by default.
+        seed: Seed of a fresh last layer.
 
     Raises:
-        UserError: Not to be found, more than one score per pair, more layers than there are, or a longer text than it
-            reads.
+        UserError: The model is not found, gives more than one score per pair, has fewer layers, or reads shorter texts.
     """
     torch.manual_seed(seed)
     model = load_cross_encoder(source, max_length=max_length)
@@ -147,14 +123,28 @@ def cross_encoder_student(
     return model
 
 
+def train_pairs(run: StageRun) -> History:
+    """Train all weights of a student that scores pairs."""
+    return train_both(run, BothEncoders(PairScorer()))
+
+
+def _start(settings: Any, data: Any) -> CrossEncoder:
+    source = settings.model.partition(":")[2]
+    return cross_encoder_student(source, layers=settings.layers, max_length=settings.max_length, seed=data.seed)
+
+
+def _load(folder: str) -> CrossEncoderStudent:
+    has_manifest = (Path(folder) / STUDENT_MANIFEST).exists()
+    manifest = Manifest.read(folder, STUDENT_MANIFEST) if has_manifest else None
+    return CrossEncoderStudent(load_cross_encoder(folder), f"cross-encoder:{folder}", manifest)
+
+
 KIND = Kind(
     "cross-encoder",
     library_class="CrossEncoder",
     written="cross-encoder:NAME",
-    start=lambda settings, data: cross_encoder_student(
-        settings.model.partition(":")[2], layers=settings.layers, max_length=settings.max_length, seed=data.seed
-    ),
-    load=load_pairs,
+    start=_start,
+    load=_load,
     wrap=CrossEncoderStudent,
     train=train_pairs,
     ranker=lambda student, documents: CrossEncoderRanker(student.model, student.name),

@@ -1,12 +1,19 @@
-"""Training of students with one dense vector a text: the query encoder or both, at all exits and truncations."""
+"""Dense students: any bi-encoder, possibly cut to its first layers, with a projection to the document encoder's width.
+
+Static students, which also have one vector per text, are trained by the same function.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense
+from sentence_transformers.sentence_transformer.modules import Normalize
+from sentence_transformers.util import batch_to_device
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.runtime import bar, main_first
@@ -15,9 +22,16 @@ from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import load_bi_encoder
-from retrodistill.encoders.modules import behind_exit, exits_of, with_modules
+from retrodistill.encoders.modules import exits_of, with_modules
 from retrodistill.rankers.bi_encoder import DenseRanker
-from retrodistill.students.dense_variants import LeadingVectors, MatryoshkaLoss, MultiExitLoss, multi_exit
+from retrodistill.students.dense_variants import (
+    LeadingVectors,
+    MatryoshkaLoss,
+    MultiExitLoss,
+    exit_modules,
+    multi_exit,
+    through_exit,
+)
 from retrodistill.students.registry import Kind, StageDefaults
 from retrodistill.training.loss import DistillationLoss, TeacherVectors
 from retrodistill.training.prepared import teacher_rows, training_rows
@@ -26,236 +40,11 @@ from retrodistill.training.settings import StageSettings
 from retrodistill.training.stages import BothEncoders, StageRun, fit, train_both
 from retrodistill.training.trainer import HeldOutMonitor, History
 
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
 _AGREEMENT_DEPTH = 10
-_BATCH = 64
-_RIDGE = 0.01  # of the mean variance; by overlap@10 with MiniLM on held-out SciFact training queries, flat around it
-Make = Callable[[int, bool], Any]
-
-
-def train_dense(run: StageRun) -> History:
-    """Train a dense or static student through a stage.
-
-    Raises:
-        UserError: Nothing to learn from.
-    """
-    student: Encoder = run.student
-    if run.stage.train == "query_encoder":
-        return _train_query_encoder(run)
-
-    def watch(queries: Sequence[str], documents: Sequence[str], ranked: np.ndarray) -> HeldOutMonitor:
-        return HeldOutMonitor(student, queries, ranked, None)
-
-    both = BothEncoders(
-        VectorScorer(student.similarity == "cosine"),
-        loss_of=lambda make: loss_of_variants(student, run.stage, make),
-        watch=watch,
-    )
-    return train_both(run, both)
-
-
-def _train_query_encoder(run: StageRun) -> History:
-    student, stage, data, prepared = run[:4]
-    texts = prepared.texts.texts
-    if data.student is None:
-        raise UserError("a stage's data lacks the student as it is at its start.")
-    with main_first():
-        stored = data.student.vectors(data.collection)
-    teacher_vectors = None
-    aligning = [term.name for term in prepared.terms if term.objective.sees == "embeddings"]
-    if aligning:
-        if data.space is None:
-            raise UserError(f"objective {aligning[0]!r} needs a dense teacher to align to; set 'document_encoder'.")
-        teacher_vectors = embed(data.space, data.teacher_queries(texts).texts, "query")
-    unit = student.similarity == "cosine"
-
-    def leading(vectors: np.ndarray | None, cut: int) -> Any:
-        return vectors if vectors is None or cut == vectors.shape[1] else LeadingVectors(vectors, cut, unit=unit)
-
-    def make(cut: int, alone: bool) -> DistillationLoss:
-        scorer = StoredVectorScorer(unit, leading(stored, cut))
-        teacher = TeacherVectors(leading(teacher_vectors, cut), prepared.classes)
-        return DistillationLoss(student.model, prepared.terms, scorer, prepared.lists, teacher, alone=alone)
-
-    monitor = held_out_monitor(run, lambda: stored, teacher_vectors, stored)
-    return train_on_texts(run, loss_of_variants(student, stage, make), monitor)
-
-
-def train_on_texts(run: StageRun, loss: Any, monitor: HeldOutMonitor | None) -> History:
-    """Train on single texts, each labeled with its row: what it is scored against is stored."""
-    rows, texts = training_rows(run.prepared, run.stage), run.prepared.texts.texts.texts
-    return fit(run, loss, {"text": [texts[row] for row in rows]}, rows, rows.tolist(), monitor)
-
-
-def held_out_monitor(
-    run: StageRun,
-    documents: Callable[[], np.ndarray],
-    teacher_vectors: np.ndarray | None = None,
-    stored: np.ndarray | None = None,
-) -> HeldOutMonitor | None:
-    """Agreement with the teacher on held-out texts; None where there are fewer than two.
-
-    Args:
-        run: The stage.
-        documents: Gives (corpus, d) document vectors.
-        teacher_vectors: (texts, d) teacher embeddings, for stages without lists.
-        stored: (corpus, d) document vectors, for stages without lists.
-    """
-    prepared, texts = run.prepared, run.prepared.texts.texts.texts
-    if len(prepared.held_out) < 2:
-        return None
-    ranked = teacher_rows(prepared, _AGREEMENT_DEPTH, teacher_vectors, stored)
-    return HeldOutMonitor(run.student, [texts[row] for row in prepared.held_out], ranked, documents)
-
-
-def loss_of_variants(student: Encoder, stage: StageSettings, make: Make) -> Any:
-    """The loss of a stage at all exits and truncations that the student and the stage have; itself where there is none.
-
-    Args:
-        student: Dense or static.
-        stage: Says which truncations, and what exits weigh.
-        make: Gives the loss on a number of leading dimensions; its second argument is False for all but the first of
-            several, see ``alone`` of `DistillationLoss`.
-
-    Returns:
-        A `DistillationLoss`, `MatryoshkaLoss` or `MultiExitLoss`.
-    """
-    exits = exits_of(student.model) if not student.is_static else []
-    if not exits:
-        return _at_exit(student, stage, make, True)[0]
-    made = {layer: _at_exit(student, stage, make, layer == exits[-1]) for layer in exits}
-    return MultiExitLoss(
-        student.model,
-        {layer: loss for layer, (loss, _) in made.items()},
-        weights=stage.exit_weights,
-        kl_weight=1.0 if stage.exit_kl is None else stage.exit_kl,
-        start=made[exits[-1]][1],
-    )
-
-
-def _at_exit(student: Encoder, stage: StageSettings, make: Make, alone: bool) -> tuple[Any, Any]:
-    """The loss behind one exit, and the student of the stage's start, where a term compares with it."""
-    whole = student.dimension
-    plain = make(whole, alone)
-    if not stage.matryoshka:
-        return plain, plain.start
-    losses = {cut: plain if cut == whole else make(cut, False) for cut in {*stage.matryoshka, whole}}
-    return MatryoshkaLoss(student.model, losses, start=plain.start), plain.start
-
-
-def fit_map(model: SentenceTransformer, texts: Sequence[str], vectors: np.ndarray, prompt: str = "") -> None:
-    """Fit the map of a student that was cut to its first layers to the vectors of its space: LEAF's loss, solved.
-
-    Ridge regression ``W = (X'X + r I)^-1 X'Y`` of unit vectors Y on the vectors X that reach the map. A shallow layer
-    has nearly no place in the space otherwise: the first two layers of all-MiniLM-L6-v2 find .10 of its ten best
-    documents for a query of SciFact, and .45 behind such a map; the first four .14 and .52 (evaluation/fitted_maps.py).
-
-    Args:
-        model: Of `dense_student` with ``mapped``; its map is set in place.
-        texts: Of the kind that it will read; some thousands.
-        vectors: (texts, d) by the space's model.
-        prompt: Put before each text.
-
-    Raises:
-        UserError: The model has no map, or there are no texts.
-    """
-    modules = list(model)
-    place = _last_map(modules, "the student has no map to fit; make it with a dimension of its own, or mapped")
-    regression = _Regression(modules[place])
-    for rows, features in _batches(model, texts, prompt):
-        state = features
-        for module in modules[:place]:
-            state = module(state)
-        regression.add(state["sentence_embedding"], vectors[rows])
-    regression.solve()
-
-
-def fit_exit_maps(model: SentenceTransformer, texts: Sequence[str], prompt: str = "") -> None:
-    """Fit the map of each exit but the deepest to the deepest exit's embeddings, as `fit_map` does.
-
-    Args:
-        model: Of `multi_exit` with ``project``; its maps are set in place.
-        texts: Of the kind that exits will read, queries as a rule; some thousands.
-        prompt: Put before each.
-
-    Raises:
-        UserError: An exit has no map, or there are no texts.
-    """
-    routes, regressions = {}, {}
-    for layer in exits_of(model)[:-1]:
-        behind = [one for one in behind_exit(list(model)[-1], layer) if not hasattr(one, "layer_weights")]
-        place = _last_map(behind, f"exit {layer} has no map of its own; make exits with project_exits: true")
-        routes[layer], regressions[layer] = behind[:place], _Regression(behind[place])
-    for _, features in _batches(model, texts, prompt):
-        out = model(features)
-        for layer, before in routes.items():
-            state = {**out, "token_embeddings": out["all_layer_embeddings"][layer]}
-            for module in before:
-                state = module(state)
-            regressions[layer].add(state["sentence_embedding"], out["sentence_embedding"].cpu().numpy())
-    for regression in regressions.values():
-        regression.solve()
-
-
-class _Regression:
-    """Ridge regression of unit vectors, gathered a batch at a time, for the weights of a linear module."""
-
-    def __init__(self, module: Any) -> None:
-        self.weight = module.linear.weight
-        wanted, given = self.weight.shape
-        self.gram, self.moment = np.zeros((given, given)), np.zeros((given, wanted))
-
-    def add(self, given: torch.Tensor, wanted: np.ndarray) -> None:
-        """(batch, d) of what reaches the map and of what is to leave it."""
-        vectors, targets = given.double().cpu().numpy(), wanted.astype(np.float64)
-        lengths = np.linalg.norm(targets, axis=1, keepdims=True)
-        self.gram += vectors.T @ vectors
-        self.moment += vectors.T @ (targets / np.where(lengths > 0, lengths, 1.0))
-
-    def solve(self) -> None:
-        """Set the weights."""
-        ridge = _RIDGE * np.trace(self.gram) / len(self.gram) * np.eye(len(self.gram))
-        fitted = np.linalg.solve(self.gram + ridge, self.moment).T
-        with torch.no_grad():
-            self.weight.copy_(torch.from_numpy(fitted).to(self.weight))
-
-
-def _batches(model: SentenceTransformer, texts: Sequence[str], prompt: str) -> Iterator[tuple[np.ndarray, Any]]:
-    """Rows of texts and their features, in evaluation and without gradients."""
-    from sentence_transformers.util import batch_to_device
-
-    if not len(texts):
-        raise UserError(
-            "a map is fitted to texts, and there are none: no training queries and no titles of documents; set "
-            "split.train to a split with queries, or leave initialize: fitted and project_exits out."
-        )
-    order = np.argsort([len(text) for text in texts], kind="stable")
-    training = model.training
-    model.eval()
-    with bar(len(texts), "fitting maps", "texts") as progress, torch.no_grad():
-        for start in range(0, len(order), _BATCH):
-            rows = order[start : start + _BATCH]
-            features = model.preprocess([texts[row] for row in rows], prompt=prompt or None)
-            yield rows, batch_to_device(features, model.device)
-            progress.update(len(rows))
-    model.train(training)
-
-
-def _last_map(modules: Sequence[Any], why: str) -> int:
-    """Position of the last linear map.
-
-    Raises:
-        UserError: There is none.
-    """
-    found = [place for place, module in enumerate(modules) if type(module).__name__ == "Dense"]
-    if not found:
-        raise UserError(f"{why}.")
-    return found[-1]
-
-
 _FITTED = 4096  # texts that a map is fitted to
+_BATCH = 64  # texts of one step of that
+_RIDGE = 0.01  # of the mean variance; by overlap@10 with MiniLM on held-out SciFact training queries, flat around it
+Make = Callable[[int, bool], DistillationLoss]
 
 
 def dense_student(
@@ -273,20 +62,16 @@ def dense_student(
     Args:
         source: Folder or hub name of a sentence-transformers model to start from.
         layers: Number of transformer layers to keep, from the first.
-        dimension: Width of its vectors: where it differs from the model's, a linear map without bias is added as the
-            model's last module but the normalization, and saved with it (LEAF, arXiv 2509.12539).
-        mapped: Add such a map whatever the width, for `retrodistill.students.dense.fit_map`.
+        dimension: Width of its vectors: where it differs from the model's, a linear map without bias is added before
+            the normalization and saved with the model (LEAF, arXiv 2509.12539).
+        mapped: Add such a map whatever the width, for `fit_map`.
         similarity: ``cosine`` or ``dot``; the model's own by default.
-        max_length: Tokens kept of a text; the model's own by default.
-        seed: Of the projection's initial values.
+        max_length: Maximum number of tokens of a text; the model's own by default.
+        seed: Seed of the projection's initial values.
 
     Raises:
-        UserError: The model is not to be found, has fewer layers, or the maximum length is above what it can read.
+        UserError: The model is not found, has fewer layers, or reads shorter texts.
     """
-    import torch
-    from sentence_transformers.base.modules import Dense
-    from sentence_transformers.sentence_transformer.modules import Normalize
-
     model = load_bi_encoder(source, layers=layers)
     if similarity is not None:
         model.similarity_fn_name = similarity
@@ -295,14 +80,15 @@ def dense_student(
     width = Encoder(model, f"dense:{source}").dimension
     if not mapped and dimension in (None, width):
         return model
-    modules = [module for module in model if not isinstance(module, Normalize)]
+    modules: list[Any] = [module for module in model if not isinstance(module, Normalize)]
     torch.manual_seed(seed)
     projection = Dense(width, dimension or width, bias=False, activation_function=torch.nn.Identity())
     torch.nn.init.orthogonal_(projection.linear.weight)
     modules.append(projection)
     if str(model.similarity_fn_name) == "cosine":
         modules.append(Normalize())
-    return with_modules(model, modules, "SentenceTransformer")
+    projected: SentenceTransformer = with_modules(model, modules, "SentenceTransformer")
+    return projected
 
 
 def _set_max_length(model: SentenceTransformer, max_length: int, source: str) -> None:
@@ -339,10 +125,191 @@ def start_dense(settings: Any, data: Any) -> SentenceTransformer:
 
 
 def _fitted_texts(data: Any) -> list[str]:
-    """Training queries and titles, evenly drawn, that maps are fitted to."""
+    """Training queries and titles, evenly spread, that maps are fitted to."""
     texts = [*data.queries.texts, *title_texts(data.collection).texts]
     rows = np.unique(np.linspace(0, len(texts) - 1, min(_FITTED, len(texts)), dtype=int))
     return [texts[row] for row in rows]
+
+
+def fit_map(model: SentenceTransformer, texts: Sequence[str], vectors: np.ndarray, prompt: str = "") -> None:
+    """Fit the map of a student that was cut to its first layers to the document encoder's vectors: LEAF's loss, solved.
+
+    Ridge regression ``W = (X'X + r I)^-1 X'Y`` of unit vectors Y on the vectors X that reach the map. Without it, the
+    vectors of a shallow layer say little in that space: the first two layers of all-MiniLM-L6-v2 find .10 of its ten
+    best documents for a query of SciFact, and .45 with such a map; the first four .14 and .52
+    (evaluation/fitted_maps.py).
+
+    Args:
+        model: A model of `dense_student` with ``mapped``; its map is set in place.
+        texts: Some thousand texts of the kind that it will read.
+        vectors: (texts, d) by the document encoder.
+        prompt: Put before each text.
+    """
+    modules = list(model)
+    place = _last_map(modules, "the student has no map to fit; make it with a dimension of its own, or mapped.")
+    regression = _Regression(modules[place])
+    for rows, features in _batches(model, texts, prompt):
+        state = features
+        for module in modules[:place]:
+            state = module(state)
+        regression.add(state["sentence_embedding"], vectors[rows])
+    regression.solve()
+
+
+def fit_exit_maps(model: SentenceTransformer, texts: Sequence[str], prompt: str = "") -> None:
+    """Fit each exit's map, in place, to the deepest exit's embeddings of texts, as `fit_map` does."""
+    routes, regressions = {}, {}
+    for layer in exits_of(model)[:-1]:
+        modules = exit_modules(list(model)[-1], layer)
+        place = _last_map(modules, f"exit {layer} has no map of its own; make exits with project_exits: true.")
+        routes[layer], regressions[layer] = modules[:place], _Regression(modules[place])
+    for _, features in _batches(model, texts, prompt):
+        out = model(features)
+        for layer, modules in routes.items():
+            regressions[layer].add(through_exit(modules, out, layer), out["sentence_embedding"].cpu().numpy())
+    for regression in regressions.values():
+        regression.solve()
+
+
+class _Regression:
+    """Ridge regression of unit vectors, gathered a batch at a time, for the weights of a linear module."""
+
+    def __init__(self, module: Any) -> None:
+        self.weight = module.linear.weight
+        outputs, inputs = self.weight.shape
+        self.gram, self.moment = np.zeros((inputs, inputs)), np.zeros((inputs, outputs))
+
+    def add(self, inputs: torch.Tensor, outputs: np.ndarray) -> None:
+        """(batch, d) of what reaches the map and of what should leave it."""
+        vectors, targets = inputs.double().cpu().numpy(), outputs.astype(np.float64)
+        lengths = np.linalg.norm(targets, axis=1, keepdims=True)
+        self.gram += vectors.T @ vectors
+        self.moment += vectors.T @ (targets / np.where(lengths > 0, lengths, 1.0))
+
+    def solve(self) -> None:
+        """Set the weights."""
+        ridge = _RIDGE * np.trace(self.gram) / len(self.gram) * np.eye(len(self.gram))
+        fitted = np.linalg.solve(self.gram + ridge, self.moment).T
+        with torch.no_grad():
+            self.weight.copy_(torch.from_numpy(fitted).to(self.weight))
+
+
+def _batches(model: SentenceTransformer, texts: Sequence[str], prompt: str) -> Iterator[tuple[np.ndarray, Any]]:
+    """Rows of texts and their features, shortest first, in evaluation mode and without gradients."""
+    if not len(texts):
+        raise UserError(
+            "a map is fitted to texts, and there are none: no training queries and no titles of documents; set "
+            "split.train to a split with queries, or leave initialize: fitted and project_exits out."
+        )
+    order = np.argsort([len(text) for text in texts], kind="stable")
+    training = model.training
+    model.eval()
+    with bar(len(texts), "fitting maps", "texts") as progress, torch.no_grad():
+        for start in range(0, len(order), _BATCH):
+            rows = order[start : start + _BATCH]
+            features = model.preprocess([texts[row] for row in rows], prompt=prompt or None)
+            yield rows, batch_to_device(features, model.device)
+            progress.update(len(rows))
+    model.train(training)
+
+
+def _last_map(modules: Sequence[Any], error: str) -> int:
+    places = [place for place, module in enumerate(modules) if type(module).__name__ == "Dense"]
+    if not places:
+        raise UserError(error)
+    return places[-1]
+
+
+def train_dense(run: StageRun) -> History:
+    """Train a dense or static student through a stage, at all its exits and truncations."""
+    student, stage = run.student, run.stage
+    if stage.train == "query_encoder":
+        return _train_query_encoder(run)
+    both = BothEncoders(
+        VectorScorer(student.similarity == "cosine"),
+        loss_of=lambda make: loss_of_variants(student, stage, make),
+        watch=lambda queries, documents, ranked: HeldOutMonitor(student, queries, ranked, None),
+    )
+    return train_both(run, both)
+
+
+def _train_query_encoder(run: StageRun) -> History:
+    student, stage, data, prepared = run[:4]
+    if data.student is None:
+        raise UserError("a stage's data lacks the student as it is at its start.")
+    with main_first():
+        stored = data.student.vectors(data.collection)
+    teacher_vectors = None
+    aligning = [term.name for term in prepared.terms if term.objective.sees == "embeddings"]
+    if aligning:
+        if data.space is None:
+            raise UserError(f"objective {aligning[0]!r} needs a dense teacher to align to; set 'document_encoder'.")
+        teacher_vectors = embed(data.space, data.teacher_queries(prepared.texts.texts).texts, "query")
+    unit = student.similarity == "cosine"
+
+    def leading(vectors: np.ndarray | None, cut: int) -> Any:
+        return vectors if vectors is None or cut == vectors.shape[1] else LeadingVectors(vectors, cut, unit=unit)
+
+    def make(cut: int, alone: bool) -> DistillationLoss:
+        scorer = StoredVectorScorer(unit, leading(stored, cut))
+        teacher = TeacherVectors(leading(teacher_vectors, cut), prepared.classes)
+        return DistillationLoss(student.model, prepared.terms, scorer, prepared.lists, teacher, alone=alone)
+
+    monitor = held_out_monitor(run, lambda: stored, teacher_vectors, stored)
+    return train_on_texts(run, loss_of_variants(student, stage, make), monitor)
+
+
+def train_on_texts(run: StageRun, loss: Any, monitor: HeldOutMonitor | None) -> History:
+    """Train on single texts, each labeled with its row: what it is scored against is stored."""
+    rows, texts = training_rows(run.prepared, run.stage), run.prepared.texts.texts.texts
+    return fit(run, loss, {"text": [texts[row] for row in rows]}, rows, rows.tolist(), monitor)
+
+
+def held_out_monitor(
+    run: StageRun,
+    documents: Callable[[], np.ndarray],
+    teacher_vectors: np.ndarray | None = None,
+    stored: np.ndarray | None = None,
+) -> HeldOutMonitor | None:
+    """Agreement with the teacher on held-out texts; None where there are fewer than two.
+
+    ``documents`` gives (corpus, d) document vectors. Stages without lists also need (texts, d) teacher embeddings and
+    (corpus, d) stored document vectors.
+    """
+    prepared, texts = run.prepared, run.prepared.texts.texts.texts
+    if len(prepared.held_out) < 2:
+        return None
+    ranked = teacher_rows(prepared, _AGREEMENT_DEPTH, teacher_vectors, stored)
+    return HeldOutMonitor(run.student, [texts[row] for row in prepared.held_out], ranked, documents)
+
+
+def loss_of_variants(student: Encoder, stage: StageSettings, make: Make) -> Any:
+    """The loss of a stage at all exits and truncations of the student and the stage; the plain one without any.
+
+    ``make`` gives the loss on a number of leading dimensions; its second argument is False for all but the first of
+    several, see ``alone`` of `DistillationLoss`.
+    """
+    exits = exits_of(student.model) if not student.is_static else []
+    if not exits:
+        return _loss_of_truncations(student, stage, make, True)[0]
+    losses = {layer: _loss_of_truncations(student, stage, make, layer == exits[-1]) for layer in exits}
+    return MultiExitLoss(
+        student.model,
+        {layer: loss for layer, (loss, _) in losses.items()},
+        weights=stage.exit_weights,
+        kl_weight=1.0 if stage.exit_kl is None else stage.exit_kl,
+        start=losses[exits[-1]][1],
+    )
+
+
+def _loss_of_truncations(student: Encoder, stage: StageSettings, make: Make, alone: bool) -> tuple[Any, Any]:
+    """The loss at one exit, and the student of the stage's start, where a term compares with it."""
+    whole = student.dimension
+    plain = make(whole, alone)
+    if not stage.matryoshka:
+        return plain, plain.start
+    losses = {cut: plain if cut == whole else make(cut, False) for cut in {*stage.matryoshka, whole}}
+    return MatryoshkaLoss(student.model, losses, start=plain.start), plain.start
 
 
 def _check(settings: Any) -> None:

@@ -1,13 +1,24 @@
-"""Matryoshka students: the leading dimensions of a vector are a vector (Kusupati et al. 2022, arXiv 2205.13147)."""
+"""Variants of dense students inside one model: leading dimensions of a vector, and exits after some of its layers.
+
+Leading dimensions are a vector, too (Matryoshka, Kusupati et al. 2022, arXiv 2205.13147). A model with exits
+(ModularStarEncoder, arXiv 2503.03008) can stop after several layers. Its modules are sentence-transformers' own: a
+transformer that gives all its layers, and a Router with a route for each exit, which pools that layer's tokens. So a
+saved folder loads without this package, as the deepest exit by default and as any other by ``encode(texts,
+task="exit-4")``; that runs all layers. What cuts the layers above an exit, and so makes it fast, is
+`retrodistill.encoders.modules`.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Router, Transformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, WeightedLayerPooling
 from torch import Tensor, nn
 
 from retrodistill.core.errors import UserError
@@ -17,23 +28,14 @@ from retrodistill.encoders.vectors import check_dimensions, leading
 from retrodistill.objectives.distributions import kl_divergence
 from retrodistill.objectives.lists import full_mask
 
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+_PROBE = ["An exit gives what its first layers alone give."]
 
 
 class LeadingVectors:
-    """Stored vectors of which only the leading dimensions are seen; they are cut where they are read, not before.
+    """Stored (n, d) vectors of which only the leading dimensions are seen; they are cut when they are read.
 
-    What a loss holds against a truncated student must be truncated as its index will be: documents' vectors and the
-    teacher's embeddings, made unit vectors again where the similarity is the cosine.
-
-    Args:
-        vectors: (n, d) float; memory-mapped if you like.
-        dimensions: How many leading ones.
-        unit: Make them unit vectors again.
-
-    Raises:
-        UserError: More dimensions than there are, or none.
+    What a loss compares a truncated student with must be truncated as its index will be: documents' vectors and the
+    teacher's embeddings, made unit vectors again where the similarity is the cosine (``unit``).
     """
 
     def __init__(self, vectors: np.ndarray, dimensions: int, *, unit: bool) -> None:
@@ -50,182 +52,157 @@ class LeadingVectors:
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         """(..., dimensions) of rows, one array of indices of any shape."""
-        found = self._vectors[rows]
-        flat = leading(found.reshape(-1, found.shape[-1]), self._dimensions, unit=self._unit)
-        return flat.reshape(*found.shape[:-1], self._dimensions)
+        whole = self._vectors[rows]
+        flat = leading(whole.reshape(-1, whole.shape[-1]), self._dimensions, unit=self._unit)
+        return flat.reshape(*whole.shape[:-1], self._dimensions)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype=dtype)
 
 
 class MatryoshkaLoss(nn.Module):
-    """Applies a loss to the whole vector and to its leading dimensions: ``sum_d w_d L(v[:d])``; the model runs once.
+    """Applies a loss to the whole vector and to its leading dimensions: ``sum_d L(v[:d])``; the model runs once.
 
     sentence-transformers' own wrapper cuts what the model gives and labels that are embeddings, not what a loss has
     stored, and cannot add up losses that come as named terms.
 
     Args:
-        model: The student, which gives one vector a text.
-        losses: By number of dimensions, that of whole vectors among them: what is learned there, on stored vectors of
-            as many dimensions (`LeadingVectors`). They take embeddings as
-            `retrodistill.training.loss.DistillationLoss` does, and make unit vectors where they want them.
-        weights: By number of dimensions; 1 by default.
-        start: The student as the stage began, for ``lwf``.
-
-    Raises:
-        UserError: No loss for whole vectors, dimensions that the student does not have, or a weight for others.
+        model: The student, which gives one vector per text.
+        losses: By number of dimensions, including that of whole vectors: a `DistillationLoss` on stored vectors of as
+            many dimensions (`LeadingVectors`).
+        start: The student at the start of the stage, for ``lwf``.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        losses: Mapping[int, nn.Module],
-        *,
-        weights: Mapping[int, float] | None = None,
-        start: nn.Module | None = None,
-    ) -> None:
+    def __init__(self, model: Any, losses: Mapping[int, nn.Module], *, start: nn.Module | None = None) -> None:
         super().__init__()
-        whole = int(model.get_embedding_dimension())
-        check_dimensions(list(losses), whole)
-        if whole not in losses or not set(weights or {}) <= set(losses):
-            raise UserError(
-                f"losses for {sorted(losses)} dimensions, weights for {sorted(weights or {})}; whole vectors of "
-                f"{whole} are among the losses, and weights are for some of these."
-            )
+        self._whole = int(model.get_embedding_dimension())
+        check_dimensions(list(losses), self._whole)
+        if self._whole not in losses:
+            raise UserError(f"losses for {sorted(losses)} dimensions; give one for whole vectors of {self._whole}.")
         self.model, self._start = model, start
         self.losses = nn.ModuleDict({str(cut): losses[cut] for cut in sorted(losses, reverse=True)})
-        self._whole = whole
-        self._weights = {int(cut): float((weights or {}).get(int(cut), 1.0)) for cut in self.losses}
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
         """Terms by name, those of leading dimensions as ``name@64``."""
         columns = list(sentence_features)
-        start = None
-        if self._start is not None:
-            self._start.eval()
-            with torch.no_grad():  # a model writes into the features that it is given
-                start = [self._start(dict(features))["sentence_embedding"] for features in columns]
+        start = _start_embeddings(self._start, columns, _embeddings)
         return self.compute_loss_from_embeddings(
-            [self.model(features)["sentence_embedding"] for features in columns], labels, start
+            [_embeddings(self.model, features) for features in columns], labels, start
         )
 
     def compute_loss_from_embeddings(
         self, embeddings: list[Tensor], labels: Tensor, start_embeddings: list[Tensor] | None = None
     ) -> dict[str, Tensor]:
         """As `forward`, of (batch, d) whole vectors of each column."""
-        parts: dict[str, Tensor] = {}
-        for cut, weight in self._weights.items():
-            loss: Any = self.losses[str(cut)]
+        terms: dict[str, Tensor] = {}
+        for name, loss in self.losses.items():
+            cut, suffix = int(name), "" if int(name) == self._whole else f"@{name}"
             start = None if start_embeddings is None else [column[:, :cut] for column in start_embeddings]
-            found = loss.compute_loss_from_embeddings([column[:, :cut] for column in embeddings], labels, start)
-            suffix = "" if cut == self._whole else f"@{cut}"
-            parts |= {name + suffix: weight * value for name, value in found.items()}
-        return parts
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """Weights by number of dimensions, for the model card."""
-        return {"matryoshka": self._weights}
+            at_cut = [column[:, :cut] for column in embeddings]
+            values = loss.compute_loss_from_embeddings(at_cut, labels, start)  # type: ignore[operator]
+            terms |= {term + suffix: value for term, value in values.items()}
+        return terms
 
 
-_PROBE = ["An exit gives what its first layers alone give."]
+def _embeddings(model: nn.Module, features: dict[str, Any]) -> Tensor:
+    embeddings: Tensor = model(features)["sentence_embedding"]
+    return embeddings
 
 
-class EmbeddingLoss(Protocol):
-    """A loss that takes embeddings of the columns of a batch, as `retrodistill.training.loss.DistillationLoss` does."""
-
-    def compute_loss_from_embeddings(
-        self, embeddings: list[Tensor], labels: Tensor, start_embeddings: list[Tensor] | None = None
-    ) -> dict[str, Tensor]:
-        """Weighted terms by name."""
-        ...
+def _start_embeddings(start: nn.Module | None, columns: Sequence[dict[str, Any]], encode: Callable[..., Any]) -> Any:
+    """What the student of the stage's start makes of each column; None where nothing compares with it."""
+    if start is None:
+        return None
+    start.eval()
+    with torch.no_grad():  # copies, since a model writes into the features that it is given
+        return [encode(start, dict(features)) for features in columns]
 
 
 def multi_exit(model: SentenceTransformer, exits: Sequence[int], *, project: bool = False) -> SentenceTransformer:
-    """Give a bi-encoder exits behind some of its layers.
+    """Give a bi-encoder exits after some of its layers; all modules are stock modules.
 
-    Its last layer is the deepest exit always, with the model's own modules behind it: there nothing changes. The other
+    Its last layer always is the deepest exit and keeps the model's own modules, so nothing changes there. The other
     exits get copies of them.
 
     Args:
-        model: A transformer and what pools it; its modules are taken over.
-        exits: Layers, counted from 1; the last one is left out, and it is said.
-        project: Give each exit but the deepest a linear map of its own behind the pooling, at first the identity;
-            `retrodistill.students.dense_training.fit_exit_maps` fits it.
-
-    Returns:
-        A SentenceTransformer of stock modules.
+        model: A transformer with a pooling; the new model shares its modules.
+        exits: Layers, counted from 1; the last one is left out, which is logged.
+        project: Give each exit but the deepest a linear map of its own after the pooling, at first the identity;
+            `retrodistill.students.dense.fit_exit_maps` fits it.
 
     Raises:
-        UserError: No transformer, layers that it does not have, or one whose first layers alone give something else.
+        UserError: Not a transformer, layers that it does not have, or one whose first layers alone give other vectors.
     """
-    from sentence_transformers.base.modules import Dense, Router, Transformer
-    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, WeightedLayerPooling
-
-    modules: list[Any] = list(model)
-    transformer, behind = modules[0], modules[1:]
-    if Transformer not in type(transformer).__mro__ or Pooling not in map(type, behind):
-        raise UserError("exits are made in a transformer with a pooling behind it; this student is another model.")
-    count = int(transformer.auto_model.config.num_hidden_layers)
+    transformer, *head = list(model)
+    if Transformer not in type(transformer).__mro__ or Pooling not in map(type, head):
+        raise UserError("exits are made in a transformer with a pooling after it; this student is another model.")
+    auto_model: Any = transformer.auto_model
+    count = int(auto_model.config.num_hidden_layers)
     if not exits or len(set(exits)) < len(exits) or not all(1 <= layer <= count for layer in exits):
         raise UserError(f"exits={list(exits)}: the model has layers 1 to {count}; name some of them, each once.")
     if count in exits:
-        log(f"exits: layer {count} is the model's last one, which is the student itself and no exit besides; left out")
-    width = int(transformer.get_embedding_dimension())
-    sized: list[Any] = [one for one in behind if hasattr(one, "get_embedding_dimension")]
-    dimension = int(sized[-1].get_embedding_dimension())
-    routes: dict[str, list[Any]] = {}
-    for layer in sorted({*exits} - {count}):
-        picked = torch.zeros(count + 1)
-        picked[layer] = 1.0  # the one before the first layer is the embeddings'
-        modules = copy.deepcopy(behind)
-        if project:
-            dense = Dense(
-                dimension, dimension, bias=False, activation_function=nn.Identity(), init_weight=torch.eye(dimension)
-            )
-            end = len(modules) - 1 if isinstance(modules[-1], Normalize) else len(modules)
-            modules.insert(end, dense)
-        weights = nn.Parameter(picked, requires_grad=False)
-        pick = WeightedLayerPooling(width, num_hidden_layers=count, layer_start=0, layer_weights=weights)
-        routes[f"{ROUTE}{layer}"] = [pick, *modules]
+        log(f"exits: layer {count} is the model's last one, which is the student itself; left out")
     deepest = f"{ROUTE}{count}"
-    routes = {deepest: behind, **routes}  # a Router's width is that of its first route
-    transformer.auto_model.config.output_hidden_states = True
-    towers: dict[tuple[str | None, Any], str] = {("query", None): deepest, ("document", None): deepest}
-    found = with_modules(model, [transformer, Router(routes, default_route=deepest, route_mappings=towers)])
-    for layer in exits_of(found)[:-1]:
-        whole = found.encode(_PROBE, task=f"{ROUTE}{layer}", convert_to_tensor=True, show_progress_bar=False)
-        alone = exit_model(found, layer).encode(_PROBE, convert_to_tensor=True, show_progress_bar=False)
+    routes: dict[str, list[Any]] = {deepest: head}  # first, since a Router's width is that of its first route
+    for layer in sorted({*exits} - {count}):
+        routes[f"{ROUTE}{layer}"] = _route(transformer, head, layer, count, project)
+    auto_model.config.output_hidden_states = True
+    roles: dict[tuple[str | None, Any], str] = {("query", None): deepest, ("document", None): deepest}
+    router: Any = Router(routes, default_route=deepest, route_mappings=roles)
+    with_exits: SentenceTransformer = with_modules(model, [transformer, router])
+    for layer in exits_of(with_exits)[:-1]:
+        whole = with_exits.encode(_PROBE, task=f"{ROUTE}{layer}", convert_to_tensor=True, show_progress_bar=False)
+        alone = exit_model(with_exits, layer).encode(_PROBE, convert_to_tensor=True, show_progress_bar=False)
         if not torch.allclose(whole, alone, atol=1e-3):
             raise UserError(
-                f"exits={list(exits)}: {type(transformer.auto_model).__name__} does something behind its last layer, "
-                "so that its first layers alone give other vectors; take a model of another architecture."
+                f"exits={list(exits)}: {type(auto_model).__name__} changes the output of its last layer, so its first "
+                "layers alone give other vectors; take a model of another architecture."
             )
-    return found
+    return with_exits
+
+
+def _route(transformer: Any, head: Sequence[Any], layer: int, count: int, project: bool) -> list[Any]:
+    """The modules of one exit: the layer's states, copies of the model's own modules, a map if wanted."""
+    modules = copy.deepcopy(list(head))
+    if project:
+        sized = [module for module in modules if hasattr(module, "get_embedding_dimension")]
+        width = int(sized[-1].get_embedding_dimension())
+        dense = Dense(width, width, bias=False, activation_function=nn.Identity(), init_weight=torch.eye(width))
+        modules.insert(len(modules) - 1 if isinstance(modules[-1], Normalize) else len(modules), dense)
+    picked = torch.zeros(count + 1)
+    picked[layer] = 1.0  # index 0 is the embeddings before the first layer
+    weights = nn.Parameter(picked, requires_grad=False)
+    width = int(transformer.get_embedding_dimension())
+    return [WeightedLayerPooling(width, num_hidden_layers=count, layer_start=0, layer_weights=weights), *modules]
 
 
 def embeddings_by_exit(model: nn.Module, features: dict[str, Any]) -> dict[int, Tensor]:
-    """The embeddings of all exits from one run through the layers, deepest last, with gradients.
+    """(batch, d) embeddings by exit from one run through the layers, deepest last, with gradients.
 
-    Args:
-        model: Of `multi_exit`, or what wraps it in distributed training.
-        features: A tokenized batch.
-
-    Returns:
-        (batch, d) by layer.
+    The model is of `multi_exit`, or what wraps one in distributed training.
     """
     inner: Any = getattr(model, "module", model)
     out = model(features)
     exits = exits_of(inner)
     if not exits or "all_layer_embeddings" not in out:
-        raise UserError("the model has no exits; make them by students.multi_exit.multi_exit first.")
-    found = {}
-    for layer in exits[:-1]:
-        state = {**out, "token_embeddings": out["all_layer_embeddings"][layer]}
-        for module in behind_exit(list(inner)[-1], layer):
-            if not hasattr(module, "layer_weights"):  # it would stack all layers to take one
-                state = module(state)
-        found[layer] = state["sentence_embedding"]
-    return {**found, exits[-1]: out["sentence_embedding"]}
+        raise UserError("the model has no exits; make them by students.dense_variants.multi_exit first.")
+    router = list(inner)[-1]
+    shallow = {layer: through_exit(exit_modules(router, layer), out, layer) for layer in exits[:-1]}
+    return {**shallow, exits[-1]: out["sentence_embedding"]}
+
+
+def exit_modules(router: Any, layer: int) -> list[Any]:
+    """The modules of an exit's route but the first, which would stack all layers to take one."""
+    return [module for module in behind_exit(router, layer) if not hasattr(module, "layer_weights")]
+
+
+def through_exit(modules: Sequence[Any], out: Mapping[str, Any], layer: int) -> Tensor:
+    """(batch, d) embeddings by modules of an exit, of a transformer's output with all its layers."""
+    state: dict[str, Any] = {**out, "token_embeddings": out["all_layer_embeddings"][layer]}
+    for module in modules:
+        state = module(state)
+    embeddings: Tensor = state["sentence_embedding"]
+    return embeddings
 
 
 def multi_exit_kl(
@@ -238,12 +215,13 @@ def multi_exit_kl(
     """The deepest exit teaches the others: KL on the scores of the same candidates.
 
     ``sum_e w_e KL(softmax(s_deepest / T) || softmax(s_e / T))``, without a gradient to the deepest exit. The weighted
-    sum over exits and deep ones guiding shallow ones are of arXiv 2503.03008; the divergence is this package's choice.
+    sum over exits and deep ones guiding shallow ones are from arXiv 2503.03008; the divergence is this package's
+    choice.
 
     Args:
         scores_by_exit: (batch, n) scores by each exit, the deepest last.
         mask: (batch, n) bool, true at positions that hold a candidate.
-        weights: Of each exit but the deepest; 1 by default.
+        weights: Weight of each exit but the deepest; 1 by default.
         temperature: Above 0, of all exits.
 
     Returns:
@@ -269,24 +247,22 @@ def multi_exit_kl(
 
 
 class MultiExitLoss(nn.Module):
-    """Applies a loss at every exit, and lets the deepest teach the others; the layers run once a column.
+    """Applies a loss at every exit, and lets the deepest teach the others; the layers run once per column.
 
     Args:
-        model: Of `multi_exit`.
-        losses: By exit: what it learns from labels. Several exits may share a loss, unless it has state (``taid``).
-        weights: Of the exits' terms, by exit; 1 by default.
-        kl_weight: Of `multi_exit_kl`; 0 for none.
-        temperature: Of the divergence.
-        start: The student as the stage began, for ``lwf``.
-
-    Raises:
-        UserError: The losses are not those of the model's exits.
+        model: A model of `multi_exit`.
+        losses: By exit: a `DistillationLoss` or `MatryoshkaLoss`. Exits may share a loss, unless it has state
+            (``taid``).
+        weights: Weights of the exits' terms, by exit; 1 by default.
+        kl_weight: Weight of `multi_exit_kl`; 0 for none.
+        temperature: Temperature of the divergence.
+        start: The student at the start of the stage, for ``lwf``.
     """
 
     def __init__(
         self,
         model: SentenceTransformer,
-        losses: Mapping[int, EmbeddingLoss],
+        losses: Mapping[int, nn.Module],
         *,
         weights: Mapping[int, float] | None = None,
         kl_weight: float = 1.0,
@@ -294,12 +270,12 @@ class MultiExitLoss(nn.Module):
         start: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        exits = exits_of(model)
-        if set(losses) != set(exits) or not set(weights or {}) <= set(exits):
+        exits, weights = exits_of(model), weights or {}
+        if set(losses) != set(exits) or not set(weights) <= set(exits):
             raise UserError(f"losses for exits {sorted(losses)}; the model has {exits}: give one for each.")
         self.model, self._start = model, start
-        self.losses = nn.ModuleDict({str(layer): losses[layer] for layer in exits})  # type: ignore[misc]
-        self._weights = {layer: float((weights or {}).get(layer, 1.0)) for layer in exits}
+        self.losses = nn.ModuleDict({str(layer): losses[layer] for layer in exits})
+        self._weights = {layer: float(weights.get(layer, 1.0)) for layer in exits}
         self._kl_weight, self._temperature = kl_weight, temperature
         self._cosine = str(model.similarity_fn_name) == "cosine"
         for name, parameter in model.named_parameters():  # which layer an exit takes is not learned
@@ -309,48 +285,31 @@ class MultiExitLoss(nn.Module):
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
         """Terms by name, those of exits but the deepest as ``name@exit-4``, and the divergence as ``exits``."""
         texts = list(sentence_features)
-        began: list[dict[int, Tensor]] | None = None
-        if self._start is not None:
-            self._start.eval()
-            with torch.no_grad():  # a model writes into the features that it is given
-                began = [embeddings_by_exit(self._start, dict(features)) for features in texts]
+        start_columns = _start_embeddings(self._start, texts, embeddings_by_exit)
         columns = [embeddings_by_exit(self.model, features) for features in texts]
-        exits = list(self._weights)
-        parts: dict[str, Tensor] = {}
-        for layer in exits:
-            loss: Any = self.losses[str(layer)]
-            start = None if began is None else [column[layer] for column in began]
-            found = loss.compute_loss_from_embeddings([column[layer] for column in columns], labels, start)
-            suffix = "" if layer == exits[-1] else f"@{ROUTE}{layer}"
-            parts |= {name + suffix: self._weights[layer] * value for name, value in found.items()}
-        if self._kl_weight and len(exits) > 1:
-            scored = [in_batch_similarities([column[layer] for column in columns], self._cosine) for layer in exits]
-            kl = multi_exit_kl(
-                [scores for scores, _ in scored],
-                scored[0][1],
-                [self._weights[layer] for layer in exits[:-1]],
-                temperature=self._temperature,
-            )
-            parts["exits"] = self._kl_weight * kl
-        return parts
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """Weights of exits and of the divergence, for the model card."""
-        return {"exits": self._weights, "kl_weight": self._kl_weight, "temperature": self._temperature}
+        *shallow, deepest = self._weights
+        terms: dict[str, Tensor] = {}
+        for layer, weight in self._weights.items():
+            loss, suffix = self.losses[str(layer)], "" if layer == deepest else f"@{ROUTE}{layer}"
+            start = None if start_columns is None else [column[layer] for column in start_columns]
+            at_exit = [column[layer] for column in columns]
+            values = loss.compute_loss_from_embeddings(at_exit, labels, start)  # type: ignore[operator]
+            terms |= {term + suffix: weight * value for term, value in values.items()}
+        if self._kl_weight and shallow:
+            scored = [in_batch_similarities([column[at] for column in columns], self._cosine) for at in self._weights]
+            weights = [self._weights[layer] for layer in shallow]
+            kl = multi_exit_kl([scores for scores, _ in scored], scored[0][1], weights, temperature=self._temperature)
+            terms["exits"] = self._kl_weight * kl
+        return terms
 
 
 def in_batch_similarities(columns: Sequence[Tensor], cosine: bool) -> tuple[Tensor, Tensor]:
-    """What the divergence between exits sees: scores of each text with others of the batch.
+    """(batch, n) float32 scores of each query with all documents of the batch, and a mask that is all true.
 
-    Args:
-        columns: (batch, d) embeddings: of queries, then of documents; or of single texts alone.
-        cosine: Make them unit vectors.
-
-    Returns:
-        (batch, n) float32 scores of each query with all documents of the batch, or of each text with the others; and
-        their mask, which leaves out a text with itself.
+    Of single texts alone: scores with the others, and a mask that leaves out a text with itself.
     """
-    queries, *documents = (nn.functional.normalize(one.float(), dim=1) if cosine else one.float() for one in columns)
+    floats = [column.float() for column in columns]
+    queries, *documents = (nn.functional.normalize(column, dim=1) for column in floats) if cosine else floats
     scores = queries @ (torch.cat(documents) if documents else queries).T
     mask = torch.ones_like(scores, dtype=torch.bool)
     return scores, mask if documents else mask.fill_diagonal_(False)

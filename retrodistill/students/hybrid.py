@@ -1,9 +1,9 @@
 """Hybrid students: one vector per text joins a dense model's pooled vector and a learned lexical part.
 
-A single dense vector of a frozen model cannot tell what a lexical teacher knows; training all its layers on long
-documents is dear. The lexical half is a token table, summed over the tokens that the transformer reads anyway, so it
-costs nothing to encode, and little to train: what the transformer gives is stored, and only the table and a linear map
-of the pooled vector learn. All modules are sentence-transformers' own.
+A single dense vector of a frozen model cannot express what a lexical teacher knows, and training all its layers on long
+documents is expensive. The lexical half is a token table, summed over the tokens that the transformer reads anyway, so
+it costs nothing to encode and little to train: what the transformer gives is stored, and only the table and a linear
+map of the pooled vector are trained. All modules are sentence-transformers' own.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse
 import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, WordEmbeddings
 from torch import Tensor, nn
 
 from retrodistill.core.errors import UserError
@@ -35,15 +38,12 @@ from retrodistill.training.scorers import Scorer
 from retrodistill.training.stages import StageRun
 from retrodistill.training.trainer import History
 
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
 _BLOCK = 4096
-_ADDED = 4  # modules behind the dense model's own: table, hand-over, pooling, normalization
+_ADDED = ["WordEmbeddings", "Dense", "Pooling", "Normalize"]  # modules after the dense model's own
 
 
 def hybrid_student(base: SentenceTransformer, width: int, corpus: Texts, *, seed: int = 0) -> SentenceTransformer:
-    """Put a lexical half beside a dense model.
+    """Add a lexical half to a dense model.
 
     ``v(x) = normalize([W dense(x) ; sum_i table[x_i] / sqrt(n)])`` over the n tokens of x. W starts as the identity.
     The table starts as Gaussian rows of expected length 1 times inverse document frequencies in 0..1: inner products of
@@ -51,9 +51,9 @@ def hybrid_student(base: SentenceTransformer, width: int, corpus: Texts, *, seed
 
     Args:
         base: The dense model; cosine.
-        width: Of the lexical half.
+        width: Width of the lexical half.
         corpus: Texts that document frequencies are counted on.
-        seed: Of the table.
+        seed: Seed of the table.
 
     Returns:
         A SentenceTransformer of stock modules: it saves and loads without this package.
@@ -61,18 +61,14 @@ def hybrid_student(base: SentenceTransformer, width: int, corpus: Texts, *, seed
     Raises:
         UserError: The model is not a cosine model, has no fast tokenizer, or the widths do not add up to an even one.
     """
-    from sentence_transformers.base.modules import Dense
-    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, WordEmbeddings
-
     dense = Encoder(base, "dense:student")
     if dense.similarity != "cosine":
         raise UserError("a lexical half is added to cosine models; this one uses the dot product.")
-    if width < 1 or (dense.dimension + width) % 2:
+    if width < 1 or (dense.dimension + width) % 2:  # the two halves of Pooling have one width
         raise UserError(
             f"lexical_dim={width}: with the dense half's {dense.dimension} dimensions the sum must be even."
         )
-    tokenizer = fast_tokenizer(dense)
-    weights = inverse_document_frequencies(tokenizer, corpus)
+    weights = inverse_document_frequencies(fast_tokenizer(dense), corpus)
     weights[base.tokenizer.all_special_ids] = 0.0
     rows = np.random.default_rng(seed).standard_normal((len(weights), width)) / np.sqrt(width)
     table = torch.from_numpy((rows * weights[:, None]).astype(np.float32))
@@ -83,65 +79,50 @@ def hybrid_student(base: SentenceTransformer, width: int, corpus: Texts, *, seed
         dense.dimension,
         dense.dimension,
         bias=False,
-        activation_function=torch.nn.Identity(),
+        activation_function=nn.Identity(),
         init_weight=torch.eye(dense.dimension),
         module_input_name="sentence_embedding",
         module_output_name="cls_token_embeddings",
     )
     pooling = Pooling((dense.dimension + width) // 2, ["cls", "mean_sqrt_len_tokens"])
     modules += [WordEmbeddings(base.tokenizer, table, update_embeddings=True), hand_over, pooling, Normalize()]
-    return with_modules(base, modules, "SentenceTransformer", "cosine")
+    hybrid: SentenceTransformer = with_modules(base, modules, "SentenceTransformer", "cosine")
+    return hybrid
 
 
 def is_hybrid(model: SentenceTransformer) -> bool:
     """Whether a model has a lexical half."""
-    names = [type(module).__name__ for module in model]
-    return names[-_ADDED:] == ["WordEmbeddings", "Dense", "Pooling", "Normalize"]
+    return [type(module).__name__ for module in model][-len(_ADDED) :] == _ADDED
 
 
 def dense_half(model: SentenceTransformer, name: str) -> Encoder:
-    """The dense model inside a hybrid: its embeddings are those of the model that the student started from.
-
-    Raises:
-        UserError: The model is not a hybrid.
-    """
+    """The dense model inside a hybrid: its embeddings are those of the model that the student started from."""
     if not is_hybrid(model):
         raise UserError(f"model {name} has no lexical half; set student.lexical_dim to its width.")
-    return Encoder(with_modules(model, list(model)[:-_ADDED], "SentenceTransformer", "cosine"), name)
+    return Encoder(with_modules(model, list(model)[: -len(_ADDED)], "SentenceTransformer", "cosine"), name)
 
 
 def lexical_table(model: SentenceTransformer) -> Any:
     """The (vocabulary, width) parameter of a hybrid's lexical half."""
-    module: Any = model[len(model) - _ADDED]
+    module: Any = list(model)[-len(_ADDED)]
     return module.emb_layer.weight
 
 
 def dense_map(model: SentenceTransformer) -> Any:
     """The (d, d) parameter W of a hybrid's dense half."""
-    module: Any = model[len(model) - _ADDED + 1]
+    module: Any = list(model)[1 - len(_ADDED)]
     return module.linear.weight
 
 
 class Parts(NamedTuple):
-    """What learns of a hybrid student.
-
-    Attributes:
-        table: (vocabulary, width) of the lexical half.
-        map: (d, d) of the dense half.
-    """
+    """What is trained of a hybrid student: (vocabulary, width) of the lexical half, (d, d) of the dense half."""
 
     table: Tensor
     map: Tensor
 
 
 class LexicalBatch(NamedTuple):
-    """A batch's texts.
-
-    Attributes:
-        features: Their tokens.
-        texts: (batch,) int64 rows among the stage's texts.
-        queries: (batch, d + width) unit vectors by the parts that learn.
-    """
+    """A batch's tokens, its (batch,) int64 rows among the stage's texts, and (batch, d + width) unit vectors."""
 
     features: dict[str, Tensor]
     texts: np.ndarray
@@ -149,7 +130,7 @@ class LexicalBatch(NamedTuple):
 
 
 class LexicalHalfScorer(Scorer):
-    """Scores by whole vectors, gradients for the token table and the dense half's map.
+    """Scores by whole vectors, with gradients for the token table and the dense half's map.
 
     The corpus is a sparse matrix of token counts, so that its lexical halves are one product per step, whatever the
     length of the documents.
@@ -159,21 +140,18 @@ class LexicalHalfScorer(Scorer):
         queries: (texts, d) stored dense halves of the training texts.
         documents: (corpus, d) stored dense halves of the corpus.
         bags: (corpus, vocabulary) token counts over the root of the text's length, see `token_bags`.
-
-    Attributes:
-        trained: What learns.
     """
 
     def __init__(
         self, model: SentenceTransformer, queries: np.ndarray, documents: np.ndarray, bags: scipy.sparse.csr_matrix
     ) -> None:
         self.trained = Parts(lexical_table(model), dense_map(model))
-        self._began: Parts | None = None
+        self._start: Parts | None = None
         self._queries, self._documents, self._bags = queries, documents, bags
 
     def encode(self, model: Any, columns: Sequence[dict[str, Tensor]], texts: np.ndarray) -> LexicalBatch:
         """The tokens of the one text column, and the texts' vectors."""
-        return LexicalBatch(columns[0], texts, self._queries_by(self.trained, columns[0], texts))
+        return LexicalBatch(columns[0], texts, self._encode(self.trained, columns[0], texts))
 
     def lists(self, encoded: LexicalBatch, batch: ListBatch) -> Tensor:
         """(batch, n) scores."""
@@ -188,24 +166,22 @@ class LexicalHalfScorer(Scorer):
         return scores[:, torch.from_numpy(np.maximum(batch.own, 0)).to(scores.device)], batch.own
 
     def keep_start(self, model: Any) -> None:
-        """Keep the parts as they are."""
-        self._began = Parts(*(part.detach().clone() for part in self.trained))
+        """Keep a copy of the parts."""
+        self._start = Parts(*(part.detach().clone() for part in self.trained))
 
     def start_lists(self, encoded: LexicalBatch, batch: ListBatch) -> Tensor:
         """(batch, n) scores by the parts of the stage's start."""
-        began = self._began or self.trained
-        return self._score(began, self._queries_by(began, encoded.features, encoded.texts), batch)
+        start = self._start or self.trained
+        return self._score(start, self._encode(start, encoded.features, encoded.texts), batch)
 
     def document_vectors(self) -> np.ndarray:
         """(corpus, d + width) float32 unit vectors with the current table."""
+        count = self._bags.shape[0]
+        blocks = (np.arange(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK))
         with torch.no_grad():
-            blocks = [
-                self._vectors(self.trained, np.arange(start, min(start + _BLOCK, self._bags.shape[0]))).cpu().numpy()
-                for start in range(0, self._bags.shape[0], _BLOCK)
-            ]
-        return np.concatenate(blocks)
+            return np.concatenate([self._vectors(self.trained, rows).cpu().numpy() for rows in blocks])
 
-    def _queries_by(self, parts: Parts, features: dict[str, Tensor], rows: np.ndarray) -> Tensor:
+    def _encode(self, parts: Parts, features: dict[str, Tensor], rows: np.ndarray) -> Tensor:
         """(batch, d + width) unit vectors of the texts."""
         mask = features["attention_mask"].float()
         summed = (nn.functional.embedding(features["input_ids"], parts.table) * mask[:, :, None]).sum(dim=1)
@@ -246,13 +222,7 @@ class _SparseProduct(torch.autograd.Function):
 
 
 def token_bags(model: SentenceTransformer, texts: Sequence[str], prompt: str = "") -> scipy.sparse.csr_matrix:
-    """(texts, vocabulary) float32: how often each token is in the text as the model reads it, over sqrt(n).
-
-    Args:
-        model: A hybrid student; its maximum length cuts.
-        texts: Documents.
-        prompt: Put before each.
-    """
+    """(texts, vocabulary) float32: how often a token occurs in the text as the model reads it, over sqrt(n)."""
     indptr, indices, values = [0], [], []
     for start in range(0, len(texts), _BLOCK):
         block = [prompt + text for text in texts[start : start + _BLOCK]]
@@ -269,7 +239,7 @@ def token_bags(model: SentenceTransformer, texts: Sequence[str], prompt: str = "
 
 
 def store_vectors(student: Encoder, texts: Sequence[str], role: Role) -> None:
-    """Put a hybrid's vectors of texts into its embedding store, from stored dense halves: nothing is encoded again."""
+    """Put a hybrid's vectors of texts into its embedding store, from stored dense halves, without encoding again."""
     store = EmbeddingStore(student, role)
     missing = store.missing(texts)
     if not missing:
@@ -293,11 +263,7 @@ def _csr(matrix: scipy.sparse.csr_matrix, like: Tensor) -> Tensor:
 
 
 def train_hybrid(run: StageRun) -> History:
-    """Train the lexical half and the dense half's map, on both sides.
-
-    Raises:
-        UserError: No objective sees lists, or nothing to learn from.
-    """
+    """Train the lexical half and the dense half's map, for queries and documents."""
     student, _, data, prepared = run[:4]
     if prepared.lists is None:
         raise UserError("a stage with train: lexical needs a list objective.")

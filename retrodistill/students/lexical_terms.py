@@ -1,8 +1,8 @@
-"""Lexical terms: what a text's own tokens weigh, as BM25 counts them, beside what the head finds in the hidden states.
+"""Lexical terms: what a text's own tokens weigh, as BM25 counts them, next to what the head finds in the hidden states.
 
-A head that reads hidden states alone has to find again which words a text has, and loses the rare ones: there are too
-few examples of each. So those are given, with BM25's saturation and a learned weight for each token, and the head adds
-what the words mean (expansion). Untrained, the sum is BM25 over word pieces, but for the head's part.
+A head that reads hidden states alone has to find again which words a text has, and loses the rare ones, of which it has
+too few examples. So those are given, with BM25's saturation and a learned weight for each token, and the head adds what
+the words mean (expansion). Untrained, the sum is BM25 over word pieces, except for the head's part.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _BLOCK = 256  # texts tokenized at once
 
 
 class LexicalTerms(Module):
-    """Adds ``relu(c_t) tf (k1 + 1) / (tf + k1 (1 - b + b n / average))`` to the weight of each own token t of a text.
+    """Adds ``relu(c_t) tf (k1 + 1) / (tf + k1 (1 - b + b n / average))`` to the weight of each token t of a text.
 
-    tf is how often t is in the text, n how many tokens it has, c_t learned and 1 at first; the saturation is that
-    of BM25 (Robertson and Zaragoza 2009). No library has the class: a model with it loads where retrodistill is
+    tf is how often t occurs in the text, n its number of tokens, c_t learned and 1 at first; the saturation is that of
+    BM25 (Robertson and Zaragoza 2009). The class is this package's: a model with it loads where retrodistill is
     installed, by `load_sparse`, or with sentence-transformers' ``trust_remote_code=True``.
 
     Args:
@@ -43,7 +43,7 @@ class LexicalTerms(Module):
     ) -> None:
         super().__init__()
         self.dimension, self.average, self.k1, self.b = dimension, float(average), float(k1), float(b)
-        self.special = [int(one) for one in special]
+        self.special = [int(token) for token in special]
         self.weight = nn.Parameter(torch.ones(dimension).index_fill(0, torch.tensor(self.special, dtype=torch.long), 0))
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:  # type: ignore[override]
@@ -55,7 +55,7 @@ class LexicalTerms(Module):
         return features
 
     def saturated(self, counts: Any, lengths: Any) -> Any:
-        """BM25's part of a count, of 0 where there is none; arrays or tensors that fit each other."""
+        """BM25's part of a count, 0 of 0; arrays or tensors that broadcast."""
         return counts * (self.k1 + 1) / (counts + self.k1 * (1 - self.b + self.b * lengths / self.average))
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
@@ -65,7 +65,7 @@ class LexicalTerms(Module):
 
     @classmethod
     def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> LexicalTerms:  # type: ignore[override]
-        """Read them."""
+        """Read settings and weights."""
         hub: dict[str, Any] = {key: kwargs.get(key) for key in ("token", "cache_folder", "revision")}
         hub["local_files_only"] = kwargs.get("local_files_only", False)
         config = cls.load_config(model_name_or_path, subfolder=subfolder, **hub)
@@ -74,30 +74,28 @@ class LexicalTerms(Module):
 
 def lexical_terms_of(student: SparseTextEncoder) -> LexicalTerms | None:
     """The module of a student; None where it has none."""
-    return next((part for part in student.modules("document") if isinstance(part, LexicalTerms)), None)
+    return next((module for module in student.modules("document") if isinstance(module, LexicalTerms)), None)
 
 
 def saturated_terms(student: SparseTextEncoder, own: LexicalTerms, texts: Sequence[str]) -> csr_array:
     """(texts, vocabulary) float32 of what `LexicalTerms` adds, before the learned weights."""
-    counts, lengths = token_counts(student, texts)
+    ids, lengths = token_ids(student, texts)
+    rows = np.repeat(np.arange(len(texts)), lengths)
+    counts = csr_array((np.ones(len(ids), dtype=np.float32), (rows, ids)), shape=(len(texts), student.dimension))
+    counts.sum_duplicates()
     rows = np.repeat(np.arange(len(texts)), np.diff(counts.indptr))
     counts.data = own.saturated(counts.data, lengths[rows]).astype(np.float32)
     return counts
 
 
 def counted(features: Mapping[str, Tensor], dimension: int) -> Tensor:
-    """(batch, vocabulary) float32: how often each token is in each text of a batch.
-
-    Args:
-        features: With (batch, tokens) ``input_ids`` and ``attention_mask``.
-        dimension: Size of the vocabulary.
-    """
+    """(batch, vocabulary) float32: how often each token occurs in each text of a tokenized batch."""
     ids, mask = features["input_ids"], features["attention_mask"]
     return torch.zeros((len(ids), dimension), device=ids.device).scatter_add_(1, ids, mask.float())
 
 
 def token_ids(student: SparseTextEncoder, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens,) int64 ids, one text after the other, and (texts,) int64: how many each has."""
+    """(tokens,) int64 ids of texts, concatenated, and (texts,) int64 numbers of tokens."""
     prompt = student.prompt("document") or None
     ids, lengths = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
     for start in range(0, len(texts), _BLOCK):
@@ -106,16 +104,3 @@ def token_ids(student: SparseTextEncoder, texts: Sequence[str]) -> tuple[np.ndar
         ids.append(features["input_ids"][mask].numpy())
         lengths.append(mask.sum(dim=1).numpy())
     return np.concatenate(ids), np.concatenate(lengths)
-
-
-def token_counts(student: SparseTextEncoder, texts: Sequence[str]) -> tuple[csr_array, np.ndarray]:
-    """How often each token is in each text, and how many tokens the text has.
-
-    Returns:
-        (texts, vocabulary) float32 and (texts,) int64.
-    """
-    ids, lengths = token_ids(student, texts)
-    rows = np.repeat(np.arange(len(texts)), lengths)
-    counts = csr_array((np.ones(len(ids), dtype=np.float32), (rows, ids)), shape=(len(texts), student.dimension))
-    counts.sum_duplicates()
-    return counts, lengths

@@ -1,12 +1,18 @@
-"""Training of multi-vector students, of all of them or of their head alone; their documents from stored states."""
+"""Multi-vector students: a vector per token, of any transformer (ColBERT, arXiv 2004.12832).
+
+All of a student is trained, or only its head: a projection of token states, trained against stored hidden states.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from sentence_transformers import MultiVectorEncoder
+from sentence_transformers.base.modules import Dense
+from sentence_transformers.multi_vector_encoder.modules import BaseTokenPooling
 from torch import Tensor, nn
 
 from retrodistill.core.errors import UserError
@@ -38,6 +44,7 @@ from retrodistill.students.stored_states import (
     segment_max,
     store_from_states,
     stored_states,
+    through_modules,
     train_head,
 )
 from retrodistill.training.lists import ListBatch
@@ -45,226 +52,8 @@ from retrodistill.training.scorers import ColumnScorer, TokenBatch
 from retrodistill.training.stages import BothEncoders, StageRun, train_both
 from retrodistill.training.trainer import History
 
-if TYPE_CHECKING:
-    from sentence_transformers import MultiVectorEncoder
-
-_NOTHING = torch.finfo(torch.float32).min  # of a token that is not there: loses every maximum, and stays finite
-
-
-class TokenScorer(ColumnScorer):
-    """MaxSim of token vectors: ``sum_i max_j <q_i, d_j>`` (ColBERT, arXiv 2004.12832), or its mean over i.
-
-    Args:
-        mean: Divide by the query's tokens. Raw MaxSim grows with the query's length, and lists of different queries
-            meet one temperature in training, so that the mean is the default; no ranking depends on it.
-    """
-
-    has_tokens = True
-
-    def __init__(self, mean: bool = True) -> None:
-        self.mean = mean
-
-    def keep_start(self, model: Any) -> Any:
-        """A frozen copy without clusters: the unclustered student of the stage's start teaches the clustered one."""
-        return super().keep_start(without_clusters(model))
-
-    def encode(self, model: nn.Module, columns: Sequence[Any], texts: np.ndarray) -> list[TokenBatch]:
-        """Token vectors and scoring masks of each column: the first is the query's, whatever it is called."""
-        found = []
-        for place, features in enumerate(columns):
-            out = model(features, task=features.get("task", "document" if place else "query"))
-            found.append(TokenBatch(out["token_embeddings"], out["attention_mask"].bool()))
-        return found
-
-    def lists(self, encoded: Sequence[TokenBatch], batch: ListBatch | None = None) -> Tensor:
-        """(batch, n) MaxSim scores."""
-        queries, *sides = encoded
-        return torch.stack([max_sim(queries, side, mean=self.mean) for side in sides], dim=1)
-
-    def across(self, encoded: Sequence[TokenBatch], places: Tensor) -> Tensor:
-        """(batch, batch) MaxSim scores."""
-        queries, *sides = encoded
-        longest = max(side.mask.shape[1] for side in sides)
-        rows = torch.arange(len(places))
-        padded = [nn.functional.pad(side.vectors, (0, 0, 0, longest - side.mask.shape[1])) for side in sides]
-        masks = [nn.functional.pad(side.mask, (0, longest - side.mask.shape[1])) for side in sides]
-        own = TokenBatch(torch.stack(padded, dim=1)[rows, places], torch.stack(masks, dim=1)[rows, places])
-        scores = [
-            max_sim(queries, TokenBatch(own.vectors[one : one + 1], own.mask[one : one + 1]), mean=self.mean)
-            for one in range(len(places))
-        ]
-        return torch.stack(scores, dim=1)
-
-
-def max_sim(queries: TokenBatch, documents: TokenBatch, *, mean: bool) -> Tensor:
-    """(batch,) MaxSim of matched texts, float32; a query without tokens, or a document without, scores 0.
-
-    Args:
-        queries: (batch, tokens, d) and their mask.
-        documents: (batch or 1, tokens, d) and their mask.
-        mean: Divide by the query's tokens.
-    """
-    products = queries.vectors.float() @ documents.vectors.float().transpose(1, 2)
-    best = products.masked_fill(~documents.mask[:, None, :], _NOTHING).amax(dim=2)
-    counts = queries.mask & documents.mask.any(dim=1, keepdim=True)
-    total = torch.where(counts, best, torch.zeros_like(best)).sum(dim=1)
-    return total / counts.sum(dim=1).clamp(min=1) if mean else total
-
-
-def train_multi_vector(run: StageRun) -> History:
-    """Train a multi-vector student through a stage.
-
-    Raises:
-        UserError: Nothing to learn from, or a student that lacks what the stage trains.
-    """
-    student: MultiVectorModel = run.student
-    if run.stage.train != "head":
-        return train_both(run, BothEncoders(TokenScorer()))
-    with main_first():
-        documents = stored_states(student, run.data.collection.documents.texts, "document")
-        queries = stored_states(student, run.prepared.texts.texts.texts, "query")
-    return train_head(run, TokenHeadScorer(student, documents, queries))
-
-
-class TokenHeadScorer(HeadScorer):
-    """Of multi-vector students: the projection of token states, on both sides; clusters behind it as in the student.
-
-    Args:
-        student: The student.
-        documents: Hidden states of the corpus.
-        queries: Hidden states of the training texts, in their order.
-
-    Raises:
-        UserError: The student has no projection, or pools its tokens by more than clusters.
-    """
-
-    def __init__(self, student: MultiVectorModel, documents: States, queries: States) -> None:
-        linear = head_of(student).linear
-        super().__init__(documents, [linear.weight, *([linear.bias] if linear.bias is not None else [])])
-        self._states = queries
-        self._unit = any(type(part).__name__ == "Normalize" for part in student.modules("document"))
-        self._clusters = clusters_of(student)
-
-    def encode(self, model: Any, columns: Sequence[dict[str, Tensor]], texts: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Hidden states of the batch's texts, one after the other, and how many each has."""
-        return self._states.gather(texts, columns[0]["input_ids"].device)
-
-    def held_out(self, student: MultiVectorModel, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """Hidden states of held-out texts."""
-        return stored_states(student, texts, "query").gather(np.arange(len(texts)), student.model.device)
-
-    def scores(self, parameters: Sequence[Tensor], queries: tuple[Tensor, Tensor], documents: np.ndarray) -> Tensor:
-        """(batch, n) mean MaxSim."""
-        needed, places = np.unique(np.maximum(documents, 0), return_inverse=True)
-        flat, lengths = self.vectors(parameters, self.documents.gather(needed, queries[0].device), "document")
-        tokens = flat.split(lengths.tolist())
-        scores = []
-        asking = zip(self._asking(parameters, queries), places.reshape(documents.shape), documents >= 0, strict=True)
-        for query, row, there in asking:
-            own = [tokens[place] for place in row]
-            counts = lengths[torch.from_numpy(row).to(lengths.device)]
-            best = segment_max(torch.cat(own) @ query.T, counts)
-            scores.append(best.mean(dim=1) * torch.from_numpy(there).to(best.device))
-        return torch.stack(scores)
-
-    def matrix(self, queries: tuple[Tensor, Tensor], documents: np.ndarray) -> Tensor:
-        """(queries, documents) mean MaxSim."""
-        states = self.documents.gather(documents, queries[0].device)
-        tokens, lengths = self.vectors(self.trained, states, "document")
-        asking = self._asking(self.trained, queries)
-        return torch.stack([segment_max(tokens @ query.T, lengths).mean(dim=1) for query in asking])
-
-    def start_lists(self, encoded: tuple[Tensor, Tensor], batch: ListBatch) -> Tensor:
-        """Without clusters: the unclustered student of the stage's start teaches the clustered one."""
-        clusters, self._clusters = self._clusters, None
-        try:
-            return super().start_lists(encoded, batch)
-        finally:
-            self._clusters = clusters
-
-    def vectors(self, parameters: Sequence[Tensor], states: tuple[Tensor, Tensor], role: Role) -> tuple[Tensor, Tensor]:
-        """The vectors that texts are compared by: projected, and of clusters their means.
-
-        Args:
-            parameters: Of the projection.
-            states: (sum of lengths, d) hidden states, one text after the other, and (texts,) int64 lengths.
-            role: Of the texts.
-
-        Returns:
-            (sum of counts, dimension) and (texts,) int64 counts.
-        """
-        projected, lengths = self.project(parameters, states[0]), states[1]
-        if self._clusters is None:
-            return projected, lengths
-        return self._clusters.cluster_flat(projected, lengths, role)
-
-    def _asking(self, parameters: Sequence[Tensor], queries: tuple[Tensor, Tensor]) -> list[Tensor]:
-        flat, lengths = self.vectors(parameters, queries, "query")
-        return list(flat.split(lengths.tolist()))
-
-    def project(self, parameters: Sequence[Tensor], states: Tensor) -> Tensor:
-        """(tokens, dimension) token vectors of hidden states."""
-        projected = nn.functional.linear(states, *parameters)
-        return nn.functional.normalize(projected, dim=1) if self._unit else projected
-
-
-def clusters_of(student: MultiVectorModel) -> TokenClusters | None:
-    """The module that puts the means of clusters in place of token vectors; None where each token has its own.
-
-    Raises:
-        UserError: The student pools its tokens otherwise, and no gradient would flow.
-    """
-    from sentence_transformers.multi_vector_encoder.modules import BaseTokenPooling
-
-    pooling = [part for part in student.modules("document") if isinstance(part, BaseTokenPooling)]
-    if not pooling:
-        return None
-    if len(pooling) > 1 or not isinstance(pooling[0], TokenClusters):
-        raise UserError(
-            f"model {student.name} pools its tokens by {type(pooling[0]).__name__}, which is for after training; set "
-            "the student's clusters."
-        )
-    return pooling[0]
-
-
-def exhaustive(student: MultiVectorModel, name: str) -> StoredStatesRanker:
-    """Exact search by stored hidden states."""
-    return StoredStatesRanker(student, name, _search)
-
-
-def _search(
-    student: MultiVectorModel, states: States, queries: Texts, corpus: Texts, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    return best_documents(student.encode(queries.texts, "query"), _blocks(student, states, corpus.texts), k)
-
-
-def store_documents(student: MultiVectorModel, texts: Sequence[str]) -> None:
-    """Put a student's documents into its store where the cache has their hidden states, as train: head leaves it.
-
-    No transformer runs for its index then. float16 states change a value by a thousandth.
-    """
-    store_from_states(student, TokenVectors(student, "document"), texts, _blocks)
-
-
-def _blocks(student: MultiVectorModel, states: States, texts: Sequence[str]) -> Iterator[tuple[int, Tokens]]:
-    """Row of the first document and the student's document vectors, for a few documents at a time."""
-    front = backbone_of(student, "document")
-    behind = [part for part in student.modules("document") if not any(part is one for one in front)]
-    for start in range(0, len(states), BLOCK):
-        flat, lengths = states.gather(np.arange(start, min(start + BLOCK, len(states))), student.model.device)
-        padded = torch.nn.utils.rnn.pad_sequence(list(flat.split(lengths.tolist())), batch_first=True)
-        mask = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
-        features: dict[str, Any] = {"token_embeddings": padded, "attention_mask": mask.long()}
-        for part in behind:
-            keys = getattr(part, "forward_kwargs", ())
-            features = part(features, task="document") if "task" in keys else part(features)
-        kept = features["attention_mask"].bool()
-        found = zip(features["token_embeddings"], kept, strict=True)
-        vectors = [one[there].float().cpu().numpy() for one, there in found]
-        yield start, Tokens.of(vectors, student.dimension)
-
-
 _TOKEN_WIDTH = 128  # of a token vector (ColBERT, arXiv 2004.12832)
+_NOTHING = torch.finfo(torch.float32).min  # product with a masked token: loses every maximum, and stays finite
 
 
 def multi_vector_student(
@@ -286,13 +75,13 @@ def multi_vector_student(
         corpus: Documents that the projection is fitted on.
         dimension: Width of a token vector; the transformer's by default.
         layers: Number of transformer layers to keep, from the first.
-        max_length: Tokens of a document; the model's own by default.
+        max_length: Maximum number of tokens of a document; the model's own by default.
         expansion: Number of tokens that queries are filled up to with the mask token, whose vectors count (query
             augmentation).
 
     Raises:
-        UserError: Not to be found, no transformer, a width or a number of layers that it does not have, or no token
-            to expand with.
+        UserError: The model is not found or not a transformer, has no such width or fewer layers, or has no token to
+            expand with.
     """
     try:
         model = load_multi_vector(source)
@@ -320,37 +109,179 @@ def multi_vector_student(
 def _from_bi_encoder(
     source: str, corpus: Sequence[str], dimension: int | None, layers: int | None, max_length: int | None
 ) -> MultiVectorEncoder:
-    if layers is None and dimension is None:
-        return token_encoder(source, document_length=max_length)
-    plain = token_encoder(source, document_length=max_length)
+    model = token_encoder(source, document_length=max_length)
     if layers is not None:
-        keep_first_layers(plain, layers)  # type: ignore[arg-type]
-    width = int(plain.get_embedding_dimension() or 0)
+        keep_first_layers(model, layers)  # type: ignore[arg-type]
+    width = int(model.get_embedding_dimension() or 0)
     if dimension is None or dimension == width:
-        return plain
+        return model
     if not 1 <= dimension <= width:
         raise UserError(f"dimension={dimension}: tokens by {source} have {width}; choose from 1 to {width}.")
-    tokens = MultiVectorModel(plain, f"multi-vector:{source}").encode(fitted_on(corpus), "document")
-    return _projected(plain, principal_directions(tokens.vectors)[:dimension])
-
-
-def _projected(plain: MultiVectorEncoder, directions: np.ndarray) -> MultiVectorEncoder:
-    """The model with a linear map without bias behind its transformer."""
-    import torch
-    from sentence_transformers.base.modules import Dense
-
-    transformer, *rest = list(plain)
+    tokens = MultiVectorModel(model, f"multi-vector:{source}").encode(fitted_on(corpus), "document")
+    directions = principal_directions(tokens.vectors)[:dimension]
     projection: Any = Dense(
-        directions.shape[1],
-        directions.shape[0],
-        bias=False,
-        activation_function=None,
-        module_input_name="token_embeddings",
+        width, dimension, bias=False, activation_function=None, module_input_name="token_embeddings"
     )
     projection.linear.weight.data.copy_(torch.from_numpy(np.ascontiguousarray(directions)))
-    modules = [transformer, projection.to(plain.device), *rest]
-    made: MultiVectorEncoder = with_modules(plain, modules, "MultiVectorEncoder", "maxsim")
-    return made
+    transformer, *rest = list(model)
+    modules = [transformer, projection.to(model.device), *rest]
+    projected: MultiVectorEncoder = with_modules(model, modules, "MultiVectorEncoder", "maxsim")
+    return projected
+
+
+class TokenScorer(ColumnScorer):
+    """MaxSim of token vectors: ``sum_i max_j <q_i, d_j>`` (ColBERT, arXiv 2004.12832), or its mean over i.
+
+    Raw MaxSim grows with the query's length, and lists of different queries share one temperature in training, so the
+    mean is the default; rankings do not change.
+    """
+
+    has_tokens = True
+
+    def __init__(self, mean: bool = True) -> None:
+        self.mean = mean
+
+    def keep_start(self, model: Any) -> Any:
+        """A frozen copy without clusters: the unclustered student of the stage's start teaches the clustered one."""
+        return super().keep_start(without_clusters(model))
+
+    def encode(self, model: nn.Module, columns: Sequence[Any], texts: np.ndarray) -> list[TokenBatch]:
+        """Token vectors and scoring masks of each column; the first is the query's, whatever its name."""
+        batches = []
+        for place, features in enumerate(columns):
+            out = model(features, task=features.get("task", "document" if place else "query"))
+            batches.append(TokenBatch(out["token_embeddings"], out["attention_mask"].bool()))
+        return batches
+
+    def lists(self, encoded: Sequence[TokenBatch], batch: ListBatch | None = None) -> Tensor:
+        """(batch, n) MaxSim scores."""
+        queries, *sides = encoded
+        return torch.stack([max_sim(queries, side, mean=self.mean) for side in sides], dim=1)
+
+    def across(self, encoded: Sequence[TokenBatch], places: Tensor) -> Tensor:
+        """(batch, batch) MaxSim scores."""
+        queries, *sides = encoded
+        longest = max(side.mask.shape[1] for side in sides)
+        rows = torch.arange(len(places))
+        padded = [nn.functional.pad(side.vectors, (0, 0, 0, longest - side.mask.shape[1])) for side in sides]
+        masks = [nn.functional.pad(side.mask, (0, longest - side.mask.shape[1])) for side in sides]
+        vectors, mask = torch.stack(padded, dim=1)[rows, places], torch.stack(masks, dim=1)[rows, places]
+        documents = [TokenBatch(vectors[row : row + 1], mask[row : row + 1]) for row in range(len(places))]
+        return torch.stack([max_sim(queries, document, mean=self.mean) for document in documents], dim=1)
+
+
+def max_sim(queries: TokenBatch, documents: TokenBatch, *, mean: bool) -> Tensor:
+    """(batch,) float32 MaxSim of matched texts, or of one document; a query or document without tokens scores 0."""
+    products = queries.vectors.float() @ documents.vectors.float().transpose(1, 2)
+    best = products.masked_fill(~documents.mask[:, None, :], _NOTHING).amax(dim=2)
+    counts = queries.mask & documents.mask.any(dim=1, keepdim=True)
+    total = torch.where(counts, best, torch.zeros_like(best)).sum(dim=1)
+    return total / counts.sum(dim=1).clamp(min=1) if mean else total
+
+
+class TokenHeadScorer(HeadScorer):
+    """Scores by the projection of token states, for queries and documents, with the student's clusters after it."""
+
+    def __init__(self, student: MultiVectorModel, documents: States, queries: States) -> None:
+        linear = head_of(student).linear
+        super().__init__(documents, [linear.weight, *([linear.bias] if linear.bias is not None else [])])
+        self._states = queries
+        self._unit = any(type(module).__name__ == "Normalize" for module in student.modules("document"))
+        self._clusters = clusters_of(student)
+
+    def encode(self, model: Any, columns: Sequence[dict[str, Tensor]], texts: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Hidden states of the batch's texts, concatenated, and how many each has."""
+        return self._states.gather(texts, columns[0]["input_ids"].device)
+
+    def held_out(self, student: MultiVectorModel, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Hidden states of held-out texts."""
+        return stored_states(student, texts, "query").gather(np.arange(len(texts)), student.model.device)
+
+    def scores(self, parameters: Sequence[Tensor], queries: tuple[Tensor, Tensor], documents: np.ndarray) -> Tensor:
+        """(batch, n) mean MaxSim."""
+        needed, places = np.unique(np.maximum(documents, 0), return_inverse=True)
+        flat, lengths = self._vectors(parameters, self.documents.gather(needed, queries[0].device), "document")
+        tokens = flat.split(lengths.tolist())
+        rows = zip(self._queries(parameters, queries), places.reshape(documents.shape), documents >= 0, strict=True)
+        scores = []
+        for query, row, kept in rows:
+            counts = lengths[torch.from_numpy(row).to(lengths.device)]
+            best = segment_max(torch.cat([tokens[place] for place in row]) @ query.T, counts)
+            scores.append(best.mean(dim=1) * torch.from_numpy(kept).to(best.device))
+        return torch.stack(scores)
+
+    def matrix(self, queries: tuple[Tensor, Tensor], documents: np.ndarray) -> Tensor:
+        """(queries, documents) mean MaxSim."""
+        states = self.documents.gather(documents, queries[0].device)
+        tokens, lengths = self._vectors(self.trained, states, "document")
+        rows = [segment_max(tokens @ query.T, lengths).mean(dim=1) for query in self._queries(self.trained, queries)]
+        return torch.stack(rows)
+
+    def start_lists(self, encoded: tuple[Tensor, Tensor], batch: ListBatch) -> Tensor:
+        """Without clusters: the unclustered student of the stage's start teaches the clustered one."""
+        clusters, self._clusters = self._clusters, None
+        try:
+            return super().start_lists(encoded, batch)
+        finally:
+            self._clusters = clusters
+
+    def _vectors(
+        self, parameters: Sequence[Tensor], states: tuple[Tensor, Tensor], role: Role
+    ) -> tuple[Tensor, Tensor]:
+        """Projected states, clustered if the student is: (sum of counts, dimension) and (texts,) int64 counts."""
+        projected, lengths = nn.functional.linear(states[0], *parameters), states[1]
+        if self._unit:
+            projected = nn.functional.normalize(projected, dim=1)
+        if self._clusters is None:
+            return projected, lengths
+        return self._clusters.cluster_flat(projected, lengths, role)
+
+    def _queries(self, parameters: Sequence[Tensor], queries: tuple[Tensor, Tensor]) -> list[Tensor]:
+        flat, lengths = self._vectors(parameters, queries, "query")
+        return list(flat.split(lengths.tolist()))
+
+
+def clusters_of(student: MultiVectorModel) -> TokenClusters | None:
+    """The module that replaces token vectors by means of clusters; None where each token has its own vector."""
+    pooling = [module for module in student.modules("document") if isinstance(module, BaseTokenPooling)]
+    if not pooling:
+        return None
+    if len(pooling) > 1 or not isinstance(pooling[0], TokenClusters):
+        raise UserError(
+            f"model {student.name} pools its tokens by {type(pooling[0]).__name__}, which is for after training; set "
+            "the student's clusters."
+        )
+    return pooling[0]
+
+
+def train_multi_vector(run: StageRun) -> History:
+    """Train a multi-vector student through a stage."""
+    if run.stage.train != "head":
+        return train_both(run, BothEncoders(TokenScorer()))
+    with main_first():
+        documents = stored_states(run.student, run.data.collection.documents.texts, "document")
+        queries = stored_states(run.student, run.prepared.texts.texts.texts, "query")
+    return train_head(run, TokenHeadScorer(run.student, documents, queries))
+
+
+def _search(
+    student: MultiVectorModel, states: States, queries: Texts, corpus: Texts, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    return best_documents(student.encode(queries.texts, "query"), _blocks(student, states, corpus.texts), k)
+
+
+def _blocks(student: MultiVectorModel, states: States, texts: Sequence[str]) -> Iterator[tuple[int, Tokens]]:
+    """Row of the first document and the student's document vectors, for `BLOCK` documents at a time."""
+    backbone = backbone_of(student, "document")
+    after = [module for module in student.modules("document") if not any(module is other for other in backbone)]
+    for start in range(0, len(states), BLOCK):
+        flat, lengths = states.gather(np.arange(start, min(start + BLOCK, len(states))), student.model.device)
+        padded = nn.utils.rnn.pad_sequence(list(flat.split(lengths.tolist())), batch_first=True)
+        mask = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
+        features = through_modules(after, {"token_embeddings": padded, "attention_mask": mask.long()}, "document")
+        texts_and_masks = zip(features["token_embeddings"], features["attention_mask"].bool(), strict=True)
+        vectors = [tokens[kept].float().cpu().numpy() for tokens, kept in texts_and_masks]
+        yield start, Tokens.of(vectors, student.dimension)
 
 
 def _start(settings: Any, data: Any) -> MultiVectorEncoder:
@@ -401,8 +332,10 @@ KIND = Kind(
     wrap=MultiVectorModel,
     train=train_multi_vector,
     ranker=lambda student, documents: MultiVectorRanker(student),
-    store_documents=store_documents,
-    exhaustive=exhaustive,
+    store_documents=lambda student, texts: store_from_states(
+        student, TokenVectors(student, "document"), texts, _blocks
+    ),
+    exhaustive=lambda student, name: StoredStatesRanker(student, name, _search),
     parts=("head", "both_encoders"),
     defaults=lambda _: StageDefaults("head", {"learning_rate": 1e-3, "batch_size": 32, "warmup": 0.05}, 0.02),
     options=frozenset({"expansion", "dimension", "clusters", "clustered_from"}),

@@ -1,64 +1,57 @@
-"""PreTT: a cross-encoder whose lower layers read query and document apart, so that documents are precomputed.
+"""PreTT: a cross-encoder whose lower layers read query and document separately, so that documents are precomputed.
 
 MacAvaney et al. 2020 (PreTTR, arXiv 2004.14255); a student of Hofstätter et al. 2020 (arXiv 2010.02666).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from sentence_transformers import CrossEncoder
 from torch import Tensor, nn
+from transformers import BertForSequenceClassification
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.contract import Role
 from retrodistill.encoders.multi_vector import fitted_on, principal_directions
-from retrodistill.students.cross_encoder import CrossEncoderStudent, cross_encoder_student, load_pairs
+from retrodistill.students.cross_encoder import cross_encoder_student
 from retrodistill.students.late_interaction import (
     DOCUMENT_LENGTH,
+    LATE_INTERACTION,
     QUERY_LENGTH,
     LateInteraction,
     Precision,
     Side,
-    StoredDocumentsRanker,
-    check_dimension,
+    bert_of,
     late_interaction,
-    require_bert,
     through,
-    train_late_interaction,
 )
-from retrodistill.students.registry import Kind, StageDefaults
+from retrodistill.students.registry import StageDefaults
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from sentence_transformers import CrossEncoder
-
-_AT_ONCE = 32
+_BATCH = 32  # documents that the compressor is fitted on, read at a time
 
 
 class PreTT(LateInteraction):
     """A cross-encoder split at a layer, scored from [CLS].
 
     The pair is ``[CLS] query [SEP]`` (segment 0) and ``document [SEP]`` (segment 1). Below layer `join` each half
-    attends to itself alone, which is the block mask of the paper; from there on all attends to all. A document's
-    positions begin at `query_length` whatever the query, as behind a query that is padded to its full length: its
-    states at the join then depend on nothing but the document.
+    attends to itself alone, which is the block mask of the paper; from there on everything attends to everything. A
+    document's positions begin at `query_length` whatever the query, as after a query that is padded to its full length:
+    its states at the join then depend on nothing but the document.
 
     Args:
         backbone: A BertForSequenceClassification with one label.
         tokenizer: Its tokenizer.
-        join: Layers that read apart, from 0 (an ordinary cross-encoder) to one less than there are.
+        join: Layers that read the texts separately, from 0 (an ordinary cross-encoder) to one less than there are.
         dimension: Store a document's states through a linear map to this many dimensions and back (the paper's
             compression, without its activation).
-        query_length: Tokens of a query, [CLS] and [SEP] included.
-        document_length: Tokens of a document, [SEP] included.
+        query_length: Maximum number of tokens of a query, [CLS] and [SEP] included.
+        document_length: Maximum number of tokens of a document, [SEP] included.
         precision: Precision of the stored states.
-
-    Raises:
-        UserError: No BERT, a join that leaves no layer for both, a width that it does not have, or more tokens than it
-            has positions.
     """
 
     kind: ClassVar[str] = "prett"
@@ -76,28 +69,30 @@ class PreTT(LateInteraction):
         document_length: int = DOCUMENT_LENGTH,
         precision: Precision = "float16",
     ) -> None:
+        super().__init__(
+            backbone,
+            tokenizer,
+            dimension=dimension,
+            query_length=query_length,
+            document_length=document_length,
+            precision=precision,
+        )
         config = backbone.config
-        require_bert(config, "given", self.kind)
         layers, longest, width = config.num_hidden_layers, config.max_position_embeddings, config.hidden_size
         if not 0 <= join < layers:
             raise UserError(
                 f"join={join}: the model has {layers} layers, and at least one reads query and document together; "
                 f"choose 0 to {layers - 1}."
             )
-        if dimension is not None and not 1 <= dimension <= width:
-            raise UserError(f"dimension={dimension}: the model's states have {width}; choose from 1 to {width}.")
         if query_length + document_length > longest:
             raise UserError(
                 f"{query_length} tokens of a query and {document_length} of a document: the model reads {longest} "
                 "together; set a smaller max_length."
             )
-        super().__init__(
-            backbone, tokenizer, query_length=query_length, document_length=document_length, precision=precision
-        )
-        self.join, self.dimension = join, dimension
+        self.join = join
         self.compress = nn.Linear(width, dimension, bias=False) if dimension else None
         self.restore = nn.Linear(dimension, width, bias=False) if dimension else None
-        # in the weights' digest, since these decide scores as weights do
+        # A buffer, so that the weights' digest covers these settings, which decide scores as weights do.
         self.register_buffer("read", torch.tensor([join, query_length, document_length, int(precision == "float16")]))
 
     def framed(self, tokens: list[int], role: Role) -> list[int]:
@@ -119,10 +114,9 @@ class PreTT(LateInteraction):
 
     def compare(self, queries: Side, documents: Tensor, mask: Tensor) -> Tensor:
         """(n,) logits of the layers that read both."""
-        bert, there = self.backbone.bert, torch.cat([queries.mask, mask], dim=1)
+        bert, both = self.backbone.bert, torch.cat([queries.mask, mask], dim=1)
         restored = documents if self.restore is None else self.restore(documents)
-        hidden = torch.cat([queries.states, restored], dim=1)
-        hidden = through(bert.encoder.layer[self.join :], hidden, there)
+        hidden = through(bert.encoder.layer[self.join :], torch.cat([queries.states, restored], dim=1), both)
         return self.backbone.classifier(self.backbone.dropout(bert.pooler(hidden)))[:, 0]
 
     def lower_parameters(self) -> list[nn.Parameter]:
@@ -133,8 +127,6 @@ class PreTT(LateInteraction):
     @classmethod
     def empty_backbone(cls, config: Any) -> Any:
         """A BertForSequenceClassification."""
-        from transformers import BertForSequenceClassification
-
         return BertForSequenceClassification(config)
 
     @torch.no_grad()
@@ -143,11 +135,9 @@ class PreTT(LateInteraction):
         if self.compress is None or self.restore is None:
             return
         self.eval()
-        parts = []
-        for start in range(0, len(texts), _AT_ONCE):
-            side = self.side(texts[start : start + _AT_ONCE], "document")
-            parts.append(side.states[side.mask].cpu().numpy())
-        kept = torch.from_numpy(principal_directions(np.concatenate(parts))[: self.dimension].copy())
+        sides = (self.side(texts[start : start + _BATCH], "document") for start in range(0, len(texts), _BATCH))
+        states = np.concatenate([side.states[side.mask].cpu().numpy() for side in sides])
+        kept = torch.from_numpy(principal_directions(states)[: self.dimension].copy())
         self.compress.weight.copy_(kept)
         self.restore.weight.copy_(kept.T)
 
@@ -165,58 +155,43 @@ def prett_student(
     """A PreTT to start from, in float32.
 
     Args:
-        source: Folder or hub name of a cross-encoder with a BERT, or of a BERT or bi-encoder, which gets a fresh last
-            layer.
+        source: Folder or hub name of a cross-encoder with a BERT, or of a BERT or bi-encoder, which gets a new head.
         corpus: Documents that a compressor is fitted on.
-        join: Layers that read apart; two thirds of them by default.
+        join: Layers that read the texts separately; two thirds of them by default.
         layers: Number of layers to keep, from the first.
-        dimension: Width of what is stored of a document's token; the model's by default.
-        max_length: Tokens of a document.
-        seed: Of a fresh last layer.
-
-    Raises:
-        UserError: As `PreTT`, or the model is not to be found.
+        dimension: Width of the stored state of a document's token; the model's by default.
+        max_length: Maximum number of tokens of a document.
+        seed: Seed of a new head.
     """
     start = cross_encoder_student(source, layers=layers, seed=seed)
-    backbone: Any = getattr(start[0], "auto_model", None)
-    require_bert(getattr(backbone, "config", None), source, PreTT.kind)
+    backbone = bert_of(start, source, PreTT.kind)
     longest = backbone.config.max_position_embeddings
-    asked = min(QUERY_LENGTH, longest // 4)
+    query_length = min(QUERY_LENGTH, longest // 4)
     module = PreTT(
         backbone,
         start.tokenizer,
         join=backbone.config.num_hidden_layers * 2 // 3 if join is None else join,
         dimension=dimension,
-        query_length=asked,
-        document_length=max_length or min(DOCUMENT_LENGTH, longest - asked),
+        query_length=query_length,
+        document_length=max_length or min(DOCUMENT_LENGTH, longest - query_length),
     ).to(start.device)
     if dimension is not None:
         module.fit_compressor(fitted_on(corpus))
     return late_interaction(module, start.device)
 
 
-KIND = Kind(
-    "prett",
-    library_class="CrossEncoder",
+def _start(settings: Any, data: Any) -> CrossEncoder:
+    options = {name: getattr(settings, name) for name in ("join", "layers", "dimension", "max_length")}
+    return prett_student(settings.model.partition(":")[2], data.collection.documents.texts, seed=data.seed, **options)
+
+
+KIND = replace(
+    LATE_INTERACTION,
+    name="prett",
     written="prett:NAME",
-    start=lambda settings, data: prett_student(
-        settings.model.partition(":")[2],
-        data.collection.documents.texts,
-        join=settings.join,
-        layers=settings.layers,
-        dimension=settings.dimension,
-        max_length=settings.max_length,
-        seed=data.seed,
-    ),
-    load=load_pairs,
-    wrap=CrossEncoderStudent,
-    train=train_late_interaction,
-    ranker=lambda student, documents: StoredDocumentsRanker(student),
+    start=_start,
     owns=lambda model: type(model[0]) is PreTT,
-    parts=("head", "both_encoders"),
     defaults=lambda _: StageDefaults("head", {"learning_rate": 1e-4, "batch_size": 16}, 1.0),
     options=frozenset({"join", "dimension"}),
-    check=check_dimension,
-    can_search=False,
     card="prett",
 )

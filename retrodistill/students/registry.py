@@ -1,7 +1,8 @@
-"""The kinds of students. A kind is one module, which ends with ``KIND = Kind(...)`` and is listed here.
+"""Kinds of students, and what is done with a student of any kind: wrap, train through a stage, save, load.
 
-Callers get a `Kind` by its name (`get_kind`), from a model (`kind_of`) or from its settings (`kind_of_settings`)
-and ask it what they need; nobody compares names of kinds. To add a kind, write its module and add a line to `_MODULES`.
+A kind is one module, which ends with ``KIND = Kind(...)`` and is listed in `_MODULES`. Callers get a `Kind` by name
+(`get_kind`), from a model (`kind_of`) or from settings (`kind_of_settings`) and ask it what they need; they do not
+compare names of kinds. To add a kind, write its module and add a line to `_MODULES`.
 """
 
 from __future__ import annotations
@@ -23,18 +24,20 @@ from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.encoders.vectors import check_dimensions
+from retrodistill.rankers.protocol import Ranker
 from retrodistill.training.prepared import learned_from, prepare
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.stages import StageRun
 from retrodistill.training.trainer import History
 from retrodistill.training.training_data import StudentSnapshot, TrainingData
 
-if TYPE_CHECKING:
-    from retrodistill.rankers.protocol import Ranker
+if TYPE_CHECKING:  # the module of a kind imports this one
     from retrodistill.students.cross_encoder import CrossEncoderStudent
 
-# Modules are imported when a kind is first asked for: those of some kinds load torch. Kinds that share a class of
-# sentence-transformers are tried in this order, so the most general one of each class comes last.
+AnyStudent: TypeAlias = "Encoder | SparseTextEncoder | MultiVectorModel | CrossEncoderStudent"
+Part = Literal["query_encoder", "both_encoders", "lexical", "head"]
+
+# Kinds that share a class of sentence-transformers are tried in this order: the most general of each class comes last.
 _MODULES = {
     "static": "static",
     "hybrid": "hybrid",
@@ -45,17 +48,16 @@ _MODULES = {
     "tk": "tk",
     "cross-encoder": "cross_encoder",
 }
-Part = Literal["query_encoder", "both_encoders", "lexical", "head"]
 WHOLE_TRANSFORMER = {"learning_rate": 2e-5, "batch_size": 8}  # training settings where a whole transformer learns
 
 
 @dataclass(frozen=True)
 class StageDefaults:
-    """How a student learns where its user says nothing else; the values are those of the recipes in configs/.
+    """How a student is trained by default; the values are those of the recipes in configs/.
 
     Attributes:
         train: The part that is trained.
-        training: How long and how fast, keys of `TrainingSettings`.
+        training: Keys of `TrainingSettings`.
         temperature: Student scores are divided by it; None for the default, which is meant for cosines.
         regularizers: What keeps it sparse, as `RegularizerSettings`.
     """
@@ -68,32 +70,28 @@ class StageDefaults:
 
 @dataclass(frozen=True)
 class Kind:
-    """What the package needs to know of one kind of student.
+    """What the package needs to know about one kind of student.
 
     Attributes:
         name: As users write it, e.g. ``sparse`` in ``sparse:NAME``.
         library_class: The class of sentence-transformers that its models are, e.g. ``SparseEncoder``.
-        start: ``(settings, data) -> model``: the model before training. ``settings`` are a recipe's `StudentSettings`;
-            of ``data`` it reads collection, document encoder, queries and seed.
+        start: ``(settings, data) -> model`` before training: of a recipe's `StudentSettings` and `TrainingData`.
         load: ``folder -> student``: from a folder of its library class.
         wrap: ``(model, name, manifest) -> student``: the encoder or pair scorer that users hold.
         train: Trains a student through a `StageRun`.
-        ranker: ``(student, document encoder) -> Ranker``; a student that has its own documents ignores the other.
+        ranker: ``(student, document encoder) -> Ranker``; a student with documents of its own ignores the encoder.
         parts: The parts that a stage can train, as values of ``train``.
         defaults: ``(settings as a mapping) -> StageDefaults``.
-        options: Keys of `StudentSettings` that only some kinds have and this one does.
-        complete: ``(settings as a mapping, NAME) -> settings``: what is added where the user names a model alone.
+        options: Keys of `StudentSettings` that this kind has and some kinds have not.
+        complete: ``(settings as a mapping, NAME) -> settings`` that are added where the user names a model alone.
         check: Raises ValueError where its settings contradict each other.
         owns: Whether a model of its library class is of this kind.
         at_stage: ``(model, settings, stage) -> model``: the model as a stage, from 0, finds it.
-        store_documents: ``(student, texts)``: puts document vectors into the student's store from what its training
-            stored, where that gives them without its transformer.
-        exhaustive: ``(student, name) -> retriever`` by what training stored, without an index; None where there is
-            nothing.
-        describe: ``(student, data) -> (about, notes)``: what a trained student's manifest says of it besides.
+        store_documents: ``(student, texts)``: stores document vectors where training kept what gives them.
+        exhaustive: ``(student, name) -> retriever`` without an index, by what training stored; None without any.
+        describe: ``(student, data) -> (about, notes)``: further entries of a trained student's manifest.
         index: Name of the kind of index that its documents go into; None where they are re-ranked.
-        written: How users write a student of it: ``static``, ``dense:NAME``; empty for hybrid, which is dense with
-            ``lexical_dim``.
+        written: How users write a student of it: ``static``, ``dense:NAME``; empty for hybrid.
         has_own_documents: Whether it always encodes its own documents, in no space of another model.
         is_dense: Whether a text is one dense vector.
         has_vector: Whether leading dimensions of that vector are a vector, too.
@@ -137,11 +135,7 @@ def kind_names() -> list[str]:
 
 
 def get_kind(name: str) -> Kind:
-    """The kind of a name.
-
-    Raises:
-        UserError: There is none; the error lists those that there are.
-    """
+    """The kind of a name; an unknown one is a UserError that lists all kinds."""
     if name not in _MODULES:
         raise unknown("kind of student", name, _MODULES)
     kind: Kind = importlib.import_module(f"retrodistill.students.{_MODULES[name]}").KIND
@@ -149,16 +143,12 @@ def get_kind(name: str) -> Kind:
 
 
 def all_kinds() -> list[Kind]:
-    """Every kind. This imports the modules of all of them."""
+    """Every kind, in the order of `kind_names`."""
     return [get_kind(name) for name in _MODULES]
 
 
 def kind_of(model: Any) -> Kind:
-    """The kind of a sentence-transformers model.
-
-    Raises:
-        UserError: A model of another class.
-    """
+    """The kind of a sentence-transformers model; a model of another class is a UserError."""
     classes = {base.__name__ for base in type(model).__mro__}
     for kind in all_kinds():
         if kind.library_class in classes and kind.owns(model):
@@ -167,40 +157,62 @@ def kind_of(model: Any) -> Kind:
 
 
 def kind_of_settings(model: str, lexical_dim: int | None = None) -> Kind:
-    """The kind of a student as a recipe writes it: of ``sparse:NAME`` sparse; dense with a lexical half is hybrid.
-
-    Raises:
-        UserError: The kind is unknown.
-    """
+    """The kind of a student as a recipe writes it: ``sparse:NAME`` is sparse; dense with a lexical half is hybrid."""
     name = model.partition(":")[0]
     return get_kind("hybrid" if name == "dense" and lexical_dim else name)
 
 
 def as_student(model: Any, name: str | None = None, manifest: Manifest | None = None) -> Any:
-    """The encoder (or scorer of pairs) around a sentence-transformers model.
-
-    Args:
-        model: Of any kind.
-        name: ``kind:name``; ``kind:student`` by default.
-        manifest: Of a student that retrodistill trained.
-
-    Raises:
-        UserError: A model of another class.
-    """
+    """The encoder or pair scorer around a model of any kind; its name is ``kind:student`` by default."""
     kind = kind_of(model)
     return kind.wrap(model, name or f"{kind.name}:student", manifest)
 
 
-AnyStudent: TypeAlias = "Encoder | SparseTextEncoder | MultiVectorModel | CrossEncoderStudent"
+def run_stage(model: Any, stage: StageSettings, data: TrainingData, folder: Path, what: str) -> History:
+    """Train a sentence-transformers model of any kind through one stage, in place.
+
+    Args:
+        model: The student.
+        stage: Settings of the stage.
+        data: Texts, teacher and document encoder.
+        folder: For checkpoints.
+        what: Title of the progress bar.
+
+    Raises:
+        UserError: The kind of student does not train that part or lacks what an objective needs.
+    """
+    kind = kind_of(model)
+    student, initial = (kind.wrap(model, f"{kind.name}:student", None) for _ in range(2))
+    _check_stage(kind, student, stage)
+    # Another student than the trained one: its digest of the weights is that before training.
+    snapshot = StudentSnapshot(initial, kind, None if data.own_documents else data.space, data.stored)
+    data = replace(data, student=snapshot)
+    with main_first():
+        prepared = prepare(stage, data)
+    history = kind.train(StageRun(student, stage, data, prepared, folder, what))
+    history.notes = [*prepared.notes, *history.notes]
+    history.learned = {**learned_from(prepared, stage, data), "steps": history.steps, "seconds": history.seconds}
+    return history
+
+
+def _check_stage(kind: Kind, student: Any, stage: StageSettings) -> None:
+    if stage.train not in kind.parts:
+        raise UserError(f"train: {stage.train} does not train {kind.name} students; set {' or '.join(kind.parts)}.")
+    if stage.regularizers and not kind.has_terms:
+        raise UserError(
+            f"regularizer {stage.regularizers[0].name!r} sees term weights; {kind.name} students have none."
+        )
+    if stage.matryoshka:
+        if not kind.has_vector:
+            raise UserError(f"matryoshka cuts vectors of dense and static students; this one is {kind.name}.")
+        check_dimensions(stage.matryoshka, student.dimension)
 
 
 def save_student(model: Any, manifest: Manifest, folder: str | os.PathLike[str]) -> AnyStudent:
     """Save a student, whole or not at all, and load it back as the encoder that users will load.
 
-    Args:
-        model: The trained model, of any kind.
-        manifest: What it was made from; ``about.query_space`` names the document space that its queries search.
-        folder: An ordinary sentence-transformers folder appears here.
+    The folder is an ordinary sentence-transformers folder with a manifest, whose ``about.query_space`` names the
+    document space that its queries search.
 
     Raises:
         UserError: The folder is not writable, the disk is full, or the path holds something else.
@@ -212,59 +224,19 @@ def save_student(model: Any, manifest: Manifest, folder: str | os.PathLike[str])
 
 
 def load_student(folder: str | os.PathLike[str]) -> AnyStudent:
-    """Load a student's folder, of any kind.
+    """Load a student of any kind from its folder.
 
     Raises:
         UserError: Not a sentence-transformers folder, or one of an unknown class.
     """
-    place = Path(folder)
-    path = place / "config_sentence_transformers.json"
-    library_class = "SentenceTransformer"  # folders of old versions of the library do not say
-    if path.exists():
-        library_class = read_json(path).get("model_type", library_class)
-    kinds = {kind.library_class: kind for kind in all_kinds()}  # of each class the most general one
+    path = Path(folder) / "config_sentence_transformers.json"
+    # Folders of old versions of the library do not name their class.
+    library_class = read_json(path).get("model_type", "SentenceTransformer") if path.exists() else "SentenceTransformer"
+    kinds = {kind.library_class: kind for kind in all_kinds()}  # the most general kind of each class
     if library_class not in kinds:
         raise unknown("class of student", library_class, kinds)
-    student: AnyStudent = kinds[library_class].load(str(place))
+    student: AnyStudent = kinds[library_class].load(str(Path(folder)))
     kind = kind_of(student.model)
     if kind.written:
-        student.name = f"{kind.name}:{place}"
+        student.name = f"{kind.name}:{Path(folder)}"
     return student
-
-
-def run_stage(model: Any, stage: StageSettings, data: TrainingData, folder: Path, what: str) -> History:
-    """Train a student through one stage, in place.
-
-    Args:
-        model: The student: a sentence-transformers model of any kind.
-        stage: What to do.
-        data: Texts, teacher and document encoder.
-        folder: For checkpoints.
-        what: Title of the progress bar.
-
-    Raises:
-        UserError: The kind of student does not train that part or has no such vectors, or the stage lacks what an
-            objective learns from.
-    """
-    kind, student = kind_of(model), as_student(model)
-    if stage.train not in kind.parts:
-        raise UserError(f"train: {stage.train} does not train {kind.name} students; set {' or '.join(kind.parts)}.")
-    if stage.regularizers and not kind.has_terms:
-        raise UserError(
-            f"regularizer {stage.regularizers[0].name!r} sees term weights; {kind.name} students have none."
-        )
-    if stage.matryoshka:
-        if not kind.has_vector:
-            raise UserError(f"matryoshka cuts vectors of dense and static students; this one is {kind.name}.")
-        check_dimensions(stage.matryoshka, student.dimension)
-    space = None if data.own_documents else data.space
-    # A student of its own: the snapshot digests the weights as they are before training.
-    snapshot = StudentSnapshot(as_student(model), kind, space, data.stored)
-    data = replace(data, student=snapshot)
-    with main_first():
-        prepared = prepare(stage, data)
-    history = kind.train(StageRun(student, stage, data, prepared, folder, what))
-    history.notes = [*prepared.notes, *history.notes]
-    learned = learned_from(prepared, stage, data)
-    history.learned = {**learned, "steps": history.steps, "seconds": history.seconds}
-    return history

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import torch
+from sentence_transformers import SparseEncoder
+from sentence_transformers.base.modules import Dense, Normalize, Router, Transformer
+from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding, SpladePooling
 
 from retrodistill.core.errors import UserError
 from retrodistill.data.sentences import sample_sentences, title_texts
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import SPARSE, load_encoder
+from retrodistill.encoders.contract import Role
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import load_bi_encoder, load_sparse
 from retrodistill.encoders.modules import keep_first_layers, with_modules
@@ -19,22 +24,18 @@ from retrodistill.rankers.bi_encoder import SparseRanker
 from retrodistill.students.lexical_terms import LexicalTerms, token_ids
 from retrodistill.students.registry import WHOLE_TRANSFORMER, Kind, StageDefaults
 from retrodistill.students.sparse_training import SparsityAlarm, exhaustive, store_documents, train_sparse
-from retrodistill.students.static import fast_tokenizer, inverse_document_frequencies
-from retrodistill.students.stored_states import head_of, stored_states
+from retrodistill.students.static import fast_tokenizer, inverse_document_frequencies, plain_tokenizer
+from retrodistill.students.stored_states import BLOCK, head_of, stored_states
 from retrodistill.students.vdr import with_vdr_head
-
-if TYPE_CHECKING:
-    from sentence_transformers import SparseEncoder
 
 Queries = Literal["model", "inference-free"]
 _AT_MOST = 20000  # documents whose hidden states a head starts from
-_BLOCK = 256
 _OWN = float(np.e - 1)  # logit of a text's own token at the start: log(1 + logit) is 1
-_ZERO_AT = 0.7  # of what a token's mean state gives: where its logit is zero at the start
-_DEVIATIONS = 4.5  # of a token that no document holds, at least this many above what all states give
+_ZERO_AT = 0.7  # where a token's logit is zero at the start, as a share of what its mean state gives
+_DEVIATIONS = 4.5  # for a token that no document has: its zero's least distance from the mean over all states
 _RIDGE = 1e-3  # of the mean variance, on the covariance within terms
 _NEVER = -1.0  # bias of terms that no text may have
-_SHARED = 0.5  # strength of a head that has lexical terms beside it, at the start
+_SHARED = 0.5  # strength at the start of a head that has lexical terms next to it
 _MEASURED = 128  # texts that sparsity is measured on
 
 
@@ -52,7 +53,7 @@ def sparse_student(
 
     A sparse encoder or masked language model starts as it is. A bi-encoder's transformer, which has no weights for a
     vocabulary, gets a linear head that finds each token in its unit hidden state, see `lexical_start`: it begins as a
-    lexical model, each text weighing its own tokens, instead of as noise over the whole vocabulary.
+    lexical model, each text weighting its own tokens, instead of as noise over the whole vocabulary.
 
     Args:
         source: Folder or hub name of a sparse encoder, a masked language model or a bi-encoder.
@@ -60,21 +61,20 @@ def sparse_student(
         queries: ``model``: queries are encoded as documents are. ``inference-free``: each token of a query has one
             weight, at first its inverse document frequency (arXiv 2411.04403), and no model runs.
         head: ``splade``, or ``vdr``, see `retrodistill.students.vdr`.
-        lexical_terms: Documents weigh their own tokens as BM25 does, beside what the head finds, see
-            `retrodistill.students.lexical_terms`; of inference-free queries only.
+        lexical_terms: Documents also weight their own tokens as BM25 does, see `retrodistill.students.lexical_terms`;
+            for inference-free queries only.
         layers: Number of transformer layers to keep, from the first.
-        max_length: Tokens of a text; the model's own by default.
+        max_length: Maximum number of tokens of a text; the model's own by default.
 
     Returns:
-        A SparseEncoder; but with VDR's head or lexical terms of stock modules, so that it loads without this package.
+        A SparseEncoder, of stock modules except for VDR's head and lexical terms, so that it loads without this
+        package.
 
     Raises:
-        UserError: Not to be found, no transformer with a fast tokenizer, fewer layers, or longer texts than it reads.
+        UserError: The model is not found, is not a transformer with a fast tokenizer, has fewer layers, or reads
+            shorter texts.
     """
-    from sentence_transformers.base.modules import Router
-    from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
-
-    base = _start(source, corpus, layers, max_length)
+    base = _base(source, corpus, layers, max_length)
     routed = any(hasattr(module, "sub_modules") for module in base)
     if queries == "model" or routed:
         if queries == "model" and SparseTextEncoder(base, f"sparse:{source}").is_inference_free:
@@ -83,60 +83,66 @@ def sparse_student(
             raise UserError(
                 "lexical terms are put into a new student with inference-free queries; set lexical_terms: false."
             )
-        if head == "vdr":
-            return with_vdr_head(base)
-        return base
-    transformer: Any = base[0]
-    tokenizer = transformer.tokenizer
-    weights = _inverse_frequencies(tokenizer, corpus, f"sparse:{source}")
-    table = SparseStaticEmbedding(tokenizer, weight=_tensor(weights))
-    parts: list[Any] = list(base.children())
+        return with_vdr_head(base) if head == "vdr" else base
+    weights = _inverse_frequencies(base.tokenizer, corpus, f"sparse:{source}")
+    table: list[Any] = [SparseStaticEmbedding(base.tokenizer, weight=torch.from_numpy(weights))]
+    documents: list[Any] = list(base.children())
     if lexical_terms:
-        parts.append(_lexical_terms(base, corpus))
-    router = Router({"query": [table], "document": parts}, default_route=None, allow_empty_key=False)
-    return with_modules(base, [router], "SparseEncoder")
+        documents.append(_lexical_terms(base, corpus))
+    router = Router({"query": table, "document": documents}, default_route=None, allow_empty_key=False)
+    student: SparseEncoder = with_modules(base, [router], "SparseEncoder")
+    return student
 
 
 def _lexical_terms(base: SparseEncoder, corpus: Texts) -> LexicalTerms:
     """Lexical terms for documents of this length; the head, which finds them too, begins at half its strength."""
     student = SparseTextEncoder(base, "sparse:student")
-    transformer: Any = base[0]
-    own = LexicalTerms(
-        student.dimension, token_ids(student, corpus.texts)[1].mean(), transformer.tokenizer.all_special_ids
-    )
-    head = head_of(student).linear
-    head.weight.data.mul_(_SHARED)
-    head.bias.data.mul_(_SHARED)
-    return own.to(base.device)
+    average = token_ids(student, corpus.texts)[1].mean()
+    terms = LexicalTerms(student.dimension, average, base.tokenizer.all_special_ids)
+    linear = head_of(student).linear
+    linear.weight.data.mul_(_SHARED)
+    linear.bias.data.mul_(_SHARED)
+    return terms.to(base.device)
 
 
-def _start(source: str, corpus: Texts, layers: int | None, max_length: int | None) -> SparseEncoder:
-    from sentence_transformers.base.modules import Dense, Normalize, Transformer
-    from sentence_transformers.sparse_encoder.modules import SpladePooling
-
+def _base(source: str, corpus: Texts, layers: int | None, max_length: int | None) -> SparseEncoder:
     try:
         base = load_sparse(source)
     except UserError:
         bi_encoder = load_bi_encoder(source)  # raises a clear error if it is neither
     else:
-        return _cut(base, source, layers, max_length)
+        _cut(base, source, layers, max_length)
+        return base
     transformer = bi_encoder[0]
     if not isinstance(transformer, Transformer):
         raise UserError(
             f"model {source} is {type(transformer).__name__} and has no contextual tokens; a sparse student starts "
             "from a transformer."
         )
-    fast_tokenizer(Encoder(bi_encoder, f"dense:{source}"))
+    fast_tokenizer(Encoder(bi_encoder, f"dense:{source}"))  # refuses a model without one before the work starts
     _cut(bi_encoder, source, layers, max_length)
     width, size = int(transformer.get_embedding_dimension()), len(transformer.tokenizer)
     head = Dense(width, size, activation_function=None, module_input_name="token_embeddings").to(bi_encoder.device)
     unit = Normalize(module_input_name="token_embeddings")  # one scale for the heads of all transformers
     pooling = SpladePooling("max", embedding_dimension=size)
-    model = with_modules(bi_encoder, [transformer, unit, head, pooling], "SparseEncoder", "dot")
+    model: SparseEncoder = with_modules(bi_encoder, [transformer, unit, head, pooling], "SparseEncoder", "dot")
     vectors, biases = lexical_start(SparseTextEncoder(model, f"sparse:{source}"), corpus)
-    head.linear.weight.data.copy_(_tensor(vectors))
-    head.linear.bias.data.copy_(_tensor(biases))
+    head.linear.weight.data.copy_(torch.from_numpy(vectors))
+    head.linear.bias.data.copy_(torch.from_numpy(biases))
     return model
+
+
+def _cut(model: Any, source: str, layers: int | None, max_length: int | None) -> None:
+    if layers is not None:
+        keep_first_layers(model, layers)
+    if max_length is not None:
+        config = getattr(getattr(model[0], "auto_model", None), "config", None)
+        longest = getattr(config, "max_position_embeddings", None)
+        if longest is None or max_length > longest:
+            raise UserError(
+                f"max_length={max_length}: model {source} reads 1 to {longest or 'its own number of'} tokens."
+            )
+        model[0].max_seq_length = max_length
 
 
 def lexical_start(student: SparseTextEncoder, corpus: Texts) -> tuple[np.ndarray, np.ndarray]:
@@ -144,9 +150,9 @@ def lexical_start(student: SparseTextEncoder, corpus: Texts) -> tuple[np.ndarray
 
     With m_v the mean hidden state of token v and S the covariance of states within tokens, Fisher's discriminant is
     ``d_v = S^-1 m_v``. Its bias puts the zero at .7 of what m_v gives, and its scale gives m_v the logit e - 1, which
-    becomes weight 1. Tokens that the documents do not hold take their mean state from their input embedding, by the
+    becomes weight 1. Tokens that the documents do not have take their mean state from their input embedding, by the
     linear map that fits those of the others best: so the head is tied to the token embeddings, through the transformer.
-    Their zero stands at least 4.5 standard deviations above what all states give, so that none is had by chance.
+    Their zero is at least 4.5 standard deviations above the mean over all states, so that no text has them by chance.
     Special tokens never get weight.
 
     Args:
@@ -158,21 +164,19 @@ def lexical_start(student: SparseTextEncoder, corpus: Texts) -> tuple[np.ndarray
     """
     transformer: Any = student.modules("document")[0]
     tokenizer = transformer.tokenizer
-    rows = np.unique(np.linspace(0, len(corpus) - 1, min(_AT_MOST, len(corpus)), dtype=int))
-    every = corpus.texts
-    texts = [every[row] for row in rows]
+    texts = _spread(corpus, _AT_MOST)
     states = stored_states(student, texts, "document")
     counts = np.zeros(len(tokenizer), dtype=np.int64)
     means = np.zeros((len(tokenizer), states.width))
     moments = np.zeros((states.width, states.width))
-    for start in range(0, len(texts), _BLOCK):
-        stop = min(start + _BLOCK, len(texts))
+    for start in range(0, len(texts), BLOCK):
+        stop = min(start + BLOCK, len(texts))
         ids = token_ids(student, texts[start:stop])[0]
-        held = states.gather(np.arange(start, stop))[0].numpy()
-        moments += held.T @ held
+        block = states.gather(np.arange(start, stop))[0].numpy()
+        moments += block.T @ block
         order = np.argsort(ids, kind="stable")
         present, first = np.unique(ids[order], return_index=True)
-        means[present] += np.add.reduceat(held[order], first, axis=0)
+        means[present] += np.add.reduceat(block[order], first, axis=0)
         counts += np.bincount(ids, minlength=len(counts))
     seen = counts > 0
     means[seen] /= counts[seen, None]
@@ -193,6 +197,31 @@ def lexical_start(student: SparseTextEncoder, corpus: Texts) -> tuple[np.ndarray
     return vectors.astype(np.float32), biases.astype(np.float32)
 
 
+def _from_embeddings(transformer: Any, means: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """(vocabulary, d) mean hidden states as a linear map of the input embeddings gives them (ridge regression)."""
+    embeddings = transformer.auto_model.get_input_embeddings().weight.detach().float().cpu().numpy()
+    inputs = np.zeros((len(counts), embeddings.shape[1] + 1))
+    rows = min(len(counts), len(embeddings))
+    inputs[:rows, :-1], inputs[:, -1] = embeddings[:rows], 1.0
+    roots = np.sqrt(np.minimum(counts, 100))[:, None]  # without the limit, frequent words would decide alone
+    weighted = inputs * roots
+    gram = weighted.T @ weighted
+    gram += np.eye(len(gram)) * max(1e-3 * np.trace(gram) / len(gram), 1e-9)
+    fitted = np.linalg.solve(gram, weighted.T @ (means * roots))
+    return inputs @ fitted
+
+
+def _inverse_frequencies(tokenizer: Any, corpus: Texts, name: str) -> np.ndarray:
+    """(vocabulary,) float32 inverse document frequencies in 0..1; 0 for special tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise UserError(f"model {name} has no fast tokenizer, which inference-free queries need; choose another.")
+    weights = inverse_document_frequencies(plain_tokenizer(backend), corpus)
+    weights = np.pad(weights, (0, max(0, len(tokenizer) - len(weights))), constant_values=1.0)
+    weights[tokenizer.all_special_ids] = 0.0
+    return weights.astype(np.float32)
+
+
 def sparsity(student: SparseTextEncoder, documents: Texts, queries: Texts) -> dict[str, float]:
     """Terms per text and FLOPS, on at most 128 texts of each side.
 
@@ -200,70 +229,23 @@ def sparsity(student: SparseTextEncoder, documents: Texts, queries: Texts) -> di
         ``terms`` and ``query_terms``: mean numbers of terms; ``flops``: expected products of a query with a document,
         ``sum_j p_j(query) p_j(document)`` with p_j the share of texts that have term j (arXiv 2004.05665).
     """
-    found = [student.encode(_spread(texts), role) for texts, role in ((queries, "query"), (documents, "document"))]  # type: ignore[arg-type]
-    asked, held = ((vectors != 0).mean(axis=0) for vectors in found)
-    terms = [float(np.diff(vectors.indptr).mean()) for vectors in found]
-    return {
-        "terms": terms[1],
-        "query_terms": terms[0],
-        "flops": float(np.asarray(asked).ravel() @ np.asarray(held).ravel()),
-    }
+    sides: list[tuple[Texts, Role]] = [(queries, "query"), (documents, "document")]
+    vectors = [student.encode(_spread(texts, _MEASURED), role) for texts, role in sides]
+    query_shares, document_shares = (np.asarray((side != 0).mean(axis=0)).ravel() for side in vectors)
+    query_terms, terms = (float(np.diff(side.indptr).mean()) for side in vectors)
+    return {"terms": terms, "query_terms": query_terms, "flops": float(query_shares @ document_shares)}
 
 
-def _spread(texts: Texts) -> list[str]:
-    rows = np.unique(np.linspace(0, len(texts) - 1, min(_MEASURED, len(texts)), dtype=int))
+def _spread(texts: Texts, most: int) -> list[str]:
+    """At most so many texts, evenly spread."""
+    rows = np.unique(np.linspace(0, len(texts) - 1, min(most, len(texts)), dtype=int))
     every = texts.texts
     return [every[row] for row in rows]
 
 
-def _from_embeddings(transformer: Any, means: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """(vocabulary, d) mean hidden states as a linear map of the input embeddings gives them (ridge regression)."""
-    embeddings = transformer.auto_model.get_input_embeddings().weight.detach().float().cpu().numpy()
-    inputs = np.zeros((len(counts), embeddings.shape[1] + 1))
-    rows = min(len(counts), len(embeddings))
-    inputs[:rows, :-1], inputs[:, -1] = embeddings[:rows], 1.0
-    weighed = inputs * np.sqrt(np.minimum(counts, 100))[:, None]  # frequent words would decide alone otherwise
-    gram = weighed.T @ weighed
-    gram += np.eye(len(gram)) * max(1e-3 * np.trace(gram) / len(gram), 1e-9)
-    fitted = np.linalg.solve(gram, weighed.T @ (means * np.sqrt(np.minimum(counts, 100))[:, None]))
-    return inputs @ fitted
-
-
-def _inverse_frequencies(tokenizer: Any, corpus: Texts, name: str) -> np.ndarray:
-    """(vocabulary,) inverse document frequencies in 0..1; 0 for special tokens."""
-    from tokenizers import Tokenizer
-
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise UserError(f"model {name} has no fast tokenizer, which inference-free queries need; choose another.")
-    own = Tokenizer.from_str(backend.to_str())
-    own.no_truncation()
-    own.no_padding()
-    weights = inverse_document_frequencies(own, corpus)
-    weights = np.pad(weights, (0, max(0, len(tokenizer) - len(weights))), constant_values=1.0)
-    weights[tokenizer.all_special_ids] = 0.0
-    return weights.astype(np.float32)
-
-
-def _cut(model: Any, source: str, layers: int | None, max_length: int | None) -> Any:
-    if layers is not None:
-        keep_first_layers(model, layers)
-    if max_length is not None:
-        first: Any = model[0]
-        longest = getattr(getattr(first, "auto_model", None), "config", None)
-        longest = getattr(longest, "max_position_embeddings", None)
-        if longest is None or max_length > longest:
-            raise UserError(
-                f"max_length={max_length}: model {source} reads 1 to {longest or 'its own number of'} tokens."
-            )
-        first.max_seq_length = max_length
-    return model
-
-
-def _tensor(array: np.ndarray) -> Any:
-    import torch
-
-    return torch.from_numpy(np.ascontiguousarray(array))
+def _start(settings: Any, data: Any) -> SparseEncoder:
+    options = {name: getattr(settings, name) for name in ("queries", "head", "lexical_terms", "layers", "max_length")}
+    return sparse_student(settings.model.partition(":")[2], data.collection.documents, **options)
 
 
 _TERM_HEAD = StageDefaults(
@@ -279,7 +261,7 @@ _SPLADE = StageDefaults(
     [{"name": "flops", "weight": 0.003}, {"name": "flops", "weight": 0.003, "side": "query"}],
 )
 _INFERENCE_FREE = StageDefaults("both_encoders", WHOLE_TRANSFORMER, 1.2, [{"name": "flops", "weight": 0.01}])
-_VDR = StageDefaults("both_encoders", WHOLE_TRANSFORMER, 1.0)  # keeps a fixed number of terms by itself
+_VDR = StageDefaults("both_encoders", WHOLE_TRANSFORMER, 1.0)  # its head limits the number of terms
 
 
 def _defaults(settings: Mapping[str, Any]) -> StageDefaults:
@@ -312,30 +294,18 @@ def _check(settings: Any) -> None:
 
 def _describe(student: SparseTextEncoder, data: Any) -> tuple[dict[str, Any], list[str]]:
     """Terms per text and FLOPS, and an alarm where the student is empty or dense."""
-    measured, alarm = sparsity(student, data.collection.documents, _measured_queries(data)), SparsityAlarm()
+    corpus, alarm = data.collection, SparsityAlarm()
+    queries = data.queries or title_texts(corpus) or sample_sentences(corpus, 1, data.seed) or corpus.documents
+    measured = sparsity(student, corpus.documents, queries)
     alarm([round(measured["terms"])], student.dimension, final=True)
     return {"sparsity": measured}, alarm.notes
-
-
-def _measured_queries(data: Any) -> Texts:
-    """Training queries, else titles, else sentences; documents where there are none of these either."""
-    corpus = data.collection
-    return data.queries or title_texts(corpus) or sample_sentences(corpus, 1, data.seed) or corpus.documents
 
 
 KIND = Kind(
     "sparse",
     library_class="SparseEncoder",
     written="sparse:NAME",
-    start=lambda settings, data: sparse_student(
-        settings.model.partition(":")[2],
-        data.collection.documents,
-        queries=settings.queries,
-        head=settings.head,
-        lexical_terms=settings.lexical_terms,
-        layers=settings.layers,
-        max_length=settings.max_length,
-    ),
+    start=_start,
     load=lambda folder: load_encoder(f"sparse:{folder}", SPARSE),
     wrap=SparseTextEncoder,
     train=train_sparse,

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import torch
+from scipy.linalg import solve
+from scipy.sparse import csr_matrix
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
+from tokenizers import Tokenizer
 
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.files import atomic_file, cache_folder, digest
@@ -14,14 +21,8 @@ from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import device
-from retrodistill.rankers.bi_encoder import DenseRanker
-from retrodistill.students.dense import train_dense
-from retrodistill.students.registry import Kind, StageDefaults
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-    from tokenizers import Tokenizer
-
+from retrodistill.students.dense import KIND as DENSE_KIND
+from retrodistill.students.registry import StageDefaults
 
 INITIALIZATIONS = {
     "teacher": "each token encoded by the teacher on its own, times its inverse document frequency in the corpus",
@@ -41,14 +42,14 @@ def static_student(
     """Build a static encoder in the teacher's space: `StaticEmbedding` over the teacher's tokenizer, then `Normalize`.
 
     Token rows come from the teacher as in model2vec; they are weighted by smoothed inverse document frequencies of
-    the corpus, in 0..1, so that the mean favors telling words from the start (the role that SIF weights, Arora et al.
-    2017, play there).
+    the corpus, in 0..1, so that the mean favors distinctive words from the start (the role of SIF weights in Arora et
+    al. 2017).
 
     Args:
         teacher: A transformer encoder with a fast tokenizer.
         corpus: Texts that document frequencies are counted on.
         initialize: One of `INITIALIZATIONS`.
-        seed: For ``random``.
+        seed: Seed of ``random``.
         tokenizer: An encoder that lends the table its tokenizer, where the teacher is a file of vectors.
 
     Returns:
@@ -57,10 +58,6 @@ def static_student(
     Raises:
         UserError: Unknown initialization, a teacher without a fast tokenizer, or widths that do not fit.
     """
-    import torch
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
-
     if initialize not in INITIALIZATIONS:
         raise unknown("initialization", initialize, INITIALIZATIONS)
     if teacher.is_static:
@@ -86,22 +83,21 @@ def static_student(
     if initialize in ("teacher", "words"):
         rows = rows * inverse_document_frequencies(tokens, corpus)[:, None]
     table = StaticEmbedding(tokens, embedding_weights=torch.from_numpy(rows.astype(np.float32)))
-    modules: list[torch.nn.Module] = [table] + ([Normalize()] if teacher.similarity == "cosine" else [])
     similarity: Any = teacher.similarity
+    modules: list[torch.nn.Module] = [table] + ([Normalize()] if similarity == "cosine" else [])
     return SentenceTransformer(modules=modules, device=device(), similarity_fn_name=similarity)
 
 
 def fast_tokenizer(teacher: Encoder) -> Tokenizer:
-    """A copy of the teacher's tokenizer, without truncation (it would cut long queries silently) and padding.
-
-    Raises:
-        UserError: The teacher has no fast tokenizer.
-    """
-    from tokenizers import Tokenizer
-
+    """A copy of the teacher's tokenizer, without padding and truncation, which would cut long queries silently."""
     backend = getattr(teacher.model.tokenizer, "backend_tokenizer", teacher.model.tokenizer)
     if not isinstance(backend, Tokenizer):
         raise UserError(f"model {teacher.name} has no fast tokenizer, which a static student shares; choose another.")
+    return plain_tokenizer(backend)
+
+
+def plain_tokenizer(backend: Tokenizer) -> Tokenizer:
+    """A copy of a tokenizer without truncation and padding."""
     tokenizer = Tokenizer.from_str(backend.to_str())
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -128,8 +124,6 @@ def _token_embeddings(teacher: Encoder, tokenizer: Tokenizer) -> np.ndarray:
 
 
 def _encode_tokens(teacher: Encoder, tokenizer: Tokenizer) -> np.ndarray:
-    import torch
-
     special = list(teacher.model.tokenizer("", add_special_tokens=True)["input_ids"])
     before, after = special[: (len(special) + 1) // 2], special[(len(special) + 1) // 2 :]
     size = tokenizer.get_vocab_size()
@@ -147,7 +141,7 @@ def _encode_tokens(teacher: Encoder, tokenizer: Tokenizer) -> np.ndarray:
 
 def _word_embeddings(teacher: Encoder) -> np.ndarray:
     transformer: Any = teacher.model[0].auto_model
-    rows = transformer.get_input_embeddings().weight.detach().float().cpu().numpy()
+    rows: np.ndarray = transformer.get_input_embeddings().weight.detach().float().cpu().numpy()
     if rows.shape[1] != teacher.dimension:
         raise UserError(
             f"model {teacher.name} has word embeddings of {rows.shape[1]} dimensions and vectors of "
@@ -163,12 +157,12 @@ def fitted_rows(
 
     Ridge regression in its dual form, ``X = D A' (A D A' + penalty I)^-1 V``, where A has a document's share of each
     token and D the squared weights: a rare token may move further from zero than a common one. The penalty is the one
-    whose leave-one-out predictions ``v - (v - v^) / (1 - h)`` have the highest mean cosine with the vectors; no label
-    and no query is looked at.
+    whose leave-one-out predictions ``v - (v - v^) / (1 - h)`` have the highest mean cosine with the vectors. Labels
+    and queries are not used.
 
     Args:
-        tokenizer: Of the table.
-        corpus: The documents; 8,192 drawn ones where there are more, and 2,048 to choose the penalty.
+        tokenizer: Tokenizer of the table.
+        corpus: The documents; 8,192 random ones where there are more, and 2,048 to choose the penalty.
         vectors: (documents, d) float32 of the corpus.
         frequencies: (vocabulary,) weights in 0..1, inverse document frequencies.
         seed: Seed of the random draws.
@@ -176,8 +170,6 @@ def fitted_rows(
     Returns:
         (vocabulary, d) float32; zeros for tokens that no document has.
     """
-    from scipy.linalg import solve
-
     places = np.random.default_rng(seed).permutation(len(corpus))[:_FITTED]
     texts = corpus.texts
     shares = _shares(tokenizer, [texts[place] for place in places])
@@ -187,7 +179,7 @@ def fitted_rows(
     scale = max(float(np.trace(kernel)) / len(kernel), 1e-12)
     values, directions = np.linalg.eigh(kernel[:_TRIED, :_TRIED])
     turned = directions.T @ targets[:_TRIED]
-    best = max(_PENALTIES, key=lambda one: _left_out(values, directions, turned, targets[:_TRIED], one * scale))
+    best = max(_PENALTIES, key=lambda penalty: _left_out(values, directions, turned, targets[:_TRIED], penalty * scale))
     kernel[np.diag_indices_from(kernel)] += best * scale
     return np.asarray(weighted.T @ solve(kernel, targets, assume_a="pos", overwrite_a=True), dtype=np.float32)
 
@@ -204,49 +196,34 @@ def _left_out(
 
 
 def _shares(tokenizer: Tokenizer, texts: list[str]) -> Any:
-    """(texts, vocabulary) sparse: what share of a text's tokens each token is, so that rows times it are their mean."""
-    from scipy.sparse import csr_matrix
-
-    ids = [np.asarray(one.ids, dtype=np.int64) for one in tokenizer.encode_batch(texts, add_special_tokens=False)]
-    sizes = np.array([len(one) for one in ids])
+    """(texts, vocabulary) sparse: the share of a text's tokens that each token is; times rows it gives their mean."""
+    encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
+    ids = [np.asarray(encoding.ids, dtype=np.int64) for encoding in encodings]
+    sizes = np.array([len(tokens) for tokens in ids])
     values = np.repeat(1 / np.maximum(sizes, 1), sizes)
     bounds = np.concatenate([[0], np.cumsum(sizes)])
     joined = np.concatenate(ids) if ids else np.zeros(0, dtype=np.int64)
-    found = csr_matrix((values, joined, bounds), shape=(len(texts), tokenizer.get_vocab_size()))
-    found.sum_duplicates()
-    return found
+    shares = csr_matrix((values, joined, bounds), shape=(len(texts), tokenizer.get_vocab_size()))
+    shares.sum_duplicates()
+    return shares
 
 
 def _start(settings: Any, data: Any) -> SentenceTransformer:
-    table_tokenizer = None
-    if settings.tokenizer and data.space.is_recorded:
-        table_tokenizer = load_encoder(settings.tokenizer, DENSE)
-    return static_student(
-        data.space,
-        data.collection.documents,
-        initialize=settings.initialize,
-        seed=data.seed,
-        tokenizer=table_tokenizer,
-    )
+    lends = settings.tokenizer and data.space.is_recorded
+    tokenizer = load_encoder(settings.tokenizer, DENSE) if lends else None
+    documents = data.collection.documents
+    return static_student(data.space, documents, initialize=settings.initialize, seed=data.seed, tokenizer=tokenizer)
 
 
-KIND = Kind(
-    "static",
-    library_class="SentenceTransformer",
+KIND = replace(
+    DENSE_KIND,
+    name="static",
     written="static",
     start=_start,
     load=lambda folder: load_encoder(f"static:{folder}"),
-    wrap=Encoder,
-    train=train_dense,
-    ranker=lambda student, documents: DenseRanker(documents, student, checked=False),
     owns=lambda model: type(model[0]).__name__ == "StaticEmbedding",
-    parts=("query_encoder", "both_encoders"),
     defaults=lambda _: StageDefaults("query_encoder", {"epochs": 12, "learning_rate": 1e-3, "batch_size": 64}),
     options=frozenset({"initialize", "tokenizer", "dimension"}),
-    index="faiss",
-    has_own_documents=False,
-    is_dense=True,
-    has_vector=True,
-    can_teach=True,
+    check=lambda settings: None,
     card="static",
 )

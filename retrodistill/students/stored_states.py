@@ -1,15 +1,22 @@
-"""Stored hidden states: what a frozen transformer makes of each token, once, for training the head that follows it."""
+"""Stored hidden states: a frozen transformer reads each text once, and the head after it is trained on what it gave.
+
+An inference-free sparse score is ``sum_t w_t log(1 + relu(max_i <d_t, h_i> + b_t))`` over the query's terms t and the
+document's hidden states h_i: MaxSim (ColBERT, arXiv 2004.12832) with a vector per term in place of the query's token
+vectors. So sparse and multi-vector students share the training of heads.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
 from retrodistill.core.errors import UserError
@@ -17,7 +24,7 @@ from retrodistill.core.files import atomic_folder, cache_folder, digest
 from retrodistill.core.runtime import average_gradients, bar, keep_freed_memory
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.encoders.contract import Role
+from retrodistill.encoders.contract import Role, current_encoding
 from retrodistill.encoders.embeddings import TextStore
 from retrodistill.encoders.modules import weights_digest
 from retrodistill.encoders.multi_vector import MultiVectorModel
@@ -28,191 +35,163 @@ from retrodistill.training.lists import ListBatch, require_lists
 from retrodistill.training.loss import DistillationLoss
 from retrodistill.training.prepared import teacher_rows, training_rows
 from retrodistill.training.scorers import Scorer
-from retrodistill.training.stages import StageRun, drawn_groups, fit
+from retrodistill.training.stages import StageRun, drawn_groups, evaluating, fit
 from retrodistill.training.trainer import History, RankMonitor
 
 _STATES, _PLACES = "states.bin", "places.npy"
-_LARGEST = 65504.0  # of float16
-_BATCH = 32
-BLOCK = 256  # documents at a time
+_DEPTH = 10  # documents of the teacher that the monitor compares with
+_SAMPLE = 1000  # documents that held-out queries rank, the teacher's best among them
+_COUNTED = 16  # sampled documents whose terms are counted over the whole vocabulary
+_BLOCK = 64  # documents that a monitor scores at a time
+BLOCK = 256  # documents at a time in search and storing
+
+TokenStudent = SparseTextEncoder | MultiVectorModel
 
 
+@dataclass(frozen=True, eq=False)
 class States:
-    """Hidden states of texts, ragged, memory-mapped.
+    """Ragged hidden states of texts: (total, d) float vectors, memory-mapped, and (n, 2) int64 starts and lengths."""
 
-    Args:
-        vectors: (total, d) float16.
-        places: (n, 2) int64: where each text's states begin, and how many it has.
-    """
-
-    def __init__(self, vectors: np.ndarray, places: np.ndarray) -> None:
-        self.vectors, self.places = vectors, places
+    vectors: np.ndarray
+    places: np.ndarray
 
     def __len__(self) -> int:
         return len(self.places)
 
     @property
     def width(self) -> int:
-        """Of a state."""
+        """Dimensions of a state."""
         return int(self.vectors.shape[1])
 
     def gather(self, rows: np.ndarray, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """States of some texts, one text after the other.
-
-        Args:
-            rows: (m,) integer rows of texts.
-            device: Where they are wanted.
-
-        Returns:
-            (sum of lengths, d) float32 and (m,) int64 lengths.
-        """
+        """(sum of lengths, d) float32 states of the texts at (m,) rows, concatenated, and (m,) int64 lengths."""
         places = self.places[rows]
         parts = [self.vectors[start : start + length] for start, length in places]
         joined = np.concatenate(parts) if parts else np.zeros((0, self.width), dtype=np.float16)
         return torch.from_numpy(joined).to(device).float(), torch.from_numpy(places[:, 1].copy()).to(device)
 
 
-def head_of(student: SparseTextEncoder | MultiVectorModel) -> Any:
-    """The linear map behind the transformer: to the vocabulary of a sparse student, to the width of token vectors.
-
-    Raises:
-        UserError: There is none that can be trained on its own.
-    """
-    found = [part for part in student.modules("document") if type(part).__name__ == "Dense"]
-    if len(found) == 1 and found[0].module_input_name == "token_embeddings" and not found[0].use_residual:
-        return found[0]
-    if student.kind == "sparse":
-        raise UserError(
-            f"model {student.name} has its term head inside the transformer; train: head trains one that stands "
-            "behind it, as students from bi-encoders have: start from one, or set train: both_encoders."
-        )
-    raise UserError(
-        f"model {student.name} has no projection behind its transformer for train: head to train; set the student's "
-        "dimension below the transformer's width, or train: both_encoders."
-    )
+Reader = Callable[[list[str]], tuple[Tensor, Tensor]]  # texts -> (n, tokens, d) states and (n, tokens) bool mask
 
 
-def backbone_of(student: SparseTextEncoder | MultiVectorModel, role: Role) -> list[Any]:
-    """The modules in front of the head, and those that mask tokens: they give hidden states and tell which count."""
-    parts, head = student.modules(role), head_of(student)
-    front = parts[: next((place for place, part in enumerate(parts) if part is head), len(parts))]
-    return front + [part for part in parts[len(front) :] if type(part).__name__ == "MultiVectorMask"]
+def cached_states(key: str, texts: Sequence[str], read: Reader, what: str, dtype: Any = np.float16) -> States:
+    """States of texts, from the cache or into it; masked tokens are left out.
 
-
-def stored_states(
-    student: SparseTextEncoder | MultiVectorModel, texts: Sequence[str], role: Role, root: Path | None = None
-) -> States:
-    """Hidden states of texts before the student's head, from the cache or into it.
-
-    Only tokens that the student's mask leaves are kept: they are all that a score sees. float16 takes 2 x width bytes
-    a token: 0.9 GB for 5,000 abstracts at width 384.
+    float16 takes 2 x width bytes a token: 0.9 GB for 5,000 abstracts at width 384.
 
     Args:
-        student: Its transformer runs.
+        key: Digest of everything that decides the states.
         texts: In order.
-        role: ``query`` or ``document``: it decides route, prompt and mask.
-        root: Folder of the cache; the shared one by default.
+        read: Gives the states of a batch.
+        what: Title of the progress bar.
+        dtype: float16 or float32.
 
     Raises:
         UserError: A state is not finite, or too large for float16.
     """
-    folder = _folder(student, texts, role, root)
+    folder, dtype = cache_folder() / "states" / key, np.dtype(dtype)
     if not (folder / _PLACES).exists():
         keep_freed_memory()
         with atomic_folder(folder) as temporary:
-            _write(student, backbone_of(student, role), texts, role, temporary)
-    places = np.load(folder / _PLACES)
+            _write(texts, read, temporary, what, dtype)
+    places, file = np.load(folder / _PLACES), folder / _STATES
     total = int(places[:, 1].sum())
-    file = folder / _STATES
-    width = file.stat().st_size // (2 * total) if total else 1
-    mapped = np.memmap(file, dtype=np.float16, mode="r", shape=(total, width)) if total else np.zeros((0, 1), "f2")
+    width = file.stat().st_size // (dtype.itemsize * total) if total else 1
+    mapped = np.memmap(file, dtype=dtype, mode="r", shape=(total, width)) if total else np.zeros((0, 1), dtype)
     return States(mapped, places)
 
 
-def has_states(
-    student: SparseTextEncoder | MultiVectorModel, texts: Sequence[str], role: Role, root: Path | None = None
-) -> bool:
-    """Whether `stored_states` would find them all in the cache."""
-    try:
-        return (_folder(student, texts, role, root) / _PLACES).exists()
-    except UserError:  # no head behind a transformer
-        return False
-
-
-def _folder(student: SparseTextEncoder | MultiVectorModel, texts: Sequence[str], role: Role, root: Path | None) -> Path:
-    backbone = backbone_of(student, role)
-    settings = [[type(part).__name__, part.get_config_dict()] for part in backbone]
-    length = getattr(backbone[0], "max_seq_length", None)
-    key = digest(weights_digest(nn.Sequential(*backbone)), settings, length, student.prompt(role), role, digest(*texts))
-    return (root or cache_folder()) / "states" / key
-
-
-def segment_max(values: Tensor, lengths: Tensor) -> Tensor:
-    """(segments, columns) maxima over consecutive rows; 0 for an empty segment.
-
-    Args:
-        values: (rows, columns).
-        lengths: (segments,) int64, adding up to the rows.
-    """
-    found: Tensor = torch.segment_reduce(values, "max", lengths=lengths, axis=0, initial=None, unsafe=False)
-    return torch.where((lengths > 0)[:, None], found, torch.zeros_like(found))
-
-
-def _write(
-    student: SparseTextEncoder | MultiVectorModel, backbone: list[nn.Module], texts: Sequence[str], role: Role, to: Path
-) -> None:
+def _write(texts: Sequence[str], read: Reader, to: Path, what: str, dtype: np.dtype) -> None:
+    # Longest texts first: running out of memory shows at the start, and batches need little padding.
     order = np.argsort([-len(text) for text in texts], kind="stable")
     places = np.zeros((len(texts), 2), dtype=np.int64)
-    written = 0
-    training = student.model.training
-    student.model.eval()
-    with (
-        (to / _STATES).open("wb") as file,
-        bar(len(texts), f"hidden states ({role})", "texts") as progress,
-        torch.no_grad(),
-    ):
-        for start in range(0, len(order), _BATCH):
-            rows = order[start : start + _BATCH]
-            states, mask = _states(student, backbone, [texts[row] for row in rows], role)
-            counts = mask.sum(dim=1).cpu().numpy()
+    written, batch_size = 0, current_encoding().batch_size
+    with (to / _STATES).open("wb") as file, bar(len(texts), what, "texts") as progress, torch.no_grad():
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            states, mask = read([texts[row] for row in rows])
             kept = states[mask].float()
-            if not bool((kept.abs() <= _LARGEST).all()):
-                raise UserError(
-                    f"model {student.name} has hidden states that float16 cannot hold; set train: both_encoders."
-                )
-            file.write(kept.cpu().numpy().astype(np.float16).tobytes())
+            if dtype == np.float16 and not bool((kept.abs() <= np.finfo(np.float16).max).all()):
+                raise UserError("the student has hidden states that float16 cannot hold; set train: both_encoders.")
+            file.write(kept.cpu().numpy().astype(dtype).tobytes())
+            counts = mask.sum(dim=1).cpu().numpy()
             places[rows, 0] = written + np.concatenate([[0], np.cumsum(counts)[:-1]])
             places[rows, 1] = counts
             written += int(counts.sum())
             progress.update(len(rows))
-    student.model.train(training)
     np.save(to / _PLACES, places)
 
 
-def _states(
-    student: SparseTextEncoder | MultiVectorModel, backbone: list[nn.Module], texts: list[str], role: Role
-) -> tuple[Tensor, Tensor]:
-    """(batch, tokens, d) and (batch, tokens) bool."""
-    from sentence_transformers.util import batch_to_device
+def head_of(student: TokenStudent) -> Any:
+    """The linear map after the transformer, to the vocabulary or to the width of token vectors; UserError without."""
+    dense = [module for module in student.modules("document") if type(module).__name__ == "Dense"]
+    if len(dense) == 1 and dense[0].module_input_name == "token_embeddings" and not dense[0].use_residual:
+        return dense[0]
+    if student.kind == "sparse":
+        raise UserError(
+            f"model {student.name} has its term head inside the transformer; train: head needs one after it, as "
+            "students from bi-encoders have: start from a bi-encoder, or set train: both_encoders."
+        )
+    raise UserError(
+        f"model {student.name} has no projection after its transformer for train: head to train; set the student's "
+        "dimension below the transformer's width, or train: both_encoders."
+    )
 
-    prompt = student.prompt(role) or None
-    features = batch_to_device(student.model.preprocess(texts, prompt=prompt, task=role), student.model.device)
-    for module in backbone:
-        keys = getattr(module, "forward_kwargs", ())
-        features = module(features, task=role) if "task" in keys else module(features)
-    return features["token_embeddings"], features["attention_mask"].bool()
+
+def backbone_of(student: TokenStudent, role: Role) -> list[Any]:
+    """The modules before the head, which give hidden states, and those that mask tokens."""
+    modules, head = student.modules(role), head_of(student)
+    end = next((place for place, module in enumerate(modules) if module is head), len(modules))
+    return modules[:end] + [module for module in modules[end:] if type(module).__name__ == "MultiVectorMask"]
+
+
+def through_modules(modules: Sequence[Any], features: dict[str, Any], role: Role) -> dict[str, Any]:
+    """Features after some modules of a model, each told the role where it takes one."""
+    for module in modules:
+        takes_task = "task" in getattr(module, "forward_kwargs", ())
+        features = module(features, task=role) if takes_task else module(features)
+    return features
+
+
+def stored_states(student: TokenStudent, texts: Sequence[str], role: Role) -> States:
+    """Hidden states of texts before the student's head, as `cached_states`; of the tokens that its mask leaves."""
+    backbone = backbone_of(student, role)
+
+    def read(batch: list[str]) -> tuple[Tensor, Tensor]:
+        features = through_modules(backbone, features_of(student, batch, role), role)
+        return features["token_embeddings"], features["attention_mask"].bool()
+
+    with evaluating(student.model):
+        return cached_states(_key(student, texts, role), texts, read, f"hidden states ({role})")
+
+
+def features_of(student: TokenStudent, texts: list[str], role: Role) -> dict[str, Any]:
+    """Tokens of texts as the student reads them, on its device."""
+    features = student.model.preprocess(texts, prompt=student.prompt(role) or None, task=role)
+    return dict(batch_to_device(features, student.model.device))
+
+
+def _key(student: TokenStudent, texts: Sequence[str], role: Role) -> str:
+    backbone = backbone_of(student, role)
+    settings = [[type(module).__name__, module.get_config_dict()] for module in backbone]
+    length = getattr(backbone[0], "max_seq_length", None)
+    return digest(
+        weights_digest(nn.Sequential(*backbone)), settings, length, student.prompt(role), role, digest(*texts)
+    )
+
+
+def segment_max(values: Tensor, lengths: Tensor) -> Tensor:
+    """(segments, columns) maxima of (rows, columns) over consecutive rows of (segments,) lengths; 0 where empty."""
+    maxima: Tensor = torch.segment_reduce(values, "max", lengths=lengths, axis=0, initial=None, unsafe=False)
+    return torch.where((lengths > 0)[:, None], maxima, torch.zeros_like(maxima))
 
 
 class StoredStatesRanker(Ranker):
     """Exact search of a sparse or multi-vector student by the hidden states that its training stored.
 
-    They give the student's exact scores and no transformer runs again. That is how students are compared while they are
-    worked on; what is served is an index.
-
-    Args:
-        student: Encodes the queries.
-        name: What its runs are called.
-        search: ``(student, states, queries, corpus, k) -> ((queries, k) rows, (queries, k) scores)``.
+    Scores are exactly the student's, and no transformer runs for documents. It compares students during development;
+    what is served is an index. ``search`` is ``(student, states, queries, corpus, k) -> ((queries, k) rows, (queries,
+    k) scores)``.
     """
 
     can_search = True
@@ -234,20 +213,21 @@ class StoredStatesRanker(Ranker):
 
 
 def store_from_states(
-    student: SparseTextEncoder | MultiVectorModel,
+    student: TokenStudent,
     store: TextStore,
     texts: Sequence[str],
     blocks: Callable[[Any, States, Sequence[str]], Iterator[tuple[int, Any]]],
 ) -> None:
-    """Put a student's document vectors into its store where the cache has their hidden states.
+    """Put a student's document vectors into its store if the cache has their hidden states, as train: head leaves them.
 
-    Args:
-        student: Of any training.
-        store: Its documents'.
-        texts: The corpus.
-        blocks: Gives the row of the first document and the vectors of `BLOCK` documents at a time.
+    No transformer runs for its index then. float16 states change a value by a thousandth. ``blocks`` gives the row of
+    the first document and the vectors of `BLOCK` documents at a time.
     """
-    if not store.missing(texts) or not has_states(student, texts, "document"):
+    try:
+        folder = cache_folder() / "states" / _key(student, texts, "document")
+    except UserError:  # without a head of its own a student has no stored states
+        return
+    if not store.missing(texts) or not (folder / _PLACES).exists():
         return
     states = stored_states(student, texts, "document")
     with bar(len(texts), f"vectors from stored states ({student.name})", "texts") as progress, torch.no_grad():
@@ -256,46 +236,23 @@ def store_from_states(
             progress.update(min(BLOCK, len(texts) - start))
 
 
-_DEPTH = 10
-_DOCUMENTS = 1000  # that held-out queries are ranked over, those that the teacher ranks highest among them
-_COUNTED = 16  # sampled documents whose terms are counted over the whole vocabulary
-_BLOCK = 64
-
-
 class HeadScorer(Scorer):
-    """What both kinds share: one text column, and parameters that learn outside the model's forward pass.
-
-    Args:
-        documents: Hidden states of the corpus.
-        trained: Parameters that learn.
-
-    Attributes:
-        documents: Hidden states of the corpus.
-        trained: Parameters that learn.
-    """
+    """Scores by a head whose parameters, ``trained``, learn outside the model's forward pass; one text column."""
 
     def __init__(self, documents: States, trained: Sequence[nn.Parameter]) -> None:
         self.documents, self.trained = documents, list(trained)
-        self._began: list[Tensor] = []
+        self._start: list[Tensor] = []
 
     @abstractmethod
     def scores(self, parameters: Sequence[Tensor], queries: Any, documents: np.ndarray) -> Tensor:
-        """(batch, n) scores of each query with its own documents, by some parameters.
+        """(batch, n) scores of queries, as `encode` gives, with documents at (batch, n) corpus positions.
 
-        Args:
-            parameters: As those that learn.
-            queries: As `encode` gives.
-            documents: (batch, n) corpus positions, -1 for padding, whose score is 0.
+        Parameters are in place of `trained`. The score of padding, at position -1, is 0.
         """
 
     @abstractmethod
     def matrix(self, queries: Any, documents: np.ndarray) -> Tensor:
-        """(queries, documents) scores of every query with every document, by the parameters that learn.
-
-        Args:
-            queries: As `encode` gives.
-            documents: (m,) corpus positions.
-        """
+        """(queries, documents) scores of queries, as `encode` gives, with documents at (m,) corpus positions."""
 
     @abstractmethod
     def held_out(self, student: Any, texts: list[str]) -> Any:
@@ -314,27 +271,22 @@ class HeadScorer(Scorer):
         return self.own_documents(encoded, batch), batch.own
 
     def keep_start(self, model: Any) -> None:
-        """Keep the parameters as they are."""
-        self._began = [parameter.detach().clone() for parameter in self.trained]
+        """Keep a copy of the parameters."""
+        self._start = [parameter.detach().clone() for parameter in self.trained]
 
     def start_lists(self, encoded: Any, batch: ListBatch) -> Tensor:
         """(batch, n) scores by the parameters of the stage's start."""
-        return self.scores(self._began, encoded, batch.documents)
+        return self.scores(self._start, encoded, batch.documents)
 
 
 @contextlib.contextmanager
 def only_trained(model: Any, trained: Sequence[Any]) -> Iterator[None]:
-    """Freeze all of a model but some parameters for a while; a later stage may train all of it.
-
-    Args:
-        model: A student.
-        trained: Parameters that learn, used outside the model's forward pass.
-    """
+    """Freeze everything of a model but some parameters inside the block; a later stage may train all of it."""
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     model.requires_grad_(False)
     for parameter in trained:
         parameter.requires_grad_(True)
-    average_gradients(trained)  # the wrapped model's forward would do it
+    average_gradients(trained)  # the wrapped model's forward would do it, and does not run
     yield
     model.requires_grad_(True)
     for parameter in frozen:
@@ -344,15 +296,9 @@ def only_trained(model: Any, trained: Sequence[Any]) -> Iterator[None]:
 def train_head(
     run: StageRun, scorer: HeadScorer, watch: Callable[[np.ndarray], dict[str, float]] | None = None
 ) -> History:
-    """Train a student's head on both sides; all else is frozen meanwhile.
+    """Train a student's head for queries and documents; everything else is frozen.
 
-    Args:
-        run: The stage.
-        scorer: By the head.
-        watch: What else is monitored, on some corpus positions.
-
-    Raises:
-        UserError: No list objective, or nothing to learn from.
+    ``watch`` gives further monitored values, of documents at some corpus positions.
     """
     model, texts = run.student.model, run.prepared.texts.texts.texts
     groups = require_lists(drawn_groups(run).of_texts(training_rows(run.prepared, run.stage)))
@@ -370,18 +316,15 @@ def _monitor(
     if len(prepared.held_out) < 2:
         return None
     best = teacher_rows(prepared, _DEPTH)
-    others = np.random.default_rng(run.data.seed).permutation(len(scorer.documents))[: max(0, _DOCUMENTS - best.size)]
+    others = np.random.default_rng(run.data.seed).permutation(len(scorer.documents))[: max(0, _SAMPLE - best.size)]
     sample = np.unique(np.concatenate([best[best >= 0], others]))
     ranked = np.where(best >= 0, np.searchsorted(sample, np.maximum(best, 0)), -1)
     queries = scorer.held_out(run.student, [texts[row] for row in prepared.held_out])
 
     def scores() -> np.ndarray:
+        blocks = [sample[start : start + _BLOCK] for start in range(0, len(sample), _BLOCK)]
         with torch.no_grad():
-            parts = [
-                scorer.matrix(queries, sample[start : start + _BLOCK]).cpu().numpy()
-                for start in range(0, len(sample), _BLOCK)
-            ]
-        return np.concatenate(parts, axis=1)
+            return np.concatenate([scorer.matrix(queries, block).cpu().numpy() for block in blocks], axis=1)
 
     counted = sample[np.linspace(0, len(sample) - 1, min(_COUNTED, len(sample)), dtype=int)]
     return RankMonitor(scores, ranked, None if watch is None else lambda: watch(counted))

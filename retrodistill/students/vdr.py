@@ -1,4 +1,4 @@
-"""The head of VDR (ICLR 2024): a text in the vocabulary's space, whose own tokens always count."""
+"""The head of VDR (ICLR 2024): a text is weights of the vocabulary, and its own tokens always count."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from sentence_transformers.base.modules import Router
 from sentence_transformers.base.modules.module import Module
+from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
 from torch import Tensor, nn
 
 from retrodistill.core.errors import UserError
@@ -17,16 +19,16 @@ from retrodistill.students.lexical_terms import counted
 class VocabularyPooling(Module):
     """``elu(logit) + 1``, maximum over tokens, then the highest terms united with the text's own tokens.
 
-    No library has the class: a model with it loads where retrodistill is installed, by
+    The class is this package's: a model with it loads where retrodistill is installed, by
     `retrodistill.encoders.loading.load_sparse`, or with sentence-transformers' ``trust_remote_code=True``.
 
     Args:
         dimension: Size of the vocabulary.
-        terms: How many of a text's highest terms are kept; its own tokens are kept besides.
-        special: Tokens that never have weight: those of the model, which no text contains.
+        terms: How many of a text's highest terms are kept, besides its own tokens.
+        special: The model's special tokens, which never have weight.
 
     Raises:
-        UserError: No term is kept.
+        UserError: No term would be kept.
     """
 
     config_keys: list[str] = ["dimension", "terms", "special"]  # noqa: RUF012 - the base's
@@ -35,7 +37,7 @@ class VocabularyPooling(Module):
         super().__init__()
         if terms < 1:
             raise UserError(f"terms={terms}: a text keeps at least 1.")
-        self.dimension, self.terms, self.special = dimension, terms, [int(one) for one in special]
+        self.dimension, self.terms, self.special = dimension, terms, [int(token) for token in special]
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:  # type: ignore[override]
         """Pool (batch, tokens, vocabulary) logits to (batch, vocabulary) weights, 0 or more."""
@@ -61,31 +63,18 @@ class VocabularyPooling(Module):
 
 
 def own_tokens(features: dict[str, Tensor], dimension: int, special: Sequence[int]) -> Tensor:
-    """(batch, vocabulary) bool: the tokens that each text contains.
-
-    Args:
-        features: With (batch, tokens) ``input_ids`` and ``attention_mask``.
-        dimension: Size of the vocabulary.
-        special: Tokens that do not count.
-    """
+    """(batch, vocabulary) bool: the tokens that each text of a tokenized batch contains, without special ones."""
     counts = counted(features, dimension)
     return counts.index_fill_(1, torch.tensor(special, dtype=torch.int64, device=counts.device), 0.0) > 0
 
 
 def vocabulary_pooling(model: Any) -> VocabularyPooling | None:
     """The pooling of a model with this head; None where it has another."""
-    return next((part for part in model if isinstance(part, VocabularyPooling)), None)
+    return next((module for module in model if isinstance(module, VocabularyPooling)), None)
 
 
 def own_token_queries(model: Any) -> Any:
-    """The same documents for queries that need no model: each of a query's own tokens has weight 1.
-
-    Args:
-        model: With this head; its documents' route is shared.
-    """
-    from sentence_transformers.base.modules import Router
-    from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
-
+    """A model with the same documents, and queries that need no model: each of a query's tokens has weight 1."""
     pooling = vocabulary_pooling(model)
     if pooling is None:
         raise UserError("queries of a text's own tokens are for sparse students of head: vdr; this one has another.")
@@ -97,17 +86,12 @@ def own_token_queries(model: Any) -> Any:
 
 
 def with_vdr_head(model: Any) -> Any:
-    """A sparse encoder whose pooling is this one; it shares its weights with the given one.
-
-    Raises:
-        UserError: It does not pool logits over a vocabulary, or it is routed.
-    """
-    parts = list(model)
+    """A sparse encoder with this head after its logits, which shares its weights with the given one."""
+    modules = list(model)
     if vocabulary_pooling(model) is not None:
         return model
-    if type(parts[-1]).__name__ != "SpladePooling":
+    if type(modules[-1]).__name__ != "SpladePooling":
         raise UserError("head: vdr follows logits over a vocabulary; start from a bi-encoder or a SPLADE model.")
-    tokenizer = model.tokenizer
-    size = int(model.get_embedding_dimension() or len(tokenizer))
-    pooling = VocabularyPooling(size, special=tokenizer.all_special_ids)
-    return with_modules(model, [*parts[:-1], pooling], "SparseEncoder")
+    size = int(model.get_embedding_dimension() or len(model.tokenizer))
+    pooling = VocabularyPooling(size, special=model.tokenizer.all_special_ids)
+    return with_modules(model, [*modules[:-1], pooling], "SparseEncoder")

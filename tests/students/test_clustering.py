@@ -235,7 +235,7 @@ class TestNames:
 
     @pytest.mark.parametrize("name", ["8x32", "C0x4", "C100", "C8x", "c4x8", ""])
     def test_others_are_refused(self, name):
-        with pytest.raises(UserError, match=r"give C8x32 for 8 vectors a query and 32 a document, or C25 for 25%"):
+        with pytest.raises(UserError, match=r"give C8x32 for 8 vectors per query"):
             cluster_sizes(name)
 
     @pytest.mark.parametrize("wanted", [0, -1, 1.0, 0.0, True, "8"])
@@ -244,7 +244,7 @@ class TestNames:
             TokenClusters(document=wanted)
 
     def test_no_iteration(self):
-        with pytest.raises(UserError, match="k-means takes at least 1"):
+        with pytest.raises(UserError, match=r"^iterations=0"):
             TokenClusters(document=2, iterations=0)
 
 

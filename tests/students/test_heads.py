@@ -13,10 +13,11 @@ from retrodistill.objectives import flops
 from retrodistill.students.clustering import with_clusters
 from retrodistill.students.multi_vector import TokenHeadScorer, multi_vector_student
 from retrodistill.students.sparse import sparse_student
-from retrodistill.students.sparse_training import Regularizer, TermHeadScorer
+from retrodistill.students.sparse_training import TermHeadScorer
 from retrodistill.students.stored_states import segment_max, stored_states
 from retrodistill.students.token_pooling import with_pooling
 from retrodistill.training.loss import DistillationLoss, Term
+from retrodistill.training.settings import RegularizerSettings
 
 QUERIES = ["what star planet", "violin", "the judge and the jury", "all about bread"]
 
@@ -78,7 +79,10 @@ class TestSparse:
         assert biases.abs().sum() > 0
 
     def test_flops_is_that_of_the_batchs_terms_in_drawn_documents(self, sparse, tiny, groups):
-        regularized = [Regularizer("flops", 2.0, "document", warmup=0), Regularizer("l1", 1.0, "query", warmup=0)]
+        regularized = [
+            RegularizerSettings(name="flops", weight=2.0, warmup=0),
+            RegularizerSettings(name="l1", weight=1.0, side="query", warmup=0),
+        ]
         loss = sparse_loss(sparse, tiny, groups, regularizers=regularized)
         parts = loss([features(sparse, [0, 1])], torch.tensor([0, 1]))
         drawn = np.sort(np.random.default_rng([0, 0]).choice(60, 32, replace=False))

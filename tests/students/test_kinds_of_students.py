@@ -122,7 +122,7 @@ class TestHead:
     def test_it_is_refused_where_there_is_none(self, chosen, data, tiny_model, tmp_path):
         one = stage("head")
         model = build_student(chosen("multi-vector", one, dimension=None), data)
-        with pytest.raises(UserError, match=r"^model multi-vector:student has no projection behind its transformer"):
+        with pytest.raises(UserError, match=r"^model multi-vector:student has no projection after its transformer"):
             run_stage(model, one, data, tmp_path / "work", "training")
         model = build_student(chosen("dense", stage("both_encoders")), data)
         with pytest.raises(UserError, match="query_encoder or both_encoders"):

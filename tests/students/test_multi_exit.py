@@ -137,10 +137,10 @@ class TestExits:
         with pytest.raises(UserError, match="exits are made in a transformer"):
             multi_exit(load_bi_encoder(tiny_static), [1])
 
-    def test_layers_with_something_behind_the_last_are_refused(self, four_layers):
+    def test_a_model_that_changes_its_last_layers_output_is_refused(self, four_layers):
         source = load_bi_encoder(four_layers)
         source[0].auto_model.encoder.register_forward_hook(_doubled_first_dimension)
-        with pytest.raises(UserError, match="does something behind its last layer"):
+        with pytest.raises(UserError, match=r"^exits=\[1\]: BertModel changes the output of its last layer"):
             multi_exit(source, [1])
 
 

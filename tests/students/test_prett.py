@@ -187,7 +187,7 @@ class TestRefusals:
             prett_student(tiny_cross_encoder, DOCUMENTS, join=join)
 
     def test_a_width_that_it_does_not_have(self, tiny_cross_encoder):
-        with pytest.raises(UserError, match=r"^dimension=33: the model's states have 32"):
+        with pytest.raises(UserError, match=r"^dimension=33: the model's tokens have 32"):
             prett_student(tiny_cross_encoder, DOCUMENTS, dimension=33)
 
     def test_more_tokens_than_it_has_positions(self, tiny_cross_encoder):

@@ -26,7 +26,7 @@ class TestMistakes:
         [
             ("dense:x", {"clusters": "C8x32"}, "clusters is for multi-vector students; this one is dense"),
             ("multi-vector:x", {"clusters": "C8"}, None),
-            ("multi-vector:x", {"clusters": "8x32"}, "give C8x32 for 8 vectors a query and 32 a document"),
+            ("multi-vector:x", {"clusters": "8x32"}, "give C8x32 for 8 vectors per query"),
             ("multi-vector:x", {"clustered_from": 2}, "set clusters, e.g. C8x32"),
             ("multi-vector:x", {"clusters": "C25", "clustered_from": 2}, "clustered_from: 2, and there are 1 stages"),
             ("multi-vector:x", {"exits": [1]}, "exits is for dense students; this one is multi-vector"),
