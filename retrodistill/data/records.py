@@ -171,9 +171,7 @@ def id_of(value: object, name: str, where: str, place: int, record: Mapping[str,
     if value is _MISSING:
         fields = f" (fields: {_names(record)})" if record is not None else ""
         raise UserError(f"{where} {place}: {name!r} is missing{fields}; give every line an id.")
-    raise UserError(
-        f"{where} {place}: {name!r} is {_shown(value)}; expected a string that is not empty, or an integer."
-    )
+    raise UserError(f"{where} {place}: {name!r} is {_shown(value)}; expected a non-empty string or an integer.")
 
 
 def text_of(value: object, name: str, where: str, place: int) -> str:
