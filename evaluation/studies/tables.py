@@ -89,7 +89,7 @@ def _measured_before(study: Study, kept: Kept) -> tuple[dict[Key, list[dict[str,
 
 def _rows(job: Job, results: dict[str, Any], per_query: pa.Table, seconds: float) -> Iterator[dict[str, Any]]:
     """A row per system: quality, cost, and the paired difference from the job's reference."""
-    from retrodistill.evaluation.comparing import paired_tests
+    from retrodistill.evaluation.significance import paired_tests
 
     names = [system["name"] for system in results["systems"]]
     reference = next((name for name in job.against if name in names), None)
@@ -147,7 +147,7 @@ def _pivot(rows: list[dict[str, Any]]) -> str:
 
 def _across(study: Study, values: pa.Table) -> list[str]:
     """Lines about pairs of systems of different jobs."""
-    from retrodistill.evaluation.comparing import paired_tests
+    from retrodistill.evaluation.significance import paired_tests
 
     lines = []
     for collection in dict.fromkeys(job.collection for job in study.jobs):

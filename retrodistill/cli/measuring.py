@@ -86,7 +86,7 @@ def compare(  # noqa: PLR0913, PLR0917 - one option each
     as_json: JsonOption = False,
 ) -> None:
     """Compare systems with the first on the same queries: is a difference real, and which queries cause it?"""
-    from retrodistill.evaluation.gathering import ComparisonConfig, compare_named
+    from retrodistill.evaluation.comparing import ComparisonConfig, compare_named
     from retrodistill.report.tables import comparison_text
 
     set_quiet(as_json)

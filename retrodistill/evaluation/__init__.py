@@ -1,18 +1,11 @@
 """Evaluation: any ranker on any collection, by BEIR's rules; measures, comparison, agreement with a teacher, cost."""
 
 from retrodistill.evaluation.benchmark import Benchmark, benchmark
-from retrodistill.evaluation.comparing import (
-    Comparison,
-    compare,
-    compare_paired,
-    holm,
-    outcomes,
-    smallest_difference,
-)
-from retrodistill.evaluation.cost import CostConfig
+from retrodistill.evaluation.comparing import Comparison, compare
+from retrodistill.evaluation.cost import CostConfig, query_latency, staged_latency
 from retrodistill.evaluation.evaluating import Evaluation, EvaluationConfig, evaluate
-from retrodistill.evaluation.latency import query_latency, staged_latency
 from retrodistill.evaluation.measures import BEIR_MEASURES, DEFAULT_MEASURES, evaluate_run, means
+from retrodistill.evaluation.significance import compare_paired, holm, outcomes, smallest_difference
 
 __all__ = [
     "BEIR_MEASURES",

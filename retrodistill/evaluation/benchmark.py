@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import numpy as np
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import write_json
 from retrodistill.core.runtime import log
-from retrodistill.data import Collection
+from retrodistill.data import Collection, load_collection
+from retrodistill.data.beir import FORUMS, load_folder
 from retrodistill.evaluation.evaluating import Evaluation, EvaluationConfig, evaluate
-from retrodistill.evaluation.rules import CQADUPSTACK, sources
 from retrodistill.evaluation.systems import System, named_systems
 
 Means = dict[str, dict[str, float]]
@@ -116,3 +117,54 @@ def _mean_of(parts: Sequence[Means]) -> Means:
         system: {measure: float(np.mean([part[system][measure] for part in parts])) for measure in measures}
         for system, measures in parts[0].items()
     }
+
+
+CQADUPSTACK = "cqadupstack"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A collection to measure on.
+
+    Attributes:
+        load: Opens it.
+        place: What `load_collection` takes, as text; None for a collection in memory.
+        row: The table's row that it is part of; None for one of its own.
+    """
+
+    load: Callable[[], Collection]
+    place: str | None = None
+    row: str | None = None
+
+
+def sources(given: Iterable[Collection | str | Path]) -> list[Source]:
+    """Collections in the order given, CQADupStack as its twelve forums that make one row.
+
+    Raises:
+        UserError: A folder of CQADupStack lacks a forum.
+    """
+    found = []
+    for one in given:
+        if isinstance(one, Collection):
+            found.append(Source(partial(load_collection, one)))
+        else:
+            found += _forums(one) or [Source(partial(load_collection, one), str(one))]
+    return found
+
+
+def _forums(source: str | Path) -> list[Source]:
+    """The forums where a source is the whole of CQADupStack; else none."""
+    if source in (f"beir/{CQADUPSTACK}", f"ir_datasets:beir/{CQADUPSTACK}"):
+        places = [f"{source}/{forum}" for forum in FORUMS]
+        return [Source(partial(load_collection, place), place, CQADUPSTACK) for place in places]
+    folder = Path(source)
+    if folder.name != CQADUPSTACK or not folder.is_dir() or list(folder.glob("corpus.jsonl*")):
+        return []
+    lacking = [forum for forum in FORUMS if not list((folder / forum).glob("corpus.jsonl*"))]
+    if lacking:
+        raise UserError(
+            f"{folder} lacks {', '.join(lacking)} of CQADupStack's {len(FORUMS)} forums; its row is the mean of all: "
+            "add them, or name the forums' folders one by one."
+        )
+    folders = [(folder / forum, f"{CQADUPSTACK}-{forum}") for forum in FORUMS]
+    return [Source(partial(load_folder, place, name), str(place), CQADUPSTACK) for place, name in folders]

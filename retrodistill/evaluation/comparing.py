@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations
-from statistics import NormalDist
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from retrodistill.core.errors import UserError, sample_of, unknown
+from retrodistill.core.files import read_json
+from retrodistill.core.manifest import FILE_NAME
+from retrodistill.data import load_collection
+from retrodistill.evaluation.agreement import agreements
+from retrodistill.evaluation.evaluating import Evaluation, EvaluationConfig, evaluate
+from retrodistill.evaluation.measures import parse_measure
 from retrodistill.evaluation.results import Agreement
-
-LEAST = 1e-9  # a difference of at most this is a tie
-_RESAMPLES = 10_000
-_BLOCK_VALUES = 4_000_000  # per resampling block: bounds memory at about 100 MB for any number of queries
+from retrodistill.evaluation.significance import LEAST, paired_tests
+from retrodistill.evaluation.systems import PER_QUERY, Measured, read_folder, split_of
+from retrodistill.rankers.loading import load_ranker
 
 
 @dataclass(frozen=True)
@@ -89,123 +94,6 @@ def compare(
     return Comparison(measure, len(queries), {name: float(values[name].mean()) for name in names}, tests)
 
 
-def paired_tests(
-    pairs: Sequence[tuple[str, str]], values: Mapping[str, np.ndarray], measure: str, seed: int = 0
-) -> list[dict[str, Any]]:
-    """The comparisons of results.json, each a against b, corrected for all of them together.
-
-    Args:
-        pairs: Names (a, b).
-        values: By name, (queries,) values of one measure, the queries in one order.
-        measure: Its name.
-        seed: Of the resampling.
-
-    Returns:
-        As `Comparison.comparisons`, without ``changed``.
-    """
-    tests = [
-        {
-            "a": a,
-            "b": b,
-            "measure": measure,
-            **compare_paired(values[a], values[b], seed=seed),
-            "smallest": smallest_difference(values[a] - values[b]),
-            **outcomes(values[a], values[b]),
-        }
-        for a, b in pairs
-    ]
-    for test, corrected in zip(tests, holm([test["p"] for test in tests]), strict=True):
-        test["p_holm"] = corrected
-    return tests
-
-
-def compare_paired(a: np.ndarray, b: np.ndarray, *, seed: int = 0) -> dict[str, Any]:
-    """Compare per-query values of two systems.
-
-    Args:
-        a: (queries,) values of one measure.
-        b: (queries,) values of the other system, on the same queries in the same order.
-        seed: Of the resampling.
-
-    Returns:
-        ``difference`` (mean of a - b), ``interval`` (95% bootstrap, percentile) and ``p`` (two-sided paired
-        randomization test with 10,000 sign flips; Smucker et al. 2007).
-
-    Raises:
-        UserError: The queries differ in number, there are none, or a value is not finite.
-    """
-    if len(a) != len(b) or not len(a):
-        raise UserError(f"{len(a)} and {len(b)} queries cannot be paired; compare systems on the same queries.")
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise UserError("a value to compare is not finite; a query without results counts 0.")
-    generator = np.random.default_rng(seed)
-    differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    observed = float(differences.mean())
-    extreme, resampled = 0, []
-    block = max(1, min(_RESAMPLES, _BLOCK_VALUES // len(differences)))
-    for done in range(0, _RESAMPLES, block):
-        size = (min(block, _RESAMPLES - done), len(differences))
-        flips = generator.choice((-1.0, 1.0), size=size)
-        extreme += int((np.abs(flips @ differences) / len(differences) >= abs(observed) - 1e-12).sum())
-        drawn = generator.integers(0, len(differences), size=size)
-        resampled.append(differences[drawn].mean(axis=1))
-    low, high = np.percentile(np.concatenate(resampled), [2.5, 97.5])
-    return {
-        "difference": observed,
-        "interval": [float(low), float(high)],
-        "p": (extreme + 1) / (_RESAMPLES + 1),
-    }
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Holm's correction (1979) of p-values for being several: the least level at which each is still rejected.
-
-    Args:
-        p: Of every comparison that is made, in any order.
-
-    Returns:
-        Corrected values in the same order, at most 1: in ascending order, the i-th of m (from 0) is multiplied by
-        m - i, and none is below the one before.
-
-    Raises:
-        UserError: A value outside 0..1.
-    """
-    values = np.asarray(p, dtype=np.float64)
-    if not ((values >= 0) & (values <= 1)).all():  # NaN fails too
-        raise UserError(f"p-values {[float(value) for value in values]}: each lies between 0 and 1.")
-    order = np.argsort(values, kind="stable")
-    corrected = np.empty_like(values)
-    corrected[order] = np.minimum(np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)), 1.0)
-    return [float(value) for value in corrected]
-
-
-def smallest_difference(differences: np.ndarray, *, alpha: float = 0.05, power: float = 0.8) -> float | None:
-    """The mean difference that a paired two-sided test on a number of queries detects with the given power.
-
-    (z(1 - alpha / 2) + z(power)) s / sqrt(n), with s the standard deviation of the differences and z the quantiles of
-    the normal distribution: 2.80 s / sqrt(n) by default (Sakai, Laboratory Experiments in Information Retrieval, 2018).
-
-    Args:
-        differences: (queries,) values of one system minus those of the other.
-        alpha: Level of the test.
-        power: Chance to find a difference of that size.
-
-    Returns:
-        A difference of the measure, above 0; None for fewer than two queries; 0 where all differences are the same.
-    """
-    if len(differences) < 2:
-        return None
-    z = NormalDist().inv_cdf(1 - alpha / 2) + NormalDist().inv_cdf(power)
-    return float(z * np.std(differences, ddof=1) / np.sqrt(len(differences)))
-
-
-def outcomes(a: np.ndarray, b: np.ndarray, *, least: float = LEAST) -> dict[str, int]:
-    """On how many queries the first system wins, ties and loses; differences of at most `least` are ties."""
-    differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    wins, losses = int((differences > least).sum()), int((differences < -least).sum())
-    return {"wins": wins, "ties": len(differences) - wins - losses, "losses": losses}
-
-
 def _aligned(systems: Mapping[str, pa.Table], measure: str) -> tuple[list[str], dict[str, np.ndarray]]:
     """The queries, in the first system's order, and each system's values in that order."""
     tables: dict[str, dict[str, float]] = {}
@@ -260,3 +148,105 @@ def _changed(
         }
         for at in [*gained, *lost]
     ]
+
+
+@dataclass(frozen=True)
+class ComparisonConfig:
+    """How to compare.
+
+    Attributes:
+        collection: Where systems are measured now, and where the texts of queries come from; None for neither.
+        split: As for `evaluate`.
+        measure: What is compared.
+        teacher: Agreement with it is measured too.
+        every_pair: Compare each with each, not with the first.
+        shown: Queries to list.
+        seed: Of the resampling.
+    """
+
+    collection: str | None = None
+    split: str | None = None
+    measure: str = "ndcg@10"
+    teacher: str | None = None
+    every_pair: bool = False
+    shown: int = 5
+    seed: int = 0
+
+
+def compare_named(names: Sequence[str], config: ComparisonConfig) -> Comparison:
+    """Compare what is named.
+
+    Args:
+        names: ``FOLDER`` of an evaluation (all its systems), ``FOLDER:SYSTEM``, or what `evaluate` takes.
+        config: How.
+
+    Raises:
+        UserError: As `compare` and `evaluate`; or a collection is needed and not given.
+    """
+    measure = parse_measure(config.measure).name
+    collection = None if config.collection is None else load_collection(config.collection)
+    teacher = None if config.teacher is None else load_ranker(config.teacher)
+    if teacher is not None and collection is None:
+        raise UserError("agreement with a teacher needs the documents; give --collection.")
+    homes = {name: home for name in names if (home := _home(name)) is not None}
+    new = [name for name in names if name not in homes]
+    if new and collection is None:
+        raise UserError(f"{new[0]} is not an evaluated folder and would be measured now; give --collection.")
+    now = evaluate(new, collection, EvaluationConfig(config.split, [measure])) if new and collection else None
+    measured = _by_title([one for name in names for one in _systems(name, homes.get(name), now)])
+    compared = compare(
+        {title: one.per_query for title, one in measured.items() if one.per_query is not None},
+        measure,
+        every_pair=config.every_pair,
+        shown=config.shown,
+        texts=None if collection is None else collection.queries,
+        seed=config.seed,
+    )
+    if now is not None:
+        compared = replace(compared, notes=now.results.notes)
+    if teacher is None or collection is None:
+        return compared
+    split = split_of(collection, config.split)
+    grades = collection.relevance(split).to_dict() if split in collection.qrels else None
+    runs = {title: one.load_run() for title, one in measured.items()}
+    queries = collection.queries.select(list(next(iter(measured.values())).values(measure)))
+    return replace(compared, agreement=agreements(teacher, runs, collection, queries, grades))
+
+
+def _home(name: str) -> tuple[Path, str | None] | None:
+    """The evaluated folder that a name begins with, and the system after the colon; None for something else."""
+    path = Path(name)
+    if path.is_dir():
+        is_index = (path / FILE_NAME).is_file() and read_json(path / FILE_NAME).get("artifact") == "index"
+        return None if is_index else (path, None)
+    parts = name.split(":")
+    for at in range(1, len(parts)):  # names of systems hold colons too
+        folder = Path(":".join(parts[:at]))
+        if (folder / PER_QUERY).is_file():
+            return folder, ":".join(parts[at:])
+    return None
+
+
+def _systems(
+    name: str, home: tuple[Path, str | None] | None, now: Evaluation | None
+) -> Iterator[tuple[Path | None, Measured]]:
+    """The systems of one name, each with the folder that it comes from; None for one that was measured now."""
+    if home is None:
+        if now is not None:
+            yield None, now.measured[name]
+        return
+    folder, system = home
+    measured = read_folder(folder)
+    if system is not None and system not in measured:
+        raise unknown(f"system in {folder}", system, measured)
+    yield from ((folder, measured[one]) for one in (measured if system is None else [system]))
+
+
+def _by_title(found: list[tuple[Path | None, Measured]]) -> dict[str, Measured]:
+    """Systems of one name from different folders get the folder in front; the same one named twice stays one."""
+    distinct = {(home, one.name): one for home, one in found}
+    names = [name for _, name in distinct]
+    return {
+        f"{home}:{name}" if home is not None and names.count(name) > 1 else name: one
+        for (home, name), one in distinct.items()
+    }

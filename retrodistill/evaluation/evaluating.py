@@ -16,14 +16,23 @@ from retrodistill.core.manifest import Manifest, hardware, library_versions
 from retrodistill.core.runtime import log
 from retrodistill.data import Collection, Texts
 from retrodistill.evaluation.agreement import agreements
-from retrodistill.evaluation.comparing import paired_tests
 from retrodistill.evaluation.cost import CostConfig, measure_cost
 from retrodistill.evaluation.examples import MEASURE, shown_queries
-from retrodistill.evaluation.folder import Folder, check_file_names, write_per_query
 from retrodistill.evaluation.measures import evaluate_run, means, measures_within, parse_measure
 from retrodistill.evaluation.results import Results
-from retrodistill.evaluation.rules import split_of, version_note
-from retrodistill.evaluation.systems import Measured, System, Task, load_systems, named_systems
+from retrodistill.evaluation.significance import paired_tests
+from retrodistill.evaluation.systems import (
+    Folder,
+    Measured,
+    System,
+    Task,
+    check_file_names,
+    load_systems,
+    named_systems,
+    split_of,
+    version_note,
+    write_per_query,
+)
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.runs.run import Run

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from retrodistill.data.collection import Collection
-from retrodistill.evaluation.comparing import LEAST
 from retrodistill.evaluation.results import Example, Hit, Missed
+from retrodistill.evaluation.significance import LEAST
 from retrodistill.evaluation.systems import Measured, Task
 from retrodistill.runs.run import Run
 

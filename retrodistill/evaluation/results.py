@@ -120,7 +120,7 @@ def _share(alias: str) -> Any:
     return Field(default=None, validation_alias=alias, serialization_alias=alias, ge=0, le=1)
 
 
-class System(Record):
+class SystemResult(Record):
     """One measured system.
 
     Attributes:
@@ -164,8 +164,8 @@ class System(Record):
 
 
 def of_measures(values: Mapping[str, float]) -> dict[str, Any]:
-    """Means as `System` takes them: those with a field of their own, and the others under ``measures``."""
-    own = {str(one.serialization_alias) for one in System.model_fields.values() if one.serialization_alias}
+    """Means as `SystemResult` takes them: those with a field of their own, and the others under ``measures``."""
+    own = {str(one.serialization_alias) for one in SystemResult.model_fields.values() if one.serialization_alias}
     named = {measure: value for measure, value in values.items() if measure in own}
     return {"ndcg@10": None, **named, "measures": {key: value for key, value in values.items() if key not in own}}
 
@@ -224,7 +224,7 @@ class Results(Record):
         seconds: Wall time of each stage, by its name.
         seed: The recipe's seed.
         taught_by: Name of the system that is the student's target; None where nothing was distilled.
-        kept_of: Name of the system that `System.retention` is a share of; None for the teaching one.
+        kept_of: Name of the system that `SystemResult.retention` is a share of; None for the teaching one.
         comparisons: ``{"a", "b", "measure", "difference", "interval", "p"}``; difference is a minus b. Perhaps also
             ``p_holm`` (corrected for all comparisons here), ``smallest`` (detectable difference, None for none), and
             ``wins``, ``ties``, ``losses`` of a.
@@ -240,7 +240,7 @@ class Results(Record):
     collection: str
     split: str
     queries: int = Field(ge=0)
-    systems: list[System] = Field(min_length=1)
+    systems: list[SystemResult] = Field(min_length=1)
     name: str = ""
     command: str = ""
     hardware: dict[str, Any] = Field(default_factory=dict)
@@ -259,16 +259,16 @@ class Results(Record):
     provenance: dict[str, Any] = Field(default_factory=dict)
 
     @property
-    def teacher(self) -> System | None:
+    def teacher(self) -> SystemResult | None:
         """The system that taught; None where nothing was distilled."""
         return self.system(self.taught_by) if self.taught_by is not None else None
 
     @property
-    def yardstick(self) -> System | None:
-        """The system that `System.retention` is a share of; None for none."""
+    def yardstick(self) -> SystemResult | None:
+        """The system that `SystemResult.retention` is a share of; None for none."""
         return self.teacher if self.kept_of is None else self.system(self.kept_of)
 
-    def system(self, name: str) -> System:
+    def system(self, name: str) -> SystemResult:
         """The system of this name.
 
         Raises:
@@ -279,7 +279,7 @@ class Results(Record):
                 return system
         raise unknown("system", name, [system.name for system in self.systems])
 
-    def with_role(self, role: Role) -> list[System]:
+    def with_role(self, role: Role) -> list[SystemResult]:
         """The systems of one role, in order."""
         return [system for system in self.systems if system.role == role]
 
@@ -378,7 +378,7 @@ def _user_error(error: ValidationError) -> UserError:
 
 def _keys_at(place: tuple[int | str, ...]) -> list[str]:
     models: dict[str, type[Record]] = {
-        "systems": System,
+        "systems": SystemResult,
         "examples": Example,
         "won": Example,
         "lost": Example,

@@ -35,9 +35,8 @@ class ExportReport:
         documents: Documents in the store, which are those of the source.
         written: Documents that this export wrote; fewer where an interrupted one had written some.
         seconds: Wall time, verification included.
-        facts: Facts by kind of store. Where a sample is verified: ``sampled`` documents, the largest ``difference`` of
-            a number in the store from the source's, and ``agreement``, the mean share of the exact top 10 that the
-            store found for them.
+        facts: By kind of store. Where a sample is verified: ``sampled`` documents, the largest ``difference`` of a
+            number, and ``agreement``, the mean share of the exact top 10 that the store found for them.
     """
 
     address: str
@@ -94,17 +93,17 @@ def _counted(batches: Iterable[Batch], documents: int, title: str) -> Iterator[B
 
 
 def _verify(store: VectorStore, records: Records) -> dict[str, Any]:
-    """Compare a store with its source: the count, and of a sample ids, vectors and rankings.
+    """Compare a store with its source: the count, and of a sample of documents ids, vectors and rankings.
 
-    The same documents are sampled every time, spread evenly, and their vectors are the queries. A ranking's agreement
-    is that of `overlap`, over both exact scores. It is not measured by `evaluate_systems`, which asks by texts: an
-    export needs neither texts nor a query encoder.
+    Their vectors are the queries: an export needs neither texts nor a query encoder, by which `evaluate_systems` would
+    ask. The agreement of rankings is that of `overlap`, both with exact scores.
     """
     if store.count() != len(records):
         raise UserError(
             f"{store.address} holds {store.count()} points, the source {len(records)} documents; something else writes "
             "to it: delete the collection and export again."
         )
+    # Spread evenly: the same documents every time.
     rows = np.unique(np.linspace(0, len(records) - 1, min(store.sample, len(records))).astype(np.int64)).tolist()
     ids, vectors = [records.ids[row] for row in rows], records.take(rows)
     difference = _largest_difference(store, ids, vectors)
@@ -119,35 +118,32 @@ def _verify(store: VectorStore, records: Records) -> dict[str, Any]:
     if agreement < store.min_agreement:
         raise UserError(
             f"{store.address} finds {agreement:.1%} of the exact top {_DEPTH} of {len(rows)} documents, wanted "
-            f"{store.min_agreement:.0%}; wait until it has indexed them or make its search more exact and export "
-            "again, or ask for less agreement."
+            f"{store.min_agreement:.0%}; wait until it has indexed them and export again, or accept less agreement."
         )
     return {"sampled": len(rows), "difference": difference, "agreement": agreement}
 
 
-def _largest_difference(store: VectorStore, ids: list[str], vectors: Vectors) -> float:
+def _largest_difference(store: VectorStore, ids: list[str], vectors: Any) -> float:
     """Largest difference of a number in the store from the source's; refuses other vectors and ids."""
-    altered, largest = set(ids), 0.0
+
+    def row(block: Any, place: int) -> np.ndarray:
+        is_sparse = not isinstance(block, (np.ndarray, Tokens))
+        return np.asarray(block[[place]].toarray() if is_sparse else block[place])
+
+    differences: dict[str, float] = {}
     stored_ids, stored = store.stored(ids)
-    for row, document in enumerate(stored_ids):
-        left, right = _row(stored, row), _row(vectors, ids.index(document))
-        if left.shape == right.shape:
-            difference = float(np.abs(left - right).max(initial=0.0))
-            if difference <= _EXACT * float(np.abs(right).max(initial=0.0)):
-                altered.discard(document)
-                largest = max(largest, difference)
+    for place, document in enumerate(stored_ids):
+        left, right = row(stored, place), row(vectors, ids.index(document))
+        difference = np.abs(left - right).max(initial=0.0) if left.shape == right.shape else np.inf
+        if difference <= _EXACT * np.abs(right).max(initial=0.0):
+            differences[document] = float(difference)
+    altered = [document for document in ids if document not in differences]
     if altered:
         raise UserError(
             f"{store.address} holds other vectors or ids than the source for {len(altered)} of {len(ids)} documents "
-            f"({sample_of(sorted(altered))}); delete the collection and export again."
+            f"({sample_of(altered)}); delete the collection and export again."
         )
-    return largest
-
-
-def _row(vectors: Vectors, row: int) -> np.ndarray:
-    if isinstance(vectors, (np.ndarray, Tokens)):
-        return vectors[row]
-    return np.asarray(vectors[[row]].toarray())
+    return max(differences.values())
 
 
 def _rescored(run: Run, records: Records, queries: Vectors, query_ids: list[str]) -> Run:

@@ -20,15 +20,14 @@ _ENCODERS = {"dense": DENSE, "sparse": SPARSE, "multi-vector": MULTI_VECTOR}
 
 
 class StoreIndex(Index):
-    """Documents in a store and an encoder of queries that their space admits.
+    """Documents in a store that an export filled and verified, and a query encoder that their space admits.
 
     Args:
-        store: A store that an export filled and verified.
+        store: The store.
         queries: Name or object of the query encoder; by default the one that the index was exported with.
 
     Raises:
-        UserError: The store was not exported by retrodistill or not to its end, or the query encoder belongs to another
-            space.
+        UserError: The export is not retrodistill's or not complete, or the query encoder belongs to another space.
     """
 
     index_kind = "store"
@@ -49,7 +48,8 @@ class StoreIndex(Index):
         self.encoder_kinds = _ENCODERS[self.vector_kind]
         source = about["queries_by"] if queries is None else queries
         encoder = None if source is None else load_encoder(source, self.encoder_kinds)
-        super().__init__([], EmbeddingSpace.from_json(about["space"]), encoder, about["name"], None)
+        self.space = EmbeddingSpace.from_json(about["space"])
+        super().__init__([], self.space, encoder, about["name"], None)
 
     def __len__(self) -> int:
         return self.store.count()
@@ -64,13 +64,10 @@ class StoreIndex(Index):
         """As `Index.search_vectors`; sparse and multi-vector queries may find fewer than k.
 
         Args:
-            vectors: (q, encoder's dimension) float32, (q, vocabulary) CSR, or `Tokens`, by the kind of the documents.
-            k: Documents per query, 1 to the number of documents; 10 by default, or all of fewer.
-            query_ids: (q,) ids; "0", "1"... by default.
+            vectors: Query vectors by the kind of the documents.
+            k: Documents per query; by default 10, or all if there are fewer.
+            query_ids: (q,) ids; by default "0", "1"...
             filter: Only documents whose payload has one of these values, e.g. ``{"title": ["Anemia"]}``.
-
-        Raises:
-            UserError: k beyond the number of documents, or the store refuses or does not answer.
         """
         k, ids = wanted_depth(k, len(self)), numbered(vectors, query_ids)
         run = self.store.search(self._prepare(vectors, "queries"), k, filter, query_ids=ids).renamed(self.name)
@@ -99,8 +96,11 @@ class StoreIndex(Index):
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _form(self) -> str:
-        return self.store.address
+    def _held(self) -> tuple[int, int]:
+        return 0, self.space.dimension  # documents and ids are in the store, not here
+
+    def _settings(self) -> dict[str, Any]:
+        return {"store": self.store.address}
 
     def _encode_queries(self, texts: list[str], collection: Collection | None) -> Any:
         # The store of token vectors keeps float16, exported ones may be float32: encode them again.

@@ -53,12 +53,10 @@ class VectorStore(Protocol):
     @classmethod
     def open(cls, place: str, settings: Any = None, *, create: bool = False) -> VectorStore:
         """Open the store ``PREFIX:PLACE``, which must be there unless `create` is true."""
-        ...
 
     @property
     def address(self) -> str:
         """``PREFIX:PLACE``, which opens it again."""
-        ...
 
     def create(self, spec: Records) -> None:
         """Make an empty store for documents, or continue an export of the same documents with the same settings.
@@ -66,26 +64,21 @@ class VectorStore(Protocol):
         Raises:
             UserError: It holds something else; says what differs. Nothing is changed.
         """
-        ...
 
     def upload(self, batches: Iterable[Batch]) -> int:
         """Write the documents that are not there yet; returns their number."""
-        ...
 
     def finish(self) -> dict[str, Any]:
         """Mark the export as complete; returns facts for its report, as JSON values."""
-        ...
 
     def manifest(self) -> Manifest | None:
         """What `create` noted; its `about` has `is_complete`. None for what retrodistill did not make."""
-        ...
 
     def count(self) -> int:
         """Number of documents."""
-        ...
 
     def stored(self, ids: Sequence[str]) -> tuple[list[str], Vectors]:
-        """Ids and vectors of those of the documents that are there; only for a store with a `sample`."""
+        """Ids and vectors of those of the documents that are there. A store without `sample` need not have it."""
         raise NotImplementedError
 
     def search(
@@ -99,11 +92,9 @@ class VectorStore(Protocol):
             filter: Only documents whose payload has one of these values.
             query_ids: One per query; "0", "1"... by default.
         """
-        ...
 
     def close(self) -> None:
         """Release files and connections."""
-        ...
 
 
 def store_class(prefix: str) -> type[VectorStore]:

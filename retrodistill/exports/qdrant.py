@@ -139,7 +139,9 @@ class QdrantStore(VectorStore):
     def create(self, spec: Records) -> None:
         """As `VectorStore.create`."""
         settings = self.settings
-        config = {**_vectors_config(spec, settings.quantization), **_spread(settings)}
+        config = _vectors_config(spec, settings.quantization)
+        spread = {"shard_number": settings.shards, "replication_factor": settings.replicas}
+        config |= {key: value for key, value in spread.items() if value is not None}
         self.name = self.name or spec.collection or slug(spec.name)
         self.batch_size = settings.batch or batch_size(spec.kind, spec.space.dimension)
         decisive = {"texts": settings.texts, "quantization": settings.quantization}
@@ -215,11 +217,7 @@ class QdrantStore(VectorStore):
     def search(
         self, queries: Vectors, k: int, filter: Filter | None = None, *, query_ids: Sequence[str] | None = None
     ) -> Run:
-        """As `VectorStore.search`; queries without any entry or token find nothing.
-
-        Raises:
-            UserError: Qdrant refuses or does not answer, or holds points that retrodistill did not write.
-        """
+        """As `VectorStore.search`; queries without any entry or token find nothing."""
         vectors = zip(numbered(queries, query_ids), _to_qdrant(queries), strict=True)
         pairs = [(query, vector) for query, vector in vectors if vector is not None]
         options: dict[str, Any] = {"using": self._kind, "limit": k, "with_payload": ["document_id"]}
@@ -234,7 +232,12 @@ class QdrantStore(VectorStore):
             requests = [request(query=vector, **options) for _, vector in part]
             responses = self._call("query_batch_points", self.name, requests)
             for (query, _), response in zip(part, responses, strict=True):
-                rows += [(query, self._document(point), point.score) for point in response.points]
+                for point in response.points:
+                    if not (point.payload or {}).get("document_id"):
+                        raise UserError(
+                            f"{self.address} holds point {point.id}, which names no document; something else wrote it."
+                        )
+                    rows.append((query, str(point.payload["document_id"]), point.score))
         columns = zip(*rows, strict=True) if rows else ((), (), ())
         return Run.from_arrays(*map(list, columns), name=self.name).ranked()
 
@@ -257,12 +260,6 @@ class QdrantStore(VectorStore):
     def _mark(self, state: str) -> None:
         self._call("update_collection", self.name, metadata=self._metadata(state))
 
-    def _document(self, point: Any) -> str:
-        document = (point.payload or {}).get("document_id")
-        if document is None:
-            raise UserError(f"{self.address} holds point {point.id}, which names no document; something else wrote it.")
-        return str(document)
-
     def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
         """Call the client; its errors become one line."""
         with _one_line_errors(self.place):
@@ -282,10 +279,10 @@ def batch_size(kind: str, dimension: int) -> int:
 
 
 def _vectors_config(spec: Records, quantization: str | None) -> dict[str, Any]:
-    """Arguments of `QdrantClient.create_collection` for the vectors, which are named by their kind.
+    """Arguments of `QdrantClient.create_collection`.
 
-    Unit vectors are compared by cosine, so that clients which send other queries see cosines; all others by inner
-    product. MaxSim is Qdrant's multivector comparator over inner products.
+    Unit vectors are compared by cosine, so that other clients see cosines; all others by inner product. MaxSim is
+    Qdrant's multivector comparator over inner products.
     """
     models = _library().models
     if spec.kind == "sparse":
@@ -299,11 +296,6 @@ def _vectors_config(spec: Records, quantization: str | None) -> dict[str, Any]:
         multivector_config={"comparator": "max_sim"} if spec.kind == "multi-vector" else None,
     )
     return {"vectors_config": {spec.kind: parameters}}
-
-
-def _spread(settings: QdrantSettings) -> dict[str, int]:
-    spread = {"shard_number": settings.shards, "replication_factor": settings.replicas}
-    return {key: value for key, value in spread.items() if value is not None}
 
 
 def _to_qdrant(vectors: Vectors) -> list[Any]:

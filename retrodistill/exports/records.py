@@ -156,15 +156,7 @@ def vector_records(
     queries_by: str | None = None,
     vocabulary: Sequence[str] | None = None,
 ) -> Records:
-    """Records of vectors, memory-mapped or not.
-
-    Args:
-        ids: (n,) document ids.
-        vectors: (n, d) numbers, a CSR matrix (n, vocabulary), or `Tokens` of n texts.
-        space: Embedding space of d dimensions.
-        name: Name of the runs.
-        queries_by: Name of the query encoder.
-        vocabulary: The entries of a sparse space.
+    """Records of (n, d) numbers, a CSR matrix (n, vocabulary), or `Tokens` of n texts, memory-mapped or not.
 
     Raises:
         UserError: Vectors that do not fit the ids or the space, that are not finite, or ids that are not unique.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,17 +51,8 @@ class Codes:
         return (inner @ self.rotation).astype(np.float32)
 
 
-@dataclass(frozen=True)
-class Form:
-    """A parsed factory string.
-
-    Attributes:
-        width: Dimension of the space of the codes.
-        subspaces: M, the codes per document.
-        bits: Bits of each code.
-        lists: IVF lists; 0 for none.
-        rotated: Whether there is an OPQ rotation.
-    """
+class Form(NamedTuple):
+    """A parsed factory string: width of the space of the codes, M codes of some bits, IVF lists (0 for none)."""
 
     width: int
     subspaces: int
@@ -85,8 +76,7 @@ def factory_for(bytes: int, dimension: int, lists: int | None = None, bits: int 
         bits: Bits of each code, 8 or 4. With 4 there are more and smaller subspaces of 16 codewords: faster to search.
 
     Returns:
-        ``OPQ{M}_{width},[IVF{lists},]PQ{M}x{bits}``, where M = 8 bytes / bits and the width is the largest multiple of
-        M up to `dimension`.
+        ``OPQ{M}_{width},[IVF{lists},]PQ{M}x{bits}``, M = 8 bytes / bits, width the largest multiple of M that fits.
 
     Raises:
         UserError: The bytes do not fit the dimension, or bits are neither 4 nor 8.
@@ -219,12 +209,8 @@ def read_index(index: Any) -> Codes:
 def reconstructed(index: Any) -> np.ndarray:
     """(n, d) float32 documents as a product-quantized FAISS index represents them, in the space of the vectors.
 
-    ``queries @ reconstructed(index).T`` are the scores of the index. Used as the stored document vectors of a stage
-    with ``train: query_encoder``, they train a query encoder against the index itself: Distill-VQ's joint learning
-    with fixed codes.
-
-    Raises:
-        UserError: Not a PQ or IVF-PQ index, or more than one transform.
+    ``queries @ reconstructed(index).T`` are the scores of the index. As the stored document vectors of a stage with
+    ``train: query_encoder`` they train a query encoder against the index: Distill-VQ's joint learning, codes fixed.
     """
     return read_index(index).reconstruct()
 

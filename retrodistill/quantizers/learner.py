@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -50,19 +50,18 @@ class Quantizer(nn.Module):
         self.register_buffer("codes", torch.from_numpy(start.codes.copy()))
         self.register_buffer("lists", None if start.lists is None else torch.from_numpy(start.lists.copy()))
         subspaces, words, _ = self.codebooks.shape
-        self.register_buffer("_offsets", torch.arange(subspaces) * words)
+        self._offsets = torch.arange(subspaces) * words
 
     codes: Tensor
     lists: Tensor | None
-    _offsets: Tensor
 
     def reconstruct(self, rows: Tensor | None = None) -> Tensor:
         """(n, width) documents, or those of `rows`, in the space of the codes; differentiable in the codebooks."""
         codes = self.codes if rows is None else self.codes[rows]
         inner = self.codebooks.flatten(0, 1).index_select(0, (codes + self._offsets).flatten()).view(len(codes), -1)
-        if self.centroids is None or self.lists is None:
-            return inner
-        return inner + self.centroids.index_select(0, self.lists if rows is None else self.lists[rows])
+        if self.centroids is not None and self.lists is not None:
+            inner = inner + self.centroids.index_select(0, self.lists if rows is None else self.lists[rows])
+        return inner
 
     def forward(self, queries: Tensor, rows: Tensor | None = None) -> Tensor:
         """(batch, n) scores of (batch, d) queries with all documents or those of `rows`."""
@@ -70,9 +69,7 @@ class Quantizer(nn.Module):
 
     def list_scores(self, queries: Tensor) -> Tensor:
         """(batch, lists) inner products with the centroids, which decide the lists that are probed."""
-        if self.centroids is None:
-            raise ValueError("a quantizer without lists has no centroids")
-        return (queries @ self.transform.T) @ self.centroids.T
+        return (queries @ self.transform.T) @ cast("Tensor", self.centroids).T
 
     def project_gradient(self) -> None:
         """Before an optimizer step: keep only the part of the rotation's gradient that is tangent to rotations."""
@@ -110,14 +107,9 @@ class Quantizer(nn.Module):
 
     def parts(self) -> Codes:
         """The learned parts as arrays."""
-        return replace(
-            self.start,
-            rotation=self.transform.detach().numpy().copy(),
-            codebooks=self.codebooks.detach().numpy().copy(),
-            codes=self.codes.numpy().copy(),
-            centroids=None if self.centroids is None else self.centroids.detach().numpy().copy(),
-            lists=None if self.lists is None else self.lists.numpy().copy(),
-        )
+        parts: dict[str, Any] = {"rotation": self.transform, "codebooks": self.codebooks, "codes": self.codes}
+        parts |= {"centroids": self.centroids, "lists": self.lists} if self.lists is not None else {}
+        return replace(self.start, **{name: part.detach().numpy().copy() for name, part in parts.items()})
 
 
 class Learner:

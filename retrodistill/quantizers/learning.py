@@ -50,12 +50,12 @@ class Learned:
     """A learned quantizer and its start.
 
     Attributes:
-        index: The filled FAISS index.
+        index: The filled FAISS index; its start where learning did not improve agreement on the held-out queries.
         start: The FAISS index that learning began with (OPQ at the same bytes), filled with the same documents.
         codes: The parts of `index`.
         query_map: (d, d) float32: multiply query vectors by its transpose before search; None where none was learned.
         history: Evaluations on the held-out queries, the first at the start.
-        improved: Whether agreement on the held-out queries improved; if not, `index` is the start.
+        improved: Whether agreement on the held-out queries improved.
         temperature: Divisor of teacher and quantized scores.
         settings: How it was learned.
         factory: Factory of the start.
@@ -232,9 +232,10 @@ def query_student(encoder: Encoder, query_map: np.ndarray) -> SentenceTransforme
 
 def _start(target: int | str | Any, documents: np.ndarray, settings: QuantizerSettings) -> tuple[str, Any]:
     """The factory's name and the filled index to start from."""
-    if isinstance(target, (int, str)):
-        factory = factory_for(target, documents.shape[1]) if isinstance(target, int) else target
-        return factory, start_index(factory, documents, seed=settings.seed, iterations=settings.start_iterations)
+    if isinstance(target, int):
+        target = factory_for(target, documents.shape[1])
+    if isinstance(target, str):
+        return target, start_index(target, documents, seed=settings.seed, iterations=settings.start_iterations)
     if target.ntotal != len(documents) or target.d != documents.shape[1]:
         raise UserError(
             f"an index of {target.ntotal} vectors of {target.d} dimensions to start from, and documents of shape "

@@ -16,8 +16,7 @@ from retrodistill.recipes.job import MADE, Job
 from retrodistill.recipes.settings import ConversationSettings
 from retrodistill.recipes.student_settings import StudentSettings
 from retrodistill.recipes.students import Distilled
-from retrodistill.report.card import write_card
-from retrodistill.report.facts import YOURS, Facts, Teaching, Turns, published, without_folders
+from retrodistill.report.card import YOURS, Facts, Teaching, Turns, published, without_folders, write_card
 from retrodistill.students.registry import AnyStudent, kind_of, load_student
 from retrodistill.training.training_data import TrainingData
 

@@ -8,9 +8,9 @@ from typing import Any
 from retrodistill.core.manifest import hardware, library_versions
 from retrodistill.core.runtime import log
 from retrodistill.evaluation.agreement import agreements
-from retrodistill.evaluation.comparing import paired_tests
 from retrodistill.evaluation.examples import MEASURE, shown_queries
-from retrodistill.evaluation.results import Results, System
+from retrodistill.evaluation.results import Results, SystemResult
+from retrodistill.evaluation.significance import paired_tests
 from retrodistill.evaluation.systems import Measured
 from retrodistill.recipes.job import Job
 from retrodistill.recipes.students import Distilled
@@ -61,7 +61,7 @@ def job_results(
     )
 
 
-def _rows(job: Job, measured: Mapping[str, Measured], teacher: str | None, reference: str | None) -> list[System]:
+def _rows(job: Job, measured: Mapping[str, Measured], teacher: str | None, reference: str | None) -> list[SystemResult]:
     """The rows with agreement with the teacher, and with the share of the reference's nDCG@10 that they retain."""
     agreed = _agreements(job, measured, teacher)
     full = None if reference is None else measured[reference].row.ndcg10
@@ -103,7 +103,9 @@ def _comparisons(measured: Mapping[str, Measured], seed: int) -> list[dict[str, 
     return paired_tests(pairs, values, MEASURE, seed)
 
 
-def _shown(job: Job, measured: Mapping[str, Measured], rows: Sequence[System], reference: str | None) -> dict[str, Any]:
+def _shown(
+    job: Job, measured: Mapping[str, Measured], rows: Sequence[SystemResult], reference: str | None
+) -> dict[str, Any]:
     """Rankings of the best student next to those of the reference, or of BM25."""
     student = best_student(rows)
     if student is None:

@@ -11,8 +11,8 @@ from retrodistill.core.manifest import Manifest
 from retrodistill.core.runtime import is_main, main_first
 from retrodistill.encoders.contract import encode_with
 from retrodistill.evaluation.evaluating import evaluate_systems
-from retrodistill.evaluation.folder import write_per_query
 from retrodistill.evaluation.results import Results
+from retrodistill.evaluation.systems import write_per_query
 from retrodistill.recipes.cards import write_cards
 from retrodistill.recipes.job import Job, open_job
 from retrodistill.recipes.loading import load_recipe, recipe_yaml

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from retrodistill.evaluation.results import Results, System
+from retrodistill.evaluation.results import Results, SystemResult
 from retrodistill.report import text
 
 PAGE, TERMINAL, CARD = "page", "terminal", "card"
@@ -51,7 +51,7 @@ def _or_dash(name: str) -> str:
     return name or text.MISSING
 
 
-def _percentile(key: str) -> Callable[[System], float | None]:
+def _percentile(key: str) -> Callable[[SystemResult], float | None]:
     return lambda system: (system.query_ms or {}).get(key)
 
 
@@ -143,7 +143,7 @@ def columns_of_comparisons(comparisons: Sequence[Mapping[str, Any]]) -> list[Col
     ]
 
 
-def agreement_rows(systems: Sequence[System]) -> list[Row]:
+def agreement_rows(systems: Sequence[SystemResult]) -> list[Row]:
     """The systems whose agreement was measured. Older results lack `reached`; it is the nDCG@10 of all queries."""
     rows = []
     for system in systems:
@@ -153,7 +153,7 @@ def agreement_rows(systems: Sequence[System]) -> list[Row]:
     return rows
 
 
-def cost_rows(systems: Sequence[System]) -> list[Row]:
+def cost_rows(systems: Sequence[SystemResult]) -> list[Row]:
     """The systems whose cost was measured in full."""
     return [Row(system.name, system.cost) for system in systems if system.cost is not None]
 

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from rich.cells import cell_len
 
 from retrodistill.core.errors import UserError
-from retrodistill.evaluation.results import Bin, System
+from retrodistill.evaluation.results import Bin, SystemResult
 from retrodistill.report import text as words
 
 WIDTH, HEIGHT = 380, 270
@@ -94,7 +94,7 @@ def whisker(difference: float, interval: Sequence[float], reach: float) -> Marku
 class Point(NamedTuple):
     """A system at its cost (above 0) and its quality (0 to 1)."""
 
-    system: System
+    system: SystemResult
     cost: float
     quality: float
 
@@ -104,7 +104,7 @@ class Point(NamedTuple):
         return self.system.name
 
 
-def points_of(systems: Iterable[System], cost: Callable[[System], float | None]) -> list[Point]:
+def points_of(systems: Iterable[SystemResult], cost: Callable[[SystemResult], float | None]) -> list[Point]:
     """The systems whose cost and nDCG@10 were measured, in order."""
     return [
         Point(system, value, system.ndcg10)
@@ -150,7 +150,7 @@ def front_figure(points: Sequence[Point], cost_title: str) -> tuple[Markup, list
     return _scatter(points, cost_title, steps), [points[at].system.name for at in best]
 
 
-def sizes_figure(points: Sequence[Point], family: Callable[[System], str]) -> Markup:
+def sizes_figure(points: Sequence[Point], family: Callable[[SystemResult], str]) -> Markup:
     """Quality against bytes, with a line through the systems of each family."""
 
     def families(places: Sequence[Place]) -> list[tuple[str, list[Place]]]:
@@ -182,7 +182,7 @@ def _scatter(
     return _picture(parts, f"nDCG@10 against {cost_title}")
 
 
-def _hover(system: System) -> str:
+def _hover(system: SystemResult) -> str:
     facts = [f"nDCG@10 {words.measure(system.ndcg10)}"]
     if system.query_ms is not None:
         facts.append(f"{words.milliseconds(system.query_ms['p50'])} ms")
@@ -221,7 +221,7 @@ def curve_figure(lines: dict[str, list[Place]], title: str, stages: Sequence[flo
     return _picture(parts, title)
 
 
-def calibration_figure(bins: Sequence[Bin], system: System) -> Markup:
+def calibration_figure(bins: Sequence[Bin], system: SystemResult) -> Markup:
     """The teacher's mean score over the system's, with a band between the teacher's quartiles."""
     bins = sorted(bins, key=lambda group: group.student)
     x = _linear_scale([group.student for group in bins], LEFT, RIGHT, margin=0.03)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from retrodistill.evaluation.results import REWRITES, Results, System
+from retrodistill.evaluation.results import REWRITES, Results, SystemResult
 from retrodistill.report import text
 
 
@@ -31,7 +31,7 @@ def answer(results: Results) -> list[str]:
     return [*sentences, *_other_students(results, student)]
 
 
-def best_student(systems: Sequence[System]) -> System | None:
+def best_student(systems: Sequence[SystemResult]) -> SystemResult | None:
     """The student with the highest nDCG@10; the first one if there are no judgments."""
     students = [system for system in systems if system.role == "student"]
     return max(students, key=lambda system: -1.0 if system.ndcg10 is None else system.ndcg10, default=None)
@@ -53,11 +53,11 @@ def comparison_of(results: Results, a: str, b: str, measure: str = "ndcg@10") ->
     return None
 
 
-def _judged(systems: Sequence[System]) -> list[System]:
+def _judged(systems: Sequence[SystemResult]) -> list[SystemResult]:
     return [system for system in systems if system.ndcg10 is not None]
 
 
-def _best(systems: Sequence[System]) -> System | None:
+def _best(systems: Sequence[SystemResult]) -> SystemResult | None:
     return max(_judged(systems), key=lambda system: system.ndcg10 or 0.0, default=None)
 
 
@@ -77,7 +77,7 @@ def _place(results: Results) -> str:
     return f"{results.collection} ({results.split}, {queries})"
 
 
-def _kept(results: Results, student: System) -> str:
+def _kept(results: Results, student: SystemResult) -> str:
     teacher, base = results.teacher, results.yardstick
     distilled = "" if teacher is None else f", distilled from {teacher.name},"
     if student.ndcg10 is None:
@@ -94,7 +94,7 @@ def _kept(results: Results, student: System) -> str:
     return f"{subject} keeps {text.percent(student.retention)} of {owner} nDCG@10: {numbers}."
 
 
-def _cost(base: System | None, student: System) -> str:
+def _cost(base: SystemResult | None, student: SystemResult) -> str:
     costs = []
     if student.query_ms is not None:
         costs.append(f"answers a query in {text.milliseconds(student.query_ms['p50'])} ms (median)")
@@ -105,7 +105,7 @@ def _cost(base: System | None, student: System) -> str:
     return f"{student.name} {' and '.join(costs)}{_cost_beside(base, student)}."
 
 
-def _cost_beside(base: System | None, student: System) -> str:
+def _cost_beside(base: SystemResult | None, student: SystemResult) -> str:
     if base is None:
         return ""
     costs = []
@@ -117,7 +117,7 @@ def _cost_beside(base: System | None, student: System) -> str:
     return f"; {base.name} {' and '.join(costs)}" if costs else ""
 
 
-def _compared_with(results: Results, student: System) -> list[System]:
+def _compared_with(results: Results, student: SystemResult) -> list[SystemResult]:
     """The teacher, the yardstick, the best control and the best baseline, as far as their quality is known."""
     if student.ndcg10 is None:
         return []
@@ -127,7 +127,7 @@ def _compared_with(results: Results, student: System) -> list[System]:
     return _judged(list(unique.values()))
 
 
-def _against(results: Results, student: System, other: System) -> str:
+def _against(results: Results, student: SystemResult, other: SystemResult) -> str:
     difference = (student.ndcg10 or 0.0) - (other.ndcg10 or 0.0)
     name, comparison = _named(results, other), comparison_of(results, student.name, other.name)
     place = f"level with {name} in nDCG@10"
@@ -149,14 +149,14 @@ def _verdict(comparison: dict[str, Any]) -> str:
     return f"{verdict}: interval {text.interval(comparison['interval'])}, {corrected}{p}{visible}"
 
 
-def _named(results: Results, other: System) -> str:
+def _named(results: Results, other: SystemResult) -> str:
     if other.role == "teacher" and other is not results.teacher:
         return other.name
     role = "its teacher" if other is results.teacher else f"the {other.role}"
     return role if other.name == other.role else f"{role} {other.name}"
 
 
-def _other_students(results: Results, best: System) -> list[str]:
+def _other_students(results: Results, best: SystemResult) -> list[str]:
     """One sentence per other student, or one for many; and that choosing the best one favors it."""
     others = [system for system in results.with_role("student") if system is not best]
     judged = _judged(others)
@@ -176,7 +176,7 @@ def _other_students(results: Results, best: System) -> list[str]:
     return sentences
 
 
-def _other_student(other: System, best: System) -> str:
+def _other_student(other: SystemResult, best: SystemResult) -> str:
     if other.ndcg10 is None:
         return f"The student {other.name} was run, too."
     kept = "" if other.retention is None else f", {text.percent(other.retention)} kept"

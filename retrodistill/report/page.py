@@ -12,8 +12,8 @@ from itertools import pairwise
 from typing import Any
 
 from retrodistill.core.files import atomic_file
-from retrodistill.evaluation.results import ROLES, Example, Results, System
-from retrodistill.report import columns, figures, templating, text
+from retrodistill.evaluation.results import ROLES, Example, Results, SystemResult
+from retrodistill.report import columns, figures, text
 from retrodistill.report.columns import PAGE, Column
 from retrodistill.report.headline import answer, comparison_of
 
@@ -39,9 +39,9 @@ def write_page(results: Results, path: str | os.PathLike[str]) -> None:
 def page_text(results: Results) -> str:
     """The page as HTML; the same results give the same text."""
     results = text.with_short_names(results)
-    script = templating.source("page.js")
+    script = text.source("page.js")
     sentences = [re.sub(r"\bp ([=<]) ", "p\u00a0\\1\u00a0", sentence) for sentence in answer(results)]
-    environment = templating.environment(escape=True)
+    environment = text.environment(escape=True)
     environment.filters |= {"cut": _cut, "halves": _halves}
     environment.globals |= {"icon": figures.icon, "text": text}
     return environment.get_template("page.html.j2").render(
@@ -49,7 +49,7 @@ def page_text(results: Results) -> str:
         answer=sentences,
         sections={name: context for name, make in _SECTIONS.items() if (context := make(results)) is not None},
         roles=[role for role in ROLES if results.with_role(role)],  # type: ignore[arg-type]
-        style=templating.source("page.css"),
+        style=text.source("page.css"),
         script=script,
         # Only this script may run and nothing may be loaded, whatever a document's text holds.
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -109,7 +109,7 @@ def _front(results: Results) -> Context | None:
     is_judged = any(system.ndcg10 is not None for system in results.systems)
     if not costs and not is_judged:
         return None
-    axes: dict[str, Callable[[System], float | None]] = {
+    axes: dict[str, Callable[[SystemResult], float | None]] = {
         "median query time, ms": lambda system: (system.query_ms or {}).get("p50"),
         "bytes per document": lambda system: system.bytes_per_document,
     }
@@ -121,7 +121,7 @@ def _front(results: Results) -> Context | None:
     }
 
 
-def _front_figure(results: Results, title: str, cost: Callable[[System], float | None]) -> Context:
+def _front_figure(results: Results, title: str, cost: Callable[[SystemResult], float | None]) -> Context:
     points = figures.points_of(results.systems, cost)
     measured = {point.name for point in points}
     picture, best = figures.front_figure(points, title) if points else ("", [])
@@ -210,7 +210,7 @@ def _sizes(model: str, points: Sequence[figures.Point]) -> Context:
     return {"name": model, "picture": figures.sizes_figure(points, _family), **_table(shown, points)}
 
 
-def _family(system: System) -> str:
+def _family(system: SystemResult) -> str:
     """Systems whose names differ in their last number alone are one way of compressing."""
     return re.sub(r"\d+(?=\D*$)", "#", system.name)
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from retrodistill.evaluation.results import Example, Hit, Results, System
+from retrodistill.evaluation.results import Example, Hit, Results, SystemResult
 from retrodistill.report import text
 from retrodistill.report.columns import (
     AGREEMENT,
@@ -154,7 +154,7 @@ def _agreement(rows: Sequence[Row]) -> list[str]:
     return [_of_columns(f"agreement with {rows[0].record.teacher}", with_values(AGREEMENT, rows), rows)]
 
 
-def _cost(systems: Sequence[System]) -> list[str]:
+def _cost(systems: Sequence[SystemResult]) -> list[str]:
     costs = cost_rows(systems)
     if not costs:
         return []

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.cells import cell_len
 
 from retrodistill.evaluation.results import Hit, Results
@@ -193,3 +195,32 @@ def short_name(name: str) -> str:
 def _without_folders(part: str) -> str:
     is_path = part.startswith(("/", ".", "~")) or part.count("/") >= 2
     return part.rstrip("/").rsplit("/", 1)[-1] if is_path and part.strip("/.~") else part
+
+
+_FORMATS = (
+    measure, signed, percent, number, thousands, milliseconds, latency, memory,
+    duration, measure_title, probability, interval, plain,
+)  # fmt: skip
+
+
+def environment(escape: bool) -> Environment:
+    """Where templates are loaded from; the formats of `text` are filters.
+
+    Args:
+        escape: Whether values are escaped for HTML.
+    """
+    templates = Environment(
+        loader=PackageLoader("retrodistill.report"),
+        autoescape=escape,
+        undefined=StrictUndefined,  # a misspelled name must not print as nothing
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    templates.filters |= {function.__name__: function for function in _FORMATS}
+    return templates
+
+
+def source(name: str) -> str:
+    """The text of a file in templates/."""
+    return (resources.files("retrodistill.report") / "templates" / name).read_text(encoding="utf-8")

@@ -5,7 +5,8 @@ import pytest
 from retrodistill.core.errors import UserError
 from retrodistill.data import load_collection
 from retrodistill.evaluation import EvaluationConfig, benchmark
-from retrodistill.evaluation.rules import FORUMS, sources, split_of, version_note
+from retrodistill.evaluation.benchmark import FORUMS, sources
+from retrodistill.evaluation.systems import split_of, version_note
 from retrodistill.report.tables import benchmark_text, evaluation_text
 from retrodistill.runs import Run, write_run
 

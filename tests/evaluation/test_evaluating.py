@@ -9,8 +9,8 @@ from beir.retrieval.evaluation import EvaluateRetrieval
 from retrodistill.api import evaluate
 from retrodistill.core.errors import UserError
 from retrodistill.data import Collection
-from retrodistill.evaluation.folder import read_per_query
 from retrodistill.evaluation.results import Results
+from retrodistill.evaluation.systems import read_per_query
 from retrodistill.indexes import build_index
 from retrodistill.report.tables import evaluation_text
 from retrodistill.runs import Run, read_run, write_run

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from retrodistill.core.errors import UserError
-from retrodistill.evaluation import compare_paired, comparing, holm, outcomes, smallest_difference
+from retrodistill.evaluation import compare_paired, holm, outcomes, significance, smallest_difference
 
 
 def exact_p(differences):
@@ -67,7 +67,7 @@ class TestComparePaired:
     def test_many_queries_are_resampled_in_blocks(self, monkeypatch):
         a, b = values(2, 40, 0.05)
         whole = compare_paired(a, b)
-        monkeypatch.setattr(comparing, "_BLOCK_VALUES", 40 * 300)
+        monkeypatch.setattr(significance, "_BLOCK_VALUES", 40 * 300)
         blocks = compare_paired(a, b)
         assert blocks["p"] == pytest.approx(whole["p"], abs=0.03)
         assert blocks["interval"] == pytest.approx(whole["interval"], abs=0.01)

@@ -76,6 +76,9 @@ class TestSearching:
         with load_store(address) as there:
             assert isinstance(there, Ranker)
             assert len(there) == 60
+            assert repr(there).startswith("StoreIndex(60 documents by static:")
+            with pytest.raises(UserError, match="is an exported store"):
+                there.add(tiny.documents)
             assert there.bytes_per_document(tiny) is None
             answer = there.query_fn(tiny, 4)("star planet")
             assert list(answer.document_ids) == list(there.search("star planet", k=4).document_ids)

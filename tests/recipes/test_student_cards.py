@@ -7,7 +7,7 @@ import retrodistill as rd
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.recipes import parse_recipe, run_recipe
 from retrodistill.recipes.cards import hub_name
-from retrodistill.report.facts import without_folders
+from retrodistill.report.card import without_folders
 from retrodistill.students import load_student
 from retrodistill.training.settings import TrainingSettings
 

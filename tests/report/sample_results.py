@@ -3,7 +3,7 @@
 import math
 import re
 
-from retrodistill.evaluation.results import Agreement, Bin, Cost, Example, Hit, Results, System, Timing
+from retrodistill.evaluation.results import Agreement, Bin, Cost, Example, Hit, Results, SystemResult, Timing
 from retrodistill.report import page_text
 
 
@@ -20,7 +20,7 @@ def system(name="student", role="student", **changed):
     }
     if role != "student":
         values["retention"] = None
-    return System(name=name, role=role, **{**values, **changed})
+    return SystemResult(name=name, role=role, **{**values, **changed})
 
 
 def hit(document_id="4983", text="Microstructural development of human newborn cerebral white matter", **changed):

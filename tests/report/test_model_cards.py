@@ -10,9 +10,8 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from retrodistill.encoders.modules import exit_model
 from retrodistill.indexes import build_index
 from retrodistill.report import columns, results_text
-from retrodistill.report.card import card_text, placeholder, write_card
+from retrodistill.report.card import Facts, Teaching, Turns, card_text, placeholder, published, write_card
 from retrodistill.report.columns import Column
-from retrodistill.report.facts import Facts, Teaching, Turns, published
 from retrodistill.students.dense import dense_student
 from retrodistill.students.dense_variants import multi_exit
 from retrodistill.students.hybrid import hybrid_student

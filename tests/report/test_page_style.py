@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from retrodistill.report.templating import source
+from retrodistill.report.text import source
 
 STYLE, SCRIPT = source("page.css"), source("page.js")
 

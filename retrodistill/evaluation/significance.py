@@ -1,0 +1,136 @@
+"""Is a difference real? Paired tests, intervals, and the smallest difference that a test detects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from retrodistill.core.errors import UserError
+
+LEAST = 1e-9  # a difference of at most this is a tie
+
+
+_RESAMPLES = 10_000
+
+
+_BLOCK_VALUES = 4_000_000  # per resampling block: bounds memory at about 100 MB for any number of queries
+
+
+def paired_tests(
+    pairs: Sequence[tuple[str, str]], values: Mapping[str, np.ndarray], measure: str, seed: int = 0
+) -> list[dict[str, Any]]:
+    """The comparisons of results.json, each a against b, corrected for all of them together.
+
+    Args:
+        pairs: Names (a, b).
+        values: By name, (queries,) values of one measure, the queries in one order.
+        measure: Its name.
+        seed: Of the resampling.
+
+    Returns:
+        As `Comparison.comparisons`, without ``changed``.
+    """
+    tests = [
+        {
+            "a": a,
+            "b": b,
+            "measure": measure,
+            **compare_paired(values[a], values[b], seed=seed),
+            "smallest": smallest_difference(values[a] - values[b]),
+            **outcomes(values[a], values[b]),
+        }
+        for a, b in pairs
+    ]
+    for test, corrected in zip(tests, holm([test["p"] for test in tests]), strict=True):
+        test["p_holm"] = corrected
+    return tests
+
+
+def compare_paired(a: np.ndarray, b: np.ndarray, *, seed: int = 0) -> dict[str, Any]:
+    """Compare per-query values of two systems.
+
+    Args:
+        a: (queries,) values of one measure.
+        b: (queries,) values of the other system, on the same queries in the same order.
+        seed: Of the resampling.
+
+    Returns:
+        ``difference`` (mean of a - b), ``interval`` (95% bootstrap, percentile) and ``p`` (two-sided paired
+        randomization test with 10,000 sign flips; Smucker et al. 2007).
+
+    Raises:
+        UserError: The queries differ in number, there are none, or a value is not finite.
+    """
+    if len(a) != len(b) or not len(a):
+        raise UserError(f"{len(a)} and {len(b)} queries cannot be paired; compare systems on the same queries.")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise UserError("a value to compare is not finite; a query without results counts 0.")
+    generator = np.random.default_rng(seed)
+    differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
+    observed = float(differences.mean())
+    extreme, resampled = 0, []
+    block = max(1, min(_RESAMPLES, _BLOCK_VALUES // len(differences)))
+    for done in range(0, _RESAMPLES, block):
+        size = (min(block, _RESAMPLES - done), len(differences))
+        flips = generator.choice((-1.0, 1.0), size=size)
+        extreme += int((np.abs(flips @ differences) / len(differences) >= abs(observed) - 1e-12).sum())
+        drawn = generator.integers(0, len(differences), size=size)
+        resampled.append(differences[drawn].mean(axis=1))
+    low, high = np.percentile(np.concatenate(resampled), [2.5, 97.5])
+    return {
+        "difference": observed,
+        "interval": [float(low), float(high)],
+        "p": (extreme + 1) / (_RESAMPLES + 1),
+    }
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's correction (1979) of p-values for being several: the least level at which each is still rejected.
+
+    Args:
+        p: Of every comparison that is made, in any order.
+
+    Returns:
+        Corrected values in the same order, at most 1: in ascending order, the i-th of m (from 0) is multiplied by
+        m - i, and none is below the one before.
+
+    Raises:
+        UserError: A value outside 0..1.
+    """
+    values = np.asarray(p, dtype=np.float64)
+    if not ((values >= 0) & (values <= 1)).all():  # NaN fails too
+        raise UserError(f"p-values {[float(value) for value in values]}: each lies between 0 and 1.")
+    order = np.argsort(values, kind="stable")
+    corrected = np.empty_like(values)
+    corrected[order] = np.minimum(np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)), 1.0)
+    return [float(value) for value in corrected]
+
+
+def smallest_difference(differences: np.ndarray, *, alpha: float = 0.05, power: float = 0.8) -> float | None:
+    """The mean difference that a paired two-sided test on a number of queries detects with the given power.
+
+    (z(1 - alpha / 2) + z(power)) s / sqrt(n), with s the standard deviation of the differences and z the quantiles of
+    the normal distribution: 2.80 s / sqrt(n) by default (Sakai, Laboratory Experiments in Information Retrieval, 2018).
+
+    Args:
+        differences: (queries,) values of one system minus those of the other.
+        alpha: Level of the test.
+        power: Chance to find a difference of that size.
+
+    Returns:
+        A difference of the measure, above 0; None for fewer than two queries; 0 where all differences are the same.
+    """
+    if len(differences) < 2:
+        return None
+    z = NormalDist().inv_cdf(1 - alpha / 2) + NormalDist().inv_cdf(power)
+    return float(z * np.std(differences, ddof=1) / np.sqrt(len(differences)))
+
+
+def outcomes(a: np.ndarray, b: np.ndarray, *, least: float = LEAST) -> dict[str, int]:
+    """On how many queries the first system wins, ties and loses; differences of at most `least` are ties."""
+    differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
+    wins, losses = int((differences > least).sum()), int((differences < -least).sum())
+    return {"wins": wins, "ties": len(differences) - wins - losses, "losses": losses}
