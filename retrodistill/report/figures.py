@@ -1,4 +1,4 @@
-"""Figures as SVG: deterministic, text as text, colors and line styles by the classes of templates/page.css."""
+"""Figures as SVG: deterministic, with real text, and with colors and line styles from templates/page.css."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from retrodistill.report import text as words
 
 WIDTH, HEIGHT = 380, 270
 LEFT, RIGHT, TOP, BOTTOM = 52, WIDTH - 14, 14, HEIGHT - 46  # of the plot within the picture
-# Shapes differ as well as colors, so that roles can be told apart without color; each is centered on 0, 0.
+# Shapes distinguish roles without color; each is centered on (0, 0).
 _SHAPES = {
     "baseline": '<path d="M-5.5 -5.5H5.5V5.5H-5.5Z"/>',
     "teacher": '<path d="M0 -7.5L7 0L0 7.5L-7 0Z"/>',
     "control": '<path d="M0 6L-6.5 -5.5H6.5Z"/>',
     "student": '<circle r="6"/>',
 }
-_NAME_WIDTH = 20  # letters of a name beside a mark
-_MOST_POINTS = 300  # of a drawn line; longer ones are averaged, so that long trainings make no heavier page
-_LINE, _LETTER, _RADIUS = 16.0, 7.4, 8.0  # pixels: line height, mean width of a letter at 13px, a mark with its margin
+_NAME_WIDTH = 20  # characters of a name next to a mark
+_MOST_POINTS = 300  # of a line; longer lines are averaged, so that a long training does not enlarge the page
+_LINE, _LETTER, _RADIUS = 16.0, 7.4, 8.0  # pixels: line height, mean character width at 13px, mark with margin
 
 Place = tuple[float, float]
 
@@ -77,7 +77,7 @@ def icon(role: str) -> Markup:
 
 
 def whisker(difference: float, interval: Sequence[float], reach: float) -> Markup:
-    """An interval as a bar, 0 in the middle; `reach` is the value at the right end, shared by all rows of a table."""
+    """An interval as a bar with 0 in the middle; `reach` is the value at the right end, the same for all rows."""
     width, height = 180, 18
     ends = [f"{width / 2 + value / reach * (width / 2 - 5):.1f}" for value in (*interval, difference)]
     return Markup(
@@ -114,10 +114,10 @@ def points_of(systems: Iterable[SystemResult], cost: Callable[[SystemResult], fl
 
 
 def pareto_front(qualities: Sequence[float], costs: Sequence[Sequence[float]]) -> list[int]:
-    """Numbers of the systems that no other dominates, best quality first.
+    """Positions of the systems that no other dominates, best quality first.
 
-    A system is dominated if another has at least its quality at no higher cost of any kind, and is better in one of
-    them. Systems that are equal in all of them stay.
+    A system is dominated if another one is at least as good in quality and in every cost, and better in one of them.
+    Equal systems stay.
 
     Args:
         qualities: (systems,), higher is better.
@@ -141,7 +141,7 @@ def front_figure(points: Sequence[Point], cost_title: str) -> tuple[Markup, list
     best = sorted(front, key=lambda at: points[at].cost)
 
     def steps(places: Sequence[Place]) -> list[tuple[str, list[Place]]]:
-        """The front stays level until the next better system, and on to the plot's edge."""
+        """The front is level up to the next better system, and up to the edge of the plot."""
         corners: list[Place] = []
         for (left, top), (right, _) in itertools.pairwise([*(places[at] for at in best), (float(RIGHT), 0.0)]):
             corners += [(left, top), (right, top)]
@@ -165,7 +165,7 @@ def sizes_figure(points: Sequence[Point], family: Callable[[SystemResult], str])
 def _scatter(
     points: Sequence[Point], cost_title: str, lines_of: Callable[[Sequence[Place]], list[tuple[str, list[Place]]]]
 ) -> Markup:
-    """Quality over a logarithmic cost axis, a name beside each mark; `lines_of` gives a CSS class and corners each."""
+    """Quality over a logarithmic cost axis, with named marks; `lines_of` returns a CSS class and corners per line."""
     x = _log_scale([point.cost for point in points], LEFT, RIGHT)
     y = _linear_scale([point.quality for point in points], BOTTOM, TOP, margin=0.2)
     places = [(x(point.cost), y(point.quality)) for point in points]
@@ -195,14 +195,14 @@ def _hover(system: SystemResult) -> str:
 
 
 def curve_figure(lines: dict[str, list[Place]], title: str, stages: Sequence[float], smooth: bool = False) -> Markup:
-    """Training curves; empty where there are fewer than two steps.
+    """Training curves; empty with fewer than two steps.
 
     Args:
-        lines: By CSS class, (step, value) by rising step. A line breaks where a stage begins, since stages differ in
-            objective and held-out texts.
-        title: Of the value axis.
+        lines: By CSS class, (step, value) in order of steps. A line breaks where a stage begins, because stages differ
+            in objective and held-out texts.
+        title: Title of the value axis.
         stages: Steps at which later stages begin.
-        smooth: Whether a long line is drawn faintly, with its running mean.
+        smooth: Whether a long line is drawn faintly under its running mean.
     """
     points = [point for line in lines.values() for point in line]
     if len({step for step, _ in points}) < 2:
@@ -327,7 +327,7 @@ def _log_ticks(low: float, high: float, most: int = 7) -> list[float]:
     return ticks[:: math.ceil(len(ticks) / most)]
 
 
-# Names beside points, placed so that they cover neither each other nor the points, nor leave the plot.
+# Names next to points, placed inside the plot so that they do not cover each other or the points.
 
 
 class Box(NamedTuple):
@@ -351,14 +351,14 @@ class Box(NamedTuple):
 
 
 class Label(NamedTuple):
-    """A name, the point that it names, and its rectangle."""
+    """A name with its point and its rectangle."""
 
     name: str
     point: Place
     box: Box
 
 
-# Direction from the point, how far to slide sideways in half widths, and what the place costs: right is best.
+# Direction from the point, shift to the side in half widths, and cost of the place: right is best.
 _SIDES: tuple[tuple[int, int, float, float], ...] = (
     (1, 0, 0, 0), (-1, 0, 0, 1), (0, -1, 0, 2), (0, 1, 0, 3), (0, -1, 0.7, 4), (0, -1, -0.7, 4.5), (0, 1, 0.7, 5),
     (0, 1, -0.7, 5.5), (1, -1, 0, 6), (-1, -1, 0, 6.5), (1, 1, 0, 7), (-1, 1, 0, 7.5),
@@ -366,13 +366,13 @@ _SIDES: tuple[tuple[int, int, float, float], ...] = (
 
 
 def place_labels(names: Sequence[str], points: Sequence[Place], plot: Box, lines: Sequence[Box] = ()) -> list[Label]:
-    """Place each name at a free spot near its point: greedily in several orders, of which the cheapest is kept.
+    """Place each name at a free spot near its point: greedily in several orders, and the cheapest one is kept.
 
     Args:
-        names: What to write.
+        names: Texts to place.
         points: Centers of the marks, one per name.
         plot: The rectangle to stay in.
-        lines: Thin rectangles of drawn lines, avoided where there is room.
+        lines: Thin rectangles around lines, avoided if there is room.
     """
     crowd = [sum(1 / (1 + math.dist(point, other)) for other in points) for point in points]
     keys = [crowd, [x for x, _ in points], [y for _, y in points]]
@@ -384,7 +384,7 @@ def place_labels(names: Sequence[str], points: Sequence[Place], plot: Box, lines
 def _greedy(
     order: Sequence[int], names: Sequence[str], points: Sequence[Place], plot: Box, lines: Sequence[Box]
 ) -> tuple[float, list[Label]]:
-    """The cost of placing the names in this order, and the labels."""
+    """The total cost of placing the names in this order, and the labels."""
     taken = [Box(x - _RADIUS, y - _RADIUS, x + _RADIUS, y + _RADIUS) for x, y in points]
     placed: dict[int, Label] = {}
     total = 0.0
@@ -403,7 +403,7 @@ def _penalty(box: Box, taken: Sequence[Box], plot: Box, lines: Sequence[Box]) ->
 
 
 def _spots(point: Place, width: float) -> list[tuple[Box, float]]:
-    """Rectangles around a point with what each costs."""
+    """Rectangles around a point with their costs."""
     spots = []
     for away in (0.0, 10.0, 20.0, 30.0, 45.0, 65.0, 90.0):
         gap = _RADIUS + 2 + away
@@ -420,7 +420,7 @@ def _thin_box(start: Place, stop: Place) -> Box:
 
 
 def _label(label: Label) -> str:
-    """The name, with a line to its point where it is too far away to be read as its own."""
+    """The name, with a line to its point if it is too far away."""
     box, (x, y) = label.box, label.point
     # Anchored on the side of its point, so that a font wider than assumed grows away from it.
     anchor, at = "middle", (box.left + box.right) / 2
