@@ -102,6 +102,22 @@ def tiny_model(tmp_path_factory) -> str:
     return str(folder / "bi-encoder")
 
 
+@pytest.fixture(scope="module")
+def tiny_tokens(tiny_model):
+    """The tiny model as an untrained multi-vector encoder of sentence-transformers: its tokens, of width 32."""
+    from retrodistill.encoders.multi_vector import token_encoder
+
+    return token_encoder(tiny_model)
+
+
+@pytest.fixture
+def tiny_multi(tiny_tokens):
+    """The encoder of `tiny_tokens`."""
+    from retrodistill.encoders import load_encoder
+
+    return load_encoder(tiny_tokens)
+
+
 @pytest.fixture(scope="session")
 def tiny_cross_encoder(tmp_path_factory) -> str:
     """Folder of a cross-encoder with one label, two BERT layers of width 32."""

@@ -136,9 +136,6 @@ def cluster_topics(vectors: np.ndarray, topics: int, seed: int = 0) -> np.ndarra
     Returns:
         (n,) int64 topic of each text, the same on every call with the same number of threads. Store it if
         training may resume on another machine.
-
-    Raises:
-        UserError: More topics than texts, fewer than one, or a vector that is not finite.
     """
     if not 1 <= topics <= len(vectors):
         raise UserError(f"{topics} topics of {len(vectors)} training texts; give at least 1 and at most one per text.")

@@ -62,8 +62,8 @@ def choose_pairs(pool: Run, budget: int | str, by: str = "robust", *, mistakes: 
     Args:
         pool: Candidates with cheap scores of one scale (the student's, a cheap ranker's, several fused), raw, higher
             is better. Reciprocal ranks qualify, but they are the same for every query.
-        budget: Pairs, or a share of the pool such as ``"25%"``. It is never exceeded. At most one pair is left
-            over if every opened list is exhausted, and more if the pool is smaller than the budget.
+        budget: Pairs, or a share of the pool such as ``"25%"``. It is never exceeded. At most one pair is left over if
+            every opened list is exhausted, and more if the pool is smaller than the budget.
         by: One of `BUDGETS`.
         mistakes: For ``robust``, the share of the pool, from 0 to below 1, on which the teacher may be wrong. A
             larger share spreads the choice further.
@@ -142,9 +142,6 @@ def robust_weights(gain: np.ndarray, mistakes: float = 0.1, least: int = 1) -> n
 
     Returns:
         (n,) float64 weights that sum to 1.
-
-    Raises:
-        UserError: A share of mistakes outside [0, 1).
     """
     if not 0 <= mistakes < 1:
         raise UserError(f"mistakes={mistakes}: the share of pairs that the teacher may get wrong lies in [0, 1).")
@@ -195,33 +192,24 @@ def _spend(order: np.ndarray, rivals: np.ndarray, queries: np.ndarray, budget: i
     return chosen
 
 
-Positives = Mapping[str, Collection[str]]
-
-
 @dataclass(frozen=True)
 class Selection:
-    """The queries that a stage trains on, and numbers of the others by reason. They sum to `queries`.
+    """The queries that a stage trains on.
 
     Attributes:
         query_ids: The selected queries, in the order of the teacher's run.
-        queries: Queries of the teacher's run.
-        unlabeled: Queries without a positive.
-        teacher_wrong: The teacher ranks no positive first.
-        not_ranked: The student's run lacks the query.
-        student_right: The student ranks a positive above the range.
-        too_far: The student ranks the positives below the range, or none at all.
+        counts: Number of queries by outcome: ``unlabeled`` (no positive), ``teacher_wrong`` (ranks no positive first),
+            ``not_ranked`` (the student's run lacks the query), ``student_right`` (ranks a positive above the range),
+            ``too_far`` (ranks the positives below the range, or not at all), and ``selected``.
     """
 
     query_ids: list[str]
-    queries: int
-    unlabeled: int
-    teacher_wrong: int
-    not_ranked: int
-    student_right: int
-    too_far: int
+    counts: Counter[str]
 
 
-def prod_selection(teacher: Run, student: Run, positives: Positives, ranks: tuple[int, int] = (2, 15)) -> Selection:
+def prod_selection(
+    teacher: Run, student: Run, positives: Mapping[str, Collection[str]], ranks: tuple[int, int] = (2, 15)
+) -> Selection:
     """Queries for which the teacher is right and the student is wrong but close (PROD, WWW 2023, last stage).
 
     A query is selected if the teacher ranks a positive first and the student ranks its best positive within `ranks`.
@@ -241,25 +229,21 @@ def prod_selection(teacher: Run, student: Run, positives: Positives, ranks: tupl
         raise UserError(
             f"ranks={first}, {last}: the first is at least 2, where the student is wrong, and at most the last."
         )
-    top = {query: documents[0] for query, documents, _ in teacher.top(1)}
-    found = {query: documents for query, documents, _ in student.top(last)}
+    ranked = {query: documents for query, documents, _ in student.top(last)}
 
-    def standing(query: str, best: str) -> str:
+    def outcome(query: str, best: str) -> str:
         relevant = positives.get(query, ())
         if not relevant:
             return "unlabeled"
         if best not in relevant:
             return "teacher_wrong"
-        if query not in found:
+        if query not in ranked:
             return "not_ranked"
-        rank = next((place for place, document in enumerate(found[query], start=1) if document in relevant), last + 1)
+        rank = next((rank for rank, document in enumerate(ranked[query], start=1) if document in relevant), last + 1)
         return "student_right" if rank < first else "too_far" if rank > last else "selected"
 
-    standings = {query: standing(query, best) for query, best in top.items()}
-    counts = Counter(standings.values())
-    names = ("unlabeled", "teacher_wrong", "not_ranked", "student_right", "too_far")
-    chosen = [query for query, place in standings.items() if place == "selected"]
-    return Selection(chosen, len(standings), *(counts[name] for name in names))
+    outcomes = {query: outcome(query, documents[0]) for query, documents, _ in teacher.top(1)}
+    return Selection([query for query in outcomes if outcomes[query] == "selected"], Counter(outcomes.values()))
 
 
 def labeled(qrels: Qrels) -> dict[str, set[str]]:

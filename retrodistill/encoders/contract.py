@@ -112,11 +112,26 @@ class TextModel:
         return np.zeros(0, dtype=np.int64)
 
     def require(self, texts: Texts, role: Role) -> None:
-        """Check, before work starts, that it can encode texts.
+        """Check, before work starts, that it can encode texts."""
 
-        Raises:
-            UserError: Its vectors are recorded, and some are missing.
-        """
+    def _run(self, texts: Sequence[str], role: Role, batch_size: int | None, **options: Any) -> Any:
+        """Encode with the model itself; `options` select the form of the result."""
+        with self.encoding.autocast(self.model.device):
+            return self.model.encode(
+                list(texts),
+                prompt=self.prompt(role),
+                task=role,  # selects a Router's tower, and a multi-vector model's mask and expansion
+                batch_size=batch_size or self.encoding.batch_size,
+                show_progress_bar=False,
+                **options,
+            )
+
+    def _require_finite(self, broken: np.ndarray, bounds: np.ndarray | None, texts: Sequence[str], what: str) -> None:
+        """Raise for the first broken value; `bounds` are those of the texts' values, None for one value per text."""
+        if broken.any():
+            first = int(np.flatnonzero(broken)[0])
+            row = first if bounds is None else int(np.searchsorted(bounds, first, side="right")) - 1
+            raise UserError(f"model {self.name} gives a {what} that is not finite for {texts[row][:60]!r}.")
 
     @property
     def dimension(self) -> int:
@@ -128,11 +143,7 @@ class TextModel:
 
     @property
     def similarity(self) -> str:
-        """Similarity function of two vectors, e.g. ``cosine`` or ``dot``.
-
-        Raises:
-            UserError: The model uses a distance, which retrievers here do not support.
-        """
+        """Similarity function of two vectors, e.g. ``cosine`` or ``dot``."""
         name = str(self.model.similarity_fn_name)
         if name not in self.similarities:
             raise UserError(
@@ -150,11 +161,7 @@ class TextModel:
         return None if full is not None and full <= self.model.truncate_dim else int(self.model.truncate_dim)
 
     def modules(self, role: Role) -> list[Any]:
-        """The modules that process texts of a role: a Router's route for the role, then the modules after it.
-
-        Raises:
-            UserError: A Router has no route for the role.
-        """
+        """The modules that process texts of a role: a Router's route for the role, then the modules after it."""
         return [part for module in self.model for part in _routed(module, role, self.name)]
 
     def contract(self, role: Role) -> dict[str, Any]:
@@ -246,11 +253,7 @@ class EmbeddingSpace:
 
     @classmethod
     def of(cls, encoder: TextModel, truncation: int | None = None) -> EmbeddingSpace:
-        """The space of an encoder's documents.
-
-        Raises:
-            UserError: The truncation exceeds the width of the vector.
-        """
+        """The space of an encoder's documents."""
         if truncation is not None and not 1 <= truncation <= encoder.dimension:
             raise UserError(
                 f"truncation to {truncation} dimensions: vectors by {encoder.name} have {encoder.dimension}; "
@@ -282,11 +285,7 @@ class EmbeddingSpace:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> EmbeddingSpace:
-        """The space of a manifest.
-
-        Raises:
-            UserError: A key is missing or unknown.
-        """
+        """The space of a manifest."""
         known = {attribute.name for attribute in fields(cls)}
         missing = [key for key in ("fingerprint", "dimension", "similarity", "documents_by") if key not in content]
         unknown = [key for key in content if key not in known and key != "norm"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, overload
 
@@ -22,12 +22,51 @@ from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens
 from retrodistill.encoders.sparse import SparseTextEncoder
 
-_PART = 256  # texts per part: the most work that a kill can lose
+Compute = Callable[[np.ndarray], pa.Table]  # a part, from positions among the given keys
+_PART = 256  # texts or pairs per part: the most work that a kill can lose
 _PROBE = 64  # texts that measure the rate
 _UNSTORED_BATCH = 1024  # texts at once if encoding is a table lookup
 
 
-class TextStore(ABC):
+class KeyedStore(ABC):
+    """Results by key, in parts on disk that are computed once and shared by processes."""
+
+    def __init__(self, folder: Path, owner: Manifest, ending: str) -> None:
+        self._store = PartStore(folder, owner, ending)
+        self._load()
+
+    def _absent(self, keys: np.ndarray) -> np.ndarray:
+        """Positions of the distinct keys that are not in the store, in order."""
+        absent = self._index.find(keys) < 0
+        _, first = np.unique(keys, return_index=True)
+        return np.sort(first[absent[first]])
+
+    def _fill(self, keys: np.ndarray, sizes: Sequence[int], compute: Compute, unit: str, description: str) -> None:
+        """Compute what is missing, largest first, one part at a time. Safe to kill and to run concurrently."""
+        if not len(self._absent(keys)):
+            return
+        with self._store.computing(keys):
+            self._load()  # another process may have added parts meanwhile
+            todo = self._absent(keys)
+            todo = todo[np.argsort([-sizes[row] for row in todo], kind="stable")]
+            with bar(len(todo), description, unit) as progress:
+                for start in range(0, len(todo), _PART):
+                    rows = todo[start : start + _PART]
+                    self._store.append(compute(rows))
+                    progress.update(len(rows))
+            self._store.compact()
+        self._load()
+
+    def _load(self) -> None:
+        tables = self._store.parts()
+        self._index = KeyIndex(self._read(tables))
+
+    @abstractmethod
+    def _read(self, tables: list[pa.Table]) -> np.ndarray:
+        """Map the parts that are on disk now; returns their keys."""
+
+
+class TextStore(KeyedStore):
     """Vectors of one model in one role, keyed by text, in memory-mapped parts.
 
     Args:
@@ -47,31 +86,22 @@ class TextStore(ABC):
         contract, fingerprint = encoder.contract(role), encoder.fingerprint(role)
         about = {"contract": contract, "precision": encoder.encoding.precision}
         owner = Manifest("encoder", {"encoder": fingerprint}, {"role": role}, about)
-        self._store = PartStore((root or cache_folder()) / self.folder / f"{role}-{fingerprint}", owner, ".arrow")
-        self._load()
+        super().__init__((root or cache_folder()) / self.folder / f"{role}-{fingerprint}", owner, ".arrow")
 
     def missing(self, texts: Sequence[str]) -> list[str]:
         """The distinct texts that are not encoded yet, in order."""
-        keys = text_keys(texts)
-        absent = self._index.find(keys) < 0
-        _, first = np.unique(keys, return_index=True)
-        return [texts[row] for row in np.sort(first) if absent[row]]
+        return [texts[row] for row in self._absent(text_keys(texts))]
 
     def fill(self, texts: Sequence[str]) -> None:
         """Encode missing texts, longest first, one part at a time. Safe to kill and to run concurrently."""
-        if not self.missing(texts):
-            return
-        keep_freed_memory()
-        with self._store.computing(text_keys(texts)):
-            self._load()  # another process may have added parts meanwhile
-            todo = sorted(self.missing(texts), key=len, reverse=True)
-            with bar(len(todo), f"embedding ({self.encoder.name}, {self.role})", "texts") as progress:
-                for start in range(0, len(todo), _PART):
-                    part = todo[start : start + _PART]
-                    self._append(part, self.encoder.encode(part, self.role))
-                    progress.update(len(part))
-            self._store.compact()
-        self._load()
+
+        def encode(rows: np.ndarray) -> pa.Table:
+            keep_freed_memory()
+            part = [texts[row] for row in rows]
+            return self._part(part, self.encoder.encode(part, self.role))
+
+        sizes = list(map(len, texts))
+        self._fill(text_keys(texts), sizes, encode, "texts", f"embedding ({self.encoder.name}, {self.role})")
 
     def put(self, texts: Sequence[str], vectors: Any) -> None:
         """Add vectors computed elsewhere, in the encoder's form; texts already in the store keep theirs."""
@@ -80,23 +110,19 @@ class TextStore(ABC):
             row_of = {text: row for row, text in enumerate(texts)}
             absent = self.missing(texts)
             if absent:
-                self._append(absent, self._select(vectors, [row_of[text] for text in absent]))
+                self._store.append(self._part(absent, self._select(vectors, [row_of[text] for text in absent])))
             self._store.compact()
         self._load()
 
     @abstractmethod
     def gather(self, texts: Sequence[str]) -> Any:
-        """Vectors of encoded texts, in the encoder's form.
-
-        Raises:
-            UserError: A text is not in the store.
-        """
+        """Vectors of encoded texts, in the encoder's form."""
 
     def _select(self, vectors: Any, rows: list[int]) -> Any:
         return vectors[rows]
 
-    def _append(self, texts: Sequence[str], vectors: Any) -> None:
-        self._store.append(pa.table({"key": pa.array(text_keys(texts)), **self._columns(vectors)}))
+    def _part(self, texts: Sequence[str], vectors: Any) -> pa.Table:
+        return pa.table({"key": pa.array(text_keys(texts)), **self._columns(vectors)})
 
     def _rows(self, texts: Sequence[str]) -> np.ndarray:
         """(n,) int64 row of each text in the whole store."""
@@ -105,18 +131,17 @@ class TextStore(ABC):
             raise UserError(f"{int((rows < 0).sum())} texts are not in the store; embed them first.")
         return rows
 
-    def _load(self) -> None:
-        tables = self._store.parts()
-        self._index = KeyIndex(_joined([table["key"].to_numpy() for table in tables], np.uint64))
-        self._read(tables)
+    def _read(self, tables: list[pa.Table]) -> np.ndarray:
+        self._map(tables)
+        return _joined([table["key"].to_numpy() for table in tables], np.uint64)
 
     @abstractmethod
     def _columns(self, vectors: Any) -> dict[str, pa.Array]:
         """Columns of a part, from the encoder's vectors."""
 
     @abstractmethod
-    def _read(self, tables: list[pa.Table]) -> None:
-        """Map the parts that are on disk now."""
+    def _map(self, tables: list[pa.Table]) -> None:
+        """Map the columns of the parts."""
 
 
 class EmbeddingStore(TextStore):
@@ -138,7 +163,7 @@ class EmbeddingStore(TextStore):
         flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).ravel())
         return {"vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])}
 
-    def _read(self, tables: list[pa.Table]) -> None:
+    def _map(self, tables: list[pa.Table]) -> None:
         chunks = [chunk for table in tables for chunk in table["vector"].chunks]
         self._blocks = [chunk.flatten().to_numpy().reshape(-1, self.encoder.dimension) for chunk in chunks]
         self._starts = _starts([len(block) for block in self._blocks])
@@ -160,7 +185,7 @@ class SparseStore(TextStore):
             "weights": pa.ListArray.from_arrays(bounds, pa.array(vectors.data.astype(np.float32))),
         }
 
-    def _read(self, tables: list[pa.Table]) -> None:
+    def _map(self, tables: list[pa.Table]) -> None:
         terms = [chunk for table in tables for chunk in table["terms"].chunks]
         weights = [chunk.flatten().to_numpy() for table in tables for chunk in table["weights"].chunks]
         counts = [np.diff(chunk.offsets.to_numpy()) for chunk in terms]
@@ -194,7 +219,7 @@ class TokenVectors(TextStore):
         rows = pa.FixedSizeListArray.from_arrays(flat, vectors.dimension)
         return {"tokens": pa.LargeListArray.from_arrays(pa.array(vectors.bounds), rows)}
 
-    def _read(self, tables: list[pa.Table]) -> None:
+    def _map(self, tables: list[pa.Table]) -> None:
         self._blocks = []
         for chunk in (chunk for table in tables for chunk in table["tokens"].chunks):
             vectors = chunk.values.flatten().to_numpy().reshape(-1, self.encoder.dimension)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from retrodistill.core.errors import UserError
 from retrodistill.encoders.contract import Role, TextModel
 from retrodistill.encoders.vectors import normalized
 
@@ -38,32 +37,19 @@ class Encoder(TextModel):
 
         Returns:
             (n, dimension) float32; unit vectors for cosine models.
-
-        Raises:
-            UserError: A vector is not finite.
         """
         if not len(texts):
             return np.zeros((0, self.dimension), dtype=np.float32)
         vectors = self._encode_table(texts, role) if self._is_plain_table else self._encode(texts, role, batch_size)
-        if not np.isfinite(vectors).all():
-            row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
-            raise UserError(f"model {self.name} gives a vector that is not finite for {texts[row][:60]!r}.")
+        self._require_finite(~np.isfinite(vectors).all(axis=1), None, texts, "vector")
         return vectors
 
     def _encode(self, texts: Sequence[str], role: Role, batch_size: int | None) -> np.ndarray:
-        with self.encoding.autocast(self.model.device):
-            vectors = self.model.encode(
-                list(texts),
-                prompt=self.prompt(role),
-                task=role,  # selects the tower of a model with a Router
-                batch_size=batch_size or self.encoding.batch_size,
-                show_progress_bar=False,
-                convert_to_numpy=True,
-                normalize_embeddings=self.similarity == "cosine",
-            ).astype(np.float32, copy=False)
+        is_cosine = self.similarity == "cosine"
+        vectors = self._run(texts, role, batch_size, convert_to_numpy=True, normalize_embeddings=is_cosine)
+        vectors = vectors.astype(np.float32, copy=False)
         # bfloat16 products leave lengths that are 1 to three digits only
-        is_rounded = self.encoding.precision != "float32" and self.similarity == "cosine"
-        return normalized(vectors) if is_rounded else vectors
+        return normalized(vectors) if is_cosine and self.encoding.precision != "float32" else vectors
 
     @property
     def _is_plain_table(self) -> bool:

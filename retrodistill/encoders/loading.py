@@ -52,11 +52,7 @@ def load_bi_encoder(name: str, *, layers: int | None = None) -> SentenceTransfor
 
 
 def load_cross_encoder(name: str, *, max_length: int | None = None) -> CrossEncoder:
-    """Load a cross-encoder that gives raw float32 logits (no sigmoid).
-
-    Raises:
-        UserError: As `load_bi_encoder`; or the model gives more than one score per pair.
-    """
+    """Load a cross-encoder that gives raw float32 logits (no sigmoid)."""
     import torch
 
     def options(place: str) -> dict[str, Any]:
@@ -70,24 +66,14 @@ def load_cross_encoder(name: str, *, max_length: int | None = None) -> CrossEnco
 
 
 def load_multi_vector(name: str) -> MultiVectorEncoder:
-    """Load a multi-vector encoder in float32: of sentence-transformers, PyLate or Stanford's ColBERT.
-
-    Raises:
-        UserError: As `load_bi_encoder`; or another kind of model, for which sentence-transformers would create a random
-            projection.
-    """
+    """Load a multi-vector encoder in float32: of sentence-transformers, PyLate or Stanford's ColBERT."""
     why = "a multi-vector encoder: its tokens were not trained for late interaction"
     model: MultiVectorEncoder = _load(name, "MultiVectorEncoder", _only_if(_is_multi_vector, name, why))
     return model
 
 
 def load_sparse(name: str) -> SparseEncoder:
-    """Load a sparse encoder in float32, or a plain masked language model (the form of published SPLADE models).
-
-    Raises:
-        UserError: As `load_bi_encoder`; or another kind of model, for which sentence-transformers would create a random
-            vocabulary.
-    """
+    """Load a sparse encoder in float32, or a plain masked language model (the form of published SPLADE models)."""
     why = "a sparse encoder: it has no weights for a vocabulary"
     model: SparseEncoder = _load(name, "SparseEncoder", _only_if(_is_sparse, name, why))
     return model
@@ -95,7 +81,7 @@ def load_sparse(name: str) -> SparseEncoder:
 
 def _only_if(fits: Callable[[str], bool], name: str, why: str) -> Callable[[str], dict[str, Any]]:
     def options(place: str) -> dict[str, Any]:
-        if not fits(place):
+        if not fits(place):  # sentence-transformers would add a random projection or vocabulary without a word
             raise UserError(f"model {name} is not {why}; train a student from it, or name it 'dense:{name}'.")
         return {"trust_remote_code": _needs_own_modules(place)}
 
@@ -149,11 +135,7 @@ def _try(place: str, load: Callable[[str], Any], failure: str) -> Any:
 
 
 def packaged_minilm() -> Path | None:
-    """Folder of the packaged all-MiniLM-L6-v2; None if the ``demo`` extra is not installed.
-
-    Raises:
-        UserError: Its weights are not the published ones (sha256).
-    """
+    """Folder of the packaged all-MiniLM-L6-v2; None if the ``demo`` extra is not installed."""
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
         return None

@@ -41,11 +41,7 @@ def with_modules(model: Any, modules: list[Any], kind: Kind | None = None, simil
 
 
 def keep_first_layers(model: SentenceTransformer, layers: int) -> None:
-    """Keep the first transformer layers, in place; the configuration follows, so that the model saves and loads.
-
-    Raises:
-        UserError: The model has no layers, or fewer than requested.
-    """
+    """Keep the first transformer layers, in place; the configuration follows, so that the model saves and loads."""
     transformer: Any = getattr(model[0], "auto_model", None)
     if transformer is None:
         raise UserError(f"a model of {type(model[0]).__name__} has no layers to cut; leave 'layers' out.")
@@ -96,11 +92,7 @@ def exits_of(model: SentenceTransformer) -> list[int]:
 
 
 def exit_model(model: SentenceTransformer, layer: int) -> SentenceTransformer:
-    """Copy one exit as an ordinary model: its layers, pooling and projection. Dropping later layers makes it fast.
-
-    Raises:
-        UserError: The model has no such exit.
-    """
+    """Copy one exit as an ordinary model: its layers, pooling and projection. Dropping later layers makes it fast."""
     exits = exits_of(model)
     if layer not in exits:
         has = f"exits {', '.join(map(str, exits))}" if exits else "no exits"

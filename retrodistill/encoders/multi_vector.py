@@ -85,26 +85,11 @@ class MultiVectorModel(TextModel):
 
         Returns:
             The tokens of each text that the model's mask and pooling keep, in order.
-
-        Raises:
-            UserError: A vector is not finite.
         """
         if not len(texts):
             return Tokens.of([], self.dimension)
-        with self.encoding.autocast(self.model.device):
-            arrays = self.model.encode(
-                list(texts),
-                prompt=self.prompt(role),
-                task=role,  # selects mask, expansion and a Router's tower; without it there are none
-                batch_size=batch_size or self.encoding.batch_size,
-                show_progress_bar=False,
-                convert_to_numpy=True,
-            )
-        tokens = Tokens.of(arrays, self.dimension)
-        broken = ~np.isfinite(tokens.vectors).all(axis=1)
-        if broken.any():
-            row = int(np.searchsorted(tokens.bounds, np.flatnonzero(broken)[0], side="right")) - 1
-            raise UserError(f"model {self.name} gives a token vector that is not finite for {texts[row][:60]!r}.")
+        tokens = Tokens.of(self._run(texts, role, batch_size, convert_to_numpy=True), self.dimension)
+        self._require_finite(~np.isfinite(tokens.vectors).all(axis=1), tokens.bounds, texts, "token vector")
         return tokens
 
 

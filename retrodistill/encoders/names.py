@@ -18,26 +18,33 @@ class ModelKind(NamedTuple):
         can_search: Whether it searches a corpus; otherwise it only scores pairs.
         is_cross_encoder: Whether it is loaded as a cross-encoder.
         ranker: ``module:class`` of the `Ranker` whose ``of_name`` opens it; empty for encoders and cross-encoders.
+        student: Module of retrodistill.students that defines students of this kind; empty for kinds not trained here.
     """
 
     about: str
     can_search: bool = True
     is_cross_encoder: bool = False
     ranker: str = ""
+    student: str = ""
 
 
+# Students that share a class of sentence-transformers are tried in this order: the most general of each class is last.
 MODEL_KINDS = {
     "bm25": ModelKind(
         "lexical search, stemmed English BM25 (bm25s); takes no name", ranker="retrodistill.rankers.bm25:BM25Ranker"
     ),
-    "dense": ModelKind("a sentence-transformers bi-encoder: folder or hub name"),
-    "static": ModelKind("a static token-table encoder (StaticEmbedding): folder or hub name"),
-    "sparse": ModelKind("a learned sparse encoder (SparseEncoder): folder or hub name"),
-    "multi-vector": ModelKind("a late-interaction encoder (MultiVectorEncoder): folder or hub name"),
+    "static": ModelKind("a static token-table encoder (StaticEmbedding): folder or hub name", student="static"),
+    "dense": ModelKind("a sentence-transformers bi-encoder: folder or hub name", student="dense"),
+    "sparse": ModelKind("a learned sparse encoder (SparseEncoder): folder or hub name", student="sparse"),
+    "multi-vector": ModelKind(
+        "a late-interaction encoder (MultiVectorEncoder): folder or hub name", student="multi_vector"
+    ),
     "vectors": ModelKind("document or query vectors that were made elsewhere, such as by an API: a file or folder"),
-    "cross-encoder": ModelKind("a sentence-transformers cross-encoder, raw logits: folder or hub name", False, True),
-    "prett": ModelKind("a PreTT re-ranker that was distilled here: its folder", False, True),
-    "tk": ModelKind("a TK re-ranker that was distilled here: its folder", False, True),
+    "prett": ModelKind("a PreTT re-ranker that was distilled here: its folder", False, True, student="prett"),
+    "tk": ModelKind("a TK re-ranker that was distilled here: its folder", False, True, student="tk"),
+    "cross-encoder": ModelKind(
+        "a sentence-transformers cross-encoder, raw logits: folder or hub name", False, True, student="cross_encoder"
+    ),
     "run": ModelKind(
         "recorded scores: a run file (.run, .trec, .parquet, .jsonl)",
         ranker="retrodistill.rankers.recorded:RecordedRanker",
@@ -81,11 +88,7 @@ def parse_model_name(text: str) -> ModelName:
 
 
 def check_can_search(name: ModelName) -> None:
-    """Reject a kind of model that cannot search, before any is loaded.
-
-    Raises:
-        UserError: It only scores pairs.
-    """
+    """Reject a kind of model that cannot search, before any is loaded."""
     if not MODEL_KINDS[name.kind].can_search:
         raise UserError(cannot_search(str(name)))
 

@@ -76,35 +76,20 @@ class SparseTextEncoder(TextModel):
 
         Returns:
             (n, vocabulary) float32, terms of a row in ascending order, no stored zeros; a text may have no term.
-
-        Raises:
-            UserError: A weight is not finite.
         """
         table = self.token_weights(role)
         if table is not None:
             vectors = table.encode(texts)
         else:
             blocks = [texts[start : start + _BLOCK] for start in range(0, len(texts), _BLOCK)]
-            parts = [self._encode(list(block), role, batch_size) for block in blocks]
+            parts = [self._encode(block, role, batch_size) for block in blocks]
             empty = csr_array((0, self.dimension), dtype=np.float32)
             vectors = csr_array(vstack(parts, format="csr")) if parts else empty
-        bad = np.flatnonzero(~np.isfinite(vectors.data))
-        if len(bad):
-            row = int(np.searchsorted(vectors.indptr, bad[0], side="right")) - 1
-            raise UserError(f"model {self.name} gives a weight that is not finite for {texts[row][:60]!r}.")
+        self._require_finite(~np.isfinite(vectors.data), vectors.indptr, texts, "weight")
         return vectors
 
-    def _encode(self, texts: list[str], role: Role, batch_size: int | None) -> csr_array:
-        with self.encoding.autocast(self.model.device):
-            dense = self.model.encode(
-                texts,
-                prompt=self.prompt(role),
-                task=role,  # selects the tower of a model with a Router
-                batch_size=batch_size or self.encoding.batch_size,
-                show_progress_bar=False,
-                convert_to_sparse_tensor=False,
-                save_to_cpu=True,
-            )
+    def _encode(self, texts: Sequence[str], role: Role, batch_size: int | None) -> csr_array:
+        dense = self._run(texts, role, batch_size, convert_to_sparse_tensor=False, save_to_cpu=True)
         vectors = csr_array(dense.float().numpy())
         return unit_rows(vectors) if self.similarity == "cosine" else vectors
 
@@ -180,11 +165,7 @@ class TokenWeights:
 
 
 def own_tokenizer(tokenizer: Any, name: str, vocabulary: int) -> Any:
-    """Copy a fast transformers tokenizer, with the model's truncation and without padding; None for a slow one.
-
-    Raises:
-        UserError: It has tokens beyond the vocabulary, which would have no weight.
-    """
+    """Copy a fast transformers tokenizer, with the model's truncation and without padding; None for a slow one."""
     from tokenizers import Tokenizer
 
     backend = getattr(tokenizer, "backend_tokenizer", None)

@@ -364,9 +364,6 @@ class VectorFile(Encoder):
 
         A document or query without text needs no vector (APIs reject empty texts) and gets zeros, as from a token
         table.
-
-        Raises:
-            UserError: Documents of the collection have no vector, or documents with the same text have different ones.
         """
         texts = (collection.documents.fingerprint, collection.queries.fingerprint)
         if self._bound_to == texts:
@@ -399,9 +396,6 @@ class VectorFile(Encoder):
 
         Returns:
             (n, dimension) float32; unit vectors if they are compared by cosine, zeros for a text without words.
-
-        Raises:
-            UserError: It is not bound to a collection, or a text has no vector.
         """
         vectors, missing = self._find(texts, role)
         if missing.any():

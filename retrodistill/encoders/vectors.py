@@ -60,11 +60,7 @@ def leading(vectors: np.ndarray, dimensions: int | None, *, unit: bool) -> np.nd
 
 
 def check_finite(vectors: np.ndarray, ids: list[str], source: str) -> None:
-    """Reject NaN and infinite vectors: a NaN document is never found, an infinite one always.
-
-    Raises:
-        UserError: Names the first few ids.
-    """
+    """Reject NaN and infinite vectors: a NaN document is never found, an infinite one always."""
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
         raise UserError(
@@ -74,11 +70,7 @@ def check_finite(vectors: np.ndarray, ids: list[str], source: str) -> None:
 
 
 def check_dimensions(dimensions: Sequence[int], width: int) -> None:
-    """Reject truncations beyond the width of a vector.
-
-    Raises:
-        UserError: Names the first.
-    """
+    """Reject truncations beyond the width of a vector."""
     for wanted in dimensions:
         if not 1 <= wanted <= width:
             raise UserError(f"truncation to {wanted} dimensions: the vectors have {width}; choose from 1 to {width}.")

@@ -67,11 +67,7 @@ class ParquetStore(VectorStore):
 
     @classmethod
     def open(cls, place: str, settings: ParquetSettings | None = None, *, create: bool = False) -> ParquetStore:
-        """Open a folder.
-
-        Raises:
-            UserError: There is no export, and `create` is false.
-        """
+        """Open a folder; refuses one without an export unless `create` is true."""
         store = cls(Path(place), settings)
         if not create and not (store.folder / FILE_NAME).is_file():
             raise UserError(

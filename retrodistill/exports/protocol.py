@@ -112,10 +112,10 @@ def store_class(prefix: str) -> type[VectorStore]:
 def open_store(
     address: str, settings: StoreSettings | Mapping[str, Any] | None = None, *, create: bool = False
 ) -> VectorStore:
-    """Open a store.
+    """Open ``PREFIX:PLACE``, e.g. ``qdrant:http://HOST:6333#NAME`` or ``parquet:FOLDER``.
 
     Args:
-        address: ``PREFIX:PLACE``, e.g. ``qdrant:http://HOST:6333#NAME`` or ``parquet:FOLDER``.
+        address: The address.
         settings: Options of its kind, for writing.
         create: Whether it may be new.
 

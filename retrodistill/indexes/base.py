@@ -400,17 +400,13 @@ def _open(folder: Path, kind: str) -> StoredIndex:
 
 def _relative(name: str | None, folder: Path) -> str | None:
     """Name a model folder relative to the index, so that both can be moved together."""
-    if name is None:
-        return None
-    kind, _, place = name.partition(":")
-    return f"{kind}:{os.path.relpath(place, folder)}" if Path(place).exists() else name
+    kind, _, place = (name or "").partition(":")
+    return f"{kind}:{os.path.relpath(place, folder)}" if name and Path(place).exists() else name
 
 
 def _absolute(name: str | None, folder: Path) -> str | None:
-    if name is None:
-        return None
-    kind, _, place = name.partition(":")
-    return f"{kind}:{folder / place}" if (folder / place).exists() else name
+    kind, _, place = (name or "").partition(":")
+    return f"{kind}:{folder / place}" if name and (folder / place).exists() else name
 
 
 def _check_list(ids: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.files import read_json, write_json
 from retrodistill.encoders.multi_vector import Tokens
+from retrodistill.indexes.factory import faiss
 from retrodistill.training.settings import Settings
 
 CODECS = ("float32", "float16", "residual")
@@ -118,8 +119,6 @@ class ResidualCodec(Codec):
     kind = "residual"
 
     def __init__(self, centroids: np.ndarray, cutoffs: np.ndarray, values: np.ndarray, *, unit: bool) -> None:
-        import faiss
-
         self.centroids, self.cutoffs, self.values, self.unit = centroids, cutoffs, values, unit
         self.bits = len(values).bit_length() - 1
         self.dimension = centroids.shape[1]
@@ -199,8 +198,6 @@ def save_codec(codec: Codec, folder: Path) -> None:
 
 def _fit_residuals(vectors: np.ndarray, centroids: int, settings: CodecSettings, *, unit: bool) -> ResidualCodec:
     """Fit centroids by k-means, then the buckets of each dimension on the residuals."""
-    import faiss
-
     kmeans = faiss.Kmeans(
         vectors.shape[1],
         centroids,
@@ -231,8 +228,6 @@ def _plaid_centroids(total: int, sample: int) -> int:
 
 def _bucket_decoder(values: np.ndarray, width: int) -> Any:
     """A product quantizer that decodes packed buckets: its codebooks list all combinations in a byte."""
-    import faiss
-
     levels, dimension = values.shape
     bits = levels.bit_length() - 1
     per_byte = 8 // bits

@@ -1,9 +1,7 @@
 """Kinds of indexes, their options, and building and loading an index of any kind.
 
-A kind is one module, which ends with ``KIND = IndexKind(...)`` and is listed here.
-
-To add a kind, write its module, add a line to `_MODULES`, and add its own options, if any, to `IndexOptions`. Recipes
-(``index:``), the command line and `build_index` take their options from there.
+To add a kind, write a module that ends with ``KIND = IndexKind(...)``, add a line to `_MODULES`, and add its own
+options, if any, to `IndexOptions`. Recipes (``index:``), the command line and `build_index` take them from there.
 """
 
 from __future__ import annotations
@@ -227,11 +225,9 @@ def load_index(
             raise UserError(f"search parameters {parameters!r} are for FAISS, and {folder} is an exported store.")
         return open_store(str(folder), queries)
     kind = get_kind(read_index_manifest(Path(folder)).settings["kind"])
-    if parameters and not kind.has_parameters:
-        raise UserError(
-            f"search parameters {parameters!r} are for FAISS, and {folder} is an index of kind {kind.name}."
-        )
     given = {"parameters": parameters} if parameters else {}
+    if given and not kind.has_parameters:
+        raise UserError(f"search parameters {parameters!r} are for FAISS, and {folder} is of kind {kind.name}.")
     index: Index = kind.load(folder, queries, memory_map=memory_map or None, **given)
     return index
 

@@ -7,7 +7,6 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,9 +29,7 @@ class Choice:
     """A factory and the reason for it.
 
     Attributes:
-        factory: A FAISS factory string that can be trained on the corpus.
         parameters: Search parameters to begin with; `FaissIndex.tune` finds better ones.
-        reason: One sentence for the log.
         bytes_per_document: Of codes and links. Codebooks, rotation and centroids, which do not grow, and 8 bytes per
             label in inverted lists come on top.
         recall: Share of exact search's ten best that it keeps, as measured (see `choose_factory`).
@@ -75,13 +72,8 @@ def choose_factory(
     Recall is what MiniLM vectors (384 dimensions) kept, rounded down: scans on SciFact and NFCorpus (see
     ``evaluation/faiss_kinds.py``), graphs on 26,000 and 123,000 perturbed copies of both, lists of scalar codes on the
     123,000 only. Lists of OPQ are an estimate. Real documents are harder to find by lists than copies: an eighth of 64
-    lists kept .89 on SciFact and .80 on NFCorpus. So tune: `FaissIndex.tune` measures and sets.
-
-    Args:
-        documents: Number of documents.
-        dimension: Width of their vectors.
-        bytes_per_document: Limit for codes and links; None for no limit.
-        recall: Target share of exact search's ten best, above 0 and up to 1; None for none.
+    lists kept .89 on SciFact and .80 on NFCorpus. So tune: `FaissIndex.tune` measures and sets. `recall` is above 0 and
+    up to 1; `bytes_per_document` limits codes and links.
 
     Raises:
         UserError: There are no documents, the recall is not between 0 and 1, or no code fits the bytes.
@@ -135,11 +127,8 @@ def _codes(documents: int, dimension: int) -> list[_Code]:
 
 def _product_recall(bytes_per_dimension: float) -> float:
     """Recall@10 of OPQ, interpolated between measured points."""
-    points = [(0.0, 0.0), (1 / 24, 0.55), (1 / 12, 0.68), (1 / 8, 0.75), (1 / 4, 0.85)]
-    for (left, low), (right, high) in pairwise(points):
-        if bytes_per_dimension <= right:
-            return round(low + (high - low) * (bytes_per_dimension - left) / (right - left), 3)
-    return points[-1][1]
+    measured = [0, 1 / 24, 1 / 12, 1 / 8, 1 / 4], [0, 0.55, 0.68, 0.75, 0.85]
+    return round(float(np.interp(bytes_per_dimension, *measured)), 3)
 
 
 def _search(code: _Code, documents: int, dimension: int, most: float | None, recall: float | None) -> Choice:
@@ -186,12 +175,8 @@ class TuningResult:
 
     Attributes:
         parameters: As FAISS reads them, e.g. ``nprobe=12``; empty for an index without parameters.
-        recall: Share of exact search's k best documents that are found, mean over the queries, 0 to 1.
-        target: The recall that was asked for.
-        k: Depth of both.
-        queries: Number of queries.
+        recall: Share of exact search's k best documents that are found, mean over `queries` queries, 0 to 1.
         ms: Median time of a single query on one thread, without encoding.
-        advice: What to do if the target is out of reach; empty if it is reached.
     """
 
     parameters: str
@@ -200,7 +185,7 @@ class TuningResult:
     k: int
     queries: int
     ms: float
-    advice: str = ""
+    advice: str = ""  # what to do if the target is out of reach
 
     @property
     def reached(self) -> bool:
@@ -223,13 +208,10 @@ def tune(index: Any, queries: np.ndarray, exact: np.ndarray, *, recall: float = 
 
     Args:
         index: A filled FAISS index.
-        queries: (q, d) float32, held out: training queries or sentences of documents, never test queries.
+        queries: (q, d) float32, held out.
         exact: (q, k or more) int64 labels of exact search's best documents, best first.
         recall: Target recall, above 0 and up to 1.
         k: Documents per query.
-
-    Raises:
-        UserError: There are no queries, the recall is not between 0 and 1, or there are fewer exact neighbors than k.
     """
     if not 0 < recall <= 1:
         raise UserError(f"recall={recall:g}: choose a share above 0 and up to 1, e.g. 0.95.")

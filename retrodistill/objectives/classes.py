@@ -67,9 +67,6 @@ class PseudoClasses:
 
         Returns:
             (batch, classes x parts) float32.
-
-        Raises:
-            UserError: The embeddings' width differs from the teacher's.
         """
         if embeddings.shape[1:] != self.centers.shape[1:]:
             raise UserError(
@@ -142,9 +139,6 @@ def lelp(logits: Tensor, targets: Tensor, *, student_temperature: float = 1.0) -
 
     ``mean_b sum_k p_k (log p_k - log softmax(z / T)_k)``, in nats, 0 or more. Both are (batch, classes x parts): the
     student's logits z and the probabilities p of `PseudoClasses.targets`.
-
-    Raises:
-        UserError: The shapes differ, or a temperature is not above 0.
     """
     if logits.ndim != 2 or logits.shape != targets.shape:
         raise UserError(
@@ -169,9 +163,6 @@ def pseudo_class_alignment(student: Tensor, teacher: Tensor, classes: PseudoClas
     The paper's student learns a layer of its own for the pseudo-classes. Parameters of a loss are neither saved nor
     resumed, so here the teacher's centers and directions classify both sides, and only the student's embedding learns.
     The result is 0 with a gradient of 0 where the embeddings are equal.
-
-    Raises:
-        UserError: The width differs from that of the classes.
     """
     logits = classes.logits(student, temperature)
     teacher = at_least_float32(teacher)

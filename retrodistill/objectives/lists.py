@@ -39,11 +39,7 @@ def full_mask(scores: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def check_lists(scores: Tensor, targets: Tensor) -> None:
-    """Reject anything but two (batch, n) tables of one shape.
-
-    Raises:
-        UserError: The shapes differ.
-    """
+    """Reject anything but two (batch, n) tables of one shape."""
     if scores.ndim != 2 or scores.shape != targets.shape:
         raise UserError(
             f"scores of shape {tuple(scores.shape)} and teacher scores of shape {tuple(targets.shape)}; both are "
@@ -52,11 +48,7 @@ def check_lists(scores: Tensor, targets: Tensor) -> None:
 
 
 def check_positives(scores: Tensor, positives: Tensor) -> None:
-    """Reject anything but (batch, n) scores with (batch,) positions.
-
-    Raises:
-        UserError: The shapes differ.
-    """
+    """Reject anything but (batch, n) scores with (batch,) positions."""
     if scores.ndim != 2 or positives.shape != scores.shape[:1]:
         raise UserError(
             f"scores of shape {tuple(scores.shape)} and positives of shape {tuple(positives.shape)}; they are "
@@ -75,11 +67,7 @@ def cleaned(scores: Tensor, valid: Tensor, filler: float = 0.0) -> Tensor:
 
 
 def log_softmax(scores: Tensor, mask: Tensor, temperature: float) -> Tensor:
-    """(batch, n) log-probabilities of scores / temperature over the unmasked positions, about -1e30 at masked ones.
-
-    Raises:
-        UserError: The temperature is not above 0.
-    """
+    """(batch, n) log-probabilities of scores / temperature over the unmasked positions, about -1e30 at masked ones."""
     if not temperature > 0:
         raise UserError(f"temperature={temperature}: it must be above 0.")
     return torch.log_softmax((at_least_float32(scores) / temperature).masked_fill(~mask, NOTHING), dim=-1)
@@ -122,9 +110,6 @@ def spread(run: Run) -> float:
     """Mean over the lists of the population standard deviation of their scores, in the unit of the scores.
 
     Lists with one candidate or with equal scores do not count.
-
-    Raises:
-        UserError: No list has two different scores.
     """
     deviation = list_moments(run)[1]
     deviation = deviation[(np.diff(run.bounds) > 1) & (deviation > 0)]

@@ -120,11 +120,7 @@ def in_batch_margin_mse(scores: Tensor, targets: Tensor, positives: Tensor, mask
 
 
 def check_width(candidates: int) -> None:
-    """Reject lists of more than `WIDEST` candidates, whose pairs would not fit into memory.
-
-    Raises:
-        UserError: The lists are too wide.
-    """
+    """Reject lists of more than `WIDEST` candidates, whose pairs would not fit into memory."""
     if candidates > WIDEST:
         raise UserError(
             f"lists of {candidates} candidates; objectives over pairs take at most {WIDEST}: lower candidates.depth, "

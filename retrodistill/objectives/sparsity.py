@@ -36,9 +36,6 @@ def top_k(weights: Tensor, k: int) -> Tensor:
     """Keep each text's k highest weights and set all others to 0. Ties are broken arbitrarily.
 
     All weights stay if there are at most k terms. Gradients flow to the kept weights.
-
-    Raises:
-        UserError: The weights are not a table of at least one text, or k is below 1.
     """
     _checked(weights)
     if k < 1:

@@ -113,13 +113,7 @@ class Quantizer(nn.Module):
 
 
 class Learner:
-    """Quantizer, query map, batches and optimizer of one run of learning.
-
-    Args:
-        start: The parts to begin with.
-        targets: Queries, documents and the scores to learn from.
-        settings: How to learn.
-    """
+    """Quantizer, query map, batches and optimizer of one run of learning."""
 
     def __init__(self, start: Codes, targets: Targets, settings: QuantizerSettings) -> None:
         self.settings, self.targets, sources = settings, targets, targets.sources
@@ -129,7 +123,10 @@ class Learner:
         self.real, self.pseudo = training[sources[training] < 0], training[sources[training] >= 0]
         self.temperature = settings.temperature or targets.spread(training) / settings.target_std
         self.held_out_best = targets.best(self.held_out, min(_TOP, len(self.documents)))
-        self.near = None if len(self.documents) <= settings.whole else self._near(training)
+        self.near: np.ndarray | None = None  # best documents of every training query
+        if len(self.documents) > settings.whole:
+            self.near = np.zeros((len(self.queries), min(settings.depth, len(self.documents))), dtype=np.int64)
+            self.near[training] = targets.best(training, self.near.shape[1])
         self.quantizer = Quantizer(start, settings.transform)
         self.map = nn.Parameter(torch.eye(self.documents.shape[1]), requires_grad=settings.query_map)
         self.unit = bool(np.allclose(np.linalg.norm(targets.queries, axis=1), 1.0, atol=1e-3))
@@ -217,7 +214,7 @@ class Learner:
         return np.unique(np.concatenate([self.near[rows].ravel(), random]))
 
     def _targets(self, rows: np.ndarray, columns: np.ndarray | None) -> tuple[Tensor, Tensor]:
-        """(batch, n) teacher scores and the mask, which hides a pseudo-query's own document."""
+        """(batch, n) teacher scores, and a mask that hides each pseudo-query's own document."""
         scores = self.targets.scores(rows, columns)
         documents = np.arange(len(self.documents)) if columns is None else columns
         mask = documents[None, :] != self.targets.sources[rows][:, None]
@@ -233,10 +230,3 @@ class Learner:
 
     def _loss(self, scores: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
         return _OBJECTIVES[self.settings.objective](scores / self.temperature, targets / self.temperature, mask)
-
-    def _near(self, training: np.ndarray) -> np.ndarray:
-        """(q, depth) best documents of every training query."""
-        depth = min(self.settings.depth, len(self.documents))
-        near = np.zeros((len(self.queries), depth), dtype=np.int64)
-        near[training] = self.targets.best(training, depth)
-        return near

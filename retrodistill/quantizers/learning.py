@@ -197,15 +197,14 @@ def learn_quantizer(
 
 
 def query_student(encoder: Encoder, query_map: np.ndarray) -> SentenceTransformer:
-    """The encoder with a learned query map at its end. Use it for queries of the learned index, not for documents.
+    """The encoder with a learned query map at its end, for queries of the learned index; it encodes no documents.
 
     Args:
         encoder: The query encoder that the map was learned with; the result shares its modules.
         query_map: (d, d) float32, `Learned.query_map`.
 
     Returns:
-        A sentence-transformers model: the encoder's modules, a linear map without bias, and a normalization where its
-        similarity is cosine.
+        A sentence-transformers model: its modules, a linear map, and for cosine similarity a normalization.
 
     Raises:
         UserError: A map of another width, or an encoder with a Router, which has several ends.
@@ -278,10 +277,8 @@ def _checked_targets(
         )
     documents, queries = _table(documents, "documents", names), _table(queries, "training queries")
     if documents.shape[1] != queries.shape[1]:
-        raise UserError(
-            f"documents of {documents.shape[1]} dimensions and queries of {queries.shape[1]}; embed both with the same "
-            "model."
-        )
+        widths = f"documents of {documents.shape[1]} dimensions and queries of {queries.shape[1]}"
+        raise UserError(f"{widths}; embed both with the same model.")
     if len(queries) < 2:
         raise UserError("1 training query; at least 2 are needed, one of them to decide when to stop.")
     sources = np.full(len(queries), -1, dtype=np.int64) if sources is None else np.asarray(sources, dtype=np.int64)
@@ -300,5 +297,6 @@ def _table(vectors: np.ndarray, what: str, names: Sequence[str] | None = None) -
         raise UserError(f"{what}: an array of shape {table.shape}; give vectors of shape (n, dimension).")
     if names is not None and len(names) != len(table):
         raise UserError(f"{len(names)} ids for {len(table)} {what}; give one id per vector.")
-    check_finite(table, list(names or (f"row {row}" for row in range(len(table)))), what)
+    if not np.isfinite(table).all():
+        check_finite(table, list(names or (f"row {row}" for row in range(len(table)))), what)
     return table

@@ -14,11 +14,11 @@ import pyarrow as pa
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import cache_folder
 from retrodistill.core.manifest import Manifest
-from retrodistill.core.runtime import bar
-from retrodistill.core.stores import KeyIndex, PartStore, slug, text_keys
+from retrodistill.core.stores import slug, text_keys
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import current_encoding
+from retrodistill.encoders.embeddings import KeyedStore
 from retrodistill.encoders.modules import weights_digest
 from retrodistill.rankers.protocol import Ranker, Work, pair_texts
 from retrodistill.runs.run import Run
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
 PairScorer = Callable[[Sequence[tuple[str, str]]], np.ndarray]
-_PART = 256  # pairs per part: the most work that a kill can lose
 _PROBE = 32  # pairs that measure the rate
 
 
@@ -108,7 +107,7 @@ class CrossEncoderRanker(Ranker):
         return logits.float().cpu().numpy()
 
 
-class ScoreStore:
+class ScoreStore(KeyedStore):
     """Raw float32 scores of one teacher, keyed by the texts of query and document, in Parquet parts.
 
     Methods take pairs as two parallel lists of texts.
@@ -126,15 +125,11 @@ class ScoreStore:
     def __init__(self, name: str, owner: Manifest, root: Path | None = None) -> None:
         folder = root / slug(name) if root else cache_folder() / "scores" / f"{slug(name)}-{owner.fingerprint}"
         self.name = name
-        self._store = PartStore(folder, owner, ".parquet")
-        self._load()
+        super().__init__(folder, owner, ".parquet")
 
     def missing(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
         """Positions of the distinct pairs without a score, in order."""
-        keys = _pair_keys(queries, documents)
-        absent = self._index.find(keys) < 0
-        _, first = np.unique(keys, return_index=True)
-        return np.sort(first[absent[first]])
+        return self._absent(_pair_keys(queries, documents))
 
     def fill(self, queries: Sequence[str], documents: Sequence[str], score: PairScorer) -> None:
         """Score missing pairs, longest first, one part at a time. Safe to kill and to run concurrently.
@@ -142,26 +137,18 @@ class ScoreStore:
         Raises:
             UserError: The teacher gives a score that is not finite, or not one per pair.
         """
-        if not len(self.missing(queries, documents)):
-            return
-        with self._store.computing(_pair_keys(queries, documents)):
-            self._load()  # another process may have added parts meanwhile
-            todo = self.missing(queries, documents)
-            todo = todo[np.argsort([-len(queries[row]) - len(documents[row]) for row in todo], kind="stable")]
-            with bar(len(todo), f"scoring ({self.name})", "pairs") as progress:
-                for start in range(0, len(todo), _PART):
-                    pairs = [(queries[row], documents[row]) for row in todo[start : start + _PART]]
-                    self._append(pairs, self._checked(pairs, score(pairs)))
-                    progress.update(len(pairs))
-            self._store.compact()
-        self._load()
+
+        def compute(rows: np.ndarray) -> pa.Table:
+            pairs = [(queries[row], documents[row]) for row in rows]
+            scores = self._checked(pairs, score(pairs))
+            keys = (text_keys(texts) for texts in zip(*pairs, strict=True))
+            return pa.table(dict(zip(("query", "document", "score"), map(pa.array, (*keys, scores)), strict=True)))
+
+        sizes = [len(query) + len(document) for query, document in zip(queries, documents, strict=True)]
+        self._fill(_pair_keys(queries, documents), sizes, compute, "pairs", f"scoring ({self.name})")
 
     def gather(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
-        """(pairs,) float32 raw scores.
-
-        Raises:
-            UserError: A pair has no score.
-        """
+        """(pairs,) float32 raw scores."""
         rows = self._index.find(_pair_keys(queries, documents))
         if (rows < 0).any():
             raise UserError(f"{int((rows < 0).sum())} pairs are not in the store of {self.name}; score them first.")
@@ -193,19 +180,12 @@ class ScoreStore:
             )
         return values
 
-    def _append(self, pairs: Sequence[tuple[str, str]], scores: np.ndarray) -> None:
-        queries, documents = zip(*pairs, strict=True)
-        columns = {"query": text_keys(queries), "document": text_keys(documents), "score": scores}
-        self._store.append(pa.table({name: pa.array(column) for name, column in columns.items()}))
-
-    def _load(self) -> None:
-        tables = self._store.parts()
-        columns = {
-            column: np.concatenate([np.zeros(0, dtype=kind), *(table[column].to_numpy() for table in tables)])
+    def _read(self, tables: list[pa.Table]) -> np.ndarray:
+        query, document, self._scores = (
+            np.concatenate([np.zeros(0, dtype=kind), *(table[column].to_numpy() for table in tables)])
             for column, kind in (("query", np.uint64), ("document", np.uint64), ("score", np.float32))
-        }
-        self._scores = columns["score"]
-        self._index = KeyIndex(_joined(columns["query"], columns["document"]))
+        )
+        return _joined(query, document)
 
 
 def _pair_keys(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:

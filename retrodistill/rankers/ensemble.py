@@ -116,22 +116,14 @@ class Ensemble(Combined):
         return fuse(runs, self.weights, self.method, calibrations=calibrations, name=self.name)
 
     def corpus_scorer(self, queries: Texts, collection: Collection) -> CorpusScorer:
-        """Fused scores, z-scored per query over the whole corpus, for a block of queries at a time.
-
-        Raises:
-            UserError: A member only scores pairs, or the method is not ``zscore-per-query``.
-        """
+        """Fused scores, z-scored per query over the whole corpus, for a block of queries at a time."""
         if self.method != "zscore-per-query":
             raise UserError(f"fusion {self.method!r} cannot score a whole corpus; use 'zscore-per-query'.")
         scorers = [member.corpus_scorer(queries, collection) for member in self.members]
         return lambda rows: mean_of_zscores([scorer(rows) for scorer in scorers], self.weights)
 
     def search(self, queries: Texts, collection: Collection, k: int) -> Run:
-        """The best k of the union of the members' candidates, all scored by all members.
-
-        Raises:
-            UserError: No member can search.
-        """
+        """The best k of the union of the members' candidates, all scored by all members."""
         if not self.can_search:
             raise UserError("no member of the ensemble can search a corpus; add bm25 or a dense teacher.")
         runs = [member.search(queries, collection, max(k, self.depth)) for member in self.members if member.can_search]
@@ -143,11 +135,7 @@ class Ensemble(Combined):
         return all(member.can_be_timed for member in self.members)
 
     def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
-        """Ask each member for its candidates: the least that serving the ensemble needs.
-
-        Raises:
-            UserError: A member does not answer new queries.
-        """
+        """Ask each member for its candidates: the least that serving the ensemble needs."""
         answers = [member.query_fn(collection, max(k, self.depth)) for member in self.members]
         return lambda text: [answer(text) for answer in answers]
 
@@ -209,11 +197,7 @@ class SoftLabels(Combined):
         return digest("labels", members, self.weights, self.labels)
 
     def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
-        """The pairs with labels from 0 to 1, except for ``mean``.
-
-        Raises:
-            UserError: A pair cannot be scored, or a score is not a cosine and must be one.
-        """
+        """The pairs with labels from 0 to 1, except for ``mean``."""
         total = np.zeros(len(pairs))
         for member, weight in zip(self.members, self.weights, strict=True):
             total += weight * _MAPS[self.labels](member.score(queries, collection, pairs).scores)

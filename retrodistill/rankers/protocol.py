@@ -174,11 +174,7 @@ def distinct_texts(
 
 
 def pair_positions(queries: Texts, collection: Collection, pairs: Run) -> tuple[np.ndarray, np.ndarray]:
-    """(rows,) positions of each pair's query in `queries` and of its document in the corpus.
-
-    Raises:
-        UserError: The pairs name unknown ids.
-    """
+    """(rows,) positions of each pair's query in `queries` and of its document in the corpus."""
     pairs.require(queries.ids, collection.documents.ids)
     rows = queries.positions(pairs.query_ids)[pairs.query_codes]
     return rows, collection.documents.positions(pairs.document_ids)

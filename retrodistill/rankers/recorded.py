@@ -41,20 +41,12 @@ class RecordedRanker(Ranker):
         return self.run.fingerprint
 
     def search(self, queries: Texts, collection: Collection, k: int) -> Run:
-        """The k best recorded documents of each query; none for queries that were not recorded.
-
-        Raises:
-            UserError: The run names unknown ids.
-        """
+        """The k best recorded documents of each query; none for queries that were not recorded."""
         self._require(queries, collection)
         return self.run.select(queries.ids).top(k)
 
     def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
-        """The pairs with their recorded scores.
-
-        Raises:
-            UserError: The run names unknown ids, or has no score for a pair.
-        """
+        """The pairs with their recorded scores."""
         self._require(queries, collection)
         scores = look_up(self.run, pairs)
         missing = np.isnan(scores)
@@ -104,11 +96,7 @@ class JudgmentRanker(Ranker):
         return digest("judgments", collection.relevance(self.split).fingerprint)
 
     def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
-        """The pairs with their grades; negative grades count as 0.
-
-        Raises:
-            UserError: The split has no judgments, or the pairs name unknown ids.
-        """
+        """The pairs with their grades; negative grades count as 0."""
         pairs.require({*collection.queries.ids, *queries.ids}, collection.documents.ids)
         grades = collection.relevance(self.split).to_dict()
         scores = [

@@ -1,8 +1,8 @@
 """Kinds of students, and what is done with a student of any kind: wrap, train through a stage, save, load.
 
-A kind is one module, which ends with ``KIND = Kind(...)`` and is listed in `_MODULES`. Callers get a `Kind` by name
+A kind is one module, which ends with ``KIND = Kind(...)`` and is named in `MODEL_KINDS`. Callers get a `Kind` by name
 (`get_kind`), from a model (`kind_of`) or from settings (`kind_of_settings`) and ask it what they need; they do not
-compare names of kinds. To add a kind, write its module and add a line to `_MODULES`.
+compare names of kinds. To add a kind, write its module and add a line to `MODEL_KINDS`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.encoders.multi_vector import MultiVectorModel
+from retrodistill.encoders.names import MODEL_KINDS
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.encoders.vectors import check_dimensions
 from retrodistill.rankers.protocol import Ranker
@@ -37,17 +38,8 @@ if TYPE_CHECKING:  # the module of a kind imports this one
 AnyStudent: TypeAlias = "Encoder | SparseTextEncoder | MultiVectorModel | CrossEncoderStudent"
 Part = Literal["query_encoder", "both_encoders", "lexical", "head"]
 
-# Kinds that share a class of sentence-transformers are tried in this order: the most general of each class comes last.
-_MODULES = {
-    "static": "static",
-    "hybrid": "hybrid",
-    "dense": "dense",
-    "sparse": "sparse",
-    "multi-vector": "multi_vector",
-    "prett": "prett",
-    "tk": "tk",
-    "cross-encoder": "cross_encoder",
-}
+# Name to module. A hybrid student has no model name of its own: it is `dense` with a lexical half.
+_MODULES = {"hybrid": "hybrid", **{name: kind.student for name, kind in MODEL_KINDS.items() if kind.student}}
 WHOLE_TRANSFORMER = {"learning_rate": 2e-5, "batch_size": 8}  # training settings where a whole transformer learns
 
 

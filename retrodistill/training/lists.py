@@ -170,11 +170,7 @@ def lists_over_corpus(scores: np.ndarray, sources: np.ndarray, *, hide_source: b
 
 
 def lists_from_run(run: Run, texts: Texts, corpus: Texts, sources: np.ndarray, *, hide_source: bool = True) -> Lists:
-    """Pad a scored run to lists, best candidate first; texts without a row get an empty list.
-
-    Raises:
-        UserError: The run names unknown ids.
-    """
+    """Pad a scored run to lists, best candidate first; texts without a row get an empty list."""
     run.require(texts.ids, corpus.ids)
     ranked = run.ranked()
     rows = texts.positions(ranked.query_ids)[ranked.query_codes]

@@ -55,9 +55,6 @@ class Term:
         Args:
             inputs: Keys of `retrodistill.objectives.registry.INPUTS`; scores without temperatures. If the term reads
                 teacher scores, lists that teach nothing (`retrodistill.objectives.usable_lists`) do not count.
-
-        Raises:
-            UserError: An input is missing.
         """
         missing = next((name for name in self.objective.takes if inputs.get(name) is None), None)
         if missing is not None:
@@ -295,39 +292,32 @@ class DistillationLoss(nn.Module):
 
 def _check(term: Term, scorer: Scorer, lists: Lists | None, teacher: TeacherVectors) -> None:
     """Reject a term that does not fit the student or the teacher."""
-    objective, name = term.objective, term.name
+    objective, needs = term.objective, term.objective.needs
+    tokens, in_batch = objective.sees == "tokens", needs("own_scores", "batch_scores")
     if objective.sees == "embeddings":
-        if not scorer.has_embeddings:
-            raise UserError(f"objective {name!r} aligns single texts; use it in a stage with train: query_encoder.")
-        if teacher.embeddings is None:
-            raise UserError(f"objective {name!r} needs a dense teacher, whose embeddings it aligns to.")
-        if objective.dot_only and scorer.cosine:
-            raise UserError(f"objective {name!r} shapes lengths, and a cosine student has none; take cosine or leaf.")
-        return
-    if objective.sees == "tokens" and not scorer.has_tokens:
-        raise UserError(
-            f"objective {name!r} compares token vectors: it is for multi-vector students with train: both_encoders."
-        )
-    if objective.sees == "tokens" and teacher.tokens is None:
-        raise UserError(f"objective {name!r} needs a multi-vector teacher; set the teacher to multi-vector:NAME.")
-    if lists is None:
-        raise UserError(f"objective {name!r} needs candidates with teacher scores and stored documents.")
-    _check_lists(objective, scorer, lists)
-
-
-def _check_lists(objective: Objective, scorer: Scorer, lists: Lists) -> None:
-    if objective.has_pairs:
-        check_width(lists.scores.shape[1])
-    if objective.needs("own_scores", "batch_scores") and not scorer.has_vectors:
-        raise UserError(f"objective {objective.name!r} needs vectors, and a cross-encoder has none; take contrastive.")
-    if objective.needs("batch_targets") and lists.over_corpus is None:
-        raise UserError(
-            f"objective {objective.name!r} needs the teacher's scores of all documents; set candidates.depth: all."
-        )
-    if objective.needs_positives and not (lists.positives >= 0).any():
-        raise UserError(
-            f"objective {objective.name!r} needs texts with a document of their own: take texts.titles or .sentences."
-        )
+        problems = [
+            (not scorer.has_embeddings, "aligns single texts; use it in a stage with train: query_encoder."),
+            (teacher.embeddings is None, "needs a dense teacher, whose embeddings it aligns to."),
+            (objective.dot_only and scorer.cosine, "shapes lengths, which cosine students lack; take cosine or leaf."),
+        ]
+    else:
+        problems = [
+            (tokens and not scorer.has_tokens, "compares token vectors; use multi-vector with train: both_encoders."),
+            (tokens and teacher.tokens is None, "needs a multi-vector teacher; set the teacher to multi-vector:NAME."),
+            (lists is None, "needs candidates with teacher scores and stored documents."),
+            (in_batch and not scorer.has_vectors, "needs vectors, and a cross-encoder has none; take contrastive."),
+        ]
+    if lists is not None:
+        no_corpus, no_own = lists.over_corpus is None, not (lists.positives >= 0).any()
+        problems += [
+            (needs("batch_targets") and no_corpus, "needs teacher scores of all documents; set candidates.depth: all."),
+            (objective.needs_positives and no_own, "needs texts with their own document: texts.titles or .sentences."),
+        ]
+        if objective.has_pairs:
+            check_width(lists.scores.shape[1])
+    for is_wrong, problem in problems:
+        if is_wrong:
+            raise UserError(f"objective {term.name!r} {problem}")
 
 
 def _report(counts: dict[str, int]) -> dict[str, int]:

@@ -107,11 +107,7 @@ class Selected(NamedTuple):
 
 
 def selected(settings: SelectionSettings, data: TrainingData, texts: TrainingTexts, scored: ScoredLists) -> Selected:
-    """Texts on which the teacher is right and the current student is wrong.
-
-    Raises:
-        UserError: There are no positives to judge by, or no text is left.
-    """
+    """Texts on which the teacher is right and the current student is wrong."""
     corpus, (first, last) = data.collection.documents, settings.ranks
     if data.student is None:
         raise UserError("a selection by the student is known when its stage begins, not before.")
@@ -131,12 +127,14 @@ def selected(settings: SelectionSettings, data: TrainingData, texts: TrainingTex
         positives = pseudo_labeled(data.labeler.score(queries, data.collection, teacher.top(_DEPTH)))
     student = without_hidden(data.student.ranks(data.collection, texts.texts, teacher, last + 1))
     found = prod_selection(teacher, student, positives, settings.ranks)
+    counts = found.counts
     note = (
-        f"selection: {len(found.query_ids)} of {found.queries} queries (teacher right, student at rank {first} to "
-        f"{last}; positives by {settings.positives}); left out: {found.unlabeled} without a positive, teacher wrong "
-        f"{found.teacher_wrong}, student right {found.student_right}, student further off {found.too_far}"
+        f"selection: {counts['selected']} of {counts.total()} queries (teacher right, student at rank {first} to "
+        f"{last}; positives by {settings.positives}); left out: {counts['unlabeled']} without a positive, "
+        f"teacher wrong {counts['teacher_wrong']}, student right {counts['student_right']}, "
+        f"student further off {counts['too_far']}"
     )
-    note += f", not ranked {found.not_ranked}" if found.not_ranked else ""
+    note += f", not ranked {counts['not_ranked']}" if counts["not_ranked"] else ""
     if not found.query_ids:
         raise UserError(f"nothing is selected to train on; widen selection.ranks, or leave selection out. {note}")
     log(note)
@@ -164,9 +162,6 @@ def topic_batches(stage: StageSettings, data: TrainingData, texts: Texts, rows: 
         data: Of the student.
         texts: The stage's texts.
         rows: (n,) rows of the texts that are trained on, one for each row of the training's dataset.
-
-    Raises:
-        UserError: There is no space, or fewer texts than topics.
     """
     if stage.batches != "topics":
         return None

@@ -71,11 +71,7 @@ def stage_texts(stage: StageSettings, data: TrainingData) -> TrainingTexts:
 
 
 def scored_lists(stage: StageSettings, data: TrainingData, texts: TrainingTexts) -> ScoredLists:
-    """Candidates with teacher scores, and the measured spread of the scores.
-
-    Raises:
-        UserError: The scores teach nothing.
-    """
+    """Candidates with teacher scores, and the measured spread of the scores."""
     hide = not stage.needs_own_document
     documents = data.collection.documents
     run: Run | None = None
@@ -138,9 +134,6 @@ def candidate_pairs(stage: StageSettings, data: TrainingData, texts: Texts) -> t
     """The pairs that the stage's teacher scores, and notes on their choice.
 
     They are mined, or are a recorded run's rows; a budget selects among them.
-
-    Raises:
-        UserError: The current student is a source, and there is none.
     """
     pool = _mined(stage, data, texts)
     if stage.candidates.budget is None:

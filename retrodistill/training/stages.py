@@ -59,11 +59,7 @@ class BothEncoders:
 
 
 def train_both(run: StageRun, both: BothEncoders) -> History:
-    """Train both sides of a student of any kind, documents encoded with gradients.
-
-    Raises:
-        UserError: No list objective, or nothing to learn from.
-    """
+    """Train both sides of a student of any kind, documents encoded with gradients."""
     student, stage, data, prepared = run[:4]
     drawn = drawn_groups(run)
     groups = require_lists(drawn.of_texts(training_rows(prepared, stage)))
@@ -104,22 +100,14 @@ def fit(
 
 
 def drawn_groups(run: StageRun) -> Lists:
-    """Groups of documents from the stage's lists.
-
-    Raises:
-        UserError: No objective of the stage sees lists.
-    """
+    """Groups of documents from the stage's lists."""
     if run.prepared.lists is None:
         raise UserError(f"a stage with train: {run.stage.train} needs a list objective.")
     return draw_groups(run.prepared.lists, run.stage.groups, run.data.seed)
 
 
 def token_teacher(run: StageRun) -> Callable[[dict[str, Tensor], int], TokenBatch]:
-    """Token vectors by the teacher's multi-vector encoder, from the tokens that the student read.
-
-    Raises:
-        UserError: The teacher has no such encoder, or its tokenizer differs from the student's.
-    """
+    """Token vectors by the teacher's multi-vector encoder, from the tokens that the student read."""
     student, name = run.student, run.data.teacher.name
     members = (member for member in run.data.teacher.members if member.kind == "multi-vector")
     teacher: Any = next((member.queries for member in members), None)

@@ -44,11 +44,7 @@ class StudentSnapshot:
         return digest(self.student.fingerprint("query"), documents, stored)
 
     def vectors(self, collection: Collection) -> np.ndarray:
-        """(corpus, d) vectors of a dense student's documents.
-
-        Raises:
-            UserError: Its width differs from that of the documents.
-        """
+        """(corpus, d) vectors of a dense student's documents."""
         if not self.kind.is_dense:
             raise UserError(f"{self.student.name} has no dense vectors.")
         documents, texts = self.stored, collection.documents.texts
@@ -64,11 +60,7 @@ class StudentSnapshot:
         return documents
 
     def search(self, collection: Collection, queries: Texts, k: int) -> Run:
-        """The k documents that it ranks highest for each query.
-
-        Raises:
-            UserError: It scores pairs and cannot search.
-        """
+        """The k documents that it ranks highest for each query."""
         corpus = collection.documents
         k = min(k, len(corpus))
         if self.kind.is_dense:

@@ -33,7 +33,7 @@ class TestBudgetInPairs:
         assert pairs_within(given, 200) == pairs
 
     @pytest.mark.parametrize("given", ["0%", "101%", "nan%", "1", "-5", "some", "", "2.5", "%"])
-    def test_anything_else_is_refused(self, given):
+    def test_anything_else_is_rejected(self, given):
         with pytest.raises(UserError, match=r"give a number of pairs, at least 2, or a share"):
             pairs_within(given, 200)
 
@@ -50,7 +50,7 @@ class TestGains:
         run = random_pool().filter(np.diff(random_pool().bounds)[random_pool().query_codes] >= 2)
         assert gains(run.with_scores(7 * run.scores - 3)) == pytest.approx(gains(run))
 
-    def test_equal_scores_leave_everything_open(self):
+    def test_equal_scores_are_fully_uncertain(self):
         assert gains(Run.from_dict({"q": {"a": 1.0, "b": 1.0}})).tolist() == [1, 1]
 
     def test_a_certain_pair_still_has_a_gain_above_0(self):
@@ -89,7 +89,7 @@ class TestRobustWeights:
         # m = 1: 0, 1/3, 2/7, 3/57: two of them, each by 1 / gain
         assert robust_weights(gain, 0.25) == pytest.approx([0, 1 / 3, 0, 2 / 3])
 
-    def test_confident_points_get_nothing_and_open_ones_by_the_inverse_of_their_gain(self):
+    def test_confident_points_get_nothing_and_uncertain_ones_the_inverse_of_their_gain(self):
         gain = np.concatenate([np.full(50, 1e-4), np.linspace(0.5, 1, 50)])
         weights = robust_weights(gain, 0.2)
         assert (weights[:50] == 0).all()
@@ -119,7 +119,7 @@ class TestChoosePairs:
                 assert np.diff(chosen.run.bounds).min() >= 2
                 assert pairs_of(chosen.run) <= pairs_of(pool)
 
-    def test_scores_and_sources_come_along(self, by):
+    def test_scores_and_sources_are_kept(self, by):
         pool = Run.from_arrays(["q", "q", "q"], ["a", "b", "c"], [3.0, 2.0, 1.0], sources=["x", "y", "x"])
         run = choose_pairs(pool, 3, by).run
         assert run.table.to_pylist() == pool.table.to_pylist()
@@ -130,14 +130,14 @@ class TestChoosePairs:
         runs = [choose_pairs(one, 80, by, seed=seed).run for one, seed in ((pool, 0), (pool, 0), (back, 0), (pool, 1))]
         assert runs[0].fingerprint == runs[1].fingerprint == runs[2].fingerprint != runs[3].fingerprint
 
-    def test_a_budget_beyond_the_pool_buys_all_but_lists_of_one(self, by):
+    def test_a_budget_beyond_the_pool_takes_all_but_lists_of_one(self, by):
         pool = random_pool()
         chosen = choose_pairs(pool, 10**6, by)
         single = {query for query, ids, _ in pool if len(ids) == 1}
         assert chosen.single == len(single) > 0
         assert pairs_of(chosen.run) == {pair for pair in pairs_of(pool) if pair[0] not in single}
 
-    def test_an_odd_pair_that_fits_nowhere_is_left(self, by):
+    def test_an_odd_pair_that_fits_nowhere_is_not_spent(self, by):
         pool = Run.from_dict({f"q{number}": {"a": 1.0, "b": 0.0} for number in range(5)} | {"lone": {"a": 1.0}})
         chosen = choose_pairs(pool, 5, by)
         assert len(chosen.run) == 4
@@ -151,7 +151,7 @@ class TestChoosePairs:
         few, more = (pairs_of(choose_pairs(pool, budget, by, seed=2).run) for budget in (40, 60))
         assert len(few - more) <= 1
 
-    def test_a_pool_of_single_candidates_is_refused(self, by):
+    def test_a_pool_of_single_candidates_is_rejected(self, by):
         with pytest.raises(UserError, match="no query with two candidates"):
             choose_pairs(Run.from_dict({"q": {"a": 1.0}, "r": {"b": 1.0}}), 2, by)
 
@@ -163,18 +163,18 @@ class TestWhatIsChosen:
         | {f"sure{query}": {"a": 9.0, "b": -5.0, "c": -5.5, "d": -6.0} for query in range(10)}
     )
 
-    def test_robust_buys_what_is_open(self):
+    def test_robust_chooses_uncertain_pairs(self):
         assert pairs_of(choose_pairs(self.POOL, 20).run) == {
             (f"open{query}", document) for query in range(10) for document in "ab"
         }
 
-    def test_a_pair_is_bought_with_its_rival(self):
+    def test_a_pair_is_chosen_with_its_rival(self):
         pool = random_pool(depth=30)
         best = {query: ids[0] for query, ids, _ in pool.ranked()}
         for seed in range(5):
             assert all(best[query] in ids for query, ids, _ in choose_pairs(pool, 60, seed=seed).run)
 
-    def test_random_takes_every_pair_alike(self):
+    def test_random_is_uniform_over_pairs(self):
         counts = dict.fromkeys(pairs_of(self.POOL), 0)
         for seed in range(600):
             for pair in pairs_of(choose_pairs(self.POOL, 20, "random", seed=seed).run):
@@ -182,7 +182,7 @@ class TestWhatIsChosen:
         # each of 80 pairs is in a quarter of the choices: 150 times, deviation sqrt(600 x .25 x .75) = 10.6
         assert np.abs(np.array(list(counts.values())) - 150).max() < 5 * 10.6
 
-    def test_another_way_is_refused(self):
+    def test_another_method_is_rejected(self):
         with pytest.raises(UserError, match=r"unknown way to spend a budget 'rnadom'\. Did you mean 'random'"):
             choose_pairs(self.POOL, 20, "rnadom")
 
@@ -218,7 +218,7 @@ class TestCommand:
         assert "(all pairs: " in done.stdout
         assert not (tmp_path / "out.run").exists()
 
-    def test_a_wrong_budget_is_refused_before_anything_is_scored(self, scored, tmp_path):
+    def test_a_wrong_budget_is_rejected_before_anything_is_scored(self, scored, tmp_path):
         done = scored("--budget", "many")
         assert isinstance(done.exception, UserError)
         assert not (tmp_path / "out.run").exists()

@@ -9,7 +9,7 @@ from retrodistill.runs import Run, union
 
 
 class TestMine:
-    def test_is_the_union_of_what_the_sources_find(self, tiny, tiny_model):
+    def test_is_the_union_of_the_sources_results(self, tiny, tiny_model):
         sources = ["bm25", f"dense:{tiny_model}"]
         found = mine(tiny, "test", sources, depth=7)
         queries = tiny.split("test")
@@ -28,16 +28,16 @@ class TestMine:
         found = mine(tiny, queries, [recorded], depth=2)
         assert [(q, list(ids)) for q, ids, _ in found] == [(queries.ids[0], ["d2", "d3"])]
 
-    def test_a_depth_beyond_the_corpus_takes_all_there_is(self, tiny, tiny_model):
+    def test_a_depth_beyond_the_corpus_takes_all_documents(self, tiny, tiny_model):
         found = mine(tiny, "dev", [f"dense:{tiny_model}"], depth=10_000)
         assert set(np.diff(found.bounds)) == {len(tiny.documents)}
 
-    def test_is_the_same_every_time(self, tiny):
+    def test_is_deterministic(self, tiny):
         one, two, other = (mine(tiny, "test", ["bm25"], depth=5, random=3, seed=seed) for seed in (1, 1, 2))
         assert one.table.equals(two.table)
         assert one.fingerprint != other.fingerprint
 
-    def test_what_was_drawn_at_random_stands_last_and_says_so(self, tiny):
+    def test_random_documents_are_last_with_their_source(self, tiny):
         found = mine(tiny, "test", ["bm25"], depth=5, random=6)
         for query in found.query_ids:
             sources = found.select([query]).table["sources"].to_pylist()
@@ -46,7 +46,7 @@ class TestMine:
             assert sources == sorted(sources, key=lambda source: source == "random")
         assert (found.top(1).scores > 0).all()
 
-    def test_a_query_that_nobody_answers_has_no_candidates(self):
+    def test_a_query_without_results_has_no_candidates(self):
         collection = Collection.from_parts("small", {"d1": "star planet"}, {"q1": "planet", "q2": "violin"}, {})
         assert mine(collection, "all", ["bm25"]).query_ids == ["q1"]
 

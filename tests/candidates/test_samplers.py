@@ -12,7 +12,7 @@ def draw(name, available, count, seed=0):
 
 class TestSamplePlaces:
     @pytest.mark.parametrize("name", SAMPLERS)
-    def test_always_the_best_and_distinct_places_in_order(self, name):
+    def test_the_best_and_distinct_places_in_order(self, name):
         for available in range(1, 40):
             for count in range(1, 45):
                 places = draw(name, available, count, seed=available)
@@ -28,7 +28,7 @@ class TestSamplePlaces:
     def test_top_k_is_the_first_places(self):
         assert draw("top-k", 100, 4).tolist() == [0, 1, 2, 3]
 
-    def test_random_draws_every_other_place_alike(self):
+    def test_random_is_uniform_over_the_other_places(self):
         counts = np.zeros(11)
         generator = np.random.default_rng(0)
         for _ in range(4000):
@@ -65,7 +65,7 @@ class TestRandomDocuments:
         runs = [random_documents(self.QUERIES, self.CORPUS, 5, seed).fingerprint for seed in (0, 0, 1)]
         assert runs[0] == runs[1] != runs[2]
 
-    def test_queries_draw_apart(self):
+    def test_queries_draw_independently(self):
         lists = [tuple(sorted(ids)) for _, ids, _ in random_documents(self.QUERIES, self.CORPUS, 5, 0)]
         assert len(set(lists)) == 3
 
@@ -73,12 +73,12 @@ class TestRandomDocuments:
         run = random_documents(self.QUERIES, self.CORPUS, 50, 0)
         assert all(set(ids) == set(self.CORPUS) for _, ids, _ in run)
 
-    def test_nothing_from_nothing(self):
+    def test_no_queries_or_documents(self):
         assert (
             len(random_documents([], self.CORPUS, 5, 0)) == len(random_documents(self.QUERIES, self.CORPUS, 0, 0)) == 0
         )
 
-    def test_every_document_is_drawn_alike(self):
+    def test_documents_are_drawn_uniformly(self):
         run = random_documents([str(number) for number in range(4000)], self.CORPUS, 5, 0)
         counts = np.unique(run.document_ids, return_counts=True)[1]
         assert np.abs(counts - 1000).max() < 5 * np.sqrt(4000 * 0.25 * 0.75)

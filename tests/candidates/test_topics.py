@@ -27,7 +27,7 @@ class TestClusters:
         centers = np.eye(5)[np.repeat(np.arange(5), 20)]
         return (centers + 0.01 * generator.normal(size=centers.shape)).astype(np.float32)
 
-    def test_texts_that_lie_together_are_one_topic(self):
+    def test_neighboring_texts_are_one_topic(self):
         topics = cluster_topics(self.blobs(), 5, seed=1).reshape(5, 20)
         assert (topics == topics[:, :1]).all()
         assert set(topics[:, 0]) == set(range(5))
@@ -53,7 +53,7 @@ class TestClusters:
 
 
 class TestPlan:
-    def test_every_row_stands_in_one_batch(self):
+    def test_every_row_is_in_one_batch(self):
         for size in range(1, 70):
             assert sorted(np.concatenate(topic_plan(TOPICS, size, seed=0)).tolist()) == ROWS
 
@@ -75,7 +75,7 @@ class TestPlan:
         assert first == again
         assert len({str(plan) for plan in (first, seed, epoch)}) == 3
 
-    def test_every_row_comes_at_every_time(self):
+    def test_every_row_comes_first_equally_often(self):
         # 14 rows of one topic in 7 batches of 2: over many epochs each row is in the first batch 2 times in 14
         first = np.concatenate([topic_plan(np.zeros(14), 2, 0, epoch)[0] for epoch in range(2000)])
         counts = np.bincount(first, minlength=14)
@@ -104,7 +104,7 @@ class TestBatchSampler:
         assert len(batches) == len(self.made(drop_last=True)) == 16
         assert {len(batch) for batch in batches} == {4}
 
-    def test_an_epoch_has_its_own_order_whatever_was_read_before(self):
+    def test_the_order_of_an_epoch_does_not_depend_on_earlier_reads(self):
         read, fresh = self.made(), self.made()
         list(read)
         before = list(read)
@@ -121,7 +121,7 @@ class TestBatchSampler:
         shards = [list(BatchSamplerShard(self.made(), 2, place, even_batches=False)) for place in (0, 1)]
         assert sorted(row for shard in shards for batch in shard for row in batch) == ROWS
 
-    def test_topics_of_other_rows_are_refused(self):
+    def test_topics_of_other_rows_are_rejected(self):
         with pytest.raises(UserError, match="67 topics for 3 training rows"):
             self.made(rows=[0, 1, 2])
 
@@ -166,7 +166,7 @@ class TestBalancedSampling:
     def drawn(self, count, seeds):
         return [balanced_places(self.MARGINS, count, np.random.default_rng(seed)) for seed in range(seeds)]
 
-    def test_bins_are_drawn_alike_and_candidates_within_them(self):
+    def test_bins_and_candidates_within_them_are_drawn_uniformly(self):
         first = np.concatenate(self.drawn(1, 3000))
         # each bin 1000 times, deviation sqrt(3000 x 1/3 x 2/3) = 26; each of three in the middle bin 333 times
         assert abs((first < 90).sum() - 1000) < 5 * 26
@@ -178,7 +178,7 @@ class TestBalancedSampling:
         for places in self.drawn(94, 3):
             assert sorted(places.tolist()) == list(range(94))
 
-    def test_a_bin_that_is_used_up_is_passed_over(self):
+    def test_an_exhausted_bin_is_skipped(self):
         assert all({90, 91, 92, 93} <= set(places.tolist()) for places in self.drawn(40, 20))
 
     def test_is_a_sampler_of_groups(self):
@@ -191,6 +191,6 @@ class TestBalancedSampling:
         # two draws from three bins: the lone candidate of the lowest is in 1 - (2/3)^2 to 2/3 of the groups
         assert 0.5 < np.mean([1 in group for group in groups]) < 0.72
 
-    def test_a_sampler_without_scores_is_refused(self):
+    def test_a_sampler_without_scores_is_rejected(self):
         with pytest.raises(UserError, match="needs the teacher's scores"):
             sample_places("margin-balanced", 95, 3, np.random.default_rng(0))

@@ -11,19 +11,9 @@ TEXTS = ["heart and artery", "the orbit of a planet today.", "violin"]
 
 
 @pytest.fixture(scope="module")
-def untrained(tiny_model):
-    return token_encoder(tiny_model)
-
-
-@pytest.fixture
-def encoder(untrained):
-    return load_encoder(untrained)
-
-
-@pytest.fixture(scope="module")
-def saved(untrained, tmp_path_factory):
+def saved(tiny_tokens, tmp_path_factory):
     folder = tmp_path_factory.mktemp("multi") / "tokens"
-    untrained.save_pretrained(str(folder), create_model_card=False)
+    tiny_tokens.save_pretrained(str(folder), create_model_card=False)
     return str(folder)
 
 
@@ -47,21 +37,21 @@ class TestTokens:
 
 class TestEncoding:
     @pytest.mark.parametrize("role", ["query", "document"])
-    def test_as_the_library_does_for_the_role(self, encoder, untrained, role):
-        wanted = getattr(untrained, f"encode_{role}")(TEXTS, convert_to_numpy=True)
-        found = encoder.encode(TEXTS, role)
+    def test_as_the_library_does_for_the_role(self, tiny_multi, tiny_tokens, role):
+        wanted = getattr(tiny_tokens, f"encode_{role}")(TEXTS, convert_to_numpy=True)
+        found = tiny_multi.encode(TEXTS, role)
         assert found.lengths.tolist() == [len(one) for one in wanted]
         for row, one in enumerate(wanted):
             np.testing.assert_allclose(found[row], one, atol=1e-6)
 
-    def test_vectors_are_of_unit_length(self, encoder):
-        np.testing.assert_allclose(np.linalg.norm(encoder.encode(TEXTS, "query").vectors, axis=1), 1, atol=1e-5)
+    def test_vectors_are_of_unit_length(self, tiny_multi):
+        np.testing.assert_allclose(np.linalg.norm(tiny_multi.encode(TEXTS, "query").vectors, axis=1), 1, atol=1e-5)
 
-    def test_no_text(self, encoder):
-        assert encoder.encode([], "query").vectors.shape == (0, 32)
+    def test_no_text(self, tiny_multi):
+        assert tiny_multi.encode([], "query").vectors.shape == (0, 32)
 
-    def test_similarity_is_maxsim(self, encoder):
-        assert encoder.similarity == "maxsim"
+    def test_similarity_is_maxsim(self, tiny_multi):
+        assert tiny_multi.similarity == "maxsim"
 
     def test_a_vector_that_is_not_finite(self, tiny_model):
         model = token_encoder(tiny_model)
@@ -88,16 +78,16 @@ class TestContracts:
 
 
 class TestLoading:
-    def test_by_name_it_lies_in_the_same_space(self, saved, encoder):
+    def test_by_name_it_lies_in_the_same_space(self, saved, tiny_multi):
         loaded = load_encoder(f"multi-vector:{saved}")
-        assert loaded.document_space == encoder.document_space
+        assert loaded.document_space == tiny_multi.document_space
         np.testing.assert_allclose(
-            loaded.encode(TEXTS, "document").vectors, encoder.encode(TEXTS, "document").vectors, atol=1e-6
+            loaded.encode(TEXTS, "document").vectors, tiny_multi.encode(TEXTS, "document").vectors, atol=1e-6
         )
 
-    def test_an_object_is_taken_as_it_is(self, untrained, encoder):
-        assert encoder.model is untrained
-        assert load_encoder(encoder) is encoder
+    def test_an_object_is_taken_as_it_is(self, tiny_tokens, tiny_multi):
+        assert tiny_multi.model is tiny_tokens
+        assert load_encoder(tiny_multi) is tiny_multi
 
     def test_a_bi_encoder_is_refused_rather_than_given_a_random_projection(self, tiny_model):
         with pytest.raises(UserError, match=r"is not a multi-vector encoder: its tokens were not trained .* 'dense:"):
@@ -114,18 +104,18 @@ class TestLoading:
 
 
 class TestUntrained:
-    def test_it_is_the_transformer_and_nothing_after_it(self, tiny_model, encoder):
+    def test_it_is_the_transformer_and_nothing_after_it(self, tiny_model, tiny_multi):
         from sentence_transformers import SentenceTransformer
 
         dense = SentenceTransformer(tiny_model, device="cpu")
         raw = dense.encode(TEXTS, output_value="token_embeddings")
         for row, one in enumerate(raw):
             wanted = torch.nn.functional.normalize(one, dim=-1).numpy()
-            np.testing.assert_allclose(encoder.encode(TEXTS, "document")[row], wanted, atol=1e-5)
+            np.testing.assert_allclose(tiny_multi.encode(TEXTS, "document")[row], wanted, atol=1e-5)
 
-    def test_principal_directions_keep_more_than_random_ones(self, tiny_model, tiny, encoder):
+    def test_principal_directions_keep_more_than_random_ones(self, tiny_model, tiny, tiny_multi):
         texts = tiny.documents.texts
-        whole = encoder.encode(texts, "document").vectors
+        whole = tiny_multi.encode(texts, "document").vectors
 
         def lost(projected):
             return np.abs(projected @ projected.T - whole @ whole.T).mean()

@@ -69,6 +69,13 @@ class TestOverlap:
         assert set(overlap(Run.from_dict({}), self.TEACHER).values()) == {0.0}
         assert overlap(self.TEACHER, Run.from_dict({})) == {}
 
+    def test_a_tie_with_the_last_counts_as_found(self):
+        teacher = Run.from_dict({"q": {"a": 10.0, "b": 9.0}})
+        student = Run.from_dict({"q": {"a": 10.0, "c": 8.9995}})
+        assert overlap(student, teacher, 2) == {"q": 0.5}
+        assert overlap(student, teacher, 2, tie=1e-4) == {"q": 1.0}
+        assert overlap(student, teacher, 2, tie=1e-5) == {"q": 0.5}
+
 
 def brute_overlap(student, teacher, p, depth=3000):
     """The infinite sum (equation 4) over agreements as the extrapolation assumes them beyond the lists' ends."""

@@ -25,20 +25,10 @@ def index_of(**settings):
     return MultiVectorIndex.from_tokens(DOCUMENTS, IDS, SPACE, None, MultiVectorSettings(codec="float32", **settings))
 
 
-@pytest.fixture(scope="module")
-def untrained(tiny_model):
-    return token_encoder(tiny_model)
-
-
 @pytest.fixture
-def encoder(untrained):
-    return load_encoder(untrained)
-
-
-@pytest.fixture
-def named(untrained, tmp_path):
+def named(tiny_tokens, tmp_path):
     """The encoder as a folder, so that an index can name it."""
-    untrained.save_pretrained(str(tmp_path / "encoder"), create_model_card=False)
+    tiny_tokens.save_pretrained(str(tmp_path / "encoder"), create_model_card=False)
     return load_encoder(f"multi-vector:{tmp_path / 'encoder'}")
 
 
@@ -106,11 +96,11 @@ class TestMuvera:
         all_lists.save(tmp_path / "index")
         assert len(MultiVectorIndex.load(tmp_path / "index").search_vectors(QUERIES, 60)) == 8 * 60
 
-    def test_a_factory_is_checked_before_documents_are_encoded(self, tiny, encoder, monkeypatch):
+    def test_a_factory_is_checked_before_documents_are_encoded(self, tiny, tiny_multi, monkeypatch):
         monkeypatch.setattr(MultiVectorModel, "encode", None)
         settings = MultiVectorSettings(muvera=MUVERA.model_copy(update={"factory": "IVF100,Flat"}))
         with pytest.raises(UserError, match=r"needs at least 100 vectors to train, there are 60"):
-            build_multi_vector(tiny, encoder, settings=settings)
+            build_multi_vector(tiny, tiny_multi, settings=settings)
 
 
 @pytest.mark.parametrize("muvera", [None, MUVERA.model_copy(update={"candidates": 60})])
@@ -151,38 +141,41 @@ class TestChanging:
 
 
 class TestOfTexts:
-    def test_it_is_an_index(self, tiny, encoder):
-        assert isinstance(build_multi_vector(tiny, encoder), Index)
+    def test_it_is_an_index(self, tiny, tiny_multi):
+        assert isinstance(build_multi_vector(tiny, tiny_multi), Index)
 
-    def test_it_ranks_by_maxsim_of_its_encoder(self, tiny, encoder):
-        index = build_multi_vector(tiny, encoder, settings=MultiVectorSettings(codec="float32"))
+    def test_it_ranks_by_maxsim_of_its_encoder(self, tiny, tiny_multi):
+        index = build_multi_vector(tiny, tiny_multi, settings=MultiVectorSettings(codec="float32"))
         queries = tiny.split("test")
-        exact = maxsim(encoder.encode(queries.texts, "query"), encoder.encode(tiny.documents.texts, "document"))
+        exact = maxsim(
+            tiny_multi.encode(queries.texts, "query"),
+            tiny_multi.encode(tiny.documents.texts, "document"),
+        )
         for row, (_, documents, scores) in enumerate(index.search(queries, tiny, 7)):
             np.testing.assert_allclose(scores, -np.sort(-exact[row])[:7], atol=1e-4)
             np.testing.assert_allclose(exact[row][tiny.documents.positions(documents)], scores, atol=1e-4)
 
-    def test_it_answers_as_its_responder_does(self, tiny, encoder):
-        index = build_multi_vector(tiny, encoder)
+    def test_it_answers_as_its_responder_does(self, tiny, tiny_multi):
+        index = build_multi_vector(tiny, tiny_multi)
         rows = index.query_fn(tiny, 3)("star planet")[0][0]
         assert [index.ids[row] for row in rows] == list(index.search("star planet", k=3).document_ids)
 
-    def test_documents_are_added_as_texts(self, tiny, encoder):
-        index = build_multi_vector(tiny, encoder)
+    def test_documents_are_added_as_texts(self, tiny, tiny_multi):
+        index = build_multi_vector(tiny, tiny_multi)
         index.add(Texts.from_pairs([("new", "comet nebula comet nebula")]))
         assert index.ids[-1] == "new"
         assert "new" in index.search("comet nebula", k=61).to_dict()["0"]
 
-    def test_another_build_takes_the_tokens_that_are_there(self, tiny, encoder, monkeypatch):
-        first = build_multi_vector(tiny, encoder).search(["star"], k=5)
+    def test_another_build_takes_the_tokens_that_are_there(self, tiny, tiny_multi, monkeypatch):
+        first = build_multi_vector(tiny, tiny_multi).search(["star"], k=5)
         monkeypatch.setattr("retrodistill.indexes.multi_vector._tokens", None)
-        again = build_multi_vector(tiny, encoder, settings=MultiVectorSettings(muvera=MUVERA))
+        again = build_multi_vector(tiny, tiny_multi, settings=MultiVectorSettings(muvera=MUVERA))
         assert set(again.search(["star"], k=5).document_ids) & set(first.document_ids)
 
     @pytest.mark.parametrize("codec", ["float16", "residual"])
-    def test_a_build_that_was_stopped_goes_on(self, tiny, encoder, monkeypatch, codec):
+    def test_a_build_that_was_stopped_goes_on(self, tiny, tiny_multi, monkeypatch, codec):
         settings = MultiVectorSettings(codec=codec, sample=30)
-        wanted = build_multi_vector(tiny, encoder, settings=settings)
+        wanted = build_multi_vector(tiny, tiny_multi, settings=settings)
         monkeypatch.setattr("retrodistill.indexes.multi_vector._BLOCK", 8)
         plain, left = MultiVectorModel.encode, [4]
 
@@ -195,12 +188,12 @@ class TestOfTexts:
         monkeypatch.setenv("RETRODISTILL_CACHE", str(wanted.store.parts[0].filename) + "-other")
         monkeypatch.setattr(MultiVectorModel, "encode", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            build_multi_vector(tiny, encoder, settings=settings)
+            build_multi_vector(tiny, tiny_multi, settings=settings)
         encoded = []
         monkeypatch.setattr(
             MultiVectorModel, "encode", lambda *given, **options: encoded.extend(given[1]) or plain(*given, **options)
         )
-        found = build_multi_vector(tiny, encoder, settings=settings)
+        found = build_multi_vector(tiny, tiny_multi, settings=settings)
         assert 0 < len(encoded) < 60
         run, other = (one.search(tiny.split("test"), k=60).to_dict() for one in (found, wanted))
         for query in run:
@@ -307,10 +300,10 @@ class TestRefusals:
         with pytest.raises(UserError, match=r"^documents: 1 have no token \('d1'\)"):
             MultiVectorIndex.from_tokens(bare, IDS[:3], SPACE)
 
-    def test_queries_of_another_space(self, tiny, encoder, tiny_model):
+    def test_queries_of_another_space(self, tiny, tiny_multi, tiny_model):
         other = token_encoder(tiny_model, 8, seed=1)
         with pytest.raises(UserError, match=r"have 8 dimensions, the documents by .* have 32"):
-            build_multi_vector(tiny, encoder, other)
+            build_multi_vector(tiny, tiny_multi, other)
 
     def test_searching_texts_without_an_encoder(self):
         with pytest.raises(UserError, match=r"has no query encoder; give one"):

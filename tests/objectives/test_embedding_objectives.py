@@ -90,14 +90,14 @@ class TestReferences:
         torch.testing.assert_close(found, nwj)
 
     @pytest.mark.parametrize(("alpha", "highest"), [(1.0, math.log(8)), (0.5, 1 + math.log(16))])
-    def test_mi_alpha_ends_where_every_text_is_found(self, alpha, highest):
+    def test_mi_alpha_is_bounded_where_every_text_is_found(self, alpha, highest):
         unit = torch.eye(8, dtype=torch.float64)  # the critic is 1000 for a text's own embedding and 0 for the others'
         found = -mi_alpha(unit, unit, temperature=1e-3, alpha=alpha, log_baseline=20.0)
         assert found.item() == pytest.approx(highest, abs=1e-6)
 
 
 class TestMeaning:
-    def test_relations_forget_rotation_and_width(self):
+    def test_relations_ignore_rotation_and_width(self):
         student, teacher = embeddings(4)
         rotation = torch.linalg.qr(embeddings(5, batch=6)[0])[0]
         torch.testing.assert_close(relation_matching(student @ rotation, teacher), relation_matching(student, teacher))
@@ -158,7 +158,7 @@ class TestPrecision:
 
 class TestRefusals:
     @pytest.mark.parametrize("name", OF_PAIRS)
-    def test_another_width_is_refused_with_what_to_do(self, name):
+    def test_another_width_is_rejected_with_advice(self, name):
         with pytest.raises(UserError, match=r"shape \(2, 3\), teacher's \(2, 5\); give the student a projection"):
             OF_PAIRS[name](torch.zeros(2, 3), torch.zeros(2, 5))
 
@@ -167,6 +167,6 @@ class TestRefusals:
             relation_matching(torch.zeros(2, 3), torch.zeros(3, 3))
 
     @pytest.mark.parametrize("given", [{"alpha": 0.0}, {"alpha": 1.1}, {"temperature": 0.0}])
-    def test_a_bound_that_is_none(self, given):
+    def test_settings_out_of_range(self, given):
         with pytest.raises(UserError, match=r"^temperature=.*, alpha="):
             mi_alpha(torch.zeros(2, 3), torch.zeros(2, 3), **given)

@@ -10,7 +10,7 @@ from retrodistill.objectives import InterpolationSchedule, kl_divergence, taid
 
 
 class TestTaid:
-    def test_at_1_it_is_kl_and_at_0_nothing_is_learnt(self):
+    def test_at_1_it_is_kl_and_at_0_nothing_is_learned(self):
         scores, targets, mask = lists(0)
         torch.testing.assert_close(taid(scores, targets, mask, t=1.0), kl_divergence(scores, targets, mask))
         assert taid(scores, targets, mask, t=0.0).item() == pytest.approx(0, abs=1e-12)
@@ -56,7 +56,7 @@ class TestSchedule:
         assert seen[0] == 0.4
         assert seen[-1] == 1.0
 
-    def test_a_falling_loss_goes_faster_than_a_rising_one(self):
+    def test_a_falling_loss_moves_faster_than_a_rising_one(self):
         falling, rising = InterpolationSchedule(alpha=0.1), InterpolationSchedule(alpha=0.1)
         for step in range(1, 30):
             falling.update(2.0**-step, step * 1e-9)
@@ -73,7 +73,7 @@ class TestSchedule:
         assert schedule.state() == before
 
     @pytest.mark.parametrize("stop", [0, 1, 7])
-    def test_a_resumed_schedule_goes_on_as_if_never_stopped(self, stop):
+    def test_a_resumed_schedule_continues_as_if_never_stopped(self, stop):
         whole, first = InterpolationSchedule(), InterpolationSchedule()
         losses = [1 / (1 + step) for step in range(12)]
         for step, loss in enumerate(losses):
@@ -96,6 +96,6 @@ class TestSchedule:
         with pytest.raises(UserError, match=r"0 <= start <= end <= 1, alpha from 0 to 1"):
             InterpolationSchedule(**given)
 
-    def test_another_things_state(self):
+    def test_a_foreign_state(self):
         with pytest.raises(UserError, match=r"TAID's schedule.*weights"):
             InterpolationSchedule.from_state({"weights": 1.0})

@@ -45,6 +45,6 @@ class TestLeaf:
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, leaf((student * 200).float(), (teacher * 200).float()))
 
-    def test_another_width_is_refused_with_what_to_do(self):
+    def test_another_width_is_rejected_with_advice(self):
         with pytest.raises(UserError, match=r"shape \(2, 3\), teacher's \(2, 5\); give the student a projection"):
             leaf(torch.zeros(2, 3), torch.zeros(2, 5))

@@ -140,7 +140,7 @@ class TestMasks:
         assert (scores.grad[2:][mask[2:]] != 0).any()
         assert (scores.grad[1] == 0).all(), "a list of one candidate teaches nothing"
 
-    def test_what_stands_in_masked_places_does_not_matter(self, objective):
+    def test_values_at_masked_places_do_not_matter(self, objective):
         scores, targets, mask = lists(2)
         clean = [torch.where(mask, one, torch.zeros_like(one)) for one in (scores, targets)]
         torch.testing.assert_close(objective(scores, targets, mask), objective(*clean, mask), rtol=0, atol=0)
@@ -238,7 +238,7 @@ class TestTies:
         assert torch.isfinite(scores.grad).all()
         assert (torch.sign(scores.grad) * torch.sign(scores - scores.mean(1, keepdim=True))).sum() > 0
 
-    def test_gradients_are_finite_where_all_is_tied(self, objective):
+    def test_gradients_are_finite_where_all_scores_are_tied(self, objective):
         scores = torch.zeros(3, 4, requires_grad=True)
         objective(scores, torch.zeros(3, 4)).backward()
         assert torch.isfinite(scores.grad).all()
@@ -250,13 +250,13 @@ class TestTies:
             torch.testing.assert_close(objective(wrong, targets), objective(right, targets))
             assert objective(wrong, torch.zeros(1, 3)) == 0
 
-    def test_ties_of_the_teacher_stand_in_the_order_of_the_list(self):
+    def test_ties_of_the_teacher_follow_the_order_of_the_list(self):
         scores, targets = torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([[1.0, 1.0, 1.0]])
         in_order = listmle(scores, torch.tensor([[3.0, 2.0, 1.0]]))
         assert listmle(scores, targets) == in_order
         assert listmle(scores, torch.tensor([[3.0, 1.0, 2.0]])) != in_order
 
-    def test_of_equal_bests_the_first_is_the_positive(self):
+    def test_the_first_of_equal_bests_is_the_positive(self):
         scores, targets = torch.tensor([[1.0, 5.0, 0.0]]), torch.tensor([[2.0, 2.0, 0.0]])
         # (1-5 - 0)^2 = 16 and (1-0 - 2)^2 = 1
         assert margin_mse(scores, targets).item() == pytest.approx(17 / 2)
@@ -341,7 +341,7 @@ class TestRegistry:
         assert {*OF_LISTS, "contrastive", "in-batch", "in-batch-margin-mse", "lwf"} == lists
         assert not any("\n" in line for line in OBJECTIVES.values())
 
-    def test_controls_read_no_teacher_and_stand_for_the_others(self):
+    def test_controls_read_no_teacher_and_replace_the_others(self):
         teacherless = {name for name in OBJECTIVES if not get_objective(name).reads_scores}
         assert teacherless >= {"contrastive", "in-batch", "lwf", "leaf"}
         assert {get_objective(name).control for name in OBJECTIVES} == {"contrastive", "in-batch"}
@@ -350,7 +350,7 @@ class TestRegistry:
         needing = {name for name in OBJECTIVES if get_objective(name).needs_positives}
         assert needing == {"contrastive", "in-batch", "in-batch-margin-mse"}
 
-    def test_an_unknown_input_or_a_second_one_of_a_name_is_refused(self):
+    def test_an_unknown_input_or_a_duplicate_name_is_rejected(self):
         for name, takes in (("new", ("scores", "gains")), ("kl", ("scores",))):
             with pytest.raises(ValueError, match=rf"'{name}'"):
                 register(name, "", takes)(torch.sum)

@@ -165,13 +165,13 @@ class TestDivergences:
         gradients = [torch.autograd.grad(one(scores, targets), scores)[0] for one in (listnet, kl_divergence)]
         torch.testing.assert_close(*gradients)
 
-    def test_reverse_kl_is_kl_with_the_sides_changed(self):
+    def test_reverse_kl_is_kl_with_the_sides_swapped(self):
         scores, targets, mask = lists(2)
         found = reverse_kl(scores, targets, mask, student_temperature=0.5, teacher_temperature=2.0)
         changed = kl_divergence(targets, scores, mask, student_temperature=2.0, teacher_temperature=0.5)
         torch.testing.assert_close(found, changed)
 
-    def test_a_sure_student_of_an_unsure_teacher_gets_the_forward_divergence(self):
+    def test_a_student_more_confident_than_its_teacher_gets_the_forward_divergence(self):
         sure, unsure = torch.tensor([[20.0, 0.0, 0.0, 0.0]]), torch.zeros(1, 4)
         weight = torch.sigmoid(torch.tensor(4.0).log()).item()  # entropies log 4 and about 0
         expected = weight * kl_divergence(sure, unsure) + (1 - weight) * reverse_kl(sure, unsure)
@@ -229,7 +229,7 @@ class TestChoices:
         wanted = [pld_sum(*pair, positive) for pair, positive in zip(pairs, [4, None, 0], strict=True)]
         assert found == pytest.approx(sum(wanted) / 3)
 
-    def test_a_masked_positive_is_none(self):
+    def test_a_masked_positive_is_ignored(self):
         scores, targets, _ = lists(6, kind="full", batch=1)
         mask = torch.tensor([[True, True, True, False, True, True]])
         torch.testing.assert_close(pld(scores, targets, mask, torch.tensor([3])), pld(scores, targets, mask))

@@ -55,7 +55,7 @@ class TestTargets:
             np.testing.assert_allclose(found[row].numpy(), wanted, rtol=1e-4)
         np.testing.assert_allclose(found.unflatten(1, (2, 3)).sum(2).numpy(), probabilities, rtol=1e-5)
 
-    def test_they_tell_texts_of_one_class_apart(self):
+    def test_they_distinguish_texts_of_one_class(self):
         classes = pseudo_classes(EMBEDDINGS, LABELS, 2)
         certain = torch.tensor([[1.0, 0.0]]).expand(40, 2)
         found = classes.targets(torch.from_numpy(EMBEDDINGS[:40]), certain)
@@ -108,13 +108,13 @@ class TestAlignment:
             lambda given: pseudo_class_alignment(given, teacher, self.CLASSES, 5.0), [student], atol=1e-4
         )
 
-    def test_another_width_is_refused(self):
+    def test_another_width_is_rejected(self):
         with pytest.raises(UserError, match=r"'lelp' is for students of the teacher's width"):
             pseudo_class_alignment(torch.zeros(2, 4), torch.zeros(2, 8), self.CLASSES, 1.0)
 
 
 class TestClasses:
-    def test_they_are_the_documents_that_are_right_for_enough_different_texts(self):
+    def test_they_are_the_documents_relevant_to_enough_different_texts(self):
         documents = np.array([7] * 20 + [3] * 20 + [-1] * 20 + [9] * 2 + [5] * 3)
         embeddings = EMBEDDINGS.copy()
         embeddings[62:] = embeddings[62]  # document 5 has one text, three times
@@ -128,7 +128,7 @@ class TestClasses:
         np.testing.assert_allclose(classes.centers[1], EMBEDDINGS[41:].mean(0), rtol=1e-4)
         assert len(classes.centers) == 2
 
-    def test_too_few_texts_are_refused(self):
+    def test_too_few_texts_are_rejected(self):
         with pytest.raises(UserError, match=r"'lelp' needs .* more than parts=2"):
             classes_of(EMBEDDINGS, np.arange(65), 2)
 

@@ -78,7 +78,7 @@ class TestMeaning:
         torch.testing.assert_close(found, PENALTIES[name](table.float()))
 
     @pytest.mark.parametrize("name", PENALTIES)
-    def test_a_batch_of_nothing_is_refused(self, name):
+    def test_an_empty_batch_is_rejected(self, name):
         for table in (torch.zeros(0, 3), torch.zeros(3)):
             with pytest.raises(UserError, match=r"they are \(texts, terms\), at least one text"):
                 PENALTIES[name](table)

@@ -27,13 +27,13 @@ class TestSpread:
         assert spread(more) == pytest.approx(spread(run))
 
     @pytest.mark.parametrize("scale", [1e-4, 1e4])
-    def test_grows_with_the_scale_and_forgets_the_shift(self, scale):
+    def test_grows_with_the_scale_and_ignores_the_shift(self, scale):
         run = random_run(scale)
         assert spread(run) == pytest.approx(scale * spread(random_run()))
         assert spread(run.with_scores(run.scores + 5 * scale)) == pytest.approx(spread(run))
 
     @pytest.mark.parametrize("scores", [{}, {"q": FLAT}, {"q": {"d": 1.0}, "p": {"d": 2.0}}])
-    def test_nothing_to_measure_is_refused(self, scores):
+    def test_nothing_to_measure_is_rejected(self, scores):
         with pytest.raises(UserError, match=r"scores are equal.* so there is nothing to learn or to calibrate"):
             spread(Run.from_dict(scores))
 
@@ -41,13 +41,13 @@ class TestSpread:
 class TestTemperature:
     @pytest.mark.parametrize("target_std", [0.5, 1.0, 4.0])
     @pytest.mark.parametrize("scale", [0.01, 1.0, 1e4])
-    def test_brings_the_mean_list_to_the_asked_deviation(self, target_std, scale):
+    def test_brings_the_mean_list_to_the_target_deviation(self, target_std, scale):
         run = random_run(scale)
         logits = run.with_scores(run.scores / temperature_for(run, target_std))
         assert np.mean([np.std(scores) for _, _, scores in logits]) == pytest.approx(target_std)
 
     @pytest.mark.parametrize("target_std", [0, -1, float("nan")])
-    def test_a_sharpness_that_is_not_above_0_is_refused(self, target_std):
+    def test_a_target_that_is_not_above_0_is_rejected(self, target_std):
         with pytest.raises(UserError, match=r"target_std=.* above 0"):
             temperature_for(random_run(), target_std)
 
@@ -82,6 +82,6 @@ class TestTrainable:
             ({"q": FLAT, "p": {"a": 1.0}}, "run e5: all 8 scores are equal within each query"),
         ],
     )
-    def test_a_run_without_any_is_refused(self, scores, message):
+    def test_a_run_without_any_is_rejected(self, scores, message):
         with pytest.raises(UserError, match=message):
             check_trainable(Run.from_dict(scores, "e5"))

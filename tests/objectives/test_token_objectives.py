@@ -34,7 +34,7 @@ class TestTokenRelations:
         assert len(wanted) == (21 if across else 6)
         assert found.item() == pytest.approx(sum(wanted) / len(wanted))
 
-    def test_padding_has_no_say_and_no_gradient(self):
+    def test_padding_has_no_effect_and_no_gradient(self):
         student, teacher = tokens(2, 5), tokens(3, 5)
         broken = [torch.where(MASK[:, :, None], one, torch.tensor(math.nan)) for one in (student, teacher)]
         broken[0].requires_grad_()
@@ -59,7 +59,7 @@ class TestTokenRelations:
         student, teacher = tokens(9, 5).requires_grad_(), tokens(10, 6)
         assert torch.autograd.gradcheck(lambda s: token_relations(s, teacher, MASK), [student])
 
-    def test_other_tokens_are_refused(self):
+    def test_other_tokens_are_rejected(self):
         with pytest.raises(UserError, match=r"student tokens of shape \(3, 4, 5\), teacher's \(3, 5, 5\); .* one"):
             token_relations(tokens(0, 5), tokens(0, 5, n=5))
         with pytest.raises(UserError, match=r"mask of shape \(3, 5\)"):

@@ -48,13 +48,13 @@ class TestReasons:
 
 
 class TestMasks:
-    def test_masked_places_have_no_say(self):
+    def test_masked_places_have_no_effect(self):
         assert one([7.0, math.nan, 7.0, 8.0], [1, 0, 1, 1]) == (True, {})
         assert one([7.0, 9.0, 7.0, math.nan], [1, 0, 1, 0]) == (False, {"flat": 1})
         assert one([7.0, 9.0], [0, 1]) == (False, {"single": 1})
         assert one([7.0, 9.0], [0, 0]) == (False, {"single": 1})
 
-    def test_a_batch_is_told_apart_and_counted(self):
+    def test_a_batch_is_classified_and_counted(self):
         scores = torch.tensor([[1.0, 2.0, 3.0], [1.0, 1.0, 1.0], [2.0, 2.0, 5.0], [1.0, 2.0, math.inf]])
         mask = torch.tensor([[1, 1, 1], [1, 1, 1], [1, 1, 0], [1, 1, 1]])
         usable, counts = usable_lists(scores, mask)

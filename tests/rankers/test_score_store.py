@@ -5,6 +5,7 @@ from store_children import PAIRS, PART, Log, LoggedScorer, fake_score, kill_afte
 from retrodistill.core import stores
 from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
+from retrodistill.encoders import embeddings
 from retrodistill.rankers import cross_encoder
 from retrodistill.rankers.cross_encoder import ScoreStore
 
@@ -12,12 +13,13 @@ OWNER = Manifest("teacher", {"weights": "abc"}, {"max_length": 64})
 QUERIES, DOCUMENTS = (list(side) for side in zip(*PAIRS, strict=True))
 WANTED = np.array([fake_score(pair) for pair in PAIRS])
 CHILD = """
-    from retrodistill.rankers import cross_encoder
+    from retrodistill.encoders import embeddings
+    from retrodistill.rankers.cross_encoder import ScoreStore
     from retrodistill.core.manifest import Manifest
-    cross_encoder._PART = PART
+    embeddings._PART = PART
     root, log, delay = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
     owner = Manifest("teacher", {"weights": "abc"}, {"max_length": 64})
-    store = cross_encoder.ScoreStore("fake", owner, root)
+    store = ScoreStore("fake", owner, root)
     queries, documents = zip(*PAIRS)
     store.fill(queries, documents, LoggedScorer(log, delay))
     assert (store.gather(queries, documents) == [fake_score(pair) for pair in PAIRS]).all()
@@ -26,7 +28,7 @@ CHILD = """
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(cross_encoder, "_PART", PART)
+    monkeypatch.setattr(embeddings, "_PART", PART)
 
 
 @pytest.fixture

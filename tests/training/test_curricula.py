@@ -63,7 +63,7 @@ class TestBudget:
         one = stage(candidates={"depth": 10, "sources": ["bm25"], **budget})
         return Scored(*scored_candidates(one, data, stage_texts(one, data).texts))
 
-    def test_the_teacher_scores_so_many_pairs_and_no_more(self, data):
+    def test_the_teacher_scores_exactly_the_budget(self, data):
         every = self.select_within_budget(data)
         some = self.select_within_budget(data, budget="25%")
         assert len(every.run) > len(some.run) == round(len(every.run) / 4)
@@ -79,20 +79,20 @@ class TestBudget:
         pairs = [set(zip(run.table["query_id"].to_pylist(), run.document_ids, strict=True)) for run in (found, wanted)]
         assert pairs[0] == pairs[1]
 
-    def test_ways_and_sizes_are_stored_apart_and_what_was_bought_is_told_again(self, data):
+    def test_each_method_and_size_has_its_own_file_and_notes_are_repeated(self, data):
         robust, random = (self.select_within_budget(data, budget=60, budget_by=by) for by in ("robust", "random"))
         assert robust.run.fingerprint != random.run.fingerprint
         assert "by random" in random.notes[0]
         assert self.select_within_budget(data, budget=60, budget_by="random").notes == random.notes  # from the folder
         assert len(list((data.folder / "scores").glob("*.parquet"))) == 2
 
-    def test_no_pair_is_bought_that_training_hides(self, data):
+    def test_pairs_that_training_hides_are_not_scored(self, data):
         one = stage(candidates={"depth": 10, "sources": ["bm25"], "budget": "100%"}, texts={"sentences": 0})
         found = scored_candidates(one, data, stage_texts(one, data).texts)[0]
         for query, documents, _ in found:
             assert not (query.startswith("title:") and query.removeprefix("title:") in documents)
 
-    def test_it_is_told_in_the_stages_notes(self, data, tiny_model, tmp_path):
+    def test_the_stages_notes_report_it(self, data, tiny_model, tmp_path):
         one = stage(candidates={"depth": 10, "sources": ["bm25"], "budget": "50%"})
         student = StudentSettings.model_validate({"model": f"dense:{tiny_model}", "stages": [one], "control": None})
         history = run_stage(build_student(student, data), one, data, tmp_path / "work", "training")
@@ -100,7 +100,7 @@ class TestBudget:
 
 
 class TestTopics:
-    def test_batches_are_of_the_trained_rows_clusters_and_stored(self, data, monkeypatch):
+    def test_batches_follow_clusters_of_the_trained_rows_and_are_stored(self, data, monkeypatch):
         one = stage(batches="topics", topics=6)
         texts = stage_texts(one, data).texts
         rows = np.array([0, 3, 3, 7, 12, 20, 31, 40])
@@ -110,7 +110,7 @@ class TestTopics:
         monkeypatch.setattr("retrodistill.training.prepared.cluster_topics", lambda *_: pytest.fail("clustered again"))
         assert topic_batches(one, data, texts, rows).topics.tolist() == first.topics.tolist()
 
-    def test_none_where_they_are_shuffled(self, data):
+    def test_none_if_batches_are_shuffled(self, data):
         one = stage()
         assert topic_batches(one, data, stage_texts(one, data).texts, np.arange(8)) is None
 
@@ -119,7 +119,7 @@ class TestTopics:
         with pytest.raises(UserError, match=r"9 topics of 8 training texts"):
             topic_batches(one, data, stage_texts(one, data).texts, np.arange(8))
 
-    def test_a_training_that_is_taken_up_sees_the_same_batches_in_every_epoch(self, data, tiny_model, tmp_path):
+    def test_a_resumed_training_sees_the_same_batches_in_every_epoch(self, data, tiny_model, tmp_path):
         one = stage(batches="topics", topics=4, training={**SHORT, "epochs": 3, "max_steps": 0})
         student = StudentSettings.model_validate({"model": f"dense:{tiny_model}", "stages": [one], "control": None})
 
@@ -194,7 +194,7 @@ class TestSelection:
         assert 0 < found.rows.sum() < len(found.rows)
         assert found.note.startswith(f"selection: {found.rows.sum()} of ")
 
-    def test_lists_over_the_corpus_are_selected_from_alike(self, data):
+    def test_lists_over_the_corpus_select_the_same_texts(self, data):
         data = changed(data, student=standing(data))
         texts, taught = self.taught(data, stage(candidates={"depth": "all"}))
         assert taught.run is None
@@ -202,14 +202,14 @@ class TestSelection:
         same = selected(SelectionSettings(ranks=(2, 6)), data, *self.taught(data, stage()))
         assert found.rows.tolist() == same.rows.tolist()
 
-    def test_an_ensemble_says_what_is_right_where_nobody_labeled(self, data):
+    def test_an_ensemble_replaces_labels(self, data):
         data = changed(data, student=standing(data), labels=None, labeler=load_ranker("bm25"))
         texts, taught = self.taught(data, stage())
         found = selected(SelectionSettings(positives="ensemble"), data, texts, taught)
         assert "teacher wrong 0" in found.note  # bm25 agrees with itself
         assert found.rows.any()
 
-    def test_only_what_is_selected_is_trained_on(self, data):
+    def test_only_selected_texts_are_trained_on(self, data):
         one = stage(selection={"ranks": [2, 6]})
         prepared = prepare(one, changed(data, student=standing(data)))
         rows = training_rows(prepared, one)
@@ -217,7 +217,7 @@ class TestSelection:
         assert not set(rows.tolist()) & set(prepared.held_out.tolist())
         assert prepared.notes[-1].startswith("selection: ")
 
-    def test_nothing_selected_is_said_in_one_line(self, data):
+    def test_an_empty_selection_is_one_line(self, data):
         teacher = RecordedRanker(
             Run.from_dict({query: {"d1": 2.0, "d2": 1.0} for query in data.queries.ids if query != "q1"})
         )
@@ -225,7 +225,7 @@ class TestSelection:
         with pytest.raises(UserError, match=r"^nothing is selected to train on; widen selection.*teacher wrong 4"):
             prepare(stage(selection={}), data)
 
-    def test_labels_are_wanted_where_there_are_none(self, data):
+    def test_missing_labels_are_an_error(self, data):
         with pytest.raises(UserError, match=r"the training queries have no labels"):
             prepare(stage(selection={}), changed(data, student=standing(data), labels=Qrels.from_dict({})))
 
@@ -245,7 +245,7 @@ class TestProd:
         ("model", "train"),
         [("static", "query_encoder"), ("dense", "query_encoder"), ("multi-vector", "head"), ("sparse", "head")],
     )
-    def test_a_stage_of_it_trains_any_student_that_can_search(self, model, train, data, tiny_model, tmp_path):
+    def test_it_trains_any_student_that_can_search(self, model, train, data, tiny_model, tmp_path):
         one = stage(
             objectives=[
                 {"name": "contrastive", "weight": 0.1},
@@ -275,7 +275,7 @@ ITS_OWN = {"candidates": {"sources": ["student"], "depth": 5}}
 
 
 class TestCandidatesOfTheStudent:
-    def test_they_are_what_it_finds_among_the_spaces_documents(self, data):
+    def test_they_are_its_results_among_the_spaces_documents(self, data):
         data = changed(data, student=standing(data))
         texts = stage_texts(stage(**ITS_OWN), data).texts
         found = candidate_pairs(stage(**ITS_OWN), data, texts)[0]
@@ -289,7 +289,7 @@ class TestCandidatesOfTheStudent:
         assert {query: set(named) for query, named, _ in found} == wanted
         assert set(found.table["sources"].to_pylist()) == {"student"}
 
-    def test_scores_of_another_student_are_not_taken(self, data):
+    def test_scores_of_another_student_are_not_reused(self, data):
         one, paths = stage(**ITS_OWN), []
         for shift in (0.0, 0.5):
             student = standing(data)
@@ -329,7 +329,7 @@ class TestLabeledPositives:
         for query, judged in data.qrels().to_dict().items():
             assert set(judged) <= set(pool[query])
 
-    def test_with_nothing_but_a_control_only_labeled_queries_train(self, data):
+    def test_a_control_alone_trains_only_on_labeled_queries(self, data):
         labels = Qrels.from_dict({data.queries.ids[row]: {"d5": 1} for row in range(20)})
         one = stage(objectives="contrastive", positives="labels")
         prepared = prepare(one, changed(data, labels=labels, student=standing(data)))
@@ -355,17 +355,17 @@ class TestKeysThatDoNotFit:
             ({"teacher": "student:bi@two"}, "write student:NAME"),
         ],
     )
-    def test_each_is_refused_with_its_reason(self, change, message):
+    def test_each_is_rejected_with_its_reason(self, change, message):
         with pytest.raises(ValueError, match=r".") as error:
             stage(**change)
         assert message in str(error.value)
 
-    def test_labels_beyond_0_and_1_are_refused_before_training(self, data):
+    def test_labels_outside_0_to_1_are_rejected_before_training(self, data):
         teacher = RecordedRanker(Run.from_dict({query: {"d1": 2.0, "d2": 1.0} for query in data.queries.ids}))
         with pytest.raises(UserError, match=r"bce learns labels from 0 to 1, and the teacher's go from 1 to 2"):
             prepare(stage(objectives="bce", labels="mean"), changed(data, teacher=teacher))
 
     def test_a_teacher_of_its_own_is_for_recipes(self, data, tiny_model, tmp_path):
         settings = StudentSettings.model_validate({"model": f"dense:{tiny_model}", "stages": [stage(teacher="bm25")]})
-        with pytest.raises(UserError, match=r"a teacher or labels of its own is for recipes"):
+        with pytest.raises(UserError, match=r"own teacher or labels needs a recipe"):
             train_student("student", settings, data, tmp_path / "student")

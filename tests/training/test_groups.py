@@ -14,7 +14,7 @@ def draw(lists, seed=0, **settings):
 
 
 class TestOverTheCorpus:
-    def test_the_best_is_there_and_the_others_are_of_the_depth(self):
+    def test_the_best_is_included_and_the_others_are_within_the_depth(self):
         groups = draw(lists_over_corpus(SCORES, np.full(5, -1)), documents=6, depth=10)
         assert groups.documents.shape == (5, 6)
         for row, documents, scores in zip(groups.text_rows, groups.documents, groups.scores, strict=True):
@@ -23,7 +23,7 @@ class TestOverTheCorpus:
             assert set(documents) <= set(order[:10])
             np.testing.assert_array_equal(scores, SCORES[row, documents])
 
-    def test_random_ones_come_from_everywhere_with_their_scores_and_no_document_twice(self):
+    def test_random_documents_span_the_corpus_with_their_scores_and_no_duplicates(self):
         groups = draw(lists_over_corpus(SCORES, np.full(5, -1)), documents=3, depth=3, random=30)
         for row, documents, scores in zip(groups.text_rows, groups.documents, groups.scores, strict=True):
             there = documents[documents >= 0]
@@ -49,14 +49,14 @@ class TestOverTheCorpus:
         assert (at[own >= 0] == own[own >= 0]).all()
         assert (places[own < 0] == -1).all()
 
-    def test_random_ones_beside_mined_lists_are_refused(self):
+    def test_random_documents_beside_mined_lists_are_rejected(self):
         lists = Lists(np.array([[0, 1, 2]]), SCORES[:1, :3], np.array([-1]), np.array([-1]))
         with pytest.raises(UserError, match=r"^groups.random=2 draws from lists over the whole corpus; .*candidates.r"):
             draw(lists, documents=2, sampler="top-k", random=2)
 
 
 class TestGroups:
-    def test_those_of_some_texts_stand_as_often_as_their_row(self):
+    def test_lists_of_repeated_texts_are_repeated(self):
         groups = draw(lists_over_corpus(SCORES, np.full(5, -1)), documents=2, draws=2)
         found = groups.of_texts(np.array([4, 1, 4]))
         assert found.text_rows.tolist() == [4, 4, 1, 1, 4, 4]
@@ -69,7 +69,7 @@ class TestGroups:
         np.testing.assert_array_equal(first.documents, again.documents)
         assert (first.documents != other.documents).any()
 
-    def test_no_group_at_all_is_refused(self):
+    def test_no_group_at_all_is_rejected(self):
         groups = draw(lists_over_corpus(SCORES, np.full(5, -1)), documents=2)
         with pytest.raises(UserError, match=r"^no training text is left"):
             require_lists(groups.of_texts(np.array([], dtype=int)))

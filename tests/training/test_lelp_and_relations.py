@@ -62,7 +62,7 @@ class TestLelp:
         assert moved
         assert history.losses[-1]["lelp"] > 0
 
-    def test_classes_are_source_documents_and_labeled_ones_where_the_stage_says_so(self, data):
+    def test_classes_are_source_documents_or_labeled_ones_by_the_stage(self, data):
         queries = data.queries.ids
         labels = Qrels.from_dict({query: {"d5": 1, "d6": 2} for query in queries[:12]})
         stage = {"objectives": "lelp", "positives": "labels", "texts": {"titles": False, "sentences": 0}}
@@ -74,7 +74,7 @@ class TestLelp:
         with pytest.raises(UserError, match=r"'lelp' needs .* more than parts=2"):
             prepare(StageSettings.model_validate({**stage, "positives": "source_document"}), data)
 
-    def test_misfits_are_refused_in_one_line(self, data, tiny_model):
+    def test_misfits_are_rejected_in_one_line(self, data, tiny_model):
         with pytest.raises(ValueError, match=r"no embedding to align") as error:
             trained(f"sparse:{tiny_model}", {"objectives": "lelp", "train": "both_encoders"}, data)
         stage = {"objectives": ["kl", "lelp"], "train": "both_encoders", "texts": {"documents": True}}
@@ -97,7 +97,7 @@ class TestTokenRelations:
         encoder = MultiVectorModel(token_encoder(tiny_model), "multi-vector:teacher")
         return changed(data, teacher=MultiVectorRanker(encoder), own_documents=True)
 
-    def test_a_multi_vector_student_comes_to_its_teachers_token_graph(self, taught, tiny_model):
+    def test_a_multi_vector_student_learns_its_teachers_token_graph(self, taught, tiny_model):
         stage = {**self.STAGE, "training": {**SHORT, "epochs": 6, "max_steps": 0}}
         history, moved = trained(f"multi-vector:{tiny_model}", stage, taught, dimension=8)
         assert moved
@@ -132,7 +132,7 @@ class TestTokenRelations:
         assert float(model[1].linear.weight.grad.abs().sum()) > 0
         assert all(one.grad is None for one in taught.teacher.queries.model.parameters())
 
-    def test_another_teacher_or_student_is_refused_in_one_line(self, data, taught, tiny_model):
+    def test_another_teacher_or_student_is_rejected_in_one_line(self, data, taught, tiny_model):
         with pytest.raises(UserError, match=r"'token-relations' needs a multi-vector teacher, and bm25 is not"):
             trained(f"multi-vector:{tiny_model}", self.STAGE, changed(data, own_documents=True), dimension=8)
         with pytest.raises(UserError, match=r"'token-relations' compares token vectors") as error:

@@ -14,7 +14,7 @@ SOURCES = np.array([-1, -1, 0])
 
 
 class TestFromARun:
-    def test_lists_stand_in_the_order_of_the_texts_best_first_and_padded(self):
+    def test_lists_follow_the_order_of_the_texts_best_first_and_padded(self):
         lists = lists_from_run(RUN, TEXTS, CORPUS, SOURCES)
         assert lists.documents.tolist() == [[2, 3, 1], [-1, -1, -1], [0, 5, -1]]
         assert lists.scores[0].tolist() == [2.0, 1.0, 0.5]
@@ -44,7 +44,7 @@ class TestGroups:
             assert len(set(group)) == 2
             assert [known[f"d{document}"] for document in group] == values.tolist()
 
-    def test_the_best_is_always_in(self):
+    def test_the_best_is_always_included(self):
         documents = draw(lists_from_run(RUN, TEXTS, CORPUS, SOURCES), 2, "stratified", 3, draws=9).documents
         assert (documents[:, 0] == 2).all()
 

@@ -75,7 +75,7 @@ class TestTerms:
             Term(name).value(given)
 
     @pytest.mark.parametrize("name", sorted({*PLAIN, "pld"}))
-    def test_lists_that_teach_nothing_count_nothing(self, name):
+    def test_lists_that_teach_nothing_do_not_count(self, name):
         targets = torch.tensor([[3.0, 1.0, 2.0], [5.0, 5.0, 5.0], [1.0, float("nan"), 2.0], [1.0, 0.0, 0.0]])
         mask = torch.tensor([[1, 1, 1], [1, 1, 1], [1, 1, 1], [1, 0, 0]], dtype=torch.bool)
         scores = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
@@ -157,7 +157,7 @@ class TestStoredTargets:
         sum(parts.values()).backward()
         assert sum(float(one.grad.abs().sum()) for one in model.parameters() if one.grad is not None) > 0
 
-    def test_in_batch_takes_the_own_documents_of_the_batch_and_spares_shared_ones(self, model):
+    def test_in_batch_uses_the_batchs_own_documents_except_shared_ones(self, model):
         sources = np.array([1, 3, -1, 1])
         lists = lists_over_corpus(np.zeros((4, 5), dtype="f4"), sources, hide_source=False)
         loss = stored_loss(model, [Term("in-batch", student_temperature=0.2)], documents=DOCUMENTS, lists=lists)
@@ -182,7 +182,7 @@ class TestStoredTargets:
         assert float(expected) > 1e-3
         assert total(loss([features(model, TEXTS)], torch.arange(4))) == pytest.approx(float(expected), rel=1e-4)
 
-    def test_taid_moves_its_target_on_and_wants_to_be_told_how_far_training_is(self, model):
+    def test_taid_moves_its_target_and_needs_the_progress_of_training(self, model):
         lists = lists_over_corpus(SCORES_OF_ALL, NONE)
         loss = stored_loss(model.eval(), [Term("taid", student_temperature=0.1)], documents=DOCUMENTS, lists=lists)
         products = encoded(model, TEXTS) @ torch.from_numpy(DOCUMENTS).T
@@ -212,7 +212,7 @@ class TestStoredTargets:
         expected = pure(encoded(model, [TEXTS[row] for row in ROWS]), torch.from_numpy(DOCUMENTS[ROWS]))
         assert total(found) == pytest.approx(float(expected), rel=1e-4)
 
-    def test_every_embedding_objective_is_one_that_terms_know(self, model):
+    def test_terms_know_every_embedding_objective(self, model):
         model.similarity_fn_name = "dot"
         classes = pseudo_classes(np.tile(DOCUMENTS, (3, 1)) + NOISE, np.repeat([0, 1], [8, 7]), 2)
         for name in EMBEDDING_OBJECTIVES:
@@ -248,19 +248,19 @@ class TestStoredTargets:
             single = alone([features(model, TEXTS)], torch.arange(4))
             assert float(found[term.name]) == pytest.approx(term.weight * float(single[term.name]), rel=1e-5)
 
-    def test_what_an_objective_lacks_is_said_before_training(self, model):
+    def test_missing_requirements_are_reported_before_training(self, model):
         with pytest.raises(UserError, match=r"^objective 'kl' needs candidates with teacher scores and stored doc"):
             stored_loss(model, [KL])
         with pytest.raises(UserError, match=r"^objective 'leaf' needs a dense teacher, whose embeddings it aligns to"):
             stored_loss(model, [Term("leaf")], documents=DOCUMENTS)
 
-        with pytest.raises(UserError, match=r"^objective 'nd' shapes lengths, and a cosine student has none"):
+        with pytest.raises(UserError, match=r"^objective 'nd' shapes lengths"):
             stored_loss(model, [Term("nd")], embeddings=DOCUMENTS)
         wide = lists_over_corpus(np.zeros((4, 2000), dtype="f4"), NONE)
         with pytest.raises(UserError, match=r"^lists of 2000 candidates; objectives over pairs take at most 1024"):
             stored_loss(model, [Term("ranknet")], documents=DOCUMENTS, lists=wide)
 
-    def test_its_settings_stand_in_the_model_card(self, model):
+    def test_its_settings_are_in_the_model_card(self, model):
         assert stored_loss(model, [Term("leaf")], embeddings=DOCUMENTS).get_config_dict()["terms"][0] == {
             "name": "leaf",
             "weight": 1.0,
@@ -280,29 +280,29 @@ class TestUnusableLists:
     def test_they_are_counted_by_reason(self):
         assert self.LISTS.usable() == {"usable": 1, "single": 1, "not finite": 0, "flat": 2, "saturated": 1}
 
-    def test_a_hidden_source_is_no_candidate(self):
+    def test_a_hidden_source_is_not_a_candidate(self):
         hidden = Lists(self.LISTS.documents[2:3], np.array([[1, 2, 0, 0]], dtype="f4"), np.array([1]), np.array([1]))
         assert hidden.usable()["single"] == 1
 
-    def test_they_are_told_and_kept_before_training(self, model, capsys):
+    def test_they_are_logged_and_kept_before_training(self, model, capsys):
         set_quiet(False)
         loss = stored_loss(model, [KL], documents=DOCUMENTS, lists=self.LISTS)
         assert "left out: 2 lists with equal scores, 1 lists with a tied top" in capsys.readouterr().err
         assert loss.left_out == {"single": 1, "not finite": 0, "flat": 2, "saturated": 1}
 
-    def test_a_control_without_a_teacher_does_not_mind(self, model):
+    def test_a_control_without_a_teacher_ignores_them(self, model):
         lists = Lists(self.LISTS.documents, self.LISTS.scores, self.LISTS.hidden, np.zeros(5, dtype=np.int64))
         assert stored_loss(model, [Term("contrastive")], documents=DOCUMENTS, lists=lists).left_out == {}
 
     def test_a_control_without_a_positive_is_refused(self, model):
         for name in ("contrastive", "in-batch"):
-            wanted = rf"^objective '{name}' needs texts with a document of their own: take texts.titles"
+            wanted = rf"^objective '{name}' needs texts with their own document: texts.titles"
             with pytest.raises(UserError, match=wanted):
                 stored_loss(model, [Term(name)], documents=DOCUMENTS, lists=self.LISTS)
             with pytest.raises(UserError, match=wanted):
                 groups_loss(model, [Term(name)], SCORES, PLACES >= 0, NONE, PLACES)
 
-    def test_nothing_but_such_lists_is_refused(self, model):
+    def test_only_such_lists_are_rejected(self, model):
         whole = self.LISTS
         flat = Lists(*(part[1:4] for part in (whole.documents, whole.scores, whole.hidden, whole.positives)))
         with pytest.raises(
@@ -386,7 +386,7 @@ class TestGroups:
         assert len(margins) == 3
         assert found == pytest.approx(float(np.mean(margins)), rel=1e-4)
 
-    def test_without_the_teacher_on_the_corpus_they_are_refused(self, model):
+    def test_without_the_teachers_corpus_scores_they_are_rejected(self, model):
         documents = np.array([[4, 7], [8, 9]])
         term = Term("in-batch-margin-mse")
         with pytest.raises(UserError, match=r"^objective 'in-batch-margin-mse' needs .* candidates.depth: all"):
@@ -405,7 +405,7 @@ class TestGroups:
             next(model.parameters()).mul_(-1.5)
         assert float(loss([features(model, side) for side in texts], torch.tensor([0]))["lwf"]) > 1e-4
 
-    def test_alignment_belongs_elsewhere(self, model):
+    def test_alignment_is_rejected(self, model):
         with pytest.raises(
             UserError, match=r"^objective 'leaf' aligns single texts; use it in a stage with train: que"
         ):

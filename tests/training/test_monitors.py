@@ -50,7 +50,7 @@ class TestAgreement:
 
 
 class TestCollapse:
-    def test_it_is_told(self, student, documents, capsys):
+    def test_it_is_logged(self, student, documents, capsys):
         set_quiet(False)
         measures = HeldOutMonitor(student, ["star"] * 4, np.zeros((4, 3), dtype=int), lambda: documents)()
         assert measures["mean_cosine"] == pytest.approx(1)
@@ -59,7 +59,7 @@ class TestCollapse:
             in capsys.readouterr().err
         )
 
-    def test_a_healthy_student_is_silent_and_goes_on_training(self, student, documents, capsys):
+    def test_a_healthy_student_logs_nothing_and_keeps_its_training_mode(self, student, documents, capsys):
         set_quiet(False)
         student.model.train()
         HeldOutMonitor(student, TEXTS, np.zeros((4, 3), dtype=int), lambda: documents - documents.mean(axis=0))()

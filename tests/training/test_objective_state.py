@@ -38,7 +38,7 @@ def taught(folder, place, name="taid", resume=None):
 
 
 class TestKeeping:
-    def test_a_resumed_training_goes_on_with_its_schedule(self, tiny_model, tmp_path):
+    def test_a_resumed_training_continues_its_schedule(self, tiny_model, tmp_path):
         whole = taught(tiny_model, tmp_path / "work").objective_state()
         assert whole["0"]["t"] > 0.85
         saved = json.loads((tmp_path / "work" / "checkpoint-4" / STATE_FILE).read_text())
@@ -47,13 +47,13 @@ class TestKeeping:
         for name, value in whole["0"].items():
             assert resumed.objective_state()["0"][name] == pytest.approx(value, rel=1e-6), name
 
-    def test_without_its_file_it_goes_on_along_the_straight_line(self, tiny_model, tmp_path):
+    def test_without_its_file_it_follows_the_straight_line(self, tiny_model, tmp_path):
         taught(tiny_model, tmp_path / "work")
         (tmp_path / "work" / "checkpoint-4" / STATE_FILE).unlink()
         resumed = taught(tiny_model, tmp_path / "work", resume=str(tmp_path / "work" / "checkpoint-4"))
         assert resumed.objective_state()["0"]["t"] >= 0.4 + 0.6 * 5 / 6
 
-    def test_another_file_in_its_place_is_refused(self, tiny_model, tmp_path):
+    def test_another_file_in_its_place_is_rejected(self, tiny_model, tmp_path):
         taught(tiny_model, tmp_path / "work")
         checkpoint = tmp_path / "work" / "checkpoint-4"
         (checkpoint / STATE_FILE).write_text("[]")
@@ -67,7 +67,7 @@ class TestKeeping:
         assert not list((tmp_path / "work").glob(f"*/{STATE_FILE}"))
         assert loss.progress == pytest.approx(5 / 6)
 
-    def test_other_losses_are_left_alone_beside_ours(self, tiny_model, tmp_path):
+    def test_other_losses_are_left_alone(self, tiny_model, tmp_path):
         model = load_bi_encoder(tiny_model)
         ours = stored_loss(model, [Term("taid")], documents=DOCUMENTS, lists=LISTS)
         other = torch.nn.Linear(2, 2)

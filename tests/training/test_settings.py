@@ -11,7 +11,7 @@ from retrodistill.training.settings import (
 
 
 class TestStages:
-    def test_a_bare_name_stands_for_an_objective_with_its_defaults(self):
+    def test_a_bare_name_is_an_objective_with_its_defaults(self):
         named, spelled = StageSettings(objectives="kl"), StageSettings(objectives=[{"name": "kl"}])
         assert named == spelled
         assert named.objectives[0].student_temperature == 0.05
@@ -42,7 +42,7 @@ class TestMistakes:
             CandidateSettings(sources=["bm25", source])
 
     @pytest.mark.parametrize("depth", [0, -5, "some", 1.5])
-    def test_depths_that_are_none(self, depth):
+    def test_invalid_depths(self, depth):
         with pytest.raises(pydantic.ValidationError):
             CandidateSettings(depth=depth)
 

@@ -28,7 +28,7 @@ class TestKinds:
             ("cross-encoder:x", "head", "both_encoders"),
         ],
     )
-    def test_towers_that_a_kind_does_not_have(self, model, train, wanted):
+    def test_parts_that_a_kind_does_not_have(self, model, train, wanted):
         with pytest.raises(pydantic.ValidationError, match=rf"does not train .* students; set train: {wanted}"):
             student(model, train)
 

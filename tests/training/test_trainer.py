@@ -45,7 +45,7 @@ def targets(texts):
 
 
 class TestLearning:
-    def test_the_loss_goes_down_and_the_student_comes_to_agree(self, tiny, tiny_model, tiny_static, tmp_path):
+    def test_the_loss_falls_and_agreement_rises(self, tiny, tiny_model, tiny_static, tmp_path):
         teacher, model = load_encoder(f"dense:{tiny_model}"), load_bi_encoder(tiny_static)
         student, queries = load_encoder(model), tiny.split("train").texts
         documents = teacher.encode(tiny.documents.texts, "document")
@@ -64,7 +64,7 @@ class TestLearning:
         assert history.monitors[-1]["agreement"] > 0.8
         assert (history.monitors[0]["step"], history.monitors[-1]["step"]) == (0, history.steps)
 
-    def test_bfloat16_is_a_gpus(self, tiny_model, texts, targets, tmp_path):
+    def test_bfloat16_is_for_gpus(self, tiny_model, texts, targets, tmp_path):
         trained = set()
         for precision in ("float32", "bfloat16"):
             settings = SETTINGS.model_copy(update={"precision": precision})
@@ -107,13 +107,13 @@ class TestRepeating:
 
 
 class TestResuming:
-    def test_a_training_that_was_finished_is_not_done_again(self, tiny_model, texts, targets, tmp_path):
+    def test_a_finished_training_is_not_repeated(self, tiny_model, texts, targets, tmp_path):
         first, _ = aligned(tiny_model, texts, targets, tmp_path / "work")
         again, history = aligned(tiny_model, texts, targets, tmp_path / "work")
         assert digest(again) == digest(first)
         assert history.steps == 16
 
-    def test_an_earlier_checkpoint_leads_to_the_same_bytes_and_a_torn_one_is_passed_over(
+    def test_an_earlier_checkpoint_leads_to_the_same_bytes_and_a_torn_one_is_skipped(
         self, tiny_model, texts, targets, tmp_path
     ):
         first, whole = aligned(tiny_model, texts, targets, tmp_path / "work")
@@ -133,7 +133,7 @@ class TestResuming:
         assert digest(aligned(tiny_model, texts, targets, tmp_path / "work")[0]) == digest(fresh)
         assert not torn.exists()
 
-    def test_checkpoints_are_removed_when_asked(self, tmp_path):
+    def test_checkpoints_are_removed(self, tmp_path):
         (tmp_path / "work" / "checkpoint-1").mkdir(parents=True)
         remove_checkpoints(tmp_path / "work")
         assert not (tmp_path / "work").exists()

@@ -23,23 +23,23 @@ class TestGathering:
         assert (texts.sources[:42] == -1).all()
         assert (texts.sources[42:] >= 0).all()
 
-    def test_as_many_as_asked_for(self, tiny):
+    def test_the_number_of_sentences(self, tiny):
         assert len(training_texts(tiny, tiny.split("train"), titles=True, sentences=1)) == 42 + 60 + 60
         assert len(training_texts(tiny, tiny.split("train"), titles=False, sentences=0)) == 42
         assert len(training_texts(tiny, tiny.split("train").select([]), titles=True, sentences=0)) == 60
 
-    def test_every_pseudo_query_stands_in_its_source(self, tiny):
+    def test_every_pseudo_query_occurs_in_its_source(self, tiny):
         texts = training_texts(tiny, tiny.split("train").select([]), titles=True, sentences=3)
         documents = tiny.documents.texts
         for text, source in zip(texts.texts.texts, texts.sources, strict=True):
             assert text in documents[source]
 
-    def test_untitled_documents_give_no_title(self, small):
+    def test_untitled_documents_have_no_title(self, small):
         texts = training_texts(small, Texts.from_pairs([]), titles=True, sentences=0)
         assert texts.texts.texts == ["On stars", "What is law?"]
         assert texts.sources.tolist() == [0, 2]
 
-    def test_at_most_so_many_sentences_of_each_document(self, small):
+    def test_at_most_that_many_sentences_of_each_document(self, small):
         for count, expected in ((1, 3), (2, 5), (9, 6)):
             assert len(training_texts(small, Texts.from_pairs([]), titles=False, sentences=count)) == expected
 
@@ -64,7 +64,7 @@ class TestLeaks:
 
 
 class TestNothing:
-    def test_it_says_what_to_give(self, tiny):
+    def test_the_error_says_what_to_give(self, tiny):
         with pytest.raises(
             UserError, match=r"no query and no text of documents to train on; give a split with queries"
         ):

@@ -43,7 +43,7 @@ class TestMistakes:
             ("cross-encoder:x", {"stage": {"matryoshka": [8]}}, "matryoshka .* cross-encoder"),
         ],
     )
-    def test_forms_of_another_kind_or_without_their_like(self, model, given, message):
+    def test_options_of_another_kind_or_without_their_counterpart(self, model, given, message):
         if message is None:
             assert student(model, **given).clusters == "C8"
             return
@@ -72,12 +72,12 @@ class TestMistakes:
 
 
 class TestBesideAClusteredStudent:
-    def test_stand_an_unclustered_and_a_pooled_one_by_these_names(self):
+    def test_there_are_an_unclustered_and_a_pooled_one_with_these_names(self):
         one, other = student("multi-vector:x", clusters="C8x32"), student("multi-vector:x", clusters="C4x8")
         assert comparison_names({"a": one, "b": student("dense:x")}) == {"a": ("unclustered", "pooled")}
         assert comparison_names({"a": one, "b": other})["b"] == ("b-unclustered", "b-pooled")
 
-    def test_no_student_has_their_names(self):
+    def test_no_student_may_have_their_names(self):
         made = student("multi-vector:x", clusters="C8x32").model_dump()
         with pytest.raises(UserError, match=r"a student cannot be called 'pooled', the name of another system"):
             recipe({"student": made, "pooled": student("dense:x").model_dump()})
