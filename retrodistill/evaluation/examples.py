@@ -1,4 +1,4 @@
-"""Queries to look at: rankings of two systems side by side, for the largest differences and for evenly spaced queries."""
+"""Queries to look at: rankings of two systems side by side, for the largest changes and for evenly spaced queries."""
 
 from __future__ import annotations
 
@@ -89,7 +89,12 @@ def side_by_side(task: Task, queries: Sequence[str], reference: Measured, other:
                 teacher=hits(query, teacher),
                 student=hits(query, student),
                 missed=[
-                    Missed(document_id=name, teacher_rank=_rank(teacher, name), student_rank=_rank(student, name), **texts[name])
+                    Missed(
+                        document_id=name,
+                        teacher_rank=_rank(teacher, name),
+                        student_rank=_rank(student, name),
+                        **texts[name],
+                    )
                     for name in missed[query]
                 ],
                 teacher_value=values[0].get(query),

@@ -20,7 +20,7 @@ BEIR_MEASURES = ("ndcg@10", "mrr@10", "map@1000", "recall@10", "recall@100", "re
 # results.json's names of ir_measures' measures; "p" is only an input.
 _SHORT = {"ndcg": "nDCG", "mrr": "RR", "recall": "R", "map": "AP", "precision": "P"}
 _INPUTS = {**_SHORT, "p": "P"}
-# Providers besides pytrec_eval, in the order of ir_measures. Its gdeval is left out: a Perl script that fails on most ids.
+# Providers besides pytrec_eval, in the order of ir_measures. No gdeval: a Perl script that fails on most ids.
 _PROVIDERS = ("cwl_eval", "compat", "pyndeval", "judged", "accuracy")
 _BLOCK = 512  # queries passed to trec_eval at once, as Python dictionaries: bounds the memory
 
