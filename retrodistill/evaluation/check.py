@@ -28,23 +28,6 @@ _OWN = "teacher on index"
 
 
 @dataclass(frozen=True)
-class CheckConfig:
-    """How to check.
-
-    Attributes:
-        k: Depth of the first comparison of neighbors, of nDCG, and of timed queries.
-        split: Split whose queries are used; all queries if the collection has no judgments.
-        latency_queries: Number of queries to time; 0 to skip timing.
-        symmetric: Also encode the documents with the query encoder, to measure the gain of the teacher's vectors.
-    """
-
-    k: int = 10
-    split: str = "test"
-    latency_queries: int = 50
-    symmetric: bool = True
-
-
-@dataclass(frozen=True)
 class Check:
     """Result of `check` for an admitted query encoder.
 
@@ -82,7 +65,10 @@ def check(
     *,
     queries: Any = None,
     teacher: Any = None,
-    config: CheckConfig | None = None,
+    k: int = 10,
+    split: str = "test",
+    latency_queries: int = 50,
+    symmetric: bool = True,
 ) -> Check:
     """Check whether a query encoder belongs to an index, and what it keeps and saves there.
 
@@ -91,33 +77,35 @@ def check(
         collection: The collection that it was built on.
         queries: The query encoder, by name or object; the index's own by default.
         teacher: The encoder of the documents; by default the one that the index names.
-        config: Depth and queries.
+        k: Depth of the first comparison of neighbors, of nDCG, and of timed queries.
+        split: Split whose queries are used; all queries if the collection has no judgments.
+        latency_queries: Number of queries to time; 0 to skip timing.
+        symmetric: Also encode the documents with the query encoder, to measure the gain of the teacher's vectors.
 
     Raises:
         UserError: The encoder is refused (the error says what differs), the collection is another one, or there is no
             query.
     """
-    config = config or CheckConfig()
     student = load_encoder(_own_queries(index) if queries is None else queries).bind(collection)
     index.space.check_query_encoder(student)
     own = _teacher(index, teacher, collection)
     _check_documents(index, collection)
-    check_k(config.k, len(index))
-    task = _task(collection, config.split)
-    notes = [] if task.grades else [f"No judgments for {config.split!r}: quality is not measured."]
+    check_k(k, len(index))
+    task = _task(collection, split)
+    notes = [] if task.grades else [f"No judgments for {split!r}: quality is not measured."]
     systems = []
     if own.is_recorded and len(own.missing(task.queries.texts, "query")):
         notes.append(f"{own.name} has no vectors for these queries: the teacher's own are not compared.")
     else:
         systems = [_side("teacher", load_ranker(own), own, own), _side(_OWN, _with_queries(index, own), own, own)]
     if student.fingerprint("query") != own.fingerprint("query"):
-        if config.symmetric and not student.is_recorded:
+        if symmetric and not student.is_recorded:
             alone = type(student)(student.model, student.name)  # without a manifest, it encodes its own documents
             systems.append(_side("symmetric", load_ranker(alone), student, student))
         systems.append(_side("asymmetric", _with_queries(index, student), own, student))
-    cost = CostConfig(queries=config.latency_queries, depth=config.k) if config.latency_queries else None
-    measures = [f"ndcg@{config.k}", f"recall@{_DEPTH}"]
-    settings = EvaluationConfig(measures=measures, depth=max(_DEPTH, config.k), cost=cost)
+    cost = CostConfig(queries=latency_queries, depth=k) if latency_queries else None
+    measures = [f"ndcg@{k}", f"recall@{_DEPTH}"]
+    settings = EvaluationConfig(measures=measures, depth=max(_DEPTH, k), cost=cost)
     measured = evaluate_systems(systems, task, settings)
     last = measured.get(_OWN if len(systems) == 2 else systems[-1].name)
     return Check(
@@ -125,7 +113,7 @@ def check(
         index.space.documents_by,
         "it is their own model" if student.document_space == index.space.fingerprint else "distilled into their space",
         len(task.queries),
-        _shared(last.load_run(), measured["teacher"].load_run(), config.k) if last and "teacher" in measured else {},
+        _shared(last.load_run(), measured["teacher"].load_run(), k) if last and "teacher" in measured else {},
         _sides(list(measured.values()), len(index)),
         notes,
     )

@@ -147,67 +147,60 @@ def _aligned(systems: Mapping[str, pa.Table], measure: str) -> dict[str, dict[st
     return {name: {query: column[query] for query in columns[first]} for name, column in columns.items()}
 
 
-@dataclass(frozen=True)
-class ComparisonConfig:
-    """How to compare.
-
-    Attributes:
-        collection: Where systems are measured now, and where the texts of queries come from; None for neither.
-        split: As for `evaluate`.
-        measure: The measure to compare.
-        teacher: Also measure agreement with this ranker.
-        every_pair: Compare every pair of systems, not just each with the first.
-        shown: Number of queries to list.
-        seed: Of the resampling.
-    """
-
-    collection: str | None = None
-    split: str | None = None
-    measure: str = "ndcg@10"
-    teacher: str | None = None
-    every_pair: bool = False
-    shown: int = 5
-    seed: int = 0
-
-
-def compare_named(names: Sequence[str], config: ComparisonConfig) -> Comparison:
+def compare_named(
+    names: Sequence[str],
+    collection: str | None = None,
+    split: str | None = None,
+    measure: str = "ndcg@10",
+    teacher: str | None = None,
+    *,
+    every_pair: bool = False,
+    shown: int = 5,
+    seed: int = 0,
+) -> Comparison:
     """Compare systems by name.
 
     Args:
         names: ``FOLDER`` of an evaluation (all its systems), ``FOLDER:SYSTEM``, or what `evaluate` takes.
-        config: How to compare.
+        collection: Where systems are measured now, and where the texts of queries come from; None for neither.
+        split: As for `evaluate`.
+        measure: The measure to compare.
+        teacher: Also measure agreement with this ranker.
+        every_pair: Compare every pair of systems.
+        shown: Maximum number of won queries and of lost queries to list.
+        seed: Of the resampling.
 
     Raises:
         UserError: As `compare` and `evaluate`; or a collection is needed and not given.
     """
-    measure = parse_measure(config.measure).name
-    collection = None if config.collection is None else load_collection(config.collection)
-    teacher = None if config.teacher is None else load_ranker(config.teacher)
-    if teacher is not None and collection is None:
+    measure = parse_measure(measure).name
+    source = None if collection is None else load_collection(collection)
+    ranker = None if teacher is None else load_ranker(teacher)
+    if ranker is not None and source is None:
         raise UserError("agreement with a teacher needs the documents; give --collection.")
     homes = {name: home for name in names if (home := _home(name)) is not None}
     new = [name for name in names if name not in homes]
-    if new and collection is None:
+    if new and source is None:
         raise UserError(f"{new[0]} is not an evaluated folder and would be measured now; give --collection.")
-    now = evaluate(new, collection, EvaluationConfig(config.split, [measure])) if new and collection else None
+    now = evaluate(new, source, EvaluationConfig(split, [measure])) if new and source else None
     measured = _by_title([entry for name in names for entry in _systems(name, homes.get(name), now)])
     comparison = compare(
         {title: system.per_query for title, system in measured.items() if system.per_query is not None},
         measure,
-        every_pair=config.every_pair,
-        shown=config.shown,
-        texts=None if collection is None else collection.queries,
-        seed=config.seed,
+        every_pair=every_pair,
+        shown=shown,
+        texts=None if source is None else source.queries,
+        seed=seed,
     )
     if now is not None:
         comparison = replace(comparison, notes=now.results.notes)
-    if teacher is None or collection is None:
+    if ranker is None or source is None:
         return comparison
-    split = split_of(collection, config.split)
-    grades = collection.relevance(split).to_dict() if split in collection.qrels else None
+    split = split_of(source, split)
+    grades = source.relevance(split).to_dict() if split in source.qrels else None
     runs = {title: system.load_run() for title, system in measured.items()}
-    queries = collection.queries.select(list(next(iter(measured.values())).values(measure)))
-    return replace(comparison, agreement=agreements(teacher, runs, collection, queries, grades))
+    queries = source.queries.select(list(next(iter(measured.values())).values(measure)))
+    return replace(comparison, agreement=agreements(ranker, runs, source, queries, grades))
 
 
 def _home(name: str) -> tuple[Path, str | None] | None:
