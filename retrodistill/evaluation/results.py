@@ -306,12 +306,13 @@ class Results(Record):
             lacking = [key for key in COMPARISON_KEYS if key not in comparison]
             if lacking:
                 raise ValueError(f"comparison {number} lacks {', '.join(lacking)}")
-            low, high = _interval(comparison["interval"], number)
-            for key, value in (("difference", comparison["difference"]), ("p", comparison["p"]), ("low", low)):
-                if not _is_number(value):
-                    raise ValueError(f"comparison {number}: {key} is {value!r}, not a number")
-            if low > high:
-                raise ValueError(f"comparison {number}: the interval [{low}, {high}] is upside down")
+            interval = comparison["interval"]
+            if not isinstance(interval, list | tuple) or len(interval) != 2 or not all(map(_is_number, interval)):
+                raise ValueError(f"comparison {number}: interval is {interval!r}, not two numbers [low, high]")
+            if interval[0] > interval[1]:
+                raise ValueError(f"comparison {number}: the interval {list(interval)} is upside down")
+            if not _is_number(comparison["difference"]):
+                raise ValueError(f"comparison {number}: difference is {comparison['difference']!r}, not a number")
             for key in ("p", "p_holm"):
                 value = comparison.get(key, 0.0)
                 if not (_is_number(value) and 0 <= value <= 1):
@@ -353,12 +354,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _interval(value: Any, number: int) -> tuple[float, float]:
-    if not isinstance(value, list | tuple) or len(value) != 2 or not all(_is_number(end) for end in value):
-        raise ValueError(f"comparison {number}: interval is {value!r}, not two numbers [low, high]")
-    return value[0], value[1]
-
-
 def _user_error(error: ValidationError) -> UserError:
     """The first error, with its place."""
     first = error.errors()[0]
@@ -373,18 +368,11 @@ def _user_error(error: ValidationError) -> UserError:
 
 
 def _keys_at(place: tuple[int | str, ...]) -> list[str]:
+    """The keys of the record at a place."""
     models: dict[str, type[Record]] = {
-        "systems": SystemResult,
-        "examples": Example,
-        "won": Example,
-        "lost": Example,
-        "teacher": Hit,
-        "student": Hit,
-        "agreement": Agreement,
-        "calibration": Bin,
-        "cost": Cost,
-        "timings": Timing,
-    }
+        "systems": SystemResult, "examples": Example, "won": Example, "lost": Example, "teacher": Hit, "student": Hit,
+        "missed": Missed, "agreement": Agreement, "calibration": Bin, "cost": Cost, "timings": Timing,
+    }  # fmt: skip
     names = [part for part in place if isinstance(part, str)]
     model = models[names[-1]] if names else Results
     return [str(field.serialization_alias or name) for name, field in model.model_fields.items()]

@@ -68,7 +68,7 @@ def _macros() -> Any:
     """The macros of templates/page/figures.svg.j2."""
     environment = words.environment(escape=True)
     environment.filters |= {"px": "{:.1f}".format, "tick": tick_label, "path": _path}
-    environment.globals |= dict(width=WIDTH, height=HEIGHT, left=LEFT, right=RIGHT, top=TOP, bottom=BOTTOM)
+    environment.globals.update(width=WIDTH, height=HEIGHT, left=LEFT, right=RIGHT, top=TOP, bottom=BOTTOM)
     return environment.get_template("page/figures.svg.j2").module
 
 
