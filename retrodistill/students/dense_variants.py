@@ -255,7 +255,6 @@ class MultiExitLoss(nn.Module):
             (``taid``).
         weights: Weights of the exits' terms, by exit; 1 by default.
         kl_weight: Weight of `multi_exit_kl`; 0 for none.
-        temperature: Temperature of the divergence.
         start: The student at the start of the stage, for ``lwf``.
     """
 
@@ -266,7 +265,6 @@ class MultiExitLoss(nn.Module):
         *,
         weights: Mapping[int, float] | None = None,
         kl_weight: float = 1.0,
-        temperature: float = 0.05,
         start: nn.Module | None = None,
     ) -> None:
         super().__init__()
@@ -276,8 +274,7 @@ class MultiExitLoss(nn.Module):
         self.model, self._start = model, start
         self.losses = nn.ModuleDict({str(layer): losses[layer] for layer in exits})
         self._weights = {layer: float(weights.get(layer, 1.0)) for layer in exits}
-        self._kl_weight, self._temperature = kl_weight, temperature
-        self._cosine = str(model.similarity_fn_name) == "cosine"
+        self._kl_weight, self._cosine = kl_weight, str(model.similarity_fn_name) == "cosine"
         for name, parameter in model.named_parameters():  # which layer an exit takes is not learned
             if name.endswith("layer_weights"):
                 parameter.requires_grad_(False)
@@ -298,7 +295,7 @@ class MultiExitLoss(nn.Module):
         if self._kl_weight and shallow:
             scored = [in_batch_similarities([column[at] for column in columns], self._cosine) for at in self._weights]
             weights = [self._weights[layer] for layer in shallow]
-            kl = multi_exit_kl([scores for scores, _ in scored], scored[0][1], weights, temperature=self._temperature)
+            kl = multi_exit_kl([scores for scores, _ in scored], scored[0][1], weights)
             terms["exits"] = self._kl_weight * kl
         return terms
 

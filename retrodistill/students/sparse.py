@@ -21,6 +21,7 @@ from retrodistill.encoders.loading import load_bi_encoder, load_sparse
 from retrodistill.encoders.modules import keep_first_layers, with_modules
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.rankers.bi_encoder import SparseRanker
+from retrodistill.students.dense import spread
 from retrodistill.students.lexical_terms import LexicalTerms, token_ids
 from retrodistill.students.registry import WHOLE_TRANSFORMER, Kind, StageDefaults
 from retrodistill.students.sparse_training import SparsityAlarm, exhaustive, store_documents, train_sparse
@@ -164,7 +165,7 @@ def lexical_start(student: SparseTextEncoder, corpus: Texts) -> tuple[np.ndarray
     """
     transformer: Any = student.modules("document")[0]
     tokenizer = transformer.tokenizer
-    texts = _spread(corpus, _AT_MOST)
+    texts = spread(corpus.texts, _AT_MOST)
     states = stored_states(student, texts, "document")
     counts = np.zeros(len(tokenizer), dtype=np.int64)
     means = np.zeros((len(tokenizer), states.width))
@@ -230,17 +231,10 @@ def sparsity(student: SparseTextEncoder, documents: Texts, queries: Texts) -> di
         ``sum_j p_j(query) p_j(document)`` with p_j the share of texts that have term j (arXiv 2004.05665).
     """
     sides: list[tuple[Texts, Role]] = [(queries, "query"), (documents, "document")]
-    vectors = [student.encode(_spread(texts, _MEASURED), role) for texts, role in sides]
+    vectors = [student.encode(spread(texts.texts, _MEASURED), role) for texts, role in sides]
     query_shares, document_shares = (np.asarray((side != 0).mean(axis=0)).ravel() for side in vectors)
     query_terms, terms = (float(np.diff(side.indptr).mean()) for side in vectors)
     return {"terms": terms, "query_terms": query_terms, "flops": float(query_shares @ document_shares)}
-
-
-def _spread(texts: Texts, most: int) -> list[str]:
-    """At most so many texts, evenly spread."""
-    rows = np.unique(np.linspace(0, len(texts) - 1, min(most, len(texts)), dtype=int))
-    every = texts.texts
-    return [every[row] for row in rows]
 
 
 def _start(settings: Any, data: Any) -> SparseEncoder:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.linalg import solve
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_array
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
 from tokenizers import Tokenizer
@@ -195,17 +197,20 @@ def _left_out(
     return float(np.mean(np.sum(predicted * targets, axis=1) / np.where(lengths > 0, lengths, 1.0)))
 
 
-def _shares(tokenizer: Tokenizer, texts: list[str]) -> Any:
-    """(texts, vocabulary) sparse: the share of a text's tokens that each token is; times rows it gives their mean."""
-    encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
-    ids = [np.asarray(encoding.ids, dtype=np.int64) for encoding in encodings]
-    sizes = np.array([len(tokens) for tokens in ids])
-    values = np.repeat(1 / np.maximum(sizes, 1), sizes)
-    bounds = np.concatenate([[0], np.cumsum(sizes)])
-    joined = np.concatenate(ids) if ids else np.zeros(0, dtype=np.int64)
-    shares = csr_matrix((values, joined, bounds), shape=(len(texts), tokenizer.get_vocab_size()))
-    shares.sum_duplicates()
-    return shares
+def _shares(tokenizer: Tokenizer, texts: list[str]) -> csr_array:
+    """(texts, vocabulary): the share of a text's tokens that each token is; times rows it gives their mean."""
+    ids = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    return token_matrix(ids, [1 / max(len(tokens), 1) for tokens in ids], tokenizer.get_vocab_size())
+
+
+def token_matrix(ids: Sequence[Sequence[int]], weights: Sequence[float] | np.ndarray, vocabulary: int) -> csr_array:
+    """(texts, vocabulary) sparse float64 of texts' tokens, to each of which its text gives a weight."""
+    lengths = [len(tokens) for tokens in ids]
+    joined = np.fromiter(chain.from_iterable(ids), dtype=np.int64, count=sum(lengths))
+    bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    matrix = csr_array((np.repeat(np.asarray(weights), lengths), joined, bounds), shape=(len(ids), vocabulary))
+    matrix.sum_duplicates()
+    return matrix
 
 
 def _start(settings: Any, data: Any) -> SentenceTransformer:
