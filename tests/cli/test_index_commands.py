@@ -67,7 +67,7 @@ class TestKinds:
         assert status == 0
         assert json.loads(out)["systems"][0]["ndcg@10"] > 0
 
-    def test_a_quantizer_is_learned_beside_opq(self, build, tiny_model):
+    def test_a_quantizer_is_learned_and_compared_with_opq(self, build, tiny_model):
         place, (status, out, _) = build(f"dense:{tiny_model}", "--learn-queries", "--factory", "OPQ4,PQ4x4")
         assert status == 0
         assert re.search(r"held-out queries \(0 to 1\): 0\.\d{4}, OPQ at the same bytes \(OPQ4,PQ4x4\) 0\.\d{4}", out)
