@@ -97,7 +97,6 @@ def check(  # noqa: PLR0913, PLR0917 - one option each
 ) -> None:
     """Check a query encoder against an index: is it admitted, what does it keep of the teacher, how fast is it."""
     from retrodistill.data import load_collection
-    from retrodistill.evaluation.check import CheckConfig
     from retrodistill.evaluation.check import check as check_index
     from retrodistill.indexes import load_index
     from retrodistill.report.tables import check_text
@@ -107,7 +106,10 @@ def check(  # noqa: PLR0913, PLR0917 - one option each
         load_index(folder, queries),
         load_collection(collection),
         teacher=teacher,
-        config=CheckConfig(k, split, latency_queries, symmetric),
+        k=k,
+        split=split,
+        latency_queries=latency_queries,
+        symmetric=symmetric,
     )
     show(json.dumps(result.to_json(), ensure_ascii=False) if as_json else check_text(result))
 
