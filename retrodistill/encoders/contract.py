@@ -56,12 +56,7 @@ def current_encoding() -> EncodingSettings:
 
 @contextlib.contextmanager
 def encode_with(settings: EncodingSettings | None = None, **changes: Any) -> Iterator[EncodingSettings]:
-    """Models that are loaded inside the block encode with these settings, e.g. ``encode_with(batch_size=8)``.
-
-    Args:
-        settings: Replaces the current settings.
-        changes: Keys of `EncodingSettings` to change.
-    """
+    """Models loaded inside the block encode with these settings or changed keys, e.g. ``encode_with(batch_size=8)``."""
     chosen = EncodingSettings.model_validate({**(settings or current_encoding()).model_dump(), **changes})
     token = _CURRENT.set(chosen)
     try:
@@ -295,11 +290,10 @@ class EmbeddingSpace:
         return cls(**{key: value for key, value in content.items() if key in known})
 
     def check_query_encoder(self, queries: TextModel) -> None:
-        """Check that a query encoder's vectors are comparable with these documents.
+        """Check that a query encoder is the documents' model, with its query prompt, or distilled into their space.
 
         Raises:
-            UserError: It is neither the model of the documents nor distilled into their space, or it is that model with
-                another query prompt; says what differs.
+            UserError: It is neither; says what differs.
         """
         if queries.dimension != self.encoded:
             cut = f" (cut to {queries.truncation})" if queries.truncation else ""

@@ -39,17 +39,11 @@ _Rows = tuple[list[str], np.ndarray, list[Any]]  # ids, (n, d) vectors, texts (e
 
 @dataclass(frozen=True)
 class VectorTable:
-    """Ids and their vectors.
-
-    Attributes:
-        ids: (n,) unique ids.
-        vectors: (n, d) float32, finite; unit vectors if they are compared by cosine.
-        texts: (n,) text of each vector. None if the file has none; a collection then supplies the text of each id.
-    """
+    """Unique ids and their vectors."""
 
     ids: Sequence[str]
-    vectors: np.ndarray
-    texts: Sequence[str] | None = None
+    vectors: np.ndarray  # (n, d) float32, finite; unit vectors if they are compared by cosine
+    texts: Sequence[str] | None = None  # of each vector; None if a collection supplies the text of each id
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -68,9 +68,6 @@ def dense_student(
         similarity: ``cosine`` or ``dot``; the model's own by default.
         max_length: Maximum number of tokens of a text; the model's own by default.
         seed: Seed of the projection's initial values.
-
-    Raises:
-        UserError: The model is not found, has fewer layers, or reads shorter texts.
     """
     model = load_bi_encoder(source, layers=layers)
     if similarity is not None:

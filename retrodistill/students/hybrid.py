@@ -43,7 +43,7 @@ _ADDED = ["WordEmbeddings", "Dense", "Pooling", "Normalize"]  # modules after th
 
 
 def hybrid_student(base: SentenceTransformer, width: int, corpus: Texts, *, seed: int = 0) -> SentenceTransformer:
-    """Add a lexical half to a dense model.
+    """Add a lexical half to a dense model; all modules are stock modules.
 
     ``v(x) = normalize([W dense(x) ; sum_i table[x_i] / sqrt(n)])`` over the n tokens of x. W starts as the identity.
     The table starts as Gaussian rows of expected length 1 times inverse document frequencies in 0..1: inner products of
@@ -51,20 +51,14 @@ def hybrid_student(base: SentenceTransformer, width: int, corpus: Texts, *, seed
 
     Args:
         base: The dense model; cosine.
-        width: Width of the lexical half.
+        width: Width of the lexical half; the sum with the dense half's width must be even.
         corpus: Texts that document frequencies are counted on.
         seed: Seed of the table.
-
-    Returns:
-        A SentenceTransformer of stock modules: it saves and loads without this package.
-
-    Raises:
-        UserError: The model is not a cosine model, has no fast tokenizer, or the widths do not add up to an even one.
     """
     dense = Encoder(base, "dense:student")
     if dense.similarity != "cosine":
         raise UserError("a lexical half is added to cosine models; this one uses the dot product.")
-    if width < 1 or (dense.dimension + width) % 2:  # the two halves of Pooling have one width
+    if width < 1 or (dense.dimension + width) % 2:  # Pooling gives two vectors of one width
         raise UserError(
             f"lexical_dim={width}: with the dense half's {dense.dimension} dimensions the sum must be even."
         )

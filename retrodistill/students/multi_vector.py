@@ -76,12 +76,7 @@ def multi_vector_student(
         dimension: Width of a token vector; the transformer's by default.
         layers: Number of transformer layers to keep, from the first.
         max_length: Maximum number of tokens of a document; the model's own by default.
-        expansion: Number of tokens that queries are filled up to with the mask token, whose vectors count (query
-            augmentation).
-
-    Raises:
-        UserError: The model is not found or not a transformer, has no such width or fewer layers, or has no token to
-            expand with.
+        expansion: Number of tokens that queries are filled up to with the mask token, whose vectors count.
     """
     try:
         model = load_multi_vector(source)

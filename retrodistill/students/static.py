@@ -45,7 +45,7 @@ def static_student(
 
     Token rows come from the teacher as in model2vec; they are weighted by smoothed inverse document frequencies of
     the corpus, in 0..1, so that the mean favors distinctive words from the start (the role of SIF weights in Arora et
-    al. 2017).
+    al. 2017). The student has the teacher's width and similarity.
 
     Args:
         teacher: A transformer encoder with a fast tokenizer.
@@ -53,12 +53,6 @@ def static_student(
         initialize: One of `INITIALIZATIONS`.
         seed: Seed of ``random``.
         tokenizer: An encoder that lends the table its tokenizer, where the teacher is a file of vectors.
-
-    Returns:
-        An ordinary SentenceTransformer of the teacher's width, cosine if the teacher is.
-
-    Raises:
-        UserError: Unknown initialization, a teacher without a fast tokenizer, or widths that do not fit.
     """
     if initialize not in INITIALIZATIONS:
         raise unknown("initialization", initialize, INITIALIZATIONS)
@@ -160,17 +154,14 @@ def fitted_rows(
     Ridge regression in its dual form, ``X = D A' (A D A' + penalty I)^-1 V``, where A has a document's share of each
     token and D the squared weights: a rare token may move further from zero than a common one. The penalty is the one
     whose leave-one-out predictions ``v - (v - v^) / (1 - h)`` have the highest mean cosine with the vectors. Labels
-    and queries are not used.
+    and queries are not used. It is fitted to at most 8,192 random documents, and the penalty is chosen on 2,048.
 
     Args:
         tokenizer: Tokenizer of the table.
-        corpus: The documents; 8,192 random ones where there are more, and 2,048 to choose the penalty.
+        corpus: The documents.
         vectors: (documents, d) float32 of the corpus.
         frequencies: (vocabulary,) weights in 0..1, inverse document frequencies.
         seed: Seed of the random draws.
-
-    Returns:
-        (vocabulary, d) float32; zeros for tokens that no document has.
     """
     places = np.random.default_rng(seed).permutation(len(corpus))[:_FITTED]
     texts = corpus.texts
