@@ -22,9 +22,10 @@ from retrodistill.data import Collection, load_collection
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.embeddings import embed
-from retrodistill.evaluation import evaluate_run, means, overlap, query_latency
+from retrodistill.evaluation import evaluate_run, means, query_latency
 from retrodistill.indexes.inverted import InvertedIndex, InvertedSettings
 from retrodistill.rankers.bm25 import load_bm25s
+from retrodistill.runs.agreement import overlap
 
 EXACT = InvertedSettings(bits=None)
 KINDS = [

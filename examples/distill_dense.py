@@ -1,4 +1,4 @@
-"""A query encoder with exits after several layers. Choose the exit when you load it; all search the same documents."""
+"""A query encoder with exits after several layers. Choose an exit when you load it; all use the same document index."""
 
 import sys
 
@@ -9,7 +9,7 @@ from retrodistill.recipes import parse_recipe
 def main(
     source: str = "demo", model: str = "dense:all-MiniLM-L6-v2", out: str = "out/exits", exits: str = "2,4"
 ) -> dict[str, float]:
-    """Align all exits to the model's own vectors, measure each with its index, and search by the fastest."""
+    """Align all exits to the vectors of the whole model, evaluate each, and search with the fastest."""
     layers = [int(layer) for layer in exits.split(",")]
     training = {"max_steps": 120, "batch_size": 32, "learning_rate": 5e-5, "warmup": 0.1}
     stage = {"objectives": "leaf", "texts": {"sentences": 1}, "exit_kl": 0.05, "training": training}

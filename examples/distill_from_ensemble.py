@@ -1,6 +1,6 @@
-"""Score candidates by two teachers, fuse the scores, and distill a static query encoder from the fused run.
+"""Score candidates with two teachers, fuse the scores, and distill a static query encoder from the fused run.
 
-It takes minutes on two cores. All examples share the embeddings of the corpus; the first one that runs makes them.
+It takes minutes on two cores. The first example that you run computes the corpus embeddings; the others reuse them.
 """
 
 import sys
@@ -9,7 +9,7 @@ import retrodistill as rd
 
 
 def main(source: str = "demo", encoder: str = "dense:all-MiniLM-L6-v2", out: str = "out/example") -> rd.Run:
-    """Every stage takes and gives runs, so each can be written to a file, read, or replaced."""
+    """The stages exchange runs, so you can save the result of each stage or replace it with your own."""
     collection = rd.load_collection(source)
     pool = rd.mine(collection, "auto", ["bm25", encoder], depth=50, random=20)
     scores = rd.score(collection, pool, ["bm25", encoder])

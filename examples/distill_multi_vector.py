@@ -1,4 +1,4 @@
-"""A ColBERT-style student with clustered token vectors; compare it with no clusters and with pooling after training."""
+"""A ColBERT-style student with clustered token vectors, compared with unclustered and pooled token vectors."""
 
 import sys
 
@@ -9,7 +9,7 @@ from retrodistill.recipes import parse_recipe
 def main(
     source: str = "demo", model: str = "all-MiniLM-L6-v2", out: str = "out/clustered", dimension: str = "128"
 ) -> dict[str, dict[str, float]]:
-    """Learn the projection of frozen tokens from an ensemble; return quality and bytes per document of each index."""
+    """Train the projection of frozen token vectors on an ensemble; return quality and bytes per document by index."""
     stage = {
         "objectives": {"name": "kl", "student_temperature": 0.02},
         "train": "head",

@@ -1,4 +1,4 @@
-"""A re-ranker (tk, prett, or cross-encoder) for BM25's first 100 documents, taught by a stronger ranker."""
+"""A re-ranker (tk, prett, or cross-encoder) for BM25's top 100 documents, taught by a stronger ranker."""
 
 import sys
 
@@ -11,7 +11,7 @@ def main(
     student: str = "tk:all-MiniLM-L6-v2",
     out: str = "out/example",
 ) -> dict[str, dict[str, float]]:
-    """Distill it and measure it. The kinds tk and prett store what they read of documents; a cross-encoder does not."""
+    """Distill and evaluate it. The kinds tk and prett store document states in advance; a cross-encoder does not."""
     collection = rd.load_collection(source)
     folder, kind = f"{out}/re-ranker", student.partition(":")[0]
     rd.distill(

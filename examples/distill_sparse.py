@@ -1,4 +1,4 @@
-"""A sparse student whose queries need no model. Its documents' terms are learned from BM25 and a dense model."""
+"""A sparse student whose queries need no model, with document terms learned from BM25 and a dense model."""
 
 import sys
 
@@ -7,7 +7,7 @@ from retrodistill.recipes import parse_recipe
 
 
 def main(source: str = "demo", model: str = "all-MiniLM-L6-v2", out: str = "out/sparse") -> dict[str, float]:
-    """Add terms to BM25's by a learned head on the frozen transformer, and search an inverted index."""
+    """Add terms to BM25's with a learned head on the frozen transformer, and search an inverted index."""
     stage = {
         "objectives": {"name": "kl", "target_std": 1.72, "student_temperature": 1.2},
         "train": "head",

@@ -1,6 +1,6 @@
-"""A static query encoder for MiniLM's documents: distill it without labels, index, search, and measure.
+"""A static query encoder for documents encoded by MiniLM: distill without labels, index, search, and evaluate.
 
-It takes minutes on two cores. All examples share the embeddings of the corpus; the first one that runs makes them.
+It takes minutes on two cores. The first example that you run computes the corpus embeddings; the others reuse them.
 """
 
 import sys
@@ -10,7 +10,7 @@ from retrodistill.indexes import FaissIndex
 
 
 def main(source: str = "demo", encoder: str = "dense:all-MiniLM-L6-v2", out: str = "out/example") -> FaissIndex:
-    """Distill from queries, titles, and sentences of the collection; document vectors do not change."""
+    """Distill on queries, titles, and sentences of the collection; document vectors do not change."""
     collection = rd.load_collection(source)
     student = rd.distill(
         collection, encoder, student="static", objective="leaf", document_encoder=encoder, out=f"{out}/student"

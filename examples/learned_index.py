@@ -1,6 +1,6 @@
-"""Sixteen bytes per document: a product quantizer learned from exact scores, compared with OPQ at the same bytes.
+"""Sixteen bytes per document: a product quantizer learned from exact scores, compared with OPQ of the same size.
 
-It takes minutes on two cores. All examples share the embeddings of the corpus; the first one that runs makes them.
+It takes minutes on two cores. The first example that you run computes the corpus embeddings; the others reuse them.
 """
 
 import sys
@@ -13,7 +13,7 @@ from retrodistill.quantizers import QuantizerSettings
 def main(
     source: str = "demo", model: str = "dense:all-MiniLM-L6-v2", out: str = "out/learned", factory: str = "OPQ16,PQ16"
 ) -> dict[str, dict[str, float]]:
-    """Learn from queries, titles, and sentences of the collection, without labels."""
+    """Train on queries, titles, and sentences of the collection, without labels."""
     collection = rd.load_collection(source)
     settings = QuantizerSettings(steps=1000)
     learned = learn_index(

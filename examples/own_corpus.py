@@ -1,4 +1,4 @@
-"""Your own corpus and query log in BEIR's layout, without labels. It takes seconds once the model is loaded."""
+"""Your own corpus and query log in BEIR's layout, without labels. It takes seconds after loading the model."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ QUERY_LOG = {"1": "how do I send something back", "2": "do you deliver to other 
 
 
 def main(folder: str = "out/own-corpus", encoder: str = "dense:all-MiniLM-L6-v2") -> rd.Run:
-    """Write the folder, distill from the log and the documents' sentences, and search with words that nobody logged."""
+    """Write the folder, distill on the log and the documents' sentences, and search with a new query."""
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     documents = [{"_id": name, "title": title, "text": text} for name, (title, text) in DOCUMENTS.items()]

@@ -1,4 +1,4 @@
-"""A run file as the teacher: only its scores are needed, neither the model nor its API.
+"""A run file as the teacher: only its scores are needed, not the model or its API.
 
 The default is the run that distill_from_ensemble.py writes; any .run, .trec, .parquet, or .jsonl file works. It takes
 minutes on two cores.
@@ -15,7 +15,7 @@ def main(
     encoder: str = "dense:all-MiniLM-L6-v2",
     out: str = "out/example",
 ) -> dict[str, dict[str, float]]:
-    """Distill from a TREC, Parquet or JSONL file."""
+    """Distill from a TREC, Parquet, or JSONL file."""
     collection = rd.load_collection(source)
     student = rd.distill(
         collection,

@@ -149,7 +149,7 @@ class TestOwner:
         store.append(table(1))
         other = Manifest("teacher", {"weights": "xyz"}, {"max_length": 64})
         with pytest.raises(
-            UserError, match=r"belongs to another teacher: it holds .*abc.* wanted .*xyz.*; choose another"
+            UserError, match=r"belongs to another teacher: it holds .*abc.* expected .*xyz.*; choose another"
         ):
             PartStore(store.folder, other, ending)
         assert keys(PartStore(store.folder, OWNER, ending)) == [1]

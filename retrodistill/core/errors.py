@@ -14,17 +14,15 @@ class UserError(Exception):
 
 
 def unknown(what: str, given: object, known: Iterable[str]) -> UserError:
-    """Build the error for a name outside a closed list, with the closest known name as a suggestion.
-
-    Args:
-        what: What the name stands for, e.g. ``"objective"``.
-        given: The unknown name.
-        known: All valid names.
-    """
+    """Build the error for a `given` name outside a closed list; `what` is a noun such as ``"objective"``."""
     options = sorted(known)
-    nearest = difflib.get_close_matches(str(given), options, n=1, cutoff=0.4)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    return UserError(f"unknown {what} {str(given)!r}.{hint} Known: {', '.join(options)}.")
+    return UserError(f"unknown {what} {str(given)!r}.{did_you_mean(given, options)} Known: {', '.join(options)}.")
+
+
+def did_you_mean(given: object, options: Iterable[str], prefix: str = "") -> str:
+    """`` Did you mean 'x'?`` with the closest option, or '' if none is close."""
+    nearest = difflib.get_close_matches(str(given), list(options), n=1, cutoff=0.4)
+    return f" Did you mean {prefix + nearest[0]!r}?" if nearest else ""
 
 
 def sample_of(names: Iterable[object], shown: int = 3) -> str:

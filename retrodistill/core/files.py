@@ -28,11 +28,7 @@ def cache_folder() -> Path:
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
-    """Create a folder and its parents.
-
-    Raises:
-        UserError: It cannot be created or is not writable.
-    """
+    """Create a folder and its parents."""
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -45,11 +41,7 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path next to `path`; it is renamed to `path` on success and removed on failure.
-
-    Raises:
-        UserError: The disk is full or the folder is not writable.
-    """
+    """Yield a temporary path next to `path`; it is renamed to `path` on success and removed on failure."""
     target = Path(path)
     with _temporary(target) as temporary:
         yield temporary
@@ -61,11 +53,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary folder next to `path`; it replaces `path` on success and is removed on failure.
-
-    Raises:
-        UserError: The disk is full or the parent folder is not writable.
-    """
+    """Yield a temporary folder next to `path`; it replaces `path` on success and is removed on failure."""
     target = Path(path)
     if target.exists() and not target.is_dir():
         raise UserError(f"cannot write {target}: a file has that name; choose another folder.")
@@ -96,9 +84,6 @@ def check_replaceable(path: str | os.PathLike[str], mark: str) -> Path:
     Args:
         path: The folder.
         mark: Name of a file that only such an artifact contains.
-
-    Raises:
-        UserError: The folder holds something else, which would be lost.
     """
     folder = Path(path)
     folder = folder if folder.name else folder.resolve()  # "." has no name for the temporary folder next to it
@@ -113,11 +98,7 @@ def check_replaceable(path: str | os.PathLike[str], mark: str) -> Path:
 
 @contextlib.contextmanager
 def exclusive(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Hold a lock file while working in its folder; under torchrun only the main process takes it.
-
-    Raises:
-        UserError: Another run holds the lock.
-    """
+    """Lock a folder, or raise a UserError if another run holds it; under torchrun only the main process locks."""
     if not is_main():
         yield
         return
@@ -161,11 +142,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        UserError: It is missing, cannot be read or is not JSON.
-    """
+    """Read a JSON file."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -57,11 +57,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str], name: str = FILE_NAME) -> Manifest:
-        """Read the manifest of a folder.
-
-        Raises:
-            UserError: There is none, or the file is not a manifest.
-        """
+        """Read the manifest of a folder."""
         path = Path(folder) / name
         content = read_json(path)
         try:

@@ -43,11 +43,8 @@ class PartStore:
 
     Args:
         folder: Created if missing.
-        owner: What the rows belong to, such as a teacher.
+        owner: What the rows belong to, such as a teacher. The folder of another owner is rejected.
         ending: ``.parquet``, or ``.arrow`` for parts that are memory-mapped.
-
-    Raises:
-        UserError: The folder belongs to another owner or cannot be written.
     """
 
     def __init__(self, folder: Path, owner: Manifest, ending: str) -> None:
@@ -63,7 +60,7 @@ class PartStore:
         if stored.fingerprint != owner.fingerprint:
             raise UserError(
                 f"store {self.folder} belongs to another {owner.artifact}: it holds {stored.inputs} with "
-                f"{stored.settings}, wanted {owner.inputs} with {owner.settings}; choose another folder or delete it."
+                f"{stored.settings}, expected {owner.inputs} with {owner.settings}; choose another folder or delete it."
             )
 
     @contextlib.contextmanager
@@ -101,11 +98,7 @@ class PartStore:
             lock.release()
 
     def parts(self) -> list[pa.Table]:
-        """All complete parts, in the order of their names.
-
-        Raises:
-            UserError: A part is truncated or corrupt.
-        """
+        """All complete parts, in the order of their names."""
         while True:
             try:
                 return [self._read(path) for path in self._paths()]

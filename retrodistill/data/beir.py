@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import shutil
 import zipfile
 import zlib
@@ -12,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from retrodistill.core.errors import UserError
+from retrodistill.core.errors import UserError, did_you_mean
 from retrodistill.core.files import cache_folder, file_digest, make_folder
 from retrodistill.data.collection import Collection
 from retrodistill.data.records import (
@@ -52,15 +51,12 @@ def load_folder(path: Path, name: str | None = None) -> Collection:
     Args:
         path: The folder.
         name: Name of the collection; the folder's name by default.
-
-    Raises:
-        UserError: A file is missing or malformed; the message names the file and the line.
     """
     corpus, queries = _jsonl(path, "corpus"), _jsonl(path, "queries")
     qrels = _qrels_files(path)
     if corpus is None:
         raise UserError(
-            f"{path} is not a BEIR folder: it has no corpus.jsonl{_sub_collections(path)}; wanted corpus.jsonl, "
+            f"{path} is not a BEIR folder: it has no corpus.jsonl{_sub_collections(path)}; expected corpus.jsonl, "
             "queries.jsonl and qrels/<split>.tsv."
         )
     if queries is None and qrels:
@@ -80,14 +76,10 @@ def load_public(name: str) -> Collection:
 
     Args:
         name: Such as ``"scifact"`` or ``"cqadupstack/android"``.
-
-    Raises:
-        UserError: BEIR has no such collection, or it cannot be downloaded.
     """
     base, _, forum = name.partition("/")
     if base not in PUBLIC:
-        nearest = difflib.get_close_matches(base, PUBLIC, n=1, cutoff=0.4)
-        hint = f" Did you mean 'beir/{nearest[0]}'?" if nearest else ""
+        hint = did_you_mean(base, PUBLIC, "beir/")
         raise UserError(f"BEIR has no public collection {base!r}.{hint} Public: {', '.join(PUBLIC)}.")
     if base != "cqadupstack" and forum:
         raise UserError(f"beir/{base} has no part {forum!r}; write beir/{base}.")
@@ -98,11 +90,7 @@ def load_public(name: str) -> Collection:
 
 
 def download(name: str) -> Path:
-    """Folder of a public collection in the cache; downloaded and unzipped if absent, atomically.
-
-    Raises:
-        UserError: It cannot be downloaded, or the download is not a complete zip file.
-    """
+    """Folder of a public collection in the cache; downloaded and unzipped if absent, atomically."""
     folder = make_folder(cache_folder() / "beir") / name
     make_once(folder, partial(_fetch, name, folder))
     return folder
@@ -132,8 +120,8 @@ def _fetch(name: str, folder: Path, temporary: Path) -> None:
 def _source(corpus: Path, queries: Path | None, qrels: dict[str, Path]) -> Source:
     no_queries = "there is no queries.jsonl: queries can only be drawn from the documents."
     return Source(
-        documents=partial(_records, corpus, document_of, "document", "wanted one JSON object per line"),
-        queries=partial(_records, queries, query_of, "query", "wanted one JSON object per line, or no file")
+        documents=partial(_records, corpus, document_of, "document", "expected one JSON object per line"),
+        queries=partial(_records, queries, query_of, "query", "expected one JSON object per line, or no file")
         if queries
         else lambda: iter(()),
         qrels={split: partial(_judgments, file) for split, file in qrels.items()},
@@ -159,7 +147,7 @@ def _judgments(path: Path) -> Iterator[Judgment]:
         row = next(csv.reader([line], delimiter="\t")) if '"' in line else line.split("\t")
         if len(row) != 3:
             raise UserError(
-                f"{where} {place}: {len(row)} columns between tabs ({line[:60]!r}); wanted 3: query-id, "
+                f"{where} {place}: {len(row)} columns between tabs ({line[:60]!r}); expected 3: query-id, "
                 "corpus-id, score."
             )
         query, document, score = (value.strip() for value in row)

@@ -143,10 +143,6 @@ class Collection:
         splits = ", ".join(f"{name} {size}" for name, size in self.split_sizes.items())
         return f"Collection({self.name}: {len(self.documents)} documents, queries: {splits or 'none'})"
 
-    def title(self, id_: str) -> str:
-        """The title of a document, '' if it has none."""
-        return self.titles[id_]
-
     @cached_property
     def fingerprint(self) -> str:
         """Digest of documents, queries and judgments."""
@@ -271,9 +267,6 @@ def check_parts(documents: Texts, queries: Texts, qrels: Mapping[str, Qrels]) ->
 
     Returns:
         The remaining judgments, and warnings of one line each.
-
-    Raises:
-        UserError: A split has the name of a pseudo-split.
     """
     for split in qrels:
         if split in PSEUDO_SPLITS:

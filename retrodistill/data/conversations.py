@@ -79,9 +79,6 @@ class Conversations:
             separator: Between utterances. ``" [SEP] "`` is one token for BERT models but three for others.
             history: Maximum number of earlier turns; None for all.
             responses: Whether the history includes answers.
-
-        Raises:
-            UserError: There is no turn, a conversation has a turn twice, or two turns have the same query id.
         """
         if history is not None and history < 0:
             raise UserError(f"history={history}: give a number of earlier turns, 0 or more.")
@@ -136,12 +133,7 @@ def load_conversations(
 
 
 def read_turns(path: str | os.PathLike[str]) -> list[Turn]:
-    """Read a JSONL file of turns with keys conversation_id, turn, utterance, rewrite, optionally response, query_id.
-
-    Raises:
-        UserError: The file cannot be read or is empty, or a line is malformed or repeats a turn or a query id; the
-            message names the line.
-    """
+    """Read a JSONL file of turns with keys conversation_id, turn, utterance, rewrite, optionally response, query_id."""
     lines: dict[tuple[str, object], int] = {}
     turns = []
     for place, record in read_records(Path(path), "turn", _REQUIRED, _OPTIONAL):
@@ -159,11 +151,7 @@ def read_turns(path: str | os.PathLike[str]) -> list[Turn]:
 
 
 def load_rewrites(path: str | os.PathLike[str]) -> Texts:
-    """Read a JSONL file of ``{"query_id": .., "text": ..}``: rewrites for some or all queries.
-
-    Raises:
-        UserError: It cannot be read or is empty, or a line is malformed, has an empty text or repeats a query.
-    """
+    """Read a JSONL file of ``{"query_id": .., "text": ..}``: rewrites for some or all queries."""
     first: dict[str, int] = {}
     pairs: list[tuple[str, str]] = []
     where = f"{path}, line"
@@ -185,13 +173,10 @@ def with_rewrites(texts: Texts, rewrites: Texts) -> Texts:
 
 
 def check_rewrites(rewrites: Texts, queries: Texts, where: str) -> str:
-    """Check that rewrites belong to these queries.
+    """Check that all rewrites belong to these queries.
 
     Returns:
         A line for the results about how many queries have a rewrite.
-
-    Raises:
-        UserError: A rewrite belongs to an unknown query.
     """
     unknown = [query for query in rewrites.ids if query not in queries]
     if unknown:
@@ -221,9 +206,6 @@ def make_turns(queries: Texts, length: int = 4, *, common: float = 0.05, seed: i
 
     Returns:
         Turns, numbered from 1, of conversations of at least two turns; queries without a neighbor are left out.
-
-    Raises:
-        UserError: The length is below 2, or no two queries share a word.
     """
     if length < 2:
         raise UserError(f"length={length}: a conversation has at least 2 turns.")
@@ -296,7 +278,7 @@ def _words(text: str) -> set[str]:
 def _turn(record: dict[str, Any], where: str, place: int) -> Turn:
     number = record["turn"]
     if not isinstance(number, int) or isinstance(number, bool):
-        raise UserError(f"{where} {place}: 'turn' is {number!r}; wanted an integer.")
+        raise UserError(f"{where} {place}: 'turn' is {number!r}; expected an integer.")
     texts = {key: text_of(record[key], key, where, place) for key in ("utterance", "rewrite")}
     for key, text in texts.items():
         if not text.strip():

@@ -56,11 +56,7 @@ class Entry(NamedTuple):
 
 
 def load_demo() -> Collection:
-    """Load the demo collection with splits train, dev and test; made in seconds, then cached.
-
-    Raises:
-        UserError: This Python has no standard library source files.
-    """
+    """Load the demo collection with splits train, dev and test; made in seconds, then cached."""
     modules = _modules()
     if not modules:
         raise UserError(

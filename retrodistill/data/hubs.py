@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from retrodistill.core.errors import UserError
+from retrodistill.core.errors import UserError, did_you_mean
 from retrodistill.data.collection import Collection
 from retrodistill.data.records import (
     Document,
@@ -51,9 +50,6 @@ def load_huggingface(name: str) -> Collection:
 
     Args:
         name: Such as ``"BeIR/scifact"``, or the path of a folder.
-
-    Raises:
-        UserError: It does not exist, cannot be reached, or has another layout.
     """
     if not name.strip():
         raise UserError("hf: names no dataset; write hf:<name or folder>, such as hf:BeIR/scifact.")
@@ -64,7 +60,7 @@ def load_huggingface(name: str) -> Collection:
     absent = [wanted for wanted in ("corpus", "queries") if wanted not in configurations]
     if absent:
         raise UserError(
-            f"hf:{name} has no configuration {absent[0]!r} (it has {', '.join(configurations)}); wanted BEIR's "
+            f"hf:{name} has no configuration {absent[0]!r} (it has {', '.join(configurations)}); expected BEIR's "
             "layout: corpus, queries and qrels."
         )
     own = next((wanted for wanted in ("qrels", "default") if wanted in configurations), None)
@@ -82,9 +78,6 @@ def from_datasets(corpus: Dataset, queries: Dataset, qrels: Mapping[str, Dataset
         queries: Columns _id and text.
         qrels: For each split, columns query-id, corpus-id, score. The split 'validation' becomes 'dev'.
         name: Short name of the collection.
-
-    Raises:
-        UserError: A column is missing or a row is malformed; the message has the row's number, from 1.
     """
     if len(corpus) == 0:
         raise UserError(f"{name}: the corpus is empty; give at least one document.")
@@ -147,7 +140,7 @@ def _digests(rows: Dataset, where: str) -> dict[str, str]:
         }
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise UserError(
-            f"{where}: its columns {names} hold lists or structures; wanted strings and numbers."
+            f"{where}: its columns {names} hold lists or structures; expected strings and numbers."
         ) from error
 
 
@@ -165,7 +158,7 @@ def _load_one(name: str, configuration: str) -> Dataset:
         return next(iter(splits.values()))
     if configuration in splits:
         return splits[configuration]
-    raise UserError(f"hf:{name}: configuration {configuration!r} has the splits {', '.join(splits)}; wanted one.")
+    raise UserError(f"hf:{name}: configuration {configuration!r} has the splits {', '.join(splits)}; expected one.")
 
 
 @contextlib.contextmanager
@@ -194,9 +187,6 @@ def load_irdatasets(dataset_id: str) -> Collection:
 
     Args:
         dataset_id: Such as ``"beir/scifact"`` (all its splits) or ``"beir/scifact/test"`` (only this one).
-
-    Raises:
-        UserError: The package is not installed, the id is unknown, or the data cannot be read.
     """
     try:
         import ir_datasets
@@ -218,8 +208,7 @@ def _open_ir(package: Any, dataset_id: str) -> Any:
     try:
         return package.load(dataset_id)
     except KeyError as error:
-        nearest = difflib.get_close_matches(dataset_id, list(package.registry), n=1, cutoff=0.4)
-        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        hint = did_you_mean(dataset_id, package.registry)
         raise UserError(f"ir_datasets has no id {dataset_id!r}.{hint} See https://ir-datasets.com.") from error
 
 

@@ -68,9 +68,6 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
     Only line feeds end a line, because texts may contain other line breaks. A byte order mark is dropped: otherwise it
     would become part of the first id.
-
-    Raises:
-        UserError: The file cannot be read, is not UTF-8 or is not a complete gzip file.
     """
     number = 0
     try:
@@ -96,18 +93,15 @@ def read_objects(path: Path, wanted: str) -> Iterator[tuple[int, dict[str, Any]]
     Args:
         path: The file.
         wanted: What a line should look like, for error messages, e.g. ``{"_id": ..., "text": ...}``.
-
-    Raises:
-        UserError: As `read_lines`, or a line is not a JSON object.
     """
     for number, line in read_lines(path):
         try:
             record = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error}); wanted {wanted}.") from error
+            raise UserError(f"{path}, line {number}: not JSON ({error}); expected {wanted}.") from error
         if not isinstance(record, dict):
             kind = type(record).__name__
-            raise UserError(f"{path}, line {number}: a JSON {kind}, not an object; wanted {wanted}.")
+            raise UserError(f"{path}, line {number}: a JSON {kind}, not an object; expected {wanted}.")
         yield number, record
 
 
@@ -121,9 +115,6 @@ def read_records(
         what: Noun for one object in error messages.
         required: Keys that every object has, not null.
         optional: Keys that an object may have.
-
-    Raises:
-        UserError: As `read_objects`; or the file has no object, or one lacks a key or has an unknown one.
     """
     keys, is_empty = [*required, *optional], True
     for number, record in read_objects(path, f"one JSON object per {what}"):
@@ -136,7 +127,7 @@ def read_records(
                 raise UserError(f"{where}: no {key!r}; every {what} has {', '.join(required)}.")
         yield number, record
     if is_empty:
-        raise UserError(f"{path} has no lines; wanted one JSON object per {what}, with {', '.join(required)}.")
+        raise UserError(f"{path} has no lines; expected one JSON object per {what}, with {', '.join(required)}.")
 
 
 def document_of(record: Mapping[str, Any], where: str, place: int) -> Document:
@@ -150,7 +141,7 @@ def document_of(record: Mapping[str, Any], where: str, place: int) -> Document:
     if body is _MISSING:
         raise UserError(
             f"{where} {place}: a document has no 'text' (fields: {_names(record)}); "
-            'wanted {"_id": ..., "title": ..., "text": ...}.'
+            'expected {"_id": ..., "title": ..., "text": ...}.'
         )
     return Document(
         place,
@@ -166,7 +157,7 @@ def query_of(record: Mapping[str, Any], where: str, place: int) -> Query:
     if "text" not in record:
         raise UserError(
             f"{where} {place}: query {id_!r} has no 'text' (fields: {_names(record)}); "
-            'wanted {"_id": ..., "text": ...}.'
+            'expected {"_id": ..., "text": ...}.'
         )
     return Query(place, id_, text_of(record["text"], "text", where, place))
 
@@ -180,13 +171,13 @@ def id_of(value: object, name: str, where: str, place: int, record: Mapping[str,
     if value is _MISSING:
         fields = f" (fields: {_names(record)})" if record is not None else ""
         raise UserError(f"{where} {place}: {name!r} is missing{fields}; give every line an id.")
-    raise UserError(f"{where} {place}: {name!r} is {_shown(value)}; wanted a string that is not empty, or an integer.")
+    raise UserError(f"{where} {place}: {name!r} is {_shown(value)}; expected a non-empty string or an integer.")
 
 
 def text_of(value: object, name: str, where: str, place: int) -> str:
     """Check that a value is a string that can be encoded as UTF-8."""
     if not isinstance(value, str):
-        raise UserError(f"{where} {place}: {name!r} is {_shown(value)}; wanted a string.")
+        raise UserError(f"{where} {place}: {name!r} is {_shown(value)}; expected a string.")
     if not value.isascii():
         try:
             value.encode()
@@ -208,7 +199,7 @@ def relevance_of(value: object, where: str, place: int) -> int:
         grade = None
     if grade is None or grade not in _INT32:
         raise UserError(
-            f"{where} {place}: the score {value!r} is not an integer; wanted a relevance grade such as 0, 1 or 2."
+            f"{where} {place}: the score {value!r} is not an integer; expected a relevance grade such as 0, 1 or 2."
         )
     return grade
 

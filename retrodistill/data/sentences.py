@@ -53,12 +53,9 @@ def sample_sentences(collection: Collection, per_document: int, seed: int) -> Te
 
     Returns:
         Texts with ids ``sentence:<document id>:<place of the sentence in the document>``, in document order.
-
-    Raises:
-        UserError: `per_document` is not positive.
     """
     if per_document < 1:
-        raise UserError(f"per_document is {per_document}; wanted at least 1 sentence per document.")
+        raise UserError(f"per_document is {per_document}; expected at least 1 sentence per document.")
     return Texts.from_pairs(_drawn(collection, per_document, seed))
 
 

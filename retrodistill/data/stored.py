@@ -50,11 +50,7 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> None:
 
 
 def write(folder: Path, source: Source) -> None:
-    """Write the records of a source as Arrow files and collection.json.
-
-    Raises:
-        UserError: An id appears twice, there are no documents, or the source finds an error.
-    """
+    """Write the records of a source as Arrow files and collection.json."""
     _write_table(folder / "documents.arrow", _DOCUMENT_SCHEMA, _document_batches(source.documents()))
     query_pairs = ((query.id, query.text) for query in source.queries())
     _write_table(folder / "queries.arrow", TEXT_SCHEMA, pair_batches(query_pairs))
@@ -84,11 +80,7 @@ def write(folder: Path, source: Source) -> None:
 
 
 def open_stored(folder: Path, name: str) -> Collection:
-    """Open a collection that `write` wrote. Texts are memory-mapped: only the manifest is read.
-
-    Raises:
-        UserError: A file is damaged.
-    """
+    """Open a collection that `write` wrote. Texts are memory-mapped: only the manifest is read."""
     about = read_json(folder / "collection.json")
     try:
         documents = _open_table(folder / "documents.arrow")

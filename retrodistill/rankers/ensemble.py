@@ -29,15 +29,7 @@ _ROUNDING = 1e-3  # by which a float32 cosine may exceed 1
 
 
 class Combined(Ranker):
-    """The base of rankers with members, which differ in how they combine the members' scores.
-
-    Args:
-        members: Rankers that score pairs, at least one.
-        weights: One per member; equal by default.
-
-    Raises:
-        UserError: No members, or weights that do not fit.
-    """
+    """The base of rankers with members, which differ in how they combine the members' scores."""
 
     can_score_pairs = True
 

@@ -12,7 +12,6 @@ from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.evaluation.results import Results
-from retrodistill.rankers.protocol import Ranker
 from retrodistill.recipes.job import MADE, Job
 from retrodistill.recipes.settings import ConversationSettings
 from retrodistill.recipes.student_settings import StudentSettings
@@ -32,30 +31,18 @@ class Source(NamedTuple):
 
 
 def write_cards(job: Job, students: Iterable[Distilled], results: Results) -> None:
-    """Write a card into the folder of every measured student of a job.
-
-    Args:
-        job: The job.
-        students: The students that are loaded; others are loaded from their folders.
-        results: The job's results.
-
-    Raises:
-        UserError: A folder is not writable.
-    """
+    """Write a card into the folder of every measured student; those that are not in `students` are loaded."""
     encoders = {student.name: student.encoder for student in students}
     source = Source(job.recipe.collection, job.recipe.conversations)
     for system in results.with_role("student"):
         folder = job.out / "students" / system.name
         # Where training did not help, the document encoder's own queries were kept and measured instead.
-        if _was_trained(folder) and system.queries_by != job.space.name:
-            write_student_card(
-                folder, system.name, job.training_data, results, encoders.get(system.name), source=source
-            )
-
-
-def _was_trained(folder: Path) -> bool:
-    """Whether the folder holds a student with stages; the query map of a learned index has none and gets no card."""
-    return (folder / STUDENT_MANIFEST).exists() and "stages" in Manifest.read(folder, STUDENT_MANIFEST).settings
+        if not (folder / STUDENT_MANIFEST).exists() or system.queries_by == job.space.name:
+            continue
+        # The query map of a learned index has no stages and gets no card.
+        if "stages" in Manifest.read(folder, STUDENT_MANIFEST).settings:
+            encoder = encoders.get(system.name)
+            write_student_card(folder, system.name, job.training_data, results, encoder, source=source)
 
 
 def write_student_card(
@@ -88,7 +75,7 @@ def write_student_card(
 def _facts(folder: Path, name: str, data: TrainingData, model: Any, source: Source) -> Facts:
     manifest, written = Manifest.read(folder, STUDENT_MANIFEST), read_json(folder / STUDENT_MANIFEST)
     settings = StudentSettings.model_validate({key: value for key, value in manifest.settings.items() if key != "seed"})
-    about = manifest.about
+    about, teacher = manifest.about, data.teacher
     start, documents_by = settings.model, None
     if data.space is not None:
         start = data.space.name if start == "static" else start
@@ -102,7 +89,15 @@ def _facts(folder: Path, name: str, data: TrainingData, model: Any, source: Sour
         collection=data.collection.name,
         documents=len(data.collection.documents),
         queries=len(data.queries),
-        teaching=_teaching(data.teacher, manifest.inputs.get("teacher", "")),
+        teaching=Teaching(
+            [
+                (without_folders(member.name), weight)
+                for member, weight in zip(teacher.members, teacher.weights, strict=True)
+            ],
+            teacher.method,
+            manifest.inputs.get("teacher", ""),
+            None if teacher.run is None else len(teacher.run),
+        ),
         stages=settings.stages,
         learned=[
             {**stage, "sources": [without_folders(name) for name in stage.get("sources", [])]}
@@ -128,12 +123,6 @@ def _turns(settings: ConversationSettings | None) -> Turns | None:
         return None
     path = None if settings.path == MADE else f"{YOURS}{Path(settings.path).name}"
     return Turns(path, settings.history, settings.responses)
-
-
-def _teaching(teacher: Ranker, fingerprint: str) -> Teaching:
-    names = [without_folders(member.name) for member in teacher.members]
-    recorded = None if teacher.run is None else len(teacher.run)
-    return Teaching(list(zip(names, teacher.weights, strict=True)), teacher.method, fingerprint, recorded)
 
 
 def _changes(settings: StudentSettings) -> dict[str, Any]:

@@ -159,10 +159,9 @@ def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
     collection, train, test, rewrites, notes = _queries(recipe)
     with quiet_libraries():
         space = load_encoder(recipe.document_encoder, DENSE).bind(collection)
-        teacher = _teacher(recipe, recipe.teacher, space)
-        ensemble = _teacher(recipe, recipe.ensemble, space) if recipe.ensemble else None
-        loaded = {named.model: member for named, member in zip(recipe.teacher, teacher.members, strict=False)}
-        teachers = StageTeachers(recipe, space, loaded)
+        teachers = StageTeachers(recipe, space)
+        teacher = _teacher(teachers, recipe.teacher)
+        ensemble = _teacher(teachers, recipe.ensemble) if recipe.ensemble else None
         for stage in _stages(recipe):
             teachers.load(stage)
     job = Job(recipe, Path(out), collection, train, test, rewrites, notes, space, teacher, ensemble, teachers)
@@ -240,17 +239,15 @@ def _test_queries(collection: Collection, split: str) -> Texts:
     return queries.select(spread_out(queries.ids, min(_HELD_OUT, max(1, len(queries) // 5))))
 
 
-def _teacher(recipe: Recipe, named: list[TeacherSettings], space: Encoder) -> Ranker:
-    members = [
-        load_ranker(space if teacher.model == recipe.document_encoder else teacher.model, needs="score")
-        for teacher in named
-    ]
+def _teacher(teachers: StageTeachers, named: list[TeacherSettings]) -> Ranker:
+    """The document encoder, a model, or an ensemble of several."""
+    members = [teachers.model(teacher.model) for teacher in named]
     if not members:
-        return load_ranker(space)
+        return load_ranker(teachers.space)
     if len(members) == 1:
         return members[0]
-    slow = not all(member.is_cheap for member in members)
-    depth = _RERANKED if slow else recipe.evaluation.depth
+    recipe = teachers.recipe
+    depth = recipe.evaluation.depth if all(member.is_cheap for member in members) else _RERANKED
     return Ensemble(members, [teacher.weight for teacher in named], recipe.fusion, depth=depth)
 
 

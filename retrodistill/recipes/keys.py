@@ -28,9 +28,7 @@ class Key:
         path: From the recipe's top; ``NAME`` is a student's name, ``N`` an item of a list, from 0.
         values: Its type and bounds, in words.
         options: All values of a closed choice; otherwise empty.
-        needed: Whether it has no default.
-        default: The JSON value; None if it is null, needed, or settings with their own keys.
-        meaning: The docstring of the field.
+        default: The JSON value; None if it is null, `needed`, or settings with their own keys.
     """
 
     path: Path

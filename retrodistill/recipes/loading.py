@@ -149,12 +149,7 @@ def _step(place: Any, key: str, change: str) -> Any:
 
 
 def validated(model: type[Checked], content: dict[str, Any], source: str) -> Checked:
-    """Settings of any class from their dictionary.
-
-    Args:
-        model: The settings class.
-        content: The dictionary.
-        source: Where it comes from, for the error.
+    """Settings of any class from their dictionary; errors name the `source`.
 
     Raises:
         UserError: An unknown key or a value that does not fit: the first mistake, in one line with its place.

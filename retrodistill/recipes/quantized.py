@@ -31,14 +31,9 @@ _AGREEMENT_DEPTH = 10
 
 
 def quantized(job: Job, seconds: dict[str, float]) -> tuple[list[System], Curves]:
-    """The systems ``opq``, ``distilled`` (learned codes) and ``distilled-queries`` (learned codes and queries).
+    """The systems ``opq``, ``distilled`` (learned codes) and ``distilled-queries`` (learned queries, too) with curves.
 
-    Args:
-        job: A job whose recipe has index.learn.
-        seconds: Receives the time of each step.
-
-    Returns:
-        The systems in order, and their training curves.
+    `seconds` receives the time of each step.
     """
     settings = job.recipe.index.learn
     if settings is None:

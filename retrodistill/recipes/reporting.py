@@ -29,16 +29,7 @@ def job_results(
     seconds: Mapping[str, float],
     command: str,
 ) -> Results:
-    """The content of results.json and of the report.
-
-    Args:
-        job: The job.
-        measured: Every system, in the order of the table.
-        students: The trained students.
-        curves: Training curves by student.
-        seconds: Time of each stage.
-        command: The command that reproduces these numbers.
-    """
+    """The content of results.json and of the report; `measured` has every system in the order of the table."""
     recipe, teacher = job.recipe, teacher_row(job)
     reference = space_row(job) if recipe.index.learn else teacher
     rows = _rows(job, measured, teacher, reference)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 from retrodistill.core.files import atomic_file, exclusive, make_folder, write_json
 from retrodistill.core.manifest import Manifest
@@ -72,12 +73,13 @@ def _run(job: Job, seconds: dict[str, float], command: str) -> Results | None:
     students = {name: student for name, student, _ in students_to_train(settings)}
     folders = {name: job.out / "students" / name for name in students}
     trained = train_students(students, job.training_data, folders, job.teachers, seconds)
+    trained = {name: replace(trained[name], role=role) for name, _, role in students_to_train(settings)}
     if not is_main():
         return None
     systems = baselines(job) + truncated_teachers(job)
-    for variant in variants_of(job, [(trained[name], role) for name, _, role in students_to_train(settings)]):
-        with timed(seconds, f"index {variant.student.name}"):
-            systems.append(student_system(job, variant))
+    for student in variants_of(job, trained.values()):
+        with timed(seconds, f"index {student.name}"):
+            systems.append(student_system(job, student))
     if note := vectors_note(systems):
         job.notes.append(note)
     if rewritten := rewritten_student(job, systems):

@@ -29,22 +29,29 @@ class StageTeachers:
     Attributes:
         recipe: The recipe; its students may teach each other.
         space: The document encoder.
-        loaded: Loaded models by name, including those of the recipe's teacher.
+        loaded: Loaded models by name.
     """
 
     recipe: Recipe
     space: Encoder
     loaded: dict[str, Ranker] = field(default_factory=dict, repr=False, compare=False)
 
-    def load(self, stage: StageSettings) -> None:
-        """Load the models that a stage names, so that a wrong name fails before work starts.
+    def model(self, name: str) -> Ranker:
+        """A model that scores pairs; the document encoder is not loaded again.
 
         Raises:
-            UserError: A model cannot be found.
+            UserError: The model cannot be found, or cannot score.
         """
+        if name not in self.loaded:
+            source = self.space if name == self.recipe.document_encoder else name
+            self.loaded[name] = load_ranker(source, needs="score")
+        return self.loaded[name]
+
+    def load(self, stage: StageSettings) -> None:
+        """Load the models that a stage names, so that a wrong name fails before work starts; see `model`."""
         for member in self._named(stage) if stage.has_own_teacher else []:
             if not is_student(member.model):
-                self._model(member.model)
+                self.model(member.model)
 
     def needs_students(self, stage: StageSettings) -> bool:
         """Whether a student teaches the stage: that teacher exists only once it has been trained."""
@@ -82,7 +89,7 @@ class StageTeachers:
                 name, done = self._state(member.model)
                 parts.append(manifest_after_stage(self.recipe.students[name], data, done, self).fingerprint)
             else:
-                parts.append(self._model(member.model).fingerprint(data.collection))
+                parts.append(self.model(member.model).fingerprint(data.collection))
         return "+".join(parts)
 
     def _named(self, stage: StageSettings) -> list[TeacherSettings]:
@@ -91,7 +98,7 @@ class StageTeachers:
 
     def _member(self, model: str, student_after: StudentAfter | None) -> Ranker:
         if not is_student(model):
-            return self._model(model)
+            return self.model(model)
         if student_after is None:
             raise UserError(f"teacher {model!r} is a student that has not been trained yet.")
         name, done = self._state(model)
@@ -99,12 +106,6 @@ class StageTeachers:
         kind = kind_of(student.model)
         teacher = kind.wrap(student.model, f"{CURRENT_STUDENT}:{name}@{done}", None)
         return kind.ranker(teacher, self.space if self.recipe.students[name].documents == "frozen" else teacher)
-
-    def _model(self, model: str) -> Ranker:
-        if model not in self.loaded:
-            source = self.space if model == self.recipe.document_encoder else model
-            self.loaded[model] = load_ranker(source, needs="score")
-        return self.loaded[model]
 
     def _state(self, model: str) -> tuple[str, int]:
         name, done = parse_student(model)

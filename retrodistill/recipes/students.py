@@ -16,6 +16,7 @@ from retrodistill.core.manifest import Manifest
 from retrodistill.core.runtime import barrier, is_main, log
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.loading import quiet_libraries
+from retrodistill.evaluation.results import Role
 from retrodistill.recipes.stage_teachers import StageTeachers, manifest_after_stage, space_of
 from retrodistill.recipes.student_settings import StudentSettings, StudentState, prerequisites, training_order
 from retrodistill.students.registry import AnyStudent, as_student, kind_of, load_student, run_stage, save_student
@@ -42,6 +43,8 @@ class Distilled:
         seconds: Training time.
         curves: Losses and monitors of all stages, with steps counted through.
         notes: What a reader of the results should know about it.
+        role: The system's role.
+        truncate: Leading dimensions that its index keeps; None for the recipe's.
     """
 
     name: str
@@ -50,6 +53,8 @@ class Distilled:
     seconds: float
     curves: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    role: Role = "student"
+    truncate: int | None = None
 
 
 def build_student(settings: StudentSettings, data: TrainingData) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from retrodistill.core.files import check_replaceable
 from retrodistill.core.manifest import Manifest
@@ -40,20 +40,6 @@ MADE_FROM = "made-from.json"  # manifest of what a job's index was made from
 _OWN_TOKENS = "own-tokens"
 
 
-class Variant(NamedTuple):
-    """A student as it is measured.
-
-    Attributes:
-        student: The student or a variant of it, named as the system.
-        role: The system's role.
-        truncate: Leading dimensions that its index keeps; None for the recipe's.
-    """
-
-    student: Distilled
-    role: Role
-    truncate: int | None = None
-
-
 def students_to_train(recipe: Recipe) -> Iterator[tuple[str, StudentSettings, Role]]:
     """Every student with its name and role, each after its control and after the same student without clusters.
 
@@ -70,30 +56,28 @@ def students_to_train(recipe: Recipe) -> Iterator[tuple[str, StudentSettings, Ro
         yield name, student, "student"
 
 
-def variants_of(job: Job, distilled: Iterable[tuple[Distilled, Role]]) -> list[Variant]:
+def variants_of(job: Job, students: Iterable[Distilled]) -> list[Distilled]:
     """Every student with its variants, in the order of the table.
 
     Variants are its exits, its truncations, the one with its own tokens as queries, and the one that is pooled after
     training.
     """
     pooled = {
-        names.unclustered: (names.pooled, clustered)
+        names.unclustered: (names.pooled, job.recipe.students[clustered])
         for clustered, names in comparison_names(job.recipe.students).items()
     }
     variants = []
-    for student, role in distilled:
+    for student in students:
         kind = kind_of(student.encoder.model)
-        variants.append(Variant(student, role))
-        variants += [Variant(shallow, role) for shallow in (_exits(student) if kind.is_dense else [])]
+        variants += [student, *(_exits(student) if kind.is_dense else [])]
         if kind.has_terms and vocabulary_pooling(student.encoder.model) is not None:
-            variants.append(Variant(_own_tokens(job, student), role))
+            variants.append(_own_tokens(job, student))
         width = student.encoder.dimension if kind.has_vector else 0  # type: ignore[union-attr]  # of dense ones
         for cut in job.recipe.evaluation.truncations:
             if cut < width:
-                variants.append(Variant(replace(student, name=f"{student.name}@{cut}", notes=[]), role, cut))
+                variants.append(replace(student, name=f"{student.name}@{cut}", truncate=cut))
         if student.name in pooled:
-            name, clustered = pooled[student.name]
-            variants.append(Variant(_pooled(job, student, name, job.recipe.students[clustered]), role))
+            variants.append(_pooled(job, student, *pooled[student.name]))
     return variants
 
 
@@ -118,7 +102,7 @@ def _exits(student: Distilled) -> list[Distilled]:
         suffix = f"@{ROUTE}{layer}"
         encoder = Encoder(exit_model(whole.model, layer), f"{whole.name}{suffix}", whole.student)
         documents = encoder if student.documents is whole else student.documents
-        exits.append(replace(student, name=f"{student.name}{suffix}", encoder=encoder, documents=documents, notes=[]))
+        exits.append(replace(student, name=f"{student.name}{suffix}", encoder=encoder, documents=documents))
     return exits
 
 
@@ -127,7 +111,7 @@ def _own_tokens(job: Job, student: Distilled) -> Distilled:
     name = f"{student.name}@{_OWN_TOKENS}"
     manifest = Manifest("student", {"student": student.encoder.fingerprint("document")}, {"queries": "own tokens"})
     encoder = _saved(job, name, lambda: own_token_queries(student.encoder.model), manifest)
-    return replace(student, name=name, encoder=encoder, notes=[])
+    return replace(student, name=name, encoder=encoder)
 
 
 def _pooled(job: Job, student: Distilled, name: str, clustered: StudentSettings) -> Distilled:
@@ -136,7 +120,7 @@ def _pooled(job: Job, student: Distilled, name: str, clustered: StudentSettings)
     manifest = Manifest("student", {"unclustered": student.encoder.fingerprint("document")}, {"pooled": vectors})
     model: Any = student.encoder.model
     encoder = _saved(job, name, lambda: with_pooling(model, vectors), manifest)
-    return Distilled(name, encoder, encoder, 0.0)
+    return replace(student, name=name, encoder=encoder, documents=encoder)
 
 
 def _saved(job: Job, name: str, make: Callable[[], Any], manifest: Manifest) -> AnyStudent:
@@ -179,10 +163,9 @@ def truncated_teachers(job: Job) -> list[System]:
     return [_with_rewrites(job, system) for system in systems]
 
 
-def student_system(job: Job, variant: Variant) -> System:
+def student_system(job: Job, student: Distilled) -> System:
     """A student with what searches for it: an index, its stored states, or BM25 whose documents it re-ranks."""
-    student, role = variant.student, variant.role
-    kind = kind_of(student.encoder.model)
+    role, kind = student.role, kind_of(student.encoder.model)
     own = _without_folders(student.encoder.name)
     documents = own if student.documents is student.encoder else student.documents.name
     if not kind.can_search:
@@ -194,7 +177,7 @@ def student_system(job: Job, variant: Variant) -> System:
         ranker = kind.exhaustive(student.encoder, student.name)
         return System(student.name, ranker, role, documents, own, is_served=False)
     source = str(job.out / "indexes" / student.name)
-    return System(student.name, _index(job, variant), role, documents, own, source)
+    return System(student.name, _index(job, student), role, documents, own, source)
 
 
 def rewritten_student(job: Job, systems: Sequence[System]) -> System | None:
@@ -262,12 +245,12 @@ def _with_rewrites(job: Job, system: System) -> System:
     return replace(system, queries=job.teacher_test_queries, queries_by=f"{system.queries_by} (rewrites)")
 
 
-def _index(job: Job, variant: Variant) -> Ranker:
+def _index(job: Job, student: Distilled) -> Ranker:
     """The student's index, built or loaded."""
-    student, options = variant.student, job.recipe.index
+    options = job.recipe.index
     folder, kind = job.out / "indexes" / student.name, kind_of(student.encoder.model)
-    if variant.truncate is not None:
-        options = options.model_copy(update={"truncate": variant.truncate})
+    if student.truncate is not None:
+        options = options.model_copy(update={"truncate": student.truncate})
     inputs = {
         "documents": job.collection.documents.fingerprint,
         "space": student.documents.fingerprint("document"),

@@ -19,9 +19,6 @@ def rank_agreement(student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
 
     Returns:
         (queries,) float64 in 0..1; 1 for identical lists, 0 if the teacher's list is empty.
-
-    Raises:
-        UserError: The shapes differ.
     """
     if student.shape != teacher.shape or teacher.ndim != 2:
         raise UserError(
@@ -71,9 +68,6 @@ def rank_biased_overlap(student: Sequence[Hashable], teacher: Sequence[Hashable]
 
     Returns:
         0..1; 1 for identical lists, 0 if they share nothing or one is empty.
-
-    Raises:
-        UserError: p is not between 0 and 1, or a document appears twice.
     """
     if not 0 < p < 1:
         raise UserError(f"rank-biased overlap with p={p}; p must be between 0 and 1, both excluded.")
@@ -141,9 +135,6 @@ def score_bins(student: np.ndarray, teacher: np.ndarray, bins: int = 20) -> list
         For each group, lowest first: the number of ``pairs``, the mean ``student`` and ``teacher`` scores, and the
         teacher's quartiles ``low`` and ``high``. For a good student the teacher's means rise and the quartiles are
         close together.
-
-    Raises:
-        UserError: The lengths differ.
     """
     if student.shape != teacher.shape or student.ndim != 1:
         raise UserError(f"scores of shape {student.shape} and {teacher.shape}; both are (pairs,).")

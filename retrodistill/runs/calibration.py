@@ -107,11 +107,7 @@ CALIBRATIONS: dict[str, type[Calibration]] = {kind.name: kind for kind in (ZScor
 
 
 def fit_calibration(name: str, run: Run) -> Calibration:
-    """Fit a calibration of `CALIBRATIONS` on a run.
-
-    Raises:
-        UserError: The name is unknown, or all scores of the run are equal.
-    """
+    """Fit a calibration of `CALIBRATIONS` on a run."""
     if name not in CALIBRATIONS:
         raise unknown("calibration", name, CALIBRATIONS)
     return CALIBRATIONS[name].fit(run)

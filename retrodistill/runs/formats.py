@@ -124,7 +124,7 @@ def _read_text(parse: Callable[[str], _Row], form: str, path: Path, name: str | 
         try:
             query, document, score, row_name = parse(line)
         except ValueError as error:
-            raise UserError(f"{path}, line {number}: {error}; wanted {form}.") from error
+            raise UserError(f"{path}, line {number}: {error}; expected {form}.") from error
         if not math.isfinite(score):
             raise UserError(
                 f"{path}, line {number}: score {score} of query {query!r}, document {document!r} is not "

@@ -18,13 +18,10 @@ _RECIPROCAL_RANK_OFFSET = 60  # k of Cormack, Clarke and Buettcher (SIGIR 2009)
 
 
 def union(runs: Sequence[Run], name: str = "candidates", *, weights: Sequence[float] | None = None) -> Run:
-    """All pairs of all runs; the column `sources` names the runs that proposed each.
+    """All pairs of up to 8 runs; the column `sources` names the runs that proposed each pair.
 
     The score is the weighted sum of reciprocal ranks, which does not depend on the rankers' scales. A run of weight 0
     adds pairs without affecting the order.
-
-    Raises:
-        UserError: There is no run or more than 8, or the weights do not fit.
     """
     weights = check_weights(len(runs), weights)
     if len(runs) > 8:  # 8 runs already have 256 combinations of sources
@@ -113,12 +110,7 @@ def reciprocal_ranks(runs: Sequence[Run], weights: Sequence[float], pairs: Run, 
 
 
 def check_weights(runs: int, weights: Sequence[float] | None) -> list[float]:
-    """One weight per run: those given, or 1 for each.
-
-    Raises:
-        UserError: There is no run, the numbers of runs and weights differ, a weight is below 0 or not finite, or none
-            is above 0.
-    """
+    """One weight per run: those given, or 1 for each."""
     if not runs:
         raise UserError("no run was given; give at least one.")
     given = [1.0] * runs if weights is None else [float(weight) for weight in weights]

@@ -323,9 +323,6 @@ def align(runs: Sequence[Run], name: str = "union") -> tuple[Run, np.ndarray]:
     Returns:
         The union as a run (with meaningless scores of 0), queries in the order of their first appearance; and a (rows,
         runs) float64 matrix of each run's scores, NaN for pairs that a run did not score.
-
-    Raises:
-        UserError: No run was given.
     """
     if not runs:
         raise UserError("no run was given; give at least one.")

@@ -157,10 +157,10 @@ BAD_CORPORA = {
     "malformed JSON": (GOOD + '{"_id": "d2", "text": \n', "corpus.jsonl, line 2: not JSON"),
     "not an object": (GOOD + '["d2", "x"]\n', "corpus.jsonl, line 2: a JSON list, not an object"),
     "missing id": (GOOD + '{"id": "d2", "text": "x"}\n', "line 2: '_id' is missing (fields: 'id', 'text')"),
-    "null id": ('{"_id": null, "text": "x"}', "line 1: '_id' is null; wanted a string that is not empty"),
+    "null id": ('{"_id": null, "text": "x"}', "line 1: '_id' is null; expected a non-empty string"),
     "empty id": ('{"_id": "", "text": "x"}', "line 1: '_id' is '' (str)"),
     "fractional id": ('{"_id": 1.5, "text": "x"}', "line 1: '_id' is 1.5 (float)"),
-    "text a list": (GOOD + '\n{"_id": "d2", "text": ["x"]}', "line 3: 'text' is ['x'] (list); wanted a string"),
+    "text a list": (GOOD + '\n{"_id": "d2", "text": ["x"]}', "line 3: 'text' is ['x'] (list); expected a string"),
     "no text": ('{"_id": "d1", "contents": "x"}', "line 1: a document has no 'text' (fields: '_id', 'contents')"),
     "title a number": ('{"_id": "d1", "title": 3, "text": "x"}', "line 1: 'title' is 3 (int)"),
     "duplicate id": (GOOD + "\n" + GOOD, "corpus.jsonl, line 3: id 'd1' is already on line 1; ids must be unique"),
@@ -174,12 +174,12 @@ BAD_CORPORA = {
 }  # fmt: skip
 BAD_QUERIES = {
     "empty": ("", "queries.jsonl is empty: it holds no query"),
-    "null text": ('{"_id": "q", "text": null}', "queries.jsonl, line 1: 'text' is null; wanted a string"),
+    "null text": ('{"_id": "q", "text": null}', "queries.jsonl, line 1: 'text' is null; expected a string"),
     "no text": ('{"_id": "q", "query": "x"}', "line 1: query 'q' has no 'text' (fields: '_id', 'query')"),
     "duplicate id": ('{"_id": "q", "text": "x"}\n' * 3, "queries.jsonl, line 2: id 'q' is already on line 1"),
 }
 BAD_QRELS = {
-    "two columns": (HEADER + "q1\td1\n", "test.tsv, line 2: 2 columns between tabs ('q1\\td1'); wanted 3: query-id"),
+    "two columns": (HEADER + "q1\td1\n", "test.tsv, line 2: 2 columns between tabs ('q1\\td1'); expected 3: query-id"),
     "TREC form": ("q1 0 d1 1\n", "test.tsv, line 1: 1 columns between tabs ('q1 0 d1 1')"),
     "score a word": (HEADER + "q1\td1\tyes\n", "test.tsv, line 2: the score 'yes' is not an integer"),
     "score a fraction": (HEADER + "q1\td1\t0.5\n", "line 2: the score '0.5' is not an integer"),

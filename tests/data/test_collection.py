@@ -17,7 +17,7 @@ class TestDocuments:
     def test_text_is_title_and_text_joined_by_one_space_and_stripped(self):
         collection = small(documents={"a": ("Title", "body"), "b": ("", "body"), "c": ("Title", ""), "d": (" ", " ")})
         assert collection.documents.texts == ["Title body", "body", "Title", ""]
-        assert collection.title("a") == "Title"
+        assert collection.titles["a"] == "Title"
         assert collection.bodies["a"] == "body"
 
     def test_documents_without_text_are_kept_and_named(self):
