@@ -41,7 +41,7 @@ class TestTheWayThrough:
         assert set(results.means) == {"teacher", "student"}
         assert "ndcg@10" in map(str.lower, results.means["student"])
 
-    def test_every_public_name_can_be_had(self):
+    def test_every_public_name_resolves(self):
         assert len(rd.__all__) <= 16
         assert set(dir(rd)) == set(rd.__all__)
         assert all(getattr(rd, name) is not None for name in rd.__all__)
@@ -91,11 +91,11 @@ class TestDistill:
         )
         assert [stage["objectives"][0]["name"] for stage in student.student.settings["stages"]] == ["leaf", "kl"]
 
-    def test_nothing_is_left_beside_the_student(self, tiny, space, target, tmp_path):
+    def test_nothing_is_left_next_to_the_student(self, tiny, space, target, tmp_path):
         rd.distill(tiny, target, document_encoder=space, training=QUICK, out=tmp_path / "made" / "student")
         assert [path.name for path in (tmp_path / "made").iterdir()] == ["student"]
 
-    def test_a_dense_student_with_both_towers(self, tiny, space, tiny_model, target, tmp_path):
+    def test_a_dense_student_with_both_encoders_trained(self, tiny, space, tiny_model, target, tmp_path):
         student = rd.distill(
             tiny,
             target,
@@ -106,7 +106,7 @@ class TestDistill:
         )
         assert student.query_space == student.document_space != load_encoder(space).document_space
 
-    def test_stages_decide_who_encodes_the_documents(self, tiny, space, tiny_model, tmp_path):
+    def test_stages_decide_what_encodes_the_documents(self, tiny, space, tiny_model, tmp_path):
         stages = [
             StageSettings(objectives="kl", train="both_encoders", candidates={"depth": 5}, training={"max_steps": 1})
         ]
@@ -141,14 +141,14 @@ class TestKindsOfStudents:
             ("tk", "head", {}),
         ],
     )
-    def test_what_is_left_out_fits_the_kind(self, made, tiny_model, kind, train, chosen):
+    def test_defaults_fit_the_kind(self, made, tiny_model, kind, train, chosen):
         settings = made(f"{kind}:{tiny_model}").student.settings
         assert settings["documents"] == "student"
         assert settings["stages"][0]["train"] == train
         assert {key: settings[key] for key in chosen} == chosen
         assert settings["stages"][0]["training"]["batch_size"] in (16, 32)
 
-    def test_what_is_said_stands(self, made, tiny_model):
+    def test_given_settings_are_kept(self, made, tiny_model):
         student = made(
             {"model": f"multi-vector:{tiny_model}", "dimension": 8},
             objective={"name": "kl", "student_temperature": 0.5},
@@ -161,7 +161,7 @@ class TestKindsOfStudents:
         settings = made({"model": f"sparse:{tiny_model}", "queries": "model"}).student.settings
         assert (settings["stages"][0]["train"], settings["lexical_terms"]) == ("both_encoders", False)
 
-    def test_a_sparse_encoder_goes_on_as_it_is(self, made, tiny_model, tmp_path):
+    def test_a_sparse_encoder_is_trained_further(self, made, tiny_model, tmp_path):
         made({"model": f"sparse:{tiny_model}"})
         folder = (tmp_path / "student").rename(tmp_path / "first")
         settings = made(f"sparse:{folder}").student.settings
@@ -233,13 +233,13 @@ class TestDistillsMistakes:
 
 
 class TestEvaluate:
-    def test_it_is_what_the_measures_say_of_the_run(self, tiny, space):
+    def test_it_is_the_measures_of_the_run(self, tiny, space):
         result = rd.evaluate({"space": space}, tiny, "test", measures=["ndcg@5", "recall@20"])
         measured = evaluate_run(result.runs["space"], tiny.relevance("test").to_dict(), ["ndcg@5", "recall@20"])
         assert result.per_query["space"].equals(measured)
         assert result.means["space"]["ndcg@5"] == pytest.approx(np.mean(measured["ndcg@5"].to_numpy()))
 
-    def test_one_system_may_stand_alone(self, tiny):
+    def test_a_single_system(self, tiny):
         assert list(rd.evaluate("bm25", tiny).means) == ["bm25"]
 
     def test_every_kind_of_system(self, tiny, space, tiny_model):

@@ -38,13 +38,13 @@ def put(content, path, value):
     content[last] = value
 
 
-class TestTheRecipesWeShip:
+class TestPackagedConfigs:
     @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
     def test_each_in_configs_parses_and_is_called_what_its_file_is(self, path):
         assert load_recipe(path).name == path.stem
 
     @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
-    def test_each_measures_a_student_beside_its_control(self, path):
+    def test_each_measures_a_student_and_its_control(self, path):
         recipe = load_recipe(path)
         names = {name for name, _, _ in students_to_train(recipe)}
         assert recipe.index.learn or {"control", "student"} <= names or {"static-control", "static"} <= names
@@ -56,7 +56,7 @@ class TestTheRecipesWeShip:
 
 
 class TestShortForms:
-    def test_one_teacher_may_stand_alone(self, content):
+    def test_a_single_teacher(self, content):
         for given in ("bm25", ["bm25"], {"model": "bm25"}, [{"model": "bm25"}]):
             recipe = parse_recipe({**content, "teacher": given})
             assert [(one.model, one.weight) for one in recipe.teacher] == [("bm25", 1.0)]
@@ -223,7 +223,7 @@ class TestWrongValues:
         assert message in str(error.value)
         assert "\n" not in str(error.value)
 
-    def test_documents_that_training_would_move_away(self, content):
+    def test_documents_that_training_would_change(self, content):
         content["students"]["s"]["documents"] = "student"
         with pytest.raises(UserError, match=r"learns against stored document vectors.*documents: student"):
             parse_recipe(content)
@@ -261,7 +261,7 @@ class TestOverrides:
         assert [one.weight for one in recipe.teacher] == [1, 0.7]
         assert student.control is None
 
-    def test_an_equals_sign_may_stand_in_the_value(self, written):
+    def test_the_value_may_contain_an_equals_sign(self, written):
         assert load_recipe(written, ["index.parameters=nprobe=16"]).index.parameters == "nprobe=16"
 
     @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ class TestOverrides:
 
 
 class TestFiles:
-    def test_a_file_that_is_not_there(self):
+    def test_a_missing_file(self):
         with pytest.raises(UserError, match=r"^unknown recipe 'nowhere.yaml'.* demo, "):
             load_recipe("nowhere.yaml")
 

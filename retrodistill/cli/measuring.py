@@ -86,12 +86,13 @@ def compare(  # noqa: PLR0913, PLR0917 - one option each
     as_json: JsonOption = False,
 ) -> None:
     """Compare systems with the first on the same queries: is a difference real, and which queries cause it?"""
-    from retrodistill.evaluation.comparing import ComparisonConfig, compare_named
+    from retrodistill.evaluation.comparing import compare_named
     from retrodistill.report.tables import comparison_text
 
     set_quiet(as_json)
-    config = ComparisonConfig(collection, split, measure, teacher, every_pair, shown, seed)
-    comparison = compare_named(system, config)
+    comparison = compare_named(
+        system, collection, split, measure, teacher, every_pair=every_pair, shown=shown, seed=seed
+    )
     if as_json:
         show_json(comparison.to_json())
     else:

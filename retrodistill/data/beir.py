@@ -46,11 +46,7 @@ def load_folder(path: Path, name: str | None = None) -> Collection:
     """Load a folder with corpus.jsonl, queries.jsonl and qrels/<split>.tsv, each optionally as .gz.
 
     The files are checked line by line and copied to the cache once; later calls open the copy. Without qrels, every
-    query is unjudged; without queries and qrels, the collection has only documents.
-
-    Args:
-        path: The folder.
-        name: Name of the collection; the folder's name by default.
+    query is unjudged; without queries and qrels, the collection has only documents. The default name is the folder's.
     """
     corpus, queries = _jsonl(path, "corpus"), _jsonl(path, "queries")
     qrels = _qrels_files(path)
@@ -72,11 +68,7 @@ def load_folder(path: Path, name: str | None = None) -> Collection:
 
 
 def load_public(name: str) -> Collection:
-    """Load one of BEIR's public collections, which is downloaded to the cache on first use.
-
-    Args:
-        name: Such as ``"scifact"`` or ``"cqadupstack/android"``.
-    """
+    """Load a public collection such as ``"scifact"`` or ``"cqadupstack/android"``, downloaded on first use."""
     base, _, forum = name.partition("/")
     if base not in PUBLIC:
         hint = did_you_mean(base, PUBLIC, "beir/")

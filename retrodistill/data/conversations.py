@@ -104,13 +104,9 @@ class Conversations:
         return cls(Texts.from_pairs(raw), Texts.from_pairs(rewrites), len(by_conversation))
 
     def of(self, collection: Collection, raw: bool = True) -> Collection:
-        """Replace the queries of a collection, for training and evaluation.
+        """Replace the queries of a collection with the raw queries, or with the rewrites if `raw` is False.
 
         Judgments of these queries (by id) are kept; others are dropped and counted in `Collection.warnings`.
-
-        Args:
-            collection: Supplies documents and judgments.
-            raw: Whether to use the raw queries or the rewrites.
         """
         queries = self.raw if raw else self.rewrites
         qrels, warnings = check_parts(collection.documents, queries, collection.qrels)

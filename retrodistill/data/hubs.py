@@ -42,14 +42,11 @@ _IR_SPLITS = ("train", "dev", "test")
 
 
 def load_huggingface(name: str) -> Collection:
-    """Load a dataset repository, or a folder with the same layout.
+    """Load a dataset repository such as ``"BeIR/scifact"``, or a folder with the same layout.
 
     It needs the configurations ``corpus`` (_id, title, text) and ``queries`` (_id, text). The judgments (query-id,
     corpus-id, score; splits train, validation or dev, test) are its configuration ``qrels`` or ``default``, or the
     repository ``<name>-qrels``. No code from a repository is run.
-
-    Args:
-        name: Such as ``"BeIR/scifact"``, or the path of a folder.
     """
     if not name.strip():
         raise UserError("hf: names no dataset; write hf:<name or folder>, such as hf:BeIR/scifact.")
@@ -69,9 +66,7 @@ def load_huggingface(name: str) -> Collection:
 
 
 def from_datasets(corpus: Dataset, queries: Dataset, qrels: Mapping[str, Dataset], name: str) -> Collection:
-    """Build a collection from datasets in memory.
-
-    Their content is copied to the cache once, under its digest, and memory-mapped from there.
+    """Build a collection from datasets in memory, which are copied to the cache once and memory-mapped from there.
 
     Args:
         corpus: Columns _id, text and optionally title.
@@ -184,9 +179,7 @@ def load_irdatasets(dataset_id: str) -> Collection:
     An id with judgments becomes a single split. Its name is the last part of the id that is train, dev (or
     validation) or test, and test if there is none. For an id without judgments, each id one level below it that has
     judgments becomes a split, named by its last part. The queries are those of the id and of its splits together.
-
-    Args:
-        dataset_id: Such as ``"beir/scifact"`` (all its splits) or ``"beir/scifact/test"`` (only this one).
+    Thus ``"beir/scifact"`` has all its splits, ``"beir/scifact/test"`` only this one.
     """
     try:
         import ir_datasets

@@ -88,12 +88,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def read_objects(path: Path, wanted: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number from 1, JSON object) for each line.
-
-    Args:
-        path: The file.
-        wanted: What a line should look like, for error messages, e.g. ``{"_id": ..., "text": ...}``.
-    """
+    """Yield (line number from 1, JSON object) for each line; `wanted` describes a line in error messages."""
     for number, line in read_lines(path):
         try:
             record = json.loads(line)
@@ -111,7 +106,7 @@ def read_records(
     """Yield (line number from 1, JSON object) for a file whose objects have known keys.
 
     Args:
-        path: The file.
+        path: The file, with at least one object.
         what: Noun for one object in error messages.
         required: Keys that every object has, not null.
         optional: Keys that an object may have.

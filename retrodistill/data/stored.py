@@ -50,7 +50,7 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> None:
 
 
 def write(folder: Path, source: Source) -> None:
-    """Write the records of a source as Arrow files and collection.json."""
+    """Write the records of a source, after checking them, as Arrow files and collection.json."""
     _write_table(folder / "documents.arrow", _DOCUMENT_SCHEMA, _document_batches(source.documents()))
     query_pairs = ((query.id, query.text) for query in source.queries())
     _write_table(folder / "queries.arrow", TEXT_SCHEMA, pair_batches(query_pairs))

@@ -56,12 +56,7 @@ def current_encoding() -> EncodingSettings:
 
 @contextlib.contextmanager
 def encode_with(settings: EncodingSettings | None = None, **changes: Any) -> Iterator[EncodingSettings]:
-    """Models that are loaded inside the block encode with these settings, e.g. ``encode_with(batch_size=8)``.
-
-    Args:
-        settings: Replaces the current settings.
-        changes: Keys of `EncodingSettings` to change.
-    """
+    """Models loaded inside the block encode with these settings or changed keys, e.g. ``encode_with(batch_size=8)``."""
     chosen = EncodingSettings.model_validate({**(settings or current_encoding()).model_dump(), **changes})
     token = _CURRENT.set(chosen)
     try:
@@ -73,10 +68,7 @@ def encode_with(settings: EncodingSettings | None = None, **changes: Any) -> Ite
 class TextModel:
     """A sentence-transformers model of any kind, with all that determines the vectors of a text.
 
-    Args:
-        model: The sentence-transformers model.
-        name: ``kind:name`` as the user wrote it.
-        student: The manifest of a student that retrodistill trained.
+    Its name is ``kind:name`` as the user wrote it; `student` is the manifest of one that retrodistill trained.
     """
 
     similarities: Sequence[str] = ("cosine", "dot")
@@ -219,10 +211,8 @@ class TextModel:
         from torch import nn
 
         query, document = self.modules("query"), self.modules("document")
-        document_digest = weights_digest(nn.Sequential(*document))
-        if list(map(id, query)) == list(map(id, document)):
-            return {"document": document_digest, "query": document_digest}
-        return {"document": document_digest, "query": weights_digest(nn.Sequential(*query))}
+        shared = weights_digest(nn.Sequential(*document))
+        return {"document": shared, "query": shared if query == document else weights_digest(nn.Sequential(*query))}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name}, {self.dimension} dimensions, {self.similarity})"
@@ -230,24 +220,15 @@ class TextModel:
 
 @dataclass(frozen=True)
 class EmbeddingSpace:
-    """The space of an index's documents: its contract with query encoders.
+    """The space of an index's documents: its contract with query encoders."""
 
-    Attributes:
-        fingerprint: Of model weights, modules, prompt, maximum length, similarity and dimension.
-        dimension: Width of a vector in the index, after truncation.
-        similarity: ``cosine`` (unit vectors), ``dot`` or ``maxsim``.
-        documents_by: Name of the documents' encoder.
-        truncation: Number of leading dimensions of the encoder's vectors that the index keeps (Matryoshka); None for
-            all.
-        contract: The content of the fingerprint, so that an error can say what differs.
-        query_contract: The same for that model's queries, so that its query prompt is checked too; empty if unknown.
-    """
-
-    fingerprint: str
-    dimension: int
-    similarity: str
-    documents_by: str
-    truncation: int | None = None
+    fingerprint: str  # of model weights, modules, prompt, maximum length, similarity and dimension
+    dimension: int  # width of a vector in the index, after truncation
+    similarity: str  # ``cosine`` (unit vectors), ``dot`` or ``maxsim``
+    documents_by: str  # name of the documents' encoder
+    truncation: int | None = None  # leading dimensions of its vectors that the index keeps (Matryoshka); None for all
+    # the content of the fingerprint, so that an error can say what differs, and the same for that model's queries, so
+    # that its query prompt is checked too (empty if unknown)
     contract: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     query_contract: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
@@ -259,15 +240,9 @@ class EmbeddingSpace:
                 f"truncation to {truncation} dimensions: vectors by {encoder.name} have {encoder.dimension}; "
                 f"choose from 1 to {encoder.dimension}."
             )
-        return cls(
-            encoder.document_space,
-            truncation or encoder.dimension,
-            encoder.similarity,
-            encoder.name,
-            truncation,
-            encoder.contract("document"),
-            encoder.contract("query"),
-        )
+        contracts = encoder.contract("document"), encoder.contract("query")
+        width = truncation or encoder.dimension
+        return cls(encoder.document_space, width, encoder.similarity, encoder.name, truncation, *contracts)
 
     @property
     def norm(self) -> str:
@@ -295,12 +270,7 @@ class EmbeddingSpace:
         return cls(**{key: value for key, value in content.items() if key in known})
 
     def check_query_encoder(self, queries: TextModel) -> None:
-        """Check that a query encoder's vectors are comparable with these documents.
-
-        Raises:
-            UserError: It is neither the model of the documents nor distilled into their space, or it is that model with
-                another query prompt; says what differs.
-        """
+        """Reject a query encoder that is neither the documents' model nor distilled into their space."""
         if queries.dimension != self.encoded:
             cut = f" (cut to {queries.truncation})" if queries.truncation else ""
             raise UserError(
@@ -348,9 +318,7 @@ class EmbeddingSpace:
 def _differences(own: dict[str, Any], expected: dict[str, Any]) -> Iterator[str]:
     """Short phrases. Settings of modules are compared only if the weights agree: otherwise it is another model."""
     keys = {**expected, **own} if "weights" in expected else expected
-    for key in keys:
-        if own.get(key) == expected.get(key):
-            continue
+    for key in (key for key in keys if own.get(key) != expected.get(key)):
         if key == "modules" and own.get("weights") == expected["weights"]:
             yield _module_difference(own["modules"], expected["modules"])
         elif key in ("weights", "modules"):

@@ -11,21 +11,13 @@ from retrodistill.core.errors import UserError, unknown
 
 
 class ModelKind(NamedTuple):
-    """Properties of a kind of model that follow from its name alone.
+    """Properties of a kind of model that follow from its name alone."""
 
-    Attributes:
-        about: One line for users: what it is, and what its name is.
-        can_search: Whether it searches a corpus; otherwise it only scores pairs.
-        is_cross_encoder: Whether it is loaded as a cross-encoder.
-        ranker: ``module:class`` of the `Ranker` whose ``of_name`` opens it; empty for encoders and cross-encoders.
-        student: Module of retrodistill.students that defines students of this kind; empty for kinds not trained here.
-    """
-
-    about: str
-    can_search: bool = True
-    is_cross_encoder: bool = False
-    ranker: str = ""
-    student: str = ""
+    about: str  # one line for users: what it is, and what its name is
+    can_search: bool = True  # otherwise it only scores pairs
+    is_cross_encoder: bool = False  # loaded as a cross-encoder
+    ranker: str = ""  # ``module:class`` of the `Ranker` whose ``of_name`` opens it; empty for encoders, cross-encoders
+    student: str = ""  # module of retrodistill.students that defines students of this kind; empty if not trained here
 
 
 # Students that share a class of sentence-transformers are tried in this order: the most general of each class is last.

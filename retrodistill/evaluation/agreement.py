@@ -1,4 +1,4 @@
-"""Agreement of systems with a teacher on one collection; judgments are needed for the ceiling alone."""
+"""Agreement of systems with a teacher on one collection; only the ceiling needs judgments."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ def agreements(
     teacher_run: Run | None = None,
     rescore: bool = True,
 ) -> dict[str, Agreement]:
-    """How closely the ranking of each run agrees with the teacher's.
+    """Agreement of each run's rankings with the teacher's.
 
-    A teacher that can search is compared by its own search; one that scores pairs only (a cross-encoder) by its order
-    of the documents that any of the runs has in its top 100, the same list for all. A recorded run is compared on the
-    queries that it has.
+    A teacher that can search is compared by its own search. One that only scores pairs (a cross-encoder) is compared
+    by its order of the documents in the top 100 of any run, the same list for all runs. A recorded run is compared on
+    its own queries.
 
     Args:
         teacher: What `load_ranker` takes.
         runs: Runs of the systems; documents that are their own query are excluded.
         collection: The collection that they searched.
         queries: The queries that the runs rank.
-        qrels: Judgments for the ceiling; None where there are none.
-        teacher_run: The teacher's own results where they are known already.
-        rescore: Score every system's top 100 by the teacher, for the ceiling and the calibration; where False, there is
-            no ceiling, and the calibration has the pairs that `teacher_run` holds.
+        qrels: Judgments for the ceiling, if there are any.
+        teacher_run: The teacher's own results, if they are known.
+        rescore: Score every system's top 100 by the teacher, for the ceiling and the calibration. If False, there is
+            no ceiling, and the calibration uses the pairs in `teacher_run`.
 
     Raises:
-        UserError: The teacher cannot be loaded, or has a score for none of the queries.
+        UserError: The teacher cannot be loaded, or has no score for any query.
     """
     teacher, count = load_ranker(teacher), len(queries)
     if teacher.run is not None:
-        known_queries = set(teacher.run.query_ids)
-        queries = queries.select([query for query in queries.ids if query in known_queries])
-        qrels = qrels and {query: grades for query, grades in qrels.items() if query in known_queries}
+        recorded = set(teacher.run.query_ids)
+        queries = queries.select([query for query in queries.ids if query in recorded])
+        qrels = qrels and {query: grades for query, grades in qrels.items() if query in recorded}
     own = {query: query for query in queries.ids}
     systems = {name: run.select(queries.ids).without(own) for name, run in runs.items()}
     tops = {name: run.top(DEPTH) for name, run in systems.items()}
@@ -64,29 +64,29 @@ def agreements(
         known = teacher.stream(queries, collection, min(DEPTH + 1, len(collection.documents)))
     else:
         known = _scored(teacher, collection, queries, align(list(tops.values()))[0])
-    wanted = known.without(own).top(DEPTH)
-    if not len(wanted):
+    target = known.without(own).top(DEPTH)
+    if not len(target):
         raise UserError(f"teacher {teacher.name} has no score for any of the {count} queries; use another.")
-    agreed = {}
+    agreement = {}
     for name, run in systems.items():
         top = tops[name]
         scored = _scored(teacher, collection, queries, top) if rescore else recorded_pairs(known, top, teacher.name)
-        taus = list(kendall(run, wanted, DEPTH).values())
-        agreed[name] = Agreement(
+        taus = list(kendall(run, target, DEPTH).values())
+        agreement[name] = Agreement(
             teacher=teacher.name,
             queries=len(queries),
-            overlap10=_mean(overlap(run, wanted, 10)),
-            rank_biased_overlap=min(1.0, _mean(ranking_overlap(run, wanted, depth=DEPTH))),
+            overlap10=_mean(overlap(run, target, 10)),
+            rank_biased_overlap=min(1.0, _mean(ranking_overlap(run, target, depth=DEPTH))),  # rounding can exceed 1
             kendall_tau=float(np.mean(taus)) if taus else None,
             reached=_ndcg(run, qrels) if qrels else None,
             ceiling=_ndcg(scored, qrels) if qrels and rescore else None,
             calibration=[Bin.model_validate(point) for point in score_bins(look_up(top, scored), scored.scores)],
         )
-    return agreed
+    return agreement
 
 
 def _scored(teacher: Ranker, collection: Collection, queries: Texts, pairs: Run) -> Run:
-    """The pairs with the teacher's scores; of a recorded run, those that it has."""
+    """The pairs with the teacher's scores; only the recorded pairs of a recorded run."""
     if teacher.run is None:
         return teacher.score(queries, collection, pairs)
     teacher.run.require({*collection.queries.ids, *queries.ids}, collection.documents.ids)

@@ -1,4 +1,4 @@
-"""Evaluation on several collections: BEIR's table with its rows and mean, and a folder that can be resumed."""
+"""Evaluation on several collections: BEIR's table with its rows and mean, in a folder that can be resumed."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from retrodistill.data.beir import FORUMS, load_folder
 from retrodistill.evaluation.evaluating import Evaluation, EvaluationConfig, evaluate
 from retrodistill.evaluation.systems import System, named_systems
 
+CQADUPSTACK = "cqadupstack"
 Means = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What was measured on several collections.
+    """Evaluations on several collections.
 
     Attributes:
         evaluations: One per collection, in the order given, without runs.
-        rows: The table's row of each evaluation: the collection's name, or what it is a part of.
+        rows: The row of each evaluation in the table: the collection's name, or ``cqadupstack`` for its forums.
     """
 
     evaluations: list[Evaluation]
@@ -41,20 +42,20 @@ class Benchmark:
         """
         table: dict[str, Means] = {}
         for row in dict.fromkeys(self.rows):
-            parts = [one.means for one, own in zip(self.evaluations, self.rows, strict=True) if own == row]
+            parts = [part.means for part, own in zip(self.evaluations, self.rows, strict=True) if own == row]
             if all(parts):
                 table[row] = _mean_of(parts)
         return table
 
     @property
     def means(self) -> Means:
-        """``{system: {measure: mean over the rows of the table}}``: every data set counts the same."""
+        """``{system: {measure: mean over the rows of the table}}``: every data set has the same weight."""
         return _mean_of(list(self.table.values()))
 
     def to_json(self) -> dict[str, Any]:
         """All results, the rows of the table, and the means."""
         return {
-            "collections": [one.results.to_json() for one in self.evaluations],
+            "collections": [evaluation.results.to_json() for evaluation in self.evaluations],
             "table": self.table,
             "means": self.means,
         }
@@ -66,18 +67,18 @@ def benchmark(
     config: EvaluationConfig | None = None,
     out: str | Path | None = None,
 ) -> Benchmark:
-    """Measure systems on collections by BEIR's rules; killed at any moment, it goes on where it stopped in its folder.
+    """Measure systems on collections by BEIR's rules; with a folder, an interrupted benchmark resumes.
 
     Args:
-        systems: As for `evaluate`. In the name of a run or an index, ``{collection}`` stands for each collection's
+        systems: As for `evaluate`. In the name of a run or an index, ``{collection}`` is replaced by each collection's
             name: ``run:runs/{collection}.run``.
         collections: What `load_collection` takes; ``beir/cqadupstack`` is its twelve forums and one row.
         config: What to measure.
-        out: Folder; each collection has one of its own below, as `evaluate` leaves it; ``benchmark.json`` has the
+        out: Folder with a subfolder for each collection, as `evaluate` writes it, and ``benchmark.json`` with the
             table.
 
     Raises:
-        UserError: As `evaluate`, or two collections have one name.
+        UserError: As `evaluate`, or two collections have the same name.
     """
     named, config = named_systems(systems), (config or EvaluationConfig()).with_teacher()
     listed = sources(collections)
@@ -104,9 +105,8 @@ def benchmark(
 
 
 def row_title(row: str, benchmark: Benchmark) -> str:
-    """A row with what it is a mean of."""
-    count = benchmark.rows.count(row)
-    return f"{row} (mean of {count})" if row == CQADUPSTACK else row
+    """A row's name, with the number of forums for CQADupStack."""
+    return f"{row} (mean of {benchmark.rows.count(row)})" if row == CQADUPSTACK else row
 
 
 def _mean_of(parts: Sequence[Means]) -> Means:
@@ -119,9 +119,6 @@ def _mean_of(parts: Sequence[Means]) -> Means:
     }
 
 
-CQADUPSTACK = "cqadupstack"
-
-
 @dataclass(frozen=True)
 class Source:
     """A collection to measure on.
@@ -129,7 +126,7 @@ class Source:
     Attributes:
         load: Opens it.
         place: What `load_collection` takes, as text; None for a collection in memory.
-        row: The table's row that it is part of; None for one of its own.
+        row: The row of the table that it is a part of; None for its own row.
     """
 
     load: Callable[[], Collection]
@@ -138,22 +135,22 @@ class Source:
 
 
 def sources(given: Iterable[Collection | str | Path]) -> list[Source]:
-    """Collections in the order given, CQADupStack as its twelve forums that make one row.
+    """Collections in the order given; CQADupStack becomes its twelve forums, which make one row.
 
     Raises:
         UserError: A folder of CQADupStack lacks a forum.
     """
-    found = []
-    for one in given:
-        if isinstance(one, Collection):
-            found.append(Source(partial(load_collection, one)))
+    listed = []
+    for source in given:
+        if isinstance(source, Collection):
+            listed.append(Source(partial(load_collection, source)))
         else:
-            found += _forums(one) or [Source(partial(load_collection, one), str(one))]
-    return found
+            listed += _forums(source) or [Source(partial(load_collection, source), str(source))]
+    return listed
 
 
 def _forums(source: str | Path) -> list[Source]:
-    """The forums where a source is the whole of CQADupStack; else none."""
+    """The forums if a source is all of CQADupStack; else none."""
     if source in (f"beir/{CQADUPSTACK}", f"ir_datasets:beir/{CQADUPSTACK}"):
         places = [f"{source}/{forum}" for forum in FORUMS]
         return [Source(partial(load_collection, place), place, CQADUPSTACK) for place in places]
@@ -164,7 +161,7 @@ def _forums(source: str | Path) -> list[Source]:
     if lacking:
         raise UserError(
             f"{folder} lacks {', '.join(lacking)} of CQADupStack's {len(FORUMS)} forums; its row is the mean of all: "
-            "add them, or name the forums' folders one by one."
+            "add them, or name the folders of single forums."
         )
     folders = [(folder / forum, f"{CQADUPSTACK}-{forum}") for forum in FORUMS]
     return [Source(partial(load_folder, place, name), str(place), CQADUPSTACK) for place, name in folders]

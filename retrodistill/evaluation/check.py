@@ -1,4 +1,4 @@
-"""Check an index with a query encoder: is it admitted, does it find what the documents' own model finds, how fast."""
+"""Check an index with a query encoder: is it admitted, does it find what the documents' model finds, how fast is it."""
 
 from __future__ import annotations
 
@@ -28,38 +28,21 @@ _OWN = "teacher on index"
 
 
 @dataclass(frozen=True)
-class CheckConfig:
-    """How to check.
-
-    Attributes:
-        k: Depth of the first comparison of neighbors and of nDCG, and what a timed query asks for.
-        split: Split whose queries are used; all queries if the collection has no judgments.
-        latency_queries: Number of queries that are timed; 0 for no speed at all.
-        symmetric: Also embed the documents by the query encoder, once, to see what keeping the teacher's gains.
-    """
-
-    k: int = 10
-    split: str = "test"
-    latency_queries: int = 50
-    symmetric: bool = True
-
-
-@dataclass(frozen=True)
 class Check:
-    """What `check` found of an admitted query encoder.
+    """Result of `check` for an admitted query encoder.
 
     Attributes:
         queries_by: Name of the query encoder.
-        documents_by: Name of the encoder of the index' documents.
-        admitted_as: Why: ``it is their own model``, or ``distilled into their space``.
+        documents_by: Name of the encoder of the index's documents.
+        admitted_as: Why it is admitted: ``it is their own model``, or ``distilled into their space``.
         queries: Number of queries.
-        shared: By depth, the mean share (0 to 1) of the neighbors that the teacher finds by exact search which this
-            index finds with the encoder's queries; empty where the teacher cannot encode them.
+        shared: By depth, the mean share (0 to 1) of the neighbors in the teacher's exact search that this index finds
+            with the encoder's queries; empty if the teacher cannot encode them.
         sides: The ways to answer: ``teacher`` (the documents' model on both sides, exact search), ``teacher on index``
             (its queries on this index), ``symmetric`` (the student on both sides, exact search), ``asymmetric`` (the
             student's queries on this index). Each with ``documents_by``, ``queries_by``, ``quality`` (means of
-            measures; empty without judgments), ``query_ms`` and ``documents_per_second`` (embedded here; both None
-            where they were not measured).
+            measures; empty without judgments), ``query_ms``, and ``documents_per_second`` (encoded here; both None if
+            they were not measured).
         notes: What could not be measured, and why.
     """
 
@@ -72,7 +55,7 @@ class Check:
     notes: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as JSON values."""
+        """The dictionary for programs."""
         return asdict(self)
 
 
@@ -82,57 +65,62 @@ def check(
     *,
     queries: Any = None,
     teacher: Any = None,
-    config: CheckConfig | None = None,
+    k: int = 10,
+    split: str = "test",
+    latency_queries: int = 50,
+    symmetric: bool = True,
 ) -> Check:
     """Check whether a query encoder belongs to an index, and what it keeps and saves there.
 
     Args:
         index: Any kind that holds its query encoder as ``queries``.
-        collection: What it was built on.
-        queries: The query encoder, by name or object; the index' own by default.
-        teacher: The encoder of the documents; by default the index names it.
-        config: How deep, on which queries.
+        collection: The collection that it was built on.
+        queries: The query encoder, by name or object; the index's own by default.
+        teacher: The encoder of the documents; by default the one that the index names.
+        k: Depth of the first comparison of neighbors, of nDCG, and of timed queries.
+        split: Split whose queries are used; all queries if the collection has no judgments.
+        latency_queries: Number of queries to time; 0 to skip timing.
+        symmetric: Also encode the documents with the query encoder, to measure the gain of the teacher's vectors.
 
     Raises:
-        UserError: The encoder is refused (it says what differs), the collection is not the index', or there is no
+        UserError: The encoder is refused (the error says what differs), the collection is another one, or there is no
             query.
     """
-    config = config or CheckConfig()
     student = load_encoder(_own_queries(index) if queries is None else queries).bind(collection)
     index.space.check_query_encoder(student)
     own = _teacher(index, teacher, collection)
     _check_documents(index, collection)
-    check_k(config.k, len(index))
-    task = _task(collection, config.split)
-    notes = [] if task.grades else [f"No judgments for {config.split!r}: quality is not measured."]
+    check_k(k, len(index))
+    task = _task(collection, split)
+    notes = [] if task.grades else [f"No judgments for {split!r}: quality is not measured."]
     systems = []
     if own.is_recorded and len(own.missing(task.queries.texts, "query")):
         notes.append(f"{own.name} has no vectors for these queries: the teacher's own are not compared.")
     else:
-        systems = [_side("teacher", load_ranker(own), own, own), _side(_OWN, _asked_by(index, own), own, own)]
+        systems = [_side("teacher", load_ranker(own), own, own), _side(_OWN, _with_queries(index, own), own, own)]
     if student.fingerprint("query") != own.fingerprint("query"):
-        if config.symmetric and not student.is_recorded:
-            alone = type(student)(student.model, student.name)  # no manifest: it searches its own documents here
+        if symmetric and not student.is_recorded:
+            alone = type(student)(student.model, student.name)  # without a manifest, it encodes its own documents
             systems.append(_side("symmetric", load_ranker(alone), student, student))
-        systems.append(_side("asymmetric", _asked_by(index, student), own, student))
-    cost = CostConfig(queries=config.latency_queries, depth=config.k) if config.latency_queries else None
-    measures = [f"ndcg@{config.k}", f"recall@{_DEPTH}"]
-    settings = EvaluationConfig(measures=measures, depth=max(_DEPTH, config.k), cost=cost)
+        systems.append(_side("asymmetric", _with_queries(index, student), own, student))
+    cost = CostConfig(queries=latency_queries, depth=k) if latency_queries else None
+    measures = [f"ndcg@{k}", f"recall@{_DEPTH}"]
+    settings = EvaluationConfig(measures=measures, depth=max(_DEPTH, k), cost=cost)
     measured = evaluate_systems(systems, task, settings)
-    found = measured.get(_OWN if len(systems) == 2 else systems[-1].name)
+    last = measured.get(_OWN if len(systems) == 2 else systems[-1].name)
     return Check(
         student.name,
         index.space.documents_by,
         "it is their own model" if student.document_space == index.space.fingerprint else "distilled into their space",
         len(task.queries),
-        _shared(found.load_run(), measured["teacher"].load_run(), config.k) if found and "teacher" in measured else {},
+        _shared(last.load_run(), measured["teacher"].load_run(), k) if last and "teacher" in measured else {},
         _sides(list(measured.values()), len(index)),
         notes,
     )
 
 
 def _own_queries(index: Index) -> Any:
-    """The index' query encoder; where it holds token weights alone, the name of the model that they come from."""
+    """The index's query encoder; if it only holds token weights, the name of the model that they come from."""
     if index.queries is None:
         raise UserError("this index has no query encoder; give one to check.")
     return index.queries if index.queries.has_model else index.space.documents_by
@@ -143,29 +131,28 @@ def _side(name: str, ranker: Ranker, documents: Any, queries: Any) -> System:
 
 
 def _sides(measured: Sequence[Measured], documents: int) -> list[dict[str, Any]]:
-    """The sides as JSON values; documents per second are measured once for each encoder of documents."""
-    seconds = {
-        one.row.documents_by: one.row.cost.encode_seconds
-        for one in measured
-        if one.row.cost is not None and one.row.cost.encode_seconds is not None
+    """The sides as JSON values; all sides of one document encoder have the same documents per second."""
+    rates = {
+        side.row.documents_by: documents / side.row.cost.encode_seconds
+        for side in measured
+        if side.row.cost is not None and side.row.cost.encode_seconds
     }
-    rates = {name: documents / value for name, value in seconds.items() if value}
     return [
         {
-            "name": one.name,
-            "documents_by": one.row.documents_by,
-            "queries_by": one.row.queries_by,
-            "quality": {} if one.per_query is None else means(one.per_query),
-            "query_ms": one.row.query_ms,
-            "documents_per_second": rates.get(one.row.documents_by),
+            "name": side.name,
+            "documents_by": side.row.documents_by,
+            "queries_by": side.row.queries_by,
+            "quality": {} if side.per_query is None else means(side.per_query),
+            "query_ms": side.row.query_ms,
+            "documents_per_second": rates.get(side.row.documents_by),
         }
-        for one in measured
+        for side in measured
     ]
 
 
 def _teacher(index: Index, given: Any, collection: Collection) -> Any:
     if given is None and index.space.documents_by.partition(":")[2] == IN_MEMORY:
-        raise UserError("the model of this index' documents was never saved; give it as the teacher.")
+        raise UserError("the model of this index's documents was never saved; give it as the teacher.")
     teacher = load_encoder(index.space.documents_by if given is None else given).bind(collection)
     differences = index.space.differences(teacher)
     if differences or teacher.document_space != index.space.fingerprint:
@@ -188,15 +175,15 @@ def _check_documents(index: Index, collection: Collection) -> None:
 
 
 def _task(collection: Collection, split: str) -> Task:
-    """The queries, and their judgments where there are any; all queries where nobody has judged any."""
+    """The queries with their judgments; all queries if the collection has no judgments."""
     unjudged = not collection.qrels and split == "test"
     queries = collection.split("all" if unjudged else split)
     grades = collection.relevance(split).to_dict() if split in collection.qrels else None
     return Task(collection, split, queries, grades)
 
 
-def _asked_by(index: Any, encoder: Any) -> Ranker:
-    """The same index with another query encoder, which it has admitted."""
+def _with_queries(index: Any, encoder: Any) -> Ranker:
+    """A copy of the index with another query encoder, which it has admitted."""
     other = copy.copy(index)
     other.queries = encoder
     return other

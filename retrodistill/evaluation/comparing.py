@@ -1,4 +1,4 @@
-"""Compare systems on the same queries: is a difference real, and where does it come from?"""
+"""Compare systems on the same queries: systems of evaluated folders, and systems that are measured now."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Comparison:
     """Result of `compare`.
 
     Attributes:
-        measure: What was compared.
+        measure: The measure that is compared.
         queries: Number of queries.
         means: Of each system, in the order given.
         comparisons: As in results.json, ``a``, ``b``, ``measure``, ``difference`` (mean of a - b), ``interval``, ``p``;
@@ -37,7 +37,7 @@ class Comparison:
             the queries with the largest differences, both ways, each ``query_id``, ``text``, ``a``, ``b``,
             ``difference``.
         agreement: Agreement with a teacher, by system; empty if not requested.
-        notes: What a reader must know of the systems.
+        notes: What a reader must know about the systems.
     """
 
     measure: str
@@ -54,7 +54,7 @@ class Comparison:
             "queries": self.queries,
             "systems": [{"name": name, self.measure: value} for name, value in self.means.items()],
             "comparisons": self.comparisons,
-            "agreement": {name: one.model_dump(mode="json", by_alias=True) for name, one in self.agreement.items()},
+            "agreement": {name: value.model_dump(mode="json", by_alias=True) for name, value in self.agreement.items()},
             "notes": self.notes,
         }
 
@@ -68,72 +68,37 @@ def compare(
     texts: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> Comparison:
-    """Compare per-query values: each system with the first, corrected for their number.
+    """Compare per-query values of each system with the first one; p-values are corrected for the number of tests.
 
     Args:
-        systems: By name, a table query_id and measures, as `evaluate` gives it.
-        measure: A column of them.
-        every_pair: Compare each with each.
+        systems: By name, a table query_id and measures, as `evaluate` returns it.
+        measure: A column of the tables.
+        every_pair: Compare every pair of systems.
         shown: Maximum number of won queries and of lost queries to list per comparison.
-        texts: Of the queries, by id.
+        texts: Texts of the queries, by id.
         seed: Of the resampling.
 
     Raises:
-        UserError: Fewer than two systems, a measure that one lacks, values that are not numbers, a query twice, or
-            different sets of queries: some are named.
+        UserError: Fewer than two systems, a missing measure, values that are not numbers, a duplicate query, or
+            different sets of queries.
     """
     if len(systems) < 2:
         raise UserError(f"{len(systems)} system to compare ({sample_of(systems)}); give at least two.")
-    queries, values = _aligned(systems, measure)
-    names = list(systems)
+    values = _aligned(systems, measure)
+    arrays = {name: np.array(list(column.values())) for name, column in values.items()}
+    names, queries = list(systems), list(values[next(iter(systems))])
     pairs = combinations(names, 2) if every_pair else ((names[0], other) for other in names[1:])
-    # The later minus the earlier: what the change brought.
-    tests = paired_tests([(later, earlier) for earlier, later in pairs], values, measure, seed)
+    # The later minus the earlier: what the change gained.
+    tests = paired_tests([(later, earlier) for earlier, later in pairs], arrays, measure, seed)
     for test in tests:
-        test["changed"] = _changed(queries, values[test["a"]], values[test["b"]], shown, texts or {})
-    return Comparison(measure, len(queries), {name: float(values[name].mean()) for name in names}, tests)
-
-
-def _aligned(systems: Mapping[str, pa.Table], measure: str) -> tuple[list[str], dict[str, np.ndarray]]:
-    """The queries, in the first system's order, and each system's values in that order."""
-    tables: dict[str, dict[str, float]] = {}
-    for name, table in systems.items():
-        measures = [one for one in table.column_names if one != "query_id"]
-        if measure not in measures:
-            raise unknown(f"measure of {name}", measure, measures)
-        queries, column = table["query_id"].to_pylist(), table[measure].to_pylist()
-        if len(set(queries)) < len(queries):
-            twice = [query for query in dict.fromkeys(queries) if queries.count(query) > 1]
-            raise UserError(f"{name}: query {sample_of(twice)} appears more than once; keep one value per query.")
-        bad = [query for query, value in zip(queries, column, strict=True) if value is None or not np.isfinite(value)]
-        if bad:
-            raise UserError(
-                f"{name}: {measure} of query {sample_of(bad)} is not a number; a query without results counts 0."
-            )
-        tables[name] = dict(zip(queries, column, strict=True))
-    first, *others = tables
-    for other in others:
-        only = [tables[first].keys() - tables[other].keys(), tables[other].keys() - tables[first].keys()]
-        if any(only):
-            said = [
-                f"{len(ids)} only in {name} ({sample_of(sorted(ids))})"
-                for name, ids in zip((first, other), only, strict=True)
-                if ids
-            ]
-            raise UserError(
-                f"{first} and {other} were measured on different queries: {', '.join(said)}; measure both on the same "
-                "split."
-            )
-    ids = list(tables[first])
-    if not ids:
-        raise UserError(f"{first} has no query to compare on.")
-    return ids, {name: np.array([table[query] for query in ids]) for name, table in tables.items()}
+        test["changed"] = _changed(queries, arrays[test["a"]], arrays[test["b"]], shown, texts or {})
+    return Comparison(measure, len(queries), {name: float(arrays[name].mean()) for name in names}, tests)
 
 
 def _changed(
     queries: Sequence[str], a: np.ndarray, b: np.ndarray, shown: int, texts: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """The largest gains, then the largest losses, each from the largest on."""
+    """The largest gains, then the largest losses, both in order of size."""
     differences = a - b
     order = np.argsort(-differences, kind="stable")
     gained = [at for at in order[:shown] if differences[at] > LEAST]
@@ -150,77 +115,102 @@ def _changed(
     ]
 
 
-@dataclass(frozen=True)
-class ComparisonConfig:
-    """How to compare.
+def _aligned(systems: Mapping[str, pa.Table], measure: str) -> dict[str, dict[str, float]]:
+    """Values of each system by query, all in the order of the first system."""
+    columns: dict[str, dict[str, float]] = {}
+    for name, table in systems.items():
+        measures = [column for column in table.column_names if column != "query_id"]
+        if measure not in measures:
+            raise unknown(f"measure of {name}", measure, measures)
+        queries, column = table["query_id"].to_pylist(), table[measure].to_pylist()
+        if len(set(queries)) < len(queries):
+            twice = [query for query in dict.fromkeys(queries) if queries.count(query) > 1]
+            raise UserError(f"{name}: query {sample_of(twice)} appears more than once; keep one value per query.")
+        bad = [query for query, value in zip(queries, column, strict=True) if value is None or not np.isfinite(value)]
+        if bad:
+            raise UserError(
+                f"{name}: {measure} of query {sample_of(bad)} is not a number; a query without results counts 0."
+            )
+        columns[name] = dict(zip(queries, column, strict=True))
+    first, *others = columns
+    for other in others:
+        pairs = ((first, other), (other, first))
+        only = {name: columns[name].keys() - columns[than].keys() for name, than in pairs}
+        if any(only.values()):
+            counts = [f"{len(ids)} only in {name} ({sample_of(sorted(ids))})" for name, ids in only.items() if ids]
+            raise UserError(
+                f"{first} and {other} were measured on different queries: {', '.join(counts)}; measure both on the "
+                "same split."
+            )
+    if not columns[first]:
+        raise UserError(f"{first} has no query to compare on.")
+    return {name: {query: column[query] for query in columns[first]} for name, column in columns.items()}
 
-    Attributes:
-        collection: Where systems are measured now, and where the texts of queries come from; None for neither.
-        split: As for `evaluate`.
-        measure: What is compared.
-        teacher: Agreement with it is measured too.
-        every_pair: Compare each with each, not with the first.
-        shown: Queries to list.
-        seed: Of the resampling.
-    """
 
-    collection: str | None = None
-    split: str | None = None
-    measure: str = "ndcg@10"
-    teacher: str | None = None
-    every_pair: bool = False
-    shown: int = 5
-    seed: int = 0
-
-
-def compare_named(names: Sequence[str], config: ComparisonConfig) -> Comparison:
-    """Compare what is named.
+def compare_named(
+    names: Sequence[str],
+    collection: str | None = None,
+    split: str | None = None,
+    measure: str = "ndcg@10",
+    teacher: str | None = None,
+    *,
+    every_pair: bool = False,
+    shown: int = 5,
+    seed: int = 0,
+) -> Comparison:
+    """Compare systems by name.
 
     Args:
         names: ``FOLDER`` of an evaluation (all its systems), ``FOLDER:SYSTEM``, or what `evaluate` takes.
-        config: How.
+        collection: Where systems are measured now, and where the texts of queries come from; None for neither.
+        split: As for `evaluate`.
+        measure: The measure to compare.
+        teacher: Also measure agreement with this ranker.
+        every_pair: Compare every pair of systems.
+        shown: Maximum number of won queries and of lost queries to list.
+        seed: Of the resampling.
 
     Raises:
         UserError: As `compare` and `evaluate`; or a collection is needed and not given.
     """
-    measure = parse_measure(config.measure).name
-    collection = None if config.collection is None else load_collection(config.collection)
-    teacher = None if config.teacher is None else load_ranker(config.teacher)
-    if teacher is not None and collection is None:
+    measure = parse_measure(measure).name
+    source = None if collection is None else load_collection(collection)
+    ranker = None if teacher is None else load_ranker(teacher)
+    if ranker is not None and source is None:
         raise UserError("agreement with a teacher needs the documents; give --collection.")
     homes = {name: home for name in names if (home := _home(name)) is not None}
     new = [name for name in names if name not in homes]
-    if new and collection is None:
+    if new and source is None:
         raise UserError(f"{new[0]} is not an evaluated folder and would be measured now; give --collection.")
-    now = evaluate(new, collection, EvaluationConfig(config.split, [measure])) if new and collection else None
-    measured = _by_title([one for name in names for one in _systems(name, homes.get(name), now)])
-    compared = compare(
-        {title: one.per_query for title, one in measured.items() if one.per_query is not None},
+    now = evaluate(new, source, EvaluationConfig(split, [measure])) if new and source else None
+    measured = _by_title([entry for name in names for entry in _systems(name, homes.get(name), now)])
+    comparison = compare(
+        {title: system.per_query for title, system in measured.items() if system.per_query is not None},
         measure,
-        every_pair=config.every_pair,
-        shown=config.shown,
-        texts=None if collection is None else collection.queries,
-        seed=config.seed,
+        every_pair=every_pair,
+        shown=shown,
+        texts=None if source is None else source.queries,
+        seed=seed,
     )
     if now is not None:
-        compared = replace(compared, notes=now.results.notes)
-    if teacher is None or collection is None:
-        return compared
-    split = split_of(collection, config.split)
-    grades = collection.relevance(split).to_dict() if split in collection.qrels else None
-    runs = {title: one.load_run() for title, one in measured.items()}
-    queries = collection.queries.select(list(next(iter(measured.values())).values(measure)))
-    return replace(compared, agreement=agreements(teacher, runs, collection, queries, grades))
+        comparison = replace(comparison, notes=now.results.notes)
+    if ranker is None or source is None:
+        return comparison
+    split = split_of(source, split)
+    grades = source.relevance(split).to_dict() if split in source.qrels else None
+    runs = {title: system.load_run() for title, system in measured.items()}
+    queries = source.queries.select(list(next(iter(measured.values())).values(measure)))
+    return replace(comparison, agreement=agreements(ranker, runs, source, queries, grades))
 
 
 def _home(name: str) -> tuple[Path, str | None] | None:
-    """The evaluated folder that a name begins with, and the system after the colon; None for something else."""
+    """The evaluated folder that a name begins with, and the system after the colon; None for anything else."""
     path = Path(name)
     if path.is_dir():
         is_index = (path / FILE_NAME).is_file() and read_json(path / FILE_NAME).get("artifact") == "index"
         return None if is_index else (path, None)
     parts = name.split(":")
-    for at in range(1, len(parts)):  # names of systems hold colons too
+    for at in range(1, len(parts)):  # names of systems contain colons too
         folder = Path(":".join(parts[:at]))
         if (folder / PER_QUERY).is_file():
             return folder, ":".join(parts[at:])
@@ -230,7 +220,7 @@ def _home(name: str) -> tuple[Path, str | None] | None:
 def _systems(
     name: str, home: tuple[Path, str | None] | None, now: Evaluation | None
 ) -> Iterator[tuple[Path | None, Measured]]:
-    """The systems of one name, each with the folder that it comes from; None for one that was measured now."""
+    """The systems of one name, each with the folder that it comes from; None if it was measured now."""
     if home is None:
         if now is not None:
             yield None, now.measured[name]
@@ -239,14 +229,14 @@ def _systems(
     measured = read_folder(folder)
     if system is not None and system not in measured:
         raise unknown(f"system in {folder}", system, measured)
-    yield from ((folder, measured[one]) for one in (measured if system is None else [system]))
+    yield from ((folder, measured[title]) for title in (measured if system is None else [system]))
 
 
-def _by_title(found: list[tuple[Path | None, Measured]]) -> dict[str, Measured]:
-    """Systems of one name from different folders get the folder in front; the same one named twice stays one."""
-    distinct = {(home, one.name): one for home, one in found}
+def _by_title(entries: list[tuple[Path | None, Measured]]) -> dict[str, Measured]:
+    """Systems with the same name in different folders get the folder in front; duplicates are dropped."""
+    distinct = {(home, system.name): system for home, system in entries}
     names = [name for _, name in distinct]
     return {
-        f"{home}:{name}" if home is not None and names.count(name) > 1 else name: one
-        for (home, name), one in distinct.items()
+        f"{home}:{name}" if home is not None and names.count(name) > 1 else name: system
+        for (home, name), system in distinct.items()
     }

@@ -1,4 +1,4 @@
-"""The one evaluation: systems, on the queries of one collection."""
+"""Evaluate systems on the queries of one collection."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class EvaluationConfig:
     """What to measure.
 
     Attributes:
-        split: Split whose judgments count; None for BEIR's rule: test, and dev for msmarco.
-        measures: As `evaluate_run` takes them; None for BEIR's, less those deeper than `depth`.
-        depth: Documents retrieved per query; cut to the corpus.
-        teacher: Agreement with this ranker is measured too; None for none.
-        cost: How cost is measured; None for not at all.
-        command: Command that gives these numbers again, for results.json.
+        split: Split to measure on; None for BEIR's rule: test, and dev for msmarco.
+        measures: As `evaluate_run` takes them; None for BEIR's, except those deeper than `depth`.
+        depth: Documents retrieved per query; at most the size of the corpus.
+        teacher: Also measure agreement with this ranker.
+        cost: How cost is measured; None to skip it.
+        command: Command that reproduces the results, for results.json.
 
     Raises:
         UserError: An unknown measure, or a depth below 1.
@@ -70,12 +70,12 @@ class EvaluationConfig:
             parse_measure(measure)
 
     def with_teacher(self) -> EvaluationConfig:
-        """The same, the teacher loaded: a wrong name fails before any work, and several collections load it once."""
+        """A copy with the teacher loaded: a wrong name fails before any work, and collections share the teacher."""
         return self if self.teacher is None else replace(self, teacher=load_ranker(self.teacher))
 
     @property
     def columns(self) -> list[str]:
-        """The measures by name."""
+        """Names of the measures."""
         if self.measures is None:
             return measures_within(self.depth)
         return list(dict.fromkeys(parse_measure(measure).name for measure in self.measures))
@@ -83,11 +83,11 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` measured on one collection.
+    """Result of `evaluate` on one collection.
 
     Attributes:
         results: As in results.json; its `systems` are the rows.
-        measured: The systems with their runs and their values per query.
+        measured: The systems with their runs and per-query values.
     """
 
     results: Results
@@ -101,25 +101,26 @@ class Evaluation:
     @property
     def per_query(self) -> dict[str, pa.Table]:
         """``{system: table query_id, measures}``; empty without judgments."""
-        return {name: one.per_query for name, one in self.measured.items() if one.per_query is not None}
+        return {name: system.per_query for name, system in self.measured.items() if system.per_query is not None}
 
     @cached_property
     def runs(self) -> dict[str, Run]:
-        """``{system: run}``; read from the folder where there is one."""
-        return {name: one.load_run() for name, one in self.measured.items() if one.run is not None}
+        """``{system: run}``; read from the folder if there is one."""
+        return {name: system.load_run() for name, system in self.measured.items() if system.run is not None}
 
     def only(self, names: Container[str]) -> Evaluation:
-        """The same of some of its systems."""
+        """A copy with some of its systems."""
         rows = [row for row in self.results.systems if row.name in names]
         return Evaluation(
             self.results.model_copy(update={"systems": rows}),
-            {name: one for name, one in self.measured.items() if name in names},
+            {name: system for name, system in self.measured.items() if name in names},
         )
 
     def without_runs(self) -> Evaluation:
-        """The same without the runs in memory: those of many collections would fill it."""
+        """A copy without the runs in memory, which would fill up over many collections."""
         measured = {
-            name: one if isinstance(one.run, Path) else replace(one, run=None) for name, one in self.measured.items()
+            name: system if isinstance(system.run, Path) else replace(system, run=None)
+            for name, system in self.measured.items()
         }
         return replace(self, measured=measured)
 
@@ -131,22 +132,22 @@ def evaluate(
     out: str | Path | None = None,
     loaded: dict[str, System] | None = None,
 ) -> Evaluation:
-    """Measure systems on one collection, by BEIR's rules; queries without results count 0.
+    """Measure systems on one collection by BEIR's rules; queries without results count 0.
 
     Args:
-        systems: ``{name: system}``, a list, or one: what `load_ranker` takes.
-        collection: Where they search.
+        systems: ``{name: system}``, a list, or a single one: what `load_ranker` takes.
+        collection: The collection to search.
         config: What to measure.
-        out: Folder of the collection, for ``runs/NAME.run``, ``per-query.parquet`` and ``results.json``. What was
-            measured there of the same systems by the same settings is not measured again, and other systems that were
-            measured there on the same queries stay in the table, in front.
-        loaded: Systems that serve for other collections too; they are loaded once.
+        out: Folder of the collection, for ``runs/NAME.run``, ``per-query.parquet``, and ``results.json``. Systems that
+            were measured there with the same settings are not measured again. Other systems that were measured there
+            on the same queries stay in the table, in front.
+        loaded: Systems that are shared with other collections; new ones are added.
 
     Returns:
-        Of the systems given.
+        The evaluation of the given systems.
 
     Raises:
-        UserError: There are no judgments and nothing else to measure, or a system cannot search.
+        UserError: A system cannot search, or there is nothing to measure: no judgments, no teacher, no cost.
     """
     named, config = named_systems(systems), (config or EvaluationConfig()).with_teacher()
     task, notes = _task(collection, config)
@@ -172,26 +173,26 @@ def evaluate(
 def evaluate_systems(
     systems: Sequence[System], task: Task, config: EvaluationConfig, folder: Folder | None = None
 ) -> dict[str, Measured]:
-    """Search, measure and time systems: what `run`, `evaluate`, `compare` and `check` have in common.
+    """Search, measure, and time systems: what `run`, `evaluate`, `compare`, and `check` have in common.
 
     Args:
-        systems: What is measured.
-        task: On what.
-        config: By which measures, how deep, at what cost; split and teacher have no effect here.
-        folder: What it holds of the same systems is not measured again; the rest is written there.
+        systems: The systems to measure.
+        task: What to measure on.
+        config: Measures, depth, and cost; split and teacher have no effect here.
+        folder: Systems that were measured there before are read, the others are written.
 
     Returns:
-        By name, in order.
+        Measurements by name, in order.
     """
     measured = {}
     for system in systems:
         fingerprint = None if folder is None else system.ranker.fingerprint(task.collection)
-        found = None if folder is None else folder.find(system.name, fingerprint)
-        if found is None:
+        result = None if folder is None else folder.find(system.name, fingerprint)
+        if result is None:
             log(f"measuring {system.name}")
-            found = _measure(system, task, config)
-            found = found if folder is None else folder.keep(fingerprint, found)
-        measured[system.name] = found
+            result = _measure(system, task, config)
+            result = result if folder is None else folder.keep(fingerprint, result)
+        measured[system.name] = result
     return measured
 
 
@@ -201,11 +202,16 @@ def _measure(system: System, task: Task, config: EvaluationConfig) -> Measured:
     cost = None
     if config.cost is not None and system.is_served:
         cost = measure_cost(ranker, task.collection, queries.texts, config.cost, system.source)
+    answered = set(run.query_ids)
+    lacking = [query for query in queries.ids if query not in answered]
+    note = (
+        f"{system.name}: {len(lacking)} of {len(queries)} queries have no results and count 0 ({sample_of(lacking)})."
+    )
     return Measured.of(
         run,
         None if task.grades is None else evaluate_run(run, task.grades, config.columns),
         cost,
-        _unanswered(system.name, run, queries),
+        note if lacking else "",
         name=system.name,
         role=system.role,
         bytes_per_document=ranker.bytes_per_document(task.collection) if system.is_served else None,
@@ -215,23 +221,14 @@ def _measure(system: System, task: Task, config: EvaluationConfig) -> Measured:
 
 
 def search(ranker: Ranker, collection: Collection, queries: Texts, depth: int) -> Run:
-    """The best `depth` documents of each query; a document that is the query itself is left out, as in beir."""
+    """The best `depth` documents of each query; a document that is the query itself is excluded, as in beir."""
     own = bool((collection.documents.positions(queries.ids) >= 0).any())
     run = ranker.stream(queries, collection, min(depth + own, len(collection.documents)))
     return run.without({query: query for query in queries.ids}).top(depth)
 
 
-def _unanswered(name: str, run: Run, queries: Texts) -> str:
-    """Says which queries have no results; empty where all have."""
-    answered = set(run.query_ids)
-    lacking = [query for query in queries.ids if query not in answered]
-    if not lacking:
-        return ""
-    return f"{name}: {len(lacking)} of {len(queries)} queries have no results and count 0 ({sample_of(lacking)})."
-
-
 def _task(collection: Collection, config: EvaluationConfig) -> tuple[Task, list[str]]:
-    """The queries with their judgments, and what a reader must know of them."""
+    """The queries with their judgments, and notes for the reader."""
     split = split_of(collection, config.split)
     queries = collection.split(split)
     if collection.qrels:
@@ -248,7 +245,7 @@ def _task(collection: Collection, config: EvaluationConfig) -> tuple[Task, list[
 
 
 def _depth_note(config: EvaluationConfig) -> str | None:
-    """Measures that look deeper than what is retrieved are lower than their name says."""
+    """Measures that are deeper than the retrieved lists are lower than their names say."""
     deep = [measure for measure in config.columns if (parse_measure(measure).cutoff or 0) > max(config.depth, 10)]
     if not deep:
         return None
@@ -258,27 +255,27 @@ def _depth_note(config: EvaluationConfig) -> str | None:
 def _evaluation(
     measured: dict[str, Measured], systems: Sequence[System], task: Task, config: EvaluationConfig, notes: list[str]
 ) -> Evaluation:
-    """What was measured, with agreement where a teacher is given."""
+    """The measurements, with agreement if there is a teacher."""
     if config.teacher is not None:
-        runs = {name: one.load_run() for name, one in measured.items()}
-        agreed = agreements(config.teacher, runs, task.collection, task.queries, task.grades)
-        measured = {name: one.with_row(agreement=agreed[name]) for name, one in measured.items()}
+        runs = {name: system.load_run() for name, system in measured.items()}
+        agreement = agreements(config.teacher, runs, task.collection, task.queries, task.grades)
+        measured = {name: system.with_row(agreement=agreement[name]) for name, system in measured.items()}
     content = Results(
         collection=task.collection.name,
         split=task.split,
         queries=len(task.queries),
-        systems=[one.row for one in measured.values()],
+        systems=[system.row for system in measured.values()],
         command=config.command,
         hardware=hardware(),
         versions=library_versions(),
-        notes=[*notes, *(one.note for one in measured.values() if one.note)],
+        notes=[*notes, *(system.note for system in measured.values() if system.note)],
         provenance=_provenance(systems, task.collection, config),
     )
     return Evaluation(content, measured)
 
 
 def _provenance(systems: Sequence[System], collection: Collection, config: EvaluationConfig) -> dict[str, Any]:
-    """What the figures were made from: data, systems and teacher by their fingerprints, and how deep was searched."""
+    """Fingerprints of data, systems, and teacher, and the depth of the search."""
     prints = {system.name: system.ranker.fingerprint(collection) for system in systems}
     provenance = {
         "collection": collection.fingerprint,
@@ -296,11 +293,11 @@ def _with_differences(evaluation: Evaluation, task: Task) -> Results:
     first, *others = evaluation.measured.values()
     if not others:
         return evaluation.results
-    best = max(others, key=lambda one: one.row.ndcg10 or 0.0)
+    best = max(others, key=lambda system: system.row.ndcg10 or 0.0)
     update = {"comparisons": [], **shown_queries(task, first, best, _EXAMPLES)}
     if first.per_query is not None:
         measures = [name for name in first.per_query.column_names if name != "query_id"]
         measure = MEASURE if MEASURE in measures else measures[0]
         values = {name: table[measure].to_numpy() for name, table in evaluation.per_query.items()}
-        update["comparisons"] = paired_tests([(one.name, first.name) for one in others], values, measure)
+        update["comparisons"] = paired_tests([(other.name, first.name) for other in others], values, measure)
     return evaluation.results.model_copy(update=update)

@@ -1,39 +1,33 @@
-"""Queries to look at: two systems' rankings side by side, the ones that changed most, and ones that nobody picked."""
+"""Queries to look at: rankings of two systems side by side, for the largest changes and for evenly spaced queries."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from retrodistill.data.collection import Collection
 from retrodistill.evaluation.results import Example, Hit, Missed
 from retrodistill.evaluation.significance import LEAST
 from retrodistill.evaluation.systems import Measured, Task
 from retrodistill.runs.run import Run
 
 MEASURE = "ndcg@10"
-CHANGED = 20  # queries to show that are won, and as many that are lost
+CHANGED = 20  # maximum number of won queries, and of lost queries
 _SHOWN = 5  # documents of a ranking
-_TITLE, _TEXT = 160, 1200  # letters
+_TITLE, _TEXT = 160, 1200  # characters
 
-
-class _Place(NamedTuple):
-    """Where a document stands in a ranking, counted from 1, and its score."""
-
-    rank: int
-    score: float
+Ranking = dict[str, tuple[int, float]]  # by document, in rank order: rank from 1, and score
 
 
 def shown_queries(task: Task, reference: Measured, other: Measured, count: int) -> dict[str, Any]:
-    """What results.json says of single queries: ``sides``, ``examples``, ``won`` and ``lost``.
+    """The fields ``sides``, ``examples``, ``won``, and ``lost`` of `Results`.
 
     Args:
-        task: Queries, judgments, and where texts come from.
+        task: Queries, judgments, and texts.
         reference: One system.
         other: The other, usually the student.
-        count: Examples, evenly spaced; with 0, no query is shown at all.
+        count: Number of evenly spaced examples; 0 shows no queries at all.
     """
     chosen = {"examples": spread_out(task.queries.ids, count)}
     if count:
@@ -45,12 +39,12 @@ def shown_queries(task: Task, reference: Measured, other: Measured, count: int) 
 def won_and_lost(
     reference: Mapping[str, float], other: Mapping[str, float], most: int = CHANGED
 ) -> tuple[list[str], list[str]]:
-    """Ids of the queries that `other` answers better, and worse, from the largest difference on, at most `most` each.
+    """Ids of at most `most` queries that `other` answers better, and worse, with the largest difference first.
 
     Args:
         reference: A measure by query.
         other: The same measure of the other system.
-        most: Queries in each list.
+        most: Maximum length of each list.
     """
     queries = [query for query in reference if query in other]
     gains = np.array([other[query] - reference[query] for query in queries])
@@ -61,7 +55,7 @@ def won_and_lost(
 
 
 def spread_out(queries: Sequence[str], count: int) -> list[str]:
-    """`count` of the queries, evenly spaced, so that nobody picked them."""
+    """`count` of the queries, evenly spaced, so that the examples are not cherry-picked."""
     count = min(count, len(queries))
     return [queries[place * len(queries) // count] for place in range(count)]
 
@@ -73,8 +67,17 @@ def side_by_side(task: Task, queries: Sequence[str], reference: Measured, other:
     relevant = {query: {name for name, grade in grades.get(query, {}).items() if grade > 0} for query in queries}
     missed = {query: _missed(relevant[query], [rankings.get(query, {}) for rankings in both]) for query in queries}
     shown = {name for rankings in both for query in queries for name in _first(rankings.get(query, {}))}
-    shown |= {name for names in missed.values() for name in names}
-    texts = _Shown(task.collection, sorted(shown))
+    names = sorted(shown.union(*missed.values()))
+    # Only the shown documents are looked up: the corpus may be large.
+    titles, bodies = task.collection.titles.select(names), task.collection.bodies.select(names)
+    texts = {name: {"title": snippet(titles[name], _TITLE), "text": snippet(bodies[name], _TEXT)} for name in names}
+
+    def hits(query: str, ranking: Ranking) -> list[Hit]:
+        return [
+            Hit(document_id=name, relevant=name in relevant[query], score=ranking[name][1], **texts[name])
+            for name in _first(ranking)
+        ]
+
     examples = []
     for query in queries:
         teacher, student = (rankings.get(query, {}) for rankings in both)
@@ -83,9 +86,17 @@ def side_by_side(task: Task, queries: Sequence[str], reference: Measured, other:
                 query=task.collection.queries[query],
                 query_id=query,
                 relevant=sorted(relevant[query]),
-                teacher=[texts.hit(name, teacher[name].score, relevant[query]) for name in _first(teacher)],
-                student=[texts.hit(name, student[name].score, relevant[query]) for name in _first(student)],
-                missed=[texts.missed(name, teacher.get(name), student.get(name)) for name in missed[query]],
+                teacher=hits(query, teacher),
+                student=hits(query, student),
+                missed=[
+                    Missed(
+                        document_id=name,
+                        teacher_rank=_rank(teacher, name),
+                        student_rank=_rank(student, name),
+                        **texts[name],
+                    )
+                    for name in missed[query]
+                ],
                 teacher_value=values[0].get(query),
                 student_value=values[1].get(query),
             )
@@ -93,55 +104,38 @@ def side_by_side(task: Task, queries: Sequence[str], reference: Measured, other:
     return examples
 
 
-def _rankings(run: Run, queries: Sequence[str]) -> dict[str, dict[str, _Place]]:
-    """By query, the documents in rank order with rank and score."""
+def _rankings(run: Run, queries: Sequence[str]) -> dict[str, Ranking]:
     return {
         query: {
-            str(name): _Place(rank, float(score))
-            for rank, (name, score) in enumerate(zip(*found, strict=True), start=1)
+            str(name): (rank, float(score)) for rank, (name, score) in enumerate(zip(*ranking, strict=True), start=1)
         }
-        for query, *found in run.select(queries).ranked()
+        for query, *ranking in run.select(queries).ranked()
     }
 
 
-def _first(ranking: Mapping[str, _Place]) -> list[str]:
+def _first(ranking: Ranking) -> list[str]:
     return list(ranking)[:_SHOWN]
 
 
-def _missed(relevant: set[str], rankings: Sequence[Mapping[str, _Place]]) -> list[str]:
-    """Relevant documents that no system shows, at most five: those that one found first, then the others by id."""
+def _rank(ranking: Ranking, name: str) -> int | None:
+    return ranking[name][0] if name in ranking else None
+
+
+def _missed(relevant: set[str], rankings: Sequence[Ranking]) -> list[str]:
+    """At most five relevant documents that no system shows: those with the best rank first, then the others by id."""
     shown = {name for ranking in rankings for name in _first(ranking)}
 
     def best(name: str) -> tuple[float, str]:
-        return min((ranking[name].rank for ranking in rankings if name in ranking), default=np.inf), name
+        return min((ranking[name][0] for ranking in rankings if name in ranking), default=np.inf), name
 
     return sorted(relevant - shown, key=best)[:_SHOWN]
 
 
 def snippet(text: str, length: int) -> str:
-    """The beginning of a text on one line, at most so many letters, cut between words where there are any."""
+    """The beginning of a text on one line, at most `length` characters, cut between words if there are any."""
     flat = " ".join(text[: 8 * length].split())
     if len(flat) <= length and len(text) <= 8 * length:
         return flat
     cut = flat[: length - 1]
     space = cut.rfind(" ", len(cut) * 3 // 4)  # a language without spaces is cut between letters
     return cut[: space if space > 0 else None].rstrip() + "…"
-
-
-class _Shown:
-    """Titles and texts of some documents; of a large corpus, no others are looked up."""
-
-    def __init__(self, collection: Collection, names: Sequence[str]) -> None:
-        self.titles, self.bodies = collection.titles.select(names), collection.bodies.select(names)
-
-    def hit(self, name: str, score: float, relevant: set[str]) -> Hit:
-        """A document of a ranking."""
-        return Hit(document_id=name, relevant=name in relevant, score=score, **self._texts(name))
-
-    def missed(self, name: str, teacher: _Place | None, student: _Place | None) -> Missed:
-        """A relevant document that neither system shows."""
-        ranks = [None if place is None else place.rank for place in (teacher, student)]
-        return Missed(document_id=name, teacher_rank=ranks[0], student_rank=ranks[1], **self._texts(name))
-
-    def _texts(self, name: str) -> dict[str, str]:
-        return {"title": snippet(self.titles[name], _TITLE), "text": snippet(self.bodies[name], _TEXT)}

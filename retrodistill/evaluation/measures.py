@@ -20,9 +20,9 @@ BEIR_MEASURES = ("ndcg@10", "mrr@10", "map@1000", "recall@10", "recall@100", "re
 # results.json's names of ir_measures' measures; "p" is only an input.
 _SHORT = {"ndcg": "nDCG", "mrr": "RR", "recall": "R", "map": "AP", "precision": "P"}
 _INPUTS = {**_SHORT, "p": "P"}
-# Providers beside pytrec_eval, in ir_measures' own order. Its gdeval is left out: a Perl script that fails on most ids.
+# Providers besides pytrec_eval, in the order of ir_measures. No gdeval: a Perl script that fails on most ids.
 _PROVIDERS = ("cwl_eval", "compat", "pyndeval", "judged", "accuracy")
-_BLOCK = 512  # queries handed to trec_eval at once, as Python dictionaries: bounds the memory
+_BLOCK = 512  # queries passed to trec_eval at once, as Python dictionaries: bounds the memory
 
 Scores = dict[str, dict[str, float]]
 
@@ -32,10 +32,10 @@ class Measure:
     """A measure.
 
     Attributes:
-        name: Its column and its key in results.json: ``ndcg@10`` for ``nDCG@10``; of any other, ir_measures' string.
-        cutoff: Depth that it looks at; None for the whole ranking.
-        computed: What ir_measures computes. `value_at_cutoff` makes the measure from it.
-        is_hole: It is ``hole@k``, the share of the top k that nobody judged.
+        name: Its column and its key in results.json: ``ndcg@10`` for ``nDCG@10``, else the string of ir_measures.
+        cutoff: Depth of the ranking that counts; None for the whole ranking.
+        computed: The measure of ir_measures that `value_at_cutoff` starts from.
+        is_hole: Whether it is ``hole@k``, the share of the top k without a judgment.
     """
 
     name: str
@@ -44,9 +44,9 @@ class Measure:
     is_hole: bool = False
 
     def value_at_cutoff(self, value: float, documents: int) -> float:
-        """The measure of a query from what ir_measures computed, and the number of documents that were found."""
+        """The measure of a query, from the value of ir_measures and the number of retrieved documents."""
         if self.is_hole and self.cutoff is not None:
-            # Of a list shorter than the cutoff, the share of what is there.
+            # In a list shorter than the cutoff, the share of its documents.
             return 1 - value * self.cutoff / min(self.cutoff, documents)
         if self.computed.NAME == "RR" and self.cutoff is not None:
             return value if value >= 1 / self.cutoff - 1e-9 else 0.0
@@ -56,17 +56,17 @@ class Measure:
 def evaluate_run(run: Run, qrels: Grades, measures: Sequence[str] = DEFAULT_MEASURES) -> pa.Table:
     """Measure a run per query, equal to beir's `EvaluateRetrieval` on complete runs.
 
-    Every judged query counts: one without results has 0 throughout. A document whose id is the query's own is left
-    out, as in beir (ArguAna, Quora). Ties go as in trec_eval, by document id descending, so that the figures are
-    those that anyone gets from the written run file.
+    Every judged query counts: a query without results has 0 for every measure. A document with the query's id is
+    excluded, as in beir (ArguAna, Quora). Ties are broken as in trec_eval, by document id descending, so that the
+    figures can be reproduced from the run file.
 
     Args:
-        run: Search results. Queries without judgments are passed over.
-        qrels: ``{query_id: {document_id: relevance}}``, graded; nDCG has linear gains (trec_eval).
+        run: Search results. Queries without judgments are ignored.
+        qrels: ``{query_id: {document_id: relevance}}``, graded; nDCG uses linear gains (trec_eval).
         measures: Any strings of ir_measures, such as ``nDCG@10``, ``RR(rel=2)@10`` or ``Rprec``; for short ``ndcg@k``,
             ``mrr@k``, ``recall@k``, ``map@k``, ``precision@k`` (or ``p@k``); and ``hole@k``, the share of the top k
-            that nobody judged for this query (1 - ir_measures' Judged@k; beir's own `hole` asks whether a document was
-            judged for any query).
+            without a judgment for this query (1 - ir_measures' Judged@k; beir's own `hole` counts judgments for any
+            query).
 
     Returns:
         A table query_id, then one float64 column per measure under `Measure.name`, in the order of `qrels`.
@@ -85,7 +85,7 @@ def evaluate_run(run: Run, qrels: Grades, measures: Sequence[str] = DEFAULT_MEAS
             for column, measure in enumerate(parsed):
                 value = computed[column].get(query, 0.0)
                 values[column, rows[query]] = measure.value_at_cutoff(value, len(documents))
-    return pa.table({"query_id": list(qrels), **{one.name: values[at] for at, one in enumerate(parsed)}})
+    return pa.table({"query_id": list(qrels), **{measure.name: values[at] for at, measure in enumerate(parsed)}})
 
 
 def means(per_query: pa.Table) -> dict[str, float]:
@@ -98,7 +98,7 @@ def parse_measure(text: str) -> Measure:
     """Read a measure: a short name such as ``ndcg@10``, or any string of ir_measures.
 
     Raises:
-        UserError: It is not a measure, and the nearest is named; or ir_measures needs another package for it.
+        UserError: Not a measure (the error names the nearest), or ir_measures needs another package for it.
     """
     import ir_measures
 
@@ -125,7 +125,7 @@ def parse_measure(text: str) -> Measure:
 
 
 def measures_within(depth: int, measures: Iterable[str] = BEIR_MEASURES) -> list[str]:
-    """Those that look no deeper than `depth`, or than 10: of fewer documents, a recall would be another system's."""
+    """The measures with a cutoff of at most `depth` or 10: a deeper recall would be understated."""
     return [measure for measure in measures if (parse_measure(measure).cutoff or 0) <= max(depth, 10)]
 
 
@@ -135,7 +135,7 @@ def _unknown_measure(text: str) -> UserError:
 
 
 def _provider(measure: Measure) -> Any:
-    """The part of ir_measures that computes a measure: pytrec_eval, or another where that cannot.
+    """The provider of ir_measures that computes a measure: pytrec_eval if it can, or else another.
 
     Raises:
         UserError: None is installed.
@@ -156,33 +156,33 @@ def _provider(measure: Measure) -> Any:
 
 
 def _computed(measures: Sequence[Measure], scores: Scores, grades: dict[str, dict[str, int]]) -> list[dict[str, float]]:
-    """For each measure what ir_measures computes, by query."""
+    """The values of ir_measures by query, for each measure."""
     import ir_measures
 
     judged = {query: dict.fromkeys(documents, 1) for query, documents in grades.items()}
-    found: list[dict[str, float]] = [{} for _ in measures]
+    values: list[dict[str, float]] = [{} for _ in measures]
     plain: list[int] = []
     for column, measure in enumerate(measures):
         provider = _provider(measure)
         if measure.is_hole:
-            found[column] = _of_block(provider, [measure.computed], judged, scores)[measure.computed]
-        elif provider is not ir_measures.pytrec_eval:  # these break ties each in its own way
-            found[column] = _of_block(provider, [measure.computed], grades, _without_ties(scores))[measure.computed]
+            values[column] = _of_block(provider, [measure.computed], judged, scores)[measure.computed]
+        elif provider is not ir_measures.pytrec_eval:  # each of these breaks ties in its own way
+            values[column] = _of_block(provider, [measure.computed], grades, _without_ties(scores))[measure.computed]
         elif measure.computed.params.keys() <= {"cutoff", "rel"}:
             plain.append(column)
-        else:  # with gains of its own, it would lend them to measures of the same call (ir_measures 0.4.3)
-            found[column] = _of_block(provider, [measure.computed], grades, scores)[measure.computed]
+        else:  # custom gains would leak into measures of the same call (ir_measures 0.4.3)
+            values[column] = _of_block(provider, [measure.computed], grades, scores)[measure.computed]
     if plain:
         together = _of_block(ir_measures.pytrec_eval, [measures[at].computed for at in plain], grades, scores)
         for column in plain:
-            found[column] = together[measures[column].computed]
-    return found
+            values[column] = together[measures[column].computed]
+    return values
 
 
 def _of_block(
     provider: Any, measures: Sequence[Any], grades: dict[str, dict[str, int]], scores: Scores
 ) -> dict[Any, dict[str, float]]:
-    """By measure and query, the values of some queries."""
+    """Values by measure and query, for a block of queries."""
     values: dict[Any, dict[str, float]] = {measure: {} for measure in measures}
     for metric in provider.evaluator(list(values), grades).iter_calc(scores):
         values[metric.measure][metric.query_id] = float(metric.value)
@@ -190,9 +190,9 @@ def _of_block(
 
 
 def _without_ties(scores: Scores) -> Scores:
-    """The same order as trec_eval's (score as float32, then document id, both descending), by scores that all differ.
+    """Distinct scores in the order of trec_eval (score as float32, then document id, both descending).
 
-    They are above 0: Compat takes 0 for a document that was not found.
+    They are above 0, because Compat takes a document with score 0 as not retrieved.
     """
 
     def place(query: str, document: str) -> tuple[np.float32, str]:
@@ -207,7 +207,7 @@ def _without_ties(scores: Scores) -> Scores:
 
 
 def _blocks(run: Run) -> Iterator[Scores]:
-    """The run as dictionaries of plain Python floats, some queries at a time."""
+    """The run as dictionaries of Python floats, a block of queries at a time."""
     scores: Scores = {}
     for query, documents, values in run:
         scores[query] = dict(zip(documents, values.tolist(), strict=True))

@@ -1,37 +1,53 @@
-"""What results.json says: typed records, checked when made and when read."""
+"""The content of results.json: typed records, checked when they are made and when they are read."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from retrodistill.core.errors import UserError, unknown
 
 Role = Literal["baseline", "teacher", "control", "student"]
 ROLES: tuple[str, ...] = get_args(Role)
-REWRITES = "rewrites"  # the first student, asked the rewrites of test queries as teachers are: no competitor
+REWRITES = "rewrites"  # the first student on rewritten test queries, as teachers get them: not a competitor
 COMPARISON_KEYS = ("a", "b", "measure", "difference", "interval", "p")
 CURVE_KEYS = ("losses", "monitors")
 POINT_KEYS = ("step", "loss", "agreement", "mean_cosine")
 
 
+def _percentiles(value: dict[str, float]) -> dict[str, float]:
+    if not {"p50", "p95"} <= value.keys() or min(value.values()) < 0:
+        raise ValueError("a timing needs p50 and p95, in milliseconds, none below 0")
+    return value
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Amount = Annotated[float, Field(ge=0)]
+Milliseconds = Annotated[dict[str, float], AfterValidator(_percentiles)]
+
+
+def _named(key: str, **settings: Any) -> Any:
+    """A field whose key in JSON is the name of its measure."""
+    return Field(validation_alias=key, serialization_alias=key, **settings)
+
+
 class Record(BaseModel):
-    """Base of the records: frozen, refuses unknown keys, NaN and infinity."""
+    """Base of the records: frozen, refuses unknown keys, NaN, and infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 
 class Bin(Record):
-    """A point of the calibration plot: pairs that the system scores alike, and what the teacher says of them.
+    """A point of the calibration plot: a group of pairs with similar scores of the system.
 
     Attributes:
-        pairs: How many.
-        student, teacher: Mean scores, raw.
-        low, high: The teacher's quartiles.
+        pairs: Number of pairs.
+        student, teacher: Mean raw scores of the system and of the teacher.
+        low, high: Quartiles of the teacher's scores.
     """
 
     pairs: int = Field(ge=1)
@@ -42,50 +58,44 @@ class Bin(Record):
 
 
 class Agreement(Record):
-    """How far a system ranks as a teacher does; no relevance judgment is needed but for the ceiling.
+    """Agreement of a system's rankings with a teacher's; only `reached` and `ceiling` need relevance judgments.
 
     Attributes:
         teacher: Its name.
-        queries: On how many: those that a recorded teacher has, all of any other; None where it is not known.
+        queries: Number of queries: those of a recorded teacher, all for any other; None if unknown.
         overlap10: Share of the teacher's top 10 among the system's top 10; in JSON ``overlap@10``.
         rank_biased_overlap: Webber et al. 2010, extrapolated, p = .9.
-        kendall_tau: Tau-b on the teacher's top 100, mean over the queries where it is defined; None for none.
-        reached: nDCG@10 of the system on these queries; None where there are no judgments.
-        ceiling: nDCG@10 of the teacher's ranking of this system's own top 100: what a better order of the same
-            candidates could reach, if the teacher is right; None where there are no judgments.
+        kendall_tau: Tau-b on the teacher's top 100, mean over the queries where it is defined.
+        reached: nDCG@10 of the system on these queries.
+        ceiling: nDCG@10 of the system's top 100 in the teacher's order: what a better order of the same candidates
+            could reach if the teacher is right.
         calibration: Pairs of the system's top 100, in 20 groups by its score.
     """
 
     teacher: str
     queries: int | None = Field(default=None, ge=1)
-    overlap10: float = Field(validation_alias="overlap@10", serialization_alias="overlap@10", ge=0, le=1)
-    rank_biased_overlap: float = Field(ge=0, le=1)
+    overlap10: Share = _named("overlap@10")
+    rank_biased_overlap: Share
     kendall_tau: float | None = Field(default=None, ge=-1, le=1)
-    reached: float | None = Field(default=None, ge=0, le=1)
-    ceiling: float | None = Field(default=None, ge=0, le=1)
+    reached: Share | None = None
+    ceiling: Share | None = None
     calibration: list[Bin] = Field(default_factory=list)
 
 
 class Timing(Record):
-    """Milliseconds a batch (p50, p95, p99): of encoding and search apart where they can be told apart, and together.
+    """Milliseconds per batch (p50, p95, p99) of encoding, of search, and in total.
 
     Attributes:
-        batch: Queries at once.
+        batch: Queries per batch.
+        encode, search: None if they cannot be separated.
         queries_per_second: Over all answers, one batch after the other.
     """
 
     batch: int = Field(ge=1)
-    encode: dict[str, float] | None = None
-    search: dict[str, float] | None = None
-    total: dict[str, float]
-    queries_per_second: float = Field(ge=0)
-
-    @field_validator("encode", "search", "total")
-    @classmethod
-    def _percentiles(cls, value: dict[str, float] | None) -> dict[str, float] | None:
-        if value is not None and (not {"p50", "p95"} <= value.keys() or min(value.values()) < 0):
-            raise ValueError("a timing needs p50 and p95, in milliseconds, none below 0")
-        return value
+    encode: Milliseconds | None = None
+    search: Milliseconds | None = None
+    total: Milliseconds
+    queries_per_second: Amount
 
 
 class Cost(Record):
@@ -93,85 +103,73 @@ class Cost(Record):
 
     Attributes:
         threads: Threads of torch and FAISS.
-        timings: For each size of batch.
-        total_bytes: What serving keeps for all documents.
-        build_seconds: Wall time of building the index, where its manifest says.
-        encode_seconds: Encoding all documents, at the rate of a sample of them.
-        peak_bytes: Highest resident memory of a process that loads this system alone and answers queries: model,
-            index and libraries together.
-        encoder: Whose throughput follows.
+        timings: For each batch size.
+        total_bytes: Everything that serving keeps for all documents.
+        build_seconds: Wall time of building the index, if its manifest has it.
+        encode_seconds: Time to encode all documents, estimated from a sample.
+        peak_bytes: Highest resident memory of a process that loads only this system and answers queries: model,
+            index, and libraries together.
+        encoder: The encoder whose throughput follows.
         tokens_per_second: Tokens of documents that it encodes, in batches of 32.
-        matrix_share: Share of the machine's measured float32 matrix product rate that this uses, padding included.
+        matrix_share: Share of the machine's measured float32 matrix product rate that this uses, including padding.
     """
 
     threads: int = Field(ge=1)
     timings: list[Timing] = Field(min_length=1)
-    total_bytes: float | None = Field(default=None, ge=0)
-    build_seconds: float | None = Field(default=None, ge=0)
-    encode_seconds: float | None = Field(default=None, ge=0)
+    total_bytes: Amount | None = None
+    build_seconds: Amount | None = None
+    encode_seconds: Amount | None = None
     peak_bytes: int | None = Field(default=None, ge=0)
     encoder: str | None = None
-    tokens_per_second: float | None = Field(default=None, ge=0)
-    matrix_share: float | None = Field(default=None, ge=0)
-
-
-def _share(alias: str) -> Any:
-    """A mean between 0 and 1 under its measure's name; None where it was not measured."""
-    return Field(default=None, validation_alias=alias, serialization_alias=alias, ge=0, le=1)
+    tokens_per_second: Amount | None = None
+    matrix_share: Amount | None = None
 
 
 class SystemResult(Record):
-    """One measured system.
+    """One measured system: a row of the table.
 
     Attributes:
-        name: The user's word for it.
-        role: What it is here: baseline, teacher, control or student.
-        ndcg10, mrr10, map1000, recall10, recall100, recall1000, hole10: Means over the queries, 0 to 1; None where
-            there are no relevance judgments, or it was not measured. In JSON ``ndcg@10``, ``map@1000``...
+        name: The user's name for it.
+        role: baseline, teacher, control, or student.
+        ndcg10, mrr10, map1000, recall10, recall100, recall1000, hole10: Means over the queries, 0 to 1; None if there
+            are no relevance judgments, or it was not measured. In JSON ``ndcg@10``, ``map@1000``...
         measures: Means of any other measures, by name.
-        retention: Share of the teaching system's nDCG@10 that was kept; None for the teacher, or where undefined.
-        bytes_per_document: Size of the index over the number of documents.
-        query_ms: Milliseconds a query: at least ``p50`` and ``p95``.
+        retention: Share of the teaching system's nDCG@10; None for the teacher, or if undefined.
+        bytes_per_document: Size of the index divided by the number of documents.
+        query_ms: Milliseconds per query: at least ``p50`` and ``p95``.
         documents_by, queries_by: What encodes each side.
-        agreement: With a teacher; None where none was asked.
-        cost: What serving takes beyond `query_ms`; None where it was not measured.
+        agreement: With a teacher, if requested.
+        cost: What serving takes beyond `query_ms`, if measured.
     """
 
     name: str = Field(min_length=1)
     role: Role
-    ndcg10: float | None = Field(validation_alias="ndcg@10", serialization_alias="ndcg@10", ge=0, le=1)
-    mrr10: float | None = _share("mrr@10")
-    map1000: float | None = _share("map@1000")
-    recall10: float | None = _share("recall@10")
-    recall100: float | None = _share("recall@100")
-    recall1000: float | None = _share("recall@1000")
-    hole10: float | None = _share("hole@10")
+    ndcg10: Share | None = _named("ndcg@10")
+    mrr10: Share | None = _named("mrr@10", default=None)
+    map1000: Share | None = _named("map@1000", default=None)
+    recall10: Share | None = _named("recall@10", default=None)
+    recall100: Share | None = _named("recall@100", default=None)
+    recall1000: Share | None = _named("recall@1000", default=None)
+    hole10: Share | None = _named("hole@10", default=None)
     measures: dict[str, float] = Field(default_factory=dict)
-    retention: float | None = Field(default=None, ge=0)
-    bytes_per_document: float | None = Field(default=None, ge=0)
-    query_ms: dict[str, float] | None = None
+    retention: Amount | None = None
+    bytes_per_document: Amount | None = None
+    query_ms: Milliseconds | None = None
     documents_by: str = ""
     queries_by: str = ""
     agreement: Agreement | None = None
     cost: Cost | None = None
 
-    @field_validator("query_ms")
-    @classmethod
-    def _percentiles(cls, value: dict[str, float] | None) -> dict[str, float] | None:
-        if value is not None and (not {"p50", "p95"} <= value.keys() or min(value.values()) < 0):
-            raise ValueError("query_ms needs p50 and p95, in milliseconds, none below 0")
-        return value
-
 
 def of_measures(values: Mapping[str, float]) -> dict[str, Any]:
-    """Means as `SystemResult` takes them: those with a field of their own, and the others under ``measures``."""
-    own = {str(one.serialization_alias) for one in SystemResult.model_fields.values() if one.serialization_alias}
+    """Means as `SystemResult` takes them: those with their own field, and the others under ``measures``."""
+    own = {str(field.serialization_alias) for field in SystemResult.model_fields.values() if field.serialization_alias}
     named = {measure: value for measure, value in values.items() if measure in own}
     return {"ndcg@10": None, **named, "measures": {key: value for key, value in values.items() if key not in own}}
 
 
 class Hit(Record):
-    """A document in a ranking: its title and text are already shortened; score is raw, higher is better."""
+    """A document in a ranking; title and text are shortened, the score is raw, higher is better."""
 
     document_id: str
     text: str
@@ -181,7 +179,7 @@ class Hit(Record):
 
 
 class Missed(Record):
-    """A relevant document that neither ranking shows, and its rank in each, from 1; None where it was not found."""
+    """A relevant document that neither ranking shows, with its rank in each, from 1; None if it was not found."""
 
     document_id: str
     text: str
@@ -191,14 +189,14 @@ class Missed(Record):
 
 
 class Example(Record):
-    """A query with the rankings of the reference (the teaching system, where there is one) and of the student.
+    """A query with the rankings of the reference (the teaching system, if there is one) and of the student.
 
     Attributes:
         query, query_id: Its text and its id.
         relevant: Ids of the documents that were judged relevant.
-        teacher, student: The reference's and the student's ranking, best first; `Results.sides` names the two.
-        missed: Relevant documents that neither shows, the best placed first.
-        teacher_value, student_value: nDCG@10 of this query; None where there are no judgments.
+        teacher, student: Rankings of the reference and of the student, best first; `Results.sides` has the names.
+        missed: Relevant documents that neither ranking shows, the best placed first.
+        teacher_value, student_value: nDCG@10 of this query; None without judgments.
     """
 
     query: str
@@ -207,34 +205,34 @@ class Example(Record):
     student: list[Hit]
     missed: list[Missed] = Field(default_factory=list)
     query_id: str = ""
-    teacher_value: float | None = Field(default=None, ge=0, le=1)
-    student_value: float | None = Field(default=None, ge=0, le=1)
+    teacher_value: Share | None = None
+    student_value: Share | None = None
 
 
 class Results(Record):
-    """Everything a report says.
+    """Everything that a report says.
 
     Attributes:
-        collection, split: What was measured on.
+        collection, split: Data that was measured on.
         queries: Number of queries in the means.
         systems: Every system, in the order of the table.
-        name: The recipe's name; empty where there was none.
-        command: The command that gives these numbers again.
+        name: The recipe's name; empty without a recipe.
+        command: The command that reproduces these numbers.
         hardware, versions: As in a manifest.
         seconds: Wall time of each stage, by its name.
         seed: The recipe's seed.
-        taught_by: Name of the system that is the student's target; None where nothing was distilled.
+        taught_by: Name of the system that the student learned from; None if nothing was distilled.
         kept_of: Name of the system that `SystemResult.retention` is a share of; None for the teaching one.
-        comparisons: ``{"a", "b", "measure", "difference", "interval", "p"}``; difference is a minus b. Perhaps also
-            ``p_holm`` (corrected for all comparisons here), ``smallest`` (detectable difference, None for none), and
+        comparisons: ``{"a", "b", "measure", "difference", "interval", "p"}``; difference is a minus b. Optional:
+            ``p_holm`` (corrected for all comparisons here), ``smallest`` (detectable difference, or None), and
             ``wins``, ``ties``, ``losses`` of a.
         curves: By student, ``{"losses": [{"step", "loss"}], "monitors": [{"step", "agreement", "mean_cosine"}]}``.
-        sides: Names of the two systems whose rankings the queries show, the reference first; empty where unknown.
-        examples: Queries with both rankings, evenly drawn.
+        sides: Names of the two systems whose rankings the queries show, the reference first; empty if unknown.
+        examples: Evenly spaced queries with both rankings.
         won, lost: Queries that the second of `sides` answers better, or worse, than the first, from the largest
             difference on.
-        notes: Warnings worth a reader's eye.
-        provenance: Fingerprints and the like, by name; values may be nested.
+        notes: What a reader must know.
+        provenance: Fingerprints and other inputs, by name; values may be nested.
     """
 
     collection: str
@@ -260,16 +258,16 @@ class Results(Record):
 
     @property
     def teacher(self) -> SystemResult | None:
-        """The system that taught; None where nothing was distilled."""
+        """The system that taught; None if nothing was distilled."""
         return self.system(self.taught_by) if self.taught_by is not None else None
 
     @property
     def yardstick(self) -> SystemResult | None:
-        """The system that `SystemResult.retention` is a share of; None for none."""
+        """The system that `SystemResult.retention` is a share of."""
         return self.teacher if self.kept_of is None else self.system(self.kept_of)
 
     def system(self, name: str) -> SystemResult:
-        """The system of this name.
+        """The system with this name.
 
         Raises:
             UserError: There is none.
@@ -280,7 +278,7 @@ class Results(Record):
         raise unknown("system", name, [system.name for system in self.systems])
 
     def with_role(self, role: Role) -> list[SystemResult]:
-        """The systems of one role, in order."""
+        """The systems with this role, in order."""
         return [system for system in self.systems if system.role == role]
 
     def to_json(self) -> dict[str, Any]:
@@ -292,7 +290,7 @@ class Results(Record):
         """Read the dictionary of a results.json.
 
         Raises:
-            UserError: A key is missing, unknown or holds what cannot be; says which and why.
+            UserError: A key is missing, unknown, or has an invalid value; says which and why.
         """
         if not isinstance(content, dict):
             raise UserError(f"results.json should hold one object, not {type(content).__name__}; is it another file?")
@@ -308,12 +306,13 @@ class Results(Record):
             lacking = [key for key in COMPARISON_KEYS if key not in comparison]
             if lacking:
                 raise ValueError(f"comparison {number} lacks {', '.join(lacking)}")
-            low, high = _interval(comparison["interval"], number)
-            for key, value in (("difference", comparison["difference"]), ("p", comparison["p"]), ("low", low)):
-                if not _is_number(value):
-                    raise ValueError(f"comparison {number}: {key} is {value!r}, not a number")
-            if low > high:
-                raise ValueError(f"comparison {number}: the interval [{low}, {high}] is upside down")
+            interval = comparison["interval"]
+            if not isinstance(interval, list | tuple) or len(interval) != 2 or not all(map(_is_number, interval)):
+                raise ValueError(f"comparison {number}: interval is {interval!r}, not two numbers [low, high]")
+            if interval[0] > interval[1]:
+                raise ValueError(f"comparison {number}: the interval {list(interval)} is upside down")
+            if not _is_number(comparison["difference"]):
+                raise ValueError(f"comparison {number}: difference is {comparison['difference']!r}, not a number")
             for key in ("p", "p_holm"):
                 value = comparison.get(key, 0.0)
                 if not (_is_number(value) and 0 <= value <= 1):
@@ -341,14 +340,12 @@ class Results(Record):
         twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
             raise ValueError(f"two systems are named {twice[0]!r}; give each its own name")
-        told = [] if self.taught_by is None else [("taught_by", self.taught_by)]
-        told += [] if self.kept_of is None else [("kept_of", self.kept_of)]
-        told += [("sides", name) for name in self.sides]
+        named = [("taught_by", self.taught_by), ("kept_of", self.kept_of), *(("sides", name) for name in self.sides)]
         if len(self.sides) not in (0, 2):
             raise ValueError(f"sides names {len(self.sides)} systems; the rankings shown are of two")
-        told += [("comparison", comparison[side]) for comparison in self.comparisons for side in ("a", "b")]
-        for what, name in told:
-            if name not in names:
+        named += [("comparison", comparison[side]) for comparison in self.comparisons for side in ("a", "b")]
+        for what, name in named:
+            if name is not None and name not in names:
                 raise ValueError(f"{what}: {unknown('system', name, names)}")
         return self
 
@@ -357,14 +354,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _interval(value: Any, number: int) -> tuple[float, float]:
-    if not isinstance(value, list | tuple) or len(value) != 2 or not all(_is_number(end) for end in value):
-        raise ValueError(f"comparison {number}: interval is {value!r}, not two numbers [low, high]")
-    return value[0], value[1]
-
-
 def _user_error(error: ValidationError) -> UserError:
-    """Say the first thing that is wrong, with the place where it stands."""
+    """The first error, with its place."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
@@ -377,18 +368,11 @@ def _user_error(error: ValidationError) -> UserError:
 
 
 def _keys_at(place: tuple[int | str, ...]) -> list[str]:
+    """The keys of the record at a place."""
     models: dict[str, type[Record]] = {
-        "systems": SystemResult,
-        "examples": Example,
-        "won": Example,
-        "lost": Example,
-        "teacher": Hit,
-        "student": Hit,
-        "agreement": Agreement,
-        "calibration": Bin,
-        "cost": Cost,
-        "timings": Timing,
-    }
+        "systems": SystemResult, "examples": Example, "won": Example, "lost": Example, "teacher": Hit, "student": Hit,
+        "missed": Missed, "agreement": Agreement, "calibration": Bin, "cost": Cost, "timings": Timing,
+    }  # fmt: skip
     names = [part for part in place if isinstance(part, str)]
     model = models[names[-1]] if names else Results
     return [str(field.serialization_alias or name) for name, field in model.model_fields.items()]

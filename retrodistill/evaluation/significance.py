@@ -11,27 +11,20 @@ import numpy as np
 from retrodistill.core.errors import UserError
 
 LEAST = 1e-9  # a difference of at most this is a tie
-
-
 _RESAMPLES = 10_000
-
-
 _BLOCK_VALUES = 4_000_000  # per resampling block: bounds memory at about 100 MB for any number of queries
 
 
 def paired_tests(
     pairs: Sequence[tuple[str, str]], values: Mapping[str, np.ndarray], measure: str, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """The comparisons of results.json, each a against b, corrected for all of them together.
+    """The comparisons of results.json (as `Comparison.comparisons`, without ``changed``), corrected for their number.
 
     Args:
-        pairs: Names (a, b).
-        values: By name, (queries,) values of one measure, the queries in one order.
+        pairs: Names (a, b); the difference is a minus b.
+        values: By name, (queries,) values of one measure, with the queries in the same order.
         measure: Its name.
         seed: Of the resampling.
-
-    Returns:
-        As `Comparison.comparisons`, without ``changed``.
     """
     tests = [
         {
@@ -50,19 +43,14 @@ def paired_tests(
 
 
 def compare_paired(a: np.ndarray, b: np.ndarray, *, seed: int = 0) -> dict[str, Any]:
-    """Compare per-query values of two systems.
-
-    Args:
-        a: (queries,) values of one measure.
-        b: (queries,) values of the other system, on the same queries in the same order.
-        seed: Of the resampling.
+    """Compare (queries,) values of one measure of two systems, with the queries in the same order.
 
     Returns:
-        ``difference`` (mean of a - b), ``interval`` (95% bootstrap, percentile) and ``p`` (two-sided paired
+        ``difference`` (mean of a - b), ``interval`` (95% bootstrap, percentile), and ``p`` (two-sided paired
         randomization test with 10,000 sign flips; Smucker et al. 2007).
 
     Raises:
-        UserError: The queries differ in number, there are none, or a value is not finite.
+        UserError: The number of queries differs or is 0, or a value is not finite.
     """
     if len(a) != len(b) or not len(a):
         raise UserError(f"{len(a)} and {len(b)} queries cannot be paired; compare systems on the same queries.")
@@ -76,26 +64,24 @@ def compare_paired(a: np.ndarray, b: np.ndarray, *, seed: int = 0) -> dict[str, 
     for done in range(0, _RESAMPLES, block):
         size = (min(block, _RESAMPLES - done), len(differences))
         flips = generator.choice((-1.0, 1.0), size=size)
+        # The margin counts sums that differ from the observed one by rounding alone.
         extreme += int((np.abs(flips @ differences) / len(differences) >= abs(observed) - 1e-12).sum())
         drawn = generator.integers(0, len(differences), size=size)
         resampled.append(differences[drawn].mean(axis=1))
     low, high = np.percentile(np.concatenate(resampled), [2.5, 97.5])
-    return {
-        "difference": observed,
-        "interval": [float(low), float(high)],
-        "p": (extreme + 1) / (_RESAMPLES + 1),
-    }
+    # The observed assignment counts as one of the samples, so that p is never 0.
+    return {"difference": observed, "interval": [float(low), float(high)], "p": (extreme + 1) / (_RESAMPLES + 1)}
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's correction (1979) of p-values for being several: the least level at which each is still rejected.
+    """Correct p-values for the number of comparisons (Holm 1979).
 
     Args:
-        p: Of every comparison that is made, in any order.
+        p: Of every comparison, in any order.
 
     Returns:
         Corrected values in the same order, at most 1: in ascending order, the i-th of m (from 0) is multiplied by
-        m - i, and none is below the one before.
+        m - i, and is at least as large as the one before.
 
     Raises:
         UserError: A value outside 0..1.
@@ -110,7 +96,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def smallest_difference(differences: np.ndarray, *, alpha: float = 0.05, power: float = 0.8) -> float | None:
-    """The mean difference that a paired two-sided test on a number of queries detects with the given power.
+    """The mean difference that a paired two-sided test detects with the given power.
 
     (z(1 - alpha / 2) + z(power)) s / sqrt(n), with s the standard deviation of the differences and z the quantiles of
     the normal distribution: 2.80 s / sqrt(n) by default (Sakai, Laboratory Experiments in Information Retrieval, 2018).
@@ -118,10 +104,10 @@ def smallest_difference(differences: np.ndarray, *, alpha: float = 0.05, power: 
     Args:
         differences: (queries,) values of one system minus those of the other.
         alpha: Level of the test.
-        power: Chance to find a difference of that size.
+        power: Probability of detecting a difference of that size.
 
     Returns:
-        A difference of the measure, above 0; None for fewer than two queries; 0 where all differences are the same.
+        At least 0, in units of the measure; None for fewer than two queries.
     """
     if len(differences) < 2:
         return None
@@ -130,7 +116,7 @@ def smallest_difference(differences: np.ndarray, *, alpha: float = 0.05, power: 
 
 
 def outcomes(a: np.ndarray, b: np.ndarray, *, least: float = LEAST) -> dict[str, int]:
-    """On how many queries the first system wins, ties and loses; differences of at most `least` are ties."""
+    """Number of queries that the first system wins, ties, and loses; differences of at most `least` are ties."""
     differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
     wins, losses = int((differences > least).sum()), int((differences < -least).sum())
     return {"wins": wins, "ties": len(differences) - wins - losses, "losses": losses}

@@ -1,4 +1,4 @@
-"""What is measured, and what was measured of it."""
+"""Systems, the task that they are measured on, and the folder that keeps what was measured."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.core.stores import slug
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.evaluation import results
 from retrodistill.evaluation.measures import Grades, means
-from retrodistill.evaluation.results import Cost, Results
+from retrodistill.evaluation.results import Cost, Results, Role, SystemResult, of_measures
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.runs.formats import read_run, save_run
 from retrodistill.runs.run import Run
 
-PLACE = "{collection}"  # in the name of a run or an index: replaced by the name of the collection that is measured
+PER_QUERY = "per-query.parquet"
+PLACE = "{collection}"  # in the name of a run or an index: replaced by the name of each collection
+_SPLITS = {"msmarco": "dev"}  # its test split is TREC's Deep Learning track of 2019; BEIR's table uses dev
+_TOUCHE, _TOUCHE_V2 = "webis-touche2020", 2214  # number of judgments in version 2
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,17 @@ class System:
     Attributes:
         name: Its name in tables and files.
         ranker: What searches.
-        role: baseline, teacher, control or student.
+        role: baseline, teacher, control, or student.
         documents_by, queries_by: What encodes each side; empty for what the ranker says.
-        source: What `load_ranker` takes for it, as text, so that another process can measure its memory; None for an
-            object, whose memory is not measured.
-        is_served: False for a system that is not meant to be served: it gets neither latency nor bytes per document.
-        queries: Its queries in place of the collection's, under the same ids: rewrites. None for the collection's.
+        source: What `load_ranker` takes for it, as text, so that another process can measure its memory. The memory of
+            a system without a source is not measured.
+        is_served: False for a system that is not meant for serving: it gets neither latency nor bytes per document.
+        queries: Queries that replace those of the collection, under the same ids (rewrites).
     """
 
     name: str
     ranker: Ranker
-    role: results.Role = "baseline"
+    role: Role = "baseline"
     documents_by: str = ""
     queries_by: str = ""
     source: str | None = None
@@ -55,14 +57,7 @@ class System:
 
 @dataclass(frozen=True)
 class Task:
-    """What systems are measured on.
-
-    Attributes:
-        collection: Where they search.
-        split: Name of the split.
-        queries: Its queries.
-        grades: Its judgments; None where there are none.
-    """
+    """The queries of a split, with their judgments (None if there are none), and the collection to search."""
 
     collection: Collection
     split: str
@@ -72,61 +67,59 @@ class Task:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of a system.
+    """The measurements of a system.
 
     Attributes:
         row: As in results.json.
-        run: Its results, or the file that holds them; None where they were dropped.
+        run: Its results, or the file that holds them; None if they were dropped.
         per_query: query_id and a column per measure; None without judgments.
-        note: What a reader must know of it; empty for nothing.
+        note: What a reader must know about it.
     """
 
-    row: results.SystemResult
+    row: SystemResult
     run: Run | Path | None
     per_query: pa.Table | None
     note: str = ""
 
     @classmethod
-    def of(
-        cls, run: Run | Path, per_query: pa.Table | None, cost: results.Cost | None, note: str = "", **row: Any
-    ) -> Measured:
-        """From what was measured, and from the other values of the row in results.json."""
+    def of(cls, run: Run | Path, per_query: pa.Table | None, cost: Cost | None, note: str = "", **row: Any) -> Measured:
+        """Fill the row from the measurements and from its other values, as in results.json."""
         values = {} if per_query is None else means(per_query)
-        timed = None if cost is None else cost.timings[0].total
-        content = {**row, **results.of_measures(values), "query_ms": timed, "cost": cost}
-        return cls(results.SystemResult.model_validate(content), run, per_query, note)
+        query_ms = None if cost is None else cost.timings[0].total
+        content = {**row, **of_measures(values), "query_ms": query_ms, "cost": cost}
+        return cls(SystemResult.model_validate(content), run, per_query, note)
 
     @property
     def name(self) -> str:
-        """The system's."""
+        """The system's name."""
         return self.row.name
 
     def load_run(self) -> Run:
-        """The run, read where it is on disk.
+        """The run, read from disk if it is there.
 
         Raises:
-            UserError: There is none.
+            UserError: The run was dropped.
         """
         if self.run is None:
             raise UserError(f"the run of {self.name} was not kept; evaluate it again with a folder.")
         return read_run(self.run, may_be_empty=True) if isinstance(self.run, Path) else self.run
 
     def values(self, measure: str) -> dict[str, float]:
-        """One measure by query; empty where it was not measured."""
+        """One measure by query; empty if it was not measured."""
         if self.per_query is None or measure not in self.per_query.column_names:
             return {}
         return dict(zip(self.per_query["query_id"].to_pylist(), self.per_query[measure].to_pylist(), strict=True))
 
     def with_row(self, **changes: Any) -> Measured:
-        """The same with other values in its row."""
+        """A copy with other values in its row."""
         return replace(self, row=self.row.model_copy(update=changes))
 
 
 def named_systems(systems: Mapping[str, Any] | Sequence[Any] | Any) -> dict[str, Any]:
-    """Systems by name, from a mapping, a list of names or objects, or one alone.
+    """Systems by name, from a mapping, a list of names or objects, or a single one.
 
     Raises:
-        UserError: There is none, or two have one name.
+        UserError: There is no system, or two have the same name.
     """
     if isinstance(systems, Mapping):
         named = dict(systems)
@@ -143,15 +136,15 @@ def named_systems(systems: Mapping[str, Any] | Sequence[Any] | Any) -> dict[str,
 
 
 def load_systems(sources: Mapping[str, Any], collection: str, loaded: dict[str, System]) -> list[System]:
-    """The systems for one collection; those without ``{collection}`` in their source are loaded once, into `loaded`.
+    """Load the systems for one collection.
 
     Args:
-        sources: By name, what `load_ranker` takes.
-        collection: The collection's name.
-        loaded: Systems that serve for other collections too.
+        sources: By name, what `load_ranker` takes. ``{collection}`` in a source is replaced by the collection's name.
+        collection: The name.
+        loaded: Systems without ``{collection}`` in their source: they are loaded once for all collections.
 
     Raises:
-        UserError: One cannot be loaded, or cannot search.
+        UserError: A system cannot be loaded, or cannot search.
     """
     systems = []
     for name, source in sources.items():
@@ -169,27 +162,21 @@ def _load(name: str, source: Any) -> System:
     return System(name, load_ranker(source, needs="search"), source=text)
 
 
-_SPLITS = {"msmarco": "dev"}  # its test split is TREC's Deep Learning track of 2019; BEIR's table has dev
-
-
-_TOUCHE, _TOUCHE_V2 = "webis-touche2020", 2214
-
-
 def split_of(collection: Collection, split: str | None) -> str:
-    """The split that counts: the one asked for, else BEIR's, which is test, and dev for msmarco.
+    """The split to measure on: the given one, or BEIR's: test, and dev for msmarco.
 
-    Without any judgments it is ``all``: there is no quality to measure, and the rest can be.
+    Without any judgments it is ``all``, because agreement and cost do not need judgments.
     """
     if split is not None:
         return split
     if not collection.qrels:
         return "all"
-    ruled = _SPLITS.get(_beir_name(collection), "test")
-    return ruled if ruled in collection.qrels else "test"
+    default = _SPLITS.get(_beir_name(collection), "test")
+    return default if default in collection.qrels else "test"
 
 
 def version_note(collection: Collection, split: str) -> str | None:
-    """What a reader must know of a data set that exists in several versions."""
+    """What a reader must know about a data set that exists in several versions."""
     if _beir_name(collection) not in (_TOUCHE, f"{_TOUCHE}-v2") or split not in collection.qrels:
         return None
     count = len(collection.qrels[split])
@@ -199,11 +186,7 @@ def version_note(collection: Collection, split: str) -> str | None:
 
 
 def _beir_name(collection: Collection) -> str:
-    """What BEIR calls a data set, wherever it was loaded from: ir_datasets puts ``beir-`` before it."""
-    return collection.name.removeprefix("beir-")
-
-
-PER_QUERY = "per-query.parquet"
+    return collection.name.removeprefix("beir-")  # the prefix of ir_datasets
 
 
 class Folder:
@@ -218,31 +201,13 @@ class Folder:
         self.path, self.wanted = make_folder(path), wanted
 
     def find(self, name: str, fingerprint: str | None) -> Measured | None:
-        """What was measured of a system; None where it was another, or its files are not whole."""
-        place = self._place(name)
-        known = bool(fingerprint) and self._manifest(name, fingerprint or "").matches(place)
-        return self._read(name, place) if known else None
-
-    def _read(self, name: str, place: Path) -> Measured | None:
-        """What a system's folder holds; None where its run is gone or another."""
-        about = Manifest.read(place).about
-        run = self.path / "runs" / about["run"]
-        if not run.is_file() or file_digest(run) != about["checksum"]:
+        """The measurements of a system; None if they are of another system, or incomplete."""
+        if not fingerprint or not self._manifest(name, fingerprint).matches(self._place(name)):
             return None
-        return Measured.of(
-            run,
-            pq.read_table(place / PER_QUERY) if (place / PER_QUERY).is_file() else None,
-            None if about["cost"] is None else Cost.model_validate(about["cost"]),
-            about.get("note", ""),
-            name=name,
-            role="baseline",
-            bytes_per_document=about["bytes_per_document"],
-            documents_by=about.get("documents_by", ""),
-            queries_by=about.get("queries_by", ""),
-        )
+        return self._read(name, self._place(name))
 
     def keep(self, fingerprint: str | None, measured: Measured) -> Measured:
-        """Write what was measured, the run first, the manifest last; returns it with the run on disk."""
+        """Write the measurements, with the run first and the manifest last; returns them with the run on disk."""
         row = measured.row
         file = save_run(measured.load_run(), self.path / "runs" / slug(row.name))
         about = {
@@ -261,17 +226,34 @@ class Folder:
         return replace(measured, run=file)
 
     def before(self, names: Iterable[str]) -> dict[str, Measured]:
-        """Other systems than `names`, measured before on the same queries by the same measures; the oldest first."""
-        found, taken = [], {self._place(name) for name in names}
-        here = {"collection": self.wanted.inputs.get("collection"), **self.wanted.settings, "cost": None}
+        """Systems other than `names` that were measured on the same queries by the same measures, oldest first."""
+        places, taken = [], {self._place(name) for name in names}
         for place in (self.path / "systems").glob(f"*/{FILE_NAME}"):
             manifest = Manifest.read(place.parent)
-            there = {"collection": manifest.inputs.get("collection"), **manifest.settings, "cost": None}
-            name = there.pop("name", None)
-            if there == here and isinstance(name, str) and place.parent not in taken:
-                found.append((place.stat().st_mtime_ns, name, place.parent))
-        read = {name: self._read(name, place) for _, name, place in sorted(found)}
-        return {name: measured for name, measured in read.items() if measured is not None}
+            name = manifest.settings.get("name")
+            same = _conditions(manifest) == _conditions(self.wanted)
+            if same and isinstance(name, str) and place.parent not in taken:
+                places.append((place.stat().st_mtime_ns, name, place.parent))
+        measured = {name: self._read(name, place) for _, name, place in sorted(places)}
+        return {name: system for name, system in measured.items() if system is not None}
+
+    def _read(self, name: str, place: Path) -> Measured | None:
+        """The content of a system's folder; None if its run is missing or was changed."""
+        about = Manifest.read(place).about
+        run = self.path / "runs" / about["run"]
+        if not run.is_file() or file_digest(run) != about["checksum"]:
+            return None
+        return Measured.of(
+            run,
+            pq.read_table(place / PER_QUERY) if (place / PER_QUERY).is_file() else None,
+            None if about["cost"] is None else Cost.model_validate(about["cost"]),
+            about.get("note", ""),
+            name=name,
+            role="baseline",
+            bytes_per_document=about["bytes_per_document"],
+            documents_by=about.get("documents_by", ""),
+            queries_by=about.get("queries_by", ""),
+        )
 
     def _place(self, name: str) -> Path:
         return self.path / "systems" / slug(name)
@@ -281,12 +263,18 @@ class Folder:
         return Manifest("evaluation", inputs, {**self.wanted.settings, "name": name}, about or {})
 
 
+def _conditions(manifest: Manifest) -> dict[str, Any]:
+    """What must be equal for two systems to be in one table; whether cost was measured may differ."""
+    settings = {name: value for name, value in manifest.settings.items() if name != "name"}
+    return {"collection": manifest.inputs.get("collection"), **settings, "cost": None}
+
+
 def write_per_query(measured: Sequence[Measured], folder: Path) -> None:
-    """All systems' values in one table: system, query_id, measures; no table where nothing was judged."""
+    """Write the values of all systems into one table: system, query_id, measures; no table without judgments."""
     path = folder / PER_QUERY
-    tables = {one.name: one.per_query for one in measured if one.per_query is not None}
+    tables = {system.name: system.per_query for system in measured if system.per_query is not None}
     if not tables:
-        path.unlink(missing_ok=True)  # of judgments that there were before
+        path.unlink(missing_ok=True)  # from earlier judgments
         return
     rows = [table.add_column(0, "system", pa.array([name] * len(table))) for name, table in tables.items()]
     with atomic_file(path) as temporary:
@@ -294,10 +282,10 @@ def write_per_query(measured: Sequence[Measured], folder: Path) -> None:
 
 
 def check_file_names(names: Iterable[str]) -> None:
-    """Refuse systems whose names are the same in letters and digits: their files would be one.
+    """Refuse systems whose files would have the same name.
 
     Raises:
-        UserError: Names the two.
+        UserError: Names the two systems.
     """
     taken: dict[str, str] = {}
     for name in names:
@@ -307,10 +295,10 @@ def check_file_names(names: Iterable[str]) -> None:
 
 
 def read_folder(folder: str | Path) -> dict[str, Measured]:
-    """The judged systems of an evaluated folder, by name, as `run` and `evaluate` leave it.
+    """The judged systems of an evaluated folder, by name, as `run` and `evaluate` write it.
 
     Raises:
-        UserError: There is none, or a file is not what it should be; where folders below hold one, they are named.
+        UserError: A file is missing or invalid. If there are evaluated folders below, the error lists them.
     """
     tables = read_per_query(folder)
     content = Results.from_json(read_json(Path(folder) / "results.json"))
@@ -320,11 +308,7 @@ def read_folder(folder: str | Path) -> dict[str, Measured]:
 
 
 def read_per_query(folder: str | Path) -> dict[str, pa.Table]:
-    """By system, the table query_id and measures of an evaluated folder.
-
-    Raises:
-        UserError: As `read_folder`.
-    """
+    """By system, the table query_id and measures of an evaluated folder; errors as in `read_folder`."""
     path = Path(folder) / PER_QUERY
     if not path.is_file():
         below = sorted(str(file.parent) for file in Path(folder).glob(f"*/{PER_QUERY}"))
@@ -333,7 +317,8 @@ def read_per_query(folder: str | Path) -> dict[str, pa.Table]:
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} is not a whole Parquet file ({str(error).splitlines()[0]}); make it again.") from error
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} is not a complete Parquet file ({reason}); evaluate again.") from error
     if not {"system", "query_id"} <= set(table.column_names):
         raise UserError(f"{path} has the columns {', '.join(table.column_names)}; wanted system, query_id, measures.")
     names = list(dict.fromkeys(table["system"].to_pylist()))
@@ -341,7 +326,7 @@ def read_per_query(folder: str | Path) -> dict[str, pa.Table]:
 
 
 def _run_file(folder: Path, name: str) -> Path:
-    """Where a system's run is; where it should be if it is not there."""
+    """The file of a system's run, or the one that should exist."""
     names = [f"{stem}{ending}" for stem in (slug(name), name) for ending in (".run", ".parquet")]
     files = [folder / "runs" / file for file in names]
     return next((file for file in files if file.is_file()), files[0])

@@ -15,9 +15,8 @@ from retrodistill.core.runtime import bar
 from retrodistill.data.collection import Collection
 from retrodistill.encoders.multi_vector import Tokens
 from retrodistill.exports.protocol import StoreSettings, VectorStore, open_store
-from retrodistill.exports.records import Batch, Records, Vectors, exact_search, records_from
+from retrodistill.exports.records import Answers, Batch, Records, Vectors, exact_search, records_from, run_of
 from retrodistill.runs.agreement import overlap
-from retrodistill.runs.run import Run
 
 _DEPTH = 10  # of the rankings that are compared
 _QUERY_TOKENS = 32  # a query's length: of a document that is used as a multi-vector query, the first tokens
@@ -110,9 +109,9 @@ def _verify(store: VectorStore, records: Records) -> dict[str, Any]:
     queries = vectors
     if isinstance(vectors, Tokens):
         queries = Tokens.of((vectors[row][:_QUERY_TOKENS] for row in range(len(vectors))), vectors.dimension)
-    run = _rescored(store.search(queries, _DEPTH, query_ids=ids), records, queries, ids)
-    exact = exact_search(((batch.ids, batch.vectors) for batch in records.batches()), queries, _DEPTH, ids)
-    shares = overlap(run, exact, _DEPTH, tie=_TIE)
+    found = _rescored(store.best(queries, _DEPTH), records, queries)
+    exact = exact_search(((batch.ids, batch.vectors) for batch in records.batches()), queries, _DEPTH)
+    shares = overlap(run_of(found, ids), run_of(exact, ids), _DEPTH, tie=_TIE)
     # A document without entries or tokens finds nothing, which is all that there is to find.
     agreement = float(np.mean([shares.get(document, 1.0) for document in ids]))
     if agreement < store.min_agreement:
@@ -146,15 +145,13 @@ def _largest_difference(store: VectorStore, ids: list[str], vectors: Any) -> flo
     return max(differences.values())
 
 
-def _rescored(run: Run, records: Records, queries: Vectors, query_ids: list[str]) -> Run:
+def _rescored(answers: Answers, records: Records, queries: Vectors) -> Answers:
     """The documents that a store found, with their exact scores; those that are not of the source are left out."""
-    found = set(run.document_ids)
-    rows = [row for row, document in enumerate(records.ids) if document in found]
+    wanted = {document for pairs in answers for document, _ in pairs}
+    rows = [row for row, document in enumerate(records.ids) if document in wanted]
     documents = [records.ids[row] for row in rows]
-    exact = exact_search([(documents, records.take(rows))], queries, max(1, len(rows)), query_ids).to_dict()
-    return Run.from_dict(
-        {
-            query: {document: exact[query][document] for document in documents if document in exact.get(query, {})}
-            for query, documents, _ in run
-        }
-    )
+    exact = map(dict, exact_search([(documents, records.take(rows))], queries, max(1, len(rows))))
+    return [
+        [(document, scores[document]) for document, _ in pairs if document in scores]
+        for pairs, scores in zip(answers, exact, strict=True)
+    ]

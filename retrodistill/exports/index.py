@@ -11,7 +11,7 @@ from retrodistill.encoders.any_encoder import DENSE, MULTI_VECTOR, SPARSE, load_
 from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.vectors import leading
 from retrodistill.exports.protocol import Filter, VectorStore, open_store
-from retrodistill.exports.records import numbered
+from retrodistill.exports.records import run_of
 from retrodistill.indexes.base import Index
 from retrodistill.rankers.protocol import wanted_depth
 from retrodistill.runs.run import Run
@@ -69,18 +69,19 @@ class StoreIndex(Index):
             query_ids: (q,) ids; by default "0", "1"...
             filter: Only documents whose payload has one of these values, e.g. ``{"title": ["Anemia"]}``.
         """
-        k, ids = wanted_depth(k, len(self)), numbered(vectors, query_ids)
-        run = self.store.search(self._prepare(vectors, "queries"), k, filter, query_ids=ids).renamed(self.name)
-        if self.space.similarity != "meanmaxsim":
-            return run
-        lengths = dict(zip(ids, vectors.lengths.tolist(), strict=True))
-        per_query = [lengths[query] for query in run.query_ids]
-        return run.with_scores(run.scores / [per_query[code] for code in run.query_codes])
+        answers = self.store.best(self._prepare(vectors, "queries"), wanted_depth(k, len(self)), filter)
+        if self.space.similarity == "meanmaxsim":
+            lengths = vectors.lengths.tolist()
+            answers = [
+                [(document, score / length) for document, score in pairs]
+                for pairs, length in zip(answers, lengths, strict=True)
+            ]
+        return run_of(answers, query_ids, self.name)
 
     def timed_stages(self, collection: Collection, k: int) -> tuple[Callable[[list[str]], Any], Callable[[Any], Any]]:
         """Encoding of queries, and search in the store."""
         encode, k = super().timed_stages(collection, k)[0], min(k, len(self))
-        return encode, lambda vectors: self.store.search(vectors, k)
+        return encode, lambda vectors: self.store.best(vectors, k)
 
     def bytes_per_document(self, collection: Collection | None = None) -> float | None:
         """Unknown: a server does not say what it keeps in memory and on disk."""

@@ -15,7 +15,7 @@ state "complete".
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -32,8 +32,7 @@ from retrodistill.core.files import atomic_file, check_replaceable, exclusive, f
 from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.encoders.multi_vector import Tokens
 from retrodistill.exports.protocol import Filter, StoreSettings, VectorStore, check_same
-from retrodistill.exports.records import Batch, Records, Vectors, exact_search, numbered
-from retrodistill.runs.run import Run
+from retrodistill.exports.records import Answers, Batch, Records, Vectors, exact_search
 
 _PARTS, _VOCABULARY = "documents", "vocabulary.parquet"
 _ROW_GROUP = 10_000
@@ -126,11 +125,9 @@ class ParquetStore(VectorStore):
         """Number of rows."""
         return sum(pq.read_metadata(part).num_rows for part in self._parts())
 
-    def search(
-        self, queries: Vectors, k: int, filter: Filter | None = None, *, query_ids: Sequence[str] | None = None
-    ) -> Run:
-        """As `VectorStore.search`."""
-        return exact_search(self._blocks(filter), queries, k, numbered(queries, query_ids))
+    def best(self, queries: Vectors, k: int, filter: Filter | None = None) -> Answers:
+        """As `VectorStore.best`."""
+        return exact_search(self._blocks(filter), queries, k)
 
     def close(self) -> None:
         """Let others write to the folder."""

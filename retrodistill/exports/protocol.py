@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.settings import Settings
-from retrodistill.exports.records import Batch, Records, Vectors
+from retrodistill.exports.records import Answers, Batch, Records, Vectors, run_of
 from retrodistill.indexes.registry import checked
 from retrodistill.runs.run import Run
 
@@ -81,17 +81,20 @@ class VectorStore(Protocol):
         """Ids and vectors of those of the documents that are there. A store without `sample` need not have it."""
         raise NotImplementedError
 
-    def search(
-        self, queries: Vectors, k: int, filter: Filter | None = None, *, query_ids: Sequence[str] | None = None
-    ) -> Run:
+    def best(self, queries: Vectors, k: int, filter: Filter | None = None) -> Answers:
         """The k best documents of each query by inner product or MaxSim; fewer where fewer have a score.
 
         Args:
             queries: Vectors of the kind of the documents.
             k: Documents per query.
             filter: Only documents whose payload has one of these values.
-            query_ids: One per query; "0", "1"... by default.
         """
+
+    def search(
+        self, queries: Vectors, k: int, filter: Filter | None = None, *, query_ids: Sequence[str] | None = None
+    ) -> Run:
+        """As `best`, as a run; queries are named "0", "1"... by default."""
+        return run_of(self.best(queries, k, filter), query_ids)
 
     def close(self) -> None:
         """Release files and connections."""

@@ -26,8 +26,7 @@ from retrodistill.core.runtime import log
 from retrodistill.core.stores import slug
 from retrodistill.encoders.multi_vector import Tokens
 from retrodistill.exports.protocol import Filter, StoreSettings, VectorStore, check_same
-from retrodistill.exports.records import Batch, Records, Vectors, numbered, stacked
-from retrodistill.runs.run import Run
+from retrodistill.exports.records import Answers, Batch, Records, Vectors, stacked
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
@@ -214,32 +213,25 @@ class QdrantStore(VectorStore):
         dimension = int(self._manifest.about["space"]["dimension"])
         return [documents[str(point.id)] for point in points], _from_qdrant(self._kind, vectors, dimension)
 
-    def search(
-        self, queries: Vectors, k: int, filter: Filter | None = None, *, query_ids: Sequence[str] | None = None
-    ) -> Run:
-        """As `VectorStore.search`; queries without any entry or token find nothing."""
-        vectors = zip(numbered(queries, query_ids), _to_qdrant(queries), strict=True)
-        pairs = [(query, vector) for query, vector in vectors if vector is not None]
+    def best(self, queries: Vectors, k: int, filter: Filter | None = None) -> Answers:
+        """As `VectorStore.best`; queries without any entry or token find nothing."""
+        vectors = _to_qdrant(queries)
         options: dict[str, Any] = {"using": self._kind, "limit": k, "with_payload": ["document_id"]}
         if self._manifest.settings["quantization"] is not None and not self.embedded:
             options["params"] = _BY_CODES
         if filter is not None:
             must = [{"key": name, "match": {"any": list(values)}} for name, values in filter.items()]
             options["filter"] = {"must": must}
-        request, rows = _library().models.QueryRequest, []
-        for start in range(0, len(pairs), _QUERIES):
-            part = pairs[start : start + _QUERIES]
-            requests = [request(query=vector, **options) for _, vector in part]
+        answers: Answers = [[] for _ in vectors]
+        request = _library().models.QueryRequest
+        rows = [row for row, vector in enumerate(vectors) if vector is not None]
+        for start in range(0, len(rows), _QUERIES):
+            part = rows[start : start + _QUERIES]
+            requests = [request(query=vectors[row], **options) for row in part]
             responses = self._call("query_batch_points", self.name, requests)
-            for (query, _), response in zip(part, responses, strict=True):
-                for point in response.points:
-                    if not (point.payload or {}).get("document_id"):
-                        raise UserError(
-                            f"{self.address} holds point {point.id}, which names no document; something else wrote it."
-                        )
-                    rows.append((query, str(point.payload["document_id"]), point.score))
-        columns = zip(*rows, strict=True) if rows else ((), (), ())
-        return Run.from_arrays(*map(list, columns), name=self.name).ranked()
+            for row, response in zip(part, responses, strict=True):
+                answers[row] = [(self._document(point), point.score) for point in response.points]
+        return answers
 
     def close(self) -> None:
         """Release the folder, which one process holds at a time, or the connection."""
@@ -259,6 +251,12 @@ class QdrantStore(VectorStore):
 
     def _mark(self, state: str) -> None:
         self._call("update_collection", self.name, metadata=self._metadata(state))
+
+    def _document(self, point: Any) -> str:
+        document = (point.payload or {}).get("document_id")
+        if document is None:
+            raise UserError(f"{self.address} holds point {point.id}, which names no document; something else wrote it.")
+        return str(document)
 
     def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
         """Call the client; its errors become one line."""

@@ -34,6 +34,8 @@ from retrodistill.runs.run import Run, top_k
 
 Kind = Literal["dense", "sparse", "multi-vector"]
 Vectors: TypeAlias = "np.ndarray | csr_array | Tokens"
+Answers: TypeAlias = list[list[tuple[str, float]]]
+"""For each query (document id, score) of the documents that were found, best first."""
 _BATCH = {"dense": 4096, "sparse": 4096, "multi-vector": 128}  # documents that are read at a time, about 10 MB
 
 
@@ -221,13 +223,6 @@ def stacked(kind: str, blocks: Sequence[Any], dimension: int) -> Vectors:
     return sparse.vstack([csr_array((0, dimension), dtype=np.float32), *blocks], format="csr")
 
 
-def numbered(vectors: Any, ids: Sequence[str] | None) -> list[str]:
-    """The ids of query vectors; "0", "1"... by default."""
-    if ids is not None:
-        return list(ids)
-    return [str(number) for number in range(len(vectors) if isinstance(vectors, Tokens) else vectors.shape[0])]
-
-
 def score_matrix(queries: Any, documents: Any) -> np.ndarray:
     """(q, n) float32 scores of every query with every document, both of one kind.
 
@@ -248,19 +243,16 @@ def score_matrix(queries: Any, documents: Any) -> np.ndarray:
     return scores
 
 
-def exact_search(
-    batches: Iterable[tuple[Sequence[str], Vectors]], queries: Vectors, k: int, query_ids: Sequence[str]
-) -> Run:
+def exact_search(batches: Iterable[tuple[Sequence[str], Vectors]], queries: Any, k: int) -> Answers:
     """The k best documents of each query by `score_matrix`; memory grows with a batch and k, not with the documents.
 
     Args:
         batches: Ids and vectors of a few documents at a time.
-        queries: Vectors of the same kind, one for each of `query_ids`.
+        queries: Vectors of the same kind.
         k: Documents per query.
-        query_ids: (q,) ids.
     """
-    ids = np.zeros((len(query_ids), 0), dtype=object)
-    scores = np.zeros((len(query_ids), 0), dtype=np.float32)
+    count = len(queries) if isinstance(queries, Tokens) else queries.shape[0]
+    ids, scores = np.zeros((count, 0), dtype=object), np.zeros((count, 0), dtype=np.float32)
     for batch_ids, vectors in batches:
         batch_scores = score_matrix(queries, vectors)
         best = top_k(batch_scores, k)
@@ -268,9 +260,16 @@ def exact_search(
         scores = np.concatenate([scores, np.take_along_axis(batch_scores, best, axis=1)], axis=1)
         best = top_k(scores, k)
         ids, scores = (np.take_along_axis(table, best, axis=1) for table in (ids, scores))
-    found = np.isfinite(scores)
-    queries_of = np.repeat(np.asarray(query_ids, dtype=object), found.sum(axis=1))
-    return Run.from_arrays(queries_of.tolist(), ids[found].tolist(), scores[found].tolist(), name="exact").ranked()
+    rows = zip(ids.tolist(), scores.tolist(), strict=True)
+    return [[pair for pair in zip(*row, strict=True) if np.isfinite(pair[1])] for row in rows]
+
+
+def run_of(answers: Answers, query_ids: Sequence[str] | None = None, name: str = "run") -> Run:
+    """Answers as a run in rank order; queries are named "0", "1"... by default."""
+    ids = map(str, range(len(answers))) if query_ids is None else query_ids
+    rows = [(query, *pair) for query, pairs in zip(ids, answers, strict=True) for pair in pairs]
+    columns = zip(*rows, strict=True) if rows else ((), (), ())
+    return Run.from_arrays(*map(list, columns), name=name).ranked()
 
 
 def _of_index(index: Index, collection: Collection | None) -> Records:

@@ -148,12 +148,7 @@ class Index(Ranker):
         return within(collection, self.search_vectors(vectors, cut_depth(k, len(self)), texts.ids))
 
     def search_vectors(self, vectors: Any, k: int | None = None, query_ids: Sequence[str] | None = None) -> Run:
-        """As `search`, by vectors of a query encoder of the space; `query_ids` are "0", "1"... by default.
-
-        Raises:
-            UserError: The vectors are of another dimension or not finite, the number of ids differs, or k exceeds the
-                index.
-        """
+        """As `search`, by vectors of a query encoder of the space; `query_ids` are "0", "1"... by default."""
         k = wanted_depth(k, len(self))
         vectors = self._prepare(vectors, "queries")
         ids = [str(number) for number in range(_count(vectors))] if query_ids is None else list(query_ids)
@@ -192,11 +187,7 @@ class Index(Ranker):
         return self.nbytes / len(self) if len(self) else None
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the folder, whole or not at all: the files of the kind, ``ids.parquet``, and a manifest.
-
-        Raises:
-            UserError: The folder cannot be written, or holds something other than an index, which stays.
-        """
+        """Write the folder, whole or not at all: the files of the kind, ``ids.parquet``, and a manifest."""
         target = check_index_folder(folder)
         with atomic_folder(target) as temporary:
             try:

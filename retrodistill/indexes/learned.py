@@ -91,7 +91,7 @@ def learn_index(
         collection: What to index.
         documents: Document encoder, whose vectors do not change.
         texts: Queries and pseudo-queries to learn from.
-        queries: Query encoder of the documents' space; by default that of the documents.
+        queries: Query encoder of the same space; by default that of the documents.
         target: Bytes of a document's codes, or the factory to start from, e.g. ``OPQ16,PQ16``, ``OPQ16,IVF64,PQ16``.
         settings: How it is learned.
         teacher: (texts, n) scores of a better ranker, on any scale; by default the exact dense scores.

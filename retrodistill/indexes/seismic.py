@@ -33,8 +33,7 @@ class SeismicPostings:
     Args:
         index: The filled ``SeismicIndex``, in which a document's name is its row.
         rows: (held,) int64 rows of the documents with at least one term, ascending: the library skips the others.
-        documents: Number of documents.
-        terms: Number of terms of the vocabulary.
+        documents, terms: Number of documents, and of terms in the vocabulary.
         query_cut: Number of a query's heaviest terms that choose the lists to visit; all of its terms count in scores.
         heap_factor: Above 0 and up to 1: a block is skipped if its summary times this is below the k-th score. Lower
             is faster.
@@ -50,11 +49,7 @@ class SeismicPostings:
 
     @classmethod
     def from_csr(cls, matrix: csr_array, query_cut: int = 10, heap_factor: float = 0.8) -> SeismicPostings:
-        """Index (documents, terms) positive weights.
-
-        Raises:
-            UserError: The library is not installed, no document has a term, or a weight exceeds float16.
-        """
+        """Index (documents, terms) positive weights; at least one, and none beyond float16."""
         library = seismic()
         if not matrix.nnz or matrix.data.max() > _LARGEST_WEIGHT:
             why = f"a weight is above {_LARGEST_WEIGHT:.0f}, float16's largest" if matrix.nnz else "none has a term"

@@ -72,12 +72,7 @@ def is_store(source: Any) -> bool:
 
 
 def open_store(text: str, queries: Any = None) -> Any:
-    """Open an exported store as an index.
-
-    Args:
-        text: ``qdrant:PLACE#NAME``.
-        queries: Name or object of the query encoder; by default the one that was exported.
-    """
+    """Open an exported store (``qdrant:PLACE#NAME``) as an index, by default with the exported query encoder."""
     return _imported(_STORE)(text, queries)
 
 

@@ -74,12 +74,7 @@ class Ranker:
 
     @classmethod
     def of_name(cls, name: ModelName, store: Path | None) -> Ranker:
-        """The ranker of a model name such as ``kind:NAME``, for the kinds that `MODEL_KINDS` maps to this class.
-
-        Args:
-            name: The parsed name.
-            store: Folder for what it computes; the shared cache by default.
-        """
+        """The ranker of a ``kind:NAME`` whose kind `MODEL_KINDS` maps to this class; `store` is a folder for scores."""
         return cls(name.name)  # type: ignore[call-arg]
 
     def fingerprint(self, collection: Collection) -> str:

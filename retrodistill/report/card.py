@@ -27,7 +27,7 @@ from retrodistill.students.registry import get_kind
 from retrodistill.students.vdr import vocabulary_pooling
 from retrodistill.training.settings import StageSettings
 
-YOURS = "FOLDER/OF/"  # in examples, the place of a folder or file on the reader's machine
+YOURS = "FOLDER/OF/"  # in examples, stands for a folder on the reader's machine
 _PUBLIC = ("beir/", "ir_datasets:")
 
 
@@ -39,7 +39,7 @@ class Teaching:
         members: ``(kind:name, weight)`` of each.
         fusion: How several are fused; None for one.
         fingerprint: Of all of them together.
-        recorded: Number of pairs of a recorded run; None for a teacher that scores.
+        recorded: Number of pairs in a recorded run; None for a teacher that computes scores.
     """
 
     members: Sequence[tuple[str, float]]
@@ -60,8 +60,8 @@ class Turns:
     """Conversations that replace a collection's queries.
 
     Attributes:
-        path: The file of turns, without folders of this machine; None if they were made by chaining queries.
-        history: Number of earlier turns after an utterance, at most; None for all.
+        path: The file of turns, without local folders; None if they were made by chaining queries.
+        history: Maximum number of earlier turns after an utterance; None for all.
         responses: Whether answers are part of the history.
     """
 
@@ -77,25 +77,23 @@ class Facts:
     Attributes:
         name: The system's name in results.json.
         kind: Name of its `Kind`, e.g. ``static``.
-        start: What it was made from, ``kind:NAME``.
+        start: Its base model, ``kind:NAME``.
         collection: Name of the training collection.
         documents, queries: Numbers of training documents and queries.
         teaching: The recipe's teacher.
         stages: Settings of each stage.
-        changes: What was changed before training, by setting: layers, dimension...
-        documents_by: The model that encodes the documents which its queries search; None for itself.
-        learned: What each stage recorded (see `retrodistill.training.prepared.learned_from`); may be empty.
+        changes: Changes before training, by setting: layers, dimension...
+        documents_by: The model that encodes the documents; None for itself.
+        learned: Records of each stage (see `retrodistill.training.prepared.learned_from`); may be empty.
         seconds: Wall time of training.
-        seed: Of everything that is drawn at random.
-        inputs: Fingerprints of the inputs.
+        inputs: Fingerprints.
         versions, hardware: Of the training.
-        notes: What a reader should know.
-        base_model: Its start on the Hugging Face hub; None for a folder, or if unknown.
-        own_modules: Whether its folder has modules of this package, which sentence-transformers loads on request only.
+        base_model: Name of its base model on the Hugging Face hub; None for a folder, or if unknown.
+        own_modules: Whether its folder has modules of this package, which sentence-transformers only loads on request.
         sparsity: Mean terms per text and products per pair, of sparse students.
         source: What `load_collection` takes for the collection (see `published`); a placeholder by default.
-        turns: The conversations that are its queries; None for ordinary queries.
-        rewritten: Whether the teacher got better queries than the student.
+        turns: The conversations that it was trained on; None for ordinary queries.
+        rewritten: Whether the teacher got rewritten queries.
     """
 
     name: str
@@ -140,14 +138,14 @@ class Facts:
 
 
 def without_folders(name: str) -> str:
-    """A model's name; for a folder on this machine only its last part, since cards are published."""
+    """A model's name; only the last part of a local folder, because cards are published."""
     kind, _, place = name.partition(":")
     path = Path(place)
     return f"{kind}:{path.name}" if place and (path.is_absolute() or path.exists()) else name
 
 
 def published(source: str | Path) -> str:
-    """A collection's source as a card may show it: public names unchanged, of a folder only its own name."""
+    """A collection's source for a card: public names unchanged, and only the last part of a local folder."""
     text = str(source)
     if isinstance(source, str):
         if source == "demo" or source.startswith(_PUBLIC):
@@ -169,19 +167,19 @@ _MEASURES = {
     "Recall@100": "recall100",
     "Recall@1000": "recall1000",
 }
-_OWN_LINES = {  # settings of a stage that templates/card/stage.md.j2 words itself
+_OWN_LINES = {  # settings of a stage that templates/card/stage.md.j2 describes
     "objectives", "regularizers", "train", "texts", "candidates", "teacher", "selection", "groups", "training",
 }  # fmt: skip
 
 
 def write_card(model: Any, facts: Facts, folder: str | os.PathLike[str], results: Results | None = None) -> None:
-    """Write README.md into a student's folder, whole or not at all; no fingerprint of a student reads that file.
+    """Write README.md into a student's folder; fingerprints of students ignore that file.
 
     Args:
         model: The student's sentence-transformers model, of any kind.
-        facts: How it was made.
+        facts: Its origin.
         folder: The student's folder.
-        results: Its measurements; without them the card says that it was not measured.
+        results: Its measurements; without them, the card says that it was not measured.
 
     Raises:
         UserError: The folder is not writable.
@@ -195,7 +193,7 @@ def card_text(model: Any, facts: Facts, results: Results | None = None) -> str:
 
     Args:
         model: The student's sentence-transformers model.
-        facts: How it was made.
+        facts: Its origin.
         results: Of a job that has a system of the student's name.
     """
     kind = get_kind(facts.kind)
@@ -204,13 +202,13 @@ def card_text(model: Any, facts: Facts, results: Results | None = None) -> str:
     environment = text.environment(escape=False)
     environment.filters |= {"cell": _cell, "code": _code, "setting": _setting, "machine": _machine, "linked": _linked}
     environment.globals |= {"exits_of": exits_of, "vocabulary_pooling": vocabulary_pooling, "ROUTE": ROUTE}
-    # A kind without a partial of its own has the general card.
+    # A kind without its own partial gets the general card.
     body = environment.select_template([f"card/{kind.card}.md.j2", "card.md.j2"]).render(
         facts=facts,
         model=model,
         title=title,
         placeholder=placeholder(model),
-        # How users write the kind in front of a folder; a hybrid student is loaded as a dense one.
+        # The kind in front of a folder; a hybrid student is loaded as a dense one.
         package_kind=kind.written.partition(":")[0] or "dense",
         trusted=", trust_remote_code=True" if facts.own_modules else "",
         own_usage=own_sections["Usage"],
@@ -223,23 +221,23 @@ def card_text(model: Any, facts: Facts, results: Results | None = None) -> str:
         stages=[_stage(stage, known) for stage, known in _learned(facts)],
         objectives={name: OBJECTIVES[name] for name in _objectives(facts)},
         results=results,
-        **({} if results is None else _measured(facts, results)),
+        **({} if results is None else _measurements(facts, results)),
     )
     body = re.sub(r"\n{3,}", "\n\n", body).strip()
     return f"---\n{_front_matter(front, facts, results, title)}---\n\n{body}\n"
 
 
 def placeholder(model: Any) -> str:
-    """The model's name in examples: sentence-transformers replaces it by the name on the hub when it is uploaded."""
+    """The model's name in examples, which sentence-transformers replaces by the name on the hub when it is uploaded."""
     return str(getattr(model, "_model_card_model_id_placeholder", "sentence_transformers_model_id"))
 
 
 # Measurements.
 
 
-def _measured(facts: Facts, results: Results) -> dict[str, Any]:
+def _measurements(facts: Facts, results: Results) -> dict[str, Any]:
     student = results.system(facts.name)
-    systems = [*_beside(facts, results), student, *_variants(facts, results)]
+    systems = [*_others(facts, results), student, *_variants(facts, results)]
     difference = Column("difference in nDCG@10 (95% interval, p)", lambda system: _difference(facts, results, system))
     quality = [*columns.columns_of_quality(results, CARD), difference]
     return {
@@ -248,8 +246,8 @@ def _measured(facts: Facts, results: Results) -> dict[str, Any]:
         "cost": _table(columns.columns_of_serving(results, CARD), systems),
         "no_worse": [
             system
-            for system in _beside(facts, results)
-            # The student's own result on better queries (rewrites) is not a competitor.
+            for system in _others(facts, results)
+            # The student's result on rewritten queries is not a competitor.
             if system.role in ("control", "baseline")
             and system.name != REWRITES
             and None not in (system.ndcg10, student.ndcg10)
@@ -258,7 +256,7 @@ def _measured(facts: Facts, results: Results) -> dict[str, Any]:
     }
 
 
-def _beside(facts: Facts, results: Results) -> list[SystemResult]:
+def _others(facts: Facts, results: Results) -> list[SystemResult]:
     """All systems that are not students, without the controls of other students."""
     controls = ("control", f"{facts.name}-control")
     systems = [system for system in results.systems if system.role != "student"]
@@ -266,13 +264,13 @@ def _beside(facts: Facts, results: Results) -> list[SystemResult]:
 
 
 def _variants(facts: Facts, results: Results | None) -> list[SystemResult]:
-    """The student's exits, truncations and own-token queries, as far as they were measured."""
+    """The measured exits, truncations, and own-token queries of the student."""
     systems = [] if results is None else results.systems
     return [system for system in systems if system.name.startswith(f"{facts.name}@")]
 
 
 def _cuts(facts: Facts, results: Results | None) -> list[int]:
-    """Dimensions that were trained for or measured, in falling order."""
+    """Dimensions that were trained or measured, in descending order."""
     ends = (system.name.removeprefix(f"{facts.name}@") for system in _variants(facts, results))
     measured = {int(end) for end in ends if re.fullmatch(r"\d+", end)}
     return sorted(measured.union(*(stage.matryoshka for stage in facts.stages)), reverse=True)
@@ -313,7 +311,7 @@ def _difference(facts: Facts, results: Results, other: SystemResult) -> str:
 
 
 def _learned(facts: Facts) -> list[tuple[StageSettings, dict[str, Any]]]:
-    """Each stage with what was recorded of it; older students have no such record."""
+    """Each stage with its record; older students have none."""
     missing: list[dict[str, Any]] = [{}] * (len(facts.stages) - len(facts.learned))
     return list(zip(facts.stages, [*facts.learned, *missing], strict=True))
 
@@ -345,11 +343,11 @@ def _example(facts: Facts) -> str:
 
 
 def _library_card(model: Any, facts: Facts, title: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """The front matter and the sections of the card that sentence-transformers writes, by heading; no network."""
+    """The front matter and the sections, by heading, of the card by sentence-transformers; without network access."""
     import yaml
     from huggingface_hub import ModelCard
 
-    # New card data: those of the user's model stay as they are, and no text is encoded for the example.
+    # New card data, so that those of the user's model do not change; no text is encoded for the example.
     data = type(model.model_card_data)(local_files_only=True, generate_widget_examples=False, model_name=title)
     data.add_tags(list(_TAGS))
     data.base_model = facts.base_model

@@ -1,4 +1,4 @@
-"""The columns of every table, once for the page, the terminal and the model card.
+"""The columns of every table, shared by the page, the terminal, and the model card.
 
 To add a column, add its value to the record in evaluation/results.py and a line here.
 """
@@ -23,9 +23,9 @@ class Column:
 
     Attributes:
         head: Its title.
-        value: The value of a row; None if it was not measured.
-        show: The value as text; gets None too.
-        is_number: Whether it is aligned to the right, and sorted as a number.
+        value: Value of a row; None if it was not measured.
+        show: Formats the value, including None.
+        is_number: Whether it is right-aligned and sorted as a number.
         places: Where it is shown.
     """
 
@@ -41,7 +41,7 @@ class Column:
 
 
 class Row(NamedTuple):
-    """A system's name with a record that was measured of it: agreement, cost, or one timing."""
+    """A system's name with one of its records: agreement, cost, or a timing."""
 
     name: str
     record: Any
@@ -105,12 +105,12 @@ COSTS = (
 
 
 def columns_of_systems(results: Results, place: str) -> list[Column]:
-    """The columns of systems that have a value, and those that are always shown."""
+    """The columns of systems that have a value, or are always shown."""
     return [*columns_of_quality(results, place), *columns_of_serving(results, place)]
 
 
 def columns_of_quality(results: Results, place: str) -> list[Column]:
-    """The measures and what was kept of the teacher's; on the page, any measure has a column."""
+    """The measures and the retention; on the page, every measure has a column."""
     others = dict.fromkeys(name for system in results.systems for name in system.measures) if place == PAGE else {}
     return _shown([*_MEASURES, *map(_other_measure, others), _KEPT], results, place)
 
@@ -129,7 +129,7 @@ def _shown(columns: Sequence[Column], results: Results, place: str) -> list[Colu
 
 
 def columns_of_comparisons(comparisons: Sequence[Mapping[str, Any]]) -> list[Column]:
-    """The columns of comparisons; `Column.value` takes one as results.json has it."""
+    """The columns of comparisons; `Column.value` takes a comparison as in results.json."""
     measures = {text.measure_title(str(row["measure"])) for row in comparisons}
     mean = measures.pop() if len(measures) == 1 else "mean"
     return [
@@ -164,7 +164,7 @@ def timing_rows(costs: Sequence[Row]) -> list[Row]:
 
 
 def with_values(columns: Sequence[Column], rows: Sequence[Any]) -> list[Column]:
-    """The columns that have a value in some row: without judgments, say, quality has no column."""
+    """The columns that have a value in some row: for example, no quality without judgments."""
     return [column for column in columns if _has_value(column, rows)]
 
 

@@ -1,4 +1,4 @@
-"""Figures as SVG: deterministic, text as text, colors and line styles by the classes of templates/page.css."""
+"""Figures as SVG: deterministic, with real text, and with colors and line styles from templates/page.css."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
@@ -20,16 +20,9 @@ from retrodistill.report import text as words
 
 WIDTH, HEIGHT = 380, 270
 LEFT, RIGHT, TOP, BOTTOM = 52, WIDTH - 14, 14, HEIGHT - 46  # of the plot within the picture
-# Shapes differ as well as colors, so that roles can be told apart without color; each is centered on 0, 0.
-_SHAPES = {
-    "baseline": '<path d="M-5.5 -5.5H5.5V5.5H-5.5Z"/>',
-    "teacher": '<path d="M0 -7.5L7 0L0 7.5L-7 0Z"/>',
-    "control": '<path d="M0 6L-6.5 -5.5H6.5Z"/>',
-    "student": '<circle r="6"/>',
-}
-_NAME_WIDTH = 20  # letters of a name beside a mark
-_MOST_POINTS = 300  # of a drawn line; longer ones are averaged, so that long trainings make no heavier page
-_LINE, _LETTER, _RADIUS = 16.0, 7.4, 8.0  # pixels: line height, mean width of a letter at 13px, a mark with its margin
+_NAME_WIDTH = 20  # characters of a name next to a mark
+_MOST_POINTS = 300  # of a line; longer lines are averaged, so that a long training does not enlarge the page
+_LINE, _LETTER, _RADIUS = 16.0, 7.4, 8.0  # pixels: line height, mean character width at 13px, mark with margin
 
 Place = tuple[float, float]
 
@@ -70,22 +63,27 @@ def tick_label(value: float) -> str:
     return f"{value:.6g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.0e}"
 
 
+@cache
+def _macros() -> Any:
+    """The macros of templates/page/figures.svg.j2."""
+    environment = words.environment(escape=True)
+    environment.filters |= {"px": "{:.1f}".format, "tick": tick_label, "path": _path}
+    environment.globals.update(width=WIDTH, height=HEIGHT, left=LEFT, right=RIGHT, top=TOP, bottom=BOTTOM)
+    return environment.get_template("page/figures.svg.j2").module
+
+
+def _path(points: Sequence[Place]) -> str:
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+
+
 def icon(role: str) -> Markup:
     """The mark of a role, small enough for a line of text."""
-    shape = f'<g class="mark {role}">{_SHAPES[role]}</g>'
-    return Markup(f'<svg class="icon" viewBox="-9 -9 18 18" width="14" height="14" aria-hidden="true">{shape}</svg>')
+    return _macros().icon(role)
 
 
 def whisker(difference: float, interval: Sequence[float], reach: float) -> Markup:
-    """An interval as a bar, 0 in the middle; `reach` is the value at the right end, shared by all rows of a table."""
-    width, height = 180, 18
-    ends = [f"{width / 2 + value / reach * (width / 2 - 5):.1f}" for value in (*interval, difference)]
-    return Markup(
-        f'<svg class="whisker" viewBox="0 0 {width} {height}" width="{width}" height="{height}" aria-hidden="true">'
-        f'<path class="axis" d="M{width / 2} 0V{height}"/>'
-        f'<path class="interval" d="M{ends[0]} {height / 2}H{ends[1]}"/>'
-        f'<circle class="dot" cx="{ends[2]}" cy="{height / 2}" r="4"/></svg>'
-    )
+    """An interval as a bar with 0 in the middle; `reach` is the value at the right end, the same for all rows."""
+    return _macros().whisker(*(90 + value / reach * 85 for value in (*interval, difference)))
 
 
 # Quality against a cost.
@@ -114,10 +112,10 @@ def points_of(systems: Iterable[SystemResult], cost: Callable[[SystemResult], fl
 
 
 def pareto_front(qualities: Sequence[float], costs: Sequence[Sequence[float]]) -> list[int]:
-    """Numbers of the systems that no other dominates, best quality first.
+    """Positions of the systems that no other dominates, best quality first.
 
-    A system is dominated if another has at least its quality at no higher cost of any kind, and is better in one of
-    them. Systems that are equal in all of them stay.
+    A system is dominated if another one is at least as good in quality and in every cost, and better in one of them.
+    Equal systems stay.
 
     Args:
         qualities: (systems,), higher is better.
@@ -141,7 +139,7 @@ def front_figure(points: Sequence[Point], cost_title: str) -> tuple[Markup, list
     best = sorted(front, key=lambda at: points[at].cost)
 
     def steps(places: Sequence[Place]) -> list[tuple[str, list[Place]]]:
-        """The front stays level until the next better system, and on to the plot's edge."""
+        """The front is level up to the next better system, and up to the edge of the plot."""
         corners: list[Place] = []
         for (left, top), (right, _) in itertools.pairwise([*(places[at] for at in best), (float(RIGHT), 0.0)]):
             corners += [(left, top), (right, top)]
@@ -165,7 +163,7 @@ def sizes_figure(points: Sequence[Point], family: Callable[[SystemResult], str])
 def _scatter(
     points: Sequence[Point], cost_title: str, lines_of: Callable[[Sequence[Place]], list[tuple[str, list[Place]]]]
 ) -> Markup:
-    """Quality over a logarithmic cost axis, a name beside each mark; `lines_of` gives a CSS class and corners each."""
+    """Quality over a logarithmic cost axis, with named marks; `lines_of` returns a CSS class and corners per line."""
     x = _log_scale([point.cost for point in points], LEFT, RIGHT)
     y = _linear_scale([point.quality for point in points], BOTTOM, TOP, margin=0.2)
     places = [(x(point.cost), y(point.quality)) for point in points]
@@ -173,13 +171,11 @@ def _scatter(
     drawn = [_thin_box(*ends) for _, corners in lines for ends in itertools.pairwise(corners)]
     names = [words.shorten_name(point.name, _NAME_WIDTH) for point in points]
     labels = place_labels(names, places, Box(LEFT + 2, TOP, WIDTH, BOTTOM - 2), drawn)
-    parts = [_axes(x, y, cost_title, "nDCG@10")]
-    parts += [_line(corners, kind) for kind, corners in lines if len(corners) > 1]
-    for point, (left, top), label in zip(points, places, labels, strict=True):
-        mark = f'<g class="mark {point.system.role}" transform="translate({left:.1f} {top:.1f})">'
-        hover = f"<title>{escape(_hover(point.system))}</title>"
-        parts.append(f"{_label(label)}<g>{hover}{mark}{_SHAPES[point.system.role]}</g></g>")
-    return _picture(parts, f"nDCG@10 against {cost_title}")
+    marks = [
+        (point.system.role, _hover(point.system), place, *_label(label))
+        for point, place, label in zip(points, places, labels, strict=True)
+    ]
+    return _macros().scatter(x, y, cost_title, lines, marks)
 
 
 def _hover(system: SystemResult) -> str:
@@ -195,30 +191,29 @@ def _hover(system: SystemResult) -> str:
 
 
 def curve_figure(lines: dict[str, list[Place]], title: str, stages: Sequence[float], smooth: bool = False) -> Markup:
-    """Training curves; empty where there are fewer than two steps.
+    """Training curves; empty with fewer than two steps.
 
     Args:
-        lines: By CSS class, (step, value) by rising step. A line breaks where a stage begins, since stages differ in
-            objective and held-out texts.
-        title: Of the value axis.
+        lines: By CSS class, (step, value) in order of steps. A line breaks where a stage begins, because stages differ
+            in objective and held-out texts.
+        title: Title of the value axis.
         stages: Steps at which later stages begin.
-        smooth: Whether a long line is drawn faintly, with its running mean.
+        smooth: Whether a long line is drawn faintly under its running mean.
     """
     points = [point for line in lines.values() for point in line]
     if len({step for step, _ in points}) < 2:
         return Markup()
     x = _linear_scale([step for step, _ in points], LEFT, RIGHT, margin=0.0)
     y = _linear_scale([value for _, value in points], BOTTOM, TOP)
-    parts = [_axes(x, y, "step", title)]
-    parts += [f'<path class="grid" stroke-dasharray="3 3" d="M{x(at):.1f} {TOP}V{BOTTOM}"/>' for at in stages]
+    drawn: list[tuple[str, list[Place]]] = []
     for kind, line in lines.items():
         for piece in _by_stage(line, stages):
             placed = [(x(step), y(value)) for step, value in _thinned(piece)]
-            if not smooth or len(placed) < 60:
-                parts.append(_dotted_line(placed, kind))
+            if smooth and len(placed) >= 60:
+                drawn += [(f"{kind} faint", placed), (kind, _running_mean(placed))]
             else:
-                parts += [_dotted_line(placed, f"{kind} faint"), _dotted_line(_running_mean(placed), kind)]
-    return _picture(parts, title)
+                drawn.append((kind, placed))
+    return _macros().curves(x, y, title, stages, drawn)
 
 
 def calibration_figure(bins: Sequence[Bin], system: SystemResult) -> Markup:
@@ -229,9 +224,7 @@ def calibration_figure(bins: Sequence[Bin], system: SystemResult) -> Markup:
     upper = [(x(group.student), y(group.high)) for group in bins]
     lower = [(x(group.student), y(group.low)) for group in reversed(bins)]
     mean = [(x(group.student), y(group.teacher)) for group in bins]
-    band = f'<path class="band {system.role}" d="{_path([*upper, *lower])}Z"/>'
-    parts = [_axes(x, y, "score by the system", "score by the teacher"), band, _dotted_line(mean, system.role)]
-    return _picture(parts, f"calibration of {system.name}")
+    return _macros().calibration(x, y, system.name, system.role, [*upper, *lower], mean)
 
 
 def _by_stage(points: Sequence[Place], stages: Sequence[float]) -> list[list[Place]]:
@@ -258,44 +251,7 @@ def _mean(points: Sequence[Place]) -> Place:
     return sum(x for x, _ in points) / len(points), sum(y for _, y in points) / len(points)
 
 
-# Pieces of SVG.
-
-
-def _picture(parts: Iterable[str], label: str) -> Markup:
-    head = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'
-    return Markup(f"{head}{''.join(parts)}</svg>")
-
-
-def _axes(x: Scale, y: Scale, x_title: str, y_title: str) -> str:
-    parts = []
-    for value in y.ticks():
-        parts.append(f'<path class="grid" d="M{LEFT} {y(value):.1f}H{RIGHT}"/>')
-        parts.append(_text(LEFT - 7, y(value) + 4.5, tick_label(value), "end", "tick"))
-    for value in x.ticks():
-        parts.append(f'<path class="grid" d="M{x(value):.1f} {TOP}V{BOTTOM}"/>')
-        parts.append(_text(x(value), BOTTOM + 18, tick_label(value), "middle", "tick"))
-    parts.append(f'<path class="axis" d="M{LEFT} {TOP}V{BOTTOM}H{RIGHT}"/>')
-    parts.append(_text((LEFT + RIGHT) / 2, HEIGHT - 8, x_title, "middle", "title"))
-    turned = f'<g transform="translate(13 {(TOP + BOTTOM) / 2:.1f}) rotate(-90)">'
-    return "".join(parts) + turned + _text(0, 0, y_title, "middle", "title") + "</g>"
-
-
-def _text(x: float, y: float, content: str, anchor: str, kind: str) -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(content)}</text>'
-
-
-def _path(points: Sequence[Place]) -> str:
-    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-
-
-def _line(points: Sequence[Place], kind: str) -> str:
-    return f'<path class="{kind}" d="{_path(points)}"/>'
-
-
-def _dotted_line(points: Sequence[Place], kind: str) -> str:
-    dots = points if len(points) <= 30 else []
-    line = _line(points, f"line {kind}") if len(points) > 1 else ""
-    return line + "".join(f'<circle class="dot {kind}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in dots)
+# Scales.
 
 
 def _linear_scale(values: Sequence[float], start: float, stop: float, margin: float = 0.08) -> Scale:
@@ -327,7 +283,7 @@ def _log_ticks(low: float, high: float, most: int = 7) -> list[float]:
     return ticks[:: math.ceil(len(ticks) / most)]
 
 
-# Names beside points, placed so that they cover neither each other nor the points, nor leave the plot.
+# Names next to points, placed inside the plot so that they do not cover each other or the points.
 
 
 class Box(NamedTuple):
@@ -351,14 +307,14 @@ class Box(NamedTuple):
 
 
 class Label(NamedTuple):
-    """A name, the point that it names, and its rectangle."""
+    """A name with its point and its rectangle."""
 
     name: str
     point: Place
     box: Box
 
 
-# Direction from the point, how far to slide sideways in half widths, and what the place costs: right is best.
+# Direction from the point, shift to the side in half widths, and cost of the place: right is best.
 _SIDES: tuple[tuple[int, int, float, float], ...] = (
     (1, 0, 0, 0), (-1, 0, 0, 1), (0, -1, 0, 2), (0, 1, 0, 3), (0, -1, 0.7, 4), (0, -1, -0.7, 4.5), (0, 1, 0.7, 5),
     (0, 1, -0.7, 5.5), (1, -1, 0, 6), (-1, -1, 0, 6.5), (1, 1, 0, 7), (-1, 1, 0, 7.5),
@@ -366,13 +322,13 @@ _SIDES: tuple[tuple[int, int, float, float], ...] = (
 
 
 def place_labels(names: Sequence[str], points: Sequence[Place], plot: Box, lines: Sequence[Box] = ()) -> list[Label]:
-    """Place each name at a free spot near its point: greedily in several orders, of which the cheapest is kept.
+    """Place each name at a free spot near its point: greedily in several orders, and the cheapest one is kept.
 
     Args:
-        names: What to write.
+        names: Texts to place.
         points: Centers of the marks, one per name.
         plot: The rectangle to stay in.
-        lines: Thin rectangles of drawn lines, avoided where there is room.
+        lines: Thin rectangles around lines, avoided if there is room.
     """
     crowd = [sum(1 / (1 + math.dist(point, other)) for other in points) for point in points]
     keys = [crowd, [x for x, _ in points], [y for _, y in points]]
@@ -384,7 +340,7 @@ def place_labels(names: Sequence[str], points: Sequence[Place], plot: Box, lines
 def _greedy(
     order: Sequence[int], names: Sequence[str], points: Sequence[Place], plot: Box, lines: Sequence[Box]
 ) -> tuple[float, list[Label]]:
-    """The cost of placing the names in this order, and the labels."""
+    """The total cost of placing the names in this order, and the labels."""
     taken = [Box(x - _RADIUS, y - _RADIUS, x + _RADIUS, y + _RADIUS) for x, y in points]
     placed: dict[int, Label] = {}
     total = 0.0
@@ -403,7 +359,7 @@ def _penalty(box: Box, taken: Sequence[Box], plot: Box, lines: Sequence[Box]) ->
 
 
 def _spots(point: Place, width: float) -> list[tuple[Box, float]]:
-    """Rectangles around a point with what each costs."""
+    """Rectangles around a point with their costs."""
     spots = []
     for away in (0.0, 10.0, 20.0, 30.0, 45.0, 65.0, 90.0):
         gap = _RADIUS + 2 + away
@@ -419,8 +375,8 @@ def _thin_box(start: Place, stop: Place) -> Box:
     return Box(left - 1, top - 1, right + 1, bottom + 1)
 
 
-def _label(label: Label) -> str:
-    """The name, with a line to its point where it is too far away to be read as its own."""
+def _label(label: Label) -> tuple[str, str, Place, list[Place]]:
+    """The name, its anchor and place, and a line to its point if it is too far away."""
     box, (x, y) = label.box, label.point
     # Anchored on the side of its point, so that a font wider than assumed grows away from it.
     anchor, at = "middle", (box.left + box.right) / 2
@@ -429,5 +385,5 @@ def _label(label: Label) -> str:
     elif box.right < x:
         anchor, at = "end", box.right
     near = (min(max(x, box.left), box.right), min(max(y, box.top), box.bottom))
-    leader = _line([label.point, near], "leader") if math.dist(near, label.point) > _RADIUS + 5 else ""
-    return leader + _text(at, box.bottom - 4, label.name, anchor, "label")
+    leader = [label.point, near] if math.dist(near, label.point) > _RADIUS + 5 else []
+    return label.name, anchor, (at, box.bottom - 4), leader

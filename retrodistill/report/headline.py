@@ -1,4 +1,4 @@
-"""The answer in plain sentences: what was distilled, what was kept, what it costs, and what qualifies it."""
+"""The answer in plain sentences: what was distilled, how much quality was kept, its cost, and its limits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from retrodistill.report import text
 
 
 def answer(results: Results) -> list[str]:
-    """The sentences that a report opens with: quality kept, cost, then what qualifies them.
+    """The first sentences of a report: quality, cost, then the limits.
 
     Bad news is reported as plainly as good news: a student below its control, a baseline above the student, a
     difference that may be chance.
@@ -26,7 +26,7 @@ def answer(results: Results) -> list[str]:
         sentences.insert(place, f"{student.name} finds {share} among its own ten.")
     for other in _compared_with(results, student):
         failed = other.role == "control" and (student.ndcg10 or 0.0) <= (other.ndcg10 or 0.0)
-        # A distillation that did not help is the answer, not a remark on it.
+        # A distillation that did not help is the main result.
         sentences.insert(1 if failed else len(sentences), _against(results, student, other))
     return [*sentences, *_other_students(results, student)]
 
@@ -38,7 +38,7 @@ def best_student(systems: Sequence[SystemResult]) -> SystemResult | None:
 
 
 def comparison_of(results: Results, a: str, b: str, measure: str = "ndcg@10") -> dict[str, Any] | None:
-    """The comparison of a with b, turned around if it was recorded as b with a; None if there is none."""
+    """The comparison of a with b, reversed if it was recorded as b with a; None if there is none."""
     for comparison in results.comparisons:
         if comparison["measure"].lower() != measure:
             continue
@@ -62,7 +62,7 @@ def _best(systems: Sequence[SystemResult]) -> SystemResult | None:
 
 
 def _without_student(results: Results) -> list[str]:
-    """The best system, and what it was tested against."""
+    """The best system, and its tests against others."""
     place, best = _place(results), _best(results.systems)
     systems = "1 system was" if len(results.systems) == 1 else f"{len(results.systems)} systems were"
     if best is None:
@@ -102,10 +102,10 @@ def _cost(base: SystemResult | None, student: SystemResult) -> str:
         costs.append(f"stores {text.thousands(student.bytes_per_document)} bytes per document")
     if not costs:
         return f"The cost of {student.name} was not measured."
-    return f"{student.name} {' and '.join(costs)}{_cost_beside(base, student)}."
+    return f"{student.name} {' and '.join(costs)}{_cost_of_base(base, student)}."
 
 
-def _cost_beside(base: SystemResult | None, student: SystemResult) -> str:
+def _cost_of_base(base: SystemResult | None, student: SystemResult) -> str:
     if base is None:
         return ""
     costs = []
@@ -118,7 +118,7 @@ def _cost_beside(base: SystemResult | None, student: SystemResult) -> str:
 
 
 def _compared_with(results: Results, student: SystemResult) -> list[SystemResult]:
-    """The teacher, the yardstick, the best control and the best baseline, as far as their quality is known."""
+    """The teacher, the yardstick, the best control, and the best baseline, if their quality is known."""
     if student.ndcg10 is None:
         return []
     baselines = [system for system in results.with_role("baseline") if system.name != REWRITES]
@@ -139,7 +139,7 @@ def _against(results: Results, student: SystemResult, other: SystemResult) -> st
 
 
 def _verdict(comparison: dict[str, Any]) -> str:
-    """Significant or not, with interval and p; if not, the smallest difference that could have been seen."""
+    """Significant or not, with interval and p; if not, the smallest detectable difference."""
     corrected = "corrected " if "p_holm" in comparison else ""
     p = text.probability(text.decisive_p(comparison))
     verdict, smallest = text.significance(comparison), comparison.get("smallest")
@@ -157,13 +157,13 @@ def _named(results: Results, other: SystemResult) -> str:
 
 
 def _other_students(results: Results, best: SystemResult) -> list[str]:
-    """One sentence per other student, or one for many; and that choosing the best one favors it."""
+    """A sentence per other student, or one for many; and a warning that the choice of the best one favors it."""
     others = [system for system in results.with_role("student") if system is not best]
     judged = _judged(others)
     if len(others) <= 2:
         sentences = [_other_student(other, best) for other in others]
     elif not judged:
-        sentences = [f"{len(others)} other students were run, too."]
+        sentences = [f"{len(others)} other students were also run."]
     else:
         values = sorted(system.ndcg10 or 0.0 for system in judged)
         spread = f"from {text.measure(values[0])} to {text.measure(values[-1])}"
@@ -178,6 +178,6 @@ def _other_students(results: Results, best: SystemResult) -> list[str]:
 
 def _other_student(other: SystemResult, best: SystemResult) -> str:
     if other.ndcg10 is None:
-        return f"The student {other.name} was run, too."
+        return f"The student {other.name} was also run."
     kept = "" if other.retention is None else f", {text.percent(other.retention)} kept"
     return f"The student {other.name} has nDCG@10 {text.measure(other.ndcg10)}{kept}; {best.name} is the best one."

@@ -1,4 +1,4 @@
-"""The page: one HTML file that loads nothing. The text is in templates/page; this module makes what it shows."""
+"""The page: one HTML file without external resources. The text is in templates/page; this module has the data."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from retrodistill.report.headline import answer, comparison_of
 
 _ONE_SIZE = 1.05  # sizes within this factor are one size: two indexes of the same vectors
 _CURVES = {"agreement": ("agreement", "first"), "mean_cosine": ("mean cosine", "second")}  # title and CSS class
-_TEXT = 300  # letters of a document that are shown at once; the rest unfolds
+_TEXT = 300  # characters of a document that are always shown; the rest unfolds
 _CONTROL = {code: " " for code in range(32) if chr(code) not in "\n\t"}
 
 Context = dict[str, Any]
 
 
 def write_page(results: Results, path: str | os.PathLike[str]) -> None:
-    """Write report.html, whole or not at all.
+    """Write report.html atomically.
 
     Raises:
         UserError: The file cannot be written.
     """
     with atomic_file(path) as temporary:
-        # Names of files may hold bytes that are not UTF-8; they become question marks and do not stop the job.
+        # Names of files may contain bytes that are not UTF-8; they become question marks and do not stop the job.
         temporary.write_text(page_text(results), encoding="utf-8", errors="replace", newline="\n")
 
 
@@ -51,7 +51,7 @@ def page_text(results: Results) -> str:
         roles=[role for role in ROLES if results.with_role(role)],  # type: ignore[arg-type]
         style=text.source("page.css"),
         script=script,
-        # Only this script may run and nothing may be loaded, whatever a document's text holds.
+        # Only this script may run, and nothing may be loaded, whatever a document contains.
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
@@ -62,7 +62,7 @@ def _cut(value: str, length: int) -> str:
 
 
 def _halves(value: str) -> tuple[str, str]:
-    """The beginning of a document, and the rest that unfolds; cut between words where there are any."""
+    """The beginning of a document, and the rest, which unfolds; cut between words if there are any."""
     if len(value) <= _TEXT:
         return value, ""
     space = value.rfind(" ", _TEXT * 3 // 4, _TEXT)
@@ -71,7 +71,7 @@ def _halves(value: str) -> tuple[str, str]:
 
 
 def _table(shown: Sequence[Column], rows: Sequence[Any]) -> Context:
-    """Columns, and of each row the cells and the exact values to sort by."""
+    """Columns, and the cells of each row with the exact values to sort by."""
     return {
         "columns": shown,
         "rows": [
@@ -136,7 +136,7 @@ def _training(results: Results) -> Context | None:
 
 def _curves(name: str, curve: Mapping[str, list[dict[str, Any]]]) -> Context:
     monitors = curve.get("monitors", [])
-    # Monitors look twice at the step where a later stage begins: at the end of the one, before the other.
+    # Monitors run twice at the step where a later stage begins: after one stage and before the next.
     stages = [point["step"] for point, other in pairwise(monitors) if point["step"] == other["step"]]
     losses = _points(curve.get("losses", []), "loss")
     lines = {key: points for key in _CURVES if (points := _points(monitors, key))}
@@ -153,7 +153,7 @@ def _curves(name: str, curve: Mapping[str, list[dict[str, Any]]]) -> Context:
 
 def _points(rows: Sequence[Mapping[str, Any]], key: str) -> list[figures.Place]:
     points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
-    return sorted(points, key=lambda point: point[0])  # stable: of two at one step the earlier stays first
+    return sorted(points, key=lambda point: point[0])  # stable: the order of two points at one step is kept
 
 
 def _ends(points: Sequence[figures.Place]) -> str:
@@ -182,7 +182,7 @@ def _agreement(results: Results) -> Context | None:
 
 
 def _compression(results: Results) -> Context | None:
-    """Systems whose documents one model encodes, at several sizes."""
+    """Models whose documents are indexed at several sizes."""
     by_model: dict[str, list[figures.Point]] = defaultdict(list)
     for point in figures.points_of(results.systems, lambda system: system.bytes_per_document):
         if point.system.documents_by:
@@ -211,12 +211,12 @@ def _sizes(model: str, points: Sequence[figures.Point]) -> Context:
 
 
 def _family(system: SystemResult) -> str:
-    """Systems whose names differ in their last number alone are one way of compressing."""
+    """Systems whose names differ only in the last number use the same kind of compression."""
     return re.sub(r"\d+(?=\D*$)", "#", system.name)
 
 
 def _queries(results: Results) -> Context | None:
-    """Queries won and lost, and some that were drawn evenly, with both rankings."""
+    """Queries won and lost, and evenly spaced queries, with both rankings."""
     shown = [*results.won, *results.lost, *results.examples]
     if not shown:
         return None
@@ -225,7 +225,7 @@ def _queries(results: Results) -> Context | None:
     groups = {
         "won": (f"Won: {sides[1]} above {sides[0]}", results.won, counts.get("wins")),
         "lost": (f"Lost: {sides[1]} below {sides[0]}", results.lost, counts.get("losses")),
-        "drawn": ("Evenly drawn, so that nobody picked them", results.examples, None),
+        "drawn": ("Evenly spaced, not hand-picked", results.examples, None),
     }
     return {
         "sides": sides,
@@ -245,7 +245,7 @@ def _queries(results: Results) -> Context | None:
 
 
 def _outcome(example: Example, sides: Sequence[str]) -> tuple[str, str]:
-    """``won``, ``lost``, ``same`` or nothing, and the line below the query that explains it."""
+    """``won``, ``lost``, ``same``, or empty, and the line below the query that explains it."""
     first, second = example.teacher_value, example.student_value
     if first is not None and second is not None:
         outcome = "won" if second - first > 1e-9 else "lost" if first - second > 1e-9 else "same"
@@ -293,7 +293,7 @@ def _flat(group: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]
             yield f"{above}{name}", text.MISSING if value is None else str(value)
 
 
-# By name of the template; a section without content is left out.
+# By name of the template; sections without content are omitted.
 _SECTIONS: dict[str, Callable[[Results], Context | None]] = {
     "systems": _systems,
     "differences": _differences,

@@ -1,4 +1,4 @@
-"""Every table of the command line as plain text, drawn by rich."""
+"""Every table of the command line as plain text, formatted by rich."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from retrodistill.evaluation.evaluating import Evaluation
 
 WIDTH = 100
-_NAME = 44  # letters of a name in tables that may be wider than the terminal
+_NAME = 44  # characters of a name in tables that may be wider than the terminal
 _DEPTH = 3  # documents of a ranking
 _ABOUT_TESTS = (
     "p: paired randomization test. Holm: corrected for the number of comparisons. Detectable: the smallest difference "
@@ -47,17 +47,12 @@ _ABOUT_TESTS = (
 
 
 def results_text(results: Results, width: int = WIDTH) -> str:
-    """The systems of a recipe.
-
-    Args:
-        results: What was measured.
-        width: Terminal columns to fit into. Long names are folded, numbers are not.
-    """
+    """A row per system of a recipe; to fit into `width` terminal columns, long names are folded, but not numbers."""
     numbers = [column for column in columns_of_systems(results, TERMINAL) if column.is_number]
     sides = [column for column in columns_of_systems(results, TERMINAL) if not column.is_number]
     heads = ["system", *(_two_lines(column.head) for column in numbers), *(column.head for column in sides)]
 
-    def drawn(after_kind: str, width: int) -> str:
+    def table(after_kind: str, width: int) -> str:
         rows = [
             [
                 text.plain(system.name),
@@ -68,13 +63,13 @@ def results_text(results: Results, width: int = WIDTH) -> str:
         ]
         return _table(heads, rows, len(sides), width=width)
 
-    table = drawn(":", 10_000)
-    # Where names do not fit, kind and name of a model take a line each, so that names are folded as little as possible.
-    return table if max(map(cell_len, table.splitlines())) <= width else drawn(":\n", width)
+    wide = table(":", 10_000)
+    # If names do not fit, the kind and the name of a model get a line each, so that few names are folded.
+    return wide if max(map(cell_len, wide.splitlines())) <= width else table(":\n", width)
 
 
 def examples_text(results: Results, shown: int = 5, width: int = WIDTH) -> str:
-    """The first queries with the top 3 of both sides next to each other; ✓ marks relevant documents."""
+    """The first queries with the top 3 of both systems side by side; ✓ marks relevant documents."""
     sides = results.sides or ["teacher", "student"]
     return "\n\n".join(_example(example, sides, width) for example in results.examples[:shown])
 
@@ -103,14 +98,14 @@ def benchmark_text(benchmark: Benchmark) -> str:
         cells = [[row, *(f"{values[name][first]:.4f}" for name in means)] for row, values in rows.items()]
         parts = [_table([text.measure_title(first), *means], cells), _means(mean, means)]
         for evaluation in benchmark.evaluations:
-            beside = _agreement(agreement_rows(evaluation.results.systems)) + _cost(evaluation.results.systems)
-            parts += ["\n\n".join([f"{evaluation.results.collection}:", *beside])] if beside else []
+            more = _agreement(agreement_rows(evaluation.results.systems)) + _cost(evaluation.results.systems)
+            parts += ["\n\n".join([f"{evaluation.results.collection}:", *more])] if more else []
     notes = [f"note: {note}" for evaluation in benchmark.evaluations for note in evaluation.results.notes]
     return "\n\n".join([*parts, *notes])
 
 
 def comparison_text(comparison: Comparison) -> str:
-    """The means, each difference with its test, and the queries that changed most."""
+    """The means, each difference with its test, and the queries with the largest changes."""
     title, rows = text.measure_title(comparison.measure), comparison.comparisons
     means = _table(["system", title], [[name, f"{value:.4f}"] for name, value in comparison.means.items()])
     shown = columns_of_comparisons(rows)
@@ -123,7 +118,7 @@ def comparison_text(comparison: Comparison) -> str:
 
 
 def check_text(check: Check) -> str:
-    """Why the query encoder is admitted, the neighbors shared with the teacher, and a row per way to search."""
+    """Why the query encoder is admitted, the neighbors shared with the teacher, and a row per side."""
     lines = [f"{check.queries_by} is admitted among documents by {check.documents_by}: {check.admitted_as}."]
     if check.shared:
         shares = ", ".join(f"{share:.1%} of the top {depth}" for depth, share in check.shared.items())
@@ -194,9 +189,9 @@ def _hit(hits: Sequence[Hit], rank: int, width: int) -> str:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 0, width: int | None = None) -> str:
-    """A table as text: the first and the last `texts` columns to the left, the others to the right.
+    """A table as text, with the first and the last `texts` columns aligned to the left.
 
-    Without a width it is as wide as its numbers need: a cropped number would be wrong, a long line only wraps.
+    Without a width it is as wide as its numbers need: a cropped number would be wrong, but a long line only wraps.
     """
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     height = max(head.count("\n") for head in heads)
@@ -214,7 +209,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 0, 
 
 
 def _two_lines(head: str) -> str:
-    """A head of numbers, broken before its unit where it is long, so that the columns fit into a terminal."""
+    """A title, broken before its unit if it is long, so that the columns fit into a terminal."""
     for mark in (", ", "@", "/"):
         before, separator, after = head.partition(mark)
         if separator and len(head) > 7:

@@ -1,4 +1,4 @@
-"""How numbers, names and texts are written, in the terminal, on the page and on model cards alike."""
+"""Formats of numbers, names, and texts, shared by the terminal, the page, and model cards; and the templates."""
 
 from __future__ import annotations
 
@@ -114,12 +114,12 @@ def significance(comparison: Mapping[str, Any]) -> str:
 
 
 def plain(text: str) -> str:
-    """One line without control characters: a document's text must not steer a terminal."""
+    """One line without control characters, because a document's text must not control a terminal."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 def shorten(text: str, width: int) -> str:
-    """Cut the end of a text to fit into terminal columns; wide letters take two."""
+    """Cut the end of a text to fit into terminal columns; wide characters take two."""
     text = plain(text)
     return text if cell_len(text) <= width else _fitting(text, width - 1).rstrip() + "…"
 
@@ -151,7 +151,7 @@ def first_relevant(hits: Sequence[Hit]) -> int | None:
 
 
 def with_short_names(results: Results) -> Results:
-    """The same results with short system names; provenance and the command keep the whole ones."""
+    """A copy with short system names; provenance and the command keep the full ones."""
     short = short_names(system.name for system in results.systems)
 
     def shortened(name: str) -> str:
@@ -181,14 +181,14 @@ def with_short_names(results: Results) -> Results:
 
 
 def short_names(names: Iterable[str]) -> Mapping[str, str]:
-    """``{name: short name}``; two names that would become the same stay whole."""
+    """``{name: short name}``; names that would become the same stay unchanged."""
     short = {name: short_name(name) for name in names}
     times = Counter(short.values())
     return {name: candidate if times[candidate] == 1 else name for name, candidate in short.items()}
 
 
 def short_name(name: str) -> str:
-    """Drop folders: ``run:/data/mine.run`` becomes ``run:mine.run``; a hub's ``organization/model`` stays whole."""
+    """Drop folders: ``run:/data/mine.run`` becomes ``run:mine.run``; a hub's ``organization/model`` stays unchanged."""
     return "".join(_without_folders(part) for part in _SEPARATORS.split(name))
 
 
@@ -204,11 +204,7 @@ _FORMATS = (
 
 
 def environment(escape: bool) -> Environment:
-    """Where templates are loaded from; the formats of `text` are filters.
-
-    Args:
-        escape: Whether values are escaped for HTML.
-    """
+    """Jinja2 with the files in templates/ and the formats above as filters; `escape` escapes values for HTML."""
     templates = Environment(
         loader=PackageLoader("retrodistill.report"),
         autoescape=escape,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -12,23 +12,26 @@ from retrodistill.core.errors import UserError, unknown
 from retrodistill.runs.run import Run
 
 
-class Calibration(Protocol):
+class Calibration:
     """A monotone map of scores, fitted on one run and applicable to any other run of the same ranker."""
 
     name: ClassVar[str]
 
     @classmethod
-    def fit(cls, run: Run) -> Calibration:
-        """Fit the map to the scores of a run."""
-        ...
+    def fit(cls, run: Run) -> Self:
+        """Fit to the scores of a run; raises UserError if the scores of every query are equal."""
+        lowest, highest = list_extremes(run)
+        if len(run) and not (highest > lowest).any():
+            raise flat(run)
+        return cls()
 
     def apply(self, run: Run) -> Run:
         """The same pairs with calibrated scores."""
-        ...
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class ZScore:
+class ZScore(Calibration):
     """(score - mean) / deviation, with both measured over all pairs of the fitted run.
 
     Attributes:
@@ -48,7 +51,7 @@ class ZScore:
             )
 
     @classmethod
-    def fit(cls, run: Run) -> ZScore:
+    def fit(cls, run: Run) -> Self:
         """Measure mean and deviation of all scores of the run; raises UserError if all scores are equal."""
         if not len(run) or np.ptp(run.scores) == 0:
             raise flat(run)
@@ -59,20 +62,8 @@ class ZScore:
         return run.with_scores((run.scores - self.mean) / self.deviation)
 
 
-class _PerQuery:
-    """A calibration of each query's own list, which needs no fitted values."""
-
-    @classmethod
-    def fit(cls, run: Run) -> Self:
-        """Only check the run; raises UserError if the scores of every query are equal."""
-        lowest, highest = list_extremes(run)
-        if len(run) and not (highest > lowest).any():
-            raise flat(run)
-        return cls()
-
-
 @dataclass(frozen=True)
-class ZScorePerQuery(_PerQuery):
+class ZScorePerQuery(Calibration):
     """(score - mean) / deviation of each query's own list; in a list of equal scores all become 0.
 
     The lists should be of the same kind: mean and deviation of ten near-equal top documents say nothing about a
@@ -90,7 +81,7 @@ class ZScorePerQuery(_PerQuery):
 
 
 @dataclass(frozen=True)
-class MinMaxPerQuery(_PerQuery):
+class MinMaxPerQuery(Calibration):
     """(score - lowest) / (highest - lowest) of each query's own list, in 0..1; in a list of equal scores all are 0."""
 
     name: ClassVar[str] = "minmax"

@@ -35,9 +35,6 @@ class TokenClusters(BaseTokenPooling):
         normalise: Give the means length 1, which tokens have.
         iterations: Maximum number of iterations of Lloyd's algorithm.
         seed: Seed of the first centers.
-
-    Raises:
-        UserError: Not a number of vectors, or no iteration.
     """
 
     config_keys: list[str] = ["query", "document", "normalise", "iterations", "seed"]  # noqa: RUF012 - the base's

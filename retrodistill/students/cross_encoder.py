@@ -108,9 +108,6 @@ def cross_encoder_student(
         layers: Number of transformer layers to keep, from the first.
         max_length: Maximum number of tokens of a pair; the model's own limit by default.
         seed: Seed of a fresh last layer.
-
-    Raises:
-        UserError: The model is not found, gives more than one score per pair, has fewer layers, or reads shorter texts.
     """
     torch.manual_seed(seed)
     model = load_cross_encoder(source, max_length=max_length)

@@ -68,9 +68,6 @@ def dense_student(
         similarity: ``cosine`` or ``dot``; the model's own by default.
         max_length: Maximum number of tokens of a text; the model's own by default.
         seed: Seed of the projection's initial values.
-
-    Raises:
-        UserError: The model is not found, has fewer layers, or reads shorter texts.
     """
     model = load_bi_encoder(source, layers=layers)
     if similarity is not None:
@@ -126,9 +123,12 @@ def start_dense(settings: Any, data: Any) -> SentenceTransformer:
 
 def _fitted_texts(data: Any) -> list[str]:
     """Training queries and titles, evenly spread, that maps are fitted to."""
-    texts = [*data.queries.texts, *title_texts(data.collection).texts]
-    rows = np.unique(np.linspace(0, len(texts) - 1, min(_FITTED, len(texts)), dtype=int))
-    return [texts[row] for row in rows]
+    return spread([*data.queries.texts, *title_texts(data.collection).texts], _FITTED)
+
+
+def spread(texts: Sequence[str], most: int) -> list[str]:
+    """At most so many texts, evenly spread."""
+    return [texts[row] for row in np.unique(np.linspace(0, len(texts) - 1, min(most, len(texts)), dtype=int))]
 
 
 def fit_map(model: SentenceTransformer, texts: Sequence[str], vectors: np.ndarray, prompt: str = "") -> None:

@@ -122,16 +122,13 @@ def multi_exit(model: SentenceTransformer, exits: Sequence[int], *, project: boo
     """Give a bi-encoder exits after some of its layers; all modules are stock modules.
 
     Its last layer always is the deepest exit and keeps the model's own modules, so nothing changes there. The other
-    exits get copies of them.
+    exits get copies of them. A model whose first layers alone give other vectors is refused.
 
     Args:
         model: A transformer with a pooling; the new model shares its modules.
         exits: Layers, counted from 1; the last one is left out, which is logged.
         project: Give each exit but the deepest a linear map of its own after the pooling, at first the identity;
             `retrodistill.students.dense.fit_exit_maps` fits it.
-
-    Raises:
-        UserError: Not a transformer, layers that it does not have, or one whose first layers alone give other vectors.
     """
     transformer, *head = list(model)
     if Transformer not in type(transformer).__mro__ or Pooling not in map(type, head):
@@ -212,7 +209,7 @@ def multi_exit_kl(
     *,
     temperature: float = 0.05,
 ) -> Tensor:
-    """The deepest exit teaches the others: KL on the scores of the same candidates.
+    """The deepest exit teaches the others: KL on the scores of the same candidates, in nats; 0 for a single exit.
 
     ``sum_e w_e KL(softmax(s_deepest / T) || softmax(s_e / T))``, without a gradient to the deepest exit. The weighted
     sum over exits and deep ones guiding shallow ones are from arXiv 2503.03008; the divergence is this package's
@@ -223,12 +220,6 @@ def multi_exit_kl(
         mask: (batch, n) bool, true at positions that hold a candidate.
         weights: Weight of each exit but the deepest; 1 by default.
         temperature: Above 0, of all exits.
-
-    Returns:
-        Scalar float32 in nats, 0 or more; 0 for a single exit.
-
-    Raises:
-        UserError: No exit, another number of weights, or as `kl_divergence`.
     """
     if not scores_by_exit:
         raise UserError("multi_exit_kl of no exit; give the scores by each, the deepest last.")
@@ -255,7 +246,6 @@ class MultiExitLoss(nn.Module):
             (``taid``).
         weights: Weights of the exits' terms, by exit; 1 by default.
         kl_weight: Weight of `multi_exit_kl`; 0 for none.
-        temperature: Temperature of the divergence.
         start: The student at the start of the stage, for ``lwf``.
     """
 
@@ -266,7 +256,6 @@ class MultiExitLoss(nn.Module):
         *,
         weights: Mapping[int, float] | None = None,
         kl_weight: float = 1.0,
-        temperature: float = 0.05,
         start: nn.Module | None = None,
     ) -> None:
         super().__init__()
@@ -276,8 +265,7 @@ class MultiExitLoss(nn.Module):
         self.model, self._start = model, start
         self.losses = nn.ModuleDict({str(layer): losses[layer] for layer in exits})
         self._weights = {layer: float(weights.get(layer, 1.0)) for layer in exits}
-        self._kl_weight, self._temperature = kl_weight, temperature
-        self._cosine = str(model.similarity_fn_name) == "cosine"
+        self._kl_weight, self._cosine = kl_weight, str(model.similarity_fn_name) == "cosine"
         for name, parameter in model.named_parameters():  # which layer an exit takes is not learned
             if name.endswith("layer_weights"):
                 parameter.requires_grad_(False)
@@ -298,7 +286,7 @@ class MultiExitLoss(nn.Module):
         if self._kl_weight and shallow:
             scored = [in_batch_similarities([column[at] for column in columns], self._cosine) for at in self._weights]
             weights = [self._weights[layer] for layer in shallow]
-            kl = multi_exit_kl([scores for scores, _ in scored], scored[0][1], weights, temperature=self._temperature)
+            kl = multi_exit_kl([scores for scores, _ in scored], scored[0][1], weights)
             terms["exits"] = self._kl_weight * kl
         return terms
 

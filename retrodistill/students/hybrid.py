@@ -30,7 +30,7 @@ from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.modules import with_modules
 from retrodistill.students.dense import KIND as DENSE
 from retrodistill.students.dense import held_out_monitor, start_dense, train_on_texts
-from retrodistill.students.static import fast_tokenizer, inverse_document_frequencies
+from retrodistill.students.static import fast_tokenizer, inverse_document_frequencies, token_matrix
 from retrodistill.students.stored_states import only_trained
 from retrodistill.training.lists import ListBatch
 from retrodistill.training.loss import DistillationLoss
@@ -43,7 +43,7 @@ _ADDED = ["WordEmbeddings", "Dense", "Pooling", "Normalize"]  # modules after th
 
 
 def hybrid_student(base: SentenceTransformer, width: int, corpus: Texts, *, seed: int = 0) -> SentenceTransformer:
-    """Add a lexical half to a dense model.
+    """Add a lexical half to a dense model; all modules are stock modules.
 
     ``v(x) = normalize([W dense(x) ; sum_i table[x_i] / sqrt(n)])`` over the n tokens of x. W starts as the identity.
     The table starts as Gaussian rows of expected length 1 times inverse document frequencies in 0..1: inner products of
@@ -51,20 +51,14 @@ def hybrid_student(base: SentenceTransformer, width: int, corpus: Texts, *, seed
 
     Args:
         base: The dense model; cosine.
-        width: Width of the lexical half.
+        width: Width of the lexical half; the sum with the dense half's width must be even.
         corpus: Texts that document frequencies are counted on.
         seed: Seed of the table.
-
-    Returns:
-        A SentenceTransformer of stock modules: it saves and loads without this package.
-
-    Raises:
-        UserError: The model is not a cosine model, has no fast tokenizer, or the widths do not add up to an even one.
     """
     dense = Encoder(base, "dense:student")
     if dense.similarity != "cosine":
         raise UserError("a lexical half is added to cosine models; this one uses the dot product.")
-    if width < 1 or (dense.dimension + width) % 2:  # the two halves of Pooling have one width
+    if width < 1 or (dense.dimension + width) % 2:  # Pooling gives two vectors of one width
         raise UserError(
             f"lexical_dim={width}: with the dense half's {dense.dimension} dimensions the sum must be even."
         )
@@ -143,7 +137,7 @@ class LexicalHalfScorer(Scorer):
     """
 
     def __init__(
-        self, model: SentenceTransformer, queries: np.ndarray, documents: np.ndarray, bags: scipy.sparse.csr_matrix
+        self, model: SentenceTransformer, queries: np.ndarray, documents: np.ndarray, bags: scipy.sparse.csr_array
     ) -> None:
         self.trained = Parts(lexical_table(model), dense_map(model))
         self._start: Parts | None = None
@@ -212,7 +206,7 @@ class _SparseProduct(torch.autograd.Function):
     """bags @ table, with the gradient for the table; torch has none for its CSR products on every device."""
 
     @staticmethod
-    def forward(ctx: Any, bags: scipy.sparse.csr_matrix, table: Tensor) -> Tensor:
+    def forward(ctx: Any, bags: scipy.sparse.csr_array, table: Tensor) -> Tensor:
         ctx.bags = bags
         return _csr(bags, table) @ table
 
@@ -221,21 +215,18 @@ class _SparseProduct(torch.autograd.Function):
         return None, _csr(ctx.bags.T.tocsr(), gradient) @ gradient.contiguous()
 
 
-def token_bags(model: SentenceTransformer, texts: Sequence[str], prompt: str = "") -> scipy.sparse.csr_matrix:
+def token_bags(model: SentenceTransformer, texts: Sequence[str], prompt: str = "") -> scipy.sparse.csr_array:
     """(texts, vocabulary) float32: how often a token occurs in the text as the model reads it, over sqrt(n)."""
-    indptr, indices, values = [0], [], []
+    lengths: list[int] = []
+    parts = []
     for start in range(0, len(texts), _BLOCK):
         block = [prompt + text for text in texts[start : start + _BLOCK]]
-        encoded = model.tokenizer(block, truncation=True, max_length=model.max_seq_length)["input_ids"]
-        for ids in encoded:
-            tokens, counts = np.unique(ids, return_counts=True)
-            indices.append(tokens)
-            values.append(counts / np.sqrt(max(len(ids), 1)))
-            indptr.append(indptr[-1] + len(tokens))
-    shape = (len(texts), lexical_table(model).shape[0])
-    return scipy.sparse.csr_matrix(
-        (np.concatenate(values).astype(np.float32), np.concatenate(indices).astype(np.int64), indptr), shape=shape
-    )
+        ids = model.tokenizer(block, truncation=True, max_length=model.max_seq_length)["input_ids"]
+        parts.append(token_matrix(ids, np.ones(len(ids)), lexical_table(model).shape[0]))
+        lengths += [max(len(tokens), 1) for tokens in ids]
+    bags = scipy.sparse.vstack(parts, format="csr")
+    bags.data = (bags.data / np.repeat(np.sqrt(lengths), np.diff(bags.indptr))).astype(np.float32)
+    return bags
 
 
 def store_vectors(student: Encoder, texts: Sequence[str], role: Role) -> None:
@@ -254,7 +245,7 @@ def store_vectors(student: Encoder, texts: Sequence[str], role: Role) -> None:
         store.put(block, (joined / np.linalg.norm(joined, axis=1, keepdims=True)).astype(np.float32))
 
 
-def _csr(matrix: scipy.sparse.csr_matrix, like: Tensor) -> Tensor:
+def _csr(matrix: scipy.sparse.csr_array, like: Tensor) -> Tensor:
     starts, columns = (torch.from_numpy(part.astype(np.int64)) for part in (matrix.indptr, matrix.indices))
     values = torch.from_numpy(matrix.data.astype(np.float32))
     with warnings.catch_warnings():

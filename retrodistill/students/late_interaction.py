@@ -10,7 +10,7 @@ import contextlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -36,7 +36,6 @@ from retrodistill.training.trainer import History
 
 QUERY_LENGTH, DOCUMENT_LENGTH = 64, 200
 Precision = Literal["float16", "float32"]
-PRECISIONS = ("float16", "float32")
 _PAIRS = 50  # documents that meet a query at once
 
 
@@ -93,8 +92,8 @@ class LateInteraction(InputModule):
                 f"dimension={dimension}: the model's tokens have {config.hidden_size}; choose from 1 to "
                 f"{config.hidden_size}."
             )
-        if precision not in PRECISIONS:
-            raise unknown("precision", precision, PRECISIONS)
+        if precision not in get_args(Precision):
+            raise unknown("precision", precision, get_args(Precision))
         for name, length in (("query_length", query_length), ("document_length", document_length)):
             if length < 3:
                 raise UserError(f"{name}={length}: give at least 3 tokens.")
@@ -111,6 +110,11 @@ class LateInteraction(InputModule):
     def max_seq_length(self) -> int:
         """Tokens of a pair."""
         return self.query_length + self.document_length
+
+    @property
+    def read_settings(self) -> list[int]:
+        """Settings that decide scores as weights do: as a buffer, the weights' digest covers them."""
+        return [self.query_length, self.document_length, int(self.precision == "float16")]
 
     def framed(self, tokens: list[int], role: Role) -> list[int]:
         """A text's token ids with the special tokens of its side; none by default."""

@@ -76,12 +76,7 @@ def multi_vector_student(
         dimension: Width of a token vector; the transformer's by default.
         layers: Number of transformer layers to keep, from the first.
         max_length: Maximum number of tokens of a document; the model's own by default.
-        expansion: Number of tokens that queries are filled up to with the mask token, whose vectors count (query
-            augmentation).
-
-    Raises:
-        UserError: The model is not found or not a transformer, has no such width or fewer layers, or has no token to
-            expand with.
+        expansion: Number of tokens that queries are filled up to with the mask token, whose vectors count.
     """
     try:
         model = load_multi_vector(source)
@@ -130,16 +125,13 @@ def _from_bi_encoder(
 
 
 class TokenScorer(ColumnScorer):
-    """MaxSim of token vectors: ``sum_i max_j <q_i, d_j>`` (ColBERT, arXiv 2004.12832), or its mean over i.
+    """Mean MaxSim of token vectors: ``mean_i max_j <q_i, d_j>`` (ColBERT, arXiv 2004.12832).
 
-    Raw MaxSim grows with the query's length, and lists of different queries share one temperature in training, so the
-    mean is the default; rankings do not change.
+    The sum would grow with the query's length, while lists of different queries share one temperature in training. The
+    mean changes no ranking.
     """
 
     has_tokens = True
-
-    def __init__(self, mean: bool = True) -> None:
-        self.mean = mean
 
     def keep_start(self, model: Any) -> Any:
         """A frozen copy without clusters: the unclustered student of the stage's start teaches the clustered one."""
@@ -156,7 +148,7 @@ class TokenScorer(ColumnScorer):
     def lists(self, encoded: Sequence[TokenBatch], batch: ListBatch | None = None) -> Tensor:
         """(batch, n) MaxSim scores."""
         queries, *sides = encoded
-        return torch.stack([max_sim(queries, side, mean=self.mean) for side in sides], dim=1)
+        return torch.stack([max_sim(queries, side) for side in sides], dim=1)
 
     def across(self, encoded: Sequence[TokenBatch], places: Tensor) -> Tensor:
         """(batch, batch) MaxSim scores."""
@@ -167,16 +159,16 @@ class TokenScorer(ColumnScorer):
         masks = [nn.functional.pad(side.mask, (0, longest - side.mask.shape[1])) for side in sides]
         vectors, mask = torch.stack(padded, dim=1)[rows, places], torch.stack(masks, dim=1)[rows, places]
         documents = [TokenBatch(vectors[row : row + 1], mask[row : row + 1]) for row in range(len(places))]
-        return torch.stack([max_sim(queries, document, mean=self.mean) for document in documents], dim=1)
+        return torch.stack([max_sim(queries, document) for document in documents], dim=1)
 
 
-def max_sim(queries: TokenBatch, documents: TokenBatch, *, mean: bool) -> Tensor:
-    """(batch,) float32 MaxSim of matched texts, or of one document; a query or document without tokens scores 0."""
+def max_sim(queries: TokenBatch, documents: TokenBatch) -> Tensor:
+    """(batch,) float32 mean MaxSim of matched texts, or of one document; a text without tokens scores 0."""
     products = queries.vectors.float() @ documents.vectors.float().transpose(1, 2)
     best = products.masked_fill(~documents.mask[:, None, :], _NOTHING).amax(dim=2)
     counts = queries.mask & documents.mask.any(dim=1, keepdim=True)
     total = torch.where(counts, best, torch.zeros_like(best)).sum(dim=1)
-    return total / counts.sum(dim=1).clamp(min=1) if mean else total
+    return total / counts.sum(dim=1).clamp(min=1)
 
 
 class TokenHeadScorer(HeadScorer):

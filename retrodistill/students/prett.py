@@ -24,7 +24,6 @@ from retrodistill.students.late_interaction import (
     LATE_INTERACTION,
     QUERY_LENGTH,
     LateInteraction,
-    Precision,
     Side,
     bert_of,
     late_interaction,
@@ -47,53 +46,32 @@ class PreTT(LateInteraction):
         backbone: A BertForSequenceClassification with one label.
         tokenizer: Its tokenizer.
         join: Layers that read the texts separately, from 0 (an ordinary cross-encoder) to one less than there are.
-        dimension: Store a document's states through a linear map to this many dimensions and back (the paper's
-            compression, without its activation).
-        query_length: Maximum number of tokens of a query, [CLS] and [SEP] included.
-        document_length: Maximum number of tokens of a document, [SEP] included.
-        precision: Precision of the stored states.
+        settings: As of `LateInteraction`. States of another ``dimension`` than the model's are stored through a linear
+            map and restored by another (the paper's compression, without its activation).
     """
 
     kind: ClassVar[str] = "prett"
     specials: ClassVar[dict[Role, int]] = {"query": 2, "document": 1}
     config_keys: list[str] = ["join", "dimension", *LateInteraction.config_keys]  # noqa: RUF012 - the base's
 
-    def __init__(
-        self,
-        backbone: Any,
-        tokenizer: Any,
-        *,
-        join: int,
-        dimension: int | None = None,
-        query_length: int = QUERY_LENGTH,
-        document_length: int = DOCUMENT_LENGTH,
-        precision: Precision = "float16",
-    ) -> None:
-        super().__init__(
-            backbone,
-            tokenizer,
-            dimension=dimension,
-            query_length=query_length,
-            document_length=document_length,
-            precision=precision,
-        )
-        config = backbone.config
+    def __init__(self, backbone: Any, tokenizer: Any, *, join: int, **settings: Any) -> None:
+        super().__init__(backbone, tokenizer, **settings)
+        config, dimension = backbone.config, self.dimension
         layers, longest, width = config.num_hidden_layers, config.max_position_embeddings, config.hidden_size
         if not 0 <= join < layers:
             raise UserError(
                 f"join={join}: the model has {layers} layers, and at least one reads query and document together; "
                 f"choose 0 to {layers - 1}."
             )
-        if query_length + document_length > longest:
+        if self.max_seq_length > longest:
             raise UserError(
-                f"{query_length} tokens of a query and {document_length} of a document: the model reads {longest} "
-                "together; set a smaller max_length."
+                f"{self.query_length} tokens of a query and {self.document_length} of a document: the model reads "
+                f"{longest} together; set a smaller max_length."
             )
         self.join = join
         self.compress = nn.Linear(width, dimension, bias=False) if dimension else None
         self.restore = nn.Linear(dimension, width, bias=False) if dimension else None
-        # A buffer, so that the weights' digest covers these settings, which decide scores as weights do.
-        self.register_buffer("read", torch.tensor([join, query_length, document_length, int(precision == "float16")]))
+        self.register_buffer("read", torch.tensor([join, *self.read_settings]))
 
     def framed(self, tokens: list[int], role: Role) -> list[int]:
         """``[CLS] query [SEP]`` or ``document [SEP]``."""

@@ -45,13 +45,10 @@ WHOLE_TRANSFORMER = {"learning_rate": 2e-5, "batch_size": 8}  # training setting
 
 @dataclass(frozen=True)
 class StageDefaults:
-    """How a student is trained by default; the values are those of the recipes in configs/.
+    """How a student is trained by default, with the values of the recipes in configs/.
 
-    Attributes:
-        train: The part that is trained.
-        training: Keys of `TrainingSettings`.
-        temperature: Student scores are divided by it; None for the default, which is meant for cosines.
-        regularizers: What keeps it sparse, as `RegularizerSettings`.
+    ``training`` are keys of `TrainingSettings`. Student scores are divided by ``temperature``; None is the default for
+    cosines. ``regularizers`` are `RegularizerSettings`.
     """
 
     train: Part

@@ -21,6 +21,7 @@ from retrodistill.encoders.loading import load_bi_encoder, load_sparse
 from retrodistill.encoders.modules import keep_first_layers, with_modules
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.rankers.bi_encoder import SparseRanker
+from retrodistill.students.dense import spread
 from retrodistill.students.lexical_terms import LexicalTerms, token_ids
 from retrodistill.students.registry import WHOLE_TRANSFORMER, Kind, StageDefaults
 from retrodistill.students.sparse_training import SparsityAlarm, exhaustive, store_documents, train_sparse
@@ -53,7 +54,8 @@ def sparse_student(
 
     A sparse encoder or masked language model starts as it is. A bi-encoder's transformer, which has no weights for a
     vocabulary, gets a linear head that finds each token in its unit hidden state, see `lexical_start`: it begins as a
-    lexical model, each text weighting its own tokens, instead of as noise over the whole vocabulary.
+    lexical model, each text weighting its own tokens, instead of as noise over the whole vocabulary. All modules but
+    VDR's head and lexical terms are stock modules, so it loads without this package.
 
     Args:
         source: Folder or hub name of a sparse encoder, a masked language model or a bi-encoder.
@@ -65,14 +67,6 @@ def sparse_student(
             for inference-free queries only.
         layers: Number of transformer layers to keep, from the first.
         max_length: Maximum number of tokens of a text; the model's own by default.
-
-    Returns:
-        A SparseEncoder, of stock modules except for VDR's head and lexical terms, so that it loads without this
-        package.
-
-    Raises:
-        UserError: The model is not found, is not a transformer with a fast tokenizer, has fewer layers, or reads
-            shorter texts.
     """
     base = _base(source, corpus, layers, max_length)
     routed = any(hasattr(module, "sub_modules") for module in base)
@@ -153,18 +147,14 @@ def lexical_start(student: SparseTextEncoder, corpus: Texts) -> tuple[np.ndarray
     becomes weight 1. Tokens that the documents do not have take their mean state from their input embedding, by the
     linear map that fits those of the others best: so the head is tied to the token embeddings, through the transformer.
     Their zero is at least 4.5 standard deviations above the mean over all states, so that no text has them by chance.
-    Special tokens never get weight.
-
-    Args:
-        student: Its transformer is used, its head is not.
-        corpus: Documents; at most 20,000 of them, evenly spread.
+    Special tokens never get weight. At most 20,000 documents are used, evenly spread, and not the student's own head.
 
     Returns:
         (vocabulary, d) float32 vectors and (vocabulary,) float32 biases.
     """
     transformer: Any = student.modules("document")[0]
     tokenizer = transformer.tokenizer
-    texts = _spread(corpus, _AT_MOST)
+    texts = spread(corpus.texts, _AT_MOST)
     states = stored_states(student, texts, "document")
     counts = np.zeros(len(tokenizer), dtype=np.int64)
     means = np.zeros((len(tokenizer), states.width))
@@ -223,24 +213,16 @@ def _inverse_frequencies(tokenizer: Any, corpus: Texts, name: str) -> np.ndarray
 
 
 def sparsity(student: SparseTextEncoder, documents: Texts, queries: Texts) -> dict[str, float]:
-    """Terms per text and FLOPS, on at most 128 texts of each side.
+    """Mean ``terms`` and ``query_terms`` per text and ``flops``, on at most 128 texts of each side.
 
-    Returns:
-        ``terms`` and ``query_terms``: mean numbers of terms; ``flops``: expected products of a query with a document,
-        ``sum_j p_j(query) p_j(document)`` with p_j the share of texts that have term j (arXiv 2004.05665).
+    FLOPS are the expected products of a query with a document, ``sum_j p_j(query) p_j(document)`` with p_j the share of
+    texts that have term j (arXiv 2004.05665).
     """
     sides: list[tuple[Texts, Role]] = [(queries, "query"), (documents, "document")]
-    vectors = [student.encode(_spread(texts, _MEASURED), role) for texts, role in sides]
+    vectors = [student.encode(spread(texts.texts, _MEASURED), role) for texts, role in sides]
     query_shares, document_shares = (np.asarray((side != 0).mean(axis=0)).ravel() for side in vectors)
     query_terms, terms = (float(np.diff(side.indptr).mean()) for side in vectors)
     return {"terms": terms, "query_terms": query_terms, "flops": float(query_shares @ document_shares)}
-
-
-def _spread(texts: Texts, most: int) -> list[str]:
-    """At most so many texts, evenly spread."""
-    rows = np.unique(np.linspace(0, len(texts) - 1, min(most, len(texts)), dtype=int))
-    every = texts.texts
-    return [every[row] for row in rows]
 
 
 def _start(settings: Any, data: Any) -> SparseEncoder:

@@ -180,17 +180,6 @@ def _train_head(run: StageRun, alarm: SparsityAlarm) -> History:
     return train_head(run, scorer, terms)
 
 
-def query_weights_of(student: SparseTextEncoder) -> Any:
-    """The (vocabulary,) parameter of inference-free queries; a UserError where queries go through a model."""
-    modules = student.modules("query")
-    if [type(module).__name__ for module in modules] != ["SparseStaticEmbedding"]:
-        raise UserError(
-            "train: head trains a sparse student with queries: inference-free; where a model encodes queries, set "
-            "train: both_encoders."
-        )
-    return modules[0].weight
-
-
 class TermHead:
     """``log(1 + relu(max_i <d_t, h_i> + b_t))`` over the document's hidden states h_i, plus lexical terms if any.
 
@@ -246,10 +235,15 @@ class TermHeadScorer(HeadScorer):
         texts: Sequence[str] = (),
     ) -> None:
         self._head = TermHead(student, documents, texts)
-        weights = query_weights_of(student)
+        query = student.modules("query")
+        if [type(module).__name__ for module in query] != ["SparseStaticEmbedding"]:
+            raise UserError(
+                "train: head trains a sparse student with queries: inference-free; where a model encodes queries, set "
+                "train: both_encoders."
+            )
         if student.similarity != "dot":
             raise UserError("train: head trains sparse students of the dot product; this one uses the cosine.")
-        super().__init__(documents, [weights, *self._head.parameters])
+        super().__init__(documents, [query[0].weight, *self._head.parameters])
         self._regularizers, self._seed = list(regularizers), seed
 
     def encode(self, model: Any, columns: Sequence[dict[str, Tensor]], texts: np.ndarray) -> list[Tensor]:

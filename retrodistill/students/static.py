@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.linalg import solve
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_array
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
 from tokenizers import Tokenizer
@@ -43,7 +45,7 @@ def static_student(
 
     Token rows come from the teacher as in model2vec; they are weighted by smoothed inverse document frequencies of
     the corpus, in 0..1, so that the mean favors distinctive words from the start (the role of SIF weights in Arora et
-    al. 2017).
+    al. 2017). The student has the teacher's width and similarity.
 
     Args:
         teacher: A transformer encoder with a fast tokenizer.
@@ -51,12 +53,6 @@ def static_student(
         initialize: One of `INITIALIZATIONS`.
         seed: Seed of ``random``.
         tokenizer: An encoder that lends the table its tokenizer, where the teacher is a file of vectors.
-
-    Returns:
-        An ordinary SentenceTransformer of the teacher's width, cosine if the teacher is.
-
-    Raises:
-        UserError: Unknown initialization, a teacher without a fast tokenizer, or widths that do not fit.
     """
     if initialize not in INITIALIZATIONS:
         raise unknown("initialization", initialize, INITIALIZATIONS)
@@ -158,17 +154,14 @@ def fitted_rows(
     Ridge regression in its dual form, ``X = D A' (A D A' + penalty I)^-1 V``, where A has a document's share of each
     token and D the squared weights: a rare token may move further from zero than a common one. The penalty is the one
     whose leave-one-out predictions ``v - (v - v^) / (1 - h)`` have the highest mean cosine with the vectors. Labels
-    and queries are not used.
+    and queries are not used. It is fitted to at most 8,192 random documents, and the penalty is chosen on 2,048.
 
     Args:
         tokenizer: Tokenizer of the table.
-        corpus: The documents; 8,192 random ones where there are more, and 2,048 to choose the penalty.
+        corpus: The documents.
         vectors: (documents, d) float32 of the corpus.
         frequencies: (vocabulary,) weights in 0..1, inverse document frequencies.
         seed: Seed of the random draws.
-
-    Returns:
-        (vocabulary, d) float32; zeros for tokens that no document has.
     """
     places = np.random.default_rng(seed).permutation(len(corpus))[:_FITTED]
     texts = corpus.texts
@@ -195,17 +188,20 @@ def _left_out(
     return float(np.mean(np.sum(predicted * targets, axis=1) / np.where(lengths > 0, lengths, 1.0)))
 
 
-def _shares(tokenizer: Tokenizer, texts: list[str]) -> Any:
-    """(texts, vocabulary) sparse: the share of a text's tokens that each token is; times rows it gives their mean."""
-    encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
-    ids = [np.asarray(encoding.ids, dtype=np.int64) for encoding in encodings]
-    sizes = np.array([len(tokens) for tokens in ids])
-    values = np.repeat(1 / np.maximum(sizes, 1), sizes)
-    bounds = np.concatenate([[0], np.cumsum(sizes)])
-    joined = np.concatenate(ids) if ids else np.zeros(0, dtype=np.int64)
-    shares = csr_matrix((values, joined, bounds), shape=(len(texts), tokenizer.get_vocab_size()))
-    shares.sum_duplicates()
-    return shares
+def _shares(tokenizer: Tokenizer, texts: list[str]) -> csr_array:
+    """(texts, vocabulary): the share of a text's tokens that each token is; times rows it gives their mean."""
+    ids = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    return token_matrix(ids, [1 / max(len(tokens), 1) for tokens in ids], tokenizer.get_vocab_size())
+
+
+def token_matrix(ids: Sequence[Sequence[int]], weights: Sequence[float] | np.ndarray, vocabulary: int) -> csr_array:
+    """(texts, vocabulary) sparse float64 of texts' tokens, to each of which its text gives a weight."""
+    lengths = [len(tokens) for tokens in ids]
+    joined = np.fromiter(chain.from_iterable(ids), dtype=np.int64, count=sum(lengths))
+    bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    matrix = csr_array((np.repeat(np.asarray(weights), lengths), joined, bounds), shape=(len(ids), vocabulary))
+    matrix.sum_duplicates()
+    return matrix
 
 
 def _start(settings: Any, data: Any) -> SentenceTransformer:

@@ -77,7 +77,8 @@ Reader = Callable[[list[str]], tuple[Tensor, Tensor]]  # texts -> (n, tokens, d)
 def cached_states(key: str, texts: Sequence[str], read: Reader, what: str, dtype: Any = np.float16) -> States:
     """States of texts, from the cache or into it; masked tokens are left out.
 
-    float16 takes 2 x width bytes a token: 0.9 GB for 5,000 abstracts at width 384.
+    float16 takes 2 x width bytes a token: 0.9 GB for 5,000 abstracts at width 384. States that it cannot hold, and
+    those that are not finite, are refused.
 
     Args:
         key: Digest of everything that decides the states.
@@ -85,9 +86,6 @@ def cached_states(key: str, texts: Sequence[str], read: Reader, what: str, dtype
         read: Gives the states of a batch.
         what: Title of the progress bar.
         dtype: float16 or float32.
-
-    Raises:
-        UserError: A state is not finite, or too large for float16.
     """
     folder, dtype = cache_folder() / "states" / key, np.dtype(dtype)
     if not (folder / _PLACES).exists():

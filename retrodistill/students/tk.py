@@ -21,7 +21,6 @@ from retrodistill.students.late_interaction import (
     LATE_INTERACTION,
     QUERY_LENGTH,
     LateInteraction,
-    Precision,
     Side,
     bert_of,
     late_interaction,
@@ -30,7 +29,7 @@ from retrodistill.students.late_interaction import (
 from retrodistill.students.registry import StageDefaults
 
 CENTRES = (1.0, 0.9, 0.7, 0.5, 0.3, 0.1, -0.1, -0.3, -0.5, -0.7, -0.9)
-WIDTH = 0.1
+_WIDTH = 0.1  # sigma of all kernels
 _LEAST = 1e-10  # below it a kernel counts as empty (the authors' clamp)
 _START = 0.05  # weight of the kernel at 1 at the start
 _BATCH = 512  # texts tokenized at once
@@ -53,36 +52,16 @@ class TK(LateInteraction):
     Args:
         backbone: A BertModel; its layers, possibly none, give the context.
         tokenizer: Its tokenizer.
-        dimension: Width that tokens are projected to before they are compared and stored.
         gated: Weight query tokens.
-        query_length: Maximum number of tokens of a query; there are no special tokens.
-        document_length: Maximum number of tokens of a document.
-        precision: Precision of the stored states.
+        settings: As of `LateInteraction`; tokens are projected to ``dimension`` before they are compared and stored.
     """
 
     kind: ClassVar[str] = "tk"
     config_keys: list[str] = ["dimension", "gated", *LateInteraction.config_keys]  # noqa: RUF012 - the base's
 
-    def __init__(
-        self,
-        backbone: Any,
-        tokenizer: Any,
-        *,
-        dimension: int | None = None,
-        gated: bool = False,
-        query_length: int = QUERY_LENGTH,
-        document_length: int = DOCUMENT_LENGTH,
-        precision: Precision = "float16",
-    ) -> None:
-        super().__init__(
-            backbone,
-            tokenizer,
-            dimension=dimension,
-            query_length=query_length,
-            document_length=document_length,
-            precision=precision,
-        )
-        config, length = backbone.config, max(query_length, document_length)
+    def __init__(self, backbone: Any, tokenizer: Any, *, gated: bool = False, **settings: Any) -> None:
+        super().__init__(backbone, tokenizer, **settings)
+        config, dimension, length = backbone.config, self.dimension, max(self.query_length, self.document_length)
         if length > config.max_position_embeddings:
             raise UserError(
                 f"texts of {length} tokens: the model reads {config.max_position_embeddings}; set a smaller max_length."
@@ -97,8 +76,7 @@ class TK(LateInteraction):
         self.means = nn.Parameter(torch.zeros(len(CENTRES)))
         # Saved folders hold the buffer under this name; another one would make them unreadable.
         self.register_buffer("centres", centers)
-        # A buffer, so that the weights' digest covers these settings, which decide scores as weights do.
-        self.register_buffer("read", torch.tensor([query_length, document_length, int(precision == "float16")]))
+        self.register_buffer("read", torch.tensor(self.read_settings))
 
     def lower(self, ids: Tensor, mask: Tensor, role: Role) -> Tensor:
         """(n, tokens, d) mixed vectors; a query and a document of equal text have equal ones."""
@@ -131,14 +109,14 @@ class TK(LateInteraction):
         return BertModel(config, add_pooling_layer=False)
 
 
-def kernel_sums(match: Tensor, mask: Tensor, centers: Tensor, width: float = WIDTH) -> Tensor:
+def kernel_sums(match: Tensor, mask: Tensor, centers: Tensor) -> Tensor:
     """(n, query tokens, kernels): how much of a document lies at each kernel, for each of the query's tokens.
 
     Of (n, query tokens, document tokens) cosines, an (n, document tokens) bool mask and (kernels,) centers mu.
     """
     counted = mask[:, None, :].to(match.dtype)
     return torch.stack(
-        [(torch.exp((match - center) ** 2 * (-0.5 / width**2)) * counted).sum(dim=2) for center in centers], dim=2
+        [(torch.exp((match - center) ** 2 * (-0.5 / _WIDTH**2)) * counted).sum(dim=2) for center in centers], dim=2
     )
 
 

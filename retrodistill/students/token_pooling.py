@@ -25,13 +25,10 @@ class FixedTokenPooling(BaseTokenPooling):
     down), and a model with it loads without this package.
 
     Args:
-        vectors: Vectors of a document: a number, or a share of its tokens between 0 and 1.
+        vectors: Vectors of a document: a number, or a share of its tokens between 0 and 1, rounded up.
         protected: Number of first tokens that are kept as they are, and count.
         normalise: Give pooled vectors length 1.
         tasks: Roles of texts that are pooled.
-
-    Raises:
-        UserError: Not a number of vectors, or a negative number of protected tokens.
     """
 
     config_keys: list[str] = ["vectors", "protected", "normalise", "tasks"]  # noqa: RUF012 - the base's
@@ -51,17 +48,10 @@ class FixedTokenPooling(BaseTokenPooling):
 
 
 def pooled(tokens: Tensor, vectors: ClusterSize, *, protected: int = 1, normalise: bool = True) -> Tensor:
-    """Pool the (n, d) unit token vectors of one text.
+    """Pool the (n, d) unit token vectors of one text, as `FixedTokenPooling` does; a short text is unchanged.
 
-    Args:
-        tokens: (n, d).
-        vectors: How many are left: a number, or a share of n between 0 and 1, rounded up.
-        protected: Number of first tokens that are kept as they are, and count; fewer where no vector would be left for
-            the rest.
-        normalise: Give the vectors length 1; a text that is not pooled is unchanged.
-
-    Returns:
-        (k, d), k the given number or n if that is smaller; fewer where tokens are equal. Deterministic.
+    Fewer tokens are protected where no vector would be left for the rest, and fewer vectors are left where tokens are
+    equal. Deterministic.
     """
     check_cluster_size("vectors", vectors)
     if tokens.ndim != 2 or protected < 0:

@@ -26,9 +26,6 @@ class VocabularyPooling(Module):
         dimension: Size of the vocabulary.
         terms: How many of a text's highest terms are kept, besides its own tokens.
         special: The model's special tokens, which never have weight.
-
-    Raises:
-        UserError: No term would be kept.
     """
 
     config_keys: list[str] = ["dimension", "terms", "special"]  # noqa: RUF012 - the base's

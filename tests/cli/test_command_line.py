@@ -138,7 +138,7 @@ class TestMistakes:
 
 
 class TestStopping:
-    def test_control_c_says_how_to_go_on(self, quick, tmp_path):
+    def test_control_c_says_how_to_resume(self, quick, tmp_path):
         slow = quick.read_text().replace("epochs: 1", "epochs: 4000")
         (tmp_path / "slow.yaml").write_text(slow)
         command = [

@@ -67,7 +67,7 @@ class TestKinds:
         assert status == 0
         assert json.loads(out)["systems"][0]["ndcg@10"] > 0
 
-    def test_a_quantizer_is_learned_beside_opq(self, build, tiny_model):
+    def test_a_quantizer_is_learned_and_compared_with_opq(self, build, tiny_model):
         place, (status, out, _) = build(f"dense:{tiny_model}", "--learn-queries", "--factory", "OPQ4,PQ4x4")
         assert status == 0
         assert re.search(r"held-out queries \(0 to 1\): 0\.\d{4}, OPQ at the same bytes \(OPQ4,PQ4x4\) 0\.\d{4}", out)
@@ -149,9 +149,10 @@ class TestExporting:
         original = json.loads(call("search", place, "star planet", "--k", 3, "--json")[1])
         assert [row["document_id"] for row in exported] == [row["document_id"] for row in original]
 
-    def test_to_parquet(self, build, call, tiny_model, tmp_path):
+    @pytest.mark.parametrize("options", [["--to", "parquet", "--out", "{}"], ["--out", "parquet:{}"]])
+    def test_to_parquet(self, build, call, tiny_model, tmp_path, options):
         place, _ = build(f"dense:{tiny_model}")
-        status, out, _ = call("export", place, "--to", "parquet", "--out", tmp_path / "parquet")
+        status, out, _ = call("export", place, *(option.format(tmp_path / "parquet") for option in options))
         assert status == 0
         assert out.startswith(f"60 documents (dense) in parquet:{tmp_path / 'parquet'}, 60 written now")
         found, original = (

@@ -59,9 +59,9 @@ class TestKeys:
         fields = [field for section in SECTIONS for field in section.settings.model_fields.values()]
         choices = {each.home for field in fields for each in field.metadata if isinstance(each, OneOf)}
         assert len(choices) == 7
-        assert listed.keys() == {"fusion", "initialize", "labels", "name", "budget_by", "sampler"}
+        assert listed.keys() == {"fusion", "initialize", "labels", "name", "budget_by", "sampler", "kind"}
 
-    def test_settings_that_stand_by_default_have_the_defaults_of_their_class(self):
+    def test_default_settings_have_the_defaults_of_their_class(self):
         for section in SECTIONS:
             for field in section.settings.model_fields.values():
                 if isinstance(field.default, Settings):
@@ -139,7 +139,7 @@ class TestPrefixes:
             ("index.factory.first", "index.factory has no keys below it"),
         ],
     )
-    def test_one_that_is_none(self, prefix, message):
+    def test_an_unknown_key(self, prefix, message):
         with pytest.raises(UserError) as error:
             recipe_keys(prefix)
         assert str(error.value).startswith(message)
@@ -149,13 +149,13 @@ class TestCommand:
     def test_no_line_is_wider_than_a_hundred_columns(self):
         assert max(map(len, keys_text(SECTIONS).splitlines())) <= 100
 
-    def test_settings_that_stand_twice_are_told_once(self, call):
+    def test_settings_in_two_places_are_listed_once(self, call):
         status, out, _ = call("keys")
         assert status == 0
         assert "\nindex.encoder: the keys of students.NAME.stages.N\n" in out
         assert out.count("\nlearning_rate ") == 2
 
-    def test_they_are_told_in_full_where_they_are_asked_for(self, call):
+    def test_a_prefix_lists_them_in_full(self, call):
         _, out, _ = call("keys", "index.encoder")
         assert "\nindex.encoder.training\n" in out
 

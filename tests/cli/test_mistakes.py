@@ -266,7 +266,7 @@ class TestFullDisks:
         left = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix not in (".lock", ".yaml")]
         assert left == []
 
-    def test_an_error_that_no_stage_has_foreseen(self, call, monkeypatch):
+    def test_an_error_that_no_check_has_caught(self, call, monkeypatch):
         def full(*_, **__):
             raise OSError(28, "No space left on device", "/somewhere/file")
 

@@ -11,7 +11,7 @@ class TestCommand:
         assert out.count("\n  needs ") == out.count("\n  cost  ") == len(recipe_names())
         assert max(map(len, out.splitlines())) <= 100
 
-    def test_it_prints_one_as_it_stands(self, call):
+    def test_it_prints_one_unchanged(self, call):
         _, out, _ = call("recipes", "static-leaf")
         assert out == recipe_text("static-leaf")
 
@@ -21,7 +21,7 @@ class TestCommand:
         _, out, _ = call("recipes", "tk", "--json")
         assert json.loads(out)["yaml"] == recipe_text("tk")
 
-    def test_one_that_is_not_there(self, call):
+    def test_an_unknown_recipe(self, call):
         status, out, err = call("recipes", "static-laef")
         assert (status, out) == (2, "")
         assert "static-leaf" in err

@@ -88,7 +88,7 @@ class TestWhatIsMeasured:
         assert measure_cost(of(f"rerank:{space}@bm25"), tiny, ["a"]) is None
         recorded = Ensemble([load_ranker("bm25"), load_ranker(run)])
         assert measure_cost(recorded, tiny, ["a"]) is None
-        with pytest.raises(UserError, match="members that answer no new query"):
+        with pytest.raises(UserError, match="new quer"):
             recorded.query_fn(tiny, 3)
 
     def test_recorded_vectors_answer_no_new_query_and_are_searched_all_the_same(

@@ -5,8 +5,7 @@ from records_of import IDS, dense, space, sparse
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.multi_vector import Tokens
 from retrodistill.exports import StoreSettings, VectorStore, export_index, vector_records
-from retrodistill.exports.records import exact_search, numbered
-from retrodistill.runs.run import Run
+from retrodistill.exports.records import exact_search
 
 
 class MemoryStore(VectorStore):
@@ -17,7 +16,7 @@ class MemoryStore(VectorStore):
     sample = 40
     min_agreement = 0.0
 
-    def __init__(self, change=lambda run: run):
+    def __init__(self, change=lambda answers: answers):
         self.settings, self.change, self.documents, self.queries = StoreSettings(), change, {}, []
 
     @property
@@ -44,37 +43,34 @@ class MemoryStore(VectorStore):
     def stored(self, ids):
         return list(ids), self.spec.take([self.documents[document] for document in ids])
 
-    def search(self, queries, k, filter=None, *, query_ids=None):
+    def best(self, queries, k, filter=None):
         self.queries.append(queries)
         batches = ((batch.ids, batch.vectors) for batch in self.spec.batches())
-        return self.change(exact_search(batches, queries, k, numbered(queries, query_ids)))
+        return self.change(exact_search(batches, queries, k))
 
     def close(self):
         pass
 
 
-def agreement(records, change=lambda run: run):
+def agreement(records, change=lambda answers: answers):
     return export_index(records, MemoryStore(change)).facts["agreement"]
 
 
 class TestAgreement:
     def test_it_is_the_share_of_the_exact_top_ten(self):
         records, vectors = dense()
-        worst = {
-            query: [IDS[row] for row in np.argsort(vectors @ vectors[place])[:3]] for place, query in enumerate(IDS)
-        }
+        worst = [[(IDS[row], -99.0) for row in np.argsort(vectors @ vector)[:3]] for vector in vectors]
 
-        def three_worst(run):
-            best = run.top(7).to_dict()
-            return Run.from_dict({query: {**best[query], **dict.fromkeys(worst[query], -99.0)} for query in best})
+        def three_worst(answers):
+            return [[*pairs[:7], *wrong] for pairs, wrong in zip(answers, worst, strict=True)]
 
         assert agreement(records) == 1
-        assert agreement(records, lambda run: run.top(4)) == pytest.approx(0.4)
+        assert agreement(records, lambda answers: [pairs[:4] for pairs in answers]) == pytest.approx(0.4)
         assert agreement(records, three_worst) == pytest.approx(0.7)
 
     def test_strangers_do_not_count_whatever_their_score(self):
-        def strangers(run):
-            return Run.from_dict({query: {f"stranger {row}": 99.0 for row in range(10)} for query in run.query_ids})
+        def strangers(answers):
+            return [[(f"stranger {row}", 99.0) for row in range(10)] for _ in answers]
 
         assert agreement(dense()[0], strangers) == 0
 
@@ -82,7 +78,7 @@ class TestAgreement:
         assert agreement(sparse()[0]) == 1
 
     def test_a_store_has_to_find_what_it_promises(self):
-        store = MemoryStore(lambda run: run.top(8))
+        store = MemoryStore(lambda answers: [pairs[:8] for pairs in answers])
         store.min_agreement = 0.9
         with pytest.raises(UserError, match=r"memory:here finds 80.0% of the exact top 10 .*, wanted 90%"):
             export_index(dense()[0], store)

@@ -151,15 +151,16 @@ class TestAgreement:
     def test_exact_search_against_brute_force(self, monkeypatch):
         monkeypatch.setitem(module._BATCH, "dense", 7)  # over several blocks
         records, vectors = dense()
-        run = exact_search(((batch.ids, batch.vectors) for batch in records.batches()), vectors, 10, IDS)
+        answers = exact_search(((batch.ids, batch.vectors) for batch in records.batches()), vectors, 10)
         best = np.argsort(-(vectors @ vectors.T), axis=1)[:, :10]
-        for row, query in enumerate(IDS):
-            assert list(run.select([query]).document_ids) == [IDS[place] for place in best[row]]
+        assert [[document for document, _ in pairs] for pairs in answers] == [
+            [IDS[row] for row in rows] for rows in best
+        ]
 
     def test_sparse_documents_without_a_common_entry_are_not_found(self):
         rows = csr_array(np.array([[1.0, 0, 0], [2, 0, 0], [0, 1, 0]], dtype=np.float32))
-        run = exact_search([(["a", "b", "c"], rows)], rows, 3, ["1", "2", "3"])
-        assert run.to_dict() == {"1": {"b": 2, "a": 1}, "2": {"b": 4, "a": 2}, "3": {"c": 1}}
+        answers = exact_search([(["a", "b", "c"], rows)], rows, 3)
+        assert answers == [[("b", 2), ("a", 1)], [("b", 4), ("a", 2)], [("c", 1)]]
 
 
 def _filled(factory, vectors):

@@ -13,7 +13,6 @@ from retrodistill.data import Collection
 from retrodistill.exports import export_index, load_store, vector_records
 from retrodistill.exports import qdrant as module
 from retrodistill.exports.qdrant import QUANTIZATIONS, QdrantSettings, QdrantStore, batch_size, point_id
-from retrodistill.runs.run import Run
 
 NAME = QdrantSettings(name="c")
 
@@ -206,10 +205,7 @@ class TestVerification:
             export_qdrant(dense()[0], None, exported, NAME)
 
     def test_rankings_that_differ(self, exported, monkeypatch):
-        def nothing_else(self, queries, k, filter=None, *, query_ids):
-            return Run.from_dict({query: {"d1": 1.0} for query in query_ids})
-
-        monkeypatch.setattr(QdrantStore, "search", nothing_else)
+        monkeypatch.setattr(QdrantStore, "best", lambda self, queries, k, filter=None: [[("d1", 1.0)]] * len(queries))
         with pytest.raises(UserError, match=r"finds \d+\.\d% of the exact top 10 of 40 documents, wanted 100%"):
             export_qdrant(dense()[0], None, exported, NAME)
 

@@ -80,8 +80,8 @@ class TestSearching:
             with pytest.raises(UserError, match="is an exported store"):
                 there.add(tiny.documents)
             assert there.bytes_per_document(tiny) is None
-            answer = there.query_fn(tiny, 4)("star planet")
-            assert list(answer.document_ids) == list(there.search("star planet", k=4).document_ids)
+            answer = there.query_fn(tiny, 4)("star planet")[0]
+            assert [document for document, _ in answer] == list(there.search("star planet", k=4).document_ids)
 
     def test_k_is_cut_for_a_collection_and_refused_for_a_query(self, tiny, address):
         with load_store(address) as there:

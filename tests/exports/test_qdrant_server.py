@@ -60,8 +60,8 @@ class TestApproximateSearch:
     @pytest.fixture
     def forgetful(self, server, monkeypatch):
         """A server that finds 8 of 10."""
-        search = QdrantStore.search
-        monkeypatch.setattr(QdrantStore, "search", lambda *a, **b: search(*a, **b).top(8))
+        best = QdrantStore.best
+        monkeypatch.setattr(QdrantStore, "best", lambda *a, **b: [pairs[:-2] for pairs in best(*a, **b)])
         return server
 
     def test_less_than_is_wanted(self, forgetful):

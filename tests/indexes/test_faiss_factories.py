@@ -29,8 +29,8 @@ def untrained(factory):
 
 @pytest.fixture(scope="module")
 def vectors():
-    found = np.random.default_rng(0).standard_normal((600, 16)).astype("f4")
-    return found / np.linalg.norm(found, axis=1, keepdims=True)
+    result = np.random.default_rng(0).standard_normal((600, 16)).astype("f4")
+    return result / np.linalg.norm(result, axis=1, keepdims=True)
 
 
 class TestBuilding:
@@ -45,8 +45,8 @@ class TestBuilding:
         assert index.ntotal == 600
         if "IVF" in factory:
             set_parameters(index, "nprobe=8")
-        exact, found = build_faiss("Flat", vectors).search(vectors[:50], 10)[1], index.search(vectors[:50], 10)[1]
-        shared = [len(set(a) & set(b)) / 10 for a, b in zip(exact, found, strict=True)]
+        exact, result = build_faiss("Flat", vectors).search(vectors[:50], 10)[1], index.search(vectors[:50], 10)[1]
+        shared = [len(set(a) & set(b)) / 10 for a, b in zip(exact, result, strict=True)]
         assert np.mean(shared) > 0.4
 
     @pytest.mark.parametrize("factory", KINDS)
@@ -54,13 +54,13 @@ class TestBuilding:
         index = build_faiss(factory, vectors)
         if "IVF" in factory:
             set_parameters(index, "nprobe=8")
-        scores, found = index.search(vectors[:100], 5)
+        scores, result = index.search(vectors[:100], 5)
         assert (np.diff(scores) <= 1e-6).all()
-        assert np.mean([row in places for row, places in enumerate(found)]) > 0.5
+        assert np.mean([row in places for row, places in enumerate(result)]) > 0.5
         faiss.write_index(index, str(tmp_path / "index"))
         for memory_map in (False, True):
             again = read_faiss(tmp_path / "index", memory_map=memory_map)
-            np.testing.assert_array_equal(again.search(vectors[:100], 5)[1], found)
+            np.testing.assert_array_equal(again.search(vectors[:100], 5)[1], result)
         assert file_bytes(index) == (tmp_path / "index").stat().st_size
 
     def test_a_graph_of_unit_vectors_finds_what_exact_search_finds(self, vectors):
@@ -158,7 +158,7 @@ class TestBuilding:
 
 class TestTooFewVectors:
     @pytest.mark.parametrize(
-        ("factory", "wanted"),
+        ("factory", "expected"),
         [
             *(("PQ4", 256), ("PQ4x4", 16), ("OPQ4,PQ4x4", 256), ("OPQ4_512,PQ4x4", 512), ("IVF300,Flat", 300)),
             *(("SQ8", 1), ("Flat", 1), ("HNSW8,SQ8", 1), ("RaBitQ", 1), ("RaBitQ4", 1), ("L2norm,Flat", 1)),
@@ -168,8 +168,8 @@ class TestTooFewVectors:
             *(("PQ4,RFlat", 256), ("SQ8,Refine(PQ4)", 256), ("IVF100,SQ8,RFlat", 100), ("RQ4x4_Ncqint8", 256)),
         ],
     )
-    def test_how_many_are_needed(self, factory, wanted):
-        assert fewest_vectors(untrained(factory)) == wanted
+    def test_how_many_are_needed(self, factory, expected):
+        assert fewest_vectors(untrained(factory)) == expected
 
     @pytest.mark.parametrize("factory", ["PQ4", "OPQ4,PQ4", "IVF300,Flat", "IVF4,PQ4"])
     def test_they_are_refused_before_faiss_aborts(self, vectors, factory):

@@ -63,10 +63,10 @@ class TestSearching:
 
     def test_fewer_results_than_k_are_no_false_documents(self, tiny, teacher):
         lists = build_index(tiny, teacher, factory="IVF8,Flat")
-        found = lists.search(["star", "court"], k=60)  # one list of eight is looked into
-        assert 0 < len(found) < 120
-        assert np.isfinite(found.scores).all()
-        assert found.scores.min() >= -1.001
+        result = lists.search(["star", "court"], k=60)  # one list of eight is looked into
+        assert 0 < len(result) < 120
+        assert np.isfinite(result.scores).all()
+        assert result.scores.min() >= -1.001
 
 
 class TestRefusals:
@@ -148,9 +148,9 @@ class TestSaving:
             teacher.encode(["star planet"], "query"), 4
         )
         ids = pq.read_table(tmp_path / "index" / "ids.parquet")["document_id"].to_pylist()
-        found = index.search("star planet", k=4)
-        assert [ids[row] for row in rows[0]] == list(found.document_ids)
-        np.testing.assert_array_equal(scores[0], found.scores.astype("f4"))
+        result = index.search("star planet", k=4)
+        assert [ids[row] for row in rows[0]] == list(result.document_ids)
+        np.testing.assert_array_equal(scores[0], result.scores.astype("f4"))
 
     def test_memory_mapped_it_answers_the_same(self, index, tmp_path):
         index.save(tmp_path / "index")

@@ -25,24 +25,24 @@ KEEPING = [
 
 @pytest.fixture(scope="module")
 def vectors():
-    found = np.random.default_rng(0).standard_normal((400, WIDTH)).astype("f4")
-    return found / np.linalg.norm(found, axis=1, keepdims=True)
+    result = np.random.default_rng(0).standard_normal((400, WIDTH)).astype("f4")
+    return result / np.linalg.norm(result, axis=1, keepdims=True)
 
 
 def indexed(vectors, factory, similarity="cosine"):
     index = build_faiss(factory, vectors[:300])
-    found = FaissIndex(
+    result = FaissIndex(
         index, [f"d{row}" for row in range(300)], EmbeddingSpace("s", WIDTH, similarity, "dense:m"), factory=factory
     )
     if "IVF" in factory:
-        found.parameters = "nprobe=4"
-    return found
+        result.parameters = "nprobe=4"
+    return result
 
 
 def best(index, vectors, k=1):
     """The k best documents of each vector."""
-    found = index.search_vectors(vectors, k).to_dict()
-    return [list(found[str(row)]) for row in range(len(vectors))]
+    result = index.search_vectors(vectors, k).to_dict()
+    return [list(result[str(row)]) for row in range(len(vectors))]
 
 
 class TestRemoving:
@@ -68,10 +68,10 @@ class TestRemoving:
         index.add_vectors(["d3"], vectors[302:303])
         index.save(tmp_path / "index")
         for one in (index, FaissIndex.load(tmp_path / "index")):
-            found = one.search_vectors(vectors[301:303], len(one)).to_dict()
-            assert set(found["0"]) == set(one.ids) == set(index.ids)
-            assert list(found["0"]).index("new1") < 10
-            assert list(found["1"]).index("d3") < 10
+            result = one.search_vectors(vectors[301:303], len(one)).to_dict()
+            assert set(result["0"]) == set(one.ids) == set(index.ids)
+            assert list(result["0"]).index("new1") < 10
+            assert list(result["1"]).index("d3") < 10
 
     @pytest.mark.parametrize("factory", KEEPING)
     def test_graphs_refined_and_fast_scan_ones_refuse_and_stay_as_they_are(self, vectors, factory):
@@ -109,8 +109,8 @@ class TestAdding:
     def test_added_ones_are_found(self, vectors, factory):
         index = indexed(vectors, factory)
         index.add_vectors([f"n{row}" for row in range(100)], vectors[300:])
-        found = best(index, vectors[300:], 10)
-        assert np.mean([f"n{row}" in ids for row, ids in enumerate(found)]) > 0.9
+        result = best(index, vectors[300:], 10)
+        assert np.mean([f"n{row}" in ids for row, ids in enumerate(result)]) > 0.9
         assert len(index) == 400
 
     def test_none_changes_nothing(self, vectors):
@@ -148,9 +148,9 @@ class TestLengths:
     def test_by_cosine_a_vectors_length_does_not_count(self, vectors):
         index = indexed(vectors, "Flat")
         index.add_vectors(["long", "short"], np.stack([vectors[300] * 50, vectors[301] * 0.01]))
-        found = index.search_vectors(vectors[300:302] * 7, 1).to_dict()
-        assert found["0"] == {"long": pytest.approx(1, abs=1e-5)}
-        assert found["1"] == {"short": pytest.approx(1, abs=1e-5)}
+        result = index.search_vectors(vectors[300:302] * 7, 1).to_dict()
+        assert result["0"] == {"long": pytest.approx(1, abs=1e-5)}
+        assert result["1"] == {"short": pytest.approx(1, abs=1e-5)}
 
     def test_by_dot_it_does(self, vectors):
         index = indexed(vectors, "Flat", "dot")
@@ -173,8 +173,8 @@ class TestLengths:
         query, document = vectors[5][:6], vectors[0][:6]
         if similarity == "cosine":
             query, document = query / np.linalg.norm(query), document / np.linalg.norm(document)
-        found = index.search_vectors(vectors[5], 2).to_dict()["0"]
-        assert found["cut"] == pytest.approx(float(query @ document), abs=1e-6)
+        result = index.search_vectors(vectors[5], 2).to_dict()["0"]
+        assert result["cut"] == pytest.approx(float(query @ document), abs=1e-6)
 
 
 class TestMemoryMapping:
@@ -281,13 +281,13 @@ class TestFewVectors:
 
 
 class TestDefaultDepth:
-    @pytest.mark.parametrize(("documents", "found"), [(3, 3), (300, 10)])
-    def test_is_ten_or_all_of_fewer(self, vectors, documents, found):
+    @pytest.mark.parametrize(("documents", "result"), [(3, 3), (300, 10)])
+    def test_is_ten_or_all_of_fewer(self, vectors, documents, result):
         ids = [f"d{row}" for row in range(documents)]
         index = FaissIndex(
             build_faiss("Flat", vectors[:documents]), ids, EmbeddingSpace("s", WIDTH, "cosine", "dense:m")
         )
-        assert len(index.search_vectors(vectors[:1])) == found
+        assert len(index.search_vectors(vectors[:1])) == result
 
     def test_a_number_beyond_the_index_is_refused_all_the_same(self, vectors):
         with pytest.raises(UserError, match=r"k=301: the corpus has 300 documents"):

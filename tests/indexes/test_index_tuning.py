@@ -12,14 +12,14 @@ from retrodistill.indexes.tuning import exact_labels, mean_recall, tune
 
 @pytest.fixture(scope="module")
 def vectors():
-    found = np.random.default_rng(0).standard_normal((1500, 24)).astype("f4")
-    return found / np.linalg.norm(found, axis=1, keepdims=True)
+    result = np.random.default_rng(0).standard_normal((1500, 24)).astype("f4")
+    return result / np.linalg.norm(result, axis=1, keepdims=True)
 
 
 @pytest.fixture(scope="module")
 def queries():
-    found = np.random.default_rng(1).standard_normal((40, 24)).astype("f4")
-    return found / np.linalg.norm(found, axis=1, keepdims=True)
+    result = np.random.default_rng(1).standard_normal((40, 24)).astype("f4")
+    return result / np.linalg.norm(result, axis=1, keepdims=True)
 
 
 @pytest.fixture(scope="module")

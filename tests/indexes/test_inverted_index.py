@@ -57,8 +57,8 @@ class TestSearching:
         vectors = encoder.encode(tiny.documents.texts, "document")
         products = (encoder.encode(tiny.split("test").texts, "query") @ vectors.T).toarray()
         assert len(run) == (products > 0).sum()
-        for row, (found, documents, scores) in enumerate(run):
-            assert found == tiny.split("test").ids[row]
+        for row, (result, documents, scores) in enumerate(run):
+            assert result == tiny.split("test").ids[row]
             np.testing.assert_allclose(scores, -np.sort(-products[row])[: len(scores)], rtol=1e-5)
             np.testing.assert_allclose(products[row][tiny.documents.positions(documents)], scores, rtol=1e-5)
 
@@ -67,8 +67,8 @@ class TestSearching:
         assert isinstance(index, Ranker)
 
     def test_retrieving_is_searching_with_k_cut_to_the_corpus(self, tiny, index):
-        wanted = index.search(tiny.split("test"), k=60)
-        assert index.search(tiny.split("test"), tiny, 1000).to_dict() == wanted.to_dict()
+        expected = index.search(tiny.split("test"), k=60)
+        assert index.search(tiny.split("test"), tiny, 1000).to_dict() == expected.to_dict()
 
     def test_it_answers_as_its_responder_does(self, tiny, index):
         rows, scores = index.query_fn(tiny, 3)("star planet")
@@ -94,10 +94,10 @@ class TestSearching:
     @pytest.mark.parametrize("bits", [8])
     def test_quantized_impacts_keep_the_ranking(self, tiny, free_name, index, bits):
         rough = build_inverted(tiny, free_name, settings=InvertedSettings(bits=bits))
-        wanted = index.search(tiny.split("test"), k=10)
-        found = rough.search(tiny.split("test"), k=10)
-        assert [rows[1][0] for rows in found] == [rows[1][0] for rows in wanted]
-        np.testing.assert_allclose(found.scores, wanted.scores, rtol=4 / 2**bits)
+        expected = index.search(tiny.split("test"), k=10)
+        result = rough.search(tiny.split("test"), k=10)
+        assert [rows[1][0] for rows in result] == [rows[1][0] for rows in expected]
+        np.testing.assert_allclose(result.scores, expected.scores, rtol=4 / 2**bits)
         assert rough.bytes_per_document() < index.bytes_per_document()
 
     def test_pruned_documents_keep_their_heaviest_terms(self):
@@ -137,9 +137,9 @@ class TestChanging:
     def test_a_larger_weight_widens_the_step_of_its_term_only(self):
         index = InvertedIndex.from_csr(["a", "b", "c", "d"], ROWS, SPACE)
         index.add_vectors(["e"], query(500, 0, 0, 0))
-        found = index.postings.matrix().toarray()
-        np.testing.assert_allclose(found[:, 0], [1.96, 0, 0, 5.88, 500], rtol=0.01)
-        np.testing.assert_allclose(found[:4, 1:], ROWS.toarray()[:, 1:], rtol=1e-2)
+        result = index.postings.matrix().toarray()
+        np.testing.assert_allclose(result[:, 0], [1.96, 0, 0, 5.88, 500], rtol=0.01)
+        np.testing.assert_allclose(result[:4, 1:], ROWS.toarray()[:, 1:], rtol=1e-2)
 
     def test_what_is_removed_is_not_found(self, small):
         small.remove(["d"])
@@ -181,9 +181,9 @@ class TestFolders:
             "print(*sorted({'torch', 'transformers', 'sentence_transformers', 'faiss'} & set(sys.modules)))"
         )
         done = subprocess.run([sys.executable, "-c", code, elsewhere], capture_output=True, text=True, check=True)
-        found, loaded = done.stdout.split("\n")[:2]
+        result, loaded = done.stdout.split("\n")[:2]
         assert loaded == ""
-        assert json.loads(found) == index.search("star planet", k=3).to_dict()
+        assert json.loads(result) == index.search("star planet", k=3).to_dict()
 
     def test_a_model_that_was_never_saved_is_needed_for_adding_only(self, tiny, tmp_path):
         index = build_inverted(tiny, inference_free(tmp_path / "bert"))
@@ -195,8 +195,8 @@ class TestFolders:
         index.save(tmp_path / "index")
         assert not (tmp_path / "index/query-weights.npy").exists()
         for queries in (None, splade_name, load_encoder(splade_name).model):
-            found = InvertedIndex.load(tmp_path / "index", queries).search("star planet", k=3)
-            assert found.to_dict() == index.search("star planet", k=3).to_dict()
+            result = InvertedIndex.load(tmp_path / "index", queries).search("star planet", k=3)
+            assert result.to_dict() == index.search("star planet", k=3).to_dict()
 
     @pytest.mark.parametrize("file", ["postings-impacts.npy", "postings-bounds.npy", "query-weights.npy"])
     @pytest.mark.parametrize("damage", ["cut", "altered", "missing"])

@@ -35,39 +35,39 @@ def named(tiny_tokens, tmp_path):
 class TestExactSearch:
     def test_it_is_brute_force(self):
         scores = maxsim(QUERIES, DOCUMENTS)
-        for row, (query, documents, found) in enumerate(index_of().search_vectors(QUERIES, 60)):
+        for row, (query, documents, result) in enumerate(index_of().search_vectors(QUERIES, 60)):
             assert query == str(row)
-            np.testing.assert_allclose(found, -np.sort(-scores[row]), atol=1e-5)
-            np.testing.assert_allclose(scores[row][[IDS.index(one) for one in documents]], found, atol=1e-5)
+            np.testing.assert_allclose(result, -np.sort(-scores[row]), atol=1e-5)
+            np.testing.assert_allclose(scores[row][[IDS.index(one) for one in documents]], result, atol=1e-5)
 
     def test_mean_maxsim_divides_by_the_query(self):
         space = EmbeddingSpace("somewhere", 16, "meanmaxsim", "multi-vector:someone")
         index = MultiVectorIndex.from_tokens(DOCUMENTS, IDS, space, None, MultiVectorSettings(codec="float32"))
-        found, wanted = index.search_vectors(QUERIES, 5), index_of().search_vectors(QUERIES, 5)
-        np.testing.assert_array_equal(found.document_ids, wanted.document_ids)
-        np.testing.assert_allclose(found.scores, wanted.scores / np.repeat(QUERIES.lengths, 5), atol=1e-5)
+        result, expected = index.search_vectors(QUERIES, 5), index_of().search_vectors(QUERIES, 5)
+        np.testing.assert_array_equal(result.document_ids, expected.document_ids)
+        np.testing.assert_allclose(result.scores, expected.scores / np.repeat(QUERIES.lengths, 5), atol=1e-5)
 
     @pytest.mark.parametrize(("codec", "share"), [("float16", 1), ("residual", 0.6)])
     def test_a_codec_keeps_most_of_the_ten_best(self, codec, share):
         exact = index_of().search_vectors(QUERIES, 10).to_dict()
         settings = MultiVectorSettings(codec=codec, bits=4)
-        found = (
+        result = (
             MultiVectorIndex.from_tokens(DOCUMENTS, IDS, SPACE, None, settings).search_vectors(QUERIES, 10).to_dict()
         )
-        assert np.mean([len(set(exact[query]) & set(found[query])) / 10 for query in exact]) >= share
+        assert np.mean([len(set(exact[query]) & set(result[query])) / 10 for query in exact]) >= share
 
 
 class TestMuvera:
     def test_all_documents_as_candidates_are_exact_search(self):
-        found = index_of(muvera=MUVERA.model_copy(update={"candidates": 60})).search_vectors(QUERIES, 10)
-        wanted = index_of().search_vectors(QUERIES, 10)
-        np.testing.assert_array_equal(found.document_ids, wanted.document_ids)
-        np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-5)
+        result = index_of(muvera=MUVERA.model_copy(update={"candidates": 60})).search_vectors(QUERIES, 10)
+        expected = index_of().search_vectors(QUERIES, 10)
+        np.testing.assert_array_equal(result.document_ids, expected.document_ids)
+        np.testing.assert_allclose(result.scores, expected.scores, atol=1e-5)
 
     def test_a_third_of_the_documents_hold_nearly_all_of_the_best(self):
-        found = index_of(muvera=MUVERA).search_vectors(QUERIES, 5).to_dict()
+        result = index_of(muvera=MUVERA).search_vectors(QUERIES, 5).to_dict()
         exact = index_of().search_vectors(QUERIES, 5).to_dict()
-        assert np.mean([len(set(exact[query]) & set(found[query])) / 5 for query in exact]) >= 0.8
+        assert np.mean([len(set(exact[query]) & set(result[query])) / 5 for query in exact]) >= 0.8
 
     def test_more_than_the_candidates_can_be_asked_for(self):
         assert len(index_of(muvera=MUVERA).search_vectors(QUERIES, 50)) == 8 * 50
@@ -75,16 +75,16 @@ class TestMuvera:
     @pytest.mark.parametrize("factory", ["SQ8", "PQ16x4", "HNSW8", "IVF4,Flat"])
     def test_any_faiss_factory(self, factory):
         index = index_of(muvera=MUVERA.model_copy(update={"factory": factory}))
-        found = index.search_vectors(QUERIES, 5)
-        assert 0 < len(found) <= 40
-        assert np.isfinite(found.scores).all()
+        result = index.search_vectors(QUERIES, 5)
+        assert 0 < len(result) <= 40
+        assert np.isfinite(result.scores).all()
 
     def test_fewer_candidates_than_k_are_no_false_documents(self):
         index = index_of(muvera=MUVERA.model_copy(update={"factory": "IVF8,Flat"}))
-        found = index.search_vectors(QUERIES, 60)  # one list of eight is looked into
-        assert 8 <= len(found) < 8 * 60
+        result = index.search_vectors(QUERIES, 60)  # one list of eight is looked into
+        assert 8 <= len(result) < 8 * 60
         exact = maxsim(QUERIES, DOCUMENTS)
-        for row, (_, documents, scores) in enumerate(found):
+        for row, (_, documents, scores) in enumerate(result):
             np.testing.assert_allclose(exact[row][[IDS.index(one) for one in documents]], scores, atol=1e-5)
 
     def test_search_parameters_are_set_and_kept(self, tmp_path):
@@ -110,17 +110,17 @@ class TestChanging:
             DOCUMENTS.slice(0, 45), IDS[:45], SPACE, None, MultiVectorSettings(codec="float32", muvera=muvera)
         )
         index.add_vectors(IDS[45:], DOCUMENTS.slice(45, 60))
-        found, wanted = index.search_vectors(QUERIES, 10), index_of(muvera=muvera).search_vectors(QUERIES, 10)
-        np.testing.assert_array_equal(found.document_ids, wanted.document_ids)
-        np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-5)
+        result, expected = index.search_vectors(QUERIES, 10), index_of(muvera=muvera).search_vectors(QUERIES, 10)
+        np.testing.assert_array_equal(result.document_ids, expected.document_ids)
+        np.testing.assert_allclose(result.scores, expected.scores, atol=1e-5)
 
     def test_removed_documents_are_not_found_and_the_others_are(self, muvera):
-        index, wanted = index_of(muvera=muvera), index_of().search_vectors(QUERIES, 60).to_dict()
+        index, expected = index_of(muvera=muvera), index_of().search_vectors(QUERIES, 60).to_dict()
         index.remove(["d3", "d0", "d59"])
         assert len(index) == 57
         for query, documents, scores in index.search_vectors(QUERIES, 57):
             assert {"d3", "d0", "d59"}.isdisjoint(documents)
-            np.testing.assert_allclose(scores, [wanted[query][one] for one in documents], atol=1e-5)
+            np.testing.assert_allclose(scores, [expected[query][one] for one in documents], atol=1e-5)
 
     def test_removing_then_adding_then_saving(self, muvera, tmp_path):
         index = index_of(muvera=muvera)
@@ -129,9 +129,9 @@ class TestChanging:
         index.save(tmp_path / "index")
         loaded = MultiVectorIndex.load(tmp_path / "index")
         assert loaded.ids == IDS[10:] + IDS[:10]
-        found, wanted = (one.search_vectors(QUERIES, 60).to_dict() for one in (loaded, index_of()))
-        for query in wanted:
-            assert found[query] == pytest.approx(wanted[query], abs=1e-5)
+        result, expected = (one.search_vectors(QUERIES, 60).to_dict() for one in (loaded, index_of()))
+        for query in expected:
+            assert result[query] == pytest.approx(expected[query], abs=1e-5)
 
     def test_ids_that_are_there_or_not_there(self, muvera):
         with pytest.raises(UserError, match=r"^'d7': in the index already"):
@@ -175,7 +175,7 @@ class TestOfTexts:
     @pytest.mark.parametrize("codec", ["float16", "residual"])
     def test_a_build_that_was_stopped_goes_on(self, tiny, tiny_multi, monkeypatch, codec):
         settings = MultiVectorSettings(codec=codec, sample=30)
-        wanted = build_multi_vector(tiny, tiny_multi, settings=settings)
+        expected = build_multi_vector(tiny, tiny_multi, settings=settings)
         monkeypatch.setattr("retrodistill.indexes.multi_vector._BLOCK", 8)
         plain, left = MultiVectorModel.encode, [4]
 
@@ -185,7 +185,7 @@ class TestOfTexts:
                 raise KeyboardInterrupt
             return plain(self, texts, role, **options)
 
-        monkeypatch.setenv("RETRODISTILL_CACHE", str(wanted.store.parts[0].filename) + "-other")
+        monkeypatch.setenv("RETRODISTILL_CACHE", str(expected.store.parts[0].filename) + "-other")
         monkeypatch.setattr(MultiVectorModel, "encode", interrupted)
         with pytest.raises(KeyboardInterrupt):
             build_multi_vector(tiny, tiny_multi, settings=settings)
@@ -193,9 +193,9 @@ class TestOfTexts:
         monkeypatch.setattr(
             MultiVectorModel, "encode", lambda *given, **options: encoded.extend(given[1]) or plain(*given, **options)
         )
-        found = build_multi_vector(tiny, tiny_multi, settings=settings)
+        result = build_multi_vector(tiny, tiny_multi, settings=settings)
         assert 0 < len(encoded) < 60
-        run, other = (one.search(tiny.split("test"), k=60).to_dict() for one in (found, wanted))
+        run, other = (one.search(tiny.split("test"), k=60).to_dict() for one in (result, expected))
         for query in run:
             assert run[query] == pytest.approx(other[query], abs=2e-2 if codec == "residual" else 1e-3)
 

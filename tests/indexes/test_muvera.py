@@ -12,8 +12,8 @@ EXACT = brute_maxsim(QUERIES, DOCUMENTS)
 def correlation(settings):
     """Mean over queries of the correlation of approximate and exact MaxSim over documents."""
     muvera = Muvera(settings, 16)
-    found = muvera.queries(QUERIES) @ muvera.documents(DOCUMENTS).T
-    return float(np.mean([np.corrcoef(one, other)[0, 1] for one, other in zip(found, EXACT, strict=True)]))
+    result = muvera.queries(QUERIES) @ muvera.documents(DOCUMENTS).T
+    return float(np.mean([np.corrcoef(one, other)[0, 1] for one, other in zip(result, EXACT, strict=True)]))
 
 
 def brute_encoding(muvera, tokens, repetition, *, document):
@@ -37,33 +37,33 @@ class TestEncodings:
     def test_equal_a_loop_over_partitions(self, document):
         muvera = Muvera(MuveraSettings(repetitions=3, k_sim=3, d_proj=None), 16)
         texts = DOCUMENTS.slice(0, 6)
-        found = (muvera.documents if document else muvera.queries)(texts).reshape(6, 3, 8, 16)
+        result = (muvera.documents if document else muvera.queries)(texts).reshape(6, 3, 8, 16)
         for text in range(6):
             for repetition in range(3):
-                wanted = brute_encoding(muvera, texts[text], repetition, document=document) / np.sqrt(3)
-                np.testing.assert_allclose(found[text, repetition], wanted, atol=1e-5)
+                expected = brute_encoding(muvera, texts[text], repetition, document=document) / np.sqrt(3)
+                np.testing.assert_allclose(result[text, repetition], expected, atol=1e-5)
 
     def test_one_partition_is_the_sum_against_the_mean(self):
         muvera = Muvera(MuveraSettings(repetitions=2, k_sim=0, d_proj=None), 16)
-        found = muvera.queries(QUERIES) @ muvera.documents(DOCUMENTS).T
+        result = muvera.queries(QUERIES) @ muvera.documents(DOCUMENTS).T
         for query in range(3):
             for document in range(3):
-                wanted = QUERIES[query].sum(axis=0) @ DOCUMENTS[document].mean(axis=0)
-                assert found[query, document] == pytest.approx(wanted, abs=1e-4)
+                expected = QUERIES[query].sum(axis=0) @ DOCUMENTS[document].mean(axis=0)
+                assert result[query, document] == pytest.approx(expected, abs=1e-4)
 
     def test_single_token_documents_are_exact_without_a_projection(self):
         single = ragged(30, seed=5, longest=1)
         muvera = Muvera(MuveraSettings(repetitions=2, k_sim=4, d_proj=None), 16)
-        found = muvera.queries(QUERIES) @ muvera.documents(single).T
-        np.testing.assert_allclose(found, brute_maxsim(QUERIES, single), atol=1e-4)
+        result = muvera.queries(QUERIES) @ muvera.documents(single).T
+        np.testing.assert_allclose(result, brute_maxsim(QUERIES, single), atol=1e-4)
 
     def test_inner_projections_keep_inner_products_in_the_mean(self):
         single = ragged(30, seed=5, longest=1)
         muvera = Muvera(MuveraSettings(repetitions=400, k_sim=0, d_proj=8), 16)
-        found = muvera.queries(QUERIES) @ muvera.documents(single).T
+        result = muvera.queries(QUERIES) @ muvera.documents(single).T
         exact = brute_maxsim(QUERIES, single)
-        np.testing.assert_allclose(found, exact, atol=0.15 * np.abs(exact).max())
-        assert found.mean() == pytest.approx(exact.mean(), abs=0.1)
+        np.testing.assert_allclose(result, exact, atol=0.15 * np.abs(exact).max())
+        assert result.mean() == pytest.approx(exact.mean(), abs=0.1)
 
     def test_a_long_block_is_cut_without_effect(self, monkeypatch):
         muvera = Muvera(MuveraSettings(repetitions=2), 16)
@@ -88,19 +88,19 @@ class TestEncodings:
 
 class TestApproximation:
     def test_more_repetitions_are_nearer_to_maxsim(self):
-        found = [correlation(MuveraSettings(repetitions=number, k_sim=3, d_proj=8)) for number in (1, 8, 64)]
-        assert found[0] < found[1] < found[2]
-        assert found[2] > 0.8
+        result = [correlation(MuveraSettings(repetitions=number, k_sim=3, d_proj=8)) for number in (1, 8, 64)]
+        assert result[0] < result[1] < result[2]
+        assert result[2] > 0.8
 
     def test_partitions_are_nearer_than_one_mean(self):
-        found = [correlation(MuveraSettings(repetitions=32, k_sim=bits, d_proj=None)) for bits in (0, 3)]
-        assert found[1] > found[0]
+        result = [correlation(MuveraSettings(repetitions=32, k_sim=bits, d_proj=None)) for bits in (0, 3)]
+        assert result[1] > result[0]
 
     def test_it_stays_below_maxsim_without_a_projection(self):
         """A mean of tokens, or another token, is at most the best token: MUVERA's encodings err on one side."""
         muvera = Muvera(MuveraSettings(repetitions=16, k_sim=4, d_proj=None), 16)
-        found = muvera.queries(QUERIES) @ muvera.documents(DOCUMENTS).T
-        assert (found <= EXACT + 1e-4).all()
+        result = muvera.queries(QUERIES) @ muvera.documents(DOCUMENTS).T
+        assert (result <= EXACT + 1e-4).all()
 
     def test_a_sketch_loses_some_and_keeps_most(self):
         plain = correlation(MuveraSettings(repetitions=32, k_sim=3, d_proj=8))

@@ -19,9 +19,9 @@ installed = pytest.mark.skipif(importlib.util.find_spec("seismic") is None, reas
 @pytest.fixture(scope="module")
 def matrix():
     """2,000 documents over 300 terms, the third and the last empty."""
-    found = random_array((2000, 300), density=0.1, format="lil", dtype=np.float32, rng=np.random.default_rng(0))
-    found[2], found[1999] = 0, 0
-    return csr_array(found.tocsr())
+    result = random_array((2000, 300), density=0.1, format="lil", dtype=np.float32, rng=np.random.default_rng(0))
+    result[2], result[1999] = 0, 0
+    return csr_array(result.tocsr())
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,10 @@ class TestSearching:
         index = InvertedIndex.from_csr(IDS, matrix, SPACE, settings=SEISMIC)
         run = index.search_vectors(queries, 10)
         rows, scores = search_rows(Postings.from_csr(matrix), queries, 10)
-        found = [{index.ids.index(one) for one in documents} for _, documents, _ in run]
-        assert np.mean([len(one & set(wanted.tolist())) / 10 for one, wanted in zip(found, rows, strict=True)]) > 0.8
+        result = [{index.ids.index(one) for one in documents} for _, documents, _ in run]
+        assert (
+            np.mean([len(one & set(expected.tolist())) / 10 for one, expected in zip(result, rows, strict=True)]) > 0.8
+        )
         products = (queries @ matrix.T).toarray()
         for place, (_, documents, values) in enumerate(run):  # what it finds, it scores as exact search does
             np.testing.assert_allclose(values, products[place][[index.ids.index(one) for one in documents]], rtol=2e-3)
@@ -63,8 +65,8 @@ class TestSearching:
     def test_unknown_terms_and_too_few_matches(self):
         few = csr_array(([1.0, 2.0], ([0, 1], [5, 7])), shape=(3, 300))
         index = InvertedIndex.from_csr(["a", "b", "c"], few, SPACE, settings=SEISMIC)
-        asked = csr_array(([1.0, 1.0], ([0, 0], [7, 250])), shape=(2, 300))
-        assert index.search_vectors(asked, 3).to_dict() == {"0": {"b": 2.0}}
+        query_vectors = csr_array(([1.0, 1.0], ([0, 0], [7, 250])), shape=(2, 300))
+        assert index.search_vectors(query_vectors, 3).to_dict() == {"0": {"b": 2.0}}
 
     def test_adding_and_removing_build_it_again(self, matrix, queries):
         index = InvertedIndex.from_csr(IDS, matrix, SPACE, settings=SEISMIC)

@@ -21,16 +21,16 @@ def filled(*parts):
     return store
 
 
-def same(found, wanted):
-    np.testing.assert_array_equal(found.bounds, wanted.bounds)
-    np.testing.assert_array_equal(found.vectors, wanted.vectors)
+def same(result, expected):
+    np.testing.assert_array_equal(result.bounds, expected.bounds)
+    np.testing.assert_array_equal(result.vectors, expected.vectors)
 
 
 class TestReading:
     @pytest.mark.parametrize("rows", [[3], [7, 2, 2, 40], [], list(range(10, 20)), list(range(50))])
     def test_documents_by_row_in_the_order_asked_for(self, rows):
-        found = filled(DOCUMENTS.slice(0, 15), DOCUMENTS.slice(15, 50)).gather(np.array(rows, dtype=np.int64))
-        same(found, Tokens.of([DOCUMENTS[row] for row in rows], 16))
+        result = filled(DOCUMENTS.slice(0, 15), DOCUMENTS.slice(15, 50)).gather(np.array(rows, dtype=np.int64))
+        same(result, Tokens.of([DOCUMENTS[row] for row in rows], 16))
 
     @pytest.mark.parametrize("tokens", [1, 30, 10_000])
     def test_blocks_are_all_documents_once(self, tokens):
@@ -135,16 +135,16 @@ class TestMaxsim:
     def test_the_best_of_blocks_are_the_best_of_all(self, k, tokens):
         queries = ragged(7, seed=3)
         scores = maxsim(queries, DOCUMENTS)
-        rows, found = best_documents(queries, filled().blocks(tokens), k)
-        np.testing.assert_allclose(found, -np.sort(-scores, axis=1)[:, :k], atol=1e-5)
-        np.testing.assert_allclose(np.take_along_axis(scores, rows, axis=1), found, atol=1e-5)
+        rows, result = best_documents(queries, filled().blocks(tokens), k)
+        np.testing.assert_allclose(result, -np.sort(-scores, axis=1)[:, :k], atol=1e-5)
+        np.testing.assert_allclose(np.take_along_axis(scores, rows, axis=1), result, atol=1e-5)
 
     def test_equal_documents_come_in_their_order(self):
         # Whole numbers: their sums are exact in any order, which a matrix product may take from column to column.
         twice = Tokens.of([np.round(4 * DOCUMENTS[0])] * 30, 16)
         blocks = [(start, twice.slice(start, start + 3)) for start in range(0, 30, 3)]
-        asked = ragged(2, seed=3)
-        rows, _ = best_documents(Tokens(np.round(4 * asked.vectors), asked.bounds), blocks, 2)
+        query_vectors = ragged(2, seed=3)
+        rows, _ = best_documents(Tokens(np.round(4 * query_vectors.vectors), query_vectors.bounds), blocks, 2)
         np.testing.assert_array_equal(rows, [[0, 1], [0, 1]])
 
     @pytest.mark.parametrize("limit", ["_QUERY_TOKENS", "_DOCUMENT_TOKENS"])

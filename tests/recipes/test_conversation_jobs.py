@@ -52,7 +52,7 @@ def job_of(dense_content, tmp_path):
 
 
 class TestConversations:
-    def test_students_are_asked_them_and_teachers_their_rewrites(self, job_of, written, turns):
+    def test_students_get_them_and_teachers_get_their_rewrites(self, job_of, written, turns):
         job = job_of(conversations=written(turns))
         rewrites = {one["query_id"]: one["rewrite"] for one in turns}
         assert all(job.rewrites[query] == rewrites[query] for query in [*job.train.ids, *job.test.ids])
@@ -68,24 +68,24 @@ class TestConversations:
         for query, scores in run.to_dict().items():
             assert scores == pytest.approx(by_rewrites[query], abs=1e-6)
 
-    def test_history_can_be_cut(self, job_of, written, turns):
+    def test_history_can_be_limited(self, job_of, written, turns):
         path = written(turns)
         job = job_of(conversations={"path": path, "history": 0})
         assert set(job.train.texts) == {one["utterance"] for one in turns if one["query_id"] in job.train}
 
-    def test_the_control_asks_teachers_what_students_are_asked(self, job_of, written, turns):
+    def test_in_the_control_teachers_get_the_queries_of_students(self, job_of, written, turns):
         job = job_of(conversations={"path": written(turns), "teacher": "raw"})
         assert job.rewrites is None
         assert job.teacher_test_queries.texts == job.test.texts
         assert any("as a control" in note for note in job.notes)
 
-    def test_they_can_be_made_and_it_is_said(self, job_of):
+    def test_artificial_ones_are_noted(self, job_of):
         job = job_of(conversations="made")
         assert any("conversations are artificial" in note for note in job.notes)
         assert not set(job.train.ids) & set(job.test.ids)
         assert any(" | " in text for text in job.test.texts)
 
-    def test_the_same_student_with_other_rewrites_is_another(self, job_of, written, turns):
+    def test_other_rewrites_change_the_fingerprint_of_a_student(self, job_of, written, turns):
         prints = []
         for shown in (turns, [{**one, "rewrite": one["rewrite"] + " today"} for one in turns]):
             job = job_of(conversations=written(shown))
@@ -100,7 +100,7 @@ class TestConversations:
         assert any("1 training queries have the rewrite of a test query" in note for note in job.notes)
         assert stolen in job.training_data.excluded_queries.texts
 
-    def test_the_job_measures_teachers_by_rewrites_and_students_by_what_is_asked(
+    def test_teachers_are_measured_with_rewrites_and_students_without(
         self, dense_content, written, turns, tmp_path, tiny_model
     ):
         recipe = parse_recipe({**dense_content, "conversations": written(turns)})
@@ -118,7 +118,7 @@ class TestConversations:
         first = {line.split()[0]: line.split()[2] for line in lines if line.split()[3] == "1"}
         assert first == {query: documents.ids[row] for query, row in zip(job.test.ids, best, strict=True)}
 
-    def test_the_plan_counts_what_the_teacher_is_asked(self, dense_content, written, turns, tmp_path, write_recipe):
+    def test_the_plan_counts_the_queries_of_the_teacher(self, dense_content, written, turns, tmp_path, write_recipe):
         path = write_recipe({**dense_content, "conversations": written(turns)})
         steps = plan_recipe(path, tmp_path / "out")
         assert any(step["items"] > 0 for step in steps)
@@ -126,7 +126,7 @@ class TestConversations:
 
 
 class TestRewrites:
-    def test_some_queries_have_better_ones(self, job_of, written, tiny):
+    def test_some_queries_have_rewrites(self, job_of, written, tiny):
         better = [
             {"query_id": query, "text": f"all about {tiny.queries[query]}"} for query in tiny.split("train").ids[:9]
         ]
@@ -136,7 +136,7 @@ class TestRewrites:
         assert job.teacher_test_queries.texts == job.test.texts
         assert sum(text.startswith("all about") for text in job.training_data.teacher_queries(job.train).texts) == 9
 
-    def test_alignment_is_to_the_better_querys_embedding(self, dense_content, written, tiny, tmp_path, monkeypatch):
+    def test_alignment_is_to_the_embedding_of_the_rewrite(self, dense_content, written, tiny, tmp_path, monkeypatch):
         from retrodistill.students import dense
 
         better = [{"query_id": query, "text": "heart artery blood"} for query in tiny.split("train").ids]
@@ -160,11 +160,11 @@ class TestRewrites:
             ([{"query_id": "t0", "text": "x"}], "no training query has a rewrite"),
         ],
     )
-    def test_those_that_do_not_fit_are_refused(self, job_of, written, lines, message):
+    def test_rewrites_that_do_not_fit_are_refused(self, job_of, written, lines, message):
         with pytest.raises(UserError) as error:
             job_of(rewrites=written(lines))
         assert message in str(error.value)
 
-    def test_conversations_bring_their_own(self, job_of, written, turns):
+    def test_conversations_have_their_own_rewrites(self, job_of, written, turns):
         with pytest.raises(UserError, match="remove rewrites"):
             job_of(conversations=written(turns), rewrites="any.jsonl")

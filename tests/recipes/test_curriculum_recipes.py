@@ -45,12 +45,12 @@ def shrunk(tiny_folder, tiny_model):
 
 class TestCurricula:
     @pytest.mark.parametrize("name", ROWS)
-    def test_each_runs_and_says_what_it_chose(self, name, shrunk, tmp_path):
+    def test_each_runs_and_notes_its_choices(self, name, shrunk, tmp_path):
         results = run_recipe(parse_recipe(shrunk(name)), tmp_path / "out")
         assert {one.name for one in results.systems} == ROWS[name]
         assert name not in NOTES or any(NOTES[name] in note for note in results.notes)
 
-    def test_one_that_is_done_is_taken_up_again(self, shrunk, tmp_path):
+    def test_a_finished_job_is_loaded(self, shrunk, tmp_path):
         recipe = parse_recipe(shrunk("labeling-budget"))  # a hybrid, whose index is loaded with its model
         first, again = (run_recipe(recipe, tmp_path / "out") for _ in range(2))
         assert [one.ndcg10 for one in again.systems] == [one.ndcg10 for one in first.systems]

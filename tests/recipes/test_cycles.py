@@ -1,4 +1,4 @@
-"""Stages with teachers of their own, and students that teach each other (Trans-Encoder)."""
+"""Stages with their own teachers, and students that teach each other (Trans-Encoder)."""
 
 import copy
 import shutil
@@ -110,7 +110,7 @@ class TestCycle:
         run_recipe(parse_recipe(cycle), tmp_path / "out")
         assert len(seen) == 4  # nothing is trained again
 
-    def test_a_lost_student_is_made_again_to_the_same_bytes(self, cycle, tmp_path, monkeypatch):
+    def test_a_lost_student_is_trained_again_to_the_same_bytes(self, cycle, tmp_path, monkeypatch):
         recipe = parse_recipe(cycle)
         run_recipe(recipe, tmp_path / "out")
         bi = tmp_path / "out" / "students" / "bi"
@@ -136,7 +136,7 @@ class TestCycle:
         )
         assert labels.tolist() == pytest.approx(((1 + cosines[0]) / 2).tolist(), abs=1e-5)
 
-    def test_a_student_is_a_teacher_as_it_stood_behind_that_stage(self, cycle, tmp_path):
+    def test_a_student_teaches_as_it_was_after_that_stage(self, cycle, tmp_path):
         job = open_job(parse_recipe(cycle), tmp_path / "out")
         students = job.recipe.students
         for number, stage in enumerate(students["bi"].stages, start=1):
@@ -160,7 +160,7 @@ class TestCycle:
         wanted = np.mean([1 / (1 + np.exp(-one)) for one in scores], axis=0)
         assert found.scores.tolist() == pytest.approx(wanted.tolist(), abs=1e-6)
 
-    def test_what_taught_a_stage_is_part_of_the_students_fingerprint(self, cycle, tmp_path):
+    def test_the_fingerprint_of_a_student_includes_the_teachers_of_its_stages(self, cycle, tmp_path):
         prints = []
         for rate in (1e-3, 2e-3):
             cycle["students"]["cross"]["stages"][1]["training"] = {**QUICK, "learning_rate": rate}
@@ -174,13 +174,13 @@ class TestCycle:
         assert prints[0][0] == prints[1][0]  # the first stage was taught by the cross-encoder behind its first
         assert prints[0][1] != prints[1][1]
 
-    def test_a_plan_says_what_it_cannot_count(self, cycle, tmp_path, write_recipe):
+    def test_a_plan_tells_what_it_cannot_count(self, cycle, tmp_path, write_recipe):
         steps = [one["step"] for one in plan_recipe(write_recipe(cycle), tmp_path / "out")]
         assert "cross, stage 1: teacher student:bi@0, known when that student is trained" in steps
 
 
 class TestTeachersOfStages:
-    def test_a_stage_may_have_its_own(self, dense_content, tiny_model, tmp_path):
+    def test_a_stage_may_have_its_own_teacher(self, dense_content, tiny_model, tmp_path):
         stage = dense_content["students"]["student"]["stages"][0]
         stages = [stage, {**stage, "teacher": "bm25"}, {**stage, "teacher": ["bm25", f"dense:{tiny_model}"]}]
         stages.append({**stage, "labels": "mean"})
@@ -200,7 +200,7 @@ class TestTeachersOfStages:
         assert "teacher of stage 2" in manifest
         assert "teacher of stage 1" not in manifest
 
-    def test_one_that_scores_pairs_is_refused_for_a_whole_corpus_before_any_work(
+    def test_a_teacher_of_pairs_is_refused_for_a_whole_corpus_before_any_work(
         self, dense_content, tiny_cross_encoder, tmp_path
     ):
         dense_content["students"]["student"]["stages"][0] |= {
@@ -227,11 +227,11 @@ class TestTeachersOfStages:
         assert message in str(error.value)
         assert "\n" not in str(error.value)
 
-    def test_a_student_is_no_teacher_of_the_whole_recipe(self, cycle):
+    def test_a_student_cannot_teach_the_whole_recipe(self, cycle):
         with pytest.raises(UserError, match=r"name it in a stage's teacher"):
             parse_recipe({**cycle, "teacher": "student:bi"})
 
-    def test_an_ensemble_that_is_the_stages_teacher_cannot_say_what_is_right(self, dense_content):
+    def test_an_ensemble_cannot_judge_its_own_stage(self, dense_content):
         dense_content["students"]["student"]["stages"][0]["selection"] = {"positives": "ensemble"}
         with pytest.raises(UserError, match=r"selection.positives: ensemble"):
             parse_recipe(dense_content)

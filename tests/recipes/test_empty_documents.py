@@ -11,7 +11,7 @@ from retrodistill.recipes import parse_recipe, run_recipe
 
 
 @pytest.mark.parametrize("kind", ["content", "hybrid"])
-def test_an_empty_document_is_kept_and_stops_nothing(kind, content, tiny_folder, tiny_model, tmp_path):
+def test_an_empty_document_is_kept_and_does_no_harm(kind, content, tiny_folder, tiny_model, tmp_path):
     folder = shutil.copytree(tiny_folder, tmp_path / "collection")
     with (folder / "corpus.jsonl").open("a") as corpus:
         corpus.write(json.dumps({"_id": "empty", "title": "", "text": ""}) + "\n")

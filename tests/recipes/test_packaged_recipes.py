@@ -11,11 +11,11 @@ CONFIGS = {path.stem: path for path in (ROOT / "configs").glob("*.yaml")}
 
 
 class TestPackagedRecipes:
-    def test_they_are_those_of_configs(self):
+    def test_the_packaged_recipes_are_those_of_configs(self):
         assert recipe_names() == sorted(CONFIGS)
 
     @pytest.mark.parametrize("name", sorted(CONFIGS))
-    def test_each_loads_by_its_name_and_says_what_it_is_and_costs(self, name):
+    def test_each_loads_by_its_name_and_has_a_description_and_cost(self, name):
         recipe = load_recipe(name, ["collection=my-folder"])
         assert (recipe.name, recipe.collection) == (name, "my-folder")
         assert recipe.about

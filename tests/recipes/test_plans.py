@@ -25,14 +25,14 @@ class TestPlanning:
         assert 42 <= steps[1]["items"] <= 420
         assert steps[1]["seconds"] >= 0
 
-    def test_after_the_run_nothing_is_left(self, content, write_recipe, tmp_path):
+    def test_after_the_run_nothing_is_left_to_do(self, content, write_recipe, tmp_path):
         path = write_recipe(content)
         run_recipe(path, tmp_path / "out")
         steps = plan_recipe(path, tmp_path / "out")
         assert [step["items"] for step in steps] == [0, 0, 0, 2]
         assert steps[-1]["unit"] == "systems"
 
-    def test_steps_of_training_are_those_that_it_takes(self, dense_content, write_recipe, tmp_path):
+    def test_planned_steps_are_those_of_training(self, dense_content, write_recipe, tmp_path):
         path = write_recipe(dense_content)
         told = {step["step"]: step for step in plan_recipe(path, tmp_path / "out")}["student, stage 1: train"]
         run_recipe(path, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Jobs that compress: what is learned is kept, and taken up again."""
+"""Jobs that compress: learned quantizers are kept and loaded again."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ENCODER = {
 
 
 class TestTheQueryEncoder:
-    def test_it_is_trained_against_the_codes_and_kept_where_it_is_better(self, recipe, tmp_path):
+    def test_it_is_trained_against_the_codes_and_kept_if_it_is_better(self, recipe, tmp_path):
         results = run_recipe(recipe(encoder=ENCODER), tmp_path / "out")
         assert [one.name for one in results.systems][-3:] == ["opq", "distilled", "distilled-queries"]
         index = load_index(tmp_path / "out" / "indexes" / "distilled-queries")

@@ -1,4 +1,4 @@
-"""What a job says of itself beyond its figures: agreement, corrected tests, queries won and lost, no judgments."""
+"""The report of a job: agreement, corrected tests, queries won and lost, no judgments."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TestOfAJudgedCollection:
         run_recipe(parse_recipe(quick), tmp_path / "out")
         return Results.from_json(json.loads((tmp_path / "out" / "results.json").read_text())), tmp_path / "out"
 
-    def test_everything_that_the_page_tells(self, done):
+    def test_everything_on_the_page(self, done):
         results, out = done
         self.agrees(results, out)
         self.is_corrected(results)
@@ -39,7 +39,7 @@ class TestOfAJudgedCollection:
         for section in ("systems", "differences", "front", "training", "agreement", "queries", "provenance"):
             assert f'<section id="{section}"' in page
 
-    def test_measures_deeper_than_what_is_retrieved_are_not_claimed(self, quick, tmp_path):
+    def test_measures_beyond_the_retrieved_depth_are_not_reported(self, quick, tmp_path):
         quick["evaluation"]["depth"] = 50
         results = run_recipe(parse_recipe(quick), tmp_path / "out")
         assert results.system("bm25").recall100 is None
@@ -56,7 +56,7 @@ class TestOfAJudgedCollection:
         assert results.system("bm25").measures["Rprec"] > 0
         assert results.system("bm25").ndcg10 > 0
 
-    def test_a_measure_that_is_none_is_refused_as_the_recipe_is_read(self, quick):
+    def test_an_unknown_measure_is_refused_when_the_recipe_is_read(self, quick):
         quick["evaluation"]["measures"] = ["ndgc@10"]
         with pytest.raises(UserError, match=r"evaluation\.measures.*'ndgc@10'.*Did you mean 'ndcg@k'"):
             parse_recipe(quick)
@@ -116,7 +116,7 @@ class TestWithoutJudgments:
 
 
 class TestTeachersThatCannotSearch:
-    def test_agreement_with_a_recorded_one_is_on_the_queries_that_it_has(self, quick, tiny, tmp_path):
+    def test_agreement_with_a_recorded_run_is_on_the_queries_that_it_has(self, quick, tiny, tmp_path):
         asked = [*tiny.split("train").ids[:30], "t0", "t1"]
         rows = {query: {f"d{place}": float(60 - place) for place in range(8)} for query in asked}
         write_run(Run.from_dict(rows), tmp_path / "teacher.run")
@@ -129,7 +129,7 @@ class TestTeachersThatCannotSearch:
             "and for 2 of 12 test queries, on which agreement with it is measured" in note for note in results.notes
         )
 
-    def test_one_whose_scores_are_dear_is_not_asked_again(self, quick, tiny_cross_encoder, tmp_path, monkeypatch):
+    def test_an_expensive_teacher_does_not_score_again(self, quick, tiny_cross_encoder, tmp_path, monkeypatch):
         quick["teacher"] = ["bm25", f"cross-encoder:{tiny_cross_encoder}"]
         asked = []
         from retrodistill.rankers.ensemble import Ensemble

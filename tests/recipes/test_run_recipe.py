@@ -45,7 +45,7 @@ class TestAStaticStudentOfAnEnsemble:
         student, ensemble = by_name["student"], by_name["ensemble"]
         assert student["retention"] == pytest.approx(student["ndcg@10"] / ensemble["ndcg@10"])
 
-    def test_everything_else_is_beside_them(self, content, tmp_path):
+    def test_everything_else_is_next_to_them(self, content, tmp_path):
         run_recipe(parse_recipe(content), tmp_path / "out")
         out = tmp_path / "out"
         assert load_recipe(out / "recipe.yaml") == parse_recipe(content)
@@ -80,7 +80,7 @@ class TestAStaticStudentOfAnEnsemble:
         weights = [path if path.exists() else next(path.parent.rglob("model.safetensors")) for path in weights]
         assert weights[0].read_bytes() == weights[1].read_bytes()
 
-    def test_changed_settings_train_anew_and_leave_the_other_students(self, content, tmp_path):
+    def test_changed_settings_train_again_and_leave_the_other_students(self, content, tmp_path):
         out = tmp_path / "out"
         run_recipe(parse_recipe(content), out)
         manifest, control = (
@@ -91,7 +91,7 @@ class TestAStaticStudentOfAnEnsemble:
         assert (out / "students" / "student" / "retrodistill.json").read_text() != manifest
         assert (out / "students" / "control" / "retrodistill.json").read_text() == control
 
-    def test_a_changed_index_is_built_anew_without_training(self, content, tmp_path, monkeypatch):
+    def test_a_changed_index_is_built_again_without_training(self, content, tmp_path, monkeypatch):
         out = tmp_path / "out"
         run_recipe(parse_recipe(content), out)
         no_training(monkeypatch)
@@ -101,14 +101,14 @@ class TestAStaticStudentOfAnEnsemble:
 
 
 class TestOtherStudents:
-    def test_a_dense_query_tower_searches_the_spaces_documents(self, dense_content, tiny_model, tmp_path):
+    def test_a_dense_query_encoder_searches_the_document_encoders_vectors(self, dense_content, tiny_model, tmp_path):
         results = run_recipe(parse_recipe(dense_content), tmp_path / "out")
         student = results.system("student")
         assert student.documents_by == f"dense:{tiny_model}"
         assert student.queries_by == "dense:student"
         assert [system.name for system in results.systems] == ["bm25", "teacher", "ensemble", "student"]
 
-    def test_both_towers_encode_their_own_documents(self, dense_content, tmp_path):
+    def test_both_encoders_trained_search_their_own_documents(self, dense_content, tmp_path):
         student = dense_content["students"]["student"]
         student |= {"documents": "student", "dimension": 16, "control": "contrastive"}
         student["stages"][0] |= {"train": "both_encoders", "groups": {"documents": 4}}
@@ -118,7 +118,7 @@ class TestOtherStudents:
         assert results.system("student").bytes_per_document < 80
         assert results.system("control").ndcg10 is not None
 
-    def test_alignment_may_come_before_both_towers(self, dense_content, tmp_path):
+    def test_alignment_may_come_before_training_both_encoders(self, dense_content, tmp_path):
         student = dense_content["students"]["student"]
         student |= {"documents": "student", "dimension": "space"}
         student["stages"] = [
@@ -200,7 +200,7 @@ class TestCollectionsWithoutTrainingQueries:
         content["students"]["student"]["stages"] = content["students"]["student"]["stages"][:1]
         assert run_recipe(parse_recipe(content), tmp_path / "out").provenance["training queries"] == "48"
 
-    def test_training_queries_that_are_test_queries_are_dropped_and_told(self, content, tiny_folder, tmp_path):
+    def test_training_queries_that_are_test_queries_are_dropped_and_noted(self, content, tiny_folder, tmp_path):
         folder = tmp_path / "leaking"
         shutil.copytree(tiny_folder, folder)
         with (folder / "qrels" / "train.tsv").open("a") as file:
@@ -256,7 +256,7 @@ class TestRefusalsBeforeAnyWork:
         with pytest.raises(UserError, match=r"^cannot write to .*file/out: "):
             run_recipe(parse_recipe(content), tmp_path / "file" / "out")
 
-    def test_somebodys_files_where_a_student_would_go(self, content, tmp_path):
+    def test_other_files_in_the_folder_of_a_student(self, content, tmp_path):
         (tmp_path / "out" / "students" / "control").mkdir(parents=True)
         (tmp_path / "out" / "students" / "control" / "notes.txt").write_text("x")
         with pytest.raises(UserError, match=r"students/control holds other files .* would be lost"):

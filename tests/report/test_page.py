@@ -155,7 +155,7 @@ class TestWithoutJudgments:
         assert "71% of the ten best documents of ensemble" in text[: text.index("</h1>")]
         assert 'id="agreement"' in text
         assert 'id="front"' in text
-        assert "Nothing was judged relevant" in text
+        assert "no document is marked" in text
         assert 'id="differences"' not in text
 
 

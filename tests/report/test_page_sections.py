@@ -166,7 +166,7 @@ class TestQueries:
         told = plain(section("queries", whole()))
         assert "Won: student above ensemble (the 3 largest of 40)" in told
         assert "Lost: student below ensemble (the 1 largest of 60)" in told
-        assert "Evenly drawn" in told
+        assert "Evenly spaced" in told
 
     def test_each_says_its_values(self):
         told = plain(section("queries", whole()))

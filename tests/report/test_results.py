@@ -106,6 +106,11 @@ class TestBadInputIsRefused:
         won = {**content()["examples"][0], "valu": 1.0}
         self.refused(content(won=[won]), r"won\.0\.valu")
 
+    def test_an_unknown_key_of_a_document_that_was_missed(self):
+        missed = {"document_id": "d", "text": "star", "titel": "moon"}
+        example = {**content()["examples"][0], "missed": [missed]}
+        self.refused(content(examples=[example]), "Did you mean 'title'")
+
     @pytest.mark.parametrize(
         ("changed", "words"),
         [

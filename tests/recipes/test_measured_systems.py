@@ -1,4 +1,4 @@
-"""An ensemble that teaches nothing is measured beside; and every recipe in configs/ runs but those of curricula."""
+"""Every recipe in configs/ runs, except those of curricula, and measures an ensemble that does not teach."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONFIGS = [path for path in EVERY if path.stem not in CURRICULA]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
-def test_every_recipe_names_the_systems_that_it_promises(path, tiny, tiny_folder, small_recipe, tmp_path):
+def test_every_recipe_measures_the_systems_that_it_promises(path, tiny, tiny_folder, small_recipe, tmp_path):
     write_run(mine(tiny, "train", ["bm25"], 10), tmp_path / "teacher.run")
     results = run_recipe(small_recipe(path, tiny_folder, tmp_path / "teacher.run"), tmp_path / "out")
     names = [system.name for system in results.systems]
