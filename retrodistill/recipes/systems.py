@@ -15,7 +15,6 @@ from retrodistill.encoders.modules import ROUTE, exit_model, exits_of
 from retrodistill.evaluation.results import REWRITES, Role
 from retrodistill.evaluation.systems import System
 from retrodistill.indexes import FaissSettings, build_index, load_index
-from retrodistill.indexes.registry import get_kind
 from retrodistill.rankers.bi_encoder import DenseRanker
 from retrodistill.rankers.bm25 import BM25Ranker
 from retrodistill.rankers.loading import load_ranker
@@ -261,7 +260,7 @@ def _index(job: Job, student: Distilled) -> Ranker:
         return load_index(folder, student.encoder)
     if student.documents is student.encoder:
         kind.store_documents(student.encoder, job.collection.documents.texts)
-    settings = options.of(get_kind(str(kind.index)))
+    settings = options.of(options.kind_for([student.documents.kind]))
     index = build_index(job.collection, student.documents, student.encoder, name=student.name, settings=settings)
     index.save(folder)
     made_from.write(folder, MADE_FROM)
