@@ -82,7 +82,7 @@ def value_errors() -> Iterator[None]:
 
 
 def validated(model: type[Valid], content: dict[str, Any], source: str, noun: str = "key", advice: str = "") -> Valid:
-    """Settings from a dictionary; a `noun` is a key of a recipe or an option.
+    """Settings from a dictionary; `noun` is what errors call a name in it: a recipe's key, or an option.
 
     Raises:
         UserError: An unknown key or a value that does not fit: the first mistake, in one line that begins with `source`
