@@ -1,10 +1,10 @@
-"""What FAISS kinds keep of exact search, for how many bytes: a markdown table per collection.
+"""Measure recall and size of FAISS index kinds against exact search: a Markdown table per collection.
 
     python evaluation/faiss_kinds.py COLLECTION... [--model dense:all-MiniLM-L6-v2] [--split train] [--copies 1]
 
-Recall@10 is the share of exact search's ten best documents that the index finds, over the queries of the split (nothing
-is trained on queries). Times are medians of single queries on one thread, without encoding. ``--copies`` makes a larger
-corpus: each document's vector as it is, and so many less one copies with Gaussian noise of .5 its length, made unit.
+Recall@10 is the share of exact search's top 10 documents that the index finds, over the queries of the split (nothing
+is trained on queries). Times are medians over single queries on one thread, without encoding. ``--copies N`` makes a
+larger corpus: each document's vector plus N - 1 copies of it with Gaussian noise of half its length, normalized again.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ KINDS = [
 
 
 def main() -> None:
-    """Read the command line and print a table per collection."""
+    """Print a table per collection."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("collections", nargs="+", help="BEIR folders")
-    parser.add_argument("--model", default="dense:all-MiniLM-L6-v2", help="the encoder of both sides")
-    parser.add_argument("--split", default="train", help="whose queries are asked")
-    parser.add_argument("--copies", type=int, default=1, help="vectors per document, perturbed but for the first")
-    parser.add_argument("--only", nargs="*", help="factories to measure; all by default")
+    parser.add_argument("--model", default="dense:all-MiniLM-L6-v2", help="encoder for both sides")
+    parser.add_argument("--split", default="train", help="split whose queries are searched")
+    parser.add_argument("--copies", type=int, default=1, help="vectors per document; all but the first are perturbed")
+    parser.add_argument("--only", nargs="*", help="factories to measure (default: all)")
     arguments = parser.parse_args()
     faiss.omp_set_num_threads(1)
     encoder = load_encoder(arguments.model)
@@ -95,7 +95,7 @@ def _table(documents: np.ndarray, queries: np.ndarray, only: list[str] | None) -
 
 
 def _ms(index: object, queries: np.ndarray, repeats: int = 200) -> float:
-    """Median of single queries, after a warm-up."""
+    """Median latency of single queries in milliseconds, after a warm-up."""
     index.search(queries[:20], 10)
     times = []
     for place in range(repeats):

@@ -1,9 +1,9 @@
-"""What a solved map behind a model's first layers is worth before any training: a markdown table per collection.
+"""Measure truncated encoders with a fitted linear map, before any training: a Markdown table per collection.
 
     python evaluation/fitted_maps.py COLLECTION... [--model all-MiniLM-L6-v2] [--layers 2 4]
 
-Overlap@10 is the share of the whole model's ten best documents that the cut one finds for held-out training queries:
-every fourth of the split. The map is fitted to the other ones and to titles.
+Overlap@10 is the share of the full model's top 10 documents that the truncated one finds. It is measured on every
+fourth training query. The map is fitted to the other queries and to titles.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _TITLES = 3400
 
 
 def main() -> None:
-    """Read the command line and print a table per collection."""
+    """Print a table per collection."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("collections", nargs="+", help="BEIR folders")
-    parser.add_argument("--model", default="all-MiniLM-L6-v2", help="a bi-encoder")
-    parser.add_argument("--layers", type=int, nargs="+", default=[2, 4], help="how many are kept")
-    parser.add_argument("--split", default="train", help="whose queries are asked")
+    parser.add_argument("--model", default="all-MiniLM-L6-v2", help="bi-encoder to truncate")
+    parser.add_argument("--layers", type=int, nargs="+", default=[2, 4], help="numbers of layers to keep")
+    parser.add_argument("--split", default="train", help="split whose queries are used")
     args = parser.parse_args()
     encoder = load_encoder(f"dense:{args.model}")
     for name in args.collections:
@@ -40,7 +40,7 @@ def main() -> None:
         asked = queries[::4]
         texts = [text for place, text in enumerate(queries) if place % 4] + title_texts(collection).texts[:_TITLES]
         vectors, wanted = embed(encoder, texts, "query"), exact_search(embed(encoder, asked, "query"), documents, 10)[0]
-        print(f"| {collection.name}: layers | as they are | behind a fitted map |\n|---:|---:|---:|")
+        print(f"| {collection.name}: layers | without a map | with a fitted map |\n|---:|---:|---:|")
         for layers in args.layers:
             cut, mapped = (dense_student(args.model, layers=layers, mapped=one) for one in (False, True))
             fit_map(mapped, texts, vectors, encoder.prompt("query"))
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def overlap(model: Encoder, queries: list[str], documents: np.ndarray, wanted: np.ndarray) -> float:
-    """Mean share of the (n, 10) wanted documents among a model's ten best."""
+    """Mean share of the (n, 10) wanted documents in a model's top 10."""
     found = exact_search(model.encode(queries, "query"), documents, 10)[0]
     return float(np.mean([len(set(mine) & set(theirs)) / 10 for mine, theirs in zip(found, wanted, strict=True)]))
 

@@ -1,11 +1,11 @@
-"""What an inverted index keeps of exact sparse search, for how many bytes: a markdown table per collection.
+"""Measure quality, size, and latency of inverted indexes against exact sparse search: a Markdown table per collection.
 
     python evaluation/inverted.py COLLECTION... [--model sparse:NAME] [--split test]
 
-By default the weights are BM25's, so that the exact index must give BM25's own nDCG@10. ``of exact`` is the share of
-the exact index' ten best documents that are found. Times are medians of single queries on one thread, without encoding.
-Seismic has its rows where its package is installed (``pip install 'retrodistill[seismic]'``); it clusters at random, so
-that they differ a little from run to run.
+By default the weights are BM25's, so the exact index must reproduce BM25's own nDCG@10. ``of exact`` is the share of
+the exact index's top 10 documents that are found. Times are medians over single queries on one thread, without
+encoding. Seismic has rows if its package is installed (``pip install 'retrodistill[seismic]'``). It clusters at random,
+so its rows differ a little from run to run.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("collections", nargs="+", help="BEIR folders")
-    parser.add_argument("--model", default="bm25", help="bm25, or the sparse encoder of both sides")
-    parser.add_argument("--split", default="test", help="whose queries are asked")
+    parser.add_argument("--model", default="bm25", help="bm25, or a sparse encoder for both sides")
+    parser.add_argument("--split", default="test", help="split whose queries are searched")
     arguments = parser.parse_args()
     for source in arguments.collections:
         collection = load_collection(source)
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def table(collection: Collection, split: str, documents: csr_array, queries: csr_array, model: str) -> str:
-    """A row per kind of index."""
+    """Table with a row per kind of index."""
     texts, qrels = collection.split(split), collection.relevance(split).to_dict()
     space = EmbeddingSpace("of-this-table", documents.shape[1], "dot", model)
     rows = {text: queries[[place]] for place, text in enumerate(texts.texts)}
@@ -87,7 +87,7 @@ def table(collection: Collection, split: str, documents: csr_array, queries: csr
 
 
 def bm25_vectors(collection: Collection, split: str) -> tuple[csr_array, csr_array]:
-    """BM25 as sparse vectors: a document's weights are its terms' scores, a query's how often it says a term."""
+    """BM25 as sparse vectors: documents are weighted by the scores of their terms, queries by term counts."""
     words = {"stopwords": "english", "stemmer": Stemmer.Stemmer("english"), "show_progress": False}
     bm25s = load_bm25s()
     index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)

@@ -148,7 +148,7 @@ class TestTables:
         assert rows[:2] == before
         assert [(row["collection"], row["job_seconds"]) for row in rows[2:]] == [("nfcorpus", 90)] * 2
         page = (study.folder / "README.md").read_text()
-        assert page.index("small, scifact") < page.index("**small, nfcorpus** (20 test queries; 2 min of a core")
+        assert page.index("small, scifact") < page.index("**small, nfcorpus** (20 test queries; 2 min on one core")
         assert len(pq.read_table(study.folder / "per-query.parquet")) == 80
 
     def test_a_job_that_is_no_more_leaves_the_tables(self, done: tuple[Study, Path]) -> None:

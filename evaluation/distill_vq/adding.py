@@ -1,10 +1,10 @@
-"""What documents lose that are added after learning: FAISS codes them by the nearest codewords.
+"""Measure the quality of documents added after training. FAISS encodes them with the nearest codewords.
 
     python evaluation/distill_vq/adding.py ../shared/data/nfcorpus
 
-Learns on nine tenths of the documents and adds the last tenth with ``index.add``; OPQ is treated alike. Writes
-adding.json: the agreement of the ranking of test queries with exact search's (nDCG with the exact top 10 as gains),
-over the learned documents alone, the added ones alone, and all together.
+The quantizer is learned on nine tenths of the documents, and the last tenth is added with ``index.add``. OPQ is treated
+the same way. adding.json gets the agreement of the test queries' rankings with exact search (nDCG with the exact top 10
+as gains) over the learned documents, the added documents, and all documents.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from retrodistill.runs.agreement import rank_agreement
 
 
 def main() -> None:
-    """Measure what is missing."""
+    """Measure the missing points."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("collections", nargs="*", default=["../shared/data/nfcorpus"])
     parser.add_argument("--model", default="dense:all-MiniLM-L6-v2")
@@ -36,14 +36,14 @@ def main() -> None:
 
 
 def measure(bench: Bench, options: argparse.Namespace) -> None:
-    """OPQ, and what is learned from it with a free map and with a rotation."""
+    """Measure OPQ, and the quantizers learned from it with a free map and with a rotation."""
     file = options.out / "adding.json"
     order = np.random.default_rng(options.seed).permutation(len(bench.documents))
     first, later = np.sort(order[len(order) // 10 :]), np.sort(order[: len(order) // 10])
     place = np.full(len(order), -1)
     place[first] = np.arange(len(first))
     sources = np.where(bench.sources >= 0, place[bench.sources], -1)
-    asked = (bench.sources < 0) | (sources >= 0)  # no pseudo-query of a document that is not there yet
+    asked = (bench.sources < 0) | (sources >= 0)  # without pseudo-queries of documents that are added later
     documents = np.ascontiguousarray(bench.documents[first])
     factory = factory_for(options.bytes, documents.shape[1])
     start = start_index(factory, documents, seed=options.seed)

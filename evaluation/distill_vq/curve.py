@@ -1,9 +1,9 @@
-"""Quality against bytes: PQ, OPQ, RaBitQ, scalar, and quantizers learned by distillation, on the same vectors.
+"""Measure quality against bytes: PQ, OPQ, RaBitQ, scalar, and distilled quantizers on the same vectors.
 
     python evaluation/distill_vq/curve.py ../shared/data/scifact ../shared/data/nfcorpus
 
-Writes curve.json, curve.md, curve.png and curve.svg beside this file. Every finished point is kept in curve.json at
-once: a run that was killed goes on where it stopped. Delete the file to measure anew.
+Writes curve.json, curve.md, curve.png, and curve.svg to the folder of this file. Every finished point is saved to
+curve.json at once, so a killed run resumes where it stopped. Delete the file to measure again.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ LEARNED: dict[str, dict[str, Any]] = {
 
 
 class Bench:
-    """Vectors of one collection and the measure on its test queries.
+    """Vectors of one collection and its measure, nDCG@10 on the test queries.
 
     Args:
-        folder: The collection.
-        model: Whose embeddings.
+        folder: Folder of the collection.
+        model: Name of the encoder.
     """
 
     def __init__(self, folder: str, model: str) -> None:
@@ -66,7 +66,7 @@ class Bench:
 
 
 def main() -> None:
-    """Measure what is missing, then write table and plot."""
+    """Measure the missing points, then write the table and the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("collections", nargs="*", default=["../shared/data/scifact", "../shared/data/nfcorpus"])
     parser.add_argument("--model", default="dense:all-MiniLM-L6-v2")
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def product(bench: Bench, size: int, options: argparse.Namespace, file: Path) -> None:
-    """PQ, OPQ and what is learned from it, at so many bytes."""
+    """Measure PQ, OPQ, and the quantizers learned from OPQ at `size` bytes."""
     wanted = [f"{bench.name}/{system}/{size}" for system in ("pq", "opq", *options.systems)]
     if all(key in read(file) for key in wanted):
         return
@@ -123,7 +123,7 @@ def product(bench: Bench, size: int, options: argparse.Namespace, file: Path) ->
 
 
 def others(bench: Bench, file: Path) -> None:
-    """RaBitQ behind a random rotation, and scalar quantizers, at the bytes they cost."""
+    """Measure RaBitQ after a random rotation, and scalar quantizers, at their fixed sizes."""
     import faiss
 
     for system, factories in FIXED.items():
@@ -138,19 +138,19 @@ def others(bench: Bench, file: Path) -> None:
 
 
 def start_flat(documents: np.ndarray) -> Any:
-    """Exact search."""
+    """Index for exact search."""
     from retrodistill.encoders.vectors import flat_index
 
     return flat_index(documents)
 
 
 def read(file: Path) -> dict[str, dict[str, Any]]:
-    """The points so far."""
+    """Points measured so far."""
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
 def keep(file: Path, key: str, point: dict[str, Any]) -> None:
-    """Add one point, whole or not at all."""
+    """Add one point to the file atomically."""
     points = read(file) | {key: point}
     fresh = file.with_suffix(".part")
     fresh.write_text(json.dumps(points, indent=1) + "\n", encoding="utf-8")

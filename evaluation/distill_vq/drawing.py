@@ -1,4 +1,4 @@
-"""The curve as a table and as a plot. The plot needs matplotlib: ``pip install "retrodistill[studies]"``."""
+"""Render the curve as a table and as a plot. The plot needs matplotlib: ``pip install "retrodistill[studies]"``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAMES = {
     "distilled": "distilled",
     "distilled-queries": "distilled + query map",
 }
-# One hue per family, told apart by marker and line as well.
+# One hue per family; markers and lines differ as well.
 STYLE = {
     "pq": ("#9a9a9a", "v", ":"),
     "opq": ("#555555", "s", "--"),
@@ -25,7 +25,7 @@ STYLE = {
 
 
 def table(points: dict[str, dict[str, Any]]) -> str:
-    """Markdown: a table per collection, nDCG@10 and the share of exact search's."""
+    """Markdown with a table per collection: nDCG@10 and its share of exact search's."""
     parts = []
     for name in collections(points):
         exact = points[f"{name}/exact"]["ndcg"]
@@ -45,7 +45,7 @@ def table(points: dict[str, dict[str, Any]]) -> str:
 
 
 def draw(points: dict[str, dict[str, Any]], folder: Path) -> None:
-    """curve.png and curve.svg: share of exact search's nDCG@10 against bytes, one panel per collection."""
+    """Draw curve.png and curve.svg: share of exact search's nDCG@10 against bytes, one panel per collection."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -82,7 +82,7 @@ def collections(points: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def curves(points: dict[str, dict[str, Any]], name: str) -> dict[str, list[tuple[int, float]]]:
-    """For each system that was measured, its (bytes, nDCG@10), ascending."""
+    """(bytes, nDCG@10) points of each measured system, by ascending bytes."""
     found = {}
     for system in NAMES:
         own = [point for key, point in points.items() if key.startswith(f"{name}/{system}/")]

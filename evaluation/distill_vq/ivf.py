@@ -1,11 +1,11 @@
-"""Recall against nprobe on 200,000 and more vectors: OPQ + IVF, learned, with lists fixed and re-assigned.
+"""Measure recall against nprobe on over 200,000 vectors: OPQ + IVF, and learned quantizers with two kinds of lists.
 
     python evaluation/distill_vq/ivf.py ../shared/data/scifact ../shared/data/nfcorpus ../shared/data/cranfield
 
-The corpus is the documents of the collections and copies of them, each with Gaussian noise added whose length is half
-the vector's (unit vectors again afterwards): a corpus of that size with many near neighbors, not one of that many
-texts. Recall@k is the share of exact search's top 10 among the k found. Writes ivf.json, which keeps every finished
-system, and ivf.md.
+The learned quantizers keep documents in their lists or re-assign them. The corpus is the documents of the collections
+and noisy copies of them: Gaussian noise of half the vector's length is added, and the vectors are normalized again. It
+has many near neighbors, unlike a corpus of as many different texts. Recall@k is the share of exact search's top 10
+among the first k results. Writes ivf.json, which stores every finished system, and ivf.md.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    """Build the corpus, measure what is missing, write the table."""
+    """Build the corpus, measure the missing systems, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = [f"../shared/data/{name}" for name in ("scifact", "nfcorpus", "cranfield")]
     parser.add_argument("collections", nargs="*", default=default)
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def corpus(options: argparse.Namespace) -> tuple[np.ndarray, ...]:
-    """(n, d) documents and copies, (q, d) training queries, their own documents, (t, d) test queries."""
+    """(n, d) documents and copies, (q, d) training queries, their source documents (-1: none), (t, d) test queries."""
     encoder, generator = load_encoder(options.model), np.random.default_rng(options.seed)
     documents, asked, sources, tests, before = [], [], [], [], 0
     for folder in options.collections:
@@ -89,7 +89,7 @@ def corpus(options: argparse.Namespace) -> tuple[np.ndarray, ...]:
 
 
 def recall(index: Any, queries: np.ndarray, exact: np.ndarray) -> dict[str, list[float]]:
-    """Share of the exact top 10 among the 10 and the 100 found, for each number of lists probed."""
+    """Share of the exact top 10 among the first 10 and 100 results, for each nprobe."""
     found: dict[str, list[float]] = {"10": [], "100": []}
     for probes in PROBES:
         set_parameters(index, f"nprobe={probes}")
@@ -101,7 +101,7 @@ def recall(index: Any, queries: np.ndarray, exact: np.ndarray) -> dict[str, list
 
 
 def table(points: dict[str, dict[str, Any]]) -> str:
-    """Markdown: a line per system and depth, a column per nprobe."""
+    """Markdown table with a row per system and depth, and a column per nprobe."""
     lines = ["| system | recall | " + " | ".join(f"nprobe {probes}" for probes in PROBES) + " |"]
     lines.append("|---|---|" + "---:|" * len(PROBES))
     for name, point in points.items():

@@ -1,4 +1,4 @@
-"""Token codecs and MUVERA on the tokens of an untrained encoder: quality, bytes, latency. Resumable; see README.md.
+"""Measure token codecs and MUVERA with an untrained encoder: quality, bytes, latency. Resumable; see README.md.
 
 python evaluation/multi_vector/measure.py data/scifact out/multi-vector
 """
@@ -42,16 +42,16 @@ MUVERA = {
     "R40 k4 p16 to 2560": {"repetitions": 40, "k_sim": 4, "d_proj": 16, "final": 2560},
 }
 CANDIDATES = (100, 200, 1000)
-POOL = 500  # documents of exact search that a codec ranks: an eleventh of the work, the same first ten (see README.md)
+POOL = 500  # top documents of exact search that a codec re-ranks: about a tenth of the work, the same top 10
 
 
 def main() -> None:
-    """Measure all that is not recorded yet."""
+    """Measure everything that is not recorded yet."""
     arguments = argparse.ArgumentParser()
     arguments.add_argument("collection")
     arguments.add_argument("out", type=Path)
-    arguments.add_argument("--length", type=int, default=180, help="tokens that documents are cut to")
-    arguments.add_argument("--only", default="", help="systems whose name begins so")
+    arguments.add_argument("--length", type=int, default=180, help="truncate documents to this many tokens")
+    arguments.add_argument("--only", default="", help="measure only systems whose name starts with this")
     given = arguments.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     bench = Bench(given.collection, given.out, given.length)
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 class Bench:
-    """The vectors, the exact runs and the record of results."""
+    """Token vectors, exact runs, and recorded results."""
 
     def __init__(self, collection: str, out: Path, length: int) -> None:
         self.collection, self.out, self.length = load_collection(collection), out, length
@@ -74,7 +74,7 @@ class Bench:
         self._held: dict[tuple[str, int], Tokens] = {}
 
     def record(self, name: str, measure: Callable[[], dict], only: str) -> None:
-        """Measure once; print."""
+        """Measure a system unless it is recorded, and print its results."""
         path = self.out / "results.json"
         known = read_json(path) if path.is_file() else {}
         if name not in known and name.startswith(only):
@@ -85,7 +85,7 @@ class Bench:
             print(name, json.dumps(known[name]), flush=True)
 
     def tokens(self, part: str, width: int) -> Tokens:
-        """Token vectors of `documents`, `test` or `train`, projected to a width and kept as files for the peer."""
+        """Token vectors of `documents`, `test`, or `train`, projected to a width; saved for peer_fast_plaid.py."""
         if (part, width) not in self._held:
             files = [self.out / f"{part}-{width}.{kind}.npy" for kind in ("vectors", "bounds")]
             if not all(file.is_file() for file in files):
@@ -97,24 +97,24 @@ class Bench:
         return self._held[part, width]
 
     def exact(self, width: int) -> dict:
-        """All documents by exact MaxSim."""
+        """Measure exact MaxSim over all documents."""
         index = self._index({"codec": "float32"}, width)
         found = self._searched(index, width, keep=self.out / f"exact-{width}.parquet", timed=5)
-        if width == 128:  # what peer_fast_plaid.py reads beside the vectors
+        if width == 128:  # peer_fast_plaid.py also reads these files
             write_json(self.out / "ids.json", {"documents": self.collection.documents.ids, "test": self.test.ids})
             best = {query: list(documents) for query, documents, _ in self._exact_run().top(10)}
             write_json(self.out / "exact-top10.json", best)
         return found
 
     def codec(self, settings: dict) -> dict:
-        """The same through a codec, at 128 dimensions."""
+        """Measure a codec at 128 dimensions."""
         start = time.perf_counter()
         index = self._index(settings, 128)
         seconds = time.perf_counter() - start
         return {"build_s": round(seconds, 1), **self._searched(index, 128, timed=30, pool=self._exact_run())}
 
     def muvera(self, settings: dict) -> dict:
-        """Candidates by MUVERA, ranked by MaxSim over float16 tokens."""
+        """Measure MUVERA candidates, re-ranked by MaxSim over float16 tokens."""
         base = self._index({"codec": "float16"}, 128)
         queries, exact = self.tokens("test", 128), self._exact_run().top(10)
         found: dict = {}
@@ -150,14 +150,14 @@ class Bench:
         index = MultiVectorIndex.from_tokens(documents, ids, space, None, MultiVectorSettings(**settings))
         folder = self.out / "stores" / "-".join(str(value) for value in (*settings.values(), width))
         folder.mkdir(parents=True, exist_ok=True)
-        index.store.save(folder)  # measured as it is served: memory-mapped
+        index.store.save(folder)  # measured as in production: memory-mapped
         index.store = TokenStore.load(folder)
         return index
 
     def _searched(
         self, index: MultiVectorIndex, width: int, keep: Path | None = None, timed: int = 10, pool: Run | None = None
     ) -> dict:
-        """Quality over all documents, or over those of a pool; milliseconds of a query, or to rank 200 of the pool."""
+        """Quality and latency: search over all documents, or re-ranking of a pool (200 of its documents if timed)."""
         queries = self.tokens("test", width)
         if pool is None:
             run = index.search_vectors(queries, 100 if index.candidate_index else POOL, self.test.ids)
@@ -182,7 +182,7 @@ class Bench:
         }
 
     def _reranked(self, index: MultiVectorIndex, queries: Tokens, pool: Run) -> Run:
-        """The exact run's documents by the index' own token vectors."""
+        """Re-rank the documents of the exact run with the index's own token vectors."""
         found = []
         for row in range(len(queries)):
             tokens = index.store.gather(self._rows(pool, row))
@@ -205,7 +205,7 @@ class Bench:
         return Tokens.of(blocks, 384)
 
     def _projected(self, part: str, width: int) -> Tokens:
-        """As `token_encoder` does: the principal directions of tokens of documents, then unit length."""
+        """Project as `token_encoder` does: to the principal directions of document tokens, then to unit length."""
         sample = self.tokens("documents", 384).vectors
         rows = np.random.default_rng(0).choice(len(sample), min(50_000, len(sample)), replace=False)
         directions = principal_directions(sample[rows])[:width]

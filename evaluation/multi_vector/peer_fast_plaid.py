@@ -1,4 +1,4 @@
-"""fast-plaid on the token vectors that measure.py left: quality, bytes, latency; in an environment of its own.
+"""Measure fast-plaid on the token vectors of measure.py: quality, bytes, latency. Run it in a separate environment.
 
 python evaluation/multi_vector/peer_fast_plaid.py out/multi-vector data/scifact/qrels/test.tsv
 """
@@ -21,11 +21,15 @@ import torch
 from fast_plaid import search
 
 BITS = (4, 2)
-SEARCHES = ((8, 4096), (32, 4096), (8, 200))  # lists probed, documents scored in full; the first is its default
+SEARCHES = (
+    (8, 4096),
+    (32, 4096),
+    (8, 200),
+)  # lists to probe, documents to score in full; the first is fast-plaid's default
 
 
 def main() -> None:
-    """Index, search, measure."""
+    """Build, search, and measure the indexes."""
     arguments = argparse.ArgumentParser()
     arguments.add_argument("vectors", type=Path)
     arguments.add_argument("qrels", type=Path)
@@ -72,7 +76,7 @@ def ragged(folder: Path, part: str, width: int) -> list[torch.Tensor]:
 
 
 def grades(path: Path) -> dict[str, dict[str, int]]:
-    """Judgments of a BEIR file."""
+    """Judgments of a BEIR qrels file, by query and document."""
     found: dict[str, dict[str, int]] = {}
     with path.open() as file:
         for row in csv.DictReader(file, delimiter="\t"):
@@ -81,7 +85,7 @@ def grades(path: Path) -> dict[str, dict[str, int]]:
 
 
 def ndcg(ranked: list[str], judged: dict[str, int]) -> float:
-    """nDCG@10 with linear gains, as trec_eval."""
+    """nDCG@10 with linear gains, as in trec_eval."""
     gains = [judged.get(one, 0) for one in ranked[:10]]
     ideal = sorted(judged.values(), reverse=True)[:10]
     score, best = (sum(gain / math.log2(place + 2) for place, gain in enumerate(each)) for each in (gains, ideal))
@@ -89,7 +93,7 @@ def ndcg(ranked: list[str], judged: dict[str, int]) -> float:
 
 
 def timed(ask: Callable, queries: list[torch.Tensor]) -> float:
-    """Seconds."""
+    """Seconds that a search takes."""
     start = time.perf_counter()
     ask(queries, top_k=10)
     return time.perf_counter() - start

@@ -1,7 +1,8 @@
-"""Run the studies: `python evaluation/studies/run.py [NAME ...]`; what is done already is not done again.
+"""Run the studies: `python evaluation/studies/run.py [NAME ...]`. Finished jobs are skipped.
 
-A study is a folder here with `study.yaml` (its jobs), recipes, `README.md` (what was published, what was found) and
-what was measured: `results.json`, `per-query.parquet`. Jobs are ordinary `retrodistill run RECIPE`, several at a time.
+A study is a folder here. It contains `study.yaml` (its jobs), recipes, `README.md` (the published claim and our
+findings), and the results: `results.json` and `per-query.parquet`. Each job is an ordinary `retrodistill run RECIPE`.
+Several jobs run in parallel.
 """
 
 from __future__ import annotations
@@ -23,24 +24,26 @@ HERE = Path(__file__).resolve().parent
 
 
 def main() -> int:
-    """Parse the command line and do it."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="studies to run; all by default")
-    parser.add_argument("--data", default="data", help="folder of collections in BEIR layout; others are downloaded")
-    parser.add_argument("--out", default="out/studies", help="where jobs work and leave their results")
-    parser.add_argument("--jobs", type=int, default=2, help="how many at a time; the cores are shared among them")
+    parser.add_argument("names", nargs="*", help="studies to run (default: all)")
+    parser.add_argument(
+        "--data", default="data", help="folder of collections in BEIR layout; missing ones are downloaded"
+    )
+    parser.add_argument("--out", default="out/studies", help="folder for the jobs and their results")
+    parser.add_argument("--jobs", type=int, default=2, help="jobs to run in parallel; they share the cores")
     parser.add_argument(
         "--hours",
         type=float,
         default=math.inf,
-        help="begin no job that would not end within so many hours from now, by its estimate for a core",
+        help="start only jobs that are estimated to finish within this many hours from now, on one core each",
     )
     parser.add_argument(
-        "--large", action="store_true", help="the studies' larger settings, for a GPU; their tables stand apart"
+        "--large", action="store_true", help="use the larger settings, for a GPU; they have separate tables"
     )
-    parser.add_argument("--only", help="jobs of this name, on this collection, or the one called NAME-COLLECTION")
-    parser.add_argument("--list", action="store_true", help="what would run, and stop")
-    parser.add_argument("--tables", action="store_true", help="write tables from the results that are there, and stop")
+    parser.add_argument("--only", help="run only jobs with this name, with this collection, or named NAME-COLLECTION")
+    parser.add_argument("--list", action="store_true", help="list the jobs and exit")
+    parser.add_argument("--tables", action="store_true", help="write the tables from the existing results and exit")
     args = parser.parse_args()
     chosen = [load_study(name) for name in args.names or studies()]
     out = Path(args.out) / ("large" if args.large else "")
@@ -55,10 +58,10 @@ def main() -> int:
         if write_results(study, out / study.name, args.large):
             print(f"wrote {study.folder / 'README.md'}")
     spent = sum(job.seconds(out / study.name) for study, job in todo) / 60
-    print(f"{len(todo)} jobs, {spent:.0f} min of a job; {args.jobs} at a time {spent / args.jobs:.0f} min")
+    print(f"{len(todo)} jobs took {spent:.0f} min in total; {args.jobs} in parallel: {spent / args.jobs:.0f} min")
     left = [one.name for one in outcomes if one.state == "left"]
     if left:
-        print(f"{len(left)} jobs are left, as {args.hours:g} h are over; the same command goes on: {', '.join(left)}")
+        print(f"{len(left)} jobs did not fit into {args.hours:g} h; run the same command again: {', '.join(left)}")
     failed = [one for one in outcomes if one.state == "failed"]
     for one in failed:
         print(f"failed: {one.name}; see {one.log}", file=sys.stderr)
@@ -66,12 +69,12 @@ def main() -> int:
 
 
 class Outcome(NamedTuple):
-    """What became of a job.
+    """Outcome of a job.
 
     Attributes:
-        name: Of its study and itself.
-        state: ``done``, ``failed``, or ``left`` for another time.
-        log: What it printed.
+        name: ``study/job``.
+        state: ``done``, ``failed``, or ``left`` for a later run.
+        log: File with its output.
     """
 
     name: str
@@ -80,7 +83,7 @@ class Outcome(NamedTuple):
 
 
 def run_jobs(todo: list[tuple[Study, Job]], args: argparse.Namespace, out: Path) -> list[Outcome]:
-    """Run the jobs several at a time, the longest first, but for those of studies that are marked as last."""
+    """Run the jobs in parallel, longest first; jobs of studies that are marked as last come at the end."""
     todo = sorted(todo, key=lambda one: (one[1].last, -one[1].minutes))
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // args.jobs))
     end = time.perf_counter() + 3600 * args.hours

@@ -1,4 +1,4 @@
-"""What a study is: a folder with jobs, each a recipe on a collection."""
+"""A study is a folder with jobs. Each job runs a recipe on a collection."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 HERE = Path(__file__).resolve().parent
-SECONDS = "seconds.txt"  # in a job's folder: what it took, all its runs together
+SECONDS = "seconds.txt"  # in a job's folder: total time of all its runs
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,14 @@ class Job:
     """One recipe on one collection.
 
     Attributes:
-        name: Of the job within its study.
+        name: Name of the job within its study.
         collection: Name of a BEIR collection.
-        recipe: File, from the study's folder.
-        set: Overrides, ``key.path=value`` each.
-        large: Overrides besides, for a GPU; ``*`` in a key stands for every student, every stage.
-        against: Names of the systems that the others are compared with; the first that the job has counts.
-        minutes: Of one core, roughly.
-        last: Begin it when no job without this mark is waiting.
+        recipe: Path of the recipe, relative to the study's folder.
+        set: Overrides, each ``key.path=value``.
+        large: Additional overrides of the larger settings, for a GPU. ``*`` in a key matches every student or stage.
+        against: Reference systems for the comparisons; the first one that the job has is used.
+        minutes: Estimated minutes on one core.
+        last: Whether to start it after all jobs without this mark.
     """
 
     name: str
@@ -40,15 +40,15 @@ class Job:
 
     @property
     def folder(self) -> str:
-        """Of its results, within those of the study."""
+        """Name of its results folder within that of the study."""
         return f"{self.name}-{self.collection}"
 
     def is_called(self, words: str) -> bool:
-        """Whether it is meant by its name, its collection, or both with a stroke between them."""
+        """Whether `words` is its name, its collection, or both joined by a hyphen."""
         return words in (self.name, self.collection, self.folder)
 
     def arguments(self, study: Study, data: str, large: bool) -> list[str]:
-        """Of ``retrodistill run``, but for ``--out``."""
+        """Arguments of ``retrodistill run``, except ``--out``."""
         place = Path(data) / self.collection
         source = str(place) if place.exists() else f"beir/{self.collection}"
         recipe = (study.folder / self.recipe).resolve()
@@ -57,37 +57,37 @@ class Job:
         return [str(recipe), f"collection={source}", *self.set, *more]
 
     def is_done(self, study: Study, out: Path, data: str, large: bool) -> bool:
-        """Whether its results are there, by the recipe as it is now."""
+        """Whether it has results from the recipe as it is now."""
         from retrodistill.core.manifest import FILE_NAME, Manifest
         from retrodistill.recipes import load_recipe, parse_recipe
 
         place = out / self.folder
-        if self.results(out) is None or not (place / FILE_NAME).exists():  # the manifest is a job's last file
+        if self.results(out) is None or not (place / FILE_NAME).exists():  # the manifest is written last
             return False
         recipe, *overrides = self.arguments(study, data, large)
         return load_recipe(recipe, overrides) == parse_recipe(Manifest.read(place).settings)
 
     def seconds(self, out: Path) -> float:
-        """What the job took so far, by the runner's clock; 0 if it never ran."""
+        """Total running time so far, measured by the runner; 0 if it never ran."""
         path = out / self.folder / SECONDS
         return float(path.read_text()) if path.exists() else 0.0
 
     def results(self, out: Path) -> dict[str, Any] | None:
-        """What results.json of the job says; None before it is done."""
+        """Contents of the job's results.json; None before it is done."""
         path = out / self.folder / "results.json"
         return json.loads(path.read_text()) if path.exists() else None
 
 
 @dataclass(frozen=True)
 class Study:
-    """A claim that is put to the test.
+    """A test of a published claim.
 
     Attributes:
-        name: Of its folder.
-        title: For people.
-        jobs: What is run.
-        compare: Pairs of systems of different jobs, ``job:system`` each, that are compared on every collection.
-        pivot: Begin with a table of systems by jobs.
+        name: Name of its folder.
+        title: Title of its page.
+        jobs: Jobs to run.
+        compare: Pairs of systems from different jobs, each ``job:system``, to compare on every collection.
+        pivot: Whether to begin with a table of systems by jobs.
     """
 
     name: str
@@ -98,16 +98,16 @@ class Study:
 
     @property
     def folder(self) -> Path:
-        """Where it stands."""
+        """Path of its folder."""
         return HERE / self.name
 
 
 def expanded(override: str, recipe: Any) -> list[str]:
-    """An override for each of what ``*`` stands for in its key; a list that is too short for a place is passed over.
+    """Expand ``*`` in the key of an override to one override per match. Lists without the given index are skipped.
 
     Args:
         override: ``key.path=value``.
-        recipe: What its YAML says.
+        recipe: The parsed YAML of the recipe.
     """
     key, _, value = override.partition("=")
     ways = [([], recipe)]
@@ -123,15 +123,15 @@ def expanded(override: str, recipe: Any) -> list[str]:
 
 
 def studies() -> list[str]:
-    """The names of all studies."""
+    """Names of all studies."""
     return sorted(path.parent.name for path in HERE.glob("*/study.yaml"))
 
 
 def load_study(name: str) -> Study:
-    """Read ``study.yaml``; a job with several collections counts as several."""
+    """Read ``study.yaml``. A job with several collections becomes one job per collection."""
     path = HERE / name / "study.yaml"
     if not path.exists():
-        sys.exit(f"there is no study {name!r}; there are {', '.join(studies())}")
+        sys.exit(f"unknown study {name!r}; the studies are {', '.join(studies())}")
     said = yaml.safe_load(path.read_text(encoding="utf-8"))
     defaults = {key: said[key] for key in ("against", "large", "last") if key in said}
     jobs = []

@@ -1,4 +1,4 @@
-"""Tables of a study, from what its jobs left behind."""
+"""Build the tables of a study from the results of its jobs."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import pyarrow.parquet as pq
 from study import Job, Study
 
 MEASURE = "ndcg@10"
-Key = tuple[str, str]  # a job and its collection
+Key = tuple[str, str]  # names of a job and its collection
 
 
 class Kept(NamedTuple):
-    """Where a study's folder keeps what was measured with settings of one size.
+    """Where a study's folder keeps the results of the small or the larger settings.
 
     Attributes:
-        rows: File of the systems.
-        values: File of each query.
-        mark: Of the place of the tables in the page.
-        words: Behind a job's name in the tables.
+        rows: File with one row per system.
+        values: File with one value per query.
+        mark: Name of the comments that enclose the tables in the page.
+        words: Suffix of a job's name in the tables.
     """
 
     rows: str
@@ -37,10 +37,10 @@ LARGE = Kept("results-large.json", "per-query-large.parquet", "larger settings",
 
 
 def write_results(study: Study, out: Path, large: bool = False) -> bool:
-    """Write ``results.json``, ``per-query.parquet`` and the tables in ``README.md``; whether any job is done.
+    """Write ``results.json``, ``per-query.parquet``, and the tables in ``README.md``. Return whether any job is done.
 
-    What a job that is not done in `out` gave before stays as it is. Results of larger settings have files and tables of
-    their own (``results-large.json``, ``per-query-large.parquet``), behind those that stand.
+    Earlier results of a job that is not done in `out` are kept. Results of larger settings have their own files
+    (``results-large.json``, ``per-query-large.parquet``) and their own tables, after the others.
     """
     kept = LARGE if large else SMALL
     rows, values = _measured_before(study, kept)
@@ -71,7 +71,7 @@ def write_results(study: Study, out: Path, large: bool = False) -> bool:
 
 
 def _measured_before(study: Study, kept: Kept) -> tuple[dict[Key, list[dict[str, Any]]], dict[Key, pa.Table]]:
-    """Rows and values of each query by job and collection, as the study's folder has them."""
+    """Rows and per-query values in the study's folder, by job and collection."""
     rows: dict[Key, list[dict[str, Any]]] = {}
     path = study.folder / kept.rows
     for row in json.loads(path.read_text(encoding="utf-8")) if path.exists() else []:
@@ -88,7 +88,7 @@ def _measured_before(study: Study, kept: Kept) -> tuple[dict[Key, list[dict[str,
 
 
 def _rows(job: Job, results: dict[str, Any], per_query: pa.Table, seconds: float) -> Iterator[dict[str, Any]]:
-    """A row per system: quality, cost, and the paired difference from the job's reference."""
+    """One row per system: quality, cost, and the paired difference from the job's reference system."""
     from retrodistill.evaluation.significance import paired_tests
 
     names = [system["name"] for system in results["systems"]]
@@ -120,12 +120,12 @@ def _rows(job: Job, results: dict[str, Any], per_query: pa.Table, seconds: float
 
 
 def _train_seconds(seconds: dict[str, float], name: str) -> float | None:
-    """Of a student, or of a learned index; None for what was not trained."""
+    """Training time of a student or of a learned index; None if the system was not trained."""
     return seconds.get(f"train {name}", seconds.get(f"learn {name}"))
 
 
 def _pivot(rows: list[dict[str, Any]]) -> str:
-    """nDCG@10 of systems by jobs, students first, the best on average at the top; of jobs that share a student."""
+    """nDCG@10 of systems by jobs, for jobs that share a student; students come first, sorted by their mean."""
     taught: dict[str, set[str]] = {}
     for row in rows:
         if row["role"] == "student":
@@ -146,7 +146,7 @@ def _pivot(rows: list[dict[str, Any]]) -> str:
 
 
 def _across(study: Study, values: pa.Table) -> list[str]:
-    """Lines about pairs of systems of different jobs."""
+    """Comparisons of systems from different jobs, one line per pair and collection."""
     from retrodistill.evaluation.significance import paired_tests
 
     lines = []
@@ -164,7 +164,7 @@ def _across(study: Study, values: pa.Table) -> list[str]:
                 (test,) = paired_tests([(pair[0], pair[1])], measured, MEASURE)
                 low, high = test["interval"]
                 lines.append(
-                    f"`{pair[0]}` less `{pair[1]}` on {collection}: {test['difference']:+.4f} "
+                    f"`{pair[0]}` minus `{pair[1]}` on {collection}: {test['difference']:+.4f} "
                     f"[{low:+.4f}, {high:+.4f}], p {test['p']:.3f}."
                 )
     return lines
@@ -173,8 +173,8 @@ def _across(study: Study, values: pa.Table) -> list[str]:
 def _table(job: Job, rows: list[dict[str, Any]], values: pa.Table, kept: Kept) -> str:
     reference, seconds, gpu = rows[0]["against"], rows[0].get("job_seconds"), rows[0].get("gpu")
     title = f"**{job.name}, {job.collection}{kept.words}** ({len(values['query_id'].unique())} test queries"
-    title += f"; {max(1, round(seconds / 60))} min {f'on one {gpu}' if gpu else 'of a core'}" if seconds else ""
-    title += f"; differences from `{reference}`, p by Holm)" if reference else ")"
+    title += f"; {max(1, round(seconds / 60))} min {f'on one {gpu}' if gpu else 'on one core'}" if seconds else ""
+    title += f"; differences from `{reference}`, Holm-corrected p)" if reference else ")"
     head = ["system", "nDCG@10", "recall@100", "difference", "p", "training", "bytes/document"]
     lines = [title, "", f"| {' | '.join(head)} |", "|---|---:|---:|---:|---:|---:|---:|"]
     for row in rows:
@@ -193,7 +193,7 @@ def _table(job: Job, rows: list[dict[str, Any]], values: pa.Table, kept: Kept) -
 
 
 def _put(path: Path, title: str, tables: str, mark: str) -> None:
-    """Tables between their marks in a page; one that has none gets them behind those of the results, or at its end."""
+    """Write the tables between their marks. A page without marks gets them after the results, or at its end."""
     begin, end, results = (f"<!-- {name} -->" for name in (mark, f"/{mark}", f"/{SMALL.mark}"))
     text = path.read_text(encoding="utf-8") if path.exists() else f"# {title}\n"
     if begin not in text:

@@ -248,11 +248,11 @@ def prod_selection(
 
 def labeled(qrels: Qrels) -> dict[str, set[str]]:
     """Positives from labels: judged documents with a grade above 0."""
-    found: dict[str, set[str]] = {}
+    positives: dict[str, set[str]] = {}
     for row in qrels.table.to_pylist():
         if row["relevance"] > 0:
-            found.setdefault(row["query_id"], set()).add(row["document_id"])
-    return found
+            positives.setdefault(row["query_id"], set()).add(row["document_id"])
+    return positives
 
 
 def pseudo_labeled(run: Run) -> dict[str, set[str]]:

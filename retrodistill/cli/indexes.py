@@ -155,7 +155,9 @@ def search(
 @app.command()
 def export(  # noqa: PLR0913, PLR0917 - one option each
     folder: Annotated[Path, typer.Argument(help="An index's folder.")],
-    out: Annotated[str, typer.Option(help="Folder (an embedded Qdrant, or Parquet files), or a Qdrant server's URL.")],
+    out: Annotated[
+        str, typer.Option(help="Folder (embedded Qdrant, or Parquet files), a Qdrant server's URL, or PREFIX:PLACE.")
+    ],
     option: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Any option of the store, e.g. numbers=float16.")
     ] = None,
@@ -177,6 +179,7 @@ def export(  # noqa: PLR0913, PLR0917 - one option each
     from retrodistill.data import load_collection
     from retrodistill.exports import export_index
     from retrodistill.exports.protocol import store_class
+    from retrodistill.rankers.loading import is_store
 
     set_quiet(as_json)
     store_class(to)
@@ -189,7 +192,8 @@ def export(  # noqa: PLR0913, PLR0917 - one option each
         "batch": batch,
     }
     corpus = load_collection(collection) if collection else None
-    report = export_index(folder, f"{to}:{out}", corpus, _given(option, flags))
+    address = out if is_store(out) else f"{to}:{out}"
+    report = export_index(folder, address, corpus, _given(option, flags))
     if as_json:
         show(json.dumps(report.to_json()))
         return
@@ -220,14 +224,14 @@ def _build(source: str, encoders: tuple[str, str | None], options: dict[str, Any
     from retrodistill.encoders import load_encoder
     from retrodistill.indexes import IndexOptions, build_index
     from retrodistill.indexes.base import check_index_folder
-    from retrodistill.indexes.registry import check_options_fit, kind_for
+    from retrodistill.indexes.registry import check_options_fit
     from retrodistill.recipes import validated
 
     check_index_folder(out)
     settings = validated(IndexOptions, options, "index")
     collection, encoder = load_collection(source), load_encoder(encoders[0])
-    kind = kind_for(encoder)
-    check_options_fit(list(options), [kind])
+    kind = settings.kind_for([encoder.kind])
+    check_options_fit([name for name in options if name != "kind"], [kind])
     settings.check([kind])
     built = build_index(collection, encoder, encoders[1], settings=settings)
     built.save(out)

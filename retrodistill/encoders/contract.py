@@ -68,10 +68,7 @@ def encode_with(settings: EncodingSettings | None = None, **changes: Any) -> Ite
 class TextModel:
     """A sentence-transformers model of any kind, with all that determines the vectors of a text.
 
-    Args:
-        model: The sentence-transformers model.
-        name: ``kind:name`` as the user wrote it.
-        student: The manifest of a student that retrodistill trained.
+    Its name is ``kind:name`` as the user wrote it; `student` is the manifest of one that retrodistill trained.
     """
 
     similarities: Sequence[str] = ("cosine", "dot")
@@ -214,10 +211,8 @@ class TextModel:
         from torch import nn
 
         query, document = self.modules("query"), self.modules("document")
-        document_digest = weights_digest(nn.Sequential(*document))
-        if list(map(id, query)) == list(map(id, document)):
-            return {"document": document_digest, "query": document_digest}
-        return {"document": document_digest, "query": weights_digest(nn.Sequential(*query))}
+        shared = weights_digest(nn.Sequential(*document))
+        return {"document": shared, "query": shared if query == document else weights_digest(nn.Sequential(*query))}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name}, {self.dimension} dimensions, {self.similarity})"
@@ -225,24 +220,15 @@ class TextModel:
 
 @dataclass(frozen=True)
 class EmbeddingSpace:
-    """The space of an index's documents: its contract with query encoders.
+    """The space of an index's documents: its contract with query encoders."""
 
-    Attributes:
-        fingerprint: Of model weights, modules, prompt, maximum length, similarity and dimension.
-        dimension: Width of a vector in the index, after truncation.
-        similarity: ``cosine`` (unit vectors), ``dot`` or ``maxsim``.
-        documents_by: Name of the documents' encoder.
-        truncation: Number of leading dimensions of the encoder's vectors that the index keeps (Matryoshka); None for
-            all.
-        contract: The content of the fingerprint, so that an error can say what differs.
-        query_contract: The same for that model's queries, so that its query prompt is checked too; empty if unknown.
-    """
-
-    fingerprint: str
-    dimension: int
-    similarity: str
-    documents_by: str
-    truncation: int | None = None
+    fingerprint: str  # of model weights, modules, prompt, maximum length, similarity and dimension
+    dimension: int  # width of a vector in the index, after truncation
+    similarity: str  # ``cosine`` (unit vectors), ``dot`` or ``maxsim``
+    documents_by: str  # name of the documents' encoder
+    truncation: int | None = None  # leading dimensions of its vectors that the index keeps (Matryoshka); None for all
+    # the content of the fingerprint, so that an error can say what differs, and the same for that model's queries, so
+    # that its query prompt is checked too (empty if unknown)
     contract: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     query_contract: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
@@ -254,15 +240,9 @@ class EmbeddingSpace:
                 f"truncation to {truncation} dimensions: vectors by {encoder.name} have {encoder.dimension}; "
                 f"choose from 1 to {encoder.dimension}."
             )
-        return cls(
-            encoder.document_space,
-            truncation or encoder.dimension,
-            encoder.similarity,
-            encoder.name,
-            truncation,
-            encoder.contract("document"),
-            encoder.contract("query"),
-        )
+        contracts = encoder.contract("document"), encoder.contract("query")
+        width = truncation or encoder.dimension
+        return cls(encoder.document_space, width, encoder.similarity, encoder.name, truncation, *contracts)
 
     @property
     def norm(self) -> str:
@@ -290,11 +270,7 @@ class EmbeddingSpace:
         return cls(**{key: value for key, value in content.items() if key in known})
 
     def check_query_encoder(self, queries: TextModel) -> None:
-        """Check that a query encoder is the documents' model, with its query prompt, or distilled into their space.
-
-        Raises:
-            UserError: It is neither; says what differs.
-        """
+        """Reject a query encoder that is neither the documents' model nor distilled into their space."""
         if queries.dimension != self.encoded:
             cut = f" (cut to {queries.truncation})" if queries.truncation else ""
             raise UserError(
@@ -342,9 +318,7 @@ class EmbeddingSpace:
 def _differences(own: dict[str, Any], expected: dict[str, Any]) -> Iterator[str]:
     """Short phrases. Settings of modules are compared only if the weights agree: otherwise it is another model."""
     keys = {**expected, **own} if "weights" in expected else expected
-    for key in keys:
-        if own.get(key) == expected.get(key):
-            continue
+    for key in (key for key in keys if own.get(key) != expected.get(key)):
         if key == "modules" and own.get("weights") == expected["weights"]:
             yield _module_difference(own["modules"], expected["modules"])
         elif key in ("weights", "modules"):

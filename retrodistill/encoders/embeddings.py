@@ -58,8 +58,7 @@ class KeyedStore(ABC):
         self._load()
 
     def _load(self) -> None:
-        tables = self._store.parts()
-        self._index = KeyIndex(self._read(tables))
+        self._index = KeyIndex(self._read(self._store.parts()))
 
     @abstractmethod
     def _read(self, tables: list[pa.Table]) -> np.ndarray:
@@ -67,12 +66,7 @@ class KeyedStore(ABC):
 
 
 class TextStore(KeyedStore):
-    """Vectors of one model in one role, keyed by text, in memory-mapped parts.
-
-    Args:
-        encoder: The model.
-        role: ``query`` or ``document``. It determines route, prompt and maximum length.
-        root: Folder of stores; the shared cache by default.
+    """Vectors of one model in one role, keyed by text, in memory-mapped parts; `root` is the shared cache by default.
 
     Raises:
         UserError: The folder belongs to another encoder or cannot be written.

@@ -33,11 +33,7 @@ class Encoder(TextModel):
         return not (self.is_static or self.is_recorded)
 
     def encode(self, texts: Sequence[str], role: Role, *, batch_size: int | None = None) -> np.ndarray:
-        """Encode texts.
-
-        Returns:
-            (n, dimension) float32; unit vectors for cosine models.
-        """
+        """(n, dimension) float32; unit vectors for cosine models."""
         if not len(texts):
             return np.zeros((0, self.dimension), dtype=np.float32)
         vectors = self._encode_table(texts, role) if self._is_plain_table else self._encode(texts, role, batch_size)

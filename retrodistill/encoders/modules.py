@@ -18,13 +18,10 @@ _TRUNCATIONS = ("truncate_dim", "max_active_dims")
 
 
 def with_modules(model: Any, modules: list[Any], kind: Kind | None = None, similarity: str | None = None) -> Any:
-    """A sentence-transformers model of other modules, on the same device and with the same prompts.
+    """A sentence-transformers model of other modules (not copied), on the same device and with the same prompts.
 
-    Args:
-        model: Model whose settings are kept.
-        modules: In order; they are shared, not copied.
-        kind: Class of the new model. None keeps the class and with it the truncation of vectors.
-        similarity: Name of the new model's similarity; the given model's by default.
+    The class of the model, and with it the truncation of vectors, is kept unless `kind` names another; so is the
+    similarity.
     """
     import sentence_transformers
 

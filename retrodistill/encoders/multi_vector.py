@@ -24,15 +24,10 @@ _QUERY_TOKENS, _DOCUMENT_TOKENS = 1024, 16384  # of a block, whose products take
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Tokens:
-    """The token vectors of several texts, one text after the other, without padding.
+    """The token vectors of several texts, one text after the other, without padding."""
 
-    Attributes:
-        vectors: (total, d) float32.
-        bounds: (n + 1,) int64: text i has ``vectors[bounds[i]:bounds[i + 1]]``.
-    """
-
-    vectors: np.ndarray
-    bounds: np.ndarray
+    vectors: np.ndarray  # (total, d) float32
+    bounds: np.ndarray  # (n + 1,) int64: text i has ``vectors[bounds[i]:bounds[i + 1]]``
 
     @classmethod
     def of(cls, arrays: Iterable[np.ndarray], dimension: int) -> Tokens:
@@ -81,11 +76,7 @@ class MultiVectorModel(TextModel):
     }
 
     def encode(self, texts: Sequence[str], role: Role, *, batch_size: int | None = None) -> Tokens:
-        """Encode texts with the tower, prompt, length, expansion and mask of the role.
-
-        Returns:
-            The tokens of each text that the model's mask and pooling keep, in order.
-        """
+        """The tokens of each text that the role's tower, prompt, length, expansion, mask and pooling keep, in order."""
         if not len(texts):
             return Tokens.of([], self.dimension)
         tokens = Tokens.of(self._run(texts, role, batch_size, convert_to_numpy=True), self.dimension)
@@ -94,12 +85,9 @@ class MultiVectorModel(TextModel):
 
 
 def maxsim(queries: Tokens, documents: Tokens) -> np.ndarray:
-    """Score every query with every document: sum_i max_j <q_i, d_j> (ColBERT, equation 3).
+    """(queries, documents) float32 scores of all pairs: sum_i max_j <q_i, d_j> (ColBERT, equation 3).
 
     It works in blocks and without padding. Each query and document needs at least one token.
-
-    Returns:
-        (queries, documents) float32.
     """
     scores = np.empty((len(queries), len(documents)), dtype=np.float32)
     for first, last in blocks_of(documents.bounds, _DOCUMENT_TOKENS):
@@ -112,10 +100,10 @@ def maxsim(queries: Tokens, documents: Tokens) -> np.ndarray:
 
 
 def best_documents(queries: Tokens, blocks: Iterable[tuple[int, Tokens]], k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k documents of highest MaxSim of each query, over blocks of documents; memory grows with k only.
+    """The k documents of highest MaxSim of each query; memory grows with k only.
 
     Args:
-        queries: (q) texts' tokens.
+        queries: Tokens of q texts.
         blocks: Row of the first document and the tokens of a few documents, until all were given.
         k: At most the number of documents.
 
@@ -125,10 +113,9 @@ def best_documents(queries: Tokens, blocks: Iterable[tuple[int, Tokens]], k: int
     scores = np.zeros((len(queries), 0), dtype=np.float32)
     rows = np.zeros((len(queries), 0), dtype=np.int64)
     for first, documents in blocks:
-        block = maxsim(queries, documents)
-        scores = np.concatenate([scores, block], axis=1)
-        block_rows = np.broadcast_to(np.arange(first, first + len(documents)), block.shape)
-        rows = np.concatenate([rows, block_rows], axis=1)
+        scores = np.concatenate([scores, maxsim(queries, documents)], axis=1)
+        block_rows = np.arange(first, first + len(documents))
+        rows = np.concatenate([rows, np.tile(block_rows, (len(queries), 1))], axis=1)
         if scores.shape[1] > 8 * k:  # cut seldom: each cut sorts
             rows, scores = _best(rows, scores, k)
     return _best(rows, scores, k)
@@ -144,8 +131,7 @@ def blocks_of(bounds: np.ndarray, tokens: int) -> Iterable[tuple[int, int]]:
     """Cut texts into (start, stop) blocks within a maximum number of tokens; a longer text is its own block."""
     start = 0
     while start < len(bounds) - 1:
-        stop = int(np.searchsorted(bounds, bounds[start] + tokens, side="right")) - 1
-        stop = max(stop, start + 1)
+        stop = max(int(np.searchsorted(bounds, bounds[start] + tokens, side="right")) - 1, start + 1)
         yield start, stop
         start = stop
 

@@ -72,11 +72,7 @@ class SparseTextEncoder(TextModel):
         return TokenWeights(tokenizer, weights, self.prompt(role), most, self.similarity == "cosine")
 
     def encode(self, texts: Sequence[str], role: Role, *, batch_size: int | None = None) -> csr_array:
-        """Encode texts.
-
-        Returns:
-            (n, vocabulary) float32, terms of a row in ascending order, no stored zeros; a text may have no term.
-        """
+        """(n, vocabulary) float32, terms of a row in ascending order, no stored zeros; a text may have no term."""
         table = self.token_weights(role)
         if table is not None:
             vectors = table.encode(texts)
@@ -104,22 +100,15 @@ class TokenWeights:
     """Inference-free encoding: each token that is present gets its weight (OpenSearch, arXiv 2411.04403).
 
     Equal to a `SparseStaticEmbedding`, without torch. An index uses it like a sparse encoder.
-
-    Attributes:
-        tokenizer: A ``tokenizers.Tokenizer`` that truncates as the model does and does not pad.
-        weights: (vocabulary,) float32: IDF, or learned.
-        prompt: Prefix of each text.
-        most: Number of tokens of largest absolute weight to keep; None for all.
-        unit: Normalize vectors (models with cosine similarity).
     """
 
     has_model: ClassVar[bool] = False
 
-    tokenizer: Any
-    weights: np.ndarray
-    prompt: str = ""
-    most: int | None = None
-    unit: bool = False
+    tokenizer: Any  # a ``tokenizers.Tokenizer`` that truncates as the model does and does not pad
+    weights: np.ndarray  # (vocabulary,) float32: IDF, or learned
+    prompt: str = ""  # prefix of each text
+    most: int | None = None  # number of tokens of largest absolute weight to keep; None for all
+    unit: bool = False  # normalize vectors (models with cosine similarity)
 
     def encode(self, texts: Sequence[str], role: str = "query", *, batch_size: int = 0) -> csr_array:
         """(n, vocabulary) float32, equal to the model's values; tokens of weight zero are left out."""

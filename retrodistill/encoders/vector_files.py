@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,7 @@ _ID_COLUMNS = ("_id", "id", "document_id", "query_id")
 _VECTOR_COLUMNS = ("vector", "embedding")
 _SAME = 0.99  # least cosine of two vectors of one text: APIs vary a little from call to call, but not more
 _Rows = tuple[list[str], np.ndarray, list[Any]]  # ids, (n, d) vectors, texts (empty if the file has none)
+_Lookup = tuple[KeyIndex, np.ndarray, np.ndarray]  # position of a text's key -> one of `rows`, which are of `vectors`
 
 
 @dataclass(frozen=True)
@@ -106,19 +108,27 @@ def _unit(vectors: np.ndarray, ids: list[str], file: Path) -> np.ndarray:
     return (vectors / lengths[:, None]).astype(np.float32, copy=False)
 
 
-def _read_parquet(file: Path) -> _Rows:
+@contextlib.contextmanager
+def _readable(file: Path, kind: str) -> Iterator[None]:
+    """Turn what a library raises for a damaged file into one line."""
     try:
-        table = pq.read_table(file)
-    except (pa.ArrowException, OSError) as error:
+        yield
+    except (ValueError, EOFError, OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{file} is not a Parquet file or is truncated ({reason}); write it again.") from error
+        raise UserError(f"{file} is not {kind} or is truncated ({reason}); write it again.") from error
+
+
+def _read_parquet(file: Path) -> _Rows:
+    with _readable(file, "a Parquet file"):
+        table = pq.read_table(file)
     id_column = _column(table.column_names, _ID_COLUMNS, file)
     column = _column(table.column_names, _VECTOR_COLUMNS, file)
     ids = [_id(id_, f"{file}, row {row}") for row, id_ in enumerate(table[id_column].to_pylist(), start=1)]
     lists = table[column].combine_chunks()
-    kind = lists.type
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
-        raise UserError(f"{file}: column {column!r} is {kind}; each row needs a list of numbers.")
+    if not any(
+        is_kind(lists.type) for is_kind in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    ):
+        raise UserError(f"{file}: column {column!r} is {lists.type}; each row needs a list of numbers.")
     _check_widths(pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False), ids, file)
     flat = lists.flatten()
     if flat.null_count or not (pa.types.is_floating(flat.type) or pa.types.is_integer(flat.type)):
@@ -151,11 +161,8 @@ def _read_lines(file: Path) -> _Rows:
 
 def _read_array(file: Path) -> _Rows:
     id_file = file.with_suffix(".ids.txt")
-    try:
+    with _readable(file, "a .npy file"):
         vectors = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{file} is not a .npy file or is truncated ({reason}); write it again.") from error
     if vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
         raise UserError(f"{file} has {vectors.dtype} of shape {vectors.shape}; give numbers of shape (n, d).")
     if not id_file.is_file():
@@ -189,9 +196,7 @@ def _id(value: Any, place: str) -> str:
 
 
 def _check_widths(widths: np.ndarray, ids: Sequence[str], file: Path) -> None:
-    if not len(widths):
-        return
-    usual = Counter(widths.tolist()).most_common(1)[0][0]
+    usual = Counter(widths.tolist()).most_common(1)[0][0] if len(widths) else 0
     others = np.flatnonzero(widths != usual)
     if len(others):
         named = sample_of(ids[int(row)] for row in others)
@@ -240,45 +245,30 @@ class About(Settings):
         return cls(model=space["documents_by"], similarity=space["similarity"], prompts=prompts)
 
 
-@dataclass(frozen=True)
-class _Lookup:
-    """Vectors by text: the position of a text's key selects one of `rows`, which are rows of `vectors`."""
-
-    keys: KeyIndex
-    rows: np.ndarray
-    vectors: np.ndarray
-
-    @classmethod
-    def of(cls, table: VectorTable, texts: Texts, name: str) -> _Lookup:
-        """Use the table's own texts if it has them, else a collection's texts for the ids."""
-        row_of = {id_: row for row, id_ in enumerate(table.ids)}
-        known = (table.ids, table.texts) if table.texts is not None else (texts.ids, texts.texts)
-        pairs = [(id_, text) for id_, text in zip(*known, strict=True) if id_ in row_of]
-        rows = np.array([row_of[id_] for id_, _ in pairs], dtype=np.int64)
-        pair_keys = text_keys([text for _, text in pairs])
-        keys = KeyIndex(pair_keys)
-        first = keys.find(pair_keys)
-        for place in np.flatnonzero(first != np.arange(len(pairs))):
-            a, b = table.vectors[rows[first[place]]], table.vectors[rows[place]]
-            if a @ b < _SAME * np.linalg.norm(a) * np.linalg.norm(b):
-                raise UserError(
-                    f"{name}: {pairs[first[place]][0]!r} and {pairs[place][0]!r} have the same text and different "
-                    "vectors; ids and vectors may be out of step: embed these again, or leave one out."
-                )
-        return cls(keys, rows, table.vectors)
+def _lookup(table: VectorTable, texts: Texts, name: str) -> _Lookup:
+    """By the table's own texts if it has them, else by a collection's texts for the ids."""
+    row_of = {id_: row for row, id_ in enumerate(table.ids)}
+    known = (table.ids, table.texts) if table.texts is not None else (texts.ids, texts.texts)
+    pairs = [(id_, text) for id_, text in zip(*known, strict=True) if id_ in row_of]
+    rows = np.array([row_of[id_] for id_, _ in pairs], dtype=np.int64)
+    pair_keys = text_keys([text for _, text in pairs])
+    keys = KeyIndex(pair_keys)
+    first = keys.find(pair_keys)
+    for place in np.flatnonzero(first != np.arange(len(pairs))):
+        a, b = table.vectors[rows[first[place]]], table.vectors[rows[place]]
+        if a @ b < _SAME * np.linalg.norm(a) * np.linalg.norm(b):
+            raise UserError(
+                f"{name}: {pairs[first[place]][0]!r} and {pairs[place][0]!r} have the same text and different vectors; "
+                "ids and vectors may be out of step: embed these again, or leave one out."
+            )
+    return keys, rows, table.vectors
 
 
 class VectorFile(Encoder):
     """An encoder of precomputed vectors, which it looks up by text.
 
     An opened file knows its space and accepts query encoders. `bind` adds the texts of a collection, so that it can
-    also encode.
-
-    Args:
-        name: ``vectors:PATH``.
-        documents: Vectors by document id.
-        queries: Vectors by query id, with or without their texts.
-        about: The model that made them.
+    also encode. Its name is ``vectors:PATH``; vectors of queries come with or without their texts.
     """
 
     kind = "vectors"
@@ -295,10 +285,8 @@ class VectorFile(Encoder):
     def open(cls, path: str | Path) -> VectorFile:
         """Open a file of document vectors, or a folder with ``documents.*`` and optional ``queries.*``, ``about.json``.
 
-        It also opens a folder written by ``export --to parquet``, whose manifest replaces ``about.json``.
-
-        Raises:
-            UserError: As `read_vectors`; or the folder has no documents, or queries of another width.
+        It also opens a folder written by ``export --to parquet``, whose manifest replaces ``about.json``. Errors are
+        those of `read_vectors`, a folder without documents, and queries of another width.
         """
         place = Path(path).expanduser()
         if not place.is_dir():
@@ -324,13 +312,8 @@ class VectorFile(Encoder):
 
     @property
     def similarity(self) -> str:
-        """How vectors are compared: ``cosine`` or ``dot``."""
+        """``cosine`` or ``dot``."""
         return self.about.similarity
-
-    @property
-    def truncation(self) -> int | None:
-        """None: vectors that an API truncated count as those of a separate model."""
-        return None
 
     def prompt(self, role: Role) -> str:
         """Prefix that the model was given before a text, from ``about.json``."""
@@ -347,23 +330,17 @@ class VectorFile(Encoder):
 
     def fingerprint(self, role: Role) -> str:
         """Fingerprint of the contract and of the vectors themselves."""
-        return digest(self.contract(role), self._content)
-
-    @cached_property
-    def _content(self) -> list[str]:
-        return [table.digest for table in (self.documents, self.queries) if table is not None]
+        return digest(
+            self.contract(role), [table.digest for table in (self.documents, self.queries) if table is not None]
+        )
 
     def bind(self, collection: Collection) -> VectorFile:
-        """Find the same vectors by the texts that a collection has for their ids.
-
-        A document or query without text needs no vector (APIs reject empty texts) and gets zeros, as from a token
-        table.
-        """
+        """Find the same vectors by a collection's texts of their ids; an empty text needs none and gets zeros."""
         texts = (collection.documents.fingerprint, collection.queries.fingerprint)
         if self._bound_to == texts:
             return self
-        documents = _Lookup.of(self.documents, collection.documents, self.name)
-        queries = [] if self.queries is None else [_Lookup.of(self.queries, collection.queries, self.name)]
+        documents = _lookup(self.documents, collection.documents, self.name)
+        queries = [] if self.queries is None else [_lookup(self.queries, collection.queries, self.name)]
         bound = VectorFile(self.name, self.documents, self.queries, self.about)
         bound._bound_to = texts
         bound._lookups = {"document": [documents], "query": [*queries, *([documents] if self.is_symmetric else [])]}
@@ -378,19 +355,15 @@ class VectorFile(Encoder):
         """Check, before work starts, that all texts have vectors; the error names the first few without."""
         places = self.missing(texts.texts, role)
         if len(places):
-            known = {"document": self.documents, "query": self.queries or ()}[role]
+            table, noun = (self.queries or (), "queries") if role == "query" else (self.documents, "documents")
             raise UserError(
-                f"{self.name} has no vectors for {len(places)} of {len(texts)} "
-                f"{'queries' if role == 'query' else 'documents'} ({sample_of(texts.ids[row] for row in places)}); "
-                f"it has {len(known)}: embed these with the same model and add them."
+                f"{self.name} has no vectors for {len(places)} of {len(texts)} {noun} "
+                f"({sample_of(texts.ids[row] for row in places)}); it has {len(table)}: embed these with the same "
+                "model and add them."
             )
 
     def encode(self, texts: Sequence[str], role: Role, *, batch_size: int | None = None) -> np.ndarray:
-        """Look up the vectors of texts.
-
-        Returns:
-            (n, dimension) float32; unit vectors if they are compared by cosine, zeros for a text without words.
-        """
+        """(n, dimension) float32; unit vectors if they are compared by cosine, zeros for a text without words."""
         vectors, missing = self._find(texts, role)
         if missing.any():
             first = [texts[row][:40] for row in np.flatnonzero(missing)[:2]]
@@ -410,10 +383,10 @@ class VectorFile(Encoder):
             )
         vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
         keys, missing = text_keys(texts), np.ones(len(texts), dtype=bool)
-        for lookup in self._lookups[role]:
-            places = lookup.keys.find(keys)
+        for index, rows, stored in self._lookups[role]:
+            places = index.find(keys)
             hits = missing & (places >= 0)
-            vectors[hits] = lookup.vectors[lookup.rows[places[hits]]]
+            vectors[hits] = stored[rows[places[hits]]]
             missing &= ~hits
         has_words = np.fromiter((bool(text.strip()) for text in texts), dtype=bool, count=len(texts))
         return vectors, missing & has_words

@@ -13,12 +13,7 @@ _PAIRS = 65536  # per block, which bounds the memory of `pair_products`
 
 
 def exact_search(queries: np.ndarray, documents: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Find the documents with the highest inner products (faiss IndexFlatIP).
-
-    Args:
-        queries: (q, d) float32.
-        documents: (n, d) float32.
-        k: Cut to n.
+    """Find the k (at most n) of (n, d) documents with the highest inner products with (q, d) queries, all float32.
 
     Returns:
         rows (q, k) int64 and scores (q, k) float32, best first.

@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 from pydantic import Field, field_validator
 
 from retrodistill.core.errors import UserError, unknown
+from retrodistill.core.settings import OneOf, Settings
 from retrodistill.data.collection import Collection
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.indexes.base import Index, read_index_manifest
 from retrodistill.indexes.codecs import CodecName, refuse_dropped
 from retrodistill.indexes.muvera import MuveraSettings
 from retrodistill.rankers.loading import is_store, open_store
-from retrodistill.training.settings import Settings
 
 # A module is imported when its kind is first used.
 _MODULES = {"faiss": "faiss_index", "inverted": "inverted", "multi-vector": "multi_vector"}
@@ -63,6 +63,8 @@ class IndexKind:
 class IndexOptions(Settings):
     """How an index is built: the options of all kinds. Options at their defaults count as not given."""
 
+    kind: Annotated[str, OneOf("kind of index", "retrodistill.indexes.registry:KINDS")] | None = None
+    """Kind of index, such as `faiss`; by default the first one that holds vectors of the document encoder."""
     factory: str = "Flat"
     """Dense: a FAISS factory string, or `auto`, which chooses by the number of documents, `bytes` and `recall`. Setting
     either of these means `auto`."""
@@ -110,13 +112,28 @@ class IndexOptions(Settings):
         return ({} if muvera else None) if isinstance(muvera, bool) else muvera
 
     def given(self) -> dict[str, Any]:
-        """The options that are not at their defaults."""
+        """The options that are not at their defaults, without `kind`."""
         fields = IndexOptions.model_fields
-        return {name: getattr(self, name) for name in fields if getattr(self, name) != fields[name].default}
+        return {
+            name: getattr(self, name)
+            for name in fields
+            if name != "kind" and getattr(self, name) != fields[name].default
+        }
+
+    def kind_for(self, encoder_kinds: Sequence[str]) -> IndexKind:
+        """The kind of index for documents of these kinds of encoders: `kind` if it holds them, otherwise the first."""
+        kinds = [kind for kind in map(get_kind, KINDS) if set(encoder_kinds) & set(kind.encoders)]
+        if not kinds:
+            known = [name for kind in map(get_kind, KINDS) for name in kind.encoders]
+            raise unknown("kind of encoder for an index", encoder_kinds[0], known)
+        return next((kind for kind in kinds if kind.name == self.kind), kinds[0])
 
     def check(self, kinds: Iterable[IndexKind]) -> None:
         """Refuse an option that none of these kinds takes, a wrong value, or a missing package."""
         kinds = list(kinds)
+        names = [kind.name for kind in kinds]
+        if self.kind not in (None, *names):
+            raise UserError(f"kind={self.kind}: these documents need an index of kind {' or '.join(names)}.")
         check_options_fit(self.given(), kinds)
         for kind in kinds:
             kind.check(self.of(kind))
@@ -135,14 +152,6 @@ def get_kind(name: str) -> IndexKind:
         raise unknown("kind of index", name, KINDS)
     kind: IndexKind = importlib.import_module(f"retrodistill.indexes.{_MODULES[name]}").KIND
     return kind
-
-
-def kind_for(encoder: Any) -> IndexKind:
-    """The kind of index that holds the documents of an encoder."""
-    kinds = {encoder_kind: kind for kind in map(get_kind, KINDS) for encoder_kind in kind.encoders}
-    if encoder.kind not in kinds:
-        raise unknown("kind of encoder for an index", encoder.kind, kinds)
-    return kinds[encoder.kind]
 
 
 def check_options_fit(options: Iterable[str], kinds: Iterable[IndexKind]) -> None:
@@ -200,8 +209,17 @@ def build_index(
     if settings is not None and options:
         raise UserError(f"give settings or {next(iter(options))}, not both.")
     encoder = load_encoder(documents)
-    kind = kind_for(encoder)
-    index: Index = kind.build(collection, encoder, queries, _settings(kind, settings, options), name)
+    choice = checked(IndexOptions, options, "index") if settings is None else settings
+    if isinstance(choice, IndexOptions):
+        kind = choice.kind_for([encoder.kind])
+        check_options_fit([option for option in options if option != "kind"], [kind])  # also those at their defaults
+        choice.check([kind])
+        choice = choice.of(kind)
+    else:
+        kind = IndexOptions(kind=_kind_of_settings(choice)).kind_for([encoder.kind])
+    if not isinstance(choice, kind.settings):
+        raise UserError(f"an index of kind {kind.name} takes {kind.settings.__name__}, not {type(choice).__name__}.")
+    index: Index = kind.build(collection, encoder, queries, choice, name)
     return index
 
 
@@ -232,14 +250,5 @@ def load_index(
     return index
 
 
-def _settings(kind: IndexKind, settings: Settings | None, options: dict[str, Any]) -> Settings:
-    """The settings of the kind; given ones must be of its class."""
-    if settings is None:
-        check_options_fit([name for name in options if name in IndexOptions.model_fields], [kind])
-        settings = checked(IndexOptions, options, "index")
-    if isinstance(settings, IndexOptions):
-        settings.check([kind])
-        return settings.of(kind)
-    if not isinstance(settings, kind.settings):
-        raise UserError(f"an index of kind {kind.name} takes {kind.settings.__name__}, not {type(settings).__name__}.")
-    return settings
+def _kind_of_settings(settings: Settings) -> str | None:
+    return next((name for name in KINDS if get_kind(name).settings is type(settings)), None)

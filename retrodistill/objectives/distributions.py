@@ -105,7 +105,7 @@ def listnet(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
 
 @objective(
     "lwf",
-    "KL to the student of the stage's start: an anchor beside another objective (PROD)",
+    "KL to the student of the stage's start: an anchor for another objective (PROD)",
     ("scores", "start_scores", "mask"),
 )
 def without_forgetting(
@@ -126,7 +126,7 @@ def contrastive(
 ) -> Tensor:
     """InfoNCE, in nats: cross-entropy of each list's positive among its candidates.
 
-    Van den Oord et al. 2018, arXiv 1807.03748. This is the control beside every distilled student: it sees which
+    Van den Oord et al. 2018, arXiv 1807.03748. This is the control for every distilled student: it sees which
     document is relevant, and no teacher. Lists without a positive are left out. `student_temperature` must be above 0.
     """
     check_positives(scores, positives)

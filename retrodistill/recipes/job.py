@@ -294,8 +294,9 @@ def _check_index(recipe: Recipe, collection: Collection, space: Encoder) -> None
             )
         return
     # Each option has to fit the index of at least one student. Re-rankers have none.
-    kinds = {student.kind.index for student in recipe.students.values()} - {None}
-    index.check([get_kind(str(name)) for name in sorted(kinds or {"faiss"}, key=str)])
+    names = sorted({student.kind.index for student in recipe.students.values() if student.kind.index} or {"faiss"})
+    kinds = [index.kind_for(get_kind(name).encoders) for name in names]
+    index.check(kinds)
     check_truncations(recipe, space.dimension)
     faiss = cast("FaissSettings", index.of(get_kind("faiss")))
     for cut in (index.truncate, *recipe.evaluation.truncations):

@@ -191,9 +191,13 @@ def best_labeled(lists: Lists, texts: TrainingTexts, corpus: Texts, labels: Qrel
     """
     positives = texts.sources.copy()
     for text, grades in graded_positions(texts, corpus, labels).items():
-        scores = _scores_of(lists, text, list(grades))
-        if scores:
-            positives[text] = max(scores, key=lambda position: (grades[position], scores[position], -position))
+        places = {position: position for position in grades}
+        if lists.documents is not None:
+            listed = lists.documents[text].tolist()
+            places = {position: listed.index(position) for position in grades if position in listed}
+        if places:
+            scores = lists.scores[text]
+            positives[text] = max(places, key=lambda at: (grades[at], float(scores[places[at]]), -at))
     return positives
 
 
@@ -206,14 +210,6 @@ def graded_positions(texts: TrainingTexts, corpus: Texts, labels: Qrels) -> dict
             of_text = graded.setdefault(places[row["query_id"]], {})
             of_text[corpus.position(row["document_id"])] = row["relevance"]
     return graded
-
-
-def _scores_of(lists: Lists, text: int, positions: list[int]) -> dict[int, float]:
-    """Teacher scores of the documents that are in a text's list."""
-    if lists.documents is None:
-        return {position: float(lists.scores[text, position]) for position in positions}
-    at = {int(document): place for place, document in enumerate(lists.documents[text]) if document >= 0}
-    return {position: float(lists.scores[text, at[position]]) for position in positions if position in at}
 
 
 def draw_groups(lists: Lists, settings: GroupSettings, seed: int) -> Lists:
@@ -229,7 +225,7 @@ def draw_groups(lists: Lists, settings: GroupSettings, seed: int) -> Lists:
         fewer than two candidates.
 
     Raises:
-        UserError: No text has two candidates, or random documents beside lists that are not the whole corpus.
+        UserError: No text has two candidates, or random documents for lists that are not the whole corpus.
     """
     if settings.random and lists.documents is not None:
         raise UserError(

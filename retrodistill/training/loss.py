@@ -68,8 +68,8 @@ class Term:
         if name in _BY_TEACHER_TEMPERATURE:
             return value / self.teacher_temperature
         if name == "mask" and self.objective.needs("targets", "labels"):
-            taught = inputs["targets"] if self.objective.needs("targets") else inputs["labels"]
-            return value & pure.usable_lists(taught, value)[0][:, None]
+            scores = inputs["targets"] if self.objective.needs("targets") else inputs["labels"]
+            return value & pure.usable_lists(scores, value)[0][:, None]
         return value
 
 
@@ -205,8 +205,12 @@ class DistillationLoss(nn.Module):
         lists = batch if "lists" in self._seen else None
         if lists is not None:
             parts = self._sum("lists", self._list_inputs(prepared, lists, start))
-        if "embeddings" in self._seen:
-            parts |= self._sum("embeddings", self._embedding_inputs(self.scorer.embeddings(prepared), rows))
+        if "embeddings" in self._seen and self._teacher.embeddings is not None:
+            student = self.scorer.embeddings(prepared)
+            stored = np.ascontiguousarray(self._teacher.embeddings[rows], dtype=np.float32)
+            teacher = torch.from_numpy(stored).to(student.device)
+            inputs = {"student": student, "teacher": teacher, "classes": self._teacher.classes}
+            parts |= self._sum("embeddings", inputs)
         if lists is not None:
             parts |= self.scorer.own_terms(encoded, lists, self.progress)
         return parts
@@ -223,17 +227,12 @@ class DistillationLoss(nn.Module):
             inputs |= {"own_shared": own[:, None] == own[None, :], "own_known": own >= 0}
         if self._needs("batch_scores") and self._lists is not None:
             batch_scores, documents = self.scorer.batch_documents(encoded, batch, scores)
-            taught = self._lists.teacher_on(batch, documents)
-            if taught is not None:
-                targets, mask = taught
+            by_teacher = self._lists.teacher_on(batch, documents)
+            if by_teacher is not None:
+                targets, mask = by_teacher
                 inputs |= {"batch_scores": batch_scores, "batch_targets": targets}
                 inputs |= _own_places(documents, batch.own, mask)
         return inputs
-
-    def _embedding_inputs(self, student: Tensor, rows: np.ndarray) -> dict[str, Any]:
-        stored: np.ndarray = self._teacher.embeddings[rows]  # type: ignore[index]
-        teacher = torch.from_numpy(np.ascontiguousarray(stored, dtype=np.float32)).to(student.device)
-        return {"student": student, "teacher": teacher, "classes": self._teacher.classes}
 
     def _sum(self, sees: str, inputs: Mapping[str, Any], weight: float = 1.0, suffix: str = "") -> dict[str, Tensor]:
         """Weighted terms of one sort, by name; with a suffix, those that need nothing but a list's scores."""

@@ -121,13 +121,13 @@ def selected(settings: SelectionSettings, data: TrainingData, texts: TrainingTex
     if settings.positives == "labels":
         positives = labeled(data.qrels())
     elif data.labeler is None:
-        raise UserError("selection.positives: ensemble needs a teacher beside the stage's; name an ensemble.")
+        raise UserError("selection.positives: ensemble needs a teacher other than the stage's; name an ensemble.")
     else:
         queries = data.teacher_queries(texts.texts)
         positives = pseudo_labeled(data.labeler.score(queries, data.collection, teacher.top(_DEPTH)))
     student = without_hidden(data.student.ranks(data.collection, texts.texts, teacher, last + 1))
-    found = prod_selection(teacher, student, positives, settings.ranks)
-    counts = found.counts
+    selection = prod_selection(teacher, student, positives, settings.ranks)
+    counts = selection.counts
     note = (
         f"selection: {counts['selected']} of {counts.total()} queries (teacher right, student at rank {first} to "
         f"{last}; positives by {settings.positives}); left out: {counts['unlabeled']} without a positive, "
@@ -135,11 +135,11 @@ def selected(settings: SelectionSettings, data: TrainingData, texts: TrainingTex
         f"student further off {counts['too_far']}"
     )
     note += f", not ranked {counts['not_ranked']}" if counts["not_ranked"] else ""
-    if not found.query_ids:
+    if not selection.query_ids:
         raise UserError(f"nothing is selected to train on; widen selection.ranks, or leave selection out. {note}")
     log(note)
     rows = np.zeros(len(texts), dtype=bool)
-    rows[texts.texts.positions(found.query_ids)] = True
+    rows[texts.texts.positions(selection.query_ids)] = True
     return Selected(rows, note)
 
 
@@ -166,7 +166,7 @@ def topic_batches(stage: StageSettings, data: TrainingData, texts: Texts, rows: 
     if stage.batches != "topics":
         return None
     if data.space is None:
-        raise UserError("batches: topics clusters texts by their embeddings in the space; set 'space'.")
+        raise UserError("batches: topics clusters texts by their dense embeddings; set 'document_encoder'.")
     used, places = np.unique(rows, return_inverse=True)
     trained = data.teacher_queries(texts.select([texts.ids[row] for row in used]))
     topics = stage.topics or topic_count(len(rows), stage.training.batch_size)

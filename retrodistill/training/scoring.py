@@ -101,15 +101,8 @@ def scored_lists(stage: StageSettings, data: TrainingData, texts: TrainingTexts)
 def scored_candidates(stage: StageSettings, data: TrainingData, texts: Texts) -> tuple[Run, list[str]]:
     """Candidates with the teacher's scores and notes on their choice; read from the folder if nothing changed."""
     settings, queries, sources = stage.candidates, data.teacher_queries(texts), candidate_sources(stage, data.teacher)
-    key: list[object] = [
-        data.collection.documents.fingerprint,
-        texts.fingerprint,
-        data.teacher.fingerprint(data.collection),
-        sources,
-        settings.depth,
-        settings.random,
-        data.seed,
-    ]
+    teacher, corpus = data.teacher.fingerprint(data.collection), data.collection.documents.fingerprint
+    key: list[object] = [corpus, texts.fingerprint, teacher, sources, settings.depth, settings.random, data.seed]
     if queries is not texts:
         key += ["asked", queries.fingerprint]
     if data.student is not None and CURRENT_STUDENT in sources:

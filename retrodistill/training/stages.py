@@ -131,7 +131,7 @@ def token_teacher(run: StageRun) -> Callable[[dict[str, Tensor], int], TokenBatc
 
 
 def _monitor(run: StageRun, both: BothEncoders, held_out: Lists) -> RankMonitor | None:
-    """Agreement within held-out groups, and what the kind watches besides."""
+    """Agreement within held-out groups, and the kind's own measures."""
     if len(held_out) < 2:
         return None
     student, prepared, scorer = run.student, run.prepared, both.scorer

@@ -149,9 +149,10 @@ class TestExporting:
         original = json.loads(call("search", place, "star planet", "--k", 3, "--json")[1])
         assert [row["document_id"] for row in exported] == [row["document_id"] for row in original]
 
-    def test_to_parquet(self, build, call, tiny_model, tmp_path):
+    @pytest.mark.parametrize("options", [["--to", "parquet", "--out", "{}"], ["--out", "parquet:{}"]])
+    def test_to_parquet(self, build, call, tiny_model, tmp_path, options):
         place, _ = build(f"dense:{tiny_model}")
-        status, out, _ = call("export", place, "--to", "parquet", "--out", tmp_path / "parquet")
+        status, out, _ = call("export", place, *(option.format(tmp_path / "parquet") for option in options))
         assert status == 0
         assert out.startswith(f"60 documents (dense) in parquet:{tmp_path / 'parquet'}, 60 written now")
         found, original = (

@@ -59,7 +59,7 @@ class TestKeys:
         fields = [field for section in SECTIONS for field in section.settings.model_fields.values()]
         choices = {each.home for field in fields for each in field.metadata if isinstance(each, OneOf)}
         assert len(choices) == 7
-        assert listed.keys() == {"fusion", "initialize", "labels", "name", "budget_by", "sampler"}
+        assert listed.keys() == {"fusion", "initialize", "labels", "name", "budget_by", "sampler", "kind"}
 
     def test_default_settings_have_the_defaults_of_their_class(self):
         for section in SECTIONS:

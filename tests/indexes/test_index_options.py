@@ -2,15 +2,18 @@
 
 import importlib.util
 import json
+import sys
 
 import pytest
+import rounded_index
 from sparse_models import inference_free
 
+from retrodistill.cli import main
 from retrodistill.core.errors import UserError
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.multi_vector import token_encoder
-from retrodistill.indexes import IndexOptions, build_index, load_index
-from retrodistill.indexes.registry import KINDS, get_kind, kind_for
+from retrodistill.indexes import IndexOptions, build_index, load_index, registry
+from retrodistill.indexes.registry import KINDS, get_kind
 from retrodistill.recipes import parse_recipe, run_recipe
 
 
@@ -32,7 +35,9 @@ class TestRegistry:
             assert set(get_kind(name).options) <= {*IndexOptions.model_fields, "seed"}
 
     def test_every_option_is_one_of_a_kind(self):
-        assert set(IndexOptions.model_fields) <= {option for name in KINDS for option in get_kind(name).options}
+        assert set(IndexOptions.model_fields) - {"kind"} <= {
+            option for name in KINDS for option in get_kind(name).options
+        }
 
     def test_an_unknown_kind_lists_the_known(self):
         with pytest.raises(UserError, match="multi-vector"):
@@ -40,7 +45,46 @@ class TestRegistry:
 
     def test_an_encoder_without_a_kind_lists_the_known(self):
         with pytest.raises(UserError, match=r"graph.*sparse"):
-            kind_for(type("Graph", (), {"kind": "graph"}))
+            IndexOptions().kind_for(["graph"])
+
+
+class TestAnotherKind:
+    """A kind beside FAISS: its module, and a line in the registry."""
+
+    @pytest.fixture(autouse=True)
+    def rounded(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "retrodistill.indexes.rounded", rounded_index)
+        monkeypatch.setattr(registry, "_MODULES", {**registry._MODULES, "rounded": "rounded"})
+        monkeypatch.setattr(registry, "KINDS", tuple(registry._MODULES))
+
+    def test_it_is_chosen_by_name_and_loads(self, tiny, models, tmp_path):
+        assert build_index(tiny, models["faiss"]).index_kind == "faiss"
+        index = build_index(tiny, models["faiss"], kind="rounded")
+        index.save(tmp_path / "index")
+        loaded = load_index(tmp_path / "index")
+        assert isinstance(loaded, rounded_index.RoundedIndex)
+        assert loaded.search("a question", k=3).to_dict() == index.search("a question", k=3).to_dict()
+
+    def test_its_settings_choose_it(self, tiny, models):
+        index = build_index(tiny, models["faiss"], settings=rounded_index.RoundedSettings())
+        assert index.index_kind == "rounded"
+
+    def test_the_command_line_and_recipes_take_it(self, tiny_folder, tiny_model, tmp_path):
+        place = tmp_path / "command"
+        arguments = ["--collection", str(tiny_folder), "--documents", f"dense:{tiny_model}", "--out", str(place)]
+        with pytest.raises(SystemExit) as ended:
+            main(["index", *arguments, "kind=rounded"])
+        assert ended.value.code == 0
+        assert load_index(place).index_kind == "rounded"
+        run_recipe(
+            parse_recipe(recipe(tiny_folder, tiny_model, STUDENTS["faiss"], kind="rounded")), tmp_path / "recipe"
+        )
+        assert load_index(tmp_path / "recipe" / "indexes" / "student").index_kind == "rounded"
+
+    def test_a_student_of_another_space_keeps_its_own(self, tiny_folder, tiny_model, tmp_path):
+        student = {**STUDENTS["inverted"], "model": f"sparse:{tiny_model}"}
+        with pytest.raises(UserError, match=r"kind=rounded.*inverted"):
+            run_recipe(parse_recipe(recipe(tiny_folder, tiny_model, student, kind="rounded")), tmp_path / "out")
 
 
 class TestPython:
@@ -63,6 +107,8 @@ class TestPython:
         [
             ("faiss", {"bits": 8}, r"'bits'.*faiss takes factory"),
             ("faiss", {"codec": "float16"}, r"'codec'.*faiss takes"),
+            ("faiss", {"kind": "inverted"}, r"kind=inverted.*faiss"),
+            ("faiss", {"kind": "fiass"}, r"kind.*'fiass'.*faiss"),
             ("inverted", {"truncate": 8}, r"'truncate'.*inverted takes backend"),
             ("inverted", {"bits": 4}, "bits.*dropped"),
             ("inverted", {"bits": 16}, "bits.*dropped"),
