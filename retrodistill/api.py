@@ -20,7 +20,7 @@ from retrodistill.evaluation.evaluating import Evaluation, EvaluationConfig
 from retrodistill.evaluation.results import Results
 from retrodistill.rankers import load_ranker
 from retrodistill.recipes import StudentSettings, validated
-from retrodistill.recipes.cards import Source, write_student_card
+from retrodistill.recipes.cards import write_student_card
 from retrodistill.recipes.student_settings import complete_student
 from retrodistill.recipes.students import train_student
 from retrodistill.report import write_page
@@ -97,8 +97,8 @@ def distill(
     with exclusive(work / ".lock"):
         trained = train_student(folder.name, settings, data, folder)
         if is_main():
-            source = None if isinstance(collection, Collection) else Source(collection)
-            write_student_card(folder, folder.name, data, encoder=trained.encoder, source=source)
+            source = None if isinstance(collection, Collection) else collection
+            write_student_card(folder, folder.name, data, encoder=trained.encoder, collection=source)
             shutil.rmtree(work, ignore_errors=True)
     return trained.encoder
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from retrodistill.core.files import read_json
 from retrodistill.core.manifest import Manifest
@@ -23,17 +22,9 @@ from retrodistill.training.training_data import TrainingData
 _SHOWN_ELSEWHERE = ("model", "documents", "stages", "control")  # settings that have their own place in the card
 
 
-class Source(NamedTuple):
-    """Where the training texts come from, as the user wrote it: a collection's name or folder, and conversations."""
-
-    collection: str | Path
-    conversations: ConversationSettings | None = None
-
-
 def write_cards(job: Job, students: Iterable[Distilled], results: Results) -> None:
     """Write a card into the folder of every measured student; those that are not in `students` are loaded."""
     encoders = {student.name: student.encoder for student in students}
-    source = Source(job.recipe.collection, job.recipe.conversations)
     for system in results.with_role("student"):
         folder = job.out / "students" / system.name
         # Where training did not help, the document encoder's own queries were kept and measured instead.
@@ -42,7 +33,8 @@ def write_cards(job: Job, students: Iterable[Distilled], results: Results) -> No
         # The query map of a learned index has no stages and gets no card.
         if "stages" in Manifest.read(folder, STUDENT_MANIFEST).settings:
             encoder = encoders.get(system.name)
-            write_student_card(folder, system.name, job.training_data, results, encoder, source=source)
+            recipe, data = job.recipe, job.training_data
+            write_student_card(folder, system.name, data, results, encoder, recipe.collection, recipe.conversations)
 
 
 def write_student_card(
@@ -51,58 +43,50 @@ def write_student_card(
     data: TrainingData,
     results: Results | None = None,
     encoder: AnyStudent | None = None,
-    *,
-    source: Source | None = None,
+    collection: str | Path | None = None,
+    conversations: ConversationSettings | None = None,
 ) -> None:
-    """Write the card of one student.
+    """Write the card of one student, which is loaded unless it is given as `encoder`.
 
-    Args:
-        folder: The student's folder, with its manifest.
-        name: The system's name.
-        data: What the student was trained on.
-        results: Its measurements; None if it was not measured.
-        encoder: The student, if it is loaded.
-        source: Where its collection comes from; None for a collection that was made in memory.
+    Without `results`, it was not measured. `collection` and `conversations` say where the training texts come from, as
+    the user wrote it; None for a collection that was made in memory.
 
     Raises:
         UserError: The folder does not hold a student, or is not writable.
     """
     with quiet_libraries():
-        student = encoder or load_student(folder)
-    write_card(student.model, _facts(folder, name, data, student.model, source or Source("")), folder, results)
-
-
-def _facts(folder: Path, name: str, data: TrainingData, model: Any, source: Source) -> Facts:
+        model = (encoder or load_student(folder)).model
     manifest, written = Manifest.read(folder, STUDENT_MANIFEST), read_json(folder / STUDENT_MANIFEST)
     settings = StudentSettings.model_validate({key: value for key, value in manifest.settings.items() if key != "seed"})
-    about, teacher = manifest.about, data.teacher
-    start, documents_by = settings.model, None
-    if data.space is not None:
-        start = data.space.name if start == "static" else start
-        documents_by = without_folders(data.space.name) if settings.documents == "frozen" else None
-    return Facts(
+    about, teacher, members = manifest.about, data.teacher, zip(data.teacher.members, data.teacher.weights, strict=True)
+    start = data.space.name if data.space is not None and settings.model == "static" else settings.model
+    documents_by = data.space.name if data.space is not None and settings.documents == "frozen" else None
+    modules = read_json(folder / "modules.json") if (folder / "modules.json").exists() else []
+    learned = about.get("stages", [])
+    fields = StudentSettings.model_fields.items()
+    defaults = {key: field.get_default(call_default_factory=True) for key, field in fields}
+    own = {key: getattr(settings, key) for key in defaults if key not in _SHOWN_ELSEWHERE}
+    turns = None
+    if conversations is not None:
+        path = None if conversations.path == MADE else f"{YOURS}{Path(conversations.path).name}"
+        turns = Turns(path, conversations.history, conversations.responses)
+    facts = Facts(
         name=name,
         kind=kind_of(model).name,
         start=without_folders(start),
-        changes=_changes(settings),
-        documents_by=documents_by,
+        changes={key.replace("_", " "): value for key, value in own.items() if value != defaults[key]},
+        documents_by=without_folders(documents_by) if documents_by else None,
         collection=data.collection.name,
         documents=len(data.collection.documents),
         queries=len(data.queries),
         teaching=Teaching(
-            [
-                (without_folders(member.name), weight)
-                for member, weight in zip(teacher.members, teacher.weights, strict=True)
-            ],
+            [(without_folders(member.name), weight) for member, weight in members],
             teacher.method,
             manifest.inputs.get("teacher", ""),
             None if teacher.run is None else len(teacher.run),
         ),
         stages=settings.stages,
-        learned=[
-            {**stage, "sources": [without_folders(name) for name in stage.get("sources", [])]}
-            for stage in about.get("stages", [])
-        ],
+        learned=[{**stage, "sources": list(map(without_folders, stage.get("sources", [])))} for stage in learned],
         seconds=about.get("seconds", 0.0),
         seed=int(manifest.settings.get("seed", 0)),
         inputs=manifest.inputs,
@@ -110,29 +94,13 @@ def _facts(folder: Path, name: str, data: TrainingData, model: Any, source: Sour
         hardware=written.get("hardware", {}),
         notes=about.get("notes", []),
         base_model=hub_name(start),
-        own_modules=_has_own_modules(folder),
+        own_modules=any(not str(module.get("type")).startswith("sentence_transformers.") for module in modules),
         sparsity=about.get("sparsity"),
-        source=published(source.collection) if source.collection else "",
-        turns=_turns(source.conversations),
+        source=published(collection) if collection else "",
+        turns=turns,
         rewritten=data.rewrites is not None,
     )
-
-
-def _turns(settings: ConversationSettings | None) -> Turns | None:
-    if settings is None:
-        return None
-    path = None if settings.path == MADE else f"{YOURS}{Path(settings.path).name}"
-    return Turns(path, settings.history, settings.responses)
-
-
-def _changes(settings: StudentSettings) -> dict[str, Any]:
-    """The settings that differ from their defaults, by their names in words."""
-    changes = {}
-    for name, field in StudentSettings.model_fields.items():
-        value = getattr(settings, name)
-        if name not in _SHOWN_ELSEWHERE and value != field.get_default(call_default_factory=True):
-            changes[name.replace("_", " ")] = value
-    return changes
+    write_card(model, facts, folder, results)
 
 
 def hub_name(name: str) -> str | None:
@@ -141,9 +109,3 @@ def hub_name(name: str) -> str | None:
     if kind in ("vectors", "run", "bm25") or Path(place).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", place):
         return None
     return place if "/" in place else f"sentence-transformers/{place}"
-
-
-def _has_own_modules(folder: Path) -> bool:
-    path = folder / "modules.json"
-    modules = read_json(path) if path.exists() else []
-    return any(not str(module.get("type")).startswith("sentence_transformers.") for module in modules)

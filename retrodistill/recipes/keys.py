@@ -8,8 +8,7 @@ from functools import cache
 from typing import Any, NamedTuple, get_origin
 
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.core.settings import Settings
-from retrodistill.recipes.loading import settings_within
+from retrodistill.core.settings import Settings, settings_within
 from retrodistill.recipes.settings import Recipe
 
 NAME, NUMBER = "NAME", "N"  # in a path: a student's name, and an item of a list, from 0
@@ -22,20 +21,13 @@ Path = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Key:
-    """One key of a recipe.
+    """One key of a recipe."""
 
-    Attributes:
-        path: From the recipe's top; ``NAME`` is a student's name, ``N`` an item of a list, from 0.
-        values: Its type and bounds, in words.
-        options: All values of a closed choice; otherwise empty.
-        default: The JSON value; None if it is null, `needed`, or settings with their own keys.
-    """
-
-    path: Path
-    values: str
-    options: tuple[str, ...]
+    path: Path  # from the recipe's top; ``NAME`` is a student's name, ``N`` an item of a list, from 0
+    values: str  # its type and bounds, in words
+    options: tuple[str, ...]  # all values of a closed choice; otherwise empty
     needed: bool
-    default: Any
+    default: Any  # the JSON value; None if it is null, `needed`, or settings with their own keys
     meaning: str
 
 
@@ -54,22 +46,20 @@ def recipe_schema() -> dict[str, Any]:
 
 
 def recipe_keys(prefix: str = "") -> list[Section]:
-    """The keys at and below a prefix, in the order of the settings.
+    """The keys at and below a prefix, in the order of the settings; all keys without one.
 
-    Args:
-        prefix: A key's path, with or without names of students and numbers of list items: ``students.stages``,
-            ``students.mine.stages.0.training``. Empty for all keys.
+    The prefix is a key's path, with or without names of students and numbers of list items: ``students.stages``,
+    ``students.mine.stages.0.training``.
 
     Raises:
         UserError: No such key; the nearest is named.
     """
     start = _full_path(prefix)
-    sections = []
-    for section in _sections(Recipe, ()):
-        keys = [key for key in section.keys if key.path[: len(start)] == start]
-        if keys:
-            sections.append(section._replace(keys=keys))
-    return sections
+    below = [
+        section._replace(keys=[key for key in section.keys if key.path[: len(start)] == start])
+        for section in _sections(Recipe, ())
+    ]
+    return [section for section in below if section.keys]
 
 
 def _sections(settings: type[Settings], path: Path) -> Iterator[Section]:

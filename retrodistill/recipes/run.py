@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ from retrodistill.recipes.loading import load_recipe, recipe_yaml
 from retrodistill.recipes.quantized import quantized
 from retrodistill.recipes.reporting import job_results
 from retrodistill.recipes.settings import Recipe
-from retrodistill.recipes.students import remove_work, timed, train_students
+from retrodistill.recipes.students import timed, train_students, work_folder
 from retrodistill.recipes.systems import (
     baselines,
     rewritten_student,
@@ -42,12 +43,8 @@ def run_recipe(
 ) -> Results | None:
     """Run a recipe, or resume it where it stopped.
 
-    Args:
-        recipe: A YAML file, the name of a packaged recipe, or a `Recipe`.
-        out: Folder for ``recipe.yaml``, students, indexes, runs, ``per-query.parquet``, ``results.json`` and
-            ``report.html``.
-        overrides: ``key.path=value`` each.
-        command: The command that reproduces these numbers, for the report.
+    The folder `out` gets ``recipe.yaml``, students, indexes, runs, ``per-query.parquet``, ``results.json`` and
+    ``report.html``; the report shows the `command` that reproduces its numbers. Overrides are ``key.path=value`` each.
 
     Returns:
         The content of results.json; None in the other processes of torchrun, which only train.
@@ -99,5 +96,5 @@ def _run(job: Job, seconds: dict[str, float], command: str) -> Results | None:
     write_page(results, job.out / "report.html")
     Manifest("job", {"collection": job.collection.fingerprint}, settings.model_dump(mode="json")).write(job.out)
     write_cards(job, trained.values(), results)
-    remove_work(job.training_data)
+    shutil.rmtree(work_folder(job.training_data), ignore_errors=True)
     return results

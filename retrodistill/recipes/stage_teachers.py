@@ -24,24 +24,14 @@ StudentAfter = Callable[[str, int], Any]  # loads a student of the recipe as it 
 
 @dataclass(frozen=True)
 class StageTeachers:
-    """The teachers that stages of a recipe name; each model is loaded once. Nothing here trains a student.
+    """The teachers that stages of a recipe name; each model is loaded once. Nothing here trains a student."""
 
-    Attributes:
-        recipe: The recipe; its students may teach each other.
-        space: The document encoder.
-        loaded: Loaded models by name.
-    """
-
-    recipe: Recipe
+    recipe: Recipe  # its students may teach each other
     space: Encoder
     loaded: dict[str, Ranker] = field(default_factory=dict, repr=False, compare=False)
 
     def model(self, name: str) -> Ranker:
-        """A model that scores pairs; the document encoder is not loaded again.
-
-        Raises:
-            UserError: The model cannot be found, or cannot score.
-        """
+        """A model that scores pairs; the document encoder is not loaded again."""
         if name not in self.loaded:
             source = self.space if name == self.recipe.document_encoder else name
             self.loaded[name] = load_ranker(source, needs="score")
@@ -60,21 +50,14 @@ class StageTeachers:
     def data_of(
         self, stage: StageSettings, data: TrainingData, student_after: StudentAfter | None = None
     ) -> TrainingData:
-        """The job's data with the teacher that the stage names.
+        """The job's data with the teacher that the stage names, or with labels from the recipe's teacher.
 
-        Args:
-            stage: Names its teacher, or asks for labels from the recipe's teacher.
-            data: The job's data.
-            student_after: Loads the students that teach; only needed if there are any.
-
-        Raises:
-            UserError: A student teaches and `student_after` is not given.
+        `student_after` loads students that teach; without it, they raise a `UserError`.
         """
         if not stage.has_own_teacher:
             return data
-        named = self._named(stage)
-        members = [self._member(member.model, student_after) for member in named]
-        weights = [member.weight for member in named]
+        members = [self._member(member.model, student_after) for member in self._named(stage)]
+        weights = [member.weight for member in self._named(stage)]
         if stage.labels != "scores":
             teacher: Ranker = soft_labels(members, stage.labels, weights)
         else:
@@ -102,9 +85,9 @@ class StageTeachers:
         if student_after is None:
             raise UserError(f"teacher {model!r} is a student that has not been trained yet.")
         name, done = self._state(model)
-        student = student_after(name, done)
-        kind = kind_of(student.model)
-        teacher = kind.wrap(student.model, f"{CURRENT_STUDENT}:{name}@{done}", None)
+        trained = student_after(name, done).model
+        kind = kind_of(trained)
+        teacher = kind.wrap(trained, f"{CURRENT_STUDENT}:{name}@{done}", None)
         return kind.ranker(teacher, self.space if self.recipe.students[name].documents == "frozen" else teacher)
 
     def _state(self, model: str) -> tuple[str, int]:
@@ -113,11 +96,7 @@ class StageTeachers:
 
 
 def space_of(data: TrainingData) -> Encoder:
-    """The document encoder of a job.
-
-    Raises:
-        UserError: There is none.
-    """
+    """The document encoder of a job; a `UserError` if there is none."""
     if data.space is None:
         raise UserError("training needs a document encoder; name a dense model.")
     return data.space

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,49 +19,26 @@ from retrodistill.evaluation.results import Role
 from retrodistill.recipes.stage_teachers import StageTeachers, manifest_after_stage, space_of
 from retrodistill.recipes.student_settings import StudentSettings, StudentState, prerequisites, training_order
 from retrodistill.students.registry import AnyStudent, as_student, kind_of, load_student, run_stage, save_student
-from retrodistill.training.settings import StageSettings
 from retrodistill.training.trainer import History, remove_checkpoints
 from retrodistill.training.training_data import TrainingData
-
-_PARTS = {
-    "query_encoder": "query encoder",
-    "both_encoders": "both encoders",
-    "lexical": "lexical half",
-    "head": "head",
-}
 
 
 @dataclass(frozen=True)
 class Distilled:
-    """A trained student and the record of its training.
+    """A trained student and the record of its training."""
 
-    Attributes:
-        name: The system's name.
-        encoder: The student.
-        documents: What encodes the documents that it searches; of a cross-encoder, the student itself.
-        seconds: Training time.
-        curves: Losses and monitors of all stages, with steps counted through.
-        notes: What a reader of the results should know about it.
-        role: The system's role.
-        truncate: Leading dimensions that its index keeps; None for the recipe's.
-    """
-
-    name: str
+    name: str  # of the system
     encoder: AnyStudent
-    documents: AnyStudent
-    seconds: float
-    curves: dict[str, list[dict[str, float]]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    documents: AnyStudent  # encodes the documents that it searches; of a cross-encoder, the student itself
+    seconds: float  # of training
+    curves: dict[str, list[dict[str, float]]] = field(default_factory=dict)  # of all stages, with steps counted through
+    notes: list[str] = field(default_factory=list)  # what a reader of the results should know about it
     role: Role = "student"
-    truncate: int | None = None
+    truncate: int | None = None  # leading dimensions that its index keeps; None for the recipe's
 
 
 def build_student(settings: StudentSettings, data: TrainingData) -> Any:
-    """The student before training.
-
-    Raises:
-        UserError: The job has no document encoder, or the kind cannot start from this model.
-    """
+    """The student before training; a `UserError` if there is no document encoder, or its kind cannot start so."""
     space_of(data)
     return settings.kind.start(settings, data)
 
@@ -79,13 +55,8 @@ def train_students(
     Finished students are loaded. A stopped job resumes after its last complete stage: the student after each stage is
     kept under the fingerprint of everything that led there, so students also share the stages that they have in common.
 
-    Args:
-        students: By the systems' names.
-        data: Texts, teacher and document encoder.
-        folders: The folder of each student. Stages and checkpoints are kept in `work_folder`, which the caller removes
-            when all students of the job are done.
-        teachers: The teachers that stages name.
-        seconds: Receives the wall-clock seconds of each student, under ``distill NAME``.
+    Stages and checkpoints are kept in `work_folder`, which the caller removes when all students of the job are done.
+    `seconds` receives the wall-clock seconds of each student, under ``distill NAME``.
 
     Raises:
         UserError: The settings do not fit the data, or a stage names a teacher and there are no `teachers`.
@@ -98,11 +69,10 @@ def train_students(
     stages = [f"{name}@{number}" for name, number in pending if number]
     if len(stages) > 1:
         log(f"training order: {', '.join(stages)}")
-    seconds = {} if seconds is None else seconds
+    seconds, distilled = {} if seconds is None else seconds, {}
     for name, number in pending:
         with timed(seconds, f"distill {name}"):
             training.advance(name, number)
-    distilled = {}
     for name in students:
         with timed(seconds, f"distill {name}"):
             distilled[name] = training.finished(name)
@@ -135,9 +105,8 @@ class _Training:
     def pending(self) -> list[StudentState]:
         """The stages to train, in order; after 0 stages, a student that is only built and saved."""
         order = training_order(self._students)
-        unfinished = {
-            (name, len(settings.stages)) for name, settings in self._students.items() if not self._is_finished(name)
-        }
+        names = [name for name in self._students if not self._is_finished(name)]
+        unfinished = {(name, len(self._students[name].stages)) for name in names}
         needed = set(unfinished)
         for state in reversed(order):
             if state in needed and not self.is_saved(state):
@@ -147,11 +116,10 @@ class _Training:
 
     def advance(self, name: str, number: int) -> None:
         """Train a stage, unless it is shared and already trained; save the student after its last stage."""
-        settings = self._students[name]
-        model, record = self._model_for(name, number)
-        if number and self._models.get(name, (0,))[0] != number:
+        done, model, record = self._closest(name, number)
+        if done != number:
             model, record = self._train(name, number, model, record)
-        if number < len(settings.stages):
+        if number < len(self._students[name].stages):
             self._models[name] = (number, model, record)
             return
         self._models.pop(name, None)
@@ -172,46 +140,41 @@ class _Training:
         """Whether the student can be loaded in this state: it is kept, or finished."""
         name, done = state
         is_last = done == len(self._students[name].stages)
-        return self._is_kept(name, done) or (
-            is_last and self._manifests[state].matches(self._folders[name], STUDENT_MANIFEST)
-        )
+        is_finished = is_last and self._manifests[state].matches(self._folders[name], STUDENT_MANIFEST)
+        return is_finished or self._is_kept(name, done)
 
     def student_after(self, name: str, done: int) -> AnyStudent:
         """A student after its first stages, from its folder or its kept stage; before the first it is built again."""
         folder = self._folders[name]
         if not self._manifests[name, done].matches(folder, STUDENT_MANIFEST):
-            folder = self._work(name, done)
-            if not done and not self._is_kept(name, done):
+            if not done:
                 return as_student(build_student(self._students[name], self._data))
+            folder = self._work(name, done)
         with quiet_libraries():
             return load_student(folder)
 
-    def _model_for(self, name: str, number: int) -> tuple[Any, dict[str, Any]]:
-        """The model and its record before a stage; if that stage is already trained, after it."""
-        if self._is_kept(name, number):
-            kept = self._work(name, number)
-            with quiet_libraries():
-                model, record = load_student(kept).model, Manifest.read(kept, STUDENT_MANIFEST).about
-            self._models[name] = (number, model, record)
-            return model, record
-        held, model, record = self._models.get(name, (-1, None, {}))
-        if held == number - 1 and model is not None:
-            return model, record
-        if number > 1:
-            return self._model_for(name, number - 1)
-        model = build_student(self._students[name], self._data)
-        return model, {"seconds": 0.0, "steps": 0, "curves": {"losses": [], "monitors": []}}
+    def _closest(self, name: str, number: int) -> tuple[int, Any, dict[str, Any]]:
+        """The student after this stage, if that is kept, or before it: how many stages are done, model and record."""
+        for done in range(number, 0, -1):
+            if name in self._models and self._models[name][0] == done:
+                return self._models[name]
+            if self._is_kept(name, done):
+                folder = self._work(name, done)
+                with quiet_libraries():
+                    return done, load_student(folder).model, Manifest.read(folder, STUDENT_MANIFEST).about
+        record = {"seconds": 0.0, "steps": 0, "curves": {"losses": [], "monitors": []}}
+        return 0, build_student(self._students[name], self._data), record
 
     def _train(self, name: str, number: int, model: Any, record: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        settings = self._students[name]
-        stage, work = settings.stages[number - 1], self._work(name, number)
-        title = f"{name}, stage {number} of {len(settings.stages)}"
+        settings, work = self._students[name], self._work(name, number)
+        stage, title = settings.stages[number - 1], f"{name}, stage {number} of {len(settings.stages)}"
         model = settings.kind.at_stage(model, settings, number - 1)
-        data = self._data
+        data = replace(self._data, own_documents=settings.documents == "student")
         if self._teachers is not None:
             data = self._teachers.data_of(stage, data, self.student_after)
-        data = replace(data, own_documents=settings.documents == "student")
-        log(f"{title}: {_summary(stage)}")
+        terms = [f"{term.weight:g} {term.name}" if term.weight != 1 else term.name for term in stage.objectives]
+        part = "lexical half" if stage.train == "lexical" else stage.train.replace("_", " ")
+        log(f"{title}: {' + '.join(terms)}, {part}")
         checkpoints = work.with_name(f"{work.name}-checkpoints")
         record = _extended(record, run_stage(model, stage, data, checkpoints, title))
         if is_main():
@@ -265,17 +228,11 @@ def work_folder(data: TrainingData) -> Path:
     return data.folder / ".training"
 
 
-def remove_work(data: TrainingData) -> None:
-    """Delete a job's kept stages and checkpoints."""
-    shutil.rmtree(work_folder(data), ignore_errors=True)
-
-
 def _extended(record: dict[str, Any], history: History) -> dict[str, Any]:
     """The record with one more stage, with steps counted through."""
-    added = {"losses": history.losses, "monitors": history.monitors}
     curves = {
-        curve: [*record["curves"][curve], *({**entry, "step": entry["step"] + record["steps"]} for entry in entries)]
-        for curve, entries in added.items()
+        curve: [*earlier, *({**entry, "step": entry["step"] + record["steps"]} for entry in getattr(history, curve))]
+        for curve, earlier in record["curves"].items()
     }
     return {
         "seconds": record["seconds"] + history.seconds,
@@ -284,8 +241,3 @@ def _extended(record: dict[str, Any], history: History) -> dict[str, Any]:
         "notes": [*record.get("notes", []), *history.notes],
         "stages": [*record.get("stages", []), history.learned],
     }
-
-
-def _summary(stage: StageSettings) -> str:
-    terms = " + ".join(f"{term.weight:g} {term.name}" if term.weight != 1 else term.name for term in stage.objectives)
-    return f"{terms}, {_PARTS[stage.train]}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from retrodistill.core.files import check_replaceable
@@ -26,7 +28,6 @@ from retrodistill.recipes.student_settings import (
     StudentSettings,
     comparison_names,
     contrastive_control,
-    untrained_control,
     without_clusters,
 )
 from retrodistill.recipes.students import Distilled
@@ -48,7 +49,8 @@ def students_to_train(recipe: Recipe) -> Iterator[tuple[str, StudentSettings, Ro
     compared = comparison_names(recipe.students)
     for name, student in recipe.students.items():
         if student.control:
-            control = untrained_control(student) if student.control == "untrained" else contrastive_control(student)
+            untrained = student.model_copy(update={"stages": [], "control": None})
+            control = untrained if student.control == "untrained" else contrastive_control(student)
             yield "control" if len(recipe.students) == 1 or name == "student" else f"{name}-control", control, "control"
         if name in compared:
             yield compared[name].unclustered, without_clusters(student), "baseline"
@@ -58,25 +60,30 @@ def students_to_train(recipe: Recipe) -> Iterator[tuple[str, StudentSettings, Ro
 def variants_of(job: Job, students: Iterable[Distilled]) -> list[Distilled]:
     """Every student with its variants, in the order of the table.
 
-    Variants are its exits, its truncations, the one with its own tokens as queries, and the one that is pooled after
-    training.
+    Variants are its exits, its truncations, the one with its own tokens as queries, so that no model runs for them, and
+    the one whose documents are pooled after training to the number of vectors of the clustered student.
     """
     pooled = {
-        names.unclustered: (names.pooled, job.recipe.students[clustered])
+        names.unclustered: (names.pooled, cluster_sizes(str(job.recipe.students[clustered].clusters))[1])
         for clustered, names in comparison_names(job.recipe.students).items()
     }
     variants = []
     for student in students:
-        kind = kind_of(student.encoder.model)
+        model: Any = student.encoder.model
+        kind = kind_of(model)
         variants += [student, *(_exits(student) if kind.is_dense else [])]
-        if kind.has_terms and vocabulary_pooling(student.encoder.model) is not None:
-            variants.append(_own_tokens(job, student))
+        if kind.has_terms and vocabulary_pooling(model) is not None:
+            name, settings = f"{student.name}@{_OWN_TOKENS}", {"queries": "own tokens"}
+            encoder = _saved(job, name, partial(own_token_queries, model), {"student": student.encoder}, settings)
+            variants.append(replace(student, name=name, encoder=encoder))
         width = student.encoder.dimension if kind.has_vector else 0  # type: ignore[union-attr]  # of dense ones
-        for cut in job.recipe.evaluation.truncations:
-            if cut < width:
-                variants.append(replace(student, name=f"{student.name}@{cut}", truncate=cut))
+        cuts = [cut for cut in job.recipe.evaluation.truncations if cut < width]
+        variants += [replace(student, name=f"{student.name}@{cut}", truncate=cut) for cut in cuts]
         if student.name in pooled:
-            variants.append(_pooled(job, student, *pooled[student.name]))
+            name, vectors = pooled[student.name]
+            make, made_from = partial(with_pooling, model, vectors), {"unclustered": student.encoder}
+            encoder = _saved(job, name, make, made_from, {"pooled": vectors})
+            variants.append(replace(student, name=name, encoder=encoder, documents=encoder))
     return variants
 
 
@@ -98,32 +105,19 @@ def _exits(student: Distilled) -> list[Distilled]:
     whole: Any = student.encoder
     exits = []
     for layer in exits_of(whole.model)[:-1]:
-        suffix = f"@{ROUTE}{layer}"
-        encoder = Encoder(exit_model(whole.model, layer), f"{whole.name}{suffix}", whole.student)
+        end = f"@{ROUTE}{layer}"
+        encoder = Encoder(exit_model(whole.model, layer), f"{whole.name}{end}", whole.student)
         documents = encoder if student.documents is whole else student.documents
-        exits.append(replace(student, name=f"{student.name}{suffix}", encoder=encoder, documents=documents))
+        exits.append(replace(student, name=f"{student.name}{end}", encoder=encoder, documents=documents))
     return exits
 
 
-def _own_tokens(job: Job, student: Distilled) -> Distilled:
-    """A student with VDR's head whose queries are their own tokens, so no model runs for them."""
-    name = f"{student.name}@{_OWN_TOKENS}"
-    manifest = Manifest("student", {"student": student.encoder.fingerprint("document")}, {"queries": "own tokens"})
-    encoder = _saved(job, name, lambda: own_token_queries(student.encoder.model), manifest)
-    return replace(student, name=name, encoder=encoder)
-
-
-def _pooled(job: Job, student: Distilled, name: str, clustered: StudentSettings) -> Distilled:
-    """An unclustered student whose documents are pooled after training to the clustered one's number of vectors."""
-    vectors = cluster_sizes(str(clustered.clusters))[1]
-    manifest = Manifest("student", {"unclustered": student.encoder.fingerprint("document")}, {"pooled": vectors})
-    model: Any = student.encoder.model
-    encoder = _saved(job, name, lambda: with_pooling(model, vectors), manifest)
-    return replace(student, name=name, encoder=encoder, documents=encoder)
-
-
-def _saved(job: Job, name: str, make: Callable[[], Any], manifest: Manifest) -> AnyStudent:
+def _saved(
+    job: Job, name: str, make: Callable[[], Any], made_from: Mapping[str, AnyStudent], settings: dict[str, Any]
+) -> AnyStudent:
     """A variant with its own model, loaded from its folder, where it is saved first if necessary."""
+    inputs = {role: encoder.fingerprint("document") for role, encoder in made_from.items()}
+    manifest = Manifest("student", inputs, settings)
     folder = check_replaceable(job.out / "forms" / name, STUDENT_MANIFEST)
     if not manifest.matches(folder, STUDENT_MANIFEST):
         save_student(make(), manifest, folder)
@@ -139,8 +133,13 @@ def baselines(job: Job) -> list[System]:
         own = DenseRanker(job.space)
         systems.append(System(space_row(job), own, "teacher", space, space, space, is_served=own.can_be_timed))
     teacher = teacher_row(job)
-    if teacher == "target":
-        systems.append(_target(job))
+    if teacher == "target" and job.teacher.can_search:
+        by = job.teacher.name  # by itself, as users would search with it
+        systems.append(System("target", load_ranker(job.teacher.queries), "teacher", by, by, by))
+    elif teacher == "target":
+        ranker = Reranker(job.teacher, BM25Ranker(), job.recipe.evaluation.rerank, "target")
+        by = ranker.documents_by
+        systems.append(System("target", ranker, "teacher", by, job.teacher.name, is_served=False))
     if teacher == "ensemble":
         systems.append(_ensemble(job.teacher, "teacher"))
     elif job.ensemble is not None and len(job.teacher.members) == 1 and len(job.ensemble.members) > 1:
@@ -152,20 +151,21 @@ def truncated_teachers(job: Job) -> list[System]:
     """The document encoder at fewer dimensions, by exact search, for comparison with truncated students."""
     if not job.space_answers:
         return []
-    space, systems = job.space, []
+    systems, space, by = [], job.space, job.space.name
     for cut in job.recipe.evaluation.truncations:
         if cut < space.dimension:
             name, settings = f"{space_row(job)}@{cut}", FaissSettings(truncate=cut)
             index = build_index(job.collection, space, space, name=name, settings=settings)
-            served = not space.is_recorded
-            systems.append(System(name, index, "teacher", space.name, space.name, is_served=served))
-    return [_with_rewrites(job, system) for system in systems]
+            system = System(name, index, "teacher", by, by, is_served=not space.is_recorded)
+            systems.append(_with_rewrites(job, system))
+    return systems
 
 
 def student_system(job: Job, student: Distilled) -> System:
     """A student with what searches for it: an index, its stored states, or BM25 whose documents it re-ranks."""
     role, kind = student.role, kind_of(student.encoder.model)
-    own = _without_folders(student.encoder.name)
+    prefix, _, folder = student.encoder.name.partition(":")
+    own = f"{prefix}:{Path(folder).name}"  # without the folders above it
     documents = own if student.documents is student.encoder else student.documents.name
     if not kind.can_search:
         scorer, depth = kind.ranker(student.encoder, None), job.recipe.evaluation.rerank
@@ -212,29 +212,14 @@ def teacher_row(job: Job) -> str | None:
 
 def vectors_note(systems: Sequence[System]) -> str | None:
     """A note on the number of vectors per document in each multi-vector index; None for fewer than two indexes."""
-    counts = {
-        system.name: vectors
-        for system in systems
-        if (vectors := getattr(system.ranker, "vectors_per_document", None)) is not None
-    }
-    if len(counts) < 2:
-        return None
-    return f"vectors per document: {', '.join(f'{name} {count:.1f}' for name, count in counts.items())}"
-
-
-def _target(job: Job) -> System:
-    teacher = job.teacher
-    if teacher.can_search:
-        model = load_ranker(teacher.queries)  # by itself, as users would search with it
-        return System("target", model, "teacher", teacher.name, teacher.name, teacher.name)
-    ranker = Reranker(teacher, BM25Ranker(), job.recipe.evaluation.rerank, "target")
-    return System("target", ranker, "teacher", ranker.documents_by, teacher.name, is_served=False)
+    counts = [(system.name, getattr(system.ranker, "vectors_per_document", None)) for system in systems]
+    shown = [f"{name} {count:.1f}" for name, count in counts if count is not None]
+    return f"vectors per document: {', '.join(shown)}" if len(shown) > 1 else None
 
 
 def _ensemble(ensemble: Any, role: Role) -> System:
-    by = " + ".join(
-        f"{weight:g} {member.name}" for member, weight in zip(ensemble.members, ensemble.weights, strict=True)
-    )
+    members = zip(ensemble.members, ensemble.weights, strict=True)
+    by = " + ".join(f"{weight:g} {member.name}" for member, weight in members)
     return System("ensemble", ensemble, role, by, by, is_served=ensemble.can_be_timed)
 
 
@@ -265,9 +250,3 @@ def _index(job: Job, student: Distilled) -> Ranker:
     index.save(folder)
     made_from.write(folder, MADE_FROM)
     return index
-
-
-def _without_folders(name: str) -> str:
-    """A student's name without the folders above it."""
-    kind, _, place = name.partition(":")
-    return f"{kind}:{place.rstrip('/').rsplit('/', 1)[-1]}"

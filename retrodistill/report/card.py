@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -78,16 +79,11 @@ class Facts:
         name: The system's name in results.json.
         kind: Name of its `Kind`, e.g. ``static``.
         start: Its base model, ``kind:NAME``.
-        collection: Name of the training collection.
-        documents, queries: Numbers of training documents and queries.
-        teaching: The recipe's teacher.
-        stages: Settings of each stage.
+        collection, documents, queries: Name of the training collection, and what was trained on.
         changes: Changes before training, by setting: layers, dimension...
         documents_by: The model that encodes the documents; None for itself.
         learned: Records of each stage (see `retrodistill.training.prepared.learned_from`); may be empty.
-        seconds: Wall time of training.
-        inputs: Fingerprints.
-        versions, hardware: Of the training.
+        seconds, inputs, versions, hardware: Wall time, fingerprints, and environment of the training.
         base_model: Name of its base model on the Hugging Face hub; None for a folder, or if unknown.
         own_modules: Whether its folder has modules of this package, which sentence-transformers only loads on request.
         sparsity: Mean terms per text and products per pair, of sparse students.
@@ -146,18 +142,19 @@ def without_folders(name: str) -> str:
 
 def published(source: str | Path) -> str:
     """A collection's source for a card: public names unchanged, and only the last part of a local folder."""
-    text = str(source)
+    prefix, place = "", str(source)
     if isinstance(source, str):
         if source == "demo" or source.startswith(_PUBLIC):
             return source
         if source.startswith("hf:"):
-            place = Path(source.removeprefix("hf:")).expanduser()
-            return f"hf:{YOURS}{place.resolve().name}" if place.is_absolute() or place.exists() else source
-    return f"{YOURS}{Path(text).expanduser().resolve().name}"
+            prefix, place = "hf:", source.removeprefix("hf:")
+            path = Path(place).expanduser()
+            if not (path.is_absolute() or path.exists()):
+                return source
+    return f"{prefix}{YOURS}{Path(place).expanduser().resolve().name}"
 
 
 FILE_NAME = "README.md"
-QUERY = "Which planet is known as the Red Planet?"
 _TAGS = ("retrodistill", "knowledge-distillation", "information-retrieval")
 _MEASURES = {
     "nDCG@10": "ndcg10",
@@ -173,13 +170,7 @@ _OWN_LINES = {  # settings of a stage that templates/card/stage.md.j2 describes
 
 
 def write_card(model: Any, facts: Facts, folder: str | os.PathLike[str], results: Results | None = None) -> None:
-    """Write README.md into a student's folder; fingerprints of students ignore that file.
-
-    Args:
-        model: The student's sentence-transformers model, of any kind.
-        facts: Its origin.
-        folder: The student's folder.
-        results: Its measurements; without them, the card says that it was not measured.
+    """Write README.md into a student's folder; without results, it says that the student was not measured.
 
     Raises:
         UserError: The folder is not writable.
@@ -191,17 +182,19 @@ def write_card(model: Any, facts: Facts, folder: str | os.PathLike[str], results
 def card_text(model: Any, facts: Facts, results: Results | None = None) -> str:
     """The card: front matter that the Hugging Face hub reads, then Markdown.
 
-    Args:
-        model: The student's sentence-transformers model.
-        facts: Its origin.
-        results: Of a job that has a system of the student's name.
+    `results` are of a job that has a system of the student's name.
     """
     kind = get_kind(facts.kind)
     title = f"{facts.name}: a {facts.kind} student distilled on {facts.collection}"
     front, own_sections = _library_card(model, facts, title)
     environment = text.environment(escape=False)
-    environment.filters |= {"cell": _cell, "code": _code, "setting": _setting, "machine": _machine, "linked": _linked}
+    environment.filters |= {"code": _code, "setting": _setting, "machine": _machine, "linked": _linked}
     environment.globals |= {"exits_of": exits_of, "vocabulary_pooling": vocabulary_pooling, "ROUTE": ROUTE}
+    # The measured exits, truncations, and own-token queries of the student.
+    prefix = f"{facts.name}@"
+    variants = [system for system in results.systems if system.name.startswith(prefix)] if results else []
+    cuts = {int(end) for system in variants if re.fullmatch(r"\d+", end := system.name.removeprefix(prefix))}
+    objectives = dict.fromkeys(term.name for stage in facts.stages for term in stage.objectives)
     # A kind without its own partial gets the general card.
     body = environment.select_template([f"card/{kind.card}.md.j2", "card.md.j2"]).render(
         facts=facts,
@@ -213,15 +206,15 @@ def card_text(model: Any, facts: Facts, results: Results | None = None) -> str:
         trusted=", trust_remote_code=True" if facts.own_modules else "",
         own_usage=own_sections["Usage"],
         model_details=own_sections["Model Details"],
-        query=QUERY,
-        example=_example(facts),
         separator=SEPARATOR,
         placeholder_folder=YOURS if YOURS in f"{facts.loaded_from}{facts.turns and facts.turns.path}" else "",
-        cuts=_cuts(facts, results),
-        stages=[_stage(stage, known) for stage, known in _learned(facts)],
-        objectives={name: OBJECTIVES[name] for name in _objectives(facts)},
+        cuts=sorted(cuts.union(*(stage.matryoshka for stage in facts.stages)), reverse=True),
+        # Older students have no records of their stages.
+        stages=[_stage(stage, known or {}) for stage, known in zip_longest(facts.stages, facts.learned)],
+        objectives={name: OBJECTIVES[name] for name in objectives},
         results=results,
-        **({} if results is None else _measurements(facts, results)),
+        rewrites=REWRITES,
+        **_measurements(facts, results, variants) if results else {},
     )
     body = re.sub(r"\n{3,}", "\n\n", body).strip()
     return f"---\n{_front_matter(front, facts, results, title)}---\n\n{body}\n"
@@ -232,88 +225,29 @@ def placeholder(model: Any) -> str:
     return str(getattr(model, "_model_card_model_id_placeholder", "sentence_transformers_model_id"))
 
 
-# Measurements.
-
-
-def _measurements(facts: Facts, results: Results) -> dict[str, Any]:
-    student = results.system(facts.name)
-    systems = [*_others(facts, results), student, *_variants(facts, results)]
-    difference = Column("difference in nDCG@10 (95% interval, p)", lambda system: _difference(facts, results, system))
-    quality = [*columns.columns_of_quality(results, CARD), difference]
-    return {
-        "student": student,
-        "quality": _table(quality, systems, bold=student),
-        "cost": _table(columns.columns_of_serving(results, CARD), systems),
-        "no_worse": [
-            system
-            for system in _others(facts, results)
-            # The student's result on rewritten queries is not a competitor.
-            if system.role in ("control", "baseline")
-            and system.name != REWRITES
-            and None not in (system.ndcg10, student.ndcg10)
-            and (system.ndcg10 or 0.0) >= (student.ndcg10 or 0.0)
-        ],
-    }
-
-
-def _others(facts: Facts, results: Results) -> list[SystemResult]:
-    """All systems that are not students, without the controls of other students."""
+def _measurements(facts: Facts, results: Results, variants: Sequence[SystemResult]) -> dict[str, Any]:
+    """The systems of the card: the student, its variants, and those that are neither students nor others' controls."""
     controls = ("control", f"{facts.name}-control")
-    systems = [system for system in results.systems if system.role != "student"]
-    return [system for system in systems if system.role != "control" or system.name in controls]
+    others = [system for system in results.systems if system.role != "student"]
+    others = [system for system in others if system.role != "control" or system.name in controls]
 
+    def difference(system: SystemResult) -> str:
+        if system.name == facts.name:
+            return ""
+        comparison = comparison_of(results, facts.name, system.name)
+        if comparison is None:
+            return text.MISSING
+        test = f"{text.interval(comparison['interval'])}, {text.probability(comparison['p'])}"
+        return f"{text.signed(comparison['difference'])} ({test})"
 
-def _variants(facts: Facts, results: Results | None) -> list[SystemResult]:
-    """The measured exits, truncations, and own-token queries of the student."""
-    systems = [] if results is None else results.systems
-    return [system for system in systems if system.name.startswith(f"{facts.name}@")]
-
-
-def _cuts(facts: Facts, results: Results | None) -> list[int]:
-    """Dimensions that were trained or measured, in descending order."""
-    ends = (system.name.removeprefix(f"{facts.name}@") for system in _variants(facts, results))
-    measured = {int(end) for end in ends if re.fullmatch(r"\d+", end)}
-    return sorted(measured.union(*(stage.matryoshka for stage in facts.stages)), reverse=True)
-
-
-def _table(
-    shown: Sequence[Column], systems: Sequence[SystemResult], bold: SystemResult | None = None
-) -> dict[str, Any]:
-    rows = []
-    for system in systems:
-        cells = [_system_name(system), *(_card_cell(column, system) for column in shown)]
-        rows.append([f"**{cell}**" if system is bold and cell else cell for cell in cells])
-    return {"heads": ["System", *(column.head for column in shown)], "rows": rows}
-
-
-def _card_cell(column: Column, system: SystemResult) -> str:
-    cell = column.cell(system)
-    return cell if column.is_number else _code(cell)
-
-
-def _system_name(system: SystemResult) -> str:
-    if system.name == REWRITES:
-        return f"{REWRITES} (the first student on rewritten queries)"
-    return system.name if system.role in (system.name, "student") else f"{system.name} ({system.role})"
-
-
-def _difference(facts: Facts, results: Results, other: SystemResult) -> str:
-    if other.name == facts.name:
-        return ""
-    comparison = comparison_of(results, facts.name, other.name)
-    if comparison is None:
-        return text.MISSING
-    test = f"{text.interval(comparison['interval'])}, {text.probability(comparison['p'])}"
-    return f"{text.signed(comparison['difference'])} ({test})"
-
-
-# Training.
-
-
-def _learned(facts: Facts) -> list[tuple[StageSettings, dict[str, Any]]]:
-    """Each stage with its record; older students have none."""
-    missing: list[dict[str, Any]] = [{}] * (len(facts.stages) - len(facts.learned))
-    return list(zip(facts.stages, [*facts.learned, *missing], strict=True))
+    quality = columns.columns_of_quality(results, CARD)
+    return {
+        "student": results.system(facts.name),
+        "others": others,
+        "variants": variants,
+        "quality": [*quality, Column("difference in nDCG@10 (95% interval, p)", difference)],
+        "cost": columns.columns_of_serving(results, CARD),
+    }
 
 
 def _stage(stage: StageSettings, known: dict[str, Any]) -> dict[str, Any]:
@@ -324,19 +258,6 @@ def _stage(stage: StageSettings, known: dict[str, Any]) -> dict[str, Any]:
     }
     teachers = [(member.weight, without_folders(member.model)) for member in stage.teacher or []]
     return {"settings": stage, "known": known, "changed": changed, "teachers": teachers}
-
-
-def _objectives(facts: Facts) -> list[str]:
-    return list(dict.fromkeys(term.name for stage in facts.stages for term in stage.objectives))
-
-
-def _example(facts: Facts) -> str:
-    """A query in the form that the student was trained on."""
-    turns = facts.turns
-    if turns is None:
-        return QUERY
-    earlier = [] if turns.history == 0 else [*(["It is Mars."] if turns.responses else []), QUERY]
-    return SEPARATOR.join(["How many moons does it have?", *earlier])
 
 
 # The card of sentence-transformers.
@@ -376,33 +297,28 @@ def _front_matter(front: dict[str, Any], facts: Facts, results: Results | None, 
     from huggingface_hub.repocard_data import EvalResult, eval_results_to_model_index
     from huggingface_hub.utils import yaml_dump
 
-    if results is not None:
-        student = results.system(facts.name)
-        values = {name: getattr(student, field) for name, field in _MEASURES.items()}
-        measured = [
-            EvalResult(
-                task_type="information-retrieval",
-                task_name="Information Retrieval",
-                dataset_type=results.collection,
-                dataset_name=results.collection,
-                dataset_split=results.split,
-                metric_type=name.lower(),
-                metric_name=name,
-                metric_value=round(value, 6),
-            )
-            for name, value in values.items()
-            if value is not None
-        ]
-        if measured:
-            front = {**front, "model-index": eval_results_to_model_index(title, measured)}
+    student = results and results.system(facts.name)
+    values = {name: getattr(student, field) for name, field in _MEASURES.items()} if student else {}
+    measured = [
+        EvalResult(
+            task_type="information-retrieval",
+            task_name="Information Retrieval",
+            dataset_type=results.collection,
+            dataset_name=results.collection,
+            dataset_split=results.split,
+            metric_type=name.lower(),
+            metric_name=name,
+            metric_value=round(value, 6),
+        )
+        for name, value in values.items()
+        if results and value is not None
+    ]
+    if measured:
+        front = {**front, "model-index": eval_results_to_model_index(title, measured)}
     return yaml_dump(front, sort_keys=False)
 
 
 # Filters of the template.
-
-
-def _cell(value: str) -> str:
-    return value.replace("|", "\\|")
 
 
 def _code(value: str) -> str:

@@ -51,8 +51,21 @@ class Scale:
         return self.start + (value - low) / (high - low) * (self.stop - self.start)
 
     def ticks(self) -> list[float]:
-        """Round values within the ends."""
-        return _log_ticks(self.low, self.high) if self.logarithmic else _linear_ticks(self.low, self.high)
+        """Round values within the ends: about five, or up to seven if logarithmic."""
+        low, high = self.low, self.high
+        if self.logarithmic:
+            powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+            for factors in ((1, 2, 5), (1, 3), (1,)):
+                ticks = [
+                    value for power in powers for factor in factors if low <= (value := factor * 10.0**power) <= high
+                ]
+                if len(ticks) <= 7:
+                    break
+            return ticks[:: math.ceil(len(ticks) / 7)] if ticks else []
+        rough = (high - low) / 5
+        unit = 10.0 ** math.floor(math.log10(rough))
+        step = min((factor * unit for factor in (1, 2, 5, 10)), key=lambda size: abs(size - rough))
+        return [round(at * step, 12) for at in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
 def tick_label(value: float) -> str:
@@ -64,26 +77,16 @@ def tick_label(value: float) -> str:
 
 
 @cache
-def _macros() -> Any:
+def macros() -> Any:
     """The macros of templates/page/figures.svg.j2."""
     environment = words.environment(escape=True)
-    environment.filters |= {"px": "{:.1f}".format, "tick": tick_label, "path": _path}
+    environment.filters |= {
+        "px": "{:.1f}".format,
+        "tick": tick_label,
+        "path": lambda points: "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points),
+    }
     environment.globals.update(width=WIDTH, height=HEIGHT, left=LEFT, right=RIGHT, top=TOP, bottom=BOTTOM)
     return environment.get_template("page/figures.svg.j2").module
-
-
-def _path(points: Sequence[Place]) -> str:
-    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-
-
-def icon(role: str) -> Markup:
-    """The mark of a role, small enough for a line of text."""
-    return _macros().icon(role)
-
-
-def whisker(difference: float, interval: Sequence[float], reach: float) -> Markup:
-    """An interval as a bar with 0 in the middle; `reach` is the value at the right end, the same for all rows."""
-    return _macros().whisker(*(90 + value / reach * 85 for value in (*interval, difference)))
 
 
 # Quality against a cost.
@@ -95,11 +98,6 @@ class Point(NamedTuple):
     system: SystemResult
     cost: float
     quality: float
-
-    @property
-    def name(self) -> str:
-        """The system's name."""
-        return self.system.name
 
 
 def points_of(systems: Iterable[SystemResult], cost: Callable[[SystemResult], float | None]) -> list[Point]:
@@ -115,11 +113,7 @@ def pareto_front(qualities: Sequence[float], costs: Sequence[Sequence[float]]) -
     """Positions of the systems that no other dominates, best quality first.
 
     A system is dominated if another one is at least as good in quality and in every cost, and better in one of them.
-    Equal systems stay.
-
-    Args:
-        qualities: (systems,), higher is better.
-        costs: (systems, kinds), lower is better, e.g. milliseconds and bytes per document.
+    Equal systems stay. The shapes are (systems,) and (systems, kinds of cost): e.g. milliseconds, bytes per document.
 
     Raises:
         UserError: Not one row of costs per system, or a value is not finite.
@@ -136,75 +130,54 @@ def pareto_front(qualities: Sequence[float], costs: Sequence[Sequence[float]]) -
 def front_figure(points: Sequence[Point], cost_title: str) -> tuple[Markup, list[str]]:
     """Quality against cost with the Pareto front as a line, and the names on the front by rising cost."""
     front = pareto_front([point.quality for point in points], [[point.cost] for point in points])
-    best = sorted(front, key=lambda at: points[at].cost)
-
-    def steps(places: Sequence[Place]) -> list[tuple[str, list[Place]]]:
-        """The front is level up to the next better system, and up to the edge of the plot."""
-        corners: list[Place] = []
-        for (left, top), (right, _) in itertools.pairwise([*(places[at] for at in best), (float(RIGHT), 0.0)]):
-            corners += [(left, top), (right, top)]
-        return [("front", corners)]
-
-    return _scatter(points, cost_title, steps), [points[at].system.name for at in best]
+    best = sorted((points[at] for at in front), key=lambda point: point.cost)
+    # The front is level up to the next better system, and up to the edge of the plot.
+    ends = [*(point.cost for point in best[1:]), math.inf]
+    corners = [(cost, point.quality) for point, end in zip(best, ends, strict=True) for cost in (point.cost, end)]
+    return _scatter(points, cost_title, [("front", corners)]), [point.system.name for point in best]
 
 
 def sizes_figure(points: Sequence[Point], family: Callable[[SystemResult], str]) -> Markup:
     """Quality against bytes, with a line through the systems of each family."""
-
-    def families(places: Sequence[Place]) -> list[tuple[str, list[Place]]]:
-        lines: dict[str, list[Place]] = defaultdict(list)
-        for point, place in zip(points, places, strict=True):
-            lines[family(point.system)].append(place)
-        return [("family", line) for line in lines.values()]
-
-    return _scatter(points, "bytes per document", families)
+    lines: dict[str, list[Place]] = defaultdict(list)
+    for point in points:
+        lines[family(point.system)].append((point.cost, point.quality))
+    return _scatter(points, "bytes per document", [("family", line) for line in lines.values()])
 
 
-def _scatter(
-    points: Sequence[Point], cost_title: str, lines_of: Callable[[Sequence[Place]], list[tuple[str, list[Place]]]]
-) -> Markup:
-    """Quality over a logarithmic cost axis, with named marks; `lines_of` returns a CSS class and corners per line."""
-    x = _log_scale([point.cost for point in points], LEFT, RIGHT)
-    y = _linear_scale([point.quality for point in points], BOTTOM, TOP, margin=0.2)
+def _scatter(points: Sequence[Point], cost_title: str, lines: Sequence[tuple[str, list[Place]]]) -> Markup:
+    """Quality over a logarithmic cost axis, with named marks; a line is a CSS class and its costs and qualities."""
+    x = _scale([point.cost for point in points], LEFT, RIGHT, logarithmic=True)
+    y = _scale([point.quality for point in points], BOTTOM, TOP, margin=0.2)
     places = [(x(point.cost), y(point.quality)) for point in points]
-    lines = lines_of(places)
-    drawn = [_thin_box(*ends) for _, corners in lines for ends in itertools.pairwise(corners)]
-    names = [words.shorten_name(point.name, _NAME_WIDTH) for point in points]
-    labels = place_labels(names, places, Box(LEFT + 2, TOP, WIDTH, BOTTOM - 2), drawn)
+    drawn = [(kind, [(x(min(cost, x.high)), y(quality)) for cost, quality in line]) for kind, line in lines]
+    thin = []
+    for start, stop in (ends for _, corners in drawn for ends in itertools.pairwise(corners)):
+        (left, right), (top, bottom) = sorted((start[0], stop[0])), sorted((start[1], stop[1]))
+        thin.append(Box(left - 1, top - 1, right + 1, bottom + 1))
+    names = [words.shorten_name(point.system.name, _NAME_WIDTH) for point in points]
+    boxes = place_labels(names, places, Box(LEFT + 2, TOP, WIDTH, BOTTOM - 2), thin)
     marks = [
-        (point.system.role, _hover(point.system), place, *_label(label))
-        for point, place, label in zip(points, places, labels, strict=True)
+        (point.system, place, name, *_anchored(place, box))
+        for point, place, name, box in zip(points, places, names, boxes, strict=True)
     ]
-    return _macros().scatter(x, y, cost_title, lines, marks)
-
-
-def _hover(system: SystemResult) -> str:
-    facts = [f"nDCG@10 {words.measure(system.ndcg10)}"]
-    if system.query_ms is not None:
-        facts.append(f"{words.milliseconds(system.query_ms['p50'])} ms")
-    if system.bytes_per_document is not None:
-        facts.append(f"{words.thousands(system.bytes_per_document)} bytes per document")
-    return f"{system.name} ({system.role}): {', '.join(facts)}"
+    return macros().scatter(x, y, cost_title, drawn, marks)
 
 
 # Lines over steps or scores.
 
 
 def curve_figure(lines: dict[str, list[Place]], title: str, stages: Sequence[float], smooth: bool = False) -> Markup:
-    """Training curves; empty with fewer than two steps.
+    """Training curves, by CSS class: (step, value) in order of steps; empty with fewer than two steps.
 
-    Args:
-        lines: By CSS class, (step, value) in order of steps. A line breaks where a stage begins, because stages differ
-            in objective and held-out texts.
-        title: Title of the value axis.
-        stages: Steps at which later stages begin.
-        smooth: Whether a long line is drawn faintly under its running mean.
+    A line breaks where a later stage begins, at the steps `stages`, because stages differ in objective and held-out
+    texts. If `smooth`, a long line is drawn faintly under its running mean.
     """
     points = [point for line in lines.values() for point in line]
     if len({step for step, _ in points}) < 2:
         return Markup()
-    x = _linear_scale([step for step, _ in points], LEFT, RIGHT, margin=0.0)
-    y = _linear_scale([value for _, value in points], BOTTOM, TOP)
+    x = _scale([step for step, _ in points], LEFT, RIGHT, margin=0.0)
+    y = _scale([value for _, value in points], BOTTOM, TOP)
     drawn: list[tuple[str, list[Place]]] = []
     for kind, line in lines.items():
         for piece in _by_stage(line, stages):
@@ -213,18 +186,18 @@ def curve_figure(lines: dict[str, list[Place]], title: str, stages: Sequence[flo
                 drawn += [(f"{kind} faint", placed), (kind, _running_mean(placed))]
             else:
                 drawn.append((kind, placed))
-    return _macros().curves(x, y, title, stages, drawn)
+    return macros().curves(x, y, title, stages, drawn)
 
 
 def calibration_figure(bins: Sequence[Bin], system: SystemResult) -> Markup:
     """The teacher's mean score over the system's, with a band between the teacher's quartiles."""
     bins = sorted(bins, key=lambda group: group.student)
-    x = _linear_scale([group.student for group in bins], LEFT, RIGHT, margin=0.03)
-    y = _linear_scale([end for group in bins for end in (group.low, group.high)], BOTTOM, TOP)
+    x = _scale([group.student for group in bins], LEFT, RIGHT, margin=0.03)
+    y = _scale([end for group in bins for end in (group.low, group.high)], BOTTOM, TOP)
     upper = [(x(group.student), y(group.high)) for group in bins]
     lower = [(x(group.student), y(group.low)) for group in reversed(bins)]
     mean = [(x(group.student), y(group.teacher)) for group in bins]
-    return _macros().calibration(x, y, system.name, system.role, [*upper, *lower], mean)
+    return macros().calibration(x, y, system.name, system.role, [*upper, *lower], mean)
 
 
 def _by_stage(points: Sequence[Place], stages: Sequence[float]) -> list[list[Place]]:
@@ -238,7 +211,7 @@ def _by_stage(points: Sequence[Place], stages: Sequence[float]) -> list[list[Pla
 
 
 def _thinned(points: Sequence[Place]) -> list[Place]:
-    size = -(-len(points) // _MOST_POINTS)
+    size = math.ceil(len(points) / _MOST_POINTS)
     return [_mean(points[at : at + size]) for at in range(0, len(points), size)]
 
 
@@ -251,36 +224,15 @@ def _mean(points: Sequence[Place]) -> Place:
     return sum(x for x, _ in points) / len(points), sum(y for _, y in points) / len(points)
 
 
-# Scales.
-
-
-def _linear_scale(values: Sequence[float], start: float, stop: float, margin: float = 0.08) -> Scale:
+def _scale(
+    values: Sequence[float], start: float, stop: float, margin: float = 0.08, logarithmic: bool = False
+) -> Scale:
     low, high = min(values), max(values)
+    if logarithmic:
+        factor = max((high / low) ** 0.12, 1.6)
+        return Scale(low / factor, high * factor, start, stop, logarithmic=True)
     room = (high - low) * margin or abs(high) * 0.1 or 1.0
     return Scale(low - room, high + room, start, stop)
-
-
-def _log_scale(values: Sequence[float], start: float, stop: float) -> Scale:
-    low, high = min(values), max(values)
-    factor = max((high / low) ** 0.12, 1.6)
-    return Scale(low / factor, high * factor, start, stop, logarithmic=True)
-
-
-def _linear_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
-    rough = (high - low) / wanted
-    unit = 10.0 ** math.floor(math.log10(rough))
-    step = min((factor * unit for factor in (1, 2, 5, 10)), key=lambda size: abs(size - rough))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(at * step, 12) for at in range(first, last + 1)]
-
-
-def _log_ticks(low: float, high: float, most: int = 7) -> list[float]:
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for factors in ((1, 2, 5), (1, 3), (1,)):
-        ticks = [factor * 10.0**power for power in powers for factor in factors if low <= factor * 10.0**power <= high]
-        if len(ticks) <= most:
-            return ticks
-    return ticks[:: math.ceil(len(ticks) / most)]
 
 
 # Names next to points, placed inside the plot so that they do not cover each other or the points.
@@ -306,14 +258,6 @@ class Box(NamedTuple):
         return (self.right - self.left) * (self.bottom - self.top)
 
 
-class Label(NamedTuple):
-    """A name with its point and its rectangle."""
-
-    name: str
-    point: Place
-    box: Box
-
-
 # Direction from the point, shift to the side in half widths, and cost of the place: right is best.
 _SIDES: tuple[tuple[int, int, float, float], ...] = (
     (1, 0, 0, 0), (-1, 0, 0, 1), (0, -1, 0, 2), (0, 1, 0, 3), (0, -1, 0.7, 4), (0, -1, -0.7, 4.5), (0, 1, 0.7, 5),
@@ -321,7 +265,7 @@ _SIDES: tuple[tuple[int, int, float, float], ...] = (
 )  # fmt: skip
 
 
-def place_labels(names: Sequence[str], points: Sequence[Place], plot: Box, lines: Sequence[Box] = ()) -> list[Label]:
+def place_labels(names: Sequence[str], points: Sequence[Place], plot: Box, lines: Sequence[Box] = ()) -> list[Box]:
     """Place each name at a free spot near its point: greedily in several orders, and the cheapest one is kept.
 
     Args:
@@ -330,32 +274,28 @@ def place_labels(names: Sequence[str], points: Sequence[Place], plot: Box, lines
         plot: The rectangle to stay in.
         lines: Thin rectangles around lines, avoided if there is room.
     """
+
+    def cost_of(box: Box, taken: Sequence[Box]) -> float:
+        covered = box.area - box.overlap(plot) + sum(box.overlap(other) for other in taken)
+        return 10.0 * covered + 9.0 * sum(box.overlap(line) > 0 for line in lines)
+
+    def greedy(order: Sequence[int]) -> tuple[float, list[Box]]:
+        taken = [Box(x - _RADIUS, y - _RADIUS, x + _RADIUS, y + _RADIUS) for x, y in points]
+        placed: dict[int, Box] = {}
+        total = 0.0
+        for at in order:
+            spots = _spots(points[at], cell_len(names[at]) * _LETTER)
+            cost, best = min((cost + cost_of(box, taken), spot) for spot, (box, cost) in enumerate(spots))
+            placed[at] = spots[best][0]
+            taken.append(placed[at])
+            total += cost
+        return total, [placed[at] for at in range(len(names))]
+
     crowd = [sum(1 / (1 + math.dist(point, other)) for other in points) for point in points]
     keys = [crowd, [x for x, _ in points], [y for _, y in points]]
     rising = [sorted(range(len(names)), key=key.__getitem__) for key in keys]
-    tries = [_greedy(order, names, points, plot, lines) for order in rising + [order[::-1] for order in rising]]
+    tries = map(greedy, rising + [order[::-1] for order in rising])
     return min(tries, key=lambda placed: placed[0])[1]
-
-
-def _greedy(
-    order: Sequence[int], names: Sequence[str], points: Sequence[Place], plot: Box, lines: Sequence[Box]
-) -> tuple[float, list[Label]]:
-    """The total cost of placing the names in this order, and the labels."""
-    taken = [Box(x - _RADIUS, y - _RADIUS, x + _RADIUS, y + _RADIUS) for x, y in points]
-    placed: dict[int, Label] = {}
-    total = 0.0
-    for at in order:
-        spots = _spots(points[at], cell_len(names[at]) * _LETTER)
-        cost, best = min((cost + _penalty(box, taken, plot, lines), spot) for spot, (box, cost) in enumerate(spots))
-        placed[at] = Label(names[at], points[at], spots[best][0])
-        taken.append(spots[best][0])
-        total += cost
-    return total, [placed[at] for at in range(len(names))]
-
-
-def _penalty(box: Box, taken: Sequence[Box], plot: Box, lines: Sequence[Box]) -> float:
-    covered = box.area - box.overlap(plot) + sum(box.overlap(other) for other in taken)
-    return 10.0 * covered + 9.0 * sum(box.overlap(line) > 0 for line in lines)
 
 
 def _spots(point: Place, width: float) -> list[tuple[Box, float]]:
@@ -370,14 +310,9 @@ def _spots(point: Place, width: float) -> list[tuple[Box, float]]:
     return spots
 
 
-def _thin_box(start: Place, stop: Place) -> Box:
-    (left, right), (top, bottom) = sorted((start[0], stop[0])), sorted((start[1], stop[1]))
-    return Box(left - 1, top - 1, right + 1, bottom + 1)
-
-
-def _label(label: Label) -> tuple[str, str, Place, list[Place]]:
-    """The name, its anchor and place, and a line to its point if it is too far away."""
-    box, (x, y) = label.box, label.point
+def _anchored(point: Place, box: Box) -> tuple[str, Place, list[Place]]:
+    """The anchor and place of a name, and a line to its point if it is too far away."""
+    x, y = point
     # Anchored on the side of its point, so that a font wider than assumed grows away from it.
     anchor, at = "middle", (box.left + box.right) / 2
     if box.left > x:
@@ -385,5 +320,4 @@ def _label(label: Label) -> tuple[str, str, Place, list[Place]]:
     elif box.right < x:
         anchor, at = "end", box.right
     near = (min(max(x, box.left), box.right), min(max(y, box.top), box.bottom))
-    leader = [label.point, near] if math.dist(near, label.point) > _RADIUS + 5 else []
-    return label.name, anchor, (at, box.bottom - 4), leader
+    return anchor, (at, box.bottom - 4), [point, near] if math.dist(near, point) > _RADIUS + 5 else []

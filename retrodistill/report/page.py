@@ -43,7 +43,7 @@ def page_text(results: Results) -> str:
     sentences = [re.sub(r"\bp ([=<]) ", "p\u00a0\\1\u00a0", sentence) for sentence in answer(results)]
     environment = text.environment(escape=True)
     environment.filters |= {"cut": _cut, "halves": _halves}
-    environment.globals |= {"icon": figures.icon, "text": text}
+    environment.globals |= {"icon": figures.macros().icon, "whisker": figures.macros().whisker, "text": text}
     return environment.get_template("page.html.j2").render(
         results=results,
         answer=sentences,
@@ -70,21 +70,14 @@ def _halves(value: str) -> tuple[str, str]:
     return value[:at], value[at:]
 
 
-def _table(shown: Sequence[Column], rows: Sequence[Any]) -> Context:
-    """Columns, and the cells of each row with the exact values to sort by."""
-    return {
-        "columns": shown,
-        "rows": [
-            {"row": row, "cells": [(column, column.cell(row), column.value(row)) for column in shown]} for row in rows
-        ],
-    }
+def _is_judged(results: Results) -> bool:
+    return any(system.ndcg10 is not None for system in results.systems)
 
 
 def _systems(results: Results) -> Context:
-    shown = columns.columns_of_systems(results, PAGE)
     return {
-        **_table(shown, results.systems),
-        "is_judged": any(system.ndcg10 is not None for system in results.systems),
+        "columns": columns.columns_of_systems(results, PAGE),
+        "is_judged": _is_judged(results),
         "is_timed": any(system.query_ms is not None for system in results.systems),
         "kept_of": results.yardstick if any(system.retention is not None for system in results.systems) else None,
     }
@@ -94,10 +87,9 @@ def _differences(results: Results) -> Context | None:
     rows = results.comparisons
     if not rows:
         return None
-    reach = max(abs(value) for row in rows for value in (*row["interval"], row["difference"])) or 1.0
     return {
-        **_table(columns.columns_of_comparisons(rows), rows),
-        "whiskers": [figures.whisker(row["difference"], row["interval"], reach) for row in rows],
+        "columns": columns.columns_of_comparisons(rows),
+        "reach": max(abs(value) for row in rows for value in (*row["interval"], row["difference"])) or 1.0,
         "several_measures": len({row["measure"] for row in rows}) > 1,
         "is_corrected": len(rows) > 1 and any("p_holm" in row for row in rows),
         "has_power": any(row.get("smallest") is not None for row in rows),
@@ -105,28 +97,25 @@ def _differences(results: Results) -> Context | None:
 
 
 def _front(results: Results) -> Context | None:
-    costs = columns.cost_rows(results.systems)
-    is_judged = any(system.ndcg10 is not None for system in results.systems)
-    if not costs and not is_judged:
-        return None
+    costs, plots = columns.cost_rows(results.systems), []
     axes: dict[str, Callable[[SystemResult], float | None]] = {
         "median query time, ms": lambda system: (system.query_ms or {}).get("p50"),
         "bytes per document": lambda system: system.bytes_per_document,
     }
+    for title, cost in axes.items() if _is_judged(results) else ():
+        points = figures.points_of(results.systems, cost)
+        picture, best = figures.front_figure(points, title) if points else ("", [])
+        measured = {point.system.name for point in points}
+        missing = [system.name for system in results.systems if system.name not in measured]
+        plots.append({"title": title, "picture": picture, "best": best, "missing": missing})
+    if not costs and not plots:
+        return None
     return {
-        "figures": [_front_figure(results, title, cost) for title, cost in axes.items()] if is_judged else [],
-        "timings": _table(columns.TIMINGS, columns.timing_rows(costs)),
-        "costs": _table(columns.COSTS, costs),
+        "figures": plots,
+        "timings": {"columns": columns.TIMINGS, "rows": columns.timing_rows(costs)},
+        "costs": {"columns": columns.COSTS, "rows": costs},
         "threads": sorted({row.record.threads for row in costs}),
     }
-
-
-def _front_figure(results: Results, title: str, cost: Callable[[SystemResult], float | None]) -> Context:
-    points = figures.points_of(results.systems, cost)
-    measured = {point.name for point in points}
-    picture, best = figures.front_figure(points, title) if points else ("", [])
-    missing = [system.name for system in results.systems if system.name not in measured]
-    return {"title": title, "picture": picture, "best": best, "missing": missing}
 
 
 def _training(results: Results) -> Context | None:
@@ -139,15 +128,15 @@ def _curves(name: str, curve: Mapping[str, list[dict[str, Any]]]) -> Context:
     # Monitors run twice at the step where a later stage begins: after one stage and before the next.
     stages = [point["step"] for point, other in pairwise(monitors) if point["step"] == other["step"]]
     losses = _points(curve.get("losses", []), "loss")
-    lines = {key: points for key in _CURVES if (points := _points(monitors, key))}
-    drawn = {_CURVES[key][1]: points for key, points in lines.items()}
+    lines = [(title, kind, _points(monitors, key)) for key, (title, kind) in _CURVES.items()]
+    lines = [line for line in lines if line[2]]
     return {
         "name": name,
         "has_stages": bool(stages),
         "loss": figures.curve_figure({"first": losses}, "loss", stages, smooth=True),
-        "loss_ends": _ends(losses),
-        "agreement": figures.curve_figure(drawn, "agreement", stages),
-        "keys": [(*_CURVES[key], _ends(points)) for key, points in lines.items()],
+        "losses": losses,
+        "agreement": figures.curve_figure({kind: points for _, kind, points in lines}, "agreement", stages),
+        "lines": lines,
     }
 
 
@@ -156,21 +145,14 @@ def _points(rows: Sequence[Mapping[str, Any]], key: str) -> list[figures.Place]:
     return sorted(points, key=lambda point: point[0])  # stable: the order of two points at one step is kept
 
 
-def _ends(points: Sequence[figures.Place]) -> str:
-    if not points:
-        return "was not recorded"
-    if len(points) == 1:
-        return f"{points[0][1]:.3g}, one point, at step {points[0][0]:g}"
-    return f"from {points[0][1]:.3g} to {points[-1][1]:.3g}"
-
-
 def _agreement(results: Results) -> Context | None:
     rows = columns.agreement_rows(results.systems)
     if not rows:
         return None
     bins = [(results.system(row.name), row.record.calibration) for row in rows]
     return {
-        **_table(columns.with_values(columns.AGREEMENT, rows), rows),
+        "columns": columns.with_values(columns.AGREEMENT, rows),
+        "rows": rows,
         "teachers": list(dict.fromkeys(row.record.teacher for row in rows)),
         "is_judged": any(row.record.ceiling is not None or row.record.reached is not None for row in rows),
         "plots": [
@@ -187,12 +169,12 @@ def _compression(results: Results) -> Context | None:
     for point in figures.points_of(results.systems, lambda system: system.bytes_per_document):
         if point.system.documents_by:
             by_model[point.system.documents_by].append(point)
-    several = {
-        model: sorted(points, key=lambda point: point.cost)
+    models = [
+        _sizes(model, sorted(points, key=lambda point: point.cost))
         for model, points in by_model.items()
         if max(point.cost for point in points) > _ONE_SIZE * min(point.cost for point in points)
-    }
-    return {"models": [_sizes(model, points) for model, points in several.items()]} if several else None
+    ]
+    return {"models": models} if models else None
 
 
 def _sizes(model: str, points: Sequence[figures.Point]) -> Context:
@@ -202,12 +184,12 @@ def _sizes(model: str, points: Sequence[figures.Point]) -> Context:
         Column("smaller", lambda point: whole.cost / point.cost, lambda factor: f"{factor:.3g}×"),
         Column("nDCG@10", lambda point: point.quality, text.measure),
         Column(
-            f"of {whole.name}",
+            f"of {whole.system.name}",
             lambda point: point.quality / whole.quality if whole.quality else None,
             text.percent,
         ),
     ]
-    return {"name": model, "picture": figures.sizes_figure(points, _family), **_table(shown, points)}
+    return {"name": model, "picture": figures.sizes_figure(points, _family), "columns": shown, "rows": points}
 
 
 def _family(system: SystemResult) -> str:
@@ -223,22 +205,17 @@ def _queries(results: Results) -> Context | None:
     sides = results.sides or ["teacher", "student"]
     counts = comparison_of(results, sides[1], sides[0]) or {}
     groups = {
-        "won": (f"Won: {sides[1]} above {sides[0]}", results.won, counts.get("wins")),
-        "lost": (f"Lost: {sides[1]} below {sides[0]}", results.lost, counts.get("losses")),
-        "drawn": ("Evenly spaced, not hand-picked", results.examples, None),
+        "won": (results.won, counts.get("wins")),
+        "lost": (results.lost, counts.get("losses")),
+        "drawn": (results.examples, None),
     }
     return {
         "sides": sides,
         "total": len(shown),
         "is_judged": any(example.relevant for example in shown),
         "groups": [
-            {
-                "name": name,
-                "title": title,
-                "total": total if total is not None and total > len(examples) else None,
-                "examples": [(example, *_outcome(example, sides)) for example in examples],
-            }
-            for name, (title, examples, total) in groups.items()
+            (name, total or 0, [(example, *_outcome(example, sides)) for example in examples])
+            for name, (examples, total) in groups.items()
             if examples
         ],
     }
@@ -248,37 +225,39 @@ def _outcome(example: Example, sides: Sequence[str]) -> tuple[str, str]:
     """``won``, ``lost``, ``same``, or empty, and the line below the query that explains it."""
     first, second = example.teacher_value, example.student_value
     if first is not None and second is not None:
-        outcome = "won" if second - first > 1e-9 else "lost" if first - second > 1e-9 else "same"
+        gain = second - first
         change = f"{text.measure(first)} → {text.measure(second)}"
-        return outcome, f"nDCG@10 {change} ({text.signed(second - first)})"
+        return _result(gain), f"nDCG@10 {change} ({text.signed(gain)})"
     if not example.relevant:
         shared = {hit.document_id for hit in example.teacher} & {hit.document_id for hit in example.student}
         most = max(len(example.teacher), len(example.student))
         return "", f"{len(shared)} of {most} of the documents shown are the same"
     ranks = [text.first_relevant(hits) for hits in (example.teacher, example.student)]
     places = [f"{text.shorten_name(name, 32)} {rank or text.MISSING}" for name, rank in zip(sides, ranks, strict=True)]
-    teacher, student = (rank or float("inf") for rank in ranks)
-    outcome = "same" if teacher == student else "won" if student < teacher else "lost"
-    return outcome, f"first relevant: {', '.join(places)}"
+    teacher, student = (1 / rank if rank else 0.0 for rank in ranks)
+    return _result(student - teacher), f"first relevant: {', '.join(places)}"
+
+
+def _result(gain: float) -> str:
+    return "won" if gain > 1e-9 else "lost" if gain < -1e-9 else "same"
 
 
 def _provenance(results: Results) -> Context:
-    about: Context = {"collection": results.collection, "split": results.split, "queries": results.queries}
-    about |= {} if results.seed is None else {"seed": results.seed}
+    about = {"collection": results.collection, "split": results.split, "queries": results.queries, "seed": results.seed}
+    if results.seed is None:
+        del about["seed"]
     groups = {
         "Data": about,
         "Made from": results.provenance,
         "Hardware": results.hardware,
         "Versions": results.versions,
     }
-    seconds = results.seconds
     # The parts of a training stage are listed too; the total must not count them twice.
-    parts = {f"train {stage.removeprefix('distill ')}" for stage in seconds if stage.startswith("distill ")}
-    most = max(seconds.values(), default=0.0) or 1.0
+    parts = {f"train {stage.removeprefix('distill ')}" for stage in results.seconds if stage.startswith("distill ")}
     return {
         "groups": {title: list(_flat(group)) for title, group in groups.items() if group},
-        "seconds": [(stage, spent, 100 * spent / most) for stage, spent in seconds.items()],
-        "total": sum(spent for stage, spent in seconds.items() if stage not in parts),
+        "most": max(results.seconds.values(), default=0.0) or 1.0,
+        "total": sum(spent for stage, spent in results.seconds.items() if stage not in parts),
     }
 
 
@@ -287,10 +266,9 @@ def _flat(group: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]
     for name, value in group.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{above}{name}.")
-        elif isinstance(value, list | tuple):
-            yield f"{above}{name}", ", ".join(str(item) for item in value) or text.MISSING
         else:
-            yield f"{above}{name}", text.MISSING if value is None else str(value)
+            parts = value if isinstance(value, list | tuple) else [] if value is None else [value]
+            yield f"{above}{name}", ", ".join(map(str, parts)) if parts else text.MISSING
 
 
 # By name of the template; sections without content are omitted.

@@ -51,7 +51,7 @@ class TestLabels:
     PLOT = Box(0, 0, 380, 270)
 
     def check(self, names, points):
-        boxes = [label.box for label in place_labels(names, points, self.PLOT)]
+        boxes = place_labels(names, points, self.PLOT)
         assert all(one.overlap(other) == 0 for one, other in itertools.combinations(boxes, 2))
         marks = [Box(x - 6, y - 6, x + 6, y + 6) for x, y in points]
         assert all(box.overlap(mark) == 0 for box in boxes for mark in marks)
