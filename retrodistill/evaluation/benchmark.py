@@ -128,8 +128,8 @@ def sources(given: Iterable[Collection | str | Path]) -> list[Source]:
             lacking = [forum for forum in FORUMS if not _is_corpus(Path(source, forum))]
             if lacking:
                 raise UserError(
-                    f"{Path(source)} lacks {', '.join(lacking)} of CQADupStack's {len(FORUMS)} forums; its row is the mean "
-                    "of all: add them, or name the folders of single forums."
+                    f"{Path(source)} lacks {', '.join(lacking)} of CQADupStack's {len(FORUMS)} forums; its row is the "
+                    "mean of all: add them, or name the folders of single forums."
                 )
             folders = [(Path(source, forum), f"{CQADUPSTACK}-{forum}") for forum in FORUMS]
             listed += [Source(partial(load_folder, place, name), str(place), CQADUPSTACK) for place, name in folders]
