@@ -232,7 +232,10 @@ def _outcome(example: Example, sides: Sequence[str]) -> tuple[str, str]:
         shared = {hit.document_id for hit in example.teacher} & {hit.document_id for hit in example.student}
         most = max(len(example.teacher), len(example.student))
         return "", f"{len(shared)} of {most} of the documents shown are the same"
-    ranks = [text.first_relevant(hits) for hits in (example.teacher, example.student)]
+    ranks = [
+        next((rank for rank, hit in enumerate(hits, 1) if hit.relevant), None)
+        for hits in (example.teacher, example.student)
+    ]
     places = [f"{text.shorten_name(name, 32)} {rank or text.MISSING}" for name, rank in zip(sides, ranks, strict=True)]
     teacher, student = (1 / rank if rank else 0.0 for rank in ranks)
     return _result(student - teacher), f"first relevant: {', '.join(places)}"
