@@ -20,13 +20,9 @@ _ALWAYS = ("nDCG@10", "query p50, ms", "query ms, p50 / p95", "bytes/doc")
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table.
+    """One column of a table, shown in `places`; numbers are right-aligned and sorted as numbers.
 
-    Attributes:
-        value: Value of a row; None if it was not measured.
-        show: Formats the value, including None.
-        is_number: Whether it is right-aligned and sorted as a number.
-        places: Where it is shown.
+    `value` takes a row and returns None if it was not measured; `show` formats the value, including None.
     """
 
     head: str
@@ -60,7 +56,6 @@ _MEASURES = (
     _measure("Recall@1000", "recall1000", [PAGE]),
     _measure("holes@10", "hole10", [PAGE]),
 )
-_KEPT = Column("kept", attrgetter("retention"), text.percent)
 _SERVING = (
     Column("query p50, ms", lambda system: (system.query_ms or {}).get("p50"), text.milliseconds, places=[PAGE]),
     Column("query p95, ms", lambda system: (system.query_ms or {}).get("p95"), text.milliseconds, places=[PAGE]),
@@ -105,9 +100,13 @@ def columns_of_systems(results: Results, place: str) -> list[Column]:
 
 def columns_of_quality(results: Results, place: str) -> list[Column]:
     """The measures and the retention; on the page, every measure has a column."""
+
+    def column(name: str) -> Column:
+        return Column(text.measure_title(name), lambda system: system.measures.get(name), text.measure)
+
+    kept = Column("kept", attrgetter("retention"), text.percent)
     others = dict.fromkeys(name for system in results.systems for name in system.measures) if place == PAGE else {}
-    more = [Column(text.measure_title(name), _other_measure(name), text.measure) for name in others]
-    return _shown([*_MEASURES, *more, _KEPT], results, place)
+    return _shown([*_MEASURES, *map(column, others), kept], results, place)
 
 
 def columns_of_serving(results: Results, place: str) -> list[Column]:
@@ -158,10 +157,6 @@ def timing_rows(costs: Sequence[Row]) -> list[Row]:
 def with_values(columns: Sequence[Column], rows: Sequence[Any]) -> list[Column]:
     """The columns that have a value in some row: for example, no quality without judgments."""
     return [column for column in columns if any(column.value(row) not in (None, "") for row in rows)]
-
-
-def _other_measure(name: str) -> Callable[[SystemResult], float | None]:
-    return lambda system: system.measures.get(name)
 
 
 def _outcomes(comparison: Mapping[str, Any]) -> str:

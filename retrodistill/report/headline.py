@@ -10,11 +10,7 @@ from retrodistill.report import text
 
 
 def answer(results: Results) -> list[str]:
-    """The first sentences of a report: quality, cost, then the limits.
-
-    Bad news is reported as plainly as good news: a student below its control, a baseline above the student, a
-    difference that may be chance.
-    """
+    """The first sentences of a report: quality, cost, then the limits; bad news as plainly as good news."""
     student = best_student(results.systems)
     if student is None:
         return _without_student(results)

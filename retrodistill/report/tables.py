@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from retrodistill.evaluation.results import Example, Hit, Results, SystemResult
+from retrodistill.evaluation.results import Hit, Results, SystemResult
 from retrodistill.report import columns, text
 from retrodistill.report.columns import TERMINAL, Column, Row
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 WIDTH = 100
 _NAME = 44  # characters of a name in tables that may be wider than the terminal
-_DEPTH = 3  # documents of a ranking
 _ABOUT_TESTS = (
     "p: paired randomization test. Holm: corrected for the number of comparisons. Detectable: the smallest difference "
     "that a test on these queries finds with 80% power at p < .05: 2.80 s / √n, s the standard deviation of the "
@@ -58,8 +57,14 @@ def results_text(results: Results, width: int = WIDTH) -> str:
 
 def examples_text(results: Results, shown: int = 5, width: int = WIDTH) -> str:
     """The first queries with the top 3 of both systems side by side; ✓ marks relevant documents."""
-    sides = results.sides or ["teacher", "student"]
-    return "\n\n".join(_example(example, sides, width) for example in results.examples[:shown])
+    half, blocks = (width - 3) // 2, []
+    names = [f"  {text.shorten_name(name, half - 2)}" for name in results.sides or ["teacher", "student"]]
+    for example in results.examples[:shown]:
+        depth = min(3, max(len(example.teacher), len(example.student), 1))
+        hits = [[_hit(side, rank, half) for side in (example.teacher, example.student)] for rank in range(depth)]
+        lines = [f"{set_cell_size(left, half)} │ {right}".rstrip() for left, right in [names, *hits]]
+        blocks.append("\n".join([f"› {text.shorten(example.query, width - 2)}", *lines]))
+    return "\n\n".join(blocks)
 
 
 def evaluation_text(evaluation: Evaluation) -> str:
@@ -156,15 +161,6 @@ def _changed(comparison: Mapping[str, Any]) -> str:
         change = f"{text.signed(query['difference'])}  {query['b']:.3f} → {query['a']:.3f}"
         lines.append(f"  {change}  {query['query_id']}{words}")
     return "\n".join(lines)
-
-
-def _example(example: Example, sides: Sequence[str], width: int) -> str:
-    half = (width - 3) // 2
-    rows = [[f"  {text.shorten_name(name, half - 2)}" for name in sides]]
-    for rank in range(min(_DEPTH, max(len(example.teacher), len(example.student), 1))):
-        rows.append([_hit(hits, rank, half) for hits in (example.teacher, example.student)])
-    lines = [f"{set_cell_size(left, half)} │ {right}".rstrip() for left, right in rows]
-    return "\n".join([f"› {text.shorten(example.query, width - 2)}", *lines])
 
 
 def _hit(hits: Sequence[Hit], rank: int, width: int) -> str:
