@@ -228,6 +228,13 @@ class TestWrongValues:
         with pytest.raises(UserError, match=r"learns against stored document vectors.*documents: student"):
             parse_recipe(content)
 
+    def test_a_contrastive_control_needs_source_documents(self, content):
+        content["students"]["s"]["control"] = "contrastive"
+        parse_recipe(content)
+        stage_of(content)["texts"] = {"titles": False, "sentences": 0}
+        with pytest.raises(UserError, match=r"x.yaml: students.s: control: contrastive learns from pseudo-queries"):
+            parse_recipe(content, "x.yaml")
+
     @pytest.mark.parametrize("name", ["bm25", "teacher", "ensemble", "control", "a/b", "..", "", "s-control"])
     def test_names_that_a_student_cannot_have(self, content, name):
         content["students"][name] = content["students"]["s"]

@@ -34,8 +34,8 @@ def encoding(
     changes = {"batch_size": batch_size, "precision": precision}
     context.obj = {key: value for key, value in changes.items() if value is not None}  # `run` adds them to its recipe
     if context.obj:
+        from retrodistill.core.settings import validated
         from retrodistill.encoders.contract import EncodingSettings, encode_with
-        from retrodistill.recipes.loading import validated
 
         context.with_resource(encode_with(validated(EncodingSettings, context.obj, "options")))
 

@@ -12,9 +12,8 @@ from typing import Any, ClassVar, Protocol
 
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.manifest import Manifest
-from retrodistill.core.settings import Settings
+from retrodistill.core.settings import Settings, validated
 from retrodistill.exports.records import Answers, Batch, Records, Vectors, run_of
-from retrodistill.indexes.registry import checked
 from retrodistill.runs.run import Run
 
 # Prefix of the addresses, and module in this package. A module is imported when it is first used.
@@ -128,7 +127,7 @@ def open_store(
     prefix, _, place = address.partition(":")
     store = store_class(prefix)
     if settings is not None and not isinstance(settings, Settings):
-        settings = checked(store.options, dict(settings), f"export to {prefix}")
+        settings = validated(store.options, dict(settings), f"export to {prefix}", "option")
     return store.open(place, settings, create=create)
 
 

@@ -12,16 +12,16 @@ from pydantic import Field, field_validator, model_validator
 from scipy.sparse import csr_array, issparse, vstack
 
 from retrodistill.core.errors import UserError
+from retrodistill.core.settings import Settings, validated
 from retrodistill.data.collection import Collection
 from retrodistill.encoders.any_encoder import SPARSE
 from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.sparse import SparseTextEncoder, TokenWeights
 from retrodistill.indexes.base import Index, StoredIndex, load_sides
-from retrodistill.indexes.registry import IndexKind, checked
+from retrodistill.indexes.registry import IndexKind
 from retrodistill.indexes.seismic import SeismicPostings, seismic
 from retrodistill.rankers.postings import Postings, check_weights, search_rows
-from retrodistill.training.settings import Settings
 
 _FLOAT = 32  # bits of an exact weight
 _DROPPED_BITS = (4, 16)  # of version 0.1.0; neither was better than 8 (evaluation/README.md)
@@ -179,7 +179,7 @@ class InvertedIndex(Index):
     @classmethod
     def _read(cls, stored: StoredIndex, memory_map: bool | None) -> Self:
         folder, documents, terms = stored.folder, len(stored.ids), stored.space.dimension
-        settings = checked(InvertedSettings, stored.settings, f"index {folder}", "; build the index again")
+        settings = validated(InvertedSettings, stored.settings, f"index {folder}", "option", "; build the index again")
         postings: Postings | SeismicPostings
         if settings.backend == "seismic":
             postings = SeismicPostings.read(folder, documents, terms, settings.query_cut, settings.heap_factor)

@@ -13,6 +13,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.files import cache_folder, digest, exclusive
 from retrodistill.core.manifest import FILE_NAME
 from retrodistill.core.runtime import bar
+from retrodistill.core.settings import validated
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import MULTI_VECTOR
@@ -23,7 +24,7 @@ from retrodistill.indexes.base import Index, StoredIndex, load_sides
 from retrodistill.indexes.codecs import Codec, CodecSettings, fit_codec
 from retrodistill.indexes.factory import empty_index
 from retrodistill.indexes.muvera import FAISS_FILE, CandidateIndex, Muvera, MuveraSettings
-from retrodistill.indexes.registry import IndexKind, checked
+from retrodistill.indexes.registry import IndexKind
 from retrodistill.indexes.tokens import CODES_FILE, TokenStore, TokenWriter, check_tokens
 from retrodistill.rankers.protocol import check_queries
 
@@ -177,7 +178,7 @@ class MultiVectorIndex(Index):
         # Version 0.1.0 also stored the bytes of a codec that was dropped, and null for what was not set.
         content = {name: value for name, value in stored.settings.items() if name != "bytes" and value is not None}
         where = str(stored.folder / FILE_NAME)
-        settings = checked(MultiVectorSettings, content, where, "; build the index again")
+        settings = validated(MultiVectorSettings, content, where, "option", "; build the index again")
         store = TokenStore.load(stored.folder)
         if memory_map is False:
             store.parts = [np.array(part) for part in store.parts]

@@ -11,13 +11,12 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import pydantic
 from pydantic import Field, field_validator
 
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.core.settings import OneOf, Settings
+from retrodistill.core.settings import OneOf, Settings, validated
 from retrodistill.data.collection import Collection
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.indexes.base import Index, read_index_manifest
@@ -28,8 +27,6 @@ from retrodistill.rankers.loading import is_store, open_store
 # A module is imported when its kind is first used.
 _MODULES = {"faiss": "faiss_index", "inverted": "inverted", "multi-vector": "multi_vector"}
 KINDS = tuple(_MODULES)
-
-Checked = TypeVar("Checked", bound=Settings)
 
 
 @dataclass(frozen=True)
@@ -143,7 +140,7 @@ class IndexOptions(Settings):
         given = {name: value for name, value in self.given().items() if name in kind.options}
         if kind.has_parameters and ("bytes" in given or "recall" in given):
             given = {"factory": "auto", **given}
-        return checked(kind.settings, given, f"index of kind {kind.name}")
+        return validated(kind.settings, given, f"index of kind {kind.name}", "option")
 
 
 def get_kind(name: str) -> IndexKind:
@@ -161,18 +158,6 @@ def check_options_fit(options: Iterable[str], kinds: Iterable[IndexKind]) -> Non
     if wrong:
         takes = "; ".join(f"{kind.name} takes {', '.join(kind.options)}" for kind in kinds)
         raise UserError(f"option {wrong[0]!r} does not fit this kind of index: {takes}.")
-
-
-def checked(model: type[Checked], content: dict[str, Any], where: str, advice: str = "") -> Checked:
-    """Settings from a dictionary; the first mistake is one line that begins with `where` and ends with `advice`."""
-    try:
-        return model.model_validate(content)
-    except pydantic.ValidationError as error:
-        mistake = error.errors()[0]
-        place = ".".join(map(str, mistake["loc"])) or "settings"
-        if mistake["type"] == "extra_forbidden":
-            raise UserError(f"{where}: {unknown('option', place, model.model_fields)}") from error
-        raise UserError(f"{where}: {place}: {mistake['msg'].removeprefix('Value error, ')}{advice}.") from error
 
 
 def build_index(
@@ -209,7 +194,7 @@ def build_index(
     if settings is not None and options:
         raise UserError(f"give settings or {next(iter(options))}, not both.")
     encoder = load_encoder(documents)
-    choice = checked(IndexOptions, options, "index") if settings is None else settings
+    choice = validated(IndexOptions, options, "index", "option") if settings is None else settings
     if isinstance(choice, IndexOptions):
         kind = choice.kind_for([encoder.kind])
         check_options_fit([option for option in options if option != "kind"], [kind])  # also those at their defaults

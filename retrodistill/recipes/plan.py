@@ -13,9 +13,8 @@ from typing import Any
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.contract import STUDENT_MANIFEST, encode_with
 from retrodistill.encoders.embeddings import seconds_to_embed
-from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.names import parse_model_name
-from retrodistill.rankers.protocol import Ranker, Work
+from retrodistill.rankers.protocol import Work
 from retrodistill.recipes.job import Job, open_job
 from retrodistill.recipes.loading import load_recipe
 from retrodistill.recipes.settings import Recipe
@@ -40,9 +39,6 @@ def plan_recipe(
     Returns:
         ``[{"step": .., "items": .., "unit": .., "seconds": ..}]``. Seconds are None if the time is known only once the
         step starts, such as for training, whose number of steps is approximate.
-
-    Raises:
-        UserError: As `run_recipe`.
     """
     settings = load_recipe(recipe, overrides)
     with encode_with(settings.encoding):
@@ -62,7 +58,9 @@ def _plan(settings: Recipe, out: str | os.PathLike[str]) -> list[dict[str, Any]]
         folder = job.out / "students" / name
         is_done = student_manifest(student, job.training_data, job.teachers).matches(folder, STUDENT_MANIFEST)
         systems += 1 + len(variants)
-        indexes += _indexes(job, student, [name, *variants], is_done)
+        if student.kind.can_search and not (settings.evaluation.exhaustive and student.kind.has_own_documents):
+            built = [is_done and (job.out / "indexes" / each / MADE_FROM).exists() for each in (name, *variants)]
+            indexes += built.count(False)
         if not student.stages:
             continue  # a control before training
         if is_done:
@@ -74,7 +72,10 @@ def _plan(settings: Recipe, out: str | os.PathLike[str]) -> list[dict[str, Any]]
             title = f"{name}, stage {number}"
             fingerprint = manifest_after_stage(student, job.training_data, number, job.teachers).fingerprint
             first = trained.setdefault(fingerprint, title)
-            same_pairs = scored.setdefault(_pairs_key(stage), title)
+            # Everything that determines a stage's texts and pairs, which are made once per key.
+            pairs = stage.model_dump_json(include={"teacher", "labels", "texts", "candidates", "positives"})
+            pairs += str((stage.aligns, stage.needs_lists, stage.needs_own_document))
+            same_pairs = scored.setdefault(pairs, title)
             if first != title:
                 steps.append(_step(f"{title}: the same as {first}"))
             else:
@@ -86,42 +87,24 @@ def _plan(settings: Recipe, out: str | os.PathLike[str]) -> list[dict[str, Any]]
     return steps
 
 
-def _indexes(job: Job, student: StudentSettings, names: Sequence[str], is_done: bool) -> int:
-    """Number of indexes to build for a student: all if it changes, otherwise those that do not exist."""
-    if not student.kind.can_search or (job.recipe.evaluation.exhaustive and student.kind.has_own_documents):
-        return 0
-    return sum(not (is_done and (job.out / "indexes" / name / MADE_FROM).exists()) for name in names)
-
-
 def _training_step(job: Job, student: StudentSettings, number: int, title: str) -> dict[str, Any]:
-    manifest = manifest_after_stage(student, job.training_data, number, job.teachers)
+    manifest, stage = manifest_after_stage(student, job.training_data, number, job.teachers), student.stages[number - 1]
     if manifest.matches(work_folder(job.training_data) / manifest.fingerprint, STUDENT_MANIFEST):
         return _step(f"{title}: already trained")
-    count = _optimizer_steps(job, student.stages[number - 1])
-    if count is None:
+    count = stage.training.max_steps
+    if stage.selection is None:  # about as many as if every list taught something
+        texts = stage_texts(stage, _stage_data(job, stage))
+        prepared = Prepared(texts, None, [], held_out_rows(texts, None, job.recipe.seed))
+        draws = stage.groups.draws if stage.train in ("both_encoders", "head") else 1
+        count = optimizer_steps(len(training_rows(prepared, stage)) * draws, stage.training)
+    elif not count:
         return _step(f"{title}: train; the number of steps is known when it starts")
     return _step(f"{title}: train", count, "steps", None)
-
-
-def _optimizer_steps(job: Job, stage: StageSettings) -> int | None:
-    """About how many steps a stage trains, as if every list taught something; None if a selection decides."""
-    if stage.selection is not None:
-        return stage.training.max_steps or None
-    texts = stage_texts(stage, _stage_data(job, stage))
-    prepared = Prepared(texts, None, [], held_out_rows(texts, None, job.recipe.seed))
-    draws = stage.groups.draws if stage.train in ("both_encoders", "head") else 1
-    return optimizer_steps(len(training_rows(prepared, stage)) * draws, stage.training)
 
 
 def _stage_data(job: Job, stage: StageSettings) -> TrainingData:
     """The stage's data; with the job's teacher if students teach, which are not trained yet."""
     return job.training_data if job.teachers.needs_students(stage) else job.teachers.data_of(stage, job.training_data)
-
-
-def _pairs_key(stage: StageSettings) -> str:
-    """Everything that determines a stage's texts and pairs, which are made once per key."""
-    needs = (stage.aligns, stage.needs_lists, stage.needs_own_document)
-    return stage.model_dump_json(include={"teacher", "labels", "texts", "candidates", "positives"}) + str(needs)
 
 
 def _stage_step(job: Job, stage: StageSettings, title: str, same_pairs: str) -> dict[str, Any]:
@@ -137,33 +120,25 @@ def _stage_step(job: Job, stage: StageSettings, title: str, same_pairs: str) -> 
 
 
 def _stage_work(job: Job, stage: StageSettings) -> Work:
-    """What a stage still needs from its teachers.
-
-    Mining needs the embeddings of its dense sources. As long as these are missing, their texts are counted, and the
-    pairs of a cross-encoder are unknown.
-    """
+    """What a stage still needs from its teachers: texts to embed, or, once mining has all embeddings, pairs."""
     data = _stage_data(job, stage)
     texts = stage_texts(stage, data).texts
     queries = data.teacher_queries(texts)
-    encoders = _encoders(job, stage, data.teacher)
-    counted = [seconds_to_embed(encoder, queries.texts, "query") for encoder in encoders]
+    # Embeddings to align with, or to mine or score with.
+    encoders = {job.space.name: job.space}
+    if stage.needs_lists:
+        encoders = {member.name: member.queries for member in data.teacher.members if member.queries is not None}
+        for source in stage.candidates.sources or []:
+            if source not in encoders and parse_model_name(source).kind in ("dense", "static"):
+                encoders[source] = job.space if source == job.recipe.document_encoder else load_encoder(source, DENSE)
+    counted = [seconds_to_embed(encoder, queries.texts, "query") for encoder in encoders.values()]
     documents = job.collection.documents.texts  # the document encoder has a step of its own
-    counted += [seconds_to_embed(encoder, documents, "document") for encoder in encoders if encoder is not job.space]
+    others = [encoder for encoder in encoders.values() if encoder is not job.space]
+    counted += [seconds_to_embed(encoder, documents, "document") for encoder in others]
     missing = Work(sum(items for items, _ in counted), "texts", sum(seconds for _, seconds in counted))
     if missing.items or not stage.needs_lists or stage.candidates.depth == "all":
         return missing
     return data.teacher.remaining(queries, job.collection, candidate_pairs(stage, data, texts)[0])
-
-
-def _encoders(job: Job, stage: StageSettings, teacher: Ranker) -> list[Encoder]:
-    """The encoders whose embeddings a stage needs: to align with, to mine with, or to score with."""
-    if not stage.needs_lists:
-        return [job.space]
-    encoders = {member.name: member.queries for member in teacher.members if member.queries is not None}
-    for source in stage.candidates.sources or []:
-        if source not in encoders and parse_model_name(source).kind in ("dense", "static"):
-            encoders[source] = job.space if source == job.recipe.document_encoder else load_encoder(source, DENSE)
-    return list(encoders.values())
 
 
 def _step(step: str, items: int = 0, unit: str = NOTHING_TO_COUNT, seconds: float | None = 0.0) -> dict[str, Any]:

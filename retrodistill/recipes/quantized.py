@@ -15,7 +15,7 @@ from retrodistill.encoders.embeddings import embed
 from retrodistill.evaluation.results import Role
 from retrodistill.evaluation.systems import System
 from retrodistill.indexes.faiss_index import FaissIndex
-from retrodistill.indexes.learned import LearnedIndex, learn_index, save_query_map
+from retrodistill.indexes.learned import learn_index, save_query_map
 from retrodistill.quantizers import QuantizerSettings
 from retrodistill.quantizers.codes import reconstructed
 from retrodistill.recipes.job import Job, learned_factory
@@ -38,7 +38,9 @@ def quantized(job: Job, seconds: dict[str, float]) -> tuple[list[System], Curves
     settings = job.recipe.index.learn
     if settings is None:
         raise UserError("the recipe does not compress anything; set index.learn.")
-    texts = _texts(job)
+    pseudo_queries = job.recipe.index.texts.model_dump(include={"titles", "sentences"})
+    queries = job.train if job.recipe.index.texts.queries else job.train.select([])
+    texts = training_texts(job.collection, queries, **pseudo_queries, seed=job.recipe.seed, excluded_queries=job.test)
     systems, curves = _learned(job, texts, settings.model_copy(update={"query_map": False}), "distilled", seconds)
     if job.recipe.index.encoder is None:
         # A free transform already maps the queries, so the separate query map comes with a rotation.
@@ -63,38 +65,21 @@ def _with_encoder(
     student = StudentSettings.model_validate({"model": job.recipe.document_encoder, "stages": [stage], "control": None})
     queries = job.train.select([query for query in job.train.ids if query not in excluded])
     data = replace(job.training_data, queries=queries, stored=reconstructed(index.index))
-    folder = job.out / "students" / name
-    distilled = train_students({name: student}, data, {name: folder}, job.teachers)[name]
+    distilled = train_students({name: student}, data, {name: job.out / "students" / name}, job.teachers)[name]
     seconds[f"train {name}"] = distilled.seconds
     best = stored_corpus_scores(job.training_data, held_out).argsort(axis=1)[:, ::-1][:, :_AGREEMENT_DEPTH]
     encoder = load_encoder(distilled.encoder, DENSE)
-    before, after = (
-        float(
-            rank_agreement(index.index.search(embed(each, held_out.texts, "query"), _AGREEMENT_DEPTH)[1], best).mean()
-        )
-        for each in (job.space, encoder)
-    )
+    vectors = [embed(each, held_out.texts, "query") for each in (job.space, encoder)]
+    rankings = [index.index.search(queries, _AGREEMENT_DEPTH)[1] for queries in vectors]
+    before, after = (float(rank_agreement(ranking, best).mean()) for ranking in rankings)
     is_better = after > before
     verdict = "better" if is_better else "not better, so the untrained encoder is kept"
     log(f"{name}: agreement on {len(held_out)} held-out queries {after:.4f}, before training {before:.4f}: {verdict}")
-    trained = FaissIndex(
-        index.index, index.ids, index.space, encoder if is_better else index.queries, index.factory, name
-    )
+    query_encoder = encoder if is_better else index.queries
+    trained = FaissIndex(index.index, index.ids, index.space, query_encoder, index.factory, name)
     trained.save(job.out / "indexes" / name)
-    by = f"dense:{name}" if is_better else job.space.name
-    return System(name, trained, "student", job.space.name, by), distilled.curves
-
-
-def _texts(job: Job) -> TrainingTexts:
-    settings = job.recipe.index.texts
-    return training_texts(
-        job.collection,
-        job.train if settings.queries else job.train.select([]),
-        titles=settings.titles,
-        sentences=settings.sentences,
-        seed=job.recipe.seed,
-        excluded_queries=job.test,
-    )
+    queries_by = f"dense:{name}" if is_better else job.space.name
+    return System(name, trained, "student", job.space.name, queries_by), distilled.curves
 
 
 def _learned(
@@ -113,43 +98,31 @@ def _learned(
     made_from = Manifest("learned index", inputs, {"factory": factory, **settings.model_dump(mode="json")})
     if not (made_from.matches(folder, MADE_FROM) and (start_folder / MADE_FROM).exists()):
         started = time.perf_counter()
+        # Without scores, the document encoder's own teach.
+        teacher = None if job.space_teaches else stored_corpus_scores(job.training_data, texts.texts)
         learned = learn_index(
-            job.collection,
-            job.space,
-            texts,
-            target=factory,
-            settings=settings,
-            # Without scores, the document encoder's own teach.
-            teacher=None if job.space_teaches else stored_corpus_scores(job.training_data, texts.texts),
-            name=name,
+            job.collection, job.space, texts, target=factory, settings=settings, teacher=teacher, name=name
         )
         taken = time.perf_counter() - started
         if not learned.learned.improved:
             log(f"{name}: learning did not improve the ranking of held-out queries, so the start is kept")
-        _save(job, learned, replace(made_from, about={"seconds": taken, "curves": _curves(learned)}))
+        history = learned.learned.history
+        curves = {
+            "losses": [{"step": point.step, "loss": point.loss} for point in history if np.isfinite(point.loss)],
+            "monitors": [{"step": point.step, "agreement": point.agreement} for point in history],
+        }
+        made_from = replace(made_from, about={"seconds": taken, "curves": curves})
+        if learned.learned.query_map is not None:
+            save_query_map(learned, job.out / "students" / name, Manifest("student", inputs, made_from.settings))
+        for index in (learned.index, learned.start):
+            index.save(job.out / "indexes" / index.name)
+            made_from.write(job.out / "indexes" / index.name, MADE_FROM)
     about = Manifest.read(folder, MADE_FROM).about
     seconds[f"learn {name}"] = about["seconds"]
     systems = [_system(job, FaissIndex.load(folder), "student")]
     if not settings.query_map:
         systems.insert(0, _system(job, FaissIndex.load(start_folder), "control"))
     return systems, {name: about["curves"]}
-
-
-def _save(job: Job, learned: LearnedIndex, made_from: Manifest) -> None:
-    if learned.learned.query_map is not None:
-        manifest = Manifest("student", made_from.inputs, made_from.settings)
-        save_query_map(learned, job.out / "students" / learned.index.name, manifest)
-    for index in (learned.index, learned.start):
-        index.save(job.out / "indexes" / index.name)
-        made_from.write(job.out / "indexes" / index.name, MADE_FROM)
-
-
-def _curves(learned: LearnedIndex) -> dict[str, list[dict[str, float]]]:
-    history = learned.learned.history
-    return {
-        "losses": [{"step": point.step, "loss": point.loss} for point in history if np.isfinite(point.loss)],
-        "monitors": [{"step": point.step, "agreement": point.agreement} for point in history],
-    }
 
 
 def _system(job: Job, index: FaissIndex, role: Role) -> System:

@@ -16,7 +16,6 @@ from retrodistill.recipes.job import Job
 from retrodistill.recipes.students import Distilled
 from retrodistill.recipes.systems import space_row, teacher_row
 from retrodistill.report.headline import best_student
-from retrodistill.runs.run import Run
 
 Curves = dict[str, dict[str, list[dict[str, float]]]]
 
@@ -33,9 +32,13 @@ def job_results(
     recipe, teacher = job.recipe, teacher_row(job)
     reference = space_row(job) if recipe.index.learn else teacher
     rows = _rows(job, measured, teacher, reference)
+    shown: dict[str, Any] = {}
+    if student := best_student(rows):
+        other = next(name for name in (reference or "", space_row(job), "bm25") if name in measured)
+        shown = shown_queries(job.task, measured[other], measured[student.name], recipe.evaluation.examples)
     return Results(
         collection=job.collection.name,
-        split=job.split,
+        split=job.task.split,
         queries=len(job.test),
         systems=rows,
         name=recipe.name,
@@ -48,7 +51,7 @@ def job_results(
         kept_of=None if reference == teacher else reference,
         comparisons=_comparisons(measured, recipe.seed),
         curves=curves,
-        **_shown(job, measured, rows, reference),
+        **shown,
         notes=_notes(job, students, teacher),
         provenance={
             "collection": job.collection.fingerprint,
@@ -67,9 +70,8 @@ def _rows(job: Job, measured: Mapping[str, Measured], teacher: str | None, refer
     full = None if reference is None else measured[reference].row.ndcg10
     rows = []
     for name, system in measured.items():
-        retention = None
-        if full and name != reference and system.row.role != "teacher":
-            retention = (system.row.ndcg10 or 0.0) / full
+        is_compared = name != reference and system.row.role != "teacher"
+        retention = (system.row.ndcg10 or 0.0) / full if full and is_compared else None
         rows.append(system.with_row(agreement=agreed.get(name), retention=retention).row)
     return rows
 
@@ -83,15 +85,8 @@ def _agreements(job: Job, measured: Mapping[str, Measured], teacher: str | None)
     log(f"agreement with {job.teacher.name}")
     runs = {name: system.load_run() for name, system in measured.items() if name != teacher}
     # Only cheap teachers score the candidates of all systems again.
-    return agreements(
-        job.teacher,
-        runs,
-        job.collection,
-        job.teacher_test_queries,
-        job.grades,
-        teacher_run=run,
-        rescore=job.teacher.is_cheap,
-    )
+    queries, cheap = job.teacher_test_queries, job.teacher.is_cheap
+    return agreements(job.teacher, runs, job.collection, queries, job.task.grades, teacher_run=run, rescore=cheap)
 
 
 def _comparisons(measured: Mapping[str, Measured], seed: int) -> list[dict[str, Any]]:
@@ -103,34 +98,19 @@ def _comparisons(measured: Mapping[str, Measured], seed: int) -> list[dict[str, 
     return paired_tests(pairs, values, MEASURE, seed)
 
 
-def _shown(
-    job: Job, measured: Mapping[str, Measured], rows: Sequence[SystemResult], reference: str | None
-) -> dict[str, Any]:
-    """Rankings of the best student next to those of the reference, or of BM25."""
-    student = best_student(rows)
-    if student is None:
-        return {}
-    other = next(name for name in (reference or "", space_row(job), "bm25") if name in measured)
-    return shown_queries(job.task, measured[other], measured[student.name], job.recipe.evaluation.examples)
-
-
 def _notes(job: Job, students: Sequence[Distilled], teacher: str | None) -> list[str]:
     notes = [*job.notes, *(note for student in students for note in student.notes)]
     if job.teacher.run is not None:
-        notes.append(_coverage(job, job.teacher.run))
+        known = set(job.teacher.run.query_ids)
+        train, test = (sum(query in known for query in split.ids) for split in (job.train, job.test))
+        notes.append(
+            f"{job.teacher.name} has scores for {train} of {len(job.train)} training queries, which taught the "
+            f"student, and for {test} of {len(job.test)} test queries, on which agreement with it is measured; it is "
+            "not in the table."
+        )
     elif teacher is None:
         notes.append(
             f"{job.teacher.name} taught the student but cannot search, so it is not in the table. Measuring agreement "
             "with it requires scoring all candidates: retrodistill evaluate run:OUT/runs/NAME.run --teacher ..."
         )
     return notes
-
-
-def _coverage(job: Job, recorded: Run) -> str:
-    known = set(recorded.query_ids)
-    train, test = (sum(query in known for query in split.ids) for split in (job.train, job.test))
-    return (
-        f"{job.teacher.name} has scores for {train} of {len(job.train)} training queries, which taught the student, "
-        f"and for {test} of {len(job.test)} test queries, on which agreement with it is measured; it is not in the "
-        "table."
-    )

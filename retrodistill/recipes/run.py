@@ -43,12 +43,8 @@ def run_recipe(
 ) -> Results | None:
     """Run a recipe, or resume it where it stopped.
 
-    Args:
-        recipe: A YAML file, the name of a packaged recipe, or a `Recipe`.
-        out: Folder for ``recipe.yaml``, students, indexes, runs, ``per-query.parquet``, ``results.json`` and
-            ``report.html``.
-        overrides: ``key.path=value`` each.
-        command: The command that reproduces these numbers, for the report.
+    The folder `out` gets ``recipe.yaml``, students, indexes, runs, ``per-query.parquet``, ``results.json`` and
+    ``report.html``; the report shows the `command` that reproduces its numbers. Overrides are ``key.path=value`` each.
 
     Returns:
         The content of results.json; None in the other processes of torchrun, which only train.

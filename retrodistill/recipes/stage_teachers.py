@@ -85,9 +85,9 @@ class StageTeachers:
         if student_after is None:
             raise UserError(f"teacher {model!r} is a student that has not been trained yet.")
         name, done = self._state(model)
-        student = student_after(name, done)
-        kind = kind_of(student.model)
-        teacher = kind.wrap(student.model, f"{CURRENT_STUDENT}:{name}@{done}", None)
+        trained = student_after(name, done).model
+        kind = kind_of(trained)
+        teacher = kind.wrap(trained, f"{CURRENT_STUDENT}:{name}@{done}", None)
         return kind.ranker(teacher, self.space if self.recipe.students[name].documents == "frozen" else teacher)
 
     def _state(self, model: str) -> tuple[str, int]:

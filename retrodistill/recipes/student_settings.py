@@ -154,6 +154,12 @@ class StudentSettings(Settings):
             raise ValueError(f"matryoshka truncates one vector per text, which a {kind.name} student does not have")
         if (stage.exit_kl is not None or stage.exit_weights) and not self.exits:
             raise ValueError("exit_kl and exit_weights need a student with exits; set e.g. exits: [2, 4]")
+        has_sources = stage.positives != "source_document" or stage.texts.titles or stage.texts.sentences
+        if self.control == "contrastive" and stage.needs_lists and not has_sources:
+            raise ValueError(
+                "control: contrastive learns from pseudo-queries and their source documents; set texts.titles or "
+                "texts.sentences, or control: untrained"
+            )
         if stage.own_tokens and self.head != "vdr":
             raise ValueError("own_tokens is for head: vdr, which always keeps a text's own tokens; remove own_tokens")
 
@@ -188,11 +194,6 @@ def comparison_names(students: Mapping[str, StudentSettings]) -> dict[str, Compa
 def without_clusters(student: StudentSettings) -> StudentSettings:
     """The same student and stages without clusters."""
     return student.model_copy(update={"clusters": None, "clustered_from": 1, "control": None})
-
-
-def untrained_control(student: StudentSettings) -> StudentSettings:
-    """The student before training."""
-    return student.model_copy(update={"stages": [], "control": None})
 
 
 def contrastive_control(student: StudentSettings) -> StudentSettings:
@@ -272,11 +273,8 @@ def complete_student(
 ) -> dict[str, Any]:
     """Settings of a student from its model name or partial settings, filled in with the defaults of its kind.
 
-    Args:
-        given: The model's name, or a mapping of `StudentSettings` without ``control``.
-        objectives: Objectives of its only stage; a bare name gets the temperature that suits the kind. Ignored if
-            `given` has stages.
-        training: `TrainingSettings` of its only stage, and ``train``, the part to train.
+    A mapping is of `StudentSettings` without ``control``. Without stages, it gets one with these objectives, where a
+    bare name gets the temperature that suits the kind, and this training, with ``train`` for the part to train.
 
     Raises:
         UserError: No model is named, or the settings contradict each other.

@@ -105,9 +105,8 @@ class _Training:
     def pending(self) -> list[StudentState]:
         """The stages to train, in order; after 0 stages, a student that is only built and saved."""
         order = training_order(self._students)
-        unfinished = {
-            (name, len(settings.stages)) for name, settings in self._students.items() if not self._is_finished(name)
-        }
+        names = [name for name in self._students if not self._is_finished(name)]
+        unfinished = {(name, len(self._students[name].stages)) for name in names}
         needed = set(unfinished)
         for state in reversed(order):
             if state in needed and not self.is_saved(state):

@@ -28,7 +28,6 @@ from retrodistill.recipes.student_settings import (
     StudentSettings,
     comparison_names,
     contrastive_control,
-    untrained_control,
     without_clusters,
 )
 from retrodistill.recipes.students import Distilled
@@ -50,7 +49,8 @@ def students_to_train(recipe: Recipe) -> Iterator[tuple[str, StudentSettings, Ro
     compared = comparison_names(recipe.students)
     for name, student in recipe.students.items():
         if student.control:
-            control = untrained_control(student) if student.control == "untrained" else contrastive_control(student)
+            untrained = student.model_copy(update={"stages": [], "control": None})
+            control = untrained if student.control == "untrained" else contrastive_control(student)
             yield "control" if len(recipe.students) == 1 or name == "student" else f"{name}-control", control, "control"
         if name in compared:
             yield compared[name].unclustered, without_clusters(student), "baseline"
@@ -165,7 +165,7 @@ def student_system(job: Job, student: Distilled) -> System:
     """A student with what searches for it: an index, its stored states, or BM25 whose documents it re-ranks."""
     role, kind = student.role, kind_of(student.encoder.model)
     prefix, _, folder = student.encoder.name.partition(":")
-    own = f"{prefix}:{Path(folder).name}"
+    own = f"{prefix}:{Path(folder).name}"  # without the folders above it
     documents = own if student.documents is student.encoder else student.documents.name
     if not kind.can_search:
         scorer, depth = kind.ranker(student.encoder, None), job.recipe.evaluation.rerank
