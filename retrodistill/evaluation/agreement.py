@@ -37,15 +37,10 @@ def agreements(
     by its order of the documents in the top 100 of any run, the same list for all runs. A recorded run is compared on
     its own queries.
 
-    Args:
-        teacher: What `load_ranker` takes.
-        runs: Runs of the systems; documents that are their own query are excluded.
-        collection: The collection that they searched.
-        queries: The queries that the runs rank.
-        qrels: Judgments for the ceiling, if there are any.
-        teacher_run: The teacher's own results, if they are known.
-        rescore: Score every system's top 100 by the teacher, for the ceiling and the calibration. If False, there is
-            no ceiling, and the calibration uses the pairs in `teacher_run`.
+    The teacher is what `load_ranker` takes. Documents that are their own query are excluded. Judgments (`qrels`) are
+    for the ceiling. `teacher_run` has the teacher's own results, if they are known. With `rescore`, the teacher scores
+    every system's top 100, for the ceiling and the calibration; without, there is no ceiling, and the calibration uses
+    the pairs in `teacher_run`.
 
     Raises:
         UserError: The teacher cannot be loaded, or has no score for any query.

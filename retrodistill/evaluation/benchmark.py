@@ -24,22 +24,14 @@ Means = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Evaluations on several collections.
+    """Evaluations on several collections."""
 
-    Attributes:
-        evaluations: One per collection, in the order given, without runs.
-        rows: The row of each evaluation in the table: the collection's name, or ``cqadupstack`` for its forums.
-    """
-
-    evaluations: list[Evaluation]
-    rows: list[str]
+    evaluations: list[Evaluation]  # one per collection, in the order given, without runs
+    rows: list[str]  # the row of each in the table: the collection's name, or ``cqadupstack`` for its forums
 
     @property
     def table(self) -> dict[str, Means]:
-        """``{row: {system: {measure: mean}}}``: CQADupStack's row is the mean over its forums (macro), as in BEIR.
-
-        A collection without judgments has no row.
-        """
+        """``{row: {system: {measure: mean}}}`` of judged collections; CQADupStack's row is the mean over its forums."""
         table: dict[str, Means] = {}
         for row in dict.fromkeys(self.rows):
             parts = [part.means for part, own in zip(self.evaluations, self.rows, strict=True) if own == row]
@@ -54,11 +46,8 @@ class Benchmark:
 
     def to_json(self) -> dict[str, Any]:
         """All results, the rows of the table, and the means."""
-        return {
-            "collections": [evaluation.results.to_json() for evaluation in self.evaluations],
-            "table": self.table,
-            "means": self.means,
-        }
+        collections = [evaluation.results.to_json() for evaluation in self.evaluations]
+        return {"collections": collections, "table": self.table, "means": self.means}
 
 
 def benchmark(
@@ -70,12 +59,10 @@ def benchmark(
     """Measure systems on collections by BEIR's rules; with a folder, an interrupted benchmark resumes.
 
     Args:
-        systems: As for `evaluate`. In the name of a run or an index, ``{collection}`` is replaced by each collection's
-            name: ``run:runs/{collection}.run``.
+        systems: As for `evaluate`; ``{collection}`` in a name (``run:runs/{collection}.run``) is that of each.
         collections: What `load_collection` takes; ``beir/cqadupstack`` is its twelve forums and one row.
         config: What to measure.
-        out: Folder with a subfolder for each collection, as `evaluate` writes it, and ``benchmark.json`` with the
-            table.
+        out: Folder with ``benchmark.json`` (the table) and, as `evaluate` writes it, a subfolder for each collection.
 
     Raises:
         UserError: As `evaluate`, or two collections have the same name.
@@ -121,47 +108,35 @@ def _mean_of(parts: Sequence[Means]) -> Means:
 
 @dataclass(frozen=True)
 class Source:
-    """A collection to measure on.
+    """A collection to measure on."""
 
-    Attributes:
-        load: Opens it.
-        place: What `load_collection` takes, as text; None for a collection in memory.
-        row: The row of the table that it is a part of; None for its own row.
-    """
-
-    load: Callable[[], Collection]
-    place: str | None = None
-    row: str | None = None
+    load: Callable[[], Collection]  # opens it
+    place: str | None = None  # what `load_collection` takes, as text; None for a collection in memory
+    row: str | None = None  # the row of the table that it is a part of; None for its own row
 
 
 def sources(given: Iterable[Collection | str | Path]) -> list[Source]:
-    """Collections in the order given; CQADupStack becomes its twelve forums, which make one row.
-
-    Raises:
-        UserError: A folder of CQADupStack lacks a forum.
-    """
+    """Collections in the order given; CQADupStack becomes its twelve forums, one row; a UserError if one is lacking."""
     listed = []
     for source in given:
         if isinstance(source, Collection):
             listed.append(Source(partial(load_collection, source)))
+        elif source in (f"beir/{CQADUPSTACK}", f"ir_datasets:beir/{CQADUPSTACK}"):
+            places = [f"{source}/{forum}" for forum in FORUMS]
+            listed += [Source(partial(load_collection, place), place, CQADUPSTACK) for place in places]
+        elif Path(source).name == CQADUPSTACK and Path(source).is_dir() and not _is_corpus(Path(source)):
+            lacking = [forum for forum in FORUMS if not _is_corpus(Path(source, forum))]
+            if lacking:
+                raise UserError(
+                    f"{Path(source)} lacks {', '.join(lacking)} of CQADupStack's {len(FORUMS)} forums; its row is the "
+                    "mean of all: add them, or name the folders of single forums."
+                )
+            folders = [(Path(source, forum), f"{CQADUPSTACK}-{forum}") for forum in FORUMS]
+            listed += [Source(partial(load_folder, place, name), str(place), CQADUPSTACK) for place, name in folders]
         else:
-            listed += _forums(source) or [Source(partial(load_collection, source), str(source))]
+            listed.append(Source(partial(load_collection, source), str(source)))
     return listed
 
 
-def _forums(source: str | Path) -> list[Source]:
-    """The forums if a source is all of CQADupStack; else none."""
-    if source in (f"beir/{CQADUPSTACK}", f"ir_datasets:beir/{CQADUPSTACK}"):
-        places = [f"{source}/{forum}" for forum in FORUMS]
-        return [Source(partial(load_collection, place), place, CQADUPSTACK) for place in places]
-    folder = Path(source)
-    if folder.name != CQADUPSTACK or not folder.is_dir() or list(folder.glob("corpus.jsonl*")):
-        return []
-    lacking = [forum for forum in FORUMS if not list((folder / forum).glob("corpus.jsonl*"))]
-    if lacking:
-        raise UserError(
-            f"{folder} lacks {', '.join(lacking)} of CQADupStack's {len(FORUMS)} forums; its row is the mean of all: "
-            "add them, or name the folders of single forums."
-        )
-    folders = [(folder / forum, f"{CQADUPSTACK}-{forum}") for forum in FORUMS]
-    return [Source(partial(load_folder, place, name), str(place), CQADUPSTACK) for place, name in folders]
+def _is_corpus(folder: Path) -> bool:
+    return any(folder.glob("corpus.jsonl*"))

@@ -21,7 +21,6 @@ from retrodistill.indexes.base import Index
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker, check_k
 from retrodistill.runs.agreement import overlap
-from retrodistill.runs.run import Run
 
 _DEPTH = 100  # documents of the deeper comparison, and per query of the measured runs
 _OWN = "teacher on index"
@@ -31,28 +30,21 @@ _OWN = "teacher on index"
 class Check:
     """Result of `check` for an admitted query encoder.
 
-    Attributes:
-        queries_by: Name of the query encoder.
-        documents_by: Name of the encoder of the index's documents.
-        admitted_as: Why it is admitted: ``it is their own model``, or ``distilled into their space``.
-        queries: Number of queries.
-        shared: By depth, the mean share (0 to 1) of the neighbors in the teacher's exact search that this index finds
-            with the encoder's queries; empty if the teacher cannot encode them.
-        sides: The ways to answer: ``teacher`` (the documents' model on both sides, exact search), ``teacher on index``
-            (its queries on this index), ``symmetric`` (the student on both sides, exact search), ``asymmetric`` (the
-            student's queries on this index). Each with ``documents_by``, ``queries_by``, ``quality`` (means of
-            measures; empty without judgments), ``query_ms``, and ``documents_per_second`` (encoded here; both None if
-            they were not measured).
-        notes: What could not be measured, and why.
+    The ``sides`` are the ways to answer: ``teacher`` (the documents' model on both sides, exact search), ``teacher on
+    index`` (its queries on this index), ``symmetric`` (the student on both sides, exact search), ``asymmetric`` (the
+    student's queries on this index). Each has ``documents_by``, ``queries_by``, ``quality`` (means of measures; empty
+    without judgments), ``query_ms``, and ``documents_per_second`` (encoded here; both None if not measured).
     """
 
-    queries_by: str
-    documents_by: str
-    admitted_as: str
-    queries: int
+    queries_by: str  # name of the query encoder
+    documents_by: str  # name of the encoder of the index's documents
+    admitted_as: str  # why: ``it is their own model``, or ``distilled into their space``
+    queries: int  # their number
+    # By depth, the mean share (0 to 1) of the neighbors in the teacher's exact search that this index finds with the
+    # encoder's queries; empty if the teacher cannot encode them.
     shared: Mapping[int, float]
     sides: Sequence[Mapping[str, Any]]
-    notes: Sequence[str] = ()
+    notes: Sequence[str] = ()  # what could not be measured, and why
 
     def to_json(self) -> dict[str, Any]:
         """The dictionary for programs."""
@@ -74,11 +66,11 @@ def check(
 
     Args:
         index: Any kind that holds its query encoder as ``queries``.
-        collection: The collection that it was built on.
+        collection: What it was built on.
         queries: The query encoder, by name or object; the index's own by default.
         teacher: The encoder of the documents; by default the one that the index names.
         k: Depth of the first comparison of neighbors, of nDCG, and of timed queries.
-        split: Split whose queries are used; all queries if the collection has no judgments.
+        split: Its queries are used; all queries if the collection has no judgments.
         latency_queries: Number of queries to time; 0 to skip timing.
         symmetric: Also encode the documents with the query encoder, to measure the gain of the teacher's vectors.
 
@@ -86,12 +78,24 @@ def check(
         UserError: The encoder is refused (the error says what differs), the collection is another one, or there is no
             query.
     """
-    student = load_encoder(_own_queries(index) if queries is None else queries).bind(collection)
+    if queries is None and index.queries is None:
+        raise UserError("this index has no query encoder; give one to check.")
+    if queries is None:  # of an index that only holds token weights, the model that they come from
+        queries = index.queries if index.queries.has_model else index.space.documents_by
+    student = load_encoder(queries).bind(collection)
     index.space.check_query_encoder(student)
     own = _teacher(index, teacher, collection)
-    _check_documents(index, collection)
+    strange = set(index.ids).symmetric_difference(collection.documents.ids)
+    if strange:
+        raise UserError(
+            f"the index holds {len(index)} documents, collection {collection.name} {len(collection.documents)}, and "
+            f"{len(strange)} are in only one of them ({sample_of(sorted(strange))}); give the collection that it was "
+            "built on."
+        )
     check_k(k, len(index))
-    task = _task(collection, split)
+    grades = collection.relevance(split).to_dict() if split in collection.qrels else None
+    chosen = split if collection.qrels or split != "test" else "all"
+    task = Task(collection, split, collection.split(chosen), grades)
     notes = [] if task.grades else [f"No judgments for {split!r}: quality is not measured."]
     systems = []
     if own.is_recorded and len(own.missing(task.queries.texts, "query")):
@@ -104,26 +108,22 @@ def check(
             systems.append(_side("symmetric", load_ranker(alone), student, student))
         systems.append(_side("asymmetric", _with_queries(index, student), own, student))
     cost = CostConfig(queries=latency_queries, depth=k) if latency_queries else None
-    measures = [f"ndcg@{k}", f"recall@{_DEPTH}"]
-    settings = EvaluationConfig(measures=measures, depth=max(_DEPTH, k), cost=cost)
+    settings = EvaluationConfig(measures=[f"ndcg@{k}", f"recall@{_DEPTH}"], depth=max(_DEPTH, k), cost=cost)
     measured = evaluate_systems(systems, task, settings)
-    last = measured.get(_OWN if len(systems) == 2 else systems[-1].name)
+    shared, last = {}, measured.get(_OWN if len(systems) == 2 else systems[-1].name)
+    if last and "teacher" in measured:
+        run, exact = last.load_run(), measured["teacher"].load_run()
+        deepest = max(k, min(_DEPTH, int(np.diff(exact.bounds).min())))
+        shared = {depth: float(np.mean(list(overlap(run, exact, depth).values()))) for depth in sorted({k, deepest})}
     return Check(
         student.name,
         index.space.documents_by,
         "it is their own model" if student.document_space == index.space.fingerprint else "distilled into their space",
         len(task.queries),
-        _shared(last.load_run(), measured["teacher"].load_run(), k) if last and "teacher" in measured else {},
+        shared,
         _sides(list(measured.values()), len(index)),
         notes,
     )
-
-
-def _own_queries(index: Index) -> Any:
-    """The index's query encoder; if it only holds token weights, the name of the model that they come from."""
-    if index.queries is None:
-        raise UserError("this index has no query encoder; give one to check.")
-    return index.queries if index.queries.has_model else index.space.documents_by
 
 
 def _side(name: str, ranker: Ranker, documents: Any, queries: Any) -> System:
@@ -139,11 +139,8 @@ def _sides(measured: Sequence[Measured], documents: int) -> list[dict[str, Any]]
     }
     return [
         {
-            "name": side.name,
-            "documents_by": side.row.documents_by,
-            "queries_by": side.row.queries_by,
+            **side.row.model_dump(include={"name", "documents_by", "queries_by", "query_ms"}),
             "quality": {} if side.per_query is None else means(side.per_query),
-            "query_ms": side.row.query_ms,
             "documents_per_second": rates.get(side.row.documents_by),
         }
         for side in measured
@@ -164,32 +161,8 @@ def _teacher(index: Index, given: Any, collection: Collection) -> Any:
     return teacher
 
 
-def _check_documents(index: Index, collection: Collection) -> None:
-    strange = set(index.ids).symmetric_difference(collection.documents.ids)
-    if strange:
-        raise UserError(
-            f"the index holds {len(index)} documents, collection {collection.name} {len(collection.documents)}, and "
-            f"{len(strange)} are in only one of them ({sample_of(sorted(strange))}); give the collection that it was "
-            "built on."
-        )
-
-
-def _task(collection: Collection, split: str) -> Task:
-    """The queries with their judgments; all queries if the collection has no judgments."""
-    unjudged = not collection.qrels and split == "test"
-    queries = collection.split("all" if unjudged else split)
-    grades = collection.relevance(split).to_dict() if split in collection.qrels else None
-    return Task(collection, split, queries, grades)
-
-
 def _with_queries(index: Any, encoder: Any) -> Ranker:
     """A copy of the index with another query encoder, which it has admitted."""
     other = copy.copy(index)
     other.queries = encoder
     return other
-
-
-def _shared(run: Run, own: Run, k: int) -> dict[int, float]:
-    """By depth, the mean share of the teacher's neighbors that are found."""
-    deepest = min(_DEPTH, int(np.diff(own.bounds).min()))
-    return {depth: float(np.mean(list(overlap(run, own, depth).values()))) for depth in sorted({k, max(k, deepest)})}

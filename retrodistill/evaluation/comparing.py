@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -16,7 +17,7 @@ from retrodistill.core.files import read_json
 from retrodistill.core.manifest import FILE_NAME
 from retrodistill.data import load_collection
 from retrodistill.evaluation.agreement import agreements
-from retrodistill.evaluation.evaluating import Evaluation, EvaluationConfig, evaluate
+from retrodistill.evaluation.evaluating import EvaluationConfig, evaluate
 from retrodistill.evaluation.measures import parse_measure
 from retrodistill.evaluation.results import Agreement
 from retrodistill.evaluation.significance import LEAST, paired_tests
@@ -26,26 +27,16 @@ from retrodistill.rankers.loading import load_ranker
 
 @dataclass(frozen=True)
 class Comparison:
-    """Result of `compare`.
-
-    Attributes:
-        measure: The measure that is compared.
-        queries: Number of queries.
-        means: Of each system, in the order given.
-        comparisons: As in results.json, ``a``, ``b``, ``measure``, ``difference`` (mean of a - b), ``interval``, ``p``;
-            and ``p_holm``, ``smallest`` (detectable difference), ``wins``, ``ties``, ``losses`` of a, and ``changed``:
-            the queries with the largest differences, both ways, each ``query_id``, ``text``, ``a``, ``b``,
-            ``difference``.
-        agreement: Agreement with a teacher, by system; empty if not requested.
-        notes: What a reader must know about the systems.
-    """
+    """Result of `compare`."""
 
     measure: str
-    queries: int
-    means: dict[str, float]
+    queries: int  # their number
+    means: dict[str, float]  # by system, in the order given
+    # As in results.json, and ``changed``: the queries with the largest differences, both ways, each ``query_id``,
+    # ``text``, ``a``, ``b``, ``difference``.
     comparisons: list[dict[str, Any]]
-    agreement: dict[str, Agreement] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    agreement: dict[str, Agreement] = field(default_factory=dict)  # with a teacher, by system; empty if not requested
+    notes: list[str] = field(default_factory=list)  # what a reader must know about the systems
 
     def to_json(self) -> dict[str, Any]:
         """The dictionary for programs."""
@@ -70,13 +61,8 @@ def compare(
 ) -> Comparison:
     """Compare per-query values of each system with the first one; p-values are corrected for the number of tests.
 
-    Args:
-        systems: By name, a table query_id and measures, as `evaluate` returns it.
-        measure: A column of the tables.
-        every_pair: Compare every pair of systems.
-        shown: Maximum number of won queries and of lost queries to list per comparison.
-        texts: Texts of the queries, by id.
-        seed: Of the resampling.
+    Systems are given by name as tables query_id and measures, as `evaluate` returns them; with `every_pair`, every pair
+    is compared. Up to `shown` won and as many lost queries are listed per comparison, with their `texts` (by id).
 
     Raises:
         UserError: Fewer than two systems, a missing measure, values that are not numbers, a duplicate query, or
@@ -91,28 +77,19 @@ def compare(
     # The later minus the earlier: what the change gained.
     tests = paired_tests([(later, earlier) for earlier, later in pairs], arrays, measure, seed)
     for test in tests:
-        test["changed"] = _changed(queries, arrays[test["a"]], arrays[test["b"]], shown, texts or {})
+        a, b = arrays[test["a"]], arrays[test["b"]]
+        differences = a - b
+        columns = {"a": a, "b": b, "difference": differences}
+        # The largest gains, then the largest losses, both in order of size.
+        order = np.argsort(-differences, kind="stable")
+        gained = [at for at in order[:shown] if differences[at] > LEAST]
+        lost = [at for at in order[::-1][:shown] if differences[at] < -LEAST]
+        test["changed"] = [
+            {"query_id": queries[at], "text": (texts or {}).get(queries[at])}
+            | {name: float(column[at]) for name, column in columns.items()}
+            for at in [*gained, *lost]
+        ]
     return Comparison(measure, len(queries), {name: float(arrays[name].mean()) for name in names}, tests)
-
-
-def _changed(
-    queries: Sequence[str], a: np.ndarray, b: np.ndarray, shown: int, texts: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    """The largest gains, then the largest losses, both in order of size."""
-    differences = a - b
-    order = np.argsort(-differences, kind="stable")
-    gained = [at for at in order[:shown] if differences[at] > LEAST]
-    lost = [at for at in order[::-1][:shown] if differences[at] < -LEAST]
-    return [
-        {
-            "query_id": queries[at],
-            "text": texts.get(queries[at]),
-            "a": float(a[at]),
-            "b": float(b[at]),
-            "difference": float(differences[at]),
-        }
-        for at in [*gained, *lost]
-    ]
 
 
 def _aligned(systems: Mapping[str, pa.Table], measure: str) -> dict[str, dict[str, float]]:
@@ -123,21 +100,20 @@ def _aligned(systems: Mapping[str, pa.Table], measure: str) -> dict[str, dict[st
         if measure not in measures:
             raise unknown(f"measure of {name}", measure, measures)
         queries, column = table["query_id"].to_pylist(), table[measure].to_pylist()
-        if len(set(queries)) < len(queries):
-            twice = [query for query in dict.fromkeys(queries) if queries.count(query) > 1]
+        twice = [query for query, count in Counter(queries).items() if count > 1]
+        if twice:
             raise UserError(f"{name}: query {sample_of(twice)} appears more than once; keep one value per query.")
-        bad = [query for query, value in zip(queries, column, strict=True) if value is None or not np.isfinite(value)]
+        columns[name] = dict(zip(queries, column, strict=True))
+        bad = [query for query, value in columns[name].items() if value is None or not np.isfinite(value)]
         if bad:
             raise UserError(
                 f"{name}: {measure} of query {sample_of(bad)} is not a number; a query without results counts 0."
             )
-        columns[name] = dict(zip(queries, column, strict=True))
-    first, *others = columns
-    for other in others:
-        pairs = ((first, other), (other, first))
-        only = {name: columns[name].keys() - columns[than].keys() for name, than in pairs}
-        if any(only.values()):
-            counts = [f"{len(ids)} only in {name} ({sample_of(sorted(ids))})" for name, ids in only.items() if ids]
+    first = next(iter(columns))
+    for other in columns:
+        only = {name: columns[name].keys() - columns[than].keys() for name, than in ((first, other), (other, first))}
+        counts = [f"{len(ids)} only in {name} ({sample_of(sorted(ids))})" for name, ids in only.items() if ids]
+        if counts:
             raise UserError(
                 f"{first} and {other} were measured on different queries: {', '.join(counts)}; measure both on the "
                 "same split."
@@ -158,17 +134,10 @@ def compare_named(
     shown: int = 5,
     seed: int = 0,
 ) -> Comparison:
-    """Compare systems by name.
+    """Compare systems by name: ``FOLDER`` of an evaluation (all its systems), ``FOLDER:SYSTEM``, or as for `evaluate`.
 
-    Args:
-        names: ``FOLDER`` of an evaluation (all its systems), ``FOLDER:SYSTEM``, or what `evaluate` takes.
-        collection: Where systems are measured now, and where the texts of queries come from; None for neither.
-        split: As for `evaluate`.
-        measure: The measure to compare.
-        teacher: Also measure agreement with this ranker.
-        every_pair: Compare every pair of systems.
-        shown: Maximum number of won queries and of lost queries to list.
-        seed: Of the resampling.
+    The last are measured now, on the split of the collection, which has the texts of queries too. With a teacher, what
+    `load_ranker` takes, agreement with it is also measured. The other arguments are those of `compare`.
 
     Raises:
         UserError: As `compare` and `evaluate`; or a collection is needed and not given.
@@ -183,7 +152,7 @@ def compare_named(
     if new and source is None:
         raise UserError(f"{new[0]} is not an evaluated folder and would be measured now; give --collection.")
     now = evaluate(new, source, EvaluationConfig(split, [measure])) if new and source else None
-    measured = _by_title([entry for name in names for entry in _systems(name, homes.get(name), now)])
+    measured = _measured(names, homes, {} if now is None else now.measured)
     comparison = compare(
         {title: system.per_query for title, system in measured.items() if system.per_query is not None},
         measure,
@@ -217,26 +186,19 @@ def _home(name: str) -> tuple[Path, str | None] | None:
     return None
 
 
-def _systems(
-    name: str, home: tuple[Path, str | None] | None, now: Evaluation | None
-) -> Iterator[tuple[Path | None, Measured]]:
-    """The systems of one name, each with the folder that it comes from; None if it was measured now."""
-    if home is None:
-        if now is not None:
-            yield None, now.measured[name]
-        return
-    folder, system = home
-    measured = read_folder(folder)
-    if system is not None and system not in measured:
-        raise unknown(f"system in {folder}", system, measured)
-    yield from ((folder, measured[title]) for title in (measured if system is None else [system]))
-
-
-def _by_title(entries: list[tuple[Path | None, Measured]]) -> dict[str, Measured]:
-    """Systems with the same name in different folders get the folder in front; duplicates are dropped."""
-    distinct = {(home, system.name): system for home, system in entries}
-    names = [name for _, name in distinct]
+def _measured(
+    names: Sequence[str], homes: Mapping[str, tuple[Path, str | None]], now: Mapping[str, Measured]
+) -> dict[str, Measured]:
+    """The systems by title: systems with the same name in different folders get the folder in front."""
+    systems: dict[tuple[Path | None, str], Measured] = {}
+    for name in names:
+        folder, system = homes.get(name, (None, name))
+        measured = now if folder is None else read_folder(folder)
+        if system is not None and system not in measured:
+            raise unknown(f"system in {folder}", system, measured)
+        systems |= {(folder, title): measured[title] for title in (measured if system is None else [system])}
+    titles = Counter(title for _, title in systems)
     return {
-        f"{home}:{name}" if home is not None and names.count(name) > 1 else name: system
-        for (home, name), system in distinct.items()
+        f"{folder}:{title}" if folder is not None and titles[title] > 1 else title: system
+        for (folder, title), system in systems.items()
     }

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import chain, pairwise, repeat
 from typing import Any
 
@@ -19,33 +19,23 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.runtime import log
 from retrodistill.data.collection import Collection
 from retrodistill.evaluation.results import Cost, Timing
-from retrodistill.rankers.protocol import Ranker, Stage
+from retrodistill.rankers.protocol import Ranker
 
 BATCHES = (1, 32)
 _AT_LEAST = 20  # answers before the time limit may stop a measurement
 _DOCUMENTS, _BATCH, _WARM_UP = 64, 32, 8  # of the sample that throughput is measured on
 _MEMORY = 20  # queries answered by the process that measures memory
-_RATES: dict[tuple[str, str, int], dict[str, float]] = {}  # by encoder, collection, and threads
+_RATES: dict[tuple[str, str, int], dict[str, Any]] = {}  # by encoder, collection, and threads
 
 
 @dataclass(frozen=True)
 class CostConfig:
-    """How to measure cost.
+    """How to measure cost: a UserError if there is not at least one thread and one query."""
 
-    Attributes:
-        threads: Of torch and FAISS.
-        queries: Number of queries to time.
-        depth: Documents per answer.
-        place: What the collection was loaded from, for the process that measures memory; None to skip memory.
-
-    Raises:
-        UserError: Fewer than one thread or query.
-    """
-
-    threads: int = 1
-    queries: int = 100
-    depth: int = 100
-    place: str | None = None
+    threads: int = 1  # of torch and FAISS
+    queries: int = 100  # number of queries to time
+    depth: int = 100  # documents per answer
+    place: str | None = None  # what `load_collection` takes in the process that measures memory; None to skip memory
 
     def __post_init__(self) -> None:
         for what, number in (("threads", self.threads), ("queries", self.queries)):
@@ -58,15 +48,8 @@ def measure_cost(
 ) -> Cost | None:
     """Time a system with batches of 1 and 32, after a warm-up and on a fixed number of threads, and measure its size.
 
-    Args:
-        ranker: The system.
-        collection: The collection that it searches.
-        texts: Queries.
-        config: How to measure.
-        source: What `load_ranker` takes for it, as text, for the process that measures memory; None to skip memory.
-
-    Returns:
-        None for a ranker that cannot answer new queries (`can_be_timed`), or whose vectors do not fit into memory.
+    Memory is measured in a process that loads the system from `source`, what `load_ranker` takes as text, if given.
+    None for a ranker that cannot answer new queries (`can_be_timed`), or whose vectors do not fit into memory.
 
     Raises:
         UserError: No query.
@@ -81,10 +64,13 @@ def measure_cost(
         raise UserError("no query to time; choose a split that has some.")
     with fixed_threads(config.threads):
         stages = ranker.timed_stages(collection, min(config.depth, documents))
-        timings = [_timing(stages, queries, batch) for batch in BATCHES]
+        timings = []
+        for batch in BATCHES:
+            parts, total, rate = staged_latency(stages, queries, batch=batch, warm_up=max(1, 10 // batch))
+            split = dict(zip(("encode", "search"), parts, strict=True)) if len(parts) == 2 else {}
+            timings.append(Timing(batch=batch, **split, total=total, queries_per_second=round(rate, 2)))
         throughput = _throughput(ranker, collection, config.threads)
-    each = ranker.bytes_per_document(collection)
-    peak = None
+    each, peak = ranker.bytes_per_document(collection), None
     if source is not None and config.place is not None:
         peak = peak_memory(source, config.place, queries[:_MEMORY], config.threads)
     return Cost(
@@ -95,12 +81,6 @@ def measure_cost(
         peak_bytes=peak,
         **throughput,
     )
-
-
-def _timing(stages: Sequence[Stage], texts: Sequence[str], batch: int) -> Timing:
-    parts, total, rate = staged_latency(stages, texts, batch=batch, warm_up=max(1, 10 // batch))
-    encode, search = parts if len(parts) == 2 else (None, None)
-    return Timing(batch=batch, encode=encode, search=search, total=total, queries_per_second=round(rate, 2))
 
 
 def query_latency(
@@ -135,13 +115,8 @@ def staged_latency(
 ) -> tuple[list[dict[str, float]], dict[str, float], float]:
     """Time consecutive stages, such as encoding and search.
 
-    Args:
-        stages: The first takes a list of `batch` query texts, each other one the output of the previous stage.
-        texts: Different queries; the last batch is filled up from the first ones.
-        batch: Queries per batch.
-        warm_up: Batches answered before the clock starts.
-        repeats: Rounds over the queries.
-        seconds: Time limit, which applies after 20 answers.
+    The first stage takes a list of `batch` query texts, each other one the output of the previous stage; the last batch
+    is filled up from the first texts. The other arguments are those of `query_latency`; `warm_up` counts batches.
 
     Returns:
         Milliseconds per batch (p50, p95, p99) of each stage, and of all stages together; queries per second.
@@ -159,8 +134,8 @@ def staged_latency(
 
 def _percentiles(times: np.ndarray) -> dict[str, float]:
     """Of (answers,) seconds, in milliseconds."""
-    p50, p95, p99 = np.percentile(times, [50, 95, 99]) * 1000
-    return {"p50": round(float(p50), 4), "p95": round(float(p95), 4), "p99": round(float(p99), 4)}
+    values = np.percentile(times, [50, 95, 99]) * 1000
+    return {name: round(float(value), 4) for name, value in zip(("p50", "p95", "p99"), values, strict=True)}
 
 
 def _times(
@@ -199,13 +174,12 @@ def _throughput(ranker: Ranker, collection: Collection, threads: int) -> dict[st
     if key not in _RATES:  # several systems of a table may share the encoder of documents
         _RATES[key] = _rates(encoder, collection, threads)
     rates = _RATES[key]
-    if not rates:
-        return {}
-    seconds = rates["encode_seconds"] if encoder is ranker.documents else None
-    return {"encoder": encoder.name, **rates, "encode_seconds": seconds}
+    if rates and encoder is not ranker.documents:
+        rates = {**rates, "encode_seconds": None}
+    return {"encoder": encoder.name, **rates} if rates else {}
 
 
-def _rates(encoder: Any, collection: Collection, threads: int) -> dict[str, float]:
+def _rates(encoder: Any, collection: Collection, threads: int) -> dict[str, Any]:
     """Fields of `Cost`, with the time to encode all documents; empty if the tokens cannot be counted."""
     count_tokens = _tokenizer(encoder)
     if count_tokens is None:
@@ -214,13 +188,13 @@ def _rates(encoder: Any, collection: Collection, threads: int) -> dict[str, floa
     rows = np.linspace(0, total - 1, min(_DOCUMENTS, total), dtype=int)
     texts = [collection.documents.slice(int(row), int(row) + 1)[0] for row in rows]
     encoder.encode(texts[:_WARM_UP], "document", batch_size=_BATCH)
+    encode = partial(encoder.encode, texts, "document", batch_size=_BATCH)
     start = time.perf_counter()
-    encoder.encode(texts, "document", batch_size=_BATCH)
+    encode()
     seconds = time.perf_counter() - start
-    work = operations(lambda: encoder.encode(texts, "document", batch_size=_BATCH))
     return {
         "tokens_per_second": round(count_tokens(texts) / seconds, 1),
-        "matrix_share": round(work / seconds / _machine_rate(threads), 4),
+        "matrix_share": round(operations(encode) / seconds / _machine_rate(threads), 4),
         # Significant digits, because the time of a small corpus must not be rounded to 0.
         "encode_seconds": float(f"{seconds / len(texts) * total:.3g}"),
     }
@@ -228,23 +202,17 @@ def _rates(encoder: Any, collection: Collection, threads: int) -> dict[str, floa
 
 def _tokenizer(encoder: Any) -> Callable[[Sequence[str]], int] | None:
     """Counts the tokens of documents that an encoder reads, including its prompt, up to its maximum length."""
-    first = encoder.modules("document")[0]
-    tokenizer: Any = getattr(first, "tokenizer", None)
+    tokenizer: Any = getattr(encoder.modules("document")[0], "tokenizer", None)
     prompt = encoder.prompt("document")
-    if hasattr(tokenizer, "encode_batch"):  # static models: a tokenizer of `tokenizers`, without special tokens
-        return lambda texts: sum(
-            len(encoding.ids)
-            for encoding in tokenizer.encode_batch([prompt + text for text in texts], add_special_tokens=False)
-        )
-    if not callable(tokenizer):
-        return None
-    limit = encoder.contract("document")["max_length"]
 
     def count(texts: Sequence[str]) -> int:
-        encoded = tokenizer([prompt + text for text in texts], truncation=limit is not None, max_length=limit)
-        return sum(map(len, encoded["input_ids"]))
+        prompted = [prompt + text for text in texts]
+        if hasattr(tokenizer, "encode_batch"):  # static models: a tokenizer of `tokenizers`, without special tokens
+            return sum(len(encoding.ids) for encoding in tokenizer.encode_batch(prompted, add_special_tokens=False))
+        limit = encoder.contract("document")["max_length"]
+        return sum(map(len, tokenizer(prompted, truncation=limit is not None, max_length=limit)["input_ids"]))
 
-    return count
+    return count if hasattr(tokenizer, "encode_batch") or callable(tokenizer) else None
 
 
 @contextlib.contextmanager
@@ -272,8 +240,7 @@ def _machine_rate(threads: int) -> float:
 def matrix_rate(size: int = 1024, repeats: int = 5) -> float:
     """Floating-point operations per second of this machine's float32 matrix product, the best of some repeats.
 
-    Products of two (size, size) matrices by torch, 2 size^3 operations each, on the device of the models, with
-    torch's present number of threads.
+    2 size^3 operations per product of two (size, size) matrices, on the models' device, with torch's present threads.
     """
     import torch
 
@@ -305,15 +272,8 @@ def peak_memory(system: str, collection: str, queries: list[str], threads: int) 
     """Highest resident memory, in bytes, of a new process that loads one system and answers queries.
 
     Resident memory includes Python, libraries, and native allocations of FAISS and torch, which `tracemalloc` misses.
-
-    Args:
-        system: What `load_ranker` takes, as text.
-        collection: What `load_collection` takes, as text.
-        queries: Answered one by one, 100 documents each.
-        threads: Of torch and FAISS.
-
-    Returns:
-        None if the process failed.
+    `load_ranker` and `load_collection` load the two; each query is answered alone, with 100 documents, by `threads`
+    threads of torch and FAISS. None if the process failed.
     """
     task = {"system": system, "collection": collection, "queries": queries, "threads": threads}
     command = [sys.executable, "-c", "from retrodistill.evaluation.cost import write_peak; write_peak()"]

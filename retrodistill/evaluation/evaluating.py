@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -42,26 +42,14 @@ _EXAMPLES = 5
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What to measure.
+    """What to measure: a UserError for an unknown measure, or a depth below 1."""
 
-    Attributes:
-        split: Split to measure on; None for BEIR's rule: test, and dev for msmarco.
-        measures: As `evaluate_run` takes them; None for BEIR's, except those deeper than `depth`.
-        depth: Documents retrieved per query; at most the size of the corpus.
-        teacher: Also measure agreement with this ranker.
-        cost: How cost is measured; None to skip it.
-        command: Command that reproduces the results, for results.json.
-
-    Raises:
-        UserError: An unknown measure, or a depth below 1.
-    """
-
-    split: str | None = None
-    measures: Sequence[str] | None = None
-    depth: int = 1000
-    teacher: Any = None
-    cost: CostConfig | None = None
-    command: str = ""
+    split: str | None = None  # None for BEIR's rule: test, and dev for msmarco
+    measures: Sequence[str] | None = None  # as `evaluate_run` takes them; None for BEIR's, but not deeper than `depth`
+    depth: int = 1000  # documents retrieved per query; at most the size of the corpus
+    teacher: Any = None  # a ranker: also measure agreement with it
+    cost: CostConfig | None = None  # how cost is measured; None to skip it
+    command: str = ""  # that reproduces the results, for results.json
 
     def __post_init__(self) -> None:
         if self.depth < 1:
@@ -83,15 +71,10 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Result of `evaluate` on one collection.
+    """Result of `evaluate` on one collection."""
 
-    Attributes:
-        results: As in results.json; its `systems` are the rows.
-        measured: The systems with their runs and per-query values.
-    """
-
-    results: Results
-    measured: dict[str, Measured]
+    results: Results  # as in results.json; its `systems` are the rows
+    measured: dict[str, Measured]  # the systems with their runs and per-query values
 
     @property
     def means(self) -> dict[str, dict[str, float]]:
@@ -108,18 +91,10 @@ class Evaluation:
         """``{system: run}``; read from the folder if there is one."""
         return {name: system.load_run() for name, system in self.measured.items() if system.run is not None}
 
-    def only(self, names: Container[str]) -> Evaluation:
-        """A copy with some of its systems."""
-        rows = [row for row in self.results.systems if row.name in names]
-        return Evaluation(
-            self.results.model_copy(update={"systems": rows}),
-            {name: system for name, system in self.measured.items() if name in names},
-        )
-
     def without_runs(self) -> Evaluation:
         """A copy without the runs in memory, which would fill up over many collections."""
         measured = {
-            name: system if isinstance(system.run, Path) else replace(system, run=None)
+            name: replace(system, run=system.run if isinstance(system.run, Path) else None)
             for name, system in self.measured.items()
         }
         return replace(self, measured=measured)
@@ -138,9 +113,8 @@ def evaluate(
         systems: ``{name: system}``, a list, or a single one: what `load_ranker` takes.
         collection: The collection to search.
         config: What to measure.
-        out: Folder of the collection, for ``runs/NAME.run``, ``per-query.parquet``, and ``results.json``. Systems that
-            were measured there with the same settings are not measured again. Other systems that were measured there
-            on the same queries stay in the table, in front.
+        out: Folder for ``runs/NAME.run``, ``per-query.parquet``, and ``results.json``. What was measured there with the
+            same settings is not measured again; other systems that were measured on the same queries stay in front.
         loaded: Systems that are shared with other collections; new ones are added.
 
     Returns:
@@ -155,19 +129,17 @@ def evaluate(
     if out is None:
         return _evaluation(evaluate_systems(candidates, task, config), candidates, task, config, notes)
     check_file_names(named)
-    settings = {
-        "split": task.split,
-        "measures": config.columns,
-        "depth": config.depth,
-        "cost": None if config.cost is None else config.cost.threads,
-    }
+    threads = None if config.cost is None else config.cost.threads
+    settings = {"split": task.split, "measures": config.columns, "depth": config.depth, "cost": threads}
     folder = Folder(Path(out), Manifest("evaluation", {"collection": collection.fingerprint}, settings))
     with exclusive(folder.path / ".lock"):
         measured = {**folder.before(named), **evaluate_systems(candidates, task, config, folder)}
         whole = _evaluation(measured, candidates, task, config, notes)
         write_per_query(list(whole.measured.values()), folder.path)
         write_json(folder.path / "results.json", _with_differences(whole, task).to_json())
-    return whole.only(named)
+    # Of the given systems, without those that were measured before.
+    results = whole.results.model_copy(update={"systems": [whole.measured[name].row for name in named]})
+    return Evaluation(results, {name: whole.measured[name] for name in named})
 
 
 def evaluate_systems(
@@ -175,14 +147,8 @@ def evaluate_systems(
 ) -> dict[str, Measured]:
     """Search, measure, and time systems: what `run`, `evaluate`, `compare`, and `check` have in common.
 
-    Args:
-        systems: The systems to measure.
-        task: What to measure on.
-        config: Measures, depth, and cost; split and teacher have no effect here.
-        folder: Systems that were measured there before are read, the others are written.
-
-    Returns:
-        Measurements by name, in order.
+    Split and teacher of the configuration have no effect here. Systems that were measured in the folder before are
+    read from it, the others are written to it. Returns the measurements by name, in order.
     """
     measured = {}
     for system in systems:
@@ -191,7 +157,8 @@ def evaluate_systems(
         if result is None:
             log(f"measuring {system.name}")
             result = _measure(system, task, config)
-            result = result if folder is None else folder.keep(fingerprint, result)
+            if folder is not None:
+                result = folder.keep(fingerprint, result)
         measured[system.name] = result
     return measured
 
@@ -229,53 +196,31 @@ def search(ranker: Ranker, collection: Collection, queries: Texts, depth: int) -
 
 def _task(collection: Collection, config: EvaluationConfig) -> tuple[Task, list[str]]:
     """The queries with their judgments, and notes for the reader."""
-    split = split_of(collection, config.split)
+    split, notes = split_of(collection, config.split), list(collection.warnings)
     queries = collection.split(split)
-    if collection.qrels:
-        notes = [*collection.warnings, version_note(collection, split), _depth_note(config)]
-        grades = collection.relevance(split).to_dict()
-        return Task(collection, split, queries, grades), [note for note in notes if note]
-    if config.teacher is None and config.cost is None:
-        raise UserError(
-            f"collection {collection.name} has no relevance judgments, so there is no quality to measure; "
-            "give a teacher for agreement with it, or ask for cost."
-        )
-    note = f"{collection.name} has no relevance judgments: quality is not measured."
-    return Task(collection, split, queries, None), [*collection.warnings, note]
-
-
-def _depth_note(config: EvaluationConfig) -> str | None:
-    """Measures that are deeper than the retrieved lists are lower than their names say."""
+    grades = collection.relevance(split).to_dict() if collection.qrels else None
+    if grades is None:
+        if config.teacher is None and config.cost is None:
+            raise UserError(
+                f"collection {collection.name} has no relevance judgments, so there is no quality to measure; "
+                "give a teacher for agreement with it, or ask for cost."
+            )
+        notes.append(f"{collection.name} has no relevance judgments: quality is not measured.")
+    elif version := version_note(collection, split):
+        notes.append(version)
+    # Measures that are deeper than the retrieved lists are lower than their names say.
     deep = [measure for measure in config.columns if (parse_measure(measure).cutoff or 0) > max(config.depth, 10)]
-    if not deep:
-        return None
-    return f"{', '.join(deep)}: only {config.depth} documents a query were retrieved (depth), so it counts no deeper."
+    if deep and grades is not None:
+        lower = f"only {config.depth} documents a query were retrieved (depth), so it counts no deeper."
+        notes.append(f"{', '.join(deep)}: {lower}")
+    return Task(collection, split, queries, grades), notes
 
 
 def _evaluation(
     measured: dict[str, Measured], systems: Sequence[System], task: Task, config: EvaluationConfig, notes: list[str]
 ) -> Evaluation:
-    """The measurements, with agreement if there is a teacher."""
-    if config.teacher is not None:
-        runs = {name: system.load_run() for name, system in measured.items()}
-        agreement = agreements(config.teacher, runs, task.collection, task.queries, task.grades)
-        measured = {name: system.with_row(agreement=agreement[name]) for name, system in measured.items()}
-    content = Results(
-        collection=task.collection.name,
-        split=task.split,
-        queries=len(task.queries),
-        systems=[system.row for system in measured.values()],
-        command=config.command,
-        hardware=hardware(),
-        versions=library_versions(),
-        notes=[*notes, *(system.note for system in measured.values() if system.note)],
-        provenance=_provenance(systems, task.collection, config),
-    )
-    return Evaluation(content, measured)
-
-
-def _provenance(systems: Sequence[System], collection: Collection, config: EvaluationConfig) -> dict[str, Any]:
-    """Fingerprints of data, systems, and teacher, and the depth of the search."""
+    """The measurements, with agreement if there is a teacher, and with fingerprints of all that they depend on."""
+    collection, teacher = task.collection, config.teacher
     prints = {system.name: system.ranker.fingerprint(collection) for system in systems}
     provenance = {
         "collection": collection.fingerprint,
@@ -283,9 +228,23 @@ def _provenance(systems: Sequence[System], collection: Collection, config: Evalu
         "depth": str(min(config.depth, len(collection.documents))),
         **{f"system {name}": fingerprint for name, fingerprint in prints.items() if fingerprint},
     }
-    if config.teacher is not None:
-        provenance["teacher"] = f"{config.teacher.name} {config.teacher.fingerprint(collection)}"
-    return provenance
+    if teacher is not None:
+        runs = {name: system.load_run() for name, system in measured.items()}
+        agreement = agreements(teacher, runs, collection, task.queries, task.grades)
+        measured = {name: system.with_row(agreement=agreement[name]) for name, system in measured.items()}
+        provenance["teacher"] = f"{teacher.name} {teacher.fingerprint(collection)}"
+    content = Results(
+        collection=collection.name,
+        split=task.split,
+        queries=len(task.queries),
+        systems=[system.row for system in measured.values()],
+        command=config.command,
+        hardware=hardware(),
+        versions=library_versions(),
+        notes=[*notes, *(system.note for system in measured.values() if system.note)],
+        provenance=provenance,
+    )
+    return Evaluation(content, measured)
 
 
 def _with_differences(evaluation: Evaluation, task: Task) -> Results:

@@ -23,11 +23,7 @@ Ranking = dict[str, tuple[int, float]]  # by document, in rank order: rank from 
 def shown_queries(task: Task, reference: Measured, other: Measured, count: int) -> dict[str, Any]:
     """The fields ``sides``, ``examples``, ``won``, and ``lost`` of `Results`.
 
-    Args:
-        task: Queries, judgments, and texts.
-        reference: One system.
-        other: The other, usually the student.
-        count: Number of evenly spaced examples; 0 shows no queries at all.
+    `count` is the number of evenly spaced examples; 0 shows no queries at all.
     """
     chosen = {"examples": spread_out(task.queries.ids, count)}
     if count:
@@ -39,17 +35,10 @@ def shown_queries(task: Task, reference: Measured, other: Measured, count: int) 
 def won_and_lost(
     reference: Mapping[str, float], other: Mapping[str, float], most: int = CHANGED
 ) -> tuple[list[str], list[str]]:
-    """Ids of at most `most` queries that `other` answers better, and worse, with the largest difference first.
-
-    Args:
-        reference: A measure by query.
-        other: The same measure of the other system.
-        most: Maximum length of each list.
-    """
+    """Ids of at most `most` queries that `other` answers better, and worse, with the largest difference first."""
     queries = [query for query in reference if query in other]
     gains = np.array([other[query] - reference[query] for query in queries])
-    order = np.argsort(-gains, kind="stable")
-    won = [queries[at] for at in order[:most] if gains[at] > LEAST]
+    won = [queries[at] for at in np.argsort(-gains, kind="stable")[:most] if gains[at] > LEAST]
     lost = [queries[at] for at in np.argsort(gains, kind="stable")[:most] if gains[at] < -LEAST]
     return won, lost
 
@@ -70,7 +59,9 @@ def side_by_side(task: Task, queries: Sequence[str], reference: Measured, other:
     names = sorted(shown.union(*missed.values()))
     # Only the shown documents are looked up: the corpus may be large.
     titles, bodies = task.collection.titles.select(names), task.collection.bodies.select(names)
-    texts = {name: {"title": snippet(titles[name], _TITLE), "text": snippet(bodies[name], _TEXT)} for name in names}
+    texts: dict[str, dict[str, Any]] = {
+        name: {"title": snippet(titles[name], _TITLE), "text": snippet(bodies[name], _TEXT)} for name in names
+    }
 
     def hits(query: str, ranking: Ranking) -> list[Hit]:
         return [
@@ -78,9 +69,15 @@ def side_by_side(task: Task, queries: Sequence[str], reference: Measured, other:
             for name in _first(ranking)
         ]
 
+    def rank(ranking: Ranking, name: str) -> int | None:
+        return ranking[name][0] if name in ranking else None
+
     examples = []
     for query in queries:
         teacher, student = (rankings.get(query, {}) for rankings in both)
+        places: dict[str, dict[str, Any]] = {
+            name: {"teacher_rank": rank(teacher, name), "student_rank": rank(student, name)} for name in missed[query]
+        }
         examples.append(
             Example(
                 query=task.collection.queries[query],
@@ -88,15 +85,7 @@ def side_by_side(task: Task, queries: Sequence[str], reference: Measured, other:
                 relevant=sorted(relevant[query]),
                 teacher=hits(query, teacher),
                 student=hits(query, student),
-                missed=[
-                    Missed(
-                        document_id=name,
-                        teacher_rank=_rank(teacher, name),
-                        student_rank=_rank(student, name),
-                        **texts[name],
-                    )
-                    for name in missed[query]
-                ],
+                missed=[Missed(document_id=name, **ranks, **texts[name]) for name, ranks in places.items()],
                 teacher_value=values[0].get(query),
                 student_value=values[1].get(query),
             )
@@ -105,30 +94,25 @@ def side_by_side(task: Task, queries: Sequence[str], reference: Measured, other:
 
 
 def _rankings(run: Run, queries: Sequence[str]) -> dict[str, Ranking]:
-    return {
-        query: {
-            str(name): (rank, float(score)) for rank, (name, score) in enumerate(zip(*ranking, strict=True), start=1)
-        }
-        for query, *ranking in run.select(queries).ranked()
-    }
+    rankings = {}
+    for query, documents, scores in run.select(queries).ranked():
+        scored = enumerate(zip(documents, scores, strict=True), start=1)
+        rankings[query] = {str(name): (rank, float(score)) for rank, (name, score) in scored}
+    return rankings
 
 
 def _first(ranking: Ranking) -> list[str]:
     return list(ranking)[:_SHOWN]
 
 
-def _rank(ranking: Ranking, name: str) -> int | None:
-    return ranking[name][0] if name in ranking else None
-
-
 def _missed(relevant: set[str], rankings: Sequence[Ranking]) -> list[str]:
     """At most five relevant documents that no system shows: those with the best rank first, then the others by id."""
     shown = {name for ranking in rankings for name in _first(ranking)}
-
-    def best(name: str) -> tuple[float, str]:
-        return min((ranking[name][0] for ranking in rankings if name in ranking), default=np.inf), name
-
-    return sorted(relevant - shown, key=best)[:_SHOWN]
+    best = {
+        name: min((ranking[name][0] for ranking in rankings if name in ranking), default=np.inf)
+        for name in relevant - shown
+    }
+    return sorted(best, key=lambda name: (best[name], name))[:_SHOWN]
 
 
 def snippet(text: str, length: int) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,19 +28,12 @@ Scores = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure.
+    """A measure."""
 
-    Attributes:
-        name: Its column and its key in results.json: ``ndcg@10`` for ``nDCG@10``, else the string of ir_measures.
-        cutoff: Depth of the ranking that counts; None for the whole ranking.
-        computed: The measure of ir_measures that `value_at_cutoff` starts from.
-        is_hole: Whether it is ``hole@k``, the share of the top k without a judgment.
-    """
-
-    name: str
-    cutoff: int | None
-    computed: Any
-    is_hole: bool = False
+    name: str  # its column and its key in results.json: ``ndcg@10`` for ``nDCG@10``, else the string of ir_measures
+    cutoff: int | None  # depth of the ranking that counts; None for the whole ranking
+    computed: Any  # the measure of ir_measures that `value_at_cutoff` starts from
+    is_hole: bool = False  # whether it is ``hole@k``, the share of the top k without a judgment
 
     def value_at_cutoff(self, value: float, documents: int) -> float:
         """The measure of a query, from the value of ir_measures and the number of retrieved documents."""
@@ -109,17 +101,19 @@ def parse_measure(text: str) -> Measure:
     try:
         measure = ir_measures.parse_measure(f"{_INPUTS[name]}@{cutoff}" if name in _INPUTS else text)
         measure.validate_params()
+        depth = measure.params.get("cutoff")
+        if depth is not None and depth < 1:
+            raise ValueError(f"cutoff {depth}")
     except (ValueError, NameError, TypeError, AssertionError) as error:
-        raise _unknown_measure(text) from error
-    depth = measure.params.get("cutoff")
-    if depth is not None and depth < 1:
-        raise _unknown_measure(text)
+        near = unknown("measure", text, [f"{name}@k" for name in (*_SHORT, "hole")])
+        raise UserError(
+            f"{near} Or any string of ir_measures, such as RR(rel=2)@10, Rprec, Success@5 or infAP."
+        ) from error
     canonical = next((f"{short}@{depth}" for short, name in _SHORT.items() if str(measure) == f"{name}@{depth}"), "")
+    computed = measure
     if measure.NAME == "RR" and depth is not None:  # trec_eval's has no cutoff: `value_at_cutoff` applies it
-        parameters = {key: value for key, value in measure.params.items() if key != "cutoff"}
-        parsed = Measure(canonical or str(measure), depth, type(measure)(**parameters))
-    else:
-        parsed = Measure(canonical or str(measure), depth, measure)
+        computed = type(measure)(**{key: value for key, value in measure.params.items() if key != "cutoff"})
+    parsed = Measure(canonical or str(measure), depth, computed)
     _provider(parsed)
     return parsed
 
@@ -129,26 +123,17 @@ def measures_within(depth: int, measures: Iterable[str] = BEIR_MEASURES) -> list
     return [measure for measure in measures if (parse_measure(measure).cutoff or 0) <= max(depth, 10)]
 
 
-def _unknown_measure(text: str) -> UserError:
-    error = unknown("measure", text, [f"{name}@k" for name in (*_SHORT, "hole")])
-    return UserError(f"{error} Or any string of ir_measures, such as RR(rel=2)@10, Rprec, Success@5 or infAP.")
-
-
 def _provider(measure: Measure) -> Any:
-    """The provider of ir_measures that computes a measure: pytrec_eval if it can, or else another.
-
-    Raises:
-        UserError: None is installed.
-    """
+    """The provider of ir_measures that computes a measure: pytrec_eval if it can, or else another installed one."""
     import ir_measures
 
     if ir_measures.pytrec_eval.supports(measure.computed):
         return ir_measures.pytrec_eval
     others = [ir_measures.providers.registry[name] for name in _PROVIDERS]
     able = [provider for provider in others if provider.supports(measure.computed)]
-    for provider in able:
-        if provider.is_available():
-            return provider
+    installed = next((provider for provider in able if provider.is_available()), None)
+    if installed is not None:
+        return installed
     hints = [hint for provider in able if (hint := provider.install_instructions())]
     raise UserError(
         f"measure {measure.name!r} cannot be computed here; {hints[0] if hints else 'use one that pytrec_eval has'}."
@@ -160,22 +145,22 @@ def _computed(measures: Sequence[Measure], scores: Scores, grades: dict[str, dic
     import ir_measures
 
     judged = {query: dict.fromkeys(documents, 1) for query, documents in grades.items()}
-    values: list[dict[str, float]] = [{} for _ in measures]
-    plain: list[int] = []
-    for column, measure in enumerate(measures):
-        provider = _provider(measure)
-        if measure.is_hole:
-            values[column] = _of_block(provider, [measure.computed], judged, scores)[measure.computed]
-        elif provider is not ir_measures.pytrec_eval:  # each of these breaks ties in its own way
-            values[column] = _of_block(provider, [measure.computed], grades, _without_ties(scores))[measure.computed]
-        elif measure.computed.params.keys() <= {"cutoff", "rel"}:
-            plain.append(column)
-        else:  # custom gains would leak into measures of the same call (ir_measures 0.4.3)
-            values[column] = _of_block(provider, [measure.computed], grades, scores)[measure.computed]
-    if plain:
-        together = _of_block(ir_measures.pytrec_eval, [measures[at].computed for at in plain], grades, scores)
-        for column in plain:
-            values[column] = together[measures[column].computed]
+    providers, plain = [_provider(measure) for measure in measures], ir_measures.pytrec_eval
+    # Custom gains would leak into measures of the same call (ir_measures 0.4.3).
+    shared = [
+        measure.computed
+        for measure, provider in zip(measures, providers, strict=True)
+        if provider is plain and not measure.is_hole and measure.computed.params.keys() <= {"cutoff", "rel"}
+    ]
+    together = _of_block(plain, shared, grades, scores) if shared else {}
+    values = []
+    for measure, provider in zip(measures, providers, strict=True):
+        if measure.computed in together and not measure.is_hole:
+            values.append(together[measure.computed])
+            continue
+        ranked = scores if provider is plain else _without_ties(scores)  # each other one breaks ties in its own way
+        block = _of_block(provider, [measure.computed], judged if measure.is_hole else grades, ranked)
+        values.append(block[measure.computed])
     return values
 
 
@@ -190,20 +175,12 @@ def _of_block(
 
 
 def _without_ties(scores: Scores) -> Scores:
-    """Distinct scores in the order of trec_eval (score as float32, then document id, both descending).
-
-    They are above 0, because Compat takes a document with score 0 as not retrieved.
-    """
-
-    def place(query: str, document: str) -> tuple[np.float32, str]:
-        return np.float32(scores[query][document]), document
-
-    return {
-        query: {
-            document: float(rank) for rank, document in enumerate(sorted(documents, key=partial(place, query)), start=1)
-        }
-        for query, documents in scores.items()
-    }
+    """Ranks as scores, in trec_eval's order (float32, then id), above 0: Compat takes 0 as not retrieved."""
+    ranked = {}
+    for query, documents in scores.items():
+        order = sorted((np.float32(score), document) for document, score in documents.items())
+        ranked[query] = {document: float(rank) for rank, (_, document) in enumerate(order, start=1)}
+    return ranked
 
 
 def _blocks(run: Run) -> Iterator[Scores]:

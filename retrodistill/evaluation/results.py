@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -40,89 +39,64 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_known(cls, content: Any) -> Any:
+        keys = [str(field.serialization_alias or name) for name, field in cls.model_fields.items()]
+        for key in content if isinstance(content, dict) else ():
+            if key not in keys and key not in cls.model_fields:
+                raise ValueError(unknown("key", key, keys))
+        return content
+
 
 class Bin(Record):
-    """A point of the calibration plot: a group of pairs with similar scores of the system.
-
-    Attributes:
-        pairs: Number of pairs.
-        student, teacher: Mean raw scores of the system and of the teacher.
-        low, high: Quartiles of the teacher's scores.
-    """
+    """A point of the calibration plot: a group of pairs with similar scores of the system."""
 
     pairs: int = Field(ge=1)
-    student: float
+    student: float  # mean raw scores, of the system and of the teacher
     teacher: float
-    low: float
+    low: float  # quartiles of the teacher's scores
     high: float
 
 
 class Agreement(Record):
-    """Agreement of a system's rankings with a teacher's; only `reached` and `ceiling` need relevance judgments.
-
-    Attributes:
-        teacher: Its name.
-        queries: Number of queries: those of a recorded teacher, all for any other; None if unknown.
-        overlap10: Share of the teacher's top 10 among the system's top 10; in JSON ``overlap@10``.
-        rank_biased_overlap: Webber et al. 2010, extrapolated, p = .9.
-        kendall_tau: Tau-b on the teacher's top 100, mean over the queries where it is defined.
-        reached: nDCG@10 of the system on these queries.
-        ceiling: nDCG@10 of the system's top 100 in the teacher's order: what a better order of the same candidates
-            could reach if the teacher is right.
-        calibration: Pairs of the system's top 100, in 20 groups by its score.
-    """
+    """Agreement of a system's rankings with a teacher's; only `reached` and `ceiling` need relevance judgments."""
 
     teacher: str
-    queries: int | None = Field(default=None, ge=1)
-    overlap10: Share = _named("overlap@10")
-    rank_biased_overlap: Share
-    kendall_tau: float | None = Field(default=None, ge=-1, le=1)
-    reached: Share | None = None
+    queries: int | None = Field(default=None, ge=1)  # those of a recorded teacher, all for any other; None if unknown
+    overlap10: Share = _named("overlap@10")  # of the teacher's top 10 among the system's top 10
+    rank_biased_overlap: Share  # Webber et al. 2010, extrapolated, p = .9
+    kendall_tau: float | None = Field(default=None, ge=-1, le=1)  # tau-b on the teacher's top 100, mean where defined
+    reached: Share | None = None  # nDCG@10 of the system on these queries
+    # nDCG@10 of the system's top 100 in the teacher's order: what a better order of the same candidates could reach if
+    # the teacher is right.
     ceiling: Share | None = None
-    calibration: list[Bin] = Field(default_factory=list)
+    calibration: list[Bin] = Field(default_factory=list)  # pairs of the system's top 100, in 20 groups by its score
 
 
 class Timing(Record):
-    """Milliseconds per batch (p50, p95, p99) of encoding, of search, and in total.
+    """Milliseconds per batch (p50, p95, p99) of encoding, of search (None if not separated), and in total."""
 
-    Attributes:
-        batch: Queries per batch.
-        encode, search: None if they cannot be separated.
-        queries_per_second: Over all answers, one batch after the other.
-    """
-
-    batch: int = Field(ge=1)
+    batch: int = Field(ge=1)  # queries per batch
     encode: Milliseconds | None = None
     search: Milliseconds | None = None
     total: Milliseconds
-    queries_per_second: Amount
+    queries_per_second: Amount  # over all answers, one batch after the other
 
 
 class Cost(Record):
-    """What serving a system takes on the machine that results.json names.
+    """What serving a system takes on the machine that results.json names."""
 
-    Attributes:
-        threads: Threads of torch and FAISS.
-        timings: For each batch size.
-        total_bytes: Everything that serving keeps for all documents.
-        build_seconds: Wall time of building the index, if its manifest has it.
-        encode_seconds: Time to encode all documents, estimated from a sample.
-        peak_bytes: Highest resident memory of a process that loads only this system and answers queries: model,
-            index, and libraries together.
-        encoder: The encoder whose throughput follows.
-        tokens_per_second: Tokens of documents that it encodes, in batches of 32.
-        matrix_share: Share of the machine's measured float32 matrix product rate that this uses, including padding.
-    """
-
-    threads: int = Field(ge=1)
-    timings: list[Timing] = Field(min_length=1)
-    total_bytes: Amount | None = None
-    build_seconds: Amount | None = None
-    encode_seconds: Amount | None = None
+    threads: int = Field(ge=1)  # of torch and FAISS
+    timings: list[Timing] = Field(min_length=1)  # for each batch size
+    total_bytes: Amount | None = None  # everything that serving keeps for all documents
+    build_seconds: Amount | None = None  # wall time of building the index, if its manifest has it
+    encode_seconds: Amount | None = None  # time to encode all documents, estimated from a sample
+    # Highest resident memory of a process that loads only this system: model, index, and libraries together.
     peak_bytes: int | None = Field(default=None, ge=0)
-    encoder: str | None = None
-    tokens_per_second: Amount | None = None
-    matrix_share: Amount | None = None
+    encoder: str | None = None  # whose throughput follows
+    tokens_per_second: Amount | None = None  # of documents, in batches of 32
+    matrix_share: Amount | None = None  # of the machine's measured float32 matrix product rate, including padding
 
 
 class SystemResult(Record):
@@ -161,13 +135,6 @@ class SystemResult(Record):
     cost: Cost | None = None
 
 
-def of_measures(values: Mapping[str, float]) -> dict[str, Any]:
-    """Means as `SystemResult` takes them: those with their own field, and the others under ``measures``."""
-    own = {str(field.serialization_alias) for field in SystemResult.model_fields.values() if field.serialization_alias}
-    named = {measure: value for measure, value in values.items() if measure in own}
-    return {"ndcg@10": None, **named, "measures": {key: value for key, value in values.items() if key not in own}}
-
-
 class Hit(Record):
     """A document in a ranking; title and text are shortened, the score is raw, higher is better."""
 
@@ -189,23 +156,15 @@ class Missed(Record):
 
 
 class Example(Record):
-    """A query with the rankings of the reference (the teaching system, if there is one) and of the student.
+    """A query with the rankings of the reference (the teaching system, if there is one) and of the student."""
 
-    Attributes:
-        query, query_id: Its text and its id.
-        relevant: Ids of the documents that were judged relevant.
-        teacher, student: Rankings of the reference and of the student, best first; `Results.sides` has the names.
-        missed: Relevant documents that neither ranking shows, the best placed first.
-        teacher_value, student_value: nDCG@10 of this query; None without judgments.
-    """
-
-    query: str
-    relevant: list[str]
-    teacher: list[Hit]
+    query: str  # its text
+    relevant: list[str]  # ids of the documents that were judged relevant
+    teacher: list[Hit]  # the reference's ranking, best first; `Results.sides` has the names
     student: list[Hit]
-    missed: list[Missed] = Field(default_factory=list)
+    missed: list[Missed] = Field(default_factory=list)  # relevant, but in neither ranking; the best placed first
     query_id: str = ""
-    teacher_value: Share | None = None
+    teacher_value: Share | None = None  # nDCG@10 of this query; None without judgments
     student_value: Share | None = None
 
 
@@ -267,11 +226,7 @@ class Results(Record):
         return self.teacher if self.kept_of is None else self.system(self.kept_of)
 
     def system(self, name: str) -> SystemResult:
-        """The system with this name.
-
-        Raises:
-            UserError: There is none.
-        """
+        """The system with this name, or a UserError."""
         for system in self.systems:
             if system.name == name:
                 return system
@@ -287,11 +242,7 @@ class Results(Record):
 
     @classmethod
     def from_json(cls, content: Any) -> Results:
-        """Read the dictionary of a results.json.
-
-        Raises:
-            UserError: A key is missing, unknown, or has an invalid value; says which and why.
-        """
+        """Read the dictionary of a results.json; a UserError names the key that is missing, unknown, or invalid."""
         if not isinstance(content, dict):
             raise UserError(f"results.json should hold one object, not {type(content).__name__}; is it another file?")
         try:
@@ -323,15 +274,14 @@ class Results(Record):
     @classmethod
     def _steps(cls, curves: dict[str, Any]) -> dict[str, Any]:
         for name, curve in curves.items():
-            for key in curve:
+            for key, points in curve.items():
                 if key not in CURVE_KEYS:
                     raise ValueError(f"curve of {name!r}: {unknown('key', key, CURVE_KEYS)}")
-            points = [point for key in CURVE_KEYS for point in curve.get(key, [])]
-            if any(point.get("step") is None for point in points):
-                raise ValueError(f"curve of {name!r}: a point lacks its step")
-            for key, value in ((key, point.get(key)) for point in points for key in POINT_KEYS):
-                if value is not None and not _is_number(value):
-                    raise ValueError(f"curve of {name!r}: {key} is {value!r}, not a number")
+                if any(point.get("step") is None for point in points):
+                    raise ValueError(f"curve of {name!r}: a point lacks its step")
+                for part, value in ((part, point.get(part)) for point in points for part in POINT_KEYS):
+                    if value is not None and not _is_number(value):
+                        raise ValueError(f"curve of {name!r}: {part} is {value!r}, not a number")
         return curves
 
     @model_validator(mode="after")
@@ -340,9 +290,9 @@ class Results(Record):
         twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
             raise ValueError(f"two systems are named {twice[0]!r}; give each its own name")
-        named = [("taught_by", self.taught_by), ("kept_of", self.kept_of), *(("sides", name) for name in self.sides)]
         if len(self.sides) not in (0, 2):
             raise ValueError(f"sides names {len(self.sides)} systems; the rankings shown are of two")
+        named = [("taught_by", self.taught_by), ("kept_of", self.kept_of), *(("sides", name) for name in self.sides)]
         named += [("comparison", comparison[side]) for comparison in self.comparisons for side in ("a", "b")]
         for what, name in named:
             if name is not None and name not in names:
@@ -358,21 +308,8 @@ def _user_error(error: ValidationError) -> UserError:
     """The first error, with its place."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return unknown(f"key {place} in results.json:", first["loc"][-1], _keys_at(first["loc"][:-1]))
     if first["type"] == "missing":
         return UserError(f"results.json lacks {place}.")
-    reason = first["msg"].removeprefix("Value error, ")
+    reason = first["msg"].removeprefix("Value error, ").removesuffix(".")
     came = f", not {first['input']!r:.60}" if isinstance(first["input"], str | int | float | None) else ""
     return UserError(f"results.json, {place or 'as a whole'}: {reason[:1].lower() + reason[1:]}{came}.")
-
-
-def _keys_at(place: tuple[int | str, ...]) -> list[str]:
-    """The keys of the record at a place."""
-    models: dict[str, type[Record]] = {
-        "systems": SystemResult, "examples": Example, "won": Example, "lost": Example, "teacher": Hit, "student": Hit,
-        "missed": Missed, "agreement": Agreement, "calibration": Bin, "cost": Cost, "timings": Timing,
-    }  # fmt: skip
-    names = [part for part in place if isinstance(part, str)]
-    model = models[names[-1]] if names else Results
-    return [str(field.serialization_alias or name) for name, field in model.model_fields.items()]

@@ -18,13 +18,9 @@ _BLOCK_VALUES = 4_000_000  # per resampling block: bounds memory at about 100 MB
 def paired_tests(
     pairs: Sequence[tuple[str, str]], values: Mapping[str, np.ndarray], measure: str, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """The comparisons of results.json (as `Comparison.comparisons`, without ``changed``), corrected for their number.
+    """The comparisons of results.json, corrected for their number; each difference is a minus b of a pair of names.
 
-    Args:
-        pairs: Names (a, b); the difference is a minus b.
-        values: By name, (queries,) values of one measure, with the queries in the same order.
-        measure: Its name.
-        seed: Of the resampling.
+    `values` are, by name, (queries,) values of the measure, with the queries in the same order.
     """
     tests = [
         {
@@ -74,17 +70,10 @@ def compare_paired(a: np.ndarray, b: np.ndarray, *, seed: int = 0) -> dict[str, 
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Correct p-values for the number of comparisons (Holm 1979).
+    """Correct p-values, each from 0 to 1, in any order, for the number of comparisons (Holm 1979); others are refused.
 
-    Args:
-        p: Of every comparison, in any order.
-
-    Returns:
-        Corrected values in the same order, at most 1: in ascending order, the i-th of m (from 0) is multiplied by
-        m - i, and is at least as large as the one before.
-
-    Raises:
-        UserError: A value outside 0..1.
+    In the same order, at most 1: ascending, the i-th of m (from 0) is multiplied by m - i, and is at least as large as
+    the one before.
     """
     values = np.asarray(p, dtype=np.float64)
     if not ((values >= 0) & (values <= 1)).all():  # NaN fails too
@@ -96,18 +85,11 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def smallest_difference(differences: np.ndarray, *, alpha: float = 0.05, power: float = 0.8) -> float | None:
-    """The mean difference that a paired two-sided test detects with the given power.
+    """The mean difference that a paired two-sided test at level `alpha` detects with probability `power`.
 
-    (z(1 - alpha / 2) + z(power)) s / sqrt(n), with s the standard deviation of the differences and z the quantiles of
-    the normal distribution: 2.80 s / sqrt(n) by default (Sakai, Laboratory Experiments in Information Retrieval, 2018).
-
-    Args:
-        differences: (queries,) values of one system minus those of the other.
-        alpha: Level of the test.
-        power: Probability of detecting a difference of that size.
-
-    Returns:
-        At least 0, in units of the measure; None for fewer than two queries.
+    (z(1 - alpha / 2) + z(power)) s / sqrt(n), with s the standard deviation of the (queries,) differences and z the
+    quantiles of the normal distribution: 2.80 s / sqrt(n) by default (Sakai, Laboratory Experiments in Information
+    Retrieval, 2018). At least 0, in units of the measure; None for fewer than two queries.
     """
     if len(differences) < 2:
         return None

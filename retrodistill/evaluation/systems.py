@@ -18,7 +18,7 @@ from retrodistill.core.stores import slug
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.evaluation.measures import Grades, means
-from retrodistill.evaluation.results import Cost, Results, Role, SystemResult, of_measures
+from retrodistill.evaluation.results import Cost, Results, Role, SystemResult
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.runs.formats import read_run, save_run
@@ -26,33 +26,23 @@ from retrodistill.runs.run import Run
 
 PER_QUERY = "per-query.parquet"
 PLACE = "{collection}"  # in the name of a run or an index: replaced by the name of each collection
+_KEPT = {"bytes_per_document", "cost", "documents_by", "queries_by"}  # columns of a system's row, in its folder
 _SPLITS = {"msmarco": "dev"}  # its test split is TREC's Deep Learning track of 2019; BEIR's table uses dev
 _TOUCHE, _TOUCHE_V2 = "webis-touche2020", 2214  # number of judgments in version 2
 
 
 @dataclass(frozen=True)
 class System:
-    """A system to measure.
+    """A system to measure."""
 
-    Attributes:
-        name: Its name in tables and files.
-        ranker: What searches.
-        role: baseline, teacher, control, or student.
-        documents_by, queries_by: What encodes each side; empty for what the ranker says.
-        source: What `load_ranker` takes for it, as text, so that another process can measure its memory. The memory of
-            a system without a source is not measured.
-        is_served: False for a system that is not meant for serving: it gets neither latency nor bytes per document.
-        queries: Queries that replace those of the collection, under the same ids (rewrites).
-    """
-
-    name: str
-    ranker: Ranker
+    name: str  # in tables and files
+    ranker: Ranker  # what searches
     role: Role = "baseline"
-    documents_by: str = ""
+    documents_by: str = ""  # what encodes each side; empty for what the ranker says
     queries_by: str = ""
-    source: str | None = None
-    is_served: bool = True
-    queries: Texts | None = None
+    source: str | None = None  # what `load_ranker` takes, for the process that measures memory; None to skip memory
+    is_served: bool = True  # False for one that is not meant for serving: no latency, no bytes per document
+    queries: Texts | None = None  # they replace those of the collection, under the same ids (rewrites)
 
 
 @dataclass(frozen=True)
@@ -67,26 +57,22 @@ class Task:
 
 @dataclass(frozen=True)
 class Measured:
-    """The measurements of a system.
+    """The measurements of a system."""
 
-    Attributes:
-        row: As in results.json.
-        run: Its results, or the file that holds them; None if they were dropped.
-        per_query: query_id and a column per measure; None without judgments.
-        note: What a reader must know about it.
-    """
-
-    row: SystemResult
-    run: Run | Path | None
-    per_query: pa.Table | None
-    note: str = ""
+    row: SystemResult  # as in results.json
+    run: Run | Path | None  # its results, or the file that holds them; None if they were dropped
+    per_query: pa.Table | None  # query_id and a column per measure; None without judgments
+    note: str = ""  # what a reader must know about it
 
     @classmethod
     def of(cls, run: Run | Path, per_query: pa.Table | None, cost: Cost | None, note: str = "", **row: Any) -> Measured:
         """Fill the row from the measurements and from its other values, as in results.json."""
-        values = {} if per_query is None else means(per_query)
-        query_ms = None if cost is None else cost.timings[0].total
-        content = {**row, **of_measures(values), "query_ms": query_ms, "cost": cost}
+        own = {field.serialization_alias for field in SystemResult.model_fields.values()}
+        content: dict[str, Any] = {"ndcg@10": None, "measures": {}, **row, "cost": cost}
+        for name, value in ({} if per_query is None else means(per_query)).items():
+            (content if name in own else content["measures"])[name] = value
+        if cost is not None:
+            content["query_ms"] = cost.timings[0].total
         return cls(SystemResult.model_validate(content), run, per_query, note)
 
     @property
@@ -95,11 +81,7 @@ class Measured:
         return self.row.name
 
     def load_run(self) -> Run:
-        """The run, read from disk if it is there.
-
-        Raises:
-            UserError: The run was dropped.
-        """
+        """The run, read from disk if it is there; a UserError if it was dropped."""
         if self.run is None:
             raise UserError(f"the run of {self.name} was not kept; evaluate it again with a folder.")
         return read_run(self.run, may_be_empty=True) if isinstance(self.run, Path) else self.run
@@ -116,57 +98,43 @@ class Measured:
 
 
 def named_systems(systems: Mapping[str, Any] | Sequence[Any] | Any) -> dict[str, Any]:
-    """Systems by name, from a mapping, a list of names or objects, or a single one.
-
-    Raises:
-        UserError: There is no system, or two have the same name.
-    """
+    """Systems by name, from a mapping, a list, or a single one; a UserError if there is none, or a name twice."""
     if isinstance(systems, Mapping):
         named = dict(systems)
     else:
-        listed = list(systems) if isinstance(systems, (list, tuple)) else [systems]
-        names = [str(getattr(system, "name", system)) for system in listed]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise UserError(f"system {twice!r} is given twice; give each once, or a name to each.")
-        named = dict(zip(names, listed, strict=True))
+        named = {}
+        for system in systems if isinstance(systems, (list, tuple)) else [systems]:
+            name = str(getattr(system, "name", system))
+            if name in named:
+                raise UserError(f"system {name!r} is given twice; give each once, or a name to each.")
+            named[name] = system
     if not named:
         raise UserError("no system to evaluate; give at least one.")
     return named
 
 
 def load_systems(sources: Mapping[str, Any], collection: str, loaded: dict[str, System]) -> list[System]:
-    """Load the systems for one collection.
+    """Load systems of one collection, by name from what `load_ranker` takes; errors as there.
 
-    Args:
-        sources: By name, what `load_ranker` takes. ``{collection}`` in a source is replaced by the collection's name.
-        collection: The name.
-        loaded: Systems without ``{collection}`` in their source: they are loaded once for all collections.
-
-    Raises:
-        UserError: A system cannot be loaded, or cannot search.
+    ``{collection}`` in a source is replaced by the collection's name. The other systems are loaded once for all
+    collections: they are read from `loaded`, and added to it.
     """
     systems = []
     for name, source in sources.items():
-        if isinstance(source, str) and PLACE in source:
-            systems.append(_load(name, source.replace(PLACE, collection)))
-        else:
-            if name not in loaded:
-                loaded[name] = _load(name, source)
-            systems.append(loaded[name])
+        is_own = isinstance(source, str) and PLACE in source
+        system = None if is_own else loaded.get(name)
+        if system is None:
+            place = source.replace(PLACE, collection) if is_own else source
+            text = str(place) if isinstance(place, (str, Path)) else None
+            system = System(name, load_ranker(place, needs="search"), source=text)
+        if not is_own:
+            loaded[name] = system
+        systems.append(system)
     return systems
 
 
-def _load(name: str, source: Any) -> System:
-    text = str(source) if isinstance(source, (str, Path)) else None
-    return System(name, load_ranker(source, needs="search"), source=text)
-
-
 def split_of(collection: Collection, split: str | None) -> str:
-    """The split to measure on: the given one, or BEIR's: test, and dev for msmarco.
-
-    Without any judgments it is ``all``, because agreement and cost do not need judgments.
-    """
+    """The split to measure on: the given one, or BEIR's (test, and dev for msmarco), or ``all`` without judgments."""
     if split is not None:
         return split
     if not collection.qrels:
@@ -190,11 +158,9 @@ def _beir_name(collection: Collection) -> str:
 
 
 class Folder:
-    """``runs/NAME.run``, ``systems/NAME/``; at the end ``per-query.parquet``, ``results.json``, ``report.html``.
+    """Of one collection: ``runs/NAME.run``, ``systems/NAME/``; the tables and reports are written next to them.
 
-    Args:
-        path: Of one collection.
-        wanted: What decides a measurement besides the system: collection, split, measures, depth.
+    `wanted` is what decides a measurement besides the system: collection, split, measures, depth, cost.
     """
 
     def __init__(self, path: Path, wanted: Manifest) -> None:
@@ -210,15 +176,8 @@ class Folder:
         """Write the measurements, with the run first and the manifest last; returns them with the run on disk."""
         row = measured.row
         file = save_run(measured.load_run(), self.path / "runs" / slug(row.name))
-        about = {
-            "run": file.name,
-            "checksum": file_digest(file),
-            "bytes_per_document": row.bytes_per_document,
-            "cost": None if row.cost is None else row.cost.model_dump(mode="json", by_alias=True),
-            "documents_by": row.documents_by,
-            "queries_by": row.queries_by,
-            "note": measured.note,
-        }
+        kept = row.model_dump(mode="json", by_alias=True, include=_KEPT)
+        about = {"run": file.name, "checksum": file_digest(file), **kept, "note": measured.note}
         with atomic_folder(self._place(row.name)) as temporary:
             if measured.per_query is not None:
                 pq.write_table(measured.per_query, temporary / PER_QUERY)
@@ -243,17 +202,10 @@ class Folder:
         run = self.path / "runs" / about["run"]
         if not run.is_file() or file_digest(run) != about["checksum"]:
             return None
-        return Measured.of(
-            run,
-            pq.read_table(place / PER_QUERY) if (place / PER_QUERY).is_file() else None,
-            None if about["cost"] is None else Cost.model_validate(about["cost"]),
-            about.get("note", ""),
-            name=name,
-            role="baseline",
-            bytes_per_document=about["bytes_per_document"],
-            documents_by=about.get("documents_by", ""),
-            queries_by=about.get("queries_by", ""),
-        )
+        table = pq.read_table(place / PER_QUERY) if (place / PER_QUERY).is_file() else None
+        kept = {key: about[key] for key in _KEPT - {"cost"} if key in about}
+        cost = None if about["cost"] is None else Cost.model_validate(about["cost"])
+        return Measured.of(run, table, cost, about.get("note", ""), name=name, role="baseline", **kept)
 
     def _place(self, name: str) -> Path:
         return self.path / "systems" / slug(name)
@@ -282,11 +234,7 @@ def write_per_query(measured: Sequence[Measured], folder: Path) -> None:
 
 
 def check_file_names(names: Iterable[str]) -> None:
-    """Refuse systems whose files would have the same name.
-
-    Raises:
-        UserError: Names the two systems.
-    """
+    """Refuse two systems whose files would have the same name."""
     taken: dict[str, str] = {}
     for name in names:
         other = taken.setdefault(slug(name), name)
@@ -295,20 +243,24 @@ def check_file_names(names: Iterable[str]) -> None:
 
 
 def read_folder(folder: str | Path) -> dict[str, Measured]:
-    """The judged systems of an evaluated folder, by name, as `run` and `evaluate` write it.
-
-    Raises:
-        UserError: A file is missing or invalid. If there are evaluated folders below, the error lists them.
-    """
-    tables = read_per_query(folder)
-    content = Results.from_json(read_json(Path(folder) / "results.json"))
-    return {
-        name: Measured(content.system(name), _run_file(Path(folder), name), table) for name, table in tables.items()
-    }
+    """The judged systems of an evaluated folder, by name; a UserError if a file is missing or invalid."""
+    place, tables = Path(folder), read_per_query(folder)
+    content = Results.from_json(read_json(place / "results.json"))
+    measured = {}
+    for name, table in tables.items():
+        names = [f"{stem}{ending}" for stem in (slug(name), name) for ending in (".run", ".parquet")]
+        runs = [place / "runs" / file for file in names]
+        run = next((file for file in runs if file.is_file()), runs[0])  # the one that should exist, if none does
+        measured[name] = Measured(content.system(name), run, table)
+    return measured
 
 
 def read_per_query(folder: str | Path) -> dict[str, pa.Table]:
-    """By system, the table query_id and measures of an evaluated folder; errors as in `read_folder`."""
+    """By system, the table query_id and measures of an evaluated folder.
+
+    Raises:
+        UserError: The file is missing or invalid. If there are evaluated folders below, the error lists them.
+    """
     path = Path(folder) / PER_QUERY
     if not path.is_file():
         below = sorted(str(file.parent) for file in Path(folder).glob(f"*/{PER_QUERY}"))
@@ -323,10 +275,3 @@ def read_per_query(folder: str | Path) -> dict[str, pa.Table]:
         raise UserError(f"{path} has the columns {', '.join(table.column_names)}; wanted system, query_id, measures.")
     names = list(dict.fromkeys(table["system"].to_pylist()))
     return {name: table.filter(pc.equal(table["system"], name)).drop_columns(["system"]) for name in names}
-
-
-def _run_file(folder: Path, name: str) -> Path:
-    """The file of a system's run, or the one that should exist."""
-    names = [f"{stem}{ending}" for stem in (slug(name), name) for ending in (".run", ".parquet")]
-    files = [folder / "runs" / file for file in names]
-    return next((file for file in files if file.is_file()), files[0])

@@ -104,7 +104,7 @@ class TestBadInputIsRefused:
 
     def test_an_unknown_key_of_a_query_that_was_won(self):
         won = {**content()["examples"][0], "valu": 1.0}
-        self.refused(content(won=[won]), r"won\.0\.valu")
+        self.refused(content(won=[won]), r"won\.0: unknown key .valu.")
 
     def test_an_unknown_key_of_a_document_that_was_missed(self):
         missed = {"document_id": "d", "text": "star", "titel": "moon"}
