@@ -10,18 +10,13 @@ if TYPE_CHECKING:
     from retrodistill.report.page import page_text, write_page
     from retrodistill.report.tables import examples_text, results_text
 
-_HOMES = {
-    "answer": "headline",
-    "examples_text": "tables",
-    "page_text": "page",
-    "results_text": "tables",
-    "write_page": "page",
-}
+_HOMES = {"headline": ["answer"], "page": ["page_text", "write_page"], "tables": ["examples_text", "results_text"]}
 
 __all__ = ["answer", "examples_text", "page_text", "results_text", "write_page"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -154,16 +154,11 @@ def published(source: str | Path) -> str:
     return f"{prefix}{YOURS}{Path(place).expanduser().resolve().name}"
 
 
-FILE_NAME = "README.md"
 _TAGS = ("retrodistill", "knowledge-distillation", "information-retrieval")
 _MEASURES = {
-    "nDCG@10": "ndcg10",
-    "MRR@10": "mrr10",
-    "MAP@1000": "map1000",
-    "Recall@10": "recall10",
-    "Recall@100": "recall100",
-    "Recall@1000": "recall1000",
-}
+    "nDCG@10": "ndcg10", "MRR@10": "mrr10", "MAP@1000": "map1000",
+    "Recall@10": "recall10", "Recall@100": "recall100", "Recall@1000": "recall1000",
+}  # fmt: skip
 _OWN_LINES = {  # settings of a stage that templates/card/stage.md.j2 describes
     "objectives", "regularizers", "train", "texts", "candidates", "teacher", "selection", "groups", "training",
 }  # fmt: skip
@@ -175,7 +170,7 @@ def write_card(model: Any, facts: Facts, folder: str | os.PathLike[str], results
     Raises:
         UserError: The folder is not writable.
     """
-    with atomic_file(Path(folder) / FILE_NAME) as temporary:
+    with atomic_file(Path(folder) / "README.md") as temporary:
         temporary.write_text(card_text(model, facts, results), encoding="utf-8", newline="\n")
 
 
@@ -188,13 +183,12 @@ def card_text(model: Any, facts: Facts, results: Results | None = None) -> str:
     title = f"{facts.name}: a {facts.kind} student distilled on {facts.collection}"
     front, own_sections = _library_card(model, facts, title)
     environment = text.environment(escape=False)
-    environment.filters |= {"code": _code, "setting": _setting, "machine": _machine, "linked": _linked}
+    environment.filters |= {"code": _code, "setting": _setting, "linked": _linked}
     environment.globals |= {"exits_of": exits_of, "vocabulary_pooling": vocabulary_pooling, "ROUTE": ROUTE}
     # The measured exits, truncations, and own-token queries of the student.
     prefix = f"{facts.name}@"
     variants = [system for system in results.systems if system.name.startswith(prefix)] if results else []
     cuts = {int(end) for system in variants if re.fullmatch(r"\d+", end := system.name.removeprefix(prefix))}
-    objectives = dict.fromkeys(term.name for stage in facts.stages for term in stage.objectives)
     # A kind without its own partial gets the general card.
     body = environment.select_template([f"card/{kind.card}.md.j2", "card.md.j2"]).render(
         facts=facts,
@@ -204,14 +198,13 @@ def card_text(model: Any, facts: Facts, results: Results | None = None) -> str:
         # The kind in front of a folder; a hybrid student is loaded as a dense one.
         package_kind=kind.written.partition(":")[0] or "dense",
         trusted=", trust_remote_code=True" if facts.own_modules else "",
-        own_usage=own_sections["Usage"],
-        model_details=own_sections["Model Details"],
+        library=own_sections,
         separator=SEPARATOR,
         placeholder_folder=YOURS if YOURS in f"{facts.loaded_from}{facts.turns and facts.turns.path}" else "",
         cuts=sorted(cuts.union(*(stage.matryoshka for stage in facts.stages)), reverse=True),
         # Older students have no records of their stages.
         stages=[_stage(stage, known or {}) for stage, known in zip_longest(facts.stages, facts.learned)],
-        objectives={name: OBJECTIVES[name] for name in objectives},
+        objectives={term.name: OBJECTIVES[term.name] for stage in facts.stages for term in stage.objectives},
         results=results,
         rewrites=REWRITES,
         **_measurements(facts, results, variants) if results else {},
@@ -336,14 +329,6 @@ def _setting(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value is None else str(value)
-
-
-def _machine(hardware: Mapping[str, Any]) -> str:
-    """Processor, cores, memory and GPU."""
-    sizes = {"cores": hardware.get("cores"), "GiB": hardware.get("memory_gib")}
-    counted = [f"{value} {unit}" for unit, value in sizes.items() if value]
-    parts = [hardware.get("processor") or hardware.get("machine"), *counted, hardware.get("gpu") or "no GPU"]
-    return ", ".join(str(part) for part in parts if part)
 
 
 def _linked(source: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from retrodistill.evaluation.results import Results, SystemResult
@@ -19,14 +20,9 @@ _ALWAYS = ("nDCG@10", "query p50, ms", "query ms, p50 / p95", "bytes/doc")
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table.
+    """One column of a table, shown in `places`; numbers are right-aligned and sorted as numbers.
 
-    Attributes:
-        head: Its title.
-        value: Value of a row; None if it was not measured.
-        show: Formats the value, including None.
-        is_number: Whether it is right-aligned and sorted as a number.
-        places: Where it is shown.
+    `value` takes a row and returns None if it was not measured; `show` formats the value, including None.
     """
 
     head: str
@@ -47,16 +43,8 @@ class Row(NamedTuple):
     record: Any
 
 
-def _or_dash(name: str) -> str:
-    return name or text.MISSING
-
-
-def _percentile(key: str) -> Callable[[SystemResult], float | None]:
-    return lambda system: (system.query_ms or {}).get(key)
-
-
 def _measure(head: str, name: str, places: Sequence[str] = _EVERYWHERE) -> Column:
-    return Column(head, lambda system: getattr(system, name), text.measure, places=places)
+    return Column(head, attrgetter(name), text.measure, places=places)
 
 
 _MEASURES = (
@@ -68,39 +56,40 @@ _MEASURES = (
     _measure("Recall@1000", "recall1000", [PAGE]),
     _measure("holes@10", "hole10", [PAGE]),
 )
-_KEPT = Column("kept", lambda system: system.retention, text.percent)
 _SERVING = (
-    Column("query p50, ms", _percentile("p50"), text.milliseconds, places=[PAGE]),
-    Column("query p95, ms", _percentile("p95"), text.milliseconds, places=[PAGE]),
-    Column("query ms, p50 / p95", lambda system: system.query_ms, text.latency, places=[TERMINAL, CARD]),
-    Column("bytes/doc", lambda system: system.bytes_per_document, text.thousands),
-    Column("documents by", lambda system: system.documents_by, _or_dash, is_number=False),
-    Column("queries by", lambda system: system.queries_by, _or_dash, is_number=False),
+    Column("query p50, ms", lambda system: (system.query_ms or {}).get("p50"), text.milliseconds, places=[PAGE]),
+    Column("query p95, ms", lambda system: (system.query_ms or {}).get("p95"), text.milliseconds, places=[PAGE]),
+    Column("query ms, p50 / p95", attrgetter("query_ms"), text.latency, places=[TERMINAL, CARD]),
+    Column("bytes/doc", attrgetter("bytes_per_document"), text.thousands),
+    *(
+        Column(f"{side} by", attrgetter(f"{side}_by"), lambda name: name or text.MISSING, is_number=False)
+        for side in ("documents", "queries")
+    ),
 )
 AGREEMENT = (
-    Column("overlap@10", lambda row: row.record.overlap10, text.measure),
-    Column("rank-biased overlap", lambda row: row.record.rank_biased_overlap, text.measure),
-    Column("Kendall’s τ", lambda row: row.record.kendall_tau, lambda tau: text.measure(tau).replace("-", "−")),
-    Column("nDCG@10", lambda row: row.record.reached, text.measure),
-    Column("ceiling nDCG@10", lambda row: row.record.ceiling, text.measure),
-    Column("queries", lambda row: row.record.queries, text.thousands),
+    Column("overlap@10", attrgetter("record.overlap10"), text.measure),
+    Column("rank-biased overlap", attrgetter("record.rank_biased_overlap"), text.measure),
+    Column("Kendall’s τ", attrgetter("record.kendall_tau"), text.measure),
+    Column("nDCG@10", attrgetter("record.reached"), text.measure),
+    Column("ceiling nDCG@10", attrgetter("record.ceiling"), text.measure),
+    Column("queries", attrgetter("record.queries"), text.thousands),
 )
 TIMINGS = (
-    Column("batch", lambda row: row.record.batch),
+    Column("batch", attrgetter("record.batch")),
     Column("encode p50", lambda row: (row.record.encode or {}).get("p50"), text.milliseconds),
     Column("search p50", lambda row: (row.record.search or {}).get("p50"), text.milliseconds),
     Column("p50", lambda row: row.record.total.get("p50"), text.milliseconds),
     Column("p95", lambda row: row.record.total.get("p95"), text.milliseconds),
     Column("p99", lambda row: row.record.total.get("p99"), text.milliseconds),
-    Column("queries/s", lambda row: row.record.queries_per_second, text.thousands),
+    Column("queries/s", attrgetter("record.queries_per_second"), text.thousands),
 )
 COSTS = (
-    Column("index", lambda row: row.record.total_bytes, text.memory),
-    Column("peak memory", lambda row: row.record.peak_bytes, text.memory),
-    Column("tokens/s", lambda row: row.record.tokens_per_second, text.thousands),
-    Column("of matrix rate", lambda row: row.record.matrix_share, text.percent),
-    Column("to encode", lambda row: row.record.encode_seconds, text.duration),
-    Column("to build", lambda row: row.record.build_seconds, text.duration),
+    Column("index", attrgetter("record.total_bytes"), text.memory),
+    Column("peak memory", attrgetter("record.peak_bytes"), text.memory),
+    Column("tokens/s", attrgetter("record.tokens_per_second"), text.thousands),
+    Column("of matrix rate", attrgetter("record.matrix_share"), text.percent),
+    Column("to encode", attrgetter("record.encode_seconds"), text.duration),
+    Column("to build", attrgetter("record.build_seconds"), text.duration),
 )
 
 
@@ -111,8 +100,13 @@ def columns_of_systems(results: Results, place: str) -> list[Column]:
 
 def columns_of_quality(results: Results, place: str) -> list[Column]:
     """The measures and the retention; on the page, every measure has a column."""
+
+    def column(name: str) -> Column:
+        return Column(text.measure_title(name), lambda system: system.measures.get(name), text.measure)
+
+    kept = Column("kept", attrgetter("retention"), text.percent)
     others = dict.fromkeys(name for system in results.systems for name in system.measures) if place == PAGE else {}
-    return _shown([*_MEASURES, *map(_other_measure, others), _KEPT], results, place)
+    return _shown([*_MEASURES, *map(column, others), kept], results, place)
 
 
 def columns_of_serving(results: Results, place: str) -> list[Column]:
@@ -121,11 +115,8 @@ def columns_of_serving(results: Results, place: str) -> list[Column]:
 
 
 def _shown(columns: Sequence[Column], results: Results, place: str) -> list[Column]:
-    return [
-        column
-        for column in columns
-        if place in column.places and (column.head in _ALWAYS or _has_value(column, results.systems))
-    ]
+    valued = with_values(columns, results.systems)
+    return [column for column in columns if place in column.places and (column.head in _ALWAYS or column in valued)]
 
 
 def columns_of_comparisons(comparisons: Sequence[Mapping[str, Any]]) -> list[Column]:
@@ -165,15 +156,7 @@ def timing_rows(costs: Sequence[Row]) -> list[Row]:
 
 def with_values(columns: Sequence[Column], rows: Sequence[Any]) -> list[Column]:
     """The columns that have a value in some row: for example, no quality without judgments."""
-    return [column for column in columns if _has_value(column, rows)]
-
-
-def _has_value(column: Column, rows: Sequence[Any]) -> bool:
-    return any(column.value(row) not in (None, "") for row in rows)
-
-
-def _other_measure(name: str) -> Column:
-    return Column(text.measure_title(name), lambda system: system.measures.get(name), text.measure)
+    return [column for column in columns if any(column.value(row) not in (None, "") for row in rows)]
 
 
 def _outcomes(comparison: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -29,13 +30,7 @@ Place = tuple[float, float]
 
 @dataclass(frozen=True)
 class Scale:
-    """Maps values to pixels.
-
-    Attributes:
-        low, high: The ends, low < high; both above 0 if logarithmic.
-        start, stop: The pixels of the ends.
-        logarithmic: Whether equal distances are equal factors.
-    """
+    """Maps values to pixels: `low` to `start`, and `high` to `stop`; both above 0 if logarithmic; `low` < `high`."""
 
     low: float
     high: float
@@ -137,11 +132,11 @@ def front_figure(points: Sequence[Point], cost_title: str) -> tuple[Markup, list
     return _scatter(points, cost_title, [("front", corners)]), [point.system.name for point in best]
 
 
-def sizes_figure(points: Sequence[Point], family: Callable[[SystemResult], str]) -> Markup:
-    """Quality against bytes, with a line through the systems of each family."""
+def sizes_figure(points: Sequence[Point]) -> Markup:
+    """Quality against bytes; a line joins systems whose names differ only in the last number: one compression."""
     lines: dict[str, list[Place]] = defaultdict(list)
     for point in points:
-        lines[family(point.system)].append((point.cost, point.quality))
+        lines[re.sub(r"\d+(?=\D*$)", "#", point.system.name)].append((point.cost, point.quality))
     return _scatter(points, "bytes per document", [("family", line) for line in lines.values()])
 
 
@@ -181,7 +176,9 @@ def curve_figure(lines: dict[str, list[Place]], title: str, stages: Sequence[flo
     drawn: list[tuple[str, list[Place]]] = []
     for kind, line in lines.items():
         for piece in _by_stage(line, stages):
-            placed = [(x(step), y(value)) for step, value in _thinned(piece)]
+            size = math.ceil(len(piece) / _MOST_POINTS)
+            means = [_mean(piece[at : at + size]) for at in range(0, len(piece), size)]
+            placed = [(x(step), y(value)) for step, value in means]
             if smooth and len(placed) >= 60:
                 drawn += [(f"{kind} faint", placed), (kind, _running_mean(placed))]
             else:
@@ -208,11 +205,6 @@ def _by_stage(points: Sequence[Place], stages: Sequence[float]) -> list[list[Pla
             pieces.append([])
         pieces[-1].append(point)
     return pieces
-
-
-def _thinned(points: Sequence[Place]) -> list[Place]:
-    size = math.ceil(len(points) / _MOST_POINTS)
-    return [_mean(points[at : at + size]) for at in range(0, len(points), size)]
 
 
 def _running_mean(points: Sequence[Place]) -> list[Place]:
@@ -268,11 +260,7 @@ _SIDES: tuple[tuple[int, int, float, float], ...] = (
 def place_labels(names: Sequence[str], points: Sequence[Place], plot: Box, lines: Sequence[Box] = ()) -> list[Box]:
     """Place each name at a free spot near its point: greedily in several orders, and the cheapest one is kept.
 
-    Args:
-        names: Texts to place.
-        points: Centers of the marks, one per name.
-        plot: The rectangle to stay in.
-        lines: Thin rectangles around lines, avoided if there is room.
+    The names stay within the plot, and avoid the lines (thin rectangles) if there is room.
     """
 
     def cost_of(box: Box, taken: Sequence[Box]) -> float:

@@ -10,11 +10,7 @@ from retrodistill.report import text
 
 
 def answer(results: Results) -> list[str]:
-    """The first sentences of a report: quality, cost, then the limits.
-
-    Bad news is reported as plainly as good news: a student below its control, a baseline above the student, a
-    difference that may be chance.
-    """
+    """The first sentences of a report: quality, cost, then the limits; bad news as plainly as good news."""
     student = best_student(results.systems)
     if student is None:
         return _without_student(results)
@@ -95,26 +91,20 @@ def _kept(results: Results, student: SystemResult) -> str:
 
 
 def _cost(base: SystemResult | None, student: SystemResult) -> str:
-    costs = []
+    costs, costs_of_base = [], []
     if student.query_ms is not None:
         costs.append(f"answers a query in {text.milliseconds(student.query_ms['p50'])} ms (median)")
+        if base is not None and base.query_ms is not None:
+            costs_of_base.append(f"takes {text.milliseconds(base.query_ms['p50'])} ms")
     if student.bytes_per_document is not None:
-        costs.append(f"stores {text.thousands(student.bytes_per_document)} bytes per document")
+        size = text.thousands(student.bytes_per_document)
+        costs.append(f"stores {size} bytes per document")
+        if base is not None and text.thousands(base.bytes_per_document) not in (text.MISSING, size):
+            costs_of_base.append(f"stores {text.thousands(base.bytes_per_document)} bytes")
     if not costs:
         return f"The cost of {student.name} was not measured."
-    return f"{student.name} {' and '.join(costs)}{_cost_of_base(base, student)}."
-
-
-def _cost_of_base(base: SystemResult | None, student: SystemResult) -> str:
-    if base is None:
-        return ""
-    costs = []
-    if base.query_ms is not None and student.query_ms is not None:
-        costs.append(f"takes {text.milliseconds(base.query_ms['p50'])} ms")
-    sizes = text.thousands(base.bytes_per_document), text.thousands(student.bytes_per_document)
-    if text.MISSING not in sizes and sizes[0] != sizes[1]:
-        costs.append(f"stores {sizes[0]} bytes")
-    return f"; {base.name} {' and '.join(costs)}" if costs else ""
+    contrast = f"; {base.name} {' and '.join(costs_of_base)}" if base is not None and costs_of_base else ""
+    return f"{student.name} {' and '.join(costs)}{contrast}."
 
 
 def _compared_with(results: Results, student: SystemResult) -> list[SystemResult]:
@@ -129,10 +119,14 @@ def _compared_with(results: Results, student: SystemResult) -> list[SystemResult
 
 def _against(results: Results, student: SystemResult, other: SystemResult) -> str:
     difference = (student.ndcg10 or 0.0) - (other.ndcg10 or 0.0)
-    name, comparison = _named(results, other), comparison_of(results, student.name, other.name)
+    role = "its teacher" if other is results.teacher else f"the {other.role}"
+    name = role if other.name == other.role else f"{role} {other.name}"
+    if other.role == "teacher" and other is not results.teacher:
+        name = other.name
     place = f"level with {name} in nDCG@10"
     if difference:
         place = f"{abs(difference):.3f} nDCG@10 {'above' if difference > 0 else 'below'} {name}"
+    comparison = comparison_of(results, student.name, other.name)
     verdict = "significance not tested" if comparison is None else _verdict(comparison)
     failed = ": the distillation did not help" if other.role == "control" and difference <= 0 else ""
     return f"{student.name} is {place} ({verdict}){failed}."
@@ -143,25 +137,21 @@ def _verdict(comparison: dict[str, Any]) -> str:
     corrected = "corrected " if "p_holm" in comparison else ""
     p = text.probability(text.decisive_p(comparison))
     verdict, smallest = text.significance(comparison), comparison.get("smallest")
-    visible = ""
-    if verdict != "significant" and smallest:
-        visible = f"; the smallest detectable difference is {smallest:.3f}"
+    is_hidden = verdict != "significant" and smallest
+    visible = f"; the smallest detectable difference is {smallest:.3f}" if is_hidden else ""
     return f"{verdict}: interval {text.interval(comparison['interval'])}, {corrected}{p}{visible}"
-
-
-def _named(results: Results, other: SystemResult) -> str:
-    if other.role == "teacher" and other is not results.teacher:
-        return other.name
-    role = "its teacher" if other is results.teacher else f"the {other.role}"
-    return role if other.name == other.role else f"{role} {other.name}"
 
 
 def _other_students(results: Results, best: SystemResult) -> list[str]:
     """A sentence per other student, or one for many; and a warning that the choice of the best one favors it."""
     others = [system for system in results.with_role("student") if system is not best]
     judged = _judged(others)
+    sentences = []
     if len(others) <= 2:
-        sentences = [_other_student(other, best) for other in others]
+        for other in others:
+            kept = "" if other.retention is None else f", {text.percent(other.retention)} kept"
+            quality = f"has nDCG@10 {text.measure(other.ndcg10)}{kept}; {best.name} is the best one."
+            sentences.append(f"The student {other.name} {'was also run.' if other.ndcg10 is None else quality}")
     elif not judged:
         sentences = [f"{len(others)} other students were also run."]
     else:
@@ -174,10 +164,3 @@ def _other_students(results: Results, best: SystemResult) -> list[str]:
             "over the others is optimistic."
         )
     return sentences
-
-
-def _other_student(other: SystemResult, best: SystemResult) -> str:
-    if other.ndcg10 is None:
-        return f"The student {other.name} was also run."
-    kept = "" if other.retention is None else f", {text.percent(other.retention)} kept"
-    return f"The student {other.name} has nDCG@10 {text.measure(other.ndcg10)}{kept}; {best.name} is the best one."

@@ -70,17 +70,8 @@ def _halves(value: str) -> tuple[str, str]:
     return value[:at], value[at:]
 
 
-def _is_judged(results: Results) -> bool:
-    return any(system.ndcg10 is not None for system in results.systems)
-
-
 def _systems(results: Results) -> Context:
-    return {
-        "columns": columns.columns_of_systems(results, PAGE),
-        "is_judged": _is_judged(results),
-        "is_timed": any(system.query_ms is not None for system in results.systems),
-        "kept_of": results.yardstick if any(system.retention is not None for system in results.systems) else None,
-    }
+    return {"columns": columns.columns_of_systems(results, PAGE)}
 
 
 def _differences(results: Results) -> Context | None:
@@ -90,9 +81,6 @@ def _differences(results: Results) -> Context | None:
     return {
         "columns": columns.columns_of_comparisons(rows),
         "reach": max(abs(value) for row in rows for value in (*row["interval"], row["difference"])) or 1.0,
-        "several_measures": len({row["measure"] for row in rows}) > 1,
-        "is_corrected": len(rows) > 1 and any("p_holm" in row for row in rows),
-        "has_power": any(row.get("smallest") is not None for row in rows),
     }
 
 
@@ -102,7 +90,8 @@ def _front(results: Results) -> Context | None:
         "median query time, ms": lambda system: (system.query_ms or {}).get("p50"),
         "bytes per document": lambda system: system.bytes_per_document,
     }
-    for title, cost in axes.items() if _is_judged(results) else ():
+    is_judged = any(system.ndcg10 is not None for system in results.systems)
+    for title, cost in axes.items() if is_judged else ():
         points = figures.points_of(results.systems, cost)
         picture, best = figures.front_figure(points, title) if points else ("", [])
         measured = {point.system.name for point in points}
@@ -189,12 +178,7 @@ def _sizes(model: str, points: Sequence[figures.Point]) -> Context:
             text.percent,
         ),
     ]
-    return {"name": model, "picture": figures.sizes_figure(points, _family), "columns": shown, "rows": points}
-
-
-def _family(system: SystemResult) -> str:
-    """Systems whose names differ only in the last number use the same kind of compression."""
-    return re.sub(r"\d+(?=\D*$)", "#", system.name)
+    return {"name": model, "picture": figures.sizes_figure(points), "columns": shown, "rows": points}
 
 
 def _queries(results: Results) -> Context | None:
@@ -204,18 +188,16 @@ def _queries(results: Results) -> Context | None:
         return None
     sides = results.sides or ["teacher", "student"]
     counts = comparison_of(results, sides[1], sides[0]) or {}
-    groups = {
-        "won": (results.won, counts.get("wins")),
-        "lost": (results.lost, counts.get("losses")),
-        "drawn": (results.examples, None),
-    }
+    totals = {"won": counts.get("wins"), "lost": counts.get("losses"), "drawn": None}
     return {
         "sides": sides,
         "total": len(shown),
         "is_judged": any(example.relevant for example in shown),
         "groups": [
             (name, total or 0, [(example, *_outcome(example, sides)) for example in examples])
-            for name, (examples, total) in groups.items()
+            for (name, total), examples in zip(
+                totals.items(), (results.won, results.lost, results.examples), strict=True
+            )
             if examples
         ],
     }
@@ -232,7 +214,10 @@ def _outcome(example: Example, sides: Sequence[str]) -> tuple[str, str]:
         shared = {hit.document_id for hit in example.teacher} & {hit.document_id for hit in example.student}
         most = max(len(example.teacher), len(example.student))
         return "", f"{len(shared)} of {most} of the documents shown are the same"
-    ranks = [text.first_relevant(hits) for hits in (example.teacher, example.student)]
+    ranks = [
+        next((rank for rank, hit in enumerate(hits, 1) if hit.relevant), None)
+        for hits in (example.teacher, example.student)
+    ]
     places = [f"{text.shorten_name(name, 32)} {rank or text.MISSING}" for name, rank in zip(sides, ranks, strict=True)]
     teacher, student = (1 / rank if rank else 0.0 for rank in ranks)
     return _result(student - teacher), f"first relevant: {', '.join(places)}"
@@ -243,9 +228,8 @@ def _result(gain: float) -> str:
 
 
 def _provenance(results: Results) -> Context:
-    about = {"collection": results.collection, "split": results.split, "queries": results.queries, "seed": results.seed}
-    if results.seed is None:
-        del about["seed"]
+    about: Context = {"collection": results.collection, "split": results.split, "queries": results.queries}
+    about |= {} if results.seed is None else {"seed": results.seed}
     groups = {
         "Data": about,
         "Made from": results.provenance,

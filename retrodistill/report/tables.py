@@ -13,22 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from retrodistill.evaluation.results import Example, Hit, Results, SystemResult
-from retrodistill.report import text
-from retrodistill.report.columns import (
-    AGREEMENT,
-    COSTS,
-    TERMINAL,
-    TIMINGS,
-    Column,
-    Row,
-    agreement_rows,
-    columns_of_comparisons,
-    columns_of_systems,
-    cost_rows,
-    timing_rows,
-    with_values,
-)
+from retrodistill.evaluation.results import Hit, Results, SystemResult
+from retrodistill.report import columns, text
+from retrodistill.report.columns import TERMINAL, Column, Row
 
 if TYPE_CHECKING:
     from retrodistill.evaluation.benchmark import Benchmark
@@ -38,7 +25,6 @@ if TYPE_CHECKING:
 
 WIDTH = 100
 _NAME = 44  # characters of a name in tables that may be wider than the terminal
-_DEPTH = 3  # documents of a ranking
 _ABOUT_TESTS = (
     "p: paired randomization test. Holm: corrected for the number of comparisons. Detectable: the smallest difference "
     "that a test on these queries finds with 80% power at p < .05: 2.80 s / √n, s the standard deviation of the "
@@ -48,8 +34,9 @@ _ABOUT_TESTS = (
 
 def results_text(results: Results, width: int = WIDTH) -> str:
     """A row per system of a recipe; to fit into `width` terminal columns, long names are folded, but not numbers."""
-    numbers = [column for column in columns_of_systems(results, TERMINAL) if column.is_number]
-    sides = [column for column in columns_of_systems(results, TERMINAL) if not column.is_number]
+    shown = columns.columns_of_systems(results, TERMINAL)
+    numbers = [column for column in shown if column.is_number]
+    sides = [column for column in shown if not column.is_number]
     heads = ["system", *(_two_lines(column.head) for column in numbers), *(column.head for column in sides)]
 
     def table(after_kind: str, width: int) -> str:
@@ -70,16 +57,20 @@ def results_text(results: Results, width: int = WIDTH) -> str:
 
 def examples_text(results: Results, shown: int = 5, width: int = WIDTH) -> str:
     """The first queries with the top 3 of both systems side by side; ✓ marks relevant documents."""
-    sides = results.sides or ["teacher", "student"]
-    return "\n\n".join(_example(example, sides, width) for example in results.examples[:shown])
+    half, blocks = (width - 3) // 2, []
+    names = [f"  {text.shorten_name(name, half - 2)}" for name in results.sides or ["teacher", "student"]]
+    for example in results.examples[:shown]:
+        depth = min(3, max(len(example.teacher), len(example.student), 1))
+        hits = [[_hit(side, rank, half) for side in (example.teacher, example.student)] for rank in range(depth)]
+        lines = [f"{set_cell_size(left, half)} │ {right}".rstrip() for left, right in [names, *hits]]
+        blocks.append("\n".join([f"› {text.shorten(example.query, width - 2)}", *lines]))
+    return "\n\n".join(blocks)
 
 
 def evaluation_text(evaluation: Evaluation) -> str:
     """A row per system: measures, then agreement and cost if they were measured, then the notes."""
-    parts = []
-    if evaluation.means:
-        parts.append(_means("system", evaluation.means))
-    parts += _agreement(agreement_rows(evaluation.results.systems)) + _cost(evaluation.results.systems)
+    parts = [_means("system", evaluation.means)] if evaluation.means else []
+    parts += _agreement_and_cost(evaluation.results.systems)
     return "\n\n".join([*parts, *(f"note: {note}" for note in evaluation.results.notes)])
 
 
@@ -98,7 +89,7 @@ def benchmark_text(benchmark: Benchmark) -> str:
         cells = [[row, *(f"{values[name][first]:.4f}" for name in means)] for row, values in rows.items()]
         parts = [_table([text.measure_title(first), *means], cells), _means(mean, means)]
         for evaluation in benchmark.evaluations:
-            more = _agreement(agreement_rows(evaluation.results.systems)) + _cost(evaluation.results.systems)
+            more = _agreement_and_cost(evaluation.results.systems)
             parts += ["\n\n".join([f"{evaluation.results.collection}:", *more])] if more else []
     notes = [f"note: {note}" for evaluation in benchmark.evaluations for note in evaluation.results.notes]
     return "\n\n".join([*parts, *notes])
@@ -108,9 +99,8 @@ def comparison_text(comparison: Comparison) -> str:
     """The means, each difference with its test, and the queries with the largest changes."""
     title, rows = text.measure_title(comparison.measure), comparison.comparisons
     means = _table(["system", title], [[name, f"{value:.4f}"] for name, value in comparison.means.items()])
-    shown = columns_of_comparisons(rows)
-    cells = [[f"{row['a']} − {row['b']}", *(column.cell(row) for column in shown)] for row in rows]
-    differences = _table(["difference", *(column.head for column in shown)], cells)
+    names = [f"{row['a']} − {row['b']}" for row in rows]
+    differences = _of_columns("difference", columns.columns_of_comparisons(rows), names, rows)
     parts = [f"{title} on {comparison.queries} queries", means, differences, textwrap.fill(_ABOUT_TESTS, WIDTH)]
     parts += [_changed(row) for row in rows if row["changed"]]
     parts += _agreement([Row(name, agreement) for name, agreement in comparison.agreement.items()])
@@ -146,20 +136,22 @@ def _means(head: str, means: Mapping[str, Mapping[str, float]]) -> str:
 def _agreement(rows: Sequence[Row]) -> list[str]:
     if not rows:
         return []
-    return [_of_columns(f"agreement with {rows[0].record.teacher}", with_values(AGREEMENT, rows), rows)]
+    shown = columns.with_values(columns.AGREEMENT, rows)
+    return [_of_columns(f"agreement with {rows[0].record.teacher}", shown, [row.name for row in rows], rows)]
 
 
-def _cost(systems: Sequence[SystemResult]) -> list[str]:
-    costs = cost_rows(systems)
-    if not costs:
-        return []
-    head = f"ms per batch, {costs[0].record.threads} thread(s)"
-    return [_of_columns(head, TIMINGS, timing_rows(costs)), _of_columns("", COSTS, costs)]
+def _agreement_and_cost(systems: Sequence[SystemResult]) -> list[str]:
+    parts, costs = _agreement(columns.agreement_rows(systems)), columns.cost_rows(systems)
+    if costs:
+        head, timings = f"ms per batch, {costs[0].record.threads} thread(s)", columns.timing_rows(costs)
+        parts.append(_of_columns(head, columns.TIMINGS, [row.name for row in timings], timings))
+        parts.append(_of_columns("", columns.COSTS, [row.name for row in costs], costs))
+    return parts
 
 
-def _of_columns(head: str, columns: Sequence[Column], rows: Sequence[Any]) -> str:
-    cells = [[row.name, *(column.cell(row) for column in columns)] for row in rows]
-    return _table([head, *(column.head for column in columns)], cells)
+def _of_columns(head: str, shown: Sequence[Column], names: Sequence[str], rows: Sequence[Any]) -> str:
+    cells = [[name, *(column.cell(row) for column in shown)] for name, row in zip(names, rows, strict=True)]
+    return _table([head, *(column.head for column in shown)], cells)
 
 
 def _changed(comparison: Mapping[str, Any]) -> str:
@@ -169,15 +161,6 @@ def _changed(comparison: Mapping[str, Any]) -> str:
         change = f"{text.signed(query['difference'])}  {query['b']:.3f} → {query['a']:.3f}"
         lines.append(f"  {change}  {query['query_id']}{words}")
     return "\n".join(lines)
-
-
-def _example(example: Example, sides: Sequence[str], width: int) -> str:
-    half = (width - 3) // 2
-    rows = [[f"  {text.shorten_name(name, half - 2)}" for name in sides]]
-    for rank in range(min(_DEPTH, max(len(example.teacher), len(example.student), 1))):
-        rows.append([_hit(hits, rank, half) for hits in (example.teacher, example.student)])
-    lines = [f"{set_cell_size(left, half)} │ {right}".rstrip() for left, right in rows]
-    return "\n".join([f"› {text.shorten(example.query, width - 2)}", *lines])
 
 
 def _hit(hits: Sequence[Hit], rank: int, width: int) -> str:

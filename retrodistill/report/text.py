@@ -4,54 +4,37 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.cells import cell_len
 
-from retrodistill.evaluation.results import Hit, Results
+from retrodistill.evaluation.results import Results
 
 MISSING = "–"
 ALPHA = 0.05
 _SEPARATORS = re.compile(r"([:@])")
 
 
-def measure(value: float | None) -> str:
-    """A measure between 0 and 1: three decimals."""
-    return MISSING if value is None else f"{value:.3f}"
+def _format(spec: str) -> Callable[[float | None], str]:
+    return lambda value: MISSING if value is None else format(value, spec).replace("-", "−")
 
 
-def signed(value: float) -> str:
-    """A difference: three decimals, its sign, a true minus."""
-    return f"{value:+.3f}".replace("-", "−")
-
-
-def percent(value: float | None) -> str:
-    """A share: ``94.1%``."""
-    return MISSING if value is None else f"{value:.1%}"
-
-
-def number(value: float | None) -> str:
-    """A raw score: four significant digits, a true minus."""
-    return MISSING if value is None else f"{value:.4g}".replace("-", "−")
-
-
-def thousands(value: float | None) -> str:
-    """A whole number with thousands separators: ``1,536``."""
-    return MISSING if value is None else f"{value:,.0f}"
+measure = _format(".3f")  # a measure between 0 and 1
+signed = _format("+.3f")  # a difference
+percent = _format(".1%")  # a share: 94.1%
+number = _format(".4g")  # a raw score
+thousands = _format(",.0f")  # 1,536
 
 
 def milliseconds(value: float | None) -> str:
     """Two or three significant digits: ``0.012``, ``0.12``, ``3.4``, ``1,200``."""
     if value is None:
         return MISSING
-    if value >= 100:
-        return f"{value:,.0f}"
-    if value >= 1:
-        return f"{value:.1f}"
-    return f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
+    digits = 0 if value >= 100 else 1 if value >= 1 else 2 if value >= 0.1 else 3
+    return f"{value:,.{digits}f}"
 
 
 def latency(query_ms: Mapping[str, float] | None) -> str:
@@ -75,11 +58,10 @@ def duration(seconds: float | None) -> str:
         return MISSING
     if seconds < 10:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def measure_title(measure: str) -> str:
@@ -145,37 +127,27 @@ def _fitting(text: str, width: int) -> str:
     return text
 
 
-def first_relevant(hits: Sequence[Hit]) -> int | None:
-    """Rank, from 1, of the first relevant document; None if the ranking shows none."""
-    return next((rank for rank, hit in enumerate(hits, 1) if hit.relevant), None)
-
-
 def with_short_names(results: Results) -> Results:
     """A copy with short system names; provenance and the command keep the full ones."""
-    short = short_names(system.name for system in results.systems)
-
-    def shortened(name: str) -> str:
-        return short.get(name, name)
-
+    names = short_names(system.name for system in results.systems)
     systems = [
         system.model_copy(
             update={
-                "name": shortened(system.name),
+                "name": names[system.name],
                 "documents_by": short_name(system.documents_by),
                 "queries_by": short_name(system.queries_by),
             }
         )
         for system in results.systems
     ]
-    comparisons = [{**row, "a": shortened(row["a"]), "b": shortened(row["b"])} for row in results.comparisons]
     return results.model_copy(
         update={
             "systems": systems,
-            "comparisons": comparisons,
-            "curves": {shortened(name): curve for name, curve in results.curves.items()},
-            "sides": [shortened(name) for name in results.sides],
-            "taught_by": results.taught_by and shortened(results.taught_by),
-            "kept_of": results.kept_of and shortened(results.kept_of),
+            "comparisons": [{**row, "a": names[row["a"]], "b": names[row["b"]]} for row in results.comparisons],
+            "curves": {names.get(name, name): curve for name, curve in results.curves.items()},
+            "sides": [names[name] for name in results.sides],
+            "taught_by": results.taught_by and names[results.taught_by],
+            "kept_of": results.kept_of and names[results.kept_of],
         }
     )
 
@@ -197,10 +169,7 @@ def _without_folders(part: str) -> str:
     return part.rstrip("/").rsplit("/", 1)[-1] if is_path and part.strip("/.~") else part
 
 
-_FORMATS = (
-    measure, signed, percent, number, thousands, milliseconds, latency, memory,
-    duration, measure_title, probability, interval, plain,
-)  # fmt: skip
+_FORMATS = ("measure", "percent", "number", "thousands", "milliseconds", "duration", "measure_title", "plain")
 
 
 def environment(escape: bool) -> Environment:
@@ -213,7 +182,7 @@ def environment(escape: bool) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    templates.filters |= {function.__name__: function for function in _FORMATS}
+    templates.filters |= {name: globals()[name] for name in _FORMATS}
     return templates
 
 
