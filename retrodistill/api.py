@@ -10,6 +10,7 @@ from typing import Any
 
 from retrodistill.core.files import check_replaceable, exclusive, read_json
 from retrodistill.core.runtime import is_main, log
+from retrodistill.core.settings import validated
 from retrodistill.data import Collection, load_collection
 from retrodistill.encoders import Encoder, load_encoder
 from retrodistill.encoders.any_encoder import DENSE
@@ -19,7 +20,7 @@ from retrodistill.evaluation.cost import CostConfig
 from retrodistill.evaluation.evaluating import Evaluation, EvaluationConfig
 from retrodistill.evaluation.results import Results
 from retrodistill.rankers import load_ranker
-from retrodistill.recipes import StudentSettings, validated
+from retrodistill.recipes import StudentSettings
 from retrodistill.recipes.cards import write_student_card
 from retrodistill.recipes.student_settings import complete_student
 from retrodistill.recipes.students import train_student

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from retrodistill.core.errors import UserError
-from retrodistill.recipes import Recipe, StudentSettings, load_recipe, parse_recipe, recipe_yaml, validated
+from retrodistill.core.settings import validated
+from retrodistill.recipes import Recipe, StudentSettings, load_recipe, parse_recipe, recipe_yaml
 from retrodistill.recipes.systems import students_to_train
 
 ROOT = Path(__file__).parents[1]

@@ -220,12 +220,12 @@ def _given(pairs: list[str] | None, flags: dict[str, Any]) -> dict[str, Any]:
 
 def _build(source: str, encoders: tuple[str, str | None], options: dict[str, Any], out: Path) -> Index:
     """Build and save an index of (document encoder, query encoder); options are checked before any work starts."""
+    from retrodistill.core.settings import validated
     from retrodistill.data import load_collection
     from retrodistill.encoders import load_encoder
     from retrodistill.indexes import IndexOptions, build_index
     from retrodistill.indexes.base import check_index_folder
     from retrodistill.indexes.registry import check_options_fit
-    from retrodistill.recipes import validated
 
     check_index_folder(out)
     settings = validated(IndexOptions, options, "index")

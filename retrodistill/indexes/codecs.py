@@ -11,9 +11,9 @@ from pydantic import Field, field_validator
 
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.files import read_json, write_json
+from retrodistill.core.settings import Settings
 from retrodistill.encoders.multi_vector import Tokens
 from retrodistill.indexes.factory import faiss
-from retrodistill.training.settings import Settings
 
 CODECS = ("float32", "float16", "residual")
 CodecName = Literal["float32", "float16", "residual"]

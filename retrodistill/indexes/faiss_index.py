@@ -14,6 +14,7 @@ from pydantic import model_validator
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import digest
 from retrodistill.core.runtime import log
+from retrodistill.core.settings import Settings
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import DENSE
@@ -37,7 +38,6 @@ from retrodistill.indexes.factory import (
 from retrodistill.indexes.registry import IndexKind
 from retrodistill.indexes.tuning import TuningResult, choose_factory, exact_labels, tune
 from retrodistill.rankers.protocol import Queries, as_queries, check_k
-from retrodistill.training.settings import Settings
 from retrodistill.training.texts import training_queries, training_texts
 
 _FAISS_FILE = "index.faiss"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from retrodistill.core.settings import validated
 from retrodistill.recipes.loading import load_recipe, parse_recipe, recipe_yaml
 from retrodistill.recipes.settings import EvaluationSettings, IndexSettings, Recipe, SplitSettings
 from retrodistill.recipes.student_settings import StudentSettings
@@ -24,7 +23,6 @@ __all__ = [
     "parse_recipe",
     "recipe_yaml",
     "run_recipe",
-    "validated",
 ]
 
 

@@ -1,10 +1,10 @@
 """A kind of dense index beside FAISS: a module with a KIND, as a contributor would write it."""
 
+from retrodistill.core.settings import Settings
 from retrodistill.encoders.any_encoder import DENSE
 from retrodistill.indexes.faiss_index import KIND as FAISS_KIND
 from retrodistill.indexes.faiss_index import FaissIndex
 from retrodistill.indexes.registry import IndexKind
-from retrodistill.training.settings import Settings
 
 
 class RoundedSettings(Settings):
