@@ -94,8 +94,8 @@ class TextStore(KeyedStore):
             part = [texts[row] for row in rows]
             return self._part(part, self.encoder.encode(part, self.role))
 
-        sizes = list(map(len, texts))
-        self._fill(text_keys(texts), sizes, encode, "texts", f"embedding ({self.encoder.name}, {self.role})")
+        title = f"embedding ({self.encoder.name}, {self.role})"
+        self._fill(text_keys(texts), list(map(len, texts)), encode, "texts", title)
 
     def put(self, texts: Sequence[str], vectors: Any) -> None:
         """Add vectors computed elsewhere, in the encoder's form; texts already in the store keep theirs."""
@@ -199,10 +199,9 @@ class TokenVectors(TextStore):
         rows = self._rows(texts)
         blocks = np.searchsorted(self._starts, rows, side="right") - 1
         arrays = []
-        for block, row in zip(blocks.tolist(), rows.tolist(), strict=True):
+        for block, row in zip(blocks.tolist(), (rows - self._starts[blocks]).tolist(), strict=True):
             bounds, vectors = self._blocks[block]
-            start, stop = bounds[row - self._starts[block] : row - self._starts[block] + 2]
-            arrays.append(vectors[start:stop].astype(np.float32))
+            arrays.append(vectors[bounds[row] : bounds[row + 1]].astype(np.float32))
         return Tokens.of(arrays, self.encoder.dimension)
 
     def _select(self, vectors: Tokens, rows: list[int]) -> Tokens:

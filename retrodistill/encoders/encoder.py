@@ -36,16 +36,16 @@ class Encoder(TextModel):
         """(n, dimension) float32; unit vectors for cosine models."""
         if not len(texts):
             return np.zeros((0, self.dimension), dtype=np.float32)
-        vectors = self._encode_table(texts, role) if self._is_plain_table else self._encode(texts, role, batch_size)
+        if self._is_plain_table:
+            vectors = self._encode_table(texts, role)
+        else:
+            is_cosine = self.similarity == "cosine"
+            vectors = self._run(texts, role, batch_size, convert_to_numpy=True, normalize_embeddings=is_cosine)
+            vectors = vectors.astype(np.float32, copy=False)
+            if is_cosine and self.encoding.precision != "float32":
+                vectors = normalized(vectors)  # bfloat16 products leave lengths that are 1 to three digits only
         self._require_finite(~np.isfinite(vectors).all(axis=1), None, texts, "vector")
         return vectors
-
-    def _encode(self, texts: Sequence[str], role: Role, batch_size: int | None) -> np.ndarray:
-        is_cosine = self.similarity == "cosine"
-        vectors = self._run(texts, role, batch_size, convert_to_numpy=True, normalize_embeddings=is_cosine)
-        vectors = vectors.astype(np.float32, copy=False)
-        # bfloat16 products leave lengths that are 1 to three digits only
-        return normalized(vectors) if is_cosine and self.encoding.precision != "float32" else vectors
 
     @property
     def _is_plain_table(self) -> bool:

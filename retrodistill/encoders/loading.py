@@ -83,9 +83,8 @@ def _load(
     import torch
 
     def load(place: str) -> Any:
-        if fits is not None and not fits(
-            place
-        ):  # sentence-transformers would add a random projection or vocabulary without a word
+        # sentence-transformers would add a random projection or vocabulary without a word
+        if fits is not None and not fits(place):
             raise UserError(f"model {name} is not {why}; train a student from it, or name it 'dense:{name}'.")
         trust = {} if library_class == "SentenceTransformer" else {"trust_remote_code": _needs_own_modules(place)}
         kind = getattr(sentence_transformers, library_class)

@@ -39,20 +39,11 @@ def with_modules(model: Any, modules: list[Any], kind: Kind | None = None, simil
 
 def keep_first_layers(model: SentenceTransformer, layers: int) -> None:
     """Keep the first transformer layers, in place; the configuration follows, so that the model saves and loads."""
+    from torch import nn
+
     transformer: Any = getattr(model[0], "auto_model", None)
     if transformer is None:
         raise UserError(f"a model of {type(model[0]).__name__} has no layers to cut; leave 'layers' out.")
-    stack, owner, attribute = _layer_stack(transformer)
-    if not 1 <= layers <= len(stack):
-        raise UserError(f"layers={layers}: the model has {len(stack)}; choose 1 to {len(stack)}.")
-    setattr(owner, attribute, stack[:layers])
-    transformer.config.num_hidden_layers = layers
-
-
-def _layer_stack(transformer: nn.Module) -> tuple[nn.ModuleList, nn.Module, str]:
-    """The longest ModuleList, its parent and its attribute there."""
-    from torch import nn
-
     lists = [
         (child, parent, name)
         for parent in transformer.modules()
@@ -61,7 +52,11 @@ def _layer_stack(transformer: nn.Module) -> tuple[nn.ModuleList, nn.Module, str]
     ]
     if not lists:
         raise UserError(f"{type(transformer).__name__} has no stack of layers to cut; leave 'layers' out.")
-    return max(lists, key=lambda candidate: len(candidate[0]))
+    stack, owner, attribute = max(lists, key=lambda candidate: len(candidate[0]))
+    if not 1 <= layers <= len(stack):
+        raise UserError(f"layers={layers}: the model has {len(stack)}; choose 1 to {len(stack)}.")
+    setattr(owner, attribute, stack[:layers])
+    transformer.config.num_hidden_layers = layers
 
 
 def weights_digest(model: nn.Module) -> str:

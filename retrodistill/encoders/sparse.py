@@ -26,10 +26,7 @@ class SparseTextEncoder(TextModel):
     """Encodes queries and documents as weights of the vocabulary's terms whose inner product is the score.
 
     Vectors of a cosine model are normalized here. Inference-free queries (a Router whose query route is a
-    `SparseStaticEmbedding`) are encoded without the document model. Arguments as for `TextModel`.
-
-    Raises:
-        UserError: Its Router has no route for queries or for documents.
+    `SparseStaticEmbedding`) are encoded without the document model. A Router needs routes for both roles.
     """
 
     kind = "sparse"

@@ -31,12 +31,14 @@ def flat_index(documents: np.ndarray) -> Any:
     return index
 
 
-def pair_products(queries: np.ndarray, documents: np.ndarray, q: np.ndarray, d: np.ndarray) -> np.ndarray:
-    """(pairs,) float32 inner products of ``queries[q]`` and ``documents[d]``."""
+def pair_products(queries: Any, documents: Any, q: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """(pairs,) float32 inner products of ``queries[q]`` and ``documents[d]``, which are both dense or both CSR."""
     scores = np.empty(len(q), dtype=np.float32)
     for start in range(0, len(q), _PAIRS):
         rows = slice(start, start + _PAIRS)
-        scores[rows] = np.einsum("ij,ij->i", queries[q[rows]], documents[d[rows]])
+        left, right = queries[q[rows]], documents[d[rows]]
+        is_dense = isinstance(left, np.ndarray)
+        scores[rows] = np.einsum("ij,ij->i", left, right) if is_dense else left.multiply(right).sum(axis=1)
     return scores
 
 

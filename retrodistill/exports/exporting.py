@@ -26,24 +26,16 @@ _TIE = 1e-4  # of a query's best score: closer scores are a tie, and either docu
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export did.
+    """What an export did."""
 
-    Attributes:
-        address: ``PREFIX:PLACE``, for searching it.
-        kind: ``dense``, ``sparse`` or ``multi-vector``.
-        documents: Documents in the store, which are those of the source.
-        written: Documents that this export wrote; fewer where an interrupted one had written some.
-        seconds: Wall time, verification included.
-        facts: By kind of store. Where a sample is verified: ``sampled`` documents, the largest ``difference`` of a
-            number, and ``agreement``, the mean share of the exact top 10 that the store found for them.
-    """
-
-    address: str
-    kind: str
-    documents: int
-    written: int
-    seconds: float
+    address: str  # ``PREFIX:PLACE``, for searching it
+    kind: str  # ``dense``, ``sparse`` or ``multi-vector``
+    documents: int  # in the store, which are those of the source
+    written: int  # by this export: fewer documents where an interrupted one had written some
+    seconds: float  # wall time, verification included
     facts: Mapping[str, Any]
+    """By kind of store. Where a sample is verified: ``sampled`` documents, the largest ``difference`` of a number, and
+    ``agreement``, the mean share of the exact top 10 that the store found for them."""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values, facts among the others."""
@@ -76,27 +68,22 @@ def export_index(
             target = stack.enter_context(contextlib.closing(open_store(target, settings, create=True)))
         records = records_from(source, collection).with_payload(collection, texts=target.settings.texts)
         target.create(records)
-        batches = _counted(records.batches(target.batch_size), len(records), f"exporting ({target.address})")
-        written = target.upload(batches)
+        with bar(len(records), f"exporting ({target.address})", "documents") as progress:
+            written = target.upload(_counted(records.batches(target.batch_size), progress))
         facts = _verify(target, records) if target.sample else {}
         facts |= target.finish()
         address = target.address
     return ExportReport(address, records.kind, len(records), written, time.perf_counter() - start, facts)
 
 
-def _counted(batches: Iterable[Batch], documents: int, title: str) -> Iterator[Batch]:
-    with bar(documents, title, "documents") as progress:
-        for batch in batches:
-            yield batch
-            progress.update(len(batch))
+def _counted(batches: Iterable[Batch], progress: Any) -> Iterator[Batch]:
+    for batch in batches:
+        yield batch
+        progress.update(len(batch))
 
 
 def _verify(store: VectorStore, records: Records) -> dict[str, Any]:
-    """Compare a store with its source: the count, and of a sample of documents ids, vectors and rankings.
-
-    Their vectors are the queries: an export needs neither texts nor a query encoder, by which `evaluate_systems` would
-    ask. The agreement of rankings is that of `overlap`, both with exact scores.
-    """
+    """Compare a store with its source: the count, and of a sample ids, vectors and rankings for them as queries."""
     if store.count() != len(records):
         raise UserError(
             f"{store.address} holds {store.count()} points, the source {len(records)} documents; something else writes "

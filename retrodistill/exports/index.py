@@ -22,10 +22,6 @@ _ENCODERS = {"dense": DENSE, "sparse": SPARSE, "multi-vector": MULTI_VECTOR}
 class StoreIndex(Index):
     """Documents in a store that an export filled and verified, and a query encoder that their space admits.
 
-    Args:
-        store: The store.
-        queries: Name or object of the query encoder; by default the one that the index was exported with.
-
     Raises:
         UserError: The export is not retrodistill's or not complete, or the query encoder belongs to another space.
     """
@@ -33,15 +29,13 @@ class StoreIndex(Index):
     index_kind = "store"
 
     def __init__(self, store: VectorStore, queries: Any = None) -> None:
-        manifest = store.manifest()
+        manifest, address = store.manifest(), store.address
         if manifest is None:
-            raise UserError(
-                f"{store.address} was not exported by retrodistill; it does not say which queries belong to it."
-            )
+            raise UserError(f"{address} was not exported by retrodistill; it does not say which queries belong to it.")
         about, self.store = manifest.about, store
         if not about["is_complete"]:
             raise UserError(
-                f"{store.address} holds {store.count()} of {about['documents']} documents and is not verified: its "
+                f"{address} holds {store.count()} of {about['documents']} documents and is not verified: its "
                 "export was interrupted or failed; run the same export again to continue it."
             )
         self.vector_kind: str = manifest.settings["kind"]
@@ -63,19 +57,12 @@ class StoreIndex(Index):
     ) -> Run:
         """As `Index.search_vectors`; sparse and multi-vector queries may find fewer than k.
 
-        Args:
-            vectors: Query vectors by the kind of the documents.
-            k: Documents per query; by default 10, or all if there are fewer.
-            query_ids: (q,) ids; by default "0", "1"...
-            filter: Only documents whose payload has one of these values, e.g. ``{"title": ["Anemia"]}``.
+        `filter` admits only documents whose payload has one of its values, e.g. ``{"title": ["Anemia"]}``.
         """
         answers = self.store.best(self._prepare(vectors, "queries"), wanted_depth(k, len(self)), filter)
         if self.space.similarity == "meanmaxsim":
-            lengths = vectors.lengths.tolist()
-            answers = [
-                [(document, score / length) for document, score in pairs]
-                for pairs, length in zip(answers, lengths, strict=True)
-            ]
+            per_query = zip(answers, vectors.lengths.tolist(), strict=True)
+            answers = [[(document, score / length) for document, score in pairs] for pairs, length in per_query]
         return run_of(answers, query_ids, self.name)
 
     def timed_stages(self, collection: Collection, k: int) -> tuple[Callable[[list[str]], Any], Callable[[Any], Any]]:

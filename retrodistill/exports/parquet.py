@@ -51,12 +51,7 @@ class ParquetSettings(StoreSettings):
 
 
 class ParquetStore(VectorStore):
-    """A folder of Parquet files. Every part is read back after it was written; a search is exact and reads all files.
-
-    Args:
-        folder: New, empty, or that of the same export.
-        settings: How it is written.
-    """
+    """A folder of Parquet files. Every part is read back after it is written; a search is exact and reads all files."""
 
     options = ParquetSettings
 

@@ -32,22 +32,16 @@ class StoreSettings(Settings):
 
 
 class VectorStore(Protocol):
-    """A place for documents' vectors.
-
-    Attributes:
-        options: Class of its settings.
-        settings: How it is written.
-        batch_size: Documents per batch of `upload`; known after `create`.
-        sample: Documents whose vectors and rankings are compared with the source after the upload; 0 for a store that
-            reads back all that it writes.
-        min_agreement: Least mean share of the exact top 10 that it must find for these documents.
-    """
+    """A place for documents' vectors."""
 
     options: ClassVar[type[StoreSettings]]
-    settings: Any
-    batch_size: int
+    settings: Any  # of the class `options`
+    batch_size: int  # documents per batch of `upload`; known after `create`
     sample: int = 0
+    """Documents whose vectors and rankings are compared with the source after the upload; 0 for a store that reads back
+    all that it writes."""
     min_agreement: float = 1.0
+    """Least mean share of the exact top 10 that it must find for these documents."""
 
     @classmethod
     def open(cls, place: str, settings: Any = None, *, create: bool = False) -> VectorStore:
@@ -81,13 +75,7 @@ class VectorStore(Protocol):
         raise NotImplementedError
 
     def best(self, queries: Vectors, k: int, filter: Filter | None = None) -> Answers:
-        """The k best documents of each query by inner product or MaxSim; fewer where fewer have a score.
-
-        Args:
-            queries: Vectors of the kind of the documents.
-            k: Documents per query.
-            filter: Only documents whose payload has one of these values.
-        """
+        """The k best documents, or fewer, that pass the filter on their payload, by inner product or MaxSim."""
 
     def search(
         self, queries: Vectors, k: int, filter: Filter | None = None, *, query_ids: Sequence[str] | None = None
@@ -100,11 +88,7 @@ class VectorStore(Protocol):
 
 
 def store_class(prefix: str) -> type[VectorStore]:
-    """The class of stores of a prefix.
-
-    Raises:
-        UserError: There is none; names the nearest.
-    """
+    """The class of stores of a prefix; the error for an unknown one names the nearest."""
     if prefix not in _MODULES:
         raise unknown("target", prefix, STORES)
     store: type[VectorStore] = importlib.import_module(f"retrodistill.exports.{_MODULES[prefix]}").STORE
@@ -114,12 +98,9 @@ def store_class(prefix: str) -> type[VectorStore]:
 def open_store(
     address: str, settings: StoreSettings | Mapping[str, Any] | None = None, *, create: bool = False
 ) -> VectorStore:
-    """Open ``PREFIX:PLACE``, e.g. ``qdrant:http://HOST:6333#NAME`` or ``parquet:FOLDER``.
+    """Open ``PREFIX:PLACE``, e.g. ``qdrant:http://HOST:6333#NAME`` or ``parquet:FOLDER``; `create` allows a new one.
 
-    Args:
-        address: The address.
-        settings: Options of its kind, for writing.
-        create: Whether it may be new.
+    Settings are options of its kind, for writing.
 
     Raises:
         UserError: An unknown prefix or option, nothing there, or it cannot be reached.
@@ -132,11 +113,7 @@ def open_store(
 
 
 def check_same(existing: Manifest | None, wanted: Manifest, place: str, advice: str) -> None:
-    """Refuse to continue an export where something else is.
-
-    Raises:
-        UserError: Says what differs.
-    """
+    """Refuse to continue an export where something else is; the error says what differs."""
     if existing is None:
         differences = ["retrodistill did not make it"]
     elif existing.artifact != wanted.artifact:

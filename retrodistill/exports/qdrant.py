@@ -79,13 +79,8 @@ class QdrantStore(VectorStore):
     A point's id is a UUID made from its document's id. Its payload has ``document_id``, ``title`` where there is one,
     and ``text`` if wanted. Its vector is named by its kind (``dense``, ``sparse``, ``multi-vector``). A document
     without any entry or token has no vector and is never found. The collection's metadata holds the manifest with the
-    contract of the space, so that queries of another space are refused.
-
-    Args:
-        client: The client; `close` closes it.
-        settings: How it is written.
-        place: The folder or URL, for messages.
-        name: Name of the collection, unless the settings name one.
+    contract of the space, so that queries of another space are refused. `close` closes the client; `place` is the
+    folder or URL, for messages; `name` is the collection's unless the settings name one.
     """
 
     options = QdrantSettings
@@ -166,21 +161,18 @@ class QdrantStore(VectorStore):
         for batch in batches:
             ids, known = [point_id(document) for document in batch.ids], set()
             if self._continues:
-                found = self._call("retrieve", self.name, ids=ids, with_payload=False, with_vectors=False)
-                known = {str(point.id) for point in found}
-            if len(known) < len(ids):
-                columns, vectors = batch.payload, _to_qdrant(batch.vectors)
-                points = [
-                    build(
-                        id=id_,
-                        vector={} if vectors[row] is None else {self._kind: vectors[row]},
-                        payload={name: values[row] for name, values in columns.items() if values[row]},
-                    )
-                    for row, id_ in enumerate(ids)
-                    if id_ not in known
-                ]
-                self.put(points)
-                written += len(points)
+                held = self._call("retrieve", self.name, ids=ids, with_payload=False, with_vectors=False)
+                known = {str(point.id) for point in held}
+            if len(known) == len(ids):
+                continue
+            columns, vectors, points = batch.payload, _to_qdrant(batch.vectors), []
+            for row, id_ in enumerate(ids):
+                if id_ not in known:
+                    vector = {} if vectors[row] is None else {self._kind: vectors[row]}
+                    payload = {name: values[row] for name, values in columns.items() if values[row]}
+                    points.append(build(id=id_, vector=vector, payload=payload))
+            self.put(points)
+            written += len(points)
         return written
 
     def put(self, points: list[Any]) -> None:
@@ -277,11 +269,7 @@ def batch_size(kind: str, dimension: int) -> int:
 
 
 def _vectors_config(spec: Records, quantization: str | None) -> dict[str, Any]:
-    """Arguments of `QdrantClient.create_collection`.
-
-    Unit vectors are compared by cosine, so that other clients see cosines; all others by inner product. MaxSim is
-    Qdrant's multivector comparator over inner products.
-    """
+    """Arguments of `QdrantClient.create_collection`: unit vectors are compared by cosine, others by inner product."""
     models = _library().models
     if spec.kind == "sparse":
         if quantization is not None:

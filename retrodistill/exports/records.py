@@ -41,32 +41,18 @@ _BATCH = {"dense": 4096, "sparse": 4096, "multi-vector": 128}  # documents that 
 
 @dataclass(frozen=True)
 class Records:
-    """The documents of an index, as another system takes them.
+    """The documents of an index, as another system takes them."""
 
-    Attributes:
-        kind: ``dense`` (a vector per document), ``sparse`` (weights of vocabulary entries) or ``multi-vector`` (a
-            vector per token).
-        ids: (n,) document ids.
-        space: The documents' embedding space; queries of another space are refused.
-        read: Vectors of documents start to stop (exclusive): (stop - start, d) numbers, CSR rows, or `Tokens`.
-        fingerprint: Digest of ids and vectors, or of what determines them; ties an interrupted export to its source.
-        name: Name of the index's runs.
-        queries_by: Name of the query encoder; None for one that was never saved.
-        vocabulary: (d,) entries of a sparse space, where they are known.
-        collection: Name for a collection in a store.
-        payload: ``title`` and ``text`` of the documents, those that are exported.
-    """
-
-    kind: Kind
-    ids: Sequence[str]
-    space: EmbeddingSpace
-    read: Callable[[int, int], Any]
-    fingerprint: str = ""
-    name: str = "index"
-    queries_by: str | None = None
-    vocabulary: Sequence[str] | None = None
-    collection: str | None = None
-    payload: Mapping[str, Texts] = field(default_factory=dict)
+    kind: Kind  # of a vector: per document, of weights of vocabulary entries, or per token
+    ids: Sequence[str]  # (n,)
+    space: EmbeddingSpace  # queries of another space are refused
+    read: Callable[[int, int], Any]  # (start, stop) -> (stop - start, d) numbers, CSR rows, or `Tokens`; stop excluded
+    fingerprint: str = ""  # of ids and vectors, or of what determines them; ties an interrupted export to its source
+    name: str = "index"  # of the index's runs
+    queries_by: str | None = None  # name of the query encoder; None for one that was never saved
+    vocabulary: Sequence[str] | None = None  # (d,) entries of a sparse space, where they are known
+    collection: str | None = None  # name for a collection in a store
+    payload: Mapping[str, Texts] = field(default_factory=dict)  # ``title`` and ``text``, those that are exported
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -203,8 +189,8 @@ def records_from(source: Any, collection: Collection | None = None) -> Records:
     if isinstance(source, Records):
         return source
     if isinstance(source, (str, Path, ModelName)):
-        kind = source.kind if isinstance(source, ModelName) else str(source).partition(":")[0]
-        source = load_index(str(source)) if kind not in KINDS else load_encoder(parse_model_name(str(source)))
+        name = str(source)  # of an index's folder, or of an encoder
+        source = load_encoder(parse_model_name(name)) if name.partition(":")[0] in KINDS else load_index(name)
     if hasattr(source, "vector_reader"):
         return _of_index(source, collection)
     if getattr(source, "kind", None) == "multi-vector":
@@ -244,12 +230,9 @@ def score_matrix(queries: Any, documents: Any) -> np.ndarray:
 
 
 def exact_search(batches: Iterable[tuple[Sequence[str], Vectors]], queries: Any, k: int) -> Answers:
-    """The k best documents of each query by `score_matrix`; memory grows with a batch and k, not with the documents.
+    """The k best documents of each query by `score_matrix`, from batches of ids and vectors of the queries' kind.
 
-    Args:
-        batches: Ids and vectors of a few documents at a time.
-        queries: Vectors of the same kind.
-        k: Documents per query.
+    Memory grows with a batch and k, not with the documents.
     """
     count = len(queries) if isinstance(queries, Tokens) else queries.shape[0]
     ids, scores = np.zeros((count, 0), dtype=object), np.zeros((count, 0), dtype=np.float32)
@@ -286,12 +269,7 @@ def _of_index(index: Index, collection: Collection | None) -> Records:
         )
     encoder = queries
     if encoder is None or encoder.document_space != space.fingerprint:
-        encoder = load_encoder(space.documents_by, index.encoder_kinds)
-    if encoder.document_space != space.fingerprint:
-        raise UserError(
-            f"{encoder.name} is no longer the model that made the documents ({'; '.join(space.differences(encoder))}); "
-            "export an index of factory 'Flat', or build it again."
-        )
+        encoder = index._document_encoder("export an index of factory 'Flat', or build it again")
     texts = _texts_of(collection.documents, index.ids)
     vectors = embed(encoder.bind(collection), texts.texts, "document")
     vectors = leading(vectors, space.truncation, unit=space.norm == "unit")
@@ -303,9 +281,8 @@ def _of_encoder(encoder: Any, collection: Collection | None) -> Records:
     if collection is None:
         raise UserError(f"{encoder.name} has no documents of its own to export; give a collection.")
     documents = collection.documents
-    bound = encoder if encoder.kind == "sparse" else encoder.bind(collection)
-    vectors, space, by = embed(bound, documents.texts, "document"), EmbeddingSpace.of(encoder), _full_name(encoder)
-    records = vector_records(documents.ids, vectors, space, name=encoder.name, queries_by=by)
+    vectors, space = embed(encoder.bind(collection), documents.texts, "document"), EmbeddingSpace.of(encoder)
+    records = vector_records(documents.ids, vectors, space, name=encoder.name, queries_by=_full_name(encoder))
     return replace(records, fingerprint=_pin(records.ids, encoder.fingerprint("document"), documents.fingerprint))
 
 
@@ -332,8 +309,7 @@ def _texts_of(texts: Texts, ids: Sequence[str]) -> Texts:
 def _pin(ids: Sequence[str], *parts: object) -> str:
     """Digest of ids and of what determines the vectors."""
     names = hashlib.blake2b(digest_size=16)
-    for document in ids:
-        encoded = document.encode()
+    for encoded in map(str.encode, ids):
         names.update(len(encoded).to_bytes(8, "little") + encoded)
     return digest(names.hexdigest(), *parts)
 
@@ -348,13 +324,13 @@ def _checked(records: Records) -> Records:
         raise UserError(f"document id {sample_of(twice)} appears more than once; ids must be unique.")
     content = hashlib.blake2b(digest_size=16)
     for batch in records.batches():
-        values, *structure = _arrays(batch.vectors)
-        if not np.isfinite(values).all():
+        arrays = _arrays(batch.vectors)
+        if not np.isfinite(arrays[0]).all():
             raise UserError(
                 f"documents {batch.ids[0]!r} to {batch.ids[-1]!r} hold numbers that are NaN or infinite; embed these "
                 "again or leave them out."
             )
-        for array in (values, *structure):
+        for array in arrays:
             content.update(np.ascontiguousarray(array).tobytes())
     return replace(records, fingerprint=_pin(records.ids, records.kind, content.hexdigest()))
 

@@ -20,7 +20,7 @@ from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import IN_MEMORY, EmbeddingSpace, TextModel
 from retrodistill.encoders.embeddings import embed
-from retrodistill.rankers.protocol import Queries, Ranker, as_queries, cut_depth, plain_queries, wanted_depth, within
+from retrodistill.rankers.protocol import Queries, Ranker, as_queries, wanted_depth
 from retrodistill.runs.run import Run
 
 _IDS_FILE = "ids.parquet"
@@ -141,11 +141,14 @@ class Index(Ranker):
         Raises:
             UserError: There is no query encoder, a query is empty, or k exceeds the index.
         """
-        texts = as_queries(queries) if collection is None else plain_queries(queries)
+        # a collection may have empty queries, which find nothing
+        texts = queries if collection is not None and isinstance(queries, Texts) else as_queries(queries)
         vectors = self._encode_queries(texts.texts, collection)
         if collection is None:
             return self.search_vectors(vectors, k, texts.ids)
-        return within(collection, self.search_vectors(vectors, cut_depth(k, len(self)), texts.ids))
+        run = self.search_vectors(vectors, None if k is None else min(k, len(self)), texts.ids)
+        run.require(run.query_ids, collection.documents.ids)
+        return run
 
     def search_vectors(self, vectors: Any, k: int | None = None, query_ids: Sequence[str] | None = None) -> Run:
         """As `search`, by vectors of a query encoder of the space; `query_ids` are "0", "1"... by default."""
@@ -290,14 +293,14 @@ class Index(Ranker):
             raise UserError("this index has no query encoder; give one, or search by vectors.")
         return self.queries
 
-    def _document_encoder(self) -> Any:
+    def _document_encoder(self, advice: str = "add vectors of the index's space instead") -> Any:
         """The encoder that made the documents, refused if it is no longer the same model."""
         if self._documents is None:
             encoder = load_encoder(self.documents_by, self.encoder_kinds)
             if encoder.document_space != self.space.fingerprint:
                 raise UserError(
                     f"{encoder.name} is no longer the model that encoded the documents "
-                    f"({'; '.join(self.space.differences(encoder))}); add vectors of the index's space instead."
+                    f"({'; '.join(self.space.differences(encoder))}); {advice}."
                 )
             self._documents = encoder
         return self._documents

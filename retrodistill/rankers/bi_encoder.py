@@ -24,7 +24,6 @@ from retrodistill.runs.run import Run
 
 HELD = 200_000  # documents; searches of larger corpora do not hold all vectors in memory
 BLOCK = 16_384  # documents
-_PAIRS = 65_536  # at once, which bounds the memory of one sparse product
 _TOKEN_BLOCK = 256  # documents whose token vectors are in memory at once
 
 
@@ -32,14 +31,11 @@ class BiEncoderRanker(Ranker):
     """Documents encoded by one encoder, queries by the same or by one that belongs to its space.
 
     Args:
-        documents: Encodes the documents.
-        queries: Encodes the queries into the documents' space; the same encoder by default.
+        documents: Their encoder.
+        queries: Their encoder; the same by default.
         name: Name of its runs; the query encoder's by default.
         root: Folder of the stores of vectors; the shared cache by default.
         checked: Reject queries of another space; False for a student in training, which has no manifest yet.
-
-    Raises:
-        UserError: The query encoder's space is not the documents'.
     """
 
     can_search = can_score_pairs = can_score_corpus = is_cheap = True
@@ -63,12 +59,19 @@ class BiEncoderRanker(Ranker):
         """Digest of the contracts of both roles."""
         return digest(self.queries.fingerprint("query"), self.documents.fingerprint("document"))
 
+    def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
+        """The pairs with inner products."""
+        q, query_texts, d, document_texts = distinct_texts(queries, collection, pairs)
+        query_vectors = self._query_vectors(query_texts, collection)
+        scores = pair_products(query_vectors, self._document_vectors(document_texts, collection), q, d)
+        return pairs.with_scores(scores, self.name)
+
     def remaining(self, queries: Texts, collection: Collection, pairs: Run) -> Work:
         """Texts of both sides that are not encoded yet."""
         _, query_texts, _, document_texts = distinct_texts(queries, collection, pairs)
-        query_work = seconds_to_embed(self.queries, query_texts, "query", self.root)
-        document_work = seconds_to_embed(self.documents, document_texts, "document", self.root)
-        return Work(query_work[0] + document_work[0], "texts", query_work[1] + document_work[1])
+        query_count, query_seconds = seconds_to_embed(self.queries, query_texts, "query", self.root)
+        count, seconds = seconds_to_embed(self.documents, document_texts, "document", self.root)
+        return Work(query_count + count, "texts", query_seconds + seconds)
 
     @property
     def can_be_timed(self) -> bool:
@@ -99,11 +102,7 @@ class DenseRanker(BiEncoderRanker):
         return Run.from_matrix(queries.ids, ids, rows, scores, name=self.name)
 
     def stream(self, queries: Texts, collection: Collection, k: int) -> Run:
-        """As `search`; of a large corpus it holds one block of texts and vectors, and the best k of each query.
-
-        It reads vectors from the embedding store if they are there. Others are computed and not stored, since a store
-        of millions would be merged again and again.
-        """
+        """As `search`; of a large corpus it holds one block of texts and vectors, and the best k of each query."""
         if self.holds(collection):
             return self.search(queries, collection, k)
         import faiss
@@ -134,15 +133,8 @@ class DenseRanker(BiEncoderRanker):
             texts = collection.documents.slice(start, start + BLOCK)
             if store is not None and not store.missing(texts):
                 yield start, store.gather(texts)
-            else:
+            else:  # not stored: a store of millions would be merged again and again
                 yield start, encoder.encode(texts, "document")
-
-    def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
-        """The pairs with inner products."""
-        q, query_texts, d, document_texts = distinct_texts(queries, collection, pairs)
-        query_vectors = self._query_vectors(query_texts, collection)
-        scores = pair_products(query_vectors, self._document_vectors(document_texts, collection), q, d)
-        return pairs.with_scores(scores, self.name)
 
     def corpus_scorer(self, queries: Texts, collection: Collection) -> CorpusScorer:
         """Inner products with the whole corpus, for a block of queries at a time."""
@@ -169,17 +161,6 @@ class SparseRanker(BiEncoderRanker):
         vectors = self._query_vectors(queries.texts, collection)
         rows, scores = search_rows(self._postings(collection), vectors, min(k, len(collection.documents)))
         return Run.from_matrix(queries.ids, collection.documents.ids, rows, scores, name=self.name)
-
-    def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
-        """The pairs with inner products; 0 if no term is shared."""
-        q, query_texts, d, document_texts = distinct_texts(queries, collection, pairs)
-        query_vectors = self._query_vectors(query_texts, collection)
-        document_vectors = self._document_vectors(document_texts, collection)
-        scores = np.empty(len(pairs), dtype=np.float32)
-        for start in range(0, len(pairs), _PAIRS):
-            part = slice(start, start + _PAIRS)
-            scores[part] = query_vectors[q[part]].multiply(document_vectors[d[part]]).sum(axis=1)
-        return pairs.with_scores(scores, self.name)
 
     def corpus_scorer(self, queries: Texts, collection: Collection) -> CorpusScorer:
         """Inner products with the whole corpus, for a block of queries at a time."""

@@ -29,11 +29,7 @@ _SETTINGS = {**_FORMULA, "stemmer": LANGUAGE, "stopwords": LANGUAGE}
 
 
 class BM25:
-    """BM25 with bm25s's defaults: k1 1.5, b 0.75, Lucene's idf, and stop words and stemmer of `LANGUAGE`.
-
-    Args:
-        documents: The corpus; results are rows of it.
-    """
+    """BM25 with bm25s's defaults: k1 1.5, b 0.75, Lucene's idf, and stop words and stemmer of `LANGUAGE`."""
 
     def __init__(self, documents: Texts) -> None:
         self.documents = documents
@@ -88,10 +84,8 @@ class BM25:
             loaded: bm25s.BM25 = library.BM25.load(folder, mmap=True)
             return loaded
         except (OSError, ValueError, KeyError, EOFError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"BM25 index {folder} is damaged ({reason}); delete this folder and it is built again."
-            ) from error
+            reason = f"is damaged ({str(error).splitlines()[0]})"
+            raise UserError(f"BM25 index {folder} {reason}; delete this folder and it is built again.") from error
 
 
 class BM25Ranker(Ranker):

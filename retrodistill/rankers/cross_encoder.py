@@ -33,11 +33,7 @@ _PROBE = 32  # pairs that measure the rate
 class CrossEncoderRanker(Ranker):
     """Raw float32 logits of a sentence-transformers cross-encoder (a sigmoid would saturate and tie the top).
 
-    Args:
-        model: The cross-encoder, with an identity activation.
-        name: ``cross-encoder:NAME``.
-        root: Folder of score stores; the shared cache by default.
-        batch_size: Pairs per forward pass.
+    The model needs an identity activation; `root` is the folder of score stores, the shared cache by default.
     """
 
     kind = "cross-encoder"
@@ -79,8 +75,7 @@ class CrossEncoderRanker(Ranker):
 
     def pair_fn(self, collection: Collection) -> Callable[[str, np.ndarray], np.ndarray]:
         """Score a query with documents, without the store."""
-        documents = collection.documents
-        ids = documents.ids
+        documents, ids = collection.documents, collection.documents.ids
 
         def score(query: str, rows: np.ndarray) -> np.ndarray:
             texts = documents.select([ids[row] for row in rows]).texts
@@ -110,13 +105,9 @@ class CrossEncoderRanker(Ranker):
 class ScoreStore(KeyedStore):
     """Raw float32 scores of one teacher, keyed by the texts of query and document, in Parquet parts.
 
-    Methods take pairs as two parallel lists of texts.
-
-    Args:
-        name: The teacher's name, for the folder.
-        owner: The teacher's manifest (weights, prompt, maximum length, dtype, activation).
-        root: Folder of stores; the shared cache by default. In the cache each version of a teacher has its own folder;
-            in a given folder a store of another version is an error.
+    Methods take pairs as two parallel lists of texts. Its owner is the teacher's manifest (weights, prompt, maximum
+    length, dtype, activation). In the shared cache, the default, each version of a teacher has its own folder; in a
+    given `root` a store of another version is an error.
 
     Raises:
         UserError: The folder belongs to another teacher or cannot be written.
@@ -140,7 +131,17 @@ class ScoreStore(KeyedStore):
 
         def compute(rows: np.ndarray) -> pa.Table:
             pairs = [(queries[row], documents[row]) for row in rows]
-            scores = self._checked(pairs, score(pairs))
+            with np.errstate(over="ignore"):  # values beyond float32 become infinite and are rejected below
+                scores = np.asarray(score(pairs), dtype=np.float32)
+            if scores.shape != (len(pairs),):
+                shape = f"scores of shape {scores.shape} for {len(pairs)} pairs"
+                raise UserError(f"teacher {self.name} gave {shape}; give one per pair.")
+            if not np.isfinite(scores).all():
+                query, document = (text[:40] for text in pairs[int(np.flatnonzero(~np.isfinite(scores))[0])])
+                raise UserError(
+                    f"teacher {self.name} gave a score that is not finite for {query!r} and {document!r}; "
+                    "nothing of this batch was kept."
+                )
             keys = (text_keys(texts) for texts in zip(*pairs, strict=True))
             return pa.table(dict(zip(("query", "document", "score"), map(pa.array, (*keys, scores)), strict=True)))
 
@@ -164,21 +165,6 @@ class ScoreStore(KeyedStore):
         start = time.perf_counter()
         score(probe)
         return len(todo), len(todo) * (time.perf_counter() - start) / len(probe)
-
-    def _checked(self, pairs: Sequence[tuple[str, str]], scores: np.ndarray) -> np.ndarray:
-        with np.errstate(over="ignore"):  # values beyond float32 become infinite and are rejected below
-            values = np.asarray(scores, dtype=np.float32)
-        if values.shape != (len(pairs),):
-            raise UserError(
-                f"teacher {self.name} gave scores of shape {values.shape} for {len(pairs)} pairs; give one per pair."
-            )
-        if not np.isfinite(values).all():
-            query, document = pairs[int(np.flatnonzero(~np.isfinite(values))[0])]
-            raise UserError(
-                f"teacher {self.name} gave a score that is not finite for {query[:40]!r} and "
-                f"{document[:40]!r}; nothing of this batch was kept."
-            )
-        return values
 
     def _read(self, tables: list[pa.Table]) -> np.ndarray:
         query, document, self._scores = (

@@ -32,18 +32,14 @@ class Combined(Ranker):
     """The base of rankers with members, which differ in how they combine the members' scores."""
 
     can_score_pairs = True
+    members: Sequence[Ranker] = ()
 
     def __init__(self, members: Sequence[Ranker], weights: Sequence[float] | None = None) -> None:
         if not members:
             raise UserError("no teacher was given; give at least one.")
-        self._members, self.weights = list(members), check_weights(len(members), weights)
+        self.members, self.weights = list(members), check_weights(len(members), weights)
         self.is_recorded = any(member.is_recorded for member in members)
         self.is_cheap = all(member.is_cheap for member in members)
-
-    @property
-    def members(self) -> Sequence[Ranker]:
-        """The rankers that are combined."""
-        return self._members
 
     def remaining(self, queries: Texts, collection: Collection, pairs: Run) -> Work:
         """The work of all members."""
@@ -62,7 +58,6 @@ class Ensemble(Combined):
             lists: in a list of ten almost equal documents it would amplify noise.
         calibrations: Fitted ones, for methods with statistics of a whole run.
         depth: Candidates per member that `search` fuses.
-        name: Name of its runs.
 
     Raises:
         UserError: No member, an unknown method, or weights or calibrations that do not fit.
@@ -98,11 +93,7 @@ class Ensemble(Combined):
         return self.fuse([member.score(queries, collection, pairs) for member in self.members])
 
     def fuse(self, runs: Sequence[Run]) -> Run:
-        """Fuse runs of the members, in their order.
-
-        A member with equal scores throughout has no influence. That is not an error: a query may share no term with any
-        document.
-        """
+        """Fuse runs of the members, in their order. A member with equal scores throughout has no influence."""
         kind = _PER_QUERY.get(self.method)
         calibrations = [kind() for _ in runs] if kind and self.calibrations is None else self.calibrations
         return fuse(runs, self.weights, self.method, calibrations=calibrations, name=self.name)
@@ -168,10 +159,7 @@ _MAPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 class SoftLabels(Combined):
     """The weighted mean of teachers' scores, each mapped to 0..1 (Trans-Encoder, ICLR 2022, arXiv 2109.13059).
 
-    Args:
-        members: The teachers.
-        kind: A key of `LABELS` other than ``scores``.
-        weights: One per member; equal by default.
+    Its kind is a key of `LABELS` other than ``scores``; weights are equal by default.
 
     Raises:
         UserError: No member, another kind, or weights that do not fit.

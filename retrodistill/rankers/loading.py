@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -110,10 +111,7 @@ def _kind_of(cross_encoder: Any) -> str:
 
 def _imported(target: str) -> Any:
     module, _, path = target.partition(":")
-    found: Any = import_module(module)
-    for attribute in path.split("."):
-        found = getattr(found, attribute)
-    return found
+    return attrgetter(path)(import_module(module))
 
 
 def _reranker(text: str, store: Path | None) -> Reranker:
@@ -121,7 +119,19 @@ def _reranker(text: str, store: Path | None) -> Reranker:
 
     A folder means ``cross-encoder:FOLDER``, also for ``prett`` and ``tk`` students, which are saved as cross-encoders.
     """
-    depth, teacher, source = _reranker_parts(text)
+    parsed = re.fullmatch(r"rerank(?:@(\d+))?:(.+)", text)
+    depth, rest = parsed.groups() if parsed is not None else (None, "")
+    splits = [(rest[: at.start()], rest[at.end() :]) for at in re.finditer("@", rest)]
+    # the source begins at the last @ before a kind of model or store: names of models and files may have one too
+    kinds = re.compile(rf"(?:{'|'.join(map(re.escape, [*KINDS, *_imported(_STORES)]))})(?::.+)?")
+    named = [split for split in splits if split[0] and kinds.fullmatch(split[1])]
+    folders = [split for split in splits if all(split) and Path(split[1]).expanduser().is_dir()]
+    if not named and not folders:
+        raise UserError(
+            f"{text!r} is not a re-ranker; write rerank:TEACHER@SOURCE or rerank@DEPTH:TEACHER@SOURCE, e.g. "
+            "rerank:cross-encoder:NAME@bm25, where SOURCE is a model's name, run:FILE or the folder of an index."
+        )
+    teacher, source = (named[-1:] or folders)[0]
     if Path(teacher).expanduser().is_dir():
         teacher = f"cross-encoder:{teacher}"
     finder, judge = load_ranker(source, store, needs="search"), load_ranker(teacher, store, needs="score")
@@ -129,20 +139,3 @@ def _reranker(text: str, store: Path | None) -> Reranker:
     if model is not None and _kind_of(model) != "cross-encoder":
         judge = _imported(_STORED_DOCUMENTS)(model, judge.name)
     return Reranker(judge, finder, int(depth or DEPTH), text)
-
-
-def _reranker_parts(text: str) -> tuple[str | None, str, str]:
-    parsed = re.fullmatch(r"rerank(?:@(\d+))?:(.+)", text)
-    if parsed is not None:
-        depth, rest = parsed.groups()
-        splits = [(rest[: at.start()], rest[at.end() :]) for at in re.finditer("@", rest)]
-        # the source begins at the last @ before a kind of model or store: names of models and files may have one too
-        kinds = re.compile(rf"(?:{'|'.join(map(re.escape, [*KINDS, *_imported(_STORES)]))})(?::.+)?")
-        named = [split for split in splits if split[0] and kinds.fullmatch(split[1])]
-        folders = [split for split in splits if all(split) and Path(split[1]).expanduser().is_dir()]
-        if named or folders:
-            return depth, *(named[-1:] or folders)[0]
-    raise UserError(
-        f"{text!r} is not a re-ranker; write rerank:TEACHER@SOURCE or rerank@DEPTH:TEACHER@SOURCE, e.g. "
-        "rerank:cross-encoder:NAME@bm25, where SOURCE is a model's name, run:FILE or the folder of an index."
-    )

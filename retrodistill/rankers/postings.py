@@ -19,23 +19,14 @@ _PARTS = ("bounds", "rows", "impacts", "scales")
 
 @dataclass(frozen=True, eq=False)
 class Postings:
-    """Impacts by term, exact or in 8 bits: steps of the term's largest weight / 255, at least one step.
+    """Impacts by term, exact or in 8 bits: steps of the term's largest weight / 255, at least one step."""
 
-    Attributes:
-        bounds: (terms + 1,) unsigned; postings of term t are ``bounds[t]:bounds[t + 1]``.
-        rows: (postings,) unsigned; documents, ascending within a term.
-        impacts: (postings,) float32 weights, or uint8 codes.
-        scales: (terms,) float32 weight of one step; empty for exact weights.
-        documents: Number of documents, including those without terms.
-        bits: Of a code; None for exact weights.
-    """
-
-    bounds: np.ndarray
-    rows: np.ndarray
-    impacts: np.ndarray
-    scales: np.ndarray
-    documents: int
-    bits: Literal[8] | None = None
+    bounds: np.ndarray  # (terms + 1,) unsigned; postings of term t are ``bounds[t]:bounds[t + 1]``
+    rows: np.ndarray  # (postings,) unsigned; documents, ascending within a term
+    impacts: np.ndarray  # (postings,) float32 weights, or uint8 codes
+    scales: np.ndarray  # (terms,) float32 weight of one step; empty for exact weights
+    documents: int  # including those without terms
+    bits: Literal[8] | None = None  # of a code; None for exact weights
 
     @classmethod
     def from_csr(cls, matrix: csr_array, bits: Literal[8] | None = None, scales: np.ndarray | None = None) -> Postings:
@@ -83,12 +74,7 @@ class Postings:
         return csr_array(csc_array((weights, np.asarray(self.rows).astype(np.int64), bounds), shape=shape))
 
     def scores(self, terms: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """(documents,) float32 inner products with one query.
-
-        Args:
-            terms: (m,) distinct integers.
-            weights: (m,) float32.
-        """
+        """(documents,) float32 inner products with a query of (m,) distinct integer terms and (m,) float32 weights."""
         scores = np.zeros(self.documents, dtype=np.float32)
         for term, weight in zip(terms.tolist(), weights.tolist(), strict=True):
             start, stop = int(self.bounds[term]), int(self.bounds[term + 1])

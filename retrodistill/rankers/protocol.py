@@ -23,17 +23,11 @@ DEPTH = 10  # documents per query by default
 
 @dataclass(frozen=True)
 class Work:
-    """The work that remains before all pairs of a ranker have scores.
-
-    Attributes:
-        items: Number of pairs or texts.
-        unit: ``pairs`` or ``texts``.
-        seconds: Estimate, from a rate measured just now.
-    """
+    """The work that remains before all pairs of a ranker have scores."""
 
     items: int
-    unit: str
-    seconds: float
+    unit: str  # ``pairs`` or ``texts``
+    seconds: float  # an estimate, from a rate measured just now
 
 
 class Ranker:
@@ -53,9 +47,6 @@ class Ranker:
         is_cheap: It can score every pair without planning the cost.
         weights: Of the members; 1 for a single ranker.
         method: How an ensemble fuses its members; None for a single ranker.
-        run: The recorded scores, of a recorded run.
-        documents: Encoder of documents, if there is one.
-        queries: Encoder of queries, if there is one.
     """
 
     name: str
@@ -68,9 +59,9 @@ class Ranker:
     is_cheap: bool = False
     weights: Sequence[float] = (1.0,)
     method: str | None = None
-    run: Run | None = None
-    documents: Any = None
-    queries: Any = None
+    run: Run | None = None  # of recorded scores
+    documents: Any = None  # encoder of documents, if there is one
+    queries: Any = None  # encoder of queries, if there is one
 
     @classmethod
     def of_name(cls, name: ModelName, store: Path | None) -> Ranker:
@@ -110,10 +101,7 @@ class Ranker:
             )
 
     def corpus_scorer(self, queries: Texts, collection: Collection) -> CorpusScorer:
-        """A function from a slice of the queries to (block, documents) float32 raw scores.
-
-        One-time work, such as embedding, is done by this call.
-        """
+        """A function from a slice of the queries to (block, documents) float32 raw scores; this call embeds texts."""
         self.require_corpus_scores()
         raise NotImplementedError(f"{type(self).__name__} promises corpus scores and has no corpus_scorer")
 
@@ -197,22 +185,6 @@ def wanted_depth(k: int | None, documents: int) -> int:
     k = min(DEPTH, documents) if k is None and documents else k or 0
     check_k(k, documents)
     return k
-
-
-def cut_depth(k: int | None, documents: int) -> int | None:
-    """The given k, at most the number of documents."""
-    return None if k is None else min(k, documents)
-
-
-def within(collection: Collection, run: Run) -> Run:
-    """The run, after a check that all its documents are in the collection."""
-    run.require(run.query_ids, collection.documents.ids)
-    return run
-
-
-def plain_queries(queries: Queries) -> Texts:
-    """As `as_queries`, but queries with ids may be empty: a collection may have such, and they find nothing."""
-    return queries if isinstance(queries, Texts) else as_queries(queries)
 
 
 def as_queries(queries: Queries) -> Texts:

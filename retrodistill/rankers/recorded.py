@@ -17,12 +17,7 @@ from retrodistill.runs.run import Run, look_up
 
 
 class RecordedRanker(Ranker):
-    """Scores computed elsewhere. A pair without a recorded score is an error.
-
-    Args:
-        run: The scores.
-        name: ``run:FILE``; the run's own name by default.
-    """
+    """Scores computed elsewhere. A pair without a recorded score is an error. Its name is the run's by default."""
 
     kind = "run"
     can_search = can_score_pairs = is_recorded = is_cheap = True
@@ -42,12 +37,12 @@ class RecordedRanker(Ranker):
 
     def search(self, queries: Texts, collection: Collection, k: int) -> Run:
         """The k best recorded documents of each query; none for queries that were not recorded."""
-        self._require(queries, collection)
+        _require(self.run, queries, collection)
         return self.run.select(queries.ids).top(k)
 
     def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
         """The pairs with their recorded scores."""
-        self._require(queries, collection)
+        _require(self.run, queries, collection)
         scores = look_up(self.run, pairs)
         missing = np.isnan(scores)
         if missing.any():
@@ -59,8 +54,9 @@ class RecordedRanker(Ranker):
             )
         return pairs.with_scores(scores, self.name)
 
-    def _require(self, queries: Texts, collection: Collection) -> None:
-        self.run.require({*collection.queries.ids, *queries.ids}, collection.documents.ids)
+
+def _require(run: Run, queries: Texts, collection: Collection) -> None:
+    run.require({*collection.queries.ids, *queries.ids}, collection.documents.ids)
 
 
 def recorded_pairs(run: Run, pairs: Run, name: str) -> Run:
@@ -75,9 +71,6 @@ class JudgmentRanker(Ranker):
 
     Queries of other splits and pseudo-queries get equal scores for all documents and teach nothing; training excludes
     and counts them.
-
-    Args:
-        split: Split of the judgments: ``train``, ``dev``, any but the measured one.
 
     Raises:
         UserError: The test split: measuring a student that saw its judgments is meaningless.
@@ -97,7 +90,7 @@ class JudgmentRanker(Ranker):
 
     def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
         """The pairs with their grades; negative grades count as 0."""
-        pairs.require({*collection.queries.ids, *queries.ids}, collection.documents.ids)
+        _require(pairs, queries, collection)
         grades = collection.relevance(self.split).to_dict()
         scores = [
             max(0, grades.get(pairs.query_ids[code], {}).get(str(document), 0))

@@ -18,14 +18,7 @@ DEPTH = 100
 class Reranker(Ranker):
     """Orders the first `depth` documents of a source by a judge's scores; documents below them are dropped.
 
-    Args:
-        judge: Scores pairs: a cross-encoder, or a student that stored its documents.
-        source: Finds the candidates.
-        depth: Candidates per query.
-        name: Name of its runs.
-
-    Raises:
-        UserError: The depth is below 1.
+    The judge scores pairs: a cross-encoder, or a student that stored its documents. The depth is at least 1.
     """
 
     kind = "rerank"

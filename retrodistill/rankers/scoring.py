@@ -70,16 +70,7 @@ def _load(teachers: Sequence[Any], store: str | os.PathLike[str] | None) -> list
 
 
 def corpus_scores(queries: Texts, collection: Collection, teacher: Ranker, out: np.ndarray | None = None) -> np.ndarray:
-    """Score every document for every query.
-
-    Args:
-        queries: Any queries, including pseudo-queries.
-        collection: The corpus.
-        teacher: A ranker that can score a corpus.
-        out: Array for the result, possibly memory-mapped.
-
-    Returns:
-        (queries, documents) float32.
+    """(queries, documents) float32 scores of every document for every query, in `out` if given (a memory map).
 
     Raises:
         UserError: The teacher only scores pairs, or the matrix would exceed 8 GiB.
