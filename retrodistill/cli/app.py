@@ -10,20 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @app.callback(no_args_is_help=True)
 def encoding(
     context: typer.Context,
     batch_size: Annotated[
-        int | None,
-        typer.Option(help="Texts or pairs per forward pass, except in training; 32 by default."),
+        int | None, typer.Option(help="Texts or pairs per forward pass, except in training; 32 by default.")
     ] = None,
     precision: Annotated[
         str | None,

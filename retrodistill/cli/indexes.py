@@ -48,8 +48,7 @@ def index(  # noqa: PLR0913, PLR0917 - one option each
     ] = None,
     muvera: Annotated[bool, typer.Option("--muvera", help="Multi-vector: candidates by MUVERA encodings.")] = False,
     bits: Annotated[
-        int | None,
-        typer.Option(help="Sparse: bits per impact, 8, or 32 for exact weights. Residual codec: 1, 2 or 4."),
+        int | None, typer.Option(help="Sparse: bits per impact, 8, or 32 for exact weights. Residual codec: 1, 2 or 4.")
     ] = None,
     backend: Annotated[str | None, typer.Option(help="Sparse: exact, or seismic (approximate, large corpora).")] = None,
     prune: Annotated[int | None, typer.Option(help="Sparse: terms to keep per document.", min=1)] = None,
@@ -239,13 +238,7 @@ def _build(source: str, encoders: tuple[str, str | None], options: dict[str, Any
 
 
 def _learn(
-    source: str,
-    encoders: tuple[str, str | None],
-    options: dict[str, Any],
-    out: Path,
-    *,
-    query_map: bool,
-    seed: int,
+    source: str, encoders: tuple[str, str | None], options: dict[str, Any], out: Path, *, query_map: bool, seed: int
 ) -> Index:
     """Learn a quantizer, save the index, and show how it compares with OPQ at the same bytes."""
     from retrodistill.data import load_collection
