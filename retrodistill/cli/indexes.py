@@ -24,15 +24,9 @@ def index(  # noqa: PLR0913, PLR0917 - one option each
         list[str] | None, Argument(metavar="KEY=VALUE", help="Any key of a recipe's index, e.g. muvera.candidates=500.")
     ] = None,
     queries: Annotated[str | None, Option(help="Query encoder; the document encoder by default.")] = None,
-    factory: Annotated[
-        str | None, Option(help="FAISS factory string (Flat, SQ8, OPQ48,PQ48, IVF64,Flat...), or auto.")
-    ] = None,
-    bytes_wanted: Annotated[
-        int | None, Option("--bytes", help="Bytes per document, for auto and --learn.", min=1)
-    ] = None,
-    recall: Annotated[
-        float | None, Option(help="Share of the exact top 10 to find, for auto; search is tuned to it.")
-    ] = None,
+    factory: Annotated[str | None, Option(help="FAISS factory (Flat, SQ8, OPQ48,PQ48, IVF64,Flat...) or auto.")] = None,
+    bytes_wanted: Annotated[int | None, Option("--bytes", help="Bytes per document (auto, --learn).", min=1)] = None,
+    recall: Annotated[float | None, Option(help="For auto: share of the exact top 10 that search must find.")] = None,
     truncate: Annotated[int | None, Option(help="Leading dimensions to keep (Matryoshka).", min=1)] = None,
     learn: Annotated[
         bool, Option("--learn", help="Learn the quantizer from exact scores (Distill-VQ); 16 bytes by default.")
@@ -40,9 +34,7 @@ def index(  # noqa: PLR0913, PLR0917 - one option each
     learn_queries: Annotated[
         bool, Option("--learn-queries", help="With --learn: also learn a linear query map, saved in OUT.queries.")
     ] = False,
-    codec: Annotated[
-        str | None, Option(help="Multi-vector: float16, float32, or residual (with --bits 1, 2 or 4).")
-    ] = None,
+    codec: Annotated[str | None, Option(help="Multi-vector: float16, float32, or residual (--bits 1, 2, 4).")] = None,
     muvera: Annotated[bool, Option("--muvera", help="Multi-vector: candidates by MUVERA encodings.")] = False,
     bits: Annotated[
         int | None, Option(help="Sparse: bits per impact, 8, or 32 for exact weights. Residual codec: 1, 2 or 4.")

@@ -70,15 +70,11 @@ def compare(  # noqa: PLR0913, PLR0917 - one option each
             help="Two or more systems: an evaluated folder (all its systems), FOLDER:SYSTEM, or what evaluate takes."
         ),
     ],
-    collection: Annotated[
-        str | None, Option(help="For systems that are measured now, and for the texts of queries.")
-    ] = None,
+    collection: Annotated[str | None, Option(help="For systems measured now, and for texts of queries.")] = None,
     split: SplitOption = None,
     measure: Annotated[str, Option(help="Measure to compare.")] = "ndcg@10",
     teacher: TeacherOption = None,
-    every_pair: Annotated[
-        bool, Option("--every-pair", help="Compare every pair, not just each with the first.")
-    ] = False,
+    every_pair: Annotated[bool, Option("--every-pair", help="Compare all pairs, not only with the first.")] = False,
     shown: Annotated[int, Option(help="Number of queries won and lost to list.", min=0)] = 5,
     seed: Annotated[int, Option(help="Seed of resampling for tests and intervals.")] = 0,
     as_json: JsonOption = False,

@@ -46,9 +46,7 @@ def run_command(
 
 @app.command()
 def recipes(
-    name: Annotated[
-        str | None, Argument(help="Print the YAML of this recipe, e.g. to copy it: ... > mine.yaml.")
-    ] = None,
+    name: Annotated[str | None, Argument(help="Print the YAML of this recipe, to copy it: ... > mine.yaml.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the packaged recipes with what they need and cost, or print one."""

@@ -17,9 +17,7 @@ def mine(
     collection: CollectionOption,
     out: RunOption,
     source: Annotated[list[str], Option(help="bm25, dense:NAME, run:FILE; repeatable.")],
-    split: Annotated[
-        str, Option(help="Queries to mine for; auto means train, or else the queries in no split.")
-    ] = "auto",
+    split: Annotated[str, Option(help="Queries to mine for; auto: train, or else the queries in no split.")] = "auto",
     depth: Annotated[int, Option(help="Documents per query and source.", min=1)] = 100,
     random: Annotated[int, Option(help="Random documents to add per query.", min=0)] = 0,
     seed: Annotated[int, Option(help="Seed of the random documents.")] = 0,
@@ -46,9 +44,7 @@ def score(  # noqa: PLR0913, PLR0917 - one option each
         str | None,
         Option(help="Number or share of pairs to score, e.g. 5000 or 25%, chosen by the candidates' scores."),
     ] = None,
-    budget_by: Annotated[
-        str, Option(help="robust (pairs that the candidates' scores leave open), or random.")
-    ] = "robust",
+    budget_by: Annotated[str, Option(help="robust (pairs that candidates' scores leave open) or random.")] = "robust",
     seed: Annotated[int, Option(help="Seed of the choice of pairs.")] = 0,
     store: StoreOption = None,
     dry_run: DryOption = False,
@@ -90,9 +86,7 @@ def distill(
     out: OutOption = Path("out/student"),
     student: Annotated[str, Option(help="static, or kind:NAME, e.g. dense:NAME, sparse:NAME.")] = "static",
     objective: Annotated[list[str] | None, Option(help="kl, margin-mse, leaf...; several are summed.")] = None,
-    document_encoder: Annotated[
-        str, Option(help="Dense model whose document vectors are searched.")
-    ] = "dense:all-MiniLM-L6-v2",
+    document_encoder: Annotated[str, Option(help="Dense model of the searched documents.")] = "dense:all-MiniLM-L6-v2",
     train: Annotated[
         str | None, Option(help="query_encoder, both_encoders or head; the default depends on the kind of student.")
     ] = None,

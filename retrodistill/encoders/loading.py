@@ -35,9 +35,9 @@ def load_bi_encoder(name: str, *, layers: int | None = None) -> SentenceTransfor
     """Load a bi-encoder in float32.
 
     Args:
-        name: A folder or a hub name; one that is not found, or has no such exit, is a UserError. ``all-MiniLM-L6-v2`` comes from the
+        name: A folder or a hub name; one that is not found is a UserError. ``all-MiniLM-L6-v2`` comes from the
             ``demo`` extra if that is installed (the hub's weights, verified), so that it works offline.
-            ``FOLDER@exit-4`` is one exit of a model with exits.
+            ``FOLDER@exit-4`` is one exit of a model with exits; without such an exit, it is a UserError.
         layers: Number of leading transformer layers to keep.
     """
     name, exit_layer = split_exit(name)

@@ -60,9 +60,7 @@ def check_finite(vectors: np.ndarray, ids: list[str], source: str) -> None:
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
         named = sample_of(ids[row] for row in bad)
-        raise UserError(
-            f"{source}: {len(bad)} vectors are NaN or infinite ({named}); embed these again or leave them out."
-        )
+        raise UserError(f"{source}: {len(bad)} vectors are NaN or infinite ({named}); embed these again or omit them.")
 
 
 def check_dimensions(dimensions: Sequence[int], width: int) -> None:
