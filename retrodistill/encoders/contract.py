@@ -327,9 +327,8 @@ def _routed(module: Any, role: Role, name: str) -> Iterator[Any]:
     route = next((route for route in (*mapped, role, "text") if route in module.sub_modules), None)
     if route is None:
         routes = ", ".join(module.sub_modules)
-        raise UserError(
-            f"model {name} has no route for a {role} (routes: {routes}); a Router needs query and document."
-        )
+        problem = f"model {name} has no route for a {role} (routes: {routes})"
+        raise UserError(f"{problem}; a Router needs 'query' and 'document'.")
     for part in module.sub_modules[route]:
         yield from _routed(part, role, name)
 
