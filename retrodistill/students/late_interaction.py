@@ -60,11 +60,11 @@ class LateInteraction(InputModule):
 
     Args:
         backbone: A BERT of transformers.
-        tokenizer: Tokenizer of transformers.
+        tokenizer: Its tokenizer.
         dimension: Width that a document's states are stored in; the model's own by default.
         query_length: Maximum number of tokens of a query, special ones included.
         document_length: The same of a document.
-        precision: Precision of a document's stored states.
+        precision: Of a document's stored states.
     """
 
     tokenizer: Any
@@ -85,13 +85,9 @@ class LateInteraction(InputModule):
         precision: Precision = "float16",
     ) -> None:
         super().__init__()
-        config = backbone.config
-        require_bert(config, "given", self.kind)
-        if dimension is not None and not 1 <= dimension <= config.hidden_size:
-            raise UserError(
-                f"dimension={dimension}: the model's tokens have {config.hidden_size}; choose from 1 to "
-                f"{config.hidden_size}."
-            )
+        width = backbone.config.hidden_size
+        if dimension is not None and not 1 <= dimension <= width:
+            raise UserError(f"dimension={dimension}: the model's tokens have {width}; choose from 1 to {width}.")
         if precision not in get_args(Precision):
             raise unknown("precision", precision, get_args(Precision))
         for name, length in (("query_length", query_length), ("document_length", document_length)):
@@ -151,13 +147,10 @@ class LateInteraction(InputModule):
         """(n, tokens) int64 ids and bool mask, at least one column; longer texts are cut."""
         longest = (self.query_length if role == "query" else self.document_length) - self.specials[role]
         cut = self.tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=longest)["input_ids"]
-        rows = [self.framed(list(tokens), role) for tokens in cut]
-        width = max([1, *map(len, rows)])
-        ids = torch.full((len(rows), width), int(self.tokenizer.pad_token_id or 0), dtype=torch.int64)
-        for row, tokens in enumerate(rows):
-            ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
-        lengths = torch.tensor([len(tokens) for tokens in rows])
-        return ids, torch.arange(width)[None, :] < lengths[:, None]
+        rows = [self.framed(tokens, role) for tokens in cut]
+        width, padding = max([1, *map(len, rows)]), [self.tokenizer.pad_token_id or 0]
+        ids = torch.tensor([row + padding * (width - len(row)) for row in rows], dtype=torch.int64)
+        return ids.view(len(rows), width), torch.arange(width) < torch.tensor([len(row) for row in rows])[:, None]
 
     def side(self, texts: Sequence[str], role: Role) -> Side:
         """Texts with their states of `lower`, on the model's device."""
@@ -208,10 +201,10 @@ class LateInteraction(InputModule):
     ) -> LateInteraction:
         """As the library loads any module; no code of the folder runs."""
         place: dict[str, Any] = {"subfolder": subfolder, "token": token, "revision": revision}
-        hub = {**place, "cache_dir": cache_folder, "local_files_only": local_files_only}
-        config = AutoConfig.from_pretrained(model_name_or_path, **hub)
-        tokenizer = AutoTokenizer.from_pretrained(model_name_or_path, **hub)
-        place |= {"cache_folder": cache_folder, "local_files_only": local_files_only}
+        place["local_files_only"] = local_files_only
+        config = AutoConfig.from_pretrained(model_name_or_path, cache_dir=cache_folder, **place)
+        tokenizer = AutoTokenizer.from_pretrained(model_name_or_path, cache_dir=cache_folder, **place)
+        place["cache_folder"] = cache_folder
         module = cls(cls.empty_backbone(config), tokenizer, **cls.load_config(model_name_or_path, **place))
         return cls.load_torch_weights(model_name_or_path, model=module, **place)
 
@@ -227,18 +220,13 @@ def through(layers: Any, hidden: Tensor, mask: Tensor) -> Tensor:
 def bert_of(model: Any, source: str, kind: str) -> Any:
     """The transformer inside a sentence-transformers model, which must be a BERT."""
     backbone = getattr(model[0], "auto_model", None)
-    require_bert(getattr(backbone, "config", None), source, kind)
-    return backbone
-
-
-def require_bert(config: Any, source: str, kind: str) -> None:
-    """Refuse configurations of other models than BERT."""
-    architecture = getattr(config, "model_type", "model without layers")
+    architecture = getattr(getattr(backbone, "config", None), "model_type", "model without layers")
     if architecture != "bert":
         raise UserError(
             f"model {source} is a {architecture}; a {kind} student runs the layers of a BERT apart: start from one, "
             "such as all-MiniLM-L6-v2."
         )
+    return backbone
 
 
 def late_interaction(module: LateInteraction, device: Any) -> CrossEncoder:
@@ -274,15 +262,14 @@ class StoredDocuments:
 
     def score(self, query: str, rows: np.ndarray) -> np.ndarray:
         """(n,) float32 raw scores of one query with the documents at (n,) integer rows."""
-        module, scores = module_of(self.student), [np.zeros(0, dtype=np.float32)]
+        module, scores = module_of(self.student), np.zeros(len(rows), dtype=np.float32)
         with evaluating(module), torch.inference_mode():
             side = module.side([self.student.prompt("query") + query], "query")
-            device = side.ids.device
             for start in range(0, len(rows), _PAIRS):
-                states, mask = padded(self.states, rows[start : start + _PAIRS])
-                queries = side.take(torch.zeros(len(mask), dtype=torch.int64, device=device))
-                scores.append(module.compare(queries, states.to(device), mask.to(device)).float().cpu().numpy())
-        return np.concatenate(scores)
+                documents, mask = self.states.padded(rows[start : start + _PAIRS], side.ids.device)
+                queries = side.take(mask.new_zeros(len(mask), dtype=torch.int64))
+                scores[start : start + _PAIRS] = module.compare(queries, documents, mask).float().cpu().numpy()
+        return scores
 
 
 class StoredDocumentsRanker(Ranker):
@@ -337,20 +324,10 @@ class TextStates:
         missing = [text for text in texts if text not in self.rows]
         if missing:
             raise UserError(f"{len(missing)} documents have no stored states, among them {missing[0][:40]!r}.")
-        return padded(self.states, np.array([self.rows[text] for text in texts], dtype=np.int64))
+        return self.states.padded(np.array([self.rows[text] for text in texts]))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TextStates:
         return self  # a copy of the student reads the same file
-
-
-def padded(states: States, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    """(n, tokens, d) float32 and (n, tokens) bool of the texts at (n,) rows; at least one column."""
-    flat, lengths = states.gather(rows)
-    width = max(1, int(lengths.max())) if len(lengths) else 1
-    mask = torch.arange(width)[None, :] < lengths[:, None]
-    tokens = torch.zeros(len(rows), width, states.width)
-    tokens[mask] = flat
-    return tokens, mask
 
 
 def stored_documents(student: CrossEncoderStudent, texts: Sequence[str]) -> StoredDocuments:
@@ -398,11 +375,10 @@ def _states(
 
 def train_late_interaction(run: StageRun) -> History:
     """Train a PreTT or TK; with ``train: head`` what follows the lower part, whose states are stored."""
-    if run.stage.train != "head":
-        return train_pairs(run)
     with contextlib.ExitStack() as stack:
-        with main_first():
-            stack.enter_context(below_stored(run.student, run.data.collection.documents.texts))
+        if run.stage.train == "head":
+            with main_first():
+                stack.enter_context(below_stored(run.student, run.data.collection.documents.texts))
         return train_pairs(run)
 
 
