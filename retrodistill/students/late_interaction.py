@@ -1,7 +1,6 @@
 """Late-interaction re-rankers: documents are read alone, stored, and meet the query late (arXiv 2010.02666).
 
-PreTT and TK are modules of sentence-transformers' CrossEncoder: they train, save, load and score pairs as one. Their
-documents are stored twice: packed, for serving; and as their lower part reads them, for training what follows it.
+Documents are stored twice: packed, for serving; and as the lower part reads them, for training what follows it.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from retrodistill.rankers.protocol import Ranker, pair_positions
 from retrodistill.runs.run import Run
 from retrodistill.students.cross_encoder import KIND as CROSS_ENCODER
 from retrodistill.students.cross_encoder import CrossEncoderStudent, train_pairs
-from retrodistill.students.stored_states import States, cached_states
+from retrodistill.students.stored_states import Reader, States, cached_states
 from retrodistill.training.stages import StageRun, evaluating
 from retrodistill.training.trainer import History
 
@@ -52,11 +51,10 @@ class Side(NamedTuple):
 
 
 class LateInteraction(InputModule):
-    """What PreTT and TK share: texts are read alone, once each, and the pairs of a batch share them.
+    """What PreTT and TK share, as modules of a CrossEncoder: the pairs of a batch share its texts, each read once.
 
-    Three steps: `lower` reads a text alone; `packed` turns a document into what a re-ranker stores; `compare` sees both
-    sides. A forward pass over pairs does all three and rounds what would be stored, so stored documents score as they
-    did in training.
+    `lower` reads a text alone, `packed` turns a document into what a re-ranker stores, and `compare` sees both sides. A
+    forward pass over pairs does all three and rounds what would be stored, so stored documents score as in training.
 
     Args:
         backbone: A BERT of transformers.
@@ -95,7 +93,7 @@ class LateInteraction(InputModule):
                 raise UserError(f"{name}={length}: give at least 3 tokens.")
         self.backbone, self.tokenizer, self.dimension = backbone, tokenizer, dimension
         self.query_length, self.document_length, self.precision = query_length, document_length, precision
-        self.stored: TextStates | None = None  # documents' states, while the lower part is frozen
+        self.stored: Reader | None = None  # gives documents' states while the lower part is frozen
 
     @property
     def processor(self) -> Any:
@@ -167,7 +165,7 @@ class LateInteraction(InputModule):
         if self.stored is None:
             features["document_ids"], features["document_mask"] = self.tokens(documents, "document")
         else:
-            features["document_states"], features["document_mask"] = self.stored.of(documents)
+            features["document_states"], features["document_mask"] = self.stored(documents)
         return {**features, "query_places": query_places, "document_places": document_places}
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
@@ -313,23 +311,6 @@ class StoredDocumentsRanker(Ranker):
         return self.name
 
 
-class TextStates:
-    """States of texts, found by the text: training looks them up instead of reading documents."""
-
-    def __init__(self, states: States, texts: Sequence[str]) -> None:
-        self.states, self.rows = states, {text: row for row, text in enumerate(texts)}
-
-    def of(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """(n, tokens, d) float32 states and (n, tokens) bool mask; a text that is not stored is a UserError."""
-        missing = [text for text in texts if text not in self.rows]
-        if missing:
-            raise UserError(f"{len(missing)} documents have no stored states, among them {missing[0][:40]!r}.")
-        return self.states.padded(np.array([self.rows[text] for text in texts]))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> TextStates:
-        return self  # a copy of the student reads the same file
-
-
 def stored_documents(student: CrossEncoderStudent, texts: Sequence[str]) -> StoredDocuments:
     """Documents as a PreTT or TK student serves them, from the cache or into it."""
     module = module_of(student)
@@ -346,12 +327,20 @@ def below_stored(student: CrossEncoderStudent, documents: Sequence[str]) -> Iter
     """
     module = module_of(student)
     texts = [*documents, ""]  # the empty text fills masked positions
-    frozen = [parameter for parameter in module.lower_parameters() if parameter.requires_grad]
+    rows = {text: row for row, text in enumerate(texts)}
+    lower = nn.ParameterList(module.lower_parameters())
     # Not the whole student's weights: training those above leaves these states as they are.
-    lower = weights_digest(nn.ParameterList(module.lower_parameters()))
-    made_by = [lower, module.kind, module.get_config_dict(), module.tokenizer.get_vocab()]
+    made_by = [weights_digest(lower), module.kind, module.get_config_dict(), module.tokenizer.get_vocab()]
     states = _states(module, texts, digest("lower", made_by, digest(*texts)), lambda states: states, "float16")
-    module.stored = TextStates(states, texts)
+
+    def stored(texts: list[str]) -> tuple[Tensor, Tensor]:
+        missing = [text for text in texts if text not in rows]
+        if missing:
+            raise UserError(f"{len(missing)} documents have no stored states, among them {missing[0][:40]!r}.")
+        return states.padded(np.array([rows[text] for text in texts]))
+
+    frozen = [parameter for parameter in lower if parameter.requires_grad]
+    module.stored = stored
     for parameter in frozen:
         parameter.requires_grad_(False)
     try:

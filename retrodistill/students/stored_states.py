@@ -46,6 +46,8 @@ _COUNTED = 16  # sampled documents whose terms are counted over the whole vocabu
 _BLOCK = 64  # documents that a monitor scores at a time
 BLOCK = 256  # documents at a time in search and storing
 
+Reader = Callable[[list[str]], tuple[Tensor, Tensor]]  # texts -> (n, tokens, d) states and (n, tokens) bool mask
+Watch = Callable[[np.ndarray], dict[str, float]]  # corpus positions of documents -> further monitored values
 TokenStudent = SparseTextEncoder | MultiVectorModel
 
 
@@ -79,9 +81,6 @@ class States:
         """(n, tokens, d) float32 states of the texts at (n,) rows, 0 after a text's end, and (n, tokens) bool mask."""
         flat, lengths = self.gather(rows, device)
         return padded(list(flat.split(lengths.tolist())))
-
-
-Reader = Callable[[list[str]], tuple[Tensor, Tensor]]  # texts -> (n, tokens, d) states and (n, tokens) bool mask
 
 
 def cached_states(key: str, texts: Sequence[str], read: Reader, what: str, dtype: Any = np.float16) -> States:
@@ -183,7 +182,7 @@ def _key(student: TokenStudent, texts: Sequence[str], role: Role) -> str:
 def segment_max(values: Tensor, lengths: Tensor) -> Tensor:
     """(segments, columns) maxima of (rows, columns) over consecutive rows of (segments,) lengths; 0 where empty."""
     maxima: Tensor = torch.segment_reduce(values, "max", lengths=lengths, axis=0, initial=None, unsafe=False)
-    return torch.where((lengths > 0)[:, None], maxima, torch.zeros_like(maxima))
+    return maxima.masked_fill((lengths == 0)[:, None], 0.0)
 
 
 class StoredStatesRanker(Ranker):
@@ -292,9 +291,7 @@ def only_trained(model: Any, trained: Sequence[Any]) -> Iterator[None]:
         parameter.requires_grad_(False)
 
 
-def train_head(
-    run: StageRun, scorer: HeadScorer, watch: Callable[[np.ndarray], dict[str, float]] | None = None
-) -> History:
+def train_head(run: StageRun, scorer: HeadScorer, watch: Watch = lambda documents: {}) -> History:
     """Train a student's head alone; ``watch`` gives further monitored values, of documents at some corpus positions."""
     model, texts = run.student.model, run.prepared.texts.texts.texts
     groups = require_lists(drawn_groups(run).of_texts(training_rows(run.prepared, run.stage)))
@@ -304,9 +301,7 @@ def train_head(
         return fit(run, loss, columns, groups.text_rows, range(len(groups)), _monitor(run, scorer, watch))
 
 
-def _monitor(
-    run: StageRun, scorer: HeadScorer, watch: Callable[[np.ndarray], dict[str, float]] | None
-) -> RankMonitor | None:
+def _monitor(run: StageRun, scorer: HeadScorer, watch: Watch) -> RankMonitor | None:
     """Agreement with the teacher over a sample of the corpus."""
     prepared, texts = run.prepared, run.prepared.texts.texts.texts
     if len(prepared.held_out) < 2:
@@ -323,4 +318,4 @@ def _monitor(
             return np.concatenate([scorer.matrix(queries, block).cpu().numpy() for block in blocks], axis=1)
 
     counted = sample[np.linspace(0, len(sample) - 1, min(_COUNTED, len(sample)), dtype=int)]
-    return RankMonitor(scores, ranked, None if watch is None else lambda: watch(counted))
+    return RankMonitor(scores, ranked, lambda: watch(counted))
