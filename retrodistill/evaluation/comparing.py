@@ -153,14 +153,9 @@ def compare_named(
         raise UserError(f"{new[0]} is not an evaluated folder and would be measured now; give --collection.")
     now = evaluate(new, source, EvaluationConfig(split, [measure])) if new and source else None
     measured = _measured(names, homes, {} if now is None else now.measured)
-    comparison = compare(
-        {title: system.per_query for title, system in measured.items() if system.per_query is not None},
-        measure,
-        every_pair=every_pair,
-        shown=shown,
-        texts=None if source is None else source.queries,
-        seed=seed,
-    )
+    tables = {title: system.per_query for title, system in measured.items() if system.per_query is not None}
+    texts = None if source is None else source.queries
+    comparison = compare(tables, measure, every_pair=every_pair, shown=shown, texts=texts, seed=seed)
     if now is not None:
         comparison = replace(comparison, notes=now.results.notes)
     if ranker is None or source is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -185,11 +186,6 @@ def _without_ties(scores: Scores) -> Scores:
 
 def _blocks(run: Run) -> Iterator[Scores]:
     """The run as dictionaries of Python floats, a block of queries at a time."""
-    scores: Scores = {}
-    for query, documents, values in run:
-        scores[query] = dict(zip(documents, values.tolist(), strict=True))
-        if len(scores) == _BLOCK:
-            yield scores
-            scores = {}
-    if scores:
-        yield scores
+    queries = iter(run)
+    while block := list(islice(queries, _BLOCK)):
+        yield {query: dict(zip(documents, scores.tolist(), strict=True)) for query, documents, scores in block}
