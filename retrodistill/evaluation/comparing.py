@@ -79,14 +79,13 @@ def compare(
     for test in tests:
         a, b = arrays[test["a"]], arrays[test["b"]]
         differences = a - b
-        columns = {"a": a, "b": b, "difference": differences}
         # The largest gains, then the largest losses, both in order of size.
         order = np.argsort(-differences, kind="stable")
         gained = [at for at in order[:shown] if differences[at] > LEAST]
         lost = [at for at in order[::-1][:shown] if differences[at] < -LEAST]
         test["changed"] = [
             {"query_id": queries[at], "text": (texts or {}).get(queries[at])}
-            | {name: float(column[at]) for name, column in columns.items()}
+            | {"a": float(a[at]), "b": float(b[at]), "difference": float(differences[at])}
             for at in [*gained, *lost]
         ]
     return Comparison(measure, len(queries), {name: float(arrays[name].mean()) for name in names}, tests)

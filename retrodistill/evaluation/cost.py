@@ -49,10 +49,8 @@ def measure_cost(
     """Time a system with batches of 1 and 32, after a warm-up and on a fixed number of threads, and measure its size.
 
     Memory is measured in a process that loads the system from `source`, what `load_ranker` takes as text, if given.
-    None for a ranker that cannot answer new queries (`can_be_timed`), or whose vectors do not fit into memory.
-
-    Raises:
-        UserError: No query.
+    None for a ranker that cannot answer new queries (`can_be_timed`), or whose vectors do not fit into memory. Timing
+    without any query is a UserError.
     """
     queries, documents = list(texts[: config.queries]), len(collection.documents)
     if not ranker.can_be_timed:

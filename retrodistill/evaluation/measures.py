@@ -90,8 +90,7 @@ def means(per_query: pa.Table) -> dict[str, float]:
 def parse_measure(text: str) -> Measure:
     """Read a measure: a short name such as ``ndcg@10``, or any string of ir_measures.
 
-    Raises:
-        UserError: Not a measure (the error names the nearest), or ir_measures needs another package for it.
+    A UserError names the nearest measure, or the package that ir_measures lacks for this one.
     """
     import ir_measures
 

@@ -181,9 +181,8 @@ def _pair_keys(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
 def _keys(texts: Sequence[str]) -> np.ndarray:
     """Keys of texts; each distinct text, which may occur often, is digested once."""
     distinct = list(dict.fromkeys(texts))
-    place = {text: row for row, text in enumerate(distinct)}
-    rows = np.fromiter((place[text] for text in texts), dtype=np.int64, count=len(texts))
-    return text_keys(distinct)[rows] if distinct else np.zeros(0, dtype=np.uint64)
+    keys = dict(zip(distinct, text_keys(distinct), strict=True))
+    return np.fromiter(map(keys.__getitem__, texts), dtype=np.uint64, count=len(texts))
 
 
 def _joined(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:

@@ -94,12 +94,8 @@ class Facts:
     @property
     def taught_by(self) -> str:
         """The teachers in the order of the stages: the recipe's, or the stages' own."""
-        teachers = [
-            Teaching([(without_folders(member.model), member.weight) for member in stage.teacher]).text
-            if stage.teacher
-            else self.teaching.text
-            for stage in self.stages
-        ]
+        own = [[(without_folders(member.model), member.weight) for member in stage.teacher] for stage in self.stages]
+        teachers = [Teaching(members).text if members else self.teaching.text for members in own]
         return ", then ".join(dict.fromkeys(teachers)) or self.teaching.text
 
 
@@ -135,11 +131,7 @@ _OWN_LINES = {  # settings of a stage that templates/card/stage.md.j2 describes
 
 
 def write_card(model: Any, facts: Facts, folder: str | os.PathLike[str], results: Results | None = None) -> None:
-    """Write README.md into a student's folder; without results, it says that the student was not measured.
-
-    Raises:
-        UserError: The folder is not writable.
-    """
+    """Write README.md into a student's folder, or raise a UserError; without results, it says "not measured"."""
     with atomic_file(Path(folder) / "README.md") as temporary:
         temporary.write_text(card_text(model, facts, results), encoding="utf-8", newline="\n")
 

@@ -26,11 +26,7 @@ Context = dict[str, Any]
 
 
 def write_page(results: Results, path: str | os.PathLike[str]) -> None:
-    """Write report.html atomically.
-
-    Raises:
-        UserError: The file cannot be written.
-    """
+    """Write report.html atomically; a UserError if the file cannot be written."""
     with atomic_file(path) as temporary:
         # Names of files may contain bytes that are not UTF-8; they become question marks and do not stop the job.
         temporary.write_text(page_text(results), encoding="utf-8", errors="replace", newline="\n")
