@@ -107,10 +107,7 @@ class ScoreStore(KeyedStore):
 
     Methods take pairs as two parallel lists of texts. Its owner is the teacher's manifest (weights, prompt, maximum
     length, dtype, activation). In the shared cache, the default, each version of a teacher has its own folder; in a
-    given `root` a store of another version is an error.
-
-    Raises:
-        UserError: The folder belongs to another teacher or cannot be written.
+    given `root` a store of another version is a UserError, as is a folder that cannot be written.
     """
 
     def __init__(self, name: str, owner: Manifest, root: Path | None = None) -> None:

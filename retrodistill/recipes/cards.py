@@ -49,10 +49,8 @@ def write_student_card(
     """Write the card of one student, which is loaded unless it is given as `encoder`.
 
     Without `results`, it was not measured. `collection` and `conversations` say where the training texts come from, as
-    the user wrote it; None for a collection that was made in memory.
-
-    Raises:
-        UserError: The folder does not hold a student, or is not writable.
+    the user wrote it; None for a collection that was made in memory. A folder that does not hold a student, or is not
+    writable, is a UserError.
     """
     with quiet_libraries():
         model = (encoder or load_student(folder)).model
