@@ -75,9 +75,10 @@ def check(  # noqa: PLR0913, PLR0917 - one option each
     from retrodistill.report.tables import check_text
 
     set_quiet(as_json)
-    options: dict[str, Any] = {"latency_queries": latency_queries, "symmetric": symmetric}
     searched, corpus = load_index(folder, queries), load_collection(collection)
-    result = check_index(searched, corpus, teacher=teacher, k=k, split=split, **options)
+    result = check_index(
+        searched, corpus, teacher=teacher, k=k, split=split, latency_queries=latency_queries, symmetric=symmetric
+    )
     if as_json:
         show_json(result.to_json())
     else:
@@ -146,8 +147,9 @@ def export(  # noqa: PLR0913, PLR0917 - one option each
 
     set_quiet(as_json)
     store_class(to)
-    requests: dict[str, Any] = {"shards": shards, "replicas": replicas, "batch": batch}
-    options = _given(option, name=name, texts=texts, quantization=quantization, **requests)
+    options = _given(
+        option, name=name, texts=texts, quantization=quantization, shards=shards, replicas=replicas, batch=batch
+    )
     corpus = load_collection(collection) if collection else None
     report = export_index(folder, out if is_store(out) else f"{to}:{out}", corpus, options)
     if as_json:

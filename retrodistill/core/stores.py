@@ -37,12 +37,9 @@ def slug(name: str) -> str:
 
 
 class PartStore:
-    """A folder of immutable part files, and a manifest that identifies its owner.
+    """A folder of immutable part files, made if missing, and a manifest of the owner of its rows, such as a teacher.
 
-    Args:
-        folder: Created if missing.
-        owner: What the rows belong to, such as a teacher. The folder of another owner is rejected.
-        ending: ``.parquet`` (pair scores), or ``.arrow`` for parts that are memory-mapped (embeddings).
+    The folder of another owner is rejected. Parts are ``.parquet`` (scores) or memory-mapped ``.arrow`` (embeddings).
     """
 
     def __init__(self, folder: Path, owner: Manifest, ending: str) -> None:
@@ -56,10 +53,9 @@ class PartStore:
                     owner.write(self.folder)
         stored = Manifest.read(self.folder)
         if stored.fingerprint != owner.fingerprint:
-            raise UserError(
-                f"store {self.folder} belongs to another {owner.artifact}: it holds {stored.inputs} with "
-                f"{stored.settings}, expected {owner.inputs} with {owner.settings}; choose another folder or delete it."
-            )
+            held = f"it holds {stored.inputs} with {stored.settings}, expected {owner.inputs} with {owner.settings}"
+            another = f"store {self.folder} belongs to another {owner.artifact}"
+            raise UserError(f"{another}: {held}; choose another folder or delete it.")
 
     def computing(self, keys: np.ndarray) -> AbstractContextManager[Any]:
         """Keep other processes from computing the rows of the same (n,) keys in any order, but not other sets.

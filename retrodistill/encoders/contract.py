@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field
@@ -16,11 +16,9 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.settings import Settings
+from retrodistill.data.collection import Collection
+from retrodistill.data.texts import Texts
 from retrodistill.encoders.modules import weights_digest
-
-if TYPE_CHECKING:
-    from retrodistill.data.collection import Collection
-    from retrodistill.data.texts import Texts
 
 Role = Literal["query", "document"]
 STUDENT_MANIFEST = "retrodistill.json"

@@ -32,13 +32,10 @@ _OWN_MODULES = (
 
 
 def load_bi_encoder(name: str, *, layers: int | None = None) -> SentenceTransformer:
-    """Load a bi-encoder in float32.
+    """Load a bi-encoder in float32 from a folder or hub name; keep only its first transformer `layers` if given.
 
-    Args:
-        name: A folder or a hub name; one that is not found is a UserError. ``all-MiniLM-L6-v2`` comes from the
-            ``demo`` extra if that is installed (the hub's weights, verified), so that it works offline.
-            ``FOLDER@exit-4`` is one exit of a model with exits; without such an exit, it is a UserError.
-        layers: Number of leading transformer layers to keep.
+    ``all-MiniLM-L6-v2`` comes from the ``demo`` extra if that is installed (the hub's weights, verified), so that it
+    works offline. ``FOLDER@exit-4`` is one exit of a model with exits. Without such a model or exit: a UserError.
     """
     name, exit_layer = split_exit(name)
     model: SentenceTransformer = _load(name, "SentenceTransformer")
@@ -95,12 +92,9 @@ def _load(
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise UserError(f"no model folder {name}; give an existing folder or a hub name.")
         extra = ", or install 'retrodistill[demo]', which contains it" if PACKAGED_NAME in name else ""
-        failure = (
-            f"model {name!r} is not a folder here and the hub does not provide it (offline, or no such name); "
-            f"give an existing folder, check the name{extra}"
-        )
+        problem = "is not a folder here and the hub does not provide it (offline, or no such name)"
         with _offline_unless_reachable():
-            return _try(name, load, failure)
+            return _try(name, load, f"model {name!r} {problem}; give an existing folder, check the name{extra}")
 
 
 def _try(place: str, load: Callable[[str], Any], failure: str) -> Any:

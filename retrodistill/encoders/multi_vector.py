@@ -65,7 +65,7 @@ class MultiVectorModel(TextModel):
     """Encodes queries and documents as a vector per token; the score is MaxSim, sum_i max_j <q_i, d_j>.
 
     A model with similarity ``meanmaxsim`` divides that by the number of query tokens, which keeps rankings and makes
-    scores of queries of different lengths comparable. Arguments as for `TextModel`.
+    scores of queries of different lengths comparable.
     """
 
     kind = "multi-vector"
