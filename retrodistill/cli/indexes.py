@@ -46,6 +46,9 @@ def index(  # noqa: PLR0913, PLR0917 - one option each
     seed: Annotated[int, Option(help="Seed of k-means, tuning and learning.")] = 0,
 ) -> None:
     """Build an index: files of its kind, ids and a manifest with the contract of its space."""
+    from retrodistill.indexes.base import check_index_folder
+
+    check_index_folder(out)
     dense = {"factory": factory, "bytes": bytes_wanted, "recall": recall, "truncate": truncate}
     sparse = {"backend": backend, "prune": prune, "query_cut": query_cut, "heap_factor": heap_factor}
     options = _given(option, **dense, codec=codec, muvera=muvera, bits=bits, **sparse)
@@ -121,9 +124,7 @@ def search(
 @app.command()
 def export(  # noqa: PLR0913, PLR0917 - one option each
     folder: Annotated[Path, Argument(help="An index's folder.")],
-    out: Annotated[
-        str, Option(help="Folder (embedded Qdrant, or Parquet files), a Qdrant server's URL, or PREFIX:PLACE.")
-    ],
+    out: Annotated[str, Option(help="Folder (embedded Qdrant or Parquet), a Qdrant server's URL, or PREFIX:PLACE.")],
     option: Annotated[
         list[str] | None, Argument(metavar="KEY=VALUE", help="Any option of the store, e.g. numbers=float16.")
     ] = None,
@@ -180,10 +181,8 @@ def _build(source: str, encoders: tuple[str, str | None], options: dict[str, Any
     from retrodistill.data import load_collection
     from retrodistill.encoders import load_encoder
     from retrodistill.indexes import IndexOptions, build_index
-    from retrodistill.indexes.base import check_index_folder
     from retrodistill.indexes.registry import check_options_fit
 
-    check_index_folder(out)
     settings = validated(IndexOptions, options, "index")
     collection, encoder = load_collection(source), load_encoder(encoders[0])
     kind = settings.kind_for([encoder.kind])
@@ -201,14 +200,12 @@ def _learn(
     from retrodistill.data import load_collection
     from retrodistill.encoders import load_encoder
     from retrodistill.encoders.any_encoder import DENSE
-    from retrodistill.indexes.base import check_index_folder
     from retrodistill.indexes.learned import learn_index, save_query_map, texts_with_vectors
     from retrodistill.quantizers import QuantizerSettings
 
     strange = [name for name in options if name not in ("bytes", "factory")]
     if strange:
         raise UserError(f"--learn takes --bytes or --factory; leave {strange[0]} out.")
-    check_index_folder(out)
     collection, encoder = load_collection(source), load_encoder(encoders[0], DENSE)
     query_encoder = None if encoders[1] is None else load_encoder(encoders[1], DENSE)
     texts = texts_with_vectors(collection, query_encoder or encoder, seed=seed)

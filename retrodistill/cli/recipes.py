@@ -100,9 +100,7 @@ def methods() -> None:
 def keys(
     prefix: Annotated[str, Argument(help="Only this key and the keys below it, e.g. students.stages.training.")] = "",
     as_json: JsonOption = False,
-    json_schema: Annotated[
-        bool, Option("--json-schema", help="Print the JSON schema of recipes, for completion in editors.")
-    ] = False,
+    json_schema: Annotated[bool, Option("--json-schema", help="Print the JSON schema of recipes.")] = False,
 ) -> None:
     """List every key of a recipe with its values, default, and meaning.
 
@@ -193,10 +191,7 @@ def _plan(recipe: str, out: Path, overrides: list[str], as_json: bool) -> None:
         show_json(steps)
         return
     for step in steps:
-        line = step["step"]
-        if step["unit"] != NOTHING_TO_COUNT:
-            line += f": {step['items']} {step['unit']} left"
-            if step["items"]:
-                seconds = step["seconds"]
-                line += ", time not known in advance" if seconds is None else f", about {duration(seconds)}"
-        show(line)
+        seconds = step["seconds"]
+        time = ", time not known in advance" if seconds is None else f", about {duration(seconds)}"
+        left = f": {step['items']} {step['unit']} left{time if step['items'] else ''}"
+        show(step["step"] if step["unit"] == NOTHING_TO_COUNT else step["step"] + left)

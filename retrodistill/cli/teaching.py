@@ -41,8 +41,7 @@ def score(  # noqa: PLR0913, PLR0917 - one option each
     weight: Annotated[list[float] | None, Option(help="One per teacher, in the same order.")] = None,
     fusion: Annotated[str, Option(help="zscore, zscore-per-query, minmax or reciprocal-rank.")] = "zscore-per-query",
     budget: Annotated[
-        str | None,
-        Option(help="Number or share of pairs to score, e.g. 5000 or 25%, chosen by the candidates' scores."),
+        str | None, Option(help="Number or share of pairs to score (5000, 25%), chosen by the candidates' scores.")
     ] = None,
     budget_by: Annotated[str, Option(help="robust (pairs that candidates' scores leave open) or random.")] = "robust",
     seed: Annotated[int, Option(help="Seed of the choice of pairs.")] = 0,

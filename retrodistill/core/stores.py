@@ -92,8 +92,7 @@ class PartStore:
     def append(self, table: pa.Table) -> None:
         """Add a part, atomically."""
         with self.writing():
-            number = len(list(self.folder.glob("part-*")))
-            self._write(table, f"part-{number:06d}-{uuid.uuid4().hex[:8]}{self.ending}")
+            self._write(table, len(list(self.folder.glob("part-*"))))
 
     def compact(self) -> None:
         """Merge many parts into one."""
@@ -101,8 +100,7 @@ class PartStore:
             paths = self._paths()
             if len(paths) <= _COMPACT_ABOVE:
                 return
-            merged = pa.concat_tables([self._read(path) for path in paths])
-            self._write(merged, f"part-000000-{uuid.uuid4().hex[:8]}{self.ending}")
+            self._write(pa.concat_tables([self._read(path) for path in paths]), 0)
             for path in paths:  # if the process dies here, rows exist twice with equal values, which readers accept
                 path.unlink()
 
@@ -121,8 +119,8 @@ class PartStore:
             problem = f"cut short or altered ({str(error).splitlines()[0]})"
             raise UserError(f"{path} is {problem}; delete this file and its rows will be computed again.") from error
 
-    def _write(self, table: pa.Table, name: str) -> None:
-        with atomic_file(self.folder / name) as temporary:
+    def _write(self, table: pa.Table, number: int) -> None:
+        with atomic_file(self.folder / f"part-{number:06d}-{uuid.uuid4().hex[:8]}{self.ending}") as temporary:
             if self.ending == ".parquet":
                 pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
             else:

@@ -19,6 +19,7 @@ from retrodistill.core.settings import Settings
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.modules import weights_digest
+from retrodistill.encoders.vectors import check_dimensions
 
 Role = Literal["query", "document"]
 STUDENT_MANIFEST = "retrodistill.json"
@@ -226,9 +227,7 @@ class EmbeddingSpace:
     def of(cls, encoder: TextModel, truncation: int | None = None) -> EmbeddingSpace:
         """The space of an encoder's documents."""
         full = encoder.dimension
-        if truncation is not None and not 1 <= truncation <= full:
-            problem = f"vectors by {encoder.name} have {full}; choose from 1 to {full}"
-            raise UserError(f"truncation to {truncation} dimensions: {problem}.")
+        check_dimensions([] if truncation is None else [truncation], full, f"vectors by {encoder.name}")
         contracts = encoder.contract("document"), encoder.contract("query")
         return cls(encoder.document_space, truncation or full, encoder.similarity, encoder.name, truncation, *contracts)
 

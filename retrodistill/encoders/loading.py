@@ -67,9 +67,7 @@ def load_sparse(name: str) -> SparseEncoder:
     return _load(name, "SparseEncoder", _is_sparse, "a sparse encoder: it has no weights for a vocabulary")
 
 
-def _load(
-    name: str, library_class: str, fits: Callable[[str], bool] | None = None, why: str = "", **options: Any
-) -> Any:
+def _load(name: str, class_name: str, fits: Callable[[str], bool] | None = None, why: str = "", **options: Any) -> Any:
     """Load a class of sentence-transformers from a folder, the package or the hub, where the model there fits."""
     import sentence_transformers
     import torch
@@ -78,8 +76,8 @@ def _load(
         # sentence-transformers would add a random projection or vocabulary without a word
         if fits is not None and not fits(place):
             raise UserError(f"model {name} is not {why}; train a student from it, or name it 'dense:{name}'.")
-        trust = {} if library_class == "SentenceTransformer" else {"trust_remote_code": _needs_own_modules(place)}
-        kind = getattr(sentence_transformers, library_class)
+        trust = {} if class_name == "SentenceTransformer" else {"trust_remote_code": _needs_own_modules(place)}
+        kind = getattr(sentence_transformers, class_name)
         return kind(place, device=device(), model_kwargs={"dtype": torch.float32}, **trust, **options)
 
     with quiet_libraries():

@@ -66,10 +66,7 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def exits_of(model: SentenceTransformer) -> list[int]:
-    """Layers after which a model has an exit, ascending; empty for a model without exits.
-
-    A Router at the end has a route for each exit, which pools that layer's tokens.
-    """
+    """Layers with an exit, ascending: a Router at the end has a route for each, which pools that layer's tokens."""
     router: Any = list(model)[-1]
     names = list(getattr(router, "sub_modules", []))
     is_of_exits = all(name.startswith(ROUTE) for name in names)

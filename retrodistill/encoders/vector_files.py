@@ -161,10 +161,8 @@ def _read_array(file: Path) -> _Rows:
         raise UserError(f"{file} has {vectors.dtype} of shape {vectors.shape}; give numbers of shape (n, d).")
     if not id_file.is_file():
         raise UserError(f"{file} has no ids: put them in {id_file.name} in the same folder, one id per line.")
-    try:
+    with _readable(id_file, "UTF-8"):
         lines = id_file.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{id_file} is not UTF-8; write it again.") from error
     ids = [_id(id_, f"{id_file}, line {line}") for line, id_ in enumerate(lines, start=1)]
     if len(ids) != len(vectors):
         raise UserError(f"{id_file} has {len(ids)} ids for {len(vectors)} vectors; give one per line, in their order.")
