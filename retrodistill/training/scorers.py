@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from retrodistill.core.errors import UserError
-from retrodistill.training.lists import ListBatch
+from retrodistill.training.lists import ListBatch, as_float32
 
 if TYPE_CHECKING:
     from retrodistill.encoders.contract import Role
@@ -94,20 +94,13 @@ class Scorer(ABC):
         raise UserError(f"{type(self).__name__} gives no embeddings of single texts.")
 
     def own_terms(self, encoded: Any, batch: ListBatch, progress: float | None) -> dict[str, Tensor]:
-        """Weighted terms of the kind's own, such as regularizers, by name.
-
-        Args:
-            encoded: As `encode` returns it.
-            batch: The batch's lists.
-            progress: Share of the training's steps that are done.
-        """
+        """Weighted terms of the kind's own, such as regularizers, by name; `progress` is the share of steps done."""
         return {}
 
     def views(self, columns: Sequence[Any]) -> Callable[[Any], list[View]] | None:
         """Other ways to score the batch, on which list objectives are also taken.
 
-        Called before `encode`, because a model writes into the features that it is given: what a view needs of them
-        is read first.
+        Called before `encode`, because a model writes into its features: what a view needs of them is read first.
         """
         return None
 
@@ -131,9 +124,7 @@ class ColumnScorer(Scorer):
     def across(self, encoded: Any, places: Tensor) -> Tensor:
         """(batch, batch) float32 scores of each query with the document at each other query's place.
 
-        Args:
-            encoded: As `encode` returns it.
-            places: (batch,) int64 column of each query's document, from 0.
+        `places` are (batch,) int64: the column of each query's document, from 0.
         """
 
     def own_documents(self, encoded: Any, batch: ListBatch) -> Tensor:
@@ -210,8 +201,7 @@ class StoredVectorScorer(Scorer):
         """Stored vectors of some documents, or of all, on the device of a tensor."""
         if self._documents is None:
             raise UserError("list objectives need candidates with teacher scores and stored documents.")
-        stored = self._documents if rows is None else self._documents[rows]
-        return torch.from_numpy(np.ascontiguousarray(stored, dtype=np.float32)).to(like.device)
+        return as_float32(self._documents if rows is None else self._documents[rows], like.device)
 
 
 def _unit(embeddings: Tensor, cosine: bool) -> Tensor:

@@ -42,7 +42,6 @@ class History:
     """The record of a training run.
 
     Attributes:
-        steps: Optimizer steps taken.
         seconds: Wall-clock seconds of this process since its last start.
         losses: ``{"step": .., "loss": .., term: ..}`` at intervals.
         monitors: ``{"step": .., measure: ..}`` at intervals.
@@ -97,8 +96,6 @@ def train(
     Args:
         model: The student, of any kind.
         loss: A sentence-transformers loss.
-        columns: What it reads.
-        settings: How long and how fast.
         folder: For checkpoints; the caller removes them once the model is saved.
         seed: Of data order and dropout.
         monitor: Called at intervals and at the end; its measures are recorded.
@@ -115,12 +112,8 @@ def train(
     trainer_class, arguments_class = _trainer_of(model)
     history = History()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
-    trainer = trainer_class(
-        model=model,
-        args=arguments_class(**_arguments(model, settings, folder, columns, seed)),
-        train_dataset=columns.dataset(),
-        loss=loss,
-    )
+    arguments = arguments_class(**_arguments(model, settings, folder, columns, seed))
+    trainer = trainer_class(model=model, args=arguments, train_dataset=columns.dataset(), loss=loss)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     trainer.add_callback(_watcher(history, monitor, what))
@@ -131,10 +124,8 @@ def train(
     except (OSError, RuntimeError, SafetensorError) as error:
         if not is_disk_error(error):
             raise
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"cannot write checkpoints into {folder}: {reason[:160]}; free some space and go on."
-        ) from error
+        reason = str(error).strip().splitlines()[0][:160]
+        raise UserError(f"cannot write checkpoints into {folder}: {reason}; free some space and go on.") from error
     history.steps = trainer.state.global_step
     history.seconds = float(result.metrics.get("train_runtime", 0.0))
     model.eval()
@@ -167,8 +158,7 @@ def mean_cosine(vectors: np.ndarray) -> float:
     """Mean cosine of different rows of (n, d), in -1..1, n at least 2; near 1 the space has collapsed to a point."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = vectors / np.where(lengths > 0, lengths, 1.0)
-    total = unit.sum(axis=0)
-    n = len(vectors)
+    total, n = unit.sum(axis=0), len(vectors)
     return float((total @ total - (unit**2).sum()) / (n * (n - 1)))
 
 
@@ -234,12 +224,9 @@ def _trainer_of(model: Any) -> tuple[type[Any], type[Any]]:
     """The trainer of a kind of student, and the class of its arguments."""
     import sentence_transformers
 
-    name = next(
-        f"{base.__name__}Train"
-        for base in type(model).__mro__
-        if hasattr(sentence_transformers, f"{base.__name__}Trainer")
-    )
-    base: type[Any] = getattr(sentence_transformers, f"{name}er")
+    names = (base.__name__ for base in type(model).__mro__)
+    name = next(name for name in names if hasattr(sentence_transformers, f"{name}Trainer"))
+    base: type[Any] = getattr(sentence_transformers, f"{name}Trainer")
 
     class Trainer(base):
         def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
@@ -249,7 +236,7 @@ def _trainer_of(model: Any) -> tuple[type[Any], type[Any]]:
             """Save a checkpoint's model without a card."""
             self.model.save_pretrained(output_dir or self.args.output_dir, create_model_card=False)
 
-    return Trainer, getattr(sentence_transformers, f"{name}ingArguments")
+    return Trainer, getattr(sentence_transformers, f"{name}TrainingArguments")
 
 
 def _arguments(model: Any, settings: TrainingSettings, folder: Path, columns: TextColumns, seed: int) -> dict[str, Any]:
@@ -332,6 +319,5 @@ def _watcher(history: History, monitor: Monitor | None, what: str) -> Any:
 
 
 def _losses(entry: dict[str, Any]) -> dict[str, float]:
-    """The loss and its terms from a log entry."""
     skipped = ("epoch", "grad_norm", "learning_rate")
     return {name: float(value) for name, value in entry.items() if name not in skipped}

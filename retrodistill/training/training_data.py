@@ -61,12 +61,11 @@ class StudentSnapshot:
 
     def search(self, collection: Collection, queries: Texts, k: int) -> Run:
         """The k documents that it ranks highest for each query."""
-        corpus = collection.documents
-        k = min(k, len(corpus))
+        k = min(k, len(collection.documents))
         if self.kind.is_dense:
             encoded = embed(self.student, queries.texts, "query")
             rows, scores = exact_search(encoded, self.vectors(collection), k)
-            return Run.from_matrix(queries.ids, corpus.ids, rows, scores, name=CURRENT_STUDENT)
+            return Run.from_matrix(queries.ids, collection.documents.ids, rows, scores, name=CURRENT_STUDENT)
         if self.kind.can_search:
             ranker: Ranker = self.kind.ranker(self.student, None)
             return ranker.search(queries, collection, k).renamed(CURRENT_STUDENT)
@@ -85,7 +84,6 @@ class TrainingData:
     """What all stages of one student share.
 
     Attributes:
-        collection: The corpus.
         queries: Training queries; possibly none.
         teacher: Scores the lists. A recipe puts a stage's own teacher here before the stage is trained.
         space: The dense encoder whose vectors the student aligns to (LEAF) and whose documents it searches, if any.
@@ -93,10 +91,8 @@ class TrainingData:
         seed: Of the sampling of texts.
         own_documents: The student encodes its own documents, and is not trained against those of the space.
         excluded_queries: Queries that must not be trained on: pseudo-queries with an equal text are left out.
-        stored: (corpus, d) vectors that query encoders are trained against in place of the space's, e.g. those that
-            the codes of a quantized index decode to.
+        stored: (corpus, d) vectors that query encoders are trained against in place of the space's, e.g. decoded codes.
         rewrites: Better queries by query id: the teacher gets these, the student the queries themselves.
-        labels: Judgments of the training queries.
         labeler: Ranks the positives first if a stage selects by an ensemble.
         student: The student when a stage begins; None before.
     """
