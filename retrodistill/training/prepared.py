@@ -82,7 +82,7 @@ def _check_labels(lists: Lists) -> None:
 
 
 def _pseudo_classes(stage: StageSettings, data: TrainingData, texts: TrainingTexts) -> PseudoClasses:
-    """Pseudo-classes for ``lelp``: a class is the texts that share a source or, with positives: labels, a best label."""
+    """Pseudo-classes for ``lelp``: a class is the texts that share a source document, or the best labeled one."""
     if data.space is None:
         raise UserError("objective 'lelp' needs a dense teacher, whose embeddings it splits; set 'document_encoder'.")
     documents = texts.sources.copy()
@@ -106,7 +106,6 @@ def selected(settings: SelectionSettings, data: TrainingData, texts: TrainingTex
     corpus, (first, last) = data.collection.documents, settings.ranks
     if data.student is None:
         raise UserError("a selection by the student is known when its stage begins, not before.")
-
     hidden = scored.lists.hidden
     hidden_pairs = {texts.texts.ids[row]: corpus.ids[hidden[row]] for row in np.flatnonzero(hidden >= 0)}
     teacher = (scored.run or _best_of_corpus(scored.lists, texts.texts, corpus)).without(hidden_pairs)

@@ -96,6 +96,8 @@ def train(
     Args:
         model: The student, of any kind.
         loss: A sentence-transformers loss.
+        columns: What it reads.
+        settings: How long and how fast.
         folder: For checkpoints; the caller removes them once the model is saved.
         seed: Of data order and dropout.
         monitor: Called at intervals and at the end; its measures are recorded.
