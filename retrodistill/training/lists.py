@@ -29,48 +29,28 @@ def as_float32(values: np.ndarray, device: torch.device | str) -> Tensor:
 
 
 class ListBatch(NamedTuple):
-    """Lists of a batch.
+    """Lists of a batch."""
 
-    Attributes:
-        rows: (batch,) int64 rows of the lists.
-        texts: (batch,) int64 rows of their texts.
-        documents: (batch, n) corpus positions, -1 for padding; (1, corpus) if each list is the whole corpus.
-        targets: (batch, n) float32 teacher scores.
-        mask: (batch, n) bool, true where a candidate counts.
-        positives: (batch,) int64 place of the text's own document in its list, -1 for none.
-        own: (batch,) int64 corpus position of the text's own document, -1 for none.
-        over_corpus: Whether each list is the whole corpus in its order.
-    """
-
-    rows: np.ndarray
-    texts: np.ndarray
-    documents: np.ndarray
-    targets: Tensor
-    mask: Tensor
-    positives: Tensor
-    own: np.ndarray
-    over_corpus: bool
+    rows: np.ndarray  # (batch,) int64 rows of the lists
+    texts: np.ndarray  # (batch,) int64 rows of their texts
+    documents: np.ndarray  # (batch, n) corpus positions, -1 for padding; (1, corpus) if each list is the whole corpus
+    targets: Tensor  # (batch, n) float32 teacher scores
+    mask: Tensor  # (batch, n) bool, true where a candidate counts
+    positives: Tensor  # (batch,) int64 place of the text's own document in its list, -1 for none
+    own: np.ndarray  # (batch,) int64 corpus position of the text's own document, -1 for none
+    over_corpus: bool  # whether each list is the whole corpus in its order
 
 
 @dataclass(frozen=True, eq=False)
 class Lists:
-    """Candidates and teacher scores, one list per row.
+    """Candidates and teacher scores, one list per row."""
 
-    Attributes:
-        documents: (lists, n) int32 corpus positions, -1 for padding; None if each list is the whole corpus, in order.
-        scores: (lists, n) float32 teacher scores; undefined where `documents` is -1.
-        hidden: (lists,) int64 corpus position that is masked because the pseudo-query was taken from it; -1 for none.
-        positives: (lists,) int64 corpus position of the text's own document, its source or labeled; -1 for none.
-        texts: (lists,) int64 rows of the texts; None if list i is that of text i.
-        corpus: The lists over the whole corpus that these were drawn from, if any.
-    """
-
-    documents: np.ndarray | None
-    scores: np.ndarray
-    hidden: np.ndarray
-    positives: np.ndarray
-    texts: np.ndarray | None = None
-    corpus: Lists | None = None
+    documents: np.ndarray | None  # (lists, n) int32 corpus positions, -1 for padding; None for the corpus in its order
+    scores: np.ndarray  # (lists, n) float32 teacher scores; undefined where `documents` is -1
+    hidden: np.ndarray  # (lists,) int64 corpus position that is masked, the source of a pseudo-query; -1 for none
+    positives: np.ndarray  # (lists,) int64 corpus position of the text's own document, source or labeled; -1 for none
+    texts: np.ndarray | None = None  # (lists,) int64 rows of the texts; None if list i is that of text i
+    corpus: Lists | None = None  # the lists over the whole corpus that these were drawn from, if any
 
     def __len__(self) -> int:
         return len(self.scores)

@@ -72,17 +72,11 @@ class Term:
 
 
 class TeacherVectors(NamedTuple):
-    """What objectives that see no scores compare a student with.
+    """What objectives that see no scores compare a student with."""
 
-    Attributes:
-        embeddings: (texts, d) teacher embeddings of the training texts.
-        classes: Pseudo-classes of these texts.
-        tokens: Returns a multi-vector teacher's token vectors for a column's features and place.
-    """
-
-    embeddings: np.ndarray | None = None
-    classes: pure.PseudoClasses | None = None
-    tokens: Callable[[dict[str, Tensor], int], TokenBatch] | None = None
+    embeddings: np.ndarray | None = None  # (texts, d), of the training texts
+    classes: pure.PseudoClasses | None = None  # of these texts
+    tokens: Callable[[dict[str, Tensor], int], TokenBatch] | None = None  # from a column's features and its place
 
 
 class DistillationLoss(nn.Module):

@@ -30,23 +30,15 @@ _DEPTH = 100  # documents per list over the whole corpus in which a selection lo
 
 @dataclass(frozen=True)
 class Prepared:
-    """A stage's texts with all that is stored about them.
-
-    Attributes:
-        lists: Candidates with teacher scores, if an objective sees them.
-        held_out: (n,) rows of texts that are not trained on.
-        chosen: (texts,) bool, which of them may be trained on; None for all.
-        notes: What a reader of the results should know.
-        classes: Pseudo-classes of the texts, if an objective sees them.
-    """
+    """A stage's texts with all that is stored about them."""
 
     texts: TrainingTexts
-    lists: Lists | None
+    lists: Lists | None  # candidates with teacher scores, if an objective sees them
     terms: list[Term]
-    held_out: np.ndarray
-    chosen: np.ndarray | None = None
-    notes: list[str] = field(default_factory=list)
-    classes: PseudoClasses | None = None
+    held_out: np.ndarray  # (n,) rows of texts that are not trained on
+    chosen: np.ndarray | None = None  # (texts,) bool, which of them may be trained on; None for all
+    notes: list[str] = field(default_factory=list)  # what a reader of the results should know
+    classes: PseudoClasses | None = None  # of the texts, if an objective sees them
 
 
 def prepare(stage: StageSettings, data: TrainingData) -> Prepared:

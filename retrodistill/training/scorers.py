@@ -24,33 +24,22 @@ View = tuple[str, float, Any]  # name, weight, and what `Scorer.lists` takes
 
 
 class TokenBatch(NamedTuple):
-    """Token vectors of a batch of texts.
+    """Token vectors of a batch of texts."""
 
-    Attributes:
-        vectors: (batch, tokens, d), of unit length where the model normalizes.
-        mask: (batch, tokens) bool, true where a token counts.
-    """
-
-    vectors: Tensor
-    mask: Tensor
+    vectors: Tensor  # (batch, tokens, d), of unit length where the model normalizes
+    mask: Tensor  # (batch, tokens) bool, true where a token counts
 
 
 class Scorer(ABC):
     """From a batch's columns to scores.
 
     ``encoded`` is what `encode` returns, or what `prepared` makes of that where a kind overrides it.
-
-    Attributes:
-        has_vectors: Whether a query can be scored with documents of other queries without another forward pass.
-        has_embeddings: Whether it gives one embedding of a text, which objectives align.
-        has_tokens: Whether a column is encoded to a `TokenBatch`.
-        cosine: Whether scores are cosines of vectors.
     """
 
-    has_vectors = True
-    has_embeddings = False
-    has_tokens = False
-    cosine = False
+    has_vectors = True  # whether a query can be scored with documents of other queries without another forward pass
+    has_embeddings = False  # whether it gives one embedding of a text, which objectives align
+    has_tokens = False  # whether a column is encoded to a `TokenBatch`
+    cosine = False  # whether scores are cosines of vectors
 
     def encode(self, model: nn.Module, columns: Sequence[Any], texts: np.ndarray) -> Any:
         """Encode a batch; by default to one (batch, d) tensor of vectors for each column.

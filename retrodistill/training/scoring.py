@@ -36,18 +36,12 @@ _CHEAP = ("bm25", "dense", "static", "vectors")  # they score any pair at no cos
 
 
 class ScoredLists(NamedTuple):
-    """Lists with teacher scores.
-
-    Attributes:
-        spread: Mean over the lists of the standard deviation of a list's scores.
-        run: The scores as a run; None if a list is the whole corpus.
-        notes: What a reader of the results should know.
-    """
+    """Lists with teacher scores."""
 
     lists: Lists
-    spread: float
-    run: Run | None
-    notes: list[str]
+    spread: float  # mean over the lists of the standard deviation of a list's scores
+    run: Run | None  # the scores as a run; None if a list is the whole corpus
+    notes: list[str]  # what a reader of the results should know
 
 
 def stage_texts(stage: StageSettings, data: TrainingData) -> TrainingTexts:

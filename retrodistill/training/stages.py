@@ -24,30 +24,22 @@ _MONITORED = 16  # held-out groups that a monitor encodes; their documents cost 
 
 
 class StageRun(NamedTuple):
-    """A stage as a kind of student trains it.
+    """A stage as a kind of student trains it."""
 
-    Attributes:
-        student: The encoder or pair scorer around the model.
-        folder: For checkpoints.
-        what: Title of the progress bar.
-    """
-
-    student: Any
+    student: Any  # the encoder or pair scorer around the model
     stage: StageSettings
     data: TrainingData
     prepared: Prepared
-    folder: Path
-    what: str
+    folder: Path  # for checkpoints
+    what: str  # title of the progress bar
 
 
 @dataclass(frozen=True)
 class BothEncoders:
     """What a kind of student brings to a stage that trains both encoders.
 
-    Attributes:
-        scorer: Scores lists.
-        loss_of: Wraps the loss for exits and truncations, given ``make(dimensions, alone)`` that makes it.
-        watch: Makes a monitor of held-out queries, documents and (queries, n) places of the teacher's best documents.
+    `loss_of` wraps the loss for exits and truncations, given ``make(dimensions, alone)`` that makes it. `watch` makes a
+    monitor of held-out queries, documents and (queries, n) places of the teacher's best documents.
     """
 
     scorer: Scorer

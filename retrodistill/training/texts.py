@@ -14,15 +14,10 @@ from retrodistill.data.texts import Texts
 
 @dataclass(frozen=True)
 class TrainingTexts:
-    """Queries and pseudo-queries, in one order.
-
-    Attributes:
-        texts: Their ids and texts.
-        sources: (n,) int64 corpus position of the document that a pseudo-query was taken from; -1 for real queries.
-    """
+    """Queries and pseudo-queries, in one order."""
 
     texts: Texts
-    sources: np.ndarray
+    sources: np.ndarray  # (n,) int64 corpus position of the document that a text was taken from; -1 for real queries
 
     def __len__(self) -> int:
         return len(self.texts)

@@ -39,39 +39,24 @@ Monitor = Callable[[], dict[str, float]]
 
 @dataclass
 class History:
-    """The record of a training run.
-
-    Attributes:
-        seconds: Wall-clock seconds of this process since its last start.
-        losses: ``{"step": .., "loss": .., term: ..}`` at intervals.
-        monitors: ``{"step": .., measure: ..}`` at intervals.
-        notes: What a reader of the results should know.
-        learned: What it learned from, for the model card.
-    """
+    """The record of a training run."""
 
     steps: int = 0
-    seconds: float = 0.0
-    losses: list[dict[str, float]] = field(default_factory=list)
-    monitors: list[dict[str, float]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    learned: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0  # wall-clock time of this process since its last start
+    losses: list[dict[str, float]] = field(default_factory=list)  # ``{"step": .., "loss": .., term: ..}`` at intervals
+    monitors: list[dict[str, float]] = field(default_factory=list)  # ``{"step": .., measure: ..}`` at intervals
+    notes: list[str] = field(default_factory=list)  # what a reader of the results should know
+    learned: dict[str, Any] = field(default_factory=dict)  # what it learned from, for the model card
 
 
 @dataclass(frozen=True)
 class TextColumns:
-    """The texts that a training run reads.
+    """The texts that a training run reads."""
 
-    Attributes:
-        texts: Texts by column, in the order of the loss; all columns have the same length.
-        labels: What the loss takes as ``label``, one integer for each row.
-        prompts: Prompt of each text column that has one: the trainer applies none by itself.
-        batches: A `retrodistill.candidates.samplers.TopicBatches`; None for shuffled batches.
-    """
-
-    texts: Mapping[str, Sequence[str]]
-    labels: Sequence[int]
-    prompts: Mapping[str, str] = field(default_factory=dict)
-    batches: Any = None
+    texts: Mapping[str, Sequence[str]]  # by column, in the order of the loss; all of one length
+    labels: Sequence[int]  # what the loss takes as ``label``, one integer for each row
+    prompts: Mapping[str, str] = field(default_factory=dict)  # by column; the trainer applies none by itself
+    batches: Any = None  # a `retrodistill.candidates.samplers.TopicBatches`; None for shuffled batches
 
     def dataset(self) -> datasets.Dataset:
         """The texts and labels as the trainer takes them."""
@@ -166,20 +151,12 @@ def mean_cosine(vectors: np.ndarray) -> float:
 
 @dataclass
 class HeldOutMonitor:
-    """Agreement with the teacher on held-out queries, and a warning when the student collapses.
+    """Agreement with the teacher on held-out queries, and a warning when the student collapses."""
 
-    Attributes:
-        student: The encoder in training.
-        texts: Held-out query texts, two or more.
-        teacher_rows: (queries, k) corpus positions that the teacher ranks highest, best first, -1 where fewer.
-        documents: Returns (corpus, d) document vectors; None if the student encodes documents itself, so that only
-            collapse is cheap to watch.
-    """
-
-    student: Encoder
-    texts: Sequence[str]
-    teacher_rows: np.ndarray
-    documents: Callable[[], np.ndarray] | None
+    student: Encoder  # in training
+    texts: Sequence[str]  # held-out queries, two or more
+    teacher_rows: np.ndarray  # (queries, k) corpus positions that the teacher ranks highest, best first, -1 where fewer
+    documents: Callable[[], np.ndarray] | None  # (corpus, d) vectors; None if the student encodes documents itself
 
     def __call__(self) -> dict[str, float]:
         """``agreement`` (nDCG@k of the student's ranking, the teacher's top k as graded truth) and ``mean_cosine``."""
@@ -199,17 +176,11 @@ class HeldOutMonitor:
 
 @dataclass
 class RankMonitor:
-    """Agreement with the teacher on held-out queries, for any source of scores.
+    """Agreement with the teacher on held-out queries, for any source of scores."""
 
-    Attributes:
-        scores: Returns (queries, n) student scores, -inf where there is no document.
-        teacher_rows: (queries, k) places that the teacher ranks highest, best first, -1 where fewer.
-        also: Returns more measures.
-    """
-
-    scores: Callable[[], np.ndarray]
-    teacher_rows: np.ndarray
-    also: Monitor | None = None
+    scores: Callable[[], np.ndarray]  # (queries, n) student scores, -inf where there is no document
+    teacher_rows: np.ndarray  # (queries, k) places that the teacher ranks highest, best first, -1 where fewer
+    also: Monitor | None = None  # more measures
 
     def __call__(self) -> dict[str, float]:
         """``agreement`` (nDCG@k of the student's ranking, the teacher's top k as graded truth), and the others."""
