@@ -128,7 +128,7 @@ _OWN_LINES = {  # settings of a stage that templates/card/stage.md.j2 describes
 
 
 def write_card(model: Any, facts: Facts, folder: str | os.PathLike[str], results: Results | None = None) -> None:
-    """Write README.md into a student's folder, or raise a UserError; without results, it says "not measured"."""
+    """Write README.md, "not measured" without results, into a student's folder; a UserError if it is not writable."""
     with atomic_file(Path(folder) / "README.md") as temporary:
         temporary.write_text(card_text(model, facts, results), encoding="utf-8", newline="\n")
 
