@@ -32,10 +32,9 @@ _PROBE = ["An exit gives what its first layers alone give."]
 
 
 class LeadingVectors:
-    """Stored (n, d) vectors of which only the leading dimensions are seen; they are cut when they are read.
+    """Stored (n, d) vectors that are cut to their leading dimensions when they are read, as an index would cut them.
 
-    What a loss compares a truncated student with must be truncated as its index will be: documents' vectors and the
-    teacher's embeddings, made unit vectors again where the similarity is the cosine (``unit``).
+    With ``unit``, for the cosine, they are made unit vectors again.
     """
 
     def __init__(self, vectors: np.ndarray, dimensions: int, *, unit: bool) -> None:
@@ -63,13 +62,11 @@ class LeadingVectors:
 class MatryoshkaLoss(nn.Module):
     """Applies a loss to the whole vector and to its leading dimensions: ``sum_d L(v[:d])``; the model runs once.
 
-    sentence-transformers' own wrapper cuts what the model gives and labels that are embeddings, not what a loss has
-    stored, and cannot add up losses that come as named terms.
+    sentence-transformers' own wrapper does not cut what a loss has stored, nor add up losses that are named terms.
 
     Args:
         model: The student, which gives one vector per text.
-        losses: By number of dimensions, including that of whole vectors: a `DistillationLoss` on stored vectors of as
-            many dimensions (`LeadingVectors`).
+        losses: `DistillationLoss` by number of dimensions, whole vectors included, on stored `LeadingVectors`.
         start: The student at the start of the stage, for ``lwf``.
     """
 
@@ -85,10 +82,9 @@ class MatryoshkaLoss(nn.Module):
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
         """Terms by name, those of leading dimensions as ``name@64``."""
         columns = list(sentence_features)
-        start = _start_embeddings(self._start, columns, _embeddings)
-        return self.compute_loss_from_embeddings(
-            [_embeddings(self.model, features) for features in columns], labels, start
-        )
+        start = _start_embeddings(self._start, columns, lambda model, features: model(features)["sentence_embedding"])
+        embeddings = [self.model(features)["sentence_embedding"] for features in columns]
+        return self.compute_loss_from_embeddings(embeddings, labels, start)
 
     def compute_loss_from_embeddings(
         self, embeddings: list[Tensor], labels: Tensor, start_embeddings: list[Tensor] | None = None
@@ -104,11 +100,6 @@ class MatryoshkaLoss(nn.Module):
         return terms
 
 
-def _embeddings(model: nn.Module, features: dict[str, Any]) -> Tensor:
-    embeddings: Tensor = model(features)["sentence_embedding"]
-    return embeddings
-
-
 def _start_embeddings(start: nn.Module | None, columns: Sequence[dict[str, Any]], encode: Callable[..., Any]) -> Any:
     """What the student of the stage's start makes of each column; None where nothing compares with it."""
     if start is None:
@@ -119,16 +110,16 @@ def _start_embeddings(start: nn.Module | None, columns: Sequence[dict[str, Any]]
 
 
 def multi_exit(model: SentenceTransformer, exits: Sequence[int], *, project: bool = False) -> SentenceTransformer:
-    """Give a bi-encoder exits after some of its layers; all modules are stock modules.
+    """Give a transformer with a pooling exits after some of its layers; all modules are stock modules, and shared.
 
-    Its last layer always is the deepest exit and keeps the model's own modules, so nothing changes there. The other
-    exits get copies of them. A model whose first layers alone give other vectors is refused.
+    Its last layer always is the deepest exit and keeps the model's own modules; the other exits get copies of them. A
+    model whose first layers alone give other vectors is refused.
 
     Args:
-        model: A transformer with a pooling; the new model shares its modules.
+        model: A transformer with a pooling.
         exits: Layers, counted from 1; the last one is left out, which is logged.
-        project: Give each exit but the deepest a linear map of its own after the pooling, at first the identity;
-            `retrodistill.students.dense.fit_exit_maps` fits it.
+        project: Give each exit but the deepest a linear map after the pooling, at first the identity, which
+            `retrodistill.students.dense.fit_exit_maps` fits.
     """
     transformer, *head = list(model)
     if Transformer not in type(transformer).__mro__ or Pooling not in map(type, head):
@@ -184,13 +175,8 @@ def embeddings_by_exit(model: nn.Module, features: dict[str, Any]) -> dict[int, 
     if not exits or "all_layer_embeddings" not in out:
         raise UserError("the model has no exits; make them by students.dense_variants.multi_exit first.")
     router = list(inner)[-1]
-    shallow = {layer: through_exit(exit_modules(router, layer), out, layer) for layer in exits[:-1]}
+    shallow = {layer: through_exit(behind_exit(router, layer), out, layer) for layer in exits[:-1]}
     return {**shallow, exits[-1]: out["sentence_embedding"]}
-
-
-def exit_modules(router: Any, layer: int) -> list[Any]:
-    """The modules of an exit's route but the first, which would stack all layers to take one."""
-    return [module for module in behind_exit(router, layer) if not hasattr(module, "layer_weights")]
 
 
 def through_exit(modules: Sequence[Any], out: Mapping[str, Any], layer: int) -> Tensor:
@@ -242,8 +228,7 @@ class MultiExitLoss(nn.Module):
 
     Args:
         model: A model of `multi_exit`.
-        losses: By exit: a `DistillationLoss` or `MatryoshkaLoss`. Exits may share a loss, unless it has state
-            (``taid``).
+        losses: `DistillationLoss` or `MatryoshkaLoss` by exit; exits may share one without state (``taid`` has some).
         weights: Weights of the exits' terms, by exit; 1 by default.
         kl_weight: Weight of `multi_exit_kl`; 0 for none.
         start: The student at the start of the stage, for ``lwf``.
@@ -286,8 +271,7 @@ class MultiExitLoss(nn.Module):
         if self._kl_weight and shallow:
             scored = [in_batch_similarities([column[at] for column in columns], self._cosine) for at in self._weights]
             weights = [self._weights[layer] for layer in shallow]
-            kl = multi_exit_kl([scores for scores, _ in scored], scored[0][1], weights)
-            terms["exits"] = self._kl_weight * kl
+            terms["exits"] = self._kl_weight * multi_exit_kl([scores for scores, _ in scored], scored[0][1], weights)
         return terms
 
 

@@ -26,7 +26,7 @@ from retrodistill.students.lexical_terms import LexicalTerms, token_ids
 from retrodistill.students.registry import WHOLE_TRANSFORMER, Kind, StageDefaults
 from retrodistill.students.sparse_training import SparsityAlarm, exhaustive, store_documents, train_sparse
 from retrodistill.students.static import fast_tokenizer, inverse_document_frequencies, plain_tokenizer
-from retrodistill.students.stored_states import BLOCK, head_of, stored_states
+from retrodistill.students.stored_states import head_of, stored_states
 from retrodistill.students.vdr import with_vdr_head
 
 Queries = Literal["model", "inference-free"]
@@ -53,9 +53,8 @@ def sparse_student(
     """A sparse encoder to start from: log(1 + relu(logit)), maximum over tokens (SPLADE, arXiv 2109.10086).
 
     A sparse encoder or masked language model starts as it is. A bi-encoder's transformer, which has no weights for a
-    vocabulary, gets a linear head that finds each token in its unit hidden state, see `lexical_start`: it begins as a
-    lexical model, each text weighting its own tokens, instead of as noise over the whole vocabulary. All modules but
-    VDR's head and lexical terms are stock modules, so it loads without this package.
+    vocabulary, gets the linear head of `lexical_start`: it begins as a lexical model instead of as noise. All modules
+    but VDR's head and lexical terms are stock modules, so it loads without this package.
 
     Args:
         source: Folder or hub name of a sparse encoder, a masked language model or a bi-encoder.
@@ -82,24 +81,19 @@ def sparse_student(
     table: list[Any] = [SparseStaticEmbedding(base.tokenizer, weight=torch.from_numpy(weights))]
     documents: list[Any] = list(base.children())
     if lexical_terms:
-        documents.append(_lexical_terms(base, corpus))
+        encoder = SparseTextEncoder(base, "sparse:student")
+        average = token_ids(encoder, corpus.texts)[1].mean()
+        terms = LexicalTerms(encoder.dimension, average, base.tokenizer.all_special_ids)
+        for parameter in head_of(encoder).linear.parameters():  # the head finds the text's own tokens, too
+            parameter.data.mul_(_SHARED)
+        documents.append(terms.to(base.device))
     router = Router({"query": table, "document": documents}, default_route=None, allow_empty_key=False)
     student: SparseEncoder = with_modules(base, [router], "SparseEncoder")
     return student
 
 
-def _lexical_terms(base: SparseEncoder, corpus: Texts) -> LexicalTerms:
-    """Lexical terms for documents of this length; the head, which finds them too, begins at half its strength."""
-    student = SparseTextEncoder(base, "sparse:student")
-    average = token_ids(student, corpus.texts)[1].mean()
-    terms = LexicalTerms(student.dimension, average, base.tokenizer.all_special_ids)
-    linear = head_of(student).linear
-    linear.weight.data.mul_(_SHARED)
-    linear.bias.data.mul_(_SHARED)
-    return terms.to(base.device)
-
-
 def _base(source: str, corpus: Texts, layers: int | None, max_length: int | None) -> SparseEncoder:
+    """The model before queries, VDR's head and lexical terms."""
     try:
         base = load_sparse(source)
     except UserError:
@@ -140,17 +134,14 @@ def _cut(model: Any, source: str, layers: int | None, max_length: int | None) ->
 
 
 def lexical_start(student: SparseTextEncoder, corpus: Texts) -> tuple[np.ndarray, np.ndarray]:
-    """A term head that finds each token in its hidden state: linear discriminants, tied to the token embeddings.
+    """A term head that finds each token in its hidden state: (vocabulary, d) vectors and (vocabulary,) biases, float32.
 
     With m_v the mean hidden state of token v and S the covariance of states within tokens, Fisher's discriminant is
     ``d_v = S^-1 m_v``. Its bias puts the zero at .7 of what m_v gives, and its scale gives m_v the logit e - 1, which
     becomes weight 1. Tokens that the documents do not have take their mean state from their input embedding, by the
-    linear map that fits those of the others best: so the head is tied to the token embeddings, through the transformer.
-    Their zero is at least 4.5 standard deviations above the mean over all states, so that no text has them by chance.
-    Special tokens never get weight. At most 20,000 documents are used, evenly spread, and not the student's own head.
-
-    Returns:
-        (vocabulary, d) float32 vectors and (vocabulary,) float32 biases.
+    linear map that fits those of the others best. Their zero is at least 4.5 standard deviations above the mean over
+    all states, so that no text has them by chance. Special tokens never get weight. At most 20,000 documents are used,
+    evenly spread, and not the student's own head.
     """
     transformer: Any = student.modules("document")[0]
     tokenizer = transformer.tokenizer
@@ -159,10 +150,9 @@ def lexical_start(student: SparseTextEncoder, corpus: Texts) -> tuple[np.ndarray
     counts = np.zeros(len(tokenizer), dtype=np.int64)
     means = np.zeros((len(tokenizer), states.width))
     moments = np.zeros((states.width, states.width))
-    for start in range(0, len(texts), BLOCK):
-        stop = min(start + BLOCK, len(texts))
-        ids = token_ids(student, texts[start:stop])[0]
-        block = states.gather(np.arange(start, stop))[0].numpy()
+    for rows in states.blocks():
+        ids = token_ids(student, texts[rows[0] : rows[-1] + 1])[0]
+        block = states.gather(rows)[0].numpy()
         moments += block.T @ block
         order = np.argsort(ids, kind="stable")
         present, first = np.unique(ids[order], return_index=True)

@@ -63,6 +63,10 @@ class States:
         """Dimensions of a state."""
         return int(self.vectors.shape[1])
 
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Rows of consecutive texts, `BLOCK` at a time."""
+        return (np.arange(start, min(start + BLOCK, len(self))) for start in range(0, len(self), BLOCK))
+
     def gather(self, rows: np.ndarray, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """(sum of lengths, d) float32 states of the texts at (m,) rows, concatenated, and (m,) int64 lengths."""
         places = self.places[rows]
@@ -75,17 +79,11 @@ Reader = Callable[[list[str]], tuple[Tensor, Tensor]]  # texts -> (n, tokens, d)
 
 
 def cached_states(key: str, texts: Sequence[str], read: Reader, what: str, dtype: Any = np.float16) -> States:
-    """States of texts, from the cache or into it; masked tokens are left out.
+    """States of texts, in order, from the cache or into it; masked tokens are left out.
 
-    float16 takes 2 x width bytes a token: 0.9 GB for 5,000 abstracts at width 384. States that it cannot hold, and
-    those that are not finite, are refused.
-
-    Args:
-        key: Digest of everything that decides the states.
-        texts: In order.
-        read: Gives the states of a batch.
-        what: Title of the progress bar.
-        dtype: float16 or float32.
+    The key is a digest of everything that decides the states, and ``what`` titles the progress bar. float16, rather
+    than float32, takes 2 x width bytes a token: 0.9 GB for 5,000 abstracts at width 384. States that it cannot hold,
+    and those that are not finite, are refused.
     """
     folder, dtype = cache_folder() / "states" / key, np.dtype(dtype)
     if not (folder / _PLACES).exists():
@@ -187,9 +185,8 @@ def segment_max(values: Tensor, lengths: Tensor) -> Tensor:
 class StoredStatesRanker(Ranker):
     """Exact search of a sparse or multi-vector student by the hidden states that its training stored.
 
-    Scores are exactly the student's, and no transformer runs for documents. It compares students during development;
-    what is served is an index. ``search`` is ``(student, states, queries, corpus, k) -> ((queries, k) rows, (queries,
-    k) scores)``.
+    No transformer runs for documents. It compares students during development; what is served is an index. ``search``
+    is ``(student, states, queries, corpus, k) -> ((queries, k) rows, (queries, k) scores)``.
     """
 
     can_search = True
@@ -218,8 +215,8 @@ def store_from_states(
 ) -> None:
     """Put a student's document vectors into its store if the cache has their hidden states, as train: head leaves them.
 
-    No transformer runs for its index then. float16 states change a value by a thousandth. ``blocks`` gives the row of
-    the first document and the vectors of `BLOCK` documents at a time.
+    float16 states change a value by a thousandth. ``blocks`` gives the row of the first document and the vectors of
+    `BLOCK` documents at a time.
     """
     try:
         folder = cache_folder() / "states" / _key(student, texts, "document")
@@ -279,7 +276,7 @@ class HeadScorer(Scorer):
 
 @contextlib.contextmanager
 def only_trained(model: Any, trained: Sequence[Any]) -> Iterator[None]:
-    """Freeze everything of a model but some parameters inside the block; a later stage may train all of it."""
+    """Freeze everything of a model but some parameters inside the block."""
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     model.requires_grad_(False)
     for parameter in trained:
@@ -294,10 +291,7 @@ def only_trained(model: Any, trained: Sequence[Any]) -> Iterator[None]:
 def train_head(
     run: StageRun, scorer: HeadScorer, watch: Callable[[np.ndarray], dict[str, float]] | None = None
 ) -> History:
-    """Train a student's head for queries and documents; everything else is frozen.
-
-    ``watch`` gives further monitored values, of documents at some corpus positions.
-    """
+    """Train a student's head alone; ``watch`` gives further monitored values, of documents at some corpus positions."""
     model, texts = run.student.model, run.prepared.texts.texts.texts
     groups = require_lists(drawn_groups(run).of_texts(training_rows(run.prepared, run.stage)))
     with only_trained(model, scorer.trained):
