@@ -5,13 +5,18 @@ import pkgutil
 
 from retrodistill.objectives.classes import PseudoClasses, classes_of, lelp, pseudo_classes
 from retrodistill.objectives.distributions import (
+    InterpolationSchedule,
     balanced_kl,
     contrastive,
     in_batch_contrastive,
     kl_divergence,
+    listmle,
     listnet,
+    plackett_luce,
+    pld,
     reverse_kl,
     sinkhorn,
+    taid,
     without_forgetting,
 )
 from retrodistill.objectives.embeddings import (
@@ -22,9 +27,7 @@ from retrodistill.objectives.embeddings import (
     relation_matching,
     token_relations,
 )
-from retrodistill.objectives.interpolation import InterpolationSchedule, taid
 from retrodistill.objectives.lists import usable_lists
-from retrodistill.objectives.permutations import listmle, plackett_luce, pld
 from retrodistill.objectives.scores import (
     binary_cross_entropy,
     in_batch_margin_mse,

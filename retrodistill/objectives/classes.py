@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from retrodistill.core.errors import UserError
-from retrodistill.objectives.lists import at_least_float32
+from retrodistill.objectives.lists import at_least_float32, full_mask, log_softmax
 from retrodistill.objectives.registry import objective
 
 
@@ -28,23 +28,14 @@ class PseudoClasses:
     scales: np.ndarray
 
     def targets(self, embeddings: Tensor, class_probabilities: Tensor, temperature: float = 1.0) -> Tensor:
-        """The teacher's distribution over pseudo-classes.
+        """The teacher's distribution over pseudo-classes: (batch, classes x parts) float32, parts of a class together.
 
         ``p_cs = p_c softmax_s(<h - center_c, direction_cs> / (scale_c temperature))``: over the parts of a class it
-        sums to the teacher's probability of the class.
-
-        Args:
-            embeddings: (batch, d) teacher embeddings.
-            class_probabilities: (batch, classes) of the teacher.
-            temperature: Above 0.
-
-        Returns:
-            (batch, classes x parts) float32, the parts of a class side by side.
-
-        Raises:
-            UserError: The shapes differ, or a temperature is not above 0.
+        sums to the teacher's probability of the class. Takes (batch, d) teacher embeddings h and their (batch, classes)
+        probabilities p. Other shapes, and a temperature that is not above 0, are a `UserError`.
         """
-        _check_temperature(temperature)
+        if not temperature > 0:
+            raise UserError(f"temperature={temperature}: it must be above 0.")
         count, width = self.centers.shape
         if embeddings.shape[1:] != (width,) or class_probabilities.shape != (len(embeddings), count):
             raise UserError(
@@ -56,17 +47,11 @@ class PseudoClasses:
         return (at_least_float32(class_probabilities)[:, :, None] * parts).flatten(1)
 
     def logits(self, embeddings: Tensor, temperature: float = 1.0) -> Tensor:
-        """Log-probabilities of the pseudo-classes for embeddings, from the teacher's centers and directions.
+        """(batch, classes x parts) float32 log-probabilities of the pseudo-classes for (batch, d) embeddings.
 
         ``log softmax_c(<h, center_c> / temperature) + log softmax_s(<h - center_c, direction_cs> / scale_c)``: the
-        logarithm of `targets` when the class probabilities are the softmax of the products with the centers.
-
-        Args:
-            embeddings: (batch, d), in the teacher's space.
-            temperature: Class temperature, above 0.
-
-        Returns:
-            (batch, classes x parts) float32.
+        logarithm of `targets` when the class probabilities are the softmax of the products with the centers. The
+        embeddings are in the teacher's space; the class temperature is above 0.
         """
         if embeddings.shape[1:] != self.centers.shape[1:]:
             raise UserError(
@@ -145,8 +130,7 @@ def lelp(logits: Tensor, targets: Tensor, *, student_temperature: float = 1.0) -
             f"logits of shape {tuple(logits.shape)}, targets of shape {tuple(targets.shape)}; both are (batch, classes "
             "x parts)."
         )
-    _check_temperature(student_temperature)
-    logs = torch.log_softmax(at_least_float32(logits) / student_temperature, dim=1)
+    logs = log_softmax(logits, full_mask(logits, None), student_temperature)
     targets = at_least_float32(targets)
     return (torch.special.xlogy(targets, targets) - targets * logs).sum(dim=1).mean()
 
@@ -179,8 +163,7 @@ def classes_of(
         embeddings: (texts, d) teacher embeddings.
         documents: (texts,) integer corpus position of the relevant document, -1 where none is known.
         parts: Pseudo-classes per class, 2 or more.
-        largest: Maximum number of classes. The classes with the most texts are kept, since a step costs
-            texts x classes x parts products.
+        largest: Maximum number of classes, those with the most texts: a step costs texts x classes x parts products.
         seed: Seed of the random rotations.
 
     Raises:
@@ -192,20 +175,14 @@ def classes_of(
     projected = embeddings[known] @ np.random.default_rng(seed).standard_normal(embeddings.shape[1])
     different = known[np.unique(np.column_stack([documents[known], projected]), axis=0, return_index=True)[1]]
     names, sizes = np.unique(documents[different], return_counts=True)
-    names = names[np.argsort(-sizes, kind="stable")][: min(largest, int((sizes > parts).sum()))]
+    names = np.sort(names[np.argsort(-sizes, kind="stable")][: min(largest, int((sizes > parts).sum()))])
     if not len(names):
         raise UserError(
             f"objective 'lelp' needs documents that are relevant to more than parts={parts} training texts; there is "
             "none. Lower parts, take more texts.sentences, or set positives: labels."
         )
-    names = np.sort(names)
     rows = np.sort(different[np.isin(documents[different], names)])
     return pseudo_classes(embeddings[rows], np.searchsorted(names, documents[rows]), parts, seed=seed)
-
-
-def _check_temperature(temperature: float) -> None:
-    if not temperature > 0:
-        raise UserError(f"temperature={temperature}: it must be above 0.")
 
 
 def _row_space(weights: np.ndarray | None, width: int) -> np.ndarray:

@@ -1,8 +1,10 @@
-"""Objectives that treat a list as a distribution over its candidates. `objectives.lists` has their contract."""
+"""Objectives over a list as a distribution of its candidates or orders. `objectives.lists` has their contract."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
@@ -10,11 +12,13 @@ from torch import Tensor
 
 from retrodistill.core.errors import UserError
 from retrodistill.objectives.lists import (
-    check_lists,
+    NOTHING,
+    at_least_float32,
     check_positives,
     cleaned,
     full_mask,
     log_softmax,
+    mask_of,
     mean_over_lists,
 )
 from retrodistill.objectives.registry import objective
@@ -31,8 +35,7 @@ def _over_distributions(per_list: Callable[[Tensor, Tensor, Tensor], Tensor]) ->
         student_temperature: float = 1.0,
         teacher_temperature: float = 1.0,
     ) -> Tensor:
-        check_lists(scores, targets)
-        valid = full_mask(scores, mask)
+        valid = mask_of(scores, targets, mask)
         student = log_softmax(scores, valid, student_temperature)
         teacher = log_softmax(targets, valid, teacher_temperature)
         return mean_over_lists(per_list(student, teacher, valid), valid.sum(dim=1) >= 2)
@@ -69,9 +72,8 @@ def kl_divergence(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
 def reverse_kl(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
     """Reverse Kullback-Leibler divergence, from the student's distribution to the teacher's, in nats, 0 or more.
 
-    ``mean_b sum_i q_i (log q_i - log p_i)``, with p, q and the temperatures of `kl_divergence`. It penalizes mass where
-    the teacher has none, so the student may concentrate on a few of the teacher's favorites (Distill-VQ's best with
-    lists, arXiv 2204.00185).
+    ``mean_b sum_i q_i (log q_i - log p_i)``, with p, q and the temperatures of `kl_divergence`. The student may
+    concentrate on a few of the teacher's favorites (Distill-VQ's best with lists, arXiv 2204.00185).
     """
     return _divergence(student, teacher, valid)
 
@@ -83,13 +85,12 @@ def balanced_kl(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
 
     ``mean_b w KL(p || q) + (1 - w) KL(q || p)`` with ``w = sigmoid(H(p) - H(q))`` and no gradient through w; p, q and
     the temperatures are those of `kl_divergence`. The forward divergence flattens a student that is more confident than
-    its teacher. The reverse divergence sharpens one that is less confident. The balance per sample by the entropy gap
-    is the paper's. The logistic weight is this package's choice, since the paper's weights were not available.
+    its teacher; the reverse one sharpens one that is less confident. The logistic weight is this package's choice,
+    since the paper's weights were not available.
     """
     with torch.no_grad():
         weights = torch.sigmoid(_cross_entropy(teacher, teacher, valid) - _cross_entropy(student, student, valid))
-    forward, backward = _divergence(teacher, student, valid), _divergence(student, teacher, valid)
-    return weights * forward + (1 - weights) * backward
+    return weights * _divergence(teacher, student, valid) + (1 - weights) * _divergence(student, teacher, valid)
 
 
 @objective("listnet", "cross-entropy of the top-one probabilities (Cao et al. 2007)")
@@ -146,17 +147,15 @@ def in_batch_contrastive(
 ) -> Tensor:
     """InfoNCE with in-batch negatives: each text's own document among those of all texts (arXiv 2004.04906).
 
-    ``mean_i -log(exp(s_ii / T) / sum_j exp(s_ij / T))`` over the j that are not false negatives of i.
+    ``mean_i -log(exp(s_ii / T) / sum_j exp(s_ij / T))`` in nats, over the texts i with a document and at least one
+    negative, and the j that are not false negatives of i. `student_temperature` T must be above 0.
 
     Args:
         scores: (batch, batch) student scores of text i with the document of text j.
         false_negatives: (batch, batch) bool, true where the document of text j is relevant to text i too, as when two
             texts share a document. The diagonal is not read.
         known: (batch,) bool, true where a text has a document of its own; None means all.
-        student_temperature: Must be above 0.
-
-    Returns:
-        Scalar in nats: the mean over the texts with a document and at least one negative.
+        student_temperature: T.
     """
     if scores.ndim != 2 or scores.shape[0] != scores.shape[1]:
         raise UserError(f"scores of shape {tuple(scores.shape)}; in-batch scores are (batch, batch).")
@@ -166,7 +165,7 @@ def in_batch_contrastive(
     if known is not None:
         check_positives(scores, known)
         valid = valid & known.bool()[None, :]
-        places = torch.where(known.bool(), places, torch.full_like(places, -1))
+        places = places.masked_fill(~known.bool(), -1)
     return contrastive(scores, places, valid, student_temperature=student_temperature)
 
 
@@ -199,13 +198,12 @@ def sinkhorn(
     """
     if not (entropy > 0 and iterations >= 1):
         raise UserError(f"entropy={entropy}, iterations={iterations}: entropy must be above 0, iterations at least 1.")
-    check_lists(scores, targets)
-    valid = full_mask(scores, mask)
+    valid = mask_of(scores, targets, mask)
     usable = valid.sum(dim=1) >= 2
     if not bool(usable.any()):
         return (cleaned(scores, valid) * 0.0).sum()
     scores, targets, valid = scores[usable], targets[usable], valid[usable]
-    order = cleaned(targets, valid, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    order = _order(targets, valid)
     student, teacher = (log_softmax(side, valid, 1.0).exp().gather(1, order) for side in (scores, targets))
     costs = torch.cdist(student, teacher, p=1)
     plan = -costs / entropy
@@ -213,3 +211,150 @@ def sinkhorn(
         plan = plan - plan.logsumexp(dim=1, keepdim=True)
         plan = plan - plan.logsumexp(dim=0, keepdim=True)
     return (plan.exp() * costs).sum() / len(costs)
+
+
+def taid(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, t: float) -> Tensor:
+    """TAID: KL divergence to a target between student and teacher (Shing et al., ICLR 2025, arXiv 2501.16937).
+
+    ``KL(softmax((1 - t) stopgrad(s) + t T) || softmax(s))``, T the teacher's scores, in nats, 0 or more. The loss mixes
+    logits, so both sides need one scale: divide both by their temperatures first. At t = 1 it is `kl_divergence`. At
+    t = 0 its gradient is 0. `t` is from 0 to 1, see `InterpolationSchedule`.
+    """
+    if not 0 <= t <= 1:
+        raise UserError(f"t={t}: it must be from 0 to 1.")
+    valid = mask_of(scores, targets, mask)
+    return kl_divergence(scores, (1 - t) * at_least_float32(scores).detach() + t * at_least_float32(targets), valid)
+
+
+objective(
+    "taid",
+    "KL to a target that moves from student to teacher during training (arXiv 2501.16937)",
+    ("scores", "targets", "mask", "t"),
+)(lambda scores, targets, mask, t: taid(scores, targets, mask, t=t))
+
+
+@dataclass
+class InterpolationSchedule:
+    """TAID's adaptive t: from `start` to `end`, never below the straight line, faster while the loss falls.
+
+    After a step with loss J: ``m = beta m + (1 - beta) (J_before - J) / J_before`` and
+    ``t = min(end, max(start + (end - start) progress, t + alpha sigmoid(m) (1 - t)))`` (arXiv 2501.16937, algorithm 1
+    as the authors' code has it). A resumed training must restore `state`.
+
+    Attributes:
+        start: First t, from 0 up to `end`.
+        end: Last t, at most 1.
+        alpha: Size of an adaptive step, from 0 to 1.
+        beta: Decay of the momentum, from 0 to below 1.
+        t: Current value.
+        momentum: Smoothed relative fall of the loss.
+        loss: Loss of the previous step; infinite before the first.
+        progress: Completed share of the training at the last update.
+    """
+
+    start: float = 0.4
+    end: float = 1.0
+    alpha: float = 5e-4
+    beta: float = 0.99
+    t: float = -1.0
+    momentum: float = 0.0
+    loss: float = math.inf
+    progress: float = -1.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.start <= self.end <= 1 and 0 <= self.alpha <= 1 and 0 <= self.beta < 1):
+            raise UserError(
+                f"start={self.start}, end={self.end}, alpha={self.alpha}, beta={self.beta}: 0 <= start <= end <= 1, "
+                "alpha from 0 to 1, beta from 0 to under 1."
+            )
+        self.t = self.t if self.t >= 0 else self.start
+
+    def update(self, loss: float, progress: float) -> None:
+        """Advance after a step with this `taid` loss, 0 or more, at this share of the training's steps, 0 to 1.
+
+        A second call at the same progress changes nothing.
+        """
+        if progress == self.progress or not math.isfinite(loss):
+            return
+        self.progress = progress
+        if math.isfinite(self.loss):
+            fall = (self.loss - loss) / (self.loss + 1e-15)
+            self.momentum = self.beta * self.momentum + (1 - self.beta) * fall
+            step = self.alpha * _sigmoid(self.momentum) * (1 - self.t)
+            line = self.start + (self.end - self.start) * progress
+            self.t = min(self.end, max(line, self.t + step))
+        self.loss = loss
+
+    def state(self) -> dict[str, float]:
+        """All that a checkpoint must keep, JSON-ready."""
+        return {name: value for name, value in asdict(self).items() if math.isfinite(value)}
+
+    @classmethod
+    def from_state(cls, state: dict[str, float]) -> InterpolationSchedule:
+        """Restore a schedule from `state`; a state with other names is a `UserError`."""
+        if not set(state) <= set(cls.__dataclass_fields__):
+            raise UserError(f"not a state of TAID's schedule: it has {', '.join(sorted(state))}.")
+        return cls(**{name: float(value) for name, value in state.items()})
+
+
+def _sigmoid(value: float) -> float:
+    """Logistic function that does not overflow: one bad batch can make the relative change huge."""
+    return 1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value))
+
+
+def plackett_luce(scores: Tensor, order: Tensor, weights: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    """Weighted negative log-likelihood of given orders, choice by choice (Plackett 1975; Luce 1959).
+
+    ``sum_k a_k [logsumexp_{l >= k} s_pi(l) - s_pi(k)]``, (batch,) float32 in nats, 0 or more for weights of 0 or more.
+    Weights (1, 0, ..) give InfoNCE of the first choice. Weights of 1 give ListMLE. Masked positions add 0.
+
+    Args:
+        scores: (batch, n) student scores over their temperature.
+        order: (batch, n) integer positions pi, first choice first, masked positions last.
+        weights: (batch, n) weights a of the choices, in their order; None means 1.
+        mask: (batch, n) bool, true at positions that hold a candidate.
+    """
+    valid = full_mask(scores, mask)
+    ordered = cleaned(scores, valid, NOTHING).gather(1, order)
+    losses = ordered.flip(1).logcumsumexp(dim=1).flip(1) - ordered
+    if weights is not None:
+        losses = weights * losses
+    return losses.masked_fill(~valid.gather(1, order), 0.0).sum(dim=1)
+
+
+@objective("listmle", "likelihood of the teacher's whole order (Xia et al. 2008)")
+def listmle(scores: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
+    """ListMLE: negative log-likelihood of the teacher's order, in nats (Xia et al. 2008, ICML).
+
+    ``mean_b sum_k [logsumexp_{l >= k} s_pi(l) - s_pi(k)]``, pi the teacher's order, ties in the order of the list.
+    Every position has the same weight, so the tail dominates long lists: keep lists short, or use `pld`.
+    """
+    valid = mask_of(scores, targets, mask)
+    return mean_over_lists(plackett_luce(scores, _order(targets, valid), mask=valid), valid.sum(dim=1) >= 2)
+
+
+@objective(
+    "pld",
+    "likelihood of the teacher's order, each choice weighted by its confidence (arXiv 2506.12542)",
+    ("scores", "targets", "mask", "positives"),
+)
+def pld(scores: Tensor, targets: Tensor, mask: Tensor | None = None, positives: Tensor | None = None) -> Tensor:
+    """Plackett-Luce distillation: the teacher's order, weighted by its confidence, in nats (arXiv 2506.12542).
+
+    ``mean_b sum_k a_k [logsumexp_{l >= k} s_pi(l) - s_pi(k)]`` with a = softmax(t)_pi and pi the positive first, then
+    the teacher's order. Where no positive is known, the teacher's best comes first.
+    """
+    valid = mask_of(scores, targets, mask)
+    order = _order(targets, valid)
+    if positives is not None:
+        check_positives(scores, positives)
+        known = (positives >= 0) & valid.gather(1, positives.clamp(min=0)[:, None]).squeeze(1)
+        first = (order == positives[:, None]) & known[:, None]
+        order = order.gather(1, (~first).to(torch.int8).argsort(dim=1, stable=True))
+    weights = log_softmax(targets, valid, 1.0).exp().gather(1, order)
+    return mean_over_lists(plackett_luce(scores, order, weights, valid), valid.sum(dim=1) >= 2)
+
+
+def _order(targets: Tensor, valid: Tensor) -> Tensor:
+    """(batch, n) positions, best first, ties in the order of the list, masked positions last."""
+    return cleaned(targets, valid, -torch.inf).argsort(dim=1, descending=True, stable=True)

@@ -7,21 +7,20 @@ Every objective returns a scalar, float32 or the inputs' wider type, and raises 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from retrodistill.core.errors import UserError
-from retrodistill.objectives.lists import at_least_float32, full_mask
+from retrodistill.objectives.lists import at_least_float32, cleaned, full_mask
 from retrodistill.objectives.registry import objective
 
-PAIR = ("student", "teacher")  # what most of them take
+_aligns = partial(objective, takes=("student", "teacher"), sees="embeddings")
 
 
-@objective(
-    "leaf", "squared distance to the teacher's embedding of the same text (arXiv 2509.12539)", PAIR, sees="embeddings"
-)
+@_aligns("leaf", "squared distance to the teacher's embedding of the same text (arXiv 2509.12539)")
 def leaf(student: Tensor, teacher: Tensor) -> Tensor:
     """LEAF: squared distance between the student's and the teacher's embedding of the same text (arXiv 2509.12539).
 
@@ -32,7 +31,7 @@ def leaf(student: Tensor, teacher: Tensor) -> Tensor:
     return ((student - teacher) ** 2).sum(dim=1).mean()
 
 
-@objective("cosine", "cosine distance to the teacher's embedding of the same text", PAIR, sees="embeddings")
+@_aligns("cosine", "cosine distance to the teacher's embedding of the same text")
 def cosine(student: Tensor, teacher: Tensor) -> Tensor:
     """Cosine distance between the student's and the teacher's embedding of the same text. Only direction counts.
 
@@ -43,12 +42,7 @@ def cosine(student: Tensor, teacher: Tensor) -> Tensor:
     return (1 - cosine_similarity(student, teacher, dim=1)).mean()
 
 
-@objective(
-    "relations",
-    "cosines between the batch's texts, as the teacher has them (arXiv 1907.09682)",
-    PAIR,
-    sees="embeddings",
-)
+@_aligns("relations", "cosines between the batch's texts, as the teacher has them (arXiv 1907.09682)")
 def relation_matching(student: Tensor, teacher: Tensor) -> Tensor:
     """Match pairwise similarities: the student's cosines between all texts of the batch against the teacher's.
 
@@ -62,16 +56,12 @@ def relation_matching(student: Tensor, teacher: Tensor) -> Tensor:
             f"student embeddings of shape {tuple(student.shape)}, teacher's {tuple(teacher.shape)}; both are (batch, "
             "dimensions) of the same texts."
         )
-    ours, theirs = (unit @ unit.T for unit in (normalize(at_least_float32(side), dim=1) for side in (student, teacher)))
+    ours, theirs = (_cosines(at_least_float32(side)) for side in (student, teacher))
     return ((ours - theirs).triu(diagonal=1) ** 2).sum() / max(len(student) * (len(student) - 1) // 2, 1)
 
 
-@objective(
-    "nd",
-    "length and direction of the teacher's embedding, for dot-product students (arXiv 2305.17007)",
-    PAIR,
-    sees="embeddings",
-    dot_only=True,
+@_aligns(
+    "nd", "length and direction of the teacher's embedding, for dot-product students (arXiv 2305.17007)", dot_only=True
 )
 def norm_and_direction(student: Tensor, teacher: Tensor, centers: Tensor | None = None) -> Tensor:
     """ND: reward a long student embedding that points the teacher's way, up to the teacher's length.
@@ -79,8 +69,7 @@ def norm_and_direction(student: Tensor, teacher: Tensor, centers: Tensor | None 
     ``mean_b 1 - <s, e> / max(|s|, |t|)``, from 0 to 2, with the unit vector e (Wang et al. 2023, arXiv 2305.17007). In
     the paper, e is the direction of the teacher's mean over the text's class, one row of `centers` (batch, d).
     Retrieval has no classes, so without `centers` e is the direction of the teacher's own embedding. While |s| is below
-    |t|, the loss acts on length and direction; above |t|, on direction only. It is for dot-product students and
-    embeddings that are not normalized: for unit vectors it equals `cosine`.
+    |t|, the loss acts on length and direction; above |t|, on direction only. For unit vectors it equals `cosine`.
     """
     student, teacher = _checked(student, teacher)
     directions = normalize(teacher if centers is None else _checked(student, centers)[1], dim=1)
@@ -98,11 +87,9 @@ def mi_alpha(
     with the student's embedding y, the teacher's x, the critic f = cos / temperature, m(y) the mean of e^f over the
     batch's teacher embeddings, m'(y) the same without the text's own (as if independent), and q a baseline. alpha = 1
     is InfoNCE, log(batch) minus its cross-entropy, of low variance and at most log(batch); alpha toward 0 is NWJ's
-    bound, of less bias and more variance.
-
-    The bound is Poole et al.'s. Distiller maximizes this bound between layers (from memory of the paper). Its learned
-    critic and baseline networks are not reproduced, because a checkpoint does not keep the parameters of a loss. Here
-    the critic is the cosine that retrieval uses, and q is a constant.
+    bound, of less bias and more variance. Distiller maximizes this bound between layers (from memory of the paper). Its
+    learned critic and baseline networks are not reproduced, because a checkpoint does not keep the parameters of a
+    loss: the critic is the cosine that retrieval uses, and q is a constant.
 
     Args:
         student: (batch, d) student embeddings.
@@ -131,15 +118,13 @@ def mi_alpha(
             return logs
         return torch.logaddexp(logs + math.log(alpha), torch.full_like(logs, log_baseline + math.log1p(-alpha)))
 
-    joint = critic.diagonal() - mixed(everyone)
-    marginal = (others - mixed(others)).exp()
-    return marginal.mean() - joint.mean() - 1
+    return (others - mixed(others)).exp().mean() - (critic.diagonal() - mixed(everyone)).mean() - 1
 
 
 objective(
     "mi-alpha",
     "a lower bound on the mutual information with the teacher's embedding (arXiv 2109.11105)",
-    (*PAIR, "student_temperature"),
+    ("student", "teacher", "student_temperature"),
     sees="embeddings",
 )(lambda student, teacher, temperature: mi_alpha(student, teacher, temperature=temperature))
 
@@ -155,19 +140,16 @@ def token_relations(
 ) -> Tensor:
     """TRG: match the similarity matrices of tokens, the student's against the teacher's (arXiv 2306.12442).
 
-    ``mean over pairs i < j of (cos(s_i, s_j) - cos(t_i, t_j))^2`` over the real tokens of each text, or of the batch.
-    Widths may differ, but tokens may not: both sides must use the same tokenizer. The token graph within and across
-    texts is the paper's. The squared difference replaces the paper's softmax over sampled tokens. The paper's
-    contextual loss is not implemented.
+    ``mean over pairs i < j of (cos(s_i, s_j) - cos(t_i, t_j))^2`` over the real tokens of each text, or of the batch:
+    from 0 to 4, 0 where no text has two tokens. Widths may differ, but tokens may not: both sides must use the same
+    tokenizer. The token graph within and across texts is the paper's. The squared difference replaces the paper's
+    softmax over sampled tokens. The paper's contextual loss is not implemented.
 
     Args:
         student: (batch, tokens, d) student token embeddings.
         teacher: (batch, tokens, e) teacher token embeddings of the same tokens.
         mask: (batch, tokens) bool, true where there is a token. Masked positions may hold any value, NaN included.
         across_texts: Use pairs over the whole batch, which takes (batch x tokens)^2 similarities.
-
-    Returns:
-        Scalar from 0 to 4: the mean over all pairs of the batch; 0 where no text has two tokens.
     """
     if student.ndim != 3 or teacher.ndim != 3 or student.shape[:2] != teacher.shape[:2]:
         raise UserError(
@@ -177,10 +159,15 @@ def token_relations(
     valid = full_mask(student[:, :, 0], mask)
     if across_texts:
         student, teacher, valid = (side.flatten(0, 1)[None] for side in (student, teacher, valid))
-    real = (at_least_float32(side).masked_fill(~valid[:, :, None], 0.0) for side in (student, teacher))
-    ours, theirs = (unit @ unit.mT for unit in (normalize(side, dim=2) for side in real))
+    ours, theirs = (_cosines(cleaned(side, valid[:, :, None])) for side in (student, teacher))
     pairs = (valid[:, :, None] & valid[:, None, :]).triu(diagonal=1)
     return ((ours - theirs) ** 2).masked_fill(~pairs, 0.0).sum() / pairs.sum().clamp(min=1)
+
+
+def _cosines(vectors: Tensor) -> Tensor:
+    """(.., n, n) cosines between (.., n, d) vectors."""
+    unit = normalize(vectors, dim=-1)
+    return unit @ unit.mT
 
 
 def _checked(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,11 +26,7 @@ NOTHING = -1e30  # finite, so that 0 times it is 0 and gradients stay finite; fa
 
 
 def full_mask(scores: Tensor, mask: Tensor | None) -> Tensor:
-    """(batch, n) bool: `mask`, or all true if it is None.
-
-    Raises:
-        UserError: The mask's shape differs from the scores'.
-    """
+    """`mask` as bool, or all true if it is None; a `UserError` if its shape differs from the scores'."""
     if mask is None:
         return torch.ones_like(scores, dtype=torch.bool)
     if mask.shape != scores.shape:
@@ -38,13 +34,14 @@ def full_mask(scores: Tensor, mask: Tensor | None) -> Tensor:
     return mask.bool()
 
 
-def check_lists(scores: Tensor, targets: Tensor) -> None:
-    """Reject anything but two (batch, n) tables of one shape."""
+def mask_of(scores: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor:
+    """The full mask of two (batch, n) tables of one shape; any other shapes are rejected."""
     if scores.ndim != 2 or scores.shape != targets.shape:
         raise UserError(
             f"scores of shape {tuple(scores.shape)} and teacher scores of shape {tuple(targets.shape)}; both are "
             "(batch, candidates)."
         )
+    return full_mask(scores, mask)
 
 
 def check_positives(scores: Tensor, positives: Tensor) -> None:
@@ -79,7 +76,7 @@ def mean_over_lists(values: Tensor, usable: Tensor) -> Tensor:
 
 
 def usable_lists(targets: Tensor, mask: Tensor | None = None) -> tuple[Tensor, dict[str, int]]:
-    """The lists in which the teacher's scores teach something, and the number of other lists by reason.
+    """(batch,) bool, the lists in which the teacher's scores teach something, and the number of others by reason.
 
     A list has at most one reason:
 
@@ -88,9 +85,6 @@ def usable_lists(targets: Tensor, mask: Tensor | None = None) -> tuple[Tensor, d
     - ``flat``: all scores equal;
     - ``saturated``: at least three candidates, and more than half of all, share the highest score, as when a sigmoid
       saturates at 1: the order among the best is lost. (Ties at the bottom are common and harmless.)
-
-    Returns:
-        (batch,) bool, and the number of unusable lists for each reason.
     """
     valid = full_mask(targets, mask)
     sizes = valid.sum(dim=1)
@@ -98,8 +92,7 @@ def usable_lists(targets: Tensor, mask: Tensor | None = None) -> tuple[Tensor, d
     broken = ~single & (valid & ~torch.isfinite(targets)).any(dim=1)
     sound = ~single & ~broken
     highest = targets.masked_fill(~valid, -torch.inf).amax(dim=1)
-    lowest = targets.masked_fill(~valid, torch.inf).amin(dim=1)
-    level = sound & (highest == lowest)
+    level = sound & (highest == targets.masked_fill(~valid, torch.inf).amin(dim=1))
     on_top = (valid & (targets == highest[:, None])).sum(dim=1)
     saturated = sound & ~level & (on_top >= 3) & (2 * on_top > sizes)
     reasons = {"single": single, "not finite": broken, "flat": level, "saturated": saturated}
@@ -112,7 +105,7 @@ def spread(run: Run) -> float:
     Lists with one candidate or with equal scores do not count.
     """
     deviation = list_moments(run)[1]
-    deviation = deviation[(np.diff(run.bounds) > 1) & (deviation > 0)]
+    deviation = deviation[deviation > 0]
     if not len(deviation):
         raise flat(run)
     return float(deviation.mean())
@@ -121,14 +114,8 @@ def spread(run: Run) -> float:
 def temperature_for(run: Run, target_std: float) -> float:
     """The temperature at which a ranker's lists have a mean standard deviation of `target_std` logits.
 
-    Each teacher has its own scale, so no fixed temperature fits all.
-
-    Args:
-        run: The ranker's scores.
-        target_std: Above 0; about 1 is gentle, 4 leaves the first few candidates most of the mass.
-
-    Raises:
-        UserError: The target_std is not above 0, or the run is flat.
+    Each teacher has its own scale, so no fixed temperature fits all. About 1 is gentle; 4 leaves the first few
+    candidates most of the mass. A target_std that is not above 0, or a flat run, is a `UserError`.
     """
     if not target_std > 0:  # NaN too
         raise UserError(f"target_std={target_std}: it must be above 0.")
@@ -136,10 +123,7 @@ def temperature_for(run: Run, target_std: float) -> float:
 
 
 def check_trainable(run: Run) -> tuple[Run, dict[str, int]]:
-    """Drop and count the lists from which a list objective learns nothing.
-
-    Returns:
-        The run with lists of at least two different scores, and ``{"single": .., "flat": ..}`` lists dropped.
+    """Keep the lists of at least two different scores, and count the ``single`` and ``flat`` ones that are dropped.
 
     Raises:
         UserError: No list is left: an empty run, one candidate per query, or all scores equal.

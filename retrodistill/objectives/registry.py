@@ -1,7 +1,6 @@
 """Objectives and regularizers by name. Each registers itself where it is defined, with its requirements.
 
-Adding an objective takes one file: decorate the function, or pass it to the decorator. `retrodistill.objectives`
-imports every module of its folder, so a new module needs no line elsewhere.
+`retrodistill.objectives` imports every module of its folder, so a new module needs no line elsewhere.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from retrodistill.core.errors import unknown
 
+Function = Callable[..., Tensor]
 Sees = Literal["lists", "embeddings", "tokens"]
 
 # What an objective can take. Temperatures are already applied: student scores are over the student's temperature,
@@ -61,7 +61,7 @@ class Objective:
 
     name: str
     about: str
-    function: Callable[..., Tensor]
+    function: Function
     sees: Sees
     takes: tuple[str, ...]
     needs_positives: bool = False
@@ -97,10 +97,10 @@ def objective(
     *,
     sees: Sees = "lists",
     **traits: Any,
-) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+) -> Callable[[Function], Function]:
     """Register a function as an objective; the arguments are the attributes of `Objective`."""
 
-    def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def register(function: Function) -> Function:
         wrong = [key for key in takes if key not in INPUTS]
         if wrong or name in _OBJECTIVES:
             raise ValueError(f"objective {name!r}: registered twice, or takes unknown inputs {wrong}.")
@@ -111,18 +111,10 @@ def objective(
     return register
 
 
-def regularizer(
-    name: str, about: str, *, takes_terms: bool = False
-) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Register a function of (texts, terms) term weights as a regularizer.
+def regularizer(name: str, about: str, *, takes_terms: bool = False) -> Callable[[Function], Function]:
+    """Register a function of (texts, terms) term weights, and with `takes_terms` of the terms kept per text."""
 
-    Args:
-        name: What recipes write.
-        about: One-line description for users.
-        takes_terms: Whether its second argument is the number of terms that a recipe keeps per text.
-    """
-
-    def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def register(function: Function) -> Function:
         _REGULARIZERS[name] = function if takes_terms else lambda weights, _: function(weights)
         REGULARIZERS[name] = about
         return function
@@ -138,10 +130,7 @@ def get_objective(name: str) -> Objective:
 
 
 def get_regularizer(name: str) -> Callable[[Tensor, int], Tensor]:
-    """Look up a regularizer: a function of (texts, terms) term weights and the number of terms kept per text.
-
-    An unknown name is a `UserError` that names the nearest one.
-    """
+    """Look up a function of (texts, terms) term weights and the terms kept per text, as `get_objective` does."""
     if name not in _REGULARIZERS:
         raise unknown("regularizer", name, _REGULARIZERS)
     return _REGULARIZERS[name]

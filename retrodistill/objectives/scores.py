@@ -10,14 +10,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.objectives.lists import (
-    at_least_float32,
-    check_lists,
-    check_positives,
-    cleaned,
-    full_mask,
-    mean_over_lists,
-)
+from retrodistill.objectives.lists import at_least_float32, check_positives, cleaned, mask_of, mean_over_lists
 from retrodistill.objectives.registry import objective
 
 PAIRS = ("positive", "all")
@@ -58,8 +51,8 @@ def binary_cross_entropy(scores: Tensor, labels: Tensor, mask: Tensor | None = N
     entropy of the labels, not 0. Unlike margin objectives, it depends on the absolute level of the scores.
     """
     valid = _listed(scores, labels, mask)
-    logits, soft_labels = cleaned(scores, valid), cleaned(labels, valid)
-    losses = (softplus(logits) - soft_labels * logits).masked_fill(~valid, 0.0)
+    logits = cleaned(scores, valid)
+    losses = (softplus(logits) - cleaned(labels, valid) * logits).masked_fill(~valid, 0.0)
     return losses.sum() / valid.sum().clamp(min=1)
 
 
@@ -74,8 +67,7 @@ def margin_mse(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, p
     """
     if pairs not in PAIRS:
         raise unknown("choice of pairs", pairs, PAIRS)
-    check_lists(scores, targets)
-    valid = full_mask(scores, mask)
+    valid = mask_of(scores, targets, mask)
     targets = cleaned(targets, valid)
     # A difference of margins is a difference of residuals: (s_i - s_j) - (t_i - t_j) = r_i - r_j.
     residuals = (at_least_float32(scores) - targets).masked_fill(~valid, 0.0)
@@ -108,12 +100,10 @@ def in_batch_margin_mse(scores: Tensor, targets: Tensor, positives: Tensor, mask
     TAS-B's dual supervision, where a teacher scores documents that were mined for other texts of the same topic. All
     tables are (batch, m). The scores are raw. A text without a positive adds no margin.
     """
-    check_lists(scores, targets)
+    valid = mask_of(scores, targets, mask)
     check_positives(scores, positives)
-    known = positives >= 0
     own = positives.clamp(min=0)[:, None]
-    valid = full_mask(scores, mask)
-    counted = valid & known[:, None] & valid.gather(1, own)
+    counted = valid & (positives >= 0)[:, None] & valid.gather(1, own)
     residuals = at_least_float32(scores) - cleaned(targets, valid)
     margins = (residuals.gather(1, own) - residuals).masked_fill(~counted, 0.0)
     return (margins**2).sum() / counted.scatter(1, own, value=False).sum().clamp(min=1)
@@ -135,9 +125,7 @@ def ranknet(scores: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tens
     ``mean over t_i > t_j of log(1 + exp(-(s_i - s_j)))`` over the pairs of the whole batch: only the teacher's order
     counts. Ties form no pair. Lists have at most `WIDEST` candidates.
     """
-    scores, targets, valid = _checked(scores, targets, mask)
-    ordered = _ordered(targets, valid)
-    losses = softplus(scores[:, None, :] - scores[:, :, None])
+    losses, ordered, _ = _pairs(scores, targets, mask)
     return losses.masked_fill(~ordered, 0.0).sum() / ordered.sum().clamp(min=1)
 
 
@@ -168,15 +156,24 @@ def lambda_loss(
     """
     if weighting not in WEIGHTINGS:
         raise unknown("weighting", weighting, WEIGHTINGS)
-    scores, targets, valid = _checked(scores, targets, mask)
+    losses, ordered, valid = _pairs(scores, targets, mask)
     with torch.no_grad():
         if gains is None:
+            targets = cleaned(targets, valid)
             best = targets.masked_fill(~valid, -torch.inf).amax(dim=1, keepdim=True)
             gains = (targets - torch.nan_to_num(best, neginf=0.0)).exp()
-        weights = _weights(scores.masked_fill(~valid, -torch.inf), cleaned(gains, valid), weighting, mu)
-    losses = weights * softplus(scores[:, None, :] - scores[:, :, None]) / math.log(2)
-    summed = losses.masked_fill(~_ordered(targets, valid), 0.0).sum(dim=(1, 2))
+        weights = _weights(cleaned(scores, valid, -torch.inf), cleaned(gains, valid), weighting, mu)
+    summed = (weights * losses / math.log(2)).masked_fill(~ordered, 0.0).sum(dim=(1, 2))
     return mean_over_lists(summed, valid.sum(dim=1) >= 2)
+
+
+def _pairs(scores: Tensor, targets: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """(batch, n, n) logistic losses of pairs and bool (the teacher ranks i above j), and the (batch, n) full mask."""
+    valid = mask_of(scores, targets, mask)
+    check_width(scores.shape[1])
+    scores, targets = cleaned(scores, valid), cleaned(targets, valid)
+    ordered = (targets[:, :, None] > targets[:, None, :]) & valid[:, :, None] & valid[:, None, :]
+    return softplus(scores[:, None, :] - scores[:, :, None]), ordered, valid
 
 
 def _weights(scores: Tensor, gains: Tensor, weighting: str, mu: float) -> Tensor:
@@ -184,33 +181,21 @@ def _weights(scores: Tensor, gains: Tensor, weighting: str, mu: float) -> Tensor
     ranks = 1 + scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1).to(gains.dtype)
     places = torch.arange(1, gains.shape[1] + 1, device=gains.device, dtype=gains.dtype)
     ideal = (gains.sort(dim=1, descending=True).values / torch.log2(1 + places)).sum(dim=1, keepdim=True)
-    shares = gains / ideal.clamp(min=1e-10)
-    apart = (shares[:, :, None] - shares[:, None, :]).abs()
-    discounts = 1 / torch.log2(1 + ranks)
-    swapped = (discounts[:, :, None] - discounts[:, None, :]).abs()
-    # The minimum avoids log2(1) = 0 on the diagonal, which is not a pair.
-    distance = (ranks[:, :, None] - ranks[:, None, :]).abs().clamp(min=1)
+    apart = _apart(gains / ideal.clamp(min=1e-10))
+    swapped = _apart(1 / torch.log2(1 + ranks))
+    distance = _apart(ranks).clamp(min=1)  # avoids log2(1) = 0 on the diagonal, which is not a pair
     stepped = 1 / torch.log2(1 + distance) - 1 / torch.log2(2 + distance)
     if weighting == "lambdarank":
         return apart * swapped
     return apart * (stepped if weighting == "ndcg-loss2" else swapped + mu * stepped)
 
 
+def _apart(values: Tensor) -> Tensor:
+    """(batch, n, n) absolute differences between the (batch, n) values of a list."""
+    return (values[:, :, None] - values[:, None, :]).abs()
+
+
 def _listed(scores: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor:
     """(batch, n) bool: the candidates of lists with at least two."""
-    check_lists(scores, targets)
-    valid = full_mask(scores, mask)
+    valid = mask_of(scores, targets, mask)
     return valid & (valid.sum(dim=1, keepdim=True) >= 2)
-
-
-def _checked(scores: Tensor, targets: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores and targets in float32 with 0 at masked positions, and the mask."""
-    check_lists(scores, targets)
-    check_width(scores.shape[1])
-    valid = full_mask(scores, mask)
-    return cleaned(scores, valid), cleaned(targets, valid), valid
-
-
-def _ordered(targets: Tensor, valid: Tensor) -> Tensor:
-    """(batch, n, n) bool: the teacher ranks i above j."""
-    return (targets[:, :, None] > targets[:, None, :]) & valid[:, :, None] & valid[:, None, :]

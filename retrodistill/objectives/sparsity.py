@@ -33,9 +33,9 @@ def l1(weights: Tensor) -> Tensor:
 
 
 def top_k(weights: Tensor, k: int) -> Tensor:
-    """Keep each text's k highest weights and set all others to 0. Ties are broken arbitrarily.
+    """Keep each text's k highest weights, or all if there are fewer, and set the others to 0.
 
-    All weights stay if there are at most k terms. Gradients flow to the kept weights.
+    Ties are broken arbitrarily. Gradients flow to the kept weights.
     """
     _checked(weights)
     if k < 1:
@@ -68,16 +68,10 @@ def anti_zero(weights: Tensor, floor: float = 0.1) -> Tensor:
 
 
 def whole_batch(weights: Tensor) -> Tensor:
-    """Gather the texts of all processes in rank order, with gradients. One process gets the same tensor back.
+    """Gather (texts, terms) of all processes in rank order, with gradients. One process gets the same tensor back.
 
     Every process then has the same loss, and the gradient averaged over processes is that of one process with the
     whole batch. All processes must hold the same number of texts, as the trainer's loaders ensure.
-
-    Args:
-        weights: (texts, terms) of this process.
-
-    Returns:
-        (texts x processes, terms).
     """
     if processes() == 1:
         return weights

@@ -37,11 +37,6 @@ class Codes:
     lists: np.ndarray | None = None
     rotated: bool = True
 
-    @property
-    def bits(self) -> int:
-        """Bits of one code, 4 or 8."""
-        return int(self.codebooks.shape[1]).bit_length() - 1
-
     def reconstruct(self) -> np.ndarray:
         """(n, d) float32 documents as their codes represent them, in the space of the vectors."""
         parts = [book[code] for book, code in zip(self.codebooks, self.codes.T, strict=True)]
@@ -77,9 +72,6 @@ def factory_for(bytes: int, dimension: int, lists: int | None = None, bits: int 
 
     Returns:
         ``OPQ{M}_{width},[IVF{lists},]PQ{M}x{bits}``, M = 8 bytes / bits, width the largest multiple of M that fits.
-
-    Raises:
-        UserError: The bytes do not fit the dimension, or bits are neither 4 nor 8.
     """
     if bits not in (4, 8):
         raise UserError(f"bits={bits}: codes have 4 or 8 bits.")
@@ -98,11 +90,7 @@ def factory_for(bytes: int, dimension: int, lists: int | None = None, bits: int 
 
 
 def read_form(factory: str, dimension: int) -> Form:
-    """Parse a factory string and check it against the dimension of the vectors.
-
-    Raises:
-        UserError: It cannot be learned, or its subspaces do not divide the width.
-    """
+    """Parse a factory string; a `UserError` if it cannot be learned or does not fit the dimension of the vectors."""
     match = _FACTORY.fullmatch(factory.replace(" ", ""))
     if match is None:
         raise UserError(f"factory {factory!r} cannot be learned; give one such as {_EXAMPLES}.")
@@ -126,12 +114,9 @@ def start_index(factory: str, documents: np.ndarray, *, seed: int = 0, iteration
 
     Args:
         factory: As `read_form` takes it.
-        documents: (n, d) float32, finite.
+        documents: (n, d) float32, finite. Too few are a `UserError`, since FAISS would abort the process.
         seed: Seed of k-means.
         iterations: Rounds of OPQ; 50 is FAISS's own default.
-
-    Raises:
-        UserError: Too few documents (FAISS would abort the process), or a factory that cannot be learned.
     """
     import faiss
 
@@ -170,11 +155,7 @@ def start_index(factory: str, documents: np.ndarray, *, seed: int = 0, iteration
 
 
 def read_index(index: Any) -> Codes:
-    """Read the parts of a FAISS product quantizer: PQ or IVF-PQ, after at most one linear transform.
-
-    Raises:
-        UserError: Another kind of index.
-    """
+    """Read the parts of a FAISS PQ or IVF-PQ, after at most one linear transform; another index is a `UserError`."""
     import faiss
 
     rotation = centroids = lists = None
@@ -196,14 +177,11 @@ def read_index(index: Any) -> Codes:
     else:
         raise UserError(f"an index of class {type(inner).__name__} cannot be learned; use one such as {_EXAMPLES}.")
     pq = inner.pq
-    return Codes(
-        rotation=np.eye(index.d, dtype=np.float32) if rotation is None else rotation,
-        codebooks=faiss.vector_to_array(pq.centroids).reshape(pq.M, pq.ksub, pq.dsub).copy(),
-        codes=faiss.unpack_bitstrings(np.ascontiguousarray(packed), pq.M, pq.nbits).astype(np.int64),
-        centroids=centroids,
-        lists=lists,
-        rotated=rotation is not None,
-    )
+    codebooks = faiss.vector_to_array(pq.centroids).reshape(pq.M, pq.ksub, pq.dsub).copy()
+    codes = faiss.unpack_bitstrings(np.ascontiguousarray(packed), pq.M, pq.nbits).astype(np.int64)
+    if rotation is None:
+        return Codes(np.eye(index.d, dtype=np.float32), codebooks, codes, centroids, lists, rotated=False)
+    return Codes(rotation, codebooks, codes, centroids, lists)
 
 
 def reconstructed(index: Any) -> np.ndarray:
@@ -226,20 +204,20 @@ def to_faiss(codes: Codes) -> Any:
     """
     import faiss
 
-    subspaces, width = codes.codes.shape[1], codes.rotation.shape[0]
+    subspaces, width, bits = codes.codes.shape[1], len(codes.rotation), codes.codebooks.shape[1].bit_length() - 1
     inner: Any
     # FAISS owns what is inside of an index: Python must not free it, too.
     if codes.centroids is None:
-        inner = faiss.IndexPQ(width, subspaces, codes.bits, faiss.METRIC_INNER_PRODUCT)
+        inner = faiss.IndexPQ(width, subspaces, bits, faiss.METRIC_INNER_PRODUCT)
     else:
         coarse: Any = faiss.IndexFlatIP(width)
         coarse.add(_float32(codes.centroids))
-        inner = faiss.IndexIVFPQ(coarse, width, len(codes.centroids), subspaces, codes.bits, faiss.METRIC_INNER_PRODUCT)
+        inner = faiss.IndexIVFPQ(coarse, width, len(codes.centroids), subspaces, bits, faiss.METRIC_INNER_PRODUCT)
         coarse.this.disown()
         inner.own_fields = True
     faiss.copy_array_to_vector(_float32(codes.codebooks).ravel(), inner.pq.centroids)
     inner.is_trained = True
-    packed = faiss.pack_bitstrings(codes.codes.astype(np.int32), codes.bits)
+    packed = faiss.pack_bitstrings(codes.codes.astype(np.int32), bits)
     if codes.lists is not None:  # FAISS's standalone codes begin with the number of the list
         numbers = codes.lists.astype("<i8").view(np.uint8).reshape(-1, 8)[:, : inner.coarse_code_size()]
         packed = np.concatenate([numbers, packed], axis=1)

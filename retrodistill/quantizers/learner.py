@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,10 +35,12 @@ _OBJECTIVES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 class Quantizer(nn.Module):
     """Scores queries against coded documents as FAISS does: ``<A q, codewords + centroid>``.
 
-    Args:
-        start: The parts to begin with.
-        transform: ``free``, ``rotation`` or ``fixed``, see `QuantizerSettings.transform`.
+    It begins with the parts of a start; the transform is one of `QuantizerSettings.transform`.
     """
+
+    codes: Tensor
+    lists: Tensor | None  # together with the centroids
+    centroids: Any
 
     def __init__(self, start: Codes, transform: str) -> None:
         super().__init__()
@@ -52,14 +54,11 @@ class Quantizer(nn.Module):
         subspaces, words, _ = self.codebooks.shape
         self._offsets = torch.arange(subspaces) * words
 
-    codes: Tensor
-    lists: Tensor | None
-
     def reconstruct(self, rows: Tensor | None = None) -> Tensor:
         """(n, width) documents, or those of `rows`, in the space of the codes; differentiable in the codebooks."""
         codes = self.codes if rows is None else self.codes[rows]
         inner = self.codebooks.flatten(0, 1).index_select(0, (codes + self._offsets).flatten()).view(len(codes), -1)
-        if self.centroids is not None and self.lists is not None:
+        if self.lists is not None:
             inner = inner + self.centroids.index_select(0, self.lists if rows is None else self.lists[rows])
         return inner
 
@@ -69,7 +68,7 @@ class Quantizer(nn.Module):
 
     def list_scores(self, queries: Tensor) -> Tensor:
         """(batch, lists) inner products with the centroids, which decide the lists that are probed."""
-        return (queries @ self.transform.T) @ cast("Tensor", self.centroids).T
+        return (queries @ self.transform.T) @ self.centroids.T
 
     def project_gradient(self) -> None:
         """Before an optimizer step: keep only the part of the rotation's gradient that is tangent to rotations."""
@@ -98,7 +97,7 @@ class Quantizer(nn.Module):
         codes = []
         for block, block_rows in zip(documents.split(_BLOCK), rows.split(_BLOCK), strict=True):
             inner = block @ self.transform.T
-            if self.centroids is not None and self.lists is not None:
+            if self.lists is not None:
                 inner = inner - self.centroids[self.lists[block_rows]]
             parts = inner.view(len(block), subspaces, size).transpose(0, 1)
             distances = lengths[:, None, :] - 2 * torch.bmm(parts, self.codebooks.transpose(1, 2))
@@ -108,7 +107,8 @@ class Quantizer(nn.Module):
     def parts(self) -> Codes:
         """The learned parts as arrays."""
         parts: dict[str, Any] = {"rotation": self.transform, "codebooks": self.codebooks, "codes": self.codes}
-        parts |= {"centroids": self.centroids, "lists": self.lists} if self.lists is not None else {}
+        if self.lists is not None:
+            parts |= {"centroids": self.centroids, "lists": self.lists}
         return replace(self.start, **{name: part.detach().numpy().copy() for name, part in parts.items()})
 
 
@@ -116,11 +116,12 @@ class Learner:
     """Quantizer, query map, batches and optimizer of one run of learning."""
 
     def __init__(self, start: Codes, targets: Targets, settings: QuantizerSettings) -> None:
-        self.settings, self.targets, sources = settings, targets, targets.sources
+        self.settings, self.targets = settings, targets
         self.documents, self.queries = torch.from_numpy(targets.documents), torch.from_numpy(targets.queries)
         self.generator = np.random.default_rng(settings.seed)
-        training, self.held_out = settings.split(sources, self.generator)
-        self.real, self.pseudo = training[sources[training] < 0], training[sources[training] >= 0]
+        training, self.held_out = settings.split(targets.sources, self.generator)
+        is_real = targets.sources[training] < 0
+        self.real, self.pseudo = training[is_real], training[~is_real]
         self.temperature = settings.temperature or targets.spread(training) / settings.target_std
         self.held_out_best = targets.best(self.held_out, min(_TOP, len(self.documents)))
         self.near: np.ndarray | None = None  # best documents of every training query
@@ -130,12 +131,8 @@ class Learner:
         self.quantizer = Quantizer(start, settings.transform)
         self.map = nn.Parameter(torch.eye(self.documents.shape[1]), requires_grad=settings.query_map)
         self.unit = bool(np.allclose(np.linalg.norm(targets.queries, axis=1), 1.0, atol=1e-3))
-        self.optimizer = torch.optim.Adam(
-            [
-                {"params": list(self.quantizer.parameters()), "lr": settings.learning_rate},
-                {"params": [self.map], "lr": settings.query_map_rate},
-            ]
-        )
+        of_map: dict[str, Any] = {"params": [self.map], "lr": settings.query_map_rate}
+        self.optimizer = torch.optim.Adam([{"params": [*self.quantizer.parameters()]}, of_map], settings.learning_rate)
         warm = max(1, round(_WARMUP * settings.steps))
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: min(1.0, (step + 1) / warm) * max(0.0, 1 - step / settings.steps)
@@ -143,20 +140,19 @@ class Learner:
 
     def step(self) -> float:
         """Train on one batch and return its loss."""
+        quantizer, settings = self.quantizer, self.settings
         rows = self._batch()
         columns = self._columns(rows)
         targets, mask = self._targets(rows, columns)
         queries = self._mapped(rows)
         documents = None if columns is None else torch.from_numpy(columns)
-        quantizer, settings = self.quantizer, self.settings
         loss = self._loss(quantizer(queries, documents), targets, mask)
-        if quantizer.centroids is not None and quantizer.lists is not None and settings.list_weight:
+        if quantizer.lists is not None and settings.list_weight:
             lists = quantizer.lists if documents is None else quantizer.lists[documents]
             by_list = quantizer.list_scores(queries)[:, lists]
             loss = loss + settings.list_weight * self._loss(by_list, targets, mask)
         if settings.query_map and settings.query_map_weight:
-            away = self.map - torch.eye(len(self.map))
-            loss = loss + settings.query_map_weight * away.square().sum()
+            loss = loss + settings.query_map_weight * (self.map - torch.eye(len(self.map))).square().sum()
         self.optimizer.zero_grad()
         loss.backward()
         quantizer.project_gradient()
@@ -172,7 +168,7 @@ class Learner:
         for start in range(0, len(self.held_out), 128):
             queries = self._mapped(self.held_out[start : start + 128])
             scores = (queries @ quantizer.transform.T) @ documents.T
-            if quantizer.centroids is not None and quantizer.lists is not None:
+            if quantizer.lists is not None:
                 by_list = quantizer.list_scores(queries)
                 probed = by_list >= by_list.topk(max(1, by_list.shape[1] // _PROBED), dim=1).values[:, -1:]
                 scores = scores.masked_fill(~probed[:, quantizer.lists], -torch.inf)
@@ -194,15 +190,15 @@ class Learner:
         if moved is not None and len(moved):
             quantizer.codes[moved] = quantizer.nearest_codes(self.documents[moved], moved)
 
-    def map_as_array(self) -> np.ndarray | None:
-        """(d, d) float32 query map; None where none is learned."""
-        return self.map.detach().numpy().copy() if self.settings.query_map else None
+    def state(self) -> tuple[Codes, np.ndarray | None]:
+        """The learned parts, and the (d, d) float32 query map; None where none is learned."""
+        return self.quantizer.parts(), self.map.detach().numpy().copy() if self.settings.query_map else None
 
     def _batch(self) -> np.ndarray:
         """(batch,) rows of queries: real queries and pseudo-queries in their shares."""
         size = self.settings.batch_size
-        real = round(self.settings.real_share * size) if len(self.pseudo) else size
-        real = real if len(self.real) else 0
+        share = self.settings.real_share if len(self.pseudo) else 1.0
+        real = round(share * size) if len(self.real) else 0
         pools = ((self.real, real), (self.pseudo, size - real))
         return np.concatenate([pool[self.generator.integers(len(pool), size=count)] for pool, count in pools if count])
 

@@ -32,17 +32,11 @@ Teacher = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Point:
-    """One evaluation on the held-out queries.
+    """One evaluation on the held-out queries."""
 
-    Attributes:
-        step: Number of steps before it.
-        loss: Mean over the steps since the last evaluation; NaN for the first.
-        agreement: nDCG of the quantized ranking, with the ranks of the teacher's top 10 as gains; 0 to 1.
-    """
-
-    step: int
-    loss: float
-    agreement: float
+    step: int  # number of steps before it
+    loss: float  # mean over the steps since the last evaluation; NaN for the first
+    agreement: float  # nDCG of the quantized ranking, with the ranks of the teacher's top 10 as gains; 0 to 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,16 +94,11 @@ class Targets:
     @cached_property
     def _products(self) -> np.ndarray | None:
         """(q, n) inner products where they fit into memory: computing them again is a third of a step's work."""
-        if self.teacher is not None or len(self.queries) * len(self.documents) > _KEPT:
-            return None
-        return self.queries @ self.documents.T
+        fits = self.teacher is None and len(self.queries) * len(self.documents) <= _KEPT
+        return self.queries @ self.documents.T if fits else None
 
     def scores(self, rows: np.ndarray, columns: np.ndarray | None = None) -> np.ndarray:
-        """(batch, n) float32 scores of all documents or of `columns`.
-
-        Raises:
-            UserError: The teacher returns another shape, or scores that are not finite.
-        """
+        """(batch, n) float32 scores of all documents or of `columns`; a teacher's are checked."""
         if self._products is not None:
             return self._products[rows] if columns is None else self._products[rows][:, columns]
         if self.teacher is None:
@@ -129,11 +118,7 @@ class Targets:
         return np.concatenate([top_k(self.scores(rows[start : start + 256]), k) for start in range(0, len(rows), 256)])
 
     def spread(self, rows: np.ndarray) -> float:
-        """Standard deviation of a query's scores over the corpus, mean over up to 256 of `rows`.
-
-        Raises:
-            UserError: Every query gives all documents the same score.
-        """
+        """Standard deviation of a query's scores over the corpus, mean over up to 256 of `rows`; 0 is an error."""
         sample = rows[np.linspace(0, len(rows) - 1, min(256, len(rows)), dtype=np.int64)]
         spread = float(np.mean([self.scores(block).std() for block in sample[:, None]]))
         if not spread > 0:
@@ -171,7 +156,7 @@ def learn_quantizer(
         UserError: Too few or bad vectors, no queries or queries of another dimension, or a target that does not fit.
     """
     settings = settings or QuantizerSettings()
-    targets = _checked_targets(documents, queries, sources, teacher, names)
+    targets = Targets(*_checked(documents, queries, sources, names), teacher)
     started = time.perf_counter()
     factory, start = _start(target, targets.documents, settings)
     start_seconds = time.perf_counter() - started
@@ -197,17 +182,10 @@ def learn_quantizer(
 
 
 def query_student(encoder: Encoder, query_map: np.ndarray) -> SentenceTransformer:
-    """The encoder with a learned query map at its end, for queries of the learned index; it encodes no documents.
+    """A model that ends with a learned (d, d) query map, for queries of the learned index; it encodes no documents.
 
-    Args:
-        encoder: The query encoder that the map was learned with; the result shares its modules.
-        query_map: (d, d) float32, `Learned.query_map`.
-
-    Returns:
-        A sentence-transformers model: its modules, a linear map, and for cosine similarity a normalization.
-
-    Raises:
-        UserError: A map of another width, or an encoder with a Router, which has several ends.
+    It has the modules of the encoder that the map was learned with (shared, not copied), a linear map, and for cosine
+    similarity a normalization. A map of another width, or an encoder with a Router (several ends), is a `UserError`.
     """
     import torch
     from sentence_transformers.base.modules import Dense
@@ -256,20 +234,17 @@ def _train(learner: Learner, settings: QuantizerSettings) -> tuple[list[Point], 
                 learner.reassign(step)
                 point = Point(step, float(np.mean(losses)), learner.agreement())
                 if point.agreement > max(seen.agreement for seen in history):
-                    best = learner.quantizer.parts(), learner.map_as_array()
+                    best = learner.state()
                 history.append(point)
                 losses = []
                 progress.set_postfix(loss=f"{point.loss:.4f}", held_out=f"{point.agreement:.4f}")
     return history, best
 
 
-def _checked_targets(
-    documents: np.ndarray,
-    queries: np.ndarray,
-    sources: np.ndarray | None,
-    teacher: Teacher | None,
-    names: Sequence[str] | None,
-) -> Targets:
+def _checked(
+    documents: np.ndarray, queries: np.ndarray, sources: np.ndarray | None, names: Sequence[str] | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Queries, documents and sources, as `Targets` takes them."""
     if not len(queries):
         raise UserError(
             "no training queries to learn from; give a log of queries, or use sentences and titles of the documents "
@@ -287,7 +262,7 @@ def _checked_targets(
             f"sources of shape {sources.shape}, up to {sources.max(initial=-1)}, for {len(queries)} queries and "
             f"{len(documents)} documents; give the row of each query's own document, or -1."
         )
-    return Targets(queries, documents, sources, teacher)
+    return queries, documents, sources
 
 
 def _table(vectors: np.ndarray, what: str, names: Sequence[str] | None = None) -> np.ndarray:

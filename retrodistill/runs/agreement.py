@@ -13,12 +13,8 @@ from retrodistill.runs.run import Run
 def rank_agreement(student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
     """NDCG of the student's ranking where the teacher's document at rank r has gain k + 1 - r (linear gains).
 
-    Args:
-        student: (queries, k) document numbers, best first.
-        teacher: (queries, k) document numbers, best first; padded with -1.
-
-    Returns:
-        (queries,) float64 in 0..1; 1 for identical lists, 0 if the teacher's list is empty.
+    Both are (queries, k) document numbers, best first; the teacher's are padded with -1. Returns (queries,) float64 in
+    0..1; 1 for identical lists, 0 if the teacher's list is empty.
     """
     if student.shape != teacher.shape or teacher.ndim != 2:
         raise UserError(
@@ -36,12 +32,8 @@ def rank_agreement(student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
 def overlap(student: Run, teacher: Run, k: int = 10, *, tie: float | None = None) -> dict[str, float]:
     """Share of the teacher's top k that is in the student's top k, in 0..1, for each of the teacher's queries.
 
-    Args:
-        student: The evaluated run.
-        teacher: The run to compare with.
-        k: Depth of both lists.
-        tie: For runs on the same scale of scores: count any of the student's documents whose score is at least the
-            teacher's k-th score minus this share of the teacher's best.
+    For runs on the same scale of scores, `tie` counts any of the student's documents whose score is at least the
+    teacher's k-th score minus this share of the teacher's best.
     """
     top = {query: (documents, scores) for query, documents, scores in student.top(k)}
     no_results = (np.empty(0, dtype=object), np.empty(0))
@@ -59,35 +51,29 @@ def rank_biased_overlap(student: Sequence[Hashable], teacher: Sequence[Hashable]
     """Extrapolated rank-biased overlap of two rankings without ties (Webber, Moffat and Zobel 2010, equation 32).
 
     The agreement at depth d has weight (1 - p) p^(d - 1): with p = .9, the first ten ranks have 86% of the weight.
-    Beyond the end of the lists, the agreement is assumed to stay constant.
-
-    Args:
-        student: Documents, best first, each once.
-        teacher: Likewise; the lengths may differ.
-        p: Persistence, above 0 and below 1.
-
-    Returns:
-        0..1; 1 for identical lists, 0 if they share nothing or one is empty.
+    Beyond the end of the lists, the agreement is assumed to stay constant. The lists have documents, best first, each
+    once, and may differ in length; p is above 0 and below 1. Returns 0..1; 1 for identical lists, 0 if they share
+    nothing or one is empty.
     """
     if not 0 < p < 1:
         raise UserError(f"rank-biased overlap with p={p}; p must be between 0 and 1, both excluded.")
     short, long = sorted((list(student), list(teacher)), key=len)
     if len(set(short)) < len(short) or len(set(long)) < len(long):
         raise UserError("a document appears twice in a ranking; rank-biased overlap needs each once.")
-    s, l = len(short), len(long)  # noqa: E741 - the letters of the paper
-    if not s:
+    size, longest = len(short), len(long)
+    if not size:
         return 0.0
-    depths = np.arange(1, l + 1)
+    depths = np.arange(1, longest + 1)
     place = {document: rank for rank, document in enumerate(short)}
     # A shared document counts in the overlap from the deeper of its two ranks on.
     deeper = [max(rank, place[document]) for rank, document in enumerate(long) if document in place]
-    shared = np.cumsum(np.bincount(np.array(deeper, dtype=np.int64), minlength=l))
+    shared = np.cumsum(np.bincount(np.array(deeper, dtype=np.int64), minlength=longest))
     weights = p ** depths.astype(np.float64)
     known = float((shared / depths * weights).sum())
-    beyond = depths > s
-    assumed = float((shared[s - 1] * (depths - s) / (s * depths) * weights)[beyond].sum())
-    rest = (shared[-1] - shared[s - 1]) / l + shared[s - 1] / s
-    return float((1 - p) / p * (known + assumed) + rest * p**l)
+    at_size = shared[size - 1]
+    assumed = float((at_size * (depths - size) / (size * depths) * weights)[depths > size].sum())
+    rest = (shared[-1] - at_size) / longest + at_size / size
+    return float((1 - p) / p * (known + assumed) + rest * p**longest)
 
 
 def ranking_overlap(student: Run, teacher: Run, p: float = 0.9, depth: int = 100) -> dict[str, float]:
@@ -102,20 +88,17 @@ def ranking_overlap(student: Run, teacher: Run, p: float = 0.9, depth: int = 100
 def kendall(student: Run, teacher: Run, depth: int = 100) -> dict[str, float]:
     """Kendall's tau-b between both systems' scores of the teacher's top `depth`, for each of the teacher's queries.
 
-    Documents that the student did not retrieve are tied, below all that it retrieved.
-
-    Returns:
-        -1..1 by query, without queries for which either side has no order (one document, or all tied).
+    Documents that the student did not retrieve are tied, below all that it retrieved. Returns -1..1 by query, without
+    queries for which either side has no order (one document, or all tied).
     """
     from scipy.stats import kendalltau
 
-    known = {query: (documents, scores) for query, documents, scores in student}
+    known = student.to_dict()
     taus = {}
     for query, documents, scores in teacher.top(depth):
         if len(documents) < 2:
             continue
-        ids, values = known.get(query, (np.empty(0, dtype=object), np.empty(0)))
-        own = dict(zip(ids, values.tolist(), strict=True))
+        own = known.get(query, {})
         below = min(own.values(), default=0.0) - 1.0
         tau = kendalltau([own.get(document, below) for document in documents], scores, variant="b").statistic
         if np.isfinite(tau):
@@ -126,15 +109,10 @@ def kendall(student: Run, teacher: Run, depth: int = 100) -> dict[str, float]:
 def score_bins(student: np.ndarray, teacher: np.ndarray, bins: int = 20) -> list[dict[str, float]]:
     """The teacher's scores of pairs that the student scores alike: the points of a calibration plot.
 
-    Args:
-        student: (pairs,) scores.
-        teacher: (pairs,) scores of the same pairs.
-        bins: Number of groups of equal size, by the student's score; at most one per pair.
-
-    Returns:
-        For each group, lowest first: the number of ``pairs``, the mean ``student`` and ``teacher`` scores, and the
-        teacher's quartiles ``low`` and ``high``. For a good student the teacher's means rise and the quartiles are
-        close together.
+    Takes (pairs,) scores of both and groups the pairs by the student's score, into at most `bins` of equal size. For
+    each group, lowest first, returns the number of ``pairs``, the mean ``student`` and ``teacher`` scores, and the
+    teacher's quartiles ``low`` and ``high``. For a good student the teacher's means rise and the quartiles are close
+    together.
     """
     if student.shape != teacher.shape or student.ndim != 1:
         raise UserError(f"scores of shape {student.shape} and {teacher.shape}; both are (pairs,).")

@@ -44,7 +44,8 @@ class ZScore(Calibration):
     name: ClassVar[str] = "zscore"
 
     def __post_init__(self) -> None:
-        if not (_is_finite(self.mean) and _is_finite(self.deviation) and self.deviation > 0):
+        finite = all(isinstance(value, (int, float)) and math.isfinite(value) for value in (self.mean, self.deviation))
+        if not (finite and self.deviation > 0):
             raise UserError(
                 f"calibration zscore: mean={self.mean!r}, deviation={self.deviation!r}; both must be finite numbers "
                 "and the deviation must be above 0."
@@ -75,9 +76,7 @@ class ZScorePerQuery(Calibration):
     def apply(self, run: Run) -> Run:
         """Calibrated scores, with zero mean and unit deviation within each query."""
         mean, deviation = list_moments(run)
-        safe = np.where(deviation > 0, deviation, 1.0)
-        codes = run.query_codes
-        return run.with_scores((run.scores - mean[codes]) / safe[codes])
+        return _by_list(run, mean, deviation)
 
 
 @dataclass(frozen=True)
@@ -88,10 +87,8 @@ class MinMaxPerQuery(Calibration):
 
     def apply(self, run: Run) -> Run:
         """Calibrated scores in 0..1."""
-        codes = run.query_codes
         lowest, highest = list_extremes(run)
-        spread = np.where(highest > lowest, highest - lowest, 1.0)
-        return run.with_scores((run.scores - lowest[codes]) / spread[codes])
+        return _by_list(run, lowest, highest - lowest)
 
 
 CALIBRATIONS: dict[str, type[Calibration]] = {kind.name: kind for kind in (ZScore, ZScorePerQuery, MinMaxPerQuery)}
@@ -131,5 +128,7 @@ def flat(run: Run) -> UserError:
     )
 
 
-def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+def _by_list(run: Run, zero: np.ndarray, unit: np.ndarray) -> Run:
+    """(score - zero) / unit with (queries,) zeros and units; 1 takes the place of a unit of 0."""
+    codes = run.query_codes
+    return run.with_scores((run.scores - zero[codes]) / np.where(unit > 0, unit, 1.0)[codes])

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +24,11 @@ from retrodistill.runs.run import Run, id_codes
 _TREC_ENDINGS = (".run", ".trec", ".txt", ".tsv")
 
 _Row = tuple[str, str, float, str | None]  # query id, document id, score, name of the run
+
+
+class _Format(NamedTuple):
+    read: Callable[[Path, str | None], Run]
+    write: Callable[[Run, Path, bool], None]  # run, file, whether to compress
 
 
 def read_run(path: str | os.PathLike[str], name: str | None = None, *, may_be_empty: bool = False) -> Run:
@@ -43,9 +48,9 @@ def read_run(path: str | os.PathLike[str], name: str | None = None, *, may_be_em
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no run file {path}; give a .run, .trec, .parquet or .jsonl file.")
-    reader = _by_ending(path, _READERS)
+    form = _format_of(path)
     try:
-        run = reader(path, name)
+        run = form.read(path, name)
     except UserError as error:
         raise error if str(path) in str(error) else UserError(f"{path}: {error}") from error
     if not len(run) and not may_be_empty:
@@ -65,40 +70,35 @@ def write_run(run: Run, path: str | os.PathLike[str]) -> None:
         UserError: The extension is unknown, an id contains a space (TREC), or the folder is not writable.
     """
     path = Path(path)
-    writer = _by_ending(path, _WRITERS)
+    form = _format_of(path)
     with atomic_file(path) as temporary:
-        writer(run.ranked(), temporary, path.suffix == ".gz")
+        form.write(run.ranked(), temporary, path.suffix == ".gz")
 
 
 def save_run(run: Run, stem: Path) -> Path:
-    """Write a run as ``STEM.run``, or as ``STEM.parquet`` if an id contains a space; delete the other of the two.
-
-    Returns:
-        The path of the file.
-    """
-    ids = (id_ for column in ("query_id", "document_id") for id_ in id_codes(run.table[column])[0])
-    endings = [".run", ".parquet"]
-    if not all(map(_fits_trec, ids)):
-        endings.reverse()
+    """Write a run as ``STEM.run``, or as ``STEM.parquet`` if an id contains a space; delete the other of the two."""
+    endings = (".run", ".parquet") if _not_in_trec(run) is None else (".parquet", ".run")
     file, other = (stem.with_name(stem.name + ending) for ending in endings)
     write_run(run, file)
     other.unlink(missing_ok=True)
     return file
 
 
-def _by_ending(path: Path, table: dict[str, Callable]) -> Callable:
+def _format_of(path: Path) -> _Format:
     compressed = path.suffix == ".gz"
     ending = (path.with_suffix("") if compressed else path).suffix.lower()
     known = ".run" if ending in _TREC_ENDINGS else ending
-    if known not in table or (compressed and known == ".parquet"):
+    if known not in _FORMATS or (compressed and known == ".parquet"):
         text_endings = [*_TREC_ENDINGS, ".jsonl"]
         options = [*text_endings, ".parquet", *(f"{text}.gz" for text in text_endings)]
         raise unknown("run file ending", ending + ".gz" * compressed or path.name, options)
-    return table[known]
+    return _FORMATS[known]
 
 
-def _fits_trec(id_: str) -> bool:
-    return id_.split() == [id_]
+def _not_in_trec(run: Run) -> tuple[str, str] | None:
+    """The column and value of the first id that a TREC line cannot hold, if there is one."""
+    ids = ((column, id_) for column in ("query_id", "document_id") for id_ in id_codes(run.table[column])[0])
+    return next(((column, id_) for column, id_ in ids if id_.split() != [id_]), None)
 
 
 def _parse_trec(line: str) -> _Row:
@@ -146,50 +146,45 @@ def _read_parquet(path: Path, name: str | None) -> Run:
     return Run.from_table(table, name or stored_name or path.stem)
 
 
-@contextlib.contextmanager
-def _text_out(temporary: Path, compressed: bool) -> Iterator[IO[str]]:
-    """Text file with the same bytes on every system: gzip's header stores no name and no time."""
+def _write_text(lines: Callable[[Run], Iterator[str]], run: Run, file: Path, compressed: bool) -> None:
+    """Write a text file with the same bytes on every system: gzip's header stores no name and no time."""
     with contextlib.ExitStack() as stack:
-        out: Any = stack.enter_context(temporary.open("wb"))
+        out: Any = stack.enter_context(file.open("wb"))
         if compressed:
             out = stack.enter_context(gzip.GzipFile(filename="", mode="wb", fileobj=out, mtime=0))
-        yield stack.enter_context(io.TextIOWrapper(out, encoding="utf-8", newline="\n"))
+        stack.enter_context(io.TextIOWrapper(out, encoding="utf-8", newline="\n")).writelines(lines(run))
 
 
-def _write_trec(run: Run, temporary: Path, compressed: bool) -> None:
-    for column in ("query_id", "document_id"):
-        for id_ in id_codes(run.table[column])[0]:
-            if not _fits_trec(id_):
-                raise UserError(
-                    f"run {run.name}: {column} {id_!r} is empty or has a space, which a TREC line cannot hold; "
-                    "write .parquet or .jsonl instead."
-                )
+def _trec_lines(run: Run) -> Iterator[str]:
+    if wrong := _not_in_trec(run):
+        raise UserError(
+            f"run {run.name}: {wrong[0]} {wrong[1]!r} is empty or has a space, which a TREC line cannot hold; "
+            "write .parquet or .jsonl instead."
+        )
     tag = "_".join(run.name.split()) or "run"
-    with _text_out(temporary, compressed) as file:
-        for query, documents, scores in run:
-            for rank, (document, score) in enumerate(zip(documents, scores.tolist(), strict=True), start=1):
-                file.write(f"{query} Q0 {document} {rank} {score!r} {tag}\n")
+    for query, documents, scores in run:
+        for rank, (document, score) in enumerate(zip(documents, scores.tolist(), strict=True), start=1):
+            yield f"{query} Q0 {document} {rank} {score!r} {tag}\n"
 
 
-def _write_jsonl(run: Run, temporary: Path, compressed: bool) -> None:
-    with _text_out(temporary, compressed) as file:
-        for query, documents, scores in run:
-            for document, score in zip(documents, scores.tolist(), strict=True):
-                row = {"query_id": query, "document_id": document, "score": score, "run": run.name}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+def _json_lines(run: Run) -> Iterator[str]:
+    for query, documents, scores in run:
+        for document, score in zip(documents, scores.tolist(), strict=True):
+            row = {"query_id": query, "document_id": document, "score": score, "run": run.name}
+            yield json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def _write_parquet(run: Run, temporary: Path, compressed: bool) -> None:
-    pq.write_table(run.table.replace_schema_metadata({"run": run.name}), temporary, compression="zstd")
+def _write_parquet(run: Run, file: Path, compressed: bool) -> None:
+    pq.write_table(run.table.replace_schema_metadata({"run": run.name}), file, compression="zstd")
 
 
-_READERS: dict[str, Callable[[Path, str | None], Run]] = {
-    ".run": partial(_read_text, _parse_trec, "'query Q0 document rank score tag'"),
-    ".jsonl": partial(_read_text, _parse_json, '{"query_id": .., "document_id": .., "score": ..}'),
-    ".parquet": _read_parquet,
-}
-_WRITERS: dict[str, Callable[[Run, Path, bool], None]] = {
-    ".run": _write_trec,
-    ".jsonl": _write_jsonl,
-    ".parquet": _write_parquet,
+_FORMATS = {
+    ".run": _Format(
+        partial(_read_text, _parse_trec, "'query Q0 document rank score tag'"), partial(_write_text, _trec_lines)
+    ),
+    ".jsonl": _Format(
+        partial(_read_text, _parse_json, '{"query_id": .., "document_id": .., "score": ..}'),
+        partial(_write_text, _json_lines),
+    ),
+    ".parquet": _Format(_read_parquet, _write_parquet),
 }

@@ -82,19 +82,14 @@ def fuse(
             f"fusion: {runs[column].name} has no score for {int(absent[:, column].sum())} of {len(pairs)} pairs; "
             "score the same candidates with every teacher, or set missing to 'mean'."
         )
-    mean = _weighted_mean(scores, np.asarray(weights))
-    return pairs.with_scores(mean * sum(weights) if method == "minmax" else mean)
-
-
-def _weighted_mean(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(rows,) weighted mean of (rows, runs) scores over the runs with a score."""
-    shares = np.where(np.isnan(scores), 0.0, weights)
-    weight = shares.sum(axis=1)
-    if (weight == 0).any():
+    shares = np.where(absent, 0.0, weights)
+    total = shares.sum(axis=1)
+    if (total == 0).any():
         raise UserError(
-            f"fusion: {int((weight == 0).sum())} pairs have scores only from runs of weight 0; leave those runs out."
+            f"fusion: {int((total == 0).sum())} pairs have scores only from runs of weight 0; leave those runs out."
         )
-    return np.nansum(scores * shares, axis=1) / weight
+    mean = np.nansum(scores * shares, axis=1) / total
+    return pairs.with_scores(mean * sum(weights) if method == "minmax" else mean)
 
 
 def reciprocal_ranks(runs: Sequence[Run], weights: Sequence[float], pairs: Run, scores: np.ndarray) -> np.ndarray:

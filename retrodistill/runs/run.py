@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -17,19 +18,15 @@ from retrodistill.core.stores import KeyIndex
 from retrodistill.data.texts import column_digest
 
 Scores = Mapping[str, Mapping[str, float]]
+_Ids: TypeAlias = Sequence[str] | pa.Array | pa.ChunkedArray
 _IDS = pa.dictionary(pa.int32(), pa.string())
 _ID_COLUMNS = ("query_id", "document_id")
 
 
 def top_k(scores: np.ndarray, k: int) -> np.ndarray:
-    """Positions of the k highest scores of each row, with the package's single tie rule.
+    """Positions of the k highest scores of each row: highest first, equal scores by ascending position.
 
-    Args:
-        scores: (n,) or (rows, n), finite or -inf; higher is better.
-        k: At least 1.
-
-    Returns:
-        (min(k, n),) or (rows, min(k, n)) int64, highest score first, equal scores by ascending position.
+    Takes (n,) or (rows, n) scores, finite or -inf; k is at least 1. Returns (min(k, n),) or (rows, min(k, n)) int64.
     """
     if scores.ndim == 2:
         width = min(k, scores.shape[1])
@@ -62,14 +59,14 @@ class Run:
     @classmethod
     def from_arrays(
         cls,
-        query_ids: Sequence[str] | pa.Array,
-        document_ids: Sequence[str] | pa.Array,
-        scores: Sequence[float] | np.ndarray,
+        query_ids: _Ids,
+        document_ids: _Ids,
+        scores: Sequence[float] | np.ndarray | pa.ChunkedArray,
         *,
-        sources: Sequence[str] | pa.Array | None = None,
+        sources: _Ids | None = None,
         name: str = "run",
     ) -> Run:
-        """Build from columns of equal length, and check them.
+        """Build from columns of equal length, one value per pair.
 
         Raises:
             UserError: Columns differ in length, an id is missing, a score is not a finite number, or a pair
@@ -85,7 +82,13 @@ class Run:
         lengths = {column: len(values) for column, values in columns.items()}
         if len(set(lengths.values())) > 1:
             raise UserError(f"run {name}: columns of different length ({lengths}); each needs one value per pair.")
-        return cls.from_table(pa.table(columns), name)
+        run = cls(pa.table(columns), name)
+        run._check_scores()
+        run._check_pairs()
+        codes = run.query_codes
+        if np.any(np.diff(codes) < 0):
+            run = cls(run.table.take(pa.array(np.argsort(codes, kind="stable"))), name)
+        return run
 
     @classmethod
     def from_table(cls, table: pa.Table, name: str = "run") -> Run:
@@ -96,17 +99,8 @@ class Run:
                 f"run {name}: no column {missing[0]!r} among {table.column_names}; a run has query_id, "
                 "document_id and score."
             )
-        kept = [column for column in (*_ID_COLUMNS, "score", "sources") if column in table.column_names]
-        columns = {
-            column: _as_scores(table[column], name) if column == "score" else _as_ids(table[column], name)
-            for column in kept
-        }
-        run = cls(pa.table(columns), name)
-        run._check()
-        codes = run.query_codes
-        if len(codes) and np.any(np.diff(codes) < 0):
-            run = cls(run.table.take(pa.array(np.argsort(codes, kind="stable"))), name)
-        return run
+        sources = table["sources"] if "sources" in table.column_names else None
+        return cls.from_arrays(table["query_id"], table["document_id"], table["score"], sources=sources, name=name)
 
     @classmethod
     def from_dict(cls, scores: Scores, name: str = "run") -> Run:
@@ -125,14 +119,9 @@ class Run:
         *,
         name: str = "run",
     ) -> Run:
-        """Build from padded search results.
+        """Build from padded search results, two (q, k) tables.
 
-        Args:
-            query_ids: (q,) ids.
-            document_ids: All ids of the corpus, indexed by `rows`.
-            rows: (q, k) integers; negative ones are padding and are dropped.
-            scores: (q, k) scores, higher is better.
-            name: Name of the run.
+        `rows` index `document_ids`, all ids of the corpus; negative ones are padding and are dropped.
         """
         is_result = rows >= 0
         codes = np.repeat(np.arange(len(query_ids)), is_result.sum(axis=1))
@@ -234,15 +223,12 @@ class Run:
 
     def require(self, query_ids: Iterable[str], document_ids: Iterable[str]) -> None:
         """Check that all ids of the run are known; raises UserError otherwise."""
-        for what, column, known in (
-            ("query", "query_id", set(query_ids)),
-            ("document", "document_id", set(document_ids)),
-        ):
-            unknown = sorted(set(id_codes(self.table[column])[0]) - known)
+        for column, known in zip(_ID_COLUMNS, (query_ids, document_ids), strict=True):
+            unknown = sorted(set(id_codes(self.table[column])[0]) - set(known))
             if unknown:
                 raise UserError(
-                    f"run {self.name}: {len(unknown)} {what} ids are not in the collection ({sample_of(unknown)}); "
-                    "use a run made on this collection."
+                    f"run {self.name}: {len(unknown)} {column.removesuffix('_id')} ids are not in the collection "
+                    f"({sample_of(unknown)}); use a run made on this collection."
                 )
 
     @cached_property
@@ -254,31 +240,31 @@ class Run:
         place[order] = np.arange(len(order))
         return [str(dictionary[code]) for code in order], place[codes]
 
-    def _check(self) -> None:
-        self._check_scores()
-        queries, documents = id_codes(self.table["query_id"])[1], id_codes(self.table["document_id"])[1]
+    def _check_pairs(self) -> None:
+        queries, documents = (id_codes(self.table[column])[1] for column in _ID_COLUMNS)
         pairs = queries * (int(documents.max(initial=0)) + 1) + documents
-        unique, first = np.unique(pairs, return_index=True)
-        if len(unique) < len(pairs):
+        _, first = np.unique(pairs, return_index=True)
+        if len(first) < len(pairs):
             twice = np.setdiff1d(np.arange(len(pairs)), first)
-            query, document = (self.table[column][int(twice[0])].as_py() for column in _ID_COLUMNS)
             raise UserError(
-                f"run {self.name}: {len(twice)} pairs appear twice, first query {query!r} with document {document!r}; "
-                "keep one score per pair."
+                f"run {self.name}: {len(twice)} pairs appear twice, first {self._pair(twice[0])}; keep one score per "
+                "pair."
             )
 
     def _check_scores(self) -> None:
-        bad = ~np.isfinite(self.scores)
-        if bad.any():
-            row = int(np.flatnonzero(bad)[0])
-            query, document = (self.table[column][row].as_py() for column in _ID_COLUMNS)
+        bad = np.flatnonzero(~np.isfinite(self.scores))
+        if len(bad):
             raise UserError(
-                f"run {self.name}: {int(bad.sum())} scores are NaN or infinite, first query {query!r} with document "
-                f"{document!r}; every score must be a finite number: leave out pairs without a score."
+                f"run {self.name}: {len(bad)} scores are NaN or infinite, first {self._pair(bad[0])}; every score must "
+                "be a finite number: leave out pairs without a score."
             )
 
+    def _pair(self, row: int) -> str:
+        query, document = (self.table[column][int(row)].as_py() for column in _ID_COLUMNS)
+        return f"query {query!r} with document {document!r}"
 
-def _as_ids(values: Sequence[str] | pa.Array | pa.ChunkedArray, name: str) -> pa.Array:
+
+def _as_ids(values: _Ids, name: str) -> pa.Array:
     """Dictionary-encoded strings without duplicates in the dictionary; numbers become strings."""
     try:
         array = _one_chunk(values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(list(values)))

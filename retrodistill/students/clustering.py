@@ -87,10 +87,9 @@ class TokenClusters(BaseTokenPooling):
         return means.to(tokens.dtype), kept
 
     def cluster_flat(self, tokens: Tensor, lengths: Tensor, task: str) -> tuple[Tensor, Tensor]:
-        """The means of texts without padding: of (sum of lengths, d) tokens and (texts,) int64 lengths.
+        """The means of texts without padding, in their order.
 
-        Returns:
-            (sum of counts, d) and (texts,) int64 counts, texts in their order.
+        Of (sum of lengths, d) tokens and (texts,) int64 lengths: (sum of counts, d) and (texts,) int64 counts.
         """
         if not self.applies_to(task) or not len(lengths):
             return tokens, lengths
@@ -98,10 +97,10 @@ class TokenClusters(BaseTokenPooling):
         order = torch.argsort(lengths, stable=True)  # texts of similar length together: little padding
         parts, counts = [], torch.zeros_like(lengths)
         for rows in order.split(_TEXTS):
-            vectors, kept = self.cluster(*_padded([texts[row] for row in rows.tolist()]), task)
+            vectors, kept = self.cluster(*padded([texts[row] for row in rows.tolist()]), task)
             parts.append(vectors[kept])
             counts[rows] = kept.sum(dim=1)
-        text_of_vector = torch.arange(len(texts), device=tokens.device)[order].repeat_interleave(counts[order])
+        text_of_vector = order.repeat_interleave(counts[order])
         return torch.cat(parts)[torch.argsort(text_of_vector, stable=True)], counts
 
     def pool(  # type: ignore[override]
@@ -118,28 +117,23 @@ class TokenClusters(BaseTokenPooling):
         if isinstance(embeddings, Tensor):
             mask = (embeddings != 0).any(dim=2) if attention_mask is None else attention_mask
             return self.cluster(embeddings, mask, task)[0]
-        vectors, kept = self.cluster(*_padded(embeddings), task)
+        vectors, kept = self.cluster(*padded(embeddings), task)
         return [text[own] for text, own in zip(vectors, kept, strict=True)]
 
     def pool_one(self, embedding: Tensor, **kwargs: Any) -> Tensor:
         """(vectors, d) of one document's (tokens, d)."""
-        (vectors,) = self.pool([embedding], task="document")
-        return vectors
+        return self.pool([embedding], task="document")[0]
 
 
-def with_clusters(
-    model: MultiVectorEncoder, sizes: str, *, normalise: bool = True, iterations: int = 10, seed: int = 0
-) -> MultiVectorEncoder:
+def with_clusters(model: MultiVectorEncoder, sizes: str, **options: Any) -> MultiVectorEncoder:
     """A multi-vector encoder with clustered vectors, which shares its weights with the given one.
 
     Clusters that it has already are replaced; a model that pools its tokens by other means is refused. The sizes are
-    read by `cluster_sizes`, e.g. ``C8x32``; the other options are those of `TokenClusters`.
+    read by `cluster_sizes`, e.g. ``C8x32``; the options are those of `TokenClusters`.
     """
-    query, document = cluster_sizes(sizes)
     modules: list[Any] = [module for module in model if not isinstance(module, TokenClusters)]
     check_unpooled(modules)
-    clusters = TokenClusters(query, document, normalise=normalise, iterations=iterations, seed=seed)
-    clustered: MultiVectorEncoder = with_modules(model, [*modules, clusters])
+    clustered: MultiVectorEncoder = with_modules(model, [*modules, TokenClusters(*cluster_sizes(sizes), **options)])
     return clustered
 
 
@@ -191,15 +185,15 @@ def _packed(vectors: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return moved.masked_fill(~kept[:, :, None], 0.0), kept
 
 
-def _padded(texts: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """(texts, tokens, d) and (texts, tokens) bool of one (tokens, d) tensor per text."""
-    padded = nn.utils.rnn.pad_sequence(texts, batch_first=True)
-    lengths = torch.tensor([len(text) for text in texts], device=padded.device)
-    return padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
+def padded(texts: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """(texts, tokens, d), 0 after a text's end, and (texts, tokens) bool mask of one (tokens, d) tensor per text."""
+    tokens = nn.utils.rnn.pad_sequence(texts, batch_first=True)
+    lengths = torch.tensor([len(text) for text in texts], device=tokens.device)
+    return tokens, torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
 
 
 def k_means(tokens: Tensor, mask: Tensor, counts: Tensor, *, iterations: int, seed: int) -> Tensor:
-    """Lloyd's algorithm on each text of a batch, from `first_centres`.
+    """Lloyd's algorithm on each text of a batch, from `first_centres`: (batch, tokens) int64 clusters, -1 where masked.
 
     A cluster that loses all its members keeps its center, and may end empty.
 
@@ -208,20 +202,15 @@ def k_means(tokens: Tensor, mask: Tensor, counts: Tensor, *, iterations: int, se
         mask: (batch, tokens) bool, true first and false after.
         counts: (batch,) int64 clusters of each text; where it has no more tokens, each token is a cluster of its own.
         iterations: Maximum; it ends earlier where nothing changes.
-        seed: Seed of the first centers.
-
-    Returns:
-        (batch, tokens) int64 clusters, -1 where masked.
+        seed: Of the first centers.
     """
-    places = torch.arange(tokens.shape[1], device=tokens.device)
     alone = (mask.sum(dim=1) <= counts)[:, None]
-    clusters = torch.zeros_like(mask, dtype=torch.int64) + torch.where(alone, places, -1)
+    assigned = torch.full_like(mask, -1, dtype=torch.int64)
     if not bool(alone.all()):
         most = int(counts.max())
         alive = torch.arange(most, device=tokens.device) < counts[:, None]
         first = first_centres(tokens, mask, most, seed)
         centers = tokens.gather(1, first[:, :, None].expand(-1, -1, tokens.shape[2]))
-        assigned = torch.full_like(clusters, -1)
         for _ in range(iterations):
             # argmin |x - c|^2 without |x|^2, which is the same for all centers
             near = tokens @ centers.mT - centers.square().sum(dim=2)[:, None, :] / 2
@@ -231,8 +220,7 @@ def k_means(tokens: Tensor, mask: Tensor, counts: Tensor, *, iterations: int, se
             assigned = nearest
             means, sizes = cluster_means(tokens, assigned.masked_fill(~mask, -1), most)
             centers = torch.where((sizes > 0)[:, :, None], means, centers)
-        clusters = torch.where(alone, clusters, assigned)
-    return clusters.masked_fill(~mask, -1)
+    return torch.where(alone, torch.arange(tokens.shape[1], device=tokens.device), assigned).masked_fill(~mask, -1)
 
 
 def first_centres(tokens: Tensor, mask: Tensor, most: int, seed: int) -> Tensor:
@@ -247,17 +235,16 @@ def first_centres(tokens: Tensor, mask: Tensor, most: int, seed: int) -> Tensor:
     last = (mask.sum(dim=1) - 1).clamp(min=0)
     products = tokens @ tokens.mT
     squares = products.diagonal(dim1=1, dim2=2)
-    chosen = torch.minimum((draws[0] * (last + 1)).long(), last)
-    centers, distances = [chosen], torch.full_like(squares, torch.inf)
+    chosen = [torch.minimum((draws[0] * (last + 1)).long(), last)]
+    distances = torch.full_like(squares, torch.inf)
     for draw in draws[1:]:
-        sums = squares + squares[rows, chosen][:, None]
-        apart = sums - 2 * products[rows, chosen]
+        sums = squares + squares[rows, chosen[-1]][:, None]
+        apart = sums - 2 * products[rows, chosen[-1]]
         distances = torch.minimum(distances, apart.masked_fill((apart < _SAME * sums) | ~mask, 0.0))
         cumulated = distances.cumsum(dim=1)
-        chosen = torch.searchsorted(cumulated, draw * cumulated[:, -1:], right=True)[:, 0]
-        chosen = torch.minimum(chosen, last)
-        centers.append(chosen)
-    return torch.stack(centers, dim=1)
+        place = torch.searchsorted(cumulated, draw * cumulated[:, -1:], right=True)[:, 0]
+        chosen.append(torch.minimum(place, last))
+    return torch.stack(chosen, dim=1)
 
 
 def cluster_means(tokens: Tensor, clusters: Tensor, most: int) -> tuple[Tensor, Tensor]:

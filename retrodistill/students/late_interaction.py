@@ -1,7 +1,6 @@
 """Late-interaction re-rankers: documents are read alone, stored, and meet the query late (arXiv 2010.02666).
 
-PreTT and TK are modules of sentence-transformers' CrossEncoder: they train, save, load and score pairs as one. Their
-documents are stored twice: packed, for serving; and as their lower part reads them, for training what follows it.
+Documents are stored twice: packed, for serving; and as the lower part reads them, for training what follows it.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from retrodistill.rankers.protocol import Ranker, pair_positions
 from retrodistill.runs.run import Run
 from retrodistill.students.cross_encoder import KIND as CROSS_ENCODER
 from retrodistill.students.cross_encoder import CrossEncoderStudent, train_pairs
-from retrodistill.students.stored_states import States, cached_states
+from retrodistill.students.stored_states import Reader, States, cached_states
 from retrodistill.training.stages import StageRun, evaluating
 from retrodistill.training.trainer import History
 
@@ -52,19 +51,18 @@ class Side(NamedTuple):
 
 
 class LateInteraction(InputModule):
-    """What PreTT and TK share: texts are read alone, once each, and the pairs of a batch share them.
+    """What PreTT and TK share, as modules of a CrossEncoder: the pairs of a batch share its texts, each read once.
 
-    Three steps: `lower` reads a text alone; `packed` turns a document into what a re-ranker stores; `compare` sees both
-    sides. A forward pass over pairs does all three and rounds what would be stored, so stored documents score as they
-    did in training.
+    `lower` reads a text alone, `packed` turns a document into what a re-ranker stores, and `compare` sees both sides. A
+    forward pass over pairs does all three and rounds what would be stored, so stored documents score as in training.
 
     Args:
         backbone: A BERT of transformers.
-        tokenizer: Tokenizer of transformers.
+        tokenizer: Its tokenizer.
         dimension: Width that a document's states are stored in; the model's own by default.
         query_length: Maximum number of tokens of a query, special ones included.
         document_length: The same of a document.
-        precision: Precision of a document's stored states.
+        precision: Of a document's stored states.
     """
 
     tokenizer: Any
@@ -85,13 +83,9 @@ class LateInteraction(InputModule):
         precision: Precision = "float16",
     ) -> None:
         super().__init__()
-        config = backbone.config
-        require_bert(config, "given", self.kind)
-        if dimension is not None and not 1 <= dimension <= config.hidden_size:
-            raise UserError(
-                f"dimension={dimension}: the model's tokens have {config.hidden_size}; choose from 1 to "
-                f"{config.hidden_size}."
-            )
+        width = backbone.config.hidden_size
+        if dimension is not None and not 1 <= dimension <= width:
+            raise UserError(f"dimension={dimension}: the model's tokens have {width}; choose from 1 to {width}.")
         if precision not in get_args(Precision):
             raise unknown("precision", precision, get_args(Precision))
         for name, length in (("query_length", query_length), ("document_length", document_length)):
@@ -99,7 +93,7 @@ class LateInteraction(InputModule):
                 raise UserError(f"{name}={length}: give at least 3 tokens.")
         self.backbone, self.tokenizer, self.dimension = backbone, tokenizer, dimension
         self.query_length, self.document_length, self.precision = query_length, document_length, precision
-        self.stored: TextStates | None = None  # documents' states, while the lower part is frozen
+        self.stored: Reader | None = None  # gives documents' states while the lower part is frozen
 
     @property
     def processor(self) -> Any:
@@ -151,13 +145,10 @@ class LateInteraction(InputModule):
         """(n, tokens) int64 ids and bool mask, at least one column; longer texts are cut."""
         longest = (self.query_length if role == "query" else self.document_length) - self.specials[role]
         cut = self.tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=longest)["input_ids"]
-        rows = [self.framed(list(tokens), role) for tokens in cut]
-        width = max([1, *map(len, rows)])
-        ids = torch.full((len(rows), width), int(self.tokenizer.pad_token_id or 0), dtype=torch.int64)
-        for row, tokens in enumerate(rows):
-            ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
-        lengths = torch.tensor([len(tokens) for tokens in rows])
-        return ids, torch.arange(width)[None, :] < lengths[:, None]
+        rows = [self.framed(tokens, role) for tokens in cut]
+        width, padding = max([1, *map(len, rows)]), [self.tokenizer.pad_token_id or 0]
+        ids = torch.tensor([row + padding * (width - len(row)) for row in rows], dtype=torch.int64)
+        return ids.view(len(rows), width), torch.arange(width) < torch.tensor([len(row) for row in rows])[:, None]
 
     def side(self, texts: Sequence[str], role: Role) -> Side:
         """Texts with their states of `lower`, on the model's device."""
@@ -174,7 +165,7 @@ class LateInteraction(InputModule):
         if self.stored is None:
             features["document_ids"], features["document_mask"] = self.tokens(documents, "document")
         else:
-            features["document_states"], features["document_mask"] = self.stored.of(documents)
+            features["document_states"], features["document_mask"] = self.stored(documents)
         return {**features, "query_places": query_places, "document_places": document_places}
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
@@ -208,10 +199,10 @@ class LateInteraction(InputModule):
     ) -> LateInteraction:
         """As the library loads any module; no code of the folder runs."""
         place: dict[str, Any] = {"subfolder": subfolder, "token": token, "revision": revision}
-        hub = {**place, "cache_dir": cache_folder, "local_files_only": local_files_only}
-        config = AutoConfig.from_pretrained(model_name_or_path, **hub)
-        tokenizer = AutoTokenizer.from_pretrained(model_name_or_path, **hub)
-        place |= {"cache_folder": cache_folder, "local_files_only": local_files_only}
+        place["local_files_only"] = local_files_only
+        config = AutoConfig.from_pretrained(model_name_or_path, cache_dir=cache_folder, **place)
+        tokenizer = AutoTokenizer.from_pretrained(model_name_or_path, cache_dir=cache_folder, **place)
+        place["cache_folder"] = cache_folder
         module = cls(cls.empty_backbone(config), tokenizer, **cls.load_config(model_name_or_path, **place))
         return cls.load_torch_weights(model_name_or_path, model=module, **place)
 
@@ -227,18 +218,13 @@ def through(layers: Any, hidden: Tensor, mask: Tensor) -> Tensor:
 def bert_of(model: Any, source: str, kind: str) -> Any:
     """The transformer inside a sentence-transformers model, which must be a BERT."""
     backbone = getattr(model[0], "auto_model", None)
-    require_bert(getattr(backbone, "config", None), source, kind)
-    return backbone
-
-
-def require_bert(config: Any, source: str, kind: str) -> None:
-    """Refuse configurations of other models than BERT."""
-    architecture = getattr(config, "model_type", "model without layers")
+    architecture = getattr(getattr(backbone, "config", None), "model_type", "model without layers")
     if architecture != "bert":
         raise UserError(
             f"model {source} is a {architecture}; a {kind} student runs the layers of a BERT apart: start from one, "
             "such as all-MiniLM-L6-v2."
         )
+    return backbone
 
 
 def late_interaction(module: LateInteraction, device: Any) -> CrossEncoder:
@@ -274,15 +260,14 @@ class StoredDocuments:
 
     def score(self, query: str, rows: np.ndarray) -> np.ndarray:
         """(n,) float32 raw scores of one query with the documents at (n,) integer rows."""
-        module, scores = module_of(self.student), [np.zeros(0, dtype=np.float32)]
+        module, scores = module_of(self.student), np.zeros(len(rows), dtype=np.float32)
         with evaluating(module), torch.inference_mode():
             side = module.side([self.student.prompt("query") + query], "query")
-            device = side.ids.device
             for start in range(0, len(rows), _PAIRS):
-                states, mask = padded(self.states, rows[start : start + _PAIRS])
-                queries = side.take(torch.zeros(len(mask), dtype=torch.int64, device=device))
-                scores.append(module.compare(queries, states.to(device), mask.to(device)).float().cpu().numpy())
-        return np.concatenate(scores)
+                documents, mask = self.states.padded(rows[start : start + _PAIRS], side.ids.device)
+                queries = side.take(mask.new_zeros(len(mask), dtype=torch.int64))
+                scores[start : start + _PAIRS] = module.compare(queries, documents, mask).float().cpu().numpy()
+        return scores
 
 
 class StoredDocumentsRanker(Ranker):
@@ -326,33 +311,6 @@ class StoredDocumentsRanker(Ranker):
         return self.name
 
 
-class TextStates:
-    """States of texts, found by the text: training looks them up instead of reading documents."""
-
-    def __init__(self, states: States, texts: Sequence[str]) -> None:
-        self.states, self.rows = states, {text: row for row, text in enumerate(texts)}
-
-    def of(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """(n, tokens, d) float32 states and (n, tokens) bool mask; a text that is not stored is a UserError."""
-        missing = [text for text in texts if text not in self.rows]
-        if missing:
-            raise UserError(f"{len(missing)} documents have no stored states, among them {missing[0][:40]!r}.")
-        return padded(self.states, np.array([self.rows[text] for text in texts], dtype=np.int64))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> TextStates:
-        return self  # a copy of the student reads the same file
-
-
-def padded(states: States, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    """(n, tokens, d) float32 and (n, tokens) bool of the texts at (n,) rows; at least one column."""
-    flat, lengths = states.gather(rows)
-    width = max(1, int(lengths.max())) if len(lengths) else 1
-    mask = torch.arange(width)[None, :] < lengths[:, None]
-    tokens = torch.zeros(len(rows), width, states.width)
-    tokens[mask] = flat
-    return tokens, mask
-
-
 def stored_documents(student: CrossEncoderStudent, texts: Sequence[str]) -> StoredDocuments:
     """Documents as a PreTT or TK student serves them, from the cache or into it."""
     module = module_of(student)
@@ -369,12 +327,20 @@ def below_stored(student: CrossEncoderStudent, documents: Sequence[str]) -> Iter
     """
     module = module_of(student)
     texts = [*documents, ""]  # the empty text fills masked positions
-    frozen = [parameter for parameter in module.lower_parameters() if parameter.requires_grad]
+    rows = {text: row for row, text in enumerate(texts)}
+    lower = nn.ParameterList(module.lower_parameters())
     # Not the whole student's weights: training those above leaves these states as they are.
-    lower = weights_digest(nn.ParameterList(module.lower_parameters()))
-    made_by = [lower, module.kind, module.get_config_dict(), module.tokenizer.get_vocab()]
+    made_by = [weights_digest(lower), module.kind, module.get_config_dict(), module.tokenizer.get_vocab()]
     states = _states(module, texts, digest("lower", made_by, digest(*texts)), lambda states: states, "float16")
-    module.stored = TextStates(states, texts)
+
+    def stored(texts: list[str]) -> tuple[Tensor, Tensor]:
+        missing = [text for text in texts if text not in rows]
+        if missing:
+            raise UserError(f"{len(missing)} documents have no stored states, among them {missing[0][:40]!r}.")
+        return states.padded(np.array([rows[text] for text in texts]))
+
+    frozen = [parameter for parameter in lower if parameter.requires_grad]
+    module.stored = stored
     for parameter in frozen:
         parameter.requires_grad_(False)
     try:
@@ -398,11 +364,10 @@ def _states(
 
 def train_late_interaction(run: StageRun) -> History:
     """Train a PreTT or TK; with ``train: head`` what follows the lower part, whose states are stored."""
-    if run.stage.train != "head":
-        return train_pairs(run)
     with contextlib.ExitStack() as stack:
-        with main_first():
-            stack.enter_context(below_stored(run.student, run.data.collection.documents.texts))
+        if run.stage.train == "head":
+            with main_first():
+                stack.enter_context(below_stored(run.student, run.data.collection.documents.texts))
         return train_pairs(run)
 
 

@@ -1,7 +1,4 @@
-"""Multi-vector students: a vector per token, of any transformer (ColBERT, arXiv 2004.12832).
-
-All of a student is trained, or only its head: a projection of token states, trained against stored hidden states.
-"""
+"""Multi-vector students: a vector per token, of any transformer (ColBERT, arXiv 2004.12832)."""
 
 from __future__ import annotations
 
@@ -35,7 +32,6 @@ from retrodistill.rankers.bi_encoder import MultiVectorRanker
 from retrodistill.students.clustering import TokenClusters, with_clusters, without_clusters
 from retrodistill.students.registry import Kind, StageDefaults
 from retrodistill.students.stored_states import (
-    BLOCK,
     HeadScorer,
     States,
     StoredStatesRanker,
@@ -53,6 +49,7 @@ from retrodistill.training.stages import BothEncoders, StageRun, train_both
 from retrodistill.training.trainer import History
 
 _TOKEN_WIDTH = 128  # of a token vector (ColBERT, arXiv 2004.12832)
+_Flat = tuple[Tensor, Tensor]  # (total, d) states or vectors of texts, one after the other, and (texts,) int64 lengths
 _NOTHING = torch.finfo(torch.float32).min  # product with a masked token: loses every maximum, and stays finite
 
 
@@ -113,14 +110,11 @@ def _from_bi_encoder(
     if not 1 <= dimension <= width:
         raise UserError(f"dimension={dimension}: tokens by {source} have {width}; choose from 1 to {width}.")
     tokens = MultiVectorModel(model, f"multi-vector:{source}").encode(fitted_on(corpus), "document")
-    directions = principal_directions(tokens.vectors)[:dimension]
-    projection: Any = Dense(
-        width, dimension, bias=False, activation_function=None, module_input_name="token_embeddings"
-    )
-    projection.linear.weight.data.copy_(torch.from_numpy(np.ascontiguousarray(directions)))
-    transformer, *rest = list(model)
-    modules = [transformer, projection.to(model.device), *rest]
-    projected: MultiVectorEncoder = with_modules(model, modules, "MultiVectorEncoder", "maxsim")
+    directions = np.ascontiguousarray(principal_directions(tokens.vectors)[:dimension])
+    projection = Dense(width, dimension, bias=False, activation_function=None, module_input_name="token_embeddings")
+    projection.linear.weight.data.copy_(torch.from_numpy(directions))
+    transformer, *rest = model
+    projected: MultiVectorEncoder = with_modules(model, [transformer, projection.to(model.device), *rest])
     return projected
 
 
@@ -139,11 +133,9 @@ class TokenScorer(ColumnScorer):
 
     def encode(self, model: nn.Module, columns: Sequence[Any], texts: np.ndarray) -> list[TokenBatch]:
         """Token vectors and scoring masks of each column; the first is the query's, whatever its name."""
-        batches = []
-        for place, features in enumerate(columns):
-            out = model(features, task=features.get("task", "document" if place else "query"))
-            batches.append(TokenBatch(out["token_embeddings"], out["attention_mask"].bool()))
-        return batches
+        roles = ["query", *["document"] * (len(columns) - 1)]
+        encoded = [model(each, task=each.get("task", role)) for each, role in zip(columns, roles, strict=True)]
+        return [TokenBatch(out["token_embeddings"], out["attention_mask"].bool()) for out in encoded]
 
     def lists(self, encoded: Sequence[TokenBatch], batch: ListBatch | None = None) -> Tensor:
         """(batch, n) MaxSim scores."""
@@ -158,7 +150,7 @@ class TokenScorer(ColumnScorer):
         padded = [nn.functional.pad(side.vectors, (0, 0, 0, longest - side.mask.shape[1])) for side in sides]
         masks = [nn.functional.pad(side.mask, (0, longest - side.mask.shape[1])) for side in sides]
         vectors, mask = torch.stack(padded, dim=1)[rows, places], torch.stack(masks, dim=1)[rows, places]
-        documents = [TokenBatch(vectors[row : row + 1], mask[row : row + 1]) for row in range(len(places))]
+        documents = map(TokenBatch, vectors.split(1), mask.split(1))
         return torch.stack([max_sim(queries, document) for document in documents], dim=1)
 
 
@@ -181,35 +173,32 @@ class TokenHeadScorer(HeadScorer):
         self._unit = any(type(module).__name__ == "Normalize" for module in student.modules("document"))
         self._clusters = clusters_of(student)
 
-    def encode(self, model: Any, columns: Sequence[dict[str, Tensor]], texts: np.ndarray) -> tuple[Tensor, Tensor]:
+    def encode(self, model: Any, columns: Sequence[dict[str, Tensor]], texts: np.ndarray) -> _Flat:
         """Hidden states of the batch's texts, concatenated, and how many each has."""
         return self._states.gather(texts, columns[0]["input_ids"].device)
 
-    def held_out(self, student: MultiVectorModel, texts: list[str]) -> tuple[Tensor, Tensor]:
+    def held_out(self, student: MultiVectorModel, texts: list[str]) -> _Flat:
         """Hidden states of held-out texts."""
         return stored_states(student, texts, "query").gather(np.arange(len(texts)), student.model.device)
 
-    def scores(self, parameters: Sequence[Tensor], queries: tuple[Tensor, Tensor], documents: np.ndarray) -> Tensor:
+    def scores(self, parameters: Sequence[Tensor], queries: _Flat, documents: np.ndarray) -> Tensor:
         """(batch, n) mean MaxSim."""
         needed, places = np.unique(np.maximum(documents, 0), return_inverse=True)
         flat, lengths = self._vectors(parameters, self.documents.gather(needed, queries[0].device), "document")
-        tokens = flat.split(lengths.tolist())
-        rows = zip(self._queries(parameters, queries), places.reshape(documents.shape), documents >= 0, strict=True)
-        scores = []
-        for query, row, kept in rows:
+        tokens, places, scores = flat.split(lengths.tolist()), places.reshape(documents.shape), []
+        for query, row, kept in zip(self._queries(parameters, queries), places, documents >= 0, strict=True):
             counts = lengths[torch.from_numpy(row).to(lengths.device)]
             best = segment_max(torch.cat([tokens[place] for place in row]) @ query.T, counts)
             scores.append(best.mean(dim=1) * torch.from_numpy(kept).to(best.device))
         return torch.stack(scores)
 
-    def matrix(self, queries: tuple[Tensor, Tensor], documents: np.ndarray) -> Tensor:
+    def matrix(self, queries: _Flat, documents: np.ndarray) -> Tensor:
         """(queries, documents) mean MaxSim."""
-        states = self.documents.gather(documents, queries[0].device)
-        tokens, lengths = self._vectors(self.trained, states, "document")
-        rows = [segment_max(tokens @ query.T, lengths).mean(dim=1) for query in self._queries(self.trained, queries)]
-        return torch.stack(rows)
+        tokens, lengths = self._vectors(self.trained, self.documents.gather(documents, queries[0].device), "document")
+        vectors = self._queries(self.trained, queries)
+        return torch.stack([segment_max(tokens @ query.T, lengths).mean(dim=1) for query in vectors])
 
-    def start_lists(self, encoded: tuple[Tensor, Tensor], batch: ListBatch) -> Tensor:
+    def start_lists(self, encoded: _Flat, batch: ListBatch) -> Tensor:
         """Without clusters: the unclustered student of the stage's start teaches the clustered one."""
         clusters, self._clusters = self._clusters, None
         try:
@@ -217,18 +206,16 @@ class TokenHeadScorer(HeadScorer):
         finally:
             self._clusters = clusters
 
-    def _vectors(
-        self, parameters: Sequence[Tensor], states: tuple[Tensor, Tensor], role: Role
-    ) -> tuple[Tensor, Tensor]:
-        """Projected states, clustered if the student is: (sum of counts, dimension) and (texts,) int64 counts."""
-        projected, lengths = nn.functional.linear(states[0], *parameters), states[1]
+    def _vectors(self, parameters: Sequence[Tensor], states: _Flat, role: Role) -> _Flat:
+        """Projected states, clustered if the student is."""
+        projected = nn.functional.linear(states[0], *parameters)
         if self._unit:
             projected = nn.functional.normalize(projected, dim=1)
         if self._clusters is None:
-            return projected, lengths
-        return self._clusters.cluster_flat(projected, lengths, role)
+            return projected, states[1]
+        return self._clusters.cluster_flat(projected, states[1], role)
 
-    def _queries(self, parameters: Sequence[Tensor], queries: tuple[Tensor, Tensor]) -> list[Tensor]:
+    def _queries(self, parameters: Sequence[Tensor], queries: _Flat) -> list[Tensor]:
         flat, lengths = self._vectors(parameters, queries, "query")
         return list(flat.split(lengths.tolist()))
 
@@ -265,27 +252,19 @@ def _search(
 def _blocks(student: MultiVectorModel, states: States, texts: Sequence[str]) -> Iterator[tuple[int, Tokens]]:
     """Row of the first document and the student's document vectors, for `BLOCK` documents at a time."""
     backbone = backbone_of(student, "document")
-    after = [module for module in student.modules("document") if not any(module is other for other in backbone)]
-    for start in range(0, len(states), BLOCK):
-        flat, lengths = states.gather(np.arange(start, min(start + BLOCK, len(states))), student.model.device)
-        padded = nn.utils.rnn.pad_sequence(list(flat.split(lengths.tolist())), batch_first=True)
-        mask = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
-        features = through_modules(after, {"token_embeddings": padded, "attention_mask": mask.long()}, "document")
+    after = [module for module in student.modules("document") if module not in backbone]
+    for rows in states.blocks():
+        hidden, mask = states.padded(rows, student.model.device)
+        features = through_modules(after, {"token_embeddings": hidden, "attention_mask": mask.long()}, "document")
         texts_and_masks = zip(features["token_embeddings"], features["attention_mask"].bool(), strict=True)
         vectors = [tokens[kept].float().cpu().numpy() for tokens, kept in texts_and_masks]
-        yield start, Tokens.of(vectors, student.dimension)
+        yield int(rows[0]), Tokens.of(vectors, student.dimension)
 
 
 def _start(settings: Any, data: Any) -> MultiVectorEncoder:
-    model = multi_vector_student(
-        settings.model.partition(":")[2],
-        data.collection.documents.texts,
-        dimension=settings.dimension,
-        layers=settings.layers,
-        max_length=settings.max_length,
-        expansion=settings.expansion,
-    )
-    return _at_stage(model, settings, 0)
+    source, corpus = settings.model.partition(":")[2], data.collection.documents.texts
+    options = {name: getattr(settings, name) for name in ("dimension", "layers", "max_length", "expansion")}
+    return _at_stage(multi_vector_student(source, corpus, **options), settings, 0)
 
 
 def _at_stage(model: Any, settings: Any, stage: int) -> Any:

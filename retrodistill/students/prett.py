@@ -109,7 +109,7 @@ class PreTT(LateInteraction):
 
     @torch.no_grad()
     def fit_compressor(self, texts: Sequence[str]) -> None:
-        """Start the compressor with the directions that keep documents' states best (PCA without centering)."""
+        """Start the compressor, if any, with the directions that keep documents' states best (uncentered PCA)."""
         if self.compress is None or self.restore is None:
             return
         self.eval()
@@ -153,8 +153,7 @@ def prett_student(
         query_length=query_length,
         document_length=max_length or min(DOCUMENT_LENGTH, longest - query_length),
     ).to(start.device)
-    if dimension is not None:
-        module.fit_compressor(fitted_on(corpus))
+    module.fit_compressor(fitted_on(corpus))
     return late_interaction(module, start.device)
 
 

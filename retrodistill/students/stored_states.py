@@ -31,6 +31,7 @@ from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.runs.run import Run
+from retrodistill.students.clustering import padded
 from retrodistill.training.lists import ListBatch, require_lists
 from retrodistill.training.loss import DistillationLoss
 from retrodistill.training.prepared import teacher_rows, training_rows
@@ -45,6 +46,8 @@ _COUNTED = 16  # sampled documents whose terms are counted over the whole vocabu
 _BLOCK = 64  # documents that a monitor scores at a time
 BLOCK = 256  # documents at a time in search and storing
 
+Reader = Callable[[list[str]], tuple[Tensor, Tensor]]  # texts -> (n, tokens, d) states and (n, tokens) bool mask
+Watch = Callable[[np.ndarray], dict[str, float]]  # corpus positions of documents -> further monitored values
 TokenStudent = SparseTextEncoder | MultiVectorModel
 
 
@@ -74,8 +77,10 @@ class States:
         joined = np.concatenate(parts) if parts else np.zeros((0, self.width), dtype=np.float16)
         return torch.from_numpy(joined).to(device).float(), torch.from_numpy(places[:, 1].copy()).to(device)
 
-
-Reader = Callable[[list[str]], tuple[Tensor, Tensor]]  # texts -> (n, tokens, d) states and (n, tokens) bool mask
+    def padded(self, rows: np.ndarray, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """(n, tokens, d) float32 states of the texts at (n,) rows, 0 after a text's end, and (n, tokens) bool mask."""
+        flat, lengths = self.gather(rows, device)
+        return padded(list(flat.split(lengths.tolist())))
 
 
 def cached_states(key: str, texts: Sequence[str], read: Reader, what: str, dtype: Any = np.float16) -> States:
@@ -137,7 +142,7 @@ def head_of(student: TokenStudent) -> Any:
 def backbone_of(student: TokenStudent, role: Role) -> list[Any]:
     """The modules before the head, which give hidden states, and those that mask tokens."""
     modules, head = student.modules(role), head_of(student)
-    end = next((place for place, module in enumerate(modules) if module is head), len(modules))
+    end = modules.index(head) if head in modules else len(modules)
     return modules[:end] + [module for module in modules[end:] if type(module).__name__ == "MultiVectorMask"]
 
 
@@ -169,17 +174,15 @@ def features_of(student: TokenStudent, texts: list[str], role: Role) -> dict[str
 
 def _key(student: TokenStudent, texts: Sequence[str], role: Role) -> str:
     backbone = backbone_of(student, role)
+    weights, length = weights_digest(nn.Sequential(*backbone)), getattr(backbone[0], "max_seq_length", None)
     settings = [[type(module).__name__, module.get_config_dict()] for module in backbone]
-    length = getattr(backbone[0], "max_seq_length", None)
-    return digest(
-        weights_digest(nn.Sequential(*backbone)), settings, length, student.prompt(role), role, digest(*texts)
-    )
+    return digest(weights, settings, length, student.prompt(role), role, digest(*texts))
 
 
 def segment_max(values: Tensor, lengths: Tensor) -> Tensor:
     """(segments, columns) maxima of (rows, columns) over consecutive rows of (segments,) lengths; 0 where empty."""
     maxima: Tensor = torch.segment_reduce(values, "max", lengths=lengths, axis=0, initial=None, unsafe=False)
-    return torch.where((lengths > 0)[:, None], maxima, torch.zeros_like(maxima))
+    return maxima.masked_fill((lengths == 0)[:, None], 0.0)
 
 
 class StoredStatesRanker(Ranker):
@@ -288,9 +291,7 @@ def only_trained(model: Any, trained: Sequence[Any]) -> Iterator[None]:
         parameter.requires_grad_(False)
 
 
-def train_head(
-    run: StageRun, scorer: HeadScorer, watch: Callable[[np.ndarray], dict[str, float]] | None = None
-) -> History:
+def train_head(run: StageRun, scorer: HeadScorer, watch: Watch = lambda documents: {}) -> History:
     """Train a student's head alone; ``watch`` gives further monitored values, of documents at some corpus positions."""
     model, texts = run.student.model, run.prepared.texts.texts.texts
     groups = require_lists(drawn_groups(run).of_texts(training_rows(run.prepared, run.stage)))
@@ -300,9 +301,7 @@ def train_head(
         return fit(run, loss, columns, groups.text_rows, range(len(groups)), _monitor(run, scorer, watch))
 
 
-def _monitor(
-    run: StageRun, scorer: HeadScorer, watch: Callable[[np.ndarray], dict[str, float]] | None
-) -> RankMonitor | None:
+def _monitor(run: StageRun, scorer: HeadScorer, watch: Watch) -> RankMonitor | None:
     """Agreement with the teacher over a sample of the corpus."""
     prepared, texts = run.prepared, run.prepared.texts.texts.texts
     if len(prepared.held_out) < 2:
@@ -319,4 +318,4 @@ def _monitor(
             return np.concatenate([scorer.matrix(queries, block).cpu().numpy() for block in blocks], axis=1)
 
     counted = sample[np.linspace(0, len(sample) - 1, min(_COUNTED, len(sample)), dtype=int)]
-    return RankMonitor(scores, ranked, None if watch is None else lambda: watch(counted))
+    return RankMonitor(scores, ranked, lambda: watch(counted))

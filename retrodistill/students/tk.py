@@ -177,13 +177,9 @@ def inverse_frequencies(module: TK, corpus: Sequence[str]) -> Tensor:
 
 
 def _start(settings: Any, data: Any) -> CrossEncoder:
-    return tk_student(
-        settings.model.partition(":")[2],
-        data.collection.documents.texts,
-        layers=settings.layers or 2,
-        dimension=settings.dimension,
-        max_length=settings.max_length,
-    )
+    source, corpus = settings.model.partition(":")[2], data.collection.documents.texts
+    dimension, length = settings.dimension, settings.max_length
+    return tk_student(source, corpus, layers=settings.layers or 2, dimension=dimension, max_length=length)
 
 
 KIND = replace(

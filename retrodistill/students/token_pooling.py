@@ -43,29 +43,21 @@ class FixedTokenPooling(BaseTokenPooling):
         self.vectors, self.protected, self.normalise = vectors, protected, normalise
 
     def pool_one(self, embedding: Tensor, **kwargs: Any) -> Tensor:
-        """(vectors, d) of one document's (tokens, d)."""
-        return pooled(embedding, self.vectors, protected=self.protected, normalise=self.normalise)
+        """(vectors, d) of one document's (tokens, d) unit vectors; a short text is unchanged.
 
-
-def pooled(tokens: Tensor, vectors: ClusterSize, *, protected: int = 1, normalise: bool = True) -> Tensor:
-    """Pool the (n, d) unit token vectors of one text, as `FixedTokenPooling` does; a short text is unchanged.
-
-    Fewer tokens are protected where no vector would be left for the rest, and fewer vectors are left where tokens are
-    equal. Deterministic.
-    """
-    check_cluster_size("vectors", vectors)
-    if tokens.ndim != 2 or protected < 0:
-        raise UserError(
-            f"tokens of shape {tuple(tokens.shape)}, {protected} protected; give (tokens, dimensions) and 0 or more."
-        )
-    kept = int(vectors_kept(vectors, torch.tensor(len(tokens))))
-    if kept >= len(tokens):
-        return tokens
-    protected = min(protected, kept - 1)
-    # The library keeps the floor of (n - protected) / factor; the half guards against rounding.
-    factor = (len(tokens) - protected) / (kept - protected + 0.5)
-    ward = HierarchicalTokenPooling(factor, num_protected_tokens=protected, normalize_embeddings=normalise)
-    return ward.pool_one(tokens)
+        Fewer tokens are protected where no vector would be left for the rest, and fewer vectors are left where tokens
+        are equal. Deterministic.
+        """
+        if embedding.ndim != 2:
+            raise UserError(f"tokens of shape {tuple(embedding.shape)}; give (tokens, dimensions).")
+        kept = int(vectors_kept(self.vectors, torch.tensor(len(embedding))))
+        if kept >= len(embedding):
+            return embedding
+        protected = min(self.protected, kept - 1)
+        # The library keeps the floor of (n - protected) / factor; the half guards against rounding.
+        factor = (len(embedding) - protected) / (kept - protected + 0.5)
+        ward = HierarchicalTokenPooling(factor, num_protected_tokens=protected, normalize_embeddings=self.normalise)
+        return ward.pool_one(embedding)
 
 
 def with_pooling(model: MultiVectorEncoder, vectors: ClusterSize, *, protected: int = 1) -> MultiVectorEncoder:

@@ -8,7 +8,7 @@ from sentence_transformers.multi_vector_encoder.modules import HierarchicalToken
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.multi_vector import MultiVectorModel, token_encoder
 from retrodistill.students.clustering import with_clusters
-from retrodistill.students.token_pooling import FixedTokenPooling, pooled, with_pooling
+from retrodistill.students.token_pooling import FixedTokenPooling, with_pooling
 
 TEXTS = ["heart and artery with blood pressure", "the orbit of a planet and a moon today.", "violin"]
 
@@ -16,6 +16,10 @@ TEXTS = ["heart and artery with blood pressure", "the orbit of a planet and a mo
 def unit(count, width=8, seed=0):
     found = np.random.default_rng(seed).standard_normal((count, width)).astype("f4")
     return torch.from_numpy(found / np.linalg.norm(found, axis=1, keepdims=True))
+
+
+def pooled(tokens, vectors, **settings):
+    return FixedTokenPooling(vectors, **settings).pool_one(tokens)
 
 
 def by_hand(tokens, count):
