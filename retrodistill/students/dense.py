@@ -1,7 +1,4 @@
-"""Dense students: any bi-encoder, possibly cut to its first layers, with a projection to the document encoder's width.
-
-Static students, which also have one vector per text, are trained by the same function.
-"""
+"""Dense students: any bi-encoder, perhaps with its first layers alone and a map to the document encoder's width."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ from retrodistill.training.loss import DistillationLoss, TeacherVectors
 from retrodistill.training.prepared import teacher_rows, training_rows
 from retrodistill.training.scorers import StoredVectorScorer, VectorScorer
 from retrodistill.training.settings import StageSettings
-from retrodistill.training.stages import BothEncoders, StageRun, fit, train_both
+from retrodistill.training.stages import BothEncoders, StageRun, evaluating, fit, train_both
 from retrodistill.training.trainer import HeldOutMonitor, History
 
 _AGREEMENT_DEPTH = 10
@@ -92,15 +89,10 @@ def _set_max_length(model: SentenceTransformer, max_length: int, source: str) ->
 
 def start_dense(settings: Any, data: Any) -> SentenceTransformer:
     """A recipe's dense student before training: cut, projected or mapped, with its exits."""
-    fitted = settings.initialize == "fitted"
-    model = dense_student(
-        settings.model.partition(":")[2],
-        layers=settings.layers,
-        dimension=data.space.dimension if fitted or settings.dimension == "space" else settings.dimension,
-        mapped=fitted,
-        max_length=settings.max_length,
-        seed=data.seed,
-    )
+    fitted, source = settings.initialize == "fitted", settings.model.partition(":")[2]
+    dimension = data.space.dimension if fitted or settings.dimension == "space" else settings.dimension
+    options = {"layers": settings.layers, "max_length": settings.max_length, "seed": data.seed}
+    model = dense_student(source, dimension=dimension, mapped=fitted, **options)
     if fitted:
         texts = _fitted_texts(data)
         fit_map(model, texts, embed(data.space, texts, "query"), Encoder(model, "dense:student").prompt("query"))
@@ -165,14 +157,12 @@ class _Regression:
         self.gram, self.moment = np.zeros((inputs, inputs)), np.zeros((inputs, outputs))
 
     def add(self, inputs: torch.Tensor, outputs: np.ndarray) -> None:
-        """(batch, d) of what reaches the map and of what should leave it."""
         vectors, targets = inputs.double().cpu().numpy(), outputs.astype(np.float64)
         lengths = np.linalg.norm(targets, axis=1, keepdims=True)
         self.gram += vectors.T @ vectors
         self.moment += vectors.T @ (targets / np.where(lengths > 0, lengths, 1.0))
 
     def solve(self) -> None:
-        """Set the weights."""
         ridge = _RIDGE * np.trace(self.gram) / len(self.gram) * np.eye(len(self.gram))
         fitted = np.linalg.solve(self.gram + ridge, self.moment).T
         with torch.no_grad():
@@ -180,26 +170,22 @@ class _Regression:
 
 
 def _batches(model: SentenceTransformer, texts: Sequence[str], prompt: str) -> Iterator[tuple[np.ndarray, Any]]:
-    """Rows of texts and their features, shortest first, in evaluation mode and without gradients."""
+    """Rows of texts and their features, shortest first, in evaluation mode."""
     if not len(texts):
         raise UserError(
             "a map is fitted to texts, and there are none: no training queries and no titles of documents; set "
             "split.train to a split with queries, or leave initialize: fitted and project_exits out."
         )
     order = np.argsort([len(text) for text in texts], kind="stable")
-    training = model.training
-    model.eval()
-    with bar(len(texts), "fitting maps", "texts") as progress, torch.no_grad():
+    with evaluating(model), bar(len(texts), "fitting maps", "texts") as progress, torch.no_grad():
         for start in range(0, len(order), _BATCH):
             rows = order[start : start + _BATCH]
             features = model.preprocess([texts[row] for row in rows], prompt=prompt or None)
             yield rows, batch_to_device(features, model.device)
             progress.update(len(rows))
-    model.train(training)
 
 
 def _last_map(modules: Sequence[Any], error: str) -> int:
-    """Place of the last linear map; a UserError without any."""
     places = [place for place, module in enumerate(modules) if type(module).__name__ == "Dense"]
     if not places:
         raise UserError(error)

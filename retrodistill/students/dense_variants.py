@@ -1,11 +1,9 @@
 """Variants of dense students inside one model: leading dimensions of a vector, and exits after some of its layers.
 
-Leading dimensions are a vector, too (Matryoshka, Kusupati et al. 2022, arXiv 2205.13147). A model with exits
-(ModularStarEncoder, arXiv 2503.03008) can stop after several layers. Its modules are sentence-transformers' own: a
-transformer that gives all its layers, and a Router with a route for each exit, which pools that layer's tokens. So a
-saved folder loads without this package, as the deepest exit by default and as any other by ``encode(texts,
-task="exit-4")``; that runs all layers. What cuts the layers above an exit, and so makes it fast, is
-`retrodistill.encoders.modules`.
+Leading dimensions: Matryoshka (Kusupati et al. 2022, arXiv 2205.13147). A model with exits (ModularStarEncoder, arXiv
+2503.03008) is a transformer that gives all its layers and a Router with a route for each exit, which pools that layer's
+tokens: a saved folder loads without this package, as the deepest exit or, by ``encode(texts, task="exit-4")``, as any
+other. That runs all layers; `retrodistill.encoders.modules` cuts those above an exit, which makes it fast.
 """
 
 from __future__ import annotations
@@ -39,21 +37,17 @@ class LeadingVectors:
 
     def __init__(self, vectors: np.ndarray, dimensions: int, *, unit: bool) -> None:
         check_dimensions([dimensions], vectors.shape[1])
-        self._vectors, self._dimensions, self._unit = vectors, dimensions, unit
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(n, dimensions)."""
-        return len(self._vectors), self._dimensions
+        self._vectors, self._unit = vectors, unit
+        self.shape = (len(vectors), dimensions)
 
     def __len__(self) -> int:
-        return len(self._vectors)
+        return self.shape[0]
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         """(..., dimensions) of rows, one array of indices of any shape."""
         whole = self._vectors[rows]
-        flat = leading(whole.reshape(-1, whole.shape[-1]), self._dimensions, unit=self._unit)
-        return flat.reshape(*whole.shape[:-1], self._dimensions)
+        flat = leading(whole.reshape(-1, whole.shape[-1]), self.shape[1], unit=self._unit)
+        return flat.reshape(*whole.shape[:-1], self.shape[1])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype=dtype)
@@ -117,7 +111,7 @@ def multi_exit(model: SentenceTransformer, exits: Sequence[int], *, project: boo
 
     Args:
         model: A transformer with a pooling.
-        exits: Layers, counted from 1; the last one is left out, which is logged.
+        exits: Layers, counted from 1, but the last, which is left out and logged.
         project: Give each exit but the deepest a linear map after the pooling, at first the identity, which
             `retrodistill.students.dense.fit_exit_maps` fits.
     """
@@ -150,7 +144,7 @@ def multi_exit(model: SentenceTransformer, exits: Sequence[int], *, project: boo
 
 
 def _route(transformer: Any, head: Sequence[Any], layer: int, count: int, project: bool) -> list[Any]:
-    """The modules of one exit: the layer's states, copies of the model's own modules, a map if wanted."""
+    """The modules of one exit: the layer's states, copies of the model's head, a map if wanted."""
     modules = copy.deepcopy(list(head))
     if project:
         sized = [module for module in modules if hasattr(module, "get_embedding_dimension")]
@@ -165,11 +159,8 @@ def _route(transformer: Any, head: Sequence[Any], layer: int, count: int, projec
 
 
 def embeddings_by_exit(model: nn.Module, features: dict[str, Any]) -> dict[int, Tensor]:
-    """(batch, d) embeddings by exit from one run through the layers, deepest last, with gradients.
-
-    The model is of `multi_exit`, or what wraps one in distributed training.
-    """
-    inner: Any = getattr(model, "module", model)
+    """(batch, d) embeddings by exit from one run through the layers, deepest last, with gradients."""
+    inner: Any = getattr(model, "module", model)  # what distributed training wraps
     out = model(features)
     exits = exits_of(inner)
     if not exits or "all_layer_embeddings" not in out:
@@ -216,10 +207,8 @@ def multi_exit_kl(
         raise UserError(f"{len(weights)} weights for {len(shallow)} exits besides the deepest; give one for each.")
     total = deepest.new_zeros((), dtype=torch.promote_types(deepest.dtype, torch.float32))
     for weight, scores in zip(weights, shallow, strict=True):
-        kl = kl_divergence(
-            scores, deepest.detach(), mask, student_temperature=temperature, teacher_temperature=temperature
-        )
-        total = total + weight * kl
+        temperatures = {"student_temperature": temperature, "teacher_temperature": temperature}
+        total = total + weight * kl_divergence(scores, deepest.detach(), mask, **temperatures)
     return total
 
 

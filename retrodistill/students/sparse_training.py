@@ -1,7 +1,4 @@
-"""Training of sparse students, whole or of their head alone; their documents from stored hidden states.
-
-Regularizers limit the number of terms of a text; an alarm tells when they go too far or not far enough.
-"""
+"""Training of sparse students, whole or of their head alone; their documents from stored hidden states."""
 
 from __future__ import annotations
 
@@ -64,37 +61,26 @@ def regularized(
 
 
 class SparsityAlarm:
-    """Warns once per training when texts lose all their terms, and once when they have too many; ``notes`` has it."""
+    """Warns once per training when regularizers leave texts no terms, and once when too many; ``notes`` has it."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
-        self._warned: set[str] = set()
 
     def __call__(self, alive: Sequence[int], vocabulary: int, final: bool = False) -> None:
-        """Check the numbers of terms of some documents.
-
-        Documents start dense in SPLADE, so density is checked only at the end of training (``final``).
-        """
+        """Check the numbers of terms of some documents; density only at the end (``final``): SPLADE starts dense."""
         empty = sum(count == 0 for count in alive) / max(len(alive), 1)
         mean = sum(alive) / max(len(alive), 1)
         if empty > _EMPTY:
-            self._warn(
-                "empty",
-                f"the student collapses: {100 * empty:.0f}% of the sampled documents have no term; lower the "
-                "regularizers' weights or add anti-zero",
-            )
+            share = f"{100 * empty:.0f}% of the sampled documents have no term"
+            self._warn("collapses", f"{share}; lower the regularizers' weights or add anti-zero")
         if final and mean > _DENSE * vocabulary:
-            self._warn(
-                "dense",
-                f"the student is dense: {mean:.0f} of {vocabulary} terms per document; raise the weight of flops, or "
-                "use top-k",
-            )
+            terms = f"{mean:.0f} of {vocabulary} terms per document"
+            self._warn("is dense", f"{terms}; raise the weight of flops, or use top-k")
 
-    def _warn(self, reason: str, line: str) -> None:
-        if reason not in self._warned:
-            self._warned.add(reason)
-            self.notes.append(line)
-            log(f"warning: {line}")
+    def _warn(self, state: str, details: str) -> None:
+        if not any(f"student {state}:" in note for note in self.notes):
+            self.notes.append(f"the student {state}: {details}")
+            log(f"warning: {self.notes[-1]}")
 
 
 def train_sparse(run: StageRun) -> History:
@@ -129,7 +115,7 @@ class TermScorer(VectorScorer):
     """Inner products of term weights, which regularizers see.
 
     ``own_tokens`` weighs the list objectives on scores for which one side is replaced by its own tokens, each of weight
-    1, for VDR's head (the semi-parametric half of its loss): the mean over the two sides. Such a side needs no model.
+    1: the semi-parametric half of VDR's loss, the mean over the two sides.
     """
 
     def __init__(
@@ -196,10 +182,7 @@ class TermHead:
         self._own: csr_array | None = saturated_terms(student, own, texts) if own is not None else None
 
     def weights(self, chosen: Sequence[Tensor], terms: Tensor, documents: np.ndarray) -> Tensor:
-        """(documents, terms) weights of (terms,) places in the vocabulary in documents at (m,) corpus positions.
-
-        ``chosen`` are the rows of `parameters`, or of their copies, that belong to the terms.
-        """
+        """(m, terms) weights of (terms,) places in the vocabulary, whose rows of parameters are ``chosen``."""
         vectors, biases, *own = chosen
         states, lengths = self._states.gather(documents, vectors.device)
         weights = torch.relu(segment_max(states @ vectors.T, lengths) + biases)
@@ -212,7 +195,7 @@ class TermHead:
 
     def all_weights(self, documents: np.ndarray) -> Iterator[Tensor]:
         """(1, vocabulary) weights of each document, one by one: a block would hold all tokens' logits."""
-        vocabulary = torch.arange(len(self.parameters[1]), device=self.parameters[0].device)
+        vocabulary = torch.arange(len(self.parameters[0]), device=self.parameters[0].device)
         return (self.weights(self.parameters, vocabulary, row) for row in documents[:, None])
 
 
@@ -296,10 +279,8 @@ class TermHeadScorer(HeadScorer):
 
 
 def exhaustive(student: SparseTextEncoder, name: str) -> StoredStatesRanker:
-    """Exact search by stored hidden states; only the queries' terms are computed, a tenth of the vocabulary.
-
-    Refused with a limited number of terms, which depends on all of them.
-    """
+    """Exact search by stored hidden states; only the queries' terms are computed, a tenth of the vocabulary."""
+    # A limited number of terms depends on all of them.
     if not student.is_inference_free or student.model.max_active_dims:
         raise UserError(
             f"student {name}: exhaustive search by stored states is for queries: inference-free without a limit of "
@@ -326,7 +307,7 @@ def _search(
 
 def store_documents(student: SparseTextEncoder, texts: Sequence[str]) -> None:
     """Put a student's documents into its store where the cache has their hidden states, as `store_from_states`."""
-    # With a limit of terms, or VDR's, which terms are kept depends on all of them.
+    # Which terms a limit, or VDR's head, keeps depends on all of them.
     if not student.model.max_active_dims and vocabulary_pooling(student.modules("document")) is None:
         store_from_states(student, SparseStore(student, "document"), texts, _rows)
 
