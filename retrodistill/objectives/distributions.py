@@ -213,7 +213,12 @@ def sinkhorn(
     return (plan.exp() * costs).sum() / len(costs)
 
 
-def taid(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, t: float) -> Tensor:
+@objective(
+    "taid",
+    "KL to a target that moves from student to teacher during training (arXiv 2501.16937)",
+    ("scores", "targets", "mask", "t"),
+)
+def taid(scores: Tensor, targets: Tensor, mask: Tensor | None = None, t: float = 1.0) -> Tensor:
     """TAID: KL divergence to a target between student and teacher (Shing et al., ICLR 2025, arXiv 2501.16937).
 
     ``KL(softmax((1 - t) stopgrad(s) + t T) || softmax(s))``, T the teacher's scores, in nats, 0 or more. The loss mixes
@@ -224,13 +229,6 @@ def taid(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, t: floa
         raise UserError(f"t={t}: it must be from 0 to 1.")
     valid = mask_of(scores, targets, mask)
     return kl_divergence(scores, (1 - t) * at_least_float32(scores).detach() + t * at_least_float32(targets), valid)
-
-
-objective(
-    "taid",
-    "KL to a target that moves from student to teacher during training (arXiv 2501.16937)",
-    ("scores", "targets", "mask", "t"),
-)(lambda scores, targets, mask, t: taid(scores, targets, mask, t=t))
 
 
 @dataclass
@@ -246,10 +244,6 @@ class InterpolationSchedule:
         end: Last t, at most 1.
         alpha: Size of an adaptive step, from 0 to 1.
         beta: Decay of the momentum, from 0 to below 1.
-        t: Current value.
-        momentum: Smoothed relative fall of the loss.
-        loss: Loss of the previous step; infinite before the first.
-        progress: Completed share of the training at the last update.
     """
 
     start: float = 0.4
@@ -258,8 +252,8 @@ class InterpolationSchedule:
     beta: float = 0.99
     t: float = -1.0
     momentum: float = 0.0
-    loss: float = math.inf
-    progress: float = -1.0
+    loss: float = math.inf  # of the previous step
+    progress: float = -1.0  # completed share of the training at the last update
 
     def __post_init__(self) -> None:
         if not (0 <= self.start <= self.end <= 1 and 0 <= self.alpha <= 1 and 0 <= self.beta < 1):
