@@ -57,11 +57,8 @@ class MatryoshkaLoss(nn.Module):
     """Applies a loss to the whole vector and to its leading dimensions: ``sum_d L(v[:d])``; the model runs once.
 
     sentence-transformers' own wrapper does not cut what a loss has stored, nor add up losses that are named terms.
-
-    Args:
-        model: The student, which gives one vector per text.
-        losses: `DistillationLoss` by number of dimensions, whole vectors included, on stored `LeadingVectors`.
-        start: The student at the start of the stage, for ``lwf``.
+    ``losses`` are `DistillationLoss` by number of dimensions, whole vectors included, on stored `LeadingVectors`;
+    ``start`` is the student at the start of the stage, for ``lwf``.
     """
 
     def __init__(self, model: Any, losses: Mapping[int, nn.Module], *, start: nn.Module | None = None) -> None:
@@ -213,14 +210,11 @@ def multi_exit_kl(
 
 
 class MultiExitLoss(nn.Module):
-    """Applies a loss at every exit, and lets the deepest teach the others; the layers run once per column.
+    """Applies a loss at every exit of a `multi_exit` model, and lets the deepest teach the others by `multi_exit_kl`.
 
-    Args:
-        model: A model of `multi_exit`.
-        losses: `DistillationLoss` or `MatryoshkaLoss` by exit; exits may share one without state (``taid`` has some).
-        weights: Weights of the exits' terms, by exit; 1 by default.
-        kl_weight: Weight of `multi_exit_kl`; 0 for none.
-        start: The student at the start of the stage, for ``lwf``.
+    ``losses`` are `DistillationLoss` or `MatryoshkaLoss` by exit; exits may share one without state (``taid`` has
+    some). ``weights`` are those of exits' terms, 1 by default, and ``kl_weight`` that of the divergence, 0 for none.
+    ``start`` is the student at the start of the stage, for ``lwf``. The layers run once per column.
     """
 
     def __init__(

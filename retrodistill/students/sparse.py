@@ -209,26 +209,17 @@ def _start(settings: Any, data: Any) -> SparseEncoder:
     return sparse_student(settings.model.partition(":")[2], data.collection.documents, **options)
 
 
-_TERM_HEAD = StageDefaults(
-    "head",
-    {"epochs": 2, "learning_rate": 4e-3, "batch_size": 32, "warmup": 0.05, "max_gradient_norm": 0},
-    1.2,
-    [{"name": "flops", "weight": 0.01}],
-)
-_SPLADE = StageDefaults(
-    "both_encoders",
-    WHOLE_TRANSFORMER,
-    0.3,
-    [{"name": "flops", "weight": 0.003}, {"name": "flops", "weight": 0.003, "side": "query"}],
-)
-_INFERENCE_FREE = StageDefaults("both_encoders", WHOLE_TRANSFORMER, 1.2, [{"name": "flops", "weight": 0.01}])
-_VDR = StageDefaults("both_encoders", WHOLE_TRANSFORMER, 1.0)  # its head limits the number of terms
-
-
 def _defaults(settings: Mapping[str, Any]) -> StageDefaults:
     if settings.get("queries") == "inference-free":
-        return _TERM_HEAD if "lexical_terms" in settings else _INFERENCE_FREE
-    return _VDR if settings.get("head") == "vdr" else _SPLADE
+        flops = [{"name": "flops", "weight": 0.01}]
+        if "lexical_terms" not in settings:
+            return StageDefaults("both_encoders", WHOLE_TRANSFORMER, 1.2, flops)
+        training = {"epochs": 2, "learning_rate": 4e-3, "batch_size": 32, "warmup": 0.05, "max_gradient_norm": 0}
+        return StageDefaults("head", training, 1.2, flops)
+    if settings.get("head") == "vdr":  # the head limits the number of terms
+        return StageDefaults("both_encoders", WHOLE_TRANSFORMER, 1.0)
+    flops = [{"name": "flops", "weight": 0.003}, {"name": "flops", "weight": 0.003, "side": "query"}]
+    return StageDefaults("both_encoders", WHOLE_TRANSFORMER, 0.3, flops)
 
 
 def _complete(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
