@@ -115,15 +115,10 @@ def check(
         run, exact = last.load_run(), measured["teacher"].load_run()
         deepest = max(k, min(_DEPTH, int(np.diff(exact.bounds).min())))
         shared = {depth: float(np.mean(list(overlap(run, exact, depth).values()))) for depth in sorted({k, deepest})}
-    return Check(
-        student.name,
-        index.space.documents_by,
-        "it is their own model" if student.document_space == index.space.fingerprint else "distilled into their space",
-        len(task.queries),
-        shared,
-        _sides(list(measured.values()), len(index)),
-        notes,
-    )
+    is_own = student.document_space == index.space.fingerprint
+    admitted_as = "it is their own model" if is_own else "distilled into their space"
+    sides = _sides(list(measured.values()), len(index))
+    return Check(student.name, index.space.documents_by, admitted_as, len(task.queries), shared, sides, notes)
 
 
 def _side(name: str, ranker: Ranker, documents: Any, queries: Any) -> System:

@@ -79,14 +79,13 @@ def compare(
     for test in tests:
         a, b = arrays[test["a"]], arrays[test["b"]]
         differences = a - b
-        columns = {"a": a, "b": b, "difference": differences}
         # The largest gains, then the largest losses, both in order of size.
         order = np.argsort(-differences, kind="stable")
         gained = [at for at in order[:shown] if differences[at] > LEAST]
         lost = [at for at in order[::-1][:shown] if differences[at] < -LEAST]
         test["changed"] = [
             {"query_id": queries[at], "text": (texts or {}).get(queries[at])}
-            | {name: float(column[at]) for name, column in columns.items()}
+            | {"a": float(a[at]), "b": float(b[at]), "difference": float(differences[at])}
             for at in [*gained, *lost]
         ]
     return Comparison(measure, len(queries), {name: float(arrays[name].mean()) for name in names}, tests)
@@ -153,14 +152,9 @@ def compare_named(
         raise UserError(f"{new[0]} is not an evaluated folder and would be measured now; give --collection.")
     now = evaluate(new, source, EvaluationConfig(split, [measure])) if new and source else None
     measured = _measured(names, homes, {} if now is None else now.measured)
-    comparison = compare(
-        {title: system.per_query for title, system in measured.items() if system.per_query is not None},
-        measure,
-        every_pair=every_pair,
-        shown=shown,
-        texts=None if source is None else source.queries,
-        seed=seed,
-    )
+    tables = {title: system.per_query for title, system in measured.items() if system.per_query is not None}
+    texts = None if source is None else source.queries
+    comparison = compare(tables, measure, every_pair=every_pair, shown=shown, texts=texts, seed=seed)
     if now is not None:
         comparison = replace(comparison, notes=now.results.notes)
     if ranker is None or source is None:

@@ -49,10 +49,8 @@ def measure_cost(
     """Time a system with batches of 1 and 32, after a warm-up and on a fixed number of threads, and measure its size.
 
     Memory is measured in a process that loads the system from `source`, what `load_ranker` takes as text, if given.
-    None for a ranker that cannot answer new queries (`can_be_timed`), or whose vectors do not fit into memory.
-
-    Raises:
-        UserError: No query.
+    None for a ranker that cannot answer new queries (`can_be_timed`), or whose vectors do not fit into memory. Timing
+    without any query is a UserError.
     """
     queries, documents = list(texts[: config.queries]), len(collection.documents)
     if not ranker.can_be_timed:
@@ -66,20 +64,16 @@ def measure_cost(
         stages = ranker.timed_stages(collection, min(config.depth, documents))
         timings = []
         for batch in BATCHES:
-            parts, total, rate = staged_latency(stages, queries, batch=batch, warm_up=max(1, 10 // batch))
+            parts, whole, rate = staged_latency(stages, queries, batch=batch, warm_up=max(1, 10 // batch))
             split = dict(zip(("encode", "search"), parts, strict=True)) if len(parts) == 2 else {}
-            timings.append(Timing(batch=batch, **split, total=total, queries_per_second=round(rate, 2)))
+            timings.append(Timing(batch=batch, **split, total=whole, queries_per_second=round(rate, 2)))
         throughput = _throughput(ranker, collection, config.threads)
-    each, peak = ranker.bytes_per_document(collection), None
+    size, built, peak = ranker.bytes_per_document(collection), getattr(ranker, "build_seconds", None), None
+    total = None if size is None else size * documents
     if source is not None and config.place is not None:
         peak = peak_memory(source, config.place, queries[:_MEMORY], config.threads)
     return Cost(
-        threads=config.threads,
-        timings=timings,
-        total_bytes=None if each is None else each * documents,
-        build_seconds=getattr(ranker, "build_seconds", None),
-        peak_bytes=peak,
-        **throughput,
+        threads=config.threads, timings=timings, total_bytes=total, build_seconds=built, peak_bytes=peak, **throughput
     )
 
 

@@ -117,9 +117,6 @@ def evaluate(
             same settings is not measured again; other systems that were measured on the same queries stay in front.
         loaded: Systems that are shared with other collections; new ones are added.
 
-    Returns:
-        The evaluation of the given systems.
-
     Raises:
         UserError: A system cannot search, or there is nothing to measure: no judgments, no teacher, no cost.
     """

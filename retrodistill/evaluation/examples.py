@@ -72,25 +72,24 @@ def side_by_side(task: Task, queries: Sequence[str], reference: Measured, other:
     def rank(ranking: Ranking, name: str) -> int | None:
         return ranking[name][0] if name in ranking else None
 
-    examples = []
-    for query in queries:
+    def example(query: str) -> Example:
         teacher, student = (rankings.get(query, {}) for rankings in both)
-        places: dict[str, dict[str, Any]] = {
-            name: {"teacher_rank": rank(teacher, name), "student_rank": rank(student, name)} for name in missed[query]
-        }
-        examples.append(
-            Example(
-                query=task.collection.queries[query],
-                query_id=query,
-                relevant=sorted(relevant[query]),
-                teacher=hits(query, teacher),
-                student=hits(query, student),
-                missed=[Missed(document_id=name, **ranks, **texts[name]) for name, ranks in places.items()],
-                teacher_value=values[0].get(query),
-                student_value=values[1].get(query),
-            )
+        unseen = [
+            Missed(document_id=name, **texts[name], teacher_rank=rank(teacher, name), student_rank=rank(student, name))
+            for name in missed[query]
+        ]
+        return Example(
+            query=task.collection.queries[query],
+            query_id=query,
+            relevant=sorted(relevant[query]),
+            teacher=hits(query, teacher),
+            student=hits(query, student),
+            missed=unseen,
+            teacher_value=values[0].get(query),
+            student_value=values[1].get(query),
         )
-    return examples
+
+    return [example(query) for query in queries]
 
 
 def _rankings(run: Run, queries: Sequence[str]) -> dict[str, Ranking]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -89,8 +90,7 @@ def means(per_query: pa.Table) -> dict[str, float]:
 def parse_measure(text: str) -> Measure:
     """Read a measure: a short name such as ``ndcg@10``, or any string of ir_measures.
 
-    Raises:
-        UserError: Not a measure (the error names the nearest), or ir_measures needs another package for it.
+    A UserError names the nearest measure, or the package that ir_measures lacks for this one.
     """
     import ir_measures
 
@@ -185,11 +185,6 @@ def _without_ties(scores: Scores) -> Scores:
 
 def _blocks(run: Run) -> Iterator[Scores]:
     """The run as dictionaries of Python floats, a block of queries at a time."""
-    scores: Scores = {}
-    for query, documents, values in run:
-        scores[query] = dict(zip(documents, values.tolist(), strict=True))
-        if len(scores) == _BLOCK:
-            yield scores
-            scores = {}
-    if scores:
-        yield scores
+    queries = iter(run)
+    while block := list(islice(queries, _BLOCK)):
+        yield {query: dict(zip(documents, scores.tolist(), strict=True)) for query, documents, scores in block}

@@ -23,14 +23,10 @@ def paired_tests(
     `values` are, by name, (queries,) values of the measure, with the queries in the same order.
     """
     tests = [
-        {
-            "a": a,
-            "b": b,
-            "measure": measure,
-            **compare_paired(values[a], values[b], seed=seed),
-            "smallest": smallest_difference(values[a] - values[b]),
-            **outcomes(values[a], values[b]),
-        }
+        {"a": a, "b": b, "measure": measure}
+        | compare_paired(values[a], values[b], seed=seed)
+        | {"smallest": smallest_difference(values[a] - values[b])}
+        | outcomes(values[a], values[b])
         for a, b in pairs
     ]
     for test, corrected in zip(tests, holm([test["p"] for test in tests]), strict=True):

@@ -258,8 +258,7 @@ def read_folder(folder: str | Path) -> dict[str, Measured]:
 def read_per_query(folder: str | Path) -> dict[str, pa.Table]:
     """By system, the table query_id and measures of an evaluated folder.
 
-    Raises:
-        UserError: The file is missing or invalid. If there are evaluated folders below, the error lists them.
+    A missing or invalid file is a UserError, which lists the evaluated folders below, if there are any.
     """
     path = Path(folder) / PER_QUERY
     if not path.is_file():

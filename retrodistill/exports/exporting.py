@@ -113,8 +113,7 @@ def _largest_difference(store: VectorStore, ids: list[str], vectors: Any) -> flo
     """Largest difference of a number in the store from the source's; refuses other vectors and ids."""
 
     def row(block: Any, place: int) -> np.ndarray:
-        is_sparse = not isinstance(block, (np.ndarray, Tokens))
-        return np.asarray(block[[place]].toarray() if is_sparse else block[place])
+        return block[place] if isinstance(block, (np.ndarray, Tokens)) else block[[place]].toarray()
 
     differences: dict[str, float] = {}
     stored_ids, stored = store.stored(ids)

@@ -49,11 +49,7 @@ class StoreIndex(Index):
         return self.store.count()
 
     def search_vectors(
-        self,
-        vectors: Any,
-        k: int | None = None,
-        query_ids: Sequence[str] | None = None,
-        filter: Filter | None = None,
+        self, vectors: Any, k: int | None = None, query_ids: Sequence[str] | None = None, filter: Filter | None = None
     ) -> Run:
         """As `Index.search_vectors`; sparse and multi-vector queries may find fewer than k.
 

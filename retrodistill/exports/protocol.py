@@ -91,8 +91,7 @@ def store_class(prefix: str) -> type[VectorStore]:
     """The class of stores of a prefix; the error for an unknown one names the nearest."""
     if prefix not in _MODULES:
         raise unknown("target", prefix, STORES)
-    store: type[VectorStore] = importlib.import_module(f"retrodistill.exports.{_MODULES[prefix]}").STORE
-    return store
+    return importlib.import_module(f"retrodistill.exports.{_MODULES[prefix]}").STORE
 
 
 def open_store(

@@ -177,7 +177,7 @@ class QdrantStore(VectorStore):
 
     def put(self, points: list[Any]) -> None:
         """Write points in one request; one that is there is replaced. The client retries transient failures."""
-        self._call("upload_points", self.name, points, batch_size=max(1, len(points)), wait=True)
+        self._call("upload_points", self.name, points, batch_size=len(points), wait=True)
 
     def finish(self) -> dict[str, Any]:
         """As `VectorStore.finish`."""

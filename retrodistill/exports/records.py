@@ -12,7 +12,6 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from scipy import sparse
 from scipy.sparse import csr_array
 
@@ -21,7 +20,7 @@ from retrodistill.core.files import digest
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.stores import slug
 from retrodistill.data.collection import Collection
-from retrodistill.data.texts import Texts
+from retrodistill.data.texts import Texts, duplicates
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace, TextModel
 from retrodistill.encoders.embeddings import embed
@@ -318,9 +317,7 @@ def _checked(records: Records) -> Records:
     """The records with the fingerprint of their content, which is read once and checked on the way."""
     if not len(records):
         raise UserError("the index holds no documents; there is nothing to export.")
-    counts = pc.value_counts(pa.array(records.ids, pa.string()))
-    twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1)).to_pylist()
-    if twice:
+    if twice := duplicates(pa.chunked_array([records.ids], pa.string())):
         raise UserError(f"document id {sample_of(twice)} appears more than once; ids must be unique.")
     content = hashlib.blake2b(digest_size=16)
     for batch in records.batches():

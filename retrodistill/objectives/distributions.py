@@ -246,10 +246,6 @@ class InterpolationSchedule:
         end: Last t, at most 1.
         alpha: Size of an adaptive step, from 0 to 1.
         beta: Decay of the momentum, from 0 to below 1.
-        t: Current value.
-        momentum: Smoothed relative fall of the loss.
-        loss: Loss of the previous step; infinite before the first.
-        progress: Completed share of the training at the last update.
     """
 
     start: float = 0.4
@@ -258,8 +254,8 @@ class InterpolationSchedule:
     beta: float = 0.99
     t: float = -1.0
     momentum: float = 0.0
-    loss: float = math.inf
-    progress: float = -1.0
+    loss: float = math.inf  # of the previous step
+    progress: float = -1.0  # completed share of the training at the last update
 
     def __post_init__(self) -> None:
         if not (0 <= self.start <= self.end <= 1 and 0 <= self.alpha <= 1 and 0 <= self.beta < 1):

@@ -77,8 +77,14 @@ def norm_and_direction(student: Tensor, teacher: Tensor, centers: Tensor | None 
     return (1 - (student * directions).sum(dim=1) / longest).mean()
 
 
+@objective(
+    "mi-alpha",
+    "a lower bound on the mutual information with the teacher's embedding (arXiv 2109.11105)",
+    ("student", "teacher", "student_temperature"),
+    sees="embeddings",
+)
 def mi_alpha(
-    student: Tensor, teacher: Tensor, *, temperature: float = 0.05, alpha: float = 0.9, log_baseline: float = 1.0
+    student: Tensor, teacher: Tensor, temperature: float = 0.05, *, alpha: float = 0.9, log_baseline: float = 1.0
 ) -> Tensor:
     """MI-alpha: negative lower bound on the mutual information of two embeddings (Distiller, arXiv 2109.11105).
 
@@ -91,15 +97,8 @@ def mi_alpha(
     learned critic and baseline networks are not reproduced, because a checkpoint does not keep the parameters of a
     loss: the critic is the cosine that retrieval uses, and q is a constant.
 
-    Args:
-        student: (batch, d) student embeddings.
-        teacher: (batch, d) teacher embeddings of the same texts.
-        temperature: Temperature of the critic, above 0.
-        alpha: Above 0, at most 1.
-        log_baseline: log q; NWJ's is 1.
-
-    Returns:
-        Scalar in nats, -1 - log(batch / alpha) or more; 0 with a gradient of 0 for a batch of one.
+    The temperature is above 0, alpha above 0 and at most 1, and `log_baseline` is log q (NWJ's is 1). The result is in
+    nats, -1 - log(batch / alpha) or more; 0 with a gradient of 0 for a batch of one.
     """
     if not (temperature > 0 and 0 < alpha <= 1):
         raise UserError(f"temperature={temperature}, alpha={alpha}: temperature must be above 0, alpha in (0, 1].")
@@ -119,14 +118,6 @@ def mi_alpha(
         return torch.logaddexp(logs + math.log(alpha), torch.full_like(logs, log_baseline + math.log1p(-alpha)))
 
     return (others - mixed(others)).exp().mean() - (critic.diagonal() - mixed(everyone)).mean() - 1
-
-
-objective(
-    "mi-alpha",
-    "a lower bound on the mutual information with the teacher's embedding (arXiv 2109.11105)",
-    ("student", "teacher", "student_temperature"),
-    sees="embeddings",
-)(lambda student, teacher, temperature: mi_alpha(student, teacher, temperature=temperature))
 
 
 @objective(

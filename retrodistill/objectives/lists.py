@@ -128,15 +128,14 @@ def check_trainable(run: Run) -> tuple[Run, dict[str, int]]:
     Raises:
         UserError: No list is left: an empty run, one candidate per query, or all scores equal.
     """
-    sizes, deviation = np.diff(run.bounds), list_moments(run)[1]
-    single, level = sizes < 2, (sizes >= 2) & (deviation == 0)
+    single, informative = np.diff(run.bounds) < 2, list_moments(run)[1] != 0
     if not len(run):
         raise UserError(f"run {run.name} is empty; a list objective needs queries with at least two candidates each.")
     if single.all():
         raise UserError(
             f"run {run.name}: every query has one candidate, and a list objective needs at least two; mine deeper."
         )
-    if (single | level).all():
+    if not informative.any():
         raise flat(run)
-    kept = run.filter(~(single | level)[run.query_codes])
-    return kept, {"single": int(single.sum()), "flat": int(level.sum())}
+    dropped = {"single": int(single.sum()), "flat": int((~single & ~informative).sum())}
+    return run.filter(informative[run.query_codes]), dropped

@@ -45,29 +45,17 @@ INPUTS = {
 
 @dataclass(frozen=True)
 class Objective:
-    """One objective: a function and its required inputs.
+    """One objective: a function of the inputs in `takes`, in their order, to a scalar, and its requirements."""
 
-    Attributes:
-        name: What recipes write.
-        about: One-line description for users.
-        function: Takes the inputs of `takes` in their order; returns a scalar.
-        sees: ``lists`` of candidates, ``embeddings`` of single texts, or the ``tokens`` of lists' texts.
-        takes: Keys of `INPUTS`.
-        needs_positives: Whether the text's own document must be in its list; other objectives never see it.
-        control: The teacher-free objective that replaces it in a control run.
-        has_pairs: Whether its memory grows with the square of a list.
-        dot_only: Whether it is for dot-product students only.
-    """
-
-    name: str
-    about: str
+    name: str  # what recipes write
+    about: str  # one line for users
     function: Function
-    sees: Sees
-    takes: tuple[str, ...]
-    needs_positives: bool = False
-    control: str = "contrastive"
-    has_pairs: bool = False
-    dot_only: bool = False
+    sees: Sees  # lists of candidates, embeddings of single texts, or the tokens of lists' texts
+    takes: tuple[str, ...]  # keys of INPUTS
+    needs_positives: bool = False  # the text's own document must be in its list; other objectives never see it
+    control: str = "contrastive"  # the teacher-free objective that replaces it in a control run
+    has_pairs: bool = False  # its memory grows with the square of a list
+    dot_only: bool = False  # for dot-product students only
 
     def needs(self, *inputs: str) -> bool:
         """Whether it takes at least one of these inputs."""

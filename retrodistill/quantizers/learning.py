@@ -77,19 +77,12 @@ class Learned:
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """Scores to learn from: a teacher's, or by default the exact inner products.
+    """Scores to learn from: a teacher's, or by default the exact inner products."""
 
-    Attributes:
-        queries: (q, d) float32.
-        documents: (n, d) float32.
-        sources: (q,) int64, the document that a pseudo-query was taken from; -1 for real queries.
-        teacher: Scores by rows of the queries; None for inner products.
-    """
-
-    queries: np.ndarray
-    documents: np.ndarray
-    sources: np.ndarray
-    teacher: Teacher | None = None
+    queries: np.ndarray  # (q, d) float32
+    documents: np.ndarray  # (n, d) float32
+    sources: np.ndarray  # (q,) int64, the document that a pseudo-query was taken from; -1 for real queries
+    teacher: Teacher | None = None  # inner products without one
 
     @cached_property
     def _products(self) -> np.ndarray | None:

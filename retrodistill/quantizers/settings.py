@@ -68,9 +68,7 @@ class QuantizerSettings(Settings):
     def split(self, sources: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Rows of the training queries and of the held-out queries: real ones if there are at least 20, else any.
 
-        Args:
-            sources: (q,) documents of pseudo-queries, -1 for real queries.
-            generator: Draws the held-out queries.
+        `sources` are (q,) documents of pseudo-queries, -1 for real queries. The generator draws the held-out queries.
         """
         real = np.flatnonzero(sources < 0)
         pool = generator.permutation(real if len(real) >= _MIN_REAL else np.arange(len(sources)))

@@ -28,14 +28,10 @@ _TOKEN_BLOCK = 256  # documents whose token vectors are in memory at once
 
 
 class BiEncoderRanker(Ranker):
-    """Documents encoded by one encoder, queries by the same or by one that belongs to its space.
+    """Documents encoded by one encoder, queries by the same (the default) or by one that belongs to its space.
 
-    Args:
-        documents: Their encoder.
-        queries: Their encoder; the same by default.
-        name: Name of its runs; the query encoder's by default.
-        root: Folder of the stores of vectors; the shared cache by default.
-        checked: Reject queries of another space; False for a student in training, which has no manifest yet.
+    `name` is that of its runs, by default the query encoder's, and `root` the folder of the stores of vectors, by
+    default the shared cache. `checked` is False for a student in training, which has no manifest to check yet.
     """
 
     can_search = can_score_pairs = can_score_corpus = is_cheap = True
@@ -62,8 +58,8 @@ class BiEncoderRanker(Ranker):
     def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
         """The pairs with inner products."""
         q, query_texts, d, document_texts = distinct_texts(queries, collection, pairs)
-        query_vectors = self._query_vectors(query_texts, collection)
-        scores = pair_products(query_vectors, self._document_vectors(document_texts, collection), q, d)
+        vectors = self._query_vectors(query_texts, collection), self._document_vectors(document_texts, collection)
+        scores = pair_products(*vectors, q, d)
         return pairs.with_scores(scores, self.name)
 
     def remaining(self, queries: Texts, collection: Collection, pairs: Run) -> Work:

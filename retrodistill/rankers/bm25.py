@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import filelock
 import numpy as np
@@ -19,9 +19,6 @@ from retrodistill.data.texts import Texts
 from retrodistill.encoders.names import ModelName
 from retrodistill.rankers.protocol import CorpusScorer, Ranker, Stage, pair_positions
 from retrodistill.runs.run import Run, top_k
-
-if TYPE_CHECKING:
-    import bm25s
 
 LANGUAGE = "english"  # of stop words (bm25s) and stemmer (Snowball)
 _FORMULA: dict[str, Any] = {"method": "lucene", "k1": 1.5, "b": 0.75}  # bm25s's defaults
@@ -43,7 +40,7 @@ class BM25:
         """For each query text, (documents,) float32 scores of the whole corpus; 0 if no term is shared."""
         for terms in _tokenize(list(texts)):
             known = [term for term in terms if term in self._index.vocab_dict]
-            yield (self._index.get_scores(known) if known else np.zeros(len(self.documents), dtype=np.float32))
+            yield self._index.get_scores(known) if known else np.zeros(len(self.documents), dtype=np.float32)
 
     def search(self, texts: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k best documents that share a term with the query.
@@ -67,7 +64,7 @@ class BM25:
         return sum(arrays[part].nbytes for part in ("data", "indices", "indptr")) / len(self.documents)
 
     @cached_property
-    def _index(self) -> bm25s.BM25:
+    def _index(self) -> Any:
         library = load_bm25s()
         folder = make_folder(cache_folder() / "bm25") / self.fingerprint
         with filelock.FileLock(f"{folder}.lock"):
@@ -81,8 +78,7 @@ class BM25:
                 with atomic_folder(folder) as temporary:
                     index.save(temporary, show_progress=False)
         try:
-            loaded: bm25s.BM25 = library.BM25.load(folder, mmap=True)
-            return loaded
+            return library.BM25.load(folder, mmap=True)
         except (OSError, ValueError, KeyError, EOFError) as error:
             reason = f"is damaged ({str(error).splitlines()[0]})"
             raise UserError(f"BM25 index {folder} {reason}; delete this folder and it is built again.") from error
@@ -142,10 +138,9 @@ class BM25Ranker(Ranker):
 def _tokenize(texts: list[str]) -> list[list[str]]:
     import Stemmer
 
-    terms: list[list[str]] = load_bm25s().tokenize(
+    return load_bm25s().tokenize(
         texts, stopwords=LANGUAGE, stemmer=Stemmer.Stemmer(LANGUAGE), return_ids=False, show_progress=False
     )
-    return terms
 
 
 @cache

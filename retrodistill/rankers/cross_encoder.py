@@ -107,10 +107,7 @@ class ScoreStore(KeyedStore):
 
     Methods take pairs as two parallel lists of texts. Its owner is the teacher's manifest (weights, prompt, maximum
     length, dtype, activation). In the shared cache, the default, each version of a teacher has its own folder; in a
-    given `root` a store of another version is an error.
-
-    Raises:
-        UserError: The folder belongs to another teacher or cannot be written.
+    given `root` a store of another version is a UserError, as is a folder that cannot be written.
     """
 
     def __init__(self, name: str, owner: Manifest, root: Path | None = None) -> None:
@@ -181,9 +178,8 @@ def _pair_keys(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
 def _keys(texts: Sequence[str]) -> np.ndarray:
     """Keys of texts; each distinct text, which may occur often, is digested once."""
     distinct = list(dict.fromkeys(texts))
-    place = {text: row for row, text in enumerate(distinct)}
-    rows = np.fromiter((place[text] for text in texts), dtype=np.int64, count=len(texts))
-    return text_keys(distinct)[rows] if distinct else np.zeros(0, dtype=np.uint64)
+    keys = dict(zip(distinct, text_keys(distinct), strict=True))
+    return np.fromiter(map(keys.__getitem__, texts), dtype=np.uint64, count=len(texts))
 
 
 def _joined(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:

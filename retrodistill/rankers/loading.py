@@ -79,15 +79,13 @@ def open_store(text: str, queries: Any = None) -> Any:
 
 def of_encoder(encoder: TextModel, store: Path | None = None) -> Ranker:
     """The ranker of an encoder, for both sides."""
-    ranker: Ranker = _BY_KIND.get(encoder.kind, DenseRanker)(encoder, root=store)
-    return ranker
+    return _BY_KIND.get(encoder.kind, DenseRanker)(encoder, root=store)
 
 
 def _of_name(name: ModelName, store: Path | None) -> Ranker:
     kind = MODEL_KINDS[name.kind]
     if kind.ranker:
-        ranker: Ranker = _imported(f"{kind.ranker}.of_name")(name, store)
-        return ranker
+        return _imported(f"{kind.ranker}.of_name")(name, store)
     if not kind.is_cross_encoder:
         return of_encoder(load_encoder(name), store)
     model = load_cross_encoder(name.name)

@@ -30,13 +30,10 @@ class Postings:
 
     @classmethod
     def from_csr(cls, matrix: csr_array, bits: Literal[8] | None = None, scales: np.ndarray | None = None) -> Postings:
-        """Postings of (documents, terms) weights.
+        """Postings of (documents, terms) positive weights; zeros are not stored.
 
-        Args:
-            matrix: Positive weights; zeros are not stored as postings.
-            bits: None for exact float32 weights, or 8.
-            scales: (terms,) minimum weight of one step, such as that of postings that grow: codes of terms that do not
-                exceed their scale stay the same.
+        `scales` are (terms,) minimum weights of one step, such as those of postings that grow: codes of terms that do
+        not exceed their scale stay the same.
         """
         columns = csc_array(matrix, dtype=np.float32)
         columns.eliminate_zeros()
@@ -92,7 +89,7 @@ class Postings:
             rows (found,) int64 and scores (found,) float32, best first, ties by row.
         """
         scores = self.scores(terms, weights)
-        best = top_k(scores, min(k, self.documents))
+        best = top_k(scores, k)
         best = best[scores[best] > 0]
         return best, scores[best]
 
@@ -104,11 +101,10 @@ class Postings:
     @classmethod
     def read(cls, folder: Path, documents: int, bits: Literal[8] | None, *, memory_map: bool = False) -> Postings:
         """Read the files of `write`; `memory_map` leaves the arrays on disk."""
-        mode: Any = "r" if memory_map else None
-        bounds, rows, impacts, scales = (
-            np.asarray(np.load(folder / f"postings-{part}.npy", mmap_mode=mode, allow_pickle=False))
-            for part in _PARTS  # as plain arrays: slices of a memmap are several times slower
-        )
+        files = [folder / f"postings-{part}.npy" for part in _PARTS]
+        arrays = (np.load(file, mmap_mode="r" if memory_map else None, allow_pickle=False) for file in files)
+        # As plain arrays: slices of a memmap are several times slower.
+        bounds, rows, impacts, scales = map(np.asarray, arrays)
         return cls(bounds, rows, impacts, scales, documents, bits)
 
 

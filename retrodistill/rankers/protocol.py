@@ -188,11 +188,7 @@ def wanted_depth(k: int | None, documents: int) -> int:
 
 
 def as_queries(queries: Queries) -> Texts:
-    """Convert one text, several (ids "0", "1"...) or a mapping of ids to texts, and check them.
-
-    Raises:
-        UserError: A query is empty or not a text.
-    """
+    """Convert one text, several (ids "0", "1"...) or a mapping of ids to texts; refuse empty ones and other types."""
     if not isinstance(queries, Texts):
         several = [queries] if isinstance(queries, str) else queries
         pairs = list(several.items() if isinstance(several, Mapping) else enumerate(several))

@@ -70,10 +70,7 @@ class JudgmentRanker(Ranker):
     """Scores a pair by its grade in a split's judgments; an unjudged document counts as not relevant.
 
     Queries of other splits and pseudo-queries get equal scores for all documents and teach nothing; training excludes
-    and counts them.
-
-    Raises:
-        UserError: The test split: measuring a student that saw its judgments is meaningless.
+    and counts them. The test split is a UserError: measuring a student that saw its judgments is meaningless.
     """
 
     kind = "judgments"

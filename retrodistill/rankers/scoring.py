@@ -72,8 +72,7 @@ def _load(teachers: Sequence[Any], store: str | os.PathLike[str] | None) -> list
 def corpus_scores(queries: Texts, collection: Collection, teacher: Ranker, out: np.ndarray | None = None) -> np.ndarray:
     """(queries, documents) float32 scores of every document for every query, in `out` if given (a memory map).
 
-    Raises:
-        UserError: The teacher only scores pairs, or the matrix would exceed 8 GiB.
+    A teacher that only scores pairs, or a matrix of more than 8 GiB, is a UserError.
     """
     shape = (len(queries), len(collection.documents))
     size = 4 * shape[0] * shape[1]

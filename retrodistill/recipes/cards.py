@@ -49,16 +49,17 @@ def write_student_card(
     """Write the card of one student, which is loaded unless it is given as `encoder`.
 
     Without `results`, it was not measured. `collection` and `conversations` say where the training texts come from, as
-    the user wrote it; None for a collection that was made in memory.
-
-    Raises:
-        UserError: The folder does not hold a student, or is not writable.
+    the user wrote it; None for a collection that was made in memory. A folder that does not hold a student, or is not
+    writable, is a UserError.
     """
     with quiet_libraries():
         model = (encoder or load_student(folder)).model
     manifest, written = Manifest.read(folder, STUDENT_MANIFEST), read_json(folder / STUDENT_MANIFEST)
     settings = StudentSettings.model_validate({key: value for key, value in manifest.settings.items() if key != "seed"})
-    about, teacher, members = manifest.about, data.teacher, zip(data.teacher.members, data.teacher.weights, strict=True)
+    about, teacher = manifest.about, data.teacher
+    members = zip(teacher.members, teacher.weights, strict=True)
+    named = [(without_folders(member.name), weight) for member, weight in members]
+    recorded = None if teacher.run is None else len(teacher.run)
     start = data.space.name if data.space is not None and settings.model == "static" else settings.model
     documents_by = data.space.name if data.space is not None and settings.documents == "frozen" else None
     modules = read_json(folder / "modules.json") if (folder / "modules.json").exists() else []
@@ -79,12 +80,7 @@ def write_student_card(
         collection=data.collection.name,
         documents=len(data.collection.documents),
         queries=len(data.queries),
-        teaching=Teaching(
-            [(without_folders(member.name), weight) for member, weight in members],
-            teacher.method,
-            manifest.inputs.get("teacher", ""),
-            None if teacher.run is None else len(teacher.run),
-        ),
+        teaching=Teaching(named, teacher.method, manifest.inputs.get("teacher", ""), recorded),
         stages=settings.stages,
         learned=[{**stage, "sources": list(map(without_folders, stage.get("sources", [])))} for stage in learned],
         seconds=about.get("seconds", 0.0),

@@ -148,8 +148,7 @@ def _queries(recipe: Recipe) -> tuple[Collection, Texts, Texts, Texts | None, li
     rewrites, notes, split = None, [], recipe.split
     if recipe.conversations:
         conversations = _conversations(recipe, recipe.conversations, loaded)
-        collection, rewrites = conversations.of(loaded), conversations.rewrites
-        count = len(conversations.raw)
+        collection, rewrites, count = conversations.of(loaded), conversations.rewrites, len(conversations.raw)
         if recipe.conversations.path == MADE:
             notes.append(
                 f"the conversations are artificial: {count} of the collection's {len(loaded.queries)} queries were "

@@ -49,10 +49,7 @@ def recipe_keys(prefix: str = "") -> list[Section]:
     """The keys at and below a prefix, in the order of the settings; all keys without one.
 
     The prefix is a key's path, with or without names of students and numbers of list items: ``students.stages``,
-    ``students.mine.stages.0.training``.
-
-    Raises:
-        UserError: No such key; the nearest is named.
+    ``students.mine.stages.0.training``. The UserError for an unknown key names the nearest.
     """
     start = _full_path(prefix)
     below = [

@@ -14,6 +14,7 @@ from retrodistill.encoders.contract import encode_with
 from retrodistill.evaluation.evaluating import evaluate_systems
 from retrodistill.evaluation.results import Results
 from retrodistill.evaluation.systems import write_per_query
+from retrodistill.recipes import systems
 from retrodistill.recipes.cards import write_cards
 from retrodistill.recipes.job import Job, open_job
 from retrodistill.recipes.loading import load_recipe, recipe_yaml
@@ -21,15 +22,6 @@ from retrodistill.recipes.quantized import quantized
 from retrodistill.recipes.reporting import job_results
 from retrodistill.recipes.settings import Recipe
 from retrodistill.recipes.students import timed, train_students, work_folder
-from retrodistill.recipes.systems import (
-    baselines,
-    rewritten_student,
-    student_system,
-    students_to_train,
-    truncated_teachers,
-    variants_of,
-    vectors_note,
-)
 from retrodistill.report import write_page
 from retrodistill.runs.formats import save_run
 
@@ -67,27 +59,28 @@ def _run(job: Job, seconds: dict[str, float], command: str) -> Results | None:
     if is_main():
         with atomic_file(job.out / "recipe.yaml") as temporary:
             temporary.write_text(recipe_yaml(settings), encoding="utf-8")
-    students = {name: student for name, student, _ in students_to_train(settings)}
+    planned = list(systems.students_to_train(settings))
+    students = {name: student for name, student, _ in planned}
     folders = {name: job.out / "students" / name for name in students}
     trained = train_students(students, job.training_data, folders, job.teachers, seconds)
-    trained = {name: replace(trained[name], role=role) for name, _, role in students_to_train(settings)}
+    trained = {name: replace(trained[name], role=role) for name, _, role in planned}
     if not is_main():
         return None
-    systems = baselines(job) + truncated_teachers(job)
-    for student in variants_of(job, trained.values()):
+    compared = systems.baselines(job) + systems.truncated_teachers(job)
+    for student in systems.variants_of(job, trained.values()):
         with timed(seconds, f"index {student.name}"):
-            systems.append(student_system(job, student))
-    if note := vectors_note(systems):
+            compared.append(systems.student_system(job, student))
+    if note := systems.vectors_note(compared):
         job.notes.append(note)
-    if rewritten := rewritten_student(job, systems):
-        systems.append(rewritten)
+    if rewritten := systems.rewritten_student(job, compared):
+        compared.append(rewritten)
     curves = {name: student.curves for name, student in trained.items() if student.curves["losses"]}
     seconds.update({f"train {name}": trained[name].seconds for name in curves})
     if settings.index.learn:
         compressed, curves = quantized(job, seconds)
-        systems += compressed
+        compared += compressed
     with timed(seconds, "evaluate"):
-        measured = evaluate_systems(systems, job.task, job.evaluation)
+        measured = evaluate_systems(compared, job.task, job.evaluation)
     for name, system in measured.items():
         save_run(system.load_run(), job.out / "runs" / name)
     write_per_query(list(measured.values()), job.out)

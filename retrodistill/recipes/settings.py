@@ -203,11 +203,7 @@ class Recipe(Settings):
 
 
 def check_truncations(recipe: Recipe, width: int) -> None:
-    """Refuse truncations longer than the document encoder's vectors, which have `width` dimensions.
-
-    Raises:
-        UserError: Names the first.
-    """
+    """Refuse truncations beyond the `width` dimensions of the document encoder's vectors; the error names the first."""
     given = [("evaluation.truncations", cut) for cut in recipe.evaluation.truncations]
     for name, student in recipe.students.items():
         if student.documents == "frozen":

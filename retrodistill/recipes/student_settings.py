@@ -241,10 +241,8 @@ def teaching_students(stage: StageSettings, students: Mapping[str, StudentSettin
 def training_order(students: Mapping[str, StudentSettings]) -> list[StudentState]:
     """Every student before its first stage and after each stage, with prerequisites first.
 
-    A stage needs the student as its previous stage left it, and the students that teach it.
-
-    Raises:
-        ValueError: As `teaching_students`, or a stage needs a student that needs this stage.
+    A stage needs the student as its previous stage left it, and the students that teach it. A stage that needs a
+    student that needs this stage is a ValueError, as are the mistakes of `teaching_students`.
     """
     order: list[StudentState] = []
 

@@ -34,19 +34,12 @@ _PUBLIC = ("beir/", "ir_datasets:")
 
 @dataclass(frozen=True)
 class Teaching:
-    """The teacher of a recipe.
+    """The teacher of a recipe."""
 
-    Attributes:
-        members: ``(kind:name, weight)`` of each.
-        fusion: How several are fused; None for one.
-        fingerprint: Of all of them together.
-        recorded: Number of pairs in a recorded run; None for a teacher that computes scores.
-    """
-
-    members: Sequence[tuple[str, float]]
-    fusion: str | None = None
-    fingerprint: str = ""
-    recorded: int | None = None
+    members: Sequence[tuple[str, float]]  # ``(kind:name, weight)`` of each
+    fusion: str | None = None  # how several are fused; None for one
+    fingerprint: str = ""  # of all of them together
+    recorded: int | None = None  # number of pairs in a recorded run; None for a teacher that computes scores
 
     @property
     def text(self) -> str:
@@ -58,63 +51,40 @@ class Teaching:
 
 @dataclass(frozen=True)
 class Turns:
-    """Conversations that replace a collection's queries.
+    """Conversations that replace a collection's queries."""
 
-    Attributes:
-        path: The file of turns, without local folders; None if they were made by chaining queries.
-        history: Maximum number of earlier turns after an utterance; None for all.
-        responses: Whether answers are part of the history.
-    """
-
-    path: str | None
-    history: int | None = None
-    responses: bool = True
+    path: str | None  # the file of turns, without local folders; None if they were made by chaining queries
+    history: int | None = None  # maximum number of earlier turns after an utterance; None for all
+    responses: bool = True  # whether answers are part of the history
 
 
 @dataclass(frozen=True)
 class Facts:
-    """How a student was made.
+    """How a student was made."""
 
-    Attributes:
-        name: The system's name in results.json.
-        kind: Name of its `Kind`, e.g. ``static``.
-        start: Its base model, ``kind:NAME``.
-        collection, documents, queries: Name of the training collection, and what was trained on.
-        changes: Changes before training, by setting: layers, dimension...
-        documents_by: The model that encodes the documents; None for itself.
-        learned: Records of each stage (see `retrodistill.training.prepared.learned_from`); may be empty.
-        seconds, inputs, versions, hardware: Wall time, fingerprints, and environment of the training.
-        base_model: Name of its base model on the Hugging Face hub; None for a folder, or if unknown.
-        own_modules: Whether its folder has modules of this package, which sentence-transformers only loads on request.
-        sparsity: Mean terms per text and products per pair, of sparse students.
-        source: What `load_collection` takes for the collection (see `published`); a placeholder by default.
-        turns: The conversations that it was trained on; None for ordinary queries.
-        rewritten: Whether the teacher got rewritten queries.
-    """
-
-    name: str
-    kind: str
-    start: str
-    collection: str
-    documents: int
+    name: str  # the system's, in results.json
+    kind: str  # name of its `Kind`, e.g. ``static``
+    start: str  # its base model, ``kind:NAME``
+    collection: str  # name of the training collection
+    documents: int  # their number, and that of the training queries
     queries: int
     teaching: Teaching
     stages: Sequence[StageSettings]
-    changes: dict[str, Any] = field(default_factory=dict)
-    documents_by: str | None = None
-    learned: Sequence[dict[str, Any]] = ()
-    seconds: float = 0.0
+    changes: dict[str, Any] = field(default_factory=dict)  # before training, by setting: layers, dimension...
+    documents_by: str | None = None  # the model that encodes the documents; None for itself
+    learned: Sequence[dict[str, Any]] = ()  # of each stage: `training.prepared.learned_from`; may be empty
+    seconds: float = 0.0  # wall time of the training
     seed: int = 0
-    inputs: dict[str, str] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)  # fingerprints
     versions: dict[str, str] = field(default_factory=dict)
     hardware: dict[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
-    base_model: str | None = None
-    own_modules: bool = False
-    sparsity: dict[str, float] | None = None
-    source: str = ""
-    turns: Turns | None = None
-    rewritten: bool = False
+    base_model: str | None = None  # on the Hugging Face hub; None for a folder, or if unknown
+    own_modules: bool = False  # whether its folder has modules of this package, which need `trust_remote_code`
+    sparsity: dict[str, float] | None = None  # of sparse students: mean terms per text and products per pair
+    source: str = ""  # what `load_collection` takes for the collection (see `published`); a placeholder by default
+    turns: Turns | None = None  # the conversations that it was trained on; None for ordinary queries
+    rewritten: bool = False  # whether the teacher got rewritten queries
 
     @property
     def loaded_from(self) -> str:
@@ -124,12 +94,8 @@ class Facts:
     @property
     def taught_by(self) -> str:
         """The teachers in the order of the stages: the recipe's, or the stages' own."""
-        teachers = [
-            Teaching([(without_folders(member.model), member.weight) for member in stage.teacher]).text
-            if stage.teacher
-            else self.teaching.text
-            for stage in self.stages
-        ]
+        own = [[(without_folders(member.model), member.weight) for member in stage.teacher] for stage in self.stages]
+        teachers = [Teaching(members).text if members else self.teaching.text for members in own]
         return ", then ".join(dict.fromkeys(teachers)) or self.teaching.text
 
 
@@ -165,11 +131,7 @@ _OWN_LINES = {  # settings of a stage that templates/card/stage.md.j2 describes
 
 
 def write_card(model: Any, facts: Facts, folder: str | os.PathLike[str], results: Results | None = None) -> None:
-    """Write README.md into a student's folder; without results, it says that the student was not measured.
-
-    Raises:
-        UserError: The folder is not writable.
-    """
+    """Write README.md into a student's folder, or raise a UserError; without results, it says "not measured"."""
     with atomic_file(Path(folder) / "README.md") as temporary:
         temporary.write_text(card_text(model, facts, results), encoding="utf-8", newline="\n")
 
@@ -245,10 +207,8 @@ def _measurements(facts: Facts, results: Results, variants: Sequence[SystemResul
 
 def _stage(stage: StageSettings, known: dict[str, Any]) -> dict[str, Any]:
     fields = type(stage).model_fields
-    values = stage.model_dump(mode="json", exclude=_OWN_LINES)
-    changed = {
-        name: value for name, value in values.items() if value != fields[name].get_default(call_default_factory=True)
-    }
+    values = stage.model_dump(mode="json", exclude=_OWN_LINES).items()
+    changed = {name: value for name, value in values if value != fields[name].get_default(call_default_factory=True)}
     teachers = [(member.weight, without_folders(member.model)) for member in stage.teacher or []]
     return {"settings": stage, "known": known, "changed": changed, "teachers": teachers}
 

@@ -61,10 +61,8 @@ _SERVING = (
     Column("query p95, ms", lambda system: (system.query_ms or {}).get("p95"), text.milliseconds, places=[PAGE]),
     Column("query ms, p50 / p95", attrgetter("query_ms"), text.latency, places=[TERMINAL, CARD]),
     Column("bytes/doc", attrgetter("bytes_per_document"), text.thousands),
-    *(
-        Column(f"{side} by", attrgetter(f"{side}_by"), lambda name: name or text.MISSING, is_number=False)
-        for side in ("documents", "queries")
-    ),
+    Column("documents by", attrgetter("documents_by"), lambda name: name or text.MISSING, is_number=False),
+    Column("queries by", attrgetter("queries_by"), lambda name: name or text.MISSING, is_number=False),
 )
 AGREEMENT = (
     Column("overlap@10", attrgetter("record.overlap10"), text.measure),

@@ -109,9 +109,7 @@ def pareto_front(qualities: Sequence[float], costs: Sequence[Sequence[float]]) -
 
     A system is dominated if another one is at least as good in quality and in every cost, and better in one of them.
     Equal systems stay. The shapes are (systems,) and (systems, kinds of cost): e.g. milliseconds, bytes per document.
-
-    Raises:
-        UserError: Not one row of costs per system, or a value is not finite.
+    Other shapes, and values that are not finite, are a UserError.
     """
     table = np.array([[-quality, *row] for quality, row in zip(qualities, costs, strict=False)], dtype=np.float64)
     if len(qualities) != len(costs) or not np.isfinite(table).all():

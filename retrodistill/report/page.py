@@ -26,11 +26,7 @@ Context = dict[str, Any]
 
 
 def write_page(results: Results, path: str | os.PathLike[str]) -> None:
-    """Write report.html atomically.
-
-    Raises:
-        UserError: The file cannot be written.
-    """
+    """Write report.html atomically; a UserError if the file cannot be written."""
     with atomic_file(path) as temporary:
         # Names of files may contain bytes that are not UTF-8; they become question marks and do not stop the job.
         temporary.write_text(page_text(results), encoding="utf-8", errors="replace", newline="\n")
@@ -168,36 +164,35 @@ def _compression(results: Results) -> Context | None:
 
 def _sizes(model: str, points: Sequence[figures.Point]) -> Context:
     whole = max(points, key=lambda point: (point.cost, point.quality))
+
+    def share(point: figures.Point) -> float | None:
+        return point.quality / whole.quality if whole.quality else None
+
     shown = [
         Column("bytes/doc", lambda point: point.cost, text.thousands),
         Column("smaller", lambda point: whole.cost / point.cost, lambda factor: f"{factor:.3g}×"),
         Column("nDCG@10", lambda point: point.quality, text.measure),
-        Column(
-            f"of {whole.system.name}",
-            lambda point: point.quality / whole.quality if whole.quality else None,
-            text.percent,
-        ),
+        Column(f"of {whole.system.name}", share, text.percent),
     ]
     return {"name": model, "picture": figures.sizes_figure(points), "columns": shown, "rows": points}
 
 
 def _queries(results: Results) -> Context | None:
     """Queries won and lost, and evenly spaced queries, with both rankings."""
-    shown = [*results.won, *results.lost, *results.examples]
+    groups = {"won": results.won, "lost": results.lost, "drawn": results.examples}
+    shown = [example for examples in groups.values() for example in examples]
     if not shown:
         return None
     sides = results.sides or ["teacher", "student"]
     counts = comparison_of(results, sides[1], sides[0]) or {}
-    totals = {"won": counts.get("wins"), "lost": counts.get("losses"), "drawn": None}
+    totals = {"won": counts.get("wins"), "lost": counts.get("losses")}
     return {
         "sides": sides,
         "total": len(shown),
         "is_judged": any(example.relevant for example in shown),
         "groups": [
-            (name, total or 0, [(example, *_outcome(example, sides)) for example in examples])
-            for (name, total), examples in zip(
-                totals.items(), (results.won, results.lost, results.examples), strict=True
-            )
+            (name, totals.get(name) or 0, [(example, *_outcome(example, sides)) for example in examples])
+            for name, examples in groups.items()
             if examples
         ],
     }

@@ -40,14 +40,10 @@ def results_text(results: Results, width: int = WIDTH) -> str:
     heads = ["system", *(_two_lines(column.head) for column in numbers), *(column.head for column in sides)]
 
     def table(after_kind: str, width: int) -> str:
-        rows = [
-            [
-                text.plain(system.name),
-                *(column.cell(system) for column in numbers),
-                *(text.plain(column.cell(system)).replace(":", after_kind) for column in sides),
-            ]
-            for system in results.systems
-        ]
+        rows = []
+        for system in results.systems:
+            names = (text.plain(column.cell(system)).replace(":", after_kind) for column in sides)
+            rows.append([text.plain(system.name), *(column.cell(system) for column in numbers), *names])
         return _table(heads, rows, len(sides), width=width)
 
     wide = table(":", 10_000)

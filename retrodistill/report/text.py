@@ -130,16 +130,10 @@ def _fitting(text: str, width: int) -> str:
 def with_short_names(results: Results) -> Results:
     """A copy with short system names; provenance and the command keep the full ones."""
     names = short_names(system.name for system in results.systems)
-    systems = [
-        system.model_copy(
-            update={
-                "name": names[system.name],
-                "documents_by": short_name(system.documents_by),
-                "queries_by": short_name(system.queries_by),
-            }
-        )
-        for system in results.systems
-    ]
+    systems = []
+    for system in results.systems:
+        sides = {side: short_name(getattr(system, side)) for side in ("documents_by", "queries_by")}
+        systems.append(system.model_copy(update={"name": names[system.name], **sides}))
     return results.model_copy(
         update={
             "systems": systems,

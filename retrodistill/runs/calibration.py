@@ -32,15 +32,10 @@ class Calibration:
 
 @dataclass(frozen=True)
 class ZScore(Calibration):
-    """(score - mean) / deviation, with both measured over all pairs of the fitted run.
-
-    Attributes:
-        mean: Mean of the fitted scores.
-        deviation: Their standard deviation (population), above 0.
-    """
+    """(score - mean) / deviation, with both measured over all pairs of the fitted run."""
 
     mean: float
-    deviation: float
+    deviation: float  # standard deviation (population), above 0
     name: ClassVar[str] = "zscore"
 
     def __post_init__(self) -> None:

@@ -64,10 +64,8 @@ def read_run(path: str | os.PathLike[str], name: str | None = None, *, may_be_em
 def write_run(run: Run, path: str | os.PathLike[str]) -> None:
     """Write a run in rank order and in the format of the file's extension, atomically.
 
-    TREC and JSONL store scores exactly (the shortest text that reads back as the same number).
-
-    Raises:
-        UserError: The extension is unknown, an id contains a space (TREC), or the folder is not writable.
+    TREC and JSONL store scores exactly (the shortest text that reads back as the same number). An unknown extension, an
+    id with a space in TREC, or a folder that is not writable is a `UserError`.
     """
     path = Path(path)
     form = _format_of(path)

@@ -47,14 +47,10 @@ class Run:
 
     The rows of a query are adjacent; queries are in the order of their first row. Scores are raw float64 values,
     higher is better. The optional column `sources` names the systems that proposed a candidate (joined by ``+``).
-
-    Attributes:
-        table: The Arrow table; ids are dictionary-encoded.
-        name: Name of the system that made it, used as the TREC tag.
     """
 
-    table: pa.Table
-    name: str = "run"
+    table: pa.Table  # ids are dictionary-encoded
+    name: str = "run"  # of the system that made it; the TREC tag
 
     @classmethod
     def from_arrays(
@@ -66,11 +62,9 @@ class Run:
         sources: _Ids | None = None,
         name: str = "run",
     ) -> Run:
-        """Build from columns of equal length, one value per pair.
+        """Build from columns of equal length.
 
-        Raises:
-            UserError: Columns differ in length, an id is missing, a score is not a finite number, or a pair
-                appears twice.
+        A missing id, a score that is not a finite number, or a pair that appears twice is a `UserError`.
         """
         columns: dict[str, pa.Array] = {
             "query_id": _as_ids(query_ids, name),
@@ -304,11 +298,10 @@ def id_codes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def align(runs: Sequence[Run], name: str = "union") -> tuple[Run, np.ndarray]:
-    """Put runs side by side on the union of their pairs.
+    """Put runs side by side on the union of their pairs, queries in the order of their first appearance.
 
-    Returns:
-        The union as a run (with meaningless scores of 0), queries in the order of their first appearance; and a (rows,
-        runs) float64 matrix of each run's scores, NaN for pairs that a run did not score.
+    Returns the union as a run with meaningless scores of 0, and a (rows, runs) float64 matrix of each run's scores, NaN
+    for pairs that a run did not score.
     """
     if not runs:
         raise UserError("no run was given; give at least one.")
@@ -320,13 +313,8 @@ def align(runs: Sequence[Run], name: str = "union") -> tuple[Run, np.ndarray]:
     matrix = np.full((len(union), len(runs)), np.nan)
     for column, (run, own) in enumerate(zip(runs, keys, strict=True)):
         matrix[np.searchsorted(union, own), column] = run.scores
-    table = pa.table(
-        {
-            "query_id": _dictionary(union // width, query_ids),
-            "document_id": _dictionary(union % width, document_ids),
-            "score": pa.array(np.zeros(len(union))),
-        }
-    )
+    ids = _dictionary(union // width, query_ids), _dictionary(union % width, document_ids)
+    table = pa.table([*ids, pa.array(np.zeros(len(union)))], [*_ID_COLUMNS, "score"])
     return Run(table, name), matrix
 
 

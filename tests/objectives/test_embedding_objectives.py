@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from retrodistill.core.errors import UserError
-from retrodistill.objectives import cosine, leaf, mi_alpha, norm_and_direction, relation_matching
+from retrodistill.objectives.embeddings import cosine, leaf, mi_alpha, norm_and_direction, relation_matching
 
 OF_PAIRS = {"leaf": leaf, "cosine": cosine, "nd": norm_and_direction, "mi-alpha": mi_alpha}
 ALL = {**OF_PAIRS, "relations": relation_matching}

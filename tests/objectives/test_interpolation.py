@@ -6,7 +6,7 @@ import torch
 from brute_lists import lists
 
 from retrodistill.core.errors import UserError
-from retrodistill.objectives import InterpolationSchedule, kl_divergence, taid
+from retrodistill.objectives.distributions import InterpolationSchedule, kl_divergence, taid
 
 
 class TestTaid:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from retrodistill.core.errors import UserError
-from retrodistill.objectives import leaf
+from retrodistill.objectives.embeddings import leaf
 
 
 def embeddings(seed, dtype=torch.float64, batch=4, width=6):

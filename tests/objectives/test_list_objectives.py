@@ -5,24 +5,20 @@ import torch
 from brute_lists import BRUTE, KINDS, brute_kl, lists, log_softmax
 
 from retrodistill.core.errors import UserError
-from retrodistill.objectives import (
+from retrodistill.objectives.distributions import (
     balanced_kl,
-    binary_cross_entropy,
     contrastive,
     kl_divergence,
-    lambda_loss,
     listmle,
     listnet,
-    margin_mse,
-    mse,
     pld,
-    ranknet,
     reverse_kl,
     sinkhorn,
     taid,
 )
 from retrodistill.objectives.registry import INPUTS, OBJECTIVES, get_objective
 from retrodistill.objectives.registry import objective as register
+from retrodistill.objectives.scores import binary_cross_entropy, lambda_loss, margin_mse, mse, ranknet
 
 OF_LISTS = {
     "kl": kl_divergence,

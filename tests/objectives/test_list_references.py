@@ -7,25 +7,20 @@ import torch
 from brute_lists import lambda_sum, lists, pld_sum, rows
 
 from retrodistill.core.errors import UserError
-from retrodistill.objectives import (
+from retrodistill.objectives.distributions import (
     balanced_kl,
     contrastive,
     in_batch_contrastive,
-    in_batch_margin_mse,
     kl_divergence,
-    lambda_loss,
     listmle,
     listnet,
-    margin_mse,
-    mse,
     plackett_luce,
     pld,
-    ranknet,
     reverse_kl,
     sinkhorn,
     without_forgetting,
 )
-from retrodistill.objectives.scores import WEIGHTINGS
+from retrodistill.objectives.scores import WEIGHTINGS, in_batch_margin_mse, lambda_loss, margin_mse, mse, ranknet
 
 SEEDS = range(3)
 

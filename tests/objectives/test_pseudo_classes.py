@@ -3,8 +3,7 @@ import pytest
 import torch
 
 from retrodistill.core.errors import UserError
-from retrodistill.objectives import classes_of, lelp, pseudo_classes
-from retrodistill.objectives.classes import pseudo_class_alignment
+from retrodistill.objectives.classes import classes_of, lelp, pseudo_class_alignment, pseudo_classes
 
 GENERATOR = np.random.default_rng(0)
 LABELS = np.repeat([0, 1], [40, 25])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from retrodistill.core.errors import UserError
-from retrodistill.objectives import anti_zero, flops, l1, outside_top_k, top_k, whole_batch
+from retrodistill.objectives.sparsity import anti_zero, flops, l1, outside_top_k, top_k, whole_batch
 
 PENALTIES = {"flops": flops, "l1": l1, "top-k": lambda w: outside_top_k(w, 2), "anti-zero": anti_zero}
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from retrodistill.core.errors import UserError
-from retrodistill.objectives import relation_matching, token_relations
+from retrodistill.objectives.embeddings import relation_matching, token_relations
 
 
 def tokens(seed, width, batch=3, n=4):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from retrodistill.core.errors import UserError
-from retrodistill.objectives import usable_lists
+from retrodistill.objectives.lists import usable_lists
 
 NONE = {"single": 0, "not finite": 0, "flat": 0, "saturated": 0}
 

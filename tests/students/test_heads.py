@@ -9,7 +9,7 @@ from sentence_transformers.util import batch_to_device
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.sparse import SparseTextEncoder
-from retrodistill.objectives import flops
+from retrodistill.objectives.sparsity import flops
 from retrodistill.students.clustering import with_clusters
 from retrodistill.students.multi_vector import TokenHeadScorer, multi_vector_student
 from retrodistill.students.sparse import sparse_student

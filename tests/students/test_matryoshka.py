@@ -10,7 +10,8 @@ from retrodistill.core.errors import UserError
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.vectors import leading
-from retrodistill.objectives import kl_divergence, leaf, without_forgetting
+from retrodistill.objectives.distributions import kl_divergence, without_forgetting
+from retrodistill.objectives.embeddings import leaf
 from retrodistill.students.dense_variants import LeadingVectors, MatryoshkaLoss
 from retrodistill.training.lists import Lists, lists_over_corpus
 from retrodistill.training.loss import Term, objective_keeper

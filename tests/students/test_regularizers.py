@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from retrodistill import objectives as pure
+from retrodistill.objectives.sparsity import flops
 from retrodistill.students.sparse_training import SparsityAlarm, regularized
 from retrodistill.training.settings import RegularizerSettings
 
@@ -35,7 +35,7 @@ class TestValues:
         regularizers = [regularizer("l1"), regularizer("l1", 2.0), regularizer("flops", side="query")]
         parts = regularized(regularizers, 2 * WEIGHTS, WEIGHTS, None)
         assert {name: float(part) for name, part in parts.items()} == pytest.approx(
-            {"l1-document": 10.5, "flops-query": float(pure.flops(2 * WEIGHTS))}
+            {"l1-document": 10.5, "flops-query": float(flops(2 * WEIGHTS))}
         )
 
     def test_an_unknown_one_is_refused(self):

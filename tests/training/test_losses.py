@@ -7,24 +7,20 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.runtime import set_quiet
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.loading import load_bi_encoder
-from retrodistill.objectives import (
+from retrodistill.objectives.classes import pseudo_classes
+from retrodistill.objectives.distributions import (
     contrastive,
     in_batch_contrastive,
     kl_divergence,
-    lambda_loss,
-    leaf,
     listmle,
-    margin_mse,
-    mi_alpha,
-    mse,
     pld,
-    pseudo_classes,
-    relation_matching,
     sinkhorn,
     taid,
     without_forgetting,
 )
+from retrodistill.objectives.embeddings import leaf, mi_alpha, relation_matching
 from retrodistill.objectives.registry import OBJECTIVES, get_objective
+from retrodistill.objectives.scores import lambda_loss, margin_mse, mse
 from retrodistill.training.lists import Lists, lists_over_corpus
 from retrodistill.training.loss import DistillationLoss, TeacherVectors, Term
 from retrodistill.training.scorers import StoredVectorScorer, VectorScorer
