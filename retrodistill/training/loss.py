@@ -108,13 +108,9 @@ class DistillationLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.terms, self.scorer = model, list(terms), scorer
-        self.progress: float | None = (
-            None  # share of the training's steps that are done, 0 to 1: see `objective_keeper`
-        )
+        self.progress: float | None = None  # share of the training's steps that are done, set by `objective_keeper`
         self.left_out: dict[str, int] = {}  # lists that teach nothing, by reason, if a term reads the teacher's scores
-        self.start: Any = (
-            None  # the student of the stage's start, if a term needs it and the scorer keeps a whole model
-        )
+        self.start: Any = None  # the stage's first student, if a term needs it and the scorer keeps a whole model
         self._lists, self._teacher = lists, teacher
         self._schedules: dict[int, pure.InterpolationSchedule] = {}
         self._seen = {term.objective.sees for term in terms}

@@ -26,8 +26,8 @@ from retrodistill.training.settings import CURRENT_STUDENT
 class StudentSnapshot:
     """The student at the start of a stage: it proposes candidates and shows what it has yet to learn.
 
-    Its `kind`, of `retrodistill.students.registry`, knows whether and how it searches. The `space` encodes the documents
-    that it searches, unless it does so itself; `stored`, (corpus, d) document vectors, replace the space's.
+    Its `kind`, of `retrodistill.students.registry`, knows whether and how it searches. The `space` encodes its
+    documents, unless it does so itself; `stored`, (corpus, d) document vectors, replace the space's.
     """
 
     def __init__(self, student: Any, kind: Any, space: Encoder | None = None, stored: np.ndarray | None = None) -> None:
