@@ -86,7 +86,9 @@ class TokenStore:
             if not (folder / name).is_file():
                 raise UserError(f"no file {folder / name}: the token store is incomplete; build it again.")
         codec, bounds = load_codec(folder), np.load(folder / _BOUNDS_FILE)
-        codes = _mapped(folder / CODES_FILE, codec.bytes_per_vector)
+        shape = ((folder / CODES_FILE).stat().st_size // codec.bytes_per_vector, codec.bytes_per_vector)
+        mapped = shape[0] > 0  # an empty file cannot be mapped
+        codes = np.memmap(folder / CODES_FILE, np.uint8, "r", shape=shape) if mapped else np.zeros(shape, np.uint8)
         if not len(bounds) or bounds[0] != 0 or (np.diff(bounds) < 0).any() or bounds[-1] != len(codes):
             raise UserError(
                 f"{folder / CODES_FILE} holds {len(codes)} tokens of {codec.bytes_per_vector} bytes, "
@@ -171,10 +173,3 @@ def check_tokens(tokens: Tokens, ids: Sequence[str], what: str) -> None:
 
 def _bounds(lengths: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-
-
-def _mapped(path: Path, width: int) -> np.ndarray:
-    tokens = path.stat().st_size // width
-    if not tokens:  # an empty file cannot be mapped
-        return np.zeros((0, width), dtype=np.uint8)
-    return np.memmap(path, dtype=np.uint8, mode="r", shape=(tokens, width))
