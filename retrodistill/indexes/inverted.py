@@ -50,8 +50,7 @@ class InvertedSettings(Settings):
 
     @model_validator(mode="after")
     def _fits_backend(self) -> InvertedSettings:
-        wrong = sorted(self.model_fields_set & self._unused)
-        if wrong:
+        if wrong := sorted(self.model_fields_set & self._unused):
             raise ValueError(f"{wrong[0]} is not a setting of the backend {self.backend!r}; leave it out")
         return self
 

@@ -155,8 +155,7 @@ def get_kind(name: str) -> IndexKind:
 
 
 def _check_options_fit(options: Iterable[str], kinds: Sequence[IndexKind]) -> None:
-    wrong = [name for name in options if not any(name in kind.options for kind in kinds)]
-    if wrong:
+    if wrong := [name for name in options if not any(name in kind.options for kind in kinds)]:
         takes = "; ".join(f"{kind.name} takes {', '.join(kind.options)}" for kind in kinds)
         raise UserError(f"option {wrong[0]!r} does not fit this kind of index: {takes}.")
 

@@ -158,8 +158,7 @@ def check_tokens(tokens: Tokens, ids: Sequence[str], what: str) -> None:
     """Refuse texts without tokens, NaN or infinite vectors, and another number of ids."""
     if len(tokens) != len(ids):
         raise UserError(f"{what}: {len(ids)} ids for the tokens of {len(tokens)} texts; give one id per text.")
-    empty = np.flatnonzero(tokens.lengths == 0).tolist()
-    if empty:
+    if empty := np.flatnonzero(tokens.lengths == 0).tolist():
         named = sample_of(ids[row] for row in empty)
         raise UserError(f"{what}: {len(empty)} have no token ({named}) and cannot be compared; leave them out.")
     broken = np.flatnonzero(~np.isfinite(tokens.vectors).all(axis=1))
