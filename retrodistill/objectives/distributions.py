@@ -213,12 +213,7 @@ def sinkhorn(
     return (plan.exp() * costs).sum() / len(costs)
 
 
-@objective(
-    "taid",
-    "KL to a target that moves from student to teacher during training (arXiv 2501.16937)",
-    ("scores", "targets", "mask", "t"),
-)
-def taid(scores: Tensor, targets: Tensor, mask: Tensor | None = None, t: float = 1.0) -> Tensor:
+def taid(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, t: float) -> Tensor:
     """TAID: KL divergence to a target between student and teacher (Shing et al., ICLR 2025, arXiv 2501.16937).
 
     ``KL(softmax((1 - t) stopgrad(s) + t T) || softmax(s))``, T the teacher's scores, in nats, 0 or more. The loss mixes
@@ -229,6 +224,13 @@ def taid(scores: Tensor, targets: Tensor, mask: Tensor | None = None, t: float =
         raise UserError(f"t={t}: it must be from 0 to 1.")
     valid = mask_of(scores, targets, mask)
     return kl_divergence(scores, (1 - t) * at_least_float32(scores).detach() + t * at_least_float32(targets), valid)
+
+
+objective(
+    "taid",
+    "KL to a target that moves from student to teacher during training (arXiv 2501.16937)",
+    ("scores", "targets", "mask", "t"),
+)(lambda scores, targets, mask, t: taid(scores, targets, mask, t=t))
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,51 +23,34 @@ from retrodistill.training.texts import TrainingTexts
 _BLOCK = 1024  # lists that are checked at once, which bounds memory when each list is a whole corpus
 
 
+def as_float32(values: np.ndarray, device: torch.device | str) -> Tensor:
+    """A float32 tensor of stored values on a device."""
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(device)
+
+
 class ListBatch(NamedTuple):
-    """Lists of a batch.
+    """Lists of a batch."""
 
-    Attributes:
-        rows: (batch,) int64 rows of the lists.
-        texts: (batch,) int64 rows of their texts.
-        documents: (batch, n) corpus positions, -1 for padding; (1, corpus) if each list is the whole corpus.
-        targets: (batch, n) float32 teacher scores.
-        mask: (batch, n) bool, true where a candidate counts.
-        positives: (batch,) int64 place of the text's own document in its list, -1 for none.
-        own: (batch,) int64 corpus position of the text's own document, -1 for none.
-        over_corpus: Whether each list is the whole corpus in its order.
-    """
-
-    rows: np.ndarray
-    texts: np.ndarray
-    documents: np.ndarray
-    targets: Tensor
-    mask: Tensor
-    positives: Tensor
-    own: np.ndarray
-    over_corpus: bool
+    rows: np.ndarray  # (batch,) int64 rows of the lists
+    texts: np.ndarray  # (batch,) int64 rows of their texts
+    documents: np.ndarray  # (batch, n) corpus positions, -1 for padding; (1, corpus) if each list is the whole corpus
+    targets: Tensor  # (batch, n) float32 teacher scores
+    mask: Tensor  # (batch, n) bool, true where a candidate counts
+    positives: Tensor  # (batch,) int64 place of the text's own document in its list, -1 for none
+    own: np.ndarray  # (batch,) int64 corpus position of the text's own document, -1 for none
+    over_corpus: bool  # whether each list is the whole corpus in its order
 
 
 @dataclass(frozen=True, eq=False)
 class Lists:
-    """Candidates and teacher scores, one list per row.
+    """Candidates and teacher scores, one list per row."""
 
-    Attributes:
-        documents: (lists, n) int32 corpus positions, -1 for padding; None if each list is the whole corpus in its
-            order.
-        scores: (lists, n) float32 teacher scores; undefined where `documents` is -1.
-        hidden: (lists,) int64 corpus position that is masked because the pseudo-query was taken from it; -1 for none.
-        positives: (lists,) int64 corpus position of the text's own document, which the pseudo-query was taken from or
-            which is labeled; -1 for none.
-        texts: (lists,) int64 rows of the texts; None if list i is that of text i.
-        corpus: The lists over the whole corpus that these were drawn from, if any.
-    """
-
-    documents: np.ndarray | None
-    scores: np.ndarray
-    hidden: np.ndarray
-    positives: np.ndarray
-    texts: np.ndarray | None = None
-    corpus: Lists | None = None
+    documents: np.ndarray | None  # (lists, n) int32 corpus positions, -1 for padding; None for the corpus in its order
+    scores: np.ndarray  # (lists, n) float32 teacher scores; undefined where `documents` is -1
+    hidden: np.ndarray  # (lists,) int64 corpus position that is masked, the source of a pseudo-query; -1 for none
+    positives: np.ndarray  # (lists,) int64 corpus position of the text's own document, source or labeled; -1 for none
+    texts: np.ndarray | None = None  # (lists,) int64 rows of the texts; None if list i is that of text i
+    corpus: Lists | None = None  # the lists over the whole corpus that these were drawn from, if any
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -95,40 +79,28 @@ class Lists:
 
     def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> ListBatch:
         """Some of the lists, on a device; `rows` are (batch,) integers."""
-        targets = torch.from_numpy(np.ascontiguousarray(self.scores[rows], dtype=np.float32)).to(device)
-        documents, mask = self._candidates(rows)
+        documents, counts = self._candidates(rows)
         own = self.positives[rows]
-        at = (documents == own[:, None]) & mask & (own >= 0)[:, None]
+        at = (documents == own[:, None]) & counts & (own >= 0)[:, None]
         places = torch.from_numpy(np.where(at.any(axis=1), at.argmax(axis=1), -1)).to(device)
         texts = rows if self.texts is None else self.texts[rows]
-        counts, whole = torch.from_numpy(mask).to(device), self.documents is None
-        return ListBatch(rows, texts, documents, targets, counts, places, own, whole)
+        targets, mask = as_float32(self.scores[rows], device), torch.from_numpy(counts).to(device)
+        return ListBatch(rows, texts, documents, targets, mask, places, own, self.documents is None)
 
     def of_texts(self, texts: np.ndarray, times: int = 0) -> Lists:
-        """The lists of some texts.
-
-        Args:
-            texts: Rows of texts; a text that is repeated has its lists repeated.
-            times: Maximum number of lists per text, for monitors; 0 for all.
-        """
-        rows = self.text_rows
-        order = np.argsort(rows, kind="stable")
-        first = np.searchsorted(rows[order], texts, side="left")
-        last = np.searchsorted(rows[order], texts, side="right")
+        """The lists of some rows of texts, repeated as these are; at most `times` per text, 0 for all."""
+        rows, order = self.text_rows, np.argsort(self.text_rows, kind="stable")
+        first, last = (np.searchsorted(rows, texts, side, sorter=order) for side in ("left", "right"))
         last = np.minimum(last, first + times) if times else last
         spans = [order[start:stop] for start, stop in zip(first, last, strict=True)]
-        kept = np.concatenate(spans) if spans else np.zeros(0, dtype=np.int64)
+        kept = np.concatenate([order[:0], *spans])
         documents = None if self.documents is None else self.documents[kept]
         return Lists(
             documents, self.scores[kept], self.hidden[kept], self.positives[kept], rows[kept], self.over_corpus
         )
 
     def teacher_on(self, batch: ListBatch, documents: np.ndarray) -> tuple[Tensor, Tensor] | None:
-        """The teacher's scores of a batch's texts with any documents.
-
-        Args:
-            batch: Of these lists.
-            documents: (m,) corpus positions, -1 for padding.
+        """The teacher's scores of a batch's texts with any documents, (m,) corpus positions, -1 for padding.
 
         Returns:
             (batch, m) float32 scores and (batch, m) bool, false where a document is hidden from its text; None if the
@@ -137,19 +109,18 @@ class Lists:
         corpus = self.over_corpus
         if corpus is None:
             return None
-        scores = np.asarray(corpus.scores[np.ix_(batch.texts, np.maximum(documents, 0))], dtype=np.float32)
-        counts = documents[None, :] != corpus.hidden[batch.texts][:, None]
         device = batch.targets.device
-        return torch.from_numpy(scores).to(device), torch.from_numpy(counts).to(device)
+        scores = as_float32(corpus.scores[np.ix_(batch.texts, np.maximum(documents, 0))], device)
+        counts = documents[None, :] != corpus.hidden[batch.texts][:, None]
+        return scores, torch.from_numpy(counts).to(device)
 
     def usable(self) -> dict[str, int]:
         """Number of lists that teach something, under ``usable``, and of the others by reason."""
-        total: dict[str, int] = {"usable": 0}
+        total = Counter(usable=0)
         for start in range(0, len(self), _BLOCK):
             batch = self.batch(np.arange(start, min(start + _BLOCK, len(self))))
             usable, counts = usable_lists(batch.targets, batch.mask)
-            for reason, count in {"usable": int(usable.sum()), **counts}.items():
-                total[reason] = total.get(reason, 0) + count
+            total.update(counts, usable=int(usable.sum()))
         return total
 
     def _candidates(self, rows: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
@@ -159,12 +130,9 @@ class Lists:
 
 
 def lists_over_corpus(scores: np.ndarray, sources: np.ndarray, *, hide_source: bool = True) -> Lists:
-    """Lists that are the whole corpus.
+    """Lists that are the whole corpus, from (texts, documents) float32 scores.
 
-    Args:
-        scores: (texts, documents) float32.
-        sources: (texts,) corpus position of each pseudo-query's document, -1 for real queries.
-        hide_source: Mask that document: lexical teachers trivially rank it first.
+    `hide_source` masks a pseudo-query's own document, which lexical teachers trivially rank first: (texts,) `sources`.
     """
     return Lists(None, scores, sources if hide_source else np.full_like(sources, -1), sources)
 
@@ -213,12 +181,7 @@ def graded_positions(texts: TrainingTexts, corpus: Texts, labels: Qrels) -> dict
 
 
 def draw_groups(lists: Lists, settings: GroupSettings, seed: int) -> Lists:
-    """Draw small lists from long ones, before training, for stages that encode documents.
-
-    Args:
-        lists: Of each text: candidates, best first, or the whole corpus.
-        settings: How many documents a group has, and how they are drawn.
-        seed: Seed of the random draws.
+    """Draw small lists from long ones (best candidate first, or the whole corpus) for stages that encode documents.
 
     Returns:
         Lists of `settings.documents` + `settings.random` documents, `settings.draws` per text; none for texts with
@@ -236,23 +199,24 @@ def draw_groups(lists: Lists, settings: GroupSettings, seed: int) -> Lists:
     width = settings.documents + settings.random
     corpus_size = lists.scores.shape[1]
     rows, documents, scores = [], [], []
-    for _ in range(settings.draws):
-        for row in range(len(lists)):
-            candidates, values = _ranked(lists, row, settings.depth)
-            if len(candidates) < 2:
-                continue
-            places = sample_places(settings.sampler, len(candidates), settings.documents, generator, values)
-            places = _with_own(places, candidates, lists.positives[row])
-            group, group_scores = candidates[places], values[places]
-            if settings.random:
-                drawn = generator.choice(corpus_size, min(settings.random, corpus_size), replace=False)
-                drawn = drawn[~np.isin(drawn, group) & (drawn != lists.hidden[row])]
-                group = np.concatenate([group, drawn])
-                group_scores = np.concatenate([group_scores, lists.scores[row, drawn]])
-            padding = (0, width - len(group))
-            rows.append(row)
-            documents.append(np.pad(group.astype(np.int32), padding, constant_values=-1))
-            scores.append(np.pad(group_scores, padding))
+    for row in [*range(len(lists))] * settings.draws:
+        candidates, values = _ranked(lists, row, settings.depth)
+        if len(candidates) < 2:
+            continue
+        places = sample_places(settings.sampler, len(candidates), settings.documents, generator, values)
+        at_own = np.flatnonzero((candidates == lists.positives[row]) & (candidates >= 0))
+        if len(at_own) and at_own[0] not in places:  # controls need the text's own document
+            places = np.concatenate([places[:-1], at_own])
+        group, group_scores = candidates[places], values[places]
+        if settings.random:
+            drawn = generator.choice(corpus_size, min(settings.random, corpus_size), replace=False)
+            drawn = drawn[~np.isin(drawn, group) & (drawn != lists.hidden[row])]
+            group = np.concatenate([group, drawn])
+            group_scores = np.concatenate([group_scores, lists.scores[row, drawn]])
+        padding = (0, width - len(group))
+        rows.append(row)
+        documents.append(np.pad(group.astype(np.int32), padding, constant_values=-1))
+        scores.append(np.pad(group_scores, padding))
     if not rows:
         raise UserError("no query has two candidates, and a list objective needs at least two; mine deeper.")
     texts, drawn_documents = np.array(rows), np.stack(documents)
@@ -270,25 +234,13 @@ def require_lists(lists: Lists) -> Lists:
 
 
 def columns_of(lists: Lists, queries: Sequence[str], documents: Sequence[str]) -> dict[str, list[str]]:
-    """Texts by column: ``query``, ``document_1`` to ``document_n``; padding is the empty text.
-
-    Args:
-        lists: Drawn groups.
-        queries: The stage's texts.
-        documents: The corpus.
-    """
+    """Texts of drawn groups by column: ``query``, ``document_1`` to ``document_n``; padding is the empty text."""
     if lists.documents is None:
         raise UserError("lists over the whole corpus are not encoded; draw groups of documents from them.")
     columns = {"query": [queries[row] for row in lists.text_rows]}
-    for place, column in enumerate(lists.documents.T):
-        columns[f"document_{place + 1}"] = [documents[row] if row >= 0 else "" for row in column]
+    for place, column in enumerate(lists.documents.T, 1):
+        columns[f"document_{place}"] = [documents[row] if row >= 0 else "" for row in column]
     return columns
-
-
-def _with_own(places: np.ndarray, candidates: np.ndarray, own: int) -> np.ndarray:
-    """The drawn places, with that of the text's own document in place of the last, for controls that need it."""
-    at = np.flatnonzero((candidates == own) & (candidates >= 0))
-    return places if not len(at) or at[0] in places else np.concatenate([places[:-1], at])
 
 
 def _ranked(lists: Lists, row: int, depth: int) -> tuple[np.ndarray, np.ndarray]:

@@ -17,8 +17,8 @@ from retrodistill.core.files import read_json, write_json
 from retrodistill.core.runtime import is_main, log, processes
 from retrodistill.objectives.registry import INPUTS, Objective, get_objective
 from retrodistill.objectives.scores import check_width
-from retrodistill.training.lists import ListBatch, Lists
-from retrodistill.training.scorers import Scorer, TokenBatch, View
+from retrodistill.training.lists import ListBatch, Lists, as_float32
+from retrodistill.training.scorers import Scorer, TokenBatch
 
 STATE_FILE = "objectives.json"
 _OF_LISTS = {"scores", "targets", "labels", "mask", "positives"}
@@ -50,11 +50,9 @@ class Term:
         return get_objective(self.name)
 
     def value(self, inputs: Mapping[str, Any]) -> Tensor:
-        """The term, unweighted.
+        """The term, unweighted, from `retrodistill.objectives.registry.INPUTS`; scores without temperatures.
 
-        Args:
-            inputs: Keys of `retrodistill.objectives.registry.INPUTS`; scores without temperatures. If the term reads
-                teacher scores, lists that teach nothing (`retrodistill.objectives.usable_lists`) do not count.
+        If it reads teacher scores, lists that teach nothing (`retrodistill.objectives.usable_lists`) do not count.
         """
         missing = next((name for name in self.objective.takes if inputs.get(name) is None), None)
         if missing is not None:
@@ -74,17 +72,11 @@ class Term:
 
 
 class TeacherVectors(NamedTuple):
-    """What objectives that see no scores compare a student with.
+    """What objectives that see no scores compare a student with."""
 
-    Attributes:
-        embeddings: (texts, d) teacher embeddings of the training texts.
-        classes: Pseudo-classes of these texts.
-        tokens: Returns a multi-vector teacher's token vectors for a column's features and place.
-    """
-
-    embeddings: np.ndarray | None = None
-    classes: pure.PseudoClasses | None = None
-    tokens: Callable[[dict[str, Tensor], int], TokenBatch] | None = None
+    embeddings: np.ndarray | None = None  # (texts, d), of the training texts
+    classes: pure.PseudoClasses | None = None  # of these texts
+    tokens: Callable[[dict[str, Tensor], int], TokenBatch] | None = None  # from a column's features and its place
 
 
 class DistillationLoss(nn.Module):
@@ -102,7 +94,6 @@ class DistillationLoss(nn.Module):
             nothing and keeps the student of the stage's start.
 
     Attributes:
-        terms: The objectives.
         progress: Share of the training's steps that are done, from 0 to 1, as `objective_keeper` sets it; None before.
         left_out: Number of lists that teach nothing, by reason; empty if no term reads the teacher's scores.
         start: The student of the stage's start, if a term compares with it and the scorer keeps a whole model.
@@ -159,19 +150,22 @@ class DistillationLoss(nn.Module):
         encoded = self.scorer.encode(self.model, columns, texts)
         batch = self._batch(rows)
         parts = self._terms(encoded, rows, batch, start)
-        if tokens is not None and batch is not None:
+        if batch is None:
+            return parts
+        if tokens is not None:
             parts |= self._token_terms(encoded, tokens, batch)
-        return parts | self._view_terms(views(encoded), batch) if views is not None and batch is not None else parts
+        for name, weight, view in views(encoded) if views is not None else []:
+            inputs = {"scores": self.scorer.lists(view, batch), **_from_teacher(batch)}
+            parts |= self._sum("lists", inputs, weight, f"@{name}")
+        return parts
 
     def compute_loss_from_embeddings(
         self, embeddings: Any, labels: Tensor, start_embeddings: Any = None
     ) -> dict[str, Tensor]:
         """Weighted terms by name; the trainer sums and logs them. Terms of one name are added up.
 
-        Args:
-            embeddings: What the scorer encodes the columns to; for single vectors one tensor (batch, d) per column.
-            labels: (batch,) integer rows of the lists, or of the texts.
-            start_embeddings: The same by the student of the stage's start, if it is a whole model.
+        `embeddings` are what the scorer encodes the columns to, for single vectors one tensor (batch, d) per column;
+        `start_embeddings` the same by the student of the stage's start, if that is a whole model.
         """
         rows = _rows(labels)
         return self._terms(embeddings, rows, self._batch(rows), start_embeddings)
@@ -199,16 +193,13 @@ class DistillationLoss(nn.Module):
 
     def _terms(self, encoded: Any, rows: np.ndarray, batch: ListBatch | None, start: Any) -> dict[str, Tensor]:
         """Weighted terms on lists and embeddings; ``encoded`` and ``start`` are as the scorer's `encode` returns."""
-        parts: dict[str, Tensor] = {}
         prepared = self.scorer.prepared(encoded)
         start = None if start is None else self.scorer.prepared(start)
         lists = batch if "lists" in self._seen else None
-        if lists is not None:
-            parts = self._sum("lists", self._list_inputs(prepared, lists, start))
+        parts = {} if lists is None else self._sum("lists", self._list_inputs(prepared, lists, start))
         if "embeddings" in self._seen and self._teacher.embeddings is not None:
             student = self.scorer.embeddings(prepared)
-            stored = np.ascontiguousarray(self._teacher.embeddings[rows], dtype=np.float32)
-            teacher = torch.from_numpy(stored).to(student.device)
+            teacher = as_float32(self._teacher.embeddings[rows], student.device)
             inputs = {"student": student, "teacher": teacher, "classes": self._teacher.classes}
             parts |= self._sum("embeddings", inputs)
         if lists is not None:
@@ -229,9 +220,8 @@ class DistillationLoss(nn.Module):
             batch_scores, documents = self.scorer.batch_documents(encoded, batch, scores)
             by_teacher = self._lists.teacher_on(batch, documents)
             if by_teacher is not None:
-                targets, mask = by_teacher
-                inputs |= {"batch_scores": batch_scores, "batch_targets": targets}
-                inputs |= _own_places(documents, batch.own, mask)
+                inputs |= {"batch_scores": batch_scores, "batch_targets": by_teacher[0]}
+                inputs |= _own_places(documents, batch.own, by_teacher[1])
         return inputs
 
     def _sum(self, sees: str, inputs: Mapping[str, Any], weight: float = 1.0, suffix: str = "") -> dict[str, Tensor]:
@@ -240,8 +230,7 @@ class DistillationLoss(nn.Module):
         for place, term in enumerate(self.terms):
             if term.objective.sees != sees or (suffix and not set(term.objective.takes) <= _OF_LISTS):
                 continue
-            value = self._value(place, term, inputs)
-            value = weight * term.weight * value if suffix else term.weight * value
+            value = weight * term.weight * self._value(place, term, inputs)
             key = term.name + suffix
             parts[key] = parts[key] + value if key in parts else value
         return parts
@@ -260,14 +249,6 @@ class DistillationLoss(nn.Module):
                 loss = loss / processes()
             schedule.update(float(loss), self.progress)
         return value
-
-    def _view_terms(self, views: Sequence[View], batch: ListBatch) -> dict[str, Tensor]:
-        """The list terms of other views of the batch, by name and view."""
-        parts: dict[str, Tensor] = {}
-        for name, weight, encoded in views:
-            inputs = {"scores": self.scorer.lists(encoded, batch), **_from_teacher(batch)}
-            parts |= self._sum("lists", inputs, weight, f"@{name}")
-        return parts
 
     def _teacher_tokens(self, columns: Sequence[Any]) -> list[TokenBatch] | None:
         if self._teacher.tokens is None or not self._needs("teacher_tokens"):
@@ -339,13 +320,7 @@ def _from_teacher(batch: ListBatch) -> dict[str, Tensor]:
 
 
 def _own_places(documents: np.ndarray, own: np.ndarray, mask: Tensor) -> dict[str, Tensor]:
-    """The place of each text's own document in a batch, and a mask that counts further copies of it out.
-
-    Args:
-        documents: (m,) corpus positions, -1 for padding.
-        own: (batch,) corpus positions of the texts' own documents, -1 for none.
-        mask: (batch, m) bool, true where a document counts.
-    """
+    """The place of each text's own document in a batch, and a (batch, m) mask that counts further copies of it out."""
     at = (documents[None, :] == own[:, None]) & (own >= 0)[:, None]
     places = np.where(at.any(axis=1), at.argmax(axis=1), -1)
     again = at & (np.arange(len(documents))[None, :] != places[:, None])
@@ -375,8 +350,13 @@ def objective_keeper(loss: nn.Module) -> Any:
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             path = _state_path(args.output_dir, state.global_step)
             if state.global_step and path.exists():  # without the file, schedules follow the straight line
-                for module, saved in zip(losses, _read_states(path), strict=False):
-                    module.load_objective_state(saved)
+                try:
+                    for module, saved in zip(losses, read_json(path)["losses"], strict=False):
+                        module.load_objective_state(saved)
+                except (KeyError, TypeError) as error:
+                    raise UserError(
+                        f"{path} does not hold the state of objectives; delete its checkpoint and go on."
+                    ) from error
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             for module in losses:
@@ -392,11 +372,3 @@ def objective_keeper(loss: nn.Module) -> Any:
 
 def _state_path(folder: str, step: int) -> Path:
     return Path(folder) / f"checkpoint-{step}" / STATE_FILE
-
-
-def _read_states(path: Path) -> list[dict[str, dict[str, float]]]:
-    try:
-        states: list[dict[str, dict[str, float]]] = read_json(path)["losses"]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} does not hold the state of objectives; delete its checkpoint and go on.") from error
-    return states

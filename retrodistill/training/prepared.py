@@ -30,25 +30,15 @@ _DEPTH = 100  # documents per list over the whole corpus in which a selection lo
 
 @dataclass(frozen=True)
 class Prepared:
-    """A stage's texts with all that is stored about them.
-
-    Attributes:
-        texts: Queries and pseudo-queries.
-        lists: Candidates with teacher scores, if an objective sees them.
-        terms: Objectives with their temperatures.
-        held_out: Rows of texts that are not trained on.
-        chosen: (texts,) bool, which of them may be trained on; None for all.
-        notes: What a reader of the results should know.
-        classes: Pseudo-classes of the texts, if an objective sees them.
-    """
+    """A stage's texts with all that is stored about them."""
 
     texts: TrainingTexts
-    lists: Lists | None
+    lists: Lists | None  # candidates with teacher scores, if an objective sees them
     terms: list[Term]
-    held_out: np.ndarray
-    chosen: np.ndarray | None = None
-    notes: list[str] = field(default_factory=list)
-    classes: PseudoClasses | None = None
+    held_out: np.ndarray  # (n,) rows of texts that are not trained on
+    chosen: np.ndarray | None = None  # (texts,) bool, which of them may be trained on; None for all
+    notes: list[str] = field(default_factory=list)  # what a reader of the results should know
+    classes: PseudoClasses | None = None  # of the texts, if an objective sees them
 
 
 def prepare(stage: StageSettings, data: TrainingData) -> Prepared:
@@ -67,7 +57,7 @@ def prepare(stage: StageSettings, data: TrainingData) -> Prepared:
     if lists is not None and any(term.objective.needs("labels") for term in terms):
         _check_labels(lists)
     held_out = held_out_rows(texts, lists, data.seed)
-    classes = _pseudo_classes(stage, data, texts) if stage.needs_classes else None
+    classes = _pseudo_classes(stage, data, texts) if stage.needs("classes") else None
     if stage.selection is None or scored is None:
         return Prepared(texts, lists, terms, held_out, notes=notes, classes=classes)
     chosen = selected(stage.selection, data, texts, scored)
@@ -84,10 +74,7 @@ def _check_labels(lists: Lists) -> None:
 
 
 def _pseudo_classes(stage: StageSettings, data: TrainingData, texts: TrainingTexts) -> PseudoClasses:
-    """Pseudo-classes for ``lelp``: a class is the texts that share a relevant document.
-
-    That is the document that a pseudo-query was taken from and, with positives: labels, a query's best labeled one.
-    """
+    """Pseudo-classes for ``lelp``: a class is the texts that share a source document, or the best labeled one."""
     if data.space is None:
         raise UserError("objective 'lelp' needs a dense teacher, whose embeddings it splits; set 'document_encoder'.")
     documents = texts.sources.copy()
@@ -111,13 +98,9 @@ def selected(settings: SelectionSettings, data: TrainingData, texts: TrainingTex
     corpus, (first, last) = data.collection.documents, settings.ranks
     if data.student is None:
         raise UserError("a selection by the student is known when its stage begins, not before.")
-
-    def without_hidden(run: Run) -> Run:
-        """The run without the documents that are hidden from their pseudo-queries."""
-        hidden = scored.lists.hidden
-        return run.without({texts.texts.ids[row]: corpus.ids[hidden[row]] for row in np.flatnonzero(hidden >= 0)})
-
-    teacher = without_hidden(scored.run or _best_of_corpus(scored.lists, texts.texts, corpus))
+    hidden = scored.lists.hidden
+    hidden_pairs = {texts.texts.ids[row]: corpus.ids[hidden[row]] for row in np.flatnonzero(hidden >= 0)}
+    teacher = (scored.run or _best_of_corpus(scored.lists, texts.texts, corpus)).without(hidden_pairs)
     if settings.positives == "labels":
         positives = labeled(data.qrels())
     elif data.labeler is None:
@@ -125,7 +108,7 @@ def selected(settings: SelectionSettings, data: TrainingData, texts: TrainingTex
     else:
         queries = data.teacher_queries(texts.texts)
         positives = pseudo_labeled(data.labeler.score(queries, data.collection, teacher.top(_DEPTH)))
-    student = without_hidden(data.student.ranks(data.collection, texts.texts, teacher, last + 1))
+    student = data.student.ranks(data.collection, texts.texts, teacher, last + 1).without(hidden_pairs)
     selection = prod_selection(teacher, student, positives, settings.ranks)
     counts = selection.counts
     note = (
@@ -145,23 +128,16 @@ def selected(settings: SelectionSettings, data: TrainingData, texts: TrainingTex
 
 def _best_of_corpus(lists: Lists, texts: Texts, corpus: Texts) -> Run:
     """The best documents of lists over the whole corpus, as a run."""
-    depth = min(_DEPTH, lists.scores.shape[1])
-    rows = top_k(lists.scores, depth)
+    rows = top_k(lists.scores, _DEPTH)
     scores = np.take_along_axis(lists.scores, rows, axis=1).astype(np.float64)
     return Run.from_matrix(texts.ids, corpus.ids, rows, scores, name="teacher")
 
 
 def topic_batches(stage: StageSettings, data: TrainingData, texts: Texts, rows: np.ndarray) -> TopicBatches | None:
-    """Batches of one topic each, if the stage wants them.
+    """Batches of one topic each, if the stage wants them; `rows` are the text of each row of the training's dataset.
 
     Texts are clustered by the embeddings in the space of what the teacher gets for them. The clusters are stored in the
     job's folder, so a resumed training sees the same batches, on another machine too.
-
-    Args:
-        stage: The stage.
-        data: Of the student.
-        texts: The stage's texts.
-        rows: (n,) rows of the texts that are trained on, one for each row of the training's dataset.
     """
     if stage.batches != "topics":
         return None
@@ -183,10 +159,8 @@ def topic_batches(stage: StageSettings, data: TrainingData, texts: Texts, rows: 
 def learned_from(prepared: Prepared, stage: StageSettings, data: TrainingData) -> dict[str, Any]:
     """How much a stage learned from, and at which temperatures, for its model card.
 
-    Returns:
-        ``texts`` (of them ``queries`` real ones, ``held_out``, and ``selected`` if a stage selects), ``pairs`` with
-        teacher scores, ``sources`` that proposed these (empty if none were needed), and by objective ``temperatures``:
-        what student and teacher scores were divided by.
+    Of the ``texts``, ``queries`` are real ones; ``pairs`` have teacher scores; ``sources`` proposed these, if any were
+    needed; by the ``temperatures`` of each objective, student and teacher scores were divided.
     """
     texts, lists, sources = prepared.texts, prepared.lists, []
     if stage.needs_lists:  # the rows of a recorded run are the candidates

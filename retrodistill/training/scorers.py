@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from retrodistill.core.errors import UserError
-from retrodistill.training.lists import ListBatch
+from retrodistill.training.lists import ListBatch, as_float32
 
 if TYPE_CHECKING:
     from retrodistill.encoders.contract import Role
@@ -24,33 +24,22 @@ View = tuple[str, float, Any]  # name, weight, and what `Scorer.lists` takes
 
 
 class TokenBatch(NamedTuple):
-    """Token vectors of a batch of texts.
+    """Token vectors of a batch of texts."""
 
-    Attributes:
-        vectors: (batch, tokens, d), of unit length where the model normalizes.
-        mask: (batch, tokens) bool, true where a token counts.
-    """
-
-    vectors: Tensor
-    mask: Tensor
+    vectors: Tensor  # (batch, tokens, d), of unit length where the model normalizes
+    mask: Tensor  # (batch, tokens) bool, true where a token counts
 
 
 class Scorer(ABC):
     """From a batch's columns to scores.
 
     ``encoded`` is what `encode` returns, or what `prepared` makes of that where a kind overrides it.
-
-    Attributes:
-        has_vectors: Whether a query can be scored with documents of other queries without another forward pass.
-        has_embeddings: Whether it gives one embedding of a text, which objectives align.
-        has_tokens: Whether a column is encoded to a `TokenBatch`.
-        cosine: Whether scores are cosines of vectors.
     """
 
-    has_vectors = True
-    has_embeddings = False
-    has_tokens = False
-    cosine = False
+    has_vectors = True  # whether a query can be scored with documents of other queries without another forward pass
+    has_embeddings = False  # whether it gives one embedding of a text, which objectives align
+    has_tokens = False  # whether a column is encoded to a `TokenBatch`
+    cosine = False  # whether scores are cosines of vectors
 
     def encode(self, model: nn.Module, columns: Sequence[Any], texts: np.ndarray) -> Any:
         """Encode a batch; by default to one (batch, d) tensor of vectors for each column.
@@ -94,20 +83,13 @@ class Scorer(ABC):
         raise UserError(f"{type(self).__name__} gives no embeddings of single texts.")
 
     def own_terms(self, encoded: Any, batch: ListBatch, progress: float | None) -> dict[str, Tensor]:
-        """Weighted terms of the kind's own, such as regularizers, by name.
-
-        Args:
-            encoded: As `encode` returns it.
-            batch: The batch's lists.
-            progress: Share of the training's steps that are done.
-        """
+        """Weighted terms of the kind's own, such as regularizers, by name; `progress` is the share of steps done."""
         return {}
 
     def views(self, columns: Sequence[Any]) -> Callable[[Any], list[View]] | None:
         """Other ways to score the batch, on which list objectives are also taken.
 
-        Called before `encode`, because a model writes into the features that it is given: what a view needs of them
-        is read first.
+        Called before `encode`, because a model writes into its features: what a view needs of them is read first.
         """
         return None
 
@@ -131,9 +113,7 @@ class ColumnScorer(Scorer):
     def across(self, encoded: Any, places: Tensor) -> Tensor:
         """(batch, batch) float32 scores of each query with the document at each other query's place.
 
-        Args:
-            encoded: As `encode` returns it.
-            places: (batch,) int64 column of each query's document, from 0.
+        `places` are (batch,) int64: the column of each query's document, from 0.
         """
 
     def own_documents(self, encoded: Any, batch: ListBatch) -> Tensor:
@@ -210,8 +190,7 @@ class StoredVectorScorer(Scorer):
         """Stored vectors of some documents, or of all, on the device of a tensor."""
         if self._documents is None:
             raise UserError("list objectives need candidates with teacher scores and stored documents.")
-        stored = self._documents if rows is None else self._documents[rows]
-        return torch.from_numpy(np.ascontiguousarray(stored, dtype=np.float32)).to(like.device)
+        return as_float32(self._documents if rows is None else self._documents[rows], like.device)
 
 
 def _unit(embeddings: Tensor, cosine: bool) -> Tensor:

@@ -36,44 +36,28 @@ _CHEAP = ("bm25", "dense", "static", "vectors")  # they score any pair at no cos
 
 
 class ScoredLists(NamedTuple):
-    """Lists with teacher scores.
-
-    Attributes:
-        lists: As objectives see them.
-        spread: Mean over the lists of the standard deviation of a list's scores.
-        run: The scores as a run; None if a list is the whole corpus.
-        notes: What a reader of the results should know.
-    """
+    """Lists with teacher scores."""
 
     lists: Lists
-    spread: float
-    run: Run | None
-    notes: list[str]
+    spread: float  # mean over the lists of the standard deviation of a list's scores
+    run: Run | None  # the scores as a run; None if a list is the whole corpus
+    notes: list[str]  # what a reader of the results should know
 
 
 def stage_texts(stage: StageSettings, data: TrainingData) -> TrainingTexts:
     """The stage's texts; a recorded teacher knows real queries only."""
     queries = data.queries if stage.texts.queries else data.queries.select([])
-    titles, sentences, documents = stage.texts.titles, stage.texts.sentences, stage.texts.documents
+    pseudo = stage.texts.model_dump(include={"titles", "sentences", "documents"})
     if data.teacher.run is not None and not stage.aligns:
         known = set(data.teacher.run.query_ids)
         queries = queries.select([query for query in queries.ids if query in known])
-        titles, sentences, documents = False, 0, False
-    return training_texts(
-        data.collection,
-        queries,
-        titles=titles,
-        sentences=sentences,
-        documents=documents,
-        seed=data.seed,
-        excluded_queries=data.excluded_queries,
-    )
+        pseudo = {"titles": False, "sentences": 0}
+    return training_texts(data.collection, queries, **pseudo, seed=data.seed, excluded_queries=data.excluded_queries)
 
 
 def scored_lists(stage: StageSettings, data: TrainingData, texts: TrainingTexts) -> ScoredLists:
     """Candidates with teacher scores, and the measured spread of the scores."""
-    hide = not stage.needs_own_document
-    documents = data.collection.documents
+    hide, documents = not stage.needs_own_document, data.collection.documents
     run: Run | None = None
     notes: list[str] = []
     if stage.candidates.depth == "all":
@@ -90,8 +74,11 @@ def scored_lists(stage: StageSettings, data: TrainingData, texts: TrainingTexts)
             log(f"left out: {dropped['single']} queries with one candidate, {dropped['flat']} with equal scores")
         spread = temperature_for(run, 1.0)
         if data.teacher.run is not None and stage.candidates.random:
+            # The run leaves these out because they were worse than what it lists: they get its lowest score.
             drawn = random_documents(run.query_ids, documents.ids, stage.candidates.random, data.seed)
-            run = _with_unlisted(run, drawn)
+            pairs, aligned = align([run, drawn], run.name)
+            lowest = np.minimum.reduceat(run.scores, run.bounds[:-1])[pairs.query_codes]
+            run = pairs.with_scores(np.where(np.isnan(aligned[:, 0]), lowest, aligned[:, 0]))
         lists = lists_from_run(run, texts.texts, documents, texts.sources, hide_source=hide)
     if stage.positives == "labels":
         lists = replace(lists, positives=best_labeled(lists, texts, documents, data.qrels()))
@@ -124,10 +111,7 @@ def scored_candidates(stage: StageSettings, data: TrainingData, texts: Texts) ->
 
 
 def candidate_pairs(stage: StageSettings, data: TrainingData, texts: Texts) -> tuple[Run, list[str]]:
-    """The pairs that the stage's teacher scores, and notes on their choice.
-
-    They are mined, or are a recorded run's rows; a budget selects among them.
-    """
+    """The pairs that the stage's teacher scores, mined or recorded and within the budget, and notes on their choice."""
     pool = _mined(stage, data, texts)
     if stage.candidates.budget is None:
         return pool, []
@@ -196,42 +180,28 @@ def _within_budget(stage: StageSettings, data: TrainingData, texts: Texts, pool:
     return choose_pairs(pool, settings.budget or 0, settings.budget_by, seed=data.seed)
 
 
-def _with_unlisted(run: Run, drawn: Run) -> Run:
-    """A recorded run with drawn documents that it does not list, at the lowest score of their query's list.
-
-    Whoever recorded the run left them out because they were worse than what it lists; nothing else is known.
-    """
-    pairs, scores = align([run, drawn], run.name)
-    lowest = np.minimum.reduceat(run.scores, run.bounds[:-1])
-    return pairs.with_scores(np.where(np.isnan(scores[:, 0]), lowest[pairs.query_codes], scores[:, 0]))
-
-
 def _mined(stage: StageSettings, data: TrainingData, texts: Texts) -> Run:
     """Every pair that the teacher might score; retrievers get the rewritten queries if there are any."""
-    collection, settings = data.collection, stage.candidates
     if data.teacher.run is not None:
         return data.teacher.run.select(texts.ids)  # of labeled documents it knows only those that it lists
-    depth = min(int(settings.depth), len(collection.documents))
-    sources: list[object] = []
-    for source in candidate_sources(stage, data.teacher):
-        if source != CURRENT_STUDENT:
-            sources.append(source)
-        elif data.student is None:
+    collection, random = data.collection, stage.candidates.random
+    depth = min(int(stage.candidates.depth), len(collection.documents))
+    sources: list[object] = list(candidate_sources(stage, data.teacher))
+    if CURRENT_STUDENT in sources:
+        if data.student is None:
             raise UserError("candidates of the current student are known when its stage begins, not before.")
-        else:
-            sources.append(data.student.search(collection, texts, depth))
-    queries = data.teacher_queries(texts)
-    pool = mine(collection, queries, sources, depth, random=settings.random, seed=data.seed)
+        found = data.student.search(collection, texts, depth)
+        sources = [found if source == CURRENT_STUDENT else source for source in sources]
+    pool = mine(collection, data.teacher_queries(texts), sources, depth, random=random, seed=data.seed)
     return _with_labeled_pairs(pool, data, texts) if stage.positives == "labels" else pool
 
 
 def _with_labeled_pairs(pool: Run, data: TrainingData, texts: Texts) -> Run:
     """The pool with the labeled documents of its queries, last in order."""
     corpus = data.collection.documents
-    judged = ((query, document) for query, named in labeled(data.qrels()).items() for document in sorted(named))
-    rows = [(query, document) for query, document in judged if query in texts and document in corpus]
-    if not rows:
-        return pool
-    queries, documents = zip(*rows, strict=True)
-    added = Run.from_arrays(list(queries), list(documents), np.zeros(len(rows)), name="labels")
-    return union([pool, added], weights=[1.0, 0.0])
+    added = {
+        query: dict.fromkeys((document for document in sorted(named) if document in corpus), 0.0)
+        for query, named in labeled(data.qrels()).items()
+        if query in texts
+    }
+    return union([pool, Run.from_dict(added, "labels")], weights=[1.0, 0.0]) if any(added.values()) else pool

@@ -307,21 +307,19 @@ class StageSettings(Settings):
             raise ValueError(f"{key} is about candidates, and no objective of this stage sees any; add one such as kl")
         if self.labels != "scores" and self.candidates.depth == "all":
             raise ValueError("labels are made of pairs' scores: set candidates.depth to a number, not 'all'")
-        if self.labels == "scores" and self._needs("labels"):
+        if self.labels == "scores" and self.needs("labels"):
             raise ValueError("bce learns labels from 0 to 1: set labels: sigmoid (of logits), cosine, or mean")
-        if self.positives == "labels" and not (self.is_contrastive or self.needs_classes):
+        if self.positives == "labels" and not (self.is_contrastive or self.needs("classes")):
             raise ValueError("positives: labels is for lelp, contrastive and in-batch objectives; add one of them")
-        if self.candidates.depth != "all" and self._needs("batch_targets"):
+        if self.candidates.depth != "all" and self.needs("batch_targets"):
             raise ValueError("in-batch-margin-mse needs teacher scores of any document: set candidates.depth: all")
         if self.topics is not None and self.batches != "topics":
             raise ValueError("topics is for batches: topics; set both, or neither")
         return self
 
-    def _needs(self, *inputs: str) -> bool:
+    def needs(self, *inputs: str) -> bool:
+        """Whether some objective takes one of these inputs, e.g. ``classes``."""
         return any(term.objective.needs(*inputs) for term in self.objectives)
-
-    def _sees(self, what: str) -> bool:
-        return any(term.objective.sees == what for term in self.objectives)
 
     @property
     def has_own_teacher(self) -> bool:
@@ -351,14 +349,4 @@ class StageSettings(Settings):
     @property
     def aligns(self) -> bool:
         """Whether some objective sees the teacher's embeddings, so that texts without candidates teach, too."""
-        return self._sees("embeddings")
-
-    @property
-    def sees_tokens(self) -> bool:
-        """Whether some objective compares token vectors."""
-        return self._sees("tokens")
-
-    @property
-    def needs_classes(self) -> bool:
-        """Whether some objective sees pseudo-classes of the training texts."""
-        return self._needs("classes")
+        return any(term.objective.sees == "embeddings" for term in self.objectives)

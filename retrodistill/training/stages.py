@@ -24,33 +24,22 @@ _MONITORED = 16  # held-out groups that a monitor encodes; their documents cost 
 
 
 class StageRun(NamedTuple):
-    """A stage as a kind of student trains it.
+    """A stage as a kind of student trains it."""
 
-    Attributes:
-        student: The encoder or pair scorer around the model.
-        stage: Its settings.
-        data: Texts, teacher and document encoder.
-        prepared: Texts and lists of the stage.
-        folder: For checkpoints.
-        what: Title of the progress bar.
-    """
-
-    student: Any
+    student: Any  # the encoder or pair scorer around the model
     stage: StageSettings
     data: TrainingData
     prepared: Prepared
-    folder: Path
-    what: str
+    folder: Path  # for checkpoints
+    what: str  # title of the progress bar
 
 
 @dataclass(frozen=True)
 class BothEncoders:
     """What a kind of student brings to a stage that trains both encoders.
 
-    Attributes:
-        scorer: Scores lists.
-        loss_of: Wraps the loss for exits and truncations, given ``make(dimensions, alone)`` that makes it.
-        watch: Makes a monitor of held-out queries, documents and (queries, n) places of the teacher's best documents.
+    `loss_of` wraps the loss for exits and truncations, given ``make(dimensions, alone)`` that makes it. `watch` makes a
+    monitor of held-out queries, documents and (queries, n) places of the teacher's best documents.
     """
 
     scorer: Scorer
@@ -63,7 +52,8 @@ def train_both(run: StageRun, both: BothEncoders) -> History:
     student, stage, data, prepared = run[:4]
     drawn = drawn_groups(run)
     groups = require_lists(drawn.of_texts(training_rows(prepared, stage)))
-    teacher = TeacherVectors(tokens=token_teacher(run) if stage.sees_tokens and both.scorer.has_tokens else None)
+    compares_tokens = both.scorer.has_tokens and stage.needs("teacher_tokens")
+    teacher = TeacherVectors(tokens=token_teacher(run) if compares_tokens else None)
 
     def make(cut: int, alone: bool) -> DistillationLoss:
         return DistillationLoss(student.model, prepared.terms, both.scorer, groups, teacher, alone=alone)
@@ -87,7 +77,7 @@ def fit(
     Args:
         run: The stage.
         loss: Of the student's model.
-        columns: Texts by column; those called ``query`` or ``text`` get the query prompt.
+        columns: Texts by column; those whose name begins with ``document`` get that prompt, the others the query's.
         rows: (n,) rows of the stage's texts that the columns are about, for batches of one topic.
         labels: (n,) what the loss takes as labels.
         monitor: Called at intervals.
@@ -108,15 +98,14 @@ def drawn_groups(run: StageRun) -> Lists:
 
 def token_teacher(run: StageRun) -> Callable[[dict[str, Tensor], int], TokenBatch]:
     """Token vectors by the teacher's multi-vector encoder, from the tokens that the student read."""
-    student, name = run.student, run.data.teacher.name
-    members = (member for member in run.data.teacher.members if member.kind == "multi-vector")
-    teacher: Any = next((member.queries for member in members), None)
+    name, members = run.data.teacher.name, run.data.teacher.members
+    teacher: Any = next((member.queries for member in members if member.kind == "multi-vector"), None)
     if teacher is None:
         raise UserError(
             f"objective 'token-relations' needs a multi-vector teacher, and {name} is not; set the teacher to "
             "multi-vector:NAME."
         )
-    if teacher.model.tokenizer.get_vocab() != student.model.tokenizer.get_vocab():
+    if teacher.model.tokenizer.get_vocab() != run.student.model.tokenizer.get_vocab():
         raise UserError(
             f"objective 'token-relations' compares the same tokens: {teacher.name} has another tokenizer than the "
             "student; start the student from a model with the teacher's tokenizer."

@@ -7,40 +7,36 @@ from dataclasses import dataclass
 import numpy as np
 
 from retrodistill.core.errors import UserError
-from retrodistill.data.collection import Collection, leak_warning, leaks_between
+from retrodistill.data.collection import Collection, Leak, leak_warning, leaks_between
 from retrodistill.data.sentences import document_texts, sample_sentences, source_document, title_texts
 from retrodistill.data.texts import Texts
 
 
 @dataclass(frozen=True)
 class TrainingTexts:
-    """Queries and pseudo-queries, in one order.
-
-    Attributes:
-        texts: Their ids and texts.
-        sources: (n,) int64 corpus position of the document that a pseudo-query was taken from; -1 for real queries.
-    """
+    """Queries and pseudo-queries, in one order."""
 
     texts: Texts
-    sources: np.ndarray
+    sources: np.ndarray  # (n,) int64 corpus position of the document that a text was taken from; -1 for real queries
 
     def __len__(self) -> int:
         return len(self.texts)
 
 
-def training_queries(collection: Collection, split: str, test: Texts | None) -> tuple[Texts, str | None]:
-    """The queries of a split without those that are test queries, by id or by text.
+def _without_leaks(texts: Texts, test: Texts | None) -> tuple[Texts, list[Leak]]:
+    leaks = leaks_between(texts, test) if test is not None else []
+    leaked = {leak.train_id for leak in leaks}
+    return texts.select([text_id for text_id in texts.ids if text_id not in leaked]), leaks
 
-    Returns:
-        The queries, and a line that says how many were dropped, or None.
+
+def training_queries(collection: Collection, split: str, test: Texts | None) -> tuple[Texts, str | None]:
+    """The queries of a split that are no test queries, by id or by text, and a line about those dropped, or None.
 
     Raises:
         UserError: There is no such split.
     """
-    train = collection.split(split)
-    leaks = leaks_between(train, test) if test is not None else []
-    leaked = {leak.train_id for leak in leaks}
-    return train.select([query for query in train.ids if query not in leaked]), leak_warning(leaks)
+    queries, leaks = _without_leaks(collection.split(split), test)
+    return queries, leak_warning(leaks)
 
 
 def training_texts(
@@ -56,29 +52,24 @@ def training_texts(
     """Gather what a student learns to encode.
 
     Args:
-        collection: Source of titles and sentences.
+        collection: Source of pseudo-queries.
         queries: Real queries, possibly none.
         titles: Take every document's title.
-        sentences: Number of sentences per document, drawn without replacement.
+        sentences: Number of sentences per document, drawn without replacement by the seed.
         documents: Take every document's whole text.
-        seed: Seed of the random draws.
+        seed: Of the draws.
         excluded_queries: Test queries; a title or sentence that equals one, punctuation and case aside, is left out.
 
     Raises:
         UserError: Nothing is left to train on.
     """
-    drawn = []
-    if titles:
-        drawn.append(title_texts(collection))
-    if sentences:
-        drawn.append(sample_sentences(collection, sentences, seed))
-    if documents:
-        drawn.append(document_texts(collection))
     texts = queries
-    for pseudo_queries in drawn:
-        leaks = leaks_between(pseudo_queries, excluded_queries) if excluded_queries is not None else []
-        leaked = {leak.train_id for leak in leaks}
-        texts = texts + pseudo_queries.select([text_id for text_id in pseudo_queries.ids if text_id not in leaked])
+    if titles:
+        texts = texts + _without_leaks(title_texts(collection), excluded_queries)[0]
+    if sentences:
+        texts = texts + _without_leaks(sample_sentences(collection, sentences, seed), excluded_queries)[0]
+    if documents:
+        texts = texts + _without_leaks(document_texts(collection), excluded_queries)[0]
     if not len(texts):
         raise UserError(
             f"collection {collection.name}: no query and no text of documents to train on; give a split with queries, "

@@ -39,40 +39,24 @@ Monitor = Callable[[], dict[str, float]]
 
 @dataclass
 class History:
-    """The record of a training run.
-
-    Attributes:
-        steps: Optimizer steps taken.
-        seconds: Wall-clock seconds of this process since its last start.
-        losses: ``{"step": .., "loss": .., term: ..}`` at intervals.
-        monitors: ``{"step": .., measure: ..}`` at intervals.
-        notes: What a reader of the results should know.
-        learned: What it learned from, for the model card.
-    """
+    """The record of a training run."""
 
     steps: int = 0
-    seconds: float = 0.0
-    losses: list[dict[str, float]] = field(default_factory=list)
-    monitors: list[dict[str, float]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    learned: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0  # wall-clock time of this process since its last start
+    losses: list[dict[str, float]] = field(default_factory=list)  # ``{"step": .., "loss": .., term: ..}`` at intervals
+    monitors: list[dict[str, float]] = field(default_factory=list)  # ``{"step": .., measure: ..}`` at intervals
+    notes: list[str] = field(default_factory=list)  # what a reader of the results should know
+    learned: dict[str, Any] = field(default_factory=dict)  # what it learned from, for the model card
 
 
 @dataclass(frozen=True)
 class TextColumns:
-    """The texts that a training run reads.
+    """The texts that a training run reads."""
 
-    Attributes:
-        texts: Texts by column, in the order of the loss; all columns have the same length.
-        labels: What the loss takes as ``label``, one integer for each row.
-        prompts: Prompt of each text column that has one: the trainer applies none by itself.
-        batches: A `retrodistill.candidates.samplers.TopicBatches`; None for shuffled batches.
-    """
-
-    texts: Mapping[str, Sequence[str]]
-    labels: Sequence[int]
-    prompts: Mapping[str, str] = field(default_factory=dict)
-    batches: Any = None
+    texts: Mapping[str, Sequence[str]]  # by column, in the order of the loss; all of one length
+    labels: Sequence[int]  # what the loss takes as ``label``, one integer for each row
+    prompts: Mapping[str, str] = field(default_factory=dict)  # by column; the trainer applies none by itself
+    batches: Any = None  # a `retrodistill.candidates.samplers.TopicBatches`; None for shuffled batches
 
     def dataset(self) -> datasets.Dataset:
         """The texts and labels as the trainer takes them."""
@@ -115,12 +99,8 @@ def train(
     trainer_class, arguments_class = _trainer_of(model)
     history = History()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
-    trainer = trainer_class(
-        model=model,
-        args=arguments_class(**_arguments(model, settings, folder, columns, seed)),
-        train_dataset=columns.dataset(),
-        loss=loss,
-    )
+    arguments = arguments_class(**_arguments(model, settings, folder, columns, seed))
+    trainer = trainer_class(model=model, args=arguments, train_dataset=columns.dataset(), loss=loss)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     trainer.add_callback(_watcher(history, monitor, what))
@@ -131,10 +111,8 @@ def train(
     except (OSError, RuntimeError, SafetensorError) as error:
         if not is_disk_error(error):
             raise
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"cannot write checkpoints into {folder}: {reason[:160]}; free some space and go on."
-        ) from error
+        reason = str(error).strip().splitlines()[0][:160]
+        raise UserError(f"cannot write checkpoints into {folder}: {reason}; free some space and go on.") from error
     history.steps = trainer.state.global_step
     history.seconds = float(result.metrics.get("train_runtime", 0.0))
     model.eval()
@@ -167,27 +145,18 @@ def mean_cosine(vectors: np.ndarray) -> float:
     """Mean cosine of different rows of (n, d), in -1..1, n at least 2; near 1 the space has collapsed to a point."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = vectors / np.where(lengths > 0, lengths, 1.0)
-    total = unit.sum(axis=0)
-    n = len(vectors)
+    total, n = unit.sum(axis=0), len(vectors)
     return float((total @ total - (unit**2).sum()) / (n * (n - 1)))
 
 
 @dataclass
 class HeldOutMonitor:
-    """Agreement with the teacher on held-out queries, and a warning when the student collapses.
+    """Agreement with the teacher on held-out queries, and a warning when the student collapses."""
 
-    Attributes:
-        student: The encoder in training.
-        texts: Held-out query texts, two or more.
-        teacher_rows: (queries, k) corpus positions that the teacher ranks highest, best first, -1 where fewer.
-        documents: Returns (corpus, d) document vectors; None if the student encodes documents itself, so that only
-            collapse is cheap to watch.
-    """
-
-    student: Encoder
-    texts: Sequence[str]
-    teacher_rows: np.ndarray
-    documents: Callable[[], np.ndarray] | None
+    student: Encoder  # in training
+    texts: Sequence[str]  # held-out queries, two or more
+    teacher_rows: np.ndarray  # (queries, k) corpus positions that the teacher ranks highest, best first, -1 where fewer
+    documents: Callable[[], np.ndarray] | None  # (corpus, d) vectors; None if the student encodes documents itself
 
     def __call__(self) -> dict[str, float]:
         """``agreement`` (nDCG@k of the student's ranking, the teacher's top k as graded truth) and ``mean_cosine``."""
@@ -207,17 +176,11 @@ class HeldOutMonitor:
 
 @dataclass
 class RankMonitor:
-    """Agreement with the teacher on held-out queries, for any source of scores.
+    """Agreement with the teacher on held-out queries, for any source of scores."""
 
-    Attributes:
-        scores: Returns (queries, n) student scores, -inf where there is no document.
-        teacher_rows: (queries, k) places that the teacher ranks highest, best first, -1 where fewer.
-        also: Returns more measures.
-    """
-
-    scores: Callable[[], np.ndarray]
-    teacher_rows: np.ndarray
-    also: Monitor | None = None
+    scores: Callable[[], np.ndarray]  # (queries, n) student scores, -inf where there is no document
+    teacher_rows: np.ndarray  # (queries, k) places that the teacher ranks highest, best first, -1 where fewer
+    also: Monitor | None = None  # more measures
 
     def __call__(self) -> dict[str, float]:
         """``agreement`` (nDCG@k of the student's ranking, the teacher's top k as graded truth), and the others."""
@@ -234,12 +197,9 @@ def _trainer_of(model: Any) -> tuple[type[Any], type[Any]]:
     """The trainer of a kind of student, and the class of its arguments."""
     import sentence_transformers
 
-    name = next(
-        f"{base.__name__}Train"
-        for base in type(model).__mro__
-        if hasattr(sentence_transformers, f"{base.__name__}Trainer")
-    )
-    base: type[Any] = getattr(sentence_transformers, f"{name}er")
+    names = (base.__name__ for base in type(model).__mro__)
+    name = next(name for name in names if hasattr(sentence_transformers, f"{name}Trainer"))
+    base: type[Any] = getattr(sentence_transformers, f"{name}Trainer")
 
     class Trainer(base):
         def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
@@ -249,7 +209,7 @@ def _trainer_of(model: Any) -> tuple[type[Any], type[Any]]:
             """Save a checkpoint's model without a card."""
             self.model.save_pretrained(output_dir or self.args.output_dir, create_model_card=False)
 
-    return Trainer, getattr(sentence_transformers, f"{name}ingArguments")
+    return Trainer, getattr(sentence_transformers, f"{name}TrainingArguments")
 
 
 def _arguments(model: Any, settings: TrainingSettings, folder: Path, columns: TextColumns, seed: int) -> dict[str, Any]:
@@ -332,6 +292,5 @@ def _watcher(history: History, monitor: Monitor | None, what: str) -> Any:
 
 
 def _losses(entry: dict[str, Any]) -> dict[str, float]:
-    """The loss and its terms from a log entry."""
     skipped = ("epoch", "grad_norm", "learning_rate")
     return {name: float(value) for name, value in entry.items() if name not in skipped}

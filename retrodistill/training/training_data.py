@@ -61,12 +61,11 @@ class StudentSnapshot:
 
     def search(self, collection: Collection, queries: Texts, k: int) -> Run:
         """The k documents that it ranks highest for each query."""
-        corpus = collection.documents
-        k = min(k, len(corpus))
+        k = min(k, len(collection.documents))
         if self.kind.is_dense:
             encoded = embed(self.student, queries.texts, "query")
             rows, scores = exact_search(encoded, self.vectors(collection), k)
-            return Run.from_matrix(queries.ids, corpus.ids, rows, scores, name=CURRENT_STUDENT)
+            return Run.from_matrix(queries.ids, collection.documents.ids, rows, scores, name=CURRENT_STUDENT)
         if self.kind.can_search:
             ranker: Ranker = self.kind.ranker(self.student, None)
             return ranker.search(queries, collection, k).renamed(CURRENT_STUDENT)
@@ -82,38 +81,21 @@ class StudentSnapshot:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What all stages of one student share.
-
-    Attributes:
-        collection: The corpus.
-        queries: Training queries; possibly none.
-        teacher: Scores the lists. A recipe puts a stage's own teacher here before the stage is trained.
-        space: The dense encoder whose vectors the student aligns to (LEAF) and whose documents it searches, if any.
-        folder: Folder for intermediate results.
-        seed: Of the sampling of texts.
-        own_documents: The student encodes its own documents, and is not trained against those of the space.
-        excluded_queries: Queries that must not be trained on: pseudo-queries with an equal text are left out.
-        stored: (corpus, d) vectors that query encoders are trained against in place of the space's, e.g. those that
-            the codes of a quantized index decode to.
-        rewrites: Better queries by query id: the teacher gets these, the student the queries themselves.
-        labels: Judgments of the training queries.
-        labeler: Ranks the positives first if a stage selects by an ensemble.
-        student: The student when a stage begins; None before.
-    """
+    """What all stages of one student share."""
 
     collection: Collection
-    queries: Texts
-    teacher: Ranker
-    space: Encoder | None
-    folder: Path
-    seed: int = 0
-    own_documents: bool = False
-    excluded_queries: Texts | None = None
-    stored: np.ndarray | None = None
-    rewrites: Texts | None = None
-    labels: Qrels | None = None
-    labeler: Ranker | None = None
-    student: StudentSnapshot | None = None
+    queries: Texts  # possibly none
+    teacher: Ranker  # scores the lists; a recipe puts a stage's own teacher here before the stage is trained
+    space: Encoder | None  # whose vectors the student aligns to (LEAF) and whose documents it searches, if any
+    folder: Path  # for intermediate results
+    seed: int = 0  # of the sampling of texts
+    own_documents: bool = False  # the student encodes its own documents, and is not trained against those of the space
+    excluded_queries: Texts | None = None  # not to be trained on: pseudo-queries with an equal text are left out
+    stored: np.ndarray | None = None  # (corpus, d) vectors to train against in place of the space's, e.g. decoded codes
+    rewrites: Texts | None = None  # better queries by query id: only the teacher gets these, not the student
+    labels: Qrels | None = None  # judgments of the training queries
+    labeler: Ranker | None = None  # ranks the positives first if a stage selects by an ensemble
+    student: StudentSnapshot | None = None  # as it is when a stage begins; None before
 
     def teacher_queries(self, texts: Texts) -> Texts:
         """The texts as the teacher gets them: rewritten if there are rewrites, with the same ids."""
