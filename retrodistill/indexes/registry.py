@@ -111,7 +111,11 @@ class IndexOptions(Settings):
     def given(self) -> dict[str, Any]:
         """The options that are not at their defaults, without `kind`."""
         fields = IndexOptions.model_fields
-        return {name: value for name, value in self if name != "kind" and value != fields[name].default}
+        return {
+            name: getattr(self, name)
+            for name in fields
+            if name != "kind" and getattr(self, name) != fields[name].default
+        }
 
     def kind_for(self, encoder_kinds: Sequence[str]) -> IndexKind:
         """The kind of index for documents of these kinds of encoders: `kind` if it holds them, otherwise the first."""
