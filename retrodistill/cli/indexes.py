@@ -181,13 +181,10 @@ def _build(source: str, encoders: tuple[str, str | None], options: dict[str, Any
     from retrodistill.data import load_collection
     from retrodistill.encoders import load_encoder
     from retrodistill.indexes import IndexOptions, build_index
-    from retrodistill.indexes.registry import check_options_fit
 
     settings = validated(IndexOptions, options, "index")
     collection, encoder = load_collection(source), load_encoder(encoders[0])
-    kind = settings.kind_for([encoder.kind])
-    check_options_fit([name for name in options if name != "kind"], [kind])
-    settings.check([kind])
+    settings.checked_kind(encoder.kind, options)
     built = build_index(collection, encoder, encoders[1], settings=settings)
     built.save(out)
     return built
