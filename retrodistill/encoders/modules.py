@@ -91,13 +91,12 @@ def exit_model(model: SentenceTransformer, layer: int) -> SentenceTransformer:
         raise UserError(f"exit={layer}: the model has {has}.")
     transformer: Any
     transformer, router = (copy.deepcopy(module) for module in model)
-    modules = [module for module in behind_exit(router, layer) if not hasattr(module, "layer_weights")]
     transformer.auto_model.config.output_hidden_states = False
-    early = with_modules(model, [transformer, *modules])
+    early = with_modules(model, [transformer, *behind_exit(router, layer)])
     keep_first_layers(early, layer)
     return early
 
 
 def behind_exit(router: Any, layer: int) -> list[Any]:
-    """The modules of an exit's route."""
-    return list(router.sub_modules[f"{ROUTE}{layer}"])
+    """The modules of an exit's route but the first, which would stack all layers to take one."""
+    return [module for module in router.sub_modules[f"{ROUTE}{layer}"] if not hasattr(module, "layer_weights")]

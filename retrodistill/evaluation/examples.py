@@ -21,10 +21,7 @@ Ranking = dict[str, tuple[int, float]]  # by document, in rank order: rank from 
 
 
 def shown_queries(task: Task, reference: Measured, other: Measured, count: int) -> dict[str, Any]:
-    """The fields ``sides``, ``examples``, ``won``, and ``lost`` of `Results`.
-
-    `count` is the number of evenly spaced examples; 0 shows no queries at all.
-    """
+    """The fields sides, examples, won, and lost of `Results`: `count` evenly spaced examples, or no queries for 0."""
     chosen = {"examples": spread_out(task.queries.ids, count)}
     if count:
         chosen["won"], chosen["lost"] = won_and_lost(reference.values(MEASURE), other.values(MEASURE))

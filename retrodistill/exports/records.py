@@ -79,11 +79,7 @@ class Records:
         return stacked(self.kind, [self.block(row, row + 1) for row in rows], self.space.dimension)
 
     def with_payload(self, collection: Collection | None, *, texts: bool) -> Records:
-        """The same with titles and, if wanted, texts.
-
-        Raises:
-            UserError: The collection lacks documents, or texts are wanted and there is no collection.
-        """
+        """The same with titles and, if wanted, texts; missing documents, or texts without a collection, are refused."""
         if collection is None:
             if texts:
                 raise UserError("texts are to be exported, but there is no collection to take them from; give one.")

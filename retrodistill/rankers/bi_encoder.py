@@ -58,8 +58,8 @@ class BiEncoderRanker(Ranker):
     def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
         """The pairs with inner products."""
         q, query_texts, d, document_texts = distinct_texts(queries, collection, pairs)
-        vectors = self._query_vectors(query_texts, collection), self._document_vectors(document_texts, collection)
-        scores = pair_products(*vectors, q, d)
+        query_vectors = self._query_vectors(query_texts, collection)
+        scores = pair_products(query_vectors, self._document_vectors(document_texts, collection), q, d)
         return pairs.with_scores(scores, self.name)
 
     def remaining(self, queries: Texts, collection: Collection, pairs: Run) -> Work:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 import numpy as np
@@ -19,6 +19,9 @@ from retrodistill.data.texts import Texts
 from retrodistill.encoders.names import ModelName
 from retrodistill.rankers.protocol import CorpusScorer, Ranker, Stage, pair_positions
 from retrodistill.runs.run import Run, top_k
+
+if TYPE_CHECKING:
+    import bm25s
 
 LANGUAGE = "english"  # of stop words (bm25s) and stemmer (Snowball)
 _FORMULA: dict[str, Any] = {"method": "lucene", "k1": 1.5, "b": 0.75}  # bm25s's defaults
@@ -64,7 +67,7 @@ class BM25:
         return sum(arrays[part].nbytes for part in ("data", "indices", "indptr")) / len(self.documents)
 
     @cached_property
-    def _index(self) -> Any:
+    def _index(self) -> bm25s.BM25:
         library = load_bm25s()
         folder = make_folder(cache_folder() / "bm25") / self.fingerprint
         with filelock.FileLock(f"{folder}.lock"):

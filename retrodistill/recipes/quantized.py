@@ -54,10 +54,7 @@ def quantized(job: Job, seconds: dict[str, float]) -> tuple[list[System], Curves
 def _with_encoder(
     job: Job, texts: TrainingTexts, index: FaissIndex, seconds: dict[str, float]
 ) -> tuple[System, dict[str, list[dict[str, float]]]]:
-    """The learned index with a query encoder trained against its codes; its own encoder where that is no worse.
-
-    Both are measured on the queries that neither the quantizer nor the encoder is trained on.
-    """
+    """The learned index with a query encoder trained against its codes, if that is better on held-out queries."""
     name, stage, settings = "distilled-queries", job.recipe.index.encoder, job.recipe.index.learn
     rows = settings.split(texts.sources, np.random.default_rng(job.recipe.seed))[1]  # type: ignore[union-attr]
     held_out = texts.texts.select([texts.texts.ids[row] for row in rows])

@@ -212,11 +212,7 @@ StudentState = tuple[str, int]  # a student's name, and how many of its stages a
 
 
 def teaching_students(stage: StageSettings, students: Mapping[str, StudentSettings]) -> list[StudentState]:
-    """The students that teach a stage.
-
-    Raises:
-        ValueError: No student has that name, its kind cannot teach, or it has fewer stages.
-    """
+    """The students that teach a stage; an unknown name, a kind that cannot teach, or too few stages is a ValueError."""
     teachers = []
     for member in stage.teacher:
         if not is_student(member.model):

@@ -108,16 +108,13 @@ def without_folders(name: str) -> str:
 
 def published(source: str | Path) -> str:
     """A collection's source for a card: public names unchanged, and only the last part of a local folder."""
-    prefix, place = "", str(source)
-    if isinstance(source, str):
-        if source == "demo" or source.startswith(_PUBLIC):
-            return source
-        if source.startswith("hf:"):
-            prefix, place = "hf:", source.removeprefix("hf:")
-            path = Path(place).expanduser()
-            if not (path.is_absolute() or path.exists()):
-                return source
-    return f"{prefix}{YOURS}{Path(place).expanduser().resolve().name}"
+    name = source if isinstance(source, str) else ""  # a `Path` is a folder, whatever its name
+    prefix = "hf:" if name.startswith("hf:") else ""
+    path = Path(str(source).removeprefix(prefix)).expanduser()
+    is_on_hub = prefix and not (path.is_absolute() or path.exists())
+    if name == "demo" or name.startswith(_PUBLIC) or is_on_hub:
+        return name
+    return f"{prefix}{YOURS}{path.resolve().name}"
 
 
 _TAGS = ("retrodistill", "knowledge-distillation", "information-retrieval")
@@ -131,16 +128,13 @@ _OWN_LINES = {  # settings of a stage that templates/card/stage.md.j2 describes
 
 
 def write_card(model: Any, facts: Facts, folder: str | os.PathLike[str], results: Results | None = None) -> None:
-    """Write README.md into a student's folder, or raise a UserError; without results, it says "not measured"."""
+    """Write README.md, "not measured" without results, into a student's folder; a UserError if it is not writable."""
     with atomic_file(Path(folder) / "README.md") as temporary:
         temporary.write_text(card_text(model, facts, results), encoding="utf-8", newline="\n")
 
 
 def card_text(model: Any, facts: Facts, results: Results | None = None) -> str:
-    """The card: front matter that the Hugging Face hub reads, then Markdown.
-
-    `results` are of a job that has a system of the student's name.
-    """
+    """The card: front matter for the Hugging Face hub, then Markdown; `results` have a system of the student's name."""
     kind = get_kind(facts.kind)
     title = f"{facts.name}: a {facts.kind} student distilled on {facts.collection}"
     front, own_sections = _library_card(model, facts, title)

@@ -66,10 +66,6 @@ def _halves(value: str) -> tuple[str, str]:
     return value[:at], value[at:]
 
 
-def _systems(results: Results) -> Context:
-    return {"columns": columns.columns_of_systems(results, PAGE)}
-
-
 def _differences(results: Results) -> Context | None:
     rows = results.comparisons
     if not rows:
@@ -252,7 +248,7 @@ def _flat(group: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]
 
 # By name of the template; sections without content are omitted.
 _SECTIONS: dict[str, Callable[[Results], Context | None]] = {
-    "systems": _systems,
+    "systems": lambda results: {"columns": columns.columns_of_systems(results, PAGE)},
     "differences": _differences,
     "front": _front,
     "training": _training,

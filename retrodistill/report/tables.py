@@ -168,10 +168,7 @@ def _hit(hits: Sequence[Hit], rank: int, width: int) -> str:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 0, width: int | None = None) -> str:
-    """A table as text, with the first and the last `texts` columns aligned to the left.
-
-    Without a width it is as wide as its numbers need: a cropped number would be wrong, but a long line only wraps.
-    """
+    """A table as text, with the first and the last `texts` columns aligned to the left."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     height = max(head.count("\n") for head in heads)
     for at, head in enumerate(heads):
@@ -181,6 +178,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 0, 
     for name, *cells in rows:
         first = name if width else text.shorten_name(name, _NAME)
         table.add_row(Text(first), *map(Text, cells))  # Text: brackets in a name are not markup
+    # Without a width as wide as its numbers need: a cropped number would be wrong, but a long line only wraps.
     console = Console(file=io.StringIO(), width=width or 10_000, color_system=None, legacy_windows=False)
     with console.capture() as capture:
         console.print(table)

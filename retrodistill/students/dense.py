@@ -1,7 +1,4 @@
-"""Dense students: any bi-encoder, possibly cut to its first layers, with a projection to the document encoder's width.
-
-Static students, which also have one vector per text, are trained by the same function.
-"""
+"""Dense students: any bi-encoder, perhaps with its first layers alone and a map to the document encoder's width."""
 
 from __future__ import annotations
 
@@ -22,22 +19,15 @@ from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import load_bi_encoder
-from retrodistill.encoders.modules import exits_of, with_modules
+from retrodistill.encoders.modules import behind_exit, exits_of, with_modules
 from retrodistill.rankers.bi_encoder import DenseRanker
-from retrodistill.students.dense_variants import (
-    LeadingVectors,
-    MatryoshkaLoss,
-    MultiExitLoss,
-    exit_modules,
-    multi_exit,
-    through_exit,
-)
+from retrodistill.students.dense_variants import LeadingVectors, MatryoshkaLoss, MultiExitLoss, multi_exit, through_exit
 from retrodistill.students.registry import Kind, StageDefaults
 from retrodistill.training.loss import DistillationLoss, TeacherVectors
 from retrodistill.training.prepared import teacher_rows, training_rows
 from retrodistill.training.scorers import StoredVectorScorer, VectorScorer
 from retrodistill.training.settings import StageSettings
-from retrodistill.training.stages import BothEncoders, StageRun, fit, train_both
+from retrodistill.training.stages import BothEncoders, StageRun, evaluating, fit, train_both
 from retrodistill.training.trainer import HeldOutMonitor, History
 
 _AGREEMENT_DEPTH = 10
@@ -57,17 +47,17 @@ def dense_student(
     max_length: int | None = None,
     seed: int = 0,
 ) -> SentenceTransformer:
-    """Build a dense student.
+    """A dense student to start from.
 
     Args:
-        source: Folder or hub name of a sentence-transformers model to start from.
+        source: Folder or hub name of a sentence-transformers model.
         layers: Number of transformer layers to keep, from the first.
         dimension: Width of its vectors: where it differs from the model's, a linear map without bias is added before
             the normalization and saved with the model (LEAF, arXiv 2509.12539).
         mapped: Add such a map whatever the width, for `fit_map`.
         similarity: ``cosine`` or ``dot``; the model's own by default.
         max_length: Maximum number of tokens of a text; the model's own by default.
-        seed: Seed of the projection's initial values.
+        seed: Seed of the map's initial values.
     """
     model = load_bi_encoder(source, layers=layers)
     if similarity is not None:
@@ -77,11 +67,10 @@ def dense_student(
     width = Encoder(model, f"dense:{source}").dimension
     if not mapped and dimension in (None, width):
         return model
-    modules: list[Any] = [module for module in model if not isinstance(module, Normalize)]
     torch.manual_seed(seed)
     projection = Dense(width, dimension or width, bias=False, activation_function=torch.nn.Identity())
     torch.nn.init.orthogonal_(projection.linear.weight)
-    modules.append(projection)
+    modules: list[Any] = [*(module for module in model if not isinstance(module, Normalize)), projection]
     if str(model.similarity_fn_name) == "cosine":
         modules.append(Normalize())
     projected: SentenceTransformer = with_modules(model, modules, "SentenceTransformer")
@@ -100,16 +89,10 @@ def _set_max_length(model: SentenceTransformer, max_length: int, source: str) ->
 
 def start_dense(settings: Any, data: Any) -> SentenceTransformer:
     """A recipe's dense student before training: cut, projected or mapped, with its exits."""
-    fitted = settings.initialize == "fitted"
-    in_space = settings.dimension == "space" or fitted
-    model = dense_student(
-        settings.model.partition(":")[2],
-        layers=settings.layers,
-        dimension=data.space.dimension if in_space else settings.dimension,
-        mapped=fitted,
-        max_length=settings.max_length,
-        seed=data.seed,
-    )
+    fitted, source = settings.initialize == "fitted", settings.model.partition(":")[2]
+    dimension = data.space.dimension if fitted or settings.dimension == "space" else settings.dimension
+    options = {"layers": settings.layers, "max_length": settings.max_length, "seed": data.seed}
+    model = dense_student(source, dimension=dimension, mapped=fitted, **options)
     if fitted:
         texts = _fitted_texts(data)
         fit_map(model, texts, embed(data.space, texts, "query"), Encoder(model, "dense:student").prompt("query"))
@@ -132,18 +115,12 @@ def spread(texts: Sequence[str], most: int) -> list[str]:
 
 
 def fit_map(model: SentenceTransformer, texts: Sequence[str], vectors: np.ndarray, prompt: str = "") -> None:
-    """Fit the map of a student that was cut to its first layers to the document encoder's vectors: LEAF's loss, solved.
+    """Fit, in place, the map of a `dense_student` to a document encoder's (texts, d) vectors: LEAF's loss, solved.
 
-    Ridge regression ``W = (X'X + r I)^-1 X'Y`` of unit vectors Y on the vectors X that reach the map. Without it, the
-    vectors of a shallow layer say little in that space: the first two layers of all-MiniLM-L6-v2 find .10 of its ten
-    best documents for a query of SciFact, and .45 with such a map; the first four .14 and .52
-    (evaluation/fitted_maps.py).
-
-    Args:
-        model: A model of `dense_student` with ``mapped``; its map is set in place.
-        texts: Some thousand texts of the kind that it will read.
-        vectors: (texts, d) by the document encoder.
-        prompt: Put before each text.
+    Ridge regression ``W = (X'X + r I)^-1 X'Y`` of unit vectors Y on the vectors X that reach the map, over some
+    thousand texts of the kind that it will read. Without it, the vectors of a shallow layer say little in that space:
+    the first two layers of all-MiniLM-L6-v2 find .10 of its ten best documents for a query of SciFact, and .45 with
+    such a map; the first four .14 and .52 (evaluation/fitted_maps.py).
     """
     modules = list(model)
     place = _last_map(modules, "the student has no map to fit; make it with a dimension of its own, or mapped.")
@@ -160,7 +137,7 @@ def fit_exit_maps(model: SentenceTransformer, texts: Sequence[str], prompt: str 
     """Fit each exit's map, in place, to the deepest exit's embeddings of texts, as `fit_map` does."""
     routes, regressions = {}, {}
     for layer in exits_of(model)[:-1]:
-        modules = exit_modules(list(model)[-1], layer)
+        modules = behind_exit(list(model)[-1], layer)
         place = _last_map(modules, f"exit {layer} has no map of its own; make exits with project_exits: true.")
         routes[layer], regressions[layer] = modules[:place], _Regression(modules[place])
     for _, features in _batches(model, texts, prompt):
@@ -180,14 +157,12 @@ class _Regression:
         self.gram, self.moment = np.zeros((inputs, inputs)), np.zeros((inputs, outputs))
 
     def add(self, inputs: torch.Tensor, outputs: np.ndarray) -> None:
-        """(batch, d) of what reaches the map and of what should leave it."""
         vectors, targets = inputs.double().cpu().numpy(), outputs.astype(np.float64)
         lengths = np.linalg.norm(targets, axis=1, keepdims=True)
         self.gram += vectors.T @ vectors
         self.moment += vectors.T @ (targets / np.where(lengths > 0, lengths, 1.0))
 
     def solve(self) -> None:
-        """Set the weights."""
         ridge = _RIDGE * np.trace(self.gram) / len(self.gram) * np.eye(len(self.gram))
         fitted = np.linalg.solve(self.gram + ridge, self.moment).T
         with torch.no_grad():
@@ -195,22 +170,19 @@ class _Regression:
 
 
 def _batches(model: SentenceTransformer, texts: Sequence[str], prompt: str) -> Iterator[tuple[np.ndarray, Any]]:
-    """Rows of texts and their features, shortest first, in evaluation mode and without gradients."""
+    """Rows of texts and their features, shortest first, in evaluation mode."""
     if not len(texts):
         raise UserError(
             "a map is fitted to texts, and there are none: no training queries and no titles of documents; set "
             "split.train to a split with queries, or leave initialize: fitted and project_exits out."
         )
     order = np.argsort([len(text) for text in texts], kind="stable")
-    training = model.training
-    model.eval()
-    with bar(len(texts), "fitting maps", "texts") as progress, torch.no_grad():
+    with evaluating(model), bar(len(texts), "fitting maps", "texts") as progress, torch.no_grad():
         for start in range(0, len(order), _BATCH):
             rows = order[start : start + _BATCH]
             features = model.preprocess([texts[row] for row in rows], prompt=prompt or None)
             yield rows, batch_to_device(features, model.device)
             progress.update(len(rows))
-    model.train(training)
 
 
 def _last_map(modules: Sequence[Any], error: str) -> int:
@@ -222,19 +194,15 @@ def _last_map(modules: Sequence[Any], error: str) -> int:
 
 def train_dense(run: StageRun) -> History:
     """Train a dense or static student through a stage, at all its exits and truncations."""
-    student, stage = run.student, run.stage
-    if stage.train == "query_encoder":
-        return _train_query_encoder(run)
-    both = BothEncoders(
-        VectorScorer(student.similarity == "cosine"),
-        loss_of=lambda make: loss_of_variants(student, stage, make),
-        watch=lambda queries, documents, ranked: HeldOutMonitor(student, queries, ranked, None),
-    )
-    return train_both(run, both)
-
-
-def _train_query_encoder(run: StageRun) -> History:
     student, stage, data, prepared = run[:4]
+    unit = student.similarity == "cosine"
+    if stage.train != "query_encoder":
+        both = BothEncoders(
+            VectorScorer(unit),
+            loss_of=lambda make: loss_of_variants(student, stage, make),
+            watch=lambda queries, documents, ranked: HeldOutMonitor(student, queries, ranked, None),
+        )
+        return train_both(run, both)
     if data.student is None:
         raise UserError("a stage's data lacks the student as it is at its start.")
     with main_first():
@@ -245,7 +213,6 @@ def _train_query_encoder(run: StageRun) -> History:
         if data.space is None:
             raise UserError(f"objective {aligning[0]!r} needs a dense teacher to align to; set 'document_encoder'.")
         teacher_vectors = embed(data.space, data.teacher_queries(prepared.texts.texts).texts, "query")
-    unit = student.similarity == "cosine"
 
     def leading(vectors: np.ndarray | None, cut: int) -> Any:
         return vectors if vectors is None or cut == vectors.shape[1] else LeadingVectors(vectors, cut, unit=unit)
@@ -271,10 +238,9 @@ def held_out_monitor(
     teacher_vectors: np.ndarray | None = None,
     stored: np.ndarray | None = None,
 ) -> HeldOutMonitor | None:
-    """Agreement with the teacher on held-out texts; None where there are fewer than two.
+    """Agreement with the teacher on held-out texts by (corpus, d) document vectors; None for fewer than two texts.
 
-    ``documents`` gives (corpus, d) document vectors. Stages without lists also need (texts, d) teacher embeddings and
-    (corpus, d) stored document vectors.
+    Stages without lists also need (texts, d) teacher embeddings and (corpus, d) stored document vectors.
     """
     prepared, texts = run.prepared, run.prepared.texts.texts.texts
     if len(prepared.held_out) < 2:
@@ -290,26 +256,18 @@ def loss_of_variants(student: Encoder, stage: StageSettings, make: Make) -> Any:
     several, see ``alone`` of `DistillationLoss`.
     """
     exits = exits_of(student.model) if not student.is_static else []
+    whole, start = student.dimension, None
+    losses: dict[int, Any] = {}
+    for layer in exits or [0]:
+        losses[layer] = plain = make(whole, not exits or layer == exits[-1])
+        start = plain.start  # that of the deepest exit in the end
+        if stage.matryoshka:
+            cuts = {cut: plain if cut == whole else make(cut, False) for cut in {*stage.matryoshka, whole}}
+            losses[layer] = MatryoshkaLoss(student.model, cuts, start=start)
     if not exits:
-        return _loss_of_truncations(student, stage, make, True)[0]
-    losses = {layer: _loss_of_truncations(student, stage, make, layer == exits[-1]) for layer in exits}
-    return MultiExitLoss(
-        student.model,
-        {layer: loss for layer, (loss, _) in losses.items()},
-        weights=stage.exit_weights,
-        kl_weight=1.0 if stage.exit_kl is None else stage.exit_kl,
-        start=losses[exits[-1]][1],
-    )
-
-
-def _loss_of_truncations(student: Encoder, stage: StageSettings, make: Make, alone: bool) -> tuple[Any, Any]:
-    """The loss at one exit, and the student of the stage's start, where a term compares with it."""
-    whole = student.dimension
-    plain = make(whole, alone)
-    if not stage.matryoshka:
-        return plain, plain.start
-    losses = {cut: plain if cut == whole else make(cut, False) for cut in {*stage.matryoshka, whole}}
-    return MatryoshkaLoss(student.model, losses, start=plain.start), plain.start
+        return losses[0]
+    kl_weight = 1.0 if stage.exit_kl is None else stage.exit_kl
+    return MultiExitLoss(student.model, losses, weights=stage.exit_weights, kl_weight=kl_weight, start=start)
 
 
 def _check(settings: Any) -> None:

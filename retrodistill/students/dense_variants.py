@@ -1,11 +1,9 @@
 """Variants of dense students inside one model: leading dimensions of a vector, and exits after some of its layers.
 
-Leading dimensions are a vector, too (Matryoshka, Kusupati et al. 2022, arXiv 2205.13147). A model with exits
-(ModularStarEncoder, arXiv 2503.03008) can stop after several layers. Its modules are sentence-transformers' own: a
-transformer that gives all its layers, and a Router with a route for each exit, which pools that layer's tokens. So a
-saved folder loads without this package, as the deepest exit by default and as any other by ``encode(texts,
-task="exit-4")``; that runs all layers. What cuts the layers above an exit, and so makes it fast, is
-`retrodistill.encoders.modules`.
+Leading dimensions: Matryoshka (Kusupati et al. 2022, arXiv 2205.13147). A model with exits (ModularStarEncoder, arXiv
+2503.03008) is a transformer that gives all its layers and a Router with a route for each exit, which pools that layer's
+tokens: a saved folder loads without this package, as the deepest exit or, by ``encode(texts, task="exit-4")``, as any
+other. That runs all layers; `retrodistill.encoders.modules` cuts those above an exit, which makes it fast.
 """
 
 from __future__ import annotations
@@ -32,29 +30,24 @@ _PROBE = ["An exit gives what its first layers alone give."]
 
 
 class LeadingVectors:
-    """Stored (n, d) vectors of which only the leading dimensions are seen; they are cut when they are read.
+    """Stored (n, d) vectors that are cut to their leading dimensions when they are read, as an index would cut them.
 
-    What a loss compares a truncated student with must be truncated as its index will be: documents' vectors and the
-    teacher's embeddings, made unit vectors again where the similarity is the cosine (``unit``).
+    With ``unit``, for the cosine, they are made unit vectors again.
     """
 
     def __init__(self, vectors: np.ndarray, dimensions: int, *, unit: bool) -> None:
         check_dimensions([dimensions], vectors.shape[1])
-        self._vectors, self._dimensions, self._unit = vectors, dimensions, unit
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(n, dimensions)."""
-        return len(self._vectors), self._dimensions
+        self._vectors, self._unit = vectors, unit
+        self.shape = (len(vectors), dimensions)
 
     def __len__(self) -> int:
-        return len(self._vectors)
+        return self.shape[0]
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         """(..., dimensions) of rows, one array of indices of any shape."""
         whole = self._vectors[rows]
-        flat = leading(whole.reshape(-1, whole.shape[-1]), self._dimensions, unit=self._unit)
-        return flat.reshape(*whole.shape[:-1], self._dimensions)
+        flat = leading(whole.reshape(-1, whole.shape[-1]), self.shape[1], unit=self._unit)
+        return flat.reshape(*whole.shape[:-1], self.shape[1])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype=dtype)
@@ -63,14 +56,9 @@ class LeadingVectors:
 class MatryoshkaLoss(nn.Module):
     """Applies a loss to the whole vector and to its leading dimensions: ``sum_d L(v[:d])``; the model runs once.
 
-    sentence-transformers' own wrapper cuts what the model gives and labels that are embeddings, not what a loss has
-    stored, and cannot add up losses that come as named terms.
-
-    Args:
-        model: The student, which gives one vector per text.
-        losses: By number of dimensions, including that of whole vectors: a `DistillationLoss` on stored vectors of as
-            many dimensions (`LeadingVectors`).
-        start: The student at the start of the stage, for ``lwf``.
+    sentence-transformers' own wrapper does not cut what a loss has stored, nor add up losses that are named terms.
+    ``losses`` are `DistillationLoss` by number of dimensions, whole vectors included, on stored `LeadingVectors`;
+    ``start`` is the student at the start of the stage, for ``lwf``.
     """
 
     def __init__(self, model: Any, losses: Mapping[int, nn.Module], *, start: nn.Module | None = None) -> None:
@@ -85,10 +73,9 @@ class MatryoshkaLoss(nn.Module):
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
         """Terms by name, those of leading dimensions as ``name@64``."""
         columns = list(sentence_features)
-        start = _start_embeddings(self._start, columns, _embeddings)
-        return self.compute_loss_from_embeddings(
-            [_embeddings(self.model, features) for features in columns], labels, start
-        )
+        start = _start_embeddings(self._start, columns, lambda model, features: model(features)["sentence_embedding"])
+        embeddings = [self.model(features)["sentence_embedding"] for features in columns]
+        return self.compute_loss_from_embeddings(embeddings, labels, start)
 
     def compute_loss_from_embeddings(
         self, embeddings: list[Tensor], labels: Tensor, start_embeddings: list[Tensor] | None = None
@@ -104,11 +91,6 @@ class MatryoshkaLoss(nn.Module):
         return terms
 
 
-def _embeddings(model: nn.Module, features: dict[str, Any]) -> Tensor:
-    embeddings: Tensor = model(features)["sentence_embedding"]
-    return embeddings
-
-
 def _start_embeddings(start: nn.Module | None, columns: Sequence[dict[str, Any]], encode: Callable[..., Any]) -> Any:
     """What the student of the stage's start makes of each column; None where nothing compares with it."""
     if start is None:
@@ -119,16 +101,16 @@ def _start_embeddings(start: nn.Module | None, columns: Sequence[dict[str, Any]]
 
 
 def multi_exit(model: SentenceTransformer, exits: Sequence[int], *, project: bool = False) -> SentenceTransformer:
-    """Give a bi-encoder exits after some of its layers; all modules are stock modules.
+    """Give a transformer with a pooling exits after some of its layers; all modules are stock modules, and shared.
 
-    Its last layer always is the deepest exit and keeps the model's own modules, so nothing changes there. The other
-    exits get copies of them. A model whose first layers alone give other vectors is refused.
+    Its last layer always is the deepest exit and keeps the model's own modules; the other exits get copies of them. A
+    model whose first layers alone give other vectors is refused.
 
     Args:
-        model: A transformer with a pooling; the new model shares its modules.
-        exits: Layers, counted from 1; the last one is left out, which is logged.
-        project: Give each exit but the deepest a linear map of its own after the pooling, at first the identity;
-            `retrodistill.students.dense.fit_exit_maps` fits it.
+        model: A transformer with a pooling.
+        exits: Layers, counted from 1, but the last, which is left out and logged.
+        project: Give each exit but the deepest a linear map after the pooling, at first the identity, which
+            `retrodistill.students.dense.fit_exit_maps` fits.
     """
     transformer, *head = list(model)
     if Transformer not in type(transformer).__mro__ or Pooling not in map(type, head):
@@ -159,7 +141,7 @@ def multi_exit(model: SentenceTransformer, exits: Sequence[int], *, project: boo
 
 
 def _route(transformer: Any, head: Sequence[Any], layer: int, count: int, project: bool) -> list[Any]:
-    """The modules of one exit: the layer's states, copies of the model's own modules, a map if wanted."""
+    """The modules of one exit: the layer's states, copies of the model's head, a map if wanted."""
     modules = copy.deepcopy(list(head))
     if project:
         sized = [module for module in modules if hasattr(module, "get_embedding_dimension")]
@@ -174,23 +156,15 @@ def _route(transformer: Any, head: Sequence[Any], layer: int, count: int, projec
 
 
 def embeddings_by_exit(model: nn.Module, features: dict[str, Any]) -> dict[int, Tensor]:
-    """(batch, d) embeddings by exit from one run through the layers, deepest last, with gradients.
-
-    The model is of `multi_exit`, or what wraps one in distributed training.
-    """
-    inner: Any = getattr(model, "module", model)
+    """(batch, d) embeddings by exit from one run through the layers, deepest last, with gradients."""
+    inner: Any = getattr(model, "module", model)  # what distributed training wraps
     out = model(features)
     exits = exits_of(inner)
     if not exits or "all_layer_embeddings" not in out:
         raise UserError("the model has no exits; make them by students.dense_variants.multi_exit first.")
     router = list(inner)[-1]
-    shallow = {layer: through_exit(exit_modules(router, layer), out, layer) for layer in exits[:-1]}
+    shallow = {layer: through_exit(behind_exit(router, layer), out, layer) for layer in exits[:-1]}
     return {**shallow, exits[-1]: out["sentence_embedding"]}
-
-
-def exit_modules(router: Any, layer: int) -> list[Any]:
-    """The modules of an exit's route but the first, which would stack all layers to take one."""
-    return [module for module in behind_exit(router, layer) if not hasattr(module, "layer_weights")]
 
 
 def through_exit(modules: Sequence[Any], out: Mapping[str, Any], layer: int) -> Tensor:
@@ -230,23 +204,17 @@ def multi_exit_kl(
         raise UserError(f"{len(weights)} weights for {len(shallow)} exits besides the deepest; give one for each.")
     total = deepest.new_zeros((), dtype=torch.promote_types(deepest.dtype, torch.float32))
     for weight, scores in zip(weights, shallow, strict=True):
-        kl = kl_divergence(
-            scores, deepest.detach(), mask, student_temperature=temperature, teacher_temperature=temperature
-        )
-        total = total + weight * kl
+        temperatures = {"student_temperature": temperature, "teacher_temperature": temperature}
+        total = total + weight * kl_divergence(scores, deepest.detach(), mask, **temperatures)
     return total
 
 
 class MultiExitLoss(nn.Module):
-    """Applies a loss at every exit, and lets the deepest teach the others; the layers run once per column.
+    """Applies a loss at every exit of a `multi_exit` model, and lets the deepest teach the others by `multi_exit_kl`.
 
-    Args:
-        model: A model of `multi_exit`.
-        losses: By exit: a `DistillationLoss` or `MatryoshkaLoss`. Exits may share a loss, unless it has state
-            (``taid``).
-        weights: Weights of the exits' terms, by exit; 1 by default.
-        kl_weight: Weight of `multi_exit_kl`; 0 for none.
-        start: The student at the start of the stage, for ``lwf``.
+    ``losses`` are `DistillationLoss` or `MatryoshkaLoss` by exit; exits may share one without state (``taid`` has
+    some). ``weights`` are those of exits' terms, 1 by default, and ``kl_weight`` that of the divergence, 0 for none.
+    ``start`` is the student at the start of the stage, for ``lwf``. The layers run once per column.
     """
 
     def __init__(
@@ -286,8 +254,7 @@ class MultiExitLoss(nn.Module):
         if self._kl_weight and shallow:
             scored = [in_batch_similarities([column[at] for column in columns], self._cosine) for at in self._weights]
             weights = [self._weights[layer] for layer in shallow]
-            kl = multi_exit_kl([scores for scores, _ in scored], scored[0][1], weights)
-            terms["exits"] = self._kl_weight * kl
+            terms["exits"] = self._kl_weight * multi_exit_kl([scores for scores, _ in scored], scored[0][1], weights)
         return terms
 
 

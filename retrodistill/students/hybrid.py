@@ -1,9 +1,8 @@
 """Hybrid students: one vector per text joins a dense model's pooled vector and a learned lexical part.
 
-A single dense vector of a frozen model cannot express what a lexical teacher knows, and training all its layers on long
-documents is expensive. The lexical half is a token table, summed over the tokens that the transformer reads anyway, so
-it costs nothing to encode and little to train: what the transformer gives is stored, and only the table and a linear
-map of the pooled vector are trained. All modules are sentence-transformers' own.
+A dense vector of a frozen model cannot express what a lexical teacher knows, and training all its layers is expensive.
+The lexical half is a token table, summed over the tokens that the transformer reads anyway. What the transformer gives
+is stored, and only the table and a linear map of the pooled vector are trained.
 """
 
 from __future__ import annotations
@@ -51,17 +50,16 @@ def hybrid_student(base: SentenceTransformer, width: int, corpus: Texts, *, seed
 
     Args:
         base: The dense model; cosine.
-        width: Width of the lexical half; the sum with the dense half's width must be even.
+        width: Of the lexical half; the sum with the dense half's width must be even.
         corpus: Texts that document frequencies are counted on.
-        seed: Seed of the table.
+        seed: Of the table.
     """
     dense = Encoder(base, "dense:student")
+    size = dense.dimension
     if dense.similarity != "cosine":
         raise UserError("a lexical half is added to cosine models; this one uses the dot product.")
-    if width < 1 or (dense.dimension + width) % 2:  # Pooling gives two vectors of one width
-        raise UserError(
-            f"lexical_dim={width}: with the dense half's {dense.dimension} dimensions the sum must be even."
-        )
+    if width < 1 or (size + width) % 2:  # Pooling gives two vectors of one width
+        raise UserError(f"lexical_dim={width}: with the dense half's {size} dimensions the sum must be even.")
     weights = inverse_document_frequencies(fast_tokenizer(dense), corpus)
     weights[base.tokenizer.all_special_ids] = 0.0
     rows = np.random.default_rng(seed).standard_normal((len(weights), width)) / np.sqrt(width)
@@ -70,15 +68,15 @@ def hybrid_student(base: SentenceTransformer, width: int, corpus: Texts, *, seed
     if not isinstance(modules[-1], Normalize):
         modules.append(Normalize())
     hand_over = Dense(
-        dense.dimension,
-        dense.dimension,
+        size,
+        size,
         bias=False,
         activation_function=nn.Identity(),
-        init_weight=torch.eye(dense.dimension),
+        init_weight=torch.eye(size),
         module_input_name="sentence_embedding",
         module_output_name="cls_token_embeddings",
     )
-    pooling = Pooling((dense.dimension + width) // 2, ["cls", "mean_sqrt_len_tokens"])
+    pooling = Pooling((size + width) // 2, ["cls", "mean_sqrt_len_tokens"])
     modules += [WordEmbeddings(base.tokenizer, table, update_embeddings=True), hand_over, pooling, Normalize()]
     hybrid: SentenceTransformer = with_modules(base, modules, "SentenceTransformer", "cosine")
     return hybrid
@@ -109,14 +107,14 @@ def dense_map(model: SentenceTransformer) -> Any:
 
 
 class Parts(NamedTuple):
-    """What is trained of a hybrid student: (vocabulary, width) of the lexical half, (d, d) of the dense half."""
+    """What is trained of a hybrid student."""
 
-    table: Tensor
-    map: Tensor
+    table: Tensor  # (vocabulary, width) of the lexical half
+    map: Tensor  # (d, d) of the dense half
 
 
 class LexicalBatch(NamedTuple):
-    """A batch's tokens, its (batch,) int64 rows among the stage's texts, and (batch, d + width) unit vectors."""
+    """A batch's tokens, and its (batch,) int64 rows among the stage's texts and (batch, d + width) unit vectors."""
 
     features: dict[str, Tensor]
     texts: np.ndarray
@@ -126,14 +124,8 @@ class LexicalBatch(NamedTuple):
 class LexicalHalfScorer(Scorer):
     """Scores by whole vectors, with gradients for the token table and the dense half's map.
 
-    The corpus is a sparse matrix of token counts, so that its lexical halves are one product per step, whatever the
-    length of the documents.
-
-    Args:
-        model: A hybrid student.
-        queries: (texts, d) stored dense halves of the training texts.
-        documents: (corpus, d) stored dense halves of the corpus.
-        bags: (corpus, vocabulary) token counts over the root of the text's length, see `token_bags`.
+    The corpus is a sparse matrix of `token_bags`, so that its lexical halves are one product per step, whatever the
+    length of the documents. The stored dense halves are (texts, d) of the training texts and (corpus, d) of the corpus.
     """
 
     def __init__(
@@ -170,20 +162,18 @@ class LexicalHalfScorer(Scorer):
 
     def document_vectors(self) -> np.ndarray:
         """(corpus, d + width) float32 unit vectors with the current table."""
-        count = self._bags.shape[0]
-        blocks = (np.arange(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK))
+        rows = np.arange(self._bags.shape[0])
+        blocks = (rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK))
         with torch.no_grad():
-            return np.concatenate([self._vectors(self.trained, rows).cpu().numpy() for rows in blocks])
+            return np.concatenate([self._vectors(self.trained, block).cpu().numpy() for block in blocks])
 
     def _encode(self, parts: Parts, features: dict[str, Tensor], rows: np.ndarray) -> Tensor:
-        """(batch, d + width) unit vectors of the texts."""
         mask = features["attention_mask"].float()
         summed = (nn.functional.embedding(features["input_ids"], parts.table) * mask[:, :, None]).sum(dim=1)
         lexical = summed / mask.sum(dim=1, keepdim=True).clamp(min=1).sqrt()
         return _joined(parts, self._queries[rows], lexical)
 
     def _score(self, parts: Parts, queries: Tensor, batch: ListBatch) -> Tensor:
-        """(batch, n) scores of the lists."""
         if batch.over_corpus:
             return queries @ self._vectors(parts, np.arange(self._bags.shape[0])).T
         needed, places = np.unique(np.maximum(batch.documents, 0), return_inverse=True)
@@ -217,8 +207,7 @@ class _SparseProduct(torch.autograd.Function):
 
 def token_bags(model: SentenceTransformer, texts: Sequence[str], prompt: str = "") -> scipy.sparse.csr_array:
     """(texts, vocabulary) float32: how often a token occurs in the text as the model reads it, over sqrt(n)."""
-    lengths: list[int] = []
-    parts = []
+    lengths, parts = [], []
     for start in range(0, len(texts), _BLOCK):
         block = [prompt + text for text in texts[start : start + _BLOCK]]
         ids = model.tokenizer(block, truncation=True, max_length=model.max_seq_length)["input_ids"]

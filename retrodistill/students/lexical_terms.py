@@ -1,8 +1,7 @@
 """Lexical terms: what a text's own tokens weigh, as BM25 counts them, next to what the head finds in the hidden states.
 
-A head that reads hidden states alone has to find again which words a text has, and loses the rare ones, of which it has
-too few examples. So those are given, with BM25's saturation and a learned weight for each token, and the head adds what
-the words mean (expansion). Untrained, the sum is BM25 over word pieces, except for the head's part.
+A head that reads hidden states alone has too few examples to find a text's rare words again. Here they are given, and
+the head adds what the words mean (expansion). Untrained, the sum is BM25 over word pieces and the head's part.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ class LexicalTerms(Module):
     """Adds ``relu(c_t) tf (k1 + 1) / (tf + k1 (1 - b + b n / average))`` to the weight of each token t of a text.
 
     tf is how often t occurs in the text, n its number of tokens, c_t learned and 1 at first; the saturation is that of
-    BM25 (Robertson and Zaragoza 2009). The class is this package's: a model with it loads where retrodistill is
-    installed, by `load_sparse`, or with sentence-transformers' ``trust_remote_code=True``.
+    BM25 (Robertson and Zaragoza 2009). A model with it loads where retrodistill is installed, by `load_sparse` or with
+    sentence-transformers' ``trust_remote_code=True``.
 
     Args:
         dimension: Size of the vocabulary.
@@ -48,10 +47,9 @@ class LexicalTerms(Module):
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:  # type: ignore[override]
         """Add to the (batch, vocabulary) weights of ``sentence_embedding``."""
-        pooled = features["sentence_embedding"]
         lengths = features["attention_mask"].sum(dim=1, keepdim=True)
-        saturated = self.saturated(counted(features, self.dimension), lengths)
-        features["sentence_embedding"] = pooled + torch.relu(self.weight) * saturated
+        own = torch.relu(self.weight) * self.saturated(counted(features, self.dimension), lengths)
+        features["sentence_embedding"] = features["sentence_embedding"] + own
         return features
 
     def saturated(self, counts: Any, lengths: Any) -> Any:

@@ -1,8 +1,7 @@
 """Kinds of students, and what is done with a student of any kind: wrap, train through a stage, save, load.
 
-A kind is one module, which ends with ``KIND = Kind(...)`` and is named in `MODEL_KINDS`. Callers get a `Kind` by name
-(`get_kind`), from a model (`kind_of`) or from settings (`kind_of_settings`) and ask it what they need; they do not
-compare names of kinds. To add a kind, write its module and add a line to `MODEL_KINDS`.
+To add a kind, write its module, which ends with ``KIND = Kind(...)``, and add a line to `MODEL_KINDS`. Callers ask a
+`Kind` what they need and do not compare names of kinds.
 """
 
 from __future__ import annotations
@@ -45,77 +44,50 @@ WHOLE_TRANSFORMER = {"learning_rate": 2e-5, "batch_size": 8}  # training setting
 
 @dataclass(frozen=True)
 class StageDefaults:
-    """How a student is trained by default, with the values of the recipes in configs/.
-
-    ``training`` are keys of `TrainingSettings`. Student scores are divided by ``temperature``; None is the default for
-    cosines. ``regularizers`` are `RegularizerSettings`.
-    """
+    """How a student is trained by default, with the values of the recipes in configs/."""
 
     train: Part
-    training: Mapping[str, Any]
-    temperature: float | None = None
-    regularizers: list[dict[str, Any]] = field(default_factory=list)
+    training: Mapping[str, Any]  # keys of `TrainingSettings`
+    temperature: float | None = None  # student scores are divided by it; None is the default for cosines
+    regularizers: list[dict[str, Any]] = field(default_factory=list)  # `RegularizerSettings`
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What the package needs to know about one kind of student.
+    """What the package needs to know about one kind of student; ``settings`` are a recipe's `StudentSettings`."""
 
-    Attributes:
-        name: As users write it, e.g. ``sparse`` in ``sparse:NAME``.
-        library_class: The class of sentence-transformers that its models are, e.g. ``SparseEncoder``.
-        start: ``(settings, data) -> model`` before training: of a recipe's `StudentSettings` and `TrainingData`.
-        load: ``folder -> student``: from a folder of its library class.
-        wrap: ``(model, name, manifest) -> student``: the encoder or pair scorer that users hold.
-        train: Trains a student through a `StageRun`.
-        ranker: ``(student, document encoder) -> Ranker``; a student with documents of its own ignores the encoder.
-        parts: The parts that a stage can train, as values of ``train``.
-        defaults: ``(settings as a mapping) -> StageDefaults``.
-        options: Keys of `StudentSettings` that this kind has and some kinds have not.
-        complete: ``(settings as a mapping, NAME) -> settings`` that are added where the user names a model alone.
-        check: Raises ValueError where its settings contradict each other.
-        owns: Whether a model of its library class is of this kind.
-        at_stage: ``(model, settings, stage) -> model``: the model as a stage, from 0, finds it.
-        store_documents: ``(student, texts)``: stores document vectors where training kept what gives them.
-        exhaustive: ``(student, name) -> retriever`` without an index, by what training stored; None without any.
-        describe: ``(student, data) -> (about, notes)``: further entries of a trained student's manifest.
-        index: Name of the kind of index that its documents go into; None where they are re-ranked.
-        written: How users write a student of it: ``static``, ``dense:NAME``; empty for hybrid.
-        has_own_documents: Whether it always encodes its own documents, in no space of another model.
-        is_dense: Whether a text is one dense vector.
-        has_vector: Whether leading dimensions of that vector are a vector, too.
-        has_terms: Whether a text is weights of terms, which regularizers see.
-        can_search: Whether it ranks a whole corpus; otherwise it scores pairs and re-ranks.
-        can_teach: Whether it may be the teacher of another student's stage.
-        card: Name of its partial of the model card's template.
-    """
-
-    name: str
-    library_class: str
-    start: Callable[[Any, Any], Any]
-    load: Callable[[str], Any]
-    wrap: Callable[[Any, str, Manifest | None], Any]
+    name: str  # as users write it, e.g. sparse in sparse:NAME
+    library_class: str  # the class of sentence-transformers that its models are, e.g. SparseEncoder
+    start: Callable[[Any, Any], Any]  # (settings, TrainingData) -> model before training
+    load: Callable[[str], Any]  # folder of its library class -> student
+    wrap: Callable[[Any, str, Manifest | None], Any]  # (model, name, manifest) -> encoder or pair scorer for users
     train: Callable[[StageRun], History]
+    # (student, document encoder) -> ranker; a student with documents of its own ignores the encoder.
     ranker: Callable[[Any, Any], Ranker]
-    parts: tuple[Part, ...]
-    defaults: Callable[[Mapping[str, Any]], StageDefaults]
-    options: frozenset[str] = frozenset()
+    parts: tuple[Part, ...]  # what a stage can train, as values of its key train
+    defaults: Callable[[Mapping[str, Any]], StageDefaults]  # of the settings as a mapping
+    options: frozenset[str] = frozenset()  # settings that this kind has and some kinds have not
+    # (settings as a mapping, NAME) -> settings that are added where the user names a model alone.
     complete: Callable[[Mapping[str, Any], str], dict[str, Any]] = lambda settings, name: {}
-    check: Callable[[Any], None] = lambda settings: None
-    owns: Callable[[Any], bool] = lambda model: True
+    check: Callable[[Any], None] = lambda settings: None  # ValueError where settings contradict each other
+    owns: Callable[[Any], bool] = lambda model: True  # whether a model of its library class is of this kind
+    # (model, settings, stage) -> the model as a stage, from 0, finds it.
     at_stage: Callable[[Any, Any, int], Any] = lambda model, settings, stage: model
+    # (student, texts): stores document vectors where training kept what gives them.
     store_documents: Callable[[Any, Sequence[str]], None] = lambda student, texts: None
+    # (student, name) -> retriever without an index, by what training stored.
     exhaustive: Callable[[Any, str], Any] | None = None
+    # (student, TrainingData) -> (about, notes): further entries of a trained student's manifest.
     describe: Callable[[Any, Any], tuple[dict[str, Any], list[str]]] = lambda student, data: ({}, [])
-    index: str | None = None
-    written: str = ""
-    has_own_documents: bool = True
-    is_dense: bool = False
-    has_vector: bool = False
-    has_terms: bool = False
-    can_search: bool = True
-    can_teach: bool = False
-    card: str = ""
+    index: str | None = None  # kind of index that its documents go into; None where they are re-ranked
+    written: str = ""  # how users write a student of it: static, dense:NAME; empty for hybrid
+    has_own_documents: bool = True  # whether it always encodes its own documents, in no space of another model
+    is_dense: bool = False  # whether a text is one dense vector
+    has_vector: bool = False  # whether leading dimensions of that vector are a vector, too
+    has_terms: bool = False  # whether a text is weights of terms, which regularizers see
+    can_search: bool = True  # whether it ranks a whole corpus; otherwise it scores pairs and re-ranks
+    can_teach: bool = False  # whether it may be the teacher of another student's stage
+    card: str = ""  # its partial of the model card's template
 
 
 def kind_names() -> list[str]:
@@ -160,15 +132,8 @@ def as_student(model: Any, name: str | None = None, manifest: Manifest | None = 
 def run_stage(model: Any, stage: StageSettings, data: TrainingData, folder: Path, what: str) -> History:
     """Train a sentence-transformers model of any kind through one stage, in place.
 
-    Args:
-        model: The student.
-        stage: Settings of the stage.
-        data: Texts, teacher and document encoder.
-        folder: For checkpoints.
-        what: Title of the progress bar.
-
-    Raises:
-        UserError: The kind of student does not train that part or lacks what an objective needs.
+    ``folder`` is for checkpoints, ``what`` titles the progress bar. A kind of student that does not train that part or
+    lacks what an objective needs is a UserError.
     """
     kind = kind_of(model)
     student, initial = (kind.wrap(model, f"{kind.name}:student", None) for _ in range(2))
@@ -201,10 +166,8 @@ def save_student(model: Any, manifest: Manifest, folder: str | os.PathLike[str])
     """Save a student, whole or not at all, and load it back as the encoder that users will load.
 
     The folder is an ordinary sentence-transformers folder with a manifest, whose ``about.query_space`` names the
-    document space that its queries search.
-
-    Raises:
-        UserError: The folder is not writable, the disk is full, or the path holds something else.
+    document space that its queries search. One that is not writable or holds something else, and a full disk, are a
+    UserError.
     """
     with atomic_folder(check_replaceable(folder, STUDENT_MANIFEST)) as temporary, disk_errors(), quiet_libraries():
         model.save_pretrained(str(temporary), create_model_card=False)
@@ -213,11 +176,7 @@ def save_student(model: Any, manifest: Manifest, folder: str | os.PathLike[str])
 
 
 def load_student(folder: str | os.PathLike[str]) -> AnyStudent:
-    """Load a student of any kind from its folder.
-
-    Raises:
-        UserError: Not a sentence-transformers folder, or one of an unknown class.
-    """
+    """Load a student of any kind from its sentence-transformers folder; another folder or class is a UserError."""
     path = Path(folder) / "config_sentence_transformers.json"
     # Folders of old versions of the library do not name their class.
     library_class = read_json(path).get("model_type", "SentenceTransformer") if path.exists() else "SentenceTransformer"

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from sentence_transformers import SparseEncoder
-from sentence_transformers.base.modules import Dense, Normalize, Router, Transformer
-from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding, SpladePooling
+from sentence_transformers.base.modules import Dense, Normalize, Transformer
+from sentence_transformers.sparse_encoder.modules import SpladePooling
 
 from retrodistill.core.errors import UserError
 from retrodistill.data.sentences import sample_sentences, title_texts
@@ -26,14 +26,14 @@ from retrodistill.students.lexical_terms import LexicalTerms, token_ids
 from retrodistill.students.registry import WHOLE_TRANSFORMER, Kind, StageDefaults
 from retrodistill.students.sparse_training import SparsityAlarm, exhaustive, store_documents, train_sparse
 from retrodistill.students.static import fast_tokenizer, inverse_document_frequencies, plain_tokenizer
-from retrodistill.students.stored_states import BLOCK, head_of, stored_states
-from retrodistill.students.vdr import with_vdr_head
+from retrodistill.students.stored_states import head_of, stored_states
+from retrodistill.students.vdr import with_query_weights, with_vdr_head
 
 Queries = Literal["model", "inference-free"]
 _AT_MOST = 20000  # documents whose hidden states a head starts from
 _OWN = float(np.e - 1)  # logit of a text's own token at the start: log(1 + logit) is 1
 _ZERO_AT = 0.7  # where a token's logit is zero at the start, as a share of what its mean state gives
-_DEVIATIONS = 4.5  # for a token that no document has: its zero's least distance from the mean over all states
+_DEVIATIONS = 4.5  # for a token that no document has, its zero's least distance from the mean: none has it by chance
 _RIDGE = 1e-3  # of the mean variance, on the covariance within terms
 _NEVER = -1.0  # bias of terms that no text may have
 _SHARED = 0.5  # strength at the start of a head that has lexical terms next to it
@@ -52,51 +52,37 @@ def sparse_student(
 ) -> SparseEncoder:
     """A sparse encoder to start from: log(1 + relu(logit)), maximum over tokens (SPLADE, arXiv 2109.10086).
 
-    A sparse encoder or masked language model starts as it is. A bi-encoder's transformer, which has no weights for a
-    vocabulary, gets a linear head that finds each token in its unit hidden state, see `lexical_start`: it begins as a
-    lexical model, each text weighting its own tokens, instead of as noise over the whole vocabulary. All modules but
-    VDR's head and lexical terms are stock modules, so it loads without this package.
+    A sparse encoder or masked language model starts as it is; a bi-encoder's transformer gets the linear head of
+    `lexical_start`. All modules but VDR's head and lexical terms are stock modules, so it loads without this package.
 
     Args:
         source: Folder or hub name of a sparse encoder, a masked language model or a bi-encoder.
         corpus: Documents that heads and query weights start from.
         queries: ``model``: queries are encoded as documents are. ``inference-free``: each token of a query has one
             weight, at first its inverse document frequency (arXiv 2411.04403), and no model runs.
-        head: ``splade``, or ``vdr``, see `retrodistill.students.vdr`.
-        lexical_terms: Documents also weight their own tokens as BM25 does, see `retrodistill.students.lexical_terms`;
-            for inference-free queries only.
+        head: ``splade``, or ``vdr``, see `VocabularyPooling`.
+        lexical_terms: Documents also weight their own tokens, see `LexicalTerms`; for inference-free queries only.
         layers: Number of transformer layers to keep, from the first.
         max_length: Maximum number of tokens of a text; the model's own by default.
     """
     base = _base(source, corpus, layers, max_length)
-    routed = any(hasattr(module, "sub_modules") for module in base)
-    if queries == "model" or routed:
+    if queries == "model" or any(hasattr(module, "sub_modules") for module in base):
         if queries == "model" and SparseTextEncoder(base, f"sparse:{source}").is_inference_free:
             raise UserError(f"model {source} has inference-free queries; set the student's queries to that.")
         if lexical_terms:
-            raise UserError(
-                "lexical terms are put into a new student with inference-free queries; set lexical_terms: false."
-            )
+            raise UserError("lexical terms are for new students with inference-free queries; set lexical_terms: false.")
         return with_vdr_head(base) if head == "vdr" else base
     weights = _inverse_frequencies(base.tokenizer, corpus, f"sparse:{source}")
-    table: list[Any] = [SparseStaticEmbedding(base.tokenizer, weight=torch.from_numpy(weights))]
     documents: list[Any] = list(base.children())
     if lexical_terms:
-        documents.append(_lexical_terms(base, corpus))
-    router = Router({"query": table, "document": documents}, default_route=None, allow_empty_key=False)
-    student: SparseEncoder = with_modules(base, [router], "SparseEncoder")
+        encoder = SparseTextEncoder(base, "sparse:student")
+        average = token_ids(encoder, corpus.texts)[1].mean()
+        terms = LexicalTerms(encoder.dimension, average, base.tokenizer.all_special_ids)
+        for parameter in head_of(encoder).linear.parameters():  # the head finds the text's own tokens, too
+            parameter.data.mul_(_SHARED)
+        documents.append(terms.to(base.device))
+    student: SparseEncoder = with_query_weights(base, torch.from_numpy(weights), documents)
     return student
-
-
-def _lexical_terms(base: SparseEncoder, corpus: Texts) -> LexicalTerms:
-    """Lexical terms for documents of this length; the head, which finds them too, begins at half its strength."""
-    student = SparseTextEncoder(base, "sparse:student")
-    average = token_ids(student, corpus.texts)[1].mean()
-    terms = LexicalTerms(student.dimension, average, base.tokenizer.all_special_ids)
-    linear = head_of(student).linear
-    linear.weight.data.mul_(_SHARED)
-    linear.bias.data.mul_(_SHARED)
-    return terms.to(base.device)
 
 
 def _base(source: str, corpus: Texts, layers: int | None, max_length: int | None) -> SparseEncoder:
@@ -133,24 +119,19 @@ def _cut(model: Any, source: str, layers: int | None, max_length: int | None) ->
         config = getattr(getattr(model[0], "auto_model", None), "config", None)
         longest = getattr(config, "max_position_embeddings", None)
         if longest is None or max_length > longest:
-            raise UserError(
-                f"max_length={max_length}: model {source} reads 1 to {longest or 'its own number of'} tokens."
-            )
+            most = longest or "its own number of"
+            raise UserError(f"max_length={max_length}: model {source} reads 1 to {most} tokens.")
         model[0].max_seq_length = max_length
 
 
 def lexical_start(student: SparseTextEncoder, corpus: Texts) -> tuple[np.ndarray, np.ndarray]:
-    """A term head that finds each token in its hidden state: linear discriminants, tied to the token embeddings.
+    """A term head that finds each token in its hidden state: (vocabulary, d) vectors and (vocabulary,) biases, float32.
 
     With m_v the mean hidden state of token v and S the covariance of states within tokens, Fisher's discriminant is
     ``d_v = S^-1 m_v``. Its bias puts the zero at .7 of what m_v gives, and its scale gives m_v the logit e - 1, which
     becomes weight 1. Tokens that the documents do not have take their mean state from their input embedding, by the
-    linear map that fits those of the others best: so the head is tied to the token embeddings, through the transformer.
-    Their zero is at least 4.5 standard deviations above the mean over all states, so that no text has them by chance.
-    Special tokens never get weight. At most 20,000 documents are used, evenly spread, and not the student's own head.
-
-    Returns:
-        (vocabulary, d) float32 vectors and (vocabulary,) float32 biases.
+    linear map that fits those of the others best; their zero is at least 4.5 standard deviations above the mean over
+    all states. Special tokens never get weight. At most 20,000 documents are used, and not the student's own head.
     """
     transformer: Any = student.modules("document")[0]
     tokenizer = transformer.tokenizer
@@ -159,10 +140,9 @@ def lexical_start(student: SparseTextEncoder, corpus: Texts) -> tuple[np.ndarray
     counts = np.zeros(len(tokenizer), dtype=np.int64)
     means = np.zeros((len(tokenizer), states.width))
     moments = np.zeros((states.width, states.width))
-    for start in range(0, len(texts), BLOCK):
-        stop = min(start + BLOCK, len(texts))
-        ids = token_ids(student, texts[start:stop])[0]
-        block = states.gather(np.arange(start, stop))[0].numpy()
+    for rows in states.blocks():
+        ids = token_ids(student, texts[rows[0] : rows[-1] + 1])[0]
+        block = states.gather(rows)[0].numpy()
         moments += block.T @ block
         order = np.argsort(ids, kind="stable")
         present, first = np.unique(ids[order], return_index=True)
@@ -215,8 +195,7 @@ def _inverse_frequencies(tokenizer: Any, corpus: Texts, name: str) -> np.ndarray
 def sparsity(student: SparseTextEncoder, documents: Texts, queries: Texts) -> dict[str, float]:
     """Mean ``terms`` and ``query_terms`` per text and ``flops``, on at most 128 texts of each side.
 
-    FLOPS are the expected products of a query with a document, ``sum_j p_j(query) p_j(document)`` with p_j the share of
-    texts that have term j (arXiv 2004.05665).
+    FLOPS are ``sum_j p_j(query) p_j(document)`` with p_j the share of texts that have term j (arXiv 2004.05665).
     """
     sides: list[tuple[Texts, Role]] = [(queries, "query"), (documents, "document")]
     vectors = [student.encode(spread(texts.texts, _MEASURED), role) for texts, role in sides]
@@ -230,26 +209,17 @@ def _start(settings: Any, data: Any) -> SparseEncoder:
     return sparse_student(settings.model.partition(":")[2], data.collection.documents, **options)
 
 
-_TERM_HEAD = StageDefaults(
-    "head",
-    {"epochs": 2, "learning_rate": 4e-3, "batch_size": 32, "warmup": 0.05, "max_gradient_norm": 0},
-    1.2,
-    [{"name": "flops", "weight": 0.01}],
-)
-_SPLADE = StageDefaults(
-    "both_encoders",
-    WHOLE_TRANSFORMER,
-    0.3,
-    [{"name": "flops", "weight": 0.003}, {"name": "flops", "weight": 0.003, "side": "query"}],
-)
-_INFERENCE_FREE = StageDefaults("both_encoders", WHOLE_TRANSFORMER, 1.2, [{"name": "flops", "weight": 0.01}])
-_VDR = StageDefaults("both_encoders", WHOLE_TRANSFORMER, 1.0)  # its head limits the number of terms
-
-
 def _defaults(settings: Mapping[str, Any]) -> StageDefaults:
     if settings.get("queries") == "inference-free":
-        return _TERM_HEAD if "lexical_terms" in settings else _INFERENCE_FREE
-    return _VDR if settings.get("head") == "vdr" else _SPLADE
+        flops = [{"name": "flops", "weight": 0.01}]
+        if "lexical_terms" not in settings:
+            return StageDefaults("both_encoders", WHOLE_TRANSFORMER, 1.2, flops)
+        training = {"epochs": 2, "learning_rate": 4e-3, "batch_size": 32, "warmup": 0.05, "max_gradient_norm": 0}
+        return StageDefaults("head", training, 1.2, flops)
+    if settings.get("head") == "vdr":  # the head limits the number of terms
+        return StageDefaults("both_encoders", WHOLE_TRANSFORMER, 1.0)
+    flops = [{"name": "flops", "weight": 0.003}, {"name": "flops", "weight": 0.003, "side": "query"}]
+    return StageDefaults("both_encoders", WHOLE_TRANSFORMER, 0.3, flops)
 
 
 def _complete(settings: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -1,7 +1,4 @@
-"""Training of sparse students, whole or of their head alone; their documents from stored hidden states.
-
-Regularizers limit the number of terms of a text; an alarm tells when they go too far or not far enough.
-"""
+"""Training of sparse students, whole or of their head alone; their documents from stored hidden states."""
 
 from __future__ import annotations
 
@@ -23,7 +20,6 @@ from retrodistill.objectives.registry import get_regularizer
 from retrodistill.runs.run import top_k
 from retrodistill.students.lexical_terms import lexical_terms_of, saturated_terms
 from retrodistill.students.stored_states import (
-    BLOCK,
     HeadScorer,
     States,
     StoredStatesRanker,
@@ -65,43 +61,32 @@ def regularized(
 
 
 class SparsityAlarm:
-    """Warns once per training when texts lose all their terms, and once when they have too many; ``notes`` has it."""
+    """Warns once per training when regularizers leave texts no terms, and once when too many; ``notes`` has it."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
-        self._warned: set[str] = set()
 
     def __call__(self, alive: Sequence[int], vocabulary: int, final: bool = False) -> None:
-        """Check the numbers of terms of some documents.
-
-        Documents start dense in SPLADE, so density is checked only at the end of training (``final``).
-        """
+        """Check the numbers of terms of some documents; density only at the end (``final``): SPLADE starts dense."""
         empty = sum(count == 0 for count in alive) / max(len(alive), 1)
         mean = sum(alive) / max(len(alive), 1)
         if empty > _EMPTY:
-            self._warn(
-                "empty",
-                f"the student collapses: {100 * empty:.0f}% of the sampled documents have no term; lower the "
-                "regularizers' weights or add anti-zero",
-            )
+            share = f"{100 * empty:.0f}% of the sampled documents have no term"
+            self._warn("collapses", f"{share}; lower the regularizers' weights or add anti-zero")
         if final and mean > _DENSE * vocabulary:
-            self._warn(
-                "dense",
-                f"the student is dense: {mean:.0f} of {vocabulary} terms per document; raise the weight of flops, or "
-                "use top-k",
-            )
+            terms = f"{mean:.0f} of {vocabulary} terms per document"
+            self._warn("is dense", f"{terms}; raise the weight of flops, or use top-k")
 
-    def _warn(self, reason: str, line: str) -> None:
-        if reason not in self._warned:
-            self._warned.add(reason)
-            self.notes.append(line)
-            log(f"warning: {line}")
+    def _warn(self, state: str, details: str) -> None:
+        if not any(f"student {state}:" in note for note in self.notes):
+            self.notes.append(f"the student {state}: {details}")
+            log(f"warning: {self.notes[-1]}")
 
 
 def train_sparse(run: StageRun) -> History:
-    """Train a sparse student through a stage."""
+    """Train a sparse student through a stage: its head, or both encoders."""
     alarm = SparsityAlarm()
-    history = (_train_head if run.stage.train == "head" else _train_both)(run, alarm)
+    history = _train_head(run, alarm) if run.stage.train == "head" else _train_both(run, alarm)
     history.notes = alarm.notes
     return history
 
@@ -130,7 +115,7 @@ class TermScorer(VectorScorer):
     """Inner products of term weights, which regularizers see.
 
     ``own_tokens`` weighs the list objectives on scores for which one side is replaced by its own tokens, each of weight
-    1, for VDR's head (the semi-parametric half of its loss): the mean over the two sides. Such a side needs no model.
+    1: the semi-parametric half of VDR's loss, the mean over the two sides.
     """
 
     def __init__(
@@ -183,8 +168,7 @@ def _train_head(run: StageRun, alarm: SparsityAlarm) -> History:
 class TermHead:
     """``log(1 + relu(max_i <d_t, h_i> + b_t))`` over the document's hidden states h_i, plus lexical terms if any.
 
-    Attributes:
-        parameters: (vocabulary, d) vectors, (vocabulary,) biases, and lexical terms' (vocabulary,) weights if any.
+    ``parameters`` are (vocabulary, d) vectors, (vocabulary,) biases, and (vocabulary,) weights of lexical terms if any.
     """
 
     def __init__(self, student: SparseTextEncoder, states: States, texts: Sequence[str]) -> None:
@@ -198,10 +182,7 @@ class TermHead:
         self._own: csr_array | None = saturated_terms(student, own, texts) if own is not None else None
 
     def weights(self, chosen: Sequence[Tensor], terms: Tensor, documents: np.ndarray) -> Tensor:
-        """(documents, terms) weights of (terms,) places in the vocabulary in documents at (m,) corpus positions.
-
-        ``chosen`` are the rows of `parameters`, or of their copies, that belong to the terms.
-        """
+        """(m, terms) weights of (terms,) places in the vocabulary, whose rows of parameters are ``chosen``."""
         vectors, biases, *own = chosen
         states, lengths = self._states.gather(documents, vectors.device)
         weights = torch.relu(segment_max(states @ vectors.T, lengths) + biases)
@@ -214,16 +195,14 @@ class TermHead:
 
     def all_weights(self, documents: np.ndarray) -> Iterator[Tensor]:
         """(1, vocabulary) weights of each document, one by one: a block would hold all tokens' logits."""
-        vocabulary = torch.arange(len(self.parameters[1]), device=self.parameters[0].device)
-        for row in range(len(documents)):
-            yield self.weights(self.parameters, vocabulary, documents[row : row + 1])
+        vocabulary = torch.arange(len(self.parameters[0]), device=self.parameters[0].device)
+        return (self.weights(self.parameters, vocabulary, row) for row in documents[:, None])
 
 
 class TermHeadScorer(HeadScorer):
     """Scores of inference-free sparse students: a vector and a bias for each term, and the terms' weights in queries.
 
-    Regularizers see the terms of the batch's queries in documents drawn from the corpus: other terms have no gradient
-    in this step, and FLOPS is a sum over terms.
+    Regularizers see the batch's terms in documents drawn from the corpus: others have no gradient, and FLOPS is a sum.
     """
 
     def __init__(
@@ -284,7 +263,11 @@ class TermHeadScorer(HeadScorer):
         """Regularizers of the batch's terms in documents drawn for this step."""
         if not self._regularizers:
             return {}
-        used = _of_all_processes(torch.unique(torch.cat(encoded)), len(self.trained[0]))
+        used = torch.unique(torch.cat(encoded))
+        if processes() > 1:  # terms of any process, so that FLOPS does not depend on the number of processes
+            flags = torch.zeros(len(self.trained[0]), dtype=torch.int32, device=used.device).index_fill(0, used, 1)
+            torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
+            used = flags.nonzero()[:, 0]
         weights, *head = (parameter[used] for parameter in self.trained)
         # Drawn by seed and step, so that a resumed training draws the same documents.
         generator = np.random.default_rng([self._seed, round(1e6 * (progress or 0.0))])
@@ -295,20 +278,9 @@ class TermHeadScorer(HeadScorer):
         return regularized(self._regularizers, pure.whole_batch(query_weights), alive, progress)
 
 
-def _of_all_processes(terms: Tensor, vocabulary: int) -> Tensor:
-    """Terms that a text of any process has, so that FLOPS does not depend on the number of processes."""
-    if processes() == 1:
-        return terms
-    flags = torch.zeros(vocabulary, dtype=torch.int32, device=terms.device).index_fill(0, terms, 1)
-    torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
-    return flags.nonzero()[:, 0]
-
-
 def exhaustive(student: SparseTextEncoder, name: str) -> StoredStatesRanker:
-    """Exact search by stored hidden states; only the queries' terms are computed, a tenth of the vocabulary.
-
-    Refused where they do not tell the score: with a limited number of terms, which depends on all of them.
-    """
+    """Exact search by stored hidden states; only the queries' terms are computed, a tenth of the vocabulary."""
+    # A limited number of terms depends on all of them.
     if not student.is_inference_free or student.model.max_active_dims:
         raise UserError(
             f"student {name}: exhaustive search by stored states is for queries: inference-free without a limit of "
@@ -326,8 +298,7 @@ def _search(
     head = TermHead(student, states, corpus.texts)
     terms = torch.from_numpy(used).long().to(head.parameters[0].device)
     chosen = [parameter[terms] for parameter in head.parameters]
-    blocks = [np.arange(start, min(start + BLOCK, len(states))) for start in range(0, len(states), BLOCK)]
-    weights = np.concatenate([head.weights(chosen, terms, block).cpu().numpy() for block in blocks])
+    weights = np.concatenate([head.weights(chosen, terms, block).cpu().numpy() for block in states.blocks()])
     scores = encoded[:, used] @ weights.T
     order = top_k(scores, k)
     best = np.take_along_axis(scores, order, axis=1)
@@ -336,14 +307,12 @@ def _search(
 
 def store_documents(student: SparseTextEncoder, texts: Sequence[str]) -> None:
     """Put a student's documents into its store where the cache has their hidden states, as `store_from_states`."""
-    # With a limit of terms, or VDR's, which terms are kept depends on all of them.
-    if student.model.max_active_dims or vocabulary_pooling(student.modules("document")) is not None:
-        return
-    store_from_states(student, SparseStore(student, "document"), texts, _rows)
+    # Which terms a limit, or VDR's head, keeps depends on all of them.
+    if not student.model.max_active_dims and vocabulary_pooling(student.modules("document")) is None:
+        store_from_states(student, SparseStore(student, "document"), texts, _rows)
 
 
 def _rows(student: SparseTextEncoder, states: States, texts: Sequence[str]) -> Iterator[tuple[int, csr_array]]:
     head = TermHead(student, states, texts)
-    for start in range(0, len(states), BLOCK):
-        weights = head.all_weights(np.arange(start, min(start + BLOCK, len(states))))
-        yield start, csr_array(torch.cat(list(weights)).cpu().numpy())
+    for block in states.blocks():
+        yield int(block[0]), csr_array(torch.cat(list(head.all_weights(block))).cpu().numpy())

@@ -41,18 +41,18 @@ _PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # times the mean of the kernel's 
 def static_student(
     teacher: Encoder, corpus: Texts, *, initialize: str = "teacher", seed: int = 0, tokenizer: Encoder | None = None
 ) -> SentenceTransformer:
-    """Build a static encoder in the teacher's space: `StaticEmbedding` over the teacher's tokenizer, then `Normalize`.
+    """A static encoder of the teacher's width and similarity: `StaticEmbedding` over its tokenizer, then `Normalize`.
 
     Token rows come from the teacher as in model2vec; they are weighted by smoothed inverse document frequencies of
     the corpus, in 0..1, so that the mean favors distinctive words from the start (the role of SIF weights in Arora et
-    al. 2017). The student has the teacher's width and similarity.
+    al. 2017).
 
     Args:
-        teacher: A transformer encoder with a fast tokenizer.
+        teacher: A transformer encoder with a fast tokenizer, or a file of vectors.
         corpus: Texts that document frequencies are counted on.
         initialize: One of `INITIALIZATIONS`.
-        seed: Seed of ``random``.
-        tokenizer: An encoder that lends the table its tokenizer, where the teacher is a file of vectors.
+        seed: Of ``random`` and ``fitted``.
+        tokenizer: An encoder that lends its tokenizer where the teacher is a file of vectors.
     """
     if initialize not in INITIALIZATIONS:
         raise unknown("initialization", initialize, INITIALIZATIONS)
@@ -66,16 +66,14 @@ def static_student(
             f"{teacher.name} has vectors and no model: a static student in its space needs another model's tokenizer "
             "and initialize: fitted."
         )
-    tokens = fast_tokenizer(teacher if tokenizer is None or not teacher.is_recorded else tokenizer)
+    tokens = fast_tokenizer(tokenizer if tokenizer is not None and teacher.is_recorded else teacher)
     if initialize == "random":
         rows = np.random.default_rng(seed).standard_normal((tokens.get_vocab_size(), teacher.dimension))
-    elif initialize == "words":
-        rows = _word_embeddings(teacher)
     elif initialize == "fitted":
         vectors = embed(teacher, corpus.texts, "document")
         rows = fitted_rows(tokens, corpus, vectors, inverse_document_frequencies(tokens, corpus), seed)
     else:
-        rows = _token_embeddings(teacher, tokens)
+        rows = _word_embeddings(teacher) if initialize == "words" else _token_embeddings(teacher, tokens)
     if initialize in ("teacher", "words"):
         rows = rows * inverse_document_frequencies(tokens, corpus)[:, None]
     table = StaticEmbedding(tokens, embedding_weights=torch.from_numpy(rows.astype(np.float32)))
@@ -110,7 +108,7 @@ def inverse_document_frequencies(tokenizer: Tokenizer, corpus: Texts, block: int
 
 
 def _token_embeddings(teacher: Encoder, tokenizer: Tokenizer) -> np.ndarray:
-    """(vocabulary, dimension) of each token between the special tokens, through the teacher; kept in the cache."""
+    """(vocabulary, d) of each token between the special tokens, through the teacher; kept in the cache."""
     path = cache_folder() / "token-tables" / f"{teacher.document_space}-{digest(tokenizer.to_str())}.npy"
     if not path.exists():
         rows = _encode_tokens(teacher, tokenizer)
@@ -155,13 +153,7 @@ def fitted_rows(
     token and D the squared weights: a rare token may move further from zero than a common one. The penalty is the one
     whose leave-one-out predictions ``v - (v - v^) / (1 - h)`` have the highest mean cosine with the vectors. Labels
     and queries are not used. It is fitted to at most 8,192 random documents, and the penalty is chosen on 2,048.
-
-    Args:
-        tokenizer: Tokenizer of the table.
-        corpus: The documents.
-        vectors: (documents, d) float32 of the corpus.
-        frequencies: (vocabulary,) weights in 0..1, inverse document frequencies.
-        seed: Seed of the random draws.
+    ``vectors`` are (documents, d) float32 and ``frequencies`` (vocabulary,) inverse document frequencies in 0..1.
     """
     places = np.random.default_rng(seed).permutation(len(corpus))[:_FITTED]
     texts = corpus.texts

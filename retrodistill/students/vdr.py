@@ -19,8 +19,7 @@ from retrodistill.students.lexical_terms import counted
 class VocabularyPooling(Module):
     """``elu(logit) + 1``, maximum over tokens, then the highest terms united with the text's own tokens.
 
-    The class is this package's: a model with it loads where retrodistill is installed, by
-    `retrodistill.encoders.loading.load_sparse`, or with sentence-transformers' ``trust_remote_code=True``.
+    A model with it loads as one with `LexicalTerms` does.
 
     Args:
         dimension: Size of the vocabulary.
@@ -43,11 +42,8 @@ class VocabularyPooling(Module):
         weights = nn.functional.elu(highest) + 1
         weights = weights.index_fill(1, torch.tensor(self.special, dtype=torch.int64, device=weights.device), 0.0)
         kept = own_tokens(features, self.dimension, self.special)
-        if self.terms < self.dimension:
-            kept = kept.scatter(1, weights.detach().topk(self.terms, dim=1).indices, True)
-        else:
-            kept = torch.ones_like(kept)
-        features["sentence_embedding"] = weights * kept
+        highest_terms = weights.detach().topk(min(self.terms, self.dimension), dim=1).indices
+        features["sentence_embedding"] = weights * kept.scatter(1, highest_terms, True)
         return features
 
     def get_embedding_dimension(self) -> int:
@@ -76,17 +72,21 @@ def own_token_queries(model: Any) -> Any:
     if pooling is None:
         raise UserError("queries of a text's own tokens are for sparse students of head: vdr; this one has another.")
     weights = torch.ones(pooling.dimension).index_fill_(0, torch.tensor(pooling.special, dtype=torch.int64), 0.0)
+    return with_query_weights(model, weights, list(model))
+
+
+def with_query_weights(model: Any, weights: Tensor, documents: list[Any]) -> Any:
+    """A sparse encoder of (vocabulary,) weights of queries' tokens, and of modules for documents."""
     query: list[Any] = [SparseStaticEmbedding(model.tokenizer, weight=weights)]
-    documents: list[Any] = list(model)
     router = Router({"query": query, "document": documents}, default_route=None, allow_empty_key=False)
     return with_modules(model, [router], "SparseEncoder")
 
 
 def with_vdr_head(model: Any) -> Any:
     """A sparse encoder with this head after its logits, which shares its weights with the given one."""
-    modules = list(model)
     if vocabulary_pooling(model) is not None:
         return model
+    modules = list(model)
     if type(modules[-1]).__name__ != "SpladePooling":
         raise UserError("head: vdr follows logits over a vocabulary; start from a bi-encoder or a SPLADE model.")
     size = int(model.get_embedding_dimension() or len(model.tokenizer))
