@@ -8,26 +8,19 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Context, Option, Typer
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+app = Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @app.callback(no_args_is_help=True)
 def encoding(
-    context: typer.Context,
+    context: Context,
     batch_size: Annotated[
-        int | None,
-        typer.Option(help="Texts or pairs per forward pass, except in training; 32 by default."),
+        int | None, Option(help="Texts or pairs per forward pass, except in training; 32 by default.")
     ] = None,
     precision: Annotated[
-        str | None,
-        typer.Option(help="Precision of matrix products, except in training: float32 (the default) or bfloat16."),
+        str | None, Option(help="Precision of matrix products, except in training: float32 (the default) or bfloat16.")
     ] = None,
 ) -> None:
     """Distill strong, slow rankers into small, fast retrievers, and measure on BEIR how much quality is kept."""
@@ -40,14 +33,12 @@ def encoding(
         context.with_resource(encode_with(validated(EncodingSettings, context.obj, "options")))
 
 
-CollectionOption = Annotated[str, typer.Option(help="BEIR folder, beir/NAME, ir_datasets:ID, hf:NAME, or demo.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs, and no progress.")]
-OutOption = Annotated[Path, typer.Option(help="Output folder.")]
-RunOption = Annotated[Path, typer.Option(help="Run file: .run, .trec, .parquet or .jsonl.")]
-StoreOption = Annotated[
-    Path | None, typer.Option(help="Folder for scores and embeddings; by default the shared cache.")
-]
-DryOption = Annotated[bool, typer.Option("--dry-run", help="Only print what is left to do and how long it takes.")]
+CollectionOption = Annotated[str, Option(help="BEIR folder, beir/NAME, ir_datasets:ID, hf:NAME, or demo.")]
+JsonOption = Annotated[bool, Option("--json", help="Print one JSON object for programs, and no progress.")]
+OutOption = Annotated[Path, Option(help="Output folder.")]
+RunOption = Annotated[Path, Option(help="Run file: .run, .trec, .parquet or .jsonl.")]
+StoreOption = Annotated[Path | None, Option(help="Folder for scores and embeddings; by default the shared cache.")]
+DryOption = Annotated[bool, Option("--dry-run", help="Only print what is left to do and how long it takes.")]
 
 
 def show(line: str) -> None:

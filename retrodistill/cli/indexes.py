@@ -2,78 +2,53 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
-from retrodistill.cli.app import CollectionOption, JsonOption, OutOption, app, show
+from retrodistill.cli.app import CollectionOption, JsonOption, OutOption, app, show, show_json
 from retrodistill.core.errors import UserError
 from retrodistill.core.runtime import log, set_quiet
 
 if TYPE_CHECKING:
     from retrodistill.indexes import Index
-    from retrodistill.indexes.learned import LearnedIndex
 
 
 @app.command()
 def index(  # noqa: PLR0913, PLR0917 - one option each
     collection: CollectionOption,
-    documents: Annotated[str, typer.Option(help="Document encoder, e.g. dense:all-MiniLM-L6-v2 or sparse:NAME.")],
+    documents: Annotated[str, Option(help="Document encoder, e.g. dense:all-MiniLM-L6-v2 or sparse:NAME.")],
     out: OutOption,
     option: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Any key of a recipe's index, e.g. muvera.candidates=500."),
+        list[str] | None, Argument(metavar="KEY=VALUE", help="Any key of a recipe's index, e.g. muvera.candidates=500.")
     ] = None,
-    queries: Annotated[str | None, typer.Option(help="Query encoder; the document encoder by default.")] = None,
-    factory: Annotated[
-        str | None, typer.Option(help="FAISS factory string (Flat, SQ8, OPQ48,PQ48, IVF64,Flat...), or auto.")
-    ] = None,
-    bytes_wanted: Annotated[
-        int | None, typer.Option("--bytes", help="Bytes per document, for auto and --learn.", min=1)
-    ] = None,
-    recall: Annotated[
-        float | None, typer.Option(help="Share of the exact top 10 to find, for auto; search is tuned to it.")
-    ] = None,
-    truncate: Annotated[int | None, typer.Option(help="Leading dimensions to keep (Matryoshka).", min=1)] = None,
+    queries: Annotated[str | None, Option(help="Query encoder; the document encoder by default.")] = None,
+    factory: Annotated[str | None, Option(help="FAISS factory (Flat, SQ8, OPQ48,PQ48, IVF64,Flat...) or auto.")] = None,
+    bytes_wanted: Annotated[int | None, Option("--bytes", help="Bytes per document (auto, --learn).", min=1)] = None,
+    recall: Annotated[float | None, Option(help="For auto: share of the exact top 10 that search must find.")] = None,
+    truncate: Annotated[int | None, Option(help="Leading dimensions to keep (Matryoshka).", min=1)] = None,
     learn: Annotated[
-        bool, typer.Option("--learn", help="Learn the quantizer from exact scores (Distill-VQ); 16 bytes by default.")
+        bool, Option("--learn", help="Learn the quantizer from exact scores (Distill-VQ); 16 bytes by default.")
     ] = False,
     learn_queries: Annotated[
-        bool, typer.Option("--learn-queries", help="With --learn: also learn a linear query map, saved in OUT.queries.")
+        bool, Option("--learn-queries", help="With --learn: also learn a linear query map, saved in OUT.queries.")
     ] = False,
-    codec: Annotated[
-        str | None, typer.Option(help="Multi-vector: float16, float32, or residual (with --bits 1, 2 or 4).")
-    ] = None,
-    muvera: Annotated[bool, typer.Option("--muvera", help="Multi-vector: candidates by MUVERA encodings.")] = False,
+    codec: Annotated[str | None, Option(help="Multi-vector: float16, float32, or residual (--bits 1, 2, 4).")] = None,
+    muvera: Annotated[bool, Option("--muvera", help="Multi-vector: candidates by MUVERA encodings.")] = False,
     bits: Annotated[
-        int | None,
-        typer.Option(help="Sparse: bits per impact, 8, or 32 for exact weights. Residual codec: 1, 2 or 4."),
+        int | None, Option(help="Sparse: bits per impact, 8, or 32 for exact weights. Residual codec: 1, 2 or 4.")
     ] = None,
-    backend: Annotated[str | None, typer.Option(help="Sparse: exact, or seismic (approximate, large corpora).")] = None,
-    prune: Annotated[int | None, typer.Option(help="Sparse: terms to keep per document.", min=1)] = None,
-    query_cut: Annotated[
-        int | None, typer.Option(help="Seismic: number of heaviest terms that choose lists.", min=1)
-    ] = None,
-    heap_factor: Annotated[float | None, typer.Option(help="Seismic: 0 to 1; lower is faster and finds less.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of k-means, tuning and learning.")] = 0,
+    backend: Annotated[str | None, Option(help="Sparse: exact, or seismic (approximate, large corpora).")] = None,
+    prune: Annotated[int | None, Option(help="Sparse: terms to keep per document.", min=1)] = None,
+    query_cut: Annotated[int | None, Option(help="Seismic: number of heaviest terms that choose lists.", min=1)] = None,
+    heap_factor: Annotated[float | None, Option(help="Seismic: 0 to 1; lower is faster and finds less.")] = None,
+    seed: Annotated[int, Option(help="Seed of k-means, tuning and learning.")] = 0,
 ) -> None:
     """Build an index: files of its kind, ids and a manifest with the contract of its space."""
-    flags = {
-        "factory": factory,
-        "bytes": bytes_wanted,
-        "recall": recall,
-        "truncate": truncate,
-        "codec": codec,
-        "muvera": muvera,
-        "bits": bits,
-        "backend": backend,
-        "prune": prune,
-        "query_cut": query_cut,
-        "heap_factor": heap_factor,
-    }
-    options = _given(option, flags)
+    dense = {"factory": factory, "bytes": bytes_wanted, "recall": recall, "truncate": truncate}
+    sparse = {"backend": backend, "prune": prune, "query_cut": query_cut, "heap_factor": heap_factor}
+    options = _given(option, **dense, codec=codec, muvera=muvera, bits=bits, **sparse)
     if learn or learn_queries:
         built = _learn(collection, (documents, queries), options, out, query_map=learn_queries, seed=seed)
     else:
@@ -83,16 +58,14 @@ def index(  # noqa: PLR0913, PLR0917 - one option each
 
 @app.command()
 def check(  # noqa: PLR0913, PLR0917 - one option each
-    folder: Annotated[Path, typer.Argument(help="An index's folder.")],
+    folder: Annotated[Path, Argument(help="An index's folder.")],
     collection: CollectionOption,
-    queries: Annotated[str | None, typer.Option(help="Query encoder to check; the index's own by default.")] = None,
-    teacher: Annotated[str | None, typer.Option(help="The document encoder, if it has moved.")] = None,
-    split: Annotated[str, typer.Option(help="Split whose queries are used.")] = "test",
-    k: Annotated[int, typer.Option(help="Depth of the comparison.", min=1)] = 10,
-    latency_queries: Annotated[int, typer.Option(help="Queries to time; 0 for none.", min=0)] = 50,
-    symmetric: Annotated[
-        bool, typer.Option(help="Also embed the documents with the query encoder, for comparison.")
-    ] = True,
+    queries: Annotated[str | None, Option(help="Query encoder to check; the index's own by default.")] = None,
+    teacher: Annotated[str | None, Option(help="The document encoder, if it has moved.")] = None,
+    split: Annotated[str, Option(help="Split whose queries are used.")] = "test",
+    k: Annotated[int, Option(help="Depth of the comparison.", min=1)] = 10,
+    latency_queries: Annotated[int, Option(help="Queries to time; 0 for none.", min=0)] = 50,
+    symmetric: Annotated[bool, Option(help="Also embed the documents with the query encoder, for comparison.")] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Check a query encoder against an index: is it admitted, what does it keep of the teacher, how fast is it."""
@@ -102,26 +75,23 @@ def check(  # noqa: PLR0913, PLR0917 - one option each
     from retrodistill.report.tables import check_text
 
     set_quiet(as_json)
-    result = check_index(
-        load_index(folder, queries),
-        load_collection(collection),
-        teacher=teacher,
-        k=k,
-        split=split,
-        latency_queries=latency_queries,
-        symmetric=symmetric,
-    )
-    show(json.dumps(result.to_json(), ensure_ascii=False) if as_json else check_text(result))
+    options: dict[str, Any] = {"latency_queries": latency_queries, "symmetric": symmetric}
+    searched, corpus = load_index(folder, queries), load_collection(collection)
+    result = check_index(searched, corpus, teacher=teacher, k=k, split=split, **options)
+    if as_json:
+        show_json(result.to_json())
+    else:
+        show(check_text(result))
 
 
 @app.command()
 def search(
-    place: Annotated[str, typer.Argument(metavar="INDEX", help="An index's folder, or qdrant:FOLDER_OR_URL#NAME.")],
-    query: Annotated[list[str], typer.Argument(help="One or more queries.")],
-    k: Annotated[int | None, typer.Option(help="Documents per query; 10, or all of fewer.")] = None,
-    queries: Annotated[str | None, typer.Option(help="Another query encoder, of the index's space.")] = None,
-    collection: Annotated[str | None, typer.Option(help="Show the documents' texts from this collection.")] = None,
-    parameters: Annotated[str | None, typer.Option(help="FAISS search parameters, e.g. nprobe=16.")] = None,
+    place: Annotated[str, Argument(metavar="INDEX", help="An index's folder, or qdrant:FOLDER_OR_URL#NAME.")],
+    query: Annotated[list[str], Argument(help="One or more queries.")],
+    k: Annotated[int | None, Option(help="Documents per query; 10, or all of fewer.")] = None,
+    queries: Annotated[str | None, Option(help="Another query encoder, of the index's space.")] = None,
+    collection: Annotated[str | None, Option(help="Show the documents' texts from this collection.")] = None,
+    parameters: Annotated[str | None, Option(help="FAISS search parameters, e.g. nprobe=16.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Search an index or an exported store."""
@@ -133,20 +103,15 @@ def search(
     check_queries(query)
     texts = load_collection(collection).documents if collection else None
     run = load_index(place, queries, parameters=parameters).search(query, k=k)
-    rows: list[dict[str, Any]] = [
-        {
-            "query": query[int(number)],
-            "document_id": document,
-            "score": score,
-            **({"text": texts[document]} if texts is not None and document in texts else {}),
-        }
-        for number, documents, scores in run
-        for document, score in zip(documents, scores.tolist(), strict=True)
-    ]
+    rows: list[dict[str, Any]] = []
+    for number, documents, scores in run:
+        for document, score in zip(documents, scores.tolist(), strict=True):
+            text = {"text": texts[document]} if texts is not None and document in texts else {}
+            rows.append({"query": query[int(number)], "document_id": document, "score": score, **text})
     if texts is not None and rows and not any("text" in row for row in rows):
         log(f"none of these documents is in {collection}: it is another corpus")
     if as_json:
-        show(json.dumps(rows, ensure_ascii=False))
+        show_json(rows)
         return
     for row in rows:
         show(f"{row['score']:.4f}  {row['document_id']}  {' '.join(str(row.get('text', '')).split())[:100]}".rstrip())
@@ -154,25 +119,23 @@ def search(
 
 @app.command()
 def export(  # noqa: PLR0913, PLR0917 - one option each
-    folder: Annotated[Path, typer.Argument(help="An index's folder.")],
+    folder: Annotated[Path, Argument(help="An index's folder.")],
     out: Annotated[
-        str, typer.Option(help="Folder (embedded Qdrant, or Parquet files), a Qdrant server's URL, or PREFIX:PLACE.")
+        str, Option(help="Folder (embedded Qdrant, or Parquet files), a Qdrant server's URL, or PREFIX:PLACE.")
     ],
     option: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Any option of the store, e.g. numbers=float16.")
+        list[str] | None, Argument(metavar="KEY=VALUE", help="Any option of the store, e.g. numbers=float16.")
     ] = None,
-    to: Annotated[str, typer.Option(help="qdrant or parquet.")] = "qdrant",
+    to: Annotated[str, Option(help="qdrant or parquet.")] = "qdrant",
     collection: Annotated[
-        str | None, typer.Option(help="The indexed collection: for titles and texts, and where codes are lossy.")
+        str | None, Option(help="The indexed collection: for titles and texts, and where codes are lossy.")
     ] = None,
-    name: Annotated[
-        str | None, typer.Option(help="Qdrant: name of its collection; the collection's by default.")
-    ] = None,
-    texts: Annotated[bool, typer.Option("--texts", help="Store the documents' texts, too.")] = False,
-    quantization: Annotated[str | None, typer.Option(help="Qdrant: scalar, product or binary.")] = None,
-    shards: Annotated[int | None, typer.Option(help="Qdrant: shards of the collection in a cluster.", min=1)] = None,
-    replicas: Annotated[int | None, typer.Option(help="Qdrant: copies of each shard.", min=1)] = None,
-    batch: Annotated[int | None, typer.Option(help="Qdrant: documents per request.", min=1)] = None,
+    name: Annotated[str | None, Option(help="Qdrant: name of its collection; the collection's by default.")] = None,
+    texts: Annotated[bool, Option("--texts", help="Store the documents' texts, too.")] = False,
+    quantization: Annotated[str | None, Option(help="Qdrant: scalar, product or binary.")] = None,
+    shards: Annotated[int | None, Option(help="Qdrant: shards of the collection in a cluster.", min=1)] = None,
+    replicas: Annotated[int | None, Option(help="Qdrant: copies of each shard.", min=1)] = None,
+    batch: Annotated[int | None, Option(help="Qdrant: documents per request.", min=1)] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Export an index to Qdrant (embedded, a server, a cluster) or Parquet; run it again to continue; then verify."""
@@ -183,32 +146,23 @@ def export(  # noqa: PLR0913, PLR0917 - one option each
 
     set_quiet(as_json)
     store_class(to)
-    flags = {
-        "name": name,
-        "texts": texts,
-        "quantization": quantization,
-        "shards": shards,
-        "replicas": replicas,
-        "batch": batch,
-    }
+    requests: dict[str, Any] = {"shards": shards, "replicas": replicas, "batch": batch}
+    options = _given(option, name=name, texts=texts, quantization=quantization, **requests)
     corpus = load_collection(collection) if collection else None
-    address = out if is_store(out) else f"{to}:{out}"
-    report = export_index(folder, address, corpus, _given(option, flags))
+    report = export_index(folder, out if is_store(out) else f"{to}:{out}", corpus, options)
     if as_json:
-        show(json.dumps(report.to_json()))
+        show_json(report.to_json())
         return
     facts = report.facts
     verified = "read back and equal"
     if "agreement" in facts:
         verified = f"of {facts['sampled']} sampled, the top 10 agree to {facts['agreement']:.1%}"
-    show(
-        f"{report.documents} documents ({report.kind}) in {report.address}, {report.written} written now "
-        f"({report.seconds:.0f} s); {verified}"
-    )
+    written = f"{report.written} written now ({report.seconds:.0f} s)"
+    show(f"{report.documents} documents ({report.kind}) in {report.address}, {written}; {verified}")
     show(f'retrodistill search {report.address} "a question"')
 
 
-def _given(pairs: list[str] | None, flags: dict[str, Any]) -> dict[str, Any]:
+def _given(pairs: list[str] | None, **flags: Any) -> dict[str, Any]:
     """Options of ``KEY=VALUE`` arguments and of the flags that were given."""
     from retrodistill.recipes.loading import override
 
@@ -225,27 +179,18 @@ def _build(source: str, encoders: tuple[str, str | None], options: dict[str, Any
     from retrodistill.encoders import load_encoder
     from retrodistill.indexes import IndexOptions, build_index
     from retrodistill.indexes.base import check_index_folder
-    from retrodistill.indexes.registry import check_options_fit
 
     check_index_folder(out)
     settings = validated(IndexOptions, options, "index")
     collection, encoder = load_collection(source), load_encoder(encoders[0])
-    kind = settings.kind_for([encoder.kind])
-    check_options_fit([name for name in options if name != "kind"], [kind])
-    settings.check([kind])
+    settings.checked_kind(encoder.kind, options)
     built = build_index(collection, encoder, encoders[1], settings=settings)
     built.save(out)
     return built
 
 
 def _learn(
-    source: str,
-    encoders: tuple[str, str | None],
-    options: dict[str, Any],
-    out: Path,
-    *,
-    query_map: bool,
-    seed: int,
+    source: str, encoders: tuple[str, str | None], options: dict[str, Any], out: Path, *, query_map: bool, seed: int
 ) -> Index:
     """Learn a quantizer, save the index, and show how it compares with OPQ at the same bytes."""
     from retrodistill.data import load_collection
@@ -261,25 +206,15 @@ def _learn(
     check_index_folder(out)
     collection, encoder = load_collection(source), load_encoder(encoders[0], DENSE)
     query_encoder = None if encoders[1] is None else load_encoder(encoders[1], DENSE)
-    result = learn_index(
-        collection,
-        encoder,
-        texts_with_vectors(collection, query_encoder or encoder, seed=seed),
-        queries=query_encoder,
-        target=options.get("factory") or options.get("bytes") or 16,
-        settings=QuantizerSettings(query_map=query_map, transform="rotation" if query_map else "free", seed=seed),
-    )
+    texts = texts_with_vectors(collection, query_encoder or encoder, seed=seed)
+    target = options.get("factory") or options.get("bytes") or 16
+    settings = QuantizerSettings(query_map=query_map, transform="rotation" if query_map else "free", seed=seed)
+    result = learn_index(collection, encoder, texts, queries=query_encoder, target=target, settings=settings)
     if result.learned.query_map is not None:
         save_query_map(result, out.with_name(f"{out.name}.queries"))
     result.index.save(out)
-    show(_agreement(result))
-    return result.index
-
-
-def _agreement(result: LearnedIndex) -> str:
     before, after = result.learned.agreement
+    opq = f"OPQ at the same bytes ({result.learned.factory}) {before:.4f}"
     note = "" if result.learned.improved else " Learning did not improve it: the index is its start."
-    return (
-        f"agreement with exact search on held-out queries (0 to 1): {after:.4f}, OPQ at the same bytes "
-        f"({result.learned.factory}) {before:.4f}.{note}"
-    )
+    show(f"agreement with exact search on held-out queries (0 to 1): {after:.4f}, {opq}.{note}")
+    return result.index

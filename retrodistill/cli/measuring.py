@@ -5,41 +5,39 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from retrodistill.cli.app import JsonOption, app, show, show_json, this_command
 from retrodistill.core.runtime import set_quiet
 
 SplitOption = Annotated[
-    str | None, typer.Option(help="Split whose judgments are used; by default test, or dev for msmarco, as in BEIR.")
+    str | None, Option(help="Split whose judgments are used; by default test, or dev for msmarco, as in BEIR.")
 ]
 TeacherOption = Annotated[
-    str | None,
-    typer.Option(help="Also measure agreement with this teacher: dense:NAME, cross-encoder:NAME, bm25, run:FILE."),
+    str | None, Option(help="Also measure agreement with this teacher: dense:NAME, cross-encoder:NAME, bm25, run:FILE.")
 ]
 
 
 @app.command()
 def evaluate(  # noqa: PLR0913, PLR0917 - one option each
     system: Annotated[
-        list[str],
-        typer.Argument(help="dense:NAME, bm25, run:FILE..., an index folder, or rerank:TEACHER@SOURCE (top 100)."),
+        list[str], Argument(help="dense:NAME, bm25, run:FILE..., an index folder, or rerank:TEACHER@SOURCE (top 100).")
     ],
     collection: Annotated[
-        list[str], typer.Option(help="BEIR folder, beir/NAME, ir_datasets:ID, hf:NAME, or demo; repeatable.")
+        list[str], Option(help="BEIR folder, beir/NAME, ir_datasets:ID, hf:NAME, or demo; repeatable.")
     ],
     split: SplitOption = None,
     measure: Annotated[
         list[str] | None,
-        typer.Option(help="ndcg@k, mrr@k, ..., or any string of ir_measures (Rprec, RR(rel=2)@10); BEIR's by default."),
+        Option(help="ndcg@k, mrr@k, ..., or any string of ir_measures (Rprec, RR(rel=2)@10); BEIR's by default."),
     ] = None,
-    depth: Annotated[int, typer.Option(help="Documents retrieved per query.", min=1)] = 1000,
+    depth: Annotated[int, Option(help="Documents retrieved per query.", min=1)] = 1000,
     teacher: TeacherOption = None,
-    cost: Annotated[bool, typer.Option("--cost", help="Also measure latency, memory and throughput.")] = False,
-    threads: Annotated[int, typer.Option(help="Threads of torch and FAISS while cost is measured.", min=1)] = 1,
+    cost: Annotated[bool, Option("--cost", help="Also measure latency, memory and throughput.")] = False,
+    threads: Annotated[int, Option(help="Threads of torch and FAISS while cost is measured.", min=1)] = 1,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for COLLECTION/runs/NAME.run and results; finished systems are not measured again."),
+        Option(help="Folder for COLLECTION/runs/NAME.run and results; finished systems are not measured again."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -68,21 +66,17 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one option each
 def compare(  # noqa: PLR0913, PLR0917 - one option each
     system: Annotated[
         list[str],
-        typer.Argument(
+        Argument(
             help="Two or more systems: an evaluated folder (all its systems), FOLDER:SYSTEM, or what evaluate takes."
         ),
     ],
-    collection: Annotated[
-        str | None, typer.Option(help="For systems that are measured now, and for the texts of queries.")
-    ] = None,
+    collection: Annotated[str | None, Option(help="For systems measured now, and for texts of queries.")] = None,
     split: SplitOption = None,
-    measure: Annotated[str, typer.Option(help="Measure to compare.")] = "ndcg@10",
+    measure: Annotated[str, Option(help="Measure to compare.")] = "ndcg@10",
     teacher: TeacherOption = None,
-    every_pair: Annotated[
-        bool, typer.Option("--every-pair", help="Compare every pair, not just each with the first.")
-    ] = False,
-    shown: Annotated[int, typer.Option(help="Number of queries won and lost to list.", min=0)] = 5,
-    seed: Annotated[int, typer.Option(help="Seed of resampling for tests and intervals.")] = 0,
+    every_pair: Annotated[bool, Option("--every-pair", help="Compare all pairs, not only with the first.")] = False,
+    shown: Annotated[int, Option(help="Number of queries won and lost to list.", min=0)] = 5,
+    seed: Annotated[int, Option(help="Seed of resampling for tests and intervals.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Compare systems with the first on the same queries: is a difference real, and which queries cause it?"""

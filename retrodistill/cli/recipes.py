@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Context, Option
 
 from retrodistill.cli.app import DryOption, JsonOption, OutOption, app, duration, show, show_json, this_command
 from retrodistill.core.runtime import set_quiet
@@ -26,13 +26,12 @@ def demo(out: OutOption = Path("out/demo"), as_json: JsonOption = False) -> None
 
 @app.command("run")
 def run_command(
-    context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a packaged recipe: static-leaf, demo...")],
+    context: Context,
+    recipe: Annotated[str, Argument(help="A YAML file, or the name of a packaged recipe: static-leaf, demo...")],
     overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="Keys to change: key.path=value, e.g. collection=FOLDER index.factory=SQ8."),
+        list[str] | None, Argument(help="Keys to change: key.path=value, e.g. collection=FOLDER index.factory=SQ8.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Output folder; out/RECIPE by default.")] = None,
+    out: Annotated[Path | None, Option(help="Output folder; out/RECIPE by default.")] = None,
     dry_run: DryOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -47,9 +46,7 @@ def run_command(
 
 @app.command()
 def recipes(
-    name: Annotated[
-        str | None, typer.Argument(help="Print the YAML of this recipe, e.g. to copy it: ... > mine.yaml.")
-    ] = None,
+    name: Annotated[str | None, Argument(help="Print the YAML of this recipe, to copy it: ... > mine.yaml.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the packaged recipes with what they need and cost, or print one."""
@@ -101,12 +98,10 @@ def methods() -> None:
 
 @app.command()
 def keys(
-    prefix: Annotated[
-        str, typer.Argument(help="Only this key and the keys below it, e.g. students.stages.training.")
-    ] = "",
+    prefix: Annotated[str, Argument(help="Only this key and the keys below it, e.g. students.stages.training.")] = "",
     as_json: JsonOption = False,
     json_schema: Annotated[
-        bool, typer.Option("--json-schema", help="Print the JSON schema of recipes, for completion in editors.")
+        bool, Option("--json-schema", help="Print the JSON schema of recipes, for completion in editors.")
     ] = False,
 ) -> None:
     """List every key of a recipe with its values, default, and meaning.

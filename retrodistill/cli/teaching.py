@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from retrodistill.cli.app import CollectionOption, DryOption, OutOption, RunOption, StoreOption, app, duration, show
 from retrodistill.core.errors import UserError
@@ -16,13 +16,11 @@ from retrodistill.core.runtime import log
 def mine(
     collection: CollectionOption,
     out: RunOption,
-    source: Annotated[list[str], typer.Option(help="bm25, dense:NAME, run:FILE; repeatable.")],
-    split: Annotated[
-        str, typer.Option(help="Queries to mine for; auto means train, or else the queries in no split.")
-    ] = "auto",
-    depth: Annotated[int, typer.Option(help="Documents per query and source.", min=1)] = 100,
-    random: Annotated[int, typer.Option(help="Random documents to add per query.", min=0)] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of the random documents.")] = 0,
+    source: Annotated[list[str], Option(help="bm25, dense:NAME, run:FILE; repeatable.")],
+    split: Annotated[str, Option(help="Queries to mine for; auto: train, or else the queries in no split.")] = "auto",
+    depth: Annotated[int, Option(help="Documents per query and source.", min=1)] = 100,
+    random: Annotated[int, Option(help="Random documents to add per query.", min=0)] = 0,
+    seed: Annotated[int, Option(help="Seed of the random documents.")] = 0,
 ) -> None:
     """Mine candidates for queries and write them as a run."""
     from retrodistill.candidates import mine as mine_candidates
@@ -38,22 +36,16 @@ def mine(
 def score(  # noqa: PLR0913, PLR0917 - one option each
     collection: CollectionOption,
     candidates: RunOption,
-    teacher: Annotated[
-        list[str], typer.Option(help="bm25, dense:NAME, cross-encoder:NAME, run:FILE; several are fused.")
-    ],
+    teacher: Annotated[list[str], Option(help="bm25, dense:NAME, cross-encoder:NAME, run:FILE; several are fused.")],
     out: RunOption,
-    weight: Annotated[list[float] | None, typer.Option(help="One per teacher, in the same order.")] = None,
-    fusion: Annotated[
-        str, typer.Option(help="zscore, zscore-per-query, minmax or reciprocal-rank.")
-    ] = "zscore-per-query",
+    weight: Annotated[list[float] | None, Option(help="One per teacher, in the same order.")] = None,
+    fusion: Annotated[str, Option(help="zscore, zscore-per-query, minmax or reciprocal-rank.")] = "zscore-per-query",
     budget: Annotated[
         str | None,
-        typer.Option(help="Number or share of pairs to score, e.g. 5000 or 25%, chosen by the candidates' scores."),
+        Option(help="Number or share of pairs to score, e.g. 5000 or 25%, chosen by the candidates' scores."),
     ] = None,
-    budget_by: Annotated[
-        str, typer.Option(help="robust (pairs that the candidates' scores leave open), or random.")
-    ] = "robust",
-    seed: Annotated[int, typer.Option(help="Seed of the choice of pairs.")] = 0,
+    budget_by: Annotated[str, Option(help="robust (pairs that candidates' scores leave open) or random.")] = "robust",
+    seed: Annotated[int, Option(help="Seed of the choice of pairs.")] = 0,
     store: StoreOption = None,
     dry_run: DryOption = False,
 ) -> None:
@@ -90,18 +82,15 @@ def score(  # noqa: PLR0913, PLR0917 - one option each
 @app.command()
 def distill(
     collection: CollectionOption,
-    target: Annotated[str, typer.Option(help="The teacher: run:FILE, dense:NAME, bm25...")],
+    target: Annotated[str, Option(help="The teacher: run:FILE, dense:NAME, bm25...")],
     out: OutOption = Path("out/student"),
-    student: Annotated[str, typer.Option(help="static, or kind:NAME, e.g. dense:NAME, sparse:NAME.")] = "static",
-    objective: Annotated[list[str] | None, typer.Option(help="kl, margin-mse, leaf...; several are summed.")] = None,
-    document_encoder: Annotated[
-        str, typer.Option(help="Dense model whose document vectors are searched.")
-    ] = "dense:all-MiniLM-L6-v2",
+    student: Annotated[str, Option(help="static, or kind:NAME, e.g. dense:NAME, sparse:NAME.")] = "static",
+    objective: Annotated[list[str] | None, Option(help="kl, margin-mse, leaf...; several are summed.")] = None,
+    document_encoder: Annotated[str, Option(help="Dense model of the searched documents.")] = "dense:all-MiniLM-L6-v2",
     train: Annotated[
-        str | None,
-        typer.Option(help="query_encoder, both_encoders or head; the default depends on the kind of student."),
+        str | None, Option(help="query_encoder, both_encoders or head; the default depends on the kind of student.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of all random draws; the same seed gives the same student.")] = 0,
+    seed: Annotated[int, Option(help="Seed of all random draws; the same seed gives the same student.")] = 0,
 ) -> None:
     """Distill one student from a teacher; for curricula, controls and reports use 'run RECIPE'."""
     from retrodistill.api import distill as distill_student

@@ -53,14 +53,23 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary folder next to `path`; it replaces `path` on success and is removed on failure."""
+    """Yield a temporary folder next to `path`; it replaces a folder at `path` on success and is removed on failure."""
     target = Path(path)
     if target.exists() and not target.is_dir():
         raise UserError(f"cannot write {target}: a file has that name; choose another folder.")
     with _temporary(target) as temporary:
         temporary.mkdir()
         yield temporary
-        _replace_folder(temporary, target)
+        old = temporary.with_suffix(".old")
+        if target.exists():
+            os.replace(target, old)
+        try:
+            os.replace(temporary, target)
+        except OSError:
+            if old.exists():
+                os.replace(old, target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -72,7 +81,7 @@ def _temporary(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"cannot write {target}: {_reason(error)}; nothing half-written was left there.") from error
     finally:
-        # Only one of the two applies, and neither may hide an error.
+        # only one of the two applies, and neither may hide an error
         shutil.rmtree(temporary, ignore_errors=True)
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -81,9 +90,7 @@ def _temporary(target: Path) -> Iterator[Path]:
 def check_replaceable(path: str | os.PathLike[str], mark: str) -> Path:
     """Check that a folder may be written: it is absent, empty, or holds an older artifact of the same kind.
 
-    Args:
-        path: The folder.
-        mark: Name of a file that only such an artifact contains.
+    `mark` is the name of a file that only such an artifact contains.
     """
     folder = Path(path)
     folder = folder if folder.name else folder.resolve()  # "." has no name for the temporary folder next to it
@@ -96,24 +103,16 @@ def check_replaceable(path: str | os.PathLike[str], mark: str) -> Path:
     return folder
 
 
-@contextlib.contextmanager
-def exclusive(path: str | os.PathLike[str]) -> Iterator[None]:
+def exclusive(path: str | os.PathLike[str]) -> contextlib.AbstractContextManager[Any]:
     """Lock a folder, or raise a UserError if another run holds it; under torchrun only the main process locks."""
     if not is_main():
-        yield
-        return
-    make_folder(Path(path).parent)
-    lock = filelock.FileLock(path)
+        return contextlib.nullcontext()
+    folder = make_folder(Path(path).parent)
     try:
-        lock.acquire(timeout=0)
+        return filelock.FileLock(path).acquire(timeout=0)
     except filelock.Timeout as error:
-        raise UserError(
-            f"another run is working in {Path(path).parent}; wait for it or choose another output folder."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
+        message = f"another run is working in {folder}; wait for it or choose another output folder."
+        raise UserError(message) from error
 
 
 @contextlib.contextmanager
@@ -163,21 +162,6 @@ def file_digest(path: str | os.PathLike[str], algorithm: str = "blake2b") -> str
     """Hexadecimal digest of a file's bytes, read in chunks."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
-
-
-def _replace_folder(temporary: Path, target: Path) -> None:
-    """Move a folder to a path that may exist; restore the old one if that fails."""
-    if not target.exists():
-        os.replace(temporary, target)
-        return
-    old = temporary.with_suffix(".old")
-    os.replace(target, old)
-    try:
-        os.replace(temporary, target)
-    except OSError:
-        os.replace(old, target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _reason(error: OSError) -> str:

@@ -20,19 +20,12 @@ _LIBRARIES = ("retrodistill", "torch", "sentence-transformers", "transformers", 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artifact was made from.
+    """What an artifact was made from."""
 
-    Attributes:
-        artifact: Kind of artifact: ``"candidates"``, ``"index"``, ``"student"``...
-        inputs: Fingerprint of each input, by name.
-        settings: The settings used, seeds included (JSON values).
-        about: Facts that do not affect the fingerprint (counts, seconds, contracts).
-    """
-
-    artifact: str
-    inputs: dict[str, str] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
-    about: dict[str, Any] = field(default_factory=dict)
+    artifact: str  # its kind: ``"candidates"``, ``"index"``, ``"student"``...
+    inputs: dict[str, str] = field(default_factory=dict)  # fingerprint of each input, by name
+    settings: dict[str, Any] = field(default_factory=dict)  # the settings used, seeds included (JSON values)
+    about: dict[str, Any] = field(default_factory=dict)  # not in the fingerprint: counts, seconds, contracts
 
     @property
     def fingerprint(self) -> str:
@@ -41,19 +34,11 @@ class Manifest:
 
     def write(self, folder: str | os.PathLike[str], name: str = FILE_NAME) -> None:
         """Write to a folder, with library versions, hardware and time. Call it last: it marks an artifact complete."""
-        write_json(
-            Path(folder) / name,
-            {
-                "artifact": self.artifact,
-                "fingerprint": self.fingerprint,
-                "inputs": self.inputs,
-                "settings": self.settings,
-                "about": self.about,
-                "versions": library_versions(),
-                "hardware": hardware(),
-                "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            },
-        )
+        made_from = {"inputs": self.inputs, "settings": self.settings, "about": self.about}
+        made_by = {"versions": library_versions(), "hardware": hardware()}
+        created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        content = {"artifact": self.artifact, "fingerprint": self.fingerprint, **made_from, **made_by}
+        write_json(Path(folder) / name, {**content, "created": created})
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str], name: str = FILE_NAME) -> Manifest:
@@ -62,10 +47,9 @@ class Manifest:
         content = read_json(path)
         try:
             return cls(content["artifact"], content["inputs"], content["settings"], content["about"])
-        except KeyError as error:
-            raise UserError(f"{path} is not a retrodistill manifest: it lacks {error}.") from error
-        except TypeError as error:
-            raise UserError(f"{path} is not a retrodistill manifest: it is not a JSON object.") from error
+        except (KeyError, TypeError) as error:
+            problem = f"lacks {error}" if isinstance(error, KeyError) else "is not a JSON object"
+            raise UserError(f"{path} is not a retrodistill manifest: it {problem}.") from error
 
     def matches(self, folder: str | os.PathLike[str], name: str = FILE_NAME) -> bool:
         """Whether the folder holds an artifact made from the same inputs with the same settings."""

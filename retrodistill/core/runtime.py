@@ -7,7 +7,7 @@ import ctypes
 import functools
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from tqdm import tqdm
@@ -29,16 +29,13 @@ def is_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-@contextlib.contextmanager
-def main_first() -> Iterator[None]:
+def main_first() -> contextlib.AbstractContextManager[None]:
     """Run the block in the main process first, then in the others, which can reuse its results."""
     if processes() == 1:
-        yield
-        return
+        return contextlib.nullcontext()
     from accelerate import PartialState
 
-    with PartialState().main_process_first():
-        yield
+    return PartialState().main_process_first()
 
 
 def barrier() -> None:
@@ -50,11 +47,9 @@ def barrier() -> None:
 
 
 def average_gradients(parameters: Iterable[Any]) -> None:
-    """Average each parameter's gradient over all processes; does nothing in a single process.
+    """Average the gradients of tensors that require one over all processes; does nothing in a single process.
 
-    Args:
-        parameters: Tensors that require a gradient. Every process must use all of them in every step, because a
-            process that skips one would leave the others waiting.
+    Every process must use all of them in every step: one that skips a tensor would leave the others waiting.
     """
     if processes() == 1:
         return
@@ -70,14 +65,11 @@ def average_gradients(parameters: Iterable[Any]) -> None:
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Have glibc keep freed blocks of up to 1 GiB instead of returning them to the system.
+    """Have glibc keep freed blocks of up to 1 GiB, not return them to the system; False if it cannot or is not there.
 
     By default, glibc maps each block above 32 MiB anew and the kernel clears it page by page. The gradient of a token
     table (30,522 x 384 float32) is such a block, at every step: clearing it takes two thirds of a training step of a
     static student on a CPU and a quarter of a step of MiniLM.
-
-    Returns:
-        Whether the setting took effect; False without glibc.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -92,8 +84,7 @@ class _LogStream:
     """Standard error for log files: prints a new line where a terminal would redraw the bar."""
 
     def write(self, text: str) -> None:
-        line = text.strip("\r\n ")
-        if line:
+        if line := text.strip("\r\n "):
             sys.stderr.write(f"{line}\n")
 
     def flush(self) -> None:

@@ -46,14 +46,10 @@ class OneOf:
 
     Validation rejects other names and the JSON schema lists the valid ones. The list is imported on first use, because
     some registries load torch.
-
-    Attributes:
-        what: What the name stands for, for the error message.
-        home: ``module:attribute`` of the list, or of a mapping with the names as keys.
     """
 
-    what: str
-    home: str
+    what: str  # what the name stands for, for the error message
+    home: str  # ``module:attribute`` of the list, or of a mapping with the names as keys
 
     def names(self) -> list[str]:
         """All valid names, in their order."""
@@ -84,9 +80,7 @@ def value_errors() -> Iterator[None]:
 def validated(model: type[Valid], content: dict[str, Any], source: str, noun: str = "key", advice: str = "") -> Valid:
     """Settings from a dictionary; `noun` is what errors call a name in it: a recipe's key, or an option.
 
-    Raises:
-        UserError: An unknown key or a value that does not fit: the first mistake, in one line that begins with `source`
-            and ends with `advice`.
+    The UserError for an unknown key or a value that does not fit begins with `source` and ends with `advice`.
     """
     try:
         return model.model_validate(content)

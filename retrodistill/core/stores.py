@@ -1,16 +1,14 @@
-"""Append-only folders of part files. A killed process loses at most the part that it was writing.
-
-Pair scores use Parquet parts; embeddings use memory-mapped Arrow parts.
-"""
+"""Append-only folders of part files. A killed process loses at most the part that it was writing."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import re
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import filelock
 import numpy as np
@@ -44,7 +42,7 @@ class PartStore:
     Args:
         folder: Created if missing.
         owner: What the rows belong to, such as a teacher. The folder of another owner is rejected.
-        ending: ``.parquet``, or ``.arrow`` for parts that are memory-mapped.
+        ending: ``.parquet`` (pair scores), or ``.arrow`` for parts that are memory-mapped (embeddings).
     """
 
     def __init__(self, folder: Path, owner: Manifest, ending: str) -> None:
@@ -63,20 +61,15 @@ class PartStore:
                 f"{stored.settings}, expected {owner.inputs} with {owner.settings}; choose another folder or delete it."
             )
 
-    @contextlib.contextmanager
-    def computing(self, keys: np.ndarray) -> Iterator[None]:
-        """Keep other processes from computing the same set of rows; other sets can be computed in parallel.
+    def computing(self, keys: np.ndarray) -> AbstractContextManager[Any]:
+        """Keep other processes from computing the rows of the same (n,) keys in any order, but not other sets.
 
         Overlapping sets may compute the shared rows twice. Their values are equal, and readers use the first.
-
-        Args:
-            keys: (n,) keys of the rows, in any order.
         """
         number = int.from_bytes(hashlib.blake2b(np.unique(keys).tobytes(), digest_size=8).digest()) % _KEY_LOCKS
-        with self._held(filelock.FileLock(self.folder / f".computing-{number}.lock")):
-            yield
+        return self._held(filelock.FileLock(self.folder / f".computing-{number}.lock"))
 
-    @contextlib.contextmanager
+    @contextmanager
     def writing(self) -> Iterator[None]:
         """Lock the folder for a write (not for the computation before it)."""
         with self._held(self._lock):
@@ -85,17 +78,12 @@ class PartStore:
                 leftover.unlink(missing_ok=True)
             yield
 
-    @contextlib.contextmanager
-    def _held(self, lock: filelock.BaseFileLock) -> Iterator[None]:
+    def _held(self, lock: filelock.BaseFileLock) -> AbstractContextManager[Any]:
         try:
-            lock.acquire(timeout=_WAIT_SECONDS)
+            return lock.acquire(timeout=_WAIT_SECONDS)
         except filelock.Timeout:
             log(f"waiting for another process that is writing to {self.folder}")
-            lock.acquire()  # the system releases the lock of a process that dies
-        try:
-            yield
-        finally:
-            lock.release()
+            return lock.acquire()  # the system releases the lock of a process that dies
 
     def parts(self) -> list[pa.Table]:
         """All complete parts, in the order of their names."""
@@ -134,10 +122,8 @@ class PartStore:
         except FileNotFoundError:
             raise
         except (OSError, pa.ArrowException) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"{path} is cut short or altered ({reason}); delete this file and its rows will be computed again."
-            ) from error
+            problem = f"cut short or altered ({str(error).splitlines()[0]})"
+            raise UserError(f"{path} is {problem}; delete this file and its rows will be computed again.") from error
 
     def _write(self, table: pa.Table, name: str) -> None:
         with atomic_file(self.folder / name) as temporary:

@@ -108,15 +108,10 @@ class TextModel:
 
     def _run(self, texts: Sequence[str], role: Role, batch_size: int | None, **options: Any) -> Any:
         """Encode with the model itself; `options` select the form of the result."""
+        options |= {"batch_size": batch_size or self.encoding.batch_size, "show_progress_bar": False}
         with self.encoding.autocast(self.model.device):
-            return self.model.encode(
-                list(texts),
-                prompt=self.prompt(role),
-                task=role,  # selects a Router's tower, and a multi-vector model's mask and expansion
-                batch_size=batch_size or self.encoding.batch_size,
-                show_progress_bar=False,
-                **options,
-            )
+            # the task selects a Router's tower, and a multi-vector model's mask and expansion
+            return self.model.encode(list(texts), prompt=self.prompt(role), task=role, **options)
 
     def _require_finite(self, broken: np.ndarray, bounds: np.ndarray | None, texts: Sequence[str], what: str) -> None:
         """Raise for the first broken value; `bounds` are those of the texts' values, None for one value per text."""
@@ -136,11 +131,9 @@ class TextModel:
     @property
     def similarity(self) -> str:
         """Similarity function of two vectors, e.g. ``cosine`` or ``dot``."""
-        name = str(self.model.similarity_fn_name)
-        if name not in self.similarities:
-            raise UserError(
-                f"model {self.name} uses similarity {name!r}; a retriever uses {' or '.join(self.similarities)}."
-            )
+        if (name := str(self.model.similarity_fn_name)) not in self.similarities:
+            accepted = " or ".join(self.similarities)
+            raise UserError(f"model {self.name} uses similarity {name!r}; a retriever uses {accepted}.")
         return name
 
     @property
@@ -160,8 +153,7 @@ class TextModel:
         """All that determines the vector of a text: weights, modules (pooling!), prompt, length, similarity, width.
 
         Of a Router only the role's route counts: a model that sends documents through another model's modules puts
-        them into that model's space. ``truncation`` is a key only if the model truncates, so that fingerprints of other
-        models stay the same.
+        them into that model's space. ``truncation`` is a key only if the model truncates: fingerprints of others stay.
         """
         modules, ignored = self.modules(role), self.ignored_settings.get(role, ())
         contract = {
@@ -235,14 +227,12 @@ class EmbeddingSpace:
     @classmethod
     def of(cls, encoder: TextModel, truncation: int | None = None) -> EmbeddingSpace:
         """The space of an encoder's documents."""
-        if truncation is not None and not 1 <= truncation <= encoder.dimension:
-            raise UserError(
-                f"truncation to {truncation} dimensions: vectors by {encoder.name} have {encoder.dimension}; "
-                f"choose from 1 to {encoder.dimension}."
-            )
+        full = encoder.dimension
+        if truncation is not None and not 1 <= truncation <= full:
+            problem = f"vectors by {encoder.name} have {full}; choose from 1 to {full}"
+            raise UserError(f"truncation to {truncation} dimensions: {problem}.")
         contracts = encoder.contract("document"), encoder.contract("query")
-        width = truncation or encoder.dimension
-        return cls(encoder.document_space, width, encoder.similarity, encoder.name, truncation, *contracts)
+        return cls(encoder.document_space, truncation or full, encoder.similarity, encoder.name, truncation, *contracts)
 
     @property
     def norm(self) -> str:
@@ -271,30 +261,22 @@ class EmbeddingSpace:
 
     def check_query_encoder(self, queries: TextModel) -> None:
         """Reject a query encoder that is neither the documents' model nor distilled into their space."""
+        advice = "use the encoder that made the documents or one distilled into its space"
         if queries.dimension != self.encoded:
             cut = f" (cut to {queries.truncation})" if queries.truncation else ""
-            raise UserError(
-                f"queries by {queries.name} have {queries.dimension} dimensions{cut}, the documents by "
-                f"{self.documents_by} have {self.encoded}; use the encoder that made the documents or one distilled "
-                "into its space."
-            )
+            problem = f"queries by {queries.name} have {queries.dimension} dimensions{cut}"
+            raise UserError(f"{problem}, the documents by {self.documents_by} have {self.encoded}; {advice}.")
         differences = "; ".join(self.differences(queries))
         if not differences:
             return
+        problem = f"queries by {queries.name} do not belong among documents by {self.documents_by} ({differences})"
         if queries.query_space == self.fingerprint:
-            raise UserError(
-                f"{queries.name} is the model of these documents but encodes queries differently ({differences}); "
-                "change it back, or build the index with the model as it is now: documents are not embedded again."
-            )
-        if queries.name == self.documents_by and queries.query_space != queries.document_space:
-            raise UserError(
-                f"{queries.name} encodes queries only, for documents of another model; build an index of those "
-                "documents with it and give the index's folder."
-            )
-        raise UserError(
-            f"queries by {queries.name} do not belong among documents by {self.documents_by} ({differences}); use the "
-            "encoder that made the documents or one distilled into its space."
-        )
+            problem = f"{queries.name} is the model of these documents but encodes queries differently ({differences})"
+            advice = "change it back, or build the index with the model as it is now: documents are not embedded again"
+        elif queries.name == self.documents_by and queries.query_space != queries.document_space:
+            problem = f"{queries.name} encodes queries only, for documents of another model"
+            advice = "build an index of those documents with it and give the index's folder"
+        raise UserError(f"{problem}; {advice}.")
 
     def differences(self, queries: TextModel) -> list[str]:
         """Reasons to reject a query encoder, one short phrase each; empty for an accepted one.
@@ -341,14 +323,12 @@ def _routed(module: Any, role: Role, name: str) -> Iterator[Any]:
     if not hasattr(module, "sub_modules"):
         yield module
         return
-    mapped = ((role, "text"), (role, None), (None, "text"), (None, None))
-    routes = [module.route_mappings[key] for key in mapped if key in module.route_mappings]
-    route = next((route for route in (*routes, role, "text") if route in module.sub_modules), None)
+    mapped = map(module.route_mappings.get, ((role, "text"), (role, None), (None, "text"), (None, None)))
+    route = next((route for route in (*mapped, role, "text") if route in module.sub_modules), None)
     if route is None:
-        raise UserError(
-            f"model {name} has no route for a {role} (routes: {', '.join(module.sub_modules)}); "
-            "a Router needs 'query' and 'document'."
-        )
+        routes = ", ".join(module.sub_modules)
+        problem = f"model {name} has no route for a {role} (routes: {routes})"
+        raise UserError(f"{problem}; a Router needs 'query' and 'document'.")
     for part in module.sub_modules[route]:
         yield from _routed(part, role, name)
 
@@ -370,7 +350,7 @@ def _as_json(value: Any) -> Any:
 def _max_length(module: Any) -> int | None:
     """Tokens that a first module reads. A token table reads what its tokenizer keeps, whatever it reports itself."""
     length = getattr(module, "max_seq_length", None)
-    if length is None or length == float("inf"):
-        truncation = getattr(getattr(module, "tokenizer", None), "truncation", None)
-        return int(truncation["max_length"]) if isinstance(truncation, dict) else None
-    return int(length)
+    if length not in (None, float("inf")):
+        return int(length)
+    truncation = getattr(getattr(module, "tokenizer", None), "truncation", None)
+    return int(truncation["max_length"]) if isinstance(truncation, dict) else None

@@ -68,8 +68,7 @@ class KeyedStore(ABC):
 class TextStore(KeyedStore):
     """Vectors of one model in one role, keyed by text, in memory-mapped parts; `root` is the shared cache by default.
 
-    Raises:
-        UserError: The folder belongs to another encoder or cannot be written.
+    A folder that belongs to another encoder or cannot be written is a UserError.
     """
 
     folder: ClassVar[str]
@@ -235,11 +234,7 @@ def embed(encoder: SparseTextEncoder, texts: Sequence[str], role: Role, root: Pa
 @overload
 def embed(encoder: MultiVectorModel, texts: Sequence[str], role: Role, root: Path | None = None) -> Tokens: ...
 def embed(encoder: TextModel, texts: Sequence[str], role: Role, root: Path | None = None) -> Any:
-    """Encode texts through the encoder's store; encoders that are faster than a store skip it.
-
-    Returns:
-        (n, dimension) float32, (n, vocabulary) float32 CSR, or `Tokens`.
-    """
+    """(n, dimension) float32, (n, vocabulary) float32 CSR or `Tokens`, through a store unless encoding is faster."""
     if not encoder.needs_store(role):
         return encoder.encode(texts, role, batch_size=_UNSTORED_BATCH)
     store = store_of(encoder, role, root)

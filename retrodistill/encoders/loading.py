@@ -35,12 +35,10 @@ def load_bi_encoder(name: str, *, layers: int | None = None) -> SentenceTransfor
     """Load a bi-encoder in float32.
 
     Args:
-        name: A folder or a hub name. ``all-MiniLM-L6-v2`` comes from the ``demo`` extra if that is installed (the hub's
-            weights, verified), so that it works offline. ``FOLDER@exit-4`` is one exit of a model with exits.
+        name: A folder or a hub name; one that is not found is a UserError. ``all-MiniLM-L6-v2`` comes from the
+            ``demo`` extra if that is installed (the hub's weights, verified), so that it works offline.
+            ``FOLDER@exit-4`` is one exit of a model with exits; without such an exit, it is a UserError.
         layers: Number of leading transformer layers to keep.
-
-    Raises:
-        UserError: No folder has it and the hub does not have it or cannot be reached, or it has no such exit.
     """
     name, exit_layer = split_exit(name)
     model: SentenceTransformer = _load(name, "SentenceTransformer")
@@ -64,15 +62,12 @@ def load_cross_encoder(name: str, *, max_length: int | None = None) -> CrossEnco
 def load_multi_vector(name: str) -> MultiVectorEncoder:
     """Load a multi-vector encoder in float32: of sentence-transformers, PyLate or Stanford's ColBERT."""
     why = "a multi-vector encoder: its tokens were not trained for late interaction"
-    model: MultiVectorEncoder = _load(name, "MultiVectorEncoder", _is_multi_vector, why)
-    return model
+    return _load(name, "MultiVectorEncoder", _is_multi_vector, why)
 
 
 def load_sparse(name: str) -> SparseEncoder:
     """Load a sparse encoder in float32, or a plain masked language model (the form of published SPLADE models)."""
-    why = "a sparse encoder: it has no weights for a vocabulary"
-    model: SparseEncoder = _load(name, "SparseEncoder", _is_sparse, why)
-    return model
+    return _load(name, "SparseEncoder", _is_sparse, "a sparse encoder: it has no weights for a vocabulary")
 
 
 def _load(
@@ -95,8 +90,7 @@ def _load(
         if folder.is_dir():
             return _try(str(folder), load, f"folder {name} is not a sentence-transformers model")
         is_packaged = name in (PACKAGED_NAME, f"sentence-transformers/{PACKAGED_NAME}")
-        packaged = packaged_minilm() if is_packaged else None
-        if packaged is not None:
+        if is_packaged and (packaged := packaged_minilm()) is not None:
             return load(str(packaged))
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise UserError(f"no model folder {name}; give an existing folder or a hub name.")
@@ -129,10 +123,8 @@ def packaged_minilm() -> Path | None:
     folder = Path(spec.origin).parent / "model"
     sha256 = file_digest(folder / "model.safetensors", "sha256")
     if sha256 != PACKAGED_SHA256:
-        raise UserError(
-            f"packaged {PACKAGED_NAME}: its weights have sha256 {sha256[:12]}..., not {PACKAGED_SHA256[:12]}...; "
-            "install 'retrodistill[demo]' again."
-        )
+        problem = f"its weights have sha256 {sha256[:12]}..., not {PACKAGED_SHA256[:12]}..."
+        raise UserError(f"packaged {PACKAGED_NAME}: {problem}; install 'retrodistill[demo]' again.")
     return folder
 
 
@@ -158,16 +150,18 @@ def _is_multi_vector(place: str) -> bool:
     library = _model_file(place, "config_sentence_transformers.json") or {}
     if library.get("model_type") in ("MultiVectorEncoder", "ColBERT"):  # PyLate says ColBERT
         return True
-    architectures = (_model_file(place, "config.json") or {}).get("architectures") or []
-    return any(name == "HF_ColBERT" or name.endswith("ForRetrieval") for name in architectures)
+    return any(name == "HF_ColBERT" or name.endswith("ForRetrieval") for name in _architectures(place))
 
 
 def _is_sparse(place: str) -> bool:
     library = _model_file(place, "config_sentence_transformers.json")
     if library is not None or _model_file(place, "modules.json") is not None:
         return library is not None and library.get("model_type") == "SparseEncoder"
-    architectures = (_model_file(place, "config.json") or {}).get("architectures") or []
-    return any(name.endswith("ForMaskedLM") for name in architectures)
+    return any(name.endswith("ForMaskedLM") for name in _architectures(place))
+
+
+def _architectures(place: str) -> list[str]:
+    return (_model_file(place, "config.json") or {}).get("architectures") or []
 
 
 def device() -> str:
@@ -187,18 +181,17 @@ def quiet_libraries() -> Iterator[None]:
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    loggers = [logging.getLogger(name) for name in ("sentence_transformers", "huggingface_hub")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    levels = {name: logging.getLogger(name).level for name in ("sentence_transformers", "huggingface_hub")}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 @contextlib.contextmanager
@@ -208,11 +201,11 @@ def _offline_unless_reachable() -> Iterator[None]:
     from huggingface_hub import constants
 
     offline = constants.HF_HUB_OFFLINE
-    if not offline:
-        try:
+    try:
+        if not offline:
             requests.head(constants.ENDPOINT, timeout=5)
-        except requests.RequestException:
-            constants.HF_HUB_OFFLINE = True
+    except requests.RequestException:
+        constants.HF_HUB_OFFLINE = True
     try:
         yield
     finally:

@@ -100,15 +100,10 @@ def maxsim(queries: Tokens, documents: Tokens) -> np.ndarray:
 
 
 def best_documents(queries: Tokens, blocks: Iterable[tuple[int, Tokens]], k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k documents of highest MaxSim of each query; memory grows with k only.
+    """(q, k) int64 rows and float32 scores of the documents of highest MaxSim, best first, ties by row.
 
-    Args:
-        queries: Tokens of q texts.
-        blocks: Row of the first document and the tokens of a few documents, until all were given.
-        k: At most the number of documents.
-
-    Returns:
-        rows (q, k) int64 and scores (q, k) float32, best first, ties by row.
+    A block is the row of its first document and the tokens of a few documents. Memory grows with k only, which is at
+    most the number of documents.
     """
     scores = np.zeros((len(queries), 0), dtype=np.float32)
     rows = np.zeros((len(queries), 0), dtype=np.int64)
@@ -150,15 +145,12 @@ def token_encoder(
     and all later modules are dropped.
 
     Args:
-        source: Folder or hub name of a bi-encoder.
-        dimension: Width of a token vector; the transformer's by default.
+        source: Folder or hub name of a bi-encoder; one without a transformer is a UserError.
+        dimension: Width of a token vector, at most the transformer's, which is the default.
         texts: Fit the projection to the tokens of these, by directions of largest second moment, which keep inner
             products best (PCA without centering). Without texts the directions are random and orthogonal.
         document_length: Maximum tokens per document; the transformer's own limit by default.
         seed: Of the random directions.
-
-    Raises:
-        UserError: The bi-encoder has no transformer, or fewer dimensions than wanted.
     """
     import torch
     from sentence_transformers.base.modules import Dense, Normalize, Transformer
@@ -167,10 +159,8 @@ def token_encoder(
     dense = load_bi_encoder(str(source))
     transformer: Any = dense[0]
     if not isinstance(transformer, Transformer):
-        raise UserError(
-            f"model {source} is {type(transformer).__name__} and has no contextual tokens; a multi-vector encoder is "
-            "made from a transformer."
-        )
+        found = f"{type(transformer).__name__} and has no contextual tokens"
+        raise UserError(f"model {source} is {found}; a multi-vector encoder is made from a transformer.")
     width = int(transformer.get_embedding_dimension())
     if dimension is not None and not 1 <= dimension <= width:
         raise UserError(f"dimension={dimension}: tokens by {source} have {width}; choose from 1 to {width}.")
@@ -179,8 +169,7 @@ def token_encoder(
 
     def model(*projection: Any) -> MultiVectorEncoder:
         modules = [transformer, *projection, MultiVectorMask(), Normalize(module_input_name="token_embeddings")]
-        encoder: MultiVectorEncoder = with_modules(dense, modules, "MultiVectorEncoder", "maxsim")
-        return encoder
+        return with_modules(dense, modules, "MultiVectorEncoder", "maxsim")
 
     if dimension is None or dimension == width:
         return model()

@@ -63,11 +63,7 @@ class ModelName:
 
 
 def parse_model_name(text: str) -> ModelName:
-    """Parse ``kind:name``.
-
-    Raises:
-        UserError: Unknown kind (suggests the nearest), or a kind without its name.
-    """
+    """Parse ``kind:name``; an unknown kind (the error suggests the nearest) or one without its name is refused."""
     kind, colon, name = str(text).strip().partition(":")
     if kind not in KINDS:
         hint = "" if colon else f" A model is named kind:name, e.g. 'dense:{kind}'."

@@ -62,11 +62,9 @@ class SparseTextEncoder(TextModel):
         weights = parts[0].weight.detach().cpu().numpy().astype(np.float32, copy=False)
         if role not in self._tokenizers:  # copying one takes a hundred times as long as a query
             self._tokenizers[role] = own_tokenizer(parts[0].tokenizer, self.name, len(weights))
+        most, is_cosine = self.model.max_active_dims, self.similarity == "cosine"
         tokenizer = self._tokenizers[role]
-        if tokenizer is None:
-            return None
-        most = self.model.max_active_dims
-        return TokenWeights(tokenizer, weights, self.prompt(role), most, self.similarity == "cosine")
+        return None if tokenizer is None else TokenWeights(tokenizer, weights, self.prompt(role), most, is_cosine)
 
     def encode(self, texts: Sequence[str], role: Role, *, batch_size: int | None = None) -> csr_array:
         """(n, vocabulary) float32, terms of a row in ascending order, no stored zeros; a text may have no term."""
@@ -158,10 +156,8 @@ def own_tokenizer(tokenizer: Any, name: str, vocabulary: int) -> Any:
     if backend is None:
         return None
     if backend.get_vocab_size() > vocabulary:
-        raise UserError(
-            f"model {name}: its tokenizer has {backend.get_vocab_size()} tokens, its weights {vocabulary}; "
-            "give one weight per token."
-        )
+        sizes = f"its tokenizer has {backend.get_vocab_size()} tokens, its weights {vocabulary}"
+        raise UserError(f"model {name}: {sizes}; give one weight per token.")
     own = Tokenizer.from_str(backend.to_str())
     own.no_padding()
     own.no_truncation()

@@ -99,10 +99,8 @@ def _unit(vectors: np.ndarray, ids: list[str], file: Path) -> np.ndarray:
     lengths = np.linalg.norm(vectors, axis=1)
     zero = np.flatnonzero(lengths == 0)
     if len(zero):
-        raise UserError(
-            f"{file}: {len(zero)} vectors are zero ({sample_of(ids[row] for row in zero)}) and have no cosine; "
-            "embed these again, or leave them out if the text is empty."
-        )
+        problem = f"{len(zero)} vectors are zero ({sample_of(ids[row] for row in zero)}) and have no cosine"
+        raise UserError(f"{file}: {problem}; embed these again, or leave them out if the text is empty.")
     if np.allclose(lengths, 1, rtol=0, atol=1e-5):
         return vectors  # keeps a memory map as it is, without a copy
     return (vectors / lengths[:, None]).astype(np.float32, copy=False)
@@ -125,9 +123,8 @@ def _read_parquet(file: Path) -> _Rows:
     column = _column(table.column_names, _VECTOR_COLUMNS, file)
     ids = [_id(id_, f"{file}, row {row}") for row, id_ in enumerate(table[id_column].to_pylist(), start=1)]
     lists = table[column].combine_chunks()
-    if not any(
-        is_kind(lists.type) for is_kind in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    ):
+    kinds = pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list
+    if not any(is_kind(lists.type) for is_kind in kinds):
         raise UserError(f"{file}: column {column!r} is {lists.type}; each row needs a list of numbers.")
     _check_widths(pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False), ids, file)
     flat = lists.flatten()
@@ -180,10 +177,8 @@ def _read_array(file: Path) -> _Rows:
 def _column(names: Sequence[str], accepted: Sequence[str], place: str | Path) -> str:
     column = next((name for name in accepted if name in names), None)
     if column is None:
-        raise UserError(
-            f"{place}: no {accepted[0]!r} (fields: {', '.join(map(repr, names)) or 'none'}); each vector needs an id "
-            "('_id') and its numbers ('vector')."
-        )
+        problem = f"no {accepted[0]!r} (fields: {', '.join(map(repr, names)) or 'none'})"
+        raise UserError(f"{place}: {problem}; each vector needs an id ('_id') and its numbers ('vector').")
     return column
 
 
@@ -199,11 +194,9 @@ def _check_widths(widths: np.ndarray, ids: Sequence[str], file: Path) -> None:
     usual = Counter(widths.tolist()).most_common(1)[0][0] if len(widths) else 0
     others = np.flatnonzero(widths != usual)
     if len(others):
-        named = sample_of(ids[int(row)] for row in others)
-        raise UserError(
-            f"{file}: {len(others)} vectors do not have {usual} dimensions ({named}, the first has "
-            f"{widths[others[0]]}); all must be from one model and of one width."
-        )
+        named = f"{sample_of(ids[int(row)] for row in others)}, the first has {widths[others[0]]}"
+        problem = f"{len(others)} vectors do not have {usual} dimensions ({named})"
+        raise UserError(f"{file}: {problem}; all must be from one model and of one width.")
 
 
 class About(Settings):
@@ -221,15 +214,13 @@ class About(Settings):
     @classmethod
     def read(cls, path: Path) -> About:
         """Read and check ``about.json``."""
+        form = '{"model": its name, "similarity": "cosine" or "dot", "prompts": {"query": "...", "document": "..."}}'
         try:
             return cls.model_validate(read_json(path))
         except ValidationError as error:
             mistake = error.errors()[0]
             key = ".".join(map(str, mistake["loc"][:2])) or "content"
-            raise UserError(
-                f'{path}: {key} is {mistake["input"]!r}; give {{"model": its name, "similarity": "cosine" or '
-                '"dot", "prompts": {"query": "...", "document": "..."}}, all optional.'
-            ) from error
+            raise UserError(f"{path}: {key} is {mistake['input']!r}; give {form}, all optional.") from error
 
     @classmethod
     def of_export(cls, folder: Path) -> About:
@@ -257,10 +248,9 @@ def _lookup(table: VectorTable, texts: Texts, name: str) -> _Lookup:
     for place in np.flatnonzero(first != np.arange(len(pairs))):
         a, b = table.vectors[rows[first[place]]], table.vectors[rows[place]]
         if a @ b < _SAME * np.linalg.norm(a) * np.linalg.norm(b):
-            raise UserError(
-                f"{name}: {pairs[first[place]][0]!r} and {pairs[place][0]!r} have the same text and different vectors; "
-                "ids and vectors may be out of step: embed these again, or leave one out."
-            )
+            same = f"{pairs[first[place]][0]!r} and {pairs[place][0]!r} have the same text and different vectors"
+            advice = "ids and vectors may be out of step: embed these again, or leave one out"
+            raise UserError(f"{name}: {same}; {advice}.")
     return keys, rows, table.vectors
 
 
@@ -296,14 +286,14 @@ class VectorFile(Encoder):
         document_file, query_file = _single_file(place, "documents"), _single_file(place, "queries")
         if document_file is None:
             raise UserError(f"folder {place} has no documents{{{','.join(ENDINGS)}}}; put the vectors there.")
-        documents = read_vectors(document_file, unit=unit)
-        queries = None if query_file is None else read_vectors(query_file, unit=unit, with_texts=True)
-        if queries is not None and queries.vectors.shape[1] != documents.vectors.shape[1]:
-            raise UserError(
-                f"{query_file} has vectors of {queries.vectors.shape[1]} dimensions, {document_file.name} of "
-                f"{documents.vectors.shape[1]}; both must be from one model."
-            )
-        return cls(f"vectors:{path}", documents, queries, about)
+        opened = cls(f"vectors:{path}", read_vectors(document_file, unit=unit), None, about)
+        if query_file is not None:
+            opened.queries = read_vectors(query_file, unit=unit, with_texts=True)
+            width = opened.queries.vectors.shape[1]
+            if width != opened.dimension:
+                widths = f"vectors of {width} dimensions, {document_file.name} of {opened.dimension}"
+                raise UserError(f"{query_file} has {widths}; both must be from one model.")
+        return opened
 
     @property
     def dimension(self) -> int:
@@ -321,18 +311,14 @@ class VectorFile(Encoder):
 
     def contract(self, role: Role) -> dict[str, Any]:
         """Model name (or the digest of the vectors, if the model is unnamed), prompt, similarity and dimension."""
-        return {
-            "model": self.about.model or f"vectors {self.documents.digest}",
-            "prompt": self.prompt(role),
-            "similarity": self.similarity,
-            "dimension": self.dimension,
-        }
+        model = self.about.model or f"vectors {self.documents.digest}"
+        space = {"similarity": self.similarity, "dimension": self.dimension}
+        return {"model": model, "prompt": self.prompt(role), **space}
 
     def fingerprint(self, role: Role) -> str:
         """Fingerprint of the contract and of the vectors themselves."""
-        return digest(
-            self.contract(role), [table.digest for table in (self.documents, self.queries) if table is not None]
-        )
+        tables = [self.documents] if self.queries is None else [self.documents, self.queries]
+        return digest(self.contract(role), [table.digest for table in tables])
 
     def bind(self, collection: Collection) -> VectorFile:
         """Find the same vectors by a collection's texts of their ids; an empty text needs none and gets zeros."""
@@ -356,31 +342,26 @@ class VectorFile(Encoder):
         places = self.missing(texts.texts, role)
         if len(places):
             table, noun = (self.queries or (), "queries") if role == "query" else (self.documents, "documents")
-            raise UserError(
-                f"{self.name} has no vectors for {len(places)} of {len(texts)} {noun} "
-                f"({sample_of(texts.ids[row] for row in places)}); it has {len(table)}: embed these with the same "
-                "model and add them."
-            )
+            without = f"{len(places)} of {len(texts)} {noun} ({sample_of(texts.ids[row] for row in places)})"
+            advice = f"it has {len(table)}: embed these with the same model and add them"
+            raise UserError(f"{self.name} has no vectors for {without}; {advice}.")
 
     def encode(self, texts: Sequence[str], role: Role, *, batch_size: int | None = None) -> np.ndarray:
         """(n, dimension) float32; unit vectors if they are compared by cosine, zeros for a text without words."""
         vectors, missing = self._find(texts, role)
         if missing.any():
-            first = [texts[row][:40] for row in np.flatnonzero(missing)[:2]]
+            first = sample_of(texts[row][:40] for row in np.flatnonzero(missing)[:2])
             raise UserError(
-                f"{self.name} has no vectors for {int(missing.sum())} of {len(texts)} texts ({sample_of(first)}), and "
-                "its model is not available here; embed them there and add them, or use a query encoder distilled into "
-                "its space."
+                f"{self.name} has no vectors for {int(missing.sum())} of {len(texts)} texts ({first}), and its model "
+                "is not here; embed them there and add them, or use a query encoder distilled into its space."
             )
         return vectors
 
     def _find(self, texts: Sequence[str], role: Role) -> tuple[np.ndarray, np.ndarray]:
         """(n, dimension) vectors, zeros if not found, and (n,) whether a needed vector is missing."""
         if self._lookups is None:
-            raise UserError(
-                f"{self.name} has vectors by id, and only a collection has the texts of the ids; give the "
-                "collection, or a query encoder distilled into its space."
-            )
+            problem = f"{self.name} has vectors by id, and only a collection has the texts of the ids"
+            raise UserError(f"{problem}; give the collection, or a query encoder distilled into its space.")
         vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
         keys, missing = text_keys(texts), np.ones(len(texts), dtype=bool)
         for index, rows, stored in self._lookups[role]:

@@ -15,8 +15,7 @@ _PAIRS = 65536  # per block, which bounds the memory of `pair_products`
 def exact_search(queries: np.ndarray, documents: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Find the k (at most n) of (n, d) documents with the highest inner products with (q, d) queries, all float32.
 
-    Returns:
-        rows (q, k) int64 and scores (q, k) float32, best first.
+    Rows, (q, k) int64, and scores, (q, k) float32, are best first.
     """
     scores, rows = flat_index(documents).search(np.ascontiguousarray(queries, dtype=np.float32), min(k, len(documents)))
     return rows, scores
@@ -60,10 +59,8 @@ def check_finite(vectors: np.ndarray, ids: list[str], source: str) -> None:
     """Reject NaN and infinite vectors: a NaN document is never found, an infinite one always."""
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
-        raise UserError(
-            f"{source}: {len(bad)} vectors are NaN or infinite ({sample_of(ids[row] for row in bad)}); "
-            "embed these again or leave them out."
-        )
+        named = sample_of(ids[row] for row in bad)
+        raise UserError(f"{source}: {len(bad)} vectors are NaN or infinite ({named}); embed these again or omit them.")
 
 
 def check_dimensions(dimensions: Sequence[int], width: int) -> None:

@@ -123,8 +123,8 @@ class Index(Ranker):
         self._check_changeable()
         _check_list(ids)
         removed = set(ids)
-        if not removed <= set(self.ids):
-            raise UserError(f"cannot remove {sample_of(sorted(removed - set(self.ids), key=str))}: not in the index.")
+        if strange := removed.difference(self.ids):
+            raise UserError(f"cannot remove {sample_of(sorted(strange, key=str))}: not in the index.")
         self._drop(np.fromiter((id_ in removed for id_ in self.ids), dtype=bool, count=len(self)))
         self.made_from = ""
         self.ids = [id_ for id_ in self.ids if id_ not in removed]
@@ -272,6 +272,14 @@ class Index(Ranker):
         """Read what `_write` wrote, without a query encoder."""
         raise NotImplementedError
 
+    def _check_width(self, width: int, wanted: int, described: str, unit: str = "dimensions") -> None:
+        """Refuse vectors of another encoder's width."""
+        if width != wanted:
+            raise UserError(
+                f"{described} {width} {unit}, the index has {wanted}; use the encoder of its documents "
+                f"({self.documents_by}) or one distilled into its space."
+            )
+
     def _labels(self) -> np.ndarray:
         return np.arange(len(self))
 
@@ -314,15 +322,12 @@ class Index(Ranker):
     def _check_new(self, ids: Sequence[str]) -> None:
         self._check_changeable()
         _check_list(ids)
-        wrong = [id_ for id_ in ids if not isinstance(id_, str)]
-        if wrong:
+        if wrong := [id_ for id_ in ids if not isinstance(id_, str)]:
             raise UserError(f"document id {wrong[0]!r} is {type(wrong[0]).__name__}; ids are strings.")
-        empty = [id_ for id_ in ids if not id_.strip()]
-        if empty:
+        if empty := [id_ for id_ in ids if not id_.strip()]:
             raise UserError(f"document id {empty[0]!r} is empty; give every document an id.")
         known = set(self.ids)
-        repeated = [id_ for id_, times in Counter(ids).items() if id_ in known or times > 1]
-        if repeated:
+        if repeated := [id_ for id_, times in Counter(ids).items() if id_ in known or times > 1]:
             raise UserError(f"{sample_of(repeated)}: in the index already, or given twice; remove or rename them.")
 
     def _check_changeable(self) -> None:
@@ -347,8 +352,7 @@ def check_index_folder(folder: str | os.PathLike[str]) -> Path:
     if not (target / FILE_NAME).is_file():
         return target
     known = {FILE_NAME, *_OTHER_FILES, *Manifest.read(target).about.get("checksums", {})}
-    others = sorted(entry.name for entry in target.iterdir() if entry.name not in known)
-    if others:
+    if others := sorted(entry.name for entry in target.iterdir() if entry.name not in known):
         raise UserError(f"{target} holds an index and {sample_of(others)}, which would be lost; choose another folder.")
     return target
 
@@ -371,9 +375,7 @@ def read_index_manifest(folder: Path) -> Manifest:
 
 def saved_name(queries: TextModel | None) -> str | None:
     """A query encoder's name for the manifest; None for a model that was never saved and must be given at loading."""
-    if queries is None or queries.name.partition(":")[2] == IN_MEMORY:
-        return None
-    return queries.name
+    return None if queries is None or queries.name.partition(":")[2] == IN_MEMORY else queries.name
 
 
 def _open(folder: Path, kind: str) -> StoredIndex:

@@ -222,8 +222,7 @@ def _parse(factory: str, dimension: int) -> Any:
         raise _unreadable(factory, dimension, _reason(error)) from error
     # FAISS builds some kinds for Euclidean distance whatever is asked for, and ends the process in others.
     flaws = [*map(_flaw_of_part, _parts(index)), *map(_flaw_of_transform, _transforms(index))]
-    flaw = next((flaw for flaw in flaws if flaw), None)
-    if flaw:
+    if flaw := next(filter(None, flaws), None):
         raise _unreadable(factory, dimension, flaw)
     return index
 

@@ -218,11 +218,7 @@ class FaissIndex(Index):
     def _prepare(self, vectors: np.ndarray, what: str) -> np.ndarray:
         """Float32, truncated, and of unit length for cosine."""
         vectors = np.ascontiguousarray(np.atleast_2d(vectors), dtype=np.float32)
-        if vectors.shape[1] != self.space.encoded:
-            raise UserError(
-                f"{what} of {vectors.shape[1]} dimensions, the index has {self.space.encoded}; use the "
-                f"encoder of its documents ({self.documents_by}) or one distilled into its space."
-            )
+        self._check_width(vectors.shape[1], self.space.encoded, f"{what} of")
         unit = self.space.norm == "unit"
         vectors = leading(vectors, self.space.truncation, unit=unit)
         return _normalize(vectors) if unit else vectors

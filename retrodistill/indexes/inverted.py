@@ -50,8 +50,7 @@ class InvertedSettings(Settings):
 
     @model_validator(mode="after")
     def _fits_backend(self) -> InvertedSettings:
-        wrong = sorted(self.model_fields_set & self._unused)
-        if wrong:
+        if wrong := sorted(self.model_fields_set & self._unused):
             raise ValueError(f"{wrong[0]} is not a setting of the backend {self.backend!r}; leave it out")
         return self
 
@@ -129,11 +128,7 @@ class InvertedIndex(Index):
                 f"{what} of type {type(vectors).__name__}; give a scipy sparse array of (n, terms) weights."
             )
         matrix = csr_array(vectors, dtype=np.float32, copy=True)
-        if matrix.shape[1] != self.space.dimension:
-            raise UserError(
-                f"{what} over {matrix.shape[1]} terms, the index has {self.space.dimension}; use the encoder of its "
-                f"documents ({self.documents_by}) or one distilled into its space."
-            )
+        self._check_width(matrix.shape[1], self.space.dimension, f"{what} over", "terms")
         matrix.sum_duplicates()
         matrix.eliminate_zeros()
         return matrix

@@ -121,11 +121,7 @@ class MultiVectorIndex(Index):
         return len(self.store), self.store.codec.dimension
 
     def _prepare(self, vectors: Tokens, what: str) -> Tokens:
-        if vectors.dimension != self.space.dimension:
-            raise UserError(
-                f"{what} of {vectors.dimension} dimensions, the index has {self.space.dimension}; use the encoder of "
-                f"its documents ({self.documents_by}) or one distilled into its space."
-            )
+        self._check_width(vectors.dimension, self.space.dimension, f"{what} of")
         return vectors
 
     def _check_values(self, vectors: Tokens, ids: Sequence[str], what: str) -> None:

@@ -55,6 +55,8 @@ class Muvera:
     """Encodes token vectors of this dimension as one vector per text; the same seed gives the same encodings."""
 
     def __init__(self, settings: MuveraSettings, dimension: int) -> None:
+        from scipy.sparse import csr_array
+
         self.settings = settings
         random = np.random.default_rng(settings.seed)
         repetitions, bits = settings.repetitions, settings.k_sim
@@ -65,9 +67,11 @@ class Muvera:
             self._signs = signs / np.sqrt(settings.d_proj)
         self._partitions = 2**bits
         self._width = repetitions * self._partitions * (settings.d_proj or dimension)
+        self._sketch = None  # count sketch: adds each dimension to a random one of `final`, with a random sign
         if settings.final is not None:
-            self._bucket = random.integers(0, settings.final, self._width)
-            self._flip = random.integers(0, 2, self._width).astype(np.float32) * 2 - 1
+            places = np.arange(self._width), random.integers(0, settings.final, self._width)
+            flips = random.integers(0, 2, self._width).astype(np.float32) * 2 - 1
+            self._sketch = csr_array((flips, places), shape=(self._width, settings.final))
         differing = np.arange(self._partitions)[:, None] ^ np.arange(self._partitions)
         self._differing = sum(((differing >> bit) & 1 for bit in range(bits)), np.zeros_like(differing))  # (B, B)
 
@@ -97,7 +101,7 @@ class Muvera:
             repetitions = range(self.settings.repetitions)
             pooled = [self._pool(block, codes[:, number], number, document=document) for number in repetitions]
             whole = np.concatenate(pooled, axis=1) / np.sqrt(self.settings.repetitions)
-            encodings[start:stop] = self._sketch(whole)
+            encodings[start:stop] = whole if self._sketch is None else whole @ self._sketch
         return encodings
 
     def _pool(self, tokens: Tokens, codes: np.ndarray, repetition: int, *, document: bool) -> np.ndarray:
@@ -121,15 +125,6 @@ class Muvera:
         """(n B,) int64: for each text and partition the token whose signs differ least; of equals the first."""
         keys = self._differing[codes] * len(codes) + np.arange(len(codes))[:, None]  # (tokens, B): ties by place
         return (np.minimum.reduceat(keys, tokens.bounds[:-1], axis=0) % len(codes)).ravel()
-
-    def _sketch(self, whole: np.ndarray) -> np.ndarray:
-        """Count sketch: each dimension is added to a random one of `final`, with a random sign."""
-        if self.settings.final is None:
-            return whole
-        from scipy.sparse import csr_array
-
-        shape = (self._width, self.settings.final)
-        return whole @ csr_array((self._flip, (np.arange(self._width), self._bucket)), shape=shape)
 
 
 class CandidateIndex:

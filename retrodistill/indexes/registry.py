@@ -131,9 +131,16 @@ class IndexOptions(Settings):
         names = [kind.name for kind in kinds]
         if self.kind not in (None, *names):
             raise UserError(f"kind={self.kind}: these documents need an index of kind {' or '.join(names)}.")
-        check_options_fit(self.given(), kinds)
+        _check_options_fit(self.given(), kinds)
         for kind in kinds:
             kind.check(self.of(kind))
+
+    def checked_kind(self, encoder_kind: str, names: Iterable[str]) -> IndexKind:
+        """As `kind_for`, after a check of the options and of all names that were given, also those at defaults."""
+        kind = self.kind_for([encoder_kind])
+        _check_options_fit([name for name in names if name != "kind"], [kind])
+        self.check([kind])
+        return kind
 
     def of(self, kind: IndexKind) -> Settings:
         """The settings of one kind, without the options that it does not take."""
@@ -151,11 +158,8 @@ def get_kind(name: str) -> IndexKind:
     return kind
 
 
-def check_options_fit(options: Iterable[str], kinds: Iterable[IndexKind]) -> None:
-    """Refuse an option that none of these kinds of index takes."""
-    kinds = list(kinds)
-    wrong = [name for name in options if not any(name in kind.options for kind in kinds)]
-    if wrong:
+def _check_options_fit(options: Iterable[str], kinds: Sequence[IndexKind]) -> None:
+    if wrong := [name for name in options if not any(name in kind.options for kind in kinds)]:
         takes = "; ".join(f"{kind.name} takes {', '.join(kind.options)}" for kind in kinds)
         raise UserError(f"option {wrong[0]!r} does not fit this kind of index: {takes}.")
 
@@ -196,12 +200,11 @@ def build_index(
     encoder = load_encoder(documents)
     choice = validated(IndexOptions, options, "index", "option") if settings is None else settings
     if isinstance(choice, IndexOptions):
-        kind = choice.kind_for([encoder.kind])
-        check_options_fit([option for option in options if option != "kind"], [kind])  # also those at their defaults
-        choice.check([kind])
+        kind = choice.checked_kind(encoder.kind, options)
         choice = choice.of(kind)
     else:
-        kind = IndexOptions(kind=_kind_of_settings(choice)).kind_for([encoder.kind])
+        name_of_kind = next((name for name in KINDS if get_kind(name).settings is type(choice)), None)
+        kind = IndexOptions(kind=name_of_kind).kind_for([encoder.kind])
     if not isinstance(choice, kind.settings):
         raise UserError(f"an index of kind {kind.name} takes {kind.settings.__name__}, not {type(choice).__name__}.")
     index: Index = kind.build(collection, encoder, queries, choice, name)
@@ -233,7 +236,3 @@ def load_index(
         raise UserError(f"search parameters {parameters!r} are for FAISS, and {folder} is of kind {kind.name}.")
     index: Index = kind.load(folder, queries, memory_map=memory_map or None, **given)
     return index
-
-
-def _kind_of_settings(settings: Settings) -> str | None:
-    return next((name for name in KINDS if get_kind(name).settings is type(settings)), None)

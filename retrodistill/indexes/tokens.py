@@ -86,7 +86,9 @@ class TokenStore:
             if not (folder / name).is_file():
                 raise UserError(f"no file {folder / name}: the token store is incomplete; build it again.")
         codec, bounds = load_codec(folder), np.load(folder / _BOUNDS_FILE)
-        codes = _mapped(folder / CODES_FILE, codec.bytes_per_vector)
+        shape = ((folder / CODES_FILE).stat().st_size // codec.bytes_per_vector, codec.bytes_per_vector)
+        mapped = shape[0] > 0  # an empty file cannot be mapped
+        codes = np.memmap(folder / CODES_FILE, np.uint8, "r", shape=shape) if mapped else np.zeros(shape, np.uint8)
         if not len(bounds) or bounds[0] != 0 or (np.diff(bounds) < 0).any() or bounds[-1] != len(codes):
             raise UserError(
                 f"{folder / CODES_FILE} holds {len(codes)} tokens of {codec.bytes_per_vector} bytes, "
@@ -156,8 +158,7 @@ def check_tokens(tokens: Tokens, ids: Sequence[str], what: str) -> None:
     """Refuse texts without tokens, NaN or infinite vectors, and another number of ids."""
     if len(tokens) != len(ids):
         raise UserError(f"{what}: {len(ids)} ids for the tokens of {len(tokens)} texts; give one id per text.")
-    empty = np.flatnonzero(tokens.lengths == 0).tolist()
-    if empty:
+    if empty := np.flatnonzero(tokens.lengths == 0).tolist():
         named = sample_of(ids[row] for row in empty)
         raise UserError(f"{what}: {len(empty)} have no token ({named}) and cannot be compared; leave them out.")
     broken = np.flatnonzero(~np.isfinite(tokens.vectors).all(axis=1))
@@ -171,10 +172,3 @@ def check_tokens(tokens: Tokens, ids: Sequence[str], what: str) -> None:
 
 def _bounds(lengths: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-
-
-def _mapped(path: Path, width: int) -> np.ndarray:
-    tokens = path.stat().st_size // width
-    if not tokens:  # an empty file cannot be mapped
-        return np.zeros((0, width), dtype=np.uint8)
-    return np.memmap(path, dtype=np.uint8, mode="r", shape=(tokens, width))

@@ -21,6 +21,8 @@ _LINK_BYTES = 272  # of HNSW32 per document
 _CROWDED = 0.93  # share of their recall that coarse codes keep among near neighbors
 _PER_LIST = 39  # vectors per list that k-means asks for
 _TIMED_QUERIES = 50
+# Bytes per dimension, and recall@10 of OPQ as measured; interpolated in between.
+_PRODUCT_RECALL = [0, 1 / 24, 1 / 12, 1 / 8, 1 / 4], [0, 0.55, 0.68, 0.75, 0.85]
 _FACTORS = [2**power for power in range(7)]  # of refining
 
 
@@ -120,15 +122,10 @@ def _codes(documents: int, dimension: int) -> list[_Code]:
         return [*codes, rabitq2, _Code("", "RaBitQ", math.ceil(dimension / 8) + 8, 0.65)]
     for parts in range(dimension // 4, 0, -1):
         if dimension % parts == 0 and fixed + parts * documents < exact * documents:
-            recall = round(crowd * _product_recall(parts / dimension), 3)
+            kept = round(float(np.interp(parts / dimension, *_PRODUCT_RECALL)), 3)
+            recall = round(crowd * kept, 3)
             codes.append(_Code(f"OPQ{parts},", f"PQ{parts}", parts, recall, fixed))
     return codes
-
-
-def _product_recall(bytes_per_dimension: float) -> float:
-    """Recall@10 of OPQ, interpolated between measured points."""
-    measured = [0, 1 / 24, 1 / 12, 1 / 8, 1 / 4], [0, 0.55, 0.68, 0.75, 0.85]
-    return round(float(np.interp(bytes_per_dimension, *measured)), 3)
 
 
 def _search(code: _Code, documents: int, dimension: int, most: float | None, recall: float | None) -> Choice:
@@ -234,8 +231,7 @@ def tune(index: Any, queries: np.ndarray, exact: np.ndarray, *, recall: float = 
         values, best, ms = min(reaching, key=lambda result: result[2])
     else:
         values, best, ms = max(results, key=lambda result: result[1])
-    parameters = written_parameters(values)
-    if parameters:
+    if parameters := written_parameters(values):
         set_parameters(index, parameters)
     return TuningResult(parameters, best, recall, k, len(queries), ms, "" if reaching else _advice(index))
 

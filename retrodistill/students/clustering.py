@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.modules import with_modules
 
+Vectors = list[Tensor] | Tensor  # of texts: (tokens, d) each, or padded
 ClusterSize = int | float  # a number of vectors, or a share of a text's tokens
 _TEXTS = 32  # clustered at once where they come without padding
 _PARTS = 10_000  # resolution of a share
@@ -24,10 +25,9 @@ class TokenClusters(BaseTokenPooling):
 
     It is the last module of a multi-vector encoder, so that training, indexing and search see the same vectors.
     Gradients flow through the means, assignments are constants: ``d mean / d token`` is 1 / size for members and 0 for
-    others. Except for rounding, a text's vectors depend on its own tokens and the seed, not on its batch.
-
-    The class is this package's: a model with it loads where retrodistill is installed, by
-    `retrodistill.encoders.loading.load_multi_vector`, or with sentence-transformers' ``trust_remote_code=True``.
+    others. Except for rounding, a text's vectors depend on its own tokens and the seed, not on its batch. A model with
+    it loads where retrodistill is installed, by `retrodistill.encoders.loading.load_multi_vector`, or with
+    sentence-transformers' ``trust_remote_code=True``.
 
     Args:
         query: Vectors of a query: a number, a share of its tokens between 0 and 1, or None to leave queries unchanged.
@@ -104,13 +104,8 @@ class TokenClusters(BaseTokenPooling):
         return torch.cat(parts)[torch.argsort(text_of_vector, stable=True)], counts
 
     def pool(  # type: ignore[override]
-        self,
-        embeddings: list[Tensor] | Tensor,
-        *,
-        task: str | None = None,
-        attention_mask: Tensor | None = None,
-        padding_side: str = "right",
-    ) -> list[Tensor] | Tensor:
+        self, embeddings: Vectors, *, task: str | None = None, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> Vectors:
         """Cluster vectors that are already encoded, as the base class does, but to the task's own number of vectors."""
         if not self.applies_to(task) or not len(embeddings):
             return embeddings
@@ -195,14 +190,9 @@ def padded(texts: list[Tensor]) -> tuple[Tensor, Tensor]:
 def k_means(tokens: Tensor, mask: Tensor, counts: Tensor, *, iterations: int, seed: int) -> Tensor:
     """Lloyd's algorithm on each text of a batch, from `first_centres`: (batch, tokens) int64 clusters, -1 where masked.
 
-    A cluster that loses all its members keeps its center, and may end empty.
-
-    Args:
-        tokens: (batch, tokens, d) float32, 0 where masked.
-        mask: (batch, tokens) bool, true first and false after.
-        counts: (batch,) int64 clusters of each text; where it has no more tokens, each token is a cluster of its own.
-        iterations: Maximum; it ends earlier where nothing changes.
-        seed: Of the first centers.
+    Of (batch, tokens, d) float32 tokens, 0 where masked; their (batch, tokens) bool mask, true first and false after;
+    and (batch,) int64 numbers of clusters. A text with no more tokens than clusters has one for each token. A cluster
+    that loses all its members keeps its center, and may end empty. It ends before ``iterations`` where nothing changes.
     """
     alone = (mask.sum(dim=1) <= counts)[:, None]
     assigned = torch.full_like(mask, -1, dtype=torch.int64)

@@ -30,10 +30,7 @@ from retrodistill.training.trainer import History
 class CrossEncoderStudent:
     """Scores pairs by reading query and document together; it has no vectors and no space.
 
-    Args:
-        model: The sentence-transformers model, with one label.
-        name: ``cross-encoder:name``.
-        student: The manifest of a student that retrodistill trained.
+    The model has one label. ``student`` is the manifest of a student that retrodistill trained.
     """
 
     def __init__(self, model: CrossEncoder, name: str, student: Manifest | None = None) -> None:
@@ -82,8 +79,7 @@ class PairScorer(ColumnScorer):
         inner: Any = getattr(model, "module", model)  # torchrun's wrapper has no tokenizer
         prompt = (inner.prompts or {}).get(inner.default_prompt_name or "", None)
         features = batch_to_device(inner.preprocess(pairs, prompt=prompt), inner.device)
-        logits = model(features)["scores"].float().view(len(sides), len(queries))
-        return [logits.T]
+        return [model(features)["scores"].float().view(len(sides), len(queries)).T]
 
     def lists(self, encoded: Sequence[Tensor], batch: ListBatch | None = None) -> Tensor:
         """The logits."""
@@ -103,11 +99,9 @@ def cross_encoder_student(
 ) -> CrossEncoder:
     """A cross-encoder to start from, in float32, with one raw logit per pair.
 
-    Args:
-        source: Folder or hub name: a cross-encoder, or any transformer or bi-encoder, which gets a fresh last layer.
-        layers: Number of transformer layers to keep, from the first.
-        max_length: Maximum number of tokens of a pair; the model's own limit by default.
-        seed: Seed of a fresh last layer.
+    ``source`` is the folder or hub name of a cross-encoder, or of any transformer or bi-encoder, which gets a fresh
+    last layer, drawn by the seed. It keeps its first ``layers``, all by default, and cuts pairs to ``max_length``
+    tokens, the model's own limit by default.
     """
     torch.manual_seed(seed)
     model = load_cross_encoder(source, max_length=max_length)
@@ -131,8 +125,7 @@ def _start(settings: Any, data: Any) -> CrossEncoder:
 
 
 def _load(folder: str) -> CrossEncoderStudent:
-    has_manifest = (Path(folder) / STUDENT_MANIFEST).exists()
-    manifest = Manifest.read(folder, STUDENT_MANIFEST) if has_manifest else None
+    manifest = Manifest.read(folder, STUDENT_MANIFEST) if (Path(folder) / STUDENT_MANIFEST).exists() else None
     return CrossEncoderStudent(load_cross_encoder(folder), f"cross-encoder:{folder}", manifest)
 
 

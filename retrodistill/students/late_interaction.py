@@ -33,8 +33,9 @@ from retrodistill.students.stored_states import Reader, States, cached_states
 from retrodistill.training.stages import StageRun, evaluating
 from retrodistill.training.trainer import History
 
-QUERY_LENGTH, DOCUMENT_LENGTH = 64, 200
+LENGTHS: dict[Role, int] = {"query": 64, "document": 200}  # tokens of a text by default
 Precision = Literal["float16", "float32"]
+_PLACE = {"subfolder", "token", "revision", "local_files_only"}  # where the library finds a model's files
 _PAIRS = 50  # documents that meet a query at once
 
 
@@ -66,7 +67,9 @@ class LateInteraction(InputModule):
     """
 
     tokenizer: Any
+    read: Tensor
     kind: ClassVar[str]
+    new_backbone: ClassVar[Callable[[Any], Any]]  # from a configuration, before weights are loaded
     specials: ClassVar[dict[Role, int]] = {"query": 0, "document": 0}
     config_file_name = "late_interaction.json"
     config_keys: list[str] = ["query_length", "document_length", "precision"]  # noqa: RUF012 - the base's
@@ -78,8 +81,8 @@ class LateInteraction(InputModule):
         tokenizer: Any,
         *,
         dimension: int | None = None,
-        query_length: int = QUERY_LENGTH,
-        document_length: int = DOCUMENT_LENGTH,
+        query_length: int = LENGTHS["query"],
+        document_length: int = LENGTHS["document"],
         precision: Precision = "float16",
     ) -> None:
         super().__init__()
@@ -93,6 +96,8 @@ class LateInteraction(InputModule):
                 raise UserError(f"{name}={length}: give at least 3 tokens.")
         self.backbone, self.tokenizer, self.dimension = backbone, tokenizer, dimension
         self.query_length, self.document_length, self.precision = query_length, document_length, precision
+        # A buffer, so that the weights' digest covers the settings that decide scores as weights do.
+        self.register_buffer("read", torch.tensor([query_length, document_length, int(precision == "float16")]))
         self.stored: Reader | None = None  # gives documents' states while the lower part is frozen
 
     @property
@@ -104,11 +109,6 @@ class LateInteraction(InputModule):
     def max_seq_length(self) -> int:
         """Tokens of a pair."""
         return self.query_length + self.document_length
-
-    @property
-    def read_settings(self) -> list[int]:
-        """Settings that decide scores as weights do: as a buffer, the weights' digest covers them."""
-        return [self.query_length, self.document_length, int(self.precision == "float16")]
 
     def framed(self, tokens: list[int], role: Role) -> list[int]:
         """A text's token ids with the special tokens of its side; none by default."""
@@ -131,9 +131,24 @@ class LateInteraction(InputModule):
         """Parameters of `lower`: frozen where its states are stored for training."""
 
     @classmethod
-    @abstractmethod
-    def empty_backbone(cls, config: Any) -> Any:
-        """A backbone of a configuration, before weights are loaded."""
+    def bert_of(cls, model: Any, source: str) -> Any:
+        """The transformer inside a sentence-transformers model, which must be a BERT."""
+        backbone = getattr(model[0], "auto_model", None)
+        architecture = getattr(getattr(backbone, "config", None), "model_type", "model without layers")
+        if architecture != "bert":
+            raise UserError(
+                f"model {source} is a {architecture}; a {cls.kind} student runs the layers of a BERT apart: start from "
+                "one, such as all-MiniLM-L6-v2."
+            )
+        return backbone
+
+    @staticmethod
+    def through(layers: Any, hidden: Tensor, mask: Tensor) -> Tensor:
+        """(n, tokens, d) through BERT's layers, each token attending to those where (n, tokens) `mask` is true."""
+        hide = (~mask[:, None, None, :]).to(hidden.dtype) * torch.finfo(hidden.dtype).min
+        for layer in layers:
+            hidden = layer(hidden, hide)
+        return hidden
 
     def rounded(self, packed: Tensor) -> Tensor:
         """What is left after storing; gradients pass straight through."""
@@ -160,13 +175,13 @@ class LateInteraction(InputModule):
         """Features of (query, document) pairs, of which a text of several is read once; queries get the prompt."""
         queries, query_places = _distinct([(prompt or "") + query for query, _ in inputs])
         documents, document_places = _distinct([document for _, document in inputs])
-        ids, mask = self.tokens(queries, "query")
-        features = {"query_ids": ids, "query_mask": mask}
+        features = {"query_places": query_places, "document_places": document_places}
+        features["query_ids"], features["query_mask"] = self.tokens(queries, "query")
         if self.stored is None:
             features["document_ids"], features["document_mask"] = self.tokens(documents, "document")
         else:
             features["document_states"], features["document_mask"] = self.stored(documents)
-        return {**features, "query_places": query_places, "document_places": document_places}
+        return features
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Features of `preprocess` with ``scores``, (pairs,) raw."""
@@ -188,43 +203,15 @@ class LateInteraction(InputModule):
 
     @classmethod
     def load(  # type: ignore[override]
-        cls,
-        model_name_or_path: str,
-        subfolder: str = "",
-        token: bool | str | None = None,
-        cache_folder: str | None = None,
-        revision: str | None = None,
-        local_files_only: bool = False,
-        **kwargs: Any,
+        cls, model_name_or_path: str, cache_folder: str | None = None, **kwargs: Any
     ) -> LateInteraction:
         """As the library loads any module; no code of the folder runs."""
-        place: dict[str, Any] = {"subfolder": subfolder, "token": token, "revision": revision}
-        place["local_files_only"] = local_files_only
+        place = {name: value for name, value in kwargs.items() if name in _PLACE}
         config = AutoConfig.from_pretrained(model_name_or_path, cache_dir=cache_folder, **place)
         tokenizer = AutoTokenizer.from_pretrained(model_name_or_path, cache_dir=cache_folder, **place)
         place["cache_folder"] = cache_folder
-        module = cls(cls.empty_backbone(config), tokenizer, **cls.load_config(model_name_or_path, **place))
+        module = cls(cls.new_backbone(config), tokenizer, **cls.load_config(model_name_or_path, **place))
         return cls.load_torch_weights(model_name_or_path, model=module, **place)
-
-
-def through(layers: Any, hidden: Tensor, mask: Tensor) -> Tensor:
-    """(n, tokens, d) through BERT's layers, each token attending to those where (n, tokens) `mask` is true."""
-    hide = (~mask[:, None, None, :]).to(hidden.dtype) * torch.finfo(hidden.dtype).min
-    for layer in layers:
-        hidden = layer(hidden, hide)
-    return hidden
-
-
-def bert_of(model: Any, source: str, kind: str) -> Any:
-    """The transformer inside a sentence-transformers model, which must be a BERT."""
-    backbone = getattr(model[0], "auto_model", None)
-    architecture = getattr(getattr(backbone, "config", None), "model_type", "model without layers")
-    if architecture != "bert":
-        raise UserError(
-            f"model {source} is a {architecture}; a {kind} student runs the layers of a BERT apart: start from one, "
-            "such as all-MiniLM-L6-v2."
-        )
-    return backbone
 
 
 def late_interaction(module: LateInteraction, device: Any) -> CrossEncoder:

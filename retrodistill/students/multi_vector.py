@@ -62,18 +62,12 @@ def multi_vector_student(
     max_length: int | None = None,
     expansion: int | None = None,
 ) -> MultiVectorEncoder:
-    """A multi-vector encoder to start from.
+    """A multi-vector encoder to start from, by folder or hub name of one, or of a bi-encoder.
 
-    A multi-vector encoder starts as it is. A bi-encoder's transformer gets a projection, which begins with the
-    directions that keep inner products of its tokens best, and unit length for each token.
-
-    Args:
-        source: Folder or hub name of a multi-vector encoder or a bi-encoder.
-        corpus: Documents that the projection is fitted on.
-        dimension: Width of a token vector; the transformer's by default.
-        layers: Number of transformer layers to keep, from the first.
-        max_length: Maximum number of tokens of a document; the model's own by default.
-        expansion: Number of tokens that queries are filled up to with the mask token, whose vectors count.
+    A multi-vector encoder keeps its width. A bi-encoder's transformer gets unit length for each token and, where the
+    ``dimension`` is less than its own, a projection, which begins with the directions that keep inner products of the
+    corpus' tokens best. Both keep their first ``layers`` and cut documents to ``max_length`` tokens, where these are
+    given. Queries are filled up to ``expansion`` tokens with the mask token, whose vectors count.
     """
     try:
         model = load_multi_vector(source)
@@ -159,8 +153,7 @@ def max_sim(queries: TokenBatch, documents: TokenBatch) -> Tensor:
     products = queries.vectors.float() @ documents.vectors.float().transpose(1, 2)
     best = products.masked_fill(~documents.mask[:, None, :], _NOTHING).amax(dim=2)
     counts = queries.mask & documents.mask.any(dim=1, keepdim=True)
-    total = torch.where(counts, best, torch.zeros_like(best)).sum(dim=1)
-    return total / counts.sum(dim=1).clamp(min=1)
+    return best.masked_fill(~counts, 0.0).sum(dim=1) / counts.sum(dim=1).clamp(min=1)
 
 
 class TokenHeadScorer(HeadScorer):

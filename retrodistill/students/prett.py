@@ -19,16 +19,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.encoders.contract import Role
 from retrodistill.encoders.multi_vector import fitted_on, principal_directions
 from retrodistill.students.cross_encoder import cross_encoder_student
-from retrodistill.students.late_interaction import (
-    DOCUMENT_LENGTH,
-    LATE_INTERACTION,
-    QUERY_LENGTH,
-    LateInteraction,
-    Side,
-    bert_of,
-    late_interaction,
-    through,
-)
+from retrodistill.students.late_interaction import LATE_INTERACTION, LENGTHS, LateInteraction, Side, late_interaction
 from retrodistill.students.registry import StageDefaults
 
 _BATCH = 32  # documents that the compressor is fitted on, read at a time
@@ -51,6 +42,7 @@ class PreTT(LateInteraction):
     """
 
     kind: ClassVar[str] = "prett"
+    new_backbone: ClassVar[Any] = BertForSequenceClassification
     specials: ClassVar[dict[Role, int]] = {"query": 2, "document": 1}
     config_keys: list[str] = ["join", "dimension", *LateInteraction.config_keys]  # noqa: RUF012 - the base's
 
@@ -60,8 +52,7 @@ class PreTT(LateInteraction):
         layers, longest, width = config.num_hidden_layers, config.max_position_embeddings, config.hidden_size
         if not 0 <= join < layers:
             raise UserError(
-                f"join={join}: the model has {layers} layers, and at least one reads query and document together; "
-                f"choose 0 to {layers - 1}."
+                f"join={join}: the model has {layers} layers, and the last reads both texts; choose 0 to {layers - 1}."
             )
         if self.max_seq_length > longest:
             raise UserError(
@@ -71,7 +62,7 @@ class PreTT(LateInteraction):
         self.join = join
         self.compress = nn.Linear(width, dimension, bias=False) if dimension else None
         self.restore = nn.Linear(dimension, width, bias=False) if dimension else None
-        self.register_buffer("read", torch.tensor([join, *self.read_settings]))
+        self.read = torch.cat([torch.tensor([join]), self.read])
 
     def framed(self, tokens: list[int], role: Role) -> list[int]:
         """``[CLS] query [SEP]`` or ``document [SEP]``."""
@@ -84,7 +75,7 @@ class PreTT(LateInteraction):
         positions = start + torch.arange(ids.shape[1], device=ids.device)[None, :]
         segments = torch.full_like(ids, int(role == "document"))
         hidden = bert.embeddings(input_ids=ids, token_type_ids=segments, position_ids=positions)
-        return through(bert.encoder.layer[: self.join], hidden, mask)
+        return self.through(bert.encoder.layer[: self.join], hidden, mask)
 
     def packed(self, states: Tensor) -> Tensor:
         """The states, through the compressor where there is one."""
@@ -94,18 +85,13 @@ class PreTT(LateInteraction):
         """(n,) logits of the layers that read both."""
         bert, both = self.backbone.bert, torch.cat([queries.mask, mask], dim=1)
         restored = documents if self.restore is None else self.restore(documents)
-        hidden = through(bert.encoder.layer[self.join :], torch.cat([queries.states, restored], dim=1), both)
+        hidden = self.through(bert.encoder.layer[self.join :], torch.cat([queries.states, restored], dim=1), both)
         return self.backbone.classifier(self.backbone.dropout(bert.pooler(hidden)))[:, 0]
 
     def lower_parameters(self) -> list[nn.Parameter]:
         """Embeddings and the layers below the join."""
         bert = self.backbone.bert
         return [*bert.embeddings.parameters(), *bert.encoder.layer[: self.join].parameters()]
-
-    @classmethod
-    def empty_backbone(cls, config: Any) -> Any:
-        """A BertForSequenceClassification."""
-        return BertForSequenceClassification(config)
 
     @torch.no_grad()
     def fit_compressor(self, texts: Sequence[str]) -> None:
@@ -130,28 +116,24 @@ def prett_student(
     max_length: int | None = None,
     seed: int = 0,
 ) -> CrossEncoder:
-    """A PreTT to start from, in float32.
+    """A PreTT to start from, in float32, by folder or hub name of a cross-encoder with a BERT.
 
-    Args:
-        source: Folder or hub name of a cross-encoder with a BERT, or of a BERT or bi-encoder, which gets a new head.
-        corpus: Documents that a compressor is fitted on.
-        join: Layers that read the texts separately; two thirds of them by default.
-        layers: Number of layers to keep, from the first.
-        dimension: Width of the stored state of a document's token; the model's by default.
-        max_length: Maximum number of tokens of a document.
-        seed: Seed of a new head.
+    From a BERT or bi-encoder it gets a new head, drawn by the seed. It keeps the first ``layers``, of which the first
+    ``join``, two thirds by default, read the texts separately. A document's token is stored in ``dimension`` numbers,
+    the model's by default, by a compressor that is fitted on the corpus. ``max_length`` is the maximum number of tokens
+    of a document.
     """
     start = cross_encoder_student(source, layers=layers, seed=seed)
-    backbone = bert_of(start, source, PreTT.kind)
+    backbone = PreTT.bert_of(start, source)
     longest = backbone.config.max_position_embeddings
-    query_length = min(QUERY_LENGTH, longest // 4)
+    query_length = min(LENGTHS["query"], longest // 4)
     module = PreTT(
         backbone,
         start.tokenizer,
         join=backbone.config.num_hidden_layers * 2 // 3 if join is None else join,
         dimension=dimension,
         query_length=query_length,
-        document_length=max_length or min(DOCUMENT_LENGTH, longest - query_length),
+        document_length=max_length or min(LENGTHS["document"], longest - query_length),
     ).to(start.device)
     module.fit_compressor(fitted_on(corpus))
     return late_interaction(module, start.device)

@@ -1,8 +1,7 @@
 """Stored hidden states: a frozen transformer reads each text once, and the head after it is trained on what it gave.
 
-An inference-free sparse score is ``sum_t w_t log(1 + relu(max_i <d_t, h_i> + b_t))`` over the query's terms t and the
-document's hidden states h_i: MaxSim (ColBERT, arXiv 2004.12832) with a vector per term in place of the query's token
-vectors. So sparse and multi-vector students share the training of heads.
+Sparse and multi-vector students share it: an inference-free sparse score, ``sum_t w_t log(1 + relu(max_i <d_t, h_i> +
+b_t))`` over the query's terms t, is MaxSim (ColBERT, arXiv 2004.12832) of hidden states h_i and a vector for each term.
 """
 
 from __future__ import annotations
@@ -73,8 +72,7 @@ class States:
     def gather(self, rows: np.ndarray, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """(sum of lengths, d) float32 states of the texts at (m,) rows, concatenated, and (m,) int64 lengths."""
         places = self.places[rows]
-        parts = [self.vectors[start : start + length] for start, length in places]
-        joined = np.concatenate(parts) if parts else np.zeros((0, self.width), dtype=np.float16)
+        joined = np.concatenate([self.vectors[:0], *(self.vectors[start : start + count] for start, count in places)])
         return torch.from_numpy(joined).to(device).float(), torch.from_numpy(places[:, 1].copy()).to(device)
 
     def padded(self, rows: np.ndarray, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:

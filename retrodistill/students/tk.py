@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,16 +17,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.encoders.contract import Role
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.multi_vector import fitted_on, principal_directions
-from retrodistill.students.late_interaction import (
-    DOCUMENT_LENGTH,
-    LATE_INTERACTION,
-    QUERY_LENGTH,
-    LateInteraction,
-    Side,
-    bert_of,
-    late_interaction,
-    through,
-)
+from retrodistill.students.late_interaction import LATE_INTERACTION, LENGTHS, LateInteraction, Side, late_interaction
 from retrodistill.students.registry import StageDefaults
 
 CENTRES = (1.0, 0.9, 0.7, 0.5, 0.3, 0.1, -0.1, -0.3, -0.5, -0.7, -0.9)
@@ -57,6 +49,7 @@ class TK(LateInteraction):
     """
 
     kind: ClassVar[str] = "tk"
+    new_backbone: ClassVar[Any] = staticmethod(partial(BertModel, add_pooling_layer=False))
     config_keys: list[str] = ["dimension", "gated", *LateInteraction.config_keys]  # noqa: RUF012 - the base's
 
     def __init__(self, backbone: Any, tokenizer: Any, *, gated: bool = False, **settings: Any) -> None:
@@ -76,7 +69,6 @@ class TK(LateInteraction):
         self.means = nn.Parameter(torch.zeros(len(CENTRES)))
         # Saved folders hold the buffer under this name; another one would make them unreadable.
         self.register_buffer("centres", centers)
-        self.register_buffer("read", torch.tensor(self.read_settings))
 
     def lower(self, ids: Tensor, mask: Tensor, role: Role) -> Tensor:
         """(n, tokens, d) mixed vectors; a query and a document of equal text have equal ones."""
@@ -84,7 +76,7 @@ class TK(LateInteraction):
         layers = self.backbone.encoder.layer
         if not len(layers):
             return words
-        context = through(layers, self.backbone.embeddings(input_ids=ids), mask)
+        context = self.through(layers, self.backbone.embeddings(input_ids=ids), mask)
         return self.alpha * words + (1 - self.alpha) * nn.functional.normalize(context, dim=2)
 
     def packed(self, states: Tensor) -> Tensor:
@@ -102,11 +94,6 @@ class TK(LateInteraction):
     def lower_parameters(self) -> list[nn.Parameter]:
         """The backbone and the mix."""
         return [*self.backbone.parameters(), self.alpha]
-
-    @classmethod
-    def empty_backbone(cls, config: Any) -> Any:
-        """A BertModel without a pooler."""
-        return BertModel(config, add_pooling_layer=False)
 
 
 def kernel_sums(match: Tensor, mask: Tensor, centers: Tensor) -> Tensor:
@@ -129,18 +116,14 @@ def tk_student(
     max_length: int | None = None,
     gated: bool = True,
 ) -> CrossEncoder:
-    """A TK to start from, in float32.
+    """A TK to start from, in float32, by folder or hub name of a bi-encoder with a BERT.
 
-    Args:
-        source: Folder or hub name of a bi-encoder with a BERT.
-        corpus: Documents that token weights and a projection are fitted on.
-        layers: Number of its first transformer layers that give the context; 0 for static tokens, as in K-NRM.
-        dimension: Width of a stored token; the model's by default.
-        max_length: Maximum number of tokens of a document.
-        gated: Weight query tokens, from their IDF on.
+    Its first ``layers`` give the context; with 0, tokens are static, as in K-NRM. A token is stored in ``dimension``
+    numbers, the model's by default, and the projection to them is fitted on the corpus. If ``gated``, query tokens are
+    weighted, from their IDF in the corpus on. ``max_length`` is the maximum number of tokens of a document.
     """
     start = load_bi_encoder(source)
-    backbone = bert_of(start, source, TK.kind)
+    backbone = TK.bert_of(start, source)
     count, longest = backbone.config.num_hidden_layers, backbone.config.max_position_embeddings
     if not 0 <= layers <= count:
         raise UserError(f"layers={layers}: the model has {count}; choose 0 to {count}.")
@@ -151,8 +134,8 @@ def tk_student(
         start.tokenizer,
         dimension=dimension,
         gated=gated,
-        query_length=min(QUERY_LENGTH, longest),
-        document_length=max_length or min(DOCUMENT_LENGTH, longest),
+        query_length=min(LENGTHS["query"], longest),
+        document_length=max_length or min(LENGTHS["document"], longest),
     ).to(start.device)
     with torch.no_grad():
         if module.gate is not None:

@@ -1,8 +1,4 @@
-"""Token pooling after training: hierarchical clusters of a document's tokens (Clavié et al. 2024, arXiv 2409.14683).
-
-Clustered students are compared with it at the same number of vectors. The clustering is sentence-transformers' own,
-Ward's linkage on cosine distances; here it is given the number of vectors to end at.
-"""
+"""Token pooling after training: hierarchical clusters of a document's tokens (Clavié et al. 2024, arXiv 2409.14683)."""
 
 from __future__ import annotations
 
@@ -19,10 +15,10 @@ from retrodistill.students.clustering import ClusterSize, check_cluster_size, ch
 
 
 class FixedTokenPooling(BaseTokenPooling):
-    """Pools the tokens of documents to a number of vectors by Ward's linkage; queries stay unchanged.
+    """Pools the tokens of documents to a number of vectors by Ward's linkage on cosine distances, not those of queries.
 
     For one whole factor, a HierarchicalTokenPooling of sentence-transformers does nearly the same (it rounds the number
-    down), and a model with it loads without this package.
+    down), and a model with it loads without this package. Clustered students are compared with it.
 
     Args:
         vectors: Vectors of a document: a number, or a share of its tokens between 0 and 1, rounded up.

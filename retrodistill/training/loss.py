@@ -85,18 +85,12 @@ class DistillationLoss(nn.Module):
     The trainer's labels are rows of the lists, or rows of the texts in a stage without lists.
 
     Args:
-        model: The student.
-        terms: Objectives; their weighted sum is the loss.
+        terms: Their weighted sum is the loss.
         scorer: Of the student's kind and of the part that is trained.
         lists: Candidates and teacher scores, for objectives that see lists.
         teacher: Embeddings, classes or tokens, for objectives that see these.
         alone: False for one of several under a wrapper (exits, truncations): the first one reports the lists that teach
             nothing and keeps the student of the stage's start.
-
-    Attributes:
-        progress: Share of the training's steps that are done, from 0 to 1, as `objective_keeper` sets it; None before.
-        left_out: Number of lists that teach nothing, by reason; empty if no term reads the teacher's scores.
-        start: The student of the stage's start, if a term compares with it and the scorer keeps a whole model.
 
     Raises:
         UserError: An objective lacks what it learns from, or does not fit the student, or no list teaches anything.
@@ -114,9 +108,9 @@ class DistillationLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.terms, self.scorer = model, list(terms), scorer
-        self.progress: float | None = None
-        self.left_out: dict[str, int] = {}
-        self.start: Any = None
+        self.progress: float | None = None  # share of the training's steps that are done, set by `objective_keeper`
+        self.left_out: dict[str, int] = {}  # lists that teach nothing, by reason, if a term reads the teacher's scores
+        self.start: Any = None  # the stage's first student, if a term needs it and the scorer keeps a whole model
         self._lists, self._teacher = lists, teacher
         self._schedules: dict[int, pure.InterpolationSchedule] = {}
         self._seen = {term.objective.sees for term in terms}
@@ -130,13 +124,10 @@ class DistillationLoss(nn.Module):
     def forward(
         self, sentence_features: Iterable[Any], labels: Tensor, prompt: str | None = None, task: str | None = None
     ) -> dict[str, Tensor]:
-        """Encode the columns and compute the weighted terms.
+        """Encode the columns, which a cross-encoder gets as texts, and compute the weighted terms.
 
-        Args:
-            sentence_features: Of each column; the texts themselves for a cross-encoder.
-            labels: (batch,) integer rows of the lists, or of the texts.
-            prompt: Passed by the trainer of cross-encoders; not used, since the scorer reads the model's own.
-            task: As `prompt`.
+        `labels` are (batch,) integer rows of the lists, or of the texts. The trainer of cross-encoders passes `prompt`
+        and `task`; they are not used, since the scorer reads the model's own.
         """
         columns, rows = list(sentence_features), _rows(labels)
         texts = rows if self._lists is None else self._lists.text_rows[rows]
@@ -256,9 +247,7 @@ class DistillationLoss(nn.Module):
         with torch.no_grad():
             return [self._teacher.tokens(column, place) for place, column in enumerate(_copied(columns))]
 
-    def _token_terms(
-        self, encoded: Sequence[TokenBatch], tokens: list[TokenBatch], batch: ListBatch
-    ) -> dict[str, Tensor]:
+    def _token_terms(self, encoded: Any, tokens: list[TokenBatch], batch: ListBatch) -> dict[str, Tensor]:
         """Token terms, averaged over the columns; padding of a list does not count."""
         counted = [torch.ones_like(batch.mask[:, 0]), *batch.mask.T]
         parts: dict[str, Tensor] = {}

@@ -128,11 +128,7 @@ class ColumnScorer(Scorer):
 
 
 class VectorScorer(ColumnScorer):
-    """Inner products of single vectors: dense students, and sparse ones over the vocabulary.
-
-    Args:
-        cosine: Make the vectors unit vectors, whether or not the model's last module does.
-    """
+    """Inner products of single vectors, dense or over the vocabulary; `cosine` makes them unit vectors first."""
 
     def __init__(self, cosine: bool) -> None:
         self.cosine = cosine
@@ -174,7 +170,7 @@ class StoredVectorScorer(Scorer):
         """(batch, n) inner products."""
         if batch.over_corpus:
             if self._corpus is None:
-                self._corpus = self._vectors(None, encoded)
+                self._corpus = self._vectors(slice(None), encoded)
             return encoded @ self._corpus.T
         return torch.einsum("bd,bnd->bn", encoded, self._vectors(np.maximum(batch.documents, 0), encoded))
 
@@ -186,11 +182,11 @@ class StoredVectorScorer(Scorer):
         """The texts' own documents, out of lists over the corpus."""
         return scores[:, torch.from_numpy(np.maximum(batch.own, 0)).to(scores.device)], batch.own
 
-    def _vectors(self, rows: np.ndarray | None, like: Tensor) -> Tensor:
-        """Stored vectors of some documents, or of all, on the device of a tensor."""
+    def _vectors(self, rows: np.ndarray | slice, like: Tensor) -> Tensor:
+        """Stored vectors of some documents, on the device of a tensor."""
         if self._documents is None:
             raise UserError("list objectives need candidates with teacher scores and stored documents.")
-        return as_float32(self._documents if rows is None else self._documents[rows], like.device)
+        return as_float32(self._documents[rows], like.device)
 
 
 def _unit(embeddings: Tensor, cosine: bool) -> Tensor:

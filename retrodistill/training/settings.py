@@ -15,12 +15,16 @@ if TYPE_CHECKING:
 CURRENT_STUDENT = "student"  # among the sources of candidates; with a name, among the teachers
 
 
-def _written_out(given: Any, key: str) -> Any:
-    """A list of mappings from its short forms: a single item for a list, a name for a mapping with `key`."""
-    items = [given] if isinstance(given, (str, dict)) else [] if given is None else given
-    if not isinstance(items, (list, tuple)):
-        return items  # pydantic reports it
-    return [{key: item} if isinstance(item, str) else item for item in items]
+def _short_forms(key: str, accepted: Any) -> BeforeValidator:
+    """Reads a list of mappings from its short forms: a single item for a list, a name for a mapping with `key`."""
+
+    def written_out(given: Any) -> Any:
+        items = [given] if isinstance(given, (str, dict)) else [] if given is None else given
+        if not isinstance(items, (list, tuple)):
+            return items  # pydantic reports it
+        return [{key: item} if isinstance(item, str) else item for item in items]
+
+    return BeforeValidator(written_out, json_schema_input_type=accepted)
 
 
 class TeacherSettings(Settings):
@@ -61,11 +65,7 @@ def parse_student(name: str) -> tuple[str, int | None]:
 
 
 Teachers = Annotated[
-    list[TeacherSettings],
-    BeforeValidator(
-        lambda given: _written_out(given, "model"),
-        json_schema_input_type=str | TeacherSettings | list[str | TeacherSettings] | None,
-    ),
+    list[TeacherSettings], _short_forms("model", str | TeacherSettings | list[str | TeacherSettings] | None)
 ]
 
 
@@ -240,10 +240,7 @@ class RegularizerSettings(Settings):
 Objectives = Annotated[
     list[ObjectiveSettings],
     Field(min_length=1),
-    BeforeValidator(
-        lambda given: _written_out(given, "name"),
-        json_schema_input_type=str | ObjectiveSettings | list[str | ObjectiveSettings],
-    ),
+    _short_forms("name", str | ObjectiveSettings | list[str | ObjectiveSettings]),
 ]
 
 

@@ -74,13 +74,8 @@ def fit(
 ) -> History:
     """Train a stage's student by a loss.
 
-    Args:
-        run: The stage.
-        loss: Of the student's model.
-        columns: Texts by column; those whose name begins with ``document`` get that prompt, the others the query's.
-        rows: (n,) rows of the stage's texts that the columns are about, for batches of one topic.
-        labels: (n,) what the loss takes as labels.
-        monitor: Called at intervals.
+    Columns of texts whose name begins with ``document`` get that prompt, the others the query's. `rows`, (n,), are
+    those of the stage's texts that the columns are about, for batches of one topic; `labels`, (n,), are for the loss.
     """
     student, stage, data, prepared, folder, what = run
     prompts = {name: student.prompt("document" if name.startswith("document") else "query") for name in columns}

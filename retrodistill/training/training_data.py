@@ -26,11 +26,8 @@ from retrodistill.training.settings import CURRENT_STUDENT
 class StudentSnapshot:
     """The student at the start of a stage: it proposes candidates and shows what it has yet to learn.
 
-    Args:
-        student: The student.
-        kind: Its kind, of `retrodistill.students.registry`: whether and how it searches.
-        space: Encodes the documents that it searches; None if it encodes them itself.
-        stored: (corpus, d) document vectors that replace the space's.
+    Its `kind`, of `retrodistill.students.registry`, knows whether and how it searches. The `space` encodes its
+    documents, unless it does so itself; `stored`, (corpus, d) document vectors, replace the space's.
     """
 
     def __init__(self, student: Any, kind: Any, space: Encoder | None = None, stored: np.ndarray | None = None) -> None:
