@@ -51,7 +51,7 @@ def sample_places(
         name: One of `SAMPLERS`.
         available: Length of the list, at least 1.
         count: How many to choose, at least 1; all positions if the list is shorter.
-        generator: Random number generator.
+        generator: Draws all but the best.
         scores: (available,) the teacher's scores, best first; only ``margin-balanced`` needs them.
 
     Returns:
@@ -80,11 +80,7 @@ def sample_places(
 
 
 def margin_bins(margins: np.ndarray, bins: int = MARGIN_BINS) -> np.ndarray:
-    """Assign margins to bins of equal *width* between a query's smallest and largest margin.
-
-    Args:
-        margins: (n,) teacher's raw score of the positive minus that of each candidate.
-        bins: Number of bins.
+    """Assign (n,) margins, the positive's raw score minus each candidate's, to bins of equal *width*.
 
     Returns:
         (n,) int64 bin of each margin, 0 for the smallest; all 0 if the margins are equal.
@@ -99,12 +95,7 @@ def balanced_places(margins: np.ndarray, count: int, generator: np.random.Genera
     """Draw candidates evenly over margin sizes: a bin uniformly, then a candidate in the bin uniformly.
 
     Empty bins are skipped. Nothing is drawn twice, so exhausted bins are skipped too (TAS-B draws one candidate at a
-    time).
-
-    Args:
-        margins: (n,) as for `margin_bins`.
-        count: Number of draws, at most n.
-        generator: Random number generator.
+    time). The (n,) margins are those of `margin_bins`; `count` is at most n.
 
     Returns:
         (count,) int64 positions in the order of the draws.
@@ -160,8 +151,8 @@ def topic_plan(topics: np.ndarray, batch_size: int, seed: int, epoch: int = 0) -
     Args:
         topics: (n,) topic of each row.
         batch_size: Rows per batch.
-        seed: Seed of the order.
-        epoch: Each epoch has a different order.
+        seed: Seed of the order, which differs in each epoch.
+        epoch: From 0.
 
     Returns:
         (batch,) int64 rows of each batch.
