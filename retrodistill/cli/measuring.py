@@ -36,7 +36,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one option each
     cost: Annotated[bool, Option("--cost", help="Also measure latency, memory and throughput.")] = False,
     threads: Annotated[int, Option(help="Threads of torch and FAISS while cost is measured.", min=1)] = 1,
     out: Annotated[
-        Path | None, Option(help="Folder for COLLECTION/runs/NAME.run and results; finished systems are kept.")
+        Path | None, Option(help="Folder for COLLECTION/runs/NAME.run and results; what it has is not measured again.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -191,7 +191,10 @@ def _plan(recipe: str, out: Path, overrides: list[str], as_json: bool) -> None:
         show_json(steps)
         return
     for step in steps:
-        seconds = step["seconds"]
-        time = ", time not known in advance" if seconds is None else f", about {duration(seconds)}"
-        left = f": {step['items']} {step['unit']} left{time if step['items'] else ''}"
-        show(step["step"] if step["unit"] == NOTHING_TO_COUNT else step["step"] + left)
+        line = step["step"]
+        if step["unit"] != NOTHING_TO_COUNT:
+            line += f": {step['items']} {step['unit']} left"
+            if step["items"]:
+                seconds = step["seconds"]
+                line += ", time not known in advance" if seconds is None else f", about {duration(seconds)}"
+        show(line)

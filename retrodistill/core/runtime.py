@@ -100,15 +100,18 @@ def set_quiet(quiet: bool) -> None:
 def bar(total: int, what: str, unit: str) -> Any:
     """Progress bar for a ``with`` statement; outside a terminal it prints a line every ten seconds."""
     terminal = sys.stderr.isatty()
-    file, seconds = (sys.stderr, 0.1) if terminal else (_LogStream(), 10)
-    look: dict[str, Any] = {
-        "leave": False,
-        "dynamic_ncols": terminal,
-        "mininterval": seconds,
-        "delay": 1,
-        "smoothing": 0.1,
-    }
-    return tqdm(file=file, total=total, desc=what, unit=f" {unit}", disable=_quiet, **look)
+    return tqdm(
+        file=sys.stderr if terminal else _LogStream(),
+        total=total,
+        desc=what,
+        unit=f" {unit}",
+        disable=_quiet,
+        leave=False,
+        dynamic_ncols=terminal,
+        mininterval=0.1 if terminal else 10,
+        delay=1,
+        smoothing=0.1,
+    )
 
 
 def log(line: str) -> None:
