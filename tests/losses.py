@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from retrodistill.training.lists import Lists
+from retrodistill.rankers.corpus import Products
+from retrodistill.training.lists import Lists, lists_over_corpus
 from retrodistill.training.loss import DistillationLoss, TeacherVectors
 from retrodistill.training.scorers import StoredVectorScorer, VectorScorer
 
@@ -15,6 +16,17 @@ def stored_loss(model, terms, *, embeddings=None, documents=None, lists=None, al
     """Of a query encoder against stored embeddings of the texts, or stored documents."""
     scorer = StoredVectorScorer(is_cosine(model), documents)
     return DistillationLoss(model, terms, scorer, lists, TeacherVectors(embeddings), alone=alone)
+
+
+def table(scores):
+    """A teacher's scores of the corpus that are known: (texts, documents)."""
+    scores = np.asarray(scores, dtype=np.float32)
+    return Products(scores, np.eye(scores.shape[1], dtype=np.float32))
+
+
+def over_corpus(scores, sources, **options):
+    """Lists over the whole corpus by a teacher whose (texts, documents) scores are known."""
+    return lists_over_corpus(table(scores), sources, **options)
 
 
 def groups(scores, mask, positives, documents=None):

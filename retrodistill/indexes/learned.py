@@ -21,6 +21,7 @@ from retrodistill.indexes.faiss_index import FaissIndex
 from retrodistill.quantizers import Learned, QuantizerSettings, factory_for, learn_quantizer
 from retrodistill.quantizers.codes import read_form
 from retrodistill.quantizers.learning import Teacher, query_student
+from retrodistill.rankers.corpus import CorpusScores
 from retrodistill.students.registry import save_student
 from retrodistill.training.settings import TextSettings
 from retrodistill.training.texts import TrainingTexts, training_queries, training_texts
@@ -82,7 +83,7 @@ def learn_index(
     queries: Encoder | None = None,
     target: int | str = 16,
     settings: QuantizerSettings | None = None,
-    teacher: np.ndarray | None = None,
+    teacher: CorpusScores | None = None,
     name: str = "distilled",
 ) -> LearnedIndex:
     """Embed a collection and learn a quantizer of its vectors.
@@ -94,7 +95,7 @@ def learn_index(
         queries: Query encoder of the same space; by default that of the documents.
         target: Bytes of a document's codes, or the factory to start from, e.g. ``OPQ16,PQ16``, ``OPQ16,IVF64,PQ16``.
         settings: How it is learned.
-        teacher: (texts, n) scores of a better ranker, on any scale; by default the exact dense scores.
+        teacher: Scores of the texts by a better ranker, on any scale; by default the exact dense scores.
         name: Name of its runs.
 
     Raises:
@@ -146,14 +147,14 @@ def save_query_map(result: LearnedIndex, folder: str | os.PathLike[str], manifes
     return index.queries
 
 
-def _rescaled(scores: np.ndarray, queries: np.ndarray, documents: np.ndarray) -> Teacher:
+def _rescaled(scores: CorpusScores, queries: np.ndarray, documents: np.ndarray) -> Teacher:
     """A ranker's scores with the mean and standard deviation of each query's dense scores: one temperature fits all.
 
     A query whose scores are all equal keeps the dense ones.
     """
 
     def teach(rows: np.ndarray) -> np.ndarray:
-        dense, better = queries[rows] @ documents.T, np.asarray(scores[rows], dtype=np.float32)
+        dense, better = queries[rows] @ documents.T, scores.of(rows)
         spread = better.std(axis=1, keepdims=True)
         standard = (better - better.mean(axis=1, keepdims=True)) / np.where(spread > 0, spread, 1.0)
         rescaled = dense.mean(axis=1, keepdims=True) + dense.std(axis=1, keepdims=True) * standard

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from scipy.sparse import csr_array
 
 from retrodistill.core.files import digest
 from retrodistill.core.runtime import bar
@@ -18,8 +17,9 @@ from retrodistill.encoders.contract import EmbeddingSpace, TextModel
 from retrodistill.encoders.embeddings import TokenVectors, embed, seconds_to_embed, store_of
 from retrodistill.encoders.multi_vector import Tokens, best_documents, maxsim
 from retrodistill.encoders.vectors import check_finite, exact_search, flat_index, pair_products
+from retrodistill.rankers.corpus import CorpusScores, Products
 from retrodistill.rankers.postings import Postings, check_weights, search_rows
-from retrodistill.rankers.protocol import CorpusScorer, Ranker, Stage, Work, distinct_texts
+from retrodistill.rankers.protocol import Ranker, Stage, Work, distinct_texts
 from retrodistill.runs.run import Run
 
 HELD = 200_000  # documents; searches of larger corpora do not hold all vectors in memory
@@ -61,6 +61,11 @@ class BiEncoderRanker(Ranker):
         query_vectors = self._query_vectors(query_texts, collection)
         scores = pair_products(query_vectors, self._document_vectors(document_texts, collection), q, d)
         return pairs.with_scores(scores, self.name)
+
+    def corpus_scores(self, queries: Texts, collection: Collection) -> CorpusScores:
+        """Inner products."""
+        documents = self._document_vectors(collection.documents.texts, collection)
+        return Products(self._query_vectors(queries.texts, collection), documents)
 
     def remaining(self, queries: Texts, collection: Collection, pairs: Run) -> Work:
         """Texts of both sides that are not encoded yet."""
@@ -132,12 +137,6 @@ class DenseRanker(BiEncoderRanker):
             else:  # not stored: a store of millions would be merged again and again
                 yield start, encoder.encode(texts, "document")
 
-    def corpus_scorer(self, queries: Texts, collection: Collection) -> CorpusScorer:
-        """Inner products with the whole corpus, for a block of queries at a time."""
-        documents = self._document_vectors(collection.documents.texts, collection)
-        vectors = self._query_vectors(queries.texts, collection)
-        return lambda rows: vectors[rows] @ documents.T
-
     def timed_stages(self, collection: Collection, k: int) -> Sequence[Stage]:
         """Encoding of queries, and search of a flat index."""
         encoder = self.queries.bind(collection)
@@ -157,12 +156,6 @@ class SparseRanker(BiEncoderRanker):
         vectors = self._query_vectors(queries.texts, collection)
         rows, scores = search_rows(self._postings(collection), vectors, min(k, len(collection.documents)))
         return Run.from_matrix(queries.ids, collection.documents.ids, rows, scores, name=self.name)
-
-    def corpus_scorer(self, queries: Texts, collection: Collection) -> CorpusScorer:
-        """Inner products with the whole corpus, for a block of queries at a time."""
-        documents = csr_array(self._document_vectors(collection.documents.texts, collection).T)
-        vectors = self._query_vectors(queries.texts, collection)
-        return lambda rows: (vectors[rows] @ documents).toarray().astype(np.float32, copy=False)
 
     def timed_stages(self, collection: Collection, k: int) -> Sequence[Stage]:
         """Encoding of queries, and search of the postings."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -11,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import filelock
 import numpy as np
+from scipy.sparse import csc_array, csr_array
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_folder, cache_folder, digest, make_folder
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.names import ModelName
-from retrodistill.rankers.protocol import CorpusScorer, Ranker, Stage, pair_positions
+from retrodistill.rankers.corpus import CorpusScores, Products
+from retrodistill.rankers.protocol import Ranker, Stage, pair_positions
 from retrodistill.runs.run import Run, top_k
 
 if TYPE_CHECKING:
@@ -59,6 +62,16 @@ class BM25:
             best = best[scores[best] > 0]
             rows[query, : len(best)], best_scores[query, : len(best)] = best, scores[best]
         return rows, best_scores
+
+    def products(self, texts: Sequence[str]) -> Products:
+        """Scores of query texts with any document, from (texts, terms) counts and (documents, terms) scores."""
+        ids, terms = self._index.vocab_dict, len(self._index.scores["indptr"]) - 1
+        known = [[ids[term] for term in query if ids.get(term, terms) < terms] for query in _tokenize(list(texts))]
+        bounds = np.concatenate([[0], np.cumsum(list(map(len, known)))])
+        columns = np.fromiter(itertools.chain.from_iterable(known), dtype=np.int32, count=bounds[-1])
+        counts = csr_array((np.ones(len(columns), dtype=np.float32), columns, bounds), shape=(len(known), terms))
+        arrays = (self._index.scores[part] for part in ("data", "indices", "indptr"))
+        return Products(counts, csc_array(tuple(arrays), shape=(len(self.documents), terms)).tocsr())
 
     @cached_property
     def bytes_per_document(self) -> float:
@@ -110,18 +123,13 @@ class BM25Ranker(Ranker):
 
     def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
         """The pairs with BM25 scores."""
-        columns = pair_positions(queries, collection, pairs)[1]
-        texts = queries.select(pairs.query_ids).texts
-        scores = np.empty(len(pairs))
-        for query, corpus_scores in enumerate(BM25(collection.documents).scores(texts)):
-            rows = slice(pairs.bounds[query], pairs.bounds[query + 1])
-            scores[rows] = corpus_scores[columns[rows]]
-        return pairs.with_scores(scores, self.name)
+        products = self.corpus_scores(queries.select(pairs.query_ids), collection)
+        rows = pair_positions(queries, collection, pairs)[1]
+        return pairs.with_scores(products.pairs(pairs.query_codes, rows), self.name)
 
-    def corpus_scorer(self, queries: Texts, collection: Collection) -> CorpusScorer:
-        """Scores of the whole corpus, for a block of queries at a time."""
-        ranker, texts = BM25(collection.documents), queries.texts
-        return lambda rows: np.stack(list(ranker.scores(texts[rows])))
+    def corpus_scores(self, queries: Texts, collection: Collection) -> CorpusScores:
+        """Products of the numbers of the queries' terms and the terms' scores in documents."""
+        return BM25(collection.documents).products(queries.texts)
 
     def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
         """Search for one query; returns as `BM25.search`."""

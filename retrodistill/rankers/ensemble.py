@@ -12,7 +12,8 @@ from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.files import digest
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.rankers.protocol import CorpusScorer, Ranker, Work
+from retrodistill.rankers.corpus import CorpusScores, MeanOfZScores
+from retrodistill.rankers.protocol import Ranker, Work
 from retrodistill.rankers.recorded import RecordedRanker
 from retrodistill.runs.calibration import Calibration, MinMaxPerQuery, ZScorePerQuery
 from retrodistill.runs.fusion import check_calibrations, check_method, check_weights, fuse, union
@@ -98,12 +99,11 @@ class Ensemble(Combined):
         calibrations = [kind() for _ in runs] if kind and self.calibrations is None else self.calibrations
         return fuse(runs, self.weights, self.method, calibrations=calibrations, name=self.name)
 
-    def corpus_scorer(self, queries: Texts, collection: Collection) -> CorpusScorer:
-        """Fused scores, z-scored per query over the whole corpus, for a block of queries at a time."""
+    def corpus_scores(self, queries: Texts, collection: Collection) -> CorpusScores:
+        """Fused scores, z-scored per query over the whole corpus."""
         if self.method != "zscore-per-query":
             raise UserError(f"fusion {self.method!r} cannot score a whole corpus; use 'zscore-per-query'.")
-        scorers = [member.corpus_scorer(queries, collection) for member in self.members]
-        return lambda rows: mean_of_zscores([scorer(rows) for scorer in scorers], self.weights)
+        return MeanOfZScores([member.corpus_scores(queries, collection) for member in self.members], self.weights)
 
     def search(self, queries: Texts, collection: Collection, k: int) -> Run:
         """The best k of the union of the members' candidates, all scored by all members."""
@@ -126,18 +126,6 @@ class Ensemble(Combined):
         """The sum over the members that search; None if one is unknown."""
         sizes = [member.bytes_per_document(collection) for member in self.members if member.can_search]
         return sum(size for size in sizes if size is not None) if None not in sizes else None
-
-
-def mean_of_zscores(matrices: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
-    """(q, n) float32 weighted mean of row-wise z-scores, moments in float64; a row of equal scores becomes 0."""
-    total = np.zeros(matrices[0].shape, dtype=np.float32)
-    for matrix, weight in zip(matrices, weights, strict=True):
-        mean = matrix.mean(axis=1, keepdims=True, dtype=np.float64)
-        deviation = matrix.std(axis=1, keepdims=True, dtype=np.float64)
-        flat = matrix.max(axis=1, keepdims=True) == matrix.min(axis=1, keepdims=True)
-        scale = np.where(flat, 0.0, weight / sum(weights) / np.where(flat, 1.0, deviation))
-        total += ((matrix - mean) * scale).astype(np.float32)
-    return total
 
 
 def _cosine_labels(scores: np.ndarray) -> np.ndarray:

@@ -13,9 +13,9 @@ from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.names import ModelName, cannot_search
+from retrodistill.rankers.corpus import CorpusScores
 from retrodistill.runs.run import Run
 
-CorpusScorer = Callable[[slice], np.ndarray]
 Stage = Callable[[Any], Any]
 Queries = str | Sequence[str] | Mapping[str, str] | Texts
 DEPTH = 10  # documents per query by default
@@ -41,7 +41,7 @@ class Ranker:
         kind: Kind of model, as in ``kind:name``; empty if no name describes it.
         can_search: `search` finds the best documents of a whole corpus.
         can_score_pairs: `score` scores any (query, document) pair, or every pair that was recorded.
-        can_score_corpus: `corpus_scorer` scores all documents for a block of queries.
+        can_score_corpus: `corpus_scores` gives the score of any query with any document at the cost of a product.
         can_time_pairs: `pair_fn` scores new pairs as a server would.
         is_recorded: It only returns what was recorded before.
         is_cheap: It can score every pair without planning the cost.
@@ -100,10 +100,10 @@ class Ranker:
                 "a number instead of 'all'."
             )
 
-    def corpus_scorer(self, queries: Texts, collection: Collection) -> CorpusScorer:
-        """A function from a slice of the queries to (block, documents) float32 raw scores; this call embeds texts."""
+    def corpus_scores(self, queries: Texts, collection: Collection) -> CorpusScores:
+        """The scores of any queries and documents, by rows. This call embeds texts; scores follow on demand."""
         self.require_corpus_scores()
-        raise NotImplementedError(f"{type(self).__name__} promises corpus scores and has no corpus_scorer")
+        raise NotImplementedError(f"{type(self).__name__} promises corpus scores and has no corpus_scores")
 
     @property
     def members(self) -> Sequence[Ranker]:

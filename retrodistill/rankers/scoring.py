@@ -7,18 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from retrodistill.core.errors import UserError
-from retrodistill.core.runtime import bar
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker, Work
 from retrodistill.runs.run import Run
-
-BLOCK = 64  # queries at once, which bounds the memory of one step
-LARGEST_BYTES = 8 * 2**30
 
 
 def score(
@@ -67,25 +61,3 @@ def _load(teachers: Sequence[Any], store: str | os.PathLike[str] | None) -> list
         raise UserError(f"teachers={teachers!r}: give a list, e.g. [{teachers!r}].")
     root = None if store is None else Path(store)
     return [load_ranker(teacher, root, needs="score") for teacher in teachers]
-
-
-def corpus_scores(queries: Texts, collection: Collection, teacher: Ranker, out: np.ndarray | None = None) -> np.ndarray:
-    """(queries, documents) float32 scores of every document for every query, in `out` if given (a memory map).
-
-    A teacher that only scores pairs, or a matrix of more than 8 GiB, is a UserError.
-    """
-    shape = (len(queries), len(collection.documents))
-    size = 4 * shape[0] * shape[1]
-    if size > LARGEST_BYTES:
-        raise UserError(
-            f"scores of {shape[0]} queries x {shape[1]} documents take {size / 2**30:.0f} GiB, more than "
-            f"{LARGEST_BYTES >> 30}; set candidates.depth to a number instead of 'all'."
-        )
-    scorer = teacher.corpus_scorer(queries, collection)
-    scores = np.empty(shape, dtype=np.float32) if out is None else out
-    with bar(shape[0], f"scoring the corpus ({teacher.name})", "queries") as progress:
-        for start in range(0, shape[0], BLOCK):
-            rows = slice(start, min(start + BLOCK, shape[0]))
-            scores[rows] = scorer(rows)
-            progress.update(rows.stop - rows.start)
-    return scores

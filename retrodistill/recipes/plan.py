@@ -136,7 +136,7 @@ def _stage_work(job: Job, stage: StageSettings) -> Work:
     others = [encoder for encoder in encoders.values() if encoder is not job.space]
     counted += [seconds_to_embed(encoder, documents, "document") for encoder in others]
     missing = Work(sum(items for items, _ in counted), "texts", sum(seconds for _, seconds in counted))
-    if missing.items or not stage.needs_lists or stage.candidates.depth == "all":
+    if missing.items or not stage.needs_lists or stage.candidates.any_document:
         return missing
     return data.teacher.remaining(queries, job.collection, candidate_pairs(stage, data, texts)[0])
 

@@ -10,6 +10,7 @@ import numpy as np
 from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.runtime import log
+from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.embeddings import embed
 from retrodistill.evaluation.results import Role
@@ -18,13 +19,14 @@ from retrodistill.indexes.faiss_index import FaissIndex
 from retrodistill.indexes.learned import learn_index, save_query_map
 from retrodistill.quantizers import QuantizerSettings
 from retrodistill.quantizers.codes import reconstructed
+from retrodistill.rankers.corpus import CorpusScores
 from retrodistill.recipes.job import Job, learned_factory
 from retrodistill.recipes.reporting import Curves
 from retrodistill.recipes.student_settings import StudentSettings
 from retrodistill.recipes.students import train_students
 from retrodistill.recipes.systems import MADE_FROM
 from retrodistill.runs.agreement import rank_agreement
-from retrodistill.training.scoring import stored_corpus_scores
+from retrodistill.runs.run import top_k
 from retrodistill.training.texts import TrainingTexts, training_texts
 
 _AGREEMENT_DEPTH = 10
@@ -64,7 +66,8 @@ def _with_encoder(
     data = replace(job.training_data, queries=queries, stored=reconstructed(index.index))
     distilled = train_students({name: student}, data, {name: job.out / "students" / name}, job.teachers)[name]
     seconds[f"train {name}"] = distilled.seconds
-    best = stored_corpus_scores(job.training_data, held_out).argsort(axis=1)[:, ::-1][:, :_AGREEMENT_DEPTH]
+    scores = _teacher_scores(job, held_out)
+    best = np.concatenate([top_k(block, _AGREEMENT_DEPTH) for block in scores.blocks(np.arange(len(held_out)))])
     encoder = load_encoder(distilled.encoder, DENSE)
     vectors = [embed(each, held_out.texts, "query") for each in (job.space, encoder)]
     rankings = [index.index.search(queries, _AGREEMENT_DEPTH)[1] for queries in vectors]
@@ -96,7 +99,7 @@ def _learned(
     if not (made_from.matches(folder, MADE_FROM) and (start_folder / MADE_FROM).exists()):
         started = time.perf_counter()
         # Without scores, the document encoder's own teach.
-        teacher = None if job.space_teaches else stored_corpus_scores(job.training_data, texts.texts)
+        teacher = None if job.space_teaches else _teacher_scores(job, texts.texts)
         learned = learn_index(
             job.collection, job.space, texts, target=factory, settings=settings, teacher=teacher, name=name
         )
@@ -120,6 +123,10 @@ def _learned(
     if not settings.query_map:
         systems.insert(0, _system(job, FaissIndex.load(start_folder), "control"))
     return systems, {name: about["curves"]}
+
+
+def _teacher_scores(job: Job, texts: Texts) -> CorpusScores:
+    return job.teacher.corpus_scores(job.training_data.teacher_queries(texts), job.collection)
 
 
 def _system(job: Job, index: FaissIndex, role: Role) -> System:

@@ -148,8 +148,8 @@ class LexicalHalfScorer(Scorer):
         return encoded.queries @ self._vectors(self.trained, np.maximum(batch.own, 0)).T
 
     def batch_documents(self, encoded: LexicalBatch, batch: ListBatch, scores: Tensor) -> tuple[Tensor, np.ndarray]:
-        """The texts' own documents, out of lists over the corpus."""
-        return scores[:, torch.from_numpy(np.maximum(batch.own, 0)).to(scores.device)], batch.own
+        """The texts' own documents."""
+        return self.own_documents(encoded, batch), batch.own
 
     def keep_start(self, model: Any) -> None:
         """Keep a copy of the parts."""
@@ -174,11 +174,10 @@ class LexicalHalfScorer(Scorer):
         return _joined(parts, self._queries[rows], lexical)
 
     def _score(self, parts: Parts, queries: Tensor, batch: ListBatch) -> Tensor:
-        if batch.over_corpus:
-            return queries @ self._vectors(parts, np.arange(self._bags.shape[0])).T
         needed, places = np.unique(np.maximum(batch.documents, 0), return_inverse=True)
         rows = torch.from_numpy(places.reshape(batch.documents.shape)).to(queries.device)
-        return torch.einsum("bd,bnd->bn", queries, self._vectors(parts, needed)[rows])
+        own = torch.einsum("bd,bnd->bn", queries, self._vectors(parts, needed)[rows])
+        return torch.cat([own, queries @ self._vectors(parts, batch.shared).T], dim=1)
 
     def _vectors(self, parts: Parts, rows: np.ndarray) -> Tensor:
         """(rows, d + width) unit vectors of documents."""

@@ -277,13 +277,13 @@ def _check(term: Term, scorer: Scorer, lists: Lists | None, teacher: TeacherVect
             (in_batch and not scorer.has_vectors, "needs vectors, and a cross-encoder has none; take contrastive."),
         ]
     if lists is not None:
-        no_corpus, no_own = lists.over_corpus is None, not (lists.positives >= 0).any()
+        no_corpus, no_own = lists.teacher is None, not (lists.positives >= 0).any()
         problems += [
-            (needs("batch_targets") and no_corpus, "needs teacher scores of all documents; set candidates.depth: all."),
+            (needs("batch_targets") and no_corpus, "needs teacher scores of any document; set candidates.shared."),
             (objective.needs_positives and no_own, "needs texts with their own document: texts.titles or .sentences."),
         ]
         if objective.has_pairs:
-            check_width(lists.scores.shape[1])
+            check_width(lists.width)
     for is_wrong, problem in problems:
         if is_wrong:
             raise UserError(f"objective {term.name!r} {problem}")

@@ -16,7 +16,7 @@ from retrodistill.data.texts import Texts
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.vectors import exact_search
 from retrodistill.objectives import PseudoClasses, classes_of
-from retrodistill.runs.run import Run, top_k
+from retrodistill.runs.run import Run
 from retrodistill.training.lists import Lists, graded_positions
 from retrodistill.training.loss import Term
 from retrodistill.training.scoring import ScoredLists, candidate_sources, scored_lists, stage_texts
@@ -65,7 +65,7 @@ def prepare(stage: StageSettings, data: TrainingData) -> Prepared:
 
 
 def _check_labels(lists: Lists) -> None:
-    scores = lists.scores if lists.documents is None else lists.scores[lists.documents >= 0]
+    scores = lists.scores[lists.documents >= 0]
     if scores.size and not 0 <= scores.min() <= scores.max() <= 1:
         raise UserError(
             f"bce learns labels from 0 to 1, and the teacher's go from {scores.min():.3g} to {scores.max():.3g}; set "
@@ -128,8 +128,7 @@ def selected(settings: SelectionSettings, data: TrainingData, texts: TrainingTex
 
 def _best_of_corpus(lists: Lists, texts: Texts, corpus: Texts) -> Run:
     """The best documents of lists over the whole corpus, as a run."""
-    rows = top_k(lists.scores, _DEPTH)
-    scores = np.take_along_axis(lists.scores, rows, axis=1).astype(np.float64)
+    rows, scores = lists.best(np.arange(len(lists)), _DEPTH)
     return Run.from_matrix(texts.ids, corpus.ids, rows, scores, name="teacher")
 
 
@@ -222,10 +221,4 @@ def teacher_rows(
         if teacher_vectors is None or documents is None:
             raise UserError("a stage without lists needs teacher embeddings and stored documents.")
         return exact_search(teacher_vectors[held_out], documents, k)[0]
-    scores = np.array(lists.scores[held_out])
-    if lists.documents is None:
-        return top_k(scores, k)
-    candidates = lists.documents[held_out]
-    order = top_k(np.where(candidates >= 0, scores, -np.inf), k)
-    rows = np.take_along_axis(candidates, order, axis=1)
-    return np.pad(rows, ((0, 0), (0, k - rows.shape[1])), constant_values=-1)
+    return lists.best(held_out, k)[0]

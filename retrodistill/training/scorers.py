@@ -168,21 +168,26 @@ class StoredVectorScorer(Scorer):
 
     def lists(self, encoded: Tensor, batch: ListBatch) -> Tensor:
         """(batch, n) inner products."""
-        if batch.over_corpus:
-            if self._corpus is None:
-                self._corpus = self._vectors(slice(None), encoded)
-            return encoded @ self._corpus.T
-        return torch.einsum("bd,bnd->bn", encoded, self._vectors(np.maximum(batch.documents, 0), encoded))
+        own = self._vectors(np.maximum(batch.documents, 0), encoded)
+        return torch.cat([torch.einsum("bd,bnd->bn", encoded, own), encoded @ self._shared(batch, encoded).T], dim=1)
 
     def own_documents(self, encoded: Tensor, batch: ListBatch) -> Tensor:
         """(batch, batch) inner products."""
         return encoded @ self._vectors(np.maximum(batch.own, 0), encoded).T
 
     def batch_documents(self, encoded: Tensor, batch: ListBatch, scores: Tensor) -> tuple[Tensor, np.ndarray]:
-        """The texts' own documents, out of lists over the corpus."""
-        return scores[:, torch.from_numpy(np.maximum(batch.own, 0)).to(scores.device)], batch.own
+        """The texts' own documents."""
+        return self.own_documents(encoded, batch), batch.own
 
-    def _vectors(self, rows: np.ndarray | slice, like: Tensor) -> Tensor:
+    def _shared(self, batch: ListBatch, like: Tensor) -> Tensor:
+        """(m, d) vectors of the documents that the batch shares; the whole corpus is kept on the device."""
+        if self._documents is None or len(batch.shared) < len(self._documents):
+            return self._vectors(batch.shared, like)
+        if self._corpus is None:
+            self._corpus = as_float32(self._documents, like.device)
+        return self._corpus
+
+    def _vectors(self, rows: np.ndarray, like: Tensor) -> Tensor:
         """Stored vectors of some documents, on the device of a tensor."""
         if self._documents is None:
             raise UserError("list objectives need candidates with teacher scores and stored documents.")

@@ -12,17 +12,17 @@ from retrodistill.candidates.mining import mine
 from retrodistill.candidates.samplers import random_documents
 from retrodistill.candidates.selection import Budget, choose_pairs, labeled
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import atomic_file, digest, read_json, write_json
+from retrodistill.core.files import digest, read_json, write_json
 from retrodistill.core.runtime import log
 from retrodistill.data.collection import Collection
 from retrodistill.data.sentences import source_document
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.names import parse_model_name
 from retrodistill.objectives.lists import check_trainable, temperature_for
+from retrodistill.rankers.corpus import CorpusScores
 from retrodistill.rankers.ensemble import Ensemble
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
-from retrodistill.rankers.scoring import corpus_scores
 from retrodistill.runs.formats import read_run, write_run
 from retrodistill.runs.fusion import union
 from retrodistill.runs.run import Run, align
@@ -60,13 +60,20 @@ def scored_lists(stage: StageSettings, data: TrainingData, texts: TrainingTexts)
     hide, documents = not stage.needs_own_document, data.collection.documents
     run: Run | None = None
     notes: list[str] = []
-    if stage.candidates.depth == "all":
-        scores = stored_corpus_scores(data, texts.texts)
-        sample = np.linspace(0, len(scores) - 1, min(_SPREAD_SAMPLE, len(scores)), dtype=int)
-        spread = float(np.mean(np.std(scores[sample], axis=1)))
+    if stage.candidates.any_document:
+        teacher = data.teacher.corpus_scores(data.teacher_queries(texts.texts), data.collection)
+        sample = np.linspace(0, len(texts) - 1, min(_SPREAD_SAMPLE, len(texts)), dtype=int)
+        deviations = [scores.std(axis=1) for scores in teacher.blocks(sample, teacher.reference())]
+        spread = float(np.mean(np.concatenate(deviations)))
         if spread == 0:
             raise UserError(f"teacher {data.teacher.name} scores all documents equal; there is nothing to learn.")
-        lists = lists_over_corpus(scores, texts.sources, hide_source=hide)
+        if stage.candidates.depth == "all":
+            lists = lists_over_corpus(teacher, texts.sources, hide_source=hide)
+        else:
+            run, notes = scored_candidates(stage, data, texts.texts, teacher)
+            lists = lists_from_run(run, texts.texts, documents, texts.sources, hide_source=hide)
+            shared = min(stage.candidates.shared, len(documents))
+            lists = replace(lists, teacher=teacher, shared=shared, seed=data.seed)
     else:
         scored, notes = scored_candidates(stage, data, texts.texts)
         run, dropped = check_trainable(scored)
@@ -85,8 +92,13 @@ def scored_lists(stage: StageSettings, data: TrainingData, texts: TrainingTexts)
     return ScoredLists(lists, spread, run, notes)
 
 
-def scored_candidates(stage: StageSettings, data: TrainingData, texts: Texts) -> tuple[Run, list[str]]:
-    """Candidates with the teacher's scores and notes on their choice; read from the folder if nothing changed."""
+def scored_candidates(
+    stage: StageSettings, data: TrainingData, texts: Texts, scores: CorpusScores | None = None
+) -> tuple[Run, list[str]]:
+    """Candidates with the teacher's scores and notes on their choice; read from the folder if nothing changed.
+
+    `scores` are those of the texts with any document, where the stage needs them; those of candidates are among them.
+    """
     settings, queries, sources = stage.candidates, data.teacher_queries(texts), candidate_sources(stage, data.teacher)
     teacher, corpus = data.teacher.fingerprint(data.collection), data.collection.documents.fingerprint
     key: list[object] = [corpus, texts.fingerprint, teacher, sources, settings.depth, settings.random, data.seed]
@@ -98,12 +110,19 @@ def scored_candidates(stage: StageSettings, data: TrainingData, texts: Texts) ->
         key += ["labels", data.qrels().fingerprint]
     if settings.budget is not None:
         key += ["budget", settings.budget, settings.budget_by, stage.needs_own_document]
+    if scores is not None:
+        key += ["standardized over the corpus"]
     path = data.folder / "scores" / f"{digest(*key)}.parquet"
     about = path.with_suffix(".json")
     if path.exists():
         return read_run(path), read_json(about)["notes"] if about.exists() else []
     pairs, notes = candidate_pairs(stage, data, texts)
-    run = data.teacher.score(queries, data.collection, pairs)
+    if scores is None:
+        run = data.teacher.score(queries, data.collection, pairs)
+    else:
+        rows = texts.positions(pairs.query_ids)[pairs.query_codes]
+        found = scores.pairs(rows, data.collection.documents.positions(pairs.document_ids))
+        run = pairs.with_scores(found, data.teacher.name)
     if notes:
         write_json(about, {"notes": notes})
     write_run(run, path)  # last, so that its presence means that the notes are complete
@@ -128,20 +147,6 @@ def candidate_sources(stage: StageSettings, teacher: Ranker) -> list[str]:
     return ["bm25", *(name for name in dense if not is_student(name))]
 
 
-def stored_corpus_scores(data: TrainingData, texts: Texts) -> np.ndarray:
-    """(texts, corpus) float32 teacher scores, memory-mapped from the job's folder."""
-    documents, texts = data.collection.documents, data.teacher_queries(texts)
-    key = digest(documents.fingerprint, texts.fingerprint, data.teacher.fingerprint(data.collection))
-    path = data.folder / "scores" / f"{key}.npy"
-    if not path.exists():
-        with atomic_file(path) as temporary:
-            shape = (len(texts), len(documents))
-            out = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
-            corpus_scores(texts, data.collection, data.teacher, out)
-            out.flush()
-    return np.load(path, mmap_mode="r")
-
-
 def check_recorded(teacher: Ranker, collection: Collection, queries: Texts, stages: Sequence[StageSettings]) -> None:
     """Check, before any stage runs, that a recorded run fits the collection and can teach the stages' lists.
 
@@ -153,8 +158,9 @@ def check_recorded(teacher: Ranker, collection: Collection, queries: Texts, stag
     teacher.run.require(collection.queries.ids, collection.documents.ids)
     if not any(stage.needs_lists for stage in stages):
         return
-    if any(stage.needs_lists and stage.candidates.depth == "all" for stage in stages):
-        raise UserError(f"{teacher.name} is recorded and holds lists: leave candidates.depth out, it cannot be 'all'.")
+    if any(stage.needs_lists and stage.candidates.any_document for stage in stages):
+        wrong = "candidates.depth cannot be 'all' and candidates.shared cannot be set"
+        raise UserError(f"{teacher.name} is recorded and holds lists: {wrong}; leave both out.")
     known = teacher.run.select(queries.ids)
     if not len(known):
         raise UserError(f"{teacher.name} has rows for none of the {len(queries)} training queries; record some.")

@@ -1,5 +1,6 @@
 """What was scored or encoded once is read from the stores, by a ranker that is loaded anew."""
 
+import numpy as np
 import pytest
 from sparse_models import splade
 
@@ -59,7 +60,7 @@ class TestReuse:
         ranker, queries = load_ranker(name(kind)), tiny.split("test")
         found = ranker.search(queries, tiny, 5)
         rows = tiny.documents.positions(found.document_ids)
-        scores = ranker.corpus_scorer(queries, tiny)(slice(0, len(queries)))
+        scores = ranker.corpus_scores(queries, tiny).of(np.arange(len(queries)))
         places = queries.positions(found.query_ids)[found.query_codes]
         assert scores[places, rows] == pytest.approx(found.scores, rel=1e-5)
 
@@ -76,7 +77,7 @@ class TestWhatARankerCannotDo:
         with pytest.raises(UserError, match="cannot search a corpus"):
             judge.search(queries, tiny, 3)
         with pytest.raises(UserError, match=r"candidates\.depth"):
-            judge.corpus_scorer(queries, tiny)
+            judge.corpus_scores(queries, tiny)
         reranker = load_ranker("rerank:bm25@bm25")
         with pytest.raises(UserError, match="cannot score pairs"):
             reranker.score(queries, tiny, reranker.search(queries, tiny, 3))

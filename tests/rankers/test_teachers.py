@@ -2,16 +2,16 @@ import copy
 
 import numpy as np
 import pytest
+from losses import table
 
 from retrodistill.candidates import mine
 from retrodistill.core.errors import UserError
 from retrodistill.encoders import load_encoder
 from retrodistill.rankers import Ensemble, Ranker, load_ranker, remaining, score
-from retrodistill.rankers import scoring as scoring_module
-from retrodistill.rankers.bm25 import load_bm25s
-from retrodistill.rankers.ensemble import mean_of_zscores
+from retrodistill.rankers import corpus as corpus_module
+from retrodistill.rankers.bm25 import BM25, load_bm25s
+from retrodistill.rankers.corpus import MeanOfZScores
 from retrodistill.rankers.recorded import RecordedRanker
-from retrodistill.rankers.scoring import corpus_scores
 from retrodistill.runs import Run, fuse, write_run
 from retrodistill.runs.calibration import fit_calibration
 
@@ -274,7 +274,7 @@ class TestEnsemble:
     def test_over_the_corpus_it_is_the_z_score_of_a_run_of_all_pairs(self, tiny, bi_encoder):
         queries = tiny.split("test")
         ensemble = Ensemble(self.members(bi_encoder), [0.3, 0.7])
-        matrix = corpus_scores(queries, tiny, ensemble)
+        matrix = ensemble.corpus_scores(queries, tiny).of(np.arange(len(queries)))
         assert (matrix.shape, matrix.dtype) == ((len(queries), len(tiny.documents)), np.float32)
         run = ensemble.score(queries, tiny, every_pair(tiny, queries))
         wanted = np.empty(matrix.shape)
@@ -330,32 +330,54 @@ class TestEnsemble:
 
 
 class TestCorpusScores:
-    def test_of_each_kind_are_its_scores_of_all_pairs(self, tiny, bi_encoder, monkeypatch):
-        monkeypatch.setattr(scoring_module, "BLOCK", 5)
+    def test_of_each_kind_are_its_scores_of_all_pairs(self, tiny, bi_encoder):
         queries = tiny.split("test")
         for teacher in (load_ranker("bm25"), load_ranker(bi_encoder)):
-            out = np.empty((len(queries), len(tiny.documents)), dtype=np.float32)
-            assert corpus_scores(queries, tiny, teacher, out) is out
-            run = teacher.score(queries, tiny, every_pair(tiny, queries))
-            for query, ids, scores in run:
-                np.testing.assert_allclose(
-                    out[queries.position(query), tiny.documents.positions(ids)], scores, atol=1e-6
-                )
+            scores = teacher.corpus_scores(queries, tiny)
+            matrix = np.concatenate(list(scores.blocks(np.arange(len(queries)))))
+            for query, ids, wanted in teacher.score(queries, tiny, every_pair(tiny, queries)):
+                rows = tiny.documents.positions(ids)
+                np.testing.assert_allclose(matrix[queries.position(query), rows], wanted, atol=1e-5)
+
+    def test_bm25_products_are_bm25s_own_scores_repeated_terms_and_unknown_ones_too(self, tiny):
+        bm25 = BM25(tiny.documents)
+        texts = [f"{tiny.documents.texts[3]} {tiny.documents.texts[3]} qwxyz", "qwxyz", ""]
+        found = bm25.products(texts).of(np.arange(3))
+        np.testing.assert_allclose(found, np.stack(list(bm25.scores(texts))), rtol=1e-5)
+
+    @pytest.mark.parametrize("name", ["bm25", "dense", "ensemble"])
+    def test_some_documents_and_pairs_are_a_part_of_all(self, tiny, bi_encoder, name):
+        members = {"bm25": load_ranker("bm25"), "dense": load_ranker(bi_encoder)}
+        teacher = members.get(name) or Ensemble(list(members.values()), [0.3, 0.7])
+        scores, rows = teacher.corpus_scores(tiny.queries, tiny), np.array([2, 0, 2])
+        documents = np.array([7, 3, 3])
+        whole = scores.of(rows)
+        np.testing.assert_allclose(scores.of(rows, documents), whole[:, documents], atol=1e-5)
+        np.testing.assert_allclose(scores.pairs(rows, documents), whole[[0, 1, 2], documents], atol=1e-5)
+
+    def test_of_a_large_corpus_a_sample_tells_mean_and_deviation(self, monkeypatch):
+        monkeypatch.setattr(corpus_module, "REFERENCE", 500)
+        generator = np.random.default_rng(0)
+        first, second = (generator.normal(5, 3, (4, 2000)).astype(np.float32) for _ in range(2))
+        fused = MeanOfZScores([table(first), table(second)], [1, 3])
+        sample = fused.reference()
+        assert len(sample) == 500
+        assert (np.diff(sample) > 0).all()
+        parts = [
+            (each - each[:, sample].mean(axis=1)[:, None]) / each[:, sample].std(axis=1)[:, None]
+            for each in (first, second)
+        ]
+        np.testing.assert_allclose(fused.of(np.arange(4)), 0.25 * parts[0] + 0.75 * parts[1], atol=1e-5)
 
     def test_a_teacher_of_pairs_is_refused(self, tiny, cross_encoder):
         with pytest.raises(UserError, match=r"scores pairs and cannot score a whole corpus; set candidates.depth"):
-            corpus_scores(tiny.queries, tiny, load_ranker(cross_encoder))
+            load_ranker(cross_encoder).corpus_scores(tiny.queries, tiny)
         with pytest.raises(UserError, match="scores pairs and cannot score a whole corpus"):
-            corpus_scores(tiny.queries, tiny, Ensemble([load_ranker("bm25"), load_ranker(cross_encoder)]))
+            Ensemble([load_ranker("bm25"), load_ranker(cross_encoder)]).corpus_scores(tiny.queries, tiny)
 
     def test_another_fusion_is_refused(self, tiny):
         with pytest.raises(UserError, match="fusion 'minmax' cannot score a whole corpus; use 'zscore-per-query'"):
-            corpus_scores(tiny.queries, tiny, Ensemble([load_ranker("bm25")], method="minmax"))
-
-    def test_a_matrix_that_is_too_large_is_refused(self, tiny, monkeypatch):
-        monkeypatch.setattr(scoring_module, "LARGEST_BYTES", 100)
-        with pytest.raises(UserError, match=r"scores of \d+ queries x 60 documents take .* GiB, more than"):
-            corpus_scores(tiny.queries, tiny, load_ranker("bm25"))
+            Ensemble([load_ranker("bm25")], method="minmax").corpus_scores(tiny.queries, tiny)
 
     def test_mean_of_zscores_is_numpys_at_any_scale_and_0_for_flat_rows(self):
         generator = np.random.default_rng(0)
@@ -365,10 +387,10 @@ class TestCorpusScores:
         double = [matrix.astype(np.float64) for matrix in (first, second)]
         z = [(m - m.mean(1, keepdims=True)) / np.maximum(m.std(1, keepdims=True), 1e-30) for m in double]
         z[1][1] = 0
-        found = mean_of_zscores([first, second], [1, 3])
+        found = MeanOfZScores([table(first), table(second)], [1, 3]).of(np.arange(3))
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, 0.25 * z[0] + 0.75 * z[1], atol=1e-5)
-        assert (mean_of_zscores([second], [2])[1] == 0).all()
+        assert (MeanOfZScores([table(second)], [2]).of(np.arange(3))[1] == 0).all()
 
 
 class TestLoading:

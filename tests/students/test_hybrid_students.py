@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from losses import over_corpus
 from sentence_transformers import SentenceTransformer
 
 from retrodistill.core.errors import UserError
@@ -23,7 +24,6 @@ from retrodistill.students.hybrid import (
     token_bags,
 )
 from retrodistill.students.stored_states import only_trained
-from retrodistill.training.lists import lists_over_corpus
 from retrodistill.training.loss import DistillationLoss, Term
 
 
@@ -47,7 +47,7 @@ def loss(hybrid, tiny):
         hybrid,
         [Term("kl")],
         scorer,
-        lists_over_corpus(scores, np.full(len(texts), -1)),
+        over_corpus(scores, np.full(len(texts), -1)),
     )
 
 
@@ -144,7 +144,7 @@ def loss_of(hybrid, tiny, name, sources):
         hybrid,
         [Term(name)],
         scorer,
-        lists_over_corpus(scores, sources, hide_source=False),
+        over_corpus(scores, sources, hide_source=False),
     )
 
 

@@ -3,7 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from losses import groups_loss, stored_loss
+from losses import groups_loss, over_corpus, stored_loss
 from sentence_transformers import SentenceTransformer
 
 from retrodistill.core.errors import UserError
@@ -13,7 +13,7 @@ from retrodistill.encoders.vectors import leading
 from retrodistill.objectives.distributions import kl_divergence, without_forgetting
 from retrodistill.objectives.embeddings import leaf
 from retrodistill.students.dense_variants import LeadingVectors, MatryoshkaLoss
-from retrodistill.training.lists import Lists, lists_over_corpus
+from retrodistill.training.lists import Lists
 from retrodistill.training.loss import Term, objective_keeper
 from retrodistill.training.settings import TrainingSettings
 from retrodistill.training.trainer import TextColumns, train
@@ -25,7 +25,7 @@ SCORES = np.random.default_rng(1).standard_normal((4, 3)).astype("f4")
 PLACES = np.array([[0, 1, 2], [4, 3, -1], [2, 0, 1], [3, 1, -1]], dtype=np.int32)
 NONE = np.full(4, -1)
 LISTS = Lists(PLACES, SCORES, NONE, NONE)
-WHOLE = lists_over_corpus(np.random.default_rng(2).standard_normal((4, 5)).astype("f4"), NONE)
+WHOLE = over_corpus(np.random.default_rng(2).standard_normal((4, 5)).astype("f4"), NONE)
 KL = Term("kl", student_temperature=0.1, teacher_temperature=0.5)
 CUTS = (32, 8)
 

@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from losses import groups_loss, stored_loss
+from losses import groups_loss, over_corpus, stored_loss
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.runtime import set_quiet
@@ -21,7 +23,7 @@ from retrodistill.objectives.distributions import (
 from retrodistill.objectives.embeddings import leaf, mi_alpha, relation_matching
 from retrodistill.objectives.registry import OBJECTIVES, get_objective
 from retrodistill.objectives.scores import lambda_loss, margin_mse, mse
-from retrodistill.training.lists import Lists, lists_over_corpus
+from retrodistill.training.lists import Lists
 from retrodistill.training.loss import DistillationLoss, TeacherVectors, Term
 from retrodistill.training.scorers import StoredVectorScorer, VectorScorer
 
@@ -125,7 +127,7 @@ class TestStoredTargets:
     def test_a_list_over_the_whole_corpus_leaves_the_source_out(self, model):
         every = np.random.default_rng(2).standard_normal((4, 5)).astype("f4")
         sources = np.array([-1, 3, -1, 0])
-        loss = stored_loss(model, [KL], documents=DOCUMENTS, lists=lists_over_corpus(every, sources))
+        loss = stored_loss(model, [KL], documents=DOCUMENTS, lists=over_corpus(every, sources))
         found = loss([features(model, TEXTS)], torch.arange(4))
         mask = torch.ones(4, 5, dtype=torch.bool)
         mask[1, 3] = mask[3, 0] = False
@@ -135,7 +137,7 @@ class TestStoredTargets:
 
     def test_contrastive_takes_the_source_for_the_positive(self, model):
         every, sources = np.zeros((4, 5), dtype="f4"), np.array([-1, 3, -1, 0])
-        lists = lists_over_corpus(every, sources, hide_source=False)
+        lists = over_corpus(every, sources, hide_source=False)
         loss = stored_loss(model, [Term("contrastive")], documents=DOCUMENTS, lists=lists)
         found = loss([features(model, TEXTS)], torch.arange(4))
         products = encoded(model, TEXTS) @ torch.from_numpy(DOCUMENTS).T
@@ -143,7 +145,7 @@ class TestStoredTargets:
 
     @pytest.mark.parametrize("name", sorted(LIST_OBJECTIVES))
     def test_any_list_objective_reaches_the_student(self, model, name):
-        lists = lists_over_corpus(SCORES_OF_ALL, np.array([1, 3, -1, 0]), hide_source=False)
+        lists = over_corpus(SCORES_OF_ALL, np.array([1, 3, -1, 0]), hide_source=False)
         loss = stored_loss(model, [Term(name)], documents=DOCUMENTS, lists=lists)
         loss.progress = 0.0
         with torch.no_grad():
@@ -155,7 +157,7 @@ class TestStoredTargets:
 
     def test_in_batch_uses_the_batchs_own_documents_except_shared_ones(self, model):
         sources = np.array([1, 3, -1, 1])
-        lists = lists_over_corpus(np.zeros((4, 5), dtype="f4"), sources, hide_source=False)
+        lists = over_corpus(np.zeros((4, 5), dtype="f4"), sources, hide_source=False)
         loss = stored_loss(model, [Term("in-batch", student_temperature=0.2)], documents=DOCUMENTS, lists=lists)
         found = loss([features(model, TEXTS)], torch.arange(4))
         scores = encoded(model, TEXTS) @ torch.from_numpy(DOCUMENTS[np.maximum(sources, 0)]).T
@@ -179,7 +181,7 @@ class TestStoredTargets:
         assert total(loss([features(model, TEXTS)], torch.arange(4))) == pytest.approx(float(expected), rel=1e-4)
 
     def test_taid_moves_its_target_and_needs_the_progress_of_training(self, model):
-        lists = lists_over_corpus(SCORES_OF_ALL, NONE)
+        lists = over_corpus(SCORES_OF_ALL, NONE)
         loss = stored_loss(model.eval(), [Term("taid", student_temperature=0.1)], documents=DOCUMENTS, lists=lists)
         products = encoded(model, TEXTS) @ torch.from_numpy(DOCUMENTS).T
         with pytest.raises(UserError, match=r"^objective 'taid' needs t: "):
@@ -252,7 +254,7 @@ class TestStoredTargets:
 
         with pytest.raises(UserError, match=r"^objective 'nd' shapes lengths"):
             stored_loss(model, [Term("nd")], embeddings=DOCUMENTS)
-        wide = lists_over_corpus(np.zeros((4, 2000), dtype="f4"), NONE)
+        wide = over_corpus(np.zeros((4, 2000), dtype="f4"), NONE)
         with pytest.raises(UserError, match=r"^lists of 2000 candidates; objectives over pairs take at most 1024"):
             stored_loss(model, [Term("ranknet")], documents=DOCUMENTS, lists=wide)
 
@@ -359,11 +361,12 @@ class TestGroups:
     def test_in_batch_margins_are_those_of_the_teachers_scores_of_the_corpus(self, model):
         term = Term("in-batch-margin-mse", student_temperature=0.5, teacher_temperature=2.0)
         teacher = np.random.default_rng(0).normal(size=(3, 10)).astype(np.float32)
-        lists = Lists(None, teacher, np.array([-1, -1, 4]), np.array([7, 9, 4]))
+        lists = replace(over_corpus(teacher, np.array([7, 9, 4])), hidden=np.array([-1, -1, 4]))
         texts, documents = np.array([2, 0]), np.array([[5, 4], [7, 5]])  # document 4 is hidden from text 2
         positives, mask = np.array([0, 0]), np.array([[True, True], [True, False]])
         own = documents[[0, 1], positives]
-        drawn = Lists(np.where(mask, documents, -1), SCORES[:2, :2], np.full(2, -1), own, texts, lists)
+        listed, nothing = np.where(mask, documents, -1), np.full(2, -1)
+        drawn = Lists(listed, SCORES[:2, :2], nothing, own, texts, lists.teacher, origin=lists)
         loss = DistillationLoss(model, [term], VectorScorer(cosine=True), drawn)
         generator = torch.Generator().manual_seed(0)
         vectors = torch.nn.functional.normalize(torch.randn(3, 2, 32, generator=generator), dim=2)
@@ -385,7 +388,7 @@ class TestGroups:
     def test_without_the_teachers_corpus_scores_they_are_rejected(self, model):
         documents = np.array([[4, 7], [8, 9]])
         term = Term("in-batch-margin-mse")
-        with pytest.raises(UserError, match=r"^objective 'in-batch-margin-mse' needs .* candidates.depth: all"):
+        with pytest.raises(UserError, match=r"^objective 'in-batch-margin-mse' needs .* candidates.shared"):
             groups_loss(model, [term], SCORES[:2, :2], self.MASK, np.array([1, 0]), documents)
 
     def test_lwf_and_taid_work_on_both_towers(self, model):

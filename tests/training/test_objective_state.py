@@ -5,18 +5,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from losses import stored_loss
+from losses import over_corpus, stored_loss
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.loading import load_bi_encoder
-from retrodistill.training.lists import lists_over_corpus
 from retrodistill.training.loss import STATE_FILE, Term, objective_keeper
 from retrodistill.training.trainer import TextColumns
 
 TEXTS = ["star planet", "violin chord", "bread cheese", "judge jury", "wave coral", "heart valve", "piano", "court"]
 GENERATOR = np.random.default_rng(0)
 DOCUMENTS = GENERATOR.standard_normal((6, 32)).astype("f4")
-LISTS = lists_over_corpus(GENERATOR.standard_normal((8, 6)).astype("f4"), np.full(8, -1))
+LISTS = over_corpus(GENERATOR.standard_normal((8, 6)).astype("f4"), np.full(8, -1))
 
 
 def taught(folder, place, name="taid", resume=None):

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from losses import over_corpus
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.vectors import exact_search
-from retrodistill.training.lists import lists_over_corpus
 from retrodistill.training.loss import DistillationLoss, TeacherVectors, Term
 from retrodistill.training.scorers import StoredVectorScorer
 from retrodistill.training.settings import TrainingSettings
@@ -51,7 +51,7 @@ class TestLearning:
         documents = teacher.encode(tiny.documents.texts, "document")
         documents -= documents.mean(axis=0)
         scores = teacher.encode(queries, "query") @ documents.T
-        lists = lists_over_corpus(scores / scores.std(), np.full(len(queries), -1))
+        lists = over_corpus(scores / scores.std(), np.full(len(queries), -1))
         loss = DistillationLoss(
             model, [Term("kl", student_temperature=0.2)], StoredVectorScorer(True, documents), lists
         )
