@@ -6,6 +6,9 @@ import random
 import re
 from collections.abc import Iterator
 
+import numpy as np
+import pyarrow as pa
+
 from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import BATCH, Texts
@@ -34,18 +37,18 @@ def sentences(text: str, minimum_words: int = 3) -> list[str]:
     return [piece for piece in pieces if len(piece.split()) >= minimum_words]
 
 
-def sample_sentences(collection: Collection, per_document: int, seed: int) -> Texts:
+def sample_sentences(collection: Collection, per_document: int, seed: int, rows: np.ndarray | None = None) -> Texts:
     """Draw sentences of each document as pseudo-queries.
 
     They come from the bodies, at most `per_document` from each, with ids ``sentence:<document id>:<place of the
     sentence in the document>``, in document order. The draw depends only on the seed and the document's id, so adding
-    or reordering documents does not affect others.
+    or reordering documents does not affect others. Here and below, ascending `rows` leave other documents out.
     """
     if per_document < 1:
         raise UserError(f"per_document is {per_document}; expected at least 1 sentence per document.")
 
     def drawn() -> Iterator[tuple[str, str]]:
-        for id_, body in _pairs(collection.bodies):
+        for id_, body in _pairs(collection.bodies, rows):
             candidates = sentences(body)
             # A string seed is hashed with SHA-512, so it gives the same draws in every process.
             chosen = random.Random(f"{seed}:{id_}").sample(range(len(candidates)), min(per_document, len(candidates)))
@@ -54,18 +57,21 @@ def sample_sentences(collection: Collection, per_document: int, seed: int) -> Te
     return Texts.from_pairs(drawn())
 
 
-def title_texts(collection: Collection) -> Texts:
+def title_texts(collection: Collection, rows: np.ndarray | None = None) -> Texts:
     """Each document's title as a pseudo-query, ids ``title:<document id>``, unless title or body is empty."""
     return Texts.from_pairs(
         (f"{_TITLE}{id_}", title)
-        for (id_, title), (_, body) in zip(_pairs(collection.titles), _pairs(collection.bodies), strict=True)
+        for (id_, title), (_, body) in zip(
+            _pairs(collection.titles, rows), _pairs(collection.bodies, rows), strict=True
+        )
         if title.strip() and body.strip()
     )
 
 
-def document_texts(collection: Collection) -> Texts:
+def document_texts(collection: Collection, rows: np.ndarray | None = None) -> Texts:
     """Each document's whole text as a pseudo-query, ids ``document:<document id>``, unless it is empty."""
-    return Texts.from_pairs((f"{_DOCUMENT}{id_}", text) for id_, text in _pairs(collection.documents) if text.strip())
+    pairs = _pairs(collection.documents, rows)
+    return Texts.from_pairs((f"{_DOCUMENT}{id_}", text) for id_, text in pairs if text.strip())
 
 
 def source_document(id_: str) -> str | None:
@@ -78,9 +84,14 @@ def source_document(id_: str) -> str | None:
     return None
 
 
-def _pairs(texts: Texts) -> Iterator[tuple[str, str]]:
+def _pairs(texts: Texts, rows: np.ndarray | None) -> Iterator[tuple[str, str]]:
+    first = 0
     for batch in texts.table.to_batches(max_chunksize=BATCH):
-        yield from zip(batch.column("id").to_pylist(), batch.column("text").to_pylist(), strict=True)
+        chosen, last = batch, first + batch.num_rows
+        if rows is not None:
+            chosen = batch.take(pa.array(rows[slice(*np.searchsorted(rows, (first, last)))] - first))
+        yield from zip(chosen.column("id").to_pylist(), chosen.column("text").to_pylist(), strict=True)
+        first = last
 
 
 def _pieces(paragraph: str) -> Iterator[str]:

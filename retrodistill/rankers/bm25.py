@@ -123,8 +123,8 @@ class BM25Ranker(Ranker):
 
     def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
         """The pairs with BM25 scores."""
-        products = self.corpus_scores(queries.select(pairs.query_ids), collection)
         rows = pair_positions(queries, collection, pairs)[1]
+        products = self.corpus_scores(queries.select(pairs.query_ids), collection)
         return pairs.with_scores(products.pairs(pairs.query_codes, rows), self.name)
 
     def corpus_scores(self, queries: Texts, collection: Collection) -> CorpusScores:

@@ -161,6 +161,9 @@ class TextSettings(Settings):
     """Sentences per document."""
     documents: bool = False
     """The whole text of each document. Where the document encoder is a file of vectors, only these have a vector."""
+    limit: int | None = Field(default=100_000, ge=1)
+    """Most training texts, repeated queries aside; null for no limit. Queries come first, up to half of the limit if
+    pseudo-queries are wanted too, then the titles and sentences of documents that are drawn evenly."""
 
     @property
     def has_pseudo_queries(self) -> bool:

@@ -46,6 +46,7 @@ def training_texts(
     titles: bool = True,
     sentences: int = 3,
     documents: bool = False,
+    limit: int | None = None,
     seed: int = 0,
     excluded_queries: Texts | None = None,
 ) -> TrainingTexts:
@@ -57,19 +58,22 @@ def training_texts(
         titles: Take every document's title.
         sentences: Number of sentences per document, drawn without replacement by the seed.
         documents: Take every document's whole text.
+        limit: Most texts: queries, up to half of it if documents have texts too, then texts of documents that are
+            drawn evenly. None for all.
         seed: Of the draws.
         excluded_queries: Test queries; a title or sentence that equals one, punctuation and case aside, is left out.
 
     Raises:
         UserError: Nothing is left to train on.
     """
+    queries, rows = _within(limit, collection, queries, titles + sentences + documents, seed)
     texts = queries
     if titles:
-        texts = texts + _without_leaks(title_texts(collection), excluded_queries)[0]
+        texts = texts + _without_leaks(title_texts(collection, rows), excluded_queries)[0]
     if sentences:
-        texts = texts + _without_leaks(sample_sentences(collection, sentences, seed), excluded_queries)[0]
+        texts = texts + _without_leaks(sample_sentences(collection, sentences, seed, rows), excluded_queries)[0]
     if documents:
-        texts = texts + _without_leaks(document_texts(collection), excluded_queries)[0]
+        texts = texts + _without_leaks(document_texts(collection, rows), excluded_queries)[0]
     if not len(texts):
         raise UserError(
             f"collection {collection.name}: no query and no text of documents to train on; give a split with queries, "
@@ -78,3 +82,20 @@ def training_texts(
     sources = [source_document(text_id) for text_id in texts.ids[len(queries) :]]
     positions = collection.documents.positions([source or "" for source in sources])
     return TrainingTexts(texts, np.concatenate([np.full(len(queries), -1, dtype=np.int64), positions]))
+
+
+def _within(
+    limit: int | None, collection: Collection, queries: Texts, per_document: int, seed: int
+) -> tuple[Texts, np.ndarray | None]:
+    """The queries and the rows of documents whose texts stay within a limit; None for all documents."""
+    size, generator = len(collection.documents), np.random.default_rng(seed)
+    if limit is None or len(queries) + per_document * size <= limit:
+        return queries, None
+    most = max(1, limit // 2) if per_document else limit
+    if len(queries) > most:
+        chosen = np.sort(generator.choice(len(queries), most, replace=False))
+        queries = queries.select([queries.ids[row] for row in chosen])
+    if not per_document:
+        return queries, None
+    count = min(size, max(1, (limit - len(queries)) // per_document))
+    return queries, np.sort(generator.choice(size, count, replace=False))
