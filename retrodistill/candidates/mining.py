@@ -59,15 +59,10 @@ def mine(
 
 
 def keep_below_margin(run: Run, positives: dict[str, str], margin: float) -> Run:
-    """Keep the positive and documents that score at least `margin` below it, on any scale, logits too.
+    """Keep the positive and documents that the teacher scores at least `margin` below it, on any scale, logits too.
 
-    Args:
-        run: Teacher scores.
-        positives: ``{query_id: document_id}`` of the positive; a query without one keeps all its rows.
-        margin: In the unit of the scores, 0 or more.
-
-    Raises:
-        UserError: A positive has no score in the run.
+    `positives` are ``{query_id: document_id}``: each has a score in the run, and a query without one keeps all its
+    rows. The margin is 0 or more, in the unit of the scores.
     """
     if not margin >= 0:  # NaN too
         raise UserError(f"margin={margin}: it is 0 or more, in the unit of the teacher's scores.")

@@ -43,22 +43,16 @@ def random_documents(query_ids: Sequence[str], document_ids: Sequence[str], coun
 def sample_places(
     name: str, available: int, count: int, generator: np.random.Generator, scores: np.ndarray | None = None
 ) -> np.ndarray:
-    """Choose positions of a list in the teacher's order, best first.
+    """Choose (min(count, available),) int64 positions, ascending, of a list in the teacher's order, best first.
 
     The best document is always chosen, because it is the positive of margin objectives.
 
     Args:
-        name: One of `SAMPLERS`.
+        name: A key of `SAMPLERS`.
         available: Length of the list, at least 1.
         count: How many to choose, at least 1; all positions if the list is shorter.
-        generator: Random number generator.
+        generator: Draws all but the best.
         scores: (available,) the teacher's scores, best first; only ``margin-balanced`` needs them.
-
-    Returns:
-        (min(count, available),) int64 positions, ascending.
-
-    Raises:
-        UserError: The sampler is unknown, or it needs scores and there are none.
     """
     if name not in SAMPLERS:
         raise unknown("sampler", name, SAMPLERS)
@@ -80,14 +74,9 @@ def sample_places(
 
 
 def margin_bins(margins: np.ndarray, bins: int = MARGIN_BINS) -> np.ndarray:
-    """Assign margins to bins of equal *width* between a query's smallest and largest margin.
+    """Assign (n,) margins, the positive's raw score minus each candidate's, to bins of equal *width*.
 
-    Args:
-        margins: (n,) teacher's raw score of the positive minus that of each candidate.
-        bins: Number of bins.
-
-    Returns:
-        (n,) int64 bin of each margin, 0 for the smallest; all 0 if the margins are equal.
+    (n,) int64, 0 for the smallest margin; all 0 if the margins are equal.
     """
     lowest, width = margins.min(), np.ptp(margins) / bins
     if width == 0:
@@ -99,15 +88,7 @@ def balanced_places(margins: np.ndarray, count: int, generator: np.random.Genera
     """Draw candidates evenly over margin sizes: a bin uniformly, then a candidate in the bin uniformly.
 
     Empty bins are skipped. Nothing is drawn twice, so exhausted bins are skipped too (TAS-B draws one candidate at a
-    time).
-
-    Args:
-        margins: (n,) as for `margin_bins`.
-        count: Number of draws, at most n.
-        generator: Random number generator.
-
-    Returns:
-        (count,) int64 positions in the order of the draws.
+    time). From (n,) margins as in `margin_bins` to (count,) int64 positions, at most n, in the order of the draws.
     """
     binned = margin_bins(margins)
     open_bins = [np.flatnonzero(binned == number).tolist() for number in np.unique(binned)]
@@ -126,16 +107,10 @@ def topic_count(texts: int, batch_size: int) -> int:
 
 
 def cluster_topics(vectors: np.ndarray, topics: int, seed: int = 0) -> np.ndarray:
-    """Cluster texts by k-means on their embeddings.
+    """Cluster texts by k-means on their (n, d) embeddings, unit vectors for the cosine, into 1 to n topics.
 
-    Args:
-        vectors: (n, d) embeddings; unit vectors if the model's similarity is the cosine.
-        topics: Number of clusters, from 1 to n.
-        seed: Seed of the initial centroids.
-
-    Returns:
-        (n,) int64 topic of each text, the same on every call with the same number of threads. Store it if
-        training may resume on another machine.
+    The (n,) int64 topics are the same on every call with the same number of threads. Store them if training may resume
+    on another machine.
     """
     if not 1 <= topics <= len(vectors):
         raise UserError(f"{topics} topics of {len(vectors)} training texts; give at least 1 and at most one per text.")
@@ -151,20 +126,12 @@ def cluster_topics(vectors: np.ndarray, topics: int, seed: int = 0) -> np.ndarra
 
 
 def topic_plan(topics: np.ndarray, batch_size: int, seed: int, epoch: int = 0) -> list[np.ndarray]:
-    """Cut an epoch into batches of one topic each, in random order.
+    """Cut an epoch into batches of one topic each, in random order, by the (n,) topics of the rows.
 
-    Every row is in exactly one batch. Rows left over after the full batches of their topics are joined, topic by
-    topic, into batches of as few topics as possible. TAS-B instead draws batches independently and so misses some
-    queries. All batches except possibly the last are full, as sharding over devices requires.
-
-    Args:
-        topics: (n,) topic of each row.
-        batch_size: Rows per batch.
-        seed: Seed of the order.
-        epoch: Each epoch has a different order.
-
-    Returns:
-        (batch,) int64 rows of each batch.
+    Every row is in exactly one batch, an array of int64 rows. Rows left over after the full batches of their topics are
+    joined, topic by topic, into batches of as few topics as possible. TAS-B instead draws batches independently and so
+    misses some queries. All batches except possibly the last are full, as sharding over devices requires. The order
+    differs in each epoch, which counts from 0.
     """
     generator = np.random.default_rng([seed, epoch])
     full: list[np.ndarray] = []

@@ -22,25 +22,18 @@ _MOST = 500.0  # logits; exp overflows float64 above about 709
 
 @dataclass(frozen=True)
 class Budget:
-    """The pairs chosen within a budget.
+    """The pairs chosen within a budget."""
 
-    Attributes:
-        run: The chosen pairs with their cheap scores, at least two of each query that has any.
-        limit: The budget in pairs.
-        pairs: Pairs in the pool.
-        queries: Queries in the pool.
-        single: Queries with one candidate. They teach nothing and are never chosen.
-        by: Method that chose them.
-    """
+    run: Run  # the chosen pairs with their cheap scores, at least two of each query that has any
+    limit: int  # the budget in pairs
+    pairs: int  # in the pool
+    queries: int  # in the pool
+    single: int  # queries with one candidate, which teach nothing and are never chosen
+    by: str  # method that chose them
 
-    run: Run
-    limit: int
-    pairs: int
-    queries: int
-    single: int
-    by: str
-
-    def __str__(self) -> str:
+    @property
+    def summary(self) -> str:
+        """What was chosen and left out, in one line."""
         chosen = len(self.run)
         text = f"budget: {chosen} of {self.pairs} pairs ({chosen / self.pairs:.1%}) of {len(self.run.query_ids)} of "
         text += f"{self.queries} queries, by {self.by}"
@@ -61,16 +54,13 @@ def choose_pairs(pool: Run, budget: int | str, by: str = "robust", *, mistakes: 
 
     Args:
         pool: Candidates with cheap scores of one scale (the student's, a cheap ranker's, several fused), raw, higher
-            is better. Reciprocal ranks qualify, but they are the same for every query.
-        budget: Pairs, or a share of the pool such as ``"25%"``. It is never exceeded. At most one pair is left over if
-            every opened list is exhausted, and more if the pool is smaller than the budget.
-        by: One of `BUDGETS`.
+            is better. At least one query has two candidates. Reciprocal ranks are the same for every query.
+        budget: Pairs, or a share of the pool such as ``"25%"``, never exceeded. At most one pair is left over if every
+            opened list is exhausted, and more if the pool is smaller than the budget.
+        by: A key of `BUDGETS`.
         mistakes: For ``robust``, the share of the pool, from 0 to below 1, on which the teacher may be wrong. A
             larger share spreads the choice further.
-        seed: Seed of the random draws.
-
-    Raises:
-        UserError: An invalid budget, an unknown method, or a pool without a query that has two candidates.
+        seed: Of the random draws.
     """
     if by not in BUDGETS:
         raise unknown("way to spend a budget", by, BUDGETS)
@@ -89,11 +79,7 @@ def choose_pairs(pool: Run, budget: int | str, by: str = "robust", *, mistakes: 
 
 
 def pairs_within(budget: int | str, pairs: int) -> int:
-    """A budget in pairs: a number, at least 2, or a share of a pool of `pairs`, ``"25%"``, rounded, at least 2.
-
-    Raises:
-        UserError: It is neither.
-    """
+    """A budget in pairs: a number, at least 2, or a share of a pool of `pairs`, ``"25%"``, rounded, at least 2."""
     text = str(budget).strip()
     try:
         if text.endswith("%"):
@@ -132,16 +118,10 @@ def robust_weights(gain: np.ndarray, mistakes: float = 0.1, least: int = 1) -> n
     wrong. With g sorted downwards and H_k = sum_{i <= k} 1 / g_i: k* = argmax (k - m) / H_k, then q_i is
     (1 / g_i) / H_k* for i <= k* and 0 below. Confident points get no weight. Among uncertain points, those that the
     teacher is likely to get right get the most. The solution is from memory of the paper, and the tests check it
-    against the linear program. `mistakes` and `least` are this package's choice and may differ from how the paper sets
-    m.
+    against the linear program. `mistakes`, which is m / n, and `least`, the minimum number of points with a weight for
+    a budget larger than k*, are this package's choice and may differ from how the paper sets m.
 
-    Args:
-        gain: (n,) above 0.
-        mistakes: m / n, from 0 to below 1.
-        least: Minimum number of points with a weight, for a budget larger than k*.
-
-    Returns:
-        (n,) float64 weights that sum to 1.
+    Takes (n,) gains above 0 and returns (n,) float64 weights that sum to 1.
     """
     if not 0 <= mistakes < 1:
         raise UserError(f"mistakes={mistakes}: the share of pairs that the teacher may get wrong lies in [0, 1).")
@@ -194,17 +174,13 @@ def _spend(order: np.ndarray, rivals: np.ndarray, queries: np.ndarray, budget: i
 
 @dataclass(frozen=True)
 class Selection:
-    """The queries that a stage trains on.
+    """The queries that a stage trains on."""
 
-    Attributes:
-        query_ids: The selected queries, in the order of the teacher's run.
-        counts: Number of queries by outcome: ``unlabeled`` (no positive), ``teacher_wrong`` (ranks no positive first),
-            ``not_ranked`` (the student's run lacks the query), ``student_right`` (ranks a positive above the range),
-            ``too_far`` (ranks the positives below the range, or not at all), and ``selected``.
-    """
-
-    query_ids: list[str]
+    query_ids: list[str]  # the selected queries, in the order of the teacher's run
     counts: Counter[str]
+    """Number of queries by outcome: ``unlabeled`` (no positive), ``teacher_wrong`` (ranks no positive first),
+    ``not_ranked`` (the student's run lacks the query), ``student_right`` (ranks a positive above the range),
+    ``too_far`` (ranks the positives below the range, or not at all), and ``selected``."""
 
 
 def prod_selection(
@@ -219,10 +195,8 @@ def prod_selection(
         teacher: The teacher's scores.
         student: The student's scores of the same candidates, or of a search at least as deep as the range.
         positives: Relevant documents by query, from `labeled` or `pseudo_labeled`. State in the results which.
-        ranks: First and last rank of the student that is selected, from 1, inclusive; the first is at least 2.
-
-    Raises:
-        UserError: The ranks are not a range, or the range starts at rank 1, where the student is right.
+        ranks: First and last rank of the student that is selected, inclusive. The first is at least 2: at rank 1 the
+            student is right.
     """
     first, last = ranks
     if not 2 <= first <= last:

@@ -46,6 +46,9 @@ def index(  # noqa: PLR0913, PLR0917 - one option each
     seed: Annotated[int, Option(help="Seed of k-means, tuning and learning.")] = 0,
 ) -> None:
     """Build an index: files of its kind, ids and a manifest with the contract of its space."""
+    from retrodistill.indexes.base import check_index_folder
+
+    check_index_folder(out)
     dense = {"factory": factory, "bytes": bytes_wanted, "recall": recall, "truncate": truncate}
     sparse = {"backend": backend, "prune": prune, "query_cut": query_cut, "heap_factor": heap_factor}
     options = _given(option, **dense, codec=codec, muvera=muvera, bits=bits, **sparse)
@@ -75,9 +78,10 @@ def check(  # noqa: PLR0913, PLR0917 - one option each
     from retrodistill.report.tables import check_text
 
     set_quiet(as_json)
-    options: dict[str, Any] = {"latency_queries": latency_queries, "symmetric": symmetric}
     searched, corpus = load_index(folder, queries), load_collection(collection)
-    result = check_index(searched, corpus, teacher=teacher, k=k, split=split, **options)
+    result = check_index(
+        searched, corpus, teacher=teacher, k=k, split=split, latency_queries=latency_queries, symmetric=symmetric
+    )
     if as_json:
         show_json(result.to_json())
     else:
@@ -120,9 +124,7 @@ def search(
 @app.command()
 def export(  # noqa: PLR0913, PLR0917 - one option each
     folder: Annotated[Path, Argument(help="An index's folder.")],
-    out: Annotated[
-        str, Option(help="Folder (embedded Qdrant, or Parquet files), a Qdrant server's URL, or PREFIX:PLACE.")
-    ],
+    out: Annotated[str, Option(help="Folder (embedded Qdrant or Parquet), a Qdrant server's URL, or PREFIX:PLACE.")],
     option: Annotated[
         list[str] | None, Argument(metavar="KEY=VALUE", help="Any option of the store, e.g. numbers=float16.")
     ] = None,
@@ -146,8 +148,9 @@ def export(  # noqa: PLR0913, PLR0917 - one option each
 
     set_quiet(as_json)
     store_class(to)
-    requests: dict[str, Any] = {"shards": shards, "replicas": replicas, "batch": batch}
-    options = _given(option, name=name, texts=texts, quantization=quantization, **requests)
+    options = _given(
+        option, name=name, texts=texts, quantization=quantization, shards=shards, replicas=replicas, batch=batch
+    )
     corpus = load_collection(collection) if collection else None
     report = export_index(folder, out if is_store(out) else f"{to}:{out}", corpus, options)
     if as_json:
@@ -178,9 +181,7 @@ def _build(source: str, encoders: tuple[str, str | None], options: dict[str, Any
     from retrodistill.data import load_collection
     from retrodistill.encoders import load_encoder
     from retrodistill.indexes import IndexOptions, build_index
-    from retrodistill.indexes.base import check_index_folder
 
-    check_index_folder(out)
     settings = validated(IndexOptions, options, "index")
     collection, encoder = load_collection(source), load_encoder(encoders[0])
     settings.checked_kind(encoder.kind, options)
@@ -196,14 +197,12 @@ def _learn(
     from retrodistill.data import load_collection
     from retrodistill.encoders import load_encoder
     from retrodistill.encoders.any_encoder import DENSE
-    from retrodistill.indexes.base import check_index_folder
     from retrodistill.indexes.learned import learn_index, save_query_map, texts_with_vectors
     from retrodistill.quantizers import QuantizerSettings
 
     strange = [name for name in options if name not in ("bytes", "factory")]
     if strange:
         raise UserError(f"--learn takes --bytes or --factory; leave {strange[0]} out.")
-    check_index_folder(out)
     collection, encoder = load_collection(source), load_encoder(encoders[0], DENSE)
     query_encoder = None if encoders[1] is None else load_encoder(encoders[1], DENSE)
     texts = texts_with_vectors(collection, query_encoder or encoder, seed=seed)

@@ -29,15 +29,14 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one option each
     split: SplitOption = None,
     measure: Annotated[
         list[str] | None,
-        Option(help="ndcg@k, mrr@k, ..., or any string of ir_measures (Rprec, RR(rel=2)@10); BEIR's by default."),
+        Option(help="ndcg@k, mrr@k..., or any string of ir_measures, e.g. RR(rel=2)@10; BEIR's by default."),
     ] = None,
     depth: Annotated[int, Option(help="Documents retrieved per query.", min=1)] = 1000,
     teacher: TeacherOption = None,
     cost: Annotated[bool, Option("--cost", help="Also measure latency, memory and throughput.")] = False,
     threads: Annotated[int, Option(help="Threads of torch and FAISS while cost is measured.", min=1)] = 1,
     out: Annotated[
-        Path | None,
-        Option(help="Folder for COLLECTION/runs/NAME.run and results; finished systems are not measured again."),
+        Path | None, Option(help="Folder for COLLECTION/runs/NAME.run and results; what it has is not measured again.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -66,9 +65,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one option each
 def compare(  # noqa: PLR0913, PLR0917 - one option each
     system: Annotated[
         list[str],
-        Argument(
-            help="Two or more systems: an evaluated folder (all its systems), FOLDER:SYSTEM, or what evaluate takes."
-        ),
+        Argument(help="Two or more: an evaluated folder (all its systems), FOLDER:SYSTEM, or what evaluate takes."),
     ],
     collection: Annotated[str | None, Option(help="For systems measured now, and for texts of queries.")] = None,
     split: SplitOption = None,

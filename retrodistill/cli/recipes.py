@@ -100,9 +100,7 @@ def methods() -> None:
 def keys(
     prefix: Annotated[str, Argument(help="Only this key and the keys below it, e.g. students.stages.training.")] = "",
     as_json: JsonOption = False,
-    json_schema: Annotated[
-        bool, Option("--json-schema", help="Print the JSON schema of recipes, for completion in editors.")
-    ] = False,
+    json_schema: Annotated[bool, Option("--json-schema", help="Print the JSON schema of recipes.")] = False,
 ) -> None:
     """List every key of a recipe with its values, default, and meaning.
 

@@ -41,8 +41,7 @@ def score(  # noqa: PLR0913, PLR0917 - one option each
     weight: Annotated[list[float] | None, Option(help="One per teacher, in the same order.")] = None,
     fusion: Annotated[str, Option(help="zscore, zscore-per-query, minmax or reciprocal-rank.")] = "zscore-per-query",
     budget: Annotated[
-        str | None,
-        Option(help="Number or share of pairs to score, e.g. 5000 or 25%, chosen by the candidates' scores."),
+        str | None, Option(help="Number or share of pairs to score (5000, 25%), chosen by the candidates' scores.")
     ] = None,
     budget_by: Annotated[str, Option(help="robust (pairs that candidates' scores leave open) or random.")] = "robust",
     seed: Annotated[int, Option(help="Seed of the choice of pairs.")] = 0,
@@ -66,7 +65,7 @@ def score(  # noqa: PLR0913, PLR0917 - one option each
         in_pool = remaining(corpus, pool, teachers, store=store)
         left = in_pool if chosen is None else remaining(corpus, pairs, teachers, store=store)
         if chosen is not None:
-            show(str(chosen))
+            show(chosen.summary)
         for name, work in left.items():
             all_pairs = in_pool[name]
             note = "" if chosen is None else f" (all pairs: {all_pairs.items}, about {duration(all_pairs.seconds)})"
@@ -75,7 +74,7 @@ def score(  # noqa: PLR0913, PLR0917 - one option each
     runs = score_candidates(corpus, pairs, teacher, store=store)
     write_run(runs[0] if len(runs) == 1 else fuse(runs, weight, fusion), out)
     if chosen is not None:
-        log(str(chosen))
+        log(chosen.summary)
     log(f"{len(pairs)} scores in {out}")
 
 

@@ -32,10 +32,10 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError("permission denied")
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {_reason(error)}; choose a writable folder.") from error
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"cannot write to {folder}: permission denied; choose a writable folder.")
     return folder
 
 
@@ -88,10 +88,7 @@ def _temporary(target: Path) -> Iterator[Path]:
 
 
 def check_replaceable(path: str | os.PathLike[str], mark: str) -> Path:
-    """Check that a folder may be written: it is absent, empty, or holds an older artifact of the same kind.
-
-    `mark` is the name of a file that only such an artifact contains.
-    """
+    """Check that a folder is absent, empty, or holds an older artifact, which alone contains a file named `mark`."""
     folder = Path(path)
     folder = folder if folder.name else folder.resolve()  # "." has no name for the temporary folder next to it
     if folder.is_dir():

@@ -37,12 +37,9 @@ def slug(name: str) -> str:
 
 
 class PartStore:
-    """A folder of immutable part files, and a manifest that identifies its owner.
+    """A folder of immutable part files, made if missing, and a manifest of the owner of its rows, such as a teacher.
 
-    Args:
-        folder: Created if missing.
-        owner: What the rows belong to, such as a teacher. The folder of another owner is rejected.
-        ending: ``.parquet`` (pair scores), or ``.arrow`` for parts that are memory-mapped (embeddings).
+    The folder of another owner is rejected. Parts are ``.parquet`` (scores) or memory-mapped ``.arrow`` (embeddings).
     """
 
     def __init__(self, folder: Path, owner: Manifest, ending: str) -> None:
@@ -56,10 +53,9 @@ class PartStore:
                     owner.write(self.folder)
         stored = Manifest.read(self.folder)
         if stored.fingerprint != owner.fingerprint:
-            raise UserError(
-                f"store {self.folder} belongs to another {owner.artifact}: it holds {stored.inputs} with "
-                f"{stored.settings}, expected {owner.inputs} with {owner.settings}; choose another folder or delete it."
-            )
+            held = f"it holds {stored.inputs} with {stored.settings}, expected {owner.inputs} with {owner.settings}"
+            another = f"store {self.folder} belongs to another {owner.artifact}"
+            raise UserError(f"{another}: {held}; choose another folder or delete it.")
 
     def computing(self, keys: np.ndarray) -> AbstractContextManager[Any]:
         """Keep other processes from computing the rows of the same (n,) keys in any order, but not other sets.
@@ -96,8 +92,7 @@ class PartStore:
     def append(self, table: pa.Table) -> None:
         """Add a part, atomically."""
         with self.writing():
-            number = len(list(self.folder.glob("part-*")))
-            self._write(table, f"part-{number:06d}-{uuid.uuid4().hex[:8]}{self.ending}")
+            self._write(table, len(list(self.folder.glob("part-*"))))
 
     def compact(self) -> None:
         """Merge many parts into one."""
@@ -105,8 +100,7 @@ class PartStore:
             paths = self._paths()
             if len(paths) <= _COMPACT_ABOVE:
                 return
-            merged = pa.concat_tables([self._read(path) for path in paths])
-            self._write(merged, f"part-000000-{uuid.uuid4().hex[:8]}{self.ending}")
+            self._write(pa.concat_tables([self._read(path) for path in paths]), 0)
             for path in paths:  # if the process dies here, rows exist twice with equal values, which readers accept
                 path.unlink()
 
@@ -125,8 +119,8 @@ class PartStore:
             problem = f"cut short or altered ({str(error).splitlines()[0]})"
             raise UserError(f"{path} is {problem}; delete this file and its rows will be computed again.") from error
 
-    def _write(self, table: pa.Table, name: str) -> None:
-        with atomic_file(self.folder / name) as temporary:
+    def _write(self, table: pa.Table, number: int) -> None:
+        with atomic_file(self.folder / f"part-{number:06d}-{uuid.uuid4().hex[:8]}{self.ending}") as temporary:
             if self.ending == ".parquet":
                 pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
             else:

@@ -13,17 +13,9 @@ from typing import Any, TypeVar
 
 from retrodistill.core.errors import UserError, did_you_mean
 from retrodistill.core.files import cache_folder, file_digest, make_folder
+from retrodistill.data import records
 from retrodistill.data.collection import Collection
-from retrodistill.data.records import (
-    Judgment,
-    Source,
-    document_of,
-    judgment_of,
-    query_of,
-    read_lines,
-    read_objects,
-    split_name,
-)
+from retrodistill.data.records import Judgment, Source, read_lines, read_objects, split_name
 from retrodistill.data.stored import cached, make_once
 
 URL = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{name}.zip"
@@ -48,8 +40,7 @@ def load_folder(path: Path, name: str | None = None) -> Collection:
     The files are checked line by line and copied to the cache once; later calls open the copy. Without qrels, every
     query is unjudged; without queries and qrels, the collection has only documents. The default name is the folder's.
     """
-    corpus, queries = _jsonl(path, "corpus"), _jsonl(path, "queries")
-    qrels = _qrels_files(path)
+    corpus, queries, qrels = _jsonl(path, "corpus"), _jsonl(path, "queries"), _qrels_files(path)
     if corpus is None:
         raise UserError(
             f"{path} is not a BEIR folder: it has no corpus.jsonl{_sub_collections(path)}; expected corpus.jsonl, "
@@ -57,8 +48,9 @@ def load_folder(path: Path, name: str | None = None) -> Collection:
         )
     if queries is None and qrels:
         raise UserError(f"{path} has judgments but no queries.jsonl; put it next to corpus.jsonl.")
-    files = {"corpus": corpus, **({"queries": queries} if queries else {})}
-    files |= {f"qrels {split}": file for split, file in qrels.items()}
+    files = {"corpus": corpus} | {f"qrels {split}": file for split, file in qrels.items()}
+    if queries:
+        files["queries"] = queries
     try:
         digests = {what: file_digest(file) for what, file in files.items()}
     except OSError as error:
@@ -112,8 +104,8 @@ def _fetch(name: str, folder: Path, temporary: Path) -> None:
 def _source(corpus: Path, queries: Path | None, qrels: dict[str, Path]) -> Source:
     no_queries = "there is no queries.jsonl: queries can only be drawn from the documents."
     return Source(
-        documents=partial(_records, corpus, document_of, "document", "expected one JSON object per line"),
-        queries=partial(_records, queries, query_of, "query", "expected one JSON object per line, or no file")
+        documents=partial(_records, corpus, records.document_of, "document", "expected one JSON object per line"),
+        queries=partial(_records, queries, records.query_of, "query", "expected one JSON object per line, or no file")
         if queries
         else lambda: iter(()),
         qrels={split: partial(_judgments, file) for split, file in qrels.items()},
@@ -145,7 +137,7 @@ def _judgments(path: Path) -> Iterator[Judgment]:
         query, document, score = (value.strip() for value in row)
         if place == 1 and {query.lower(), document.lower(), score.lower()} & _HEADERS:
             continue
-        yield judgment_of(query, document, score, where, place)
+        yield records.judgment_of(query, document, score, where, place)
 
 
 def _jsonl(path: Path, stem: str) -> Path | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 
 import pyarrow as pa
@@ -70,13 +70,14 @@ class Qrels:
         return grades
 
 
+@dataclass(eq=False, repr=False)
 class Collection:
     """Documents, queries and relevance judgments.
 
     Judgments are treated as in beir 2.2. A judged document that is missing from the corpus counts against recall and
     the ideal gain there (`EvaluateRetrieval` counts it without looking it up), so those rows are kept. A judged query
     that is missing from queries.jsonl makes beir's `GenericDataLoader` raise KeyError, so those rows are dropped.
-    `warnings` reports the number of both.
+    `warnings` reports the number of both. The constructor takes checked parts; `from_parts` and the loaders check them.
 
     Attributes:
         name: Short name, usable in tables and file names.
@@ -88,27 +89,17 @@ class Collection:
         warnings: Problems in the data, one line each, with counts.
     """
 
-    def __init__(
-        self,
-        name: str,
-        documents: Texts,
-        *,
-        titles: Texts,
-        bodies: Texts,
-        queries: Texts,
-        qrels: Mapping[str, Qrels],
-        warnings: Iterable[str] = (),
-    ) -> None:
-        """Combine parts that were already checked; `from_parts` and the loaders check them."""
-        self.name = name
-        self.documents = documents
-        self.titles = titles
-        self.bodies = bodies
-        self.queries = queries
-        self.qrels = {
-            split: qrels[split] for split in sorted(qrels, key=lambda name: (_SPLIT_ORDER.get(name, 3), name))
-        }
-        self.warnings = list(warnings)
+    name: str
+    documents: Texts
+    _: KW_ONLY
+    titles: Texts
+    bodies: Texts
+    queries: Texts
+    qrels: dict[str, Qrels]
+    warnings: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.qrels = dict(sorted(self.qrels.items(), key=lambda item: (_SPLIT_ORDER.get(item[0], 3), item[0])))
 
     @classmethod
     def from_parts(
@@ -121,7 +112,7 @@ class Collection:
         """Build from dictionaries, and check them.
 
         Args:
-            name: Short name.
+            name: As in `Collection`.
             documents: Text, or (title, text), by id.
             queries: Text by id.
             qrels: ``{split: {query_id: {document_id: relevance}}}``.
@@ -206,13 +197,7 @@ def _listed(sizes: Mapping[str, int]) -> str:
 
 @dataclass(frozen=True)
 class Leak:
-    """A training query that is also a test query.
-
-    Attributes:
-        train_id: Id of the training query.
-        test_id: Id of the test query: the same id, or one with the same normalized text.
-        text: Text of the training query.
-    """
+    """A training query and its text; the test query has the same id or the same normalized text."""
 
     train_id: str
     test_id: str
@@ -263,24 +248,16 @@ def full_text(title: str, body: str) -> str:
 
 
 def check_parts(documents: Texts, queries: Texts, qrels: Mapping[str, Qrels]) -> tuple[dict[str, Qrels], list[str]]:
-    """Drop judgments of unknown queries and collect warnings.
-
-    Returns:
-        The remaining judgments, and warnings of one line each.
-    """
+    """The judgments of known queries, and warnings of one line each."""
     for split in qrels:
         if split in PSEUDO_SPLITS:
-            raise UserError(
-                f"a split of the judgments is called {split!r}, a reserved name "
-                f"({', '.join(PSEUDO_SPLITS)}); rename it."
-            )
+            reserved = ", ".join(PSEUDO_SPLITS)
+            raise UserError(f"a split of the judgments is called {split!r}, a reserved name ({reserved}); rename it.")
     warnings = []
-    if empty := _empty_ids(documents):
-        warnings.append(
-            f"{len(empty)} documents have no text ({sample_of(empty)}): they are kept but cannot be retrieved."
-        )
-    if empty := _empty_ids(queries):
-        warnings.append(f"{len(empty)} queries have no text ({sample_of(empty)}): they are kept but find nothing.")
+    for what, texts, effect in (("documents", documents, "cannot be retrieved"), ("queries", queries, "find nothing")):
+        blank = pc.equal(pc.utf8_trim_whitespace(texts.table["text"]), "")
+        if empty := texts.table["id"].filter(blank).to_pylist():
+            warnings.append(f"{len(empty)} {what} have no text ({sample_of(empty)}): they are kept but {effect}.")
     known = pa.chunked_array(queries.table["id"].chunks, pa.string())
     kept = {}
     for split, judged in qrels.items():
@@ -294,11 +271,6 @@ def check_parts(documents: Texts, queries: Texts, qrels: Mapping[str, Qrels]) ->
             )
         warnings += _unknown_documents(split, kept[split], documents)
     return kept, warnings
-
-
-def _empty_ids(texts: Texts) -> list[str]:
-    blank = pc.equal(pc.utf8_trim_whitespace(texts.table["text"]), "")
-    return texts.table["id"].filter(blank).to_pylist()
 
 
 def _unknown_documents(split: str, judged: Qrels, documents: Texts) -> list[str]:

@@ -6,7 +6,7 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,6 @@ from retrodistill.data.texts import Texts
 
 SEPARATOR = " | "
 _REQUIRED = ("conversation_id", "turn", "utterance", "rewrite")
-_OPTIONAL = ("response", "query_id")
-_PRONOUN = "it"
 
 
 @dataclass(frozen=True)
@@ -110,15 +108,8 @@ class Conversations:
         """
         queries = self.raw if raw else self.rewrites
         qrels, warnings = check_parts(collection.documents, queries, collection.qrels)
-        return Collection(
-            f"{collection.name}-{'conversations' if raw else 'rewrites'}",
-            collection.documents,
-            titles=collection.titles,
-            bodies=collection.bodies,
-            queries=queries,
-            qrels=qrels,
-            warnings=warnings,
-        )
+        name = f"{collection.name}-{'conversations' if raw else 'rewrites'}"
+        return replace(collection, name=name, queries=queries, qrels=qrels, warnings=warnings)
 
 
 def load_conversations(
@@ -132,16 +123,15 @@ def read_turns(path: str | os.PathLike[str]) -> list[Turn]:
     """Read a JSONL file of turns with keys conversation_id, turn, utterance, rewrite, optionally response, query_id."""
     lines: dict[tuple[str, object], int] = {}
     turns = []
-    for place, record in read_records(Path(path), "turn", _REQUIRED, _OPTIONAL):
+    for place, record in read_records(Path(path), "turn", _REQUIRED, ("response", "query_id")):
         turn = _turn(record, f"{path}, line", place)
         for what, key in (
             (f"turn {turn.turn} of conversation {turn.conversation_id!r}", (turn.conversation_id, turn.turn)),
             (f"query id {turn.id!r}", ("", turn.id)),
         ):
             if lines.setdefault(key, place) != place:
-                raise UserError(
-                    f"{path}, line {place}: {what} is in line {lines[key]} already; give every turn its own."
-                )
+                where = f"{path}, line {place}"
+                raise UserError(f"{where}: {what} is in line {lines[key]} already; give every turn its own.")
         turns.append(turn)
     return turns
 
@@ -169,11 +159,7 @@ def with_rewrites(texts: Texts, rewrites: Texts) -> Texts:
 
 
 def check_rewrites(rewrites: Texts, queries: Texts, where: str) -> str:
-    """Check that all rewrites belong to these queries.
-
-    Returns:
-        A line for the results about how many queries have a rewrite.
-    """
+    """Check that all rewrites belong to these queries; returns a line for the results about how many have one."""
     unknown = [query for query in rewrites.ids if query not in queries]
     if unknown:
         raise UserError(
@@ -218,9 +204,8 @@ def make_turns(queries: Texts, length: int = 4, *, common: float = 0.05, seed: i
             turns.append(Turn(ids[chain[0]], number, _shortened(texts[row], earlier), texts[row], query_id=ids[row]))
             earlier |= words[row]
     if not turns:
-        raise UserError(
-            f"no two of {len(queries)} queries share a word that is not common; no conversation can be made."
-        )
+        shared = f"no two of {len(queries)} queries share a word that is not common"
+        raise UserError(f"{shared}; no conversation can be made.")
     return turns
 
 
@@ -258,12 +243,11 @@ def _shortened(text: str, earlier: set[str]) -> str:
     kept: list[str] = []
     dropped = False
     for word in text.split():
-        if (parts := _words(word)) and parts <= earlier:
-            if not dropped:
-                kept.append(_PRONOUN)
-            dropped = True
-        else:
+        if not (parts := _words(word)) or not parts <= earlier:
             kept.append(word)
+        elif not dropped:
+            kept.append("it")
+            dropped = True
     return " ".join(kept)
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import inspect
 import re
 import sys
 import sysconfig
@@ -68,13 +67,9 @@ def load_demo() -> Collection:
 
 
 def entries(modules: dict[str, Path]) -> list[Entry]:
-    """Split the docstrings of modules into queries and documents.
+    """Split the docstrings of modules (source files by name) into queries and documents.
 
-    Args:
-        modules: Source files by module name.
-
-    Returns:
-        One entry per distinct text, in order of module name and line; every query appears once.
+    There is one entry per distinct text, in order of module name and line. Every query appears once.
     """
     by_text: dict[str, Entry] = {}
     for name in sorted(modules):
@@ -144,10 +139,9 @@ def _docstrings(module: str, path: Path) -> Iterator[tuple[str, str]]:
     open_nodes: list[tuple[str, ast.AST]] = [(module, tree)]
     while open_nodes:
         name, node = open_nodes.pop()
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = ast.get_docstring(node, clean=False)
-            if text:
-                yield name, inspect.cleandoc(text)
+        has_docstring = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        if isinstance(node, has_docstring) and (text := ast.get_docstring(node)):
+            yield name, text
         for child in reversed(list(ast.iter_child_nodes(node))):
             own = getattr(child, "name", None) if isinstance(child, ast.stmt) else None
             if isinstance(child, ast.stmt | ast.ExceptHandler):
@@ -162,12 +156,7 @@ def _entry(owner: str, text: str) -> Entry | None:
     if not pieces:
         return None
     query, document = pieces[0], " ".join(pieces[1:])
-    is_suitable = (
-        len(query.split()) in _QUERY_WORDS
-        and not _SIGNATURE.match(query)
-        and len(document.split()) >= _DOCUMENT_WORDS
-        and normalized(query) not in normalized(document)
-    )
-    if is_suitable:
+    long_enough = len(query.split()) in _QUERY_WORDS and len(document.split()) >= _DOCUMENT_WORDS
+    if long_enough and not _SIGNATURE.match(query) and normalized(query) not in normalized(document):
         return Entry(owner, query, document)
     return Entry(owner, "", whole) if len(whole.split()) >= _DOCUMENT_WORDS else None

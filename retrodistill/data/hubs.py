@@ -11,19 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from retrodistill.core.errors import UserError, did_you_mean
+from retrodistill.data import records
 from retrodistill.data.collection import Collection
-from retrodistill.data.records import (
-    Document,
-    Judgment,
-    Query,
-    Source,
-    document_of,
-    id_of,
-    judgment_of,
-    query_of,
-    split_name,
-    text_of,
-)
+from retrodistill.data.records import Document, Judgment, Query, Source, id_of, judgment_of, split_name, text_of
 from retrodistill.data.stored import cached
 from retrodistill.data.texts import column_digest
 
@@ -95,8 +85,10 @@ def _dataset_source(corpus: Dataset, queries: Dataset, qrels: Mapping[str, Datas
             yield judgment_of(row["query_id"], row["document_id"], row["score"], where, place)
 
     return Source(
-        documents=lambda: (document_of(row, corpus_row, n) for n, row in _records(corpus, _ID_COLUMNS, corpus_row)),
-        queries=lambda: (query_of(row, query_row, n) for n, row in _records(queries, _ID_COLUMNS, query_row)),
+        documents=lambda: (
+            records.document_of(row, corpus_row, n) for n, row in _records(corpus, _ID_COLUMNS, corpus_row)
+        ),
+        queries=lambda: (records.query_of(row, query_row, n) for n, row in _records(queries, _ID_COLUMNS, query_row)),
         qrels={split: partial(judgments, split) for split in qrels},
         where={"documents": corpus_row, "queries": query_row},
     )
@@ -108,9 +100,8 @@ def _records(rows: Dataset, wanted: Mapping[str, tuple[str, ...]], where: str) -
     for field_name, names in wanted.items():
         column = next((name for name in names if name in rows.column_names), None)
         if column is None:
-            raise UserError(
-                f"{where}: no column {names[0]!r} among {rows.column_names}; rename the column that holds it."
-            )
+            had = f"no column {names[0]!r} among {rows.column_names}"
+            raise UserError(f"{where}: {had}; rename the column that holds it.")
         renamed[column] = field_name
     place = 0
     for batch in _tables(rows):
@@ -134,9 +125,8 @@ def _digests(rows: Dataset, where: str) -> dict[str, str]:
             for name in names
         }
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise UserError(
-            f"{where}: its columns {names} hold lists or structures; expected strings and numbers."
-        ) from error
+        held = f"its columns {names} hold lists or structures"
+        raise UserError(f"{where}: {held}; expected strings and numbers.") from error
 
 
 def _load_splits(name: str, configuration: str | None) -> dict[str, Dataset]:

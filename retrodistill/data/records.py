@@ -184,29 +184,19 @@ def text_of(value: object, name: str, where: str, place: int) -> str:
     return value
 
 
-def relevance_of(value: object, where: str, place: int) -> int:
-    """Check a relevance grade: a 32-bit integer, also as text or as a float without a fraction."""
-    try:
-        grade = int(value) if isinstance(value, str | int) else None
-        if isinstance(value, float) and value.is_integer():
-            grade = int(value)
-    except ValueError:
-        grade = None
-    if grade is None or grade not in _INT32:
-        raise UserError(
-            f"{where} {place}: the score {value!r} is not an integer; expected a relevance grade such as 0, 1 or 2."
-        )
-    return grade
-
-
 def judgment_of(query_id: object, document_id: object, relevance: object, where: str, place: int) -> Judgment:
-    """Check the three values of a judgment."""
-    return Judgment(
-        place,
-        id_of(query_id, "query-id", where, place),
-        id_of(document_id, "corpus-id", where, place),
-        relevance_of(relevance, where, place),
-    )
+    """Check a judgment; its grade is a 32-bit integer, also as text or as a float without a fraction."""
+    query, document = id_of(query_id, "query-id", where, place), id_of(document_id, "corpus-id", where, place)
+    grade = None
+    try:
+        if isinstance(relevance, str | int) or (isinstance(relevance, float) and relevance.is_integer()):
+            grade = int(relevance)
+    except ValueError:
+        pass  # refused below
+    if grade is None or grade not in _INT32:
+        problem = f"the score {relevance!r} is not an integer"
+        raise UserError(f"{where} {place}: {problem}; expected a relevance grade such as 0, 1 or 2.")
+    return Judgment(place, query, document, grade)
 
 
 def split_name(given: str) -> str:

@@ -28,14 +28,7 @@ def sentences(text: str, minimum_words: int = 3) -> list[str]:
 
     A period, exclamation or question mark followed by whitespace ends a sentence, unless it follows an abbreviation or
     an initial, or a lower-case letter comes next. In tokenized text (``a wing . the flow``), case does not matter. An
-    empty line always ends a sentence.
-
-    Args:
-        text: Any text.
-        minimum_words: Shorter sentences are left out.
-
-    Returns:
-        The sentences, with whitespace collapsed.
+    empty line always ends a sentence. Whitespace is collapsed, and sentences of fewer words are left out.
     """
     pieces = (piece for paragraph in _PARAGRAPH.split(text) for piece in _pieces(paragraph))
     return [piece for piece in pieces if len(piece.split()) >= minimum_words]
@@ -44,19 +37,21 @@ def sentences(text: str, minimum_words: int = 3) -> list[str]:
 def sample_sentences(collection: Collection, per_document: int, seed: int) -> Texts:
     """Draw sentences of each document as pseudo-queries.
 
-    The draw depends only on the seed and the document's id, so adding or reordering documents does not affect others.
-
-    Args:
-        collection: Sentences come from the bodies of its documents, not from titles.
-        per_document: Maximum number of sentences per document.
-        seed: Seed of the random draws.
-
-    Returns:
-        Texts with ids ``sentence:<document id>:<place of the sentence in the document>``, in document order.
+    They come from the bodies, at most `per_document` from each, with ids ``sentence:<document id>:<place of the
+    sentence in the document>``, in document order. The draw depends only on the seed and the document's id, so adding
+    or reordering documents does not affect others.
     """
     if per_document < 1:
         raise UserError(f"per_document is {per_document}; expected at least 1 sentence per document.")
-    return Texts.from_pairs(_drawn(collection, per_document, seed))
+
+    def drawn() -> Iterator[tuple[str, str]]:
+        for id_, body in _pairs(collection.bodies):
+            candidates = sentences(body)
+            # A string seed is hashed with SHA-512, so it gives the same draws in every process.
+            chosen = random.Random(f"{seed}:{id_}").sample(range(len(candidates)), min(per_document, len(candidates)))
+            yield from ((f"{_SENTENCE}{id_}:{place}", candidates[place]) for place in sorted(chosen))
+
+    return Texts.from_pairs(drawn())
 
 
 def title_texts(collection: Collection) -> Texts:
@@ -81,15 +76,6 @@ def source_document(id_: str) -> str | None:
     if id_.startswith(_SENTENCE):
         return id_.removeprefix(_SENTENCE).rpartition(":")[0] or None
     return None
-
-
-def _drawn(collection: Collection, per_document: int, seed: int) -> Iterator[tuple[str, str]]:
-    for id_, body in _pairs(collection.bodies):
-        candidates = sentences(body)
-        # A string seed is hashed with SHA-512, so it gives the same draws in every process.
-        chosen = random.Random(f"{seed}:{id_}").sample(range(len(candidates)), min(per_document, len(candidates)))
-        for place in sorted(chosen):
-            yield f"{_SENTENCE}{id_}:{place}", candidates[place]
 
 
 def _pairs(texts: Texts) -> Iterator[tuple[str, str]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field
@@ -16,11 +16,10 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.settings import Settings
+from retrodistill.data.collection import Collection
+from retrodistill.data.texts import Texts
 from retrodistill.encoders.modules import weights_digest
-
-if TYPE_CHECKING:
-    from retrodistill.data.collection import Collection
-    from retrodistill.data.texts import Texts
+from retrodistill.encoders.vectors import check_dimensions
 
 Role = Literal["query", "document"]
 STUDENT_MANIFEST = "retrodistill.json"
@@ -228,9 +227,7 @@ class EmbeddingSpace:
     def of(cls, encoder: TextModel, truncation: int | None = None) -> EmbeddingSpace:
         """The space of an encoder's documents."""
         full = encoder.dimension
-        if truncation is not None and not 1 <= truncation <= full:
-            problem = f"vectors by {encoder.name} have {full}; choose from 1 to {full}"
-            raise UserError(f"truncation to {truncation} dimensions: {problem}.")
+        check_dimensions([] if truncation is None else [truncation], full, f"vectors by {encoder.name}")
         contracts = encoder.contract("document"), encoder.contract("query")
         return cls(encoder.document_space, truncation or full, encoder.similarity, encoder.name, truncation, *contracts)
 

@@ -66,10 +66,7 @@ class KeyedStore(ABC):
 
 
 class TextStore(KeyedStore):
-    """Vectors of one model in one role, keyed by text, in memory-mapped parts; `root` is the shared cache by default.
-
-    A folder that belongs to another encoder or cannot be written is a UserError.
-    """
+    """Vectors of one model in one role by text, in memory-mapped parts; `root` is the shared cache by default."""
 
     folder: ClassVar[str]
 

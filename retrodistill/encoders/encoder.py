@@ -14,8 +14,7 @@ from retrodistill.encoders.vectors import normalized
 class Encoder(TextModel):
     """Encodes queries and documents as vectors whose inner product is the score.
 
-    Vectors of a cosine model are normalized here, so that the inner product means the same for every model. Arguments
-    as for `TextModel`.
+    Vectors of a cosine model are normalized here, so that the inner product means the same for every model.
     """
 
     @property

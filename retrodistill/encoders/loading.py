@@ -32,13 +32,10 @@ _OWN_MODULES = (
 
 
 def load_bi_encoder(name: str, *, layers: int | None = None) -> SentenceTransformer:
-    """Load a bi-encoder in float32.
+    """Load a bi-encoder in float32 from a folder or hub name; keep only its first transformer `layers` if given.
 
-    Args:
-        name: A folder or a hub name; one that is not found is a UserError. ``all-MiniLM-L6-v2`` comes from the
-            ``demo`` extra if that is installed (the hub's weights, verified), so that it works offline.
-            ``FOLDER@exit-4`` is one exit of a model with exits; without such an exit, it is a UserError.
-        layers: Number of leading transformer layers to keep.
+    ``all-MiniLM-L6-v2`` comes from the ``demo`` extra if that is installed (the hub's weights, verified), so that it
+    works offline. ``FOLDER@exit-4`` is one exit of a model with exits. Without such a model or exit: a UserError.
     """
     name, exit_layer = split_exit(name)
     model: SentenceTransformer = _load(name, "SentenceTransformer")
@@ -70,9 +67,7 @@ def load_sparse(name: str) -> SparseEncoder:
     return _load(name, "SparseEncoder", _is_sparse, "a sparse encoder: it has no weights for a vocabulary")
 
 
-def _load(
-    name: str, library_class: str, fits: Callable[[str], bool] | None = None, why: str = "", **options: Any
-) -> Any:
+def _load(name: str, class_name: str, fits: Callable[[str], bool] | None = None, why: str = "", **options: Any) -> Any:
     """Load a class of sentence-transformers from a folder, the package or the hub, where the model there fits."""
     import sentence_transformers
     import torch
@@ -81,8 +76,8 @@ def _load(
         # sentence-transformers would add a random projection or vocabulary without a word
         if fits is not None and not fits(place):
             raise UserError(f"model {name} is not {why}; train a student from it, or name it 'dense:{name}'.")
-        trust = {} if library_class == "SentenceTransformer" else {"trust_remote_code": _needs_own_modules(place)}
-        kind = getattr(sentence_transformers, library_class)
+        trust = {} if class_name == "SentenceTransformer" else {"trust_remote_code": _needs_own_modules(place)}
+        kind = getattr(sentence_transformers, class_name)
         return kind(place, device=device(), model_kwargs={"dtype": torch.float32}, **trust, **options)
 
     with quiet_libraries():
@@ -95,12 +90,9 @@ def _load(
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise UserError(f"no model folder {name}; give an existing folder or a hub name.")
         extra = ", or install 'retrodistill[demo]', which contains it" if PACKAGED_NAME in name else ""
-        failure = (
-            f"model {name!r} is not a folder here and the hub does not provide it (offline, or no such name); "
-            f"give an existing folder, check the name{extra}"
-        )
+        problem = "is not a folder here and the hub does not provide it (offline, or no such name)"
         with _offline_unless_reachable():
-            return _try(name, load, failure)
+            return _try(name, load, f"model {name!r} {problem}; give an existing folder, check the name{extra}")
 
 
 def _try(place: str, load: Callable[[str], Any], failure: str) -> Any:

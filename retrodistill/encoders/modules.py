@@ -27,13 +27,11 @@ def with_modules(model: Any, modules: list[Any], kind: Kind | None = None, simil
 
     library_class = type(model) if kind is None else getattr(sentence_transformers, kind)
     truncation = {name: getattr(model, name) for name in _TRUNCATIONS if kind is None and hasattr(model, name)}
+    prompts = {name: prompt for name, prompt in (model.prompts or {}).items() if prompt}
+    texts = {"prompts": prompts, "default_prompt_name": model.default_prompt_name}
+    similarity = similarity or model.similarity_fn_name
     return library_class(
-        modules=modules,
-        device=str(model.device),
-        prompts={name: prompt for name, prompt in (model.prompts or {}).items() if prompt},
-        default_prompt_name=model.default_prompt_name,
-        similarity_fn_name=similarity or model.similarity_fn_name,
-        **truncation,
+        modules=modules, device=str(model.device), similarity_fn_name=similarity, **texts, **truncation
     )
 
 
@@ -44,12 +42,8 @@ def keep_first_layers(model: SentenceTransformer, layers: int) -> None:
     transformer: Any = getattr(model[0], "auto_model", None)
     if transformer is None:
         raise UserError(f"a model of {type(model[0]).__name__} has no layers to cut; leave 'layers' out.")
-    lists = [
-        (child, parent, name)
-        for parent in transformer.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, nn.ModuleList)
-    ]
+    children = ((child, parent, name) for parent in transformer.modules() for name, child in parent.named_children())
+    lists = [place for place in children if isinstance(place[0], nn.ModuleList)]
     if not lists:
         raise UserError(f"{type(transformer).__name__} has no stack of layers to cut; leave 'layers' out.")
     stack, owner, attribute = max(lists, key=lambda candidate: len(candidate[0]))
@@ -72,15 +66,11 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def exits_of(model: SentenceTransformer) -> list[int]:
-    """Layers after which a model has an exit, ascending; empty for a model without exits.
-
-    A Router at the end has a route for each exit, which pools that layer's tokens.
-    """
+    """Layers with an exit, ascending: a Router at the end has a route for each, which pools that layer's tokens."""
     router: Any = list(model)[-1]
     names = list(getattr(router, "sub_modules", []))
-    if not names or not all(name.startswith(ROUTE) for name in names):
-        return []
-    return sorted(int(name.removeprefix(ROUTE)) for name in names)
+    is_of_exits = all(name.startswith(ROUTE) for name in names)
+    return sorted(int(name.removeprefix(ROUTE)) for name in names) if is_of_exits else []
 
 
 def exit_model(model: SentenceTransformer, layer: int) -> SentenceTransformer:

@@ -65,7 +65,7 @@ class MultiVectorModel(TextModel):
     """Encodes queries and documents as a vector per token; the score is MaxSim, sum_i max_j <q_i, d_j>.
 
     A model with similarity ``meanmaxsim`` divides that by the number of query tokens, which keeps rankings and makes
-    scores of queries of different lengths comparable. Arguments as for `TextModel`.
+    scores of queries of different lengths comparable.
     """
 
     kind = "multi-vector"
@@ -136,6 +136,7 @@ def token_encoder(
     dimension: int | None = None,
     *,
     texts: Sequence[str] = (),
+    layers: int | None = None,
     document_length: int | None = None,
     seed: int = 0,
 ) -> MultiVectorEncoder:
@@ -149,6 +150,7 @@ def token_encoder(
         dimension: Width of a token vector, at most the transformer's, which is the default.
         texts: Fit the projection to the tokens of these, by directions of largest second moment, which keep inner
             products best (PCA without centering). Without texts the directions are random and orthogonal.
+        layers: Number of transformer layers to keep, from the first.
         document_length: Maximum tokens per document; the transformer's own limit by default.
         seed: Of the random directions.
     """
@@ -156,7 +158,7 @@ def token_encoder(
     from sentence_transformers.base.modules import Dense, Normalize, Transformer
     from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 
-    dense = load_bi_encoder(str(source))
+    dense = load_bi_encoder(str(source), layers=layers)
     transformer: Any = dense[0]
     if not isinstance(transformer, Transformer):
         found = f"{type(transformer).__name__} and has no contextual tokens"
@@ -173,11 +175,12 @@ def token_encoder(
 
     if dimension is None or dimension == width:
         return model()
-    random = np.random.default_rng(seed).standard_normal((width, width))
-    directions = np.linalg.qr(random)[0].astype(np.float32)
     if len(texts):
         tokens = MultiVectorModel(model(), f"multi-vector:{source}").encode(texts, "document")
         directions = principal_directions(tokens.vectors)
+    else:
+        random = np.random.default_rng(seed).standard_normal((width, width))
+        directions = np.linalg.qr(random)[0].astype(np.float32)
     projection = Dense(width, dimension, bias=False, activation_function=None, module_input_name="token_embeddings")
     projection.linear.weight.data.copy_(torch.from_numpy(np.ascontiguousarray(directions[:dimension])))
     return model(projection.to(dense.device))

@@ -20,6 +20,7 @@ class ModelKind(NamedTuple):
     student: str = ""  # module of retrodistill.students that defines students of this kind; empty if not trained here
 
 
+_RECORDED = "retrodistill.rankers.recorded"
 # Students that share a class of sentence-transformers are tried in this order: the most general of each class is last.
 MODEL_KINDS = {
     "bm25": ModelKind(
@@ -38,13 +39,12 @@ MODEL_KINDS = {
         "a sentence-transformers cross-encoder, raw logits: folder or hub name", False, True, student="cross_encoder"
     ),
     "run": ModelKind(
-        "recorded scores: a run file (.run, .trec, .parquet, .jsonl)",
-        ranker="retrodistill.rankers.recorded:RecordedRanker",
+        "recorded scores: a run file (.run, .trec, .parquet, .jsonl)", ranker=f"{_RECORDED}:RecordedRanker"
     ),
     "judgments": ModelKind(
         "relevance judgments of a split that is not measured, as a teacher: judgments:train",
         can_search=False,
-        ranker="retrodistill.rankers.recorded:JudgmentRanker",
+        ranker=f"{_RECORDED}:JudgmentRanker",
     ),
 }
 KINDS = {name: kind.about for name, kind in MODEL_KINDS.items()}

@@ -141,11 +141,9 @@ class TokenWeights:
 
     def _kept(self, ids: list[int]) -> np.ndarray:
         tokens = np.unique(np.asarray(ids, dtype=np.int64))
-        weights = self.weights[tokens]
-        if self.most is not None and len(tokens) > self.most:
-            best = np.argsort(-np.abs(weights), kind="stable")[: self.most]
-            return np.sort(tokens[best][weights[best] != 0])
-        return tokens[weights != 0]
+        heaviest = np.argsort(-np.abs(self.weights[tokens]), kind="stable")[: self.most]
+        kept = tokens[np.sort(heaviest)]
+        return kept[self.weights[kept] != 0]
 
 
 def own_tokenizer(tokenizer: Any, name: str, vocabulary: int) -> Any:

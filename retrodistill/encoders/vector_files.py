@@ -61,14 +61,11 @@ class VectorTable:
 
 
 def read_vectors(path: str | Path, *, unit: bool, with_texts: bool = False) -> VectorTable:
-    """Read a file of vectors.
+    """Read a file of vectors, scaled to length 1 if `unit` (for cosine), and its texts if wanted and there.
 
-    Args:
-        path: ``.parquet`` (or a folder of such parts) or ``.jsonl`` with ``_id`` (``id``, ``document_id``,
-            ``query_id``), ``vector`` (``embedding``) and optional ``text``; or ``NAME.npy`` (n, d) with ids in
-            ``NAME.ids.txt``, one per line.
-        unit: Normalize vectors to length 1, for comparison by cosine.
-        with_texts: Also read the texts, if the file has them.
+    The file is ``.parquet`` (or a folder of such parts) or ``.jsonl`` with ``_id`` (``id``, ``document_id``,
+    ``query_id``), ``vector`` (``embedding``) and optional ``text``; or ``NAME.npy`` (n, d) with ids in
+    ``NAME.ids.txt``, one per line.
 
     Raises:
         UserError: The file is missing, damaged or empty; ids are missing or repeated; vectors differ in width, are not
@@ -164,10 +161,8 @@ def _read_array(file: Path) -> _Rows:
         raise UserError(f"{file} has {vectors.dtype} of shape {vectors.shape}; give numbers of shape (n, d).")
     if not id_file.is_file():
         raise UserError(f"{file} has no ids: put them in {id_file.name} in the same folder, one id per line.")
-    try:
+    with _readable(id_file, "UTF-8"):
         lines = id_file.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{id_file} is not UTF-8; write it again.") from error
     ids = [_id(id_, f"{id_file}, line {line}") for line, id_ in enumerate(lines, start=1)]
     if len(ids) != len(vectors):
         raise UserError(f"{id_file} has {len(ids)} ids for {len(vectors)} vectors; give one per line, in their order.")
@@ -351,10 +346,9 @@ class VectorFile(Encoder):
         vectors, missing = self._find(texts, role)
         if missing.any():
             first = sample_of(texts[row][:40] for row in np.flatnonzero(missing)[:2])
-            raise UserError(
-                f"{self.name} has no vectors for {int(missing.sum())} of {len(texts)} texts ({first}), and its model "
-                "is not here; embed them there and add them, or use a query encoder distilled into its space."
-            )
+            without = f"no vectors for {int(missing.sum())} of {len(texts)} texts ({first}), and its model is not here"
+            advice = "embed them there and add them, or use a query encoder distilled into its space"
+            raise UserError(f"{self.name} has {without}; {advice}.")
         return vectors
 
     def _find(self, texts: Sequence[str], role: Role) -> tuple[np.ndarray, np.ndarray]:

@@ -13,10 +13,7 @@ _PAIRS = 65536  # per block, which bounds the memory of `pair_products`
 
 
 def exact_search(queries: np.ndarray, documents: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Find the k (at most n) of (n, d) documents with the highest inner products with (q, d) queries, all float32.
-
-    Rows, (q, k) int64, and scores, (q, k) float32, are best first.
-    """
+    """(q, k) int64 rows and float32 scores of the k, at most n, highest inner products, best first; all float32."""
     scores, rows = flat_index(documents).search(np.ascontiguousarray(queries, dtype=np.float32), min(k, len(documents)))
     return rows, scores
 
@@ -63,8 +60,8 @@ def check_finite(vectors: np.ndarray, ids: list[str], source: str) -> None:
         raise UserError(f"{source}: {len(bad)} vectors are NaN or infinite ({named}); embed these again or omit them.")
 
 
-def check_dimensions(dimensions: Sequence[int], width: int) -> None:
+def check_dimensions(dimensions: Sequence[int], width: int, vectors: str = "the vectors") -> None:
     """Reject truncations beyond the width of a vector."""
     for wanted in dimensions:
         if not 1 <= wanted <= width:
-            raise UserError(f"truncation to {wanted} dimensions: the vectors have {width}; choose from 1 to {width}.")
+            raise UserError(f"truncation to {wanted} dimensions: {vectors} have {width}; choose from 1 to {width}.")

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from sentence_transformers import MultiVectorEncoder
-from sentence_transformers.base.modules import Dense
 from sentence_transformers.multi_vector_encoder.modules import BaseTokenPooling
 from torch import Tensor, nn
 
@@ -19,15 +18,8 @@ from retrodistill.encoders.any_encoder import MULTI_VECTOR, load_encoder
 from retrodistill.encoders.contract import Role
 from retrodistill.encoders.embeddings import TokenVectors
 from retrodistill.encoders.loading import load_bi_encoder, load_multi_vector
-from retrodistill.encoders.modules import keep_first_layers, with_modules
-from retrodistill.encoders.multi_vector import (
-    MultiVectorModel,
-    Tokens,
-    best_documents,
-    fitted_on,
-    principal_directions,
-    token_encoder,
-)
+from retrodistill.encoders.modules import keep_first_layers
+from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens, best_documents, fitted_on, token_encoder
 from retrodistill.rankers.bi_encoder import MultiVectorRanker
 from retrodistill.students.clustering import TokenClusters, with_clusters, without_clusters
 from retrodistill.students.registry import Kind, StageDefaults
@@ -72,7 +64,8 @@ def multi_vector_student(
     try:
         model = load_multi_vector(source)
     except UserError:
-        model = _from_bi_encoder(source, corpus, dimension, layers, max_length)
+        texts = fitted_on(corpus)
+        model = token_encoder(source, dimension, texts=texts, layers=layers, document_length=max_length)
     else:
         if dimension is not None and dimension != model.get_embedding_dimension():
             raise UserError(
@@ -90,26 +83,6 @@ def multi_vector_student(
             reason = str(error).splitlines()[0]
             raise UserError(f"expansion={expansion}: model {source} cannot expand queries ({reason[:160]})") from error
     return model
-
-
-def _from_bi_encoder(
-    source: str, corpus: Sequence[str], dimension: int | None, layers: int | None, max_length: int | None
-) -> MultiVectorEncoder:
-    model = token_encoder(source, document_length=max_length)
-    if layers is not None:
-        keep_first_layers(model, layers)  # type: ignore[arg-type]
-    width = int(model.get_embedding_dimension() or 0)
-    if dimension is None or dimension == width:
-        return model
-    if not 1 <= dimension <= width:
-        raise UserError(f"dimension={dimension}: tokens by {source} have {width}; choose from 1 to {width}.")
-    tokens = MultiVectorModel(model, f"multi-vector:{source}").encode(fitted_on(corpus), "document")
-    directions = np.ascontiguousarray(principal_directions(tokens.vectors)[:dimension])
-    projection = Dense(width, dimension, bias=False, activation_function=None, module_input_name="token_embeddings")
-    projection.linear.weight.data.copy_(torch.from_numpy(directions))
-    transformer, *rest = model
-    projected: MultiVectorEncoder = with_modules(model, [transformer, projection.to(model.device), *rest])
-    return projected
 
 
 class TokenScorer(ColumnScorer):

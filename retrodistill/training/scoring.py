@@ -116,8 +116,8 @@ def candidate_pairs(stage: StageSettings, data: TrainingData, texts: Texts) -> t
     if stage.candidates.budget is None:
         return pool, []
     chosen = _within_budget(stage, data, texts, pool)
-    log(str(chosen))
-    return chosen.run, [str(chosen)]
+    log(chosen.summary)
+    return chosen.run, [chosen.summary]
 
 
 def candidate_sources(stage: StageSettings, teacher: Ranker) -> list[str]:

@@ -141,7 +141,7 @@ class TestChoosePairs:
         pool = Run.from_dict({f"q{number}": {"a": 1.0, "b": 0.0} for number in range(5)} | {"lone": {"a": 1.0}})
         chosen = choose_pairs(pool, 5, by)
         assert len(chosen.run) == 4
-        assert str(chosen) == (
+        assert chosen.summary == (
             f"budget: 4 of 11 pairs (36.4%) of 2 of 6 queries, by {by}; 1 queries have one candidate and are left out; "
             "1 of the budget is not spent"
         )

@@ -21,7 +21,7 @@ class TestForms:
     def test_the_name_wins_over_a_folder_of_that_name(self, make_folder, monkeypatch, tmp_path):
         make_folder(name="demo")
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr("retrodistill.data.demo.load_demo", lambda: "the demo")
+        monkeypatch.setattr("retrodistill.data.load_demo", lambda: "the demo")
         assert load_collection("demo") == "the demo"
         assert len(load_collection("./demo").documents) == 3
         assert len(load_collection(Path("demo")).documents) == 3

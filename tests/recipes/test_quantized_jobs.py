@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 
 from retrodistill.core.manifest import Manifest
+from retrodistill.data import load_collection
 from retrodistill.indexes import load_index
 from retrodistill.recipes import parse_recipe, run_recipe
+from retrodistill.recipes.systems import MADE_FROM
+from retrodistill.training.texts import training_texts
 
 
 @pytest.fixture
@@ -29,6 +32,17 @@ ENCODER = {
     "candidates": {"depth": "all"},
     "training": {"max_steps": 2, "learning_rate": 1e-3},
 }
+
+
+class TestTexts:
+    def test_whole_documents_are_among_the_texts_if_the_recipe_says_so(self, recipe, tmp_path):
+        made = recipe(texts={"queries": False, "titles": False, "sentences": 0, "documents": True})
+        run_recipe(made, tmp_path / "out")
+        collection = load_collection(made.collection)
+        nothing = collection.queries.select([])
+        texts = training_texts(collection, nothing, titles=False, sentences=0, documents=True)
+        inputs = Manifest.read(tmp_path / "out" / "indexes" / "distilled", MADE_FROM).inputs
+        assert inputs["texts"] == texts.texts.fingerprint
 
 
 class TestTheQueryEncoder:
