@@ -40,7 +40,7 @@ def quantized(job: Job, seconds: dict[str, float]) -> tuple[list[System], Curves
     settings = job.recipe.index.learn
     if settings is None:
         raise UserError("the recipe does not compress anything; set index.learn.")
-    pseudo_queries = job.recipe.index.texts.model_dump(include={"titles", "sentences", "documents", "limit"})
+    pseudo_queries = job.recipe.index.texts.of_documents
     queries = job.train if job.recipe.index.texts.queries else job.train.select([])
     texts = training_texts(job.collection, queries, **pseudo_queries, seed=job.recipe.seed, excluded_queries=job.test)
     systems, curves = _learned(job, texts, settings.model_copy(update={"query_map": False}), "distilled", seconds)

@@ -47,7 +47,7 @@ class ScoredLists(NamedTuple):
 def stage_texts(stage: StageSettings, data: TrainingData) -> TrainingTexts:
     """The stage's texts; a recorded teacher knows real queries only."""
     queries = data.queries if stage.texts.queries else data.queries.select([])
-    pseudo = stage.texts.model_dump(include={"titles", "sentences", "documents", "limit"})
+    pseudo = stage.texts.of_documents
     if data.teacher.run is not None and not stage.aligns:
         known = set(data.teacher.run.query_ids)
         queries = queries.select([query for query in queries.ids if query in known])

@@ -166,6 +166,11 @@ class TextSettings(Settings):
     pseudo-queries are wanted too, then the titles and sentences of documents that are drawn evenly."""
 
     @property
+    def of_documents(self) -> dict[str, Any]:
+        """Which texts of documents are wanted, and the limit, as `training_texts` takes them."""
+        return self.model_dump(include={"titles", "sentences", "documents", "limit"})
+
+    @property
     def has_pseudo_queries(self) -> bool:
         """Whether it trains on texts of documents, so that a collection needs no training queries."""
         return self.titles or self.sentences > 0 or self.documents
