@@ -67,7 +67,7 @@ class BM25:
         """Scores of query texts with any document, from (texts, terms) counts and (documents, terms) scores."""
         ids, terms = self._index.vocab_dict, len(self._index.scores["indptr"]) - 1
         known = [[ids[term] for term in query if ids.get(term, terms) < terms] for query in _tokenize(list(texts))]
-        bounds = np.concatenate([[0], np.cumsum(list(map(len, known)))])
+        bounds = np.cumsum([0, *map(len, known)])
         columns = np.fromiter(itertools.chain.from_iterable(known), dtype=np.int32, count=bounds[-1])
         counts = csr_array((np.ones(len(columns), dtype=np.float32), columns, bounds), shape=(len(known), terms))
         arrays = (self._index.scores[part] for part in ("data", "indices", "indptr"))

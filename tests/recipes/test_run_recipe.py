@@ -5,10 +5,12 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from retrodistill.core.errors import UserError
+from retrodistill.encoders import load_encoder
 from retrodistill.recipes import load_recipe, parse_recipe, run_recipe
 from retrodistill.runs import Run, read_run, write_run
 
@@ -138,6 +140,36 @@ class TestOtherStudents:
         assert results.taught_by == "target"
 
 
+class TestSharedDocuments:
+    def test_if_a_batch_shares_the_whole_corpus_training_is_that_over_the_corpus(self, content, tmp_path):
+        content["students"]["student"]["control"] = None
+        stage = content["students"]["student"]["stages"][1]
+        queries = ["why do stars shine", "cheese"]
+        vectors = []
+        for candidates in ({"depth": "all"}, {"depth": 5, "shared": 1000}, {"depth": 5, "shared": 20}):
+            stage["candidates"] = candidates
+            out = tmp_path / str(len(vectors))
+            run_recipe(parse_recipe(content), out)
+            vectors.append(load_encoder(f"static:{out / 'students' / 'student'}").encode(queries, "query"))
+        np.testing.assert_allclose(vectors[1], vectors[0], atol=2e-4)
+        assert np.abs(vectors[2] - vectors[0]).max() > 1e-3
+
+    def test_groups_of_encoded_documents_have_random_ones_too(self, dense_content, tmp_path):
+        dense_content["students"]["student"] |= {"control": "contrastive", "documents": "student"}
+        stage = dense_content["students"]["student"]["stages"][0]
+        stage |= {"train": "both_encoders", "candidates": {"depth": 5, "shared": 20}, "texts": {"sentences": 1}}
+        stage |= {"groups": {"documents": 3, "random": 2}, "training": {"max_steps": 2, "batch_size": 4}}
+        results = run_recipe(parse_recipe(dense_content), tmp_path / "out")
+        assert {"control", "student"} <= {system.name for system in results.systems}
+
+    def test_a_teacher_of_pairs_is_refused_before_training(self, content, tiny_cross_encoder, tmp_path, monkeypatch):
+        no_training(monkeypatch)
+        stage = content["students"]["student"]["stages"][1]
+        stage |= {"teacher": f"cross-encoder:{tiny_cross_encoder}", "candidates": {"depth": 5, "shared": 20}}
+        with pytest.raises(UserError, match="cannot score a whole corpus"):
+            run_recipe(parse_recipe(content), tmp_path / "out")
+
+
 class TestRecordedTeachers:
     @pytest.fixture
     def recorded(self, content, tiny, tmp_path):
@@ -160,7 +192,7 @@ class TestRecordedTeachers:
         no_training(monkeypatch)
         recorded["students"]["student"]["stages"][1]["candidates"] = {"depth": "all"}
         with pytest.raises(
-            UserError, match=r"is recorded and holds lists: leave candidates.depth out, it cannot be 'all'.$"
+            UserError, match=r"is recorded and holds lists: candidates.depth cannot be 'all' and .*; leave both out.$"
         ):
             run_recipe(parse_recipe(recorded), tmp_path / "out")
         assert not (tmp_path / "out").exists()

@@ -3,6 +3,7 @@ import pytest
 
 from retrodistill.core.errors import UserError
 from retrodistill.data import Collection, Texts
+from retrodistill.data.sentences import title_texts
 from retrodistill.training.texts import training_texts
 
 
@@ -50,6 +51,33 @@ class TestGathering:
         }
         assert drawn[0] == training_texts(small, Texts.from_pairs([]), titles=False, sentences=1, seed=0).texts.texts
         assert len({tuple(texts) for texts in drawn.values()}) > 1
+
+
+class TestLimit:
+    def test_queries_come_first_then_the_texts_of_some_documents(self, tiny):
+        texts = training_texts(tiny, tiny.split("train"), titles=True, sentences=2, limit=100)
+        assert texts.texts.ids[:42] == tiny.split("train").ids
+        used = set(texts.sources[42:].tolist())
+        assert len(used) == (100 - 42) // 3
+        whole = training_texts(tiny, tiny.split("train"), titles=True, sentences=2)
+        kept = [row for row, source in enumerate(whole.sources) if source < 0 or source in used]
+        assert texts.texts.ids == [whole.texts.ids[row] for row in kept]
+
+    def test_many_queries_leave_half_to_the_documents(self, tiny):
+        texts = training_texts(tiny, tiny.split("train"), titles=True, sentences=1, limit=20)
+        assert [int((texts.sources < 0).sum()), len(texts)] == [10, 20]
+        alone = training_texts(tiny, tiny.split("train"), titles=False, sentences=0, limit=20)
+        assert len(alone) == 20
+        assert set(alone.texts.ids) < set(tiny.split("train").ids)
+
+    def test_a_limit_that_is_not_reached_changes_nothing(self, tiny):
+        given = training_texts(tiny, tiny.split("train"), limit=42 + 60 * 4)
+        assert given.texts.fingerprint == training_texts(tiny, tiny.split("train")).texts.fingerprint
+
+    def test_rows_of_documents_in_a_corpus_of_several_batches(self, tiny, monkeypatch):
+        monkeypatch.setattr("retrodistill.data.sentences.BATCH", 7)
+        whole, rows = title_texts(tiny), np.array([0, 6, 7, 30, 59])
+        assert title_texts(tiny, rows).ids == [whole.ids[row] for row in rows]
 
 
 class TestLeaks:
