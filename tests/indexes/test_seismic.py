@@ -7,7 +7,8 @@ from sparse_models import inference_free
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.contract import EmbeddingSpace
-from retrodistill.indexes.inverted import InvertedIndex, InvertedSettings, build_inverted
+from retrodistill.indexes import build_index
+from retrodistill.indexes.inverted import InvertedIndex, InvertedSettings
 from retrodistill.rankers.postings import Postings, search_rows
 
 SEISMIC = InvertedSettings(backend="seismic")
@@ -40,7 +41,7 @@ class TestMissing:
             UserError,
             match=r"^the backend 'seismic' needs its package: pip install 'retrodistill\[seismic\]'",
         ):
-            build_inverted(tiny, model, settings=SEISMIC)
+            build_index(tiny, model, settings=SEISMIC)
 
 
 @installed
@@ -103,7 +104,7 @@ class TestFolders:
             InvertedIndex.load(tmp_path / "index")
 
     def test_queries_by_text(self, tiny, tmp_path):
-        index = build_inverted(tiny, inference_free(tmp_path / "bert"), settings=SEISMIC)
+        index = build_index(tiny, inference_free(tmp_path / "bert"), settings=SEISMIC)
         index.save(tmp_path / "index")
         assert len(InvertedIndex.load(tmp_path / "index").search("star planet", k=5)) > 0
 
