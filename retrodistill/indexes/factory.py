@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import re
@@ -43,36 +42,20 @@ _UNLIMITED = 2**20  # for parameters without a natural maximum
 
 
 def build_faiss(factory: str, vectors: np.ndarray) -> Any:
-    """Build, train and fill an inner-product index.
+    """Build, train and fill an inner-product index of (n, d) float32 vectors, such as ``OPQ48,PQ48``.
 
     PCA and ITQ usually subtract the mean of the documents, which reorders inner products (on MiniLM's NFCorpus vectors
     ``PCA192,Flat`` keeps .55 of the ten best, without the mean .91); here they only rotate and cut. Product quantizers
     skip the polysemous ordering of codewords, which takes most of the time and which nothing here searches by.
 
-    Args:
-        factory: ``Flat``, ``SQ8``, ``OPQ48,PQ48``, ``IVF64,Flat``, ``HNSW32``, ``RaBitQ,Refine(SQ8)``...
-        vectors: (n, d) float32, finite.
-
-    Raises:
-        UserError: The string does not parse, there are too few vectors to train (FAISS would abort the process), or a
-            vector is not finite.
+    Strings that do not parse, too few vectors to train (FAISS would abort the process), and vectors that are not finite
+    raise a UserError.
     """
     index = empty_index(factory, vectors.shape[1], len(vectors))
-    if not np.isfinite(vectors).all():
-        check_finite(vectors, [str(row) for row in range(len(vectors))], "vectors to index")
-    for part in _parts(index):
-        if hasattr(part, "do_polysemous_training"):
-            part.do_polysemous_training = False
+    check_finite(vectors, list(map(str, range(len(vectors)))), "vectors to index")
     try:
         if not index.is_trained:
-            with _quiet_kmeans(index) as centroids:
-                if len(vectors) < centroids * _PER_CENTROID:  # one line instead of FAISS's own for each codebook
-                    log(
-                        f"{factory}: {len(vectors):,} vectors train {centroids:,} centroids, and k-means asks for "
-                        f"{centroids * _PER_CENTROID:,}: codes may be coarse; 'SQ8' and 'Flat' need none."
-                    )
-                index.train(vectors)
-        _keep_means(index)
+            _train(index, vectors, factory)
         index.add(vectors)
     except (RuntimeError, MemoryError) as error:
         raise UserError(
@@ -85,8 +68,7 @@ def build_faiss(factory: str, vectors: np.ndarray) -> Any:
 def empty_index(factory: str, dimension: int, vectors: int, parameters: str | None = None) -> Any:
     """An untrained inner-product index for a number of vectors; also the check before any work starts.
 
-    Raises:
-        UserError: The string does not parse for this width, there are too few vectors, or parameters do not fit.
+    It refuses strings that do not parse for this width, too few vectors, and search parameters that do not fit.
     """
     _check_sizes(factory, dimension)
     needed = _lists(factory)
@@ -116,8 +98,7 @@ def fewest_vectors(index: Any) -> int:
         if hasattr(part, "pq"):
             needed.append(part.pq.ksub)
         for name in ("rq", "lsq", "prq", "plsq"):
-            if hasattr(part, name):
-                codes = getattr(part, name)
+            if codes := getattr(part, name, None):
                 needed.append(2 ** int(max(faiss.vector_to_array(codes.nbits))))
                 needed.append({"rq": codes.d, "prq": codes.d // max(getattr(codes, "nsplits", 1), 1)}.get(name, 1))
                 needed.append(256 if codes.search_type == faiss.AdditiveQuantizer.ST_norm_cqint8 else 1)
@@ -148,27 +129,24 @@ def written_parameters(parameters: dict[str, int]) -> str:
     return ",".join(f"{name}={value}" for name, value in parameters.items())
 
 
-def set_parameters(index: Any, parameters: str) -> None:
-    """Set search parameters such as ``nprobe=16`` or ``efSearch=64,k_factor_rf=4``, also behind transforms."""
+def set_parameters(index: Any, parameters: str) -> dict[str, int]:
+    """Set search parameters such as ``efSearch=64,k_factor_rf=4``, also behind transforms, and return their values."""
     known, values = known_parameters(index), read_parameters(parameters)
-    for name, value in values.items():
-        if name in known and value <= known[name]:
-            continue
+    if wrong := [name for name, value in values.items() if value > known.get(name, 0)]:
         names = f"it knows {', '.join(known)}" if known else "it has none"
-        reason = f"{name} is at most {known[name]}" if name in known else names
+        reason = f"{wrong[0]} is at most {known[wrong[0]]}" if wrong[0] in known else names
         raise UserError(
             f"search parameters {parameters!r} do not fit this index ({reason}); nprobe goes with IVF, efSearch with "
             "HNSW, k_factor_rf with refining."
         )
     for name, value in values.items():
         faiss.ParameterSpace().set_index_parameter(index, name, value)
+    return values
 
 
 def known_parameters(index: Any) -> dict[str, int]:
     """The search parameters that an index has, each with its largest value."""
-    index = faiss.downcast_index(index)
-    if isinstance(index, faiss.IndexPreTransform):
-        return known_parameters(index.index)
+    index = _behind_transforms(index)
     if isinstance(index, faiss.IndexRefine):
         return {**known_parameters(index.base_index), "k_factor_rf": _UNLIMITED}
     if isinstance(index, faiss.IndexIVF):
@@ -183,30 +161,28 @@ def keeps_labels(index: Any) -> bool:
 
 
 def can_remove(index: Any) -> bool:
-    """Whether documents can be removed: not from graphs, refined and fast-scan indexes.
-
-    A fast-scan index of faiss 1.15 loses codes that are added after a removal: they overwrite what the removed ones
-    left behind.
-    """
+    """Whether documents can be removed: not from graphs, refined and fast-scan indexes."""
+    # In fast-scan kinds of faiss 1.15, codes that are added after a removal overwrite others.
     core = _behind_transforms(index)
     return not isinstance(core, (faiss.IndexHNSW, faiss.IndexRefine)) and not type(core).__name__.endswith("FastScan")
 
 
-def can_refine(index: Any) -> bool:
-    """Whether the index ranks its candidates again by better codes."""
-    return any(isinstance(part, faiss.IndexRefine) for part in _parts(index))
+def vector_holder(index: Any) -> Any:
+    """The part that holds the vectors as they were given (Flat, also in HNSW and RFlat, or IVF,Flat), or None."""
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexRefine):
+        index = faiss.downcast_index(index.refine_index)
+    elif isinstance(index, faiss.IndexHNSW):
+        index = faiss.downcast_index(index.storage)
+    return index if isinstance(index, (faiss.IndexFlat, faiss.IndexIVFFlat)) else None
 
 
 def file_bytes(index: Any) -> int:
     """Size of an index as a file, counted in pieces: no second copy of the index is made."""
-    size = 0
-
-    def count(piece: bytes) -> None:
-        nonlocal size
-        size += len(piece)
-
-    faiss.write_index(index, faiss.BufferedIOWriter(faiss.PyCallbackIOWriter(count), 2**20))
-    return size
+    sizes: list[int] = []
+    writer = faiss.PyCallbackIOWriter(lambda piece: sizes.append(len(piece)))
+    faiss.write_index(index, faiss.BufferedIOWriter(writer, 2**20))
+    return sum(sizes)
 
 
 def read_faiss(path: str | os.PathLike[str], *, memory_map: bool = False) -> Any:
@@ -277,34 +253,32 @@ def _flaw_of_transform(step: Any) -> str | None:
     return None
 
 
-@contextlib.contextmanager
-def _quiet_kmeans(index: Any) -> Iterator[int]:
-    """Silence k-means's warnings about few vectors, with the same results; yields the most centroids of any part."""
-    most, quantizers = 1, []
-    for step in _transforms(index):
-        if isinstance(step, faiss.OPQMatrix):
-            # OPQ trains a quantizer of its own, or one that it is given and does not own.
-            step.pq = quantizer = faiss.ProductQuantizer(step.d_out, step.M, 8)
-            quantizer.cp.min_points_per_centroid = 1
-            quantizers.append((step, quantizer))  # keeps it alive
-            most = max(most, quantizer.ksub)
-    for part in _parts(index):
-        if isinstance(part, faiss.IndexIVF):
-            part.cp.min_points_per_centroid = 1
-            most = max(most, part.nlist)
-        for codes in (getattr(part, name) for name in ("pq", "rq") if hasattr(part, name)):
-            codes.cp.min_points_per_centroid = 1
-        most = max(most, part.pq.ksub if hasattr(part, "pq") else 1)
+def _train(index: Any, vectors: np.ndarray, factory: str) -> None:
+    """Train without polysemous codes, and with one warning about few vectors in place of FAISS's for each codebook."""
+    parts, steps = list(_parts(index)), _transforms(index)
+    rotations = [step for step in steps if isinstance(step, faiss.OPQMatrix)]
+    products = [part.pq for part in parts if hasattr(part, "pq")]
+    for step in rotations:  # OPQ trains a quantizer of its own, or one that it is given and does not own
+        products.append(faiss.ProductQuantizer(step.d_out, step.M, 8))  # the list keeps it alive
+        step.pq = products[-1]
+    lists = [part for part in parts if isinstance(part, faiss.IndexIVF)]
+    for trained in [*products, *lists, *(part.rq for part in parts if hasattr(part, "rq"))]:
+        trained.cp.min_points_per_centroid = 1
+    for part in parts:
+        if hasattr(part, "do_polysemous_training"):
+            part.do_polysemous_training = False
+    centroids = max([1, *(codes.ksub for codes in products), *(part.nlist for part in lists)])
+    if len(vectors) < centroids * _PER_CENTROID:
+        log(
+            f"{factory}: {len(vectors):,} vectors train {centroids:,} centroids, and k-means asks for "
+            f"{centroids * _PER_CENTROID:,}: codes may be coarse; 'SQ8' and 'Flat' need none."
+        )
     try:
-        yield most
+        index.train(vectors)
     finally:
-        for step, _ in quantizers:
+        for step in rotations:
             step.pq = None
-
-
-def _keep_means(index: Any) -> None:
-    """Undo the subtraction of means in trained PCA and ITQ. Whitening (PCAW) stays as requested."""
-    for step in _transforms(index):
+    for step in steps:  # undo the subtraction of means; whitening (PCAW) stays as requested
         if isinstance(step, faiss.PCAMatrix) and step.eigen_power == 0:
             step.have_bias = False
         elif isinstance(step, faiss.ITQTransform):
@@ -316,15 +290,9 @@ def _parts(index: Any) -> Iterator[Any]:
     """Every FAISS index that this one consists of, itself first, each as its own class."""
     index = faiss.downcast_index(index)
     yield index
-    inner = {
-        faiss.IndexPreTransform: ("index",),
-        faiss.IndexRefine: ("base_index", "refine_index"),
-        faiss.IndexIVF: ("quantizer",),
-        faiss.IndexHNSW: ("storage",),
-    }
-    names = next((names for kind, names in inner.items() if isinstance(index, kind)), ())
-    for name in names:
-        yield from _parts(getattr(index, name))
+    for name in ("index", "base_index", "refine_index", "quantizer", "storage"):
+        if inner := getattr(index, name, None):
+            yield from _parts(inner)
 
 
 def _transforms(index: Any) -> list[Any]:

@@ -31,8 +31,8 @@ from retrodistill.indexes.factory import (
     file_bytes,
     keeps_labels,
     read_faiss,
-    read_parameters,
     set_parameters,
+    vector_holder,
     written_parameters,
 )
 from retrodistill.indexes.registry import IndexKind
@@ -71,11 +71,8 @@ class FaissSettings(Settings):
 class FaissIndex(Index):
     """A plain FAISS index with document ids, the contract of its embedding space, and a query encoder of that space.
 
-    Args:
-        index: The filled FAISS index.
-        ids, space, queries, name, documents: See `Index`.
-        factory: The factory string it was built from.
-        labels: (n,) int64, ascending: the labels of the documents in the FAISS index; by default 0, 1...
+    `index` is the filled FAISS index of the string `factory`, `labels` are (n,) int64, ascending, the documents' labels
+    in it, by default 0, 1...; for the others see `Index`.
     """
 
     index_kind, encoder_kinds = "faiss", DENSE
@@ -104,17 +101,13 @@ class FaissIndex(Index):
 
     @property
     def parameters(self) -> str | None:
-        """FAISS search parameters that were set, e.g. ``nprobe=16``; saved with the index; None if none were set.
-
-        Setting some leaves the others as they are.
-        """
+        """FAISS search parameters that were set, e.g. ``nprobe=16``, or None; saved. Setting some leaves the others."""
         return written_parameters(self._parameters) or None
 
     @parameters.setter
     def parameters(self, parameters: str | None) -> None:
         if parameters:
-            set_parameters(self.index, parameters)
-            self._parameters |= read_parameters(parameters)
+            self._parameters |= set_parameters(self.index, parameters)
 
     def tune(
         self,
@@ -126,24 +119,16 @@ class FaissIndex(Index):
     ) -> TuningResult:
         """Set nprobe, efSearch and k_factor_rf to the smallest values that reach a recall of exact search's k best.
 
-        Args:
-            queries: Held-out queries or their vectors: training queries or sentences of documents, never test queries.
-            recall: Target recall, above 0 and up to 1.
-            k: Documents per query.
-            documents: For exact search when the index holds codes only: the texts of the documents, or their
-                (n, encoder's dimension) vectors in the order of `ids`.
-
-        Returns:
-            What was set and the recall it reaches; its text says so. `parameters` holds it and `save` keeps it.
-
-        Raises:
-            UserError: There are no queries, k exceeds the index, or the index holds codes and `documents` is missing.
+        `queries` are held-out queries or their vectors: training queries or sentences of documents, never test queries.
+        `recall` is above 0 and up to 1. An index that holds codes only needs `documents` for exact search: their
+        `Texts`, or their (n, encoder's dimension) vectors in the order of `ids`. The result's text says
+        what was set and the recall it reaches; `parameters` holds it and `save` keeps it.
         """
         check_k(k, len(self))
-        given: Any = queries
         if not isinstance(queries, np.ndarray):
-            given = embed(self._query_encoder(), as_queries(queries).texts, "query")
-        vectors = self._prepare(given, "queries")
+            encoded = embed(self._query_encoder(), as_queries(queries).texts, "query")
+            return self.tune(encoded, recall, k, documents=documents)
+        vectors = self._prepare(queries, "queries")
         self._check_values(vectors, [str(row) for row in range(len(vectors))], "queries")
         result = tune(self.index, vectors, self._exact(vectors, k, documents), recall=recall, k=k)
         self.parameters = result.parameters
@@ -161,15 +146,13 @@ class FaissIndex(Index):
 
     def vector_reader(self) -> Callable[[int, int], np.ndarray] | None:
         """As `Index.vector_reader`; None for factories that code or transform the vectors."""
-        vectors: Any = faiss.downcast_index(self.index)
-        if isinstance(vectors, faiss.IndexRefineFlat):
-            vectors = faiss.downcast_index(vectors.refine_index)
-        vectors.referenced_objects = [self.index]  # what downcast_index returns does not keep the whole index alive
-        if isinstance(vectors, faiss.IndexIVFFlat):
-            return _list_reader(vectors, self.labels)
-        if isinstance(vectors, (faiss.IndexFlat, faiss.IndexHNSWFlat)):
-            return lambda start, stop: vectors.reconstruct_n(start, stop - start)
-        return None
+        holder = vector_holder(self.index)
+        if holder is None:
+            return None
+        holder.referenced_objects = [self.index]  # which the part alone does not keep alive
+        if isinstance(holder, faiss.IndexIVFFlat):
+            return _list_reader(holder, self.labels)
+        return lambda start, stop: holder.reconstruct_n(start, stop - start)
 
     @property
     def nbytes(self) -> int:
@@ -197,13 +180,12 @@ class FaissIndex(Index):
     def _exact(self, queries: np.ndarray, k: int, documents: Any) -> np.ndarray:
         """Labels (q, k) of the best documents by exact search."""
         if documents is None:
-            labels = exact_labels(self.index, queries, k)
-            if labels is None:
-                raise UserError(
-                    f"an index of factory {self.factory!r} does not hold its documents' exact vectors, which tuning "
-                    "compares with; give documents=, their texts or vectors."
-                )
-            return labels
+            if (labels := exact_labels(self.index, queries, k)) is not None:
+                return labels
+            raise UserError(
+                f"an index of factory {self.factory!r} does not hold its documents' exact vectors, which tuning "
+                "compares with; give documents=, their texts or vectors."
+            )
         if isinstance(documents, Texts):
             documents = embed(self._document_encoder(), documents.select(self.ids).texts, "document")
         vectors = self._prepare(documents, "documents")
@@ -258,9 +240,9 @@ class FaissIndex(Index):
 
     @classmethod
     def _read(cls, stored: StoredIndex, memory_map: bool | None) -> Self:
-        faiss_index = read_faiss(stored.folder / _FAISS_FILE, memory_map=bool(memory_map))
+        filled = read_faiss(stored.folder / _FAISS_FILE, memory_map=bool(memory_map))
         factory, name = stored.settings["factory"], stored.about["name"]
-        index = cls(faiss_index, stored.ids, stored.space, None, factory, name, labels=stored.labels)
+        index = cls(filled, stored.ids, stored.space, None, factory, name, labels=stored.labels)
         index.parameters = stored.settings.get("parameters")
         index.is_read_only = bool(memory_map)
         return index
@@ -288,8 +270,7 @@ def _build(collection: Collection, documents: Any, queries: Any, settings: Faiss
     index = FaissIndex(faiss_index, texts.ids, space, query_encoder, factory, name, documents=encoder)
     index.build_seconds = time.perf_counter() - start
     index.parameters = parameters
-    has_choice = settings.factory == "auto" and parameters is not None
-    if (settings.recall or has_choice) and not settings.parameters:
+    if not settings.parameters and (settings.recall or parameters):
         recall, k = settings.recall or _RECALL, min(_NEIGHBORS, len(texts))
         log(str(index.tune(_held_out(collection), recall, k, documents=texts)))
     return index
@@ -308,13 +289,12 @@ def _held_out(collection: Collection) -> Texts:
 def _check_lengths(vectors: np.ndarray, ids: Sequence[str], *, unit: bool) -> None:
     """Refuse vectors without a cosine, and vectors whose products overflow float32."""
     largest = np.abs(vectors).max(axis=1, initial=0.0)
-    zero = np.flatnonzero(largest == 0)
-    if unit and len(zero):
-        named = sample_of(ids[int(row)] for row in zero)
+    zero, huge = np.flatnonzero(largest == 0).tolist(), np.flatnonzero(largest > _LARGEST).tolist()
+    if unit and zero:
+        named = sample_of(ids[row] for row in zero)
         raise UserError(f"documents: {len(zero)} vectors are zero ({named}), which have no cosine; leave them out.")
-    huge = np.flatnonzero(largest > _LARGEST)
-    if len(huge):
-        named = sample_of(ids[int(row)] for row in huge)
+    if huge:
+        named = sample_of(ids[row] for row in huge)
         raise UserError(f"documents: {len(huge)} vectors hold numbers beyond {_LARGEST:g} ({named}); leave them out.")
 
 
@@ -329,8 +309,7 @@ def _list_reader(ivf: Any, labels: np.ndarray) -> Callable[[int, int], np.ndarra
     """Reads vectors of inverted lists by row; FAISS's own direct map would become part of the index."""
     lists, places = np.empty(len(labels), dtype=np.int32), np.empty(len(labels), dtype=np.int64)
     for number in range(ivf.nlist):
-        size = ivf.invlists.list_size(number)
-        if size:
+        if size := ivf.invlists.list_size(number):
             rows = np.searchsorted(labels, faiss.rev_swig_ptr(ivf.invlists.get_ids(number), size))
             lists[rows], places[rows] = number, np.arange(size)
 

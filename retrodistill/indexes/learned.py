@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -42,22 +41,14 @@ def texts_to_learn_from(
     texts = texts or TextSettings()
     test = collection.split("test") if "test" in collection.split_sizes else None
     queries = training_queries(collection, split, test)[0] if texts.queries else Texts.from_pairs([])
-    return training_texts(
-        collection,
-        queries,
-        titles=texts.titles,
-        sentences=texts.sentences,
-        documents=texts.documents,
-        seed=seed,
-        excluded_queries=test,
-    )
+    choice = texts.model_dump(include={"titles", "sentences", "documents"})
+    return training_texts(collection, queries, **choice, seed=seed, excluded_queries=test)
 
 
 def texts_with_vectors(collection: Collection, query_encoder: Encoder, *, seed: int = 0) -> TrainingTexts:
-    """As `texts_to_learn_from`, for any query encoder: recorded vectors do not cover sentences.
+    """As `texts_to_learn_from`, for any query encoder.
 
-    A recorded encoder learns from the queries it has vectors of, and from whole documents if a text has the same vector
-    as a query and as a document.
+    Recorded vectors do not cover sentences, only queries, and whole documents if a text has one vector on both sides.
     """
     if not query_encoder.is_recorded:
         return texts_to_learn_from(collection, seed=seed)
@@ -85,21 +76,13 @@ def learn_index(
     teacher: np.ndarray | None = None,
     name: str = "distilled",
 ) -> LearnedIndex:
-    """Embed a collection and learn a quantizer of its vectors.
+    """Embed a collection and learn a quantizer of its vectors, which do not change, from queries and pseudo-queries.
 
-    Args:
-        collection: What to index.
-        documents: Document encoder, whose vectors do not change.
-        texts: Queries and pseudo-queries to learn from.
-        queries: Query encoder of the same space; by default that of the documents.
-        target: Bytes of a document's codes, or the factory to start from, e.g. ``OPQ16,PQ16``, ``OPQ16,IVF64,PQ16``.
-        settings: How it is learned.
-        teacher: (texts, n) scores of a better ranker, on any scale; by default the exact dense scores.
-        name: Name of its runs.
-
-    Raises:
-        UserError: There are too few documents, vectors are not finite, the factory cannot be learned, or the queries
-            belong to another space.
+    `queries` is a query encoder of the same space, by default the document encoder. `target` is the number of bytes of
+    a document's codes, or the factory to start from, e.g. ``OPQ16,PQ16``, ``OPQ16,IVF64,PQ16``. `teacher` holds
+    (texts, n) scores of a better ranker, on any scale; by default the exact dense scores. `name` is that of the runs.
+    Too few documents, vectors that are not finite, a factory that cannot be learned, and queries of another space raise
+    a UserError.
     """
     encoder, query_encoder, space = load_sides(documents, queries, DENSE)
     factory = factory_for(target, encoder.dimension) if isinstance(target, int) else target
@@ -111,52 +94,37 @@ def learn_index(
     vectors = np.ascontiguousarray(embed(encoder, collection.documents.texts, "document"))
     check_finite(vectors, ids, encoder.name)
     query_vectors = np.ascontiguousarray(embed(query_encoder, texts.texts.texts, "query"))
+    teach = None if teacher is None else _rescaled(teacher, query_vectors, vectors)
     learned = learn_quantizer(
-        vectors,
-        query_vectors,
-        factory,
-        settings or QuantizerSettings(),
-        sources=texts.sources,
-        teacher=None if teacher is None else _rescaled(teacher, query_vectors, vectors),
-        names=ids,
+        vectors, query_vectors, factory, settings, sources=texts.sources, teacher=teach, names=ids
     )
-
-    def index_of(faiss_index: Any, run_name: str, seconds: float) -> FaissIndex:
-        index = FaissIndex(faiss_index, ids, space, query_encoder, factory, run_name, documents=encoder)
-        index.build_seconds = seconds
-        return index
-
-    index = index_of(learned.index, name, learned.seconds)
-    return LearnedIndex(index, index_of(learned.start, "opq", learned.start_seconds), learned)
+    index = FaissIndex(learned.index, ids, space, query_encoder, factory, name, documents=encoder)
+    start = FaissIndex(learned.start, ids, space, query_encoder, factory, "opq", documents=encoder)
+    index.build_seconds, start.build_seconds = learned.seconds, learned.start_seconds
+    return LearnedIndex(index, start, learned)
 
 
 def save_query_map(result: LearnedIndex, folder: str | os.PathLike[str], manifest: Manifest | None = None) -> Encoder:
-    """Save the query encoder with the learned map as its last module, and use it in the learned index.
-
-    The folder is one of sentence-transformers; its manifest says what the encoder was made from.
-    """
+    """Save the query encoder, its last module the learned map, for sentence-transformers, and use it in the index."""
     index, query_map = result.index, result.learned.query_map
     if query_map is None or index.queries is None:
         raise UserError("no query map was learned; set query_map.")
-    settings = result.learned.settings.model_dump()
-    manifest = manifest or Manifest("student", {"space": index.space.fingerprint}, settings)
-    manifest = replace(manifest, about={**manifest.about, "query_space": index.space.fingerprint})
+    space = index.space.fingerprint
+    manifest = manifest or Manifest("student", {"space": space}, result.learned.settings.model_dump())
+    manifest = replace(manifest, about={**manifest.about, "query_space": space})
     save_student(query_student(index.queries, query_map), manifest, folder)
     index.queries = load_encoder(f"dense:{folder}", DENSE)
     return index.queries
 
 
 def _rescaled(scores: np.ndarray, queries: np.ndarray, documents: np.ndarray) -> Teacher:
-    """A ranker's scores with the mean and standard deviation of each query's dense scores: one temperature fits all.
-
-    A query whose scores are all equal keeps the dense ones.
-    """
+    """A ranker's scores with the mean and standard deviation of each query's dense scores: one temperature fits all."""
 
     def teach(rows: np.ndarray) -> np.ndarray:
         dense, better = queries[rows] @ documents.T, np.asarray(scores[rows], dtype=np.float32)
         spread = better.std(axis=1, keepdims=True)
         standard = (better - better.mean(axis=1, keepdims=True)) / np.where(spread > 0, spread, 1.0)
         rescaled = dense.mean(axis=1, keepdims=True) + dense.std(axis=1, keepdims=True) * standard
-        return np.where(spread > 0, rescaled, dense).astype(np.float32)
+        return np.where(spread > 0, rescaled, dense).astype(np.float32)  # equal scores teach nothing
 
     return teach

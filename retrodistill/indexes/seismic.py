@@ -24,19 +24,14 @@ _LARGEST_WEIGHT = float(np.finfo(np.float16).max)
 
 
 class SeismicPostings:
-    """A Seismic index of documents by row.
+    """A Seismic index of documents by row; see the options of its settings in `IndexOptions`.
 
-    For the heaviest terms of a query it visits only blocks of documents whose summary promises enough. Weights are kept
-    as float16. Blocks are clustered at random and the library takes no seed: two builds of the same documents find
-    slightly different ones; a saved index does not change.
-
-    Args:
-        index: The filled ``SeismicIndex``, in which a document's name is its row.
-        rows: (held,) int64 rows of the documents with at least one term, ascending: the library skips the others.
-        documents, terms: Number of documents, and of terms in the vocabulary.
-        query_cut: Number of a query's heaviest terms that choose the lists to visit; all of its terms count in scores.
-        heap_factor: Above 0 and up to 1: a block is skipped if its summary times this is below the k-th score. Lower
-            is faster.
+    For the `query_cut` heaviest terms of a query it visits only blocks of documents whose summary, times `heap_factor`
+    (above 0 and up to 1), is not below the k-th score; all terms count in scores. Weights are kept as float16. Blocks
+    are clustered at random and the library takes no seed: two builds of the same documents find slightly different
+    ones; a saved index does not change. A document's name in the ``SeismicIndex`` is its row. `rows` are (held,) int64,
+    ascending, of the documents with at least one term: the library skips the others. `documents` and `terms` are their
+    numbers.
     """
 
     bits = None
@@ -46,21 +41,21 @@ class SeismicPostings:
     ) -> None:
         self.index, self.rows, self.documents, self.terms = index, rows, documents, terms
         self.query_cut, self.heap_factor = query_cut, heap_factor
+        self._string_type = str(seismic().get_seismic_string())
 
     @classmethod
     def from_csr(cls, matrix: csr_array, query_cut: int = 10, heap_factor: float = 0.8) -> SeismicPostings:
         """Index (documents, terms) positive weights; at least one, and none beyond float16."""
-        library = seismic()
         if not matrix.nnz or matrix.data.max() > _LARGEST_WEIGHT:
             why = f"a weight is above {_LARGEST_WEIGHT:.0f}, float16's largest" if matrix.nnz else "none has a term"
             raise UserError(f"Seismic cannot index these documents: {why}; choose the backend 'exact'.")
         matrix.sort_indices()
         documents, terms = matrix.shape
-        dataset = getattr(library, _class_name("SeismicDataset", terms))(dim=terms)
+        dataset = _class("SeismicDataset", terms)(dim=terms)
         arrays = matrix.indices.astype(np.int64), matrix.data.astype(np.float32), matrix.indptr.astype(np.int64)
         dataset.add_documents_by_id([str(row) for row in range(documents)], *arrays)
         with _silent_stdout():
-            index = getattr(library, _class_name("SeismicIndex", terms)).build_from_dataset(dataset)
+            index = _class("SeismicIndex", terms).build_from_dataset(dataset)
         return cls(index, np.flatnonzero(np.diff(matrix.indptr)), documents, terms, query_cut, heap_factor)
 
     @cached_property
@@ -99,19 +94,14 @@ class SeismicPostings:
     @classmethod
     def read(cls, folder: Path, documents: int, terms: int, query_cut: int, heap_factor: float) -> SeismicPostings:
         """Read what `write` wrote."""
-        library = seismic()
         try:
-            index = getattr(library, _class_name("SeismicIndex", terms)).load(str(folder / _FILE))
+            index = _class("SeismicIndex", terms).load(str(folder / _FILE))
         except OSError as error:
             raise UserError(
                 f"{folder / _FILE} is undamaged, but the installed Seismic cannot read it "
                 f"({str(error).splitlines()[0][:120]}); build the index again."
             ) from error
         return cls(index, np.load(folder / _ROWS, allow_pickle=False), documents, terms, query_cut, heap_factor)
-
-    @cached_property
-    def _string_type(self) -> str:
-        return str(seismic().get_seismic_string())
 
 
 def seismic() -> Any:
@@ -121,15 +111,14 @@ def seismic() -> Any:
             "the backend 'seismic' needs its package: pip install 'retrodistill[seismic]', or choose the backend "
             "'exact'."
         )
-    import seismic as library
-
+    library = importlib.import_module("seismic")
     if not hasattr(library, "SeismicIndex"):
         raise UserError("package 'seismic' is not Seismic's: pip install 'retrodistill[seismic]' (pyseismic-lsr).")
     return library
 
 
-def _class_name(name: str, terms: int) -> str:
-    return f"{name}LV" if terms > _LARGEST_VOCABULARY else name
+def _class(name: str, terms: int) -> Any:
+    return getattr(seismic(), f"{name}LV" if terms > _LARGEST_VOCABULARY else name)
 
 
 @contextlib.contextmanager
