@@ -144,8 +144,7 @@ class InvertedIndex(Index):
     def _settings(self) -> dict[str, Any]:
         return self.settings.to_json()
 
-    def _token_weights(self) -> TokenWeights | None:
-        """Tokenizer and weights of inference-free queries, which are saved with the index."""
+    def _token_weights(self) -> TokenWeights | None:  # of inference-free queries; they are saved with the index
         return None if self.queries is None else self.queries.token_weights("query")
 
     def _about(self) -> dict[str, Any]:

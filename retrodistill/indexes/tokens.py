@@ -31,7 +31,8 @@ class TokenStore:
     @classmethod
     def empty(cls, codec: Codec) -> TokenStore:
         """A store without documents."""
-        return cls(codec, [], *np.zeros((2, 0), dtype=np.int64))
+        none = np.zeros(0, dtype=np.int64)
+        return cls(codec, [], none, none)
 
     def __len__(self) -> int:
         return len(self.starts)

@@ -7,6 +7,7 @@ from sparse_models import inference_free
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.contract import EmbeddingSpace
+from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.indexes import build_index
 from retrodistill.indexes.inverted import InvertedIndex, InvertedSettings
 from retrodistill.rankers.postings import Postings, search_rows
@@ -36,7 +37,7 @@ class TestMissing:
     def test_it_is_refused_before_the_documents_are_encoded(self, tiny, tmp_path, monkeypatch):
         model = inference_free(tmp_path / "bert")
         monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-        monkeypatch.setattr(type(model), "encode", None)
+        monkeypatch.setattr(SparseTextEncoder, "encode", None)
         with pytest.raises(
             UserError,
             match=r"^the backend 'seismic' needs its package: pip install 'retrodistill\[seismic\]'",
