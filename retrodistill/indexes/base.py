@@ -43,26 +43,17 @@ class StoredIndex(NamedTuple):
 class Index(Ranker):
     """A ranker that holds its own documents. A kind implements what raises `NotImplementedError` here.
 
-    Args:
-        ids: (n,) document ids, in the order in which they were added.
-        space: Space of the document vectors. Query encoders of another space are refused.
-        queries: Encodes queries; None to search by vectors only.
-        name: Name of its runs.
-        documents: Encodes documents that are added as texts; by default loaded by its name when needed.
-
-    Attributes:
-        index_kind: Name of its kind in the registry.
-        encoder_kinds: Kinds of encoders whose vectors it holds.
-        made_from: Fingerprint of the folder it was loaded from; empty in memory or after a change.
-        is_read_only: It is memory-mapped and cannot be changed.
+    `ids` are in the order in which the documents were added. Query encoders of another space than `space` are refused;
+    without `queries`, the index is searched by vectors only. `name` is that of its runs. `documents` encodes documents
+    that are added as texts; by default it is loaded by its name when needed.
     """
 
     can_search = True
-    index_kind: str
-    encoder_kinds: tuple[str, ...]
-    made_from: str = ""
+    index_kind: str  # its name in the registry
+    encoder_kinds: tuple[str, ...]  # whose vectors it holds
+    made_from: str = ""  # fingerprint of the folder it was loaded from; empty in memory or after a change
     build_seconds: float | None = None
-    is_read_only: bool = False
+    is_read_only: bool = False  # memory-mapped
 
     def __init__(self, ids: Sequence[str], space: EmbeddingSpace, queries: Any, name: str, documents: Any) -> None:
         held = self._held()
@@ -106,9 +97,8 @@ class Index(Ranker):
     def add_vectors(self, ids: Sequence[str], vectors: Any) -> None:
         """Index vectors of the documents' space: (n, dimension) float32, (n, terms) sparse weights, or `Tokens`.
 
-        Raises:
-            UserError: An id occurs twice or is in the index already, the vectors are of another dimension or not
-                finite, or the index is memory-mapped.
+        An id that occurs twice or is in the index, vectors of another dimension or not finite, and a change of a
+        memory-mapped index are a `UserError`.
         """
         self._check_new(ids)
         vectors = self._prepare(vectors, "documents")
@@ -130,16 +120,11 @@ class Index(Ranker):
         self.ids = [id_ for id_ in self.ids if id_ not in removed]
 
     def search(self, queries: Queries, collection: Collection | None = None, k: int | None = None) -> Run:
-        """The best k documents of each query.
+        """The best k documents of each query: of one text, several (ids "0", "1"...), a mapping by id, or `Texts`.
 
-        Args:
-            queries: One text, several (their ids are "0", "1"...), or queries with ids: a mapping or `Texts`.
-            collection: The collection of the documents, if there is one: query vectors then come from the store, k is
-                at most the size of the index, and documents that are not in the collection are refused.
-            k: Documents per query, 1 to the size of the index; by default 10, or all if there are fewer.
-
-        Raises:
-            UserError: There is no query encoder, a query is empty, or k exceeds the index.
+        `k` is 1 to the size of the index; by default 10, or all if there are fewer. With a collection, query vectors
+        come from the store, k is cut to the size of the index, and documents that are not in the collection are
+        refused. No query encoder, an empty query, or a k that exceeds the index is a `UserError`.
         """
         # a collection may have empty queries, which find nothing
         texts = queries if collection is not None and isinstance(queries, Texts) else as_queries(queries)
@@ -216,16 +201,10 @@ class Index(Ranker):
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], queries: Any = None, *, memory_map: bool | None = None) -> Self:
-        """Load an index.
+        """Load an index with a query encoder (name or object), by default the one it was saved with.
 
-        Args:
-            folder: Where it was saved.
-            queries: Name or object of the query encoder; by default the one it was saved with.
-            memory_map: Leave vectors, codes or postings on disk. None does so for token vectors only.
-
-        Raises:
-            UserError: The folder holds no index or one of another kind, a file is missing or damaged, or the query
-                encoder belongs to another space.
+        `memory_map` leaves vectors, codes or postings on disk; None does so for token vectors only. No index or one of
+        another kind, a missing or damaged file, and a query encoder of another space are a `UserError`.
         """
         stored = _open(Path(folder), cls.index_kind)
         index = cls._read(stored, memory_map)
@@ -381,8 +360,7 @@ def saved_name(queries: TextModel | None) -> str | None:
 def _open(folder: Path, kind: str) -> StoredIndex:
     manifest = read_index_manifest(folder)
     settings = dict(manifest.settings)
-    stored_kind = settings.pop("kind")
-    if stored_kind != kind:
+    if (stored_kind := settings.pop("kind")) != kind:
         raise UserError(f"{folder} holds an index of kind {stored_kind}, not {kind}; load it as such.")
     for name, checksum in manifest.about["checksums"].items():
         if not (folder / name).is_file() or file_digest(folder / name) != checksum:

@@ -50,19 +50,12 @@ class CodecSettings(Settings):
 
 
 class Codec(ABC):
-    """Turns (n, d) float32 vectors into (n, bytes) uint8 codes and back. A code depends on its vector alone.
+    """Turns (n, d) float32 vectors into (n, bytes) uint8 codes and back. A code depends on its vector alone."""
 
-    Attributes:
-        kind: Its name in settings.
-        dimension: d.
-        bytes_per_vector: Width of a code.
-        unit: Whether decoded vectors are normalized, as the vectors that it was fitted on were.
-    """
-
-    kind: str
+    kind: str  # its name in settings
     dimension: int
     bytes_per_vector: int
-    unit: bool = False
+    unit: bool = False  # decoded vectors are normalized, as the vectors that it was fitted on were
 
     @abstractmethod
     def encode(self, vectors: np.ndarray) -> np.ndarray:
@@ -102,14 +95,9 @@ class PlainCodec(Codec):
 class ResidualCodec(Codec):
     """The number of the nearest centroid, and a few bits of residual per dimension (ColBERTv2, arXiv 2112.01488).
 
-    The bits say between which quantiles of its dimension a residual lies. It is decoded as the mean of the fitted
-    residuals in that bucket.
-
-    Args:
-        centroids: (K, d) float32.
-        cutoffs: (2^bits - 1, d) float32, ascending.
-        values: (2^bits, d) float32 by which a bucket is decoded.
-        unit: Normalize decoded vectors.
+    The bits say between which quantiles of its dimension, (2^bits - 1, d) `cutoffs` in ascending order, a residual
+    lies. It is decoded by (2^bits, d) `values`, the mean of the fitted residuals in that bucket. All are float32, as
+    are the (K, d) `centroids`.
     """
 
     kind = "residual"
@@ -166,7 +154,20 @@ def fit_codec(settings: CodecSettings, sample: Tokens, total: int | None = None)
             f"{centroids} centroids need at least as many token vectors, there are {len(vectors)}; choose fewer or "
             "leave 'centroids' out."
         )
-    return _fit_residuals(vectors, centroids, settings, unit=unit)
+    # Centroids by k-means, then the buckets of each dimension on the residuals.
+    limits = {"min_points_per_centroid": 1, "max_points_per_centroid": 2 * _PER_CENTROID}
+    kmeans = faiss.Kmeans(vectors.shape[1], centroids, niter=_ROUNDS, seed=settings.seed, spherical=unit, **limits)
+    kmeans.train(vectors)
+    means = np.ascontiguousarray(kmeans.centroids, dtype=np.float32)
+    residuals = vectors - means[kmeans.index.search(vectors, 1)[1][:, 0]]
+    levels = 2**settings.bits
+    cutoffs = np.quantile(residuals, np.arange(1, levels) / levels, axis=0).astype(np.float32)
+    buckets = sum((residuals > cutoff).astype(np.int8) for cutoff in cutoffs)
+    values = np.zeros((levels, vectors.shape[1]), dtype=np.float32)
+    for level in range(levels):
+        inside = buckets == level
+        values[level] = (residuals * inside).sum(axis=0) / np.maximum(inside.sum(axis=0), 1)
+    return ResidualCodec(means, cutoffs, values, unit=unit)
 
 
 def load_codec(folder: Path) -> Codec:
@@ -190,23 +191,6 @@ def save_codec(codec: Codec, folder: Path) -> None:
     write_json(folder / _ABOUT, {"codec": codec.kind, "dimension": codec.dimension, "unit": codec.unit})
     if codec.arrays():
         np.savez(folder / _ARRAYS, allow_pickle=False, **codec.arrays())
-
-
-def _fit_residuals(vectors: np.ndarray, centroids: int, settings: CodecSettings, *, unit: bool) -> ResidualCodec:
-    """Fit centroids by k-means, then the buckets of each dimension on the residuals."""
-    limits = {"min_points_per_centroid": 1, "max_points_per_centroid": 2 * _PER_CENTROID}
-    kmeans = faiss.Kmeans(vectors.shape[1], centroids, niter=_ROUNDS, seed=settings.seed, spherical=unit, **limits)
-    kmeans.train(vectors)
-    means = np.ascontiguousarray(kmeans.centroids, dtype=np.float32)
-    residuals = vectors - means[kmeans.index.search(vectors, 1)[1][:, 0]]
-    levels = 2**settings.bits
-    cutoffs = np.quantile(residuals, np.arange(1, levels) / levels, axis=0).astype(np.float32)
-    buckets = sum((residuals > cutoff).astype(np.int8) for cutoff in cutoffs)
-    values = np.zeros((levels, vectors.shape[1]), dtype=np.float32)
-    for level in range(levels):
-        inside = buckets == level
-        values[level] = (residuals * inside).sum(axis=0) / np.maximum(inside.sum(axis=0), 1)
-    return ResidualCodec(means, cutoffs, values, unit=unit)
 
 
 def _plaid_centroids(total: int, sample: int) -> int:

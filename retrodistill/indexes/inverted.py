@@ -25,7 +25,7 @@ from retrodistill.rankers.postings import Postings, check_weights, search_rows
 
 _FLOAT = 32  # bits of an exact weight
 _DROPPED_BITS = (4, 16)  # of version 0.1.0; neither was better than 8 (evaluation/README.md)
-_EXACT_ONLY, _SEISMIC_ONLY = {"bits"}, {"query_cut", "heap_factor"}
+_OF_THE_OTHER = {"exact": {"query_cut", "heap_factor"}, "seismic": {"bits"}}  # settings that a backend does not take
 
 
 class InvertedSettings(Settings):
@@ -50,29 +50,17 @@ class InvertedSettings(Settings):
 
     @model_validator(mode="after")
     def _fits_backend(self) -> InvertedSettings:
-        if wrong := sorted(self.model_fields_set & self._unused):
+        if wrong := sorted(self.model_fields_set & _OF_THE_OTHER[self.backend]):
             raise ValueError(f"{wrong[0]} is not a setting of the backend {self.backend!r}; leave it out")
         return self
 
-    @property
-    def _unused(self) -> set[str]:
-        """Settings of the other backend."""
-        return _EXACT_ONLY if self.backend == "seismic" else _SEISMIC_ONLY
-
     def to_json(self) -> dict[str, Any]:
         """Without the settings of the other backend."""
-        return self.model_dump(exclude=self._unused)
+        return self.model_dump(exclude=_OF_THE_OTHER[self.backend])
 
 
 class InvertedIndex(Index):
-    """Postings of document terms with document ids, the contract of their space, and a query encoder of that space.
-
-    Args:
-        postings: The filled `Postings` or `SeismicPostings`.
-        ids, space, name, documents: See `Index`.
-        queries: Encodes queries: an encoder, or `TokenWeights`, which need no model; None to search by vectors only.
-        settings: How it was built.
-    """
+    """An `Index` of postings of document terms. `TokenWeights` as `queries` need no model."""
 
     index_kind, encoder_kinds = "inverted", SPARSE
 
@@ -124,9 +112,8 @@ class InvertedIndex(Index):
     def _prepare(self, vectors: Any, what: str) -> csr_array:
         """CSR without stored zeros."""
         if not issparse(vectors):
-            raise UserError(
-                f"{what} of type {type(vectors).__name__}; give a scipy sparse array of (n, terms) weights."
-            )
+            kind = type(vectors).__name__
+            raise UserError(f"{what} of type {kind}; give a scipy sparse array of (n, terms) weights.")
         matrix = csr_array(vectors, dtype=np.float32, copy=True)
         self._check_width(matrix.shape[1], self.space.dimension, f"{what} over", "terms")
         matrix.sum_duplicates()
@@ -157,8 +144,7 @@ class InvertedIndex(Index):
     def _settings(self) -> dict[str, Any]:
         return self.settings.to_json()
 
-    def _token_weights(self) -> TokenWeights | None:
-        """Tokenizer and weights of inference-free queries, which are saved with the index."""
+    def _token_weights(self) -> TokenWeights | None:  # of inference-free queries; they are saved with the index
         return None if self.queries is None else self.queries.token_weights("query")
 
     def _about(self) -> dict[str, Any]:
@@ -167,8 +153,7 @@ class InvertedIndex(Index):
 
     def _write(self, folder: Path) -> None:
         self.postings.write(folder)
-        weights = self._token_weights()
-        if weights is not None:
+        if (weights := self._token_weights()) is not None:
             weights.write(folder)
 
     @classmethod
@@ -203,15 +188,10 @@ def keep_largest(matrix: csr_array, number: int | None) -> csr_array:
     return csr_array((matrix.data[kept], matrix.indices[kept], bounds), shape=matrix.shape)
 
 
-def build_inverted(
-    collection: Collection,
-    documents: Any,
-    queries: Any = None,
-    settings: InvertedSettings | None = None,
-    name: str = "index",
+def _build(
+    collection: Collection, documents: Any, queries: Any, settings: InvertedSettings, name: str
 ) -> InvertedIndex:
-    """As `build_index`, for a sparse encoder or its name."""
-    _check_backend(settings or InvertedSettings())
+    _check_backend(settings)
     encoder, query_encoder, space = load_sides(documents, queries, SPARSE)
     ids, vectors = collection.documents.ids, embed(encoder, collection.documents.texts, "document")
     start = time.perf_counter()
@@ -225,4 +205,4 @@ def _check_backend(settings: InvertedSettings) -> None:
         seismic()
 
 
-KIND = IndexKind("inverted", SPARSE, InvertedSettings, build_inverted, InvertedIndex.load, check=_check_backend)
+KIND = IndexKind("inverted", SPARSE, InvertedSettings, _build, InvertedIndex.load, check=_check_backend)

@@ -32,24 +32,17 @@ _BLOCK = 256  # documents that are encoded at once; a kill loses one block
 
 
 class MultiVectorSettings(CodecSettings):
-    """How a multi-vector index stores token vectors and searches them.
-
-    Attributes:
-        muvera: Candidates by fixed-dimensional encodings, which exact MaxSim ranks; None ranks all documents.
-    """
+    """How a multi-vector index stores token vectors and searches them."""
 
     muvera: MuveraSettings | None = None
+    """Candidates by fixed-dimensional encodings, which exact MaxSim ranks; null ranks all documents."""
 
 
 class MultiVectorIndex(Index):
-    """A token store with document ids, the contract of its space, and a query encoder of that space.
+    """An `Index` of a token store; MUVERA's `candidate_index` is built from it if the settings ask for one.
 
-    Args:
-        store: Token vectors of the documents.
-        ids, space, queries, name, documents: See `Index`.
-        settings: How it was built.
-        candidate_index: MUVERA's encodings of the documents; by default built from the store if the settings ask for
-            it.
+    `build_index` writes the codes to the shared cache, where a build that was killed continues; memory does not grow
+    with the corpus. The index reads them there, memory-mapped, until `save` copies them into its own folder.
     """
 
     index_kind, encoder_kinds = "multi-vector", MULTI_VECTOR
@@ -178,27 +171,16 @@ class MultiVectorIndex(Index):
         store = TokenStore.load(stored.folder)
         if memory_map is False:
             store.parts = [np.array(part) for part in store.parts]
-        candidate_index = None
+        found = None
         if settings.muvera is not None:
-            dimension, labels = store.codec.dimension, np.asarray(stored.labels)
-            candidate_index = CandidateIndex.load(settings.muvera, dimension, stored.folder, labels)
-        name = stored.about["name"]
-        return cls(store, stored.ids, stored.space, None, settings, name, candidate_index=candidate_index)
+            found = CandidateIndex.load(settings.muvera, store.codec.dimension, stored.folder, stored.labels)
+        return cls(store, stored.ids, stored.space, None, settings, stored.about["name"], candidate_index=found)
 
 
-def build_multi_vector(
-    collection: Collection,
-    documents: Any,
-    queries: Any = None,
-    settings: MultiVectorSettings | None = None,
-    name: str = "index",
+def _build(
+    collection: Collection, documents: Any, queries: Any, settings: MultiVectorSettings, name: str
 ) -> MultiVectorIndex:
-    """As `build_index`, for a multi-vector encoder or its name; memory does not grow with the corpus.
-
-    Codes are written to the shared cache, where a build that was killed continues. The index reads them there,
-    memory-mapped, until `MultiVectorIndex.save` copies them into its own folder.
-    """
-    settings, texts = settings or MultiVectorSettings(), collection.documents
+    texts = collection.documents
     encoder, query_encoder, space = load_sides(documents, queries, MULTI_VECTOR)
     if settings.muvera is not None:  # refuses a wrong factory before texts are encoded
         width = Muvera(settings.muvera, space.dimension).dimension
@@ -252,4 +234,4 @@ def _sampled_rows(documents: int, settings: CodecSettings) -> np.ndarray:
     return np.sort(random.choice(documents, min(documents, settings.sample), replace=False))
 
 
-KIND = IndexKind("multi-vector", MULTI_VECTOR, MultiVectorSettings, build_multi_vector, MultiVectorIndex.load)
+KIND = IndexKind("multi-vector", MULTI_VECTOR, MultiVectorSettings, _build, MultiVectorIndex.load)

@@ -130,10 +130,7 @@ class Muvera:
 class CandidateIndex:
     """Finds the documents whose encoding has the highest inner product with that of the query.
 
-    Args:
-        muvera: Makes the encodings.
-        index: The filled FAISS index of encodings.
-        labels: (n,) int64, ascending: the labels in the FAISS index of the documents that were not removed.
+    `labels` are (n,) int64, ascending: those in the filled FAISS `index` of the documents that were not removed.
     """
 
     def __init__(self, muvera: Muvera, index: Any, labels: np.ndarray) -> None:
@@ -173,9 +170,8 @@ class CandidateIndex:
 
     def add(self, tokens: Tokens) -> None:
         """Encode new documents."""
-        first = self.index.ntotal
+        self.labels = np.concatenate([self.labels, self.index.ntotal + np.arange(len(tokens))])
         self.index.add(self.muvera.documents(tokens))
-        self.labels = np.concatenate([self.labels, np.arange(first, self.index.ntotal)])
 
     def remove(self, removed: np.ndarray) -> None:
         """Skip the documents of a (n,) mask. Their encodings stay, since not every FAISS kind can remove them."""

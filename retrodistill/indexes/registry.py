@@ -31,25 +31,15 @@ KINDS = tuple(_MODULES)
 
 @dataclass(frozen=True)
 class IndexKind:
-    """A kind of index.
+    """A kind of index."""
 
-    Attributes:
-        name: Its name in manifests.
-        encoders: Kinds of encoders whose documents it holds.
-        settings: How it is built; the fields are its options.
-        build: ``(collection, document encoder, query encoder or None, settings, name) -> Index``.
-        load: ``(folder, queries, *, memory_map) -> Index``; with ``parameters`` if `has_parameters`.
-        has_parameters: Whether FAISS search parameters may be given at loading.
-        check: Refuses settings that cannot be used on this machine, before any work.
-    """
-
-    name: str
-    encoders: tuple[str, ...]
-    settings: type[Settings]
-    build: Callable[..., Any]
-    load: Callable[..., Any]
-    has_parameters: bool = False
-    check: Callable[[Any], None] = lambda _settings: None
+    name: str  # in manifests
+    encoders: tuple[str, ...]  # kinds of encoders whose documents it holds
+    settings: type[Settings]  # how it is built; the fields are its options
+    build: Callable[..., Any]  # (collection, document encoder, query encoder or None, settings, name) -> Index
+    load: Callable[..., Any]  # (folder, queries, *, memory_map) -> Index; with `parameters` if `has_parameters`
+    has_parameters: bool = False  # whether FAISS search parameters may be given at loading
+    check: Callable[[Any], None] = lambda _settings: None  # refuses what this machine cannot use, before any work
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -110,12 +100,8 @@ class IndexOptions(Settings):
 
     def given(self) -> dict[str, Any]:
         """The options that are not at their defaults, without `kind`."""
-        fields = IndexOptions.model_fields
-        return {
-            name: getattr(self, name)
-            for name in fields
-            if name != "kind" and getattr(self, name) != fields[name].default
-        }
+        values = {name: (getattr(self, name), field.default) for name, field in IndexOptions.model_fields.items()}
+        return {name: value for name, (value, default) in values.items() if name != "kind" and value != default}
 
     def kind_for(self, encoder_kinds: Sequence[str]) -> IndexKind:
         """The kind of index for documents of these kinds of encoders: `kind` if it holds them, otherwise the first."""
@@ -182,12 +168,8 @@ def build_index(
         queries: Name or object of the query encoder; by default that of the documents.
         factory: A FAISS factory string, or ``auto``.
         name: Name of its runs.
-        settings: Settings of the kind of index (`FaissSettings`, `InvertedSettings`, `MultiVectorSettings`), or
-            `IndexOptions`.
+        settings: `FaissSettings`, `InvertedSettings`, `MultiVectorSettings`, or `IndexOptions`.
         options: Keys of `IndexOptions`, e.g. ``truncate=128``, ``codec="residual"``; not together with `settings`.
-
-    Returns:
-        A `FaissIndex`, `InvertedIndex` or `MultiVectorIndex`.
 
     Raises:
         UserError: The query encoder belongs to another space, options or settings do not fit the kind of index, vectors
@@ -214,17 +196,11 @@ def build_index(
 def load_index(
     folder: str | os.PathLike[str], queries: Any = None, *, parameters: str | None = None, memory_map: bool = False
 ) -> Index:
-    """Load an index of any kind, or an exported store.
+    """Load an index of any kind from its folder, or an exported store, ``qdrant:PLACE#NAME``.
 
-    Args:
-        folder: Where it was saved; or ``qdrant:PLACE#NAME``.
-        queries: Name or object of the query encoder; by default the one it was saved with.
-        parameters: FAISS search parameters, e.g. ``nprobe=16``.
-        memory_map: Leave vectors or postings on disk. Token vectors always stay there.
-
-    Raises:
-        UserError: A file is missing or damaged, the query encoder belongs to another space, or the index takes no
-            search parameters.
+    `queries` is the name or object of the query encoder, by default the one it was saved with; `parameters` are of
+    FAISS, e.g. ``nprobe=16``. `memory_map` leaves vectors or postings on disk, where token vectors always stay. A
+    missing or damaged file, a query encoder of another space, and parameters that do not fit are a `UserError`.
     """
     if is_store(folder):
         if parameters:

@@ -21,11 +21,8 @@ _BLOCK = 16384  # tokens that are decoded at once
 class TokenStore:
     """Token vectors of documents under one codec, by row.
 
-    Args:
-        codec: Turns vectors into codes and back.
-        parts: (tokens, bytes) uint8 codes, in memory or memory-mapped.
-        starts: (n,) int64: first code of each document, counted over all parts.
-        lengths: (n,) int64 tokens of each document.
+    `parts` are (tokens, bytes) uint8 codes, in memory or memory-mapped; `starts` (n,) int64 are the first code of each
+    document, counted over all parts, and `lengths` (n,) int64 its number of tokens.
     """
 
     def __init__(self, codec: Codec, parts: Sequence[np.ndarray], starts: np.ndarray, lengths: np.ndarray) -> None:
@@ -99,8 +96,7 @@ class TokenStore:
 
     def _codes(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Codes of rows, and their bounds."""
-        bounds = _bounds(self.lengths[rows])
-        starts = self.starts[rows]
+        bounds, starts = _bounds(self.lengths[rows]), self.starts[rows]
         firsts = np.concatenate([[0], np.cumsum([len(part) for part in self.parts])])
         if len(rows) and (starts - starts[0] == bounds[:-1]).all():  # consecutive documents are one slice of a part
             part = int(np.searchsorted(firsts, starts[0], side="right")) - 1
@@ -161,8 +157,7 @@ def check_tokens(tokens: Tokens, ids: Sequence[str], what: str) -> None:
     if empty := np.flatnonzero(tokens.lengths == 0).tolist():
         named = sample_of(ids[row] for row in empty)
         raise UserError(f"{what}: {len(empty)} have no token ({named}) and cannot be compared; leave them out.")
-    broken = np.flatnonzero(~np.isfinite(tokens.vectors).all(axis=1))
-    if len(broken):
+    if len(broken := np.flatnonzero(~np.isfinite(tokens.vectors).all(axis=1))):
         rows = np.unique(np.searchsorted(tokens.bounds, broken, side="right") - 1).tolist()
         raise UserError(
             f"{what}: {len(broken)} token vectors of {len(rows)} texts are NaN or infinite "

@@ -14,7 +14,7 @@ from retrodistill.data import Texts
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.indexes import Index, build_index
-from retrodistill.indexes.inverted import InvertedIndex, InvertedSettings, build_inverted, keep_largest
+from retrodistill.indexes.inverted import InvertedIndex, InvertedSettings, keep_largest
 from retrodistill.rankers import Ranker
 from retrodistill.rankers.bi_encoder import SparseRanker
 
@@ -37,7 +37,7 @@ def splade_name(tmp_path_factory):
 
 @pytest.fixture
 def index(tiny, free_name):
-    return build_inverted(tiny, free_name, settings=EXACT)
+    return build_index(tiny, free_name, settings=EXACT)
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ class TestSearching:
     @pytest.mark.parametrize("name", ["free_name", "splade_name"])
     def test_it_ranks_by_inner_product(self, tiny, name, request):
         encoder = load_encoder(request.getfixturevalue(name))
-        run = build_inverted(tiny, encoder, settings=EXACT).search(tiny.split("test"), k=60)
+        run = build_index(tiny, encoder, settings=EXACT).search(tiny.split("test"), k=60)
         vectors = encoder.encode(tiny.documents.texts, "document")
         products = (encoder.encode(tiny.split("test").texts, "query") @ vectors.T).toarray()
         assert len(run) == (products > 0).sum()
@@ -93,7 +93,7 @@ class TestSearching:
 
     @pytest.mark.parametrize("bits", [8])
     def test_quantized_impacts_keep_the_ranking(self, tiny, free_name, index, bits):
-        rough = build_inverted(tiny, free_name, settings=InvertedSettings(bits=bits))
+        rough = build_index(tiny, free_name, settings=InvertedSettings(bits=bits))
         expected = index.search(tiny.split("test"), k=10)
         result = rough.search(tiny.split("test"), k=10)
         assert [rows[1][0] for rows in result] == [rows[1][0] for rows in expected]
@@ -163,7 +163,7 @@ class TestFolders:
     @pytest.mark.parametrize("memory_map", [True, False])
     @pytest.mark.parametrize("bits", [None, 8])
     def test_it_comes_back_as_it_was(self, tiny, free_name, tmp_path, bits, memory_map):
-        index = build_inverted(tiny, free_name, settings=InvertedSettings(bits=bits, prune=30), name="mine")
+        index = build_index(tiny, free_name, settings=InvertedSettings(bits=bits, prune=30), name="mine")
         index.save(tmp_path / "index")
         loaded = InvertedIndex.load(tmp_path / "index", memory_map=memory_map)
         assert loaded.search(tiny.split("test"), k=20).to_dict() == index.search(tiny.split("test"), k=20).to_dict()
@@ -186,12 +186,12 @@ class TestFolders:
         assert json.loads(result) == index.search("star planet", k=3).to_dict()
 
     def test_a_model_that_was_never_saved_is_needed_for_adding_only(self, tiny, tmp_path):
-        index = build_inverted(tiny, inference_free(tmp_path / "bert"))
+        index = build_index(tiny, inference_free(tmp_path / "bert"))
         index.save(tmp_path / "index")
         assert len(InvertedIndex.load(tmp_path / "index").search("star", k=3)) == 3
 
     def test_a_query_model_is_loaded_by_name_or_given(self, tiny, splade_name, tmp_path):
-        index = build_inverted(tiny, splade_name)
+        index = build_index(tiny, splade_name)
         index.save(tmp_path / "index")
         assert not (tmp_path / "index/query-weights.npy").exists()
         for queries in (None, splade_name, load_encoder(splade_name).model):
@@ -245,7 +245,7 @@ class TestRefusals:
     def test_queries_of_another_space(self, tiny, free_name, tmp_path):
         other = inference_free(tmp_path / "bert", activation="log1p_relu")
         with pytest.raises(UserError, match=r"do not belong among documents by .*; use the encoder that made"):
-            build_inverted(tiny, free_name, other)
+            build_index(tiny, free_name, other)
 
     def test_vectors_that_are_not_sparse(self, small):
         with pytest.raises(UserError, match=r"^queries of type ndarray; give a scipy sparse array"):

@@ -11,8 +11,8 @@ from retrodistill.data import Texts
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens, maxsim, token_encoder
-from retrodistill.indexes.base import Index
-from retrodistill.indexes.multi_vector import MultiVectorIndex, MultiVectorSettings, build_multi_vector
+from retrodistill.indexes import Index, build_index
+from retrodistill.indexes.multi_vector import MultiVectorIndex, MultiVectorSettings
 from retrodistill.indexes.muvera import CandidateIndex, MuveraSettings
 
 DOCUMENTS, QUERIES = ragged(60, seed=1), ragged(8, seed=2)
@@ -100,7 +100,7 @@ class TestMuvera:
         monkeypatch.setattr(MultiVectorModel, "encode", None)
         settings = MultiVectorSettings(muvera=MUVERA.model_copy(update={"factory": "IVF100,Flat"}))
         with pytest.raises(UserError, match=r"needs at least 100 vectors to train, there are 60"):
-            build_multi_vector(tiny, tiny_multi, settings=settings)
+            build_index(tiny, tiny_multi, settings=settings)
 
 
 @pytest.mark.parametrize("muvera", [None, MUVERA.model_copy(update={"candidates": 60})])
@@ -142,10 +142,10 @@ class TestChanging:
 
 class TestOfTexts:
     def test_it_is_an_index(self, tiny, tiny_multi):
-        assert isinstance(build_multi_vector(tiny, tiny_multi), Index)
+        assert isinstance(build_index(tiny, tiny_multi), Index)
 
     def test_it_ranks_by_maxsim_of_its_encoder(self, tiny, tiny_multi):
-        index = build_multi_vector(tiny, tiny_multi, settings=MultiVectorSettings(codec="float32"))
+        index = build_index(tiny, tiny_multi, settings=MultiVectorSettings(codec="float32"))
         queries = tiny.split("test")
         exact = maxsim(
             tiny_multi.encode(queries.texts, "query"),
@@ -156,26 +156,26 @@ class TestOfTexts:
             np.testing.assert_allclose(exact[row][tiny.documents.positions(documents)], scores, atol=1e-4)
 
     def test_it_answers_as_its_responder_does(self, tiny, tiny_multi):
-        index = build_multi_vector(tiny, tiny_multi)
+        index = build_index(tiny, tiny_multi)
         rows = index.query_fn(tiny, 3)("star planet")[0][0]
         assert [index.ids[row] for row in rows] == list(index.search("star planet", k=3).document_ids)
 
     def test_documents_are_added_as_texts(self, tiny, tiny_multi):
-        index = build_multi_vector(tiny, tiny_multi)
+        index = build_index(tiny, tiny_multi)
         index.add(Texts.from_pairs([("new", "comet nebula comet nebula")]))
         assert index.ids[-1] == "new"
         assert "new" in index.search("comet nebula", k=61).to_dict()["0"]
 
     def test_another_build_takes_the_tokens_that_are_there(self, tiny, tiny_multi, monkeypatch):
-        first = build_multi_vector(tiny, tiny_multi).search(["star"], k=5)
+        first = build_index(tiny, tiny_multi).search(["star"], k=5)
         monkeypatch.setattr("retrodistill.indexes.multi_vector._tokens", None)
-        again = build_multi_vector(tiny, tiny_multi, settings=MultiVectorSettings(muvera=MUVERA))
+        again = build_index(tiny, tiny_multi, settings=MultiVectorSettings(muvera=MUVERA))
         assert set(again.search(["star"], k=5).document_ids) & set(first.document_ids)
 
     @pytest.mark.parametrize("codec", ["float16", "residual"])
     def test_a_build_that_was_stopped_goes_on(self, tiny, tiny_multi, monkeypatch, codec):
         settings = MultiVectorSettings(codec=codec, sample=30)
-        expected = build_multi_vector(tiny, tiny_multi, settings=settings)
+        expected = build_index(tiny, tiny_multi, settings=settings)
         monkeypatch.setattr("retrodistill.indexes.multi_vector._BLOCK", 8)
         plain, left = MultiVectorModel.encode, [4]
 
@@ -188,12 +188,12 @@ class TestOfTexts:
         monkeypatch.setenv("RETRODISTILL_CACHE", str(expected.store.parts[0].filename) + "-other")
         monkeypatch.setattr(MultiVectorModel, "encode", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            build_multi_vector(tiny, tiny_multi, settings=settings)
+            build_index(tiny, tiny_multi, settings=settings)
         encoded = []
         monkeypatch.setattr(
             MultiVectorModel, "encode", lambda *given, **options: encoded.extend(given[1]) or plain(*given, **options)
         )
-        result = build_multi_vector(tiny, tiny_multi, settings=settings)
+        result = build_index(tiny, tiny_multi, settings=settings)
         assert 0 < len(encoded) < 60
         run, other = (one.search(tiny.split("test"), k=60).to_dict() for one in (result, expected))
         for query in run:
@@ -233,7 +233,7 @@ class TestSaving:
         assert MultiVectorIndex.load(tmp_path / "index").ids == IDS[1:]
 
     def test_its_query_encoder_comes_with_it(self, tiny, named, tmp_path):
-        index = build_multi_vector(tiny, named)
+        index = build_index(tiny, named)
         index.save(tmp_path / "index")
         loaded = MultiVectorIndex.load(tmp_path / "index")
         assert loaded.search("star", k=5).to_dict() == index.search("star", k=5).to_dict()
@@ -303,7 +303,7 @@ class TestRefusals:
     def test_queries_of_another_space(self, tiny, tiny_multi, tiny_model):
         other = token_encoder(tiny_model, 8, seed=1)
         with pytest.raises(UserError, match=r"have 8 dimensions, the documents by .* have 32"):
-            build_multi_vector(tiny, tiny_multi, other)
+            build_index(tiny, tiny_multi, other)
 
     def test_searching_texts_without_an_encoder(self):
         with pytest.raises(UserError, match=r"has no query encoder; give one"):

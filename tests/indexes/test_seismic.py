@@ -7,7 +7,9 @@ from sparse_models import inference_free
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.contract import EmbeddingSpace
-from retrodistill.indexes.inverted import InvertedIndex, InvertedSettings, build_inverted
+from retrodistill.encoders.sparse import SparseTextEncoder
+from retrodistill.indexes import build_index
+from retrodistill.indexes.inverted import InvertedIndex, InvertedSettings
 from retrodistill.rankers.postings import Postings, search_rows
 
 SEISMIC = InvertedSettings(backend="seismic")
@@ -35,12 +37,12 @@ class TestMissing:
     def test_it_is_refused_before_the_documents_are_encoded(self, tiny, tmp_path, monkeypatch):
         model = inference_free(tmp_path / "bert")
         monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-        monkeypatch.setattr(type(model), "encode", None)
+        monkeypatch.setattr(SparseTextEncoder, "encode", None)
         with pytest.raises(
             UserError,
             match=r"^the backend 'seismic' needs its package: pip install 'retrodistill\[seismic\]'",
         ):
-            build_inverted(tiny, model, settings=SEISMIC)
+            build_index(tiny, model, settings=SEISMIC)
 
 
 @installed
@@ -103,7 +105,7 @@ class TestFolders:
             InvertedIndex.load(tmp_path / "index")
 
     def test_queries_by_text(self, tiny, tmp_path):
-        index = build_inverted(tiny, inference_free(tmp_path / "bert"), settings=SEISMIC)
+        index = build_index(tiny, inference_free(tmp_path / "bert"), settings=SEISMIC)
         index.save(tmp_path / "index")
         assert len(InvertedIndex.load(tmp_path / "index").search("star planet", k=5)) > 0
 
