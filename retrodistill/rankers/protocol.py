@@ -96,8 +96,8 @@ class Ranker:
         """Check that it can score a whole corpus."""
         if not self.can_score_corpus:
             raise UserError(
-                f"teacher {self.name} scores pairs and cannot score a whole corpus; set candidates.depth to "
-                "a number instead of 'all'."
+                f"teacher {self.name} scores pairs and cannot score a whole corpus; set candidates.depth to a number, "
+                "without candidates.shared, groups.random or in-batch-margin-mse."
             )
 
     def corpus_scores(self, queries: Texts, collection: Collection) -> CorpusScores:

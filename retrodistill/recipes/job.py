@@ -232,7 +232,7 @@ def _check(job: Job) -> None:
             continue
         teacher = job.teachers.data_of(stage, job.training_data).teacher
         check_recorded(teacher, job.collection, job.train, [stage])
-        if stage.needs_lists and stage.candidates.any_document:
+        if stage.any_document:
             teacher.require_corpus_scores()
     if not job.space.is_recorded:
         return

@@ -95,7 +95,7 @@ def _training_step(job: Job, student: StudentSettings, number: int, title: str) 
     if stage.selection is None:  # about as many as if every list taught something
         texts = stage_texts(stage, _stage_data(job, stage))
         prepared = Prepared(texts, None, [], held_out_rows(texts, None, job.recipe.seed))
-        draws = stage.groups.draws if stage.train in ("both_encoders", "head") else 1
+        draws = stage.groups.draws if stage.draws_groups else 1
         count = optimizer_steps(len(training_rows(prepared, stage)) * draws, stage.training)
     elif not count:
         return _step(f"{title}: train; the number of steps is known when it starts")
@@ -136,7 +136,7 @@ def _stage_work(job: Job, stage: StageSettings) -> Work:
     others = [encoder for encoder in encoders.values() if encoder is not job.space]
     counted += [seconds_to_embed(encoder, documents, "document") for encoder in others]
     missing = Work(sum(items for items, _ in counted), "texts", sum(seconds for _, seconds in counted))
-    if missing.items or not stage.needs_lists or stage.candidates.any_document:
+    if missing.items or not stage.needs_lists or stage.any_document:
         return missing
     return data.teacher.remaining(queries, job.collection, candidate_pairs(stage, data, texts)[0])
 

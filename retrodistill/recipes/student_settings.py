@@ -226,9 +226,10 @@ def teaching_students(stage: StageSettings, students: Mapping[str, StudentSettin
             raise ValueError(f"teacher {member.model!r} is a {kind.name} student; kinds that can teach: {teaching}")
         if done is not None and done > stages:
             raise ValueError(f"teacher {member.model!r}: {name} has {stages} stages")
-        if not kind.can_search and stage.candidates.depth == "all":
+        if not kind.can_search and stage.any_document:
             raise ValueError(
-                f"teacher {member.model!r} scores pairs and not a whole corpus; set candidates.depth to a number"
+                f"teacher {member.model!r} scores pairs and not a whole corpus; set candidates.depth to a number, "
+                "without candidates.shared or groups.random"
             )
         teachers.append((name, stages if done is None else done))
     return teachers

@@ -241,8 +241,8 @@ def draw_groups(lists: Lists, settings: GroupSettings, seed: int) -> Lists:
     """
     if settings.random and lists.teacher is None:
         raise UserError(
-            f"groups.random={settings.random} needs teacher scores of any document: set candidates.shared, or "
-            "candidates.random for random documents in every list."
+            f"groups.random={settings.random} needs a teacher that scores any document; set candidates.random, for "
+            "random documents in every list."
         )
     generator = np.random.default_rng(seed)
     rows: list[int] = []

@@ -279,7 +279,10 @@ def _check(term: Term, scorer: Scorer, lists: Lists | None, teacher: TeacherVect
     if lists is not None:
         no_corpus, no_own = lists.teacher is None, not (lists.positives >= 0).any()
         problems += [
-            (needs("batch_targets") and no_corpus, "needs teacher scores of any document; set candidates.shared."),
+            (
+                needs("batch_targets") and no_corpus,
+                "needs teacher scores of any document; use a teacher such as bm25 or dense.",
+            ),
             (objective.needs_positives and no_own, "needs texts with their own document: texts.titles or .sentences."),
         ]
         if objective.has_pairs:

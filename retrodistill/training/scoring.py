@@ -60,7 +60,7 @@ def scored_lists(stage: StageSettings, data: TrainingData, texts: TrainingTexts)
     hide, documents = not stage.needs_own_document, data.collection.documents
     run: Run | None = None
     notes: list[str] = []
-    if stage.candidates.any_document:
+    if stage.any_document:
         teacher = data.teacher.corpus_scores(data.teacher_queries(texts.texts), data.collection)
         sample = np.linspace(0, len(texts) - 1, min(_SPREAD_SAMPLE, len(texts)), dtype=int)
         deviations = [scores.std(axis=1) for scores in teacher.blocks(sample, teacher.reference())]
@@ -72,7 +72,7 @@ def scored_lists(stage: StageSettings, data: TrainingData, texts: TrainingTexts)
         else:
             run, notes = scored_candidates(stage, data, texts.texts, teacher)
             lists = lists_from_run(run, texts.texts, documents, texts.sources, hide_source=hide)
-            shared = min(stage.candidates.shared, len(documents))
+            shared = 0 if stage.draws_groups else min(stage.candidates.shared, len(documents))
             lists = replace(lists, teacher=teacher, shared=shared, seed=data.seed)
     else:
         scored, notes = scored_candidates(stage, data, texts.texts)
@@ -158,9 +158,9 @@ def check_recorded(teacher: Ranker, collection: Collection, queries: Texts, stag
     teacher.run.require(collection.queries.ids, collection.documents.ids)
     if not any(stage.needs_lists for stage in stages):
         return
-    if any(stage.needs_lists and stage.candidates.any_document for stage in stages):
-        wrong = "candidates.depth cannot be 'all' and candidates.shared cannot be set"
-        raise UserError(f"{teacher.name} is recorded and holds lists: {wrong}; leave both out.")
+    if any(stage.any_document for stage in stages):
+        keys = "candidates.depth: all, candidates.shared, groups.random and in-batch-margin-mse"
+        raise UserError(f"{teacher.name} is recorded and does not score every document: leave {keys} out.")
     known = teacher.run.select(queries.ids)
     if not len(known):
         raise UserError(f"{teacher.name} has rows for none of the {len(queries)} training queries; record some.")

@@ -81,8 +81,8 @@ class CandidateSettings(Settings):
     """Random documents of the corpus added for each query. A recorded run has no scores for them: they count as the
     lowest of its list."""
     shared: int = Field(default=0, ge=0)
-    """Random documents of the corpus that all lists of a batch share, new ones for each batch (for teachers that score
-    the corpus at no cost). The cost does not grow with the corpus, as it does with `depth: all`."""
+    """Random documents of the corpus that all lists of a batch share, new ones for each batch, where lists are learned
+    whole (for teachers that score any document at no cost). The cost does not grow with the corpus."""
     budget: int | str | None = None
     """Limit on the pairs that the teacher scores: a number, or a share such as `25%`. They are chosen by the z-scores
     of the sources that score every pair cheaply (bm25, dense). Pairs that a stage would hide are not scored."""
@@ -99,14 +99,9 @@ class CandidateSettings(Settings):
                 pairs_within(budget, 100)
         return budget
 
-    @property
-    def any_document(self) -> bool:
-        """Whether the teacher scores any document of the corpus, on one scale."""
-        return self.depth == "all" or self.shared > 0
-
     @model_validator(mode="after")
     def _budget_of_lists(self) -> CandidateSettings:
-        if self.budget is not None and self.any_document:
+        if self.budget is not None and (self.depth == "all" or self.shared):
             raise ValueError("a budget is for pairs of lists: set candidates.depth to a number, without shared")
         if self.depth == "all" and self.shared:
             raise ValueError("depth: all already has every document; set candidates.depth to a number with shared")
@@ -235,10 +230,10 @@ class GroupSettings(Settings):
     draws: int = Field(default=1, ge=1)
     """Groups per query and epoch."""
     depth: int = Field(default=100, ge=2)
-    """The sampler draws from the teacher's best candidates, up to this rank, where it scores any document
-    (candidates.shared, or depth: all)."""
+    """The sampler draws from the teacher's best documents, up to this rank, where the teacher scores any document."""
     random: int = Field(default=0, ge=0)
-    """Documents added to each group from the whole corpus, at random, where the teacher scores any document."""
+    """Documents added to each group from the whole corpus, at random (for teachers that score any document at no
+    cost)."""
 
 
 class RegularizerSettings(Settings):
@@ -321,14 +316,15 @@ class StageSettings(Settings):
         key = next((key for key, is_set in about_candidates.items() if is_set), None)
         if key and not self.needs_lists:
             raise ValueError(f"{key} is about candidates, and no objective of this stage sees any; add one such as kl")
-        if self.labels != "scores" and self.candidates.any_document:
-            raise ValueError("labels are made of pairs' scores: set candidates.depth to a number, without shared")
+        if self.labels != "scores" and self.any_document:
+            raise ValueError(
+                "labels are made of pairs' scores: set candidates.depth to a number, without candidates.shared, "
+                "groups.random or in-batch-margin-mse"
+            )
         if self.labels == "scores" and self.needs("labels"):
             raise ValueError("bce learns labels from 0 to 1: set labels: sigmoid (of logits), cosine, or mean")
         if self.positives == "labels" and not (self.is_contrastive or self.needs("classes")):
             raise ValueError("positives: labels is for lelp, contrastive and in-batch objectives; add one of them")
-        if not self.candidates.any_document and self.needs("batch_targets"):
-            raise ValueError("in-batch-margin-mse needs teacher scores of any document: set candidates.shared")
         if self.topics is not None and self.batches != "topics":
             raise ValueError("topics is for batches: topics; set both, or neither")
         return self
@@ -336,6 +332,17 @@ class StageSettings(Settings):
     def needs(self, *inputs: str) -> bool:
         """Whether some objective takes one of these inputs, e.g. ``classes``."""
         return any(term.objective.needs(*inputs) for term in self.objectives)
+
+    @property
+    def draws_groups(self) -> bool:
+        """Whether small groups are drawn from lists, since documents are encoded with gradients or by a head."""
+        return self.train in ("both_encoders", "head")
+
+    @property
+    def any_document(self) -> bool:
+        """Whether the teacher scores any document of the corpus, on one scale: candidates, drawn ones, the batch's."""
+        draws = self.candidates.shared > 0 or (self.draws_groups and self.groups.random > 0)
+        return self.needs_lists and (self.candidates.depth == "all" or draws or self.needs("batch_targets"))
 
     @property
     def has_own_teacher(self) -> bool:
