@@ -3,19 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from retrodistill.core.errors import UserError, sample_of
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 _PAIRS = 65536  # per block, which bounds the memory of `pair_products`
+_QUERIES, _DOCUMENTS = 256, 32768  # of a block of exact search, whose scores take 32 MiB
+_CHUNK = 32  # scores; a divisor of _DOCUMENTS
 
 
 def exact_search(queries: np.ndarray, documents: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """(q, k) int64 rows and float32 scores of the k, at most n, highest inner products, best first; all float32."""
-    scores, rows = flat_index(documents).search(np.ascontiguousarray(queries, dtype=np.float32), min(k, len(documents)))
+    """(q, k) int64 rows and float32 scores of the k, at most n, highest inner products, best first, ties by row.
+
+    PyTorch multiplies blocks. FAISS's flat index does so only for many queries, and takes several times as long for
+    fewer (evaluation/benchmarks/exact_search.py). Memory beyond the arguments is that of a block.
+    """
+    import torch
+
+    k = min(k, len(documents))
+    rows, scores = np.empty((len(queries), k), dtype=np.int64), np.empty((len(queries), k), dtype=np.float32)
+    for first in range(0, len(queries), _QUERIES):
+        block = torch.from_numpy(np.ascontiguousarray(queries[first : first + _QUERIES], dtype=np.float32))
+        best, found = torch.empty((len(block), 0)), torch.empty((len(block), 0), dtype=torch.int64)
+        for start in range(0, len(documents), _DOCUMENTS):
+            part = np.ascontiguousarray(documents[start : start + _DOCUMENTS], dtype=np.float32)
+            values, places = _largest(block @ torch.from_numpy(part).T, k)
+            best, order = torch.cat([best, values], dim=1).topk(min(k, start + len(part)), dim=1)
+            found = torch.cat([found, places + start], dim=1).gather(1, order)
+        found, order = found.sort(dim=1)
+        best, ranks = best.gather(1, order).sort(dim=1, descending=True, stable=True)
+        rows[first : first + _QUERIES], scores[first : first + _QUERIES] = found.gather(1, ranks), best
     return rows, scores
+
+
+def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k highest scores of each row, at most all, and their places, in any order.
+
+    They lie in the k chunks of the highest maxima. A maximum is a vector instruction, and `topk` is much slower.
+    """
+    import torch
+
+    count, width = scores.shape
+    if width % _CHUNK or 2 * k * _CHUNK > width:
+        values, places = scores.topk(min(k, width), dim=1, sorted=False)
+        return values, places
+    chunks = scores.view(count, -1, _CHUNK)
+    chosen = chunks.amax(dim=2).topk(k, dim=1, sorted=False).indices[:, :, None]
+    values, order = chunks.gather(1, chosen.expand(-1, -1, _CHUNK)).view(count, -1).topk(k, dim=1, sorted=False)
+    places = (chosen * _CHUNK + torch.arange(_CHUNK)).view(count, -1)
+    return values, places.gather(1, order)
 
 
 def flat_index(documents: np.ndarray) -> Any:

@@ -54,7 +54,7 @@ class TestOverTheCorpus:
 
     def test_random_documents_beside_mined_lists_are_rejected(self):
         lists = Lists(np.array([[0, 1, 2]]), SCORES[:1, :3], np.array([-1]), np.array([-1]))
-        with pytest.raises(UserError, match=r"^groups.random=2 .* candidates\.shared, or candidates\.r"):
+        with pytest.raises(UserError, match=r"^groups.random=2 .* candidates\.random"):
             draw(lists, documents=2, sampler="top-k", random=2)
 
 

@@ -388,7 +388,7 @@ class TestGroups:
     def test_without_the_teachers_corpus_scores_they_are_rejected(self, model):
         documents = np.array([[4, 7], [8, 9]])
         term = Term("in-batch-margin-mse")
-        with pytest.raises(UserError, match=r"^objective 'in-batch-margin-mse' needs .* candidates.shared"):
+        with pytest.raises(UserError, match=r"^objective 'in-batch-margin-mse' needs .* any document"):
             groups_loss(model, [term], SCORES[:2, :2], self.MASK, np.array([1, 0]), documents)
 
     def test_lwf_and_taid_work_on_both_towers(self, model):

@@ -1,0 +1,68 @@
+"""Exact search of dense vectors against FAISS's flat index, on the same random unit vectors and threads.
+
+python evaluation/benchmarks/exact_search.py [--documents 200000] [--dimension 384] [--repeats 5]
+
+Each line is a ratio of two medians that are measured in turn, with the lowest and the highest ratio of a repeat.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+
+from retrodistill.encoders.vectors import exact_search, normalized
+
+BATCHES = ((1, 10), (16, 10), (64, 10), (300, 10), (300, 100), (300, 1000), (2000, 100))  # queries, k
+
+
+def main() -> None:
+    """Print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--documents", type=int, default=200_000)
+    parser.add_argument("--dimension", type=int, default=384)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    faiss.omp_set_num_threads(given.threads)
+    generator = np.random.default_rng(0)
+    documents = normalized(generator.standard_normal((given.documents, given.dimension), dtype=np.float32))
+    index = faiss.IndexFlatIP(given.dimension)
+    index.add(documents)
+    sizes = f"{given.documents:,} documents, {given.dimension} dimensions, {given.threads} threads"
+    print(f"{sizes}, faiss {faiss.__version__}\n")
+    print("| queries | k | FAISS | retrodistill | times faster | same documents |")
+    print("|---:|---:|---:|---:|---:|---:|")
+    for count, k in BATCHES:
+        queries = normalized(generator.standard_normal((count, given.dimension), dtype=np.float32))
+        theirs, ours = [], []
+        for _ in range(given.repeats):
+            seconds, (_, expected) = timed(index.search, queries, k)
+            theirs.append(seconds)
+            seconds, (rows, _) = timed(exact_search, queries, documents, k)
+            ours.append(seconds)
+        ratios = [a / b for a, b in zip(theirs, ours, strict=True)]
+        same = np.mean([len(set(a) & set(b)) / k for a, b in zip(rows.tolist(), expected.tolist(), strict=True)])
+        print(
+            f"| {count} | {k} | {1e3 * median(theirs):.0f} ms | {1e3 * median(ours):.0f} ms | "
+            f"{median(theirs) / median(ours):.1f} ({min(ratios):.1f} to {max(ratios):.1f}) | {same:.2%} |"
+        )
+
+
+def timed(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
+    """Seconds and result of a call."""
+    start = time.perf_counter()
+    result = call(*arguments)
+    return time.perf_counter() - start, result
+
+
+if __name__ == "__main__":
+    main()
