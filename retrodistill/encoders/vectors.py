@@ -13,7 +13,10 @@ _PAIRS = 65536  # per block, which bounds the memory of `pair_products`
 
 
 def exact_search(queries: np.ndarray, documents: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """(q, k) int64 rows and float32 scores of the k, at most n, highest inner products, best first; all float32."""
+    """Find the k (at most n) of (n, d) documents with the highest inner products with (q, d) queries, all float32.
+
+    Returns (q, k) int64 rows and (q, k) float32 scores, best first.
+    """
     scores, rows = flat_index(documents).search(np.ascontiguousarray(queries, dtype=np.float32), min(k, len(documents)))
     return rows, scores
 
