@@ -165,7 +165,8 @@ def build_index(
 
     Args:
         collection: What to index.
-        documents: Name or object of the document encoder; its kind determines the kind of index.
+        documents: Name or object of the document encoder; its kind determines the index: a `FaissIndex`,
+            `InvertedIndex` or `MultiVectorIndex`.
         queries: Name or object of the query encoder; by default that of the documents.
         factory: A FAISS factory string, or ``auto``.
         name: Name of its runs.
