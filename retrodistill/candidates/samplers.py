@@ -76,7 +76,7 @@ def sample_places(
 def margin_bins(margins: np.ndarray, bins: int = MARGIN_BINS) -> np.ndarray:
     """Assign (n,) margins, the positive's raw score minus each candidate's, to bins of equal *width*.
 
-    (n,) int64, 0 for the smallest margin; all 0 if the margins are equal.
+    Returns (n,) int64 bins, 0 for the smallest margin; all 0 if the margins are equal.
     """
     lowest, width = margins.min(), np.ptp(margins) / bins
     if width == 0:
@@ -88,7 +88,7 @@ def balanced_places(margins: np.ndarray, count: int, generator: np.random.Genera
     """Draw candidates evenly over margin sizes: a bin uniformly, then a candidate in the bin uniformly.
 
     Empty bins are skipped. Nothing is drawn twice, so exhausted bins are skipped too (TAS-B draws one candidate at a
-    time). From (n,) margins as in `margin_bins` to (count,) int64 positions, at most n, in the order of the draws.
+    time). Takes (n,) margins as `margin_bins` does; returns (count,) int64 positions, at most n, in the order drawn.
     """
     binned = margin_bins(margins)
     open_bins = [np.flatnonzero(binned == number).tolist() for number in np.unique(binned)]

@@ -54,7 +54,7 @@ def choose_pairs(pool: Run, budget: int | str, by: str = "robust", *, mistakes: 
 
     Args:
         pool: Candidates with cheap scores of one scale (the student's, a cheap ranker's, several fused), raw, higher
-            is better. At least one query has two candidates. Reciprocal ranks are the same for every query.
+            is better; at least one query has two candidates. Reciprocal ranks qualify, but every query has the same.
         budget: Pairs, or a share of the pool such as ``"25%"``, never exceeded. At most one pair is left over if every
             opened list is exhausted, and more if the pool is smaller than the budget.
         by: A key of `BUDGETS`.

@@ -26,7 +26,7 @@ class _Stopped(BaseException):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line, by default with the process's arguments; a user's mistake is one line, exit status 2."""
+    """Run the command line, by default this process's; a user's mistake is one line on stderr and exit status 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     before = signal.signal(signal.SIGINT, _stop)
     try:

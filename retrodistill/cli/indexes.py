@@ -49,9 +49,20 @@ def index(  # noqa: PLR0913, PLR0917 - one option each
     from retrodistill.indexes.base import check_index_folder
 
     check_index_folder(out)
-    dense = {"factory": factory, "bytes": bytes_wanted, "recall": recall, "truncate": truncate}
-    sparse = {"backend": backend, "prune": prune, "query_cut": query_cut, "heap_factor": heap_factor}
-    options = _given(option, **dense, codec=codec, muvera=muvera, bits=bits, **sparse)
+    options = _given(
+        option,
+        factory=factory,
+        bytes=bytes_wanted,
+        recall=recall,
+        truncate=truncate,
+        codec=codec,
+        muvera=muvera,
+        bits=bits,
+        backend=backend,
+        prune=prune,
+        query_cut=query_cut,
+        heap_factor=heap_factor,
+    )
     if learn or learn_queries:
         built = _learn(collection, (documents, queries), options, out, query_map=learn_queries, seed=seed)
     else:

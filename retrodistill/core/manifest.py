@@ -34,11 +34,17 @@ class Manifest:
 
     def write(self, folder: str | os.PathLike[str], name: str = FILE_NAME) -> None:
         """Write to a folder, with library versions, hardware and time. Call it last: it marks an artifact complete."""
-        made_from = {"inputs": self.inputs, "settings": self.settings, "about": self.about}
-        made_by = {"versions": library_versions(), "hardware": hardware()}
-        created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        content = {"artifact": self.artifact, "fingerprint": self.fingerprint, **made_from, **made_by}
-        write_json(Path(folder) / name, {**content, "created": created})
+        content = {
+            "artifact": self.artifact,
+            "fingerprint": self.fingerprint,
+            "inputs": self.inputs,
+            "settings": self.settings,
+            "about": self.about,
+            "versions": library_versions(),
+            "hardware": hardware(),
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+        write_json(Path(folder) / name, content)
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str], name: str = FILE_NAME) -> Manifest:

@@ -65,7 +65,7 @@ def average_gradients(parameters: Iterable[Any]) -> None:
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Have glibc keep freed blocks of up to 1 GiB, not return them to the system; False if it cannot or is not there.
+    """Have glibc keep freed blocks of up to 1 GiB for reuse; False if that took no effect, as without glibc.
 
     By default, glibc maps each block above 32 MiB anew and the kernel clears it page by page. The gradient of a token
     table (30,522 x 384 float32) is such a block, at every step: clearing it takes two thirds of a training step of a

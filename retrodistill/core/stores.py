@@ -58,9 +58,10 @@ class PartStore:
             raise UserError(f"{another}: {held}; choose another folder or delete it.")
 
     def computing(self, keys: np.ndarray) -> AbstractContextManager[Any]:
-        """Keep other processes from computing the rows of the same (n,) keys in any order, but not other sets.
+        """Keep other processes from computing the same set of rows, given by (n,) keys in any order.
 
-        Overlapping sets may compute the shared rows twice. Their values are equal, and readers use the first.
+        Other sets can be computed in parallel. Overlapping sets may compute the shared rows twice. Their values are
+        equal, and readers use the first.
         """
         number = int.from_bytes(hashlib.blake2b(np.unique(keys).tobytes(), digest_size=8).digest()) % _KEY_LOCKS
         return self._held(filelock.FileLock(self.folder / f".computing-{number}.lock"))

@@ -197,11 +197,11 @@ def _listed(sizes: Mapping[str, int]) -> str:
 
 @dataclass(frozen=True)
 class Leak:
-    """A training query and its text; the test query has the same id or the same normalized text."""
+    """A training query that is also a test query."""
 
     train_id: str
-    test_id: str
-    text: str
+    test_id: str  # the same id, or that of a query with the same normalized text
+    text: str  # of the training query
 
 
 def leaks(collection: Collection, train: str = "train", test: str = "test") -> list[Leak]:

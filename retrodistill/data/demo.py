@@ -139,8 +139,8 @@ def _docstrings(module: str, path: Path) -> Iterator[tuple[str, str]]:
     open_nodes: list[tuple[str, ast.AST]] = [(module, tree)]
     while open_nodes:
         name, node = open_nodes.pop()
-        has_docstring = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-        if isinstance(node, has_docstring) and (text := ast.get_docstring(node)):
+        documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        if isinstance(node, documented) and (text := ast.get_docstring(node)):
             yield name, text
         for child in reversed(list(ast.iter_child_nodes(node))):
             own = getattr(child, "name", None) if isinstance(child, ast.stmt) else None

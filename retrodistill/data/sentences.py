@@ -31,7 +31,7 @@ def sentences(text: str, minimum_words: int = 3) -> list[str]:
 
     A period, exclamation or question mark followed by whitespace ends a sentence, unless it follows an abbreviation or
     an initial, or a lower-case letter comes next. In tokenized text (``a wing . the flow``), case does not matter. An
-    empty line always ends a sentence. Whitespace is collapsed, and sentences of fewer words are left out.
+    empty line always ends a sentence. Whitespace is collapsed, and sentences below `minimum_words` are left out.
     """
     pieces = (piece for paragraph in _PARAGRAPH.split(text) for piece in _pieces(paragraph))
     return [piece for piece in pieces if len(piece.split()) >= minimum_words]

@@ -35,7 +35,7 @@ def load_bi_encoder(name: str, *, layers: int | None = None) -> SentenceTransfor
     """Load a bi-encoder in float32 from a folder or hub name; keep only its first transformer `layers` if given.
 
     ``all-MiniLM-L6-v2`` comes from the ``demo`` extra if that is installed (the hub's weights, verified), so that it
-    works offline. ``FOLDER@exit-4`` is one exit of a model with exits. Without such a model or exit: a UserError.
+    works offline. ``FOLDER@exit-4`` is one exit of a model with exits. A missing model or exit is a UserError.
     """
     name, exit_layer = split_exit(name)
     model: SentenceTransformer = _load(name, "SentenceTransformer")

@@ -27,11 +27,13 @@ def with_modules(model: Any, modules: list[Any], kind: Kind | None = None, simil
 
     library_class = type(model) if kind is None else getattr(sentence_transformers, kind)
     truncation = {name: getattr(model, name) for name in _TRUNCATIONS if kind is None and hasattr(model, name)}
-    prompts = {name: prompt for name, prompt in (model.prompts or {}).items() if prompt}
-    texts = {"prompts": prompts, "default_prompt_name": model.default_prompt_name}
-    similarity = similarity or model.similarity_fn_name
     return library_class(
-        modules=modules, device=str(model.device), similarity_fn_name=similarity, **texts, **truncation
+        modules=modules,
+        device=str(model.device),
+        prompts={name: prompt for name, prompt in (model.prompts or {}).items() if prompt},
+        default_prompt_name=model.default_prompt_name,
+        similarity_fn_name=similarity or model.similarity_fn_name,
+        **truncation,
     )
 
 

@@ -281,14 +281,13 @@ class VectorFile(Encoder):
         document_file, query_file = _single_file(place, "documents"), _single_file(place, "queries")
         if document_file is None:
             raise UserError(f"folder {place} has no documents{{{','.join(ENDINGS)}}}; put the vectors there.")
-        opened = cls(f"vectors:{path}", read_vectors(document_file, unit=unit), None, about)
-        if query_file is not None:
-            opened.queries = read_vectors(query_file, unit=unit, with_texts=True)
-            width = opened.queries.vectors.shape[1]
-            if width != opened.dimension:
-                widths = f"vectors of {width} dimensions, {document_file.name} of {opened.dimension}"
-                raise UserError(f"{query_file} has {widths}; both must be from one model.")
-        return opened
+        documents = read_vectors(document_file, unit=unit)
+        queries = None if query_file is None else read_vectors(query_file, unit=unit, with_texts=True)
+        width = documents.vectors.shape[1]
+        if queries is not None and queries.vectors.shape[1] != width:
+            widths = f"vectors of {queries.vectors.shape[1]} dimensions, {document_file.name} of {width}"
+            raise UserError(f"{query_file} has {widths}; both must be from one model.")
+        return cls(f"vectors:{path}", documents, queries, about)
 
     @property
     def dimension(self) -> int:
@@ -306,9 +305,12 @@ class VectorFile(Encoder):
 
     def contract(self, role: Role) -> dict[str, Any]:
         """Model name (or the digest of the vectors, if the model is unnamed), prompt, similarity and dimension."""
-        model = self.about.model or f"vectors {self.documents.digest}"
-        space = {"similarity": self.similarity, "dimension": self.dimension}
-        return {"model": model, "prompt": self.prompt(role), **space}
+        return {
+            "model": self.about.model or f"vectors {self.documents.digest}",
+            "prompt": self.prompt(role),
+            "similarity": self.similarity,
+            "dimension": self.dimension,
+        }
 
     def fingerprint(self, role: Role) -> str:
         """Fingerprint of the contract and of the vectors themselves."""
@@ -346,9 +348,9 @@ class VectorFile(Encoder):
         vectors, missing = self._find(texts, role)
         if missing.any():
             first = sample_of(texts[row][:40] for row in np.flatnonzero(missing)[:2])
-            without = f"no vectors for {int(missing.sum())} of {len(texts)} texts ({first}), and its model is not here"
+            without = f"no vectors for {int(missing.sum())} of {len(texts)} texts ({first})"
             advice = "embed them there and add them, or use a query encoder distilled into its space"
-            raise UserError(f"{self.name} has {without}; {advice}.")
+            raise UserError(f"{self.name} has {without}, and its model is not available here; {advice}.")
         return vectors
 
     def _find(self, texts: Sequence[str], role: Role) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,11 @@ from retrodistill.indexes.factory import faiss
 CODECS = ("float32", "float16", "residual")
 CodecName = Literal["float32", "float16", "residual"]
 # Codecs of version 0.1.0, each with one that keeps more in about the same bytes (evaluation/multi_vector).
-DROPPED = {"sq8": "residual with bits 4", **dict.fromkeys(("pq", "distilled-pq"), "residual with bits 1 or 2")}
+DROPPED = {
+    "sq8": "residual with bits 4",
+    "pq": "residual with bits 1 or 2",
+    "distilled-pq": "residual with bits 1 or 2",
+}
 _ABOUT, _ARRAYS = "tokens.codec.json", "tokens.codec.npz"
 _MOST_CENTROIDS = 2**16  # a centroid's number takes two bytes
 _PER_CENTROID = 32  # token vectors of the sample per centroid, at least
@@ -155,8 +159,15 @@ def fit_codec(settings: CodecSettings, sample: Tokens, total: int | None = None)
             "leave 'centroids' out."
         )
     # Centroids by k-means, then the buckets of each dimension on the residuals.
-    limits = {"min_points_per_centroid": 1, "max_points_per_centroid": 2 * _PER_CENTROID}
-    kmeans = faiss.Kmeans(vectors.shape[1], centroids, niter=_ROUNDS, seed=settings.seed, spherical=unit, **limits)
+    kmeans = faiss.Kmeans(
+        vectors.shape[1],
+        centroids,
+        niter=_ROUNDS,
+        seed=settings.seed,
+        spherical=unit,
+        min_points_per_centroid=1,
+        max_points_per_centroid=2 * _PER_CENTROID,
+    )
     kmeans.train(vectors)
     means = np.ascontiguousarray(kmeans.centroids, dtype=np.float32)
     residuals = vectors - means[kmeans.index.search(vectors, 1)[1][:, 0]]

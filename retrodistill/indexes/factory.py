@@ -52,7 +52,8 @@ def build_faiss(factory: str, vectors: np.ndarray) -> Any:
     raise a UserError.
     """
     index = empty_index(factory, vectors.shape[1], len(vectors))
-    check_finite(vectors, list(map(str, range(len(vectors)))), "vectors to index")
+    if not np.isfinite(vectors).all():
+        check_finite(vectors, [str(row) for row in range(len(vectors))], "vectors to index")
     try:
         if not index.is_trained:
             _train(index, vectors, factory)

@@ -121,8 +121,8 @@ class FaissIndex(Index):
 
         `queries` are held-out queries or their vectors: training queries or sentences of documents, never test queries.
         `recall` is above 0 and up to 1. An index that holds codes only needs `documents` for exact search: their
-        `Texts`, or their (n, encoder's dimension) vectors in the order of `ids`. The result's text says
-        what was set and the recall it reaches; `parameters` holds it and `save` keeps it.
+        `Texts`, or their (n, encoder's dimension) vectors in the order of `ids`. The result says what was set and the
+        recall that it reaches; `parameters` holds it and `save` keeps it.
         """
         check_k(k, len(self))
         if not isinstance(queries, np.ndarray):

@@ -105,7 +105,10 @@ def learn_index(
 
 
 def save_query_map(result: LearnedIndex, folder: str | os.PathLike[str], manifest: Manifest | None = None) -> Encoder:
-    """Save the query encoder, its last module the learned map, for sentence-transformers, and use it in the index."""
+    """Save the query encoder with the learned map as its last module, and use it in the learned index.
+
+    The folder is one of sentence-transformers; its manifest says what the encoder was made from.
+    """
     index, query_map = result.index, result.learned.query_map
     if query_map is None or index.queries is None:
         raise UserError("no query map was learned; set query_map.")

@@ -170,8 +170,9 @@ class CandidateIndex:
 
     def add(self, tokens: Tokens) -> None:
         """Encode new documents."""
-        self.labels = np.concatenate([self.labels, self.index.ntotal + np.arange(len(tokens))])
+        first = self.index.ntotal
         self.index.add(self.muvera.documents(tokens))
+        self.labels = np.concatenate([self.labels, np.arange(first, self.index.ntotal)])
 
     def remove(self, removed: np.ndarray) -> None:
         """Skip the documents of a (n,) mask. Their encodings stay, since not every FAISS kind can remove them."""

@@ -100,8 +100,9 @@ class IndexOptions(Settings):
 
     def given(self) -> dict[str, Any]:
         """The options that are not at their defaults, without `kind`."""
-        values = {name: (getattr(self, name), field.default) for name, field in IndexOptions.model_fields.items()}
-        return {name: value for name, (value, default) in values.items() if name != "kind" and value != default}
+        fields = {name: field for name, field in IndexOptions.model_fields.items() if name != "kind"}
+        values = {name: getattr(self, name) for name in fields}
+        return {name: value for name, value in values.items() if value != fields[name].default}
 
     def kind_for(self, encoder_kinds: Sequence[str]) -> IndexKind:
         """The kind of index for documents of these kinds of encoders: `kind` if it holds them, otherwise the first."""
@@ -164,7 +165,8 @@ def build_index(
 
     Args:
         collection: What to index.
-        documents: Name or object of the document encoder; its kind determines the kind of index.
+        documents: Name or object of the document encoder; its kind determines the index: a `FaissIndex`,
+            `InvertedIndex` or `MultiVectorIndex`.
         queries: Name or object of the query encoder; by default that of the documents.
         factory: A FAISS factory string, or ``auto``.
         name: Name of its runs.

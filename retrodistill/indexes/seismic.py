@@ -76,9 +76,14 @@ class SeismicPostings:
 
     def search(self, terms: np.ndarray, weights: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """About the k documents of highest positive score; arguments and results as for `Postings.search`."""
-        names, values = terms.astype(np.int64).astype(self._string_type), weights.astype(np.float32)
-        limits = {"k": k, "query_cut": self.query_cut, "heap_factor": self.heap_factor}
-        results = self.index.search(query_id="", query_components=names, query_values=values, **limits)
+        results = self.index.search(
+            query_id="",
+            query_components=terms.astype(np.int64).astype(self._string_type),
+            query_values=weights.astype(np.float32),
+            k=k,
+            query_cut=self.query_cut,
+            heap_factor=self.heap_factor,
+        )
         scores = np.array([score for _, score, _ in results], dtype=np.float32)
         rows = np.array([row for _, _, row in results], dtype=np.int64)
         order = np.lexsort((rows, -scores))

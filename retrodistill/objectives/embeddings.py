@@ -117,7 +117,9 @@ def mi_alpha(
             return logs
         return torch.logaddexp(logs + math.log(alpha), torch.full_like(logs, log_baseline + math.log1p(-alpha)))
 
-    return (others - mixed(others)).exp().mean() - (critic.diagonal() - mixed(everyone)).mean() - 1
+    joint = critic.diagonal() - mixed(everyone)
+    marginal = (others - mixed(others)).exp()
+    return marginal.mean() - joint.mean() - 1
 
 
 @objective(

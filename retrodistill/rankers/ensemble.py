@@ -147,8 +147,8 @@ _MAPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 class SoftLabels(Combined):
     """The weighted mean of teachers' scores, each mapped to 0..1 (Trans-Encoder, ICLR 2022, arXiv 2109.13059).
 
-    Its kind is a key of `LABELS` other than ``scores``; weights are equal by default. A UserError without members, for
-    another kind, or for weights that do not fit.
+    Its kind is a key of `LABELS` other than ``scores``; weights are equal by default. No member, another kind, and
+    weights that do not fit are a UserError.
     """
 
     def __init__(self, members: Sequence[Ranker], kind: str, weights: Sequence[float] | None = None) -> None:

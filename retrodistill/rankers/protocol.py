@@ -47,6 +47,9 @@ class Ranker:
         is_cheap: It can score every pair without planning the cost.
         weights: Of the members; 1 for a single ranker.
         method: How an ensemble fuses its members; None for a single ranker.
+        run: The recorded scores, of a recorded run.
+        documents: Encoder of documents, if there is one.
+        queries: Encoder of queries, if there is one.
     """
 
     name: str
@@ -59,9 +62,9 @@ class Ranker:
     is_cheap: bool = False
     weights: Sequence[float] = (1.0,)
     method: str | None = None
-    run: Run | None = None  # of recorded scores
-    documents: Any = None  # encoder of documents, if there is one
-    queries: Any = None  # encoder of queries, if there is one
+    run: Run | None = None
+    documents: Any = None
+    queries: Any = None
 
     @classmethod
     def of_name(cls, name: ModelName, store: Path | None) -> Ranker:

@@ -66,8 +66,8 @@ class Facts:
     kind: str  # name of its `Kind`, e.g. ``static``
     start: str  # its base model, ``kind:NAME``
     collection: str  # name of the training collection
-    documents: int  # their number, and that of the training queries
-    queries: int
+    documents: int  # number of its documents
+    queries: int  # number of training queries
     teaching: Teaching
     stages: Sequence[StageSettings]
     changes: dict[str, Any] = field(default_factory=dict)  # before training, by setting: layers, dimension...
@@ -128,7 +128,7 @@ _OWN_LINES = {  # settings of a stage that templates/card/stage.md.j2 describes
 
 
 def write_card(model: Any, facts: Facts, folder: str | os.PathLike[str], results: Results | None = None) -> None:
-    """Write README.md, "not measured" without results, into a student's folder; a UserError if it is not writable."""
+    """Write README.md into a student's folder; without results, it says that the student was not measured."""
     with atomic_file(Path(folder) / "README.md") as temporary:
         temporary.write_text(card_text(model, facts, results), encoding="utf-8", newline="\n")
 

@@ -178,7 +178,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 0, 
     for name, *cells in rows:
         first = name if width else text.shorten_name(name, _NAME)
         table.add_row(Text(first), *map(Text, cells))  # Text: brackets in a name are not markup
-    # Without a width as wide as its numbers need: a cropped number would be wrong, but a long line only wraps.
+    # Without a width, it is as wide as its numbers need: a cropped number would be wrong, but a long line only wraps.
     console = Console(file=io.StringIO(), width=width or 10_000, color_system=None, legacy_windows=False)
     with console.capture() as capture:
         console.print(table)

@@ -47,10 +47,14 @@ class Run:
 
     The rows of a query are adjacent; queries are in the order of their first row. Scores are raw float64 values,
     higher is better. The optional column `sources` names the systems that proposed a candidate (joined by ``+``).
+
+    Attributes:
+        table: The Arrow table; ids are dictionary-encoded.
+        name: Name of the system that made it, used as the TREC tag.
     """
 
-    table: pa.Table  # ids are dictionary-encoded
-    name: str = "run"  # of the system that made it; the TREC tag
+    table: pa.Table
+    name: str = "run"
 
     @classmethod
     def from_arrays(

@@ -89,7 +89,7 @@ class TokenClusters(BaseTokenPooling):
     def cluster_flat(self, tokens: Tensor, lengths: Tensor, task: str) -> tuple[Tensor, Tensor]:
         """The means of texts without padding, in their order.
 
-        Of (sum of lengths, d) tokens and (texts,) int64 lengths: (sum of counts, d) and (texts,) int64 counts.
+        Takes (sum of lengths, d) tokens and (texts,) int64 lengths; gives (sum of counts, d) and (texts,) int64 counts.
         """
         if not self.applies_to(task) or not len(lengths):
             return tokens, lengths
@@ -190,7 +190,7 @@ def padded(texts: list[Tensor]) -> tuple[Tensor, Tensor]:
 def k_means(tokens: Tensor, mask: Tensor, counts: Tensor, *, iterations: int, seed: int) -> Tensor:
     """Lloyd's algorithm on each text of a batch, from `first_centres`: (batch, tokens) int64 clusters, -1 where masked.
 
-    Of (batch, tokens, d) float32 tokens, 0 where masked; their (batch, tokens) bool mask, true first and false after;
+    Takes (batch, tokens, d) float32 tokens, 0 where masked; a (batch, tokens) bool mask, true first and false after;
     and (batch,) int64 numbers of clusters. A text with no more tokens than clusters has one for each token. A cluster
     that loses all its members keeps its center, and may end empty. It ends before ``iterations`` where nothing changes.
     """

@@ -1,4 +1,4 @@
-"""Dense students: any bi-encoder, perhaps with its first layers alone and a map to the document encoder's width."""
+"""Dense students: any bi-encoder, possibly cut to its first layers and mapped to the document encoder's width."""
 
 from __future__ import annotations
 
@@ -91,8 +91,14 @@ def start_dense(settings: Any, data: Any) -> SentenceTransformer:
     """A recipe's dense student before training: cut, projected or mapped, with its exits."""
     fitted, source = settings.initialize == "fitted", settings.model.partition(":")[2]
     dimension = data.space.dimension if fitted or settings.dimension == "space" else settings.dimension
-    options = {"layers": settings.layers, "max_length": settings.max_length, "seed": data.seed}
-    model = dense_student(source, dimension=dimension, mapped=fitted, **options)
+    model = dense_student(
+        source,
+        layers=settings.layers,
+        dimension=dimension,
+        mapped=fitted,
+        max_length=settings.max_length,
+        seed=data.seed,
+    )
     if fitted:
         texts = _fitted_texts(data)
         fit_map(model, texts, embed(data.space, texts, "query"), Encoder(model, "dense:student").prompt("query"))

@@ -204,8 +204,10 @@ def multi_exit_kl(
         raise UserError(f"{len(weights)} weights for {len(shallow)} exits besides the deepest; give one for each.")
     total = deepest.new_zeros((), dtype=torch.promote_types(deepest.dtype, torch.float32))
     for weight, scores in zip(weights, shallow, strict=True):
-        temperatures = {"student_temperature": temperature, "teacher_temperature": temperature}
-        total = total + weight * kl_divergence(scores, deepest.detach(), mask, **temperatures)
+        kl = kl_divergence(
+            scores, deepest.detach(), mask, student_temperature=temperature, teacher_temperature=temperature
+        )
+        total = total + weight * kl
     return total
 
 

@@ -324,7 +324,7 @@ def below_stored(student: CrossEncoderStudent, documents: Sequence[str]) -> Iter
         missing = [text for text in texts if text not in rows]
         if missing:
             raise UserError(f"{len(missing)} documents have no stored states, among them {missing[0][:40]!r}.")
-        return states.padded(np.array([rows[text] for text in texts]))
+        return states.padded(np.array([rows[text] for text in texts], dtype=np.int64))
 
     frozen = [parameter for parameter in lower if parameter.requires_grad]
     module.stored = stored

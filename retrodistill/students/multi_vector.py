@@ -54,7 +54,7 @@ def multi_vector_student(
     max_length: int | None = None,
     expansion: int | None = None,
 ) -> MultiVectorEncoder:
-    """A multi-vector encoder to start from, by folder or hub name of one, or of a bi-encoder.
+    """A multi-vector encoder to start from; ``source`` is the folder or hub name of one, or of a bi-encoder.
 
     A multi-vector encoder keeps its width. A bi-encoder's transformer gets unit length for each token and, where the
     ``dimension`` is less than its own, a projection, which begins with the directions that keep inner products of the

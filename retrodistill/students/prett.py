@@ -116,9 +116,9 @@ def prett_student(
     max_length: int | None = None,
     seed: int = 0,
 ) -> CrossEncoder:
-    """A PreTT to start from, in float32, by folder or hub name of a cross-encoder with a BERT.
+    """A PreTT to start from, in float32, made from a cross-encoder with a BERT: ``source`` is its folder or hub name.
 
-    From a BERT or bi-encoder it gets a new head, drawn by the seed. It keeps the first ``layers``, of which the first
+    A BERT or bi-encoder gets a new head, drawn by the seed. The student keeps the first ``layers``, of which the first
     ``join``, two thirds by default, read the texts separately. A document's token is stored in ``dimension`` numbers,
     the model's by default, by a compressor that is fitted on the corpus. ``max_length`` is the maximum number of tokens
     of a document.

@@ -116,7 +116,7 @@ def tk_student(
     max_length: int | None = None,
     gated: bool = True,
 ) -> CrossEncoder:
-    """A TK to start from, in float32, by folder or hub name of a bi-encoder with a BERT.
+    """A TK to start from, in float32, made from a bi-encoder with a BERT: ``source`` is its folder or hub name.
 
     Its first ``layers`` give the context; with 0, tokens are static, as in K-NRM. A token is stored in ``dimension``
     numbers, the model's by default, and the projection to them is fitted on the corpus. If ``gated``, query tokens are

@@ -19,7 +19,7 @@ from retrodistill.students.lexical_terms import counted
 class VocabularyPooling(Module):
     """``elu(logit) + 1``, maximum over tokens, then the highest terms united with the text's own tokens.
 
-    A model with it loads as one with `LexicalTerms` does.
+    A model with it loads where retrodistill is installed, by `load_sparse`, or with ``trust_remote_code=True``.
 
     Args:
         dimension: Size of the vocabulary.

@@ -158,8 +158,9 @@ def topic_batches(stage: StageSettings, data: TrainingData, texts: Texts, rows: 
 def learned_from(prepared: Prepared, stage: StageSettings, data: TrainingData) -> dict[str, Any]:
     """How much a stage learned from, and at which temperatures, for its model card.
 
-    Of the ``texts``, ``queries`` are real ones; ``pairs`` have teacher scores; ``sources`` proposed these, if any were
-    needed; by the ``temperatures`` of each objective, student and teacher scores were divided.
+    It holds the numbers of ``texts``, of real ``queries`` among them, of ``held_out`` texts, of ``selected`` ones if
+    the stage selects, and of ``pairs`` with teacher scores; the ``sources`` that proposed these, empty if none were
+    needed; and by objective the ``temperatures`` that student and teacher scores were divided by.
     """
     texts, lists, sources = prepared.texts, prepared.lists, []
     if stage.needs_lists:  # the rows of a recorded run are the candidates

@@ -175,7 +175,8 @@ def _within_budget(stage: StageSettings, data: TrainingData, texts: Texts, pool:
     """
     settings = stage.candidates
     if not stage.needs_own_document:
-        pool = pool.without({query: source_document(query) or "" for query in pool.query_ids})
+        own = ((query, source_document(query)) for query in pool.query_ids)
+        pool = pool.without({query: document for query, document in own if document is not None})
     sources = [name for name in candidate_sources(stage, data.teacher) if name != CURRENT_STUDENT]
     cheap = [name for name in sources if parse_model_name(name).kind in _CHEAP]
     if cheap:

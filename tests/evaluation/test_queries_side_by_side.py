@@ -64,6 +64,11 @@ class TestSideBySide:
         (first,) = side_by_side(on(titled, {"a": {"d3": 1, "d2": 1}}), ["a"], side("x", back), side("y", back))
         assert [(one.document_id, one.student_rank) for one in first.missed] == [("d3", 6), ("d2", None)]
 
+    def test_a_relevant_document_that_the_corpus_lacks_is_not_shown(self, titled):
+        (first,) = side_by_side(on(titled, {"a": {"gone": 1, "d2": 1}}), ["a"], side("x"), side("y"))
+        assert [one.document_id for one in first.missed] == ["d2"]
+        assert first.relevant == ["d2", "gone"]
+
     def test_without_judgments_nothing_is_marked(self, titled):
         only = side_by_side(on(titled, None), ["a"], side("x"), side("y"))[0]
         assert not only.teacher[0].relevant

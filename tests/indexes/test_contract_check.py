@@ -15,7 +15,8 @@ from retrodistill.encoders import Encoder, load_encoder
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.vector_files import VectorFile
 from retrodistill.evaluation.check import check
-from retrodistill.indexes import build_index
+from retrodistill.exports import export_index
+from retrodistill.indexes import build_index, load_index
 from retrodistill.report.tables import check_text
 from retrodistill.students import save_student
 
@@ -110,6 +111,24 @@ class TestTheDocumentsOwnModel:
         assert result.admitted_as == "it is their own model"
         assert result.shared == {10: 1.0, 60: 1.0}
         assert list(sides(result)) == ["teacher", "teacher on index"]
+
+
+class TestAnExportedStore:
+    @pytest.fixture
+    def store(self, tiny, teacher, tmp_path):
+        export_index(build_index(tiny, teacher), f"parquet:{tmp_path / 'parquet'}", tiny)
+        with load_index(f"parquet:{tmp_path / 'parquet'}") as opened:
+            yield opened
+
+    def test_it_is_checked_as_the_index_that_was_exported(self, tiny, store):
+        result = check(store, tiny, latency_queries=0)
+        assert result.shared == {10: 1.0, 60: 1.0}
+        assert len({side["quality"]["ndcg@10"] for side in result.sides}) == 1
+
+    def test_another_number_of_documents_is_refused(self, store):
+        other = Collection.from_parts("other", {"d0": "star", "new": "moon"}, {"q": "star"}, {})
+        with pytest.raises(UserError, match=r"index holds 60 documents, collection other 2; give the collection"):
+            check(store, other)
 
 
 class TestRefusals:
