@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from retrodistill.evaluation.results import Role
 from retrodistill.recipes.stage_teachers import StageTeachers, manifest_after_stage, space_of
 from retrodistill.recipes.student_settings import StudentSettings, StudentState, prerequisites, training_order
 from retrodistill.students.registry import AnyStudent, as_student, kind_of, load_student, run_stage, save_student
-from retrodistill.training.trainer import History, remove_checkpoints
+from retrodistill.training.trainer import History
 from retrodistill.training.training_data import TrainingData
 
 
@@ -182,7 +183,7 @@ class _Training:
             with atomic_folder(work) as temporary, disk_errors(), quiet_libraries():
                 model.save_pretrained(str(temporary), create_model_card=False)
                 manifest.write(temporary, STUDENT_MANIFEST)
-            remove_checkpoints(checkpoints)
+            shutil.rmtree(checkpoints, ignore_errors=True)
         barrier()
         return model, record
 

@@ -72,7 +72,7 @@ class Lists:
 
     @property
     def sizes(self) -> np.ndarray:
-        """(lists,) int64 number of documents that count; of shared ones, those of a text without candidates."""
+        """(lists,) int64 number of documents that count; a shared one that is also a candidate counts twice."""
         sizes = self.mask.sum(axis=1) + self.shared
         return sizes - (self.hidden >= 0) if self.is_whole else sizes
 
@@ -80,11 +80,6 @@ class Lists:
     def is_whole(self) -> bool:
         """Whether a list is the whole corpus."""
         return self.teacher is not None and self.shared >= self.teacher.shape[1]
-
-    @property
-    def width(self) -> int:
-        """Number of documents in a list, padding included."""
-        return self.documents.shape[1] + self.shared
 
     def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> ListBatch:
         """Some of the lists, on a device; `rows` are (batch,) integers, which also decide the documents to share."""
@@ -109,7 +104,9 @@ class Lists:
         first, last = (np.searchsorted(rows, texts, side, sorter=order) for side in ("left", "right"))
         last = np.minimum(last, first + times) if times else last
         spans = [order[start:stop] for start, stop in zip(first, last, strict=True)]
-        return self._at(np.concatenate([order[:0], *spans]))
+        kept = np.concatenate([order[:0], *spans])
+        arrays = {name: getattr(self, name)[kept] for name in ("documents", "scores", "hidden", "positives")}
+        return replace(self, **arrays, texts=rows[kept], origin=self.origin or self)
 
     def teacher_on(self, batch: ListBatch, documents: np.ndarray) -> tuple[Tensor, Tensor] | None:
         """The teacher's scores of a batch's texts with any documents, (m,) corpus positions, -1 for padding.
@@ -147,10 +144,6 @@ class Lists:
         short = ((0, 0), (0, k - order.shape[1]))
         found = np.pad(np.take_along_axis(documents, order, axis=1), short, constant_values=-1)
         return found, np.pad(np.take_along_axis(self.scores[rows], order, axis=1), short)
-
-    def _at(self, kept: np.ndarray) -> Lists:
-        arrays = {name: getattr(self, name)[kept] for name in ("documents", "scores", "hidden", "positives")}
-        return replace(self, **arrays, texts=self.text_rows[kept], origin=self.origin or self)
 
     def _draw(self, rows: np.ndarray) -> np.ndarray:
         """(m,) int64 documents that a batch shares, by the seed and the batch, so that a resumed training has them."""

@@ -286,7 +286,7 @@ def _check(term: Term, scorer: Scorer, lists: Lists | None, teacher: TeacherVect
             (objective.needs_positives and no_own, "needs texts with their own document: texts.titles or .sentences."),
         ]
         if objective.has_pairs:
-            check_width(lists.width)
+            check_width(lists.documents.shape[1] + lists.shared)
     for is_wrong, problem in problems:
         if is_wrong:
             raise UserError(f"objective {term.name!r} {problem}")

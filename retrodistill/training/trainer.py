@@ -125,11 +125,6 @@ def optimizer_steps(rows: int, settings: TrainingSettings) -> int:
     return min(steps, settings.max_steps) if settings.max_steps else steps
 
 
-def remove_checkpoints(folder: Path) -> None:
-    """Delete the checkpoints of a finished training."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Switch dropout off inside the block."""

@@ -16,7 +16,7 @@ from retrodistill.encoders.vectors import exact_search
 from retrodistill.training.loss import DistillationLoss, TeacherVectors, Term
 from retrodistill.training.scorers import StoredVectorScorer
 from retrodistill.training.settings import TrainingSettings
-from retrodistill.training.trainer import HeldOutMonitor, TextColumns, remove_checkpoints, train
+from retrodistill.training.trainer import HeldOutMonitor, TextColumns, train
 
 SETTINGS = TrainingSettings(epochs=2, batch_size=8, learning_rate=1e-3, warmup=0)
 
@@ -132,11 +132,6 @@ class TestResuming:
         fresh, _ = aligned(tiny_model, texts, targets, tmp_path / "clean")
         assert digest(aligned(tiny_model, texts, targets, tmp_path / "work")[0]) == digest(fresh)
         assert not torn.exists()
-
-    def test_checkpoints_are_removed(self, tmp_path):
-        (tmp_path / "work" / "checkpoint-1").mkdir(parents=True)
-        remove_checkpoints(tmp_path / "work")
-        assert not (tmp_path / "work").exists()
 
 
 PROGRAM = """
