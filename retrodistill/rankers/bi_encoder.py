@@ -191,8 +191,7 @@ class MultiVectorRanker(BiEncoderRanker):
         tokens = self._query_vectors(query_texts, collection)
         store = self._stored(document_texts)
         scores = np.empty(len(pairs), dtype=np.float32)
-        for query in range(len(query_texts)):
-            own = np.flatnonzero(q == query)
+        for query, own in enumerate(np.split(np.argsort(q, kind="stable"), np.cumsum(np.bincount(q))[:-1])):
             documents = store.gather([document_texts[row] for row in d[own]])
             scores[own] = maxsim(tokens.slice(query, query + 1), documents)[0]
         if self.queries.similarity == "meanmaxsim":
