@@ -26,7 +26,7 @@ from retrodistill.recipes.student_settings import complete_student
 from retrodistill.recipes.students import train_student
 from retrodistill.report import write_page
 from retrodistill.students.registry import AnyStudent
-from retrodistill.training.scoring import check_recorded
+from retrodistill.training.scoring import check_teacher
 from retrodistill.training.settings import TrainingSettings
 from retrodistill.training.texts import training_queries
 from retrodistill.training.training_data import TrainingData
@@ -91,7 +91,7 @@ def distill(
     train, warning = training_queries(corpus, queries, test)
     if warning:
         log(warning)
-    check_recorded(teacher, corpus, train, settings.stages)
+    check_teacher(teacher, corpus, train, settings.stages)
     work = folder.with_name(f".{folder.name}.work")  # of its own, since other students may be training next to it
     space = load_encoder(document_encoder, DENSE).bind(corpus)
     data = TrainingData(corpus, train, teacher, space, work, seed, excluded_queries=test)

@@ -36,7 +36,7 @@ from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.recipes.settings import ConversationSettings, Recipe, check_truncations
 from retrodistill.recipes.stage_teachers import StageTeachers
-from retrodistill.training.scoring import check_recorded, stage_texts
+from retrodistill.training.scoring import check_teacher, stage_texts
 from retrodistill.training.settings import StageSettings, TeacherSettings
 from retrodistill.training.texts import training_queries
 from retrodistill.training.training_data import TrainingData
@@ -231,9 +231,7 @@ def _check(job: Job) -> None:
         if job.teachers.needs_students(stage):
             continue
         teacher = job.teachers.data_of(stage, job.training_data).teacher
-        check_recorded(teacher, job.collection, job.train, [stage])
-        if stage.any_document:
-            teacher.require_corpus_scores()
+        check_teacher(teacher, job.collection, job.train, [stage])
     if not job.space.is_recorded:
         return
     # A file of vectors must contain what its students learn from.

@@ -31,6 +31,7 @@ from retrodistill.training.settings import CURRENT_STUDENT, StageSettings, is_st
 from retrodistill.training.texts import TrainingTexts, training_texts
 from retrodistill.training.training_data import TrainingData
 
+WHOLE = 30_000  # documents of a corpus of which a list may be all: a step costs its vectors' products with each
 _SPREAD_SAMPLE = 512  # rows of a corpus matrix on which its spread is measured
 _CHEAP = ("bm25", "dense", "static", "vectors")  # they score any pair at no cost once texts are embedded
 
@@ -147,18 +148,29 @@ def candidate_sources(stage: StageSettings, teacher: Ranker) -> list[str]:
     return ["bm25", *(name for name in dense if not is_student(name))]
 
 
-def check_recorded(teacher: Ranker, collection: Collection, queries: Texts, stages: Sequence[StageSettings]) -> None:
-    """Check, before any stage runs, that a recorded run fits the collection and can teach the stages' lists.
+def check_teacher(teacher: Ranker, collection: Collection, queries: Texts, stages: Sequence[StageSettings]) -> None:
+    """Check, before any stage runs, that the teacher can score what the stages' lists hold.
 
     Raises:
-        UserError: It names unknown ids, lacks these queries, or teaches nothing: one candidate each, equal scores.
+        UserError: It scores pairs only and some stage needs scores of any document; a list would be a whole corpus of
+            more than `WHOLE` documents; or it is recorded and names unknown ids, lacks these queries, or teaches
+            nothing (one candidate each, equal scores).
     """
+    documents = len(collection.documents)
+    if documents > WHOLE and any(stage.needs_lists and stage.candidates.depth == "all" for stage in stages):
+        raise UserError(
+            f"candidates.depth: all takes each of {documents} documents in every step, and is for at most {WHOLE}; "
+            "set candidates to {depth: 100, shared: 2000}."
+        )
+    any_document = any(stage.any_document for stage in stages)
     if teacher.run is None:
+        if any_document:
+            teacher.require_corpus_scores()
         return
     teacher.run.require(collection.queries.ids, collection.documents.ids)
     if not any(stage.needs_lists for stage in stages):
         return
-    if any(stage.any_document for stage in stages):
+    if any_document:
         keys = "candidates.depth: all, candidates.shared, groups.random and in-batch-margin-mse"
         raise UserError(f"{teacher.name} is recorded and does not score every document: leave {keys} out.")
     known = teacher.run.select(queries.ids)

@@ -162,6 +162,15 @@ class TestSharedDocuments:
         results = run_recipe(parse_recipe(dense_content), tmp_path / "out")
         assert {"control", "student"} <= {system.name for system in results.systems}
 
+    def test_a_corpus_too_large_for_lists_of_all_documents_is_refused_before_training(
+        self, content, tmp_path, monkeypatch
+    ):
+        no_training(monkeypatch)
+        monkeypatch.setattr("retrodistill.training.scoring.WHOLE", 59)
+        with pytest.raises(UserError, match=r"takes each of 60 documents .* at most 59; set candidates to {depth: 100"):
+            run_recipe(parse_recipe(content), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
     def test_a_teacher_of_pairs_is_refused_before_training(self, content, tiny_cross_encoder, tmp_path, monkeypatch):
         no_training(monkeypatch)
         stage = content["students"]["student"]["stages"][1]
