@@ -130,12 +130,9 @@ def fit_map(model: SentenceTransformer, texts: Sequence[str], vectors: np.ndarra
     """
     modules = list(model)
     place = _last_map(modules, "the student has no map to fit; make it with a dimension of its own, or mapped.")
-    regression = _Regression(modules[place])
+    before, regression = torch.nn.Sequential(*modules[:place]), _Regression(modules[place])
     for rows, features in _batches(model, texts, prompt):
-        state = features
-        for module in modules[:place]:
-            state = module(state)
-        regression.add(state["sentence_embedding"], vectors[rows])
+        regression.add(before(features)["sentence_embedding"], vectors[rows])
     regression.solve()
 
 

@@ -60,11 +60,6 @@ class States:
     def __len__(self) -> int:
         return len(self.places)
 
-    @property
-    def width(self) -> int:
-        """Dimensions of a state."""
-        return int(self.vectors.shape[1])
-
     def blocks(self) -> Iterator[np.ndarray]:
         """Rows of consecutive texts, `BLOCK` at a time."""
         return (np.arange(start, min(start + BLOCK, len(self))) for start in range(0, len(self), BLOCK))
