@@ -156,14 +156,14 @@ def embeddings_by_exit(model: nn.Module, features: dict[str, Any]) -> dict[int, 
     if not exits or "all_layer_embeddings" not in out:
         raise UserError("the model has no exits; make them by students.dense_variants.multi_exit first.")
     router = list(inner)[-1]
-    shallow = {layer: through_exit(behind_exit(router, layer), out, layer) for layer in exits[:-1]}
+    shallow = {layer: through_exit(nn.Sequential(*behind_exit(router, layer)), out, layer) for layer in exits[:-1]}
     return {**shallow, exits[-1]: out["sentence_embedding"]}
 
 
-def through_exit(modules: Sequence[Any], out: Mapping[str, Any], layer: int) -> Tensor:
+def through_exit(modules: nn.Sequential, out: Mapping[str, Any], layer: int) -> Tensor:
     """(batch, d) embeddings by modules of an exit, of a transformer's output with all its layers."""
     state = {**out, "token_embeddings": out["all_layer_embeddings"][layer]}
-    embeddings: Tensor = nn.Sequential(*modules)(state)["sentence_embedding"]
+    embeddings: Tensor = modules(state)["sentence_embedding"]
     return embeddings
 
 

@@ -29,7 +29,6 @@ from retrodistill.students.static import fast_tokenizer, inverse_document_freque
 from retrodistill.students.stored_states import head_of, stored_states
 from retrodistill.students.vdr import with_query_weights, with_vdr_head
 
-Queries = Literal["model", "inference-free"]
 _AT_MOST = 20000  # documents whose hidden states a head starts from
 _OWN = float(np.e - 1)  # logit of a text's own token at the start: log(1 + logit) is 1
 _ZERO_AT = 0.7  # where a token's logit is zero at the start, as a share of what its mean state gives
@@ -44,7 +43,7 @@ def sparse_student(
     source: str,
     corpus: Texts,
     *,
-    queries: Queries = "model",
+    queries: Literal["model", "inference-free"] = "model",
     head: Literal["splade", "vdr"] = "splade",
     lexical_terms: bool = False,
     layers: int | None = None,

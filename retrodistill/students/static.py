@@ -20,10 +20,10 @@ from retrodistill.core.files import atomic_file, cache_folder, digest
 from retrodistill.core.runtime import bar
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
+from retrodistill.encoders.contract import TextModel
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import device
-from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.students.dense import KIND as DENSE_KIND
 from retrodistill.students.registry import StageDefaults
 
@@ -83,7 +83,7 @@ def static_student(
     return SentenceTransformer(modules=modules, device=device(), similarity_fn_name=similarity)
 
 
-def fast_tokenizer(encoder: Encoder | SparseTextEncoder, wanted_by: str = "which a static student shares") -> Tokenizer:
+def fast_tokenizer(encoder: TextModel, wanted_by: str = "which a static student shares") -> Tokenizer:
     """A copy of an encoder's tokenizer, without padding and truncation, which would cut long queries silently."""
     backend = getattr(encoder.model.tokenizer, "backend_tokenizer", encoder.model.tokenizer)
     if not isinstance(backend, Tokenizer):
@@ -153,10 +153,7 @@ def fitted_rows(
     """
     places = np.random.default_rng(seed).permutation(len(corpus))[:_FITTED]
     texts = corpus.texts
-    encodings = tokenizer.encode_batch([texts[place] for place in places], add_special_tokens=False)
-    ids = [encoding.ids for encoding in encodings]
-    # Times rows, a text's shares of tokens give the rows' mean.
-    shares = token_matrix(ids, [1 / max(len(tokens), 1) for tokens in ids], tokenizer.get_vocab_size())
+    shares = _shares(tokenizer, [texts[place] for place in places])
     targets = vectors[places].astype(np.float64)
     weighted = shares.multiply(frequencies**2).tocsr()
     kernel = (weighted @ shares.T).toarray()
@@ -177,6 +174,12 @@ def _left_out(
     predicted = targets - (targets - fitted) / (1 - leverage)[:, None]
     lengths = np.linalg.norm(predicted, axis=1) * np.linalg.norm(targets, axis=1)
     return float(np.mean(np.sum(predicted * targets, axis=1) / np.where(lengths > 0, lengths, 1.0)))
+
+
+def _shares(tokenizer: Tokenizer, texts: list[str]) -> csr_array:
+    """(texts, vocabulary): the share of a text's tokens that each token is; times rows it gives their mean."""
+    ids = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    return token_matrix(ids, [1 / max(len(tokens), 1) for tokens in ids], tokenizer.get_vocab_size())
 
 
 def token_matrix(ids: Sequence[Sequence[int]], weights: Sequence[float] | np.ndarray, vocabulary: int) -> csr_array:
