@@ -92,7 +92,7 @@ class TestLoss:
         features = hybrid.preprocess(texts)
         value = loss([features], torch.arange(4))["kl"]
         scores = torch.from_numpy(hybrid.encode(texts) @ hybrid.encode(tiny.documents.texts).T)
-        targets = torch.from_numpy(loss._lists.scores[:4])
+        targets = torch.from_numpy(loss._lists.teacher.queries[:4])
         teacher = torch.softmax(targets, dim=1)
         expected = (teacher * (teacher.log() - torch.log_softmax(scores / 0.05, dim=1))).sum(dim=1).mean()
         assert value.item() == pytest.approx(expected.item(), abs=1e-4)
@@ -173,7 +173,7 @@ class TestTermsThatNeedMoreThanScores:
         texts, own = tiny.split("train").texts[:4], np.arange(48) % 60
         loss = loss_of(hybrid, tiny, "in-batch-margin-mse", own)
         found = value_of(loss, hybrid, texts)
-        term, teacher = loss.terms[0], np.asarray(loss._lists.scores[:4, :4]) / loss.terms[0].teacher_temperature
+        term, teacher = loss.terms[0], np.asarray(loss._lists.teacher.queries[:4, :4]) / loss.terms[0].teacher_temperature
         scores = hybrid.encode(texts) @ hybrid.encode(tiny.documents.texts[:4]).T / term.student_temperature
         off = ~np.eye(4, dtype=bool)
         margins = (np.diag(scores)[:, None] - scores) - (np.diag(teacher)[:, None] - teacher)
