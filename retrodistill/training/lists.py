@@ -41,6 +41,7 @@ class ListBatch(NamedTuple):
     positives: Tensor  # (batch,) int64 place of the text's own document in its list, -1 for none
     own: np.ndarray  # (batch,) int64 corpus position of the text's own document, -1 for none
     shared: np.ndarray  # (m,) int64 corpus positions, ascending
+    is_whole: bool  # whether they are the whole corpus
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,8 +96,9 @@ class Lists:
             is_shared = (shared[place] == own) & once[np.arange(len(rows)), place]
             places = np.where(is_shared, documents.shape[1] + place, places)
             targets, counts = np.concatenate([targets, known], axis=1), np.concatenate([counts, once], axis=1)
-        mask, own_places = torch.from_numpy(counts).to(device), torch.from_numpy(places).to(device)
-        return ListBatch(rows, texts, documents, as_float32(targets, device), mask, own_places, own, shared)
+        teacher, mask = as_float32(targets, device), torch.from_numpy(counts).to(device)
+        own_places = torch.from_numpy(places).to(device)
+        return ListBatch(rows, texts, documents, teacher, mask, own_places, own, shared, self.is_whole)
 
     def of_texts(self, texts: np.ndarray, times: int = 0) -> Lists:
         """The lists of some rows of texts, repeated as these are; at most `times` per text, 0 for all."""

@@ -181,13 +181,13 @@ class StoredVectorScorer(Scorer):
 
     def _shared(self, batch: ListBatch, like: Tensor) -> Tensor:
         """(m, d) vectors of the documents that the batch shares; the whole corpus is kept on the device."""
-        if self._documents is None or len(batch.shared) < len(self._documents):
+        if not batch.is_whole:
             return self._vectors(batch.shared, like)
         if self._corpus is None:
-            self._corpus = as_float32(self._documents, like.device)
+            self._corpus = self._vectors(slice(None), like)
         return self._corpus
 
-    def _vectors(self, rows: np.ndarray, like: Tensor) -> Tensor:
+    def _vectors(self, rows: np.ndarray | slice, like: Tensor) -> Tensor:
         """Stored vectors of some documents, on the device of a tensor."""
         if self._documents is None:
             raise UserError("list objectives need candidates with teacher scores and stored documents.")
