@@ -59,6 +59,7 @@ class Codec(ABC):
     kind: str  # its name in settings
     dimension: int
     bytes_per_vector: int
+    arrays: dict[str, np.ndarray]  # the fitted ones
     unit: bool = False  # decoded vectors are normalized, as the vectors that it was fitted on were
 
     @abstractmethod
@@ -69,21 +70,17 @@ class Codec(ABC):
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """(n, d) float32 vectors, as exact as the codec keeps them."""
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The fitted arrays."""
-        return {}
-
     @property
     def own_bytes(self) -> int:
         """Size of the fitted arrays."""
-        return sum(array.nbytes for array in self.arrays().values())
+        return sum(array.nbytes for array in self.arrays.values())
 
 
 class PlainCodec(Codec):
     """The numbers themselves, in four or two bytes each."""
 
     def __init__(self, dimension: int, kind: str) -> None:
-        self.dimension, self.kind = dimension, kind
+        self.dimension, self.kind, self.arrays = dimension, kind, {}
         self._type = np.dtype({"float32": "<f4", "float16": "<f2"}[kind])
         self.bytes_per_vector = dimension * self._type.itemsize
 
@@ -108,6 +105,7 @@ class ResidualCodec(Codec):
 
     def __init__(self, centroids: np.ndarray, cutoffs: np.ndarray, values: np.ndarray, *, unit: bool) -> None:
         self.centroids, self.cutoffs, self.values, self.unit = centroids, cutoffs, values, unit
+        self.arrays = {"centroids": centroids, "cutoffs": cutoffs, "values": values}
         self.bits = len(values).bit_length() - 1
         self.dimension = centroids.shape[1]
         self._width = -(-self.dimension * self.bits // 8)  # bytes of the residuals
@@ -116,15 +114,9 @@ class ResidualCodec(Codec):
         self._nearest.add(centroids)
         self._residuals = _bucket_decoder(values, self._width)
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """See `Codec.arrays`."""
-        return {"centroids": self.centroids, "cutoffs": self.cutoffs, "values": self.values}
-
     def encode(self, vectors: np.ndarray) -> np.ndarray:
         """See `Codec.encode`."""
         vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-        if not len(vectors):
-            return np.zeros((0, self.bytes_per_vector), dtype=np.uint8)
         nearest = self._nearest.search(vectors, 1)[1][:, 0]
         residuals = vectors - self.centroids[nearest]
         per_byte = 8 // self.bits
@@ -200,8 +192,8 @@ def load_codec(folder: Path) -> Codec:
 def save_codec(codec: Codec, folder: Path) -> None:
     """Write a codec into a folder."""
     write_json(folder / _ABOUT, {"codec": codec.kind, "dimension": codec.dimension, "unit": codec.unit})
-    if codec.arrays():
-        np.savez(folder / _ARRAYS, allow_pickle=False, **codec.arrays())
+    if codec.arrays:
+        np.savez(folder / _ARRAYS, allow_pickle=False, **codec.arrays)
 
 
 def _plaid_centroids(total: int, sample: int) -> int:

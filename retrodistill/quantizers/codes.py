@@ -12,6 +12,8 @@ from retrodistill.core.errors import UserError
 
 _FACTORY = re.compile(r"(?:OPQ(\d+)(?:_(\d+))?,)?(?:IVF(\d+),)?PQ(\d+)(?:x([48]))?(?:np)?")
 _EXAMPLES = "'PQ16', 'OPQ16,PQ16', 'OPQ16,PQ16x4' or 'OPQ16,IVF64,PQ16'"
+Rows = np.ndarray | slice  # (n,) int64 of documents
+ALL = slice(None)
 _FAISS_SEED = 1234  # FAISS's default seed of k-means: seed 0 gives what FAISS gives
 
 
@@ -205,16 +207,10 @@ def to_faiss(codes: Codes) -> Any:
     import faiss
 
     subspaces, width, bits = codes.codes.shape[1], len(codes.rotation), codes.codebooks.shape[1].bit_length() - 1
-    inner: Any
-    # FAISS owns what is inside of an index: Python must not free it, too.
-    if codes.centroids is None:
-        inner = faiss.IndexPQ(width, subspaces, bits, faiss.METRIC_INNER_PRODUCT)
-    else:
-        coarse: Any = faiss.IndexFlatIP(width)
-        coarse.add(_float32(codes.centroids))
-        inner = faiss.IndexIVFPQ(coarse, width, len(codes.centroids), subspaces, bits, faiss.METRIC_INNER_PRODUCT)
-        coarse.this.disown()
-        inner.own_fields = True
+    inverted = "" if codes.centroids is None else f"IVF{len(codes.centroids)},"
+    inner: Any = faiss.index_factory(width, f"{inverted}PQ{subspaces}x{bits}np", faiss.METRIC_INNER_PRODUCT)
+    if codes.centroids is not None:
+        inner.quantizer.add(_float32(codes.centroids))
     faiss.copy_array_to_vector(_float32(codes.codebooks).ravel(), inner.pq.centroids)
     inner.is_trained = True
     packed = faiss.pack_bitstrings(codes.codes.astype(np.int32), bits)
@@ -229,6 +225,7 @@ def to_faiss(codes: Codes) -> Any:
     rotation.is_trained = True
     rotation.set_is_orthonormal()
     index = faiss.IndexPreTransform(rotation, inner)
+    # FAISS owns what is inside of an index: Python must not free it, too.
     rotation.this.disown()
     inner.this.disown()
     index.own_fields = True
@@ -237,17 +234,13 @@ def to_faiss(codes: Codes) -> Any:
 
 def _read_lists(index: Any) -> tuple[np.ndarray, np.ndarray]:
     """(n,) list of each document and (n, bytes) its packed code."""
-    import faiss
+    from faiss.contrib.inspect_tools import get_invlist
 
     lists = np.empty(index.ntotal, dtype=np.int64)
     packed = np.empty((index.ntotal, index.code_size), dtype=np.uint8)
     for number in range(index.nlist):
-        size = index.invlists.list_size(number)
-        if size:
-            ids = faiss.rev_swig_ptr(index.invlists.get_ids(number), size)
-            lists[ids] = number
-            flat = faiss.rev_swig_ptr(index.invlists.get_codes(number), size * index.code_size)
-            packed[ids] = flat.reshape(size, index.code_size)
+        ids, in_list = get_invlist(index.invlists, number)
+        lists[ids], packed[ids] = number, in_list
     return lists, packed
 
 
