@@ -13,6 +13,7 @@ from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.files import read_json, write_json
 from retrodistill.core.settings import Settings
 from retrodistill.encoders.multi_vector import Tokens
+from retrodistill.encoders.vectors import normalized
 from retrodistill.indexes.factory import faiss
 
 CODECS = ("float32", "float16", "residual")
@@ -132,10 +133,7 @@ class ResidualCodec(Codec):
         nearest = np.ascontiguousarray(codes[:, :2]).view("<u2")[:, 0]
         vectors = self._residuals.decode(np.ascontiguousarray(codes[:, 2:]))[:, : self.dimension]
         vectors = vectors + self.centroids[nearest]
-        if not self.unit:
-            return vectors
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return vectors / np.where(lengths > 0, lengths, 1.0)
+        return normalized(vectors) if self.unit else vectors
 
 
 def fit_codec(settings: CodecSettings, sample: Tokens, total: int | None = None) -> Codec:

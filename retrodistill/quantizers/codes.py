@@ -159,6 +159,7 @@ def start_index(factory: str, documents: np.ndarray, *, seed: int = 0, iteration
 def read_index(index: Any) -> Codes:
     """Read the parts of a FAISS PQ or IVF-PQ, after at most one linear transform; another index is a `UserError`."""
     import faiss
+    from faiss.contrib.inspect_tools import get_invlist
 
     rotation = centroids = lists = None
     inner: Any = faiss.downcast_index(index)
@@ -173,7 +174,11 @@ def read_index(index: Any) -> Codes:
         if not inner.by_residual:
             raise UserError("an IVF-PQ whose codes are not residuals cannot be learned; build it with by_residual.")
         centroids = inner.quantizer.reconstruct_n(0, inner.nlist)
-        lists, packed = _read_lists(inner)
+        lists = np.empty(inner.ntotal, dtype=np.int64)
+        packed = np.empty((inner.ntotal, inner.code_size), dtype=np.uint8)
+        for number in range(inner.nlist):
+            ids, in_list = get_invlist(inner.invlists, number)
+            lists[ids], packed[ids] = number, in_list
     elif isinstance(inner, faiss.IndexPQ):
         packed = faiss.vector_to_array(inner.codes).reshape(inner.ntotal, inner.code_size)
     else:
@@ -230,18 +235,6 @@ def to_faiss(codes: Codes) -> Any:
     inner.this.disown()
     index.own_fields = True
     return index
-
-
-def _read_lists(index: Any) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) list of each document and (n, bytes) its packed code."""
-    from faiss.contrib.inspect_tools import get_invlist
-
-    lists = np.empty(index.ntotal, dtype=np.int64)
-    packed = np.empty((index.ntotal, index.code_size), dtype=np.uint8)
-    for number in range(index.nlist):
-        ids, in_list = get_invlist(index.invlists, number)
-        lists[ids], packed[ids] = number, in_list
-    return lists, packed
 
 
 def _float32(values: np.ndarray) -> np.ndarray:
