@@ -12,7 +12,7 @@ from retrodistill.core.errors import UserError
 
 _FACTORY = re.compile(r"(?:OPQ(\d+)(?:_(\d+))?,)?(?:IVF(\d+),)?PQ(\d+)(?:x([48]))?(?:np)?")
 _EXAMPLES = "'PQ16', 'OPQ16,PQ16', 'OPQ16,PQ16x4' or 'OPQ16,IVF64,PQ16'"
-Rows = np.ndarray | slice  # (n,) int64 of documents
+Rows = np.ndarray | slice  # of documents: (n,) int64, or a range
 ALL = slice(None)
 _FAISS_SEED = 1234  # FAISS's default seed of k-means: seed 0 gives what FAISS gives
 
