@@ -145,11 +145,6 @@ class Index(Ranker):
         rows, scores = self._best(vectors, k)
         return Run.from_matrix(ids, self.ids, rows, scores, name=self.name).ranked()
 
-    def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
-        """Encodes and searches one query."""
-        encode, search = self.timed_stages(collection, k)
-        return lambda text: search(encode([text]))
-
     def timed_stages(self, collection: Collection, k: int) -> tuple[Callable[[list[str]], Any], Callable[[Any], Any]]:
         """Encoding of queries, and search by their vectors."""
         encoder, k = self._query_encoder(), min(k, len(self))

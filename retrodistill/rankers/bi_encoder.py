@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +78,6 @@ class BiEncoderRanker(Ranker):
     def can_be_timed(self) -> bool:
         """False for recorded vectors: looking them up says nothing about the time that their model takes."""
         return not self.queries.is_recorded
-
-    def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
-        """Encode one query and search."""
-        encode, search = self.timed_stages(collection, k)
-        return lambda text: search(encode([text]))
 
     def _query_vectors(self, texts: Sequence[str], collection: Collection) -> Any:
         return embed(self.queries.bind(collection), texts, "query", self.root)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,11 +130,6 @@ class BM25Ranker(Ranker):
     def corpus_scores(self, queries: Texts, collection: Collection) -> CorpusScores:
         """Products of the numbers of the queries' terms and the terms' scores in documents."""
         return BM25(collection.documents).products(queries.texts)
-
-    def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
-        """Search for one query; returns as `BM25.search`."""
-        ranker = BM25(collection.documents)
-        return lambda text: ranker.search([text], k)
 
     def timed_stages(self, collection: Collection, k: int) -> Sequence[Stage]:
         """Search only: nothing is encoded."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,10 @@ class Ranker:
 
     def query_fn(self, collection: Collection, k: int) -> Callable[[str], Any]:
         """A function that answers one query text as a server would, without caches: for timing."""
-        raise UserError(f"{self.name} does not answer new queries by itself, so it has no latency.")
+        if not self.can_be_timed:
+            raise UserError(f"{self.name} does not answer new queries by itself, so it has no latency.")
+        stages = self.timed_stages(collection, k)
+        return lambda text: functools.reduce(lambda value, stage: stage(value), stages, [text])
 
     def timed_stages(self, collection: Collection, k: int) -> Sequence[Stage]:
         """A chain of functions that starts with query texts: encoding and search, or a single one for both."""

@@ -1,6 +1,6 @@
 """Model cards: sentence-transformers' own, and how the student was distilled, what it keeps and what it costs.
 
-The text is in templates/card.md.j2, with one partial per kind of student in templates/card; `Kind.card` names it.
+The text is in templates/card.md.j2, with one partial per kind of student in templates/card.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def card_text(model: Any, facts: Facts, results: Results | None = None) -> str:
     variants = [system for system in results.systems if system.name.startswith(prefix)] if results else []
     cuts = {int(end) for system in variants if re.fullmatch(r"\d+", end := system.name.removeprefix(prefix))}
     # A kind without its own partial gets the general card.
-    body = environment.select_template([f"card/{kind.card}.md.j2", "card.md.j2"]).render(
+    body = environment.select_template([f"card/{kind.name}.md.j2", "card.md.j2"]).render(
         facts=facts,
         model=model,
         title=title,

@@ -142,5 +142,4 @@ KIND = Kind(
     defaults=lambda _: StageDefaults("both_encoders", {"learning_rate": 5e-5, "batch_size": 16}, 1.0),
     can_search=False,
     can_teach=True,
-    card="cross-encoder",
 )

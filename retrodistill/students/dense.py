@@ -297,5 +297,4 @@ KIND = Kind(
     is_dense=True,
     has_vector=True,
     can_teach=True,
-    card="dense",
 )

@@ -280,5 +280,4 @@ KIND = replace(
     options=frozenset({"dimension", "lexical_dim"}),
     check=_check,
     has_vector=False,
-    card="hybrid",
 )

@@ -279,5 +279,4 @@ KIND = Kind(
     check=_check,
     at_stage=_at_stage,
     index="multi-vector",
-    card="multi-vector",
 )

@@ -152,5 +152,4 @@ KIND = replace(
     owns=lambda model: type(model[0]) is PreTT,
     defaults=lambda _: StageDefaults("head", {"learning_rate": 1e-4, "batch_size": 16}, 1.0),
     options=frozenset({"join", "dimension"}),
-    card="prett",
 )

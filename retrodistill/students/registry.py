@@ -87,7 +87,6 @@ class Kind:
     has_terms: bool = False  # whether a text is weights of terms, which regularizers see
     can_search: bool = True  # whether it ranks a whole corpus; otherwise it scores pairs and re-ranks
     can_teach: bool = False  # whether it may be the teacher of another student's stage
-    card: str = ""  # its partial of the model card's template
 
 
 def kind_names() -> list[str]:

@@ -269,5 +269,4 @@ KIND = Kind(
     check=_check,
     index="inverted",
     has_terms=True,
-    card="sparse",
 )

@@ -209,5 +209,4 @@ KIND = replace(
     defaults=lambda _: StageDefaults("query_encoder", {"epochs": 12, "learning_rate": 1e-3, "batch_size": 64}),
     options=frozenset({"initialize", "tokenizer", "dimension"}),
     check=lambda settings: None,
-    card="static",
 )

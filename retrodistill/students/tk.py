@@ -173,5 +173,4 @@ KIND = replace(
     owns=lambda model: type(model[0]) is TK,
     defaults=lambda _: StageDefaults("head", {"learning_rate": 3e-3, "batch_size": 16, "warmup": 0.05}, 1.0),
     options=frozenset({"dimension"}),
-    card="tk",
 )
