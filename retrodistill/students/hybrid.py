@@ -147,10 +147,6 @@ class LexicalHalfScorer(Scorer):
         """(batch, batch) scores."""
         return encoded.queries @ self._vectors(self.trained, np.maximum(batch.own, 0)).T
 
-    def batch_documents(self, encoded: LexicalBatch, batch: ListBatch, scores: Tensor) -> tuple[Tensor, np.ndarray]:
-        """The texts' own documents."""
-        return self.own_documents(encoded, batch), batch.own
-
     def keep_start(self, model: Any) -> None:
         """Keep a copy of the parts."""
         self._start = Parts(*(part.detach().clone() for part in self.trained))

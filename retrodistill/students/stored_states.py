@@ -257,10 +257,6 @@ class HeadScorer(Scorer):
         """(batch, batch) scores."""
         return self.matrix(encoded, np.maximum(batch.own, 0))
 
-    def batch_documents(self, encoded: Any, batch: ListBatch, scores: Tensor) -> tuple[Tensor, np.ndarray]:
-        """The texts' own documents."""
-        return self.own_documents(encoded, batch), batch.own
-
     def keep_start(self, model: Any) -> None:
         """Keep a copy of the parameters."""
         self._start = [parameter.detach().clone() for parameter in self.trained]

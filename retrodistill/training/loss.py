@@ -208,7 +208,7 @@ class DistillationLoss(nn.Module):
             inputs["own_scores"] = self.scorer.own_documents(encoded, batch)
             inputs |= {"own_shared": own[:, None] == own[None, :], "own_known": own >= 0}
         if self._needs("batch_scores") and self._lists is not None:
-            batch_scores, documents = self.scorer.batch_documents(encoded, batch, scores)
+            batch_scores, documents = self.scorer.batch_documents(encoded, batch)
             by_teacher = self._lists.teacher_on(batch, documents)
             if by_teacher is not None:
                 inputs |= {"batch_scores": batch_scores, "batch_targets": by_teacher[0]}

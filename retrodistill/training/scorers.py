@@ -59,12 +59,12 @@ class Scorer(ABC):
     def own_documents(self, encoded: Any, batch: ListBatch) -> Tensor:
         """(batch, batch) float32 scores of each query with each query's own document."""
 
-    @abstractmethod
-    def batch_documents(self, encoded: Any, batch: ListBatch, scores: Tensor) -> tuple[Tensor, np.ndarray]:
+    def batch_documents(self, encoded: Any, batch: ListBatch) -> tuple[Tensor, np.ndarray]:
         """(batch, m) float32 scores of each query with the batch's documents, and (m,) their corpus positions.
 
-        `scores` are what `lists` returned for the batch.
+        By default, these are the texts' own documents.
         """
+        return self.own_documents(encoded, batch), batch.own
 
     def prepared(self, encoded: Any) -> Any:
         """What the other methods take, computed once from what `encode` returns; the same by default."""
@@ -120,7 +120,7 @@ class ColumnScorer(Scorer):
         """(batch, batch) scores."""
         return self.across(encoded, batch.positives.clamp(min=0))
 
-    def batch_documents(self, encoded: Any, batch: ListBatch, scores: Tensor) -> tuple[Tensor, np.ndarray]:
+    def batch_documents(self, encoded: Any, batch: ListBatch) -> tuple[Tensor, np.ndarray]:
         """All documents of all lists, column by column."""
         count, columns = batch.documents.shape
         places = torch.arange(columns)[:, None].expand(columns, count)
@@ -174,10 +174,6 @@ class StoredVectorScorer(Scorer):
     def own_documents(self, encoded: Tensor, batch: ListBatch) -> Tensor:
         """(batch, batch) inner products."""
         return encoded @ self._vectors(np.maximum(batch.own, 0), encoded).T
-
-    def batch_documents(self, encoded: Tensor, batch: ListBatch, scores: Tensor) -> tuple[Tensor, np.ndarray]:
-        """The texts' own documents."""
-        return self.own_documents(encoded, batch), batch.own
 
     def _shared(self, batch: ListBatch, like: Tensor) -> Tensor:
         """(m, d) vectors of the documents that the batch shares; the whole corpus is kept on the device."""
