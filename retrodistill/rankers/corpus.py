@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,23 +70,20 @@ class MeanOfZScores(CorpusScores):
 
     def of(self, queries: np.ndarray, documents: np.ndarray | None = None) -> np.ndarray:
         """See `CorpusScores.of`."""
-        self._measure(queries)
-        count = self.shape[1] if documents is None else len(documents)
-        total = np.zeros((len(queries), count), dtype=np.float32)
-        for member, (means, factors) in zip(self.members, self._moments[:, :, queries, None], strict=True):
-            total += ((member.of(queries, documents) - means) * factors).astype(np.float32)
-        return total
+        return self._fused(self._measured(queries)[:, :, :, None], lambda member: member.of(queries, documents))
 
     def pairs(self, queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
         """See `CorpusScores.pairs`."""
-        self._measure(queries)
-        total = np.zeros(len(queries), dtype=np.float32)
-        for member, (means, factors) in zip(self.members, self._moments[:, :, queries], strict=True):
-            total += ((member.pairs(queries, documents) - means) * factors).astype(np.float32)
-        return total
+        return self._fused(self._measured(queries), lambda member: member.pairs(queries, documents))
 
-    def _measure(self, queries: np.ndarray) -> None:
-        """Fill in the moments of queries that lack them."""
+    def _fused(self, moments: np.ndarray, score: Callable[[CorpusScores], np.ndarray]) -> np.ndarray:
+        total = np.float32(0)
+        for member, (means, factors) in zip(self.members, moments, strict=True):
+            total = total + ((score(member) - means) * factors).astype(np.float32)
+        return np.asarray(total)
+
+    def _measured(self, queries: np.ndarray) -> np.ndarray:
+        """(members, 2, queries) means and factors, measured for queries that lack them."""
         new = np.unique(queries)
         new = new[np.isnan(self._moments[0, 0, new])]
         for start in range(0, len(new), BLOCK):
@@ -97,3 +94,4 @@ class MeanOfZScores(CorpusScores):
                 is_flat = scores.max(axis=1) == scores.min(axis=1)
                 moments[0, rows] = scores.mean(axis=1, dtype=np.float64)
                 moments[1, rows] = np.where(is_flat, 0.0, share / np.where(is_flat, 1.0, deviation))
+        return self._moments[:, :, queries]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -60,8 +60,8 @@ def prepare(stage: StageSettings, data: TrainingData) -> Prepared:
     classes = _pseudo_classes(stage, data, texts) if stage.needs("classes") else None
     if stage.selection is None or scored is None:
         return Prepared(texts, lists, terms, held_out, notes=notes, classes=classes)
-    chosen = selected(stage.selection, data, texts, scored)
-    return Prepared(texts, lists, terms, held_out, chosen.rows, [*notes, chosen.note], classes)
+    chosen, note = selected(stage.selection, data, texts, scored)
+    return Prepared(texts, lists, terms, held_out, chosen, [*notes, note], classes)
 
 
 def _check_labels(lists: Lists) -> None:
@@ -86,15 +86,10 @@ def _pseudo_classes(stage: StageSettings, data: TrainingData, texts: TrainingTex
     return classes_of(embeddings, documents, parts, seed=data.seed)
 
 
-class Selected(NamedTuple):
-    """The texts that a stage trains on: (texts,) bool, and a note with the numbers of queries by reason."""
-
-    rows: np.ndarray
-    note: str
-
-
-def selected(settings: SelectionSettings, data: TrainingData, texts: TrainingTexts, scored: ScoredLists) -> Selected:
-    """Texts on which the teacher is right and the current student is wrong."""
+def selected(
+    settings: SelectionSettings, data: TrainingData, texts: TrainingTexts, scored: ScoredLists
+) -> tuple[np.ndarray, str]:
+    """(texts,) bool, those on which the teacher is right and the student is wrong, and a note with all counts."""
     corpus, (first, last) = data.collection.documents, settings.ranks
     if data.student is None:
         raise UserError("a selection by the student is known when its stage begins, not before.")
@@ -123,7 +118,7 @@ def selected(settings: SelectionSettings, data: TrainingData, texts: TrainingTex
     log(note)
     rows = np.zeros(len(texts), dtype=bool)
     rows[texts.texts.positions(selection.query_ids)] = True
-    return Selected(rows, note)
+    return rows, note
 
 
 def _best_of_corpus(lists: Lists, texts: Texts, corpus: Texts) -> Run:

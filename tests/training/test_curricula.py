@@ -182,7 +182,7 @@ class TestSelection:
     def test_the_teacher_is_right_and_the_student_wrong_within_the_ranks(self, data):
         data = changed(data, student=standing(data))
         texts, taught = self.taught(data, stage())
-        found = selected(SelectionSettings(ranks=(2, 6)), data, texts, taught)
+        rows, note = selected(SelectionSettings(ranks=(2, 6)), data, texts, taught)
         right = data.qrels().to_dict()
         own = data.student.search(data.collection, texts.texts, 60)
         best = {query: documents for query, documents, _ in taught.run.top(1)}
@@ -190,24 +190,24 @@ class TestSelection:
         for row, query in enumerate(texts.texts.ids):
             places = [ranks[query].index(document) + 1 for document in right[query]]
             wanted = query in best and best[query][0] in right[query] and 2 <= min(places) <= 6
-            assert found.rows[row] == wanted
-        assert 0 < found.rows.sum() < len(found.rows)
-        assert found.note.startswith(f"selection: {found.rows.sum()} of ")
+            assert rows[row] == wanted
+        assert 0 < rows.sum() < len(rows)
+        assert note.startswith(f"selection: {rows.sum()} of ")
 
     def test_lists_over_the_corpus_select_the_same_texts(self, data):
         data = changed(data, student=standing(data))
         texts, taught = self.taught(data, stage(candidates={"depth": "all"}))
         assert taught.run is None
-        found = selected(SelectionSettings(ranks=(2, 6)), data, texts, taught)
-        same = selected(SelectionSettings(ranks=(2, 6)), data, *self.taught(data, stage()))
-        assert found.rows.tolist() == same.rows.tolist()
+        rows, _ = selected(SelectionSettings(ranks=(2, 6)), data, texts, taught)
+        same, _ = selected(SelectionSettings(ranks=(2, 6)), data, *self.taught(data, stage()))
+        assert rows.tolist() == same.tolist()
 
     def test_an_ensemble_replaces_labels(self, data):
         data = changed(data, student=standing(data), labels=None, labeler=load_ranker("bm25"))
         texts, taught = self.taught(data, stage())
-        found = selected(SelectionSettings(positives="ensemble"), data, texts, taught)
-        assert "teacher wrong 0" in found.note  # bm25 agrees with itself
-        assert found.rows.any()
+        rows, note = selected(SelectionSettings(positives="ensemble"), data, texts, taught)
+        assert "teacher wrong 0" in note  # bm25 agrees with itself
+        assert rows.any()
 
     def test_only_selected_texts_are_trained_on(self, data):
         one = stage(selection={"ranks": [2, 6]})
