@@ -33,8 +33,7 @@ def as_float32(values: np.ndarray, device: torch.device | str) -> Tensor:
 class ListBatch(NamedTuple):
     """Lists of a batch: n candidates of each text, then m documents that all texts share."""
 
-    rows: np.ndarray  # (batch,) int64 rows of the lists
-    texts: np.ndarray  # (batch,) int64 rows of their texts
+    texts: np.ndarray  # (batch,) int64 rows of the texts
     documents: np.ndarray  # (batch, n) corpus positions of candidates, -1 for padding
     targets: Tensor  # (batch, n + m) float32 teacher scores
     mask: Tensor  # (batch, n + m) bool, true where a document counts
@@ -98,7 +97,7 @@ class Lists:
             targets, counts = np.concatenate([targets, known], axis=1), np.concatenate([counts, once], axis=1)
         teacher, mask = as_float32(targets, device), torch.from_numpy(counts).to(device)
         own_places = torch.from_numpy(places).to(device)
-        return ListBatch(rows, texts, documents, teacher, mask, own_places, own, shared, self.is_whole)
+        return ListBatch(texts, documents, teacher, mask, own_places, own, shared, self.is_whole)
 
     def of_texts(self, texts: np.ndarray, times: int = 0) -> Lists:
         """The lists of some rows of texts, repeated as these are; at most `times` per text, 0 for all."""
