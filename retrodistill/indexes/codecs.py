@@ -13,6 +13,7 @@ from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.files import read_json, write_json
 from retrodistill.core.settings import Settings
 from retrodistill.encoders.multi_vector import Tokens
+from retrodistill.encoders.vectors import normalized
 from retrodistill.indexes.factory import faiss
 
 CODECS = ("float32", "float16", "residual")
@@ -59,6 +60,7 @@ class Codec(ABC):
     kind: str  # its name in settings
     dimension: int
     bytes_per_vector: int
+    arrays: dict[str, np.ndarray]  # the fitted ones
     unit: bool = False  # decoded vectors are normalized, as the vectors that it was fitted on were
 
     @abstractmethod
@@ -69,21 +71,17 @@ class Codec(ABC):
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """(n, d) float32 vectors, as exact as the codec keeps them."""
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The fitted arrays."""
-        return {}
-
     @property
     def own_bytes(self) -> int:
         """Size of the fitted arrays."""
-        return sum(array.nbytes for array in self.arrays().values())
+        return sum(array.nbytes for array in self.arrays.values())
 
 
 class PlainCodec(Codec):
     """The numbers themselves, in four or two bytes each."""
 
     def __init__(self, dimension: int, kind: str) -> None:
-        self.dimension, self.kind = dimension, kind
+        self.dimension, self.kind, self.arrays = dimension, kind, {}
         self._type = np.dtype({"float32": "<f4", "float16": "<f2"}[kind])
         self.bytes_per_vector = dimension * self._type.itemsize
 
@@ -108,6 +106,7 @@ class ResidualCodec(Codec):
 
     def __init__(self, centroids: np.ndarray, cutoffs: np.ndarray, values: np.ndarray, *, unit: bool) -> None:
         self.centroids, self.cutoffs, self.values, self.unit = centroids, cutoffs, values, unit
+        self.arrays = {"centroids": centroids, "cutoffs": cutoffs, "values": values}
         self.bits = len(values).bit_length() - 1
         self.dimension = centroids.shape[1]
         self._width = -(-self.dimension * self.bits // 8)  # bytes of the residuals
@@ -116,15 +115,9 @@ class ResidualCodec(Codec):
         self._nearest.add(centroids)
         self._residuals = _bucket_decoder(values, self._width)
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """See `Codec.arrays`."""
-        return {"centroids": self.centroids, "cutoffs": self.cutoffs, "values": self.values}
-
     def encode(self, vectors: np.ndarray) -> np.ndarray:
         """See `Codec.encode`."""
         vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-        if not len(vectors):
-            return np.zeros((0, self.bytes_per_vector), dtype=np.uint8)
         nearest = self._nearest.search(vectors, 1)[1][:, 0]
         residuals = vectors - self.centroids[nearest]
         per_byte = 8 // self.bits
@@ -140,10 +133,7 @@ class ResidualCodec(Codec):
         nearest = np.ascontiguousarray(codes[:, :2]).view("<u2")[:, 0]
         vectors = self._residuals.decode(np.ascontiguousarray(codes[:, 2:]))[:, : self.dimension]
         vectors = vectors + self.centroids[nearest]
-        if not self.unit:
-            return vectors
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return vectors / np.where(lengths > 0, lengths, 1.0)
+        return normalized(vectors) if self.unit else vectors
 
 
 def fit_codec(settings: CodecSettings, sample: Tokens, total: int | None = None) -> Codec:
@@ -200,8 +190,8 @@ def load_codec(folder: Path) -> Codec:
 def save_codec(codec: Codec, folder: Path) -> None:
     """Write a codec into a folder."""
     write_json(folder / _ABOUT, {"codec": codec.kind, "dimension": codec.dimension, "unit": codec.unit})
-    if codec.arrays():
-        np.savez(folder / _ARRAYS, allow_pickle=False, **codec.arrays())
+    if codec.arrays:
+        np.savez(folder / _ARRAYS, allow_pickle=False, **codec.arrays)
 
 
 def _plaid_centroids(total: int, sample: int) -> int:

@@ -324,4 +324,4 @@ def _list_reader(ivf: Any, labels: np.ndarray) -> Callable[[int, int], np.ndarra
     return read
 
 
-KIND = IndexKind("faiss", DENSE, FaissSettings, _build, FaissIndex.load, has_parameters=True)
+KIND = IndexKind("faiss", DENSE, FaissSettings, _build, FaissIndex.load)

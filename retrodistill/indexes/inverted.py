@@ -54,10 +54,6 @@ class InvertedSettings(Settings):
             raise ValueError(f"{wrong[0]} is not a setting of the backend {self.backend!r}; leave it out")
         return self
 
-    def to_json(self) -> dict[str, Any]:
-        """Without the settings of the other backend."""
-        return self.model_dump(exclude=_OF_THE_OTHER[self.backend])
-
 
 class InvertedIndex(Index):
     """An `Index` of postings of document terms. `TokenWeights` as `queries` need no model."""
@@ -142,7 +138,7 @@ class InvertedIndex(Index):
         return search_rows(self.postings, vectors, k)
 
     def _settings(self) -> dict[str, Any]:
-        return self.settings.to_json()
+        return self.settings.model_dump(exclude=_OF_THE_OTHER[self.settings.backend])
 
     def _token_weights(self) -> TokenWeights | None:  # of inference-free queries; they are saved with the index
         return None if self.queries is None else self.queries.token_weights("query")

@@ -95,9 +95,7 @@ def learn_index(
     check_finite(vectors, ids, encoder.name)
     query_vectors = np.ascontiguousarray(embed(query_encoder, texts.texts.texts, "query"))
     teach = None if teacher is None else _rescaled(teacher, query_vectors, vectors)
-    learned = learn_quantizer(
-        vectors, query_vectors, factory, settings, sources=texts.sources, teacher=teach, names=ids
-    )
+    learned = learn_quantizer(vectors, query_vectors, factory, settings, sources=texts.sources, teacher=teach)
     index = FaissIndex(learned.index, ids, space, query_encoder, factory, name, documents=encoder)
     start = FaissIndex(learned.start, ids, space, query_encoder, factory, "opq", documents=encoder)
     index.build_seconds, start.build_seconds = learned.seconds, learned.start_seconds

@@ -36,9 +36,8 @@ class IndexKind:
     name: str  # in manifests
     encoders: tuple[str, ...]  # kinds of encoders whose documents it holds
     settings: type[Settings]  # how it is built; the fields are its options
-    build: Callable[..., Any]  # (collection, document encoder, query encoder or None, settings, name) -> Index
-    load: Callable[..., Any]  # (folder, queries, *, memory_map) -> Index; with `parameters` if `has_parameters`
-    has_parameters: bool = False  # whether FAISS search parameters may be given at loading
+    build: Callable[..., Index]  # (collection, document encoder, query encoder or None, settings, name) -> Index
+    load: Callable[..., Index]  # (folder, queries, *, memory_map) -> Index; with `parameters` if that is an option
     check: Callable[[Any], None] = lambda _settings: None  # refuses what this machine cannot use, before any work
 
     @property
@@ -100,9 +99,8 @@ class IndexOptions(Settings):
 
     def given(self) -> dict[str, Any]:
         """The options that are not at their defaults, without `kind`."""
-        fields = {name: field for name, field in IndexOptions.model_fields.items() if name != "kind"}
-        values = {name: getattr(self, name) for name in fields}
-        return {name: value for name, value in values.items() if value != fields[name].default}
+        values = {name: getattr(self, name) for name in IndexOptions.model_fields if name != "kind"}
+        return {name: value for name, value in values.items() if value != IndexOptions.model_fields[name].default}
 
     def kind_for(self, encoder_kinds: Sequence[str]) -> IndexKind:
         """The kind of index for documents of these kinds of encoders: `kind` if it holds them, otherwise the first."""
@@ -132,7 +130,7 @@ class IndexOptions(Settings):
     def of(self, kind: IndexKind) -> Settings:
         """The settings of one kind, without the options that it does not take."""
         given = {name: value for name, value in self.given().items() if name in kind.options}
-        if kind.has_parameters and ("bytes" in given or "recall" in given):
+        if "bytes" in given or "recall" in given:
             given = {"factory": "auto", **given}
         return validated(kind.settings, given, f"index of kind {kind.name}", "option")
 
@@ -191,8 +189,7 @@ def build_index(
         kind = IndexOptions(kind=name_of_kind).kind_for([encoder.kind])
     if not isinstance(choice, kind.settings):
         raise UserError(f"an index of kind {kind.name} takes {kind.settings.__name__}, not {type(choice).__name__}.")
-    index: Index = kind.build(collection, encoder, queries, choice, name)
-    return index
+    return kind.build(collection, encoder, queries, choice, name)
 
 
 def load_index(
@@ -209,8 +206,8 @@ def load_index(
             raise UserError(f"search parameters {parameters!r} are for FAISS, and {folder} is an exported store.")
         return open_store(str(folder), queries)
     kind = get_kind(read_index_manifest(Path(folder)).settings["kind"])
-    given = {"parameters": parameters} if parameters else {}
-    if given and not kind.has_parameters:
+    if not parameters:
+        return kind.load(folder, queries, memory_map=memory_map or None)
+    if "parameters" not in kind.options:
         raise UserError(f"search parameters {parameters!r} are for FAISS, and {folder} is of kind {kind.name}.")
-    index: Index = kind.load(folder, queries, memory_map=memory_map or None, **given)
-    return index
+    return kind.load(folder, queries, memory_map=memory_map or None, parameters=parameters)

@@ -38,14 +38,9 @@ class TokenStore:
         return len(self.starts)
 
     @property
-    def tokens(self) -> int:
-        """Number of token vectors."""
-        return int(self.lengths.sum())
-
-    @property
     def nbytes(self) -> int:
         """Size of codes, offsets, and fitted arrays of the codec."""
-        return self.tokens * self.codec.bytes_per_vector + 8 * (len(self) + 1) + self.codec.own_bytes
+        return int(self.lengths.sum()) * self.codec.bytes_per_vector + 8 * (len(self) + 1) + self.codec.own_bytes
 
     def append(self, tokens: Tokens) -> None:
         """Add documents at the end; their codes stay in memory until the store is saved."""

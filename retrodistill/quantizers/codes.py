@@ -12,6 +12,8 @@ from retrodistill.core.errors import UserError
 
 _FACTORY = re.compile(r"(?:OPQ(\d+)(?:_(\d+))?,)?(?:IVF(\d+),)?PQ(\d+)(?:x([48]))?(?:np)?")
 _EXAMPLES = "'PQ16', 'OPQ16,PQ16', 'OPQ16,PQ16x4' or 'OPQ16,IVF64,PQ16'"
+Rows = np.ndarray | slice  # of documents: (n,) int64, or a range
+ALL = slice(None)
 _FAISS_SEED = 1234  # FAISS's default seed of k-means: seed 0 gives what FAISS gives
 
 
@@ -157,6 +159,7 @@ def start_index(factory: str, documents: np.ndarray, *, seed: int = 0, iteration
 def read_index(index: Any) -> Codes:
     """Read the parts of a FAISS PQ or IVF-PQ, after at most one linear transform; another index is a `UserError`."""
     import faiss
+    from faiss.contrib.inspect_tools import get_invlist
 
     rotation = centroids = lists = None
     inner: Any = faiss.downcast_index(index)
@@ -171,7 +174,11 @@ def read_index(index: Any) -> Codes:
         if not inner.by_residual:
             raise UserError("an IVF-PQ whose codes are not residuals cannot be learned; build it with by_residual.")
         centroids = inner.quantizer.reconstruct_n(0, inner.nlist)
-        lists, packed = _read_lists(inner)
+        lists = np.empty(inner.ntotal, dtype=np.int64)
+        packed = np.empty((inner.ntotal, inner.code_size), dtype=np.uint8)
+        for number in range(inner.nlist):
+            ids, in_list = get_invlist(inner.invlists, number)
+            lists[ids], packed[ids] = number, in_list
     elif isinstance(inner, faiss.IndexPQ):
         packed = faiss.vector_to_array(inner.codes).reshape(inner.ntotal, inner.code_size)
     else:
@@ -205,16 +212,10 @@ def to_faiss(codes: Codes) -> Any:
     import faiss
 
     subspaces, width, bits = codes.codes.shape[1], len(codes.rotation), codes.codebooks.shape[1].bit_length() - 1
-    inner: Any
-    # FAISS owns what is inside of an index: Python must not free it, too.
-    if codes.centroids is None:
-        inner = faiss.IndexPQ(width, subspaces, bits, faiss.METRIC_INNER_PRODUCT)
-    else:
-        coarse: Any = faiss.IndexFlatIP(width)
-        coarse.add(_float32(codes.centroids))
-        inner = faiss.IndexIVFPQ(coarse, width, len(codes.centroids), subspaces, bits, faiss.METRIC_INNER_PRODUCT)
-        coarse.this.disown()
-        inner.own_fields = True
+    inverted = "" if codes.centroids is None else f"IVF{len(codes.centroids)},"
+    inner: Any = faiss.index_factory(width, f"{inverted}PQ{subspaces}x{bits}np", faiss.METRIC_INNER_PRODUCT)
+    if codes.centroids is not None:
+        inner.quantizer.add(_float32(codes.centroids))
     faiss.copy_array_to_vector(_float32(codes.codebooks).ravel(), inner.pq.centroids)
     inner.is_trained = True
     packed = faiss.pack_bitstrings(codes.codes.astype(np.int32), bits)
@@ -229,26 +230,11 @@ def to_faiss(codes: Codes) -> Any:
     rotation.is_trained = True
     rotation.set_is_orthonormal()
     index = faiss.IndexPreTransform(rotation, inner)
+    # FAISS owns what is inside of an index: Python must not free it, too.
     rotation.this.disown()
     inner.this.disown()
     index.own_fields = True
     return index
-
-
-def _read_lists(index: Any) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) list of each document and (n, bytes) its packed code."""
-    import faiss
-
-    lists = np.empty(index.ntotal, dtype=np.int64)
-    packed = np.empty((index.ntotal, index.code_size), dtype=np.uint8)
-    for number in range(index.nlist):
-        size = index.invlists.list_size(number)
-        if size:
-            ids = faiss.rev_swig_ptr(index.invlists.get_ids(number), size)
-            lists[ids] = number
-            flat = faiss.rev_swig_ptr(index.invlists.get_codes(number), size * index.code_size)
-            packed[ids] = flat.reshape(size, index.code_size)
-    return lists, packed
 
 
 def _float32(values: np.ndarray) -> np.ndarray:

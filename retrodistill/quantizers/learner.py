@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from retrodistill.objectives.distributions import kl_divergence, listnet, reverse_kl
 from retrodistill.objectives.scores import margin_mse, mse
-from retrodistill.quantizers.codes import Codes
+from retrodistill.quantizers.codes import ALL, Codes, Rows
 from retrodistill.quantizers.settings import QuantizerSettings
 from retrodistill.runs.agreement import rank_agreement
 
@@ -54,15 +54,15 @@ class Quantizer(nn.Module):
         subspaces, words, _ = self.codebooks.shape
         self._offsets = torch.arange(subspaces) * words
 
-    def reconstruct(self, rows: Tensor | None = None) -> Tensor:
+    def reconstruct(self, rows: Rows = ALL) -> Tensor:
         """(n, width) documents, or those of `rows`, in the space of the codes; differentiable in the codebooks."""
-        codes = self.codes if rows is None else self.codes[rows]
+        codes = self.codes[rows]
         inner = self.codebooks.flatten(0, 1).index_select(0, (codes + self._offsets).flatten()).view(len(codes), -1)
         if self.lists is not None:
-            inner = inner + self.centroids.index_select(0, self.lists if rows is None else self.lists[rows])
+            inner = inner + self.centroids.index_select(0, self.lists[rows])
         return inner
 
-    def forward(self, queries: Tensor, rows: Tensor | None = None) -> Tensor:
+    def forward(self, queries: Tensor, rows: Rows = ALL) -> Tensor:
         """(batch, n) scores of (batch, d) queries with all documents or those of `rows`."""
         return (queries @ self.transform.T) @ self.reconstruct(rows).T
 
@@ -83,11 +83,6 @@ class Quantizer(nn.Module):
             for _ in range(2):
                 rows = self.transform.data
                 self.transform.data = 1.5 * rows - 0.5 * (rows @ rows.T) @ rows
-
-    @torch.no_grad()
-    def nearest_lists(self, documents: Tensor) -> Tensor:
-        """(n,) the list of highest inner product, which FAISS assigns on `add`."""
-        return torch.cat([self.list_scores(block).argmax(dim=1) for block in documents.split(_BLOCK)])
 
     @torch.no_grad()
     def nearest_codes(self, documents: Tensor, rows: Tensor) -> Tensor:
@@ -145,11 +140,9 @@ class Learner:
         columns = self._columns(rows)
         targets, mask = self._targets(rows, columns)
         queries = self._mapped(rows)
-        documents = None if columns is None else torch.from_numpy(columns)
-        loss = self._loss(quantizer(queries, documents), targets, mask)
+        loss = self._loss(quantizer(queries, columns), targets, mask)
         if quantizer.lists is not None and settings.list_weight:
-            lists = quantizer.lists if documents is None else quantizer.lists[documents]
-            by_list = quantizer.list_scores(queries)[:, lists]
+            by_list = quantizer.list_scores(queries)[:, quantizer.lists[columns]]
             loss = loss + settings.list_weight * self._loss(by_list, targets, mask)
         if settings.query_map and settings.query_map_weight:
             loss = loss + settings.query_map_weight * (self.map - torch.eye(len(self.map))).square().sum()
@@ -182,7 +175,8 @@ class Learner:
             return
         quantizer, moved = self.quantizer, None
         if quantizer.lists is not None and self.settings.lists == "reassigned":
-            lists = quantizer.nearest_lists(self.documents)
+            # the lists of highest inner product, which FAISS assigns on `add`
+            lists = torch.cat([quantizer.list_scores(block).argmax(dim=1) for block in self.documents.split(_BLOCK)])
             moved = torch.nonzero(lists != quantizer.lists)[:, 0]
             quantizer.lists = lists
         if self.settings.codes == "nearest":
@@ -202,18 +196,17 @@ class Learner:
         pools = ((self.real, real), (self.pseudo, size - real))
         return np.concatenate([pool[self.generator.integers(len(pool), size=count)] for pool, count in pools if count])
 
-    def _columns(self, rows: np.ndarray) -> np.ndarray | None:
-        """Documents that this batch is scored against; None for all."""
+    def _columns(self, rows: np.ndarray) -> Rows:
+        """Documents that this batch is scored against."""
         if self.near is None:
-            return None
+            return ALL
         random = self.generator.integers(len(self.documents), size=self.settings.sampled)
         return np.unique(np.concatenate([self.near[rows].ravel(), random]))
 
-    def _targets(self, rows: np.ndarray, columns: np.ndarray | None) -> tuple[Tensor, Tensor]:
+    def _targets(self, rows: np.ndarray, columns: Rows) -> tuple[Tensor, Tensor]:
         """(batch, n) teacher scores, and a mask that hides each pseudo-query's own document."""
         scores = self.targets.scores(rows, columns)
-        documents = np.arange(len(self.documents)) if columns is None else columns
-        mask = documents[None, :] != self.targets.sources[rows][:, None]
+        mask = np.arange(len(self.documents))[columns] != self.targets.sources[rows][:, None]
         return torch.from_numpy(np.ascontiguousarray(scores, dtype=np.float32)), torch.from_numpy(mask)
 
     def _mapped(self, rows: np.ndarray) -> Tensor:

@@ -15,7 +15,7 @@ from retrodistill.core.runtime import bar
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.modules import with_modules
 from retrodistill.encoders.vectors import check_finite, exact_search
-from retrodistill.quantizers.codes import Codes, factory_for, read_index, start_index, to_faiss
+from retrodistill.quantizers.codes import ALL, Codes, Rows, factory_for, read_index, start_index, to_faiss
 from retrodistill.quantizers.settings import QuantizerSettings
 from retrodistill.runs.run import top_k
 
@@ -90,19 +90,19 @@ class Targets:
         fits = self.teacher is None and len(self.queries) * len(self.documents) <= _KEPT
         return self.queries @ self.documents.T if fits else None
 
-    def scores(self, rows: np.ndarray, columns: np.ndarray | None = None) -> np.ndarray:
+    def scores(self, rows: np.ndarray, columns: Rows = ALL) -> np.ndarray:
         """(batch, n) float32 scores of all documents or of `columns`; a teacher's are checked."""
         if self._products is not None:
-            return self._products[rows] if columns is None else self._products[rows][:, columns]
+            return self._products[rows][:, columns]
         if self.teacher is None:
-            return self.queries[rows] @ (self.documents if columns is None else self.documents[columns]).T
+            return self.queries[rows] @ self.documents[columns].T
         scores = np.asarray(self.teacher(rows), dtype=np.float32)
         if scores.shape != (len(rows), len(self.documents)) or not np.isfinite(scores).all():
             raise UserError(
                 f"the teacher gives scores of shape {scores.shape} for {len(rows)} queries and {len(self.documents)} "
                 "documents, or some that are not finite; a teacher must score every document."
             )
-        return scores if columns is None else scores[:, columns]
+        return scores[:, columns]
 
     def best(self, rows: np.ndarray, k: int) -> np.ndarray:
         """(rows, k) int64 documents of the highest scores, best first."""

@@ -126,10 +126,7 @@ def with_clusters(model: MultiVectorEncoder, sizes: str, **options: Any) -> Mult
     Clusters that it has already are replaced; a model that pools its tokens by other means is refused. The sizes are
     read by `cluster_sizes`, e.g. ``C8x32``; the options are those of `TokenClusters`.
     """
-    modules: list[Any] = [module for module in model if not isinstance(module, TokenClusters)]
-    check_unpooled(modules)
-    clustered: MultiVectorEncoder = with_modules(model, [*modules, TokenClusters(*cluster_sizes(sizes), **options)])
-    return clustered
+    return pooled_by(without_clusters(model), TokenClusters(*cluster_sizes(sizes), **options))
 
 
 def without_clusters(model: Any) -> Any:
@@ -139,11 +136,13 @@ def without_clusters(model: Any) -> Any:
     return with_modules(model, plain) if len(plain) < len(modules) else model
 
 
-def check_unpooled(modules: list[Any]) -> None:
-    """Refuse the modules of a model that pools its tokens."""
-    for module in modules:
+def pooled_by(model: MultiVectorEncoder, pooling: BaseTokenPooling) -> MultiVectorEncoder:
+    """A model with a pooling as its last module, which shares its weights; one that pools its tokens is refused."""
+    for module in model:
         if isinstance(module, BaseTokenPooling):
             raise UserError(f"the model pools its tokens by {type(module).__name__} already; start from one without.")
+    pooled: MultiVectorEncoder = with_modules(model, [*model, pooling])
+    return pooled
 
 
 def cluster_sizes(name: str) -> tuple[ClusterSize, ClusterSize]:

@@ -34,7 +34,6 @@ _AGREEMENT_DEPTH = 10
 _FITTED = 4096  # texts that a map is fitted to
 _BATCH = 64  # texts of one step of that
 _RIDGE = 0.01  # of the mean variance; by overlap@10 with MiniLM on held-out SciFact training queries, flat around it
-Make = Callable[[int, bool], DistillationLoss]
 
 
 def dense_student(
@@ -128,37 +127,39 @@ def fit_map(model: SentenceTransformer, texts: Sequence[str], vectors: np.ndarra
     the first two layers of all-MiniLM-L6-v2 find .10 of its ten best documents for a query of SciFact, and .45 with
     such a map; the first four .14 and .52 (evaluation/fitted_maps.py).
     """
-    modules = list(model)
-    place = _last_map(modules, "the student has no map to fit; make it with a dimension of its own, or mapped.")
-    regression = _Regression(modules[place])
+    error = "the student has no map to fit; make it with a dimension of its own, or mapped."
+    regression = _Regression(list(model), error)
     for rows, features in _batches(model, texts, prompt):
-        state = features
-        for module in modules[:place]:
-            state = module(state)
-        regression.add(state["sentence_embedding"], vectors[rows])
+        regression.add(regression.before(features)["sentence_embedding"], vectors[rows])
     regression.solve()
 
 
 def fit_exit_maps(model: SentenceTransformer, texts: Sequence[str], prompt: str = "") -> None:
     """Fit each exit's map, in place, to the deepest exit's embeddings of texts, as `fit_map` does."""
-    routes, regressions = {}, {}
+    regressions = {}
     for layer in exits_of(model)[:-1]:
-        modules = behind_exit(list(model)[-1], layer)
-        place = _last_map(modules, f"exit {layer} has no map of its own; make exits with project_exits: true.")
-        routes[layer], regressions[layer] = modules[:place], _Regression(modules[place])
+        error = f"exit {layer} has no map of its own; make exits with project_exits: true."
+        regressions[layer] = _Regression(behind_exit(list(model)[-1], layer), error)
     for _, features in _batches(model, texts, prompt):
         out = model(features)
-        for layer, modules in routes.items():
-            regressions[layer].add(through_exit(modules, out, layer), out["sentence_embedding"].cpu().numpy())
+        for layer, regression in regressions.items():
+            regression.add(through_exit(regression.before, out, layer), out["sentence_embedding"].cpu().numpy())
     for regression in regressions.values():
         regression.solve()
 
 
 class _Regression:
-    """Ridge regression of unit vectors, gathered a batch at a time, for the weights of a linear module."""
+    """Ridge regression of unit vectors, gathered a batch at a time, for the last linear map among some modules.
 
-    def __init__(self, module: Any) -> None:
-        self.weight = module.linear.weight
+    Inputs are what the modules ``before`` the map give. Without a map, ``error`` is raised.
+    """
+
+    def __init__(self, modules: Sequence[Any], error: str) -> None:
+        places = [place for place, module in enumerate(modules) if type(module).__name__ == "Dense"]
+        if not places:
+            raise UserError(error)
+        self.before = torch.nn.Sequential(*modules[: places[-1]])
+        self.weight = modules[places[-1]].linear.weight
         outputs, inputs = self.weight.shape
         self.gram, self.moment = np.zeros((inputs, inputs)), np.zeros((inputs, outputs))
 
@@ -189,13 +190,6 @@ def _batches(model: SentenceTransformer, texts: Sequence[str], prompt: str) -> I
             features = model.preprocess([texts[row] for row in rows], prompt=prompt or None)
             yield rows, batch_to_device(features, model.device)
             progress.update(len(rows))
-
-
-def _last_map(modules: Sequence[Any], error: str) -> int:
-    places = [place for place, module in enumerate(modules) if type(module).__name__ == "Dense"]
-    if not places:
-        raise UserError(error)
-    return places[-1]
 
 
 def train_dense(run: StageRun) -> History:
@@ -255,7 +249,7 @@ def held_out_monitor(
     return HeldOutMonitor(run.student, [texts[row] for row in prepared.held_out], ranked, documents)
 
 
-def loss_of_variants(student: Encoder, stage: StageSettings, make: Make) -> Any:
+def loss_of_variants(student: Encoder, stage: StageSettings, make: Callable[[int, bool], DistillationLoss]) -> Any:
     """The loss of a stage at all exits and truncations of the student and the stage; the plain one without any.
 
     ``make`` gives the loss on a number of leading dimensions; its second argument is False for all but the first of

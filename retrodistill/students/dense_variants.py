@@ -37,20 +37,13 @@ class LeadingVectors:
 
     def __init__(self, vectors: np.ndarray, dimensions: int, *, unit: bool) -> None:
         check_dimensions([dimensions], vectors.shape[1])
-        self._vectors, self._unit = vectors, unit
-        self.shape = (len(vectors), dimensions)
-
-    def __len__(self) -> int:
-        return self.shape[0]
+        self._vectors, self._dimensions, self._unit = vectors, dimensions, unit
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         """(..., dimensions) of rows, one array of indices of any shape."""
         whole = self._vectors[rows]
-        flat = leading(whole.reshape(-1, whole.shape[-1]), self.shape[1], unit=self._unit)
-        return flat.reshape(*whole.shape[:-1], self.shape[1])
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self[:], dtype=dtype)
+        flat = leading(whole.reshape(-1, whole.shape[-1]), self._dimensions, unit=self._unit)
+        return flat.reshape(*whole.shape[:-1], self._dimensions)
 
 
 class MatryoshkaLoss(nn.Module):
@@ -163,16 +156,14 @@ def embeddings_by_exit(model: nn.Module, features: dict[str, Any]) -> dict[int, 
     if not exits or "all_layer_embeddings" not in out:
         raise UserError("the model has no exits; make them by students.dense_variants.multi_exit first.")
     router = list(inner)[-1]
-    shallow = {layer: through_exit(behind_exit(router, layer), out, layer) for layer in exits[:-1]}
+    shallow = {layer: through_exit(nn.Sequential(*behind_exit(router, layer)), out, layer) for layer in exits[:-1]}
     return {**shallow, exits[-1]: out["sentence_embedding"]}
 
 
-def through_exit(modules: Sequence[Any], out: Mapping[str, Any], layer: int) -> Tensor:
+def through_exit(modules: nn.Sequential, out: Mapping[str, Any], layer: int) -> Tensor:
     """(batch, d) embeddings by modules of an exit, of a transformer's output with all its layers."""
-    state: dict[str, Any] = {**out, "token_embeddings": out["all_layer_embeddings"][layer]}
-    for module in modules:
-        state = module(state)
-    embeddings: Tensor = state["sentence_embedding"]
+    state = {**out, "token_embeddings": out["all_layer_embeddings"][layer]}
+    embeddings: Tensor = modules(state)["sentence_embedding"]
     return embeddings
 
 

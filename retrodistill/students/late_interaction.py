@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -233,12 +233,13 @@ def _distinct(texts: Sequence[str]) -> tuple[list[str], Tensor]:
     return list(places), torch.tensor([places[text] for text in texts], dtype=torch.int64)
 
 
-@dataclass(frozen=True, eq=False)
 class StoredDocuments:
-    """A corpus as a late-interaction student serves it: packed states in the corpus' order."""
+    """Documents as a PreTT or TK student serves them: packed states, in order, from the cache or into it."""
 
-    student: CrossEncoderStudent
-    states: States
+    def __init__(self, student: CrossEncoderStudent, texts: Sequence[str]) -> None:
+        self.student, self.module = student, module_of(student)
+        key = digest("packed", [student.fingerprint("document"), self.module.kind], digest(*texts))
+        self.states = _states(self.module, texts, key, self.module.packed, self.module.precision)
 
     @property
     def bytes_per_document(self) -> float:
@@ -247,7 +248,7 @@ class StoredDocuments:
 
     def score(self, query: str, rows: np.ndarray) -> np.ndarray:
         """(n,) float32 raw scores of one query with the documents at (n,) integer rows."""
-        module, scores = module_of(self.student), np.zeros(len(rows), dtype=np.float32)
+        module, scores = self.module, np.zeros(len(rows), dtype=np.float32)
         with evaluating(module), torch.inference_mode():
             side = module.side([self.student.prompt("query") + query], "query")
             for start in range(0, len(rows), _PAIRS):
@@ -286,23 +287,16 @@ class StoredDocumentsRanker(Ranker):
 
     def pair_fn(self, collection: Collection) -> Callable[[str, np.ndarray], np.ndarray]:
         """Reads the query and compares it with stored documents."""
-        return stored_documents(self.student, collection.documents.texts).score
+        return StoredDocuments(self.student, collection.documents.texts).score
 
     def bytes_per_document(self, collection: Collection) -> float | None:
         """Stored states, and where each document's begin."""
-        return stored_documents(self.student, collection.documents.texts).bytes_per_document
+        return StoredDocuments(self.student, collection.documents.texts).bytes_per_document
 
     @property
     def queries_by(self) -> str:
         """The student."""
         return self.name
-
-
-def stored_documents(student: CrossEncoderStudent, texts: Sequence[str]) -> StoredDocuments:
-    """Documents as a PreTT or TK student serves them, from the cache or into it."""
-    module = module_of(student)
-    key = digest("packed", [student.fingerprint("document"), module.kind], digest(*texts))
-    return StoredDocuments(student, _states(module, texts, key, module.packed, module.precision))
 
 
 @contextlib.contextmanager
@@ -326,16 +320,14 @@ def below_stored(student: CrossEncoderStudent, documents: Sequence[str]) -> Iter
             raise UserError(f"{len(missing)} documents have no stored states, among them {missing[0][:40]!r}.")
         return states.padded(np.array([rows[text] for text in texts], dtype=np.int64))
 
-    frozen = [parameter for parameter in lower if parameter.requires_grad]
+    frozen = nn.ParameterList([parameter for parameter in lower if parameter.requires_grad])
     module.stored = stored
-    for parameter in frozen:
-        parameter.requires_grad_(False)
+    frozen.requires_grad_(False)
     try:
         yield
     finally:
         module.stored = None
-        for parameter in frozen:
-            parameter.requires_grad_(True)
+        frozen.requires_grad_(True)
 
 
 def _states(

@@ -133,8 +133,7 @@ class TokenHeadScorer(HeadScorer):
     """Scores by the projection of token states, for queries and documents, with the student's clusters after it."""
 
     def __init__(self, student: MultiVectorModel, documents: States, queries: States) -> None:
-        linear = head_of(student).linear
-        super().__init__(documents, [linear.weight, *([linear.bias] if linear.bias is not None else [])])
+        super().__init__(documents, list(head_of(student).linear.parameters()))
         self._states = queries
         self._unit = any(type(module).__name__ == "Normalize" for module in student.modules("document"))
         self._clusters = clusters_of(student)

@@ -25,11 +25,10 @@ from retrodistill.students.dense import spread
 from retrodistill.students.lexical_terms import LexicalTerms, token_ids
 from retrodistill.students.registry import WHOLE_TRANSFORMER, Kind, StageDefaults
 from retrodistill.students.sparse_training import SparsityAlarm, exhaustive, store_documents, train_sparse
-from retrodistill.students.static import fast_tokenizer, inverse_document_frequencies, plain_tokenizer
+from retrodistill.students.static import fast_tokenizer, inverse_document_frequencies
 from retrodistill.students.stored_states import head_of, stored_states
 from retrodistill.students.vdr import with_query_weights, with_vdr_head
 
-Queries = Literal["model", "inference-free"]
 _AT_MOST = 20000  # documents whose hidden states a head starts from
 _OWN = float(np.e - 1)  # logit of a text's own token at the start: log(1 + logit) is 1
 _ZERO_AT = 0.7  # where a token's logit is zero at the start, as a share of what its mean state gives
@@ -44,7 +43,7 @@ def sparse_student(
     source: str,
     corpus: Texts,
     *,
-    queries: Queries = "model",
+    queries: Literal["model", "inference-free"] = "model",
     head: Literal["splade", "vdr"] = "splade",
     lexical_terms: bool = False,
     layers: int | None = None,
@@ -72,7 +71,7 @@ def sparse_student(
         if lexical_terms:
             raise UserError("lexical terms are for new students with inference-free queries; set lexical_terms: false.")
         return with_vdr_head(base) if head == "vdr" else base
-    weights = _inverse_frequencies(base.tokenizer, corpus, f"sparse:{source}")
+    weights = _inverse_frequencies(SparseTextEncoder(base, f"sparse:{source}"), corpus)
     documents: list[Any] = list(base.children())
     if lexical_terms:
         encoder = SparseTextEncoder(base, "sparse:student")
@@ -138,8 +137,8 @@ def lexical_start(student: SparseTextEncoder, corpus: Texts) -> tuple[np.ndarray
     texts = spread(corpus.texts, _AT_MOST)
     states = stored_states(student, texts, "document")
     counts = np.zeros(len(tokenizer), dtype=np.int64)
-    means = np.zeros((len(tokenizer), states.width))
-    moments = np.zeros((states.width, states.width))
+    width = states.vectors.shape[1]
+    means, moments = np.zeros((len(tokenizer), width)), np.zeros((width, width))
     for rows in states.blocks():
         ids = token_ids(student, texts[rows[0] : rows[-1] + 1])[0]
         block = states.gather(rows)[0].numpy()
@@ -181,12 +180,10 @@ def _from_embeddings(transformer: Any, means: np.ndarray, counts: np.ndarray) ->
     return inputs @ fitted
 
 
-def _inverse_frequencies(tokenizer: Any, corpus: Texts, name: str) -> np.ndarray:
+def _inverse_frequencies(encoder: SparseTextEncoder, corpus: Texts) -> np.ndarray:
     """(vocabulary,) float32 inverse document frequencies in 0..1; 0 for special tokens."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise UserError(f"model {name} has no fast tokenizer, which inference-free queries need; choose another.")
-    weights = inverse_document_frequencies(plain_tokenizer(backend), corpus)
+    tokens = fast_tokenizer(encoder, "which inference-free queries need")
+    tokenizer, weights = encoder.model.tokenizer, inverse_document_frequencies(tokens, corpus)
     weights = np.pad(weights, (0, max(0, len(tokenizer) - len(weights))), constant_values=1.0)
     weights[tokenizer.all_special_ids] = 0.0
     return weights.astype(np.float32)

@@ -30,7 +30,7 @@ from retrodistill.students.stored_states import (
     stored_states,
     train_head,
 )
-from retrodistill.students.vdr import own_tokens, vocabulary_pooling
+from retrodistill.students.vdr import vocabulary_pooling
 from retrodistill.training.lists import ListBatch
 from retrodistill.training.scorers import VectorScorer, View
 from retrodistill.training.settings import RegularizerSettings
@@ -141,7 +141,7 @@ class TermScorer(VectorScorer):
         """The batch with queries replaced by their own tokens, and with documents."""
         if not self._own_tokens:
             return None
-        bags = [own_tokens(features, self._pooling.dimension, self._pooling.special).float() for features in columns]
+        bags = [self._pooling.own_tokens(features).float() for features in columns]
 
         def views(encoded: Sequence[Tensor]) -> list[View]:
             (query, *documents), (bag, *others) = encoded, bags

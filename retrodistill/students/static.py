@@ -20,6 +20,7 @@ from retrodistill.core.files import atomic_file, cache_folder, digest
 from retrodistill.core.runtime import bar
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
+from retrodistill.encoders.contract import TextModel
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import device
@@ -82,16 +83,11 @@ def static_student(
     return SentenceTransformer(modules=modules, device=device(), similarity_fn_name=similarity)
 
 
-def fast_tokenizer(teacher: Encoder) -> Tokenizer:
-    """A copy of the teacher's tokenizer, without padding and truncation, which would cut long queries silently."""
-    backend = getattr(teacher.model.tokenizer, "backend_tokenizer", teacher.model.tokenizer)
+def fast_tokenizer(encoder: TextModel, wanted_by: str = "which a static student shares") -> Tokenizer:
+    """A copy of an encoder's tokenizer, without padding and truncation, which would cut long queries silently."""
+    backend = getattr(encoder.model.tokenizer, "backend_tokenizer", encoder.model.tokenizer)
     if not isinstance(backend, Tokenizer):
-        raise UserError(f"model {teacher.name} has no fast tokenizer, which a static student shares; choose another.")
-    return plain_tokenizer(backend)
-
-
-def plain_tokenizer(backend: Tokenizer) -> Tokenizer:
-    """A copy of a tokenizer without truncation and padding."""
+        raise UserError(f"model {encoder.name} has no fast tokenizer, {wanted_by}; choose another.")
     tokenizer = Tokenizer.from_str(backend.to_str())
     tokenizer.no_truncation()
     tokenizer.no_padding()

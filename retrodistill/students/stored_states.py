@@ -60,11 +60,6 @@ class States:
     def __len__(self) -> int:
         return len(self.places)
 
-    @property
-    def width(self) -> int:
-        """Dimensions of a state."""
-        return int(self.vectors.shape[1])
-
     def blocks(self) -> Iterator[np.ndarray]:
         """Rows of consecutive texts, `BLOCK` at a time."""
         return (np.arange(start, min(start + BLOCK, len(self))) for start in range(0, len(self), BLOCK))
@@ -278,15 +273,14 @@ class HeadScorer(Scorer):
 @contextlib.contextmanager
 def only_trained(model: Any, trained: Sequence[Any]) -> Iterator[None]:
     """Freeze everything of a model but some parameters inside the block."""
-    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    frozen = nn.ParameterList([parameter for parameter in model.parameters() if not parameter.requires_grad])
     model.requires_grad_(False)
     for parameter in trained:
         parameter.requires_grad_(True)
     average_gradients(trained)  # the wrapped model's forward would do it, and does not run
     yield
     model.requires_grad_(True)
-    for parameter in frozen:
-        parameter.requires_grad_(False)
+    frozen.requires_grad_(False)
 
 
 def train_head(run: StageRun, scorer: HeadScorer, watch: Watch = lambda documents: {}) -> History:

@@ -10,8 +10,7 @@ from sentence_transformers.multi_vector_encoder.modules import BaseTokenPooling,
 from torch import Tensor
 
 from retrodistill.core.errors import UserError
-from retrodistill.encoders.modules import with_modules
-from retrodistill.students.clustering import ClusterSize, check_cluster_size, check_unpooled, vectors_kept
+from retrodistill.students.clustering import ClusterSize, check_cluster_size, pooled_by, vectors_kept
 
 
 class FixedTokenPooling(BaseTokenPooling):
@@ -58,7 +57,4 @@ class FixedTokenPooling(BaseTokenPooling):
 
 def with_pooling(model: MultiVectorEncoder, vectors: ClusterSize, *, protected: int = 1) -> MultiVectorEncoder:
     """A multi-vector encoder with `FixedTokenPooling` of documents, which shares its weights with the given one."""
-    modules: list[Any] = list(model)
-    check_unpooled(modules)
-    pooling: MultiVectorEncoder = with_modules(model, [*modules, FixedTokenPooling(vectors, protected=protected)])
-    return pooling
+    return pooled_by(model, FixedTokenPooling(vectors, protected=protected))

@@ -41,10 +41,15 @@ class VocabularyPooling(Module):
         highest = logits.masked_fill(~mask[:, :, None], -torch.inf).amax(dim=1)  # elu keeps the order
         weights = nn.functional.elu(highest) + 1
         weights = weights.index_fill(1, torch.tensor(self.special, dtype=torch.int64, device=weights.device), 0.0)
-        kept = own_tokens(features, self.dimension, self.special)
+        kept = self.own_tokens(features)
         highest_terms = weights.detach().topk(min(self.terms, self.dimension), dim=1).indices
         features["sentence_embedding"] = weights * kept.scatter(1, highest_terms, True)
         return features
+
+    def own_tokens(self, features: dict[str, Tensor]) -> Tensor:
+        """(batch, vocabulary) bool: the tokens that each text of a tokenized batch contains, without special ones."""
+        counts = counted(features, self.dimension)
+        return counts.index_fill_(1, torch.tensor(self.special, dtype=torch.int64, device=counts.device), 0.0) > 0
 
     def get_embedding_dimension(self) -> int:
         """Size of the vocabulary."""
@@ -53,12 +58,6 @@ class VocabularyPooling(Module):
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """Write the settings; there are no weights."""
         self.save_config(output_path)
-
-
-def own_tokens(features: dict[str, Tensor], dimension: int, special: Sequence[int]) -> Tensor:
-    """(batch, vocabulary) bool: the tokens that each text of a tokenized batch contains, without special ones."""
-    counts = counted(features, dimension)
-    return counts.index_fill_(1, torch.tensor(special, dtype=torch.int64, device=counts.device), 0.0) > 0
 
 
 def vocabulary_pooling(model: Any) -> VocabularyPooling | None:

@@ -13,7 +13,7 @@ from retrodistill.rankers.reranker import Reranker
 from retrodistill.recipes import StudentSettings, parse_recipe
 from retrodistill.runs import Run
 from retrodistill.students.cross_encoder import CrossEncoderStudent, cross_encoder_student
-from retrodistill.students.late_interaction import stored_documents
+from retrodistill.students.late_interaction import StoredDocuments
 from retrodistill.students.prett import prett_student
 from retrodistill.students.registry import kind_of
 from retrodistill.students.tk import tk_student
@@ -96,7 +96,7 @@ class TestCost:
 
     def test_its_size_is_the_sources_and_what_is_stored(self, student, tiny):
         source, one = BM25Ranker().bytes_per_document(tiny), student("tk")
-        stored = stored_documents(one, tiny.documents.texts).bytes_per_document
+        stored = StoredDocuments(one, tiny.documents.texts).bytes_per_document
         assert stored > 2 * 32
         assert Reranker(ranker_of(one), BM25Ranker()).bytes_per_document(tiny) == source + stored
         assert Reranker(ranker_of(student("cross-encoder")), BM25Ranker()).bytes_per_document(tiny) == source

@@ -144,7 +144,7 @@ class TestLearning:
         sources = np.arange(100)
         parts = read_index(start_index("PQ4x4", documents))
         learner = Learner(parts, Targets(queries, documents, sources), QUICK)
-        _, mask = learner._targets(np.array([3, 7]), None)
+        _, mask = learner._targets(np.array([3, 7]), slice(None))
         assert [np.flatnonzero(~row).tolist() for row in mask.numpy()] == [[3], [7]]
 
 

@@ -191,7 +191,7 @@ class TestStates:
         again = stored_states(multi_vector, tiny.documents.texts, "document")
         np.testing.assert_array_equal(first.vectors, again.vectors)
         assert len(first) == 60
-        assert first.width == 32
+        assert first.vectors.shape[1] == 32
 
     def test_another_head_shares_them_and_another_transformer_does_not(self, multi_vector, tiny):
         first = stored_states(multi_vector, tiny.documents.texts[:3], "document").vectors.filename

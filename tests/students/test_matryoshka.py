@@ -68,9 +68,8 @@ class TestLeadingVectors:
     @pytest.mark.parametrize("unit", [False, True])
     def test_are_what_an_index_holds(self, unit):
         found, expected = LeadingVectors(DOCUMENTS, 8, unit=unit), leading(DOCUMENTS, 8, unit=unit)
-        assert (found.shape, len(found)) == ((5, 8), 5)
-        np.testing.assert_array_equal(np.asarray(found), expected)
-        np.testing.assert_array_equal(np.ascontiguousarray(found, dtype=np.float32), expected)
+        assert found[:].shape == (5, 8)
+        np.testing.assert_array_equal(found[:], expected)
         rows = np.array([[0, 3, 3], [4, 1, 0]])
         np.testing.assert_array_equal(found[rows], expected[rows])
 

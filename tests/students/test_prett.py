@@ -6,7 +6,7 @@ import torch
 
 from retrodistill.core.errors import UserError
 from retrodistill.students.cross_encoder import CrossEncoderStudent, cross_encoder_student
-from retrodistill.students.late_interaction import below_stored, late_interaction, module_of, stored_documents
+from retrodistill.students.late_interaction import StoredDocuments, below_stored, late_interaction, module_of
 from retrodistill.students.prett import PreTT, prett_student
 from retrodistill.students.registry import load_student
 
@@ -110,14 +110,14 @@ class TestStored:
     @pytest.mark.parametrize("dimension", [None, 12])
     def test_stored_documents_score_as_a_full_pass(self, student, dimension):
         one = student(dimension=dimension)
-        stored = stored_documents(one, DOCUMENTS)
+        stored = StoredDocuments(one, DOCUMENTS)
         np.testing.assert_allclose(stored.score(QUERY, np.arange(4)), one.score(PAIRS), atol=1e-5)
         np.testing.assert_allclose(stored.score(QUERY, np.array([2, 0])), one.score(PAIRS)[[2, 0]], atol=1e-5)
 
     def test_half_precision_is_in_the_full_pass_too(self, student):
         whole, half = student(), student(precision="float16")
         np.testing.assert_allclose(
-            stored_documents(half, DOCUMENTS).score(QUERY, np.arange(4)), half.score(PAIRS), atol=1e-5
+            StoredDocuments(half, DOCUMENTS).score(QUERY, np.arange(4)), half.score(PAIRS), atol=1e-5
         )
         assert 0 < abs(half.score(PAIRS) - whole.score(PAIRS)).max() < 1e-2
 
@@ -125,17 +125,17 @@ class TestStored:
         tokens = sum(len(document.split()) + 1 for document in DOCUMENTS)
         places = 16
         for settings, width in [({}, 4 * 32), ({"precision": "float16"}, 2 * 32), ({"dimension": 12}, 4 * 12)]:
-            stored = stored_documents(student(**settings), DOCUMENTS)
+            stored = StoredDocuments(student(**settings), DOCUMENTS)
             assert stored.bytes_per_document == pytest.approx(tokens * width / 4 + places)
 
     def test_a_trained_student_does_not_read_what_it_stored_before(self, student):
         one = student()
-        before = stored_documents(one, DOCUMENTS).score(QUERY, np.arange(4))
+        before = StoredDocuments(one, DOCUMENTS).score(QUERY, np.arange(4))
         late = module_of(one)
         with torch.no_grad():
             late.backbone.bert.encoder.layer[0].output.dense.weight.mul_(1.5)
         again = CrossEncoderStudent(one.model, "cross-encoder:prett")
-        after = stored_documents(again, DOCUMENTS).score(QUERY, np.arange(4))
+        after = StoredDocuments(again, DOCUMENTS).score(QUERY, np.arange(4))
         np.testing.assert_allclose(after, again.score(PAIRS), atol=1e-5)
         assert abs(after - before).max() > 1e-4
 
@@ -160,7 +160,7 @@ class TestStored:
         plain = CrossEncoderStudent(cross_encoder_student(tiny_cross_encoder), "cross-encoder:c")
         assert plain.kind == "cross-encoder"
         with pytest.raises(UserError, match=r"^cross-encoder:c reads pairs as a whole and stores no documents"):
-            stored_documents(plain, DOCUMENTS)
+            StoredDocuments(plain, DOCUMENTS)
 
 
 class TestSaving:

@@ -8,7 +8,7 @@ import torch
 
 from retrodistill.core.errors import UserError
 from retrodistill.students.cross_encoder import CrossEncoderStudent
-from retrodistill.students.late_interaction import below_stored, module_of, stored_documents
+from retrodistill.students.late_interaction import StoredDocuments, below_stored, module_of
 from retrodistill.students.registry import load_student
 from retrodistill.students.tk import CENTRES, TK, inverse_frequencies, kernel_sums, tk_student
 
@@ -132,7 +132,7 @@ class TestStored:
     @pytest.mark.parametrize("settings", [{}, {"dimension": 12}, {"precision": "float16"}], ids=str)
     def test_stored_documents_score_as_a_full_pass(self, student, settings):
         one = student(**settings)
-        found = stored_documents(one, DOCUMENTS).score(QUERY, np.array([3, 1, 0, 2]))
+        found = StoredDocuments(one, DOCUMENTS).score(QUERY, np.array([3, 1, 0, 2]))
         np.testing.assert_allclose(found, one.score(PAIRS)[[3, 1, 0, 2]], atol=1e-4)
 
     def test_frozen_below_it_gives_the_same_scores_and_trains_the_rest(self, student):

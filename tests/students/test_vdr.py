@@ -13,7 +13,6 @@ from retrodistill.students.sparse import sparse_student
 from retrodistill.students.vdr import (
     VocabularyPooling,
     own_token_queries,
-    own_tokens,
     vocabulary_pooling,
     with_vdr_head,
 )
@@ -72,7 +71,7 @@ class TestPooling:
         assert not found.any()
 
     def test_own_tokens_are_those_that_are_not_masked(self):
-        found = own_tokens(features(), 12, [0, 1])
+        found = VocabularyPooling(12, special=[0, 1]).own_tokens(features())
         assert [row.nonzero()[:, 0].tolist() for row in found] == [[3, 4], [5]]
 
     def test_none_to_keep(self):
