@@ -60,7 +60,10 @@ def load_folder(path: Path, name: str | None = None) -> Collection:
 
 
 def load_public(name: str) -> Collection:
-    """Load a public collection such as ``"scifact"`` or ``"cqadupstack/android"``, downloaded on first use."""
+    """Load a public collection such as ``"scifact"`` or ``"cqadupstack/android"``.
+
+    On first use, it is downloaded and unzipped into a folder of the cache, atomically.
+    """
     base, _, forum = name.partition("/")
     if base not in PUBLIC:
         hint = did_you_mean(base, PUBLIC, "beir/")
@@ -70,14 +73,9 @@ def load_public(name: str) -> Collection:
     if base == "cqadupstack" and forum not in FORUMS:
         problem = f"no forum {forum!r}" if forum else "no documents of its own"
         raise UserError(f"beir/{base} has {problem}; write beir/{base}/<forum> with one of {', '.join(FORUMS)}.")
-    return load_folder(download(base) / forum, name.replace("/", "-"))
-
-
-def download(name: str) -> Path:
-    """Folder of a public collection in the cache; downloaded and unzipped if absent, atomically."""
-    folder = make_folder(cache_folder() / "beir") / name
-    make_once(folder, partial(_fetch, name, folder))
-    return folder
+    folder = make_folder(cache_folder() / "beir") / base
+    make_once(folder, partial(_fetch, base, folder))
+    return load_folder(folder / forum, name.replace("/", "-"))
 
 
 def _fetch(name: str, folder: Path, temporary: Path) -> None:

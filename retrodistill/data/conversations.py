@@ -259,16 +259,15 @@ def _turn(record: dict[str, Any], where: str, place: int) -> Turn:
     number = record["turn"]
     if not isinstance(number, int) or isinstance(number, bool):
         raise UserError(f"{where} {place}: 'turn' is {number!r}; expected an integer.")
-    texts = {key: text_of(record[key], key, where, place) for key in ("utterance", "rewrite")}
-    for key, text in texts.items():
-        if not text.strip():
+    for key in ("utterance", "rewrite"):
+        if not text_of(record[key], key, where, place).strip():
             raise UserError(f"{where} {place}: {key!r} is empty; every turn has {', '.join(_REQUIRED)}.")
     response, query_id = record.get("response"), record.get("query_id")
     return Turn(
         id_of(record["conversation_id"], "conversation_id", where, place),
         number,
-        texts["utterance"],
-        texts["rewrite"],
+        record["utterance"],
+        record["rewrite"],
         "" if response is None else text_of(response, "response", where, place).strip(),
         "" if query_id is None else id_of(query_id, "query_id", where, place),
     )

@@ -74,8 +74,7 @@ def entries(modules: dict[str, Path]) -> list[Entry]:
     by_text: dict[str, Entry] = {}
     for name in sorted(modules):
         for owner, text in _docstrings(name, modules[name]):
-            entry = _entry(owner, text)
-            if entry is not None:
+            if entry := _entry(owner, text):
                 by_text.setdefault(normalized(entry.document), entry)
     # An id can occur twice (a property and its setter, two branches of an `if`): keep the first.
     unique = list({entry.id: entry for entry in reversed(by_text.values())}.values())[::-1]

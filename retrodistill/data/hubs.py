@@ -103,11 +103,9 @@ def _records(rows: Dataset, wanted: Mapping[str, tuple[str, ...]], where: str) -
             had = f"no column {names[0]!r} among {rows.column_names}"
             raise UserError(f"{where}: {had}; rename the column that holds it.")
         renamed[column] = field_name
-    place = 0
-    for batch in _tables(rows):
-        for record in batch.to_pylist():
-            place += 1
-            yield place, {renamed.get(name, name): value for name, value in record.items()}
+    records_in_order = (record for table in _tables(rows) for record in table.to_pylist())
+    for place, record in enumerate(records_in_order, start=1):
+        yield place, {renamed.get(name, name): value for name, value in record.items()}
 
 
 def _tables(rows: Dataset) -> Iterator[Any]:
@@ -199,15 +197,11 @@ def _ir_source(package: Any, dataset_id: str, dataset: Any) -> Source:
     splits = _ir_splits(package, dataset_id, dataset)
     with_queries = [part for part in (dataset, *splits.values()) if part.has_queries()]
     where = f"ir_datasets:{dataset_id}"
-
-    def guarded(rows: Callable[[], Iterator[Any]]) -> Callable[[], Iterator[Any]]:
-        return partial(_ir_errors, dataset_id, rows)
-
     return Source(
-        documents=guarded(partial(_ir_documents, dataset, f"{where}, document")),
-        queries=guarded(partial(_ir_queries, with_queries, f"{where}, query")),
+        documents=partial(_ir_rows, where, _ir_documents, dataset, "document"),
+        queries=partial(_ir_rows, where, _ir_queries, with_queries, "query"),
         qrels={
-            name: guarded(partial(_ir_judgments, part, f"{where}, judgment of {name}")) for name, part in splits.items()
+            name: partial(_ir_rows, where, _ir_judgments, part, f"judgment of {name}") for name, part in splits.items()
         },
         where={"documents": f"{where}, document", "queries": f"{where}, query"},
     )
@@ -256,13 +250,14 @@ def _ir_judgments(dataset: Any, where: str) -> Iterator[Judgment]:
         yield judgment_of(row.query_id, row.doc_id, row.relevance, where, place)
 
 
-def _ir_errors(dataset_id: str, rows: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+def _ir_rows(where: str, read: Callable[[Any, str], Iterator[Any]], part: Any, what: str) -> Iterator[Any]:
+    """The rows of a part of the data set `where`, with its errors as a `UserError`; `what` is one row."""
     try:
-        yield from rows()
+        yield from read(part, f"{where}, {what}")
     except (OSError, RuntimeError) as error:  # ir_datasets downloads while iterating
         raise UserError(
-            f"cannot read ir_datasets:{dataset_id} ({type(error).__name__}: {_first_line(error)}); check the network "
-            "and https://ir-datasets.com for what this dataset needs."
+            f"cannot read {where} ({type(error).__name__}: {_first_line(error)}); check the network and "
+            "https://ir-datasets.com for what this dataset needs."
         ) from error
 
 

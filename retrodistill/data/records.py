@@ -131,13 +131,12 @@ def document_of(record: Mapping[str, Any], where: str, place: int) -> Document:
     A missing or null title becomes '', and so does a null text. A missing text is an error, because the text is
     probably in a field with another name.
     """
-    title = record.get("title")
-    body = record.get("text", _MISSING)
-    if body is _MISSING:
+    if "text" not in record:
         raise UserError(
             f"{where} {place}: a document has no 'text' (fields: {_names(record)}); "
             'expected {"_id": ..., "title": ..., "text": ...}.'
         )
+    title, body = record.get("title"), record["text"]
     return Document(
         place,
         id_of(record.get("_id", _MISSING), "_id", where, place, record),

@@ -13,9 +13,9 @@ import pyarrow as pa
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_folder, cache_folder, digest, make_folder, read_json, write_json
 from retrodistill.data.collection import JUDGMENT_SCHEMA, Collection, Qrels, check_parts, full_text
-from retrodistill.data.records import Document, Judgment, Query, Source
-from retrodistill.data.texts import BATCH, Texts, duplicates, pair_batches
+from retrodistill.data.records import Document, Query, Source
 from retrodistill.data.texts import SCHEMA as TEXT_SCHEMA
+from retrodistill.data.texts import Texts, duplicates, row_batches
 
 # Part of every cache key. Raise it when the layout of the files or the checks change, so that they are made again.
 FORMAT = 1
@@ -51,16 +51,18 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> None:
 
 def write(folder: Path, source: Source) -> None:
     """Write the records of a source, after checking them, as Arrow files and collection.json."""
-    _write_table(folder / "documents.arrow", _DOCUMENT_SCHEMA, _document_batches(source.documents()))
-    query_pairs = ((query.id, query.text) for query in source.queries())
-    _write_table(folder / "queries.arrow", TEXT_SCHEMA, pair_batches(query_pairs))
+    document_rows = ((row.id, row.title, row.body, full_text(row.title, row.body)) for row in source.documents())
+    _write_table(folder / "documents.arrow", _DOCUMENT_SCHEMA, row_batches(document_rows, _DOCUMENT_SCHEMA))
+    query_rows = ((row.id, row.text) for row in source.queries())
+    _write_table(folder / "queries.arrow", TEXT_SCHEMA, row_batches(query_rows))
     documents, queries = _open_table(folder / "documents.arrow"), _open_table(folder / "queries.arrow")
     _refuse_duplicates(documents, source.documents, source.where.get("documents", "documents, row"))
     _refuse_duplicates(queries, source.queries, source.where.get("queries", "queries, row"))
     qrels, repeated = {}, []
     for split, rows in source.qrels.items():
-        qrels[split], again = _read_judgments(rows())
-        if again:
+        judgments = [(row.query_id, row.document_id, row.relevance) for row in rows()]
+        qrels[split] = Qrels.from_rows(judgments)
+        if again := len(judgments) - len(qrels[split]):
             repeated.append(f"{split}: {again} judgments repeat a query-document pair; the last counts, as in beir.")
     document_texts, query_texts = Texts(documents), Texts(queries)
     kept, warnings = check_parts(document_texts, query_texts, qrels)
@@ -98,23 +100,6 @@ def open_stored(folder: Path, name: str) -> Collection:
         raise UserError(
             f"the cached collection in {folder} is damaged ({error}); delete that folder and load again."
         ) from error
-
-
-def _document_batches(rows: Iterator[Document]) -> Iterator[pa.RecordBatch]:
-    while batch := list(itertools.islice(rows, BATCH)):
-        texts = ((row.id, row.title, row.body, full_text(row.title, row.body)) for row in batch)
-        yield pa.record_batch([list(column) for column in zip(*texts, strict=True)], schema=_DOCUMENT_SCHEMA)
-
-
-def _read_judgments(rows: Iterator[Judgment]) -> tuple[Qrels, int]:
-    """The judgments, and the number of rows that repeat a pair."""
-    grades: dict[str, dict[str, int]] = {}
-    count = 0
-    for row in rows:
-        grades.setdefault(row.query_id, {})[row.document_id] = row.relevance
-        count += 1
-    qrels = Qrels.from_dict(grades)
-    return qrels, count - len(qrels)
 
 
 def _refuse_duplicates(

@@ -51,7 +51,7 @@ class Texts(Mapping[str, str]):
         Raises:
             UserError: An id appears twice.
         """
-        return cls(pa.Table.from_batches(list(pair_batches(pairs)), schema=SCHEMA))._with_unique_ids()
+        return cls(pa.Table.from_batches(list(row_batches(pairs)), schema=SCHEMA))._with_unique_ids()
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -139,11 +139,11 @@ class Texts(Mapping[str, str]):
         return self
 
 
-def pair_batches(pairs: Iterable[tuple[str, str]]) -> Iterator[pa.RecordBatch]:
-    """Turn (id, text) pairs into record batches of `SCHEMA`."""
-    rows = iter(pairs)
-    while batch := list(itertools.islice(rows, BATCH)):
-        yield pa.record_batch([list(column) for column in zip(*batch, strict=True)], schema=SCHEMA)
+def row_batches(rows: Iterable[tuple[str, ...]], schema: pa.Schema = SCHEMA) -> Iterator[pa.RecordBatch]:
+    """Turn rows, by default (id, text), into record batches of a schema."""
+    rest = iter(rows)
+    while batch := list(itertools.islice(rest, BATCH)):
+        yield pa.record_batch([list(column) for column in zip(*batch, strict=True)], schema=schema)
 
 
 def duplicates(ids: pa.ChunkedArray) -> list[str]:

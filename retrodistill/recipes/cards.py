@@ -19,7 +19,7 @@ from retrodistill.report.card import YOURS, Facts, Teaching, Turns, published, w
 from retrodistill.students.registry import AnyStudent, kind_of, load_student
 from retrodistill.training.training_data import TrainingData
 
-_SHOWN_ELSEWHERE = ("model", "documents", "stages", "control")  # settings that have their own place in the card
+_SHOWN_ELSEWHERE = {"model", "documents", "stages", "control"}  # settings that have their own place in the card
 
 
 def write_cards(job: Job, students: Iterable[Distilled], results: Results) -> None:
@@ -64,9 +64,7 @@ def write_student_card(
     documents_by = data.space.name if data.space is not None and settings.documents == "frozen" else None
     modules = read_json(folder / "modules.json") if (folder / "modules.json").exists() else []
     learned = about.get("stages", [])
-    fields = StudentSettings.model_fields.items()
-    defaults = {key: field.get_default(call_default_factory=True) for key, field in fields}
-    own = {key: getattr(settings, key) for key in defaults if key not in _SHOWN_ELSEWHERE}
+    changes = settings.model_dump(exclude=_SHOWN_ELSEWHERE, exclude_defaults=True)
     turns = None
     if conversations is not None:
         path = None if conversations.path == MADE else f"{YOURS}{Path(conversations.path).name}"
@@ -75,7 +73,7 @@ def write_student_card(
         name=name,
         kind=kind_of(model).name,
         start=without_folders(start),
-        changes={key.replace("_", " "): value for key, value in own.items() if value != defaults[key]},
+        changes={key.replace("_", " "): value for key, value in changes.items()},
         documents_by=without_folders(documents_by) if documents_by else None,
         collection=data.collection.name,
         documents=len(data.collection.documents),

@@ -124,11 +124,11 @@ class StudentSettings(Settings):
     @model_validator(mode="after")
     def _fits_its_kind(self) -> StudentSettings:
         kind = self.kind
-        for option in sorted(frozenset().union(*(other.options for other in all_kinds()))):
-            default = type(self).model_fields[option].get_default(call_default_factory=True)
-            if option not in kind.options and getattr(self, option) != default:
-                having = " and ".join(other.name for other in all_kinds() if other.written and option in other.options)
-                raise ValueError(f"{option} is for {having} students; this one is {kind.name}")
+        foreign = {option for other in all_kinds() for option in other.options} - kind.options
+        if given := self.model_dump(include=foreign, exclude_defaults=True):
+            option = min(given)
+            having = " and ".join(other.name for other in all_kinds() if other.written and option in other.options)
+            raise ValueError(f"{option} is for {having} students; this one is {kind.name}")
         if kind.has_own_documents and self.documents == "frozen":
             raise ValueError(f"a {kind.name} student has no vectors in a dense space; set documents: student")
         kind.check(self)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -73,16 +73,18 @@ def variants_of(job: Job, students: Iterable[Distilled]) -> list[Distilled]:
         kind = kind_of(model)
         variants += [student, *(_exits(student) if kind.is_dense else [])]
         if kind.has_terms and vocabulary_pooling(model) is not None:
-            name, settings = f"{student.name}@{_OWN_TOKENS}", {"queries": "own tokens"}
-            encoder = _saved(job, name, partial(own_token_queries, model), {"student": student.encoder}, settings)
+            name, inputs = f"{student.name}@{_OWN_TOKENS}", {"student": student.encoder.fingerprint("document")}
+            made_from = Manifest("student", inputs, {"queries": "own tokens"})
+            encoder = _saved(job.out / "forms" / name, made_from, partial(own_token_queries, model))
             variants.append(replace(student, name=name, encoder=encoder))
         width = student.encoder.dimension if kind.has_vector else 0  # type: ignore[union-attr]  # of dense ones
         cuts = [cut for cut in job.recipe.evaluation.truncations if cut < width]
         variants += [replace(student, name=f"{student.name}@{cut}", truncate=cut) for cut in cuts]
         if student.name in pooled:
             name, vectors = pooled[student.name]
-            make, made_from = partial(with_pooling, model, vectors), {"unclustered": student.encoder}
-            encoder = _saved(job, name, make, made_from, {"pooled": vectors})
+            inputs = {"unclustered": student.encoder.fingerprint("document")}
+            made_from = Manifest("student", inputs, {"pooled": vectors})
+            encoder = _saved(job.out / "forms" / name, made_from, partial(with_pooling, model, vectors))
             variants.append(replace(student, name=name, encoder=encoder, documents=encoder))
     return variants
 
@@ -100,27 +102,20 @@ def planned_variants(job: Job, name: str, student: StudentSettings) -> list[str]
     return names + [names_of.pooled for names_of in compared if names_of.unclustered == name]
 
 
-def _exits(student: Distilled) -> list[Distilled]:
+def _exits(student: Distilled) -> Iterator[Distilled]:
     """All exits except the deepest, which is the student itself."""
     whole: Any = student.encoder
-    exits = []
     for layer in exits_of(whole.model)[:-1]:
         end = f"@{ROUTE}{layer}"
         encoder = Encoder(exit_model(whole.model, layer), f"{whole.name}{end}", whole.student)
         documents = encoder if student.documents is whole else student.documents
-        exits.append(replace(student, name=f"{student.name}{end}", encoder=encoder, documents=documents))
-    return exits
+        yield replace(student, name=f"{student.name}{end}", encoder=encoder, documents=documents)
 
 
-def _saved(
-    job: Job, name: str, make: Callable[[], Any], made_from: Mapping[str, AnyStudent], settings: dict[str, Any]
-) -> AnyStudent:
+def _saved(folder: Path, made_from: Manifest, make: Callable[[], Any]) -> AnyStudent:
     """A variant with its own model, loaded from its folder, where it is saved first if necessary."""
-    inputs = {role: encoder.fingerprint("document") for role, encoder in made_from.items()}
-    manifest = Manifest("student", inputs, settings)
-    folder = check_replaceable(job.out / "forms" / name, STUDENT_MANIFEST)
-    if not manifest.matches(folder, STUDENT_MANIFEST):
-        save_student(make(), manifest, folder)
+    if not made_from.matches(check_replaceable(folder, STUDENT_MANIFEST), STUDENT_MANIFEST):
+        save_student(make(), made_from, folder)
     with quiet_libraries():
         return load_student(folder)
 
