@@ -9,7 +9,6 @@ from pathlib import Path
 from retrodistill.core.files import read_json
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.contract import STUDENT_MANIFEST
-from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.evaluation.results import Results
 from retrodistill.recipes.job import MADE, Job
 from retrodistill.recipes.settings import ConversationSettings
@@ -52,8 +51,7 @@ def write_student_card(
     the user wrote it; None for a collection that was made in memory. A folder that does not hold a student, or is not
     writable, is a UserError.
     """
-    with quiet_libraries():
-        model = (encoder or load_student(folder)).model
+    model = (encoder or load_student(folder)).model
     manifest, written = Manifest.read(folder, STUDENT_MANIFEST), read_json(folder / STUDENT_MANIFEST)
     settings = StudentSettings.model_validate({key: value for key, value in manifest.settings.items() if key != "seed"})
     about, teacher = manifest.about, data.teacher

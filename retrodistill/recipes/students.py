@@ -131,8 +131,7 @@ class _Training:
     def finished(self, name: str) -> Distilled:
         """A finished student, loaded from its folder."""
         folder = self._folders[name]
-        with quiet_libraries():
-            encoder = load_student(folder)
+        encoder = load_student(folder)
         record = Manifest.read(folder, STUDENT_MANIFEST).about
         documents = space_of(self._data) if self._students[name].documents == "frozen" else encoder
         return Distilled(name, encoder, documents, record["seconds"], record["curves"], record.get("notes", []))
@@ -151,8 +150,7 @@ class _Training:
             if not done:
                 return as_student(build_student(self._students[name], self._data))
             folder = self._work(name, done)
-        with quiet_libraries():
-            return load_student(folder)
+        return load_student(folder)
 
     def _closest(self, name: str, number: int) -> tuple[int, Any, dict[str, Any]]:
         """The student after this stage, if that is kept, or before it: how many stages are done, model and record."""
@@ -161,8 +159,7 @@ class _Training:
                 return self._models[name]
             if self._is_kept(name, done):
                 folder = self._work(name, done)
-                with quiet_libraries():
-                    return done, load_student(folder).model, Manifest.read(folder, STUDENT_MANIFEST).about
+                return done, load_student(folder).model, Manifest.read(folder, STUDENT_MANIFEST).about
         record = {"seconds": 0.0, "steps": 0, "curves": {"losses": [], "monitors": []}}
         return 0, build_student(self._students[name], self._data), record
 

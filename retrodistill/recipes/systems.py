@@ -12,7 +12,6 @@ from retrodistill.core.files import check_replaceable
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.encoders.modules import ROUTE, exit_model, exits_of
 from retrodistill.evaluation.results import REWRITES, Role
 from retrodistill.evaluation.systems import System
@@ -116,8 +115,7 @@ def _saved(folder: Path, made_from: Manifest, make: Callable[[], Any]) -> AnyStu
     """A variant with its own model, loaded from its folder, where it is saved first if necessary."""
     if not made_from.matches(check_replaceable(folder, STUDENT_MANIFEST), STUDENT_MANIFEST):
         save_student(make(), made_from, folder)
-    with quiet_libraries():
-        return load_student(folder)
+    return load_student(folder)
 
 
 def baselines(job: Job) -> list[System]:

@@ -182,7 +182,8 @@ def load_student(folder: str | os.PathLike[str]) -> AnyStudent:
     kinds = {kind.library_class: kind for kind in all_kinds()}  # the most general kind of each class
     if library_class not in kinds:
         raise unknown("class of student", library_class, kinds)
-    student: AnyStudent = kinds[library_class].load(str(Path(folder)))
+    with quiet_libraries():
+        student: AnyStudent = kinds[library_class].load(str(Path(folder)))
     kind = kind_of(student.model)
     if kind.written:
         student.name = f"{kind.name}:{Path(folder)}"
