@@ -10,13 +10,13 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor, nn
 
-from retrodistill import objectives as pure
 from retrodistill.core.errors import UserError
 from retrodistill.core.runtime import log, main_first, processes
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.embeddings import SparseStore
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.objectives.registry import get_regularizer
+from retrodistill.objectives.sparsity import whole_batch
 from retrodistill.runs.run import top_k
 from retrodistill.students.lexical_terms import lexical_terms_of, saturated_terms
 from retrodistill.students.stored_states import (
@@ -134,8 +134,8 @@ class TermScorer(VectorScorer):
             return {}
         queries, *sides = (side.float() for side in encoded)
         documents, kept = torch.cat(sides), batch.mask.T.reshape(-1)  # masked positions hold the empty text
-        documents = pure.whole_batch(documents)[pure.whole_batch(kept[:, None].float())[:, 0] > 0]
-        return regularized(self._regularizers, pure.whole_batch(queries), documents, progress)
+        documents = whole_batch(documents)[whole_batch(kept[:, None].float())[:, 0] > 0]
+        return regularized(self._regularizers, whole_batch(queries), documents, progress)
 
     def views(self, columns: Sequence[Any]) -> Callable[[Any], list[View]] | None:
         """The batch with queries replaced by their own tokens, and with documents."""
@@ -275,7 +275,7 @@ class TermHeadScorer(HeadScorer):
         drawn = np.sort(generator.choice(len(self.documents), size, replace=False))
         alive = self._head.weights(head, used, drawn)
         query_weights = torch.stack([torch.isin(used, terms) for terms in encoded]) * weights
-        return regularized(self._regularizers, pure.whole_batch(query_weights), alive, progress)
+        return regularized(self._regularizers, whole_batch(query_weights), alive, progress)
 
 
 def exhaustive(student: SparseTextEncoder, name: str) -> StoredStatesRanker:

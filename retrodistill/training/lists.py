@@ -16,7 +16,7 @@ from retrodistill.candidates.samplers import sample_places
 from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Qrels
 from retrodistill.data.texts import Texts
-from retrodistill.objectives import usable_lists
+from retrodistill.objectives.lists import usable_lists
 from retrodistill.rankers.corpus import CorpusScores
 from retrodistill.runs.run import Run, top_k
 from retrodistill.training.settings import GroupSettings

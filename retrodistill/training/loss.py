@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from retrodistill import objectives as pure
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import read_json, write_json
 from retrodistill.core.runtime import is_main, log, processes
+from retrodistill.objectives.classes import PseudoClasses
+from retrodistill.objectives.distributions import InterpolationSchedule
+from retrodistill.objectives.lists import usable_lists
 from retrodistill.objectives.registry import INPUTS, Objective, get_objective
 from retrodistill.objectives.scores import check_width
 from retrodistill.training.lists import ListBatch, Lists, as_float32
@@ -67,7 +69,7 @@ class Term:
             return value / self.teacher_temperature
         if name == "mask" and self.objective.needs("targets", "labels"):
             scores = inputs["targets"] if self.objective.needs("targets") else inputs["labels"]
-            return value & pure.usable_lists(scores, value)[0][:, None]
+            return value & usable_lists(scores, value)[0][:, None]
         return value
 
 
@@ -75,7 +77,7 @@ class TeacherVectors(NamedTuple):
     """What objectives that see no scores compare a student with."""
 
     embeddings: np.ndarray | None = None  # (texts, d), of the training texts
-    classes: pure.PseudoClasses | None = None  # of these texts
+    classes: PseudoClasses | None = None  # of these texts
     tokens: Callable[[dict[str, Tensor], int], TokenBatch] | None = None  # from a column's features and its place
 
 
@@ -112,7 +114,7 @@ class DistillationLoss(nn.Module):
         self.left_out: dict[str, int] = {}  # lists that teach nothing, by reason, if a term reads the teacher's scores
         self.start: Any = None  # the stage's first student, if a term needs it and the scorer keeps a whole model
         self._lists, self._teacher = lists, teacher
-        self._schedules: dict[int, pure.InterpolationSchedule] = {}
+        self._schedules: dict[int, InterpolationSchedule] = {}
         self._seen = {term.objective.sees for term in terms}
         for term in terms:
             _check(term, scorer, lists, teacher)
@@ -167,7 +169,7 @@ class DistillationLoss(nn.Module):
 
     def load_objective_state(self, state: dict[str, dict[str, float]]) -> None:
         """Restore what `objective_state` returned."""
-        self._schedules = {int(place): pure.InterpolationSchedule.from_state(values) for place, values in state.items()}
+        self._schedules = {int(place): InterpolationSchedule.from_state(values) for place, values in state.items()}
 
     def get_config_dict(self) -> dict[str, Any]:
         """The terms with their weights and temperatures, for the model card."""
@@ -231,7 +233,7 @@ class DistillationLoss(nn.Module):
         inputs = {**inputs, "student_temperature": term.student_temperature}
         if not term.objective.needs("t") or self.progress is None:
             return term.value(inputs)
-        schedule = self._schedules.setdefault(place, pure.InterpolationSchedule())
+        schedule = self._schedules.setdefault(place, InterpolationSchedule())
         value = term.value({**inputs, "t": schedule.t})
         if torch.is_grad_enabled():
             loss = value.detach().clone()

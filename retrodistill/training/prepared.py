@@ -15,7 +15,7 @@ from retrodistill.core.runtime import log, main_first
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.vectors import exact_search
-from retrodistill.objectives import PseudoClasses, classes_of
+from retrodistill.objectives.classes import PseudoClasses, classes_of
 from retrodistill.runs.run import Run
 from retrodistill.training.lists import Lists, graded_positions
 from retrodistill.training.loss import Term
