@@ -139,9 +139,11 @@ def others(bench: Bench, file: Path) -> None:
 
 def start_flat(documents: np.ndarray) -> Any:
     """Index for exact search."""
-    from retrodistill.encoders.vectors import flat_index
+    import faiss
 
-    return flat_index(documents)
+    index = faiss.IndexFlatIP(documents.shape[1])
+    index.add(np.ascontiguousarray(documents, dtype=np.float32))
+    return index
 
 
 def read(file: Path) -> dict[str, dict[str, Any]]:

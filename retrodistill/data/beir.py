@@ -42,8 +42,10 @@ def load_folder(path: Path, name: str | None = None) -> Collection:
     """
     corpus, queries, qrels = _jsonl(path, "corpus"), _jsonl(path, "queries"), _qrels_files(path)
     if corpus is None:
+        below = sorted(file.parent.name for file in path.glob("*/corpus.jsonl*"))
+        advice = f" (but its folders {', '.join(below)} do: name one of them)" if below else ""
         raise UserError(
-            f"{path} is not a BEIR folder: it has no corpus.jsonl{_sub_collections(path)}; expected corpus.jsonl, "
+            f"{path} is not a BEIR folder: it has no corpus.jsonl{advice}; expected corpus.jsonl, "
             "queries.jsonl and qrels/<split>.tsv."
         )
     if queries is None and qrels:
@@ -150,8 +152,3 @@ def _qrels_files(path: Path) -> dict[str, Path]:
             raise UserError(f"{files[split]} and {file} are both the split {split!r}; keep one of them.")
         files[split] = file
     return files
-
-
-def _sub_collections(path: Path) -> str:
-    below = sorted(file.parent.name for file in path.glob("*/corpus.jsonl*"))
-    return f" (but its folders {', '.join(below)} do: name one of them)" if below else ""

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from retrodistill.core.errors import UserError, sample_of
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 _PAIRS = 65536  # per block, which bounds the memory of `pair_products`
 _QUERIES, _DOCUMENTS = 256, 32768  # of a block of exact search, whose scores take 32 MiB
-_CHUNK = 32  # scores; a divisor of _DOCUMENTS
 
 
 def exact_search(queries: np.ndarray, documents: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -32,40 +28,13 @@ def exact_search(queries: np.ndarray, documents: np.ndarray, k: int) -> tuple[np
         best, found = torch.empty((len(block), 0)), torch.empty((len(block), 0), dtype=torch.int64)
         for start in range(0, len(documents), _DOCUMENTS):
             part = np.ascontiguousarray(documents[start : start + _DOCUMENTS], dtype=np.float32)
-            values, places = _largest(block @ torch.from_numpy(part).T, k)
+            values, places = (block @ torch.from_numpy(part).T).topk(min(k, len(part)), dim=1, sorted=False)
             best, order = torch.cat([best, values], dim=1).topk(min(k, start + len(part)), dim=1)
             found = torch.cat([found, places + start], dim=1).gather(1, order)
         found, order = found.sort(dim=1)
         best, ranks = best.gather(1, order).sort(dim=1, descending=True, stable=True)
         rows[first : first + _QUERIES], scores[first : first + _QUERIES] = found.gather(1, ranks), best
     return rows, scores
-
-
-def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k highest scores of each row, at most all, and their places, in any order.
-
-    They lie in the k chunks of the highest maxima. A maximum is a vector instruction, and `topk` is much slower.
-    """
-    import torch
-
-    count, width = scores.shape
-    if width % _CHUNK or 2 * k * _CHUNK > width:
-        values, places = scores.topk(min(k, width), dim=1, sorted=False)
-        return values, places
-    chunks = scores.view(count, -1, _CHUNK)
-    chosen = chunks.amax(dim=2).topk(k, dim=1, sorted=False).indices[:, :, None]
-    values, order = chunks.gather(1, chosen.expand(-1, -1, _CHUNK)).view(count, -1).topk(k, dim=1, sorted=False)
-    places = (chosen * _CHUNK + torch.arange(_CHUNK)).view(count, -1)
-    return values, places.gather(1, order)
-
-
-def flat_index(documents: np.ndarray) -> Any:
-    """Build a faiss IndexFlatIP over (n, d) vectors."""
-    import faiss
-
-    index = faiss.IndexFlatIP(documents.shape[1])
-    index.add(np.ascontiguousarray(documents, dtype=np.float32))
-    return index
 
 
 def pair_products(queries: Any, documents: Any, q: np.ndarray, d: np.ndarray) -> np.ndarray:

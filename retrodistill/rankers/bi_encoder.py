@@ -16,7 +16,7 @@ from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import EmbeddingSpace, TextModel
 from retrodistill.encoders.embeddings import TokenVectors, embed, seconds_to_embed, store_of
 from retrodistill.encoders.multi_vector import Tokens, best_documents, maxsim
-from retrodistill.encoders.vectors import check_finite, exact_search, flat_index, pair_products
+from retrodistill.encoders.vectors import check_finite, exact_search, pair_products
 from retrodistill.rankers.corpus import CorpusScores, Products
 from retrodistill.rankers.postings import Postings, check_weights, search_rows
 from retrodistill.rankers.protocol import Ranker, Stage, Work, distinct_texts
@@ -133,10 +133,10 @@ class DenseRanker(BiEncoderRanker):
                 yield start, encoder.encode(texts, "document")
 
     def timed_stages(self, collection: Collection, k: int) -> Sequence[Stage]:
-        """Encoding of queries, and search of a flat index."""
+        """Encoding of queries, and exact search."""
         encoder = self.queries.bind(collection)
-        index = flat_index(self._document_vectors(collection.documents.texts, collection))
-        return lambda texts: encoder.encode(texts, "query"), lambda vectors: index.search(vectors, k)
+        documents = self._document_vectors(collection.documents.texts, collection)
+        return lambda texts: encoder.encode(texts, "query"), lambda vectors: exact_search(vectors, documents, k)
 
     def bytes_per_document(self, collection: Collection) -> float | None:
         """Bytes of a float32 vector."""

@@ -95,7 +95,11 @@ def selected(
         raise UserError("a selection by the student is known when its stage begins, not before.")
     hidden = scored.lists.hidden
     hidden_pairs = {texts.texts.ids[row]: corpus.ids[hidden[row]] for row in np.flatnonzero(hidden >= 0)}
-    teacher = (scored.run or _best_of_corpus(scored.lists, texts.texts, corpus)).without(hidden_pairs)
+    teacher = scored.run
+    if teacher is None:  # lists are the whole corpus
+        rows, scores = scored.lists.best(np.arange(len(texts)), _DEPTH)
+        teacher = Run.from_matrix(texts.texts.ids, corpus.ids, rows, scores, name="teacher")
+    teacher = teacher.without(hidden_pairs)
     if settings.positives == "labels":
         positives = labeled(data.qrels())
     elif data.labeler is None:
@@ -119,12 +123,6 @@ def selected(
     rows = np.zeros(len(texts), dtype=bool)
     rows[texts.texts.positions(selection.query_ids)] = True
     return rows, note
-
-
-def _best_of_corpus(lists: Lists, texts: Texts, corpus: Texts) -> Run:
-    """The best documents of lists over the whole corpus, as a run."""
-    rows, scores = lists.best(np.arange(len(lists)), _DEPTH)
-    return Run.from_matrix(texts.ids, corpus.ids, rows, scores, name="teacher")
 
 
 def topic_batches(stage: StageSettings, data: TrainingData, texts: Texts, rows: np.ndarray) -> TopicBatches | None:

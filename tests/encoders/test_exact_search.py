@@ -15,8 +15,8 @@ def brute_force(queries, documents, k):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Blocks of 96 documents and 5 queries, chunks of 4."""
-    for name, size in {"_DOCUMENTS": 96, "_QUERIES": 5, "_CHUNK": 4}.items():
+    """Blocks of 96 documents and 5 queries."""
+    for name, size in {"_DOCUMENTS": 96, "_QUERIES": 5}.items():
         monkeypatch.setattr(vectors, name, size)
 
 

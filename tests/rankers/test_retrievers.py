@@ -81,7 +81,7 @@ class TestRetrieving:
         query = tiny.split("test").texts[0]
         dense, lexical = load_ranker(f"dense:{tiny_model}"), load_ranker("bm25")
         first = next(iter(dense.search(tiny.split("test"), tiny, 3)))
-        assert [tiny.documents.ids[row] for row in dense.query_fn(tiny, 3)(query)[1][0]] == list(first[1])
+        assert [tiny.documents.ids[row] for row in dense.query_fn(tiny, 3)(query)[0][0]] == list(first[1])
         first = next(iter(lexical.search(tiny.split("test"), tiny, 3)))
         np.testing.assert_allclose(lexical.query_fn(tiny, 3)(query)[1][0], first[2], rtol=1e-6)
 
