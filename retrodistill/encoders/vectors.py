@@ -10,31 +10,33 @@ import numpy as np
 from retrodistill.core.errors import UserError, sample_of
 
 _PAIRS = 65536  # per block, which bounds the memory of `pair_products`
-_QUERIES, _DOCUMENTS = 256, 32768  # of a block of exact search, whose scores take 32 MiB
+_SCORES, _LEAST = 2**23, 1024  # of a block of exact search: its scores, and its documents at least
 
 
 def exact_search(queries: np.ndarray, documents: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """(q, k) int64 rows and float32 scores of the k, at most n, highest inner products, best first, ties by row.
 
-    PyTorch multiplies blocks. FAISS's flat index does so only for many queries, and takes several times as long for
-    fewer (evaluation/benchmarks/exact_search.py). Memory beyond the arguments is that of a block.
+    FAISS multiplies matrices for many queries only. For fewer, PyTorch multiplies blocks of documents, which takes a
+    part of the time (evaluation/benchmarks/exact_search.py).
     """
+    import faiss
     import torch
 
-    k = min(k, len(documents))
-    rows, scores = np.empty((len(queries), k), dtype=np.int64), np.empty((len(queries), k), dtype=np.float32)
-    for first in range(0, len(queries), _QUERIES):
-        block = torch.from_numpy(np.ascontiguousarray(queries[first : first + _QUERIES], dtype=np.float32))
-        best, found = torch.empty((len(block), 0)), torch.empty((len(block), 0), dtype=torch.int64)
-        for start in range(0, len(documents), _DOCUMENTS):
-            part = np.ascontiguousarray(documents[start : start + _DOCUMENTS], dtype=np.float32)
-            values, places = (block @ torch.from_numpy(part).T).topk(min(k, len(part)), dim=1, sorted=False)
+    k, queries = min(k, len(documents)), np.ascontiguousarray(queries, dtype=np.float32)
+    if k and queries.size >= faiss.cvar.distance_compute_blas_threshold:
+        whole = np.ascontiguousarray(documents, dtype=np.float32)
+        scores, rows = faiss.knn(queries, whole, k, metric=faiss.METRIC_INNER_PRODUCT)
+    else:
+        best, found = torch.empty((len(queries), 0)), torch.empty((len(queries), 0), dtype=torch.int64)
+        step = max(_LEAST, _SCORES // max(1, len(queries)))
+        for start in range(0, len(documents), step):
+            part = torch.from_numpy(np.ascontiguousarray(documents[start : start + step], dtype=np.float32))
+            values, places = (torch.from_numpy(queries) @ part.T).topk(min(k, len(part)), dim=1, sorted=False)
             best, order = torch.cat([best, values], dim=1).topk(min(k, start + len(part)), dim=1)
             found = torch.cat([found, places + start], dim=1).gather(1, order)
-        found, order = found.sort(dim=1)
-        best, ranks = best.gather(1, order).sort(dim=1, descending=True, stable=True)
-        rows[first : first + _QUERIES], scores[first : first + _QUERIES] = found.gather(1, ranks), best
-    return rows, scores
+        scores, rows = best.numpy(), found.numpy()
+    ranks = np.lexsort((rows, -scores))
+    return np.take_along_axis(rows, ranks, axis=1), np.take_along_axis(scores, ranks, axis=1)
 
 
 def pair_products(queries: Any, documents: Any, q: np.ndarray, d: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Exact search in blocks, against a sort of all scores."""
 
+import faiss
 import numpy as np
 import pytest
 
@@ -13,14 +14,15 @@ def brute_force(queries, documents, k):
     return rows, np.take_along_axis(scores, rows, axis=1)
 
 
-@pytest.fixture
-def small_blocks(monkeypatch):
-    """Blocks of 96 documents and 5 queries."""
-    for name, size in {"_DOCUMENTS": 96, "_QUERIES": 5}.items():
-        monkeypatch.setattr(vectors, name, size)
+@pytest.fixture(params=["blocks", "FAISS"])
+def way(request, monkeypatch):
+    """Blocks of 96 documents, or FAISS for any number of queries."""
+    monkeypatch.setattr(vectors, "_SCORES", 1)
+    monkeypatch.setattr(vectors, "_LEAST", 96)
+    monkeypatch.setattr(faiss.cvar, "distance_compute_blas_threshold", 10**9 if request.param == "blocks" else 1)
 
 
-@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.usefixtures("way")
 class TestExactSearch:
     @pytest.mark.parametrize("documents", [1, 7, 96, 97, 500])
     @pytest.mark.parametrize("k", [1, 3, 50, 1000])
