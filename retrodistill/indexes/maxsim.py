@@ -20,48 +20,39 @@ from retrodistill.indexes.tokens import RoundedTokens, TokenStore
 
 _UNIT = 2.0**-8  # largest relative error of rounding to bfloat16
 _SINGLE = 2.0**-22  # times the dimension: more than float32 errs in a product, of either kind
-_QUERY_TOKENS = 1024  # of a block
+_QUERY_TOKENS = 128  # of a block
 
 
-def best_of_store(
-    store: TokenStore, queries: Tokens, k: int, rows: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """(q, k) int64 rows and float32 scores of highest MaxSim, best first, ties by row; k is at most the number of rows.
+def best_of_store(store: TokenStore, queries: Tokens, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """(q, k) int64 rows and float32 scores of the documents of highest MaxSim, best first, ties by row.
 
-    Args:
-        store: The documents.
-        queries: Token vectors of the queries, at least one each.
-        k: Number of documents per query.
-        rows: (m,) ascending rows to choose from, by default all.
+    `k` is at most the number of documents. Queries need at least one token each.
     """
-    rows = np.arange(len(store)) if rows is None else rows
-    if 2 * k >= len(rows) or not _has_bfloat16():
-        places, scores = best_documents(queries, store.blocks(rows), k)
-        return rows[places], scores
-    best = np.empty((len(queries), k), dtype=np.int64)
+    if 2 * k >= len(store) or not _has_bfloat16():
+        return best_documents(queries, store.blocks(), k)
+    rows = np.empty((len(queries), k), dtype=np.int64)
     scores = np.empty((len(queries), k), dtype=np.float32)
-    for query, possible in enumerate(_possible(store, queries, k, rows)):
+    for query, possible in enumerate(_possible(store, queries, k)):
         places, scores[query] = best_documents(queries.slice(query, query + 1), store.blocks(possible), k)
-        best[query] = possible[places[0]]
-    return best, scores
+        rows[query] = possible[places[0]]
+    return rows, scores
 
 
-def _possible(store: TokenStore, queries: Tokens, k: int, rows: np.ndarray) -> list[np.ndarray]:
+def _possible(store: TokenStore, queries: Tokens, k: int) -> list[np.ndarray]:
     """For each query the ascending rows of the documents that can be among the best k."""
     lowest = np.full((len(queries), k), -np.inf, dtype=np.float32)  # the k highest lower bounds so far
-    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # queries, places, upper bounds
-    for start, documents in store.rounded_blocks(rows):
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # queries, rows, upper bounds
+    for start, documents in store.rounded_blocks():
         scores, errors = _bounds(queries, documents)
         lowest = -np.partition(-np.concatenate([lowest, scores - errors], axis=1), k - 1, axis=1)[:, :k]
         highest = scores + errors
         query, place = np.nonzero(highest >= lowest.min(axis=1)[:, None])
-        found.append((query, place + start, highest[query, place]))
-    query, place, highest = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        found.append((query, start + place, highest[query, place]))
+    query, rows, highest = (np.concatenate(parts) for parts in zip(*found, strict=True))
     kept = highest >= lowest.min(axis=1)[query]
-    query, place = query[kept], place[kept]
-    order = np.argsort(query, kind="stable")
+    query, rows = query[kept], rows[kept]
     counts = np.bincount(query, minlength=len(queries))
-    return np.split(rows[place[order]], np.cumsum(counts)[:-1])
+    return np.split(rows[np.argsort(query, kind="stable")], np.cumsum(counts)[:-1])
 
 
 def _bounds(queries: Tokens, documents: RoundedTokens) -> tuple[np.ndarray, np.ndarray]:
