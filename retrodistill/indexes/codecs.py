@@ -10,11 +10,11 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from retrodistill.core.errors import UserError, unknown
+from retrodistill.core.faiss import faiss
 from retrodistill.core.files import read_json, write_json
 from retrodistill.core.settings import Settings
 from retrodistill.encoders.multi_vector import Tokens
 from retrodistill.encoders.vectors import normalized
-from retrodistill.indexes.factory import faiss
 
 CODECS = ("float32", "float16", "residual")
 CodecName = Literal["float32", "float16", "residual"]
