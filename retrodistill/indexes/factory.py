@@ -30,7 +30,7 @@ _MOST_LINKS, _MOST_BITS, _MOST_DIMENSIONS, _MOST_LISTS = 512, 16, 2**16, 2**22
 _MOST_RESIDUALS = 64  # codewords per vector; more take hours to train and lose what they gain
 _PER_CENTROID = 39  # vectors; FAISS warns below
 _UNLIMITED = 2**20  # for parameters without a natural maximum
-_BLOCK = 16_384  # vectors that are read and added at once
+_BLOCK = 65_536  # vectors that are read and added at once; HNSW depends on it
 
 
 def build_faiss(
