@@ -33,7 +33,8 @@ def main() -> None:
     parser.add_argument("--factory", default="auto")
     given = parser.parse_args()
     size = 4 * given.documents * given.dimension
-    print(f"{given.documents:,} vectors of {given.dimension} dimensions, {size / 1e9:.2f} GB, faiss {faiss.__version__}")
+    sizes = f"{given.documents:,} vectors of {given.dimension} dimensions, {size / 1e9:.2f} GB"
+    print(f"{sizes}, {faiss.omp_get_max_threads()} threads, faiss {faiss.__version__}")
     with tempfile.TemporaryDirectory() as folder:
         vectors, queries = written(Path(folder) / "vectors.npy", given.documents, given.dimension)
         memory = Memory()
