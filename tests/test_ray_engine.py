@@ -3,10 +3,11 @@
 import contextlib
 import os
 import shutil
+import uuid
 
 import numpy as np
 import pytest
-from store_children import PART, TEXTS, FakeTask, Log, SentStore, fake_vector, kill_after, start
+from store_children import PART, ROOT, TEXTS, FakeTask, Log, SentStore, fake_vector, kill_after, start
 
 from retrodistill import cli
 from retrodistill.core import ray_engine
@@ -35,10 +36,14 @@ CHILD = """
 @pytest.fixture(scope="module")
 def cluster():
     """Address of a cluster of two cores, to which this process is connected."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", uuid.uuid4().hex)  # otherwise Ray writes one into the user's home
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))  # of the workers
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        yield ray.get_runtime_context().gcs_address
+        ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ _WINDOW = 4  # parts per worker that may be ahead of the first unfinished part: 
 _TRIES = 3  # of a part whose worker dies
 _LOOK_SECONDS = 10.0  # between looks at the size of the cluster
 _CONNECT_SECONDS = 5.0
+_ADVICE = "Every machine needs this version of retrodistill and memory for the model and a batch."
 
 
 class Worker:
@@ -157,7 +158,7 @@ class _Map:
             try:
                 result = ray.get(answer)
             except ray.exceptions.RayTaskError as error:
-                raise (error.cause if isinstance(error.cause, UserError) else error) from None
+                raise _plain(error) from None
             except ray.exceptions.RayError as error:
                 self._lose(actor, number, part, error)
                 continue
@@ -178,8 +179,20 @@ class _Map:
             self.looked = 0.0  # replace it now
         if self.tries[number] >= _TRIES and (number is not None or not self.loads):
             doing = "while they loaded the model" if number is None else "with the same part"
-            reason = str(error).strip().splitlines()[-1].strip()[:200]
-            raise UserError(f"{_TRIES} Ray workers died {doing} ({reason}); see Ray's logs, or lower the batch size.")
+            raise UserError(f"{_TRIES} Ray workers died {doing}: {_last_line(error)}. {_ADVICE}")
+
+
+def _plain(error: Any) -> Exception:
+    """What a `ray.exceptions.RayTaskError` stands for."""
+    import ray
+
+    if isinstance(error.cause, ray.exceptions.RayError):  # the worker could not read what it was sent
+        return UserError(f"a Ray worker cannot read its task: {_last_line(error)}. {_ADVICE}")
+    return error.cause if isinstance(error.cause, UserError) else error
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1].strip()[:200].rstrip(".")
 
 
 @contextlib.contextmanager
