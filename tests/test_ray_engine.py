@@ -38,12 +38,12 @@ def cluster():
     """Address of a cluster of two cores, to which this process is connected."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", uuid.uuid4().hex)  # otherwise Ray writes one into the user's home
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))  # of the workers
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         yield ray.get_runtime_context().gcs_address
         ray.shutdown()
+        os.environ.pop("RAY_AUTH_MODE", None)  # Ray sets it
 
 
 @pytest.fixture(scope="module")
