@@ -26,7 +26,7 @@ def bfloat16_speedup(device: str) -> float:
     import torch
 
     on_gpu = torch.device(device).type == "cuda"
-    if not _is_native(device):
+    if not has_bfloat16(device):
         return 0.0
     size = 4096 if on_gpu else 1024
     single = torch.ones(size, size, device=device)
@@ -44,8 +44,8 @@ def bfloat16_speedup(device: str) -> float:
     return min(pair[0] for pair in pairs) / min(pair[1] for pair in pairs)
 
 
-def _is_native(device: str) -> bool:
-    """Whether a device has instructions for bfloat16: on a CPU, AVX512-BF16 or AMX as torch reports them."""
+def has_bfloat16(device: str) -> bool:
+    """Whether a device has instructions for bfloat16 products: on a CPU, AVX512-BF16 or AMX, as torch reports them."""
     import torch
 
     kind = torch.device(device).type

@@ -82,9 +82,8 @@ def cached_states(
     """States of texts, in order, from the cache or into it; masked tokens are left out.
 
     The key is a digest of everything that decides the states, ``what`` titles the progress bar, and ``read`` works on
-    the torch ``device``. float16, rather
-    than float32, takes 2 x width bytes a token: 0.9 GB for 5,000 abstracts at width 384. States that it cannot hold,
-    and those that are not finite, are refused.
+    the torch ``device``. float16, rather than float32, takes 2 x width bytes a token: 0.9 GB for 5,000 abstracts at
+    width 384. States that it cannot hold, and those that are not finite, are refused.
     """
     folder, dtype = cache_folder() / "states" / key, np.dtype(dtype)
     if not (folder / _PLACES).exists():

@@ -70,7 +70,7 @@ class TestAuto:
         assert load_encoder(load_encoder(f"dense:{tiny_model}").model.half()).encoding.precision == "float32"
 
     def test_without_instructions_nothing_is_measured(self, monkeypatch):
-        monkeypatch.setattr("retrodistill.encoders.precision._is_native", lambda device: False)
+        monkeypatch.setattr("retrodistill.encoders.precision.has_bfloat16", lambda device: False)
         assert MEASURED("cpu") == 0
 
 
