@@ -9,7 +9,7 @@ touched. Growth is the exponent of the least-squares fit of log(processor second
 All sizes use a small stand-in for the document encoder, since MiniLM would take hours for a million documents on two
 cores: one transformer layer of 64 dimensions over the principal components of MiniLM's word embeddings. Its vectors
 have MiniLM's 384 dimensions, so memory and search cost the same; its quality means nothing. All sizes have as many
-training texts and steps (of quantizers: 300 instead of 3,000), so what is left grows with the corpus.
+training texts and steps (300 for sparse students and quantizers), so what is left grows with the corpus.
 
 Results go to ``million.json`` and ``million.md`` in --out. A step that is in the JSON file is not run again.
 """
@@ -98,6 +98,15 @@ def encode(options: argparse.Namespace) -> dict[str, Any]:
     return {}
 
 
+def index(options: argparse.Namespace) -> dict[str, Any]:
+    """Build a flat index of the documents' vectors, with the bytes of the vectors for comparison with the peak."""
+    import retrodistill as rd
+
+    collection = rd.load_collection(options.corpus)
+    rd.build_index(collection, options.encoder).save(options.folder / "flat")
+    return {"vectors": 4 * _WIDTH * len(collection.documents)}
+
+
 def mine(options: argparse.Namespace) -> dict[str, Any]:
     """Mine candidates for titles with BM25 and the document encoder."""
     from retrodistill import load_collection
@@ -146,6 +155,7 @@ STEPS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "load": load,
     "bm25": bm25,
     "encode": encode,
+    "index": index,
     "mine": mine,
     "static-leaf": recipe(
         "static-leaf",
@@ -176,6 +186,7 @@ STEPS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
             "students.student.control": "null",
             f"{_STAGE}.0.texts.limit": "{texts}",
             f"{_STAGE}.0.candidates": "{{depth: 100}}",
+            f"{_STAGE}.0.training.max_steps": "300",
             "evaluation.exhaustive": "true",
         },
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -196,9 +197,11 @@ class EmbeddingStore(TextStore):
         rows = self._rows(texts)
         vectors = np.empty((len(texts), self.encoder.dimension), dtype=np.float32)
         part = np.searchsorted(self._starts, rows, side="right") - 1
-        for number, block in enumerate(self._blocks):
-            places = np.flatnonzero(part == number)
-            vectors[places] = block[rows[places] - self._starts[number]]
+        order = np.argsort(part, kind="stable")  # a corpus has thousands of parts: each looks at its own rows only
+        bounds = np.searchsorted(part, np.arange(len(self._blocks) + 1), sorter=order)
+        for block, start, span in zip(self._blocks, self._starts, itertools.pairwise(bounds), strict=True):
+            places = order[slice(*span)]
+            vectors[places] = block[rows[places] - start]
         return vectors
 
     def _columns(self, vectors: np.ndarray) -> dict[str, pa.Array]:
