@@ -4,7 +4,8 @@
 
 For each size it makes a collection (made_corpus.py) and runs each step in a process of its own: load, BM25, encoding,
 mining, recipes and evaluation. A step's peak memory is the process's, with the pages of memory-mapped files that it
-touched. Growth is the exponent of the least-squares fit of log(processor seconds) on log(documents).
+touched. Growth is the exponent of the least-squares fit of log(processor seconds) on log(documents); the start of a
+process makes it smaller. At most 1.1 is wanted.
 
 All sizes use a small stand-in for the document encoder, since MiniLM would take hours for a million documents on two
 cores: one transformer layer of 64 dimensions over the principal components of MiniLM's word embeddings. Its vectors
