@@ -88,6 +88,7 @@ class _Planner:
         self.tokens = sizes.longest_in_batch(job.collection.documents)
         self._planned: dict[str, np.ndarray] = {}  # keys of texts that earlier steps embed, by encoder and role
         self._models: dict[str, Any] = {}
+        self._has_started = False
         # Stages that several students share, by fingerprint, and stages with the same pairs: the first one of each.
         self._trained: dict[str, str] = {}
         self._scored: dict[str, str] = {}
@@ -107,6 +108,8 @@ class _Planner:
             if student.kind.can_search and not (recipe.evaluation.exhaustive and student.kind.has_own_documents):
                 names = [each for each in (name, *variants) if not (is_done and self._is_built(each))]
                 indexes += [(each, student) for each in names]
+            if self.is_timed and not is_done:
+                yield from self._start(name, student)
             if not student.stages:
                 continue  # a control before training
             if is_done:
@@ -120,6 +123,15 @@ class _Planner:
         if systems:
             yield self._index(indexes)
         yield self._measuring(systems)
+
+    def _start(self, name: str, student: StudentSettings) -> Iterator[Step]:
+        """What students that are made from the document encoder encode first; they share it."""
+        tokens, seconds = student.kind.start_left(student, self.job.training_data)
+        if tokens and not self._has_started:
+            self._has_started = True
+            memory = self.held + sizes.FLOAT * tokens * self.job.space.dimension
+            cache = sizes.FLOAT * tokens * self.job.space.dimension
+            yield Step(f"{name}: token table", tokens, "tokens", seconds, Needs(memory, cache=cache))
 
     def _distilling(self, name: str, student: StudentSettings) -> Iterator[Step]:
         """A student's stages, without those that an earlier student shares."""

@@ -19,6 +19,8 @@ class TestPlanning:
     def test_it_counts_and_writes_nothing(self, content, write_recipe, tmp_path):
         steps = steps_of(write_recipe(content), tmp_path / "out")
         assert (steps[0]["items"], steps[0]["unit"]) == (60, "texts")
+        assert (steps[1]["step"], steps[1]["unit"]) == ("control: token table", "tokens")
+        del steps[1]
         stages = ["student, stage 1", "student, stage 1", "student, stage 2", "student, stage 2"]
         assert [step["step"].split(":")[0] for step in steps[1:5]] == stages
         assert steps[1]["items"] > 42
