@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Context, Option
 
-from retrodistill.cli.app import DryOption, JsonOption, OutOption, app, duration, show, show_json, this_command
+from retrodistill.cli.app import (
+    DryOption,
+    JsonOption,
+    OutOption,
+    app,
+    duration,
+    show,
+    show_json,
+    this_command,
+    with_engine,
+)
 from retrodistill.core.runtime import set_quiet
 
 if TYPE_CHECKING:
@@ -19,12 +29,14 @@ _WIDTHS = (20, 24, 12, 38)  # columns: key, values, default, meaning; with two s
 
 
 @app.command()
+@with_engine
 def demo(out: OutOption = Path("out/demo"), as_json: JsonOption = False) -> None:
     """Run the main job on the demonstration corpus (Python's own documentation), offline, in minutes."""
     _run("demo", out, [], as_json)
 
 
 @app.command("run")
+@with_engine
 def run_command(
     context: Context,
     recipe: Annotated[str, Argument(help="A YAML file, or the name of a packaged recipe: static-leaf, demo...")],

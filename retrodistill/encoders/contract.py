@@ -19,6 +19,7 @@ from retrodistill.core.settings import Settings
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.modules import weights_digest
+from retrodistill.encoders.names import ModelName
 from retrodistill.encoders.vectors import check_dimensions
 
 Role = Literal["query", "document"]
@@ -75,6 +76,7 @@ class TextModel:
     is_static: bool = False
     is_recorded: bool = False
     ignored_settings: ClassVar[Mapping[Role, Sequence[str]]] = {}  # of modules, without effect on a role's vectors
+    loaded_from: ModelName | None = None  # by which any process can load it; None for a model that was made here
     has_model: bool = True  # False for token weights, which an index may store to encode queries without a model
 
     def __init__(self, model: Any, name: str, student: Manifest | None = None) -> None:

@@ -109,8 +109,7 @@ def scored_candidates(
     if scores is None:
         run = data.teacher.score(queries, data.collection, pairs)
     else:
-        rows = texts.positions(pairs.query_ids)[pairs.query_codes]
-        found = scores.pairs(rows, data.collection.documents.positions(pairs.document_ids))
+        found = scores.pairs(*pairs.positions(texts, data.collection.documents))
         run = pairs.with_scores(found, data.teacher.name)
     if notes:
         write_json(about, {"notes": notes})
@@ -222,10 +221,9 @@ def _mined(stage: StageSettings, data: TrainingData, texts: Texts) -> Run:
 
 def _with_labeled_pairs(pool: Run, data: TrainingData, texts: Texts) -> Run:
     """The pool with the labeled documents of its queries, last in order."""
-    corpus = data.collection.documents
-    added = {
-        query: dict.fromkeys((document for document in sorted(named) if document in corpus), 0.0)
-        for query, named in labeled(data.qrels()).items()
-        if query in texts
-    }
-    return union([pool, Run.from_dict(added, "labels")], weights=[1.0, 0.0]) if any(added.values()) else pool
+    listed = [(query, sorted(named)) for query, named in labeled(data.qrels()).items() if query in texts]
+    queries = [query for query, named in listed for _ in named]
+    documents = [document for _, named in listed for document in named]
+    known = data.collection.documents.positions(documents) >= 0
+    added = Run.from_arrays(queries, documents, np.zeros(len(documents)), name="labels")
+    return union([pool, added.filter(known)], weights=[1.0, 0.0]) if known.any() else pool
