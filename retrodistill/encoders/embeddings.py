@@ -20,6 +20,7 @@ from retrodistill.core.files import cache_folder
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.runtime import bar, keep_freed_memory
 from retrodistill.core.stores import KeyIndex, PartStore, text_keys
+from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import EncodingSettings, Role, TextModel, encode_with
 from retrodistill.encoders.encoder import Encoder
@@ -289,6 +290,24 @@ def embed(encoder: TextModel, texts: Sequence[str], role: Role, root: Path | Non
     store = store_of(encoder, role, root)
     store.fill(texts)
     return store.gather(texts)
+
+
+class TextVectors:
+    """(n, dimension) float32 vectors of texts by row, read from the store, which is filled first, or encoded anew."""
+
+    def __init__(self, encoder: Encoder, texts: Texts, role: Role, root: Path | None = None) -> None:
+        self._encoder, self._texts, self._role, self._store = encoder, texts, role, None
+        self.shape = (len(texts), encoder.dimension)
+        if encoder.needs_store(role):
+            self._store = store_of(encoder, role, root)
+            self._store.fill(texts.texts)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        places = range(*rows.indices(len(self._texts))) if isinstance(rows, slice) else rows
+        texts = self._texts.table["text"].take(pa.array(places, pa.int64())).to_pylist()
+        if self._store is None:
+            return self._encoder.encode(texts, self._role, batch_size=_UNSTORED_BATCH)
+        return self._store.gather(texts)
 
 
 def seconds_to_embed(
