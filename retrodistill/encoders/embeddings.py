@@ -29,7 +29,7 @@ from retrodistill.encoders.names import ModelName
 from retrodistill.encoders.sparse import SparseTextEncoder
 
 _PART = 256  # texts or pairs per part: the most work that a kill can lose
-_PROBE = 64  # texts that measure the rate
+_PROBE, _STRATA = 64, 4  # texts that measure the rate, in batches of similar length
 _UNSTORED_BATCH = 1024  # texts at once if encoding is a table lookup
 
 
@@ -313,15 +313,24 @@ class TextVectors:
 def seconds_to_embed(
     encoder: TextModel, texts: Sequence[str], role: Role, root: Path | None = None
 ) -> tuple[int, float]:
-    """Number of texts to encode, and the seconds that it takes at the rate measured on up to 64 of them."""
+    """Number of texts to encode, and the seconds that it takes at rates measured on up to 64 of them.
+
+    Texts are encoded in batches of similar length, so each quarter of the texts, by length, has a rate of its own.
+    """
     missing = store_of(encoder, role, root).missing(texts) if encoder.needs_store(role) else []
     if not missing:
         return 0, 0.0
-    probe = [missing[row] for row in np.linspace(0, len(missing) - 1, min(_PROBE, len(missing)), dtype=int)]
-    start = time.perf_counter()
-    encoder.encode(probe, role)
-    rate = sum(map(len, probe)) / (time.perf_counter() - start)  # characters per second
-    return len(missing), sum(map(len, missing)) / rate
+    order = np.argsort([len(text) for text in missing], kind="stable")
+    encoder.encode([missing[order[0]]], role)  # the first call is slower
+    seconds = 0.0
+    for stratum in np.array_split(order, min(_STRATA, len(order))):
+        size = min(_PROBE // _STRATA, len(stratum))
+        first = (len(stratum) - size) // 2
+        probe = [missing[row] for row in stratum[first : first + size]]
+        start = time.perf_counter()
+        encoder.encode(probe, role)
+        seconds += (time.perf_counter() - start) * len(stratum) / size
+    return len(missing), seconds
 
 
 def _joined(arrays: list[np.ndarray], kind: type) -> np.ndarray:

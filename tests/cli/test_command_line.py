@@ -110,7 +110,8 @@ class TestTheWayThrough:
     def test_a_recipe_and_its_plan(self, call, quick, tmp_path):
         status, out, _ = call("run", quick, "--out", tmp_path / "out", "--dry-run")
         assert status == 0
-        assert re.search(r"^embed documents with .*: 60 texts left, about \d+ s$", out, re.MULTILINE)
+        assert re.search(r"^embed documents with .*: 60 texts left, about \d+ s, ", out, re.MULTILINE)
+        assert re.search(r"^total: about \d+ s, ", out, re.MULTILINE)
         status, out, _ = call("run", quick, "--out", tmp_path / "out", "index.factory=SQ8", "--json")
         assert status == 0
         assert json.loads(out) == json.loads((tmp_path / "out" / "results.json").read_text())
@@ -120,7 +121,7 @@ class TestTheWayThrough:
         assert "student" in out
         assert out.rstrip().endswith("report.html")
         status, out, _ = call("run", quick, "--out", tmp_path / "out", "--dry-run", "--json")
-        assert json.loads(out)[0]["items"] == 0
+        assert json.loads(out)["steps"][1]["items"] == 0
 
 
 class TestMistakes:
