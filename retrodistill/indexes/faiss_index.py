@@ -46,6 +46,7 @@ _UNIT_TOLERANCE = 1e-3  # unit vectors from float16 stores are off by as much
 _LARGEST = 1e15  # its square, summed over a thousand dimensions, is well within float32
 _NEIGHBORS, _RECALL = 10, 0.95  # `auto` tunes for these unless a recall is given
 _TUNING_QUERIES, _FEWEST_QUERIES = 200, 20
+_MOST_SENTENCES = 100_000  # that tuning queries are drawn from
 
 
 class FaissSettings(Settings):
@@ -301,7 +302,7 @@ def _held_out(collection: Collection) -> Texts:
     test = collection.split("test") if "test" in collection.split_sizes else None
     queries = training_queries(collection, "auto", test)[0]
     if len(queries) < _FEWEST_QUERIES:
-        queries = training_texts(collection, queries, titles=False, sentences=1).texts
+        queries = training_texts(collection, queries, titles=False, sentences=1, limit=_MOST_SENTENCES).texts
     step = max(1, len(queries) // _TUNING_QUERIES)
     return queries.select(queries.ids[::step][:_TUNING_QUERIES])
 
