@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from retrodistill.core.files import cache_folder
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.runtime import bar, keep_freed_memory
 from retrodistill.core.stores import KeyIndex, PartStore, text_keys
+from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import EncodingSettings, Role, TextModel, encode_with
 from retrodistill.encoders.encoder import Encoder
@@ -28,7 +30,7 @@ from retrodistill.encoders.names import ModelName
 from retrodistill.encoders.sparse import SparseTextEncoder
 
 _PART = 256  # texts or pairs per part: the most work that a kill can lose
-_PROBE = 64  # texts that measure the rate
+_PROBE, _STRATA = 64, 4  # texts that measure the rate, in batches of similar length
 _UNSTORED_BATCH = 1024  # texts at once if encoding is a table lookup
 
 
@@ -196,9 +198,11 @@ class EmbeddingStore(TextStore):
         rows = self._rows(texts)
         vectors = np.empty((len(texts), self.encoder.dimension), dtype=np.float32)
         part = np.searchsorted(self._starts, rows, side="right") - 1
-        for number, block in enumerate(self._blocks):
-            places = np.flatnonzero(part == number)
-            vectors[places] = block[rows[places] - self._starts[number]]
+        order = np.argsort(part, kind="stable")  # a corpus has thousands of parts: each looks at its own rows only
+        bounds = np.searchsorted(part, np.arange(len(self._blocks) + 1), sorter=order)
+        for block, start, span in zip(self._blocks, self._starts, itertools.pairwise(bounds), strict=True):
+            places = order[slice(*span)]
+            vectors[places] = block[rows[places] - start]
         return vectors
 
     def _columns(self, vectors: np.ndarray) -> dict[str, pa.Array]:
@@ -291,18 +295,45 @@ def embed(encoder: TextModel, texts: Sequence[str], role: Role, root: Path | Non
     return store.gather(texts)
 
 
+class TextVectors:
+    """(n, dimension) float32 vectors of texts by row, read from the store, which is filled first, or encoded anew."""
+
+    def __init__(self, encoder: Encoder, texts: Texts, role: Role, root: Path | None = None) -> None:
+        self._encoder, self._texts, self._role, self._store = encoder, texts, role, None
+        self.shape = (len(texts), encoder.dimension)
+        if encoder.needs_store(role):
+            self._store = store_of(encoder, role, root)
+            self._store.fill(texts.texts)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        places = range(*rows.indices(len(self._texts))) if isinstance(rows, slice) else rows
+        texts = self._texts.table["text"].take(pa.array(places, pa.int64())).to_pylist()
+        if self._store is None:
+            return self._encoder.encode(texts, self._role, batch_size=_UNSTORED_BATCH)
+        return self._store.gather(texts)
+
+
 def seconds_to_embed(
     encoder: TextModel, texts: Sequence[str], role: Role, root: Path | None = None
 ) -> tuple[int, float]:
-    """Number of texts to encode, and the seconds that it takes at the rate measured on up to 64 of them."""
+    """Number of texts to encode, and the seconds that it takes at rates measured on up to 64 of them.
+
+    Texts are encoded in batches of similar length, so each quarter of the texts, by length, has a rate of its own.
+    """
     missing = store_of(encoder, role, root).missing(texts) if encoder.needs_store(role) else []
     if not missing:
         return 0, 0.0
-    probe = [missing[row] for row in np.linspace(0, len(missing) - 1, min(_PROBE, len(missing)), dtype=int)]
-    start = time.perf_counter()
-    encoder.encode(probe, role)
-    rate = sum(map(len, probe)) / (time.perf_counter() - start)  # characters per second
-    return len(missing), sum(map(len, missing)) / rate
+    order = np.argsort([len(text) for text in missing], kind="stable")
+    encoder.encode([missing[order[0]]], role)  # the first call is slower
+    seconds = 0.0
+    for stratum in np.array_split(order, min(_STRATA, len(order))):
+        size = min(_PROBE // _STRATA, len(stratum))
+        first = (len(stratum) - size) // 2
+        probe = [missing[row] for row in stratum[first : first + size]]
+        start = time.perf_counter()
+        encoder.encode(probe, role)
+        seconds += (time.perf_counter() - start) * len(stratum) / size
+    return len(missing), seconds
 
 
 def _joined(arrays: list[np.ndarray], kind: type) -> np.ndarray:

@@ -10,10 +10,10 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from retrodistill.core.errors import UserError, unknown
+from retrodistill.core.faiss import faiss
 from retrodistill.core.files import read_json, write_json
 from retrodistill.core.settings import Settings
 from retrodistill.encoders.multi_vector import Tokens
-from retrodistill.indexes.factory import faiss
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,70 +20,72 @@ from retrodistill.indexes.tokens import RoundedTokens, TokenStore
 
 _UNIT = 2.0**-8  # largest relative error of rounding to bfloat16
 _SINGLE = 2.0**-22  # times the dimension: more than float32 errs in a product, of either kind
-_QUERY_TOKENS = 1024  # of a block
+_QUERY_TOKENS = 128  # of a block
 
 
-def best_of_store(
-    store: TokenStore, queries: Tokens, k: int, rows: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """(q, k) int64 rows and float32 scores of highest MaxSim, best first, ties by row; k is at most the number of rows.
+def best_of_store(store: TokenStore, queries: Tokens, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """(q, k) int64 rows and float32 scores of the documents of highest MaxSim, best first, ties by row.
 
-    Args:
-        store: The documents.
-        queries: Token vectors of the queries, at least one each.
-        k: Number of documents per query.
-        rows: (m,) ascending rows to choose from, by default all.
+    `k` is at most the number of documents. Queries need at least one token each.
     """
-    rows = np.arange(len(store)) if rows is None else rows
-    if 2 * k >= len(rows) or not _has_bfloat16():
-        places, scores = best_documents(queries, store.blocks(rows), k)
-        return rows[places], scores
-    best = np.empty((len(queries), k), dtype=np.int64)
+    if not len(queries) or 2 * k >= len(store) or not _has_bfloat16():
+        return best_documents(queries, store.blocks(), k)
+    rows = np.empty((len(queries), k), dtype=np.int64)
     scores = np.empty((len(queries), k), dtype=np.float32)
-    for query, possible in enumerate(_possible(store, queries, k, rows)):
+    for query, possible in enumerate(_possible(store, queries, k)):
         places, scores[query] = best_documents(queries.slice(query, query + 1), store.blocks(possible), k)
-        best[query] = possible[places[0]]
-    return best, scores
+        rows[query] = possible[places[0]]
+    return rows, scores
 
 
-def _possible(store: TokenStore, queries: Tokens, k: int, rows: np.ndarray) -> list[np.ndarray]:
+def _possible(store: TokenStore, queries: Tokens, k: int) -> list[np.ndarray]:
     """For each query the ascending rows of the documents that can be among the best k."""
     lowest = np.full((len(queries), k), -np.inf, dtype=np.float32)  # the k highest lower bounds so far
-    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # queries, places, upper bounds
-    for start, documents in store.rounded_blocks(rows):
-        scores, errors = _bounds(queries, documents)
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # queries, rows, upper bounds
+    rounded = _RoundedQueries(queries)
+    for start, documents in store.rounded_blocks():
+        scores, errors = rounded.bounds(documents)
         lowest = -np.partition(-np.concatenate([lowest, scores - errors], axis=1), k - 1, axis=1)[:, :k]
         highest = scores + errors
         query, place = np.nonzero(highest >= lowest.min(axis=1)[:, None])
-        found.append((query, place + start, highest[query, place]))
-    query, place, highest = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        found.append((query, start + place, highest[query, place]))
+    query, rows, highest = (np.concatenate(parts) for parts in zip(*found, strict=True))
     kept = highest >= lowest.min(axis=1)[query]
-    query, place = query[kept], place[kept]
-    order = np.argsort(query, kind="stable")
+    query, rows = query[kept], rows[kept]
     counts = np.bincount(query, minlength=len(queries))
-    return np.split(rows[place[order]], np.cumsum(counts)[:-1])
+    return np.split(rows[np.argsort(query, kind="stable")], np.cumsum(counts)[:-1])
 
 
-def _bounds(queries: Tokens, documents: RoundedTokens) -> tuple[np.ndarray, np.ndarray]:
-    """(q, n) float32 MaxSim of rounded vectors, and how far it can be from the exact score."""
-    import torch
+class _RoundedQueries:
+    """Queries in bfloat16, and what their rounding can change."""
 
-    scores = np.empty((len(queries), len(documents.norms)), dtype=np.float32)
-    errors = np.empty_like(scores)
-    for start, stop in blocks_of(queries.bounds, _QUERY_TOKENS):
-        block = queries.slice(start, stop)
-        exact = torch.from_numpy(np.ascontiguousarray(block.vectors))
+    def __init__(self, queries: Tokens) -> None:
+        import torch
+
+        exact = torch.from_numpy(np.ascontiguousarray(queries.vectors))
         rounded = exact.bfloat16()
-        nearest = np.maximum.reduceat(
-            torch.mm(rounded, documents.vectors.T).float().numpy(), documents.bounds[:-1], axis=1
-        )
-        norm, error = (torch.linalg.vector_norm(each, dim=1).numpy() for each in (exact, exact - rounded.float()))
-        per_token = error + (_UNIT + _SINGLE * queries.dimension) * (norm + error)
-        first = block.bounds[:-1]
-        scores[start:stop] = np.add.reduceat(nearest, first)
-        errors[start:stop] = np.outer(np.add.reduceat(per_token, first), documents.norms)
-        errors[start:stop] += _UNIT * np.add.reduceat(np.abs(nearest), first)
-    return scores, errors * (1 + 4 * _UNIT)  # terms of second order
+        norms, errors = (torch.linalg.vector_norm(each, dim=1) for each in (exact, exact - rounded.float()))
+        errors += (_UNIT + _SINGLE * queries.dimension) * (norms + errors)
+        self._errors = np.add.reduceat(errors.numpy(), queries.bounds[:-1])  # (q,) per norm of a document's vectors
+        self._blocks = [
+            (
+                slice(start, stop),
+                rounded[queries.bounds[start] : queries.bounds[stop]],
+                queries.slice(start, stop).bounds,
+            )
+            for start, stop in blocks_of(queries.bounds, _QUERY_TOKENS)
+        ]
+
+    def bounds(self, documents: RoundedTokens) -> tuple[np.ndarray, np.ndarray]:
+        """(q, n) float32 MaxSim of rounded vectors, and how far it can be from the exact score."""
+        scores = np.empty((len(self._errors), len(documents.norms)), dtype=np.float32)
+        errors = np.outer(self._errors, documents.norms)
+        for rows, vectors, bounds in self._blocks:
+            products = (vectors @ documents.vectors.T).float().numpy()
+            nearest = np.maximum.reduceat(products, documents.bounds[:-1], axis=1)
+            scores[rows] = np.add.reduceat(nearest, bounds[:-1])
+            errors[rows] += _UNIT * np.add.reduceat(np.abs(nearest), bounds[:-1])
+        return scores, errors * (1 + 4 * _UNIT)  # terms of second order
 
 
 def _has_bfloat16() -> bool:

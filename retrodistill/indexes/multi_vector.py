@@ -19,7 +19,7 @@ from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import MULTI_VECTOR
 from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.embeddings import TokenVectors
-from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens
+from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens, best_documents
 from retrodistill.indexes.base import Index, StoredIndex, load_sides
 from retrodistill.indexes.codecs import Codec, CodecSettings, fit_codec
 from retrodistill.indexes.factory import empty_index
@@ -143,10 +143,11 @@ class MultiVectorIndex(Index):
         else:
             rows = np.full((len(vectors), k), -1, dtype=np.int64)
             scores = np.zeros((len(vectors), k), dtype=np.float32)
-            for query, candidates in enumerate(self.candidate_index.candidates(vectors, k)):
-                width = min(k, len(candidates))
-                best = best_of_store(self.store, vectors.slice(query, query + 1), width, np.sort(candidates))
-                rows[query, :width], scores[query, :width] = best[0][0], best[1][0]
+            for query, nearest in enumerate(self.candidate_index.candidates(vectors, k)):
+                candidates = np.sort(nearest)  # so that ties are by row
+                places, best = best_documents(vectors.slice(query, query + 1), self.store.blocks(candidates), k)
+                rows[query, : places.shape[1]] = candidates[places[0]]
+                scores[query, : places.shape[1]] = best[0]
         if self.space.similarity == "meanmaxsim":
             scores = scores / vectors.lengths[:, None]
         return rows, scores

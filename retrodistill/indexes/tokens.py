@@ -74,20 +74,21 @@ class TokenStore:
 
     def blocks(self, rows: np.ndarray | None = None, *, tokens: int = _BLOCK) -> Iterator[tuple[int, Tokens]]:
         """Documents of (m,) rows, by default all, in blocks of at most this number of tokens, each with its place."""
-        for start, block in self._blocks(rows, tokens):
-            yield start, self.gather(block)
+        rows = np.arange(len(self)) if rows is None else rows
+        for start, stop in blocks_of(_bounds(self.lengths[rows]), tokens):
+            yield start, self.gather(rows[start:stop])
 
-    def rounded_blocks(self, rows: np.ndarray | None = None) -> Iterator[tuple[int, RoundedTokens]]:
-        """As `blocks`, rounded to bfloat16."""
+    def rounded_blocks(self) -> Iterator[tuple[int, RoundedTokens]]:
+        """All documents in blocks, rounded to bfloat16, each with the row of its first document."""
         import torch
 
-        for start, block in self._blocks(rows, _BLOCK):
-            codes, bounds = self._codes(block)
+        for start, stop in blocks_of(_bounds(self.lengths), _BLOCK):
+            codes, bounds = self._codes(np.arange(start, stop))
             vectors = self.codec.rounded(codes)
-            if np.isnan(self._norms[block]).any():  # read once: the norms take as long as a query
-                norms = torch.linalg.vector_norm(vectors.float(), dim=1).numpy()
-                self._norms[block] = np.maximum.reduceat(norms, bounds[:-1])
-            yield start, RoundedTokens(vectors, bounds, self._norms[block])
+            norms = self._norms[start:stop]
+            if np.isnan(norms).any():  # kept, since they take a part of a query's time
+                norms[:] = np.maximum.reduceat(torch.linalg.vector_norm(vectors.float(), dim=1).numpy(), bounds[:-1])
+            yield start, RoundedTokens(vectors, bounds, norms)
 
     def save(self, folder: Path) -> None:
         """Write ``tokens.bin`` (codes in document order), ``tokens.bounds.npy`` and the codec, block by block."""
@@ -114,11 +115,6 @@ class TokenStore:
                 "build it again."
             )
         return cls(codec, [codes], bounds[:-1], np.diff(bounds))
-
-    def _blocks(self, rows: np.ndarray | None, tokens: int) -> Iterator[tuple[int, np.ndarray]]:
-        rows = np.arange(len(self)) if rows is None else rows
-        for start, stop in blocks_of(_bounds(self.lengths[rows]), tokens):
-            yield start, rows[start:stop]
 
     def _codes(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Codes of rows, and their bounds."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -100,20 +101,7 @@ def scored_candidates(
 
     `scores` are those of the texts with any document, where the stage needs them; those of candidates are among them.
     """
-    settings, queries, sources = stage.candidates, data.teacher_queries(texts), candidate_sources(stage, data.teacher)
-    teacher, corpus = data.teacher.fingerprint(data.collection), data.collection.documents.fingerprint
-    key: list[object] = [corpus, texts.fingerprint, teacher, sources, settings.depth, settings.random, data.seed]
-    if queries is not texts:
-        key += ["asked", queries.fingerprint]
-    if data.student is not None and CURRENT_STUDENT in sources:
-        key += [CURRENT_STUDENT, data.student.fingerprint]
-    if stage.positives == "labels":
-        key += ["labels", data.qrels().fingerprint]
-    if settings.budget is not None:
-        key += ["budget", settings.budget, settings.budget_by, stage.needs_own_document]
-    if scores is not None:
-        key += ["standardized over the corpus"]
-    path = data.folder / "scores" / f"{digest(*key)}.parquet"
+    queries, path = data.teacher_queries(texts), scores_file(stage, data, texts)
     about = path.with_suffix(".json")
     if path.exists():
         return read_run(path), read_json(about)["notes"] if about.exists() else []
@@ -127,6 +115,24 @@ def scored_candidates(
         write_json(about, {"notes": notes})
     write_run(run, path)  # last, so that its presence means that the notes are complete
     return run, notes
+
+
+def scores_file(stage: StageSettings, data: TrainingData, texts: Texts) -> Path:
+    """The file of the job's folder for a stage's candidates with the teacher's scores; it is there if they are done."""
+    settings, queries, sources = stage.candidates, data.teacher_queries(texts), candidate_sources(stage, data.teacher)
+    teacher, corpus = data.teacher.fingerprint(data.collection), data.collection.documents.fingerprint
+    key: list[object] = [corpus, texts.fingerprint, teacher, sources, settings.depth, settings.random, data.seed]
+    if queries is not texts:
+        key += ["asked", queries.fingerprint]
+    if data.student is not None and CURRENT_STUDENT in sources:
+        key += [CURRENT_STUDENT, data.student.fingerprint]
+    if stage.positives == "labels":
+        key += ["labels", data.qrels().fingerprint]
+    if settings.budget is not None:
+        key += ["budget", settings.budget, settings.budget_by, stage.needs_own_document]
+    if stage.any_document:
+        key += ["standardized over the corpus"]
+    return data.folder / "scores" / f"{digest(*key)}.parquet"
 
 
 def candidate_pairs(stage: StageSettings, data: TrainingData, texts: Texts) -> tuple[Run, list[str]]:

@@ -5,35 +5,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from retrodistill.encoders import words
 from retrodistill.encoders.words import WordTable
 
-PIECES = [
-    "hello",
-    "world",
-    "##s",
-    "##ing",
-    "it",
-    "'",
-    "-",
-    "_",
-    "(",
-    ")",
-    "[",
-    "]",
-    ".",
-    ",",
-    "1",
-    "2",
-    "##3",
-    "café",
-    "über",
-    "un",
-    "##known",
-    "##a",
-    "##b",
-    "a",
-    "b",
-    "x",
-    "cls",
-]
+PIECES = "hello world ##s ##ing it ' - _ ( ) [ ] . , 1 2 ##3 café über un ##known ##a ##b a b x cls".split()  # noqa: SIM905
 TEXTS = [
     "Hello worlds",
     "it's a_b (unknowning) - 123",

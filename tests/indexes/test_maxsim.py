@@ -34,12 +34,13 @@ class TestSearch:
         np.testing.assert_allclose(scores, -np.sort(-exact, axis=1)[:, :k], atol=1e-5)
         np.testing.assert_allclose(np.take_along_axis(exact, rows, axis=1), scores, atol=1e-5)
 
-    def test_of_candidates(self):
-        candidates = np.arange(3, 200, 4)
-        exact = brute_maxsim(QUERIES, DOCUMENTS)[:, candidates]
-        rows, scores = best_of_store(filled(DOCUMENTS.slice(0, 50), DOCUMENTS.slice(50, 200)), QUERIES, 5, candidates)
-        np.testing.assert_allclose(scores, -np.sort(-exact, axis=1)[:, :5], atol=1e-5)
-        assert np.isin(rows, candidates).all()
+    def test_no_query(self):
+        rows, scores = best_of_store(filled(DOCUMENTS), QUERIES.slice(0, 0), 5)
+        assert rows.shape == scores.shape == (0, 5)
+
+    def test_of_several_parts(self):
+        rows, _ = best_of_store(filled(DOCUMENTS.slice(0, 50), DOCUMENTS.slice(50, 200)), QUERIES, 5)
+        np.testing.assert_array_equal(rows, best_of_store(filled(DOCUMENTS), QUERIES, 5)[0])
 
     def test_equal_documents_come_in_their_order(self):
         # Whole numbers: their sums are exact in any order.
@@ -68,7 +69,7 @@ def test_no_score_is_further_from_the_exact_one_than_the_bound_says(scale, unit)
         np.concatenate([QUERIES.vectors, -QUERIES.vectors]), np.append(QUERIES.bounds, 2 * len(QUERIES.vectors))
     )
     for _, rounded in filled(documents).rounded_blocks():
-        scores, errors = maxsim._bounds(opposite, rounded)
+        scores, errors = maxsim._RoundedQueries(opposite).bounds(rounded)
         exact = brute_maxsim(opposite, documents)
         assert (np.abs(scores - exact) <= errors).all()
         assert (errors <= 0.03 * opposite.lengths[:, None] * np.linalg.norm(documents.vectors, axis=1).max()).all()

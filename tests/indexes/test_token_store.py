@@ -38,6 +38,13 @@ class TestReading:
         assert [first for first, _ in blocks] == np.cumsum([0, *(len(block) for _, block in blocks)])[:-1].tolist()
         same(Tokens.of([block[row] for _, block in blocks for row in range(len(block))], 16), DOCUMENTS)
 
+    @pytest.mark.parametrize("tokens", [1, 30, 10_000])
+    def test_blocks_of_rows_are_these_in_their_order(self, tokens):
+        rows = np.array([3, 40, 7, 8, 9])
+        blocks = list(filled().blocks(rows, tokens=tokens))
+        assert [first for first, _ in blocks] == np.cumsum([0, *(len(block) for _, block in blocks)])[:-1].tolist()
+        same(Tokens.of([block[row] for _, block in blocks for row in range(len(block))], 16), filled().gather(rows))
+
     def test_it_counts_its_bytes(self):
         store = filled()
         assert store.lengths.sum() == len(DOCUMENTS.vectors)
