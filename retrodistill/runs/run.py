@@ -157,6 +157,12 @@ class Run:
         """(rows,) object array of document ids."""
         return self.table["document_id"].to_numpy(zero_copy_only=False)
 
+    @property
+    def coded_documents(self) -> tuple[pa.Array, np.ndarray]:
+        """Distinct document ids, among them all of the run, and (rows,) integer codes: places in these."""
+        array = _one_chunk(self.table["document_id"])
+        return array.dictionary, array.indices.to_numpy()
+
     @cached_property
     def scores(self) -> np.ndarray:
         """(rows,) float64 scores."""
@@ -270,10 +276,10 @@ class Run:
         codes, scores = self.query_codes, self.scores
         same = codes[1:] == codes[:-1]
         tied = np.flatnonzero(same & (scores[1:] == scores[:-1]))
-        array = _one_chunk(self.table["document_id"])
-        by_text = np.empty(len(array.dictionary), dtype=np.int32)
-        by_text[pc.sort_indices(array.dictionary).to_numpy()] = np.arange(len(by_text), dtype=np.int32)
-        documents = by_text[array.indices.to_numpy()]
+        names, documents = self.coded_documents
+        by_text = np.empty(len(names), dtype=np.int32)
+        by_text[pc.sort_indices(names).to_numpy()] = np.arange(len(by_text), dtype=np.int32)
+        documents = by_text[documents]
         falls = bool((~same | (scores[1:] <= scores[:-1])).all())
         if falls and (documents[tied + 1] > documents[tied]).all():
             return None
