@@ -148,13 +148,15 @@ def optimizer_steps(rows: int, settings: TrainingSettings) -> int:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off inside the block."""
-    training = model.training
+    """Switch off dropout and training's precision inside the block: the model computes as when it is saved."""
+    training, forward = model.training, model.forward
     model.eval()
+    model.forward = vars(model).get("_original_forward", forward)  # accelerate has put autocast around it
     try:
         yield
     finally:
         model.train(training)
+        model.forward = forward
 
 
 def mean_cosine(vectors: np.ndarray) -> float:
