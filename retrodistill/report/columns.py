@@ -84,6 +84,7 @@ TIMINGS = (
 COSTS = (
     Column("index", attrgetter("record.total_bytes"), text.memory),
     Column("peak memory", attrgetter("record.peak_bytes"), text.memory),
+    Column("GPU memory", attrgetter("record.gpu_peak_bytes"), text.memory),
     Column("tokens/s", attrgetter("record.tokens_per_second"), text.thousands),
     Column("of matrix rate", attrgetter("record.matrix_share"), text.percent),
     Column("to encode", attrgetter("record.encode_seconds"), text.duration),
