@@ -18,7 +18,7 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	HF_HUB_OFFLINE=1 $(BIN)/pytest -n $(WORKERS)
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup
 
 # The documentation site in out/site/; a warning, such as a link that leads nowhere, is an error.
 docs: install

@@ -1,17 +1,22 @@
 """Processes that fill a store slowly and log what they compute, for tests that kill them."""
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
 import time
 import zlib
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from retrodistill.core.engines import Computation
+from retrodistill.core.stores import text_keys
 from retrodistill.encoders.contract import EncodingSettings
+from retrodistill.encoders.embeddings import EmbeddingStore
 
 ROOT = Path(__file__).parents[1]
 PAIRS = [(f"query {number % 7}", f"document {number}") for number in range(300)]
@@ -57,6 +62,7 @@ class LoggedEncoder:
 
     name, kind, dimension = "dense:fake", "dense", 8
     encoding = EncodingSettings()
+    loaded_from = None
 
     def __init__(self, log, delay=0.0, version="1"):
         self.log, self.delay, self.version = Log(Path(log)), delay, version
@@ -99,3 +105,37 @@ def kill_after(process, log, things):
     process.kill()
     process.communicate()
     return sum(log.counts().values())
+
+
+@dataclass(frozen=True)
+class FakeTask:
+    """What a worker opens to compute fake vectors; it logs each text and can die."""
+
+    log: str
+    delay: float = 0.0
+    dies_at: str = ""  # kills the process that computes this text
+    marker: str = ""  # a file that is made before that, after which nothing dies
+
+    def open(self):
+        encoder = LoggedEncoder(self.log, self.delay)
+
+        def encode(texts):
+            if self.dies_at in texts and not (self.marker and Path(self.marker).exists()):
+                if self.marker:
+                    Path(self.marker).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return encoder.encode(texts, "document")
+
+        return encode
+
+
+class SentStore(EmbeddingStore):
+    """A store of fake vectors that are computed by a task."""
+
+    def __init__(self, task, root):
+        self.task = task
+        super().__init__(LoggedEncoder(f"{task.log}-here"), "document", root)
+
+    def fill(self, texts):
+        computation = Computation(self.task.open(), self.task)
+        self._fill(text_keys(texts), list(map(len, texts)), texts.__getitem__, computation, "embedding")

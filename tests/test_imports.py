@@ -1,5 +1,6 @@
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,19 @@ class TestCycles:
         while ready := {path for path, others in open_files.items() if not others & open_files.keys()}:
             open_files = {path: others for path, others in open_files.items() if path not in ready}
         assert sorted(str(path.relative_to(PACKAGE)) for path in open_files) == []
+
+
+class TestFaiss:
+    def test_it_is_imported_where_it_is_set_up(self):
+        assert [path for path in FILES if re.search(r"^\s*(import|from) faiss\b", path.read_text(), re.MULTILINE)] == []
+
+    def test_it_multiplies_matrices_for_a_few_queries(self):
+        code = (
+            "from retrodistill.core.faiss import faiss; "
+            "print(faiss.cvar.distance_compute_blas_threshold, faiss.cvar.distance_compute_blas_database_bs)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["1536", "16384"]
 
 
 class TestPublicNames:

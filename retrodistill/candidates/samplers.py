@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from retrodistill.core.errors import UserError, unknown
+from retrodistill.core.faiss import faiss
 from retrodistill.runs.run import Run
 
 if TYPE_CHECKING:
@@ -117,8 +118,6 @@ def cluster_topics(vectors: np.ndarray, topics: int, seed: int = 0) -> np.ndarra
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():
         raise UserError(f"{int((~finite).sum())} embeddings of training texts are not finite.")
-    import faiss
-
     points = np.ascontiguousarray(vectors, dtype=np.float32)
     means = faiss.Kmeans(points.shape[1], topics, niter=_ROUNDS, seed=seed, min_points_per_centroid=1)
     means.train(points)

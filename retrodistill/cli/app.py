@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,10 +20,11 @@ app = Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable
 def encoding(
     context: Context,
     batch_size: Annotated[
-        int | None, Option(help="Texts or pairs per forward pass, except in training; 32 by default.")
+        int | None, Option(help="Texts or pairs per forward pass, except in training; by default, by their tokens.")
     ] = None,
     precision: Annotated[
-        str | None, Option(help="Precision of matrix products, except in training: float32 (the default) or bfloat16.")
+        str | None,
+        Option(help="Precision of matrix products, except in training: float32, bfloat16, or auto (the default)."),
     ] = None,
 ) -> None:
     """Distill strong, slow rankers into small, fast retrievers, and measure on BEIR how much quality is kept."""
@@ -39,6 +43,31 @@ OutOption = Annotated[Path, Option(help="Output folder.")]
 RunOption = Annotated[Path, Option(help="Run file: .run, .trec, .parquet or .jsonl.")]
 StoreOption = Annotated[Path | None, Option(help="Folder for scores and embeddings; by default the shared cache.")]
 DryOption = Annotated[bool, Option("--dry-run", help="Only print what is left to do and how long it takes.")]
+EngineOption = Annotated[
+    str, Option(help="Where models encode and score: local, or ray for the machines of a cluster.")
+]
+AddressOption = Annotated[
+    str | None, Option(help="Of the Ray cluster: HOST:PORT, ray://HOST:PORT, or auto; by default RAY_ADDRESS.")
+]
+
+
+def with_engine(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options ``--engine`` and ``--address``, and run it on that engine."""
+
+    @functools.wraps(command)
+    def run(*, engine: str, address: str | None, **options: Any) -> None:
+        from retrodistill.core.engines import engine as on_engine
+
+        with on_engine(engine, address=address):
+            command(**options)
+
+    signature = inspect.signature(command, eval_str=True)
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=option)
+        for name, default, option in (("engine", "local", EngineOption), ("address", None, AddressOption))
+    ]
+    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *added])  # type: ignore[attr-defined]
+    return run
 
 
 def show(line: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from retrodistill.cli.app import CollectionOption, JsonOption, OutOption, app, show, show_json
+from retrodistill.cli.app import CollectionOption, JsonOption, OutOption, app, show, show_json, with_engine
 from retrodistill.core.errors import UserError
 from retrodistill.core.runtime import log, set_quiet
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 @app.command()
+@with_engine
 def index(  # noqa: PLR0913, PLR0917 - one option each
     collection: CollectionOption,
     documents: Annotated[str, Option(help="Document encoder, e.g. dense:all-MiniLM-L6-v2 or sparse:NAME.")],
@@ -71,6 +72,7 @@ def index(  # noqa: PLR0913, PLR0917 - one option each
 
 
 @app.command()
+@with_engine
 def check(  # noqa: PLR0913, PLR0917 - one option each
     folder: Annotated[Path, Argument(help="An index's folder.")],
     collection: CollectionOption,

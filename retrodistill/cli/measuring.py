@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from retrodistill.cli.app import JsonOption, app, show, show_json, this_command
+from retrodistill.cli.app import JsonOption, app, show, show_json, this_command, with_engine
 from retrodistill.core.runtime import set_quiet
 
 SplitOption = Annotated[
@@ -19,6 +19,7 @@ TeacherOption = Annotated[
 
 
 @app.command()
+@with_engine
 def evaluate(  # noqa: PLR0913, PLR0917 - one option each
     system: Annotated[
         list[str], Argument(help="dense:NAME, bm25, run:FILE..., an index folder, or rerank:TEACHER@SOURCE (top 100).")
@@ -62,6 +63,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one option each
 
 
 @app.command()
+@with_engine
 def compare(  # noqa: PLR0913, PLR0917 - one option each
     system: Annotated[
         list[str],

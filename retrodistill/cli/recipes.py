@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Context, Option
 
-from retrodistill.cli.app import DryOption, JsonOption, OutOption, app, duration, show, show_json, this_command
+from retrodistill.cli.app import (
+    DryOption,
+    JsonOption,
+    OutOption,
+    app,
+    duration,
+    show,
+    show_json,
+    this_command,
+    with_engine,
+)
 from retrodistill.core.runtime import set_quiet
 
 if TYPE_CHECKING:
@@ -19,12 +29,14 @@ _WIDTHS = (20, 24, 12, 38)  # columns: key, values, default, meaning; with two s
 
 
 @app.command()
+@with_engine
 def demo(out: OutOption = Path("out/demo"), as_json: JsonOption = False) -> None:
     """Run the main job on the demonstration corpus (Python's own documentation), offline, in minutes."""
     _run("demo", out, [], as_json)
 
 
 @app.command("run")
+@with_engine
 def run_command(
     context: Context,
     recipe: Annotated[str, Argument(help="A YAML file, or the name of a packaged recipe: static-leaf, demo...")],
@@ -183,18 +195,27 @@ def _run(recipe: str, out: Path, overrides: list[str], as_json: bool) -> None:
 
 
 def _plan(recipe: str, out: Path, overrides: list[str], as_json: bool) -> None:
-    from retrodistill.recipes.plan import NOTHING_TO_COUNT, plan_recipe
+    from retrodistill.recipes.plan import plan_recipe
+    from retrodistill.recipes.resources import NOTHING_TO_COUNT, readable_bytes
 
     set_quiet(as_json)
-    steps = plan_recipe(recipe, out, overrides)
+    plan = plan_recipe(recipe, out, overrides)
     if as_json:
-        show_json(steps)
+        show_json(plan.to_json())
         return
-    for step in steps:
-        line = step["step"]
-        if step["unit"] != NOTHING_TO_COUNT:
-            line += f": {step['items']} {step['unit']} left"
-            if step["items"]:
-                seconds = step["seconds"]
-                line += ", time not known in advance" if seconds is None else f", about {duration(seconds)}"
+    for step in plan.steps:
+        line = step.step
+        if step.unit != NOTHING_TO_COUNT:
+            line += f": {step.items} {step.unit} left"
+        if step.seconds or step.items:
+            disk = step.needs.out + step.needs.cache
+            line += f", about {duration(step.seconds)}, {readable_bytes(disk)} on disk"
+            line += f", {readable_bytes(step.needs.memory)} of memory" if step.needs.memory else ""
         show(line)
+    total, there = plan.total(), plan.machine
+    show(
+        f"total: about {duration(total['seconds'])}, {readable_bytes(total['memory_bytes'])} of memory of "
+        f"{readable_bytes(there.memory)} available, {readable_bytes(total['out_bytes'] + total['scratch_bytes'])} in "
+        f"the output folder of {readable_bytes(there.out)} free, {readable_bytes(total['cache_bytes'])} in the cache "
+        f"of {readable_bytes(there.cache)} free"
+    )

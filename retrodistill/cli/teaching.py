@@ -7,12 +7,23 @@ from typing import Annotated
 
 from typer import Option
 
-from retrodistill.cli.app import CollectionOption, DryOption, OutOption, RunOption, StoreOption, app, duration, show
+from retrodistill.cli.app import (
+    CollectionOption,
+    DryOption,
+    OutOption,
+    RunOption,
+    StoreOption,
+    app,
+    duration,
+    show,
+    with_engine,
+)
 from retrodistill.core.errors import UserError
 from retrodistill.core.runtime import log
 
 
 @app.command()
+@with_engine
 def mine(
     collection: CollectionOption,
     out: RunOption,
@@ -33,6 +44,7 @@ def mine(
 
 
 @app.command()
+@with_engine
 def score(  # noqa: PLR0913, PLR0917 - one option each
     collection: CollectionOption,
     candidates: RunOption,
@@ -79,6 +91,7 @@ def score(  # noqa: PLR0913, PLR0917 - one option each
 
 
 @app.command()
+@with_engine
 def distill(
     collection: CollectionOption,
     target: Annotated[str, Option(help="The teacher: run:FILE, dense:NAME, bm25...")],

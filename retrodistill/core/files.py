@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,21 @@ _DISK_ERRORS = ("No space left", "os error", "PytorchStreamWriter", "inline_cont
 def cache_folder() -> Path:
     """The cache that all recipes share: ``RETRODISTILL_CACHE``, or the platform's user cache folder."""
     return Path(os.environ.get("RETRODISTILL_CACHE") or platformdirs.user_cache_dir("retrodistill"))
+
+
+@contextlib.contextmanager
+def throw_away_cache() -> Iterator[Path]:
+    """An empty cache in place of the shared one inside the block, which is deleted afterwards."""
+    before = os.environ.get("RETRODISTILL_CACHE")
+    with tempfile.TemporaryDirectory(prefix="retrodistill-", ignore_cleanup_errors=True) as folder:
+        os.environ["RETRODISTILL_CACHE"] = folder
+        try:
+            yield Path(folder)
+        finally:
+            if before is None:
+                del os.environ["RETRODISTILL_CACHE"]
+            else:
+                os.environ["RETRODISTILL_CACHE"] = before
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:

@@ -7,7 +7,7 @@ import ctypes
 import functools
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tqdm import tqdm
@@ -95,6 +95,17 @@ def set_quiet(quiet: bool) -> None:
     """Turn progress bars and log lines off or on (for ``--json`` and ``--quiet``)."""
     global _quiet  # noqa: PLW0603 - one switch for the process, set by the command line
     _quiet = quiet
+
+
+@contextlib.contextmanager
+def muted() -> Iterator[None]:
+    """No progress bars and log lines inside the block."""
+    before = _quiet
+    set_quiet(True)
+    try:
+        yield
+    finally:
+        set_quiet(before)
 
 
 def bar(total: int, what: str, unit: str) -> Any:

@@ -255,8 +255,11 @@ def check_parts(documents: Texts, queries: Texts, qrels: Mapping[str, Qrels]) ->
             raise UserError(f"a split of the judgments is called {split!r}, a reserved name ({reserved}); rename it.")
     warnings = []
     for what, texts, effect in (("documents", documents, "cannot be retrieved"), ("queries", queries, "find nothing")):
-        blank = pc.equal(pc.utf8_trim_whitespace(texts.table["text"]), "")
-        if empty := texts.table["id"].filter(blank).to_pylist():
+        empty = []
+        for batch in texts.table.to_batches():
+            blank = pc.equal(pc.utf8_trim_whitespace(batch["text"]), "")
+            empty += batch["id"].filter(blank).to_pylist()
+        if empty:
             warnings.append(f"{len(empty)} {what} have no text ({sample_of(empty)}): they are kept but {effect}.")
     known = pa.chunked_array(queries.table["id"].chunks, pa.string())
     kept = {}

@@ -16,7 +16,7 @@ from retrodistill.core.errors import UserError, sample_of
 # 64-bit offsets: a selection from a corpus may exceed the 2 GiB that a `string` array can hold.
 SCHEMA = pa.schema([("id", pa.string()), ("text", pa.large_string())])
 BATCH = 4096
-_MANY = 200_000  # above this many ids, looking up a few does not turn all of them into Python strings
+_MANY = 200_000  # above this many ids, looking some up does not turn all of them into Python strings
 
 
 class Texts(Mapping[str, str]):
@@ -91,16 +91,10 @@ class Texts(Mapping[str, str]):
     def positions(self, ids: Iterable[str]) -> np.ndarray:
         """(n,) int64 rows of `ids`, in their order; -1 for an unknown id."""
         wanted = list(ids)
-        few = len(self) > _MANY and len(wanted) * 20 < len(self) and "_places" not in self.__dict__
-        places = self._places_of(wanted) if few else self._places
-        return np.fromiter((places.get(id_, -1) for id_ in wanted), dtype=np.int64, count=len(wanted))
-
-    def _places_of(self, ids: list[str]) -> dict[str, int]:
-        """The rows of a few ids, without turning all ids into Python strings."""
-        column = self.table["id"]
-        distinct = pa.array(list(dict.fromkeys(ids)), pa.string())
-        rows = np.flatnonzero(pc.is_in(column, value_set=distinct).to_numpy())
-        return dict(zip(column.take(pa.array(rows)).to_pylist(), rows.tolist(), strict=True))
+        if len(self) > _MANY and "_places" not in self.__dict__:
+            rows = pc.index_in(pa.array(wanted, pa.string()), value_set=self.table["id"])
+            return rows.fill_null(-1).to_numpy().astype(np.int64)
+        return np.fromiter((self._places.get(id_, -1) for id_ in wanted), dtype=np.int64, count=len(wanted))
 
     def slice(self, start: int, stop: int) -> list[str]:
         """The texts of rows start to stop (exclusive), as in a Python slice."""

@@ -65,6 +65,7 @@ def _load_name(name: ModelName) -> TextModel:
     if name.kind == "static" and not encoder.is_static:
         found = type(encoder.model[0]).__name__
         raise UserError(f"model {name.name} is not a token table but {found}; name it 'dense:{name.name}'.")
+    encoder.loaded_from = name.anywhere
     return encoder
 
 

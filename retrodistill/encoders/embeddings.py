@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, overload
 
@@ -12,24 +15,29 @@ import numpy as np
 import pyarrow as pa
 from scipy.sparse import csr_array
 
+from retrodistill.core.engines import Computation, check_same_model, current_engine
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import cache_folder
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.runtime import bar, keep_freed_memory
 from retrodistill.core.stores import KeyIndex, PartStore, text_keys
-from retrodistill.encoders.contract import Role, TextModel
+from retrodistill.data.texts import Texts
+from retrodistill.encoders.any_encoder import load_encoder
+from retrodistill.encoders.contract import EncodingSettings, Role, TextModel, encode_with
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens
+from retrodistill.encoders.names import ModelName
 from retrodistill.encoders.sparse import SparseTextEncoder
 
-Compute = Callable[[np.ndarray], pa.Table]  # a part, from positions among the given keys
 _PART = 256  # texts or pairs per part: the most work that a kill can lose
-_PROBE = 64  # texts that measure the rate
+_PROBE, _STRATA = 64, 4  # texts that measure the rate, in batches of similar length
 _UNSTORED_BATCH = 1024  # texts at once if encoding is a table lookup
 
 
 class KeyedStore(ABC):
     """Results by key, in parts on disk that are computed once and shared by processes."""
+
+    unit: ClassVar[str] = "texts"  # of what has a key
 
     def __init__(self, folder: Path, owner: Manifest, ending: str) -> None:
         self._store = PartStore(folder, owner, ending)
@@ -41,21 +49,35 @@ class KeyedStore(ABC):
         _, first = np.unique(keys, return_index=True)
         return np.sort(first[absent[first]])
 
-    def _fill(self, keys: np.ndarray, sizes: Sequence[int], compute: Compute, unit: str, description: str) -> None:
-        """Compute what is missing, largest first, one part at a time. Safe to kill and to run concurrently."""
+    def _fill(
+        self,
+        keys: np.ndarray,
+        sizes: Sequence[int],
+        item: Callable[[int], Any],
+        computation: Computation,
+        title: str,
+    ) -> None:
+        """Compute what is missing, largest first, one part at a time. Safe to kill and to run concurrently.
+
+        `item` gives the text or pair at a position of `keys`; a part is a list of them.
+        """
         if not len(self._absent(keys)):
             return
         with self._store.computing(keys):
             self._load()  # another process may have added parts meanwhile
             todo = self._absent(keys)
             todo = todo[np.argsort([-sizes[row] for row in todo], kind="stable")]
-            with bar(len(todo), description, unit) as progress:
-                for start in range(0, len(todo), _PART):
-                    rows = todo[start : start + _PART]
-                    self._store.append(compute(rows))
-                    progress.update(len(rows))
+            parts = (list(map(item, todo[start : start + _PART])) for start in range(0, len(todo), _PART))
+            with bar(len(todo), title, self.unit) as progress:
+                for part, results in current_engine().map(parts, computation):
+                    self._store.append(self._part(part, results))
+                    progress.update(len(part))
             self._store.compact()
         self._load()
+
+    @abstractmethod
+    def _part(self, items: Sequence[Any], results: Any) -> pa.Table:
+        """A part of the store: the results of texts or pairs, and the keys of these very texts or pairs."""
 
     def _load(self) -> None:
         self._index = KeyIndex(self._read(self._store.parts()))
@@ -63,6 +85,41 @@ class KeyedStore(ABC):
     @abstractmethod
     def _read(self, tables: list[pa.Table]) -> np.ndarray:
         """Map the parts that are on disk now; returns their keys."""
+
+
+@dataclass(frozen=True)
+class EncodingTask:
+    """Encodes texts in any process that can load the encoder."""
+
+    model: ModelName
+    encoding: EncodingSettings
+    fingerprints: tuple[str, str]  # of both roles, so that a worker loads the model once for both
+    role: Role
+
+    def open(self) -> Callable[[Sequence[str]], Any]:
+        """The encoder of a role; a missing model or another one is a UserError."""
+        encoder = _loaded(self.model, self.encoding, self.fingerprints)
+        return lambda texts: encoder.encode(texts, self.role)
+
+
+@lru_cache(maxsize=1)
+def _loaded(model: ModelName, encoding: EncodingSettings, fingerprints: tuple[str, str]) -> TextModel:
+    with encode_with(encoding):
+        encoder: TextModel = load_encoder(model)
+    for found, expected in zip(_fingerprints(encoder), fingerprints, strict=True):
+        check_same_model(str(model), found, expected)
+    return encoder
+
+
+def _fingerprints(encoder: TextModel) -> tuple[str, str]:
+    return encoder.fingerprint("query"), encoder.fingerprint("document")
+
+
+def _computation(encoder: Any, role: Role) -> Computation:
+    task, model = None, encoder.loaded_from
+    if model is not None:
+        task = EncodingTask(model, encoder.encoding, _fingerprints(encoder), role)
+    return Computation(lambda texts: encoder.encode(texts, role), task)
 
 
 class TextStore(KeyedStore):
@@ -84,14 +141,11 @@ class TextStore(KeyedStore):
 
     def fill(self, texts: Sequence[str]) -> None:
         """Encode missing texts, longest first, one part at a time. Safe to kill and to run concurrently."""
-
-        def encode(rows: np.ndarray) -> pa.Table:
-            keep_freed_memory()
-            part = [texts[row] for row in rows]
-            return self._part(part, self.encoder.encode(part, self.role))
-
+        keep_freed_memory()
         title = f"embedding ({self.encoder.name}, {self.role})"
-        self._fill(text_keys(texts), list(map(len, texts)), encode, "texts", title)
+        self._fill(
+            text_keys(texts), list(map(len, texts)), texts.__getitem__, _computation(self.encoder, self.role), title
+        )
 
     def put(self, texts: Sequence[str], vectors: Any) -> None:
         """Add vectors computed elsewhere, in the encoder's form; texts already in the store keep theirs."""
@@ -144,9 +198,11 @@ class EmbeddingStore(TextStore):
         rows = self._rows(texts)
         vectors = np.empty((len(texts), self.encoder.dimension), dtype=np.float32)
         part = np.searchsorted(self._starts, rows, side="right") - 1
-        for number, block in enumerate(self._blocks):
-            places = np.flatnonzero(part == number)
-            vectors[places] = block[rows[places] - self._starts[number]]
+        order = np.argsort(part, kind="stable")  # a corpus has thousands of parts: each looks at its own rows only
+        bounds = np.searchsorted(part, np.arange(len(self._blocks) + 1), sorter=order)
+        for block, start, span in zip(self._blocks, self._starts, itertools.pairwise(bounds), strict=True):
+            places = order[slice(*span)]
+            vectors[places] = block[rows[places] - start]
         return vectors
 
     def _columns(self, vectors: np.ndarray) -> dict[str, pa.Array]:
@@ -239,18 +295,45 @@ def embed(encoder: TextModel, texts: Sequence[str], role: Role, root: Path | Non
     return store.gather(texts)
 
 
+class TextVectors:
+    """(n, dimension) float32 vectors of texts by row, read from the store, which is filled first, or encoded anew."""
+
+    def __init__(self, encoder: Encoder, texts: Texts, role: Role, root: Path | None = None) -> None:
+        self._encoder, self._texts, self._role, self._store = encoder, texts, role, None
+        self.shape = (len(texts), encoder.dimension)
+        if encoder.needs_store(role):
+            self._store = store_of(encoder, role, root)
+            self._store.fill(texts.texts)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        places = range(*rows.indices(len(self._texts))) if isinstance(rows, slice) else rows
+        texts = self._texts.table["text"].take(pa.array(places, pa.int64())).to_pylist()
+        if self._store is None:
+            return self._encoder.encode(texts, self._role, batch_size=_UNSTORED_BATCH)
+        return self._store.gather(texts)
+
+
 def seconds_to_embed(
     encoder: TextModel, texts: Sequence[str], role: Role, root: Path | None = None
 ) -> tuple[int, float]:
-    """Number of texts to encode, and the seconds that it takes at the rate measured on up to 64 of them."""
+    """Number of texts to encode, and the seconds that it takes at rates measured on up to 64 of them.
+
+    Texts are encoded in batches of similar length, so each quarter of the texts, by length, has a rate of its own.
+    """
     missing = store_of(encoder, role, root).missing(texts) if encoder.needs_store(role) else []
     if not missing:
         return 0, 0.0
-    probe = [missing[row] for row in np.linspace(0, len(missing) - 1, min(_PROBE, len(missing)), dtype=int)]
-    start = time.perf_counter()
-    encoder.encode(probe, role)
-    rate = sum(map(len, probe)) / (time.perf_counter() - start)  # characters per second
-    return len(missing), sum(map(len, missing)) / rate
+    order = np.argsort([len(text) for text in missing], kind="stable")
+    encoder.encode([missing[order[0]]], role)  # the first call is slower
+    seconds = 0.0
+    for stratum in np.array_split(order, min(_STRATA, len(order))):
+        size = min(_PROBE // _STRATA, len(stratum))
+        first = (len(stratum) - size) // 2
+        probe = [missing[row] for row in stratum[first : first + size]]
+        start = time.perf_counter()
+        encoder.encode(probe, role)
+        seconds += (time.perf_counter() - start) * len(stratum) / size
+    return len(missing), seconds
 
 
 def _joined(arrays: list[np.ndarray], kind: type) -> np.ndarray:

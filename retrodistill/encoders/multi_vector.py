@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder
 
 _FITTED_ON = 256  # documents
-_QUERY_TOKENS, _DOCUMENT_TOKENS = 1024, 16384  # of a block, whose products take 64 MiB
+_QUERY_TOKENS, _DOCUMENT_TOKENS = 128, 8192  # of a block, whose products take 4 MiB
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -61,6 +61,12 @@ class ModelName:
     def __str__(self) -> str:
         return f"{self.kind}:{self.name}" if self.name else self.kind
 
+    @property
+    def anywhere(self) -> ModelName:
+        """The same model for a process in another working directory: a folder gets its absolute path."""
+        is_folder = Path(split_exit(self.name)[0]).expanduser().is_dir()
+        return ModelName(self.kind, str(Path(self.name).expanduser().absolute())) if is_folder else self
+
 
 def parse_model_name(text: str) -> ModelName:
     """Parse ``kind:name``; an unknown kind (the error suggests the nearest) or one without its name is refused."""

@@ -1,42 +1,51 @@
-"""Exact search and checks of dense vectors in memory."""
+"""Exact search and checks of dense vectors, in memory or read in parts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from retrodistill.core.errors import UserError, sample_of
+from retrodistill.core.faiss import faiss
 
 _PAIRS = 65536  # per block, which bounds the memory of `pair_products`
-_SCORES, _LEAST = 2**23, 1024  # of a block of exact search: its scores, and its documents at least
+_BLOCK = 65536  # documents that exact search reads at once
+_SAMPLE, _PER_CENTROID = 65536, 64  # vectors that k-means trains on; FAISS advises 39 to 256 per centroid
 
 
-def exact_search(queries: np.ndarray, documents: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """(q, k) int64 rows and float32 scores of the k, at most n, highest inner products, best first, ties by row.
+class Vectors(Protocol):
+    """(n, d) vectors by row: an array, or what reads rows when they are asked for."""
 
-    FAISS multiplies matrices for many queries only. For fewer, PyTorch multiplies blocks of documents, which takes a
-    part of the time (evaluation/benchmarks/exact_search.py).
-    """
-    import faiss
-    import torch
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Their number and dimension."""
 
-    k, queries = min(k, len(documents)), np.ascontiguousarray(queries, dtype=np.float32)
-    if k and queries.size >= faiss.cvar.distance_compute_blas_threshold:
-        whole = np.ascontiguousarray(documents, dtype=np.float32)
-        scores, rows = faiss.knn(queries, whole, k, metric=faiss.METRIC_INNER_PRODUCT)
-    else:
-        best, found = torch.empty((len(queries), 0)), torch.empty((len(queries), 0), dtype=torch.int64)
-        step = max(_LEAST, _SCORES // max(1, len(queries)))
-        for start in range(0, len(documents), step):
-            part = torch.from_numpy(np.ascontiguousarray(documents[start : start + step], dtype=np.float32))
-            values, places = (torch.from_numpy(queries) @ part.T).topk(min(k, len(part)), dim=1, sorted=False)
-            best, order = torch.cat([best, values], dim=1).topk(min(k, start + len(part)), dim=1)
-            found = torch.cat([found, places + start], dim=1).gather(1, order)
-        scores, rows = best.numpy(), found.numpy()
-    ranks = np.lexsort((rows, -scores))
-    return np.take_along_axis(rows, ranks, axis=1), np.take_along_axis(scores, ranks, axis=1)
+    def __getitem__(self, rows: Any, /) -> Any:
+        """The (m, d) vectors of a slice, or of (m,) int64 rows."""
+
+
+def exact_search(queries: np.ndarray, documents: Vectors, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """(q, k) int64 rows and float32 scores of the k, at most n, highest inner products, best first, ties by row."""
+    count = documents.shape[0]
+    k, queries = min(k, count), np.ascontiguousarray(queries, dtype=np.float32)
+    if not (k and len(queries)):
+        return np.empty((len(queries), k), dtype=np.int64), np.empty((len(queries), k), dtype=np.float32)
+    best = faiss.ResultHeap(len(queries), k, keep_max=True)
+    for start in range(0, count, _BLOCK):
+        block = np.ascontiguousarray(documents[start : start + _BLOCK], dtype=np.float32)
+        scores, rows = faiss.knn(queries, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
+        best.add_result(scores, rows + start)
+    best.finalize()
+    ranks = np.lexsort((best.I, -best.D))
+    return np.take_along_axis(best.I, ranks, axis=1), np.take_along_axis(best.D, ranks, axis=1)
+
+
+def training_rows(count: int, centroids: int) -> np.ndarray:
+    """(m,) int64 rows, drawn evenly, that k-means trains on: all up to 65,536, or up to 64 per centroid if more."""
+    size = min(count, max(_SAMPLE, _PER_CENTROID * centroids))
+    return np.linspace(0, count - 1, size).astype(np.int64)
 
 
 def pair_products(queries: Any, documents: Any, q: np.ndarray, d: np.ndarray) -> np.ndarray:
@@ -64,9 +73,9 @@ def leading(vectors: np.ndarray, dimensions: int | None, *, unit: bool) -> np.nd
     return normalized(cut) if unit else cut
 
 
-def check_finite(vectors: np.ndarray, ids: list[str], source: str) -> None:
+def check_finite(vectors: np.ndarray, ids: Sequence[Any], source: str) -> None:
     """Reject NaN and infinite vectors: a NaN document is never found, an infinite one always."""
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()
     if len(bad):
         named = sample_of(ids[row] for row in bad)
         raise UserError(f"{source}: {len(bad)} vectors are NaN or infinite ({named}); embed these again or omit them.")

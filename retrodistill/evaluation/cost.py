@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from retrodistill.core.errors import UserError
+from retrodistill.core.faiss import faiss
 from retrodistill.core.runtime import log
 from retrodistill.data.collection import Collection
 from retrodistill.evaluation.results import Cost, Timing
@@ -210,7 +211,6 @@ def _tokenizer(encoder: Any) -> Callable[[Sequence[str]], int] | None:
 @contextlib.contextmanager
 def fixed_threads(threads: int) -> Iterator[None]:
     """Limit torch and FAISS to a number of threads."""
-    import faiss
     import torch
 
     before, faiss_before = torch.get_num_threads(), faiss.omp_get_max_threads()

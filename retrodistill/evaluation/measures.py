@@ -1,4 +1,4 @@
-"""Ranking measures per query, by ir_measures, with one tie rule and nothing dropped."""
+"""Ranking measures per query, trec_eval's own or those of ir_measures, with one tie rule and nothing dropped."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from retrodistill.core.errors import UserError, unknown
+from retrodistill.evaluation.ranked import MEASURES, JudgedRanks
 from retrodistill.runs.run import Run
 
 Grades = Mapping[str, Mapping[str, int]]
@@ -36,11 +37,19 @@ class Measure:
     computed: Any  # the measure of ir_measures that `value_at_cutoff` starts from
     is_hole: bool = False  # whether it is ``hole@k``, the share of the top k without a judgment
 
-    def value_at_cutoff(self, value: float, documents: int) -> float:
-        """The measure of a query, from the value of ir_measures and the number of retrieved documents."""
-        if self.is_hole and self.cutoff is not None:
-            # In a list shorter than the cutoff, the share of its documents.
-            return 1 - value * self.cutoff / min(self.cutoff, documents)
+    @property
+    def is_plain(self) -> bool:
+        """Whether `JudgedRanks` has it."""
+        return self.computed.NAME in MEASURES and self.computed.params.keys() <= {"cutoff", "rel"}
+
+    def of_ranks(self, ranks: JudgedRanks) -> np.ndarray:
+        """The values of a plain measure, by query."""
+        if self.is_hole:
+            return ranks.hole(self.cutoff or 1)
+        return ranks.value(self.computed.NAME, self.cutoff, self.computed.params.get("rel", 1))
+
+    def value_at_cutoff(self, value: float) -> float:
+        """The measure of a query, from the value of ir_measures."""
         if self.computed.NAME == "RR" and self.cutoff is not None:
             return value if value >= 1 / self.cutoff - 1e-9 else 0.0
         return value
@@ -70,15 +79,12 @@ def evaluate_run(run: Run, qrels: Grades, measures: Sequence[str] = DEFAULT_MEAS
     if not qrels:
         raise UserError("no judged query to measure on; choose a split with judgments.")
     parsed = [parse_measure(measure) for measure in measures]
-    rows = {query: row for row, query in enumerate(qrels)}
-    values = np.zeros((len(parsed), len(rows)))
-    for scores in _blocks(run.select(qrels).without({query: query for query in run.query_ids})):
-        computed = _computed(parsed, scores, {query: dict(qrels[query]) for query in scores})
-        for query, documents in scores.items():
-            for column, measure in enumerate(parsed):
-                value = computed[column].get(query, 0.0)
-                values[column, rows[query]] = measure.value_at_cutoff(value, len(documents))
-    return pa.table({"query_id": list(qrels), **{measure.name: values[at] for at, measure in enumerate(parsed)}})
+    ranks = JudgedRanks(run, qrels)
+    values = {measure.name: measure.of_ranks(ranks) for measure in parsed if measure.is_plain}
+    others = [measure for measure in parsed if not measure.is_plain]
+    if others:
+        values |= _by_ir_measures(others, run, qrels)
+    return pa.table({"query_id": list(qrels), **{measure.name: values[measure.name] for measure in parsed}})
 
 
 def means(per_query: pa.Table) -> dict[str, float]:
@@ -140,38 +146,27 @@ def _provider(measure: Measure) -> Any:
     )
 
 
-def _computed(measures: Sequence[Measure], scores: Scores, grades: dict[str, dict[str, int]]) -> list[dict[str, float]]:
-    """The values of ir_measures by query, for each measure."""
+def _by_ir_measures(measures: Sequence[Measure], run: Run, qrels: Grades) -> dict[str, np.ndarray]:
+    """Values by name, in the order of `qrels`."""
+    rows = {query: row for row, query in enumerate(qrels)}
+    values = {measure.name: np.zeros(len(rows)) for measure in measures}
+    for scores in _blocks(run.select(qrels).without({query: query for query in run.query_ids})):
+        grades = {query: dict(qrels[query]) for query in scores}
+        for measure in measures:  # one by one: custom gains would leak into measures of the same call (0.4.3)
+            for query, value in _of_block(measure, grades, scores).items():
+                values[measure.name][rows[query]] = measure.value_at_cutoff(value)
+    return values
+
+
+def _of_block(measure: Measure, grades: dict[str, dict[str, int]], scores: Scores) -> dict[str, float]:
+    """Values by query, for a block of queries."""
     import ir_measures
 
-    judged = {query: dict.fromkeys(documents, 1) for query, documents in grades.items()}
-    providers, plain = [_provider(measure) for measure in measures], ir_measures.pytrec_eval
-    # Custom gains would leak into measures of the same call (ir_measures 0.4.3).
-    shared = [
-        measure.computed
-        for measure, provider in zip(measures, providers, strict=True)
-        if provider is plain and not measure.is_hole and measure.computed.params.keys() <= {"cutoff", "rel"}
-    ]
-    together = _of_block(plain, shared, grades, scores) if shared else {}
-    values = []
-    for measure, provider in zip(measures, providers, strict=True):
-        if measure.computed in together and not measure.is_hole:
-            values.append(together[measure.computed])
-            continue
-        ranked = scores if provider is plain else _without_ties(scores)  # each other one breaks ties in its own way
-        block = _of_block(provider, [measure.computed], judged if measure.is_hole else grades, ranked)
-        values.append(block[measure.computed])
-    return values
-
-
-def _of_block(
-    provider: Any, measures: Sequence[Any], grades: dict[str, dict[str, int]], scores: Scores
-) -> dict[Any, dict[str, float]]:
-    """Values by measure and query, for a block of queries."""
-    values: dict[Any, dict[str, float]] = {measure: {} for measure in measures}
-    for metric in provider.evaluator(list(values), grades).iter_calc(scores):
-        values[metric.measure][metric.query_id] = float(metric.value)
-    return values
+    provider = _provider(measure)
+    if provider is not ir_measures.pytrec_eval:  # each other one breaks ties in its own way
+        scores = _without_ties(scores)
+    found = provider.evaluator([measure.computed], grades).iter_calc(scores)
+    return {metric.query_id: float(metric.value) for metric in found if metric.query_id in scores}
 
 
 def _without_ties(scores: Scores) -> Scores:

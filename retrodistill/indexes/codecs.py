@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
 
 from retrodistill.core.errors import UserError, unknown
+from retrodistill.core.faiss import faiss
 from retrodistill.core.files import read_json, write_json
 from retrodistill.core.settings import Settings
 from retrodistill.encoders.multi_vector import Tokens
-from retrodistill.encoders.vectors import normalized
-from retrodistill.indexes.factory import faiss
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CODECS = ("float32", "float16", "residual")
 CodecName = Literal["float32", "float16", "residual"]
@@ -71,6 +73,12 @@ class Codec(ABC):
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """(n, d) float32 vectors, as exact as the codec keeps them."""
 
+    def rounded(self, codes: np.ndarray) -> Tensor:
+        """(n, d) bfloat16: the decoded vectors, rounded to the nearest."""
+        import torch
+
+        return torch.from_numpy(self.decode(codes)).bfloat16()
+
     @property
     def own_bytes(self) -> int:
         """Size of the fitted arrays."""
@@ -91,7 +99,12 @@ class PlainCodec(Codec):
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """See `Codec.decode`."""
-        return np.ascontiguousarray(codes).view(self._type).astype(np.float32)
+        import torch
+
+        numbers = np.ascontiguousarray(codes).view(self._type)
+        if self.kind == "float32":
+            return numbers
+        return torch.from_numpy(numbers).float().numpy()  # NumPy takes 30 times as long
 
 
 class ResidualCodec(Codec):
@@ -130,10 +143,14 @@ class ResidualCodec(Codec):
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """See `Codec.decode`."""
-        nearest = np.ascontiguousarray(codes[:, :2]).view("<u2")[:, 0]
-        vectors = self._residuals.decode(np.ascontiguousarray(codes[:, 2:]))[:, : self.dimension]
-        vectors = vectors + self.centroids[nearest]
-        return normalized(vectors) if self.unit else vectors
+        import torch
+
+        nearest = np.ascontiguousarray(codes[:, :2]).view("<u2")[:, 0].astype(np.int64)
+        residuals = self._residuals.decode(np.ascontiguousarray(codes[:, 2:]))[:, : self.dimension]
+        vectors = torch.from_numpy(residuals).add_(torch.from_numpy(self.centroids)[torch.from_numpy(nearest)])
+        if self.unit:  # a length of zero only if the vector is zero
+            vectors /= torch.linalg.vector_norm(vectors, dim=1, keepdim=True).clamp_(min=1e-30)
+        return vectors.numpy()
 
 
 def fit_codec(settings: CodecSettings, sample: Tokens, total: int | None = None) -> Codec:

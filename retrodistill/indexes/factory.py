@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.runtime import log
-from retrodistill.encoders.vectors import check_finite
+from retrodistill.core.faiss import faiss
+from retrodistill.core.runtime import bar, log
+from retrodistill.encoders.vectors import Vectors, check_finite, training_rows
 
-
-class _Faiss:
-    """FAISS, imported when first used, so that ``--help`` and settings do not pay for it."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(importlib.import_module("faiss"), name)
-
-
-faiss: Any = _Faiss()
 _EXAMPLES = "'Flat', 'SQ8', 'OPQ48,PQ48', 'IVF64,Flat', 'HNSW32', 'RaBitQ,Refine(SQ8)'"
 _CODES = ("ResidualQuantizer", "LocalSearchQuantizer", "ProductResidualQuantizer", "ProductLocalSearchQuantizer")
 _KINDS = {
@@ -39,10 +30,16 @@ _MOST_LINKS, _MOST_BITS, _MOST_DIMENSIONS, _MOST_LISTS = 512, 16, 2**16, 2**22
 _MOST_RESIDUALS = 64  # codewords per vector; more take hours to train and lose what they gain
 _PER_CENTROID = 39  # vectors; FAISS warns below
 _UNLIMITED = 2**20  # for parameters without a natural maximum
+_BLOCK = 65_536  # vectors that are read and added at once; HNSW depends on it
 
 
-def build_faiss(factory: str, vectors: np.ndarray) -> Any:
+def build_faiss(
+    factory: str, vectors: Vectors, ids: Sequence[str] | None = None, source: str = "vectors to index"
+) -> Any:
     """Build, train and fill an inner-product index of (n, d) float32 vectors, such as ``OPQ48,PQ48``.
+
+    Vectors are read in blocks, and training takes an evenly drawn sample (`training_rows`): memory is that of the
+    index, the sample and a block. `ids` (by default the numbers of rows) and `source` are for messages.
 
     PCA and ITQ usually subtract the mean of the documents, which reorders inner products (on MiniLM's NFCorpus vectors
     ``PCA192,Flat`` keeps .55 of the ten best, without the mean .91); here they only rotate and cut. Product quantizers
@@ -51,16 +48,26 @@ def build_faiss(factory: str, vectors: np.ndarray) -> Any:
     Strings that do not parse, too few vectors to train (FAISS would abort the process), and vectors that are not finite
     raise a UserError.
     """
-    index = empty_index(factory, vectors.shape[1], len(vectors))
-    if not np.isfinite(vectors).all():
-        check_finite(vectors, [str(row) for row in range(len(vectors))], "vectors to index")
+    count, dimension = vectors.shape
+    index = empty_index(factory, dimension, count)
+    names: Sequence[Any] = range(count) if ids is None else ids
     try:
         if not index.is_trained:
-            _train(index, vectors, factory)
-        index.add(vectors)
+            rows = training_rows(count, _centroids(index))
+            sample = np.ascontiguousarray(vectors[rows], dtype=np.float32)
+            check_finite(sample, [names[row] for row in rows.tolist()], source)
+            _train(index, sample, factory)
+            del sample
+        _reserve(index, count)
+        with bar(count, f"indexing ({factory})", "vectors") as progress:
+            for start in range(0, count, _BLOCK):
+                block = np.ascontiguousarray(vectors[start : start + _BLOCK], dtype=np.float32)
+                check_finite(block, names[start : start + _BLOCK], source)
+                index.add(block)
+                progress.update(len(block))
     except (RuntimeError, MemoryError) as error:
         raise UserError(
-            f"factory {factory!r} cannot be filled with {len(vectors)} vectors of {vectors.shape[1]} dimensions "
+            f"factory {factory!r} cannot be filled with {count} vectors of {dimension} dimensions "
             f"({_reason(error)}); choose another, e.g. 'SQ8' or 'Flat'."
         ) from error
     return index
@@ -268,7 +275,7 @@ def _train(index: Any, vectors: np.ndarray, factory: str) -> None:
     for part in parts:
         if hasattr(part, "do_polysemous_training"):
             part.do_polysemous_training = False
-    centroids = max([1, *(codes.ksub for codes in products), *(part.nlist for part in lists)])
+    centroids = _centroids(index)
     if len(vectors) < centroids * _PER_CENTROID:
         log(
             f"{factory}: {len(vectors):,} vectors train {centroids:,} centroids, and k-means asks for "
@@ -285,6 +292,23 @@ def _train(index: Any, vectors: np.ndarray, factory: str) -> None:
         elif isinstance(step, faiss.ITQTransform):
             faiss.copy_array_to_vector(np.zeros(step.d_in, dtype=np.float32), step.mean)
             step.pca_then_itq.have_bias = False
+
+
+def _centroids(index: Any) -> int:
+    """The most centroids that one k-means of an untrained index finds."""
+    parts = list(_parts(index))
+    lists = [part.nlist for part in parts if isinstance(part, faiss.IndexIVF)]
+    codewords = [part.pq.ksub for part in parts if hasattr(part, "pq")]
+    rotations = [256 for step in _transforms(index) if isinstance(step, faiss.OPQMatrix)]
+    return int(max([1, *lists, *codewords, *rotations]))
+
+
+def _reserve(index: Any, count: int) -> None:
+    """Allocate the codes of all vectors at once: growing copies them, which takes twice their memory."""
+    for part in _parts(index):
+        if isinstance(part, faiss.IndexFlatCodes) and not part.ntotal:  # the quantizer of lists is filled
+            part.codes.resize(count * part.code_size)
+            part.codes.resize(0)  # keeps the memory
 
 
 def _parts(index: Any) -> Iterator[Any]:

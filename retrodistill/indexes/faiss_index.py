@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,6 +13,7 @@ import numpy as np
 from pydantic import model_validator
 
 from retrodistill.core.errors import UserError, sample_of
+from retrodistill.core.faiss import faiss
 from retrodistill.core.files import digest
 from retrodistill.core.runtime import log
 from retrodistill.core.settings import Settings
@@ -19,15 +21,14 @@ from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import DENSE
 from retrodistill.encoders.contract import EmbeddingSpace
-from retrodistill.encoders.embeddings import embed
+from retrodistill.encoders.embeddings import TextVectors, embed
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.encoders.vectors import check_finite, exact_search, leading
+from retrodistill.encoders.vectors import Vectors, check_finite, exact_search, leading
 from retrodistill.indexes.base import Index, StoredIndex, load_sides
 from retrodistill.indexes.factory import (
     build_faiss,
     can_remove,
     empty_index,
-    faiss,
     file_bytes,
     keeps_labels,
     read_faiss,
@@ -45,6 +46,7 @@ _UNIT_TOLERANCE = 1e-3  # unit vectors from float16 stores are off by as much
 _LARGEST = 1e15  # its square, summed over a thousand dimensions, is well within float32
 _NEIGHBORS, _RECALL = 10, 0.95  # `auto` tunes for these unless a recall is given
 _TUNING_QUERIES, _FEWEST_QUERIES = 200, 20
+_MOST_SENTENCES = 100_000  # that tuning queries are drawn from
 
 
 class FaissSettings(Settings):
@@ -115,7 +117,7 @@ class FaissIndex(Index):
         recall: float = 0.95,
         k: int = 10,
         *,
-        documents: Texts | np.ndarray | None = None,
+        documents: Texts | Vectors | None = None,
     ) -> TuningResult:
         """Set nprobe, efSearch and k_factor_rf to the smallest values that reach a recall of exact search's k best.
 
@@ -187,12 +189,16 @@ class FaissIndex(Index):
                 "compares with; give documents=, their texts or vectors."
             )
         if isinstance(documents, Texts):
-            documents = embed(self._document_encoder(), documents.select(self.ids).texts, "document")
-        vectors = self._prepare(documents, "documents")
-        if len(vectors) != len(self):
-            raise UserError(f"{len(vectors)} vectors to tune by for {len(self)} documents; give one for each of `ids`.")
-        self._check_values(vectors, self.ids, "documents")
-        return self.labels[exact_search(queries, vectors, k)[0]]
+            documents = TextVectors(self._document_encoder(), documents.select(self.ids), "document")
+        if (count := documents.shape[0]) != len(self):
+            raise UserError(f"{count} vectors to tune by for {len(self)} documents; give one for each of `ids`.")
+
+        def prepare(vectors: np.ndarray) -> np.ndarray:
+            vectors = self._prepare(vectors, "documents")
+            check_finite(vectors, range(len(vectors)), "documents to tune by")
+            return vectors
+
+        return self.labels[exact_search(queries, _Prepared(documents, documents.shape[1], prepare), k)[0]]
 
     def _held(self) -> tuple[int, int]:
         return self.index.ntotal, self.index.d
@@ -248,6 +254,20 @@ class FaissIndex(Index):
         return index
 
 
+class _Prepared:
+    """Vectors that a function changes when they are read, such as `leading`; `seconds` is the time of reading."""
+
+    def __init__(self, vectors: Vectors, dimension: int, prepare: Callable[[np.ndarray], np.ndarray]) -> None:
+        self._vectors, self._prepare, self.seconds = vectors, prepare, 0.0
+        self.shape = (vectors.shape[0], dimension)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        start = time.perf_counter()
+        vectors = self._prepare(self._vectors[rows])
+        self.seconds += time.perf_counter() - start
+        return vectors
+
+
 def resolve_factory(settings: FaissSettings, documents: int, dimension: int) -> tuple[str, str | None]:
     """The factory and the search parameters; ``auto`` is replaced by a choice, whose reason is logged."""
     if settings.factory != "auto":
@@ -263,16 +283,17 @@ def _build(collection: Collection, documents: Any, queries: Any, settings: Faiss
     factory, parameters = resolve_factory(settings, len(texts), space.dimension)
     empty_index(factory, space.dimension, len(texts), parameters)  # refuses a wrong factory before texts are encoded
     encoder, query_encoder = encoder.bind(collection), query_encoder.bind(collection)
-    vectors = leading(embed(encoder, texts.texts, "document"), settings.truncate, unit=space.norm == "unit")
-    check_finite(vectors, texts.ids, encoder.name)
+    encoded = TextVectors(encoder, texts, "document")
+    truncated = partial(leading, dimensions=settings.truncate, unit=space.norm == "unit")
+    vectors = _Prepared(encoded, space.dimension, truncated)
     start = time.perf_counter()
-    faiss_index = build_faiss(factory, np.ascontiguousarray(vectors))
+    faiss_index = build_faiss(factory, vectors, texts.ids, encoder.name)
     index = FaissIndex(faiss_index, texts.ids, space, query_encoder, factory, name, documents=encoder)
-    index.build_seconds = time.perf_counter() - start
+    index.build_seconds = time.perf_counter() - start - vectors.seconds
     index.parameters = parameters
     if not settings.parameters and (settings.recall or parameters):
         recall, k = settings.recall or _RECALL, min(_NEIGHBORS, len(texts))
-        log(str(index.tune(_held_out(collection), recall, k, documents=texts)))
+        log(str(index.tune(_held_out(collection), recall, k, documents=encoded)))
     return index
 
 
@@ -281,7 +302,7 @@ def _held_out(collection: Collection) -> Texts:
     test = collection.split("test") if "test" in collection.split_sizes else None
     queries = training_queries(collection, "auto", test)[0]
     if len(queries) < _FEWEST_QUERIES:
-        queries = training_texts(collection, queries, titles=False, sentences=1).texts
+        queries = training_texts(collection, queries, titles=False, sentences=1, limit=_MOST_SENTENCES).texts
     step = max(1, len(queries) // _TUNING_QUERIES)
     return queries.select(queries.ids[::step][:_TUNING_QUERIES])
 

@@ -23,6 +23,7 @@ from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens, best_do
 from retrodistill.indexes.base import Index, StoredIndex, load_sides
 from retrodistill.indexes.codecs import Codec, CodecSettings, fit_codec
 from retrodistill.indexes.factory import empty_index
+from retrodistill.indexes.maxsim import best_of_store
 from retrodistill.indexes.muvera import FAISS_FILE, CandidateIndex, Muvera, MuveraSettings
 from retrodistill.indexes.registry import IndexKind
 from retrodistill.indexes.tokens import CODES_FILE, TokenStore, TokenWriter, check_tokens
@@ -138,13 +139,13 @@ class MultiVectorIndex(Index):
 
     def _best(self, vectors: Tokens, k: int) -> tuple[np.ndarray, np.ndarray]:
         if self.candidate_index is None:
-            rows, scores = best_documents(vectors, self.store.blocks(), k)
+            rows, scores = best_of_store(self.store, vectors, k)
         else:
             rows = np.full((len(vectors), k), -1, dtype=np.int64)
             scores = np.zeros((len(vectors), k), dtype=np.float32)
-            for query, candidates in enumerate(self.candidate_index.candidates(vectors, k)):
-                tokens = self.store.gather(candidates)
-                places, best = best_documents(vectors.slice(query, query + 1), [(0, tokens)], k)
+            for query, nearest in enumerate(self.candidate_index.candidates(vectors, k)):
+                candidates = np.sort(nearest)  # so that ties are by row
+                places, best = best_documents(vectors.slice(query, query + 1), self.store.blocks(candidates), k)
                 rows[query, : places.shape[1]] = candidates[places[0]]
                 scores[query, : places.shape[1]] = best[0]
         if self.space.similarity == "meanmaxsim":

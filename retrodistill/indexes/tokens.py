@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -12,10 +13,21 @@ from retrodistill.core.files import make_folder
 from retrodistill.encoders.multi_vector import Tokens, blocks_of
 from retrodistill.indexes.codecs import Codec, load_codec, save_codec
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 CODES_FILE = "tokens.bin"
 _BOUNDS_FILE = "tokens.bounds.npy"
 _LENGTHS_FILE = "tokens.lengths.bin"  # of a store that is being written
-_BLOCK = 16384  # tokens that are decoded at once
+_BLOCK = 8192  # tokens that are decoded at once: their vectors stay in the processor's cache
+
+
+class RoundedTokens(NamedTuple):
+    """Token vectors of several documents in bfloat16."""
+
+    vectors: Tensor  # (total, d) bfloat16
+    bounds: np.ndarray  # as of `Tokens`
+    norms: np.ndarray  # (n,) float32: Euclidean length of each document's longest rounded vector
 
 
 class TokenStore:
@@ -27,6 +39,7 @@ class TokenStore:
 
     def __init__(self, codec: Codec, parts: Sequence[np.ndarray], starts: np.ndarray, lengths: np.ndarray) -> None:
         self.codec, self.parts, self.starts, self.lengths = codec, list(parts), starts, lengths
+        self._norms = np.full(len(starts), np.nan, dtype=np.float32)
 
     @classmethod
     def empty(cls, codec: Codec) -> TokenStore:
@@ -48,6 +61,7 @@ class TokenStore:
         self.parts.append(self.codec.encode(tokens.vectors))
         self.starts = np.concatenate([self.starts, first + tokens.bounds[:-1]])
         self.lengths = np.concatenate([self.lengths, tokens.lengths])
+        self._norms = np.concatenate([self._norms, np.full(len(tokens), np.nan, dtype=np.float32)])
 
     def without(self, removed: np.ndarray) -> TokenStore:
         """The store without the documents of a (n,) mask; saving leaves their codes out."""
@@ -58,10 +72,23 @@ class TokenStore:
         codes, bounds = self._codes(np.asarray(rows, dtype=np.int64))
         return Tokens(self.codec.decode(codes), bounds)
 
-    def blocks(self, tokens: int = _BLOCK) -> Iterator[tuple[int, Tokens]]:
-        """All documents in blocks of about this number of tokens, each with the row of its first document."""
-        for start, stop in blocks_of(_bounds(self.lengths), tokens):
-            yield start, self.gather(np.arange(start, stop))
+    def blocks(self, rows: np.ndarray | None = None, *, tokens: int = _BLOCK) -> Iterator[tuple[int, Tokens]]:
+        """Documents of (m,) rows, by default all, in blocks of at most this number of tokens, each with its place."""
+        rows = np.arange(len(self)) if rows is None else rows
+        for start, stop in blocks_of(_bounds(self.lengths[rows]), tokens):
+            yield start, self.gather(rows[start:stop])
+
+    def rounded_blocks(self) -> Iterator[tuple[int, RoundedTokens]]:
+        """All documents in blocks, rounded to bfloat16, each with the row of its first document."""
+        import torch
+
+        for start, stop in blocks_of(_bounds(self.lengths), _BLOCK):
+            codes, bounds = self._codes(np.arange(start, stop))
+            vectors = self.codec.rounded(codes)
+            norms = self._norms[start:stop]
+            if np.isnan(norms).any():  # kept, since they take a part of a query's time
+                norms[:] = np.maximum.reduceat(torch.linalg.vector_norm(vectors.float(), dim=1).numpy(), bounds[:-1])
+            yield start, RoundedTokens(vectors, bounds, norms)
 
     def save(self, folder: Path) -> None:
         """Write ``tokens.bin`` (codes in document order), ``tokens.bounds.npy`` and the codec, block by block."""
@@ -79,8 +106,8 @@ class TokenStore:
                 raise UserError(f"no file {folder / name}: the token store is incomplete; build it again.")
         codec, bounds = load_codec(folder), np.load(folder / _BOUNDS_FILE)
         shape = ((folder / CODES_FILE).stat().st_size // codec.bytes_per_vector, codec.bytes_per_vector)
-        mapped = shape[0] > 0  # an empty file cannot be mapped
-        codes = np.memmap(folder / CODES_FILE, np.uint8, "r", shape=shape) if mapped else np.zeros(shape, np.uint8)
+        mapped = shape[0] > 0  # an empty file cannot be mapped; copy-on-write, since torch warns of read-only arrays
+        codes = np.memmap(folder / CODES_FILE, np.uint8, "c", shape=shape) if mapped else np.zeros(shape, np.uint8)
         if not len(bounds) or bounds[0] != 0 or (np.diff(bounds) < 0).any() or bounds[-1] != len(codes):
             raise UserError(
                 f"{folder / CODES_FILE} holds {len(codes)} tokens of {codec.bytes_per_vector} bytes, "
@@ -99,6 +126,8 @@ class TokenStore:
             if begin + bounds[-1] <= len(self.parts[part]):
                 return np.asarray(self.parts[part][begin : begin + bounds[-1]]), bounds
         places = np.repeat(starts - bounds[:-1], self.lengths[rows]) + np.arange(bounds[-1])
+        if len(self.parts) == 1:
+            return np.take(self.parts[0], places, axis=0), bounds
         codes = np.empty((len(places), self.codec.bytes_per_vector), dtype=np.uint8)
         owner = np.searchsorted(firsts, places, side="right") - 1
         for number, part_codes in enumerate(self.parts):

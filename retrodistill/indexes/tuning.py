@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from retrodistill.core.errors import UserError
-from retrodistill.indexes.factory import faiss, known_parameters, set_parameters, vector_holder, written_parameters
+from retrodistill.core.faiss import faiss
+from retrodistill.indexes.factory import known_parameters, set_parameters, vector_holder, written_parameters
 
 _GRAPH_FROM = 20_000  # documents; below, a scan takes a millisecond or two
 _LISTS_FROM = 100_000  # documents, if the links of a graph do not fit

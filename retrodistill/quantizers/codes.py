@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from retrodistill.core.errors import UserError
+from retrodistill.core.faiss import faiss
+from retrodistill.encoders.vectors import training_rows
 
 _FACTORY = re.compile(r"(?:OPQ(\d+)(?:_(\d+))?,)?(?:IVF(\d+),)?PQ(\d+)(?:x([48]))?(?:np)?")
 _EXAMPLES = "'PQ16', 'OPQ16,PQ16', 'OPQ16,PQ16x4' or 'OPQ16,IVF64,PQ16'"
@@ -120,8 +122,6 @@ def start_index(factory: str, documents: np.ndarray, *, seed: int = 0, iteration
         seed: Seed of k-means.
         iterations: Rounds of OPQ; 50 is FAISS's own default.
     """
-    import faiss
-
     form = read_form(factory, documents.shape[1])
     if len(documents) < form.vectors_to_train:
         raise UserError(
@@ -149,7 +149,7 @@ def start_index(factory: str, documents: np.ndarray, *, seed: int = 0, iteration
     for clustering in clusterings:
         clustering.seed = seed + _FAISS_SEED
         clustering.min_points_per_centroid = 1  # otherwise C++ prints a warning per subspace and round
-    index.train(documents)
+    index.train(documents[training_rows(len(documents), max(form.lists, 2**form.bits))])
     if form.rotated:
         rotation.pq = None  # `rotation_pq` is freed when this function returns
     index.add(documents)
@@ -158,9 +158,6 @@ def start_index(factory: str, documents: np.ndarray, *, seed: int = 0, iteration
 
 def read_index(index: Any) -> Codes:
     """Read the parts of a FAISS PQ or IVF-PQ, after at most one linear transform; another index is a `UserError`."""
-    import faiss
-    from faiss.contrib.inspect_tools import get_invlist
-
     rotation = centroids = lists = None
     inner: Any = faiss.downcast_index(index)
     if isinstance(inner, faiss.IndexPreTransform):
@@ -177,8 +174,10 @@ def read_index(index: Any) -> Codes:
         lists = np.empty(inner.ntotal, dtype=np.int64)
         packed = np.empty((inner.ntotal, inner.code_size), dtype=np.uint8)
         for number in range(inner.nlist):
-            ids, in_list = get_invlist(inner.invlists, number)
-            lists[ids], packed[ids] = number, in_list
+            if size := inner.invlists.list_size(number):
+                ids = faiss.rev_swig_ptr(inner.invlists.get_ids(number), size)
+                in_list = faiss.rev_swig_ptr(inner.invlists.get_codes(number), size * inner.code_size)
+                lists[ids], packed[ids] = number, in_list.reshape(size, inner.code_size)
     elif isinstance(inner, faiss.IndexPQ):
         packed = faiss.vector_to_array(inner.codes).reshape(inner.ntotal, inner.code_size)
     else:
@@ -209,8 +208,6 @@ def to_faiss(codes: Codes) -> Any:
     Returns:
         ``IndexPQ`` or ``IndexIVFPQ`` for inner product, in an ``IndexPreTransform`` where there is a rotation.
     """
-    import faiss
-
     subspaces, width, bits = codes.codes.shape[1], len(codes.rotation), codes.codebooks.shape[1].bit_length() - 1
     inverted = "" if codes.centroids is None else f"IVF{len(codes.centroids)},"
     inner: Any = faiss.index_factory(width, f"{inverted}PQ{subspaces}x{bits}np", faiss.METRIC_INNER_PRODUCT)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from retrodistill.core.faiss import faiss
 from retrodistill.core.files import digest
 from retrodistill.core.runtime import bar
 from retrodistill.data.collection import Collection
@@ -101,8 +102,6 @@ class DenseRanker(BiEncoderRanker):
         """As `search`; of a large corpus it holds one block of texts and vectors, and the best k of each query."""
         if self.holds(collection):
             return self.search(queries, collection, k)
-        import faiss
-
         documents = collection.documents
         vectors = self._query_vectors(queries.texts, collection)
         best = faiss.ResultHeap(len(vectors), min(k, len(documents)), keep_max=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
 from pathlib import Path
@@ -12,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import filelock
 import numpy as np
-from scipy.sparse import csc_array, csr_array
+from scipy.sparse import csc_array, csr_array, vstack
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_folder, cache_folder, digest, make_folder
+from retrodistill.core.runtime import bar
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.names import ModelName
 from retrodistill.rankers.corpus import CorpusScores, Products
-from retrodistill.rankers.protocol import Ranker, Stage, pair_positions
+from retrodistill.rankers.protocol import Ranker, Stage
 from retrodistill.runs.run import Run, top_k
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 LANGUAGE = "english"  # of stop words (bm25s) and stemmer (Snowball)
 _FORMULA: dict[str, Any] = {"method": "lucene", "k1": 1.5, "b": 0.75}  # bm25s's defaults
 _SETTINGS = {**_FORMULA, "stemmer": LANGUAGE, "stopwords": LANGUAGE}
+_BLOCK = 8192  # documents whose tokens are Python objects at once
 
 
 class BM25:
@@ -67,9 +68,7 @@ class BM25:
         """Scores of query texts with any document, from (texts, terms) counts and (documents, terms) scores."""
         ids, terms = self._index.vocab_dict, len(self._index.scores["indptr"]) - 1
         known = [[ids[term] for term in query if ids.get(term, terms) < terms] for query in _tokenize(list(texts))]
-        bounds = np.cumsum([0, *map(len, known)])
-        columns = np.fromiter(itertools.chain.from_iterable(known), dtype=np.int32, count=bounds[-1])
-        counts = csr_array((np.ones(len(columns), dtype=np.float32), columns, bounds), shape=(len(known), terms))
+        counts = _counts(known, np.arange(terms, dtype=np.int32), terms)
         arrays = (self._index.scores[part] for part in ("data", "indices", "indptr"))
         return Products(counts, csc_array(tuple(arrays), shape=(len(self.documents), terms)).tocsr())
 
@@ -85,12 +84,9 @@ class BM25:
         folder = make_folder(cache_folder() / "bm25") / self.fingerprint
         with filelock.FileLock(f"{folder}.lock"):
             if not folder.exists():
-                index, terms = library.BM25(**_FORMULA), _tokenize(self.documents.texts)
-                if not any(terms):  # bm25s needs at least one term: one that no query has
-                    terms[:1] = [["\0"]]
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # a corpus without terms divides by zero
-                    index.index(terms, show_progress=False)
+                index = library.BM25(**_FORMULA)
+                index.vocab_dict, index.scores = _indexed(self.documents)
+                index.nonoccurrence_array = None  # this formula has none
                 with atomic_folder(folder) as temporary:
                     index.save(temporary, show_progress=False)
         try:
@@ -123,7 +119,7 @@ class BM25Ranker(Ranker):
 
     def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
         """The pairs with BM25 scores."""
-        rows = pair_positions(queries, collection, pairs)[1]
+        rows = pairs.positions(queries, collection.documents)[1]
         products = self.corpus_scores(queries.select(pairs.query_ids), collection)
         return pairs.with_scores(products.pairs(pairs.query_codes, rows), self.name)
 
@@ -141,11 +137,54 @@ class BM25Ranker(Ranker):
         return BM25(collection.documents).bytes_per_document
 
 
-def _tokenize(texts: list[str]) -> list[list[str]]:
+def _indexed(documents: Texts) -> tuple[dict[str, int], dict[str, Any]]:
+    """The vocabulary, and the scores of terms in documents as bm25s stores them, which it would compute as well.
+
+    Its own `BM25.index` takes the tokens of the whole corpus as Python strings.
+    """
+    vocabulary: dict[str, int] = {}
+    parts, lengths = [], []
+    with bar(len(documents), "BM25 index", "documents") as progress:
+        for start in range(0, len(documents), _BLOCK):
+            tokens = _tokenize(documents.slice(start, start + _BLOCK), return_ids=True)
+            of_block = np.empty(len(tokens.vocab), dtype=np.int32)  # the block's numbers -> the corpus's
+            for term in sorted(tokens.vocab):  # in any process the same numbers
+                of_block[tokens.vocab[term]] = vocabulary.setdefault(term, len(vocabulary))
+            lengths.append(np.array([len(ids) for ids in tokens.ids]))
+            parts.append(_counts(tokens.ids, of_block, len(vocabulary)))
+            progress.update(len(tokens.ids))
+    if not vocabulary:  # bm25s needs at least one term: one that no query has
+        vocabulary["\0"], lengths[0][0] = 0, 1
+        parts[0] = csr_array(([np.float32(1)], ([0], [0])), shape=(len(lengths[0]), 1))
+    frequencies = np.zeros(len(vocabulary), dtype=np.int64)
+    for part in parts:
+        part.resize(part.shape[0], len(vocabulary))
+        frequencies += np.bincount(part.indices, minlength=len(vocabulary))
+    rarity = np.log(1 + (len(documents) - frequencies + 0.5) / (frequencies + 0.5)).astype(np.float32)
+    mean, k1, b = np.concatenate(lengths).mean(), _FORMULA["k1"], _FORMULA["b"]
+    for part, own in zip(parts, lengths, strict=True):
+        saturation = np.repeat(k1 * ((1 - b) + b * own / mean), np.diff(part.indptr))
+        part.data = (rarity[part.indices] * (part.data / (saturation + part.data))).astype(np.float32)
+    matrix = csc_array(vstack(parts, format="csr"))
+    scores = {"data": matrix.data, "indices": matrix.indices.astype(np.int32), "indptr": matrix.indptr.astype(np.int64)}
+    return vocabulary, {**scores, "num_docs": len(documents)}
+
+
+def _counts(texts: list[list[int]], terms: np.ndarray, vocabulary: int) -> csr_array:
+    """(texts, vocabulary) float32 counts of `terms`, by their numbers in texts."""
+    bounds = np.cumsum([0, *map(len, texts)])
+    columns = terms[np.fromiter(itertools.chain.from_iterable(texts), dtype=np.int64, count=bounds[-1])]
+    counts = csr_array((np.ones(len(columns), dtype=np.float32), columns, bounds), shape=(len(texts), vocabulary))
+    counts.sum_duplicates()
+    return counts
+
+
+def _tokenize(texts: list[str], *, return_ids: bool = False) -> Any:
+    """Terms of each text, a list of strings; or their numbers, and the vocabulary of these texts."""
     import Stemmer
 
     return load_bm25s().tokenize(
-        texts, stopwords=LANGUAGE, stemmer=Stemmer.Stemmer(LANGUAGE), return_ids=False, show_progress=False
+        texts, stopwords=LANGUAGE, stemmer=Stemmer.Stemmer(LANGUAGE), return_ids=return_ids, show_progress=False
     )
 
 

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
+from retrodistill.core.engines import Computation, Task, check_same_model
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import cache_folder
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.stores import slug, text_keys
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.encoders.contract import current_encoding
+from retrodistill.encoders.contract import EncodingSettings, current_encoding, encode_with, tokens_per_pass
 from retrodistill.encoders.embeddings import KeyedStore
+from retrodistill.encoders.loading import load_cross_encoder
 from retrodistill.encoders.modules import weights_digest
+from retrodistill.encoders.names import ModelName
 from retrodistill.rankers.protocol import Ranker, Work, pair_texts
 from retrodistill.runs.run import Run
 
@@ -34,15 +38,17 @@ class CrossEncoderRanker(Ranker):
     """Raw float32 logits of a sentence-transformers cross-encoder (a sigmoid would saturate and tie the top).
 
     The model needs an identity activation; `root` is the folder of score stores, the shared cache by default.
+    `loaded_from` is the name by which any process can load the model; None for a model that was made here.
     """
 
     kind = "cross-encoder"
     can_score_pairs = can_time_pairs = True
 
-    def __init__(self, model: CrossEncoder, name: str, root: Path | None = None, batch_size: int | None = None) -> None:
-        self.model, self.name, self.root = model, name, root
-        self.encoding = current_encoding()
-        self.batch_size = batch_size or self.encoding.batch_size
+    def __init__(
+        self, model: CrossEncoder, name: str, root: Path | None = None, loaded_from: ModelName | None = None
+    ) -> None:
+        self.model, self.name, self.root, self.loaded_from = model, name, root, loaded_from
+        self.encoding = current_encoding().on(model)
 
     @cached_property
     def _owner(self) -> Manifest:
@@ -50,11 +56,15 @@ class CrossEncoderRanker(Ranker):
             "max_length": self.model.max_seq_length,
             "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
             "activation": "identity",
-            "prompt": (self.model.prompts or {}).get(self.model.default_prompt_name or "", ""),
+            "prompt": self._prompt,
         }
         if self.encoding.precision != "float32":  # absent for float32, so that keys of older stores stay the same
             settings["precision"] = self.encoding.precision
         return Manifest("teacher", {"weights": weights_digest(self.model)}, settings, {"name": self.name})
+
+    @property
+    def _prompt(self) -> str:
+        return str((self.model.prompts or {}).get(self.model.default_prompt_name or "", ""))
 
     def fingerprint(self, collection: Collection) -> str:
         """Digest of weights, maximum length, prompt, dtype and activation."""
@@ -64,7 +74,7 @@ class CrossEncoderRanker(Ranker):
         """The pairs with logits; pairs in the store are not scored again."""
         store = ScoreStore(self.name, self._owner, self.root)
         texts = pair_texts(queries, collection, pairs)
-        store.fill(*texts, self._logits)
+        store.fill(*texts, self._logits, self._task())
         return pairs.with_scores(store.gather(*texts), self.name)
 
     def remaining(self, queries: Texts, collection: Collection, pairs: Run) -> Work:
@@ -88,18 +98,44 @@ class CrossEncoderRanker(Ranker):
         """Its own name: it reads queries and documents together."""
         return self.name
 
+    def _task(self) -> ScoringTask | None:
+        if self.loaded_from is None:
+            return None
+        return ScoringTask(self.loaded_from, self.encoding, self._owner.fingerprint)
+
     def _logits(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         import torch
 
-        with self.encoding.autocast(self.model.device):
-            logits = self.model.predict(
-                list(pairs),
-                batch_size=self.batch_size,
-                activation_fn=torch.nn.Identity(),
-                show_progress_bar=False,
-                convert_to_tensor=True,
-            )
-        return logits.float().cpu().numpy()
+        device, prompt = self.model.device, self._prompt
+        bytes_of = [len(prompt.encode()) + len(query.encode()) + len(document.encode()) for query, document in pairs]
+        logits = np.empty(len(pairs), dtype=np.float32)
+        with self.encoding.autocast(device):
+            for rows in self.encoding.batches(bytes_of, self.model.max_seq_length, tokens_per_pass(device)):
+                batch = self.model.predict(
+                    [pairs[row] for row in rows],
+                    batch_size=len(rows),
+                    activation_fn=torch.nn.Identity(),
+                    show_progress_bar=False,
+                    convert_to_tensor=True,
+                )
+                logits[rows] = batch.float().cpu().numpy()
+        return logits
+
+
+@dataclass(frozen=True)
+class ScoringTask:
+    """Scores pairs in any process that can load the cross-encoder."""
+
+    model: ModelName
+    encoding: EncodingSettings
+    fingerprint: str
+
+    def open(self) -> PairScorer:
+        """The scorer; a missing model or another one is a UserError."""
+        with encode_with(self.encoding):
+            ranker = CrossEncoderRanker(load_cross_encoder(self.model.name), str(self.model))
+        check_same_model(ranker.name, ranker._owner.fingerprint, self.fingerprint)
+        return ranker._logits
 
 
 class ScoreStore(KeyedStore):
@@ -110,6 +146,8 @@ class ScoreStore(KeyedStore):
     given `root` a store of another version is a UserError, as is a folder that cannot be written.
     """
 
+    unit = "pairs"
+
     def __init__(self, name: str, owner: Manifest, root: Path | None = None) -> None:
         folder = root / slug(name) if root else cache_folder() / "scores" / f"{slug(name)}-{owner.fingerprint}"
         self.name = name
@@ -119,31 +157,34 @@ class ScoreStore(KeyedStore):
         """Positions of the distinct pairs without a score, in order."""
         return self._absent(_pair_keys(queries, documents))
 
-    def fill(self, queries: Sequence[str], documents: Sequence[str], score: PairScorer) -> None:
+    def fill(
+        self, queries: Sequence[str], documents: Sequence[str], score: PairScorer, task: Task | None = None
+    ) -> None:
         """Score missing pairs, longest first, one part at a time. Safe to kill and to run concurrently.
+
+        `task` gives other processes the function `score`; without it, only this process can score.
 
         Raises:
             UserError: The teacher gives a score that is not finite, or not one per pair.
         """
-
-        def compute(rows: np.ndarray) -> pa.Table:
-            pairs = [(queries[row], documents[row]) for row in rows]
-            with np.errstate(over="ignore"):  # values beyond float32 become infinite and are rejected below
-                scores = np.asarray(score(pairs), dtype=np.float32)
-            if scores.shape != (len(pairs),):
-                shape = f"scores of shape {scores.shape} for {len(pairs)} pairs"
-                raise UserError(f"teacher {self.name} gave {shape}; give one per pair.")
-            if not np.isfinite(scores).all():
-                query, document = (text[:40] for text in pairs[int(np.flatnonzero(~np.isfinite(scores))[0])])
-                raise UserError(
-                    f"teacher {self.name} gave a score that is not finite for {query!r} and {document!r}; "
-                    "nothing of this batch was kept."
-                )
-            keys = (text_keys(texts) for texts in zip(*pairs, strict=True))
-            return pa.table(dict(zip(("query", "document", "score"), map(pa.array, (*keys, scores)), strict=True)))
-
         sizes = [len(query) + len(document) for query, document in zip(queries, documents, strict=True)]
-        self._fill(_pair_keys(queries, documents), sizes, compute, "pairs", f"scoring ({self.name})")
+        keys, computation = _pair_keys(queries, documents), Computation(score, task)
+        self._fill(keys, sizes, lambda row: (queries[row], documents[row]), computation, f"scoring ({self.name})")
+
+    def _part(self, items: Sequence[tuple[str, str]], results: Any) -> pa.Table:
+        with np.errstate(over="ignore"):  # values beyond float32 become infinite and are rejected below
+            scores = np.asarray(results, dtype=np.float32)
+        if scores.shape != (len(items),):
+            shape = f"scores of shape {scores.shape} for {len(items)} pairs"
+            raise UserError(f"teacher {self.name} gave {shape}; give one per pair.")
+        if not np.isfinite(scores).all():
+            query, document = (text[:40] for text in items[int(np.flatnonzero(~np.isfinite(scores))[0])])
+            raise UserError(
+                f"teacher {self.name} gave a score that is not finite for {query!r} and {document!r}; "
+                "nothing of this batch was kept."
+            )
+        keys = (text_keys(texts) for texts in zip(*items, strict=True))
+        return pa.table(dict(zip(("query", "document", "score"), map(pa.array, (*keys, scores)), strict=True)))
 
     def gather(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
         """(pairs,) float32 raw scores."""

@@ -92,7 +92,7 @@ def _of_name(name: ModelName, store: Path | None) -> Ranker:
     own = _kind_of(model)  # students that re-rank are saved as cross-encoders
     if name.kind not in (own, "cross-encoder"):
         raise UserError(f"model {name.name} is not a {name.kind} student but a {own}; name it '{own}:{name.name}'.")
-    return CrossEncoderRanker(model, str(name), store)
+    return CrossEncoderRanker(model, str(name), store, loaded_from=name.anywhere)
 
 
 def _of_object(model: Any, store: Path | None) -> Ranker:

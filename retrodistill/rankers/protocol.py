@@ -159,15 +159,8 @@ def distinct_texts(
     queries: Texts, collection: Collection, pairs: Run
 ) -> tuple[np.ndarray, list[str], np.ndarray, list[str]]:
     """For queries, then for documents: each pair's (rows,) position among the distinct texts, and these texts."""
-    rows, columns = pair_positions(queries, collection, pairs)
+    rows, columns = pairs.positions(queries, collection.documents)
     return *_distinct(rows, queries), *_distinct(columns, collection.documents)
-
-
-def pair_positions(queries: Texts, collection: Collection, pairs: Run) -> tuple[np.ndarray, np.ndarray]:
-    """(rows,) positions of each pair's query in `queries` and of its document in the corpus."""
-    pairs.require(queries.ids, collection.documents.ids)
-    rows = queries.positions(pairs.query_ids)[pairs.query_codes]
-    return rows, collection.documents.positions(pairs.document_ids)
 
 
 def pair_texts(queries: Texts, collection: Collection, pairs: Run) -> tuple[list[str], list[str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import cast
 
 from retrodistill.core.errors import UserError
+from retrodistill.core.runtime import processes
 from retrodistill.data import Collection, Texts, load_collection
 from retrodistill.data.collection import Qrels, leaks_between
 from retrodistill.data.conversations import (
@@ -245,6 +246,11 @@ def _check(job: Job) -> None:
 
 def _check_index(recipe: Recipe, collection: Collection, space: Encoder) -> None:
     index, documents = recipe.index, len(collection.documents)
+    if index.encoder is not None and processes() > 1:
+        raise UserError(
+            "index.encoder trains in one process; train the students under torchrun without index.encoder, then run "
+            "the recipe with it and without torchrun."
+        )
     if index.learn:
         form = read_form(learned_factory(recipe, space), space.dimension)
         if documents < form.vectors_to_train:

@@ -1,146 +1,376 @@
-"""Plan a recipe without running it: the steps that are left and how long they take. Nothing is trained or stored.
+"""Plan a recipe without running it: the steps that are left, with their time, memory and disk.
 
-To measure rates, the plan encodes up to 64 of the texts that a step embeds and scores up to 32 of the pairs that a
-cross-encoder scores. These results are discarded.
+Nothing of the job is trained or stored. Time comes from rates that earlier runs on this machine left in the cache, or
+that are measured now: on up to 64 of the texts that a step embeds, on 32 of the pairs that a cross-encoder scores, and
+on a few steps of each stage's training (`retrodistill.recipes.pace`). Memory and disk come from shapes
+(`retrodistill.recipes.sizes`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
+from retrodistill.candidates.samplers import random_documents
+from retrodistill.candidates.selection import pairs_within
+from retrodistill.core.files import throw_away_cache
+from retrodistill.core.runtime import muted
+from retrodistill.core.stores import text_keys
+from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
-from retrodistill.encoders.contract import STUDENT_MANIFEST, encode_with
-from retrodistill.encoders.embeddings import seconds_to_embed
+from retrodistill.encoders.contract import STUDENT_MANIFEST, Role, encode_with, tokens_per_pass
+from retrodistill.encoders.embeddings import seconds_to_embed, store_of
 from retrodistill.encoders.names import parse_model_name
-from retrodistill.rankers.protocol import Work
+from retrodistill.recipes import sizes
 from retrodistill.recipes.job import Job, open_job
 from retrodistill.recipes.loading import load_recipe
-from retrodistill.recipes.settings import Recipe
+from retrodistill.recipes.measuring import index_bytes, index_seconds, learning_steps, measuring_seconds
+from retrodistill.recipes.pace import repeated, stage_pace, start_model
+from retrodistill.recipes.resources import Machine, Needs, Plan, Step, held_memory, joined
 from retrodistill.recipes.stage_teachers import manifest_after_stage, student_manifest
 from retrodistill.recipes.student_settings import StudentSettings
 from retrodistill.recipes.students import work_folder
 from retrodistill.recipes.systems import MADE_FROM, planned_variants, students_to_train
 from retrodistill.training.prepared import Prepared, held_out_rows, training_rows
-from retrodistill.training.scoring import candidate_pairs, stage_texts
-from retrodistill.training.settings import CURRENT_STUDENT, StageSettings
+from retrodistill.training.scoring import candidate_pairs, candidate_sources, scores_file, stage_texts
+from retrodistill.training.settings import CURRENT_STUDENT, StageSettings, is_student, parse_student
+from retrodistill.training.texts import TrainingTexts
 from retrodistill.training.trainer import optimizer_steps
 from retrodistill.training.training_data import TrainingData
 
-NOTHING_TO_COUNT = "stages"  # unit of steps that only inform
+_SAMPLE = 64  # texts whose candidates are counted
+_PAIRS = 32  # pairs that measure an untrained student that scores pairs
+_BASELINES = 3  # systems besides students, about
+FEWER_DOCUMENTS = "take a smaller collection, or a document encoder with fewer dimensions"
+FEWER_TEXTS = "set texts.limit or candidates.depth lower"
+FEWER_IN_A_STEP = "set training.batch_size, texts.limit, or candidates.depth lower, with candidates.shared for more"
+SMALLER_INDEX = "set index.factory to a smaller one, such as SQ8, or evaluation.depth lower"
 
 
-def plan_recipe(
-    recipe: str | os.PathLike[str], out: str | os.PathLike[str], overrides: Sequence[str] = ()
-) -> list[dict[str, Any]]:
-    """The steps of a recipe with what is left to do and how long that takes, at rates measured now.
+def plan_recipe(recipe: str | os.PathLike[str], out: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Plan:
+    """The steps of a recipe that are left, each with items, seconds, disk, and peak memory; nothing of it is done.
 
-    Returns:
-        ``[{"step": .., "items": .., "unit": .., "seconds": ..}]``. Seconds are None if the time is known only once the
-        step starts, such as for training, whose number of steps is approximate.
+    Raises:
+        UserError: As `run_recipe`; also what would not fit in memory or on disk.
     """
     settings = load_recipe(recipe, overrides)
     with encode_with(settings.encoding):
-        return _plan(settings, out)
+        started = time.perf_counter()
+        job = open_job(settings, out)
+        loaded = Step("load models and texts", seconds=time.perf_counter() - started, phase="load")
+        check_job(job)
+        plan = _plan(job, is_timed=True)
+        return replace(plan, steps=[loaded, *plan.steps])
 
 
-def _plan(settings: Recipe, out: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    job = open_job(settings, out)
-    count, seconds = seconds_to_embed(job.space, job.collection.documents.texts, "document")
-    steps = [_step(f"embed documents with {job.space.name}", count, "texts", seconds)]
-    # Stages that several students share, by fingerprint, and stages with the same pairs: the first one of each.
-    trained: dict[str, str] = {}
-    scored: dict[str, str] = {}
-    systems, indexes = 0, 0
-    for name, student, _ in students_to_train(settings):
-        variants = planned_variants(job, name, student)
-        folder = job.out / "students" / name
-        is_done = student_manifest(student, job.training_data, job.teachers).matches(folder, STUDENT_MANIFEST)
-        systems += 1 + len(variants)
-        if student.kind.can_search and not (settings.evaluation.exhaustive and student.kind.has_own_documents):
-            built = [is_done and (job.out / "indexes" / each / MADE_FROM).exists() for each in (name, *variants)]
-            indexes += built.count(False)
-        if not student.stages:
-            continue  # a control before training
-        if is_done:
-            steps.append(_step(f"{name}: already distilled"))
-            continue
-        if (folder / STUDENT_MANIFEST).exists():
-            steps.append(_step(f"{name}: its settings or inputs have changed, so it is trained again"))
+def check_job(job: Job) -> None:
+    """Refuse, before anything is computed, a job that would not fit in memory or on disk."""
+    _plan(job, is_timed=False).check()
+
+
+def _plan(job: Job, *, is_timed: bool) -> Plan:
+    return Plan(list(_Planner(job, is_timed=is_timed).steps()), Machine.now(job.out))
+
+
+class _Planner:
+    """Makes the steps of a job; without times, texts are counted by their bounds and nothing is encoded."""
+
+    def __init__(self, job: Job, *, is_timed: bool) -> None:
+        self.job, self.is_timed = job, is_timed
+        self.held = held_memory()
+        self.documents = len(job.collection.documents)
+        self.corpus = sizes.strings(job.collection.documents)
+        self.tokens = sizes.longest_in_batch(job.collection.documents)
+        self._planned: dict[str, np.ndarray] = {}  # keys of texts that earlier steps embed, by encoder and role
+        self._models: dict[str, Any] = {}
+        self._has_started = False
+        # Stages that several students share, by fingerprint, and stages with the same pairs: the first one of each.
+        self._trained: dict[str, str] = {}
+        self._scored: dict[str, str] = {}
+
+    def steps(self) -> Iterator[Step]:
+        """The steps in the order in which they are done."""
+        job, recipe = self.job, self.job.recipe
+        space = job.space.name
+        yield self._embed(f"embed documents with {space}", job.space, job.collection.documents, "document")
+        systems: list[tuple[str, StudentSettings]] = []
+        indexes: list[tuple[str, StudentSettings]] = []
+        for name, student, _ in students_to_train(recipe):
+            variants = planned_variants(job, name, student)
+            manifest = student_manifest(student, job.training_data, job.teachers)
+            is_done = manifest.matches(job.out / "students" / name, STUDENT_MANIFEST)
+            systems += [(each, student) for each in (name, *variants)]
+            if student.kind.can_search and not (recipe.evaluation.exhaustive and student.kind.has_own_documents):
+                names = [each for each in (name, *variants) if not (is_done and self._is_built(each))]
+                indexes += [(each, student) for each in names]
+            if self.is_timed and not is_done:
+                yield from self._start(name, student)
+            if not student.stages:
+                continue  # a control before training
+            if is_done:
+                yield Step(f"{name}: already distilled")
+                continue
+            yield from self._distilling(name, student)
+            for variant in variants:
+                yield Step(f"{variant}: also measured")
+        if recipe.index.learn:
+            yield from learning_steps(job, self.held, is_timed=self.is_timed)
+        if systems:
+            yield self._index(indexes)
+        yield self._measuring(systems)
+
+    def _start(self, name: str, student: StudentSettings) -> Iterator[Step]:
+        """What students that are made from the document encoder encode first; they share it."""
+        tokens, seconds = student.kind.start_left(student, self.job.training_data)
+        if tokens and not self._has_started:
+            self._has_started = True
+            memory = self.held + sizes.FLOAT * tokens * self.job.space.dimension
+            cache = sizes.FLOAT * tokens * self.job.space.dimension
+            yield Step(f"{name}: token table", tokens, "tokens", seconds, Needs(memory, cache=cache))
+
+    def _distilling(self, name: str, student: StudentSettings) -> Iterator[Step]:
+        """A student's stages, without those that an earlier student shares."""
+        job = self.job
+        if (job.out / "students" / name / STUDENT_MANIFEST).exists():
+            yield Step(f"{name}: its settings or inputs have changed, so it is trained again")
         for number, stage in enumerate(student.stages, start=1):
             title = f"{name}, stage {number}"
             fingerprint = manifest_after_stage(student, job.training_data, number, job.teachers).fingerprint
-            first = trained.setdefault(fingerprint, title)
+            first = self._trained.setdefault(fingerprint, title)
             # Everything that determines a stage's texts and pairs, which are made once per key.
             pairs = stage.model_dump_json(include={"teacher", "labels", "texts", "candidates", "positives"})
             pairs += str((stage.aligns, stage.needs_lists, stage.needs_own_document))
-            same_pairs = scored.setdefault(pairs, title)
+            same_pairs = self._scored.setdefault(pairs, title)
             if first != title:
-                steps.append(_step(f"{title}: the same as {first}"))
+                yield Step(f"{title}: the same as {first}")
             else:
-                steps += [_stage_step(job, stage, title, same_pairs), _training_step(job, student, number, title)]
-        steps += [_step(f"{variant}: also measured") for variant in variants]
-    if systems:
-        steps.append(_step("index students' documents", indexes, "indexes", None))
-        steps.append(_step("measure students and what they are compared with", systems, "systems", None))
-    return steps
+                yield from self._stage(name, student, number, same_pairs)
 
+    def _embed(self, title: str, encoder: Any, texts: Texts, role: Role) -> Step:
+        """The step that embeds texts which no earlier step embeds."""
+        key = f"{role} {encoder.fingerprint(role)}"
+        keys, planned = text_keys(texts.texts), self._planned.get(key, np.zeros(0, dtype=np.uint64))
+        new = (
+            texts.texts
+            if not len(planned)
+            else [text for text, is_old in zip(texts.texts, np.isin(keys, planned), strict=True) if not is_old]
+        )
+        self._planned[key] = np.union1d(planned, keys)
+        if self.is_timed:
+            count, seconds = seconds_to_embed(encoder, new, role)
+        else:
+            missing = store_of(encoder, role).missing(new) if encoder.needs_store(role) else []
+            count, seconds = len(missing), 0.0
+        tokens = sizes.characters(texts) / sizes.CHARACTERS
+        vectors = sizes.stored_vectors(encoder, len(texts), tokens)
+        shape, activations = None if encoder.is_recorded else sizes.Shape.of(encoder.model), 0.0
+        if shape is not None:
+            longest, chosen = sizes.longest_in_batch(texts), self.job.recipe.encoding.batch_size
+            of_tokens = tokens_per_pass(encoder.model.device) // (2 + min(longest, shape.longest))
+            size = max(1, int(of_tokens)) if chosen == "auto" else chosen
+            activations = shape.batch(size, longest, is_trained=False)
+        memory = self.held + sizes.strings(texts) + vectors + activations
+        needs = Needs(memory, cache=sizes.stored_vectors(encoder, count, tokens), advice=FEWER_DOCUMENTS)
+        return Step(title, count, "texts", seconds, needs)
 
-def _training_step(job: Job, student: StudentSettings, number: int, title: str) -> dict[str, Any]:
-    manifest, stage = manifest_after_stage(student, job.training_data, number, job.teachers), student.stages[number - 1]
-    if manifest.matches(work_folder(job.training_data) / manifest.fingerprint, STUDENT_MANIFEST):
-        return _step(f"{title}: already trained")
-    count = stage.training.max_steps
-    if stage.selection is None:  # about as many as if every list taught something
-        texts = stage_texts(stage, _stage_data(job, stage))
+    def _stage(self, name: str, student: StudentSettings, number: int, same_pairs: str) -> Iterator[Step]:
+        """What a stage's teachers have left to do, and its training."""
+        job, stage, title = self.job, student.stages[number - 1], f"{name}, stage {number}"
+        what = f"{title}: teacher {' + '.join(member.model for member in stage.teacher) or job.teacher.name}"
+        data = replace(self._data(stage), own_documents=student.documents == "student")
+        texts = stage_texts(stage, data)
+        if job.teachers.needs_students(stage):
+            yield self._student_teacher(what, stage, data, texts)
+        elif CURRENT_STUDENT in (stage.candidates.sources or []):
+            yield Step(f"{what}, candidates known when the student is trained so far", unit="pairs")
+        elif same_pairs != title:
+            yield Step(f"{what}, the same texts and pairs as {same_pairs}", unit="pairs")
+        else:
+            yield from self._teaching(what, stage, data, texts)
+        yield self._training(name, student, number, data, texts)
+
+    def _data(self, stage: StageSettings) -> TrainingData:
+        """The stage's data; with the job's teacher if students teach, which are not trained yet."""
+        job = self.job
+        needs_students = job.teachers.needs_students(stage)
+        return job.training_data if needs_students else job.teachers.data_of(stage, job.training_data)
+
+    def _teaching(self, what: str, stage: StageSettings, data: TrainingData, texts: TrainingTexts) -> Iterator[Step]:
+        """The texts to embed, to align with or to mine and score with, and the pairs that a slow teacher scores."""
+        job, queries = self.job, data.teacher_queries(texts.texts)
+        encoders = {job.space.name: job.space}
+        if stage.needs_lists:
+            encoders = {member.name: member.queries for member in data.teacher.members if member.queries is not None}
+            for source in stage.candidates.sources or []:
+                if source not in encoders and parse_model_name(source).kind in ("dense", "static"):
+                    is_space = source == job.recipe.document_encoder
+                    encoders[source] = job.space if is_space else load_encoder(source, DENSE)
+        steps = [self._embed(what, encoder, queries, "query") for encoder in encoders.values()]
+        others = [encoder for encoder in encoders.values() if encoder is not job.space]
+        steps += [self._embed(what, encoder, job.collection.documents, "document") for encoder in others]
+        is_embedded = not any(step.items for step in steps)
+        if not is_embedded or not stage.needs_lists or stage.any_document:
+            yield joined(what, steps) if steps else Step(what, unit="texts")
+            is_embedded = False
+        if stage.needs_lists and not stage.any_document:
+            pairs = self._pairs(what, stage, data, texts, is_embedded=is_embedded)
+            if pairs.items or is_embedded:
+                yield pairs
+
+    def _pairs(
+        self, what: str, stage: StageSettings, data: TrainingData, texts: TrainingTexts, *, is_embedded: bool
+    ) -> Step:
+        """The pairs that the teacher has left to score, by those of a few texts."""
+        rows = np.unique(np.linspace(0, len(texts) - 1, _SAMPLE, dtype=int))
+        some = texts.texts.select([texts.texts.ids[row] for row in rows])
+        is_slow = data.teacher.run is None and not data.teacher.is_cheap
+        width: float = self._width(stage, data)
+        share, seconds = 1.0, 0.0
+        if is_slow and self.is_timed and scores_file(stage, data, texts.texts).exists():
+            return Step(what, 0, "pairs")
+        if is_slow and self.is_timed:
+            if is_embedded:
+                unlimited = stage.candidates.model_copy(update={"budget": None})
+                pool = candidate_pairs(stage.model_copy(update={"candidates": unlimited}), data, some)[0]
+            else:
+                pool = random_documents(some.ids, self.job.collection.documents.ids, int(width), data.seed)
+            work = data.teacher.remaining(data.teacher_queries(some), self.job.collection, pool)
+            width, share = len(pool) / len(some), work.items / len(pool)
+            seconds = work.seconds / max(1, work.items)
+        count = round(len(texts) * width)
+        if stage.candidates.budget is not None:
+            count = min(count, pairs_within(stage.candidates.budget, count))
+        needs = Needs(self.held + self.corpus + sizes.lists(count), out=sizes.stored_pairs(count), advice=FEWER_TEXTS)
+        left = round(count * share) if is_slow else 0
+        return Step(what, left, "pairs", left * seconds, needs)
+
+    def _width(self, stage: StageSettings, data: TrainingData) -> int:
+        """Most candidates of a text, without those that a batch shares."""
+        if data.teacher.run is not None:
+            return int(np.ceil(len(data.teacher.run) / max(1, len(data.teacher.run.query_ids))))
+        return sizes.candidates(stage, len(candidate_sources(stage, data.teacher)), self.documents)
+
+    def _student_teacher(self, what: str, stage: StageSettings, data: TrainingData, texts: TrainingTexts) -> Step:
+        """What students that are not trained yet have left to do as teachers, at the rates of their start models."""
+        items, seconds, unit = 0, 0.0, "texts"
+        for member in stage.teacher:
+            if not is_student(member.model) or not self.is_timed:
+                continue
+            name = parse_student(member.model)[0]
+            settings = self.job.recipe.students[name]
+            teacher = settings.kind.wrap(self._model(name, settings), f"{settings.kind.name}:{name}", None)
+            with throw_away_cache(), muted():
+                if not settings.kind.can_search:
+                    pairs = len(texts) * self._width(stage, data)
+                    document = self.job.collection.documents.slice(0, 1)[0]
+                    probe = [(text, document) for text in texts.texts.texts[:_PAIRS]]
+                    started = time.perf_counter()
+                    teacher.score(probe)
+                    rate = (time.perf_counter() - started) / len(probe)
+                    items, seconds, unit = items + pairs, seconds + rate * pairs, "pairs"
+                    continue
+                sides: list[tuple[Texts, Role]] = [(texts.texts, "query")]
+                if settings.documents == "student":
+                    sides.append((self.job.collection.documents, "document"))
+                for side, role in sides:
+                    count, more = seconds_to_embed(teacher, side.texts, role)
+                    items, seconds = items + count, seconds + more
+        return Step(f"{what}, known when that student is trained", items, unit, seconds)
+
+    def _training(
+        self, name: str, student: StudentSettings, number: int, data: TrainingData, texts: TrainingTexts
+    ) -> Step:
+        job, stage, title = self.job, student.stages[number - 1], f"{name}, stage {number}: train"
+        manifest = manifest_after_stage(student, job.training_data, number, job.teachers)
+        if manifest.matches(work_folder(job.training_data) / manifest.fingerprint, STUDENT_MANIFEST):
+            return Step(f"{name}, stage {number}: already trained")
+        # About as many as if every list taught something; of a selection, no more than that.
         prepared = Prepared(texts, None, [], held_out_rows(texts, None, job.recipe.seed))
         draws = stage.groups.draws if stage.draws_groups else 1
         count = optimizer_steps(len(training_rows(prepared, stage)) * draws, stage.training)
-    elif not count:
-        return _step(f"{title}: train; the number of steps is known when it starts")
-    return _step(f"{title}: train", count, "steps", None)
+        if stage.selection is not None and not stage.training.max_steps:
+            title += ", at most"
+        seconds = stage_pace(student, number, data).seconds(count, len(texts)) if self.is_timed else 0.0
+        return Step(title, count, "steps", seconds, self._training_needs(name, student, stage, data, len(texts)))
 
+    def _training_needs(
+        self, name: str, student: StudentSettings, stage: StageSettings, data: TrainingData, texts: int
+    ) -> Needs:
+        model, width, batch = self._model(name, student), self._width(stage, data), stage.training.batch_size
+        parts = sizes.parameters(model, whole=stage.train in ("query_encoder", "both_encoders"))
+        shape, dimension = sizes.Shape.of(model), self.job.space.dimension
+        memory = self.held + self.corpus + sizes.optimizer(parts.trained) + sizes.FLOAT * parts.all
+        memory += sizes.lists(texts * width)
+        vectors = sizes.FLOAT * dimension
+        if stage.train in ("query_encoder", "lexical"):
+            memory += vectors * self.documents
+        if stage.aligns or stage.any_document or stage.train == "lexical":
+            memory += vectors * texts
+        if stage.any_document:
+            memory += vectors * self.documents * sum(member.queries is not None for member in data.teacher.members)
+            memory += sizes.postings(self.job.collection.documents)
+        is_whole = stage.candidates.depth == "all"
+        listed = self.documents if is_whole else width + min(stage.candidates.shared, self.documents)
+        if stage.draws_groups:
+            listed = stage.groups.documents + stage.groups.random
+        gathered = dimension if stage.train == "query_encoder" and not is_whole else 0
+        memory += sizes.matrices(batch, listed, gathered)
+        if stage.train == "lexical":  # vectors of the documents of all lists, with gradients
+            documents = self.documents if is_whole else min(self.documents, batch * listed)
+            memory += sizes.matrices(documents, dimension + (student.lexical_dim or 0), 0)
+        elif shape is not None and stage.train == "both_encoders":
+            pairs = batch * (1 + listed)
+            memory += shape.batch(pairs, self.tokens, is_trained=True)
+        elif shape is not None and stage.train == "query_encoder":
+            memory += shape.batch(batch, sizes.QUERY_TOKENS, is_trained=True)
+        advice = FEWER_IN_A_STEP if stage.needs_lists else FEWER_TEXTS
+        scratch = sizes.checkpoints(parts.all, parts.trained)
+        return Needs(memory, out=sizes.FLOAT * parts.all, scratch=scratch, advice=advice)
 
-def _stage_data(job: Job, stage: StageSettings) -> TrainingData:
-    """The stage's data; with the job's teacher if students teach, which are not trained yet."""
-    return job.training_data if job.teachers.needs_students(stage) else job.teachers.data_of(stage, job.training_data)
+    def _model(self, name: str, student: StudentSettings) -> Any:
+        """The student before training, made once; its values do not matter."""
+        if name not in self._models:
+            with throw_away_cache(), muted():
+                data = replace(self.job.training_data, collection=repeated(self.job.collection, 1))
+                self._models[name] = start_model(student, data)
+        return self._models[name]
 
+    def _is_built(self, name: str) -> bool:
+        return (self.job.out / "indexes" / name / MADE_FROM).exists()
 
-def _stage_step(job: Job, stage: StageSettings, title: str, same_pairs: str) -> dict[str, Any]:
-    what = f"{title}: teacher {' + '.join(member.model for member in stage.teacher) or job.teacher.name}"
-    if job.teachers.needs_students(stage):
-        return _step(f"{what}, known when that student is trained", unit="pairs")
-    if CURRENT_STUDENT in (stage.candidates.sources or []):
-        return _step(f"{what}, candidates known when the student is trained so far", unit="pairs")
-    if same_pairs != title:
-        return _step(f"{what}, the same texts and pairs as {same_pairs}", unit="pairs")
-    work = _stage_work(job, stage)
-    return _step(what, work.items, work.unit, work.seconds)
+    def _index(self, names: Sequence[tuple[str, StudentSettings]]) -> Step:
+        """Embedding documents by students that encode their own, and building the indexes."""
+        collection, needs, seconds = self.job.collection, Needs(), 0.0
+        for name, student in names:
+            own = student.documents == "student"
+            encoder = self.job.space
+            if own:
+                encoder = student.kind.wrap(self._model(name, student), f"{student.kind.name}:student", None)
+            tokens = sizes.characters(collection.documents) / sizes.CHARACTERS
+            vectors = sizes.stored_vectors(encoder, self.documents, tokens)
+            size = index_bytes(self.job, encoder, vectors)
+            memory = self.held + self.corpus + vectors + 2 * size
+            cache = vectors if own else 0.0
+            needs = Needs(max(needs.memory, memory), needs.out + size, needs.cache + cache, advice=SMALLER_INDEX)
+            if self.is_timed:
+                seconds += index_seconds(self.job, student, encoder)
+        return Step("index students' documents", len(names), "indexes", seconds, needs, "index")
 
-
-def _stage_work(job: Job, stage: StageSettings) -> Work:
-    """What a stage still needs from its teachers: texts to embed, or, once mining has all embeddings, pairs."""
-    data = _stage_data(job, stage)
-    texts = stage_texts(stage, data).texts
-    queries = data.teacher_queries(texts)
-    # Embeddings to align with, or to mine or score with.
-    encoders = {job.space.name: job.space}
-    if stage.needs_lists:
-        encoders = {member.name: member.queries for member in data.teacher.members if member.queries is not None}
-        for source in stage.candidates.sources or []:
-            if source not in encoders and parse_model_name(source).kind in ("dense", "static"):
-                encoders[source] = job.space if source == job.recipe.document_encoder else load_encoder(source, DENSE)
-    counted = [seconds_to_embed(encoder, queries.texts, "query") for encoder in encoders.values()]
-    documents = job.collection.documents.texts  # the document encoder has a step of its own
-    others = [encoder for encoder in encoders.values() if encoder is not job.space]
-    counted += [seconds_to_embed(encoder, documents, "document") for encoder in others]
-    missing = Work(sum(items for items, _ in counted), "texts", sum(seconds for _, seconds in counted))
-    if missing.items or not stage.needs_lists or stage.any_document:
-        return missing
-    return data.teacher.remaining(queries, job.collection, candidate_pairs(stage, data, texts)[0])
-
-
-def _step(step: str, items: int = 0, unit: str = NOTHING_TO_COUNT, seconds: float | None = 0.0) -> dict[str, Any]:
-    seconds = None if seconds is None else round(seconds, 1)
-    return {"step": step, "items": items, "unit": unit, "seconds": seconds}
+    def _measuring(self, systems: Sequence[tuple[str, StudentSettings]]) -> Step:
+        job, recipe = self.job, self.job.recipe
+        count = len(systems)
+        depth = min(recipe.evaluation.depth, self.documents)
+        rows = (count + _BASELINES) * len(job.test) * depth
+        memory = self.held + self.corpus + sizes.FLOAT * job.space.dimension * self.documents * (2 + count)
+        needs = Needs(memory + sizes.run_rows(rows), out=sizes.stored_run(rows), advice=SMALLER_INDEX)
+        seconds = 0.0
+        if self.is_timed:
+            models = {name: self._model(name, student) for name, student in systems}
+            seconds = measuring_seconds(job, [(student, models[name]) for name, student in systems])
+        title = "measure students and what they are compared with"
+        return Step(title, count, "systems", seconds, needs, "evaluate")

@@ -9,6 +9,7 @@ import numpy as np
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
+from retrodistill.core.rates import remember
 from retrodistill.core.runtime import log
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
@@ -21,6 +22,7 @@ from retrodistill.quantizers import QuantizerSettings
 from retrodistill.quantizers.codes import reconstructed
 from retrodistill.rankers.corpus import CorpusScores
 from retrodistill.recipes.job import Job, learned_factory
+from retrodistill.recipes.measuring import learning_key
 from retrodistill.recipes.reporting import Curves
 from retrodistill.recipes.student_settings import StudentSettings
 from retrodistill.recipes.students import train_students
@@ -104,6 +106,7 @@ def _learned(
             job.collection, job.space, texts, target=factory, settings=settings, teacher=teacher, name=name
         )
         taken = time.perf_counter() - started
+        remember(learning_key(job, settings), {"seconds": taken})
         if not learned.learned.improved:
             log(f"{name}: learning did not improve the ranking of held-out queries, so the start is kept")
         history = learned.learned.history

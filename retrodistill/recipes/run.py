@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -18,6 +19,8 @@ from retrodistill.recipes import systems
 from retrodistill.recipes.cards import write_cards
 from retrodistill.recipes.job import Job, open_job
 from retrodistill.recipes.loading import load_recipe, recipe_yaml
+from retrodistill.recipes.measuring import remember_measuring
+from retrodistill.recipes.plan import check_job
 from retrodistill.recipes.quantized import quantized
 from retrodistill.recipes.reporting import job_results
 from retrodistill.recipes.settings import Recipe
@@ -49,6 +52,7 @@ def run_recipe(
     with encode_with(settings.encoding):
         with timed(seconds, "load"), main_first():
             job = open_job(settings, out)
+            check_job(job)
         make_folder(job.out)
         with exclusive(job.out / ".lock"):
             return _run(job, seconds, command)
@@ -79,6 +83,7 @@ def _run(job: Job, seconds: dict[str, float], command: str) -> Results | None:
     if settings.index.learn:
         compressed, curves = quantized(job, seconds)
         compared += compressed
+    started = time.perf_counter()
     with timed(seconds, "evaluate"):
         measured = evaluate_systems(compared, job.task, job.evaluation)
     for name, system in measured.items():
@@ -89,5 +94,6 @@ def _run(job: Job, seconds: dict[str, float], command: str) -> Results | None:
     write_page(results, job.out / "report.html")
     Manifest("job", {"collection": job.collection.fingerprint}, settings.model_dump(mode="json")).write(job.out)
     write_cards(job, trained.values(), results)
+    remember_measuring(job, time.perf_counter() - started)
     shutil.rmtree(work_folder(job.training_data), ignore_errors=True)
     return results

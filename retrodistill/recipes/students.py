@@ -17,6 +17,7 @@ from retrodistill.core.runtime import barrier, is_main, log
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.evaluation.results import Role
+from retrodistill.recipes.pace import remember_pace
 from retrodistill.recipes.stage_teachers import StageTeachers, manifest_after_stage, space_of
 from retrodistill.recipes.student_settings import StudentSettings, StudentState, prerequisites, training_order
 from retrodistill.students.registry import AnyStudent, as_student, kind_of, load_student, run_stage, save_student
@@ -174,8 +175,10 @@ class _Training:
         part = "lexical half" if stage.train == "lexical" else stage.train.replace("_", " ")
         log(f"{title}: {' + '.join(terms)}, {part}")
         checkpoints = work.with_name(f"{work.name}-checkpoints")
-        record = _extended(record, run_stage(model, stage, data, checkpoints, title))
+        history = run_stage(model, stage, data, checkpoints, title)
+        record = _extended(record, history)
         if is_main():
+            remember_pace(settings, stage, data, history)
             manifest = replace(self._manifests[name, number], about=record)
             with atomic_folder(work) as temporary, disk_errors(), quiet_libraries():
                 model.save_pretrained(str(temporary), create_model_card=False)

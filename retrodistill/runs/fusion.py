@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.runs.calibration import Calibration, fit_calibration
@@ -26,15 +26,13 @@ def union(runs: Sequence[Run], name: str = "candidates", *, weights: Sequence[fl
     weights = check_weights(len(runs), weights)
     if len(runs) > 8:  # 8 runs already have 256 combinations of sources
         raise UserError(f"a union of {len(runs)} runs keeps sources for at most 8; unite them in steps.")
-    pairs, scores = align(runs, name)
-    labels = {
-        present: "+".join(itertools.compress((run.name for run in runs), present))
-        for present in itertools.product((False, True), repeat=len(runs))
-    }
-    sources = [labels[tuple(row)] for row in (~np.isnan(scores)).tolist()]
-    ranks = reciprocal_ranks(runs, weights, pairs, scores)
-    queries, documents = pairs.table["query_id"], pairs.table["document_id"]
-    return Run.from_arrays(queries, documents, ranks, sources=sources, name=name).ranked()
+    pairs, is_present = _by_reciprocal_rank(runs, weights, name)
+    proposed = np.packbits(is_present, axis=1, bitorder="little")[:, 0]
+    labels = ["+".join(run.name for bit, run in enumerate(runs) if code >> bit & 1) for code in range(2 ** len(runs))]
+    names = list(dict.fromkeys(labels))  # runs may share a name
+    places = np.array([names.index(label) for label in labels], dtype=np.int32)[proposed]
+    sources = pa.DictionaryArray.from_arrays(pa.array(places), pa.array(names))
+    return Run(pairs.table.append_column("sources", sources), name).ranked()
 
 
 def fuse(
@@ -70,8 +68,7 @@ def fuse(
     if not any(len(run) for run in runs):
         return Run.from_dict({}, name)
     if method == "reciprocal-rank":
-        pairs, scores = align(runs, name)
-        return pairs.with_scores(reciprocal_ranks(runs, weights, pairs, scores))
+        return _by_reciprocal_rank(runs, weights, name)[0]
     fitted = [fit_calibration(method, run) for run in runs] if calibrations is None else calibrations
     check_calibrations(len(runs), fitted)
     pairs, scores = align([calibration.apply(run) for calibration, run in zip(fitted, runs, strict=True)], name)
@@ -92,16 +89,13 @@ def fuse(
     return pairs.with_scores(mean * sum(weights) if method == "minmax" else mean)
 
 
-def reciprocal_ranks(runs: Sequence[Run], weights: Sequence[float], pairs: Run, scores: np.ndarray) -> np.ndarray:
-    """(rows,) weighted sum over runs of 1 / (60 + rank) for aligned scores (rows, runs); NaN adds nothing."""
-    total = np.zeros(len(pairs))
-    for column, weight in enumerate(weights):
-        present = np.flatnonzero(~np.isnan(scores[:, column]))
-        own = pairs.filter(~np.isnan(scores[:, column])).with_scores(scores[present, column])
-        order = np.lexsort((own.document_ids.astype(str), -own.scores, own.query_codes))
-        rank = np.arange(1, len(order) + 1) - own.bounds[own.query_codes[order]]
-        total[present[order]] += weight / (_RECIPROCAL_RANK_OFFSET + rank)
-    return total
+def _by_reciprocal_rank(runs: Sequence[Run], weights: Sequence[float], name: str) -> tuple[Run, np.ndarray]:
+    """The pairs with the weighted sum over runs of 1 / (60 + rank), and (rows, runs) bool: the runs that have each."""
+    pairs, ranks = align([run.with_scores(run.ranks) for run in runs], name)
+    is_present, total = ~np.isnan(ranks), np.zeros(len(pairs))
+    for weight, present, rank in zip(weights, is_present.T, ranks.T, strict=True):
+        total[present] += weight / (_RECIPROCAL_RANK_OFFSET + rank[present])
+    return pairs.with_scores(total), is_present
 
 
 def check_weights(runs: int, weights: Sequence[float] | None) -> list[float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -15,12 +15,13 @@ import pyarrow.compute as pc
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import digest
 from retrodistill.core.stores import KeyIndex
-from retrodistill.data.texts import column_digest
+from retrodistill.data.texts import Texts, column_digest
 
 Scores = Mapping[str, Mapping[str, float]]
 _Ids: TypeAlias = Sequence[str] | pa.Array | pa.ChunkedArray
 _IDS = pa.dictionary(pa.int32(), pa.string())
 _ID_COLUMNS = ("query_id", "document_id")
+_GROUPS = 64  # of a long row of scores, whose maxima bound the k-th highest score
 
 
 def top_k(scores: np.ndarray, k: int) -> np.ndarray:
@@ -33,6 +34,14 @@ def top_k(scores: np.ndarray, k: int) -> np.ndarray:
         return np.array([top_k(row, k) for row in scores], dtype=np.int64).reshape(len(scores), width)
     if k >= len(scores):
         return np.argsort(-scores, kind="stable")
+    width = len(scores) // _GROUPS
+    if k <= width:
+        # Of groups of one element in `width`, k have a maximum of at least `least`, and so have k scores or more.
+        maxima = scores[: _GROUPS * width].reshape(_GROUPS, width).max(axis=0)
+        least = np.partition(maxima, width - k)[width - k]
+        likely = np.flatnonzero(scores >= least)
+        if len(likely) < width:
+            return likely[top_k(scores[likely], k)]
     # A partition is linear in n, but its ties are arbitrary: take those at the threshold in order of position.
     threshold = -np.partition(-scores, k - 1)[k - 1]
     above = np.flatnonzero(scores > threshold)
@@ -148,6 +157,12 @@ class Run:
         """(rows,) object array of document ids."""
         return self.table["document_id"].to_numpy(zero_copy_only=False)
 
+    @property
+    def coded_documents(self) -> tuple[pa.Array, np.ndarray]:
+        """Distinct document ids, among them all of the run, and (rows,) integer codes: places in these."""
+        array = _one_chunk(self.table["document_id"])
+        return array.dictionary, array.indices.to_numpy()
+
     @cached_property
     def scores(self) -> np.ndarray:
         """(rows,) float64 scores."""
@@ -180,17 +195,22 @@ class Run:
 
     def ranked(self) -> Run:
         """Rows of each query in rank order: score descending, then document id ascending (as text)."""
-        dictionary, documents = id_codes(self.table["document_id"])
-        by_text = np.empty(len(dictionary), dtype=np.int64)
-        by_text[np.argsort(dictionary, kind="stable")] = np.arange(len(dictionary))
-        order = np.lexsort((by_text[documents], -self.scores, self.query_codes))
-        return Run(self.table.take(pa.array(order)), self.name)
+        order = self._rank_order()
+        return self if order is None else Run(self.table.take(pa.array(order)), self.name)
+
+    @property
+    def ranks(self) -> np.ndarray:
+        """(rows,) int64 rank of each row among its query's, from 1, in the order of `ranked`."""
+        order, ranks = self._rank_order(), np.arange(1, len(self) + 1) - self.bounds[self.query_codes]
+        if order is None:
+            return ranks
+        by_row = np.empty_like(ranks)
+        by_row[order] = ranks  # the rows of a query stay in its place
+        return by_row
 
     def top(self, k: int) -> Run:
         """The best k documents of each query, in rank order; fewer if a query has fewer."""
-        ranked = self.ranked()
-        rank = np.arange(len(ranked)) - ranked.bounds[ranked.query_codes]
-        return ranked.filter(rank < k)
+        return self.filter(self.ranks <= k).ranked()
 
     def select(self, query_ids: Iterable[str]) -> Run:
         """Rows of the given queries; unknown ids are ignored."""
@@ -222,28 +242,55 @@ class Run:
     def require(self, query_ids: Iterable[str], document_ids: Iterable[str]) -> None:
         """Check that all ids of the run are known; raises UserError otherwise."""
         for column, known in zip(_ID_COLUMNS, (query_ids, document_ids), strict=True):
-            unknown = sorted(set(id_codes(self.table[column])[0]) - set(known))
-            if unknown:
-                raise UserError(
-                    f"run {self.name}: {len(unknown)} {column.removesuffix('_id')} ids are not in the collection "
-                    f"({sample_of(unknown)}); use a run made on this collection."
-                )
+            self._refuse(column, set(id_codes(self.table[column])[0]) - set(known))
+
+    def positions(self, queries: Texts, documents: Texts) -> tuple[np.ndarray, np.ndarray]:
+        """(rows,) int64 positions of each row's query and of its document; raises UserError if one is unknown."""
+        places = []
+        for column, texts in zip(_ID_COLUMNS, (queries, documents), strict=True):
+            ids, codes = id_codes(self.table[column])
+            of_ids = texts.positions(ids)
+            self._refuse(column, ids[of_ids < 0].tolist())
+            places.append(of_ids[codes])
+        return places[0], places[1]
+
+    def _refuse(self, column: str, unknown: Collection[str]) -> None:
+        if len(unknown):
+            raise UserError(
+                f"run {self.name}: {len(unknown)} {column.removesuffix('_id')} ids are not in the collection "
+                f"({sample_of(sorted(unknown))}); use a run made on this collection."
+            )
 
     @cached_property
     def _queries(self) -> tuple[list[str], np.ndarray]:
         dictionary, codes = id_codes(self.table["query_id"])
-        _, first = np.unique(codes, return_index=True)
-        order = codes[np.sort(first)]
-        place = np.full(len(dictionary), -1, dtype=np.int64)
+        first = np.zeros(len(dictionary), dtype=np.int64)
+        first[codes[::-1]] = np.arange(len(codes))[::-1]  # the last assignment of a repeated code stays
+        order = np.argsort(first)
+        place = np.empty_like(order)
         place[order] = np.arange(len(order))
         return [str(dictionary[code]) for code in order], place[codes]
+
+    def _rank_order(self) -> np.ndarray | None:
+        """(rows,) int64 rows by query, score and document; None if they are in this order."""
+        codes, scores = self.query_codes, self.scores
+        same = codes[1:] == codes[:-1]
+        tied = np.flatnonzero(same & (scores[1:] == scores[:-1]))
+        names, documents = self.coded_documents
+        by_text = np.empty(len(names), dtype=np.int32)
+        by_text[pc.sort_indices(names).to_numpy()] = np.arange(len(by_text), dtype=np.int32)
+        documents = by_text[documents]
+        falls = bool((~same | (scores[1:] <= scores[:-1])).all())
+        if falls and (documents[tied + 1] > documents[tied]).all():
+            return None
+        return np.lexsort((documents, -scores, codes))
 
     def _check_pairs(self) -> None:
         queries, documents = (id_codes(self.table[column])[1] for column in _ID_COLUMNS)
         pairs = queries * (int(documents.max(initial=0)) + 1) + documents
-        _, first = np.unique(pairs, return_index=True)
-        if len(first) < len(pairs):
-            twice = np.setdiff1d(np.arange(len(pairs)), first)
+        ascending = np.sort(pairs)
+        if (ascending[1:] == ascending[:-1]).any():
+            twice = np.setdiff1d(np.arange(len(pairs)), np.unique(pairs, return_index=True)[1])
             raise UserError(
                 f"run {self.name}: {len(twice)} pairs appear twice, first {self._pair(twice[0])}; keep one score per "
                 "pair."
@@ -289,16 +336,18 @@ def _as_scores(values: Sequence[float] | np.ndarray | pa.ChunkedArray, name: str
 def _one_chunk(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     if not isinstance(column, pa.ChunkedArray):
         return column
-    if pa.types.is_dictionary(column.type):
-        column = column.unify_dictionaries()
+    if pa.types.is_dictionary(column.type) and column.num_chunks > 1:
+        column = column.cast(pa.string()).dictionary_encode()  # a third of the time of unify_dictionaries
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
 
 
 def id_codes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """(dictionary as object array, (rows,) int64 codes) of a dictionary column, without unused entries."""
     array = _one_chunk(column)
-    used, codes = np.unique(array.indices.to_numpy().astype(np.int64), return_inverse=True)
-    return np.asarray(array.dictionary.take(pa.array(used)).to_pylist(), dtype=object), codes
+    indices, is_used = array.indices.to_numpy(), np.zeros(len(array.dictionary), dtype=bool)
+    is_used[indices] = True
+    codes = (np.cumsum(is_used) - 1)[indices]
+    return np.asarray(array.dictionary.filter(pa.array(is_used)).to_pylist(), dtype=object), codes
 
 
 def align(runs: Sequence[Run], name: str = "union") -> tuple[Run, np.ndarray]:
@@ -313,7 +362,8 @@ def align(runs: Sequence[Run], name: str = "union") -> tuple[Run, np.ndarray]:
     document_ids, document_codes = _common([run.table["document_id"] for run in runs])
     width = max(len(document_ids), 1)
     keys = [queries * width + documents for queries, documents in zip(query_codes, document_codes, strict=True)]
-    union = np.unique(np.concatenate(keys))
+    union = np.sort(np.concatenate(keys))
+    union = union[np.append(True, union[1:] != union[:-1])[: len(union)]]
     matrix = np.full((len(union), len(runs)), np.nan)
     for column, (run, own) in enumerate(zip(runs, keys, strict=True)):
         matrix[np.searchsorted(union, own), column] = run.scores
@@ -333,18 +383,17 @@ def look_up(run: Run, pairs: Run) -> np.ndarray:
     return scores
 
 
-def _common(columns: Sequence[pa.ChunkedArray]) -> tuple[list[str], list[np.ndarray]]:
-    """One dictionary for several id columns, and each column's codes in it."""
-    places: dict[str, int] = {}
+def _common(columns: Sequence[pa.ChunkedArray]) -> tuple[pa.Array, list[np.ndarray]]:
+    """One dictionary for several id columns, in the order of first appearance, and each column's codes in it."""
+    arrays = [_one_chunk(column) for column in columns]
+    names = pc.unique(pa.chunked_array([pc.unique(array).dictionary_decode() for array in arrays], pa.string()))
     coded = []
-    for column in columns:
-        dictionary, codes = id_codes(column)
-        first = np.unique(codes, return_index=True)[1]
-        for entry in codes[np.sort(first)]:
-            places.setdefault(dictionary[entry], len(places))
-        coded.append(np.array([places[entry] for entry in dictionary], dtype=np.int64)[codes])
-    return list(places), coded
+    for array in arrays:
+        places = pc.index_in(array.dictionary, value_set=names).fill_null(-1).to_numpy()  # -1 for unused entries
+        coded.append(places.astype(np.int64)[array.indices.to_numpy()])
+    return names, coded
 
 
-def _dictionary(codes: np.ndarray, names: Sequence[str]) -> pa.DictionaryArray:
-    return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), pa.array(list(names), pa.string()))
+def _dictionary(codes: np.ndarray, names: Sequence[str] | pa.Array) -> pa.DictionaryArray:
+    names = names if isinstance(names, pa.Array) else pa.array(names, pa.string())
+    return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), names)

@@ -78,7 +78,8 @@ class PairScorer(ColumnScorer):
         pairs = [pair for side in sides for pair in zip(queries, side, strict=True)]
         inner: Any = getattr(model, "module", model)  # torchrun's wrapper has no tokenizer
         prompt = (inner.prompts or {}).get(inner.default_prompt_name or "", None)
-        features = batch_to_device(inner.preprocess(pairs, prompt=prompt), inner.device)
+        # a dict: the wrapper finds no tensors in the tokenizer's class, and takes every parameter for unused
+        features = batch_to_device(dict(inner.preprocess(pairs, prompt=prompt)), inner.device)
         return [model(features)["scores"].float().view(len(sides), len(queries)).T]
 
     def lists(self, encoded: Sequence[Tensor], batch: ListBatch | None = None) -> Tensor:

@@ -25,7 +25,7 @@ from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import Role
 from retrodistill.encoders.modules import weights_digest
-from retrodistill.rankers.protocol import Ranker, pair_positions
+from retrodistill.rankers.protocol import Ranker
 from retrodistill.runs.run import Run
 from retrodistill.students.cross_encoder import KIND as CROSS_ENCODER
 from retrodistill.students.cross_encoder import CrossEncoderStudent, train_pairs
@@ -278,7 +278,7 @@ class StoredDocumentsRanker(Ranker):
     def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
         """The pairs with raw scores, one query's documents at a time."""
         score, texts = self.pair_fn(collection), queries.texts
-        query_rows, rows = pair_positions(queries, collection, pairs)
+        query_rows, rows = pairs.positions(queries, collection.documents)
         scores = np.zeros(len(rows), dtype=np.float32)
         for query in np.unique(query_rows):
             places = np.flatnonzero(query_rows == query)
@@ -338,7 +338,7 @@ def _states(
         return pack(side.states), side.mask
 
     with evaluating(module):
-        return cached_states(key, texts, read, "documents' states", dtype)
+        return cached_states(key, texts, read, "documents' states", dtype, next(module.parameters()).device)
 
 
 def train_late_interaction(run: StageRun) -> History:

@@ -66,6 +66,8 @@ class Kind:
     ranker: Callable[[Any, Any], Ranker]
     parts: tuple[Part, ...]  # what a stage can train, as values of its key train
     defaults: Callable[[Mapping[str, Any]], StageDefaults]  # of the settings as a mapping
+    # (settings, TrainingData) -> tokens that `start` has left to encode, and about how many seconds that takes.
+    start_left: Callable[[Any, Any], tuple[int, float]] = lambda settings, data: (0, 0.0)
     options: frozenset[str] = frozenset()  # settings that this kind has and some kinds have not
     # (settings as a mapping, NAME) -> settings that are added where the user names a model alone.
     complete: Callable[[Mapping[str, Any], str], dict[str, Any]] = lambda settings, name: {}

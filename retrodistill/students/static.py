@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -105,18 +107,36 @@ def inverse_document_frequencies(tokenizer: Tokenizer, corpus: Texts, block: int
 
 def _token_embeddings(teacher: Encoder, tokenizer: Tokenizer) -> np.ndarray:
     """(vocabulary, d) of each token between the special tokens, through the teacher; kept in the cache."""
-    path = cache_folder() / "token-tables" / f"{teacher.document_space}-{digest(tokenizer.to_str())}.npy"
+    path = _table_file(teacher, tokenizer)
     if not path.exists():
-        rows = _encode_tokens(teacher, tokenizer)
+        rows = _encode_tokens(teacher, tokenizer.get_vocab_size())
         with atomic_file(path) as temporary, temporary.open("wb") as file:
             np.save(file, rows)
     return np.load(path)
 
 
-def _encode_tokens(teacher: Encoder, tokenizer: Tokenizer) -> np.ndarray:
+def _table_file(teacher: Encoder, tokenizer: Tokenizer) -> Path:
+    return cache_folder() / "token-tables" / f"{teacher.document_space}-{digest(tokenizer.to_str())}.npy"
+
+
+def _table_left(settings: Any, data: Any) -> tuple[int, float]:
+    """Tokens that a table still needs from the document encoder, and the seconds at the rate of a few of them."""
+    if settings.initialize not in ("teacher", "teacher-flat") or data.space.is_recorded:
+        return 0, 0.0
+    tokens = fast_tokenizer(data.space)
+    if _table_file(data.space, tokens).exists():
+        return 0, 0.0
+    size = tokens.get_vocab_size()
+    few = min(size, _TOKENS_AT_ONCE)
+    started = time.perf_counter()
+    _encode_tokens(data.space, few)
+    return size, (time.perf_counter() - started) * size / few
+
+
+def _encode_tokens(teacher: Encoder, size: int) -> np.ndarray:
+    """(size, d) of the first tokens."""
     special = list(teacher.model.tokenizer("", add_special_tokens=True)["input_ids"])
     before, after = special[: (len(special) + 1) // 2], special[(len(special) + 1) // 2 :]
-    size = tokenizer.get_vocab_size()
     rows = np.empty((size, teacher.dimension), dtype=np.float32)
     teacher.model.eval()
     with bar(size, "token table", "tokens") as progress, torch.inference_mode():
@@ -204,6 +224,7 @@ KIND = replace(
     name="static",
     written="static",
     start=_start,
+    start_left=_table_left,
     load=lambda folder: load_encoder(f"static:{folder}"),
     owns=lambda model: type(model[0]).__name__ == "StaticEmbedding",
     defaults=lambda _: StageDefaults("query_encoder", {"epochs": 12, "learning_rate": 1e-3, "batch_size": 64}),

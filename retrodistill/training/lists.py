@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -181,14 +182,13 @@ def lists_over_corpus(teacher: CorpusScores, sources: np.ndarray, *, hide_source
 
 def lists_from_run(run: Run, texts: Texts, corpus: Texts, sources: np.ndarray, *, hide_source: bool = True) -> Lists:
     """Pad a scored run to lists, best candidate first; texts without a row get an empty list."""
-    run.require(texts.ids, corpus.ids)
     ranked = run.ranked()
-    rows = texts.positions(ranked.query_ids)[ranked.query_codes]
+    rows, columns = ranked.positions(texts, corpus)
     places = np.arange(len(ranked)) - ranked.bounds[ranked.query_codes]
     width = int(places.max(initial=0)) + 1
     documents = np.full((len(texts), width), -1, dtype=np.int32)
     scores = np.zeros((len(texts), width), dtype=np.float32)
-    documents[rows, places] = corpus.positions(ranked.document_ids)
+    documents[rows, places] = columns
     scores[rows, places] = ranked.scores
     return Lists(documents, scores, sources if hide_source else np.full_like(sources, -1), sources)
 
@@ -214,12 +214,14 @@ def best_labeled(lists: Lists, texts: TrainingTexts, corpus: Texts, labels: Qrel
 
 def graded_positions(texts: TrainingTexts, corpus: Texts, labels: Qrels) -> dict[int, dict[int, int]]:
     """Grades above 0 by row of the text and corpus position, for the texts that are judged."""
-    places = {query: row for row, query in enumerate(texts.texts.ids)}
+    relevant = labels.table.filter(pc.greater(labels.table["relevance"], 0))
+    rows = texts.texts.positions(relevant["query_id"].to_pylist())
+    positions = corpus.positions(relevant["document_id"].to_pylist())
+    known = np.flatnonzero((rows >= 0) & (positions >= 0))
+    grades = relevant["relevance"].to_numpy()[known]
     graded: dict[int, dict[int, int]] = {}
-    for row in labels.table.to_pylist():
-        if row["relevance"] > 0 and row["query_id"] in places and row["document_id"] in corpus:
-            of_text = graded.setdefault(places[row["query_id"]], {})
-            of_text[corpus.position(row["document_id"])] = row["relevance"]
+    for row, position, grade in zip(rows[known].tolist(), positions[known].tolist(), grades.tolist(), strict=True):
+        graded.setdefault(row, {})[position] = grade
     return graded
 
 

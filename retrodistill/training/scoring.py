@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -100,6 +101,24 @@ def scored_candidates(
 
     `scores` are those of the texts with any document, where the stage needs them; those of candidates are among them.
     """
+    queries, path = data.teacher_queries(texts), scores_file(stage, data, texts)
+    about = path.with_suffix(".json")
+    if path.exists():
+        return read_run(path), read_json(about)["notes"] if about.exists() else []
+    pairs, notes = candidate_pairs(stage, data, texts)
+    if scores is None:
+        run = data.teacher.score(queries, data.collection, pairs)
+    else:
+        found = scores.pairs(*pairs.positions(texts, data.collection.documents))
+        run = pairs.with_scores(found, data.teacher.name)
+    if notes:
+        write_json(about, {"notes": notes})
+    write_run(run, path)  # last, so that its presence means that the notes are complete
+    return run, notes
+
+
+def scores_file(stage: StageSettings, data: TrainingData, texts: Texts) -> Path:
+    """The file of the job's folder for a stage's candidates with the teacher's scores; it is there if they are done."""
     settings, queries, sources = stage.candidates, data.teacher_queries(texts), candidate_sources(stage, data.teacher)
     teacher, corpus = data.teacher.fingerprint(data.collection), data.collection.documents.fingerprint
     key: list[object] = [corpus, texts.fingerprint, teacher, sources, settings.depth, settings.random, data.seed]
@@ -111,23 +130,9 @@ def scored_candidates(
         key += ["labels", data.qrels().fingerprint]
     if settings.budget is not None:
         key += ["budget", settings.budget, settings.budget_by, stage.needs_own_document]
-    if scores is not None:
+    if stage.any_document:
         key += ["standardized over the corpus"]
-    path = data.folder / "scores" / f"{digest(*key)}.parquet"
-    about = path.with_suffix(".json")
-    if path.exists():
-        return read_run(path), read_json(about)["notes"] if about.exists() else []
-    pairs, notes = candidate_pairs(stage, data, texts)
-    if scores is None:
-        run = data.teacher.score(queries, data.collection, pairs)
-    else:
-        rows = texts.positions(pairs.query_ids)[pairs.query_codes]
-        found = scores.pairs(rows, data.collection.documents.positions(pairs.document_ids))
-        run = pairs.with_scores(found, data.teacher.name)
-    if notes:
-        write_json(about, {"notes": notes})
-    write_run(run, path)  # last, so that its presence means that the notes are complete
-    return run, notes
+    return data.folder / "scores" / f"{digest(*key)}.parquet"
 
 
 def candidate_pairs(stage: StageSettings, data: TrainingData, texts: Texts) -> tuple[Run, list[str]]:
@@ -216,10 +221,9 @@ def _mined(stage: StageSettings, data: TrainingData, texts: Texts) -> Run:
 
 def _with_labeled_pairs(pool: Run, data: TrainingData, texts: Texts) -> Run:
     """The pool with the labeled documents of its queries, last in order."""
-    corpus = data.collection.documents
-    added = {
-        query: dict.fromkeys((document for document in sorted(named) if document in corpus), 0.0)
-        for query, named in labeled(data.qrels()).items()
-        if query in texts
-    }
-    return union([pool, Run.from_dict(added, "labels")], weights=[1.0, 0.0]) if any(added.values()) else pool
+    listed = [(query, sorted(named)) for query, named in labeled(data.qrels()).items() if query in texts]
+    queries = [query for query, named in listed for _ in named]
+    documents = [document for _, named in listed for document in named]
+    known = data.collection.documents.positions(documents) >= 0
+    added = Run.from_arrays(queries, documents, np.zeros(len(documents)), name="labels")
+    return union([pool, added.filter(known)], weights=[1.0, 0.0]) if known.any() else pool

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from retrodistill.core.files import is_disk_error, make_folder
 from retrodistill.core.runtime import bar, is_main, keep_freed_memory, log, processes
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import quiet_libraries
+from retrodistill.encoders.precision import fastest_precision
 from retrodistill.runs.agreement import rank_agreement
 from retrodistill.runs.run import top_k
 from retrodistill.training.loss import objective_keeper
@@ -37,6 +39,21 @@ _COLLAPSED = 0.98  # mean cosine of held-out queries
 Monitor = Callable[[], dict[str, float]]
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How fast a training run is: mean seconds of a step, of a monitor's measurement, and of writing a checkpoint."""
+
+    step: float
+    monitor: float = 0.0
+    save: float = 0.0
+
+    def seconds(self, steps: int) -> float:
+        """Seconds of a run of so many steps, with its monitors and checkpoints."""
+        monitors = 1 + math.ceil(steps / max(1, steps // _MONITORED))
+        saves = math.ceil(steps / max(1, math.ceil(steps / _CHECKPOINTS)))
+        return steps * self.step + monitors * self.monitor + saves * self.save
+
+
 @dataclass
 class History:
     """The record of a training run."""
@@ -47,6 +64,7 @@ class History:
     monitors: list[dict[str, float]] = field(default_factory=list)  # ``{"step": .., measure: ..}`` at intervals
     notes: list[str] = field(default_factory=list)  # what a reader of the results should know
     learned: dict[str, Any] = field(default_factory=dict)  # what it learned from, for the model card
+    pace: Pace | None = None  # without the first step, which is slower; None for fewer than two steps
 
 
 @dataclass(frozen=True)
@@ -103,7 +121,8 @@ def train(
     trainer = trainer_class(model=model, args=arguments, train_dataset=columns.dataset(), loss=loss)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
-    trainer.add_callback(_watcher(history, monitor, what))
+    clock = _Clock()
+    trainer.add_callback(_watcher(history, monitor, what, clock))
     trainer.add_callback(objective_keeper(loss))
     try:
         with quiet_libraries():  # otherwise each checkpoint shows a bar
@@ -115,6 +134,8 @@ def train(
         raise UserError(f"cannot write checkpoints into {folder}: {reason}; free some space and go on.") from error
     history.steps = trainer.state.global_step
     history.seconds = float(result.metrics.get("train_runtime", 0.0))
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # otherwise it goes on with training's precision
+    history.pace = clock.pace()
     model.eval()
     return history
 
@@ -210,6 +231,7 @@ def _trainer_of(model: Any) -> tuple[type[Any], type[Any]]:
 def _arguments(model: Any, settings: TrainingSettings, folder: Path, columns: TextColumns, seed: int) -> dict[str, Any]:
     steps = optimizer_steps(len(columns.labels), settings)
     on_gpu = str(model.device).startswith("cuda")
+    precision = fastest_precision(model.device) if settings.precision == "auto" else settings.precision
     arguments = {
         "output_dir": str(folder),
         "max_steps": steps,
@@ -229,7 +251,7 @@ def _arguments(model: Any, settings: TrainingSettings, folder: Path, columns: Te
         "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": str(model.device) == "cpu",
-        "bf16": on_gpu and settings.precision == "bfloat16",
+        "bf16": precision == "bfloat16",
         "dataloader_pin_memory": on_gpu,
     }
     if columns.batches is not None:
@@ -253,8 +275,28 @@ def _last_complete_checkpoint(folder: Path) -> str | None:
     return str(max(complete)[1]) if complete else None
 
 
-def _watcher(history: History, monitor: Monitor | None, what: str) -> Any:
-    """A callback that records losses and monitors, and shows the bar."""
+class _Clock:
+    """The times of a training run, by what has passed."""
+
+    def __init__(self) -> None:
+        self._times: dict[str, list[float]] = {"step": [], "monitor": [], "save": []}
+
+    def start(self) -> None:
+        self._since = time.perf_counter()
+
+    def passed(self, what: str) -> None:
+        since = self._since
+        self.start()
+        self._times[what].append(self._since - since)
+
+    def pace(self) -> Pace | None:
+        times = {**self._times, "step": self._times["step"][1:]}
+        means = {name: float(np.mean(values)) for name, values in times.items() if values}
+        return Pace(**means) if "step" in means else None
+
+
+def _watcher(history: History, monitor: Monitor | None, what: str, clock: _Clock) -> Any:
+    """A callback that records losses, monitors and times, and shows the bar."""
     from transformers import TrainerCallback
 
     class Watcher(TrainerCallback):
@@ -263,9 +305,11 @@ def _watcher(history: History, monitor: Monitor | None, what: str) -> Any:
             self.bar = bar(state.max_steps, what, "steps")
             self.bar.update(state.global_step)
             history.losses = [_losses(entry) for entry in state.log_history if "loss" in entry]
+            clock.start()
             self._record(state.global_step)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            clock.passed("step")  # with the loading of its batch, which follows the previous step
             self.bar.update(1)
             if state.global_step % self.every == 0 and state.global_step < state.max_steps:
                 self._record(state.global_step)
@@ -275,6 +319,9 @@ def _watcher(history: History, monitor: Monitor | None, what: str) -> Any:
                 history.losses.append({"step": state.global_step, **_losses(logs)})
                 self.bar.set_postfix(loss=f"{float(logs['loss']):.4g}", refresh=False)
 
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            clock.passed("save")
+
         def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.bar.close()
             self._record(state.global_step)
@@ -282,6 +329,7 @@ def _watcher(history: History, monitor: Monitor | None, what: str) -> Any:
         def _record(self, step: int) -> None:
             if monitor is not None and is_main():
                 history.monitors.append({"step": step, **monitor()})
+            clock.passed("monitor")
 
     return Watcher()
 

@@ -5,8 +5,9 @@ from store_children import PART, TEXTS, Log, LoggedEncoder, fake_vector, kill_af
 
 from retrodistill.core import stores
 from retrodistill.core.errors import UserError
+from retrodistill.data.texts import Texts
 from retrodistill.encoders import embeddings
-from retrodistill.encoders.embeddings import EmbeddingStore, embed, seconds_to_embed
+from retrodistill.encoders.embeddings import EmbeddingStore, TextVectors, embed, seconds_to_embed
 
 WANTED = np.stack([fake_vector(text) for text in TEXTS])
 CHILD = """
@@ -87,6 +88,17 @@ class TestStore:
         store._store.append(store._store.parts()[0])  # a compaction that was killed leaves rows twice
         again = EmbeddingStore(encoder, "query", tmp_path)
         np.testing.assert_array_equal(again.gather(TEXTS), WANTED)
+
+
+class TestTextVectors:
+    @pytest.mark.parametrize("stored", [True, False])
+    def test_rows_are_those_of_all_vectors(self, tmp_path, encoder, stored, monkeypatch):
+        monkeypatch.setattr(encoder, "needs_store", lambda _: stored, raising=False)
+        texts = Texts.from_pairs((str(row), text) for row, text in enumerate(TEXTS))
+        vectors = TextVectors(encoder, texts, "document", tmp_path)
+        assert vectors.shape == WANTED.shape
+        for rows in (slice(3, 50), slice(len(TEXTS) - 5, None), np.array([7, 0, 7])):
+            np.testing.assert_array_equal(vectors[rows], WANTED[rows])
 
 
 class TestRefusals:

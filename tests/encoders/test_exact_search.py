@@ -1,9 +1,9 @@
 """Exact search in blocks, against a sort of all scores."""
 
-import faiss
 import numpy as np
 import pytest
 
+from retrodistill.core.faiss import faiss
 from retrodistill.encoders import vectors
 from retrodistill.encoders.vectors import exact_search
 
@@ -14,12 +14,12 @@ def brute_force(queries, documents, k):
     return rows, np.take_along_axis(scores, rows, axis=1)
 
 
-@pytest.fixture(params=["blocks", "FAISS"])
+@pytest.fixture(params=["products", "scans"])
 def way(request, monkeypatch):
-    """Blocks of 96 documents, or FAISS for any number of queries."""
-    monkeypatch.setattr(vectors, "_SCORES", 1)
-    monkeypatch.setattr(vectors, "_LEAST", 96)
-    monkeypatch.setattr(faiss.cvar, "distance_compute_blas_threshold", 10**9 if request.param == "blocks" else 1)
+    """FAISS in blocks of 96 documents, by matrix products or by scanning, for any number of queries."""
+    monkeypatch.setattr(vectors, "_BLOCK", 96)
+    threshold = 1 if request.param == "products" else 10**9
+    monkeypatch.setattr(faiss.cvar, "distance_compute_blas_threshold", threshold)
 
 
 @pytest.mark.usefixtures("way")

@@ -16,6 +16,7 @@ class CountingEncoder:
 
     name, kind, dimension = "sparse:fake", "sparse", 100
     encoding = EncodingSettings()
+    loaded_from = None
 
     def __init__(self, version="1", breaks_after=10**9):
         self.version, self.breaks_after, self.encoded = version, breaks_after, []

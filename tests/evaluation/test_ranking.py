@@ -136,6 +136,18 @@ class TestPerQuery:
     def test_an_empty_run_has_0_throughout(self):
         assert means(evaluate_run(Run.from_dict({}), {"a": {"x": 1}})) == {"ndcg@10": 0, "mrr@10": 0, "recall@100": 0}
 
+    def test_grades_below_0_gain_nothing_but_are_judgments(self):
+        qrels, run = {"q": {"a": -1, "b": 2, "c": 0}}, Run.from_dict({"q": {"a": 3.0, "b": 2.0, "x": 1.0}})
+        found = means(evaluate_run(run, qrels, ["ndcg@2", "map@2", "hole@2"]))
+        assert found == {"ndcg@2": pytest.approx(1 / math.log2(3)), "map@2": 0.5, "hole@2": 0.0}
+
+    def test_the_order_of_queries_and_documents_in_a_run_makes_no_difference(self):
+        qrels, run = random_case(5, ties=True)
+        other = {query: dict(reversed(run[query].items())) for query in reversed(run)}
+        measures = [*MEASURES, "mrr@10", "hole@10"]
+        whole = evaluate_run(Run.from_dict(run), qrels, measures)
+        assert evaluate_run(Run.from_dict(other), qrels, measures).equals(whole)
+
 
 class TestRefusals:
     @pytest.mark.parametrize(
@@ -241,6 +253,7 @@ class TestAnyStringOfIrMeasures:
 class TestManyQueries:
     def test_blocks_of_queries_give_the_same_values(self, monkeypatch):
         qrels, run = random_case(3, ties=True)
-        whole = evaluate_run(Run.from_dict(run), qrels, MEASURES)
+        measures = ["Rprec", "Judged@10", *MEASURES]
+        whole = evaluate_run(Run.from_dict(run), qrels, measures)
         monkeypatch.setattr(ranking, "_BLOCK", 4)
-        assert evaluate_run(Run.from_dict(run), qrels, MEASURES).equals(whole)
+        assert evaluate_run(Run.from_dict(run), qrels, measures).equals(whole)

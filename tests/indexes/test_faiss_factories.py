@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from retrodistill.core.errors import UserError
+from retrodistill.encoders.vectors import training_rows
 from retrodistill.indexes.factory import (
     build_faiss,
     empty_index,
@@ -31,6 +32,50 @@ def untrained(factory):
 def vectors():
     result = np.random.default_rng(0).standard_normal((600, 16)).astype("f4")
     return result / np.linalg.norm(result, axis=1, keepdims=True)
+
+
+class Rows:
+    """Vectors by row that are never all in memory."""
+
+    def __init__(self, vectors):
+        self.vectors, self.shape, self.most = vectors, vectors.shape, 0
+
+    def __getitem__(self, rows):
+        self.most = max(self.most, len(self.vectors[rows]))
+        return self.vectors[rows]
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Blocks of 70 vectors, and samples of 300."""
+    monkeypatch.setattr("retrodistill.indexes.factory._BLOCK", 70)
+    monkeypatch.setattr("retrodistill.encoders.vectors._SAMPLE", 300)
+    monkeypatch.setattr("retrodistill.encoders.vectors._PER_CENTROID", 1)
+
+
+@pytest.mark.usefixtures("small_parts")
+class TestBuildingInParts:
+    @pytest.mark.parametrize("factory", ["Flat", "SQ8", "PQ8x4", "OPQ8,IVF4,PQ8x4", "RaBitQ,RFlat", "PQ16x4fs"])
+    def test_a_sample_trains_and_the_index_is_that_of_all_vectors(self, vectors, factory):
+        rows = Rows(vectors)
+        in_parts = build_faiss(factory, rows)
+        assert rows.most == (70 if factory == "Flat" else 300)
+        whole = build_faiss(factory, vectors[np.linspace(0, 599, 300).astype(int)])
+        whole.reset()
+        whole.add(vectors)
+        np.testing.assert_array_equal(faiss.serialize_index(in_parts), faiss.serialize_index(whole))
+
+    def test_a_vector_that_is_not_finite_is_named_where_it_was_not_in_the_sample(self, vectors):
+        spoilt = vectors.copy()
+        spoilt[201] = np.nan  # odd rows are not in the sample
+        with pytest.raises(UserError, match=r"^model m: 1 vectors are NaN or infinite \('d201'\)"):
+            build_faiss("SQ8", spoilt, [f"d{row}" for row in range(600)], "model m")
+
+
+def test_a_sample_is_drawn_evenly():
+    assert training_rows(65_536, 7).tolist() == list(range(65_536))
+    assert training_rows(131_072, 7)[:4].tolist() == [0, 2, 4, 6]
+    assert len(training_rows(200_000, 2_000)) == 128_000  # 64 for each centroid
 
 
 class TestBuilding:

@@ -99,7 +99,7 @@ class TestRefusals:
     def test_documents_with_nan_vectors_are_named(self, tiny, teacher, monkeypatch):
         vectors = teacher.encode(tiny.documents.texts, "document")
         vectors[[4, 7]] = np.nan
-        monkeypatch.setattr("retrodistill.indexes.faiss_index.embed", lambda *_: vectors)
+        monkeypatch.setattr("retrodistill.indexes.faiss_index.TextVectors", lambda *_: vectors)
         with pytest.raises(UserError, match=r"2 vectors are NaN or infinite \('d4', 'd7'\); embed these again"):
             build_index(tiny, teacher)
 

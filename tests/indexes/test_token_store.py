@@ -34,9 +34,16 @@ class TestReading:
 
     @pytest.mark.parametrize("tokens", [1, 30, 10_000])
     def test_blocks_are_all_documents_once(self, tokens):
-        blocks = list(filled().blocks(tokens))
+        blocks = list(filled().blocks(tokens=tokens))
         assert [first for first, _ in blocks] == np.cumsum([0, *(len(block) for _, block in blocks)])[:-1].tolist()
         same(Tokens.of([block[row] for _, block in blocks for row in range(len(block))], 16), DOCUMENTS)
+
+    @pytest.mark.parametrize("tokens", [1, 30, 10_000])
+    def test_blocks_of_rows_are_these_in_their_order(self, tokens):
+        rows = np.array([3, 40, 7, 8, 9])
+        blocks = list(filled().blocks(rows, tokens=tokens))
+        assert [first for first, _ in blocks] == np.cumsum([0, *(len(block) for _, block in blocks)])[:-1].tolist()
+        same(Tokens.of([block[row] for _, block in blocks for row in range(len(block))], 16), filled().gather(rows))
 
     def test_it_counts_its_bytes(self):
         store = filled()
@@ -135,7 +142,7 @@ class TestMaxsim:
     def test_the_best_of_blocks_are_the_best_of_all(self, k, tokens):
         queries = ragged(7, seed=3)
         scores = maxsim(queries, DOCUMENTS)
-        rows, result = best_documents(queries, filled().blocks(tokens), k)
+        rows, result = best_documents(queries, filled().blocks(tokens=tokens), k)
         np.testing.assert_allclose(result, -np.sort(-scores, axis=1)[:, :k], atol=1e-5)
         np.testing.assert_allclose(np.take_along_axis(scores, rows, axis=1), result, atol=1e-5)
 

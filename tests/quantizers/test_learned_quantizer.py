@@ -65,6 +65,15 @@ class TestFactoryFor:
             factory_for(bytes_, 32, bits=bits)
 
 
+def test_a_start_is_trained_on_documents_that_are_drawn_evenly(documents, monkeypatch):
+    monkeypatch.setattr("retrodistill.encoders.vectors._SAMPLE", 100)
+    monkeypatch.setattr("retrodistill.encoders.vectors._PER_CENTROID", 1)
+    drawn = start_index("PQ4x4", documents[np.linspace(0, 299, 100).astype(int)])
+    all_documents = start_index("PQ4x4", documents)
+    assert all_documents.ntotal == 300
+    np.testing.assert_array_equal(read_index(all_documents).codebooks, read_index(drawn).codebooks)
+
+
 class TestExport:
     @pytest.mark.parametrize("factory", FACTORIES)
     def test_a_start_that_is_read_and_written_is_the_same_index(self, documents, queries, factory, tmp_path):

@@ -120,7 +120,7 @@ class TestConversations:
 
     def test_the_plan_counts_the_queries_of_the_teacher(self, dense_content, written, turns, tmp_path, write_recipe):
         path = write_recipe({**dense_content, "conversations": written(turns)})
-        steps = plan_recipe(path, tmp_path / "out")
+        steps = plan_recipe(path, tmp_path / "out").to_json()["steps"][1:]
         assert any(step["items"] > 0 for step in steps)
         assert not (tmp_path / "out").exists()
 

@@ -57,7 +57,7 @@ class TestCurricula:
 
     @pytest.mark.parametrize("name", ["prod", "labeling-budget"])
     def test_a_plan_counts_what_it_can(self, name, shrunk, tmp_path, write_recipe):
-        steps = plan_recipe(write_recipe(shrunk(name), name), tmp_path / "out")
+        steps = plan_recipe(write_recipe(shrunk(name), name), tmp_path / "out").to_json()["steps"][1:]
         assert all(step["items"] >= 0 for step in steps)
         told = " ".join(step["step"] for step in steps)
         assert ("candidates known when the student" in told) == (name == "prod")

@@ -175,7 +175,7 @@ class TestCycle:
         assert prints[0][1] != prints[1][1]
 
     def test_a_plan_tells_what_it_cannot_count(self, cycle, tmp_path, write_recipe):
-        steps = [one["step"] for one in plan_recipe(write_recipe(cycle), tmp_path / "out")]
+        steps = [one["step"] for one in plan_recipe(write_recipe(cycle), tmp_path / "out").to_json()["steps"][1:]]
         assert "cross, stage 1: teacher student:bi@0, known when that student is trained" in steps
 
 

@@ -1,26 +1,38 @@
 import pytest
 
+from retrodistill.core.errors import UserError
+from retrodistill.core.files import read_json
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.recipes import run_recipe
 from retrodistill.recipes.plan import plan_recipe
+from retrodistill.recipes.resources import Machine
+from retrodistill.training.trainer import Pace
+
+
+def steps_of(path, out):
+    """The steps after loading."""
+    return plan_recipe(path, out).to_json()["steps"][1:]
 
 
 class TestPlanning:
-    def test_it_counts_and_writes_nothing(self, content, write_recipe, tmp_path, monkeypatch):
-        monkeypatch.setattr("retrodistill.training.stages.train", lambda *_, **__: pytest.fail("trained"))
-        steps = plan_recipe(write_recipe(content), tmp_path / "out")
+    def test_it_counts_and_writes_nothing(self, content, write_recipe, tmp_path):
+        steps = steps_of(write_recipe(content), tmp_path / "out")
         assert (steps[0]["items"], steps[0]["unit"]) == (60, "texts")
+        assert (steps[1]["step"], steps[1]["unit"]) == ("control: token table", "tokens")
+        del steps[1]
         stages = ["student, stage 1", "student, stage 1", "student, stage 2", "student, stage 2"]
         assert [step["step"].split(":")[0] for step in steps[1:5]] == stages
         assert steps[1]["items"] > 42
         assert [(step["items"], step["unit"]) for step in steps[5:]] == [(2, "indexes"), (2, "systems")]
+        assert all(step["seconds"] >= 0 and step["memory_bytes"] > 0 for step in steps)
         assert not (tmp_path / "out").exists()
         assert not list((tmp_path / "cache").rglob("part-*"))
+        assert not (tmp_path / "cache" / "token-tables").exists()
 
     def test_pairs_of_a_cross_encoder_are_counted(self, dense_content, tiny_cross_encoder, write_recipe, tmp_path):
         dense_content["teacher"] = f"cross-encoder:{tiny_cross_encoder}"
-        steps = plan_recipe(write_recipe(dense_content), tmp_path / "out")
+        steps = steps_of(write_recipe(dense_content), tmp_path / "out")
         assert steps[1]["unit"] == "pairs"
         assert 42 <= steps[1]["items"] <= 420
         assert steps[1]["seconds"] >= 0
@@ -28,17 +40,64 @@ class TestPlanning:
     def test_after_the_run_nothing_is_left_to_do(self, content, write_recipe, tmp_path):
         path = write_recipe(content)
         run_recipe(path, tmp_path / "out")
-        steps = plan_recipe(path, tmp_path / "out")
+        steps = steps_of(path, tmp_path / "out")
         assert [step["items"] for step in steps] == [0, 0, 0, 2]
         assert steps[-1]["unit"] == "systems"
 
     def test_planned_steps_are_those_of_training(self, dense_content, write_recipe, tmp_path):
         path = write_recipe(dense_content)
-        told = {step["step"]: step for step in plan_recipe(path, tmp_path / "out")}["student, stage 1: train"]
+        told = {step["step"]: step for step in steps_of(path, tmp_path / "out")}["student, stage 1: train"]
         run_recipe(path, tmp_path / "out")
         about = Manifest.read(tmp_path / "out" / "students" / "student", STUDENT_MANIFEST).about
-        assert (told["items"], told["unit"], told["seconds"]) == (about["steps"], "steps", None)
+        assert (told["items"], told["unit"]) == (about["steps"], "steps")
         dense_content["students"]["student"]["stages"][0]["training"]["max_steps"] = 1
-        steps = plan_recipe(write_recipe(dense_content), tmp_path / "out")
+        steps = steps_of(write_recipe(dense_content), tmp_path / "out")
         assert any("student: its settings or inputs have changed" in step["step"] for step in steps)
         assert [step["items"] for step in steps[-3:]] == [1, 1, 1]
+
+
+def forbidden(*_, **__):
+    pytest.fail("measured")
+
+
+class TestRates:
+    def test_those_of_the_last_run_are_taken_whatever_the_length(
+        self, dense_content, write_recipe, tmp_path, monkeypatch
+    ):
+        dense_content["students"]["student"]["stages"][0]["objectives"] = "leaf"
+        run_recipe(write_recipe(dense_content), tmp_path / "out")
+        (rates,) = [rates for rates in read_json(tmp_path / "cache" / "rates.json").values() if "step" in rates]
+        monkeypatch.setattr("retrodistill.recipes.pace._measured", forbidden)
+        dense_content["students"]["student"]["stages"][0]["training"]["epochs"] = 40
+        (training,) = [
+            step for step in steps_of(write_recipe(dense_content), tmp_path / "out") if step["unit"] == "steps"
+        ]
+        assert training["seconds"] == round(Pace(**rates).seconds(training["items"]), 1)
+
+    def test_other_work_has_other_rates(self, dense_content, write_recipe, tmp_path, monkeypatch):
+        run_recipe(write_recipe(dense_content), tmp_path / "out")
+        monkeypatch.setattr("retrodistill.recipes.pace._measured", forbidden)
+        dense_content["students"]["student"]["stages"][0]["training"]["batch_size"] = 8
+        with pytest.raises(pytest.fail.Exception, match="measured"):
+            steps_of(write_recipe(dense_content), tmp_path / "out")
+
+
+class TestNeeds:
+    def test_totals_are_sums_and_peaks(self, content, write_recipe, tmp_path):
+        plan = plan_recipe(write_recipe(content), tmp_path / "out").to_json()
+        for name, combine in (("seconds", sum), ("out_bytes", sum), ("cache_bytes", sum), ("memory_bytes", max)):
+            assert plan["total"][name] == pytest.approx(combine(step[name] for step in plan["steps"]))
+        assert plan["steps"][1]["cache_bytes"] == 60 * 32 * 4
+        assert set(plan["available"]) == {"memory_bytes", "out_bytes", "cache_bytes"}
+
+    @pytest.mark.parametrize("what", ["memory", "out", "cache"])
+    @pytest.mark.parametrize("start", [plan_recipe, run_recipe])
+    def test_what_does_not_fit_is_refused_before_any_work(
+        self, what, start, content, write_recipe, tmp_path, monkeypatch
+    ):
+        machine = Machine(**{"memory": 10**12, "out": 10**12, "cache": 10**12, what: 1000}, same_disk=False)
+        monkeypatch.setattr(Machine, "now", lambda out: machine)
+        with pytest.raises(UserError, match=r"^the step '.*' needs about .* and there are 0 MB; [^\n]+\.$"):
+            start(write_recipe(content), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        assert not list((tmp_path / "cache").rglob("part-*"))

@@ -4,6 +4,7 @@ import pytest
 from random_runs import random_scores, ranking
 
 from retrodistill.core.errors import UserError
+from retrodistill.data import Texts, texts
 from retrodistill.runs import Run, fuse, union
 from retrodistill.runs.run import align, look_up
 
@@ -113,8 +114,26 @@ class TestRefusals:
         run = Run.from_dict({"q1": {"a": 1, "x": 2}}).filter(np.array([True, False]))
         run.require(["q1"], ["a"])
 
+    @pytest.mark.parametrize("many", [1, 10**6])  # ids, from which they are looked up in Arrow arrays
+    def test_positions_are_those_of_texts(self, many, monkeypatch):
+        monkeypatch.setattr(texts, "_MANY", many)
+        queries, documents = (Texts.from_pairs((id_, "") for id_ in ids) for ids in (["q2", "q1"], ["y", "x", "a"]))
+        run = Run.from_dict({"q1": {"a": 1, "x": 2}, "q2": {"y": 3}})
+        rows, columns = run.positions(queries, documents)
+        assert (rows.tolist(), columns.tolist()) == ([1, 1, 0], [2, 1, 0])
+        with pytest.raises(UserError, match=r"2 document ids are not in the collection \('a', 'x'\)"):
+            run.positions(queries, documents.select(["y"]))
+
 
 class TestRanking:
+    @pytest.mark.parametrize("seed", SEEDS)
+    def test_ranks_are_the_brute_force(self, seed):
+        scores = random_scores(seed)
+        run = Run.from_dict(scores)
+        wanted = [ranking(scores[query]).index(id_) + 1 for query, ids, _ in run for id_ in ids]
+        assert run.ranks.tolist() == wanted
+        assert run.ranked().ranks.tolist() == [rank + 1 for _, ids, _ in run for rank in range(len(ids))]
+
     def test_ties_go_by_id_as_text(self):
         run = Run.from_dict({"q": {"9": 1.0, "10": 1.0, "b": 1.0, "B": 1.0, "é": 1.0, "x": 2.0}})
         assert run.ranked().document_ids.tolist() == ["x", "10", "9", "B", "b", "é"]

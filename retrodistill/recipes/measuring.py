@@ -1,0 +1,210 @@
+"""How long indexes and measurements take: remembered from earlier runs on this machine, or by a small measurement."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from retrodistill.core.files import throw_away_cache
+from retrodistill.core.rates import rate_key, remember, remembered
+from retrodistill.core.runtime import muted
+from retrodistill.data.texts import Texts
+from retrodistill.encoders.embeddings import seconds_to_embed
+from retrodistill.encoders.vectors import exact_search, normalized
+from retrodistill.evaluation.cost import BATCHES, fixed_threads
+from retrodistill.indexes.factory import build_faiss, empty_index, fewest_vectors
+from retrodistill.indexes.faiss_index import resolve_factory
+from retrodistill.indexes.learned import learn_index
+from retrodistill.indexes.registry import build_index
+from retrodistill.quantizers import QuantizerSettings
+from retrodistill.rankers.bm25 import BM25Ranker
+from retrodistill.recipes import sizes
+from retrodistill.recipes.job import Job, learned_factory
+from retrodistill.recipes.pace import repeated
+from retrodistill.recipes.resources import Needs, Step
+from retrodistill.recipes.student_settings import StudentSettings
+from retrodistill.training.texts import TrainingTexts
+
+_ADDED = 2048  # vectors that an index is filled with to measure its rate
+_TIMED = 8  # queries that are answered to measure their time
+_SEARCHED = 20_000  # documents that are searched
+_MEMORY_SECONDS = 10.0  # of the process that measures memory
+_LIMIT, _REPEATS, _AT_LEAST = 10.0, 3, 20  # of a latency measurement: seconds, rounds, answers
+_THROUGHPUT = 136  # documents that are encoded to measure throughput
+_ROW = 4e-6  # seconds that measures, agreement, and files take per document of a ranking
+_LEARNED_TEXTS = 256  # queries that a short learning of an index has
+
+
+def index_bytes(job: Job, encoder: Any, vectors: float) -> float:
+    """Bytes of an index of all documents, of which stored vectors take so many bytes."""
+    kind = job.recipe.index.kind_for([encoder.kind])
+    if kind.name != "faiss":
+        return vectors
+    settings: Any = job.recipe.index.of(kind)
+    width, documents = min(settings.truncate or encoder.dimension, encoder.dimension), len(job.collection.documents)
+    with muted():
+        factory, parameters = resolve_factory(settings, documents, width)
+    return float(documents * empty_index(factory, width, documents, parameters).sa_code_size())
+
+
+def index_seconds(job: Job, student: StudentSettings, encoder: Any) -> float:
+    """Seconds to embed all documents, if the student does that, and to index them."""
+    documents, seconds = job.collection.documents, 0.0
+    with throw_away_cache(), muted():
+        if student.documents == "student":
+            is_stored = student.kind.parts == ("lexical",) or (student.stages and student.stages[-1].train == "head")
+            if is_stored:  # vectors are made from what training stores
+                seconds += _rate(lambda: encoder.model.tokenizer(repeated(job.collection, _ADDED).documents.texts))
+            else:
+                seconds += seconds_to_embed(encoder, documents.texts, "document")[1] / len(documents)
+        kind = job.recipe.index.kind_for([encoder.kind])
+        settings: Any = job.recipe.index.of(kind)
+        if kind.name != "faiss":
+            few = repeated(job.collection, _ADDED // 8)
+            build_index(few, encoder, settings=settings)  # encodes the distinct texts
+            seconds += _rate(lambda: build_index(few, encoder, settings=settings), len(few.documents))
+        else:
+            width = min(settings.truncate or encoder.dimension, encoder.dimension)
+            factory, parameters = resolve_factory(settings, len(documents), width)
+            fewest = fewest_vectors(empty_index(factory, width, len(documents), parameters))
+            vectors = _random_vectors(min(len(documents), max(_ADDED, fewest)), width)
+            seconds += _rate(lambda: build_faiss(factory, vectors), len(vectors))
+    return seconds * len(documents)
+
+
+def measuring_seconds(job: Job, systems: Sequence[tuple[StudentSettings, Any]]) -> float:
+    """Seconds to measure students, given with their models, and what they are compared with, and to write reports."""
+    if (rates := remembered(_measuring_key(job))) is not None:
+        return rates["seconds"]
+    queries, documents = job.test, job.collection.documents
+    with throw_away_cache(), muted(), fixed_threads(job.recipe.evaluation.threads):
+        few = repeated(job.collection, min(len(documents), _ADDED))
+        vectors = _random_vectors(min(len(documents), _SEARCHED), job.space.dimension)
+        probe = queries.select(queries.ids[:_TIMED])
+        scale = len(documents) / len(vectors)
+        dense = scale * _rate(lambda: exact_search(vectors[: len(probe)], vectors, 10), len(probe))
+        bm25 = BM25Ranker()
+        bm25.search(probe, few, min(10, len(few.documents)))
+        lexical = _rate(lambda: bm25.search(probe, few, min(10, len(few.documents))), len(probe))
+        lexical *= len(documents) / len(few.documents)
+        seconds = _measured(job, 0.0, lexical) + 2 * _measured(job, _encoding(job, job.space, probe.texts), dense)
+        seconds += _throughput(job, job.space)
+        for student, model in systems:
+            encoder = student.kind.wrap(model, f"{student.kind.name}:student", None)
+            if not student.kind.can_search:
+                pairs = [(probe.texts[0], text) for text in few.documents.texts[:_TIMED]]
+                answer = _rate(partial(encoder.score, pairs), len(pairs))
+                seconds += _measured(job, answer * job.recipe.evaluation.rerank, lexical)
+                continue
+            seconds += _measured(job, _encoding(job, encoder, probe.texts), dense)
+            seconds += _throughput(job, encoder) if student.documents == "student" else 0.0
+    rows = (len(systems) + 3) * len(queries) * min(job.recipe.evaluation.depth, len(documents))
+    return seconds + rows * _ROW
+
+
+def remember_measuring(job: Job, seconds: float) -> None:
+    """Keep the time of a job's measurements and reports."""
+    remember(_measuring_key(job), {"seconds": seconds})
+
+
+def _measuring_key(job: Job) -> str:
+    recipe = job.recipe.model_dump(mode="json", include={"document_encoder", "teacher", "ensemble", "index"})
+    students = {
+        name: student.model_dump(mode="json", exclude={"stages", "initialize"})
+        for name, student in job.recipe.students.items()
+    }
+    evaluation = job.recipe.evaluation.model_dump(mode="json")
+    return rate_key("measuring", job.collection.fingerprint, recipe, students, evaluation)
+
+
+def _measured(job: Job, encode: float, search: float) -> float:
+    """Seconds to measure a system that encodes and searches a query in so many."""
+    evaluation, one = job.recipe.evaluation, encode + search
+    seconds = len(job.test) * one
+    if evaluation.latency_queries:
+        count = min(len(job.test), evaluation.latency_queries)
+        for batch in BATCHES:
+            answers = _REPEATS * -(-count // batch)
+            within = max(_AT_LEAST, int(_LIMIT / max(batch * one, 1e-9)))
+            seconds += (min(answers, within) + max(1, 10 // batch)) * batch * one
+        seconds += _MEMORY_SECONDS if evaluation.memory else 0.0
+    return seconds
+
+
+def _encoding(job: Job, encoder: Any, texts: list[str]) -> float:
+    """Seconds to encode a query alone."""
+    if encoder.is_recorded:
+        return 0.0
+    encoder.encode(texts[:1], "query")
+    return _rate(lambda: [encoder.encode([text], "query") for text in texts], len(texts))
+
+
+def _throughput(job: Job, encoder: Any) -> float:
+    """Seconds to measure the throughput of an encoder of documents."""
+    if encoder.is_recorded or not job.recipe.evaluation.latency_queries:
+        return 0.0
+    return seconds_to_embed(encoder, repeated(job.collection, _TIMED).documents.texts, "document")[1] * (
+        _THROUGHPUT / _TIMED
+    )
+
+
+def _rate(work: Callable[[], Any], items: int = _ADDED) -> float:
+    """Seconds per item of some work."""
+    started = time.perf_counter()
+    work()
+    return (time.perf_counter() - started) / items
+
+
+def _random_vectors(count: int, width: int) -> np.ndarray:
+    return normalized(np.random.default_rng(0).standard_normal((count, width), dtype=np.float32))
+
+
+def learning_steps(job: Job, held: int, *, is_timed: bool) -> Iterator[Step]:
+    """The steps of a job that learns an index."""
+    settings = job.recipe.index.learn
+    if settings is None:
+        return
+    documents = len(job.collection.documents)
+    vectors = sizes.FLOAT * job.space.dimension * documents
+    memory = held + sizes.strings(job.collection.documents) + 4 * vectors
+    batch = min(documents, settings.whole) if documents <= settings.whole else settings.sampled + settings.depth
+    memory += sizes.matrices(settings.batch_size, batch, 0) + sizes.matrices(batch, job.space.dimension, 0)
+    needs = Needs(memory, out=vectors / 8, advice="set index.learn.whole, or index.learn.sampled lower")
+    names = ["distilled"] if job.recipe.index.encoder is not None else ["distilled", "distilled-queries"]
+    for name in names:
+        if (job.out / "indexes" / name).exists():
+            yield Step(f"learn {name}: already learned", phase="learn")
+            continue
+        seconds = _learning_seconds(job, settings) if is_timed else 0.0
+        yield Step(f"learn {name}", settings.steps, "steps", seconds, needs, "learn")
+
+
+def learning_key(job: Job, settings: QuantizerSettings) -> str:
+    """Key of the time that learning an index takes."""
+    kept = settings.model_dump(mode="json", exclude={"seed", "query_map", "transform", "learning_rate"})
+    return rate_key("learning", learned_factory(job.recipe, job.space), kept, job.collection.documents.fingerprint)
+
+
+def _learning_seconds(job: Job, settings: QuantizerSettings) -> float:
+    """Seconds to learn an index, by short learnings with one more iteration of OPQ, and with more steps."""
+    if (rates := remembered(learning_key(job, settings))) is not None:
+        return rates["seconds"]
+    factory = learned_factory(job.recipe, job.space)
+    with throw_away_cache(), muted():
+        collection = repeated(job.collection, len(job.collection.documents))
+        queries = collection.documents.slice(0, _LEARNED_TEXTS)
+        texts = TrainingTexts(
+            Texts.from_pairs((f"q{row}", text) for row, text in enumerate(queries)),
+            np.full(len(queries), -1, dtype=np.int64),
+        )
+        short = settings.model_copy(update={"start_iterations": 1, "steps": 1, "evaluations": 1})
+        taken = []
+        learn = partial(learn_index, collection, job.space, texts, target=factory)
+        for changes in ({}, {}, {"start_iterations": 3}, {"steps": 6}):  # the first encodes the texts
+            taken.append(_rate(partial(learn, settings=short.model_copy(update=changes)), 1))
+    iteration, step = max(0.0, taken[2] - taken[1]) / 2, max(0.0, taken[3] - taken[1]) / 5
+    return taken[1] + settings.start_iterations * iteration + settings.steps * step

@@ -1,0 +1,135 @@
+"""Memory and disk that the steps of a recipe need, from shapes: texts, vectors, matrices of a batch, optimizer state.
+
+Estimates of peaks, in bytes, on top of the process with its models. They assume float32 and AdamW.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyarrow.compute as pc
+
+from retrodistill.data.texts import Texts
+from retrodistill.training.settings import StageSettings
+
+FLOAT = 4
+_STRING = 64  # bytes of a Python string besides its characters, with the reference to it
+CHARACTERS = 4  # per token of English text, about
+QUERY_TOKENS = 48  # of a query that is long for its batch
+_PAIR = 64  # bytes of a candidate in memory while lists are made: columns of a run, their order, the padded list
+_STORED_PAIR = 12  # bytes of a candidate in a compressed Parquet file
+_COPIES = 8  # of a batch's matrix: scores, targets, masks, and what their gradient needs
+_SPARSE = 200 * 8  # bytes of a text's heaviest terms, about
+_LAYER_VALUES = 20  # float32 values per token, layer, and width that a backward pass keeps; the feed-forward's with it
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What decides the memory of a model's forward pass."""
+
+    layers: int
+    width: int
+    heads: int
+    longest: int  # tokens
+
+    @classmethod
+    def of(cls, model: Any) -> Shape | None:
+        """Of a sentence-transformers model; None if no transformer is in it."""
+        transformers = [module.auto_model for module in model.modules() if hasattr(module, "auto_model")]
+        config: Any = transformers[0].config if transformers else getattr(model, "config", None)
+        if not hasattr(config, "num_hidden_layers"):
+            return None
+        longest = int(getattr(model, "max_seq_length", None) or 512)
+        return cls(config.num_hidden_layers, config.hidden_size, config.num_attention_heads, longest)
+
+    def batch(self, texts: int, tokens: float, *, is_trained: bool) -> float:
+        """Bytes of activations of a batch of texts whose longest has so many tokens."""
+        length = min(self.longest, 2 + tokens)
+        values = texts * length * self.width * _LAYER_VALUES + texts * self.heads * length**2 * 2
+        return FLOAT * values * (self.layers if is_trained else 1)
+
+
+class Parameters(NamedTuple):
+    """Numbers of a student's parameters."""
+
+    all: int
+    trained: int
+
+
+def parameters(model: Any, *, whole: bool) -> Parameters:
+    """Of a student; unless the `whole` of it is trained, its transformer is frozen."""
+    count = sum(parameter.numel() for parameter in model.parameters())
+    transformers = [module.auto_model for module in model.modules() if hasattr(module, "auto_model")]
+    frozen = 0 if whole else sum(parameter.numel() for each in transformers for parameter in each.parameters())
+    return Parameters(count, count - frozen)
+
+
+def strings(texts: Texts) -> float:
+    """Bytes of texts as Python strings."""
+    return len(texts) * _STRING + characters(texts) * len(texts)
+
+
+def characters(texts: Texts) -> float:
+    """Mean characters of a text, 0 without any."""
+    lengths = pc.binary_length(texts.table["text"])
+    return float(pc.mean(lengths).as_py() or 0.0)
+
+
+def longest_in_batch(texts: Texts) -> float:
+    """Tokens of a text that is long for its collection: batches are padded to their longest."""
+    return 2.5 * characters(texts) / CHARACTERS
+
+
+def stored_vectors(encoder: Any, texts: int, tokens: float) -> float:
+    """Bytes of stored vectors of texts, by the kind of encoder."""
+    per_text = {"multi-vector": 2 * tokens * encoder.dimension, "sparse": _SPARSE}
+    return texts * per_text.get(encoder.kind, FLOAT * encoder.dimension)
+
+
+def candidates(stage: StageSettings, sources: int, documents: int) -> int:
+    """Most candidates of a text, without those that a batch shares; 0 where the whole corpus is the list."""
+    settings = stage.candidates
+    if not stage.needs_lists or settings.depth == "all":
+        return 0
+    return min(documents, int(settings.depth) * sources + settings.random)
+
+
+def stored_pairs(pairs: int) -> float:
+    """Bytes of scored pairs on disk."""
+    return _STORED_PAIR * pairs
+
+
+def lists(pairs: int) -> float:
+    """Bytes of candidates while they are found, scored, and made lists."""
+    return _PAIR * pairs
+
+
+def postings(documents: Texts) -> float:
+    """Bytes of BM25's postings of a corpus, two in three words of which differ within their document, about."""
+    return len(documents) * characters(documents) / 6 * (2 / 3) * 12
+
+
+def run_rows(rows: int) -> float:
+    """Bytes of rankings in memory."""
+    return 24 * rows
+
+
+def stored_run(rows: int) -> float:
+    """Bytes of rankings as run files."""
+    return 40 * rows
+
+
+def matrices(batch: int, width: int, vector: int) -> float:
+    """Bytes of a batch's scores of lists of some width, and of the vectors of their documents."""
+    return FLOAT * batch * width * (_COPIES + vector)
+
+
+def optimizer(trained: int) -> float:
+    """Bytes of gradients and of AdamW's two moments, for a number of trained parameters."""
+    return 3 * FLOAT * trained
+
+
+def checkpoints(parameters: int, trained: int) -> float:
+    """Bytes on disk while a stage trains: two checkpoints with moments, and a third while it is written."""
+    return 3 * FLOAT * (parameters + 2 * trained)

@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+from ragged_tokens import brute_maxsim, ragged
+
+from retrodistill.encoders.multi_vector import Tokens
+from retrodistill.indexes import maxsim
+from retrodistill.indexes.codecs import CodecSettings, fit_codec
+from retrodistill.indexes.maxsim import best_of_store
+from retrodistill.indexes.tokens import TokenStore
+
+DOCUMENTS, QUERIES = ragged(200), ragged(7, seed=3)
+
+
+def filled(*parts, codec="float32"):
+    store = TokenStore.empty(fit_codec(CodecSettings(codec=codec), DOCUMENTS))
+    for part in parts:
+        store.append(part)
+    return store
+
+
+@pytest.fixture(params=[True, False], ids=["bfloat16", "float32"])
+def either(request, monkeypatch):
+    monkeypatch.setattr(maxsim, "has_bfloat16", lambda device: request.param)
+
+
+@pytest.mark.usefixtures("either")
+class TestSearch:
+    @pytest.mark.parametrize("k", [1, 10, 99, 150, 200])
+    @pytest.mark.parametrize("codec", ["float32", "float16", "residual"])
+    def test_it_is_brute_force(self, k, codec):
+        store = filled(DOCUMENTS, codec=codec)
+        exact = brute_maxsim(QUERIES, store.gather(np.arange(200)))
+        rows, scores = best_of_store(store, QUERIES, k)
+        np.testing.assert_allclose(scores, -np.sort(-exact, axis=1)[:, :k], atol=1e-5)
+        np.testing.assert_allclose(np.take_along_axis(exact, rows, axis=1), scores, atol=1e-5)
+
+    def test_no_query(self):
+        rows, scores = best_of_store(filled(DOCUMENTS), QUERIES.slice(0, 0), 5)
+        assert rows.shape == scores.shape == (0, 5)
+
+    def test_of_several_parts(self):
+        rows, _ = best_of_store(filled(DOCUMENTS.slice(0, 50), DOCUMENTS.slice(50, 200)), QUERIES, 5)
+        np.testing.assert_array_equal(rows, best_of_store(filled(DOCUMENTS), QUERIES, 5)[0])
+
+    def test_equal_documents_come_in_their_order(self):
+        # Whole numbers: their sums are exact in any order.
+        twice = Tokens.of([np.round(4 * DOCUMENTS[0])] * 30, 16)
+        queries = Tokens(np.round(4 * QUERIES.vectors), QUERIES.bounds)
+        np.testing.assert_array_equal(best_of_store(filled(twice), queries, 3)[0], [[0, 1, 2]] * 7)
+
+    def test_a_document_that_differs_only_below_bfloat16_is_found(self):
+        almost = [DOCUMENTS[0] * (1 + place * 1e-5) for place in range(30)]
+        rows, _ = best_of_store(filled(Tokens.of(almost, 16)), Tokens.of([DOCUMENTS[0]], 16), 2)
+        np.testing.assert_array_equal(rows, [[29, 28]])
+
+    def test_documents_that_were_added_later(self):
+        store = filled(DOCUMENTS)
+        best_of_store(store, QUERIES, 1)
+        store.append(Tokens(100 * DOCUMENTS.vectors, DOCUMENTS.bounds))
+        assert (best_of_store(store, QUERIES, 5)[0] >= 200).all()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1, 1e4])
+@pytest.mark.parametrize("unit", [True, False])
+def test_no_score_is_further_from_the_exact_one_than_the_bound_says(scale, unit):
+    documents = ragged(300, seed=5, unit=unit)
+    documents = Tokens(scale * documents.vectors, documents.bounds)
+    opposite = Tokens(
+        np.concatenate([QUERIES.vectors, -QUERIES.vectors]), np.append(QUERIES.bounds, 2 * len(QUERIES.vectors))
+    )
+    for _, rounded in filled(documents).rounded_blocks():
+        scores, errors = maxsim._RoundedQueries(opposite).bounds(rounded)
+        exact = brute_maxsim(opposite, documents)
+        assert (np.abs(scores - exact) <= errors).all()
+        assert (errors <= 0.03 * opposite.lengths[:, None] * np.linalg.norm(documents.vectors, axis=1).max()).all()
