@@ -1,6 +1,6 @@
 """Search of token vectors against fast-plaid, with the same vectors, at equal or better overlap with exact MaxSim.
 
-python evaluation/benchmarks/multi_vector_peer.py [--documents 2000] [--queries 100] [--folder out/fast-plaid] [--bits 4]
+python evaluation/benchmarks/multi_vector_peer.py [--documents 2000] [--queries 50] [--bits 4] [--threads 1]
 
 Documents and queries have the shape of SciFact's: up to 180 and 24 token vectors of 128 dimensions, random about a few
 directions of their text (maxsim.py), or those that evaluation/multi_vector/measure.py saved (--vectors FOLDER).
@@ -34,9 +34,9 @@ CANDIDATES = (None, 100, 200, 500)  # of MUVERA; None for exact search
 
 def main() -> None:
     """Print a Markdown table."""
-    options = parser(__doc__, repeats=5)
+    options = parser(__doc__, repeats=3)
     options.add_argument("--documents", type=int, default=2000)
-    options.add_argument("--queries", type=int, default=100)
+    options.add_argument("--queries", type=int, default=50)
     options.add_argument("--bits", type=int, default=4, help="of fast-plaid's codes (default 4)")
     options.add_argument("--folder", type=Path, default=Path("out/fast-plaid"), help="for fast-plaid's indexes")
     options.add_argument("--vectors", type=Path, help="vectors of evaluation/multi_vector/measure.py to use instead")
