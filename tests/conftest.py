@@ -37,6 +37,14 @@ def _libraries_are_not_garbage():
     gc.freeze()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _float32():
+    """``precision: auto`` is float32 on any machine, so that figures of tests do not depend on the processor."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("retrodistill.encoders.precision.bfloat16_speedup", lambda device: 1.0)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("RETRODISTILL_CACHE", str(tmp_path / "cache"))

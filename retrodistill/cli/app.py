@@ -20,10 +20,11 @@ app = Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable
 def encoding(
     context: Context,
     batch_size: Annotated[
-        int | None, Option(help="Texts or pairs per forward pass, except in training; 32 by default.")
+        int | None, Option(help="Texts or pairs per forward pass, except in training; by default, by their tokens.")
     ] = None,
     precision: Annotated[
-        str | None, Option(help="Precision of matrix products, except in training: float32 (the default) or bfloat16.")
+        str | None,
+        Option(help="Precision of matrix products, except in training: float32, bfloat16, or auto (the default)."),
     ] = None,
 ) -> None:
     """Distill strong, slow rankers into small, fast retrievers, and measure on BEIR how much quality is kept."""

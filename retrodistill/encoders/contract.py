@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field
@@ -20,30 +20,70 @@ from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.modules import weights_digest
 from retrodistill.encoders.names import ModelName
+from retrodistill.encoders.precision import fastest_precision
 from retrodistill.encoders.vectors import check_dimensions
 
 Role = Literal["query", "document"]
 STUDENT_MANIFEST = "retrodistill.json"
 IN_MEMORY = "in-memory"  # name of a model object that was never saved
+_TOKENS, _TOKENS_ON_GPU = 4096, 65536  # of a forward pass
+_BYTES_PER_TOKEN = 4  # of UTF-8, in English and, with three bytes a character, about in Chinese
 _PROMPTS: dict[Role, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 
 class EncodingSettings(Settings):
     """How frozen models encode texts and score pairs. Training has its own settings."""
 
-    batch_size: int = Field(default=32, ge=1)
-    """Texts or pairs per forward pass."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Precision of matrix products; weights, vectors, and scores stay float32. `bfloat16` is faster on a GPU and on a
-    CPU with AMX or AVX512-BF16. Stores and manifests keep the two apart."""
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Texts or pairs per forward pass; `auto` for as many as have about 4,096 tokens together, or 65,536 on a GPU."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of matrix products; weights, vectors, and scores stay float32. `auto` is `bfloat16` where the device
+    has instructions for it (a CPU with AMX or AVX512-BF16, most GPUs) and a short measurement shows that it is faster.
+    Stores and manifests keep the two apart. Static models are always float32."""
+
+    def on(self, model: Any) -> EncodingSettings:
+        """These settings with the precision that ``auto`` stands for on a model's device.
+
+        A model whose weights are not float32 was given a precision already, so that ``auto`` adds no other.
+        """
+        import torch
+
+        if self.precision != "auto":
+            return self
+        is_full = all(parameter.dtype == torch.float32 for parameter in model.parameters())
+        return self.model_copy(update={"precision": fastest_precision(model.device) if is_full else "float32"})
 
     def autocast(self, device: Any) -> contextlib.AbstractContextManager[Any]:
-        """A context in which matrix products on a device have this precision."""
+        """A context in which matrix products on a device have this precision, once it is resolved by `on`."""
         import torch
 
         if self.precision == "float32":
             return contextlib.nullcontext()
         return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
+
+    def batches(self, bytes_of: Sequence[int], longest: int | None, tokens: int) -> list[np.ndarray]:
+        """Positions of texts for each forward pass, longest texts first; the same for the same texts.
+
+        Args:
+            bytes_of: UTF-8 bytes of each text (or pair), from which its tokens are estimated.
+            longest: Most tokens that the model reads of a text; None for no limit.
+            tokens: Most tokens of a batch, padding included, for a batch size of ``auto``; a longer text is alone.
+        """
+        order = np.argsort(-np.asarray(bytes_of), kind="stable")
+        batches, start = [], 0
+        while start < len(order):
+            widest = min(bytes_of[order[start]] // _BYTES_PER_TOKEN + 2, longest or np.inf)  # 2 special tokens
+            size = max(1, int(tokens // widest)) if self.batch_size == "auto" else self.batch_size
+            batches.append(order[start : start + size])
+            start += size
+        return batches
+
+
+def tokens_per_pass(device: Any) -> int:
+    """Tokens of a forward pass that use a device well."""
+    import torch
+
+    return _TOKENS if torch.device(device).type == "cpu" else _TOKENS_ON_GPU
 
 
 _CURRENT: ContextVar[EncodingSettings] = ContextVar("encoding")
@@ -76,12 +116,15 @@ class TextModel:
     is_static: bool = False
     is_recorded: bool = False
     ignored_settings: ClassVar[Mapping[Role, Sequence[str]]] = {}  # of modules, without effect on a role's vectors
+    most_tokens: int = _TOKENS_ON_GPU  # of a forward pass
     loaded_from: ModelName | None = None  # by which any process can load it; None for a model that was made here
     has_model: bool = True  # False for token weights, which an index may store to encode queries without a model
 
     def __init__(self, model: Any, name: str, student: Manifest | None = None) -> None:
         self.model, self.name, self.student = model, name, student
-        self.encoding = current_encoding()
+        is_table = self.is_recorded or self.is_static
+        encoding = current_encoding()
+        self.encoding = encoding.model_copy(update={"precision": "float32"}) if is_table else encoding.on(model)
 
     def encode(self, texts: Sequence[str], role: Role, *, batch_size: int | None = None) -> Any:
         """Encode texts as an array, CSR or `Tokens`, depending on the kind."""
@@ -107,12 +150,23 @@ class TextModel:
     def require(self, texts: Texts, role: Role) -> None:
         """Check, before work starts, that it can encode texts."""
 
-    def _run(self, texts: Sequence[str], role: Role, batch_size: int | None, **options: Any) -> Any:
-        """Encode with the model itself; `options` select the form of the result."""
-        options |= {"batch_size": batch_size or self.encoding.batch_size, "show_progress_bar": False}
-        with self.encoding.autocast(self.model.device):
-            # the task selects a Router's tower, and a multi-vector model's mask and expansion
-            return self.model.encode(list(texts), prompt=self.prompt(role), task=role, **options)
+    def _run(self, texts: Sequence[str], role: Role, batch_size: int | None, **options: Any) -> list[Any]:
+        """Encode each text with the model itself; `options` select the form of a result."""
+        prompt, device = self.prompt(role), self.model.device
+        encoding = self.encoding if batch_size is None else self.encoding.model_copy(update={"batch_size": batch_size})
+        bytes_of = [len(prompt.encode()) + len(text.encode()) for text in texts]
+        tokens = min(tokens_per_pass(device), self.most_tokens)
+        results: list[Any] = [None] * len(texts)
+        with encoding.autocast(device):
+            for rows in encoding.batches(bytes_of, _max_length(self.modules(role)[0]), tokens):
+                batch = [texts[row] for row in rows]
+                options |= {"batch_size": len(batch), "show_progress_bar": False}
+                # the task selects a Router's tower, and a multi-vector model's mask and expansion
+                for row, result in zip(
+                    rows, self.model.encode(batch, prompt=prompt, task=role, **options), strict=True
+                ):
+                    results[row] = result
+        return results
 
     def _require_finite(self, broken: np.ndarray, bounds: np.ndarray | None, texts: Sequence[str], what: str) -> None:
         """Raise for the first broken value; `bounds` are those of the texts' values, None for one value per text."""

@@ -45,8 +45,8 @@ class Encoder(TextModel):
             vectors = self._encode_table(texts, role)
         else:
             is_cosine = self.similarity == "cosine"
-            vectors = self._run(texts, role, batch_size, convert_to_numpy=True, normalize_embeddings=is_cosine)
-            vectors = vectors.astype(np.float32, copy=False)
+            rows = self._run(texts, role, batch_size, convert_to_numpy=True, normalize_embeddings=is_cosine)
+            vectors = np.stack(rows).astype(np.float32, copy=False)
             if is_cosine and self.encoding.precision != "float32":
                 vectors = normalized(vectors)  # bfloat16 products leave lengths that are 1 to three digits only
         self._require_finite(~np.isfinite(vectors).all(axis=1), None, texts, "vector")

@@ -30,6 +30,7 @@ class SparseTextEncoder(TextModel):
     """
 
     kind = "sparse"
+    most_tokens = 8192  # logits over BERT's vocabulary take 122 kB for each token
     ignored_settings: ClassVar[Mapping[Role, Sequence[str]]] = {"query": _IGNORED, "document": _IGNORED}
 
     def __init__(self, model: Any, name: str, student: Manifest | None = None) -> None:
@@ -80,8 +81,8 @@ class SparseTextEncoder(TextModel):
         return vectors
 
     def _encode(self, texts: Sequence[str], role: Role, batch_size: int | None) -> csr_array:
-        dense = self._run(texts, role, batch_size, convert_to_sparse_tensor=False, save_to_cpu=True)
-        vectors = csr_array(dense.float().numpy())
+        rows = self._run(texts, role, batch_size, convert_to_sparse_tensor=False, save_to_cpu=True)
+        vectors = csr_array(np.stack([row.float().numpy() for row in rows]))
         return unit_rows(vectors) if self.similarity == "cosine" else vectors
 
     @cached_property

@@ -16,6 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from retrodistill.encoders.multi_vector import Tokens, best_documents, blocks_of
+from retrodistill.encoders.precision import has_bfloat16
 from retrodistill.indexes.tokens import RoundedTokens, TokenStore
 
 _UNIT = 2.0**-8  # largest relative error of rounding to bfloat16
@@ -28,7 +29,7 @@ def best_of_store(store: TokenStore, queries: Tokens, k: int) -> tuple[np.ndarra
 
     `k` is at most the number of documents. Queries need at least one token each.
     """
-    if not len(queries) or 2 * k >= len(store) or not _has_bfloat16():
+    if not len(queries) or 2 * k >= len(store) or not has_bfloat16("cpu"):
         return best_documents(queries, store.blocks(), k)
     rows = np.empty((len(queries), k), dtype=np.int64)
     scores = np.empty((len(queries), k), dtype=np.float32)
@@ -86,11 +87,3 @@ class _RoundedQueries:
             scores[rows] = np.add.reduceat(nearest, bounds[:-1])
             errors[rows] += _UNIT * np.add.reduceat(np.abs(nearest), bounds[:-1])
         return scores, errors * (1 + 4 * _UNIT)  # terms of second order
-
-
-def _has_bfloat16() -> bool:
-    """Whether the CPU has instructions for products of bfloat16, as torch reports them."""
-    import torch
-
-    has: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # absent before torch 2.10
-    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))

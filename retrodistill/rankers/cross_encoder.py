@@ -19,7 +19,7 @@ from retrodistill.core.manifest import Manifest
 from retrodistill.core.stores import slug, text_keys
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.encoders.contract import EncodingSettings, current_encoding, encode_with
+from retrodistill.encoders.contract import EncodingSettings, current_encoding, encode_with, tokens_per_pass
 from retrodistill.encoders.embeddings import KeyedStore
 from retrodistill.encoders.loading import load_cross_encoder
 from retrodistill.encoders.modules import weights_digest
@@ -45,16 +45,10 @@ class CrossEncoderRanker(Ranker):
     can_score_pairs = can_time_pairs = True
 
     def __init__(
-        self,
-        model: CrossEncoder,
-        name: str,
-        root: Path | None = None,
-        batch_size: int | None = None,
-        loaded_from: ModelName | None = None,
+        self, model: CrossEncoder, name: str, root: Path | None = None, loaded_from: ModelName | None = None
     ) -> None:
         self.model, self.name, self.root, self.loaded_from = model, name, root, loaded_from
-        self.encoding = current_encoding()
-        self.batch_size = batch_size or self.encoding.batch_size
+        self.encoding = current_encoding().on(model)
 
     @cached_property
     def _owner(self) -> Manifest:
@@ -62,11 +56,15 @@ class CrossEncoderRanker(Ranker):
             "max_length": self.model.max_seq_length,
             "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
             "activation": "identity",
-            "prompt": (self.model.prompts or {}).get(self.model.default_prompt_name or "", ""),
+            "prompt": self._prompt,
         }
         if self.encoding.precision != "float32":  # absent for float32, so that keys of older stores stay the same
             settings["precision"] = self.encoding.precision
         return Manifest("teacher", {"weights": weights_digest(self.model)}, settings, {"name": self.name})
+
+    @property
+    def _prompt(self) -> str:
+        return str((self.model.prompts or {}).get(self.model.default_prompt_name or "", ""))
 
     def fingerprint(self, collection: Collection) -> str:
         """Digest of weights, maximum length, prompt, dtype and activation."""
@@ -103,21 +101,25 @@ class CrossEncoderRanker(Ranker):
     def _task(self) -> ScoringTask | None:
         if self.loaded_from is None:
             return None
-        encoding = self.encoding.model_copy(update={"batch_size": self.batch_size})
-        return ScoringTask(self.loaded_from, encoding, self._owner.fingerprint)
+        return ScoringTask(self.loaded_from, self.encoding, self._owner.fingerprint)
 
     def _logits(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         import torch
 
-        with self.encoding.autocast(self.model.device):
-            logits = self.model.predict(
-                list(pairs),
-                batch_size=self.batch_size,
-                activation_fn=torch.nn.Identity(),
-                show_progress_bar=False,
-                convert_to_tensor=True,
-            )
-        return logits.float().cpu().numpy()
+        device, prompt = self.model.device, self._prompt
+        bytes_of = [len(prompt.encode()) + len(query.encode()) + len(document.encode()) for query, document in pairs]
+        logits = np.empty(len(pairs), dtype=np.float32)
+        with self.encoding.autocast(device):
+            for rows in self.encoding.batches(bytes_of, self.model.max_seq_length, tokens_per_pass(device)):
+                batch = self.model.predict(
+                    [pairs[row] for row in rows],
+                    batch_size=len(rows),
+                    activation_fn=torch.nn.Identity(),
+                    show_progress_bar=False,
+                    convert_to_tensor=True,
+                )
+                logits[rows] = batch.float().cpu().numpy()
+        return logits
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ def _small(stage: StageSettings, data: TrainingData, folder: Path) -> tuple[Stag
         collection=collection,
         queries=queries,
         teacher=teacher,
-        space=space_of(data).bind(collection),
+        space=space_of(data),
         folder=folder,
         excluded_queries=None,
         stored=None,

@@ -23,7 +23,7 @@ from retrodistill.core.runtime import muted
 from retrodistill.core.stores import text_keys
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
-from retrodistill.encoders.contract import STUDENT_MANIFEST, Role, encode_with
+from retrodistill.encoders.contract import STUDENT_MANIFEST, Role, encode_with, tokens_per_pass
 from retrodistill.encoders.embeddings import seconds_to_embed, store_of
 from retrodistill.encoders.names import parse_model_name
 from retrodistill.recipes import sizes
@@ -168,8 +168,12 @@ class _Planner:
             count, seconds = len(missing), 0.0
         tokens = sizes.characters(texts) / sizes.CHARACTERS
         vectors = sizes.stored_vectors(encoder, len(texts), tokens)
-        shape, batch = (None if encoder.is_recorded else sizes.Shape.of(encoder.model)), self.job.recipe.encoding
-        activations = shape.batch(batch.batch_size, sizes.longest_in_batch(texts), is_trained=False) if shape else 0.0
+        shape, activations = None if encoder.is_recorded else sizes.Shape.of(encoder.model), 0.0
+        if shape is not None:
+            longest, chosen = sizes.longest_in_batch(texts), self.job.recipe.encoding.batch_size
+            of_tokens = tokens_per_pass(encoder.model.device) // (2 + min(longest, shape.longest))
+            size = max(1, int(of_tokens)) if chosen == "auto" else chosen
+            activations = shape.batch(size, longest, is_trained=False)
         memory = self.held + sizes.strings(texts) + vectors + activations
         needs = Needs(memory, cache=sizes.stored_vectors(encoder, count, tokens), advice=FEWER_DOCUMENTS)
         return Step(title, count, "texts", seconds, needs)
@@ -332,8 +336,7 @@ class _Planner:
         """The student before training, made once; its values do not matter."""
         if name not in self._models:
             with throw_away_cache(), muted():
-                few = repeated(self.job.collection, 1)
-                data = replace(self.job.training_data, collection=few, space=self.job.space.bind(few))
+                data = replace(self.job.training_data, collection=repeated(self.job.collection, 1))
                 self._models[name] = start_model(student, data)
         return self._models[name]
 

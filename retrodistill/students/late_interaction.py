@@ -338,7 +338,7 @@ def _states(
         return pack(side.states), side.mask
 
     with evaluating(module):
-        return cached_states(key, texts, read, "documents' states", dtype)
+        return cached_states(key, texts, read, "documents' states", dtype, next(module.parameters()).device)
 
 
 def train_late_interaction(run: StageRun) -> History:

@@ -23,7 +23,7 @@ from retrodistill.core.files import atomic_folder, cache_folder, digest
 from retrodistill.core.runtime import average_gradients, bar, keep_freed_memory
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.encoders.contract import Role, current_encoding
+from retrodistill.encoders.contract import Role, current_encoding, tokens_per_pass
 from retrodistill.encoders.embeddings import TextStore
 from retrodistill.encoders.modules import weights_digest
 from retrodistill.encoders.multi_vector import MultiVectorModel
@@ -76,18 +76,20 @@ class States:
         return padded(list(flat.split(lengths.tolist())))
 
 
-def cached_states(key: str, texts: Sequence[str], read: Reader, what: str, dtype: Any = np.float16) -> States:
+def cached_states(
+    key: str, texts: Sequence[str], read: Reader, what: str, dtype: Any = np.float16, device: Any = "cpu"
+) -> States:
     """States of texts, in order, from the cache or into it; masked tokens are left out.
 
-    The key is a digest of everything that decides the states, and ``what`` titles the progress bar. float16, rather
-    than float32, takes 2 x width bytes a token: 0.9 GB for 5,000 abstracts at width 384. States that it cannot hold,
-    and those that are not finite, are refused.
+    The key is a digest of everything that decides the states, ``what`` titles the progress bar, and ``read`` works on
+    the torch ``device``. float16, rather than float32, takes 2 x width bytes a token: 0.9 GB for 5,000 abstracts at
+    width 384. States that it cannot hold, and those that are not finite, are refused.
     """
     folder, dtype = cache_folder() / "states" / key, np.dtype(dtype)
     if not (folder / _PLACES).exists():
         keep_freed_memory()
         with atomic_folder(folder) as temporary:
-            _write(texts, read, temporary, what, dtype)
+            _write(texts, read, temporary, what, dtype, device)
     places, file = np.load(folder / _PLACES), folder / _STATES
     total = int(places[:, 1].sum())
     width = file.stat().st_size // (dtype.itemsize * total) if total else 1
@@ -95,14 +97,12 @@ def cached_states(key: str, texts: Sequence[str], read: Reader, what: str, dtype
     return States(mapped, places)
 
 
-def _write(texts: Sequence[str], read: Reader, to: Path, what: str, dtype: np.dtype) -> None:
+def _write(texts: Sequence[str], read: Reader, to: Path, what: str, dtype: np.dtype, device: Any) -> None:
     # Longest texts first: running out of memory shows at the start, and batches need little padding.
-    order = np.argsort([-len(text) for text in texts], kind="stable")
-    places = np.zeros((len(texts), 2), dtype=np.int64)
-    written, batch_size = 0, current_encoding().batch_size
+    batches = current_encoding().batches([len(text.encode()) for text in texts], None, tokens_per_pass(device))
+    places, written = np.zeros((len(texts), 2), dtype=np.int64), 0
     with (to / _STATES).open("wb") as file, bar(len(texts), what, "texts") as progress, torch.no_grad():
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
+        for rows in batches:
             states, mask = read([texts[row] for row in rows])
             kept = states[mask].float()
             if dtype == np.float16 and not bool((kept.abs() <= np.finfo(np.float16).max).all()):
@@ -152,11 +152,14 @@ def stored_states(student: TokenStudent, texts: Sequence[str], role: Role) -> St
     backbone = backbone_of(student, role)
 
     def read(batch: list[str]) -> tuple[Tensor, Tensor]:
-        features = through_modules(backbone, features_of(student, batch, role), role)
+        with student.encoding.autocast(student.model.device):
+            features = through_modules(backbone, features_of(student, batch, role), role)
         return features["token_embeddings"], features["attention_mask"].bool()
 
     with evaluating(student.model):
-        return cached_states(_key(student, texts, role), texts, read, f"hidden states ({role})")
+        return cached_states(
+            _key(student, texts, role), texts, read, f"hidden states ({role})", device=student.model.device
+        )
 
 
 def features_of(student: TokenStudent, texts: list[str], role: Role) -> dict[str, Any]:
@@ -169,7 +172,8 @@ def _key(student: TokenStudent, texts: Sequence[str], role: Role) -> str:
     backbone = backbone_of(student, role)
     weights, length = weights_digest(nn.Sequential(*backbone)), getattr(backbone[0], "max_seq_length", None)
     settings = [[type(module).__name__, module.get_config_dict()] for module in backbone]
-    return digest(weights, settings, length, student.prompt(role), role, digest(*texts))
+    precision = [] if student.encoding.precision == "float32" else [student.encoding.precision]  # as stores have it
+    return digest(weights, settings, length, student.prompt(role), role, digest(*texts), *precision)
 
 
 def segment_max(values: Tensor, lengths: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from retrodistill.core.files import is_disk_error, make_folder
 from retrodistill.core.runtime import bar, is_main, keep_freed_memory, log, processes
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import quiet_libraries
+from retrodistill.encoders.precision import fastest_precision
 from retrodistill.runs.agreement import rank_agreement
 from retrodistill.runs.run import top_k
 from retrodistill.training.loss import objective_keeper
@@ -133,6 +134,7 @@ def train(
         raise UserError(f"cannot write checkpoints into {folder}: {reason}; free some space and go on.") from error
     history.steps = trainer.state.global_step
     history.seconds = float(result.metrics.get("train_runtime", 0.0))
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # otherwise it goes on with training's precision
     history.pace = clock.pace()
     model.eval()
     return history
@@ -229,6 +231,7 @@ def _trainer_of(model: Any) -> tuple[type[Any], type[Any]]:
 def _arguments(model: Any, settings: TrainingSettings, folder: Path, columns: TextColumns, seed: int) -> dict[str, Any]:
     steps = optimizer_steps(len(columns.labels), settings)
     on_gpu = str(model.device).startswith("cuda")
+    precision = fastest_precision(model.device) if settings.precision == "auto" else settings.precision
     arguments = {
         "output_dir": str(folder),
         "max_steps": steps,
@@ -248,7 +251,7 @@ def _arguments(model: Any, settings: TrainingSettings, folder: Path, columns: Te
         "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": str(model.device) == "cpu",
-        "bf16": on_gpu and settings.precision == "bfloat16",
+        "bf16": precision == "bfloat16",
         "dataloader_pin_memory": on_gpu,
     }
     if columns.batches is not None:

@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 
 from retrodistill.core.errors import UserError
-from retrodistill.encoders import load_encoder
+from retrodistill.encoders import load_encoder, precision
 from retrodistill.encoders.contract import EncodingSettings, current_encoding, encode_with
 from retrodistill.rankers import load_ranker
 from retrodistill.recipes import load_recipe
 
+MEASURED = precision.bfloat16_speedup.__wrapped__  # tests have another in its place
 TEXTS = ["heart artery blood", "star planet orbit galaxy", "bread"]
 
 
@@ -37,7 +38,61 @@ class TestPrecision:
         with encode_with(precision="bfloat16", batch_size=2):
             fast = load_ranker(f"cross-encoder:{tiny_cross_encoder}")
         assert plain.fingerprint(tiny) != fast.fingerprint(tiny)
-        assert (plain.batch_size, fast.batch_size) == (EncodingSettings().batch_size, 2)
+        assert (plain.encoding.batch_size, fast.encoding.batch_size) == ("auto", 2)
+
+
+class TestAuto:
+    @pytest.fixture
+    def faster(self, monkeypatch):
+        monkeypatch.setattr("retrodistill.encoders.precision.bfloat16_speedup", lambda device: 2.0)
+
+    def test_it_is_resolved_when_a_model_is_loaded(self, tiny, tiny_model, tiny_cross_encoder, faster):
+        chosen = load_encoder(f"dense:{tiny_model}"), load_ranker(f"cross-encoder:{tiny_cross_encoder}")
+        with encode_with(precision="bfloat16"):
+            given = load_encoder(f"dense:{tiny_model}"), load_ranker(f"cross-encoder:{tiny_cross_encoder}")
+        assert [each.encoding.precision for each in chosen] == ["bfloat16"] * 2
+        assert chosen[0].fingerprint("document") == given[0].fingerprint("document")
+        assert chosen[1].fingerprint(tiny) == given[1].fingerprint(tiny)
+
+    @pytest.mark.parametrize(("speedup", "chosen"), [(0.0, "float32"), (1.2, "float32"), (1.3, "bfloat16")])
+    def test_bfloat16_must_be_clearly_faster(self, tiny_model, monkeypatch, speedup, chosen):
+        monkeypatch.setattr("retrodistill.encoders.precision.bfloat16_speedup", lambda device: speedup)
+        assert load_encoder(f"dense:{tiny_model}").encoding.precision == chosen
+
+    @pytest.mark.usefixtures("faster")
+    def test_what_no_product_makes_stays_float32(self, tiny_static):
+        table = load_encoder(f"static:{tiny_static}")
+        assert table.encoding.precision == "float32"
+        assert table.fingerprint("query") == table.document_space
+
+    @pytest.mark.usefixtures("faster")
+    def test_a_model_in_half_precision_keeps_its_own(self, tiny_model):
+        assert load_encoder(load_encoder(f"dense:{tiny_model}").model.half()).encoding.precision == "float32"
+
+    def test_without_instructions_nothing_is_measured(self, monkeypatch):
+        monkeypatch.setattr("retrodistill.encoders.precision.has_bfloat16", lambda device: False)
+        assert MEASURED("cpu") == 0
+
+
+class TestBatches:
+    def test_a_number_is_a_number_of_texts_longest_first(self):
+        batches = EncodingSettings(batch_size=2).batches([1, 5, 3, 5, 2], None, 1)
+        assert [rows.tolist() for rows in batches] == [[1, 3], [2, 4], [0]]
+
+    def test_auto_keeps_to_the_tokens_of_a_pass(self):
+        sizes = np.random.default_rng(0).integers(0, 2000, 500)
+        batches = EncodingSettings().batches(sizes, 256, 4096)
+        assert sorted(np.concatenate(batches).tolist()) == list(range(500))
+        assert all(len(rows) * min(sizes[rows].max() // 4 + 2, 256) <= 4096 for rows in batches)
+        assert len(batches[0]) == 16
+        assert [len(rows) for rows in EncodingSettings().batches([10**6, 8], None, 4096)] == [1, 1]
+
+    def test_vectors_do_not_depend_on_them(self, tiny_model, tiny):
+        encoder = load_encoder(f"dense:{tiny_model}")
+        texts = tiny.documents.texts
+        expected = encoder.model.encode(list(texts), normalize_embeddings=True)
+        for size in (None, 1, 7):
+            assert encoder.encode(texts, "document", batch_size=size) == pytest.approx(expected, abs=1e-6)
 
 
 class TestSettings:

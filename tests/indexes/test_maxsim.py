@@ -20,7 +20,7 @@ def filled(*parts, codec="float32"):
 
 @pytest.fixture(params=[True, False], ids=["bfloat16", "float32"])
 def either(request, monkeypatch):
-    monkeypatch.setattr(maxsim, "_has_bfloat16", lambda: request.param)
+    monkeypatch.setattr(maxsim, "has_bfloat16", lambda device: request.param)
 
 
 @pytest.mark.usefixtures("either")

@@ -64,12 +64,34 @@ class TestLearning:
         assert history.monitors[-1]["agreement"] > 0.8
         assert (history.monitors[0]["step"], history.monitors[-1]["step"]) == (0, history.steps)
 
-    def test_bfloat16_is_for_gpus(self, tiny_model, texts, targets, tmp_path):
-        trained = set()
+    def test_bfloat16_learns_the_same_with_float32_weights(self, tiny_model, texts, targets, tmp_path):
+        losses, trained = [], set()
         for precision in ("float32", "bfloat16"):
             settings = SETTINGS.model_copy(update={"precision": precision})
-            trained.add(digest(aligned(tiny_model, texts, targets, tmp_path / precision, settings)[0]))
-        assert len(trained) == (2 if torch.cuda.is_available() else 1)
+            model, history = aligned(tiny_model, texts, targets, tmp_path / precision, settings)
+            assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+            losses.append(history.losses[-1]["loss"])
+            trained.add(digest(model))
+        assert len(trained) == 2
+        assert losses[1] == pytest.approx(losses[0], rel=0.01)
+
+    @pytest.mark.parametrize(("speedup", "same"), [(1.0, "float32"), (3.0, "bfloat16")])
+    def test_auto_is_the_faster_one(self, tiny_model, texts, targets, tmp_path, monkeypatch, speedup, same):
+        monkeypatch.setattr("retrodistill.encoders.precision.bfloat16_speedup", lambda device: speedup)
+        one, other = (
+            digest(
+                aligned(tiny_model, texts, targets, tmp_path / name, SETTINGS.model_copy(update={"precision": name}))[0]
+            )
+            for name in ("auto", same)
+        )
+        assert one == other
+
+    def test_a_model_trained_in_bfloat16_encodes_in_float32(self, tiny_model, texts, targets, tmp_path):
+        settings = SETTINGS.model_copy(update={"precision": "bfloat16"})
+        model = aligned(tiny_model, texts, targets, tmp_path / "work", settings)[0]
+        model.save_pretrained(str(tmp_path / "saved"), create_model_card=False)
+        saved = load_encoder(f"dense:{tmp_path / 'saved'}")
+        assert np.array_equal(load_encoder(model).encode(texts, "query"), saved.encode(texts, "query"))
 
     def test_terms_are_logged_by_name(self, tiny_model, texts, targets, tmp_path):
         _, history = aligned(tiny_model, texts, targets, tmp_path / "work")
