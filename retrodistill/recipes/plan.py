@@ -227,7 +227,8 @@ class _Planner:
                 per_document = settings.titles + settings.sentences + settings.documents
                 count = len(data.queries) * settings.queries + per_document * self.documents
                 limit = count if settings.limit is None else settings.limit
-                self._texts[key] = stage_texts(stage.model_copy(update={"texts": few}), data), min(count, limit)
+                texts = stage_texts(stage.model_copy(update={"texts": few}), data)
+                self._texts[key] = texts, max(len(texts), min(count, limit))
         return self._texts[key]
 
     def _data(self, stage: StageSettings) -> TrainingData:

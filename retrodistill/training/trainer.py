@@ -152,13 +152,16 @@ def optimizer_steps(rows: int, settings: TrainingSettings) -> int:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Switch off dropout and training's precision inside the block: the model computes as when it is saved."""
     training, forward = model.training, model.forward
+    original = vars(model).get("_original_forward")  # where accelerate has put autocast around it
     model.eval()
-    model.forward = vars(model).get("_original_forward", forward)  # accelerate has put autocast around it
+    if original is not None:
+        model.forward = original
     try:
         yield
     finally:
         model.train(training)
-        model.forward = forward
+        if original is not None:
+            model.forward = forward
 
 
 def mean_cosine(vectors: np.ndarray) -> float:
