@@ -22,6 +22,7 @@ _WINDOW = 4  # parts per worker that may be ahead of the first unfinished part: 
 _TRIES = 3  # of a part whose worker dies
 _LOOK_SECONDS = 10.0  # between looks at the size of the cluster
 _CONNECT_SECONDS = 5.0
+_NEW_WORKER_SECONDS = 1.0  # between looks while there is no worker
 _ADVICE = "Every machine needs this version of retrodistill and memory for the model and a batch."
 
 
@@ -149,6 +150,8 @@ class _Map:
     def _wait(self) -> None:
         import ray
 
+        if not self.sent and not self.opening:  # all workers died: there is nothing that ray.wait would wait for
+            time.sleep(_NEW_WORKER_SECONDS)
         ready, _ = ray.wait([*self.sent, *self.opening], timeout=_LOOK_SECONDS)
         if not ready and not self.loads and not self.told:
             log(f"waiting for Ray: {len(self.opening)} workers are starting, or wait for free machines")
