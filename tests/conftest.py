@@ -54,7 +54,7 @@ def _own_cache(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def _no_process_for_memory(monkeypatch):
     """Measuring memory starts a process for each system of a job: what that does is tested where it stands."""
-    monkeypatch.setattr("retrodistill.evaluation.cost.peak_memory", lambda *_: 123_000_000)
+    monkeypatch.setattr("retrodistill.evaluation.cost.peak_memory", lambda *_: {"peak_bytes": 123_000_000})
 
 
 @pytest.fixture(scope="session")

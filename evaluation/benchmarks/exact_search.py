@@ -17,6 +17,7 @@ from typing import Any
 
 import faiss as plain
 import numpy as np
+from racing import ratio
 
 from retrodistill.core.faiss import faiss
 from retrodistill.encoders.vectors import exact_search, normalized
@@ -52,11 +53,10 @@ def main() -> None:
             theirs.append(seconds)
             seconds, (rows, _) = timed(of_package, exact_search, queries, documents, k)
             ours.append(seconds)
-        ratios = [a / b for a, b in zip(theirs, ours, strict=True)]
         same = np.mean([len(set(a) & set(b)) / k for a, b in zip(rows.tolist(), expected.tolist(), strict=True)])
         print(
             f"| {count} | {k} | {1e3 * median(theirs):.0f} ms | {1e3 * median(ours):.0f} ms | "
-            f"{median(theirs) / median(ours):.1f} ({min(ratios):.1f} to {max(ratios):.1f}) | {same:.2%} |",
+            f"{ratio(theirs, ours)} | {same:.2%} |",
             flush=True,
         )
 

@@ -23,6 +23,7 @@ from statistics import median
 
 import numpy as np
 import torch
+from racing import ratio
 from sentence_transformers.util import maxsim as padded_maxsim
 from threadpoolctl import threadpool_limits
 
@@ -149,12 +150,6 @@ def in_turn(
             results.append(np.concatenate([call(*each) for each in work]))
             side.append(clock() - start)
     return seconds, results
-
-
-def ratio(theirs: list[float], ours: list[float]) -> str:
-    """Ratio of medians, with the lowest and highest of a repeat."""
-    each = [a / b for a, b in zip(theirs, ours, strict=True)]
-    return f"{median(theirs) / median(ours):.1f} ({min(each):.1f} to {max(each):.1f})"
 
 
 def flops(clock: Callable[[], float]) -> float:

@@ -40,7 +40,8 @@ def plaid_build(folder: str, vectors: np.ndarray, bounds: np.ndarray, bits: int)
     index = _loaded["plaid"] = FastPlaid(index=folder, device="cpu")
     if built:
         return 0.0, None
-    return timed(index.create, documents_embeddings=_ragged(vectors, bounds), nbits=bits, seed=42)
+    seconds, _ = timed(index.create, documents_embeddings=_ragged(vectors, bounds), nbits=bits, seed=42)
+    return seconds, None
 
 
 def plaid_search(vectors: np.ndarray, bounds: np.ndarray, k: int, lists: int, full: int, one_by_one: bool) -> Timed:

@@ -128,13 +128,11 @@ class Child:
         self._python, self._script = str(python), str(script)
 
     def __enter__(self) -> Self:
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         self._process = subprocess.Popen(
             [self._python, self._script, "--serve"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment,
         )
         return self
 
@@ -154,9 +152,9 @@ class Child:
 
 
 def serve(functions: Mapping[str, Callable[..., Any]]) -> None:
-    """Answer the calls of a `Child` until its input ends; what libraries print goes to standard error."""
+    """Answer the calls of a `Child` until its input ends; what libraries print is dropped."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     for line in sys.stdin:
         request = json.loads(line)
         result = functions[request["name"]](**_unpacked(request["options"]))

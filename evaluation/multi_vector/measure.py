@@ -85,7 +85,7 @@ class Bench:
             print(name, json.dumps(known[name]), flush=True)
 
     def tokens(self, part: str, width: int) -> Tokens:
-        """Token vectors of `documents`, `test`, or `train`, projected to a width; saved for peer_fast_plaid.py."""
+        """Token vectors of `documents`, `test`, or `train`, projected to a width; kept as files."""
         if (part, width) not in self._held:
             files = [self.out / f"{part}-{width}.{kind}.npy" for kind in ("vectors", "bounds")]
             if not all(file.is_file() for file in files):
@@ -99,12 +99,7 @@ class Bench:
     def exact(self, width: int) -> dict:
         """Measure exact MaxSim over all documents."""
         index = self._index({"codec": "float32"}, width)
-        found = self._searched(index, width, keep=self.out / f"exact-{width}.parquet", timed=5)
-        if width == 128:  # peer_fast_plaid.py also reads these files
-            write_json(self.out / "ids.json", {"documents": self.collection.documents.ids, "test": self.test.ids})
-            best = {query: list(documents) for query, documents, _ in self._exact_run().top(10)}
-            write_json(self.out / "exact-top10.json", best)
-        return found
+        return self._searched(index, width, keep=self.out / f"exact-{width}.parquet", timed=5)
 
     def codec(self, settings: dict) -> dict:
         """Measure a codec at 128 dimensions."""

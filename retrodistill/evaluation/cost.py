@@ -69,13 +69,11 @@ def measure_cost(
             split = dict(zip(("encode", "search"), parts, strict=True)) if len(parts) == 2 else {}
             timings.append(Timing(batch=batch, **split, total=whole, queries_per_second=round(rate, 2)))
         throughput = _throughput(ranker, collection, config.threads)
-    size, built, peak = ranker.bytes_per_document(collection), getattr(ranker, "build_seconds", None), None
+    size, built = ranker.bytes_per_document(collection), getattr(ranker, "build_seconds", None)
     total = None if size is None else size * documents
     if source is not None and config.place is not None:
-        peak = peak_memory(source, config.place, queries[:_MEMORY], config.threads)
-    return Cost(
-        threads=config.threads, timings=timings, total_bytes=total, build_seconds=built, peak_bytes=peak, **throughput
-    )
+        throughput |= peak_memory(source, config.place, queries[:_MEMORY], config.threads)
+    return Cost(threads=config.threads, timings=timings, total_bytes=total, build_seconds=built, **throughput)
 
 
 def query_latency(
@@ -262,26 +260,29 @@ def operations(work: Callable[[], Any]) -> int:
     return int(counter.get_total_flops())
 
 
-def peak_memory(system: str, collection: str, queries: list[str], threads: int) -> int | None:
-    """Highest resident memory, in bytes, of a new process that loads one system and answers queries.
+def peak_memory(system: str, collection: str, queries: list[str], threads: int) -> dict[str, int]:
+    """Highest memory, in bytes, of a new process that loads one system and answers queries, as fields of `Cost`.
 
     Resident memory includes Python, libraries, and native allocations of FAISS and torch, which `tracemalloc` misses.
-    `load_ranker` and `load_collection` load the two; each query is answered alone, with 100 documents, by `threads`
-    threads of torch and FAISS. None if the process failed.
+    GPU memory is that of torch's tensors. `load_ranker` and `load_collection` load the two; each query is answered
+    alone, with 100 documents, by `threads` threads of torch and FAISS. Empty if the process failed.
     """
     task = {"system": system, "collection": collection, "queries": queries, "threads": threads}
     command = [sys.executable, "-c", "from retrodistill.evaluation.cost import write_peak; write_peak()"]
     done = subprocess.run(command, input=json.dumps(task), capture_output=True, text=True, check=False)
-    if done.returncode != 0 or not done.stdout.strip().isdigit():
+    if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         log(f"{system}: its memory was not measured ({reason[:120]})")
-        return None
-    return int(done.stdout)
+        return {}
+    peaks: dict[str, int] = json.loads(done.stdout)
+    return peaks
 
 
 def write_peak() -> None:
-    """In the process of `peak_memory`: do the task from stdin, and write the highest resident memory to stdout."""
+    """In the process of `peak_memory`: do the task from stdin, and write the result to stdout as JSON."""
     import resource
+
+    import torch
 
     from retrodistill.core.runtime import set_quiet
     from retrodistill.data import load_collection
@@ -296,4 +297,7 @@ def write_peak() -> None:
         for query in task["queries"]:
             answer(query)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    sys.stdout.write(f"{peak if sys.platform == 'darwin' else peak * 1024}\n")  # macOS counts bytes, others kibibytes
+    peaks = {"peak_bytes": peak if sys.platform == "darwin" else peak * 1024}  # macOS counts bytes, others kibibytes
+    if torch.cuda.is_available():
+        peaks["gpu_peak_bytes"] = torch.cuda.max_memory_allocated()
+    json.dump(peaks, sys.stdout)

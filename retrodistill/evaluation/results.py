@@ -94,6 +94,7 @@ class Cost(Record):
     encode_seconds: Amount | None = None  # time to encode all documents, estimated from a sample
     # Highest resident memory of a process that loads only this system: model, index, and libraries together.
     peak_bytes: int | None = Field(default=None, ge=0)
+    gpu_peak_bytes: int | None = Field(default=None, ge=0)  # highest memory of torch's tensors on a GPU, if it has one
     encoder: str | None = None  # whose throughput follows
     tokens_per_second: Amount | None = None  # of documents, in batches of 32
     matrix_share: Amount | None = None  # of the machine's measured float32 matrix product rate, including padding

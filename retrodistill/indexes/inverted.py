@@ -106,14 +106,16 @@ class InvertedIndex(Index):
         return self.postings.documents, self.postings.terms
 
     def _prepare(self, vectors: Any, what: str) -> csr_array:
-        """CSR without stored zeros."""
+        """CSR without duplicates and stored zeros; it shares the memory of one that has none."""
         if not issparse(vectors):
             kind = type(vectors).__name__
             raise UserError(f"{what} of type {kind}; give a scipy sparse array of (n, terms) weights.")
-        matrix = csr_array(vectors, dtype=np.float32, copy=True)
+        matrix = csr_array(vectors, dtype=np.float32)
         self._check_width(matrix.shape[1], self.space.dimension, f"{what} over", "terms")
-        matrix.sum_duplicates()
-        matrix.eliminate_zeros()
+        if not (matrix.has_canonical_format and matrix.data.all()):
+            matrix = matrix.copy()
+            matrix.sum_duplicates()
+            matrix.eliminate_zeros()
         return matrix
 
     def _check_values(self, vectors: csr_array, ids: Sequence[str], what: str) -> None:

@@ -14,6 +14,7 @@ from retrodistill.core.errors import UserError, sample_of
 from retrodistill.runs.run import top_k
 
 _LEVELS = 2**8 - 1  # of an 8-bit impact
+_GROUP = 2**22  # postings that are added at once, and copied for it
 _PARTS = ("bounds", "rows", "impacts", "scales")
 
 
@@ -72,14 +73,18 @@ class Postings:
 
     def scores(self, terms: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """(documents,) float32 inner products with a query of (m,) distinct integer terms and (m,) float32 weights."""
+        terms, weights = np.asarray(terms), np.asarray(weights, dtype=np.float32)
+        first, last = self.bounds[terms].astype(np.int64), self.bounds[terms + 1].astype(np.int64)
+        steps = weights if self.bits is None else weights * self.scales[terms]
         scores = np.zeros(self.documents, dtype=np.float32)
-        for term, weight in zip(terms.tolist(), weights.tolist(), strict=True):
-            start, stop = int(self.bounds[term]), int(self.bounds[term + 1])
-            if start == stop:
-                continue
-            step = np.float32(weight) if self.bits is None else np.float32(weight) * self.scales[term]
-            # a document occurs once per posting list, so += with row indices has no duplicates to lose
-            scores[self.rows[start:stop]] += np.multiply(self.impacts[start:stop], step, dtype=np.float32)
+        ends = np.cumsum(last - first)
+        for group in np.split(np.arange(len(terms)), np.flatnonzero(np.diff(ends // _GROUP)) + 1):
+            # SciPy adds a column at a time without the copies that indexing with rows makes.
+            parts = [slice(0), *map(slice, first[group].tolist(), last[group].tolist())]  # a query may have no term
+            rows = np.concatenate([self.rows[part] for part in parts]).astype(np.int32, copy=False)
+            impacts = np.concatenate([self.impacts[part] for part in parts])
+            pointers = np.concatenate([[0], np.cumsum(last[group] - first[group])]).astype(np.int32)
+            scores += csc_array((impacts, rows, pointers), shape=(self.documents, len(group))) @ steps[group]
         return scores
 
     def search(self, terms: np.ndarray, weights: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -81,7 +81,7 @@ TIMINGS = (
     Column("p99", lambda row: row.record.total.get("p99"), text.milliseconds),
     Column("queries/s", attrgetter("record.queries_per_second"), text.thousands),
 )
-COSTS = (
+_COSTS = (
     Column("index", attrgetter("record.total_bytes"), text.memory),
     Column("peak memory", attrgetter("record.peak_bytes"), text.memory),
     Column("tokens/s", attrgetter("record.tokens_per_second"), text.thousands),
@@ -89,6 +89,7 @@ COSTS = (
     Column("to encode", attrgetter("record.encode_seconds"), text.duration),
     Column("to build", attrgetter("record.build_seconds"), text.duration),
 )
+_GPU_MEMORY = Column("GPU memory", attrgetter("record.gpu_peak_bytes"), text.memory)
 
 
 def columns_of_systems(results: Results, place: str) -> list[Column]:
@@ -115,6 +116,11 @@ def columns_of_serving(results: Results, place: str) -> list[Column]:
 def _shown(columns: Sequence[Column], results: Results, place: str) -> list[Column]:
     valued = with_values(columns, results.systems)
     return [column for column in columns if place in column.places and (column.head in _ALWAYS or column in valued)]
+
+
+def columns_of_costs(rows: Sequence[Any]) -> list[Column]:
+    """The columns of costs, with GPU memory if a system used one."""
+    return [*_COSTS, *with_values([_GPU_MEMORY], rows)]
 
 
 def columns_of_comparisons(comparisons: Sequence[Mapping[str, Any]]) -> list[Column]:

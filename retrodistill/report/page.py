@@ -94,7 +94,7 @@ def _front(results: Results) -> Context | None:
     return {
         "figures": plots,
         "timings": {"columns": columns.TIMINGS, "rows": columns.timing_rows(costs)},
-        "costs": {"columns": columns.COSTS, "rows": costs},
+        "costs": {"columns": columns.columns_of_costs(costs), "rows": costs},
         "threads": sorted({row.record.threads for row in costs}),
     }
 

@@ -141,7 +141,7 @@ def _agreement_and_cost(systems: Sequence[SystemResult]) -> list[str]:
     if costs:
         head, timings = f"ms per batch, {costs[0].record.threads} thread(s)", columns.timing_rows(costs)
         parts.append(_of_columns(head, columns.TIMINGS, [row.name for row in timings], timings))
-        parts.append(_of_columns("", columns.COSTS, [row.name for row in costs], costs))
+        parts.append(_of_columns("", columns.columns_of_costs(costs), [row.name for row in costs], costs))
     return parts
 
 

@@ -286,8 +286,8 @@ class Run:
         return np.lexsort((documents, -scores, codes))
 
     def _check_pairs(self) -> None:
-        queries, documents = (id_codes(self.table[column])[1] for column in _ID_COLUMNS)
-        pairs = queries * (int(documents.max(initial=0)) + 1) + documents
+        queries, documents = (_one_chunk(self.table[column]).indices.to_numpy() for column in _ID_COLUMNS)
+        pairs = queries.astype(np.int64) * (int(documents.max(initial=0)) + 1) + documents
         ascending = np.sort(pairs)
         if (ascending[1:] == ascending[:-1]).any():
             twice = np.setdiff1d(np.arange(len(pairs)), np.unique(pairs, return_index=True)[1])

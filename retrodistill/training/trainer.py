@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ _CHECKPOINTS = 5  # per run
 _MONITORED = 10  # times per run
 _LOGGED = 50  # times per run
 _COLLAPSED = 0.98  # mean cosine of held-out queries
+_TOKENIZING = 4  # most processes that tokenize ahead of a GPU
 
 Monitor = Callable[[], dict[str, float]]
 
@@ -125,7 +127,7 @@ def train(
     trainer.add_callback(_watcher(history, monitor, what, clock))
     trainer.add_callback(objective_keeper(loss))
     try:
-        with quiet_libraries():  # otherwise each checkpoint shows a bar
+        with quiet_libraries(), _threads_of_tokenizers(arguments.dataloader_num_workers):  # no bars of checkpoints
             result = trainer.train(resume_from_checkpoint=_last_complete_checkpoint(folder))
     except (OSError, RuntimeError, SafetensorError) as error:
         if not is_disk_error(error):
@@ -253,6 +255,7 @@ def _arguments(model: Any, settings: TrainingSettings, folder: Path, columns: Te
         "use_cpu": str(model.device) == "cpu",
         "bf16": precision == "bfloat16",
         "dataloader_pin_memory": on_gpu,
+        "dataloader_num_workers": tokenizing_processes(model.device),
     }
     if columns.batches is not None:
         arguments["batch_sampler"] = columns.batches
@@ -261,6 +264,27 @@ def _arguments(model: Any, settings: TrainingSettings, folder: Path, columns: Te
         routed = any(hasattr(module, "sub_modules") for module in model)
         arguments |= {"prompts": dict(columns.prompts) or None, "router_mapping": roles if routed else None}
     return arguments
+
+
+def tokenizing_processes(device: Any) -> int:
+    """Number of processes that tokenize the next batches while a GPU trains; none for a CPU, which has no time left."""
+    if not str(device).startswith("cuda"):
+        return 0
+    return min(_TOKENIZING, max(0, (os.cpu_count() or 1) // processes() - 1))
+
+
+@contextlib.contextmanager
+def _threads_of_tokenizers(workers: int) -> Iterator[None]:
+    """Have tokenizers use one thread if processes are forked, where threads that the parent had would be missing."""
+    name = "TOKENIZERS_PARALLELISM"
+    if not workers or name in os.environ:
+        yield
+        return
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def _last_complete_checkpoint(folder: Path) -> str | None:

@@ -3,6 +3,7 @@ import subprocess
 
 import numpy as np
 import pytest
+import torch
 from sparse_models import inference_free
 
 from retrodistill.api import evaluate
@@ -139,17 +140,18 @@ class TestWhatIsMeasured:
 class TestMemory:
     def test_is_that_of_a_process_of_its_own(self, tiny_folder):
         found = peak_memory("bm25", str(tiny_folder), ["star"], 1)
-        assert 20e6 < found < 4e9
+        assert 20e6 < found["peak_bytes"] < 4e9
+        assert ("gpu_peak_bytes" in found) == torch.cuda.is_available()
 
     def test_where_it_fails_there_is_no_figure(self, tiny_folder, monkeypatch):
         failed = subprocess.CompletedProcess([], 1, "", "Traceback\nMemoryError")
         monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
-        assert peak_memory("bm25", str(tiny_folder), ["star"], 1) is None
+        assert peak_memory("bm25", str(tiny_folder), ["star"], 1) == {}
 
 
 class TestInAnEvaluation:
     def test_it_stands_in_results_json_and_is_kept(self, tiny, tiny_folder, space, tmp_path, monkeypatch):
-        monkeypatch.setattr("retrodistill.evaluation.cost.peak_memory", lambda *_: 12345)
+        monkeypatch.setattr("retrodistill.evaluation.cost.peak_memory", lambda *_: {"peak_bytes": 12345})
         made = evaluate(["bm25", space], str(tiny_folder), cost_threads=1, out=tmp_path)
         again = Results.from_json(json.loads((tmp_path / "results.json").read_text()))
         assert again.system(space).cost == made.results.systems[1].cost

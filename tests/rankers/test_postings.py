@@ -3,6 +3,7 @@ import pytest
 from scipy.sparse import csr_array, random_array
 
 from retrodistill.core.errors import UserError
+from retrodistill.rankers import postings as module
 from retrodistill.rankers.postings import Postings, check_weights, search_rows
 
 
@@ -37,6 +38,18 @@ class TestExact:
             assert len(found) == len(wanted)
             np.testing.assert_allclose(scores[place][: len(found)], products[place][wanted], rtol=1e-5)
             np.testing.assert_allclose(scores[place][: len(found)], products[place][found], rtol=1e-5)
+
+    @pytest.mark.parametrize("bits", [None, 8])
+    def test_few_postings_at_once_give_the_same_scores(self, matrix, queries, bits, monkeypatch):
+        postings, query = Postings.from_csr(matrix, bits), queries[[0]]
+        whole = postings.scores(query.indices, query.data)
+        np.testing.assert_allclose(whole, postings.matrix() @ query.toarray()[0], rtol=1e-5)
+        for group in (1, 40):
+            monkeypatch.setattr(module, "_GROUP", group)
+            np.testing.assert_allclose(postings.scores(query.indices, query.data), whole, rtol=1e-6)
+
+    def test_a_query_without_terms_has_scores_of_0(self, matrix):
+        assert not Postings.from_csr(matrix).scores(np.zeros(0, dtype=np.int64), np.zeros(0)).any()
 
     def test_the_matrix_comes_back_to_the_bit(self, matrix):
         found = Postings.from_csr(matrix).matrix()

@@ -126,6 +126,14 @@ class TestCosts:
         )
         assert rows(shown)[-1] == "bm25 , baseline – – – – – –"
 
+    def test_memory_of_a_gpu_is_shown_where_there_is_one(self):
+        def shown(**changed):
+            systems = [system("bm25", "baseline", cost=cost(**changed))]
+            return section("front", results(systems=systems, taught_by=None, comparisons=[]))
+
+        assert "GPU memory" not in shown()
+        assert rows(shown(gpu_peak_bytes=2_000_000_000))[-1].endswith("2 GB")
+
     def test_not_measured_is_nothing(self):
         assert "<table" not in section("front", results())
 

@@ -13,6 +13,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.vectors import exact_search
+from retrodistill.training import trainer
 from retrodistill.training.loss import DistillationLoss, TeacherVectors, Term
 from retrodistill.training.scorers import StoredVectorScorer
 from retrodistill.training.settings import TrainingSettings
@@ -93,6 +94,12 @@ class TestLearning:
         saved = load_encoder(f"dense:{tmp_path / 'saved'}")
         assert np.array_equal(load_encoder(model).encode(texts, "query"), saved.encode(texts, "query"))
 
+    def test_processes_that_tokenize_ahead_change_nothing(self, tiny_model, texts, targets, tmp_path, monkeypatch):
+        expected = digest(aligned(tiny_model, texts, targets, tmp_path / "one")[0])
+        assert trainer.tokenizing_processes("cpu") == 0 < trainer.tokenizing_processes("cuda:0")
+        monkeypatch.setattr(trainer, "tokenizing_processes", lambda device: 2)
+        assert digest(aligned(tiny_model, texts, targets, tmp_path / "three")[0]) == expected
+
     def test_terms_are_logged_by_name(self, tiny_model, texts, targets, tmp_path):
         _, history = aligned(tiny_model, texts, targets, tmp_path / "work")
         assert history.steps == 16
@@ -162,6 +169,7 @@ from pathlib import Path
 import numpy as np
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.loading import load_bi_encoder
+from retrodistill.training import trainer
 from retrodistill.training.loss import DistillationLoss, Term, TeacherVectors
 from retrodistill.training.scorers import StoredVectorScorer
 from retrodistill.training.settings import TrainingSettings
