@@ -15,7 +15,7 @@ from retrodistill.core.engines import Computation
 from retrodistill.core.errors import UserError
 from retrodistill.encoders import Encoder, embeddings, engine, load_encoder
 from retrodistill.encoders.contract import encode_with
-from retrodistill.encoders.embeddings import EmbeddingStore, store_of
+from retrodistill.encoders.embeddings import EmbeddingStore, seconds_to_embed, store_of
 from retrodistill.rankers import score
 from retrodistill.runs import Run, read_run, write_run
 
@@ -109,6 +109,13 @@ class TestStores:
         kept = [f"{text} changed" if row % 3 == 0 else text for row, text in enumerate(TEXTS)]
         np.testing.assert_array_equal(store.gather(kept), [fake_vector(text) for text in kept])
         assert store.missing(TEXTS) == TEXTS[::3]
+
+    def test_a_rate_is_that_of_a_worker(self, workers, tiny_model, tmp_path, monkeypatch):
+        encoder = load_encoder(f"dense:{tiny_model}")
+        monkeypatch.setattr(Encoder, "encode", lambda *_, **__: pytest.fail("encoded here"))
+        items, seconds = seconds_to_embed(encoder, TEXTS, "document", tmp_path)
+        assert items == len(TEXTS)
+        assert seconds > 0
 
 
 class TestOrder:

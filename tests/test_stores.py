@@ -45,8 +45,32 @@ class TestParts:
         leftover = store.folder / f".part-000001-abcd{ending}.12345678.part"
         leftover.write_bytes(b"half")
         assert keys(PartStore(store.folder, OWNER, ending)) == [1]
-        with store.writing():
+        with PartStore(store.folder, OWNER, ending).writing():
             assert not leftover.exists()
+
+    def test_the_folder_is_listed_once_for_all_parts_of_a_writer(self, store, monkeypatch):
+        listed, glob = [], type(store.folder).glob
+        monkeypatch.setattr(type(store.folder), "glob", lambda path, pattern: listed.append(1) or glob(path, pattern))
+        store.append(table(0))
+        before = len(listed)
+        for value in range(1, 30):
+            store.append(table(value))
+        assert len(listed) == before
+        assert keys(store) == list(range(30))
+
+    def test_two_writers_merge_their_parts_while_they_write(self, store, ending, monkeypatch):
+        monkeypatch.setattr(stores, "_MERGED", 4)
+        other = PartStore(store.folder, OWNER, ending)
+        for value in range(11):
+            store.append(table(value))
+            other.append(table(100 + value))
+        assert len(store.parts()) == 2 * (2 + 3)
+        assert [key for key in keys(store) if key < 100] == list(range(11))
+        store.append(table(11))
+        other.compact()  # takes the parts that the first one has not merged
+        for value in range(12, 16):
+            store.append(table(value))
+        assert sorted(keys(store)) == [*range(16), *range(100, 111)]
 
     @pytest.mark.parametrize("damage", [lambda data: data[:-7], lambda data: data[: len(data) // 2], lambda data: b""])
     def test_one_cut_short_is_named_and_can_be_deleted(self, store, ending, damage):
@@ -193,7 +217,7 @@ class TestLock:
             with other.computing(text_keys(["c", "d"])):
                 other.append(table(1))
             store.append(table(2))
-        assert keys(store) == [1, 2]
+        assert sorted(keys(store)) == [1, 2]
         first = store.computing(text_keys(["a", "b"]))
         first.__enter__()
         monkeypatch.setattr(stores, "log", lambda line: (told.append(line), first.__exit__(None, None, None)))

@@ -30,9 +30,9 @@ _WIDTHS = (20, 24, 12, 38)  # columns: key, values, default, meaning; with two s
 
 @app.command()
 @with_engine
-def demo(out: OutOption = Path("out/demo"), as_json: JsonOption = False) -> None:
+def demo(context: Context, out: OutOption = Path("out/demo"), as_json: JsonOption = False) -> None:
     """Run the main job on the demonstration corpus (Python's own documentation), offline, in minutes."""
-    _run("demo", out, [], as_json)
+    _run("demo", out, _encoding(context), as_json)
 
 
 @app.command("run")
@@ -49,7 +49,7 @@ def run_command(
 ) -> None:
     """Run a recipe, or resume it where it stopped."""
     folder = out or Path("out") / Path(recipe).stem
-    overrides = [*(overrides or []), *(f"encoding.{key}={value}" for key, value in context.obj.items())]
+    overrides = [*(overrides or []), *_encoding(context)]
     if dry_run:
         _plan(recipe, folder, overrides, as_json)
     else:
@@ -172,6 +172,11 @@ def _row(*cells: str) -> list[str]:
 def _plain(key: Key) -> dict[str, Any]:
     rest = {name: getattr(key, name) for name in ("needed", "default", "meaning")}
     return {"key": ".".join(key.path), "values": key.values, "options": list(key.options), **rest}
+
+
+def _encoding(context: Context) -> list[str]:
+    """The options before the command as overrides of a recipe, whose own settings would win otherwise."""
+    return [f"encoding.{key}={value}" for key, value in context.obj.items()]
 
 
 def _run(recipe: str, out: Path, overrides: list[str], as_json: bool) -> None:

@@ -89,6 +89,12 @@ def engine(name: str = "local", *, address: str | None = None) -> Iterator[Engin
             _CURRENT.reset(token)
 
 
+def compute(part: Any, computation: Computation) -> Any:
+    """The result of one part, on the current engine."""
+    [(_, result)] = current_engine().map([part], computation)
+    return result
+
+
 def check_same_model(name: str, found: str, expected: str) -> None:
     """For a task that has loaded a model: reject one whose fingerprint differs from that of the process that writes."""
     if found != expected:

@@ -21,6 +21,7 @@ from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.core.runtime import log
 
 _COMPACT_ABOVE = 32  # parts; more of them make opening a store slow
+_MERGED = 1024  # parts that are merged while a store grows: Linux maps at most 65,530 files of a process
 _WAIT_SECONDS = 1.0  # before a log line says that another process holds the store
 _KEY_LOCKS = 1024  # lock files; two key sets that share one only wait for each other
 
@@ -46,6 +47,8 @@ class PartStore:
         self.folder = make_folder(folder)
         self.ending = ending
         self._lock = filelock.FileLock(self.folder / ".lock")
+        self._number = -1  # of the next part; the folder, which may have many, is listed for the first one only
+        self._unmerged: list[Path] = []  # parts that this object wrote and `append` has not merged yet
         # Take the lock only for a new store: readers must not wait for hours while another process writes.
         if not (self.folder / FILE_NAME).exists():
             with self.writing():
@@ -70,9 +73,11 @@ class PartStore:
     def writing(self) -> Iterator[None]:
         """Lock the folder for a write (not for the computation before it)."""
         with self._held(self._lock):
-            # Nobody else writes while the lock is held, so temporary files are leftovers of killed processes.
-            for leftover in self.folder.glob(f".part-*{self.ending}.*.part"):
-                leftover.unlink(missing_ok=True)
+            if self._number < 0:
+                # Nobody else writes while the lock is held, so temporary files are leftovers of killed processes.
+                for leftover in self.folder.glob(f".part-*{self.ending}.*.part"):
+                    leftover.unlink(missing_ok=True)
+                self._number = len(self._paths())  # another process may use the same: names have more than a number
             yield
 
     def _held(self, lock: filelock.BaseFileLock) -> AbstractContextManager[Any]:
@@ -93,15 +98,24 @@ class PartStore:
     def append(self, table: pa.Table) -> None:
         """Add a part, atomically."""
         with self.writing():
-            self._write(table, len(list(self.folder.glob("part-*"))))
+            self._unmerged.append(self._write(table, self._number))
+            self._number += 1
+            if len(self._unmerged) == _MERGED:
+                left = [path for path in self._unmerged if path.exists()]  # another process may have merged them
+                self._merge(left, self._number - _MERGED)
+                self._unmerged = []
 
     def compact(self) -> None:
         """Merge many parts into one."""
         with self.writing():
             paths = self._paths()
-            if len(paths) <= _COMPACT_ABOVE:
-                return
-            self._write(pa.concat_tables([self._read(path) for path in paths]), 0)
+            if len(paths) > _COMPACT_ABOVE:
+                self._merge(paths, 0)
+
+    def _merge(self, paths: list[Path], number: int) -> None:
+        """Replace parts by one."""
+        if len(paths) > 1:
+            self._write(pa.concat_tables([self._read(path) for path in paths]), number)
             for path in paths:  # if the process dies here, rows exist twice with equal values, which readers accept
                 path.unlink()
 
@@ -120,13 +134,15 @@ class PartStore:
             problem = f"cut short or altered ({str(error).splitlines()[0]})"
             raise UserError(f"{path} is {problem}; delete this file and its rows will be computed again.") from error
 
-    def _write(self, table: pa.Table, number: int) -> None:
-        with atomic_file(self.folder / f"part-{number:06d}-{uuid.uuid4().hex[:8]}{self.ending}") as temporary:
+    def _write(self, table: pa.Table, number: int) -> Path:
+        path = self.folder / f"part-{number:06d}-{uuid.uuid4().hex[:8]}{self.ending}"
+        with atomic_file(path) as temporary:
             if self.ending == ".parquet":
                 pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
             else:
                 with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
                     writer.write_table(table)
+        return path
 
 
 class KeyIndex:

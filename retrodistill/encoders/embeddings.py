@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from scipy.sparse import csr_array
 
-from retrodistill.core.engines import Computation, check_same_model, current_engine
+from retrodistill.core.engines import Computation, check_same_model, compute, current_engine
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import cache_folder
 from retrodistill.core.manifest import Manifest
@@ -316,22 +316,24 @@ class TextVectors:
 def seconds_to_embed(
     encoder: TextModel, texts: Sequence[str], role: Role, root: Path | None = None
 ) -> tuple[int, float]:
-    """Number of texts to encode, and the seconds that it takes at rates measured on up to 64 of them.
+    """Number of texts to encode, and the seconds that one process takes at rates measured on up to 64 of them.
 
-    Texts are encoded in batches of similar length, so each quarter of the texts, by length, has a rate of its own.
+    The current engine encodes them. Batches have texts of similar length, so each quarter of the texts, by length, has
+    a rate of its own.
     """
     missing = store_of(encoder, role, root).missing(texts) if encoder.needs_store(role) else []
     if not missing:
         return 0, 0.0
     order = np.argsort([len(text) for text in missing], kind="stable")
-    encoder.encode([missing[order[0]]], role)  # the first call is slower
+    computation = _computation(encoder, role)
+    compute([missing[order[0]]], computation)  # the first call is slower
     seconds = 0.0
     for stratum in np.array_split(order, min(_STRATA, len(order))):
         size = min(_PROBE // _STRATA, len(stratum))
         first = (len(stratum) - size) // 2
         probe = [missing[row] for row in stratum[first : first + size]]
         start = time.perf_counter()
-        encoder.encode(probe, role)
+        compute(probe, computation)
         seconds += (time.perf_counter() - start) * len(stratum) / size
     return len(missing), seconds
 

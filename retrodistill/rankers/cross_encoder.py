@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from retrodistill.core.engines import Computation, Task, check_same_model
+from retrodistill.core.engines import Computation, Task, check_same_model, compute
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import cache_folder
 from retrodistill.core.manifest import Manifest
@@ -80,7 +80,7 @@ class CrossEncoderRanker(Ranker):
     def remaining(self, queries: Texts, collection: Collection, pairs: Run) -> Work:
         """Pairs that are not in the store."""
         store = ScoreStore(self.name, self._owner, self.root)
-        items, seconds = store.seconds(*pair_texts(queries, collection, pairs), self._logits)
+        items, seconds = store.seconds(*pair_texts(queries, collection, pairs), self._logits, self._task())
         return Work(items, "pairs", seconds)
 
     def pair_fn(self, collection: Collection) -> Callable[[str, np.ndarray], np.ndarray]:
@@ -193,15 +193,22 @@ class ScoreStore(KeyedStore):
             raise UserError(f"{int((rows < 0).sum())} pairs are not in the store of {self.name}; score them first.")
         return self._scores[rows]
 
-    def seconds(self, queries: Sequence[str], documents: Sequence[str], score: PairScorer) -> tuple[int, float]:
-        """Number of pairs to score, and the seconds that it takes at the rate measured on up to 32 of them."""
+    def seconds(
+        self, queries: Sequence[str], documents: Sequence[str], score: PairScorer, task: Task | None = None
+    ) -> tuple[int, float]:
+        """Number of pairs to score, and the seconds that one process takes at the rate measured on up to 32 of them.
+
+        As in `fill`, `task` gives other processes the function `score`.
+        """
         todo = self.missing(queries, documents)
         if not len(todo):
             return 0, 0.0
         rows = todo[np.linspace(0, len(todo) - 1, min(_PROBE, len(todo)), dtype=int)]
         probe = [(queries[row], documents[row]) for row in rows]
+        computation = Computation(score, task)
+        compute(probe[:1], computation)  # the first call is slower
         start = time.perf_counter()
-        score(probe)
+        compute(probe, computation)
         return len(todo), len(todo) * (time.perf_counter() - start) / len(probe)
 
     def _read(self, tables: list[pa.Table]) -> np.ndarray:

@@ -14,7 +14,7 @@ from retrodistill.core.rates import rate_key, remember, remembered
 from retrodistill.core.runtime import muted
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.embeddings import seconds_to_embed
-from retrodistill.encoders.vectors import exact_search, normalized
+from retrodistill.encoders.vectors import exact_search, normalized, training_rows
 from retrodistill.evaluation.cost import BATCHES, fixed_threads
 from retrodistill.indexes.factory import build_faiss, empty_index, fewest_vectors
 from retrodistill.indexes.faiss_index import resolve_factory
@@ -32,23 +32,33 @@ from retrodistill.training.texts import TrainingTexts
 _ADDED = 2048  # vectors that an index is filled with to measure its rate
 _TIMED = 8  # queries that are answered to measure their time
 _SEARCHED = 20_000  # documents that are searched
-_MEMORY_SECONDS = 10.0  # of the process that measures memory
+_MEMORY_SECONDS = 10.0  # of the process that measures memory; a guess: it starts Python and loads the libraries
+_WHILE_FILLED = 1.25  # times the bytes of an index; a flat one of 500,000 vectors took 1.12
 _LIMIT, _REPEATS, _AT_LEAST = 10.0, 3, 20  # of a latency measurement: seconds, rounds, answers
 _THROUGHPUT = 136  # documents that are encoded to measure throughput
-_ROW = 4e-6  # seconds that measures, agreement, and files take per document of a ranking
+_ROW = 4e-6  # seconds that measures, agreement, and files take per document of a ranking; a guess
 _LEARNED_TEXTS = 256  # queries that a short learning of an index has
 
 
-def index_bytes(job: Job, encoder: Any, vectors: float) -> float:
-    """Bytes of an index of all documents, of which stored vectors take so many bytes."""
+def index_needs(job: Job, encoder: Any, vectors: float) -> Needs:
+    """Of building an index of all documents, of which stored vectors take so many bytes; memory is without texts.
+
+    Mapped files are not counted, because the system drops their pages before it runs out of memory.
+    """
     kind = job.recipe.index.kind_for([encoder.kind])
-    if kind.name != "faiss":
-        return vectors
     settings: Any = job.recipe.index.of(kind)
+    if kind.name == "multi-vector":  # codes are written to the cache, block by block, and then copied
+        per_vector = {"float32": 4.0 * encoder.dimension, "residual": 2 + encoder.dimension * settings.bits / 8}
+        size = vectors * per_vector.get(settings.codec, 2.0 * encoder.dimension) / (2 * encoder.dimension)
+        return Needs(0.0, out=size, cache=size)
+    if kind.name != "faiss":
+        return Needs(3 * vectors, out=vectors, cache=vectors)
     width, documents = min(settings.truncate or encoder.dimension, encoder.dimension), len(job.collection.documents)
     with muted():
         factory, parameters = resolve_factory(settings, documents, width)
-    return float(documents * empty_index(factory, width, documents, parameters).sa_code_size())
+    size = float(documents * empty_index(factory, width, documents, parameters).sa_code_size())
+    trained_on = sizes.FLOAT * width * len(training_rows(documents, 0))
+    return Needs(_WHILE_FILLED * size + 2 * trained_on, out=size, cache=vectors)
 
 
 def index_seconds(job: Job, student: StudentSettings, encoder: Any) -> float:

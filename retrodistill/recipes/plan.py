@@ -18,6 +18,7 @@ import numpy as np
 
 from retrodistill.candidates.samplers import random_documents
 from retrodistill.candidates.selection import pairs_within
+from retrodistill.core.errors import UserError
 from retrodistill.core.files import throw_away_cache
 from retrodistill.core.runtime import muted
 from retrodistill.core.stores import text_keys
@@ -26,10 +27,11 @@ from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.contract import STUDENT_MANIFEST, Role, encode_with, tokens_per_pass
 from retrodistill.encoders.embeddings import seconds_to_embed, store_of
 from retrodistill.encoders.names import parse_model_name
+from retrodistill.rankers.bi_encoder import HELD
 from retrodistill.recipes import sizes
 from retrodistill.recipes.job import Job, open_job
 from retrodistill.recipes.loading import load_recipe
-from retrodistill.recipes.measuring import index_bytes, index_seconds, learning_steps, measuring_seconds
+from retrodistill.recipes.measuring import index_needs, index_seconds, learning_steps, measuring_seconds
 from retrodistill.recipes.pace import repeated, stage_pace, start_model
 from retrodistill.recipes.resources import Machine, Needs, Plan, Step, held_memory, joined
 from retrodistill.recipes.stage_teachers import manifest_after_stage, student_manifest
@@ -45,7 +47,7 @@ from retrodistill.training.training_data import TrainingData
 
 _SAMPLE = 64  # texts whose candidates are counted
 _PAIRS = 32  # pairs that measure an untrained student that scores pairs
-_BASELINES = 3  # systems besides students, about
+_BASELINES = 3  # systems besides students; a guess: BM25, the document encoder, and an ensemble or another teacher
 FEWER_DOCUMENTS = "take a smaller collection, or a document encoder with fewer dimensions"
 FEWER_TEXTS = "set texts.limit or candidates.depth lower"
 FEWER_IN_A_STEP = "set training.batch_size, texts.limit, or candidates.depth lower, with candidates.shared for more"
@@ -70,24 +72,32 @@ def plan_recipe(recipe: str | os.PathLike[str], out: str | os.PathLike[str], ove
 
 def check_job(job: Job) -> None:
     """Refuse, before anything is computed, a job that would not fit in memory or on disk."""
-    _plan(job, is_timed=False).check()
+    try:
+        _plan(job, is_timed=False, counts_texts=False).check()
+    except UserError:  # bounds of the texts do not fit, which the texts may
+        _plan(job, is_timed=False).check()
 
 
-def _plan(job: Job, *, is_timed: bool) -> Plan:
-    return Plan(list(_Planner(job, is_timed=is_timed).steps()), Machine.now(job.out))
+def _plan(job: Job, *, is_timed: bool, counts_texts: bool = True) -> Plan:
+    planner = _Planner(job, is_timed=is_timed, counts_texts=counts_texts)
+    return Plan(list(planner.steps()), Machine.now(job.out))
 
 
 class _Planner:
-    """Makes the steps of a job; without times, texts are counted by their bounds and nothing is encoded."""
+    """Makes the steps of a job. Without times, nothing is encoded.
 
-    def __init__(self, job: Job, *, is_timed: bool) -> None:
-        self.job, self.is_timed = job, is_timed
+    Gathering a stage's texts takes seconds, so that without `counts_texts` their number is bounded.
+    """
+
+    def __init__(self, job: Job, *, is_timed: bool, counts_texts: bool) -> None:
+        self.job, self.is_timed, self.counts_texts = job, is_timed, counts_texts
         self.held = held_memory()
         self.documents = len(job.collection.documents)
         self.corpus = sizes.strings(job.collection.documents)
         self.tokens = sizes.longest_in_batch(job.collection.documents)
         self._planned: dict[str, np.ndarray] = {}  # keys of texts that earlier steps embed, by encoder and role
-        self._models: dict[str, Any] = {}
+        self._models: dict[str, Any] = {}  # by the settings that decide them
+        self._texts: dict[str, tuple[TrainingTexts, int]] = {}
         self._has_started = False
         # Stages that several students share, by fingerprint, and stages with the same pairs: the first one of each.
         self._trained: dict[str, str] = {}
@@ -120,9 +130,13 @@ class _Planner:
                 yield Step(f"{variant}: also measured")
         if recipe.index.learn:
             yield from learning_steps(job, self.held, is_timed=self.is_timed)
+        built = [job.out / "indexes" / name for name, _ in systems if self._is_built(name)]
+        held = float(sum(file.stat().st_size for folder in built for file in folder.iterdir()))
         if systems:
-            yield self._index(indexes)
-        yield self._measuring(systems)
+            index = self._index(indexes)
+            held += index.needs.out
+            yield index
+        yield self._measuring(systems, held)
 
     def _start(self, name: str, student: StudentSettings) -> Iterator[Step]:
         """What students that are made from the document encoder encode first; they share it."""
@@ -151,8 +165,8 @@ class _Planner:
             else:
                 yield from self._stage(name, student, number, same_pairs)
 
-    def _embed(self, title: str, encoder: Any, texts: Texts, role: Role) -> Step:
-        """The step that embeds texts which no earlier step embeds."""
+    def _embed(self, title: str, encoder: Any, texts: Texts, role: Role, size: int | None = None) -> Step:
+        """The step that embeds texts which no earlier step embeds; `size` is their number if only some are given."""
         key = f"{role} {encoder.fingerprint(role)}"
         keys, planned = text_keys(texts.texts), self._planned.get(key, np.zeros(0, dtype=np.uint64))
         new = (
@@ -166,15 +180,21 @@ class _Planner:
         else:
             missing = store_of(encoder, role).missing(new) if encoder.needs_store(role) else []
             count, seconds = len(missing), 0.0
+        size = len(texts) if size is None else size
+        scale = size / max(1, len(texts))
+        count = round(count * scale)
         tokens = sizes.characters(texts) / sizes.CHARACTERS
-        vectors = sizes.stored_vectors(encoder, len(texts), tokens)
+        vectors = sizes.stored_vectors(encoder, size, tokens)
         shape, activations = None if encoder.is_recorded else sizes.Shape.of(encoder.model), 0.0
         if shape is not None:
             longest, chosen = sizes.longest_in_batch(texts), self.job.recipe.encoding.batch_size
             of_tokens = tokens_per_pass(encoder.model.device) // (2 + min(longest, shape.longest))
-            size = max(1, int(of_tokens)) if chosen == "auto" else chosen
-            activations = shape.batch(size, longest, is_trained=False)
-        memory = self.held + sizes.strings(texts) + vectors + activations
+            at_once = max(1, int(of_tokens)) if chosen == "auto" else chosen
+            on_host = sizes.is_in_memory(encoder.model.device)
+            activations = shape.batch(min(at_once, size), longest, is_trained=False) if on_host else 0.0
+        memory = self.held + scale * sizes.strings(texts) + activations
+        if size <= HELD or encoder.kind == "sparse":  # a larger number of dense vectors is read in blocks
+            memory += vectors
         needs = Needs(memory, cache=sizes.stored_vectors(encoder, count, tokens), advice=FEWER_DOCUMENTS)
         return Step(title, count, "texts", seconds, needs)
 
@@ -183,7 +203,7 @@ class _Planner:
         job, stage, title = self.job, student.stages[number - 1], f"{name}, stage {number}"
         what = f"{title}: teacher {' + '.join(member.model for member in stage.teacher) or job.teacher.name}"
         data = replace(self._data(stage), own_documents=student.documents == "student")
-        texts = stage_texts(stage, data)
+        texts, count = self._stage_texts(stage, data)
         if job.teachers.needs_students(stage):
             yield self._student_teacher(what, stage, data, texts)
         elif CURRENT_STUDENT in (stage.candidates.sources or []):
@@ -191,8 +211,25 @@ class _Planner:
         elif same_pairs != title:
             yield Step(f"{what}, the same texts and pairs as {same_pairs}", unit="pairs")
         else:
-            yield from self._teaching(what, stage, data, texts)
-        yield self._training(name, student, number, data, texts)
+            yield from self._teaching(what, stage, data, texts, count)
+        yield self._training(name, student, number, data, texts, count)
+
+    def _stage_texts(self, stage: StageSettings, data: TrainingData) -> tuple[TrainingTexts, int]:
+        """A stage's texts and their number, or some of the texts and a bound of the number."""
+        recorded = None if data.teacher.run is None else data.teacher.fingerprint(data.collection)
+        key = f"{stage.texts.model_dump_json()} {stage.aligns} {recorded}"
+        if key not in self._texts:
+            if self.counts_texts:
+                texts = stage_texts(stage, data)
+                self._texts[key] = texts, len(texts)
+            else:
+                settings, few = stage.texts, stage.texts.model_copy(update={"limit": _SAMPLE})
+                per_document = settings.titles + settings.sentences + settings.documents
+                count = len(data.queries) * settings.queries + per_document * self.documents
+                limit = count if settings.limit is None else settings.limit
+                texts = stage_texts(stage.model_copy(update={"texts": few}), data)
+                self._texts[key] = texts, max(len(texts), min(count, limit))
+        return self._texts[key]
 
     def _data(self, stage: StageSettings) -> TrainingData:
         """The stage's data; with the job's teacher if students teach, which are not trained yet."""
@@ -200,7 +237,9 @@ class _Planner:
         needs_students = job.teachers.needs_students(stage)
         return job.training_data if needs_students else job.teachers.data_of(stage, job.training_data)
 
-    def _teaching(self, what: str, stage: StageSettings, data: TrainingData, texts: TrainingTexts) -> Iterator[Step]:
+    def _teaching(
+        self, what: str, stage: StageSettings, data: TrainingData, texts: TrainingTexts, count: int
+    ) -> Iterator[Step]:
         """The texts to embed, to align with or to mine and score with, and the pairs that a slow teacher scores."""
         job, queries = self.job, data.teacher_queries(texts.texts)
         encoders = {job.space.name: job.space}
@@ -210,7 +249,7 @@ class _Planner:
                 if source not in encoders and parse_model_name(source).kind in ("dense", "static"):
                     is_space = source == job.recipe.document_encoder
                     encoders[source] = job.space if is_space else load_encoder(source, DENSE)
-        steps = [self._embed(what, encoder, queries, "query") for encoder in encoders.values()]
+        steps = [self._embed(what, encoder, queries, "query", count) for encoder in encoders.values()]
         others = [encoder for encoder in encoders.values() if encoder is not job.space]
         steps += [self._embed(what, encoder, job.collection.documents, "document") for encoder in others]
         is_embedded = not any(step.items for step in steps)
@@ -218,12 +257,19 @@ class _Planner:
             yield joined(what, steps) if steps else Step(what, unit="texts")
             is_embedded = False
         if stage.needs_lists and not stage.any_document:
-            pairs = self._pairs(what, stage, data, texts, is_embedded=is_embedded)
+            pairs = self._pairs(what, stage, data, texts, count, is_embedded=is_embedded)
             if pairs.items or is_embedded:
                 yield pairs
 
     def _pairs(
-        self, what: str, stage: StageSettings, data: TrainingData, texts: TrainingTexts, *, is_embedded: bool
+        self,
+        what: str,
+        stage: StageSettings,
+        data: TrainingData,
+        texts: TrainingTexts,
+        size: int,
+        *,
+        is_embedded: bool,
     ) -> Step:
         """The pairs that the teacher has left to score, by those of a few texts."""
         rows = np.unique(np.linspace(0, len(texts) - 1, _SAMPLE, dtype=int))
@@ -242,7 +288,7 @@ class _Planner:
             work = data.teacher.remaining(data.teacher_queries(some), self.job.collection, pool)
             width, share = len(pool) / len(some), work.items / len(pool)
             seconds = work.seconds / max(1, work.items)
-        count = round(len(texts) * width)
+        count = round(size * width)
         if stage.candidates.budget is not None:
             count = min(count, pairs_within(stage.candidates.budget, count))
         needs = Needs(self.held + self.corpus + sizes.lists(count), out=sizes.stored_pairs(count), advice=FEWER_TEXTS)
@@ -263,7 +309,7 @@ class _Planner:
                 continue
             name = parse_student(member.model)[0]
             settings = self.job.recipe.students[name]
-            teacher = settings.kind.wrap(self._model(name, settings), f"{settings.kind.name}:{name}", None)
+            teacher = settings.kind.wrap(self._model(settings), f"{settings.kind.name}:{name}", None)
             with throw_away_cache(), muted():
                 if not settings.kind.can_search:
                     pairs = len(texts) * self._width(stage, data)
@@ -283,7 +329,7 @@ class _Planner:
         return Step(f"{what}, known when that student is trained", items, unit, seconds)
 
     def _training(
-        self, name: str, student: StudentSettings, number: int, data: TrainingData, texts: TrainingTexts
+        self, name: str, student: StudentSettings, number: int, data: TrainingData, texts: TrainingTexts, size: int
     ) -> Step:
         job, stage, title = self.job, student.stages[number - 1], f"{name}, stage {number}: train"
         manifest = manifest_after_stage(student, job.training_data, number, job.teachers)
@@ -296,15 +342,13 @@ class _Planner:
         if stage.selection is not None and not stage.training.max_steps:
             title += ", at most"
         seconds = stage_pace(student, number, data).seconds(count, len(texts)) if self.is_timed else 0.0
-        return Step(title, count, "steps", seconds, self._training_needs(name, student, stage, data, len(texts)))
+        return Step(title, count, "steps", seconds, self._training_needs(student, stage, data, size))
 
-    def _training_needs(
-        self, name: str, student: StudentSettings, stage: StageSettings, data: TrainingData, texts: int
-    ) -> Needs:
-        model, width, batch = self._model(name, student), self._width(stage, data), stage.training.batch_size
+    def _training_needs(self, student: StudentSettings, stage: StageSettings, data: TrainingData, texts: int) -> Needs:
+        model, width, batch = self._model(student), self._width(stage, data), stage.training.batch_size
         parts = sizes.parameters(model, whole=stage.train in ("query_encoder", "both_encoders"))
         shape, dimension = sizes.Shape.of(model), self.job.space.dimension
-        memory = self.held + self.corpus + sizes.optimizer(parts.trained) + sizes.FLOAT * parts.all
+        memory, on_device = self.held + self.corpus, sizes.optimizer(parts.trained) + sizes.FLOAT * parts.all
         memory += sizes.lists(texts * width)
         vectors = sizes.FLOAT * dimension
         if stage.train in ("query_encoder", "lexical"):
@@ -319,58 +363,68 @@ class _Planner:
         if stage.draws_groups:
             listed = stage.groups.documents + stage.groups.random
         gathered = dimension if stage.train == "query_encoder" and not is_whole else 0
-        memory += sizes.matrices(batch, listed, gathered)
+        on_device += sizes.matrices(batch, listed, gathered)
         if stage.train == "lexical":  # vectors of the documents of all lists, with gradients
             documents = self.documents if is_whole else min(self.documents, batch * listed)
-            memory += sizes.matrices(documents, dimension + (student.lexical_dim or 0), 0)
+            on_device += sizes.matrices(documents, dimension + (student.lexical_dim or 0), 0)
         elif shape is not None and stage.train == "both_encoders":
             pairs = batch * (1 + listed)
-            memory += shape.batch(pairs, self.tokens, is_trained=True)
+            on_device += shape.batch(pairs, self.tokens, is_trained=True)
         elif shape is not None and stage.train == "query_encoder":
-            memory += shape.batch(batch, sizes.QUERY_TOKENS, is_trained=True)
+            on_device += shape.batch(batch, sizes.QUERY_TOKENS, is_trained=True)
+        memory += on_device if sizes.is_in_memory(model.device) else 0.0
         advice = FEWER_IN_A_STEP if stage.needs_lists else FEWER_TEXTS
         scratch = sizes.checkpoints(parts.all, parts.trained)
         return Needs(memory, out=sizes.FLOAT * parts.all, scratch=scratch, advice=advice)
 
-    def _model(self, name: str, student: StudentSettings) -> Any:
-        """The student before training, made once; its values do not matter."""
-        if name not in self._models:
+    def _model(self, student: StudentSettings) -> Any:
+        """The student before training, made once for it and its control; its values do not matter."""
+        key = student.model_dump_json(exclude={"stages", "control"})
+        if key not in self._models:
             with throw_away_cache(), muted():
                 data = replace(self.job.training_data, collection=repeated(self.job.collection, 1))
-                self._models[name] = start_model(student, data)
-        return self._models[name]
+                self._models[key] = start_model(student, data)
+        return self._models[key]
 
     def _is_built(self, name: str) -> bool:
         return (self.job.out / "indexes" / name / MADE_FROM).exists()
 
     def _index(self, names: Sequence[tuple[str, StudentSettings]]) -> Step:
         """Embedding documents by students that encode their own, and building the indexes."""
-        collection, needs, seconds = self.job.collection, Needs(), 0.0
-        for name, student in names:
-            own = student.documents == "student"
-            encoder = self.job.space
-            if own:
-                encoder = student.kind.wrap(self._model(name, student), f"{student.kind.name}:student", None)
-            tokens = sizes.characters(collection.documents) / sizes.CHARACTERS
-            vectors = sizes.stored_vectors(encoder, self.documents, tokens)
-            size = index_bytes(self.job, encoder, vectors)
-            memory = self.held + self.corpus + vectors + 2 * size
-            cache = vectors if own else 0.0
-            needs = Needs(max(needs.memory, memory), needs.out + size, needs.cache + cache, advice=SMALLER_INDEX)
+        seconds, memory, before, out, cache = 0.0, 0.0, 0.0, 0.0, 0.0
+        for _, student in names:
+            encoder = self._document_encoder(student)
+            needs = index_needs(self.job, encoder, self._stored(encoder))
+            memory, before = max(memory, before + needs.memory), before + needs.out  # indexes stay in memory
+            out += needs.out
+            cache += needs.cache if student.documents == "student" else 0.0
             if self.is_timed:
                 seconds += index_seconds(self.job, student, encoder)
-        return Step("index students' documents", len(names), "indexes", seconds, needs, "index")
+        together = Needs(self.held + self.corpus + memory, out, cache, advice=SMALLER_INDEX)
+        return Step("index students' documents", len(names), "indexes", seconds, together, "index")
 
-    def _measuring(self, systems: Sequence[tuple[str, StudentSettings]]) -> Step:
+    def _document_encoder(self, student: StudentSettings) -> Any:
+        if student.documents != "student":
+            return self.job.space
+        return student.kind.wrap(self._model(student), f"{student.kind.name}:student", None)
+
+    def _stored(self, encoder: Any) -> float:
+        """Bytes of the stored vectors of all documents."""
+        tokens = sizes.characters(self.job.collection.documents) / sizes.CHARACTERS
+        return sizes.stored_vectors(encoder, self.documents, tokens)
+
+    def _measuring(self, systems: Sequence[tuple[str, StudentSettings]], indexes: float) -> Step:
+        """Measuring all systems, of which indexes take so many bytes."""
         job, recipe = self.job, self.job.recipe
         count = len(systems)
         depth = min(recipe.evaluation.depth, self.documents)
         rows = (count + _BASELINES) * len(job.test) * depth
-        memory = self.held + self.corpus + sizes.FLOAT * job.space.dimension * self.documents * (2 + count)
+        memory = self.held + self.corpus + indexes
+        if self.documents <= HELD or recipe.evaluation.latency_queries:  # exact search of the document encoder
+            memory += 2 * sizes.FLOAT * job.space.dimension * self.documents
         needs = Needs(memory + sizes.run_rows(rows), out=sizes.stored_run(rows), advice=SMALLER_INDEX)
         seconds = 0.0
         if self.is_timed:
-            models = {name: self._model(name, student) for name, student in systems}
-            seconds = measuring_seconds(job, [(student, models[name]) for name, student in systems])
+            seconds = measuring_seconds(job, [(student, self._model(student)) for _, student in systems])
         title = "measure students and what they are compared with"
         return Step(title, count, "systems", seconds, needs, "evaluate")

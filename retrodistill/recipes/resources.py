@@ -14,6 +14,15 @@ import psutil
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import cache_folder
 
+# The memory of a container, by cgroups of version 2 and 1: files of its limit, of what is used, and of what that is.
+_CGROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory/memory.stat",
+    ),
+)
 NOTHING_TO_COUNT = "stages"  # unit of steps that only inform
 
 
@@ -42,7 +51,7 @@ class Machine:
         """Of this moment; memory that this process holds already counts as available."""
         places = [_existing(out), _existing(cache_folder())]
         free = {name: shutil.disk_usage(place).free for name, place in zip(("out", "cache"), places, strict=True)}
-        memory = psutil.virtual_memory().available + held_memory()
+        memory = min([psutil.virtual_memory().available, *_left_in_container()]) + held_memory()
         same = os.stat(places[0]).st_dev == os.stat(places[1]).st_dev
         return cls(memory, **free, same_disk=same)
 
@@ -132,6 +141,22 @@ class Plan:
 def held_memory() -> int:
     """Bytes of resident memory of this process."""
     return int(psutil.Process().memory_info().rss)
+
+
+def _left_in_container() -> list[int]:
+    """Bytes of memory that the limit of the container leaves, if there is one; psutil only knows the whole machine."""
+    left = []
+    for files in _CGROUPS:
+        try:
+            limit, used, stat = (Path(file).read_text().split() for file in files)
+            of = dict(zip(stat[::2], map(int, stat[1::2]), strict=True))
+            # pages of files count as used, but the system drops them before it runs out of memory
+            dropped = of.get("total_inactive_file", of.get("inactive_file", 0))
+            dropped += of.get("total_active_file", of.get("active_file", 0))
+            left.append(int(limit[0]) - int(used[0]) + dropped)
+        except (OSError, ValueError, IndexError):  # no such cgroup, or no limit ("max")
+            continue
+    return left
 
 
 def readable_bytes(count: float) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyarrow.compute as pc
+import torch
 
 from retrodistill.data.texts import Texts
 from retrodistill.training.settings import StageSettings
@@ -48,6 +49,11 @@ class Shape:
         length = min(self.longest, 2 + tokens)
         values = texts * length * self.width * _LAYER_VALUES + texts * self.heads * length**2 * 2
         return FLOAT * values * (self.layers if is_trained else 1)
+
+
+def is_in_memory(device: Any) -> bool:
+    """Whether tensors of a torch device are in the machine's memory: not those of a GPU with a memory of its own."""
+    return torch.device(device).type != "cuda"
 
 
 class Parameters(NamedTuple):

@@ -338,7 +338,10 @@ def _states(
         return pack(side.states), side.mask
 
     with evaluating(module):
-        return cached_states(key, texts, read, "documents' states", dtype, next(module.parameters()).device)
+        device = next(module.parameters()).device
+        return cached_states(
+            key, texts, read, "documents' states", dtype=dtype, device=device, longest=module.document_length
+        )
 
 
 def train_late_interaction(run: StageRun) -> History:

@@ -77,19 +77,29 @@ class States:
 
 
 def cached_states(
-    key: str, texts: Sequence[str], read: Reader, what: str, dtype: Any = np.float16, device: Any = "cpu"
+    key: str,
+    texts: Sequence[str],
+    read: Reader,
+    what: str,
+    *,
+    dtype: Any = np.float16,
+    device: Any = "cpu",
+    longest: int | None = None,
 ) -> States:
     """States of texts, in order, from the cache or into it; masked tokens are left out.
 
     The key is a digest of everything that decides the states, ``what`` titles the progress bar, and ``read`` works on
-    the torch ``device``. float16, rather than float32, takes 2 x width bytes a token: 0.9 GB for 5,000 abstracts at
-    width 384. States that it cannot hold, and those that are not finite, are refused.
+    the torch ``device`` and reads at most ``longest`` tokens of a text. float16, rather than float32, takes 2 x width
+    bytes a token: 0.9 GB for 5,000 abstracts at width 384. States that it cannot hold, and those that are not finite,
+    are refused.
     """
     folder, dtype = cache_folder() / "states" / key, np.dtype(dtype)
     if not (folder / _PLACES).exists():
         keep_freed_memory()
         with atomic_folder(folder) as temporary:
-            _write(texts, read, temporary, what, dtype, device)
+            bytes_of = [len(text.encode()) for text in texts]
+            batches = current_encoding().batches(bytes_of, longest, tokens_per_pass(device))
+            _write(texts, batches, read, temporary, what, dtype)
     places, file = np.load(folder / _PLACES), folder / _STATES
     total = int(places[:, 1].sum())
     width = file.stat().st_size // (dtype.itemsize * total) if total else 1
@@ -97,9 +107,9 @@ def cached_states(
     return States(mapped, places)
 
 
-def _write(texts: Sequence[str], read: Reader, to: Path, what: str, dtype: np.dtype, device: Any) -> None:
-    # Longest texts first: running out of memory shows at the start, and batches need little padding.
-    batches = current_encoding().batches([len(text.encode()) for text in texts], None, tokens_per_pass(device))
+def _write(
+    texts: Sequence[str], batches: Sequence[np.ndarray], read: Reader, to: Path, what: str, dtype: np.dtype
+) -> None:
     places, written = np.zeros((len(texts), 2), dtype=np.int64), 0
     with (to / _STATES).open("wb") as file, bar(len(texts), what, "texts") as progress, torch.no_grad():
         for rows in batches:
@@ -158,7 +168,12 @@ def stored_states(student: TokenStudent, texts: Sequence[str], role: Role) -> St
 
     with evaluating(student.model):
         return cached_states(
-            _key(student, texts, role), texts, read, f"hidden states ({role})", device=student.model.device
+            _key(student, texts, role),
+            texts,
+            read,
+            f"hidden states ({role})",
+            device=student.model.device,
+            longest=getattr(backbone[0], "max_seq_length", None),
         )
 
 

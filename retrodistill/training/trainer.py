@@ -150,13 +150,18 @@ def optimizer_steps(rows: int, settings: TrainingSettings) -> int:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off inside the block."""
-    training = model.training
+    """Switch off dropout and training's precision inside the block: the model computes as when it is saved."""
+    training, forward = model.training, model.forward
+    original = vars(model).get("_original_forward")  # where accelerate has put autocast around it
     model.eval()
+    if original is not None:
+        model.forward = original
     try:
         yield
     finally:
         model.train(training)
+        if original is not None:
+            model.forward = forward
 
 
 def mean_cosine(vectors: np.ndarray) -> float:

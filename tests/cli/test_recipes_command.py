@@ -32,6 +32,12 @@ class TestEncodingOptions:
         assert call("--batch-size", 8, "--precision", "bfloat16", "run", quick, "--out", tmp_path / "out")[0] == 0
         assert "encoding:\n  batch_size: 8\n  precision: bfloat16" in (tmp_path / "out" / "recipe.yaml").read_text()
 
+    def test_they_reach_the_recipe_of_demo(self, call, monkeypatch):
+        given = []
+        monkeypatch.setattr("retrodistill.recipes.run_recipe", lambda *a, **_: given.extend(a[2]))
+        assert call("--precision", "float32", "demo")[0] == 0
+        assert given == ["encoding.precision=float32"]
+
     def test_a_mistake_is_one_line(self, call):
         status, _, err = call("--precision", "float8", "recipes")
         assert status == 2

@@ -168,6 +168,6 @@ class TestPlan:
         monkeypatch.setattr(cross_encoder.time, "perf_counter", lambda: next(clock))
         probed = []
         items, seconds = store.seconds(QUERIES * 2, DOCUMENTS * 2, probed.extend)
-        assert (items, len(probed)) == (300, 32)
+        assert (items, len(probed)) == (300, 1 + 32)  # the first call is slower
         assert seconds == pytest.approx(300 * 1.6 / 32)
         assert len(store.missing(QUERIES, DOCUMENTS)) == 300

@@ -5,7 +5,8 @@ from retrodistill.core.errors import UserError
 from retrodistill.recipes.job import open_job
 from retrodistill.recipes.loading import parse_recipe
 from retrodistill.recipes.pace import repeated, stage_pace
-from retrodistill.recipes.resources import Machine, Needs, Plan, Step
+from retrodistill.recipes.resources import Machine, Needs, Plan, Step, held_memory
+from retrodistill.recipes.sizes import is_in_memory
 from retrodistill.training.trainer import Pace
 
 
@@ -36,6 +37,24 @@ class TestPace:
         added = {path.name for path in set((tmp_path / "cache").rglob("*")) - set(before)}
         assert {name for name in added if not name.startswith(".")} <= {"rates.json"}
         assert not (tmp_path / "out").exists()
+
+
+class TestMachine:
+    def test_the_limit_of_a_container_counts(self, tmp_path, monkeypatch):
+        held = held_memory()
+        contents = {"max": "1000000\n", "now": "700000\n", "stat": "anon 1\ninactive_file 200000\nactive_file 50000\n"}
+        for name, text in contents.items():
+            (tmp_path / name).write_text(text)
+        files = tuple(tmp_path / name for name in contents)
+        monkeypatch.setattr("retrodistill.recipes.resources._CGROUPS", [files])
+        monkeypatch.setattr("retrodistill.recipes.resources.held_memory", lambda: held)
+        assert Machine.now(tmp_path).memory == 550_000 + held
+        (tmp_path / "max").write_text("max\n")
+        assert Machine.now(tmp_path).memory > 10 * 550_000
+
+    @pytest.mark.parametrize(("device", "expected"), [("cpu", True), ("mps", True), ("cuda:1", False)])
+    def test_memory_of_a_gpu_is_its_own(self, device, expected):
+        assert is_in_memory(device) == expected
 
 
 class TestFitting:

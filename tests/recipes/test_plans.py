@@ -5,7 +5,11 @@ from retrodistill.core.files import read_json
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.recipes import run_recipe
-from retrodistill.recipes.plan import plan_recipe
+from retrodistill.recipes.job import open_job
+from retrodistill.recipes.loading import load_recipe
+from retrodistill.recipes.measuring import index_needs
+from retrodistill.recipes.pace import start_model
+from retrodistill.recipes.plan import _plan, check_job, plan_recipe
 from retrodistill.recipes.resources import Machine
 from retrodistill.training.trainer import Pace
 
@@ -54,6 +58,42 @@ class TestPlanning:
         steps = steps_of(write_recipe(dense_content), tmp_path / "out")
         assert any("student: its settings or inputs have changed" in step["step"] for step in steps)
         assert [step["items"] for step in steps[-3:]] == [1, 1, 1]
+
+
+class TestChecking:
+    def test_bounds_are_not_below_the_plan(self, content, write_recipe, tmp_path):
+        job = open_job(load_recipe(write_recipe(content)), tmp_path / "out")
+        bounds, counted = (_plan(job, is_timed=False, counts_texts=counts).steps for counts in (False, True))
+        assert [step.step for step in bounds] == [step.step for step in counted]
+        for bound, step in zip(bounds, counted, strict=True):
+            assert bound.needs.cache >= step.needs.cache
+            assert bound.needs.out >= step.needs.out
+
+    def test_a_job_that_fits_is_not_refused_by_bounds(self, content, write_recipe, tmp_path, monkeypatch):
+        job = open_job(load_recipe(write_recipe(content)), tmp_path / "out")
+        plans = {counts: _plan(job, is_timed=False, counts_texts=counts) for counts in (False, True)}
+        cache = {counts: int(plan.total()["cache_bytes"]) for counts, plan in plans.items()}
+        assert cache[False] > cache[True]  # not every document has as many sentences
+        machine = Machine(10**12, 10**12, cache[True], same_disk=False)
+        monkeypatch.setattr(Machine, "now", lambda out: machine)
+        check_job(job)
+
+    def test_a_control_has_the_model_of_its_student(self, content, write_recipe, tmp_path, monkeypatch):
+        made = []
+        monkeypatch.setattr("retrodistill.recipes.plan.start_model", lambda *a: made.append(a) or start_model(*a))
+        content["students"]["student"]["control"] = "contrastive"
+        check_job(open_job(load_recipe(write_recipe(content)), tmp_path / "out"))
+        assert len(made) == 1
+
+    def test_indexes_need_what_their_factory_takes(self, content, write_recipe, tmp_path):
+        needs = {}
+        for factory in ("Flat", "SQ8"):
+            content["index"] = {"factory": factory}
+            job = open_job(load_recipe(write_recipe(content)), tmp_path / "out")
+            vectors = 4.0 * job.space.dimension * len(job.collection.documents)
+            needs[factory] = index_needs(job, job.space, vectors)
+        assert needs["Flat"].out == vectors == 4 * needs["SQ8"].out
+        assert needs["Flat"].memory - needs["SQ8"].memory == 1.25 * 0.75 * vectors
 
 
 def forbidden(*_, **__):

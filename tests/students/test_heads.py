@@ -14,7 +14,7 @@ from retrodistill.students.clustering import with_clusters
 from retrodistill.students.multi_vector import TokenHeadScorer, multi_vector_student
 from retrodistill.students.sparse import sparse_student
 from retrodistill.students.sparse_training import TermHeadScorer
-from retrodistill.students.stored_states import segment_max, stored_states
+from retrodistill.students.stored_states import cached_states, segment_max, stored_states
 from retrodistill.students.token_pooling import with_pooling
 from retrodistill.training.loss import DistillationLoss, Term
 from retrodistill.training.settings import RegularizerSettings
@@ -192,6 +192,17 @@ class TestStates:
         np.testing.assert_array_equal(first.vectors, again.vectors)
         assert len(first) == 60
         assert first.vectors.shape[1] == 32
+
+    def test_of_long_texts_are_read_in_batches_by_what_is_read_of_them(self):
+        seen = []
+
+        def read(batch):
+            seen.append(len(batch))
+            return torch.zeros(len(batch), 1, 2), torch.ones(len(batch), 1, dtype=torch.bool)
+
+        texts = [f"{row} {'word ' * 4000}" for row in range(8)]
+        assert len(cached_states("key", texts, read, "states", longest=64)) == 8
+        assert seen == [8]
 
     def test_another_head_shares_them_and_another_transformer_does_not(self, multi_vector, tiny):
         first = stored_states(multi_vector, tiny.documents.texts[:3], "document").vectors.filename

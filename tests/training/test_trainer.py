@@ -17,7 +17,7 @@ from retrodistill.training import trainer
 from retrodistill.training.loss import DistillationLoss, TeacherVectors, Term
 from retrodistill.training.scorers import StoredVectorScorer
 from retrodistill.training.settings import TrainingSettings
-from retrodistill.training.trainer import HeldOutMonitor, TextColumns, train
+from retrodistill.training.trainer import HeldOutMonitor, TextColumns, mean_cosine, train
 
 SETTINGS = TrainingSettings(epochs=2, batch_size=8, learning_rate=1e-3, warmup=0)
 
@@ -93,6 +93,21 @@ class TestLearning:
         model.save_pretrained(str(tmp_path / "saved"), create_model_card=False)
         saved = load_encoder(f"dense:{tmp_path / 'saved'}")
         assert np.array_equal(load_encoder(model).encode(texts, "query"), saved.encode(texts, "query"))
+
+    def test_a_monitor_encodes_as_the_saved_model(self, tiny_model, texts, targets, tmp_path):
+        model, watched = load_bi_encoder(tiny_model), []
+        student = load_encoder(model)
+        settings = SETTINGS.model_copy(update={"precision": "bfloat16"})
+        columns = TextColumns({"text": texts}, range(len(texts)))
+        loss = DistillationLoss(model, [Term("leaf")], StoredVectorScorer(True), None, TeacherVectors(targets))
+        seen = HeldOutMonitor(student, texts, np.zeros((len(texts), 1), dtype=np.int64), None)
+
+        def monitor():
+            watched.append(seen()["mean_cosine"])
+            return {}
+
+        train(model, loss, columns, settings, tmp_path / "work", monitor=monitor)
+        assert watched[-1] == mean_cosine(student.encode(texts, "query", batch_size=32))
 
     def test_processes_that_tokenize_ahead_change_nothing(self, tiny_model, texts, targets, tmp_path, monkeypatch):
         expected = digest(aligned(tiny_model, texts, targets, tmp_path / "one")[0])
