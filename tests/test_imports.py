@@ -96,7 +96,7 @@ class TestFaiss:
             "print(faiss.cvar.distance_compute_blas_threshold, faiss.cvar.distance_compute_blas_database_bs)"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        assert done.stdout.split() == ["1536", "16384"]
+        assert done.stdout.split() == ["6144", "16384"]
 
 
 class TestPublicNames:

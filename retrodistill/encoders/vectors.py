@@ -9,9 +9,12 @@ import numpy as np
 
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.faiss import faiss
+from retrodistill.runs.run import top_k
 
 _PAIRS = 65536  # per block, which bounds the memory of `pair_products`
 _BLOCK = 65536  # documents that exact search reads at once
+_READY_BLOCK = 2**20  # of an array that FAISS takes as it is: threads wait for each other at the end of every block
+_TIED = 8  # queries whose products with a whole block are held at once
 _SAMPLE, _PER_CENTROID = 65536, 64  # vectors that k-means trains on; FAISS advises 39 to 256 per centroid
 
 
@@ -32,14 +35,32 @@ def exact_search(queries: np.ndarray, documents: Vectors, k: int) -> tuple[np.nd
     k, queries = min(k, count), np.ascontiguousarray(queries, dtype=np.float32)
     if not (k and len(queries)):
         return np.empty((len(queries), k), dtype=np.int64), np.empty((len(queries), k), dtype=np.float32)
-    best = faiss.ResultHeap(len(queries), k, keep_max=True)
-    for start in range(0, count, _BLOCK):
-        block = np.ascontiguousarray(documents[start : start + _BLOCK], dtype=np.float32)
-        scores, rows = faiss.knn(queries, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
-        best.add_result(scores, rows + start)
-    best.finalize()
-    ranks = np.lexsort((best.I, -best.D))
-    return np.take_along_axis(best.I, ranks, axis=1), np.take_along_axis(best.D, ranks, axis=1)
+    rows, scores = np.empty((len(queries), 0), dtype=np.int64), np.empty((len(queries), 0), dtype=np.float32)
+    is_ready = isinstance(documents, np.ndarray) and documents.dtype == np.float32 and documents.flags.c_contiguous
+    step = _READY_BLOCK if is_ready else _BLOCK
+    for start in range(0, count, step):
+        block = np.ascontiguousarray(documents[start : start + step], dtype=np.float32)
+        found, values = _best_of_block(queries, block, min(k, len(block)))
+        rows, scores = np.concatenate([rows, found + start], axis=1), np.concatenate([scores, values], axis=1)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]  # keeps ties by row: earlier blocks are first
+        rows, scores = np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
+    return rows, scores
+
+
+def _best_of_block(queries: np.ndarray, block: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    # One more than k shows where the last place is tied: FAISS keeps any of the equal scores there.
+    scores, rows = faiss.knn(queries, block, min(k + 1, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
+    same = scores[:, 1:] == scores[:, :-1]
+    tied = np.flatnonzero(same.any(axis=1))
+    rows[tied] = np.take_along_axis(rows[tied], np.lexsort((rows[tied], -scores[tied])), axis=1)
+    rows, scores = rows[:, :k], scores[:, :k]
+    cut = np.flatnonzero(same[:, k - 1]) if k < len(block) else np.empty(0, dtype=np.int64)
+    for start in range(0, len(cut), _TIED):
+        some = cut[start : start + _TIED]
+        products = queries[some] @ block.T
+        rows[some] = top_k(products, k)
+        scores[some] = np.take_along_axis(products, rows[some], axis=1)
+    return rows, scores
 
 
 def training_rows(count: int, centroids: int) -> np.ndarray:

@@ -151,7 +151,8 @@ def _by_ir_measures(measures: Sequence[Measure], run: Run, qrels: Grades) -> dic
     rows = {query: row for row, query in enumerate(qrels)}
     values = {measure.name: np.zeros(len(rows)) for measure in measures}
     for scores in _blocks(run.select(qrels).without({query: query for query in run.query_ids})):
-        grades = {query: dict(qrels[query]) for query in scores}
+        # pytrec_eval writes beyond its arrays for grades below -1, which trec_eval treats as -1.
+        grades = {query: {document: max(grade, -1) for document, grade in qrels[query].items()} for query in scores}
         for measure in measures:  # one by one: custom gains would leak into measures of the same call (0.4.3)
             for query, value in _of_block(measure, grades, scores).items():
                 values[measure.name][rows[query]] = measure.value_at_cutoff(value)

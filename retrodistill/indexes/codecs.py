@@ -95,7 +95,11 @@ class PlainCodec(Codec):
 
     def encode(self, vectors: np.ndarray) -> np.ndarray:
         """See `Codec.encode`."""
-        return np.ascontiguousarray(vectors, dtype=self._type).view(np.uint8).reshape(len(vectors), -1)
+        with np.errstate(over="ignore"):
+            numbers = np.array(vectors, dtype=self._type, order="C")  # a copy: later changes of `vectors` are not ours
+        if not np.isfinite(numbers).all():
+            raise UserError(f"token vectors hold numbers above those of {self.kind} (65,504); use codec 'float32'.")
+        return numbers.view(np.uint8).reshape(len(vectors), -1)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """See `Codec.decode`."""

@@ -18,6 +18,7 @@ def brute_force(queries, documents, k):
 def way(request, monkeypatch):
     """FAISS in blocks of 96 documents, by matrix products or by scanning, for any number of queries."""
     monkeypatch.setattr(vectors, "_BLOCK", 96)
+    monkeypatch.setattr(vectors, "_READY_BLOCK", 96)
     threshold = 1 if request.param == "products" else 10**9
     monkeypatch.setattr(faiss.cvar, "distance_compute_blas_threshold", threshold)
 
@@ -41,6 +42,16 @@ class TestExactSearch:
         rows, scores = exact_search(np.eye(1, 4, dtype=np.float32), corpus, 3)
         assert rows.tolist() == [[20, 130, 250]]
         assert scores.tolist() == [[1, 1, 1]]
+
+    @pytest.mark.parametrize("k", [1, 3, 40, 120])
+    def test_equal_scores_at_the_last_place_are_cut_by_row(self, k):
+        # Whole numbers: products are exact, and many are equal.
+        generator = np.random.default_rng(k)
+        queries, corpus = (generator.integers(-2, 3, (n, 6)).astype(np.float32) for n in (20, 400))
+        rows, scores = exact_search(queries, corpus, k)
+        expected, values = brute_force(queries, corpus, k)
+        np.testing.assert_array_equal(rows, expected)
+        np.testing.assert_array_equal(scores, values)
 
     def test_no_queries_and_no_documents(self):
         nothing, some = np.zeros((0, 4), dtype=np.float32), np.ones((3, 4), dtype=np.float32)

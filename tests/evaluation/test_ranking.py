@@ -196,8 +196,34 @@ class TestIrMeasures:
         for query, value in zip(found["query_id"].to_pylist(), found["hole@10"].to_pylist(), strict=True):
             assert 1 - value == pytest.approx(wanted["Judged@10", query])
 
+    @pytest.mark.parametrize("seed", range(4))
+    def test_equals_trec_eval_with_ties_and_grades_below_0(self, seed):
+        generator = np.random.default_rng(seed)
+        qrels, run = random_case(seed + 60, ties=True)
+        qrels = {query: {name: int(generator.integers(-1, 5)) for name in judged} for query, judged in qrels.items()}
+        theirs = ["AP", "nDCG", "RR", "AP(rel=2)@10", "P(rel=2)@5", "R(rel=3)@10", "RR(rel=3)"]
+        found = evaluate_run(Run.from_dict(run), qrels, theirs)
+        rows = {query: row for row, query in enumerate(found["query_id"].to_pylist())}
+        parsed = {ir.parse_measure(name): name for name in theirs}
+        for value in ir.pytrec_eval.evaluator(list(parsed), qrels).iter_calc(run):
+            ours = found[parsed[value.measure]][rows[value.query_id]].as_py()
+            assert ours == pytest.approx(value.value, abs=1e-12), value
+
 
 class TestAnyStringOfIrMeasures:
+    def test_grades_below_minus_1_do_not_end_the_process(self):
+        for seed in range(20):
+            generator = np.random.default_rng(seed)
+            qrels, run = random_case(seed, ties=False)
+            qrels = {
+                query: {name: int(generator.integers(-4, 3)) for name in judged} for query, judged in qrels.items()
+            }
+            at_least = {
+                query: {name: max(grade, -1) for name, grade in judged.items()} for query, judged in qrels.items()
+            }
+            found, wanted = (evaluate_run(Run.from_dict(run), each, ["Rprec", "Bpref"]) for each in (qrels, at_least))
+            assert found.equals(wanted)
+
     STRINGS: ClassVar = [
         *("RR(rel=2)@10", "RR(rel=3)", "Rprec", "infAP", "Success@5", "Bpref", "AP", "AP(rel=2)@20", "NumRet"),
         *("nDCG(gains={1: 5, 2: 1})@10", "nDCG", "P(judged_only=True)@5", "R(rel=2)@50", "Judged@10", "Compat(p=0.9)"),

@@ -53,6 +53,13 @@ class TestEveryCodec:
         codec = fitted(name)
         np.testing.assert_array_equal(codec.encode(VECTORS[7:8])[0], codec.encode(VECTORS)[7])
 
+    @pytest.mark.parametrize("name", ["float32", "float16", "residual"])
+    def test_codes_do_not_follow_later_changes_of_vectors(self, name):
+        codec, vectors = fitted(name), VECTORS[:5].copy()
+        codes = codec.encode(vectors)
+        vectors[:] = 0
+        np.testing.assert_array_equal(codes, codec.encode(VECTORS[:5]))
+
     @pytest.mark.parametrize("name", ["residual"])
     def test_it_encodes_nothing_to_nothing(self, name):
         codec = fitted(name)
@@ -135,3 +142,10 @@ class TestRefusals:
 
     def test_every_codec_can_be_asked_for(self):
         assert [CodecSettings(codec=name).codec for name in CODECS] == list(CODECS)
+
+
+def test_numbers_beyond_float16_are_refused():
+    codec = fitted("float16")
+    assert codec.decode(codec.encode(np.full((1, 16), -65504, dtype=np.float32))).min() == -65504
+    with pytest.raises(UserError, match=r"above those of float16 \(65,504\); use codec 'float32'"):
+        codec.encode(np.full((1, 16), -7e4, dtype=np.float32))
