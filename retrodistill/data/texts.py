@@ -92,8 +92,12 @@ class Texts(Mapping[str, str]):
         """(n,) int64 rows of `ids`, in their order; -1 for an unknown id."""
         wanted = list(ids)
         if len(self) > _MANY and "_places" not in self.__dict__:
-            rows = pc.index_in(pa.array(wanted, pa.string()), value_set=self.table["id"])
-            return rows.fill_null(-1).to_numpy().astype(np.int64)
+            # The hash table holds the ids that are wanted, not all.
+            distinct = pa.array(wanted, pa.string()).dictionary_encode()
+            found = pc.index_in(self.table["id"], value_set=distinct.dictionary).fill_null(-1).to_numpy()
+            rows, places = np.flatnonzero(found >= 0), np.full(len(distinct.dictionary), -1, dtype=np.int64)
+            places[found[rows]] = rows
+            return places[distinct.indices.to_numpy()]
         return np.fromiter((self._places.get(id_, -1) for id_ in wanted), dtype=np.int64, count=len(wanted))
 
     def slice(self, start: int, stop: int) -> list[str]:

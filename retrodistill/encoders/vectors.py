@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -17,6 +17,8 @@ _READY_BLOCK = 2**20  # of an array that FAISS takes as it is: threads wait for 
 _TIED = 8  # queries whose products with a whole block are held at once
 _SAMPLE, _PER_CENTROID = 65536, 64  # vectors that k-means trains on; FAISS advises 39 to 256 per centroid
 
+Best: TypeAlias = tuple[np.ndarray, np.ndarray]  # (q, k) int64 rows and float32 scores
+
 
 class Vectors(Protocol):
     """(n, d) vectors by row: an array, or what reads rows when they are asked for."""
@@ -29,7 +31,7 @@ class Vectors(Protocol):
         """The (m, d) vectors of a slice, or of (m,) int64 rows."""
 
 
-def exact_search(queries: np.ndarray, documents: Vectors, k: int) -> tuple[np.ndarray, np.ndarray]:
+def exact_search(queries: np.ndarray, documents: Vectors, k: int) -> Best:
     """(q, k) int64 rows and float32 scores of the k, at most n, highest inner products, best first, ties by row."""
     count = documents.shape[0]
     k, queries = min(k, count), np.ascontiguousarray(queries, dtype=np.float32)
@@ -41,13 +43,18 @@ def exact_search(queries: np.ndarray, documents: Vectors, k: int) -> tuple[np.nd
     for start in range(0, count, step):
         block = np.ascontiguousarray(documents[start : start + step], dtype=np.float32)
         found, values = _best_of_block(queries, block, min(k, len(block)))
-        rows, scores = np.concatenate([rows, found + start], axis=1), np.concatenate([scores, values], axis=1)
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]  # keeps ties by row: earlier blocks are first
-        rows, scores = np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
+        rows, scores = join_best((rows, scores), (found + start, values), k)
     return rows, scores
 
 
-def _best_of_block(queries: np.ndarray, block: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def join_best(first: Best, second: Best, k: int) -> Best:
+    """The k, or fewer, highest of two blocks of results, each best first; equal scores of `first` come first."""
+    rows, scores = (np.concatenate(both, axis=1) for both in zip(first, second, strict=True))
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
+
+
+def _best_of_block(queries: np.ndarray, block: np.ndarray, k: int) -> Best:
     # One more than k shows where the last place is tied: FAISS keeps any of the equal scores there.
     scores, rows = faiss.knn(queries, block, min(k + 1, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
     same = scores[:, 1:] == scores[:, :-1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -193,9 +192,9 @@ class FaissIndex(Index):
         if (count := documents.shape[0]) != len(self):
             raise UserError(f"{count} vectors to tune by for {len(self)} documents; give one for each of `ids`.")
 
-        def prepare(vectors: np.ndarray) -> np.ndarray:
+        def prepare(vectors: np.ndarray, rows: slice) -> np.ndarray:
             vectors = self._prepare(vectors, "documents")
-            check_finite(vectors, range(len(vectors)), "documents to tune by")
+            check_finite(vectors, self.ids[rows], "documents to tune by")
             return vectors
 
         return self.labels[exact_search(queries, _Prepared(documents, documents.shape[1], prepare), k)[0]]
@@ -255,15 +254,15 @@ class FaissIndex(Index):
 
 
 class _Prepared:
-    """Vectors that a function changes when they are read, such as `leading`; `seconds` is the time of reading."""
+    """Vectors that a function of vectors and rows changes when they are read; `seconds` is the time of reading."""
 
-    def __init__(self, vectors: Vectors, dimension: int, prepare: Callable[[np.ndarray], np.ndarray]) -> None:
+    def __init__(self, vectors: Vectors, dimension: int, prepare: Callable[[np.ndarray, Any], np.ndarray]) -> None:
         self._vectors, self._prepare, self.seconds = vectors, prepare, 0.0
         self.shape = (vectors.shape[0], dimension)
 
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
         start = time.perf_counter()
-        vectors = self._prepare(self._vectors[rows])
+        vectors = self._prepare(self._vectors[rows], rows)
         self.seconds += time.perf_counter() - start
         return vectors
 
@@ -284,8 +283,8 @@ def _build(collection: Collection, documents: Any, queries: Any, settings: Faiss
     empty_index(factory, space.dimension, len(texts), parameters)  # refuses a wrong factory before texts are encoded
     encoder, query_encoder = encoder.bind(collection), query_encoder.bind(collection)
     encoded = TextVectors(encoder, texts, "document")
-    truncated = partial(leading, dimensions=settings.truncate, unit=space.norm == "unit")
-    vectors = _Prepared(encoded, space.dimension, truncated)
+    is_unit = space.norm == "unit"
+    vectors = _Prepared(encoded, space.dimension, lambda read, _: leading(read, settings.truncate, unit=is_unit))
     start = time.perf_counter()
     faiss_index = build_faiss(factory, vectors, texts.ids, encoder.name)
     index = FaissIndex(faiss_index, texts.ids, space, query_encoder, factory, name, documents=encoder)

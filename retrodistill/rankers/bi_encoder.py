@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from retrodistill.core.faiss import faiss
 from retrodistill.core.files import digest
 from retrodistill.core.runtime import bar
 from retrodistill.data.collection import Collection
@@ -17,7 +16,7 @@ from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import EmbeddingSpace, TextModel
 from retrodistill.encoders.embeddings import TokenVectors, embed, seconds_to_embed, store_of
 from retrodistill.encoders.multi_vector import Tokens, best_documents, maxsim
-from retrodistill.encoders.vectors import check_finite, exact_search, pair_products
+from retrodistill.encoders.vectors import check_finite, exact_search, join_best, pair_products
 from retrodistill.rankers.corpus import CorpusScores, Products
 from retrodistill.rankers.postings import Postings, check_weights, search_rows
 from retrodistill.rankers.protocol import Ranker, Stage, Work, distinct_texts
@@ -104,17 +103,16 @@ class DenseRanker(BiEncoderRanker):
             return self.search(queries, collection, k)
         documents = collection.documents
         vectors = self._query_vectors(queries.texts, collection)
-        best = faiss.ResultHeap(len(vectors), min(k, len(documents)), keep_max=True)
+        best = exact_search(vectors, np.empty((0, vectors.shape[1]), dtype=np.float32), k)
         with bar(len(documents), f"searching ({self.name})", "documents") as progress:
             for start, block in self._blocks(collection):
                 check_finite(block, documents.table["id"].slice(start, len(block)).to_pylist(), self.documents.name)
-                rows, scores = exact_search(vectors, block, best.k)
-                best.add_result(scores, rows + start)
+                rows, scores = exact_search(vectors, block, k)
+                best = join_best(best, (rows + start, scores), k)
                 progress.update(len(block))
-        best.finalize()
-        used = np.unique(best.I[best.I >= 0])
+        used = np.unique(best[0])
         ids = dict(zip(used.tolist(), documents.table["id"].take(pa.array(used)).to_pylist(), strict=True))
-        return Run.from_matrix(queries.ids, ids, best.I, best.D, name=self.name)  # type: ignore[arg-type]  # by row
+        return Run.from_matrix(queries.ids, ids, *best, name=self.name)  # type: ignore[arg-type]  # by row
 
     def holds(self, collection: Collection) -> bool:
         """Whether the corpus is small enough to hold all vectors in memory during a search."""

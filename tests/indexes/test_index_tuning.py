@@ -163,6 +163,14 @@ class TestOnAnIndex:
         with pytest.raises(UserError, match=r"^59 vectors to tune by for 60 documents"):
             index.tune(tiny.split("train"), documents=np.ones((59, 32)))
 
+    def test_a_vector_that_is_not_finite_is_named_by_its_document(self, tiny, teacher, monkeypatch):
+        monkeypatch.setattr("retrodistill.encoders.vectors._BLOCK", 16)
+        index = build_index(tiny, teacher, factory="SQ8")
+        vectors = teacher.encode(tiny.documents.texts, "document")
+        vectors[37] = np.nan
+        with pytest.raises(UserError, match=rf"NaN or infinite \('?{index.ids[37]}'?\)"):
+            index.tune(tiny.split("train"), documents=vectors)
+
     def test_k_beyond_the_index(self, tiny, teacher):
         with pytest.raises(UserError, match=r"^k=61: the corpus has 60 documents"):
             build_index(tiny, teacher).tune(tiny.split("train"), k=61)

@@ -3,7 +3,7 @@ import pytest
 
 from retrodistill.api import evaluate
 from retrodistill.core.errors import UserError
-from retrodistill.data import Texts
+from retrodistill.data import Collection, Texts
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.embeddings import EmbeddingStore
 from retrodistill.rankers import bi_encoder
@@ -36,6 +36,13 @@ class TestStreaming:
             assert all(
                 everything[query][document] == pytest.approx(score, abs=1e-5) for document, score in ours.items()
             )
+
+    @pytest.mark.parametrize("k", [1, 3, 20])
+    def test_the_first_of_equal_documents_are_found(self, tiny_static, blocks, k):
+        texts = {f"d{row:02}": "a bright star" if row % 2 else "a cup of tea" for row in range(30)}
+        twins = Collection.from_parts("twins", texts, {"q": "a bright star"}, {})
+        found = DenseRanker(load_encoder(f"static:{tiny_static}")).stream(twins.queries, twins, k)
+        assert found.document_ids.tolist() == sorted(texts, key=lambda id_: ("tea" in texts[id_], id_))[:k]
 
     def test_evaluation_comes_out_the_same(self, tiny, retriever, monkeypatch):
         held = evaluate({"x": retriever}, tiny, measures=["ndcg@10", "recall@10"]).means
