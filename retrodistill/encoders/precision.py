@@ -6,8 +6,6 @@ import functools
 import time
 from typing import Any, Literal
 
-from retrodistill.core.rates import rate_key, remember, remembered
-
 Precision = Literal["float32", "bfloat16"]
 
 _CLEARLY_FASTER = 1.3  # devices with bfloat16 units are 2 to 16 times as fast, so that noise does not change the choice
@@ -23,26 +21,13 @@ def fastest_precision(device: Any) -> Precision:
 def bfloat16_speedup(device: str) -> float:
     """How many times as fast as in float32 a device multiplies matrices in bfloat16; 0 without native support.
 
-    Measured once and kept in the cache: otherwise a busy moment could change the precision of a job that is resumed, or
-    of some processes of torchrun, and with it the stores that they use.
+    Measured once per process and device, in a fraction of a second, as the ratio of the best of alternate runs.
     """
     import torch
 
+    on_gpu = torch.device(device).type == "cuda"
     if not has_bfloat16(device):
         return 0.0
-    key = rate_key("bfloat16", torch.device(device).type, torch.__version__)
-    rates = remembered(key)
-    if rates is None:
-        rates = {"speedup": _measured_speedup(device)}
-        remember(key, rates)
-    return rates["speedup"]
-
-
-def _measured_speedup(device: str) -> float:
-    """The ratio of the best of alternate runs, in a fraction of a second."""
-    import torch
-
-    on_gpu = torch.device(device).type == "cuda"
     size = 4096 if on_gpu else 1024
     single = torch.ones(size, size, device=device)
     half = single.bfloat16()

@@ -69,12 +69,6 @@ class TestAuto:
     def test_a_model_in_half_precision_keeps_its_own(self, tiny_model):
         assert load_encoder(load_encoder(f"dense:{tiny_model}").model.half()).encoding.precision == "float32"
 
-    def test_a_measurement_is_kept(self, monkeypatch):
-        ratios = iter([2.0, 1.0])
-        monkeypatch.setattr("retrodistill.encoders.precision.has_bfloat16", lambda device: True)
-        monkeypatch.setattr("retrodistill.encoders.precision._measured_speedup", lambda device: next(ratios))
-        assert [MEASURED("cpu"), MEASURED("cpu")] == [2.0, 2.0]
-
     def test_without_instructions_nothing_is_measured(self, monkeypatch):
         monkeypatch.setattr("retrodistill.encoders.precision.has_bfloat16", lambda device: False)
         assert MEASURED("cpu") == 0
