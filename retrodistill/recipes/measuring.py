@@ -14,6 +14,7 @@ from retrodistill.core.rates import rate_key, remember, remembered
 from retrodistill.core.runtime import muted
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.embeddings import seconds_to_embed
+from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.encoders.vectors import exact_search, normalized, training_rows
 from retrodistill.evaluation.cost import BATCHES, fixed_threads
 from retrodistill.indexes.factory import build_faiss, empty_index, fewest_vectors
@@ -64,7 +65,7 @@ def index_needs(job: Job, encoder: Any, vectors: float) -> Needs:
 def index_seconds(job: Job, student: StudentSettings, encoder: Any) -> float:
     """Seconds to embed all documents, if the student does that, and to index them."""
     documents, seconds = job.collection.documents, 0.0
-    with throw_away_cache(), muted():
+    with throw_away_cache(), muted(), quiet_libraries():
         if student.documents == "student":
             is_stored = student.kind.parts == ("lexical",) or (student.stages and student.stages[-1].train == "head")
             if is_stored:  # vectors are made from what training stores
