@@ -37,12 +37,13 @@ _MEMORY_SECONDS = 10.0  # of the process that measures memory; a guess: it start
 _WHILE_FILLED = 1.25  # times the bytes of an index; a flat one of 500,000 vectors took 1.12
 _LIMIT, _REPEATS, _AT_LEAST = 10.0, 3, 20  # of a latency measurement: seconds, rounds, answers
 _THROUGHPUT = 136  # documents that are encoded to measure throughput
+_BASELINES = 3  # systems besides students; a guess: BM25, the document encoder, and an ensemble or another teacher
 _ROW = 4e-6  # seconds that measures, agreement, and files take per document of a ranking; a guess
 _LEARNED_TEXTS = 256  # queries that a short learning of an index has
 
 
 def index_needs(job: Job, encoder: Any, vectors: float) -> Needs:
-    """Of building an index of all documents, of which stored vectors take so many bytes; memory is without texts.
+    """Of building an index of all documents; `vectors` is the bytes of their stored vectors. Memory is without texts.
 
     Mapped files are not counted, because the system drops their pages before it runs out of memory.
     """
@@ -113,8 +114,13 @@ def measuring_seconds(job: Job, systems: Sequence[tuple[StudentSettings, Any]]) 
                 continue
             seconds += _measured(job, _encoding(job, encoder, probe.texts), dense)
             seconds += _throughput(job, encoder) if student.documents == "student" else 0.0
-    rows = (len(systems) + 3) * len(queries) * min(job.recipe.evaluation.depth, len(documents))
-    return seconds + rows * _ROW
+    return seconds + ranking_rows(job, len(systems)) * _ROW
+
+
+def ranking_rows(job: Job, systems: int) -> int:
+    """Documents in the rankings of a number of students and of what they are compared with."""
+    depth = min(job.recipe.evaluation.depth, len(job.collection.documents))
+    return (systems + _BASELINES) * len(job.test) * depth
 
 
 def remember_measuring(job: Job, seconds: float) -> None:
@@ -133,7 +139,7 @@ def _measuring_key(job: Job) -> str:
 
 
 def _measured(job: Job, encode: float, search: float) -> float:
-    """Seconds to measure a system that encodes and searches a query in so many."""
+    """Seconds to measure a system, from the seconds to encode and to search one query."""
     evaluation, one = job.recipe.evaluation, encode + search
     seconds = len(job.test) * one
     if evaluation.latency_queries:

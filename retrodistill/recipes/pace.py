@@ -150,7 +150,7 @@ def _small(stage: StageSettings, data: TrainingData, folder: Path) -> tuple[Stag
 
 
 def repeated(collection: Collection, size: int) -> Collection:
-    """A collection of so many documents with few distinct texts, evenly spread over those of another, no queries."""
+    """A collection of `size` documents with few distinct texts, evenly spread over those of another; no queries."""
     rows = np.unique(np.linspace(0, len(collection.documents) - 1, _DISTINCT, dtype=int))
     places = pa.array(rows[np.arange(size) % len(rows)])
     ids = pa.array([str(row) for row in range(size)])

@@ -31,7 +31,7 @@ from retrodistill.rankers.bi_encoder import HELD
 from retrodistill.recipes import sizes
 from retrodistill.recipes.job import Job, open_job
 from retrodistill.recipes.loading import load_recipe
-from retrodistill.recipes.measuring import index_needs, index_seconds, learning_steps, measuring_seconds
+from retrodistill.recipes.measuring import index_needs, index_seconds, learning_steps, measuring_seconds, ranking_rows
 from retrodistill.recipes.pace import repeated, stage_pace, start_model
 from retrodistill.recipes.resources import Machine, Needs, Plan, Step, held_memory, joined
 from retrodistill.recipes.stage_teachers import manifest_after_stage, student_manifest
@@ -47,7 +47,6 @@ from retrodistill.training.training_data import TrainingData
 
 _SAMPLE = 64  # texts whose candidates are counted
 _PAIRS = 32  # pairs that measure an untrained student that scores pairs
-_BASELINES = 3  # systems besides students; a guess: BM25, the document encoder, and an ensemble or another teacher
 FEWER_DOCUMENTS = "take a smaller collection, or a document encoder with fewer dimensions"
 FEWER_TEXTS = "set texts.limit or candidates.depth lower"
 FEWER_IN_A_STEP = "set training.batch_size, texts.limit, or candidates.depth lower, with candidates.shared for more"
@@ -86,7 +85,8 @@ def _plan(job: Job, *, is_timed: bool, counts_texts: bool = True) -> Plan:
 class _Planner:
     """Makes the steps of a job. Without times, nothing is encoded.
 
-    Gathering a stage's texts takes seconds, so that without `counts_texts` their number is bounded.
+    Gathering a stage's texts and looking texts up in a store take seconds, so that without `counts_texts` the numbers
+    are bounds.
     """
 
     def __init__(self, job: Job, *, is_timed: bool, counts_texts: bool) -> None:
@@ -167,19 +167,7 @@ class _Planner:
 
     def _embed(self, title: str, encoder: Any, texts: Texts, role: Role, size: int | None = None) -> Step:
         """The step that embeds texts which no earlier step embeds; `size` is their number if only some are given."""
-        key = f"{role} {encoder.fingerprint(role)}"
-        keys, planned = text_keys(texts.texts), self._planned.get(key, np.zeros(0, dtype=np.uint64))
-        new = (
-            texts.texts
-            if not len(planned)
-            else [text for text, is_old in zip(texts.texts, np.isin(keys, planned), strict=True) if not is_old]
-        )
-        self._planned[key] = np.union1d(planned, keys)
-        if self.is_timed:
-            count, seconds = seconds_to_embed(encoder, new, role)
-        else:
-            missing = store_of(encoder, role).missing(new) if encoder.needs_store(role) else []
-            count, seconds = len(missing), 0.0
+        count, seconds = self._left_to_embed(encoder, texts, role) if self.counts_texts else (len(texts), 0.0)
         size = len(texts) if size is None else size
         scale = size / max(1, len(texts))
         count = round(count * scale)
@@ -197,6 +185,20 @@ class _Planner:
             memory += vectors
         needs = Needs(memory, cache=sizes.stored_vectors(encoder, count, tokens), advice=FEWER_DOCUMENTS)
         return Step(title, count, "texts", seconds, needs)
+
+    def _left_to_embed(self, encoder: Any, texts: Texts, role: Role) -> tuple[int, float]:
+        """Number of texts that neither the store has nor earlier steps embed, and seconds, 0 without times."""
+        key = f"{role} {encoder.fingerprint(role)}"
+        keys, planned = text_keys(texts.texts), self._planned.get(key, np.zeros(0, dtype=np.uint64))
+        new = (
+            texts.texts
+            if not len(planned)
+            else [text for text, is_old in zip(texts.texts, np.isin(keys, planned), strict=True) if not is_old]
+        )
+        self._planned[key] = np.union1d(planned, keys)
+        if self.is_timed:
+            return seconds_to_embed(encoder, new, role)
+        return len(store_of(encoder, role).missing(new)) if encoder.needs_store(role) else 0, 0.0
 
     def _stage(self, name: str, student: StudentSettings, number: int, same_pairs: str) -> Iterator[Step]:
         """What a stage's teachers have left to do, and its training."""
@@ -414,11 +416,9 @@ class _Planner:
         return sizes.stored_vectors(encoder, self.documents, tokens)
 
     def _measuring(self, systems: Sequence[tuple[str, StudentSettings]], indexes: float) -> Step:
-        """Measuring all systems, of which indexes take so many bytes."""
+        """Measuring all systems; `indexes` is the bytes of their indexes."""
         job, recipe = self.job, self.job.recipe
-        count = len(systems)
-        depth = min(recipe.evaluation.depth, self.documents)
-        rows = (count + _BASELINES) * len(job.test) * depth
+        rows = ranking_rows(job, len(systems))
         memory = self.held + self.corpus + indexes
         if self.documents <= HELD or recipe.evaluation.latency_queries:  # exact search of the document encoder
             memory += 2 * sizes.FLOAT * job.space.dimension * self.documents
@@ -427,4 +427,4 @@ class _Planner:
         if self.is_timed:
             seconds = measuring_seconds(job, [(student, self._model(student)) for _, student in systems])
         title = "measure students and what they are compared with"
-        return Step(title, count, "systems", seconds, needs, "evaluate")
+        return Step(title, len(systems), "systems", seconds, needs, "evaluate")

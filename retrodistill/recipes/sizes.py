@@ -45,7 +45,7 @@ class Shape:
         return cls(config.num_hidden_layers, config.hidden_size, config.num_attention_heads, longest)
 
     def batch(self, texts: int, tokens: float, *, is_trained: bool) -> float:
-        """Bytes of activations of a batch of texts whose longest has so many tokens."""
+        """Bytes of activations of a batch of texts; `tokens` is the length of its longest text."""
         length = min(self.longest, 2 + tokens)
         values = texts * length * self.width * _LAYER_VALUES + texts * self.heads * length**2 * 2
         return FLOAT * values * (self.layers if is_trained else 1)

@@ -50,7 +50,7 @@ class Pace:
     save: float = 0.0
 
     def seconds(self, steps: int) -> float:
-        """Seconds of a run of so many steps, with its monitors and checkpoints."""
+        """Seconds of a run with its monitors and checkpoints, from its number of steps."""
         monitors = 1 + math.ceil(steps / max(1, steps // _MONITORED))
         saves = math.ceil(steps / max(1, math.ceil(steps / _CHECKPOINTS)))
         return steps * self.step + monitors * self.monitor + saves * self.save
