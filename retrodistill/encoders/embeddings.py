@@ -28,6 +28,7 @@ from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens
 from retrodistill.encoders.names import ModelName
 from retrodistill.encoders.sparse import SparseTextEncoder
+from retrodistill.encoders.vectors import to_float16
 
 _PART = 256  # texts or pairs per part: the most work that a kill can lose
 _PROBE, _STRATA = 64, 4  # texts that measure the rate, in batches of similar length
@@ -189,7 +190,7 @@ class TextStore(KeyedStore):
 
 
 class EmbeddingStore(TextStore):
-    """Dense vectors, (n, dimension) float32."""
+    """Dense vectors, (n, dimension), in float32 or float16."""
 
     folder = "embeddings"
 
@@ -206,8 +207,10 @@ class EmbeddingStore(TextStore):
         return vectors
 
     def _columns(self, vectors: np.ndarray) -> dict[str, pa.Array]:
-        flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).ravel())
-        return {"vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])}
+        stored = np.ascontiguousarray(vectors, dtype=np.float32)
+        if self.encoder.stores_float16:
+            stored = to_float16(stored, f"vectors by {self.encoder.name}")
+        return {"vector": pa.FixedSizeListArray.from_arrays(pa.array(stored.ravel()), vectors.shape[1])}
 
     def _map(self, tables: list[pa.Table]) -> None:
         chunks = [chunk for table in tables for chunk in table["vector"].chunks]
@@ -260,7 +263,7 @@ class TokenVectors(TextStore):
         return Tokens.of([vectors[row] for row in rows], vectors.dimension)
 
     def _columns(self, vectors: Tokens) -> dict[str, pa.Array]:
-        flat = pa.array(vectors.vectors.astype(np.float16).ravel())
+        flat = pa.array(to_float16(vectors.vectors, f"token vectors by {self.encoder.name}").ravel())
         rows = pa.FixedSizeListArray.from_arrays(flat, vectors.dimension)
         return {"tokens": pa.LargeListArray.from_arrays(pa.array(vectors.bounds), rows)}
 
