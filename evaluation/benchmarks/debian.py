@@ -76,7 +76,7 @@ def main() -> None:
         changes = [f"collection={corpus}", _EVALUATION, *CHANGES[recipe]]
         command = [sys.executable, "-m", "retrodistill", "run", recipe, *changes, "--out", str(job)]
         environment = os.environ | {"RETRODISTILL_CACHE": str(options.work.resolve() / "cache")}
-        taken = run_process(command, options.threads, environment, options.work / f"{recipe}.log")
+        taken = run_process(command, environment, options.threads, options.work / f"{recipe}.log")
         told = read_json(job / "results.json")
         systems = [{name: system.get(name) for name in _KEPT} for system in told["systems"]]
         results["hardware"] = hardware() | {"threads": options.threads}
