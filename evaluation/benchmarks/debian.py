@@ -42,13 +42,19 @@ _MOST_PACKAGES, _FEWEST_WORDS, _SHORTEST = 5, 3, 80  # of a synopsis; characters
 _NEAR = 0.6  # Jaccard of words
 _EVALUATION = "evaluation={memory: false, latency_queries: 0, examples: 0, exhaustive: true}"
 _NO_CONTROL = "students.student.control=null"
-CHANGES = {
+_TEXTS = "students.student.stages.0.texts.limit"
+CHANGES = {  # fewer training texts where a step encodes documents, which takes longest on a CPU
     "static-leaf": [_NO_CONTROL],
     "static-ensemble": [],
-    "dense-ensemble": [_NO_CONTROL, "students.student.stages.0.texts.limit=20000"],
-    "sparse-inference-free": [_NO_CONTROL],
     "distill-vq": [],
-    "colbert": [_NO_CONTROL],
+    "dense-ensemble": [
+        _NO_CONTROL,
+        f"{_TEXTS}=20000",
+        "students.student.lexical_dim=384",
+        "students.student.stages.0.training.learning_rate=2.0e-3",
+    ],
+    "sparse-inference-free": [_NO_CONTROL, f"{_TEXTS}=20000"],
+    "colbert": [_NO_CONTROL, f"{_TEXTS}=10000"],
 }
 _KEPT = ("name", "role", "ndcg@10", "recall@100", "bytes_per_document")
 _OTHERS = ("baseline", "teacher")  # roles of systems that recipes are compared with
@@ -68,8 +74,7 @@ def main() -> None:
         write_collection(corpus)
     file = options.out / "debian.json"
     for recipe in options.recipes:
-        results: dict[str, Any] = read_json(file) if file.exists() else {"recipes": {}}
-        if recipe in results["recipes"]:
+        if recipe in stored(file)["recipes"]:
             continue
         print(recipe, flush=True)
         job = options.work.resolve() / recipe
@@ -79,11 +84,18 @@ def main() -> None:
         taken = run_process(command, environment, options.threads, options.work / f"{recipe}.log")
         told = read_json(job / "results.json")
         systems = [{name: system.get(name) for name in _KEPT} for system in told["systems"]]
+        results = stored(file)  # again: several recipes may run side by side
         results["hardware"] = hardware() | {"threads": options.threads}
         results["recipes"][recipe] = {**taken, "steps": told["seconds"], "systems": systems}
         write_json(file, results)
         (options.out / "debian.md").write_text(table(results))
     print((options.out / "debian.md").read_text())
+
+
+def stored(file: Path) -> dict[str, Any]:
+    """The results so far."""
+    found: dict[str, Any] = read_json(file) if file.exists() else {"recipes": {}}
+    return found
 
 
 def table(results: dict[str, Any]) -> str:

@@ -133,11 +133,6 @@ class TextModel:
         """Encode texts as an array, CSR or `Tokens`, depending on the kind."""
         raise NotImplementedError
 
-    @property
-    def stores_float16(self) -> bool:
-        """Whether stores keep its vectors in float16 rather than float32, by its settings; dense vectors only."""
-        return self.kind == "dense" and self.encoding.store_precision == "float16"
-
     def needs_store(self, role: Role) -> bool:
         """Whether encoding takes longer than looking stored vectors up."""
         return True
@@ -246,10 +241,12 @@ class TextModel:
 
         It includes both precisions, unlike `document_space`: queries in float32 may search documents in bfloat16.
         """
-        encoding, chosen = self.encoding, []
+        encoding = self.encoding
+        chosen: list[str] = []
         if self.needs_store(role):  # nothing is added for float32, as before precision could be chosen
             chosen += [encoding.precision] if encoding.precision != "float32" else []
-            chosen += ["stored", encoding.store_precision] if self.stores_float16 else []
+            if self.kind == "dense" and encoding.store_precision != "float32":
+                chosen += ["stored", encoding.store_precision]
         return digest(self.contract(role), *chosen)
 
     def prompt(self, role: Role) -> str:

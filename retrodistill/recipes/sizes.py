@@ -90,7 +90,7 @@ def longest_in_batch(texts: Texts) -> float:
 def stored_vectors(encoder: Any, texts: int, tokens: float) -> float:
     """Bytes of stored vectors of texts, by the kind of encoder."""
     per_text = {"multi-vector": 2 * tokens * encoder.dimension, "sparse": _SPARSE}
-    number = 2 if encoder.stores_float16 else FLOAT
+    number = 2 if encoder.encoding.store_precision == "float16" else FLOAT
     return texts * per_text.get(encoder.kind, number * encoder.dimension)
 
 
