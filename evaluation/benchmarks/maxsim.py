@@ -8,7 +8,8 @@ is read from its memory-mapped folder. NumPy is one product and one `maximum.red
 vectors in memory; sentence-transformers' `maxsim` takes padded float32 tensors in memory. The three are measured in
 turn. Each ratio is of two medians, with the lowest and the highest ratio of a repeat. With one thread, times are CPU
 times of the process, which other processes disturb less. The floor is the time that the float32 products alone would
-take at the highest speed that NumPy reaches in a large product of square matrices.
+take at the highest speed that NumPy reaches in a large product of square matrices. The last line is the time of the
+8-bit products alone that the index makes for one query, in blocks of 16,384 tokens.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from sentence_transformers.util import maxsim as padded_maxsim
 from threadpoolctl import threadpool_limits
 
 from retrodistill.core.manifest import hardware
-from retrodistill.encoders.multi_vector import Tokens, best_documents, blocks_of
+from retrodistill.encoders.multi_vector import Tokens, blocks_of
 from retrodistill.indexes.codecs import CODECS, CodecSettings, fit_codec
 from retrodistill.indexes.maxsim import best_of_store
 from retrodistill.indexes.tokens import TokenStore
@@ -76,9 +77,7 @@ def main() -> None:
         store = saved(documents, given.codec, Path(folder))
 
         def ours(chosen: Tokens, rows: np.ndarray | None) -> np.ndarray:
-            if rows is None:
-                return best_of_store(store, chosen, K)[0]
-            return rows[best_documents(chosen, store.blocks(rows), K)[0]]
+            return best_of_store(store, chosen, K, rows)[0]
 
         speed = flops(clock)
         print(f"{hardware()['processor']}, {given.threads} threads, {1e-9 * speed:.0f} GFLOP/s; codec {given.codec}")
@@ -103,6 +102,18 @@ def main() -> None:
                 times = " | ".join(f"{1e3 * median(side):.1f} ms" for side in seconds)
                 ratios = " | ".join(ratio(side, seconds[2]) for side in seconds[:2])
                 print(f"| {count} | {of} | {1e3 * floor:.1f} ms | {times} | {ratios} | {same:.2%} |", flush=True)
+        print(f"\n8-bit products of one query alone: {1e3 * products_alone(len(documents.vectors), clock):.1f} ms")
+
+
+def products_alone(tokens: int, clock: Callable[[], float]) -> float:
+    """Seconds of the 8-bit products of one query with all documents."""
+    codes = torch.ones((tokens, WIDTH), dtype=torch.int8)
+
+    def products() -> np.ndarray:
+        return np.stack([torch._int_mm(codes[:QUERY_TOKENS], block.T)[:, 0] for block in codes.split(BLOCK)])
+
+    seconds, _ = in_turn([products], [()], 5, clock)
+    return median(seconds[0])
 
 
 def texts(generator: np.random.Generator, directions: np.ndarray, lengths: np.ndarray) -> Tokens:

@@ -71,13 +71,30 @@ def keep_freed_memory() -> bool:
     table (30,522 x 384 float32) is such a block, at every step: clearing it takes two thirds of a training step of a
     static student on a CPU and a quarter of a step of MiniLM.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
+    mallopt = _of_libc("mallopt")
+    if mallopt is None:
         return False
     return bool(mallopt(_MMAP_THRESHOLD, _KEPT_BYTES)) and bool(mallopt(_TRIM_THRESHOLD, _KEPT_BYTES))
+
+
+def release_freed_memory() -> bool:
+    """Have glibc give the whole pages of all freed blocks back; False if it gave none, as without glibc.
+
+    Blocks that are still in use lie between freed ones, so that batches of many shapes leave gaps which no later batch
+    fits. Without this, encoding 8,000 texts leaves the process with 1.2 GB of them.
+    """
+    trim = _of_libc("malloc_trim")
+    return trim is not None and bool(trim(0))
+
+
+def _of_libc(name: str) -> Any:
+    """A function of the C library on Linux; None if it has none of this name, or elsewhere."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        return getattr(ctypes.CDLL(None), name)
+    except (OSError, AttributeError):
+        return None
 
 
 class _LogStream:

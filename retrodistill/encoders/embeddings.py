@@ -19,7 +19,7 @@ from retrodistill.core.engines import Computation, check_same_model, compute, cu
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import cache_folder
 from retrodistill.core.manifest import Manifest
-from retrodistill.core.runtime import bar, keep_freed_memory
+from retrodistill.core.runtime import bar, keep_freed_memory, release_freed_memory
 from retrodistill.core.stores import KeyIndex, PartStore, text_keys
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import load_encoder
@@ -31,6 +31,7 @@ from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.encoders.vectors import to_float16
 
 _PART = 256  # texts or pairs per part: the most work that a kill can lose
+_RELEASED = 2  # parts after which freed memory is given back: taking it again costs a hundredth of their time
 _PROBE, _STRATA = 64, 4  # texts that measure the rate, in batches of similar length
 _UNSTORED_BATCH = 1024  # texts at once if encoding is a table lookup
 
@@ -70,10 +71,13 @@ class KeyedStore(ABC):
             todo = todo[np.argsort(-sizes[todo], kind="stable")]
             parts = (list(map(item, todo[start : start + _PART])) for start in range(0, len(todo), _PART))
             with bar(len(todo), title, self.unit) as progress:
-                for part, results in current_engine().map(parts, computation):
+                for number, (part, results) in enumerate(current_engine().map(parts, computation), 1):
                     self._store.append(self._part(part, results))
                     progress.update(len(part))
+                    if number % _RELEASED == 0:
+                        release_freed_memory()
             self._store.compact()
+        release_freed_memory()
         self._load()
 
     @abstractmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -15,9 +15,6 @@ from retrodistill.core.files import read_json, write_json
 from retrodistill.core.settings import Settings
 from retrodistill.encoders.multi_vector import Tokens
 from retrodistill.encoders.vectors import to_float16
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 CODECS = ("float32", "float16", "residual")
 CodecName = Literal["float32", "float16", "residual"]
@@ -64,6 +61,7 @@ class Codec(ABC):
     dimension: int
     bytes_per_vector: int
     arrays: dict[str, np.ndarray]  # the fitted ones
+    keeps_rounded: bool = False  # a store keeps vectors of 8-bit numbers beside the codes, which are scanned faster
     unit: bool = False  # decoded vectors are normalized, as the vectors that it was fitted on were
 
     @abstractmethod
@@ -73,12 +71,6 @@ class Codec(ABC):
     @abstractmethod
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """(n, d) float32 vectors, as exact as the codec keeps them."""
-
-    def rounded(self, codes: np.ndarray) -> Tensor:
-        """(n, d) bfloat16: the decoded vectors, rounded to the nearest."""
-        import torch
-
-        return torch.from_numpy(self.decode(codes)).bfloat16()
 
     @property
     def own_bytes(self) -> int:
@@ -93,6 +85,7 @@ class PlainCodec(Codec):
         self.dimension, self.kind, self.arrays = dimension, kind, {}
         self._type = np.dtype({"float32": "<f4", "float16": "<f2"}[kind])
         self.bytes_per_vector = dimension * self._type.itemsize
+        self.keeps_rounded = kind == "float32"
 
     def encode(self, vectors: np.ndarray) -> np.ndarray:
         """See `Codec.encode`."""

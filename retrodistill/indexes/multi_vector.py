@@ -19,7 +19,7 @@ from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import MULTI_VECTOR
 from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.embeddings import TokenVectors
-from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens, best_documents
+from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens
 from retrodistill.indexes.base import Index, StoredIndex, load_sides
 from retrodistill.indexes.codecs import Codec, CodecSettings, fit_codec
 from retrodistill.indexes.factory import empty_index
@@ -145,9 +145,8 @@ class MultiVectorIndex(Index):
             scores = np.zeros((len(vectors), k), dtype=np.float32)
             for query, nearest in enumerate(self.candidate_index.candidates(vectors, k)):
                 candidates = np.sort(nearest)  # so that ties are by row
-                places, best = best_documents(vectors.slice(query, query + 1), self.store.blocks(candidates), k)
-                rows[query, : places.shape[1]] = candidates[places[0]]
-                scores[query, : places.shape[1]] = best[0]
+                found, best = best_of_store(self.store, vectors.slice(query, query + 1), k, candidates)
+                rows[query, : found.shape[1]], scores[query, : found.shape[1]] = found[0], best[0]
         if self.space.similarity == "meanmaxsim":
             scores = scores / vectors.lengths[:, None]
         return rows, scores
@@ -171,7 +170,7 @@ class MultiVectorIndex(Index):
         settings = validated(MultiVectorSettings, content, where, "option", "; build the index again")
         store = TokenStore.load(stored.folder)
         if memory_map is False:
-            store.parts = [np.array(part) for part in store.parts]
+            store.read_into_memory()
         found = None
         if settings.muvera is not None:
             found = CandidateIndex.load(settings.muvera, store.codec.dimension, stored.folder, stored.labels)

@@ -63,7 +63,8 @@ class IndexOptions(Settings):
     recall: float | None = Field(default=None, gt=0, le=1)
     """Dense: share of the ten exact nearest neighbors that `auto` should find; search parameters are tuned to it."""
     codec: CodecName | None = None
-    """Multi-vector: how token vectors are stored; `float16` by default."""
+    """Multi-vector: how token vectors are stored; `float16` by default. `float32` keeps them in 8 bits too, which exact
+    search reads first: a quarter more bytes, and a third of the time for one query."""
     bits: Literal[1, 2, 4, 8, 32] | None = None
     """Sparse: bits of an impact, 8 (the default) or 32 for exact weights. Multi-vector with the codec `residual`: bits
     per dimension, 1, 2 (the default) or 4."""

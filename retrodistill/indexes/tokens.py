@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -12,64 +11,78 @@ from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import make_folder
 from retrodistill.encoders.multi_vector import Tokens, blocks_of
 from retrodistill.indexes.codecs import Codec, load_codec, save_codec
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from retrodistill.indexes.int8 import Int8Tokens, limits_of, to_int8
 
 CODES_FILE = "tokens.bin"
 _BOUNDS_FILE = "tokens.bounds.npy"
+_ROUNDED_FILE, _LIMITS_FILE = "tokens.int8.bin", "tokens.int8.npy"  # of a codec that keeps rounded vectors
 _LENGTHS_FILE = "tokens.lengths.bin"  # of a store that is being written
-_BLOCK = 8192  # tokens that are decoded at once: their vectors stay in the processor's cache
-
-
-class RoundedTokens(NamedTuple):
-    """Token vectors of several documents in bfloat16."""
-
-    vectors: Tensor  # (total, d) bfloat16
-    bounds: np.ndarray  # as of `Tokens`
-    norms: np.ndarray  # (n,) float32: Euclidean length of each document's longest rounded vector
+# Tokens of a block, so that what is made of them stays in the processor's cache
+_BLOCK = 8192  # that is decoded
+_ROUNDING_BLOCK, _ROUNDED_BLOCK = 4096, 16384  # that is decoded and rounded, or read in 8 bits
 
 
 class TokenStore:
     """Token vectors of documents under one codec, by row.
 
     `parts` are (tokens, bytes) uint8 codes, in memory or memory-mapped; `starts` (n,) int64 are the first code of each
-    document, counted over all parts, and `lengths` (n,) int64 its number of tokens.
+    document, counted over all parts, and `lengths` (n,) int64 its number of tokens. `rounded` are the same tokens as
+    (tokens, d) int8, if they are kept beside the codes, and `limits` (n, 3) those of `limits_of`, if they are known.
     """
 
-    def __init__(self, codec: Codec, parts: Sequence[np.ndarray], starts: np.ndarray, lengths: np.ndarray) -> None:
+    def __init__(
+        self,
+        codec: Codec,
+        parts: Sequence[np.ndarray],
+        starts: np.ndarray,
+        lengths: np.ndarray,
+        rounded: Sequence[np.ndarray] | None = None,
+        limits: np.ndarray | None = None,
+    ) -> None:
         self.codec, self.parts, self.starts, self.lengths = codec, list(parts), starts, lengths
-        self._norms = np.full(len(starts), np.nan, dtype=np.float32)
+        self.rounded = None if rounded is None else list(rounded)
+        self._limits = _unknown(len(starts)) if limits is None else limits
 
     @classmethod
     def empty(cls, codec: Codec) -> TokenStore:
         """A store without documents."""
         none = np.zeros(0, dtype=np.int64)
-        return cls(codec, [], none, none)
+        return cls(codec, [], none, none, [] if codec.keeps_rounded else None)
 
     def __len__(self) -> int:
         return len(self.starts)
 
     @property
     def nbytes(self) -> int:
-        """Size of codes, offsets, and fitted arrays of the codec."""
-        return int(self.lengths.sum()) * self.codec.bytes_per_vector + 8 * (len(self) + 1) + self.codec.own_bytes
+        """Size of codes, rounded vectors, offsets, and fitted arrays of the codec."""
+        tokens = int(self.lengths.sum())
+        beside = 0 if self.rounded is None else tokens * self.codec.dimension + self._limits.nbytes
+        return tokens * self.codec.bytes_per_vector + 8 * (len(self) + 1) + self.codec.own_bytes + beside
 
     def append(self, tokens: Tokens) -> None:
         """Add documents at the end; their codes stay in memory until the store is saved."""
-        first = sum(len(part) for part in self.parts)
+        first, documents = sum(len(part) for part in self.parts), len(self)
         self.parts.append(self.codec.encode(tokens.vectors))
         self.starts = np.concatenate([self.starts, first + tokens.bounds[:-1]])
         self.lengths = np.concatenate([self.lengths, tokens.lengths])
-        self._norms = np.concatenate([self._norms, np.full(len(tokens), np.nan, dtype=np.float32)])
+        self._limits = np.concatenate([self._limits, _unknown(len(tokens))])
+        if self.rounded is not None:
+            added = np.empty(tokens.vectors.shape, dtype=np.int8)
+            for start, stop in blocks_of(tokens.bounds, _ROUNDING_BLOCK):
+                block = self._rounded(np.arange(documents + start, documents + stop))
+                added[tokens.bounds[start] : tokens.bounds[stop]] = block.vectors
+            self.rounded.append(added)
 
     def without(self, removed: np.ndarray) -> TokenStore:
         """The store without the documents of a (n,) mask; saving leaves their codes out."""
-        return TokenStore(self.codec, self.parts, self.starts[~removed], self.lengths[~removed])
+        kept = ~removed
+        return TokenStore(
+            self.codec, self.parts, self.starts[kept], self.lengths[kept], self.rounded, self._limits[kept]
+        )
 
     def gather(self, rows: np.ndarray) -> Tokens:
         """Decoded tokens of (m,) rows, in their order."""
-        codes, bounds = self._codes(np.asarray(rows, dtype=np.int64))
+        codes, bounds = self._read(self.parts, np.asarray(rows, dtype=np.int64))
         return Tokens(self.codec.decode(codes), bounds)
 
     def blocks(self, rows: np.ndarray | None = None, *, tokens: int = _BLOCK) -> Iterator[tuple[int, Tokens]]:
@@ -78,59 +91,94 @@ class TokenStore:
         for start, stop in blocks_of(_bounds(self.lengths[rows]), tokens):
             yield start, self.gather(rows[start:stop])
 
-    def rounded_blocks(self) -> Iterator[tuple[int, RoundedTokens]]:
-        """All documents in blocks, rounded to bfloat16, each with the row of its first document."""
+    def rounded_blocks(self, rows: np.ndarray | None = None) -> Iterator[tuple[int, Int8Tokens]]:
+        """As `blocks`, rounded to 8 bits: read if they are kept beside the codes, else made of these."""
         import torch
 
-        for start, stop in blocks_of(_bounds(self.lengths), _BLOCK):
-            codes, bounds = self._codes(np.arange(start, stop))
-            vectors = self.codec.rounded(codes)
-            norms = self._norms[start:stop]
-            if np.isnan(norms).any():  # kept, since they take a part of a query's time
-                norms[:] = np.maximum.reduceat(torch.linalg.vector_norm(vectors.float(), dim=1).numpy(), bounds[:-1])
-            yield start, RoundedTokens(vectors, bounds, norms)
+        rows = np.arange(len(self)) if rows is None else rows
+        tokens = _ROUNDING_BLOCK if self.rounded is None else _ROUNDED_BLOCK
+        for start, stop in blocks_of(_bounds(self.lengths[rows]), tokens):
+            if self.rounded is None:
+                yield start, self._rounded(rows[start:stop])
+            else:
+                vectors, bounds = self._read(self.rounded, rows[start:stop])
+                yield start, Int8Tokens(torch.from_numpy(vectors), bounds, self._limits[rows[start:stop]])
+
+    def _rounded(self, rows: np.ndarray) -> Int8Tokens:
+        """Documents of rows, rounded; their limits are kept, since they take a part of a query's time."""
+        codes, bounds = self._read(self.parts, rows)
+        vectors = self.codec.decode(codes)
+        if np.isnan(self._limits[rows]).any():
+            self._limits[rows] = limits_of(Tokens(vectors, bounds))
+        if np.may_share_memory(vectors, codes):  # rounding overwrites the vectors
+            vectors = vectors.copy()
+        limits = self._limits[rows]
+        return Int8Tokens(to_int8(vectors, bounds, limits[:, 0]), bounds, limits)
 
     def save(self, folder: Path) -> None:
-        """Write ``tokens.bin`` (codes in document order), ``tokens.bounds.npy`` and the codec, block by block."""
+        """Write codec, codes in document order, bounds, and rounded vectors if the codec keeps them, in blocks."""
         save_codec(self.codec, folder)
         with (folder / CODES_FILE).open("wb") as file:
             for start, stop in blocks_of(_bounds(self.lengths), 16 * _BLOCK):
-                self._codes(np.arange(start, stop))[0].tofile(file)
+                self._read(self.parts, np.arange(start, stop))[0].tofile(file)
         np.save(folder / _BOUNDS_FILE, _bounds(self.lengths))
+        if self.codec.keeps_rounded:
+            self.save_rounded(folder)
+
+    def save_rounded(self, folder: Path) -> None:
+        """Write the vectors in 8 bits beside the codes."""
+        with (folder / _ROUNDED_FILE).open("wb") as file:
+            for _, block in self.rounded_blocks():
+                block.vectors.numpy().tofile(file)
+        np.save(folder / _LIMITS_FILE, self._limits)  # last: without it the other file may be incomplete
 
     @classmethod
     def load(cls, folder: Path) -> TokenStore:
         """Open the store of a folder, memory-mapped."""
-        for name in (CODES_FILE, _BOUNDS_FILE):
+        keeps_rounded = (folder / _LIMITS_FILE).is_file()  # not of version 0.1.0
+        for name in (CODES_FILE, _BOUNDS_FILE, *([_ROUNDED_FILE] if keeps_rounded else [])):
             if not (folder / name).is_file():
                 raise UserError(f"no file {folder / name}: the token store is incomplete; build it again.")
         codec, bounds = load_codec(folder), np.load(folder / _BOUNDS_FILE)
-        shape = ((folder / CODES_FILE).stat().st_size // codec.bytes_per_vector, codec.bytes_per_vector)
-        mapped = shape[0] > 0  # an empty file cannot be mapped; copy-on-write, since torch warns of read-only arrays
-        codes = np.memmap(folder / CODES_FILE, np.uint8, "c", shape=shape) if mapped else np.zeros(shape, np.uint8)
+        codes = _mapped(folder / CODES_FILE, codec.bytes_per_vector, np.uint8)
         if not len(bounds) or bounds[0] != 0 or (np.diff(bounds) < 0).any() or bounds[-1] != len(codes):
             raise UserError(
                 f"{folder / CODES_FILE} holds {len(codes)} tokens of {codec.bytes_per_vector} bytes, "
                 f"{_BOUNDS_FILE} counts {int(bounds[-1]) if len(bounds) else 0}; one is cut short or of another store: "
                 "build it again."
             )
-        return cls(codec, [codes], bounds[:-1], np.diff(bounds))
+        if not keeps_rounded:
+            return cls(codec, [codes], bounds[:-1], np.diff(bounds))
+        rounded, limits = _mapped(folder / _ROUNDED_FILE, codec.dimension, np.int8), np.load(folder / _LIMITS_FILE)
+        if len(rounded) != len(codes) or len(limits) != len(bounds) - 1:
+            raise UserError(
+                f"{folder / _ROUNDED_FILE} holds {len(rounded)} tokens of {len(limits)} documents, {CODES_FILE} "
+                f"{len(codes)} of {len(bounds) - 1}; one is cut short or of another store: build it again."
+            )
+        return cls(codec, [codes], bounds[:-1], np.diff(bounds), [rounded], limits)
 
-    def _codes(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Codes of rows, and their bounds."""
+    def read_into_memory(self) -> None:
+        """Stop reading from the files."""
+        self.parts = [np.array(part) for part in self.parts]
+        self.rounded = None if self.rounded is None else [np.array(part) for part in self.rounded]
+
+    def _read(self, parts: Sequence[np.ndarray], rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Codes or rounded vectors of rows, and their bounds."""
         bounds, starts = _bounds(self.lengths[rows]), self.starts[rows]
-        firsts = np.concatenate([[0], np.cumsum([len(part) for part in self.parts])])
+        if not parts:
+            return np.zeros((0, self.codec.bytes_per_vector), np.uint8), bounds
+        firsts = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
         if len(rows) and (starts - starts[0] == bounds[:-1]).all():  # consecutive documents are one slice of a part
             part = int(np.searchsorted(firsts, starts[0], side="right")) - 1
             begin = int(starts[0] - firsts[part])
-            if begin + bounds[-1] <= len(self.parts[part]):
-                return np.asarray(self.parts[part][begin : begin + bounds[-1]]), bounds
+            if begin + bounds[-1] <= len(parts[part]):
+                return np.asarray(parts[part][begin : begin + bounds[-1]]), bounds
         places = np.repeat(starts - bounds[:-1], self.lengths[rows]) + np.arange(bounds[-1])
-        if len(self.parts) == 1:
-            return np.take(self.parts[0], places, axis=0), bounds
-        codes = np.empty((len(places), self.codec.bytes_per_vector), dtype=np.uint8)
+        if len(parts) == 1:
+            return np.take(parts[0], places, axis=0), bounds
+        codes = np.empty((len(places), parts[0].shape[1]), dtype=parts[0].dtype)
         owner = np.searchsorted(firsts, places, side="right") - 1
-        for number, part_codes in enumerate(self.parts):
+        for number, part_codes in enumerate(parts):
             inside = np.flatnonzero(owner == number)
             codes[inside] = part_codes[places[inside] - firsts[number]]
         return codes, bounds
@@ -150,6 +198,7 @@ class TokenWriter:
 
     def append(self, tokens: Tokens) -> None:
         """Add the next documents."""
+        (self.folder / _LIMITS_FILE).unlink(missing_ok=True)  # of fewer documents
         with (self.folder / CODES_FILE).open("ab") as file:
             self.codec.encode(tokens.vectors).tofile(file)
         # Lengths after codes: a document counts only when all its codes are written.
@@ -158,9 +207,13 @@ class TokenWriter:
         self.documents += len(tokens)
 
     def finish(self) -> TokenStore:
-        """Write the offsets and open the store."""
+        """Write the offsets, and rounded vectors if the codec keeps them, and open the store."""
         np.save(self.folder / _BOUNDS_FILE, _bounds(np.fromfile(self.folder / _LENGTHS_FILE, dtype="<i8")))
-        return TokenStore.load(self.folder)
+        store = TokenStore.load(self.folder)
+        if self.codec.keeps_rounded and store.rounded is None:
+            store.save_rounded(self.folder)
+            store = TokenStore.load(self.folder)
+        return store
 
     def _recover(self) -> int:
         """Cut both files back to complete documents, and return their number."""
@@ -187,6 +240,18 @@ def check_tokens(tokens: Tokens, ids: Sequence[str], what: str) -> None:
             f"{what}: {len(broken)} token vectors of {len(rows)} texts are NaN or infinite "
             f"({sample_of(ids[row] for row in rows)}); embed these again or leave them out."
         )
+
+
+def _mapped(path: Path, width: int, kind: type) -> np.ndarray:
+    """A file of one-byte numbers as a table of this width, memory-mapped."""
+    shape = (path.stat().st_size // width, width)
+    if not shape[0]:
+        return np.zeros(shape, kind)  # an empty file cannot be mapped
+    return np.memmap(path, kind, "c", shape=shape)  # copy-on-write, since torch warns of read-only arrays
+
+
+def _unknown(documents: int) -> np.ndarray:
+    return np.full((documents, 3), np.nan, dtype=np.float32)
 
 
 def _bounds(lengths: np.ndarray) -> np.ndarray:

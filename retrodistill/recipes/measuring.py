@@ -50,7 +50,7 @@ def index_needs(job: Job, encoder: Any, vectors: float) -> Needs:
     kind = job.recipe.index.kind_for([encoder.kind])
     settings: Any = job.recipe.index.of(kind)
     if kind.name == "multi-vector":  # codes are written to the cache, block by block, and then copied
-        per_vector = {"float32": 4.0 * encoder.dimension, "residual": 2 + encoder.dimension * settings.bits / 8}
+        per_vector = {"float32": 5.0 * encoder.dimension, "residual": 2 + encoder.dimension * settings.bits / 8}
         size = vectors * per_vector.get(settings.codec, 2.0 * encoder.dimension) / (2 * encoder.dimension)
         return Needs(0.0, out=size, cache=size)
     if kind.name != "faiss":

@@ -7,6 +7,7 @@ distinct text once, so the measurement encodes few texts and multiplies matrices
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -56,15 +57,22 @@ def remember_pace(student: StudentSettings, stage: StageSettings, data: Training
         remember(_key(student, stage, data, "training"), asdict(history.pace))
 
 
-def stage_pace(student: StudentSettings, number: int, data: TrainingData) -> StagePace:
-    """The rates of a student's stage, from 1, as remembered or as measured now. The data is the stage's."""
+def stage_pace(student: StudentSettings, number: int, data: TrainingData, model: Any) -> StagePace:
+    """The rates of a student's stage, from 1, as remembered or as measured now, those of a run before measured ones.
+
+    The data is the stage's. A copy of `model`, the student before training, is trained if the rates are measured.
+    """
     stage = student.stages[number - 1]
-    trained, listed = (remembered(_key(student, stage, data, what)) for what in ("training", "lists"))
+    keys = {what: _key(student, stage, data, what) for what in ("training", "measured training", "lists")}
+    trained, measured, listed = map(remembered, keys.values())
+    trained = trained or measured
     if trained is None or (listed is None and stage.needs_lists):
-        measured = _measured(student, number, data)
-        listed = {"lists": measured.lists}
-        trained = trained or asdict(measured.training)
-        remember(_key(student, stage, data, "lists"), listed)
+        now = _measured(student, number, data, model)
+        listed = {"lists": now.lists}
+        remember(keys["lists"], listed)
+        if trained is None:
+            trained = asdict(now.training)
+            remember(keys["measured training"], trained)
     return StagePace(Pace(**trained), (listed or {"lists": 0.0})["lists"])
 
 
@@ -79,12 +87,11 @@ def _key(student: StudentSettings, stage: StageSettings, data: TrainingData, wha
     return rate_key(what, model, kept, space_of(data).document_space, data.collection.documents.fingerprint)
 
 
-def _measured(student: StudentSettings, number: int, data: TrainingData) -> StagePace:
+def _measured(student: StudentSettings, number: int, data: TrainingData, model: Any) -> StagePace:
     documents = len(data.collection.documents)
     with throw_away_cache() as folder, muted():
         stage, small = _small(student.stages[number - 1], data, folder)
-        model = start_model(student, small)
-        model = student.kind.at_stage(model, student, number - 1)
+        model = student.kind.at_stage(copy.deepcopy(model), student, number - 1)
         history = run_stage(model, stage, small, folder / "training", "measuring")
         if history.pace is not None and history.pace.step < _FAST:
             longer = stage.training.model_copy(update={"max_steps": _MORE_STEPS})

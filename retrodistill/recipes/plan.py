@@ -50,6 +50,7 @@ _PAIRS = 32  # pairs that measure an untrained student that scores pairs
 FEWER_DOCUMENTS = "take a smaller collection, or a document encoder with fewer dimensions"
 FEWER_TEXTS = "set texts.limit or candidates.depth lower"
 FEWER_IN_A_STEP = "set training.batch_size, texts.limit, or candidates.depth lower, with candidates.shared for more"
+SMALLER_STUDENT = "take a student with fewer layers or dimensions"
 SMALLER_INDEX = "set index.factory to a smaller one, such as SQ8, or evaluation.depth lower"
 
 
@@ -99,6 +100,8 @@ class _Planner:
         self._models: dict[str, Any] = {}  # by the settings that decide them
         self._texts: dict[str, tuple[TrainingTexts, int]] = {}
         self._has_started = False
+        self._loaded = 0.0  # bytes of students, which are loaded when all are trained
+        self._kept = 0.0  # bytes of students after each of their stages, which are on disk until the job is done
         # Stages that several students share, by fingerprint, and stages with the same pairs: the first one of each.
         self._trained: dict[str, str] = {}
         self._scored: dict[str, str] = {}
@@ -120,16 +123,22 @@ class _Planner:
                 indexes += [(each, student) for each in names]
             if self.is_timed and not is_done:
                 yield from self._start(name, student)
-            if not student.stages:
-                continue  # a control before training
             if is_done:
-                yield Step(f"{name}: already distilled")
+                files = (job.out / "students" / name).rglob("*")
+                self._loaded += sum(file.stat().st_size for file in files if file.is_file())
+                if student.stages:  # otherwise it is a control before training
+                    yield Step(f"{name}: already distilled")
                 continue
-            yield from self._distilling(name, student)
+            size = sizes.FLOAT * sizes.parameters(self._model(student), whole=True).all
+            self._loaded += size
+            if student.stages:
+                yield from self._distilling(name, student)
+            needs = Needs(self.held + 2 * size, out=size, scratch=self._kept, advice=SMALLER_STUDENT)
+            yield Step(f"{name}: save", 1, "students", needs=needs)
             for variant in variants:
                 yield Step(f"{variant}: also measured")
         if recipe.index.learn:
-            yield from learning_steps(job, self.held, is_timed=self.is_timed)
+            yield from learning_steps(job, round(self.held + self._loaded), is_timed=self.is_timed)
         built = [job.out / "indexes" / name for name, _ in systems if self._is_built(name)]
         held = float(sum(file.stat().st_size for folder in built for file in folder.iterdir()))
         if systems:
@@ -173,18 +182,21 @@ class _Planner:
         count = round(count * scale)
         tokens = sizes.characters(texts) / sizes.CHARACTERS
         vectors = sizes.stored_vectors(encoder, size, tokens)
-        shape, activations = None if encoder.is_recorded else sizes.Shape.of(encoder.model), 0.0
-        if shape is not None:
-            longest, chosen = sizes.longest_in_batch(texts), self.job.recipe.encoding.batch_size
-            of_tokens = tokens_per_pass(encoder.model.device) // (2 + min(longest, shape.longest))
-            at_once = max(1, int(of_tokens)) if chosen == "auto" else chosen
-            on_host = sizes.is_in_memory(encoder.model.device)
-            activations = shape.batch(min(at_once, size), longest, is_trained=False) if on_host else 0.0
-        memory = self.held + scale * sizes.strings(texts) + activations
+        memory = self.held + scale * sizes.strings(texts) + self._activations(encoder, texts, size)
         if size <= HELD or encoder.kind == "sparse":  # a larger number of dense vectors is read in blocks
             memory += vectors
         needs = Needs(memory, cache=sizes.stored_vectors(encoder, count, tokens), advice=FEWER_DOCUMENTS)
         return Step(title, count, "texts", seconds, needs)
+
+    def _activations(self, encoder: Any, texts: Texts, size: int) -> float:
+        """Bytes of a forward pass of an encoder in this machine's memory; `size` is the number of texts."""
+        shape = None if encoder.is_recorded else sizes.Shape.of(encoder.model)
+        if shape is None or not sizes.is_in_memory(encoder.model.device):
+            return 0.0
+        longest, chosen = sizes.longest_in_batch(texts), self.job.recipe.encoding.batch_size
+        of_tokens = tokens_per_pass(encoder.model.device) // (2 + min(longest, shape.longest))
+        at_once = max(1, int(of_tokens)) if chosen == "auto" else chosen
+        return shape.batch(min(at_once, size), longest, is_trained=False)
 
     def _left_to_embed(self, encoder: Any, texts: Texts, role: Role) -> tuple[int, float]:
         """Number of texts that neither the store has nor earlier steps embed, and seconds, 0 without times."""
@@ -343,7 +355,9 @@ class _Planner:
         count = optimizer_steps(len(training_rows(prepared, stage)) * draws, stage.training)
         if stage.selection is not None and not stage.training.max_steps:
             title += ", at most"
-        seconds = stage_pace(student, number, data).seconds(count, len(texts)) if self.is_timed else 0.0
+        seconds = 0.0
+        if self.is_timed:
+            seconds = stage_pace(student, number, data, self._model(student)).seconds(count, len(texts))
         return Step(title, count, "steps", seconds, self._training_needs(student, stage, data, size))
 
     def _training_needs(self, student: StudentSettings, stage: StageSettings, data: TrainingData, texts: int) -> Needs:
@@ -369,6 +383,7 @@ class _Planner:
         if stage.train == "lexical":  # vectors of the documents of all lists, with gradients
             documents = self.documents if is_whole else min(self.documents, batch * listed)
             on_device += sizes.matrices(documents, dimension + (student.lexical_dim or 0), 0)
+            on_device += 2 * sizes.FLOAT * parts.trained  # gradients by documents and by queries, which are added
         elif shape is not None and stage.train == "both_encoders":
             pairs = batch * (1 + listed)
             on_device += shape.batch(pairs, self.tokens, is_trained=True)
@@ -376,8 +391,8 @@ class _Planner:
             on_device += shape.batch(batch, sizes.QUERY_TOKENS, is_trained=True)
         memory += on_device if sizes.is_in_memory(model.device) else 0.0
         advice = FEWER_IN_A_STEP if stage.needs_lists else FEWER_TEXTS
-        scratch = sizes.checkpoints(parts.all, parts.trained)
-        return Needs(memory, out=sizes.FLOAT * parts.all, scratch=scratch, advice=advice)
+        self._kept += sizes.FLOAT * parts.all
+        return Needs(memory, scratch=self._kept + sizes.checkpoints(parts.all, parts.trained), advice=advice)
 
     def _model(self, student: StudentSettings) -> Any:
         """The student before training, made once for it and its control; its values do not matter."""
@@ -393,16 +408,19 @@ class _Planner:
 
     def _index(self, names: Sequence[tuple[str, StudentSettings]]) -> Step:
         """Embedding documents by students that encode their own, and building the indexes."""
-        seconds, memory, before, out, cache = 0.0, 0.0, 0.0, 0.0, 0.0
+        seconds, memory, before, out, cache, documents = 0.0, 0.0, 0.0, 0.0, 0.0, self.job.collection.documents
         for _, student in names:
             encoder = self._document_encoder(student)
             needs = index_needs(self.job, encoder, self._stored(encoder))
-            memory, before = max(memory, before + needs.memory), before + needs.out  # indexes stay in memory
+            encoding = self._activations(encoder, documents, self.documents) if student.documents == "student" else 0.0
+            memory = max(memory, before + needs.memory, before + encoding)
+            before += needs.out  # indexes stay in memory
             out += needs.out
             cache += needs.cache if student.documents == "student" else 0.0
             if self.is_timed:
                 seconds += index_seconds(self.job, student, encoder)
-        together = Needs(self.held + self.corpus + memory, out, cache, advice=SMALLER_INDEX)
+        memory += self.held + self._loaded + self.corpus
+        together = Needs(memory, out, cache, self._kept, SMALLER_INDEX)
         return Step("index students' documents", len(names), "indexes", seconds, together, "index")
 
     def _document_encoder(self, student: StudentSettings) -> Any:
@@ -419,10 +437,13 @@ class _Planner:
         """Measuring all systems; `indexes` is the bytes of their indexes."""
         job, recipe = self.job, self.job.recipe
         rows = ranking_rows(job, len(systems))
-        memory = self.held + self.corpus + indexes
+        memory = self.held + self._loaded + self.corpus + indexes
+        if recipe.evaluation.latency_queries:  # throughput is measured
+            memory += self._activations(job.space, job.collection.documents, self.documents)
         if self.documents <= HELD or recipe.evaluation.latency_queries:  # exact search of the document encoder
             memory += 2 * sizes.FLOAT * job.space.dimension * self.documents
-        needs = Needs(memory + sizes.run_rows(rows), out=sizes.stored_run(rows), advice=SMALLER_INDEX)
+        files = sizes.stored_run(rows, job.test, job.collection.documents)
+        needs = Needs(memory + sizes.run_rows(rows), files, 0.0, self._kept, SMALLER_INDEX)
         seconds = 0.0
         if self.is_timed:
             seconds = measuring_seconds(job, [(student, self._model(student)) for _, student in systems])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import time
@@ -10,7 +11,7 @@ from dataclasses import replace
 
 from retrodistill.core.files import atomic_file, exclusive, make_folder, write_json
 from retrodistill.core.manifest import Manifest
-from retrodistill.core.runtime import is_main, main_first
+from retrodistill.core.runtime import is_main, main_first, release_freed_memory
 from retrodistill.encoders.contract import encode_with
 from retrodistill.evaluation.evaluating import evaluate_systems
 from retrodistill.evaluation.results import Results
@@ -53,6 +54,8 @@ def run_recipe(
         with timed(seconds, "load"), main_first():
             job = open_job(settings, out)
             check_job(job)
+        gc.collect()  # models that the check made
+        release_freed_memory()
         make_folder(job.out)
         with exclusive(job.out / ".lock"):
             return _run(job, seconds, command)

@@ -20,6 +20,7 @@ CHARACTERS = 4  # per token of English text, about
 QUERY_TOKENS = 48  # of a query that is long for its batch
 _PAIR = 64  # bytes of a candidate in memory while lists are made: columns of a run, their order, the padded list
 _STORED_PAIR = 12  # bytes of a candidate in a compressed Parquet file
+_RUN_LINE = 36  # bytes of a line of a run besides the two ids: rank, score, and name
 _COPIES = 8  # of a batch's matrix: scores, targets, masks, and what their gradient needs
 _SPARSE = 200 * 8  # bytes of a text's heaviest terms, about
 _LAYER_VALUES = 20  # float32 values per token, layer, and width that a backward pass keeps; the feed-forward's with it
@@ -76,9 +77,9 @@ def strings(texts: Texts) -> float:
     return len(texts) * _STRING + characters(texts) * len(texts)
 
 
-def characters(texts: Texts) -> float:
-    """Mean characters of a text, 0 without any."""
-    lengths = pc.binary_length(texts.table["text"])
+def characters(texts: Texts, column: str = "text") -> float:
+    """Mean bytes of a text, or of its id, 0 without any."""
+    lengths = pc.binary_length(texts.table[column])
     return float(pc.mean(lengths).as_py() or 0.0)
 
 
@@ -122,9 +123,9 @@ def run_rows(rows: int) -> float:
     return 24 * rows
 
 
-def stored_run(rows: int) -> float:
-    """Bytes of rankings as run files."""
-    return 40 * rows
+def stored_run(rows: int, *ids: Texts) -> float:
+    """Bytes of rankings as run files; a line has an id of each of the given texts."""
+    return rows * (_RUN_LINE + sum(characters(texts, "id") for texts in ids))
 
 
 def matrices(batch: int, width: int, vector: int) -> float:

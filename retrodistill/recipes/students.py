@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ from typing import Any
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_folder, check_replaceable, disk_errors
 from retrodistill.core.manifest import Manifest
-from retrodistill.core.runtime import barrier, is_main, log
+from retrodistill.core.runtime import barrier, is_main, log, release_freed_memory
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.evaluation.results import Role
@@ -75,6 +76,8 @@ def train_students(
     for name, number in pending:
         with timed(seconds, f"distill {name}"):
             training.advance(name, number)
+            gc.collect()  # models and trainers refer to each other
+            release_freed_memory()
     for name in students:
         with timed(seconds, f"distill {name}"):
             distilled[name] = training.finished(name)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_folder, cache_folder, digest
-from retrodistill.core.runtime import average_gradients, bar, keep_freed_memory
+from retrodistill.core.runtime import average_gradients, bar, keep_freed_memory, release_freed_memory
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import Role, current_encoding, tokens_per_pass
@@ -42,6 +42,7 @@ _STATES, _PLACES = "states.bin", "places.npy"
 _DEPTH = 10  # documents of the teacher that the monitor compares with
 _SAMPLE = 1000  # documents that held-out queries rank, the teacher's best among them
 _COUNTED = 16  # sampled documents whose terms are counted over the whole vocabulary
+_RELEASED = 16  # batches after which freed memory is given back
 _BLOCK = 64  # documents that a monitor scores at a time
 BLOCK = 256  # documents at a time in search and storing
 
@@ -100,6 +101,7 @@ def cached_states(
             bytes_of = [len(text.encode()) for text in texts]
             batches = current_encoding().batches(bytes_of, longest, tokens_per_pass(device))
             _write(texts, batches, read, temporary, what, dtype)
+        release_freed_memory()
     places, file = np.load(folder / _PLACES), folder / _STATES
     total = int(places[:, 1].sum())
     width = file.stat().st_size // (dtype.itemsize * total) if total else 1
@@ -112,7 +114,7 @@ def _write(
 ) -> None:
     places, written = np.zeros((len(texts), 2), dtype=np.int64), 0
     with (to / _STATES).open("wb") as file, bar(len(texts), what, "texts") as progress, torch.no_grad():
-        for rows in batches:
+        for number, rows in enumerate(batches, 1):
             states, mask = read([texts[row] for row in rows])
             kept = states[mask].float()
             if dtype == np.float16 and not bool((kept.abs() <= np.finfo(np.float16).max).all()):
@@ -123,6 +125,8 @@ def _write(
             places[rows, 1] = counts
             written += int(counts.sum())
             progress.update(len(rows))
+            if number % _RELEASED == 0:
+                release_freed_memory()
     np.save(to / _PLACES, places)
 
 

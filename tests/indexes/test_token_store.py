@@ -3,6 +3,7 @@ import pytest
 from ragged_tokens import brute_maxsim, ragged
 
 from retrodistill.core.errors import UserError
+from retrodistill.core.files import make_folder
 from retrodistill.encoders.multi_vector import Tokens, best_documents, maxsim
 from retrodistill.indexes.codecs import CodecSettings, fit_codec
 from retrodistill.indexes.tokens import TokenStore, TokenWriter, check_tokens
@@ -48,7 +49,7 @@ class TestReading:
     def test_it_counts_its_bytes(self):
         store = filled()
         assert store.lengths.sum() == len(DOCUMENTS.vectors)
-        assert store.nbytes == DOCUMENTS.vectors.nbytes + 8 * 51
+        assert store.nbytes == (4 + 1) * DOCUMENTS.vectors.size + 8 * 51 + 12 * 50
 
 
 class TestRemoving:
@@ -62,6 +63,7 @@ class TestRemoving:
         gone = np.arange(50) < 20
         filled().without(gone).save(tmp_path)
         assert (tmp_path / "tokens.bin").stat().st_size == 64 * DOCUMENTS.lengths[20:].sum()
+        assert (tmp_path / "tokens.int8.bin").stat().st_size == 16 * DOCUMENTS.lengths[20:].sum()
         same(TokenStore.load(tmp_path).gather(np.arange(30)), DOCUMENTS.slice(20, 50))
 
 
@@ -80,6 +82,22 @@ class TestFiles:
         same(store.gather(np.arange(50)), DOCUMENTS)
         assert (tmp_path / "tokens.bin").read_bytes() == before
 
+    def test_rounded_vectors_are_read_and_equal_those_made_of_the_codes(self, tmp_path):
+        filled().save(tmp_path)
+        (loaded,) = (block for _, block in TokenStore.load(tmp_path).rounded_blocks())
+        for name in ("tokens.int8.bin", "tokens.int8.npy"):  # as version 0.1.0 saved it
+            (tmp_path / name).unlink()
+        old = TokenStore.load(tmp_path)
+        (made,) = (block for _, block in old.rounded_blocks())
+        same(old.gather(np.arange(50)), DOCUMENTS)
+        np.testing.assert_array_equal(loaded.vectors, made.vectors)
+        np.testing.assert_array_equal(loaded.limits, made.limits)
+        scales = np.repeat(made.limits[:, 0], DOCUMENTS.lengths)[:, None]
+        np.testing.assert_allclose(scales * made.vectors.numpy(), DOCUMENTS.vectors, atol=0.5 * scales.max() + 1e-6)
+        old.append(DOCUMENTS.slice(0, 5))
+        old.save(make_folder(tmp_path / "again"))
+        assert TokenStore.load(tmp_path / "again").rounded is not None
+
     def test_an_empty_store(self, tmp_path):
         TokenStore.empty(plain()).save(tmp_path)
         assert len(TokenStore.load(tmp_path)) == 0
@@ -92,7 +110,14 @@ class TestFiles:
         with pytest.raises(UserError, match=r"tokens.bin holds \d+ tokens of 64 bytes, tokens.bounds.npy counts"):
             TokenStore.load(tmp_path)
 
-    @pytest.mark.parametrize("name", ["tokens.bin", "tokens.bounds.npy"])
+    def test_rounded_vectors_that_are_cut_short_are_refused(self, tmp_path):
+        filled().save(tmp_path)
+        with (tmp_path / "tokens.int8.bin").open("r+b") as file:
+            file.truncate(64)
+        with pytest.raises(UserError, match=r"tokens.int8.bin holds 4 tokens of 50 documents, tokens.bin \d+ of 50;"):
+            TokenStore.load(tmp_path)
+
+    @pytest.mark.parametrize("name", ["tokens.bin", "tokens.bounds.npy", "tokens.int8.bin"])
     def test_one_without_a_file_is_refused(self, tmp_path, name):
         filled().save(tmp_path)
         (tmp_path / name).unlink()
@@ -105,7 +130,17 @@ class TestWriting:
         writer = TokenWriter(tmp_path, plain)
         for start in range(0, 50, 10):
             writer.append(DOCUMENTS.slice(start, start + 10))
-        same(writer.finish().gather(np.arange(50)), DOCUMENTS)
+        store = writer.finish()
+        same(store.gather(np.arange(50)), DOCUMENTS)
+        np.testing.assert_array_equal(store.rounded[0], filled().rounded[0])
+
+    def test_it_continues_after_it_was_finished(self, tmp_path):
+        for start in (0, 25):
+            writer = TokenWriter(tmp_path, plain)
+            writer.append(DOCUMENTS.slice(start, start + 25))
+            store = writer.finish()
+        same(store.gather(np.arange(50)), DOCUMENTS)
+        np.testing.assert_array_equal(store.rounded[0], filled().rounded[0])
 
     @pytest.mark.parametrize(("file", "cut"), [("tokens.bin", 1), ("tokens.bin", 700), ("tokens.lengths.bin", 3)])
     def test_a_kill_between_writes_loses_only_documents_that_are_not_whole(self, tmp_path, file, cut):

@@ -4,7 +4,7 @@ import pytest
 from retrodistill.core.errors import UserError
 from retrodistill.recipes.job import open_job
 from retrodistill.recipes.loading import parse_recipe
-from retrodistill.recipes.pace import repeated, stage_pace
+from retrodistill.recipes.pace import repeated, stage_pace, start_model
 from retrodistill.recipes.resources import Machine, Needs, Plan, Step, held_memory
 from retrodistill.recipes.sizes import is_in_memory
 from retrodistill.training.trainer import Pace
@@ -32,7 +32,8 @@ class TestPace:
     def test_a_measurement_leaves_the_job_and_the_cache_alone(self, dense_content, tmp_path):
         job = open_job(parse_recipe(dense_content), tmp_path / "out")
         before = sorted((tmp_path / "cache").rglob("*"))
-        pace = stage_pace(job.recipe.students["student"], 1, job.training_data)
+        student, data = job.recipe.students["student"], job.training_data
+        pace = stage_pace(student, 1, data, start_model(student, data))
         assert pace.training.step > 0
         added = {path.name for path in set((tmp_path / "cache").rglob("*")) - set(before)}
         assert {name for name in added if not name.startswith(".")} <= {"rates.json"}

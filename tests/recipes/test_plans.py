@@ -8,10 +8,10 @@ from retrodistill.recipes import run_recipe
 from retrodistill.recipes.job import open_job
 from retrodistill.recipes.loading import load_recipe
 from retrodistill.recipes.measuring import index_needs
-from retrodistill.recipes.pace import start_model
+from retrodistill.recipes.pace import remember_pace, stage_pace, start_model
 from retrodistill.recipes.plan import _plan, check_job, plan_recipe
 from retrodistill.recipes.resources import Machine
-from retrodistill.training.trainer import Pace
+from retrodistill.training.trainer import History, Pace
 
 
 def steps_of(path, out):
@@ -24,7 +24,9 @@ class TestPlanning:
         steps = steps_of(write_recipe(content), tmp_path / "out")
         assert (steps[0]["items"], steps[0]["unit"]) == (60, "texts")
         assert (steps[1]["step"], steps[1]["unit"]) == ("control: token table", "tokens")
-        del steps[1]
+        saves = [step for step in steps if step["unit"] == "students"]
+        assert [step["step"] for step in saves] == ["control: save", "student: save"]
+        steps = [step for step in (steps[0], *steps[2:]) if step not in saves]
         stages = ["student, stage 1", "student, stage 1", "student, stage 2", "student, stage 2"]
         assert [step["step"].split(":")[0] for step in steps[1:5]] == stages
         assert steps[1]["items"] > 42
@@ -121,8 +123,38 @@ class TestRates:
         with pytest.raises(pytest.fail.Exception, match="measured"):
             steps_of(write_recipe(dense_content), tmp_path / "out")
 
+    def test_a_plan_measures_a_stage_once(self, dense_content, write_recipe, tmp_path, monkeypatch):
+        path = write_recipe(dense_content)
+        first = steps_of(path, tmp_path / "out")
+        monkeypatch.setattr("retrodistill.recipes.pace._measured", forbidden)
+        plans = first, steps_of(path, tmp_path / "out")
+        once, again = ([step["seconds"] for step in steps if step["unit"] == "steps"] for steps in plans)
+        assert once == again
+
+    def test_a_run_replaces_what_a_plan_measured(self, dense_content, write_recipe, tmp_path):
+        job = open_job(load_recipe(write_recipe(dense_content)), tmp_path / "out")
+        student, data = job.recipe.students["student"], job.training_data
+        model = start_model(student, data)
+        stage_pace(student, 1, data, model)
+        remember_pace(student, student.stages[0], data, History(pace=Pace(step=123.0)))
+        assert stage_pace(student, 1, data, model).training == Pace(step=123.0)
+
 
 class TestNeeds:
+    def test_the_output_folder_has_the_models_of_controls_and_the_runs(self, content, write_recipe, tmp_path):
+        path = write_recipe(content)
+        planned = steps_of(path, tmp_path / "out")
+        run_recipe(path, tmp_path / "out")
+        saved = sum(step["out_bytes"] for step in planned if step["unit"] == "students")
+        for pattern, expected in (("students/*/*.safetensors", saved), ("runs/*.run", planned[-1]["out_bytes"])):
+            written = sum(file.stat().st_size for file in (tmp_path / "out").glob(pattern))
+            assert expected == pytest.approx(written, rel=0.25)
+
+    def test_a_student_after_each_stage_is_on_disk_until_the_job_is_done(self, content, write_recipe, tmp_path):
+        steps = steps_of(write_recipe(content), tmp_path / "out")
+        (size,) = {step["out_bytes"] for step in steps if step["unit"] == "students"}
+        assert steps[-1]["scratch_bytes"] == 2 * size
+
     def test_totals_are_sums_and_peaks(self, content, write_recipe, tmp_path):
         plan = plan_recipe(write_recipe(content), tmp_path / "out").to_json()
         for name, combine in (("seconds", sum), ("out_bytes", sum), ("cache_bytes", sum), ("memory_bytes", max)):

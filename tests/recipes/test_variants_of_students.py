@@ -82,10 +82,12 @@ class TestAClusteredStudent:
             "unclustered, stage 1: train",
             "unclustered, stage 2: teacher bm25, the same texts and pairs as unclustered, stage 1",
             "unclustered, stage 2: train",
+            "unclustered: save",
             "pooled: also measured",
             "student, stage 1: the same as unclustered, stage 1",
             "student, stage 2: teacher bm25, the same texts and pairs as unclustered, stage 1",
             "student, stage 2: train",
+            "student: save",
             "index students' documents",
             "measure students and what they are compared with",
         ]
