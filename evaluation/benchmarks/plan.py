@@ -3,7 +3,8 @@
 python evaluation/benchmarks/plan.py RECIPE [KEY=VALUE ...] [--again]
 
 It plans the recipe, runs it in a new process with an empty cache, and prints both. With --again it then does the same
-in another folder and cache that only remember the rates of the first run.
+in another folder and cache that only remember the rates of the first run. Memory is compared without the pages of
+mapped files, which a plan does not count, because the system drops them before it runs out of memory.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def compare(recipe: str, overrides: list[str], folder: Path) -> None:
     load = psutil.getloadavg()[0]
     before = size(cache)
     started = time.perf_counter()
-    text, peak = run(command, environment)
+    text, peak, resident = run(command, environment)
     actual: dict[str, float] = defaultdict(float)
     for step, seconds in json.loads(text)["seconds"].items():
         if step.split()[0] in PHASES:
@@ -82,23 +83,28 @@ def compare(recipe: str, overrides: list[str], folder: Path) -> None:
     measured["cache"] = (total["cache_bytes"], size(cache) - before)
     for name, (expected, found) in measured.items():
         row(name, readable_bytes(expected), readable_bytes(found), expected, found)
+    print(f"\nWith the pages of mapped files, memory was {readable_bytes(resident)}.")
 
 
-def run(command: list[str], environment: dict[str, str]) -> tuple[str, int]:
-    """Output of a command, and the highest resident memory of its process in bytes, looked at ten times a second."""
-    peak = 0
+def run(command: list[str], environment: dict[str, str]) -> tuple[str, int, int]:
+    """Output of a command, and the highest memory of its process in bytes, looked at ten times a second.
+
+    First without, then with the pages of mapped files and libraries.
+    """
+    peak, resident = 0, 0
     with tempfile.TemporaryFile("w+") as output:
         process = psutil.Popen(command, env=environment, stdout=output, stderr=subprocess.DEVNULL)
         while process.poll() is None:
             try:
-                peak = max(peak, process.memory_info().rss)
+                memory = process.memory_info()
+                peak, resident = max(peak, memory.rss - memory.shared), max(resident, memory.rss)
             except psutil.Error:
                 break
             time.sleep(0.1)
         if process.wait():
             raise SystemExit(f"the run failed: {' '.join(command)}")
         output.seek(0)
-        return output.read(), peak
+        return output.read(), peak, resident
 
 
 def size(folder: Path) -> int:
