@@ -109,7 +109,7 @@ class Ensemble(Combined):
         """The best k of the union of the members' candidates, all scored by all members."""
         if not self.can_search:
             raise UserError("no member of the ensemble can search a corpus; add bm25 or a dense teacher.")
-        runs = [member.search(queries, collection, max(k, self.depth)) for member in self.members if member.can_search]
+        runs = [member.stream(queries, collection, max(k, self.depth)) for member in self.members if member.can_search]
         return self.score(queries, collection, union(runs)).top(k)
 
     @property

@@ -171,7 +171,7 @@ def pair_texts(queries: Texts, collection: Collection, pairs: Run) -> tuple[list
 
 def _distinct(positions: np.ndarray, texts: Texts) -> tuple[np.ndarray, list[str]]:
     chosen, places = np.unique(positions, return_inverse=True)
-    return places, [texts.texts[position] for position in chosen]
+    return places, [texts.column[position] for position in chosen]
 
 
 def check_k(k: int, documents: int) -> None:

@@ -159,11 +159,12 @@ def _small(stage: StageSettings, data: TrainingData, folder: Path) -> tuple[Stag
 def repeated(collection: Collection, size: int) -> Collection:
     """A collection of `size` documents with few distinct texts, evenly spread over those of another; no queries."""
     rows = np.unique(np.linspace(0, len(collection.documents) - 1, _DISTINCT, dtype=int))
-    places = pa.array(rows[np.arange(size) % len(rows)])
+    places = pa.array(np.arange(size) % len(rows))
     ids = pa.array([str(row) for row in range(size)])
 
     def texts(given: Texts) -> Texts:
-        return Texts(pa.table({"id": ids, "text": given.table["text"].take(places)}))
+        few = pa.array([given.column[row] for row in rows], pa.large_string())
+        return Texts(pa.table({"id": ids, "text": few.take(places)}))
 
     documents, titles, bodies = map(texts, (collection.documents, collection.titles, collection.bodies))
     return Collection(collection.name, documents, titles=titles, bodies=bodies, queries=Texts.from_pairs([]), qrels={})
