@@ -14,7 +14,8 @@ def main(
         "objectives": {"name": "kl", "student_temperature": 0.02},
         "train": "head",
         "texts": {"sentences": 0},
-        "candidates": {"depth": "all"},
+        "candidates": {"depth": 200},
+        "groups": {"random": 6},
         "training": {"epochs": 1, "batch_size": 32, "learning_rate": 1e-3},
     }
     student = {

@@ -12,7 +12,8 @@ def main(source: str = "demo", model: str = "all-MiniLM-L6-v2", out: str = "out/
         "objectives": {"name": "kl", "target_std": 1.72, "student_temperature": 1.2},
         "train": "head",
         "texts": {"sentences": 1},
-        "candidates": {"depth": "all"},
+        "candidates": {"depth": 200},
+        "groups": {"random": 6},
         "regularizers": [{"name": "flops", "weight": 0.01}],
         "training": {"max_steps": 300, "batch_size": 32, "learning_rate": 4e-3, "max_gradient_norm": 0},
     }

@@ -138,4 +138,4 @@ class SentStore(EmbeddingStore):
 
     def fill(self, texts):
         computation = Computation(self.task.open(), self.task)
-        self._fill(text_keys(texts), list(map(len, texts)), texts.__getitem__, computation, "embedding")
+        self._fill(text_keys(texts), np.array(list(map(len, texts))), texts.__getitem__, computation, "embedding")

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from typing import Any
 
 import numpy as np
 from made_corpus import write_collection
+from racing import run_process
 
 from retrodistill.core.files import atomic_folder, read_json, write_json
 
@@ -251,25 +251,13 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
 def measured(step: str, documents: int, options: argparse.Namespace) -> dict[str, Any]:
     """Seconds, processor seconds, peak memory and new bytes on disk of a step in its own process."""
     folder = options.work / str(documents)
-    before, begin = disk(folder), time.perf_counter()
+    before = disk(folder)
     command = [sys.executable, __file__, "--in-process", step, "--documents", str(documents)]
     command += ["--texts", str(options.texts), "--work", str(options.work)]
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), str(options.threads))
-    environment = os.environ | threads | {"RETRODISTILL_CACHE": str(folder / "cache")}
+    environment = os.environ | {"RETRODISTILL_CACHE": str(folder / "cache")}
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{step}.log").open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"step {step} failed; see {log.name}")
-    return {
-        "seconds": round(time.perf_counter() - begin, 2),
-        "processor_seconds": round(usage.ru_utime + usage.ru_stime, 2),
-        "peak_bytes": usage.ru_maxrss * 1024,
-        "new_bytes": disk(folder) - before,
-        "result": read_json(folder / f"{step}.json"),
-    }
+    taken = run_process(command, environment, options.threads, folder / f"{step}.log")
+    return taken | {"new_bytes": disk(folder) - before, "result": read_json(folder / f"{step}.json")}
 
 
 def table(results: dict[str, Any]) -> str:

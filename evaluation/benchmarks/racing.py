@@ -54,6 +54,28 @@ def timed(call: Callable[..., Any], *arguments: Any, **options: Any) -> Timed:
     return clock() - start, result
 
 
+def run_process(
+    command: Sequence[str], environment: Mapping[str, str], threads: int, log: Path
+) -> dict[str, float | int]:
+    """Run a command with that many threads: its seconds, processor seconds, and peak memory in bytes.
+
+    Peak memory is the process's, with the pages of files that it mapped and touched.
+    """
+    start = time.perf_counter()
+    with log.open("w") as file:
+        environment = {**environment, **dict.fromkeys(_THREADS, str(threads))}
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed; see {log}")
+    return {
+        "seconds": round(time.perf_counter() - start, 2),
+        "processor_seconds": round(usage.ru_utime + usage.ru_stime, 2),
+        "peak_bytes": usage.ru_maxrss * 1024,
+    }
+
+
 def in_turn(sides: Sequence[Side], repeats: int) -> tuple[list[list[float]], list[Any]]:
     """Seconds of each side in each repeat, and its last result; each is warmed up by one call that does not count."""
     seconds: list[list[float]] = [[] for _ in sides]

@@ -88,6 +88,8 @@ class Study:
         jobs: Jobs to run.
         compare: Pairs of systems from different jobs, each ``job:system``, to compare on every collection.
         pivot: Whether to begin with a table of systems by jobs.
+        seeds: Names of jobs, each without its seed (``static`` for ``static-0`` and ``static-1``), whose systems are
+            compared with their reference by the means over the seeds.
     """
 
     name: str
@@ -95,6 +97,7 @@ class Study:
     jobs: list[Job]
     compare: list[list[str]] = field(default_factory=list)
     pivot: bool = False
+    seeds: list[str] = field(default_factory=list)
 
     @property
     def folder(self) -> Path:
@@ -139,4 +142,4 @@ def load_study(name: str) -> Study:
         settings = {**defaults, **job}
         for collection in settings.pop("collections", ["scifact", "nfcorpus"]):
             jobs.append(Job(**settings, collection=collection))
-    return Study(name, said["title"], jobs, said.get("compare", []), said.get("pivot", False))
+    return Study(name, said["title"], jobs, said.get("compare", []), said.get("pivot", False), said.get("seeds", []))

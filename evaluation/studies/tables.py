@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from study import Job, Study
 
@@ -63,7 +65,12 @@ def write_results(study: Study, out: Path, large: bool = False) -> bool:
     every = pa.concat_tables([values[job.name, job.collection] for job in done])
     flat = [row for job in done for row in rows[job.name, job.collection]]
     tables = [_table(job, rows[job.name, job.collection], values[job.name, job.collection], kept) for job in done]
-    texts = [*([_pivot(flat)] if study.pivot else []), *tables, *_across(study, every)]
+    texts = [
+        *([_pivot(flat)] if study.pivot else []),
+        *tables,
+        *_across(study, every),
+        *_over_seeds(study, flat, every),
+    ]
     (study.folder / kept.rows).write_text(json.dumps(flat, indent=1) + "\n", encoding="utf-8")
     pq.write_table(every, study.folder / kept.values, compression="zstd")
     _put(study.folder / "README.md", study.title, "\n\n".join(texts), kept.mark)
@@ -80,10 +87,8 @@ def _measured_before(study: Study, kept: Kept) -> tuple[dict[Key, list[dict[str,
     if rows:
         every = pq.read_table(study.folder / kept.values)
         for job, collection in rows:
-            mine = pa.compute.equal(every["job"], job)
-            values[job, collection] = every.filter(
-                pa.compute.and_(mine, pa.compute.equal(every["collection"], collection))
-            )
+            mine = pc.equal(every["job"], job)
+            values[job, collection] = every.filter(pc.and_(mine, pc.equal(every["collection"], collection)))
     return rows, values
 
 
@@ -95,7 +100,7 @@ def _rows(job: Job, results: dict[str, Any], per_query: pa.Table, seconds: float
     reference = next((name for name in job.against if name in names), None)
     values = {}
     for name in names:
-        mine = per_query.filter(pa.compute.equal(per_query["system"], name)).sort_by("query_id")
+        mine = per_query.filter(pc.equal(per_query["system"], name)).sort_by("query_id")
         values[name] = mine[MEASURE].to_numpy()
     others = [name for name in names if name != reference]
     tests = paired_tests([(name, reference) for name in others], values, MEASURE) if reference else []
@@ -147,27 +152,45 @@ def _pivot(rows: list[dict[str, Any]]) -> str:
 
 def _across(study: Study, values: pa.Table) -> list[str]:
     """Comparisons of systems from different jobs, one line per pair and collection."""
-    from retrodistill.evaluation.significance import paired_tests
-
     lines = []
     for collection in dict.fromkeys(job.collection for job in study.jobs):
         for pair in study.compare:
-            measured = {}
-            for name in pair:
-                job, _, system = name.partition(":")
-                wanted = {"collection": collection, "job": job, "system": system}
-                mine = values
-                for column, value in wanted.items():
-                    mine = mine.filter(pa.compute.equal(mine[column], value))
-                measured[name] = mine.sort_by("query_id")[MEASURE].to_numpy()
-            if all(len(one) for one in measured.values()):
-                (test,) = paired_tests([(pair[0], pair[1])], measured, MEASURE)
-                low, high = test["interval"]
-                lines.append(
-                    f"`{pair[0]}` minus `{pair[1]}` on {collection}: {test['difference']:+.4f} "
-                    f"[{low:+.4f}, {high:+.4f}], p {test['p']:.3f}."
-                )
+            measured = [_values(values, collection, *name.split(":", 1)) for name in pair]
+            if all(len(one) for one in measured):
+                lines.append(f"`{pair[0]}` minus `{pair[1]}` on {collection}: {_difference(*measured)}.")
     return lines
+
+
+def _over_seeds(study: Study, rows: list[dict[str, Any]], values: pa.Table) -> list[str]:
+    """Comparisons of students with their reference by each query's mean over seeds, one line per student."""
+    lines = []
+    for name, collection in itertools.product(study.seeds, dict.fromkeys(job.collection for job in study.jobs)):
+        jobs = {job.name for job in study.jobs if job.name.rpartition("-")[0] == name}
+        taught = [row for row in rows if row["role"] == "student" and row["collection"] == collection]
+        seeds: dict[tuple[str, str], list[str]] = {}  # the jobs of a student and its reference
+        for row in taught:
+            if row["job"] in jobs and row["against"] not in (None, row["system"]):
+                seeds.setdefault((row["system"], row["against"]), []).append(row["job"])
+        for pair, runs in seeds.items():
+            means = [np.mean([_values(values, collection, job, one) for job in runs], axis=0) for one in pair]
+            said = f"`{pair[0]}` minus `{pair[1]}` on {collection}, mean of {len(runs)} seeds of `{name}`"
+            lines.append(f"{said}: {_difference(*means)}.")
+    return lines
+
+
+def _values(values: pa.Table, collection: str, job: str, system: str) -> np.ndarray:
+    """The measure of a system on each query of a job."""
+    wanted = (pc.field("collection") == collection) & (pc.field("job") == job) & (pc.field("system") == system)
+    return values.filter(wanted).sort_by("query_id")[MEASURE].to_numpy()
+
+
+def _difference(one: np.ndarray, other: np.ndarray) -> str:
+    """The difference of two means, its interval, and its p-value."""
+    from retrodistill.evaluation.significance import paired_tests
+
+    (test,) = paired_tests([("one", "other")], {"one": one, "other": other}, MEASURE)
+    low, high = test["interval"]
+    return f"{test['difference']:+.4f} [{low:+.4f}, {high:+.4f}], p {test['p']:.3f}"
 
 
 def _table(job: Job, rows: list[dict[str, Any]], values: pa.Table, kept: Kept) -> str:

@@ -26,9 +26,12 @@ def encoding(
         str | None,
         Option(help="Precision of matrix products, except in training: float32, bfloat16, or auto (the default)."),
     ] = None,
+    store_precision: Annotated[
+        str | None, Option(help="Precision of dense vectors in stores: float32 (the default), or float16.")
+    ] = None,
 ) -> None:
     """Distill strong, slow rankers into small, fast retrievers, and measure on BEIR how much quality is kept."""
-    changes = {"batch_size": batch_size, "precision": precision}
+    changes = {"batch_size": batch_size, "precision": precision, "store_precision": store_precision}
     context.obj = {key: value for key, value in changes.items() if value is not None}  # `run` adds them to its recipe
     if context.obj:
         from retrodistill.core.settings import validated

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import overload
 
 import numpy as np
 import pyarrow as pa
@@ -77,8 +78,13 @@ class Texts(Mapping[str, str]):
 
     @property
     def texts(self) -> list[str]:
-        """All texts, in order; not cached, because it holds the whole corpus in memory."""
+        """All texts, in order; not cached, because it holds the whole corpus in memory. See `column`."""
         return self.table["text"].to_pylist()
+
+    @cached_property
+    def column(self) -> TextColumn:
+        """All texts, in order, as a sequence that makes Python strings of those that are asked for."""
+        return TextColumn(self.table["text"])
 
     @cached_property
     def _places(self) -> dict[str, int]:
@@ -135,6 +141,39 @@ class Texts(Mapping[str, str]):
         if twice:
             raise UserError(f"texts: id {sample_of(twice)} appears more than once; ids must be unique.")
         return self
+
+
+class TextColumn(Sequence[str]):
+    """The texts of an Arrow column by row, as Python strings while they are used."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    @overload
+    def __getitem__(self, rows: int) -> str: ...
+    @overload
+    def __getitem__(self, rows: slice) -> list[str]: ...
+    def __getitem__(self, rows: int | slice) -> str | list[str]:
+        if isinstance(rows, slice):
+            return self._column[rows].to_pylist()
+        return self._column[int(rows)].as_py()
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), BATCH):
+            yield from self[start : start + BATCH]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(self) == len(other) and all(one == another for one, another in zip(self, other, strict=True))
+
+    def __repr__(self) -> str:
+        return f"TextColumn({len(self)} texts)"
+
+    __hash__ = None  # type: ignore[assignment]  # it compares by content
 
 
 def row_batches(rows: Iterable[tuple[str, ...]], schema: pa.Schema = SCHEMA) -> Iterator[pa.RecordBatch]:

@@ -40,6 +40,9 @@ class EncodingSettings(Settings):
     """Precision of matrix products; weights, vectors, and scores stay float32. `auto` is `bfloat16` where the device
     has instructions for it (a CPU with AMX or AVX512-BF16, most GPUs) and a short measurement shows that it is faster.
     Stores and manifests keep the two apart. Static models are always float32."""
+    store_precision: Literal["float32", "float16"] = "float32"
+    """Precision of dense vectors in stores. `float16` takes half the disk and changes a number by at most a 2,048th of
+    itself; numbers beyond 65,504 are rejected. Token vectors are always float16."""
 
     def on(self, model: Any) -> EncodingSettings:
         """These settings with the precision that ``auto`` stands for on a model's device.
@@ -236,11 +239,15 @@ class TextModel:
     def fingerprint(self, role: Role) -> str:
         """Fingerprint of what determines the vectors of this role, for stores and manifests.
 
-        It includes precision, unlike `document_space`: queries in float32 may search documents in bfloat16.
+        It includes both precisions, unlike `document_space`: queries in float32 may search documents in bfloat16.
         """
-        if self.encoding.precision == "float32" or not self.needs_store(role):
-            return digest(self.contract(role))  # as before precision could be chosen
-        return digest(self.contract(role), self.encoding.precision)
+        encoding = self.encoding
+        chosen: list[str] = []
+        if self.needs_store(role):  # nothing is added for float32, as before precision could be chosen
+            chosen += [encoding.precision] if encoding.precision != "float32" else []
+            if self.kind == "dense" and encoding.store_precision != "float32":
+                chosen += ["stored", encoding.store_precision]
+        return digest(self.contract(role), *chosen)
 
     def prompt(self, role: Role) -> str:
         """The model's own prompt for the role; empty if it has none."""

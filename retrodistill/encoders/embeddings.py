@@ -28,6 +28,7 @@ from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens
 from retrodistill.encoders.names import ModelName
 from retrodistill.encoders.sparse import SparseTextEncoder
+from retrodistill.encoders.vectors import to_float16
 
 _PART = 256  # texts or pairs per part: the most work that a kill can lose
 _RELEASED = 2  # parts after which freed memory is given back: taking it again costs a hundredth of their time
@@ -53,21 +54,21 @@ class KeyedStore(ABC):
     def _fill(
         self,
         keys: np.ndarray,
-        sizes: Sequence[int],
+        sizes: np.ndarray,
         item: Callable[[int], Any],
         computation: Computation,
         title: str,
     ) -> None:
         """Compute what is missing, largest first, one part at a time. Safe to kill and to run concurrently.
 
-        `item` gives the text or pair at a position of `keys`; a part is a list of them.
+        `item` gives the text or pair at a position of `keys`, and (n,) `sizes` their lengths; a part is a list of them.
         """
         if not len(self._absent(keys)):
             return
         with self._store.computing(keys):
             self._load()  # another process may have added parts meanwhile
             todo = self._absent(keys)
-            todo = todo[np.argsort([-sizes[row] for row in todo], kind="stable")]
+            todo = todo[np.argsort(-sizes[todo], kind="stable")]
             parts = (list(map(item, todo[start : start + _PART])) for start in range(0, len(todo), _PART))
             with bar(len(todo), title, self.unit) as progress:
                 for number, (part, results) in enumerate(current_engine().map(parts, computation), 1):
@@ -147,9 +148,8 @@ class TextStore(KeyedStore):
         """Encode missing texts, longest first, one part at a time. Safe to kill and to run concurrently."""
         keep_freed_memory()
         title = f"embedding ({self.encoder.name}, {self.role})"
-        self._fill(
-            text_keys(texts), list(map(len, texts)), texts.__getitem__, _computation(self.encoder, self.role), title
-        )
+        sizes = np.fromiter(map(len, texts), np.int64, len(texts))
+        self._fill(text_keys(texts), sizes, texts.__getitem__, _computation(self.encoder, self.role), title)
 
     def put(self, texts: Sequence[str], vectors: Any) -> None:
         """Add vectors computed elsewhere, in the encoder's form; texts already in the store keep theirs."""
@@ -193,7 +193,7 @@ class TextStore(KeyedStore):
 
 
 class EmbeddingStore(TextStore):
-    """Dense vectors, (n, dimension) float32."""
+    """Dense vectors, (n, dimension), in float32 or float16."""
 
     folder = "embeddings"
 
@@ -210,8 +210,10 @@ class EmbeddingStore(TextStore):
         return vectors
 
     def _columns(self, vectors: np.ndarray) -> dict[str, pa.Array]:
-        flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).ravel())
-        return {"vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])}
+        stored = np.ascontiguousarray(vectors, dtype=np.float32)
+        if self.encoder.encoding.store_precision == "float16":
+            stored = to_float16(stored, f"vectors by {self.encoder.name}")
+        return {"vector": pa.FixedSizeListArray.from_arrays(pa.array(stored.ravel()), vectors.shape[1])}
 
     def _map(self, tables: list[pa.Table]) -> None:
         chunks = [chunk for table in tables for chunk in table["vector"].chunks]
@@ -264,7 +266,7 @@ class TokenVectors(TextStore):
         return Tokens.of([vectors[row] for row in rows], vectors.dimension)
 
     def _columns(self, vectors: Tokens) -> dict[str, pa.Array]:
-        flat = pa.array(vectors.vectors.astype(np.float16).ravel())
+        flat = pa.array(to_float16(vectors.vectors, f"token vectors by {self.encoder.name}").ravel())
         rows = pa.FixedSizeListArray.from_arrays(flat, vectors.dimension)
         return {"tokens": pa.LargeListArray.from_arrays(pa.array(vectors.bounds), rows)}
 
@@ -303,15 +305,14 @@ class TextVectors:
     """(n, dimension) float32 vectors of texts by row, read from the store, which is filled first, or encoded anew."""
 
     def __init__(self, encoder: Encoder, texts: Texts, role: Role, root: Path | None = None) -> None:
-        self._encoder, self._texts, self._role, self._store = encoder, texts, role, None
+        self._encoder, self._texts, self._role, self._store = encoder, texts.column, role, None
         self.shape = (len(texts), encoder.dimension)
         if encoder.needs_store(role):
             self._store = store_of(encoder, role, root)
-            self._store.fill(texts.texts)
+            self._store.fill(self._texts)
 
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-        places = range(*rows.indices(len(self._texts))) if isinstance(rows, slice) else rows
-        texts = self._texts.table["text"].take(pa.array(places, pa.int64())).to_pylist()
+        texts = self._texts[rows] if isinstance(rows, slice) else [self._texts[row] for row in rows]
         if self._store is None:
             return self._encoder.encode(texts, self._role, batch_size=_UNSTORED_BATCH)
         return self._store.gather(texts)

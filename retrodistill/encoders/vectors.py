@@ -109,6 +109,15 @@ def check_finite(vectors: np.ndarray, ids: Sequence[Any], source: str) -> None:
         raise UserError(f"{source}: {len(bad)} vectors are NaN or infinite ({named}); embed these again or omit them.")
 
 
+def to_float16(numbers: np.ndarray, source: str) -> np.ndarray:
+    """The numbers in float16, which keeps each to a 2,048th of itself; those beyond 65,504 are a UserError."""
+    with np.errstate(over="ignore"):
+        halved = numbers.astype(np.float16)
+    if not np.isfinite(halved).all():
+        raise UserError(f"{source} hold numbers that float16 cannot hold (beyond 65,504); use float32.")
+    return halved
+
+
 def check_dimensions(dimensions: Sequence[int], width: int, vectors: str = "the vectors") -> None:
     """Reject truncations beyond the width of a vector."""
     for wanted in dimensions:

@@ -86,7 +86,7 @@ class StoreIndex(Index):
     def _settings(self) -> dict[str, Any]:
         return {"store": self.store.address}
 
-    def _encode_queries(self, texts: list[str], collection: Collection | None) -> Any:
+    def _encode_queries(self, texts: Sequence[str], collection: Collection | None) -> Any:
         # The store of token vectors keeps float16, exported ones may be float32: encode them again.
         return super()._encode_queries(texts, None if self.vector_kind == "multi-vector" else collection)
 

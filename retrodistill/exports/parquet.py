@@ -31,6 +31,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_file, check_replaceable, exclusive, file_digest, make_folder
 from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.encoders.multi_vector import Tokens
+from retrodistill.encoders.vectors import to_float16
 from retrodistill.exports.protocol import Filter, StoreSettings, VectorStore, check_same
 from retrodistill.exports.records import Answers, Batch, Records, Vectors, exact_search
 
@@ -148,16 +149,18 @@ class ParquetStore(VectorStore):
 
 
 def _vector_columns(vectors: Vectors, numbers: str) -> dict[str, pa.Array]:
-    kind = np.dtype(numbers)
+    def typed(values: np.ndarray) -> np.ndarray:
+        return to_float16(values, "vectors") if numbers == "float16" else values.astype(np.float32, copy=False)
+
     if isinstance(vectors, np.ndarray):
-        return {"vector": _fixed_size_rows(vectors.astype(kind, copy=False))}
+        return {"vector": _fixed_size_rows(typed(vectors))}
     if isinstance(vectors, Tokens):
         bounds = pa.array(np.asarray(vectors.bounds, dtype=np.int32))
-        return {"vectors": pa.ListArray.from_arrays(bounds, _fixed_size_rows(vectors.vectors.astype(kind, copy=False)))}
+        return {"vectors": pa.ListArray.from_arrays(bounds, _fixed_size_rows(typed(vectors.vectors)))}
     bounds = pa.array(vectors.indptr.astype(np.int32))
     return {
         "indices": pa.ListArray.from_arrays(bounds, pa.array(vectors.indices.astype(np.int32))),
-        "values": pa.ListArray.from_arrays(bounds, pa.array(vectors.data.astype(kind, copy=False))),
+        "values": pa.ListArray.from_arrays(bounds, pa.array(typed(vectors.data))),
     }
 
 

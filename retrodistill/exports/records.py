@@ -276,7 +276,7 @@ def _of_encoder(encoder: Any, collection: Collection | None) -> Records:
     if collection is None:
         raise UserError(f"{encoder.name} has no documents of its own to export; give a collection.")
     documents = collection.documents
-    vectors, space = embed(encoder.bind(collection), documents.texts, "document"), EmbeddingSpace.of(encoder)
+    vectors, space = embed(encoder.bind(collection), documents.column, "document"), EmbeddingSpace.of(encoder)
     records = vector_records(documents.ids, vectors, space, name=encoder.name, queries_by=_full_name(encoder))
     return replace(records, fingerprint=_pin(records.ids, encoder.fingerprint("document"), documents.fingerprint))
 

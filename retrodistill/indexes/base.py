@@ -92,7 +92,7 @@ class Index(Ranker):
     def add(self, documents: Texts) -> None:
         """As `add_vectors`, by the encoder of the space. Trained parts stay as they are."""
         self._check_new(documents.ids)
-        Index.add_vectors(self, documents.ids, embed(self._document_encoder(), documents.texts, "document"))
+        Index.add_vectors(self, documents.ids, embed(self._document_encoder(), documents.column, "document"))
 
     def add_vectors(self, ids: Sequence[str], vectors: Any) -> None:
         """Index vectors of the documents' space: (n, dimension) float32, (n, terms) sparse weights, or `Tokens`.
@@ -287,7 +287,7 @@ class Index(Ranker):
             self._documents = encoder
         return self._documents
 
-    def _encode_queries(self, texts: list[str], collection: Collection | None) -> Any:
+    def _encode_queries(self, texts: Sequence[str], collection: Collection | None) -> Any:
         encoder = self._query_encoder()
         if collection is None:
             return encoder.encode(texts, "query")

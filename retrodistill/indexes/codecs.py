@@ -14,6 +14,7 @@ from retrodistill.core.faiss import faiss
 from retrodistill.core.files import read_json, write_json
 from retrodistill.core.settings import Settings
 from retrodistill.encoders.multi_vector import Tokens
+from retrodistill.encoders.vectors import to_float16
 
 CODECS = ("float32", "float16", "residual")
 CodecName = Literal["float32", "float16", "residual"]
@@ -88,10 +89,9 @@ class PlainCodec(Codec):
 
     def encode(self, vectors: np.ndarray) -> np.ndarray:
         """See `Codec.encode`."""
-        with np.errstate(over="ignore"):
-            numbers = np.array(vectors, dtype=self._type, order="C")  # a copy: later changes of `vectors` are not ours
-        if not np.isfinite(numbers).all():
-            raise UserError(f"token vectors hold numbers above those of {self.kind} (65,504); use codec 'float32'.")
+        numbers = np.array(vectors, dtype=np.float32, order="C")  # a copy: later changes of `vectors` are not ours
+        if self.kind == "float16":
+            numbers = to_float16(numbers, "token vectors")
         return numbers.view(np.uint8).reshape(len(vectors), -1)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:

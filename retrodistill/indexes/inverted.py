@@ -191,7 +191,7 @@ def _build(
 ) -> InvertedIndex:
     _check_backend(settings)
     encoder, query_encoder, space = load_sides(documents, queries, SPARSE)
-    ids, vectors = collection.documents.ids, embed(encoder, collection.documents.texts, "document")
+    ids, vectors = collection.documents.ids, embed(encoder, collection.documents.column, "document")
     start = time.perf_counter()
     index = InvertedIndex.from_csr(ids, vectors, space, query_encoder, settings, name, documents=encoder)
     index.build_seconds = time.perf_counter() - start

@@ -91,7 +91,7 @@ def learn_index(
     if query_encoder.is_recorded:
         query_encoder.require(texts.texts, "query")
     ids = collection.documents.ids
-    vectors = np.ascontiguousarray(embed(encoder, collection.documents.texts, "document"))
+    vectors = np.ascontiguousarray(embed(encoder, collection.documents.column, "document"))
     check_finite(vectors, ids, encoder.name)
     query_vectors = np.ascontiguousarray(embed(query_encoder, texts.texts.texts, "query"))
     teach = None if teacher is None else _rescaled(teacher, query_vectors, vectors)

@@ -121,7 +121,7 @@ class MultiVectorIndex(Index):
     def _check_values(self, vectors: Tokens, ids: Sequence[str], what: str) -> None:
         check_tokens(vectors, ids, what)
 
-    def _encode_queries(self, texts: list[str], collection: Collection | None) -> Tokens:
+    def _encode_queries(self, texts: Sequence[str], collection: Collection | None) -> Tokens:
         check_queries(texts)  # those of a collection too: an empty query has no token vectors to compare
         tokens: Tokens = self._query_encoder().encode(texts, "query")
         return tokens

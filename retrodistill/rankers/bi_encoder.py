@@ -64,7 +64,7 @@ class BiEncoderRanker(Ranker):
 
     def corpus_scores(self, queries: Texts, collection: Collection) -> CorpusScores:
         """Inner products."""
-        documents = self._document_vectors(collection.documents.texts, collection)
+        documents = self._document_vectors(collection.documents.column, collection)
         return Products(self._query_vectors(queries.texts, collection), documents)
 
     def remaining(self, queries: Texts, collection: Collection, pairs: Run) -> Work:
@@ -92,7 +92,7 @@ class DenseRanker(BiEncoderRanker):
     def search(self, queries: Texts, collection: Collection, k: int) -> Run:
         """The k documents of highest inner product."""
         ids = collection.documents.ids
-        vectors = self._document_vectors(collection.documents.texts, collection)
+        vectors = self._document_vectors(collection.documents.column, collection)
         check_finite(vectors, ids, self.documents.name)
         rows, scores = exact_search(self._query_vectors(queries.texts, collection), vectors, k)
         return Run.from_matrix(queries.ids, ids, rows, scores, name=self.name)
@@ -132,7 +132,7 @@ class DenseRanker(BiEncoderRanker):
     def timed_stages(self, collection: Collection, k: int) -> Sequence[Stage]:
         """Encoding of queries, and exact search."""
         encoder = self.queries.bind(collection)
-        documents = self._document_vectors(collection.documents.texts, collection)
+        documents = self._document_vectors(collection.documents.column, collection)
         return lambda texts: encoder.encode(texts, "query"), lambda vectors: exact_search(vectors, documents, k)
 
     def bytes_per_document(self, collection: Collection) -> float | None:
@@ -159,7 +159,7 @@ class SparseRanker(BiEncoderRanker):
         return self._postings(collection).nbytes / len(collection.documents)
 
     def _postings(self, collection: Collection) -> Postings:
-        vectors = self._document_vectors(collection.documents.texts, collection)
+        vectors = self._document_vectors(collection.documents.column, collection)
         check_weights(vectors, collection.documents.ids, self.documents.name)
         return Postings.from_csr(vectors)
 

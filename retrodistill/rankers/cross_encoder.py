@@ -167,7 +167,7 @@ class ScoreStore(KeyedStore):
         Raises:
             UserError: The teacher gives a score that is not finite, or not one per pair.
         """
-        sizes = [len(query) + len(document) for query, document in zip(queries, documents, strict=True)]
+        sizes = np.array([len(query) + len(document) for query, document in zip(queries, documents, strict=True)])
         keys, computation = _pair_keys(queries, documents), Computation(score, task)
         self._fill(keys, sizes, lambda row: (queries[row], documents[row]), computation, f"scoring ({self.name})")
 

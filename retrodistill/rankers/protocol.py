@@ -171,7 +171,7 @@ def pair_texts(queries: Texts, collection: Collection, pairs: Run) -> tuple[list
 
 def _distinct(positions: np.ndarray, texts: Texts) -> tuple[np.ndarray, list[str]]:
     chosen, places = np.unique(positions, return_inverse=True)
-    return places, texts.select([texts.ids[position] for position in chosen]).texts
+    return places, [texts.texts[position] for position in chosen]
 
 
 def check_k(k: int, documents: int) -> None:
@@ -200,7 +200,7 @@ def as_queries(queries: Queries) -> Texts:
     return queries
 
 
-def check_queries(texts: list[str]) -> None:
+def check_queries(texts: Sequence[str]) -> None:
     """Reject empty queries; the error names the first."""
     empty = [row for row, text in enumerate(texts) if not text.strip()]
     if empty:

@@ -72,7 +72,7 @@ def index_seconds(job: Job, student: StudentSettings, encoder: Any) -> float:
             if is_stored:  # vectors are made from what training stores
                 seconds += _rate(lambda: encoder.model.tokenizer(repeated(job.collection, _ADDED).documents.texts))
             else:
-                seconds += seconds_to_embed(encoder, documents.texts, "document")[1] / len(documents)
+                seconds += seconds_to_embed(encoder, documents.column, "document")[1] / len(documents)
         kind = job.recipe.index.kind_for([encoder.kind])
         settings: Any = job.recipe.index.of(kind)
         if kind.name != "faiss":
@@ -108,7 +108,7 @@ def measuring_seconds(job: Job, systems: Sequence[tuple[StudentSettings, Any]]) 
         for student, model in systems:
             encoder = student.kind.wrap(model, f"{student.kind.name}:student", None)
             if not student.kind.can_search:
-                pairs = [(probe.texts[0], text) for text in few.documents.texts[:_TIMED]]
+                pairs = [(probe.texts[0], text) for text in few.documents.column[:_TIMED]]
                 answer = _rate(partial(encoder.score, pairs), len(pairs))
                 seconds += _measured(job, answer * job.recipe.evaluation.rerank, lexical)
                 continue
@@ -152,7 +152,7 @@ def _measured(job: Job, encode: float, search: float) -> float:
     return seconds
 
 
-def _encoding(job: Job, encoder: Any, texts: list[str]) -> float:
+def _encoding(job: Job, encoder: Any, texts: Sequence[str]) -> float:
     """Seconds to encode a query alone."""
     if encoder.is_recorded:
         return 0.0
@@ -164,7 +164,7 @@ def _throughput(job: Job, encoder: Any) -> float:
     """Seconds to measure the throughput of an encoder of documents."""
     if encoder.is_recorded or not job.recipe.evaluation.latency_queries:
         return 0.0
-    return seconds_to_embed(encoder, repeated(job.collection, _TIMED).documents.texts, "document")[1] * (
+    return seconds_to_embed(encoder, repeated(job.collection, _TIMED).documents.column, "document")[1] * (
         _THROUGHPUT / _TIMED
     )
 

@@ -91,7 +91,8 @@ def longest_in_batch(texts: Texts) -> float:
 def stored_vectors(encoder: Any, texts: int, tokens: float) -> float:
     """Bytes of stored vectors of texts, by the kind of encoder."""
     per_text = {"multi-vector": 2 * tokens * encoder.dimension, "sparse": _SPARSE}
-    return texts * per_text.get(encoder.kind, FLOAT * encoder.dimension)
+    number = 2 if encoder.encoding.store_precision == "float16" else FLOAT
+    return texts * per_text.get(encoder.kind, number * encoder.dimension)
 
 
 def candidates(stage: StageSettings, sources: int, documents: int) -> int:

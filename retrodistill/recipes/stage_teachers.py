@@ -19,7 +19,7 @@ from retrodistill.students.registry import kind_of
 from retrodistill.training.settings import CURRENT_STUDENT, StageSettings, TeacherSettings, is_student, parse_student
 from retrodistill.training.training_data import TrainingData
 
-StudentAfter = Callable[[str, int], Any]  # loads a student of the recipe as it is after so many of its stages
+StudentAfter = Callable[[str, int], Any]  # loads a student of the recipe as it is after that number of its stages
 
 
 @dataclass(frozen=True)

@@ -201,7 +201,7 @@ class _Training:
         manifest = replace(self._manifests[name, len(settings.stages)], about=record)
         saved = save_student(model, manifest, self._folders[name])
         if kind.is_dense:  # a hybrid's document vectors come from its stored dense halves
-            kind.store_documents(saved, self._data.collection.documents.texts)
+            kind.store_documents(saved, self._data.collection.documents.column)
 
     def _is_finished(self, name: str) -> bool:
         manifest = self._manifests[name, len(self._students[name].stages)]

@@ -237,7 +237,7 @@ def _index(job: Job, student: Distilled) -> Ranker:
     if made_from.matches(folder, MADE_FROM):
         return load_index(folder, student.encoder)
     if student.documents is student.encoder:
-        kind.store_documents(student.encoder, job.collection.documents.texts)
+        kind.store_documents(student.encoder, job.collection.documents.column)
     settings = options.of(options.kind_for([student.documents.kind]))
     index = build_index(job.collection, student.documents, student.encoder, name=student.name, settings=settings)
     index.save(folder)

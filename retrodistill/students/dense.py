@@ -115,7 +115,7 @@ def _fitted_texts(data: Any) -> list[str]:
 
 
 def spread(texts: Sequence[str], most: int) -> list[str]:
-    """At most so many texts, evenly spread."""
+    """At most `most` texts, evenly spread."""
     return [texts[row] for row in np.unique(np.linspace(0, len(texts) - 1, min(most, len(texts)), dtype=int))]
 
 

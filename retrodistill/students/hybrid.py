@@ -243,7 +243,7 @@ def train_hybrid(run: StageRun) -> History:
     if prepared.lists is None:
         raise UserError("a stage with train: lexical needs a list objective.")
     dense, texts = dense_half(student.model, student.name), prepared.texts.texts.texts
-    corpus = data.collection.documents.texts
+    corpus = data.collection.documents.column
     with main_first():
         queries, documents = embed(dense, texts, "query"), embed(dense, corpus, "document")
     bags = token_bags(student.model, corpus, student.prompt("document"))

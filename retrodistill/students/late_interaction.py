@@ -287,11 +287,11 @@ class StoredDocumentsRanker(Ranker):
 
     def pair_fn(self, collection: Collection) -> Callable[[str, np.ndarray], np.ndarray]:
         """Reads the query and compares it with stored documents."""
-        return StoredDocuments(self.student, collection.documents.texts).score
+        return StoredDocuments(self.student, collection.documents.column).score
 
     def bytes_per_document(self, collection: Collection) -> float | None:
         """Stored states, and where each document's begin."""
-        return StoredDocuments(self.student, collection.documents.texts).bytes_per_document
+        return StoredDocuments(self.student, collection.documents.column).bytes_per_document
 
     @property
     def queries_by(self) -> str:
@@ -349,7 +349,7 @@ def train_late_interaction(run: StageRun) -> History:
     with contextlib.ExitStack() as stack:
         if run.stage.train == "head":
             with main_first():
-                stack.enter_context(below_stored(run.student, run.data.collection.documents.texts))
+                stack.enter_context(below_stored(run.student, run.data.collection.documents.column))
         return train_pairs(run)
 
 

@@ -203,7 +203,7 @@ def train_multi_vector(run: StageRun) -> History:
     if run.stage.train != "head":
         return train_both(run, BothEncoders(TokenScorer()))
     with main_first():
-        documents = stored_states(run.student, run.data.collection.documents.texts, "document")
+        documents = stored_states(run.student, run.data.collection.documents.column, "document")
         queries = stored_states(run.student, run.prepared.texts.texts.texts, "query")
     return train_head(run, TokenHeadScorer(run.student, documents, queries))
 
@@ -211,7 +211,7 @@ def train_multi_vector(run: StageRun) -> History:
 def _search(
     student: MultiVectorModel, states: States, queries: Texts, corpus: Texts, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    return best_documents(student.encode(queries.texts, "query"), _blocks(student, states, corpus.texts), k)
+    return best_documents(student.encode(queries.texts, "query"), _blocks(student, states, corpus.column), k)
 
 
 def _blocks(student: MultiVectorModel, states: States, texts: Sequence[str]) -> Iterator[tuple[int, Tokens]]:
@@ -227,7 +227,7 @@ def _blocks(student: MultiVectorModel, states: States, texts: Sequence[str]) -> 
 
 
 def _start(settings: Any, data: Any) -> MultiVectorEncoder:
-    source, corpus = settings.model.partition(":")[2], data.collection.documents.texts
+    source, corpus = settings.model.partition(":")[2], data.collection.documents.column
     options = {name: getattr(settings, name) for name in ("dimension", "layers", "max_length", "expansion")}
     return _at_stage(multi_vector_student(source, corpus, **options), settings, 0)
 

@@ -141,7 +141,7 @@ def prett_student(
 
 def _start(settings: Any, data: Any) -> CrossEncoder:
     options = {name: getattr(settings, name) for name in ("join", "layers", "dimension", "max_length")}
-    return prett_student(settings.model.partition(":")[2], data.collection.documents.texts, seed=data.seed, **options)
+    return prett_student(settings.model.partition(":")[2], data.collection.documents.column, seed=data.seed, **options)
 
 
 KIND = replace(

@@ -75,7 +75,7 @@ def sparse_student(
     documents: list[Any] = list(base.children())
     if lexical_terms:
         encoder = SparseTextEncoder(base, "sparse:student")
-        average = token_ids(encoder, corpus.texts)[1].mean()
+        average = token_ids(encoder, corpus.column)[1].mean()
         terms = LexicalTerms(encoder.dimension, average, base.tokenizer.all_special_ids)
         for parameter in head_of(encoder).linear.parameters():  # the head finds the text's own tokens, too
             parameter.data.mul_(_SHARED)
@@ -134,7 +134,7 @@ def lexical_start(student: SparseTextEncoder, corpus: Texts) -> tuple[np.ndarray
     """
     transformer: Any = student.modules("document")[0]
     tokenizer = transformer.tokenizer
-    texts = spread(corpus.texts, _AT_MOST)
+    texts = spread(corpus.column, _AT_MOST)
     states = stored_states(student, texts, "document")
     counts = np.zeros(len(tokenizer), dtype=np.int64)
     width = states.vectors.shape[1]

@@ -152,7 +152,7 @@ class TermScorer(VectorScorer):
 
 
 def _train_head(run: StageRun, alarm: SparsityAlarm) -> History:
-    student, corpus = run.student, run.data.collection.documents.texts
+    student, corpus = run.student, run.data.collection.documents.column
     with main_first():
         states = stored_states(student, corpus, "document")
     scorer = TermHeadScorer(student, states, run.stage.regularizers, run.data.seed, corpus)
@@ -295,7 +295,7 @@ def _search(
     """Only documents that share a term with the query are in the results."""
     encoded: Any = student.encode(queries.texts, "query")
     used = np.unique(encoded.indices)
-    head = TermHead(student, states, corpus.texts)
+    head = TermHead(student, states, corpus.column)
     terms = torch.from_numpy(used).long().to(head.parameters[0].device)
     chosen = [parameter[terms] for parameter in head.parameters]
     weights = np.concatenate([head.weights(chosen, terms, block).cpu().numpy() for block in states.blocks()])

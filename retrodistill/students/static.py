@@ -73,7 +73,7 @@ def static_student(
     if initialize == "random":
         rows = np.random.default_rng(seed).standard_normal((tokens.get_vocab_size(), teacher.dimension))
     elif initialize == "fitted":
-        vectors = embed(teacher, corpus.texts, "document")
+        vectors = embed(teacher, corpus.column, "document")
         rows = fitted_rows(tokens, corpus, vectors, inverse_document_frequencies(tokens, corpus), seed)
     else:
         rows = _word_embeddings(teacher) if initialize == "words" else _token_embeddings(teacher, tokens)
@@ -172,7 +172,7 @@ def fitted_rows(
     ``vectors`` are (documents, d) float32 and ``frequencies`` (vocabulary,) inverse document frequencies in 0..1.
     """
     places = np.random.default_rng(seed).permutation(len(corpus))[:_FITTED]
-    texts = corpus.texts
+    texts = corpus.column
     shares = _shares(tokenizer, [texts[place] for place in places])
     targets = vectors[places].astype(np.float64)
     weighted = shares.multiply(frequencies**2).tocsr()

@@ -216,7 +216,7 @@ class StoredStatesRanker(Ranker):
     def search(self, queries: Texts, collection: Collection, k: int) -> Run:
         """The k documents of highest score of each query."""
         corpus = collection.documents
-        states = stored_states(self.student, corpus.texts, "document")
+        states = stored_states(self.student, corpus.column, "document")
         with torch.no_grad():
             rows, scores = self._search(self.student, states, queries, corpus, min(k, len(corpus)))
         return Run.from_matrix(queries.ids, corpus.ids, rows, scores, name=self.name)

@@ -160,7 +160,7 @@ def inverse_frequencies(module: TK, corpus: Sequence[str]) -> Tensor:
 
 
 def _start(settings: Any, data: Any) -> CrossEncoder:
-    source, corpus = settings.model.partition(":")[2], data.collection.documents.texts
+    source, corpus = settings.model.partition(":")[2], data.collection.documents.column
     dimension, length = settings.dimension, settings.max_length
     return tk_student(source, corpus, layers=settings.layers or 2, dimension=dimension, max_length=length)
 

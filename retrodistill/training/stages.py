@@ -60,7 +60,7 @@ def train_both(run: StageRun, both: BothEncoders) -> History:
 
     loss = both.loss_of(make)
     monitor = _monitor(run, both, drawn.of_texts(prepared.held_out, times=1))
-    columns = columns_of(groups, prepared.texts.texts.texts, data.collection.documents.texts)
+    columns = columns_of(groups, prepared.texts.texts.texts, data.collection.documents.column)
     return fit(run, loss, columns, groups.text_rows, range(len(groups)), monitor)
 
 
@@ -120,7 +120,7 @@ def _monitor(run: StageRun, both: BothEncoders, held_out: Lists) -> RankMonitor 
         return None
     student, prepared, scorer = run.student, run.prepared, both.scorer
     groups = held_out.of_texts(held_out.text_rows[:_MONITORED], times=1)
-    texts, documents = prepared.texts.texts.texts, run.data.collection.documents.texts
+    texts, documents = prepared.texts.texts.texts, run.data.collection.documents.column
     columns = list(columns_of(groups, texts, documents).values())
     batch = groups.batch(np.arange(len(groups)), student.model.device)
     teacher = np.where(groups.mask, groups.scores, -np.inf)
@@ -136,6 +136,5 @@ def _monitor(run: StageRun, both: BothEncoders, held_out: Lists) -> RankMonitor 
     watch = None
     if both.watch is not None:
         queries = [texts[row] for row in prepared.held_out]
-        documents = sorted({text for column in columns[1:3] for text in column if text})
-        watch = both.watch(queries, documents, ranked)
+        watch = both.watch(queries, sorted({text for column in columns[1:3] for text in column if text}), ranked)
     return RankMonitor(scores, ranked, watch)

@@ -18,7 +18,7 @@ import numpy as np
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import is_disk_error, make_folder
-from retrodistill.core.runtime import bar, is_main, keep_freed_memory, log, processes
+from retrodistill.core.runtime import bar, is_main, keep_freed_memory, log, processes, release_freed_memory
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.encoders.precision import fastest_precision
@@ -115,6 +115,7 @@ def train(
     from transformers import PrinterCallback, ProgressCallback
 
     make_folder(folder)
+    release_freed_memory()  # that of making the model and the lists
     keep_freed_memory()
     trainer_class, arguments_class = _trainer_of(model)
     history = History()

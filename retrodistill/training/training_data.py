@@ -44,7 +44,7 @@ class StudentSnapshot:
         """(corpus, d) vectors of a dense student's documents."""
         if not self.kind.is_dense:
             raise UserError(f"{self.student.name} has no dense vectors.")
-        documents, texts = self.stored, collection.documents.texts
+        documents, texts = self.stored, collection.documents.column
         if documents is None:
             if self.space is None:
                 self.kind.store_documents(self.student, texts)

@@ -47,6 +47,15 @@ class TestMapping:
     def test_slices_as_a_list_does(self, start, stop):
         assert chunked(PAIRS, 3).slice(start, stop) == [text for _, text in PAIRS][start:stop]
 
+    def test_the_column_of_texts_is_a_sequence_of_strings(self):
+        table = pa.table({"id": ["a", "b", "c"], "text": pa.chunked_array([["x", "y"], ["z"]])})
+        column = Texts(table).column
+        assert list(column) == column == ["x", "y", "z"] == column[:]
+        assert (column[-1], column[np.int64(1)], column[1:], column[::-1]) == ("z", "y", ["y", "z"], ["z", "y", "x"])
+        assert column not in (["x", "y"], "xyz")
+        with pytest.raises(IndexError):
+            column[3]
+
     def test_an_empty_one_is_usable(self):
         empty = Texts.from_pairs([])
         assert (len(empty), empty.ids, empty.slice(0, 5), empty.positions(["a"]).tolist()) == (0, [], [], [-1])

@@ -4,6 +4,7 @@ import pytest
 from retrodistill.core.errors import UserError
 from retrodistill.encoders import load_encoder, precision
 from retrodistill.encoders.contract import EncodingSettings, current_encoding, encode_with
+from retrodistill.encoders.embeddings import embed, store_of
 from retrodistill.rankers import load_ranker
 from retrodistill.recipes import load_recipe
 
@@ -39,6 +40,42 @@ class TestPrecision:
             fast = load_ranker(f"cross-encoder:{tiny_cross_encoder}")
         assert plain.fingerprint(tiny) != fast.fingerprint(tiny)
         assert (plain.encoding.batch_size, fast.encoding.batch_size) == ("auto", 2)
+
+
+class TestFloat16Stores:
+    @pytest.fixture
+    def halved(self, tiny_model):
+        with encode_with(store_precision="float16"):
+            return load_encoder(f"dense:{tiny_model}")
+
+    def test_stored_vectors_are_rounded_and_take_half_the_bytes(self, tiny_model, halved, tmp_path):
+        plain = load_encoder(f"dense:{tiny_model}")
+        exact, rounded = (embed(one, TEXTS, "document", tmp_path) for one in (plain, halved))
+        assert rounded.dtype == np.float32
+        assert np.array_equal(rounded, exact.astype(np.float16).astype(np.float32))
+        assert not np.array_equal(rounded, exact)
+        columns = [store_of(one, "document", tmp_path)._store.parts()[0]["vector"] for one in (plain, halved)]
+        assert columns[0].nbytes == 2 * columns[1].nbytes
+        assert np.array_equal(embed(halved, TEXTS[::-1], "document", tmp_path), rounded[::-1])  # from the store
+
+    def test_stores_are_apart_in_one_space(self, tiny_model, halved):
+        plain = load_encoder(f"dense:{tiny_model}")
+        with encode_with(precision="bfloat16", store_precision="float16"):
+            both = load_encoder(f"dense:{tiny_model}")
+        assert len({one.fingerprint("document") for one in (plain, halved, both)}) == 3
+        assert plain.document_space == halved.document_space
+
+    def test_token_vectors_are_float16_anyway(self, tiny_multi):
+        with encode_with(store_precision="float16"):
+            same = load_encoder(tiny_multi.model)
+        assert same.kind == "multi-vector"
+        assert same.fingerprint("document") == tiny_multi.fingerprint("document")
+
+    def test_numbers_beyond_float16_are_rejected(self, halved, tmp_path):
+        store, size = store_of(halved, "document", tmp_path), halved.dimension
+        with pytest.raises(UserError, match=r"vectors by dense:.* hold numbers that float16 cannot hold"):
+            store.put(["huge"], np.full((1, size), 7e4, dtype=np.float32))
+        assert store.missing(["huge"]) == ["huge"]
 
 
 class TestAuto:

@@ -147,5 +147,5 @@ class TestRefusals:
 def test_numbers_beyond_float16_are_refused():
     codec = fitted("float16")
     assert codec.decode(codec.encode(np.full((1, 16), -65504, dtype=np.float32))).min() == -65504
-    with pytest.raises(UserError, match=r"above those of float16 \(65,504\); use codec 'float32'"):
+    with pytest.raises(UserError, match=r"that float16 cannot hold \(beyond 65,504\); use float32"):
         codec.encode(np.full((1, 16), -7e4, dtype=np.float32))
