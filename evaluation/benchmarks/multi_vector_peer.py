@@ -28,7 +28,7 @@ from retrodistill.indexes.muvera import MuveraSettings
 K = 10
 SEARCHES = ((8, 4096), (8, 200), (32, 4096))  # lists to probe, documents to score in full; the first is the default
 MUVERA = {"repetitions": 20, "k_sim": 4, "d_proj": 16}
-CODECS = {"float16": {"codec": "float16"}, "4 bits": {"codec": "residual", "bits": 4}}
+CODECS = {"float32": {"codec": "float32"}, "float16": {"codec": "float16"}, "4 bits": {"codec": "residual", "bits": 4}}
 CANDIDATES = (None, 100, 200, 500)  # of MUVERA; None for exact search
 
 
@@ -38,6 +38,7 @@ def main() -> None:
     options.add_argument("--documents", type=int, default=2000)
     options.add_argument("--queries", type=int, default=50)
     options.add_argument("--bits", type=int, default=4, help="of fast-plaid's codes (default 4)")
+    options.add_argument("--exact", action="store_true", help="leave out our indexes with MUVERA and residual codes")
     options.add_argument("--folder", type=Path, default=Path("out/fast-plaid"), help="for fast-plaid's indexes")
     options.add_argument("--vectors", type=Path, help="vectors of evaluation/multi_vector/measure.py to use instead")
     given = options.parse_args()
@@ -48,7 +49,7 @@ def main() -> None:
     else:
         documents, queries = made(given.documents, given.queries)
     exact = numpy_best(documents, queries)
-    ours = {name: index_of(documents, settings) for name, settings in systems().items()}
+    ours = {name: index_of(documents, settings) for name, settings in systems(given.exact).items()}
     with Child(Path(__file__).with_name("peers.py")) as peers:
         source = given.vectors.resolve().name if given.vectors else "made"
         folder = given.folder / f"{source}-{len(documents)}-{given.bits}-bits"
@@ -75,11 +76,13 @@ def main() -> None:
                 race.add(f"{case}, {len(documents):,} documents", peer, seconds[place], seconds[best], agreement, work)
 
 
-def systems() -> dict[str, MultiVectorSettings]:
-    """Our indexes by name."""
+def systems(exact: bool) -> dict[str, MultiVectorSettings]:
+    """Our indexes by name, or those that find what exact MaxSim finds."""
     made = {}
     for codec, settings in CODECS.items():
-        for number in CANDIDATES:
+        if exact and settings["codec"] == "residual":
+            continue
+        for number in (None,) if exact else CANDIDATES:
             muvera = None if number is None else MuveraSettings(candidates=number, **MUVERA)
             name = f"{codec}, {'all documents' if number is None else f'MUVERA, {number} candidates'}"
             made[name] = MultiVectorSettings(**settings, muvera=muvera)
