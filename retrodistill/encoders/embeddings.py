@@ -172,7 +172,7 @@ class TextStore(KeyedStore):
     def _part(self, texts: Sequence[str], vectors: Any) -> pa.Table:
         return pa.table({"key": pa.array(text_keys(texts)), **self._columns(vectors)})
 
-    def _rows(self, texts: Sequence[str]) -> np.ndarray:
+    def rows(self, texts: Sequence[str]) -> np.ndarray:
         """(n,) int64 row of each text in the whole store."""
         rows = self._index.find(text_keys(texts))
         if (rows < 0).any():
@@ -199,8 +199,11 @@ class EmbeddingStore(TextStore):
 
     def gather(self, texts: Sequence[str]) -> np.ndarray:
         """(n, dimension) float32."""
-        rows = self._rows(texts)
-        vectors = np.empty((len(texts), self.encoder.dimension), dtype=np.float32)
+        return self.read(self.rows(texts))
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """(n, dimension) float32 vectors at (n,) rows of the store."""
+        vectors = np.empty((len(rows), self.encoder.dimension), dtype=np.float32)
         part = np.searchsorted(self._starts, rows, side="right") - 1
         order = np.argsort(part, kind="stable")  # a corpus has thousands of parts: each looks at its own rows only
         bounds = np.searchsorted(part, np.arange(len(self._blocks) + 1), sorter=order)
@@ -228,7 +231,7 @@ class SparseStore(TextStore):
 
     def gather(self, texts: Sequence[str]) -> csr_array:
         """(n, vocabulary) float32."""
-        return self._vectors[self._rows(texts)]
+        return self._vectors[self.rows(texts)]
 
     def _columns(self, vectors: csr_array) -> dict[str, pa.Array]:
         bounds = pa.array(vectors.indptr.astype(np.int32))
@@ -254,7 +257,7 @@ class TokenVectors(TextStore):
 
     def gather(self, texts: Sequence[str]) -> Tokens:
         """Token vectors, as float32."""
-        rows = self._rows(texts)
+        rows = self.rows(texts)
         blocks = np.searchsorted(self._starts, rows, side="right") - 1
         arrays = []
         for block, row in zip(blocks.tolist(), (rows - self._starts[blocks]).tolist(), strict=True):
@@ -310,12 +313,13 @@ class TextVectors:
         if encoder.needs_store(role):
             self._store = store_of(encoder, role, root)
             self._store.fill(self._texts)
+            self._rows = self._store.rows(self._texts)
 
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        if self._store is not None:
+            return self._store.read(self._rows[rows])
         texts = self._texts[rows] if isinstance(rows, slice) else [self._texts[row] for row in rows]
-        if self._store is None:
-            return self._encoder.encode(texts, self._role, batch_size=_UNSTORED_BATCH)
-        return self._store.gather(texts)
+        return self._encoder.encode(texts, self._role, batch_size=_UNSTORED_BATCH)
 
 
 def seconds_to_embed(

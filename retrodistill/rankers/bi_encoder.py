@@ -14,7 +14,7 @@ from retrodistill.core.runtime import bar
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import EmbeddingSpace, TextModel
-from retrodistill.encoders.embeddings import TokenVectors, embed, seconds_to_embed, store_of
+from retrodistill.encoders.embeddings import TextVectors, TokenVectors, embed, seconds_to_embed, store_of
 from retrodistill.encoders.multi_vector import Tokens, best_documents, maxsim
 from retrodistill.encoders.vectors import check_finite, exact_search, join_best, pair_products
 from retrodistill.rankers.corpus import CorpusScores, Products
@@ -64,7 +64,10 @@ class BiEncoderRanker(Ranker):
 
     def corpus_scores(self, queries: Texts, collection: Collection) -> CorpusScores:
         """Inner products."""
-        documents = self._document_vectors(collection.documents.column, collection)
+        if self.holds(collection):
+            documents = self._document_vectors(collection.documents.column, collection)
+        else:
+            documents = TextVectors(self.documents.bind(collection), collection.documents, "document", self.root)
         return Products(self._query_vectors(queries.texts, collection), documents)
 
     def remaining(self, queries: Texts, collection: Collection, pairs: Run) -> Work:

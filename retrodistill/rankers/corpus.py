@@ -39,7 +39,10 @@ class CorpusScores(ABC):
 
 
 class Products(CorpusScores):
-    """Inner products of (q, d) queries and (n, d) documents, both dense or both CSR."""
+    """Inner products of (q, d) queries and (n, d) documents, both dense or both CSR.
+
+    Documents may be `Vectors` that are read by row; then all of them cannot be asked for at once.
+    """
 
     def __init__(self, queries: Any, documents: Any) -> None:
         self.queries, self.documents = queries, documents

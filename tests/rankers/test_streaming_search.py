@@ -5,9 +5,10 @@ from retrodistill.api import evaluate
 from retrodistill.core.errors import UserError
 from retrodistill.data import Collection, Texts
 from retrodistill.encoders import load_encoder
-from retrodistill.encoders.embeddings import EmbeddingStore
-from retrodistill.rankers import bi_encoder
+from retrodistill.encoders.embeddings import EmbeddingStore, TextVectors
+from retrodistill.rankers import bi_encoder, load_ranker
 from retrodistill.rankers.bi_encoder import DenseRanker
+from retrodistill.rankers.ensemble import Ensemble
 
 
 @pytest.fixture(params=["dense", "static"])
@@ -66,6 +67,23 @@ class TestStreaming:
         monkeypatch.setattr(Texts, "texts", every)
         retriever.stream(queries, tiny, 5)
         assert sizes == [7] * 8 + [4]
+
+    def test_scores_of_any_document_are_read_by_row(self, tiny, tiny_model, monkeypatch):
+        ranker, queries = DenseRanker(load_encoder(f"dense:{tiny_model}")), tiny.split("test")
+        wanted = ranker.corpus_scores(queries, tiny)
+        monkeypatch.setattr(bi_encoder, "HELD", 0)
+        scores, rows, documents = ranker.corpus_scores(queries, tiny), np.array([3, 0]), np.array([50, 2, 7])
+        assert isinstance(scores.documents, TextVectors)
+        np.testing.assert_array_equal(scores.of(rows, documents), wanted.of(rows, documents))
+        np.testing.assert_array_equal(scores.pairs(rows, documents[:2]), wanted.pairs(rows, documents[:2]))
+
+    def test_an_ensemble_streams_its_members(self, tiny, tiny_model, monkeypatch):
+        ensemble = Ensemble([load_ranker("bm25"), DenseRanker(load_encoder(f"dense:{tiny_model}"))])
+        wanted = ensemble.search(tiny.split("test"), tiny, 5).to_dict()
+        monkeypatch.setattr(bi_encoder, "HELD", 0)
+        monkeypatch.setattr(DenseRanker, "search", lambda *_: pytest.fail("held the whole corpus"))
+        for query, scores in ensemble.search(tiny.split("test"), tiny, 5).to_dict().items():
+            assert scores == pytest.approx(wanted[query], abs=1e-5)
 
     def test_stored_vectors_are_used_and_others_not_stored(self, tiny, tiny_model, blocks):
         encoder = load_encoder(f"dense:{tiny_model}")
