@@ -10,8 +10,8 @@ query of another split (Jaccard of at least .6) are left out. These are known-it
 are strong: differences mean more than absolute figures.
 
 Each recipe runs as it is, with the changes of `CHANGES`, in a process of its own. Its peak memory includes the pages of
-the files that it maps. All recipes share a cache, so the first one embeds the documents for all. Results go to
-``debian.json`` and ``debian.md`` in --out. A recipe that is in the JSON file is not run again.
+the files and libraries that it maps. All recipes share a cache, so the first one embeds the documents for all. Results
+go to ``debian.json`` and ``debian.md`` in --out. A recipe that is in the JSON file is not run again.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def main() -> None:
         changes = [f"collection={corpus}", _EVALUATION, *CHANGES[recipe]]
         command = [sys.executable, "-m", "retrodistill", "run", recipe, *changes, "--out", str(job)]
         environment = os.environ | {"RETRODISTILL_CACHE": str(options.work.resolve() / "cache")}
-        taken = run_process(command, environment, options.threads, options.work / f"{recipe}.log")
+        taken = run_process(command, environment, options.work / f"{recipe}.log", threads=options.threads)
         told = read_json(job / "results.json")
         systems = [{name: system.get(name) for name in _KEPT} for system in told["systems"]]
         results = stored(file)  # again: several recipes may run side by side
@@ -111,7 +111,8 @@ def table(results: dict[str, Any]) -> str:
     others.pop("exact", None)  # distill-vq's name for the teacher
     lines += [_row("", system, "", ["", "", ""]) for system in others.values()]
     for recipe, run in runs.items():
-        costs = [f"{run['seconds']:,.0f} s", f"{run['processor_seconds']:,.0f} s", f"{run['peak_bytes'] / 1e9:.1f} GB"]
+        costs = [f"{run[time]:,.0f} s" for time in ("seconds", "processor_seconds")]
+        costs.append(f"{run['resident_bytes'] / 1e9:.1f} GB")
         own = [system for system in run["systems"] if system["role"] not in _OTHERS]
         for number, system in enumerate(own):
             name, steps = system["name"], run["steps"]

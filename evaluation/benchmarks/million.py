@@ -3,9 +3,10 @@
     python evaluation/benchmarks/million.py [--documents 10000 100000 1000000] [--work FOLDER]
 
 For each size it makes a collection (made_corpus.py) and runs each step in a process of its own: load, BM25, encoding,
-mining, recipes and evaluation. A step's peak memory is the process's, with the pages of memory-mapped files that it
-touched. Growth is the exponent of the least-squares fit of log(processor seconds) on log(documents); the start of a
-process makes it smaller. At most 1.1 is wanted.
+mining, recipes and evaluation. A step's peak memory is that of the process itself, and in brackets with the pages of
+files and libraries that it maps, which the system drops before it runs out of memory. Growth is the exponent of the
+least-squares fit of log(processor seconds) on log(documents); the start of a process makes it smaller. At most 1.1 is
+wanted.
 
 All sizes use a small stand-in for the document encoder, since MiniLM would take hours for a million documents on two
 cores: one transformer layer of 64 dimensions over the principal components of MiniLM's word embeddings. Its vectors
@@ -256,7 +257,7 @@ def measured(step: str, documents: int, options: argparse.Namespace) -> dict[str
     command += ["--texts", str(options.texts), "--work", str(options.work)]
     environment = os.environ | {"RETRODISTILL_CACHE": str(folder / "cache")}
     folder.mkdir(parents=True, exist_ok=True)
-    taken = run_process(command, environment, options.threads, folder / f"{step}.log")
+    taken = run_process(command, environment, folder / f"{step}.log", threads=options.threads)
     return taken | {"new_bytes": disk(folder) - before, "result": read_json(folder / f"{step}.json")}
 
 
@@ -267,7 +268,7 @@ def table(results: dict[str, Any]) -> str:
     lines = [
         f"{settings['texts']:,} training texts. {hardware['processor']}, {hardware['cores']} cores, "
         f"{hardware['memory_gib']} GiB; {settings['threads']} threads. Each cell: seconds (processor seconds), peak "
-        "memory, new bytes on disk.",
+        "memory (with mapped files), new bytes on disk.",
         "",
         "| step | " + " | ".join(f"{size:,} documents" for size in sizes) + " | growth |",
         "|---|" + "---:|" * (len(sizes) + 1),
@@ -282,8 +283,10 @@ def table(results: dict[str, Any]) -> str:
 
 
 def _cell(step: dict[str, Any]) -> str:
-    gigabytes = (step[name] / 1e9 for name in ("peak_bytes", "new_bytes"))
-    return "{:,.0f} s ({:,.0f}), {:.1f} GB, {:.1f} GB".format(step["seconds"], step["processor_seconds"], *gigabytes)
+    own = f"{step['peak_bytes'] / 1e9:.1f}" if "peak_bytes" in step else "–"
+    files, new = step["resident_bytes"] / 1e9, step["new_bytes"] / 1e9
+    time_taken = f"{step['seconds']:,.0f} s ({step['processor_seconds']:,.0f})"
+    return f"{time_taken}, {own} ({files:.1f}) GB, {new:.1f} GB"
 
 
 def _growth(points: list[tuple[int, float]]) -> str:

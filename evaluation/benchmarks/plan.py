@@ -21,7 +21,9 @@ from collections import defaultdict
 from pathlib import Path
 
 import psutil
+from racing import run_process
 
+from retrodistill.core.files import read_json
 from retrodistill.core.manifest import hardware
 from retrodistill.recipes.resources import readable_bytes
 
@@ -51,7 +53,8 @@ def main() -> None:
 
 def compare(recipe: str, overrides: list[str], folder: Path) -> None:
     """Plan and run a recipe in a folder, which gets the cache, too, and print a table."""
-    out, cache = folder / "out", folder / "cache"
+    out, cache, printed = folder / "out", folder / "cache", folder / "printed.json"
+    folder.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "retrodistill", "run", recipe, *overrides, "--out", str(out), "--json"]
     environment = {**os.environ, "RETRODISTILL_CACHE": str(cache)}
     started = time.perf_counter()
@@ -59,13 +62,12 @@ def compare(recipe: str, overrides: list[str], folder: Path) -> None:
     planning, plan = time.perf_counter() - started, json.loads(text)
     load = psutil.getloadavg()[0]
     before = size(cache)
-    started = time.perf_counter()
-    text, peak, resident = run(command, environment)
+    taken = run_process(command, environment, printed, errors=subprocess.DEVNULL)
     actual: dict[str, float] = defaultdict(float)
-    for step, seconds in json.loads(text)["seconds"].items():
+    for step, seconds in read_json(printed)["seconds"].items():
         if step.split()[0] in PHASES:
             actual[PHASES[step.split()[0]]] += seconds
-    wall = time.perf_counter() - started
+    wall = taken["seconds"]
     actual["evaluate"] += wall - sum(actual.values())  # reports, too
     planned: dict[str, float] = defaultdict(float)
     for step in plan["steps"]:
@@ -79,32 +81,12 @@ def compare(recipe: str, overrides: list[str], folder: Path) -> None:
     for phase in dict.fromkeys([*planned, *actual]):
         row(phase, f"{planned[phase]:.1f} s", f"{actual[phase]:.1f} s", planned[phase], actual[phase])
     row("total", f"{total['seconds']:.1f} s", f"{wall:.1f} s", total["seconds"], wall)
-    measured = {"memory": (total["memory_bytes"], peak), "output folder": (total["out_bytes"], size(out))}
+    measured = {"memory": (total["memory_bytes"], taken["peak_bytes"])}
+    measured["output folder"] = (total["out_bytes"], size(out))
     measured["cache"] = (total["cache_bytes"], size(cache) - before)
     for name, (expected, found) in measured.items():
         row(name, readable_bytes(expected), readable_bytes(found), expected, found)
-    print(f"\nWith the pages of mapped files, memory was {readable_bytes(resident)}.")
-
-
-def run(command: list[str], environment: dict[str, str]) -> tuple[str, int, int]:
-    """Output of a command, and the highest memory of its process in bytes, looked at ten times a second.
-
-    First without, then with the pages of mapped files and libraries.
-    """
-    peak, resident = 0, 0
-    with tempfile.TemporaryFile("w+") as output:
-        process = psutil.Popen(command, env=environment, stdout=output, stderr=subprocess.DEVNULL)
-        while process.poll() is None:
-            try:
-                memory = process.memory_info()
-                peak, resident = max(peak, memory.rss - memory.shared), max(resident, memory.rss)
-            except psutil.Error:
-                break
-            time.sleep(0.1)
-        if process.wait():
-            raise SystemExit(f"the run failed: {' '.join(command)}")
-        output.seek(0)
-        return output.read(), peak, resident
+    print(f"\nWith the pages of mapped files, memory was {readable_bytes(taken['resident_bytes'])}.")
 
 
 def size(folder: Path) -> int:

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -55,24 +57,45 @@ def timed(call: Callable[..., Any], *arguments: Any, **options: Any) -> Timed:
 
 
 def run_process(
-    command: Sequence[str], environment: Mapping[str, str], threads: int, log: Path
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    log: Path,
+    *,
+    threads: int | None = None,
+    errors: int = subprocess.STDOUT,
 ) -> dict[str, float | int]:
-    """Run a command with that many threads: its seconds, processor seconds, and peak memory in bytes.
+    """Run a command: its seconds, processor seconds, and the highest memory of its process, every 0.1 seconds.
 
-    Peak memory is the process's, with the pages of files that it mapped and touched.
+    Memory is in bytes: ``peak_bytes`` is its own; ``resident_bytes`` adds the pages of files and libraries that it
+    maps, which the system drops before it runs out of memory. A page that is mapped twice counts twice.
+
+    Args:
+        command: The program and its arguments.
+        environment: All environment variables.
+        log: File for its output.
+        threads: Threads of every library; by default, as the environment says.
+        errors: Where its standard error goes, as of `subprocess.Popen`.
     """
-    start = time.perf_counter()
-    with log.open("w") as file:
+    import psutil  # not in the environment of the peers
+
+    if threads is not None:
         environment = {**environment, **dict.fromkeys(_THREADS, str(threads))}
-        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
-        _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
+    start, before, peak, resident = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN), 0, 0
+    with log.open("w") as file:
+        process = psutil.Popen(command, env=environment, stdout=file, stderr=errors)
+        while process.poll() is None:
+            with contextlib.suppress(psutil.Error):  # it may have ended meanwhile
+                memory = process.memory_info()
+                peak, resident = max(peak, memory.rss - memory.shared), max(resident, memory.rss)
+            time.sleep(0.1)
+    if process.wait():
         raise SystemExit(f"{' '.join(command)} failed; see {log}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
         "seconds": round(time.perf_counter() - start, 2),
-        "processor_seconds": round(usage.ru_utime + usage.ru_stime, 2),
-        "peak_bytes": usage.ru_maxrss * 1024,
+        "processor_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2),
+        "peak_bytes": peak,
+        "resident_bytes": resident,
     }
 
 
