@@ -58,7 +58,17 @@ CHANGES = {  # fewer training texts where a step encodes documents, which takes 
 }
 _KEPT = ("name", "role", "ndcg@10", "recall@100", "bytes_per_document")
 _OTHERS = ("baseline", "teacher")  # roles of systems that recipes are compared with
-_HEAD = ("recipe", "system", "nDCG@10", "recall@100", "training", "whole run", "processor time", "peak memory")
+_HEAD = (
+    "recipe",
+    "system",
+    "nDCG@10",
+    "recall@100",
+    "bytes/document",
+    "training",
+    "whole run",
+    "processor time",
+    "peak memory",
+)
 
 
 def main() -> None:
@@ -105,7 +115,7 @@ def table(results: dict[str, Any]) -> str:
         f"{about['processor']}, {about['cores']} cores, {about['memory_gib']} GiB; {about['threads']} threads.",
         "",
         f"| {' | '.join(_HEAD)} |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     others = {one["name"]: one for run in runs.values() for one in run["systems"] if one["role"] in _OTHERS}
     others.pop("exact", None)  # distill-vq's name for the teacher
@@ -124,7 +134,8 @@ def table(results: dict[str, Any]) -> str:
 
 def _row(recipe: str, system: dict[str, Any], trained: str, costs: list[str]) -> str:
     quality = [f"{system[measure]:.4f}" for measure in ("ndcg@10", "recall@100")]
-    return f"| {' | '.join([recipe, system['name'], *quality, trained, *costs])} |"
+    size = "" if system["bytes_per_document"] is None else f"{system['bytes_per_document']:,.0f}"
+    return f"| {' | '.join([recipe, system['name'], *quality, size, trained, *costs])} |"
 
 
 def write_collection(folder: Path) -> None:
