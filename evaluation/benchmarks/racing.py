@@ -64,7 +64,7 @@ def run_process(
     threads: int | None = None,
     errors: int = subprocess.STDOUT,
 ) -> dict[str, float | int]:
-    """Run a command: its seconds, processor seconds, and the highest memory of its process, every 0.1 seconds.
+    """Run a command; return its seconds, processor seconds, and peak memory, sampled every 0.1 seconds.
 
     Memory is in bytes: ``peak_bytes`` is its own; ``resident_bytes`` adds the pages of files and libraries that it
     maps, which the system drops before it runs out of memory. A page that is mapped twice counts twice.

@@ -83,7 +83,7 @@ class Texts(Mapping[str, str]):
 
     @cached_property
     def column(self) -> TextColumn:
-        """All texts, in order, as a sequence that makes Python strings of those that are asked for."""
+        """All texts, in order, as a sequence that converts them to Python strings on access."""
         return TextColumn(self.table["text"])
 
     @cached_property
@@ -108,8 +108,7 @@ class Texts(Mapping[str, str]):
 
     def slice(self, start: int, stop: int) -> list[str]:
         """The texts of rows start to stop (exclusive), as in a Python slice."""
-        start, stop, _ = slice(start, stop).indices(len(self))
-        return self.table["text"].slice(start, max(0, stop - start)).to_pylist()
+        return self.column[start:stop]
 
     def select(self, ids: Sequence[str]) -> Texts:
         """The texts of `ids`, in that order.
@@ -144,7 +143,7 @@ class Texts(Mapping[str, str]):
 
 
 class TextColumn(Sequence[str]):
-    """The texts of an Arrow column by row, as Python strings while they are used."""
+    """The texts of an Arrow column by row, converted to Python strings on access."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
         self._column = column
