@@ -6,12 +6,14 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from retrodistill.core.errors import UserError
 from retrodistill.core.files import check_replaceable, exclusive, read_json
 from retrodistill.core.runtime import is_main, log
 from retrodistill.core.settings import validated
 from retrodistill.data import Collection, load_collection
+from retrodistill.data.leaks import LeakRule, excluded_queries
 from retrodistill.encoders import Encoder, load_encoder
 from retrodistill.encoders.any_encoder import DENSE
 from retrodistill.encoders.contract import STUDENT_MANIFEST
@@ -64,10 +66,11 @@ def distill(
             fits the kind, or a mapping. Ignored if the student has stages.
         document_encoder: The dense model whose document vectors the student's queries search.
         training: How long and how fast to train, as `retrodistill.training.settings.TrainingSettings`; keys missing
-            from a mapping get defaults that suit the kind of student. A mapping may have two more keys:
+            from a mapping get defaults that suit the kind of student. A mapping may have three more keys:
 
             - ``queries``: the split to train on. The default, ``auto``, uses train, or else the queries that are in no
               split. Test queries are always left out. A recorded run only teaches queries that it has rows for.
+            - ``leaks``: what counts as a test query, as in `ExcludedQueries`: ``near`` (the default) or ``exact``.
             - ``train``: ``query_encoder``: documents stay as they are; ``both_encoders``: the student encodes its own
               documents; ``head``: only what follows a transformer learns, from its stored states. The default is
               ``query_encoder`` for static and dense students, ``head`` for multi-vector, prett and tk students and
@@ -83,18 +86,20 @@ def distill(
     """
     objectives = [objective] if isinstance(objective, (str, Mapping)) else list(objective)
     given = training.model_dump() if isinstance(training, TrainingSettings) else dict(training or {})
-    queries = given.pop("queries", "auto")
+    queries, leaks = given.pop("queries", "auto"), given.pop("leaks", "near")
+    if leaks not in get_args(LeakRule):
+        raise UserError(f"leaks={leaks!r}: give near or exact.")
     settings = validated(StudentSettings, complete_student(student, objectives, given), "distill")
     folder = check_replaceable(out, STUDENT_MANIFEST)
     corpus, teacher = load_collection(collection), load_ranker(target)
-    test = corpus.split("test") if "test" in corpus.split_sizes else None
-    train, warning = training_queries(corpus, queries, test)
+    excluded = excluded_queries(corpus, leaks)
+    train, warning = training_queries(corpus, queries, excluded)
     if warning:
         log(warning)
     check_teacher(teacher, corpus, train, settings.stages)
     work = folder.with_name(f".{folder.name}.work")  # of its own, since other students may be training next to it
     space = load_encoder(document_encoder, DENSE).bind(corpus)
-    data = TrainingData(corpus, train, teacher, space, work, seed, excluded_queries=test)
+    data = TrainingData(corpus, train, teacher, space, work, seed, excluded=excluded)
     with exclusive(work / ".lock"):
         trained = train_student(folder.name, settings, data, folder)
         if is_main():

@@ -20,6 +20,7 @@ from drawing import draw, table
 
 from retrodistill.data import load_collection
 from retrodistill.data.collection import Collection
+from retrodistill.data.leaks import ExcludedQueries
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.embeddings import embed
 from retrodistill.evaluation.measures import evaluate_run, means
@@ -48,8 +49,9 @@ class Bench:
         self.collection: Collection = load_collection(folder)
         self.name = self.collection.name
         encoder, test = load_encoder(model), self.collection.split("test")
-        asked, _ = training_queries(self.collection, "auto", test)
-        texts = training_texts(self.collection, asked, excluded_queries=test)
+        excluded = ExcludedQueries(test)
+        asked, _ = training_queries(self.collection, "auto", excluded)
+        texts = training_texts(self.collection, asked, excluded=excluded)
         self.sources = texts.sources
         self.documents = embed(encoder, self.collection.documents.texts, "document")
         self.asked = embed(encoder, texts.texts.texts, "query")

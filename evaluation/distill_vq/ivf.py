@@ -19,6 +19,7 @@ import numpy as np
 from curve import HERE, keep, read
 
 from retrodistill.data import load_collection
+from retrodistill.data.leaks import ExcludedQueries
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.vectors import exact_search
@@ -72,8 +73,9 @@ def corpus(options: argparse.Namespace) -> tuple[np.ndarray, ...]:
     for folder in options.collections:
         collection = load_collection(folder)
         test = collection.split("test")
-        real, _ = training_queries(collection, "auto", test)
-        texts = training_texts(collection, real, sentences=0, excluded_queries=test)
+        excluded = ExcludedQueries(test)
+        real, _ = training_queries(collection, "auto", excluded)
+        texts = training_texts(collection, real, sentences=0, excluded=excluded)
         documents.append(embed(encoder, collection.documents.texts, "document"))
         asked.append(embed(encoder, texts.texts.texts, "query"))
         sources.append(np.where(texts.sources < 0, -1, texts.sources + before))

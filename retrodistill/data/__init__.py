@@ -6,12 +6,13 @@ from pathlib import Path
 
 from retrodistill.core.errors import UserError
 from retrodistill.data.beir import load_folder, load_public
-from retrodistill.data.collection import Collection, Leak, Qrels, leak_warning, leaks, leaks_between
+from retrodistill.data.collection import Collection, Qrels
 from retrodistill.data.demo import load_demo
 from retrodistill.data.hubs import load_huggingface, load_irdatasets
+from retrodistill.data.leaks import Leak, leaks
 from retrodistill.data.texts import Texts
 
-__all__ = ["Collection", "Leak", "Qrels", "Texts", "leak_warning", "leaks", "leaks_between", "load_collection"]
+__all__ = ["Collection", "Leak", "Qrels", "Texts", "leaks", "load_collection"]
 
 _FORMS = "'demo', 'beir/<name>', 'ir_datasets:<id>', 'hf:<name or folder>', or a folder in BEIR's layout"
 _LOADERS = {"ir_datasets:": load_irdatasets, "hf:": load_huggingface, "beir/": load_public}

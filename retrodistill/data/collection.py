@@ -195,48 +195,6 @@ def _listed(sizes: Mapping[str, int]) -> str:
     return f"splits: {listed}" if listed else "it has no queries at all"
 
 
-@dataclass(frozen=True)
-class Leak:
-    """A training query that is also a test query."""
-
-    train_id: str
-    test_id: str  # the same id, or that of a query with the same normalized text
-    text: str  # of the training query
-
-
-def leaks(collection: Collection, train: str = "train", test: str = "test") -> list[Leak]:
-    """Queries that are in both splits, by id or by normalized text; at most one entry per training query.
-
-    Raises:
-        UserError: One of the splits does not exist.
-    """
-    return leaks_between(collection.split(train), collection.split(test))
-
-
-def leaks_between(train: Texts, test: Texts) -> list[Leak]:
-    """Like `leaks`, for any two sets of queries: a title used as a pseudo-query can be a test query too."""
-    by_text: dict[str, str] = {}
-    for id_, text in zip(test.ids, test.texts, strict=True):
-        by_text.setdefault(normalized(text), id_)
-    by_text.pop("", None)
-    leaked = []
-    for id_, text in zip(train.ids, train.texts, strict=True):
-        twin = id_ if id_ in test else by_text.get(normalized(text))
-        if twin is not None:
-            leaked.append(Leak(id_, twin, text))
-    return leaked
-
-
-def leak_warning(leaked: list[Leak]) -> str | None:
-    """One line about the number of training queries that are test queries, or None."""
-    if not leaked:
-        return None
-    return (
-        f"{len(leaked)} training queries are also test queries, by id or by text "
-        f"({sample_of(leak.text for leak in leaked)}): they are dropped from training."
-    )
-
-
 def normalized(text: str) -> str:
     """Case-folded text in which each run of whitespace and punctuation becomes a single space."""
     return re.sub(r"[\W_]+", " ", text.casefold()).strip()

@@ -17,6 +17,7 @@ from retrodistill.core.files import digest
 from retrodistill.core.runtime import log
 from retrodistill.core.settings import Settings
 from retrodistill.data.collection import Collection
+from retrodistill.data.leaks import excluded_queries
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import DENSE
 from retrodistill.encoders.contract import EmbeddingSpace
@@ -298,10 +299,12 @@ def _build(collection: Collection, documents: Any, queries: Any, settings: Faiss
 
 def _held_out(collection: Collection) -> Texts:
     """Up to 200 queries to tune on: training queries, or sentences of the documents."""
-    test = collection.split("test") if "test" in collection.split_sizes else None
-    queries = training_queries(collection, "auto", test)[0]
+    excluded = excluded_queries(collection)
+    queries = training_queries(collection, "auto", excluded)[0]
     if len(queries) < _FEWEST_QUERIES:
-        queries = training_texts(collection, queries, titles=False, sentences=1, limit=_MOST_SENTENCES).texts
+        limit = _MOST_SENTENCES
+        sentences = training_texts(collection, queries, titles=False, sentences=1, limit=limit, excluded=excluded)
+        queries = sentences.texts
     step = max(1, len(queries) // _TUNING_QUERIES)
     return queries.select(queries.ids[::step][:_TUNING_QUERIES])
 

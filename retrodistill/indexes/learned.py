@@ -10,6 +10,7 @@ import numpy as np
 from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
 from retrodistill.data.collection import Collection
+from retrodistill.data.leaks import excluded_queries
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.embeddings import embed
@@ -38,11 +39,11 @@ class LearnedIndex:
 def texts_to_learn_from(
     collection: Collection, split: str = "auto", texts: TextSettings | None = None, *, seed: int = 0
 ) -> TrainingTexts:
-    """The queries of a split, and titles and sentences as pseudo-queries; none of them is a test query."""
+    """The queries of a split, and titles and sentences as pseudo-queries; none of them is a test query, or nearly."""
     texts = texts or TextSettings()
-    test = collection.split("test") if "test" in collection.split_sizes else None
-    queries = training_queries(collection, split, test)[0] if texts.queries else Texts.from_pairs([])
-    return training_texts(collection, queries, **texts.of_documents, seed=seed, excluded_queries=test)
+    excluded = excluded_queries(collection)
+    queries = training_queries(collection, split, excluded)[0] if texts.queries else Texts.from_pairs([])
+    return training_texts(collection, queries, **texts.of_documents, seed=seed, excluded=excluded)
 
 
 def texts_with_vectors(collection: Collection, query_encoder: Encoder, *, seed: int = 0) -> TrainingTexts:

@@ -11,7 +11,7 @@ from typing import cast
 from retrodistill.core.errors import UserError
 from retrodistill.core.runtime import processes
 from retrodistill.data import Collection, Texts, load_collection
-from retrodistill.data.collection import Qrels, leaks_between
+from retrodistill.data.collection import Qrels
 from retrodistill.data.conversations import (
     Conversations,
     check_rewrites,
@@ -20,6 +20,7 @@ from retrodistill.data.conversations import (
     make_turns,
     with_rewrites,
 )
+from retrodistill.data.leaks import ExcludedQueries, without_leaks
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import quiet_libraries
@@ -54,7 +55,7 @@ class Job:
     recipe: Recipe
     out: Path  # the folder of the results
     collection: Collection  # with the queries that students get
-    train: Texts  # none of them is a test query, by its id, its text or its rewrite
+    train: Texts  # none of them is a test query, or nearly, by its id, its text, or its rewrite
     test: Texts
     rewrites: Texts | None  # what teachers get instead of queries, by the queries' ids; None if they get the same
     notes: list[str]  # what a reader of the results should know
@@ -98,10 +99,10 @@ class Job:
     @cached_property
     def training_data(self) -> TrainingData:
         """What the stages of students read. Neither test queries nor their rewrites are trained on."""
-        excluded, labels = self.test, None
+        test, labels = self.test, None
         if self.rewrites is not None:
             rewritten = self.teacher_test_queries
-            excluded = excluded + Texts.from_pairs((f"rewrite:{id_}", rewritten[id_]) for id_ in rewritten.ids)
+            test = test + Texts.from_pairs((f"rewrite:{id_}", rewritten[id_]) for id_ in rewritten.ids)
         if any(stage.needs_labels for stage in _stages(self.recipe)):
             # Judgments of the training queries, from all splits except the test split.
             train, splits = set(self.train.ids), self.collection.qrels.items()
@@ -115,7 +116,7 @@ class Job:
             self.space,
             self.out,
             self.recipe.seed,
-            excluded_queries=excluded,
+            excluded=ExcludedQueries(test, self.recipe.split.leaks),
             rewrites=self.rewrites,
             labels=labels,
             labeler=self.ensemble,
@@ -162,16 +163,16 @@ def _queries(recipe: Recipe) -> tuple[Collection, Texts, Texts, Texts | None, li
         rewrites = load_rewrites(recipe.rewrites)
         notes.append(check_rewrites(rewrites, collection.queries, recipe.rewrites))
     test = _test_queries(collection, split.test)
-    train, warning = training_queries(collection, split.train, test)
+    train, warning = training_queries(collection, split.train, ExcludedQueries(test, split.leaks))
     if warning:
         notes.insert(0, warning)
     if rewrites is not None:
         # Test queries must not be trained on through their rewrites, no matter who gets these.
-        leaks = leaks_between(with_rewrites(train, rewrites), with_rewrites(test, rewrites))
-        leaked = {leak.train_id for leak in leaks}
-        if leaked:
-            train = train.select([query for query in train.ids if query not in leaked])
-            notes.append(f"{len(leaked)} training queries have the rewrite of a test query and were dropped.")
+        excluded = ExcludedQueries(with_rewrites(test, rewrites), split.leaks)
+        kept, leaks = without_leaks(with_rewrites(train, rewrites), excluded)
+        if leaks:
+            train = train.select(kept.ids)
+            notes.append(f"{len(leaks)} training queries are left out: their rewrite is near that of a test query.")
         if not any(query in rewrites for query in train.ids):
             raise UserError("no training query has a rewrite; give rewrites of training queries, or remove rewrites.")
     if recipe.conversations and recipe.conversations.teacher == "raw":
@@ -189,7 +190,7 @@ def _conversations(recipe: Recipe, settings: ConversationSettings, collection: C
     test = _test_queries(collection, recipe.split.test)
     if settings.path != MADE:
         return load_conversations(settings.path, history=settings.history, responses=settings.responses)
-    train, _ = training_queries(collection, recipe.split.train, test)
+    train, _ = training_queries(collection, recipe.split.train, ExcludedQueries(test, recipe.split.leaks))
     if not len(train):
         raise UserError("conversations: made chains training queries, and there are none; give a JSONL of turns.")
     turns = [turn for queries in (train, test) for turn in make_turns(queries, seed=recipe.seed)]

@@ -148,7 +148,7 @@ def _small(stage: StageSettings, data: TrainingData, folder: Path) -> tuple[Stag
         teacher=teacher,
         space=space_of(data),
         folder=folder,
-        excluded_queries=None,
+        excluded=None,
         stored=None,
         labels=labels,
         labeler=None,

@@ -44,7 +44,8 @@ def quantized(job: Job, seconds: dict[str, float]) -> tuple[list[System], Curves
         raise UserError("the recipe does not compress anything; set index.learn.")
     pseudo_queries = job.recipe.index.texts.of_documents
     queries = job.train if job.recipe.index.texts.queries else job.train.select([])
-    texts = training_texts(job.collection, queries, **pseudo_queries, seed=job.recipe.seed, excluded_queries=job.test)
+    excluded = job.training_data.excluded
+    texts = training_texts(job.collection, queries, **pseudo_queries, seed=job.recipe.seed, excluded=excluded)
     systems, curves = _learned(job, texts, settings.model_copy(update={"query_map": False}), "distilled", seconds)
     if job.recipe.index.encoder is None:
         # A free transform already maps the queries, so the separate query map comes with a rotation.

@@ -33,6 +33,7 @@ def job_results(
     reference = space_row(job) if recipe.index.learn else teacher
     rows = _rows(job, measured, teacher, reference)
     shown: dict[str, Any] = {}
+    left_out = len(job.collection.split(recipe.split.train)) - len(job.train)
     if student := best_student(rows):
         other = next(name for name in (reference or "", space_row(job), "bm25") if name in measured)
         shown = shown_queries(job.task, measured[other], measured[student.name], recipe.evaluation.examples)
@@ -57,6 +58,7 @@ def job_results(
             "collection": job.collection.fingerprint,
             "documents": str(len(job.collection.documents)),
             "training queries": str(len(job.train)),
+            "training queries left out": f"{left_out} ({recipe.split.leaks} duplicates of test queries)",
             "space": f"{job.space.name} {job.space.document_space}",
             "teacher": f"{job.teacher.name} {job.teacher.fingerprint(job.collection)}",
             **{f"student {student.name}": student.encoder.fingerprint("query") for student in students},
@@ -99,7 +101,8 @@ def _comparisons(measured: Mapping[str, Measured], seed: int) -> list[dict[str, 
 
 
 def _notes(job: Job, students: Sequence[Distilled], teacher: str | None) -> list[str]:
-    notes = [*job.notes, *(note for student in students for note in student.notes)]
+    # Several stages and students may have the same notes.
+    notes = list(dict.fromkeys([*job.notes, *(note for student in students for note in student.notes)]))
     if job.teacher.run is not None:
         known = set(job.teacher.run.query_ids)
         train, test = (sum(query in known for query in split.ids) for split in (job.train, job.test))

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.settings import OneOf, Settings, value_errors
+from retrodistill.data.leaks import LeakRule
 from retrodistill.encoders.contract import EncodingSettings
 from retrodistill.encoders.names import parse_model_name
 from retrodistill.indexes.registry import IndexOptions
@@ -52,6 +53,9 @@ class SplitSettings(Settings):
     test: str = "test"
     """The split for testing. If the collection has no judgments at all, a fifth of its queries, at most 300, are held
     out to measure agreement and cost, but not quality."""
+    leaks: LeakRule = "near"
+    """What is left out of training and tuning. `near`: queries and texts of documents whose words have a Jaccard
+    similarity of at least .6 with those of a test query. `exact`: those that equal one, case and punctuation aside."""
 
 
 class ConversationSettings(Settings):

@@ -110,6 +110,8 @@ def student_manifest(settings: StudentSettings, data: TrainingData, teachers: St
         "teacher": data.teacher.fingerprint(data.collection),
         "space": space_of(data).fingerprint("document"),
     }
+    if data.excluded is not None:
+        inputs["excluded"] = data.excluded.fingerprint
     if data.rewrites is not None:
         inputs["rewrites"] = data.teacher_queries(data.queries).fingerprint
     for number, stage in enumerate(settings.stages, start=1):

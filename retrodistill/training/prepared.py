@@ -50,6 +50,8 @@ def prepare(stage: StageSettings, data: TrainingData) -> Prepared:
     texts = stage_texts(stage, data)
     scored = scored_lists(stage, data, texts) if stage.needs_lists else None
     lists, spread, notes = (None, 1.0, []) if scored is None else (scored.lists, scored.spread, scored.notes)
+    if texts.left_out:
+        notes = [f"{texts.left_out} texts of documents are test queries, or nearly, and are left out.", *notes]
     terms = [
         Term(term.name, term.weight, term.student_temperature, term.teacher_temperature or spread / term.target_std)
         for term in stage.objectives

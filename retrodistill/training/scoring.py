@@ -54,7 +54,7 @@ def stage_texts(stage: StageSettings, data: TrainingData) -> TrainingTexts:
         known = set(data.teacher.run.query_ids)
         queries = queries.select([query for query in queries.ids if query in known])
         pseudo = {"titles": False, "sentences": 0}
-    return training_texts(data.collection, queries, **pseudo, seed=data.seed, excluded_queries=data.excluded_queries)
+    return training_texts(data.collection, queries, **pseudo, seed=data.seed, excluded=data.excluded)
 
 
 def scored_lists(stage: StageSettings, data: TrainingData, texts: TrainingTexts) -> ScoredLists:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from retrodistill.core.errors import UserError
-from retrodistill.data.collection import Collection, Leak, leak_warning, leaks_between
+from retrodistill.data.collection import Collection
+from retrodistill.data.leaks import ExcludedQueries, leak_warning, without_leaks
 from retrodistill.data.sentences import document_texts, sample_sentences, source_document, title_texts
 from retrodistill.data.texts import Texts
 
@@ -18,24 +19,19 @@ class TrainingTexts:
 
     texts: Texts
     sources: np.ndarray  # (n,) int64 corpus position of the document that a text was taken from; -1 for real queries
+    left_out: int = 0  # texts of documents that are test queries, or nearly
 
     def __len__(self) -> int:
         return len(self.texts)
 
 
-def _without_leaks(texts: Texts, test: Texts | None) -> tuple[Texts, list[Leak]]:
-    leaks = leaks_between(texts, test) if test is not None else []
-    leaked = {leak.train_id for leak in leaks}
-    return texts.select([text_id for text_id in texts.ids if text_id not in leaked]), leaks
-
-
-def training_queries(collection: Collection, split: str, test: Texts | None) -> tuple[Texts, str | None]:
-    """The queries of a split that are no test queries, by id or by text, and a line about those dropped, or None.
+def training_queries(collection: Collection, split: str, excluded: ExcludedQueries | None) -> tuple[Texts, str | None]:
+    """The queries of a split that may be trained on, and a line about the others, or None.
 
     Raises:
         UserError: There is no such split.
     """
-    queries, leaks = _without_leaks(collection.split(split), test)
+    queries, leaks = without_leaks(collection.split(split), excluded)
     return queries, leak_warning(leaks)
 
 
@@ -48,7 +44,7 @@ def training_texts(
     documents: bool = False,
     limit: int | None = None,
     seed: int = 0,
-    excluded_queries: Texts | None = None,
+    excluded: ExcludedQueries | None = None,
 ) -> TrainingTexts:
     """Gather what a student learns to encode.
 
@@ -61,19 +57,21 @@ def training_texts(
         limit: Most texts: queries, up to half of it if documents have texts too, then texts of documents that are
             drawn evenly. None for all.
         seed: Of the draws.
-        excluded_queries: Test queries; a title or sentence that equals one, punctuation and case aside, is left out.
+        excluded: Test queries; a text of a document that is one, or nearly, is left out.
 
     Raises:
         UserError: Nothing is left to train on.
     """
     queries, rows = _within(limit, collection, queries, titles + sentences + documents, seed)
-    texts = queries
+    pseudo = Texts.from_pairs([])
     if titles:
-        texts = texts + _without_leaks(title_texts(collection, rows), excluded_queries)[0]
+        pseudo = pseudo + title_texts(collection, rows)
     if sentences:
-        texts = texts + _without_leaks(sample_sentences(collection, sentences, seed, rows), excluded_queries)[0]
+        pseudo = pseudo + sample_sentences(collection, sentences, seed, rows)
     if documents:
-        texts = texts + _without_leaks(document_texts(collection, rows), excluded_queries)[0]
+        pseudo = pseudo + document_texts(collection, rows)
+    pseudo, leaks = without_leaks(pseudo, excluded)
+    texts = queries + pseudo
     if not len(texts):
         raise UserError(
             f"collection {collection.name}: no query and no text of documents to train on; give a split with queries, "
@@ -81,7 +79,8 @@ def training_texts(
         )
     sources = [source_document(text_id) for text_id in texts.ids[len(queries) :]]
     positions = collection.documents.positions([source or "" for source in sources])
-    return TrainingTexts(texts, np.concatenate([np.full(len(queries), -1, dtype=np.int64), positions]))
+    sources_of_all = np.concatenate([np.full(len(queries), -1, dtype=np.int64), positions])
+    return TrainingTexts(texts, sources_of_all, len(leaks))
 
 
 def _within(

@@ -14,6 +14,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest
 from retrodistill.data.collection import Collection, Qrels
 from retrodistill.data.conversations import with_rewrites
+from retrodistill.data.leaks import ExcludedQueries
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder
@@ -87,7 +88,7 @@ class TrainingData:
     folder: Path  # for intermediate results
     seed: int = 0  # of the sampling of texts
     own_documents: bool = False  # the student encodes its own documents, and is not trained against those of the space
-    excluded_queries: Texts | None = None  # not to be trained on: pseudo-queries with an equal text are left out
+    excluded: ExcludedQueries | None = None  # test queries and, with rewrites, theirs
     stored: np.ndarray | None = None  # (corpus, d) vectors to train against in place of the space's, e.g. decoded codes
     rewrites: Texts | None = None  # better queries by query id: only the teacher gets these, not the student
     labels: Qrels | None = None  # judgments of the training queries

@@ -1,7 +1,7 @@
 import pytest
 
 from retrodistill.core.errors import UserError
-from retrodistill.data import Collection, Qrels, Texts, leak_warning, leaks, leaks_between
+from retrodistill.data import Collection, Qrels
 
 
 def small(qrels=None, queries=None, documents=None):
@@ -106,27 +106,3 @@ class TestFingerprint:
         ]
         assert len({collection.fingerprint for collection in variants}) == 4
         assert small().fingerprint == small().fingerprint
-
-
-LEAKY = {"1": "What is a CAT?", "2": "what  is a cat", "3": "dogs", "4": "???", "5": "!!"}
-
-
-class TestLeaks:
-    def test_found_by_id_and_by_normalized_text(self):
-        judged = {"train": {"1": {"d1": 1}, "3": {"d1": 1}, "4": {"d1": 1}}, "test": {"2": {"d1": 1}, "3": {"d2": 1}}}
-        found = leaks(small(queries=LEAKY, qrels=judged))
-        assert [(leak.train_id, leak.test_id, leak.text) for leak in found] == [
-            ("1", "2", "What is a CAT?"),
-            ("3", "3", "dogs"),
-        ]
-        assert leak_warning(found) == (
-            "2 training queries are also test queries, by id or by text ('What is a CAT?', 'dogs'): they are dropped "
-            "from training."
-        )
-
-    def test_texts_of_punctuation_alone_are_not_the_same_text(self):
-        assert leaks_between(Texts.from_pairs([("4", "???")]), Texts.from_pairs([("5", "!!")])) == []
-
-    def test_no_leak_no_warning(self):
-        assert leaks(small()) == []
-        assert leak_warning([]) is None

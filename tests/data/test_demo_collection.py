@@ -106,7 +106,7 @@ class TestDemo:
     def test_no_leak(self, demo):
         from retrodistill.data import leaks
 
-        assert leaks(demo) == []
+        assert leaks(demo, rule="exact") == []
 
 
 def test_a_python_without_sources_says_so(monkeypatch, tmp_path):

@@ -98,7 +98,7 @@ class TestConversations:
         job = job_of(conversations=written([{**one, "rewrite": stolen} if one is train else one for one in turns]))
         assert train["query_id"] not in job.train
         assert any("1 training queries have the rewrite of a test query" in note for note in job.notes)
-        assert stolen in job.training_data.excluded_queries.texts
+        assert stolen in job.training_data.excluded.queries.texts
 
     def test_teachers_are_measured_with_rewrites_and_students_without(
         self, dense_content, written, turns, tmp_path, tiny_model

@@ -250,7 +250,7 @@ class TestCollectionsWithoutTrainingQueries:
         content["students"]["student"]["stages"] = content["students"]["student"]["stages"][:1]
         results = run_recipe(parse_recipe(content), tmp_path / "out")
         assert results.provenance["training queries"] == "42"
-        assert any("2 training queries are also test queries" in note for note in results.notes)
+        assert any("2 training queries are left out: 2 are test queries" in note for note in results.notes)
 
 
 class TestRefusalsBeforeAnyWork:

@@ -3,6 +3,7 @@ import pytest
 
 from retrodistill.core.errors import UserError
 from retrodistill.data import Collection, Texts
+from retrodistill.data.leaks import ExcludedQueries
 from retrodistill.data.sentences import title_texts
 from retrodistill.training.texts import training_texts
 
@@ -82,12 +83,12 @@ class TestLimit:
 
 class TestLeaks:
     def test_a_title_that_is_a_test_query_is_left_out_whatever_its_case(self, small):
-        excluded_queries = small.queries.select(["t1"])
-        texts = training_texts(small, Texts.from_pairs([]), titles=True, sentences=3, excluded_queries=excluded_queries)
+        excluded = ExcludedQueries(small.queries.select(["t1"]))
+        texts = training_texts(small, Texts.from_pairs([]), titles=True, sentences=3, excluded=excluded)
         assert "What is law?" not in texts.texts.texts
         assert "On stars" in texts.texts.texts
         free = training_texts(small, Texts.from_pairs([]), titles=True, sentences=3)
-        assert len(texts) == len(free) - 1
+        assert (len(texts), texts.left_out, free.left_out) == (len(free) - 1, 1, 0)
         np.testing.assert_array_equal(np.unique(texts.sources), [0, 1, 2])
 
 
