@@ -1,6 +1,7 @@
 """Time, memory and disk of every part of a job as the corpus grows to a million documents.
 
     python evaluation/benchmarks/million.py [--documents 10000 100000 1000000] [--work FOLDER]
+    python evaluation/benchmarks/million.py --documents 10000 100000 --model all-MiniLM-L6-v2
 
 For each size it makes a collection (made_corpus.py) and runs each step in a process of its own: load, BM25, encoding,
 mining, recipes and evaluation. A step's peak memory is that of the process itself, and in brackets with the pages of
@@ -8,12 +9,13 @@ files and libraries that it maps, which the system drops before it runs out of m
 least-squares fit of log(processor seconds) on log(documents); the start of a process makes it smaller. At most 1.1 is
 wanted.
 
-All sizes use a small stand-in for the document encoder, since MiniLM would take hours for a million documents on two
+Without --model, a small stand-in encodes the documents, since MiniLM would take hours for a million of them on two
 cores: one transformer layer of 64 dimensions over the principal components of MiniLM's word embeddings. Its vectors
 have MiniLM's 384 dimensions, so memory and search cost the same; its quality means nothing. All sizes have as many
 training texts and steps (300 for sparse students and quantizers), so what is left grows with the corpus.
 
-Results go to ``million.json`` and ``million.md`` in --out. A step that is in the JSON file is not run again.
+Results go to ``million.json`` and ``million.md`` in --out, with --model to ``million-MODEL.json`` and ``.md``. A step
+that is in the JSON file is not run again.
 """
 
 from __future__ import annotations
@@ -37,7 +39,6 @@ SIZES = (10_000, 100_000, 1_000_000)
 _DEPTH = 100
 _EVALUATION = "evaluation={memory: false, latency_queries: 4, depth: 100, examples: 0}"
 _WIDTH, _STAND_IN_WIDTH = 384, 64
-_LARGEST = {"sparse-inference-free": 100_000}  # its hidden states take 10 kB per document
 
 
 def stand_in(folder: Path) -> None:
@@ -128,7 +129,7 @@ def recipe(name: str, changes: dict[str, str]) -> Callable[[argparse.Namespace],
         from retrodistill.cli import main
 
         out = options.folder / name
-        values = {"encoder": options.encoder, "texts": str(options.texts), "model": str(options.work / "stand-in")}
+        values = {"encoder": options.encoder, "texts": str(options.texts), "model": options.model}
         given = [f"collection={options.corpus}", f"document_encoder={options.encoder}", _EVALUATION]
         given += [f"{key}={value.format(**values)}" for key, value in changes.items()]
         try:
@@ -202,24 +203,25 @@ def main() -> None:
     parser.add_argument("--documents", type=int, nargs="+", default=SIZES)
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--texts", type=int, default=20_000, help="training texts")
+    parser.add_argument("--model", help="document encoder in place of the stand-in, such as all-MiniLM-L6-v2")
     parser.add_argument("--threads", type=int, default=1, help="of every library")
     parser.add_argument("--work", type=Path, default=Path("out/million"), help="collections, caches, and jobs")
     parser.add_argument("--out", type=Path, default=HERE)
     parser.add_argument("--in-process", metavar="STEP", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.work = options.work.resolve()
-    options.encoder = f"dense:{options.work / 'stand-in'}"
+    options.model = options.model or str(options.work / "stand-in")
+    options.encoder = f"dense:{options.model}"
     if options.in_process:
-        options.folder = options.work / str(options.documents[0])
+        options.folder = folder_of(options, options.documents[0])
         options.corpus = options.folder / "corpus"
         call = prepare if options.in_process == "prepare" else STEPS[options.in_process]
         write_json(options.folder / f"{options.in_process}.json", call(options))
         return
-    file = options.out / "million.json"
+    file = options.out / ("million.json" if is_stand_in(options) else f"million-{Path(options.model).name}.json")
     for documents in sorted(options.documents):
         done = results_of(file, options)["steps"]
-        steps = [step for step in options.steps if documents <= _LARGEST.get(step, documents)]
-        todo = [step for step in steps if f"{step} {documents}" not in done]
+        todo = [step for step in options.steps if f"{step} {documents}" not in done]
         hardware = measured("prepare", documents, options)["result"] if todo else {}
         for step in todo:
             print(step, documents, flush=True)
@@ -227,13 +229,25 @@ def main() -> None:
             results = results_of(file, options)  # again: several sizes may run side by side
             results |= {"hardware": hardware, "steps": results["steps"] | {f"{step} {documents}": measurement}}
             write_json(file, results)
-            (options.out / "million.md").write_text(table(results))
-    print((options.out / "million.md").read_text())
+            file.with_suffix(".md").write_text(table(results))
+    print(file.with_suffix(".md").read_text())
+
+
+def is_stand_in(options: argparse.Namespace) -> bool:
+    """Whether no model was given."""
+    return bool(options.model == str(options.work / "stand-in"))
+
+
+def folder_of(options: argparse.Namespace, documents: int) -> Path:
+    """The folder of the collection, cache, and jobs of a size."""
+    return Path(options.work) / (str(documents) if is_stand_in(options) else f"{documents}-{Path(options.model).name}")
 
 
 def results_of(file: Path, options: argparse.Namespace) -> dict[str, Any]:
     """The stored results, which have the same settings, or none yet."""
     settings = {"texts": options.texts, "threads": options.threads}
+    if not is_stand_in(options):
+        settings["model"] = options.model
     results: dict[str, Any] = read_json(file) if file.exists() else {"settings": settings, "steps": {}}
     if results["settings"] != settings:
         raise SystemExit(f"{file} has results with {results['settings']}; give these, or another --out.")
@@ -244,17 +258,18 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
     """Make the stand-in and the collection; returns the hardware."""
     from retrodistill.core.manifest import hardware
 
-    stand_in(options.work / "stand-in")
+    if is_stand_in(options):
+        stand_in(Path(options.model))
     write_collection(options.corpus, options.documents[0])
     return hardware()
 
 
 def measured(step: str, documents: int, options: argparse.Namespace) -> dict[str, Any]:
     """Seconds, processor seconds, peak memory and new bytes on disk of a step in its own process."""
-    folder = options.work / str(documents)
+    folder = folder_of(options, documents)
     before = disk(folder)
     command = [sys.executable, __file__, "--in-process", step, "--documents", str(documents)]
-    command += ["--texts", str(options.texts), "--work", str(options.work)]
+    command += ["--texts", str(options.texts), "--work", str(options.work), "--model", options.model]
     environment = os.environ | {"RETRODISTILL_CACHE": str(folder / "cache")}
     folder.mkdir(parents=True, exist_ok=True)
     taken = run_process(command, environment, folder / f"{step}.log", threads=options.threads)
@@ -266,8 +281,9 @@ def table(results: dict[str, Any]) -> str:
     measured_steps, hardware, settings = (results[name] for name in ("steps", "hardware", "settings"))
     sizes = sorted({int(key.split()[1]) for key in measured_steps})
     lines = [
-        f"{settings['texts']:,} training texts. {hardware['processor']}, {hardware['cores']} cores, "
-        f"{hardware['memory_gib']} GiB; {settings['threads']} threads. Each cell: seconds (processor seconds), peak "
+        f"Documents encoded by {settings.get('model', 'the stand-in')}. {settings['texts']:,} training texts. "
+        f"{hardware['processor']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB; {settings['threads']} "
+        "threads. Each cell: seconds (processor seconds), peak "
         "memory (with mapped files), new bytes on disk.",
         "",
         "| step | " + " | ".join(f"{size:,} documents" for size in sizes) + " | growth |",

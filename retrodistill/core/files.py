@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import platformdirs
 from retrodistill.core.errors import UserError
 from retrodistill.core.runtime import is_main
 
+_BLOCK = 4096  # texts that are fingerprinted at once
 # How torch, safetensors and the system word a failed write in exceptions that are not an OSError.
 _DISK_ERRORS = ("No space left", "os error", "PytorchStreamWriter", "inline_container", "File too large", "quota")
 
@@ -169,6 +170,16 @@ def digest(*parts: object) -> str:
     """Fingerprint of JSON-like values, 16 hexadecimal digits; the order of dictionary keys does not matter."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def texts_digest(texts: Sequence[str]) -> str:
+    """``digest(*texts)``, without holding the texts at once."""
+    state = hashlib.blake2b(b"[", digest_size=8)
+    for start in range(0, len(texts), _BLOCK):
+        block = json.dumps(list(texts[start : start + _BLOCK]), ensure_ascii=False)[1:-1]
+        state.update(((", " if start else "") + block).encode())
+    state.update(b"]")
+    return state.hexdigest()
 
 
 def file_digest(path: str | os.PathLike[str], algorithm: str = "blake2b") -> str:

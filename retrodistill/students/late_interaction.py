@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.core.files import digest
+from retrodistill.core.files import digest, texts_digest
 from retrodistill.core.runtime import main_first
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
@@ -238,7 +238,7 @@ class StoredDocuments:
 
     def __init__(self, student: CrossEncoderStudent, texts: Sequence[str]) -> None:
         self.student, self.module = student, module_of(student)
-        key = digest("packed", [student.fingerprint("document"), self.module.kind], digest(*texts))
+        key = digest("packed", [student.fingerprint("document"), self.module.kind], texts_digest(texts))
         self.states = _states(self.module, texts, key, self.module.packed, self.module.precision)
 
     @property
@@ -312,7 +312,7 @@ def below_stored(student: CrossEncoderStudent, documents: Sequence[str]) -> Iter
     lower = nn.ParameterList(module.lower_parameters())
     # Not the whole student's weights: training those above leaves these states as they are.
     made_by = [weights_digest(lower), module.kind, module.get_config_dict(), module.tokenizer.get_vocab()]
-    states = _states(module, texts, digest("lower", made_by, digest(*texts)), lambda states: states, "float16")
+    states = _states(module, texts, digest("lower", made_by, texts_digest(texts)), lambda states: states, "float16")
 
     def stored(texts: list[str]) -> tuple[Tensor, Tensor]:
         missing = [text for text in texts if text not in rows]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, vstack
 from sentence_transformers.base.modules.module import Module
 from torch import Tensor, nn
 
@@ -77,13 +77,16 @@ def lexical_terms_of(student: SparseTextEncoder) -> LexicalTerms | None:
 
 def saturated_terms(student: SparseTextEncoder, own: LexicalTerms, texts: Sequence[str]) -> csr_array:
     """(texts, vocabulary) float32 of what `LexicalTerms` adds, before the learned weights."""
-    ids, lengths = token_ids(student, texts)
-    rows = np.repeat(np.arange(len(texts)), lengths)
-    counts = csr_array((np.ones(len(ids), dtype=np.float32), (rows, ids)), shape=(len(texts), student.dimension))
-    counts.sum_duplicates()
-    rows = np.repeat(np.arange(len(texts)), np.diff(counts.indptr))
-    counts.data = own.saturated(counts.data, lengths[rows]).astype(np.float32)
-    return counts
+    blocks = []
+    for start in range(0, len(texts), _BLOCK):
+        ids, lengths = token_ids(student, texts[start : start + _BLOCK])
+        rows = np.repeat(np.arange(len(lengths)), lengths)
+        counts = csr_array((np.ones(len(ids), dtype=np.float32), (rows, ids)), shape=(len(lengths), student.dimension))
+        counts.sum_duplicates()
+        rows = np.repeat(np.arange(len(lengths)), np.diff(counts.indptr))
+        counts.data = own.saturated(counts.data, lengths[rows]).astype(np.float32)
+        blocks.append(counts)
+    return csr_array(vstack(blocks)) if blocks else csr_array((0, student.dimension), dtype=np.float32)
 
 
 def counted(features: Mapping[str, Tensor], dimension: int) -> Tensor:

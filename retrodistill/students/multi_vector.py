@@ -28,8 +28,8 @@ from retrodistill.students.stored_states import (
     States,
     StoredStatesRanker,
     backbone_of,
+    best_products,
     head_of,
-    segment_max,
     store_from_states,
     stored_states,
     through_modules,
@@ -153,7 +153,7 @@ class TokenHeadScorer(HeadScorer):
         tokens, places, scores = flat.split(lengths.tolist()), places.reshape(documents.shape), []
         for query, row, kept in zip(self._queries(parameters, queries), places, documents >= 0, strict=True):
             counts = lengths[torch.from_numpy(row).to(lengths.device)]
-            best = segment_max(torch.cat([tokens[place] for place in row]) @ query.T, counts)
+            best = best_products(torch.cat([tokens[place] for place in row]), query, counts)
             scores.append(best.mean(dim=1) * torch.from_numpy(kept).to(best.device))
         return torch.stack(scores)
 
@@ -161,7 +161,7 @@ class TokenHeadScorer(HeadScorer):
         """(queries, documents) mean MaxSim."""
         tokens, lengths = self._vectors(self.trained, self.documents.gather(documents, queries[0].device), "document")
         vectors = self._queries(self.trained, queries)
-        return torch.stack([segment_max(tokens @ query.T, lengths).mean(dim=1) for query in vectors])
+        return torch.stack([best_products(tokens, query, lengths).mean(dim=1) for query in vectors])
 
     def start_lists(self, encoded: _Flat, batch: ListBatch) -> Tensor:
         """Without clusters: the unclustered student of the stage's start teaches the clustered one."""

@@ -75,7 +75,7 @@ def sparse_student(
     documents: list[Any] = list(base.children())
     if lexical_terms:
         encoder = SparseTextEncoder(base, "sparse:student")
-        average = token_ids(encoder, corpus.column)[1].mean()
+        average = token_ids(encoder, spread(corpus.column, _AT_MOST))[1].mean()
         terms = LexicalTerms(encoder.dimension, average, base.tokenizer.all_special_ids)
         for parameter in head_of(encoder).linear.parameters():  # the head finds the text's own tokens, too
             parameter.data.mul_(_SHARED)

@@ -23,9 +23,9 @@ from retrodistill.students.stored_states import (
     HeadScorer,
     States,
     StoredStatesRanker,
+    best_products,
     features_of,
     head_of,
-    segment_max,
     store_from_states,
     stored_states,
     train_head,
@@ -185,7 +185,7 @@ class TermHead:
         """(m, terms) weights of (terms,) places in the vocabulary, whose rows of parameters are ``chosen``."""
         vectors, biases, *own = chosen
         states, lengths = self._states.gather(documents, vectors.device)
-        weights = torch.relu(segment_max(states @ vectors.T, lengths) + biases)
+        weights = torch.relu(best_products(states, vectors, lengths) + biases)
         for _ in range(self._logarithms):
             weights = torch.log1p(weights)
         if self._own is None:
@@ -298,11 +298,15 @@ def _search(
     head = TermHead(student, states, corpus.column)
     terms = torch.from_numpy(used).long().to(head.parameters[0].device)
     chosen = [parameter[terms] for parameter in head.parameters]
-    weights = np.concatenate([head.weights(chosen, terms, block).cpu().numpy() for block in states.blocks()])
-    scores = encoded[:, used] @ weights.T
-    order = top_k(scores, k)
-    best = np.take_along_axis(scores, order, axis=1)
-    return np.where(best > 0, order, -1), best
+    query_weights = encoded[:, used]
+    rows, best = np.zeros((len(queries), 0), dtype=np.int64), np.zeros((len(queries), 0), dtype=np.float32)
+    for block in states.blocks():
+        scores = query_weights @ head.weights(chosen, terms, block).cpu().numpy().T
+        rows = np.concatenate([rows, np.broadcast_to(block, scores.shape)], axis=1)
+        best = np.concatenate([best, scores], axis=1)
+        order = top_k(best, k)
+        rows, best = np.take_along_axis(rows, order, axis=1), np.take_along_axis(best, order, axis=1)
+    return np.where(best > 0, rows, -1), best
 
 
 def store_documents(student: SparseTextEncoder, texts: Sequence[str]) -> None:

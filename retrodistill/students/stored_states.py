@@ -19,7 +19,7 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import atomic_folder, cache_folder, digest
+from retrodistill.core.files import atomic_folder, cache_folder, digest, texts_digest
 from retrodistill.core.runtime import average_gradients, bar, keep_freed_memory, release_freed_memory
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
@@ -192,13 +192,24 @@ def _key(student: TokenStudent, texts: Sequence[str], role: Role) -> str:
     weights, length = weights_digest(nn.Sequential(*backbone)), getattr(backbone[0], "max_seq_length", None)
     settings = [[type(module).__name__, module.get_config_dict()] for module in backbone]
     precision = [] if student.encoding.precision == "float32" else [student.encoding.precision]  # as stores have it
-    return digest(weights, settings, length, student.prompt(role), role, digest(*texts), *precision)
+    return digest(weights, settings, length, student.prompt(role), role, texts_digest(texts), *precision)
 
 
-def segment_max(values: Tensor, lengths: Tensor) -> Tensor:
-    """(segments, columns) maxima of (rows, columns) over consecutive rows of (segments,) lengths; 0 where empty."""
-    maxima: Tensor = torch.segment_reduce(values, "max", lengths=lengths, axis=0, initial=None, unsafe=False)
-    return maxima.masked_fill((lengths == 0)[:, None], 0.0)
+def best_products(states: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+    """(texts, n) largest inner products of each text's (length, d) states with (n, d) vectors; 0 without states.
+
+    The texts' states are consecutive rows of ``states``, and ``lengths`` are their (texts,) numbers.
+    """
+    if states.is_cuda or torch.is_grad_enabled():
+        products = states @ vectors.T
+        maxima: Tensor = torch.segment_reduce(products, "max", lengths=lengths, axis=0, initial=None, unsafe=False)
+        return maxima.masked_fill((lengths == 0)[:, None], 0.0)
+    # Without gradients a text at a time takes a fifth of the time: its products stay in the processor's cache.
+    best = states.new_zeros(len(lengths), len(vectors))
+    for row, part in zip(best, states.split(lengths.tolist()), strict=True):
+        if len(part):
+            torch.amax(part @ vectors.T, dim=0, out=row)
+    return best
 
 
 class StoredStatesRanker(Ranker):

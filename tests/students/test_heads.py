@@ -7,6 +7,7 @@ import torch
 from sentence_transformers.util import batch_to_device
 
 from retrodistill.core.errors import UserError
+from retrodistill.core.files import digest, texts_digest
 from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.objectives.sparsity import flops
@@ -14,7 +15,7 @@ from retrodistill.students.clustering import with_clusters
 from retrodistill.students.multi_vector import TokenHeadScorer, multi_vector_student
 from retrodistill.students.sparse import sparse_student
 from retrodistill.students.sparse_training import TermHeadScorer
-from retrodistill.students.stored_states import cached_states, segment_max, stored_states
+from retrodistill.students.stored_states import best_products, cached_states, stored_states
 from retrodistill.students.token_pooling import with_pooling
 from retrodistill.training.loss import DistillationLoss, Term
 from retrodistill.training.settings import RegularizerSettings
@@ -221,8 +222,16 @@ class TestStates:
             stored_states(multi_vector, tiny.documents.texts[:3], "document")
 
 
-class TestSegments:
-    def test_maxima_are_those_of_each_segment_and_zero_for_none(self):
-        values = torch.tensor([[1.0, -5.0], [3.0, -7.0], [-2.0, -1.0]])
-        found = segment_max(values, torch.tensor([2, 0, 1]))
-        torch.testing.assert_close(found, torch.tensor([[3.0, -5.0], [0.0, 0.0], [-2.0, -1.0]]))
+class TestBestProducts:
+    @pytest.mark.parametrize("with_gradients", [True, False])
+    def test_the_largest_product_of_each_text_and_zero_for_one_without_states(self, with_gradients):
+        states = torch.tensor([[1.0, -5.0], [3.0, -7.0], [-2.0, -1.0]])
+        with torch.set_grad_enabled(with_gradients):
+            found = best_products(states, torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), torch.tensor([2, 0, 1]))
+        expected = torch.tensor([[3.0, -5.0, -4.0], [0.0, 0.0, 0.0], [-2.0, -1.0, -3.0]])
+        torch.testing.assert_close(found, expected)
+
+
+def test_the_fingerprint_of_texts_is_that_of_the_texts_as_parts():
+    for texts in [], ["one"], ['"quoted"', "é", ""] * 3000:
+        assert texts_digest(texts) == digest(*texts)
