@@ -136,7 +136,7 @@ def load_study(name: str) -> Study:
     if not path.exists():
         sys.exit(f"unknown study {name!r}; the studies are {', '.join(studies())}")
     said = yaml.safe_load(path.read_text(encoding="utf-8"))
-    defaults = {key: said[key] for key in ("against", "large", "last") if key in said}
+    defaults = {key: said[key] for key in ("against", "collections", "large", "last") if key in said}
     jobs = []
     for job in said["jobs"]:
         settings = {**defaults, **job}
