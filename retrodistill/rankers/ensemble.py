@@ -22,8 +22,9 @@ from retrodistill.runs.run import Run
 LABELS = {
     "scores": "the raw scores; those of several teachers are fused as the recipe says",
     "mean": "the mean of raw scores of one scale (arXiv 2010.02666), or of labels that were recorded",
-    "sigmoid": "1 / (1 + exp(-score)) of a cross-encoder's logits, the mean over several (Trans-Encoder, mutual)",
-    "cosine": "(1 + score) / 2 of cosines, which may be negative, the mean over several",
+    "sigmoid": "1 / (1 + exp(-score)) of a cross-encoder's logits, the mean over several",
+    "cosine": "(1 + score) / 2 of cosines, which may be negative, the mean over several (Trans-Encoder)",
+    "sigmoid-cosine": "2 / (1 + exp(-score)) - 1, the cosine of a cross-encoder that learned from `cosine`",
 }
 _PER_QUERY = {kind.name: kind for kind in (ZScorePerQuery, MinMaxPerQuery)}  # these need no fitting
 _ROUNDING = 1e-3  # by which a float32 cosine may exceed 1
@@ -141,11 +142,16 @@ _MAPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "mean": lambda scores: scores,
     "sigmoid": expit,
     "cosine": _cosine_labels,
+    "sigmoid-cosine": lambda scores: 2 * expit(scores) - 1,
 }
 
 
 class SoftLabels(Combined):
-    """The weighted mean of teachers' scores, each mapped to 0..1 (Trans-Encoder, ICLR 2022, arXiv 2109.13059).
+    """The weighted mean of teachers' scores, each mapped (Trans-Encoder, ICLR 2022, arXiv 2109.13059).
+
+    The authors teach the cross-encoder the bi-encoder's cosines, and the bi-encoder the sigmoid of its logits: the same
+    scale both ways. Cosines may be negative and a sigmoid may not, so here ``cosine`` maps to 0..1, and
+    ``sigmoid-cosine`` maps what was learned from it back. A plain ``sigmoid`` would halve every margin.
 
     Its kind is a key of `LABELS` other than ``scores``; weights are equal by default. No member, another kind, and
     weights that do not fit are a UserError.
@@ -163,7 +169,7 @@ class SoftLabels(Combined):
         return digest("labels", members, self.weights, self.labels)
 
     def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
-        """The pairs with labels from 0 to 1, except for ``mean``."""
+        """The pairs with labels: from 0 to 1 with ``sigmoid`` and ``cosine``, from -1 to 1 with ``sigmoid-cosine``."""
         total = np.zeros(len(pairs))
         for member, weight in zip(self.members, self.weights, strict=True):
             total += weight * _MAPS[self.labels](member.score(queries, collection, pairs).scores)

@@ -30,6 +30,7 @@ class TestLabels:
         [
             ("sigmoid", [0.0, np.log(3), -np.log(3), 40.0], [0.5, 0.75, 0.25, 1.0]),
             ("cosine", [-1.0, -0.5, 0.0, 1.0], [0.0, 0.25, 0.5, 1.0]),
+            ("sigmoid-cosine", [0.0, np.log(3), -np.log(3), 40.0], [0.0, 0.5, -0.5, 1.0]),
             ("mean", [0.1, 0.9, 0.3, 0.4], [0.1, 0.9, 0.3, 0.4]),
         ],
     )
@@ -37,6 +38,13 @@ class TestLabels:
         found = SoftLabels([recorded(scores, "one")], kind).score(asked, tiny, candidates)
         assert found.scores.tolist() == pytest.approx(wanted)
         assert found.document_ids.tolist() == candidates.document_ids.tolist()
+
+    def test_a_perfect_cross_encoder_gives_the_cosines_that_it_learned(self, tiny, asked, candidates):
+        cosines = [-0.9, -0.1, 0.3, 0.95]
+        labels = SoftLabels([recorded(cosines, "bi")], "cosine").score(asked, tiny, candidates).scores
+        logits = np.log(labels / (1 - labels))  # where binary cross-entropy is least
+        back = SoftLabels([recorded(logits.tolist(), "cross")], "sigmoid-cosine").score(asked, tiny, candidates)
+        assert back.scores.tolist() == pytest.approx(cosines)
 
     def test_several_are_mapped_alone_and_averaged_by_weight(self, tiny, asked, candidates):
         members = [recorded([0.0, 2.0, -2.0, 1.0], "one"), recorded([4.0, 0.0, 0.0, 1.0], "two")]
@@ -76,5 +84,5 @@ class TestLabels:
             SoftLabels([], "mean")
 
     def test_each_kind_has_its_line(self):
-        assert set(LABELS) == {"scores", "mean", "sigmoid", "cosine"}
+        assert set(LABELS) == {"scores", "mean", "sigmoid", "cosine", "sigmoid-cosine"}
         assert not any("\n" in line for line in LABELS.values())

@@ -97,7 +97,7 @@ class TestConversations:
         train = next(one for one in turns if one["conversation_id"].startswith("train"))
         job = job_of(conversations=written([{**one, "rewrite": stolen} if one is train else one for one in turns]))
         assert train["query_id"] not in job.train
-        assert any("training queries are left out: their rewrite is near that of a test query" in note for note in job.notes)
+        assert any("left out: their rewrite is near that of a test query" in note for note in job.notes)
         assert stolen in job.training_data.excluded.queries.texts
 
     def test_teachers_are_measured_with_rewrites_and_students_without(
