@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.settings import OneOf, Settings, value_errors
@@ -19,6 +19,53 @@ from retrodistill.students.registry import (
     kind_of_settings,
 )
 from retrodistill.training.settings import CURRENT_STUDENT, StageSettings, is_student, parse_student
+
+
+class ClusterSettings(Settings):
+    """Clusters of a multi-vector student's token vectors."""
+
+    query: int | float | None = None
+    """Vectors of a query: a number, or a share of its tokens between 0 and 1; null keeps its tokens."""
+    document: int | float | None = None
+    """Vectors of a document: a number, or a share of its tokens between 0 and 1; null keeps its tokens."""
+    weighted: bool = False
+    """Whether a vector of a query counts by the size of its cluster, since MaxSim adds up tokens. In the paper, it does
+    not."""
+    method: Literal["k-means", "ward"] = "k-means"
+    """How tokens are clustered: by `k-means`, as in the paper, or by hierarchical clusters with `ward`'s linkage."""
+
+    @model_validator(mode="after")
+    def _some_side(self) -> ClusterSettings:
+        from retrodistill.students.clustering import check_cluster_size
+
+        if self.sizes == (None, None):
+            raise ValueError("clusters need the number of vectors of a query or of a document, e.g. document: 32")
+        with value_errors():
+            for side in ("query", "document"):
+                if getattr(self, side) is not None:
+                    check_cluster_size(side, getattr(self, side))
+        return self
+
+    @property
+    def sizes(self) -> tuple[int | float | None, int | float | None]:
+        """Of a query and of a document."""
+        return self.query, self.document
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The rest, as `TokenClusters` takes it."""
+        return self.model_dump(include={"weighted", "method"})
+
+
+def _named_sizes(given: Any) -> Any:
+    """The paper's names as settings."""
+    if not isinstance(given, str):
+        return given
+    from retrodistill.students.clustering import cluster_sizes
+
+    with value_errors():
+        query, document = cluster_sizes(given)
+    return {"query": query, "document": document}
 
 
 class StudentSettings(Settings):
@@ -55,11 +102,11 @@ class StudentSettings(Settings):
     documents: Literal["frozen", "student"] = "frozen"
     """What encodes the documents of its index: `frozen` for the document encoder, `student` for the student itself,
     which is the default for kinds without a vector in a dense space. Re-rankers order the documents that BM25 finds."""
-    clusters: str | None = None
-    """Numbers of clusters whose means replace the token vectors of a multi-vector student: `C8x32` for 8 vectors per
-    query and 32 per document, `C25` for 25% of the tokens of both. Two more students are then measured: `unclustered`,
-    which gets the same training without clusters, and `pooled`, which is that student with its document vectors pooled
-    to the same number after training."""
+    clusters: Annotated[ClusterSettings | None, BeforeValidator(_named_sizes)] = None
+    """Clusters whose means replace the token vectors of a multi-vector student (CRISP, arXiv 2505.11471). The paper's
+    names set the sizes alone: `C8x32` for 8 vectors per query and 32 per document, `C25` for 25% of the tokens of both.
+    Two more students are then measured: `unclustered`, which gets the same training without clusters, and `pooled`,
+    which is that student with its document vectors pooled to the same number after training."""
     clustered_from: int = Field(default=1, ge=1)
     """First stage that trains with clusters, counted from 1. Earlier stages train the plain student and are shared with
     `unclustered`. The objective `lwf` compares with the plain student at the start of the stage."""
@@ -98,16 +145,6 @@ class StudentSettings(Settings):
             forms = ", ".join(repr(kind.written) for kind in all_kinds() if kind.written)
             raise ValueError(f"a student starts from {forms}, not {model!r}")
         return model
-
-    @field_validator("clusters")
-    @classmethod
-    def _sizes(cls, sizes: str | None) -> str | None:
-        from retrodistill.students.clustering import cluster_sizes
-
-        if sizes is not None:
-            with value_errors():
-                cluster_sizes(sizes)
-        return sizes
 
     @field_validator("exits")
     @classmethod

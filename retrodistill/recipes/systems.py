@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,6 @@ from retrodistill.recipes.student_settings import (
     without_clusters,
 )
 from retrodistill.recipes.students import Distilled
-from retrodistill.students.clustering import cluster_sizes
 from retrodistill.students.registry import AnyStudent, kind_of, load_student, save_student
 from retrodistill.students.token_pooling import with_pooling
 from retrodistill.students.vdr import own_token_queries, vocabulary_pooling
@@ -62,10 +61,7 @@ def variants_of(job: Job, students: Iterable[Distilled]) -> list[Distilled]:
     Variants are its exits, its truncations, the one with its own tokens as queries, so that no model runs for them, and
     the one whose documents are pooled after training to the number of vectors of the clustered student.
     """
-    pooled = {
-        names.unclustered: (names.pooled, cluster_sizes(str(job.recipe.students[clustered].clusters))[1])
-        for clustered, names in comparison_names(job.recipe.students).items()
-    }
+    pooled = _pooled(job.recipe.students)
     variants = []
     for student in students:
         model: Any = student.encoder.model
@@ -97,8 +93,16 @@ def planned_variants(job: Job, name: str, student: StudentSettings) -> list[str]
         width = student.dimension if isinstance(student.dimension, int) else None
         width = job.space.dimension if student.documents == "frozen" else width
         names += [f"{name}@{cut}" for cut in job.recipe.evaluation.truncations if width is None or cut < width]
-    compared = comparison_names(job.recipe.students).values()
-    return names + [names_of.pooled for names_of in compared if names_of.unclustered == name]
+    return names + [pooled for unclustered, (pooled, _) in _pooled(job.recipe.students).items() if unclustered == name]
+
+
+def _pooled(students: Mapping[str, StudentSettings]) -> dict[str, tuple[str, int | float]]:
+    """By unclustered student: the name of the pooled one, and its vectors of a document."""
+    return {
+        names.unclustered: (names.pooled, clusters.document)
+        for clustered, names in comparison_names(students).items()
+        if (clusters := students[clustered].clusters) is not None and clusters.document is not None
+    }
 
 
 def _exits(student: Distilled) -> Iterator[Distilled]:

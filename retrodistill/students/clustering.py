@@ -1,20 +1,24 @@
-"""Clustered token vectors: k-means inside the forward pass, and the means are the vectors (CRISP, arXiv 2505.11471)."""
+"""Clustered token vectors: means of clusters that are made in the forward pass (CRISP, arXiv 2505.11471)."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.cluster.hierarchy import fcluster, linkage
 from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.multi_vector_encoder.modules import BaseTokenPooling
 from torch import Tensor, nn
 
-from retrodistill.core.errors import UserError
+from retrodistill.core.errors import UserError, unknown
 from retrodistill.encoders.modules import with_modules
 
 Vectors = list[Tensor] | Tensor  # of texts: (tokens, d) each, or padded
 ClusterSize = int | float  # a number of vectors, or a share of a text's tokens
+ClusterSizes = tuple[ClusterSize | None, ClusterSize | None]  # of a query and of a document; None: not clustered
+METHODS = ("k-means", "ward")
 _TEXTS = 32  # clustered at once where they come without padding
 _PARTS = 10_000  # resolution of a share
 _SAME = 1e-6  # of two squared lengths: a smaller squared distance is rounding
@@ -35,9 +39,21 @@ class TokenClusters(BaseTokenPooling):
         normalise: Give the means length 1, which tokens have.
         iterations: Maximum number of iterations of Lloyd's algorithm.
         seed: Seed of the first centers.
+        weighted: Multiply a query's means by the sizes of their clusters, relative to the mean size. MaxSim adds up a
+            query's tokens, so that a mean stands for as many terms of the sum as it has tokens.
+        method: ``k-means``, as in the paper, or ``ward``: hierarchical clusters by Ward's linkage, which depend on no
+            seed. Ward takes time and memory in the square of a text's tokens.
     """
 
-    config_keys: list[str] = ["query", "document", "normalise", "iterations", "seed"]  # noqa: RUF012 - the base's
+    config_keys: list[str] = [  # noqa: RUF012 - the base's
+        "query",
+        "document",
+        "normalise",
+        "iterations",
+        "seed",
+        "weighted",
+        "method",
+    ]
 
     def __init__(
         self,
@@ -47,6 +63,8 @@ class TokenClusters(BaseTokenPooling):
         normalise: bool = True,
         iterations: int = 10,
         seed: int = 0,
+        weighted: bool = False,
+        method: str = "k-means",
     ) -> None:
         sizes = {role: size for role, size in (("query", query), ("document", document)) if size is not None}
         super().__init__(tasks=list(sizes))
@@ -54,8 +72,11 @@ class TokenClusters(BaseTokenPooling):
             check_cluster_size(role, size)
         if iterations < 1:
             raise UserError(f"iterations={iterations}: k-means needs at least 1.")
+        if method not in METHODS:
+            raise unknown("method of clustering", method, METHODS)
         self.query, self.document = query, document
         self.normalise, self.iterations, self.seed = normalise, iterations, seed
+        self.weighted, self.method = weighted, method
 
     def forward(  # type: ignore[override]
         self, features: dict[str, Tensor], task: str | None = None
@@ -80,9 +101,15 @@ class TokenClusters(BaseTokenPooling):
             packed, kept = _packed(tokens.float(), mask.bool())
             counts = vectors_kept(size, kept.sum(dim=1))
             with torch.no_grad():  # clustering only picks assignments
-                clusters = k_means(packed, kept, counts, iterations=self.iterations, seed=self.seed)
+                if self.method == "ward":
+                    clusters = ward(packed, kept, counts)
+                else:
+                    clusters = k_means(packed, kept, counts, iterations=self.iterations, seed=self.seed)
             means, sizes = cluster_means(packed, clusters, max(1, int(counts.max())))
             means = nn.functional.normalize(means, dim=2) if self.normalise else means
+            if self.weighted and task == "query":
+                used = (sizes > 0).sum(dim=1, keepdim=True)
+                means = means * (sizes * used / sizes.sum(dim=1, keepdim=True).clamp(min=1))[:, :, None]
             means, kept = _packed(means, sizes > 0)
         return means.to(tokens.dtype), kept
 
@@ -120,13 +147,15 @@ class TokenClusters(BaseTokenPooling):
         return self.pool([embedding], task="document")[0]
 
 
-def with_clusters(model: MultiVectorEncoder, sizes: str, **options: Any) -> MultiVectorEncoder:
+def with_clusters(model: MultiVectorEncoder, sizes: str | ClusterSizes, **options: Any) -> MultiVectorEncoder:
     """A multi-vector encoder with clustered vectors, which shares its weights with the given one.
 
     Clusters that it has already are replaced; a model that pools its tokens by other means is refused. The sizes are
-    read by `cluster_sizes`, e.g. ``C8x32``; the options are those of `TokenClusters`.
+    those of a query and a document, or read by `cluster_sizes`, e.g. ``C8x32``; the options are those of
+    `TokenClusters`.
     """
-    return pooled_by(without_clusters(model), TokenClusters(*cluster_sizes(sizes), **options))
+    query, document = cluster_sizes(sizes) if isinstance(sizes, str) else sizes
+    return pooled_by(without_clusters(model), TokenClusters(query, document, **options))
 
 
 def without_clusters(model: Any) -> Any:
@@ -184,6 +213,18 @@ def padded(texts: list[Tensor]) -> tuple[Tensor, Tensor]:
     tokens = nn.utils.rnn.pad_sequence(texts, batch_first=True)
     lengths = torch.tensor([len(text) for text in texts], device=tokens.device)
     return tokens, torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
+
+
+def ward(tokens: Tensor, mask: Tensor, counts: Tensor) -> Tensor:
+    """Ward's hierarchical clusters of each text of a batch, cut at its number of clusters; as `k_means`."""
+    assigned = torch.full_like(mask, -1, dtype=torch.int64)
+    for row, (text, length, count) in enumerate(zip(tokens, mask.sum(dim=1).tolist(), counts.tolist(), strict=True)):
+        if length <= count:
+            places = np.arange(length)
+        else:
+            places = fcluster(linkage(text[:length].cpu().numpy(), "ward"), count, "maxclust").astype(np.int64) - 1
+        assigned[row, :length] = torch.from_numpy(places).to(assigned.device)
+    return assigned
 
 
 def k_means(tokens: Tensor, mask: Tensor, counts: Tensor, *, iterations: int, seed: int) -> Tensor:

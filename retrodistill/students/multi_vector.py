@@ -235,7 +235,9 @@ def _start(settings: Any, data: Any) -> MultiVectorEncoder:
 def _at_stage(model: Any, settings: Any, stage: int) -> Any:
     """With clusters from the stage on that begins with them; from the start where there is no stage."""
     begins = settings.clustered_from - 1 if settings.stages else 0
-    return with_clusters(model, settings.clusters) if settings.clusters and stage == begins else model
+    if settings.clusters is None or stage != begins:
+        return model
+    return with_clusters(model, settings.clusters.sizes, **settings.clusters.options)
 
 
 def _complete(settings: Mapping[str, Any], name: str) -> dict[str, Any]:

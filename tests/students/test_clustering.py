@@ -16,6 +16,7 @@ from retrodistill.students.clustering import (
     first_centres,
     k_means,
     vectors_kept,
+    ward,
     with_clusters,
 )
 
@@ -121,6 +122,24 @@ class TestTheMeans:
         (unit,) = clustered(TokenClusters(document=4), [text])
         torch.testing.assert_close(raw, means)
         torch.testing.assert_close(unit, means / means.norm(dim=1, keepdim=True))
+
+    def test_a_query_vector_counts_by_the_size_of_its_cluster(self):
+        (text,) = ragged([14])
+        module = TokenClusters(query=4, document=4, weighted=True)
+        vectors, _ = module.cluster(*padded([text], filling=0.0), "query")
+        unit, _ = TokenClusters(query=4).cluster(*padded([text], filling=0.0), "query")
+        members = k_means(*padded([text], filling=0.0), torch.tensor([4]), iterations=10, seed=0)[0]
+        sizes = torch.bincount(members, minlength=4)
+        torch.testing.assert_close(vectors[0], unit[0] * (sizes * 4 / 14)[:, None])
+        document, _ = module.cluster(*padded([text], filling=0.0), "document")
+        torch.testing.assert_close(document, unit)
+
+    def test_weights_keep_the_score_of_equal_tokens(self):
+        one, other = torch.eye(6)[0], torch.eye(6)[1]
+        query, document = torch.stack([one] * 5 + [other]), torch.stack([0.9 * one, 0.2 * other])
+        (vectors,) = TokenClusters(query=2, weighted=True).pool([query], task="query")
+        whole = (query @ document.T).max(dim=1).values.mean()
+        torch.testing.assert_close((vectors @ document.T).max(dim=1).values.mean(), whole)
 
     def test_gradients_are_shared_by_the_members_alone(self):
         tokens, mask = padded(ragged([9, 5]), filling=0.0)
@@ -281,9 +300,8 @@ class TestModels:
     def test_clusters_are_replaced(self, plain):
         again = with_clusters(with_clusters(plain, "C2x4"), "C25", normalise=False, seed=3)
         assert [type(module).__name__ for module in again].count("TokenClusters") == 1
-        assert again[-1].get_config_dict() == {
-            "query": 0.25, "document": 0.25, "normalise": False, "iterations": 10, "seed": 3
-        }  # fmt: skip
+        changed = {"query": 0.25, "document": 0.25, "normalise": False, "seed": 3}
+        assert again[-1].get_config_dict() == TokenClusters(document=1).get_config_dict() | changed
 
     def test_a_model_that_pools_is_refused(self, plain):
         pooling = MultiVectorEncoder(modules=[*plain, HierarchicalTokenPooling(2.0)], device="cpu")
@@ -317,3 +335,29 @@ class TestLoading:
         model.save_pretrained(str(tmp_path / "clustered"))
         loaded = load_encoder(f"multi-vector:{tmp_path / 'clustered'}")
         assert loaded.encode(["star planet orbit comet moon nebula gravity rocket galaxy"], "document").lengths == [8]
+
+
+class TestWard:
+    def test_clusters_are_those_of_scikit_learn_and_do_not_depend_on_the_batch(self):
+        cluster = pytest.importorskip("sklearn.cluster")
+        texts = ragged([30, 7, 3])
+        tokens, mask = padded(texts, filling=0.0)
+        found = ward(tokens, mask, torch.tensor([5, 4, 3]))
+        for row, (text, count) in enumerate(zip(texts, (5, 4, 3), strict=True)):
+            expected = cluster.AgglomerativeClustering(count, linkage="ward").fit(text.numpy()).labels_
+            own = found[row, : len(text)].numpy()
+            np.testing.assert_array_equal(own[:, None] == own, expected[:, None] == expected)
+            assert (found[row, len(text) :] == -1).all()
+
+    def test_the_means_do_not_depend_on_the_seed(self):
+        texts = ragged([25])
+        one, other = (clustered(TokenClusters(document=6, method="ward", seed=seed), texts) for seed in (0, 1))
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+    def test_equal_tokens_are_fewer_vectors(self):
+        (vectors,) = clustered(TokenClusters(document=4, method="ward"), [torch.eye(6)[[0, 1, 0, 0, 1, 0, 1]]])
+        assert len(vectors) == 2
+
+    def test_another_method_is_refused(self):
+        with pytest.raises(UserError, match=r"unknown method of clustering 'wards'. Did you mean 'ward'"):
+            TokenClusters(document=4, method="wards")

@@ -27,6 +27,8 @@ class TestMistakes:
             ("dense:x", {"clusters": "C8x32"}, "clusters is for multi-vector students; this one is dense"),
             ("multi-vector:x", {"clusters": "C8"}, None),
             ("multi-vector:x", {"clusters": "8x32"}, "give C8x32 for 8 vectors per query"),
+            ("multi-vector:x", {"clusters": {}}, "clusters need the number of vectors of a query or of a document"),
+            ("multi-vector:x", {"clusters": {"document": 1.5}}, "document=1.5: give a number of vectors"),
             ("multi-vector:x", {"clustered_from": 2}, "set clusters, e.g. C8x32"),
             ("multi-vector:x", {"clusters": "C25", "clustered_from": 2}, "clustered_from: 2, and there are 1 stages"),
             ("multi-vector:x", {"exits": [1]}, "exits is for dense students; this one is multi-vector"),
@@ -45,7 +47,7 @@ class TestMistakes:
     )
     def test_options_of_another_kind_or_without_their_counterpart(self, model, given, message):
         if message is None:
-            assert student(model, **given).clusters == "C8"
+            assert student(model, **given).clusters.sizes == (0.08, 0.08)
             return
         with pytest.raises(pydantic.ValidationError, match=message):
             student(model, **given)
@@ -85,3 +87,8 @@ class TestBesideAClusteredStudent:
     def test_the_unclustered_one_differs_in_nothing_else(self):
         made = student("multi-vector:x", clusters="C8x32", control=None)
         assert without_clusters(made) == student("multi-vector:x", control=None)
+
+    def test_sizes_by_name_or_one_by_one(self):
+        assert student("multi-vector:x", clusters="C8x32").clusters.sizes == (8, 32)
+        one_side = student("multi-vector:x", clusters={"document": 32, "method": "ward"}).clusters
+        assert (one_side.sizes, one_side.options) == ((None, 32), {"weighted": False, "method": "ward"})
