@@ -218,6 +218,11 @@ class TrainingSettings(Settings):
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """Precision of the student's matrix products in training; its weights, the scores, and the loss are float32. `auto`
     is `bfloat16` where a short measurement shows that it is faster."""
+    keep: Literal["last", "best"] = "last"
+    """The student that a stage ends with: as it is after the `last` step, or as it was when it agreed `best` with the
+    teacher on held-out queries, the start included. Agreement does not see sparsity, truncation, or exits."""
+    patience: int = Field(default=0, ge=0)
+    """Stop after this many measurements without a better agreement, of about ten in a run; 0 never stops early."""
 
 
 class GroupSettings(Settings):

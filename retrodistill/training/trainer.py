@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import is_disk_error, make_folder
+from retrodistill.core.files import atomic_file, is_disk_error, make_folder
 from retrodistill.core.runtime import bar, is_main, keep_freed_memory, log, processes, release_freed_memory
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import quiet_libraries
@@ -35,6 +36,7 @@ _QUERY_COLUMNS = ("query", "text")  # a Router sends the others through the docu
 _CHECKPOINTS = 5  # per run
 _MONITORED = 10  # times per run
 _LOGGED = 50  # times per run
+_BEST = "best.safetensors"  # in a training's folder
 _COLLAPSED = 0.98  # mean cosine of held-out queries
 _TOKENIZING = 4  # most processes that tokenize ahead of a GPU
 
@@ -51,7 +53,7 @@ class Pace:
 
     def seconds(self, steps: int) -> float:
         """Seconds of a run with its monitors and checkpoints, from its number of steps."""
-        monitors = 1 + math.ceil(steps / max(1, steps // _MONITORED))
+        monitors = 1 + math.ceil(steps / _interval(steps))
         saves = math.ceil(steps / max(1, math.ceil(steps / _CHECKPOINTS)))
         return steps * self.step + monitors * self.monitor + saves * self.save
 
@@ -112,6 +114,7 @@ def train(
         UserError: Checkpoints cannot be written because the disk is full.
     """
     from safetensors import SafetensorError
+    from safetensors.torch import load_model
     from transformers import PrinterCallback, ProgressCallback
 
     make_folder(folder)
@@ -125,7 +128,9 @@ def train(
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     clock = _Clock()
+    best = _Best(model, folder / _BEST, settings)
     trainer.add_callback(_watcher(history, monitor, what, clock))
+    trainer.add_callback(_keeper(best, history, what))  # after the monitor
     trainer.add_callback(objective_keeper(loss))
     try:
         with quiet_libraries(), _threads_of_tokenizers(arguments.dataloader_num_workers):  # no bars of checkpoints
@@ -139,6 +144,9 @@ def train(
     history.seconds = float(result.metrics.get("train_runtime", 0.0))
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # otherwise it goes on with training's precision
     history.pace = clock.pace()
+    if settings.keep == "best" and best.file.exists():
+        load_model(model, best.file)
+        history.notes += best.notes(history)
     model.eval()
     return history
 
@@ -325,13 +333,88 @@ class _Clock:
         return Pace(**means) if "step" in means else None
 
 
+class _Best:
+    """The student's weights when it agreed best with the teacher, in a file, so that a killed training keeps them."""
+
+    def __init__(self, model: nn.Module, file: Path, settings: TrainingSettings) -> None:
+        self.model, self.file, self.settings = model, file, settings
+        self.step, self.agreement = 0, -math.inf
+        if file.exists():
+            from safetensors import safe_open
+
+            with safe_open(file, "pt") as stored:
+                about = stored.metadata()
+            self.step, self.agreement = int(about["step"]), float(about["agreement"])
+
+    def see(self, step: int, agreement: float) -> None:
+        """Keep the weights if the student has never agreed better."""
+        if agreement <= self.agreement:
+            return
+        self.step, self.agreement = step, agreement
+        if self.settings.keep == "best":
+            from safetensors.torch import save_model
+
+            with atomic_file(self.file) as temporary:
+                save_model(self.model, str(temporary), {"step": str(step), "agreement": repr(agreement)})
+
+    def is_over(self, step: int, every: int) -> bool:
+        """Whether patience has run out, in every process alike."""
+        if not self.settings.patience:
+            return False
+        over = torch.tensor(int(step - self.step >= every * self.settings.patience))
+        if processes() > 1:
+            torch.distributed.broadcast(over := over.to(next(self.model.parameters()).device), 0)
+        return bool(over)
+
+    def notes(self, history: History) -> list[str]:
+        """A line if the student that is kept is not the last one."""
+        if self.step == history.steps:
+            return []
+        last = history.monitors[-1]["agreement"] if history.monitors else math.nan
+        return [
+            f"the student of step {self.step} of {history.steps} was kept: its agreement on held-out queries is "
+            f"{self.agreement:.4f}, at the end {last:.4f}."
+        ]
+
+
+def _keeper(best: _Best, history: History, what: str) -> Any:
+    """A callback that keeps the best student, and stops when there has been no better one for long."""
+    from transformers import TrainerCallback
+
+    class Keeper(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self._see()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            every = _interval(state.max_steps)
+            if state.global_step % every == 0 and state.global_step < state.max_steps:
+                self._see()
+                if best.is_over(state.global_step, every):
+                    log(f"{what}: no better agreement since step {best.step}; stopped at step {state.global_step}")
+                    control.should_training_stop = True
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self._see()
+
+        def _see(self) -> None:
+            if history.monitors and "agreement" in history.monitors[-1]:
+                best.see(int(history.monitors[-1]["step"]), history.monitors[-1]["agreement"])
+
+    return Keeper()
+
+
+def _interval(steps: int) -> int:
+    """Steps between two measurements of a run."""
+    return max(1, steps // _MONITORED)
+
+
 def _watcher(history: History, monitor: Monitor | None, what: str, clock: _Clock) -> Any:
     """A callback that records losses, monitors and times, and shows the bar."""
     from transformers import TrainerCallback
 
     class Watcher(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.every = max(1, state.max_steps // _MONITORED)
+            self.every = _interval(state.max_steps)
             self.bar = bar(state.max_steps, what, "steps")
             self.bar.update(state.global_step)
             history.losses = [_losses(entry) for entry in state.log_history if "loss" in entry]
@@ -357,7 +440,8 @@ def _watcher(history: History, monitor: Monitor | None, what: str, clock: _Clock
             self._record(state.global_step)
 
         def _record(self, step: int) -> None:
-            if monitor is not None and is_main():
+            is_new = not history.monitors or history.monitors[-1]["step"] < step
+            if monitor is not None and is_main() and is_new:
                 history.monitors.append({"step": step, **monitor()})
             clock.passed("monitor")
 

@@ -140,6 +140,60 @@ class TestLearning:
         assert aligned(tiny_model, texts, targets, tmp_path / "work", settings)[1].steps == 3
 
 
+class TestHeldOutAgreement:
+    """Which student a training ends with, and when it stops, with a monitor that is told what to measure."""
+
+    def run(self, place, tiny_model, texts, targets, agreements, **changes):
+        """The model, its history, and the weights at each measurement."""
+        model, seen = load_bi_encoder(tiny_model), []
+        values = iter(agreements)
+
+        def monitor():
+            seen.append(digest(model))
+            return {"agreement": next(values)}
+
+        columns = TextColumns({"text": texts}, range(len(texts)))
+        loss = DistillationLoss(model, [Term("leaf")], StoredVectorScorer(True), None, TeacherVectors(targets))
+        history = train(model, loss, columns, SETTINGS.model_copy(update=changes), place, monitor=monitor)
+        return model, history, seen
+
+    def test_the_best_student_is_kept_and_noted(self, tiny_model, texts, targets, tmp_path):
+        agreements = [0.1, 0.2, 0.9, 0.3, 0.9, *[0.2] * 20]
+        model, history, seen = self.run(tmp_path / "best", tiny_model, texts, targets, agreements, keep="best")
+        best = history.monitors[2]["step"]
+        assert digest(model) == seen[2] != seen[-1]
+        note = f"the student of step {best} of {history.steps} was kept: its agreement on held-out queries is 0.9000"
+        assert history.notes == [f"{note}, at the end 0.2000."]
+        last, history, seen = self.run(tmp_path / "last", tiny_model, texts, targets, agreements)
+        assert digest(last) == seen[-1]
+        assert history.notes == []
+
+    def test_the_start_is_kept_if_training_only_harms(self, tiny_model, texts, targets, tmp_path):
+        falling = np.linspace(0.9, 0.1, 40)
+        model, _, _ = self.run(tmp_path, tiny_model, texts, targets, falling, keep="best")
+        assert digest(model) == digest(load_bi_encoder(tiny_model))
+
+    def test_patience_stops(self, tiny_model, texts, targets, tmp_path):
+        agreements = [0.1, 0.5, 0.4, 0.3, *[0.2] * 20]
+        _, history, seen = self.run(tmp_path, tiny_model, texts, targets, agreements, patience=2)
+        assert len(seen) == 4
+        assert history.steps == history.monitors[-1]["step"] == 3 * history.monitors[1]["step"]
+
+    def test_a_killed_training_keeps_the_best_student(self, tiny_model, texts, targets, tmp_path):
+        agreements = [0.1, 0.2, 0.9, *[0.2] * 20]
+        whole, _, _ = self.run(tmp_path / "whole", tiny_model, texts, targets, agreements, keep="best")
+
+        def stopping():
+            yield from agreements[:6]
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            self.run(tmp_path / "killed", tiny_model, texts, targets, stopping(), keep="best")
+        resumed, history, _ = self.run(tmp_path / "killed", tiny_model, texts, targets, [0.2] * 20, keep="best")
+        assert history.monitors[0]["step"] > 0
+        assert digest(resumed) == digest(whole)
+
+
 class TestRepeating:
     def test_the_same_seed_gives_the_same_bytes(self, tiny_model, texts, targets, tmp_path):
         one, same = (digest(aligned(tiny_model, texts, targets, tmp_path / name)[0]) for name in "ab")
