@@ -161,7 +161,9 @@ class TestTeacher:
     def test_the_quantizer_moves_toward_a_better_ranker(self, documents, queries):
         other = documents * np.linspace(0, 3, 32, dtype=np.float32)
         settings = QuantizerSettings(steps=150, evaluations=5, start_iterations=3, batch_size=32)
-        learned = learn_quantizer(documents, queries, 4, settings, teacher=lambda rows: queries[rows] @ other.T)
+        learned = learn_quantizer(
+            documents, queries, 4, settings, teacher=lambda rows, columns: queries[rows] @ other[columns].T
+        )
         before, after = learned.agreement
         assert after > before + 0.05
 
