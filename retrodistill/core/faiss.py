@@ -14,7 +14,7 @@ _BLAS_FROM = 16 * 384
 _BLAS_DOCUMENTS = 16_384
 # Vectors that a product quantizer codes at once; FAISS's own value is 262,144, whose distances to the codewords of
 # PQ16 take 4.3 GB. The codes are the same.
-_CODED = 16_384
+CODED = 16_384
 
 
 class _Faiss:
@@ -31,7 +31,7 @@ def _load() -> Any:
     library.cvar.distance_compute_blas_database_bs = max(
         library.cvar.distance_compute_blas_database_bs, _BLAS_DOCUMENTS
     )
-    library.cvar.product_quantizer_compute_codes_bs = min(library.cvar.product_quantizer_compute_codes_bs, _CODED)
+    library.cvar.product_quantizer_compute_codes_bs = min(library.cvar.product_quantizer_compute_codes_bs, CODED)
     return library
 
 

@@ -20,7 +20,7 @@ from retrodistill.indexes.faiss_index import FaissIndex
 from retrodistill.quantizers import Learned, QuantizerSettings, factory_for, learn_quantizer
 from retrodistill.quantizers.codes import ALL, Rows, read_form
 from retrodistill.quantizers.learning import Teacher, query_student
-from retrodistill.quantizers.settings import IN_MEMORY
+from retrodistill.quantizers.settings import MOST_HELD
 from retrodistill.rankers.corpus import CorpusScores
 from retrodistill.students.registry import save_student
 from retrodistill.training.settings import TextSettings
@@ -93,7 +93,7 @@ def learn_index(
         query_encoder.require(texts.texts, "query")
     ids = collection.documents.ids
     vectors: Vectors
-    if len(ids) > IN_MEMORY and encoder.needs_store("document"):
+    if len(ids) > MOST_HELD and encoder.needs_store("document"):
         vectors = TextVectors(encoder, collection.documents, "document")
     else:
         vectors = embed(encoder, collection.documents.column, "document")
@@ -130,7 +130,7 @@ def _rescaled(scores: CorpusScores, queries: np.ndarray, documents: Vectors) -> 
     Both are taken over all documents, or over the ranker's reference sample of those that are not in memory.
     """
     count = documents.shape[0]
-    sample = scores.reference() if count > IN_MEMORY else None
+    sample = scores.reference() if count > MOST_HELD else None
     known = documents[ALL if sample is None else sample]
 
     def teach(rows: np.ndarray, columns: Rows) -> np.ndarray:

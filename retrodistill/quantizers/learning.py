@@ -25,7 +25,7 @@ from retrodistill.quantizers.codes import (
     start_index,
     to_faiss,
 )
-from retrodistill.quantizers.settings import IN_MEMORY, QuantizerSettings
+from retrodistill.quantizers.settings import MOST_HELD, QuantizerSettings
 from retrodistill.runs.run import top_k
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from retrodistill.quantizers.learner import Learner
 
-_KEPT = 150_000_000  # inner products that are kept in memory, 600 MB
+KEPT = 150_000_000  # inner products that are kept in memory, 600 MB
 
 Teacher = Callable[[np.ndarray, Rows], np.ndarray]
 """From (batch,) int64 rows of the training queries, and rows of m documents, to (batch, m) float32 scores."""
@@ -89,14 +89,14 @@ class Targets:
     """Scores to learn from: a teacher's, or by default the exact inner products."""
 
     queries: np.ndarray  # (q, d) float32
-    documents: Vectors  # (n, d) float32; an array up to `IN_MEMORY` of them
+    documents: Vectors  # (n, d) float32; an array up to `MOST_HELD` of them
     sources: np.ndarray  # (q,) int64, the document that a pseudo-query was taken from; -1 for real queries
     teacher: Teacher | None = None  # inner products without one
 
     @property
     def parts(self) -> list[slice]:
         """Rows of parts of the documents, each spread over all of them, that fit into memory."""
-        count = -(-self.documents.shape[0] // IN_MEMORY)
+        count = -(-self.documents.shape[0] // MOST_HELD)
         return [slice(first, None, count) for first in range(count)]
 
     def within(self, part: slice) -> Targets:
@@ -110,7 +110,7 @@ class Targets:
     @cached_property
     def _products(self) -> np.ndarray | None:
         """(q, n) inner products where they fit into memory: computing them again is a third of a step's work."""
-        fits = len(self.parts) == 1 and len(self.queries) * self.documents.shape[0] <= _KEPT
+        fits = len(self.parts) == 1 and len(self.queries) * self.documents.shape[0] <= KEPT
         return self.queries @ self.documents[ALL].T if fits and self.teacher is None else None
 
     def scores(self, rows: np.ndarray, columns: Rows = ALL) -> np.ndarray:
@@ -290,6 +290,6 @@ def _checked(
             f"sources of shape {sources.shape}, up to {sources.max(initial=-1)}, for {len(queries)} queries and "
             f"{count} documents; give the row of each query's own document, or -1."
         )
-    if count <= IN_MEMORY:
+    if count <= MOST_HELD:
         documents = read_vectors(documents, ALL, names)
     return read_vectors(queries, ALL, what="training queries"), documents, sources

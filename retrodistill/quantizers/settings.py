@@ -9,7 +9,7 @@ from pydantic import Field
 
 from retrodistill.core.settings import Settings
 
-IN_MEMORY = 2**18  # documents; of a larger corpus, vectors are read when they are needed
+MOST_HELD = 2**18  # documents whose vectors are held at once; those of a larger corpus are read when they are needed
 _MIN_REAL = 20  # real queries; with fewer, pseudo-queries are held out, too
 
 
