@@ -165,11 +165,11 @@ def learn_quantizer(
         settings: How to learn.
         sources: (q,) the document that a pseudo-query was taken from, -1 for real queries. A pseudo-query is not
             trained on its own document, since it would learn to find nothing else.
-        teacher: Scores to learn from, by rows of `queries`; exact inner products by default.
+        teacher: Scores to learn from; exact inner products by default.
         names: (n,) document ids, for messages.
 
     Returns:
-        The learned index and its start. On the held-out queries it is never worse than its start.
+        The learned index and its start. On the held-out queries, and the documents that they rank, it is never worse.
 
     Raises:
         UserError: Too few or bad vectors, no queries or queries of another dimension, or a target that does not fit.

@@ -191,16 +191,16 @@ def learning_steps(job: Job, held: float, texts: TrainingTexts, count: int, *, i
     settings, dimension = job.recipe.index.learn or QuantizerSettings(), job.space.dimension
     form, documents = read_form(learned_factory(job.recipe, job.space), dimension), job.collection.documents
     memory = held + sizes.strings(documents) + sizes.learning(form, len(documents), count, dimension, settings)
-    index = sizes.learned_index(form, documents, dimension)
+    index, student = sizes.learned_index(form, documents, dimension), 0.0
+    if not job.space.is_recorded:  # the document encoder and a map of its queries
+        student = sizes.FLOAT * sizes.parameters(job.space.model, whole=True).all
+    left = [name for name in learned_names(job) if not (job.out / "indexes" / name).exists()]
+    seconds = _learning_seconds(job, settings, texts, count) if left and is_timed else 0.0
     for name in learned_names(job):
-        if (job.out / "indexes" / name).exists():
+        if name not in left:
             yield Step(f"learn {name}: already learned", phase="learn")
             continue
-        seconds = _learning_seconds(job, settings, texts, count) if is_timed else 0.0
-        out = 2 * index  # OPQ too
-        if name != "distilled":
-            is_model = not job.space.is_recorded
-            out = index + (sizes.FLOAT * sizes.parameters(job.space.model, whole=True).all if is_model else 0.0)
+        out = 2 * index if name == "distilled" else index + student  # OPQ's index comes with the first
         needs = Needs(memory, out=out, advice="set index.learn.whole, index.learn.sampled, or index.texts.limit lower")
         yield Step(f"learn {name}", settings.steps, "steps", seconds, needs, "learn")
 
