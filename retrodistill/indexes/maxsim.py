@@ -28,7 +28,7 @@ from retrodistill.indexes.tokens import TokenStore
 
 _SINGLE = 2.0**-21  # 8 u
 _QUERY_TOKENS = 64  # of a block, whose products take 4 MiB
-_DOCUMENTS = 1024  # whose bounds are compared at once: in each block, that would take as long as the maxima
+_SCORES = 2**18  # whose bounds are compared at once, in 2 MiB: block by block that takes as long as the maxima do
 
 
 def best_of_store(
@@ -82,14 +82,14 @@ def _bounds(store: TokenStore, queries: Tokens, rows: np.ndarray) -> Iterator[tu
     scan = _RoundedQueries(queries)
     scores: list[np.ndarray] = []
     limits: list[np.ndarray] = []
-    done = waiting = 0
+    first = 0
     for start, documents in store.rounded_blocks(rows):
         scores.append(scan.scores(documents))
         limits.append(documents.limits)
-        waiting += len(documents.limits)
-        if waiting >= _DOCUMENTS or start + len(documents.limits) == len(rows):
-            yield done, *scan.bounds(np.concatenate(scores, axis=1), np.concatenate(limits))
-            scores, limits, done, waiting = [], [], done + waiting, 0
+        stop = start + len(documents.limits)
+        if (stop - first) * len(queries) >= _SCORES or stop == len(rows):
+            yield first, *scan.bounds(np.concatenate(scores, axis=1), np.concatenate(limits))
+            scores, limits, first = [], [], stop
 
 
 class _RoundedQueries:

@@ -92,7 +92,7 @@ class TestSearch:
     def test_in_many_blocks_it_is_the_float32_computation(self, monkeypatch, codec, candidates):
         for name, size in (("_BLOCK", 40), ("_ROUNDED_BLOCK", 60)):
             monkeypatch.setattr(tokens, name, size)
-        monkeypatch.setattr(maxsim, "_DOCUMENTS", 13)
+        monkeypatch.setattr(maxsim, "_SCORES", 90)
         store = filled(DOCUMENTS.slice(0, 90), DOCUMENTS.slice(90, 91), DOCUMENTS.slice(91, 200), codec=codec)
         rows, scores = best_of_store(store, QUERIES, 6, candidates)
         places, expected = best_documents(QUERIES, store.blocks(candidates, tokens=40), 6)
