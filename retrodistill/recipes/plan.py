@@ -262,6 +262,7 @@ class _Planner:
             steps = [self._embed(title, encoder, texts.texts, "query", count) for encoder in encoders.values()]
             yield replace(joined(title, steps), phase="learn")
         yield from learning
+        self._loaded += sum(step.needs.out for step in learning)
 
     def _data(self, stage: StageSettings) -> TrainingData:
         """The stage's data; with the job's teacher if students teach, which are not trained yet."""
