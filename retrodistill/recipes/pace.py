@@ -78,7 +78,7 @@ def stage_pace(student: StudentSettings, number: int, data: TrainingData, model:
 
 def _key(student: StudentSettings, stage: StageSettings, data: TrainingData, what: str) -> str:
     """Key of a stage's rates: all that decides the work of a step or of a text, but not how many there are."""
-    kept = stage.model_dump(mode="json", exclude={"teacher", "selection", "training", "texts"})
+    kept = stage.model_dump(mode="json", exclude={"teacher", "start", "selection", "training", "texts"})
     kept["training"] = stage.training.model_dump(mode="json", exclude=_NOT_PACE)
     kept["texts"] = stage.texts.model_dump(mode="json", exclude={"limit", "repeat_queries"})
     if stage.any_document:

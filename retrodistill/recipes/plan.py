@@ -38,6 +38,7 @@ from retrodistill.recipes.stage_teachers import manifest_after_stage, student_ma
 from retrodistill.recipes.student_settings import StudentSettings
 from retrodistill.recipes.students import work_folder
 from retrodistill.recipes.systems import MADE_FROM, planned_variants, students_to_train
+from retrodistill.students.registry import weights_to_start_from
 from retrodistill.training.prepared import Prepared, held_out_rows, training_rows
 from retrodistill.training.scoring import candidate_pairs, candidate_sources, scores_file, stage_texts
 from retrodistill.training.settings import CURRENT_STUDENT, StageSettings, TextSettings, is_student, parse_student
@@ -218,6 +219,9 @@ class _Planner:
         job, stage, title = self.job, student.stages[number - 1], f"{name}, stage {number}"
         what = f"{title}: teacher {' + '.join(member.model for member in stage.teacher) or job.teacher.name}"
         data = replace(self._data(stage), own_documents=student.documents == "student")
+        if stage.start is not None:  # refused here, before work starts, if it does not fit
+            giver = job.recipe.students[parse_student(stage.start)[0]]
+            weights_to_start_from(self._model(student), self._model(giver), stage.start)
         texts, count = self._stage_texts(stage, data)
         if job.teachers.needs_students(stage):
             yield self._student_teacher(what, stage, data, texts)

@@ -1,4 +1,4 @@
-"""The teachers of stages, and the manifests of the students that they teach."""
+"""The teachers of stages, and the manifests of the students that stages are made from."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from retrodistill.rankers.ensemble import Ensemble, soft_labels
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.recipes.settings import Recipe
-from retrodistill.recipes.student_settings import StudentSettings, without_clusters
+from retrodistill.recipes.student_settings import StudentSettings, student_state, without_clusters
 from retrodistill.students.registry import kind_of
-from retrodistill.training.settings import CURRENT_STUDENT, StageSettings, TeacherSettings, is_student, parse_student
+from retrodistill.training.settings import CURRENT_STUDENT, StageSettings, TeacherSettings, is_student
 from retrodistill.training.training_data import TrainingData
 
 StudentAfter = Callable[[str, int], Any]  # loads a student of the recipe as it is after that number of its stages
@@ -69,11 +69,19 @@ class StageTeachers:
         parts = []
         for member in self._named(stage):
             if is_student(member.model):
-                name, done = self._state(member.model)
-                parts.append(manifest_after_stage(self.recipe.students[name], data, done, self).fingerprint)
+                parts.append(self._student_fingerprint(member.model, data))
             else:
                 parts.append(self.model(member.model).fingerprint(data.collection))
         return "+".join(parts)
+
+    def inputs(self, stage: StageSettings, data: TrainingData) -> dict[str, str]:
+        """Digests of the stage's own teacher and of the student whose weights it starts with, where it names them."""
+        named = {"teacher": self.fingerprint(stage, data)} if stage.has_own_teacher else {}
+        return named | ({"start": self._student_fingerprint(stage.start, data)} if stage.start else {})
+
+    def _student_fingerprint(self, written: str, data: TrainingData) -> str:
+        name, done = student_state(written, self.recipe.students)
+        return manifest_after_stage(self.recipe.students[name], data, done, self).fingerprint
 
     def _named(self, stage: StageSettings) -> list[TeacherSettings]:
         """The stage's teacher, or the recipe's for stages that only turn its scores into labels."""
@@ -84,15 +92,11 @@ class StageTeachers:
             return self.model(model)
         if student_after is None:
             raise UserError(f"teacher {model!r} is a student that has not been trained yet.")
-        name, done = self._state(model)
+        name, done = student_state(model, self.recipe.students)
         trained = student_after(name, done).model
         kind = kind_of(trained)
         teacher = kind.wrap(trained, f"{CURRENT_STUDENT}:{name}@{done}", None)
         return kind.ranker(teacher, self.space if self.recipe.students[name].documents == "frozen" else teacher)
-
-    def _state(self, model: str) -> tuple[str, int]:
-        name, done = parse_student(model)
-        return name, len(self.recipe.students[name].stages) if done is None else done
 
 
 def space_of(data: TrainingData) -> Encoder:
@@ -115,8 +119,8 @@ def student_manifest(settings: StudentSettings, data: TrainingData, teachers: St
     if data.rewrites is not None:
         inputs["rewrites"] = data.teacher_queries(data.queries).fingerprint
     for number, stage in enumerate(settings.stages, start=1):
-        if stage.has_own_teacher and teachers is not None:
-            inputs[f"teacher of stage {number}"] = teachers.fingerprint(stage, data)
+        if teachers is not None:
+            inputs |= {f"{what} of stage {number}": made for what, made in teachers.inputs(stage, data).items()}
         if stage.needs_labels:
             inputs["labels"] = data.qrels().fingerprint
         by_ensemble = stage.selection is not None and stage.selection.positives == "ensemble"
@@ -124,7 +128,9 @@ def student_manifest(settings: StudentSettings, data: TrainingData, teachers: St
             inputs["labeler"] = data.labeler.fingerprint(data.collection)
     if data.stored is not None:
         inputs["stored"] = hashlib.blake2b(data.stored.tobytes(), digest_size=8).hexdigest()
-    kept = settings.model_dump(mode="json", exclude={"control"})
+    # A key that students made before it do not have, so that they stay valid.
+    unset = {number: {"start"} for number, stage in enumerate(settings.stages) if stage.start is None}
+    kept = settings.model_dump(mode="json", exclude={"control": True, "stages": unset})
     return Manifest("student", inputs, {**kept, "seed": data.seed})
 
 

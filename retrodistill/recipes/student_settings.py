@@ -177,6 +177,8 @@ class StudentSettings(Settings):
         if stage.train not in kind.parts:
             parts = " or ".join(kind.parts)
             raise ValueError(f"train: {stage.train} does not train {kind.name} students; set train: {parts}")
+        if stage.start and kind.transformer is None:
+            raise ValueError(f"start takes over a transformer, which no {kind.name} student has; remove start")
         if stage.regularizers and not kind.has_terms:
             raise ValueError(
                 f"regularizers need term weights, which a {kind.name} student does not have; remove regularizers"
@@ -241,42 +243,60 @@ def contrastive_control(student: StudentSettings) -> StudentSettings:
             term.model_copy(update={"name": term.objective.control}) if term.objective.reads_scores else term
             for term in stage.objectives
         ]
-        stages.append(stage.model_copy(update={"objectives": terms, "selection": None}))
+        # The weights of a distilled student would bring in what its teacher knows.
+        stages.append(stage.model_copy(update={"objectives": terms, "selection": None, "start": None}))
     return student.model_copy(update={"stages": stages, "control": None})
 
 
 StudentState = tuple[str, int]  # a student's name, and how many of its stages are done
 
 
+def student_state(written: str, students: Mapping[str, StudentSettings]) -> StudentState:
+    """The state that ``student:NAME@2`` names; an unknown name and a stage that it does not have are a ValueError."""
+    name, done = parse_student(written)
+    if name not in students:
+        raise ValueError(f"{written!r}: {unknown('student', name, students)}")
+    stages = len(students[name].stages)
+    if done is not None and done > stages:
+        raise ValueError(f"{written!r}: {name} has {stages} stages")
+    return name, stages if done is None else done
+
+
 def teaching_students(stage: StageSettings, students: Mapping[str, StudentSettings]) -> list[StudentState]:
-    """The students that teach a stage; an unknown name, a kind that cannot teach, or too few stages is a ValueError."""
+    """The students that teach a stage; a kind that cannot teach is a ValueError, and see `student_state`."""
     teachers = []
     for member in stage.teacher:
         if not is_student(member.model):
             continue
-        name, done = parse_student(member.model)
-        if name not in students:
-            raise ValueError(f"teacher {member.model!r}: {unknown('student', name, students)}")
-        kind, stages = students[name].kind, len(students[name].stages)
+        state = student_state(member.model, students)
+        kind = students[state[0]].kind
         if not kind.can_teach:
             teaching = ", ".join(other.name for other in all_kinds() if other.can_teach and other.written)
             raise ValueError(f"teacher {member.model!r} is a {kind.name} student; kinds that can teach: {teaching}")
-        if done is not None and done > stages:
-            raise ValueError(f"teacher {member.model!r}: {name} has {stages} stages")
         if not kind.can_search and stage.any_document:
             raise ValueError(
                 f"teacher {member.model!r} scores pairs and not a whole corpus; set candidates.depth to a number, "
                 "without candidates.shared or groups.random"
             )
-        teachers.append((name, stages if done is None else done))
+        teachers.append(state)
     return teachers
+
+
+def _starting_students(stage: StageSettings, students: Mapping[str, StudentSettings]) -> list[StudentState]:
+    """The student whose weights a stage begins with, if it names one."""
+    if stage.start is None:
+        return []
+    state = student_state(stage.start, students)
+    if (kind := students[state[0]].kind).transformer is None:
+        raise ValueError(f"start {stage.start!r} is a {kind.name} student, which has no transformer to start from")
+    return [state]
 
 
 def training_order(students: Mapping[str, StudentSettings]) -> list[StudentState]:
     """Every student before its first stage and after each stage, with prerequisites first.
 
-    A stage needs the student as its previous stage left it, and the students that teach it. A stage that needs a
-    student that needs this stage is a ValueError, as are the mistakes of `teaching_students`.
+    A stage needs the states that `prerequisites` lists. Stages that need each other are a ValueError, as are students
+    that cannot teach or lend their weights.
     """
     order: list[StudentState] = []
 
@@ -295,9 +315,12 @@ def training_order(students: Mapping[str, StudentSettings]) -> list[StudentState
 
 
 def prerequisites(state: StudentState, students: Mapping[str, StudentSettings]) -> list[StudentState]:
-    """What the last stage of a state needs: the student before that stage, and the students that teach it."""
+    """What the last stage of a state needs: the student before it, its teachers, and whose weights it starts from."""
     name, done = state
-    return [(name, done - 1), *teaching_students(students[name].stages[done - 1], students)] if done else []
+    if not done:
+        return []
+    stage = students[name].stages[done - 1]
+    return [(name, done - 1), *teaching_students(stage, students), *_starting_students(stage, students)]
 
 
 def complete_student(

@@ -20,8 +20,22 @@ from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.evaluation.results import Role
 from retrodistill.recipes.pace import remember_pace
 from retrodistill.recipes.stage_teachers import StageTeachers, manifest_after_stage, space_of
-from retrodistill.recipes.student_settings import StudentSettings, StudentState, prerequisites, training_order
-from retrodistill.students.registry import AnyStudent, as_student, kind_of, load_student, run_stage, save_student
+from retrodistill.recipes.student_settings import (
+    StudentSettings,
+    StudentState,
+    prerequisites,
+    student_state,
+    training_order,
+)
+from retrodistill.students.registry import (
+    AnyStudent,
+    as_student,
+    kind_of,
+    load_student,
+    run_stage,
+    save_student,
+    weights_to_start_from,
+)
 from retrodistill.training.trainer import History
 from retrodistill.training.training_data import TrainingData
 
@@ -62,10 +76,11 @@ def train_students(
     `seconds` receives the wall-clock seconds of each student, under ``distill NAME``.
 
     Raises:
-        UserError: The settings do not fit the data, or a stage names a teacher and there are no `teachers`.
+        UserError: The settings do not fit the data, or a stage names a teacher or a start and there are no `teachers`.
     """
-    if teachers is None and any(stage.has_own_teacher for settings in students.values() for stage in settings.stages):
-        raise UserError("a stage with its own teacher or labels needs a recipe; run it with 'retrodistill run'.")
+    stages_of_all = (stage for settings in students.values() for stage in settings.stages)
+    if teachers is None and any(stage.has_own_teacher or stage.start for stage in stages_of_all):
+        raise UserError("a stage with its own teacher, labels or start needs a recipe; run it with 'retrodistill run'.")
     training = _Training(students, data, folders, teachers)
     pending = training.pending()
     barrier()
@@ -171,12 +186,16 @@ class _Training:
         settings, work = self._students[name], self._work(name, number)
         stage, title = settings.stages[number - 1], f"{name}, stage {number} of {len(settings.stages)}"
         model = settings.kind.at_stage(model, settings, number - 1)
+        if stage.start is not None:
+            giver = self.student_after(*student_state(stage.start, self._students)).model
+            weights = weights_to_start_from(model, giver, stage.start)
+            settings.kind.transformer(model).load_state_dict(weights, strict=False)  # type: ignore[misc]
         data = replace(self._data, own_documents=settings.documents == "student")
         if self._teachers is not None:
             data = self._teachers.data_of(stage, data, self.student_after)
         terms = [f"{term.weight:g} {term.name}" if term.weight != 1 else term.name for term in stage.objectives]
         part = "lexical half" if stage.train == "lexical" else stage.train.replace("_", " ")
-        log(f"{title}: {' + '.join(terms)}, {part}")
+        log(f"{title}: {' + '.join(terms)}, {part}{f', from {stage.start}' if stage.start else ''}")
         checkpoints = work.with_name(f"{work.name}-checkpoints")
         history = run_stage(model, stage, data, checkpoints, title)
         record = _extended(record, history)

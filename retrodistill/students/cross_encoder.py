@@ -138,6 +138,7 @@ KIND = Kind(
     load=_load,
     wrap=CrossEncoderStudent,
     train=train_pairs,
+    transformer=lambda model: model[0].auto_model.base_model,
     ranker=lambda student, documents: CrossEncoderRanker(student.model, student.name),
     parts=("both_encoders",),
     defaults=lambda _: StageDefaults("both_encoders", {"learning_rate": 5e-5, "batch_size": 16}, 1.0),

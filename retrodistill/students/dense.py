@@ -287,6 +287,7 @@ KIND = Kind(
     load=lambda folder: load_encoder(f"dense:{folder}", DENSE),
     wrap=Encoder,
     train=train_dense,
+    transformer=lambda model: model[0].auto_model.base_model,
     ranker=lambda student, documents: DenseRanker(documents, student, checked=False),
     parts=("query_encoder", "both_encoders"),
     defaults=lambda _: StageDefaults("query_encoder", {"epochs": 4, "learning_rate": 5e-5, "batch_size": 32}),

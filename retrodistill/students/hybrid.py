@@ -270,6 +270,7 @@ KIND = replace(
     start=_start,
     owns=is_hybrid,
     train=train_hybrid,
+    transformer=None,
     store_documents=lambda student, texts: store_vectors(student, texts, "document"),
     parts=("lexical",),
     defaults=lambda settings: replace(DENSE.defaults(settings), train="lexical"),

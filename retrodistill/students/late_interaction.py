@@ -361,6 +361,7 @@ def _check(settings: Any) -> None:
 LATE_INTERACTION = replace(  # what the kinds of PreTT and TK share
     CROSS_ENCODER,
     train=train_late_interaction,
+    transformer=None,
     ranker=lambda student, documents: StoredDocumentsRanker(student),
     parts=("head", "both_encoders"),
     check=_check,

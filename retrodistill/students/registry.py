@@ -32,6 +32,8 @@ from retrodistill.training.trainer import History
 from retrodistill.training.training_data import StudentSnapshot, TrainingData
 
 if TYPE_CHECKING:  # the module of a kind imports this one
+    from torch import Tensor, nn
+
     from retrodistill.students.cross_encoder import CrossEncoderStudent
 
 AnyStudent: TypeAlias = "Encoder | SparseTextEncoder | MultiVectorModel | CrossEncoderStudent"
@@ -73,6 +75,8 @@ class Kind:
     complete: Callable[[Mapping[str, Any], str], dict[str, Any]] = lambda settings, name: {}
     check: Callable[[Any], None] = lambda settings: None  # ValueError where settings contradict each other
     owns: Callable[[Any], bool] = lambda model: True  # whether a model of its library class is of this kind
+    # model -> its transformer without a head, whose weights students can take over; None where there is no such part.
+    transformer: Callable[[Any], nn.Module] | None = None
     # (model, settings, stage) -> the model as a stage, from 0, finds it.
     at_stage: Callable[[Any, Any, int], Any] = lambda model, settings, stage: model
     # (student, texts): stores document vectors where training kept what gives them.
@@ -128,6 +132,25 @@ def as_student(model: Any, name: str | None = None, manifest: Manifest | None = 
     """The encoder or pair scorer around a model of any kind; its name is ``kind:student`` by default."""
     kind = kind_of(model)
     return kind.wrap(model, name or f"{kind.name}:student", manifest)
+
+
+def weights_to_start_from(model: Any, other: Any, name: str) -> dict[str, Tensor]:
+    """The weights that a model's transformer can take over from that of another student, called `name`.
+
+    They are those of all its layers; `other` may have more. A pooler, as BERT has it, is part of the head. Another
+    architecture, width, or vocabulary, and too few layers, are a UserError. Both kinds have a transformer.
+    """
+    own, given = (kind_of(each).transformer(each).state_dict() for each in (model, other))  # type: ignore[misc]
+    wanted = {key: weights for key, weights in own.items() if not key.startswith("pooler.")}
+    advice = "start from a student of the same model that has as many layers or more"
+    for key, weights in wanted.items():
+        shape = tuple(given[key].shape) if key in given else None
+        if shape != tuple(weights.shape):
+            problem = "is missing" if shape is None else f"has shape {shape} instead of {tuple(weights.shape)}"
+            raise UserError(f"start: {name} does not fit this student: {key} {problem}; {advice}.")
+    if model.tokenizer.get_vocab() != other.tokenizer.get_vocab():
+        raise UserError(f"start: {name} does not fit this student: it has another vocabulary; {advice}.")
+    return {key: given[key] for key in wanted}
 
 
 def run_stage(model: Any, stage: StageSettings, data: TrainingData, folder: Path, what: str) -> History:

@@ -224,6 +224,7 @@ KIND = replace(
     name="static",
     written="static",
     start=_start,
+    transformer=None,
     start_left=_table_left,
     load=lambda folder: load_encoder(f"static:{folder}"),
     owns=lambda model: type(model[0]).__name__ == "StaticEmbedding",

@@ -57,7 +57,7 @@ def parse_student(name: str) -> tuple[str, int | None]:
     Raises:
         ValueError: Neither of the two forms.
     """
-    rest = name.partition(":")[2]
+    rest = name.removeprefix(f"{CURRENT_STUDENT}:") if is_student(name) else ""
     student, at, stages = rest.rpartition("@") if "@" in rest else (rest, "", "")
     if not student or (at and not stages.isdigit()):
         raise ValueError(f"{name!r}: write student:NAME, or student:NAME@2 for that student after its second stage")
@@ -270,6 +270,10 @@ class StageSettings(Settings):
     """Terms of the loss, which are summed. A name alone takes the defaults: `kl`, `[leaf, kl]`."""
     teacher: Teachers = Field(default_factory=list)
     """Teachers of this stage, one or several; by default the recipe's teacher."""
+    start: str | None = None
+    """`student:NAME@1`: the stage begins with the transformer weights of that student of the recipe, as they are after
+    its first stage (`@0`: before training; without `@`: after its last). The student keeps its own head, and with fewer
+    layers takes the first ones. By default, a stage continues with the student's own weights."""
     labels: Annotated[str, OneOf("kind of labels", "retrodistill.rankers.ensemble:LABELS")] = "scores"
     """How the teacher's scores become targets. `bce` needs `sigmoid` (of logits), `cosine`, or `mean` (of recorded
     labels). The targets of several teachers are averaged."""
@@ -309,6 +313,13 @@ class StageSettings(Settings):
     `lexical_terms` does that."""
     training: TrainingSettings = TrainingSettings()
     """How long and how fast it trains."""
+
+    @field_validator("start")
+    @classmethod
+    def _is_student(cls, start: str | None) -> str | None:
+        if start is not None:
+            parse_student(start)
+        return start
 
     @model_validator(mode="after")
     def _keys_fit(self) -> StageSettings:

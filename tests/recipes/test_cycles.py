@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.runtime import set_quiet
@@ -18,8 +19,9 @@ from retrodistill.recipes import students as pipeline_students
 from retrodistill.recipes.job import open_job
 from retrodistill.recipes.plan import plan_recipe
 from retrodistill.recipes.stage_teachers import manifest_after_stage
-from retrodistill.recipes.student_settings import teaching_students, training_order
+from retrodistill.recipes.student_settings import StudentSettings, teaching_students, training_order
 from retrodistill.recipes.students import _Training, train_students
+from retrodistill.students.registry import load_student, weights_to_start_from
 from retrodistill.training.scoring import scored_candidates, stage_texts
 
 LISTS = {"candidates": {"depth": 4, "sources": ["bm25"]}, "texts": {"titles": False, "sentences": 0}}
@@ -177,6 +179,166 @@ class TestCycle:
     def test_a_plan_tells_what_it_cannot_count(self, cycle, tmp_path, write_recipe):
         steps = [one["step"] for one in plan_recipe(write_recipe(cycle), tmp_path / "out").to_json()["steps"][1:]]
         assert "cross, stage 1: teacher student:bi@0, known when that student is trained" in steps
+
+
+@pytest.fixture
+def started(cycle):
+    """The cycle, in which each model starts from the other's transformer as it is after its last stage."""
+    for name, starts in (("cross", ["student:bi@0", "student:bi@1"]), ("bi", ["student:cross@1", "student:cross"])):
+        for stage, start in zip(cycle["students"][name]["stages"], starts, strict=True):
+            stage["start"] = start
+    return cycle
+
+
+def weights_of_stages(monkeypatch):
+    """Weights before and after each stage that is trained, by state."""
+    before, after, run_stage = {}, {}, pipeline_students.run_stage
+
+    def kept(model):
+        return {key.removeprefix("0.model."): value.clone() for key, value in model.state_dict().items()}
+
+    def listening(model, stage, data, folder, what):
+        state = what.split(",")[0], int(what.split()[2])
+        before[state] = kept(model)
+        history = run_stage(model, stage, data, folder, what)
+        after[state] = kept(model)
+        return history
+
+    monkeypatch.setattr(pipeline_students, "run_stage", listening)
+    return before, after
+
+
+def same(one, other, keys):
+    return all(torch.equal(one[key], other[key]) for key in keys)
+
+
+def transformer(weights):
+    """The weights of a transformer without its pooler, by their names in the bi-encoder."""
+    named = {key.removeprefix("bert."): value for key, value in weights.items()}
+    return {key: value for key, value in named.items() if key.startswith(("embeddings.", "encoder."))}
+
+
+class TestStart:
+    def test_each_model_starts_from_the_others_transformer_and_keeps_its_head(self, started, tmp_path, monkeypatch):
+        before, after = weights_of_stages(monkeypatch)
+        run_recipe(parse_recipe(started), tmp_path / "out")
+        taken = [(("bi", 1), ("cross", 1)), (("cross", 2), ("bi", 1)), (("bi", 2), ("cross", 2))]
+        for taker, giver in taken:
+            wanted = transformer(after[giver])
+            assert len(wanted) > 30
+            assert same(transformer(before[taker]), wanted, wanted)
+        assert not same(transformer(after["bi", 1]), transformer(after["cross", 1]), transformer(after["bi", 1]))
+        head = [key for key in after["cross", 1] if "pooler" in key or "classifier" in key]
+        assert len(head) == 4
+        assert same(before["cross", 2], after["cross", 1], head)
+
+    def test_a_student_may_return_to_its_own_start(self, cycle, tiny_model, tmp_path, monkeypatch):
+        cycle["students"]["bi"]["stages"][1]["start"] = "student:bi@0"
+        before, after = weights_of_stages(monkeypatch)
+        run_recipe(parse_recipe(cycle), tmp_path / "out")
+        assert same(before["bi", 2], before["bi", 1], before["bi", 1])
+        assert not same(after["bi", 1], before["bi", 1], before["bi", 1])
+
+    def test_a_student_with_fewer_layers_takes_the_first_ones(self, started, tmp_path, monkeypatch):
+        started["students"]["cross"]["layers"] = 1
+        for stage in started["students"]["bi"]["stages"]:
+            del stage["start"]
+        before, after = weights_of_stages(monkeypatch)
+        run_recipe(parse_recipe(started), tmp_path / "out")
+        taken = transformer(before["cross", 2])
+        assert {key.split(".")[2] for key in taken if key.startswith("encoder.")} == {"0"}
+        assert same(taken, transformer(after["bi", 1]), taken)
+
+    def test_a_stopped_job_ends_with_the_same_bytes(self, started, tmp_path, monkeypatch):
+        recipe = parse_recipe(started)
+        run_recipe(recipe, tmp_path / "whole")
+        run_stage = pipeline_students.run_stage
+
+        def stopping(model, stage, data, folder, what):
+            history = run_stage(model, stage, data, folder, what)
+            if what.startswith("cross, stage 2"):
+                raise KeyboardInterrupt  # when the stage is trained but not kept
+            return history
+
+        monkeypatch.setattr(pipeline_students, "run_stage", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(recipe, tmp_path / "out")
+        monkeypatch.setattr(pipeline_students, "run_stage", run_stage)
+        seen = trained_order(monkeypatch)
+        run_recipe(recipe, tmp_path / "out")
+        assert seen == ["cross, stage 2 of 2", "bi, stage 2 of 2"]
+        for name in ("cross", "bi"):
+            whole, resumed = (load_student(tmp_path / run / "students" / name) for run in ("whole", "out"))
+            assert resumed.weights_digest == whole.weights_digest
+
+    def test_the_fingerprint_includes_whose_weights_a_stage_starts_with(self, cycle, tmp_path):
+        def manifests():
+            job = open_job(parse_recipe(cycle), tmp_path / "out")
+            bi = job.recipe.students["bi"]
+            return [manifest_after_stage(bi, job.training_data, number, job.teachers) for number in (1, 2)]
+
+        plain = manifests()
+        assert all("start" not in stage for stage in plain[1].settings["stages"])  # as before there was the key
+        cycle["students"]["bi"]["stages"][1]["start"] = "student:other@1"
+        prints = []
+        for rate in (1e-3, 2e-3):
+            other = to_cross("student:bi@0") | {"training": {**QUICK, "learning_rate": rate}}
+            cycle["students"]["other"] = {**cycle["students"]["cross"], "stages": [other]}
+            prints.append([one.fingerprint for one in manifests()])
+        assert prints[0][0] == prints[1][0] == plain[0].fingerprint
+        assert len({plain[1].fingerprint, prints[0][1], prints[1][1]}) == 3
+
+    def test_training_waits_for_the_student_to_start_from(self, cycle, tmp_path, write_recipe):
+        cycle["students"]["cross"]["stages"] = cycle["students"]["cross"]["stages"][:1]
+        cycle["students"]["cross"]["stages"][0]["start"] = "student:early@1"
+        cycle["students"]["early"] = {**cycle["students"]["bi"], "stages": [{"objectives": "leaf", "training": QUICK}]}
+        assert training_order(parse_recipe(cycle).students)[:4] == [("cross", 0), ("bi", 0), ("early", 0), ("early", 1)]
+        steps = [one["step"] for one in plan_recipe(write_recipe(cycle), tmp_path / "out").to_json()["steps"]]
+        assert "cross, stage 1: train" in steps
+
+    def test_a_transformer_that_does_not_fit_is_refused_before_any_work(self, started, tmp_path):
+        started["students"]["cross"]["layers"] = 1
+        with pytest.raises(UserError, match=r"start: student:cross@1 does not fit .*: encoder.layer.1.* is missing"):
+            run_recipe(parse_recipe(started), tmp_path / "out")
+        assert not (tmp_path / "out" / "students").exists()
+
+    def test_another_width_or_vocabulary_does_not_fit(self, tiny_model):
+        model, narrow, other = (load_encoder(f"dense:{tiny_model}").model for _ in range(3))
+        norm = narrow[0].auto_model.embeddings.LayerNorm
+        norm.weight = torch.nn.Parameter(norm.weight[:16])
+        with pytest.raises(UserError, match=r"embeddings.LayerNorm.weight has shape \(16,\) instead of \(32,\)"):
+            weights_to_start_from(model, narrow, "student:narrow")
+        other.tokenizer.add_tokens("sundial")
+        with pytest.raises(UserError, match=r"another vocabulary"):
+            weights_to_start_from(model, other, "student:other")
+
+    def test_without_a_recipe_there_is_no_other_student(self, cycle, tmp_path):
+        job = open_job(parse_recipe(cycle), tmp_path / "out")
+        stages = [{"objectives": "leaf", "start": "student:bi@0"}]
+        settings = StudentSettings.model_validate({"model": cycle["students"]["bi"]["model"], "stages": stages})
+        with pytest.raises(UserError, match=r"needs a recipe"):
+            train_students({"bi": settings}, job.training_data, {"bi": tmp_path / "bi"})
+
+    @pytest.mark.parametrize(
+        ("model", "start", "message"),
+        [
+            (None, "student:bj", "unknown student 'bj'. Did you mean 'bi'"),
+            (None, "student:cross@3", "cross has 2 stages"),
+            (None, "cross@1", "write student:NAME, or student:NAME@2"),
+            (None, "student:bi@1", "students wait for each other: bi@1 -> bi@1"),
+            (None, "student:table", "is a static student, which has no transformer"),
+            ("static", "student:cross@1", "which no static student has"),
+        ],
+    )
+    def test_students_that_cannot_lend_or_take_weights(self, cycle, model, start, message):
+        bi = cycle["students"]["bi"]
+        cycle["students"]["table"] = {"model": "static", "control": None, "stages": [{"objectives": "leaf"}]}
+        bi["model"] = model or bi["model"]
+        bi["stages"][0]["start"] = start
+        with pytest.raises(UserError) as error:
+            parse_recipe(cycle)
+        assert message in str(error.value)
+        assert "\n" not in str(error.value)
 
 
 class TestTeachersOfStages:
