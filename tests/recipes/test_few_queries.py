@@ -18,7 +18,7 @@ from retrodistill.runs import write_run
 from retrodistill.students.registry import kind_names
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
-NEED_TRAINING_QUERIES = {"disco", "prod", "recorded-teacher", "tas-b", "trans-encoder"}
+NEED_TRAINING_QUERIES = {"disco", "prod", "recorded-teacher", "tas-b"}
 
 
 @pytest.fixture(scope="module")
