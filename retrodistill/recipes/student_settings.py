@@ -80,6 +80,9 @@ class StudentSettings(Settings):
     layers, `fitted` adds a linear map that brings its query vectors closest to those of the document encoder."""
     tokenizer: str | None = None
     """A `dense:NAME` whose tokenizer the token table uses if the document encoder is a file of vectors."""
+    words: int = Field(default=0, ge=0)
+    """Most whole words of the corpus that get a row of their own in a token table: those that its tokenizer splits into
+    pieces and that the most documents have."""
     layers: int | None = Field(default=None, ge=1)
     """Number of transformer layers to keep, counted from the first, for every kind except `static`. For a tk student,
     the number of layers that contextualize its tokens, 2 by default."""
