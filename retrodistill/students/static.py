@@ -114,7 +114,7 @@ def fast_tokenizer(encoder: TextModel, wanted_by: str = "which a static student 
 
 
 def with_words(tokenizer: Tokenizer, corpus: Texts, most: int) -> Tokenizer:
-    """A WordPiece tokenizer with tokens for whole words of the corpus that it splits into pieces.
+    """A WordPiece tokenizer with tokens for whole words of the corpus that it splits into pieces or does not know.
 
     A mean of rows says little about a name or a number that is in pieces, since other words share these. The words that
     most documents have get a token, at most ``most`` of them; those of a single document do not. Words are counted in
@@ -135,7 +135,7 @@ def with_words(tokenizer: Tokenizer, corpus: Texts, most: int) -> Tokenizer:
     for word, documents in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         if documents < 2 or most == 0:
             break
-        if len(tokenizer.model.tokenize(word)) > 1:
+        if [piece.value for piece in tokenizer.model.tokenize(word)] != [word]:
             vocabulary[word] = len(vocabulary)
             most -= 1
     return Tokenizer.from_str(json.dumps(written))
