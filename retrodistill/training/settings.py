@@ -179,7 +179,8 @@ class ObjectiveSettings(Settings):
     weight: float = Field(default=1.0, gt=0)
     """Weight of the term in the sum."""
     student_temperature: float = Field(default=0.05, gt=0)
-    """Student scores are divided by it. Cosines need about 0.05, a scale of 20."""
+    """Student scores are divided by it. Cosines need about 0.05, a scale of 20. The default of `mi-alpha` is 0.25: at
+    0.05, its gradient vanishes at a cosine of about 0.5 to the teacher's embedding."""
     target_std: float = Field(default=1.0, gt=0)
     """Standard deviation that the teacher's lists get, in logits: the teacher's temperature is its measured standard
     deviation divided by this."""
@@ -187,6 +188,15 @@ class ObjectiveSettings(Settings):
     """A fixed temperature instead of the measured one."""
     parts: int = Field(default=2, ge=2)
     """Number of pseudo-classes per class, for `lelp`. A class is the texts that share a relevant document."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_temperature(cls, given: Any) -> Any:
+        from retrodistill.objectives.registry import OBJECTIVES, get_objective
+
+        if not isinstance(given, dict) or given.get("name") not in OBJECTIVES:
+            return given
+        return {"student_temperature": get_objective(given["name"]).student_temperature, **given}
 
     @property
     def objective(self) -> Objective:
@@ -226,7 +236,8 @@ class GroupSettings(Settings):
     documents: int = Field(default=8, ge=2)
     """Documents per query."""
     sampler: Annotated[str, OneOf("sampler", "retrodistill.candidates.samplers:SAMPLERS")] = "stratified"
-    """How documents are drawn from the list."""
+    """How documents are drawn from the list, anew in each epoch. The first document is the query's own (its source or a
+    labeled one, where the stage shows it) or else the teacher's best; the sampler draws the others."""
     draws: int = Field(default=1, ge=1)
     """Groups per query and epoch."""
     depth: int = Field(default=100, ge=2)
