@@ -30,10 +30,10 @@ def limits_of(tokens: Tokens) -> np.ndarray:
     vectors = torch.from_numpy(tokens.vectors)
     largest = np.maximum.reduceat(vectors.abs().amax(dim=1).numpy(), tokens.bounds[:-1])
     scales = np.maximum(largest / _LARGEST, np.float32(_SMALLEST))
-    spread = torch.from_numpy(np.repeat(scales, tokens.lengths))[:, None]
-    errors = vectors - spread * to_int8(tokens.vectors.copy(), tokens.bounds, scales)
-    lengths = torch.stack([torch.linalg.vector_norm(each, dim=1) for each in (errors, vectors)])
-    return np.stack([scales, *np.maximum.reduceat(lengths.numpy(), tokens.bounds[:-1], axis=1)], axis=1)
+    # In units of the scale, so that squares of very small or large numbers neither vanish nor overflow.
+    units = vectors * torch.from_numpy(np.repeat(1 / scales, tokens.lengths))[:, None]
+    lengths = torch.stack([torch.linalg.vector_norm(each, dim=1) for each in (units - units.round(), units)])
+    return np.stack([scales, *(scales * np.maximum.reduceat(lengths.numpy(), tokens.bounds[:-1], axis=1))], axis=1)
 
 
 def to_int8(vectors: np.ndarray, bounds: np.ndarray, scales: np.ndarray) -> Tensor:

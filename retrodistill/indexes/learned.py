@@ -12,14 +12,15 @@ from retrodistill.core.manifest import Manifest
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
-from retrodistill.encoders.embeddings import embed
+from retrodistill.encoders.embeddings import TextVectors, embed
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.encoders.vectors import check_finite
+from retrodistill.encoders.vectors import Vectors
 from retrodistill.indexes.base import load_sides
 from retrodistill.indexes.faiss_index import FaissIndex
 from retrodistill.quantizers import Learned, QuantizerSettings, factory_for, learn_quantizer
-from retrodistill.quantizers.codes import read_form
+from retrodistill.quantizers.codes import ALL, Rows, read_form
 from retrodistill.quantizers.learning import Teacher, query_student
+from retrodistill.quantizers.settings import MOST_HELD
 from retrodistill.rankers.corpus import CorpusScores
 from retrodistill.students.registry import save_student
 from retrodistill.training.settings import TextSettings
@@ -91,11 +92,16 @@ def learn_index(
     if query_encoder.is_recorded:
         query_encoder.require(texts.texts, "query")
     ids = collection.documents.ids
-    vectors = np.ascontiguousarray(embed(encoder, collection.documents.column, "document"))
-    check_finite(vectors, ids, encoder.name)
-    query_vectors = np.ascontiguousarray(embed(query_encoder, texts.texts.texts, "query"))
+    vectors: Vectors
+    if len(ids) > MOST_HELD and encoder.needs_store("document"):
+        vectors = TextVectors(encoder, collection.documents, "document")
+    else:
+        vectors = embed(encoder, collection.documents.column, "document")
+    query_vectors = embed(query_encoder, texts.texts.texts, "query")
     teach = None if teacher is None else _rescaled(teacher, query_vectors, vectors)
-    learned = learn_quantizer(vectors, query_vectors, factory, settings, sources=texts.sources, teacher=teach)
+    learned = learn_quantizer(
+        vectors, query_vectors, factory, settings, sources=texts.sources, teacher=teach, names=ids
+    )
     index = FaissIndex(learned.index, ids, space, query_encoder, factory, name, documents=encoder)
     start = FaissIndex(learned.start, ids, space, query_encoder, factory, "opq", documents=encoder)
     index.build_seconds, start.build_seconds = learned.seconds, learned.start_seconds
@@ -118,14 +124,25 @@ def save_query_map(result: LearnedIndex, folder: str | os.PathLike[str], manifes
     return index.queries
 
 
-def _rescaled(scores: CorpusScores, queries: np.ndarray, documents: np.ndarray) -> Teacher:
-    """A ranker's scores with the mean and standard deviation of each query's dense scores: one temperature fits all."""
+def _rescaled(scores: CorpusScores, queries: np.ndarray, documents: Vectors) -> Teacher:
+    """A ranker's scores with the mean and standard deviation of each query's dense scores: one temperature fits all.
 
-    def teach(rows: np.ndarray) -> np.ndarray:
-        dense, better = queries[rows] @ documents.T, scores.of(rows)
-        spread = better.std(axis=1, keepdims=True)
-        standard = (better - better.mean(axis=1, keepdims=True)) / np.where(spread > 0, spread, 1.0)
-        rescaled = dense.mean(axis=1, keepdims=True) + dense.std(axis=1, keepdims=True) * standard
+    Both are taken over all documents, or over the ranker's reference sample of those that are not in memory.
+    """
+    count = documents.shape[0]
+    sample = scores.reference() if count > MOST_HELD else None
+    known = documents[ALL if sample is None else sample]
+
+    def teach(rows: np.ndarray, columns: Rows) -> np.ndarray:
+        dense, better = queries[rows] @ known.T, scores.of(rows, sample)
+        mean, deviation = dense.mean(axis=1, keepdims=True), dense.std(axis=1, keepdims=True)
+        center, spread = better.mean(axis=1, keepdims=True), better.std(axis=1, keepdims=True)
+        if sample is None:
+            dense, better = dense[:, columns], better[:, columns]
+        else:
+            dense = queries[rows] @ documents[columns].T
+            better = scores.of(rows, np.arange(count)[columns])
+        rescaled = mean + deviation * ((better - center) / np.where(spread > 0, spread, 1.0))
         return np.where(spread > 0, rescaled, dense).astype(np.float32)  # equal scores teach nothing
 
     return teach

@@ -7,10 +7,17 @@ result is the same, because a document is excluded only if rounding cannot have 
 
 bounds the error of a product, ^ for rounded to 8 bits; products of rounded vectors are exact. A maximum errs by no more
 than the products do, and MaxSim by the sum over query tokens.
+
+float32 errs, too. For n dimensions, m query tokens and u = 2^-24, a computed product errs by at most n u |q| |d| in any
+order of its sum, the sum of m maxima by m u times their lengths, and each length above by a part of (n/2 + 4) u and, if
+it is that of an error, by 2 u |q| or 2 u |d|. Rounding moves no vector by more than its length, so these change the
+bound by at most (3 n + 30) u |q| |d|. All of it is less than 8 (n + m + 4) u |q| |d|, which is added. This holds
+as long as |q| |d| is zero or above 1e-30, so that float32 does not underflow.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,8 +26,9 @@ from retrodistill.encoders.multi_vector import Tokens, best_documents, blocks_of
 from retrodistill.indexes.int8 import Int8Tokens, limits_of, to_int8
 from retrodistill.indexes.tokens import TokenStore
 
-_SINGLE = 2.0**-22  # times dimensions and query tokens: more than float32 errs in the lengths above and in exact MaxSim
+_SINGLE = 2.0**-21  # 8 u
 _QUERY_TOKENS = 64  # of a block, whose products take 4 MiB
+_SCORES = 2**18  # whose bounds are compared at once, in 2 MiB: block by block that takes as long as the maxima do
 
 
 def best_of_store(
@@ -56,18 +64,32 @@ def _possible(store: TokenStore, queries: Tokens, k: int, rows: np.ndarray) -> l
     """For each query the ascending rows of the documents that can be among the best k."""
     lowest = np.full((len(queries), k), -np.inf)  # the k highest lower bounds so far
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # queries, places, upper bounds
-    scan = _RoundedQueries(queries)
-    for start, documents in store.rounded_blocks(rows):
-        scores, errors = scan.bounds(documents)
+    for start, scores, errors in _bounds(store, queries, rows):
         lowest = -np.partition(-np.concatenate([lowest, scores - errors], axis=1), k - 1, axis=1)[:, :k]
         highest = scores + errors
-        query, place = np.nonzero(highest >= lowest.min(axis=1)[:, None])
+        # Not less, in place of greater or equal: bounds of very large vectors can be NaN, which exclude nothing.
+        query, place = np.nonzero(~(highest < lowest.min(axis=1)[:, None]))
         found.append((query, start + place, highest[query, place]))
     query, places, highest = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    kept = highest >= lowest.min(axis=1)[query]
+    kept = ~(highest < lowest.min(axis=1)[query])
     query, places = query[kept], places[kept]
     counts = np.bincount(query, minlength=len(queries))
     return np.split(rows[places[np.argsort(query, kind="stable")]], np.cumsum(counts)[:-1])
+
+
+def _bounds(store: TokenStore, queries: Tokens, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Place of the first of some documents of rows, their (q, n) rounded scores, and how far these can be off."""
+    scan = _RoundedQueries(queries)
+    scores: list[np.ndarray] = []
+    limits: list[np.ndarray] = []
+    first = 0
+    for start, documents in store.rounded_blocks(rows):
+        scores.append(scan.scores(documents))
+        limits.append(documents.limits)
+        stop = start + len(documents.limits)
+        if (stop - first) * len(queries) >= _SCORES or stop == len(rows):
+            yield first, *scan.bounds(np.concatenate(scores, axis=1), np.concatenate(limits))
+            scores, limits, first = [], [], stop
 
 
 class _RoundedQueries:
@@ -76,14 +98,14 @@ class _RoundedQueries:
     def __init__(self, queries: Tokens) -> None:
         each = Tokens(np.ascontiguousarray(queries.vectors), np.arange(len(queries.vectors) + 1))  # a scale per token
         scales, errors, norms = limits_of(each).T
-        single = _SINGLE * (queries.dimension + np.repeat(queries.lengths, queries.lengths))
+        single = _SINGLE * (queries.dimension + np.repeat(queries.lengths, queries.lengths) + 4)
         per_token = np.stack([norms + errors, errors + single * norms], axis=1)
         self._errors = np.add.reduceat(per_token, queries.bounds[:-1])  # (q, 2): per error and length of a document
         self._vectors = to_int8(each.vectors.copy(), each.bounds, scales)
         self._scales, self._bounds = scales[:, None], queries.bounds
 
-    def bounds(self, documents: Int8Tokens) -> tuple[np.ndarray, np.ndarray]:
-        """(q, n) float64 MaxSim of rounded vectors, and how far it can be from the exact score."""
+    def scores(self, documents: Int8Tokens) -> np.ndarray:
+        """(q, n) float64 MaxSim of rounded vectors, in units of the documents' scales."""
         import torch
 
         scores = np.empty((len(self._errors), len(documents.limits)))
@@ -94,4 +116,8 @@ class _RoundedQueries:
             products = torch._int_mm(self._vectors[own], documents.vectors.T).numpy()
             nearest = np.maximum.reduceat(products, documents.bounds[:-1], axis=1) * self._scales[own]
             scores[start:stop] = np.add.reduceat(nearest, bounds[:-1] - bounds[0])
-        return scores * documents.limits[:, 0], self._errors @ documents.limits[:, 1:].T
+        return scores
+
+    def bounds(self, scores: np.ndarray, limits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(q, n) float64 MaxSim of rounded vectors, and how far it can be from the exact score."""
+        return scores * limits[:, 0], self._errors @ limits[:, 1:].T

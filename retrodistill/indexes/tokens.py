@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -18,8 +19,7 @@ _BOUNDS_FILE = "tokens.bounds.npy"
 _ROUNDED_FILE, _LIMITS_FILE = "tokens.int8.bin", "tokens.int8.npy"  # of a codec that keeps rounded vectors
 _LENGTHS_FILE = "tokens.lengths.bin"  # of a store that is being written
 # Tokens of a block, so that what is made of them stays in the processor's cache
-_BLOCK = 8192  # that is decoded
-_ROUNDING_BLOCK, _ROUNDED_BLOCK = 4096, 16384  # that is decoded and rounded, or read in 8 bits
+_BLOCK, _ROUNDED_BLOCK = 8192, 16384  # that is decoded, or read in 8 bits
 
 
 class TokenStore:
@@ -68,7 +68,7 @@ class TokenStore:
         self._limits = np.concatenate([self._limits, _unknown(len(tokens))])
         if self.rounded is not None:
             added = np.empty(tokens.vectors.shape, dtype=np.int8)
-            for start, stop in blocks_of(tokens.bounds, _ROUNDING_BLOCK):
+            for start, stop in blocks_of(tokens.bounds, _BLOCK):
                 block = self._rounded(np.arange(documents + start, documents + stop))
                 added[tokens.bounds[start] : tokens.bounds[stop]] = block.vectors
             self.rounded.append(added)
@@ -82,8 +82,11 @@ class TokenStore:
 
     def gather(self, rows: np.ndarray) -> Tokens:
         """Decoded tokens of (m,) rows, in their order."""
-        codes, bounds = self._read(self.parts, np.asarray(rows, dtype=np.int64))
-        return Tokens(self.codec.decode(codes), bounds)
+        rows = np.asarray(rows, dtype=np.int64)
+        bounds = _bounds(self.lengths[rows])
+        return Tokens(
+            self.codec.decode(_read(self.parts, self.starts[rows], bounds, self.codec.bytes_per_vector)), bounds
+        )
 
     def blocks(self, rows: np.ndarray | None = None, *, tokens: int = _BLOCK) -> Iterator[tuple[int, Tokens]]:
         """Documents of (m,) rows, by default all, in blocks of at most this number of tokens, each with its place."""
@@ -92,21 +95,31 @@ class TokenStore:
             yield start, self.gather(rows[start:stop])
 
     def rounded_blocks(self, rows: np.ndarray | None = None) -> Iterator[tuple[int, Int8Tokens]]:
-        """As `blocks`, rounded to 8 bits: read if they are kept beside the codes, else made of these."""
+        """As `blocks`, rounded to 8 bits: read if they are kept beside the codes, else made of these.
+
+        A block's vectors are valid until the next block, which overwrites them.
+        """
         import torch
 
         rows = np.arange(len(self)) if rows is None else rows
-        tokens = _ROUNDING_BLOCK if self.rounded is None else _ROUNDED_BLOCK
-        for start, stop in blocks_of(_bounds(self.lengths[rows]), tokens):
+        starts, bounds = self.starts[rows], _bounds(self.lengths[rows])
+        blocks = list(blocks_of(bounds, _BLOCK if self.rounded is None else _ROUNDED_BLOCK))
+        longest = max((int(bounds[stop] - bounds[start]) for start, stop in blocks), default=0)
+        # Read in order into memory that stays in the cache: a product reads the vectors in an order for which it would
+        # wait, and new memory for each block takes longer than the copy.
+        buffer = np.empty((longest, self.codec.dimension), dtype=np.int8)
+        for start, stop in blocks:
             if self.rounded is None:
                 yield start, self._rounded(rows[start:stop])
             else:
-                vectors, bounds = self._read(self.rounded, rows[start:stop])
-                yield start, Int8Tokens(torch.from_numpy(vectors), bounds, self._limits[rows[start:stop]])
+                own = bounds[start : stop + 1] - bounds[start]
+                vectors = _read(self.rounded, starts[start:stop], own, self.codec.dimension, buffer)
+                yield start, Int8Tokens(torch.from_numpy(vectors), own, self._limits[rows[start:stop]])
 
     def _rounded(self, rows: np.ndarray) -> Int8Tokens:
         """Documents of rows, rounded; their limits are kept, since they take a part of a query's time."""
-        codes, bounds = self._read(self.parts, rows)
+        bounds = _bounds(self.lengths[rows])
+        codes = _read(self.parts, self.starts[rows], bounds, self.codec.bytes_per_vector)
         vectors = self.codec.decode(codes)
         if np.isnan(self._limits[rows]).any():
             self._limits[rows] = limits_of(Tokens(vectors, bounds))
@@ -119,9 +132,11 @@ class TokenStore:
         """Write codec, codes in document order, bounds, and rounded vectors if the codec keeps them, in blocks."""
         save_codec(self.codec, folder)
         with (folder / CODES_FILE).open("wb") as file:
-            for start, stop in blocks_of(_bounds(self.lengths), 16 * _BLOCK):
-                self._read(self.parts, np.arange(start, stop))[0].tofile(file)
-        np.save(folder / _BOUNDS_FILE, _bounds(self.lengths))
+            bounds = _bounds(self.lengths)
+            for start, stop in blocks_of(bounds, 16 * _BLOCK):
+                own = bounds[start : stop + 1] - bounds[start]
+                _read(self.parts, self.starts[start:stop], own, self.codec.bytes_per_vector).tofile(file)
+        np.save(folder / _BOUNDS_FILE, bounds)
         if self.codec.keeps_rounded:
             self.save_rounded(folder)
 
@@ -161,27 +176,6 @@ class TokenStore:
         """Stop reading from the files."""
         self.parts = [np.array(part) for part in self.parts]
         self.rounded = None if self.rounded is None else [np.array(part) for part in self.rounded]
-
-    def _read(self, parts: Sequence[np.ndarray], rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Codes or rounded vectors of rows, and their bounds."""
-        bounds, starts = _bounds(self.lengths[rows]), self.starts[rows]
-        if not parts:
-            return np.zeros((0, self.codec.bytes_per_vector), np.uint8), bounds
-        firsts = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
-        if len(rows) and (starts - starts[0] == bounds[:-1]).all():  # consecutive documents are one slice of a part
-            part = int(np.searchsorted(firsts, starts[0], side="right")) - 1
-            begin = int(starts[0] - firsts[part])
-            if begin + bounds[-1] <= len(parts[part]):
-                return np.asarray(parts[part][begin : begin + bounds[-1]]), bounds
-        places = np.repeat(starts - bounds[:-1], self.lengths[rows]) + np.arange(bounds[-1])
-        if len(parts) == 1:
-            return np.take(parts[0], places, axis=0), bounds
-        codes = np.empty((len(places), parts[0].shape[1]), dtype=parts[0].dtype)
-        owner = np.searchsorted(firsts, places, side="right") - 1
-        for number, part_codes in enumerate(parts):
-            inside = np.flatnonzero(owner == number)
-            codes[inside] = part_codes[places[inside] - firsts[number]]
-        return codes, bounds
 
 
 class TokenWriter:
@@ -240,6 +234,27 @@ def check_tokens(tokens: Tokens, ids: Sequence[str], what: str) -> None:
             f"{what}: {len(broken)} token vectors of {len(rows)} texts are NaN or infinite "
             f"({sample_of(ids[row] for row in rows)}); embed these again or leave them out."
         )
+
+
+def _read(
+    parts: Sequence[np.ndarray], starts: np.ndarray, bounds: np.ndarray, width: int, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Codes or rounded vectors of documents with these starts, over all parts, and bounds; a view if none is copied."""
+    if not len(starts) or not parts:
+        return np.zeros((0, width), np.uint8)
+    firsts = np.cumsum([0, *map(len, parts)])
+    owners = np.searchsorted(firsts[1:-1], starts, side="right")
+    # Documents that follow each other in a part are one slice; slices are copied faster than tokens.
+    shifts = starts - bounds[:-1]
+    heads = np.flatnonzero((shifts[1:] != shifts[:-1]) | (owners[1:] != owners[:-1])) + 1
+    begins, ends = (starts - firsts[owners]).tolist(), bounds.tolist()
+    slices = [
+        np.asarray(parts[owners[first]])[begins[first] : begins[first] + ends[last] - ends[first]]
+        for first, last in itertools.pairwise([0, *heads.tolist(), len(starts)])
+    ]
+    if out is not None:
+        return np.concatenate(slices, out=out[: bounds[-1]])
+    return slices[0] if len(slices) == 1 else np.concatenate(slices)
 
 
 def _mapped(path: Path, width: int, kind: type) -> np.ndarray:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.faiss import faiss
-from retrodistill.encoders.vectors import training_rows
+from retrodistill.encoders.vectors import Vectors, check_finite, training_rows
 
 _FACTORY = re.compile(r"(?:OPQ(\d+)(?:_(\d+))?,)?(?:IVF(\d+),)?PQ(\d+)(?:x([48]))?(?:np)?")
 _EXAMPLES = "'PQ16', 'OPQ16,PQ16', 'OPQ16,PQ16x4' or 'OPQ16,IVF64,PQ16'"
 Rows = np.ndarray | slice  # of documents: (n,) int64, or a range
 ALL = slice(None)
 _FAISS_SEED = 1234  # FAISS's default seed of k-means: seed 0 gives what FAISS gives
+_BLOCK = 65_536  # documents that are read and coded at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +30,7 @@ class Codes:
     Attributes:
         rotation: (width, d) float32 with orthonormal rows, from the space of the vectors to that of the codes.
         codebooks: (M, 2^bits, width / M) float32.
-        codes: (n, M) int64, the codewords of each document.
+        codes: (n, M) uint8, the codewords of each document.
         centroids: (lists, width) float32; None without lists.
         lists: (n,) int64, the list of each document; None without lists.
         rotated: Whether the index has a rotation; without one, `rotation` is the identity.
@@ -41,13 +43,21 @@ class Codes:
     lists: np.ndarray | None = None
     rotated: bool = True
 
+    def of(self, rows: Rows) -> Codes:
+        """The same quantizer with only these documents."""
+        return replace(self, codes=self.codes[rows], lists=None if self.lists is None else self.lists[rows])
+
     def reconstruct(self) -> np.ndarray:
         """(n, d) float32 documents as their codes represent them, in the space of the vectors."""
-        parts = [book[code] for book, code in zip(self.codebooks, self.codes.T, strict=True)]
-        inner = np.concatenate(parts, axis=1)
-        if self.centroids is not None and self.lists is not None:
-            inner = inner + self.centroids[self.lists]
-        return (inner @ self.rotation).astype(np.float32)
+        documents = np.empty((len(self.codes), self.rotation.shape[1]), dtype=np.float32)
+        for start in range(0, len(documents), _BLOCK):
+            block = self.of(slice(start, start + _BLOCK))
+            parts = [book[code] for book, code in zip(block.codebooks, block.codes.T, strict=True)]
+            inner = np.concatenate(parts, axis=1)
+            if block.centroids is not None and block.lists is not None:
+                inner = inner + block.centroids[block.lists]
+            documents[start : start + _BLOCK] = inner @ self.rotation
+        return documents
 
 
 class Form(NamedTuple):
@@ -113,22 +123,27 @@ def read_form(factory: str, dimension: int) -> Form:
     return Form(width, subspaces, bits or 8, lists or 0, opq is not None)
 
 
-def start_index(factory: str, documents: np.ndarray, *, seed: int = 0, iterations: int = 50) -> Any:
+def start_index(
+    factory: str, documents: Vectors, *, seed: int = 0, iterations: int = 50, names: Sequence[Any] | None = None
+) -> Any:
     """Train and fill the FAISS index that learning starts from and is compared with.
 
     Args:
         factory: As `read_form` takes it.
-        documents: (n, d) float32, finite. Too few are a `UserError`, since FAISS would abort the process.
+        documents: (n, d) float32, read in blocks. Too few are a `UserError`, since FAISS would abort the process, and
+            so are vectors that are not finite.
         seed: Seed of k-means.
         iterations: Rounds of OPQ; 50 is FAISS's own default.
+        names: (n,) document ids, for messages.
     """
-    form = read_form(factory, documents.shape[1])
-    if len(documents) < form.vectors_to_train:
+    count, dimension = documents.shape
+    form = read_form(factory, dimension)
+    if count < form.vectors_to_train:
         raise UserError(
             f"factory {factory!r} needs at least {form.vectors_to_train} documents to train, there are "
-            f"{len(documents)}; choose fewer lists, 4-bit codes (16 codewords) or a scalar quantizer ('SQ8')."
+            f"{count}; choose fewer lists, 4-bit codes (16 codewords) or a scalar quantizer ('SQ8')."
         )
-    index: Any = faiss.index_factory(documents.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+    index: Any = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
     inner: Any = index
     clusterings = []
     if form.rotated:
@@ -149,11 +164,28 @@ def start_index(factory: str, documents: np.ndarray, *, seed: int = 0, iteration
     for clustering in clusterings:
         clustering.seed = seed + _FAISS_SEED
         clustering.min_points_per_centroid = 1  # otherwise C++ prints a warning per subspace and round
-    index.train(documents[training_rows(len(documents), max(form.lists, 2**form.bits))])
+    index.train(read_vectors(documents, training_rows(count, max(form.lists, 2**form.bits)), names))
     if form.rotated:
         rotation.pq = None  # `rotation_pq` is freed when this function returns
-    index.add(documents)
+    fill(index, documents, names)
     return index
+
+
+def fill(index: Any, documents: Vectors, names: Sequence[Any] | None = None) -> None:
+    """Add all documents to a trained FAISS index, block by block."""
+    for start in range(0, documents.shape[0], _BLOCK):
+        index.add(read_vectors(documents, slice(start, start + _BLOCK), names))
+
+
+def read_vectors(
+    vectors: Vectors, rows: Rows, names: Sequence[Any] | None = None, what: str = "documents"
+) -> np.ndarray:
+    """(m, d) contiguous float32 vectors at these rows; those that are not finite are a `UserError`."""
+    read = np.ascontiguousarray(vectors[rows], dtype=np.float32)
+    if not np.isfinite(read).all():
+        places = np.arange(vectors.shape[0])[rows].tolist()
+        check_finite(read, [f"row {row}" if names is None else names[row] for row in places], what)
+    return read
 
 
 def read_index(index: Any) -> Codes:
@@ -184,7 +216,7 @@ def read_index(index: Any) -> Codes:
         raise UserError(f"an index of class {type(inner).__name__} cannot be learned; use one such as {_EXAMPLES}.")
     pq = inner.pq
     codebooks = faiss.vector_to_array(pq.centroids).reshape(pq.M, pq.ksub, pq.dsub).copy()
-    codes = faiss.unpack_bitstrings(np.ascontiguousarray(packed), pq.M, pq.nbits).astype(np.int64)
+    codes = faiss.unpack_bitstrings(np.ascontiguousarray(packed), pq.M, pq.nbits).astype(np.uint8)
     if rotation is None:
         return Codes(np.eye(index.d, dtype=np.float32), codebooks, codes, centroids, lists, rotated=False)
     return Codes(rotation, codebooks, codes, centroids, lists)

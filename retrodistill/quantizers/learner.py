@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from retrodistill.objectives.distributions import kl_divergence, listnet, reverse_kl
 from retrodistill.objectives.scores import margin_mse, mse
-from retrodistill.quantizers.codes import ALL, Codes, Rows
+from retrodistill.quantizers.codes import ALL, Codes, Rows, read_vectors
 from retrodistill.quantizers.settings import QuantizerSettings
 from retrodistill.runs.agreement import rank_agreement
 
@@ -86,18 +86,14 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def nearest_codes(self, documents: Tensor, rows: Tensor) -> Tensor:
-        """(n, M) nearest codewords of (n, d) documents, which FAISS assigns on `add`; `rows` give their lists."""
-        subspaces, _, size = self.codebooks.shape
+        """(n, M) uint8 nearest codewords of (n, d) documents, which FAISS assigns on `add`; `rows` give their lists."""
+        inner = documents @ self.transform.T
+        if self.lists is not None:
+            inner = inner - self.centroids[self.lists[rows]]
+        parts = inner.view(len(documents), len(self.codebooks), -1).transpose(0, 1)
         lengths = self.codebooks.square().sum(dim=2)
-        codes = []
-        for block, block_rows in zip(documents.split(_BLOCK), rows.split(_BLOCK), strict=True):
-            inner = block @ self.transform.T
-            if self.lists is not None:
-                inner = inner - self.centroids[self.lists[block_rows]]
-            parts = inner.view(len(block), subspaces, size).transpose(0, 1)
-            distances = lengths[:, None, :] - 2 * torch.bmm(parts, self.codebooks.transpose(1, 2))
-            codes.append(distances.argmin(dim=2).T)
-        return torch.cat(codes)
+        distances = lengths[:, None, :] - 2 * torch.bmm(parts, self.codebooks.transpose(1, 2))
+        return distances.argmin(dim=2).T.to(self.codes.dtype)
 
     def parts(self) -> Codes:
         """The learned parts as arrays."""
@@ -112,19 +108,24 @@ class Learner:
 
     def __init__(self, start: Codes, targets: Targets, settings: QuantizerSettings) -> None:
         self.settings, self.targets = settings, targets
-        self.documents, self.queries = torch.from_numpy(targets.documents), torch.from_numpy(targets.queries)
+        self.queries, (documents, dimension) = torch.from_numpy(targets.queries), targets.documents.shape
         self.generator = np.random.default_rng(settings.seed)
         training, self.held_out = settings.split(targets.sources, self.generator)
         is_real = targets.sources[training] < 0
         self.real, self.pseudo = training[is_real], training[~is_real]
-        self.temperature = settings.temperature or targets.spread(training) / settings.target_std
-        self.held_out_best = targets.best(self.held_out, min(_TOP, len(self.documents)))
-        self.near: np.ndarray | None = None  # best documents of every training query
-        if len(self.documents) > settings.whole:
-            self.near = np.zeros((len(self.queries), min(settings.depth, len(self.documents))), dtype=np.int64)
-            self.near[training] = targets.best(training, self.near.shape[1])
+        parts = targets.parts
+        self.ranked, of_ranked = parts[0], targets.within(parts[0])  # documents that held-out queries rank
+        self.temperature = settings.temperature or of_ranked.spread(training) / settings.target_std
+        self.held_out_best = of_ranked.best(self.held_out, min(_TOP, documents))
+        self.near: np.ndarray | None = None  # best documents of every training query, in its part of the corpus
+        if documents > settings.whole or len(parts) > 1:
+            self.near = np.zeros((len(self.queries), min(settings.depth, documents // len(parts))), dtype=np.int64)
+            for number, part in enumerate(parts):
+                queries = training[number :: len(parts)]
+                found = targets.within(part).best(queries, self.near.shape[1])
+                self.near[queries] = np.arange(documents)[part][found]
         self.quantizer = Quantizer(start, settings.transform)
-        self.map = nn.Parameter(torch.eye(self.documents.shape[1]), requires_grad=settings.query_map)
+        self.map = nn.Parameter(torch.eye(dimension), requires_grad=settings.query_map)
         self.unit = bool(np.allclose(np.linalg.norm(targets.queries, axis=1), 1.0, atol=1e-3))
         of_map: dict[str, Any] = {"params": [self.map], "lr": settings.query_map_rate}
         self.optimizer = torch.optim.Adam([{"params": [*self.quantizer.parameters()]}, of_map], settings.learning_rate)
@@ -157,14 +158,14 @@ class Learner:
     @torch.no_grad()
     def agreement(self) -> float:
         """Agreement of the quantized ranking with the teacher's top 10 on held-out queries, 0 to 1."""
-        best, quantizer, documents = [], self.quantizer, self.quantizer.reconstruct()
+        best, quantizer, documents = [], self.quantizer, self.quantizer.reconstruct(self.ranked)
         for start in range(0, len(self.held_out), 128):
             queries = self._mapped(self.held_out[start : start + 128])
             scores = (queries @ quantizer.transform.T) @ documents.T
             if quantizer.lists is not None:
                 by_list = quantizer.list_scores(queries)
                 probed = by_list >= by_list.topk(max(1, by_list.shape[1] // _PROBED), dim=1).values[:, -1:]
-                scores = scores.masked_fill(~probed[:, quantizer.lists], -torch.inf)
+                scores = scores.masked_fill(~probed[:, quantizer.lists[self.ranked]], -torch.inf)
             best.append(scores.topk(self.held_out_best.shape[1], dim=1).indices.numpy())
         return float(rank_agreement(np.concatenate(best), self.held_out_best).mean())
 
@@ -173,16 +174,20 @@ class Learner:
         """Assign lists and codes again where the settings ask for it, but not in the last third of the steps."""
         if step > self.settings.steps * 2 / 3:
             return
-        quantizer, moved = self.quantizer, None
-        if quantizer.lists is not None and self.settings.lists == "reassigned":
-            # the lists of highest inner product, which FAISS assigns on `add`
-            lists = torch.cat([quantizer.list_scores(block).argmax(dim=1) for block in self.documents.split(_BLOCK)])
-            moved = torch.nonzero(lists != quantizer.lists)[:, 0]
-            quantizer.lists = lists
-        if self.settings.codes == "nearest":
-            moved = torch.arange(len(self.documents))
-        if moved is not None and len(moved):
-            quantizer.codes[moved] = quantizer.nearest_codes(self.documents[moved], moved)
+        quantizer = self.quantizer
+        moves = self.settings.lists == "reassigned" and quantizer.lists is not None
+        if not moves and self.settings.codes == "kept":
+            return
+        for block in torch.arange(len(quantizer.codes)).split(_BLOCK):
+            documents, coded = torch.from_numpy(read_vectors(self.targets.documents, block.numpy())), block
+            if quantizer.lists is not None and moves:  # to the lists of highest inner product, as FAISS on `add`
+                lists = quantizer.list_scores(documents).argmax(dim=1)
+                moved = lists != quantizer.lists[block]
+                quantizer.lists[block] = lists
+                if self.settings.codes == "kept":
+                    documents, coded = documents[moved], block[moved]
+            if len(coded):
+                quantizer.codes[coded] = quantizer.nearest_codes(documents, coded)
 
     def state(self) -> tuple[Codes, np.ndarray | None]:
         """The learned parts, and the (d, d) float32 query map; None where none is learned."""
@@ -200,13 +205,13 @@ class Learner:
         """Documents that this batch is scored against."""
         if self.near is None:
             return ALL
-        random = self.generator.integers(len(self.documents), size=self.settings.sampled)
+        random = self.generator.integers(len(self.quantizer.codes), size=self.settings.sampled)
         return np.unique(np.concatenate([self.near[rows].ravel(), random]))
 
     def _targets(self, rows: np.ndarray, columns: Rows) -> tuple[Tensor, Tensor]:
         """(batch, n) teacher scores, and a mask that hides each pseudo-query's own document."""
         scores = self.targets.scores(rows, columns)
-        mask = np.arange(len(self.documents))[columns] != self.targets.sources[rows][:, None]
+        mask = np.arange(len(self.quantizer.codes))[columns] != self.targets.sources[rows][:, None]
         return torch.from_numpy(np.ascontiguousarray(scores, dtype=np.float32)), torch.from_numpy(mask)
 
     def _mapped(self, rows: np.ndarray) -> Tensor:

@@ -14,9 +14,18 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.runtime import bar
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.modules import with_modules
-from retrodistill.encoders.vectors import check_finite, exact_search
-from retrodistill.quantizers.codes import ALL, Codes, Rows, factory_for, read_index, start_index, to_faiss
-from retrodistill.quantizers.settings import QuantizerSettings
+from retrodistill.encoders.vectors import Vectors, exact_search
+from retrodistill.quantizers.codes import (
+    ALL,
+    Codes,
+    Rows,
+    factory_for,
+    read_index,
+    read_vectors,
+    start_index,
+    to_faiss,
+)
+from retrodistill.quantizers.settings import MOST_HELD, QuantizerSettings
 from retrodistill.runs.run import top_k
 
 if TYPE_CHECKING:
@@ -24,10 +33,10 @@ if TYPE_CHECKING:
 
     from retrodistill.quantizers.learner import Learner
 
-_KEPT = 150_000_000  # inner products that are kept in memory, 600 MB
+KEPT = 150_000_000  # inner products that are kept in memory, 600 MB
 
-Teacher = Callable[[np.ndarray], np.ndarray]
-"""From (batch,) int64 rows of the training queries to (batch, n) float32 scores of all documents."""
+Teacher = Callable[[np.ndarray, Rows], np.ndarray]
+"""From (batch,) int64 rows of the training queries, and rows of m documents, to (batch, m) float32 scores."""
 
 
 @dataclass(frozen=True)
@@ -80,29 +89,44 @@ class Targets:
     """Scores to learn from: a teacher's, or by default the exact inner products."""
 
     queries: np.ndarray  # (q, d) float32
-    documents: np.ndarray  # (n, d) float32
+    documents: Vectors  # (n, d) float32; an array up to `MOST_HELD` of them
     sources: np.ndarray  # (q,) int64, the document that a pseudo-query was taken from; -1 for real queries
     teacher: Teacher | None = None  # inner products without one
+
+    @property
+    def parts(self) -> list[slice]:
+        """Rows of parts of the documents, each spread over all of them, that fit into memory."""
+        count = -(-self.documents.shape[0] // MOST_HELD)
+        return [slice(first, None, count) for first in range(count)]
+
+    def within(self, part: slice) -> Targets:
+        """The targets among a part of the documents, by their places in it; `sources` are not among them."""
+        if part.step == 1:
+            return self
+        rows, teacher = np.arange(self.documents.shape[0])[part], self.teacher
+        in_part = None if teacher is None else lambda queries, places: teacher(queries, rows[places])
+        return Targets(self.queries, read_vectors(self.documents, part), self.sources, in_part)
 
     @cached_property
     def _products(self) -> np.ndarray | None:
         """(q, n) inner products where they fit into memory: computing them again is a third of a step's work."""
-        fits = self.teacher is None and len(self.queries) * len(self.documents) <= _KEPT
-        return self.queries @ self.documents.T if fits else None
+        fits = len(self.parts) == 1 and len(self.queries) * self.documents.shape[0] <= KEPT
+        return self.queries @ self.documents[ALL].T if fits and self.teacher is None else None
 
     def scores(self, rows: np.ndarray, columns: Rows = ALL) -> np.ndarray:
-        """(batch, n) float32 scores of all documents or of `columns`; a teacher's are checked."""
+        """(batch, m) float32 scores of all documents or of `columns`; a teacher's are checked."""
         if self._products is not None:
             return self._products[rows][:, columns]
         if self.teacher is None:
             return self.queries[rows] @ self.documents[columns].T
-        scores = np.asarray(self.teacher(rows), dtype=np.float32)
-        if scores.shape != (len(rows), len(self.documents)) or not np.isfinite(scores).all():
+        scores = np.asarray(self.teacher(rows, columns), dtype=np.float32)
+        expected = len(rows), len(np.arange(self.documents.shape[0])[columns])
+        if scores.shape != expected or not np.isfinite(scores).all():
             raise UserError(
-                f"the teacher gives scores of shape {scores.shape} for {len(rows)} queries and {len(self.documents)} "
+                f"the teacher gives scores of shape {scores.shape} for {expected[0]} queries and {expected[1]} "
                 "documents, or some that are not finite; a teacher must score every document."
             )
-        return scores[:, columns]
+        return scores
 
     def best(self, rows: np.ndarray, k: int) -> np.ndarray:
         """(rows, k) int64 documents of the highest scores, best first."""
@@ -120,7 +144,7 @@ class Targets:
 
 
 def learn_quantizer(
-    documents: np.ndarray,
+    documents: Vectors,
     queries: np.ndarray,
     target: int | str | Any,
     settings: QuantizerSettings | None = None,
@@ -132,18 +156,20 @@ def learn_quantizer(
     """Learn a product quantizer by distillation (Distill-VQ, Xiao et al. 2022, arXiv 2204.00185).
 
     Args:
-        documents: (n, d) float32 vectors; the index holds them in this order.
+        documents: (n, d) float32 vectors; the index holds them in this order. More than 262,144 are read when they are
+            needed: each query learns from its best documents in one of several parts of the corpus, and held-out
+            queries rank one part.
         queries: (q, d) float32 training queries: a log, pseudo-queries, or both.
         target: Bytes per document, a factory string (``OPQ16,PQ16``, ``OPQ16,IVF64,PQ16x4``, ``PQ8``), or a filled
             FAISS index of that kind to start from.
         settings: How to learn.
         sources: (q,) the document that a pseudo-query was taken from, -1 for real queries. A pseudo-query is not
             trained on its own document, since it would learn to find nothing else.
-        teacher: Scores to learn from, by rows of `queries`; exact inner products by default.
+        teacher: Scores to learn from; exact inner products by default.
         names: (n,) document ids, for messages.
 
     Returns:
-        The learned index and its start. On the held-out queries it is never worse than its start.
+        The learned index and its start. On the held-out queries, and the documents that they rank, it is never worse.
 
     Raises:
         UserError: Too few or bad vectors, no queries or queries of another dimension, or a target that does not fit.
@@ -151,7 +177,7 @@ def learn_quantizer(
     settings = settings or QuantizerSettings()
     targets = Targets(*_checked(documents, queries, sources, names), teacher)
     started = time.perf_counter()
-    factory, start = _start(target, targets.documents, settings)
+    factory, start = _start(target, targets.documents, settings, names)
     start_seconds = time.perf_counter() - started
     from retrodistill.quantizers.learner import Learner  # imports torch
 
@@ -200,13 +226,17 @@ def query_student(encoder: Encoder, query_map: np.ndarray) -> SentenceTransforme
     return with_modules(encoder.model, [*modules, *before, projection, *after], "SentenceTransformer")
 
 
-def _start(target: int | str | Any, documents: np.ndarray, settings: QuantizerSettings) -> tuple[str, Any]:
+def _start(
+    target: int | str | Any, documents: Vectors, settings: QuantizerSettings, names: Sequence[str] | None
+) -> tuple[str, Any]:
     """The factory's name and the filled index to start from."""
+    count, dimension = documents.shape
     if isinstance(target, int):
-        target = factory_for(target, documents.shape[1])
+        target = factory_for(target, dimension)
     if isinstance(target, str):
-        return target, start_index(target, documents, seed=settings.seed, iterations=settings.start_iterations)
-    if target.ntotal != len(documents) or target.d != documents.shape[1]:
+        rounds = settings.start_iterations
+        return target, start_index(target, documents, seed=settings.seed, iterations=rounds, names=names)
+    if (target.ntotal, target.d) != (count, dimension):
         raise UserError(
             f"an index of {target.ntotal} vectors of {target.d} dimensions to start from, and documents of shape "
             f"{documents.shape}; fill it with these documents."
@@ -235,36 +265,31 @@ def _train(learner: Learner, settings: QuantizerSettings) -> tuple[list[Point], 
 
 
 def _checked(
-    documents: np.ndarray, queries: np.ndarray, sources: np.ndarray | None, names: Sequence[str] | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    documents: Vectors, queries: np.ndarray, sources: np.ndarray | None, names: Sequence[str] | None
+) -> tuple[np.ndarray, Vectors, np.ndarray]:
     """Queries, documents and sources, as `Targets` takes them."""
     if not len(queries):
         raise UserError(
             "no training queries to learn from; give a log of queries, or use sentences and titles of the documents "
             "(retrodistill.training.texts.training_texts)."
         )
-    documents, queries = _table(documents, "documents", names), _table(queries, "training queries")
-    if documents.shape[1] != queries.shape[1]:
-        widths = f"documents of {documents.shape[1]} dimensions and queries of {queries.shape[1]}"
+    for vectors, what in ((documents, "documents"), (queries, "training queries")):
+        if len(vectors.shape) != 2 or not vectors.shape[1]:
+            raise UserError(f"{what}: an array of shape {vectors.shape}; give vectors of shape (n, dimension).")
+    count, dimension = documents.shape
+    if names is not None and len(names) != count:
+        raise UserError(f"{len(names)} ids for {count} documents; give one id per vector.")
+    if dimension != queries.shape[1]:
+        widths = f"documents of {dimension} dimensions and queries of {queries.shape[1]}"
         raise UserError(f"{widths}; embed both with the same model.")
     if len(queries) < 2:
         raise UserError("1 training query; at least 2 are needed, one of them to decide when to stop.")
     sources = np.full(len(queries), -1, dtype=np.int64) if sources is None else np.asarray(sources, dtype=np.int64)
-    if sources.shape != (len(queries),) or sources.max() >= len(documents):
+    if sources.shape != (len(queries),) or sources.max() >= count:
         raise UserError(
             f"sources of shape {sources.shape}, up to {sources.max(initial=-1)}, for {len(queries)} queries and "
-            f"{len(documents)} documents; give the row of each query's own document, or -1."
+            f"{count} documents; give the row of each query's own document, or -1."
         )
-    return queries, documents, sources
-
-
-def _table(vectors: np.ndarray, what: str, names: Sequence[str] | None = None) -> np.ndarray:
-    """The vectors as a contiguous (n, d) float32 array, all numbers finite."""
-    table = np.ascontiguousarray(vectors, dtype=np.float32)
-    if table.ndim != 2 or not table.shape[1]:
-        raise UserError(f"{what}: an array of shape {table.shape}; give vectors of shape (n, dimension).")
-    if names is not None and len(names) != len(table):
-        raise UserError(f"{len(names)} ids for {len(table)} {what}; give one id per vector.")
-    if not np.isfinite(table).all():
-        check_finite(table, list(names or (f"row {row}" for row in range(len(table)))), what)
-    return table
+    if count <= MOST_HELD:
+        documents = read_vectors(documents, ALL, names)
+    return read_vectors(queries, ALL, what="training queries"), documents, sources

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from retrodistill.core.settings import Settings
 
+MOST_HELD = 2**18  # documents whose vectors are held at once; those of a larger corpus are read when they are needed
 _MIN_REAL = 20  # real queries; with fewer, pseudo-queries are held out, too
 
 
@@ -42,10 +43,10 @@ class QuantizerSettings(Settings):
     learning_rate: float = Field(default=2e-3, gt=0)
     """Peak learning rate of codebooks, transform, and centroids. It rises over the first tenth and falls to 0."""
     whole: int = Field(default=16384, ge=1)
-    """Up to this many documents, each step scores the whole corpus. Beyond, it scores the `depth` best documents of the
-    batch's queries and `sampled` random ones."""
+    """Up to this many documents, and at most 262,144, each step scores the whole corpus. Beyond, it scores the `depth`
+    best documents of the batch's queries and `sampled` random ones."""
     depth: int = Field(default=100, ge=2)
-    """Documents of each query, by exact search."""
+    """Documents of each query, by exact search. Beyond 262,144 documents, in one of several parts of the corpus."""
     sampled: int = Field(default=2048, ge=0)
     """Random documents of each step."""
     query_map: bool = False

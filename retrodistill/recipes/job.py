@@ -38,8 +38,8 @@ from retrodistill.rankers.protocol import Ranker
 from retrodistill.recipes.settings import ConversationSettings, Recipe, check_truncations
 from retrodistill.recipes.stage_teachers import StageTeachers
 from retrodistill.training.scoring import check_teacher, stage_texts
-from retrodistill.training.settings import StageSettings, TeacherSettings
-from retrodistill.training.texts import training_queries
+from retrodistill.training.settings import StageSettings, TeacherSettings, TextSettings
+from retrodistill.training.texts import TrainingTexts, training_queries, training_texts
 from retrodistill.training.training_data import TrainingData
 
 MADE = "made"  # in the place of a path: conversations made from the collection's queries
@@ -141,6 +141,14 @@ def learned_factory(recipe: Recipe, space: Encoder) -> str:
     """The factory that index.learn starts from: the recipe's, or OPQ with its bytes per document, 16 by default."""
     is_written = recipe.index.factory not in ("Flat", "auto")
     return recipe.index.factory if is_written else factory_for(recipe.index.bytes or 16, space.dimension)
+
+
+def texts_to_learn_from(job: Job, settings: TextSettings) -> TrainingTexts:
+    """The queries and pseudo-queries that index.learn learns from; `settings` are those of index.texts, or fewer."""
+    queries = job.train if settings.queries else job.train.select([])
+    return training_texts(
+        job.collection, queries, **settings.of_documents, seed=job.recipe.seed, excluded_queries=job.test
+    )
 
 
 def _queries(recipe: Recipe) -> tuple[Collection, Texts, Texts, Texts | None, list[str]]:

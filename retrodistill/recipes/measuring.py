@@ -12,16 +12,16 @@ import numpy as np
 from retrodistill.core.files import throw_away_cache
 from retrodistill.core.rates import rate_key, remember, remembered
 from retrodistill.core.runtime import muted
-from retrodistill.data.texts import Texts
 from retrodistill.encoders.embeddings import seconds_to_embed
 from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.encoders.vectors import exact_search, normalized, training_rows
 from retrodistill.evaluation.cost import BATCHES, fixed_threads
 from retrodistill.indexes.factory import build_faiss, empty_index, fewest_vectors
 from retrodistill.indexes.faiss_index import resolve_factory
-from retrodistill.indexes.learned import learn_index
 from retrodistill.indexes.registry import build_index
-from retrodistill.quantizers import QuantizerSettings
+from retrodistill.quantizers.codes import read_form, read_index, start_index
+from retrodistill.quantizers.learning import KEPT, Targets
+from retrodistill.quantizers.settings import MOST_HELD, QuantizerSettings
 from retrodistill.rankers.bm25 import BM25Ranker
 from retrodistill.recipes import sizes
 from retrodistill.recipes.job import Job, learned_factory
@@ -39,7 +39,7 @@ _LIMIT, _REPEATS, _AT_LEAST = 10.0, 3, 20  # of a latency measurement: seconds, 
 _THROUGHPUT = 136  # documents that are encoded to measure throughput
 _BASELINES = 3  # systems besides students; a guess: BM25, the document encoder, and an ensemble or another teacher
 _ROW = 4e-6  # seconds that measures, agreement, and files take per document of a ranking; a guess
-_LEARNED_TEXTS = 256  # queries that a short learning of an index has
+_LEARNED_TEXTS, _LEARNING_STEPS = 256, 32  # queries and steps of a short learning of an index
 
 
 def index_needs(job: Job, encoder: Any, vectors: float) -> Needs:
@@ -120,7 +120,8 @@ def measuring_seconds(job: Job, systems: Sequence[tuple[StudentSettings, Any]]) 
 def ranking_rows(job: Job, systems: int) -> int:
     """Documents in the rankings of a number of students and of what they are compared with."""
     depth = min(job.recipe.evaluation.depth, len(job.collection.documents))
-    return (systems + _BASELINES) * len(job.test) * depth
+    learned = 1 + len(learned_names(job)) if job.recipe.index.learn else 0  # OPQ too
+    return (systems + learned + _BASELINES) * len(job.test) * depth
 
 
 def remember_measuring(job: Job, seconds: float) -> None:
@@ -180,23 +181,27 @@ def _random_vectors(count: int, width: int) -> np.ndarray:
     return normalized(np.random.default_rng(0).standard_normal((count, width), dtype=np.float32))
 
 
-def learning_steps(job: Job, held: int, *, is_timed: bool) -> Iterator[Step]:
-    """The steps of a job that learns an index."""
-    settings = job.recipe.index.learn
-    if settings is None:
-        return
-    documents = len(job.collection.documents)
-    vectors = sizes.FLOAT * job.space.dimension * documents
-    memory = held + sizes.strings(job.collection.documents) + 4 * vectors
-    batch = min(documents, settings.whole) if documents <= settings.whole else settings.sampled + settings.depth
-    memory += sizes.matrices(settings.batch_size, batch, 0) + sizes.matrices(batch, job.space.dimension, 0)
-    needs = Needs(memory, out=vectors / 8, advice="set index.learn.whole, or index.learn.sampled lower")
-    names = ["distilled"] if job.recipe.index.encoder is not None else ["distilled", "distilled-queries"]
-    for name in names:
-        if (job.out / "indexes" / name).exists():
+def learned_names(job: Job) -> list[str]:
+    """Names of the indexes that a job learns; with index.encoder, the last one trains a query encoder instead."""
+    return ["distilled"] if job.recipe.index.encoder is not None else ["distilled", "distilled-queries"]
+
+
+def learning_steps(job: Job, held: float, texts: TrainingTexts, count: int, *, is_timed: bool) -> Iterator[Step]:
+    """The steps of a job that learns an index from `count` texts, some of which are given."""
+    settings, dimension = job.recipe.index.learn or QuantizerSettings(), job.space.dimension
+    form, documents = read_form(learned_factory(job.recipe, job.space), dimension), job.collection.documents
+    memory = held + sizes.strings(documents) + sizes.learning(form, len(documents), count, dimension, settings)
+    index, student = sizes.learned_index(form, documents, dimension), 0.0
+    if not job.space.is_recorded:  # the document encoder and a map of its queries
+        student = sizes.FLOAT * sizes.parameters(job.space.model, whole=True).all
+    left = [name for name in learned_names(job) if not (job.out / "indexes" / name).exists()]
+    seconds = _learning_seconds(job, settings, texts, count) if left and is_timed else 0.0
+    for name in learned_names(job):
+        if name not in left:
             yield Step(f"learn {name}: already learned", phase="learn")
             continue
-        seconds = _learning_seconds(job, settings) if is_timed else 0.0
+        out = 2 * index if name == "distilled" else index + student  # OPQ's index comes with the first
+        needs = Needs(memory, out=out, advice="set index.learn.whole, index.learn.sampled, or index.texts.limit lower")
         yield Step(f"learn {name}", settings.steps, "steps", seconds, needs, "learn")
 
 
@@ -206,22 +211,31 @@ def learning_key(job: Job, settings: QuantizerSettings) -> str:
     return rate_key("learning", learned_factory(job.recipe, job.space), kept, job.collection.documents.fingerprint)
 
 
-def _learning_seconds(job: Job, settings: QuantizerSettings) -> float:
-    """Seconds to learn an index, by short learnings with one more iteration of OPQ, and with more steps."""
+def _learning_seconds(job: Job, settings: QuantizerSettings, texts: TrainingTexts, count: int) -> float:
+    """Seconds to learn an index, by short learnings of as many random vectors, and of as few queries as will do."""
     if (rates := remembered(learning_key(job, settings))) is not None:
         return rates["seconds"]
-    factory = learned_factory(job.recipe, job.space)
-    with throw_away_cache(), muted():
-        collection = repeated(job.collection, len(job.collection.documents))
-        queries = collection.documents.slice(0, _LEARNED_TEXTS)
-        texts = TrainingTexts(
-            Texts.from_pairs((f"q{row}", text) for row, text in enumerate(queries)),
-            np.full(len(queries), -1, dtype=np.int64),
-        )
-        short = settings.model_copy(update={"start_iterations": 1, "steps": 1, "evaluations": 1})
-        taken = []
-        learn = partial(learn_index, collection, job.space, texts, target=factory)
-        for changes in ({}, {}, {"start_iterations": 3}, {"steps": 6}):  # the first encodes the texts
-            taken.append(_rate(partial(learn, settings=short.model_copy(update=changes)), 1))
-    iteration, step = max(0.0, taken[2] - taken[1]) / 2, max(0.0, taken[3] - taken[1]) / 5
-    return taken[1] + settings.start_iterations * iteration + settings.steps * step
+    from retrodistill.quantizers.learner import Learner  # imports torch
+
+    factory, documents = learned_factory(job.recipe, job.space), min(len(job.collection.documents), MOST_HELD)
+    held_out = len(settings.split(texts.sources, np.random.default_rng(settings.seed))[1])
+    few = count
+    if documents > settings.whole:  # the best documents of each query are searched, which takes as long for each
+        few = min(count, max(held_out + _LEARNED_TEXTS, KEPT // documents + 1))
+    vectors, queries = (_random_vectors(size, job.space.dimension) for size in (documents, few))
+    held_out_share = settings.model_copy(update={"held_out": held_out / few, "held_out_most": held_out})
+    targets = Targets(queries, vectors, np.full(few, -1, dtype=np.int64))
+    begun = time.perf_counter()
+    start = start_index(factory, vectors, iterations=1)
+    trained = time.perf_counter()
+    learner = Learner(read_index(start), targets, held_out_share)
+    learner.step()  # the first is slower
+    seconds = time.perf_counter() - begun
+    round_of_start = max(0.0, _rate(lambda: start_index(factory, vectors, iterations=3), 1) - (trained - begun)) / 2
+    step = _rate(lambda: [learner.step() for _ in range(_LEARNING_STEPS)], _LEARNING_STEPS)
+    seconds += (settings.start_iterations - 1) * round_of_start + settings.steps * step
+    seconds += (settings.evaluations + 1) * _rate(learner.agreement, 1)
+    if few < count:
+        search = _rate(lambda: exact_search(queries[:_LEARNED_TEXTS], vectors, settings.depth), _LEARNED_TEXTS)
+        seconds += (count - few) * search
+    return seconds

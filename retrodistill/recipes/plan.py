@@ -29,7 +29,7 @@ from retrodistill.encoders.embeddings import seconds_to_embed, store_of
 from retrodistill.encoders.names import parse_model_name
 from retrodistill.rankers.bi_encoder import HELD
 from retrodistill.recipes import sizes
-from retrodistill.recipes.job import Job, open_job
+from retrodistill.recipes.job import Job, open_job, texts_to_learn_from
 from retrodistill.recipes.loading import load_recipe
 from retrodistill.recipes.measuring import index_needs, index_seconds, learning_steps, measuring_seconds, ranking_rows
 from retrodistill.recipes.pace import repeated, stage_pace, start_model
@@ -40,7 +40,7 @@ from retrodistill.recipes.students import work_folder
 from retrodistill.recipes.systems import MADE_FROM, planned_variants, students_to_train
 from retrodistill.training.prepared import Prepared, held_out_rows, training_rows
 from retrodistill.training.scoring import candidate_pairs, candidate_sources, scores_file, stage_texts
-from retrodistill.training.settings import CURRENT_STUDENT, StageSettings, is_student, parse_student
+from retrodistill.training.settings import CURRENT_STUDENT, StageSettings, TextSettings, is_student, parse_student
 from retrodistill.training.texts import TrainingTexts
 from retrodistill.training.trainer import optimizer_steps
 from retrodistill.training.training_data import TrainingData
@@ -138,7 +138,7 @@ class _Planner:
             for variant in variants:
                 yield Step(f"{variant}: also measured")
         if recipe.index.learn:
-            yield from learning_steps(job, round(self.held + self._loaded), is_timed=self.is_timed)
+            yield from self._learning(recipe.index.texts)
         built = [job.out / "indexes" / name for name, _ in systems if self._is_built(name)]
         held = float(sum(file.stat().st_size for folder in built for file in folder.iterdir()))
         if systems:
@@ -237,13 +237,32 @@ class _Planner:
                 texts = stage_texts(stage, data)
                 self._texts[key] = texts, len(texts)
             else:
-                settings, few = stage.texts, stage.texts.model_copy(update={"limit": _SAMPLE})
-                per_document = settings.titles + settings.sentences + settings.documents
-                count = len(data.queries) * settings.queries + per_document * self.documents
-                limit = count if settings.limit is None else settings.limit
+                few = stage.texts.model_copy(update={"limit": _SAMPLE})
                 texts = stage_texts(stage.model_copy(update={"texts": few}), data)
-                self._texts[key] = texts, max(len(texts), min(count, limit))
+                self._texts[key] = texts, max(len(texts), self._most_texts(stage.texts, data.queries))
         return self._texts[key]
+
+    def _most_texts(self, settings: TextSettings, queries: Texts) -> int:
+        """A bound of the number of training texts."""
+        per_document = settings.titles + settings.sentences + settings.documents
+        count = len(queries) * settings.queries + per_document * self.documents
+        return count if settings.limit is None else min(count, settings.limit)
+
+    def _learning(self, settings: TextSettings) -> Iterator[Step]:
+        """Embedding the texts that an index is learned from, by the document encoder and by teachers, and learning."""
+        job = self.job
+        given = settings if self.counts_texts else settings.model_copy(update={"limit": _SAMPLE})
+        texts = texts_to_learn_from(job, given)
+        count = len(texts) if self.counts_texts else max(len(texts), self._most_texts(settings, job.train))
+        learning = list(learning_steps(job, self.held + self._loaded, texts, count, is_timed=self.is_timed))
+        if any(step.items for step in learning):
+            encoders = {job.space.name: job.space}
+            encoders |= {member.name: member.queries for member in job.teacher.members if member.queries is not None}
+            title = "embed texts to learn from"
+            steps = [self._embed(title, encoder, texts.texts, "query", count) for encoder in encoders.values()]
+            yield replace(joined(title, steps), phase="learn")
+        yield from learning
+        self._loaded += sum(step.needs.out for step in learning)
 
     def _data(self, stage: StageSettings) -> TrainingData:
         """The stage's data; with the job's teacher if students teach, which are not trained yet."""

@@ -21,7 +21,7 @@ from retrodistill.indexes.learned import learn_index, save_query_map
 from retrodistill.quantizers import QuantizerSettings
 from retrodistill.quantizers.codes import reconstructed
 from retrodistill.rankers.corpus import CorpusScores
-from retrodistill.recipes.job import Job, learned_factory
+from retrodistill.recipes.job import Job, learned_factory, texts_to_learn_from
 from retrodistill.recipes.measuring import learning_key
 from retrodistill.recipes.reporting import Curves
 from retrodistill.recipes.student_settings import StudentSettings
@@ -29,7 +29,7 @@ from retrodistill.recipes.students import train_students
 from retrodistill.recipes.systems import MADE_FROM
 from retrodistill.runs.agreement import rank_agreement
 from retrodistill.runs.run import top_k
-from retrodistill.training.texts import TrainingTexts, training_texts
+from retrodistill.training.texts import TrainingTexts
 
 _AGREEMENT_DEPTH = 10
 
@@ -42,9 +42,7 @@ def quantized(job: Job, seconds: dict[str, float]) -> tuple[list[System], Curves
     settings = job.recipe.index.learn
     if settings is None:
         raise UserError("the recipe does not compress anything; set index.learn.")
-    pseudo_queries = job.recipe.index.texts.of_documents
-    queries = job.train if job.recipe.index.texts.queries else job.train.select([])
-    texts = training_texts(job.collection, queries, **pseudo_queries, seed=job.recipe.seed, excluded_queries=job.test)
+    texts = texts_to_learn_from(job, job.recipe.index.texts)
     systems, curves = _learned(job, texts, settings.model_copy(update={"query_map": False}), "distilled", seconds)
     if job.recipe.index.encoder is None:
         # A free transform already maps the queries, so the separate query map comes with a rotation.

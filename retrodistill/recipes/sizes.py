@@ -11,7 +11,12 @@ from typing import Any, NamedTuple
 import pyarrow.compute as pc
 import torch
 
+from retrodistill.core.faiss import CODED
 from retrodistill.data.texts import Texts
+from retrodistill.encoders.vectors import training_rows
+from retrodistill.quantizers.codes import Form
+from retrodistill.quantizers.learning import KEPT
+from retrodistill.quantizers.settings import MOST_HELD, QuantizerSettings
 from retrodistill.training.settings import StageSettings
 
 FLOAT = 4
@@ -23,6 +28,10 @@ _STORED_PAIR = 12  # bytes of a candidate in a compressed Parquet file
 _RUN_LINE = 36  # bytes of a line of a run besides the two ids: rank, score, and name
 _COPIES = 8  # of a batch's matrix: scores, targets, masks, and what their gradient needs
 _SPARSE = 200 * 8  # bytes of a text's heaviest terms, about
+_LIST_NUMBER = 8  # bytes of the number of a document's list, and of its row in an index with lists
+_RANKED = 128  # held-out queries that rank documents at once
+_START_COPIES = 4  # of the vectors that OPQ trains on: as given, rotated, decoded, and their products
+_STEP_COPIES = 4  # of the reconstructed documents of a step, with their gradients
 _LAYER_VALUES = 20  # float32 values per token, layer, and width that a backward pass keeps; the feed-forward's with it
 
 
@@ -131,6 +140,25 @@ def stored_run(rows: int, *ids: Texts) -> float:
 def matrices(batch: int, width: int, vector: int) -> float:
     """Bytes of a batch's scores of lists of some width, and of the vectors of their documents."""
     return FLOAT * batch * width * (_COPIES + vector)
+
+
+def learned_index(form: Form, documents: Texts, dimension: int) -> float:
+    """Bytes on disk of an index with a product quantizer: codes, ids, codewords, rotation, and centroids."""
+    per_document = form.subspaces * form.bits / 8 + _LIST_NUMBER * bool(form.lists) + characters(documents, "id")
+    shared = form.width * (2**form.bits + form.lists + dimension * form.rotated)
+    return len(documents) * per_document + FLOAT * shared
+
+
+def learning(form: Form, documents: int, texts: int, dimension: int, settings: QuantizerSettings) -> float:
+    """Bytes of learning a product quantizer of a number of documents from a number of texts."""
+    held, trained = min(documents, MOST_HELD), len(training_rows(documents, max(form.lists, 2**form.bits)))
+    kept = FLOAT * dimension * (held + texts) + documents * (form.subspaces + _LIST_NUMBER * bool(form.lists))
+    start = FLOAT * (_START_COPIES * dimension * trained + min(CODED, trained) * form.subspaces * 2**form.bits)
+    listed = held if documents <= settings.whole else settings.batch_size * settings.depth + settings.sampled
+    step = matrices(settings.batch_size, listed, 0) + FLOAT * _STEP_COPIES * form.width * listed
+    evaluation = FLOAT * held * (form.width + 2 * _RANKED)
+    products = FLOAT * texts * documents
+    return kept + max(start, max(step, evaluation) + (products if texts * documents <= KEPT else 0))
 
 
 def optimizer(trained: int) -> float:

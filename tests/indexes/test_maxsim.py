@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from ragged_tokens import brute_maxsim, ragged
 
-from retrodistill.encoders.multi_vector import Tokens
-from retrodistill.indexes import maxsim
+from retrodistill.encoders.multi_vector import Tokens, best_documents
+from retrodistill.indexes import maxsim, tokens
 from retrodistill.indexes.codecs import CodecSettings, fit_codec
 from retrodistill.indexes.maxsim import best_of_store
 from retrodistill.indexes.tokens import TokenStore
@@ -72,6 +72,33 @@ class TestSearch:
             best_of_store(filled(zeros), queries, 5)[1], -np.sort(-exact, axis=1)[:, :5], atol=1e-5
         )
 
+    @pytest.mark.parametrize("scale", [1e-25, 1e-6, 1e20])
+    @pytest.mark.parametrize("others", [1, 1e3])
+    def test_very_small_and_large_vectors(self, scale, others):
+        # Groups of documents that differ less than rounding to 8 bits does, which are therefore ranked by exact scores.
+        random = np.random.default_rng(1)
+        texts = [text + 1e-3 * random.standard_normal((20, 3, 64)) for text in random.standard_normal((4, 3, 64))]
+        arrays = [(scale if row % 2 else scale * others) * array for row, array in enumerate(np.concatenate(texts))]
+        documents, queries = Tokens.of(arrays, 64), Tokens.of([text[0, :2] for text in texts], 64)
+        store = TokenStore.empty(fit_codec(CodecSettings(codec="float32"), documents))
+        store.append(documents)
+        exact = brute_maxsim(queries, documents)
+        rows, scores = best_of_store(store, queries, 5)
+        np.testing.assert_allclose(scores, -np.sort(-exact, axis=1)[:, :5], rtol=1e-5)
+        np.testing.assert_allclose(np.take_along_axis(exact, rows, axis=1), scores, rtol=1e-5)
+
+    @pytest.mark.parametrize("codec", ["float32", "float16", "residual"])
+    @pytest.mark.parametrize("candidates", [np.arange(200), np.flatnonzero(np.arange(200) % 7 < 4)])
+    def test_in_many_blocks_it_is_the_float32_computation(self, monkeypatch, codec, candidates):
+        for name, size in (("_BLOCK", 40), ("_ROUNDED_BLOCK", 60)):
+            monkeypatch.setattr(tokens, name, size)
+        monkeypatch.setattr(maxsim, "_SCORES", 90)
+        store = filled(DOCUMENTS.slice(0, 90), DOCUMENTS.slice(90, 91), DOCUMENTS.slice(91, 200), codec=codec)
+        rows, scores = best_of_store(store, QUERIES, 6, candidates)
+        places, expected = best_documents(QUERIES, store.blocks(candidates, tokens=40), 6)
+        np.testing.assert_array_equal(rows, candidates[places])
+        np.testing.assert_allclose(scores, expected, atol=1e-6)
+
     def test_documents_that_were_removed(self):
         gone = np.arange(200) % 3 == 0
         rows, _ = best_of_store(filled(DOCUMENTS).without(gone), QUERIES, 5)
@@ -97,7 +124,8 @@ def test_no_score_is_further_from_the_exact_one_than_the_bound_says(codec, scale
         np.concatenate([QUERIES.vectors, -QUERIES.vectors]), np.append(QUERIES.bounds, 2 * len(QUERIES.vectors))
     )
     for _, rounded in store.rounded_blocks():
-        scores, errors = maxsim._RoundedQueries(opposite).bounds(rounded)
+        scan = maxsim._RoundedQueries(opposite)
+        scores, errors = scan.bounds(scan.scores(rounded), rounded.limits)
         exact = brute_maxsim(opposite, documents)
         assert (np.abs(scores - exact) <= errors).all()
         assert (errors <= 0.05 * opposite.lengths[:, None] * np.linalg.norm(documents.vectors, axis=1).max()).all()

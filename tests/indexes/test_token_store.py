@@ -46,6 +46,19 @@ class TestReading:
         assert [first for first, _ in blocks] == np.cumsum([0, *(len(block) for _, block in blocks)])[:-1].tolist()
         same(Tokens.of([block[row] for _, block in blocks for row in range(len(block))], 16), filled().gather(rows))
 
+    def test_rounded_blocks_of_several_parts(self, monkeypatch):
+        monkeypatch.setattr("retrodistill.indexes.tokens._ROUNDED_BLOCK", 30)
+        store = filled(DOCUMENTS.slice(0, 15), DOCUMENTS.slice(15, 16), DOCUMENTS.slice(16, 50))
+        store = store.without(np.isin(np.arange(50), [3, 15, 16, 30]))
+        rows = np.array([0, 1, 2, 3, 4, 12, 13, 14, 20, 45])
+        blocks = [(start, block.vectors.clone(), block) for start, block in store.rounded_blocks(rows)]
+        assert len(blocks) > 2
+        assert [start for start, _, _ in blocks] == np.cumsum([0, *(len(b.limits) for *_, b in blocks)])[:-1].tolist()
+        limits = np.concatenate([block.limits for *_, block in blocks])
+        scales = np.repeat(limits[:, 0], store.lengths[rows])[:, None]
+        vectors = np.concatenate([vectors for _, vectors, _ in blocks])
+        np.testing.assert_array_equal(vectors, np.round(store.gather(rows).vectors * (1 / scales)))
+
     def test_it_counts_its_bytes(self):
         store = filled()
         assert store.lengths.sum() == len(DOCUMENTS.vectors)

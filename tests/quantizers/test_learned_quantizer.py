@@ -157,11 +157,87 @@ class TestLearning:
         assert [np.flatnonzero(~row).tolist() for row in mask.numpy()] == [[3], [7]]
 
 
+@pytest.fixture
+def in_parts(monkeypatch):
+    """A corpus of 300 documents is learned in three parts."""
+    monkeypatch.setattr("retrodistill.quantizers.learning.MOST_HELD", 100)
+
+
+class Read:
+    """Vectors that are only read in part."""
+
+    def __init__(self, vectors):
+        self._vectors, self.shape = vectors, vectors.shape
+
+    def __getitem__(self, rows):
+        read = self._vectors[rows]
+        assert len(read) <= 150
+        return read
+
+
+@pytest.mark.usefixtures("in_parts")
+class TestParts:
+    @pytest.fixture(autouse=True)
+    def _blocks(self, monkeypatch):
+        monkeypatch.setattr("retrodistill.quantizers.codes._BLOCK", 64)
+        monkeypatch.setattr("retrodistill.quantizers.learner._BLOCK", 64)
+        monkeypatch.setattr("retrodistill.encoders.vectors._SAMPLE", 100)
+        monkeypatch.setattr("retrodistill.encoders.vectors._PER_CENTROID", 1)
+
+    @pytest.mark.parametrize("changed", [{}, {"codes": "nearest", "lists": "reassigned"}])
+    def test_vectors_are_read_in_part_with_the_result_of_an_array(self, documents, queries, changed):
+        settings = QUICK.model_copy(update={"sampled": 20, "depth": 3, **changed})
+        read, whole = (
+            learn_quantizer(vectors, queries, "OPQ8,IVF8,PQ8x4", settings) for vectors in (Read(documents), documents)
+        )
+        assert faiss.serialize_index(read.index).tobytes() == faiss.serialize_index(whole.index).tobytes()
+        assert read.index.ntotal == 300
+
+    def test_each_query_is_searched_in_one_part(self, documents, queries):
+        from retrodistill.quantizers.learner import Learner
+        from retrodistill.quantizers.learning import Targets
+
+        targets = Targets(queries, documents, np.full(100, -1))
+        learner = Learner(read_index(start_index("PQ4x4", documents)), targets, QUICK.model_copy(update={"depth": 5}))
+        training = np.setdiff1d(np.arange(100), learner.held_out)
+        for number, query in enumerate(training):
+            part = np.arange(number % 3, 300, 3)
+            expected = part[np.argsort(-(queries[query] @ documents[part].T))[:5]]
+            np.testing.assert_array_equal(learner.near[query], expected)
+        exact = np.argsort(-(queries[learner.held_out] @ documents[::3].T), axis=1)[:, :10]
+        np.testing.assert_array_equal(learner.held_out_best, exact)
+
+    def test_a_teacher_is_asked_for_few_documents_at_once(self, documents, queries):
+        asked = []
+
+        def teach(rows, columns):
+            asked.append(len(np.arange(300)[columns]))
+            return queries[rows] @ documents[columns].T
+
+        settings = QUICK.model_copy(update={"sampled": 20, "depth": 3, "batch_size": 4})
+        taught, exact = (learn_quantizer(documents, queries, 4, settings, teacher=given) for given in (teach, None))
+        assert max(asked) == 100
+        assert taught.history[1].loss == pytest.approx(exact.history[1].loss, rel=1e-3)
+
+    def test_it_agrees_better_with_exact_search_than_its_start(self, documents, queries):
+        settings = QuantizerSettings(steps=150, evaluations=5, start_iterations=5, batch_size=32, depth=20, sampled=50)
+        before, after = learn_quantizer(documents, queries, "OPQ4,PQ4x4", settings).agreement
+        assert after > before
+
+    def test_bad_vectors_are_named_by_their_rows_in_the_corpus(self, documents, queries):
+        broken = documents.copy()
+        broken[201, 2] = np.nan
+        with pytest.raises(UserError, match="'row 201'"):
+            learn_quantizer(broken, queries, "PQ4x4")
+
+
 class TestTeacher:
     def test_the_quantizer_moves_toward_a_better_ranker(self, documents, queries):
         other = documents * np.linspace(0, 3, 32, dtype=np.float32)
         settings = QuantizerSettings(steps=150, evaluations=5, start_iterations=3, batch_size=32)
-        learned = learn_quantizer(documents, queries, 4, settings, teacher=lambda rows: queries[rows] @ other.T)
+        learned = learn_quantizer(
+            documents, queries, 4, settings, teacher=lambda rows, columns: queries[rows] @ other[columns].T
+        )
         before, after = learned.agreement
         assert after > before + 0.05
 

@@ -6,8 +6,11 @@ import pytest
 
 from retrodistill.core.manifest import Manifest
 from retrodistill.data import load_collection
+from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.indexes import load_index
-from retrodistill.recipes import parse_recipe, run_recipe
+from retrodistill.recipes import parse_recipe, run_recipe, sizes
+from retrodistill.recipes.job import open_job
+from retrodistill.recipes.plan import _plan
 from retrodistill.recipes.systems import MADE_FROM
 from retrodistill.training.texts import training_texts
 
@@ -59,6 +62,32 @@ class TestTheQueryEncoder:
             recipe(encoder=ENCODER, learn=None)
         with pytest.raises(Exception, match="encoder must be a stage with train: query_encoder and a list objective"):
             recipe(encoder={**ENCODER, "objectives": "leaf"})
+
+
+class TestPlanning:
+    def test_the_plan_counts_the_texts_and_what_learning_saves(self, recipe, tmp_path):
+        made, out = recipe(), tmp_path / "out"
+        steps = {step.step: step for step in _plan(open_job(made, out), is_timed=True).steps}
+        run_recipe(made, out)
+        embedded, first, second = (
+            steps[name] for name in ("embed texts to learn from", "learn distilled", "learn distilled-queries")
+        )
+        assert embedded.items > 42
+        assert embedded.needs.cache == embedded.items * 32 * 4
+        assert (embedded.phase, first.items, first.unit) == ("learn", 20, "steps")
+        assert first.seconds > 0
+        indexes = sum(file.stat().st_size for file in (out / "indexes").rglob("index.faiss"))
+        assert 1.5 * first.needs.out == pytest.approx(indexes, rel=0.25)
+        student = sizes.FLOAT * sizes.parameters(load_encoder(made.document_encoder).model, whole=True).all
+        assert second.needs.out == first.needs.out / 2 + student
+
+    def test_what_is_learned_is_not_planned_again(self, recipe, tmp_path):
+        made, out = recipe(), tmp_path / "out"
+        run_recipe(made, out)
+        left = [step for step in _plan(open_job(made, out), is_timed=False).steps if step.phase == "learn"]
+        assert [(step.step, step.items) for step in left] == [
+            (f"learn {name}: already learned", 0) for name in ("distilled", "distilled-queries")
+        ]
 
 
 class TestResuming:
