@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,11 +12,14 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from retrodistill.candidates.mining import negative_ceiling, require_calibrated
+from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Qrels
 from retrodistill.data.texts import Texts
 from retrodistill.objectives.lists import usable_lists
 from retrodistill.rankers.corpus import CorpusScores
 from retrodistill.runs.run import Run, top_k
+from retrodistill.training.settings import FilterSettings
 from retrodistill.training.texts import TrainingTexts
 
 _BLOCK = 1024  # lists that are checked at once, which bounds memory when each list is a whole corpus
@@ -227,6 +230,35 @@ def lists_from_run(run: Run, texts: Texts, corpus: Texts, sources: np.ndarray, *
     documents[rows, places] = columns
     scores[rows, places] = ranked.scores
     return Lists(documents, scores, sources if hide_source else np.full_like(sources, -1), sources)
+
+
+def below_positives(lists: Lists, settings: FilterSettings, teacher: str) -> tuple[Lists, str]:
+    """The lists without negatives that may be relevant, and a note with the counts; `teacher` is its name.
+
+    A positive is a text's own document, hidden or not. Texts whose positive has no score keep all candidates.
+
+    Raises:
+        UserError: No text has a positive with a score, or a share is wanted of scores that are not calibrated.
+    """
+    there = lists.documents >= 0
+    if settings.relative is not None:
+        require_calibrated(lists.scores[there], f"candidates.filter.relative: teacher {teacher}")
+    at = there & (lists.documents == lists.positives[:, None])
+    scores = np.where(at.any(axis=1), lists.scores[lists.text_rows, at.argmax(axis=1)], np.nan)
+    unlisted = np.flatnonzero(np.isnan(scores) & (lists.positives >= 0))
+    if lists.teacher is not None:
+        scores[unlisted] = lists.teacher.pairs(unlisted, lists.positives[unlisted])
+    known = np.isfinite(scores)
+    if not known.any():
+        raise UserError("candidates.filter compares with the teacher's scores of positives, and no text has one.")
+    ceiling = negative_ceiling(scores, margin=settings.margin, relative=settings.relative)
+    kept = replace(lists, ceiling=np.where(known, ceiling, np.inf).astype(np.float32))
+    before, after = int(lists.mask.sum()), int(kept.mask.sum())
+    rule = f"margin {settings.margin:g}" if settings.margin is not None else f"relative {settings.relative:g}"
+    return kept, (
+        f"filter of false negatives ({rule}): dropped {before - after} of {before} candidates; {int(known.sum())} of "
+        f"{len(lists)} texts have a positive"
+    )
 
 
 def best_labeled(lists: Lists, texts: TrainingTexts, corpus: Texts, labels: Qrels) -> np.ndarray:

@@ -69,6 +69,25 @@ Teachers = Annotated[
 ]
 
 
+class FilterSettings(Settings):
+    """Which negatives are dropped because the teacher scores them about as high as the positive: they may be relevant.
+
+    Positive-aware mining (NV-Retriever, arXiv 2407.15831).
+    """
+
+    margin: float | None = Field(default=None, ge=0)
+    """Drop documents that score above the positive's score minus this, in the unit of the teacher's scores."""
+    relative: float | None = Field(default=None, gt=0, le=1)
+    """Drop documents that score above this share of the positive's score, e.g. 0.95. For calibrated scores only, such
+    as cosines or `labels: sigmoid`; a share of logits or z-scores has no meaning."""
+
+    @model_validator(mode="after")
+    def _is_one(self) -> FilterSettings:
+        if (self.margin is None) == (self.relative is None):
+            raise ValueError("a filter is either a margin or relative, e.g. {margin: 0.05} or {relative: 0.95}")
+        return self
+
+
 class CandidateSettings(Settings):
     """The candidates that the teacher scores."""
 
@@ -88,6 +107,9 @@ class CandidateSettings(Settings):
     of the sources that score every pair cheaply (bm25, dense). Pairs that a stage would hide are not scored."""
     budget_by: Annotated[str, OneOf("way to spend a budget", "retrodistill.candidates.selection:BUDGETS")] = "robust"
     """How the pairs of the budget are chosen: `robust`, or `random` as its control."""
+    filter: FilterSettings | None = Field(default=None, exclude_if=lambda given: given is None)
+    """A filter of false negatives, by the teacher's score of the text's positive (see the stage's `positives`). Texts
+    without a positive keep all candidates."""
 
     @field_validator("budget")
     @classmethod
@@ -105,6 +127,10 @@ class CandidateSettings(Settings):
             raise ValueError("a budget is for pairs of lists: set candidates.depth to a number, without shared")
         if self.depth == "all" and self.shared:
             raise ValueError("depth: all already has every document; set candidates.depth to a number with shared")
+        if self.filter is not None and self.depth == "all":
+            raise ValueError("a filter is for mined candidates: set candidates.depth to a number")
+        if self.filter is not None and self.budget is not None:
+            raise ValueError("a filter needs the score of each positive, which a budget may not buy; set one of them")
         return self
 
     @field_validator("sources")
@@ -290,9 +316,10 @@ class StageSettings(Settings):
     """The candidates that the teacher scores, for list objectives."""
     selection: SelectionSettings | None = None
     """A selection of the texts to train on; null for all."""
-    positives: Literal["source_document", "labels"] = "source_document"
-    """The relevant document of contrastive and in-batch objectives: the `source_document` of a pseudo-query, or the
-    document of the highest grade in the `labels` of the training split. Labeled documents join the candidates."""
+    positives: Literal["source_document", "labels", "all"] = "source_document"
+    """The positive of a text, for margin-mse, contrastive and in-batch objectives and `candidates.filter`: the
+    `source_document` of a pseudo-query, or the document of the highest grade in the `labels` of the training split.
+    With `all`, both. Labeled documents join the candidates."""
     groups: GroupSettings = GroupSettings()
     """How groups are drawn for `both_encoders` and `head`."""
     batches: Literal["shuffled", "topics"] = "shuffled"
@@ -323,6 +350,7 @@ class StageSettings(Settings):
             "labels": self.labels != "scores",
             "selection": self.selection is not None,
             "candidates.budget": self.candidates.budget is not None,
+            "candidates.filter": self.candidates.filter is not None,
         }
         key = next((key for key, is_set in about_candidates.items() if is_set), None)
         if key and not self.needs_lists:
@@ -334,8 +362,16 @@ class StageSettings(Settings):
             )
         if self.labels == "scores" and self.needs("labels"):
             raise ValueError("bce learns labels from 0 to 1: set labels: sigmoid (of logits), cosine, or mean")
-        if self.positives == "labels" and not (self.is_contrastive or self.needs("classes")):
-            raise ValueError("positives: labels is for lelp, contrastive and in-batch objectives; add one of them")
+        if self.reads_labels and not self.reads_positives:
+            raise ValueError(
+                f"positives: {self.positives} is for margin-mse, lelp, contrastive and in-batch objectives, and "
+                "for candidates.filter; add one of them"
+            )
+        has_positives = self.reads_labels or self.texts.has_pseudo_queries
+        if self.candidates.filter is not None and not has_positives:
+            raise ValueError(
+                "candidates.filter compares with positives, and no text has one: set positives: labels, or texts.titles"
+            )
         if self.topics is not None and self.batches != "topics":
             raise ValueError("topics is for batches: topics; set both, or neither")
         return self
@@ -366,14 +402,24 @@ class StageSettings(Settings):
         return any(term.objective.needs_positives for term in self.objectives)
 
     @property
+    def reads_positives(self) -> bool:
+        """Whether it matters which document of a text is the positive."""
+        return self.is_contrastive or self.needs("classes", "positives") or self.candidates.filter is not None
+
+    @property
     def needs_own_document(self) -> bool:
         """Whether a pseudo-query needs the document that it was taken from."""
-        return self.is_contrastive and self.positives == "source_document"
+        return self.is_contrastive and self.positives != "labels"
 
     @property
     def needs_labels(self) -> bool:
         """Whether it reads judgments of the training queries: as positives, or in a selection."""
-        return "labels" in (self.positives, self.selection.positives if self.selection is not None else None)
+        return self.reads_labels or (self.selection is not None and self.selection.positives == "labels")
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether labeled documents are the positives of training queries."""
+        return self.positives != "source_document"
 
     @property
     def needs_lists(self) -> bool:
