@@ -103,7 +103,10 @@ def measuring_seconds(job: Job, systems: Sequence[tuple[StudentSettings, Any]]) 
         bm25.search(probe, few, min(10, len(few.documents)))
         lexical = _rate(lambda: bm25.search(probe, few, min(10, len(few.documents))), len(probe))
         lexical *= len(documents) / len(few.documents)
-        seconds = _measured(job, 0.0, lexical) + 2 * _measured(job, _encoding(job, job.space, probe.texts), dense)
+        others = 2  # the document encoder, and an ensemble or another teacher
+        if job.recipe.index.learn:
+            others = _learned_systems(job) + 1 + (len(job.teacher.members) > 1)
+        seconds = _measured(job, 0.0, lexical) + others * _measured(job, _encoding(job, job.space, probe.texts), dense)
         seconds += _throughput(job, job.space)
         for student, model in systems:
             encoder = student.kind.wrap(model, f"{student.kind.name}:student", None)
@@ -120,8 +123,12 @@ def measuring_seconds(job: Job, systems: Sequence[tuple[StudentSettings, Any]]) 
 def ranking_rows(job: Job, systems: int) -> int:
     """Documents in the rankings of a number of students and of what they are compared with."""
     depth = min(job.recipe.evaluation.depth, len(job.collection.documents))
-    learned = 1 + len(learned_names(job)) if job.recipe.index.learn else 0  # OPQ too
-    return (systems + learned + _BASELINES) * len(job.test) * depth
+    return (systems + _learned_systems(job) + _BASELINES) * len(job.test) * depth
+
+
+def _learned_systems(job: Job) -> int:
+    """Number of learned indexes and the one that they start from."""
+    return 1 + len(learned_names(job)) if job.recipe.index.learn else 0
 
 
 def remember_measuring(job: Job, seconds: float) -> None:

@@ -110,7 +110,8 @@ class _Planner:
         """The steps in the order in which they are done."""
         job, recipe = self.job, self.job.recipe
         space = job.space.name
-        yield self._embed(f"embed documents with {space}", job.space, job.collection.documents, "document")
+        embedding = self._embed(f"embed documents with {space}", job.space, job.collection.documents, "document")
+        yield replace(embedding, phase="learn") if recipe.index.learn and not recipe.students else embedding
         systems: list[tuple[str, StudentSettings]] = []
         indexes: list[tuple[str, StudentSettings]] = []
         for name, student, _ in students_to_train(recipe):
