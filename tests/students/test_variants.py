@@ -153,7 +153,9 @@ class TestControls:
     )
     def test_every_form_has_a_contrastive_one(self, model, stage, more, trained, tiny_model):
         name = model if model == "static" else f"{model}:{tiny_model}"
-        _, _, history = trained(control_of(settings(name, {"objectives": "kl", **LISTS, **stage}, **more)))
+        _, _, history = trained(
+            control_of(settings(name, {"objectives": "kl", **LISTS, **stage}, control="contrastive", **more))
+        )
         assert history.losses[-1]["contrastive"] > 0
         assert "kl" not in terms_of(history)
 
