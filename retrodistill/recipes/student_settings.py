@@ -18,7 +18,28 @@ from retrodistill.students.registry import (
     kind_names,
     kind_of_settings,
 )
-from retrodistill.training.settings import CURRENT_STUDENT, StageSettings, is_student, parse_student
+from retrodistill.training.settings import (
+    CURRENT_STUDENT,
+    StageSettings,
+    Teachers,
+    TeacherSettings,
+    is_student,
+    parse_student,
+)
+
+
+class ControlSettings(Settings):
+    """A control that is trained by the student's stages with another teacher."""
+
+    teacher: Annotated[Teachers, Field(min_length=1)]
+    """The teacher of all its stages, one model or several that are fused."""
+
+    @field_validator("teacher")
+    @classmethod
+    def _is_no_student(cls, teacher: list[TeacherSettings]) -> list[TeacherSettings]:
+        if any(is_student(member.model) for member in teacher):
+            raise ValueError("the teacher of a control cannot be a student; name a model, e.g. dense:NAME")
+        return teacher
 
 
 class ClusterSettings(Settings):
@@ -126,10 +147,12 @@ class StudentSettings(Settings):
     then also measured as `NAME@own-tokens`: with the same documents, and queries encoded without a model."""
     stages: list[StageSettings] = Field(min_length=1)
     """Training stages, in order."""
-    control: Literal["untrained", "contrastive"] | None = "untrained"
-    """What is measured next to the student to show the effect of distillation: `untrained`, the student before
-    training, or `contrastive`, a student trained by the same stages with InfoNCE on pseudo-queries and their source
-    documents instead of the list objectives."""
+    control: Literal["untrained", "fitted", "contrastive", "contrastive-labels"] | ControlSettings | None = "untrained"
+    """What is measured next to the student to show the effect of distillation. `untrained`: the student before
+    training. `fitted`: the same with `initialize: fitted`, for static and dense students. `contrastive`: a student
+    trained by the same stages with InfoNCE on pseudo-queries and their source documents instead of the teacher's
+    scores. `contrastive-labels`: the same, and on training queries with their labeled documents. `{teacher: MODEL}`: a
+    student trained by the same stages with another teacher."""
 
     @model_validator(mode="before")
     @classmethod
@@ -198,8 +221,10 @@ class StudentSettings(Settings):
         if self.control == "contrastive" and stage.needs_lists and not has_sources:
             raise ValueError(
                 "control: contrastive learns from pseudo-queries and their source documents; set texts.titles or "
-                "texts.sentences, or control: untrained"
+                "texts.sentences, or control: contrastive-labels, or untrained"
             )
+        if self.control == "fitted" and "initialize" not in kind.options:
+            raise ValueError(f"control: fitted is for static and dense students; this one is {kind.name}")
         if stage.own_tokens and self.head != "vdr":
             raise ValueError("own_tokens is for head: vdr, which always keeps a text's own tokens; remove own_tokens")
 
@@ -236,16 +261,35 @@ def without_clusters(student: StudentSettings) -> StudentSettings:
     return student.model_copy(update={"clusters": None, "clustered_from": 1, "control": None})
 
 
-def contrastive_control(student: StudentSettings) -> StudentSettings:
-    """The same student and stages, trained without teacher scores: list objectives become InfoNCE."""
-    stages = []
-    for stage in student.stages:
-        terms = [
-            term.model_copy(update={"name": term.objective.control}) if term.objective.reads_scores else term
-            for term in stage.objectives
-        ]
-        stages.append(stage.model_copy(update={"objectives": terms, "selection": None}))
-    return student.model_copy(update={"stages": stages, "control": None})
+def control_of(student: StudentSettings) -> StudentSettings | None:
+    """The student that a student's control trains or builds; None without a control."""
+    if student.control is None:
+        return None
+    if not isinstance(student.control, str):
+        stages = [_taught_by(stage, student.control.teacher) for stage in student.stages]
+    elif student.control in ("untrained", "fitted"):
+        stages = []
+    else:
+        stages = [_contrastive(stage, labels=student.control == "contrastive-labels") for stage in student.stages]
+    initialize = "fitted" if student.control == "fitted" else student.initialize
+    return student.model_copy(update={"stages": stages, "initialize": initialize, "control": None})
+
+
+def _taught_by(stage: StageSettings, teacher: list[TeacherSettings]) -> StageSettings:
+    """The stage with another teacher, if it has lists."""
+    return stage.model_copy(update={"teacher": teacher}) if stage.needs_lists else stage
+
+
+def _contrastive(stage: StageSettings, *, labels: bool) -> StageSettings:
+    """The stage without teacher scores: list objectives become InfoNCE, with labeled documents too if `labels`."""
+    terms = [
+        term.model_copy(update={"name": term.objective.control}) if term.objective.reads_scores else term
+        for term in stage.objectives
+    ]
+    changed: dict[str, Any] = {"objectives": terms, "selection": None}
+    if labels and any(term.objective.needs_positives for term in terms):
+        changed["positives"] = "all" if stage.texts.has_pseudo_queries else "labels"
+    return stage.model_copy(update=changed)
 
 
 StudentState = tuple[str, int]  # a student's name, and how many of its stages are done
