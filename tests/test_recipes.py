@@ -173,7 +173,11 @@ class TestWrongValues:
                 "techer",
                 "x.yaml: students.s.initialize: unknown initialization 'techer'",
             ),
-            (["students", "s", "control"], "no", "x.yaml: students.s.control: Input should be 'untrained' or 'contras"),
+            (
+                ["students", "s", "control"],
+                "no",
+                "x.yaml: students.s.control: Input should be 'untrained', 'fitted', 'contras",
+            ),
             (
                 ["evaluation", "depth"],
                 1,

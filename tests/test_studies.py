@@ -24,7 +24,7 @@ HERE = Path(__file__).parents[1] / "evaluation" / "studies"
 sys.path.insert(0, str(HERE))
 
 import run as runner  # noqa: E402
-from study import Job, Study, expanded, load_study, studies  # noqa: E402
+from study import OTHER_SOURCES, Job, Study, expanded, load_study, studies  # noqa: E402
 from tables import write_results  # noqa: E402
 
 
@@ -40,8 +40,9 @@ class TestTheStudiesWeShip:
         for job in study.jobs:
             for large in (False, True):
                 recipe, *overrides = job.arguments(study, "no such folder", large)
-                assert load_recipe(recipe, overrides).collection == f"beir/{job.collection}"
-                assert job.collection in PUBLIC
+                source = load_recipe(recipe, overrides).collection
+                assert source == OTHER_SOURCES.get(job.collection, f"beir/{job.collection}")
+                assert job.collection in (*PUBLIC, *OTHER_SOURCES)
 
     @pytest.mark.parametrize("name", studies())
     def test_larger_settings_are_larger(self, name: str) -> None:
@@ -176,6 +177,7 @@ class TestTables:
         write_results(replace(study, jobs=jobs, seeds=["small"]), out)
         page = (study.folder / "README.md").read_text()
         assert "`student` minus `control` on scifact, mean of 2 seeds of `small`: +0.5000 [+0.5000, +0.5000]" in page
+        assert "| small, mean nDCG@10 of 2 seeds | scifact |" in page
 
     def test_larger_settings_stand_apart(self, done: tuple[Study, Path]) -> None:
         study, out = done

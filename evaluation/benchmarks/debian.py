@@ -31,15 +31,15 @@ from typing import Any
 
 import numpy as np
 from racing import run_process
-from scipy.sparse import csr_array
 
 from retrodistill.core.files import atomic_folder, read_json, write_json
 from retrodistill.core.manifest import hardware
+from retrodistill.data.leaks import ExcludedQueries, without_leaks
+from retrodistill.data.texts import Texts
 
 HERE = Path(__file__).parent
 SPLITS = {"test": 3000, "dev": 3000, "train": 20000}
 _MOST_PACKAGES, _FEWEST_WORDS, _SHORTEST = 5, 3, 80  # of a synopsis; characters of a description
-_NEAR = 0.6  # Jaccard of words
 _EVALUATION = "evaluation={memory: false, latency_queries: 0, examples: 0, exhaustive: true}"
 _NO_CONTROL = "students.student.control=null"
 _TEXTS = "students.student.stages.0.texts.limit"
@@ -149,7 +149,8 @@ def write_collection(folder: Path) -> None:
     random.Random(13).shuffle(fits)
     ends = np.cumsum(list(SPLITS.values()))
     test, dev, train = (fits[end - size : end] for end, size in zip(ends, SPLITS.values(), strict=True))
-    chosen = {"test": test, "dev": dev, "train": [train[row] for row in np.flatnonzero(~near(train, test + dev))]}
+    excluded, offered = (Texts.from_pairs((text, text) for text in texts) for texts in (test + dev, train))
+    chosen = {"test": test, "dev": dev, "train": without_leaks(offered, ExcludedQueries(excluded))[0].texts}
     with atomic_folder(folder) as new:
         with (new / "corpus.jsonl").open("w") as file:
             for name in sorted(descriptions):
@@ -179,20 +180,6 @@ def packages() -> Iterator[tuple[str, tuple[str, str]]]:
                 body = " ".join(" ".join("" if line == "." else line for line in lines).split())
                 if "Package" in fields and synopsis and len(body) >= _SHORTEST:
                     yield fields["Package"], (synopsis.strip(), body)
-
-
-def near(texts: list[str], others: list[str]) -> np.ndarray:
-    """(n,) bool: whether the words of a text nearly equal those of one of the other texts."""
-    words = [sorted(set(re.findall(r"\w+", text.lower()))) for text in [*texts, *others]]
-    vocabulary = {word: column for column, word in enumerate(sorted({word for found in words for word in found}))}
-    bounds = np.cumsum([0, *map(len, words)])
-    columns = [vocabulary[word] for found in words for word in found]
-    shape = (len(words), len(vocabulary))
-    matrix = csr_array((np.ones(len(columns), dtype=np.int32), columns, bounds), shape=shape)
-    shared = (matrix[: len(texts)] @ matrix[len(texts) :].T).tocoo()
-    sizes = np.diff(bounds)
-    union = sizes[shared.row] + sizes[len(texts) + shared.col] - shared.data
-    return np.isin(np.arange(len(texts)), shared.row[shared.data >= _NEAR * union])
 
 
 if __name__ == "__main__":

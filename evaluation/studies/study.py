@@ -11,6 +11,8 @@ from typing import Any
 import yaml
 
 HERE = Path(__file__).resolve().parent
+# Where collections come from that are not in BEIR and not in the folder of collections; LISA has to be in the latter.
+OTHER_SOURCES = {"cranfield": "ir_datasets:cranfield", "vaswani": "ir_datasets:vaswani", "lisa": "lisa"}
 SECONDS = "seconds.txt"  # in a job's folder: total time of all its runs
 
 
@@ -20,7 +22,7 @@ class Job:
 
     Attributes:
         name: Name of the job within its study.
-        collection: Name of a BEIR collection.
+        collection: Name of a BEIR collection, or of one of `OTHER_SOURCES`.
         recipe: Path of the recipe, relative to the study's folder.
         set: Overrides, each ``key.path=value``.
         large: Additional overrides of the larger settings, for a GPU. ``*`` in a key matches every student or stage.
@@ -50,7 +52,7 @@ class Job:
     def arguments(self, study: Study, data: str, large: bool) -> list[str]:
         """Arguments of ``retrodistill run``, except ``--out``."""
         place = Path(data) / self.collection
-        source = str(place) if place.exists() else f"beir/{self.collection}"
+        source = str(place) if place.exists() else OTHER_SOURCES.get(self.collection, f"beir/{self.collection}")
         recipe = (study.folder / self.recipe).resolve()
         said = yaml.safe_load(recipe.read_text(encoding="utf-8"))
         more = [one for override in (self.large if large else []) for one in expanded(override, said)]

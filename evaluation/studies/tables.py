@@ -67,6 +67,7 @@ def write_results(study: Study, out: Path, large: bool = False) -> bool:
     tables = [_table(job, rows[job.name, job.collection], values[job.name, job.collection], kept) for job in done]
     texts = [
         *([_pivot(flat)] if study.pivot else []),
+        *_means(study, flat),
         *tables,
         *_across(study, every),
         *_over_seeds(study, flat, every),
@@ -159,6 +160,27 @@ def _across(study: Study, values: pa.Table) -> list[str]:
             if all(len(one) for one in measured):
                 lines.append(f"`{pair[0]}` minus `{pair[1]}` on {collection}: {_difference(*measured)}.")
     return lines
+
+
+def _means(study: Study, rows: list[dict[str, Any]]) -> list[str]:
+    """For each job of several seeds, the mean nDCG@10 of its systems by collection."""
+    tables = []
+    for name in study.seeds:
+        runs = [row for row in rows if row["job"].rpartition("-")[0] == name]
+        seeds = len({row["job"] for row in runs})
+        if seeds < 2:
+            continue
+        collections = list(dict.fromkeys(row["collection"] for row in runs))
+        lines = [f"| {name}, mean nDCG@10 of {seeds} seeds | {' | '.join(collections)} |"]
+        lines.append(f"|---|{'---:|' * len(collections)}")
+        for system in dict.fromkeys(row["system"] for row in runs):
+            cells = []
+            for collection in collections:
+                found = [row[MEASURE] for row in runs if (row["system"], row["collection"]) == (system, collection)]
+                cells.append(f"{np.mean(found):.4f}" if len(found) == seeds else "")
+            lines.append(f"| {system} | {' | '.join(cells)} |")
+        tables.append("\n".join(lines))
+    return tables
 
 
 def _over_seeds(study: Study, rows: list[dict[str, Any]], values: pa.Table) -> list[str]:

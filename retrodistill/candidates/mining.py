@@ -58,6 +58,33 @@ def mine(
     return union(runs, weights=[1.0] * len(sources) + [0.0] * (len(runs) - len(sources)))
 
 
+def negative_ceiling(
+    positives: np.ndarray, *, margin: float | None = None, relative: float | None = None
+) -> np.ndarray:
+    """The highest teacher score of a negative that is kept, by (n,) scores of the positives.
+
+    Positive-aware mining (NV-Retriever, arXiv 2407.15831): the score minus `margin` (TopK-MarginPos), or the share
+    `relative` of it (TopK-PercPos), below it for negative scores too.
+    """
+    if margin is not None:
+        return positives - margin
+    return positives - (1.0 - (1.0 if relative is None else relative)) * np.abs(positives)
+
+
+def require_calibrated(scores: np.ndarray, name: str) -> None:
+    """Reject scores of which a share has no meaning; shares need 0 to mean "not relevant".
+
+    Cosines, probabilities, and scores from 0 (BM25, min-max) pass. Logits and z-scores do not: some are negative, and
+    some are beyond -1 to 1.
+    """
+    lowest, highest = (float(scores.min()), float(scores.max())) if scores.size else (0.0, 0.0)
+    if lowest < -1 or (lowest < 0 and highest > 1):
+        raise UserError(
+            f"{name} has negative scores (from {lowest:.3g} to {highest:.3g}), for which a share has no meaning; "
+            "calibrate them, e.g. with 'minmax' or labels: sigmoid, or filter by a margin."
+        )
+
+
 def keep_below_margin(run: Run, positives: dict[str, str], margin: float) -> Run:
     """Keep the positive and documents that the teacher scores at least `margin` below it, on any scale, logits too.
 
@@ -66,7 +93,7 @@ def keep_below_margin(run: Run, positives: dict[str, str], margin: float) -> Run
     """
     if not margin >= 0:  # NaN too
         raise UserError(f"margin={margin}: it is 0 or more, in the unit of the teacher's scores.")
-    return _keep_below(run, positives, lambda score: score - margin)
+    return _keep_below(run, positives, lambda scores: negative_ceiling(scores, margin=margin))
 
 
 def keep_below_share(run: Run, positives: dict[str, str], share: float = 0.95) -> Run:
@@ -77,17 +104,12 @@ def keep_below_share(run: Run, positives: dict[str, str], share: float = 0.95) -
     A share is meaningful only where 0 means "not relevant": cosines, probabilities, min-max scaled lists.
 
     Raises:
-        UserError: A score is negative (raw logits, z-scores): use `keep_below_margin`.
+        UserError: The scores are raw logits or z-scores: use `keep_below_margin`.
     """
     if not 0 < share <= 1:
         raise UserError(f"share={share}: it must be above 0 and at most 1.")
-    lowest = float(run.scores.min()) if len(run) else 0.0
-    if lowest < 0:
-        raise UserError(
-            f"run {run.name} has negative scores (lowest {lowest:.3g}), for which a share has no meaning; calibrate it "
-            "with 'minmax' first or filter by a margin."
-        )
-    return _keep_below(run, positives, lambda score: share * score)
+    require_calibrated(run.scores, f"run {run.name}")
+    return _keep_below(run, positives, lambda scores: negative_ceiling(scores, relative=share))
 
 
 def _keep_below(run: Run, positives: dict[str, str], limit: Callable[[np.ndarray], np.ndarray]) -> Run:

@@ -1,4 +1,4 @@
-"""Samplers: a query's candidates for a training group, random corpus documents, and batches of one topic.
+"""Samplers: the negatives of a query's training group, random corpus documents, and batches of one topic.
 
 Topics and margins are balanced as in TAS-B (Hofstätter et al. 2021, arXiv 2104.06967): the binning and the choice
 of bins follow the authors' training loader. The division of an epoch into batches is this package's.
@@ -22,10 +22,10 @@ MARGIN_BINS = 10
 _BATCHES_PER_TOPIC = 6  # TAS-B: 400,000 queries in 2,000 topics, in batches of 32
 _ROUNDS = 20  # of k-means
 SAMPLERS = {
-    "top-k": "the best by the teacher",
-    "stratified": "the best one, then one drawn from each of equally many ranks",
-    "random": "the best one, then uniformly from the rest of the list",
-    "margin-balanced": "the best one, then by margins to it: a bin of equal width uniformly, one from it (TAS-B)",
+    "top-k": "the positive, then the teacher's best of the other documents",
+    "stratified": "the positive, then one of the others from each of equally many ranks",
+    "random": "the positive, then others uniformly",
+    "margin-balanced": "the positive, then by the margin to it: a bin of equal width uniformly, one from it (TAS-B)",
 }
 
 
@@ -41,65 +41,90 @@ def random_documents(query_ids: Sequence[str], document_ids: Sequence[str], coun
     return Run.from_matrix(query_ids, document_ids, rows, np.zeros(rows.shape), name="random")
 
 
-def sample_places(
-    name: str, available: int, count: int, generator: np.random.Generator, scores: np.ndarray | None = None
-) -> np.ndarray:
-    """Choose (min(count, available),) int64 positions, ascending, of a list in the teacher's order, best first.
+def uniforms(seed: Sequence[int], rows: np.ndarray, count: int) -> np.ndarray:
+    """Draw (rows, count) float64 numbers from [0, 1) that depend on nothing but the seed and the (rows,) row numbers.
 
-    The best document is always chosen, because it is the positive of margin objectives.
+    Any rows can be drawn again, in any order and in any process: a row's numbers are its own part of the sequence of
+    SplitMix64 (Steele et al. 2014).
+    """
+    start = np.random.SeedSequence(list(seed)).generate_state(1, np.uint64)
+    numbers = (rows.astype(np.uint64)[:, None] << np.uint64(32)) + np.arange(count, dtype=np.uint64)
+    mixed: np.ndarray = start + numbers * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def sample_ranks(name: str, available: np.ndarray, count: int, numbers: np.ndarray, margins: np.ndarray) -> np.ndarray:
+    """Choose negatives of a batch of lists, each sorted by the teacher's scores, best first, without its positive.
 
     Args:
         name: A key of `SAMPLERS`.
-        available: Length of the list, at least 1.
-        count: How many to choose, at least 1; all positions if the list is shorter.
-        generator: Draws all but the best.
-        scores: (available,) the teacher's scores, best first; only ``margin-balanced`` needs them.
+        available: (lists,) lengths of the lists, at most n.
+        count: How many to choose from each list, at least 1.
+        numbers: (lists, at least n and 2 count) uniform numbers from `uniforms`, which decide the draw.
+        margins: (lists, n) the positive's score minus that of the document at each rank; not read after a list's end.
+
+    Returns:
+        (lists, min(count, n)) int64 ranks from 0, ascending and distinct; -1 where a list has fewer documents.
     """
     if name not in SAMPLERS:
         raise unknown("sampler", name, SAMPLERS)
     if count < 1:
-        raise UserError(f"a group of {count} documents; take at least 1.")
-    if count >= available or name == "top-k":
-        return np.arange(min(count, available))
-    if count == 1:
-        return np.zeros(1, dtype=np.int64)
-    if name == "margin-balanced":
-        if scores is None:
-            raise UserError("sampler margin-balanced needs the teacher's scores of the list; give them.")
-        margins = np.asarray(scores[0] - scores[1:], dtype=np.float64)
-        return np.concatenate([[0], 1 + np.sort(balanced_places(margins, count - 1, generator))])
-    if name == "random":
-        return np.concatenate([[0], np.sort(generator.choice(np.arange(1, available), count - 1, replace=False))])
-    edges = np.linspace(1, available, count).round().astype(np.int64)
-    return np.concatenate([[0], generator.integers(edges[:-1], np.maximum(edges[1:], edges[:-1] + 1))])
+        raise UserError(f"a group with {count} negatives; take at least 1.")
+    count = min(count, margins.shape[1])
+    first = np.arange(count)
+    if name == "top-k":
+        ranks = np.broadcast_to(first, (len(available), count))
+    elif name == "stratified":
+        edges = np.arange(count + 1) * available[:, None] // max(count, 1)
+        ranks = edges[:, :-1] + (numbers[:, :count] * np.diff(edges, axis=1)).astype(np.int64)
+    elif name == "random":
+        keys = np.where(np.arange(margins.shape[1]) < available[:, None], numbers[:, : margins.shape[1]], np.inf)
+        ranks = np.sort(np.argsort(keys, axis=1)[:, :count], axis=1)
+    else:
+        ranks = np.sort(balanced_ranks(margins, available, count, numbers), axis=1)
+    ranks = np.where((available > count)[:, None], ranks, first)
+    return np.where(ranks < available[:, None], ranks, -1)
 
 
-def margin_bins(margins: np.ndarray, bins: int = MARGIN_BINS) -> np.ndarray:
-    """Assign (n,) margins, the positive's raw score minus each candidate's, to bins of equal *width*.
+def margin_bins(margins: np.ndarray, available: np.ndarray, bins: int = MARGIN_BINS) -> np.ndarray:
+    """Assign margins, the positive's raw score minus each candidate's, to bins of equal *width* between the extremes.
 
-    Returns (n,) int64 bins, 0 for the smallest margin; all 0 if the margins are equal.
+    Takes (lists, n) margins, of which the first (lists,) `available` count. Returns (lists, n) int64 bins, 0 for a
+    list's smallest margin, -1 where there is no candidate. Equal margins are all in bin 0.
     """
-    lowest, width = margins.min(), np.ptp(margins) / bins
-    if width == 0:
-        return np.zeros(len(margins), dtype=np.int64)
-    return np.minimum(((margins - lowest) / width).astype(np.int64), bins - 1)
+    there = np.arange(margins.shape[1]) < available[:, None]
+    lowest = np.min(margins, axis=1, initial=np.inf, where=there, keepdims=True)
+    width = (np.max(margins, axis=1, initial=-np.inf, where=there, keepdims=True) - lowest) / bins
+    with np.errstate(invalid="ignore", divide="ignore"):
+        scaled = np.nan_to_num((margins - lowest) / width)
+    return np.where(there, np.clip(scaled, 0, bins - 1).astype(np.int64), -1)
 
 
-def balanced_places(margins: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+def balanced_ranks(margins: np.ndarray, available: np.ndarray, count: int, numbers: np.ndarray) -> np.ndarray:
     """Draw candidates evenly over margin sizes: a bin uniformly, then a candidate in the bin uniformly.
 
     Empty bins are skipped. Nothing is drawn twice, so exhausted bins are skipped too (TAS-B draws one candidate at a
-    time). Takes (n,) margins as `margin_bins` does; returns (count,) int64 positions, at most n, in the order drawn.
+    time). Takes what `sample_ranks` takes; each list has `count` candidates or more. Returns (lists, count) int64
+    ranks, in the order drawn.
     """
-    binned = margin_bins(margins)
-    open_bins = [np.flatnonzero(binned == number).tolist() for number in np.unique(binned)]
-    drawn = []
-    for _ in range(count):
-        at = int(generator.integers(len(open_bins)))
-        drawn.append(open_bins[at].pop(int(generator.integers(len(open_bins[at])))))
-        if not open_bins[at]:
-            del open_bins[at]
-    return np.array(drawn, dtype=np.int64)
+    binned = margin_bins(np.asarray(margins, dtype=np.float64), available)
+    lists = np.arange(len(binned))
+    drawn = np.zeros((len(binned), count), dtype=np.int64)
+    for draw in range(count):
+        is_open = (binned[:, :, None] == np.arange(MARGIN_BINS)).any(axis=1)
+        inside = binned == _pick(is_open, numbers[:, 2 * draw])[:, None]
+        drawn[:, draw] = _pick(inside, numbers[:, 2 * draw + 1])
+        binned[lists, drawn[:, draw]] = -1
+    return drawn
+
+
+def _pick(allowed: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """(rows,) a uniformly drawn column of each row of (rows, columns) bool, by (rows,) uniform numbers."""
+    places = np.cumsum(allowed, axis=1)
+    return np.argmax(places == (numbers * places[:, -1]).astype(np.int64)[:, None] + 1, axis=1)
 
 
 def topic_count(texts: int, batch_size: int) -> int:

@@ -56,6 +56,7 @@ class Objective:
     control: str = "contrastive"  # the teacher-free objective that replaces it in a control run
     has_pairs: bool = False  # its memory grows with the square of a list
     dot_only: bool = False  # for dot-product students only
+    student_temperature: float = 0.05  # by default; a cosine over it is a logit
 
     def needs(self, *inputs: str) -> bool:
         """Whether it takes at least one of these inputs."""

@@ -56,14 +56,25 @@ def binary_cross_entropy(scores: Tensor, labels: Tensor, mask: Tensor | None = N
     return losses.sum() / valid.sum().clamp(min=1)
 
 
-@objective("margin-mse", "squared difference of margins, the teacher's best against each (arXiv 2010.02666)")
-def margin_mse(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, pairs: str = "positive") -> Tensor:
+@objective(
+    "margin-mse",
+    "squared difference of margins, the positive (or the teacher's best) against each (arXiv 2010.02666)",
+    ("scores", "targets", "mask", "positives"),
+)
+def margin_mse(
+    scores: Tensor,
+    targets: Tensor,
+    mask: Tensor | None = None,
+    positives: Tensor | None = None,
+    *,
+    pairs: str = "positive",
+) -> Tensor:
     """Mean squared difference between the student's margins and the teacher's.
 
     ``mean(((s_i - s_j) - (t_i - t_j))^2)`` over all margins of the batch, with signed margins of raw scores: no
     sigmoid, no temperature, no absolute value (Hofstaetter et al. 2020, arXiv 2010.02666, eq. 8). `pairs` is
-    ``positive`` for the teacher's best candidate of each list against each other one, the paper's form with the teacher
-    as judge, or ``all`` for every pair of candidates.
+    ``positive`` for the positive of each list against each other candidate, the paper's form, or ``all`` for every pair
+    of candidates. `positives` are (batch,) places in the lists; where it is -1, the teacher's best is the positive.
     """
     if pairs not in PAIRS:
         raise unknown("choice of pairs", pairs, PAIRS)
@@ -77,9 +88,12 @@ def margin_mse(scores: Tensor, targets: Tensor, mask: Tensor | None = None, *, p
         means = residuals.sum(dim=1) / sizes.clamp(min=1)
         spreads = ((residuals - means[:, None]) ** 2).masked_fill(~valid, 0.0).sum(dim=1)
         return (sizes * spreads).sum() / (sizes * (sizes - 1) // 2).sum().clamp(min=1)
-    best = targets.masked_fill(~valid, -torch.inf).argmax(dim=1, keepdim=True)
-    counted = valid.scatter(1, best, value=False)
-    margins = residuals.gather(1, best) - residuals
+    best = targets.masked_fill(~valid, -torch.inf).argmax(dim=1)
+    if positives is not None:
+        check_positives(scores, positives)
+        best = torch.where(positives >= 0, positives, best)
+    counted = valid.scatter(1, best[:, None], value=False) & valid.gather(1, best[:, None])
+    margins = residuals.gather(1, best[:, None]) - residuals
     return (margins**2).masked_fill(~counted, 0.0).sum() / counted.sum().clamp(min=1)
 
 

@@ -38,6 +38,7 @@ from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.recipes.settings import ConversationSettings, Recipe, check_truncations
 from retrodistill.recipes.stage_teachers import StageTeachers
+from retrodistill.recipes.student_settings import control_of
 from retrodistill.training.scoring import check_teacher, stage_texts
 from retrodistill.training.settings import StageSettings, TeacherSettings, TextSettings
 from retrodistill.training.texts import TrainingTexts, training_queries, training_texts
@@ -228,7 +229,8 @@ def _teacher(teachers: StageTeachers, named: list[TeacherSettings]) -> Ranker:
 
 
 def _stages(recipe: Recipe) -> list[StageSettings]:
-    stages = [stage for student in recipe.students.values() for stage in student.stages]
+    students = [each for student in recipe.students.values() for each in (student, control_of(student))]
+    stages = [stage for student in students if student is not None for stage in student.stages]
     return stages if recipe.index.encoder is None else [*stages, recipe.index.encoder]
 
 

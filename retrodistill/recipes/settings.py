@@ -198,12 +198,26 @@ class Recipe(Settings):
             raise ValueError("a student cannot be the recipe's teacher; name it in a stage's teacher")
         training_order(self.students)
         for stage in (stage for student in self.students.values() for stage in student.stages):
+            self._check_filter(stage)
             by_ensemble = stage.selection is not None and stage.selection.positives == "ensemble"
             if by_ensemble and not stage.teacher and not self.ensemble:
                 raise ValueError(
                     "selection.positives: ensemble needs a judge besides the stage's own teacher; give the stage "
                     "another teacher, or the recipe an ensemble"
                 )
+
+    def _check_filter(self, stage: StageSettings) -> None:
+        given = stage.candidates.filter
+        if given is None or given.relative is None or stage.labels != "scores":
+            return
+        teacher = stage.teacher or self.teacher
+        fused = len(teacher) > 1 and self.fusion.startswith("zscore")
+        if fused or any(member.model.startswith("cross-encoder:") for member in teacher):
+            kind = f"fusion: {self.fusion}" if fused else "a cross-encoder's logits"
+            raise ValueError(
+                f"candidates.filter.relative is a share, which has no meaning for {kind}; set candidates.filter to a "
+                "margin, or labels: sigmoid, or fusion: minmax"
+            )
 
 
 def check_truncations(recipe: Recipe, width: int) -> None:

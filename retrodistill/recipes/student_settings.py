@@ -18,7 +18,28 @@ from retrodistill.students.registry import (
     kind_names,
     kind_of_settings,
 )
-from retrodistill.training.settings import CURRENT_STUDENT, StageSettings, is_student, parse_student
+from retrodistill.training.settings import (
+    CURRENT_STUDENT,
+    StageSettings,
+    Teachers,
+    TeacherSettings,
+    is_student,
+    parse_student,
+)
+
+
+class ControlSettings(Settings):
+    """A control that is trained by the student's stages with another teacher."""
+
+    teacher: Annotated[Teachers, Field(min_length=1)]
+    """The teacher of all its stages, one model or several that are fused."""
+
+    @field_validator("teacher")
+    @classmethod
+    def _is_no_student(cls, teacher: list[TeacherSettings]) -> list[TeacherSettings]:
+        if any(is_student(member.model) for member in teacher):
+            raise ValueError("the teacher of a control cannot be a student; name a model, e.g. dense:NAME")
+        return teacher
 
 
 class ClusterSettings(Settings):
@@ -80,6 +101,9 @@ class StudentSettings(Settings):
     layers, `fitted` adds a linear map that brings its query vectors closest to those of the document encoder."""
     tokenizer: str | None = None
     """A `dense:NAME` whose tokenizer the token table uses if the document encoder is a file of vectors."""
+    words: int = Field(default=0, ge=0)
+    """Most whole words of the corpus that get a row of their own in a token table: those that its tokenizer splits into
+    pieces and that the most documents have."""
     layers: int | None = Field(default=None, ge=1)
     """Number of transformer layers to keep, counted from the first, for every kind except `static`. For a tk student,
     the number of layers that contextualize its tokens, 2 by default."""
@@ -123,10 +147,12 @@ class StudentSettings(Settings):
     then also measured as `NAME@own-tokens`: with the same documents, and queries encoded without a model."""
     stages: list[StageSettings] = Field(min_length=1)
     """Training stages, in order."""
-    control: Literal["untrained", "contrastive"] | None = "untrained"
-    """What is measured next to the student to show the effect of distillation: `untrained`, the student before
-    training, or `contrastive`, a student trained by the same stages with InfoNCE on pseudo-queries and their source
-    documents instead of the list objectives."""
+    control: Literal["untrained", "fitted", "contrastive", "contrastive-labels"] | ControlSettings | None = "untrained"
+    """What is measured next to the student to show the effect of distillation. `untrained`: the student before
+    training. `fitted`: the same with `initialize: fitted`, for static and dense students. `contrastive`: a student
+    trained by the same stages with InfoNCE on pseudo-queries and their source documents instead of the teacher's
+    scores. `contrastive-labels`: the same, and on training queries with their labeled documents. `{teacher: MODEL}`: a
+    student trained by the same stages with another teacher."""
 
     @model_validator(mode="before")
     @classmethod
@@ -177,8 +203,6 @@ class StudentSettings(Settings):
         if stage.train not in kind.parts:
             parts = " or ".join(kind.parts)
             raise ValueError(f"train: {stage.train} does not train {kind.name} students; set train: {parts}")
-        if stage.start and kind.transformer is None:
-            raise ValueError(f"start takes over a transformer, which no {kind.name} student has; remove start")
         if stage.regularizers and not kind.has_terms:
             raise ValueError(
                 f"regularizers need term weights, which a {kind.name} student does not have; remove regularizers"
@@ -197,8 +221,10 @@ class StudentSettings(Settings):
         if self.control == "contrastive" and stage.needs_lists and not has_sources:
             raise ValueError(
                 "control: contrastive learns from pseudo-queries and their source documents; set texts.titles or "
-                "texts.sentences, or control: untrained"
+                "texts.sentences, or control: contrastive-labels, or untrained"
             )
+        if self.control == "fitted" and "initialize" not in kind.options:
+            raise ValueError(f"control: fitted is for static and dense students; this one is {kind.name}")
         if stage.own_tokens and self.head != "vdr":
             raise ValueError("own_tokens is for head: vdr, which always keeps a text's own tokens; remove own_tokens")
 
@@ -235,17 +261,35 @@ def without_clusters(student: StudentSettings) -> StudentSettings:
     return student.model_copy(update={"clusters": None, "clustered_from": 1, "control": None})
 
 
-def contrastive_control(student: StudentSettings) -> StudentSettings:
-    """The same student and stages, trained without teacher scores: list objectives become InfoNCE."""
-    stages = []
-    for stage in student.stages:
-        terms = [
-            term.model_copy(update={"name": term.objective.control}) if term.objective.reads_scores else term
-            for term in stage.objectives
-        ]
-        # The weights of a distilled student would bring in what its teacher knows.
-        stages.append(stage.model_copy(update={"objectives": terms, "selection": None, "start": None}))
-    return student.model_copy(update={"stages": stages, "control": None})
+def control_of(student: StudentSettings) -> StudentSettings | None:
+    """The student that a student's control trains or builds; None without a control."""
+    if student.control is None:
+        return None
+    if not isinstance(student.control, str):
+        stages = [_taught_by(stage, student.control.teacher) for stage in student.stages]
+    elif student.control in ("untrained", "fitted"):
+        stages = []
+    else:
+        stages = [_contrastive(stage, labels=student.control == "contrastive-labels") for stage in student.stages]
+    initialize = "fitted" if student.control == "fitted" else student.initialize
+    return student.model_copy(update={"stages": stages, "initialize": initialize, "control": None})
+
+
+def _taught_by(stage: StageSettings, teacher: list[TeacherSettings]) -> StageSettings:
+    """The stage with another teacher, if it has lists, and the student's own weights: others were taught by theirs."""
+    return stage.model_copy(update={"start": None, **({"teacher": teacher} if stage.needs_lists else {})})
+
+
+def _contrastive(stage: StageSettings, *, labels: bool) -> StageSettings:
+    """The stage without teacher scores: list objectives become InfoNCE, with labeled documents too if `labels`."""
+    terms = [
+        term.model_copy(update={"name": term.objective.control}) if term.objective.reads_scores else term
+        for term in stage.objectives
+    ]
+    changed: dict[str, Any] = {"objectives": terms, "selection": None, "start": None}
+    if labels and any(term.objective.needs_positives for term in terms):
+        changed["positives"] = "all" if stage.texts.has_pseudo_queries else "labels"
+    return stage.model_copy(update=changed)
 
 
 StudentState = tuple[str, int]  # a student's name, and how many of its stages are done
@@ -282,13 +326,14 @@ def teaching_students(stage: StageSettings, students: Mapping[str, StudentSettin
     return teachers
 
 
-def _starting_students(stage: StageSettings, students: Mapping[str, StudentSettings]) -> list[StudentState]:
-    """The student whose weights a stage begins with, if it names one."""
+def _starting_students(name: str, stage: StageSettings, students: Mapping[str, StudentSettings]) -> list[StudentState]:
+    """The student whose weights a stage of another begins with, if it names one; both need a transformer."""
     if stage.start is None:
         return []
     state = student_state(stage.start, students)
-    if (kind := students[state[0]].kind).transformer is None:
-        raise ValueError(f"start {stage.start!r} is a {kind.name} student, which has no transformer to start from")
+    for each in (name, state[0]):
+        if (kind := students[each].kind).transformer is None:
+            raise ValueError(f"{name}: start {stage.start!r}: {each} is a {kind.name} student, without a transformer")
     return [state]
 
 
@@ -320,7 +365,7 @@ def prerequisites(state: StudentState, students: Mapping[str, StudentSettings]) 
     if not done:
         return []
     stage = students[name].stages[done - 1]
-    return [(name, done - 1), *teaching_students(stage, students), *_starting_students(stage, students)]
+    return [(name, done - 1), *teaching_students(stage, students), *_starting_students(name, stage, students)]
 
 
 def complete_student(

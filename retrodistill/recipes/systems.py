@@ -26,7 +26,7 @@ from retrodistill.recipes.settings import Recipe
 from retrodistill.recipes.student_settings import (
     StudentSettings,
     comparison_names,
-    contrastive_control,
+    control_of,
     without_clusters,
 )
 from retrodistill.recipes.students import Distilled
@@ -46,9 +46,8 @@ def students_to_train(recipe: Recipe) -> Iterator[tuple[str, StudentSettings, Ro
     """
     compared = comparison_names(recipe.students)
     for name, student in recipe.students.items():
-        if student.control:
-            untrained = student.model_copy(update={"stages": [], "control": None})
-            control = untrained if student.control == "untrained" else contrastive_control(student)
+        control = control_of(student)
+        if control is not None:
             yield "control" if len(recipe.students) == 1 or name == "student" else f"{name}-control", control, "control"
         if name in compared:
             yield compared[name].unclustered, without_clusters(student), "baseline"

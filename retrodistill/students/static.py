@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
@@ -38,11 +40,18 @@ INITIALIZATIONS = {
 }
 _TOKENS_AT_ONCE = 256
 _FITTED, _TRIED = 8192, 2048  # documents that are fitted to, and that penalties are tried on: work grows as their cube
+_COUNTED = 50_000  # documents that words are counted in
 _PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # times the mean of the kernel's diagonal
 
 
 def static_student(
-    teacher: Encoder, corpus: Texts, *, initialize: str = "teacher", seed: int = 0, tokenizer: Encoder | None = None
+    teacher: Encoder,
+    corpus: Texts,
+    *,
+    initialize: str = "teacher",
+    seed: int = 0,
+    tokenizer: Encoder | None = None,
+    words: int = 0,
 ) -> SentenceTransformer:
     """A static encoder of the teacher's width and similarity: `StaticEmbedding` over its tokenizer, then `Normalize`.
 
@@ -56,6 +65,7 @@ def static_student(
         initialize: One of `INITIALIZATIONS`.
         seed: Of ``random`` and ``fitted``.
         tokenizer: An encoder that lends its tokenizer where the teacher is a file of vectors.
+        words: Most words of the corpus that get a row of their own, see `with_words`.
     """
     if initialize not in INITIALIZATIONS:
         raise unknown("initialization", initialize, INITIALIZATIONS)
@@ -69,14 +79,21 @@ def static_student(
             f"{teacher.name} has vectors and no model: a static student in its space needs another model's tokenizer "
             "and initialize: fitted."
         )
-    tokens = fast_tokenizer(tokenizer if tokenizer is not None and teacher.is_recorded else teacher)
+    pieces = fast_tokenizer(tokenizer if tokenizer is not None and teacher.is_recorded else teacher)
+    tokens = with_words(pieces, corpus, words) if words else pieces
     if initialize == "random":
         rows = np.random.default_rng(seed).standard_normal((tokens.get_vocab_size(), teacher.dimension))
     elif initialize == "fitted":
         vectors = embed(teacher, corpus.column, "document")
         rows = fitted_rows(tokens, corpus, vectors, inverse_document_frequencies(tokens, corpus), seed)
     else:
-        rows = _word_embeddings(teacher) if initialize == "words" else _token_embeddings(teacher, tokens)
+        rows = _word_embeddings(teacher) if initialize == "words" else _token_embeddings(teacher, pieces)
+        split = [pieces.model.tokenize(tokens.id_to_token(row)) for row in range(len(rows), tokens.get_vocab_size())]
+        ids = [[piece.id for piece in of_word] for of_word in split]
+        if initialize == "words":
+            rows = np.concatenate([rows, *(rows[of_word].mean(axis=0, keepdims=True) for of_word in ids)])
+        elif ids:
+            rows = np.concatenate([rows, _encode_tokens(teacher, ids)])
     if initialize in ("teacher", "words"):
         rows = rows * inverse_document_frequencies(tokens, corpus)[:, None]
     table = StaticEmbedding(tokens, embedding_weights=torch.from_numpy(rows.astype(np.float32)))
@@ -96,6 +113,34 @@ def fast_tokenizer(encoder: TextModel, wanted_by: str = "which a static student 
     return tokenizer
 
 
+def with_words(tokenizer: Tokenizer, corpus: Texts, most: int) -> Tokenizer:
+    """A WordPiece tokenizer with tokens for whole words of the corpus that it splits into pieces or does not know.
+
+    A mean of rows says little about a name or a number that is in pieces, since other words share these. The words that
+    most documents have get a token, at most ``most`` of them; those of a single document do not. Words are counted in
+    at most 50,000 documents, evenly drawn. Another kind of tokenizer is a `UserError`.
+    """
+    written = json.loads(tokenizer.to_str())
+    if written["model"]["type"] != "WordPiece":
+        raise UserError(
+            f"words: {most} is for models with a WordPiece tokenizer, as BERT has; this one's is "
+            f"{written['model']['type']}. Leave words out."
+        )
+    counts: Counter[str] = Counter()
+    texts = corpus.column
+    for row in np.unique(np.linspace(0, len(texts) - 1, min(_COUNTED, len(texts)), dtype=int)):
+        normal = tokenizer.normalizer.normalize_str(texts[row])
+        counts.update({word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal)})
+    vocabulary = written["model"]["vocab"]
+    for word, documents in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        if documents < 2 or most == 0:
+            break
+        if [piece.value for piece in tokenizer.model.tokenize(word)] != [word]:
+            vocabulary[word] = len(vocabulary)
+            most -= 1
+    return Tokenizer.from_str(json.dumps(written))
+
+
 def inverse_document_frequencies(tokenizer: Tokenizer, corpus: Texts, block: int = 1000) -> np.ndarray:
     """(vocabulary,) float64 of log(1 + n / (df + 1/2)) / log(1 + 2n), in 0..1; 1 for tokens that never occur."""
     frequency = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
@@ -109,7 +154,7 @@ def _token_embeddings(teacher: Encoder, tokenizer: Tokenizer) -> np.ndarray:
     """(vocabulary, d) of each token between the special tokens, through the teacher; kept in the cache."""
     path = _table_file(teacher, tokenizer)
     if not path.exists():
-        rows = _encode_tokens(teacher, tokenizer.get_vocab_size())
+        rows = _encode_tokens(teacher, [[token] for token in range(tokenizer.get_vocab_size())])
         with atomic_file(path) as temporary, temporary.open("wb") as file:
             np.save(file, rows)
     return np.load(path)
@@ -129,21 +174,23 @@ def _table_left(settings: Any, data: Any) -> tuple[int, float]:
     size = tokens.get_vocab_size()
     few = min(size, _TOKENS_AT_ONCE)
     started = time.perf_counter()
-    _encode_tokens(data.space, few)
+    _encode_tokens(data.space, [[token] for token in range(few)])
     return size, (time.perf_counter() - started) * size / few
 
 
-def _encode_tokens(teacher: Encoder, size: int) -> np.ndarray:
-    """(size, d) of the first tokens."""
+def _encode_tokens(teacher: Encoder, tokens: Sequence[Sequence[int]]) -> np.ndarray:
+    """(n, d) of tokens, or of words of several tokens, each between the special tokens."""
     special = list(teacher.model.tokenizer("", add_special_tokens=True)["input_ids"])
     before, after = special[: (len(special) + 1) // 2], special[(len(special) + 1) // 2 :]
-    rows = np.empty((size, teacher.dimension), dtype=np.float32)
+    rows = np.empty((len(tokens), teacher.dimension), dtype=np.float32)
     teacher.model.eval()
-    with bar(size, "token table", "tokens") as progress, torch.inference_mode():
-        for start in range(0, size, _TOKENS_AT_ONCE):
-            ids = [[*before, token, *after] for token in range(start, min(start + _TOKENS_AT_ONCE, size))]
-            inputs = torch.tensor(ids, device=teacher.model.device)
-            features = {"input_ids": inputs, "attention_mask": torch.ones_like(inputs)}
+    with bar(len(tokens), "token table", "tokens") as progress, torch.inference_mode():
+        for start in range(0, len(tokens), _TOKENS_AT_ONCE):
+            ids = [torch.tensor([*before, *own, *after]) for own in tokens[start : start + _TOKENS_AT_ONCE]]
+            inputs = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(teacher.model.device)
+            lengths = torch.tensor([len(own) for own in ids], device=inputs.device)
+            mask = (torch.arange(inputs.shape[1], device=inputs.device) < lengths[:, None]).long()
+            features = {"input_ids": inputs, "attention_mask": mask}
             rows[start : start + len(ids)] = teacher.model(features)["sentence_embedding"].float().cpu().numpy()
             progress.update(len(ids))
     return rows
@@ -216,7 +263,8 @@ def _start(settings: Any, data: Any) -> SentenceTransformer:
     lends = settings.tokenizer and data.space.is_recorded
     tokenizer = load_encoder(settings.tokenizer, DENSE) if lends else None
     documents = data.collection.documents
-    return static_student(data.space, documents, initialize=settings.initialize, seed=data.seed, tokenizer=tokenizer)
+    options = {"initialize": settings.initialize, "words": settings.words}
+    return static_student(data.space, documents, seed=data.seed, tokenizer=tokenizer, **options)
 
 
 KIND = replace(
@@ -229,6 +277,6 @@ KIND = replace(
     load=lambda folder: load_encoder(f"static:{folder}"),
     owns=lambda model: type(model[0]).__name__ == "StaticEmbedding",
     defaults=lambda _: StageDefaults("query_encoder", {"epochs": 12, "learning_rate": 1e-3, "batch_size": 64}),
-    options=frozenset({"initialize", "tokenizer", "dimension"}),
+    options=frozenset({"initialize", "tokenizer", "dimension", "words"}),
     check=lambda settings: None,
 )

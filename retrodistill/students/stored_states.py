@@ -31,7 +31,8 @@ from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.runs.run import Run
 from retrodistill.students.clustering import padded
-from retrodistill.training.lists import ListBatch, require_lists
+from retrodistill.training.groups import require_groups
+from retrodistill.training.lists import ListBatch
 from retrodistill.training.loss import DistillationLoss
 from retrodistill.training.prepared import teacher_rows, training_rows
 from retrodistill.training.scorers import Scorer
@@ -316,7 +317,7 @@ def only_trained(model: Any, trained: Sequence[Any]) -> Iterator[None]:
 def train_head(run: StageRun, scorer: HeadScorer, watch: Watch = lambda documents: {}) -> History:
     """Train a student's head alone; ``watch`` gives further monitored values, of documents at some corpus positions."""
     model, texts = run.student.model, run.prepared.texts.texts.texts
-    groups = require_lists(drawn_groups(run).of_texts(training_rows(run.prepared, run.stage)))
+    groups = require_groups(drawn_groups(run).of_texts(training_rows(run.prepared, run.stage)))
     with only_trained(model, scorer.trained):
         loss = DistillationLoss(model, run.prepared.terms, scorer, groups)
         columns = {"query": [texts[row] for row in groups.text_rows]}

@@ -19,7 +19,7 @@ from retrodistill.objectives.distributions import InterpolationSchedule
 from retrodistill.objectives.lists import usable_lists
 from retrodistill.objectives.registry import INPUTS, Objective, get_objective
 from retrodistill.objectives.scores import check_width
-from retrodistill.training.lists import ListBatch, Lists, as_float32
+from retrodistill.training.lists import ListBatch, TrainingLists, as_float32
 from retrodistill.training.scorers import Scorer, TokenBatch
 
 STATE_FILE = "objectives.json"
@@ -103,7 +103,7 @@ class DistillationLoss(nn.Module):
         model: Any,
         terms: Sequence[Term],
         scorer: Scorer,
-        lists: Lists | None = None,
+        lists: TrainingLists | None = None,
         teacher: TeacherVectors = TeacherVectors(),  # noqa: B008 - immutable
         *,
         alone: bool = True,
@@ -162,6 +162,11 @@ class DistillationLoss(nn.Module):
         """
         rows = _rows(labels)
         return self._terms(embeddings, rows, self._batch(rows), start_embeddings)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Draw the groups of an epoch, which counts from 0; other lists are the same in every epoch."""
+        if self._lists is not None:
+            self._lists.start_epoch(epoch)
 
     def objective_state(self) -> dict[str, dict[str, float]]:
         """What a checkpoint must keep for a resumed training: schedules by the place of their term, JSON-ready."""
@@ -261,7 +266,7 @@ class DistillationLoss(nn.Module):
         return parts
 
 
-def _check(term: Term, scorer: Scorer, lists: Lists | None, teacher: TeacherVectors) -> None:
+def _check(term: Term, scorer: Scorer, lists: TrainingLists | None, teacher: TeacherVectors) -> None:
     """Reject a term that does not fit the student or the teacher."""
     objective, needs = term.objective, term.objective.needs
     tokens, in_batch = objective.sees == "tokens", needs("own_scores", "batch_scores")
@@ -279,7 +284,7 @@ def _check(term: Term, scorer: Scorer, lists: Lists | None, teacher: TeacherVect
             (in_batch and not scorer.has_vectors, "needs vectors, and a cross-encoder has none; take contrastive."),
         ]
     if lists is not None:
-        no_corpus, no_own = lists.teacher is None, not (lists.positives >= 0).any()
+        no_corpus, no_own = lists.teacher is None, not lists.shows_positives.any()
         problems += [
             (
                 needs("batch_targets") and no_corpus,
@@ -288,7 +293,7 @@ def _check(term: Term, scorer: Scorer, lists: Lists | None, teacher: TeacherVect
             (objective.needs_positives and no_own, "needs texts with their own document: texts.titles or .sentences."),
         ]
         if objective.has_pairs:
-            check_width(lists.documents.shape[1] + lists.shared)
+            check_width(lists.width)
     for is_wrong, problem in problems:
         if is_wrong:
             raise UserError(f"objective {term.name!r} {problem}")
@@ -331,7 +336,7 @@ def _copied(columns: Sequence[Any]) -> list[Any]:
 
 
 def objective_keeper(loss: nn.Module) -> Any:
-    """A trainer callback that sets a loss's progress at each step, and saves and restores its schedules.
+    """A trainer callback that sets a loss's epoch and progress, and saves and restores its schedules.
 
     The trainer saves neither a loss nor its state: without this a resumed TAID would start its target over. `loss` is a
     `DistillationLoss` or a wrapper around some; any other loss is left alone.
@@ -344,13 +349,11 @@ def objective_keeper(loss: nn.Module) -> Any:
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             path = _state_path(args.output_dir, state.global_step)
             if state.global_step and path.exists():  # without the file, schedules follow the straight line
-                try:
-                    for module, saved in zip(losses, read_json(path)["losses"], strict=False):
-                        module.load_objective_state(saved)
-                except (KeyError, TypeError) as error:
-                    raise UserError(
-                        f"{path} does not hold the state of objectives; delete its checkpoint and go on."
-                    ) from error
+                _restore(losses, path)
+
+        def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
+            for module in losses:
+                module.start_epoch(state.global_step // len(train_dataloader))
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             for module in losses:
@@ -362,6 +365,14 @@ def objective_keeper(loss: nn.Module) -> Any:
                 write_json(_state_path(args.output_dir, state.global_step), {"losses": states})
 
     return ObjectiveKeeper()
+
+
+def _restore(losses: Sequence[DistillationLoss], path: Path) -> None:
+    try:
+        for module, saved in zip(losses, read_json(path)["losses"], strict=False):
+            module.load_objective_state(saved)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} does not hold the state of objectives; delete its checkpoint and go on.") from error
 
 
 def _state_path(folder: str, step: int) -> Path:

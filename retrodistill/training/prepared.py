@@ -80,7 +80,7 @@ def _pseudo_classes(stage: StageSettings, data: TrainingData, texts: TrainingTex
     if data.space is None:
         raise UserError("objective 'lelp' needs a dense teacher, whose embeddings it splits; set 'document_encoder'.")
     documents = texts.sources.copy()
-    if stage.positives == "labels":
+    if stage.reads_labels:
         for row, grades in graded_positions(texts, data.collection.documents, data.qrels()).items():
             documents[row] = max(grades, key=lambda position: (grades[position], -position))
     embeddings = embed(data.space, data.teacher_queries(texts.texts).texts, "query")
@@ -192,10 +192,9 @@ def training_rows(prepared: Prepared, stage: StageSettings) -> np.ndarray:
     lists = prepared.lists
     if lists is not None and not stage.aligns:
         usable &= lists.sizes >= 2
-    if stage.needs_own_document:
-        usable &= prepared.texts.sources >= 0
-    elif lists is not None and all(term.objective.needs_positives for term in prepared.terms):
-        usable &= (lists.positives >= 0) & (lists.positives != lists.hidden)
+    only_positives = stage.needs_own_document or all(term.objective.needs_positives for term in prepared.terms)
+    if lists is not None and only_positives:
+        usable &= lists.shows_positives
     if prepared.chosen is not None:
         usable &= prepared.chosen
     rows = np.flatnonzero(usable)

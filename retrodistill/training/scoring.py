@@ -27,7 +27,7 @@ from retrodistill.rankers.protocol import Ranker
 from retrodistill.runs.formats import read_run, write_run
 from retrodistill.runs.fusion import union
 from retrodistill.runs.run import Run, align
-from retrodistill.training.lists import Lists, best_labeled, lists_from_run, lists_over_corpus
+from retrodistill.training.lists import Lists, below_positives, best_labeled, lists_from_run, lists_over_corpus
 from retrodistill.training.settings import CURRENT_STUDENT, StageSettings, is_student
 from retrodistill.training.texts import TrainingTexts, training_texts
 from retrodistill.training.training_data import TrainingData
@@ -89,8 +89,12 @@ def scored_lists(stage: StageSettings, data: TrainingData, texts: TrainingTexts)
             lowest = np.minimum.reduceat(run.scores, run.bounds[:-1])[pairs.query_codes]
             run = pairs.with_scores(np.where(np.isnan(aligned[:, 0]), lowest, aligned[:, 0]))
         lists = lists_from_run(run, texts.texts, documents, texts.sources, hide_source=hide)
-    if stage.positives == "labels":
+    if stage.reads_labels:
         lists = replace(lists, positives=best_labeled(lists, texts, documents, data.qrels()))
+    if stage.candidates.filter is not None:
+        lists, note = below_positives(lists, stage.candidates.filter, data.teacher.name)
+        log(note)
+        notes = [*notes, note]
     return ScoredLists(lists, spread, run, notes)
 
 
@@ -126,8 +130,10 @@ def scores_file(stage: StageSettings, data: TrainingData, texts: Texts) -> Path:
         key += ["asked", queries.fingerprint]
     if data.student is not None and CURRENT_STUDENT in sources:
         key += [CURRENT_STUDENT, data.student.fingerprint]
-    if stage.positives == "labels":
+    if stage.reads_labels:
         key += ["labels", data.qrels().fingerprint]
+    if settings.filter is not None:
+        key += ["with positives"]
     if settings.budget is not None:
         key += ["budget", settings.budget, settings.budget_by, stage.needs_own_document]
     if stage.any_document:
@@ -216,14 +222,19 @@ def _mined(stage: StageSettings, data: TrainingData, texts: Texts) -> Run:
         found = data.student.search(collection, texts, depth)
         sources = [found if source == CURRENT_STUDENT else source for source in sources]
     pool = mine(collection, data.teacher_queries(texts), sources, depth, random=random, seed=data.seed)
-    return _with_labeled_pairs(pool, data, texts) if stage.positives == "labels" else pool
+    listed: list[tuple[str, list[str]]] = []
+    if stage.reads_labels:
+        listed += [(query, sorted(named)) for query, named in labeled(data.qrels()).items() if query in texts]
+    if stage.candidates.filter is not None:
+        taken_from = ((text, source_document(text)) for text in texts.ids)
+        listed += [(text, [document]) for text, document in taken_from if document is not None]
+    return _with_pairs(pool, data, listed) if listed else pool
 
 
-def _with_labeled_pairs(pool: Run, data: TrainingData, texts: Texts) -> Run:
-    """The pool with the labeled documents of its queries, last in order."""
-    listed = [(query, sorted(named)) for query, named in labeled(data.qrels()).items() if query in texts]
+def _with_pairs(pool: Run, data: TrainingData, listed: list[tuple[str, list[str]]]) -> Run:
+    """The pool with the positives of its texts, last in order."""
     queries = [query for query, named in listed for _ in named]
     documents = [document for _, named in listed for document in named]
     known = data.collection.documents.positions(documents) >= 0
-    added = Run.from_arrays(queries, documents, np.zeros(len(documents)), name="labels")
+    added = Run.from_arrays(queries, documents, np.zeros(len(documents)), name="positives")
     return union([pool, added.filter(known)], weights=[1.0, 0.0]) if known.any() else pool

@@ -69,6 +69,25 @@ Teachers = Annotated[
 ]
 
 
+class FilterSettings(Settings):
+    """Which negatives are dropped because the teacher scores them about as high as the positive: they may be relevant.
+
+    Positive-aware mining (NV-Retriever, arXiv 2407.15831).
+    """
+
+    margin: float | None = Field(default=None, ge=0)
+    """Drop documents that score above the positive's score minus this, in the unit of the teacher's scores."""
+    relative: float | None = Field(default=None, gt=0, le=1)
+    """Drop documents that score above this share of the positive's score, e.g. 0.95. For calibrated scores only, such
+    as cosines or `labels: sigmoid`; a share of logits or z-scores has no meaning."""
+
+    @model_validator(mode="after")
+    def _is_one(self) -> FilterSettings:
+        if (self.margin is None) == (self.relative is None):
+            raise ValueError("a filter is either a margin or relative, e.g. {margin: 0.05} or {relative: 0.95}")
+        return self
+
+
 class CandidateSettings(Settings):
     """The candidates that the teacher scores."""
 
@@ -88,6 +107,9 @@ class CandidateSettings(Settings):
     of the sources that score every pair cheaply (bm25, dense). Pairs that a stage would hide are not scored."""
     budget_by: Annotated[str, OneOf("way to spend a budget", "retrodistill.candidates.selection:BUDGETS")] = "robust"
     """How the pairs of the budget are chosen: `robust`, or `random` as its control."""
+    filter: FilterSettings | None = Field(default=None, exclude_if=lambda given: given is None)
+    """A filter of false negatives, by the teacher's score of the text's positive (see the stage's `positives`). Texts
+    without a positive keep all candidates."""
 
     @field_validator("budget")
     @classmethod
@@ -105,6 +127,10 @@ class CandidateSettings(Settings):
             raise ValueError("a budget is for pairs of lists: set candidates.depth to a number, without shared")
         if self.depth == "all" and self.shared:
             raise ValueError("depth: all already has every document; set candidates.depth to a number with shared")
+        if self.filter is not None and self.depth == "all":
+            raise ValueError("a filter is for mined candidates: set candidates.depth to a number")
+        if self.filter is not None and self.budget is not None:
+            raise ValueError("a filter needs the score of each positive, which a budget may not buy; set one of them")
         return self
 
     @field_validator("sources")
@@ -179,7 +205,8 @@ class ObjectiveSettings(Settings):
     weight: float = Field(default=1.0, gt=0)
     """Weight of the term in the sum."""
     student_temperature: float = Field(default=0.05, gt=0)
-    """Student scores are divided by it. Cosines need about 0.05, a scale of 20."""
+    """Student scores are divided by it. Cosines need about 0.05, a scale of 20. The default of `mi-alpha` is 0.25: at
+    0.05, its gradient vanishes at a cosine of about 0.5 to the teacher's embedding."""
     target_std: float = Field(default=1.0, gt=0)
     """Standard deviation that the teacher's lists get, in logits: the teacher's temperature is its measured standard
     deviation divided by this."""
@@ -187,6 +214,15 @@ class ObjectiveSettings(Settings):
     """A fixed temperature instead of the measured one."""
     parts: int = Field(default=2, ge=2)
     """Number of pseudo-classes per class, for `lelp`. A class is the texts that share a relevant document."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_temperature(cls, given: Any) -> Any:
+        from retrodistill.objectives.registry import OBJECTIVES, get_objective
+
+        if not isinstance(given, dict) or given.get("name") not in OBJECTIVES:
+            return given
+        return {"student_temperature": get_objective(given["name"]).student_temperature, **given}
 
     @property
     def objective(self) -> Objective:
@@ -231,7 +267,8 @@ class GroupSettings(Settings):
     documents: int = Field(default=8, ge=2)
     """Documents per query."""
     sampler: Annotated[str, OneOf("sampler", "retrodistill.candidates.samplers:SAMPLERS")] = "stratified"
-    """How documents are drawn from the list."""
+    """How documents are drawn from the list, anew in each epoch. The first document is the query's own (its source or a
+    labeled one, where the stage shows it) or else the teacher's best; the sampler draws the others."""
     draws: int = Field(default=1, ge=1)
     """Groups per query and epoch."""
     depth: int = Field(default=100, ge=2)
@@ -288,9 +325,10 @@ class StageSettings(Settings):
     """The candidates that the teacher scores, for list objectives."""
     selection: SelectionSettings | None = None
     """A selection of the texts to train on; null for all."""
-    positives: Literal["source_document", "labels"] = "source_document"
-    """The relevant document of contrastive and in-batch objectives: the `source_document` of a pseudo-query, or the
-    document of the highest grade in the `labels` of the training split. Labeled documents join the candidates."""
+    positives: Literal["source_document", "labels", "all"] = "source_document"
+    """The positive of a text, for margin-mse, contrastive and in-batch objectives and `candidates.filter`: the
+    `source_document` of a pseudo-query, or the document of the highest grade in the `labels` of the training split.
+    With `all`, both. Labeled documents join the candidates."""
     groups: GroupSettings = GroupSettings()
     """How groups are drawn for `both_encoders` and `head`."""
     batches: Literal["shuffled", "topics"] = "shuffled"
@@ -328,6 +366,7 @@ class StageSettings(Settings):
             "labels": self.labels != "scores",
             "selection": self.selection is not None,
             "candidates.budget": self.candidates.budget is not None,
+            "candidates.filter": self.candidates.filter is not None,
         }
         key = next((key for key, is_set in about_candidates.items() if is_set), None)
         if key and not self.needs_lists:
@@ -339,8 +378,16 @@ class StageSettings(Settings):
             )
         if self.labels == "scores" and self.needs("labels"):
             raise ValueError("bce learns labels from 0 to 1: set labels: sigmoid (of logits), cosine, or mean")
-        if self.positives == "labels" and not (self.is_contrastive or self.needs("classes")):
-            raise ValueError("positives: labels is for lelp, contrastive and in-batch objectives; add one of them")
+        if self.reads_labels and not self.reads_positives:
+            raise ValueError(
+                f"positives: {self.positives} is for margin-mse, lelp, contrastive and in-batch objectives, and "
+                "for candidates.filter; add one of them"
+            )
+        has_positives = self.reads_labels or self.texts.has_pseudo_queries
+        if self.candidates.filter is not None and not has_positives:
+            raise ValueError(
+                "candidates.filter compares with positives, and no text has one: set positives: labels, or texts.titles"
+            )
         if self.topics is not None and self.batches != "topics":
             raise ValueError("topics is for batches: topics; set both, or neither")
         return self
@@ -371,14 +418,24 @@ class StageSettings(Settings):
         return any(term.objective.needs_positives for term in self.objectives)
 
     @property
+    def reads_positives(self) -> bool:
+        """Whether it matters which document of a text is the positive."""
+        return self.is_contrastive or self.needs("classes", "positives") or self.candidates.filter is not None
+
+    @property
     def needs_own_document(self) -> bool:
         """Whether a pseudo-query needs the document that it was taken from."""
-        return self.is_contrastive and self.positives == "source_document"
+        return self.is_contrastive and self.positives != "labels"
 
     @property
     def needs_labels(self) -> bool:
         """Whether it reads judgments of the training queries: as positives, or in a selection."""
-        return "labels" in (self.positives, self.selection.positives if self.selection is not None else None)
+        return self.reads_labels or (self.selection is not None and self.selection.positives == "labels")
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether labeled documents are the positives of training queries."""
+        return self.positives != "source_document"
 
     @property
     def needs_lists(self) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from retrodistill.core.errors import UserError
-from retrodistill.training.lists import Lists, columns_of, draw_groups, require_lists
+from retrodistill.training.groups import Groups, document_columns, draw_groups, require_groups
 from retrodistill.training.loss import DistillationLoss, TeacherVectors
 from retrodistill.training.prepared import Prepared, topic_batches, training_rows
 from retrodistill.training.scorers import Scorer, TokenBatch
 from retrodistill.training.settings import StageSettings
-from retrodistill.training.trainer import History, Monitor, RankMonitor, TextColumns, evaluating, train
+from retrodistill.training.trainer import Drawn, History, Monitor, RankMonitor, TextColumns, evaluating, train
 from retrodistill.training.training_data import TrainingData
 
 _MONITORED = 16  # held-out groups that a monitor encodes; their documents cost as much as in training
@@ -51,7 +52,7 @@ def train_both(run: StageRun, both: BothEncoders) -> History:
     """Train both sides of a student of any kind, documents encoded with gradients."""
     student, stage, data, prepared = run[:4]
     drawn = drawn_groups(run)
-    groups = require_lists(drawn.of_texts(training_rows(prepared, stage)))
+    groups = require_groups(drawn.of_texts(training_rows(prepared, stage)))
     compares_tokens = both.scorer.has_tokens and stage.needs("teacher_tokens")
     teacher = TeacherVectors(tokens=token_teacher(run) if compares_tokens else None)
 
@@ -60,8 +61,10 @@ def train_both(run: StageRun, both: BothEncoders) -> History:
 
     loss = both.loss_of(make)
     monitor = _monitor(run, both, drawn.of_texts(prepared.held_out, times=1))
-    columns = columns_of(groups, prepared.texts.texts.texts, data.collection.documents.column)
-    return fit(run, loss, columns, groups.text_rows, range(len(groups)), monitor)
+    texts, documents = prepared.texts.texts.texts, data.collection.documents.column
+    columns = {"query": [texts[row] for row in groups.text_rows]}
+    drawn_columns = partial(document_columns, groups, documents=documents)
+    return fit(run, loss, columns, groups.text_rows, range(len(groups)), monitor, drawn_columns)
 
 
 def fit(
@@ -71,20 +74,22 @@ def fit(
     rows: np.ndarray,
     labels: Sequence[int],
     monitor: Monitor | None,
+    drawn: Drawn | None = None,
 ) -> History:
     """Train a stage's student by a loss.
 
     Columns of texts whose name begins with ``document`` get that prompt, the others the query's. `rows`, (n,), are
-    those of the stage's texts that the columns are about, for batches of one topic; `labels`, (n,), are for the loss.
+    those of the stage's texts that the columns are about, for batches of one topic; `labels`, (n,), are for the loss
+    and for `drawn`, which gives further columns.
     """
     student, stage, data, prepared, folder, what = run
-    prompts = {name: student.prompt("document" if name.startswith("document") else "query") for name in columns}
-    prompts = {name: prompt for name, prompt in prompts.items() if prompt}
-    read = TextColumns(columns, labels, prompts, topic_batches(stage, data, prepared.texts.texts, rows))
+    read = TextColumns(columns, labels, batches=topic_batches(stage, data, prepared.texts.texts, rows), drawn=drawn)
+    prompts = {name: student.prompt("document" if name.startswith("document") else "query") for name in read.names}
+    read = replace(read, prompts={name: prompt for name, prompt in prompts.items() if prompt})
     return train(student.model, loss, read, stage.training, folder, seed=data.seed, monitor=monitor, what=what)
 
 
-def drawn_groups(run: StageRun) -> Lists:
+def drawn_groups(run: StageRun) -> Groups:
     """Groups of documents from the stage's lists."""
     if run.prepared.lists is None:
         raise UserError(f"a stage with train: {run.stage.train} needs a list objective.")
@@ -114,24 +119,25 @@ def token_teacher(run: StageRun) -> Callable[[dict[str, Tensor], int], TokenBatc
     return tokens
 
 
-def _monitor(run: StageRun, both: BothEncoders, held_out: Lists) -> RankMonitor | None:
+def _monitor(run: StageRun, both: BothEncoders, held_out: Groups) -> RankMonitor | None:
     """Agreement within held-out groups, and the kind's own measures."""
     if len(held_out) < 2:
         return None
     student, prepared, scorer = run.student, run.prepared, both.scorer
     groups = held_out.of_texts(held_out.text_rows[:_MONITORED], times=1)
     texts, documents = prepared.texts.texts.texts, run.data.collection.documents.column
-    columns = list(columns_of(groups, texts, documents).values())
-    batch = groups.batch(np.arange(len(groups)), student.model.device)
-    teacher = np.where(groups.mask, groups.scores, -np.inf)
-    ranked = np.argsort(-teacher, axis=1, kind="stable")
-    ranked = np.where(np.take_along_axis(groups.mask, ranked, axis=1), ranked, -1)
+    rows = np.arange(len(groups))
+    columns = [[texts[row] for row in groups.text_rows], *document_columns(groups, rows, documents).values()]
+    batch = groups.batch(rows, student.model.device)
+    mask = batch.mask.cpu().numpy()
+    ranked = np.argsort(-np.where(mask, batch.targets.cpu().numpy(), -np.inf), axis=1, kind="stable")
+    ranked = np.where(np.take_along_axis(mask, ranked, axis=1), ranked, -1)
 
     def scores() -> np.ndarray:
         with evaluating(student.model), torch.no_grad():
             features = scorer.features(student, columns)
             predicted = scorer.lists(scorer.encode(student.model, features, groups.text_rows), batch)
-        return np.where(groups.mask, predicted.float().cpu().numpy(), -np.inf)
+        return np.where(mask, predicted.float().cpu().numpy(), -np.inf)
 
     watch = None
     if both.watch is not None:

@@ -41,6 +41,7 @@ _COLLAPSED = 0.98  # mean cosine of held-out queries
 _TOKENIZING = 4  # most processes that tokenize ahead of a GPU
 
 Monitor = Callable[[], dict[str, float]]
+Drawn = Callable[[np.ndarray], dict[str, list[str]]]  # labels of a batch -> its texts by column, drawn for the epoch
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,41 @@ class TextColumns:
     labels: Sequence[int]  # what the loss takes as ``label``, one integer for each row
     prompts: Mapping[str, str] = field(default_factory=dict)  # by column; the trainer applies none by itself
     batches: Any = None  # a `retrodistill.candidates.samplers.TopicBatches`; None for shuffled batches
+    drawn: Drawn | None = None  # further columns of a batch, which come last
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all columns, in the order of the loss."""
+        further = self.drawn(np.arange(min(1, len(self.labels)))) if self.drawn is not None else {}
+        return [*self.texts, *further]
 
     def dataset(self) -> datasets.Dataset:
         """The texts and labels as the trainer takes them."""
         from datasets import Dataset
 
         return Dataset.from_dict({**{name: list(texts) for name, texts in self.texts.items()}, "label": [*self.labels]})
+
+
+@dataclass(frozen=True)
+class _DrawnColumns:
+    """A trainer's collator, after drawn columns are added to a batch; it is pickled where processes are spawned."""
+
+    collate: Any
+    drawn: Drawn
+
+    @property
+    def valid_label_columns(self) -> list[str]:
+        """What the trainer asks a collator for."""
+        return list(self.collate.valid_label_columns)
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        columns = self.drawn(np.array([row["label"] for row in rows]))
+        texts = zip(*columns.values(), strict=True)
+        return dict(
+            self.collate(
+                [{**row, **dict(zip(columns, of_row, strict=True))} for row, of_row in zip(rows, texts, strict=True)]
+            )
+        )
 
 
 def train(
@@ -125,6 +155,8 @@ def train(
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     arguments = arguments_class(**_arguments(model, settings, folder, columns, seed))
     trainer = trainer_class(model=model, args=arguments, train_dataset=columns.dataset(), loss=loss)
+    if columns.drawn is not None:
+        trainer.data_collator = _DrawnColumns(trainer.data_collator, columns.drawn)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     clock = _Clock()
@@ -274,7 +306,7 @@ def _arguments(model: Any, settings: TrainingSettings, folder: Path, columns: Te
     if columns.batches is not None:
         arguments["batch_sampler"] = columns.batches
     if hasattr(model, "encode"):  # a scorer of pairs adds its own prompt
-        roles = {name: "query" if name in _QUERY_COLUMNS else "document" for name in columns.texts}
+        roles = {name: "query" if name in _QUERY_COLUMNS else "document" for name in columns.names}
         routed = any(hasattr(module, "sub_modules") for module in model)
         arguments |= {"prompts": dict(columns.prompts) or None, "router_mapping": roles if routed else None}
     return arguments

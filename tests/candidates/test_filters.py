@@ -33,8 +33,15 @@ class TestShare:
         assert set(keep_below_share(RUN, {"q": "p"}, 0.75).to_dict()["q"]) == {"p", "a", "b"}
 
     def test_logits_are_rejected_because_a_share_of_them_has_no_meaning(self):
-        with pytest.raises(UserError, match=r"run e5 has negative scores \(lowest -1\).*'minmax' first or .* margin"):
+        with pytest.raises(UserError, match=r"run e5 has negative scores \(from -1 to 8\).*'minmax' or .* margin"):
             keep_below_share(RUN.with_scores(RUN.scores - 1), {"q": "p"})
+
+    def test_cosines_are_calibrated_and_a_negative_positive_has_a_ceiling_below_it(self):
+        run = Run.from_dict(
+            {"q": {"p": -0.2, "a": -0.19, "b": -0.22, "c": -0.5}, "r": {"p": 0.9, "a": 0.86, "b": 0.85}}
+        )
+        kept = keep_below_share(run, {"q": "p", "r": "p"}, 0.95).to_dict()
+        assert {query: set(documents) for query, documents in kept.items()} == {"q": {"p", "b", "c"}, "r": {"p", "b"}}
 
     @pytest.mark.parametrize("share", [0, -1, 1.01, float("nan")])
     def test_a_share_outside_0_to_1_is_rejected(self, share):

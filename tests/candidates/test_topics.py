@@ -8,12 +8,12 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from retrodistill.candidates.samplers import (
     TopicBatches,
-    balanced_places,
+    balanced_ranks,
     cluster_topics,
     margin_bins,
-    sample_places,
     topic_count,
     topic_plan,
+    uniforms,
 )
 from retrodistill.core.errors import UserError
 
@@ -145,29 +145,40 @@ class TestBatchSampler:
         json.dumps(arguments.to_dict())
 
 
+def bins(margins):
+    return margin_bins(np.array([margins]), np.array([len(margins)]))[0]
+
+
 class TestMarginBins:
     def test_bins_have_equal_width_not_equal_size(self):
-        margins = np.array([0.0, 0.05, 0.09, 0.11, 0.5, 0.99, 1.0])
-        assert margin_bins(margins).tolist() == [0, 0, 0, 1, 5, 9, 9]
+        assert bins([0.0, 0.05, 0.09, 0.11, 0.5, 0.99, 1.0]).tolist() == [0, 0, 0, 1, 5, 9, 9]
 
     def test_the_same_as_a_histogram(self):
         margins = np.random.default_rng(0).normal(size=500)
         counts = np.histogram(margins, bins=10)[0]
-        assert np.bincount(margin_bins(margins), minlength=10).tolist() == counts.tolist()
+        assert np.bincount(bins(margins), minlength=10).tolist() == counts.tolist()
 
     def test_equal_margins_are_one_bin(self):
-        assert margin_bins(np.full(3, 2.5)).tolist() == [0, 0, 0]
+        assert bins(np.full(3, 2.5)).tolist() == [0, 0, 0]
+
+    def test_each_list_has_bins_of_its_own_up_to_its_end(self):
+        margins = np.array([[0.0, 1.0, 2.0, 99.0], [5.0, 5.5, 99.0, 99.0], [7.0, 7.0, 7.0, 7.0]])
+        assert margin_bins(margins, np.array([3, 2, 0])).tolist() == [[0, 5, 9, -1], [0, 9, -1, -1], [-1] * 4]
+
+    def test_scores_that_are_no_numbers_do_not_stop_it(self):
+        assert bins([0.0, np.nan, 1.0]).min() >= 0
 
 
 class TestBalancedSampling:
     #: 90 candidates with a margin near 1, three near .5, one at 0: three bins of ten have any
     MARGINS = np.concatenate([np.full(90, 1.0), [0.5, 0.51, 0.52], [0.0]])
 
-    def drawn(self, count, seeds):
-        return [balanced_places(self.MARGINS, count, np.random.default_rng(seed)) for seed in range(seeds)]
+    def drawn(self, count, lists):
+        numbers = uniforms([0], np.arange(lists), 2 * count)
+        return balanced_ranks(np.tile(self.MARGINS, (lists, 1)), np.full(lists, 94), count, numbers)
 
     def test_bins_and_candidates_within_them_are_drawn_uniformly(self):
-        first = np.concatenate(self.drawn(1, 3000))
+        first = self.drawn(1, 3000)[:, 0]
         # each bin 1000 times, deviation sqrt(3000 x 1/3 x 2/3) = 26; each of three in the middle bin 333 times
         assert abs((first < 90).sum() - 1000) < 5 * 26
         assert abs((first == 93).sum() - 1000) < 5 * 26
@@ -175,22 +186,8 @@ class TestBalancedSampling:
         assert np.abs(np.bincount(first, minlength=94)[:90] - 1000 / 90).max() < 30
 
     def test_nothing_is_drawn_twice(self):
-        for places in self.drawn(94, 3):
-            assert sorted(places.tolist()) == list(range(94))
+        for ranks in self.drawn(94, 3):
+            assert sorted(ranks.tolist()) == list(range(94))
 
     def test_an_exhausted_bin_is_skipped(self):
-        assert all({90, 91, 92, 93} <= set(places.tolist()) for places in self.drawn(40, 20))
-
-    def test_is_a_sampler_of_groups(self):
-        scores = np.concatenate([[2.0], 2.0 - self.MARGINS[::-1]])  # best first: margins 0, .52, .51, .5, then 90 of 1
-        groups = [
-            sample_places("margin-balanced", 95, 3, np.random.default_rng(seed), scores.astype(np.float32))
-            for seed in range(500)
-        ]
-        assert all(group[0] == 0 and (np.diff(group) > 0).all() and len(group) == 3 for group in groups)
-        # two draws from three bins: the lone candidate of the lowest is in 1 - (2/3)^2 to 2/3 of the groups
-        assert 0.5 < np.mean([1 in group for group in groups]) < 0.72
-
-    def test_a_sampler_without_scores_is_rejected(self):
-        with pytest.raises(UserError, match="needs the teacher's scores"):
-            sample_places("margin-balanced", 95, 3, np.random.default_rng(0))
+        assert all({90, 91, 92, 93} <= set(ranks.tolist()) for ranks in self.drawn(40, 20))

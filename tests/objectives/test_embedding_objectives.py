@@ -1,3 +1,4 @@
+import inspect
 import itertools
 import math
 
@@ -6,6 +7,7 @@ import torch
 
 from retrodistill.core.errors import UserError
 from retrodistill.objectives.embeddings import cosine, leaf, mi_alpha, norm_and_direction, relation_matching
+from retrodistill.objectives.registry import get_objective
 
 OF_PAIRS = {"leaf": leaf, "cosine": cosine, "nd": norm_and_direction, "mi-alpha": mi_alpha}
 ALL = {**OF_PAIRS, "relations": relation_matching}
@@ -79,7 +81,25 @@ class TestReferences:
         student, teacher = embeddings(2)
         logits = torch.nn.functional.normalize(student, dim=1) @ torch.nn.functional.normalize(teacher, dim=1).T / 0.05
         infonce = torch.nn.functional.cross_entropy(logits, torch.arange(5)) - math.log(5)
-        torch.testing.assert_close(mi_alpha(student, teacher, alpha=1.0), infonce)
+        torch.testing.assert_close(mi_alpha(student, teacher, 0.05, alpha=1.0), infonce)
+
+    @pytest.mark.parametrize("cosine_to_teacher", [0.5, 0.9])
+    def test_mi_alpha_still_teaches_close_to_the_teacher_at_its_default_temperature(self, cosine_to_teacher):
+        """The gradient along the direction to the teacher, for a batch of 64 of width 384."""
+        generator = torch.Generator().manual_seed(0)
+        teacher, noise = torch.nn.functional.normalize(torch.randn(2, 64, 384, generator=generator), dim=2)
+        away = torch.nn.functional.normalize(noise - (noise * teacher).sum(1, keepdim=True) * teacher, dim=1)
+
+        def pull(temperature, cosine_to_teacher=cosine_to_teacher):
+            angle = torch.tensor(cosine_to_teacher).acos()
+            angles = torch.full((64, 1), angle.item(), requires_grad=True)
+            mi_alpha(angles.cos() * teacher + angles.sin() * away, teacher, temperature).backward()
+            return float(angles.grad.sum()) / float(angle.sin())  # loss per unit of cosine that is lost
+
+        default = inspect.signature(mi_alpha).parameters["temperature"].default
+        assert default == get_objective("mi-alpha").student_temperature == 0.25
+        assert pull(default) > 0.6 * pull(default, 0.0) > 1
+        assert abs(pull(0.05)) < 0.01 * pull(0.05, 0.0)
 
     def test_mi_alpha_toward_0_is_nwj(self):
         student, teacher = embeddings(3)

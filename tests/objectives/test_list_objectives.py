@@ -83,6 +83,25 @@ class TestBruteForce:
         # all pairs: the third is student 3, teacher -1: 4^2
         assert margin_mse(scores, targets, pairs="all").item() == pytest.approx((25 + 1 + 16) / 3)
 
+    def test_margins_are_those_of_the_positive_where_it_is_known(self):
+        generator = torch.Generator().manual_seed(3)
+        scores, targets = torch.randn(2, 4, 5, generator=generator)
+        mask = torch.rand(4, 5, generator=generator) < 0.8
+        mask[:, [1, 3]] = True
+        positives = torch.tensor([3, -1, 1, 3])
+        squares = []
+        for row in range(4):
+            first = int(positives[row])
+            if first < 0:
+                first = max(torch.nonzero(mask[row]).flatten().tolist(), key=lambda at: float(targets[row, at]))
+            for other in range(5):
+                if mask[row, other] and other != first:
+                    student, teacher = (side[row, first] - side[row, other] for side in (scores, targets))
+                    squares.append(float((student - teacher) ** 2))
+        assert margin_mse(scores, targets, mask, positives).item() == pytest.approx(
+            sum(squares) / len(squares), rel=1e-5
+        )
+
 
 class TestReferences:
     @pytest.mark.parametrize("seed", SEEDS)

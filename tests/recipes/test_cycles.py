@@ -326,8 +326,8 @@ class TestStart:
             (None, "student:cross@3", "cross has 2 stages"),
             (None, "cross@1", "write student:NAME, or student:NAME@2"),
             (None, "student:bi@1", "students wait for each other: bi@1 -> bi@1"),
-            (None, "student:table", "is a static student, which has no transformer"),
-            ("static", "student:cross@1", "which no static student has"),
+            (None, "student:table", "bi: start 'student:table': table is a static student, without a transformer"),
+            ("static", "student:cross@1", "bi: start 'student:cross@1': bi is a static student, without a transformer"),
         ],
     )
     def test_students_that_cannot_lend_or_take_weights(self, cycle, model, start, message):

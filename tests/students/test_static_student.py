@@ -4,6 +4,8 @@ import sys
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
@@ -11,7 +13,7 @@ from retrodistill.data import Texts
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.students import save_student, static_student
-from retrodistill.students.static import INITIALIZATIONS, fast_tokenizer, inverse_document_frequencies
+from retrodistill.students.static import INITIALIZATIONS, fast_tokenizer, inverse_document_frequencies, with_words
 
 WORDS = ["star", "violin", "court", "unheard-of-word"]
 
@@ -65,6 +67,50 @@ class TestTheTokenTable:
         place = fast_tokenizer(teacher).token_to_id
         assert idf[place("star")] == pytest.approx(np.log1p(3 / 2.5) / np.log1p(6))
         assert idf[place("opera")] == pytest.approx(1)
+
+
+class TestWords:
+    CORPUS = ("starcourt violin", "STARCOURT, zygote!", "zygote zygote", "starcourt once", "star court")
+
+    @pytest.fixture
+    def corpus(self):
+        return Texts.from_pairs((str(row), text) for row, text in enumerate(self.CORPUS))
+
+    def tokens(self, teacher, corpus, most):
+        old, new = fast_tokenizer(teacher), with_words(fast_tokenizer(teacher), corpus, most)
+        return [new.id_to_token(row) for row in range(old.get_vocab_size(), new.get_vocab_size())]
+
+    def test_are_those_that_are_split_or_unknown_and_that_most_documents_have(self, teacher, corpus):
+        assert self.tokens(teacher, corpus, 10) == ["starcourt", "zygote"]
+        assert self.tokens(teacher, corpus, 1) == ["starcourt"]
+        assert self.tokens(teacher, corpus, 0) == []
+
+    def test_known_words_keep_their_rows_and_new_ones_are_encoded_whole(self, teacher, corpus):
+        plain, student = (static_student(teacher, corpus, words=words, initialize="teacher-flat") for words in (0, 5))
+        before, after = (model[0].embedding.weight.detach().numpy() for model in (plain, student))
+        np.testing.assert_array_equal(after[: len(before)], before)
+        expected = teacher.encode(["starcourt", "zygote"], "document")
+        np.testing.assert_allclose(after[len(before) :], expected, atol=1e-5)
+        assert student.tokenize(["a starcourt"])["input_ids"].tolist()[-1] == len(before)
+
+    @pytest.mark.parametrize("initialize", ["words", "fitted", "random"])
+    def test_other_tables_have_a_row_for_each(self, teacher, corpus, initialize):
+        student = static_student(teacher, corpus, words=5, initialize=initialize)
+        size = fast_tokenizer(teacher).get_vocab_size()
+        assert student[0].embedding.weight.shape == (size + 2, teacher.dimension)
+        assert np.isfinite(student[0].embedding.weight.detach().numpy()).all()
+
+    def test_they_are_saved(self, teacher, corpus, tmp_path):
+        student = static_student(teacher, corpus, words=5)
+        student.save_pretrained(str(tmp_path))
+        texts = ["starcourt zygote", "star"]
+        np.testing.assert_array_equal(SentenceTransformer(str(tmp_path)).encode(texts), student.encode(texts))
+        encoder = load_encoder(f"static:{tmp_path}")
+        np.testing.assert_allclose(encoder.encode(texts, "query"), student.encode(texts), atol=1e-6)
+
+    def test_another_kind_of_tokenizer_is_refused(self, corpus):
+        with pytest.raises(UserError, match=r"words: 5 is for models with a WordPiece tokenizer.*this one's is BPE"):
+            with_words(Tokenizer(BPE()), corpus, 5)
 
 
 class TestTheEncoder:

@@ -13,7 +13,7 @@ from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.encoders.vectors import leading
 from retrodistill.rankers.loading import load_ranker
-from retrodistill.recipes.student_settings import StudentSettings, contrastive_control
+from retrodistill.recipes.student_settings import StudentSettings, control_of
 from retrodistill.recipes.students import build_student
 from retrodistill.students.clustering import TokenClusters, with_clusters, without_clusters
 from retrodistill.students.dense import loss_of_variants
@@ -153,7 +153,9 @@ class TestControls:
     )
     def test_every_form_has_a_contrastive_one(self, model, stage, more, trained, tiny_model):
         name = model if model == "static" else f"{model}:{tiny_model}"
-        _, _, history = trained(contrastive_control(settings(name, {"objectives": "kl", **LISTS, **stage}, **more)))
+        _, _, history = trained(
+            control_of(settings(name, {"objectives": "kl", **LISTS, **stage}, control="contrastive", **more))
+        )
         assert history.losses[-1]["contrastive"] > 0
         assert "kl" not in terms_of(history)
 

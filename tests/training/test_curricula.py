@@ -348,7 +348,7 @@ class TestKeysThatDoNotFit:
             ({"labels": "sigmoid", "candidates": {"depth": "all"}}, "labels are made of pairs' scores"),
             ({"labels": "logits"}, "unknown kind of labels 'logits'"),
             ({"objectives": "bce"}, "bce learns labels from 0 to 1: set labels"),
-            ({"positives": "labels"}, "positives: labels is for lelp, contrastive and in-batch objectives"),
+            ({"positives": "labels"}, "positives: labels is for margin-mse, lelp, contrastive and in-batch objectives"),
             ({"topics": 4}, "topics is for batches: topics"),
             ({"selection": {"ranks": [1, 5]}}, "ranks are a first, at least 2"),
             ({"teacher": "student:"}, "write student:NAME"),

@@ -4,7 +4,8 @@ import pytest
 from retrodistill.core.errors import UserError
 from retrodistill.data import Texts
 from retrodistill.runs import Run
-from retrodistill.training.lists import draw_groups, lists_from_run
+from retrodistill.training.groups import draw_groups
+from retrodistill.training.lists import lists_from_run
 from retrodistill.training.settings import GroupSettings
 
 TEXTS = Texts.from_pairs([("q0", "a"), ("q1", "b"), ("q2", "c")])
@@ -35,30 +36,34 @@ def draw(lists, documents, sampler, seed=0, draws=1):
     return draw_groups(lists, GroupSettings(documents=documents, sampler=sampler, draws=draws), seed)
 
 
+def drawn(groups):
+    return groups.documents(np.arange(len(groups)))
+
+
 class TestGroups:
     def test_each_is_drawn_from_its_own_list_with_its_scores(self):
         groups = draw(lists_from_run(RUN, TEXTS, CORPUS, SOURCES), 2, "random", draws=5)
         assert groups.text_rows.tolist() == [0] * 5  # q1 has no candidate, q2 one besides its source
         known = RUN.to_dict()["q0"]
-        for group, values in zip(groups.documents, groups.scores, strict=True):
+        for group, values in zip(drawn(groups), groups.batch(np.arange(5)).targets.tolist(), strict=True):
             assert len(set(group)) == 2
-            assert [known[f"d{document}"] for document in group] == values.tolist()
+            assert [known[f"d{document}"] for document in group] == values
 
-    def test_the_best_is_always_included(self):
-        documents = draw(lists_from_run(RUN, TEXTS, CORPUS, SOURCES), 2, "stratified", 3, draws=9).documents
+    def test_the_best_comes_first_without_a_document_of_the_text(self):
+        documents = drawn(draw(lists_from_run(RUN, TEXTS, CORPUS, SOURCES), 2, "stratified", 3, draws=9))
         assert (documents[:, 0] == 2).all()
 
-    def test_short_lists_are_padded(self):
-        groups = draw(lists_from_run(RUN, TEXTS, CORPUS, SOURCES, hide_source=False), 3, "top-k")
+    def test_short_lists_are_padded_and_the_own_document_comes_first(self):
+        groups = draw(lists_from_run(RUN, TEXTS, CORPUS, np.array([-1, -1, 5]), hide_source=False), 3, "top-k")
         assert groups.text_rows.tolist() == [0, 2]
-        assert groups.documents.tolist() == [[2, 3, 1], [0, 5, -1]]
+        assert drawn(groups).tolist() == [[2, 3, 1], [5, 0, -1]]
 
     def test_the_seed_decides(self):
         lists = lists_from_run(
             Run.from_dict({"q0": {f"d{number}": float(number) for number in range(6)}}), TEXTS, CORPUS, SOURCES
         )
-        drawn = [draw(lists, 3, "random", seed, draws=4).documents.tolist() for seed in (0, 0, 1)]
-        assert drawn[0] == drawn[1] != drawn[2]
+        found = [drawn(draw(lists, 3, "random", seed, draws=4)).tolist() for seed in (0, 0, 1)]
+        assert found[0] == found[1] != found[2]
 
     def test_one_candidate_per_query(self):
         single = lists_from_run(Run.from_dict({"q0": {"d1": 1.0}, "q1": {"d2": 1.0}}), TEXTS, CORPUS, SOURCES)

@@ -1,9 +1,7 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
-from losses import groups_loss, over_corpus, stored_loss
+from losses import groups_loss, over_corpus, stored_loss, table
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.runtime import set_quiet
@@ -361,16 +359,13 @@ class TestGroups:
     def test_in_batch_margins_are_those_of_the_teachers_scores_of_the_corpus(self, model):
         term = Term("in-batch-margin-mse", student_temperature=0.5, teacher_temperature=2.0)
         teacher = np.random.default_rng(0).normal(size=(3, 10)).astype(np.float32)
-        lists = replace(over_corpus(teacher, np.array([7, 9, 4])), hidden=np.array([-1, -1, 4]))
-        texts, documents = np.array([2, 0]), np.array([[5, 4], [7, 5]])  # document 4 is hidden from text 2
-        positives, mask = np.array([0, 0]), np.array([[True, True], [True, False]])
-        own = documents[[0, 1], positives]
-        listed, nothing = np.where(mask, documents, -1), np.full(2, -1)
-        drawn = Lists(listed, SCORES[:2, :2], nothing, own, texts, lists.teacher, origin=lists)
-        loss = DistillationLoss(model, [term], VectorScorer(cosine=True), drawn)
+        texts, documents = np.array([2, 0]), np.array([[7, -1], [1, 2], [5, 4]])  # document 4 is hidden from text 2
+        own, hidden = np.array([7, 1, 5]), np.array([-1, -1, 4])
+        lists = Lists(documents, SCORES[:3, :2], hidden, own, teacher=table(teacher))
+        loss = DistillationLoss(model, [term], VectorScorer(cosine=True), lists)
         generator = torch.Generator().manual_seed(0)
         vectors = torch.nn.functional.normalize(torch.randn(3, 2, 32, generator=generator), dim=2)
-        found = total(loss.compute_loss_from_embeddings(list(vectors), torch.arange(2)))
+        found = total(loss.compute_loss_from_embeddings(list(vectors), torch.from_numpy(texts)))
         margins = []
         for row, (text, own) in enumerate(zip(texts, (5, 7), strict=True)):
             student = {}  # of a document that stands in the batch, by where it stands

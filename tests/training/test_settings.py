@@ -64,3 +64,14 @@ class TestMistakes:
     def test_values_outside_their_range(self, key, value):
         with pytest.raises(pydantic.ValidationError, match=key):
             TrainingSettings(**{key: value})
+
+
+def test_an_objective_may_have_a_temperature_of_its_own():
+    def temperatures(*objectives):
+        stage = StageSettings.model_validate({"objectives": list(objectives)})
+        again = StageSettings.model_validate(stage.model_dump(mode="json"))
+        assert again == stage
+        return [term.student_temperature for term in stage.objectives]
+
+    assert temperatures("mi-alpha", "leaf", "kl") == [0.25, 0.05, 0.05]
+    assert temperatures({"name": "mi-alpha", "student_temperature": 0.4}) == [0.4]
