@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE)
     options = parser.parse_args()
     for folder in options.collections:
-        measure(Bench(folder, options.model), options)
+        measure(Bench(folder, options.model, "near"), options)
 
 
 def measure(bench: Bench, options: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ from drawing import draw, table
 
 from retrodistill.data import load_collection
 from retrodistill.data.collection import Collection
-from retrodistill.data.leaks import ExcludedQueries
+from retrodistill.data.leaks import ExcludedQueries, LeakRule
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.embeddings import embed
 from retrodistill.evaluation.measures import evaluate_run, means
@@ -43,13 +43,14 @@ class Bench:
     Args:
         folder: Folder of the collection.
         model: Name of the encoder.
+        leaks: What is left out of training, see `ExcludedQueries`.
     """
 
-    def __init__(self, folder: str, model: str) -> None:
+    def __init__(self, folder: str, model: str, leaks: LeakRule) -> None:
         self.collection: Collection = load_collection(folder)
         self.name = self.collection.name
         encoder, test = load_encoder(model), self.collection.split("test")
-        excluded = ExcludedQueries(test)
+        excluded = ExcludedQueries(test, leaks)
         asked, _ = training_queries(self.collection, "auto", excluded)
         texts = training_texts(self.collection, asked, excluded=excluded)
         self.sources = texts.sources
@@ -75,11 +76,12 @@ def main() -> None:
     parser.add_argument("--systems", nargs="*", default=list(LEARNED))
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--leaks", choices=["near", "exact"], default="near", help="training queries to leave out")
     parser.add_argument("--out", type=Path, default=HERE)
     options = parser.parse_args()
     file = options.out / "curve.json"
     for folder in options.collections:
-        bench = Bench(folder, options.model)
+        bench = Bench(folder, options.model, options.leaks)
         for size in options.sizes:
             points = read(file)
             if f"{bench.name}/exact" not in points:

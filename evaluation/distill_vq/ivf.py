@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--noise", type=float, default=0.5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--leaks", choices=["near", "exact"], default="near", help="training queries to leave out")
     parser.add_argument("--out", type=Path, default=HERE)
     options = parser.parse_args()
     file = options.out / "ivf.json"
@@ -73,7 +74,7 @@ def corpus(options: argparse.Namespace) -> tuple[np.ndarray, ...]:
     for folder in options.collections:
         collection = load_collection(folder)
         test = collection.split("test")
-        excluded = ExcludedQueries(test)
+        excluded = ExcludedQueries(test, options.leaks)
         real, _ = training_queries(collection, "auto", excluded)
         texts = training_texts(collection, real, sentences=0, excluded=excluded)
         documents.append(embed(encoder, collection.documents.texts, "document"))
