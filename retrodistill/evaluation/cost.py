@@ -17,14 +17,14 @@ import numpy as np
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.faiss import faiss
-from retrodistill.core.runtime import log
+from retrodistill.core.runtime import log, release_freed_memory
 from retrodistill.data.collection import Collection
 from retrodistill.evaluation.results import Cost, Timing
 from retrodistill.rankers.protocol import Ranker
 
 BATCHES = (1, 32)
 _AT_LEAST = 20  # answers before the time limit may stop a measurement
-_DOCUMENTS, _BATCH, _WARM_UP = 64, 32, 8  # of the sample that throughput is measured on
+_DOCUMENTS, _WARM_UP = 64, 8  # of the sample that throughput is measured on
 _MEMORY = 20  # queries answered by the process that measures memory
 _RATES: dict[tuple[str, str, int], dict[str, Any]] = {}  # by encoder, collection, and threads
 
@@ -166,6 +166,7 @@ def _throughput(ranker: Ranker, collection: Collection, threads: int) -> dict[st
     key = (encoder.fingerprint("document"), collection.fingerprint, threads)
     if key not in _RATES:  # several systems of a table may share the encoder of documents
         _RATES[key] = _rates(encoder, collection, threads)
+        release_freed_memory()  # half a gigabyte of a small model, which later steps would add to
     rates = _RATES[key]
     if rates and encoder is not ranker.documents:
         rates = {**rates, "encode_seconds": None}
@@ -180,8 +181,8 @@ def _rates(encoder: Any, collection: Collection, threads: int) -> dict[str, Any]
     total = len(collection.documents)
     rows = np.linspace(0, total - 1, min(_DOCUMENTS, total), dtype=int)
     texts = [collection.documents.slice(int(row), int(row) + 1)[0] for row in rows]
-    encoder.encode(texts[:_WARM_UP], "document", batch_size=_BATCH)
-    encode = partial(encoder.encode, texts, "document", batch_size=_BATCH)
+    encoder.encode(texts[:_WARM_UP], "document")
+    encode = partial(encoder.encode, texts, "document")
     start = time.perf_counter()
     encode()
     seconds = time.perf_counter() - start
