@@ -11,8 +11,7 @@ from typing import Any
 import yaml
 
 HERE = Path(__file__).resolve().parent
-# Where collections come from that are not in BEIR and not in the folder of collections; LISA has to be in the latter.
-OTHER_SOURCES = {"cranfield": "ir_datasets:cranfield", "vaswani": "ir_datasets:vaswani", "lisa": "lisa"}
+OTHER_SOURCES = {"cranfield": "ir_datasets:cranfield"}  # of collections that are not in BEIR
 SECONDS = "seconds.txt"  # in a job's folder: total time of all its runs
 
 
