@@ -126,7 +126,9 @@ class StudentSettings(Settings):
     documents: Literal["frozen", "student"] = "frozen"
     """What encodes the documents of its index: `frozen` for the document encoder, `student` for the student itself,
     which is the default for kinds without a vector in a dense space. Re-rankers order the documents that BM25 finds."""
-    clusters: Annotated[ClusterSettings | None, BeforeValidator(_named_sizes)] = None
+    clusters: Annotated[
+        ClusterSettings | None, BeforeValidator(_named_sizes, json_schema_input_type=str | ClusterSettings | None)
+    ] = None
     """Clusters whose means replace the token vectors of a multi-vector student (CRISP, arXiv 2505.11471). The paper's
     names set the sizes alone: `C8x32` for 8 vectors per query and 32 per document, `C25` for 25% of the tokens of both.
     Two more students are then measured: `unclustered`, which gets the same training without clusters, and `pooled`,

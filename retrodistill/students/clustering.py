@@ -78,6 +78,12 @@ class TokenClusters(BaseTokenPooling):
         self.normalise, self.iterations, self.seed = normalise, iterations, seed
         self.weighted, self.method = weighted, method
 
+    def get_config_dict(self) -> dict[str, Any]:
+        """The settings; those that earlier versions do not have only if they are set, so that saved ones stay equal."""
+        config: dict[str, Any] = super().get_config_dict()
+        newer = {"weighted": False, "method": "k-means"}
+        return {key: value for key, value in config.items() if key not in newer or value != newer[key]}
+
     def forward(  # type: ignore[override]
         self, features: dict[str, Tensor], task: str | None = None
     ) -> dict[str, Tensor]:

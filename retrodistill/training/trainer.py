@@ -285,7 +285,7 @@ def _arguments(model: Any, settings: TrainingSettings, folder: Path, columns: Te
         "max_steps": steps,
         "per_device_train_batch_size": settings.batch_size,
         "learning_rate": settings.learning_rate,
-        "warmup_steps": math.ceil(settings.warmup * steps),
+        "warmup_steps": min(math.ceil(settings.warmup * steps), steps - 1),  # a single step learns, too
         "lr_scheduler_type": settings.schedule if settings.schedule != "constant" else "constant_with_warmup",
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_gradient_norm,

@@ -73,7 +73,11 @@ class TestKeys:
             ("name", "text", None),
             ("fusion", "zscore | zscore-per-query | minmax | reciprocal-rank", "zscore-per-query"),
             ("students", "settings by name", {}),
-            ("students.NAME.control", "untrained | contrastive | null", "untrained"),
+            (
+                "students.NAME.control",
+                "untrained | fitted | contrastive | contrastive-labels | settings | null",
+                "untrained",
+            ),
             ("students.NAME.dimension", "integer | space | null", None),
             ("students.NAME.stages", "list of settings (at least 1)", None),
             ("students.NAME.stages.N.exit_weights", "numbers by integer", {}),

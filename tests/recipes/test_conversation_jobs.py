@@ -132,9 +132,11 @@ class TestRewrites:
         ]
         job = job_of(rewrites=written(better))
         assert any("rewrites for 9 of 60 queries" in note for note in job.notes)
-        assert job.train.texts == tiny.split("train").texts
+        assert set(job.train.texts) < set(tiny.split("train").texts)  # some are near test queries
         assert job.teacher_test_queries.texts == job.test.texts
-        assert sum(text.startswith("all about") for text in job.training_data.teacher_queries(job.train).texts) == 9
+        assert sum(text.startswith("all about") for text in job.training_data.teacher_queries(job.train).texts) == sum(
+            one["query_id"] in job.train for one in better
+        )
 
     def test_alignment_is_to_the_embedding_of_the_rewrite(self, dense_content, written, tiny, tmp_path, monkeypatch):
         from retrodistill.students import dense

@@ -101,7 +101,7 @@ class TestWithoutJudgments:
         quick["collection"] = str(folder)
         results = run_recipe(parse_recipe(quick), tmp_path / "out")
         assert (results.split, results.queries) == ("unjudged", 12)
-        assert results.provenance["training queries"] == "48"  # none of them is measured
+        assert results.provenance["training queries"] == "33"  # of 48; none is measured, or near one that is
         for system in results.systems:
             assert system.ndcg10 is system.retention is None
             assert system.query_ms["p50"] > 0
