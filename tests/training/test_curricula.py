@@ -367,5 +367,5 @@ class TestKeysThatDoNotFit:
 
     def test_a_teacher_of_its_own_is_for_recipes(self, data, tiny_model, tmp_path):
         settings = StudentSettings.model_validate({"model": f"dense:{tiny_model}", "stages": [stage(teacher="bm25")]})
-        with pytest.raises(UserError, match=r"own teacher or labels needs a recipe"):
+        with pytest.raises(UserError, match=r"own teacher, labels or start needs a recipe"):
             train_student("student", settings, data, tmp_path / "student")
