@@ -13,7 +13,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.encoders.contract import Role, TextModel
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.modules import with_modules
-from retrodistill.runs.run import top_k
+from retrodistill.encoders.vectors import best_of_blocks
 
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder
@@ -105,21 +105,7 @@ def best_documents(queries: Tokens, blocks: Iterable[tuple[int, Tokens]], k: int
     A block is the row of its first document and the tokens of a few documents. Memory grows with k only, which is at
     most the number of documents.
     """
-    scores = np.zeros((len(queries), 0), dtype=np.float32)
-    rows = np.zeros((len(queries), 0), dtype=np.int64)
-    for first, documents in blocks:
-        scores = np.concatenate([scores, maxsim(queries, documents)], axis=1)
-        block_rows = np.arange(first, first + len(documents))
-        rows = np.concatenate([rows, np.tile(block_rows, (len(queries), 1))], axis=1)
-        if scores.shape[1] > 8 * k:  # cut seldom: each cut sorts
-            rows, scores = _best(rows, scores, k)
-    return _best(rows, scores, k)
-
-
-def _best(rows: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    # rows are ascending or already best first, so that the stable order keeps ties by row
-    order = top_k(scores, k)
-    return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
+    return best_of_blocks(((first, maxsim(queries, documents)) for first, documents in blocks), len(queries), k)
 
 
 def blocks_of(bounds: np.ndarray, tokens: int) -> Iterable[tuple[int, int]]:

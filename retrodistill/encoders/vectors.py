@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -68,6 +68,28 @@ def _best_of_block(queries: np.ndarray, block: np.ndarray, k: int) -> Best:
         rows[some] = top_k(products, k)
         scores[some] = np.take_along_axis(products, rows[some], axis=1)
     return rows, scores
+
+
+def best_of_blocks(blocks: Iterable[tuple[int, np.ndarray]], queries: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """(q, k) int64 rows and float32 scores of the documents of highest score, best first, ties by row.
+
+    A block is the row of its first document and the (q, n) scores of n consecutive documents. Memory grows with k only,
+    which is at most the number of documents.
+    """
+    rows, scores = np.zeros((queries, 0), dtype=np.int64), np.zeros((queries, 0), dtype=np.float32)
+    for first, block in blocks:
+        scores = np.concatenate([scores, block], axis=1)
+        block_rows = np.arange(first, first + block.shape[1])
+        rows = np.concatenate([rows, np.tile(block_rows, (queries, 1))], axis=1)
+        if scores.shape[1] > 8 * k:  # cut seldom: each cut sorts
+            rows, scores = _best(rows, scores, k)
+    return _best(rows, scores, k)
+
+
+def _best(rows: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    # rows are ascending or already best first, so that the stable order keeps ties by row
+    order = top_k(scores, k)
+    return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
 
 def training_rows(count: int, centroids: int) -> np.ndarray:

@@ -15,9 +15,9 @@ from retrodistill.core.runtime import log, main_first, processes
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.embeddings import SparseStore
 from retrodistill.encoders.sparse import SparseTextEncoder
+from retrodistill.encoders.vectors import best_of_blocks
 from retrodistill.objectives.registry import get_regularizer
 from retrodistill.objectives.sparsity import whole_batch
-from retrodistill.runs.run import top_k
 from retrodistill.students.lexical_terms import lexical_terms_of, saturated_terms
 from retrodistill.students.stored_states import (
     HeadScorer,
@@ -299,13 +299,10 @@ def _search(
     terms = torch.from_numpy(used).long().to(head.parameters[0].device)
     chosen = [parameter[terms] for parameter in head.parameters]
     query_weights = encoded[:, used]
-    rows, best = np.zeros((len(queries), 0), dtype=np.int64), np.zeros((len(queries), 0), dtype=np.float32)
-    for block in states.blocks():
-        scores = query_weights @ head.weights(chosen, terms, block).cpu().numpy().T
-        rows = np.concatenate([rows, np.broadcast_to(block, scores.shape)], axis=1)
-        best = np.concatenate([best, scores], axis=1)
-        order = top_k(best, k)
-        rows, best = np.take_along_axis(rows, order, axis=1), np.take_along_axis(best, order, axis=1)
+    blocks = (
+        (int(block[0]), query_weights @ head.weights(chosen, terms, block).cpu().numpy().T) for block in states.blocks()
+    )
+    rows, best = best_of_blocks(blocks, len(queries), k)
     return np.where(best > 0, rows, -1), best
 
 

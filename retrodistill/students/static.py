@@ -29,6 +29,7 @@ from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import device
 from retrodistill.students.dense import KIND as DENSE_KIND
+from retrodistill.students.dense import spread
 from retrodistill.students.registry import StageDefaults
 
 INITIALIZATIONS = {
@@ -127,9 +128,8 @@ def with_words(tokenizer: Tokenizer, corpus: Texts, most: int) -> Tokenizer:
             f"{written['model']['type']}. Leave words out."
         )
     counts: Counter[str] = Counter()
-    texts = corpus.column
-    for row in np.unique(np.linspace(0, len(texts) - 1, min(_COUNTED, len(texts)), dtype=int)):
-        normal = tokenizer.normalizer.normalize_str(texts[row])
+    for text in spread(corpus.column, _COUNTED):
+        normal = tokenizer.normalizer.normalize_str(text)
         counts.update({word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal)})
     vocabulary = written["model"]["vocab"]
     for word, documents in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
