@@ -167,6 +167,15 @@ class StudentSettings(Settings):
         own = kind in kind_names() and get_kind(kind).has_own_documents
         return {"documents": "student", **given} if own else given
 
+    @model_validator(mode="before")
+    @classmethod
+    def _own_head(cls, given: Any) -> Any:
+        """Recipes and manifests of earlier versions have `head: splade` for every kind; it means the default."""
+        kind = str(given.get("model")).partition(":")[0] if isinstance(given, dict) else ""
+        if kind not in kind_names() or get_kind(kind).has_terms or given.get("head") != "splade":
+            return given
+        return {**given, "head": None}
+
     @field_validator("model")
     @classmethod
     def _parses(cls, model: str) -> str:

@@ -71,7 +71,7 @@ class LateInteraction(InputModule):
     kind: ClassVar[str]
     # (configuration of the transformer, settings) -> backbone, before weights are loaded
     new_backbone: ClassVar[Callable[[Any, Mapping[str, Any]], Any]]
-    specials: ClassVar[dict[Role, int]] = {"query": 0, "document": 0}
+    specials: dict[Role, int] = {"query": 0, "document": 0}  # noqa: RUF012 - subclasses have others
     config_file_name = "late_interaction.json"
     config_keys: list[str] = ["query_length", "document_length", "precision"]  # noqa: RUF012 - the base's
     save_in_root = True
@@ -305,8 +305,8 @@ class StoredDocumentsRanker(Ranker):
 def below_stored(student: CrossEncoderStudent, documents: Sequence[str]) -> Iterator[None]:
     """Inside the block, the lower part of a PreTT or TK is frozen and documents' states of it come from a store.
 
-    Training then moves the rest: PreTT's upper layers, TK's projection, gate and kernel weights. ``documents`` are all
-    that will be seen, in the corpus' order.
+    Training then moves the rest: PreTT's upper layers and head, TK's mix, projection, gate and kernel weights.
+    ``documents`` are all that will be seen, in the corpus' order.
     """
     module = module_of(student)
     texts = [*documents, ""]  # the empty text fills masked positions

@@ -35,10 +35,11 @@ def _new_backbone(config: Any, settings: Mapping[str, Any]) -> Any:
 class PreTT(LateInteraction):
     """A cross-encoder split at a layer, scored from [CLS] or by a `SegmentHead`.
 
-    The pair is ``[CLS] query [SEP]`` (segment 0) and ``document [SEP]`` (segment 1). Below layer `join` each half
-    attends to itself alone, which is the block mask of the paper; from there on everything attends to everything. A
-    document's positions begin at `query_length` whatever the query, as after a query that is padded to its full length:
-    its states at the join then depend on nothing but the document.
+    The pair is ``[CLS] query [SEP]`` and ``document [SEP]``. Below layer `join` each half attends to itself alone,
+    which is the block mask of the paper; from there on everything attends to everything. For [CLS], the halves are
+    segments 0 and 1, and a document's positions begin at `query_length` whatever the query, as after a query that is
+    padded to its full length: its states at the join then depend on nothing but the document. For a `SegmentHead`, both
+    are read as a bi-encoder does: the document has a [CLS], too, and both are segment 0 from position 0 on.
 
     Args:
         backbone: A BertForSequenceClassification with one label; for ``segments`` a BertModel.
@@ -51,10 +52,12 @@ class PreTT(LateInteraction):
 
     kind: ClassVar[str] = "prett"
     new_backbone: ClassVar[Any] = staticmethod(_new_backbone)
-    specials: ClassVar[dict[Role, int]] = {"query": 2, "document": 1}
+    specials: dict[Role, int] = {"query": 2, "document": 1}  # noqa: RUF012 - the base's
     config_keys: list[str] = ["join", "head", "dimension", *LateInteraction.config_keys]  # noqa: RUF012 - the base's
 
     def __init__(self, backbone: Any, tokenizer: Any, *, join: int, head: Head = "cls", **settings: Any) -> None:
+        if head == "segments":
+            self.specials = {"query": 2, "document": 2}
         super().__init__(backbone, tokenizer, **settings)
         config, dimension = backbone.config, self.dimension
         layers, longest, width = config.num_hidden_layers, config.max_position_embeddings, config.hidden_size
@@ -74,15 +77,15 @@ class PreTT(LateInteraction):
         self.read = torch.cat([torch.tensor([join]), self.read])
 
     def framed(self, tokens: list[int], role: Role) -> list[int]:
-        """``[CLS] query [SEP]`` or ``document [SEP]``."""
-        first = [self.tokenizer.cls_token_id] if role == "query" else []
+        """``[CLS] query [SEP]``, and ``document [SEP]`` or ``[CLS] document [SEP]``."""
+        first = [self.tokenizer.cls_token_id] if role == "query" or self.head == "segments" else []
         return [*first, *tokens, self.tokenizer.sep_token_id]
 
     def lower(self, ids: Tensor, mask: Tensor, role: Role) -> Tensor:
         """(n, tokens, d) states at the join."""
-        bert, start = self.backbone.base_model, 0 if role == "query" else self.query_length
-        positions = start + torch.arange(ids.shape[1], device=ids.device)[None, :]
-        segments = torch.full_like(ids, int(role == "document"))
+        bert, follows = self.backbone.base_model, role == "document" and self.head == "cls"
+        positions = self.query_length * follows + torch.arange(ids.shape[1], device=ids.device)[None, :]
+        segments = torch.full_like(ids, int(follows))
         hidden = bert.embeddings(input_ids=ids, token_type_ids=segments, position_ids=positions)
         return self.through(bert.encoder.layer[: self.join], hidden, mask)
 

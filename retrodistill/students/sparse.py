@@ -203,8 +203,8 @@ def sparsity(student: SparseTextEncoder, documents: Texts, queries: Texts) -> di
 
 def _start(settings: Any, data: Any) -> SparseEncoder:
     options = {name: getattr(settings, name) for name in ("queries", "lexical_terms", "layers", "max_length")}
-    head = settings.head or "splade"
-    return sparse_student(settings.model.partition(":")[2], data.collection.documents, head=head, **options)
+    options["head"] = settings.head or "splade"
+    return sparse_student(settings.model.partition(":")[2], data.collection.documents, **options)
 
 
 def _defaults(settings: Mapping[str, Any]) -> StageDefaults:

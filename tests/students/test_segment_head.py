@@ -39,18 +39,18 @@ def heads_of(model):
 
 
 @torch.no_grad()
-def by_hand(model, query, document, *, position=None, join=0):
-    """The score of a pair from its tokens; documents at a fixed position and read apart below a layer, if given."""
+def by_hand(model, query, document, *, alike=False, join=0):
+    """The score of a pair from its tokens, read apart below a layer; ``alike``: both are read as by a bi-encoder."""
     (head,) = heads_of(model)
     bert = getattr(model[0], "backbone", None) or model[0].auto_model
     sides = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (query, document)]
-    left = [model.tokenizer.cls_token_id, *sides[0], model.tokenizer.sep_token_id]
-    ids = [*left, *sides[1], model.tokenizer.sep_token_id]
+    first, last = [model.tokenizer.cls_token_id], [model.tokenizer.sep_token_id]
+    left = [*first, *sides[0], *last]
+    ids = [*left, *(first if alike else []), *sides[1], *last]
     is_document = torch.arange(len(ids)) >= len(left)
-    places = torch.arange(len(ids)) + is_document * (0 if position is None else position - len(left))
-    hidden = bert.embeddings(
-        input_ids=torch.tensor([ids]), token_type_ids=is_document.long()[None], position_ids=places[None]
-    )
+    places = torch.arange(len(ids)) - is_document * alike * len(left)
+    segments = is_document.long() * (not alike)
+    hidden = bert.embeddings(input_ids=torch.tensor([ids]), token_type_ids=segments[None], position_ids=places[None])
     for number, layer in enumerate(bert.encoder.layer):
         apart = (is_document[:, None] != is_document[None, :]) & (number < join)
         hidden = layer(hidden, apart[None, None].float() * torch.finfo(torch.float32).min)
@@ -80,8 +80,7 @@ class TestScores:
         model[0].precision = "float32"
         corrected(model)
         one = CrossEncoderStudent(model.eval(), "cross-encoder:p")
-        start = model[0].query_length
-        wanted = [by_hand(model, *pair, position=start, join=join) for pair in PAIRS]
+        wanted = [by_hand(model, *pair, alike=True, join=join) for pair in PAIRS]
         np.testing.assert_allclose(one.score(PAIRS), wanted, atol=1e-4)
         np.testing.assert_allclose(StoredDocuments(one, DOCUMENTS).score(QUERY, np.arange(4)), wanted, atol=1e-4)
 
