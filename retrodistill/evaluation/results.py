@@ -15,7 +15,7 @@ ROLES: tuple[str, ...] = get_args(Role)
 REWRITES = "rewrites"  # the first student on rewritten test queries, as teachers get them: not a competitor
 COMPARISON_KEYS = ("a", "b", "measure", "difference", "interval", "p")
 CURVE_KEYS = ("losses", "monitors")
-POINT_KEYS = ("step", "loss", "agreement", "mean_cosine")
+POINT_KEYS = ("step", "loss", "agreement", "ndcg@10", "mean_cosine")
 
 
 def _percentiles(value: dict[str, float]) -> dict[str, float]:
@@ -186,7 +186,8 @@ class Results(Record):
         comparisons: ``{"a", "b", "measure", "difference", "interval", "p"}``; difference is a minus b. Optional:
             ``p_holm`` (corrected for all comparisons here), ``smallest`` (detectable difference, or None), and
             ``wins``, ``ties``, ``losses`` of a.
-        curves: By student, ``{"losses": [{"step", "loss"}], "monitors": [{"step", "agreement", "mean_cosine"}]}``.
+        curves: By student, ``{"losses": [{"step", "loss"}], "monitors": [{"step", "agreement", "ndcg@10",
+            "mean_cosine"}]}``. Monitors look at held-out training queries; ``ndcg@10`` is there if these have labels.
         sides: Names of the two systems whose rankings the queries show, the reference first; empty if unknown.
         examples: Evenly spaced queries with both rankings.
         won, lost: Queries that the second of `sides` answers better, or worse, than the first, from the largest

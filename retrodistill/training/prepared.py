@@ -12,6 +12,7 @@ from retrodistill.candidates.selection import labeled, prod_selection, pseudo_la
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_file, digest
 from retrodistill.core.runtime import log, main_first
+from retrodistill.data.collection import judgments_of
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.vectors import exact_search
@@ -81,7 +82,7 @@ def _pseudo_classes(stage: StageSettings, data: TrainingData, texts: TrainingTex
         raise UserError("objective 'lelp' needs a dense teacher, whose embeddings it splits; set 'document_encoder'.")
     documents = texts.sources.copy()
     if stage.reads_labels:
-        for row, grades in graded_positions(texts, data.collection.documents, data.qrels()).items():
+        for row, grades in graded_positions(texts.texts, data.collection.documents, data.qrels()).items():
             documents[row] = max(grades, key=lambda position: (grades[position], -position))
     embeddings = embed(data.space, data.teacher_queries(texts.texts).texts, "query")
     parts = next(term.parts for term in stage.objectives if term.objective.needs("classes"))
@@ -183,6 +184,27 @@ def held_out_rows(texts: TrainingTexts, lists: Lists | None, seed: int) -> np.nd
     pool = real if len(real) >= 10 else np.flatnonzero(known)
     count = min(_HELD_OUT, len(pool) // 10)
     return np.sort(np.random.default_rng(seed).choice(pool, count, replace=False))
+
+
+def labeled_places(
+    prepared: Prepared, data: TrainingData, rows: np.ndarray, documents: np.ndarray | None = None
+) -> dict[int, dict[int, int]]:
+    """Labels above 0 of the texts at (n,) `rows`: grades by place in `rows` and corpus position; texts without are out.
+
+    With `documents`, (m,) or (n, m) corpus positions, -1 for padding, grades are by place in these instead, and labels
+    of other documents are left out.
+    """
+    if data.labels is None:
+        return {}
+    texts = prepared.texts.texts.select([prepared.texts.texts.ids[row] for row in rows])
+    graded = graded_positions(texts, data.collection.documents, judgments_of(texts, [data.labels]))
+    if documents is None:
+        return graded
+    lists, found = np.broadcast_to(documents, (len(rows), documents.shape[-1])), {}
+    for row, grades in graded.items():
+        places = np.flatnonzero(np.isin(lists[row], list(grades)))
+        found[row] = {place: grades[int(lists[row, place])] for place in places.tolist()}
+    return {row: grades for row, grades in found.items() if grades}
 
 
 def training_rows(prepared: Prepared, stage: StageSettings) -> np.ndarray:

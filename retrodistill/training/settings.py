@@ -257,8 +257,11 @@ class TrainingSettings(Settings):
     keep: Literal["last", "best"] = "last"
     """The student that a stage ends with: as it is after the `last` step, or as it was when it agreed `best` with the
     teacher on held-out queries, the start included. Agreement does not see sparsity, truncation, or exits."""
+    keep_by: Literal["agreement", "ndcg@10"] = Field(default="agreement", exclude_if=lambda given: given == "agreement")
+    """What `keep: best` and `patience` compare: `agreement` with the teacher, or `ndcg@10` by the labels of held-out
+    training queries."""
     patience: int = Field(default=0, ge=0)
-    """Stop after this many measurements without a better agreement, of about ten in a run; 0 never stops early."""
+    """Stop after this many measurements without a better one, of about ten in a run; 0 never stops early."""
 
 
 class GroupSettings(Settings):
@@ -429,8 +432,9 @@ class StageSettings(Settings):
 
     @property
     def needs_labels(self) -> bool:
-        """Whether it reads judgments of the training queries: as positives, or in a selection."""
-        return self.reads_labels or (self.selection is not None and self.selection.positives == "labels")
+        """Whether it reads judgments of the training queries: as positives, in a selection, or to keep the best."""
+        selects = self.selection is not None and self.selection.positives == "labels"
+        return self.reads_labels or selects or self.training.keep_by != "agreement"
 
     @property
     def reads_labels(self) -> bool:

@@ -103,6 +103,7 @@ class TrainingData:
         """Judgments of the training queries; it is a `UserError` if there are none."""
         if self.labels is None or not len(self.labels):
             raise UserError(
-                "the training queries have no labels; take positives: source_document, or positives: ensemble."
+                "the training queries have no labels; take positives: source_document, positives: ensemble, or "
+                "keep_by: agreement."
             )
         return self.labels
