@@ -12,6 +12,7 @@ from retrodistill.core.errors import UserError, unknown
 
 Role = Literal["baseline", "teacher", "control", "student"]
 ROLES: tuple[str, ...] = get_args(Role)
+WARNING = "warning: "  # begins notes that belong into the headline
 REWRITES = "rewrites"  # the first student on rewritten test queries, as teachers get them: not a competitor
 COMPARISON_KEYS = ("a", "b", "measure", "difference", "interval", "p")
 CURVE_KEYS = ("losses", "monitors")
@@ -192,7 +193,7 @@ class Results(Record):
         examples: Evenly spaced queries with both rankings.
         won, lost: Queries that the second of `sides` answers better, or worse, than the first, from the largest
             difference on.
-        notes: What a reader must know.
+        notes: What a reader must know. Those that begin with ``warning:`` say what to do.
         provenance: Fingerprints and other inputs, by name; values may be nested.
     """
 
@@ -233,6 +234,11 @@ class Results(Record):
             if system.name == name:
                 return system
         raise unknown("system", name, [system.name for system in self.systems])
+
+    @property
+    def warnings(self) -> list[str]:
+        """The notes that are warnings."""
+        return [note for note in self.notes if note.startswith(WARNING)]
 
     def with_role(self, role: Role) -> list[SystemResult]:
         """The systems with this role, in order."""

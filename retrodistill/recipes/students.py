@@ -50,6 +50,7 @@ class Distilled:
     seconds: float  # of training
     curves: dict[str, list[dict[str, float]]] = field(default_factory=dict)  # of all stages, with steps counted through
     notes: list[str] = field(default_factory=list)  # what a reader of the results should know about it
+    held_out: list[str] = field(default_factory=list)  # ids of training queries that no stage was trained on
     role: Role = "student"
     truncate: int | None = None  # leading dimensions that its index keeps; None for the recipe's
 
@@ -153,7 +154,8 @@ class _Training:
         encoder = load_student(folder)
         record = Manifest.read(folder, STUDENT_MANIFEST).about
         documents = space_of(self._data) if self._students[name].documents == "frozen" else encoder
-        return Distilled(name, encoder, documents, record["seconds"], record["curves"], record.get("notes", []))
+        notes, held_out = record.get("notes", []), record.get("held_out", [])  # earlier versions have none
+        return Distilled(name, encoder, documents, record["seconds"], record["curves"], notes, held_out)
 
     def is_saved(self, state: StudentState) -> bool:
         """Whether the student can be loaded in this state: it is kept, or finished."""
@@ -253,6 +255,7 @@ def work_folder(data: TrainingData) -> Path:
 
 def _extended(record: dict[str, Any], history: History) -> dict[str, Any]:
     """The record with one more stage, with steps counted through."""
+    known = record.get("held_out", []) if record.get("stages") else history.held_out
     curves = {
         curve: [*earlier, *({**entry, "step": entry["step"] + record["steps"]} for entry in getattr(history, curve))]
         for curve, earlier in record["curves"].items()
@@ -262,5 +265,6 @@ def _extended(record: dict[str, Any], history: History) -> dict[str, Any]:
         "steps": record["steps"] + history.steps,
         "curves": curves,
         "notes": [*record.get("notes", []), *history.notes],
+        "held_out": [query for query in known if query in set(history.held_out)],
         "stages": [*record.get("stages", []), history.learned],
     }

@@ -169,6 +169,7 @@ def run_stage(model: Any, stage: StageSettings, data: TrainingData, folder: Path
         prepared = prepare(stage, data)
     history = kind.train(StageRun(student, stage, data, prepared, folder, what))
     history.notes = [*prepared.notes, *history.notes]
+    history.held_out = prepared.held_out_queries
     history.learned = {**learned_from(prepared, stage, data), "steps": history.steps, "seconds": history.seconds}
     return history
 

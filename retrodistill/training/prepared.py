@@ -41,6 +41,11 @@ class Prepared:
     notes: list[str] = field(default_factory=list)  # what a reader of the results should know
     classes: PseudoClasses | None = None  # of the texts, if an objective sees them
 
+    @property
+    def held_out_queries(self) -> list[str]:
+        """Ids of the held-out texts that are real queries."""
+        return [self.texts.texts.ids[row] for row in self.held_out if self.texts.sources[row] < 0]
+
 
 def prepare(stage: StageSettings, data: TrainingData) -> Prepared:
     """Gather texts, score lists, set temperatures, hold some queries out and select others.

@@ -69,6 +69,7 @@ class History:
     losses: list[dict[str, float]] = field(default_factory=list)  # ``{"step": .., "loss": .., term: ..}`` at intervals
     monitors: list[dict[str, float]] = field(default_factory=list)  # ``{"step": .., measure: ..}`` at intervals
     notes: list[str] = field(default_factory=list)  # what a reader of the results should know
+    held_out: list[str] = field(default_factory=list)  # ids of real queries that were not trained on
     learned: dict[str, Any] = field(default_factory=dict)  # what it learned from, for the model card
     pace: Pace | None = None  # without the first step, which is slower; None for fewer than two steps
 
