@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from retrodistill.candidates.mining import mine
+from retrodistill.candidates.mining import mine, with_positives
 from retrodistill.candidates.samplers import random_documents
 from retrodistill.candidates.selection import Budget, choose_pairs, labeled
 from retrodistill.core.errors import UserError
@@ -25,7 +25,6 @@ from retrodistill.rankers.ensemble import Ensemble
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.runs.formats import read_run, write_run
-from retrodistill.runs.fusion import union
 from retrodistill.runs.run import Run, align
 from retrodistill.training.lists import Lists, below_positives, best_labeled, lists_from_run, lists_over_corpus
 from retrodistill.training.settings import CURRENT_STUDENT, StageSettings, is_student
@@ -228,13 +227,4 @@ def _mined(stage: StageSettings, data: TrainingData, texts: Texts) -> Run:
     if stage.candidates.filter is not None:
         taken_from = ((text, source_document(text)) for text in texts.ids)
         listed += [(text, [document]) for text, document in taken_from if document is not None]
-    return _with_pairs(pool, data, listed) if listed else pool
-
-
-def _with_pairs(pool: Run, data: TrainingData, listed: list[tuple[str, list[str]]]) -> Run:
-    """The pool with the positives of its texts, last in order."""
-    queries = [query for query, named in listed for _ in named]
-    documents = [document for _, named in listed for document in named]
-    known = data.collection.documents.positions(documents) >= 0
-    added = Run.from_arrays(queries, documents, np.zeros(len(documents)), name="positives")
-    return union([pool, added.filter(known)], weights=[1.0, 0.0]) if known.any() else pool
+    return with_positives(pool, collection.documents, listed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -86,6 +87,14 @@ class FilterSettings(Settings):
         if (self.margin is None) == (self.relative is None):
             raise ValueError("a filter is either a margin or relative, e.g. {margin: 0.05} or {relative: 0.95}")
         return self
+
+    def without_meaning(self, teachers: Sequence[str], fusion: str) -> str | None:
+        """What makes a share of these teachers' scores meaningless, as far as names tell; None if nothing does."""
+        if self.relative is None:
+            return None
+        if len(teachers) > 1:
+            return f"fusion: {fusion}" if fusion.startswith("zscore") else None
+        return "a cross-encoder's logits" if any(name.startswith("cross-encoder:") for name in teachers) else None
 
 
 class CandidateSettings(Settings):
