@@ -45,7 +45,9 @@ class TestHelp:
         function = "run_command" if command == "run" else command
         parameters = next(one.callback for one in cli.app.registered_commands if one.callback.__name__ == function)
         for name in inspect.signature(parameters).parameters:
-            option = {"as_json": "json", "place": "index", "bytes_wanted": "bytes"}.get(name, name).replace("_", "-")
+            option = {"as_json": "json", "place": "index", "bytes_wanted": "bytes", "filter_by": "filter"}.get(
+                name, name
+            ).replace("_", "-")
             if name != "context":  # typer's own
                 assert re.search(rf"--{option}\b|{option.upper()}", out, re.IGNORECASE), name
 

@@ -86,7 +86,7 @@ class TestWithoutLabels:
     def test_within_a_margin_they_agree_as_much(self, own, is_told, tiny_static):
         def row(name, role, overlap):
             agreement = Agreement(teacher="t", queries=9, overlap10=0.5, rank_biased_overlap=overlap or 0)
-            return SystemResult(name=name, role=role, agreement=None if overlap is None else agreement)
+            return SystemResult(name=name, role=role, ndcg10=None, agreement=None if overlap is None else agreement)
 
         encoder = load_student(tiny_static)
         rows = {"bm25": row("bm25", "baseline", 0.5), "s": row("s", "student", own)}
