@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from retrodistill import cli
+from retrodistill.core.runtime import set_quiet
 from retrodistill.encoders import load_encoder
 from retrodistill.runs import Run, read_run, write_run
 
@@ -115,6 +116,7 @@ class TestTheWayThrough:
         space, pool = load_encoder(f"dense:{tiny_model}"), tmp_path / "pool.run"
         write_run(Run.from_dict({query: {f"d{at}": 1.0 for at in range(12)} for query in ("q0", "q20", "t0")}), pool)
         asked = ["--collection", tiny_folder, "--candidates", pool, "--out", tmp_path / "a.run"]
+        set_quiet(False)
         status, _, err = call("score", *asked, "--teacher", space.name, "--store", tmp_path / "store", "--filter", rule)
         assert status == 0
         kept = read_run(tmp_path / "a.run").to_dict()
