@@ -37,7 +37,7 @@ from retrodistill.training.training_data import TrainingData
 WHOLE = 30_000  # documents of a corpus of which a list may be all: a step costs its vectors' products with each
 _SPREAD_SAMPLE = 512  # rows of a corpus matrix on which its spread is measured
 _SCORES = "scores"  # in a job's folder
-_FREE = "random"  # source of documents that nobody proposed and the teacher did not score
+_FREE = "not scored"  # in the place of a source: documents that are drawn at random and that the teacher did not score
 _CHEAP = ("bm25", "dense", "static", "vectors")  # they score any pair at no cost once texts are embedded
 
 
@@ -87,6 +87,7 @@ def scored_lists(stage: StageSettings, data: TrainingData, texts: TrainingTexts)
             lists = lists_over_corpus(teacher, texts.sources, hide_source=hide)
         else:
             run, notes = scored_candidates(stage, data, texts.texts, teacher)
+            free = len(run) - len(scored_by_teacher(run))
             lists = lists_from_run(run, texts.texts, documents, texts.sources, hide_source=hide)
             shared = 0 if stage.draws_groups else min(stage.candidates.shared, len(documents))
             lists = replace(lists, teacher=teacher, shared=shared, seed=data.seed)

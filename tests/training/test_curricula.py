@@ -216,6 +216,13 @@ class TestFreeRandomDocuments:
         assert set(free.query_ids) <= set(run.query_ids)
         assert not any(f"title:{document}" == query for query, document in pairs_of(free))
 
+    def test_without_a_budget_the_teacher_scores_them(self, data):
+        scored, _ = self.lists(data, random=6, budget=None)
+        plain, _ = self.lists(data, budget=None)
+        assert scored.free == 0
+        assert len(scored.run) > len(plain.run) + 3 * len(plain.run.query_ids)
+        assert scored.spread != plain.spread
+
     def test_a_recorded_run_has_them_too(self, data):
         listed = {query: {"d1": 2.0, "d2": 1.0, "d3": 0.5, "d4": 0.1} for query in data.queries.ids}
         data = changed(data, teacher=RecordedRanker(Run.from_dict(listed)))
