@@ -25,6 +25,7 @@ _OWN_MODULES = (
     "retrodistill.students.clustering.TokenClusters",
     "retrodistill.students.lexical_terms.LexicalTerms",
     "retrodistill.students.prett.PreTT",
+    "retrodistill.students.segment_head.SegmentHead",
     "retrodistill.students.tk.TK",
     "retrodistill.students.token_pooling.FixedTokenPooling",
     "retrodistill.students.vdr.VocabularyPooling",
@@ -56,6 +57,15 @@ def load_cross_encoder(name: str, *, max_length: int | None = None) -> CrossEnco
     return model
 
 
+def scores_pairs(name: str) -> bool:
+    """Whether a model has a head that scores pairs; for others, sentence-transformers draws one at random."""
+    with quiet_libraries(), _offline_unless_reachable():
+        place = str(_local(name) or name)
+        if (_model_file(place, "config_sentence_transformers.json") or {}).get("model_type") == "CrossEncoder":
+            return True
+        return any(kind.endswith(("ForSequenceClassification", "ForCausalLM")) for kind in _architectures(place))
+
+
 def load_multi_vector(name: str) -> MultiVectorEncoder:
     """Load a multi-vector encoder in float32: of sentence-transformers, PyLate or Stanford's ColBERT."""
     why = "a multi-vector encoder: its tokens were not trained for late interaction"
@@ -81,12 +91,8 @@ def _load(name: str, class_name: str, fits: Callable[[str], bool] | None = None,
         return kind(place, device=device(), model_kwargs={"dtype": torch.float32}, **trust, **options)
 
     with quiet_libraries():
-        folder = Path(name).expanduser()
-        if folder.is_dir():
+        if (folder := _local(name)) is not None:
             return _try(str(folder), load, f"folder {name} is not a sentence-transformers model")
-        is_packaged = name in (PACKAGED_NAME, f"sentence-transformers/{PACKAGED_NAME}")
-        if is_packaged and (packaged := packaged_minilm()) is not None:
-            return load(str(packaged))
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise UserError(f"no model folder {name}; give an existing folder or a hub name.")
         extra = ", or install 'retrodistill[demo]', which contains it" if PACKAGED_NAME in name else ""
@@ -105,6 +111,14 @@ def _try(place: str, load: Callable[[str], Any], failure: str) -> Any:
     except (*expected, SafetensorError, HfHubHTTPError, HFValidationError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{failure} ({reason[:160].rstrip('.')}).") from error
+
+
+def _local(name: str) -> Path | None:
+    """The folder of a model that needs no hub; None for others."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    return packaged_minilm() if name in (PACKAGED_NAME, f"sentence-transformers/{PACKAGED_NAME}") else None
 
 
 def packaged_minilm() -> Path | None:

@@ -131,6 +131,8 @@ def student_manifest(settings: StudentSettings, data: TrainingData, teachers: St
     # A key that students made before it do not have, so that they stay valid.
     unset = {number: {"start"} for number, stage in enumerate(settings.stages) if stage.start is None}
     kept = settings.model_dump(mode="json", exclude={"control": True, "stages": unset})
+    if settings.head is None and (settings.kind.can_search or "head" not in settings.kind.options):
+        kept["head"] = "splade"  # as every kind had it before re-rankers could choose
     return Manifest("student", inputs, {**kept, "seed": data.seed})
 
 

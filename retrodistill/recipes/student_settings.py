@@ -144,9 +144,12 @@ class StudentSettings(Settings):
     lexical_terms: bool = False
     """Whether the documents of a sparse student also weight their own tokens as BM25 does, with a learned weight per
     token. For inference-free queries. Dense students have `lexical_dim` instead."""
-    head: Literal["splade", "vdr"] = "splade"
-    """Head of a sparse student. `vdr` keeps the 768 heaviest terms of a text and the text's own tokens. The student is
-    then also measured as `NAME@own-tokens`: with the same documents, and queries encoded without a model."""
+    head: Literal["splade", "vdr", "segments", "cls"] | None = None
+    """Head of a sparse student: `splade`, the default, or `vdr`, which keeps the 768 heaviest terms of a text and the
+    text's own tokens. The student is then also measured as `NAME@own-tokens`: with the same documents, and queries
+    encoded without a model. Head of a cross-encoder or prett student that starts from a bi-encoder: `segments`, the
+    default, the cosine of the mean token states of query and document plus a learned correction, or `cls`, a random
+    linear map of the first token's state. A model that scores pairs keeps its own."""
     stages: list[StageSettings] = Field(min_length=1)
     """Training stages, in order."""
     control: Literal["untrained", "fitted", "contrastive", "contrastive-labels"] | ControlSettings | None = "untrained"
@@ -163,6 +166,15 @@ class StudentSettings(Settings):
         kind = str(given.get("model")).partition(":")[0] if isinstance(given, dict) else ""
         own = kind in kind_names() and get_kind(kind).has_own_documents
         return {"documents": "student", **given} if own else given
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_head(cls, given: Any) -> Any:
+        """Recipes and manifests of earlier versions have `head: splade` for every kind; it means the default."""
+        kind = str(given.get("model")).partition(":")[0] if isinstance(given, dict) else ""
+        if kind not in kind_names() or get_kind(kind).has_terms or given.get("head") != "splade":
+            return given
+        return {**given, "head": None}
 
     @field_validator("model")
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -17,10 +17,11 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.contract import STUDENT_MANIFEST, Role
-from retrodistill.encoders.loading import load_cross_encoder
+from retrodistill.encoders.loading import load_bi_encoder, load_cross_encoder, scores_pairs
 from retrodistill.encoders.modules import keep_first_layers, weights_digest
 from retrodistill.rankers.cross_encoder import CrossEncoderRanker
 from retrodistill.students.registry import Kind, StageDefaults
+from retrodistill.students.segment_head import Head, SegmentHead
 from retrodistill.training.lists import ListBatch
 from retrodistill.training.scorers import ColumnScorer
 from retrodistill.training.stages import BothEncoders, StageRun, train_both
@@ -96,23 +97,56 @@ class PairScorer(ColumnScorer):
 
 
 def cross_encoder_student(
-    source: str, *, layers: int | None = None, max_length: int | None = None, seed: int = 0
+    source: str,
+    *,
+    head: Head | None = None,
+    layers: int | None = None,
+    max_length: int | None = None,
+    seed: int = 0,
 ) -> CrossEncoder:
     """A cross-encoder to start from, in float32, with one raw logit per pair.
 
-    ``source`` is the folder or hub name of a cross-encoder, or of any transformer or bi-encoder, which gets a fresh
-    last layer, drawn by the seed. It keeps its first ``layers``, all by default, and cuts pairs to ``max_length``
-    tokens, the model's own limit by default.
+    Args:
+        source: Folder or hub name of a cross-encoder, which keeps its head, or of a bi-encoder or another transformer,
+            which gets a new one.
+        head: The new one: ``segments`` (default), see `SegmentHead`, or ``cls``, the library's, which is random.
+        layers: Number of transformer layers to keep, from the first; all by default.
+        max_length: Maximum number of tokens of a pair; the model's own by default.
+        seed: Seed of the head's random values.
+
+    Raises:
+        UserError: The model is not found or not a transformer, has too few layers, reads fewer tokens, or has a head
+            where ``segments`` is wanted.
     """
     torch.manual_seed(seed)
-    model = load_cross_encoder(source, max_length=max_length)
+    has_head = scores_pairs(source)
+    if has_head and head == "segments":
+        raise UserError(f"head: segments is for models without a head; {source} has one, so leave head out to keep it.")
+    by_segments = not has_head and head != "cls"
+    model: Any = _with_segment_head(source) if by_segments else load_cross_encoder(source, max_length=max_length)
     if layers is not None:
-        keep_first_layers(model, layers)  # type: ignore[arg-type]
+        keep_first_layers(model, layers)
     config: Any = getattr(getattr(model[0], "auto_model", None), "config", None)
     longest = getattr(config, "max_position_embeddings", None)
     if max_length is not None and longest is not None and max_length > longest:
         raise UserError(f"max_length={max_length}: model {source} reads 1 to {longest} tokens.")
-    return model
+    if by_segments and max_length is not None:
+        model.max_seq_length = max_length
+    cross_encoder: CrossEncoder = model
+    return cross_encoder
+
+
+def _with_segment_head(source: str) -> CrossEncoder:
+    """The transformer of a bi-encoder, with a `SegmentHead` instead of its pooling."""
+    model = load_bi_encoder(source)
+    transformer: Any = model[0]
+    separator = getattr(model.tokenizer, "sep_token_id", None)
+    if getattr(transformer, "auto_model", None) is None or separator is None:
+        found = type(transformer).__name__
+        raise UserError(f"model {source} ({found}) does not read pairs; start from a transformer such as a BERT.")
+    transformer.auto_model.config.num_labels = 1  # the library reads there how many scores a pair has
+    head = SegmentHead(transformer.get_embedding_dimension(), separator)
+    return CrossEncoder(modules=[transformer, head], device=str(model.device), activation_fn=nn.Identity())
 
 
 def train_pairs(run: StageRun) -> History:
@@ -122,12 +156,19 @@ def train_pairs(run: StageRun) -> History:
 
 def _start(settings: Any, data: Any) -> CrossEncoder:
     source = settings.model.partition(":")[2]
-    return cross_encoder_student(source, layers=settings.layers, max_length=settings.max_length, seed=data.seed)
+    options = {name: getattr(settings, name) for name in ("head", "layers", "max_length")}
+    return cross_encoder_student(source, seed=data.seed, **options)
 
 
 def _load(folder: str) -> CrossEncoderStudent:
     manifest = Manifest.read(folder, STUDENT_MANIFEST) if (Path(folder) / STUDENT_MANIFEST).exists() else None
     return CrossEncoderStudent(load_cross_encoder(folder), f"cross-encoder:{folder}", manifest)
+
+
+def check_head(settings: Any) -> None:
+    """Refuse a head of sparse students, as a ValueError."""
+    if settings.head not in (None, *get_args(Head)):
+        raise ValueError(f"head: {settings.head} is for sparse students; set head: {' or '.join(get_args(Head))}")
 
 
 KIND = Kind(
@@ -142,6 +183,8 @@ KIND = Kind(
     ranker=lambda student, documents: CrossEncoderRanker(student.model, student.name),
     parts=("both_encoders",),
     defaults=lambda _: StageDefaults("both_encoders", {"learning_rate": 5e-5, "batch_size": 16}, 1.0),
+    options=frozenset({"head"}),
+    check=check_head,
     can_search=False,
     can_teach=True,
 )

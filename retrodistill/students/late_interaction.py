@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
@@ -69,8 +69,9 @@ class LateInteraction(InputModule):
     tokenizer: Any
     read: Tensor
     kind: ClassVar[str]
-    new_backbone: ClassVar[Callable[[Any], Any]]  # from a configuration, before weights are loaded
-    specials: ClassVar[dict[Role, int]] = {"query": 0, "document": 0}
+    # (configuration of the transformer, settings) -> backbone, before weights are loaded
+    new_backbone: ClassVar[Callable[[Any, Mapping[str, Any]], Any]]
+    specials: dict[Role, int] = {"query": 0, "document": 0}  # noqa: RUF012 - subclasses have others
     config_file_name = "late_interaction.json"
     config_keys: list[str] = ["query_length", "document_length", "precision"]  # noqa: RUF012 - the base's
     save_in_root = True
@@ -210,7 +211,8 @@ class LateInteraction(InputModule):
         config = AutoConfig.from_pretrained(model_name_or_path, cache_dir=cache_folder, **place)
         tokenizer = AutoTokenizer.from_pretrained(model_name_or_path, cache_dir=cache_folder, **place)
         place["cache_folder"] = cache_folder
-        module = cls(cls.new_backbone(config), tokenizer, **cls.load_config(model_name_or_path, **place))
+        settings = cls.load_config(model_name_or_path, **place)
+        module = cls(cls.new_backbone(config, settings), tokenizer, **settings)
         return cls.load_torch_weights(model_name_or_path, model=module, **place)
 
 
@@ -303,8 +305,8 @@ class StoredDocumentsRanker(Ranker):
 def below_stored(student: CrossEncoderStudent, documents: Sequence[str]) -> Iterator[None]:
     """Inside the block, the lower part of a PreTT or TK is frozen and documents' states of it come from a store.
 
-    Training then moves the rest: PreTT's upper layers, TK's projection, gate and kernel weights. ``documents`` are all
-    that will be seen, in the corpus' order.
+    Training then moves the rest: PreTT's upper layers and head, TK's mix, projection, gate and kernel weights.
+    ``documents`` are all that will be seen, in the corpus' order.
     """
     module = module_of(student)
     texts = [*documents, ""]  # the empty text fills masked positions
@@ -361,7 +363,7 @@ def _check(settings: Any) -> None:
 LATE_INTERACTION = replace(  # what the kinds of PreTT and TK share
     CROSS_ENCODER,
     train=train_late_interaction,
-    transformer=None,
+    transformer=lambda model: model[0].backbone.base_model,
     ranker=lambda student, documents: StoredDocumentsRanker(student),
     parts=("head", "both_encoders"),
     check=_check,

@@ -5,7 +5,7 @@ MacAvaney et al. 2020 (PreTTR, arXiv 2004.14255); a student of Hofstätter et al
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -13,40 +13,51 @@ import numpy as np
 import torch
 from sentence_transformers import CrossEncoder
 from torch import Tensor, nn
-from transformers import BertForSequenceClassification
+from transformers import BertForSequenceClassification, BertModel
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.contract import Role
 from retrodistill.encoders.multi_vector import fitted_on, principal_directions
-from retrodistill.students.cross_encoder import cross_encoder_student
+from retrodistill.students.cross_encoder import check_head, cross_encoder_student
 from retrodistill.students.late_interaction import LATE_INTERACTION, LENGTHS, LateInteraction, Side, late_interaction
 from retrodistill.students.registry import StageDefaults
+from retrodistill.students.segment_head import Head, SegmentHead
 
 _BATCH = 32  # documents that the compressor is fitted on, read at a time
 
 
-class PreTT(LateInteraction):
-    """A cross-encoder split at a layer, scored from [CLS].
+def _new_backbone(config: Any, settings: Mapping[str, Any]) -> Any:
+    if settings.get("head", "cls") == "cls":
+        return BertForSequenceClassification(config)
+    return BertModel(config, add_pooling_layer=False)
 
-    The pair is ``[CLS] query [SEP]`` (segment 0) and ``document [SEP]`` (segment 1). Below layer `join` each half
-    attends to itself alone, which is the block mask of the paper; from there on everything attends to everything. A
-    document's positions begin at `query_length` whatever the query, as after a query that is padded to its full length:
-    its states at the join then depend on nothing but the document.
+
+class PreTT(LateInteraction):
+    """A cross-encoder split at a layer, scored from [CLS] or by a `SegmentHead`.
+
+    The pair is ``[CLS] query [SEP]`` and ``document [SEP]``. Below layer `join` each half attends to itself alone,
+    which is the block mask of the paper; from there on everything attends to everything. For [CLS], the halves are
+    segments 0 and 1, and a document's positions begin at `query_length` whatever the query, as after a query that is
+    padded to its full length: its states at the join then depend on nothing but the document. For a `SegmentHead`, both
+    are read as a bi-encoder does: the document has a [CLS], too, and both are segment 0 from position 0 on.
 
     Args:
-        backbone: A BertForSequenceClassification with one label.
+        backbone: A BertForSequenceClassification with one label; for ``segments`` a BertModel.
         tokenizer: Its tokenizer.
         join: Layers that read the texts separately, from 0 (an ordinary cross-encoder) to one less than there are.
+        head: ``cls``, that of the backbone, or ``segments``.
         settings: As of `LateInteraction`. States of another ``dimension`` than the model's are stored through a linear
             map and restored by another (the paper's compression, without its activation).
     """
 
     kind: ClassVar[str] = "prett"
-    new_backbone: ClassVar[Any] = BertForSequenceClassification
-    specials: ClassVar[dict[Role, int]] = {"query": 2, "document": 1}
-    config_keys: list[str] = ["join", "dimension", *LateInteraction.config_keys]  # noqa: RUF012 - the base's
+    new_backbone: ClassVar[Any] = staticmethod(_new_backbone)
+    specials: dict[Role, int] = {"query": 2, "document": 1}  # noqa: RUF012 - the base's
+    config_keys: list[str] = ["join", "head", "dimension", *LateInteraction.config_keys]  # noqa: RUF012 - the base's
 
-    def __init__(self, backbone: Any, tokenizer: Any, *, join: int, **settings: Any) -> None:
+    def __init__(self, backbone: Any, tokenizer: Any, *, join: int, head: Head = "cls", **settings: Any) -> None:
+        if head == "segments":
+            self.specials = {"query": 2, "document": 2}
         super().__init__(backbone, tokenizer, **settings)
         config, dimension = backbone.config, self.dimension
         layers, longest, width = config.num_hidden_layers, config.max_position_embeddings, config.hidden_size
@@ -59,21 +70,22 @@ class PreTT(LateInteraction):
                 f"{self.query_length} tokens of a query and {self.document_length} of a document: the model reads "
                 f"{longest} together; set a smaller max_length."
             )
-        self.join = join
+        self.join, self.head = join, head
+        self.segment_head = SegmentHead(width, tokenizer.sep_token_id) if head == "segments" else None
         self.compress = nn.Linear(width, dimension, bias=False) if dimension else None
         self.restore = nn.Linear(dimension, width, bias=False) if dimension else None
         self.read = torch.cat([torch.tensor([join]), self.read])
 
     def framed(self, tokens: list[int], role: Role) -> list[int]:
-        """``[CLS] query [SEP]`` or ``document [SEP]``."""
-        first = [self.tokenizer.cls_token_id] if role == "query" else []
+        """``[CLS] query [SEP]``, and ``document [SEP]`` or ``[CLS] document [SEP]``."""
+        first = [self.tokenizer.cls_token_id] if role == "query" or self.head == "segments" else []
         return [*first, *tokens, self.tokenizer.sep_token_id]
 
     def lower(self, ids: Tensor, mask: Tensor, role: Role) -> Tensor:
         """(n, tokens, d) states at the join."""
-        bert, start = self.backbone.bert, 0 if role == "query" else self.query_length
-        positions = start + torch.arange(ids.shape[1], device=ids.device)[None, :]
-        segments = torch.full_like(ids, int(role == "document"))
+        bert, follows = self.backbone.base_model, role == "document" and self.head == "cls"
+        positions = self.query_length * follows + torch.arange(ids.shape[1], device=ids.device)[None, :]
+        segments = torch.full_like(ids, int(follows))
         hidden = bert.embeddings(input_ids=ids, token_type_ids=segments, position_ids=positions)
         return self.through(bert.encoder.layer[: self.join], hidden, mask)
 
@@ -83,14 +95,17 @@ class PreTT(LateInteraction):
 
     def compare(self, queries: Side, documents: Tensor, mask: Tensor) -> Tensor:
         """(n,) logits of the layers that read both."""
-        bert, both = self.backbone.bert, torch.cat([queries.mask, mask], dim=1)
+        bert, both = self.backbone.base_model, torch.cat([queries.mask, mask], dim=1)
         restored = documents if self.restore is None else self.restore(documents)
         hidden = self.through(bert.encoder.layer[self.join :], torch.cat([queries.states, restored], dim=1), both)
-        return self.backbone.classifier(self.backbone.dropout(bert.pooler(hidden)))[:, 0]
+        if self.segment_head is None:
+            return self.backbone.classifier(self.backbone.dropout(bert.pooler(hidden)))[:, 0]
+        is_query = torch.arange(both.shape[1], device=both.device) < queries.mask.shape[1]
+        return self.segment_head.score(hidden, both & is_query, both & ~is_query)
 
     def lower_parameters(self) -> list[nn.Parameter]:
         """Embeddings and the layers below the join."""
-        bert = self.backbone.bert
+        bert = self.backbone.base_model
         return [*bert.embeddings.parameters(), *bert.encoder.layer[: self.join].parameters()]
 
     @torch.no_grad()
@@ -111,6 +126,7 @@ def prett_student(
     corpus: Sequence[str],
     *,
     join: int | None = None,
+    head: Head | None = None,
     layers: int | None = None,
     dimension: int | None = None,
     max_length: int | None = None,
@@ -118,30 +134,39 @@ def prett_student(
 ) -> CrossEncoder:
     """A PreTT to start from, in float32, made from a cross-encoder with a BERT: ``source`` is its folder or hub name.
 
-    A BERT or bi-encoder gets a new head, drawn by the seed. The student keeps the first ``layers``, of which the first
-    ``join``, two thirds by default, read the texts separately. A document's token is stored in ``dimension`` numbers,
-    the model's by default, by a compressor that is fitted on the corpus. ``max_length`` is the maximum number of tokens
-    of a document.
+    A BERT or bi-encoder gets a new ``head``, as `cross_encoder_student` makes it. The student keeps the first
+    ``layers``, of which the first ``join``, two thirds by default, read the texts separately. A document's token is
+    stored in ``dimension`` numbers, the model's by default, by a compressor that is fitted on the corpus.
+    ``max_length`` is the maximum number of tokens of a document.
     """
-    start = cross_encoder_student(source, layers=layers, seed=seed)
-    backbone = PreTT.bert_of(start, source)
+    start = cross_encoder_student(source, head=head, layers=layers, seed=seed)
+    backbone, by_segments = PreTT.bert_of(start, source), isinstance(start[-1], SegmentHead)
     longest = backbone.config.max_position_embeddings
     query_length = min(LENGTHS["query"], longest // 4)
     module = PreTT(
         backbone,
         start.tokenizer,
         join=backbone.config.num_hidden_layers * 2 // 3 if join is None else join,
+        head="segments" if by_segments else "cls",
         dimension=dimension,
         query_length=query_length,
         document_length=max_length or min(LENGTHS["document"], longest - query_length),
     ).to(start.device)
+    if module.segment_head is not None:
+        backbone.pooler = None
+        module.segment_head.load_state_dict(start[-1].state_dict())
     module.fit_compressor(fitted_on(corpus))
     return late_interaction(module, start.device)
 
 
 def _start(settings: Any, data: Any) -> CrossEncoder:
-    options = {name: getattr(settings, name) for name in ("join", "layers", "dimension", "max_length")}
+    options = {name: getattr(settings, name) for name in ("join", "head", "layers", "dimension", "max_length")}
     return prett_student(settings.model.partition(":")[2], data.collection.documents.column, seed=data.seed, **options)
+
+
+def _check(settings: Any) -> None:
+    check_head(settings)
+    LATE_INTERACTION.check(settings)
 
 
 KIND = replace(
@@ -151,5 +176,6 @@ KIND = replace(
     start=_start,
     owns=lambda model: type(model[0]) is PreTT,
     defaults=lambda _: StageDefaults("head", {"learning_rate": 1e-4, "batch_size": 16}, 1.0),
-    options=frozenset({"join", "dimension"}),
+    options=frozenset({"join", "head", "dimension"}),
+    check=_check,
 )

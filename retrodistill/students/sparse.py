@@ -202,7 +202,8 @@ def sparsity(student: SparseTextEncoder, documents: Texts, queries: Texts) -> di
 
 
 def _start(settings: Any, data: Any) -> SparseEncoder:
-    options = {name: getattr(settings, name) for name in ("queries", "head", "lexical_terms", "layers", "max_length")}
+    options = {name: getattr(settings, name) for name in ("queries", "lexical_terms", "layers", "max_length")}
+    options["head"] = settings.head or "splade"
     return sparse_student(settings.model.partition(":")[2], data.collection.documents, **options)
 
 
@@ -233,6 +234,8 @@ def _complete(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _check(settings: Any) -> None:
+    if settings.head not in (None, "splade", "vdr"):
+        raise ValueError(f"head: {settings.head} is for re-rankers; a sparse student has head: splade or vdr")
     if settings.head == "vdr" and settings.queries != "model":
         raise ValueError("head: vdr encodes queries as it does documents; leave queries out")
     if settings.lexical_terms and settings.queries != "inference-free":

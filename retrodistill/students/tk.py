@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -49,7 +48,7 @@ class TK(LateInteraction):
     """
 
     kind: ClassVar[str] = "tk"
-    new_backbone: ClassVar[Any] = staticmethod(partial(BertModel, add_pooling_layer=False))
+    new_backbone: ClassVar[Any] = staticmethod(lambda config, settings: BertModel(config, add_pooling_layer=False))
     config_keys: list[str] = ["dimension", "gated", *LateInteraction.config_keys]  # noqa: RUF012 - the base's
 
     def __init__(self, backbone: Any, tokenizer: Any, *, gated: bool = False, **settings: Any) -> None:
@@ -71,17 +70,25 @@ class TK(LateInteraction):
         self.register_buffer("centres", centers)
 
     def lower(self, ids: Tensor, mask: Tensor, role: Role) -> Tensor:
-        """(n, tokens, d) mixed vectors; a query and a document of equal text have equal ones."""
+        """(n, tokens, 2 d): e and c side by side, or (n, tokens, d) without layers; the same for both roles."""
         words = nn.functional.normalize(self.backbone.embeddings.word_embeddings(ids), dim=2)
         layers = self.backbone.encoder.layer
         if not len(layers):
             return words
         context = self.through(layers, self.backbone.embeddings(input_ids=ids), mask)
-        return self.alpha * words + (1 - self.alpha) * nn.functional.normalize(context, dim=2)
+        return torch.cat([words, nn.functional.normalize(context, dim=2)], dim=2)
+
+    def mixed(self, states: Tensor) -> Tensor:
+        """(n, tokens, d) v of the states of `lower`."""
+        if not len(self.backbone.encoder.layer):
+            return states
+        words, context = states.chunk(2, dim=2)
+        return self.alpha * words + (1 - self.alpha) * context
 
     def packed(self, states: Tensor) -> Tensor:
         """(n, tokens, dimension) of length 1."""
-        return nn.functional.normalize(states if self.projection is None else self.projection(states), dim=2)
+        mixed = self.mixed(states)
+        return nn.functional.normalize(mixed if self.projection is None else self.projection(mixed), dim=2)
 
     def compare(self, queries: Side, documents: Tensor, mask: Tensor) -> Tensor:
         """(n,) scores; a document without tokens scores as one without any match."""
@@ -92,8 +99,8 @@ class TK(LateInteraction):
         return ((logs @ self.logs + means @ self.means) * weights).sum(dim=1)
 
     def lower_parameters(self) -> list[nn.Parameter]:
-        """The backbone and the mix."""
-        return [*self.backbone.parameters(), self.alpha]
+        """The backbone: embeddings and layers."""
+        return list(self.backbone.parameters())
 
 
 def kernel_sums(match: Tensor, mask: Tensor, centers: Tensor) -> Tensor:
@@ -142,7 +149,7 @@ def tk_student(
             module.gate.copy_(inverse_frequencies(module, corpus))
         if module.projection is not None:
             side = module.eval().side(fitted_on(corpus), "document")
-            directions = principal_directions(side.states[side.mask].cpu().numpy())[:dimension]
+            directions = principal_directions(module.mixed(side.states)[side.mask].cpu().numpy())[:dimension]
             module.projection.weight.copy_(torch.from_numpy(directions.copy()))
     return late_interaction(module, start.device)
 

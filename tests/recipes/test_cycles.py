@@ -288,6 +288,14 @@ class TestStart:
         assert prints[0][0] == prints[1][0] == plain[0].fingerprint
         assert len({plain[1].fingerprint, prints[0][1], prints[1][1]}) == 3
 
+    def test_heads_are_in_the_fingerprint_of_students_that_choose_one(self, cycle, tmp_path):
+        job = open_job(parse_recipe(cycle), tmp_path / "out")
+        first = [
+            manifest_after_stage(job.recipe.students[name], job.training_data, 0, job.teachers)
+            for name in ("bi", "cross")
+        ]
+        assert [one.settings["head"] for one in first] == ["splade", None]  # the first as before there was a choice
+
     def test_training_waits_for_the_student_to_start_from(self, cycle, tmp_path, write_recipe):
         cycle["students"]["cross"]["stages"] = cycle["students"]["cross"]["stages"][:1]
         cycle["students"]["cross"]["stages"][0]["start"] = "student:early@1"

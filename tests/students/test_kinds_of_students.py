@@ -48,6 +48,7 @@ def chosen(tiny_model, tiny_cross_encoder):
         "inference-free": {"model": f"sparse:{tiny_model}", "queries": "inference-free"},
         "multi-vector": {"model": f"multi-vector:{tiny_model}", "dimension": 16},
         "cross-encoder": {"model": f"cross-encoder:{tiny_cross_encoder}"},
+        "segments": {"model": f"cross-encoder:{tiny_model}"},
         "prett": {"model": f"prett:{tiny_cross_encoder}", "join": 1, "dimension": 16},
         "tk": {"model": f"tk:{tiny_model}", "dimension": 16},
     }
@@ -164,9 +165,9 @@ class TestStudentsOfARecipe:
         products = (asked != 0).astype(float) @ (vectors != 0).astype(float).T
         assert about["flops"] == pytest.approx(products.mean())
 
-    @pytest.mark.parametrize("kind", ["inference-free", "multi-vector", "cross-encoder", "prett", "tk"])
+    @pytest.mark.parametrize("kind", ["inference-free", "multi-vector", "segments", "cross-encoder", "prett", "tk"])
     def test_a_killed_training_goes_on_to_equal_weights(self, kind, chosen, data, tmp_path, monkeypatch):
-        train = "both_encoders" if kind == "cross-encoder" else "head"
+        train = "both_encoders" if kind in ("cross-encoder", "segments") else "head"
         one = stage(train, training={**SHORT, "max_steps": 6})
         models = [build_student(chosen(kind, one), data) for _ in range(2)]
         run_stage(models[0], one, data, tmp_path / "whole", "training")

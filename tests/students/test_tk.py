@@ -142,7 +142,7 @@ class TestStored:
             np.testing.assert_allclose(one.score(PAIRS), wanted, atol=0.05)  # its states are kept in float16
             late(late.preprocess(PAIRS))["scores"].sum().backward()
             moving = {name for name, each in late.named_parameters() if each.grad is not None}
-        assert moving == {"projection.weight", "gate", "logs", "means"}
+        assert moving == {"alpha", "projection.weight", "gate", "logs", "means"}
         assert all(each.requires_grad for each in late.parameters())
 
 

@@ -51,6 +51,24 @@ class TestKinds:
         with pytest.raises(pydantic.ValidationError, match=r"train: head trains sparse students with queries: inf"):
             student("sparse:x", "head")
 
+    @pytest.mark.parametrize(
+        ("model", "head", "wanted"),
+        [
+            ("cross-encoder:x", "vdr", "set head: segments or cls"),
+            ("prett:x", "vdr", "set head: segments or cls"),
+            ("sparse:x", "segments", "head: splade or vdr"),
+            ("tk:x", "segments", "head is for .* students; this one is tk"),
+        ],
+    )
+    def test_heads_of_another_kind(self, model, head, wanted):
+        with pytest.raises(pydantic.ValidationError, match=wanted):
+            student(model, head=head)
+
+    def test_the_head_that_earlier_versions_wrote_for_every_kind_is_the_default(self):
+        assert student("dense:x", documents="student", head="splade").head is None
+        assert student("cross-encoder:x", head="splade").head is None
+        assert student("sparse:x", head="splade").head == "splade"
+
     def test_there_is_nothing_to_align(self):
         with pytest.raises(pydantic.ValidationError, match=r"has no embedding to align; use list objectives"):
             student("multi-vector:x", objectives=["kl", "leaf"])
