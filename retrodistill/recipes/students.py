@@ -192,7 +192,10 @@ class _Training:
             giver = self.student_after(*student_state(stage.start, self._students)).model
             weights = weights_to_start_from(model, giver, stage.start)
             settings.kind.transformer(model).load_state_dict(weights, strict=False)  # type: ignore[misc]
-        data = replace(self._data, own_documents=settings.documents == "student")
+        learned = dict(enumerate(record.get("stages", []), start=1))  # old versions kept no scores, or no stages
+        files = (learned.get(earlier, {}).get("scores") for earlier in settings.bought_before(number))
+        bought = tuple(file for file in files if file is not None)
+        data = replace(self._data, own_documents=settings.documents == "student", bought=bought)
         if self._teachers is not None:
             data = self._teachers.data_of(stage, data, self.student_after)
         terms = [f"{term.weight:g} {term.name}" if term.weight != 1 else term.name for term in stage.objectives]

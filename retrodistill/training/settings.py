@@ -106,19 +106,26 @@ class CandidateSettings(Settings):
     depth: int | Literal["all"] = 100
     """Documents per query and source, or `all` for the whole corpus (for teachers that score it at no cost)."""
     random: int = Field(default=0, ge=0)
-    """Random documents of the corpus added for each query. A recorded run has no scores for them: they count as the
-    lowest of its list."""
+    """Random documents of the corpus added for each query. A recorded run has no scores for them, and a budget does not
+    buy any: they count as the lowest of their list."""
     shared: int = Field(default=0, ge=0)
     """Random documents of the corpus that all lists of a batch share, new ones for each batch, where lists are learned
     whole (for teachers that score any document at no cost). The cost does not grow with the corpus."""
     budget: int | str | None = None
-    """Limit on the pairs that the teacher scores: a number, or a share such as `25%`. They are chosen by the z-scores
-    of the sources that score every pair cheaply (bm25, dense). Pairs that a stage would hide are not scored."""
+    """Limit on the mined pairs that the teacher scores: a number, or a share of them such as `25%`. Pairs that earlier
+    stages of the student bought from the same teacher are kept and count. Pairs that a stage would hide are not scored,
+    and random documents are free."""
     budget_by: Annotated[str, OneOf("way to spend a budget", "retrodistill.candidates.selection:BUDGETS")] = "robust"
-    """How the pairs of the budget are chosen: `robust`, or `random` as its control."""
+    """How the pairs of the budget are chosen: `robust` by the z-scores of the sources that score every pair cheaply
+    (bm25, dense), `uncertain` by the student as it is when the stage begins, `random` as their control."""
     filter: FilterSettings | None = Field(default=None, exclude_if=lambda given: given is None)
     """A filter of false negatives, by the teacher's score of the text's positive (see the stage's `positives`). Texts
     without a positive keep all candidates."""
+
+    @property
+    def by_student(self) -> bool:
+        """Whether the student in training chooses the pairs that the teacher scores."""
+        return self.budget is not None and self.budget_by == "uncertain"
 
     @field_validator("budget")
     @classmethod
@@ -454,6 +461,11 @@ class StageSettings(Settings):
     def needs_lists(self) -> bool:
         """Whether some objective sees candidates."""
         return any(term.objective.needs_lists for term in self.objectives)
+
+    @property
+    def list_temperature(self) -> float:
+        """By which the first objective that sees lists divides the student's scores; 1 if none does."""
+        return next((term.student_temperature for term in self.objectives if term.objective.needs_lists), 1.0)
 
     @property
     def aligns(self) -> bool:
